@@ -1,0 +1,5 @@
+//! keyward's wire protocol, and nothing else: see `SPEC.md` beside this crate, which is normative.
+
+mod limits;
+
+pub use limits::*;

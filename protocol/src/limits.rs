@@ -1,0 +1,40 @@
+//! Every limit of the protocol, with the reason for its size. `SPEC.md` lists the same numbers.
+
+/// The version of the protocol that this crate speaks.
+pub const VERSION: u8 = 1;
+
+/// Bytes of the `length` field, which does not count itself.
+pub const LENGTH_BYTES: usize = 4;
+
+/// Bytes of a whole header: length, version, kind, flags, request id.
+pub const HEADER_BYTES: usize = 12;
+
+/// Smallest `length`: a header without its length field, and an empty body.
+pub const MIN_FRAME_LENGTH: u32 = (HEADER_BYTES - LENGTH_BYTES) as u32;
+
+/// Longest raw key. The longest in common use are signed tokens of a few hundred bytes.
+pub const MAX_KEY: usize = 1024;
+
+/// Longest list of required scopes in one request, in bytes with its separators.
+pub const MAX_SCOPES: usize = 1024;
+
+/// Longest origin: a scheme, a DNS name (253 bytes) and a port, with room to spare.
+pub const MAX_ORIGIN: usize = 512;
+
+/// Longest name: an environment, a plan, a limit.
+pub const MAX_NAME: usize = 64;
+
+/// Longest key id.
+pub const MAX_KEY_ID: usize = 64;
+
+/// Longest owner.
+pub const MAX_OWNER: usize = 128;
+
+/// Longest metadata, in bytes of its JSON text.
+pub const MAX_METADATA: usize = 4096;
+
+/// Largest `length` of a frame that a client sends: every field of VERIFY at its own limit fits (2,679).
+pub const MAX_REQUEST_LENGTH: u32 = 4096;
+
+/// Largest `length` of a frame that the daemon sends: an answer with every text at its limit fits (4,644).
+pub const MAX_ANSWER_LENGTH: u32 = 8192;

@@ -1,0 +1,129 @@
+//! A limit's arithmetic: how long one unit of cost takes to refill, and how much may be spent at once.
+//!
+//! Everything is integers. Time is counted in *ticks*, eighths of a nanosecond, so that a rate which does not
+//! divide a second (3/s, 7/min) is wrong by at most one part in 800 at the fastest rate accepted and by less
+//! than one in a million below 10,000/s. The period is rounded up: the limiter errs towards admitting less,
+//! never more.
+
+use std::num::NonZeroU64;
+
+/// Ticks in one nanosecond: the limiter's resolution.
+pub const TICKS_PER_NANOSECOND: u64 = 8;
+
+/// Ticks in one millisecond, the unit of the times that an answer carries.
+pub const TICKS_PER_MILLISECOND: u64 = 1_000_000 * TICKS_PER_NANOSECOND;
+
+/// The shortest period accepted, 100 ns: ten million a second is more than one daemon can answer, and from
+/// there on the rounding of the period stays below 0.13 %.
+pub const MIN_PERIOD_TICKS: u64 = 100 * TICKS_PER_NANOSECOND;
+
+/// The longest time from empty to full, 2^60 ticks or four and a half years: a bucket's word has 61 bits for
+/// the tick at which it is full, and the daemon's uptime has to fit in them too.
+pub const MAX_CAPACITY_TICKS: u64 = 1 << 60;
+
+/// The largest burst: an answer carries `limit` and `remaining` as 32-bit numbers.
+pub const MAX_BURST: u64 = u32::MAX as u64;
+
+/// A token bucket's rate and size, range-checked so that no later arithmetic on it can overflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rate {
+    period: NonZeroU64,
+    burst: u32,
+}
+
+/// Why a rate was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RateError {
+    /// `0/s`, or a period of no time.
+    #[error("the rate must admit at least 1 in a time longer than zero")]
+    Zero,
+    /// A bucket that can never admit anything.
+    #[error("the burst must be at least 1")]
+    ZeroBurst,
+    /// More than [`MAX_BURST`].
+    #[error("the burst must be at most {MAX_BURST}")]
+    BurstTooLarge,
+    /// Refills faster than [`MIN_PERIOD_TICKS`].
+    #[error("the rate must be at most 10000000 a second")]
+    TooFast,
+    /// From empty to full takes longer than [`MAX_CAPACITY_TICKS`].
+    #[error("burst / rate must be at most 4.5 years: the bucket would refill more slowly than it can count")]
+    TooSlow,
+}
+
+impl Rate {
+    /// `count` units in every `per_nanoseconds`, at most `burst` at once.
+    ///
+    /// # Errors
+    /// When the numbers fall outside what one bucket word can count; see [`RateError`].
+    pub fn new(count: u64, per_nanoseconds: u64, burst: u64) -> Result<Self, RateError> {
+        if count == 0 || per_nanoseconds == 0 {
+            return Err(RateError::Zero);
+        }
+        if burst == 0 {
+            return Err(RateError::ZeroBurst);
+        }
+        let burst = u32::try_from(burst).map_err(|_| RateError::BurstTooLarge)?;
+        let ticks = u128::from(per_nanoseconds) * u128::from(TICKS_PER_NANOSECOND);
+        let period = u64::try_from(ticks.div_ceil(u128::from(count))).map_err(|_| RateError::TooSlow)?;
+        if period < MIN_PERIOD_TICKS {
+            return Err(RateError::TooFast);
+        }
+        match period.checked_mul(u64::from(burst)) {
+            Some(capacity) if capacity <= MAX_CAPACITY_TICKS => {}
+            _ => return Err(RateError::TooSlow),
+        }
+        let period = NonZeroU64::new(period).ok_or(RateError::Zero)?;
+        Ok(Self { period, burst })
+    }
+
+    /// Ticks until one unit of cost is refilled.
+    pub fn period(self) -> NonZeroU64 {
+        self.period
+    }
+
+    /// The most that can be spent at once.
+    pub fn burst(self) -> u32 {
+        self.burst
+    }
+
+    /// Ticks from empty to full.
+    pub fn capacity(self) -> u64 {
+        self.period.get() * u64::from(self.burst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const DAY: u64 = 86_400 * SECOND;
+
+    #[test]
+    fn long_quotas_are_exact() {
+        for (count, per) in [(10_000, DAY), (1_000_000, 30 * DAY), (100, SECOND), (1_000, 3_600 * SECOND)] {
+            let rate = Rate::new(count, per, count).expect("in range");
+            assert_eq!(rate.capacity(), per * TICKS_PER_NANOSECOND, "{count} per {per} ns");
+        }
+    }
+
+    #[test]
+    fn the_period_is_rounded_up() {
+        let rate = Rate::new(3, SECOND, 1).expect("in range");
+        assert_eq!(rate.period().get(), (SECOND * TICKS_PER_NANOSECOND) / 3 + 1);
+    }
+
+    #[test]
+    fn what_a_word_cannot_count_is_refused() {
+        assert_eq!(Rate::new(0, SECOND, 1), Err(RateError::Zero));
+        assert_eq!(Rate::new(1, 0, 1), Err(RateError::Zero));
+        assert_eq!(Rate::new(1, SECOND, 0), Err(RateError::ZeroBurst));
+        assert_eq!(Rate::new(1, SECOND, 1 << 32), Err(RateError::BurstTooLarge));
+        assert!(Rate::new(10_000_000, SECOND, 1).is_ok());
+        assert_eq!(Rate::new(10_000_001, SECOND, 1), Err(RateError::TooFast));
+        assert!(Rate::new(1, 365 * DAY, 4).is_ok());
+        assert_eq!(Rate::new(1, 365 * DAY, 5), Err(RateError::TooSlow));
+        assert_eq!(Rate::new(1, u64::MAX, 1), Err(RateError::TooSlow));
+    }
+}

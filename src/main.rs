@@ -1,0 +1,3 @@
+//! The `keyward` command: arguments in, exit code out.
+
+fn main() {}

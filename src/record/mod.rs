@@ -1,0 +1,87 @@
+//! One row of an export, parsed and range-checked: what a [source](crate::source) yields and a
+//! [snapshot](crate::snapshot) is built from.
+//!
+//! Parse, don't validate: a `KeyRecord` that exists is one that can be served. Texts borrow from the reader's
+//! buffer. The lists are shared (`Arc`), because an export repeats the same few scopes and limits in millions
+//! of rows: equal texts are parsed once and compared by pointer first.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::limiter::Rate;
+
+mod origin;
+
+pub use origin::{Origin, OriginError};
+
+/// SHA-256 of a key.
+pub type Digest = [u8; 32];
+
+/// Longest `key_id`, in bytes: it is shown in logs and metrics, and an answer's text length is one byte.
+pub const MAX_KEY_ID: usize = keyward_protocol::MAX_KEY_ID;
+/// Longest `owner`, in bytes.
+pub const MAX_OWNER: usize = keyward_protocol::MAX_OWNER;
+/// Longest `environment`, `plan` or name of a limit, in bytes.
+pub const MAX_NAME: usize = keyward_protocol::MAX_NAME;
+/// Longest `metadata`, in bytes of its JSON text.
+pub const MAX_METADATA: usize = keyward_protocol::MAX_METADATA;
+/// Longest single scope, in bytes: as long as a request's whole scope field could ask for.
+pub const MAX_SCOPE: usize = keyward_protocol::MAX_SCOPES;
+/// Most limits on one key: each is charged by every request, so this bounds a verify.
+pub const MAX_LIMITS: usize = 8;
+
+/// Whether a key is in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// In force.
+    #[default]
+    Active,
+    /// Switched off for now; may come back.
+    Disabled,
+    /// Withdrawn for good.
+    Revoked,
+}
+
+/// One named token bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Limit {
+    /// Unique among the limits of its key; named in the answer that it decides.
+    pub name: Box<str>,
+    /// Its refill and its size.
+    pub rate: Rate,
+}
+
+/// The name of a limit that was written without one.
+pub const DEFAULT_LIMIT_NAME: &str = "default";
+
+/// One key, borrowing its texts from the reader's buffer. An empty text means that the row has none.
+#[derive(Clone, Debug)]
+pub struct KeyRecord<'a> {
+    /// SHA-256 of the key; unique in an export.
+    pub hash: Digest,
+    /// 1..=[`MAX_KEY_ID`] bytes. Rows that share one are one key in rotation: they share buckets.
+    pub key_id: &'a str,
+    /// Who the key belongs to.
+    pub owner: &'a str,
+    /// Where the key may be used, as in `live` and `test`.
+    pub environment: &'a str,
+    /// The plan that the key is on.
+    pub plan: &'a str,
+    /// Active, disabled or revoked.
+    pub status: Status,
+    /// First Unix second at which the key is valid; 0 where it always was.
+    pub not_before: u32,
+    /// First Unix second at which the key is no longer valid; `u32::MAX` (the year 2106) where it never ends.
+    pub expires_at: u32,
+    /// What the key may do; `orders:*` stands for every scope that begins with `orders:`.
+    pub scopes: Arc<[Box<str>]>,
+    /// Where requests may come from; empty means anywhere.
+    pub allowed_ips: Arc<[IpNet]>,
+    /// Which web origins may use the key; empty means any.
+    pub allowed_origins: Arc<[Origin]>,
+    /// The token buckets that a request is charged to, in the order written; names are unique.
+    pub limits: Arc<[Limit]>,
+    /// A JSON object as it was written, or empty.
+    pub metadata: &'a str,
+}

@@ -1,0 +1,112 @@
+//! Web origins (RFC 6454: scheme, host, port) and patterns of them, for keys that are published in pages.
+
+/// An origin that a key allows: `https://app.example.com`, or `https://*.example.com`, where `*` stands for
+/// exactly one label, as it does in a TLS certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Scheme and, unless it has a wildcard, `://` and the whole rest: all in lower case.
+    prefix: Box<str>,
+    /// What follows the one label that the wildcard stands for, from its dot on; empty without a wildcard.
+    suffix: Box<str>,
+    wildcard: bool,
+}
+
+/// Why a text is not an origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OriginError {
+    /// No `://`, or nothing before it.
+    #[error("an origin begins with a scheme, as in https://app.example.com")]
+    NoScheme,
+    /// Nothing after `://`.
+    #[error("an origin names a host, as in https://app.example.com")]
+    NoHost,
+    /// A path, query, user or space: an origin is scheme, host and port only.
+    #[error("an origin is scheme, host and port only, without a path or user")]
+    NotBare,
+    /// `*` anywhere but as the whole first label.
+    #[error("* may only stand for the whole first label, as in https://*.example.com")]
+    Wildcard,
+}
+
+impl Origin {
+    /// Parses an origin or a pattern. Host and scheme are compared without regard to ASCII case.
+    ///
+    /// # Errors
+    /// See [`OriginError`].
+    pub fn parse(text: &str) -> Result<Self, OriginError> {
+        let (scheme, rest) = text.split_once("://").ok_or(OriginError::NoScheme)?;
+        if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b)) {
+            return Err(OriginError::NoScheme);
+        }
+        if rest.is_empty() {
+            return Err(OriginError::NoHost);
+        }
+        if rest.bytes().any(|b| b"/?#@\\".contains(&b) || b.is_ascii_whitespace() || b.is_ascii_control()) {
+            return Err(OriginError::NotBare);
+        }
+        let lower = text.to_ascii_lowercase();
+        let Some(star) = lower.find('*') else {
+            return Ok(Self { prefix: lower.into(), suffix: "".into(), wildcard: false });
+        };
+        let (prefix, suffix) = (&lower[..star], &lower[star + 1..]);
+        if star != scheme.len() + 3 || !suffix.starts_with('.') || suffix.len() < 2 || suffix.contains('*') {
+            return Err(OriginError::Wildcard);
+        }
+        Ok(Self { prefix: prefix.into(), suffix: suffix.into(), wildcard: true })
+    }
+
+    /// Whether `origin`, as a browser sends it, is this one or fits this pattern.
+    pub fn matches(&self, origin: &str) -> bool {
+        let origin = origin.as_bytes();
+        let (prefix, suffix) = (self.prefix.as_bytes(), self.suffix.as_bytes());
+        if !self.wildcard {
+            return origin.eq_ignore_ascii_case(prefix);
+        }
+        if origin.len() <= prefix.len() + suffix.len() {
+            return false;
+        }
+        let (head, rest) = origin.split_at(prefix.len());
+        let (label, tail) = rest.split_at(rest.len() - suffix.len());
+        head.eq_ignore_ascii_case(prefix)
+            && tail.eq_ignore_ascii_case(suffix)
+            && label.iter().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_compared_whole_and_without_case() {
+        let origin = Origin::parse("https://App.Example.com:8443").expect("an origin");
+        assert!(origin.matches("https://app.example.com:8443"));
+        assert!(origin.matches("HTTPS://APP.EXAMPLE.COM:8443"));
+        assert!(!origin.matches("https://app.example.com"));
+        assert!(!origin.matches("http://app.example.com:8443"));
+        assert!(!origin.matches("https://app.example.com:8443.evil.test"));
+    }
+
+    #[test]
+    fn a_wildcard_is_exactly_one_label() {
+        let origin = Origin::parse("https://*.example.com").expect("a pattern");
+        assert!(origin.matches("https://app.example.com"));
+        assert!(!origin.matches("https://example.com"));
+        assert!(!origin.matches("https://.example.com"));
+        assert!(!origin.matches("https://a.b.example.com"));
+        assert!(!origin.matches("https://evil.test/.example.com"));
+        assert!(!origin.matches("https://app.example.com.evil.test"));
+    }
+
+    #[test]
+    fn what_is_not_an_origin_says_why() {
+        assert_eq!(Origin::parse("app.example.com"), Err(OriginError::NoScheme));
+        assert_eq!(Origin::parse("://app"), Err(OriginError::NoScheme));
+        assert_eq!(Origin::parse("https://"), Err(OriginError::NoHost));
+        assert_eq!(Origin::parse("https://app/"), Err(OriginError::NotBare));
+        assert_eq!(Origin::parse("https://me@app"), Err(OriginError::NotBare));
+        for text in ["https://*", "https://*.", "https://a.*.com", "https://*.*.com", "https://*com"] {
+            assert_eq!(Origin::parse(text), Err(OriginError::Wildcard), "{text}");
+        }
+    }
+}
