@@ -1,4 +1,4 @@
-//! Every limit of the protocol, with the reason for its size. `SPEC.md` lists the same numbers.
+//! Every limit of the protocol, with the reason for its size. `SPEC.md` section 3 lists the same numbers.
 
 /// The version of the protocol that this crate speaks.
 pub const VERSION: u8 = 1;
@@ -10,7 +10,7 @@ pub const LENGTH_BYTES: usize = 4;
 pub const HEADER_BYTES: usize = 12;
 
 /// Smallest `length`: a header without its length field, and an empty body.
-pub const MIN_FRAME_LENGTH: u32 = (HEADER_BYTES - LENGTH_BYTES) as u32;
+pub const MIN_LENGTH: u32 = (HEADER_BYTES - LENGTH_BYTES) as u32;
 
 /// Longest raw key. The longest in common use are signed tokens of a few hundred bytes.
 pub const MAX_KEY: usize = 1024;
@@ -24,17 +24,37 @@ pub const MAX_ORIGIN: usize = 512;
 /// Longest name: an environment, a plan, a limit.
 pub const MAX_NAME: usize = 64;
 
-/// Longest key id.
+/// Longest key id: a UUID in text is 36 bytes.
 pub const MAX_KEY_ID: usize = 64;
 
-/// Longest owner.
+/// Longest owner: an address or a URN.
 pub const MAX_OWNER: usize = 128;
 
-/// Longest metadata, in bytes of its JSON text.
+/// Longest metadata, in bytes of its JSON text: one page of memory.
 pub const MAX_METADATA: usize = 4096;
 
-/// Largest `length` of a frame that a client sends: every field of VERIFY at its own limit fits (2,679).
+/// Longest message of an ERROR, and name of a server: the length of a `text8`.
+pub const MAX_MESSAGE: usize = u8::MAX as usize;
+
+/// Largest `length` of a frame that a client sends.
 pub const MAX_REQUEST_LENGTH: u32 = 4096;
 
-/// Largest `length` of a frame that the daemon sends: an answer with every text at its limit fits (4,644).
+/// Largest `length` of a frame that the daemon sends.
 pub const MAX_ANSWER_LENGTH: u32 = 8192;
+
+const LARGEST_VERIFY: usize = HEADER_BYTES - LENGTH_BYTES
+    + 4
+    + (2 + MAX_KEY)
+    + (2 + MAX_SCOPES)
+    + 16
+    + (2 + MAX_ORIGIN)
+    + (1 + MAX_NAME);
+const LARGEST_ANSWER: usize = HEADER_BYTES - LENGTH_BYTES
+    + 25
+    + (1 + MAX_KEY_ID)
+    + (1 + MAX_OWNER)
+    + 3 * (1 + MAX_NAME)
+    + (2 + MAX_METADATA);
+
+const _: () = assert!(LARGEST_VERIFY == 2659 && LARGEST_VERIFY <= MAX_REQUEST_LENGTH as usize);
+const _: () = assert!(LARGEST_ANSWER == 4520 && LARGEST_ANSWER <= MAX_ANSWER_LENGTH as usize);

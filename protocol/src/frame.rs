@@ -1,0 +1,125 @@
+//! Frames in a stream (SPEC.md section 3): the header, and where one frame ends and the next begins.
+
+use bincode::{Decode, Encode};
+
+use crate::codec::{Fields, put};
+use crate::fault::{ErrorCode, Fault};
+use crate::limits::{HEADER_BYTES, LENGTH_BYTES, MIN_LENGTH, VERSION};
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A client's greeting, or ping.
+    Hello = 0x01,
+    /// A question about a key.
+    Verify = 0x02,
+    /// The daemon's answer to HELLO.
+    Welcome = 0x81,
+    /// The daemon's answer to VERIFY.
+    Answer = 0x82,
+    /// What the daemon says where it cannot answer.
+    Error = 0xff,
+}
+
+/// The first 12 bytes of every frame, in every version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Header {
+    /// Bytes of the frame after this field.
+    pub length: u32,
+    /// Version that the frame is written in.
+    pub version: u8,
+    /// A [`Kind`], or something unknown.
+    pub kind: u8,
+    /// Depends on the kind.
+    pub flags: u16,
+    /// The client's own number for the request.
+    pub request_id: u32,
+}
+
+/// What is at the front of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split<'a> {
+    /// A whole frame.
+    Frame {
+        /// Its header.
+        header: Header,
+        /// Its body.
+        body: &'a [u8],
+        /// Bytes of the whole frame, at least [`HEADER_BYTES`].
+        size: usize,
+    },
+    /// Not all of a frame is there yet.
+    Incomplete,
+    /// No frame can begin like this, and where the next one begins is not known.
+    Lost(Fault),
+}
+
+/// Looks at the front of `buffer`; a frame's `length` must not be over `max_length`.
+///
+/// Nothing is believed of a header whose length is out of range: a lying length costs the peer its connection and
+/// the reader nothing.
+pub fn split(buffer: &[u8], max_length: u32) -> Split<'_> {
+    let Some(prefix) = buffer.first_chunk::<LENGTH_BYTES>() else {
+        return Split::Incomplete;
+    };
+    let length = u32::from_le_bytes(*prefix);
+    if length < MIN_LENGTH {
+        return Split::Lost(Fault::new(ErrorCode::FrameTooShort, length, 0));
+    }
+    if length > max_length {
+        return Split::Lost(Fault::new(ErrorCode::FrameTooLong, length, request_id(buffer)));
+    }
+    let size = LENGTH_BYTES + length as usize;
+    let Some(frame) = buffer.get(..size) else {
+        return Split::Incomplete;
+    };
+    let (head, body) = frame.split_at(HEADER_BYTES);
+    match Fields::new(head, 0).fixed() {
+        Ok(header) => Split::Frame { header, body, size },
+        Err(fault) => Split::Lost(fault),
+    }
+}
+
+/// The request id at the front of a buffer that may be too short to have one.
+fn request_id(buffer: &[u8]) -> u32 {
+    buffer.get(8..HEADER_BYTES).and_then(|id| id.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+impl Header {
+    /// The flags, if all of them are among `known`.
+    pub(crate) fn flags(&self, known: u16) -> Result<u16, Fault> {
+        match self.flags & !known {
+            0 => Ok(self.flags),
+            unknown => Err(self.fault(ErrorCode::UnknownFlag, u32::from(unknown))),
+        }
+    }
+
+    pub(crate) fn version(&self) -> Result<(), Fault> {
+        match self.version {
+            VERSION => Ok(()),
+            other => Err(self.fault(ErrorCode::UnsupportedVersion, u32::from(other))),
+        }
+    }
+
+    pub(crate) fn fault(&self, code: ErrorCode, detail: u32) -> Fault {
+        Fault::new(code, detail, self.request_id)
+    }
+}
+
+/// Appends a frame whose body `write` appends.
+pub(crate) fn put_frame(
+    kind: Kind,
+    flags: u16,
+    request_id: u32,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = out.len();
+    put(Header { length: 0, version: VERSION, kind: kind as u8, flags, request_id }, out);
+    write(out);
+    let length = (out.len() - start - LENGTH_BYTES) as u32;
+    if let Some(field) = out.get_mut(start..start + LENGTH_BYTES) {
+        field.copy_from_slice(&length.to_le_bytes());
+    }
+}
