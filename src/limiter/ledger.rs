@@ -1,0 +1,229 @@
+//! Which bucket has which slot, from one reload to the next.
+//!
+//! A bucket is named by what it belongs to and its limit's name. A reload *claims* a slot for each bucket of the new
+//! snapshot: the slot that the previous snapshot had for it, if the rate is the same; a fresh one that inherits the
+//! balance, if the rate has changed; a full one, if the bucket is new. Nothing that is running notices before the new
+//! snapshot is published, and a claim that is dropped leaves no trace.
+//!
+//! Once every worker has left the old snapshot, the reload *settles*: balances that nobody has asked for yet are taken
+//! over, and the slots of buckets that no longer exist are freed. Of those, the ones that are not full yet are
+//! *parked* until they are, so that a key which vanishes and comes back (a bad export, a mistaken delete) has not
+//! been given a new quota.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
+use crate::limiter::charge::{Limiter, Predecessor};
+use crate::limiter::rate::Rate;
+use crate::limiter::word::Word;
+
+/// Buckets that may be parked however few there are in use; beyond it, as many as are in use. What is dropped then is
+/// refilled early: the price of bounded memory.
+const MIN_PARKED: usize = 1 << 16;
+
+/// A bucket of a published snapshot: its slot, and the rate that its word is read with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Slot number.
+    pub slot: u32,
+    /// Rate.
+    pub rate: Rate,
+}
+
+/// The slots in use and free. One per limiter, owned by whoever reloads.
+#[derive(Default)]
+pub struct Ledger {
+    /// The first slot never handed out.
+    next: u64,
+    free: Vec<u32>,
+    parked: HashMap<Box<str>, Slot>,
+}
+
+/// The slots that one reload asks for.
+pub struct Claim<'a> {
+    ledger: &'a mut Ledger,
+    limiter: &'a Limiter,
+    /// One bit for each slot that the new snapshot keeps.
+    kept: Vec<u64>,
+    fresh: Vec<u32>,
+    heirs: Vec<(u32, Predecessor)>,
+    unparked: Vec<Box<str>>,
+    committed: bool,
+}
+
+/// What is left to do once no worker uses the old snapshot.
+#[must_use]
+pub struct Settlement {
+    kept: Vec<u64>,
+    heirs: Vec<(u32, Predecessor)>,
+}
+
+impl Ledger {
+    /// An empty ledger, for a limiter without buckets.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins a reload's claims.
+    pub fn claim<'a>(&'a mut self, limiter: &'a Limiter) -> Claim<'a> {
+        Claim {
+            ledger: self,
+            limiter,
+            kept: Vec::new(),
+            fresh: Vec::new(),
+            heirs: Vec::new(),
+            unparked: Vec::new(),
+            committed: false,
+        }
+    }
+
+    /// Slots that are in use or parked.
+    pub fn in_use(&self) -> u64 {
+        self.next - self.free.len() as u64
+    }
+
+    /// Buckets of vanished keys that are still refilling.
+    pub fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Finishes a reload: every worker has left the old snapshot, whose buckets and their names `old` lists.
+    pub fn settle(
+        &mut self,
+        limiter: &Limiter,
+        settlement: Settlement,
+        old: impl Iterator<Item = (Slot, impl FnOnce() -> Box<str>)>,
+        now: u64,
+    ) {
+        for (slot, _) in &settlement.heirs {
+            limiter.take_over(*slot, now);
+        }
+        let mut heirs = limiter.heirs.write().unwrap_or_else(PoisonError::into_inner);
+        let inherited: Vec<u32> = heirs.drain().map(|(_, predecessor)| predecessor.slot).collect();
+        drop(heirs);
+
+        let mut done = settlement.kept;
+        for slot in inherited {
+            set(&mut done, slot);
+            self.release(limiter, slot);
+        }
+        for (bucket, name) in old {
+            // Rows of one key share their buckets: each slot is looked at once.
+            if !is_set(&done, bucket.slot) {
+                set(&mut done, bucket.slot);
+                self.park(limiter, name, bucket, now);
+            }
+        }
+        self.unpark_full(limiter, now);
+    }
+
+    fn park(&mut self, limiter: &Limiter, name: impl FnOnce() -> Box<str>, bucket: Slot, now: u64) {
+        if limiter.slots.load(bucket.slot).is_full(now) {
+            self.release(limiter, bucket.slot);
+        } else if let Some(older) = self.parked.insert(name(), bucket) {
+            self.release(limiter, older.slot);
+        }
+    }
+
+    fn unpark_full(&mut self, limiter: &Limiter, now: u64) {
+        let live = self.in_use().saturating_sub(self.parked.len() as u64) as usize;
+        let all = self.parked.len() > live.max(MIN_PARKED);
+        let gone: Vec<u32> = self
+            .parked
+            .extract_if(|_, bucket| all || limiter.slots.load(bucket.slot).is_full(now))
+            .map(|(_, bucket)| bucket.slot)
+            .collect();
+        for slot in gone {
+            self.release(limiter, slot);
+        }
+    }
+
+    fn release(&mut self, limiter: &Limiter, slot: u32) {
+        limiter.slots.store(slot, Word::FULL);
+        self.free.push(slot);
+    }
+}
+
+impl Claim<'_> {
+    /// A slot at `rate` for the bucket with this name; `previous` is what the snapshot in use has for it. Each bucket of
+    /// a snapshot is to be claimed once.
+    ///
+    /// `None` when all 2^32 slots are in use.
+    pub fn slot(
+        &mut self,
+        name: impl FnOnce() -> Box<str>,
+        previous: Option<Slot>,
+        rate: Rate,
+    ) -> Option<u32> {
+        let previous = previous.or_else(|| self.unpark(name));
+        let Some(previous) = previous else {
+            return self.fresh(Word::FULL);
+        };
+        if previous.rate == rate {
+            set(&mut self.kept, previous.slot);
+            return Some(previous.slot);
+        }
+        let slot = self.fresh(Word::INHERITS)?;
+        self.heirs.push((slot, Predecessor { slot: previous.slot, rate: previous.rate, new_rate: rate }));
+        Some(slot)
+    }
+
+    /// Makes the claims count; call it just before the new snapshot is published.
+    pub fn commit(mut self) -> Settlement {
+        self.committed = true;
+        for name in self.unparked.drain(..) {
+            self.ledger.parked.remove(&name);
+        }
+        let mut heirs = self.limiter.heirs.write().unwrap_or_else(PoisonError::into_inner);
+        heirs.extend(self.heirs.iter().copied());
+        drop(heirs);
+        Settlement { kept: std::mem::take(&mut self.kept), heirs: std::mem::take(&mut self.heirs) }
+    }
+
+    fn unpark(&mut self, name: impl FnOnce() -> Box<str>) -> Option<Slot> {
+        if self.ledger.parked.is_empty() {
+            return None;
+        }
+        let name = name();
+        let bucket = *self.ledger.parked.get(&name)?;
+        self.unparked.push(name);
+        Some(bucket)
+    }
+
+    fn fresh(&mut self, word: Word) -> Option<u32> {
+        let slot = match self.ledger.free.pop() {
+            Some(slot) => slot,
+            None => {
+                let slot = u32::try_from(self.ledger.next).ok()?;
+                self.limiter.slots.ensure(slot);
+                self.ledger.next += 1;
+                slot
+            }
+        };
+        self.limiter.slots.store(slot, word);
+        self.fresh.push(slot);
+        Some(slot)
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            for slot in self.fresh.drain(..) {
+                self.ledger.release(self.limiter, slot);
+            }
+        }
+    }
+}
+
+fn set(bits: &mut Vec<u64>, slot: u32) {
+    let word = slot as usize / 64;
+    if word >= bits.len() {
+        bits.resize(word + 1, 0);
+    }
+    bits[word] |= 1 << (slot % 64);
+}
+
+fn is_set(bits: &[u64], slot: u32) -> bool {
+    bits.get(slot as usize / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
+}

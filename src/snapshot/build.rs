@@ -1,0 +1,337 @@
+//! Building a snapshot: records in, one at a time; duplicates and contradictions out, with the lines of both.
+//!
+//! Two steps, because a reload may still be refused between them: [`Builder`] makes [`Keys`], which depend on the export
+//! alone and are what the guard looks at; [`Keys::publishable`] then claims the buckets, which depend on the snapshot
+//! before.
+
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
+use ipnet::IpNet;
+
+use crate::limiter::{Claim, Slot};
+use crate::record::{KeyRecord, Limit, Origin};
+use crate::snapshot::entry::{Entry, Text};
+use crate::snapshot::policy::Policy;
+use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, Snapshot, bucket_name, same_digest};
+
+/// The keys of one export.
+pub struct Keys {
+    pub(super) seed: u64,
+    pub(super) hasher: IdHasher,
+    /// Digest to entry.
+    pub(super) index: Index,
+    /// Key id to the first entry that has it.
+    pub(super) ids: Ids,
+    pub(super) entries: Vec<Entry>,
+    pub(super) policies: Vec<Policy>,
+    /// The first is nobody.
+    pub(super) owners: Vec<Text>,
+    /// Key ids and owners.
+    pub(super) arena: String,
+    /// By entry, ascending.
+    pub(super) metadata: Vec<(u32, Box<str>)>,
+}
+
+/// Why a row cannot go in beside the ones before it. Lines count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// Two rows with one hash: which of them would decide?
+    #[error("the same key_hash as in line {line}; a key may be listed once")]
+    DuplicateHash {
+        /// The first.
+        line: u64,
+    },
+    /// Rows of one key share its buckets, so that they cannot be of two sizes.
+    #[error("line {line} has the same key_id and other limits; rows that share a key_id share its limits")]
+    OtherLimits {
+        /// The first.
+        line: u64,
+    },
+    /// Rows of one key are one identity.
+    #[error(
+        "line {line} has the same key_id and another owner; rows that share a key_id are one key in rotation"
+    )]
+    OtherOwner {
+        /// The first.
+        line: u64,
+    },
+    /// Entries are numbered with 32 bits.
+    #[error("more than {} keys", u32::MAX)]
+    TooMany,
+}
+
+/// All 2^32 bucket slots are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than 4294967296 limits in use")]
+pub struct TooManyBuckets;
+
+/// Takes records and makes [`Keys`] of them.
+pub struct Builder {
+    keys: Keys,
+    /// Line of each entry, for errors.
+    lines: Vec<u64>,
+    owners: HashTable<u32>,
+    policies: HashTable<(u64, u32)>,
+    policy_keys: Vec<PolicyKey>,
+    /// The policy of the row before: in most exports the next row has it too.
+    last_policy: u32,
+}
+
+/// What makes two policies the same.
+struct PolicyKey {
+    environment: Box<str>,
+    plan: Box<str>,
+    scopes: Arc<[Box<str>]>,
+    ips: Arc<[IpNet]>,
+    origins: Arc<[Origin]>,
+    limits: Arc<[Limit]>,
+}
+
+impl PolicyKey {
+    fn of(record: &KeyRecord<'_>) -> Self {
+        Self {
+            environment: record.environment.into(),
+            plan: record.plan.into(),
+            scopes: Arc::clone(&record.scopes),
+            ips: Arc::clone(&record.allowed_ips),
+            origins: Arc::clone(&record.allowed_origins),
+            limits: Arc::clone(&record.limits),
+        }
+    }
+
+    fn is_of(&self, record: &KeyRecord<'_>) -> bool {
+        *self.environment == *record.environment
+            && *self.plan == *record.plan
+            && same(&self.scopes, &record.scopes)
+            && same(&self.ips, &record.allowed_ips)
+            && same(&self.origins, &record.allowed_origins)
+            && same(&self.limits, &record.limits)
+    }
+
+    fn hash(hasher: &RandomState, record: &KeyRecord<'_>) -> u64 {
+        let mut state = hasher.build_hasher();
+        (record.environment, record.plan, &record.scopes, &record.allowed_ips).hash(&mut state);
+        (&record.allowed_origins, &record.limits).hash(&mut state);
+        state.finish()
+    }
+}
+
+fn same<T: PartialEq>(a: &Arc<[T]>, b: &Arc<[T]>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
+}
+
+impl Builder {
+    /// An empty table. `seed` should be random and the same for no two processes; `expected` rows are made room for.
+    pub fn new(seed: u64, expected: usize) -> Self {
+        let keys = Keys {
+            seed,
+            hasher: RandomState::new(),
+            index: HashTable::with_capacity(expected),
+            ids: HashTable::with_capacity(expected),
+            entries: Vec::with_capacity(expected),
+            policies: Vec::new(),
+            owners: vec![Text::default()],
+            arena: String::new(),
+            metadata: Vec::new(),
+        };
+        Self {
+            keys,
+            lines: Vec::with_capacity(expected),
+            owners: HashTable::new(),
+            policies: HashTable::new(),
+            policy_keys: Vec::new(),
+            last_policy: 0,
+        }
+    }
+
+    /// Adds the row of `line`.
+    ///
+    /// # Errors
+    /// When it contradicts a row before it; the table is as if it had not been there.
+    pub fn add(&mut self, line: u64, record: &KeyRecord<'_>) -> Result<(), RowError> {
+        let id = u32::try_from(self.keys.entries.len()).map_err(|_| RowError::TooMany)?;
+        let first = self.first_of_key(record)?.unwrap_or(id);
+        self.claim_digest(id, record)?;
+
+        let key_id = self.key_id(id, first, record.key_id);
+        let owner = self.owner(record.owner);
+        let policy = self.policy(record);
+        if !record.metadata.is_empty() {
+            self.keys.metadata.push((id, record.metadata.into()));
+        }
+        self.keys.entries.push(Entry {
+            digest: record.hash,
+            key_id,
+            not_before: record.not_before,
+            expires_at: record.expires_at,
+            owner,
+            policy,
+            buckets: first,
+            status: record.status,
+            has_metadata: !record.metadata.is_empty(),
+        });
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// The finished table.
+    pub fn finish(self) -> Keys {
+        let mut keys = self.keys;
+        keys.entries.shrink_to_fit();
+        keys.arena.shrink_to_fit();
+        keys.metadata.shrink_to_fit();
+        keys
+    }
+
+    /// The first row with the same key id, which has to agree with this one.
+    fn first_of_key(&self, record: &KeyRecord<'_>) -> Result<Option<u32>, RowError> {
+        let Some(first) = self.keys.find_by_id(record.key_id) else {
+            return Ok(None);
+        };
+        let entry = &self.keys.entries[first as usize];
+        let line = self.line(first);
+        if !same(&self.policy_keys[entry.policy as usize].limits, &record.limits) {
+            return Err(RowError::OtherLimits { line });
+        }
+        if self.keys.text(self.keys.owners[entry.owner as usize]) != record.owner {
+            return Err(RowError::OtherOwner { line });
+        }
+        Ok(Some(first))
+    }
+
+    fn claim_digest(&mut self, id: u32, record: &KeyRecord<'_>) -> Result<(), RowError> {
+        let seed = self.keys.seed;
+        let Keys { index, entries, .. } = &mut self.keys;
+        let probe = Probe::new(&record.hash, seed);
+        let same = |slot: &IndexSlot| {
+            slot.fingerprint == probe.fingerprint
+                && same_digest(&entries[slot.entry as usize].digest, &record.hash)
+        };
+        let rehash = |slot: &IndexSlot| Probe::new(&entries[slot.entry as usize].digest, seed).hash;
+        let first = match index.entry(probe.hash, same, rehash) {
+            Place::Occupied(there) => there.get().entry,
+            Place::Vacant(free) => {
+                free.insert(IndexSlot { fingerprint: probe.fingerprint, entry: id });
+                return Ok(());
+            }
+        };
+        Err(RowError::DuplicateHash { line: self.line(first) })
+    }
+
+    fn key_id(&mut self, id: u32, first: u32, key_id: &str) -> Text {
+        if first != id {
+            return self.keys.entries[first as usize].key_id;
+        }
+        let Keys { ids, entries, arena, hasher, .. } = &mut self.keys;
+        let text = append(arena, key_id);
+        // The new entry is not in `entries` yet, and is not rehashed: it is inserted after the table has grown.
+        let rehash = |entry: &u32| {
+            hasher.hash_one(arena.get(entries[*entry as usize].key_id.range()).unwrap_or_default())
+        };
+        ids.insert_unique(hasher.hash_one(key_id), id, rehash);
+        text
+    }
+
+    fn owner(&mut self, owner: &str) -> u32 {
+        if owner.is_empty() {
+            return 0;
+        }
+        let Keys { owners, arena, hasher, .. } = &mut self.keys;
+        let hash = hasher.hash_one(owner);
+        let text = |id: &u32| arena.get(owners[*id as usize].range()).unwrap_or_default();
+        if let Some(id) = self.owners.find(hash, |id| text(id) == owner) {
+            return *id;
+        }
+        let id = owners.len() as u32;
+        self.owners.insert_unique(hash, id, |id| hasher.hash_one(text(id)));
+        owners.push(append(arena, owner));
+        id
+    }
+
+    fn policy(&mut self, record: &KeyRecord<'_>) -> u32 {
+        if self.policy_keys.get(self.last_policy as usize).is_some_and(|key| key.is_of(record)) {
+            return self.last_policy;
+        }
+        let hash = PolicyKey::hash(&self.keys.hasher, record);
+        let found = self.policies.find(hash, |(_, id)| self.policy_keys[*id as usize].is_of(record)).copied();
+        self.last_policy = match found {
+            Some((_, id)) => id,
+            None => {
+                let id = self.policy_keys.len() as u32;
+                self.policy_keys.push(PolicyKey::of(record));
+                self.keys.policies.push(Policy::new(record));
+                self.policies.insert_unique(hash, (hash, id), |(hash, _)| *hash);
+                id
+            }
+        };
+        self.last_policy
+    }
+
+    fn line(&self, entry: u32) -> u64 {
+        self.lines.get(entry as usize).copied().unwrap_or(0)
+    }
+}
+
+fn append(arena: &mut String, text: &str) -> Text {
+    let at = Text::new(arena.len(), text.len());
+    arena.push_str(text);
+    at
+}
+
+impl Keys {
+    /// Claims the buckets of all keys, keeping those that `previous` has, and completes the snapshot.
+    ///
+    /// # Errors
+    /// When there are more limits than slots.
+    pub fn publishable(
+        mut self,
+        claim: &mut Claim<'_>,
+        previous: Option<&Snapshot>,
+        generation: u64,
+        source_time: u32,
+    ) -> Result<Snapshot, TooManyBuckets> {
+        let mut runs = Vec::new();
+        for at in 0..self.entries.len() {
+            let first = self.entries[at].buckets as usize;
+            let buckets = if first == at {
+                self.claim_key(at, claim, previous, &mut runs)?
+            } else {
+                self.entries[first].buckets
+            };
+            self.entries[at].buckets = buckets;
+        }
+        Ok(Snapshot { generation, source_time, keys: self, runs: runs.into() })
+    }
+
+    fn claim_key(
+        &self,
+        at: usize,
+        claim: &mut Claim<'_>,
+        previous: Option<&Snapshot>,
+        runs: &mut Vec<u32>,
+    ) -> Result<u32, TooManyBuckets> {
+        let limits = self.policies[self.entries[at].policy as usize].limits();
+        if limits.is_empty() {
+            return Ok(0);
+        }
+        let key_id = self.text(self.entries[at].key_id);
+        let old = previous.and_then(|snapshot| snapshot.find_by_id(key_id));
+        let run = u32::try_from(runs.len()).map_err(|_| TooManyBuckets)?;
+        let mut only = 0;
+        for limit in limits {
+            let had = old.and_then(|old| {
+                let mut buckets = old.policy().limits().iter().zip(old.slots());
+                buckets.find(|(had, _)| had.name == limit.name)
+            });
+            let had = had.map(|(had, slot)| Slot { slot: *slot, rate: had.rate });
+            only = claim.slot(|| bucket_name(key_id, &limit.name), had, limit.rate).ok_or(TooManyBuckets)?;
+            if limits.len() > 1 {
+                runs.push(only);
+            }
+        }
+        Ok(if limits.len() == 1 { only } else { run })
+    }
+}

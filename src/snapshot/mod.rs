@@ -1,0 +1,284 @@
+//! The immutable table of keys: built once by a reload, then only read, by every worker at once.
+//!
+//! * [`Builder`] takes [records](crate::record::KeyRecord) one at a time and refuses duplicates ([`build`]).
+//! * An [`Entry`](entry::Entry) is a key in one cache line: digest, times, and numbers that say where the rest is.
+//! * A [`Policy`] is what many keys have in common, held once: environment, plan, scopes, networks, limits.
+//!
+//! The index is keyed by the digest's own bytes, since SHA-256 is uniform already; a seed of the process keeps whoever
+//! writes the export from aiming at one bucket of the table. It holds a fingerprint and a number, not entries: it stays
+//! small, and the entries lie side by side in the order of the export.
+
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
+use subtle::ConstantTimeEq;
+
+use crate::limiter::{Charge, MAX_CHARGES, Slot};
+use crate::record::{Digest, Status};
+
+mod build;
+mod entry;
+mod ip_set;
+mod policy;
+
+pub use build::{Builder, Keys, RowError, TooManyBuckets};
+use entry::{Entry, Text};
+pub use ip_set::IpSet;
+pub use policy::Policy;
+
+/// A complete set of keys with a generation. See the [module](self).
+pub struct Snapshot {
+    generation: u64,
+    /// Unix second at which the source was written.
+    source_time: u32,
+    keys: Keys,
+    /// Slots of the keys with several limits, one run after another.
+    runs: Box<[u32]>,
+}
+
+/// Position of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryId(u32);
+
+/// What the digest index holds: enough of the digest to find the right entry but for one time in 2^39.
+#[derive(Clone, Copy)]
+struct IndexSlot {
+    fingerprint: u32,
+    entry: u32,
+}
+
+/// A digest, read as the index reads it.
+#[derive(Clone, Copy)]
+struct Probe {
+    hash: u64,
+    fingerprint: u32,
+}
+
+impl Probe {
+    fn new(digest: &Digest, seed: u64) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = *digest;
+        Self {
+            hash: u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ seed,
+            fingerprint: u32::from_le_bytes([i, j, k, l]),
+        }
+    }
+}
+
+/// Whether two digests are equal, in a time that does not tell where they differ. Word by word, because
+/// `subtle` goes byte by byte over slices, which costs ten times as much.
+fn same_digest(a: &Digest, b: &Digest) -> bool {
+    let word = |digest: &Digest, at: usize| {
+        digest[at..].first_chunk::<8>().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+    };
+    let difference = [0, 8, 16, 24].into_iter().fold(0, |sum, at| sum | (word(a, at) ^ word(b, at)));
+    difference.ct_eq(&0).into()
+}
+
+impl Snapshot {
+    /// Number of this snapshot; the first is 1.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Unix second at which the source was written.
+    pub fn source_time(&self) -> u32 {
+        self.source_time
+    }
+
+    /// Keys in it: rows of the export.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether it holds no key.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entry that `digest` most likely belongs to, if any: the first of two steps, so that a batch's look-ups
+    /// overlap. [`confirm`](Self::confirm) is the second, and the only one to be believed.
+    #[inline]
+    pub fn candidate(&self, digest: &Digest) -> Option<EntryId> {
+        let probe = Probe::new(digest, self.keys.seed);
+        let found = self.keys.index.find(probe.hash, |slot| slot.fingerprint == probe.fingerprint);
+        found.map(|slot| EntryId(slot.entry))
+    }
+
+    /// The key of `digest`, given its [candidate](Self::candidate).
+    #[inline]
+    pub fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
+        let entry = self.keys.entries.get(candidate.0 as usize)?;
+        if same_digest(&entry.digest, digest) {
+            return Some(Key { snapshot: self, entry, id: candidate });
+        }
+        self.find_exactly(digest)
+    }
+
+    /// Two keys can have the same fingerprint in the same group; then the whole digest has to decide.
+    #[cold]
+    fn find_exactly(&self, digest: &Digest) -> Option<Key<'_>> {
+        let id = EntryId(self.keys.find_exactly(digest)?);
+        let entry = self.keys.entries.get(id.0 as usize)?;
+        Some(Key { snapshot: self, entry, id })
+    }
+
+    /// The key of `digest`.
+    pub fn find(&self, digest: &Digest) -> Option<Key<'_>> {
+        self.confirm(self.candidate(digest)?, digest)
+    }
+
+    /// The first row with this key id; in a rotation there may be more.
+    pub fn find_by_id(&self, key_id: &str) -> Option<Key<'_>> {
+        let id = EntryId(self.keys.find_by_id(key_id)?);
+        let entry = self.keys.entries.get(id.0 as usize)?;
+        Some(Key { snapshot: self, entry, id })
+    }
+
+    /// Every key, in the order of the export.
+    pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
+        let ids = (0..).map(EntryId);
+        self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
+    }
+
+    /// Every bucket of every row, with what names it; rows of one key repeat theirs.
+    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> Box<str>)> {
+        self.keys().flat_map(|key| {
+            let limits = key.policy().limits().iter().zip(key.slots());
+            limits.map(move |(limit, slot)| {
+                (Slot { slot: *slot, rate: limit.rate }, move || bucket_name(key.key_id(), &limit.name))
+            })
+        })
+    }
+}
+
+/// What a key's own bucket is called in the [ledger](crate::limiter::Ledger).
+fn bucket_name(key_id: &str, limit: &str) -> Box<str> {
+    format!("key\0{key_id}\0{limit}").into()
+}
+
+/// One key of a snapshot.
+#[derive(Clone, Copy)]
+pub struct Key<'s> {
+    snapshot: &'s Snapshot,
+    entry: &'s Entry,
+    id: EntryId,
+}
+
+impl<'s> Key<'s> {
+    /// Its SHA-256.
+    pub fn digest(self) -> &'s Digest {
+        &self.entry.digest
+    }
+
+    /// What it is called in answers, logs and metrics.
+    pub fn key_id(self) -> &'s str {
+        self.snapshot.keys.text(self.entry.key_id)
+    }
+
+    /// Who it belongs to; empty where nobody is named.
+    pub fn owner(self) -> &'s str {
+        self.snapshot
+            .keys
+            .owners
+            .get(self.entry.owner as usize)
+            .map_or("", |text| self.snapshot.keys.text(*text))
+    }
+
+    /// What it shares with other keys.
+    pub fn policy(self) -> &'s Policy {
+        &self.snapshot.keys.policies[self.entry.policy as usize]
+    }
+
+    /// Active, disabled or revoked.
+    pub fn status(self) -> Status {
+        self.entry.status
+    }
+
+    /// First Unix second at which it is valid.
+    pub fn not_before(self) -> u32 {
+        self.entry.not_before
+    }
+
+    /// First Unix second at which it is no longer valid; `u32::MAX`: never ends.
+    pub fn expires_at(self) -> u32 {
+        self.entry.expires_at
+    }
+
+    /// A JSON object, if it has one.
+    pub fn metadata(self) -> Option<&'s str> {
+        if !self.entry.has_metadata {
+            return None;
+        }
+        let metadata = &self.snapshot.keys.metadata;
+        let at = metadata.binary_search_by_key(&self.id.0, |(entry, _)| *entry).ok()?;
+        metadata.get(at).map(|(_, text)| &**text)
+    }
+
+    /// The slots of its limits, in their order.
+    fn slots(self) -> &'s [u32] {
+        match self.policy().limits().len() {
+            0 => &[],
+            1 => std::slice::from_ref(&self.entry.buckets),
+            many => {
+                let start = self.entry.buckets as usize;
+                self.snapshot.runs.get(start..start + many).unwrap_or_default()
+            }
+        }
+    }
+
+    /// The slot of its only limit, or of the first: what is worth fetching ahead of a charge.
+    #[inline]
+    pub fn first_slot(self) -> Option<u32> {
+        self.slots().first().copied()
+    }
+
+    /// What a request has to be charged to, in `charges`; returns how many there are.
+    pub fn charges(self, charges: &mut [Charge; MAX_CHARGES]) -> usize {
+        let limits = self.policy().limits();
+        for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
+            *charge = Charge { slot: *slot, rate: limit.rate };
+        }
+        limits.len().min(MAX_CHARGES)
+    }
+}
+
+/// The keys of a snapshot, as far as they do not depend on the snapshot before it.
+impl Keys {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn text(&self, text: Text) -> &str {
+        self.arena.get(text.range()).unwrap_or_default()
+    }
+
+    fn find_exactly(&self, digest: &Digest) -> Option<u32> {
+        let probe = Probe::new(digest, self.seed);
+        let same = |slot: &IndexSlot| {
+            self.entries.get(slot.entry as usize).is_some_and(|entry| same_digest(&entry.digest, digest))
+        };
+        self.index.find(probe.hash, same).map(|slot| slot.entry)
+    }
+
+    fn find_by_id(&self, key_id: &str) -> Option<u32> {
+        let same = |entry: &u32| {
+            self.entries.get(*entry as usize).is_some_and(|entry| self.text(entry.key_id) == key_id)
+        };
+        self.ids.find(self.hasher.hash_one(key_id), same).copied()
+    }
+
+    /// Whether `digest` is among them: what a reload's guard counts.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.find_exactly(digest).is_some()
+    }
+}
+
+type Ids = HashTable<u32>;
+type Index = HashTable<IndexSlot>;
+type IdHasher = RandomState;

@@ -1,0 +1,65 @@
+//! What many keys have in common, held once: most exports repeat a few combinations millions of times.
+
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use crate::record::{KeyRecord, Limit, Origin};
+use crate::snapshot::IpSet;
+
+/// Everything of a key but its identity, its status and its times.
+pub struct Policy {
+    environment: Box<str>,
+    plan: Box<str>,
+    scopes: Arc<[Box<str>]>,
+    ips: IpSet,
+    origins: Arc<[Origin]>,
+    limits: Arc<[Limit]>,
+}
+
+impl Policy {
+    pub(super) fn new(record: &KeyRecord<'_>) -> Self {
+        Self {
+            environment: record.environment.into(),
+            plan: record.plan.into(),
+            scopes: Arc::clone(&record.scopes),
+            ips: IpSet::new(&record.allowed_ips),
+            origins: Arc::clone(&record.allowed_origins),
+            limits: Arc::clone(&record.limits),
+        }
+    }
+
+    /// Where the key may be used; empty where it belongs to no environment.
+    pub fn environment(&self) -> &str {
+        &self.environment
+    }
+
+    /// The plan that the key is on; empty where there is none.
+    pub fn plan(&self) -> &str {
+        &self.plan
+    }
+
+    /// The token buckets that a request is charged to.
+    pub fn limits(&self) -> &[Limit] {
+        &self.limits
+    }
+
+    /// Whether `scope` is one of the key's, or covered by one that ends in `*`.
+    pub fn has_scope(&self, scope: &str) -> bool {
+        self.scopes.iter().any(|own| match own.strip_suffix('*') {
+            Some(prefix) => scope.starts_with(prefix),
+            None => **own == *scope,
+        })
+    }
+
+    /// Whether a request from `ip` is let through: always, where the key lists no networks; never, where it does and
+    /// the request names no address.
+    pub fn allows_ip(&self, ip: Option<Ipv6Addr>) -> bool {
+        self.ips.is_empty() || ip.is_some_and(|ip| self.ips.contains(ip))
+    }
+
+    /// Whether a request from `origin` is let through; as with [`allows_ip`](Self::allows_ip).
+    pub fn allows_origin(&self, origin: Option<&str>) -> bool {
+        self.origins.is_empty()
+            || origin.is_some_and(|origin| self.origins.iter().any(|own| own.matches(origin)))
+    }
+}
