@@ -2,4 +2,7 @@
 
 mod rate;
 
-pub use rate::{MAX_BURST, Rate, RateError, TICKS_PER_MILLISECOND, TICKS_PER_NANOSECOND};
+pub use rate::{
+    MAX_BURST, MAX_CAPACITY_TICKS, MIN_PERIOD_TICKS, Rate, RateError, TICKS_PER_MILLISECOND,
+    TICKS_PER_NANOSECOND,
+};
