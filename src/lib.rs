@@ -1,4 +1,6 @@
 //! keyward: a local daemon that answers whether an API key may do this, now.
 
+pub mod clock;
 pub mod limiter;
+pub mod now;
 pub mod record;
