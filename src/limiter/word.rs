@@ -14,7 +14,7 @@ use crate::limiter::rate::{Rate, TICKS_PER_MILLISECOND};
 
 /// A bucket's word, as loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Word(u64);
+pub(super) struct Word(u64);
 
 const SUPERSEDED: u64 = 1 << 63;
 const INHERITS: u64 = 1 << 62;
@@ -102,20 +102,22 @@ impl Word {
         self.debt(now) == 0
     }
 
-    /// Tries to charge `cost` at `now`; both bounds of [`Rate`] keep the sums inside 61 bits.
+    /// Tries to charge `cost` at `now`.
     pub(super) fn fit(self, rate: Rate, now: u64, cost: u32) -> Fit {
-        let debt = self.debt(now) + u64::from(cost) * rate.period().get();
-        if debt > rate.capacity() {
+        let debt = self.debt(now).saturating_add(u64::from(cost).saturating_mul(rate.period().get()));
+        let full_at = now.saturating_add(debt);
+        // After nine years of uptime the time no longer fits: too little is admitted then, never too much.
+        if debt > rate.capacity() || full_at > TIME {
             return Fit::Refused;
         }
-        Fit::Admitted(Self((now + debt).min(TIME)))
+        Fit::Admitted(Self(full_at))
     }
 
     /// What is left at `now`, and how long `cost` would have to wait. `cost` must not be over the burst.
     pub(super) fn balance(self, rate: Rate, now: u64, cost: u32) -> Balance {
         let debt = self.debt(now);
         let level = rate.capacity().saturating_sub(debt);
-        let wanted = u64::from(cost) * rate.period().get();
+        let wanted = u64::from(cost).saturating_mul(rate.period().get());
         Balance {
             // A level is at most the capacity, so the quotient is at most the burst.
             remaining: (level / rate.period()) as u32,
@@ -133,7 +135,7 @@ impl Word {
         let level = u128::from(old.capacity().saturating_sub(self.debt(now)));
         let level = level * u128::from(new.period().get()) / u128::from(old.period().get());
         let level = u64::try_from(level).unwrap_or(u64::MAX).min(new.capacity());
-        Self((now + (new.capacity() - level)).min(TIME))
+        Self(now.saturating_add(new.capacity() - level).min(TIME))
     }
 }
 
