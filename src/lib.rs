@@ -1,7 +1,11 @@
 //! keyward: a local daemon that answers whether an API key may do this, now.
 
 pub mod clock;
+pub mod connection;
+pub mod key_format;
 pub mod limiter;
 pub mod now;
+pub mod publish;
 pub mod record;
 pub mod snapshot;
+pub mod verify;

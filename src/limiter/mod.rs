@@ -18,6 +18,7 @@ mod word;
 pub use charge::{Charge, Charged, Limiter, MAX_CHARGES, Outcome};
 pub use ledger::{Claim, Ledger, Slot};
 pub use rate::{
-    MAX_BURST, MAX_CAPACITY_TICKS, MIN_PERIOD_TICKS, Rate, RateError, TICKS_PER_MILLISECOND, TICKS_PER_NANOSECOND,
+    MAX_BURST, MAX_CAPACITY_TICKS, MIN_PERIOD_TICKS, Rate, RateError, TICKS_PER_MILLISECOND,
+    TICKS_PER_NANOSECOND,
 };
 pub use word::Balance;

@@ -52,6 +52,10 @@ pub enum RateError {
 }
 
 impl Rate {
+    /// Admits one unit in four and a half years: for what has to be a rate and is never charged.
+    pub const SLOWEST: Self =
+        Self { period: NonZeroU64::MIN.saturating_add(MAX_CAPACITY_TICKS - 1), burst: 1 };
+
     /// `count` units in every `per_nanoseconds`, at most `burst` at once.
     ///
     /// # Errors

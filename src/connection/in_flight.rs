@@ -1,0 +1,75 @@
+//! Answers that were made and not yet taken by the socket, by generation.
+//!
+//! A reload is acknowledged only when no answer of an older snapshot can leave any more. Most leave with the write that
+//! follows their making; this keeps account of the others, and puts an end to those that hold a reload up.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+/// One worker's answers in flight.
+pub(super) struct InFlight {
+    by_generation: RefCell<BTreeMap<u64, usize>>,
+    left: Notify,
+    /// Answers of generations below this one are to be given up.
+    overdue_before: watch::Sender<u64>,
+}
+
+impl Default for InFlight {
+    fn default() -> Self {
+        Self { by_generation: RefCell::default(), left: Notify::new(), overdue_before: watch::Sender::new(0) }
+    }
+}
+
+/// A connection that waits for its peer to read.
+pub(super) struct Pending {
+    in_flight: Rc<InFlight>,
+    generation: u64,
+}
+
+impl InFlight {
+    /// Answers of `generation` are waiting until the guard is dropped.
+    pub(super) fn enter(self: &Rc<Self>, generation: u64) -> Pending {
+        *self.by_generation.borrow_mut().entry(generation).or_default() += 1;
+        Pending { in_flight: Rc::clone(self), generation }
+    }
+
+    /// Waits until no answers older than `generation` are waiting; those that still are after `patience` are given up.
+    pub(super) async fn clear_before(&self, generation: u64, patience: Duration) {
+        if timeout(patience, self.none_before(generation)).await.is_err() {
+            self.overdue_before.send_replace(generation);
+            self.none_before(generation).await;
+        }
+    }
+
+    async fn none_before(&self, generation: u64) {
+        while self.by_generation.borrow().keys().next().is_some_and(|oldest| *oldest < generation) {
+            self.left.notified().await;
+        }
+    }
+}
+
+impl Pending {
+    /// Resolves when these answers are to be given up.
+    pub(super) async fn overdue(&self) {
+        let mut overdue_before = self.in_flight.overdue_before.subscribe();
+        let _never_closed = overdue_before.wait_for(|before| self.generation < *before).await;
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut by_generation = self.in_flight.by_generation.borrow_mut();
+        if let Some(count) = by_generation.get_mut(&self.generation) {
+            *count -= 1;
+            if *count == 0 {
+                by_generation.remove(&self.generation);
+            }
+        }
+        self.in_flight.left.notify_one();
+    }
+}

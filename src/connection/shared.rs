@@ -1,0 +1,134 @@
+//! What the connections of one worker share: its buffers, its view of the snapshot, its clock and its counters.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use crate::clock::Clock;
+use crate::connection::counters::Counters;
+use crate::connection::in_flight::InFlight;
+use crate::connection::respond::{Greeting, Progress, respond};
+use crate::limiter::Limiter;
+use crate::publish::Subscription;
+use crate::verify::{Context, Rules};
+
+/// Bytes read at once, at most: some 680 ordinary requests. More would save no system calls that matter, and would
+/// leave the second-level cache.
+pub const INPUT: usize = 32 * 1024;
+
+/// How long peers may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// Silence after which a connection ends, and after which answers that are not read are given up; `None`: never.
+    pub idle: Option<Duration>,
+    /// How long a reload waits for peers to read answers of the old snapshot, before their connections are ended.
+    pub overdue: Duration,
+}
+
+/// One worker's.
+pub struct Shared {
+    pub(super) buffers: RefCell<Buffers>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) in_flight: Rc<InFlight>,
+    pub(super) timeouts: Timeouts,
+    subscription: RefCell<Subscription>,
+    limiter: Arc<Limiter>,
+    rules: Arc<Rules>,
+    clock: Clock,
+    draining: watch::Receiver<bool>,
+}
+
+/// The buffers that a connection has between a read and the write of its answers.
+pub(super) struct Buffers {
+    input: Box<[u8]>,
+    output: Vec<u8>,
+}
+
+impl Buffers {
+    /// Where to read to, behind the `kept` bytes that a connection has left over.
+    pub(super) fn space_after(&mut self, kept: usize) -> &mut [u8] {
+        self.input.get_mut(kept..).unwrap_or_default()
+    }
+
+    /// The input that a connection has: what it kept, which is moved here, and `new_bytes` after it; and an empty output.
+    pub(super) fn filled(
+        &mut self,
+        kept: &mut Zeroizing<Vec<u8>>,
+        new_bytes: usize,
+    ) -> (&mut [u8], &mut Vec<u8>) {
+        let filled = (kept.len() + new_bytes).min(self.input.len());
+        if let Some(front) = self.input.get_mut(..kept.len()) {
+            front.copy_from_slice(kept);
+        }
+        if !kept.is_empty() {
+            **kept = Vec::new();
+        }
+        self.output.clear();
+        (self.input.get_mut(..filled).unwrap_or_default(), &mut self.output)
+    }
+}
+
+impl Shared {
+    /// A worker's own, made on its thread. `draining` turns true when the daemon shuts down.
+    pub fn new(
+        subscription: Subscription,
+        limiter: Arc<Limiter>,
+        rules: Arc<Rules>,
+        clock: Clock,
+        counters: Arc<Counters>,
+        timeouts: Timeouts,
+        draining: watch::Receiver<bool>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            buffers: RefCell::new(Buffers {
+                input: vec![0; INPUT].into(),
+                output: Vec::with_capacity(2 * INPUT),
+            }),
+            counters,
+            in_flight: Rc::default(),
+            timeouts,
+            subscription: RefCell::new(subscription),
+            limiter,
+            rules,
+            clock,
+            draining,
+        })
+    }
+
+    /// Answers the requests at the front of `input`: the snapshot is loaded and the clock read once for all of them. Also
+    /// returns the generation that they were answered from.
+    pub(super) fn respond(&self, input: &[u8], output: &mut Vec<u8>) -> (Progress, u64) {
+        let mut subscription = self.subscription.borrow_mut();
+        let snapshot = subscription.load();
+        let generation = snapshot.map_or(0, crate::snapshot::Snapshot::generation);
+        let context = Context { snapshot, limiter: &self.limiter, rules: &self.rules, now: self.clock.now() };
+        let idle = self.timeouts.idle.unwrap_or_default().as_millis();
+        let greeting = Greeting { idle_timeout_ms: u32::try_from(idle).unwrap_or(u32::MAX) };
+        (respond(&context, greeting, input, output, &self.counters), generation)
+    }
+
+    /// Resolves when the daemon shuts down.
+    pub(super) async fn draining(self: Rc<Self>) {
+        let mut draining = self.draining.clone();
+        let _ended = draining.wait_for(|draining| *draining).await;
+    }
+
+    /// Follows the snapshots for as long as there are any: takes each new one at once, so that an idle worker does not
+    /// keep an old one alive, and passes it once no answer of an older one is waiting for its peer.
+    pub async fn follow(self: Rc<Self>) {
+        let (mut announced, passed) = {
+            let subscription = self.subscription.borrow();
+            (subscription.announced.clone(), subscription.passed.clone())
+        };
+        while announced.changed().await.is_ok() {
+            let generation = *announced.borrow_and_update();
+            self.subscription.borrow_mut().load();
+            self.in_flight.clear_before(generation, self.timeouts.overdue).await;
+            passed.send_replace(generation);
+        }
+    }
+}
