@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use ipnet::IpNet;
 
 /// Sorted, disjoint ranges; IPv4 and IPv6 apart, so that `::/0` does not admit IPv4 unasked.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct IpSet {
     v4: Box<[(u32, u32)]>,
     v6: Box<[(u128, u128)]>,

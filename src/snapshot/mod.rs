@@ -17,11 +17,13 @@ use crate::limiter::{Charge, MAX_CHARGES, Slot};
 use crate::record::{Digest, Status};
 
 mod build;
+mod diff;
 mod entry;
 mod ip_set;
 mod policy;
 
 pub use build::{Builder, Keys, RowError, TooManyBuckets};
+pub use diff::Diff;
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
@@ -109,7 +111,7 @@ impl Snapshot {
     pub fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(candidate.0 as usize)?;
         if same_digest(&entry.digest, digest) {
-            return Some(Key { snapshot: self, entry, id: candidate });
+            return Some(Key { snapshot: self, entry });
         }
         self.find_exactly(digest)
     }
@@ -117,9 +119,8 @@ impl Snapshot {
     /// Two keys can have the same fingerprint in the same group; then the whole digest has to decide.
     #[cold]
     fn find_exactly(&self, digest: &Digest) -> Option<Key<'_>> {
-        let id = EntryId(self.keys.find_exactly(digest)?);
-        let entry = self.keys.entries.get(id.0 as usize)?;
-        Some(Key { snapshot: self, entry, id })
+        let entry = self.keys.entries.get(self.keys.find_exactly(digest)? as usize)?;
+        Some(Key { snapshot: self, entry })
     }
 
     /// The key of `digest`.
@@ -129,15 +130,13 @@ impl Snapshot {
 
     /// The first row with this key id; in a rotation there may be more.
     pub fn find_by_id(&self, key_id: &str) -> Option<Key<'_>> {
-        let id = EntryId(self.keys.find_by_id(key_id)?);
-        let entry = self.keys.entries.get(id.0 as usize)?;
-        Some(Key { snapshot: self, entry, id })
+        let entry = self.keys.entries.get(self.keys.find_by_id(key_id)? as usize)?;
+        Some(Key { snapshot: self, entry })
     }
 
     /// Every key, in the order of the export.
     pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
-        let ids = (0..).map(EntryId);
-        self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
+        self.keys.entries.iter().map(|entry| Key { snapshot: self, entry })
     }
 
     /// Every bucket of every row, with what names it; rows of one key repeat theirs.
@@ -161,7 +160,6 @@ fn bucket_name(key_id: &str, limit: &str) -> Box<str> {
 pub struct Key<'s> {
     snapshot: &'s Snapshot,
     entry: &'s Entry,
-    id: EntryId,
 }
 
 impl<'s> Key<'s> {
@@ -206,12 +204,7 @@ impl<'s> Key<'s> {
 
     /// A JSON object, if it has one.
     pub fn metadata(self) -> Option<&'s str> {
-        if !self.entry.has_metadata {
-            return None;
-        }
-        let metadata = &self.snapshot.keys.metadata;
-        let at = metadata.binary_search_by_key(&self.id.0, |(entry, _)| *entry).ok()?;
-        metadata.get(at).map(|(_, text)| &**text)
+        self.snapshot.keys.metadata_of(self.entry)
     }
 
     /// The slots of its limits, in their order.
@@ -256,6 +249,10 @@ impl Keys {
 
     fn text(&self, text: Text) -> &str {
         self.arena.get(text.range()).unwrap_or_default()
+    }
+
+    fn metadata_of(&self, entry: &Entry) -> Option<&str> {
+        self.metadata.get(entry.metadata.checked_sub(1)? as usize).map(|text| &**text)
     }
 
     fn find_exactly(&self, digest: &Digest) -> Option<u32> {

@@ -7,6 +7,7 @@ use crate::record::{KeyRecord, Limit, Origin};
 use crate::snapshot::IpSet;
 
 /// Everything of a key but its identity, its status and its times.
+#[derive(PartialEq)]
 pub struct Policy {
     environment: Box<str>,
     plan: Box<str>,

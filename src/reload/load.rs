@@ -1,0 +1,137 @@
+//! Reading an export into a table of keys, and being sure that it was one export from its beginning to its end.
+
+use std::fs::File;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, Stat};
+
+use crate::reload::Failure;
+use crate::snapshot::{Builder, Keys};
+use crate::source::{self, Findings, Format, Layout};
+
+/// Bytes that a row is assumed to have, when room is made for a file's keys: a hash, an id and little else.
+const ROW_BYTES: u64 = 100;
+
+/// Keys that room is made for ahead, at most: a lying file size must not cost more than it is worth.
+const MAX_EXPECTED: u64 = 1 << 24;
+
+/// How long a file may be written to before it is read as it is, as a multiple of `settle`: then the reading finds
+/// that it changes, and says so.
+const MAX_SETTLE: u32 = 100;
+
+/// Where keys come from, and how to read them.
+#[derive(Clone, Debug)]
+pub struct SourceFile {
+    /// The export.
+    pub path: Box<Path>,
+    /// How it is written.
+    pub format: Format,
+    /// What its columns are called.
+    pub layout: Layout,
+}
+
+/// What tells one state of a file from another, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileState {
+    dev: u64,
+    inode: u64,
+    size: i64,
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+/// A table, and the file that it was read from.
+pub struct Loaded {
+    /// The keys.
+    pub keys: Keys,
+    /// The file as it was throughout the reading.
+    pub state: FileState,
+}
+
+#[allow(clippy::unnecessary_cast, reason = "the widths of stat's fields differ between architectures")]
+impl FileState {
+    fn new(stat: &Stat) -> Self {
+        Self {
+            dev: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+            size: stat.st_size as i64,
+            modified: (stat.st_mtime as i64, stat.st_mtime_nsec as u64),
+            changed: (stat.st_ctime as i64, stat.st_ctime_nsec as u64),
+        }
+    }
+
+    /// The state of the file at `path`, if there is one.
+    pub fn of(path: &Path) -> Option<Self> {
+        rustix::fs::stat(path).ok().map(|stat| Self::new(&stat))
+    }
+
+    /// Unix second at which the file was last written to.
+    pub fn written_at(&self) -> u32 {
+        u32::try_from(self.modified.0.max(0)).unwrap_or(u32::MAX)
+    }
+
+    /// How long ago the file was last written to; zero where that is in the future.
+    fn age(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        let written = nanoseconds(self.modified.0, self.modified.1 as i64);
+        let age = nanoseconds(now.tv_sec as i64, now.tv_nsec as i64).saturating_sub(written);
+        Duration::from_nanos(u64::try_from(age).unwrap_or(0))
+    }
+}
+
+impl SourceFile {
+    /// Waits until nobody has written to the file for `settle`, so that one that is being written in place is not read
+    /// half way. A file that was renamed into place has settled long ago.
+    pub fn settle(&self, settle: Duration) {
+        let give_up = Instant::now() + settle.saturating_mul(MAX_SETTLE);
+        while let Some(state) = FileState::of(&self.path) {
+            let age = state.age();
+            if age >= settle || Instant::now() >= give_up {
+                return;
+            }
+            // Coarse file times can be a clock tick behind; a future one is waited for as if it were now.
+            thread::sleep((settle - age).max(Duration::from_millis(1)));
+        }
+    }
+
+    /// Reads the whole file. `seed` keys the table.
+    ///
+    /// # Errors
+    /// When it cannot be read, changes meanwhile, or has findings; never a part of it.
+    pub fn load(&self, seed: u64) -> Result<Loaded, Failure> {
+        let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
+        let file = File::open(&self.path).map_err(io)?;
+        let before = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
+        if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
+            return Err(Failure::NotAFile { path: self.path.to_path_buf() });
+        }
+        let state = FileState::new(&before);
+        let expected = (u64::try_from(state.size).unwrap_or(0) / ROW_BYTES).min(MAX_EXPECTED);
+
+        let mut builder = Builder::new(seed, usize::try_from(expected).unwrap_or(0));
+        let mut findings = Findings::new(self.path.display().to_string());
+        let mut sink = |line, record: &_| builder.add(line, record).map_err(|error| error.to_string());
+        let read = source::read(&file, self.format, &self.layout, &mut sink, &mut findings);
+
+        // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
+        let after = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
+        if !FileState::new(&after).is_content_of(&state) {
+            return Err(Failure::Changing { path: self.path.to_path_buf() });
+        }
+        read.map_err(io)?;
+        if !findings.is_empty() {
+            return Err(Failure::Findings(findings));
+        }
+        Ok(Loaded { keys: builder.finish(), state })
+    }
+}
+
+impl FileState {
+    /// Whether the bytes can only be the same. A rename over an open file changes the time of its inode, and nothing else.
+    fn is_content_of(&self, other: &Self) -> bool {
+        (self.dev, self.inode, self.size, self.modified) == (other.dev, other.inode, other.size, other.modified)
+    }
+}

@@ -1,0 +1,301 @@
+//! Reloading: notice, wait until the file holds still, read, weigh, publish, wait, and only then free the old snapshot.
+//!
+//! All of it happens on one thread, one reload at a time, in the order of [`Reloader::reload`]; no request ever waits for
+//! it. Whatever fails before the swap leaves everything as it was. Requests to reload that arrive while one is running
+//! are answered by the next one, together: it begins after all of them were made.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use crate::clock::Clock;
+use crate::limiter::{Ledger, Limiter};
+use crate::publish::Publisher;
+use crate::snapshot::{Diff, Snapshot};
+use crate::systemd;
+
+mod failure;
+mod load;
+mod watch;
+
+pub use failure::Failure;
+pub use load::{FileState, Loaded, SourceFile};
+use watch::Watch;
+
+/// Triggers that may wait; they are taken together, so that more say nothing new.
+const WAITING: usize = 1024;
+
+/// What makes a reload happen.
+#[derive(Debug)]
+pub enum Trigger {
+    /// Something in the source's directory changed: compare.
+    Changed,
+    /// SIGHUP.
+    Signal,
+    /// `keyward reload`.
+    Asked {
+        /// Publish even what the guard refuses.
+        force: bool,
+        /// Where the outcome goes.
+        reply: oneshot::Sender<Arc<Outcome>>,
+    },
+}
+
+/// A reload that ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// When it ended.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// What it did.
+    pub result: Result<Accepted, Failure>,
+}
+
+/// A snapshot that is in force on every connection.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Accepted {
+    /// Its number.
+    pub generation: u64,
+    /// Its keys.
+    pub keys: usize,
+    /// What it changed.
+    #[serde(flatten)]
+    pub diff: Diff,
+}
+
+/// What is known of reloads, for `keyward status`.
+#[derive(Clone, Default)]
+pub struct History {
+    last: Arc<Mutex<Last>>,
+}
+
+#[derive(Default)]
+struct Last {
+    outcome: Option<Arc<Outcome>>,
+    accepted: Option<Arc<Outcome>>,
+    buckets: u64,
+}
+
+impl History {
+    /// The latest reload.
+    pub fn last(&self) -> Option<Arc<Outcome>> {
+        self.lock().outcome.clone()
+    }
+
+    /// The latest reload that was accepted.
+    pub fn last_accepted(&self) -> Option<Arc<Outcome>> {
+        self.lock().accepted.clone()
+    }
+
+    /// Token buckets in use.
+    pub fn buckets(&self) -> u64 {
+        self.lock().buckets
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The reload thread's side: everything that a reload needs.
+pub struct Reloader {
+    /// Where keys come from.
+    pub source: SourceFile,
+    /// When, and how far.
+    pub policy: Policy,
+    /// Where snapshots go.
+    pub publisher: Publisher,
+    /// The buckets.
+    pub limiter: Arc<Limiter>,
+    /// For the buckets' balances.
+    pub clock: Clock,
+    /// Where outcomes go.
+    pub history: History,
+    /// To wait for the workers, which run on tokio.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// When a source is read, and what of it is believed.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// How often the file is compared, whatever the watch says.
+    pub poll: Duration,
+    /// How long a file must not have been written to.
+    pub settle: Duration,
+    /// The largest part of the keys that may go, from 0 to 1.
+    pub max_shrink: f64,
+}
+
+/// A queue of triggers: bounded, since what waits is taken together.
+pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
+    sync_channel(WAITING)
+}
+
+/// What the thread remembers between reloads.
+struct Running {
+    reloader: Reloader,
+    ledger: Ledger,
+    generation: u64,
+    current: Option<Arc<Snapshot>>,
+    /// The file as it was when it was last read, successfully or not: it is not read again until it differs.
+    seen: Option<FileState>,
+    watch: Watch,
+}
+
+impl Reloader {
+    /// Loads the source, calls `ready`, and then reloads until all senders of `triggers` are gone.
+    pub fn run(self, trigger: SyncSender<Trigger>, triggers: &Receiver<Trigger>, ready: impl FnOnce()) {
+        let watch = Watch::new(&self.source.path, changes(trigger));
+        let mut running =
+            Running { reloader: self, ledger: Ledger::new(), generation: 0, current: None, seen: None, watch };
+        running.reload(false);
+        ready();
+        while let Some(batch) = running.next(triggers) {
+            running.serve(batch);
+        }
+    }
+}
+
+/// Reports a change unless the queue is full, in which case a comparison is due anyway.
+fn changes(trigger: SyncSender<Trigger>) -> impl Fn() + Send + 'static {
+    move || match trigger.try_send(Trigger::Changed) {
+        Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+    }
+}
+
+/// Triggers that were waiting together.
+#[derive(Default)]
+struct Batch {
+    signal: bool,
+    asked: Vec<oneshot::Sender<Arc<Outcome>>>,
+    forced: Vec<oneshot::Sender<Arc<Outcome>>>,
+}
+
+impl Batch {
+    fn add(&mut self, trigger: Trigger) {
+        match trigger {
+            Trigger::Changed => {}
+            Trigger::Signal => self.signal = true,
+            Trigger::Asked { force: false, reply } => self.asked.push(reply),
+            Trigger::Asked { force: true, reply } => self.forced.push(reply),
+        }
+    }
+}
+
+impl Running {
+    /// Waits for a trigger, at most until the next comparison is due, and takes all that are there. `None`: the daemon is
+    /// going away.
+    fn next(&self, triggers: &Receiver<Trigger>) -> Option<Batch> {
+        let mut batch = Batch::default();
+        match triggers.recv_timeout(self.reloader.policy.poll) {
+            Ok(trigger) => batch.add(trigger),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+        triggers.try_iter().for_each(|trigger| batch.add(trigger));
+        Some(batch)
+    }
+
+    fn serve(&mut self, batch: Batch) {
+        let Batch { signal, asked, forced } = batch;
+        let has_changed = FileState::of(&self.reloader.source.path) != self.seen;
+        if signal || !asked.is_empty() || (has_changed && forced.is_empty()) {
+            let outcome = self.reload(false);
+            // Whoever asked may have gone; the reload was made all the same.
+            asked.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
+        }
+        if !forced.is_empty() {
+            let outcome = self.reload(true);
+            forced.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
+        }
+    }
+
+    fn reload(&mut self, force: bool) -> Arc<Outcome> {
+        systemd::reloading();
+        let start = Instant::now();
+        let result = self.try_reload(force);
+        let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
+        self.report(&outcome);
+        self.watch.renew();
+        outcome
+    }
+
+    fn try_reload(&mut self, force: bool) -> Result<Accepted, Failure> {
+        let source = &self.reloader.source;
+        source.settle(self.reloader.policy.settle);
+        // Before the reading: what changes from here on is seen as a change.
+        self.seen = FileState::of(&source.path);
+        let seed = getrandom::u64().map_err(Failure::Random)?;
+        let loaded = source.load(seed)?;
+        if !force {
+            self.guard(loaded.keys.len())?;
+        }
+        self.publish(loaded)
+    }
+
+    /// A set that is empty, or has lost more than it may at once, is more likely a broken export than a decision.
+    fn guard(&self, new: usize) -> Result<(), Failure> {
+        let path = || self.reloader.source.path.to_path_buf();
+        if new == 0 {
+            return Err(Failure::Empty { path: path() });
+        }
+        let old = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
+        let max_shrink = self.reloader.policy.max_shrink;
+        if (old.saturating_sub(new)) as f64 > old as f64 * max_shrink {
+            return Err(Failure::Shrunk { path: path(), old, new, max_shrink });
+        }
+        Ok(())
+    }
+
+    /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
+    fn publish(&mut self, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
+        let Reloader { limiter, publisher, runtime, clock, source, .. } = &mut self.reloader;
+        let old = self.current.as_deref();
+        let diff = keys.diff(old);
+        let generation = self.generation + 1;
+        let mut claim = self.ledger.claim(limiter);
+        let snapshot = keys
+            .publishable(&mut claim, old, generation, state.written_at())
+            .map_err(|error| Failure::TooManyBuckets { path: source.path.to_path_buf(), error })?;
+        let accepted = Accepted { generation, keys: snapshot.len(), diff };
+
+        let settlement = claim.commit();
+        let snapshot = Arc::new(snapshot);
+        drop(publisher.publish(Arc::clone(&snapshot)));
+        self.generation = generation;
+        let old = self.current.replace(snapshot);
+        runtime.block_on(publisher.passed(generation));
+
+        let buckets = old.iter().flat_map(|old| old.buckets());
+        self.ledger.settle(limiter, settlement, buckets, clock.now().ticks);
+        Ok(accepted)
+    }
+
+    fn report(&self, outcome: &Arc<Outcome>) {
+        let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
+        match &outcome.result {
+            Ok(Accepted { generation, keys, diff: Diff { added, removed, changed, revoked } }) => {
+                info!(generation, keys, added, removed, changed, revoked, took_ms, "source loaded");
+                systemd::status(&format!("serving {keys} keys, generation {generation}"));
+            }
+            Err(failure) => {
+                let serving = self.generation;
+                error!(error = %failure, serving_generation = serving, "source refused");
+                systemd::status(&format!("source refused, serving generation {serving}: {failure}"));
+            }
+        }
+        if self.current.is_none() {
+            warn!("no keys are loaded: every request is answered NOT_READY");
+        }
+        let mut last = self.reloader.history.lock();
+        last.buckets = self.ledger.in_use();
+        if outcome.result.is_ok() {
+            last.accepted = Some(Arc::clone(outcome));
+        }
+        last.outcome = Some(Arc::clone(outcome));
+    }
+}
