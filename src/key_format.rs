@@ -1,0 +1,383 @@
+//! Keys that keyward mints: a prefix, 30 random base62 characters, and a checksum of 6.
+//!
+//! ```text
+//! acme_live_ 0123456789ABCDEFGHIJKLMNOPQRST 4MTgoG
+//! prefix     random                         CRC-32 (IEEE) of all before it, most significant digit first
+//! ```
+//!
+//! The prefix lets a scanner find a leaked key and its owner; the checksum lets anyone tell a key from a text
+//! that looks like one, and refuse a typo, without asking a daemon. It is no secret and protects nothing: the
+//! 178 random bits do. One base62 alphabet serves both parts: `0-9`, `A-Z`, `a-z`, in this order.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use crate::record::Digest;
+
+/// The digits of base62, in the order of their values.
+const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/// Random characters in a key: 178 bits, more than anyone can guess and than UUIDs or AES-128 keys have.
+pub const RANDOM_CHARACTERS: usize = 30;
+
+/// Characters of the checksum: the fewest base62 digits that can write every CRC-32.
+pub const CHECKSUM_CHARACTERS: usize = 6;
+
+/// Longest prefix, in bytes: room for a company, an environment and a kind of key.
+pub const MAX_PREFIX: usize = 32;
+
+/// The first byte value that cannot be mapped evenly: 248 is the largest multiple of 62 that a byte holds.
+const UNBIASED: u8 = 248;
+
+/// Random bytes fetched at a time: one in 32 is thrown away, so one system call is enough for every key that
+/// will ever be minted but perhaps one in 10^15.
+const RANDOM_BYTES: usize = 48;
+
+const _: () = {
+    let digits = ALPHABET.len() as u64;
+    assert!(digits.pow(CHECKSUM_CHARACTERS as u32) > u32::MAX as u64);
+    assert!(digits.pow(CHECKSUM_CHARACTERS as u32 - 1) <= u32::MAX as u64);
+    assert!((UNBIASED as usize).is_multiple_of(ALPHABET.len()));
+    // Every minted key fits a request.
+    assert!(MAX_PREFIX + RANDOM_CHARACTERS + CHECKSUM_CHARACTERS <= keyward_protocol::MAX_KEY);
+};
+
+/// What minted keys begin with: 1..=[`MAX_PREFIX`] bytes of `a-z`, `0-9` and `_`, the last of them `_`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix(Box<str>);
+
+/// Why a text is not a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrefixError {
+    /// No text at all.
+    #[error("a prefix has at least one character, as in acme_live_")]
+    Empty,
+    /// More than [`MAX_PREFIX`] bytes.
+    #[error("a prefix has at most {MAX_PREFIX} characters")]
+    TooLong,
+    /// A character other than `a-z`, `0-9` and `_`.
+    #[error("a prefix consists of a-z, 0-9 and _ only, as in acme_live_")]
+    Character,
+    /// The last character is not `_`.
+    #[error("a prefix ends in _, as in acme_live_")]
+    End,
+}
+
+impl Prefix {
+    /// The prefix as text, with its final `_`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Prefix {
+    /// `acme_live_`
+    fn default() -> Self {
+        Self("acme_live_".into())
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = PrefixError;
+
+    fn from_str(text: &str) -> Result<Self, PrefixError> {
+        if text.is_empty() {
+            return Err(PrefixError::Empty);
+        }
+        if text.len() > MAX_PREFIX {
+            return Err(PrefixError::TooLong);
+        }
+        if !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+            return Err(PrefixError::Character);
+        }
+        // The separator is no base62 digit: it shows where the random part begins, so that a key fits at most
+        // one prefix.
+        if !text.ends_with('_') {
+            return Err(PrefixError::End);
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a key's form says about it, before any look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Minted {
+    /// It begins with no minted prefix: someone else's key, of any form.
+    NotOurs,
+    /// It was minted with one of the prefixes, or made by someone who knows the form: only a look-up can
+    /// tell.
+    Valid,
+    /// It begins with a minted prefix, and its length, an unexpected character or its checksum is wrong.
+    Malformed,
+}
+
+/// A new key, from the system's random source. The text is wiped when it is dropped.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn mint(prefix: &Prefix) -> Result<Zeroizing<String>, getrandom::Error> {
+    mint_from(prefix, getrandom::fill)
+}
+
+/// Compares a key with the form of the keys minted with `prefixes`; allocates nothing.
+///
+/// Prefixes may begin alike (`acme_`, `acme_live_`): a key fits at most one of them.
+pub fn check(key: &[u8], prefixes: &[Prefix]) -> Minted {
+    let mut minted = Minted::NotOurs;
+    for prefix in prefixes {
+        if let Some(rest) = key.strip_prefix(prefix.0.as_bytes()) {
+            if is_complete(key, rest) {
+                return Minted::Valid;
+            }
+            minted = Minted::Malformed;
+        }
+    }
+    minted
+}
+
+/// The SHA-256 of a key, as exports and snapshots hold it.
+pub fn hash(key: &[u8]) -> Digest {
+    Sha256::digest(key).into()
+}
+
+/// Whether `rest`, which is `key` without its prefix, is a random part and the checksum of all before it.
+fn is_complete(key: &[u8], rest: &[u8]) -> bool {
+    if rest.len() != RANDOM_CHARACTERS + CHECKSUM_CHARACTERS {
+        return false;
+    }
+    let (random, written) = rest.split_at(RANDOM_CHARACTERS);
+    let covered = &key[..key.len() - CHECKSUM_CHARACTERS];
+    random.iter().all(u8::is_ascii_alphanumeric) && written == checksum(covered)
+}
+
+/// CRC-32 in base62, padded with zeros. It detects every change of `text` that stays within 32 bits in a row:
+/// each mistyped character, and each swapped pair of neighbours.
+fn checksum(text: &[u8]) -> [u8; CHECKSUM_CHARACTERS] {
+    let mut rest = crc32fast::hash(text) as usize;
+    let mut digits = [0; CHECKSUM_CHARACTERS];
+    for digit in digits.iter_mut().rev() {
+        *digit = ALPHABET[rest % ALPHABET.len()];
+        rest /= ALPHABET.len();
+    }
+    digits
+}
+
+/// Mints from any source of random bytes. A byte that would favour some digits is thrown away, not folded.
+fn mint_from<E>(
+    prefix: &Prefix,
+    mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
+) -> Result<Zeroizing<String>, E> {
+    let length = prefix.0.len() + RANDOM_CHARACTERS;
+    // Of the final size from the start: a string that grows would leave a part of the key behind, unwiped.
+    let mut key = Zeroizing::new(String::with_capacity(length + CHECKSUM_CHARACTERS));
+    key.push_str(&prefix.0);
+    let mut random = Zeroizing::new([0; RANDOM_BYTES]);
+    while key.len() < length {
+        fill(random.as_mut_slice())?;
+        let even = random.iter().filter(|byte| **byte < UNBIASED);
+        for byte in even.take(length - key.len()) {
+            key.push(char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
+        }
+    }
+    for digit in checksum(key.as_bytes()) {
+        key.push(char::from(digit));
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys and their checksums, computed with Python's `zlib.crc32`.
+    const VECTORS: [(&str, &str); 5] = [
+        ("acme_live_", "acme_live_0123456789ABCDEFGHIJKLMNOPQRST4MTgoG"),
+        ("acme_live_", "acme_live_zzzzzzzzzzzzzzzzzzzzzzzzzzzzzz4T4zUE"),
+        ("acme_test_", "acme_test_UVWXYZabcdefghijklmnopqrstuvwx2Ji0NJ"),
+        ("_", "_0000000000000000000000000000002vgxjO"),
+        // A CRC of 233,386, which needs three digits: the others are zeros.
+        ("acme_live_", "acme_live_MKCzfx90glNp02f4hY8bveVq21VYjy000yiI"),
+    ];
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().expect("a prefix")
+    }
+
+    #[test]
+    fn known_keys_are_valid() {
+        for (begin, key) in VECTORS {
+            assert_eq!(check(key.as_bytes(), &[prefix(begin)]), Minted::Valid, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_of_everything_before_it() {
+        assert_eq!(&checksum(b"123456789"), b"3jZRME", "CRC-32's check value, 0xCBF43926");
+        let moved = "acme_test_0123456789ABCDEFGHIJKLMNOPQRST4MTgoG";
+        assert_eq!(check(moved.as_bytes(), &[prefix("acme_test_")]), Minted::Malformed);
+    }
+
+    #[test]
+    fn a_minted_key_is_valid_and_of_known_length() {
+        for text in ["_", "acme_live_", "a2345678901234567890123456789_0_"] {
+            let prefix = prefix(text);
+            let key = mint(&prefix).expect("randomness");
+            assert!(key.starts_with(text));
+            assert_eq!(key.len(), text.len() + 36);
+            assert_eq!(check(key.as_bytes(), &[prefix]), Minted::Valid, "{}", *key);
+        }
+    }
+
+    #[test]
+    fn every_single_typo_is_refused() {
+        let ours = [prefix("acme_live_")];
+        for (_, key) in VECTORS.iter().filter(|(begin, _)| *begin == "acme_live_") {
+            for position in 0..key.len() {
+                for typo in 0..=u8::MAX {
+                    let mut typed = key.as_bytes().to_vec();
+                    if typed[position] == typo {
+                        continue;
+                    }
+                    typed[position] = typo;
+                    let expected = if position < 10 { Minted::NotOurs } else { Minted::Malformed };
+                    assert_eq!(check(&typed, &ours), expected, "{key} with {typo} at {position}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn swapped_neighbours_are_refused() {
+        let ours = [prefix("acme_live_")];
+        for (_, key) in VECTORS.iter().filter(|(begin, _)| *begin == "acme_live_") {
+            for position in 10..key.len() - 1 {
+                let mut typed = key.as_bytes().to_vec();
+                typed.swap(position, position + 1);
+                if typed != key.as_bytes() {
+                    assert_eq!(check(&typed, &ours), Minted::Malformed, "{key} swapped at {position}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_length_is_malformed() {
+        let ours = [prefix("acme_live_")];
+        let key = VECTORS[0].1.as_bytes();
+        for length in 10..key.len() {
+            assert_eq!(check(&key[..length], &ours), Minted::Malformed, "{length} bytes");
+        }
+        assert_eq!(check(&[key, b"0"].concat(), &ours), Minted::Malformed);
+        assert_eq!(check(&[key, b"\n"].concat(), &ours), Minted::Malformed);
+        assert_eq!(check(&[key, key].concat(), &ours), Minted::Malformed);
+    }
+
+    #[test]
+    fn a_foreign_character_is_malformed_even_with_a_matching_checksum() {
+        let mut key = b"acme_live_0123456789ABCDEFGHIJKLMNOPQR-\xff".to_vec();
+        let sum = checksum(&key);
+        key.extend(sum);
+        assert_eq!(check(&key, &[prefix("acme_live_")]), Minted::Malformed);
+    }
+
+    #[test]
+    fn other_peoples_keys_have_any_form() {
+        let ours = [prefix("acme_live_"), prefix("acme_test_")];
+        for key in ["", "a", "acme_live", "ACME_LIVE_", "sk_live_0123", "eyJhbGciOiJIUzI1NiJ9.e30.x"] {
+            assert_eq!(check(key.as_bytes(), &ours), Minted::NotOurs, "{key}");
+        }
+        assert_eq!(check(VECTORS[0].1.as_bytes(), &[]), Minted::NotOurs, "no prefix is configured");
+    }
+
+    #[test]
+    fn prefixes_may_begin_alike() {
+        let (long, short) = (prefix("acme_live_"), prefix("acme_"));
+        let (long_key, short_key) = (mint(&long).expect("randomness"), mint(&short).expect("randomness"));
+        for prefixes in [[long.clone(), short.clone()], [short, long]] {
+            assert_eq!(check(long_key.as_bytes(), &prefixes), Minted::Valid);
+            assert_eq!(check(short_key.as_bytes(), &prefixes), Minted::Valid);
+            assert_eq!(check(b"acme_live_", &prefixes), Minted::Malformed);
+        }
+    }
+
+    #[test]
+    fn every_byte_below_248_makes_its_digit_and_the_rest_none() {
+        let mut next = 0_u8;
+        let mut keys = String::new();
+        // A source that counts: 256 bytes hold each digit four times, and 8 bytes that must not count.
+        let mut counted = |buffer: &mut [u8]| {
+            for byte in buffer {
+                *byte = next;
+                next = next.wrapping_add(1);
+            }
+            Ok::<(), ()>(())
+        };
+        for _ in 0..16 {
+            let key = mint_from(&prefix("_"), &mut counted).expect("the source does not fail");
+            keys.push_str(&key[1..31]);
+        }
+        assert!(keys.starts_with("0123456789ABCDEFGHIJKLMNOPQRST"), "{keys}");
+        // Each key takes 30 of 48 bytes. The sixth begins at 240: eight digits, and 248..=255 are skipped.
+        assert_eq!(&keys[150..180], "stuvwxyz0123456789ABCDEFGHIJKL", "{keys}");
+    }
+
+    #[test]
+    fn a_source_that_fails_mints_nothing() {
+        assert_eq!(mint_from(&prefix("_"), |_| Err("dry")).expect_err("fails"), "dry");
+    }
+
+    #[test]
+    fn digits_are_spread_evenly() {
+        const KEYS: usize = 20_000;
+        let prefix = prefix("acme_live_");
+        let mut counts = [0_u32; 256];
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..KEYS {
+            let key = mint(&prefix).expect("randomness");
+            key[10..40].bytes().for_each(|digit| counts[usize::from(digit)] += 1);
+            assert!(seen.insert(key.to_string()), "minted twice");
+        }
+        // 600,000 digits, 9,677 of each expected with a standard deviation of 98: seven of those either way
+        // happen once in billions of runs. Folding all 256 values would give eight digits 2 % each, not 1.6
+        // %.
+        let expected = (KEYS * RANDOM_CHARACTERS / ALPHABET.len()) as u32;
+        for digit in ALPHABET {
+            let count = counts[usize::from(*digit)];
+            assert!(count.abs_diff(expected) < 700, "{}: {count}, expected {expected}", char::from(*digit));
+        }
+    }
+
+    #[test]
+    fn the_alphabet_is_sorted_so_it_has_no_digit_twice() {
+        assert!(ALPHABET.is_sorted_by(|a, b| a < b));
+        assert!(ALPHABET.iter().all(u8::is_ascii_alphanumeric));
+    }
+
+    #[test]
+    fn a_hash_is_plain_sha_256() {
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(const_hex::encode(hash(b"abc")), expected);
+    }
+
+    #[test]
+    fn what_is_not_a_prefix_says_why() {
+        let refused = |text: &str| text.parse::<Prefix>().expect_err("not a prefix");
+        assert_eq!(refused(""), PrefixError::Empty);
+        assert_eq!(refused(&format!("{}_", "a".repeat(32))), PrefixError::TooLong);
+        for text in ["Acme_", "acme-live_", "acme live_", "acmé_", "acme_\n"] {
+            assert_eq!(refused(text), PrefixError::Character, "{text}");
+        }
+        assert_eq!(refused("acme"), PrefixError::End);
+        assert_eq!(prefix("acme_live_").to_string(), "acme_live_");
+        assert!(format!("{}_", "a".repeat(31)).parse::<Prefix>().is_ok());
+    }
+}
