@@ -124,8 +124,8 @@ fn resolve_source(
     })
 }
 
-const NO_FORMAT: &str = "the file's extension tells no format: name it .csv or .jsonl, or set source.format to \
-     \"csv\" or \"jsonl\"";
+const NO_FORMAT: &str = "the file's extension tells no format: name it .csv or .jsonl, or set source.format \
+     to \"csv\" or \"jsonl\"";
 
 fn distinct(file: Option<&Path>, keys: Keys) -> Result<Keys, ConfigError> {
     for (index, prefix) in keys.minted_prefixes.iter().enumerate() {
