@@ -1,8 +1,8 @@
 //! The only place that reads the system's clocks.
 //!
-//! Token buckets need time that never steps back, and that goes on while the machine is suspended, or a laptop
-//! opened in the morning would find yesterday's empty bucket: CLOCK_BOOTTIME. A key's validity is written in
-//! calendar time: CLOCK_REALTIME. A worker reads both once for each batch.
+//! Token buckets need time that never steps back, and that goes on while the machine is suspended, or a
+//! laptop opened in the morning would find yesterday's empty bucket: CLOCK_BOOTTIME. A key's validity is
+//! written in calendar time: CLOCK_REALTIME. A worker reads both once for each batch.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,9 +16,9 @@ const FIRST_TICK: u64 = 1;
 
 /// Reads [`Now`], in ticks since this clock's origin.
 ///
-/// Every part of a daemon that charges the same buckets must count from the same origin: make one clock at the
-/// start and clone it, one for each thread. Sharing one clock between threads is correct but slower, because
-/// the memory of its latest tick would travel between their processors.
+/// Every part of a daemon that charges the same buckets must count from the same origin: make one clock at
+/// the start and clone it, one for each thread. Sharing one clock between threads is correct but slower,
+/// because the memory of its latest tick would travel between their processors.
 #[derive(Debug)]
 pub struct Clock {
     /// CLOCK_BOOTTIME at construction, in nanoseconds.
@@ -40,8 +40,8 @@ impl Clock {
         Now { ticks: self.at_least_latest(ticks), unix: unix_seconds(clock_gettime(ClockId::Realtime)) }
     }
 
-    /// Holds the ticks where they are for as long as the system's clock is behind them. Relaxed is enough: the
-    /// one word carries no news of any other.
+    /// Holds the ticks where they are for as long as the system's clock is behind them. Relaxed is enough:
+    /// the one word carries no news of any other.
     fn at_least_latest(&self, ticks: u64) -> u64 {
         self.latest.fetch_max(ticks, Ordering::Relaxed).max(ticks)
     }

@@ -40,7 +40,7 @@ const _: () = {
     let digits = ALPHABET.len() as u64;
     assert!(digits.pow(CHECKSUM_CHARACTERS as u32) > u32::MAX as u64);
     assert!(digits.pow(CHECKSUM_CHARACTERS as u32 - 1) <= u32::MAX as u64);
-    assert!(UNBIASED as usize % ALPHABET.len() == 0);
+    assert!((UNBIASED as usize).is_multiple_of(ALPHABET.len()));
     // Every minted key fits a request.
     assert!(MAX_PREFIX + RANDOM_CHARACTERS + CHECKSUM_CHARACTERS <= keyward_protocol::MAX_KEY);
 };
@@ -70,6 +70,13 @@ impl Prefix {
     /// The prefix as text, with its final `_`.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl Default for Prefix {
+    /// `acme_live_`
+    fn default() -> Self {
+        Self("acme_live_".into())
     }
 }
 
@@ -106,7 +113,8 @@ impl fmt::Display for Prefix {
 pub enum Minted {
     /// It begins with no minted prefix: someone else's key, of any form.
     NotOurs,
-    /// It was minted with one of the prefixes, or made by someone who knows the form: only a look-up can tell.
+    /// It was minted with one of the prefixes, or made by someone who knows the form: only a look-up can
+    /// tell.
     Valid,
     /// It begins with a minted prefix, and its length, an unexpected character or its checksum is wrong.
     Malformed,
@@ -339,7 +347,8 @@ mod tests {
             assert!(seen.insert(key.to_string()), "minted twice");
         }
         // 600,000 digits, 9,677 of each expected with a standard deviation of 98: seven of those either way
-        // happen once in billions of runs. Folding all 256 values would give eight digits 2 % each, not 1.6 %.
+        // happen once in billions of runs. Folding all 256 values would give eight digits 2 % each, not 1.6
+        // %.
         let expected = (KEYS * RANDOM_CHARACTERS / ALPHABET.len()) as u32;
         for digit in ALPHABET {
             let count = counts[usize::from(*digit)];

@@ -125,7 +125,8 @@ mod tests {
         assert_eq!(Rate::new(1, SECOND, 0), Err(RateError::ZeroBurst));
         assert_eq!(Rate::new(1, SECOND, 1 << 32), Err(RateError::BurstTooLarge));
         assert!(Rate::new(10_000_000, SECOND, 1).is_ok());
-        assert_eq!(Rate::new(10_000_001, SECOND, 1), Err(RateError::TooFast));
+        // The period is what counts, and it is rounded up: 10,000,001 a second is ten million.
+        assert_eq!(Rate::new(10_020_000, SECOND, 1), Err(RateError::TooFast));
         assert!(Rate::new(1, 365 * DAY, 4).is_ok());
         assert_eq!(Rate::new(1, 365 * DAY, 5), Err(RateError::TooSlow));
         assert_eq!(Rate::new(1, u64::MAX, 1), Err(RateError::TooSlow));

@@ -1,0 +1,160 @@
+//! The file as it is written: what serde fills, with the default of every setting.
+//!
+//! A setting of [`None`] is one whose value depends on another setting, on the command line or on the
+//! machine; [`Config`](super::Config) has it resolved.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::Deserializer;
+
+use super::columns::{Column, Field};
+use super::path::{AbsolutePath, SocketPath};
+use super::text::{self, MAX_DURATION};
+use super::value::{LogFormat, LogLevel, MaxShrink, SocketMode, SourceFormat};
+use super::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Group, Keys, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
+use crate::key_format::Prefix;
+
+/// Shorter, and a client that pauses to think would reconnect all the time.
+const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
+/// Zero closes connections at once.
+const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
+/// More often is a busy loop: the poll is only a net under the watcher.
+const POLL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
+/// Zero reads a changed file at once; more than a minute would hold up revocations.
+const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+/// Compared with `poll` as well.
+const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) server: Server,
+    pub(super) source: Source,
+    pub(super) keys: Keys,
+    pub(super) log: Log,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [server]")]
+pub(super) struct Server {
+    pub(super) socket: SocketPath,
+    pub(super) socket_mode: SocketMode,
+    pub(super) socket_group: Option<Group>,
+    pub(super) admin_socket: Option<SocketPath>,
+    pub(super) state_dir: AbsolutePath,
+    #[serde(deserialize_with = "workers")]
+    pub(super) workers: Option<u32>,
+    #[serde(deserialize_with = "max_connections")]
+    pub(super) max_connections: u32,
+    #[serde(deserialize_with = "idle_timeout")]
+    pub(super) idle_timeout: Option<Duration>,
+    #[serde(deserialize_with = "drain_timeout")]
+    pub(super) drain_timeout: Duration,
+    pub(super) allow_uids: Vec<Id>,
+    pub(super) allow_gids: Vec<Id>,
+    pub(super) admin_uids: Vec<Id>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [source]")]
+pub(super) struct Source {
+    pub(super) path: Option<AbsolutePath>,
+    pub(super) format: Option<SourceFormat>,
+    #[serde(deserialize_with = "poll")]
+    pub(super) poll: Duration,
+    #[serde(deserialize_with = "settle")]
+    pub(super) settle: Duration,
+    pub(super) max_shrink: MaxShrink,
+    #[serde(deserialize_with = "max_staleness")]
+    pub(super) max_staleness: Option<Duration>,
+    pub(super) ignore: Vec<Column>,
+    pub(super) columns: BTreeMap<Field, Column>,
+}
+
+/// The number of a user or a group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Id(pub(super) u32);
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            socket: SocketPath::known(DEFAULT_SOCKET),
+            socket_mode: SocketMode::DEFAULT,
+            socket_group: None,
+            admin_socket: None,
+            state_dir: AbsolutePath(PathBuf::from(DEFAULT_STATE_DIR)),
+            workers: None,
+            max_connections: 4096,
+            idle_timeout: Some(Duration::from_secs(300)),
+            drain_timeout: Duration::from_secs(5),
+            allow_uids: Vec::new(),
+            allow_gids: Vec::new(),
+            admin_uids: Vec::new(),
+        }
+    }
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            path: None,
+            format: None,
+            poll: Duration::from_secs(2),
+            settle: Duration::from_millis(50),
+            max_shrink: MaxShrink::DEFAULT,
+            max_staleness: None,
+            ignore: Vec::new(),
+            columns: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { minted_prefixes: vec![Prefix::default()] }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: LogLevel::Info, format: LogFormat::Text }
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text::integer(deserializer, 0..=MAX_ID).map(Self)
+    }
+}
+
+fn workers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    text::integer(deserializer, 1..=MAX_WORKERS).map(Some)
+}
+
+fn max_connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    text::integer(deserializer, 1..=MAX_CONNECTIONS)
+}
+
+fn idle_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    text::duration_or_never(deserializer, IDLE_TIMEOUT)
+}
+
+fn drain_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    text::duration(deserializer, DRAIN_TIMEOUT)
+}
+
+fn poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    text::duration(deserializer, POLL)
+}
+
+fn settle<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    text::duration(deserializer, SETTLE)
+}
+
+fn max_staleness<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    text::duration_or_never(deserializer, MAX_STALENESS)
+}

@@ -1,0 +1,177 @@
+//! Puts the command line over the file, and settles what depends on more than one setting.
+
+use std::path::{Path, PathBuf};
+
+use super::columns::Columns;
+use super::file::{self, File, Id};
+use super::path::{SocketPath, usable};
+use super::value::SourceFormat;
+use super::{Clients, Config, ConfigError, Keys, MAX_WORKERS, Overrides, Server, Source};
+
+/// Where a value came from, and so what an error about it names.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Setting(Option<&'a Path>, &'static str),
+    Option(&'static str),
+}
+
+impl Origin<'_> {
+    fn refuse(self, problem: impl ToString) -> ConfigError {
+        match self {
+            Self::Setting(file, setting) => wrong(file, setting, problem),
+            Self::Option(option) => ConfigError::Option { option, problem: problem.to_string() },
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Setting(_, name) | Self::Option(name) => name,
+        }
+    }
+}
+
+/// `file` is `None` for a daemon started with options alone.
+pub(super) fn resolve(
+    file: Option<&Path>,
+    settings: File,
+    overrides: Overrides,
+) -> Result<Config, ConfigError> {
+    let Overrides { source, socket, admin_socket, state_dir } = overrides;
+    Ok(Config {
+        server: resolve_server(file, settings.server, socket, admin_socket, state_dir)?,
+        source: resolve_source(file, settings.source, source)?,
+        keys: distinct(file, settings.keys)?,
+        log: settings.log,
+    })
+}
+
+fn resolve_server(
+    file: Option<&Path>,
+    settings: file::Server,
+    socket: Option<PathBuf>,
+    admin_socket: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+) -> Result<Server, ConfigError> {
+    let (socket, socket_origin) = match socket {
+        Some(path) => (option_socket(path, "--socket")?, Origin::Option("--socket")),
+        None => (settings.socket, Origin::Setting(file, "server.socket")),
+    };
+    let (admin_socket, admin_origin) = match (admin_socket, settings.admin_socket) {
+        (Some(path), _) => (option_socket(path, "--admin-socket")?, Origin::Option("--admin-socket")),
+        (None, Some(path)) => (path, Origin::Setting(file, "server.admin_socket")),
+        (None, None) => (beside(&socket, socket_origin)?, socket_origin),
+    };
+    if socket == admin_socket {
+        let problem = match admin_origin.name() == socket_origin.name() {
+            true => "is the admin socket's path: choose another, or set server.admin_socket".to_owned(),
+            false => format!("is the path of {} too: each socket needs its own", socket_origin.name()),
+        };
+        return Err(admin_origin.refuse(problem));
+    }
+    let state_dir = match state_dir {
+        Some(path) => option_path(path, "--state-dir")?,
+        None => settings.state_dir.0,
+    };
+    Ok(Server {
+        socket,
+        socket_mode: settings.socket_mode,
+        socket_group: settings.socket_group,
+        admin_socket,
+        state_dir,
+        workers: settings.workers.map_or_else(available_workers, |workers| workers as usize),
+        max_connections: settings.max_connections as usize,
+        idle_timeout: settings.idle_timeout,
+        drain_timeout: settings.drain_timeout,
+        clients: Clients { uids: sorted(settings.allow_uids), gids: sorted(settings.allow_gids) },
+        admin_uids: sorted(settings.admin_uids),
+    })
+}
+
+fn resolve_source(
+    file: Option<&Path>,
+    settings: file::Source,
+    option: Option<PathBuf>,
+) -> Result<Source, ConfigError> {
+    if let Some(staleness) = settings.max_staleness.filter(|staleness| *staleness <= settings.poll) {
+        let [staleness, poll] = [staleness, settings.poll].map(humantime::format_duration);
+        let problem =
+            format!("{staleness} would pass between two polls: make it longer than source.poll ({poll})");
+        return Err(wrong(file, "source.max_staleness", problem));
+    }
+    let (path, format) = match (option, settings.path) {
+        // The file's format belongs to the file's path: a path that tells its own is believed first.
+        (Some(path), _) => {
+            let path = option_path(path, "--source")?;
+            let format = SourceFormat::of_extension(&path).or(settings.format);
+            (path, format.ok_or_else(|| Origin::Option("--source").refuse(NO_FORMAT))?)
+        }
+        (None, Some(path)) => {
+            let format = settings.format.or_else(|| SourceFormat::of_extension(&path.0));
+            (path.0, format.ok_or_else(|| wrong(file, "source.path", NO_FORMAT))?)
+        }
+        (None, None) => return Err(ConfigError::NoSource { file: file.map(Path::to_owned) }),
+    };
+    let columns = Columns::new(settings.columns, settings.ignore)
+        .map_err(|(setting, problem)| wrong(file, setting, problem))?;
+    Ok(Source {
+        path,
+        format,
+        poll: settings.poll,
+        settle: settings.settle,
+        max_shrink: settings.max_shrink,
+        max_staleness: settings.max_staleness,
+        columns,
+    })
+}
+
+const NO_FORMAT: &str = "the file's extension tells no format: name it .csv or .jsonl, or set source.format \
+     to \"csv\" or \"jsonl\"";
+
+fn distinct(file: Option<&Path>, keys: Keys) -> Result<Keys, ConfigError> {
+    for (index, prefix) in keys.minted_prefixes.iter().enumerate() {
+        if keys.minted_prefixes[..index].contains(prefix) {
+            let problem = format!("\"{prefix}\" is listed already: leave one out");
+            return Err(wrong(file, format!("keys.minted_prefixes[{index}]"), problem));
+        }
+    }
+    Ok(keys)
+}
+
+/// Without a file every setting has its default, and a default is never wrong: the name is for completeness.
+fn wrong(file: Option<&Path>, setting: impl Into<String>, problem: impl ToString) -> ConfigError {
+    ConfigError::Setting {
+        file: file.unwrap_or(Path::new("defaults")).to_owned(),
+        position: None,
+        setting: Some(setting.into()),
+        problem: problem.to_string(),
+    }
+}
+
+fn option_socket(path: PathBuf, option: &'static str) -> Result<SocketPath, ConfigError> {
+    SocketPath::new(path).map_err(|error| Origin::Option(option).refuse(error))
+}
+
+fn option_path(path: PathBuf, option: &'static str) -> Result<PathBuf, ConfigError> {
+    usable(&path).map_err(|problem| Origin::Option(option).refuse(problem))?;
+    Ok(path)
+}
+
+fn beside(socket: &SocketPath, origin: Origin<'_>) -> Result<SocketPath, ConfigError> {
+    socket.admin_beside().map_err(|_| {
+        origin.refuse(
+            "leaves no room for admin.sock beside it: choose a shorter path, or set server.admin_socket",
+        )
+    })
+}
+
+/// Where the machine does not say how many processors there are, one.
+fn available_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS as usize)
+}
+
+fn sorted(ids: Vec<Id>) -> Box<[u32]> {
+    let mut ids: Vec<u32> = ids.into_iter().map(|Id(id)| id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids.into()
+}

@@ -1,0 +1,223 @@
+//! Settings that are more than a number, a text or a duration.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+
+use super::text::{Text, deserialize_text};
+
+/// The permission bits of the verify socket: `0o001..=0o777`, with a write bit among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SocketMode(u32);
+
+impl SocketMode {
+    /// The default: the owner and the socket's group may connect.
+    pub(super) const DEFAULT: Self = Self(0o660);
+
+    /// The bits, as `chmod` takes them.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl Text for SocketMode {
+    const EXPECTED: &'static str = "octal digits in quotes, such as \"0660\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let octal = matches!(text.len(), 3 | 4) && text.bytes().all(|byte| byte.is_ascii_digit());
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if octal && mode <= 0o777 && mode & 0o222 != 0 => Ok(Self(mode)),
+            Ok(mode) if octal && mode <= 0o777 => {
+                Err(format!("{text:?} lets nobody write, and so nobody connect: write one such as \"0660\""))
+            }
+            _ => Err(format!("{text:?} is not a mode: write octal digits from \"0200\" to \"0777\"")),
+        }
+    }
+}
+
+/// The largest part of the keys that one reload may remove: `0.0..=1.0`.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct MaxShrink(f64);
+
+impl MaxShrink {
+    /// The default: half of the keys. An export that lost more is likelier broken than meant.
+    pub(super) const DEFAULT: Self = Self(0.5);
+
+    /// The part, `0.0..=1.0`.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for MaxShrink {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PartVisitor;
+
+        impl Visitor<'_> for PartVisitor {
+            type Value = MaxShrink;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number from 0.0 (no key may go) to 1.0 (all but one may)")
+            }
+
+            fn visit_f64<E: Error>(self, part: f64) -> Result<MaxShrink, E> {
+                // Not a number is in no range.
+                match (0.0..=1.0).contains(&part) {
+                    true => Ok(MaxShrink(part)),
+                    false => Err(E::invalid_value(Unexpected::Float(part), &self)),
+                }
+            }
+
+            fn visit_i64<E: Error>(self, part: i64) -> Result<MaxShrink, E> {
+                match part {
+                    0 => Ok(MaxShrink(0.0)),
+                    1 => Ok(MaxShrink(1.0)),
+                    _ => Err(E::invalid_value(Unexpected::Signed(part), &self)),
+                }
+            }
+        }
+
+        deserializer.deserialize_f64(PartVisitor)
+    }
+}
+
+/// How the source is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceFormat {
+    /// Comma-separated values with a header row.
+    Csv,
+    /// One JSON object a line.
+    JsonLines,
+}
+
+impl SourceFormat {
+    /// By a file's extension, without regard to case: `csv`; `jsonl` and `ndjson`.
+    pub(super) fn of_extension(path: &std::path::Path) -> Option<Self> {
+        match path.extension()?.to_ascii_lowercase().as_encoded_bytes() {
+            b"csv" => Some(Self::Csv),
+            b"jsonl" | b"ndjson" => Some(Self::JsonLines),
+            _ => None,
+        }
+    }
+}
+
+impl Text for SourceFormat {
+    const EXPECTED: &'static str = "\"csv\" or \"jsonl\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "csv" => Ok(Self::Csv),
+            "jsonl" => Ok(Self::JsonLines),
+            _ => Err(format!("{text:?} is not a format: write \"csv\" or \"jsonl\"")),
+        }
+    }
+}
+
+/// How much is logged: this level and the graver ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LogLevel {
+    /// What stops the daemon from doing its work.
+    Error,
+    /// What an operator should look at.
+    Warn,
+    /// Starts, reloads, revocations.
+    Info,
+    /// What helps to find a fault.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Text for LogLevel {
+    const EXPECTED: &'static str = "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "error" => Ok(Self::Error),
+            "warn" => Ok(Self::Warn),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            "trace" => Ok(Self::Trace),
+            _ => Err(format!("{text:?} is not a level: write {}", Self::EXPECTED)),
+        }
+    }
+}
+
+impl From<LogLevel> for tracing::Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+impl Text for LogFormat {
+    const EXPECTED: &'static str = "\"text\" or \"json\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{text:?} is not a format: write \"text\" or \"json\"")),
+        }
+    }
+}
+
+deserialize_text!(SocketMode, SourceFormat, LogLevel, LogFormat);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_is_three_or_four_octal_digits_of_permissions() {
+        for (text, bits) in [("0660", 0o660), ("660", 0o660), ("0777", 0o777), ("0200", 0o200)] {
+            assert_eq!(SocketMode::parse(text).map(SocketMode::bits), Ok(bits), "{text}");
+        }
+        for text in ["", "0", "66", "0o660", "1660", "4755", "0680", "+660", "rw-rw----", "00660"] {
+            let refused = SocketMode::parse(text).expect_err("not a mode");
+            let expected = format!("{text:?} is not a mode: write octal digits from \"0200\" to \"0777\"");
+            assert_eq!(refused, expected);
+        }
+        let refused = SocketMode::parse("0444").expect_err("nobody may connect");
+        assert_eq!(refused, r#""0444" lets nobody write, and so nobody connect: write one such as "0660""#);
+    }
+
+    #[test]
+    fn an_extension_tells_the_format() {
+        let of = |path: &str| SourceFormat::of_extension(path.as_ref());
+        assert_eq!(of("/keys.csv"), Some(SourceFormat::Csv));
+        assert_eq!(of("/keys.CSV"), Some(SourceFormat::Csv));
+        assert_eq!(of("keys.old.jsonl"), Some(SourceFormat::JsonLines));
+        assert_eq!(of("keys.ndjson"), Some(SourceFormat::JsonLines));
+        for path in ["/keys", "/keys.", "/csv", ".csv", "/keys.csv/", "/keys.csv.gz", "/keys.json"] {
+            let expected = (path == "/keys.csv/").then_some(SourceFormat::Csv);
+            assert_eq!(of(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn levels_are_ordered_as_tracing_orders_them() {
+        let levels = ["error", "warn", "info", "debug", "trace"].map(LogLevel::parse);
+        for level in levels {
+            let level = level.expect("a level");
+            assert_eq!(
+                tracing::Level::from(level).to_string().to_lowercase(),
+                format!("{level:?}").to_lowercase()
+            );
+        }
+    }
+}
