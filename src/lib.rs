@@ -2,3 +2,4 @@
 
 pub mod limiter;
 pub mod record;
+pub mod source;

@@ -25,7 +25,10 @@ impl fmt::Display for Quoted<'_> {
         let mut characters = self.0.chars();
         write!(f, "\"")?;
         for character in characters.by_ref().take(most) {
-            write!(f, "{}", character.escape_debug())?;
+            match character {
+                '\'' => write!(f, "'")?,
+                _ => write!(f, "{}", character.escape_debug())?,
+            }
         }
         write!(f, "{}\"", if characters.as_str().is_empty() { "" } else { "…" })
     }
@@ -47,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_text_is_escaped_and_cut() {
-        assert_eq!(quoted("100/x"), r#""100/x""#);
+        assert_eq!(quoted("it's 100/x"), r#""it's 100/x""#);
         assert_eq!(quoted("a\"b\n\u{1b}[31m"), r#""a\"b\n\u{1b}[31m""#);
         assert_eq!(quoted(&"a b ".repeat(10)), format!("\"{}\"", "a b ".repeat(10)));
         assert_eq!(quoted(&"é b ".repeat(11)), format!("\"{}…\"", "é b ".repeat(10)));
