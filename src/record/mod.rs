@@ -11,9 +11,13 @@ use ipnet::IpNet;
 
 use crate::limiter::Rate;
 
+mod limits;
 mod origin;
+mod quoted;
 
+pub use limits::{LimitError, parse_limits, parse_rate};
 pub use origin::{Origin, OriginError};
+pub use quoted::Quoted;
 
 /// SHA-256 of a key.
 pub type Digest = [u8; 32];

@@ -1,0 +1,131 @@
+//! CSV exports: a header that says which column is which, then rows that all have its shape.
+
+use std::io::{self, BufRead};
+use std::sync::Arc;
+
+use crate::record::Quoted;
+
+use super::finding::{Column, Findings};
+use super::layout::{Field, Layout, Slot, Texts, UnknownColumn};
+use super::records::{Columns, Next, Record, Records};
+use super::row::Rows;
+
+/// Reads a CSV export; what is wrong goes to the findings of `rows`.
+pub(super) fn read(input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
+    let mut records = Records::new(input);
+    let header = match records.next()? {
+        Next::Record(record) => Header::read(&record, layout, rows.findings),
+        Next::End => {
+            rows.findings.add(0, None, "there is no header; its columns are key_hash, key_id and others");
+            None
+        }
+        Next::Broken(line, why) => {
+            rows.findings.add(line, None, why);
+            None
+        }
+    };
+    let Some(header) = header else { return Ok(()) };
+    loop {
+        match records.next()? {
+            Next::Record(record) => header.row(&record, rows),
+            Next::End => return Ok(()),
+            Next::Broken(line, why) => {
+                rows.findings.add(line, None, why);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Which column holds which field.
+struct Header {
+    columns: Vec<(Arc<str>, Option<Field>)>,
+}
+
+impl Header {
+    /// `None` where a column is wrong or missing: no row would make sense.
+    fn read(record: &Record<'_>, layout: &Layout, findings: &mut Findings) -> Option<Self> {
+        let before = findings.total();
+        let mut header = Self { columns: Vec::with_capacity(record.len()) };
+        match record.texts() {
+            Ok(names) => header.take(record.line, &names, layout, findings),
+            Err(place) => not_utf8(record.line, place, None, findings),
+        }
+        (findings.total() == before).then_some(header)
+    }
+
+    fn take(&mut self, line: u64, names: &Columns<'_>, layout: &Layout, findings: &mut Findings) {
+        if names.get(0).contains([';', '\t']) {
+            return findings.add(line, None, "the columns of a CSV file are separated by commas");
+        }
+        for (index, name) in names.iter().enumerate() {
+            let place = Some(Column::Numbered { number: index + 1, name: None });
+            let field = match layout.slot(name) {
+                Slot::Field(field) if self.index(field).is_some() => {
+                    findings.add(line, place, format_args!("there are two columns {}", Quoted(name)));
+                    None
+                }
+                Slot::Field(field) => Some(field),
+                Slot::Ignored => None,
+                Slot::Unknown => {
+                    findings.add(line, place, UnknownColumn(name));
+                    None
+                }
+            };
+            self.columns.push((name.into(), field));
+        }
+        for field in Field::ALL {
+            if layout.expects(field) && self.index(field).is_none() {
+                let column = layout.column(field);
+                findings.add(
+                    line,
+                    None,
+                    format_args!("there is no column {} in the header", Quoted(&column)),
+                );
+            }
+        }
+    }
+
+    fn index(&self, field: Field) -> Option<usize> {
+        self.columns.iter().position(|&(_, column)| column == Some(field))
+    }
+
+    fn row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
+        rows.count();
+        let (line, expected) = (record.line, self.columns.len());
+        if record.len() != expected {
+            let message = format_args!("the row has {} columns, the header {expected}", record.len());
+            return rows.findings.add(line, None, message);
+        }
+        let columns = match record.texts() {
+            Ok(columns) => columns,
+            Err(place) => {
+                let name = self.columns.get(place.0).map(|(name, _)| Arc::clone(name));
+                return not_utf8(line, place, name, rows.findings);
+            }
+        };
+        let mut texts = Texts::default();
+        for ((_, field), text) in self.columns.iter().zip(columns.iter()) {
+            if let Some(field) = field {
+                texts[*field as usize] = text;
+            }
+        }
+        rows.deliver(line, &texts, |field| self.place(field));
+    }
+
+    /// Where a field is. One without a column has no text, and nothing is wrong with that.
+    fn place(&self, field: Field) -> Column {
+        let column = self.index(field).and_then(|index| Some((index + 1, self.columns.get(index)?)));
+        match column {
+            Some((number, (name, _))) => Column::Numbered { number, name: Some(Arc::clone(name)) },
+            None => Column::Named(field.name().into()),
+        }
+    }
+}
+
+/// `place` is the column and the byte in it, counted from 0.
+fn not_utf8(line: u64, place: (usize, usize), name: Option<Arc<str>>, findings: &mut Findings) {
+    let column = Column::Numbered { number: place.0 + 1, name };
+    let message = format_args!("byte {} of it is not UTF-8; export the file as UTF-8", place.1 + 1);
+    findings.add(line, Some(column), message);
+}

@@ -1,0 +1,227 @@
+//! The fields that are one value: the hash, the texts, the status, the metadata.
+
+use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD};
+use serde_json::value::RawValue;
+
+use crate::record::{Digest, MAX_METADATA, Quoted, Status};
+
+/// Why a text is not the SHA-256 of a key. It never quotes the text, which may be the key itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HashError {
+    #[error("key_hash is missing")]
+    Missing,
+    #[error(
+        "{0} hex digits are not a SHA-256, which has 64; it must be the SHA-256 of the key, not the key itself"
+    )]
+    HexLength(usize),
+    #[error(
+        "{0} characters that are neither 64 hex digits nor base64 of 32 bytes; it must be the SHA-256 of the \
+         key, not the key itself"
+    )]
+    Other(usize),
+}
+
+/// 64 hex digits, Postgres's `\x` form of them, or base64 in either alphabet, padded or not.
+pub(super) fn hash(text: &str) -> Result<Digest, HashError> {
+    if text.is_empty() {
+        return Err(HashError::Missing);
+    }
+    let digits = text.strip_prefix("\\x").unwrap_or(text);
+    let decoded = match digits.len() {
+        64 => const_hex::decode_to_array(digits).ok(),
+        _ => base64(text),
+    };
+    decoded.ok_or_else(|| match digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        true => HashError::HexLength(digits.len()),
+        false => HashError::Other(text.chars().count()),
+    })
+}
+
+fn base64(text: &str) -> Option<Digest> {
+    let unpadded = text.strip_suffix('=').filter(|_| text.len() == 44).unwrap_or(text).as_bytes();
+    let mut digest = Digest::default();
+    [BASE64_NOPAD, BASE64URL_NOPAD].into_iter().find_map(|alphabet| {
+        (alphabet.decode_len(unpadded.len()) == Ok(digest.len())).then_some(())?;
+        let length = alphabet.decode_mut(unpadded, &mut digest).ok()?;
+        (length == digest.len()).then_some(digest)
+    })
+}
+
+/// Why a text cannot be shown in answers and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TextError {
+    #[error("key_id is missing")]
+    Missing,
+    #[error("{0} bytes are too long, at most {1} are kept")]
+    TooLong(usize, usize),
+    #[error("there is a control character in it, {}", .0.escape_unicode())]
+    Control(char),
+}
+
+/// A text of 1 to `most` bytes.
+pub(super) fn required(text: &str, most: usize) -> Result<&str, TextError> {
+    if text.is_empty() { Err(TextError::Missing) } else { optional(text, most) }
+}
+
+/// A text of at most `most` bytes, without control characters: it is shown in terminals.
+pub(super) fn optional(text: &str, most: usize) -> Result<&str, TextError> {
+    if text.len() > most {
+        return Err(TextError::TooLong(text.len(), most));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(control) => Err(TextError::Control(control)),
+        None => Ok(text),
+    }
+}
+
+/// Why a text is not a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} is not a status; it is active, disabled or revoked", Quoted(.0))]
+pub(super) struct StatusError<'a>(&'a str);
+
+/// `active`, `disabled` or `revoked`; empty is active.
+pub(super) fn status(text: &str) -> Result<Status, StatusError<'_>> {
+    match text {
+        "active" | "" => Ok(Status::Active),
+        "disabled" => Ok(Status::Disabled),
+        "revoked" => Ok(Status::Revoked),
+        _ => Err(StatusError(text)),
+    }
+}
+
+/// Why a text is not metadata. It is not quoted: applications keep personal data in there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MetadataError {
+    #[error("{0} bytes are too long, at most {MAX_METADATA} are kept")]
+    TooLong(usize),
+    #[error("it is not JSON: {0}")]
+    Syntax(serde_json::Error),
+    #[error("it must be a JSON object, as in {{\"team\":\"billing\"}}")]
+    NotObject,
+}
+
+/// A JSON object, as it was written but for spaces around it; or nothing.
+pub(super) fn metadata(text: &str) -> Result<&str, MetadataError> {
+    if text.is_empty() {
+        return Ok(text);
+    }
+    if text.len() > MAX_METADATA {
+        return Err(MetadataError::TooLong(text.len()));
+    }
+    let json: &RawValue = serde_json::from_str(text).map_err(MetadataError::Syntax)?;
+    match json.get().starts_with('{') {
+        true => Ok(json.get()),
+        false => Err(MetadataError::NotObject),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+
+    fn failed<T, E: ToString>(result: Result<T, E>) -> String {
+        result.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_hash_is_hex_or_base64() {
+        // A digest whose base64 has both characters in which the two alphabets differ.
+        let (digest, standard) = (0..)
+            .map(|n: u32| Digest::from(Sha256::digest(n.to_le_bytes())))
+            .map(|digest| (digest, data_encoding::BASE64.encode(&digest)))
+            .find(|(_, text)| text.contains('+') && text.contains('/'))
+            .expect("one of a few");
+        let url = data_encoding::BASE64URL.encode(&digest);
+        let hex = const_hex::encode(digest);
+        for text in [
+            hex.as_str(),
+            &hex.to_uppercase(),
+            &format!("\\x{hex}"),
+            &standard,
+            &url,
+            standard.trim_end_matches('='),
+            url.trim_end_matches('='),
+        ] {
+            assert_eq!(hash(text), Ok(digest), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_hash_is_described_and_not_shown() {
+        let other = |n: usize| {
+            format!(
+                "{n} characters that are neither 64 hex digits nor base64 of 32 bytes; it must be the SHA-256 \
+                 of the key, not the key itself"
+            )
+        };
+        let hex = |n: usize| {
+            format!(
+                "{n} hex digits are not a SHA-256, which has 64; it must be the SHA-256 of the key, not the key \
+                 itself"
+            )
+        };
+        assert_eq!(failed(hash("")), "key_hash is missing");
+        for (text, message) in [
+            ("0123", hex(4)),
+            (&"a".repeat(63), hex(63)),
+            (&"a".repeat(65), hex(65)),
+            (&format!("\\x{}", "a".repeat(66)), hex(66)),
+            ("\\x", hex(0)),
+            ("acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT", other(46)),
+            (&format!("{}g", "a".repeat(63)), other(64)),
+            (&format!("0x{}", "a".repeat(62)), other(64)),
+            (&format!("{}z", "A".repeat(42)), other(43)),
+            (&format!("{}==", "A".repeat(43)), other(45)),
+            (&format!("{}é", "A".repeat(43)), other(44)),
+            (&format!("+_{}", "A".repeat(41)), other(43)),
+        ] {
+            assert_eq!(failed(hash(text)), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_is_short_and_printable() {
+        assert_eq!(required(&"é".repeat(32), 64), Ok("é".repeat(32).as_str()));
+        assert_eq!(optional("", 64), Ok(""));
+        assert_eq!(failed(required("", 64)), "key_id is missing");
+        assert_eq!(failed(optional(&"a".repeat(65), 64)), "65 bytes are too long, at most 64 are kept");
+        assert_eq!(failed(optional("a\tb", 64)), r"there is a control character in it, \u{9}");
+        assert_eq!(failed(optional("a\u{85}b", 64)), r"there is a control character in it, \u{85}");
+    }
+
+    #[test]
+    fn a_status_is_one_of_three() {
+        assert_eq!(status(""), Ok(Status::Active));
+        assert_eq!(status("active"), Ok(Status::Active));
+        assert_eq!(status("disabled"), Ok(Status::Disabled));
+        assert_eq!(status("revoked"), Ok(Status::Revoked));
+        assert_eq!(
+            failed(status("Active")),
+            r#""Active" is not a status; it is active, disabled or revoked"#
+        );
+    }
+
+    #[test]
+    fn metadata_is_an_object_kept_as_written() {
+        let written = "{\"b\" : 1.0,\n \"a\":{\"b\":[]}, \"b\":2}";
+        assert_eq!(metadata(&format!(" {written}\n")).ok(), Some(written));
+        assert_eq!(metadata("").ok(), Some(""));
+        let object = |n: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(n - 8));
+        assert!(metadata(&object(MAX_METADATA)).is_ok());
+        assert_eq!(
+            failed(metadata(&object(MAX_METADATA + 1))),
+            "4097 bytes are too long, at most 4096 are kept"
+        );
+        for text in ["[]", "null", "\"{}\"", "1"] {
+            assert_eq!(
+                failed(metadata(text)),
+                "it must be a JSON object, as in {\"team\":\"billing\"}",
+                "{text}"
+            );
+        }
+        assert_eq!(failed(metadata("{\"a\":}")), "it is not JSON: expected value at line 1 column 6");
+        assert_eq!(failed(metadata("{} {}")), "it is not JSON: trailing characters at line 1 column 4");
+    }
+}

@@ -1,0 +1,84 @@
+//! Parsed lists by their text, because an export repeats the same few in millions of rows: each text is
+//! parsed once, and its rows share the result.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Texts remembered: far more than an export has plans or roles. One that goes on to differ in every row is
+/// parsed row by row, and only slower for it.
+const MAX_TEXTS: usize = 65_536;
+
+/// Bytes of all texts remembered, so that long lists cannot make a memo large either: what is parsed from a
+/// text takes a small multiple of its length.
+const MAX_BYTES: usize = 8 << 20;
+
+/// A memo of one kind of list.
+#[derive(Debug)]
+pub(super) struct Memo<T> {
+    parsed: HashMap<Box<str>, Arc<[T]>>,
+    bytes: usize,
+    nothing: Arc<[T]>,
+}
+
+impl<T> Memo<T> {
+    pub(super) fn new() -> Self {
+        Self { parsed: HashMap::new(), bytes: 0, nothing: Arc::new([]) }
+    }
+
+    /// What `parse` makes of `text`; an empty text is an empty list. Failures are not remembered.
+    pub(super) fn get<E>(
+        &mut self,
+        text: &str,
+        parse: impl FnOnce(&str) -> Result<Vec<T>, E>,
+    ) -> Result<Arc<[T]>, E> {
+        if text.is_empty() {
+            return Ok(Arc::clone(&self.nothing));
+        }
+        if let Some(parsed) = self.parsed.get(text) {
+            return Ok(Arc::clone(parsed));
+        }
+        let parsed: Arc<[T]> = parse(text)?.into();
+        if self.parsed.len() < MAX_TEXTS && self.bytes + text.len() <= MAX_BYTES {
+            self.bytes += text.len();
+            self.parsed.insert(text.into(), Arc::clone(&parsed));
+        }
+        Ok(parsed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Result<Vec<String>, ()> {
+        Ok(text.split(' ').map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn equal_texts_are_parsed_once_and_shared() {
+        let mut memo = Memo::new();
+        let first = memo.get("a b", words).expect("words");
+        let again = memo.get("a b", |_| Err("parsed twice")).expect("remembered");
+        assert!(Arc::ptr_eq(&first, &again));
+        let nothing = memo.get("", |_| Err("parsed nothing")).expect("an empty list");
+        assert!(nothing.is_empty());
+        assert_eq!(memo.get("x", |_| Err("wrong")), Err("wrong"));
+        assert!(memo.get("x", words).is_ok(), "a failure is not remembered");
+    }
+
+    #[test]
+    fn it_stops_remembering_and_goes_on_parsing() {
+        let mut memo = Memo::new();
+        for n in 0..=MAX_TEXTS {
+            memo.get(&n.to_string(), words).expect("words");
+        }
+        assert_eq!(memo.parsed.len(), MAX_TEXTS);
+
+        let mut memo = Memo::new();
+        for n in 0..200 {
+            let text = format!("{n}{}", "x".repeat(65_000));
+            assert_eq!(memo.get(&text, words).map(|list| list.len()), Ok(1));
+        }
+        assert!(memo.bytes <= MAX_BYTES && memo.parsed.len() < 200);
+    }
+}

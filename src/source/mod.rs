@@ -1,0 +1,177 @@
+//! Everything that turns an export into key records.
+//!
+//! An *export* is a text with one *row* for each key, in CSV or JSON Lines. [`read`] takes it from any `Read`
+//! and hands the [`KeyRecord`] of each row to a *sink*, one at a time: memory stays the same however long the
+//! export is. What is wrong with a row is a *finding* with its place; reading goes on, so that one pass says
+//! what there is to mend. An export with findings must not be served: that decision, and what to do about a
+//! set that is empty or has shrunk, is the caller's.
+//!
+//! ```text
+//! Read -> csv::Records  -> csv::read   \
+//!                                       row::Rows -> field, list, time -> KeyRecord -> sink
+//! Read -> lines         -> jsonl::read /       \-> finding::Findings
+//! ```
+//!
+//! An export that was cut short while it was written looks like a shorter one, so the last row has to end in
+//! a newline. One cut exactly between two rows cannot be told from a whole one; the guard against shrinking
+//! is there for that.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::record::{KeyRecord, Quoted};
+
+mod csv;
+mod field;
+mod finding;
+mod jsonl;
+mod layout;
+mod list;
+mod memo;
+mod records;
+mod row;
+#[cfg(test)]
+mod tests;
+mod time;
+
+pub use finding::{Column, Finding, Findings, MAX_FINDINGS};
+pub use layout::{Field, Layout, LayoutError};
+
+use row::Rows;
+
+/// Longest row, in bytes. All the fields with a limit of their own take 31 KiB if every byte of them is escaped
+/// as `\u0041`; the rest is for lists. A quote that is never closed ends here too, and not at the end of memory.
+pub const MAX_ROW: usize = 64 << 10;
+
+/// Bytes read at once.
+const BUFFER: usize = 64 << 10;
+
+/// The byte order mark that some spreadsheets put in front of UTF-8.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// Takes the records of an export, with the line (counted from 1) at which each begins. What it returns as an
+/// error becomes a finding at that line, and reading goes on.
+pub type Sink<'s> = dyn FnMut(u64, &KeyRecord<'_>) -> Result<(), String> + 's;
+
+/// How an export is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Comma-separated values (RFC 4180) with a header.
+    Csv,
+    /// A JSON object in each line.
+    JsonLines,
+}
+
+/// A format that cannot be told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FormatError {
+    /// The name of a file does not say its format.
+    #[error("the name {} does not say the format; end it in .csv or .jsonl, or name the format", Quoted(.0))]
+    Path(String),
+    /// Not the name of a format.
+    #[error("{} is not a format; it is csv or jsonl", Quoted(.0))]
+    Name(String),
+}
+
+impl Format {
+    /// The format that a file's name ends in: `.csv`, or `.jsonl`, `.ndjson` and `.json`, in any case.
+    ///
+    /// # Errors
+    /// When it ends in something else.
+    pub fn from_path(path: &Path) -> Result<Self, FormatError> {
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        match extension.to_ascii_lowercase().as_str() {
+            "csv" => Ok(Self::Csv),
+            "jsonl" | "ndjson" | "json" => Ok(Self::JsonLines),
+            _ => Err(FormatError::Path(path.file_name().unwrap_or_default().to_string_lossy().into_owned())),
+        }
+    }
+}
+
+/// `csv`, and `jsonl` or `ndjson`.
+impl FromStr for Format {
+    type Err = FormatError;
+
+    fn from_str(name: &str) -> Result<Self, FormatError> {
+        match name {
+            "csv" => Ok(Self::Csv),
+            "jsonl" | "ndjson" => Ok(Self::JsonLines),
+            _ => Err(FormatError::Name(name.to_owned())),
+        }
+    }
+}
+
+/// As [`FromStr`] takes it.
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Csv => "csv",
+            Self::JsonLines => "jsonl",
+        })
+    }
+}
+
+/// Reads an export to its end, and returns how many rows it has, good and bad. Each good row goes to `sink`,
+/// also after a bad one; what is wrong goes to `findings`. Only a row that cannot be told from the next
+/// one ([`MAX_ROW`]) and a header that does not fit `layout` end the reading early.
+///
+/// # Errors
+/// Those of `input` only: an export that cannot be read says nothing about its rows.
+pub fn read<R: Read>(
+    input: R,
+    format: Format,
+    layout: &Layout,
+    sink: &mut Sink<'_>,
+    findings: &mut Findings,
+) -> io::Result<u64> {
+    let mut input = without_bom(input)?;
+    if fill(&mut input)?.is_empty() {
+        findings.add(0, None, "the file is empty");
+        return Ok(0);
+    }
+    let mut rows = Rows::new(sink, findings);
+    match format {
+        Format::Csv => csv::read(input, layout, &mut rows)?,
+        Format::JsonLines => jsonl::read(input, layout, &mut rows)?,
+    }
+    Ok(rows.seen())
+}
+
+fn without_bom<R: Read>(mut input: R) -> io::Result<impl BufRead> {
+    let mut head = Vec::with_capacity(BOM.len());
+    input.by_ref().take(BOM.len() as u64).read_to_end(&mut head)?;
+    if head == BOM {
+        head.clear();
+    }
+    Ok(BufReader::with_capacity(BUFFER, Cursor::new(head).chain(input)))
+}
+
+/// What is buffered, or the next that can be read; empty at the end only.
+fn fill(input: &mut impl BufRead) -> io::Result<&[u8]> {
+    loop {
+        match input.fill_buf() {
+            Ok([]) => return Ok(&[]),
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    input.fill_buf()
+}
+
+/// Why the rest of an export cannot be read as rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Broken {
+    #[error("the last line does not end in a newline; the file may be cut short")]
+    NoNewline,
+    #[error("the file ends inside of quotes; it may be cut short")]
+    OpenQuote,
+    #[error(
+        "the row is longer than {MAX_ROW} bytes, which none needs; is a closing quote or a newline missing?"
+    )]
+    TooLong,
+    #[error("the row has more than {} columns", records::MAX_COLUMNS)]
+    TooManyColumns,
+}

@@ -1,0 +1,145 @@
+//! The records of a CSV text, one at a time, in buffers of a fixed size.
+//!
+//! This sits on `csv-core`, the state machine inside of the crate `csv`, because the latter's reader grows its
+//! record until the row ends. Here the row has to fit: an unclosed quote stops at the end of the buffer. The
+//! machine also says how the text ended, which a reader that only yields records hides.
+
+use std::io::{self, BufRead};
+
+use csv_core::{ReadRecordResult, Reader};
+
+use super::{Broken, MAX_ROW, fill};
+
+/// Most columns in a row: twenty times the fields of a record, for exports of whole tables.
+pub(super) const MAX_COLUMNS: usize = 256;
+
+/// Reads records.
+pub(super) struct Records<R> {
+    input: R,
+    machine: Reader,
+    bytes: Box<[u8]>,
+    ends: Box<[usize]>,
+    /// The last byte read.
+    last: u8,
+}
+
+/// What comes next in the text.
+pub(super) enum Next<'r> {
+    Record(Record<'r>),
+    End,
+    /// Nothing more can be read from here on.
+    Broken(u64, Broken),
+}
+
+/// One record: its columns one after another, and where each ends.
+pub(super) struct Record<'r> {
+    /// The line at which it begins, counted from 1.
+    pub(super) line: u64,
+    bytes: &'r [u8],
+    ends: &'r [usize],
+}
+
+impl<R: BufRead> Records<R> {
+    pub(super) fn new(input: R) -> Self {
+        Self {
+            input,
+            machine: Reader::new(),
+            bytes: vec![0; MAX_ROW].into(),
+            ends: vec![0; MAX_COLUMNS].into(),
+            last: 0,
+        }
+    }
+
+    pub(super) fn next(&mut self) -> io::Result<Next<'_>> {
+        self.skip_blank_lines()?;
+        let line = self.machine.line();
+        let (mut bytes, mut columns) = (0, 0);
+        loop {
+            let input = fill(&mut self.input)?;
+            let at_end = input.is_empty();
+            let (result, read, written, ended) =
+                self.machine.read_record(input, &mut self.bytes[bytes..], &mut self.ends[columns..]);
+            self.last = read.checked_sub(1).and_then(|n| input.get(n)).copied().unwrap_or(self.last);
+            self.input.consume(read);
+            bytes += written;
+            columns += ended;
+            return Ok(match result {
+                ReadRecordResult::InputEmpty => continue,
+                // A record that only the end of the text has ended.
+                ReadRecordResult::Record if at_end => Next::Broken(line, self.cut_short()),
+                ReadRecordResult::Record => {
+                    Next::Record(Record { line, bytes: &self.bytes[..bytes], ends: &self.ends[..columns] })
+                }
+                // Half a CRLF: the record is whole, but the text is not.
+                ReadRecordResult::End if self.last == b'\r' => Next::Broken(line, Broken::NoNewline),
+                ReadRecordResult::End => Next::End,
+                ReadRecordResult::OutputFull => Next::Broken(line, Broken::TooLong),
+                ReadRecordResult::OutputEndsFull => Next::Broken(line, Broken::TooManyColumns),
+            });
+        }
+    }
+
+    fn cut_short(&self) -> Broken {
+        if self.last == b'\n' { Broken::OpenQuote } else { Broken::NoNewline }
+    }
+
+    /// The machine skips blank lines too, but then the line at which the record begins is lost.
+    fn skip_blank_lines(&mut self) -> io::Result<()> {
+        while let Some(&byte @ (b'\n' | b'\r')) = fill(&mut self.input)?.first() {
+            self.machine.set_line(self.machine.line() + u64::from(byte == b'\n'));
+            self.last = byte;
+            self.input.consume(1);
+        }
+        Ok(())
+    }
+}
+
+impl<'r> Record<'r> {
+    /// How many columns it has.
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Its columns as texts.
+    ///
+    /// # Errors
+    /// The column, counted from 0, that is not UTF-8, and the byte in it.
+    pub(super) fn texts(&self) -> Result<Columns<'r>, (usize, usize)> {
+        // One pass over the whole record; a column that ends within a character is no text either.
+        match str::from_utf8(self.bytes) {
+            Ok(text) if self.ends.iter().all(|&end| text.is_char_boundary(end)) => {
+                Ok(Columns { text, ends: self.ends })
+            }
+            _ => Err(self.not_utf8()),
+        }
+    }
+
+    fn not_utf8(&self) -> (usize, usize) {
+        let column = |index| self.bytes.get(start(self.ends, index)..self.ends[index]).unwrap_or_default();
+        (0..self.ends.len())
+            .find_map(|index| Some((index, str::from_utf8(column(index)).err()?.valid_up_to())))
+            .unwrap_or_default()
+    }
+}
+
+/// The texts of one record.
+pub(super) struct Columns<'r> {
+    text: &'r str,
+    ends: &'r [usize],
+}
+
+impl<'r> Columns<'r> {
+    /// The text of a column, counted from 0; empty beyond the last.
+    pub(super) fn get(&self, index: usize) -> &'r str {
+        let range = self.ends.get(index).map(|&end| start(self.ends, index)..end);
+        range.and_then(|range| self.text.get(range)).unwrap_or_default()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'r str> {
+        (0..self.ends.len()).map(|index| self.get(index))
+    }
+}
+
+fn start(ends: &[usize], index: usize) -> usize {
+    index.checked_sub(1).map_or(0, |before| ends[before])
+}
