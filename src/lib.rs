@@ -1,5 +1,6 @@
 //! keyward: a local daemon that answers whether an API key may do this, now.
 
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod connection;

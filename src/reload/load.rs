@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Stat};
 
+use crate::record::KeyRecord;
 use crate::reload::Failure;
 use crate::snapshot::{Builder, Keys};
 use crate::source::{self, Findings, Format, Layout};
@@ -75,7 +76,8 @@ impl FileState {
     /// How long ago the file was last written to; zero where that is in the future.
     fn age(&self) -> Duration {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+        let nanoseconds =
+            |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
         let written = nanoseconds(self.modified.0, self.modified.1 as i64);
         let age = nanoseconds(now.tv_sec as i64, now.tv_nsec as i64).saturating_sub(written);
         Duration::from_nanos(u64::try_from(age).unwrap_or(0))
@@ -113,7 +115,8 @@ impl SourceFile {
 
         let mut builder = Builder::new(seed, usize::try_from(expected).unwrap_or(0));
         let mut findings = Findings::new(self.path.display().to_string());
-        let mut sink = |line, record: &_| builder.add(line, record).map_err(|error| error.to_string());
+        let mut sink =
+            |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
         let read = source::read(&file, self.format, &self.layout, &mut sink, &mut findings);
 
         // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
@@ -132,6 +135,7 @@ impl SourceFile {
 impl FileState {
     /// Whether the bytes can only be the same. A rename over an open file changes the time of its inode, and nothing else.
     fn is_content_of(&self, other: &Self) -> bool {
-        (self.dev, self.inode, self.size, self.modified) == (other.dev, other.inode, other.size, other.modified)
+        (self.dev, self.inode, self.size, self.modified)
+            == (other.dev, other.inode, other.size, other.modified)
     }
 }

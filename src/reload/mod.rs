@@ -150,8 +150,14 @@ impl Reloader {
     /// Loads the source, calls `ready`, and then reloads until all senders of `triggers` are gone.
     pub fn run(self, trigger: SyncSender<Trigger>, triggers: &Receiver<Trigger>, ready: impl FnOnce()) {
         let watch = Watch::new(&self.source.path, changes(trigger));
-        let mut running =
-            Running { reloader: self, ledger: Ledger::new(), generation: 0, current: None, seen: None, watch };
+        let mut running = Running {
+            reloader: self,
+            ledger: Ledger::new(),
+            generation: 0,
+            current: None,
+            seen: None,
+            watch,
+        };
         running.reload(false);
         ready();
         while let Some(batch) = running.next(triggers) {

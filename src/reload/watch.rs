@@ -12,7 +12,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tracing::{debug, warn};
 
 /// Watches the directories that a path leads through.
-pub struct Watch {
+pub(super) struct Watch {
     path: PathBuf,
     watcher: Option<RecommendedWatcher>,
     directories: BTreeSet<PathBuf>,
@@ -23,7 +23,7 @@ impl Watch {
     /// system's queue included.
     ///
     /// Where the system has no watches left, the poll is all there is; that is logged, not an error.
-    pub fn new(path: &Path, changed: impl Fn() + Send + 'static) -> Self {
+    pub(super) fn new(path: &Path, changed: impl Fn() + Send + 'static) -> Self {
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
             // Reading the export is an event too; it must not be the cause of the next reading.
             Ok(event) if event.kind.is_access() && !event.need_rescan() => {}
@@ -34,7 +34,9 @@ impl Watch {
             }
         });
         let watcher = watcher
-            .inspect_err(|error| warn!(%error, "cannot watch files; changes of the source are found by polling"))
+            .inspect_err(
+                |error| warn!(%error, "cannot watch files; changes of the source are found by polling"),
+            )
             .ok();
         let mut watch = Self { path: path.to_path_buf(), watcher, directories: BTreeSet::new() };
         watch.renew();
@@ -42,7 +44,7 @@ impl Watch {
     }
 
     /// Follows the links of the path anew; to be called after each change.
-    pub fn renew(&mut self) {
+    pub(super) fn renew(&mut self) {
         let Some(watcher) = &mut self.watcher else {
             return;
         };

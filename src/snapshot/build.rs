@@ -31,7 +31,8 @@ pub struct Keys {
     pub(super) owners: Vec<Text>,
     /// Key ids and owners.
     pub(super) arena: String,
-    pub(super) metadata: Vec<Box<str>>,
+    /// By entry, ascending.
+    pub(super) metadata: Vec<(u32, Box<str>)>,
 }
 
 /// Why a row cannot go in beside the ones before it. Lines count from 1.
@@ -158,7 +159,9 @@ impl Builder {
         let key_id = self.key_id(id, first, record.key_id);
         let owner = self.owner(record.owner);
         let policy = self.policy(record);
-        let metadata = self.metadata(record.metadata);
+        if !record.metadata.is_empty() {
+            self.keys.metadata.push((id, record.metadata.into()));
+        }
         self.keys.entries.push(Entry {
             digest: record.hash,
             key_id,
@@ -167,8 +170,8 @@ impl Builder {
             owner,
             policy,
             buckets: first,
-            metadata,
             status: record.status,
+            has_metadata: !record.metadata.is_empty(),
         });
         self.lines.push(line);
         Ok(())
@@ -265,15 +268,6 @@ impl Builder {
             }
         };
         self.last_policy
-    }
-
-    /// Where it is, counted from 1.
-    fn metadata(&mut self, metadata: &str) -> u32 {
-        if metadata.is_empty() {
-            return 0;
-        }
-        self.keys.metadata.push(metadata.into());
-        self.keys.metadata.len() as u32
     }
 
     fn line(&self, entry: u32) -> u64 {

@@ -27,10 +27,11 @@ impl Keys {
         };
         let mut same_policy = HashMap::new();
         let mut diff = Diff::default();
-        for before in &old.keys.entries {
-            let after = self.find_exactly(&before.digest).and_then(|entry| self.entries.get(entry as usize));
+        for (before, before_id) in old.keys.entries.iter().zip(0..) {
+            let after_id = self.find_exactly(&before.digest);
+            let after = after_id.and_then(|id| Some((self.entries.get(id as usize)?, id)));
             let was_active = before.status == Status::Active;
-            let Some(after) = after else {
+            let Some((after, after_id)) = after else {
                 diff.removed += 1;
                 diff.revoked += usize::from(was_active);
                 continue;
@@ -38,20 +39,19 @@ impl Keys {
             let same_policy = *same_policy.entry((before.policy, after.policy)).or_insert_with(|| {
                 old.keys.policies[before.policy as usize] == self.policies[after.policy as usize]
             });
-            diff.changed += usize::from(!same_policy || !self.same_row(after, &old.keys, before));
+            let same_row = same_row((self, after, after_id), (&old.keys, before, before_id));
+            diff.changed += usize::from(!same_policy || !same_row);
             diff.revoked += usize::from(was_active && after.status != Status::Active);
         }
         diff.added = self.len() - (old.len() - diff.removed);
         diff
     }
+}
 
-    /// Whether two rows of one hash say the same, their policies apart.
-    fn same_row(&self, entry: &Entry, others: &Self, other: &Entry) -> bool {
-        (entry.status, entry.not_before, entry.expires_at)
-            == (other.status, other.not_before, other.expires_at)
-            && self.text(entry.key_id) == others.text(other.key_id)
-            && self.text(self.owners[entry.owner as usize])
-                == others.text(others.owners[other.owner as usize])
-            && self.metadata_of(entry) == others.metadata_of(other)
-    }
+/// Whether two rows of one hash say the same, their policies apart.
+fn same_row((keys, a, a_id): (&Keys, &Entry, u32), (others, b, b_id): (&Keys, &Entry, u32)) -> bool {
+    (a.status, a.not_before, a.expires_at) == (b.status, b.not_before, b.expires_at)
+        && keys.text(a.key_id) == others.text(b.key_id)
+        && keys.text(keys.owners[a.owner as usize]) == others.text(others.owners[b.owner as usize])
+        && keys.metadata_of(a_id) == others.metadata_of(b_id)
 }

@@ -35,9 +35,9 @@ pub(super) struct Entry {
     /// One limit: its slot. Several: where their run begins in `Snapshot::runs`. While the table is being built: the
     /// first entry with the same key id.
     pub(super) buckets: u32,
-    /// In `Keys::metadata`, counted from 1; 0: none.
-    pub(super) metadata: u32,
     pub(super) status: Status,
+    /// Whether `Keys::metadata` has some; few keys do, and fewer answers ask for it.
+    pub(super) has_metadata: bool,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64 && align_of::<Entry>() == 64);

@@ -111,7 +111,7 @@ impl Snapshot {
     pub fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(candidate.0 as usize)?;
         if same_digest(&entry.digest, digest) {
-            return Some(Key { snapshot: self, entry });
+            return Some(Key { snapshot: self, entry, id: candidate });
         }
         self.find_exactly(digest)
     }
@@ -119,8 +119,7 @@ impl Snapshot {
     /// Two keys can have the same fingerprint in the same group; then the whole digest has to decide.
     #[cold]
     fn find_exactly(&self, digest: &Digest) -> Option<Key<'_>> {
-        let entry = self.keys.entries.get(self.keys.find_exactly(digest)? as usize)?;
-        Some(Key { snapshot: self, entry })
+        self.key(self.keys.find_exactly(digest)?)
     }
 
     /// The key of `digest`.
@@ -130,13 +129,18 @@ impl Snapshot {
 
     /// The first row with this key id; in a rotation there may be more.
     pub fn find_by_id(&self, key_id: &str) -> Option<Key<'_>> {
-        let entry = self.keys.entries.get(self.keys.find_by_id(key_id)? as usize)?;
-        Some(Key { snapshot: self, entry })
+        self.key(self.keys.find_by_id(key_id)?)
+    }
+
+    fn key(&self, id: u32) -> Option<Key<'_>> {
+        let entry = self.keys.entries.get(id as usize)?;
+        Some(Key { snapshot: self, entry, id: EntryId(id) })
     }
 
     /// Every key, in the order of the export.
     pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
-        self.keys.entries.iter().map(|entry| Key { snapshot: self, entry })
+        let ids = (0..).map(EntryId);
+        self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
     }
 
     /// Every bucket of every row, with what names it; rows of one key repeat theirs.
@@ -160,6 +164,7 @@ fn bucket_name(key_id: &str, limit: &str) -> Box<str> {
 pub struct Key<'s> {
     snapshot: &'s Snapshot,
     entry: &'s Entry,
+    id: EntryId,
 }
 
 impl<'s> Key<'s> {
@@ -204,7 +209,7 @@ impl<'s> Key<'s> {
 
     /// A JSON object, if it has one.
     pub fn metadata(self) -> Option<&'s str> {
-        self.snapshot.keys.metadata_of(self.entry)
+        self.snapshot.keys.metadata_of(self.id.0)
     }
 
     /// The slots of its limits, in their order.
@@ -251,8 +256,11 @@ impl Keys {
         self.arena.get(text.range()).unwrap_or_default()
     }
 
-    fn metadata_of(&self, entry: &Entry) -> Option<&str> {
-        self.metadata.get(entry.metadata.checked_sub(1)? as usize).map(|text| &**text)
+    fn metadata_of(&self, entry: u32) -> Option<&str> {
+        let has_metadata = self.entries.get(entry as usize)?.has_metadata;
+        let at =
+            has_metadata.then(|| self.metadata.binary_search_by_key(&entry, |(entry, _)| *entry).ok())??;
+        self.metadata.get(at).map(|(_, text)| &**text)
     }
 
     fn find_exactly(&self, digest: &Digest) -> Option<u32> {

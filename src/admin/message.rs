@@ -1,0 +1,170 @@
+//! What goes over the admin socket: one JSON object in one line each way, so that `socat` is a client.
+//!
+//! ```text
+//! {"command":"status"}                  -> {"ok":true,"status":{…}}
+//! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
+//! {"command":"version"}                 -> {"ok":true,"version":{…}}
+//! anything else                         -> {"ok":false,"error":"…"}
+//! ```
+//!
+//! A reload that was refused is `"ok":true` with `"accepted":false`: the daemon did what it was asked to.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What the daemon is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Says how it is.
+    Status,
+    /// Reads the source again, and answers when the outcome is in force on every connection.
+    Reload {
+        /// Publish even a set that is empty or has shrunk past the guard.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Says what it is.
+    Version,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// Whether the command was carried out.
+    pub ok: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// To `status`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// To `reload`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reload: Option<Reload>,
+    /// To `version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+}
+
+/// How a reload went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Whether a new snapshot is in force.
+    pub accepted: bool,
+    /// The snapshot in force; 0: none yet.
+    pub generation: u64,
+    /// Keys in force.
+    pub keys: usize,
+    /// What an accepted reload changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
+    /// Why a reload was refused: for people, a line for each finding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// How long it took.
+    pub took_ms: u64,
+    /// Seconds since it ended.
+    pub age_s: u64,
+}
+
+/// How many keys a reload added, removed, changed, and took out of force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// New hashes.
+    pub added: usize,
+    /// Hashes that are gone.
+    pub removed: usize,
+    /// Hashes whose row says something else.
+    pub changed: usize,
+    /// Keys that were active and are not any more; some are counted above too.
+    pub revoked: usize,
+}
+
+/// How the daemon is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether a snapshot is being served, and may be.
+    pub ready: bool,
+    /// Whether the snapshot is older than `max_staleness`.
+    pub stale: bool,
+    /// The snapshot being served; 0: none yet.
+    pub generation: u64,
+    /// Keys in it.
+    pub keys: usize,
+    /// Token buckets in use.
+    pub buckets: u64,
+    /// The source.
+    pub source: String,
+    /// Seconds since the source being served was written.
+    pub source_age_s: Option<u64>,
+    /// The latest reload, accepted or not.
+    pub last_reload: Option<Reload>,
+    /// The latest reload that was accepted.
+    pub last_accepted: Option<Reload>,
+    /// Open connections.
+    pub connections: usize,
+    /// Connections accepted since the start.
+    pub accepted_connections: u64,
+    /// Connections refused since the start, by reason.
+    pub refused_connections: BTreeMap<String, u64>,
+    /// Answers since the start, by verdict.
+    pub verdicts: BTreeMap<String, u64>,
+    /// ERROR frames since the start.
+    pub errors: u64,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Worker threads.
+    pub workers: usize,
+    /// Process id.
+    pub pid: u32,
+    /// What it is.
+    pub version: Version,
+}
+
+/// What the daemon is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The daemon's own version.
+    pub keyward: String,
+    /// The versions of the protocol that it speaks: lowest and highest.
+    pub protocol: [u8; 2],
+}
+
+impl Version {
+    /// This build's.
+    pub fn current() -> Self {
+        let protocol = [keyward_protocol::VERSION; 2];
+        Self { keyward: env!("CARGO_PKG_VERSION").into(), protocol }
+    }
+}
+
+impl Reply {
+    /// A command that was not carried out.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self { ok: false, error: Some(message.into()), ..Self::done() }
+    }
+
+    fn done() -> Self {
+        Self { ok: true, error: None, status: None, reload: None, version: None }
+    }
+}
+
+impl From<Status> for Reply {
+    fn from(status: Status) -> Self {
+        Self { status: Some(status), ..Self::done() }
+    }
+}
+
+impl From<Reload> for Reply {
+    fn from(reload: Reload) -> Self {
+        Self { reload: Some(reload), ..Self::done() }
+    }
+}
+
+impl From<Version> for Reply {
+    fn from(version: Version) -> Self {
+        Self { version: Some(version), ..Self::done() }
+    }
+}
