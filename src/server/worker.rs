@@ -1,0 +1,118 @@
+//! A worker: a thread with a runtime of its own, and the connections that were handed to it for good.
+//!
+//! No work is stolen: a connection's buffers, the snapshot's cache line and the bucket it charges stay with one core, and
+//! nothing between a read and its write can be moved elsewhere.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::LocalSet;
+use tracing::{debug, warn};
+
+use crate::connection::{Connection, Counters, Shared};
+
+/// A worker, as the rest of the daemon sees it.
+pub struct Worker {
+    /// What it has done.
+    pub counters: Arc<Counters>,
+    connections: mpsc::UnboundedSender<UnixStream>,
+    open: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+/// The worker's end, which is waited for.
+pub struct Ending(JoinHandle<()>);
+
+impl Worker {
+    /// Starts a worker; `shared` makes, on its thread, what its connections share.
+    ///
+    /// # Errors
+    /// When the system has no thread or no epoll instance left.
+    pub fn start(
+        number: usize,
+        counters: Arc<Counters>,
+        shared: impl FnOnce() -> Rc<Shared> + Send + 'static,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let (connections, handed) = mpsc::unbounded_channel();
+        let open = Arc::new(AtomicUsize::new(0));
+        let still_open = Arc::clone(&open);
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            LocalSet::new().block_on(&runtime, serve(handed, shared(), still_open));
+        })?;
+        Ok(Self { counters, connections, open, thread })
+    }
+
+    /// Connections that it has.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Gives it a connection.
+    pub fn hand(&self, connection: UnixStream) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        // A worker ends only after its last connection was handed over.
+        let _never_closed = self.connections.send(connection);
+    }
+
+    /// No more connections will come: it ends when the last has.
+    pub fn close(self) -> Ending {
+        Ending(self.thread)
+    }
+}
+
+impl Ending {
+    /// Whether the worker has ended.
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+/// Takes connections until there will be no more, and ends with the last of them.
+async fn serve(mut handed: mpsc::UnboundedReceiver<UnixStream>, shared: Rc<Shared>, open: Arc<AtomicUsize>) {
+    let follow = tokio::task::spawn_local(Rc::clone(&shared).follow());
+    let closed = Rc::new(Notify::new());
+    while let Some(stream) = handed.recv().await {
+        let guard = Open { open: Arc::clone(&open), closed: Rc::clone(&closed) };
+        match adopt(stream) {
+            Ok(stream) => {
+                let connection = Connection::new(stream, Rc::clone(&shared));
+                tokio::task::spawn_local(async move {
+                    let _counted = guard;
+                    match connection.serve().await {
+                        Ok(end) => debug!(?end, "connection ended"),
+                        Err(error) => debug!(%error, "connection failed"),
+                    }
+                });
+            }
+            Err(error) => warn!(%error, "cannot serve a connection"),
+        }
+    }
+    while open.load(Ordering::Relaxed) > 0 {
+        closed.notified().await;
+    }
+    follow.abort();
+}
+
+fn adopt(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
+    stream.set_nonblocking(true)?;
+    tokio::net::UnixStream::from_std(stream)
+}
+
+/// An open connection, counted from its hand-over to its end.
+struct Open {
+    open: Arc<AtomicUsize>,
+    closed: Rc<Notify>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.closed.notify_one();
+    }
+}
