@@ -49,7 +49,8 @@ pub async fn serve(listener: UnixListener, admins: Box<[u32]>, operator: Rc<impl
                 });
             }
             Ok((mut stream, _)) => {
-                let reply = Reply::error("only root, the daemon's own user and admin_uids may use this socket");
+                let reply =
+                    Reply::error("only root, the daemon's own user and admin_uids may use this socket");
                 let _peer_may_be_gone = timeout(PATIENCE, send(&mut stream, &reply)).await;
             }
             Err(error) => {

@@ -62,7 +62,10 @@ impl Acceptor {
                     self.give_up("cannot accept connections", &error);
                     drop(reserve.take());
                     if let Ok(Ok((stream, _))) = tokio::time::timeout(BACK_OFF, listener.accept()).await {
-                        self.refuse(stream.into_std(), Fault::new(ErrorCode::TooManyConnections, self.limit(), 0));
+                        self.refuse(
+                            stream.into_std(),
+                            Fault::new(ErrorCode::TooManyConnections, self.limit(), 0),
+                        );
                     }
                     tokio::time::sleep(BACK_OFF).await;
                     reserve = File::open("/dev/null").ok();
@@ -78,7 +81,12 @@ impl Acceptor {
         };
         let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
         if !self.clients.admit(uid, gid) {
-            info!(uid, gid, pid = peer.pid.as_raw_nonzero().get(), "connection refused: not an allowed user or group");
+            info!(
+                uid,
+                gid,
+                pid = peer.pid.as_raw_nonzero().get(),
+                "connection refused: not an allowed user or group"
+            );
             self.refusals.peer.fetch_add(1, Ordering::Relaxed);
             return self.refuse(Ok(stream), Fault::new(ErrorCode::PeerRefused, uid, 0));
         }
@@ -115,5 +123,8 @@ impl Acceptor {
 
 /// Whether the connection failed, and not the system.
 fn is_the_peers(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
 }

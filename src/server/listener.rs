@@ -123,7 +123,8 @@ fn bind(wanted: &Wanted<'_>) -> Result<Listener, ListenError> {
         let gid = group.resolve().map_err(|error| ListenError::Group { path: path.to_path_buf(), error })?;
         std::os::unix::fs::chown(path, None, Some(gid)).map_err(io("give the socket to its group"))?;
     }
-    std::fs::set_permissions(path, PermissionsExt::from_mode(wanted.mode)).map_err(io("set its permissions"))?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(wanted.mode))
+        .map_err(io("set its permissions"))?;
     Ok(Listener { socket, own: Some(own) })
 }
 

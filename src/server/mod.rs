@@ -27,7 +27,7 @@ use crate::limiter::Limiter;
 use crate::publish::{Publisher, Served};
 use crate::reload::{self, History, Reloader, SourceFile, Trigger, triggers};
 use crate::server::accept::{Acceptor, Refusals};
-use crate::server::listener::{ListenError, Listener, Wanted};
+use crate::server::listener::{Listener, Wanted};
 use crate::server::operator::Operator;
 use crate::server::worker::Worker;
 use crate::systemd;
@@ -38,7 +38,7 @@ mod listener;
 mod operator;
 mod worker;
 
-pub use listener::ListenError as Listen;
+pub use listener::ListenError;
 
 /// Descriptors that are not connections: sockets, epoll, inotify, the source, logs, and room to spare.
 const OWN_DESCRIPTORS: u64 = 64;
@@ -84,7 +84,8 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
 /// looking.
 pub fn run(config: &Config) -> Result<(), StartError> {
     // A core dump would hold the keys that are being verified (promise 7).
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| system("forbid core dumps")(error.into()))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| system("forbid core dumps")(error.into()))?;
     let max_connections = connection_limit(config.server.max_connections);
 
     let mut passed = systemd::take_listeners().map_err(system("take systemd's sockets"))?;
@@ -94,12 +95,19 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         mode: config.server.socket_mode.bits(),
         group: config.server.socket_group.as_ref(),
     };
-    let admin =
-        Wanted { name: ADMIN_SOCKET, path: config.server.admin_socket.as_path(), mode: ADMIN_MODE, group: None };
+    let admin = Wanted {
+        name: ADMIN_SOCKET,
+        path: config.server.admin_socket.as_path(),
+        mode: ADMIN_MODE,
+        group: None,
+    };
     let verify = Listener::open(&verify, &mut passed)?;
     let admin = Listener::open(&admin, &mut passed)?;
     for unknown in passed {
-        warn!(name = unknown.name, "systemd passed a socket that is not called verify or admin; it is closed");
+        warn!(
+            name = unknown.name,
+            "systemd passed a socket that is not called verify or admin; it is closed"
+        );
     }
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -130,7 +138,10 @@ impl Daemon {
         let clock = Clock::new();
         let rules = Arc::new(Rules {
             minted: config.keys.minted_prefixes.clone(),
-            max_staleness: config.source.max_staleness.map(|age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX)),
+            max_staleness: config
+                .source
+                .max_staleness
+                .map(|age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX)),
         });
         let timeouts = Timeouts { idle: config.server.idle_timeout, overdue: OVERDUE };
 

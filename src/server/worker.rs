@@ -8,9 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tracing::{debug, warn};
 
@@ -22,14 +21,10 @@ pub struct Worker {
     pub counters: Arc<Counters>,
     connections: mpsc::UnboundedSender<UnixStream>,
     open: Arc<AtomicUsize>,
-    thread: JoinHandle<()>,
 }
 
-/// The worker's end, which is waited for.
-pub struct Ending(JoinHandle<()>);
-
 impl Worker {
-    /// Starts a worker; `shared` makes, on its thread, what its connections share.
+    /// Starts a worker; `shared` makes, on its thread, what its connections share. The thread lives as long as the daemon.
     ///
     /// # Errors
     /// When the system has no thread or no epoll instance left.
@@ -42,10 +37,10 @@ impl Worker {
         let (connections, handed) = mpsc::unbounded_channel();
         let open = Arc::new(AtomicUsize::new(0));
         let still_open = Arc::clone(&open);
-        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             LocalSet::new().block_on(&runtime, serve(handed, shared(), still_open));
         })?;
-        Ok(Self { counters, connections, open, thread })
+        Ok(Self { counters, connections, open })
     }
 
     /// Connections that it has.
@@ -56,34 +51,21 @@ impl Worker {
     /// Gives it a connection.
     pub fn hand(&self, connection: UnixStream) {
         self.open.fetch_add(1, Ordering::Relaxed);
-        // A worker ends only after its last connection was handed over.
+        // Its receiver lives as long as the thread, and the thread as long as the daemon.
         let _never_closed = self.connections.send(connection);
     }
-
-    /// No more connections will come: it ends when the last has.
-    pub fn close(self) -> Ending {
-        Ending(self.thread)
-    }
 }
 
-impl Ending {
-    /// Whether the worker has ended.
-    pub fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-}
-
-/// Takes connections until there will be no more, and ends with the last of them.
+/// Takes connections, and serves each in a task of its own.
 async fn serve(mut handed: mpsc::UnboundedReceiver<UnixStream>, shared: Rc<Shared>, open: Arc<AtomicUsize>) {
-    let follow = tokio::task::spawn_local(Rc::clone(&shared).follow());
-    let closed = Rc::new(Notify::new());
+    tokio::task::spawn_local(Rc::clone(&shared).follow());
     while let Some(stream) = handed.recv().await {
-        let guard = Open { open: Arc::clone(&open), closed: Rc::clone(&closed) };
+        let counted = Open(Arc::clone(&open));
         match adopt(stream) {
             Ok(stream) => {
                 let connection = Connection::new(stream, Rc::clone(&shared));
                 tokio::task::spawn_local(async move {
-                    let _counted = guard;
+                    let _counted = counted;
                     match connection.serve().await {
                         Ok(end) => debug!(?end, "connection ended"),
                         Err(error) => debug!(%error, "connection failed"),
@@ -93,10 +75,6 @@ async fn serve(mut handed: mpsc::UnboundedReceiver<UnixStream>, shared: Rc<Share
             Err(error) => warn!(%error, "cannot serve a connection"),
         }
     }
-    while open.load(Ordering::Relaxed) > 0 {
-        closed.notified().await;
-    }
-    follow.abort();
 }
 
 fn adopt(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
@@ -105,14 +83,10 @@ fn adopt(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
 }
 
 /// An open connection, counted from its hand-over to its end.
-struct Open {
-    open: Arc<AtomicUsize>,
-    closed: Rc<Notify>,
-}
+struct Open(Arc<AtomicUsize>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        self.closed.notify_one();
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
