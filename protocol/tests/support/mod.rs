@@ -1,6 +1,9 @@
 //! Reads `vectors/vectors.json` (its README.md says what the form means) and puts both directions of the protocol
 //! behind one type, so that a test can go through every vector in the same way.
 
+// Each test crate compiles this module, and uses its part of it.
+#![allow(dead_code)]
+
 use keyward_protocol::{
     Answer, Credential, ErrorFrame, Fault, Hello, LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, Request,
     Response, ScopeMode, Scopes, Split, Verdict, Verify, Welcome, split, truncated,
@@ -13,7 +16,7 @@ const FILE: &str = include_str!("../../vectors/vectors.json");
 /// The side that a frame comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum From {
+pub(crate) enum From {
     Client,
     Daemon,
 }
@@ -21,31 +24,31 @@ pub enum From {
 /// One vector: bytes, and either what they say or what is wrong with them.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Vector {
-    pub name: String,
-    pub group: String,
-    pub from: From,
-    pub note: Option<String>,
-    pub bytes: Bytes,
-    pub fields: Option<Fields>,
-    pub error: Option<Error>,
+pub(crate) struct Vector {
+    pub(crate) name: String,
+    pub(crate) group: String,
+    pub(crate) from: From,
+    pub(crate) note: Option<String>,
+    pub(crate) bytes: Bytes,
+    pub(crate) fields: Option<Fields>,
+    pub(crate) error: Option<Error>,
 }
 
 /// A malformed vector's fault.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Error {
-    pub code: String,
-    pub detail: u32,
-    pub request_id: u32,
+pub(crate) struct Error {
+    pub(crate) code: String,
+    pub(crate) detail: u32,
+    pub(crate) request_id: u32,
     /// Only where the client is at fault: nobody answers the daemon.
-    pub closes: Option<bool>,
+    pub(crate) closes: Option<bool>,
 }
 
 /// A valid vector's fields, by SPEC.md's names.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "UPPERCASE", deny_unknown_fields)]
-pub enum Fields {
+pub(crate) enum Fields {
     Hello {
         request_id: u32,
         flags: Vec<String>,
@@ -103,7 +106,7 @@ pub enum Fields {
 /// A value that SPEC.md names, or one that it does not.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-pub enum NameOrNumber {
+pub(crate) enum NameOrNumber {
     Name(String),
     Number(u8),
 }
@@ -111,7 +114,7 @@ pub enum NameOrNumber {
 /// Bytes in the file's notation: hex, `|` and spaces for the reader, `61*1024` for a repetition.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Bytes(pub Vec<u8>);
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
 
 impl TryFrom<String> for Bytes {
     type Error = String;
@@ -131,7 +134,7 @@ impl TryFrom<String> for Bytes {
 /// A text, or a list of its parts.
 #[derive(Debug, Deserialize)]
 #[serde(from = "TextForm")]
-pub struct Text(pub String);
+pub(crate) struct Text(pub(crate) String);
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -162,24 +165,24 @@ impl std::convert::From<TextForm> for Text {
 
 /// A frame of either direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frame<'a> {
+pub(crate) enum Frame<'a> {
     Request(Request<'a>),
     Response(Response<'a>),
 }
 
 /// Every vector of the file.
-pub fn all() -> Vec<Vector> {
+pub(crate) fn all() -> Vec<Vector> {
     serde_json::from_str(FILE).expect("vectors.json has the form that its README.md describes")
 }
 
 /// Every valid vector, with its fields.
-pub fn valid(vectors: &[Vector]) -> impl Iterator<Item = (&Vector, &Fields)> {
+pub(crate) fn valid(vectors: &[Vector]) -> impl Iterator<Item = (&Vector, &Fields)> {
     vectors.iter().filter_map(|vector| Some((vector, vector.fields.as_ref()?)))
 }
 
 impl From {
     /// The largest `length` that this side may write.
-    pub fn max_length(self) -> u32 {
+    pub(crate) fn max_length(self) -> u32 {
         match self {
             Self::Client => MAX_REQUEST_LENGTH,
             Self::Daemon => MAX_ANSWER_LENGTH,
@@ -188,7 +191,7 @@ impl From {
 }
 
 /// The frame at the front of `bytes` and its size, or what is wrong when the stream ends after `bytes`.
-pub fn decode(from: From, bytes: &[u8]) -> Result<(Frame<'_>, usize), Fault> {
+pub(crate) fn decode(from: From, bytes: &[u8]) -> Result<(Frame<'_>, usize), Fault> {
     match (split(bytes, from.max_length()), from) {
         (Split::Frame { header, body, size }, From::Client) => {
             Ok((Frame::Request(Request::decode(&header, body)?), size))
@@ -202,7 +205,7 @@ pub fn decode(from: From, bytes: &[u8]) -> Result<(Frame<'_>, usize), Fault> {
 }
 
 impl Frame<'_> {
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Request(Request::Hello(hello)) => hello.encode(out),
             Self::Request(Request::Verify(verify)) => verify.encode(out).expect("no field is over its limit"),
@@ -212,7 +215,7 @@ impl Frame<'_> {
         }
     }
 
-    pub fn to_bytes(self) -> Vec<u8> {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
         let mut out = Vec::new();
         self.encode(&mut out);
         out
@@ -220,7 +223,7 @@ impl Frame<'_> {
 }
 
 impl Fields {
-    pub fn flags(&self) -> &[String] {
+    pub(crate) fn flags(&self) -> &[String] {
         match self {
             Self::Hello { flags, .. }
             | Self::Verify { flags, .. }
@@ -230,12 +233,12 @@ impl Fields {
         }
     }
 
-    pub fn has(&self, flag: &str) -> bool {
+    pub(crate) fn has(&self, flag: &str) -> bool {
         self.flags().iter().any(|name| name == flag)
     }
 
     /// The same as the codec's own type.
-    pub fn frame(&self) -> Frame<'_> {
+    pub(crate) fn frame(&self) -> Frame<'_> {
         match self {
             Self::Hello { request_id, min_version, max_version, .. } => {
                 let (request_id, min_version, max_version) = (*request_id, *min_version, *max_version);
