@@ -34,7 +34,10 @@ fn reload(
 fn fresh(limiter: &Limiter, ledger: &mut Ledger, rates: &[Rate]) -> Vec<Charge> {
     let names: Vec<String> = (0..rates.len()).map(|number| format!("bucket {number}")).collect();
     let wanted: Vec<(&str, Rate)> = names.iter().map(String::as_str).zip(rates.iter().copied()).collect();
-    reload(limiter, ledger, &[], &wanted, 1).into_iter().map(|Slot { slot, rate }| Charge { slot, rate }).collect()
+    reload(limiter, ledger, &[], &wanted, 1)
+        .into_iter()
+        .map(|Slot { slot, rate }| Charge { slot, rate })
+        .collect()
 }
 
 fn remaining(limiter: &Limiter, charge: Charge, now: u64) -> u32 {
@@ -102,11 +105,18 @@ fn who_still_uses_the_old_rate_is_sent_to_the_new_snapshot() {
     let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10))], 1)[0];
     let old_charge = Charge { slot: old.slot, rate: old.rate };
     let mut claim = ledger.claim(&limiter);
-    let new = Charge { slot: claim.slot(|| "a".into(), Some(old), rate(1, 4)).expect("room"), rate: rate(1, 4) };
+    let new =
+        Charge { slot: claim.slot(|| "a".into(), Some(old), rate(1, 4)).expect("room"), rate: rate(1, 4) };
     let settlement = claim.commit();
 
-    assert!(matches!(limiter.charge(&[old_charge], 1, 9), Outcome::Admitted(_)), "nobody has the new one yet");
-    assert!(matches!(limiter.charge(&[new], 1, 1), Outcome::Admitted(_)), "the first to ask takes the balance over");
+    assert!(
+        matches!(limiter.charge(&[old_charge], 1, 9), Outcome::Admitted(_)),
+        "nobody has the new one yet"
+    );
+    assert!(
+        matches!(limiter.charge(&[new], 1, 1), Outcome::Admitted(_)),
+        "the first to ask takes the balance over"
+    );
     assert_eq!(limiter.charge(&[old_charge], 1, 1), Outcome::Superseded);
     assert_eq!(limiter.charge(&[old_charge, new], 1, 1), Outcome::Superseded);
     assert_eq!(remaining(&limiter, new, 1), 0);
@@ -141,7 +151,21 @@ fn a_claim_that_is_dropped_leaves_no_trace() {
     assert!(claim.slot(|| "b".into(), None, rate(2, 2)).is_some());
     drop(claim);
     assert_eq!(ledger.in_use(), 1);
-    assert!(matches!(limiter.charge(&[Charge { slot: old.slot, rate: old.rate }], 1, 1), Outcome::Admitted(_)));
+    assert!(matches!(
+        limiter.charge(&[Charge { slot: old.slot, rate: old.rate }], 1, 1),
+        Outcome::Admitted(_)
+    ));
+}
+
+#[test]
+fn a_thread_whose_clock_lags_is_not_refused_what_is_there() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    for count in 1..=2 {
+        let charges = fresh(&limiter, &mut ledger, &[rate(10, 2), rate(10, 2)][..count].to_vec());
+        assert!(matches!(limiter.charge(&charges, 1_000_000, 1), Outcome::Admitted(_)));
+        assert!(matches!(limiter.charge(&charges, 999_000, 1), Outcome::Admitted(_)), "{count} limits");
+        assert!(matches!(limiter.charge(&charges, 999_000, 1), Outcome::Refused(_)), "{count} limits");
+    }
 }
 
 /// Threads charge two buckets together while others charge each alone, and time stands still: exactly the bursts
@@ -180,7 +204,8 @@ fn threads_cannot_overdraw_several_limits() {
 fn threads_cannot_overdraw_a_limit_that_is_being_changed() {
     let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
     let rates = [rate(1, 50_000), rate(3, 50_000)];
-    let current = arc_swap::ArcSwap::from_pointee(reload(&limiter, &mut ledger, &[], &[("a", rates[0])], 1)[0]);
+    let current =
+        arc_swap::ArcSwap::from_pointee(reload(&limiter, &mut ledger, &[], &[("a", rates[0])], 1)[0]);
     let (admitted, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         for _ in 0..3 {
