@@ -22,15 +22,12 @@ use rustix::net::{
 
 use crate::error::{DaemonError, ENDED, Error, Failure, Outcome};
 use crate::retry::{PASSES, STALLED, knock_again, pause};
+use crate::socket::{FRESH, Idle, look};
 use crate::wire::{self, Event, HELLO_SEQUENCE, Inbox, Outbox, Session, due};
 use crate::{Decision, Options, Request};
 
 /// Encode this much ahead of the socket: about what it holds, so that a write is rarely short.
 const AHEAD_BYTES: usize = 64 * 1024;
-
-/// A connection that was used so recently is written to without a look: writing to one that the daemon has closed
-/// meanwhile fails before a byte is written.
-const FRESH: Duration = Duration::from_millis(1);
 
 /// How much later than asked a read may give up, so that its timeout need not be set anew for each request. The
 /// kernel's own clock ticks no finer.
@@ -152,12 +149,10 @@ impl Client {
 
     /// The connection, if it can still be used, or a new one.
     fn connect(&mut self, deadline: Instant) -> Result<Connection, Failure> {
-        if let Some(connection) = self.connection.take() {
-            if connection.is_usable() {
-                return Ok(connection);
-            }
+        match self.connection.take().filter(Connection::is_usable) {
+            Some(connection) => Ok(connection),
+            None => Connection::open(self.options.socket(), deadline),
         }
-        Connection::open(self.options.socket(), deadline)
     }
 }
 
@@ -220,14 +215,13 @@ impl Connection {
         {
             return false;
         }
-        if silent < FRESH {
-            return true;
-        }
-        match recv(&self.stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Err(error) => error == Errno::AGAIN || error == Errno::INTR,
-            // Where nothing is owed, the daemon has nothing to say but that it closes.
-            Ok((_, count)) => count > 0 && self.owed_since.is_some(),
-        }
+        // Where nothing is owed, the daemon has nothing to say but that it closes.
+        silent < FRESH
+            || match look(&self.stream) {
+                Idle::Quiet => true,
+                Idle::Speaks => self.owed_since.is_some(),
+                Idle::Ended => false,
+            }
     }
 
     /// Asks those of `requests` that `open` lists, and settles each as far as that is possible here. Tells whether the

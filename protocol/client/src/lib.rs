@@ -51,6 +51,7 @@ mod options;
 mod pipeline;
 mod request;
 mod retry;
+mod socket;
 mod wire;
 
 pub mod blocking;

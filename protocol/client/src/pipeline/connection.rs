@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::within;
 use crate::Request;
 use crate::error::{ENDED, Error, Failure, Outcome};
+use crate::socket::{FRESH, Idle, look};
 use crate::wire::{HELLO_SEQUENCE, Outbox, Session};
 
 pub(super) struct Connection {
@@ -92,12 +93,16 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether requests can be written: it is open, and the daemon is not about to end it for its silence (SPEC.md
-    /// section 9).
+    /// Whether requests can be written: it is open, and the daemon has neither ended it, nor is it about to for its
+    /// silence (SPEC.md section 9). The driver sees an end, too, but not in a runtime that was not running meanwhile.
     pub(super) fn is_usable(&self) -> bool {
         let state = self.state();
-        let silent = |limit| state.order.is_empty() && state.last_sent.elapsed() > limit;
-        state.open && !self.session.usable_silence.is_some_and(silent)
+        if !state.open || !state.order.is_empty() {
+            return state.open;
+        }
+        let silent = state.last_sent.elapsed();
+        !self.session.usable_silence.is_some_and(|limit| silent > limit)
+            && (silent < FRESH || look(self.writer.as_ref()) == Idle::Quiet)
     }
 
     /// Lets the connection end as soon as nobody waits for an answer: no more requests are taken.
@@ -202,10 +207,11 @@ impl Connection {
     /// Sees to it that what has been pushed is written, and that its deadline is kept. With `inline`, nothing else is
     /// going on, and it can be written here and now; what does not fit, and what fails, is left to the driver.
     fn kick(&self, mut state: MutexGuard<'_, State>, inline: bool, deadline: Instant) {
-        if inline && !state.driver_writes {
-            if let Ok(count) = self.writer.try_write(state.out.unsent()) {
-                state.out.advance(count);
-            }
+        if inline
+            && !state.driver_writes
+            && let Ok(count) = self.writer.try_write(state.out.unsent())
+        {
+            state.out.advance(count);
         }
         state.last_sent = Instant::now();
         let mut needs_driver = !state.out.unsent().is_empty();
@@ -240,10 +246,10 @@ impl State {
 
     /// Tells whoever waits in `slot`.
     pub(super) fn settle(&mut self, slot: usize, outcome: Outcome, wakers: &mut Vec<Waker>) {
-        if let Some(slot) = self.slots.get_mut(slot) {
-            if let Slot::Waiting(Some(waker)) = std::mem::replace(slot, Slot::Done(outcome)) {
-                wakers.push(waker);
-            }
+        if let Some(slot) = self.slots.get_mut(slot)
+            && let Slot::Waiting(Some(waker)) = std::mem::replace(slot, Slot::Done(outcome))
+        {
+            wakers.push(waker);
         }
     }
 }
