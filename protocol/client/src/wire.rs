@@ -300,3 +300,79 @@ impl Inbox {
 fn not_a_frame(fault: &Fault) -> Error {
     Error::Protocol(format!("a frame from the daemon is {} ({})", fault.code.name(), fault.detail))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn session(credentials: u8) -> Session {
+        Session { credentials, max_length: MAX_REQUEST_LENGTH, usable_silence: None }
+    }
+
+    /// An outbox with two requests, and their positions.
+    fn two() -> (Outbox, [u64; 2]) {
+        let mut out = Outbox::new(session(CREDENTIAL_DIGEST));
+        let request = Request::new("key").cost(7);
+        let positions = [1, 2].map(|number| out.push(number, &request, Credential::Digest([0; 32])).unwrap());
+        (out, positions)
+    }
+
+    #[test]
+    fn ids_follow_each_other_and_none_is_zero() {
+        let last = u64::from(u32::MAX);
+        assert_eq!([0, 1, last - 1, last, last + 1].map(request_id), [1, 2, u32::MAX, 1, 2]);
+    }
+
+    #[test]
+    fn only_what_has_not_been_written_can_be_withdrawn() {
+        let (mut out, [first, second]) = two();
+        out.advance(1);
+        out.withdraw(first);
+        out.withdraw(second);
+        let bytes = &out.bytes;
+        assert_eq!(bytes[COST], [7, 0, 0, 0]);
+        let second = second as usize;
+        assert_eq!(bytes[second + COST.start..second + COST.end], [0; 4]);
+    }
+
+    #[test]
+    fn positions_go_on_where_a_buffer_was_handed_over() {
+        let (mut out, [_, second]) = two();
+        out.advance(second as usize);
+        let mut sending = Outbox::new(session(CREDENTIAL_DIGEST));
+        sending.take_from(&mut out);
+        assert_eq!((sending.written(), sending.unsent().len()), (second, second as usize));
+        let third = out.push(3, &Request::new("key"), Credential::Digest([0; 32])).unwrap();
+        assert_eq!((third, out.written()), (2 * second, 2 * second));
+        sending.advance(second as usize);
+        assert_eq!(sending.written(), third);
+        sending.take_from(&mut out);
+        assert_eq!(sending.written(), third);
+    }
+
+    #[test]
+    fn what_is_taken_back_leaves_no_gap() {
+        let (mut out, [_, second]) = two();
+        out.truncate(second);
+        assert_eq!(out.push(2, &Request::new("key"), Credential::Digest([0; 32])).unwrap(), second);
+        out.advance(second as usize);
+        out.truncate(second);
+        assert_eq!((out.written(), out.unsent().len()), (second, 0));
+    }
+
+    #[test]
+    fn a_frame_is_read_wherever_it_is_split() {
+        let mut frame = Vec::new();
+        keyward_protocol::Answer::without_key(5, crate::Verdict::UnknownKey, 1).encode(&mut frame);
+        for split in 0..=frame.len() {
+            let mut inbox = Inbox::new();
+            for part in [&frame[..split], &frame[split..]] {
+                inbox.space()[..part.len()].copy_from_slice(part);
+                inbox.filled(part.len());
+                let whole = inbox.event().unwrap();
+                assert_eq!(whole.is_some(), inbox.start > 0 && !part.is_empty(), "{split}");
+            }
+        }
+    }
+}

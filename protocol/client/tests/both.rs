@@ -506,3 +506,37 @@ fn a_request_never_shows_its_key() {
     let shown = format!("{request:?} {:?}", request.clone());
     assert!(!shown.contains("secret") && shown.contains("16 bytes"), "{shown}");
 }
+
+#[test]
+fn a_connection_that_answers_nothing_any_longer_is_given_up() {
+    each(|form| {
+        let daemon = Daemon::play(|listener| {
+            let stuck = Peer::greet(listener);
+            Peer::greet(listener).serve();
+            drop(stuck);
+        });
+        let mut client = form.client(Options::new(&daemon.socket).deadline(Duration::from_millis(50)));
+        let start = Instant::now();
+        while client.verify(&Request::new("a")).is_err() {
+            assert!(start.elapsed() < LONG, "still on the stuck connection");
+        }
+        assert!(start.elapsed() > Duration::from_secs(1), "given up after {:?}", start.elapsed());
+        drop(client);
+        daemon.finish();
+    });
+}
+
+/// A daemon that does not accept, with as many connections waiting as its queue holds. std would wait forever.
+#[test]
+fn a_full_queue_of_connections_costs_the_deadline() {
+    each(|form| {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("keyward.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _queued = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        let mut client = form.client(Options::new(&socket).deadline(SHORT));
+        let error = ends_in_time(SHORT, || client.verify(&Request::new("a"))).unwrap_err();
+        assert!(matches!(error, Error::Deadline { written: false, .. }), "{error}");
+    });
+}

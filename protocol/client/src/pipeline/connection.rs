@@ -101,7 +101,7 @@ impl Connection {
             return state.open;
         }
         let silent = state.last_sent.elapsed();
-        !self.session.usable_silence.is_some_and(|limit| silent > limit)
+        self.session.usable_silence.is_none_or(|limit| silent <= limit)
             && (silent < FRESH || look(self.writer.as_ref()) == Idle::Quiet)
     }
 

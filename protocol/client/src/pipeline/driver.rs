@@ -143,13 +143,12 @@ impl Driver {
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         loop {
             if !self.deaf && !self.write(cx) {
-                self.connection.state().wait(cx);
-                return Ok(());
+                let mut state = self.connection.state();
+                state.wait(cx);
+                return state.check_needed();
             }
             let mut state = self.connection.state();
-            if state.retired && state.order.iter().all(|due| due.slot.is_none()) {
-                return Err(End::Retired);
-            }
+            state.check_needed()?;
             if self.deaf {
                 state.open = false;
                 self.connection.permits.close();
@@ -299,6 +298,12 @@ impl State {
             self.settle(slot, outcome, wakers);
         }
         Ok(())
+    }
+
+    /// Whether anybody waits or may come.
+    fn check_needed(&self) -> Result<(), End> {
+        let over = self.retired && self.order.iter().all(|due| due.slot.is_none());
+        if over { Err(End::Retired) } else { Ok(()) }
     }
 
     /// Leaves word where to find the driver.

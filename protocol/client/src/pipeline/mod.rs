@@ -30,8 +30,9 @@ use connection::Connection;
 
 /// The async client. Clones share one connection; it is made on first use, and ends with the last clone.
 ///
-/// Every method must be called within a tokio runtime that has I/O and time enabled. The connection belongs to the
-/// runtime in which it was made, and is replaced when that runtime is gone.
+/// Its methods need a tokio runtime with I/O and time enabled (tokio panics where one of these is missing; where there
+/// is no runtime at all, that is an [`Error`]). The connection belongs to the runtime in which it was made, and is
+/// replaced when that runtime is gone.
 ///
 /// All futures may be dropped at any time: the pipeline goes on, and the answer of a dropped request is ignored. Whether
 /// it was charged is then not known.
@@ -139,11 +140,11 @@ impl Client {
 
     /// The connection; makes one where there is none, together with whoever else wants it now.
     async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, Failure> {
+        let runtime = Handle::try_current().map_err(|_| Failure::Final(Error::NoRuntime))?;
         let mut attempt = match &mut *self.shared.link() {
             Link::Up(connection) if connection.is_usable() => return Ok(Arc::clone(connection)),
             Link::Connecting(attempt) if attempt.has_changed().is_ok() => attempt.clone(),
             link => {
-                let runtime = Handle::try_current().map_err(|_| Failure::Final(Error::NoRuntime))?;
                 if let Link::Up(silent) = link {
                     silent.retire();
                 }
