@@ -1,0 +1,149 @@
+//! What was answered: an owned copy of ANSWER (SPEC.md section 6).
+
+use std::fmt;
+use std::time::Duration;
+
+use keyward_protocol::{Answer, Verdict};
+
+/// The daemon's answer. A denial is one, too: look at [`is_allowed`](Self::is_allowed).
+///
+/// All texts share one allocation, since most answers are read for two or three fields and dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Decision {
+    verdict: Verdict,
+    generation: u64,
+    limit: u32,
+    remaining: u32,
+    retry_after_ms: u32,
+    reset_ms: u32,
+    texts: Box<str>,
+    /// Where each of the first five texts ends; metadata is what is left.
+    ends: [u16; TEXTS],
+    has_metadata: bool,
+}
+
+/// Texts before the metadata: key id, owner, environment, plan, name of the limit.
+const TEXTS: usize = 5;
+const KEY_ID: usize = 0;
+const OWNER: usize = 1;
+const ENVIRONMENT: usize = 2;
+const PLAN: usize = 3;
+const LIMIT_NAME: usize = 4;
+
+/// The limit that decided, and its balance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit<'a> {
+    /// Its name, as configured.
+    pub name: &'a str,
+    /// Its burst: the most that it ever holds, in units of cost.
+    pub limit: u32,
+    /// What could be spent right now, after this request, in units of cost.
+    pub remaining: u32,
+    /// How long until the same cost would be admitted. Zero unless the verdict is RATE_LIMITED. In whole
+    /// milliseconds, rounded up; 49.7 days stands for that long or longer.
+    pub retry_after: Duration,
+    /// How long until the limit is full again; rounded and capped in the same way.
+    pub reset: Duration,
+}
+
+impl Decision {
+    pub(crate) fn new(answer: &Answer<'_>) -> Self {
+        let fields = [answer.key_id, answer.owner, answer.environment, answer.plan, answer.limit.name];
+        let metadata = answer.metadata.unwrap_or_default();
+        let size = fields.iter().map(|text| text.len()).sum::<usize>() + metadata.len();
+        let mut texts = String::with_capacity(size);
+        let mut ends = [0; TEXTS];
+        for (text, end) in fields.iter().zip(&mut ends) {
+            texts.push_str(text);
+            // At most 64 + 128 + 3 x 64 bytes: the decoder has checked each.
+            *end = texts.len() as u16;
+        }
+        texts.push_str(metadata);
+        Self {
+            verdict: answer.verdict,
+            generation: answer.generation,
+            limit: answer.limit.limit,
+            remaining: answer.limit.remaining,
+            retry_after_ms: answer.limit.retry_after_ms,
+            reset_ms: answer.limit.reset_ms,
+            texts: texts.into_boxed_str(),
+            ends,
+            has_metadata: answer.metadata.is_some(),
+        }
+    }
+
+    /// Whether the request may go ahead. Only ALLOWED does: a verdict that this version does not know is a denial.
+    pub fn is_allowed(&self) -> bool {
+        self.verdict.is_allowed()
+    }
+
+    /// Why, or why not.
+    pub fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// Number of the snapshot that the whole answer was taken from; 0 with NOT_READY.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The limit that decided; `None` where none did (a key without limits, or a denial for another reason).
+    pub fn limit(&self) -> Option<Limit<'_>> {
+        let name = self.text(LIMIT_NAME)?;
+        Some(Limit {
+            name,
+            limit: self.limit,
+            remaining: self.remaining,
+            retry_after: Duration::from_millis(u64::from(self.retry_after_ms)),
+            reset: Duration::from_millis(u64::from(self.reset_ms)),
+        })
+    }
+
+    /// The key's id; `None` where the key is not known.
+    pub fn key_id(&self) -> Option<&str> {
+        self.text(KEY_ID)
+    }
+
+    /// The key's owner, if it has one.
+    pub fn owner(&self) -> Option<&str> {
+        self.text(OWNER)
+    }
+
+    /// The key's environment, if it has one.
+    pub fn environment(&self) -> Option<&str> {
+        self.text(ENVIRONMENT)
+    }
+
+    /// The key's plan, if it has one.
+    pub fn plan(&self) -> Option<&str> {
+        self.text(PLAN)
+    }
+
+    /// The key's metadata, the text of a JSON object; `None` where it has none or the request did not ask.
+    pub fn metadata(&self) -> Option<&str> {
+        let start = usize::from(self.ends[LIMIT_NAME]);
+        if self.has_metadata { self.texts.get(start..) } else { None }
+    }
+
+    /// One of the texts; empty is how the wire says that there is none.
+    fn text(&self, index: usize) -> Option<&str> {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        let text = self.texts.get(usize::from(start)..usize::from(self.ends[index]))?;
+        if text.is_empty() { None } else { Some(text) }
+    }
+}
+
+impl fmt::Debug for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decision")
+            .field("verdict", &self.verdict)
+            .field("generation", &self.generation)
+            .field("limit", &self.limit())
+            .field("key_id", &self.key_id())
+            .field("owner", &self.owner())
+            .field("environment", &self.environment())
+            .field("plan", &self.plan())
+            .field("metadata", &self.metadata())
+            .finish()
+    }
+}
