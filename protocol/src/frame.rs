@@ -58,7 +58,8 @@ pub enum Split<'a> {
 /// Looks at the front of `buffer`; a frame's `length` must not be over `max_length`.
 ///
 /// Nothing is believed of a header whose length is out of range: a lying length costs the peer its connection and
-/// the reader nothing.
+/// the reader nothing. Not its request id either, which may or may not have arrived with the length: the fault must
+/// not depend on how the stream was cut into reads.
 pub fn split(buffer: &[u8], max_length: u32) -> Split<'_> {
     let Some(prefix) = buffer.first_chunk::<LENGTH_BYTES>() else {
         return Split::Incomplete;
@@ -68,7 +69,7 @@ pub fn split(buffer: &[u8], max_length: u32) -> Split<'_> {
         return Split::Lost(Fault::new(ErrorCode::FrameTooShort, length, 0));
     }
     if length > max_length {
-        return Split::Lost(Fault::new(ErrorCode::FrameTooLong, length, request_id(buffer)));
+        return Split::Lost(Fault::new(ErrorCode::FrameTooLong, length, 0));
     }
     let size = LENGTH_BYTES + length as usize;
     let Some(frame) = buffer.get(..size) else {
@@ -81,9 +82,11 @@ pub fn split(buffer: &[u8], max_length: u32) -> Split<'_> {
     }
 }
 
-/// The request id at the front of a buffer that may be too short to have one.
-fn request_id(buffer: &[u8]) -> u32 {
-    buffer.get(8..HEADER_BYTES).and_then(|id| id.try_into().ok()).map_or(0, u32::from_le_bytes)
+/// The fault of a stream that ends with `rest`, which [`split`] called incomplete and which is not empty.
+pub fn truncated(rest: &[u8]) -> Fault {
+    let request_id =
+        rest.get(8..HEADER_BYTES).and_then(|id| id.try_into().ok()).map_or(0, u32::from_le_bytes);
+    Fault::new(ErrorCode::TruncatedFrame, rest.len() as u32, request_id)
 }
 
 impl Header {

@@ -17,7 +17,7 @@ mod request;
 mod response;
 
 pub use fault::{ErrorCode, Fault};
-pub use frame::{Header, Kind, Split, split};
+pub use frame::{Header, Kind, Split, split, truncated};
 pub use limits::*;
 pub use request::{Credential, FieldTooLong, Hello, Request, ScopeMode, Scopes, Verify, field, verify_flag};
 pub use response::{

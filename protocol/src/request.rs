@@ -7,7 +7,7 @@ use bincode::{Decode, Encode};
 use crate::codec::{Fields, put, put_bytes16, put_text8};
 use crate::fault::{ErrorCode, Fault};
 use crate::frame::{Header, Kind, put_frame};
-use crate::limits::{MAX_KEY, MAX_NAME, MAX_ORIGIN, MAX_SCOPES};
+use crate::limits::{MAX_KEY, MAX_NAME, MAX_ORIGIN, MAX_SCOPES, VERSION};
 
 /// Flags of VERIFY.
 pub mod verify_flag {
@@ -132,7 +132,7 @@ pub struct FieldTooLong {
     pub max: usize,
 }
 
-#[derive(Encode, Decode)]
+#[derive(Encode)]
 struct HelloBody {
     min_version: u8,
     max_version: u8,
@@ -169,13 +169,25 @@ impl Hello {
         put_frame(Kind::Hello, 0, self.request_id, out, |out| put(body, out));
     }
 
+    /// The highest version that both sides speak.
+    ///
+    /// # Errors
+    /// `UNSUPPORTED_VERSION` where the client's range does not hold [`VERSION`].
+    pub fn version(&self) -> Result<u8, Fault> {
+        if (self.min_version..=self.max_version).contains(&VERSION) {
+            return Ok(VERSION);
+        }
+        Err(Fault::new(ErrorCode::UnsupportedVersion, u32::from(self.max_version), self.request_id))
+    }
+
     fn decode(header: &Header, body: &[u8]) -> Result<Self, Fault> {
         header.flags(0)?;
         let mut fields = Fields::new(body, header.request_id);
-        let HelloBody { min_version, max_version } = fields.fixed()?;
+        let min_version = fields.fixed()?;
         if min_version == 0 {
             return Err(fields.invalid(1));
         }
+        let max_version = fields.fixed()?;
         if max_version < min_version {
             return Err(fields.invalid(2));
         }

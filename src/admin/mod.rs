@@ -2,5 +2,7 @@
 
 mod client;
 pub mod message;
+mod serve;
 
 pub use client::{AskError, ask};
+pub use serve::{Operate, serve};

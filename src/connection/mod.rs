@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use keyward_protocol::{ErrorCode, Fault};
+use keyward_protocol::{ErrorCode, Fault, truncated};
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
@@ -205,9 +205,9 @@ impl Connection {
     }
 
     /// Writes a last ERROR, as far as the socket takes it at once: nobody waits for a peer that is being left.
-    fn say(&self, code: ErrorCode, detail: u32) -> io::Result<()> {
+    fn say(&self, fault: Fault) -> io::Result<()> {
         let mut frame = Vec::new();
-        Fault::new(code, detail, 0).encode(&mut frame);
+        fault.encode(&mut frame);
         self.shared.counters.fault();
         self.write_now(&frame).map(|_| ())
     }
@@ -217,7 +217,7 @@ impl Connection {
         if self.rest.is_empty() {
             return Ok(End::Finished);
         }
-        self.say(ErrorCode::TruncatedFrame, self.rest.len() as u32)?;
+        self.say(truncated(&self.rest))?;
         Ok(End::Fault)
     }
 
@@ -256,7 +256,7 @@ impl Connection {
         match self.shared.timeouts.idle {
             Some(idle) if self.last_read.elapsed() >= idle => {
                 let ms = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
-                self.say(ErrorCode::IdleTimeout, ms)?;
+                self.say(Fault::new(ErrorCode::IdleTimeout, ms, 0))?;
                 Ok(Some(End::Idle))
             }
             _ => Ok(None),
@@ -278,7 +278,7 @@ impl Connection {
                 return Ok(end);
             }
         }
-        self.say(ErrorCode::ShuttingDown, 0)?;
+        self.say(Fault::new(ErrorCode::ShuttingDown, 0, 0))?;
         Ok(End::Drained)
     }
 }

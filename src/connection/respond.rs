@@ -4,8 +4,8 @@
 //! batch before it be answered, so that answers leave in the order of their requests.
 
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, ErrorCode, Fault, Hello, MAX_REQUEST_LENGTH, Request, Split, VERSION,
-    Verify, Welcome, split, verify_flag,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Fault, Hello, MAX_REQUEST_LENGTH, Request, Split, VERSION, Verify,
+    Welcome, split, verify_flag,
 };
 
 use crate::connection::Counters;
@@ -144,13 +144,9 @@ fn refuse(fault: Fault, counters: &Counters, output: &mut Vec<u8>) {
 
 /// SPEC.md section 4.
 fn welcome(hello: Hello, context: &Context<'_>, greeting: Greeting) -> Result<Welcome<'static>, Fault> {
-    if hello.min_version > VERSION {
-        let spoken = u32::from(hello.max_version);
-        return Err(Fault::new(ErrorCode::UnsupportedVersion, spoken, hello.request_id));
-    }
     Ok(Welcome {
         request_id: hello.request_id,
-        version: VERSION,
+        version: hello.version()?,
         min_version: VERSION,
         max_version: VERSION,
         credentials: CREDENTIAL_DIGEST | CREDENTIAL_RAW,

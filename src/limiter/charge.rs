@@ -7,6 +7,7 @@
 //! moment would be given the cost a second time.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use crate::limiter::rate::Rate;
@@ -26,6 +27,23 @@ pub struct Limiter {
     /// The slots whose balance is still in the slot of their old rate; empty but for the moments of a reload
     /// that changed limits.
     pub(super) heirs: RwLock<HashMap<u32, Predecessor>>,
+    latest: Latest,
+}
+
+/// The latest tick that any thread has charged at, on a cache line of its own.
+///
+/// A thread reads the clock, and charges a little later; meanwhile another may have charged at a later tick. Seen from
+/// the earlier one, that charge looks larger than it was, by the difference: enough to be refused the last unit of a
+/// burst that is there. So nobody charges at an earlier tick than anyone before, and nobody is refused at one.
+#[repr(align(128))]
+struct Latest(AtomicU64);
+
+impl Latest {
+    /// `now`, or what another thread has seen since.
+    fn advance(&self, now: u64) -> u64 {
+        let latest = self.0.load(Ordering::Acquire);
+        if latest >= now { latest } else { self.0.fetch_max(now, Ordering::AcqRel).max(now) }
+    }
 }
 
 /// Where the balance of a limit was, before a reload changed its rate.
@@ -74,17 +92,28 @@ impl Default for Limiter {
 impl Limiter {
     /// A limiter without buckets; [`Ledger`](crate::limiter::Ledger) makes them.
     pub fn new() -> Self {
-        Self { slots: Slots::new(), heirs: RwLock::default() }
+        Self { slots: Slots::new(), heirs: RwLock::default(), latest: Latest(AtomicU64::new(0)) }
     }
 
     /// Charges `cost` to every limit of `charges` at tick `now`, or to none. A cost of 0 charges nothing and reports
     /// the balance. Costs must not be over the burst of any limit, and there must be at least one limit; what breaks
     /// that is refused.
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
-        match charges {
-            _ if cost == 0 => self.peek(charges, now),
-            [only] => self.charge_one(*only, now, cost),
-            many => self.charge_all(many, now, cost),
+        let mut now = self.latest.advance(now);
+        loop {
+            let outcome = match charges {
+                _ if cost == 0 => self.peek(charges, now),
+                [only] => self.charge_one(*only, now, cost),
+                many => self.charge_all(many, now, cost),
+            };
+            if !matches!(outcome, Outcome::Refused(_)) {
+                return outcome;
+            }
+            let latest = self.latest.advance(now);
+            if latest == now {
+                return outcome;
+            }
+            now = latest;
         }
     }
 
@@ -195,6 +224,9 @@ impl Limiter {
             }
             if word.is_locked() {
                 wait(&mut spins);
+            } else if word.inherits() {
+                // Changed again before anyone asked for it: first what is owed to that slot.
+                self.take_over(old_slot, now);
             } else if self.slots.swap(old_slot, word, word.superseded()) {
                 break word;
             }

@@ -13,6 +13,8 @@ mod charge;
 mod ledger;
 mod rate;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod word;
 
 pub use charge::{Charge, Charged, Limiter, MAX_CHARGES, Outcome};

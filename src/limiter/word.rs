@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_lags_behind_another_thread_gains_nothing() {
-        let rate = rate(10, 2);
+        let rate = rate(10, 3);
         let word = spend(Word::FULL, rate, 1_000_000, 1);
         assert_eq!(spend(word, rate, 999_000, 1).full_at(), 1_000_000 + 2 * rate.period().get());
     }

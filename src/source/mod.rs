@@ -41,7 +41,7 @@ pub use layout::{Field, Layout, LayoutError};
 
 use row::Rows;
 
-/// Longest row, in bytes. All the fields with a limit of their own take 31 KiB if every byte of them is escaped
+/// Longest row, in bytes. All the fields with a limit of their own take 27 KiB if every byte of them is escaped
 /// as `\u0041`; the rest is for lists. A quote that is never closed ends here too, and not at the end of memory.
 pub const MAX_ROW: usize = 64 << 10;
 

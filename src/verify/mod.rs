@@ -217,12 +217,17 @@ fn denial(request: &Verify<'_>, key: Key<'_>, unix: u32) -> Option<Verdict> {
     let checks = [
         (unix < key.not_before(), Verdict::NotYetValid),
         (unix >= key.expires_at(), Verdict::Expired),
-        (request.environment.is_some_and(|asked| asked != policy.environment()), Verdict::WrongEnvironment),
+        (!in_environment(request, policy), Verdict::WrongEnvironment),
         (!policy.allows_ip(request.ip), Verdict::IpNotAllowed),
         (!policy.allows_origin(request.origin), Verdict::OriginNotAllowed),
         (!has_scopes(request, policy), Verdict::MissingScope),
     ];
     checks.into_iter().find(|(applies, _)| *applies).map(|(_, verdict)| verdict)
+}
+
+/// A caller that names no environment does not ask; one that names an empty one is in none that a key could be in.
+fn in_environment(request: &Verify<'_>, policy: &Policy) -> bool {
+    request.environment.is_none_or(|asked| !asked.is_empty() && asked == policy.environment())
 }
 
 fn has_scopes(request: &Verify<'_>, policy: &Policy) -> bool {

@@ -1,0 +1,361 @@
+//! Reads `vectors/vectors.json` (its README.md says what the form means) and puts both directions of the protocol
+//! behind one type, so that a test can go through every vector in the same way.
+
+// Each test crate compiles this module, and uses its part of it.
+#![allow(dead_code)]
+
+use keyward_protocol::{
+    Answer, Credential, ErrorFrame, Fault, Hello, LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, Request,
+    Response, ScopeMode, Scopes, Split, Verdict, Verify, Welcome, split, truncated,
+};
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv6Addr};
+
+const FILE: &str = include_str!("../../vectors/vectors.json");
+
+/// The side that a frame comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum From {
+    Client,
+    Daemon,
+}
+
+/// One vector: bytes, and either what they say or what is wrong with them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Vector {
+    pub(crate) name: String,
+    pub(crate) group: String,
+    pub(crate) from: From,
+    pub(crate) note: Option<String>,
+    pub(crate) bytes: Bytes,
+    pub(crate) fields: Option<Fields>,
+    pub(crate) error: Option<Error>,
+}
+
+/// A malformed vector's fault.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Error {
+    pub(crate) code: String,
+    pub(crate) detail: u32,
+    pub(crate) request_id: u32,
+    /// Only where the client is at fault: nobody answers the daemon.
+    pub(crate) closes: Option<bool>,
+}
+
+/// A valid vector's fields, by SPEC.md's names.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "UPPERCASE", deny_unknown_fields)]
+pub(crate) enum Fields {
+    Hello {
+        request_id: u32,
+        flags: Vec<String>,
+        min_version: u8,
+        max_version: u8,
+    },
+    Verify {
+        request_id: u32,
+        flags: Vec<String>,
+        cost: u32,
+        digest: Option<Bytes>,
+        key: Option<Bytes>,
+        scopes: Option<Text>,
+        ip: Option<IpAddr>,
+        origin: Option<Text>,
+        environment: Option<Text>,
+    },
+    Welcome {
+        request_id: u32,
+        flags: Vec<String>,
+        version: u8,
+        min_version: u8,
+        max_version: u8,
+        credentials: u8,
+        max_length: u32,
+        idle_timeout_ms: u32,
+        generation: u64,
+        server: Text,
+    },
+    Answer {
+        request_id: u32,
+        flags: Vec<String>,
+        verdict: NameOrNumber,
+        generation: u64,
+        limit: u32,
+        remaining: u32,
+        retry_after_ms: u32,
+        reset_ms: u32,
+        key_id: Text,
+        owner: Text,
+        environment: Text,
+        plan: Text,
+        limit_name: Text,
+        metadata: Option<Text>,
+    },
+    Error {
+        request_id: u32,
+        flags: Vec<String>,
+        code: NameOrNumber,
+        detail: u32,
+        message: Text,
+    },
+}
+
+/// A value that SPEC.md names, or one that it does not.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum NameOrNumber {
+    Name(String),
+    Number(u8),
+}
+
+/// Bytes in the file's notation: hex, `|` and spaces for the reader, `61*1024` for a repetition.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Bytes(pub(crate) Vec<u8>);
+
+impl TryFrom<String> for Bytes {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut bytes = Vec::new();
+        for token in text.split([' ', '|']) {
+            let (hex, times) = token.split_once('*').unwrap_or((token, "1"));
+            let unit = const_hex::decode(hex).map_err(|error| format!("{token}: {error}"))?;
+            let times = times.parse().map_err(|error| format!("{token}: {error}"))?;
+            bytes.extend(unit.repeat(times));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// A text, or a list of its parts.
+#[derive(Debug, Deserialize)]
+#[serde(from = "TextForm")]
+pub(crate) struct Text(pub(crate) String);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextForm {
+    Plain(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Part {
+    Plain(String),
+    Repeated { repeat: String, times: usize },
+}
+
+impl std::convert::From<TextForm> for Text {
+    fn from(form: TextForm) -> Self {
+        let part = |part: &Part| match part {
+            Part::Plain(text) => text.clone(),
+            Part::Repeated { repeat, times } => repeat.repeat(*times),
+        };
+        match form {
+            TextForm::Plain(text) => Self(text),
+            TextForm::Parts(parts) => Self(parts.iter().map(part).collect()),
+        }
+    }
+}
+
+/// A frame of either direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Frame<'a> {
+    Request(Request<'a>),
+    Response(Response<'a>),
+}
+
+/// Every vector of the file.
+pub(crate) fn all() -> Vec<Vector> {
+    serde_json::from_str(FILE).expect("vectors.json has the form that its README.md describes")
+}
+
+/// Every valid vector, with its fields.
+pub(crate) fn valid(vectors: &[Vector]) -> impl Iterator<Item = (&Vector, &Fields)> {
+    vectors.iter().filter_map(|vector| Some((vector, vector.fields.as_ref()?)))
+}
+
+impl From {
+    /// The largest `length` that this side may write.
+    pub(crate) fn max_length(self) -> u32 {
+        match self {
+            Self::Client => MAX_REQUEST_LENGTH,
+            Self::Daemon => MAX_ANSWER_LENGTH,
+        }
+    }
+}
+
+/// The frame at the front of `bytes` and its size, or what is wrong when the stream ends after `bytes`.
+pub(crate) fn decode(from: From, bytes: &[u8]) -> Result<(Frame<'_>, usize), Fault> {
+    match (split(bytes, from.max_length()), from) {
+        (Split::Frame { header, body, size }, From::Client) => {
+            Ok((Frame::Request(Request::decode(&header, body)?), size))
+        }
+        (Split::Frame { header, body, size }, From::Daemon) => {
+            Ok((Frame::Response(Response::decode(&header, body)?), size))
+        }
+        (Split::Incomplete, _) => Err(truncated(bytes)),
+        (Split::Lost(fault), _) => Err(fault),
+    }
+}
+
+impl Frame<'_> {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Request(Request::Hello(hello)) => hello.encode(out),
+            Self::Request(Request::Verify(verify)) => verify.encode(out).expect("no field is over its limit"),
+            Self::Response(Response::Welcome(welcome)) => welcome.encode(out),
+            Self::Response(Response::Answer(answer)) => answer.encode(out),
+            Self::Response(Response::Error(error)) => error.encode(out),
+        }
+    }
+
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.encode(&mut out);
+        out
+    }
+}
+
+impl Fields {
+    pub(crate) fn flags(&self) -> &[String] {
+        match self {
+            Self::Hello { flags, .. }
+            | Self::Verify { flags, .. }
+            | Self::Welcome { flags, .. }
+            | Self::Answer { flags, .. }
+            | Self::Error { flags, .. } => flags,
+        }
+    }
+
+    pub(crate) fn has(&self, flag: &str) -> bool {
+        self.flags().iter().any(|name| name == flag)
+    }
+
+    /// The same as the codec's own type.
+    pub(crate) fn frame(&self) -> Frame<'_> {
+        match self {
+            Self::Hello { request_id, min_version, max_version, .. } => {
+                let (request_id, min_version, max_version) = (*request_id, *min_version, *max_version);
+                Frame::Request(Request::Hello(Hello { request_id, min_version, max_version }))
+            }
+            Self::Verify { request_id, cost, digest, key, scopes, ip, origin, environment, .. } => {
+                let credential = match (digest, key) {
+                    (Some(digest), None) => Credential::Digest(digest.0[..].try_into().expect("32 bytes")),
+                    (None, Some(key)) => Credential::RawKey(&key.0),
+                    _ => panic!("a VERIFY has a digest or a key"),
+                };
+                let mode = if self.has("ANY_SCOPE") { ScopeMode::Any } else { ScopeMode::All };
+                Frame::Request(Request::Verify(Verify {
+                    request_id: *request_id,
+                    cost: *cost,
+                    credential,
+                    scopes: scopes.as_ref().map(|names| Scopes { names: &names.0, mode }),
+                    ip: ip.map(mapped),
+                    origin: origin.as_ref().map(|origin| origin.0.as_str()),
+                    environment: environment.as_ref().map(|environment| environment.0.as_str()),
+                    want_metadata: self.has("METADATA"),
+                }))
+            }
+            Self::Welcome {
+                request_id,
+                version,
+                min_version,
+                max_version,
+                credentials,
+                max_length,
+                idle_timeout_ms,
+                generation,
+                server,
+                ..
+            } => Frame::Response(Response::Welcome(Welcome {
+                request_id: *request_id,
+                version: *version,
+                min_version: *min_version,
+                max_version: *max_version,
+                credentials: *credentials,
+                max_length: *max_length,
+                idle_timeout_ms: *idle_timeout_ms,
+                generation: *generation,
+                server: &server.0,
+            })),
+            Self::Answer {
+                request_id,
+                verdict,
+                generation,
+                limit,
+                remaining,
+                retry_after_ms,
+                reset_ms,
+                key_id,
+                owner,
+                environment,
+                plan,
+                limit_name,
+                metadata,
+                ..
+            } => Frame::Response(Response::Answer(Answer {
+                request_id: *request_id,
+                verdict: verdict.verdict(),
+                generation: *generation,
+                limit: LimitState {
+                    name: &limit_name.0,
+                    limit: *limit,
+                    remaining: *remaining,
+                    retry_after_ms: *retry_after_ms,
+                    reset_ms: *reset_ms,
+                },
+                key_id: &key_id.0,
+                owner: &owner.0,
+                environment: &environment.0,
+                plan: &plan.0,
+                metadata: metadata.as_ref().map(|metadata| metadata.0.as_str()),
+            })),
+            Self::Error { request_id, code, detail, message, .. } => {
+                Frame::Response(Response::Error(ErrorFrame {
+                    request_id: *request_id,
+                    code: code.error_code(),
+                    detail: *detail,
+                    closing: self.has("CLOSING"),
+                    message: &message.0,
+                }))
+            }
+        }
+    }
+}
+
+fn mapped(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+}
+
+impl NameOrNumber {
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Name(name) => {
+                Verdict::all().find(|verdict| verdict.name() == name).expect("SPEC.md lists the verdict")
+            }
+            Self::Number(value) => Verdict::Other(*value),
+        }
+    }
+
+    fn error_code(&self) -> u8 {
+        let named = |name: &String| {
+            keyward_protocol::ErrorCode::ALL
+                .into_iter()
+                .find(|code| code.name() == name)
+                .map(|code| code as u8)
+        };
+        match self {
+            Self::Name(name) => named(name).expect("SPEC.md lists the code"),
+            Self::Number(value) => *value,
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Holds the codec against `vectors/vectors.json`, and the file against the protocol: nothing may be missing from it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use keyward_protocol::{
+    Answer, Credential, ErrorCode, ErrorFrame, Fault, Hello, Kind, LimitState, MAX_KEY, MAX_KEY_ID, MAX_NAME,
+    MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, Request, Response, ScopeMode, Scopes, Split, Verdict, Verify, Welcome,
+    split, truncated, verify_flag,
+};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use std::collections::HashSet;
+use std::net::Ipv6Addr;
+use support::{Fields, Frame, From, NameOrNumber, Vector, all, decode, valid};
+
+#[test]
+fn valid_vectors_encode_to_their_bytes() {
+    for (vector, fields) in valid(&all()) {
+        assert_eq!(const_hex::encode(fields.frame().to_bytes()), hex(vector), "{}", vector.name);
+    }
+}
+
+#[test]
+fn valid_vectors_decode_to_their_fields() {
+    for (vector, fields) in valid(&all()) {
+        let decoded = decode(vector.from, &vector.bytes.0);
+        assert_eq!(decoded, Ok((fields.frame(), vector.bytes.0.len())), "{}", vector.name);
+    }
+}
+
+#[test]
+fn malformed_vectors_have_exactly_their_fault() {
+    for vector in &all() {
+        let Some(expected) = &vector.error else { continue };
+        let fault = fault(vector);
+        assert_eq!(fault.code.name(), expected.code, "{}", vector.name);
+        assert_eq!(fault.detail, expected.detail, "{}", vector.name);
+        assert_eq!(fault.request_id, expected.request_id, "{}", vector.name);
+        let closes = (vector.from == From::Client).then(|| fault.code.closes());
+        assert_eq!(closes, expected.closes, "{}", vector.name);
+    }
+}
+
+/// A fault is told in an ERROR frame that a client can read.
+#[test]
+fn faults_encode_to_error_frames() {
+    for vector in all().iter().filter(|vector| vector.error.is_some()) {
+        let fault = fault(vector);
+        let mut bytes = Vec::new();
+        fault.encode(&mut bytes);
+        let message = fault.message();
+        let expected = Frame::Response(Response::Error(ErrorFrame {
+            request_id: fault.request_id,
+            code: fault.code as u8,
+            detail: fault.detail,
+            closing: fault.code.closes(),
+            message: &message,
+        }));
+        assert_eq!(decode(From::Daemon, &bytes), Ok((expected, bytes.len())), "{}", vector.name);
+    }
+}
+
+#[test]
+fn frames_follow_one_another_in_a_stream() {
+    let vectors = all();
+    for from in [From::Client, From::Daemon] {
+        let frames = || valid(&vectors).filter(|(vector, _)| vector.from == from);
+        let mut stream = Vec::new();
+        frames().for_each(|(_, fields)| fields.frame().encode(&mut stream));
+        let mut rest = stream.as_slice();
+        for (vector, fields) in frames() {
+            let (frame, size) = decode(from, rest).unwrap();
+            assert_eq!(frame, fields.frame(), "{}", vector.name);
+            rest = &rest[size..];
+        }
+        assert!(rest.is_empty());
+    }
+}
+
+#[test]
+fn a_frame_is_incomplete_until_its_last_byte() {
+    for (vector, fields) in valid(&all()) {
+        let frame = &vector.bytes.0;
+        for size in 0..frame.len() {
+            let part = &frame[..size];
+            assert_eq!(split(part, vector.from.max_length()), Split::Incomplete, "{}[..{size}]", vector.name);
+            let request_id = if size < 12 { 0 } else { request_id(fields) };
+            assert_eq!(truncated(part), Fault::new(ErrorCode::TruncatedFrame, size as u32, request_id));
+        }
+    }
+}
+
+/// The same, but the length agrees with the bytes that are there: the body ends inside a field, wherever it ends.
+#[test]
+fn a_body_is_too_short_until_its_last_byte() {
+    for (vector, fields) in valid(&all()) {
+        for size in 12..vector.bytes.0.len() {
+            let mut frame = vector.bytes.0[..size].to_vec();
+            frame[..4].copy_from_slice(&(size as u32 - 4).to_le_bytes());
+            let expected = Fault::new(ErrorCode::BodyTooShort, size as u32 - 12, request_id(fields));
+            assert_eq!(decode(vector.from, &frame), Err(expected), "{}[..{size}]", vector.name);
+        }
+    }
+}
+
+/// No frame has two forms: whatever decodes is what encoding writes.
+#[test]
+fn a_flipped_bit_is_a_fault_or_another_canonical_frame() {
+    for (vector, _) in valid(&all()) {
+        let mut frame = vector.bytes.0.clone();
+        for bit in 0..frame.len() * 8 {
+            frame[bit / 8] ^= 1 << (bit % 8);
+            for from in [From::Client, From::Daemon] {
+                assert_canonical(from, &frame);
+            }
+            frame[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}
+
+#[test]
+fn malformed_vectors_do_not_panic_wherever_they_end() {
+    for vector in all().iter().filter(|vector| vector.error.is_some()) {
+        for size in 0..=vector.bytes.0.len() {
+            let _fault = decode(vector.from, &vector.bytes.0[..size]);
+        }
+    }
+}
+
+/// The vector of each field at its limit is valid; one byte more must not be written, and leaves nothing behind.
+#[test]
+fn a_verify_over_its_limits_is_not_written() {
+    let long = "x".repeat(MAX_KEY + 1);
+    let plain = Verify::new(1, Credential::Digest([0; 32]));
+    let scopes = Scopes { names: &long[..=MAX_SCOPES], mode: ScopeMode::All };
+    for (verify, field, max) in [
+        (Verify { credential: Credential::RawKey(long.as_bytes()), ..plain }, "key", MAX_KEY),
+        (Verify { scopes: Some(scopes), ..plain }, "scopes", MAX_SCOPES),
+        (Verify { origin: Some(&long[..=MAX_ORIGIN]), ..plain }, "origin", MAX_ORIGIN),
+        (Verify { environment: Some(&long[..=MAX_NAME]), ..plain }, "environment", MAX_NAME),
+    ] {
+        let mut out = b"before".to_vec();
+        let error = verify.encode(&mut out).unwrap_err();
+        assert_eq!((error.field, error.length, error.max), (field, max + 1, max));
+        assert_eq!(out, b"before");
+    }
+}
+
+mod coverage {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_groups_stay_together() {
+        let vectors = all();
+        let names: HashSet<_> = vectors.iter().map(|vector| &vector.name).collect();
+        assert_eq!(names.len(), vectors.len());
+        let mut groups: Vec<_> = vectors.iter().map(|vector| &vector.group).collect();
+        groups.dedup();
+        let distinct: HashSet<_> = groups.iter().collect();
+        assert_eq!(distinct.len(), groups.len());
+    }
+
+    #[test]
+    fn every_vector_has_fields_or_an_error() {
+        for vector in all() {
+            assert!(vector.fields.is_some() != vector.error.is_some(), "{}", vector.name);
+        }
+    }
+
+    #[test]
+    fn the_readme_lists_every_group_with_its_size() {
+        let readme = include_str!("../vectors/README.md");
+        let listed: HashSet<(&str, usize)> = readme
+            .lines()
+            .filter_map(|line| {
+                let mut cells = line.split('|').skip(1).map(|cell| cell.trim().trim_matches('`'));
+                Some((cells.next()?, cells.next()?.parse().ok()?))
+            })
+            .collect();
+        let vectors = all();
+        let size = |group| vectors.iter().filter(|vector| vector.group == group).count();
+        let groups = vectors.iter().map(|vector| vector.group.as_str());
+        assert_eq!(listed, groups.map(|group| (group, size(group))).collect());
+    }
+
+    #[test]
+    fn every_kind() {
+        for kind in [Kind::Hello, Kind::Verify, Kind::Welcome, Kind::Answer, Kind::Error] {
+            assert!(valid(&all()).any(|(_, fields)| kind_of(fields) == kind), "{kind:?}");
+        }
+    }
+
+    /// Exhaustive, so that a new kind does not compile before it is here.
+    fn kind_of(fields: &Fields) -> Kind {
+        let kind = match fields {
+            Fields::Hello { .. } => Kind::Hello,
+            Fields::Verify { .. } => Kind::Verify,
+            Fields::Welcome { .. } => Kind::Welcome,
+            Fields::Answer { .. } => Kind::Answer,
+            Fields::Error { .. } => Kind::Error,
+        };
+        match kind {
+            Kind::Hello | Kind::Verify | Kind::Welcome | Kind::Answer | Kind::Error => kind,
+        }
+    }
+
+    #[test]
+    fn every_verdict_and_one_that_is_not_known() {
+        let vectors = all();
+        let seen: HashSet<_> = valid(&vectors)
+            .filter_map(|(_, fields)| match fields.frame() {
+                Frame::Response(Response::Answer(answer)) => Some(answer.verdict),
+                _ => None,
+            })
+            .collect();
+        for verdict in Verdict::all() {
+            assert!(seen.contains(&verdict), "{}", verdict.name());
+        }
+        assert!(seen.iter().any(|verdict| matches!(verdict, Verdict::Other(_))));
+    }
+
+    #[test]
+    fn every_code_in_an_error_frame() {
+        let vectors = all();
+        for code in ErrorCode::ALL {
+            let is = |fields: &Fields| {
+                matches!(fields, Fields::Error { code: NameOrNumber::Name(name), .. } if name == code.name())
+                    && fields.has("CLOSING") == code.closes()
+            };
+            assert!(valid(&vectors).any(|(_, fields)| is(fields)), "{}", code.name());
+        }
+    }
+
+    #[test]
+    fn every_code_that_bytes_can_cause() {
+        let vectors = all();
+        for code in ErrorCode::ALL {
+            let needs_a_daemon = matches!(
+                code,
+                ErrorCode::CredentialRefused
+                    | ErrorCode::PeerRefused
+                    | ErrorCode::TooManyConnections
+                    | ErrorCode::IdleTimeout
+                    | ErrorCode::ShuttingDown
+            );
+            let seen = vectors.iter().any(|vector| {
+                vector.from == From::Client
+                    && vector.error.as_ref().is_some_and(|error| error.code == code.name())
+            });
+            assert_eq!(seen, !needs_a_daemon, "{}", code.name());
+        }
+    }
+
+    #[test]
+    fn every_flag_of_verify_alone_and_all_together() {
+        let vectors = all();
+        let seen: HashSet<u16> = valid(&vectors)
+            .filter(|(_, fields)| matches!(fields, Fields::Verify { .. }))
+            .map(|(vector, _)| flags(vector))
+            .collect();
+        for flag in (0..16).map(|bit| 1 << bit).filter(|flag| verify_flag::ALL & flag != 0) {
+            let alone = if flag == verify_flag::ANY_SCOPE { flag | verify_flag::SCOPES } else { flag };
+            assert!(seen.contains(&alone), "{flag:#06x}");
+        }
+        assert!(seen.contains(&0));
+        assert!(seen.contains(&verify_flag::ALL));
+    }
+
+    #[test]
+    fn every_bit_that_is_no_flag_of_verify() {
+        let vectors = all();
+        let seen = vectors
+            .iter()
+            .filter(|vector| vector.error.as_ref().is_some_and(|error| error.code == "UNKNOWN_FLAG"))
+            .filter(|vector| vector.bytes.0[5] == Kind::Verify as u8)
+            .fold(0, |seen, vector| seen | flags(vector));
+        assert_eq!(seen | verify_flag::ALL, u16::MAX);
+    }
+
+    /// The names in the file and the bits in its bytes say the same.
+    #[test]
+    fn flags_are_named_right() {
+        for (vector, fields) in valid(&all()) {
+            let value = |name: &String| match (fields, name.as_str()) {
+                (Fields::Verify { .. }, "RAW_KEY") => verify_flag::RAW_KEY,
+                (Fields::Verify { .. }, "SCOPES") => verify_flag::SCOPES,
+                (Fields::Verify { .. }, "ANY_SCOPE") => verify_flag::ANY_SCOPE,
+                (Fields::Verify { .. }, "IP") => verify_flag::IP,
+                (Fields::Verify { .. }, "ORIGIN") => verify_flag::ORIGIN,
+                (Fields::Verify { .. }, "ENVIRONMENT") => verify_flag::ENVIRONMENT,
+                (Fields::Verify { .. }, "METADATA") => verify_flag::METADATA,
+                (Fields::Answer { .. }, "METADATA") => keyward_protocol::ANSWER_METADATA,
+                (Fields::Error { .. }, "CLOSING") => keyward_protocol::ERROR_CLOSING,
+                _ => panic!("{}: {name}", vector.name),
+            };
+            let named = fields.flags().iter().map(value).fold(0, |all, flag| all | flag);
+            assert_eq!(named, flags(vector), "{}", vector.name);
+        }
+    }
+
+    fn flags(vector: &Vector) -> u16 {
+        u16::from_le_bytes([vector.bytes.0[6], vector.bytes.0[7]])
+    }
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_do_not_panic(bytes in vec(any::<u8>(), 0..256)) {
+        assert_canonical(From::Client, &bytes);
+        assert_canonical(From::Daemon, &bytes);
+    }
+
+    /// Random bytes hardly ever have a legal header; these always do.
+    #[test]
+    fn random_bodies_do_not_panic(
+        kind in prop_oneof![Just(0x01_u8), Just(0x02), Just(0x81), Just(0x82), Just(0xff)],
+        flags in 0..0x80_u16,
+        request_id in any::<u32>(),
+        body in vec(prop_oneof![0..4_u8, any::<u8>()], 0..256),
+    ) {
+        let mut frame = (8 + body.len() as u32).to_le_bytes().to_vec();
+        frame.extend([1, kind]);
+        frame.extend(flags.to_le_bytes());
+        frame.extend(request_id.to_le_bytes());
+        frame.extend(&body);
+        assert_canonical(From::Client, &frame);
+        assert_canonical(From::Daemon, &frame);
+    }
+
+    #[test]
+    fn hellos_round_trip(request_id in any::<u32>(), min_version in 1..=255_u8, more in any::<u8>()) {
+        let max_version = min_version.saturating_add(more);
+        assert_round_trip(Frame::Request(Request::Hello(Hello { request_id, min_version, max_version })));
+    }
+
+    #[test]
+    fn verifies_round_trip(
+        request_id in any::<u32>(),
+        cost in any::<u32>(),
+        digest in any::<[u8; 32]>(),
+        key in option::of(vec(any::<u8>(), 0..=MAX_KEY)),
+        scopes in option::of("[^ ]{1,9}( [^ ]{1,9}){0,20}"),
+        any_scope in any::<bool>(),
+        ip in option::of(any::<u128>()),
+        origin in option::of(text(MAX_ORIGIN)),
+        environment in option::of(text(MAX_NAME)),
+        want_metadata in any::<bool>(),
+    ) {
+        let mode = if any_scope { ScopeMode::Any } else { ScopeMode::All };
+        assert_round_trip(Frame::Request(Request::Verify(Verify {
+            request_id,
+            cost,
+            credential: key.as_deref().map_or(Credential::Digest(digest), Credential::RawKey),
+            scopes: scopes.as_deref().map(|names| Scopes { names, mode }),
+            ip: ip.map(Ipv6Addr::from),
+            origin: origin.as_deref(),
+            environment: environment.as_deref(),
+            want_metadata,
+        })));
+    }
+
+    #[test]
+    fn welcomes_round_trip(
+        request_id in any::<u32>(),
+        [version, min_version, max_version, credentials] in any::<[u8; 4]>(),
+        [max_length, idle_timeout_ms] in any::<[u32; 2]>(),
+        generation in any::<u64>(),
+        server in text(255),
+    ) {
+        assert_round_trip(Frame::Response(Response::Welcome(Welcome {
+            request_id,
+            version,
+            min_version,
+            max_version,
+            credentials,
+            max_length,
+            idle_timeout_ms,
+            generation,
+            server: &server,
+        })));
+    }
+
+    #[test]
+    fn answers_round_trip(
+        request_id in any::<u32>(),
+        verdict in any::<u8>().prop_map(Verdict::from_value),
+        generation in any::<u64>(),
+        [limit, remaining, retry_after_ms, reset_ms] in any::<[u32; 4]>(),
+        key_id in text(MAX_KEY_ID),
+        owner in text(MAX_OWNER),
+        [environment, plan, name] in [text(MAX_NAME), text(MAX_NAME), text(MAX_NAME)],
+        metadata in option::of(text(1000)),
+    ) {
+        assert_round_trip(Frame::Response(Response::Answer(Answer {
+            request_id,
+            verdict,
+            generation,
+            limit: LimitState { name: &name, limit, remaining, retry_after_ms, reset_ms },
+            key_id: &key_id,
+            owner: &owner,
+            environment: &environment,
+            plan: &plan,
+            metadata: metadata.as_deref(),
+        })));
+    }
+
+    #[test]
+    fn errors_round_trip(
+        request_id in any::<u32>(),
+        code in any::<u8>(),
+        detail in any::<u32>(),
+        closing in any::<bool>(),
+        message in text(255),
+    ) {
+        let error = ErrorFrame { request_id, code, detail, closing, message: &message };
+        assert_round_trip(Frame::Response(Response::Error(error)));
+    }
+}
+
+/// A text of at most `max` bytes.
+fn text(max: usize) -> impl Strategy<Value = String> {
+    vec(any::<char>(), 0..=max).prop_map(move |chars| {
+        let mut size = 0;
+        let fits = |c: &char| {
+            size += c.len_utf8();
+            size <= max
+        };
+        chars.into_iter().take_while(fits).collect()
+    })
+}
+
+/// What is wrong with a malformed vector, by the codec.
+fn fault(vector: &Vector) -> Fault {
+    match decode(vector.from, &vector.bytes.0) {
+        Err(fault) => fault,
+        Ok((Frame::Request(Request::Hello(hello)), _)) => hello.version().unwrap_err(),
+        Ok((frame, _)) => panic!("{} is {frame:?}", vector.name),
+    }
+}
+
+fn assert_canonical(from: From, bytes: &[u8]) {
+    if let Ok((frame, size)) = decode(from, bytes) {
+        assert_eq!(frame.to_bytes(), bytes[..size], "{frame:?}");
+    }
+}
+
+fn assert_round_trip(frame: Frame<'_>) {
+    let bytes = frame.to_bytes();
+    let from = if matches!(frame, Frame::Request(_)) { From::Client } else { From::Daemon };
+    assert_eq!(decode(from, &bytes), Ok((frame, bytes.len())));
+}
+
+fn request_id(fields: &Fields) -> u32 {
+    match fields.frame() {
+        Frame::Request(Request::Hello(hello)) => hello.request_id,
+        Frame::Request(Request::Verify(verify)) => verify.request_id,
+        Frame::Response(response) => response.request_id(),
+    }
+}
+
+fn hex(vector: &Vector) -> String {
+    const_hex::encode(&vector.bytes.0)
+}

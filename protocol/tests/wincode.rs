@@ -1,0 +1,267 @@
+//! A second implementation reads and writes the same bytes: wincode, through structs that mirror SPEC.md's tables,
+//! agrees with the codec on every valid vector. So the bytes are the contract, and the crate behind them can go.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use keyward_protocol::{
+    Answer, Credential, ErrorFrame, Hello, LimitState, Request, Response, ScopeMode, Scopes, Verdict, Verify,
+    Welcome, verify_flag,
+};
+use std::net::Ipv6Addr;
+use support::{Frame, all, decode, valid};
+use wincode::config::DefaultConfig;
+use wincode::{SchemaRead, SchemaWrite, containers};
+
+#[derive(SchemaRead, SchemaWrite)]
+struct Header {
+    length: u32,
+    version: u8,
+    kind: u8,
+    flags: u16,
+    request_id: u32,
+}
+
+#[derive(SchemaRead, SchemaWrite)]
+struct Text8(#[wincode(with = "containers::Vec<u8, u8>")] Vec<u8>);
+
+/// Also `bytes16`.
+#[derive(SchemaRead, SchemaWrite)]
+struct Text16(#[wincode(with = "containers::Vec<u8, u16>")] Vec<u8>);
+
+#[derive(SchemaRead, SchemaWrite)]
+struct HelloBody {
+    min_version: u8,
+    max_version: u8,
+}
+
+#[derive(SchemaRead, SchemaWrite)]
+struct WelcomeBody {
+    version: u8,
+    min_version: u8,
+    max_version: u8,
+    credentials: u8,
+    max_length: u32,
+    idle_timeout_ms: u32,
+    generation: u64,
+    server: Text8,
+}
+
+#[derive(SchemaRead, SchemaWrite)]
+struct AnswerBody {
+    verdict: u8,
+    generation: u64,
+    limit: u32,
+    remaining: u32,
+    retry_after_ms: u32,
+    reset_ms: u32,
+    key_id: Text8,
+    owner: Text8,
+    environment: Text8,
+    plan: Text8,
+    limit_name: Text8,
+}
+
+#[derive(SchemaRead, SchemaWrite)]
+struct ErrorBody {
+    code: u8,
+    detail: u32,
+    message: Text8,
+}
+
+/// Fields that a flag announces are read and written one by one.
+struct VerifyBody {
+    cost: u32,
+    digest: Option<[u8; 32]>,
+    key: Option<Text16>,
+    scopes: Option<Text16>,
+    ip: Option<[u8; 16]>,
+    origin: Option<Text16>,
+    environment: Option<Text8>,
+}
+
+enum Body {
+    Hello(HelloBody),
+    Verify(VerifyBody),
+    Welcome(WelcomeBody),
+    Answer(AnswerBody, Option<Text16>),
+    Error(ErrorBody),
+}
+
+#[test]
+fn wincode_reads_what_the_codec_reads() {
+    for (vector, _) in valid(&all()) {
+        let (header, body) = read_frame(&vector.bytes.0);
+        let (decoded, size) = decode(vector.from, &vector.bytes.0).unwrap();
+        assert_eq!(header.length as usize + 4, size, "{}", vector.name);
+        assert_eq!(header.version, 1, "{}", vector.name);
+        assert_eq!(frame(&header, &body), decoded, "{}", vector.name);
+    }
+}
+
+#[test]
+fn wincode_writes_what_the_codec_writes() {
+    for (vector, fields) in valid(&all()) {
+        let (header, body) = read_frame(&vector.bytes.0);
+        let written = write_frame(&header, &body);
+        assert_eq!(
+            const_hex::encode(&written),
+            const_hex::encode(fields.frame().to_bytes()),
+            "{}",
+            vector.name
+        );
+    }
+}
+
+fn read_frame(mut bytes: &[u8]) -> (Header, Body) {
+    let rest = &mut bytes;
+    let header: Header = read(rest);
+    let flags = header.flags;
+    let body = match header.kind {
+        0x01 => Body::Hello(read(rest)),
+        0x02 => Body::Verify(read_verify(rest, flags)),
+        0x81 => Body::Welcome(read(rest)),
+        0x82 => Body::Answer(read(rest), read_if(flags & keyward_protocol::ANSWER_METADATA, rest)),
+        0xff => Body::Error(read(rest)),
+        other => panic!("no valid vector is of kind {other}"),
+    };
+    assert!(rest.is_empty(), "{rest:?} is left over");
+    (header, body)
+}
+
+fn read_verify(rest: &mut &[u8], flags: u16) -> VerifyBody {
+    VerifyBody {
+        cost: read(rest),
+        digest: read_if(!flags & verify_flag::RAW_KEY, rest),
+        key: read_if(flags & verify_flag::RAW_KEY, rest),
+        scopes: read_if(flags & verify_flag::SCOPES, rest),
+        ip: read_if(flags & verify_flag::IP, rest),
+        origin: read_if(flags & verify_flag::ORIGIN, rest),
+        environment: read_if(flags & verify_flag::ENVIRONMENT, rest),
+    }
+}
+
+fn read<T: for<'de> SchemaRead<'de, DefaultConfig, Dst = T>>(rest: &mut &[u8]) -> T {
+    wincode::deserialize_from(rest).unwrap()
+}
+
+fn read_if<T: for<'de> SchemaRead<'de, DefaultConfig, Dst = T>>(flag: u16, rest: &mut &[u8]) -> Option<T> {
+    (flag != 0).then(|| read(rest))
+}
+
+fn write_frame(header: &Header, body: &Body) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(header, &mut out);
+    match body {
+        Body::Hello(hello) => write(hello, &mut out),
+        Body::Verify(verify) => {
+            write(&verify.cost, &mut out);
+            write_if(&verify.digest, &mut out);
+            write_if(&verify.key, &mut out);
+            write_if(&verify.scopes, &mut out);
+            write_if(&verify.ip, &mut out);
+            write_if(&verify.origin, &mut out);
+            write_if(&verify.environment, &mut out);
+        }
+        Body::Welcome(welcome) => write(welcome, &mut out),
+        Body::Answer(answer, metadata) => {
+            write(answer, &mut out);
+            write_if(metadata, &mut out);
+        }
+        Body::Error(error) => write(error, &mut out),
+    }
+    out
+}
+
+fn write<T: SchemaWrite<DefaultConfig, Src = T>>(value: &T, out: &mut Vec<u8>) {
+    out.extend(wincode::serialize(value).unwrap());
+}
+
+fn write_if<T: SchemaWrite<DefaultConfig, Src = T>>(value: &Option<T>, out: &mut Vec<u8>) {
+    if let Some(value) = value {
+        write(value, out);
+    }
+}
+
+/// What wincode read, as the codec's own type.
+fn frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
+    let request_id = header.request_id;
+    match body {
+        Body::Hello(hello) => Frame::Request(Request::Hello(Hello {
+            request_id,
+            min_version: hello.min_version,
+            max_version: hello.max_version,
+        })),
+        Body::Verify(verify) => Frame::Request(Request::Verify(verify.frame(header))),
+        Body::Welcome(welcome) => Frame::Response(Response::Welcome(Welcome {
+            request_id,
+            version: welcome.version,
+            min_version: welcome.min_version,
+            max_version: welcome.max_version,
+            credentials: welcome.credentials,
+            max_length: welcome.max_length,
+            idle_timeout_ms: welcome.idle_timeout_ms,
+            generation: welcome.generation,
+            server: welcome.server.text(),
+        })),
+        Body::Answer(answer, metadata) => Frame::Response(Response::Answer(Answer {
+            request_id,
+            verdict: Verdict::from_value(answer.verdict),
+            generation: answer.generation,
+            limit: LimitState {
+                name: answer.limit_name.text(),
+                limit: answer.limit,
+                remaining: answer.remaining,
+                retry_after_ms: answer.retry_after_ms,
+                reset_ms: answer.reset_ms,
+            },
+            key_id: answer.key_id.text(),
+            owner: answer.owner.text(),
+            environment: answer.environment.text(),
+            plan: answer.plan.text(),
+            metadata: metadata.as_ref().map(Text16::text),
+        })),
+        Body::Error(error) => Frame::Response(Response::Error(ErrorFrame {
+            request_id,
+            code: error.code,
+            detail: error.detail,
+            closing: header.flags & keyward_protocol::ERROR_CLOSING != 0,
+            message: error.message.text(),
+        })),
+    }
+}
+
+impl VerifyBody {
+    fn frame(&self, header: &Header) -> Verify<'_> {
+        let any = header.flags & verify_flag::ANY_SCOPE != 0;
+        let mode = if any { ScopeMode::Any } else { ScopeMode::All };
+        let credential = match (&self.digest, &self.key) {
+            (Some(digest), None) => Credential::Digest(*digest),
+            (None, Some(key)) => Credential::RawKey(&key.0),
+            _ => panic!("a VERIFY has a digest or a key"),
+        };
+        Verify {
+            request_id: header.request_id,
+            cost: self.cost,
+            credential,
+            scopes: self.scopes.as_ref().map(|scopes| Scopes { names: scopes.text(), mode }),
+            ip: self.ip.map(Ipv6Addr::from),
+            origin: self.origin.as_ref().map(Text16::text),
+            environment: self.environment.as_ref().map(Text8::text),
+            want_metadata: header.flags & verify_flag::METADATA != 0,
+        }
+    }
+}
+
+impl Text8 {
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap()
+    }
+}
+
+impl Text16 {
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap()
+    }
+}

@@ -1,0 +1,240 @@
+//! The promises of the limiter that take more than one word: several limits, reloads, threads.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn rate(count: u64, burst: u64) -> Rate {
+    Rate::new(count, SECOND, burst).expect("in range")
+}
+
+/// One reload that wants these buckets, and finds `previous` in the snapshot before it.
+fn reload(
+    limiter: &Limiter,
+    ledger: &mut Ledger,
+    previous: &[(&str, Slot)],
+    wanted: &[(&str, Rate)],
+    now: u64,
+) -> Vec<Slot> {
+    let mut claim = ledger.claim(limiter);
+    let slots = wanted.iter().map(|(name, rate)| {
+        let had = previous.iter().find(|(had, _)| had == name).map(|(_, slot)| *slot);
+        Slot { slot: claim.slot(|| (*name).into(), had, *rate).expect("room"), rate: *rate }
+    });
+    let slots = slots.collect();
+    let settlement = claim.commit();
+    ledger.settle(limiter, settlement, previous.iter().map(|(name, slot)| (*slot, || (*name).into())), now);
+    slots
+}
+
+fn fresh(limiter: &Limiter, ledger: &mut Ledger, rates: &[Rate]) -> Vec<Charge> {
+    let names: Vec<String> = (0..rates.len()).map(|number| format!("bucket {number}")).collect();
+    let wanted: Vec<(&str, Rate)> = names.iter().map(String::as_str).zip(rates.iter().copied()).collect();
+    reload(limiter, ledger, &[], &wanted, 1)
+        .into_iter()
+        .map(|Slot { slot, rate }| Charge { slot, rate })
+        .collect()
+}
+
+fn remaining(limiter: &Limiter, charge: Charge, now: u64) -> u32 {
+    match limiter.charge(&[charge], now, 0) {
+        Outcome::Admitted(charged) => charged.balance.remaining,
+        other => panic!("a peek is always admitted: {other:?}"),
+    }
+}
+
+#[test]
+fn a_refusal_by_one_limit_charges_none() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let charges = fresh(&limiter, &mut ledger, &[rate(1, 10), rate(1, 3), rate(1, 5)]);
+    for left in [2, 1, 0] {
+        let Outcome::Admitted(charged) = limiter.charge(&charges, 1, 1) else { panic!("within all bursts") };
+        assert_eq!((charged.limit, charged.balance.remaining), (1, left), "the tightest decides");
+    }
+    let Outcome::Refused(charged) = limiter.charge(&charges, 1, 1) else { panic!("the second is empty") };
+    assert_eq!(charged.limit, 1);
+    assert_eq!(charged.balance.retry_after, rate(1, 3).period().get());
+    let left: Vec<u32> = charges.iter().map(|charge| remaining(&limiter, *charge, 1)).collect();
+    assert_eq!(left, [7, 0, 2], "and none of the others was charged");
+}
+
+#[test]
+fn the_longest_wait_is_the_one_that_is_named() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let charges = fresh(&limiter, &mut ledger, &[rate(100, 1), rate(1, 1), rate(10, 1)]);
+    assert!(matches!(limiter.charge(&charges, 1, 1), Outcome::Admitted(_)));
+    let Outcome::Refused(charged) = limiter.charge(&charges, 1, 1) else { panic!("all are empty") };
+    assert_eq!(charged.limit, 1);
+}
+
+#[test]
+fn a_peek_charges_nothing() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let charges = fresh(&limiter, &mut ledger, &[rate(1, 2), rate(1, 3)]);
+    for _ in 0..10 {
+        let Outcome::Admitted(charged) = limiter.charge(&charges, 1, 0) else { panic!("a peek") };
+        assert_eq!((charged.limit, charged.balance.remaining), (0, 2));
+    }
+}
+
+#[test]
+fn a_reload_neither_refills_nor_forgets() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10)), ("b", rate(1, 10))], 1);
+    let charge = |slot: Slot| Charge { slot: slot.slot, rate: slot.rate };
+    assert!(matches!(limiter.charge(&[charge(old[0])], 1, 7), Outcome::Admitted(_)));
+
+    let had = [("a", old[0]), ("b", old[1])];
+    let same = reload(&limiter, &mut ledger, &had, &[("b", rate(1, 10)), ("a", rate(1, 10))], 1);
+    assert_eq!((same[1], same[0]), (old[0], old[1]), "an unchanged limit keeps its slot");
+
+    let had = [("a", old[0]), ("b", old[1])];
+    let changed = reload(&limiter, &mut ledger, &had, &[("a", rate(5, 100)), ("b", rate(1, 10))], 1);
+    assert_ne!(changed[0].slot, old[0].slot);
+    assert_eq!(remaining(&limiter, charge(changed[0]), 1), 3, "a changed one keeps its balance");
+    assert_eq!(ledger.in_use(), 2, "and its old slot is free again");
+}
+
+#[test]
+fn who_still_uses_the_old_rate_is_sent_to_the_new_snapshot() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10))], 1)[0];
+    let old_charge = Charge { slot: old.slot, rate: old.rate };
+    let mut claim = ledger.claim(&limiter);
+    let new =
+        Charge { slot: claim.slot(|| "a".into(), Some(old), rate(1, 4)).expect("room"), rate: rate(1, 4) };
+    let settlement = claim.commit();
+
+    assert!(
+        matches!(limiter.charge(&[old_charge], 1, 9), Outcome::Admitted(_)),
+        "nobody has the new one yet"
+    );
+    assert!(
+        matches!(limiter.charge(&[new], 1, 1), Outcome::Admitted(_)),
+        "the first to ask takes the balance over"
+    );
+    assert_eq!(limiter.charge(&[old_charge], 1, 1), Outcome::Superseded);
+    assert_eq!(limiter.charge(&[old_charge, new], 1, 1), Outcome::Superseded);
+    assert_eq!(remaining(&limiter, new, 1), 0);
+    ledger.settle(&limiter, settlement, [(old, || "a".into())].into_iter(), 1);
+    assert_eq!(remaining(&limiter, new, 1), 0);
+}
+
+#[test]
+fn a_key_that_vanishes_and_returns_has_not_been_refilled() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10)), ("b", rate(1, 10))], 1);
+    let spent = Charge { slot: old[0].slot, rate: old[0].rate };
+    assert!(matches!(limiter.charge(&[spent], 1, 10), Outcome::Admitted(_)));
+
+    let had = [("a", old[0]), ("b", old[1])];
+    assert!(reload(&limiter, &mut ledger, &had, &[], 1).is_empty());
+    assert_eq!((ledger.in_use(), ledger.parked()), (1, 1), "the full one is free, the other is remembered");
+    let back = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10))], 1)[0];
+    assert_eq!(remaining(&limiter, Charge { slot: back.slot, rate: back.rate }, 1), 0);
+
+    let full = 1 + rate(1, 10).capacity();
+    assert!(reload(&limiter, &mut ledger, &[("a", back)], &[], full).is_empty());
+    assert_eq!((ledger.in_use(), ledger.parked()), (0, 0), "what is full again need not be remembered");
+}
+
+#[test]
+fn a_claim_that_is_dropped_leaves_no_trace() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10))], 1)[0];
+    let mut claim = ledger.claim(&limiter);
+    assert!(claim.slot(|| "a".into(), Some(old), rate(2, 2)).is_some());
+    assert!(claim.slot(|| "b".into(), None, rate(2, 2)).is_some());
+    drop(claim);
+    assert_eq!(ledger.in_use(), 1);
+    assert!(matches!(
+        limiter.charge(&[Charge { slot: old.slot, rate: old.rate }], 1, 1),
+        Outcome::Admitted(_)
+    ));
+}
+
+#[test]
+fn a_thread_whose_clock_lags_is_not_refused_what_is_there() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    for count in 1..=2 {
+        let charges = fresh(&limiter, &mut ledger, &[rate(10, 2), rate(10, 2)][..count].to_vec());
+        assert!(matches!(limiter.charge(&charges, 1_000_000, 1), Outcome::Admitted(_)));
+        assert!(matches!(limiter.charge(&charges, 999_000, 1), Outcome::Admitted(_)), "{count} limits");
+        assert!(matches!(limiter.charge(&charges, 999_000, 1), Outcome::Refused(_)), "{count} limits");
+    }
+}
+
+/// Threads charge two buckets together while others charge each alone, and time stands still: exactly the bursts
+/// are admitted, and a pair is admitted in both or in neither.
+#[test]
+fn threads_cannot_overdraw_several_limits() {
+    const BURST: u64 = 20_000;
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let charges = fresh(&limiter, &mut ledger, &[rate(1, BURST), rate(1, 2 * BURST)]);
+    let reversed = [charges[1], charges[0]];
+    let (both, first, second) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let begin = Barrier::new(4);
+    let burn = |charges: &[Charge], admitted: &AtomicU64| {
+        begin.wait();
+        for _ in 0..BURST {
+            if let Outcome::Admitted(_) = limiter.charge(charges, 1, 1) {
+                admitted.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| burn(&charges, &both));
+        scope.spawn(|| burn(&reversed, &both));
+        scope.spawn(|| burn(&charges[..1], &first));
+        scope.spawn(|| burn(&charges[1..], &second));
+    });
+    let [both, first, second] = [both, first, second].map(AtomicU64::into_inner);
+    assert_eq!(both + first, BURST, "the first bucket is spent to the last");
+    assert_eq!(second, BURST, "the second has room for all who ask for it alone");
+    assert_eq!(u64::from(remaining(&limiter, charges[1], 1)), 2 * BURST - second - both);
+}
+
+/// Reloads change a limit back and forth while threads charge it with whatever rate they saw last: what is admitted
+/// never exceeds the largest burst, because time stands still and no change refills.
+#[test]
+fn threads_cannot_overdraw_a_limit_that_is_being_changed() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let rates = [rate(1, 50_000), rate(3, 50_000)];
+    let current =
+        arc_swap::ArcSwap::from_pointee(reload(&limiter, &mut ledger, &[], &[("a", rates[0])], 1)[0]);
+    let (admitted, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let Slot { slot, rate } = **current.load();
+                    match limiter.charge(&[Charge { slot, rate }], 1, 1) {
+                        Outcome::Admitted(_) => _ = admitted.fetch_add(1, Ordering::Relaxed),
+                        Outcome::Superseded => {}
+                        Outcome::Refused(_) => stop.store(true, Ordering::Relaxed),
+                    }
+                }
+            });
+        }
+        for change in 1.. {
+            let old = **current.load();
+            let mut claim = ledger.claim(&limiter);
+            let rate = rates[change % 2];
+            let slot = claim.slot(|| "a".into(), Some(old), rate).expect("room");
+            // Left unsettled: the slot of the old rate stays superseded, as it does until all workers have passed.
+            let _settlement = claim.commit();
+            current.store(std::sync::Arc::new(Slot { slot, rate }));
+            if stop.load(Ordering::Relaxed) || change > 100_000 {
+                stop.store(true, Ordering::Relaxed);
+                break;
+            }
+        }
+    });
+    let last = **current.load();
+    let left = remaining(&limiter, Charge { slot: last.slot, rate: last.rate }, 1);
+    assert_eq!(admitted.into_inner() + u64::from(left), 50_000);
+}

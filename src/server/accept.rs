@@ -1,0 +1,130 @@
+//! Accepting: who may connect, how many, and which worker gets them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use keyward_protocol::{ErrorCode, Fault};
+use tokio::net::UnixListener;
+use tracing::{info, warn};
+
+use crate::config::Clients;
+use crate::server::worker::Worker;
+
+/// How long nothing is accepted after the system has run out of descriptors or memory: neither spinning nor ending helps.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Connections that were turned away, by reason.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    peer: AtomicU64,
+    limit: AtomicU64,
+    system: AtomicU64,
+}
+
+impl Refusals {
+    /// Reason and number.
+    pub(super) fn by_reason(&self) -> BTreeMap<String, u64> {
+        let all = [("peer", &self.peer), ("limit", &self.limit), ("system", &self.system)];
+        all.into_iter().map(|(name, count)| (name.to_owned(), count.load(Ordering::Relaxed))).collect()
+    }
+}
+
+/// One daemon's acceptor.
+pub(super) struct Acceptor {
+    /// Whom connections are handed to.
+    pub(super) workers: Arc<[Worker]>,
+    /// Who may connect.
+    pub(super) clients: Clients,
+    /// How many at once.
+    pub(super) max_connections: usize,
+    /// Who could not.
+    pub(super) refusals: Arc<Refusals>,
+}
+
+impl Acceptor {
+    /// Accepts for ever. A descriptor is kept in reserve: when the system has no other left, it is what the next peer is
+    /// accepted with, to be turned away instead of left waiting.
+    pub(super) async fn run(self, listener: UnixListener) {
+        let mut reserve = File::open("/dev/null").ok();
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => match stream.into_std() {
+                    Ok(stream) => self.admit(stream),
+                    Err(error) => self.give_up("cannot take a connection over", &error),
+                },
+                Err(error) if is_the_peers(&error) => {}
+                Err(error) => {
+                    self.give_up("cannot accept connections", &error);
+                    drop(reserve.take());
+                    if let Ok(Ok((stream, _))) = tokio::time::timeout(BACK_OFF, listener.accept()).await {
+                        self.refuse(
+                            stream.into_std(),
+                            Fault::new(ErrorCode::TooManyConnections, self.limit(), 0),
+                        );
+                    }
+                    tokio::time::sleep(BACK_OFF).await;
+                    reserve = File::open("/dev/null").ok();
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: UnixStream) {
+        let peer = match rustix::net::sockopt::socket_peercred(&stream) {
+            Ok(peer) => peer,
+            Err(error) => return self.give_up("cannot tell who connects", &error.into()),
+        };
+        let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
+        if !self.clients.admit(uid, gid) {
+            info!(
+                uid,
+                gid,
+                pid = peer.pid.as_raw_nonzero().get(),
+                "connection refused: not an allowed user or group"
+            );
+            self.refusals.peer.fetch_add(1, Ordering::Relaxed);
+            return self.refuse(Ok(stream), Fault::new(ErrorCode::PeerRefused, uid, 0));
+        }
+        let open: usize = self.workers.iter().map(Worker::open).sum();
+        if open >= self.max_connections {
+            warn!(open, "connection refused: max_connections is reached");
+            self.refusals.limit.fetch_add(1, Ordering::Relaxed);
+            return self.refuse(Ok(stream), Fault::new(ErrorCode::TooManyConnections, self.limit(), 0));
+        }
+        if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open()) {
+            worker.counters.connection();
+            worker.hand(stream);
+        }
+    }
+
+    fn limit(&self) -> u32 {
+        u32::try_from(self.max_connections).unwrap_or(u32::MAX)
+    }
+
+    /// Says why, as far as the socket takes it at once, and closes.
+    fn refuse(&self, stream: io::Result<UnixStream>, fault: Fault) {
+        let mut frame = Vec::new();
+        fault.encode(&mut frame);
+        if let Ok(mut stream) = stream {
+            let _peer_may_be_gone = stream.write(&frame);
+        }
+    }
+
+    fn give_up(&self, what: &str, error: &io::Error) {
+        warn!(%error, "{what}");
+        self.refusals.system.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether the connection failed, and not the system.
+fn is_the_peers(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}

@@ -1,0 +1,264 @@
+//! Wiring: sockets, workers, the reload thread, the admin socket and signals, from the start to the drain.
+//!
+//! ```text
+//! main thread     control runtime: accept, admin, signals, drain
+//! worker-0..N     a runtime each: connections, for good
+//! reload          reads, builds, publishes, waits, frees
+//! (notify)        tells `reload` that a file changed
+//! ```
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::task::LocalSet;
+use tracing::{info, warn};
+
+use crate::admin;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::connection::{Counters, Shared, Timeouts};
+use crate::limiter::Limiter;
+use crate::publish::{Publisher, Served};
+use crate::reload::{History, Reloader, Trigger, triggers};
+use crate::server::accept::{Acceptor, Refusals};
+use crate::server::listener::{Listener, Wanted};
+use crate::server::operator::Operator;
+use crate::server::worker::Worker;
+use crate::systemd;
+
+mod accept;
+mod listener;
+mod operator;
+mod worker;
+
+pub use listener::ListenError;
+
+/// Descriptors that are not connections: sockets, epoll, inotify, the source, logs, and room to spare.
+const OWN_DESCRIPTORS: u64 = 64;
+
+/// How long a reload waits for peers to read answers of the old snapshot, before their connections are ended. An
+/// acknowledgement must not depend on a peer that has stopped.
+const OVERDUE: Duration = Duration::from_secs(1);
+
+/// How often the end of the workers is looked for while draining.
+const DRAIN_TICK: Duration = Duration::from_millis(5);
+
+/// Names of the sockets in systemd's units (`FileDescriptorName=`).
+const VERIFY_SOCKET: &str = "verify";
+const ADMIN_SOCKET: &str = "admin";
+
+/// Only its own user may ask a daemon to do something, unless the configuration says who else.
+const ADMIN_MODE: u32 = 0o660;
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A socket cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The system says no.
+    #[error("cannot {what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system says.
+        error: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |error| StartError::System { what, error }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT, and drains it.
+///
+/// # Errors
+/// When it cannot start. A source that cannot be loaded is no such reason: the daemon answers NOT_READY and goes on
+/// looking.
+pub fn run(config: &Config) -> Result<(), StartError> {
+    // A core dump would hold the keys that are being verified (promise 7).
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| system("forbid core dumps")(error.into()))?;
+    let max_connections = connection_limit(config.server.max_connections);
+
+    let mut passed = systemd::take_listeners().map_err(system("take systemd's sockets"))?;
+    let verify = Wanted {
+        name: VERIFY_SOCKET,
+        path: config.server.socket.as_path(),
+        mode: config.server.socket_mode.bits(),
+        group: config.server.socket_group.as_ref(),
+    };
+    let admin = Wanted {
+        name: ADMIN_SOCKET,
+        path: config.server.admin_socket.as_path(),
+        mode: ADMIN_MODE,
+        group: None,
+    };
+    let verify = Listener::open(&verify, &mut passed)?;
+    let admin = Listener::open(&admin, &mut passed)?;
+    for unknown in passed {
+        warn!(
+            name = unknown.name,
+            "systemd passed a socket that is not called verify or admin; it is closed"
+        );
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(system("start the control runtime"))?;
+    let daemon = Daemon::start(config, max_connections, runtime.handle())?;
+    let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
+    // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
+    drop((verify, admin));
+    drained
+}
+
+/// The threads, and what the control runtime needs of them.
+struct Daemon {
+    workers: Arc<[Worker]>,
+    draining: watch::Sender<bool>,
+    trigger: SyncSender<Trigger>,
+    history: History,
+    served: Served,
+    limit: usize,
+    loaded: oneshot::Receiver<()>,
+}
+
+impl Daemon {
+    fn start(config: &Config, limit: usize, runtime: &tokio::runtime::Handle) -> Result<Self, StartError> {
+        let (publisher, subscriptions) = Publisher::new(config.server.workers);
+        let (draining, drain) = watch::channel(false);
+        let limiter = Arc::new(Limiter::new());
+        let clock = Clock::new();
+        let rules = Arc::new(config.rules());
+        let timeouts = Timeouts { idle: config.server.idle_timeout, overdue: OVERDUE };
+
+        let start = |(number, subscription)| {
+            let counters = Arc::new(Counters::default());
+            let (limiter, rules, clock) = (Arc::clone(&limiter), Arc::clone(&rules), clock.clone());
+            let (own_counters, drain) = (Arc::clone(&counters), drain.clone());
+            Worker::start(number, counters, move || {
+                Shared::new(subscription, limiter, rules, clock, own_counters, timeouts, drain)
+            })
+        };
+        let workers: io::Result<Vec<Worker>> = subscriptions.into_iter().enumerate().map(start).collect();
+        let workers = workers.map_err(system("start a worker"))?.into();
+
+        let history = History::default();
+        let served = publisher.served();
+        let reloader = Reloader {
+            source: config.source.file(),
+            policy: config.source.policy(),
+            publisher,
+            limiter,
+            clock,
+            history: history.clone(),
+            runtime: runtime.clone(),
+        };
+        let (trigger, triggers) = triggers();
+        let (say_loaded, loaded) = oneshot::channel();
+        let watch = trigger.clone();
+        std::thread::Builder::new()
+            .name("reload".into())
+            .spawn(move || reloader.run(watch, &triggers, || _ = say_loaded.send(())))
+            .map_err(system("start the reload thread"))?;
+        Ok(Self { workers, draining, trigger, history, served, limit, loaded })
+    }
+
+    /// Serves until it is told to stop, and drains.
+    async fn serve(self, config: &Config, verify: &Listener, admin: &Listener) -> Result<(), StartError> {
+        let mut stop = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
+        let mut hang_up = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
+
+        let refusals = Arc::new(Refusals::default());
+        let acceptor = Acceptor {
+            workers: Arc::clone(&self.workers),
+            clients: config.server.clients.clone(),
+            max_connections: self.limit,
+            refusals: Arc::clone(&refusals),
+        };
+        let accepting = verify.for_tokio().map_err(system("listen"))?;
+        let accepting = tokio::task::spawn_local(acceptor.run(accepting));
+        let operator = Operator {
+            workers: Arc::clone(&self.workers),
+            refusals,
+            served: self.served,
+            history: self.history,
+            trigger: self.trigger.clone(),
+            source: config.source.path.display().to_string(),
+            max_staleness: config.source.max_staleness,
+            started: Instant::now(),
+        };
+        let operating = admin.for_tokio().map_err(system("listen on the admin socket"))?;
+        let admins = config.server.admin_uids.clone();
+        let operating = tokio::task::spawn_local(admin::serve(operating, admins, Rc::new(operator)));
+
+        // Requests are answered from the first moment, NOT_READY if need be; systemd's dependents wait for the keys.
+        let loaded = self.loaded;
+        tokio::task::spawn_local(async move {
+            let _reload_thread_is_there = loaded.await;
+            systemd::ready();
+        });
+        info!(
+            socket = %config.server.socket.as_path().display(),
+            adopted = verify.is_adopted(),
+            workers = self.workers.len(),
+            max_connections = self.limit,
+            "listening"
+        );
+        loop {
+            tokio::select! {
+                _ = stop.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hang_up.recv() => {
+                    // A queue that is full holds a reload that is still to begin.
+                    let _queued = self.trigger.try_send(Trigger::Signal);
+                }
+            }
+        }
+
+        info!("draining");
+        systemd::stopping();
+        accepting.abort();
+        let _aborted = accepting.await;
+        self.draining.send_replace(true);
+        drain(&self.workers, config.server.drain_timeout).await;
+        operating.abort();
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// Waits until the workers have no connections, at most for `patience`.
+async fn drain(workers: &[Worker], patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while workers.iter().any(|worker| worker.open() > 0) {
+        if Instant::now() >= deadline {
+            let open: usize = workers.iter().map(Worker::open).sum();
+            return warn!(open, "drain_timeout has passed; what is left is closed unanswered");
+        }
+        tokio::time::sleep(DRAIN_TICK).await;
+    }
+}
+
+/// Raises the limit of open files as far as it goes, and returns how many connections fit under it.
+fn connection_limit(wanted: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let room = current.map_or(u64::MAX, |files| files.saturating_sub(OWN_DESCRIPTORS));
+    let room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
+    if room < wanted {
+        warn!(max_connections = wanted, possible = room, "the limit of open files allows fewer connections");
+    }
+    wanted.min(room)
+}

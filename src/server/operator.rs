@@ -1,0 +1,123 @@
+//! What the admin socket's commands do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use keyward_protocol::Verdict;
+use tokio::sync::oneshot;
+
+use crate::admin::Operate;
+use crate::admin::message::{Changes, Command, Reload, Reply, Status, Version};
+use crate::publish::Served;
+use crate::reload::{History, Outcome, Trigger};
+use crate::server::accept::Refusals;
+use crate::server::worker::Worker;
+
+/// Sees all parts of a daemon, and touches only the trigger of reloads.
+pub(super) struct Operator {
+    pub(super) workers: Arc<[Worker]>,
+    pub(super) refusals: Arc<Refusals>,
+    pub(super) served: Served,
+    pub(super) history: History,
+    pub(super) trigger: SyncSender<Trigger>,
+    pub(super) source: String,
+    pub(super) max_staleness: Option<Duration>,
+    pub(super) started: Instant,
+}
+
+impl Operate for Operator {
+    async fn operate(&self, command: Command) -> Reply {
+        match command {
+            Command::Status => self.status().into(),
+            Command::Reload { force } => self.reload(force).await,
+            Command::Version => Version::current().into(),
+        }
+    }
+}
+
+impl Operator {
+    async fn reload(&self, force: bool) -> Reply {
+        let (reply, outcome) = oneshot::channel();
+        match self.trigger.try_send(Trigger::Asked { force, reply }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Reply::error("too many reloads are waiting; try again"),
+            Err(TrySendError::Disconnected(_)) => return Reply::error("the daemon is shutting down"),
+        }
+        match outcome.await {
+            Ok(outcome) => self.report(&outcome).into(),
+            Err(_) => Reply::error("the daemon is shutting down"),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let snapshot = self.served.snapshot();
+        let age = snapshot.as_ref().map(|snapshot| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            now.saturating_sub(Duration::from_secs(snapshot.source_time().into())).as_secs()
+        });
+        let stale = age.zip(self.max_staleness).is_some_and(|(age, limit)| age > limit.as_secs());
+        let sum = |count: fn(&Worker) -> u64| self.workers.iter().map(count).sum();
+        let verdicts: BTreeMap<String, u64> = Verdict::all()
+            .map(|verdict| {
+                let answered = self.workers.iter().map(|worker| worker.counters.answered(verdict)).sum();
+                (verdict.name().to_owned(), answered)
+            })
+            .collect();
+        Status {
+            ready: snapshot.is_some() && !stale,
+            stale,
+            generation: snapshot.as_ref().map_or(0, |snapshot| snapshot.generation()),
+            keys: snapshot.as_ref().map_or(0, |snapshot| snapshot.len()),
+            buckets: self.history.buckets(),
+            source: self.source.clone(),
+            source_age_s: age,
+            last_reload: self.history.last().map(|outcome| self.report(&outcome)),
+            last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),
+            connections: self.workers.iter().map(Worker::open).sum(),
+            accepted_connections: sum(|worker| worker.counters.connections()),
+            refused_connections: self.refusals.by_reason(),
+            verdicts,
+            errors: sum(|worker| worker.counters.faults()),
+            uptime_s: self.started.elapsed().as_secs(),
+            workers: self.workers.len(),
+            pid: std::process::id(),
+            version: Version::current(),
+        }
+    }
+
+    /// An outcome, as of now: a reload that was refused leaves in force what was there.
+    fn report(&self, outcome: &Outcome) -> Reload {
+        let in_force = self.served.snapshot();
+        let generation = in_force.as_ref().map_or(0, |snapshot| snapshot.generation());
+        let keys = in_force.as_ref().map_or(0, |snapshot| snapshot.len());
+        let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
+        let age_s = outcome.at.elapsed().as_secs();
+        match &outcome.result {
+            Ok(accepted) => Reload {
+                accepted: true,
+                generation: accepted.generation,
+                keys: accepted.keys,
+                changes: Some(Changes {
+                    added: accepted.diff.added,
+                    removed: accepted.diff.removed,
+                    changed: accepted.diff.changed,
+                    revoked: accepted.diff.revoked,
+                }),
+                error: None,
+                took_ms,
+                age_s,
+            },
+            Err(failure) => Reload {
+                accepted: false,
+                generation,
+                keys,
+                changes: None,
+                error: Some(failure.to_string()),
+                took_ms,
+                age_s,
+            },
+        }
+    }
+}

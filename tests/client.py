@@ -1,0 +1,149 @@
+"""A keyward client in plain Python, written from protocol/SPEC.md alone: to use, and to port.
+
+    answer = Client("/run/keyward/keyward.sock").verify("acme_live_...", scopes=["orders:read"])
+
+`python3 tests/client.py SOCKET VECTORS EXPECTATIONS` checks itself and a daemon (one that takes digests and raw keys)
+against protocol/vectors/vectors.json, and a list of [{"key": ..., parameters of verify, "expect": {ANSWER's fields}}].
+"""
+import contextlib, hashlib, json, socket, struct, sys
+
+RAW_KEY, SCOPES, ANY_SCOPE, IP, ORIGIN, ENVIRONMENT, METADATA = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40
+VERDICTS = """ALLOWED NOT_READY STALE_SNAPSHOT MALFORMED_KEY UNKNOWN_KEY REVOKED DISABLED NOT_YET_VALID EXPIRED
+    WRONG_ENVIRONMENT IP_NOT_ALLOWED ORIGIN_NOT_ALLOWED MISSING_SCOPE COST_EXCEEDS_BURST RATE_LIMITED""".split()
+CODES = [0] + """FRAME_TOO_SHORT FRAME_TOO_LONG UNSUPPORTED_VERSION UNKNOWN_KIND UNKNOWN_FLAG BODY_TOO_SHORT
+    TRAILING_BYTES INVALID_FIELD TRUNCATED_FRAME CREDENTIAL_REFUSED PEER_REFUSED TOO_MANY_CONNECTIONS IDLE_TIMEOUT
+    SHUTTING_DOWN""".split()
+REPLIES = {  # kind: its name, flags, integers and their names, texts with their limits
+    0x81: ("WELCOME", {}, "<BBBBIIQ", "version min_version max_version credentials max_length idle_timeout_ms "
+           "generation", {"server": 255}),
+    0x82: ("ANSWER", {"METADATA": 0x40}, "<BQIIII", "verdict generation limit remaining retry_after_ms reset_ms",
+           {"key_id": 64, "owner": 128, "environment": 64, "plan": 64, "limit_name": 64, "metadata": 4096}),
+    0xFF: ("ERROR", {"CLOSING": 0x01}, "<BI", "code detail", {"message": 255})}
+
+def frame(kind, flags, request_id, body):
+    return struct.pack("<IBBHI", 8 + len(body), 1, kind, flags, request_id) + body
+
+def sized(form, value):
+    data = value.encode() if isinstance(value, str) else value
+    return None if data is None else struct.pack(form, len(data)) + data
+
+def hello(request_id, min_version=1, max_version=1):
+    return frame(0x01, 0, request_id, struct.pack("BB", min_version, max_version))
+
+def verify(request_id, cost, digest=None, key=None, scopes=None, any_scope=False, ip=None, origin=None,
+           environment=None, metadata=False):
+    flags = ANY_SCOPE * any_scope | METADATA * metadata
+    body = struct.pack("<I", cost) + (digest if key is None else b"")
+    ip = None if ip is None else socket.inet_pton(socket.AF_INET6, ip if ":" in ip else "::ffff:" + ip)
+    for flag, field in ((RAW_KEY, sized("<H", key)), (SCOPES, sized("<H", scopes)), (IP, ip),
+                        (ORIGIN, sized("<H", origin)), (ENVIRONMENT, sized("<B", environment))):
+        if field is not None:
+            flags, body = flags | flag, body + field
+    return frame(0x02, flags, request_id, body)
+
+def parse(data):
+    """The fields of a frame from the daemon. A verdict or code that this version does not know stays a number."""
+    length, version, value, bits, request_id = struct.unpack_from("<IBBHI", data)
+    if not 8 <= length <= 8192 or length != len(data) - 4 or version != 1 or value not in REPLIES:
+        raise ValueError(f"length {length} ({len(data) - 4} are there), version {version}, kind {value:#x}")
+    kind, known, form, names, texts = REPLIES[value]
+    if bits & ~sum(known.values()):
+        raise ValueError(f"{kind} with flags {bits:#x}")
+    reply = {"kind": kind, "request_id": request_id, "flags": [flag for flag in known if bits & known[flag]],
+             **dict(zip(names.split(), struct.unpack_from(form, data, 12)))}
+    at = 12 + struct.calcsize(form)
+    for name in (name for name in texts if name != "metadata" or bits & METADATA):
+        prefix = "<H" if name == "metadata" else "<B"
+        start = at + struct.calcsize(prefix)
+        at = start + struct.unpack_from(prefix, data, at)[0]
+        if at - start > texts[name] or at > len(data):
+            raise ValueError(f"{name} has {at - start} bytes")
+        reply[name] = data[start:at].decode()
+    if at < len(data):
+        raise ValueError(f"{len(data) - at} bytes are left over")
+    for name, known in (("verdict", VERDICTS), ("code", CODES)):
+        if reply.get(name, len(known)) < len(known):
+            reply[name] = known[reply[name]]
+    return reply
+
+class Refused(Exception): """The daemon wrote an ERROR: its fields."""
+
+class Client:
+    """One connection, one request at a time. After an exception make a new one: an answer may be under way."""
+    def __init__(self, path, timeout=0.05):
+        self.socket, self.request_id = socket.socket(socket.AF_UNIX), 0
+        self.socket.settimeout(timeout)
+        self.socket.connect(path)
+        self.stream = self.socket.makefile("rb")
+
+    def verify(self, key, cost=1, scopes=None, any_scope=False, ip=None, origin=None, environment=None,
+               metadata=False, raw=False):
+        """The fields of the ANSWER. `scopes` is a list of names. No verdict but "ALLOWED" allows."""
+        key = {"key": key.encode()} if raw else {"digest": hashlib.sha256(key.encode()).digest()}
+        self.request_id = (self.request_id + 1) % 2**32
+        reply = self.ask(verify(
+            self.request_id, cost, **key, scopes=None if scopes is None else " ".join(scopes), any_scope=any_scope,
+            ip=ip, origin=origin, environment=environment, metadata=metadata))
+        if reply["kind"] != "ANSWER" or reply["request_id"] != self.request_id:
+            raise Refused(reply)
+        return reply
+
+    def ask(self, request, last=False):
+        with contextlib.suppress(ConnectionError):  # the daemon may have ended the connection, and said why
+            self.socket.sendall(request)
+        if last:
+            self.socket.shutdown(socket.SHUT_WR)
+        prefix = self.stream.read(4)
+        if len(prefix) < 4:
+            raise ConnectionError("the daemon ended the connection")
+        return parse(prefix + self.stream.read(min(struct.unpack("<I", prefix)[0], 8192)))
+
+def unhex(text):
+    tokens = (token.partition("*") for token in text.replace("|", " ").split())
+    return b"".join(bytes.fromhex(unit) * int(times or 1) for unit, _, times in tokens)
+
+def check_vector(path, vector):
+    data, error, fields = unhex(vector["bytes"]), vector.get("error"), vector.get("fields", {})
+    for name, value in fields.items():
+        if name in ("digest", "key"):
+            fields[name] = unhex(value)
+        elif isinstance(value, list) and name != "flags":
+            fields[name] = "".join(p if isinstance(p, str) else p["repeat"] * p["times"] for p in value)
+    if vector["from"] == "daemon":
+        try:
+            return compare(fields or {"malformed": True}, parse(data))
+        except (ValueError, struct.error):
+            return compare({"malformed": error is not None}, {"malformed": True})
+    wanted = error and {"kind": "ERROR", **error, "flags": ["CLOSING"] if error["closes"] else []}
+    if fields:
+        kind, flags = fields.pop("kind"), fields.pop("flags")
+        wanted = {"kind": "WELCOME" if kind == "HELLO" else "ANSWER", "request_id": fields["request_id"]}
+        if kind == "VERIFY":
+            fields.update(any_scope="ANY_SCOPE" in flags, metadata="METADATA" in flags)
+        compare({"bytes": data}, {"bytes": (hello if kind == "HELLO" else verify)(**fields)})
+    closes, client = wanted.pop("closes", False), Client(path, timeout=5)
+    compare(wanted, client.ask(data, last=wanted.get("code") == "TRUNCATED_FRAME"))
+    if not closes:
+        return compare({"kind": "WELCOME", "request_id": 99}, client.ask(hello(99)))
+    with contextlib.suppress(ConnectionResetError):  # how a stream ends where the daemon left bytes unread
+        compare({"after": b""}, {"after": client.stream.read(1)})
+
+def check_verdict(path, expectation):
+    compare(expectation.pop("expect"), Client(path, timeout=5).verify(**expectation))
+
+def compare(wanted, got):
+    if wrong := [name for name in wanted if got.get(name) != wanted[name]]:
+        raise AssertionError("; ".join(f"{name} is {got.get(name)!r}, not {wanted[name]!r}" for name in wrong))
+
+if __name__ == "__main__":
+    path, vectors, expectations = sys.argv[1], json.load(open(sys.argv[2])), json.load(open(sys.argv[3]))
+    checks, failed = [(check_vector, vector, vector["name"]) for vector in vectors], 0
+    checks += [(check_verdict, item, f"expectation {number}") for number, item in enumerate(expectations, 1)]
+    for check, item, name in checks:
+        try:
+            check(path, item)
+        except (AssertionError, OSError, Refused, ValueError, struct.error) as error:
+            print(f"{name}: {error}")
+            failed += 1
+    print(f"client.py: {len(vectors)} vectors, {len(expectations)} verdicts: {f'{failed} wrong' if failed else 'ok'}")
+    sys.exit(1 if failed else 0)
