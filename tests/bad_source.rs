@@ -15,7 +15,10 @@ const HEADER: &str = "key_hash,key_id,owner,expires_at,allowed_ips,limits\n";
 
 fn good() -> String {
     (0..4).fold(HEADER.to_owned(), |text, number| {
-        text + &format!("{},key-{number},acme,2099-01-01 00:00:00+00,10.0.0.0/8,100/s burst 200\n", hex(&number.to_string()))
+        text + &format!(
+            "{},key-{number},acme,2099-01-01 00:00:00+00,10.0.0.0/8,100/s burst 200\n",
+            hex(&number.to_string())
+        )
     })
 }
 
@@ -32,16 +35,36 @@ fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on()
         ("header only", HEADER.into(), "no keys"),
         ("cut in a row", good().trim_end().as_bytes()[..good().len() - 9].to_vec(), "keys.csv:5"),
         ("cut in quotes", format!("{}{hash},\"k", good()).into(), "keys.csv:6"),
-        ("duplicate hash", with_row(&format!("{},again,,,,", hex("1"))), "keys.csv:6: the same key_hash as in line 3"),
+        (
+            "duplicate hash",
+            with_row(&format!("{},again,,,,", hex("1"))),
+            "keys.csv:6: the same key_hash as in line 3",
+        ),
         ("bad hash", with_row("abc,new,,,,"), "keys.csv:6: column 1 (key_hash)"),
         ("bad date", with_row(&format!("{hash},new,,2026-13-01,,")), "keys.csv:6: column 4 (expires_at)"),
-        ("bad network", with_row(&format!("{hash},new,,,10.0.0.0/33,")), "keys.csv:6: column 5 (allowed_ips)"),
+        (
+            "bad network",
+            with_row(&format!("{hash},new,,,10.0.0.0/33,")),
+            "keys.csv:6: column 5 (allowed_ips)",
+        ),
         ("bad limit", with_row(&format!("{hash},new,,,,fast")), "keys.csv:6: column 6 (limits)"),
-        ("limit out of range", with_row(&format!("{hash},new,,,,1/365d burst 99")), "keys.csv:6: column 6 (limits)"),
-        ("bad UTF-8", [with_row(&format!("{hash},n"))[..].strip_suffix(b"\n").unwrap(), b"\xff,,,,\n"].concat(), "keys.csv:6"),
+        (
+            "limit out of range",
+            with_row(&format!("{hash},new,,,,1/365d burst 99")),
+            "keys.csv:6: column 6 (limits)",
+        ),
+        (
+            "bad UTF-8",
+            [with_row(&format!("{hash},n"))[..].strip_suffix(b"\n").unwrap(), b"\xff,,,,\n"].concat(),
+            "keys.csv:6",
+        ),
         ("too many columns", with_row(&format!("{hash},new,,,,,surplus")), "keys.csv:6"),
         ("other limits in a rotation", with_row(&format!("{hash},key-1,acme,,,5/s")), "keys.csv:6: line 3"),
-        ("another owner in a rotation", with_row(&format!("{hash},key-1,else,,,100/s burst 200")), "keys.csv:6: line 3"),
+        (
+            "another owner in a rotation",
+            with_row(&format!("{hash},key-1,else,,,100/s burst 200")),
+            "keys.csv:6: line 3",
+        ),
         ("shrunk past the guard", format!("{HEADER}{},key-1,acme,,,\n", hex("1")).into(), "shrank"),
     ];
     for (case, content, place) in cases {
@@ -104,9 +127,11 @@ fn an_export_cut_or_flipped_anywhere_never_panics_and_never_passes_for_whole_unl
     );
     let quoted = format!("key_hash,key_id,metadata\n{},\"a\nb\",\"{{\"\"x\"\":\n1}}\"\n", hex("a"));
     let directory = Setup::without_export();
-    for (name, format, text) in
-        [("a.csv", Format::Csv, good()), ("b.csv", Format::Csv, quoted), ("c.jsonl", Format::JsonLines, jsonl)]
-    {
+    for (name, format, text) in [
+        ("a.csv", Format::Csv, good()),
+        ("b.csv", Format::Csv, quoted),
+        ("c.jsonl", Format::JsonLines, jsonl),
+    ] {
         let path = directory.path(name);
         let bytes = text.as_bytes();
         for end in 0..bytes.len() {
@@ -127,10 +152,13 @@ fn an_export_cut_or_flipped_anywhere_never_panics_and_never_passes_for_whole_unl
 
 #[test]
 fn rotation_shares_the_balance_and_metadata_columns_can_be_mapped() {
-    let setup = Setup::new("").config(
-        "[source]\nignore = [\"note\"]\n[source.columns]\nkey_hash = \"sha256\"\nkey_id = \"id\"\n",
+    let setup = Setup::new("")
+        .config("[source]\nignore = [\"note\"]\n[source.columns]\nkey_hash = \"sha256\"\nkey_id = \"id\"\n");
+    let rows = format!(
+        "sha256,id,note,limits\n{},k,old,1/d burst 2\n{},k,new,1/d burst 2\n",
+        hex("old"),
+        hex("new")
     );
-    let rows = format!("sha256,id,note,limits\n{},k,old,1/d burst 2\n{},k,new,1/d burst 2\n", hex("old"), hex("new"));
     fs::write(setup.source(), rows).expect("an export");
     let daemon = setup.start();
     let verdicts: Vec<String> = ["old", "new", "old", "new"].iter().map(|key| daemon.verdict(key)).collect();

@@ -101,7 +101,9 @@ fn the_command_line_has_the_exit_codes_that_it_promises() {
         assert_eq!(code(unreachable).0, Some(69), "{unreachable:?}");
     }
     let mut verify = keyward();
-    verify.args(["verify", "--socket", nowhere]).stdin(fs::File::open(setup.source()).expect("a key of sorts"));
+    verify
+        .args(["verify", "--socket", nowhere])
+        .stdin(fs::File::open(setup.source()).expect("a key of sorts"));
     assert_eq!(verify.output().expect("runs").status.code(), Some(69));
     assert_eq!(code(&["check", "--source", "/nonexistent/keys.csv"]).0, Some(78));
     assert_eq!(code(&["nonsense"]).0, Some(2));
@@ -114,7 +116,8 @@ fn the_command_line_has_the_exit_codes_that_it_promises() {
 fn a_key_in_the_arguments_is_refused_and_not_echoed() {
     for arguments in [["verify", "acme_live_secret"], ["verify", "--key=acme_live_secret"]] {
         let output = keyward().args(arguments).output().expect("runs");
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(!text.contains("secret"), "{text}");
     }

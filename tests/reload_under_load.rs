@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use keyward_client::Request;
-use support::{Daemon, Setup, replace, hex};
+use support::{Daemon, Setup, hex, replace};
 
 const CONNECTIONS: usize = 16;
 const RELOADS: usize = 200;
@@ -71,7 +71,8 @@ impl Load<'_> {
             let acknowledged = self.acknowledged.load(Ordering::Acquire);
             let keys: Vec<(usize, String)> = (0..24)
                 .map(|_| {
-                    turn = turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    turn =
+                        turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     let pick = turn >> 33;
                     match pick % 3 {
                         0 => (usize::MAX, format!("stable-{}", pick / 3 % STABLE)),
@@ -88,7 +89,10 @@ impl Load<'_> {
                 let expected = if *number < version { "REVOKED" } else { "ALLOWED" };
                 assert_eq!(answer.verdict().name(), expected, "{key} in export {version}");
                 assert_eq!(answer.key_id(), Some(key.as_str()), "the answer is to the question");
-                assert!(version >= acknowledged, "{key}: export {version} after {acknowledged} was acknowledged");
+                assert!(
+                    version >= acknowledged,
+                    "{key}: export {version} after {acknowledged} was acknowledged"
+                );
             }
             self.answers.fetch_add(keys.len() as u64, Ordering::Relaxed);
         }
@@ -122,7 +126,11 @@ fn two_hundred_reloads_under_load() {
     });
     let status = daemon.status();
     assert!(status.generation as usize > RELOADS);
-    assert_eq!((status.errors, status.accepted_connections), (0, CONNECTIONS as u64), "nobody had to reconnect");
+    assert_eq!(
+        (status.errors, status.accepted_connections),
+        (0, CONNECTIONS as u64),
+        "nobody had to reconnect"
+    );
     let answers = load.answers.into_inner();
     assert!(answers > 10_000, "only {answers} answers: that is no load");
 }

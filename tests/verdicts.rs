@@ -87,7 +87,10 @@ fn expectations() -> Vec<Value> {
         but(json!({"origin": "https://app.example.org"}), verdict("ORIGIN_NOT_ALLOWED")),
         but(json!({"origin": Value::Null}), verdict("ORIGIN_NOT_ALLOWED")),
         but(json!({"scopes": ["invoices:read", "users:read"]}), verdict("MISSING_SCOPE")),
-        but(json!({"cost": 4}), json!({"verdict": "COST_EXCEEDS_BURST", "limit": 3, "limit_name": "requests"})),
+        but(
+            json!({"cost": 4}),
+            json!({"verdict": "COST_EXCEEDS_BURST", "limit": 3, "limit_name": "requests"}),
+        ),
         but(json!({"cost": 0}), json!({"verdict": "ALLOWED", "remaining": 3, "retry_after_ms": 0})),
         but(
             json!({"cost": 2, "ip": "2001:db8::7", "metadata": true}),
@@ -110,7 +113,8 @@ fn ask(daemon: &Daemon, question: &Value) -> keyward_client::Decision {
     let mut request = Request::new(key).cost(question["cost"].as_u64().unwrap_or(1) as u32);
     if let Some(scopes) = question["scopes"].as_array() {
         let names: Vec<&str> = scopes.iter().filter_map(Value::as_str).collect();
-        request = if question["any_scope"] == true { request.any_scope(names) } else { request.scopes(names) };
+        request =
+            if question["any_scope"] == true { request.any_scope(names) } else { request.scopes(names) };
     }
     if let Some(ip) = question["ip"].as_str() {
         request = request.ip(ip.parse().expect("an address"));
@@ -180,8 +184,12 @@ fn run(daemon: &Daemon, question: &Value, json: bool) -> Output {
 }
 
 fn pipe(mut command: Command, input: &str) -> Output {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("keyward runs");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("keyward runs");
     child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads");
     child.wait_with_output().expect("it ends")
 }
@@ -242,7 +250,10 @@ fn a_key_expires_by_itself() {
             assert_eq!(verdict, Verdict::Expired);
             break;
         }
-        assert!(verdict == Verdict::Allowed || after >= expires, "{verdict:?} at {before}, expires {expires}");
+        assert!(
+            verdict == Verdict::Allowed || after >= expires,
+            "{verdict:?} at {before}, expires {expires}"
+        );
     }
     assert_eq!(daemon.status().generation, 1);
 }
@@ -275,5 +286,10 @@ fn the_python_client_agrees_on_every_vector_and_every_verdict() {
         .arg(&questions)
         .output()
         .expect("python3 runs");
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -143,10 +143,16 @@ impl Daemon {
 
     fn wait_until_loaded(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        while self.ask(&Ask::Status).is_none_or(|reply| reply.status.is_none_or(|status| status.last_reload.is_none()))
+        while self
+            .ask(&Ask::Status)
+            .is_none_or(|reply| reply.status.is_none_or(|status| status.last_reload.is_none()))
         {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            assert!(ended.is_none() && Instant::now() < deadline, "the daemon does not come up: {}", self.log());
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "the daemon does not come up: {}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
     }
