@@ -1,6 +1,7 @@
 //! keyward: a local daemon that answers whether an API key may do this, now.
 
 pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;
