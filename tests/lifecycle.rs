@@ -1,6 +1,6 @@
 //! Starting, stopping, and starting beside another.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Peers that misbehave: each harms itself, and nobody else notices (promises 5 and 6).
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::panic)]
 
 mod support;
 

@@ -5,7 +5,7 @@
 //! says which export it was taken from, and can be held against it: a key that is allowed in an export which revokes it,
 //! or an export older than the last one that was acknowledged before the question, is a broken promise.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

@@ -28,10 +28,17 @@ const CROWD: usize = 1_000;
 const MEASURED: usize = 200_000;
 const PIPELINE: usize = 128;
 
+const HELP: &str = "\
+Nothing is left behind: the daemon, its sockets and its export live in a temporary directory.
+
+Example:
+  keyward demo";
+
 /// Show it all at work: keys, limits, a revocation, a bad export, and how fast it is
 ///
 /// Starts a daemon of its own in a temporary directory, and ends it.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub(super) struct Demo {}
 
 impl Demo {

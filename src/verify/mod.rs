@@ -167,13 +167,18 @@ impl<'s> Context<'s> {
         if policy.limits().is_empty() {
             return Some((Verdict::Allowed, LimitState::default()));
         }
-        if let Some(limit) = policy.limits().iter().find(|limit| cost > limit.rate.burst()) {
-            let state = LimitState { name: &limit.name, limit: limit.rate.burst(), ..LimitState::default() };
-            return Some((Verdict::CostExceedsBurst, state));
-        }
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
-        match self.limiter.charge(&charges[..count], self.now.ticks, cost) {
+        let charges = &charges[..count];
+        if let Some(limit) = charges.iter().position(|charge| cost > charge.rate.burst()) {
+            return match self.limiter.charge(&charges[limit..=limit], self.now.ticks, 0) {
+                Outcome::Admitted(peek) | Outcome::Refused(peek) => {
+                    Some((Verdict::CostExceedsBurst, state(policy, Charged { limit, ..peek })))
+                }
+                Outcome::Superseded => None,
+            };
+        }
+        match self.limiter.charge(charges, self.now.ticks, cost) {
             Outcome::Admitted(charged) => Some((Verdict::Allowed, state(policy, charged))),
             Outcome::Refused(charged) => Some((Verdict::RateLimited, state(policy, charged))),
             Outcome::Superseded => None,

@@ -1,5 +1,6 @@
 //! A real daemon for a test: started on sockets of its own, killed at the end whatever happens.
 
+#![allow(unreachable_pub, reason = "a test crate has no public items, and its parts share these")]
 #![allow(dead_code, reason = "each test crate uses a part")]
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
@@ -217,8 +218,7 @@ impl Daemon {
     /// Waits for the daemon's end.
     pub fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("running");
-        let status = wait_for("the daemon's end", || child.try_wait().expect("a child"));
-        status
+        wait_for("the daemon's end", || child.try_wait().expect("a child"))
     }
 
     /// kill -9, and a new start in the same place.
