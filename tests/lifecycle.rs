@@ -100,10 +100,10 @@ fn the_command_line_has_the_exit_codes_that_it_promises() {
     for unreachable in [&["status", "--admin-socket", nowhere][..], &["reload", "--admin-socket", nowhere]] {
         assert_eq!(code(unreachable).0, Some(69), "{unreachable:?}");
     }
+    let key = setup.path("key");
+    fs::write(&key, "a\n").expect("a key");
     let mut verify = keyward();
-    verify
-        .args(["verify", "--socket", nowhere])
-        .stdin(fs::File::open(setup.source()).expect("a key of sorts"));
+    verify.args(["verify", "--socket", nowhere]).stdin(fs::File::open(key).expect("a key"));
     assert_eq!(verify.output().expect("runs").status.code(), Some(69));
     assert_eq!(code(&["check", "--source", "/nonexistent/keys.csv"]).0, Some(78));
     assert_eq!(code(&["nonsense"]).0, Some(2));

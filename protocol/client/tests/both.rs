@@ -161,7 +161,7 @@ fn what_a_closing_error_leaves_unanswered_is_asked_again() {
         });
         let mut client = form.at(&daemon.socket);
         let keys = ["a", "b", "c", "d", "e"];
-        let answers = client.verify_many(&keys.map(|key| Request::new(key)));
+        let answers = client.verify_many(&keys.map(Request::new));
         for (key, answer) in keys.iter().zip(answers) {
             assert_eq!(answer.unwrap().key_id(), Some(key_id_of(key).as_str()));
         }
@@ -356,7 +356,7 @@ fn answers_may_come_in_pieces() {
         });
         let mut client = form.at(&daemon.socket);
         let keys = ["a", "b", "c"];
-        for (key, answer) in keys.iter().zip(client.verify_many(&keys.map(|key| Request::new(key)))) {
+        for (key, answer) in keys.iter().zip(client.verify_many(&keys.map(Request::new))) {
             assert_eq!(answer.unwrap().key_id(), Some(key_id_of(key).as_str()));
         }
         daemon.finish();
