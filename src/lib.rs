@@ -51,7 +51,7 @@
 //! * There is no `unsafe` code.
 
 pub mod admin;
-// pub mod cli;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;

@@ -82,12 +82,7 @@ impl Acceptor {
         };
         let (uid, gid) = (peer.uid(), peer.gid());
         if !self.clients.admit(uid, gid) {
-            info!(
-                uid,
-                gid,
-                pid = peer.pid(),
-                "connection refused: not an allowed user or group"
-            );
+            info!(uid, gid, pid = peer.pid(), "connection refused: not an allowed user or group");
             self.refusals.peer.fetch_add(1, Ordering::Relaxed);
             return self.refuse(Ok(stream), Fault::new(ErrorCode::PeerRefused, uid, 0));
         }
