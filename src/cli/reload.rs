@@ -5,6 +5,7 @@ use clap::Args;
 use super::exit::{Exit, Failure};
 use super::options::AdminSocket;
 use super::streams::Streams;
+use super::words::Count;
 use crate::admin::{self, message};
 
 const HELP: &str = "\
@@ -47,7 +48,9 @@ impl Reload {
             streams.note(outcome.error.as_deref().unwrap_or("the source was refused"));
             streams.note(match outcome.generation {
                 0 => "no keys are being served".to_owned(),
-                generation => format!("still serving generation {generation}: {} keys", outcome.keys),
+                generation => {
+                    format!("still serving generation {generation}: {}", Count(outcome.keys, "key"))
+                }
             });
         }
         Ok(if outcome.accepted { Exit::Done } else { Exit::Denied })
@@ -57,7 +60,7 @@ impl Reload {
 /// As in `generation 8: 1000 keys (+1 -2 ~0)`.
 pub(super) fn summary(outcome: &message::Reload) -> String {
     let message::Reload { generation, keys, .. } = outcome;
-    let mut text = format!("generation {generation}: {keys} keys");
+    let mut text = format!("generation {generation}: {}", Count(*keys, "key"));
     if let Some(message::Changes { added, removed, changed, revoked }) = outcome.changes {
         text += &format!(" (+{added} -{removed} ~{changed})");
         if revoked > 0 {

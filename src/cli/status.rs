@@ -9,7 +9,7 @@ use super::exit::{Exit, Failure};
 use super::options::AdminSocket;
 use super::reload::{missing, summary};
 use super::streams::Streams;
-use super::words::Span;
+use super::words::{Ago, Count, Span};
 use crate::admin::{self, message};
 
 const HELP: &str = "\
@@ -48,19 +48,16 @@ struct Readable<'a>(&'a message::Status);
 impl fmt::Display for Readable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.0;
-        let message::Status { generation, keys, buckets, connections, .. } = status;
+        let message::Status { generation, connections, .. } = status;
+        let (keys, buckets) = (Count(status.keys, "key"), Count(status.buckets, "bucket"));
         match (status.ready, status.stale) {
-            (true, false) => {
-                writeln!(f, "ready        generation {generation}: {keys} keys, {buckets} buckets")?
-            }
-            (_, true) => {
-                writeln!(f, "STALE        generation {generation}: {keys} keys, too old to be served")?
-            }
+            (true, false) => writeln!(f, "ready        generation {generation}: {keys}, {buckets}")?,
+            (_, true) => writeln!(f, "STALE        generation {generation}: {keys}, too old to be served")?,
             (false, false) => writeln!(f, "NOT READY    no keys have been loaded")?,
         }
         write!(f, "source       {}", status.source)?;
         match status.source_age_s {
-            Some(age) => writeln!(f, ", written {} ago", Span::seconds(age))?,
+            Some(age) => writeln!(f, ", written {}", Ago(age))?,
             None => writeln!(f)?,
         }
         self.reloads(f)?;
@@ -76,23 +73,18 @@ impl Readable<'_> {
         let Some(last) = &self.0.last_reload else {
             return Ok(());
         };
-        let age = Span::seconds(last.age_s);
+        let age = Ago(last.age_s);
         if last.accepted {
             let took = Span::milliseconds(last.took_ms);
-            return writeln!(f, "reload       {age} ago, in {took}: {}", summary(last));
+            return writeln!(f, "reload       {age}, in {took}: {}", summary(last));
         }
-        writeln!(f, "reload       REFUSED {age} ago:")?;
+        writeln!(f, "reload       REFUSED {age}:")?;
         for line in last.error.as_deref().unwrap_or("no reason given").lines() {
             writeln!(f, "             {line}")?;
         }
         match &self.0.last_accepted {
             Some(accepted) => {
-                writeln!(
-                    f,
-                    "             accepted {} ago: {}",
-                    Span::seconds(accepted.age_s),
-                    summary(accepted)
-                )
+                writeln!(f, "             accepted {}: {}", Ago(accepted.age_s), summary(accepted))
             }
             None => Ok(()),
         }
@@ -113,7 +105,7 @@ fn answers(status: &message::Status) -> String {
         text += &format!(" ({verdicts})");
     }
     if status.errors > 0 {
-        text += &format!(", {} errors", status.errors);
+        text += &format!(", {}", Count(status.errors, "error"));
     }
     text
 }
@@ -138,7 +130,7 @@ fn process(status: &message::Status) -> String {
         true => lowest.to_string(),
         false => format!("{lowest} to {highest}"),
     };
-    let workers = if *workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") };
+    let workers = Count(*workers, "worker");
     let up = Span::seconds(*uptime_s);
     format!("keyward {}, protocol {protocol}, pid {pid}, {workers}, up {up}", version.keyward)
 }
@@ -189,7 +181,7 @@ mod tests {
              source       /etc/keyward/keys.csv, written 1 min 20 s ago\n\
              reload       1 min 15 s ago, in 3 ms: generation 8: 1000 keys (+1 -2 ~0), 2 no longer active\n\
              connections  3 open, 120 accepted, 2 refused (peer 2)\n\
-             answers      10234 (ALLOWED 10000, UNKNOWN_KEY 234), 1 errors\n\
+             answers      10234 (ALLOWED 10000, UNKNOWN_KEY 234), 1 error\n\
              daemon       keyward 0.1.0, protocol 1, pid 4711, 2 workers, up 2 h 5 min"
         );
     }

@@ -1,4 +1,4 @@
-//! Times and texts as people read them.
+//! Times, numbers and texts as people read them.
 
 use std::fmt;
 use std::time::Duration;
@@ -37,6 +37,28 @@ impl fmt::Display for Span {
     }
 }
 
+/// How long ago, to the second.
+pub(super) struct Ago(pub(super) u64);
+
+impl fmt::Display for Ago {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("just now"),
+            seconds => write!(f, "{} ago", Span::seconds(seconds)),
+        }
+    }
+}
+
+/// A number of things, whose plural ends in s.
+pub(super) struct Count<N>(pub(super) N, pub(super) &'static str);
+
+impl<N: fmt::Display + PartialEq + From<u8>> fmt::Display for Count<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(number, thing) = self;
+        write!(f, "{number} {thing}{}", if *number == N::from(1) { "" } else { "s" })
+    }
+}
+
 /// A text from an export, on one line of a terminal: in quotes where it would not be one word otherwise.
 pub(super) struct Word<'a>(pub(super) &'a str);
 
@@ -70,6 +92,13 @@ mod tests {
         ] {
             assert_eq!(Span::milliseconds(milliseconds).to_string(), text);
         }
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        let counts = [0_usize, 1, 2].map(|number| Count(number, "key").to_string());
+        assert_eq!(counts, ["0 keys", "1 key", "2 keys"]);
+        assert_eq!([Ago(0).to_string(), Ago(61).to_string()], ["just now", "1 min 1 s ago"]);
     }
 
     #[test]
