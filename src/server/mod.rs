@@ -183,8 +183,25 @@ impl Daemon {
             max_connections: self.limit,
             refusals: Arc::clone(&refusals),
         };
-        let accepting = verify.for_tokio().map_err(system("listen"))?;
-        let accepting = tokio::task::spawn_local(acceptor.run(accepting));
+        let listening = verify.for_tokio().map_err(system("listen"))?;
+        let adopted = verify.is_adopted();
+        let loaded = self.loaded;
+        let accepting = tokio::task::spawn_local(async move {
+            let loaded = async {
+                let _reload_thread_is_there = loaded.await;
+                systemd::ready();
+            };
+            if adopted {
+                // Who asks on systemd's socket has been waiting for the daemon to start, perhaps after a crash, and
+                // waits for the keys too rather than be denied.
+                loaded.await;
+                acceptor.run(listening).await;
+            } else {
+                // Requests are answered from the first moment, NOT_READY if need be; systemd's dependents wait for the
+                // keys.
+                tokio::join!(loaded, acceptor.run(listening));
+            }
+        });
         let operator = Operator {
             workers: Arc::clone(&self.workers),
             refusals,
@@ -199,12 +216,6 @@ impl Daemon {
         let admins = config.server.admin_uids.clone();
         let operating = tokio::task::spawn_local(admin::serve(operating, admins, Rc::new(operator)));
 
-        // Requests are answered from the first moment, NOT_READY if need be; systemd's dependents wait for the keys.
-        let loaded = self.loaded;
-        tokio::task::spawn_local(async move {
-            let _reload_thread_is_there = loaded.await;
-            systemd::ready();
-        });
         info!(
             socket = %config.server.socket.as_path().display(),
             adopted = verify.is_adopted(),
