@@ -10,7 +10,7 @@ pub mod now;
 pub mod publish;
 pub mod record;
 pub mod reload;
-// pub mod server;
+pub mod server;
 pub mod snapshot;
 pub mod source;
 pub mod systemd;

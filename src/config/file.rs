@@ -11,12 +11,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::Deserializer;
 
-use super::columns::{Column, Field};
 use super::path::{AbsolutePath, SocketPath};
 use super::text::{self, MAX_DURATION};
-use super::value::{LogFormat, LogLevel, MaxShrink, SocketMode, SourceFormat};
+use super::value::{Column, LogFormat, LogLevel, MaxShrink, SocketMode};
 use super::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Group, Keys, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
+use crate::source::{Field, Format};
 
 /// Shorter, and a client that pauses to think would reconnect all the time.
 const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
@@ -63,7 +63,7 @@ pub(super) struct Server {
 #[serde(default, deny_unknown_fields, expecting = "a table, [source]")]
 pub(super) struct Source {
     pub(super) path: Option<AbsolutePath>,
-    pub(super) format: Option<SourceFormat>,
+    pub(super) format: Option<Format>,
     #[serde(deserialize_with = "poll")]
     pub(super) poll: Duration,
     #[serde(deserialize_with = "settle")]

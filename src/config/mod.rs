@@ -14,11 +14,12 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::key_format::Prefix;
+use crate::source::{Format, Layout};
 
-mod columns;
 mod error;
 mod file;
 mod group;
+mod parts;
 mod path;
 mod resolve;
 mod text;
@@ -27,11 +28,10 @@ mod value;
 #[cfg(test)]
 mod tests;
 
-pub use columns::{ColumnUse, Columns, Field};
 pub use error::{ConfigError, Position};
 pub use group::{Group, GroupError};
 pub use path::{MAX_SOCKET_PATH, SocketPath, SocketPathError};
-pub use value::{LogFormat, LogLevel, MaxShrink, SocketMode, SourceFormat};
+pub use value::{LogFormat, LogLevel, MaxShrink, SocketMode};
 
 /// The file that is read unless another is named.
 pub const DEFAULT_FILE: &str = "/etc/keyward/keyward.toml";
@@ -105,7 +105,7 @@ pub struct Source {
     /// The exported file. Relative only if the command line said so.
     pub path: PathBuf,
     /// How it is written.
-    pub format: SourceFormat,
+    pub format: Format,
     /// How often to look for a change that the watcher missed, at least 100 ms.
     pub poll: Duration,
     /// How long a changed file must hold still before it is read; at most a minute, zero for not at all.
@@ -116,7 +116,7 @@ pub struct Source {
     /// Longer than `poll`.
     pub max_staleness: Option<Duration>,
     /// Which column holds which field.
-    pub columns: Columns,
+    pub layout: Layout,
 }
 
 /// `[keys]`: what is known about the keys' form.

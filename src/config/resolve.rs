@@ -1,12 +1,13 @@
 //! Puts the command line over the file, and settles what depends on more than one setting.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::columns::Columns;
 use super::file::{self, File, Id};
 use super::path::{SocketPath, usable};
-use super::value::SourceFormat;
+use super::value::Column;
 use super::{Clients, Config, ConfigError, Keys, MAX_WORKERS, Overrides, Server, Source};
+use crate::source::{Field, Format, Layout, LayoutError};
 
 /// Where a value came from, and so what an error about it names.
 #[derive(Clone, Copy)]
@@ -102,17 +103,16 @@ fn resolve_source(
         // The file's format belongs to the file's path: a path that tells its own is believed first.
         (Some(path), _) => {
             let path = option_path(path, "--source")?;
-            let format = SourceFormat::of_extension(&path).or(settings.format);
+            let format = Format::from_path(&path).ok().or(settings.format);
             (path, format.ok_or_else(|| Origin::Option("--source").refuse(NO_FORMAT))?)
         }
         (None, Some(path)) => {
-            let format = settings.format.or_else(|| SourceFormat::of_extension(&path.0));
+            let format = settings.format.or_else(|| Format::from_path(&path.0).ok());
             (path.0, format.ok_or_else(|| wrong(file, "source.path", NO_FORMAT))?)
         }
         (None, None) => return Err(ConfigError::NoSource { file: file.map(Path::to_owned) }),
     };
-    let columns = Columns::new(settings.columns, settings.ignore)
-        .map_err(|(setting, problem)| wrong(file, setting, problem))?;
+    let layout = layout(file, settings.columns, settings.ignore)?;
     Ok(Source {
         path,
         format,
@@ -120,12 +120,32 @@ fn resolve_source(
         settle: settings.settle,
         max_shrink: settings.max_shrink,
         max_staleness: settings.max_staleness,
-        columns,
+        layout,
     })
 }
 
 const NO_FORMAT: &str = "the file's extension tells no format: name it .csv or .jsonl, or set source.format \
      to \"csv\" or \"jsonl\"";
+
+fn layout(
+    file: Option<&Path>,
+    columns: BTreeMap<Field, Column>,
+    ignore: Vec<Column>,
+) -> Result<Layout, ConfigError> {
+    let columns = columns.into_iter().map(|(field, Column(column))| (field, column)).collect();
+    let ignore = ignore.into_iter().map(|Column(column)| column).collect();
+    Layout::new(&columns, ignore).map_err(|error| {
+        let setting = match error {
+            LayoutError::MappedTwice { second: field, .. } | LayoutError::RequiredTaken { by: field, .. } => {
+                format!("source.columns.{}", field.name())
+            }
+            LayoutError::MappedAndIgnored { .. } | LayoutError::RequiredIgnored { .. } => {
+                "source.ignore".to_owned()
+            }
+        };
+        wrong(file, setting, error)
+    })
+}
 
 fn distinct(file: Option<&Path>, keys: Keys) -> Result<Keys, ConfigError> {
     for (index, prefix) in keys.minted_prefixes.iter().enumerate() {

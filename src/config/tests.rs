@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::source::Field;
 
 const EXAMPLE: &str = include_str!("../../systemd/keyward.toml");
 /// Begins a file that is good but for what a test adds; tables can be opened once only, so `[source]` is
@@ -83,7 +84,8 @@ fn what_the_example_comments_out_can_be_used() {
     assert_eq!(config.server.socket_group, Some(Group::Name("keyward".into())));
     assert_eq!(config.server.admin_socket.as_path(), Path::new(DEFAULT_ADMIN_SOCKET));
     assert_eq!(config.server.workers, 2);
-    assert_eq!(config.source.columns.column(Field::KeyHash), "sha256");
+    let columns = [(Field::KeyHash, "sha256".into()), (Field::KeyId, "id".into())].into();
+    assert_eq!(config.source.layout, Layout::new(&columns, Vec::new()).expect("a layout"));
 }
 
 #[test]
@@ -100,7 +102,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(server.drain_timeout, Duration::from_secs(5));
     assert!(server.clients.admit(0, 0) && server.clients.admit(1000, 1000), "everyone");
     assert_eq!(*server.admin_uids, [0_u32; 0]);
-    assert_eq!((source.path.as_path(), source.format), (Path::new("/keys.csv"), SourceFormat::Csv));
+    assert_eq!((source.path.as_path(), source.format), (Path::new("/keys.csv"), Format::Csv));
     assert_eq!(source.poll, Duration::from_secs(2));
     assert_eq!(source.settle, Duration::from_millis(50));
     assert_eq!(source.max_shrink.get(), 0.5);
@@ -146,7 +148,7 @@ fn settings_are_read() {
     assert_eq!(good("source.max_shrink = 1").source.max_shrink.get(), 1.0);
     assert_eq!(good("source.max_shrink = 0.0").source.max_shrink.get(), 0.0);
     assert_eq!(good("source.max_staleness = '1h 30m'").source.max_staleness, Some(Duration::from_secs(5400)));
-    assert_eq!(good("source.format = 'jsonl'").source.format, SourceFormat::JsonLines, "over the extension");
+    assert_eq!(good("source.format = 'jsonl'").source.format, Format::JsonLines, "over the extension");
 }
 
 #[test]
@@ -313,7 +315,16 @@ fn settings_that_contradict_each_other_are_refused() {
     );
     assert_eq!(
         refused("source.columns.owner = \"who\"\nsource.ignore = [\"who\"]"),
-        ": source.ignore: the column \"who\" is read by source.columns: name it in one of the two"
+        ": source.ignore: the column \"who\" is mapped to owner: either read it or ignore it"
+    );
+    assert_eq!(
+        refused("source.ignore = [\"key_id\"]"),
+        ": source.ignore: key_id is required: do not ignore its column, or map it to another"
+    );
+    assert_eq!(
+        refused("source.columns.owner = \"key_id\""),
+        ": source.columns.owner: the column \"key_id\" is taken from key_id, which is required: map key_id to a \
+         column too"
     );
     assert_eq!(
         refused("keys.minted_prefixes = [\"a_\", \"b_\", \"a_\"]"),
@@ -364,9 +375,9 @@ fn options_override_the_file() {
     let with = |overrides| Config::parse(Path::new("k.toml"), text, overrides).expect("good");
 
     let config = with(Overrides { source: path("b.csv"), ..Overrides::default() });
-    assert_eq!((config.source.path, config.source.format), ("b.csv".into(), SourceFormat::Csv));
+    assert_eq!((config.source.path, config.source.format), ("b.csv".into(), Format::Csv));
     let config = with(Overrides { source: path("b"), ..Overrides::default() });
-    assert_eq!((config.source.path, config.source.format), ("b".into(), SourceFormat::JsonLines));
+    assert_eq!((config.source.path, config.source.format), ("b".into(), Format::JsonLines));
 
     let config = with(Overrides { socket: path("b/k.sock"), ..Overrides::default() });
     assert_eq!(config.server.admin_socket.as_path(), Path::new("b/admin.sock"), "beside the option's");
@@ -431,6 +442,20 @@ fn without_a_named_file_the_default_one_is_read_if_it_exists() {
     assert!(Config::load_or(None, &default, overrides.clone()).is_err(), "broken is not absent");
     let missing = dir.path().join("missing.toml");
     assert!(Config::load_or(Some(&missing), &default, overrides).is_err(), "named is not optional");
+}
+
+#[test]
+fn the_parts_get_what_the_configuration_says() {
+    let config = good("source.format = 'jsonl'\nsource.max_shrink = 0.25");
+    let file = config.source.file();
+    assert_eq!((&*file.path, file.format), (Path::new("/keys.csv"), Format::JsonLines));
+    assert_eq!(file.layout, config.source.layout);
+    let policy = config.source.policy();
+    assert_eq!((policy.poll, policy.settle), (config.source.poll, config.source.settle));
+    assert_eq!(policy.max_shrink, 0.25);
+    assert_eq!(config.rules().minted, config.keys.minted_prefixes);
+    assert_eq!(config.rules().max_staleness, None);
+    assert_eq!(good("source.max_staleness = '90s'").rules().max_staleness, Some(90));
 }
 
 proptest::proptest! {

@@ -1,10 +1,15 @@
 //! Settings that are more than a number, a text or a duration.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::text::{Text, deserialize_text};
+use crate::source::{Field, Format};
+
+/// Longest name of a column, in bytes; a database's is at most 63.
+const MAX_COLUMN: usize = 128;
 
 /// The permission bits of the verify socket: `0o001..=0o777`, with a write bit among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,35 +86,37 @@ impl<'de> Deserialize<'de> for MaxShrink {
     }
 }
 
-/// How the source is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SourceFormat {
-    /// Comma-separated values with a header row.
-    Csv,
-    /// One JSON object a line.
-    JsonLines,
-}
-
-impl SourceFormat {
-    /// By a file's extension, without regard to case: `csv`; `jsonl` and `ndjson`.
-    pub(super) fn of_extension(path: &std::path::Path) -> Option<Self> {
-        match path.extension()?.to_ascii_lowercase().as_encoded_bytes() {
-            b"csv" => Some(Self::Csv),
-            b"jsonl" | b"ndjson" => Some(Self::JsonLines),
-            _ => None,
-        }
-    }
-}
-
-impl Text for SourceFormat {
+impl Text for Format {
     const EXPECTED: &'static str = "\"csv\" or \"jsonl\"";
 
     fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "csv" => Ok(Self::Csv),
-            "jsonl" => Ok(Self::JsonLines),
-            _ => Err(format!("{text:?} is not a format: write \"csv\" or \"jsonl\"")),
+        text.parse().map_err(|_| format!("{text:?} is not a format: write {}", Self::EXPECTED))
+    }
+}
+
+impl Text for Field {
+    const EXPECTED: &'static str = "a field of a key record";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::from_name(text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("{text:?} is not a field: write one of {names}, and its column's name after the =")
+        })
+    }
+}
+
+/// The name of a column: 1..=[`MAX_COLUMN`] bytes, no control characters.
+#[derive(Clone, Debug)]
+pub(super) struct Column(pub(super) Arc<str>);
+
+impl Text for Column {
+    const EXPECTED: &'static str = "the name of a column";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.len() > MAX_COLUMN || text.contains(char::is_control) {
+            return Err(format!("a column's name has 1 to {MAX_COLUMN} bytes and no control characters"));
         }
+        Ok(Self(text.into()))
     }
 }
 
@@ -176,7 +183,7 @@ impl Text for LogFormat {
     }
 }
 
-deserialize_text!(SocketMode, SourceFormat, LogLevel, LogFormat);
+deserialize_text!(SocketMode, Format, Field, Column, LogLevel, LogFormat);
 
 #[cfg(test)]
 mod tests {
@@ -194,19 +201,6 @@ mod tests {
         }
         let refused = SocketMode::parse("0444").expect_err("nobody may connect");
         assert_eq!(refused, r#""0444" lets nobody write, and so nobody connect: write one such as "0660""#);
-    }
-
-    #[test]
-    fn an_extension_tells_the_format() {
-        let of = |path: &str| SourceFormat::of_extension(path.as_ref());
-        assert_eq!(of("/keys.csv"), Some(SourceFormat::Csv));
-        assert_eq!(of("/keys.CSV"), Some(SourceFormat::Csv));
-        assert_eq!(of("keys.old.jsonl"), Some(SourceFormat::JsonLines));
-        assert_eq!(of("keys.ndjson"), Some(SourceFormat::JsonLines));
-        for path in ["/keys", "/keys.", "/csv", ".csv", "/keys.csv/", "/keys.csv.gz", "/keys.json"] {
-            let expected = (path == "/keys.csv/").then_some(SourceFormat::Csv);
-            assert_eq!(of(path), expected, "{path}");
-        }
     }
 
     #[test]

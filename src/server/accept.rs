@@ -20,7 +20,7 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Connections that were turned away, by reason.
 #[derive(Debug, Default)]
-pub struct Refusals {
+pub(super) struct Refusals {
     peer: AtomicU64,
     limit: AtomicU64,
     system: AtomicU64,
@@ -28,28 +28,28 @@ pub struct Refusals {
 
 impl Refusals {
     /// Reason and number.
-    pub fn by_reason(&self) -> BTreeMap<String, u64> {
+    pub(super) fn by_reason(&self) -> BTreeMap<String, u64> {
         let all = [("peer", &self.peer), ("limit", &self.limit), ("system", &self.system)];
         all.into_iter().map(|(name, count)| (name.to_owned(), count.load(Ordering::Relaxed))).collect()
     }
 }
 
 /// One daemon's acceptor.
-pub struct Acceptor {
+pub(super) struct Acceptor {
     /// Whom connections are handed to.
-    pub workers: Arc<[Worker]>,
+    pub(super) workers: Arc<[Worker]>,
     /// Who may connect.
-    pub clients: Clients,
+    pub(super) clients: Clients,
     /// How many at once.
-    pub max_connections: usize,
+    pub(super) max_connections: usize,
     /// Who could not.
-    pub refusals: Arc<Refusals>,
+    pub(super) refusals: Arc<Refusals>,
 }
 
 impl Acceptor {
     /// Accepts for ever. A descriptor is kept in reserve: when the system has no other left, it is what the next peer is
     /// accepted with, to be turned away instead of left waiting.
-    pub async fn run(self, listener: UnixListener) {
+    pub(super) async fn run(self, listener: UnixListener) {
         let mut reserve = File::open("/dev/null").ok();
         loop {
             match listener.accept().await {

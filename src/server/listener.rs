@@ -16,19 +16,19 @@ use crate::config::{Group, GroupError};
 use crate::systemd::Passed;
 
 /// What the socket of a name needs.
-pub struct Wanted<'a> {
+pub(super) struct Wanted<'a> {
     /// systemd's `FileDescriptorName=`.
-    pub name: &'a str,
+    pub(super) name: &'a str,
     /// Where to bind it, if systemd did not.
-    pub path: &'a Path,
+    pub(super) path: &'a Path,
     /// Its permissions.
-    pub mode: u32,
+    pub(super) mode: u32,
     /// The group that may open it.
-    pub group: Option<&'a Group>,
+    pub(super) group: Option<&'a Group>,
 }
 
 /// A listening socket, and what has to be undone at the end.
-pub struct Listener {
+pub(super) struct Listener {
     socket: UnixListener,
     own: Option<Bound>,
 }
@@ -79,7 +79,7 @@ impl Listener {
     ///
     /// # Errors
     /// When it cannot be bound; see [`ListenError`].
-    pub fn open(wanted: &Wanted<'_>, passed: &mut Vec<Passed>) -> Result<Self, ListenError> {
+    pub(super) fn open(wanted: &Wanted<'_>, passed: &mut Vec<Passed>) -> Result<Self, ListenError> {
         match passed.iter().position(|passed| passed.name == wanted.name) {
             Some(index) => Ok(Self { socket: passed.swap_remove(index).listener, own: None }),
             None => bind(wanted),
@@ -90,14 +90,14 @@ impl Listener {
     ///
     /// # Errors
     /// When it cannot be registered.
-    pub fn for_tokio(&self) -> io::Result<tokio::net::UnixListener> {
+    pub(super) fn for_tokio(&self) -> io::Result<tokio::net::UnixListener> {
         let socket = self.socket.try_clone()?;
         socket.set_nonblocking(true)?;
         tokio::net::UnixListener::from_std(socket)
     }
 
     /// Whether systemd opened it, and keeps it open when the daemon ends.
-    pub fn is_adopted(&self) -> bool {
+    pub(super) fn is_adopted(&self) -> bool {
         self.own.is_none()
     }
 }

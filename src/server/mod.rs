@@ -25,13 +25,12 @@ use crate::config::Config;
 use crate::connection::{Counters, Shared, Timeouts};
 use crate::limiter::Limiter;
 use crate::publish::{Publisher, Served};
-use crate::reload::{self, History, Reloader, SourceFile, Trigger, triggers};
+use crate::reload::{History, Reloader, Trigger, triggers};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
 use crate::server::operator::Operator;
 use crate::server::worker::Worker;
 use crate::systemd;
-use crate::verify::Rules;
 
 mod accept;
 mod listener;
@@ -136,13 +135,7 @@ impl Daemon {
         let (draining, drain) = watch::channel(false);
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
-        let rules = Arc::new(Rules {
-            minted: config.keys.minted_prefixes.clone(),
-            max_staleness: config
-                .source
-                .max_staleness
-                .map(|age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX)),
-        });
+        let rules = Arc::new(config.rules());
         let timeouts = Timeouts { idle: config.server.idle_timeout, overdue: OVERDUE };
 
         let start = |(number, subscription)| {
@@ -159,16 +152,8 @@ impl Daemon {
         let history = History::default();
         let served = publisher.served();
         let reloader = Reloader {
-            source: SourceFile {
-                path: config.source.path.as_path().into(),
-                format: config.source.format,
-                layout: config.source.layout.clone(),
-            },
-            policy: reload::Policy {
-                poll: config.source.poll,
-                settle: config.source.settle,
-                max_shrink: config.source.max_shrink.get(),
-            },
+            source: config.source.file(),
+            policy: config.source.policy(),
             publisher,
             limiter,
             clock,
@@ -180,7 +165,7 @@ impl Daemon {
         let watch = trigger.clone();
         std::thread::Builder::new()
             .name("reload".into())
-            .spawn(move || reloader.run(watch, &triggers, || drop(say_loaded.send(()))))
+            .spawn(move || reloader.run(watch, &triggers, || _ = say_loaded.send(())))
             .map_err(system("start the reload thread"))?;
         Ok(Self { workers, draining, trigger, history, served, limit, loaded })
     }

@@ -16,9 +16,9 @@ use tracing::{debug, warn};
 use crate::connection::{Connection, Counters, Shared};
 
 /// A worker, as the rest of the daemon sees it.
-pub struct Worker {
+pub(super) struct Worker {
     /// What it has done.
-    pub counters: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
     connections: mpsc::UnboundedSender<UnixStream>,
     open: Arc<AtomicUsize>,
 }
@@ -28,7 +28,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the system has no thread or no epoll instance left.
-    pub fn start(
+    pub(super) fn start(
         number: usize,
         counters: Arc<Counters>,
         shared: impl FnOnce() -> Rc<Shared> + Send + 'static,
@@ -44,12 +44,12 @@ impl Worker {
     }
 
     /// Connections that it has.
-    pub fn open(&self) -> usize {
+    pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
     /// Gives it a connection.
-    pub fn hand(&self, connection: UnixStream) {
+    pub(super) fn hand(&self, connection: UnixStream) {
         self.open.fetch_add(1, Ordering::Relaxed);
         // Its receiver lives as long as the thread, and the thread as long as the daemon.
         let _never_closed = self.connections.send(connection);

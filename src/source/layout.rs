@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::record::Quoted;
 
 /// A field of a key record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names are those of the record's own fields")]
 pub enum Field {
     KeyHash,
@@ -72,7 +72,8 @@ impl Field {
         matches!(self, Self::KeyHash | Self::KeyId)
     }
 
-    fn from_name(name: &str) -> Option<Self> {
+    /// The field of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.name() == name)
     }
 }
@@ -81,30 +82,50 @@ impl Field {
 pub(super) type Texts<'a> = [&'a str; Field::COUNT];
 
 /// Where the columns of an export go. [`Layout::default`] is every field under its own name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// The column of each field; `None` where another field or `ignore` has taken the name away.
     columns: [Option<Arc<str>>; Field::COUNT],
     /// Fields whose column was named on purpose: a header without it is wrong.
     mapped: [bool; Field::COUNT],
-    ignore: Vec<String>,
+    ignore: Vec<Arc<str>>,
 }
 
 /// Why a layout makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
-    /// A column is mapped to something that is no field.
-    #[error("{} is not a field of a key; the fields are {}", Quoted(.0), field_names())]
-    UnknownField(String),
     /// One column for two fields.
-    #[error("the column {} is mapped to two fields", Quoted(.0))]
-    MappedTwice(String),
+    #[error("the column {} is {} already: give each its own", Quoted(.column), .first.name())]
+    MappedTwice {
+        /// The column.
+        column: Arc<str>,
+        /// The field that has it.
+        first: Field,
+        /// The field that wants it too.
+        second: Field,
+    },
     /// One column is a field and ignored.
-    #[error("the column {} is both mapped to a field and ignored", Quoted(.0))]
-    MappedAndIgnored(String),
-    /// `key_hash` or `key_id` is left without a column.
-    #[error("{0} is required, but its column is ignored or mapped to another field")]
-    Required(&'static str),
+    #[error("the column {} is mapped to {}: either read it or ignore it", Quoted(.column), .field.name())]
+    MappedAndIgnored {
+        /// The column.
+        column: Arc<str>,
+        /// The field that it is mapped to.
+        field: Field,
+    },
+    /// `key_hash` or `key_id` is left without a column, because its own is ignored.
+    #[error("{} is required: do not ignore its column, or map it to another", .field.name())]
+    RequiredIgnored {
+        /// The field.
+        field: Field,
+    },
+    /// `key_hash` or `key_id` is left without a column, because its own is mapped to another field.
+    #[error("the column \"{0}\" is taken from {0}, which is required: map {0} to a column too", .required.name())]
+    RequiredTaken {
+        /// The field without a column.
+        required: Field,
+        /// The field that has its column.
+        by: Field,
+    },
 }
 
 /// What to do with a column.
@@ -116,32 +137,38 @@ pub(super) enum Slot {
 }
 
 impl Layout {
-    /// `columns` maps the name of a field to that of its column in the export; a field that it leaves out is
-    /// found under its own name. Columns in `ignore` are skipped.
+    /// `columns` maps fields to the names of their columns in the export; a field that it leaves out is found
+    /// under its own name. Columns in `ignore` are skipped.
     ///
     /// # Errors
-    /// When the two contradict each other or name no field; see [`LayoutError`].
-    pub fn new(columns: &BTreeMap<String, String>, ignore: Vec<String>) -> Result<Self, LayoutError> {
+    /// When the two contradict each other; see [`LayoutError`].
+    pub fn new(columns: &BTreeMap<Field, Arc<str>>, ignore: Vec<Arc<str>>) -> Result<Self, LayoutError> {
         let mut layout = Self { columns: Default::default(), mapped: Default::default(), ignore };
-        for (field, column) in columns {
-            let field = Field::from_name(field).ok_or_else(|| LayoutError::UnknownField(field.clone()))?;
-            if layout.ignore.contains(column) {
-                return Err(LayoutError::MappedAndIgnored(column.clone()));
-            }
-            if layout.slot(column) != Slot::Unknown {
-                return Err(LayoutError::MappedTwice(column.clone()));
-            }
-            layout.columns[field as usize] = Some(column.as_str().into());
-            layout.mapped[field as usize] = true;
+        for (&field, column) in columns {
+            layout.map(field, Arc::clone(column))?;
         }
-        for field in Field::ALL.into_iter().filter(|field| !columns.contains_key(field.name())) {
-            if layout.slot(field.name()) == Slot::Unknown {
-                layout.columns[field as usize] = Some(field.name().into());
-            } else if field.is_required() {
-                return Err(LayoutError::Required(field.name()));
+        for field in Field::ALL.into_iter().filter(|field| !columns.contains_key(field)) {
+            match layout.slot(field.name()) {
+                Slot::Unknown => layout.columns[field as usize] = Some(field.name().into()),
+                Slot::Ignored if field.is_required() => return Err(LayoutError::RequiredIgnored { field }),
+                Slot::Field(by) if field.is_required() => {
+                    return Err(LayoutError::RequiredTaken { required: field, by });
+                }
+                Slot::Field(_) | Slot::Ignored => {}
             }
         }
         Ok(layout)
+    }
+
+    fn map(&mut self, field: Field, column: Arc<str>) -> Result<(), LayoutError> {
+        match self.slot(&column) {
+            Slot::Unknown => {}
+            Slot::Ignored => return Err(LayoutError::MappedAndIgnored { column, field }),
+            Slot::Field(first) => return Err(LayoutError::MappedTwice { column, first, second: field }),
+        }
+        self.columns[field as usize] = Some(column);
+        self.mapped[field as usize] = true;
+        Ok(())
     }
 
     /// What the column `name` of an export holds.
@@ -150,7 +177,7 @@ impl Layout {
             Field::ALL.into_iter().find(|&field| self.columns[field as usize].as_deref() == Some(name));
         match field {
             Some(field) => Slot::Field(field),
-            None if self.ignore.iter().any(|ignored| ignored == name) => Slot::Ignored,
+            None if self.ignore.iter().any(|ignored| **ignored == *name) => Slot::Ignored,
             None => Slot::Unknown,
         }
     }
@@ -186,9 +213,9 @@ fn field_names() -> String {
 mod tests {
     use super::*;
 
-    fn layout(columns: &[(&str, &str)], ignore: &[&str]) -> Result<Layout, LayoutError> {
-        let columns = columns.iter().map(|&(field, column)| (field.to_owned(), column.to_owned())).collect();
-        Layout::new(&columns, ignore.iter().map(|&name| name.to_owned()).collect())
+    fn layout(columns: &[(Field, &str)], ignore: &[&str]) -> Result<Layout, LayoutError> {
+        let columns = columns.iter().map(|&(field, column)| (field, column.into())).collect();
+        Layout::new(&columns, ignore.iter().map(|&name| name.into()).collect())
     }
 
     #[test]
@@ -197,8 +224,8 @@ mod tests {
             assert_eq!(field as usize, index);
             assert_eq!(Layout::default().slot(field.name()), Slot::Field(field));
         }
-        let layout =
-            layout(&[("key_hash", "sha256"), ("owner", "plan")], &["id", "status"]).expect("a layout");
+        let layout = layout(&[(Field::KeyHash, "sha256"), (Field::Owner, "plan")], &["id", "status"])
+            .expect("a layout");
         assert_eq!(layout.slot("sha256"), Slot::Field(Field::KeyHash));
         assert_eq!(layout.slot("key_hash"), Slot::Unknown);
         assert_eq!(layout.slot("plan"), Slot::Field(Field::Owner));
@@ -214,24 +241,28 @@ mod tests {
     fn a_layout_that_contradicts_itself_is_refused() {
         let message = |result: Result<Layout, LayoutError>| result.map(|_| ()).map_err(|e| e.to_string());
         assert_eq!(
-            message(layout(&[("scope", "s")], &[])),
-            Err("\"scope\" is not a field of a key; the fields are key_hash, key_id, owner, environment, plan, \
-                 status, not_before, expires_at, scopes, allowed_ips, allowed_origins, limits, metadata"
+            message(layout(&[(Field::Owner, "x"), (Field::Plan, "x")], &[])),
+            Err(r#"the column "x" is owner already: give each its own"#.to_owned())
+        );
+        assert_eq!(
+            message(layout(&[(Field::Owner, "x")], &["x"])),
+            Err(r#"the column "x" is mapped to owner: either read it or ignore it"#.to_owned())
+        );
+        assert_eq!(
+            message(layout(&[(Field::Owner, "key_id")], &[])),
+            Err(r#"the column "key_id" is taken from key_id, which is required: map key_id to a column too"#
                 .to_owned())
         );
         assert_eq!(
-            message(layout(&[("owner", "x"), ("plan", "x")], &[])),
-            Err(r#"the column "x" is mapped to two fields"#.to_owned())
+            message(layout(&[], &["key_id"])),
+            Err("key_id is required: do not ignore its column, or map it to another".to_owned())
         );
-        assert_eq!(
-            message(layout(&[("owner", "x")], &["x"])),
-            Err(r#"the column "x" is both mapped to a field and ignored"#.to_owned())
-        );
-        for wrong in [layout(&[("owner", "key_id")], &[]), layout(&[], &["key_id"])] {
-            assert_eq!(
-                message(wrong),
-                Err("key_id is required, but its column is ignored or mapped to another field".to_owned())
-            );
-        }
+    }
+
+    #[test]
+    fn fields_may_swap_their_columns() {
+        let layout = layout(&[(Field::Owner, "plan"), (Field::Plan, "owner")], &[]).expect("a layout");
+        assert_eq!(layout.slot("owner"), Slot::Field(Field::Plan));
+        assert_eq!(layout.slot("plan"), Slot::Field(Field::Owner));
     }
 }

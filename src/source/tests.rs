@@ -245,10 +245,10 @@ fn a_header_says_all_that_is_wrong_with_it() {
 
 #[test]
 fn a_layout_maps_and_ignores_columns() {
-    let columns: BTreeMap<_, _> = [("key_hash", "sha256"), ("expires_at", "until")]
-        .map(|(field, column)| (field.to_owned(), column.to_owned()))
+    let columns: BTreeMap<_, _> = [(Field::KeyHash, "sha256"), (Field::ExpiresAt, "until")]
+        .map(|(field, column)| (field, Arc::from(column)))
         .into();
-    let layout = Layout::new(&columns, vec!["id".to_owned()]).expect("a layout");
+    let layout = Layout::new(&columns, vec!["id".into()]).expect("a layout");
     let text = format!("id,sha256,key_id,until\n1,{A},k1,1795255200\n2,{B},k2,soon\n");
     let outcome = read_from(text.as_bytes(), Format::Csv, &layout).expect("no I/O error");
     assert_eq!(outcome.lines(), [2]);
@@ -486,7 +486,8 @@ fn the_longest_row_fits_and_one_byte_more_does_not() {
 #[test]
 fn a_row_has_a_bound_on_its_columns() {
     let names: Vec<_> = (2..records::MAX_COLUMNS).map(|n| format!("c{n}")).collect();
-    let layout = Layout::new(&BTreeMap::new(), names.clone()).expect("a layout");
+    let layout = Layout::new(&BTreeMap::new(), names.iter().map(|name| name.as_str().into()).collect())
+        .expect("a layout");
     let header = format!("key_hash,key_id,{}", names.join(","));
     let row = format!("{A},k{}", ",".repeat(names.len()));
     let outcome =

@@ -17,6 +17,9 @@ use crate::now::Now;
 use crate::record::{Digest, Status};
 use crate::snapshot::{EntryId, Key, Policy, Snapshot};
 
+#[cfg(test)]
+mod tests;
+
 /// Requests in one pass through the stages. Memory has some tens of reads in flight at once; beyond 64 nothing is gained,
 /// and the batch's working set (6 KiB) leaves the first-level cache.
 pub const BATCH: usize = 64;

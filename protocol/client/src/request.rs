@@ -37,6 +37,7 @@ pub struct Request<'a> {
     origin: Option<Cow<'a, str>>,
     environment: Option<Cow<'a, str>>,
     want_metadata: bool,
+    raw: bool,
 }
 
 /// The raw key. It wipes its own copy, never a borrowed one.
@@ -81,6 +82,7 @@ impl<'a> Request<'a> {
             origin: None,
             environment: None,
             want_metadata: false,
+            raw: false,
         }
     }
 
@@ -152,6 +154,15 @@ impl<'a> Request<'a> {
         self
     }
 
+    /// Sends the key itself, where the daemon takes it, and not its digest: only then can the daemon tell a typo
+    /// ([`MalformedKey`](crate::Verdict::MalformedKey)) from a key that it does not know. For tools; an application has
+    /// no reason to let the key out of its process.
+    #[must_use]
+    pub fn raw(mut self) -> Self {
+        self.raw = true;
+        self
+    }
+
     /// The same request with nothing borrowed, to be moved to another task or thread. The key is copied.
     #[must_use]
     pub fn into_owned(mut self) -> Request<'static> {
@@ -165,7 +176,12 @@ impl<'a> Request<'a> {
             origin: self.origin.map(|origin| Cow::Owned(origin.into_owned())),
             environment: self.environment.map(|environment| Cow::Owned(environment.into_owned())),
             want_metadata: self.want_metadata,
+            raw: self.raw,
         }
+    }
+
+    pub(crate) fn is_raw(&self) -> bool {
+        self.raw
     }
 
     pub(crate) fn key(&self) -> &[u8] {

@@ -92,9 +92,9 @@ impl Session {
         self.credentials & CREDENTIAL_DIGEST == 0
     }
 
-    /// The key in the form that this daemon takes: its digest if at all possible.
+    /// The key in the form that this daemon takes: its digest if at all possible, unless the request asks for more.
     pub(crate) fn credential<'a>(&self, request: &'a Request<'_>) -> Credential<'a> {
-        if self.wants_raw() {
+        if self.wants_raw() || (request.is_raw() && self.credentials & CREDENTIAL_RAW != 0) {
             Credential::RawKey(request.key())
         } else {
             Credential::Digest(Sha256::digest(request.key()).into())
@@ -110,11 +110,13 @@ pub(crate) struct Outbox {
     /// Position of the first of them.
     base: u64,
     session: Session,
+    /// Whether a raw key may ever have been among the bytes, so that they have to be wiped.
+    holds_raw: bool,
 }
 
 impl Outbox {
     pub(crate) fn new(session: Session) -> Self {
-        Self { bytes: Vec::new(), sent: 0, base: 0, session }
+        Self { bytes: Vec::new(), sent: 0, base: 0, session, holds_raw: session.wants_raw() }
     }
 
     /// Appends request number `sequence`, and tells its position.
@@ -125,6 +127,7 @@ impl Outbox {
         credential: Credential<'_>,
     ) -> Result<u64, Error> {
         let verify = request.to_verify(request_id(sequence), credential)?;
+        self.holds_raw |= matches!(credential, Credential::RawKey(_));
         self.make_room();
         let start = self.bytes.len();
         verify.encode(&mut self.bytes)?;
@@ -160,6 +163,7 @@ impl Outbox {
     pub(crate) fn take_from(&mut self, other: &mut Self) {
         debug_assert!(self.bytes.is_empty());
         std::mem::swap(&mut self.bytes, &mut other.bytes);
+        self.holds_raw |= other.holds_raw;
         self.sent = std::mem::take(&mut other.sent);
         self.base = other.base;
         other.base += self.bytes.len() as u64;
@@ -192,7 +196,7 @@ impl Outbox {
             self.sent = 0;
         }
         let room = LENGTH_BYTES + MAX_REQUEST_LENGTH as usize;
-        if self.session.wants_raw() && self.bytes.capacity() - self.bytes.len() < room {
+        if self.holds_raw && self.bytes.capacity() - self.bytes.len() < room {
             let mut larger = Vec::with_capacity(2 * self.bytes.capacity() + room);
             larger.extend_from_slice(&self.bytes);
             self.bytes.zeroize();
@@ -201,7 +205,7 @@ impl Outbox {
     }
 
     fn clear(&mut self) {
-        if self.session.wants_raw() {
+        if self.holds_raw {
             self.bytes.zeroize();
         }
         self.bytes.clear();

@@ -457,6 +457,28 @@ fn raw_keys_are_sent_only_to_a_daemon_that_takes_nothing_else() {
 }
 
 #[test]
+fn a_raw_request_is_sent_raw_to_a_daemon_that_takes_both() {
+    each(|form| {
+        let daemon = Daemon::play(|listener| {
+            let mut peer = Peer::greet(listener);
+            let asked = peer.asked().unwrap();
+            assert_eq!((asked.raw.as_deref(), asked.digest), (Some(&b"secret"[..]), None));
+            peer.allow(&asked);
+            drop(peer);
+            let digest_only = wire::Welcome { credentials: wire::CREDENTIAL_DIGEST, ..welcome() };
+            let mut peer = Peer::greet_with(listener, digest_only);
+            let asked = peer.asked().unwrap();
+            assert_eq!(asked.raw, None);
+            peer.allow(&asked);
+        });
+        for _ in 0..2 {
+            assert!(form.at(&daemon.socket).verify(&Request::new("secret").raw()).unwrap().is_allowed());
+        }
+        daemon.finish();
+    });
+}
+
+#[test]
 fn a_connection_that_was_silent_for_too_long_is_not_written_to() {
     each(|form| {
         let daemon = Daemon::play(|listener| {

@@ -1,0 +1,229 @@
+//! The order of precedence, and that a batch says what its requests would have been told one by one.
+
+use std::sync::Arc;
+
+use keyward_protocol::Scopes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::limiter::Ledger;
+use crate::record::{KeyRecord, Limit, Origin};
+use crate::snapshot::Builder;
+
+const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
+
+fn record(key: &str) -> KeyRecord<'_> {
+    KeyRecord {
+        hash: key_format::hash(key.as_bytes()),
+        key_id: key,
+        owner: "",
+        environment: "",
+        plan: "",
+        status: Status::Active,
+        not_before: 0,
+        expires_at: u32::MAX,
+        scopes: Arc::default(),
+        allowed_ips: Arc::default(),
+        allowed_origins: Arc::default(),
+        limits: Arc::default(),
+        metadata: "",
+    }
+}
+
+fn limits(rates: &[(&str, u64)]) -> Arc<[Limit]> {
+    let limit = |(name, burst): &(&str, u64)| Limit {
+        name: (*name).into(),
+        rate: Rate::new(1, 1_000_000_000, *burst).expect("in range"),
+    };
+    rates.iter().map(limit).collect()
+}
+
+fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
+    let mut builder = Builder::new(0x5eed, 0);
+    for (record, line) in records.iter().zip(2..) {
+        builder.add(line, record).expect("no duplicates");
+    }
+    let mut ledger = Ledger::new();
+    let mut claim = ledger.claim(limiter);
+    let snapshot = builder.finish().publishable(&mut claim, None, 7, NOW.unix - 100).expect("room");
+    let _nothing_before = claim.commit();
+    snapshot
+}
+
+fn digest(key: &str) -> Credential<'_> {
+    Credential::Digest(key_format::hash(key.as_bytes()))
+}
+
+fn verdicts(context: &Context<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    assert_eq!(context.verify(requests, |answer| verdicts.push(answer.verdict)), requests.len());
+    verdicts
+}
+
+/// A key and a request with everything wrong at once; one fault after another is mended, and the next one in SPEC.md's
+/// order comes to light.
+#[test]
+fn the_first_fault_in_order_decides() {
+    let mut key = record("k");
+    key.status = Status::Revoked;
+    key.not_before = NOW.unix + 1;
+    key.expires_at = NOW.unix;
+    key.environment = "live";
+    key.scopes = [Box::from("a:*")].into();
+    key.allowed_ips = ["10.0.0.0/8".parse().expect("a network")].into();
+    key.allowed_origins = [Origin::parse("https://a.test").expect("an origin")].into();
+    key.limits = limits(&[("small", 1), ("large", 5)]);
+    let mut request = Verify {
+        cost: 2,
+        scopes: Some(Scopes { names: "a:x b", mode: ScopeMode::All }),
+        environment: Some("test"),
+        ..Verify::new(1, Credential::RawKey(b"acme_live_typo"))
+    };
+    let mut rules = Rules { minted: vec!["acme_live_".parse().expect("a prefix")], max_staleness: Some(99) };
+    let limiter = Limiter::new();
+    let mut have_snapshot = false;
+
+    type Mend = fn(&mut KeyRecord<'_>, &mut Verify<'_>, &mut Rules, &mut bool);
+    let steps: [(Verdict, Mend); 14] = [
+        (Verdict::NotReady, |_, _, _, have| *have = true),
+        (Verdict::StaleSnapshot, |_, _, rules, _| rules.max_staleness = Some(100)),
+        (Verdict::MalformedKey, |_, request, _, _| request.credential = Credential::RawKey(b"other")),
+        (Verdict::UnknownKey, |_, request, _, _| request.credential = digest("k")),
+        (Verdict::Revoked, |key, _, _, _| key.status = Status::Disabled),
+        (Verdict::Disabled, |key, _, _, _| key.status = Status::Active),
+        (Verdict::NotYetValid, |key, _, _, _| key.not_before = NOW.unix),
+        (Verdict::Expired, |key, _, _, _| key.expires_at = NOW.unix + 1),
+        (Verdict::WrongEnvironment, |_, request, _, _| request.environment = Some("live")),
+        (Verdict::IpNotAllowed, |_, request, _, _| {
+            request.ip = Some("::ffff:10.1.1.1".parse().expect("an address"))
+        }),
+        (Verdict::OriginNotAllowed, |_, request, _, _| request.origin = Some("https://a.test")),
+        (Verdict::MissingScope, |_, request, _, _| {
+            request.scopes = Some(Scopes { names: "b a:x", mode: ScopeMode::Any });
+        }),
+        (Verdict::CostExceedsBurst, |_, request, _, _| request.cost = 1),
+        (Verdict::Allowed, |_, _, _, _| ()),
+    ];
+    for (expected, mend) in steps {
+        let built = snapshot(&limiter, std::slice::from_ref(&key));
+        let snapshot = have_snapshot.then_some(&built);
+        let context = Context { snapshot, limiter: &limiter, rules: &rules, now: NOW };
+        let mut got = None;
+        context.verify(&[request], |answer| {
+            got = Some((answer.verdict, answer.generation, answer.key_id.to_owned()))
+        });
+        let generation = if have_snapshot { 7 } else { 0 };
+        let known = matches!(
+            expected,
+            Verdict::NotReady | Verdict::StaleSnapshot | Verdict::MalformedKey | Verdict::UnknownKey
+        );
+        let key_id = if known { "" } else { "k" };
+        assert_eq!(got, Some((expected, generation, key_id.to_owned())));
+        if expected == Verdict::Allowed {
+            // The snapshot is built anew at each step, and its buckets are full: only the last one was charged.
+            assert_eq!(verdicts(&context, &[request]), [Verdict::RateLimited]);
+        }
+        mend(&mut key, &mut request, &mut rules, &mut have_snapshot);
+    }
+}
+
+#[test]
+fn a_denial_charges_nothing() {
+    let limiter = Limiter::new();
+    let mut key = record("k");
+    key.limits = limits(&[("only", 1)]);
+    key.environment = "live";
+    let snapshot = snapshot(&limiter, &[key]);
+    let rules = Rules::default();
+    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let good = Verify::new(1, digest("k"));
+    let wrong = Verify { environment: Some("test"), ..good };
+    let dear = Verify { cost: 2, ..good };
+    let peek = Verify { cost: 0, ..good };
+    assert_eq!(
+        verdicts(&context, &[wrong, dear, peek, good, good, peek]),
+        [
+            Verdict::WrongEnvironment,
+            Verdict::CostExceedsBurst,
+            Verdict::Allowed,
+            Verdict::Allowed,
+            Verdict::RateLimited,
+            Verdict::Allowed
+        ]
+    );
+}
+
+#[test]
+fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
+    let limiter = Limiter::new();
+    let (mut ledger, mut builder) = (Ledger::new(), Builder::new(1, 0));
+    let (mut key, free) = (record("k"), record("free"));
+    key.limits = limits(&[("only", 9)]);
+    builder.add(2, &key).expect("new");
+    builder.add(3, &free).expect("new");
+    let mut claim = ledger.claim(&limiter);
+    let old = builder.finish().publishable(&mut claim, None, 1, 0).expect("room");
+    let _first = claim.commit();
+
+    let mut builder = Builder::new(2, 0);
+    key.limits = limits(&[("only", 5)]);
+    builder.add(2, &key).expect("new");
+    let mut claim = ledger.claim(&limiter);
+    let new = builder.finish().publishable(&mut claim, Some(&old), 2, 0).expect("room");
+    let _unsettled = claim.commit();
+
+    let rules = Rules::default();
+    let on = |snapshot| Context { snapshot: Some(snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let (limited, unlimited) = (Verify::new(1, digest("k")), Verify::new(2, digest("free")));
+    assert_eq!(verdicts(&on(&old), &[limited, limited]), [Verdict::Allowed; 2]);
+    assert_eq!(verdicts(&on(&new), &[limited]), [Verdict::Allowed]);
+    let mut answers = Vec::new();
+    let answered =
+        on(&old).verify(&[unlimited, unlimited, limited, unlimited], |answer| answers.push(answer.verdict));
+    assert_eq!((answered, answers), (2, vec![Verdict::Allowed; 2]));
+    assert_eq!(
+        verdicts(&on(&new), &[limited; 5])[..],
+        [[Verdict::Allowed; 4].as_slice(), &[Verdict::RateLimited]].concat()
+    );
+}
+
+proptest! {
+    /// Batching is an optimisation: the answers are those of one request after another.
+    #[test]
+    fn a_batch_answers_as_its_requests_would_one_by_one(
+        picks in prop::collection::vec((0usize..40, 0u32..4), 1..200),
+    ) {
+        let names: Vec<String> = (0..30).map(|number| format!("key {number}")).collect();
+        let build = |limiter: &Limiter| {
+            let records: Vec<KeyRecord<'_>> = names.iter().enumerate().map(|(number, name)| {
+                let mut record = record(name);
+                record.limits = match number % 3 {
+                    0 => limits(&[]),
+                    1 => limits(&[("one", 3)]),
+                    _ => limits(&[("one", 3), ("two", 2)]),
+                };
+                record
+            }).collect();
+            snapshot(limiter, &records)
+        };
+        let asked: Vec<String> = picks.iter().map(|(number, _)| format!("key {number}")).collect();
+        let requests: Vec<Verify<'_>> = asked.iter().zip(&picks).zip(0..).map(|((name, (_, cost)), id)| {
+            Verify { cost: *cost, ..Verify::new(id, digest(name)) }
+        }).collect();
+        let rules = Rules::default();
+        let answers = |batch: usize| {
+            let limiter = Limiter::new();
+            let snapshot = build(&limiter);
+            let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+            let mut answers = Vec::new();
+            for chunk in requests.chunks(batch) {
+                context.verify(chunk, |answer| {
+                    let limit = (answer.limit.name.to_owned(), answer.limit.limit, answer.limit.remaining);
+                    answers.push((answer.request_id, answer.verdict, answer.key_id.to_owned(), limit));
+                });
+            }
+            answers
+        };
+        prop_assert_eq!(answers(1), answers(requests.len()));
+    }
+}

@@ -1,0 +1,166 @@
+//! Promise 3: a bad reload changes nothing, and says what is wrong and where.
+
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use keyward::reload::{Failure, SourceFile};
+use keyward::source::{Format, Layout};
+use support::{Daemon, Setup, hex, keyward, replace};
+
+const HEADER: &str = "key_hash,key_id,owner,expires_at,allowed_ips,limits\n";
+
+fn good() -> String {
+    (0..4).fold(HEADER.to_owned(), |text, number| {
+        text + &format!(
+            "{},key-{number},acme,2099-01-01 00:00:00+00,10.0.0.0/8,100/s burst 200\n",
+            hex(&number.to_string())
+        )
+    })
+}
+
+fn with_row(row: &str) -> Vec<u8> {
+    format!("{}{row}\n", good()).into_bytes()
+}
+
+#[test]
+fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on() {
+    let daemon = Daemon::serving(&good());
+    let hash = hex("new");
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("empty file", Vec::new(), "keys.csv"),
+        ("header only", HEADER.into(), "no keys"),
+        ("cut in a row", good().trim_end().as_bytes()[..good().len() - 9].to_vec(), "keys.csv:5"),
+        ("cut in quotes", format!("{}{hash},\"k", good()).into(), "keys.csv:6"),
+        (
+            "duplicate hash",
+            with_row(&format!("{},again,,,,", hex("1"))),
+            "keys.csv:6: the same key_hash as in line 3",
+        ),
+        ("bad hash", with_row("abc,new,,,,"), "keys.csv:6: column 1 (key_hash)"),
+        ("bad date", with_row(&format!("{hash},new,,2026-13-01,,")), "keys.csv:6: column 4 (expires_at)"),
+        (
+            "bad network",
+            with_row(&format!("{hash},new,,,10.0.0.0/33,")),
+            "keys.csv:6: column 5 (allowed_ips)",
+        ),
+        ("bad limit", with_row(&format!("{hash},new,,,,fast")), "keys.csv:6: column 6 (limits)"),
+        (
+            "limit out of range",
+            with_row(&format!("{hash},new,,,,1/365d burst 99")),
+            "keys.csv:6: column 6 (limits)",
+        ),
+        (
+            "bad UTF-8",
+            [with_row(&format!("{hash},n"))[..].strip_suffix(b"\n").unwrap(), b"\xff,,,,\n"].concat(),
+            "keys.csv:6",
+        ),
+        ("too many columns", with_row(&format!("{hash},new,,,,,surplus")), "keys.csv:6"),
+        ("other limits in a rotation", with_row(&format!("{hash},key-1,acme,,,5/s")), "keys.csv:6: line 3"),
+        (
+            "another owner in a rotation",
+            with_row(&format!("{hash},key-1,else,,,100/s burst 200")),
+            "keys.csv:6: line 3",
+        ),
+        ("shrunk past the guard", format!("{HEADER}{},key-1,acme,,,\n", hex("1")).into(), "shrank"),
+    ];
+    for (case, content, place) in cases {
+        let new = daemon.setup.path("bad.csv");
+        fs::write(&new, content).expect("a file");
+        fs::rename(&new, daemon.setup.source()).expect("renamed");
+        let outcome = daemon.reload();
+        assert!(!outcome.accepted, "{case} was accepted");
+        let error = outcome.error.expect("a reason");
+        assert!(error.contains(place), "{case}: {error:?} does not say {place:?}");
+        assert_eq!((outcome.generation, outcome.keys), (1, 4), "{case}");
+        assert_eq!(daemon.verdict("1"), "ALLOWED", "{case}");
+        let status = daemon.status();
+        assert!(status.ready && !status.last_reload.expect("one").accepted, "{case}");
+        assert_eq!(status.last_accepted.expect("one").generation, 1, "{case}");
+    }
+    // The command line says it too.
+    let output = keyward().arg("reload").arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("shrank"), "{output:?}");
+    let outcome = daemon.force_reload();
+    assert!(outcome.accepted && outcome.keys == 1, "the guard can be overruled: {:?}", outcome.error);
+    assert!(daemon.publish(&good()).accepted);
+}
+
+#[test]
+fn crlf_and_a_byte_order_mark_are_accepted() {
+    let daemon = Daemon::serving(&good());
+    let outcome = daemon.publish(&format!("\u{feff}{}", good().replace('\n', "\r\n")));
+    assert!(outcome.accepted, "{:?}", outcome.error);
+    assert_eq!(outcome.changes.expect("counts"), Default::default(), "it says the same");
+    fs::remove_file(daemon.setup.source()).expect("removed");
+    let outcome = daemon.reload();
+    assert!(outcome.error.is_some_and(|error| error.contains("No such file")));
+    assert_eq!(daemon.verdict("1"), "ALLOWED");
+}
+
+#[test]
+fn check_tells_the_first_twenty_findings_and_how_many_more() {
+    let setup = Setup::new(&(0..30).fold(HEADER.to_owned(), |text, _| text + "abc,k,,,,\n"));
+    let output = keyward().arg("check").arg("--source").arg(setup.source()).output().expect("runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{errors}");
+    assert_eq!(errors.matches("column 1 (key_hash)").count(), 20, "{errors}");
+    assert!(errors.contains("10 more"), "{errors}");
+}
+
+fn load(path: &Path, format: Format) -> Result<usize, Failure> {
+    let source = SourceFile { path: path.into(), format, layout: Layout::default() };
+    source.load(7).map(|loaded| loaded.keys.len())
+}
+
+/// "Show" 4 of the issue: whatever happens to the bytes, a table is built of a whole export or not at all.
+#[test]
+fn an_export_cut_or_flipped_anywhere_never_panics_and_never_passes_for_whole_unless_it_ends_a_row() {
+    let jsonl = format!(
+        "{{\"key_hash\":\"{}\",\"key_id\":\"a\",\"limits\":\"5/s\"}}\n{{\"key_hash\":\"{}\",\"key_id\":\"b\",\"scopes\":[\"x\"]}}\n",
+        hex("a"),
+        hex("b")
+    );
+    let quoted = format!("key_hash,key_id,metadata\n{},\"a\nb\",\"{{\"\"x\"\":\n1}}\"\n", hex("a"));
+    let directory = Setup::without_export();
+    for (name, format, text) in [
+        ("a.csv", Format::Csv, good()),
+        ("b.csv", Format::Csv, quoted),
+        ("c.jsonl", Format::JsonLines, jsonl),
+    ] {
+        let path = directory.path(name);
+        let bytes = text.as_bytes();
+        for end in 0..bytes.len() {
+            replace(&path, "");
+            fs::write(&path, &bytes[..end]).expect("a file");
+            let loaded = load(&path, format);
+            let ends_a_row = bytes[..end].ends_with(b"\n");
+            assert!(loaded.is_err() || ends_a_row, "{name} cut at {end} passed for whole");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &flipped).expect("a file");
+            let _either_way = load(&path, format);
+        }
+    }
+}
+
+#[test]
+fn rotation_shares_the_balance_and_metadata_columns_can_be_mapped() {
+    let setup = Setup::new("")
+        .config("[source]\nignore = [\"note\"]\n[source.columns]\nkey_hash = \"sha256\"\nkey_id = \"id\"\n");
+    let rows = format!(
+        "sha256,id,note,limits\n{},k,old,1/d burst 2\n{},k,new,1/d burst 2\n",
+        hex("old"),
+        hex("new")
+    );
+    fs::write(setup.source(), rows).expect("an export");
+    let daemon = setup.start();
+    let verdicts: Vec<String> = ["old", "new", "old", "new"].iter().map(|key| daemon.verdict(key)).collect();
+    assert_eq!(verdicts, ["ALLOWED", "ALLOWED", "RATE_LIMITED", "RATE_LIMITED"]);
+}

@@ -1,0 +1,341 @@
+//! A real daemon for a test: started on sockets of its own, killed at the end whatever happens.
+
+#![allow(dead_code, reason = "each test crate uses a part")]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use keyward::admin::message::{Command as Ask, Reload, Status};
+use keyward_client::blocking::Client;
+use keyward_client::{Options, Request};
+use keyward_protocol::{Answer, MAX_ANSWER_LENGTH, Response, Split, split};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether the tests that need outside programs are to run: `tests/run` says so. Otherwise says what is left out.
+pub fn outside(needs: &str) -> bool {
+    let run = std::env::var_os("KEYWARD_TEST_OUTSIDE").is_some_and(|value| value == "1");
+    if !run {
+        eprintln!("skipped: needs {needs}; run tests/run");
+    }
+    run
+}
+
+/// Waits until `ready` says so.
+pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// SHA-256 in hex, as an export has it.
+pub fn hex(key: &str) -> String {
+    const_hex::encode(Sha256::digest(key))
+}
+
+/// What a daemon is started with.
+pub struct Setup {
+    pub dir: TempDir,
+    config: String,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// A directory of its own, and an export in it.
+    pub fn new(export: &str) -> Self {
+        let setup = Self::without_export();
+        fs::write(setup.source(), export).expect("the export");
+        setup
+    }
+
+    pub fn without_export() -> Self {
+        let dir = TempDir::new().expect("a directory");
+        Self { dir, config: String::new(), environment: Vec::new() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn source(&self) -> PathBuf {
+        self.path("keys.csv")
+    }
+
+    /// Lines of the configuration file.
+    pub fn config(mut self, text: &str) -> Self {
+        self.config += text;
+        self.config.push('\n');
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// `keyward serve`, not started yet.
+    pub fn command(&self) -> Command {
+        let config = self.path("keyward.toml");
+        fs::write(&config, &self.config).expect("the configuration");
+        let mut command = keyward();
+        command.arg("serve").arg("--config").arg(config);
+        if !self.config.contains("source.path") {
+            command.arg("--source").arg(self.source());
+        }
+        command.arg("--socket").arg(self.path("keyward.sock")).arg("--state-dir").arg(self.dir.path());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let log = fs::File::create(self.path("log")).expect("the log");
+        command.stderr(log);
+        command
+    }
+
+    /// Starts the daemon and waits until it has tried to load its source.
+    pub fn start(self) -> Daemon {
+        let command = self.command();
+        self.start_as(command)
+    }
+
+    /// The same by a command of the test's own.
+    pub fn start_as(self, mut command: Command) -> Daemon {
+        let child = command.stdin(Stdio::null()).spawn().expect("the daemon starts");
+        let mut daemon = Daemon { child: Some(child), setup: self };
+        daemon.wait_until_loaded();
+        daemon
+    }
+}
+
+/// The `keyward` binary; no settings of the caller's reach it.
+pub fn keyward() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+    for name in ["KEYWARD_CONFIG", "KEYWARD_SOCKET", "KEYWARD_ADMIN_SOCKET", "NOTIFY_SOCKET"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A running daemon.
+pub struct Daemon {
+    child: Option<Child>,
+    pub setup: Setup,
+}
+
+impl Daemon {
+    /// One that serves `export`.
+    pub fn serving(export: &str) -> Self {
+        let daemon = Setup::new(export).start();
+        assert!(daemon.status().ready, "{}", daemon.log());
+        daemon
+    }
+
+    fn wait_until_loaded(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self
+            .ask(&Ask::Status)
+            .is_none_or(|reply| reply.status.is_none_or(|status| status.last_reload.is_none()))
+        {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            assert!(
+                ended.is_none() && Instant::now() < deadline,
+                "the daemon does not come up: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn ask(&self, command: &Ask) -> Option<keyward::admin::message::Reply> {
+        keyward::admin::ask(&self.admin(), command).ok()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.setup.path("keyward.sock")
+    }
+
+    pub fn admin(&self) -> PathBuf {
+        self.setup.path("admin.sock")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("running").id()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.setup.path("log")).unwrap_or_default()
+    }
+
+    pub fn status(&self) -> Status {
+        self.ask(&Ask::Status).and_then(|reply| reply.status).expect("a status")
+    }
+
+    pub fn reload(&self) -> Reload {
+        self.ask(&Ask::Reload { force: false }).and_then(|reply| reply.reload).expect("an outcome")
+    }
+
+    pub fn force_reload(&self) -> Reload {
+        self.ask(&Ask::Reload { force: true }).and_then(|reply| reply.reload).expect("an outcome")
+    }
+
+    /// Replaces the export by rename, and waits until the daemon has it.
+    pub fn publish(&self, export: &str) -> Reload {
+        replace(&self.setup.source(), export);
+        self.reload()
+    }
+
+    /// A client that is patient: a loaded machine is not what is being tested.
+    pub fn client(&self) -> Client {
+        Client::with_options(Options::new(self.socket()).deadline(PATIENCE))
+    }
+
+    pub fn verdict(&self, key: &str) -> String {
+        let decision = self.client().verify(&Request::new(key)).expect("an answer");
+        decision.verdict().name().to_owned()
+    }
+
+    pub fn connect(&self) -> Raw {
+        Raw::connect(&self.socket())
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid() as i32).expect("a pid");
+        rustix::process::kill_process(pid, signal).expect("the daemon is there");
+    }
+
+    /// Waits for the daemon's end.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("running");
+        let status = wait_for("the daemon's end", || child.try_wait().expect("a child"));
+        status
+    }
+
+    /// kill -9, and a new start in the same place.
+    pub fn restart(mut self) -> Self {
+        self.kill();
+        let child = self.setup.command().spawn().expect("the daemon starts");
+        self.child = Some(child);
+        self.wait_until_loaded();
+        self
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _already_gone = child.kill();
+            let _reaped = child.wait();
+        }
+    }
+
+    /// Resident memory, in bytes.
+    pub fn resident(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").trim().parse::<usize>().expect("a number") * 1024
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Replaces a file by writing another beside it and renaming it.
+pub fn replace(path: &Path, content: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, content).expect("a new file");
+    fs::rename(&new, path).expect("renamed");
+}
+
+/// A connection that says exactly what it is told to.
+pub struct Raw {
+    pub stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+/// What a daemon said, in a form that a test can compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    Welcome { request_id: u32 },
+    Answer { request_id: u32, verdict: &'static str, generation: u64 },
+    Error { request_id: u32, code: u8, detail: u32, closing: bool },
+    End,
+}
+
+impl Raw {
+    pub fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).expect("the daemon listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        Self { stream, buffer: Vec::new() }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the daemon reads");
+    }
+
+    /// The next frame, or the end of the stream.
+    pub fn hear(&mut self) -> Said {
+        self.hear_with(|_| ())
+    }
+
+    pub fn hear_with(&mut self, see: impl FnOnce(&Answer<'_>)) -> Said {
+        loop {
+            match split(&self.buffer, MAX_ANSWER_LENGTH) {
+                Split::Frame { header, body, size } => {
+                    let said = match Response::decode(&header, body).expect("a frame of SPEC.md") {
+                        Response::Welcome(welcome) => Said::Welcome { request_id: welcome.request_id },
+                        Response::Error(error) => Said::Error {
+                            request_id: error.request_id,
+                            code: error.code,
+                            detail: error.detail,
+                            closing: error.closing,
+                        },
+                        Response::Answer(answer) => {
+                            see(&answer);
+                            Said::Answer {
+                                request_id: answer.request_id,
+                                verdict: answer.verdict.name(),
+                                generation: answer.generation,
+                            }
+                        }
+                    };
+                    self.buffer.drain(..size);
+                    return said;
+                }
+                Split::Lost(fault) => panic!("the daemon broke the protocol: {fault}"),
+                Split::Incomplete => {}
+            }
+            let mut chunk = [0; 16 * 1024];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => {
+                    assert!(self.buffer.is_empty(), "the stream ended inside a frame");
+                    return Said::End;
+                }
+                Ok(read) => self.buffer.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Said::End,
+                Err(error) => panic!("the daemon does not answer: {error}"),
+            }
+        }
+    }
+}
+
+/// The frame of an ordinary VERIFY.
+pub fn ask(request_id: u32, key: &str) -> Vec<u8> {
+    let digest = Sha256::digest(key).into();
+    let mut frame = Vec::new();
+    let verify = keyward_protocol::Verify::new(request_id, keyward_protocol::Credential::Digest(digest));
+    verify.encode(&mut frame).expect("within all limits");
+    frame
+}
