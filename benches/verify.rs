@@ -2,7 +2,8 @@
 //! the same 40-byte keys by the same crate.
 //!
 //! * `hit`: known keys without limits. `miss`: keys that nobody has.
-//! * `one limit`: known keys with a limit that admits them. `rate limited`: known keys whose limit refuses them.
+//! * `one limit`, `two limits`: known keys with limits that admit them. `rate limited`: known keys whose only limit
+//!   refuses them.
 //! * `by digest`: the client has hashed. `by raw key`: the daemon hashes.
 //! * `encoded`: every answer is also written as a frame, which reads the key's texts; the others only look at it.
 //!
@@ -57,7 +58,7 @@ fn main() {
         (false, Some(_)) => 10_000_000,
     };
     for (keys, name) in SIZES.into_iter().filter(|(keys, _)| *keys <= largest) {
-        for case in CASES {
+        for case in &CASES {
             measure(&mut criterion, &mut summary, &hash, (keys, name), case);
         }
     }
@@ -94,55 +95,51 @@ struct Case {
     limits: &'static str,
     /// Charge every key once before.
     used_up: bool,
-    verdict: Verdict,
     questions: &'static [Question],
 }
 
 #[derive(Clone, Copy)]
 struct Question {
     name: &'static str,
-    known: bool,
+    verdict: Verdict,
     raw: bool,
     encoded: bool,
 }
 
-const BY_DIGEST: Question = Question { name: "hit by digest", known: true, raw: false, encoded: false };
+const HIT: Question =
+    Question { name: "hit by digest", verdict: Verdict::Allowed, raw: false, encoded: false };
+const MISS: Question = Question { name: "miss by digest", verdict: Verdict::UnknownKey, ..HIT };
 
-const CASES: &[Case] = &[
+const CASES: [Case; 4] = [
     Case {
         limits: "",
         used_up: false,
-        verdict: Verdict::Allowed,
         questions: &[
-            BY_DIGEST,
-            Question { name: "hit by digest, encoded", encoded: true, ..BY_DIGEST },
-            Question { name: "hit by raw key", raw: true, ..BY_DIGEST },
-        ],
-    },
-    Case {
-        limits: "",
-        used_up: false,
-        verdict: Verdict::UnknownKey,
-        questions: &[
-            Question { name: "miss by digest", known: false, ..BY_DIGEST },
-            Question { name: "miss by raw key", known: false, raw: true, ..BY_DIGEST },
+            HIT,
+            Question { name: "hit by digest, encoded", encoded: true, ..HIT },
+            Question { name: "hit by raw key", raw: true, ..HIT },
+            MISS,
+            Question { name: "miss by raw key", raw: true, ..MISS },
         ],
     },
     Case {
         limits: keys::ENDLESS,
         used_up: false,
-        verdict: Verdict::Allowed,
         questions: &[
-            Question { name: "one limit by digest", ..BY_DIGEST },
-            Question { name: "one limit by digest, encoded", encoded: true, ..BY_DIGEST },
-            Question { name: "one limit by raw key", raw: true, ..BY_DIGEST },
+            Question { name: "one limit by digest", ..HIT },
+            Question { name: "one limit by digest, encoded", encoded: true, ..HIT },
+            Question { name: "one limit by raw key", raw: true, ..HIT },
         ],
+    },
+    Case {
+        limits: keys::ENDLESS_TWICE,
+        used_up: false,
+        questions: &[Question { name: "two limits by digest", ..HIT }],
     },
     Case {
         limits: keys::ONCE,
         used_up: true,
-        verdict: Verdict::RateLimited,
-        questions: &[Question { name: "rate limited by digest", ..BY_DIGEST }],
+        questions: &[Question { name: "rate limited by digest", verdict: Verdict::RateLimited, ..HIT }],
     },
 ];
 
@@ -161,7 +158,7 @@ fn measure(
     }
     let mut group = criterion.benchmark_group(format!("verify, {name}"));
     for question in case.questions {
-        asking.check(*question, case.verdict);
+        asking.check(*question);
         for batch in BATCHES {
             let parameter = format!("batch {batch}");
             group.throughput(Throughput::Elements(batch as u64));
@@ -240,12 +237,12 @@ impl<'s> Asking<'s> {
     }
 
     fn draw(&mut self, question: Question, count: usize) -> Vec<[u8; KEY_BYTES]> {
-        let unknown = if question.known { 0 } else { self.keys };
+        let unknown = if question.verdict == Verdict::UnknownKey { self.keys } else { 0 };
         (0..count).map(|_| keys::raw_key(unknown + self.random.below(self.keys))).collect()
     }
 
-    /// That the question has the answer that the case is named for.
-    fn check(&mut self, question: Question, verdict: Verdict) {
+    /// That the question has the answer that it is named for.
+    fn check(&mut self, question: Question) {
         let raw = self.draw(question, PREPARED);
         let context = Context {
             snapshot: Some(self.snapshot),
@@ -254,7 +251,7 @@ impl<'s> Asking<'s> {
             now: self.now,
         };
         let answered =
-            context.verify(&requests(question, &raw), |answer| assert_eq!(answer.verdict, verdict));
+            context.verify(&requests(question, &raw), |answer| assert_eq!(answer.verdict, question.verdict));
         assert_eq!(answered, PREPARED);
     }
 

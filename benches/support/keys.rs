@@ -18,6 +18,10 @@ pub(crate) const KEY_BYTES: usize = 40;
 /// A limit that no bench can reach.
 pub(crate) const ENDLESS: &str = "10000000/s burst 1000000000";
 
+/// Two such limits.
+pub(crate) const ENDLESS_TWICE: &str =
+    "requests=10000000/s burst 1000000000; daily=10000000/s burst 2000000000";
+
 /// A limit that is used up by the first request, for a day.
 pub(crate) const ONCE: &str = "1/d burst 1";
 
