@@ -1,3 +1,7 @@
 //! The `keyward` command: arguments in, exit code out.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    keyward::cli::run(std::env::args_os()).into()
+}

@@ -8,12 +8,12 @@ use tracing::warn;
 /// Longest status line: systemd's datagram is one page, and nobody reads more.
 const MAX_STATUS: usize = 512;
 
-/// The daemon answers requests.
+/// The daemon answers requests, from the start or again after a reload.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// A reload begins; [`status`] ends it. `Type=notify-reload` wants the time of it.
+/// A reload begins; [`ready`] ends it. `Type=notify-reload` wants the time of it.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(time) => tell(&[NotifyState::Reloading, time]),
@@ -21,11 +21,11 @@ pub fn reloading() {
     }
 }
 
-/// A reload has ended, and this is how.
+/// What `systemctl status` shows.
 pub fn status(text: &str) {
     // A status is one line.
     let line: String = text.lines().next().unwrap_or_default().chars().take(MAX_STATUS).collect();
-    tell(&[NotifyState::Ready, NotifyState::Status(&line)]);
+    tell(&[NotifyState::Status(&line)]);
 }
 
 /// The daemon is draining.

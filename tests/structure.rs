@@ -12,7 +12,18 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("main", &["cli"]),
     (
         "cli",
-        &["admin", "config", "key_format", "record", "reload", "server", "snapshot", "source", "limiter"],
+        &[
+            "admin",
+            "clock",
+            "config",
+            "key_format",
+            "record",
+            "reload",
+            "server",
+            "snapshot",
+            "source",
+            "limiter",
+        ],
     ),
     ("server", &["admin", "clock", "config", "connection", "limiter", "publish", "reload", "systemd"]),
     ("admin", &[]),
@@ -47,8 +58,9 @@ const IMPURE: [&str; 9] = [
     "rustix::",
 ];
 
-/// A file that is longer has more than one idea.
+/// A file that is longer has more than one idea; a file of tests may list more cases of one.
 const MAX_LINES: usize = 500;
+const MAX_TEST_LINES: usize = 600;
 
 fn files(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).expect("a directory") {
@@ -140,7 +152,7 @@ fn a_file_has_one_idea_and_says_it_first() {
     for directory in ["src", "protocol", "tests", "benches"] {
         for (path, text) in sources(directory) {
             let lines = text.lines().count();
-            if lines > MAX_LINES {
+            if lines > if is_test(&path) { MAX_TEST_LINES } else { MAX_LINES } {
                 broken.push(format!("{}: {lines} lines", path.display()));
             }
             if !text.starts_with("//!") {

@@ -161,7 +161,7 @@ fn a_claim_that_is_dropped_leaves_no_trace() {
 fn a_thread_whose_clock_lags_is_not_refused_what_is_there() {
     let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
     for count in 1..=2 {
-        let charges = fresh(&limiter, &mut ledger, &[rate(10, 2), rate(10, 2)][..count].to_vec());
+        let charges = fresh(&limiter, &mut ledger, &[rate(10, 2), rate(10, 2)][..count]);
         assert!(matches!(limiter.charge(&charges, 1_000_000, 1), Outcome::Admitted(_)));
         assert!(matches!(limiter.charge(&charges, 999_000, 1), Outcome::Admitted(_)), "{count} limits");
         assert!(matches!(limiter.charge(&charges, 999_000, 1), Outcome::Refused(_)), "{count} limits");

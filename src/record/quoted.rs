@@ -19,6 +19,13 @@ const KEY_RUN: usize = 24;
 #[derive(Clone, Copy, Debug)]
 pub struct Quoted<'a>(pub &'a str);
 
+impl Quoted<'_> {
+    /// Whether the text has the look of a key, and so is cut to a stub.
+    pub fn may_be_key(&self) -> bool {
+        may_be_key(self.0)
+    }
+}
+
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let most = if may_be_key(self.0) { MAX_SHOWN_OF_KEY } else { MAX_SHOWN };

@@ -86,15 +86,18 @@ impl FileState {
 
 impl SourceFile {
     /// Waits until nobody has written to the file for `settle`, so that one that is being written in place is not read
-    /// half way. A file that was renamed into place has settled long ago.
+    /// half way. A file that was renamed into place has settled long ago; one whose time is in the future is watched for
+    /// as long as if it had been written now.
     pub fn settle(&self, settle: Duration) {
         let give_up = Instant::now() + settle.saturating_mul(MAX_SETTLE);
+        let mut before = None;
         while let Some(state) = FileState::of(&self.path) {
             let age = state.age();
-            if age >= settle || Instant::now() >= give_up {
+            if age >= settle || before == Some(state) || Instant::now() >= give_up {
                 return;
             }
-            // Coarse file times can be a clock tick behind; a future one is waited for as if it were now.
+            before = Some(state);
+            // File times are coarse: they can be a clock tick behind.
             thread::sleep((settle - age).max(Duration::from_millis(1)));
         }
     }

@@ -209,19 +209,24 @@ impl Running {
     fn serve(&mut self, batch: Batch) {
         let Batch { signal, asked, forced } = batch;
         let has_changed = FileState::of(&self.reloader.source.path) != self.seen;
-        if signal || !asked.is_empty() || (has_changed && forced.is_empty()) {
+        let plain = signal || !asked.is_empty() || (has_changed && forced.is_empty());
+        if plain || !forced.is_empty() {
+            systemd::reloading();
+        }
+        if plain {
             let outcome = self.reload(false);
+            systemd::ready();
             // Whoever asked may have gone; the reload was made all the same.
             asked.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
         }
         if !forced.is_empty() {
             let outcome = self.reload(true);
+            systemd::ready();
             forced.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
         }
     }
 
     fn reload(&mut self, force: bool) -> Arc<Outcome> {
-        systemd::reloading();
         let start = Instant::now();
         let result = self.try_reload(force);
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });

@@ -53,10 +53,7 @@ impl Acceptor {
         let mut reserve = File::open("/dev/null").ok();
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => match stream.into_std() {
-                    Ok(stream) => self.admit(stream),
-                    Err(error) => self.give_up("cannot take a connection over", &error),
-                },
+                Ok((stream, _)) => self.admit(stream),
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
                     self.give_up("cannot accept connections", &error);
@@ -74,19 +71,18 @@ impl Acceptor {
         }
     }
 
-    fn admit(&self, stream: UnixStream) {
-        let peer = match rustix::net::sockopt::socket_peercred(&stream) {
+    fn admit(&self, stream: tokio::net::UnixStream) {
+        let peer = match stream.peer_cred() {
             Ok(peer) => peer,
-            Err(error) => return self.give_up("cannot tell who connects", &error.into()),
+            Err(error) => return self.give_up("cannot tell who connects", &error),
         };
-        let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => return self.give_up("cannot take a connection over", &error),
+        };
+        let (uid, gid) = (peer.uid(), peer.gid());
         if !self.clients.admit(uid, gid) {
-            info!(
-                uid,
-                gid,
-                pid = peer.pid.as_raw_nonzero().get(),
-                "connection refused: not an allowed user or group"
-            );
+            info!(uid, gid, pid = peer.pid(), "connection refused: not an allowed user or group");
             self.refusals.peer.fetch_add(1, Ordering::Relaxed);
             return self.refuse(Ok(stream), Fault::new(ErrorCode::PeerRefused, uid, 0));
         }

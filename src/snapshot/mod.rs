@@ -21,12 +21,14 @@ mod diff;
 mod entry;
 mod ip_set;
 mod policy;
+mod summary;
 
 pub use build::{Builder, Keys, RowError, TooManyBuckets};
 pub use diff::Diff;
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
+pub use summary::Summary;
 
 /// A complete set of keys with a generation. See the [module](self).
 pub struct Snapshot {

@@ -1,0 +1,106 @@
+//! What a command's exit code says, and which failure has which.
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use crate::admin::AskError;
+use crate::config::ConfigError;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Allowed, or done.
+    Done = 0,
+    /// Denied, or failed.
+    Denied = 1,
+    /// The arguments, or what was given as a key, make no sense.
+    Usage = 2,
+    /// The daemon cannot be reached (`EX_UNAVAILABLE`).
+    Unreachable = 69,
+    /// The configuration or the source is wrong (`EX_CONFIG`).
+    BadInput = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// What ends a command early. The message is for people and never holds a key.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) exit: Exit,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(exit: Exit, message: impl Display) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::BadInput, error)
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        let exit = match error {
+            AskError::Unreachable { .. } | AskError::Broken { .. } => Exit::Unreachable,
+            AskError::Refused(_) => Exit::Denied,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<keyward_client::Error> for Failure {
+    fn from(error: keyward_client::Error) -> Self {
+        use keyward_client::{Error, ErrorCode};
+        let exit = match &error {
+            Error::FieldTooLong { .. } | Error::InvalidScope { .. } => Exit::Usage,
+            Error::Daemon(refused) => match refused.code() {
+                Some(ErrorCode::TooManyConnections | ErrorCode::ShuttingDown) => Exit::Unreachable,
+                _ => Exit::Denied,
+            },
+            // Connect, Deadline, ConnectionLost, Protocol: whatever is there, it is no daemon that answers.
+            _ => Exit::Unreachable,
+        };
+        Self::new(exit, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_codes_are_the_documented_ones() {
+        let codes = [Exit::Done, Exit::Denied, Exit::Usage, Exit::Unreachable, Exit::BadInput];
+        assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 69, 78]);
+    }
+
+    #[test]
+    fn every_failure_has_its_code() {
+        use keyward_client::{DaemonError, Error, ErrorCode};
+        let exit = |error: Error| Failure::from(error).exit;
+        assert_eq!(exit(Error::ConnectionLost { written: true }), Exit::Unreachable);
+        assert_eq!(exit(Error::Protocol(String::new())), Exit::Unreachable);
+        assert_eq!(exit(Error::InvalidScope { name: String::new() }), Exit::Usage);
+        let daemon = |code: ErrorCode| {
+            Error::Daemon(DaemonError { value: code as u8, detail: 0, closing: true, message: String::new() })
+        };
+        assert_eq!(exit(daemon(ErrorCode::PeerRefused)), Exit::Denied);
+        assert_eq!(exit(daemon(ErrorCode::ShuttingDown)), Exit::Unreachable);
+        assert_eq!(Failure::from(AskError::Refused("no".to_owned())).exit, Exit::Denied);
+        let broken = || std::io::ErrorKind::UnexpectedEof.into();
+        let unreachable = AskError::Unreachable { path: "p".to_owned(), error: broken() };
+        assert_eq!(Failure::from(unreachable).exit, Exit::Unreachable);
+        let broken = AskError::Broken { path: "p".to_owned(), error: broken() };
+        assert_eq!(Failure::from(broken).exit, Exit::Unreachable);
+        assert_eq!(Failure::from(ConfigError::NoSource { file: None }).exit, Exit::BadInput);
+    }
+}

@@ -1,0 +1,64 @@
+//! `keyward key hash`: keys in, hashes out, for an export of keys that exist already.
+
+use clap::Args;
+
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::secret::Keys;
+use crate::cli::streams::Streams;
+use crate::key_format;
+
+const HELP: &str = "\
+One key a line in, its SHA-256 in hex out: what key_hash is in an export. An empty line is an error, because line n of
+the output has to belong to line n of the input.
+
+Example:
+  keyward key hash < key.txt";
+
+/// Print the SHA-256 of the keys on standard input
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(in crate::cli) struct Hash {}
+
+impl Hash {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        let mut hashes = Vec::new();
+        let mut keys = Keys::new(streams.input);
+        while let Some(key) = keys.next()? {
+            if key.is_empty() {
+                return Err(Failure::new(Exit::Denied, format_args!("line {} is empty", keys.lines)));
+            }
+            hashes.push(key_format::hash(key));
+        }
+        if hashes.is_empty() {
+            return Err(Failure::new(Exit::Usage, "there is no key: give one a line on standard input"));
+        }
+        for hash in &hashes {
+            streams.print(const_hex::encode(hash))?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::Exit;
+    use crate::cli::tests::run_with;
+
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    const KEY: &str = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683";
+
+    #[test]
+    fn a_line_is_a_key() {
+        let (exit, output, messages) = run_with(&["key", "hash"], b"abc\r\nkey");
+        assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+        assert_eq!(output, format!("{ABC}\n{KEY}\n"));
+    }
+
+    #[test]
+    fn an_empty_line_hashes_nothing() {
+        let (exit, output, messages) = run_with(&["key", "hash"], b"abc\n\nabc\n");
+        assert_eq!((exit, output.as_str()), (Exit::Denied, ""));
+        assert_eq!(messages, "keyward: line 2 is empty\n");
+        assert_eq!(run_with(&["key", "hash"], b"").0, Exit::Usage);
+    }
+}

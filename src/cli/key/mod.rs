@@ -1,0 +1,29 @@
+//! `keyward key`: everything about keys that needs no daemon.
+
+use clap::Subcommand;
+
+use super::exit::{Exit, Failure};
+use super::streams::Streams;
+
+mod check;
+mod hash;
+mod new;
+
+/// Mint, hash and check keys, without a daemon
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  keyward key new --key-id ci-1 --limits 100/s")]
+pub(super) enum Key {
+    New(new::New),
+    Hash(hash::Hash),
+    Check(check::Check),
+}
+
+impl Key {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        match self {
+            Self::New(new) => new.run(streams),
+            Self::Hash(hash) => hash.run(streams),
+            Self::Check(check) => check.run(streams),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! `keyward key new`: mints keys, and the rows of the export that make a daemon accept them.
+//!
+//! A row is read back as a daemon would read it before anything is minted: a key whose row is refused is of no use.
+
+use std::fmt::Write;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::streams::Streams;
+use crate::key_format::{self, Prefix};
+use crate::source::{self, Field, Findings, Format, Layout};
+
+/// Most keys at once.
+const MAX_COUNT: i64 = 100_000;
+
+/// Bytes of the hash in a key id that is not given: 48 bits, which among a million keys collide once in 500 exports.
+const ID_BYTES: usize = 6;
+
+const HELP: &str = "\
+A key is printed once and kept nowhere: hand it to whoever will use it. Its row holds the hash, and goes into the export
+that the daemon reads.
+
+Examples:
+  keyward key new --key-id ci-1 --owner acme --limits '100/s burst 200'
+  keyward key new --count 3 --json | jq -c .row >> keys.jsonl";
+
+/// Mint keys, with the rows to export
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(in crate::cli) struct New {
+    /// What the keys begin with: a-z, 0-9 and _, ending in _
+    #[arg(long, default_value = "acme_live_")]
+    prefix: Prefix,
+
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+    count: u32,
+
+    /// Print one JSON object a line: {"key":…,"row":{…}}
+    #[arg(long)]
+    json: bool,
+
+    /// Name of the key in answers and logs; with --count, -1, -2, … is added [default: derived from the hash]
+    #[arg(long, value_name = "ID")]
+    key_id: Option<String>,
+
+    /// Environment that the key is for, as in live or test
+    #[arg(long)]
+    environment: Option<String>,
+
+    /// Who the key belongs to
+    #[arg(long)]
+    owner: Option<String>,
+
+    /// Plan that the key is on
+    #[arg(long)]
+    plan: Option<String>,
+
+    /// Rate limits, as in '100/s burst 200' or 'requests=100/s; daily=10000/d'
+    #[arg(long)]
+    limits: Option<String>,
+}
+
+/// What is exported of a key.
+#[derive(Serialize)]
+struct Row<'a> {
+    key_hash: String,
+    key_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    environment: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<&'a str>,
+}
+
+impl Row<'_> {
+    /// What it has, in the order of the header.
+    fn fields(&self) -> impl Iterator<Item = (Field, &str)> {
+        let optional = [
+            (Field::Owner, self.owner),
+            (Field::Environment, self.environment),
+            (Field::Plan, self.plan),
+            (Field::Limits, self.limits),
+        ];
+        let required = [(Field::KeyHash, Some(&*self.key_hash)), (Field::KeyId, Some(&*self.key_id))];
+        required.into_iter().chain(optional).filter_map(|(field, text)| Some((field, text?)))
+    }
+
+    fn header(&self) -> String {
+        self.fields().map(|(field, _)| field.name()).collect::<Vec<_>>().join(",")
+    }
+
+    fn csv(&self) -> String {
+        self.fields().map(|(_, text)| quoted(text)).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// RFC 4180.
+fn quoted(text: &str) -> String {
+    let is_plain = !text.contains([',', '"', '\r', '\n']) && text.trim() == text;
+    if is_plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
+}
+
+impl New {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        // The last number is the longest.
+        self.check(&self.row(self.count, &[0; 32]))?;
+        match self.json {
+            true => self.print_json(streams)?,
+            false => self.print(streams)?,
+        }
+        Ok(Exit::Done)
+    }
+
+    fn row(&self, number: u32, hash: &crate::record::Digest) -> Row<'_> {
+        let key_id = match &self.key_id {
+            Some(id) if self.count > 1 => format!("{id}-{number}"),
+            Some(id) => id.clone(),
+            None => format!("key_{}", const_hex::encode(&hash[..ID_BYTES])),
+        };
+        Row {
+            key_hash: const_hex::encode(hash),
+            key_id,
+            owner: self.owner.as_deref(),
+            environment: self.environment.as_deref(),
+            plan: self.plan.as_deref(),
+            limits: self.limits.as_deref(),
+        }
+    }
+
+    fn check(&self, row: &Row<'_>) -> Result<(), Failure> {
+        let text = format!("{}\n{}\n", row.header(), row.csv());
+        let mut findings = Findings::new("row");
+        let sink: &mut source::Sink<'_> = &mut |_, _| Ok(());
+        let read = source::read(text.as_bytes(), Format::Csv, &Layout::default(), sink, &mut findings);
+        read.map_err(|error| Failure::new(Exit::Denied, error))?;
+        let Some(finding) = findings.kept().first() else {
+            return Ok(());
+        };
+        let column = finding.column.as_ref().map(|column| format!("{column}: ")).unwrap_or_default();
+        let message = format!("the row would be refused: {column}{}", finding.message);
+        Err(Failure::new(Exit::Usage, message))
+    }
+
+    fn print(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
+        let mut rows = String::new();
+        streams.print(match self.count {
+            1 => "The key, which is shown only now:",
+            _ => "The keys, which are shown only now:",
+        })?;
+        streams.print("")?;
+        for number in 1..=self.count {
+            let key = self.mint()?;
+            let row = self.row(number, &key_format::hash(key.as_bytes()));
+            if rows.is_empty() {
+                rows = row.header();
+            }
+            // A String takes every write.
+            let _infallible = write!(rows, "\n{}", row.csv());
+            streams.print(format_args!("  {}", *key))?;
+            if streams.is_closed() {
+                return Ok(());
+            }
+        }
+        streams.print(match self.count {
+            1 => "\nIts row for the export (CSV), which is not secret:\n",
+            _ => "\nTheir rows for the export (CSV), in the same order, which are not secret:\n",
+        })?;
+        streams.print(rows)
+    }
+
+    fn print_json(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
+        for number in 1..=self.count {
+            let key = self.mint()?;
+            let row = self.row(number, &key_format::hash(key.as_bytes()));
+            let row = serde_json::to_string(&row).map_err(|error| Failure::new(Exit::Denied, error))?;
+            // Written around the row, and not by serde, whose buffers are not wiped. A key needs no escapes.
+            streams.print(format_args!("{{\"key\":\"{}\",\"row\":{row}}}", *key))?;
+            if streams.is_closed() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn mint(&self) -> Result<zeroize::Zeroizing<String>, Failure> {
+        key_format::mint(&self.prefix).map_err(|error| {
+            Failure::new(Exit::Denied, format_args!("the system has no randomness: {error}"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::{parse, run_with};
+    use crate::key_format::Minted;
+
+    fn new(arguments: &[&str]) -> (Exit, String, String) {
+        run_with(&[&["key", "new"], arguments].concat(), b"")
+    }
+
+    #[test]
+    fn a_key_comes_with_the_row_of_its_hash() {
+        let (exit, output, messages) =
+            new(&["--key-id", "ci-1", "--owner", "Acme, Inc.", "--limits", "a=1/s; b=2/s"]);
+        assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+        let lines: Vec<_> = output.lines().collect();
+        let key = lines[2].trim();
+        assert_eq!(key_format::check(key.as_bytes(), &[Prefix::default()]), Minted::Valid, "{output}");
+        let hash = const_hex::encode(key_format::hash(key.as_bytes()));
+        assert_eq!(
+            lines[3..],
+            [
+                "",
+                "Its row for the export (CSV), which is not secret:",
+                "",
+                "key_hash,key_id,owner,limits",
+                &format!("{hash},ci-1,\"Acme, Inc.\",a=1/s; b=2/s"),
+            ]
+        );
+        assert_eq!(lines[..2], ["The key, which is shown only now:", ""]);
+    }
+
+    #[test]
+    fn many_keys_are_in_the_order_of_their_rows() {
+        let (_, output, _) = new(&["--count", "3", "--prefix", "acme_test_", "--key-id", "ci"]);
+        let keys: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+        let rows: Vec<_> = output.lines().skip_while(|line| *line != "key_hash,key_id").skip(1).collect();
+        assert_eq!((keys.len(), rows.len()), (3, 3), "{output}");
+        for ((key, row), number) in keys.iter().zip(&rows).zip(1..) {
+            assert!(key.starts_with("acme_test_"));
+            let hash = const_hex::encode(key_format::hash(key.as_bytes()));
+            assert_eq!(*row, format!("{hash},ci-{number}"));
+        }
+    }
+
+    #[test]
+    fn json_is_an_object_a_line() {
+        let (_, output, _) = new(&["--json", "--count", "2", "--environment", "live"]);
+        assert_eq!(output.lines().count(), 2);
+        for line in output.lines() {
+            let object: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let hash = key_format::hash(object["key"].as_str().expect("a key").as_bytes());
+            let hash = const_hex::encode(hash);
+            let expected = serde_json::json!({
+                "key_hash": hash, "key_id": format!("key_{}", &hash[..12]), "environment": "live"
+            });
+            assert_eq!(object["row"], expected);
+        }
+    }
+
+    #[test]
+    fn a_row_that_would_be_refused_mints_nothing() {
+        let (exit, output, messages) = new(&["--limits", "100"]);
+        assert_eq!((exit, output.as_str()), (Exit::Usage, ""));
+        assert_eq!(
+            messages,
+            "keyward: the row would be refused: column 3 (limits): \"100\" is not a rate; write it as 100/s or \
+             1000/h burst 50\n"
+        );
+        let long = "i".repeat(63);
+        assert_eq!(new(&["--key-id", &long]).0, Exit::Done);
+        assert_eq!(new(&["--key-id", &long, "--count", "2"]).0, Exit::Usage, "i…-2 has 65 bytes");
+        for arguments in [&["--count", "0"][..], &["--count", "100001"], &["--prefix", "acme"]] {
+            assert!(parse(&[&["key", "new"], arguments].concat()).is_err(), "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The command line: arguments in, text and an exit code out.
+//!
+//! A file for each command, and each of them a struct of its options with one method, `run`. What they have in common:
+//!
+//! * data goes to standard output, everything else to standard error ([`streams`]);
+//! * a key comes from standard input or a file, never from the arguments, which every user of the machine can read
+//!   ([`secret`]); where one is given all the same, it is not repeated ([`usage`]);
+//! * the exit code says what came of it ([`Exit`]).
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+
+use clap::{Parser, Subcommand};
+
+mod check;
+mod demo;
+mod exit;
+mod key;
+mod log;
+mod options;
+mod reload;
+mod secret;
+mod serve;
+mod status;
+mod streams;
+mod usage;
+mod verify;
+mod words;
+
+pub use exit::Exit;
+use exit::Failure;
+use streams::Streams;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   allowed, or done
+  1   denied, or failed
+  2   wrong usage
+  69  the daemon cannot be reached
+  78  the configuration or the source is wrong
+
+Example: validate an export, serve it, ask about a key
+  keyward check --source keys.csv
+  keyward serve --source keys.csv --socket /tmp/keyward.sock &
+  keyward verify --socket /tmp/keyward.sock < key.txt";
+
+/// Validates API keys for the processes of this host, over a Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "keyward", version, after_help = EXIT_CODES, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Check(check::Check),
+    Verify(verify::Verify),
+    #[command(subcommand)]
+    Key(key::Key),
+    Status(status::Status),
+    Reload(reload::Reload),
+    Demo(demo::Demo),
+}
+
+impl Command {
+    fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        match self {
+            Self::Serve(serve) => serve.run(),
+            Self::Check(check) => check.run(streams),
+            Self::Verify(verify) => verify.run(streams),
+            Self::Key(key) => key.run(streams),
+            Self::Status(status) => status.run(streams),
+            Self::Reload(reload) => reload.run(streams),
+            Self::Demo(demo) => demo.run(streams),
+        }
+    }
+}
+
+/// Does what `arguments` ask for; the first is the program's own name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let command = match Cli::try_parse_from(arguments) {
+        Ok(Cli { command }) => command,
+        Err(error) => return usage::report(&error),
+    };
+    // Not std's own handles: their buffers may hold a key, and are never wiped.
+    let (mut input, mut output) = match (unbuffered(io::stdin()), unbuffered(io::stdout())) {
+        (Ok(input), Ok(output)) => (input, output),
+        (Err(error), _) | (_, Err(error)) => {
+            Streams::new(&mut io::empty(), &mut io::sink(), &mut io::stderr())
+                .note(format_args!("keyward: cannot open standard input and output: {error}"));
+            return Exit::Denied;
+        }
+    };
+    let mut messages = io::stderr();
+    let mut streams = Streams::new(&mut input, &mut output, &mut messages);
+    streams.input_is_terminal = io::stdin().is_terminal();
+    finish(command.run(&mut streams), &mut streams)
+}
+
+fn finish(result: Result<Exit, Failure>, streams: &mut Streams<'_>) -> Exit {
+    result.unwrap_or_else(|Failure { exit, message }| {
+        streams.note(format_args!("keyward: {message}"));
+        exit
+    })
+}
+
+fn unbuffered(stream: impl AsFd) -> io::Result<File> {
+    stream.as_fd().try_clone_to_owned().map(File::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Runs a command; returns its exit code and what it wrote.
+    pub(super) fn run_with(arguments: &[&str], mut input: &[u8]) -> (Exit, String, String) {
+        let command = parse(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+        let (mut output, mut messages) = (Vec::new(), Vec::new());
+        let mut streams = Streams::new(&mut input, &mut output, &mut messages);
+        let result = command.run(&mut streams);
+        let exit = finish(result, &mut streams);
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (exit, text(output), text(messages))
+    }
+
+    pub(super) fn parse(arguments: &[&str]) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(["keyward"].iter().chain(arguments)).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn has_example(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", command.get_name());
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            command.get_subcommands().for_each(has_example);
+        }
+        has_example(&Cli::command());
+    }
+
+    #[test]
+    fn a_failure_says_who_failed_and_how() {
+        let (exit, output, messages) = run_with(&["check", "--source", "missing.csv"], b"");
+        assert_eq!((exit, output.as_str()), (Exit::BadInput, ""));
+        assert_eq!(messages, "keyward: missing.csv: No such file or directory (os error 2)\n");
+    }
+}

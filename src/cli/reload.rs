@@ -1,0 +1,133 @@
+//! `keyward reload`: tells the daemon to read its source again, and waits until the outcome is in force.
+
+use clap::Args;
+
+use super::exit::{Exit, Failure};
+use super::options::AdminSocket;
+use super::streams::Streams;
+use super::words::Count;
+use crate::admin::{self, message};
+
+const HELP: &str = "\
+The command returns when the new keys are in force on every connection. A source that is refused changes nothing; what
+is wrong with it is printed, and the exit code is 1.
+
+Example, when more than half of the keys are meant to go:
+  keyward reload --force";
+
+/// Read the source again
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(super) struct Reload {
+    /// Accept a source that is empty or has shrunk by more than source.max_shrink
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    socket: AdminSocket,
+
+    /// Print the outcome as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Reload {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        let command = message::Command::Reload { force: self.force };
+        let reply = admin::ask(self.socket.path()?.as_path(), &command)?;
+        let outcome = reply.reload.ok_or_else(|| missing("reload"))?;
+        self.report(&outcome, streams)
+    }
+
+    fn report(&self, outcome: &message::Reload, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        if self.json {
+            streams.print_json(outcome)?;
+        } else if outcome.accepted {
+            streams.print(summary(outcome))?;
+        } else {
+            streams.note(outcome.error.as_deref().unwrap_or("the source was refused"));
+            streams.note(match outcome.generation {
+                0 => "no keys are being served".to_owned(),
+                generation => {
+                    format!("still serving generation {generation}: {}", Count(outcome.keys, "key"))
+                }
+            });
+        }
+        Ok(if outcome.accepted { Exit::Done } else { Exit::Denied })
+    }
+}
+
+/// As in `generation 8: 1000 keys (+1 -2 ~0)`.
+pub(super) fn summary(outcome: &message::Reload) -> String {
+    let message::Reload { generation, keys, .. } = outcome;
+    let mut text = format!("generation {generation}: {}", Count(*keys, "key"));
+    if let Some(message::Changes { added, removed, changed, revoked }) = outcome.changes {
+        text += &format!(" (+{added} -{removed} ~{changed})");
+        if revoked > 0 {
+            text += &format!(", {revoked} no longer active");
+        }
+    }
+    text
+}
+
+/// A daemon of another version may answer in another way.
+pub(super) fn missing(what: &str) -> Failure {
+    let message =
+        format!("the daemon's answer has no {what} in it: are keyward and the daemon of one version?");
+    Failure::new(Exit::Denied, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Command;
+    use super::super::tests::parse;
+    use super::*;
+
+    fn outcome(accepted: bool, error: Option<&str>) -> message::Reload {
+        let changes = message::Changes { added: 1, removed: 2, changed: 0, revoked: 0 };
+        message::Reload {
+            accepted,
+            generation: 8,
+            keys: 1000,
+            changes: accepted.then_some(changes),
+            error: error.map(str::to_owned),
+            took_ms: 3,
+            age_s: 0,
+        }
+    }
+
+    fn report(arguments: &[&str], outcome: &message::Reload) -> (Exit, String, String) {
+        let Ok(Command::Reload(reload)) = parse(&[&["reload"], arguments].concat()) else {
+            panic!("{arguments:?}");
+        };
+        let (mut input, mut output, mut messages) = (std::io::empty(), Vec::new(), Vec::new());
+        let mut streams = Streams::new(&mut input, &mut output, &mut messages);
+        let exit = reload.report(outcome, &mut streams).expect("reports");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (exit, text(output), text(messages))
+    }
+
+    #[test]
+    fn an_accepted_reload_says_what_it_changed() {
+        let mut outcome = outcome(true, None);
+        let expected = "generation 8: 1000 keys (+1 -2 ~0)\n".to_owned();
+        assert_eq!(report(&[], &outcome), (Exit::Done, expected, String::new()));
+        let (exit, output, _) = report(&["--json"], &outcome);
+        let expected = "{\"accepted\":true,\"generation\":8,\"keys\":1000,\"changes\":{\"added\":1,\"removed\":2,\
+                        \"changed\":0,\"revoked\":0},\"took_ms\":3,\"age_s\":0}\n";
+        assert_eq!((exit, output.as_str()), (Exit::Done, expected));
+        outcome.changes = Some(message::Changes { revoked: 2, ..message::Changes::default() });
+        assert_eq!(summary(&outcome), "generation 8: 1000 keys (+0 -0 ~0), 2 no longer active");
+    }
+
+    #[test]
+    fn a_refused_reload_says_why_and_what_is_served() {
+        let mut refused = outcome(false, Some("keys.csv:2: wrong\nkeys.csv:3: wrong"));
+        let expected =
+            "keys.csv:2: wrong\nkeys.csv:3: wrong\nstill serving generation 8: 1000 keys\n".to_owned();
+        assert_eq!(report(&[], &refused), (Exit::Denied, String::new(), expected));
+        assert_eq!(report(&["--json"], &refused).0, Exit::Denied);
+        refused.generation = 0;
+        assert!(report(&[], &refused).2.ends_with("no keys are being served\n"));
+    }
+}

@@ -1,0 +1,97 @@
+//! `keyward serve`: the daemon.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::exit::{Exit, Failure};
+use super::log;
+use super::options::Origin;
+use crate::config::{Config, Overrides};
+
+const HELP: &str = "\
+A path that is given here is relative to the working directory; one in the configuration file is absolute.
+Without a configuration file, --source is enough.
+
+SIGHUP reloads the source, SIGTERM drains and stops. A change of the file is noticed by itself.
+
+Example:
+  keyward serve --source keys.csv --socket /tmp/keyward.sock --state-dir /tmp";
+
+/// Run the daemon in the foreground
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    origin: Origin,
+
+    /// Socket to answer at; overrides server.socket [default: /run/keyward/keyward.sock]
+    #[arg(long, value_name = "PATH", env = "KEYWARD_SOCKET", hide_env_values = true)]
+    socket: Option<PathBuf>,
+
+    /// Socket to take orders at; overrides server.admin_socket [default: admin.sock beside --socket]
+    #[arg(long, value_name = "PATH", env = "KEYWARD_ADMIN_SOCKET", hide_env_values = true)]
+    admin_socket: Option<PathBuf>,
+
+    /// Where buckets and revocations are kept; overrides server.state_dir [default: /var/lib/keyward]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl Serve {
+    pub(super) fn run(&self) -> Result<Exit, Failure> {
+        let config = self.load()?;
+        log::start(config.log)?;
+        crate::server::run(&config).map_err(|error| Failure::new(Exit::Denied, error))?;
+        Ok(Exit::Done)
+    }
+
+    fn load(&self) -> Result<Config, Failure> {
+        let overrides = Overrides {
+            source: self.origin.source.clone(),
+            socket: self.socket.clone(),
+            admin_socket: self.admin_socket.clone(),
+            state_dir: self.state_dir.clone(),
+        };
+        Ok(Config::load(self.origin.config.as_deref(), overrides)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::Command;
+    use super::super::tests::parse;
+    use super::*;
+
+    fn serve(arguments: &[&str]) -> Serve {
+        match parse(&[&["serve"], arguments].concat()) {
+            Ok(Command::Serve(serve)) => serve,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_override_the_configuration() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("keyward.toml");
+        std::fs::write(&file, "source.path = '/a.csv'\nserver.socket = '/a.sock'\n").expect("writes");
+        let file = file.to_str().expect("UTF-8");
+        let config =
+            serve(&["--config", file, "--source", "b.jsonl", "--state-dir", "s"]).load().expect("good");
+        assert_eq!(config.source.path, Path::new("b.jsonl"));
+        assert_eq!(config.server.socket.as_path(), Path::new("/a.sock"));
+        assert_eq!(config.server.state_dir, Path::new("s"));
+        let options = ["--config", file, "--socket", "/c/k.sock", "--admin-socket", "/d.sock"];
+        let config = serve(&options).load().expect("good");
+        assert_eq!(config.server.socket.as_path(), Path::new("/c/k.sock"));
+        assert_eq!(config.server.admin_socket.as_path(), Path::new("/d.sock"));
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_bad_input() {
+        let failure = serve(&["--config", "missing.toml"]).load().expect_err("missing");
+        assert_eq!(failure.exit, Exit::BadInput);
+    }
+}

@@ -1,0 +1,211 @@
+//! `keyward status`: how the daemon is.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+
+use clap::Args;
+
+use super::exit::{Exit, Failure};
+use super::options::AdminSocket;
+use super::reload::{missing, summary};
+use super::streams::Streams;
+use super::words::{Ago, Count, Span};
+use crate::admin::{self, message};
+
+const HELP: &str = "\
+The exit code is 0 if the daemon answered, whatever it said; 69 if it did not.
+
+Example, for a monitor:
+  keyward status --json | jq -e '.ready and (.stale | not)'";
+
+/// Show how the daemon is
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(super) struct Status {
+    #[command(flatten)]
+    socket: AdminSocket,
+
+    /// Print the status as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        let reply = admin::ask(self.socket.path()?.as_path(), &message::Command::Status)?;
+        let status = reply.status.ok_or_else(|| missing("status"))?;
+        match self.json {
+            true => streams.print_json(&status)?,
+            false => streams.print(Readable(&status))?,
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// A line for each part, its name in front.
+struct Readable<'a>(&'a message::Status);
+
+impl fmt::Display for Readable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.0;
+        let message::Status { generation, connections, .. } = status;
+        let (keys, buckets) = (Count(status.keys, "key"), Count(status.buckets, "bucket"));
+        match (status.ready, status.stale) {
+            (true, false) => writeln!(f, "ready        generation {generation}: {keys}, {buckets}")?,
+            (_, true) => writeln!(f, "STALE        generation {generation}: {keys}, too old to be served")?,
+            (false, false) => writeln!(f, "NOT READY    no keys have been loaded")?,
+        }
+        write!(f, "source       {}", status.source)?;
+        match status.source_age_s {
+            Some(age) => writeln!(f, ", written {}", Ago(age))?,
+            None => writeln!(f)?,
+        }
+        self.reloads(f)?;
+        let accepted = status.accepted_connections;
+        writeln!(f, "connections  {connections} open, {accepted} accepted{}", refused(status))?;
+        writeln!(f, "answers      {}", answers(status))?;
+        write!(f, "daemon       {}", process(status))
+    }
+}
+
+impl Readable<'_> {
+    fn reloads(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(last) = &self.0.last_reload else {
+            return Ok(());
+        };
+        let age = Ago(last.age_s);
+        if last.accepted {
+            let took = Span::milliseconds(last.took_ms);
+            return writeln!(f, "reload       {age}, in {took}: {}", summary(last));
+        }
+        writeln!(f, "reload       REFUSED {age}:")?;
+        for line in last.error.as_deref().unwrap_or("no reason given").lines() {
+            writeln!(f, "             {line}")?;
+        }
+        match &self.0.last_accepted {
+            Some(accepted) => {
+                writeln!(f, "             accepted {}: {}", Ago(accepted.age_s), summary(accepted))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn refused(status: &message::Status) -> String {
+    match status.refused_connections.values().sum::<u64>() {
+        0 => String::new(),
+        total => format!(", {total} refused ({})", listed(&status.refused_connections)),
+    }
+}
+
+fn answers(status: &message::Status) -> String {
+    let mut text = status.verdicts.values().sum::<u64>().to_string();
+    let verdicts = listed(&status.verdicts);
+    if !verdicts.is_empty() {
+        text += &format!(" ({verdicts})");
+    }
+    if status.errors > 0 {
+        text += &format!(", {}", Count(status.errors, "error"));
+    }
+    text
+}
+
+/// The largest first; what there is none of is left out.
+fn listed(counts: &BTreeMap<String, u64>) -> String {
+    let mut counts: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let mut text = String::new();
+    for (name, count) in counts {
+        let separator = if text.is_empty() { "" } else { ", " };
+        // A String takes every write.
+        let _infallible = write!(text, "{separator}{name} {count}");
+    }
+    text
+}
+
+fn process(status: &message::Status) -> String {
+    let message::Status { pid, workers, uptime_s, version, .. } = status;
+    let [lowest, highest] = version.protocol;
+    let protocol = match lowest == highest {
+        true => lowest.to_string(),
+        false => format!("{lowest} to {highest}"),
+    };
+    let workers = Count(*workers, "worker");
+    let up = Span::seconds(*uptime_s);
+    format!("keyward {}, protocol {protocol}, pid {pid}, {workers}, up {up}", version.keyward)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> message::Status {
+        let reload = message::Reload {
+            accepted: true,
+            generation: 8,
+            keys: 1000,
+            changes: Some(message::Changes { added: 1, removed: 2, changed: 0, revoked: 2 }),
+            error: None,
+            took_ms: 3,
+            age_s: 75,
+        };
+        let counts =
+            |counts: &[(&str, u64)]| counts.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        message::Status {
+            ready: true,
+            stale: false,
+            generation: 8,
+            keys: 1000,
+            buckets: 42,
+            source: "/etc/keyward/keys.csv".to_owned(),
+            source_age_s: Some(80),
+            last_reload: Some(reload.clone()),
+            last_accepted: Some(reload),
+            connections: 3,
+            accepted_connections: 120,
+            refused_connections: counts(&[("peer", 2), ("full", 0)]),
+            verdicts: counts(&[("ALLOWED", 10_000), ("EXPIRED", 0), ("UNKNOWN_KEY", 234)]),
+            errors: 1,
+            uptime_s: 7_500,
+            workers: 2,
+            pid: 4711,
+            version: message::Version { keyward: "0.1.0".to_owned(), protocol: [1, 1] },
+        }
+    }
+
+    #[test]
+    fn a_healthy_daemon_takes_six_lines() {
+        assert_eq!(
+            Readable(&status()).to_string(),
+            "ready        generation 8: 1000 keys, 42 buckets\n\
+             source       /etc/keyward/keys.csv, written 1 min 20 s ago\n\
+             reload       1 min 15 s ago, in 3 ms: generation 8: 1000 keys (+1 -2 ~0), 2 no longer active\n\
+             connections  3 open, 120 accepted, 2 refused (peer 2)\n\
+             answers      10234 (ALLOWED 10000, UNKNOWN_KEY 234), 1 error\n\
+             daemon       keyward 0.1.0, protocol 1, pid 4711, 2 workers, up 2 h 5 min"
+        );
+    }
+
+    #[test]
+    fn a_refused_reload_is_seen() {
+        let mut status = status();
+        if let Some(last) = &mut status.last_reload {
+            *last = message::Reload {
+                accepted: false,
+                changes: None,
+                error: Some("keys.csv:2: wrong\nkeys.csv:3: wrong".to_owned()),
+                age_s: 5,
+                ..last.clone()
+            };
+        }
+        let text = Readable(&status).to_string();
+        let expected = "reload       REFUSED 5 s ago:\n             \
+                        keys.csv:2: wrong\n             keys.csv:3: wrong\n             \
+                        accepted 1 min 15 s ago: generation 8: 1000 keys (+1 -2 ~0), 2 no longer active\n";
+        assert!(text.contains(expected), "{text}");
+        (status.stale, status.ready) = (true, false);
+        assert!(Readable(&status).to_string().starts_with("STALE "));
+        status.stale = false;
+        assert!(Readable(&status).to_string().starts_with("NOT READY "));
+    }
+}
