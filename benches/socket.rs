@@ -57,22 +57,23 @@ fn main() {
     let requests = Requests::new(keys);
 
     let (first, second) = processors();
-    measure(&mut criterion, &mut summary, &requests, directory, ("same core", first));
+    let answer_size = measure(&mut criterion, &mut summary, &requests, directory, ("same core", first));
     if let Some(second) = second {
         measure(&mut criterion, &mut summary, &requests, directory, ("two cores", second));
     }
     criterion.final_summary();
-    summary.print("one request, against the echo");
+    let sizes = format!("{} B in, {answer_size} B out", requests.size);
+    summary.print(&format!("one request ({sizes}), against the echo"));
 }
 
-/// Both servers on `processor`, this process on the first.
+/// Both servers on `processor`, this process on the first. Returns the size of an answer.
 fn measure(
     criterion: &mut Criterion,
     summary: &mut Summary,
     requests: &Requests,
     directory: &Path,
     (name, processor): (&str, usize),
-) {
+) -> usize {
     let mut daemon = Server::daemon(directory, &directory.join("keys.csv"), processor);
     let mut answer_size = 0;
     let stream = daemon.connect(|stream| {
@@ -83,7 +84,7 @@ fn measure(
     let mut echo = Server::echo(directory, requests.size, answer_size, processor);
     let mut echo_client = Client::new(echo.connect(|_| Ok(true)), requests, answer_size);
 
-    let group_name = format!("socket, {name}, {} B in, {answer_size} B out", requests.size);
+    let group_name = format!("socket, {name}");
     let mut group = criterion.benchmark_group(&group_name);
     for depth in DEPTHS {
         let id = |function: &str| Id {
@@ -104,6 +105,7 @@ fn measure(
         daemon_client.check(depth);
     }
     group.finish();
+    answer_size
 }
 
 /// Every key of the export, as ordinary requests one after another, in random order.

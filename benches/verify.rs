@@ -13,8 +13,8 @@
 //!
 //! How to read it: criterion prints the time of a whole batch and the requests per second. The table at the end has
 //! medians per request; its ratio is to `sha256` of this run, so 1.00 is what hashing the key once costs, and `by
-//! raw key` contains that. `KEYWARD_BENCH_10M=1` adds a table of ten million keys (it needs 2 GiB and a minute
-//! more).
+//! raw key` contains that. `KEYWARD_BENCH_10M=1` adds a table of ten million keys (2 GiB, and a few minutes more).
+//! With glibc, `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` shows what huge pages are worth to the larger tables.
 
 #![allow(clippy::expect_used, reason = "a bench that cannot be set up has nothing to measure")]
 
