@@ -1,0 +1,135 @@
+//! The wire codec: what a frame costs before and after the decision.
+//!
+//! * `VERIFY`: the ordinary request (a digest), one with a raw key, one with every field; encoded and decoded.
+//! * `ANSWER`: the ordinary answer, and the longest metadata with every text; encoded and decoded.
+//! * `split`: finding 64 ordinary requests in a filled buffer, without decoding their bodies.
+//!
+//! Frames are the same in every iteration and stay in the first-level cache, as they do in the daemon, which has
+//! just copied them there. Compare the bytes a second with memory's, and the time of one frame with the 54 ns that
+//! one SHA-256 takes (the bench `verify` measures it on your machine). Pinned to the first processor.
+
+#![allow(clippy::expect_used, reason = "a bench that cannot be set up has nothing to measure")]
+
+use std::hint::black_box;
+use std::net::Ipv6Addr;
+
+use criterion::{Criterion, Throughput};
+use keyward_protocol::{
+    Answer, Credential, LimitState, MAX_ANSWER_LENGTH, MAX_METADATA, MAX_REQUEST_LENGTH, Request, Response,
+    ScopeMode, Scopes, Split, Verdict, Verify, split,
+};
+
+use support::keys;
+use support::pin::{Pinned, processors};
+
+mod support;
+
+/// Frames in the buffer that `split` goes through: one batch.
+const FRAMES: usize = 64;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    verify(&mut criterion);
+    answer(&mut criterion);
+    splitting(&mut criterion);
+    criterion.final_summary();
+}
+
+fn requests(key: &[u8]) -> [(&'static str, Verify<'_>); 3] {
+    let digest = Verify::new(7, Credential::Digest(keys::digest(7)));
+    let everything = Verify {
+        cost: 3,
+        scopes: Some(Scopes { names: "orders:read orders:write", mode: ScopeMode::All }),
+        ip: Some(Ipv6Addr::LOCALHOST),
+        origin: Some("https://shop.example.com"),
+        environment: Some("live"),
+        want_metadata: true,
+        ..digest
+    };
+    [("digest", digest), ("raw key", Verify::new(7, Credential::RawKey(key))), ("everything", everything)]
+}
+
+fn verify(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("VERIFY");
+    let key = keys::raw_key(7);
+    for (name, request) in requests(&key) {
+        let mut frame = Vec::new();
+        request.encode(&mut frame).expect("no field is too long");
+        group.throughput(Throughput::Bytes(frame.len() as u64));
+        group.bench_function(format!("encode, {name}"), |bencher| {
+            let _pinned = Pinned::to(processors().0);
+            let mut out = Vec::with_capacity(frame.len());
+            bencher.iter(|| {
+                out.clear();
+                let _fits = black_box(&request).encode(&mut out);
+                black_box(out.as_slice());
+            });
+        });
+        group.bench_function(format!("decode, {name}"), |bencher| {
+            let _pinned = Pinned::to(processors().0);
+            bencher.iter(|| match split(black_box(&frame), MAX_REQUEST_LENGTH) {
+                Split::Frame { header, body, .. } => black_box(Request::decode(&header, body)).is_ok(),
+                Split::Incomplete | Split::Lost(_) => false,
+            });
+        });
+    }
+    group.finish();
+}
+
+fn answer(criterion: &mut Criterion) {
+    let metadata = format!("{{\"note\":\"{}\"}}", "x".repeat(MAX_METADATA - "{\"note\":\"\"}".len()));
+    let common = Answer {
+        limit: LimitState { name: "default", limit: 100, remaining: 99, retry_after_ms: 0, reset_ms: 10 },
+        key_id: "key_00000007",
+        environment: "live",
+        plan: "pro",
+        ..Answer::without_key(7, Verdict::Allowed, 1)
+    };
+    let full = Answer { owner: "owner_0000000", metadata: Some(&metadata), ..common };
+
+    let mut group = criterion.benchmark_group("ANSWER");
+    for (name, answer) in [("common", common), ("full", full)] {
+        let mut frame = Vec::new();
+        answer.encode(&mut frame);
+        group.throughput(Throughput::Bytes(frame.len() as u64));
+        group.bench_function(format!("encode, {name}"), |bencher| {
+            let _pinned = Pinned::to(processors().0);
+            let mut out = Vec::with_capacity(frame.len());
+            bencher.iter(|| {
+                out.clear();
+                black_box(&answer).encode(&mut out);
+                black_box(out.as_slice());
+            });
+        });
+        group.bench_function(format!("decode, {name}"), |bencher| {
+            let _pinned = Pinned::to(processors().0);
+            bencher.iter(|| match split(black_box(&frame), MAX_ANSWER_LENGTH) {
+                Split::Frame { header, body, .. } => black_box(Response::decode(&header, body)).is_ok(),
+                Split::Incomplete | Split::Lost(_) => false,
+            });
+        });
+    }
+    group.finish();
+}
+
+fn splitting(criterion: &mut Criterion) {
+    let mut buffer = Vec::new();
+    for number in 0..FRAMES as u32 {
+        let request = Verify::new(number, Credential::Digest(keys::digest(number.into())));
+        request.encode(&mut buffer).expect("no field is too long");
+    }
+    let mut group = criterion.benchmark_group("split");
+    group.throughput(Throughput::Bytes(buffer.len() as u64));
+    group.bench_function(format!("{FRAMES} ordinary requests"), |bencher| {
+        let _pinned = Pinned::to(processors().0);
+        bencher.iter(|| {
+            let mut rest = black_box(buffer.as_slice());
+            while let Split::Frame { header, body, size } = split(rest, MAX_REQUEST_LENGTH) {
+                black_box((header, body));
+                rest = &rest[size..];
+            }
+            rest.len()
+        });
+    });
+    group.finish();
+}

@@ -1,0 +1,105 @@
+//! Keys by number: number, key, digest and record can each be computed again from the number, so that a request is
+//! prepared without touching the table that it will be looked up in.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use keyward::key_format;
+use keyward::limiter::{Ledger, Limiter};
+use keyward::now::Now;
+use keyward::record::{Digest, KeyRecord, Status, parse_limits};
+use keyward::snapshot::{Builder, Snapshot};
+
+use super::Seeded;
+
+/// Bytes of a key: a prefix and 30 characters.
+pub(crate) const KEY_BYTES: usize = 40;
+
+/// A limit that no bench can reach.
+pub(crate) const ENDLESS: &str = "10000000/s burst 1000000000";
+
+/// Two such limits.
+pub(crate) const ENDLESS_TWICE: &str =
+    "requests=10000000/s burst 1000000000; daily=10000000/s burst 2000000000";
+
+/// A limit that is used up by the first request, for a day.
+pub(crate) const ONCE: &str = "1/d burst 1";
+
+/// Keys that share an owner.
+const KEYS_OF_OWNER: u64 = 10;
+
+/// The moment at which a bench begins: some minutes after the clock's origin, in 2027.
+pub(crate) const START: Now = Now { ticks: 1 << 42, unix: 1_800_000_000 };
+
+/// The key with this number.
+pub(crate) fn raw_key(number: u64) -> [u8; KEY_BYTES] {
+    let mut random = Seeded::new(number);
+    let (high, low) = (random.next(), random.next() >> 8);
+    let mut key = *b"acme_live_..............................";
+    write!(&mut key[10..], "{high:016x}{low:014x}").expect("30 digits fit");
+    key
+}
+
+/// Its SHA-256.
+pub(crate) fn digest(number: u64) -> Digest {
+    key_format::hash(&raw_key(number))
+}
+
+/// What the export calls it; of one length, so that all answers are.
+pub(crate) fn key_id(number: u64) -> String {
+    format!("key_{number:08}")
+}
+
+/// Whose it is.
+pub(crate) fn owner(number: u64) -> String {
+    format!("owner_{:07}", number / KEYS_OF_OWNER)
+}
+
+/// The buckets, and the snapshots that charge them.
+pub(crate) struct Tables {
+    pub(crate) limiter: Limiter,
+    ledger: Ledger,
+}
+
+impl Tables {
+    pub(crate) fn new() -> Self {
+        Self { limiter: Limiter::new(), ledger: Ledger::new() }
+    }
+
+    /// A snapshot of the keys `0..keys`, each with `limits` (none where that is empty). One with the same limits as the
+    /// `previous` charges the same buckets.
+    pub(crate) fn snapshot(&mut self, keys: u64, limits: &str, previous: Option<&Snapshot>) -> Snapshot {
+        let limits = if limits.is_empty() { Vec::new() } else { parse_limits(limits).expect("limits") };
+        let common = KeyRecord {
+            hash: [0; 32],
+            key_id: "",
+            owner: "",
+            environment: "live",
+            plan: "pro",
+            status: Status::Active,
+            not_before: 0,
+            expires_at: u32::MAX,
+            scopes: Arc::default(),
+            allowed_ips: Arc::default(),
+            allowed_origins: Arc::default(),
+            limits: limits.into(),
+            metadata: "",
+        };
+        // The seed is random in life; here a fixed one lays the table out alike in every run.
+        let mut builder = Builder::new(0x5eed, usize::try_from(keys).expect("a number of keys"));
+        for number in 0..keys {
+            let (key_id, owner) = (key_id(number), owner(number));
+            let record = KeyRecord { hash: digest(number), key_id: &key_id, owner: &owner, ..common.clone() };
+            builder.add(number + 1, &record).expect("no two keys are alike");
+        }
+        let generation = previous.map_or(1, |previous| previous.generation() + 1);
+        let mut claim = self.ledger.claim(&self.limiter);
+        let snapshot = builder
+            .finish()
+            .publishable(&mut claim, previous, generation, START.unix)
+            .expect("fewer limits than slots");
+        // Nothing to settle: no rate has changed, and no key has gone.
+        let _settlement = claim.commit();
+        snapshot
+    }
+}
