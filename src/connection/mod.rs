@@ -13,7 +13,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use keyward_protocol::{ErrorCode, Fault, truncated};
-use rustix::net::{RecvFlags, recv};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
@@ -204,12 +205,16 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes a last ERROR, as far as the socket takes it at once: nobody waits for a peer that is being left.
+    /// Writes a last ERROR, as far as the socket takes it at once: nobody waits for a peer that is being left. Not through
+    /// tokio, which may not have been told yet that the socket can be written to.
     fn say(&self, fault: Fault) -> io::Result<()> {
         let mut frame = Vec::new();
         fault.encode(&mut frame);
         self.shared.counters.fault();
-        self.write_now(&frame).map(|_| ())
+        match send(&self.stream, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The peer will send no more.
@@ -240,7 +245,7 @@ impl Connection {
         let mut buffers = self.shared.buffers.borrow_mut();
         match recv(&self.stream, buffers.space_after(self.rest.len()), RecvFlags::DONTWAIT) {
             Ok((_, bytes)) => Ok(Some(bytes)),
-            Err(error) if error == rustix::io::Errno::AGAIN => Ok(None),
+            Err(error) if error == Errno::AGAIN => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

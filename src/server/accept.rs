@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -49,7 +50,7 @@ pub(super) struct Acceptor {
 impl Acceptor {
     /// Accepts for ever. A descriptor is kept in reserve: when the system has no other left, it is what the next peer is
     /// accepted with, to be turned away instead of left waiting.
-    pub(super) async fn run(self, listener: UnixListener) {
+    pub(super) async fn run(self: Rc<Self>, listener: UnixListener) {
         let mut reserve = File::open("/dev/null").ok();
         loop {
             match listener.accept().await {
@@ -71,7 +72,8 @@ impl Acceptor {
         }
     }
 
-    fn admit(&self, stream: tokio::net::UnixStream) {
+    /// Hands a connection to the worker that has the fewest, if it may be served.
+    pub(super) fn admit(&self, stream: tokio::net::UnixStream) {
         let peer = match stream.peer_cred() {
             Ok(peer) => peer,
             Err(error) => return self.give_up("cannot tell who connects", &error),

@@ -96,6 +96,15 @@ impl Listener {
         tokio::net::UnixListener::from_std(socket)
     }
 
+    /// The connections that wait to be accepted, if this process bound the socket; call it inside a runtime.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = tokio::net::UnixStream> {
+        let own = self.own.iter().flat_map(|_| std::iter::from_fn(|| self.socket.accept().ok()));
+        own.filter_map(|(stream, _)| {
+            stream.set_nonblocking(true).ok()?;
+            tokio::net::UnixStream::from_std(stream).ok()
+        })
+    }
+
     /// Whether systemd opened it, and keeps it open when the daemon ends.
     pub(super) fn is_adopted(&self) -> bool {
         self.own.is_none()

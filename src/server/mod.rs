@@ -177,15 +177,16 @@ impl Daemon {
         let mut hang_up = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
 
         let refusals = Arc::new(Refusals::default());
-        let acceptor = Acceptor {
+        let acceptor = Rc::new(Acceptor {
             workers: Arc::clone(&self.workers),
             clients: config.server.clients.clone(),
             max_connections: self.limit,
             refusals: Arc::clone(&refusals),
-        };
+        });
         let listening = verify.for_tokio().map_err(system("listen"))?;
         let adopted = verify.is_adopted();
         let loaded = self.loaded;
+        let accepts = Rc::clone(&acceptor);
         let accepting = tokio::task::spawn_local(async move {
             let loaded = async {
                 let _reload_thread_is_there = loaded.await;
@@ -195,11 +196,11 @@ impl Daemon {
                 // Who asks on systemd's socket has been waiting for the daemon to start, perhaps after a crash, and
                 // waits for the keys too rather than be denied.
                 loaded.await;
-                acceptor.run(listening).await;
+                accepts.run(listening).await;
             } else {
                 // Requests are answered from the first moment, NOT_READY if need be; systemd's dependents wait for the
                 // keys.
-                tokio::join!(loaded, acceptor.run(listening));
+                tokio::join!(loaded, accepts.run(listening));
             }
         });
         let operator = Operator {
@@ -238,6 +239,8 @@ impl Daemon {
         systemd::stopping();
         accepting.abort();
         let _aborted = accepting.await;
+        // Who waits at systemd's socket is served by the next daemon; at this one's own there will be none.
+        verify.waiting().for_each(|stream| acceptor.admit(stream));
         self.draining.send_replace(true);
         drain(&self.workers, config.server.drain_timeout).await;
         operating.abort();
