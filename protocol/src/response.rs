@@ -53,22 +53,23 @@ pub enum Verdict {
     Other(u8),
 }
 
-const VERDICTS: [(Verdict, u8, &str); 15] = [
-    (Verdict::Allowed, 0, "ALLOWED"),
-    (Verdict::NotReady, 1, "NOT_READY"),
-    (Verdict::StaleSnapshot, 2, "STALE_SNAPSHOT"),
-    (Verdict::MalformedKey, 3, "MALFORMED_KEY"),
-    (Verdict::UnknownKey, 4, "UNKNOWN_KEY"),
-    (Verdict::Revoked, 5, "REVOKED"),
-    (Verdict::Disabled, 6, "DISABLED"),
-    (Verdict::NotYetValid, 7, "NOT_YET_VALID"),
-    (Verdict::Expired, 8, "EXPIRED"),
-    (Verdict::WrongEnvironment, 9, "WRONG_ENVIRONMENT"),
-    (Verdict::IpNotAllowed, 10, "IP_NOT_ALLOWED"),
-    (Verdict::OriginNotAllowed, 11, "ORIGIN_NOT_ALLOWED"),
-    (Verdict::MissingScope, 12, "MISSING_SCOPE"),
-    (Verdict::CostExceedsBurst, 13, "COST_EXCEEDS_BURST"),
-    (Verdict::RateLimited, 14, "RATE_LIMITED"),
+/// By their values.
+const VERDICTS: [(Verdict, &str); 15] = [
+    (Verdict::Allowed, "ALLOWED"),
+    (Verdict::NotReady, "NOT_READY"),
+    (Verdict::StaleSnapshot, "STALE_SNAPSHOT"),
+    (Verdict::MalformedKey, "MALFORMED_KEY"),
+    (Verdict::UnknownKey, "UNKNOWN_KEY"),
+    (Verdict::Revoked, "REVOKED"),
+    (Verdict::Disabled, "DISABLED"),
+    (Verdict::NotYetValid, "NOT_YET_VALID"),
+    (Verdict::Expired, "EXPIRED"),
+    (Verdict::WrongEnvironment, "WRONG_ENVIRONMENT"),
+    (Verdict::IpNotAllowed, "IP_NOT_ALLOWED"),
+    (Verdict::OriginNotAllowed, "ORIGIN_NOT_ALLOWED"),
+    (Verdict::MissingScope, "MISSING_SCOPE"),
+    (Verdict::CostExceedsBurst, "COST_EXCEEDS_BURST"),
+    (Verdict::RateLimited, "RATE_LIMITED"),
 ];
 
 impl Verdict {
@@ -78,10 +79,24 @@ impl Verdict {
     }
 
     /// Its value on the wire.
-    pub fn value(self) -> u8 {
+    pub const fn value(self) -> u8 {
         match self {
+            Self::Allowed => 0,
+            Self::NotReady => 1,
+            Self::StaleSnapshot => 2,
+            Self::MalformedKey => 3,
+            Self::UnknownKey => 4,
+            Self::Revoked => 5,
+            Self::Disabled => 6,
+            Self::NotYetValid => 7,
+            Self::Expired => 8,
+            Self::WrongEnvironment => 9,
+            Self::IpNotAllowed => 10,
+            Self::OriginNotAllowed => 11,
+            Self::MissingScope => 12,
+            Self::CostExceedsBurst => 13,
+            Self::RateLimited => 14,
             Self::Other(value) => value,
-            known => VERDICTS.iter().find(|(verdict, ..)| *verdict == known).map_or(u8::MAX, |row| row.1),
         }
     }
 
@@ -92,7 +107,7 @@ impl Verdict {
 
     /// SPEC.md's name, as in `RATE_LIMITED`.
     pub fn name(self) -> &'static str {
-        VERDICTS.get(usize::from(self.value())).map_or("OTHER", |row| row.2)
+        VERDICTS.get(usize::from(self.value())).map_or("OTHER", |row| row.1)
     }
 
     /// Whether the request may go ahead. A value that is not known is a denial.
@@ -104,7 +119,7 @@ impl Verdict {
 const _: () = {
     let mut value = 0;
     while value < VERDICTS.len() {
-        assert!(VERDICTS[value].1 as usize == value, "the table is indexed by the value on the wire");
+        assert!(VERDICTS[value].0.value() as usize == value, "the table is indexed by the value on the wire");
         value += 1;
     }
 };

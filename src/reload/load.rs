@@ -22,6 +22,9 @@ const MAX_EXPECTED: u64 = 1 << 24;
 /// that it changes, and says so.
 const MAX_SETTLE: u32 = 100;
 
+/// Two ticks of the coarsest clock that file systems take their times from.
+const TIME_GRANULARITY: Duration = Duration::from_millis(20);
+
 /// Where keys come from, and how to read them.
 #[derive(Clone, Debug)]
 pub struct SourceFile {
@@ -71,6 +74,12 @@ impl FileState {
     /// Unix second at which the file was last written to.
     pub fn written_at(&self) -> u32 {
         u32::try_from(self.modified.0.max(0)).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the file has held still for so long that a later change cannot have left it with the same times. The change
+    /// time cannot be set by anybody, and is counted in ticks of at most 10 ms.
+    pub fn is_settled(&self) -> bool {
+        self.age() >= TIME_GRANULARITY
     }
 
     /// How long ago the file was last written to; zero where that is in the future.

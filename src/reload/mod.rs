@@ -2,7 +2,8 @@
 //!
 //! All of it happens on one thread, one reload at a time, in the order of [`Reloader::reload`]; no request ever waits for
 //! it. Whatever fails before the swap leaves everything as it was. Requests to reload that arrive while one is running
-//! are answered by the next one, together: it begins after all of them were made.
+//! are answered together, by the next one, which begins after all of them were made; or by the one that was running, if
+//! the file is certainly still the one that it read.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -143,6 +144,9 @@ struct Running {
     current: Option<Arc<Snapshot>>,
     /// The file as it was when it was last read, successfully or not: it is not read again until it differs.
     seen: Option<FileState>,
+    /// What `seen` says, if it is in force and no change since can have left the file looking the same.
+    certain: Option<Arc<Outcome>>,
+    settled: bool,
     watch: Watch,
 }
 
@@ -156,6 +160,8 @@ impl Reloader {
             generation: 0,
             current: None,
             seen: None,
+            certain: None,
+            settled: false,
             watch,
         };
         running.reload(false);
@@ -207,8 +213,12 @@ impl Running {
     }
 
     fn serve(&mut self, batch: Batch) {
-        let Batch { signal, asked, forced } = batch;
+        let Batch { signal, mut asked, forced } = batch;
         let has_changed = FileState::of(&self.reloader.source.path) != self.seen;
+        if let (false, Some(outcome)) = (has_changed, &self.certain) {
+            // The watch was faster: what is asked for is in force already.
+            asked.drain(..).for_each(|reply| drop(reply.send(Arc::clone(outcome))));
+        }
         let plain = signal || !asked.is_empty() || (has_changed && forced.is_empty());
         if plain || !forced.is_empty() {
             systemd::reloading();
@@ -230,6 +240,7 @@ impl Running {
         let start = Instant::now();
         let result = self.try_reload(force);
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
+        self.certain = (self.settled && outcome.result.is_ok()).then(|| Arc::clone(&outcome));
         self.report(&outcome);
         self.watch.renew();
         outcome
@@ -240,6 +251,7 @@ impl Running {
         source.settle(self.reloader.policy.settle);
         // Before the reading: what changes from here on is seen as a change.
         self.seen = FileState::of(&source.path);
+        self.settled = self.seen.is_some_and(|state| state.is_settled());
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
         if !force {

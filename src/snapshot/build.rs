@@ -4,7 +4,7 @@
 //! alone and are what the guard looks at; [`Keys::publishable`] then claims the buckets, which depend on the snapshot
 //! before.
 
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -111,7 +111,7 @@ impl PolicyKey {
             && same(&self.limits, &record.limits)
     }
 
-    fn hash(hasher: &RandomState, record: &KeyRecord<'_>) -> u64 {
+    fn hash(hasher: &IdHasher, record: &KeyRecord<'_>) -> u64 {
         let mut state = hasher.build_hasher();
         (record.environment, record.plan, &record.scopes, &record.allowed_ips).hash(&mut state);
         (&record.allowed_origins, &record.limits).hash(&mut state);
@@ -128,7 +128,7 @@ impl Builder {
     pub fn new(seed: u64, expected: usize) -> Self {
         let keys = Keys {
             seed,
-            hasher: RandomState::new(),
+            hasher: IdHasher::default(),
             index: HashTable::with_capacity(expected),
             ids: HashTable::with_capacity(expected),
             entries: Vec::with_capacity(expected),
@@ -153,10 +153,11 @@ impl Builder {
     /// When it contradicts a row before it; the table is as if it had not been there.
     pub fn add(&mut self, line: u64, record: &KeyRecord<'_>) -> Result<(), RowError> {
         let id = u32::try_from(self.keys.entries.len()).map_err(|_| RowError::TooMany)?;
-        let first = self.first_of_key(record)?.unwrap_or(id);
+        let id_hash = self.keys.hasher.hash_one(record.key_id);
+        let first = self.first_of_key(id_hash, record)?.unwrap_or(id);
         self.claim_digest(id, record)?;
 
-        let key_id = self.key_id(id, first, record.key_id);
+        let key_id = self.key_id(id, first, id_hash, record.key_id);
         let owner = self.owner(record.owner);
         let policy = self.policy(record);
         if !record.metadata.is_empty() {
@@ -187,8 +188,8 @@ impl Builder {
     }
 
     /// The first row with the same key id, which has to agree with this one.
-    fn first_of_key(&self, record: &KeyRecord<'_>) -> Result<Option<u32>, RowError> {
-        let Some(first) = self.keys.find_by_id(record.key_id) else {
+    fn first_of_key(&self, id_hash: u64, record: &KeyRecord<'_>) -> Result<Option<u32>, RowError> {
+        let Some(first) = self.keys.find_by_id_hash(id_hash, record.key_id) else {
             return Ok(None);
         };
         let entry = &self.keys.entries[first as usize];
@@ -221,7 +222,7 @@ impl Builder {
         Err(RowError::DuplicateHash { line: self.line(first) })
     }
 
-    fn key_id(&mut self, id: u32, first: u32, key_id: &str) -> Text {
+    fn key_id(&mut self, id: u32, first: u32, id_hash: u64, key_id: &str) -> Text {
         if first != id {
             return self.keys.entries[first as usize].key_id;
         }
@@ -231,7 +232,7 @@ impl Builder {
         let rehash = |entry: &u32| {
             hasher.hash_one(arena.get(entries[*entry as usize].key_id.range()).unwrap_or_default())
         };
-        ids.insert_unique(hasher.hash_one(key_id), id, rehash);
+        ids.insert_unique(id_hash, id, rehash);
         text
     }
 

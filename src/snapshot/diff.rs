@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::record::Status;
 use crate::snapshot::entry::Entry;
-use crate::snapshot::{Keys, Snapshot};
+use crate::snapshot::{IdHasher, Keys, Snapshot};
 
 /// How many keys a reload adds, removes and changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -25,7 +25,7 @@ impl Keys {
         let Some(old) = old else {
             return Diff { added: self.len(), ..Diff::default() };
         };
-        let mut same_policy = HashMap::new();
+        let mut same_policy: HashMap<_, _, IdHasher> = HashMap::default();
         let mut diff = Diff::default();
         for (before, before_id) in old.keys.entries.iter().zip(0..) {
             let after_id = self.find_exactly(&before.digest);

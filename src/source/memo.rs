@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
+
 /// Texts remembered: far more than an export has plans or roles. One that goes on to differ in every row is
 /// parsed row by row, and only slower for it.
 const MAX_TEXTS: usize = 65_536;
@@ -15,14 +17,14 @@ const MAX_BYTES: usize = 8 << 20;
 /// A memo of one kind of list.
 #[derive(Debug)]
 pub(super) struct Memo<T> {
-    parsed: HashMap<Box<str>, Arc<[T]>>,
+    parsed: HashMap<Box<str>, Arc<[T]>, RandomState>,
     bytes: usize,
     nothing: Arc<[T]>,
 }
 
 impl<T> Memo<T> {
     pub(super) fn new() -> Self {
-        Self { parsed: HashMap::new(), bytes: 0, nothing: Arc::new([]) }
+        Self { parsed: HashMap::default(), bytes: 0, nothing: Arc::new([]) }
     }
 
     /// What `parse` makes of `text`; an empty text is an empty list. Failures are not remembered.

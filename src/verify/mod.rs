@@ -1,6 +1,6 @@
 //! The decision: a pure function of a snapshot, the buckets, the time and the requests.
 //!
-//! A batch goes through five stages, each a loop of its own over all requests: hash, look up, compare, weigh, charge.
+//! A batch goes through six stages, each a loop of its own over all requests: hash, look up, compare, weigh, fetch, charge.
 //! The loops are apart because of the memory: a table of a million keys is larger than any cache, so that each look-up
 //! waits for memory once or twice, and neighbouring look-ups wait at the same time only if nothing between them makes
 //! the processor finish the first before it begins the second. A compare-and-swap does exactly that, and so does a
@@ -86,6 +86,7 @@ impl<'s> Context<'s> {
         look_up(snapshot, pending);
         compare(snapshot, pending);
         self.weigh(requests, pending);
+        self.fetch(pending);
         self.charge(snapshot, requests, pending, answer)
     }
 
@@ -110,8 +111,7 @@ impl<'s> Context<'s> {
         key_format::check(key, &self.rules.minted) == Minted::Malformed
     }
 
-    /// Everything but the limits; touches the bucket of each request that gets that far, so that it is on its way when
-    /// it is charged.
+    /// Everything but the limits.
     fn weigh(&self, requests: &[Verify<'_>], pending: &mut [Pending<'s>]) {
         for (request, pending) in requests.iter().zip(pending) {
             if pending.verdict.is_some() {
@@ -121,10 +121,25 @@ impl<'s> Context<'s> {
                 None => Some(Verdict::UnknownKey),
                 Some(key) => denial(request, key, self.now.unix),
             };
-            if let (None, Some(slot)) = (pending.verdict, pending.key.and_then(Key::first_slot)) {
-                self.limiter.touch(slot);
-            }
         }
+    }
+
+    /// Has the memory that charging and answering need on its way, all of it at once: the buckets and the texts. Two loops,
+    /// because where an owner's text is has to be looked up first.
+    fn fetch(&self, pending: &[Pending<'s>]) {
+        let mut seen = 0;
+        for pending in pending {
+            let Some(key) = pending.key else { continue };
+            if let (None, Some(slot)) = (pending.verdict, key.first_slot()) {
+                seen ^= u8::from(self.limiter.touch(slot));
+            }
+            seen ^= key.touch();
+        }
+        for pending in pending {
+            seen ^= pending.key.map_or(0, Key::touch_owner);
+        }
+        // The loads are what is wanted; without a use of what they load there would be none.
+        std::hint::black_box(seen);
     }
 
     fn charge(

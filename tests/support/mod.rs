@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test crate uses a part")]
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -89,9 +90,14 @@ impl Setup {
 
     /// `keyward serve`, not started yet.
     pub fn command(&self) -> Command {
+        self.command_of(None)
+    }
+
+    /// The same with another binary.
+    pub fn command_of(&self, binary: Option<&OsStr>) -> Command {
         let config = self.path("keyward.toml");
         fs::write(&config, &self.config).expect("the configuration");
-        let mut command = keyward();
+        let mut command = binary.map_or_else(keyward, isolated);
         command.arg("serve").arg("--config").arg(config);
         if !self.config.contains("source.path") {
             command.arg("--source").arg(self.source());
@@ -121,7 +127,11 @@ impl Setup {
 
 /// The `keyward` binary; no settings of the caller's reach it.
 pub fn keyward() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+    isolated(env!("CARGO_BIN_EXE_keyward").as_ref())
+}
+
+fn isolated(binary: &OsStr) -> Command {
+    let mut command = Command::new(binary);
     for name in ["KEYWARD_CONFIG", "KEYWARD_SOCKET", "KEYWARD_ADMIN_SOCKET", "NOTIFY_SOCKET"] {
         command.env_remove(name);
     }
