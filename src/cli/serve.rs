@@ -33,7 +33,7 @@ pub(super) struct Serve {
     #[arg(long, value_name = "PATH", env = "KEYWARD_ADMIN_SOCKET", hide_env_values = true)]
     admin_socket: Option<PathBuf>,
 
-    /// Where buckets and revocations are kept; overrides server.state_dir [default: /var/lib/keyward]
+    /// Where what has to outlive the daemon is kept; overrides server.state_dir [default: /var/lib/keyward]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }

@@ -75,7 +75,7 @@ pub struct Server {
     pub socket_group: Option<Group>,
     /// Where operators connect; never the same path as `socket`.
     pub admin_socket: SocketPath,
-    /// Where buckets and revocations are kept.
+    /// Where the daemon keeps what has to outlive it.
     pub state_dir: PathBuf,
     /// Worker threads, `1..=`[`MAX_WORKERS`]; by default one for each processor that the daemon may use.
     pub workers: usize,
@@ -112,8 +112,8 @@ pub struct Source {
     pub settle: Duration,
     /// The largest part of the keys that one reload may remove.
     pub max_shrink: MaxShrink,
-    /// The age of the last good look at the source past which answers are STALE_SNAPSHOT; `None` for never.
-    /// Longer than `poll`.
+    /// The age past which keys are not served (STALE_SNAPSHOT), counted from when their file was last written; `None` for
+    /// never. Longer than `poll`.
     pub max_staleness: Option<Duration>,
     /// Which column holds which field.
     pub layout: Layout,

@@ -64,9 +64,8 @@ impl Buffers {
         if let Some(front) = self.input.get_mut(..kept.len()) {
             front.copy_from_slice(kept);
         }
-        if !kept.is_empty() {
-            **kept = Vec::new();
-        }
+        // Dropping what was kept wipes it.
+        *kept = Zeroizing::default();
         self.output.clear();
         (self.input.get_mut(..filled).unwrap_or_default(), &mut self.output)
     }
