@@ -1,6 +1,6 @@
 //! Reloading: notice, wait until the file holds still, read, weigh, publish, wait, and only then free the old snapshot.
 //!
-//! All of it happens on one thread, one reload at a time, in the order of [`Reloader::reload`]; no request ever waits for
+//! All of it happens on one thread, one reload at a time, in the order of [`Running::reload`]; no request ever waits for
 //! it. Whatever fails before the swap leaves everything as it was. Requests to reload that arrive while one is running
 //! are answered together, by the next one, which begins after all of them were made; or by the one that was running, if
 //! the file is certainly still the one that it read.

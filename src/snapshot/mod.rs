@@ -1,7 +1,7 @@
 //! The immutable table of keys: built once by a reload, then only read, by every worker at once.
 //!
 //! * [`Builder`] takes [records](crate::record::KeyRecord) one at a time and refuses duplicates ([`build`]).
-//! * An [`Entry`](entry::Entry) is a key in one cache line: digest, times, and numbers that say where the rest is.
+//! * An [`Entry`] is a key in one cache line: digest, times, and numbers that say where the rest is.
 //! * A [`Policy`] is what many keys have in common, held once: environment, plan, scopes, networks, limits.
 //!
 //! The index is keyed by the digest's own bytes, since SHA-256 is uniform already; a seed of the process keeps whoever
