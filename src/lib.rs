@@ -50,7 +50,10 @@
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
 //! * There is no `unsafe` code.
 
-#![allow(rustdoc::private_intra_doc_links, reason = "the modules' pages are for who reads the source, links included")]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the modules' pages are for who reads the source, links included"
+)]
 
 pub mod admin;
 pub mod cli;
