@@ -90,6 +90,24 @@ fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on()
     assert!(daemon.publish(&good()).accepted);
 }
 
+/// What is no file is said to be none, and does not hold up what comes after it.
+#[test]
+fn a_directory_or_a_pipe_in_the_place_of_the_export_is_refused() {
+    let daemon = Daemon::serving(&good());
+    let source = daemon.setup.source();
+    fs::remove_file(&source).expect("removed");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &source, rustix::fs::FileType::Fifo, mode, 0).expect("a named pipe");
+    let outcome = daemon.reload();
+    assert!(outcome.error.is_some_and(|error| error.contains("not a regular file")));
+    fs::remove_file(&source).expect("removed");
+    fs::create_dir(&source).expect("a directory");
+    let outcome = daemon.reload();
+    assert!(outcome.error.is_some_and(|error| error.contains("not a regular file")));
+    fs::remove_dir(&source).expect("removed");
+    assert!(daemon.publish(&good()).accepted);
+}
+
 #[test]
 fn crlf_and_a_byte_order_mark_are_accepted() {
     let daemon = Daemon::serving(&good());

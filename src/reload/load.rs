@@ -1,11 +1,12 @@
 //! Reading an export into a table of keys, and being sure that it was one export from its beginning to its end.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, Stat};
+use rustix::fs::{FileType, OFlags, Stat};
 
 use crate::record::KeyRecord;
 use crate::reload::Failure;
@@ -24,6 +25,8 @@ const MAX_SETTLE: u32 = 100;
 
 /// Two ticks of the coarsest clock that file systems take their times from.
 const TIME_GRANULARITY: Duration = Duration::from_millis(20);
+
+const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 
 /// Where keys come from, and how to read them.
 #[derive(Clone, Debug)]
@@ -117,7 +120,8 @@ impl SourceFile {
     /// When it cannot be read, changes meanwhile, or has findings; never a part of it.
     pub fn load(&self, seed: u64) -> Result<Loaded, Failure> {
         let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
-        let file = File::open(&self.path).map_err(io)?;
+        // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
+        let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
         let before = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
         if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
             return Err(Failure::NotAFile { path: self.path.to_path_buf() });

@@ -41,8 +41,17 @@ pub enum Trigger {
         /// Publish even what the guard refuses.
         force: bool,
         /// Where the outcome goes.
-        reply: oneshot::Sender<Arc<Outcome>>,
+        reply: oneshot::Sender<Reloaded>,
     },
+}
+
+/// What came of asking for a reload.
+#[derive(Debug)]
+pub enum Reloaded {
+    /// The source was read.
+    Now(Arc<Outcome>),
+    /// The source is certainly the one that this reload put in force.
+    Already(Arc<Outcome>),
 }
 
 /// A reload that ended.
@@ -183,8 +192,8 @@ fn changes(trigger: SyncSender<Trigger>) -> impl Fn() + Send + 'static {
 #[derive(Default)]
 struct Batch {
     signal: bool,
-    asked: Vec<oneshot::Sender<Arc<Outcome>>>,
-    forced: Vec<oneshot::Sender<Arc<Outcome>>>,
+    asked: Vec<oneshot::Sender<Reloaded>>,
+    forced: Vec<oneshot::Sender<Reloaded>>,
 }
 
 impl Batch {
@@ -216,8 +225,8 @@ impl Running {
         let Batch { signal, mut asked, forced } = batch;
         let has_changed = FileState::of(&self.reloader.source.path) != self.seen;
         if let (false, Some(outcome)) = (has_changed, &self.certain) {
-            // The watch was faster: what is asked for is in force already.
-            asked.drain(..).for_each(|reply| drop(reply.send(Arc::clone(outcome))));
+            // The watch was faster, or nothing has happened: what is asked for is in force already.
+            asked.drain(..).for_each(|reply| drop(reply.send(Reloaded::Already(Arc::clone(outcome)))));
         }
         let plain = signal || !asked.is_empty() || (has_changed && forced.is_empty());
         if plain || !forced.is_empty() {
@@ -227,12 +236,12 @@ impl Running {
             let outcome = self.reload(false);
             systemd::ready();
             // Whoever asked may have gone; the reload was made all the same.
-            asked.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
+            asked.into_iter().for_each(|reply| drop(reply.send(Reloaded::Now(Arc::clone(&outcome)))));
         }
         if !forced.is_empty() {
             let outcome = self.reload(true);
             systemd::ready();
-            forced.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
+            forced.into_iter().for_each(|reply| drop(reply.send(Reloaded::Now(Arc::clone(&outcome)))));
         }
     }
 

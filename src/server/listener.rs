@@ -43,15 +43,21 @@ struct Bound {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another daemon has it.
-    #[error("{}: another daemon is listening there; stop it, or name another --socket", path.display())]
+    #[error("{}: another daemon is listening there; stop it, or name another socket (--socket, --admin-socket)", path.display())]
     InUse {
         /// The socket.
         path: PathBuf,
     },
     /// Something that is not a socket is in the way.
-    #[error("{}: there is a file that is not a socket; move it away, or name another --socket", path.display())]
+    #[error("{}: there is a file that is not a socket; move it away, or name another socket (--socket, --admin-socket)", path.display())]
     NotASocket {
         /// The path.
+        path: PathBuf,
+    },
+    /// There is no such directory.
+    #[error("{}: there is no such directory to put a socket in; create it, or name another socket (--socket)", path.display())]
+    NoDirectory {
+        /// The directory.
         path: PathBuf,
     },
     /// The system says no.
@@ -138,6 +144,11 @@ fn bind(wanted: &Wanted<'_>) -> Result<Listener, ListenError> {
 }
 
 fn lock(path: &Path) -> Result<File, ListenError> {
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+        && !directory.is_dir()
+    {
+        return Err(ListenError::NoDirectory { path: directory.to_path_buf() });
+    }
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);

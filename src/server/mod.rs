@@ -53,8 +53,10 @@ const DRAIN_TICK: Duration = Duration::from_millis(5);
 const VERIFY_SOCKET: &str = "verify";
 const ADMIN_SOCKET: &str = "admin";
 
-/// Only its own user may ask a daemon to do something, unless the configuration says who else.
-const ADMIN_MODE: u32 = 0o660;
+/// Who may open the admin socket: only the daemon's own user (and root), as long as nobody else may use it. Where
+/// `admin_uids` names others, everyone may open it, and the peer's credentials decide.
+const ADMIN_MODE: u32 = 0o600;
+const ADMIN_MODE_FOR_OTHERS: u32 = 0o666;
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,10 +96,12 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         mode: config.server.socket_mode.bits(),
         group: config.server.socket_group.as_ref(),
     };
+    let admin_mode =
+        if config.server.admin_uids.is_empty() { ADMIN_MODE } else { ADMIN_MODE_FOR_OTHERS };
     let admin = Wanted {
         name: ADMIN_SOCKET,
         path: config.server.admin_socket.as_path(),
-        mode: ADMIN_MODE,
+        mode: admin_mode,
         group: None,
     };
     let verify = Listener::open(&verify, &mut passed)?;
