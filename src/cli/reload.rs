@@ -83,10 +83,10 @@ mod tests {
     use super::super::tests::parse;
     use super::*;
 
-    fn outcome(unchanged: false,
-            accepted: bool, error: Option<&str>) -> message::Reload {
+    fn outcome(accepted: bool, error: Option<&str>) -> message::Reload {
         let changes = message::Changes { added: 1, removed: 2, changed: 0, revoked: 0 };
         message::Reload {
+            unchanged: false,
             accepted,
             generation: 8,
             keys: 1000,

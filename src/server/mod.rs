@@ -96,8 +96,7 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         mode: config.server.socket_mode.bits(),
         group: config.server.socket_group.as_ref(),
     };
-    let admin_mode =
-        if config.server.admin_uids.is_empty() { ADMIN_MODE } else { ADMIN_MODE_FOR_OTHERS };
+    let admin_mode = if config.server.admin_uids.is_empty() { ADMIN_MODE } else { ADMIN_MODE_FOR_OTHERS };
     let admin = Wanted {
         name: ADMIN_SOCKET,
         path: config.server.admin_socket.as_path(),
