@@ -145,6 +145,8 @@ pub fn check(key: &[u8], prefixes: &[Prefix]) -> Minted {
 }
 
 /// The SHA-256 of a key, as exports and snapshots hold it.
+// Never inlined: what the hasher leaves on the stack is then below every caller's frame, where it can be overwritten.
+#[inline(never)]
 pub fn hash(key: &[u8]) -> Digest {
     Sha256::digest(key).into()
 }

@@ -53,9 +53,6 @@ pub struct Reply {
 pub struct Reload {
     /// Whether a new snapshot is in force.
     pub accepted: bool,
-    /// Whether the file was certainly the one in force already: it was not read again.
-    #[serde(default)]
-    pub unchanged: bool,
     /// The snapshot in force; 0: none yet.
     pub generation: u64,
     /// Keys in force.

@@ -86,7 +86,6 @@ mod tests {
     fn outcome(accepted: bool, error: Option<&str>) -> message::Reload {
         let changes = message::Changes { added: 1, removed: 2, changed: 0, revoked: 0 };
         message::Reload {
-            unchanged: false,
             accepted,
             generation: 8,
             keys: 1000,

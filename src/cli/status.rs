@@ -141,7 +141,6 @@ mod tests {
 
     fn status() -> message::Status {
         let reload = message::Reload {
-            unchanged: false,
             accepted: true,
             generation: 8,
             keys: 1000,

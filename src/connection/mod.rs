@@ -147,7 +147,12 @@ impl Connection {
             answered = match answered.stop {
                 Stop::NeedInput => return Ok(None),
                 Stop::Close => return Ok(Some(self.discard())),
-                Stop::OutputFull | Stop::Superseded => self.answer(0)?,
+                Stop::OutputFull => self.answer(0)?,
+                Stop::Superseded => {
+                    // The worker may have to take the new snapshot first.
+                    tokio::task::yield_now().await;
+                    self.answer(0)?
+                }
             };
         }
     }

@@ -100,6 +100,7 @@ impl Shared {
 
     /// Answers the requests at the front of `input`: the snapshot is loaded and the clock read once for all of them. Also
     /// returns the generation that they were answered from.
+    #[inline(never)]
     pub(super) fn respond(&self, input: &[u8], output: &mut Vec<u8>) -> (Progress, u64) {
         let mut subscription = self.subscription.borrow_mut();
         let snapshot = subscription.load();
@@ -107,7 +108,11 @@ impl Shared {
         let context = Context { snapshot, limiter: &self.limiter, rules: &self.rules, now: self.clock.now() };
         let idle = self.timeouts.idle.unwrap_or_default().as_millis();
         let greeting = Greeting { idle_timeout_ms: u32::try_from(idle).unwrap_or(u32::MAX) };
-        (respond(&context, greeting, input, output, &self.counters), generation)
+        let progress = respond(&context, greeting, input, output, &self.counters);
+        if progress.had_raw_key {
+            overwrite_stack();
+        }
+        (progress, generation)
     }
 
     /// Resolves when the daemon shuts down.
@@ -130,4 +135,16 @@ impl Shared {
             passed.send_replace(generation);
         }
     }
+}
+
+/// Bytes of stack below `respond`'s frame that verifying a batch can have used: its table of pending requests (6 KiB), the
+/// requests' frames above it and the hasher's below, with room to spare.
+const STACK: usize = 48 * 1024;
+
+/// Overwrites the stack that the functions called before have left: SHA-256 works on copies of the key there, and what it
+/// wipes is only the last of them.
+#[inline(never)]
+fn overwrite_stack() {
+    let mut zeros = [0u8; STACK];
+    std::hint::black_box(&mut zeros);
 }

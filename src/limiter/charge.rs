@@ -210,9 +210,16 @@ impl Limiter {
 
     /// Freezes the word of the old rate, and writes what it says into `slot` under the new one. Any number of threads
     /// may do so at once: the frozen word says the same to all, and the first to write wins.
+    ///
+    /// The lock is held throughout: once a settlement has emptied the list, nobody is left who could freeze a slot that
+    /// has been given to another bucket since.
     pub(super) fn take_over(&self, slot: u32, now: u64) {
-        let heir = self.heirs.read().unwrap_or_else(PoisonError::into_inner).get(&slot).copied();
-        let Some(Predecessor { slot: old_slot, rate, new_rate }) = heir else {
+        let heirs = self.heirs.read().unwrap_or_else(PoisonError::into_inner);
+        self.take_over_from(&heirs, slot, now);
+    }
+
+    fn take_over_from(&self, heirs: &HashMap<u32, Predecessor>, slot: u32, now: u64) {
+        let Some(Predecessor { slot: old_slot, rate, new_rate }) = heirs.get(&slot).copied() else {
             // Somebody else has just finished it; the caller looks at the word again.
             return;
         };
@@ -226,14 +233,13 @@ impl Limiter {
                 wait(&mut spins);
             } else if word.inherits() {
                 // Changed again before anyone asked for it: first what is owed to that slot.
-                self.take_over(old_slot, now);
+                self.take_over_from(heirs, old_slot, now);
             } else if self.slots.swap(old_slot, word, word.superseded()) {
                 break word;
             }
         };
-        while self.slots.load(slot).inherits()
-            && !self.slots.swap(slot, Word::INHERITS, frozen.under(rate, new_rate, now))
-        {}
+        let balance = frozen.under(rate, new_rate, now);
+        while self.slots.load(slot).inherits() && !self.slots.swap(slot, Word::INHERITS, balance) {}
     }
 }
 

@@ -125,15 +125,18 @@ impl Ledger {
         }
     }
 
+    /// Forgets the parked buckets that are full; and if there are too many all the same, those that will be soonest.
     fn unpark_full(&mut self, limiter: &Limiter, now: u64) {
         let live = self.in_use().saturating_sub(self.parked.len() as u64) as usize;
-        let all = self.parked.len() > live.max(MIN_PARKED);
-        let gone: Vec<u32> = self
-            .parked
-            .extract_if(|_, bucket| all || limiter.slots.load(bucket.slot).is_full(now))
-            .map(|(_, bucket)| bucket.slot)
-            .collect();
-        for slot in gone {
+        let debt = |bucket: &Slot| limiter.slots.load(bucket.slot).balance(bucket.rate, now, 0).reset;
+        let mut debts: Vec<u64> = self.parked.values().map(debt).filter(|debt| *debt > 0).collect();
+        let surplus = debts.len().saturating_sub(live.max(MIN_PARKED));
+        let forget = match surplus.checked_sub(1) {
+            Some(last) => *debts.select_nth_unstable(last).1,
+            None => 0,
+        };
+        let gone = self.parked.extract_if(|_, bucket| debt(bucket) <= forget).map(|(_, bucket)| bucket.slot);
+        for slot in gone.collect::<Vec<u32>>() {
             self.release(limiter, slot);
         }
     }

@@ -238,3 +238,63 @@ fn threads_cannot_overdraw_a_limit_that_is_being_changed() {
     let left = remaining(&limiter, Charge { slot: last.slot, rate: last.rate }, 1);
     assert_eq!(admitted.into_inner() + u64::from(left), 50_000);
 }
+
+/// The whole life of a slot, over and over: changed, inherited, settled, freed, and given to another bucket at once, while
+/// threads that have only ever seen the newest slots charge them. None of those may ever be superseded for good.
+#[test]
+fn a_slot_that_is_in_use_is_never_superseded() {
+    const BUCKETS: usize = 64;
+    const RELOADS: usize = 3_000;
+    const THREADS: usize = 6;
+    let names: Vec<String> = (0..BUCKETS).map(|number| format!("bucket {number}")).collect();
+    let wanted = |rate: Rate| names.iter().map(|name| (name.as_str(), rate)).collect::<Vec<_>>();
+    let rates = [rate(1_000, 1 << 30), rate(2_000, 1 << 30)];
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let current = arc_swap::ArcSwap::from_pointee(reload(&limiter, &mut ledger, &[], &wanted(rates[0]), 1));
+    let (rounds, stop) =
+        (std::array::from_fn::<AtomicU64, THREADS, _>(|_| AtomicU64::new(0)), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for own in &rounds {
+            scope.spawn(|| {
+                let mut stuck = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let slots = current.load_full();
+                    for Slot { slot, rate } in slots.iter().copied() {
+                        if limiter.charge(&[Charge { slot, rate }], 1, 1) == Outcome::Superseded {
+                            stuck = if std::sync::Arc::ptr_eq(&slots, &current.load_full()) {
+                                stuck + 1
+                            } else {
+                                0
+                            };
+                            assert!(stuck < 10_000, "slot {slot} is in use, and superseded");
+                            break;
+                        }
+                    }
+                    own.fetch_add(1, Ordering::AcqRel);
+                }
+            });
+        }
+        for change in 1..=RELOADS {
+            let old = current.load_full();
+            let rate = rates[change % 2];
+            let mut claim = ledger.claim(&limiter);
+            let slots: Vec<Slot> = old
+                .iter()
+                .map(|had| Slot { slot: claim.slot(|| "".into(), Some(*had), rate).expect("room"), rate })
+                .collect();
+            let settlement = claim.commit();
+            current.store(std::sync::Arc::new(slots));
+            // Every thread has passed once it has begun and ended a round since.
+            let before: Vec<u64> = rounds.iter().map(|own| own.load(Ordering::Acquire)).collect();
+            while !stop.load(Ordering::Relaxed)
+                && rounds.iter().zip(&before).any(|(own, before)| own.load(Ordering::Acquire) < before + 2)
+            {
+                thread::yield_now();
+            }
+            let buckets = old.iter().zip(&names).map(|(slot, name)| (*slot, || name.as_str().into()));
+            ledger.settle(&limiter, settlement, buckets, 1);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(ledger.in_use(), BUCKETS as u64);
+}

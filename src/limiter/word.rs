@@ -126,12 +126,10 @@ impl Word {
         }
     }
 
-    /// The same bucket under another rate: the level stays what it was, clamped to the new burst, and its fraction
-    /// is rounded down. A full bucket stays full, since it holds no information.
+    /// The same bucket under another rate: the level stays what it was, clamped to the new burst, and its fraction is
+    /// rounded down. That goes for a full bucket too: if it stayed full under a larger burst, changing a limit down and up
+    /// again would refill it.
     pub(super) fn under(self, old: Rate, new: Rate, now: u64) -> Self {
-        if self.is_full(now) {
-            return Self::FULL;
-        }
         let level = u128::from(old.capacity().saturating_sub(self.debt(now)));
         let level = level * u128::from(new.period().get()) / u128::from(old.period().get());
         let level = u64::try_from(level).unwrap_or(u64::MAX).min(new.capacity());
@@ -195,7 +193,8 @@ mod tests {
         assert_eq!(left(rate(1, 100)), 30, "slower");
         assert_eq!(left(rate(10, 1_000)), 30, "larger");
         assert_eq!(left(rate(10, 20)), 20, "smaller: clamped");
-        assert_eq!(Word::FULL.under(old, rate(1, 3), now), Word::FULL, "a full bucket stays full");
+        let unused = |new: Rate| Word::FULL.under(old, new, now).balance(new, now, 1).remaining;
+        assert_eq!((unused(rate(1, 3)), unused(rate(1, 200))), (3, 100), "a full bucket too");
     }
 
     #[test]

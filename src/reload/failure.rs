@@ -64,3 +64,10 @@ pub enum Failure {
     #[error("no random seed for the table: {0}")]
     Random(getrandom::Error),
 }
+
+impl Failure {
+    /// Whether the same file may well be accepted the next time: what failed is not what is in it.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Changing { .. } | Self::Random(_))
+    }
+}

@@ -79,20 +79,23 @@ impl FileState {
         u32::try_from(self.modified.0.max(0)).unwrap_or(u32::MAX)
     }
 
-    /// Whether the file has held still for so long that a later change cannot have left it with the same times. The change
-    /// time cannot be set by anybody, and is counted in ticks of at most 10 ms.
-    pub fn is_settled(&self) -> bool {
-        self.age() >= TIME_GRANULARITY
-    }
-
-    /// How long ago the file was last written to; zero where that is in the future.
-    fn age(&self) -> Duration {
+    /// How long ago the file was last written to, or its inode last changed; zero where that is in the future.
+    fn ages(&self) -> [Duration; 2] {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let nanoseconds =
             |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
-        let written = nanoseconds(self.modified.0, self.modified.1 as i64);
-        let age = nanoseconds(now.tv_sec as i64, now.tv_nsec as i64).saturating_sub(written);
-        Duration::from_nanos(u64::try_from(age).unwrap_or(0))
+        let now = nanoseconds(now.tv_sec as i64, now.tv_nsec as i64);
+        [self.modified, self.changed].map(|(seconds, rest)| {
+            let age = now.saturating_sub(nanoseconds(seconds, rest as i64));
+            Duration::from_nanos(u64::try_from(age).unwrap_or(0))
+        })
+    }
+
+    /// How much longer it has to hold still, to have done so for `settle`. Whoever writes can set the time of writing, but
+    /// not that of the change: where that is only just past, a later change could leave the file looking the same.
+    fn unsettled(&self, settle: Duration) -> Duration {
+        let [written, changed] = self.ages();
+        settle.saturating_sub(written).max(settle.min(TIME_GRANULARITY).saturating_sub(changed))
     }
 }
 
@@ -104,13 +107,13 @@ impl SourceFile {
         let give_up = Instant::now() + settle.saturating_mul(MAX_SETTLE);
         let mut before = None;
         while let Some(state) = FileState::of(&self.path) {
-            let age = state.age();
-            if age >= settle || before == Some(state) || Instant::now() >= give_up {
+            let wait = state.unsettled(settle);
+            if wait.is_zero() || before == Some(state) || Instant::now() >= give_up {
                 return;
             }
             before = Some(state);
             // File times are coarse: they can be a clock tick behind.
-            thread::sleep((settle - age).max(Duration::from_millis(1)));
+            thread::sleep(wait.max(Duration::from_millis(1)));
         }
     }
 
@@ -137,7 +140,7 @@ impl SourceFile {
 
         // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
         let after = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
-        if !FileState::new(&after).is_content_of(&state) {
+        if FileState::new(&after) != state {
             return Err(Failure::Changing { path: self.path.to_path_buf() });
         }
         read.map_err(io)?;
@@ -145,13 +148,5 @@ impl SourceFile {
             return Err(Failure::Findings(findings));
         }
         Ok(Loaded { keys: builder.finish(), state })
-    }
-}
-
-impl FileState {
-    /// Whether the bytes can only be the same. A rename over an open file changes the time of its inode, and nothing else.
-    fn is_content_of(&self, other: &Self) -> bool {
-        (self.dev, self.inode, self.size, self.modified)
-            == (other.dev, other.inode, other.size, other.modified)
     }
 }

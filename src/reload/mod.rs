@@ -2,15 +2,15 @@
 //!
 //! All of it happens on one thread, one reload at a time, in the order of [`Running::reload`]; no request ever waits for
 //! it. Whatever fails before the swap leaves everything as it was. Requests to reload that arrive while one is running
-//! are answered together, by the next one, which begins after all of them were made; or by the one that was running, if
-//! the file is certainly still the one that it read.
+//! are answered together, by the next one, which begins after all of them were made.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
@@ -29,6 +29,9 @@ use watch::Watch;
 /// Triggers that may wait; they are taken together, so that more say nothing new.
 const WAITING: usize = 1024;
 
+/// How often a file is read that changes meanwhile, before that is the outcome. Each time it is waited for first.
+const ATTEMPTS: usize = 3;
+
 /// What makes a reload happen.
 #[derive(Debug)]
 pub enum Trigger {
@@ -41,17 +44,8 @@ pub enum Trigger {
         /// Publish even what the guard refuses.
         force: bool,
         /// Where the outcome goes.
-        reply: oneshot::Sender<Reloaded>,
+        reply: oneshot::Sender<Arc<Outcome>>,
     },
-}
-
-/// What came of asking for a reload.
-#[derive(Debug)]
-pub enum Reloaded {
-    /// The source was read.
-    Now(Arc<Outcome>),
-    /// The source is certainly the one that this reload put in force.
-    Already(Arc<Outcome>),
 }
 
 /// A reload that ended.
@@ -153,24 +147,23 @@ struct Running {
     current: Option<Arc<Snapshot>>,
     /// The file as it was when it was last read, successfully or not: it is not read again until it differs.
     seen: Option<FileState>,
-    /// What `seen` says, if it is in force and no change since can have left the file looking the same.
-    certain: Option<Arc<Outcome>>,
-    settled: bool,
+    /// A change is waiting among the triggers: one is enough.
+    noticed: Arc<AtomicBool>,
     watch: Watch,
 }
 
 impl Reloader {
     /// Loads the source, calls `ready`, and then reloads until all senders of `triggers` are gone.
     pub fn run(self, trigger: SyncSender<Trigger>, triggers: &Receiver<Trigger>, ready: impl FnOnce()) {
-        let watch = Watch::new(&self.source.path, changes(trigger));
+        let noticed = Arc::new(AtomicBool::new(false));
+        let watch = Watch::new(&self.source.path, changes(trigger, Arc::clone(&noticed)));
         let mut running = Running {
             reloader: self,
             ledger: Ledger::new(),
             generation: 0,
             current: None,
             seen: None,
-            certain: None,
-            settled: false,
+            noticed,
             watch,
         };
         running.reload(false);
@@ -181,10 +174,13 @@ impl Reloader {
     }
 }
 
-/// Reports a change unless the queue is full, in which case a comparison is due anyway.
-fn changes(trigger: SyncSender<Trigger>) -> impl Fn() + Send + 'static {
-    move || match trigger.try_send(Trigger::Changed) {
-        Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+/// Reports a change, unless one is waiting already: a directory in which much happens must not crowd out who asks.
+fn changes(trigger: SyncSender<Trigger>, noticed: Arc<AtomicBool>) -> impl Fn() + Send + 'static {
+    move || {
+        if !noticed.swap(true, Ordering::AcqRel) {
+            // A queue that is full is about to be taken, and the file to be compared.
+            let _full = trigger.try_send(Trigger::Changed);
+        }
     }
 }
 
@@ -192,8 +188,8 @@ fn changes(trigger: SyncSender<Trigger>) -> impl Fn() + Send + 'static {
 #[derive(Default)]
 struct Batch {
     signal: bool,
-    asked: Vec<oneshot::Sender<Reloaded>>,
-    forced: Vec<oneshot::Sender<Reloaded>>,
+    asked: Vec<oneshot::Sender<Arc<Outcome>>>,
+    forced: Vec<oneshot::Sender<Arc<Outcome>>>,
 }
 
 impl Batch {
@@ -218,16 +214,13 @@ impl Running {
             Err(RecvTimeoutError::Disconnected) => return None,
         }
         triggers.try_iter().for_each(|trigger| batch.add(trigger));
+        self.noticed.store(false, Ordering::Release);
         Some(batch)
     }
 
     fn serve(&mut self, batch: Batch) {
-        let Batch { signal, mut asked, forced } = batch;
+        let Batch { signal, asked, forced } = batch;
         let has_changed = FileState::of(&self.reloader.source.path) != self.seen;
-        if let (false, Some(outcome)) = (has_changed, &self.certain) {
-            // The watch was faster, or nothing has happened: what is asked for is in force already.
-            asked.drain(..).for_each(|reply| drop(reply.send(Reloaded::Already(Arc::clone(outcome)))));
-        }
         let plain = signal || !asked.is_empty() || (has_changed && forced.is_empty());
         if plain || !forced.is_empty() {
             systemd::reloading();
@@ -236,20 +229,29 @@ impl Running {
             let outcome = self.reload(false);
             systemd::ready();
             // Whoever asked may have gone; the reload was made all the same.
-            asked.into_iter().for_each(|reply| drop(reply.send(Reloaded::Now(Arc::clone(&outcome)))));
+            asked.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
         }
         if !forced.is_empty() {
             let outcome = self.reload(true);
             systemd::ready();
-            forced.into_iter().for_each(|reply| drop(reply.send(Reloaded::Now(Arc::clone(&outcome)))));
+            forced.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
         }
     }
 
     fn reload(&mut self, force: bool) -> Arc<Outcome> {
         let start = Instant::now();
-        let result = self.try_reload(force);
+        let mut result = self.try_reload(force);
+        for _ in 1..ATTEMPTS {
+            if !matches!(result, Err(Failure::Changing { .. })) {
+                break;
+            }
+            result = self.try_reload(force);
+        }
+        if result.as_ref().is_err_and(Failure::is_passing) {
+            // As if it had not been looked at: the next comparison tries again.
+            self.seen = None;
+        }
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
-        self.certain = (self.settled && outcome.result.is_ok()).then(|| Arc::clone(&outcome));
         self.report(&outcome);
         self.watch.renew();
         outcome
@@ -260,7 +262,6 @@ impl Running {
         source.settle(self.reloader.policy.settle);
         // Before the reading: what changes from here on is seen as a change.
         self.seen = FileState::of(&source.path);
-        self.settled = self.seen.is_some_and(|state| state.is_settled());
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
         if !force {
@@ -289,9 +290,11 @@ impl Running {
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
+        // A file from the future is not younger than one that was written now.
+        let source_time = state.written_at().min(clock.now().unix);
         let mut claim = self.ledger.claim(limiter);
         let snapshot = keys
-            .publishable(&mut claim, old, generation, state.written_at())
+            .publishable(&mut claim, old, generation, source_time)
             .map_err(|error| Failure::TooManyBuckets { path: source.path.to_path_buf(), error })?;
         let accepted = Accepted { generation, keys: snapshot.len(), diff };
 
@@ -307,6 +310,13 @@ impl Running {
         Ok(accepted)
     }
 
+    /// Whether the log has said so already: a failure that passes by itself is tried again at every poll.
+    fn is_old_news(&self, failure: &Failure) -> bool {
+        let before = self.reloader.history.last();
+        let before = before.as_ref().and_then(|outcome| outcome.result.as_ref().err());
+        failure.is_passing() && before.is_some_and(|before| before.to_string() == failure.to_string())
+    }
+
     fn report(&self, outcome: &Arc<Outcome>) {
         let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
         match &outcome.result {
@@ -314,13 +324,14 @@ impl Running {
                 info!(generation, keys, added, removed, changed, revoked, took_ms, "source loaded");
                 systemd::status(&format!("serving {keys} keys, generation {generation}"));
             }
+            Err(failure) if self.is_old_news(failure) => debug!(error = %failure, "source refused again"),
             Err(failure) => {
                 let serving = self.generation;
                 error!(error = %failure, serving_generation = serving, "source refused");
                 systemd::status(&format!("source refused, serving generation {serving}: {failure}"));
             }
         }
-        if self.current.is_none() {
+        if self.current.is_none() && self.reloader.history.last().is_none() {
             warn!("no keys are loaded: every request is answered NOT_READY");
         }
         let mut last = self.reloader.history.lock();

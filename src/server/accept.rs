@@ -1,5 +1,6 @@
 //! Accepting: who may connect, how many, and which worker gets them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keyward_protocol::{ErrorCode, Fault};
 use tokio::net::UnixListener;
@@ -18,6 +19,9 @@ use crate::server::worker::Worker;
 
 /// How long nothing is accepted after the system has run out of descriptors or memory: neither spinning nor ending helps.
 const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// How often a refusal is logged, at most: whoever is refused can come back thousands of times a second.
+const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Connections that were turned away, by reason.
 #[derive(Debug, Default)]
@@ -45,6 +49,8 @@ pub(super) struct Acceptor {
     pub(super) max_connections: usize,
     /// Who could not.
     pub(super) refusals: Arc<Refusals>,
+    /// When a refusal was last logged.
+    pub(super) logged: Cell<Option<Instant>>,
 }
 
 impl Acceptor {
@@ -84,13 +90,23 @@ impl Acceptor {
         };
         let (uid, gid) = (peer.uid(), peer.gid());
         if !self.clients.admit(uid, gid) {
-            info!(uid, gid, pid = peer.pid(), "connection refused: not an allowed user or group");
+            if self.may_log() {
+                let pid = peer.pid();
+                info!(
+                    uid,
+                    gid,
+                    pid,
+                    "connections refused: not an allowed user or group; more of them are counted only"
+                );
+            }
             self.refusals.peer.fetch_add(1, Ordering::Relaxed);
             return self.refuse(Ok(stream), Fault::new(ErrorCode::PeerRefused, uid, 0));
         }
         let open: usize = self.workers.iter().map(Worker::open).sum();
         if open >= self.max_connections {
-            warn!(open, "connection refused: max_connections is reached");
+            if self.may_log() {
+                warn!(open, "connections refused: max_connections is reached; more of them are counted only");
+            }
             self.refusals.limit.fetch_add(1, Ordering::Relaxed);
             return self.refuse(Ok(stream), Fault::new(ErrorCode::TooManyConnections, self.limit(), 0));
         }
@@ -98,6 +114,14 @@ impl Acceptor {
             worker.counters.connection();
             worker.hand(stream);
         }
+    }
+
+    fn may_log(&self) -> bool {
+        let due = self.logged.get().is_none_or(|logged| logged.elapsed() >= LOG_EVERY);
+        if due {
+            self.logged.set(Some(Instant::now()));
+        }
+        due
     }
 
     fn limit(&self) -> u32 {
@@ -114,7 +138,9 @@ impl Acceptor {
     }
 
     fn give_up(&self, what: &str, error: &io::Error) {
-        warn!(%error, "{what}");
+        if self.may_log() {
+            warn!(%error, "{what}");
+        }
         self.refusals.system.fetch_add(1, Ordering::Relaxed);
     }
 }

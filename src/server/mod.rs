@@ -7,6 +7,7 @@
 //! (notify)        tells `reload` that a file changed
 //! ```
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -185,6 +186,7 @@ impl Daemon {
             clients: config.server.clients.clone(),
             max_connections: self.limit,
             refusals: Arc::clone(&refusals),
+            logged: Cell::new(None),
         });
         let listening = verify.for_tokio().map_err(system("listen"))?;
         let adopted = verify.is_adopted();

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::admin::Operate;
 use crate::admin::message::{Changes, Command, Reload, Reply, Status, Version};
 use crate::publish::Served;
-use crate::reload::{History, Outcome, Reloaded, Trigger};
+use crate::reload::{History, Outcome, Trigger};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
 
@@ -46,8 +46,7 @@ impl Operator {
             Err(TrySendError::Disconnected(_)) => return Reply::error("the daemon is shutting down"),
         }
         match outcome.await {
-            Ok(Reloaded::Now(outcome)) => self.report(&outcome).into(),
-            Ok(Reloaded::Already(outcome)) => Reload { unchanged: true, ..self.report(&outcome) }.into(),
+            Ok(outcome) => self.report(&outcome).into(),
             Err(_) => Reply::error("the daemon is shutting down"),
         }
     }
@@ -98,7 +97,6 @@ impl Operator {
         match &outcome.result {
             Ok(accepted) => Reload {
                 accepted: true,
-                unchanged: false,
                 generation: accepted.generation,
                 keys: accepted.keys,
                 changes: Some(Changes {
@@ -113,7 +111,6 @@ impl Operator {
             },
             Err(failure) => Reload {
                 accepted: false,
-                unchanged: false,
                 generation,
                 keys,
                 changes: None,

@@ -4,8 +4,8 @@
 //! * An [`Entry`] is a key in one cache line: digest, times, and numbers that say where the rest is.
 //! * A [`Policy`] is what many keys have in common, held once: environment, plan, scopes, networks, limits.
 //!
-//! The index is keyed by the digest's own bytes, since SHA-256 is uniform already; a seed of the process keeps whoever
-//! writes the export from aiming at one bucket of the table. It holds a fingerprint and a number, not entries: it stays
+//! The index is keyed by the digest's own bits, mixed with a seed: SHA-256 is uniform already, but nothing says that what is
+//! listed as a hash is one. It holds a fingerprint and a number, not entries: it stays
 //! small, and the entries lie side by side in the order of the export.
 
 use std::hash::BuildHasher;
@@ -59,22 +59,35 @@ struct Probe {
 }
 
 impl Probe {
+    /// Every bit of the digest counts, under a key: whoever can choose what is listed as a hash could otherwise choose a
+    /// million that meet in one place.
     fn new(digest: &Digest, seed: u64) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = *digest;
-        Self {
-            hash: u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ seed,
-            fingerprint: u32::from_le_bytes([i, j, k, l]),
-        }
+        let [a, b, c, d] = words(digest);
+        let low = fold(a ^ seed, b ^ seed.rotate_left(17) ^ MIX);
+        let high = fold(c ^ seed.rotate_left(31), d ^ seed.rotate_left(47) ^ MIX);
+        let hash = low ^ high.rotate_left(32);
+        Self { hash, fingerprint: (fold(low ^ MIX, high ^ seed) >> 32) as u32 }
     }
+}
+
+/// An arbitrary odd number with as many ones as zeros: the fraction of the golden ratio.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A multiplication whose halves are put together, so that every bit of both factors reaches every bit of the result.
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+fn words(digest: &Digest) -> [u64; 4] {
+    [0, 8, 16, 24]
+        .map(|at: usize| digest[at..].first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes)))
 }
 
 /// Whether two digests are equal, in a time that does not tell where they differ. Word by word, because
 /// `subtle` goes byte by byte over slices, which costs ten times as much.
 fn same_digest(a: &Digest, b: &Digest) -> bool {
-    let word = |digest: &Digest, at: usize| {
-        digest[at..].first_chunk::<8>().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
-    };
-    let difference = [0, 8, 16, 24].into_iter().fold(0, |sum, at| sum | (word(a, at) ^ word(b, at)));
+    let difference = words(a).into_iter().zip(words(b)).fold(0, |sum, (a, b)| sum | (a ^ b));
     difference.ct_eq(&0).into()
 }
 
