@@ -63,6 +63,9 @@ pub struct Reload {
     /// Why a reload was refused: for people, a line for each finding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Whether the file was certainly the one in force already: it was not read again.
+    #[serde(default)]
+    pub unchanged: bool,
     /// How long it took.
     pub took_ms: u64,
     /// Seconds since it ended.

@@ -4,5 +4,5 @@ mod client;
 pub mod message;
 mod serve;
 
-pub use client::{AskError, ask};
+pub use client::{AskError, ask, ask_within};
 pub use serve::{Operate, serve};

@@ -50,8 +50,8 @@ impl From<ConfigError> for Failure {
 impl From<AskError> for Failure {
     fn from(error: AskError) -> Self {
         let exit = match error {
-            AskError::Unreachable { .. } | AskError::Broken { .. } => Exit::Unreachable,
             AskError::Refused(_) => Exit::Denied,
+            _ => Exit::Unreachable,
         };
         Self::new(exit, error)
     }
@@ -59,14 +59,10 @@ impl From<AskError> for Failure {
 
 impl From<keyward_client::Error> for Failure {
     fn from(error: keyward_client::Error) -> Self {
-        use keyward_client::{Error, ErrorCode};
+        use keyward_client::Error;
         let exit = match &error {
             Error::FieldTooLong { .. } | Error::InvalidScope { .. } => Exit::Usage,
-            Error::Daemon(refused) => match refused.code() {
-                Some(ErrorCode::TooManyConnections | ErrorCode::ShuttingDown) => Exit::Unreachable,
-                _ => Exit::Denied,
-            },
-            // Connect, Deadline, ConnectionLost, Protocol: whatever is there, it is no daemon that answers.
+            // Connect, Deadline, ConnectionLost, Protocol, Daemon: there is no verdict, and 1 would be taken for one.
             _ => Exit::Unreachable,
         };
         Self::new(exit, error)
@@ -93,7 +89,7 @@ mod tests {
         let daemon = |code: ErrorCode| {
             Error::Daemon(DaemonError { value: code as u8, detail: 0, closing: true, message: String::new() })
         };
-        assert_eq!(exit(daemon(ErrorCode::PeerRefused)), Exit::Denied);
+        assert_eq!(exit(daemon(ErrorCode::PeerRefused)), Exit::Unreachable);
         assert_eq!(exit(daemon(ErrorCode::ShuttingDown)), Exit::Unreachable);
         assert_eq!(Failure::from(AskError::Refused("no".to_owned())).exit, Exit::Denied);
         let broken = || std::io::ErrorKind::UnexpectedEof.into();

@@ -1,6 +1,7 @@
 //! Options that several commands have.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PathBufValueParser, TypedValueParser};
@@ -52,6 +53,15 @@ impl AdminSocket {
     }
 }
 
+/// As in `50ms` or `2s`. What is wrong with it is not repeated.
+pub(super) fn deadline(text: &str) -> Result<Duration, &'static str> {
+    match humantime::parse_duration(text) {
+        Ok(deadline) if deadline.is_zero() => Err("must be longer than 0"),
+        Ok(deadline) => Ok(deadline),
+        Err(_) => Err("write a time such as 50ms or 2s"),
+    }
+}
+
 fn socket_path() -> impl TypedValueParser<Value = SocketPath> {
     PathBufValueParser::new().try_map(SocketPath::new)
 }
@@ -73,6 +83,13 @@ mod tests {
     fn path(arguments: &[&str]) -> Result<SocketPath, String> {
         let only = Only::try_parse_from(["keyward"].iter().chain(arguments)).map_err(|e| e.to_string())?;
         only.admin.path().map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn a_deadline_is_in_the_future() {
+        assert_eq!(deadline("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(deadline("0s"), Err("must be longer than 0"));
+        assert!(deadline("soon").is_err());
     }
 
     #[test]

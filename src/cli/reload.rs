@@ -1,9 +1,11 @@
 //! `keyward reload`: tells the daemon to read its source again, and waits until the outcome is in force.
 
+use std::time::Duration;
+
 use clap::Args;
 
 use super::exit::{Exit, Failure};
-use super::options::AdminSocket;
+use super::options::{AdminSocket, deadline};
 use super::streams::Streams;
 use super::words::Count;
 use crate::admin::{self, message};
@@ -19,12 +21,16 @@ Example, when more than half of the keys are meant to go:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(super) struct Reload {
-    /// Accept a source that is empty or has shrunk by more than source.max_shrink
+    /// Accept a source that has no keys (a header and nothing else) or has shrunk past max_shrink
     #[arg(long)]
     force: bool,
 
     #[command(flatten)]
     socket: AdminSocket,
+
+    /// How long the daemon may take
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = deadline)]
+    deadline: Duration,
 
     /// Print the outcome as one JSON object
     #[arg(long)]
@@ -34,7 +40,7 @@ pub(super) struct Reload {
 impl Reload {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         let command = message::Command::Reload { force: self.force };
-        let reply = admin::ask(self.socket.path()?.as_path(), &command)?;
+        let reply = admin::ask_within(self.socket.path()?.as_path(), &command, self.deadline)?;
         let outcome = reply.reload.ok_or_else(|| missing("reload"))?;
         self.report(&outcome, streams)
     }
@@ -61,6 +67,9 @@ impl Reload {
 pub(super) fn summary(outcome: &message::Reload) -> String {
     let message::Reload { generation, keys, .. } = outcome;
     let mut text = format!("generation {generation}: {}", Count(*keys, "key"));
+    if outcome.unchanged {
+        return text + ", unchanged";
+    }
     if let Some(message::Changes { added, removed, changed, revoked }) = outcome.changes {
         text += &format!(" (+{added} -{removed} ~{changed})");
         if revoked > 0 {
@@ -91,6 +100,7 @@ mod tests {
             keys: 1000,
             changes: accepted.then_some(changes),
             error: error.map(str::to_owned),
+            unchanged: false,
             took_ms: 3,
             age_s: 0,
         }
@@ -114,10 +124,12 @@ mod tests {
         assert_eq!(report(&[], &outcome), (Exit::Done, expected, String::new()));
         let (exit, output, _) = report(&["--json"], &outcome);
         let expected = "{\"accepted\":true,\"generation\":8,\"keys\":1000,\"changes\":{\"added\":1,\"removed\":2,\
-                        \"changed\":0,\"revoked\":0},\"took_ms\":3,\"age_s\":0}\n";
+                        \"changed\":0,\"revoked\":0},\"unchanged\":false,\"took_ms\":3,\"age_s\":0}\n";
         assert_eq!((exit, output.as_str()), (Exit::Done, expected));
         outcome.changes = Some(message::Changes { revoked: 2, ..message::Changes::default() });
         assert_eq!(summary(&outcome), "generation 8: 1000 keys (+0 -0 ~0), 2 no longer active");
+        outcome.unchanged = true;
+        assert_eq!(summary(&outcome), "generation 8: 1000 keys, unchanged");
     }
 
     #[test]

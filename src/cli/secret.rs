@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::exit::{Exit, Failure};
 use super::streams::Streams;
+use crate::record::Quoted;
 
 /// Longest line that is taken for a key: 64 times what a daemon takes raw. A wrong file must not fill the memory.
 const MAX_LINE: usize = 64 << 10;
@@ -84,9 +85,13 @@ pub(super) fn read_key(
     streams: &mut Streams<'_>,
 ) -> Result<Zeroizing<Vec<u8>>, Failure> {
     if let Some(path) = file {
-        // The path is not repeated: it may be a key, given in the wrong place.
+        // A path that may be a key, given in the wrong place, is not repeated.
+        let name = match path.to_str() {
+            Some(name) if !Quoted(name).may_be_key() => name,
+            _ => "it",
+        };
         let mut file = std::fs::File::open(path).map_err(|error| {
-            Failure::new(Exit::Usage, format_args!("--key-file: cannot open it: {error}"))
+            Failure::new(Exit::Usage, format_args!("--key-file: cannot open {name}: {error}"))
         })?;
         return only_line(&mut file, false);
     }

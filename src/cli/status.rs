@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::time::Duration;
 
 use clap::Args;
 
 use super::exit::{Exit, Failure};
-use super::options::AdminSocket;
+use super::options::{AdminSocket, deadline};
 use super::reload::{missing, summary};
 use super::streams::Streams;
 use super::words::{Ago, Count, Span};
@@ -18,12 +19,16 @@ The exit code is 0 if the daemon answered, whatever it said; 69 if it did not.
 Example, for a monitor:
   keyward status --json | jq -e '.ready and (.stale | not)'";
 
-/// Show how the daemon is
+/// Show the daemon's state: keys, last reload, answers
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(super) struct Status {
     #[command(flatten)]
     socket: AdminSocket,
+
+    /// How long the daemon may take to answer
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = deadline)]
+    deadline: Duration,
 
     /// Print the status as one JSON object
     #[arg(long)]
@@ -32,7 +37,8 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        let reply = admin::ask(self.socket.path()?.as_path(), &message::Command::Status)?;
+        let path = self.socket.path()?;
+        let reply = admin::ask_within(path.as_path(), &message::Command::Status, self.deadline)?;
         let status = reply.status.ok_or_else(|| missing("status"))?;
         match self.json {
             true => streams.print_json(&status)?,
@@ -146,6 +152,7 @@ mod tests {
             keys: 1000,
             changes: Some(message::Changes { added: 1, removed: 2, changed: 0, revoked: 2 }),
             error: None,
+            unchanged: false,
             took_ms: 3,
             age_s: 75,
         };

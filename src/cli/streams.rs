@@ -30,6 +30,12 @@ impl<'a> Streams<'a> {
         Self { input, input_is_terminal: false, output, messages, closed: false }
     }
 
+    /// The input, to print while it is being read; none is left.
+    pub(super) fn take_input(&mut self) -> &'a mut dyn Read {
+        // Of no size: nothing is allocated, and nothing leaks.
+        std::mem::replace(&mut self.input, Box::leak(Box::new(io::empty())))
+    }
+
     /// Prints a line of data.
     pub(super) fn print(&mut self, line: impl Display) -> Result<(), Failure> {
         if self.closed {

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use keyward_client::{Decision, Options, Request, blocking};
+use keyward_client::{Decision, Error, Options, Request, blocking};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::exit::{Exit, Failure};
-use super::options::VerifySocket;
+use super::options::{VerifySocket, deadline};
 use super::secret;
 use super::streams::Streams;
 use super::words::{Span, Word};
@@ -64,7 +64,7 @@ pub(super) struct Verify {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cost: u32,
 
-    /// Charge nothing, and show the balance
+    /// Charge nothing, and show the balance: rate limits are not applied, the verdict is ALLOWED even at 0
     #[arg(long, conflicts_with = "cost")]
     peek: bool,
 
@@ -81,19 +81,12 @@ pub(super) struct Verify {
     raw: bool,
 }
 
-/// As in `50ms` or `2s`. What is wrong with it is not repeated.
-fn deadline(text: &str) -> Result<Duration, &'static str> {
-    match humantime::parse_duration(text) {
-        Ok(deadline) if !deadline.is_zero() => Ok(deadline),
-        _ => Err("write a time such as 50ms or 2s"),
-    }
-}
-
 impl Verify {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         let key = secret::read_key(self.key_file.as_deref(), streams)?;
         let options = Options::new(&self.socket.socket).deadline(self.deadline);
-        let decision = blocking::Client::with_options(options).verify(&self.request(&key))?;
+        let decision =
+            blocking::Client::with_options(options).verify(&self.request(&key)).map_err(failure)?;
         drop(key);
         let report = Report::from(&decision);
         match self.json {
@@ -125,6 +118,19 @@ impl Verify {
             request = request.raw();
         }
         request
+    }
+}
+
+/// A digest is short whatever the key is: only a raw key can be too long.
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::FieldTooLong { field: "key", length, max } => Failure::new(
+            Exit::Usage,
+            format_args!(
+                "the key is {length} bytes long, and may have {max} to be sent itself: leave out --raw"
+            ),
+        ),
+        error => error.into(),
     }
 }
 
@@ -189,7 +195,7 @@ impl<'a> From<&'a Decision> for Report<'a> {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}  ", self.verdict)?;
+        write!(f, "{}", self.verdict)?;
         let identity = [
             ("key_id", self.key_id),
             ("owner", self.owner),
@@ -198,19 +204,19 @@ impl fmt::Display for Report<'_> {
         ];
         for (name, text) in identity {
             if let Some(text) = text {
-                write!(f, "{name}={} ", Word(text))?;
+                write!(f, "  {name}={}", Word(text))?;
             }
         }
         if let Some(Limit { limit_name, limit, remaining, retry_after_ms, reset_ms }) = &self.limit {
-            write!(f, "limit {} {remaining}/{limit}, ", Word(limit_name))?;
+            write!(f, "  limit {} {remaining}/{limit}", Word(limit_name))?;
             if *retry_after_ms > 0 {
-                write!(f, "retry in {}, ", Span::milliseconds(*retry_after_ms))?;
+                write!(f, ", retry in {}", Span::milliseconds(*retry_after_ms))?;
             }
             if *reset_ms > 0 {
-                write!(f, "full in {}, ", Span::milliseconds(*reset_ms))?;
+                write!(f, ", full in {}", Span::milliseconds(*reset_ms))?;
             }
         }
-        write!(f, "generation {}", self.generation)?;
+        write!(f, "  generation {}", self.generation)?;
         match self.metadata {
             Some(metadata) => write!(f, "\nmetadata {}", metadata.get().replace(char::is_control, " ")),
             None => Ok(()),
@@ -247,7 +253,7 @@ mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "ALLOWED  key_id=ci-1 owner=\"Acme Ltd\" limit default 199/200, full in 5 ms, generation 7"
+            "ALLOWED  key_id=ci-1  owner=\"Acme Ltd\"  limit default 199/200, full in 5 ms  generation 7"
         );
         report.metadata = Some(&metadata);
         assert!(report.to_string().ends_with("\nmetadata {\"team\":\"a\\u001bb\"}"), "{report}");
@@ -273,7 +279,7 @@ mod tests {
             Report { verdict: "RATE_LIMITED", generation: 7, limit: Some(limit), ..Report::default() };
         assert_eq!(
             limited.to_string(),
-            "RATE_LIMITED  limit daily 0/5, retry in 1 min 30 s, full in 10 min, generation 7"
+            "RATE_LIMITED  limit daily 0/5, retry in 1 min 30 s, full in 10 min  generation 7"
         );
     }
 
@@ -343,8 +349,12 @@ mod tests {
         assert!(!messages.contains("secret"), "{messages}");
         let (exit, ..) = run_with(&["verify", "--socket", socket], b"");
         assert_eq!(exit, Exit::Usage);
-        let (exit, _, messages) = run_with(&["verify", "--key-file", "acme_live_secret"], b"");
+        let (exit, _, messages) = run_with(&["verify", "--key-file", "acme_live_0123456789_secret_key"], b"");
         assert_eq!(exit, Exit::Usage);
         assert!(!messages.contains("secret"), "{messages}");
+        let (_, _, messages) = run_with(&["verify", "--key-file", "no/key.txt"], b"");
+        assert!(messages.contains("cannot open no/key.txt: "), "{messages}");
+        let long = failure(Error::FieldTooLong { field: "key", length: 1025, max: 1024 });
+        assert!(long.message.ends_with("leave out --raw"), "{}", long.message);
     }
 }

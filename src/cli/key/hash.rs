@@ -21,19 +21,18 @@ pub(in crate::cli) struct Hash {}
 
 impl Hash {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        let mut hashes = Vec::new();
-        let mut keys = Keys::new(streams.input);
+        let mut keys = Keys::new(streams.take_input());
         while let Some(key) = keys.next()? {
             if key.is_empty() {
                 return Err(Failure::new(Exit::Denied, format_args!("line {} is empty", keys.lines)));
             }
-            hashes.push(key_format::hash(key));
+            streams.print(const_hex::encode(key_format::hash(key)))?;
+            if streams.is_closed() {
+                return Ok(Exit::Done);
+            }
         }
-        if hashes.is_empty() {
+        if keys.lines == 0 {
             return Err(Failure::new(Exit::Usage, "there is no key: give one a line on standard input"));
-        }
-        for hash in &hashes {
-            streams.print(const_hex::encode(hash))?;
         }
         Ok(Exit::Done)
     }
@@ -55,10 +54,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_line_hashes_nothing() {
+    fn an_empty_line_ends_it() {
         let (exit, output, messages) = run_with(&["key", "hash"], b"abc\n\nabc\n");
-        assert_eq!((exit, output.as_str()), (Exit::Denied, ""));
+        assert_eq!((exit, output), (Exit::Denied, format!("{ABC}\n")));
         assert_eq!(messages, "keyward: line 2 is empty\n");
         assert_eq!(run_with(&["key", "hash"], b"").0, Exit::Usage);
+        let long = [b"abc\n", &[b'k'; 70_000][..]].concat();
+        let (exit, output, messages) = run_with(&["key", "hash"], &long);
+        assert_eq!((exit, output), (Exit::Usage, format!("{ABC}\n")), "what came before is out already");
+        assert!(messages.contains("line 2 is longer than"), "{messages}");
     }
 }

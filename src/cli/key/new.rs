@@ -108,6 +108,9 @@ fn quoted(text: &str) -> String {
 
 impl New {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        if self.limits.as_deref().is_some_and(|limits| limits.trim().is_empty()) {
+            return Err(Failure::new(Exit::Usage, "--limits is empty: leave the option out for no limit"));
+        }
         // The last number is the longest.
         self.check(&self.row(self.count, &[0; 32]))?;
         match self.json {
@@ -264,6 +267,7 @@ mod tests {
             "keyward: the row would be refused: column 3 (limits): \"100\" is not a rate; write it as 100/s or \
              1000/h burst 50\n"
         );
+        assert_eq!(new(&["--limits", " "]).0, Exit::Usage);
         let long = "i".repeat(63);
         assert_eq!(new(&["--key-id", &long]).0, Exit::Done);
         assert_eq!(new(&["--key-id", &long, "--count", "2"]).0, Exit::Usage, "i…-2 has 65 bytes");
