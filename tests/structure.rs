@@ -25,7 +25,10 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "limiter",
         ],
     ),
-    ("server", &["admin", "clock", "config", "connection", "limiter", "publish", "reload", "systemd"]),
+    (
+        "server",
+        &["admin", "clock", "config", "connection", "limiter", "publish", "reload", "snapshot", "systemd"],
+    ),
     ("admin", &[]),
     ("config", &["key_format", "reload", "source", "verify"]),
     ("connection", &["clock", "limiter", "publish", "snapshot", "verify"]),

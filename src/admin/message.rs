@@ -63,7 +63,7 @@ pub struct Reload {
     /// Why a reload was refused: for people, a line for each finding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Whether the file was certainly the one in force already: it was not read again.
+    /// Whether the source says the same as the one before it.
     #[serde(default)]
     pub unchanged: bool,
     /// How long it took.

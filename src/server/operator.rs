@@ -14,6 +14,7 @@ use crate::publish::Served;
 use crate::reload::{History, Outcome, Trigger};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
+use crate::snapshot::Diff;
 
 /// Sees all parts of a daemon, and touches only the trigger of reloads.
 pub(super) struct Operator {
@@ -106,7 +107,7 @@ impl Operator {
                     revoked: accepted.diff.revoked,
                 }),
                 error: None,
-                unchanged: false,
+                unchanged: accepted.diff == Diff::default(),
                 took_ms,
                 age_s,
             },
