@@ -204,8 +204,9 @@ impl Batch {
 }
 
 impl Running {
-    /// Waits for a trigger, at most until the next comparison is due, and takes all that are there. `None`: the daemon is
-    /// going away.
+    /// Waits for a trigger, at most until the next comparison is due, then until the file holds still, and takes all
+    /// triggers that are there by then: who renames a file and asks for a reload finds it not begun by the watch.
+    /// `None`: the daemon is going away.
     fn next(&self, triggers: &Receiver<Trigger>) -> Option<Batch> {
         let mut batch = Batch::default();
         match triggers.recv_timeout(self.reloader.policy.poll) {
@@ -213,6 +214,7 @@ impl Running {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return None,
         }
+        self.reloader.source.settle(self.reloader.policy.settle);
         triggers.try_iter().for_each(|trigger| batch.add(trigger));
         self.noticed.store(false, Ordering::Release);
         Some(batch)
