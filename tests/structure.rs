@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module of the daemon may import. Leaves that hold no logic of their own to import from (`now`, `record`) stand
 /// where the arrows end.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -30,15 +30,17 @@ const ARROWS: [(&str, &[&str]); 19] = [
         &["admin", "clock", "config", "connection", "limiter", "publish", "reload", "snapshot", "systemd"],
     ),
     ("admin", &[]),
-    ("config", &["key_format", "reload", "source", "verify"]),
-    ("connection", &["clock", "limiter", "publish", "snapshot", "verify"]),
-    ("reload", &["clock", "limiter", "publish", "record", "snapshot", "source", "systemd"]),
+    ("config", &["key_format", "limiter", "pepper", "record", "reload", "rules", "source"]),
+    ("connection", &["clock", "limiter", "publish", "rules", "snapshot", "verify"]),
+    ("reload", &["clock", "limiter", "publish", "record", "rules", "snapshot", "source", "systemd"]),
     ("publish", &["snapshot"]),
-    ("verify", &["key_format", "limiter", "now", "record", "snapshot"]),
-    ("snapshot", &["limiter", "record"]),
+    ("verify", &["key_format", "limiter", "now", "pepper", "record", "rules", "snapshot"]),
+    ("snapshot", &["limiter", "record", "rules"]),
     ("limiter", &[]),
     ("source", &["record"]),
     ("record", &["limiter"]),
+    ("rules", &["key_format", "pepper"]),
+    ("pepper", &["record"]),
     ("key_format", &["record"]),
     ("clock", &["limiter", "now"]),
     ("now", &[]),

@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde::de::Deserializer;
 
 use super::path::{AbsolutePath, SocketPath};
+use super::plan::Plan;
 use super::text::{self, MAX_DURATION};
 use super::value::{Column, LogFormat, LogLevel, MaxShrink, SocketMode};
-use super::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Group, Keys, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
+use super::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
 use crate::source::{Field, Format};
 
@@ -35,6 +36,7 @@ pub(super) struct File {
     pub(super) server: Server,
     pub(super) source: Source,
     pub(super) keys: Keys,
+    pub(super) plans: BTreeMap<Box<str>, Plan>,
     pub(super) log: Log,
 }
 
@@ -73,6 +75,15 @@ pub(super) struct Source {
     pub(super) max_staleness: Option<Duration>,
     pub(super) ignore: Vec<Column>,
     pub(super) columns: BTreeMap<Field, Column>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [keys]")]
+pub(super) struct Keys {
+    pub(super) minted_prefixes: Vec<Prefix>,
+    pub(super) default_plan: Option<Box<str>>,
+    pub(super) pepper_file: Option<AbsolutePath>,
+    pub(super) previous_pepper_file: Option<AbsolutePath>,
 }
 
 /// The number of a user or a group.
@@ -115,7 +126,12 @@ impl Default for Source {
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { minted_prefixes: vec![Prefix::default()] }
+        Self {
+            minted_prefixes: vec![Prefix::default()],
+            default_plan: None,
+            pepper_file: None,
+            previous_pepper_file: None,
+        }
     }
 }
 
