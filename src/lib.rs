@@ -71,5 +71,6 @@ pub mod rules;
 pub mod server;
 pub mod snapshot;
 pub mod source;
+pub mod state;
 pub mod systemd;
 pub mod verify;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module of the daemon may import. Leaves that hold no logic of their own to import from (`now`, `record`) stand
 /// where the arrows end.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
         "cli",
@@ -27,7 +27,18 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ),
     (
         "server",
-        &["admin", "clock", "config", "connection", "limiter", "publish", "reload", "snapshot", "systemd"],
+        &[
+            "admin",
+            "clock",
+            "config",
+            "connection",
+            "limiter",
+            "publish",
+            "reload",
+            "snapshot",
+            "state",
+            "systemd",
+        ],
     ),
     ("admin", &[]),
     ("config", &["key_format", "limiter", "pepper", "record", "reload", "rules", "source"]),
@@ -44,6 +55,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("key_format", &["record"]),
     ("clock", &["limiter", "now"]),
     ("now", &[]),
+    ("state", &[]),
     ("systemd", &[]),
     ("lib", &[]),
     ("error", &[]),
@@ -110,7 +122,7 @@ fn code(text: &str) -> String {
 
 #[test]
 fn imports_point_one_way() {
-    let allowed: BTreeMap<&str, &[&str]> = ARROWS.into_iter().collect();
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
     let mut broken = Vec::new();
     for (path, text) in sources("src").iter().filter(|(path, _)| !is_test(path)) {
         let own = module(path);
