@@ -69,5 +69,6 @@ pub mod reload;
 pub mod server;
 pub mod snapshot;
 pub mod source;
+pub mod state;
 pub mod systemd;
 pub mod verify;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module of the daemon may import. Leaves that hold no logic of their own to import from (`now`, `record`) stand
 /// where the arrows end.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -27,7 +27,18 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ),
     (
         "server",
-        &["admin", "clock", "config", "connection", "limiter", "publish", "reload", "snapshot", "systemd"],
+        &[
+            "admin",
+            "clock",
+            "config",
+            "connection",
+            "limiter",
+            "publish",
+            "reload",
+            "snapshot",
+            "state",
+            "systemd",
+        ],
     ),
     ("admin", &[]),
     ("config", &["key_format", "reload", "source", "verify"]),
@@ -42,6 +53,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("key_format", &["record"]),
     ("clock", &["limiter", "now"]),
     ("now", &[]),
+    ("state", &[]),
     ("systemd", &[]),
     ("lib", &[]),
     ("error", &[]),

@@ -16,7 +16,7 @@ Without a configuration file, --source is enough.
 SIGHUP reloads the source, SIGTERM drains and stops. A change of the file is noticed by itself.
 
 Example:
-  keyward serve --source keys.csv --socket /tmp/keyward.sock --state-dir /tmp";
+  keyward serve --source keys.csv --socket /tmp/keyward.sock --state-dir /tmp/keyward";
 
 /// Run the daemon in the foreground
 #[derive(Debug, Args)]

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -14,7 +13,7 @@ use serde::de::Deserializer;
 use super::path::{AbsolutePath, SocketPath};
 use super::text::{self, MAX_DURATION};
 use super::value::{Column, LogFormat, LogLevel, MaxShrink, SocketMode};
-use super::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Group, Keys, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
+use super::{DEFAULT_SOCKET, Group, Keys, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
 use crate::source::{Field, Format};
 
@@ -45,7 +44,7 @@ pub(super) struct Server {
     pub(super) socket_mode: SocketMode,
     pub(super) socket_group: Option<Group>,
     pub(super) admin_socket: Option<SocketPath>,
-    pub(super) state_dir: AbsolutePath,
+    pub(super) state_dir: Option<AbsolutePath>,
     #[serde(deserialize_with = "workers")]
     pub(super) workers: Option<u32>,
     #[serde(deserialize_with = "max_connections")]
@@ -86,7 +85,7 @@ impl Default for Server {
             socket_mode: SocketMode::DEFAULT,
             socket_group: None,
             admin_socket: None,
-            state_dir: AbsolutePath(PathBuf::from(DEFAULT_STATE_DIR)),
+            state_dir: None,
             workers: None,
             max_connections: 4096,
             idle_timeout: Some(Duration::from_secs(300)),

@@ -39,7 +39,7 @@ pub const DEFAULT_FILE: &str = "/etc/keyward/keyward.toml";
 pub const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
 /// Where operators connect by default: beside [`DEFAULT_SOCKET`].
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/keyward/admin.sock";
-/// Where buckets and revocations are kept by default.
+/// Where buckets, revocations, usage and audit are kept by default, if that can be written to.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/keyward";
 
 /// Largest file that is read, a hundred times what a long one has: a wrong path must not fill the memory.
@@ -77,6 +77,8 @@ pub struct Server {
     pub admin_socket: SocketPath,
     /// Where the daemon keeps what has to outlive it.
     pub state_dir: PathBuf,
+    /// Whether somebody chose `state_dir`, so that the daemon must not go without it.
+    pub state_dir_is_chosen: bool,
     /// Worker threads, `1..=`[`MAX_WORKERS`]; by default one for each processor that the daemon may use.
     pub workers: usize,
     /// Most connections at a time, `1..=`[`MAX_CONNECTIONS`].

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, File, Id};
-use super::path::{SocketPath, usable};
+use super::path::{AbsolutePath, SocketPath, usable};
 use super::value::Column;
-use super::{Clients, Config, ConfigError, Keys, MAX_WORKERS, Overrides, Server, Source};
+use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
 use crate::source::{Field, Format, Layout, LayoutError};
 
 /// Where a value came from, and so what an error about it names.
@@ -70,15 +70,16 @@ fn resolve_server(
         return Err(admin_origin.refuse(problem));
     }
     let state_dir = match state_dir {
-        Some(path) => option_path(path, "--state-dir")?,
-        None => settings.state_dir.0,
+        Some(path) => Some(option_path(path, "--state-dir")?),
+        None => settings.state_dir.map(|AbsolutePath(path)| path),
     };
     Ok(Server {
         socket,
         socket_mode: settings.socket_mode,
         socket_group: settings.socket_group,
         admin_socket,
-        state_dir,
+        state_dir_is_chosen: state_dir.is_some(),
+        state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         workers: settings.workers.map_or_else(available_workers, |workers| workers as usize),
         max_connections: settings.max_connections as usize,
         idle_timeout: settings.idle_timeout,

@@ -79,7 +79,7 @@ fn what_the_example_comments_out_can_be_used() {
         .map(|line| if is_setting(line) { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
-    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 6);
+    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 7);
     let config = parse(&used).expect("the example with everything in it");
     assert_eq!(config.server.socket_group, Some(Group::Name("keyward".into())));
     assert_eq!(config.server.admin_socket.as_path(), Path::new(DEFAULT_ADMIN_SOCKET));
@@ -93,7 +93,10 @@ fn the_defaults_are_the_documented_ones() {
     let Config { server, source, keys, log } = good("");
     assert_eq!(server.socket.as_path(), Path::new("/run/keyward/keyward.sock"));
     assert_eq!(server.admin_socket.as_path(), Path::new("/run/keyward/admin.sock"));
-    assert_eq!(server.state_dir, Path::new("/var/lib/keyward"));
+    assert_eq!(
+        (server.state_dir.as_path(), server.state_dir_is_chosen),
+        (Path::new("/var/lib/keyward"), false)
+    );
     assert_eq!(server.socket_mode.bits(), 0o660);
     assert_eq!(server.socket_group, None);
     assert!((1..=256).contains(&server.workers));
@@ -385,7 +388,11 @@ fn options_override_the_file() {
         with(Overrides { admin_socket: path("c.sock"), state_dir: path("s"), ..Overrides::default() });
     assert_eq!(config.server.socket.as_path(), Path::new("/a/k.sock"));
     assert_eq!(config.server.admin_socket.as_path(), Path::new("c.sock"));
-    assert_eq!(config.server.state_dir, Path::new("s"));
+    assert_eq!(
+        (config.server.state_dir.as_path(), config.server.state_dir_is_chosen),
+        (Path::new("s"), true)
+    );
+    assert!(good("server.state_dir = '/var/lib/keyward'").server.state_dir_is_chosen, "named is named");
 }
 
 #[test]

@@ -31,6 +31,7 @@ use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
 use crate::server::operator::Operator;
 use crate::server::worker::Worker;
+use crate::state::{self, StateDir};
 use crate::systemd;
 
 mod accept;
@@ -65,6 +66,9 @@ pub enum StartError {
     /// A socket cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] state::OpenError),
     /// The system says no.
     #[error("cannot {what}: {error}")]
     System {
@@ -112,6 +116,9 @@ pub fn run(config: &Config) -> Result<(), StartError> {
             "systemd passed a socket that is not called verify or admin; it is closed"
         );
     }
+
+    // After the sockets: who connects while another daemon is still leaving the directory waits to be answered.
+    let _state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control runtime"))?;
