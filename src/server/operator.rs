@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use keyward_protocol::Verdict;
 use tokio::sync::oneshot;
 
-use crate::admin::Operate;
 use crate::admin::message::{Changes, Command, Reload, Reply, Status, Version};
+use crate::admin::{Operate, Peer};
 use crate::publish::Served;
 use crate::reload::{History, Outcome, Trigger};
 use crate::server::accept::Refusals;
@@ -27,7 +27,7 @@ pub(super) struct Operator {
 }
 
 impl Operate for Operator {
-    async fn operate(&self, command: Command) -> Reply {
+    async fn operate(&self, command: Command, _peer: Peer) -> Reply {
         match command {
             Command::Status => self.status().into(),
             Command::Reload { force } => self.reload(force).await,
