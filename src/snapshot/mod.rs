@@ -20,6 +20,7 @@ use crate::record::{Digest, Status};
 use crate::rules::Rules;
 
 mod build;
+mod claim;
 mod diff;
 mod entry;
 mod ip_set;
@@ -28,7 +29,9 @@ mod revoke;
 mod scope_set;
 mod summary;
 
-pub use build::{Builder, Keys, RowError, TooManyBuckets};
+pub use build::{Builder, Keys, RowError};
+use claim::OwnerBuckets;
+pub use claim::TooManyBuckets;
 pub use diff::Diff;
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
@@ -42,6 +45,7 @@ pub struct Snapshot {
     keys: Keys,
     /// Slots of the keys with several limits, one run after another.
     runs: Box<[u32]>,
+    owner_buckets: OwnerBuckets,
 }
 
 /// What tells a snapshot from others, and holds for all of its keys.
