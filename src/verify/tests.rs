@@ -62,7 +62,7 @@ fn digest(key: &str) -> Credential<'_> {
 
 fn verdicts(context: &Context<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    assert_eq!(context.verify(requests, |answer| verdicts.push(answer.verdict)), requests.len());
+    assert_eq!(context.verify(requests, |answer, _| verdicts.push(answer.verdict)), requests.len());
     verdicts
 }
 
