@@ -11,11 +11,11 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
 use ipnet::IpNet;
 
-use crate::limiter::{Claim, Slot};
+use crate::limiter::{BucketName, Claim, Slot};
 use crate::record::{KeyRecord, Limit, Origin};
 use crate::snapshot::entry::{Entry, Text};
 use crate::snapshot::policy::Policy;
-use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, Snapshot, bucket_name, same_digest};
+use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, Snapshot, same_digest};
 
 /// The keys of one export.
 pub struct Keys {
@@ -328,7 +328,9 @@ impl Keys {
                 buckets.find(|(had, _)| had.name == limit.name)
             });
             let had = had.map(|(had, slot)| Slot { slot: *slot, rate: had.rate });
-            only = claim.slot(|| bucket_name(key_id, &limit.name), had, limit.rate).ok_or(TooManyBuckets)?;
+            only = claim
+                .slot(|| BucketName::of_key(key_id, &limit.name), had, limit.rate)
+                .ok_or(TooManyBuckets)?;
             if limits.len() > 1 {
                 runs.push(only);
             }

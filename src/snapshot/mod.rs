@@ -13,7 +13,7 @@ use std::hash::BuildHasher;
 use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
-use crate::limiter::{Charge, MAX_CHARGES, Slot};
+use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
 use crate::record::{Digest, Status};
 
 mod build;
@@ -159,19 +159,16 @@ impl Snapshot {
     }
 
     /// Every bucket of every row, with what names it; rows of one key repeat theirs.
-    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> Box<str>)> {
+    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
-                (Slot { slot: *slot, rate: limit.rate }, move || bucket_name(key.key_id(), &limit.name))
+                (Slot { slot: *slot, rate: limit.rate }, move || {
+                    BucketName::of_key(key.key_id(), &limit.name)
+                })
             })
         })
     }
-}
-
-/// What a key's own bucket is called in the [ledger](crate::limiter::Ledger).
-fn bucket_name(key_id: &str, limit: &str) -> Box<str> {
-    format!("key\0{key_id}\0{limit}").into()
 }
 
 /// One key of a snapshot.
@@ -262,7 +259,7 @@ impl<'s> Key<'s> {
     pub fn charges(self, charges: &mut [Charge; MAX_CHARGES]) -> usize {
         let limits = self.policy().limits();
         for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
-            *charge = Charge { slot: *slot, rate: limit.rate };
+            *charge = Charge { slot: *slot, rate: limit.rate, shadow: false };
         }
         limits.len().min(MAX_CHARGES)
     }

@@ -185,23 +185,16 @@ impl<'s> Context<'s> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
         let charges = &charges[..count];
-        if let Some(limit) = charges.iter().position(|charge| cost > charge.rate.burst()) {
-            return match self.limiter.charge(&charges[limit..=limit], self.now.ticks, 0) {
-                Outcome::Admitted(peek) | Outcome::Refused(peek) => {
-                    Some((Verdict::CostExceedsBurst, state(policy, Charged { limit, ..peek })))
-                }
-                Outcome::Superseded => None,
-            };
-        }
         match self.limiter.charge(charges, self.now.ticks, cost) {
             Outcome::Admitted(charged) => Some((Verdict::Allowed, state(policy, charged))),
             Outcome::Refused(charged) => Some((Verdict::RateLimited, state(policy, charged))),
+            Outcome::ExceedsBurst(charged) => Some((Verdict::CostExceedsBurst, state(policy, charged))),
             Outcome::Superseded => None,
         }
     }
 }
 
-const NO_CHARGE: Charge = Charge { slot: 0, rate: Rate::SLOWEST };
+const NO_CHARGE: Charge = Charge { slot: 0, rate: Rate::SLOWEST, shadow: false };
 
 fn refuse_all(
     requests: &[Verify<'_>],
@@ -264,14 +257,15 @@ fn has_scopes(request: &Verify<'_>, policy: &Policy) -> bool {
 }
 
 fn state<'s>(policy: &'s Policy, charged: Charged) -> LimitState<'s> {
-    let Some(limit) = policy.limits().get(charged.limit) else {
+    let named = charged.limit.and_then(|named| Some((policy.limits().get(named.position)?, named.balance)));
+    let Some((limit, balance)) = named else {
         return LimitState::default();
     };
     LimitState {
         name: &limit.name,
         limit: limit.rate.burst(),
-        remaining: charged.balance.remaining,
-        retry_after_ms: Balance::milliseconds(charged.balance.retry_after),
-        reset_ms: Balance::milliseconds(charged.balance.reset),
+        remaining: balance.remaining,
+        retry_after_ms: Balance::milliseconds(balance.retry_after),
+        reset_ms: Balance::milliseconds(balance.reset),
     }
 }
