@@ -121,12 +121,18 @@ impl<'s> Context<'s> {
 
     /// While a pepper is being replaced, a key that is not known by the new one may be by the old one. A stage of its own,
     /// and one by one: the rows of the old pepper become fewer.
-    fn try_previous_pepper(&self, snapshot: &'s Snapshot, requests: &[Verify<'_>], pending: &mut [Pending<'s>]) {
+    fn try_previous_pepper(
+        &self,
+        snapshot: &'s Snapshot,
+        requests: &[Verify<'_>],
+        pending: &mut [Pending<'s>],
+    ) {
         let Some(previous) = self.rules.peppers.as_ref().and_then(|peppers| peppers.previous.as_ref()) else {
             return;
         };
         for (request, pending) in requests.iter().zip(pending) {
-            if let (Credential::RawKey(key), None, None) = (request.credential, pending.key, pending.verdict) {
+            if let (Credential::RawKey(key), None, None) = (request.credential, pending.key, pending.verdict)
+            {
                 pending.key = snapshot.find(&previous.hash(key));
             }
         }
@@ -168,7 +174,7 @@ impl<'s> Context<'s> {
         snapshot: &Snapshot,
         requests: &[Verify<'_>],
         pending: &[Pending<'s>],
-        answer: &mut impl FnMut(&Answer<'_>),
+        answer: &mut impl FnMut(&Answer<'_>, Tally),
     ) -> usize {
         for (answered, (request, pending)) in requests.iter().zip(pending).enumerate() {
             let blank = Answer::without_key(request.request_id, Verdict::UnknownKey, snapshot.generation());
@@ -186,10 +192,7 @@ impl<'s> Context<'s> {
             };
             let cost = if decision.verdict.is_allowed() { request.cost } else { 0 };
             let metadata = if request.want_metadata { key.metadata() } else { None };
-            answer(
-                &Answer { metadata, ..decision.about(key, blank) },
-                Tally { entry: Some(key.id()), cost },
-            );
+            answer(&Answer { metadata, ..decision.about(key, blank) }, Tally { entry: Some(key.id()), cost });
         }
         requests.len()
     }
