@@ -1,4 +1,5 @@
-//! The immutable table of keys: built once by a reload, then only read, by every worker at once.
+//! The table of keys: built once by a reload, then only read, by every worker at once. One bit of an entry is set later:
+//! that an operator has revoked the key ([`revoke`]).
 //!
 //! * [`Builder`] takes [records](crate::record::KeyRecord) one at a time and refuses duplicates ([`build`]).
 //! * An [`Entry`] is a key in one cache line: digest, times, and numbers that say where the rest is.
@@ -9,18 +10,22 @@
 //! small, and the entries lie side by side in the order of the export.
 
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
 use crate::limiter::{Charge, MAX_CHARGES, Slot};
 use crate::record::{Digest, Status};
+use crate::rules::Rules;
 
 mod build;
 mod diff;
 mod entry;
 mod ip_set;
 mod policy;
+mod revoke;
+mod scope_set;
 mod summary;
 
 pub use build::{Builder, Keys, RowError, TooManyBuckets};
@@ -28,16 +33,26 @@ pub use diff::Diff;
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
+pub use scope_set::ScopeSet;
 pub use summary::Summary;
 
 /// A complete set of keys with a generation. See the [module](self).
 pub struct Snapshot {
-    generation: u64,
-    /// Unix second at which the source was written.
-    source_time: u32,
+    stamp: Stamp,
     keys: Keys,
     /// Slots of the keys with several limits, one run after another.
     runs: Box<[u32]>,
+}
+
+/// What tells a snapshot from others, and holds for all of its keys.
+#[derive(Clone, Debug, Default)]
+pub struct Stamp {
+    /// Number of the snapshot; the first is 1.
+    pub generation: u64,
+    /// Unix second at which the source was written.
+    pub source_time: u32,
+    /// The daemon's own rules.
+    pub rules: Arc<Rules>,
 }
 
 /// Position of an entry.
@@ -94,12 +109,17 @@ fn same_digest(a: &Digest, b: &Digest) -> bool {
 impl Snapshot {
     /// Number of this snapshot; the first is 1.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.stamp.generation
     }
 
     /// Unix second at which the source was written.
     pub fn source_time(&self) -> u32 {
-        self.source_time
+        self.stamp.source_time
+    }
+
+    /// The daemon's own rules, as of this snapshot.
+    pub fn rules(&self) -> &Rules {
+        &self.stamp.rules
     }
 
     /// Keys in it: rows of the export.
@@ -207,9 +227,15 @@ impl<'s> Key<'s> {
         &self.snapshot.keys.policies[self.entry.policy as usize]
     }
 
-    /// Active, disabled or revoked.
+    /// Active, disabled or revoked: what its row says, or revoked by an operator.
+    #[inline]
     pub fn status(self) -> Status {
-        self.entry.status
+        self.entry.status.in_force()
+    }
+
+    /// What its row says.
+    pub fn status_of_row(self) -> Status {
+        self.entry.status.of_row()
     }
 
     /// First Unix second at which it is valid.
