@@ -1,4 +1,4 @@
-//! What a new set of keys changes, counted before it is published.
+//! What a new set of keys changes, counted before it is published: row against row, whatever an operator has revoked.
 
 use std::collections::HashMap;
 
@@ -30,7 +30,7 @@ impl Keys {
         for (before, before_id) in old.keys.entries.iter().zip(0..) {
             let after_id = self.find_exactly(&before.digest);
             let after = after_id.and_then(|id| Some((self.entries.get(id as usize)?, id)));
-            let was_active = before.status == Status::Active;
+            let was_active = before.status.of_row() == Status::Active;
             let Some((after, after_id)) = after else {
                 diff.removed += 1;
                 diff.revoked += usize::from(was_active);
@@ -41,7 +41,7 @@ impl Keys {
             });
             let same_row = same_row((self, after, after_id), (&old.keys, before, before_id));
             diff.changed += usize::from(!same_policy || !same_row);
-            diff.revoked += usize::from(was_active && after.status != Status::Active);
+            diff.revoked += usize::from(was_active && after.status.of_row() != Status::Active);
         }
         diff.added = self.len() - (old.len() - diff.removed);
         diff
@@ -50,7 +50,7 @@ impl Keys {
 
 /// Whether two rows of one hash say the same, their policies apart.
 fn same_row((keys, a, a_id): (&Keys, &Entry, u32), (others, b, b_id): (&Keys, &Entry, u32)) -> bool {
-    (a.status, a.not_before, a.expires_at) == (b.status, b.not_before, b.expires_at)
+    (a.status.of_row(), a.not_before, a.expires_at) == (b.status.of_row(), b.not_before, b.expires_at)
         && keys.text(a.key_id) == others.text(b.key_id)
         && keys.text(keys.owners[a.owner as usize]) == others.text(others.owners[b.owner as usize])
         && keys.metadata_of(a_id) == others.metadata_of(b_id)

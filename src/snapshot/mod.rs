@@ -1,4 +1,5 @@
-//! The immutable table of keys: built once by a reload, then only read, by every worker at once.
+//! The table of keys: built once by a reload, then only read, by every worker at once. One bit of an entry is set later:
+//! that an operator has revoked the key ([`revoke`]).
 //!
 //! * [`Builder`] takes [records](crate::record::KeyRecord) one at a time and refuses duplicates ([`build`]).
 //! * An [`Entry`] is a key in one cache line: digest, times, and numbers that say where the rest is.
@@ -9,35 +10,53 @@
 //! small, and the entries lie side by side in the order of the export.
 
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
 use crate::record::{Digest, Status};
+use crate::rules::Rules;
 
 mod build;
+mod claim;
 mod diff;
 mod entry;
 mod ip_set;
 mod policy;
+mod revoke;
+mod scope_set;
 mod summary;
 
-pub use build::{Builder, Keys, RowError, TooManyBuckets};
+pub use build::{Builder, Keys, RowError};
+use claim::OwnerBuckets;
+pub use claim::TooManyBuckets;
 pub use diff::Diff;
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
+pub use scope_set::ScopeSet;
 pub use summary::Summary;
 
 /// A complete set of keys with a generation. See the [module](self).
 pub struct Snapshot {
-    generation: u64,
-    /// Unix second at which the source was written.
-    source_time: u32,
+    stamp: Stamp,
     keys: Keys,
     /// Slots of the keys with several limits, one run after another.
     runs: Box<[u32]>,
+    owner_buckets: OwnerBuckets,
+}
+
+/// What tells a snapshot from others, and holds for all of its keys.
+#[derive(Clone, Debug, Default)]
+pub struct Stamp {
+    /// Number of the snapshot; the first is 1.
+    pub generation: u64,
+    /// Unix second at which the source was written.
+    pub source_time: u32,
+    /// The daemon's own rules.
+    pub rules: Arc<Rules>,
 }
 
 /// Position of an entry.
@@ -94,12 +113,17 @@ fn same_digest(a: &Digest, b: &Digest) -> bool {
 impl Snapshot {
     /// Number of this snapshot; the first is 1.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.stamp.generation
     }
 
     /// Unix second at which the source was written.
     pub fn source_time(&self) -> u32 {
-        self.source_time
+        self.stamp.source_time
+    }
+
+    /// The daemon's own rules, as of this snapshot.
+    pub fn rules(&self) -> &Rules {
+        &self.stamp.rules
     }
 
     /// Keys in it: rows of the export.
@@ -158,13 +182,13 @@ impl Snapshot {
         self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
     }
 
-    /// Every bucket of every row, with what names it; rows of one key repeat theirs.
+    /// Every bucket of every row, with what names it; rows of one key, and keys of one owner, repeat theirs.
     pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
                 (Slot { slot: *slot, rate: limit.rate }, move || {
-                    BucketName::of_key(key.key_id(), &limit.name)
+                    key.snapshot.keys.bucket_name(key.entry, limit)
                 })
             })
         })
@@ -204,9 +228,15 @@ impl<'s> Key<'s> {
         &self.snapshot.keys.policies[self.entry.policy as usize]
     }
 
-    /// Active, disabled or revoked.
+    /// Active, disabled or revoked: what its row says, or revoked by an operator.
+    #[inline]
     pub fn status(self) -> Status {
-        self.entry.status
+        self.entry.status.in_force()
+    }
+
+    /// What its row says.
+    pub fn status_of_row(self) -> Status {
+        self.entry.status.of_row()
     }
 
     /// First Unix second at which it is valid.
@@ -259,7 +289,7 @@ impl<'s> Key<'s> {
     pub fn charges(self, charges: &mut [Charge; MAX_CHARGES]) -> usize {
         let limits = self.policy().limits();
         for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
-            *charge = Charge { slot: *slot, rate: limit.rate, shadow: false };
+            *charge = Charge { slot: *slot, rate: limit.rate, shadow: limit.shadow };
         }
         limits.len().min(MAX_CHARGES)
     }
