@@ -182,14 +182,13 @@ impl Snapshot {
         self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
     }
 
-    /// Every bucket of every row, with what names it; rows of one key, and keys of one owner, repeat theirs.
+    /// Every bucket of every row, with what names it; rows of one key repeat theirs, and keys of one owner those that they share.
     pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
-                (Slot { slot: *slot, rate: limit.rate }, move || {
-                    key.snapshot.keys.bucket_name(key.entry, limit)
-                })
+                let name = move || key.snapshot.keys.bucket_name(key.entry, limit);
+                (Slot { slot: *slot, rate: limit.rate }, name)
             })
         })
     }
@@ -204,6 +203,11 @@ pub struct Key<'s> {
 }
 
 impl<'s> Key<'s> {
+    /// Where it is in its snapshot.
+    pub fn id(self) -> EntryId {
+        self.id
+    }
+
     /// Its SHA-256.
     pub fn digest(self) -> &'s Digest {
         &self.entry.digest
