@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module of the daemon may import. Leaves that hold no logic of their own to import from (`now`, `record`) stand
 /// where the arrows end.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -29,6 +29,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
         "server",
         &[
             "admin",
+            "audit",
             "clock",
             "config",
             "connection",
@@ -40,10 +41,11 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "systemd",
         ],
     ),
-    ("admin", &[]),
-    ("config", &["key_format", "reload", "source", "verify"]),
+    ("admin", &["audit"]),
+    ("audit", &["clock", "state"]),
+    ("config", &["key_format", "reload", "source", "state", "verify"]),
     ("connection", &["clock", "limiter", "publish", "snapshot", "verify"]),
-    ("reload", &["clock", "limiter", "publish", "record", "snapshot", "source", "systemd"]),
+    ("reload", &["audit", "clock", "limiter", "publish", "record", "snapshot", "source", "systemd"]),
     ("publish", &["snapshot"]),
     ("verify", &["key_format", "limiter", "now", "record", "snapshot"]),
     ("snapshot", &["limiter", "record"]),

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::key_format::Prefix;
 use crate::source::{Format, Layout};
+use crate::state::Rotation;
 
 mod error;
 mod file;
@@ -54,12 +55,18 @@ pub const MAX_ID: u32 = u32::MAX - 1;
 /// Everything an operator decides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The file that was read; none where options are all there is.
+    pub file: Option<PathBuf>,
     /// `[server]`
     pub server: Server,
     /// `[source]`
     pub source: Source,
     /// `[keys]`
     pub keys: Keys,
+    /// `[usage]`
+    pub usage: Usage,
+    /// `[audit]`: how large `audit.jsonl` becomes.
+    pub audit: Rotation,
     /// `[log]`
     pub log: Log,
 }
@@ -128,6 +135,15 @@ pub struct Keys {
     /// What the keys that keyward minted begin with: a key that begins so and has a wrong checksum is refused
     /// without a look-up. Without duplicates.
     pub minted_prefixes: Vec<Prefix>,
+}
+
+/// `[usage]`: how usage is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// How often, at least 100 ms.
+    pub interval: Duration,
+    /// How large `usage.jsonl` becomes.
+    pub files: Rotation,
 }
 
 /// `[log]`: what is said on standard error.

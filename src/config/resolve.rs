@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::file::{self, File, Id};
 use super::path::{AbsolutePath, SocketPath, usable};
-use super::value::Column;
-use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
+use super::value::{Column, FileSize};
+use super::{
+    Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source, Usage,
+};
 use crate::source::{Field, Format, Layout, LayoutError};
+use crate::state::Rotation;
 
 /// Where a value came from, and so what an error about it names.
 #[derive(Clone, Copy)]
@@ -42,7 +45,13 @@ pub(super) fn resolve(
         server: resolve_server(file, settings.server, socket, admin_socket, state_dir)?,
         source: resolve_source(file, settings.source, source)?,
         keys: distinct(file, settings.keys)?,
+        usage: Usage {
+            interval: settings.usage.interval,
+            files: rotation(settings.usage.max_file_size, settings.usage.keep),
+        },
+        audit: rotation(settings.audit.max_file_size, settings.audit.keep),
         log: settings.log,
+        file: file.map(Path::to_owned),
     })
 }
 
@@ -156,6 +165,10 @@ fn distinct(file: Option<&Path>, keys: Keys) -> Result<Keys, ConfigError> {
         }
     }
     Ok(keys)
+}
+
+fn rotation(max_file_size: FileSize, keep: u32) -> Rotation {
+    Rotation { max_file_size: max_file_size.bytes(), keep }
 }
 
 /// Without a file every setting has its default, and a default is never wrong: the name is for completeness.
