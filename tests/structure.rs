@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module of the daemon may import. Leaves that hold no logic of their own to import from (`now`, `record`) stand
 /// where the arrows end.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
         "cli",
@@ -43,15 +43,17 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ),
     ("admin", &["audit"]),
     ("audit", &["clock", "state"]),
-    ("config", &["key_format", "reload", "source", "state", "verify"]),
-    ("connection", &["clock", "limiter", "publish", "snapshot", "verify"]),
-    ("reload", &["audit", "clock", "limiter", "publish", "record", "snapshot", "source", "systemd"]),
+    ("config", &["key_format", "limiter", "pepper", "record", "reload", "rules", "source", "state"]),
+    ("connection", &["clock", "limiter", "publish", "rules", "snapshot", "verify"]),
+    ("reload", &["audit", "clock", "limiter", "publish", "record", "rules", "snapshot", "source", "systemd"]),
     ("publish", &["snapshot"]),
-    ("verify", &["key_format", "limiter", "now", "record", "snapshot"]),
-    ("snapshot", &["limiter", "record"]),
+    ("verify", &["key_format", "limiter", "now", "pepper", "record", "rules", "snapshot"]),
+    ("snapshot", &["limiter", "record", "rules"]),
     ("limiter", &[]),
     ("source", &["record"]),
     ("record", &["limiter"]),
+    ("rules", &["key_format", "pepper"]),
+    ("pepper", &["record"]),
     ("key_format", &["record"]),
     ("clock", &["limiter", "now"]),
     ("now", &[]),
@@ -122,7 +124,7 @@ fn code(text: &str) -> String {
 
 #[test]
 fn imports_point_one_way() {
-    let allowed: BTreeMap<&str, &[&str]> = ARROWS.into_iter().collect();
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
     let mut broken = Vec::new();
     for (path, text) in sources("src").iter().filter(|(path, _)| !is_test(path)) {
         let own = module(path);

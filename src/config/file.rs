@@ -11,9 +11,10 @@ use serde::Deserialize;
 use serde::de::Deserializer;
 
 use super::path::{AbsolutePath, SocketPath};
+use super::plan::Plan;
 use super::text::{self, MAX_DURATION};
 use super::value::{Column, FileSize, LogFormat, LogLevel, MaxShrink, SocketMode};
-use super::{DEFAULT_SOCKET, Group, Keys, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
+use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
 use crate::source::{Field, Format};
 
@@ -39,6 +40,7 @@ pub(super) struct File {
     pub(super) server: Server,
     pub(super) source: Source,
     pub(super) keys: Keys,
+    pub(super) plans: BTreeMap<Box<str>, Plan>,
     pub(super) usage: Usage,
     pub(super) audit: Audit,
     pub(super) log: Log,
@@ -99,6 +101,15 @@ pub(super) struct Audit {
     pub(super) keep: u32,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [keys]")]
+pub(super) struct Keys {
+    pub(super) minted_prefixes: Vec<Prefix>,
+    pub(super) default_plan: Option<Box<str>>,
+    pub(super) pepper_file: Option<AbsolutePath>,
+    pub(super) previous_pepper_file: Option<AbsolutePath>,
+}
+
 /// The number of a user or a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Id(pub(super) u32);
@@ -139,7 +150,12 @@ impl Default for Source {
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { minted_prefixes: vec![Prefix::default()] }
+        Self {
+            minted_prefixes: vec![Prefix::default()],
+            default_plan: None,
+            pepper_file: None,
+            previous_pepper_file: None,
+        }
     }
 }
 

@@ -9,11 +9,13 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::key_format::Prefix;
+use crate::record::Plans;
 use crate::source::{Format, Layout};
 use crate::state::Rotation;
 
@@ -22,6 +24,8 @@ mod file;
 mod group;
 mod parts;
 mod path;
+mod pepper;
+mod plan;
 mod resolve;
 mod text;
 mod value;
@@ -63,6 +67,8 @@ pub struct Config {
     pub source: Source,
     /// `[keys]`
     pub keys: Keys,
+    /// `[plans.NAME]`, and `keys.default_plan`.
+    pub plans: Arc<Plans>,
     /// `[usage]`
     pub usage: Usage,
     /// `[audit]`: how large `audit.jsonl` becomes.
@@ -129,12 +135,15 @@ pub struct Source {
 }
 
 /// `[keys]`: what is known about the keys' form.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a table, [keys]")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     /// What the keys that keyward minted begin with: a key that begins so and has a wrong checksum is refused
     /// without a look-up. Without duplicates.
     pub minted_prefixes: Vec<Prefix>,
+    /// Where the secret is that keys are hashed with.
+    pub pepper_file: Option<PathBuf>,
+    /// Where the one before it is, while there are rows that were hashed with that.
+    pub previous_pepper_file: Option<PathBuf>,
 }
 
 /// `[usage]`: how usage is written.

@@ -11,11 +11,10 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
 use ipnet::IpNet;
 
-use crate::limiter::{Claim, Slot};
-use crate::record::{KeyRecord, Limit, Origin};
+use crate::record::{KeyRecord, Limit, Origin, Plans, UnknownPlan, on_top};
 use crate::snapshot::entry::{Entry, StatusByte, Text};
 use crate::snapshot::policy::Policy;
-use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, Snapshot, bucket_name, same_digest};
+use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, same_digest};
 
 /// The keys of one export.
 pub struct Keys {
@@ -38,7 +37,7 @@ pub struct Keys {
 }
 
 /// Why a row cannot go in beside the ones before it. Lines count from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// Two rows with one hash: which of them would decide?
     #[error("the same key_hash as in line {line}; a key may be listed once")]
@@ -60,19 +59,18 @@ pub enum RowError {
         /// The first.
         line: u64,
     },
+    /// A plan that is not defined.
+    #[error(transparent)]
+    UnknownPlan(#[from] UnknownPlan),
     /// Entries are numbered with 32 bits.
     #[error("more than {} keys", u32::MAX)]
     TooMany,
 }
 
-/// All 2^32 bucket slots are in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than 4294967296 limits in use")]
-pub struct TooManyBuckets;
-
 /// Takes records and makes [`Keys`] of them.
 pub struct Builder {
     keys: Keys,
+    plans: Arc<Plans>,
     /// Line of each entry, for errors.
     lines: Vec<u64>,
     owners: HashTable<u32>,
@@ -142,12 +140,18 @@ impl Builder {
         };
         Self {
             keys,
+            plans: Arc::default(),
             lines: Vec::with_capacity(expected),
             owners: HashTable::new(),
             policies: HashTable::new(),
             policy_keys: Vec::new(),
             last_policy: 0,
         }
+    }
+
+    /// The same, with the plans that rows may name.
+    pub fn with_plans(self, plans: Arc<Plans>) -> Self {
+        Self { plans, ..self }
     }
 
     /// Adds the row of `line`.
@@ -157,7 +161,8 @@ impl Builder {
     pub fn add(&mut self, line: u64, record: &KeyRecord<'_>) -> Result<(), RowError> {
         let id = u32::try_from(self.keys.entries.len()).map_err(|_| RowError::TooMany)?;
         let id_hash = self.keys.hasher.hash_one(record.key_id);
-        let first = self.first_of_key(id_hash, record)?.unwrap_or(id);
+        let policy = self.policy(record)?;
+        let first = self.first_of_key(id_hash, record, policy)?.unwrap_or(id);
         self.claim_digest(id, record)?;
 
         if first != id {
@@ -165,7 +170,6 @@ impl Builder {
         }
         let key_id = self.key_id(id, first, id_hash, record.key_id);
         let owner = self.owner(record.owner);
-        let policy = self.policy(record);
         if !record.metadata.is_empty() {
             self.keys.metadata.push((id, record.metadata.into()));
         }
@@ -196,13 +200,20 @@ impl Builder {
     }
 
     /// The first row with the same key id, which has to agree with this one.
-    fn first_of_key(&self, id_hash: u64, record: &KeyRecord<'_>) -> Result<Option<u32>, RowError> {
+    fn first_of_key(
+        &self,
+        id_hash: u64,
+        record: &KeyRecord<'_>,
+        policy: u32,
+    ) -> Result<Option<u32>, RowError> {
         let Some(first) = self.keys.find_by_id_hash(id_hash, record.key_id) else {
             return Ok(None);
         };
         let entry = &self.keys.entries[first as usize];
         let line = self.line(first);
-        if !same(&self.policy_keys[entry.policy as usize].limits, &record.limits) {
+        let [first_limits, limits] =
+            [entry.policy, policy].map(|policy| self.keys.policies[policy as usize].limits());
+        if entry.policy != policy && first_limits != limits {
             return Err(RowError::OtherLimits { line });
         }
         if self.keys.text(self.keys.owners[entry.owner as usize]) != record.owner {
@@ -260,23 +271,25 @@ impl Builder {
         id
     }
 
-    fn policy(&mut self, record: &KeyRecord<'_>) -> u32 {
+    fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlan> {
         if self.policy_keys.get(self.last_policy as usize).is_some_and(|key| key.is_of(record)) {
-            return self.last_policy;
+            return Ok(self.last_policy);
         }
         let hash = PolicyKey::hash(&self.keys.hasher, record);
         let found = self.policies.find(hash, |(_, id)| self.policy_keys[*id as usize].is_of(record)).copied();
         self.last_policy = match found {
             Some((_, id)) => id,
             None => {
+                let (plan, limits) = self.plans.of(record.plan)?;
+                let policy = Policy::new(record, plan, on_top(limits, &record.limits));
                 let id = self.policy_keys.len() as u32;
                 self.policy_keys.push(PolicyKey::of(record));
-                self.keys.policies.push(Policy::new(record));
+                self.keys.policies.push(policy);
                 self.policies.insert_unique(hash, (hash, id), |(hash, _)| *hash);
                 id
             }
         };
-        self.last_policy
+        Ok(self.last_policy)
     }
 
     fn line(&self, entry: u32) -> u64 {
@@ -288,59 +301,4 @@ fn append(arena: &mut String, text: &str) -> Text {
     let at = Text::new(arena.len(), text.len());
     arena.push_str(text);
     at
-}
-
-impl Keys {
-    /// Claims the buckets of all keys, keeping those that `previous` has, and completes the snapshot.
-    ///
-    /// # Errors
-    /// When there are more limits than slots.
-    pub fn publishable(
-        mut self,
-        claim: &mut Claim<'_>,
-        previous: Option<&Snapshot>,
-        generation: u64,
-        source_time: u32,
-    ) -> Result<Snapshot, TooManyBuckets> {
-        let mut runs = Vec::new();
-        for at in 0..self.entries.len() {
-            let first = self.entries[at].buckets as usize;
-            let buckets = if first == at {
-                self.claim_key(at, claim, previous, &mut runs)?
-            } else {
-                self.entries[first].buckets
-            };
-            self.entries[at].buckets = buckets;
-        }
-        Ok(Snapshot { generation, source_time, keys: self, runs: runs.into() })
-    }
-
-    fn claim_key(
-        &self,
-        at: usize,
-        claim: &mut Claim<'_>,
-        previous: Option<&Snapshot>,
-        runs: &mut Vec<u32>,
-    ) -> Result<u32, TooManyBuckets> {
-        let limits = self.policies[self.entries[at].policy as usize].limits();
-        if limits.is_empty() {
-            return Ok(0);
-        }
-        let key_id = self.text(self.entries[at].key_id);
-        let old = previous.and_then(|snapshot| snapshot.find_by_id(key_id));
-        let run = u32::try_from(runs.len()).map_err(|_| TooManyBuckets)?;
-        let mut only = 0;
-        for limit in limits {
-            let had = old.and_then(|old| {
-                let mut buckets = old.policy().limits().iter().zip(old.slots());
-                buckets.find(|(had, _)| had.name == limit.name)
-            });
-            let had = had.map(|(had, slot)| Slot { slot: *slot, rate: had.rate });
-            only = claim.slot(|| bucket_name(key_id, &limit.name), had, limit.rate).ok_or(TooManyBuckets)?;
-            if limits.len() > 1 {
-                runs.push(only);
-            }
-        }
-        Ok(if limits.len() == 1 { only } else { run })
-    }
 }

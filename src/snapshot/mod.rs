@@ -10,36 +10,53 @@
 //! small, and the entries lie side by side in the order of the export.
 
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
-use crate::limiter::{Charge, MAX_CHARGES, Slot};
+use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
 use crate::record::{Digest, Status};
+use crate::rules::Rules;
 
 mod build;
+mod claim;
 mod diff;
 mod entry;
 mod ip_set;
 mod policy;
 mod revoke;
+mod scope_set;
 mod summary;
 
-pub use build::{Builder, Keys, RowError, TooManyBuckets};
+pub use build::{Builder, Keys, RowError};
+use claim::OwnerBuckets;
+pub use claim::TooManyBuckets;
 pub use diff::Diff;
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
+pub use scope_set::ScopeSet;
 pub use summary::Summary;
 
 /// A complete set of keys with a generation. See the [module](self).
 pub struct Snapshot {
-    generation: u64,
-    /// Unix second at which the source was written.
-    source_time: u32,
+    stamp: Stamp,
     keys: Keys,
     /// Slots of the keys with several limits, one run after another.
     runs: Box<[u32]>,
+    owner_buckets: OwnerBuckets,
+}
+
+/// What tells a snapshot from others, and holds for all of its keys.
+#[derive(Clone, Debug, Default)]
+pub struct Stamp {
+    /// Number of the snapshot; the first is 1.
+    pub generation: u64,
+    /// Unix second at which the source was written.
+    pub source_time: u32,
+    /// The daemon's own rules.
+    pub rules: Arc<Rules>,
 }
 
 /// Position of an entry.
@@ -96,12 +113,17 @@ fn same_digest(a: &Digest, b: &Digest) -> bool {
 impl Snapshot {
     /// Number of this snapshot; the first is 1.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.stamp.generation
     }
 
     /// Unix second at which the source was written.
     pub fn source_time(&self) -> u32 {
-        self.source_time
+        self.stamp.source_time
+    }
+
+    /// The daemon's own rules, as of this snapshot.
+    pub fn rules(&self) -> &Rules {
+        &self.stamp.rules
     }
 
     /// Keys in it: rows of the export.
@@ -160,20 +182,16 @@ impl Snapshot {
         self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
     }
 
-    /// Every bucket of every row, with what names it; rows of one key repeat theirs.
-    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> Box<str>)> {
+    /// Every bucket of every row, with what names it; rows of one key repeat theirs, and keys of one owner those that they share.
+    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
-                (Slot { slot: *slot, rate: limit.rate }, move || bucket_name(key.key_id(), &limit.name))
+                let name = move || key.snapshot.keys.bucket_name(key.entry, limit);
+                (Slot { slot: *slot, rate: limit.rate }, name)
             })
         })
     }
-}
-
-/// What a key's own bucket is called in the [ledger](crate::limiter::Ledger).
-fn bucket_name(key_id: &str, limit: &str) -> Box<str> {
-    format!("key\0{key_id}\0{limit}").into()
 }
 
 /// One key of a snapshot.
@@ -185,6 +203,11 @@ pub struct Key<'s> {
 }
 
 impl<'s> Key<'s> {
+    /// Where it is in its snapshot.
+    pub fn id(self) -> EntryId {
+        self.id
+    }
+
     /// Its SHA-256.
     pub fn digest(self) -> &'s Digest {
         &self.entry.digest
@@ -270,7 +293,7 @@ impl<'s> Key<'s> {
     pub fn charges(self, charges: &mut [Charge; MAX_CHARGES]) -> usize {
         let limits = self.policy().limits();
         for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
-            *charge = Charge { slot: *slot, rate: limit.rate };
+            *charge = Charge { slot: *slot, rate: limit.rate, shadow: limit.shadow };
         }
         limits.len().min(MAX_CHARGES)
     }

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
     use crate::limiter::{Ledger, Limiter};
     use crate::record::{KeyRecord, Status};
-    use crate::snapshot::Builder;
+    use crate::snapshot::{Builder, Stamp};
 
     fn record<'a>(number: u8, key_id: &'a str, owner: &'a str, status: Status) -> KeyRecord<'a> {
         KeyRecord {
@@ -83,7 +83,7 @@ mod tests {
         let limiter = Limiter::new();
         let mut ledger = Ledger::new();
         let mut claim = ledger.claim(&limiter);
-        builder.finish().publishable(&mut claim, None, 1, 0).expect("few limits")
+        builder.finish().publishable(&mut claim, None, Stamp::default()).expect("few limits")
     }
 
     /// The numbers of the rows that `keys` are.
