@@ -99,9 +99,9 @@ fn is_shared(entry: &Entry, limit: &Limit) -> bool {
     limit.per == Per::Owner && entry.owner != 0
 }
 
-impl Key<'_> {
+impl<'s> Key<'s> {
     /// The limit of this name and its bucket, if it has one that is the owner's (`shared`) or its own.
-    fn bucket(&self, limit: &str, shared: bool) -> Option<(&Limit, Slot)> {
+    fn bucket(self, limit: &str, shared: bool) -> Option<(&'s Limit, Slot)> {
         let mut buckets = self.policy().limits().iter().zip(self.slots());
         let (limit, slot) = buckets
             .find(|(had, _)| *had.name == *limit)

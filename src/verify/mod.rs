@@ -174,7 +174,7 @@ impl<'s> Context<'s> {
         snapshot: &Snapshot,
         requests: &[Verify<'_>],
         pending: &[Pending<'s>],
-        answer: &mut impl FnMut(&Answer<'_>),
+        answer: &mut impl FnMut(&Answer<'_>, Tally),
     ) -> usize {
         for (answered, (request, pending)) in requests.iter().zip(pending).enumerate() {
             let blank = Answer::without_key(request.request_id, Verdict::UnknownKey, snapshot.generation());
