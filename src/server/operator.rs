@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::admin::message::{Changes, Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
+use crate::audit::{Audit, Socket};
 use crate::publish::Served;
 use crate::reload::{History, Outcome, Trigger};
 use crate::server::accept::Refusals;
@@ -23,23 +24,28 @@ pub(super) struct Operator {
     pub(super) served: Served,
     pub(super) history: History,
     pub(super) trigger: SyncSender<Trigger>,
+    pub(super) audit: Audit,
     pub(super) started: Instant,
 }
 
 impl Operate for Operator {
-    async fn operate(&self, command: Command, _peer: Peer) -> Reply {
+    async fn operate(&self, command: Command, peer: Peer) -> Reply {
         match command {
             Command::Status => self.status().into(),
-            Command::Reload { force } => self.reload(force).await,
+            Command::Reload { force } => self.reload(force, peer).await,
             Command::Version => Version::current().into(),
         }
+    }
+
+    fn refused(&self, peer: Peer) {
+        self.audit.refuse(Socket::Admin, peer);
     }
 }
 
 impl Operator {
-    async fn reload(&self, force: bool) -> Reply {
+    async fn reload(&self, force: bool, peer: Peer) -> Reply {
         let (reply, outcome) = oneshot::channel();
-        match self.trigger.try_send(Trigger::Asked { force, reply }) {
+        match self.trigger.try_send(Trigger::Asked { force, peer, reply }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return Reply::error("too many reloads are waiting; try again"),
             Err(TrySendError::Disconnected(_)) => return Reply::error("the daemon is shutting down"),
