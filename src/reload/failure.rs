@@ -85,6 +85,7 @@ impl Failure {
             Self::Empty { .. } => "empty",
             Self::Shrunk { .. } => "shrunk",
             Self::TooManyBuckets { .. } => "too_many_limits",
+            Self::Configuration(_) => "configuration",
             Self::Random(_) => "no_randomness",
         }
     }
@@ -111,7 +112,7 @@ impl Failure {
                 let line = first.map(|first| first.line).filter(|line| *line > 0);
                 Place { file: findings.source().to_owned(), line, column }
             }
-            Self::Random(_) => Place::default(),
+            Self::Configuration(_) | Self::Random(_) => Place::default(),
         }
     }
 
