@@ -62,6 +62,7 @@ pub mod config;
 pub mod connection;
 pub mod key_format;
 pub mod limiter;
+pub mod lint;
 pub mod now;
 pub mod publish;
 pub mod record;

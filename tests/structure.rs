@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module of the daemon may import. Leaves that hold no logic of their own to import from (`now`, `record`) stand
 /// where the arrows end.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("main", &["cli"]),
     (
         "cli",
@@ -17,6 +17,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "clock",
             "config",
             "key_format",
+            "lint",
             "record",
             "reload",
             "server",
@@ -37,6 +38,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("verify", &["key_format", "limiter", "now", "record", "snapshot"]),
     ("snapshot", &["limiter", "record"]),
     ("limiter", &[]),
+    ("lint", &["key_format", "record"]),
     ("source", &["record"]),
     ("record", &["limiter"]),
     ("key_format", &["record"]),

@@ -4,6 +4,8 @@
 //! it. Whatever fails before the swap leaves everything as it was. Requests to reload that arrive while one is running
 //! are answered together, by the next one, which begins after all of them were made.
 
+use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,10 +20,12 @@ use crate::publish::Publisher;
 use crate::snapshot::{Diff, Snapshot};
 use crate::systemd;
 
+mod check;
 mod failure;
 mod load;
 mod watch;
 
+pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
 pub use load::{FileState, Loaded, SourceFile};
 use watch::Watch;
@@ -46,6 +50,8 @@ pub enum Trigger {
         /// Where the outcome goes.
         reply: oneshot::Sender<Arc<Outcome>>,
     },
+    /// `keyward check --daemon`: nothing is published.
+    Check(Asked),
 }
 
 /// A reload that ended.
@@ -60,7 +66,7 @@ pub struct Outcome {
 }
 
 /// A snapshot that is in force on every connection.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct Accepted {
     /// Its number.
     pub generation: u64,
@@ -134,6 +140,24 @@ pub struct Policy {
     pub max_shrink: f64,
 }
 
+impl Policy {
+    /// A set that is empty, or has lost more than it may at once, is more likely a broken export than a decision.
+    ///
+    /// # Errors
+    /// When `new` keys, read from `path`, must not take the place of `old` ones.
+    pub fn guard(&self, path: &Path, old: usize, new: usize) -> Result<(), Failure> {
+        let path = || path.to_path_buf();
+        if new == 0 {
+            return Err(Failure::Empty { path: path() });
+        }
+        let max_shrink = self.max_shrink;
+        if (old.saturating_sub(new)) as f64 > old as f64 * max_shrink {
+            return Err(Failure::Shrunk { path: path(), old, new, max_shrink });
+        }
+        Ok(())
+    }
+}
+
 /// A queue of triggers: bounded, since what waits is taken together.
 pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
     sync_channel(WAITING)
@@ -150,6 +174,8 @@ struct Running {
     /// A change is waiting among the triggers: one is enough.
     noticed: Arc<AtomicBool>,
     watch: Watch,
+    /// Checks that wait until no reload does. As many as there can be connections to the admin socket.
+    checks: VecDeque<Asked>,
 }
 
 impl Reloader {
@@ -165,11 +191,15 @@ impl Reloader {
             seen: None,
             noticed,
             watch,
+            checks: VecDeque::new(),
         };
         running.reload(false);
         ready();
         while let Some(batch) = running.next(triggers) {
             running.serve(batch);
+            if let Some(check) = running.checks.pop_front() {
+                running.check(check);
+            }
         }
     }
 }
@@ -190,6 +220,7 @@ struct Batch {
     signal: bool,
     asked: Vec<oneshot::Sender<Arc<Outcome>>>,
     forced: Vec<oneshot::Sender<Arc<Outcome>>>,
+    checks: Vec<Asked>,
 }
 
 impl Batch {
@@ -199,6 +230,7 @@ impl Batch {
             Trigger::Signal => self.signal = true,
             Trigger::Asked { force: false, reply } => self.asked.push(reply),
             Trigger::Asked { force: true, reply } => self.forced.push(reply),
+            Trigger::Check(asked) => self.checks.push(asked),
         }
     }
 }
@@ -209,7 +241,9 @@ impl Running {
     /// `None`: the daemon is going away.
     fn next(&self, triggers: &Receiver<Trigger>) -> Option<Batch> {
         let mut batch = Batch::default();
-        match triggers.recv_timeout(self.reloader.policy.poll) {
+        // A check that waits is next, unless a reload has been asked for meanwhile.
+        let patience = if self.checks.is_empty() { self.reloader.policy.poll } else { Duration::ZERO };
+        match triggers.recv_timeout(patience) {
             Ok(trigger) => batch.add(trigger),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return None,
@@ -221,7 +255,8 @@ impl Running {
     }
 
     fn serve(&mut self, batch: Batch) {
-        let Batch { signal, asked, forced } = batch;
+        let Batch { signal, asked, forced, checks } = batch;
+        self.checks.extend(checks);
         let has_changed = FileState::of(&self.reloader.source.path) != self.seen;
         let plain = signal || !asked.is_empty() || (has_changed && forced.is_empty());
         if plain || !forced.is_empty() {
@@ -267,23 +302,10 @@ impl Running {
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
         if !force {
-            self.guard(loaded.keys.len())?;
+            let served = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
+            self.reloader.policy.guard(&source.path, served, loaded.keys.len())?;
         }
         self.publish(loaded)
-    }
-
-    /// A set that is empty, or has lost more than it may at once, is more likely a broken export than a decision.
-    fn guard(&self, new: usize) -> Result<(), Failure> {
-        let path = || self.reloader.source.path.to_path_buf();
-        if new == 0 {
-            return Err(Failure::Empty { path: path() });
-        }
-        let old = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
-        let max_shrink = self.reloader.policy.max_shrink;
-        if (old.saturating_sub(new)) as f64 > old as f64 * max_shrink {
-            return Err(Failure::Shrunk { path: path(), old, new, max_shrink });
-        }
-        Ok(())
     }
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
@@ -322,7 +344,7 @@ impl Running {
     fn report(&self, outcome: &Arc<Outcome>) {
         let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
         match &outcome.result {
-            Ok(Accepted { generation, keys, diff: Diff { added, removed, changed, revoked } }) => {
+            Ok(Accepted { generation, keys, diff: Diff { added, removed, changed, revoked, .. } }) => {
                 info!(generation, keys, added, removed, changed, revoked, took_ms, "source loaded");
                 systemd::status(&format!("serving {keys} keys, generation {generation}"));
             }
