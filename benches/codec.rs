@@ -85,7 +85,8 @@ fn answer(criterion: &mut Criterion) {
         plan: "pro",
         ..Answer::without_key(7, Verdict::Allowed, 1)
     };
-    let full = Answer { owner: "owner_0000000", metadata: Some(&metadata), ..common };
+    let full =
+        Answer { owner: "owner_0000000", metadata: Some(&metadata), shadow_limit: Some("daily"), ..common };
 
     let mut group = criterion.benchmark_group("ANSWER");
     for (name, answer) in [("common", common), ("full", full)] {

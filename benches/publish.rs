@@ -23,8 +23,9 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
 use keyward::now::Now;
 use keyward::publish::{Publisher, Subscription};
+use keyward::rules::Rules;
 use keyward::snapshot::Snapshot;
-use keyward::verify::{BATCH, Context, Rules};
+use keyward::verify::{BATCH, Context};
 use keyward_protocol::{Credential, Verify};
 
 use support::Seeded;

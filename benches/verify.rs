@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
 use keyward::now::Now;
+use keyward::rules::Rules;
 use keyward::snapshot::Snapshot;
-use keyward::verify::{Context, Rules};
+use keyward::verify::Context;
 use keyward_protocol::{Credential, Verdict, Verify};
 use sha2::{Digest, Sha256};
 

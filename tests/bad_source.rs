@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use keyward::reload::{Failure, SourceFile};
-use keyward::source::{Format, Layout};
+use keyward::source::Format;
 use support::{Daemon, Setup, hex, keyward};
 
 const HEADER: &str = "key_hash,key_id,owner,expires_at,allowed_ips,limits\n";
@@ -131,7 +131,8 @@ fn check_tells_the_first_twenty_findings_and_how_many_more() {
 }
 
 fn load(path: &Path, format: Format) -> Result<usize, Failure> {
-    let source = SourceFile { path: path.into(), format, layout: Layout::default() };
+    let (layout, plans) = Default::default();
+    let source = SourceFile { path: path.into(), format, layout, plans };
     source.load(7).map(|loaded| loaded.keys.len())
 }
 

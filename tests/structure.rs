@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// What each module of the daemon may import. Leaves that hold no logic of their own to import from (`now`, `record`) stand
 /// where the arrows end.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
         "cli",
@@ -28,22 +28,36 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ),
     (
         "server",
-        &["admin", "clock", "config", "connection", "limiter", "publish", "reload", "snapshot", "systemd"],
+        &[
+            "admin",
+            "clock",
+            "config",
+            "connection",
+            "limiter",
+            "publish",
+            "reload",
+            "snapshot",
+            "state",
+            "systemd",
+        ],
     ),
     ("admin", &[]),
-    ("config", &["key_format", "reload", "source", "verify"]),
-    ("connection", &["clock", "limiter", "publish", "snapshot", "verify"]),
-    ("reload", &["clock", "limiter", "publish", "record", "snapshot", "source", "systemd"]),
+    ("config", &["key_format", "limiter", "pepper", "record", "reload", "rules", "source"]),
+    ("connection", &["clock", "limiter", "publish", "rules", "snapshot", "verify"]),
+    ("reload", &["clock", "limiter", "publish", "record", "rules", "snapshot", "source", "systemd"]),
     ("publish", &["snapshot"]),
-    ("verify", &["key_format", "limiter", "now", "record", "snapshot"]),
-    ("snapshot", &["limiter", "record"]),
+    ("verify", &["key_format", "limiter", "now", "pepper", "record", "rules", "snapshot"]),
+    ("snapshot", &["limiter", "record", "rules"]),
     ("limiter", &[]),
     ("lint", &["key_format", "record"]),
     ("source", &["record"]),
     ("record", &["limiter"]),
+    ("rules", &["key_format", "pepper"]),
+    ("pepper", &["record"]),
     ("key_format", &["record"]),
     ("clock", &["limiter", "now"]),
     ("now", &[]),
+    ("state", &[]),
     ("systemd", &[]),
     ("lib", &[]),
     ("error", &[]),
@@ -110,7 +124,7 @@ fn code(text: &str) -> String {
 
 #[test]
 fn imports_point_one_way() {
-    let allowed: BTreeMap<&str, &[&str]> = ARROWS.into_iter().collect();
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
     let mut broken = Vec::new();
     for (path, text) in sources("src").iter().filter(|(path, _)| !is_test(path)) {
         let own = module(path);

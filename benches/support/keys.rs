@@ -8,7 +8,7 @@ use keyward::key_format;
 use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
 use keyward::record::{Digest, KeyRecord, Status, parse_limits};
-use keyward::snapshot::{Builder, Snapshot};
+use keyward::snapshot::{Builder, Snapshot, Stamp};
 
 use super::Seeded;
 
@@ -96,7 +96,11 @@ impl Tables {
         let mut claim = self.ledger.claim(&self.limiter);
         let snapshot = builder
             .finish()
-            .publishable(&mut claim, previous, generation, START.unix)
+            .publishable(
+                &mut claim,
+                previous,
+                Stamp { generation, source_time: START.unix, ..Stamp::default() },
+            )
             .expect("fewer limits than slots");
         // Nothing to settle: no rate has changed, and no key has gone.
         let _settlement = claim.commit();

@@ -14,9 +14,11 @@ pub enum Kind {
     Hello = 0x01,
     /// A question about a key.
     Verify = 0x02,
+    /// What a key was charged goes back to it.
+    Refund = 0x03,
     /// The daemon's answer to HELLO.
     Welcome = 0x81,
-    /// The daemon's answer to VERIFY.
+    /// The daemon's answer to VERIFY and REFUND.
     Answer = 0x82,
     /// What the daemon says where it cannot answer.
     Error = 0xff,

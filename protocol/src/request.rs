@@ -1,4 +1,4 @@
-//! What a client sends: HELLO (SPEC.md section 4) and VERIFY (section 5).
+//! What a client sends: HELLO (SPEC.md section 4) and VERIFY (section 5). REFUND is in `refund`.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,6 +8,7 @@ use crate::codec::{Fields, put, put_bytes16, put_text8};
 use crate::fault::{ErrorCode, Fault};
 use crate::frame::{Header, Kind, put_frame};
 use crate::limits::{MAX_KEY, MAX_NAME, MAX_ORIGIN, MAX_SCOPES, VERSION};
+use crate::refund::Refund;
 
 /// Flags of VERIFY.
 pub mod verify_flag {
@@ -48,6 +49,8 @@ pub enum Request<'a> {
     Hello(Hello),
     /// A question about a key.
     Verify(Verify<'a>),
+    /// What a key was charged is given back.
+    Refund(Refund<'a>),
 }
 
 /// A client's greeting.
@@ -154,6 +157,8 @@ impl<'a> Request<'a> {
         header.version()?;
         if header.kind == Kind::Verify as u8 {
             Verify::decode(header, body).map(Self::Verify)
+        } else if header.kind == Kind::Refund as u8 {
+            Refund::decode(header, body).map(Self::Refund)
         } else if header.kind == Kind::Hello as u8 {
             Hello::decode(header, body).map(Self::Hello)
         } else {

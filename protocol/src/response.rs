@@ -9,6 +9,8 @@ use crate::limits::{MAX_KEY_ID, MAX_MESSAGE, MAX_METADATA, MAX_NAME, MAX_OWNER};
 
 /// Flag of ANSWER: `metadata` is there.
 pub const ANSWER_METADATA: u16 = 0x0040;
+/// Flag of ANSWER: `shadow_limit` is there.
+pub const ANSWER_SHADOW: u16 = 0x0080;
 /// Flag of ERROR: the connection ends after this frame.
 pub const ERROR_CLOSING: u16 = 0x0001;
 /// Bit of WELCOME's `credentials`: keys may be sent as digests.
@@ -19,7 +21,7 @@ pub const CREDENTIAL_RAW: u8 = 2;
 /// What the daemon says of a request (SPEC.md section 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// Go ahead; the cost has been charged.
+    /// Go ahead; the cost has been charged, or given back.
     Allowed,
     /// No snapshot yet.
     NotReady,
@@ -129,7 +131,7 @@ const _: () = {
 pub enum Response<'a> {
     /// The answer to HELLO.
     Welcome(Welcome<'a>),
-    /// The answer to VERIFY.
+    /// The answer to VERIFY and REFUND.
     Answer(Answer<'a>),
     /// What could not be answered.
     Error(ErrorFrame<'a>),
@@ -173,10 +175,10 @@ pub struct LimitState<'a> {
     pub reset_ms: u32,
 }
 
-/// The daemon's answer to VERIFY.
+/// The daemon's answer to VERIFY and REFUND.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'a> {
-    /// Of the VERIFY.
+    /// Of the VERIFY or REFUND.
     pub request_id: u32,
     /// Whether the request may go ahead, and why not.
     pub verdict: Verdict,
@@ -194,6 +196,8 @@ pub struct Answer<'a> {
     pub plan: &'a str,
     /// A JSON object; there when it was asked for and the key has one.
     pub metadata: Option<&'a str>,
+    /// The first limit in shadow mode that would have refused.
+    pub shadow_limit: Option<&'a str>,
 }
 
 /// What the daemon says where it cannot answer.
@@ -317,6 +321,7 @@ impl<'a> Answer<'a> {
             environment: "",
             plan: "",
             metadata: None,
+            shadow_limit: None,
         }
     }
 
@@ -330,7 +335,9 @@ impl<'a> Answer<'a> {
             retry_after_ms: self.limit.retry_after_ms,
             reset_ms: self.limit.reset_ms,
         };
-        let flags = if self.metadata.is_some() { ANSWER_METADATA } else { 0 };
+        let set = |flag, on| if on { flag } else { 0 };
+        let flags =
+            set(ANSWER_METADATA, self.metadata.is_some()) | set(ANSWER_SHADOW, self.shadow_limit.is_some());
         put_frame(Kind::Answer, flags, self.request_id, out, |out| {
             put(head, out);
             put_text8(self.key_id, MAX_KEY_ID, out);
@@ -341,11 +348,15 @@ impl<'a> Answer<'a> {
             if let Some(metadata) = self.metadata {
                 put_bytes16(cut(metadata, MAX_METADATA).as_bytes(), out);
             }
+            if let Some(shadow_limit) = self.shadow_limit {
+                put_text8(shadow_limit, MAX_NAME, out);
+            }
         });
     }
 
     fn decode(header: &Header, body: &'a [u8]) -> Result<Self, Fault> {
-        let flags = header.flags(ANSWER_METADATA)?;
+        let flags = header.flags(ANSWER_METADATA | ANSWER_SHADOW)?;
+        let has = |flag| flags & flag != 0;
         let mut fields = Fields::new(body, header.request_id);
         let head: AnswerHead = fields.fixed()?;
         let key_id = fields.text8(MAX_KEY_ID, 7)?;
@@ -353,8 +364,8 @@ impl<'a> Answer<'a> {
         let environment = fields.text8(MAX_NAME, 9)?;
         let plan = fields.text8(MAX_NAME, 10)?;
         let name = fields.text8(MAX_NAME, 11)?;
-        let metadata =
-            if flags & ANSWER_METADATA != 0 { Some(fields.text16(MAX_METADATA, 12)?) } else { None };
+        let metadata = if has(ANSWER_METADATA) { Some(fields.text16(MAX_METADATA, 12)?) } else { None };
+        let shadow_limit = if has(ANSWER_SHADOW) { Some(fields.text8(MAX_NAME, 13)?) } else { None };
         fields.end()?;
         Ok(Self {
             request_id: header.request_id,
@@ -372,6 +383,7 @@ impl<'a> Answer<'a> {
             environment,
             plan,
             metadata,
+            shadow_limit,
         })
     }
 }

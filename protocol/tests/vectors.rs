@@ -6,8 +6,8 @@ mod support;
 
 use keyward_protocol::{
     Answer, Credential, ErrorCode, ErrorFrame, Fault, Hello, Kind, LimitState, MAX_KEY, MAX_KEY_ID, MAX_NAME,
-    MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, Request, Response, ScopeMode, Scopes, Split, Verdict, Verify, Welcome,
-    split, truncated, verify_flag,
+    MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, Refund, Request, Response, ScopeMode, Scopes, Split, Verdict, Verify,
+    Welcome, refund_flag, split, truncated, verify_flag,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -149,6 +149,21 @@ fn a_verify_over_its_limits_is_not_written() {
     }
 }
 
+#[test]
+fn a_refund_over_its_limits_is_not_written() {
+    let long = "x".repeat(MAX_KEY + 1);
+    let plain = Refund { request_id: 1, cost: 1, credential: Credential::Digest([0; 32]), limit: None };
+    for (refund, field, max) in [
+        (Refund { credential: Credential::RawKey(long.as_bytes()), ..plain }, "key", MAX_KEY),
+        (Refund { limit: Some(&long[..=MAX_NAME]), ..plain }, "limit", MAX_NAME),
+    ] {
+        let mut out = b"before".to_vec();
+        let error = refund.encode(&mut out).unwrap_err();
+        assert_eq!((error.field, error.length, error.max), (field, max + 1, max));
+        assert_eq!(out, b"before");
+    }
+}
+
 mod coverage {
     use super::*;
 
@@ -188,7 +203,7 @@ mod coverage {
 
     #[test]
     fn every_kind() {
-        for kind in [Kind::Hello, Kind::Verify, Kind::Welcome, Kind::Answer, Kind::Error] {
+        for kind in [Kind::Hello, Kind::Verify, Kind::Refund, Kind::Welcome, Kind::Answer, Kind::Error] {
             assert!(valid(&all()).any(|(_, fields)| kind_of(fields) == kind), "{kind:?}");
         }
     }
@@ -198,12 +213,13 @@ mod coverage {
         let kind = match fields {
             Fields::Hello { .. } => Kind::Hello,
             Fields::Verify { .. } => Kind::Verify,
+            Fields::Refund { .. } => Kind::Refund,
             Fields::Welcome { .. } => Kind::Welcome,
             Fields::Answer { .. } => Kind::Answer,
             Fields::Error { .. } => Kind::Error,
         };
         match kind {
-            Kind::Hello | Kind::Verify | Kind::Welcome | Kind::Answer | Kind::Error => kind,
+            Kind::Hello | Kind::Verify | Kind::Refund | Kind::Welcome | Kind::Answer | Kind::Error => kind,
         }
     }
 
@@ -256,11 +272,7 @@ mod coverage {
 
     #[test]
     fn every_flag_of_verify_alone_and_all_together() {
-        let vectors = all();
-        let seen: HashSet<u16> = valid(&vectors)
-            .filter(|(_, fields)| matches!(fields, Fields::Verify { .. }))
-            .map(|(vector, _)| flags(vector))
-            .collect();
+        let seen = flags_of(Kind::Verify);
         for flag in (0..16).map(|bit| 1 << bit).filter(|flag| verify_flag::ALL & flag != 0) {
             let alone = if flag == verify_flag::ANY_SCOPE { flag | verify_flag::SCOPES } else { flag };
             assert!(seen.contains(&alone), "{flag:#06x}");
@@ -270,14 +282,32 @@ mod coverage {
     }
 
     #[test]
-    fn every_bit_that_is_no_flag_of_verify() {
+    fn every_set_of_flags_of_refund_and_answer() {
+        use keyward_protocol::{ANSWER_METADATA, ANSWER_SHADOW};
+        let refund = [0, refund_flag::RAW_KEY, refund_flag::LIMIT, refund_flag::ALL];
+        let answer = [0, ANSWER_METADATA, ANSWER_SHADOW, ANSWER_METADATA | ANSWER_SHADOW];
+        assert_eq!(flags_of(Kind::Refund), HashSet::from(refund));
+        assert_eq!(flags_of(Kind::Answer), HashSet::from(answer));
+    }
+
+    /// The flags that valid vectors of this kind have.
+    fn flags_of(kind: Kind) -> HashSet<u16> {
+        valid(&all()).filter(|(_, fields)| kind_of(fields) == kind).map(|(vector, _)| flags(vector)).collect()
+    }
+
+    #[test]
+    fn every_bit_that_is_no_flag_of_a_request() {
         let vectors = all();
-        let seen = vectors
-            .iter()
-            .filter(|vector| vector.error.as_ref().is_some_and(|error| error.code == "UNKNOWN_FLAG"))
-            .filter(|vector| vector.bytes.0[5] == Kind::Verify as u8)
-            .fold(0, |seen, vector| seen | flags(vector));
-        assert_eq!(seen | verify_flag::ALL, u16::MAX);
+        for (kind, known) in [(Kind::Verify, verify_flag::ALL), (Kind::Refund, refund_flag::ALL)] {
+            let seen = vectors
+                .iter()
+                .filter(|vector| vector.error.as_ref().is_some_and(|error| error.code == "UNKNOWN_FLAG"))
+                .filter(|vector| vector.from == From::Client && vector.bytes.0[5] == kind as u8)
+                .map(flags)
+                .filter(|flags| flags.is_power_of_two())
+                .fold(0, |seen, flags| seen | flags);
+            assert_eq!(seen, !known, "{kind:?}");
+        }
     }
 
     /// The names in the file and the bits in its bytes say the same.
@@ -292,6 +322,9 @@ mod coverage {
                 (Fields::Verify { .. }, "ORIGIN") => verify_flag::ORIGIN,
                 (Fields::Verify { .. }, "ENVIRONMENT") => verify_flag::ENVIRONMENT,
                 (Fields::Verify { .. }, "METADATA") => verify_flag::METADATA,
+                (Fields::Refund { .. }, "RAW_KEY") => refund_flag::RAW_KEY,
+                (Fields::Refund { .. }, "LIMIT") => refund_flag::LIMIT,
+                (Fields::Answer { .. }, "SHADOW") => keyward_protocol::ANSWER_SHADOW,
                 (Fields::Answer { .. }, "METADATA") => keyward_protocol::ANSWER_METADATA,
                 (Fields::Error { .. }, "CLOSING") => keyward_protocol::ERROR_CLOSING,
                 _ => panic!("{}: {name}", vector.name),
@@ -316,8 +349,8 @@ proptest! {
     /// Random bytes hardly ever have a legal header; these always do.
     #[test]
     fn random_bodies_do_not_panic(
-        kind in prop_oneof![Just(0x01_u8), Just(0x02), Just(0x81), Just(0x82), Just(0xff)],
-        flags in 0..0x80_u16,
+        kind in prop_oneof![Just(0x01_u8), Just(0x02), Just(0x03), Just(0x81), Just(0x82), Just(0xff)],
+        flags in 0..0x100_u16,
         request_id in any::<u32>(),
         body in vec(prop_oneof![0..4_u8, any::<u8>()], 0..256),
     ) {
@@ -363,6 +396,22 @@ proptest! {
     }
 
     #[test]
+    fn refunds_round_trip(
+        request_id in any::<u32>(),
+        cost in 1..=u32::MAX,
+        digest in any::<[u8; 32]>(),
+        key in option::of(vec(any::<u8>(), 0..=MAX_KEY)),
+        limit in option::of(text(MAX_NAME)),
+    ) {
+        assert_round_trip(Frame::Request(Request::Refund(Refund {
+            request_id,
+            cost,
+            credential: key.as_deref().map_or(Credential::Digest(digest), Credential::RawKey),
+            limit: limit.as_deref(),
+        })));
+    }
+
+    #[test]
     fn welcomes_round_trip(
         request_id in any::<u32>(),
         [version, min_version, max_version, credentials] in any::<[u8; 4]>(),
@@ -393,6 +442,7 @@ proptest! {
         owner in text(MAX_OWNER),
         [environment, plan, name] in [text(MAX_NAME), text(MAX_NAME), text(MAX_NAME)],
         metadata in option::of(text(1000)),
+        shadow_limit in option::of(text(MAX_NAME)),
     ) {
         assert_round_trip(Frame::Response(Response::Answer(Answer {
             request_id,
@@ -404,6 +454,7 @@ proptest! {
             environment: &environment,
             plan: &plan,
             metadata: metadata.as_deref(),
+            shadow_limit: shadow_limit.as_deref(),
         })));
     }
 
@@ -457,6 +508,7 @@ fn request_id(fields: &Fields) -> u32 {
     match fields.frame() {
         Frame::Request(Request::Hello(hello)) => hello.request_id,
         Frame::Request(Request::Verify(verify)) => verify.request_id,
+        Frame::Request(Request::Refund(refund)) => refund.request_id,
         Frame::Response(response) => response.request_id(),
     }
 }

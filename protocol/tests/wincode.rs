@@ -6,8 +6,8 @@
 mod support;
 
 use keyward_protocol::{
-    Answer, Credential, ErrorFrame, Hello, LimitState, Request, Response, ScopeMode, Scopes, Verdict, Verify,
-    Welcome, verify_flag,
+    ANSWER_METADATA, ANSWER_SHADOW, Answer, Credential, ErrorFrame, Hello, LimitState, Refund, Request,
+    Response, ScopeMode, Scopes, Verdict, Verify, Welcome, refund_flag, verify_flag,
 };
 use std::net::Ipv6Addr;
 use support::{Frame, all, decode, valid};
@@ -81,11 +81,19 @@ struct VerifyBody {
     environment: Option<Text8>,
 }
 
+struct RefundBody {
+    cost: u32,
+    digest: Option<[u8; 32]>,
+    key: Option<Text16>,
+    limit: Option<Text8>,
+}
+
 enum Body {
     Hello(HelloBody),
     Verify(VerifyBody),
+    Refund(RefundBody),
     Welcome(WelcomeBody),
-    Answer(AnswerBody, Option<Text16>),
+    Answer(AnswerBody, Option<Text16>, Option<Text8>),
     Error(ErrorBody),
 }
 
@@ -122,7 +130,12 @@ fn read_frame(mut bytes: &[u8]) -> (Header, Body) {
         0x01 => Body::Hello(read(rest)),
         0x02 => Body::Verify(read_verify(rest, flags)),
         0x81 => Body::Welcome(read(rest)),
-        0x82 => Body::Answer(read(rest), read_if(flags & keyward_protocol::ANSWER_METADATA, rest)),
+        0x03 => Body::Refund(read_refund(rest, flags)),
+        0x82 => Body::Answer(
+            read(rest),
+            read_if(flags & ANSWER_METADATA, rest),
+            read_if(flags & ANSWER_SHADOW, rest),
+        ),
         0xff => Body::Error(read(rest)),
         other => panic!("no valid vector is of kind {other}"),
     };
@@ -139,6 +152,15 @@ fn read_verify(rest: &mut &[u8], flags: u16) -> VerifyBody {
         ip: read_if(flags & verify_flag::IP, rest),
         origin: read_if(flags & verify_flag::ORIGIN, rest),
         environment: read_if(flags & verify_flag::ENVIRONMENT, rest),
+    }
+}
+
+fn read_refund(rest: &mut &[u8], flags: u16) -> RefundBody {
+    RefundBody {
+        cost: read(rest),
+        digest: read_if(!flags & refund_flag::RAW_KEY, rest),
+        key: read_if(flags & refund_flag::RAW_KEY, rest),
+        limit: read_if(flags & refund_flag::LIMIT, rest),
     }
 }
 
@@ -164,10 +186,17 @@ fn write_frame(header: &Header, body: &Body) -> Vec<u8> {
             write_if(&verify.origin, &mut out);
             write_if(&verify.environment, &mut out);
         }
+        Body::Refund(refund) => {
+            write(&refund.cost, &mut out);
+            write_if(&refund.digest, &mut out);
+            write_if(&refund.key, &mut out);
+            write_if(&refund.limit, &mut out);
+        }
         Body::Welcome(welcome) => write(welcome, &mut out),
-        Body::Answer(answer, metadata) => {
+        Body::Answer(answer, metadata, shadow_limit) => {
             write(answer, &mut out);
             write_if(metadata, &mut out);
+            write_if(shadow_limit, &mut out);
         }
         Body::Error(error) => write(error, &mut out),
     }
@@ -194,6 +223,7 @@ fn frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
             max_version: hello.max_version,
         })),
         Body::Verify(verify) => Frame::Request(Request::Verify(verify.frame(header))),
+        Body::Refund(refund) => Frame::Request(Request::Refund(refund.frame(header))),
         Body::Welcome(welcome) => Frame::Response(Response::Welcome(Welcome {
             request_id,
             version: welcome.version,
@@ -205,7 +235,7 @@ fn frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
             generation: welcome.generation,
             server: welcome.server.text(),
         })),
-        Body::Answer(answer, metadata) => Frame::Response(Response::Answer(Answer {
+        Body::Answer(answer, metadata, shadow_limit) => Frame::Response(Response::Answer(Answer {
             request_id,
             verdict: Verdict::from_value(answer.verdict),
             generation: answer.generation,
@@ -221,6 +251,7 @@ fn frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
             environment: answer.environment.text(),
             plan: answer.plan.text(),
             metadata: metadata.as_ref().map(Text16::text),
+            shadow_limit: shadow_limit.as_ref().map(Text8::text),
         })),
         Body::Error(error) => Frame::Response(Response::Error(ErrorFrame {
             request_id,
@@ -236,21 +267,35 @@ impl VerifyBody {
     fn frame(&self, header: &Header) -> Verify<'_> {
         let any = header.flags & verify_flag::ANY_SCOPE != 0;
         let mode = if any { ScopeMode::Any } else { ScopeMode::All };
-        let credential = match (&self.digest, &self.key) {
-            (Some(digest), None) => Credential::Digest(*digest),
-            (None, Some(key)) => Credential::RawKey(&key.0),
-            _ => panic!("a VERIFY has a digest or a key"),
-        };
         Verify {
             request_id: header.request_id,
             cost: self.cost,
-            credential,
+            credential: credential(self.digest, self.key.as_ref()),
             scopes: self.scopes.as_ref().map(|scopes| Scopes { names: scopes.text(), mode }),
             ip: self.ip.map(Ipv6Addr::from),
             origin: self.origin.as_ref().map(Text16::text),
             environment: self.environment.as_ref().map(Text8::text),
             want_metadata: header.flags & verify_flag::METADATA != 0,
         }
+    }
+}
+
+impl RefundBody {
+    fn frame(&self, header: &Header) -> Refund<'_> {
+        Refund {
+            request_id: header.request_id,
+            cost: self.cost,
+            credential: credential(self.digest, self.key.as_ref()),
+            limit: self.limit.as_ref().map(Text8::text),
+        }
+    }
+}
+
+fn credential(digest: Option<[u8; 32]>, key: Option<&Text16>) -> Credential<'_> {
+    match (digest, key) {
+        (Some(digest), None) => Credential::Digest(digest),
+        (None, Some(key)) => Credential::RawKey(&key.0),
+        _ => panic!("a request has a digest or a key"),
     }
 }
 

@@ -78,7 +78,7 @@ impl Check {
 
     fn load(&self) -> Result<SourceFile, Failure> {
         let overrides = Overrides { source: self.origin.source.clone(), ..Overrides::default() };
-        Ok(Config::load(self.origin.config.as_deref(), overrides)?.source.file())
+        Ok(Config::load(self.origin.config.as_deref(), overrides)?.file())
     }
 
     fn check(&self, source: &SourceFile, streams: &mut Streams<'_>) -> Result<Exit, Failure> {

@@ -8,6 +8,7 @@ use super::exit::{Exit, Failure};
 use super::log;
 use super::options::Origin;
 use crate::config::{Config, Overrides};
+use crate::server::StartError;
 
 const HELP: &str = "\
 A path that is given here is relative to the working directory; one in the configuration file is absolute.
@@ -16,7 +17,7 @@ Without a configuration file, --source is enough.
 SIGHUP reloads the source, SIGTERM drains and stops. A change of the file is noticed by itself.
 
 Example:
-  keyward serve --source keys.csv --socket /tmp/keyward.sock --state-dir /tmp";
+  keyward serve --source keys.csv --socket /tmp/keyward.sock --state-dir /tmp/keyward";
 
 /// Run the daemon in the foreground
 #[derive(Debug, Args)]
@@ -42,18 +43,26 @@ impl Serve {
     pub(super) fn run(&self) -> Result<Exit, Failure> {
         let config = self.load()?;
         log::start(config.log)?;
-        crate::server::run(&config).map_err(|error| Failure::new(Exit::Denied, error))?;
-        Ok(Exit::Done)
+        let (file, overrides) = (self.origin.config.clone(), self.overrides());
+        let again = Box::new(move || Config::load(file.as_deref(), overrides.clone()));
+        match crate::server::run(&config, again) {
+            Ok(()) => Ok(Exit::Done),
+            Err(StartError::Config(error)) => Err(error.into()),
+            Err(error) => Err(Failure::new(Exit::Denied, error)),
+        }
     }
 
     fn load(&self) -> Result<Config, Failure> {
-        let overrides = Overrides {
+        Ok(Config::load(self.origin.config.as_deref(), self.overrides())?)
+    }
+
+    fn overrides(&self) -> Overrides {
+        Overrides {
             source: self.origin.source.clone(),
             socket: self.socket.clone(),
             admin_socket: self.admin_socket.clone(),
             state_dir: self.state_dir.clone(),
-        };
-        Ok(Config::load(self.origin.config.as_deref(), overrides)?)
+        }
     }
 }
 

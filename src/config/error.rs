@@ -36,6 +36,14 @@ pub enum ConfigError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// A secret, which cannot be read or could be read by others.
+    #[error("{}: the pepper: {problem}", file.display())]
+    Pepper {
+        /// The file that should hold it.
+        file: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// A command line option.
     #[error("{option}: {problem}")]
     Option {

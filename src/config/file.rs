@@ -5,16 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::Deserializer;
 
 use super::path::{AbsolutePath, SocketPath};
+use super::plan::Plan;
 use super::text::{self, MAX_DURATION};
 use super::value::{Column, LogFormat, LogLevel, MaxShrink, SocketMode};
-use super::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Group, Keys, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
+use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
 use crate::source::{Field, Format};
 
@@ -35,6 +35,7 @@ pub(super) struct File {
     pub(super) server: Server,
     pub(super) source: Source,
     pub(super) keys: Keys,
+    pub(super) plans: BTreeMap<Box<str>, Plan>,
     pub(super) log: Log,
 }
 
@@ -45,7 +46,7 @@ pub(super) struct Server {
     pub(super) socket_mode: SocketMode,
     pub(super) socket_group: Option<Group>,
     pub(super) admin_socket: Option<SocketPath>,
-    pub(super) state_dir: AbsolutePath,
+    pub(super) state_dir: Option<AbsolutePath>,
     #[serde(deserialize_with = "workers")]
     pub(super) workers: Option<u32>,
     #[serde(deserialize_with = "max_connections")]
@@ -75,6 +76,15 @@ pub(super) struct Source {
     pub(super) columns: BTreeMap<Field, Column>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [keys]")]
+pub(super) struct Keys {
+    pub(super) minted_prefixes: Vec<Prefix>,
+    pub(super) default_plan: Option<Box<str>>,
+    pub(super) pepper_file: Option<AbsolutePath>,
+    pub(super) previous_pepper_file: Option<AbsolutePath>,
+}
+
 /// The number of a user or a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Id(pub(super) u32);
@@ -86,7 +96,7 @@ impl Default for Server {
             socket_mode: SocketMode::DEFAULT,
             socket_group: None,
             admin_socket: None,
-            state_dir: AbsolutePath(PathBuf::from(DEFAULT_STATE_DIR)),
+            state_dir: None,
             workers: None,
             max_connections: 4096,
             idle_timeout: Some(Duration::from_secs(300)),
@@ -115,7 +125,12 @@ impl Default for Source {
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { minted_prefixes: vec![Prefix::default()] }
+        Self {
+            minted_prefixes: vec![Prefix::default()],
+            default_plan: None,
+            pepper_file: None,
+            previous_pepper_file: None,
+        }
     }
 }
 

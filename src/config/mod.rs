@@ -9,11 +9,13 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::key_format::Prefix;
+use crate::record::Plans;
 use crate::source::{Format, Layout};
 
 mod error;
@@ -21,6 +23,8 @@ mod file;
 mod group;
 mod parts;
 mod path;
+mod pepper;
+mod plan;
 mod resolve;
 mod text;
 mod value;
@@ -39,7 +43,7 @@ pub const DEFAULT_FILE: &str = "/etc/keyward/keyward.toml";
 pub const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
 /// Where operators connect by default: beside [`DEFAULT_SOCKET`].
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/keyward/admin.sock";
-/// Where buckets and revocations are kept by default.
+/// Where buckets, revocations, usage and audit are kept by default, if that can be written to.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/keyward";
 
 /// Largest file that is read, a hundred times what a long one has: a wrong path must not fill the memory.
@@ -60,6 +64,8 @@ pub struct Config {
     pub source: Source,
     /// `[keys]`
     pub keys: Keys,
+    /// `[plans.NAME]`, and `keys.default_plan`.
+    pub plans: Arc<Plans>,
     /// `[log]`
     pub log: Log,
 }
@@ -77,6 +83,8 @@ pub struct Server {
     pub admin_socket: SocketPath,
     /// Where the daemon keeps what has to outlive it.
     pub state_dir: PathBuf,
+    /// Whether somebody chose `state_dir`, so that the daemon must not go without it.
+    pub state_dir_is_chosen: bool,
     /// Worker threads, `1..=`[`MAX_WORKERS`]; by default one for each processor that the daemon may use.
     pub workers: usize,
     /// Most connections at a time, `1..=`[`MAX_CONNECTIONS`].
@@ -120,12 +128,15 @@ pub struct Source {
 }
 
 /// `[keys]`: what is known about the keys' form.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a table, [keys]")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     /// What the keys that keyward minted begin with: a key that begins so and has a wrong checksum is refused
     /// without a look-up. Without duplicates.
     pub minted_prefixes: Vec<Prefix>,
+    /// Where the secret is that keys are hashed with.
+    pub pepper_file: Option<PathBuf>,
+    /// Where the one before it is, while there are rows that were hashed with that.
+    pub previous_pepper_file: Option<PathBuf>,
 }
 
 /// `[log]`: what is said on standard error.

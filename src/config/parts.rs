@@ -1,29 +1,60 @@
 //! The configuration as the daemon's parts take it, so that none of them has to know the configuration.
 
-use crate::reload::{Policy, SourceFile};
-use crate::verify::Rules;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Config, Source};
+use crate::pepper::{Pepper, Peppers};
+use crate::reload::{Policy, SourceFile};
+use crate::rules::Rules;
+
+use super::{Config, ConfigError, Keys, Source, pepper};
 
 impl Config {
-    /// What [`verify`](crate::verify) has to keep to.
-    pub fn rules(&self) -> Rules {
-        let seconds = |age: std::time::Duration| u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-        Rules {
+    /// What [`verify`](crate::verify) has to keep to. Reads the peppers.
+    ///
+    /// # Errors
+    /// When a pepper's file cannot be read, or can be read by others.
+    pub fn rules(&self) -> Result<Rules, ConfigError> {
+        let seconds = |age: Duration| u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
+        Ok(Rules {
             minted: self.keys.minted_prefixes.clone(),
             max_staleness: self.source.max_staleness.map(seconds),
-        }
+            peppers: self.keys.peppers()?,
+        })
     }
 }
 
-impl Source {
+impl Keys {
+    fn peppers(&self) -> Result<Option<Peppers>, ConfigError> {
+        let Some(current) = &self.pepper_file else {
+            return Ok(None);
+        };
+        let current = read(current)?;
+        let previous = self.previous_pepper_file.as_deref().map(read).transpose()?;
+        Ok(Some(Peppers { current, previous }))
+    }
+}
+
+fn read(file: &Path) -> Result<Pepper, ConfigError> {
+    pepper::read(file)
+        .map_err(|error| ConfigError::Pepper { file: file.to_owned(), problem: error.to_string() })
+}
+
+impl Config {
     /// Where [`reload`](crate::reload) reads keys.
     pub fn file(&self) -> SourceFile {
-        SourceFile { path: self.path.as_path().into(), format: self.format, layout: self.layout.clone() }
+        SourceFile {
+            path: self.source.path.as_path().into(),
+            format: self.source.format,
+            layout: self.source.layout.clone(),
+            plans: Arc::clone(&self.plans),
+        }
     }
 
     /// When it does, and what it believes.
     pub fn policy(&self) -> Policy {
-        Policy { poll: self.poll, settle: self.settle, max_shrink: self.max_shrink.get() }
+        let Source { poll, settle, max_shrink, .. } = &self.source;
+        Policy { poll: *poll, settle: *settle, max_shrink: max_shrink.get() }
     }
 }

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::file::{self, File, Id};
-use super::path::{SocketPath, usable};
+use super::path::{AbsolutePath, SocketPath, usable};
+use super::plan::Plan;
 use super::value::Column;
-use super::{Clients, Config, ConfigError, Keys, MAX_WORKERS, Overrides, Server, Source};
+use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
+use crate::record::{Plans, PlansError};
 use crate::source::{Field, Format, Layout, LayoutError};
 
 /// Where a value came from, and so what an error about it names.
@@ -34,14 +37,15 @@ impl Origin<'_> {
 /// `file` is `None` for a daemon started with options alone.
 pub(super) fn resolve(
     file: Option<&Path>,
-    settings: File,
+    mut settings: File,
     overrides: Overrides,
 ) -> Result<Config, ConfigError> {
     let Overrides { source, socket, admin_socket, state_dir } = overrides;
     Ok(Config {
         server: resolve_server(file, settings.server, socket, admin_socket, state_dir)?,
         source: resolve_source(file, settings.source, source)?,
-        keys: distinct(file, settings.keys)?,
+        plans: resolve_plans(file, settings.plans, settings.keys.default_plan.take())?,
+        keys: resolve_keys(file, settings.keys)?,
         log: settings.log,
     })
 }
@@ -70,15 +74,16 @@ fn resolve_server(
         return Err(admin_origin.refuse(problem));
     }
     let state_dir = match state_dir {
-        Some(path) => option_path(path, "--state-dir")?,
-        None => settings.state_dir.0,
+        Some(path) => Some(option_path(path, "--state-dir")?),
+        None => settings.state_dir.map(|AbsolutePath(path)| path),
     };
     Ok(Server {
         socket,
         socket_mode: settings.socket_mode,
         socket_group: settings.socket_group,
         admin_socket,
-        state_dir,
+        state_dir_is_chosen: state_dir.is_some(),
+        state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         workers: settings.workers.map_or_else(available_workers, |workers| workers as usize),
         max_connections: settings.max_connections as usize,
         idle_timeout: settings.idle_timeout,
@@ -147,14 +152,38 @@ fn layout(
     })
 }
 
-fn distinct(file: Option<&Path>, keys: Keys) -> Result<Keys, ConfigError> {
+fn resolve_plans(
+    file: Option<&Path>,
+    plans: BTreeMap<Box<str>, Plan>,
+    default: Option<Box<str>>,
+) -> Result<Arc<Plans>, ConfigError> {
+    let plans = plans.into_iter().map(|(name, plan)| (name, plan.limits()));
+    Plans::new(plans, default).map(Arc::new).map_err(|error| {
+        let setting = match &error {
+            PlansError::Name(name) | PlansError::TooMany(name) => format!("plans.{name}"),
+            PlansError::NoDefault(_) => "keys.default_plan".to_owned(),
+        };
+        wrong(file, setting, error)
+    })
+}
+
+fn resolve_keys(file: Option<&Path>, keys: file::Keys) -> Result<Keys, ConfigError> {
+    let file::Keys { pepper_file, previous_pepper_file, .. } = &keys;
+    if let (None, Some(_)) = (pepper_file, previous_pepper_file) {
+        let problem = "is set without keys.pepper_file: the current pepper belongs there";
+        return Err(wrong(file, "keys.previous_pepper_file", problem));
+    }
     for (index, prefix) in keys.minted_prefixes.iter().enumerate() {
         if keys.minted_prefixes[..index].contains(prefix) {
             let problem = format!("\"{prefix}\" is listed already: leave one out");
             return Err(wrong(file, format!("keys.minted_prefixes[{index}]"), problem));
         }
     }
-    Ok(keys)
+    Ok(Keys {
+        minted_prefixes: keys.minted_prefixes,
+        pepper_file: keys.pepper_file.map(|path| path.0),
+        previous_pepper_file: keys.previous_pepper_file.map(|path| path.0),
+    })
 }
 
 /// Without a file every setting has its default, and a default is never wrong: the name is for completeness.

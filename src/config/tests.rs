@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::record::{Limit, Per};
 use crate::source::Field;
 
 const EXAMPLE: &str = include_str!("../../systemd/keyward.toml");
@@ -33,6 +34,10 @@ fn from_options(overrides: Overrides) -> Result<Config, String> {
     Config::from_options(overrides).map_err(|error| error.to_string())
 }
 
+fn rules(config: &Config) -> crate::rules::Rules {
+    config.rules().expect("no peppers to read")
+}
+
 fn path(text: &str) -> Option<PathBuf> {
     Some(text.into())
 }
@@ -47,7 +52,8 @@ fn the_example_has_the_defaults() {
 fn the_example_has_every_setting() {
     let is_written =
         |begin: &str| EXAMPLE.lines().any(|line| line.trim_start_matches('#').starts_with(begin));
-    for section in known_settings("") {
+    // The plans' names are the operator's own.
+    for section in known_settings("").into_iter().filter(|section| section != "plans") {
         assert!(is_written(&format!("[{section}]")), "[{section}] is missing");
         for setting in known_settings(&format!("{section}.")) {
             let written =
@@ -72,28 +78,34 @@ fn known_settings(section: &str) -> Vec<String> {
 #[test]
 fn what_the_example_comments_out_can_be_used() {
     let is_setting = |line: &str| {
-        line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+        let begins = |c: char| c.is_ascii_lowercase() || c == '[';
+        line.strip_prefix('#').is_some_and(|rest| rest.starts_with(begins))
     };
     let used: String = EXAMPLE
         .lines()
         .map(|line| if is_setting(line) { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
-    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 6);
+    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 16);
     let config = parse(&used).expect("the example with everything in it");
     assert_eq!(config.server.socket_group, Some(Group::Name("keyward".into())));
     assert_eq!(config.server.admin_socket.as_path(), Path::new(DEFAULT_ADMIN_SOCKET));
     assert_eq!(config.server.workers, 2);
+    assert_eq!(config.plans.of("").map(|(name, limits)| (name, limits.len())), Ok(("free", 2)));
+    assert_eq!(config.keys.pepper_file.as_deref(), Some(Path::new("/etc/keyward/pepper")));
     let columns = [(Field::KeyHash, "sha256".into()), (Field::KeyId, "id".into())].into();
     assert_eq!(config.source.layout, Layout::new(&columns, Vec::new()).expect("a layout"));
 }
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
-    let Config { server, source, keys, log } = good("");
+    let Config { server, source, keys, plans, log } = good("");
     assert_eq!(server.socket.as_path(), Path::new("/run/keyward/keyward.sock"));
     assert_eq!(server.admin_socket.as_path(), Path::new("/run/keyward/admin.sock"));
-    assert_eq!(server.state_dir, Path::new("/var/lib/keyward"));
+    assert_eq!(
+        (server.state_dir.as_path(), server.state_dir_is_chosen),
+        (Path::new("/var/lib/keyward"), false)
+    );
     assert_eq!(server.socket_mode.bits(), 0o660);
     assert_eq!(server.socket_group, None);
     assert!((1..=256).contains(&server.workers));
@@ -108,6 +120,8 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(source.max_shrink.get(), 0.5);
     assert_eq!(source.max_staleness, None);
     assert_eq!(keys.minted_prefixes, ["acme_live_".parse().expect("a prefix")]);
+    assert_eq!((keys.pepper_file, keys.previous_pepper_file), (None, None));
+    assert_eq!(*plans, Plans::default());
     assert_eq!(log, Log { level: LogLevel::Info, format: LogFormat::Text });
 }
 
@@ -278,7 +292,7 @@ fn what_is_misspelt_is_refused() {
     );
     assert_eq!(
         refused("[sever]"),
-        ":2:2: sever: unknown field `sever`, expected one of `server`, `source`, `keys`, `log`"
+        ":2:2: sever: unknown field `sever`, expected one of `server`, `source`, `keys`, `plans`, `log`"
     );
     assert_eq!(
         refused("source.columns.ownr = \"o\""),
@@ -385,7 +399,11 @@ fn options_override_the_file() {
         with(Overrides { admin_socket: path("c.sock"), state_dir: path("s"), ..Overrides::default() });
     assert_eq!(config.server.socket.as_path(), Path::new("/a/k.sock"));
     assert_eq!(config.server.admin_socket.as_path(), Path::new("c.sock"));
-    assert_eq!(config.server.state_dir, Path::new("s"));
+    assert_eq!(
+        (config.server.state_dir.as_path(), config.server.state_dir_is_chosen),
+        (Path::new("s"), true)
+    );
+    assert!(good("server.state_dir = '/var/lib/keyward'").server.state_dir_is_chosen, "named is named");
 }
 
 #[test]
@@ -447,15 +465,15 @@ fn without_a_named_file_the_default_one_is_read_if_it_exists() {
 #[test]
 fn the_parts_get_what_the_configuration_says() {
     let config = good("source.format = 'jsonl'\nsource.max_shrink = 0.25");
-    let file = config.source.file();
+    let file = config.file();
     assert_eq!((&*file.path, file.format), (Path::new("/keys.csv"), Format::JsonLines));
     assert_eq!(file.layout, config.source.layout);
-    let policy = config.source.policy();
+    let policy = config.policy();
     assert_eq!((policy.poll, policy.settle), (config.source.poll, config.source.settle));
     assert_eq!(policy.max_shrink, 0.25);
-    assert_eq!(config.rules().minted, config.keys.minted_prefixes);
-    assert_eq!(config.rules().max_staleness, None);
-    assert_eq!(good("source.max_staleness = '90s'").rules().max_staleness, Some(90));
+    assert_eq!(rules(&config).minted, config.keys.minted_prefixes);
+    assert_eq!(rules(&config).max_staleness, None);
+    assert_eq!(rules(&good("source.max_staleness = '90s'")).max_staleness, Some(90));
 }
 
 proptest::proptest! {
@@ -471,4 +489,76 @@ proptest::proptest! {
             let _ = parse(&format!("{SOURCE}{setting} = {text:?}\n"));
         }
     }
+}
+
+#[test]
+fn plans_are_named_limits() {
+    let config = good(
+        r#"
+        keys.default_plan = "free"
+        [plans.free]
+        requests = "10/s burst 20"
+        daily = { rate = "1000/d", per = "owner" }
+        [plans.pro.next]
+        rate = "50/s"
+        shadow = true
+        "#,
+    );
+    let rate = |text| crate::record::parse_rate(text).expect("a rate");
+    let limit = |name: &str, text| Limit::new(name, rate(text));
+    let free = [Limit { per: Per::Owner, ..limit("daily", "1000/d") }, limit("requests", "10/s burst 20")];
+    assert_eq!(config.plans.of(""), Ok(("free", &free[..])));
+    let pro = [Limit { shadow: true, ..limit("next", "50/s") }];
+    assert_eq!(config.plans.of("pro"), Ok(("pro", &pro[..])));
+}
+
+#[test]
+fn a_plan_that_makes_no_sense_is_refused_where_it_is() {
+    for (setting, expected) in [
+        (
+            "plans.pro.daily = '100'",
+            ":2:19: plans.pro.daily: \"100\" is not a rate; write it as 100/s or 1000/h burst 50",
+        ),
+        (
+            "plans.pro.daily = { rate = '1/s', per = 'team' }",
+            ":2:41: plans.pro.daily.per: \"team\" shares no limit: write \"key\" or \"owner\"",
+        ),
+        (
+            "plans.pro.'a b' = '1/s'",
+            ":2:11: plans.pro.a b: \"a b\" is not a name for a limit: it has 1 to 64 letters, digits, _, . and -",
+        ),
+        (
+            "keys.default_plan = 'por'",
+            ": keys.default_plan: the default plan \"por\" is not defined: add [plans.NAME], or leave the default out",
+        ),
+        (
+            "keys.previous_pepper_file = '/p'",
+            ": keys.previous_pepper_file: is set without keys.pepper_file: the current pepper belongs there",
+        ),
+    ] {
+        assert_eq!(refused(setting), expected, "{setting}");
+    }
+    assert!(refused("plans.pro.daily = { per = 'key' }").contains("missing field `rate`"));
+    assert!(refused("plans.pro.daily = { rate = '1/s', shadwo = true }").contains("unknown field `shadwo`"));
+    assert!(refused("plans.pro.daily = 7").contains("expected a rate such as \"100/s\", or a table"));
+}
+
+#[test]
+fn peppers_are_read_with_the_rules() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("pepper");
+    let config = good(&format!("keys.pepper_file = '{}'", file.display()));
+    let missing = config.rules().expect_err("no such file").to_string();
+    assert!(missing.ends_with("/pepper: the pepper: No such file or directory (os error 2)"), "{missing}");
+    std::fs::write(&file, "0123456789abcdef0123456789abcdef\n").expect("writes");
+    let mode = |mode| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+    mode(0o604);
+    assert!(config.rules().expect_err("others can read it").to_string().contains("mode 0604"));
+    mode(0o600);
+    let peppers = rules(&config).peppers.expect("a pepper");
+    let pepper = crate::pepper::Pepper::new(b"0123456789abcdef0123456789abcdef").expect("a pepper");
+    assert_eq!((peppers.current, peppers.previous), (pepper, None));
 }

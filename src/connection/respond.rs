@@ -4,8 +4,8 @@
 //! batch before it be answered, so that answers leave in the order of their requests.
 
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Fault, Hello, MAX_REQUEST_LENGTH, Request, Split, VERSION, Verify,
-    Welcome, split, verify_flag,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, ErrorCode, Fault, Hello, MAX_REQUEST_LENGTH, Request, Split, VERSION,
+    Verify, Welcome, split, verify_flag,
 };
 
 use crate::connection::Counters;
@@ -129,6 +129,10 @@ fn gather(input: &[u8]) -> Gathered<'_> {
             Ok(Request::Verify(request)) => {
                 batch.ends[batch.requests.len()] = batch.end;
                 batch.requests.push(request);
+            }
+            Ok(Request::Refund(refund)) => {
+                let fault = Fault::new(ErrorCode::UnknownKind, u32::from(header.kind), refund.request_id);
+                batch.interruption = Some(Interruption::Fault(fault));
             }
             Ok(Request::Hello(hello)) => batch.interruption = Some(Interruption::Hello(hello)),
             Err(fault) => batch.interruption = Some(Interruption::Fault(fault)),

@@ -14,7 +14,8 @@ use crate::connection::in_flight::InFlight;
 use crate::connection::respond::{Greeting, Progress, respond};
 use crate::limiter::Limiter;
 use crate::publish::Subscription;
-use crate::verify::{Context, Rules};
+use crate::rules::Rules;
+use crate::verify::Context;
 
 /// Bytes read at once, at most: some 680 ordinary requests. More would save no system calls that matter, and would
 /// leave the second-level cache.
@@ -37,6 +38,7 @@ pub struct Shared {
     pub(super) timeouts: Timeouts,
     subscription: RefCell<Subscription>,
     limiter: Arc<Limiter>,
+    /// Until there is a snapshot, which has its own.
     rules: Arc<Rules>,
     clock: Clock,
     draining: watch::Receiver<bool>,
@@ -105,7 +107,8 @@ impl Shared {
         let mut subscription = self.subscription.borrow_mut();
         let snapshot = subscription.load();
         let generation = snapshot.map_or(0, crate::snapshot::Snapshot::generation);
-        let context = Context { snapshot, limiter: &self.limiter, rules: &self.rules, now: self.clock.now() };
+        let rules = snapshot.map_or(&*self.rules, crate::snapshot::Snapshot::rules);
+        let context = Context { snapshot, limiter: &self.limiter, rules, now: self.clock.now() };
         let idle = self.timeouts.idle.unwrap_or_default().as_millis();
         let greeting = Greeting { idle_timeout_ms: u32::try_from(idle).unwrap_or(u32::MAX) };
         let progress = respond(&context, greeting, input, output, &self.counters);

@@ -75,13 +75,14 @@ fn parse_limit(text: &str) -> Result<Limit, LimitError> {
         Some((name, rate)) => (name.trim_end(), rate),
         None => (DEFAULT_LIMIT_NAME, text),
     };
-    if !is_name(name) {
+    if !is_limit_name(name) {
         return Err(LimitError::Name(name.into()));
     }
-    Ok(Limit { name: name.into(), rate: parse_rate(rate)? })
+    Ok(Limit::new(name, parse_rate(rate)?))
 }
 
-fn is_name(text: &str) -> bool {
+/// Whether a limit may be called so: 1 to [`MAX_NAME`] letters, digits, `_`, `.` and `-`.
+pub fn is_limit_name(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }

@@ -13,10 +13,13 @@ use crate::limiter::Rate;
 
 mod limits;
 mod origin;
+mod plan;
 mod quoted;
 
-pub use limits::{LimitError, parse_limits, parse_rate};
+pub use limits::{LimitError, is_limit_name, parse_limits, parse_rate};
 pub use origin::{Origin, OriginError};
+pub(crate) use plan::on_top;
+pub use plan::{Plans, PlansError, UnknownPlan};
 pub use quoted::Quoted;
 
 /// SHA-256 of a key.
@@ -32,8 +35,11 @@ pub const MAX_NAME: usize = keyward_protocol::MAX_NAME;
 pub const MAX_METADATA: usize = keyward_protocol::MAX_METADATA;
 /// Longest single scope, in bytes: as long as a request's whole scope field could ask for.
 pub const MAX_SCOPE: usize = keyward_protocol::MAX_SCOPES;
-/// Most limits on one key: each is charged by every request, so this bounds a verify.
+/// Most limits of a row, and most of a plan: each is charged by every request, so this bounds a verify.
 pub const MAX_LIMITS: usize = 8;
+
+// A key has at most its plan's limits and its row's own.
+const _: () = assert!(2 * MAX_LIMITS <= crate::limiter::MAX_CHARGES);
 
 /// Whether a key is in force.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -47,13 +53,34 @@ pub enum Status {
     Revoked,
 }
 
-/// One named token bucket.
+/// One named limit: a token bucket for each key, or one for all keys of an owner.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     /// Unique among the limits of its key; named in the answer that it decides.
     pub name: Box<str>,
     /// Its refill and its size.
     pub rate: Rate,
+    /// Who shares its bucket.
+    pub per: Per,
+    /// It counts and reports, and refuses nobody.
+    pub shadow: bool,
+}
+
+/// Who shares the bucket of a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Per {
+    /// The rows of one key id.
+    #[default]
+    Key,
+    /// The keys of one owner that are on the plan which the limit comes from. A key without an owner is an owner of its own.
+    Owner,
+}
+
+impl Limit {
+    /// A limit of a key alone, in force.
+    pub fn new(name: impl Into<Box<str>>, rate: Rate) -> Self {
+        Self { name: name.into(), rate, per: Per::Key, shadow: false }
+    }
 }
 
 /// The name of a limit that was written without one.
@@ -70,7 +97,7 @@ pub struct KeyRecord<'a> {
     pub owner: &'a str,
     /// Where the key may be used, as in `live` and `test`.
     pub environment: &'a str,
-    /// The plan that the key is on.
+    /// The plan that the key is on, as the row has it: empty stands for the default plan, if there is one.
     pub plan: &'a str,
     /// Active, disabled or revoked.
     pub status: Status,
@@ -84,7 +111,7 @@ pub struct KeyRecord<'a> {
     pub allowed_ips: Arc<[IpNet]>,
     /// Which web origins may use the key; empty means any.
     pub allowed_origins: Arc<[Origin]>,
-    /// The token buckets that a request is charged to, in the order written; names are unique.
+    /// The row's own limits, in the order written; names are unique. They come on top of the plan's.
     pub limits: Arc<[Limit]>,
     /// A JSON object as it was written, or empty.
     pub metadata: &'a str,

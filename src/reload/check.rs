@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::reload::{ATTEMPTS, Failure, Policy, Running, SourceFile};
-use crate::snapshot::{Diff, Keys, Summary};
+use crate::reload::{ATTEMPTS, Failure, Policy, Running, Settings, SourceFile};
+use crate::snapshot::{Diff, Keys};
 use crate::source::Format;
 
 /// What would come of reloading a source.
@@ -31,8 +31,8 @@ pub struct Preview {
 /// A source that can be read, compared with what is there.
 #[derive(Debug)]
 pub struct Judged {
-    /// What is in it.
-    pub summary: Summary,
+    /// Keys in it.
+    pub keys: usize,
     /// What it would change.
     pub diff: Diff,
     /// What the guard would say against it.
@@ -40,10 +40,10 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// Weighs `new`, read from `path`, against `old`; `now` is a Unix second.
-    pub fn new(policy: &Policy, path: &Path, new: &Keys, old: Option<&Keys>, now: u32) -> Self {
+    /// Weighs `new`, read from `path`, against `old`.
+    pub fn new(policy: &Policy, path: &Path, new: &Keys, old: Option<&Keys>) -> Self {
         Self {
-            summary: new.summary(now),
+            keys: new.len(),
             diff: new.diff_from(old),
             refused: policy.guard(path, old.map_or(0, Keys::len), new.len()).err(),
         }
@@ -61,31 +61,36 @@ pub struct Asked {
 
 impl Running {
     /// Checks what was asked for, unless nobody waits for it any more.
-    pub(super) fn check(&self, Asked { source, reply }: Asked) {
+    pub(super) fn check(&mut self, Asked { source, reply }: Asked) {
         if !reply.is_closed() {
             let _nobody_waits = reply.send(self.preview(source));
         }
     }
 
-    fn preview(&self, path: Option<PathBuf>) -> Preview {
+    /// By the configuration as it is now, which a reload that is asked for would read too.
+    fn preview(&mut self, path: Option<PathBuf>) -> Preview {
         let start = Instant::now();
-        let own = &self.reloader.source;
+        let settings = self.configure();
+        let own = settings.as_ref().map_or(&self.reloader.settings.source, |settings| &settings.source);
         let source = match path {
             None => own.clone(),
             // The name may tell no format: then it is the daemon's own.
             Some(path) => SourceFile {
                 format: Format::from_path(&path).unwrap_or(own.format),
                 path: path.into(),
-                layout: own.layout.clone(),
+                ..own.clone()
             },
         };
-        let mut result = self.judge(&source);
-        for _ in 1..ATTEMPTS {
-            if !matches!(result, Err(Failure::Changing { .. })) {
-                break;
+        let result = settings.and_then(|Settings { policy, .. }| {
+            let mut result = self.judge(&source, &policy);
+            for _ in 1..ATTEMPTS {
+                if !matches!(result, Err(Failure::Changing { .. })) {
+                    break;
+                }
+                result = self.judge(&source, &policy);
             }
-            result = self.judge(&source);
-        }
+            result
+        });
         Preview {
             source: source.path.to_path_buf(),
             generation: self.generation,
@@ -95,12 +100,11 @@ impl Running {
         }
     }
 
-    fn judge(&self, source: &SourceFile) -> Result<Judged, Failure> {
-        source.settle(self.reloader.policy.settle);
+    fn judge(&self, source: &SourceFile, policy: &Policy) -> Result<Judged, Failure> {
+        source.settle(policy.settle);
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
-        let now = self.reloader.clock.now().unix;
-        Ok(Judged::new(&self.reloader.policy, &source.path, &loaded.keys, served, now))
+        Ok(Judged::new(policy, &source.path, &loaded.keys, served))
     }
 }

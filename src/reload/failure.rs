@@ -60,6 +60,9 @@ pub enum Failure {
         /// How many.
         error: crate::snapshot::TooManyBuckets,
     },
+    /// The configuration, which is read again with the source, is wrong.
+    #[error("{0}")]
+    Configuration(String),
     /// The system has no randomness to give.
     #[error("no random seed for the table: {0}")]
     Random(getrandom::Error),

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags, Stat};
 
-use crate::record::KeyRecord;
+use crate::record::{KeyRecord, Plans};
 use crate::reload::Failure;
 use crate::snapshot::{Builder, Keys};
 use crate::source::{self, Findings, Format, Layout};
@@ -37,6 +38,8 @@ pub struct SourceFile {
     pub format: Format,
     /// What its columns are called.
     pub layout: Layout,
+    /// The plans that its rows may name.
+    pub plans: Arc<Plans>,
 }
 
 /// What tells one state of a file from another, without reading it.
@@ -141,6 +144,7 @@ impl SourceFile {
         let expected = (u64::try_from(state.size).unwrap_or(0) / ROW_BYTES).min(MAX_EXPECTED);
 
         let mut builder = Builder::new(seed, usize::try_from(expected).unwrap_or(0));
+        builder = builder.with_plans(Arc::clone(&self.plans));
         let mut findings = Findings::new(self.path.display().to_string());
         let mut sink = |line: u64, record: &KeyRecord<'_>| {
             builder.add(line, record).map_err(|error| error.to_string())?;

@@ -17,7 +17,8 @@ use tracing::{debug, error, info, warn};
 use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
-use crate::snapshot::{Diff, Snapshot};
+use crate::rules::Rules;
+use crate::snapshot::{Diff, Snapshot, Stamp};
 use crate::systemd;
 
 mod check;
@@ -78,19 +79,25 @@ pub struct Accepted {
 }
 
 /// What is known of reloads, for `keyward status`.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct History {
     last: Arc<Mutex<Last>>,
 }
 
-#[derive(Default)]
 struct Last {
     outcome: Option<Arc<Outcome>>,
     accepted: Option<Arc<Outcome>>,
     buckets: u64,
+    source: Box<Path>,
 }
 
 impl History {
+    /// Nothing loaded yet from `source`.
+    pub fn new(source: &Path) -> Self {
+        let last = Last { outcome: None, accepted: None, buckets: 0, source: source.into() };
+        Self { last: Arc::new(Mutex::new(last)) }
+    }
+
     /// The latest reload.
     pub fn last(&self) -> Option<Arc<Outcome>> {
         self.lock().outcome.clone()
@@ -99,6 +106,11 @@ impl History {
     /// The latest reload that was accepted.
     pub fn last_accepted(&self) -> Option<Arc<Outcome>> {
         self.lock().accepted.clone()
+    }
+
+    /// Where the keys come from.
+    pub fn source(&self) -> Box<Path> {
+        self.lock().source.clone()
     }
 
     /// Token buckets in use.
@@ -113,10 +125,10 @@ impl History {
 
 /// The reload thread's side: everything that a reload needs.
 pub struct Reloader {
-    /// Where keys come from.
-    pub source: SourceFile,
-    /// When, and how far.
-    pub policy: Policy,
+    /// What the configuration says of them.
+    pub settings: Settings,
+    /// Reads the configuration again; called for reloads that somebody asks for.
+    pub configure: Configure,
     /// Where snapshots go.
     pub publisher: Publisher,
     /// The buckets.
@@ -128,6 +140,20 @@ pub struct Reloader {
     /// To wait for the workers, which run on tokio.
     pub runtime: tokio::runtime::Handle,
 }
+
+/// What the configuration says of reloads.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where keys come from.
+    pub source: SourceFile,
+    /// When, and how far.
+    pub policy: Policy,
+    /// What holds for every key.
+    pub rules: Arc<Rules>,
+}
+
+/// Yields the settings as they are now, or what is wrong with them, for people.
+pub type Configure = Box<dyn FnMut() -> Result<Settings, String> + Send>;
 
 /// When a source is read, and what of it is believed.
 #[derive(Clone, Copy, Debug)]
@@ -182,7 +208,7 @@ impl Reloader {
     /// Loads the source, calls `ready`, and then reloads until all senders of `triggers` are gone.
     pub fn run(self, trigger: SyncSender<Trigger>, triggers: &Receiver<Trigger>, ready: impl FnOnce()) {
         let noticed = Arc::new(AtomicBool::new(false));
-        let watch = Watch::new(&self.source.path, changes(trigger, Arc::clone(&noticed)));
+        let watch = Watch::new(&self.settings.source.path, changes(trigger, Arc::clone(&noticed)));
         let mut running = Running {
             reloader: self,
             ledger: Ledger::new(),
@@ -193,7 +219,7 @@ impl Reloader {
             watch,
             checks: VecDeque::new(),
         };
-        running.reload(false);
+        running.reload(false, false);
         ready();
         while let Some(batch) = running.next(triggers) {
             running.serve(batch);
@@ -242,13 +268,17 @@ impl Running {
     fn next(&self, triggers: &Receiver<Trigger>) -> Option<Batch> {
         let mut batch = Batch::default();
         // A check that waits is next, unless a reload has been asked for meanwhile.
-        let patience = if self.checks.is_empty() { self.reloader.policy.poll } else { Duration::ZERO };
+        let patience = match self.checks.is_empty() {
+            true => self.reloader.settings.policy.poll,
+            false => Duration::ZERO,
+        };
         match triggers.recv_timeout(patience) {
             Ok(trigger) => batch.add(trigger),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return None,
         }
-        self.reloader.source.settle(self.reloader.policy.settle);
+        let Settings { source, policy, .. } = &self.reloader.settings;
+        source.settle(policy.settle);
         triggers.try_iter().for_each(|trigger| batch.add(trigger));
         self.noticed.store(false, Ordering::Release);
         Some(batch)
@@ -257,60 +287,74 @@ impl Running {
     fn serve(&mut self, batch: Batch) {
         let Batch { signal, asked, forced, checks } = batch;
         self.checks.extend(checks);
-        let has_changed = FileState::of(&self.reloader.source.path) != self.seen;
+        let has_changed = FileState::of(&self.reloader.settings.source.path) != self.seen;
+        // The file alone has changed: the configuration is read again only where somebody says so.
+        let configure = signal || !asked.is_empty() || !forced.is_empty();
         let plain = signal || !asked.is_empty() || (has_changed && forced.is_empty());
         if plain || !forced.is_empty() {
             systemd::reloading();
         }
         if plain {
-            let outcome = self.reload(false);
+            let outcome = self.reload(configure, false);
             systemd::ready();
             // Whoever asked may have gone; the reload was made all the same.
             asked.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
         }
         if !forced.is_empty() {
-            let outcome = self.reload(true);
+            let outcome = self.reload(configure, true);
             systemd::ready();
             forced.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
         }
     }
 
-    fn reload(&mut self, force: bool) -> Arc<Outcome> {
+    fn reload(&mut self, configure: bool, force: bool) -> Arc<Outcome> {
         let start = Instant::now();
-        let mut result = self.try_reload(force);
-        for _ in 1..ATTEMPTS {
-            if !matches!(result, Err(Failure::Changing { .. })) {
-                break;
+        let settings = if configure { self.configure() } else { Ok(self.reloader.settings.clone()) };
+        let result = settings.and_then(|settings| {
+            let mut result = self.try_reload(&settings, force);
+            for _ in 1..ATTEMPTS {
+                if !matches!(result, Err(Failure::Changing { .. })) {
+                    break;
+                }
+                result = self.try_reload(&settings, force);
             }
-            result = self.try_reload(force);
-        }
+            // The configuration is taken with the keys that were read by it, or not at all.
+            if result.is_ok() {
+                self.reloader.settings = settings;
+            }
+            result
+        });
         if result.as_ref().is_err_and(Failure::is_passing) {
             // As if it had not been looked at: the next comparison tries again.
             self.seen = None;
         }
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
         self.report(&outcome);
-        self.watch.renew();
+        self.watch.follow(&self.reloader.settings.source.path);
         outcome
     }
 
-    fn try_reload(&mut self, force: bool) -> Result<Accepted, Failure> {
-        let source = &self.reloader.source;
-        source.settle(self.reloader.policy.settle);
+    fn configure(&mut self) -> Result<Settings, Failure> {
+        (self.reloader.configure)().map_err(Failure::Configuration)
+    }
+
+    fn try_reload(&mut self, settings: &Settings, force: bool) -> Result<Accepted, Failure> {
+        let source = &settings.source;
+        source.settle(settings.policy.settle);
         // Before the reading: what changes from here on is seen as a change.
         self.seen = FileState::of(&source.path);
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
         if !force {
             let served = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
-            self.reloader.policy.guard(&source.path, served, loaded.keys.len())?;
+            settings.policy.guard(&source.path, served, loaded.keys.len())?;
         }
-        self.publish(loaded)
+        self.publish(settings, loaded)
     }
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
-    fn publish(&mut self, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
-        let Reloader { limiter, publisher, runtime, clock, source, .. } = &mut self.reloader;
+    fn publish(&mut self, settings: &Settings, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
+        let Reloader { limiter, publisher, runtime, clock, .. } = &mut self.reloader;
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
@@ -318,8 +362,12 @@ impl Running {
         let source_time = state.written_at().min(clock.now().unix);
         let mut claim = self.ledger.claim(limiter);
         let snapshot = keys
-            .publishable(&mut claim, old, generation, source_time)
-            .map_err(|error| Failure::TooManyBuckets { path: source.path.to_path_buf(), error })?;
+            .publishable(
+                &mut claim,
+                old,
+                Stamp { generation, source_time, rules: Arc::clone(&settings.rules) },
+            )
+            .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
         let accepted = Accepted { generation, keys: snapshot.len(), diff };
 
         let settlement = claim.commit();
@@ -360,6 +408,7 @@ impl Running {
         }
         let mut last = self.reloader.history.lock();
         last.buckets = self.ledger.in_use();
+        last.source = self.reloader.settings.source.path.clone();
         if outcome.result.is_ok() {
             last.accepted = Some(Arc::clone(outcome));
         }

@@ -43,8 +43,15 @@ impl Watch {
         watch
     }
 
-    /// Follows the links of the path anew; to be called after each change.
-    pub(super) fn renew(&mut self) {
+    /// Follows the links of `path` anew, which may be another than before; to be called after each change.
+    pub(super) fn follow(&mut self, path: &Path) {
+        if self.path != path {
+            self.path = path.to_path_buf();
+        }
+        self.renew();
+    }
+
+    fn renew(&mut self) {
         let Some(watcher) = &mut self.watcher else {
             return;
         };

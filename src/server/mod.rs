@@ -22,15 +22,16 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::connection::{Counters, Shared, Timeouts};
 use crate::limiter::Limiter;
 use crate::publish::{Publisher, Served};
-use crate::reload::{History, Reloader, Trigger, triggers};
+use crate::reload::{Configure, History, Reloader, Settings, Trigger, triggers};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
 use crate::server::operator::Operator;
 use crate::server::worker::Worker;
+use crate::state::{self, StateDir};
 use crate::systemd;
 
 mod accept;
@@ -65,6 +66,12 @@ pub enum StartError {
     /// A socket cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The configuration names what cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] state::OpenError),
     /// The system says no.
     #[error("cannot {what}: {error}")]
     System {
@@ -84,7 +91,7 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
 /// # Errors
 /// When it cannot start. A source that cannot be loaded is no such reason: the daemon answers NOT_READY and goes on
 /// looking.
-pub fn run(config: &Config) -> Result<(), StartError> {
+pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartError> {
     // A core dump would hold the keys that are being verified (promise 7).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| system("forbid core dumps")(error.into()))?;
@@ -113,13 +120,35 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         );
     }
 
+    // After the sockets: who connects while another daemon is still leaving the directory waits to be answered.
+    let _state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?;
+
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control runtime"))?;
-    let daemon = Daemon::start(config, max_connections, runtime.handle())?;
+    let daemon = Daemon::start(config, configuration, max_connections, runtime.handle())?;
     let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
     // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
     drop((verify, admin));
     drained
+}
+
+/// Reads the configuration again.
+pub type Configuration = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
+
+fn settings(config: &Config) -> Result<Settings, ConfigError> {
+    Ok(Settings { source: config.file(), policy: config.policy(), rules: Arc::new(config.rules()?) })
+}
+
+/// For reloads: the settings that they can change, and a word about the others.
+fn again(started_with: Config, configuration: Configuration) -> Configure {
+    Box::new(move || {
+        let config = configuration().map_err(|error| error.to_string())?;
+        let settings = settings(&config).map_err(|error| error.to_string())?;
+        if (&config.server, config.log) != (&started_with.server, started_with.log) {
+            warn!("[server] or [log] has changed in the configuration; that takes effect at the next start");
+        }
+        Ok(settings)
+    })
 }
 
 /// The threads, and what the control runtime needs of them.
@@ -134,12 +163,18 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(config: &Config, limit: usize, runtime: &tokio::runtime::Handle) -> Result<Self, StartError> {
+    fn start(
+        config: &Config,
+        configuration: Configuration,
+        limit: usize,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Self, StartError> {
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
         let (draining, drain) = watch::channel(false);
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
-        let rules = Arc::new(config.rules());
+        let settings = settings(config)?;
+        let rules = Arc::clone(&settings.rules);
         let timeouts = Timeouts { idle: config.server.idle_timeout, overdue: OVERDUE };
 
         let start = |(number, subscription)| {
@@ -153,11 +188,11 @@ impl Daemon {
         let workers: io::Result<Vec<Worker>> = subscriptions.into_iter().enumerate().map(start).collect();
         let workers = workers.map_err(system("start a worker"))?.into();
 
-        let history = History::default();
+        let history = History::new(&settings.source.path);
         let served = publisher.served();
         let reloader = Reloader {
-            source: config.source.file(),
-            policy: config.source.policy(),
+            settings,
+            configure: again(config.clone(), configuration),
             publisher,
             limiter,
             clock,
@@ -214,8 +249,6 @@ impl Daemon {
             served: self.served,
             history: self.history,
             trigger: self.trigger.clone(),
-            source: config.source.path.display().to_string(),
-            max_staleness: config.source.max_staleness,
             started: Instant::now(),
         };
         let operating = admin.for_tokio().map_err(system("listen on the admin socket"))?;

@@ -23,8 +23,6 @@ pub(super) struct Operator {
     pub(super) served: Served,
     pub(super) history: History,
     pub(super) trigger: SyncSender<Trigger>,
-    pub(super) source: String,
-    pub(super) max_staleness: Option<Duration>,
     pub(super) started: Instant,
 }
 
@@ -58,7 +56,8 @@ impl Operator {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             now.saturating_sub(Duration::from_secs(snapshot.source_time().into())).as_secs()
         });
-        let stale = age.zip(self.max_staleness).is_some_and(|(age, limit)| age > limit.as_secs());
+        let max_staleness = snapshot.as_ref().and_then(|snapshot| snapshot.rules().max_staleness);
+        let stale = age.zip(max_staleness).is_some_and(|(age, limit)| age > u64::from(limit));
         let sum = |count: fn(&Worker) -> u64| self.workers.iter().map(count).sum();
         let verdicts: BTreeMap<String, u64> = Verdict::all()
             .map(|verdict| {
@@ -72,7 +71,7 @@ impl Operator {
             generation: snapshot.as_ref().map_or(0, |snapshot| snapshot.generation()),
             keys: snapshot.as_ref().map_or(0, |snapshot| snapshot.len()),
             buckets: self.history.buckets(),
-            source: self.source.clone(),
+            source: self.history.source().display().to_string(),
             source_age_s: age,
             last_reload: self.history.last().map(|outcome| self.report(&outcome)),
             last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),

@@ -12,10 +12,10 @@ use hashbrown::hash_table::Entry as Place;
 use ipnet::IpNet;
 
 use crate::limiter::{Claim, Slot};
-use crate::record::{KeyRecord, Limit, Origin};
+use crate::record::{KeyRecord, Limit, Origin, Plans, UnknownPlan, on_top};
 use crate::snapshot::entry::{Entry, Text};
 use crate::snapshot::policy::Policy;
-use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, Snapshot, bucket_name, same_digest};
+use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, Snapshot, Stamp, bucket_name, same_digest};
 
 /// The keys of one export.
 pub struct Keys {
@@ -36,7 +36,7 @@ pub struct Keys {
 }
 
 /// Why a row cannot go in beside the ones before it. Lines count from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// Two rows with one hash: which of them would decide?
     #[error("the same key_hash as in line {line}; a key may be listed once")]
@@ -58,6 +58,9 @@ pub enum RowError {
         /// The first.
         line: u64,
     },
+    /// A plan that is not defined.
+    #[error(transparent)]
+    UnknownPlan(#[from] UnknownPlan),
     /// Entries are numbered with 32 bits.
     #[error("more than {} keys", u32::MAX)]
     TooMany,
@@ -71,6 +74,7 @@ pub struct TooManyBuckets;
 /// Takes records and makes [`Keys`] of them.
 pub struct Builder {
     keys: Keys,
+    plans: Arc<Plans>,
     /// Line of each entry, for errors.
     lines: Vec<u64>,
     owners: HashTable<u32>,
@@ -139,12 +143,18 @@ impl Builder {
         };
         Self {
             keys,
+            plans: Arc::default(),
             lines: Vec::with_capacity(expected),
             owners: HashTable::new(),
             policies: HashTable::new(),
             policy_keys: Vec::new(),
             last_policy: 0,
         }
+    }
+
+    /// The same, with the plans that rows may name.
+    pub fn with_plans(self, plans: Arc<Plans>) -> Self {
+        Self { plans, ..self }
     }
 
     /// Adds the row of `line`.
@@ -154,12 +164,12 @@ impl Builder {
     pub fn add(&mut self, line: u64, record: &KeyRecord<'_>) -> Result<(), RowError> {
         let id = u32::try_from(self.keys.entries.len()).map_err(|_| RowError::TooMany)?;
         let id_hash = self.keys.hasher.hash_one(record.key_id);
-        let first = self.first_of_key(id_hash, record)?.unwrap_or(id);
+        let policy = self.policy(record)?;
+        let first = self.first_of_key(id_hash, record, policy)?.unwrap_or(id);
         self.claim_digest(id, record)?;
 
         let key_id = self.key_id(id, first, id_hash, record.key_id);
         let owner = self.owner(record.owner);
-        let policy = self.policy(record);
         if !record.metadata.is_empty() {
             self.keys.metadata.push((id, record.metadata.into()));
         }
@@ -188,13 +198,20 @@ impl Builder {
     }
 
     /// The first row with the same key id, which has to agree with this one.
-    fn first_of_key(&self, id_hash: u64, record: &KeyRecord<'_>) -> Result<Option<u32>, RowError> {
+    fn first_of_key(
+        &self,
+        id_hash: u64,
+        record: &KeyRecord<'_>,
+        policy: u32,
+    ) -> Result<Option<u32>, RowError> {
         let Some(first) = self.keys.find_by_id_hash(id_hash, record.key_id) else {
             return Ok(None);
         };
         let entry = &self.keys.entries[first as usize];
         let line = self.line(first);
-        if !same(&self.policy_keys[entry.policy as usize].limits, &record.limits) {
+        let [first_limits, limits] =
+            [entry.policy, policy].map(|policy| self.keys.policies[policy as usize].limits());
+        if entry.policy != policy && first_limits != limits {
             return Err(RowError::OtherLimits { line });
         }
         if self.keys.text(self.keys.owners[entry.owner as usize]) != record.owner {
@@ -252,23 +269,25 @@ impl Builder {
         id
     }
 
-    fn policy(&mut self, record: &KeyRecord<'_>) -> u32 {
+    fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlan> {
         if self.policy_keys.get(self.last_policy as usize).is_some_and(|key| key.is_of(record)) {
-            return self.last_policy;
+            return Ok(self.last_policy);
         }
         let hash = PolicyKey::hash(&self.keys.hasher, record);
         let found = self.policies.find(hash, |(_, id)| self.policy_keys[*id as usize].is_of(record)).copied();
         self.last_policy = match found {
             Some((_, id)) => id,
             None => {
+                let (plan, limits) = self.plans.of(record.plan)?;
+                let policy = Policy::new(record, plan, on_top(limits, &record.limits));
                 let id = self.policy_keys.len() as u32;
                 self.policy_keys.push(PolicyKey::of(record));
-                self.keys.policies.push(Policy::new(record));
+                self.keys.policies.push(policy);
                 self.policies.insert_unique(hash, (hash, id), |(hash, _)| *hash);
                 id
             }
         };
-        self.last_policy
+        Ok(self.last_policy)
     }
 
     fn line(&self, entry: u32) -> u64 {
@@ -291,8 +310,7 @@ impl Keys {
         mut self,
         claim: &mut Claim<'_>,
         previous: Option<&Snapshot>,
-        generation: u64,
-        source_time: u32,
+        stamp: Stamp,
     ) -> Result<Snapshot, TooManyBuckets> {
         let mut runs = Vec::new();
         for at in 0..self.entries.len() {
@@ -304,7 +322,7 @@ impl Keys {
             };
             self.entries[at].buckets = buckets;
         }
-        Ok(Snapshot { generation, source_time, keys: self, runs: runs.into() })
+        Ok(Snapshot { stamp, keys: self, runs: runs.into() })
     }
 
     fn claim_key(

@@ -9,18 +9,21 @@
 //! small, and the entries lie side by side in the order of the export.
 
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
 use crate::limiter::{Charge, MAX_CHARGES, Slot};
 use crate::record::{Digest, Status};
+use crate::rules::Rules;
 
 mod build;
 mod diff;
 mod entry;
 mod ip_set;
 mod policy;
+mod scope_set;
 mod summary;
 
 pub use build::{Builder, Keys, RowError, TooManyBuckets};
@@ -28,16 +31,26 @@ pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
+pub use scope_set::ScopeSet;
 pub use summary::Summary;
 
 /// A complete set of keys with a generation. See the [module](self).
 pub struct Snapshot {
-    generation: u64,
-    /// Unix second at which the source was written.
-    source_time: u32,
+    stamp: Stamp,
     keys: Keys,
     /// Slots of the keys with several limits, one run after another.
     runs: Box<[u32]>,
+}
+
+/// What tells a snapshot from others, and holds for all of its keys.
+#[derive(Clone, Debug, Default)]
+pub struct Stamp {
+    /// Number of the snapshot; the first is 1.
+    pub generation: u64,
+    /// Unix second at which the source was written.
+    pub source_time: u32,
+    /// The daemon's own rules.
+    pub rules: Arc<Rules>,
 }
 
 /// Position of an entry.
@@ -94,12 +107,17 @@ fn same_digest(a: &Digest, b: &Digest) -> bool {
 impl Snapshot {
     /// Number of this snapshot; the first is 1.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.stamp.generation
     }
 
     /// Unix second at which the source was written.
     pub fn source_time(&self) -> u32 {
-        self.source_time
+        self.stamp.source_time
+    }
+
+    /// The daemon's own rules, as of this snapshot.
+    pub fn rules(&self) -> &Rules {
+        &self.stamp.rules
     }
 
     /// Keys in it: rows of the export.

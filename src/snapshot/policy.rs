@@ -4,29 +4,30 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use crate::record::{KeyRecord, Limit, Origin};
-use crate::snapshot::IpSet;
 use crate::snapshot::diff::Difference;
+use crate::snapshot::{IpSet, ScopeSet};
 
 /// Everything of a key but its identity, its status and its times.
 #[derive(PartialEq)]
 pub struct Policy {
     environment: Box<str>,
     plan: Box<str>,
-    scopes: Arc<[Box<str>]>,
+    scopes: ScopeSet,
     ips: IpSet,
     origins: Arc<[Origin]>,
     limits: Arc<[Limit]>,
 }
 
 impl Policy {
-    pub(super) fn new(record: &KeyRecord<'_>) -> Self {
+    /// `plan` and `limits` are what the record's own come to with its plan's.
+    pub(super) fn new(record: &KeyRecord<'_>, plan: &str, limits: Arc<[Limit]>) -> Self {
         Self {
             environment: record.environment.into(),
-            plan: record.plan.into(),
-            scopes: Arc::clone(&record.scopes),
+            plan: plan.into(),
+            scopes: ScopeSet::new(&record.scopes),
             ips: IpSet::new(&record.allowed_ips),
             origins: Arc::clone(&record.allowed_origins),
-            limits: Arc::clone(&record.limits),
+            limits,
         }
     }
 
@@ -56,17 +57,14 @@ impl Policy {
         &self.plan
     }
 
-    /// The token buckets that a request is charged to.
+    /// The limits that a request is charged to: the plan's, and the rows' own on top.
     pub fn limits(&self) -> &[Limit] {
         &self.limits
     }
 
     /// Whether `scope` is one of the key's, or covered by one that ends in `*`.
     pub fn has_scope(&self, scope: &str) -> bool {
-        self.scopes.iter().any(|own| match own.strip_suffix('*') {
-            Some(prefix) => scope.starts_with(prefix),
-            None => **own == *scope,
-        })
+        self.scopes.contains(scope)
     }
 
     /// Whether a request from `ip` is let through: always, where the key lists no networks; never, where it does and

@@ -11,10 +11,11 @@
 
 use keyward_protocol::{Answer, Credential, LimitState, ScopeMode, Verdict, Verify};
 
-use crate::key_format::{self, Minted, Prefix};
+use crate::key_format::{self, Minted};
 use crate::limiter::{Balance, Charge, Charged, Limiter, MAX_CHARGES, Outcome, Rate};
 use crate::now::Now;
 use crate::record::{Digest, Status};
+use crate::rules::Rules;
 use crate::snapshot::{EntryId, Key, Policy, Snapshot};
 
 #[cfg(test)]
@@ -23,15 +24,6 @@ mod tests;
 /// Requests in one pass through the stages. Memory has some tens of reads in flight at once; beyond 64 nothing is gained,
 /// and the batch's working set (6 KiB) leaves the first-level cache.
 pub const BATCH: usize = 64;
-
-/// The daemon's own rules, which no key can change.
-#[derive(Clone, Debug, Default)]
-pub struct Rules {
-    /// Prefixes of keys that keyward minted: raw keys that begin so are refused if their checksum is wrong.
-    pub minted: Vec<Prefix>,
-    /// Age of the source, in seconds, past which its snapshot may not be served.
-    pub max_staleness: Option<u32>,
-}
 
 /// What a batch is decided on.
 #[derive(Clone, Copy)]

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::limiter::Ledger;
 use crate::record::{KeyRecord, Limit, Origin};
-use crate::snapshot::Builder;
+use crate::snapshot::{Builder, Stamp};
 
 const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
 
@@ -31,9 +31,8 @@ fn record(key: &str) -> KeyRecord<'_> {
 }
 
 fn limits(rates: &[(&str, u64)]) -> Arc<[Limit]> {
-    let limit = |(name, burst): &(&str, u64)| Limit {
-        name: (*name).into(),
-        rate: Rate::new(1, 1_000_000_000, *burst).expect("in range"),
+    let limit = |(name, burst): &(&str, u64)| {
+        Limit::new(*name, Rate::new(1, 1_000_000_000, *burst).expect("in range"))
     };
     rates.iter().map(limit).collect()
 }
@@ -45,7 +44,14 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
     }
     let mut ledger = Ledger::new();
     let mut claim = ledger.claim(limiter);
-    let snapshot = builder.finish().publishable(&mut claim, None, 7, NOW.unix - 100).expect("room");
+    let snapshot = builder
+        .finish()
+        .publishable(
+            &mut claim,
+            None,
+            Stamp { generation: 7, source_time: NOW.unix - 100, ..Stamp::default() },
+        )
+        .expect("room");
     let _nothing_before = claim.commit();
     snapshot
 }
@@ -79,7 +85,11 @@ fn the_first_fault_in_order_decides() {
         environment: Some("test"),
         ..Verify::new(1, Credential::RawKey(b"acme_live_typo"))
     };
-    let mut rules = Rules { minted: vec!["acme_live_".parse().expect("a prefix")], max_staleness: Some(99) };
+    let mut rules = Rules {
+        minted: vec!["acme_live_".parse().expect("a prefix")],
+        max_staleness: Some(99),
+        peppers: None,
+    };
     let limiter = Limiter::new();
     let mut have_snapshot = false;
 
@@ -162,14 +172,20 @@ fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
     builder.add(2, &key).expect("new");
     builder.add(3, &free).expect("new");
     let mut claim = ledger.claim(&limiter);
-    let old = builder.finish().publishable(&mut claim, None, 1, 0).expect("room");
+    let old = builder
+        .finish()
+        .publishable(&mut claim, None, Stamp { generation: 1, ..Stamp::default() })
+        .expect("room");
     let _first = claim.commit();
 
     let mut builder = Builder::new(2, 0);
     key.limits = limits(&[("only", 5)]);
     builder.add(2, &key).expect("new");
     let mut claim = ledger.claim(&limiter);
-    let new = builder.finish().publishable(&mut claim, Some(&old), 2, 0).expect("room");
+    let new = builder
+        .finish()
+        .publishable(&mut claim, Some(&old), Stamp { generation: 2, ..Stamp::default() })
+        .expect("room");
     let _unsettled = claim.commit();
 
     let rules = Rules::default();

@@ -67,6 +67,7 @@ fn everything_asked_and_answered_arrives() {
                 environment: "live",
                 plan: "pro",
                 metadata: Some("{\"seat\":4}"),
+                shadow_limit: Some("daily"),
             }
             .encode(&mut out);
             peer.send(&out);

@@ -5,8 +5,8 @@
 #![allow(dead_code)]
 
 use keyward_protocol::{
-    Answer, Credential, ErrorFrame, Fault, Hello, LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, Request,
-    Response, ScopeMode, Scopes, Split, Verdict, Verify, Welcome, split, truncated,
+    Answer, Credential, ErrorFrame, Fault, Hello, LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, Refund,
+    Request, Response, ScopeMode, Scopes, Split, Verdict, Verify, Welcome, split, truncated,
 };
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv6Addr};
@@ -66,6 +66,14 @@ pub(crate) enum Fields {
         origin: Option<Text>,
         environment: Option<Text>,
     },
+    Refund {
+        request_id: u32,
+        flags: Vec<String>,
+        cost: u32,
+        digest: Option<Bytes>,
+        key: Option<Bytes>,
+        limit: Option<Text>,
+    },
     Welcome {
         request_id: u32,
         flags: Vec<String>,
@@ -93,6 +101,7 @@ pub(crate) enum Fields {
         plan: Text,
         limit_name: Text,
         metadata: Option<Text>,
+        shadow_limit: Option<Text>,
     },
     Error {
         request_id: u32,
@@ -209,6 +218,7 @@ impl Frame<'_> {
         match self {
             Self::Request(Request::Hello(hello)) => hello.encode(out),
             Self::Request(Request::Verify(verify)) => verify.encode(out).expect("no field is over its limit"),
+            Self::Request(Request::Refund(refund)) => refund.encode(out).expect("no field is over its limit"),
             Self::Response(Response::Welcome(welcome)) => welcome.encode(out),
             Self::Response(Response::Answer(answer)) => answer.encode(out),
             Self::Response(Response::Error(error)) => error.encode(out),
@@ -227,6 +237,7 @@ impl Fields {
         match self {
             Self::Hello { flags, .. }
             | Self::Verify { flags, .. }
+            | Self::Refund { flags, .. }
             | Self::Welcome { flags, .. }
             | Self::Answer { flags, .. }
             | Self::Error { flags, .. } => flags,
@@ -245,21 +256,24 @@ impl Fields {
                 Frame::Request(Request::Hello(Hello { request_id, min_version, max_version }))
             }
             Self::Verify { request_id, cost, digest, key, scopes, ip, origin, environment, .. } => {
-                let credential = match (digest, key) {
-                    (Some(digest), None) => Credential::Digest(digest.0[..].try_into().expect("32 bytes")),
-                    (None, Some(key)) => Credential::RawKey(&key.0),
-                    _ => panic!("a VERIFY has a digest or a key"),
-                };
                 let mode = if self.has("ANY_SCOPE") { ScopeMode::Any } else { ScopeMode::All };
                 Frame::Request(Request::Verify(Verify {
                     request_id: *request_id,
                     cost: *cost,
-                    credential,
+                    credential: credential(digest.as_ref(), key.as_ref()),
                     scopes: scopes.as_ref().map(|names| Scopes { names: &names.0, mode }),
                     ip: ip.map(mapped),
                     origin: origin.as_ref().map(|origin| origin.0.as_str()),
                     environment: environment.as_ref().map(|environment| environment.0.as_str()),
                     want_metadata: self.has("METADATA"),
+                }))
+            }
+            Self::Refund { request_id, cost, digest, key, limit, .. } => {
+                Frame::Request(Request::Refund(Refund {
+                    request_id: *request_id,
+                    cost: *cost,
+                    credential: credential(digest.as_ref(), key.as_ref()),
+                    limit: limit.as_ref().map(|limit| limit.0.as_str()),
                 }))
             }
             Self::Welcome {
@@ -298,6 +312,7 @@ impl Fields {
                 plan,
                 limit_name,
                 metadata,
+                shadow_limit,
                 ..
             } => Frame::Response(Response::Answer(Answer {
                 request_id: *request_id,
@@ -315,6 +330,7 @@ impl Fields {
                 environment: &environment.0,
                 plan: &plan.0,
                 metadata: metadata.as_ref().map(|metadata| metadata.0.as_str()),
+                shadow_limit: shadow_limit.as_ref().map(|name| name.0.as_str()),
             })),
             Self::Error { request_id, code, detail, message, .. } => {
                 Frame::Response(Response::Error(ErrorFrame {
@@ -326,6 +342,14 @@ impl Fields {
                 }))
             }
         }
+    }
+}
+
+fn credential<'a>(digest: Option<&Bytes>, key: Option<&'a Bytes>) -> Credential<'a> {
+    match (digest, key) {
+        (Some(digest), None) => Credential::Digest(digest.0[..].try_into().expect("32 bytes")),
+        (None, Some(key)) => Credential::RawKey(&key.0),
+        _ => panic!("a request has a digest or a key"),
     }
 }
 

@@ -1,0 +1,90 @@
+//! What a key may do, made ready for looking up: one bisection for exact names and one for wildcards, however many there are.
+
+use std::sync::Arc;
+
+/// Exact names, and beginnings that stand for every name that begins so.
+#[derive(Debug, Default, PartialEq)]
+pub struct ScopeSet {
+    /// Sorted; none that a wildcard covers.
+    exact: Box<[Box<str>]>,
+    /// What is before the `*`: sorted, and none begins with another, so that only one of them can be the beginning of a name.
+    wildcards: Box<[Box<str>]>,
+}
+
+impl ScopeSet {
+    /// The set of `scopes`; one that ends in `*` is a wildcard.
+    pub fn new(scopes: &Arc<[Box<str>]>) -> Self {
+        let mut wildcards: Vec<&str> = scopes.iter().filter_map(|scope| scope.strip_suffix('*')).collect();
+        wildcards.sort_unstable();
+        // A beginning sorts before all that begin with it.
+        wildcards.dedup_by(|next, kept| next.starts_with(*kept));
+        let set = Self { exact: Box::default(), wildcards: wildcards.into_iter().map(Box::from).collect() };
+        let mut exact: Vec<&str> =
+            scopes.iter().map(|scope| &**scope).filter(|scope| !scope.ends_with('*')).collect();
+        exact.retain(|scope| !set.is_covered(scope));
+        exact.sort_unstable();
+        exact.dedup();
+        Self { exact: exact.into_iter().map(Box::from).collect(), ..set }
+    }
+
+    /// Whether `scope` is one of them, or covered by a wildcard.
+    pub fn contains(&self, scope: &str) -> bool {
+        self.exact.binary_search_by(|own| (**own).cmp(scope)).is_ok() || self.is_covered(scope)
+    }
+
+    fn is_covered(&self, scope: &str) -> bool {
+        let after = self.wildcards.partition_point(|begin| **begin <= *scope);
+        after
+            .checked_sub(1)
+            .and_then(|at| self.wildcards.get(at))
+            .is_some_and(|begin| scope.starts_with(&**begin))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(scopes: &[&str]) -> ScopeSet {
+        ScopeSet::new(&scopes.iter().map(|scope| Box::from(*scope)).collect())
+    }
+
+    #[test]
+    fn what_a_wildcard_covers_is_not_kept_twice() {
+        let set =
+            set(&["orders:*", "orders:read", "orders:items:*", "invoices:read", "invoices:read", "order"]);
+        assert_eq!(*set.exact, ["invoices:read".into(), "order".into()]);
+        assert_eq!(*set.wildcards, ["orders:".into()]);
+        for covered in ["orders:", "orders:read", "orders:items:write", "invoices:read", "order"] {
+            assert!(set.contains(covered), "{covered}");
+        }
+        for foreign in ["orders", "invoices:", "invoices:read:all", "", "orderz:read"] {
+            assert!(!set.contains(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_lone_star_covers_everything() {
+        assert!(set(&["*", "a:*", "b"]).contains("anything"));
+        assert!(!set(&[]).contains("anything"));
+    }
+
+    proptest! {
+        #[test]
+        fn bisection_agrees_with_a_linear_scan(
+            scopes in prop::collection::vec("[ab:]{0,4}\\*?", 0..30),
+            probes in prop::collection::vec("[ab:]{0,5}", 1..40),
+        ) {
+            let set = ScopeSet::new(&scopes.iter().map(|scope| Box::from(scope.as_str())).collect());
+            for probe in probes {
+                let linear = scopes.iter().any(|own| match own.strip_suffix('*') {
+                    Some(begin) => probe.starts_with(begin),
+                    None => *own == probe,
+                });
+                prop_assert_eq!(set.contains(&probe), linear, "{} in {:?}", probe, scopes);
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Files that outlive the daemon: nothing but files, whatever is in them.
+//!
+//! * [`StateDir`] is the directory, locked: one daemon has it.
+//! * A [`Journal`] is written at its end only, a batch of whole lines at a time ([`lines`]).
+//! * [`replace`] writes a whole file anew.
+//!
+//! What all of them keep to: a daemon that is killed at any moment leaves behind files that the next one can read; a file
+//! is the daemon's user's alone (0600); and no path leads out of the directory through a symbolic link, so that a
+//! directory that others can write to, such as /tmp, can cost the state but nobody's files.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+mod dir;
+pub mod lines;
+
+#[cfg(test)]
+mod tests;
+
+pub use dir::{OpenError, StateDir};
+pub use lines::{Journal, Rotation};
+
+/// Permissions of every file: what is in it may say who uses what.
+const FILE_MODE: u32 = 0o600;
+
+const O_NOFOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
+
+/// What could not be done to which file.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: cannot {what}: {error}", path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What was tried.
+    pub what: &'static str,
+    /// What the system says.
+    pub error: io::Error,
+}
+
+/// Completes an [`io::Error`] about `path`.
+fn failed<'a>(path: &'a Path, what: &'static str) -> impl Fn(io::Error) -> FileError + use<'a> {
+    move |error| FileError { path: path.to_path_buf(), what, error }
+}
+
+/// Opens a file of the state directory, and makes it if it is missing.
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.create(true).mode(FILE_MODE).custom_flags(O_NOFOLLOW).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
+/// Makes sure that the names in the directory of `path` survive a loss of power.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Replaces the file at `path` by what `write` writes: after a crash at any moment it is the old one or the new one, whole.
+/// When this returns without an error, the new one survives a loss of power.
+///
+/// One thread at a time may replace a file: what is being written is beside it, under its name and `.new`.
+///
+/// # Errors
+/// When anything fails; then the old file is as it was, but for one case: where the name cannot be made durable, the new
+/// one is there and may be gone after a loss of power.
+pub fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let written = open(&new, OpenOptions::new().write(true).truncate(true)).and_then(|file| {
+        let mut writer = BufWriter::new(file);
+        write(&mut writer)?;
+        writer.flush()?;
+        writer.get_ref().sync_all()
+    });
+    let replaced = match written {
+        Ok(()) => std::fs::rename(&new, path).map_err(failed(path, "replace it")),
+        Err(error) => Err(failed(&new, "write it")(error)),
+    };
+    if let Err(error) = replaced {
+        // On a full disk the room is worth more than the half of a file.
+        let _not_there = std::fs::remove_file(&new);
+        return Err(error);
+    }
+    sync_directory(path).map_err(failed(path, "make its new name durable"))
+}
