@@ -37,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "publish",
             "reload",
             "snapshot",
+            "source",
             "state",
             "systemd",
         ],

@@ -1,8 +1,9 @@
-//! The admin socket: status, reload, version, for whoever operates the daemon.
+//! The admin socket: status, reload, check, revocations, version, for whoever operates the daemon.
 
+pub mod check;
 mod client;
 pub mod message;
 mod serve;
 
 pub use client::{AskError, ask, ask_within};
-pub use serve::{Operate, serve};
+pub use serve::{Operate, Peer, serve};

@@ -13,8 +13,8 @@ use tracing::{debug, warn};
 
 use crate::admin::message::{Command, Reply};
 
-/// Longest command: the longest there is has some sixty bytes.
-const MAX_LINE: u64 = 4096;
+/// Longest command: one with a path, of which each byte may be written as `\u0041`, and some sixty bytes more.
+const MAX_LINE: u64 = 6 * 4096 + 256;
 
 /// Connections at once: operators and their scripts, not applications.
 const MAX_CONNECTIONS: usize = 32;
@@ -25,10 +25,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long nothing is accepted after the system has run out of something.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
+/// Who gives commands, as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// User.
+    pub uid: u32,
+    /// Process, where the kernel says.
+    pub pid: Option<i32>,
+}
+
 /// Carries commands out.
 pub trait Operate {
-    /// Answers one command.
-    fn operate(&self, command: Command) -> impl Future<Output = Reply>;
+    /// Answers one command of `peer`.
+    fn operate(&self, command: Command, peer: Peer) -> impl Future<Output = Reply>;
 }
 
 /// Accepts for ever. `admins` may connect, beside root and the daemon's own user. To be run on a `LocalSet`.
@@ -39,20 +48,22 @@ pub async fn serve(listener: UnixListener, admins: Box<[u32]>, operator: Rc<impl
             return;
         };
         match listener.accept().await {
-            Ok((stream, _)) if may(&stream, &admins) => {
-                let operator = Rc::clone(&operator);
-                tokio::task::spawn_local(async move {
-                    let _place = place;
-                    if let Err(error) = converse(stream, &*operator).await {
-                        debug!(%error, "admin connection");
-                    }
-                });
-            }
-            Ok((mut stream, _)) => {
-                let reply =
-                    Reply::error("only root, the daemon's own user and admin_uids may use this socket");
-                let _peer_may_be_gone = timeout(PATIENCE, send(&mut stream, &reply)).await;
-            }
+            Ok((mut stream, _)) => match peer(&stream, &admins) {
+                Some(peer) => {
+                    let operator = Rc::clone(&operator);
+                    tokio::task::spawn_local(async move {
+                        let _place = place;
+                        if let Err(error) = converse(stream, peer, &*operator).await {
+                            debug!(%error, "admin connection");
+                        }
+                    });
+                }
+                None => {
+                    let reply =
+                        Reply::error("only root, the daemon's own user and admin_uids may use this socket");
+                    let _peer_may_be_gone = timeout(PATIENCE, send(&mut stream, &reply)).await;
+                }
+            },
             Err(error) => {
                 warn!(%error, "cannot accept admin connections");
                 tokio::time::sleep(BACK_OFF).await;
@@ -61,20 +72,20 @@ pub async fn serve(listener: UnixListener, admins: Box<[u32]>, operator: Rc<impl
     }
 }
 
-fn may(stream: &UnixStream, admins: &[u32]) -> bool {
-    let Ok(peer) = stream.peer_cred() else {
-        return false;
-    };
+/// Who is there, if they may be.
+fn peer(stream: &UnixStream, admins: &[u32]) -> Option<Peer> {
+    let credentials = stream.peer_cred().ok()?;
+    let peer = Peer { uid: credentials.uid(), pid: credentials.pid() };
     let own = rustix::process::geteuid().as_raw();
-    let allowed = peer.uid() == 0 || peer.uid() == own || admins.contains(&peer.uid());
+    let allowed = peer.uid == 0 || peer.uid == own || admins.contains(&peer.uid);
     if !allowed {
-        warn!(uid = peer.uid(), pid = peer.pid(), "admin connection refused");
+        warn!(uid = peer.uid, pid = peer.pid, "admin connection refused");
     }
-    allowed
+    allowed.then_some(peer)
 }
 
 /// Answers commands, one a line, until the peer has no more.
-async fn converse(mut stream: UnixStream, operator: &impl Operate) -> io::Result<()> {
+async fn converse(mut stream: UnixStream, peer: Peer, operator: &impl Operate) -> io::Result<()> {
     let (read, mut write) = stream.split();
     let mut lines = BufReader::new(read);
     loop {
@@ -86,7 +97,7 @@ async fn converse(mut stream: UnixStream, operator: &impl Operate) -> io::Result
         }
         let whole = line.ends_with(b"\n");
         let reply = match serde_json::from_slice(&line) {
-            Ok(command) => operator.operate(command).await,
+            Ok(command) => operator.operate(command, peer).await,
             Err(error) => Reply::error(format!("not a command: {error}")),
         };
         timeout(PATIENCE, send(&mut write, &reply)).await??;

@@ -1,7 +1,7 @@
-//! Answers that were made and not yet taken by the socket, by generation.
+//! Answers that were made and not yet taken by the socket, by epoch.
 //!
-//! A reload is acknowledged only when no answer of an older snapshot can leave any more. Most leave with the write that
-//! follows their making; this keeps account of the others, and puts an end to those that hold a reload up.
+//! A reload or a revocation is acknowledged only when no answer of an older epoch can leave any more. Most leave with the
+//! write that follows their making; this keeps account of the others, and puts an end to those that hold one up.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,41 +13,41 @@ use tokio::time::timeout;
 
 /// One worker's answers in flight.
 pub(super) struct InFlight {
-    by_generation: RefCell<BTreeMap<u64, usize>>,
+    by_epoch: RefCell<BTreeMap<u64, usize>>,
     left: Notify,
-    /// Answers of generations below this one are to be given up.
+    /// Answers of epochs below this one are to be given up.
     overdue_before: watch::Sender<u64>,
 }
 
 impl Default for InFlight {
     fn default() -> Self {
-        Self { by_generation: RefCell::default(), left: Notify::new(), overdue_before: watch::Sender::new(0) }
+        Self { by_epoch: RefCell::default(), left: Notify::new(), overdue_before: watch::Sender::new(0) }
     }
 }
 
 /// A connection that waits for its peer to read.
 pub(super) struct Pending {
     in_flight: Rc<InFlight>,
-    generation: u64,
+    epoch: u64,
 }
 
 impl InFlight {
-    /// Answers of `generation` are waiting until the guard is dropped.
-    pub(super) fn enter(self: &Rc<Self>, generation: u64) -> Pending {
-        *self.by_generation.borrow_mut().entry(generation).or_default() += 1;
-        Pending { in_flight: Rc::clone(self), generation }
+    /// Answers of `epoch` are waiting until the guard is dropped.
+    pub(super) fn enter(self: &Rc<Self>, epoch: u64) -> Pending {
+        *self.by_epoch.borrow_mut().entry(epoch).or_default() += 1;
+        Pending { in_flight: Rc::clone(self), epoch }
     }
 
-    /// Waits until no answers older than `generation` are waiting; those that still are after `patience` are given up.
-    pub(super) async fn clear_before(&self, generation: u64, patience: Duration) {
-        if timeout(patience, self.none_before(generation)).await.is_err() {
-            self.overdue_before.send_replace(generation);
-            self.none_before(generation).await;
+    /// Waits until no answers older than `epoch` are waiting; those that still are after `patience` are given up.
+    pub(super) async fn clear_before(&self, epoch: u64, patience: Duration) {
+        if timeout(patience, self.none_before(epoch)).await.is_err() {
+            self.overdue_before.send_replace(epoch);
+            self.none_before(epoch).await;
         }
     }
 
-    async fn none_before(&self, generation: u64) {
-        while self.by_generation.borrow().keys().next().is_some_and(|oldest| *oldest < generation) {
+    async fn none_before(&self, epoch: u64) {
+        while self.by_epoch.borrow().keys().next().is_some_and(|oldest| *oldest < epoch) {
             self.left.notified().await;
         }
     }
@@ -57,17 +57,17 @@ impl Pending {
     /// Resolves when these answers are to be given up.
     pub(super) async fn overdue(&self) {
         let mut overdue_before = self.in_flight.overdue_before.subscribe();
-        let _never_closed = overdue_before.wait_for(|before| self.generation < *before).await;
+        let _never_closed = overdue_before.wait_for(|before| self.epoch < *before).await;
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        let mut by_generation = self.in_flight.by_generation.borrow_mut();
-        if let Some(count) = by_generation.get_mut(&self.generation) {
+        let mut by_epoch = self.in_flight.by_epoch.borrow_mut();
+        if let Some(count) = by_epoch.get_mut(&self.epoch) {
             *count -= 1;
             if *count == 0 {
-                by_generation.remove(&self.generation);
+                by_epoch.remove(&self.epoch);
             }
         }
         self.in_flight.left.notify_one();

@@ -65,7 +65,7 @@ enum Wake {
 /// One pass over what has been read.
 struct Answered {
     stop: Stop,
-    /// What the socket did not take, and the generation of its answers.
+    /// What the socket did not take, and the epoch of its answers.
     unsent: Option<(Vec<u8>, u64)>,
 }
 
@@ -141,8 +141,8 @@ impl Connection {
         self.probed = false;
         let mut answered = self.answer(bytes)?;
         loop {
-            if let Some((unsent, generation)) = answered.unsent {
-                self.flush(&unsent, generation).await?;
+            if let Some((unsent, epoch)) = answered.unsent {
+                self.flush(&unsent, epoch).await?;
             }
             answered = match answered.stop {
                 Stop::NeedInput => return Ok(None),
@@ -162,7 +162,7 @@ impl Connection {
         let shared = Rc::clone(&self.shared);
         let mut buffers = shared.buffers.borrow_mut();
         let (input, output) = buffers.filled(&mut self.rest, new_bytes);
-        let (progress, generation) = shared.respond(input, output);
+        let (progress, epoch) = shared.respond(input, output);
         let (done, rest) = input.split_at_mut(progress.consumed);
         self.rest.extend_from_slice(rest);
         rest.zeroize();
@@ -170,7 +170,7 @@ impl Connection {
             done.zeroize();
         }
         let written = self.write_now(output)?;
-        let unsent = (written < output.len()).then(|| (output[written..].to_vec(), generation));
+        let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
         Ok(Answered { stop: progress.stop, unsent })
     }
 
@@ -189,10 +189,10 @@ impl Connection {
         Ok(written)
     }
 
-    /// Writes all of `bytes`, waiting for the peer to read: as long as it may be silent, or until a reload cannot be
-    /// acknowledged because of it.
-    async fn flush(&self, mut bytes: &[u8], generation: u64) -> io::Result<()> {
-        let pending = self.shared.in_flight.enter(generation);
+    /// Writes all of `bytes`, waiting for the peer to read: as long as it may be silent, or until a reload or a
+    /// revocation cannot be acknowledged because of it.
+    async fn flush(&self, mut bytes: &[u8], epoch: u64) -> io::Result<()> {
+        let pending = self.shared.in_flight.enter(epoch);
         while !bytes.is_empty() {
             let deadline = Instant::now() + self.shared.timeouts.idle.unwrap_or(NEVER);
             tokio::select! {
@@ -201,7 +201,7 @@ impl Connection {
                 () = pending.overdue() => {
                     return Err(io::Error::new(
                         io::ErrorKind::TimedOut,
-                        "the peer did not read answers of a snapshot that has been replaced",
+                        "the peer did not read answers that a reload or a revocation has overtaken",
                     ));
                 }
             }

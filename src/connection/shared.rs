@@ -26,7 +26,8 @@ pub const INPUT: usize = 32 * 1024;
 pub struct Timeouts {
     /// Silence after which a connection ends, and after which answers that are not read are given up; `None`: never.
     pub idle: Option<Duration>,
-    /// How long a reload waits for peers to read answers of the old snapshot, before their connections are ended.
+    /// How long a reload or a revocation waits for peers to read answers that were made before it, before their
+    /// connections are ended.
     pub overdue: Duration,
 }
 
@@ -101,12 +102,13 @@ impl Shared {
     }
 
     /// Answers the requests at the front of `input`: the snapshot is loaded and the clock read once for all of them. Also
-    /// returns the generation that they were answered from.
+    /// returns the epoch that they belong to.
     #[inline(never)]
     pub(super) fn respond(&self, input: &[u8], output: &mut Vec<u8>) -> (Progress, u64) {
         let mut subscription = self.subscription.borrow_mut();
+        // Before anything is looked at that a change may be made to.
+        let epoch = subscription.epoch();
         let snapshot = subscription.load();
-        let generation = snapshot.map_or(0, crate::snapshot::Snapshot::generation);
         let rules = snapshot.map_or(&*self.rules, crate::snapshot::Snapshot::rules);
         let context = Context { snapshot, limiter: &self.limiter, rules, now: self.clock.now() };
         let idle = self.timeouts.idle.unwrap_or_default().as_millis();
@@ -115,7 +117,7 @@ impl Shared {
         if progress.had_raw_key {
             overwrite_stack();
         }
-        (progress, generation)
+        (progress, epoch)
     }
 
     /// Resolves when the daemon shuts down.
@@ -124,18 +126,18 @@ impl Shared {
         let _ended = draining.wait_for(|draining| *draining).await;
     }
 
-    /// Follows the snapshots for as long as there are any: takes each new one at once, so that an idle worker does not
-    /// keep an old one alive, and passes it once no answer of an older one is waiting for its peer.
+    /// Follows the epochs for as long as there are any: takes a new snapshot at once, so that an idle worker does not
+    /// keep an old one alive, and passes the epoch once no answer of an older one is waiting for its peer.
     pub async fn follow(self: Rc<Self>) {
         let (mut announced, passed) = {
             let subscription = self.subscription.borrow();
             (subscription.announced.clone(), subscription.passed.clone())
         };
         while announced.changed().await.is_ok() {
-            let generation = *announced.borrow_and_update();
+            let epoch = *announced.borrow_and_update();
             self.subscription.borrow_mut().load();
-            self.in_flight.clear_before(generation, self.timeouts.overdue).await;
-            passed.send_replace(generation);
+            self.in_flight.clear_before(epoch, self.timeouts.overdue).await;
+            passed.send_replace(epoch);
         }
     }
 }

@@ -372,10 +372,10 @@ impl Running {
 
         let settlement = claim.commit();
         let snapshot = Arc::new(snapshot);
-        drop(publisher.publish(Arc::clone(&snapshot)));
+        let epoch = publisher.publish(Arc::clone(&snapshot)).epoch;
         self.generation = generation;
         let old = self.current.replace(snapshot);
-        runtime.block_on(publisher.passed(generation));
+        runtime.block_on(publisher.epochs().passed(epoch));
 
         let buckets = old.iter().flat_map(|old| old.buckets());
         self.ledger.settle(limiter, settlement, buckets, clock.now().ticks);

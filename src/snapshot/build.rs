@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::limiter::{Claim, Slot};
 use crate::record::{KeyRecord, Limit, Origin, Plans, UnknownPlan, on_top};
-use crate::snapshot::entry::{Entry, Text};
+use crate::snapshot::entry::{Entry, StatusByte, Text};
 use crate::snapshot::policy::Policy;
 use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, Snapshot, Stamp, bucket_name, same_digest};
 
@@ -25,6 +25,8 @@ pub struct Keys {
     pub(super) index: Index,
     /// Key id to the first entry that has it.
     pub(super) ids: Ids,
+    /// The other entries of a key id in rotation, each after the first entry that has it; ascending.
+    pub(super) rotated: Vec<(u32, u32)>,
     pub(super) entries: Vec<Entry>,
     pub(super) policies: Vec<Policy>,
     /// The first is nobody.
@@ -135,6 +137,7 @@ impl Builder {
             hasher: IdHasher::default(),
             index: HashTable::with_capacity(expected),
             ids: HashTable::with_capacity(expected),
+            rotated: Vec::new(),
             entries: Vec::with_capacity(expected),
             policies: Vec::new(),
             owners: vec![Text::default()],
@@ -168,6 +171,9 @@ impl Builder {
         let first = self.first_of_key(id_hash, record, policy)?.unwrap_or(id);
         self.claim_digest(id, record)?;
 
+        if first != id {
+            self.keys.rotated.push((first, id));
+        }
         let key_id = self.key_id(id, first, id_hash, record.key_id);
         let owner = self.owner(record.owner);
         if !record.metadata.is_empty() {
@@ -181,7 +187,7 @@ impl Builder {
             owner,
             policy,
             buckets: first,
-            status: record.status,
+            status: StatusByte::new(record.status),
             has_metadata: !record.metadata.is_empty(),
         });
         self.lines.push(line);
@@ -194,6 +200,8 @@ impl Builder {
         keys.entries.shrink_to_fit();
         keys.arena.shrink_to_fit();
         keys.metadata.shrink_to_fit();
+        keys.rotated.shrink_to_fit();
+        keys.rotated.sort_unstable();
         keys
     }
 

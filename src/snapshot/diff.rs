@@ -1,4 +1,5 @@
-//! What a new set of keys changes: counted, with a few examples, before it is published.
+//! What a new set of keys changes: counted, with a few examples, before it is published. Row against row, whatever an
+//! operator has revoked.
 //!
 //! One type serves a reload, a reload that is only tried, and the comparison of two files. The examples cost a reload
 //! next to nothing: there are few of them, and what was added is told by one bit for each row.
@@ -104,7 +105,7 @@ impl Keys {
         for (before, before_id) in old.entries.iter().zip(0..) {
             let after_id = self.find_exactly(&before.digest);
             let after = after_id.and_then(|id| Some((self.entries.get(id as usize)?, id)));
-            let was_active = before.status == Status::Active;
+            let was_active = before.status.of_row() == Status::Active;
             let Some((after, after_id)) = after else {
                 count(&mut diff.removed, &mut diff.examples.removed, || before.example(old, Vec::new()));
                 if was_active {
@@ -121,7 +122,7 @@ impl Keys {
             if !same_policy || !same_row(after, before) {
                 count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
             }
-            if was_active && after.entry.status != Status::Active {
+            if was_active && after.entry.status.of_row() != Status::Active {
                 count(&mut diff.revoked, &mut diff.examples.revoked, || before.changed_to(after));
             }
         }
@@ -163,7 +164,7 @@ impl<'k> Row<'k> {
         let texts = [
             ("key_id", self.key_id(), after.key_id()),
             ("owner", self.owner(), after.owner()),
-            ("status", name(old.status), name(new.status)),
+            ("status", name(old.status.of_row()), name(new.status.of_row())),
         ];
         let texts = texts.into_iter().filter(|(_, before, after)| before != after);
         let mut differences: Vec<_> =
@@ -199,7 +200,7 @@ fn time(seconds: u32) -> String {
 
 /// Whether two rows of one hash say the same, their policies apart.
 fn same_row(a: Row<'_>, b: Row<'_>) -> bool {
-    let times = |row: Row<'_>| (row.entry.status, row.entry.not_before, row.entry.expires_at);
+    let times = |row: Row<'_>| (row.entry.status.of_row(), row.entry.not_before, row.entry.expires_at);
     times(a) == times(b)
         && a.key_id() == b.key_id()
         && a.owner() == b.owner()

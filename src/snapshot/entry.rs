@@ -1,6 +1,7 @@
 //! A key in one cache line.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::record::{Digest, Status};
 
@@ -21,6 +22,54 @@ impl Text {
     }
 }
 
+/// A key's status: what the row says, and whether an operator has revoked the key beside it. The only thing in a snapshot
+/// that changes.
+///
+/// Relaxed throughout: what orders a revocation before the answers that must heed it is the
+/// [epoch](crate::publish::Epochs) that ends after it.
+pub(super) struct StatusByte(AtomicU8);
+
+/// An operator has revoked the key, whatever its row says.
+const BY_OPERATOR: u8 = 0x80;
+
+impl StatusByte {
+    pub(super) fn new(of_row: Status) -> Self {
+        Self(AtomicU8::new(of_row as u8))
+    }
+
+    /// What the row says.
+    pub(super) fn of_row(&self) -> Status {
+        decode(self.0.load(Ordering::Relaxed) & !BY_OPERATOR)
+    }
+
+    /// What is in force.
+    #[inline]
+    pub(super) fn in_force(&self) -> Status {
+        match self.0.load(Ordering::Relaxed) {
+            BY_OPERATOR.. => Status::Revoked,
+            of_row => decode(of_row),
+        }
+    }
+
+    /// Has an operator revoke the key, or take that back.
+    pub(super) fn set_by_operator(&self, revoked: bool) {
+        match revoked {
+            true => self.0.fetch_or(BY_OPERATOR, Ordering::Relaxed),
+            false => self.0.fetch_and(!BY_OPERATOR, Ordering::Relaxed),
+        };
+    }
+}
+
+fn decode(status: u8) -> Status {
+    const ACTIVE: u8 = Status::Active as u8;
+    const DISABLED: u8 = Status::Disabled as u8;
+    match status {
+        ACTIVE => Status::Active,
+        DISABLED => Status::Disabled,
+        _ => Status::Revoked,
+    }
+}
+
 /// A row of the export. What is not decided by the row alone is a number that says where to look.
 #[repr(C, align(64))]
 pub(super) struct Entry {
@@ -35,7 +84,7 @@ pub(super) struct Entry {
     /// One limit: its slot. Several: where their run begins in `Snapshot::runs`. While the table is being built: the
     /// first entry with the same key id.
     pub(super) buckets: u32,
-    pub(super) status: Status,
+    pub(super) status: StatusByte,
     /// Whether `Keys::metadata` has some; few keys do, and fewer answers ask for it.
     pub(super) has_metadata: bool,
 }

@@ -1,4 +1,5 @@
-//! The immutable table of keys: built once by a reload, then only read, by every worker at once.
+//! The table of keys: built once by a reload, then only read, by every worker at once. One bit of an entry is set later:
+//! that an operator has revoked the key ([`revoke`]).
 //!
 //! * [`Builder`] takes [records](crate::record::KeyRecord) one at a time and refuses duplicates ([`build`]).
 //! * An [`Entry`] is a key in one cache line: digest, times, and numbers that say where the rest is.
@@ -23,6 +24,7 @@ mod diff;
 mod entry;
 mod ip_set;
 mod policy;
+mod revoke;
 mod scope_set;
 mod summary;
 
@@ -230,9 +232,15 @@ impl<'s> Key<'s> {
         &self.snapshot.keys.policies[self.entry.policy as usize]
     }
 
-    /// Active, disabled or revoked.
+    /// Active, disabled or revoked: what its row says, or revoked by an operator.
+    #[inline]
     pub fn status(self) -> Status {
-        self.entry.status
+        self.entry.status.in_force()
+    }
+
+    /// What its row says.
+    pub fn status_of_row(self) -> Status {
+        self.entry.status.of_row()
     }
 
     /// First Unix second at which it is valid.

@@ -42,7 +42,7 @@ impl Keys {
             ..Summary::default()
         };
         for entry in &self.entries {
-            let of_status = match entry.status {
+            let of_status = match entry.status.of_row() {
                 Status::Active => &mut summary.active,
                 Status::Disabled => &mut summary.disabled,
                 Status::Revoked => &mut summary.revoked,
