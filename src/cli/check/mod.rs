@@ -119,6 +119,8 @@ impl Check {
             Ok(loaded) => loaded,
             Err(failure) => return Ok(outcome.refused(&failure)),
         };
+        // Before another export is read: what the lints remember is as large as a part of it.
+        let lints = lints.finish();
         if let Some(old) = &self.against {
             outcome.diff = Some(compare(&config, old, &keys)?);
         } else if keys.is_empty() {
@@ -126,7 +128,7 @@ impl Check {
         }
         outcome.keys = Some(keys.len());
         outcome.summary = Some(keys.summary(now));
-        outcome.lints = Some(lints.finish());
+        outcome.lints = Some(lints);
         Ok(outcome)
     }
 }
