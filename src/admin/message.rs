@@ -3,6 +3,7 @@
 //! ```text
 //! {"command":"status"}                  -> {"ok":true,"status":{…}}
 //! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
+//! {"command":"check","source":"/a.csv"} -> {"ok":true,"check":{…}}
 //! {"command":"version"}                 -> {"ok":true,"version":{…}}
 //! anything else                         -> {"ok":false,"error":"…"}
 //! ```
@@ -12,6 +13,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use super::check::Check;
 
 /// What the daemon is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +27,12 @@ pub enum Command {
         /// Publish even a set that is empty or has shrunk past the guard.
         #[serde(default)]
         force: bool,
+    },
+    /// Reads a source, and says what reloading it would do; nothing is published.
+    Check {
+        /// An absolute path, in place of the daemon's own source.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
     },
     /// Says what it is.
     Version,
@@ -43,6 +52,9 @@ pub struct Reply {
     /// To `reload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
+    /// To `check`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
     /// To `version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
@@ -150,7 +162,7 @@ impl Reply {
     }
 
     fn done() -> Self {
-        Self { ok: true, error: None, status: None, reload: None, version: None }
+        Self { ok: true, error: None, status: None, reload: None, check: None, version: None }
     }
 }
 
@@ -163,6 +175,12 @@ impl From<Status> for Reply {
 impl From<Reload> for Reply {
     fn from(reload: Reload) -> Self {
         Self { reload: Some(reload), ..Self::done() }
+    }
+}
+
+impl From<Check> for Reply {
+    fn from(check: Check) -> Self {
+        Self { check: Some(check), ..Self::done() }
     }
 }
 

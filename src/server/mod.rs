@@ -38,9 +38,11 @@ use crate::systemd;
 mod accept;
 mod listener;
 mod operator;
+mod preview;
 mod worker;
 
 pub use listener::ListenError;
+pub use preview::diff;
 
 /// Descriptors that are not connections: sockets, epoll, inotify, the source, logs, and room to spare.
 const OWN_DESCRIPTORS: u64 = 64;
