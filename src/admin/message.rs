@@ -3,6 +3,7 @@
 //! ```text
 //! {"command":"status"}                  -> {"ok":true,"status":{…}}
 //! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
+//! {"command":"usage","key_id":"…"}      -> {"ok":true,"usage":{…}}
 //! {"command":"version"}                 -> {"ok":true,"version":{…}}
 //! anything else                         -> {"ok":false,"error":"…"}
 //! ```
@@ -12,6 +13,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use crate::usage::Totals;
 
 /// What the daemon is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +27,18 @@ pub enum Command {
         /// Publish even a set that is empty or has shrunk past the guard.
         #[serde(default)]
         force: bool,
+    },
+    /// Says what keys have used since the start: one key, an owner's, or those that cost most.
+    Usage {
+        /// Of this key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key_id: Option<String>,
+        /// Of this owner's keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+        /// Of so many keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        top: Option<usize>,
     },
     /// Says what it is.
     Version,
@@ -43,6 +58,9 @@ pub struct Reply {
     /// To `reload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
+    /// To `usage`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Totals>,
     /// To `version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
@@ -150,7 +168,7 @@ impl Reply {
     }
 
     fn done() -> Self {
-        Self { ok: true, error: None, status: None, reload: None, version: None }
+        Self { ok: true, error: None, status: None, reload: None, usage: None, version: None }
     }
 }
 
@@ -163,6 +181,12 @@ impl From<Status> for Reply {
 impl From<Reload> for Reply {
     fn from(reload: Reload) -> Self {
         Self { reload: Some(reload), ..Self::done() }
+    }
+}
+
+impl From<Totals> for Reply {
+    fn from(usage: Totals) -> Self {
+        Self { usage: Some(usage), ..Self::done() }
     }
 }
 
