@@ -76,4 +76,5 @@ pub mod snapshot;
 pub mod source;
 pub mod state;
 pub mod systemd;
+pub mod usage;
 pub mod verify;

@@ -4,6 +4,7 @@
 //! {"command":"status"}                  -> {"ok":true,"status":{…}}
 //! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
 //! {"command":"check","source":"/a.csv"} -> {"ok":true,"check":{…}}
+//! {"command":"usage","key_id":"…"}      -> {"ok":true,"usage":{…}}
 //! {"command":"version"}                 -> {"ok":true,"version":{…}}
 //! anything else                         -> {"ok":false,"error":"…"}
 //! ```
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::check::Check;
+use crate::usage::Totals;
 
 /// What the daemon is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +35,18 @@ pub enum Command {
         /// An absolute path, in place of the daemon's own source.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<String>,
+    },
+    /// Says what keys have used since the start: one key, an owner's, or those that cost most.
+    Usage {
+        /// Of this key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key_id: Option<String>,
+        /// Of this owner's keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+        /// Of so many keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        top: Option<usize>,
     },
     /// Says what it is.
     Version,
@@ -55,6 +69,9 @@ pub struct Reply {
     /// To `check`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
+    /// To `usage`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Totals>,
     /// To `version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
@@ -162,7 +179,7 @@ impl Reply {
     }
 
     fn done() -> Self {
-        Self { ok: true, error: None, status: None, reload: None, check: None, version: None }
+        Self { ok: true, error: None, status: None, reload: None, check: None, usage: None, version: None }
     }
 }
 
@@ -181,6 +198,12 @@ impl From<Reload> for Reply {
 impl From<Check> for Reply {
     fn from(check: Check) -> Self {
         Self { check: Some(check), ..Self::done() }
+    }
+}
+
+impl From<Totals> for Reply {
+    fn from(usage: Totals) -> Self {
+        Self { usage: Some(usage), ..Self::done() }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::key_format::Prefix;
 use crate::record::Plans;
 use crate::source::{Format, Layout};
 use crate::state::Rotation;
+use crate::usage;
 
 mod error;
 mod file;
@@ -69,8 +70,8 @@ pub struct Config {
     pub keys: Keys,
     /// `[plans.NAME]`, and `keys.default_plan`.
     pub plans: Arc<Plans>,
-    /// `[usage]`
-    pub usage: Usage,
+    /// `[usage]`: how often usage is written, at least 100 ms apart, and how large `usage.jsonl` becomes.
+    pub usage: usage::Policy,
     /// `[audit]`: how large `audit.jsonl` becomes.
     pub audit: Rotation,
     /// `[log]`
@@ -144,15 +145,6 @@ pub struct Keys {
     pub pepper_file: Option<PathBuf>,
     /// Where the one before it is, while there are rows that were hashed with that.
     pub previous_pepper_file: Option<PathBuf>,
-}
-
-/// `[usage]`: how usage is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// How often, at least 100 ms.
-    pub interval: Duration,
-    /// How large `usage.jsonl` becomes.
-    pub files: Rotation,
 }
 
 /// `[log]`: what is said on standard error.

@@ -8,12 +8,11 @@ use super::file::{self, File, Id};
 use super::path::{AbsolutePath, SocketPath, usable};
 use super::plan::Plan;
 use super::value::{Column, FileSize};
-use super::{
-    Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source, Usage,
-};
+use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
 use crate::record::{Plans, PlansError};
 use crate::source::{Field, Format, Layout, LayoutError};
 use crate::state::Rotation;
+use crate::usage;
 
 /// Where a value came from, and so what an error about it names.
 #[derive(Clone, Copy)]
@@ -49,7 +48,7 @@ pub(super) fn resolve(
         source: resolve_source(file, settings.source, source)?,
         plans: resolve_plans(file, settings.plans, settings.keys.default_plan.take())?,
         keys: resolve_keys(file, settings.keys)?,
-        usage: Usage {
+        usage: usage::Policy {
             interval: settings.usage.interval,
             files: rotation(settings.usage.max_file_size, settings.usage.keep),
         },

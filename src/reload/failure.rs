@@ -92,8 +92,8 @@ impl Failure {
 
     /// Where it is: numbers only. A column's name and a finding's message are texts of the export, and what looks like a
     /// header may be a row of keys.
-    pub fn place(&self) -> Place {
-        let of = |path: &Path| Place { file: path.display().to_string(), ..Place::default() };
+    pub fn place(&self) -> Option<Place> {
+        let of = |path: &Path| Some(Place { file: path.display().to_string(), line: None, column: None });
         match self {
             Self::Io { path, .. }
             | Self::NotAFile { path }
@@ -110,9 +110,9 @@ impl Failure {
                     Some(Column::Named(_)) | None => None,
                 });
                 let line = first.map(|first| first.line).filter(|line| *line > 0);
-                Place { file: findings.source().to_owned(), line, column }
+                Some(Place { file: findings.source().to_owned(), line, column })
             }
-            Self::Configuration(_) | Self::Random(_) => Place::default(),
+            Self::Configuration(_) | Self::Random(_) => None,
         }
     }
 

@@ -459,7 +459,7 @@ impl Running {
             keys: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
             changes,
             reason: refused.map(Failure::kind),
-            place: refused.map(Failure::place),
+            place: refused.and_then(Failure::place),
             findings: refused.and_then(Failure::findings),
             took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
         }));

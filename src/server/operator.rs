@@ -18,6 +18,7 @@ use crate::reload::{Asked, History, Outcome, Trigger};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
 use crate::snapshot::Diff;
+use crate::usage::{Question, Usage};
 
 /// Sees all parts of a daemon, and touches only the trigger of reloads.
 pub(super) struct Operator {
@@ -27,6 +28,7 @@ pub(super) struct Operator {
     pub(super) history: History,
     pub(super) trigger: SyncSender<Trigger>,
     pub(super) audit: Audit,
+    pub(super) usage: Usage,
     pub(super) started: Instant,
 }
 
@@ -36,6 +38,7 @@ impl Operate for Operator {
             Command::Status => self.status().into(),
             Command::Reload { force } => self.reload(force, peer).await,
             Command::Check { source } => self.check(source, peer).await,
+            Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
             Command::Version => Version::current().into(),
         }
     }
@@ -84,6 +87,19 @@ impl Operator {
             Err(TrySendError::Disconnected(_)) => return Err(Reply::error("the daemon is shutting down")),
         }
         answer.await.map_err(|_| Reply::error("the daemon is shutting down"))
+    }
+
+    async fn usage(&self, key_id: Option<String>, owner: Option<String>, top: Option<usize>) -> Reply {
+        let question = match (key_id, owner, top) {
+            (Some(key_id), None, None) => Question::Key(key_id),
+            (None, Some(owner), None) => Question::Owner(owner),
+            (None, None, Some(top)) => Question::Top(top),
+            _ => return Reply::error("usage takes one of key_id, owner and top"),
+        };
+        match self.usage.ask(question).await {
+            Some(totals) => totals.into(),
+            None => Reply::error("the daemon is shutting down"),
+        }
     }
 
     fn status(&self) -> Status {

@@ -63,6 +63,14 @@ pub struct Stamp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryId(u32);
 
+impl EntryId {
+    /// The same as a number; the first is 0.
+    #[inline]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// What the digest index holds: enough of the digest to find the right entry but for one time in 2^39.
 #[derive(Clone, Copy)]
 struct IndexSlot {
@@ -179,6 +187,11 @@ impl Snapshot {
     fn key(&self, id: u32) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(id as usize)?;
         Some(Key { snapshot: self, entry, id: EntryId(id) })
+    }
+
+    /// The key of an entry, by its [number](EntryId::number).
+    pub fn key_at(&self, number: u32) -> Option<Key<'_>> {
+        self.key(number)
     }
 
     /// Every key, in the order of the export.
