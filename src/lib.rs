@@ -67,6 +67,7 @@ pub mod pepper;
 pub mod publish;
 pub mod record;
 pub mod reload;
+pub mod revocation;
 pub mod rules;
 pub mod server;
 pub mod snapshot;

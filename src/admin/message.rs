@@ -3,6 +3,8 @@
 //! ```text
 //! {"command":"status"}                  -> {"ok":true,"status":{…}}
 //! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
+//! {"command":"revoke","key_id":"key_1"} -> {"ok":true,"revocation":{…}}
+//! {"command":"unrevoke","owner":"acme"} -> {"ok":true,"revocation":{…}}
 //! {"command":"version"}                 -> {"ok":true,"version":{…}}
 //! anything else                         -> {"ok":false,"error":"…"}
 //! ```
@@ -25,8 +27,24 @@ pub enum Command {
         #[serde(default)]
         force: bool,
     },
+    /// Takes a key or all keys of an owner out of force; answers when that is so on every connection, and durable.
+    Revoke(Target),
+    /// Takes a revocation back, and answers likewise.
+    Unrevoke(Target),
     /// Says what it is.
     Version,
+}
+
+/// A key or an owner: one of the two is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// All rows with this key id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    /// All rows of this owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// What the daemon answers.
@@ -43,9 +61,40 @@ pub struct Reply {
     /// To `reload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
+    /// To `revoke` and `unrevoke`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<Revocation>,
     /// To `version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
+}
+
+/// What a revocation, or taking one back, came to. It is durable, and in force on every connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// What was named.
+    #[serde(flatten)]
+    pub target: Target,
+    /// It was on the list before.
+    pub already: bool,
+    /// Rows of the export that have this key id or owner: 0 where no keys are loaded yet.
+    pub keys: usize,
+    /// Those of them that are revoked now, whether by this command, by another or by the source.
+    pub revoked: usize,
+    /// The snapshot in force; 0: none yet.
+    pub generation: u64,
+}
+
+/// A revocation on the list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// What is revoked.
+    #[serde(flatten)]
+    pub target: Target,
+    /// When it was, in UTC, as RFC 3339 has it.
+    pub when: String,
+    /// The user who did it.
+    pub by_uid: u32,
 }
 
 /// How a reload went.
@@ -66,6 +115,9 @@ pub struct Reload {
     /// Whether the source says the same as the one before it.
     #[serde(default)]
     pub unchanged: bool,
+    /// Revocations that the source says itself now, and that are off the list for that.
+    #[serde(default)]
+    pub revocations_agreed: usize,
     /// How long it took.
     pub took_ms: u64,
     /// Seconds since it ended.
@@ -106,6 +158,9 @@ pub struct Status {
     pub last_reload: Option<Reload>,
     /// The latest reload that was accepted.
     pub last_accepted: Option<Reload>,
+    /// What an operator has revoked and the source does not say yet; the latest first.
+    #[serde(default)]
+    pub revocations: Vec<Revoked>,
     /// Open connections.
     pub connections: usize,
     /// Connections accepted since the start.
@@ -150,7 +205,7 @@ impl Reply {
     }
 
     fn done() -> Self {
-        Self { ok: true, error: None, status: None, reload: None, version: None }
+        Self { ok: true, error: None, status: None, reload: None, revocation: None, version: None }
     }
 }
 
@@ -163,6 +218,12 @@ impl From<Status> for Reply {
 impl From<Reload> for Reply {
     fn from(reload: Reload) -> Self {
         Self { reload: Some(reload), ..Self::done() }
+    }
+}
+
+impl From<Revocation> for Reply {
+    fn from(revocation: Revocation) -> Self {
+        Self { revocation: Some(revocation), ..Self::done() }
     }
 }
 

@@ -21,6 +21,7 @@ mod key;
 mod log;
 mod options;
 mod reload;
+mod revoke;
 mod secret;
 mod serve;
 mod status;
@@ -63,6 +64,8 @@ enum Command {
     Key(key::Key),
     Status(status::Status),
     Reload(reload::Reload),
+    Revoke(revoke::Revoke),
+    Unrevoke(revoke::Unrevoke),
     Demo(demo::Demo),
 }
 
@@ -75,6 +78,8 @@ impl Command {
             Self::Key(key) => key.run(streams),
             Self::Status(status) => status.run(streams),
             Self::Reload(reload) => reload.run(streams),
+            Self::Revoke(revoke) => revoke.run(streams),
+            Self::Unrevoke(unrevoke) => unrevoke.run(streams),
             Self::Demo(demo) => demo.run(streams),
         }
     }
