@@ -64,6 +64,7 @@ pub mod config;
 pub mod connection;
 pub mod key_format;
 pub mod limiter;
+pub mod memory;
 pub mod lint;
 pub mod now;
 pub mod pepper;
