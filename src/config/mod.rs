@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::key_format::Prefix;
 use crate::record::Plans;
 use crate::source::{Format, Layout};
+use crate::state::Rotation;
 
 mod error;
 mod file;
@@ -58,6 +59,8 @@ pub const MAX_ID: u32 = u32::MAX - 1;
 /// Everything an operator decides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The file that was read; none where options are all there is.
+    pub file: Option<PathBuf>,
     /// `[server]`
     pub server: Server,
     /// `[source]`
@@ -66,6 +69,10 @@ pub struct Config {
     pub keys: Keys,
     /// `[plans.NAME]`, and `keys.default_plan`.
     pub plans: Arc<Plans>,
+    /// `[usage]`
+    pub usage: Usage,
+    /// `[audit]`: how large `audit.jsonl` becomes.
+    pub audit: Rotation,
     /// `[log]`
     pub log: Log,
 }
@@ -137,6 +144,15 @@ pub struct Keys {
     pub pepper_file: Option<PathBuf>,
     /// Where the one before it is, while there are rows that were hashed with that.
     pub previous_pepper_file: Option<PathBuf>,
+}
+
+/// `[usage]`: how usage is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// How often, at least 100 ms.
+    pub interval: Duration,
+    /// How large `usage.jsonl` becomes.
+    pub files: Rotation,
 }
 
 /// `[log]`: what is said on standard error.

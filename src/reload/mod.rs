@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
+use crate::audit::{self, Audit, Event, Peer};
 use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
@@ -48,6 +49,8 @@ pub enum Trigger {
     Asked {
         /// Publish even what the guard refuses.
         force: bool,
+        /// Who asks.
+        peer: Peer,
         /// Where the outcome goes.
         reply: oneshot::Sender<Arc<Outcome>>,
     },
@@ -137,6 +140,8 @@ pub struct Reloader {
     pub clock: Clock,
     /// Where outcomes go.
     pub history: History,
+    /// And where they are kept.
+    pub audit: Audit,
     /// To wait for the workers, which run on tokio.
     pub runtime: tokio::runtime::Handle,
 }
@@ -219,7 +224,8 @@ impl Reloader {
             watch,
             checks: VecDeque::new(),
         };
-        running.reload(false, false);
+        let start = audit::Trigger::Start;
+        running.reload(&Cause { trigger: start, peers: Vec::new(), configure: false, force: false });
         ready();
         while let Some(batch) = running.next(triggers) {
             running.serve(batch);
@@ -244,9 +250,41 @@ fn changes(trigger: SyncSender<Trigger>, noticed: Arc<AtomicBool>) -> impl Fn() 
 #[derive(Default)]
 struct Batch {
     signal: bool,
-    asked: Vec<oneshot::Sender<Arc<Outcome>>>,
-    forced: Vec<oneshot::Sender<Arc<Outcome>>>,
+    asked: Askers,
+    forced: Askers,
     checks: Vec<Asked>,
+}
+
+/// Who asked, and where the outcome goes.
+#[derive(Default)]
+struct Askers {
+    peers: Vec<Peer>,
+    replies: Vec<oneshot::Sender<Arc<Outcome>>>,
+}
+
+impl Askers {
+    fn add(&mut self, peer: Peer, reply: oneshot::Sender<Arc<Outcome>>) {
+        self.peers.push(peer);
+        self.replies.push(reply);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    /// Whoever asked may have gone; the reload was made all the same.
+    fn answer(self, outcome: &Arc<Outcome>) {
+        self.replies.into_iter().for_each(|reply| drop(reply.send(Arc::clone(outcome))));
+    }
+}
+
+/// Why a reload is made.
+struct Cause {
+    trigger: audit::Trigger,
+    peers: Vec<Peer>,
+    /// Whether the configuration is read again too.
+    configure: bool,
+    force: bool,
 }
 
 impl Batch {
@@ -254,8 +292,8 @@ impl Batch {
         match trigger {
             Trigger::Changed => {}
             Trigger::Signal => self.signal = true,
-            Trigger::Asked { force: false, reply } => self.asked.push(reply),
-            Trigger::Asked { force: true, reply } => self.forced.push(reply),
+            Trigger::Asked { force: false, peer, reply } => self.asked.add(peer, reply),
+            Trigger::Asked { force: true, peer, reply } => self.forced.add(peer, reply),
             Trigger::Check(asked) => self.checks.push(asked),
         }
     }
@@ -285,7 +323,7 @@ impl Running {
     }
 
     fn serve(&mut self, batch: Batch) {
-        let Batch { signal, asked, forced, checks } = batch;
+        let Batch { signal, mut asked, mut forced, checks } = batch;
         self.checks.extend(checks);
         let has_changed = FileState::of(&self.reloader.settings.source.path) != self.seen;
         // The file alone has changed: the configuration is read again only where somebody says so.
@@ -295,28 +333,35 @@ impl Running {
             systemd::reloading();
         }
         if plain {
-            let outcome = self.reload(configure, false);
+            let trigger = match (asked.is_empty(), signal) {
+                (false, _) => audit::Trigger::Command,
+                (true, true) => audit::Trigger::Signal,
+                (true, false) => audit::Trigger::Change,
+            };
+            let peers = std::mem::take(&mut asked.peers);
+            let outcome = self.reload(&Cause { trigger, peers, configure, force: false });
             systemd::ready();
-            // Whoever asked may have gone; the reload was made all the same.
-            asked.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
+            asked.answer(&outcome);
         }
         if !forced.is_empty() {
-            let outcome = self.reload(configure, true);
+            let peers = std::mem::take(&mut forced.peers);
+            let outcome =
+                self.reload(&Cause { trigger: audit::Trigger::Command, peers, configure, force: true });
             systemd::ready();
-            forced.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
+            forced.answer(&outcome);
         }
     }
 
-    fn reload(&mut self, configure: bool, force: bool) -> Arc<Outcome> {
+    fn reload(&mut self, cause: &Cause) -> Arc<Outcome> {
         let start = Instant::now();
-        let settings = if configure { self.configure() } else { Ok(self.reloader.settings.clone()) };
+        let settings = if cause.configure { self.configure() } else { Ok(self.reloader.settings.clone()) };
         let result = settings.and_then(|settings| {
-            let mut result = self.try_reload(&settings, force);
+            let mut result = self.try_reload(&settings, cause.force);
             for _ in 1..ATTEMPTS {
                 if !matches!(result, Err(Failure::Changing { .. })) {
                     break;
                 }
-                result = self.try_reload(&settings, force);
+                result = self.try_reload(&settings, cause.force);
             }
             // The configuration is taken with the keys that were read by it, or not at all.
             if result.is_ok() {
@@ -329,6 +374,7 @@ impl Running {
             self.seen = None;
         }
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
+        self.record(cause, &outcome);
         self.report(&outcome);
         self.watch.follow(&self.reloader.settings.source.path);
         outcome
@@ -387,6 +433,36 @@ impl Running {
         let before = self.reloader.history.last();
         let before = before.as_ref().and_then(|outcome| outcome.result.as_ref().err());
         failure.is_passing() && before.is_some_and(|before| before.to_string() == failure.to_string())
+    }
+
+    /// Before anyone is told: an outcome that is acknowledged is in the audit trail.
+    fn record(&self, cause: &Cause, outcome: &Outcome) {
+        let refused = match &outcome.result {
+            Ok(accepted) => {
+                self.reloader.audit.in_force(accepted.generation);
+                None
+            }
+            Err(failure) if self.is_old_news(failure) && cause.peers.is_empty() => return,
+            Err(failure) => Some(failure),
+        };
+        let changes = outcome.result.as_ref().ok().map(|Accepted { diff, .. }| audit::Changes {
+            added: diff.added,
+            removed: diff.removed,
+            changed: diff.changed,
+            revoked: diff.revoked,
+        });
+        self.reloader.audit.record(&Event::Reload(audit::Reload {
+            trigger: cause.trigger,
+            peers: &cause.peers,
+            force: cause.force,
+            accepted: refused.is_none(),
+            keys: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
+            changes,
+            reason: refused.map(Failure::kind),
+            place: refused.map(Failure::place),
+            findings: refused.and_then(Failure::findings),
+            took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
+        }));
     }
 
     fn report(&self, outcome: &Arc<Outcome>) {

@@ -21,6 +21,7 @@ use tokio::task::LocalSet;
 use tracing::{info, warn};
 
 use crate::admin;
+use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::connection::{Counters, Shared, Timeouts};
@@ -74,6 +75,9 @@ pub enum StartError {
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] state::OpenError),
+    /// A file in it cannot be used.
+    #[error(transparent)]
+    File(#[from] state::FileError),
     /// The system says no.
     #[error("cannot {what}: {error}")]
     System {
@@ -123,14 +127,23 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     }
 
     // After the sockets: who connects while another daemon is still leaving the directory waits to be answered.
-    let _state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?;
+    let state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?;
+    let audit = match &state {
+        Some(directory) => Audit::open(directory, config.audit)?,
+        None => Audit::off(),
+    };
+    let uid = rustix::process::geteuid().as_raw();
+    audit.record(&Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), uid });
+    let file = config.file.as_ref().map(|file| file.display().to_string());
+    audit.record(&Event::Configuration { file, accepted: true, line: None, column: None });
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control runtime"))?;
-    let daemon = Daemon::start(config, configuration, max_connections, runtime.handle())?;
+    let daemon = Daemon::start(config, configuration, max_connections, runtime.handle(), audit.clone())?;
     let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
     // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
     drop((verify, admin));
+    audit.stop();
     drained
 }
 
@@ -160,6 +173,7 @@ struct Daemon {
     trigger: SyncSender<Trigger>,
     history: History,
     served: Served,
+    audit: Audit,
     limit: usize,
     loaded: oneshot::Receiver<()>,
 }
@@ -170,6 +184,7 @@ impl Daemon {
         configuration: Configuration,
         limit: usize,
         runtime: &tokio::runtime::Handle,
+        audit: Audit,
     ) -> Result<Self, StartError> {
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
         let (draining, drain) = watch::channel(false);
@@ -199,6 +214,7 @@ impl Daemon {
             limiter,
             clock,
             history: history.clone(),
+            audit: audit.clone(),
             runtime: runtime.clone(),
         };
         let (trigger, triggers) = triggers();
@@ -208,7 +224,7 @@ impl Daemon {
             .name("reload".into())
             .spawn(move || reloader.run(watch, &triggers, || _ = say_loaded.send(())))
             .map_err(system("start the reload thread"))?;
-        Ok(Self { workers, draining, trigger, history, served, limit, loaded })
+        Ok(Self { workers, draining, trigger, history, served, audit, limit, loaded })
     }
 
     /// Serves until it is told to stop, and drains.
@@ -223,6 +239,7 @@ impl Daemon {
             clients: config.server.clients.clone(),
             max_connections: self.limit,
             refusals: Arc::clone(&refusals),
+            audit: self.audit.clone(),
             logged: Cell::new(None),
         });
         let listening = verify.for_tokio().map_err(system("listen"))?;
@@ -251,6 +268,7 @@ impl Daemon {
             served: self.served,
             history: self.history,
             trigger: self.trigger.clone(),
+            audit: self.audit,
             started: Instant::now(),
         };
         let operating = admin.for_tokio().map_err(system("listen on the admin socket"))?;

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use crate::admin::check::Check;
 use crate::admin::message::{Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
+use crate::audit::{Audit, Socket};
 use crate::publish::Served;
 use crate::reload::{Asked, History, Outcome, Trigger};
 use crate::server::accept::Refusals;
@@ -25,6 +26,7 @@ pub(super) struct Operator {
     pub(super) served: Served,
     pub(super) history: History,
     pub(super) trigger: SyncSender<Trigger>,
+    pub(super) audit: Audit,
     pub(super) started: Instant,
 }
 
@@ -32,17 +34,21 @@ impl Operate for Operator {
     async fn operate(&self, command: Command, peer: Peer) -> Reply {
         match command {
             Command::Status => self.status().into(),
-            Command::Reload { force } => self.reload(force).await,
+            Command::Reload { force } => self.reload(force, peer).await,
             Command::Check { source } => self.check(source, peer).await,
             Command::Version => Version::current().into(),
         }
     }
+
+    fn refused(&self, peer: Peer) {
+        self.audit.refuse(Socket::Admin, peer);
+    }
 }
 
 impl Operator {
-    async fn reload(&self, force: bool) -> Reply {
+    async fn reload(&self, force: bool, peer: Peer) -> Reply {
         let (reply, outcome) = oneshot::channel();
-        match self.ask(Trigger::Asked { force, reply }, outcome).await {
+        match self.ask(Trigger::Asked { force, peer, reply }, outcome).await {
             Ok(outcome) => self.report(&outcome).into(),
             Err(refused) => refused,
         }

@@ -15,11 +15,12 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
-use crate::limiter::{Charge, MAX_CHARGES, Slot};
+use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
 use crate::record::{Digest, Status};
 use crate::rules::Rules;
 
 mod build;
+mod claim;
 mod diff;
 mod entry;
 mod ip_set;
@@ -28,7 +29,9 @@ mod revoke;
 mod scope_set;
 mod summary;
 
-pub use build::{Builder, Keys, RowError, TooManyBuckets};
+pub use build::{Builder, Keys, RowError};
+use claim::OwnerBuckets;
+pub use claim::TooManyBuckets;
 pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
@@ -42,6 +45,7 @@ pub struct Snapshot {
     keys: Keys,
     /// Slots of the keys with several limits, one run after another.
     runs: Box<[u32]>,
+    owner_buckets: OwnerBuckets,
 }
 
 /// What tells a snapshot from others, and holds for all of its keys.
@@ -183,20 +187,16 @@ impl Snapshot {
         self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
     }
 
-    /// Every bucket of every row, with what names it; rows of one key repeat theirs.
-    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> Box<str>)> {
+    /// Every bucket of every row, with what names it; rows of one key repeat theirs, and keys of one owner those that they share.
+    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
-                (Slot { slot: *slot, rate: limit.rate }, move || bucket_name(key.key_id(), &limit.name))
+                let name = move || key.snapshot.keys.bucket_name(key.entry, limit);
+                (Slot { slot: *slot, rate: limit.rate }, name)
             })
         })
     }
-}
-
-/// What a key's own bucket is called in the [ledger](crate::limiter::Ledger).
-fn bucket_name(key_id: &str, limit: &str) -> Box<str> {
-    format!("key\0{key_id}\0{limit}").into()
 }
 
 /// One key of a snapshot.
@@ -208,6 +208,11 @@ pub struct Key<'s> {
 }
 
 impl<'s> Key<'s> {
+    /// Where it is in its snapshot.
+    pub fn id(self) -> EntryId {
+        self.id
+    }
+
     /// Its SHA-256.
     pub fn digest(self) -> &'s Digest {
         &self.entry.digest
@@ -293,7 +298,7 @@ impl<'s> Key<'s> {
     pub fn charges(self, charges: &mut [Charge; MAX_CHARGES]) -> usize {
         let limits = self.policy().limits();
         for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
-            *charge = Charge { slot: *slot, rate: limit.rate };
+            *charge = Charge { slot: *slot, rate: limit.rate, shadow: limit.shadow };
         }
         limits.len().min(MAX_CHARGES)
     }
