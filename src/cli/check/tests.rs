@@ -180,7 +180,7 @@ fn what_would_change_is_told_before_it_happens() {
         row(2, &format!("acme{same}")),
         row(3, &format!("acme,revoked,{END},1/s")),
         row(4, "acme,,2098-01-01T00:00:00Z,2/s"),
-        row(5, &format!("{same}")),
+        row(5, &same),
         row(6, &format!("acme{same}")),
         row(7, &format!("acme{same}")),
     ];
