@@ -28,7 +28,8 @@
 //! One thread, in [`reload`]: notice → wait until the file holds still → [`source`] parses → `snapshot::Builder` refuses
 //! duplicates → the guard weighs → buckets are claimed → [`publish`] swaps → wait until every worker has passed → free the
 //! old snapshot. Whatever fails before the swap changes nothing. The acknowledgement comes after the wait: from then on no
-//! answer of an older snapshot can leave, on any connection.
+//! answer of an older snapshot can leave, on any connection. `keyward check` goes the same way as far as the guard, here or
+//! on a daemon's reload thread, and says what would change; [`lint`] looks at the rows as they pass.
 //!
 //! # Who does what
 //!
@@ -63,6 +64,7 @@ pub mod config;
 pub mod connection;
 pub mod key_format;
 pub mod limiter;
+pub mod lint;
 pub mod now;
 pub mod pepper;
 pub mod publish;

@@ -3,6 +3,7 @@
 //! ```text
 //! {"command":"status"}                  -> {"ok":true,"status":{…}}
 //! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
+//! {"command":"check","source":"/a.csv"} -> {"ok":true,"check":{…}}
 //! {"command":"usage","key_id":"…"}      -> {"ok":true,"usage":{…}}
 //! {"command":"version"}                 -> {"ok":true,"version":{…}}
 //! anything else                         -> {"ok":false,"error":"…"}
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::check::Check;
 use crate::usage::Totals;
 
 /// What the daemon is asked to do.
@@ -27,6 +29,12 @@ pub enum Command {
         /// Publish even a set that is empty or has shrunk past the guard.
         #[serde(default)]
         force: bool,
+    },
+    /// Reads a source, and says what reloading it would do; nothing is published.
+    Check {
+        /// An absolute path, in place of the daemon's own source.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
     },
     /// Says what keys have used since the start: one key, an owner's, or those that cost most.
     Usage {
@@ -58,6 +66,9 @@ pub struct Reply {
     /// To `reload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
+    /// To `check`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
     /// To `usage`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Totals>,
@@ -168,7 +179,8 @@ impl Reply {
     }
 
     fn done() -> Self {
-        Self { ok: true, error: None, status: None, reload: None, usage: None, version: None }
+        let (status, reload, check, usage, version) = (None, None, None, None, None);
+        Self { ok: true, error: None, status, reload, check, usage, version }
     }
 }
 
@@ -181,6 +193,12 @@ impl From<Status> for Reply {
 impl From<Reload> for Reply {
     fn from(reload: Reload) -> Self {
         Self { reload: Some(reload), ..Self::done() }
+    }
+}
+
+impl From<Check> for Reply {
+    fn from(check: Check) -> Self {
+        Self { check: Some(check), ..Self::done() }
     }
 }
 

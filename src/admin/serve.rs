@@ -14,8 +14,8 @@ use tracing::{debug, warn};
 use crate::admin::message::{Command, Reply};
 pub use crate::audit::Peer;
 
-/// Longest command: the longest there is has some sixty bytes.
-const MAX_LINE: u64 = 4096;
+/// Longest command: one with a path, of which each byte may be written as `\u0041`, and some sixty bytes more.
+const MAX_LINE: u64 = 6 * 4096 + 256;
 
 /// Connections at once: operators and their scripts, not applications.
 const MAX_CONNECTIONS: usize = 32;

@@ -4,6 +4,7 @@
 //! it. Whatever fails before the swap leaves everything as it was. Requests to reload that arrive while one is running
 //! are answered together, by the next one, which begins after all of them were made.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -21,10 +22,12 @@ use crate::rules::Rules;
 use crate::snapshot::{Diff, Snapshot, Stamp};
 use crate::systemd;
 
+mod check;
 mod failure;
 mod load;
 mod watch;
 
+pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
 pub use load::{FileState, Loaded, SourceFile};
 use watch::Watch;
@@ -51,6 +54,8 @@ pub enum Trigger {
         /// Where the outcome goes.
         reply: oneshot::Sender<Arc<Outcome>>,
     },
+    /// `keyward check --daemon`: nothing is published.
+    Check(Asked),
 }
 
 /// A reload that ended.
@@ -65,7 +70,7 @@ pub struct Outcome {
 }
 
 /// A snapshot that is in force on every connection.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct Accepted {
     /// Its number.
     pub generation: u64,
@@ -166,6 +171,24 @@ pub struct Policy {
     pub max_shrink: f64,
 }
 
+impl Policy {
+    /// A set that is empty, or has lost more than it may at once, is more likely a broken export than a decision.
+    ///
+    /// # Errors
+    /// When `new` keys, read from `path`, must not take the place of `old` ones.
+    pub fn guard(&self, path: &Path, old: usize, new: usize) -> Result<(), Failure> {
+        let path = || path.to_path_buf();
+        if new == 0 {
+            return Err(Failure::Empty { path: path() });
+        }
+        let max_shrink = self.max_shrink;
+        if (old.saturating_sub(new)) as f64 > old as f64 * max_shrink {
+            return Err(Failure::Shrunk { path: path(), old, new, max_shrink });
+        }
+        Ok(())
+    }
+}
+
 /// A queue of triggers: bounded, since what waits is taken together.
 pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
     sync_channel(WAITING)
@@ -182,6 +205,8 @@ struct Running {
     /// A change is waiting among the triggers: one is enough.
     noticed: Arc<AtomicBool>,
     watch: Watch,
+    /// Checks that wait until no reload does. As many as there can be connections to the admin socket.
+    checks: VecDeque<Asked>,
 }
 
 impl Reloader {
@@ -197,12 +222,16 @@ impl Reloader {
             seen: None,
             noticed,
             watch,
+            checks: VecDeque::new(),
         };
         let start = audit::Trigger::Start;
         running.reload(&Cause { trigger: start, peers: Vec::new(), configure: false, force: false });
         ready();
         while let Some(batch) = running.next(triggers) {
             running.serve(batch);
+            if let Some(check) = running.checks.pop_front() {
+                running.check(check);
+            }
         }
     }
 }
@@ -221,18 +250,19 @@ fn changes(trigger: SyncSender<Trigger>, noticed: Arc<AtomicBool>) -> impl Fn() 
 #[derive(Default)]
 struct Batch {
     signal: bool,
-    asked: Asked,
-    forced: Asked,
+    asked: Askers,
+    forced: Askers,
+    checks: Vec<Asked>,
 }
 
 /// Who asked, and where the outcome goes.
 #[derive(Default)]
-struct Asked {
+struct Askers {
     peers: Vec<Peer>,
     replies: Vec<oneshot::Sender<Arc<Outcome>>>,
 }
 
-impl Asked {
+impl Askers {
     fn add(&mut self, peer: Peer, reply: oneshot::Sender<Arc<Outcome>>) {
         self.peers.push(peer);
         self.replies.push(reply);
@@ -264,6 +294,7 @@ impl Batch {
             Trigger::Signal => self.signal = true,
             Trigger::Asked { force: false, peer, reply } => self.asked.add(peer, reply),
             Trigger::Asked { force: true, peer, reply } => self.forced.add(peer, reply),
+            Trigger::Check(asked) => self.checks.push(asked),
         }
     }
 }
@@ -274,7 +305,12 @@ impl Running {
     /// `None`: the daemon is going away.
     fn next(&self, triggers: &Receiver<Trigger>) -> Option<Batch> {
         let mut batch = Batch::default();
-        match triggers.recv_timeout(self.reloader.settings.policy.poll) {
+        // A check that waits is next, unless a reload has been asked for meanwhile.
+        let patience = match self.checks.is_empty() {
+            true => self.reloader.settings.policy.poll,
+            false => Duration::ZERO,
+        };
+        match triggers.recv_timeout(patience) {
             Ok(trigger) => batch.add(trigger),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return None,
@@ -287,7 +323,8 @@ impl Running {
     }
 
     fn serve(&mut self, batch: Batch) {
-        let Batch { signal, mut asked, mut forced } = batch;
+        let Batch { signal, mut asked, mut forced, checks } = batch;
+        self.checks.extend(checks);
         let has_changed = FileState::of(&self.reloader.settings.source.path) != self.seen;
         // The file alone has changed: the configuration is read again only where somebody says so.
         let configure = signal || !asked.is_empty() || !forced.is_empty();
@@ -355,23 +392,10 @@ impl Running {
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
         if !force {
-            self.guard(settings, loaded.keys.len())?;
+            let served = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
+            settings.policy.guard(&source.path, served, loaded.keys.len())?;
         }
         self.publish(settings, loaded)
-    }
-
-    /// A set that is empty, or has lost more than it may at once, is more likely a broken export than a decision.
-    fn guard(&self, settings: &Settings, new: usize) -> Result<(), Failure> {
-        let path = || settings.source.path.to_path_buf();
-        if new == 0 {
-            return Err(Failure::Empty { path: path() });
-        }
-        let old = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
-        let max_shrink = settings.policy.max_shrink;
-        if (old.saturating_sub(new)) as f64 > old as f64 * max_shrink {
-            return Err(Failure::Shrunk { path: path(), old, new, max_shrink });
-        }
-        Ok(())
     }
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
@@ -444,7 +468,7 @@ impl Running {
     fn report(&self, outcome: &Arc<Outcome>) {
         let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
         match &outcome.result {
-            Ok(Accepted { generation, keys, diff: Diff { added, removed, changed, revoked } }) => {
+            Ok(Accepted { generation, keys, diff: Diff { added, removed, changed, revoked, .. } }) => {
                 info!(generation, keys, added, removed, changed, revoked, took_ms, "source loaded");
                 systemd::status(&format!("serving {keys} keys, generation {generation}"));
             }

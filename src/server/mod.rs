@@ -40,9 +40,11 @@ use crate::usage::{Log, Usage};
 mod accept;
 mod listener;
 mod operator;
+mod preview;
 mod worker;
 
 pub use listener::ListenError;
+pub use preview::diff;
 
 /// Descriptors that are not connections: sockets, epoll, inotify, the source, logs, and room to spare.
 const OWN_DESCRIPTORS: u64 = 64;

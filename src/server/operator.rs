@@ -1,6 +1,7 @@
 //! What the admin socket's commands do.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,11 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use keyward_protocol::Verdict;
 use tokio::sync::oneshot;
 
-use crate::admin::message::{Changes, Command, Reload, Reply, Status, Version};
+use crate::admin::check::Check;
+use crate::admin::message::{Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
 use crate::audit::{Audit, Socket};
 use crate::publish::Served;
-use crate::reload::{History, Outcome, Trigger};
+use crate::reload::{Asked, History, Outcome, Trigger};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
 use crate::snapshot::Diff;
@@ -35,6 +37,7 @@ impl Operate for Operator {
         match command {
             Command::Status => self.status().into(),
             Command::Reload { force } => self.reload(force, peer).await,
+            Command::Check { source } => self.check(source, peer).await,
             Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
             Command::Version => Version::current().into(),
         }
@@ -48,14 +51,9 @@ impl Operate for Operator {
 impl Operator {
     async fn reload(&self, force: bool, peer: Peer) -> Reply {
         let (reply, outcome) = oneshot::channel();
-        match self.trigger.try_send(Trigger::Asked { force, peer, reply }) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Reply::error("too many reloads are waiting; try again"),
-            Err(TrySendError::Disconnected(_)) => return Reply::error("the daemon is shutting down"),
-        }
-        match outcome.await {
+        match self.ask(Trigger::Asked { force, peer, reply }, outcome).await {
             Ok(outcome) => self.report(&outcome).into(),
-            Err(_) => Reply::error("the daemon is shutting down"),
+            Err(refused) => refused,
         }
     }
 
@@ -70,6 +68,38 @@ impl Operator {
             Some(totals) => totals.into(),
             None => Reply::error("the daemon is shutting down"),
         }
+    }
+
+    /// The daemon reads what its own user may read, and what is wrong with a file is told with parts of it: so only who
+    /// could read it anyway may name one.
+    async fn check(&self, source: Option<String>, peer: Peer) -> Reply {
+        let source = source.map(PathBuf::from);
+        if source.is_some() && peer.uid != 0 && peer.uid != rustix::process::geteuid().as_raw() {
+            return Reply::error(
+                "only root and the daemon's own user may name a file to be read; without one, the daemon's source is \
+                 checked",
+            );
+        }
+        if source.as_ref().is_some_and(|source| !source.is_absolute()) {
+            return Reply::error("source must be an absolute path: the daemon has another working directory");
+        }
+        let (reply, preview) = oneshot::channel();
+        match self.ask(Trigger::Check(Asked { source, reply }), preview).await {
+            Ok(preview) => Check::from(&preview).into(),
+            Err(refused) => refused,
+        }
+    }
+
+    /// Has the reload thread do something, and waits for what comes of it.
+    async fn ask<T>(&self, trigger: Trigger, answer: oneshot::Receiver<T>) -> Result<T, Reply> {
+        match self.trigger.try_send(trigger) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return Err(Reply::error("too many reloads are waiting; try again"));
+            }
+            Err(TrySendError::Disconnected(_)) => return Err(Reply::error("the daemon is shutting down")),
+        }
+        answer.await.map_err(|_| Reply::error("the daemon is shutting down"))
     }
 
     fn status(&self) -> Status {
@@ -121,12 +151,7 @@ impl Operator {
                 accepted: true,
                 generation: accepted.generation,
                 keys: accepted.keys,
-                changes: Some(Changes {
-                    added: accepted.diff.added,
-                    removed: accepted.diff.removed,
-                    changed: accepted.diff.changed,
-                    revoked: accepted.diff.revoked,
-                }),
+                changes: Some((&accepted.diff).into()),
                 error: None,
                 unchanged: accepted.diff == Diff::default(),
                 took_ms,

@@ -32,7 +32,7 @@ mod summary;
 pub use build::{Builder, Keys, RowError};
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
-pub use diff::Diff;
+pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
@@ -142,6 +142,11 @@ impl Snapshot {
     /// Whether it holds no key.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Its keys, as far as they do not depend on the snapshot before it.
+    pub fn table(&self) -> &Keys {
+        &self.keys
     }
 
     /// The entry that `digest` most likely belongs to, if any: the first of two steps, so that a batch's look-ups
