@@ -70,6 +70,7 @@ pub mod pepper;
 pub mod publish;
 pub mod record;
 pub mod reload;
+pub mod revocation;
 pub mod rules;
 pub mod server;
 pub mod snapshot;

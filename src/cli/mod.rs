@@ -22,6 +22,7 @@ mod log;
 mod misuse;
 mod options;
 mod reload;
+mod revoke;
 mod secret;
 mod serve;
 mod status;
@@ -65,6 +66,8 @@ enum Command {
     Status(status::Status),
     Reload(reload::Reload),
     Usage(usage::Usage),
+    Revoke(revoke::Revoke),
+    Unrevoke(revoke::Unrevoke),
     Demo(demo::Demo),
 }
 
@@ -78,6 +81,8 @@ impl Command {
             Self::Status(status) => status.run(streams),
             Self::Reload(reload) => reload.run(streams),
             Self::Usage(usage) => usage.run(streams),
+            Self::Revoke(revoke) => revoke.run(streams),
+            Self::Unrevoke(unrevoke) => unrevoke.run(streams),
             Self::Demo(demo) => demo.run(streams),
         }
     }

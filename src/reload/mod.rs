@@ -18,6 +18,7 @@ use crate::audit::{self, Audit, Event, Peer};
 use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
+use crate::revocation::Revocations;
 use crate::rules::Rules;
 use crate::snapshot::{Diff, Snapshot, Stamp};
 use crate::systemd;
@@ -79,6 +80,8 @@ pub struct Accepted {
     /// What it changed.
     #[serde(flatten)]
     pub diff: Diff,
+    /// Revocations that it says itself, and that are off the list for that.
+    pub revocations_agreed: usize,
 }
 
 /// What is known of reloads, for `keyward status`.
@@ -134,6 +137,8 @@ pub struct Reloader {
     pub configure: Configure,
     /// Where snapshots go.
     pub publisher: Publisher,
+    /// What is revoked in every one of them.
+    pub revocations: Arc<Revocations>,
     /// The buckets.
     pub limiter: Arc<Limiter>,
     /// For the buckets' balances.
@@ -400,7 +405,7 @@ impl Running {
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
     fn publish(&mut self, settings: &Settings, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
-        let Reloader { limiter, publisher, runtime, clock, .. } = &mut self.reloader;
+        let Reloader { limiter, publisher, revocations, runtime, clock, .. } = &mut self.reloader;
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
@@ -414,14 +419,15 @@ impl Running {
                 Stamp { generation, source_time, rules: Arc::clone(&settings.rules) },
             )
             .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
-        let accepted = Accepted { generation, keys: snapshot.len(), diff };
+        let mut accepted = Accepted { generation, keys: snapshot.len(), diff, revocations_agreed: 0 };
 
         let settlement = claim.commit();
         let snapshot = Arc::new(snapshot);
-        let epoch = publisher.publish(Arc::clone(&snapshot)).epoch;
+        let epoch = revocations.publish(publisher, Arc::clone(&snapshot)).epoch;
         self.generation = generation;
-        let old = self.current.replace(snapshot);
+        let old = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().passed(epoch));
+        accepted.revocations_agreed = revocations.settle(&snapshot);
 
         let buckets = old.iter().flat_map(|old| old.buckets());
         self.ledger.settle(limiter, settlement, buckets, clock.now().ticks);
@@ -468,8 +474,16 @@ impl Running {
     fn report(&self, outcome: &Arc<Outcome>) {
         let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
         match &outcome.result {
-            Ok(Accepted { generation, keys, diff: Diff { added, removed, changed, revoked, .. } }) => {
-                info!(generation, keys, added, removed, changed, revoked, took_ms, "source loaded");
+            Ok(Accepted {
+                generation,
+                keys,
+                diff: Diff { added, removed, changed, revoked, .. },
+                revocations_agreed,
+            }) => {
+                info!(
+                    generation,
+                    keys, added, removed, changed, revoked, revocations_agreed, took_ms, "source loaded"
+                );
                 systemd::status(&format!("serving {keys} keys, generation {generation}"));
             }
             Err(failure) if self.is_old_news(failure) => debug!(error = %failure, "source refused again"),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! main thread     control runtime: accept, admin, signals, drain
+//! (blocking)      revocations, as long as they write to the disk
 //! worker-0..N     a runtime each: connections, for good
 //! reload          reads, builds, publishes, waits, frees
 //! (notify)        tells `reload` that a file changed
@@ -27,8 +28,9 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::connection::{Counters, Shared, Timeouts};
 use crate::limiter::Limiter;
-use crate::publish::{Publisher, Served};
+use crate::publish::{Epochs, Publisher, Served};
 use crate::reload::{Configure, History, Reloader, Settings, Trigger, triggers};
+use crate::revocation::{self, Revocations};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
 use crate::server::operator::Operator;
@@ -49,8 +51,8 @@ pub use preview::diff;
 /// Descriptors that are not connections: sockets, epoll, inotify, the source, logs, and room to spare.
 const OWN_DESCRIPTORS: u64 = 64;
 
-/// How long a reload waits for peers to read answers of the old snapshot, before their connections are ended. An
-/// acknowledgement must not depend on a peer that has stopped.
+/// How long a reload or a revocation waits for peers to read answers that were made before it, before their connections
+/// are ended. An acknowledgement must not depend on a peer that has stopped.
 const OVERDUE: Duration = Duration::from_secs(1);
 
 /// How often the end of the workers is looked for while draining.
@@ -80,6 +82,9 @@ pub enum StartError {
     /// A file in it cannot be used.
     #[error(transparent)]
     File(#[from] state::FileError),
+    /// What has been revoked is not known.
+    #[error(transparent)]
+    Revocations(#[from] revocation::OpenError),
     /// The system says no.
     #[error("cannot {what}: {error}")]
     System {
@@ -129,7 +134,7 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     }
 
     // After the sockets: who connects while another daemon is still leaving the directory waits to be answered.
-    let state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?;
+    let state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?.map(Arc::new);
     let audit = match &state {
         Some(directory) => Audit::open(directory, config.audit)?,
         None => Audit::off(),
@@ -140,9 +145,9 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control runtime"))?;
-    let (usage, logs) = Usage::start(state.as_ref(), config.usage, config.server.workers)?;
+    let (usage, logs) = Usage::start(state.as_deref(), config.usage, config.server.workers)?;
     let accounts = Accounts { audit: audit.clone(), usage, logs };
-    let daemon = Daemon::start(config, configuration, max_connections, runtime.handle(), accounts)?;
+    let daemon = Daemon::start(config, configuration, max_connections, state, runtime.handle(), accounts)?;
     let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
     // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
     drop((verify, admin));
@@ -199,6 +204,8 @@ struct Daemon {
     served: Served,
     audit: Audit,
     usage: Usage,
+    epochs: Epochs,
+    revocations: Arc<Revocations>,
     limit: usize,
     loaded: oneshot::Receiver<()>,
 }
@@ -208,11 +215,15 @@ impl Daemon {
         config: &Config,
         configuration: Configuration,
         limit: usize,
+        state: Option<Arc<StateDir>>,
         runtime: &tokio::runtime::Handle,
         accounts: Accounts,
     ) -> Result<Self, StartError> {
         let Accounts { audit, usage, logs } = accounts;
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
+        let epochs = publisher.epochs();
+        // Before anything is served: what is on the list is in force from the first answer on.
+        let revocations = Arc::new(Revocations::open(state, &publisher)?);
         let (draining, drain) = watch::channel(false);
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
@@ -238,6 +249,7 @@ impl Daemon {
             settings,
             configure: again(config.clone(), configuration, audit.clone()),
             publisher,
+            revocations: Arc::clone(&revocations),
             limiter,
             clock,
             history: history.clone(),
@@ -251,7 +263,19 @@ impl Daemon {
             .name("reload".into())
             .spawn(move || reloader.run(watch, &triggers, || _ = say_loaded.send(())))
             .map_err(system("start the reload thread"))?;
-        Ok(Self { workers, draining, trigger, history, served, audit, usage, limit, loaded })
+        Ok(Self {
+            workers,
+            draining,
+            trigger,
+            history,
+            served,
+            epochs,
+            revocations,
+            audit,
+            usage,
+            limit,
+            loaded,
+        })
     }
 
     /// Serves until it is told to stop, and drains.
@@ -293,6 +317,8 @@ impl Daemon {
             workers: Arc::clone(&self.workers),
             refusals,
             served: self.served,
+            epochs: self.epochs,
+            revocations: self.revocations,
             history: self.history,
             trigger: self.trigger.clone(),
             audit: self.audit,

@@ -10,27 +10,33 @@ use keyward_protocol::Verdict;
 use tokio::sync::oneshot;
 
 use crate::admin::check::Check;
-use crate::admin::message::{Command, Reload, Reply, Status, Version};
+use crate::admin::message::{self, Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
 use crate::audit::{Audit, Socket};
-use crate::publish::Served;
+use crate::publish::{Epochs, Served};
 use crate::reload::{Asked, History, Outcome, Trigger};
+use crate::revocation::{Change, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
 use crate::snapshot::Diff;
 use crate::usage::{Question, Usage};
 
-/// Sees all parts of a daemon, and touches only the trigger of reloads.
+/// Sees all parts of a daemon, and touches only the trigger of reloads and the list of revocations.
 pub(super) struct Operator {
     pub(super) workers: Arc<[Worker]>,
     pub(super) refusals: Arc<Refusals>,
     pub(super) served: Served,
+    pub(super) epochs: Epochs,
+    pub(super) revocations: Arc<Revocations>,
     pub(super) history: History,
     pub(super) trigger: SyncSender<Trigger>,
     pub(super) audit: Audit,
     pub(super) usage: Usage,
     pub(super) started: Instant,
 }
+
+/// What a command does to the list.
+type Edit = fn(&Revocations, Target, u32) -> Result<Change, Refused>;
 
 impl Operate for Operator {
     async fn operate(&self, command: Command, peer: Peer) -> Reply {
@@ -39,6 +45,8 @@ impl Operate for Operator {
             Command::Reload { force } => self.reload(force, peer).await,
             Command::Check { source } => self.check(source, peer).await,
             Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
+            Command::Revoke(target) => self.revoke(target, peer, Revocations::revoke).await,
+            Command::Unrevoke(target) => self.revoke(target, peer, Revocations::unrevoke).await,
             Command::Version => Version::current().into(),
         }
     }
@@ -54,19 +62,6 @@ impl Operator {
         match self.ask(Trigger::Asked { force, peer, reply }, outcome).await {
             Ok(outcome) => self.report(&outcome).into(),
             Err(refused) => refused,
-        }
-    }
-
-    async fn usage(&self, key_id: Option<String>, owner: Option<String>, top: Option<usize>) -> Reply {
-        let question = match (key_id, owner, top) {
-            (Some(key_id), None, None) => Question::Key(key_id),
-            (None, Some(owner), None) => Question::Owner(owner),
-            (None, None, Some(top)) => Question::Top(top),
-            _ => return Reply::error("usage takes one of key_id, owner and top"),
-        };
-        match self.usage.ask(question).await {
-            Some(totals) => totals.into(),
-            None => Reply::error("the daemon is shutting down"),
         }
     }
 
@@ -102,6 +97,51 @@ impl Operator {
         answer.await.map_err(|_| Reply::error("the daemon is shutting down"))
     }
 
+    async fn usage(&self, key_id: Option<String>, owner: Option<String>, top: Option<usize>) -> Reply {
+        let question = match (key_id, owner, top) {
+            (Some(key_id), None, None) => Question::Key(key_id),
+            (None, Some(owner), None) => Question::Owner(owner),
+            (None, None, Some(top)) => Question::Top(top),
+            _ => return Reply::error("usage takes one of key_id, owner and top"),
+        };
+        match self.usage.ask(question).await {
+            Some(totals) => totals.into(),
+            None => Reply::error("the daemon is shutting down"),
+        }
+    }
+
+    /// Changes the list by `change`, which writes to the disk and so has a thread of its own meanwhile, and answers once
+    /// the change is in force everywhere.
+    async fn revoke(&self, asked: message::Target, peer: Peer, change: Edit) -> Reply {
+        let target = match Target::new(asked.key_id.as_deref(), asked.owner.as_deref()) {
+            Ok(target) => target,
+            Err(error) => return Reply::error(error.to_string()),
+        };
+        let revocations = Arc::clone(&self.revocations);
+        let changed = tokio::task::spawn_blocking(move || change(&revocations, target, peer.uid)).await;
+        let change = match changed {
+            Ok(Ok(change)) => change,
+            Ok(Err(refused)) => return Reply::error(refused.to_string()),
+            Err(_) => return Reply::error("the daemon is shutting down"),
+        };
+        self.epochs.passed(change.epoch).await;
+        let Change { already, keys, revoked, generation, .. } = change;
+        message::Revocation { target: asked, already, keys, revoked, generation }.into()
+    }
+
+    fn revocations(&self) -> Vec<message::Revoked> {
+        let entries = self.revocations.entries().into_iter();
+        let listed = entries.map(|(target, record)| message::Revoked {
+            target: message::Target {
+                key_id: target.key_id().map(str::to_owned),
+                owner: target.owner().map(str::to_owned),
+            },
+            when: record.when.to_string(),
+            by_uid: record.by_uid,
+        });
+        listed.collect()
+    }
+
     fn status(&self) -> Status {
         let snapshot = self.served.snapshot();
         let age = snapshot.as_ref().map(|snapshot| {
@@ -127,10 +167,12 @@ impl Operator {
             source_age_s: age,
             last_reload: self.history.last().map(|outcome| self.report(&outcome)),
             last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),
+            revocations: self.revocations(),
             connections: self.workers.iter().map(Worker::open).sum(),
             accepted_connections: sum(|worker| worker.counters.connections()),
             refused_connections: self.refusals.by_reason(),
             verdicts,
+            refunds: sum(|worker| worker.counters.refunds()),
             errors: sum(|worker| worker.counters.faults()),
             uptime_s: self.started.elapsed().as_secs(),
             workers: self.workers.len(),
@@ -154,6 +196,7 @@ impl Operator {
                 changes: Some((&accepted.diff).into()),
                 error: None,
                 unchanged: accepted.diff == Diff::default(),
+                revocations_agreed: accepted.revocations_agreed,
                 took_ms,
                 age_s,
             },
@@ -164,6 +207,7 @@ impl Operator {
                 changes: None,
                 error: Some(failure.to_string()),
                 unchanged: false,
+                revocations_agreed: 0,
                 took_ms,
                 age_s,
             },
