@@ -37,6 +37,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "connection",
             "limiter",
             "publish",
+            "record",
             "reload",
             "revocation",
             "snapshot",

@@ -405,7 +405,7 @@ impl Running {
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
     fn publish(&mut self, settings: &Settings, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
-        let Reloader { limiter, publisher, revocations, runtime, clock, .. } = &mut self.reloader;
+        let Reloader { limiter, publisher, revocations, runtime, clock, audit, .. } = &mut self.reloader;
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
@@ -427,7 +427,14 @@ impl Running {
         self.generation = generation;
         let old = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().passed(epoch));
-        accepted.revocations_agreed = revocations.settle(&snapshot);
+        audit.in_force(generation);
+        let dropped = revocations.settle(&snapshot);
+        accepted.revocations_agreed = dropped.len();
+        let dropped = dropped.iter().map(|target| {
+            let (key_id, owner) = (target.key_id(), target.owner());
+            Event::RevocationDropped(audit::Dropped { key_id, owner })
+        });
+        audit.record_all(&dropped.collect::<Vec<_>>());
 
         let buckets = old.iter().flat_map(|old| old.buckets());
         self.ledger.settle(limiter, settlement, buckets, clock.now().ticks);
@@ -444,10 +451,7 @@ impl Running {
     /// Before anyone is told: an outcome that is acknowledged is in the audit trail.
     fn record(&self, cause: &Cause, outcome: &Outcome) {
         let refused = match &outcome.result {
-            Ok(accepted) => {
-                self.reloader.audit.in_force(accepted.generation);
-                None
-            }
+            Ok(_) => None,
             Err(failure) if self.is_old_news(failure) && cause.peers.is_empty() => return,
             Err(failure) => Some(failure),
         };

@@ -224,13 +224,13 @@ impl Revocations {
         publisher.publish(snapshot)
     }
 
-    /// Drops what `snapshot`, which is the one in force, agrees with; returns how many. What cannot be dropped durably
+    /// Drops what `snapshot`, which is the one in force, agrees with, and returns it. What cannot be dropped durably
     /// stays, and is tried again after the next reload.
-    pub fn settle(&self, snapshot: &Snapshot) -> usize {
+    pub fn settle(&self, snapshot: &Snapshot) -> Vec<Target> {
         let before = self.list().clone();
         let agreed = before.agreed(snapshot);
         if agreed.is_empty() {
-            return 0;
+            return agreed;
         }
         let mut order = self.order();
         let mut remaining = self.list().clone();
@@ -241,12 +241,12 @@ impl Revocations {
             && let Err(error) = kept.file.rewrite(&remaining)
         {
             warn!(%error, "the list of revocations cannot be shortened; what the source agrees with stays on it");
-            return 0;
+            return Vec::new();
         }
         // So that a disabled key is called that again, as it will be after a restart. No answer turns into ALLOWED.
         dropped.iter().for_each(|target| _ = remaining.mark(snapshot, target));
         *self.list_mut() = remaining;
-        dropped.len()
+        dropped
     }
 
     /// The last steps of a command, once the list is changed.
