@@ -72,5 +72,6 @@ pub mod server;
 pub mod snapshot;
 pub mod source;
 pub mod state;
+pub mod sync;
 pub mod systemd;
 pub mod verify;
