@@ -15,8 +15,8 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
-use crate::memory::Huge;
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
+use crate::memory::Huge;
 use crate::record::{Digest, Status};
 use crate::rules::Rules;
 
