@@ -228,9 +228,9 @@ impl<'s> Asking<'s> {
         let context = Context { snapshot: Some(snapshot), limiter, rules, now: *now };
         let answered = if question.encoded {
             frames.clear();
-            context.verify(requests, |answer| answer.encode(frames))
+            context.verify(requests, |answer, _| answer.encode(frames))
         } else {
-            context.verify(requests, |answer| {
+            context.verify(requests, |answer, _| {
                 black_box(answer);
             })
         };
@@ -251,8 +251,8 @@ impl<'s> Asking<'s> {
             rules: &self.rules,
             now: self.now,
         };
-        let answered =
-            context.verify(&requests(question, &raw), |answer| assert_eq!(answer.verdict, question.verdict));
+        let answered = context
+            .verify(&requests(question, &raw), |answer, _| assert_eq!(answer.verdict, question.verdict));
         assert_eq!(answered, PREPARED);
     }
 
@@ -266,7 +266,7 @@ impl<'s> Asking<'s> {
         };
         for number in 0..self.keys {
             let request = Verify::new(0, Credential::Digest(keys::digest(number)));
-            context.verify(&[request], |answer| assert_eq!(answer.verdict, Verdict::Allowed));
+            context.verify(&[request], |answer, _| assert_eq!(answer.verdict, Verdict::Allowed));
         }
     }
 }

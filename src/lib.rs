@@ -28,7 +28,8 @@
 //! One thread, in [`reload`]: notice → wait until the file holds still → [`source`] parses → `snapshot::Builder` refuses
 //! duplicates → the guard weighs → buckets are claimed → [`publish`] swaps → wait until every worker has passed → free the
 //! old snapshot. Whatever fails before the swap changes nothing. The acknowledgement comes after the wait: from then on no
-//! answer of an older snapshot can leave, on any connection.
+//! answer of an older snapshot can leave, on any connection. `keyward check` goes the same way as far as the guard, here or
+//! on a daemon's reload thread, and says what would change; [`lint`] looks at the rows as they pass.
 //!
 //! # Who does what
 //!
@@ -56,12 +57,14 @@
 )]
 
 pub mod admin;
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod key_format;
 pub mod limiter;
+pub mod lint;
 pub mod now;
 pub mod pepper;
 pub mod publish;
@@ -74,4 +77,5 @@ pub mod snapshot;
 pub mod source;
 pub mod state;
 pub mod systemd;
+pub mod usage;
 pub mod verify;

@@ -8,6 +8,7 @@ against protocol/vectors/vectors.json, and a list of [{"key": ..., parameters of
 import contextlib, hashlib, json, socket, struct, sys
 
 RAW_KEY, SCOPES, ANY_SCOPE, IP, ORIGIN, ENVIRONMENT, METADATA = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40
+LIMIT, SHADOW = 0x02, 0x80
 VERDICTS = """ALLOWED NOT_READY STALE_SNAPSHOT MALFORMED_KEY UNKNOWN_KEY REVOKED DISABLED NOT_YET_VALID EXPIRED
     WRONG_ENVIRONMENT IP_NOT_ALLOWED ORIGIN_NOT_ALLOWED MISSING_SCOPE COST_EXCEEDS_BURST RATE_LIMITED""".split()
 CODES = [0] + """FRAME_TOO_SHORT FRAME_TOO_LONG UNSUPPORTED_VERSION UNKNOWN_KIND UNKNOWN_FLAG BODY_TOO_SHORT
@@ -16,8 +17,10 @@ CODES = [0] + """FRAME_TOO_SHORT FRAME_TOO_LONG UNSUPPORTED_VERSION UNKNOWN_KIND
 REPLIES = {  # kind: its name, flags, integers and their names, texts with their limits
     0x81: ("WELCOME", {}, "<BBBBIIQ", "version min_version max_version credentials max_length idle_timeout_ms "
            "generation", {"server": 255}),
-    0x82: ("ANSWER", {"METADATA": 0x40}, "<BQIIII", "verdict generation limit remaining retry_after_ms reset_ms",
-           {"key_id": 64, "owner": 128, "environment": 64, "plan": 64, "limit_name": 64, "metadata": 4096}),
+    0x82: ("ANSWER", {"METADATA": METADATA, "SHADOW": SHADOW}, "<BQIIII",
+           "verdict generation limit remaining retry_after_ms reset_ms",
+           {"key_id": 64, "owner": 128, "environment": 64, "plan": 64, "limit_name": 64, "metadata": 4096,
+            "shadow_limit": 64}),
     0xFF: ("ERROR", {"CLOSING": 0x01}, "<BI", "code detail", {"message": 255})}
 
 def frame(kind, flags, request_id, body):
@@ -41,6 +44,10 @@ def verify(request_id, cost, digest=None, key=None, scopes=None, any_scope=False
             flags, body = flags | flag, body + field
     return frame(0x02, flags, request_id, body)
 
+def refund(request_id, cost, digest=None, key=None, limit=None):
+    body = struct.pack("<I", cost) + (digest if key is None else sized("<H", key)) + (sized("<B", limit) or b"")
+    return frame(0x03, RAW_KEY * (key is not None) | LIMIT * (limit is not None), request_id, body)
+
 def parse(data):
     """The fields of a frame from the daemon. A verdict or code that this version does not know stays a number."""
     length, version, value, bits, request_id = struct.unpack_from("<IBBHI", data)
@@ -52,7 +59,8 @@ def parse(data):
     reply = {"kind": kind, "request_id": request_id, "flags": [flag for flag in known if bits & known[flag]],
              **dict(zip(names.split(), struct.unpack_from(form, data, 12)))}
     at = 12 + struct.calcsize(form)
-    for name in (name for name in texts if name != "metadata" or bits & METADATA):
+    optional = {"metadata": METADATA, "shadow_limit": SHADOW}
+    for name in (name for name in texts if name not in optional or bits & optional[name]):
         prefix = "<H" if name == "metadata" else "<B"
         start = at + struct.calcsize(prefix)
         at = start + struct.unpack_from(prefix, data, at)[0]
@@ -71,7 +79,7 @@ class Refused(Exception): """The daemon wrote an ERROR: its fields."""
 class Client:
     """One connection, one request at a time. After an exception make a new one: an answer may be under way."""
     def __init__(self, path, timeout=0.05):
-        self.socket, self.request_id = socket.socket(socket.AF_UNIX), 0
+        self.socket, self.request_id, self.raw = socket.socket(socket.AF_UNIX), 0, False
         self.socket.settimeout(timeout)
         self.socket.connect(path)
         self.stream = self.socket.makefile("rb")
@@ -79,14 +87,23 @@ class Client:
     def verify(self, key, cost=1, scopes=None, any_scope=False, ip=None, origin=None, environment=None,
                metadata=False, raw=False):
         """The fields of the ANSWER. `scopes` is a list of names. No verdict but "ALLOWED" allows."""
-        key = {"key": key.encode()} if raw else {"digest": hashlib.sha256(key.encode()).digest()}
-        self.request_id = (self.request_id + 1) % 2**32
-        reply = self.ask(verify(
-            self.request_id, cost, **key, scopes=None if scopes is None else " ".join(scopes), any_scope=any_scope,
-            ip=ip, origin=origin, environment=environment, metadata=metadata))
-        if reply["kind"] != "ANSWER" or reply["request_id"] != self.request_id:
-            raise Refused(reply)
-        return reply
+        return self.send(verify, key, cost, raw, scopes=None if scopes is None else " ".join(scopes),
+                         any_scope=any_scope, ip=ip, origin=origin, environment=environment, metadata=metadata)
+
+    def refund(self, key, cost=1, limit=None):
+        """Gives back what an ALLOWED has charged. Do not repeat it, not even where no answer comes."""
+        return self.send(refund, key, cost, False, limit=limit)
+
+    def send(self, form, key, cost, raw, **fields):
+        raw, self.request_id = raw or self.raw, (self.request_id + 1) % 2**32
+        credential = {"key": key.encode()} if raw else {"digest": hashlib.sha256(key.encode()).digest()}
+        reply = self.ask(form(self.request_id, cost, **credential, **fields))
+        if reply["request_id"] == self.request_id and reply["kind"] == "ANSWER":
+            return reply
+        if (reply.get("code"), reply.get("detail"), raw) == ("CREDENTIAL_REFUSED", 2, False):
+            self.raw = True  # the daemon has a pepper: raw keys only, from here on
+            return self.send(form, key, cost, True, **fields)
+        raise Refused(reply)
 
     def ask(self, request, last=False):
         with contextlib.suppress(ConnectionError):  # the daemon may have ended the connection, and said why
@@ -120,7 +137,7 @@ def check_vector(path, vector):
         wanted = {"kind": "WELCOME" if kind == "HELLO" else "ANSWER", "request_id": fields["request_id"]}
         if kind == "VERIFY":
             fields.update(any_scope="ANY_SCOPE" in flags, metadata="METADATA" in flags)
-        compare({"bytes": data}, {"bytes": (hello if kind == "HELLO" else verify)(**fields)})
+        compare({"bytes": data}, {"bytes": {"HELLO": hello, "VERIFY": verify, "REFUND": refund}[kind](**fields)})
     closes, client = wanted.pop("closes", False), Client(path, timeout=5)
     compare(wanted, client.ask(data, last=wanted.get("code") == "TRUNCATED_FRAME"))
     if not closes:

@@ -7,14 +7,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use keyward::clock::Clock;
-use keyward::limiter::{Charge, Ledger, Limiter, Outcome, Rate};
+use keyward::limiter::{BucketName, Charge, Ledger, Limiter, Outcome, Rate};
 
 fn bucket(limiter: &Limiter, rate: Rate) -> Charge {
     let mut ledger = Ledger::new();
     let mut claim = ledger.claim(limiter);
-    let slot = claim.slot(|| "bucket".into(), None, rate).expect("room for one");
+    let slot = claim.slot(|| BucketName::of_key("key", "default"), None, rate).expect("room for one");
     let _nothing_to_settle = claim.commit();
-    Charge { slot, rate }
+    Charge { slot, rate, shadow: false }
 }
 
 /// Eight threads take what they can for three seconds: at most burst + rate x t, at least 99 % of it.

@@ -3,6 +3,8 @@
 //! ```text
 //! {"command":"status"}                  -> {"ok":true,"status":{…}}
 //! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
+//! {"command":"check","source":"/a.csv"} -> {"ok":true,"check":{…}}
+//! {"command":"usage","key_id":"…"}      -> {"ok":true,"usage":{…}}
 //! {"command":"revoke","key_id":"key_1"} -> {"ok":true,"revocation":{…}}
 //! {"command":"unrevoke","owner":"acme"} -> {"ok":true,"revocation":{…}}
 //! {"command":"version"}                 -> {"ok":true,"version":{…}}
@@ -15,6 +17,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::check::Check;
+use crate::usage::Totals;
+
 /// What the daemon is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
@@ -26,6 +31,24 @@ pub enum Command {
         /// Publish even a set that is empty or has shrunk past the guard.
         #[serde(default)]
         force: bool,
+    },
+    /// Reads a source, and says what reloading it would do; nothing is published.
+    Check {
+        /// An absolute path, in place of the daemon's own source.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+    },
+    /// Says what keys have used since the start: one key, an owner's, or those that cost most.
+    Usage {
+        /// Of this key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key_id: Option<String>,
+        /// Of this owner's keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+        /// Of so many keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        top: Option<usize>,
     },
     /// Takes a key or all keys of an owner out of force; answers when that is so on every connection, and durable.
     Revoke(Target),
@@ -61,6 +84,12 @@ pub struct Reply {
     /// To `reload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
+    /// To `check`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
+    /// To `usage`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Totals>,
     /// To `revoke` and `unrevoke`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<Revocation>,
@@ -205,7 +234,16 @@ impl Reply {
     }
 
     fn done() -> Self {
-        Self { ok: true, error: None, status: None, reload: None, revocation: None, version: None }
+        Self {
+            ok: true,
+            error: None,
+            status: None,
+            reload: None,
+            check: None,
+            usage: None,
+            revocation: None,
+            version: None,
+        }
     }
 }
 
@@ -218,6 +256,18 @@ impl From<Status> for Reply {
 impl From<Reload> for Reply {
     fn from(reload: Reload) -> Self {
         Self { reload: Some(reload), ..Self::done() }
+    }
+}
+
+impl From<Check> for Reply {
+    fn from(check: Check) -> Self {
+        Self { check: Some(check), ..Self::done() }
+    }
+}
+
+impl From<Totals> for Reply {
+    fn from(usage: Totals) -> Self {
+        Self { usage: Some(usage), ..Self::done() }
     }
 }
 

@@ -12,6 +12,7 @@ const VERDICTS: usize = 16;
 #[repr(align(128))]
 pub struct Counters {
     verdicts: [AtomicU64; VERDICTS],
+    refunds: AtomicU64,
     faults: AtomicU64,
     connections: AtomicU64,
 }
@@ -29,6 +30,11 @@ impl Counters {
         }
     }
 
+    /// A REFUND was answered.
+    pub fn refund(&self) {
+        increment(&self.refunds);
+    }
+
     /// An ERROR was made.
     pub fn fault(&self) {
         increment(&self.faults);
@@ -42,6 +48,11 @@ impl Counters {
     /// How many answers had this verdict.
     pub fn answered(&self, verdict: Verdict) -> u64 {
         self.verdicts.get(usize::from(verdict.value())).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// How many REFUNDs were answered.
+    pub fn refunds(&self) -> u64 {
+        self.refunds.load(Ordering::Relaxed)
     }
 
     /// How many ERRORs were made.

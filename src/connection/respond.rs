@@ -4,12 +4,13 @@
 //! batch before it be answered, so that answers leave in the order of their requests.
 
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, ErrorCode, Fault, Hello, MAX_REQUEST_LENGTH, Request, Split, VERSION,
-    Verify, Welcome, split, verify_flag,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, Fault, Hello, MAX_REQUEST_LENGTH, Refund,
+    Request, Split, VERSION, Verify, Welcome, split, verify_flag,
 };
 
 use crate::connection::Counters;
 use crate::snapshot::Snapshot;
+use crate::usage::Log;
 use crate::verify::{BATCH, Context};
 
 /// Bytes of answers after which no further batch is begun: what is there has to be written first. Two of the largest
@@ -48,8 +49,9 @@ pub enum Stop {
 }
 
 /// A frame that ends a batch.
-enum Interruption {
+enum Interruption<'a> {
     Hello(Hello),
+    Refund(Refund<'a>),
     Fault(Fault),
     Lost(Fault),
 }
@@ -61,7 +63,7 @@ struct Gathered<'a> {
     ends: [usize; BATCH],
     /// Where the interruption's frame ends, or the last request's.
     end: usize,
-    interruption: Option<Interruption>,
+    interruption: Option<Interruption<'a>>,
     had_raw_key: bool,
 }
 
@@ -72,21 +74,35 @@ pub fn respond(
     input: &[u8],
     output: &mut Vec<u8>,
     counters: &Counters,
+    usage: &mut Log,
 ) -> Progress {
     let mut progress = Progress { consumed: 0, stop: Stop::NeedInput, had_raw_key: false };
     loop {
         if output.len() >= OUTPUT_FULL {
             return Progress { stop: Stop::OutputFull, ..progress };
         }
-        let batch = gather(&input[progress.consumed..]);
+        let batch = gather(&input[progress.consumed..], credentials(context));
         progress.had_raw_key |= batch.had_raw_key;
-        let answered = context.verify(&batch.requests, |answer| {
+        let answered = context.verify(&batch.requests, |answer, tally| {
             counters.verdict(answer.verdict);
+            usage.verified(answer.verdict, answer.shadow_limit.is_some(), tally);
             answer.encode(output);
         });
+        let before = answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
         if answered < batch.requests.len() {
-            progress.consumed += answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
+            progress.consumed += before;
             return Progress { stop: Stop::Superseded, ..progress };
+        }
+        if let Some(Interruption::Refund(refund)) = &batch.interruption {
+            let given_back = context.refund(refund, |answer, tally| {
+                counters.refund();
+                usage.refunded(answer.verdict, tally);
+                answer.encode(output);
+            });
+            if !given_back {
+                progress.consumed += before;
+                return Progress { stop: Stop::Superseded, ..progress };
+            }
         }
         progress.consumed += batch.end;
         match batch.interruption {
@@ -100,13 +116,21 @@ pub fn respond(
                 return Progress { consumed: input.len(), stop: Stop::Close, had_raw_key: true };
             }
             None if answered < BATCH => return progress,
-            None => {}
+            Some(Interruption::Refund(_)) | None => {}
         }
     }
 }
 
+/// How this daemon takes keys, as WELCOME says it: with a pepper, only it can hash them.
+fn credentials(context: &Context<'_>) -> u8 {
+    match context.rules.peppers {
+        Some(_) => CREDENTIAL_RAW,
+        None => CREDENTIAL_DIGEST | CREDENTIAL_RAW,
+    }
+}
+
 /// Reads frames until the batch is full, the input ends, or something else than VERIFY comes.
-fn gather(input: &[u8]) -> Gathered<'_> {
+fn gather(input: &[u8], credentials: u8) -> Gathered<'_> {
     let mut batch = Gathered {
         requests: Vec::with_capacity(BATCH.min(input.len() / 32)),
         ends: [0; BATCH],
@@ -126,14 +150,18 @@ fn gather(input: &[u8]) -> Gathered<'_> {
         batch.end += size;
         batch.had_raw_key |= header.flags & verify_flag::RAW_KEY != 0;
         match Request::decode(&header, body) {
+            Ok(Request::Verify(Verify { credential: Credential::Digest(_), request_id, .. }))
+            | Ok(Request::Refund(Refund { credential: Credential::Digest(_), request_id, .. }))
+                if credentials & CREDENTIAL_DIGEST == 0 =>
+            {
+                let fault = Fault::new(ErrorCode::CredentialRefused, u32::from(credentials), request_id);
+                batch.interruption = Some(Interruption::Fault(fault));
+            }
             Ok(Request::Verify(request)) => {
                 batch.ends[batch.requests.len()] = batch.end;
                 batch.requests.push(request);
             }
-            Ok(Request::Refund(refund)) => {
-                let fault = Fault::new(ErrorCode::UnknownKind, u32::from(header.kind), refund.request_id);
-                batch.interruption = Some(Interruption::Fault(fault));
-            }
+            Ok(Request::Refund(refund)) => batch.interruption = Some(Interruption::Refund(refund)),
             Ok(Request::Hello(hello)) => batch.interruption = Some(Interruption::Hello(hello)),
             Err(fault) => batch.interruption = Some(Interruption::Fault(fault)),
         }
@@ -153,7 +181,7 @@ fn welcome(hello: Hello, context: &Context<'_>, greeting: Greeting) -> Result<We
         version: hello.version()?,
         min_version: VERSION,
         max_version: VERSION,
-        credentials: CREDENTIAL_DIGEST | CREDENTIAL_RAW,
+        credentials: credentials(context),
         max_length: MAX_REQUEST_LENGTH,
         idle_timeout_ms: greeting.idle_timeout_ms,
         generation: context.snapshot.map_or(0, Snapshot::generation),

@@ -1,4 +1,4 @@
-//! Charging: all the limits of a key, or none.
+//! Charging: all the limits of a key, or none. And giving back.
 //!
 //! One limit is one compare-and-swap. Several are locked in slot order (so that two charges can never wait for
 //! each other), decided on values that nobody else can move, and written back: a refusal by one leaves the others
@@ -7,19 +7,17 @@
 //! moment would be given the cost a second time.
 
 use std::collections::HashMap;
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
 
+use crate::limiter::hold::HeldWord;
+use crate::limiter::outcome::{Charge, Charged, Decided, Outcome};
 use crate::limiter::rate::Rate;
 use crate::limiter::slots::Slots;
-use crate::limiter::word::{Balance, Fit, Word};
+use crate::limiter::word::{Fit, Word};
 
 /// Most limits that one charge can name: a key's own and its plan's.
 pub const MAX_CHARGES: usize = 16;
-
-/// How often a locked word is looked at again before the processor is given away. The holder needs tens of
-/// nanoseconds, unless the kernel has taken it off its core.
-const SPINS: u32 = 64;
 
 /// All token buckets. Shared by every worker; charging takes no lock but a key's own words.
 pub struct Limiter {
@@ -54,35 +52,6 @@ pub(super) struct Predecessor {
     pub(super) new_rate: Rate,
 }
 
-/// One limit to be charged: which bucket, at which rate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Charge {
-    /// The bucket's slot.
-    pub slot: u32,
-    /// The limit's rate in the snapshot that the request is answered from.
-    pub rate: Rate,
-}
-
-/// What became of a charge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All limits were charged; the one named has the least remaining.
-    Admitted(Charged),
-    /// None was charged; the one named has to be waited for longest.
-    Refused(Charged),
-    /// A newer snapshot has taken one of the buckets over: nothing was charged, ask again with that snapshot.
-    Superseded,
-}
-
-/// The limit that decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Charged {
-    /// Its position among the limits that were to be charged.
-    pub limit: usize,
-    /// Its balance after the request.
-    pub balance: Balance,
-}
-
 impl Default for Limiter {
     fn default() -> Self {
         Self::new()
@@ -95,26 +64,41 @@ impl Limiter {
         Self { slots: Slots::new(), heirs: RwLock::default(), latest: Latest(AtomicU64::new(0)) }
     }
 
-    /// Charges `cost` to every limit of `charges` at tick `now`, or to none. A cost of 0 charges nothing and reports
-    /// the balance. Costs must not be over the burst of any limit, and there must be at least one limit; what breaks
-    /// that is refused.
+    /// Charges `cost` to every limit of `charges` at tick `now`, or to none; shadow limits that have no room are left
+    /// out and reported. A cost of 0 charges nothing and reports the balance.
+    ///
+    /// No two limits may have the same slot. More than [`MAX_CHARGES`] are refused.
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
-        let mut now = self.latest.advance(now);
-        loop {
-            let outcome = match charges {
-                _ if cost == 0 => self.peek(charges, now),
-                [only] => self.charge_one(*only, now, cost),
-                many => self.charge_all(many, now, cost),
-            };
-            if !matches!(outcome, Outcome::Refused(_)) {
-                return outcome;
-            }
-            let latest = self.latest.advance(now);
-            if latest == now {
-                return outcome;
-            }
-            now = latest;
+        let now = self.latest.advance(now);
+        match charges {
+            _ if cost == 0 => self.peek(charges, now),
+            [only] if !only.shadow => self.charge_one(*only, now, cost),
+            many => self.charge_all(many, now, cost),
         }
+    }
+
+    /// Gives `cost` back to every limit of `charges`, shadow ones included, up to their bursts: to all of them, or to none
+    /// ([`Outcome::Superseded`]), since whoever asks again would otherwise give back twice.
+    /// [`Outcome::Admitted`] names the enforced limit with the least remaining.
+    ///
+    /// It is believed: that the cost was charged before is for the caller to know.
+    pub fn refund(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
+        if charges.len() > MAX_CHARGES {
+            return Outcome::Refused(Charged::default());
+        }
+        let now = self.latest.advance(now);
+        let Some(mut held) = self.hold(charges, now) else {
+            return Outcome::Superseded;
+        };
+        let mut decided = Decided::new(true);
+        for held in held.words() {
+            let Charge { rate, shadow, .. } = charges[held.limit];
+            held.word = held.word.refunded(rate, now, cost);
+            if !shadow {
+                decided.consider(held.limit, held.word.balance(rate, now, 0));
+            }
+        }
+        decided.outcome()
     }
 
     /// Has the processor fetch the word of `slot`, for a charge that is about to come.
@@ -125,7 +109,7 @@ impl Limiter {
 
     fn peek(&self, charges: &[Charge], now: u64) -> Outcome {
         let mut decided = Decided::new(true);
-        for (limit, charge) in charges.iter().enumerate() {
+        for (limit, charge) in charges.iter().enumerate().filter(|(_, charge)| !charge.shadow) {
             let Some(word) = self.settled(charge.slot, now) else {
                 return Outcome::Superseded;
             };
@@ -134,7 +118,7 @@ impl Limiter {
         decided.outcome()
     }
 
-    fn charge_one(&self, Charge { slot, rate }: Charge, now: u64, cost: u32) -> Outcome {
+    fn charge_one(&self, Charge { slot, rate, .. }: Charge, mut now: u64, cost: u32) -> Outcome {
         loop {
             let word = self.slots.load(slot);
             if !word.is_plain() {
@@ -144,185 +128,65 @@ impl Limiter {
                 }
             }
             match word.fit(rate, now, cost) {
-                Fit::Refused => {
-                    return Outcome::Refused(Charged { limit: 0, balance: word.balance(rate, now, cost) });
-                }
                 Fit::Admitted(next) if self.slots.swap(slot, word, next) => {
-                    return Outcome::Admitted(Charged { limit: 0, balance: next.balance(rate, now, 0) });
+                    return Outcome::Admitted(Charged::only(next.balance(rate, now, 0)));
                 }
                 Fit::Admitted(_) => {}
+                Fit::Refused => {
+                    let latest = self.latest.advance(now);
+                    if latest == now {
+                        return refused_by(word, rate, now, cost);
+                    }
+                    now = latest;
+                }
             }
         }
     }
 
-    fn charge_all(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
-        let Some(order) = slot_order(charges) else {
-            return Decided::new(false).outcome();
-        };
-        let mut held = Held { slots: &self.slots, words: [HeldWord::NONE; MAX_CHARGES], len: 0 };
-        for limit in order.into_iter().take(charges.len()) {
-            let charge = charges[limit];
-            match self.lock(charge.slot, now) {
-                Some(word) => held.push(HeldWord { limit, slot: charge.slot, word }),
-                None => return Outcome::Superseded,
-            }
+    fn charge_all(&self, charges: &[Charge], mut now: u64, cost: u32) -> Outcome {
+        if charges.len() > MAX_CHARGES {
+            return Outcome::Refused(Charged::default());
         }
-        let words = held.words();
-        let fits = |word: Word, limit: usize| word.fit(charges[limit].rate, now, cost);
-        let refused = words.iter().any(|held| fits(held.word, held.limit) == Fit::Refused);
+        let Some(mut held) = self.hold(charges, now) else {
+            return Outcome::Superseded;
+        };
+        let fit = |held: &HeldWord, now: u64| held.word.fit(charges[held.limit].rate, now, cost);
+        if held.words().iter().any(|held| fit(held, now) == Fit::Refused) {
+            // Whoever charged one of these words last may have read the clock later. As long as they are held, nobody does.
+            now = self.latest.advance(now);
+        }
+        let refuses = |held: &HeldWord| !charges[held.limit].shadow && fit(held, now) == Fit::Refused;
+        let refused = held.words().iter().any(refuses);
         let mut decided = Decided::new(!refused);
-        for HeldWord { limit, word, .. } in words {
-            if let (false, Fit::Admitted(next)) = (refused, fits(*word, *limit)) {
-                *word = next;
+        for held in held.words() {
+            let Charge { rate, shadow, .. } = charges[held.limit];
+            match fit(held, now) {
+                Fit::Admitted(next) if !refused => held.word = next,
+                Fit::Refused if shadow => decided.would_refuse(held.limit),
+                _ => {}
             }
-            decided.consider(*limit, word.balance(charges[*limit].rate, now, if refused { cost } else { 0 }));
-        }
-        decided.outcome()
-    }
-
-    /// Waits until nobody holds `slot`, and holds it; `None` if a newer snapshot has taken it over.
-    fn lock(&self, slot: u32, now: u64) -> Option<Word> {
-        loop {
-            let word = self.settled(slot, now)?;
-            if self.slots.swap(slot, word, word.locked()) {
-                return Some(word);
+            if !shadow {
+                decided.consider(held.limit, held.word.balance(rate, now, if refused { cost } else { 0 }));
             }
         }
-    }
-
-    /// The word of `slot` once it is nothing but time: waits for a charge of several limits, takes over a balance
-    /// that is still elsewhere; `None` if a newer snapshot has taken it over.
-    fn settled(&self, slot: u32, now: u64) -> Option<Word> {
-        let mut spins = 0;
-        loop {
-            let word = self.slots.load(slot);
-            if word.is_plain() {
-                return Some(word);
-            } else if word.is_superseded() {
-                return None;
-            } else if word.inherits() {
-                self.take_over(slot, now);
-            } else {
-                wait(&mut spins);
-            }
-        }
-    }
-
-    /// Freezes the word of the old rate, and writes what it says into `slot` under the new one. Any number of threads
-    /// may do so at once: the frozen word says the same to all, and the first to write wins.
-    ///
-    /// The lock is held throughout: once a settlement has emptied the list, nobody is left who could freeze a slot that
-    /// has been given to another bucket since.
-    pub(super) fn take_over(&self, slot: u32, now: u64) {
-        let heirs = self.heirs.read().unwrap_or_else(PoisonError::into_inner);
-        self.take_over_from(&heirs, slot, now);
-    }
-
-    fn take_over_from(&self, heirs: &HashMap<u32, Predecessor>, slot: u32, now: u64) {
-        let Some(Predecessor { slot: old_slot, rate, new_rate }) = heirs.get(&slot).copied() else {
-            // Somebody else has just finished it; the caller looks at the word again.
-            return;
+        let hopeless = |held: &&HeldWord| {
+            let Charge { rate, shadow, .. } = charges[held.limit];
+            !shadow && cost > rate.burst()
         };
-        let mut spins = 0;
-        let frozen = loop {
-            let word = self.slots.load(old_slot);
-            if word.is_superseded() {
-                break word;
+        match held.words().iter().filter(hopeless).min_by_key(|held| held.limit) {
+            Some(held) => {
+                let balance = held.word.balance(charges[held.limit].rate, now, 0);
+                decided.exceeds_burst(held.limit, balance)
             }
-            if word.is_locked() {
-                wait(&mut spins);
-            } else if word.inherits() {
-                // Changed again before anyone asked for it: first what is owed to that slot.
-                self.take_over_from(heirs, old_slot, now);
-            } else if self.slots.swap(old_slot, word, word.superseded()) {
-                break word;
-            }
-        };
-        let balance = frozen.under(rate, new_rate, now);
-        while self.slots.load(slot).inherits() && !self.slots.swap(slot, Word::INHERITS, balance) {}
-    }
-}
-
-fn wait(spins: &mut u32) {
-    *spins += 1;
-    if spins.is_multiple_of(SPINS) {
-        std::thread::yield_now();
-    } else {
-        std::hint::spin_loop();
-    }
-}
-
-/// The limits of `charges` in the order of their slots; `None` if there are too many.
-fn slot_order(charges: &[Charge]) -> Option<[usize; MAX_CHARGES]> {
-    let mut order: [usize; MAX_CHARGES] = std::array::from_fn(|limit| limit);
-    order.get_mut(..charges.len())?.sort_unstable_by_key(|limit| charges[*limit].slot);
-    Some(order)
-}
-
-/// The locked words of one charge; written back, and so unlocked, however the charge ends.
-struct Held<'a> {
-    slots: &'a Slots,
-    words: [HeldWord; MAX_CHARGES],
-    len: usize,
-}
-
-#[derive(Clone, Copy)]
-struct HeldWord {
-    limit: usize,
-    slot: u32,
-    word: Word,
-}
-
-impl HeldWord {
-    const NONE: Self = Self { limit: 0, slot: 0, word: Word::FULL };
-}
-
-impl Held<'_> {
-    fn push(&mut self, word: HeldWord) {
-        self.words[self.len] = word;
-        self.len += 1;
-    }
-
-    fn words(&mut self) -> &mut [HeldWord] {
-        &mut self.words[..self.len]
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        for held in &self.words[..self.len] {
-            self.slots.store(held.slot, held.word);
+            None => decided.outcome(),
         }
     }
 }
 
-/// Which limit an answer should name.
-struct Decided {
-    admitted: bool,
-    best: Option<Charged>,
-}
-
-impl Decided {
-    fn new(admitted: bool) -> Self {
-        Self { admitted, best: None }
+/// What a key's only limit says where `cost` does not fit.
+fn refused_by(word: Word, rate: Rate, now: u64, cost: u32) -> Outcome {
+    if cost > rate.burst() {
+        return Outcome::ExceedsBurst(Charged::only(word.balance(rate, now, 0)));
     }
-
-    /// Admitted: the least remaining. Refused: the longest wait. A tie goes to the first.
-    fn consider(&mut self, limit: usize, balance: Balance) {
-        let better = self.best.is_none_or(|Charged { limit: first, balance: best }| match self.admitted {
-            true => (balance.remaining, limit) < (best.remaining, first),
-            false => (balance.retry_after, first) > (best.retry_after, limit),
-        });
-        if better {
-            self.best = Some(Charged { limit, balance });
-        }
-    }
-
-    fn outcome(self) -> Outcome {
-        match (self.admitted, self.best) {
-            (true, Some(charged)) => Outcome::Admitted(charged),
-            (false, Some(charged)) => Outcome::Refused(charged),
-            (_, None) => Outcome::Refused(Charged { limit: 0, balance: Balance::default() }),
-        }
-    }
+    Outcome::Refused(Charged::only(word.balance(rate, now, cost)))
 }

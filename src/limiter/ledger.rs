@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use crate::limiter::charge::{Limiter, Predecessor};
+use crate::limiter::name::BucketName;
 use crate::limiter::rate::Rate;
 use crate::limiter::word::Word;
 
@@ -36,7 +37,7 @@ pub struct Ledger {
     /// The first slot never handed out.
     next: u64,
     free: Vec<u32>,
-    parked: HashMap<Box<str>, Slot>,
+    parked: HashMap<BucketName, Slot>,
 }
 
 /// The slots that one reload asks for.
@@ -47,7 +48,7 @@ pub struct Claim<'a> {
     kept: Vec<u64>,
     fresh: Vec<u32>,
     heirs: Vec<(u32, Predecessor)>,
-    unparked: Vec<Box<str>>,
+    unparked: Vec<BucketName>,
     committed: bool,
 }
 
@@ -92,7 +93,7 @@ impl Ledger {
         &mut self,
         limiter: &Limiter,
         settlement: Settlement,
-        old: impl Iterator<Item = (Slot, impl FnOnce() -> Box<str>)>,
+        old: impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)>,
         now: u64,
     ) {
         for (slot, _) in &settlement.heirs {
@@ -117,7 +118,7 @@ impl Ledger {
         self.unpark_full(limiter, now);
     }
 
-    fn park(&mut self, limiter: &Limiter, name: impl FnOnce() -> Box<str>, bucket: Slot, now: u64) {
+    fn park(&mut self, limiter: &Limiter, name: impl FnOnce() -> BucketName, bucket: Slot, now: u64) {
         if limiter.slots.load(bucket.slot).is_full(now) {
             self.release(limiter, bucket.slot);
         } else if let Some(older) = self.parked.insert(name(), bucket) {
@@ -154,7 +155,7 @@ impl Claim<'_> {
     /// `None` when all 2^32 slots are in use.
     pub fn slot(
         &mut self,
-        name: impl FnOnce() -> Box<str>,
+        name: impl FnOnce() -> BucketName,
         previous: Option<Slot>,
         rate: Rate,
     ) -> Option<u32> {
@@ -183,7 +184,7 @@ impl Claim<'_> {
         Settlement { kept: std::mem::take(&mut self.kept), heirs: std::mem::take(&mut self.heirs) }
     }
 
-    fn unpark(&mut self, name: impl FnOnce() -> Box<str>) -> Option<Slot> {
+    fn unpark(&mut self, name: impl FnOnce() -> BucketName) -> Option<Slot> {
         if self.ledger.parked.is_empty() {
             return None;
         }

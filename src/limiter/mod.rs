@@ -3,22 +3,29 @@
 //! * [`Rate`] is a limit's arithmetic, range-checked ([`rate`]).
 //! * A [`Word`](word::Word) is a bucket's whole state: the tick at which it will be full ([`word`]).
 //! * [`Slots`](slots::Slots) is where the words live: they never move, so a worker charges without a lock ([`slots`]).
-//! * [`Limiter::charge`] charges all the limits of a key, or none ([`charge`]).
+//! * [`Limiter::charge`] charges all the limits of a key, or none; shadow limits are charged and obeyed by nobody
+//!   ([`charge`], [`hold`], [`outcome`]). [`Limiter::refund`] gives back.
+//! * A [`BucketName`] is what a bucket is found again by, when its slot has gone ([`name`]).
 //! * [`Ledger`] decides which bucket has which slot, across reloads ([`ledger`]); only a reload uses it.
 //!
 //! Promise 4: over any interval t, admitted cost <= burst + rate x t, whatever the number of threads and reloads;
 //! no false refusal below the burst; a refusal charges nothing.
 
 mod charge;
+mod hold;
 mod ledger;
+mod name;
+mod outcome;
 mod rate;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod word;
 
-pub use charge::{Charge, Charged, Limiter, MAX_CHARGES, Outcome};
-pub use ledger::{Claim, Ledger, Slot};
+pub use charge::{Limiter, MAX_CHARGES};
+pub use ledger::{Claim, Ledger, Settlement, Slot};
+pub use name::BucketName;
+pub use outcome::{Charge, Charged, Named, Outcome};
 pub use rate::{
     MAX_BURST, MAX_CAPACITY_TICKS, MIN_PERIOD_TICKS, Rate, RateError, TICKS_PER_MILLISECOND,
     TICKS_PER_NANOSECOND,

@@ -113,6 +113,12 @@ impl Word {
         Fit::Admitted(Self(full_at))
     }
 
+    /// Gives `cost` back, up to the burst.
+    pub(super) fn refunded(self, rate: Rate, now: u64, cost: u32) -> Self {
+        let back = u64::from(cost).saturating_mul(rate.period().get());
+        Self(now.saturating_add(self.debt(now).saturating_sub(back)).min(TIME))
+    }
+
     /// What is left at `now`, and how long `cost` would have to wait. `cost` must not be over the burst.
     pub(super) fn balance(self, rate: Rate, now: u64, cost: u32) -> Balance {
         let debt = self.debt(now);

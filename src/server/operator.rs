@@ -1,6 +1,7 @@
 //! What the admin socket's commands do.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,14 +9,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use keyward_protocol::Verdict;
 use tokio::sync::oneshot;
 
-use crate::admin::message::{self, Changes, Command, Reload, Reply, Status, Version};
+use crate::admin::check::Check;
+use crate::admin::message::{self, Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
+use crate::audit::{Audit, Socket};
 use crate::publish::{Epochs, Served};
-use crate::reload::{History, Outcome, Trigger};
+use crate::reload::{Asked, History, Outcome, Trigger};
 use crate::revocation::{Change, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
 use crate::snapshot::Diff;
+use crate::usage::{Question, Usage};
 
 /// Sees all parts of a daemon, and touches only the trigger of reloads and the list of revocations.
 pub(super) struct Operator {
@@ -26,6 +30,8 @@ pub(super) struct Operator {
     pub(super) revocations: Arc<Revocations>,
     pub(super) history: History,
     pub(super) trigger: SyncSender<Trigger>,
+    pub(super) audit: Audit,
+    pub(super) usage: Usage,
     pub(super) started: Instant,
 }
 
@@ -36,25 +42,71 @@ impl Operate for Operator {
     async fn operate(&self, command: Command, peer: Peer) -> Reply {
         match command {
             Command::Status => self.status().into(),
-            Command::Reload { force } => self.reload(force).await,
+            Command::Reload { force } => self.reload(force, peer).await,
+            Command::Check { source } => self.check(source, peer).await,
+            Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
             Command::Revoke(target) => self.revoke(target, peer, Revocations::revoke).await,
             Command::Unrevoke(target) => self.revoke(target, peer, Revocations::unrevoke).await,
             Command::Version => Version::current().into(),
         }
     }
+
+    fn refused(&self, peer: Peer) {
+        self.audit.refuse(Socket::Admin, peer);
+    }
 }
 
 impl Operator {
-    async fn reload(&self, force: bool) -> Reply {
+    async fn reload(&self, force: bool, peer: Peer) -> Reply {
         let (reply, outcome) = oneshot::channel();
-        match self.trigger.try_send(Trigger::Asked { force, reply }) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Reply::error("too many reloads are waiting; try again"),
-            Err(TrySendError::Disconnected(_)) => return Reply::error("the daemon is shutting down"),
-        }
-        match outcome.await {
+        match self.ask(Trigger::Asked { force, peer, reply }, outcome).await {
             Ok(outcome) => self.report(&outcome).into(),
-            Err(_) => Reply::error("the daemon is shutting down"),
+            Err(refused) => refused,
+        }
+    }
+
+    /// The daemon reads what its own user may read, and what is wrong with a file is told with parts of it: so only who
+    /// could read it anyway may name one.
+    async fn check(&self, source: Option<String>, peer: Peer) -> Reply {
+        let source = source.map(PathBuf::from);
+        if source.is_some() && peer.uid != 0 && peer.uid != rustix::process::geteuid().as_raw() {
+            return Reply::error(
+                "only root and the daemon's own user may name a file to be read; without one, the daemon's source is \
+                 checked",
+            );
+        }
+        if source.as_ref().is_some_and(|source| !source.is_absolute()) {
+            return Reply::error("source must be an absolute path: the daemon has another working directory");
+        }
+        let (reply, preview) = oneshot::channel();
+        match self.ask(Trigger::Check(Asked { source, reply }), preview).await {
+            Ok(preview) => Check::from(&preview).into(),
+            Err(refused) => refused,
+        }
+    }
+
+    /// Has the reload thread do something, and waits for what comes of it.
+    async fn ask<T>(&self, trigger: Trigger, answer: oneshot::Receiver<T>) -> Result<T, Reply> {
+        match self.trigger.try_send(trigger) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return Err(Reply::error("too many reloads are waiting; try again"));
+            }
+            Err(TrySendError::Disconnected(_)) => return Err(Reply::error("the daemon is shutting down")),
+        }
+        answer.await.map_err(|_| Reply::error("the daemon is shutting down"))
+    }
+
+    async fn usage(&self, key_id: Option<String>, owner: Option<String>, top: Option<usize>) -> Reply {
+        let question = match (key_id, owner, top) {
+            (Some(key_id), None, None) => Question::Key(key_id),
+            (None, Some(owner), None) => Question::Owner(owner),
+            (None, None, Some(top)) => Question::Top(top),
+            _ => return Reply::error("usage takes one of key_id, owner and top"),
+        };
+        match self.usage.ask(question).await {
+            Some(totals) => totals.into(),
+            None => Reply::error("the daemon is shutting down"),
         }
     }
 
@@ -140,12 +192,7 @@ impl Operator {
                 accepted: true,
                 generation: accepted.generation,
                 keys: accepted.keys,
-                changes: Some(Changes {
-                    added: accepted.diff.added,
-                    removed: accepted.diff.removed,
-                    changed: accepted.diff.changed,
-                    revoked: accepted.diff.revoked,
-                }),
+                changes: Some((&accepted.diff).into()),
                 error: None,
                 unchanged: accepted.diff == Diff::default(),
                 revocations_agreed: accepted.revocations_agreed,

@@ -11,11 +11,10 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
 use ipnet::IpNet;
 
-use crate::limiter::{Claim, Slot};
 use crate::record::{KeyRecord, Limit, Origin, Plans, UnknownPlan, on_top};
 use crate::snapshot::entry::{Entry, StatusByte, Text};
 use crate::snapshot::policy::Policy;
-use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, Snapshot, Stamp, bucket_name, same_digest};
+use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, same_digest};
 
 /// The keys of one export.
 pub struct Keys {
@@ -67,11 +66,6 @@ pub enum RowError {
     #[error("more than {} keys", u32::MAX)]
     TooMany,
 }
-
-/// All 2^32 bucket slots are in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than 4294967296 limits in use")]
-pub struct TooManyBuckets;
 
 /// Takes records and makes [`Keys`] of them.
 pub struct Builder {
@@ -307,58 +301,4 @@ fn append(arena: &mut String, text: &str) -> Text {
     let at = Text::new(arena.len(), text.len());
     arena.push_str(text);
     at
-}
-
-impl Keys {
-    /// Claims the buckets of all keys, keeping those that `previous` has, and completes the snapshot.
-    ///
-    /// # Errors
-    /// When there are more limits than slots.
-    pub fn publishable(
-        mut self,
-        claim: &mut Claim<'_>,
-        previous: Option<&Snapshot>,
-        stamp: Stamp,
-    ) -> Result<Snapshot, TooManyBuckets> {
-        let mut runs = Vec::new();
-        for at in 0..self.entries.len() {
-            let first = self.entries[at].buckets as usize;
-            let buckets = if first == at {
-                self.claim_key(at, claim, previous, &mut runs)?
-            } else {
-                self.entries[first].buckets
-            };
-            self.entries[at].buckets = buckets;
-        }
-        Ok(Snapshot { stamp, keys: self, runs: runs.into() })
-    }
-
-    fn claim_key(
-        &self,
-        at: usize,
-        claim: &mut Claim<'_>,
-        previous: Option<&Snapshot>,
-        runs: &mut Vec<u32>,
-    ) -> Result<u32, TooManyBuckets> {
-        let limits = self.policies[self.entries[at].policy as usize].limits();
-        if limits.is_empty() {
-            return Ok(0);
-        }
-        let key_id = self.text(self.entries[at].key_id);
-        let old = previous.and_then(|snapshot| snapshot.find_by_id(key_id));
-        let run = u32::try_from(runs.len()).map_err(|_| TooManyBuckets)?;
-        let mut only = 0;
-        for limit in limits {
-            let had = old.and_then(|old| {
-                let mut buckets = old.policy().limits().iter().zip(old.slots());
-                buckets.find(|(had, _)| had.name == limit.name)
-            });
-            let had = had.map(|(had, slot)| Slot { slot: *slot, rate: had.rate });
-            only = claim.slot(|| bucket_name(key_id, &limit.name), had, limit.rate).ok_or(TooManyBuckets)?;
-            if limits.len() > 1 {
-                runs.push(only);
-            }
-        }
-        Ok(if limits.len() == 1 { only } else { run })
-    }
 }

@@ -15,11 +15,12 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
-use crate::limiter::{Charge, MAX_CHARGES, Slot};
+use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
 use crate::record::{Digest, Status};
 use crate::rules::Rules;
 
 mod build;
+mod claim;
 mod diff;
 mod entry;
 mod ip_set;
@@ -28,8 +29,10 @@ mod revoke;
 mod scope_set;
 mod summary;
 
-pub use build::{Builder, Keys, RowError, TooManyBuckets};
-pub use diff::Diff;
+pub use build::{Builder, Keys, RowError};
+use claim::OwnerBuckets;
+pub use claim::TooManyBuckets;
+pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
@@ -42,6 +45,7 @@ pub struct Snapshot {
     keys: Keys,
     /// Slots of the keys with several limits, one run after another.
     runs: Box<[u32]>,
+    owner_buckets: OwnerBuckets,
 }
 
 /// What tells a snapshot from others, and holds for all of its keys.
@@ -58,6 +62,14 @@ pub struct Stamp {
 /// Position of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryId(u32);
+
+impl EntryId {
+    /// The same as a number; the first is 0.
+    #[inline]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
 
 /// What the digest index holds: enough of the digest to find the right entry but for one time in 2^39.
 #[derive(Clone, Copy)]
@@ -132,6 +144,11 @@ impl Snapshot {
         self.len() == 0
     }
 
+    /// Its keys, as far as they do not depend on the snapshot before it.
+    pub fn table(&self) -> &Keys {
+        &self.keys
+    }
+
     /// The entry that `digest` most likely belongs to, if any: the first of two steps, so that a batch's look-ups
     /// overlap. [`confirm`](Self::confirm) is the second, and the only one to be believed.
     #[inline]
@@ -172,26 +189,27 @@ impl Snapshot {
         Some(Key { snapshot: self, entry, id: EntryId(id) })
     }
 
+    /// The key of an entry, by its [number](EntryId::number).
+    pub fn key_at(&self, number: u32) -> Option<Key<'_>> {
+        self.key(number)
+    }
+
     /// Every key, in the order of the export.
     pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
         let ids = (0..).map(EntryId);
         self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
     }
 
-    /// Every bucket of every row, with what names it; rows of one key repeat theirs.
-    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> Box<str>)> {
+    /// Every bucket of every row, with what names it; rows of one key repeat theirs, and keys of one owner those that they share.
+    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
-                (Slot { slot: *slot, rate: limit.rate }, move || bucket_name(key.key_id(), &limit.name))
+                let name = move || key.snapshot.keys.bucket_name(key.entry, limit);
+                (Slot { slot: *slot, rate: limit.rate }, name)
             })
         })
     }
-}
-
-/// What a key's own bucket is called in the [ledger](crate::limiter::Ledger).
-fn bucket_name(key_id: &str, limit: &str) -> Box<str> {
-    format!("key\0{key_id}\0{limit}").into()
 }
 
 /// One key of a snapshot.
@@ -203,6 +221,11 @@ pub struct Key<'s> {
 }
 
 impl<'s> Key<'s> {
+    /// Where it is in its snapshot.
+    pub fn id(self) -> EntryId {
+        self.id
+    }
+
     /// Its SHA-256.
     pub fn digest(self) -> &'s Digest {
         &self.entry.digest
@@ -288,7 +311,7 @@ impl<'s> Key<'s> {
     pub fn charges(self, charges: &mut [Charge; MAX_CHARGES]) -> usize {
         let limits = self.policy().limits();
         for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
-            *charge = Charge { slot: *slot, rate: limit.rate };
+            *charge = Charge { slot: *slot, rate: limit.rate, shadow: limit.shadow };
         }
         limits.len().min(MAX_CHARGES)
     }

@@ -12,19 +12,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use keyward_protocol::Credential;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send,
-    socket_with,
-};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::error::{DaemonError, ENDED, Error, Failure, Outcome};
+use crate::forms::Forms;
 use crate::retry::{PASSES, STALLED, knock_again, pause};
-use crate::socket::{FRESH, Idle, look};
+use crate::socket::{FRESH, Idle, SHORTEST_TIMEOUT, connect_within, look};
 use crate::wire::{self, Event, HELLO_SEQUENCE, Inbox, Outbox, Session, due};
-use crate::{Decision, Options, Request};
+use crate::{Decision, Options, Refund, Request};
 
 /// Encode this much ahead of the socket: about what it holds, so that a write is rarely short.
 const AHEAD_BYTES: usize = 64 * 1024;
@@ -32,9 +30,6 @@ const AHEAD_BYTES: usize = 64 * 1024;
 /// How much later than asked a read may give up, so that its timeout need not be set anew for each request. The
 /// kernel's own clock ticks no finer.
 const TIMEOUT_SLACK: Duration = Duration::from_millis(4);
-
-/// The shortest timeout that can be set: zero would be none.
-const SHORTEST_TIMEOUT: Duration = Duration::from_micros(1);
 
 /// The blocking client. It connects on first use, and again whenever that is needed.
 ///
@@ -47,6 +42,7 @@ pub struct Client {
 struct Connection {
     stream: UnixStream,
     session: Session,
+    forms: Forms,
     outbox: Outbox,
     inbox: Inbox,
     /// Number of the next request.
@@ -67,6 +63,8 @@ struct Sent {
     index: usize,
     number: u64,
     position: u64,
+    /// Whether its key was sent as it is.
+    raw: bool,
 }
 
 /// Why an exchange stopped before all was answered.
@@ -106,6 +104,15 @@ impl Client {
         self.run(std::slice::from_ref(request), &mut outcome);
         let [outcome] = outcome;
         self.settle(outcome)
+    }
+
+    /// Gives back what a request was charged, and waits for the answer: ALLOWED, or that the key is not known.
+    ///
+    /// # Errors
+    /// Where there is no answer. Where [`Error::may_have_been_charged`] then says so, the key may have got it back
+    /// already, and another refund would be one too many.
+    pub fn refund(&mut self, refund: &Refund<'_>) -> Result<Decision, Error> {
+        self.verify(refund.request())
     }
 
     /// Asks all of them, pipelined, with at most [`Options::max_in_flight`] under way. The answers are in the order of the
@@ -196,6 +203,7 @@ impl Connection {
         Ok(Self {
             stream,
             session,
+            forms: Forms::new(session.credentials),
             outbox: Outbox::new(session),
             inbox,
             next: HELLO_SEQUENCE + 1,
@@ -314,9 +322,11 @@ impl Connection {
         while under_way.len() < limit && self.outbox.unsent().len() < AHEAD_BYTES {
             let Some(index) = rest.next() else { return };
             let request = &requests[index];
-            match self.outbox.push(self.next, request, self.session.credential(request)) {
+            let credential = self.forms.credential(request);
+            let raw = matches!(credential, Credential::RawKey(_));
+            match self.outbox.push(self.next, request, credential) {
                 Ok(position) => {
-                    under_way.push_back(Sent { index, number: self.next, position });
+                    under_way.push_back(Sent { index, number: self.next, position, raw });
                     self.next += 1;
                 }
                 Err(error) => outcomes[index] = Some(Err(Failure::Final(error))),
@@ -416,7 +426,7 @@ impl Connection {
                 self.owed_since = None;
             }
             if let Some(sent) = awaited {
-                outcomes[sent.index] = Some(reply.map_err(Failure::Final));
+                outcomes[sent.index] = Some(reply.map_err(|error| self.forms.failure(error, sent.raw)));
             }
             if let Some(error) = closing {
                 return Err(End::Closing(error));
@@ -460,16 +470,6 @@ fn knock(socket: &Path, deadline: Instant) -> Result<UnixStream, Failure> {
             }
         }
     }
-}
-
-/// Connects; a daemon whose queue of connections is full is waited for until `left` is over (then the error is
-/// `WouldBlock`). std has no such timeout for Unix sockets.
-fn connect_within(socket: &Path, left: Duration) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(socket)?;
-    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&fd, Timeout::Send, Some(left.max(SHORTEST_TIMEOUT)))?;
-    connect(&fd, &address)?;
-    Ok(UnixStream::from(fd))
 }
 
 /// Cannot fail: the socket is ours, and the timeout is not zero.

@@ -17,18 +17,19 @@ pub struct Decision {
     retry_after_ms: u32,
     reset_ms: u32,
     texts: Box<str>,
-    /// Where each of the first five texts ends; metadata is what is left.
+    /// Where each of the first texts ends; metadata is what is left.
     ends: [u16; TEXTS],
     has_metadata: bool,
 }
 
-/// Texts before the metadata: key id, owner, environment, plan, name of the limit.
-const TEXTS: usize = 5;
+/// Texts before the metadata: key id, owner, environment, plan, name of the limit, of the shadow limit.
+const TEXTS: usize = 6;
 const KEY_ID: usize = 0;
 const OWNER: usize = 1;
 const ENVIRONMENT: usize = 2;
 const PLAN: usize = 3;
 const LIMIT_NAME: usize = 4;
+const SHADOW_LIMIT: usize = 5;
 
 /// The limit that decided, and its balance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +49,16 @@ pub struct Limit<'a> {
 
 impl Decision {
     pub(crate) fn new(answer: &Answer<'_>) -> Self {
-        let fields = [answer.key_id, answer.owner, answer.environment, answer.plan, answer.limit.name];
+        let shadow_limit = answer.shadow_limit.unwrap_or_default();
+        let fields =
+            [answer.key_id, answer.owner, answer.environment, answer.plan, answer.limit.name, shadow_limit];
         let metadata = answer.metadata.unwrap_or_default();
         let size = fields.iter().map(|text| text.len()).sum::<usize>() + metadata.len();
         let mut texts = String::with_capacity(size);
         let mut ends = [0; TEXTS];
         for (text, end) in fields.iter().zip(&mut ends) {
             texts.push_str(text);
-            // At most 64 + 128 + 3 x 64 bytes: the decoder has checked each.
+            // At most 64 + 128 + 4 x 64 bytes: the decoder has checked each.
             *end = texts.len() as u16;
         }
         texts.push_str(metadata);
@@ -99,6 +102,12 @@ impl Decision {
         })
     }
 
+    /// Name of the first limit in shadow mode that would have refused this request, had it been enforced; `None` where
+    /// none would. It has no say in the verdict.
+    pub fn shadow_limit(&self) -> Option<&str> {
+        self.text(SHADOW_LIMIT)
+    }
+
     /// The key's id; `None` where the key is not known.
     pub fn key_id(&self) -> Option<&str> {
         self.text(KEY_ID)
@@ -121,7 +130,7 @@ impl Decision {
 
     /// The key's metadata, the text of a JSON object; `None` where it has none or the request did not ask.
     pub fn metadata(&self) -> Option<&str> {
-        let start = usize::from(self.ends[LIMIT_NAME]);
+        let start = usize::from(self.ends[SHADOW_LIMIT]);
         if self.has_metadata { self.texts.get(start..) } else { None }
     }
 
@@ -139,6 +148,7 @@ impl fmt::Debug for Decision {
             .field("verdict", &self.verdict)
             .field("generation", &self.generation)
             .field("limit", &self.limit())
+            .field("shadow_limit", &self.shadow_limit())
             .field("key_id", &self.key_id())
             .field("owner", &self.owner())
             .field("environment", &self.environment())

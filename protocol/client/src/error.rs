@@ -67,6 +67,9 @@ pub enum Error {
         /// The name; empty where there is no name at all.
         name: String,
     },
+    /// A refund of 0; nothing was sent.
+    #[error("a refund gives back at least 1; a request of cost 0, a peek, has charged nothing")]
+    EmptyRefund,
     /// The async client was used outside of a tokio runtime; nothing was sent.
     #[error(
         "keyward's async client needs a tokio runtime with I/O and time enabled; elsewhere use the blocking one"
@@ -76,9 +79,9 @@ pub enum Error {
 
 fn fate(written: bool) -> &'static str {
     if written {
-        "sent, and may have been charged"
+        "sent, and may have been charged (or given back, if it is a refund)"
     } else {
-        "not sent and charges nothing: it can be repeated"
+        "not sent and changes nothing: it can be repeated"
     }
 }
 
@@ -87,8 +90,8 @@ fn hint(field: &str) -> &'static str {
 }
 
 impl Error {
-    /// Whether the key may have been charged although there is no answer. Where this is `false`, asking again cannot
-    /// charge twice.
+    /// Whether the key may have been charged although there is no answer (or, for a [`Refund`](crate::Refund), given
+    /// back to). Where this is `false`, asking again cannot do it twice.
     pub fn may_have_been_charged(&self) -> bool {
         match self {
             Self::Deadline { written, .. } | Self::ConnectionLost { written } => *written,
@@ -97,6 +100,7 @@ impl Error {
             | Self::Daemon(_)
             | Self::FieldTooLong { .. }
             | Self::InvalidScope { .. }
+            | Self::EmptyRefund
             | Self::NoRuntime => false,
         }
     }

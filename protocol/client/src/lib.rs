@@ -35,20 +35,24 @@
 //!
 //! * **A denial is a value.** `Err` is only for what kept the daemon from answering. Decide, explicitly, whether that
 //!   means denial; keyward's advice is that it does.
-//! * **The key stays here.** Its SHA-256 is sent, unless the daemon takes raw keys only (it says so when a connection
-//!   begins). Copies that the client makes are overwritten.
+//! * **The key stays here.** Its SHA-256 is sent, unless the daemon takes raw keys only: it says so when a connection
+//!   begins, or refuses a digest later (then the request is sent again, raw). Copies that the client makes are
+//!   overwritten.
 //! * **Every call ends by its deadline** (50 ms unless the [`Options`] say otherwise), connecting included.
 //! * **Nothing is charged twice.** A request is sent again only where nothing of it was written, or where the daemon
-//!   said that it was not processed. [`Error::may_have_been_charged`] tells the rest.
+//!   said that it was not processed. [`Error::may_have_been_charged`] tells the rest. What was charged for nothing can
+//!   be given [back](Refund), and that is not done twice either.
 //! * A connection is made on first use, and again when it has ended or been silent for too long.
 //!
-//! Where to read on: `wire` turns requests into bytes and bytes into answers, without any I/O; `retry` has the rules
-//! for trying again; `pipeline` and `blocking` are the two ways to move the bytes.
+//! Where to read on: `wire` turns requests into bytes and bytes into answers, without any I/O; `forms` decides how keys
+//! are sent; `retry` has the rules for trying again; `pipeline` and `blocking` are the two ways to move the bytes.
 
 mod decision;
 mod error;
+mod forms;
 mod options;
 mod pipeline;
+mod refund;
 mod request;
 mod retry;
 mod socket;
@@ -61,4 +65,5 @@ pub use error::{DaemonError, Error};
 pub use keyward_protocol::{ErrorCode, Verdict};
 pub use options::{DEFAULT_DEADLINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_SOCKET, Options};
 pub use pipeline::Client;
+pub use refund::Refund;
 pub use request::Request;

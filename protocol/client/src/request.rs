@@ -1,12 +1,13 @@
-//! What is asked: the key, and what it has to be allowed to do.
+//! What is asked: the key, and what it has to be allowed to do. A refund takes the same way to the daemon.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
-use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
+use keyward_protocol::{Credential, Refund as RefundFrame, ScopeMode, Scopes, Verify};
 use zeroize::Zeroize;
 
+use crate::Refund;
 use crate::error::Error;
 
 /// The cost of an ordinary request.
@@ -38,6 +39,15 @@ pub struct Request<'a> {
     environment: Option<Cow<'a, str>>,
     want_metadata: bool,
     raw: bool,
+    purpose: Purpose<'a>,
+}
+
+/// What the daemon is to do for the key.
+#[derive(Clone)]
+pub(crate) enum Purpose<'a> {
+    Verify,
+    /// Give the cost back: to the limit of this name, or to all of the key's.
+    Refund(Option<Cow<'a, str>>),
 }
 
 /// The raw key. It wipes its own copy, never a borrowed one.
@@ -83,6 +93,7 @@ impl<'a> Request<'a> {
             environment: None,
             want_metadata: false,
             raw: false,
+            purpose: Purpose::Verify,
         }
     }
 
@@ -163,6 +174,19 @@ impl<'a> Request<'a> {
         self
     }
 
+    /// Gives back what this request was charged: the same key, the same cost, every limit. See [`Refund`].
+    #[must_use]
+    pub fn refund(&self) -> Refund<'_> {
+        let refund = Refund::new(self.key(), self.cost);
+        if self.raw { refund.raw() } else { refund }
+    }
+
+    /// The same request, for something else than to be verified.
+    pub(crate) fn meant_to(mut self, purpose: Purpose<'a>) -> Self {
+        self.purpose = purpose;
+        self
+    }
+
     /// The same request with nothing borrowed, to be moved to another task or thread. The key is copied.
     #[must_use]
     pub fn into_owned(mut self) -> Request<'static> {
@@ -177,6 +201,7 @@ impl<'a> Request<'a> {
             environment: self.environment.map(|environment| Cow::Owned(environment.into_owned())),
             want_metadata: self.want_metadata,
             raw: self.raw,
+            purpose: self.purpose.into_owned(),
         }
     }
 
@@ -188,12 +213,33 @@ impl<'a> Request<'a> {
         &self.key.0
     }
 
-    /// The frame to write.
-    pub(crate) fn to_verify<'b>(
-        &'b self,
+    pub(crate) fn units(&self) -> u32 {
+        self.cost
+    }
+
+    pub(crate) fn purpose(&self) -> &Purpose<'a> {
+        &self.purpose
+    }
+
+    /// Appends the frame; where that fails, nothing has been appended.
+    pub(crate) fn encode(
+        &self,
         request_id: u32,
-        credential: Credential<'b>,
-    ) -> Result<Verify<'b>, Error> {
+        credential: Credential<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        match &self.purpose {
+            Purpose::Verify => self.verify_frame(request_id, credential)?.encode(out)?,
+            Purpose::Refund(_) if self.cost == 0 => return Err(Error::EmptyRefund),
+            Purpose::Refund(limit) => {
+                RefundFrame { request_id, cost: self.cost, credential, limit: limit.as_deref() }
+                    .encode(out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_frame<'b>(&'b self, request_id: u32, credential: Credential<'b>) -> Result<Verify<'b>, Error> {
         let scopes = match &self.scopes {
             ScopeNames::None => None,
             ScopeNames::Joined(names) => Some(Scopes { names, mode: self.mode }),
@@ -211,6 +257,15 @@ impl<'a> Request<'a> {
             want_metadata: self.want_metadata,
             ..verify
         })
+    }
+}
+
+impl Purpose<'_> {
+    fn into_owned(self) -> Purpose<'static> {
+        match self {
+            Self::Verify => Purpose::Verify,
+            Self::Refund(limit) => Purpose::Refund(limit.map(|name| Cow::Owned(name.into_owned()))),
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use keyward_protocol::{
     CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, Fault, HEADER_BYTES, Hello, LENGTH_BYTES,
     MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, Response, Split, VERSION, Welcome, split,
 };
-use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::time::Duration;
 use zeroize::Zeroize;
@@ -19,7 +18,7 @@ use crate::{Decision, Request};
 /// Read this much at once: several hundred ordinary answers. A read that leaves room tells that the socket is empty.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Where VERIFY's `cost` is in its frame.
+/// Where the `cost` is in a VERIFY's frame, and in a REFUND's.
 const COST: Range<usize> = HEADER_BYTES..HEADER_BYTES + 4;
 
 /// Sent bytes that a buffer may carry along before it is moved up.
@@ -35,7 +34,8 @@ pub(crate) fn request_id(sequence: u64) -> u32 {
 /// What WELCOME fixed for a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Session {
-    credentials: u8,
+    /// How keys may be sent, as WELCOME has it.
+    pub(crate) credentials: u8,
     max_length: u32,
     /// How long the connection may have been silent and still be written to.
     pub(crate) usable_silence: Option<Duration>,
@@ -86,20 +86,6 @@ impl Session {
             usable_silence: usable_silence(welcome.idle_timeout_ms),
         })
     }
-
-    /// Whether the daemon wants keys as they are (SPEC.md section 5).
-    fn wants_raw(&self) -> bool {
-        self.credentials & CREDENTIAL_DIGEST == 0
-    }
-
-    /// The key in the form that this daemon takes: its digest if at all possible, unless the request asks for more.
-    pub(crate) fn credential<'a>(&self, request: &'a Request<'_>) -> Credential<'a> {
-        if self.wants_raw() || (request.is_raw() && self.credentials & CREDENTIAL_RAW != 0) {
-            Credential::RawKey(request.key())
-        } else {
-            Credential::Digest(Sha256::digest(request.key()).into())
-        }
-    }
 }
 
 /// Requests that wait to be written. Positions count from the beginning of the connection's requests.
@@ -116,7 +102,7 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     pub(crate) fn new(session: Session) -> Self {
-        Self { bytes: Vec::new(), sent: 0, base: 0, session, holds_raw: session.wants_raw() }
+        Self { bytes: Vec::new(), sent: 0, base: 0, session, holds_raw: false }
     }
 
     /// Appends request number `sequence`, and tells its position.
@@ -126,11 +112,10 @@ impl Outbox {
         request: &Request<'_>,
         credential: Credential<'_>,
     ) -> Result<u64, Error> {
-        let verify = request.to_verify(request_id(sequence), credential)?;
         self.holds_raw |= matches!(credential, Credential::RawKey(_));
         self.make_room();
         let start = self.bytes.len();
-        verify.encode(&mut self.bytes)?;
+        request.encode(request_id(sequence), credential, &mut self.bytes)?;
         let length = self.bytes.len() - start - LENGTH_BYTES;
         if length > self.session.max_length as usize {
             self.bytes.truncate(start);
@@ -169,8 +154,8 @@ impl Outbox {
         other.base += self.bytes.len() as u64;
     }
 
-    /// Turns the request at `position`, if nothing of it has been written, into one that charges nothing. It keeps its
-    /// place, and its answer is ignored.
+    /// Turns the request at `position`, if nothing of it has been written, into one that charges nothing: a peek, or a
+    /// refund of nothing, which the daemon refuses. It keeps its place, and its answer is ignored.
     pub(crate) fn withdraw(&mut self, position: u64) {
         if position < self.written() {
             return;

@@ -11,16 +11,6 @@ use keyward_protocol as wire;
 use script::*;
 use sha2::{Digest, Sha256};
 
-/// Tries a script on every form of client.
-fn each(test: impl Fn(Form) + Send + 'static) {
-    limited(move || {
-        for form in FORMS {
-            println!("{form:?}");
-            test(form);
-        }
-    });
-}
-
 /// A deadline that tests mean to reach.
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -89,6 +79,7 @@ fn everything_asked_and_answered_arrives() {
         assert_eq!(decision.environment(), Some("live"));
         assert_eq!(decision.plan(), Some("pro"));
         assert_eq!(decision.metadata(), Some("{\"seat\":4}"));
+        assert_eq!(decision.shadow_limit(), Some("daily"));
         let limit = decision.limit().unwrap();
         assert_eq!((limit.name, limit.limit, limit.remaining), ("requests", 200, 150));
         assert_eq!(limit.retry_after, Duration::from_millis(1500));
@@ -113,7 +104,7 @@ fn an_unknown_key_is_an_answer_without_texts_and_an_unknown_verdict_a_denial() {
         let unknown = client.verify(&Request::new("k").peek()).unwrap();
         assert_eq!(unknown.verdict(), Verdict::UnknownKey);
         assert_eq!((unknown.key_id(), unknown.owner(), unknown.metadata()), (None, None, None));
-        assert_eq!(unknown.limit(), None);
+        assert_eq!((unknown.limit(), unknown.shadow_limit()), (None, None));
         let other = client.verify(&Request::owned("k")).unwrap();
         assert_eq!(other.verdict(), Verdict::Other(77));
         assert!(!other.is_allowed());

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use keyward_client::{Client, Error, Options, Request};
+use keyward_client::{Client, Error, ErrorCode, Options, Refund, Request};
 use script::*;
 use tokio::task::JoinSet;
 
@@ -45,6 +45,7 @@ fn a_client_and_its_futures_can_go_to_any_thread() {
     anywhere(&client);
     movable(client.verify(&Request::new("a")));
     movable(client.verify_many(&[Request::new("a")]));
+    movable(client.refund(&Refund::new("a", 1)));
 }
 
 #[test]
@@ -159,6 +160,37 @@ fn dropping_a_request_leaves_the_others_alone() {
     });
 }
 
+/// What is dropped before it is written must not be given back either.
+#[test]
+fn a_refund_that_is_dropped_in_time_gives_nothing_back() {
+    limited(|| {
+        let daemon = Daemon::play(move |listener| {
+            let mut peer = Peer::greet(listener);
+            for _ in 0..2 {
+                let asked = peer.asked().unwrap();
+                peer.allow(&asked);
+            }
+            let fault = peer.refuse_malformed();
+            assert_eq!((fault.code, fault.detail), (ErrorCode::InvalidField, 1), "a REFUND of cost 0");
+            peer.serve();
+        });
+        Form::CurrentThread.runtime().block_on(async {
+            let client = client(&daemon);
+            expect_allowed(&client, "warm").await;
+            let (request, refund) = (Request::new("a"), Refund::new("b", 5));
+            // The first is written at once, the other waits for the driver, which does not run before the next await.
+            let mut a = Box::pin(client.verify(&request));
+            let mut b = Box::pin(client.refund(&refund));
+            poll_once(&mut a).await;
+            poll_once(&mut b).await;
+            drop(b);
+            assert!(a.await.unwrap().is_allowed());
+            expect_allowed(&client, "c").await;
+        });
+        daemon.finish();
+    });
+}
+
 /// What is dropped before it is written must not be charged.
 #[test]
 fn a_request_that_is_dropped_in_time_charges_nothing() {
@@ -243,6 +275,33 @@ fn more_than_may_be_in_flight_wait_and_answers_nobody_waits_for_count() {
             let keys: Vec<String> = (0..10).map(|key| key.to_string()).collect();
             let requests: Vec<Request<'_>> = keys.iter().map(Request::new).collect();
             assert!(patient.verify_many(&requests).await.iter().all(Result::is_ok));
+        });
+        daemon.finish();
+    });
+}
+
+/// Many tasks learn at once that digests are refused; each sends its own key again, and gets its own answer.
+#[test]
+fn tasks_whose_digests_are_refused_go_on_with_raw_keys() {
+    each(|form| {
+        let daemon = Daemon::play(|listener| {
+            let refused = Peer::greet(listener).serve_raw();
+            assert!((1..=TASKS).contains(&refused), "{refused}");
+        });
+        form.runtime().block_on(async {
+            let client = client(&daemon);
+            let mut tasks = JoinSet::new();
+            for task in 0..TASKS {
+                let client = client.clone();
+                tasks.spawn(async move {
+                    for round in 0..20 {
+                        expect_allowed(&client, &format!("{task}/{round}")).await;
+                    }
+                });
+            }
+            while let Some(task) = tasks.join_next().await {
+                task.unwrap();
+            }
         });
         daemon.finish();
     });

@@ -16,12 +16,14 @@ use tokio::time::{Instant, timeout_at};
 use super::within;
 use crate::Request;
 use crate::error::{ENDED, Error, Failure, Outcome};
+use crate::forms::Forms;
 use crate::socket::{FRESH, Idle, look};
 use crate::wire::{HELLO_SEQUENCE, Outbox, Session};
 
 pub(super) struct Connection {
     pub(super) writer: OwnedWriteHalf,
-    pub(super) session: Session,
+    session: Session,
+    forms: Forms,
     /// How many more requests may be without an answer. Closed when the connection is.
     pub(super) permits: Semaphore,
     /// The runtime that the driver runs in.
@@ -65,6 +67,14 @@ pub(super) struct Due {
     pub(super) slot: Option<usize>,
 }
 
+/// Where a request's answer will be.
+struct Place {
+    slot: usize,
+    number: u64,
+    /// Whether the key was sent as it is.
+    raw: bool,
+}
+
 enum Slot {
     Waiting(Option<Waker>),
     Done(Outcome),
@@ -86,7 +96,14 @@ impl Connection {
             alone: true,
             last_sent: Instant::now(),
         };
-        Self { writer, session, permits: Semaphore::new(max_in_flight), home, state: Mutex::new(state) }
+        Self {
+            writer,
+            session,
+            forms: Forms::new(session.credentials),
+            permits: Semaphore::new(max_in_flight),
+            home,
+            state: Mutex::new(state),
+        }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -120,7 +137,7 @@ impl Connection {
 
     /// Asks one request.
     pub(super) async fn ask(self: &Arc<Self>, request: &Request<'_>, deadline: Instant) -> Outcome {
-        let credential = self.session.credential(request);
+        let credential = self.forms.credential(request);
         self.admit(1, deadline).await?;
         // Registered with the request, so that the first poll of the ticket has nothing left to do.
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
@@ -139,7 +156,7 @@ impl Connection {
         deadline: Instant,
     ) -> Result<Batch, Failure> {
         let credentials: Vec<_> =
-            indexes.iter().map(|&index| self.session.credential(&requests[index])).collect();
+            indexes.iter().map(|&index| self.forms.credential(&requests[index])).collect();
         self.admit(indexes.len() as u32, deadline).await?;
         let mut state = self.state();
         self.check_open(&state)?;
@@ -148,7 +165,7 @@ impl Connection {
         let mut refused = 0;
         for (&index, credential) in indexes.iter().zip(credentials) {
             let ticket = match state.push(&requests[index], credential, deadline, None) {
-                Ok((slot, number)) => Ok(Ticket::new(self, slot, number)),
+                Ok(place) => Ok(Ticket::new(self, place)),
                 Err(error) => {
                     refused += 1;
                     Err(error)
@@ -188,9 +205,9 @@ impl Connection {
         self.check_open(&state)?;
         let inline = state.alone && state.order.is_empty() && state.out.unsent().is_empty();
         match state.push(request, credential, deadline, Some(waker)) {
-            Ok((slot, number)) => {
+            Ok(place) => {
                 self.kick(state, inline, deadline);
-                Ok(Ticket::new(self, slot, number))
+                Ok(Ticket::new(self, place))
             }
             Err(error) => {
                 drop(state);
@@ -228,20 +245,20 @@ impl Connection {
 }
 
 impl State {
-    /// Appends a request, and tells where its answer will be, and its number.
+    /// Appends a request, and tells where its answer will be.
     fn push(
         &mut self,
         request: &Request<'_>,
         credential: Credential<'_>,
         deadline: Instant,
         waker: Option<Waker>,
-    ) -> Result<(usize, u64), Error> {
+    ) -> Result<Place, Error> {
         let number = self.next;
         let position = self.out.push(number, request, credential)?;
         let slot = self.slots.insert(Slot::Waiting(waker));
         self.order.push_back(Due { position, deadline, slot: Some(slot) });
         self.next += 1;
-        Ok((slot, number))
+        Ok(Place { slot, number, raw: matches!(credential, Credential::RawKey(_)) })
     }
 
     /// Tells whoever waits in `slot`.
@@ -259,13 +276,15 @@ pub(super) struct Ticket {
     connection: Arc<Connection>,
     slot: Option<usize>,
     number: u64,
+    /// Whether the key was sent as it is.
+    raw: bool,
     /// Whether the waker has just been registered.
     fresh: bool,
 }
 
 impl Ticket {
-    fn new(connection: &Arc<Connection>, slot: usize, number: u64) -> Self {
-        Self { connection: Arc::clone(connection), slot: Some(slot), number, fresh: true }
+    fn new(connection: &Arc<Connection>, Place { slot, number, raw }: Place) -> Self {
+        Self { connection: Arc::clone(connection), slot: Some(slot), number, raw, fresh: true }
     }
 
     /// The outcome, if it is there.
@@ -276,6 +295,9 @@ impl Ticket {
         }
         self.slot = None;
         match state.slots.try_remove(slot) {
+            Some(Slot::Done(Err(Failure::Final(error)))) => {
+                Some(Err(self.connection.forms.failure(error, self.raw)))
+            }
             Some(Slot::Done(outcome)) => Some(outcome),
             _ => Some(Err(ENDED)),
         }

@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::error::{ENDED, Error, Failure, Outcome};
 use crate::options::LONGEST_DEADLINE;
 use crate::retry::{PASSES, pause};
-use crate::{Decision, Options, Request};
+use crate::{Decision, Options, Refund, Request};
 use connection::Connection;
 
 /// The async client. Clones share one connection; it is made on first use, and ends with the last clone.
@@ -97,6 +97,15 @@ impl Client {
             }
         }
         Err(last.unwrap_or_else(|| self.late()))
+    }
+
+    /// Gives back what a request was charged, and waits for the answer: ALLOWED, or that the key is not known.
+    ///
+    /// # Errors
+    /// Where there is no answer. Where [`Error::may_have_been_charged`] then says so, the key may have got it back
+    /// already, and another refund would be one too many.
+    pub async fn refund(&self, refund: &Refund<'_>) -> Result<Decision, Error> {
+        self.verify(refund.request()).await
     }
 
     /// Asks all of them at once: they leave in one write (as far as [`Options::max_in_flight`] allows), and the task is

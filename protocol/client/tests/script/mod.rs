@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use keyward_client::{Client, Decision, Error, Options, Request, blocking};
+use keyward_client::{Client, Decision, Error, Options, Refund, Request, blocking};
 use keyward_protocol as wire;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -31,6 +31,16 @@ pub fn limited(test: impl FnOnce() + Send + 'static) {
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("the test hangs"),
         _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
     }
+}
+
+/// Tries a script on every form of client.
+pub fn each(test: impl Fn(Form) + Send + 'static) {
+    limited(move || {
+        for form in FORMS {
+            println!("{form:?}");
+            test(form);
+        }
+    });
 }
 
 /// Waits until `condition` holds, without sleeping for a fixed time.
@@ -74,7 +84,7 @@ pub struct Peer {
     pub reads: usize,
 }
 
-/// A VERIFY as it came.
+/// A VERIFY, or a REFUND, as it came.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asked {
     pub id: u32,
@@ -86,6 +96,8 @@ pub struct Asked {
     pub origin: Option<String>,
     pub environment: Option<String>,
     pub want_metadata: bool,
+    /// What only a REFUND has: the limit to give back to.
+    pub refund: Option<Option<String>>,
 }
 
 pub fn welcome() -> wire::Welcome<'static> {
@@ -135,7 +147,14 @@ impl Peer {
     /// The next request; `None` at the end of the stream.
     pub fn asked(&mut self) -> Option<Asked> {
         let frame = self.frame()?;
-        let wire::Request::Verify(verify) = decode(&frame) else { panic!("not a VERIFY") };
+        let (verify, refund) = match decode(&frame) {
+            wire::Request::Verify(verify) => (verify, None),
+            wire::Request::Refund(wire::Refund { request_id, cost, credential, limit }) => {
+                let verify = wire::Verify { cost, ..wire::Verify::new(request_id, credential) };
+                (verify, Some(limit.map(str::to_owned)))
+            }
+            wire::Request::Hello(_) => panic!("a second HELLO"),
+        };
         let (digest, raw) = match verify.credential {
             wire::Credential::Digest(digest) => (Some(digest), None),
             wire::Credential::RawKey(key) => (None, Some(key.to_vec())),
@@ -150,7 +169,33 @@ impl Peer {
             origin: verify.origin.map(str::to_owned),
             environment: verify.environment.map(str::to_owned),
             want_metadata: verify.want_metadata,
+            refund,
         })
+    }
+
+    /// Answers a request that is no legal frame, as the daemon would.
+    pub fn refuse_malformed(&mut self) -> wire::Fault {
+        let frame = self.frame().expect("a request");
+        let wire::Split::Frame { header, body, .. } = wire::split(&frame, wire::MAX_REQUEST_LENGTH) else {
+            panic!("not a frame")
+        };
+        let fault = wire::Request::decode(&header, body).expect_err("a malformed request");
+        self.fault(fault.code, fault.detail, fault.request_id);
+        fault
+    }
+
+    /// Answers until the client leaves, as a daemon with a pepper: counts the digests that it refuses.
+    pub fn serve_raw(&mut self) -> usize {
+        let mut refused = 0;
+        while let Some(asked) = self.asked() {
+            if asked.digest.is_some() {
+                refused += 1;
+                self.fault(wire::ErrorCode::CredentialRefused, u32::from(wire::CREDENTIAL_RAW), asked.id);
+            } else {
+                self.allow(&asked);
+            }
+        }
+        refused
     }
 
     fn frame(&mut self) -> Option<Vec<u8>> {
@@ -173,7 +218,7 @@ impl Peer {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Says yes, and names the key by its digest.
+    /// Says yes, and names the key by its digest, whichever way the key came.
     pub fn allow(&mut self, asked: &Asked) {
         let frame = allowed(asked);
         self.send(&frame);
@@ -213,7 +258,8 @@ pub fn key_id_of(key: &str) -> String {
 }
 
 pub fn allowed(asked: &Asked) -> Vec<u8> {
-    let id = asked.digest.map(|digest| key_id(&digest)).unwrap_or_default();
+    let digest = asked.digest.unwrap_or_else(|| Sha256::digest(asked.raw.as_ref().unwrap()).into());
+    let id = key_id(&digest);
     let answer =
         wire::Answer { key_id: &id, ..wire::Answer::without_key(asked.id, wire::Verdict::Allowed, 1) };
     let mut out = Vec::new();
@@ -263,6 +309,13 @@ impl AnyClient {
         match self {
             Self::Blocking(client) => client.verify(request),
             Self::Async(runtime, client) => runtime.block_on(client.verify(request)),
+        }
+    }
+
+    pub fn refund(&mut self, refund: &Refund<'_>) -> Result<Decision, Error> {
+        match self {
+            Self::Blocking(client) => client.refund(refund),
+            Self::Async(runtime, client) => runtime.block_on(client.refund(refund)),
         }
     }
 

@@ -6,10 +6,26 @@ use std::thread;
 
 use super::*;
 
+mod shadow;
+
 const SECOND: u64 = 1_000_000_000;
 
 fn rate(count: u64, burst: u64) -> Rate {
     Rate::new(count, SECOND, burst).expect("in range")
+}
+
+fn named(name: &str) -> BucketName {
+    BucketName::of_key(name, "default")
+}
+
+fn enforced(Slot { slot, rate }: Slot) -> Charge {
+    Charge { slot, rate, shadow: false }
+}
+
+/// Position and remaining of the limit that decided.
+fn decided(charged: Charged) -> (usize, u32) {
+    let Named { position, balance } = charged.limit.expect("a limit is enforced");
+    (position, balance.remaining)
 }
 
 /// One reload that wants these buckets, and finds `previous` in the snapshot before it.
@@ -23,26 +39,23 @@ fn reload(
     let mut claim = ledger.claim(limiter);
     let slots = wanted.iter().map(|(name, rate)| {
         let had = previous.iter().find(|(had, _)| had == name).map(|(_, slot)| *slot);
-        Slot { slot: claim.slot(|| (*name).into(), had, *rate).expect("room"), rate: *rate }
+        Slot { slot: claim.slot(|| named(name), had, *rate).expect("room"), rate: *rate }
     });
     let slots = slots.collect();
     let settlement = claim.commit();
-    ledger.settle(limiter, settlement, previous.iter().map(|(name, slot)| (*slot, || (*name).into())), now);
+    ledger.settle(limiter, settlement, previous.iter().map(|(name, slot)| (*slot, || named(name))), now);
     slots
 }
 
 fn fresh(limiter: &Limiter, ledger: &mut Ledger, rates: &[Rate]) -> Vec<Charge> {
     let names: Vec<String> = (0..rates.len()).map(|number| format!("bucket {number}")).collect();
     let wanted: Vec<(&str, Rate)> = names.iter().map(String::as_str).zip(rates.iter().copied()).collect();
-    reload(limiter, ledger, &[], &wanted, 1)
-        .into_iter()
-        .map(|Slot { slot, rate }| Charge { slot, rate })
-        .collect()
+    reload(limiter, ledger, &[], &wanted, 1).into_iter().map(enforced).collect()
 }
 
 fn remaining(limiter: &Limiter, charge: Charge, now: u64) -> u32 {
     match limiter.charge(&[charge], now, 0) {
-        Outcome::Admitted(charged) => charged.balance.remaining,
+        Outcome::Admitted(charged) => decided(charged).1,
         other => panic!("a peek is always admitted: {other:?}"),
     }
 }
@@ -53,11 +66,11 @@ fn a_refusal_by_one_limit_charges_none() {
     let charges = fresh(&limiter, &mut ledger, &[rate(1, 10), rate(1, 3), rate(1, 5)]);
     for left in [2, 1, 0] {
         let Outcome::Admitted(charged) = limiter.charge(&charges, 1, 1) else { panic!("within all bursts") };
-        assert_eq!((charged.limit, charged.balance.remaining), (1, left), "the tightest decides");
+        assert_eq!(decided(charged), (1, left), "the tightest decides");
     }
     let Outcome::Refused(charged) = limiter.charge(&charges, 1, 1) else { panic!("the second is empty") };
-    assert_eq!(charged.limit, 1);
-    assert_eq!(charged.balance.retry_after, rate(1, 3).period().get());
+    assert_eq!(decided(charged).0, 1);
+    assert_eq!(charged.limit.map(|named| named.balance.retry_after), Some(rate(1, 3).period().get()));
     let left: Vec<u32> = charges.iter().map(|charge| remaining(&limiter, *charge, 1)).collect();
     assert_eq!(left, [7, 0, 2], "and none of the others was charged");
 }
@@ -68,7 +81,7 @@ fn the_longest_wait_is_the_one_that_is_named() {
     let charges = fresh(&limiter, &mut ledger, &[rate(100, 1), rate(1, 1), rate(10, 1)]);
     assert!(matches!(limiter.charge(&charges, 1, 1), Outcome::Admitted(_)));
     let Outcome::Refused(charged) = limiter.charge(&charges, 1, 1) else { panic!("all are empty") };
-    assert_eq!(charged.limit, 1);
+    assert_eq!(decided(charged).0, 1);
 }
 
 #[test]
@@ -77,7 +90,7 @@ fn a_peek_charges_nothing() {
     let charges = fresh(&limiter, &mut ledger, &[rate(1, 2), rate(1, 3)]);
     for _ in 0..10 {
         let Outcome::Admitted(charged) = limiter.charge(&charges, 1, 0) else { panic!("a peek") };
-        assert_eq!((charged.limit, charged.balance.remaining), (0, 2));
+        assert_eq!(decided(charged), (0, 2));
     }
 }
 
@@ -85,8 +98,7 @@ fn a_peek_charges_nothing() {
 fn a_reload_neither_refills_nor_forgets() {
     let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
     let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10)), ("b", rate(1, 10))], 1);
-    let charge = |slot: Slot| Charge { slot: slot.slot, rate: slot.rate };
-    assert!(matches!(limiter.charge(&[charge(old[0])], 1, 7), Outcome::Admitted(_)));
+    assert!(matches!(limiter.charge(&[enforced(old[0])], 1, 7), Outcome::Admitted(_)));
 
     let had = [("a", old[0]), ("b", old[1])];
     let same = reload(&limiter, &mut ledger, &had, &[("b", rate(1, 10)), ("a", rate(1, 10))], 1);
@@ -95,7 +107,7 @@ fn a_reload_neither_refills_nor_forgets() {
     let had = [("a", old[0]), ("b", old[1])];
     let changed = reload(&limiter, &mut ledger, &had, &[("a", rate(5, 100)), ("b", rate(1, 10))], 1);
     assert_ne!(changed[0].slot, old[0].slot);
-    assert_eq!(remaining(&limiter, charge(changed[0]), 1), 3, "a changed one keeps its balance");
+    assert_eq!(remaining(&limiter, enforced(changed[0]), 1), 3, "a changed one keeps its balance");
     assert_eq!(ledger.in_use(), 2, "and its old slot is free again");
 }
 
@@ -103,10 +115,10 @@ fn a_reload_neither_refills_nor_forgets() {
 fn who_still_uses_the_old_rate_is_sent_to_the_new_snapshot() {
     let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
     let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10))], 1)[0];
-    let old_charge = Charge { slot: old.slot, rate: old.rate };
+    let old_charge = enforced(old);
     let mut claim = ledger.claim(&limiter);
-    let new =
-        Charge { slot: claim.slot(|| "a".into(), Some(old), rate(1, 4)).expect("room"), rate: rate(1, 4) };
+    let slot = claim.slot(|| named("a"), Some(old), rate(1, 4)).expect("room");
+    let new = Charge { slot, rate: rate(1, 4), shadow: false };
     let settlement = claim.commit();
 
     assert!(
@@ -120,7 +132,7 @@ fn who_still_uses_the_old_rate_is_sent_to_the_new_snapshot() {
     assert_eq!(limiter.charge(&[old_charge], 1, 1), Outcome::Superseded);
     assert_eq!(limiter.charge(&[old_charge, new], 1, 1), Outcome::Superseded);
     assert_eq!(remaining(&limiter, new, 1), 0);
-    ledger.settle(&limiter, settlement, [(old, || "a".into())].into_iter(), 1);
+    ledger.settle(&limiter, settlement, [(old, || named("a"))].into_iter(), 1);
     assert_eq!(remaining(&limiter, new, 1), 0);
 }
 
@@ -128,14 +140,14 @@ fn who_still_uses_the_old_rate_is_sent_to_the_new_snapshot() {
 fn a_key_that_vanishes_and_returns_has_not_been_refilled() {
     let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
     let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10)), ("b", rate(1, 10))], 1);
-    let spent = Charge { slot: old[0].slot, rate: old[0].rate };
+    let spent = enforced(old[0]);
     assert!(matches!(limiter.charge(&[spent], 1, 10), Outcome::Admitted(_)));
 
     let had = [("a", old[0]), ("b", old[1])];
     assert!(reload(&limiter, &mut ledger, &had, &[], 1).is_empty());
     assert_eq!((ledger.in_use(), ledger.parked()), (1, 1), "the full one is free, the other is remembered");
     let back = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10))], 1)[0];
-    assert_eq!(remaining(&limiter, Charge { slot: back.slot, rate: back.rate }, 1), 0);
+    assert_eq!(remaining(&limiter, enforced(back), 1), 0);
 
     let full = 1 + rate(1, 10).capacity();
     assert!(reload(&limiter, &mut ledger, &[("a", back)], &[], full).is_empty());
@@ -147,14 +159,11 @@ fn a_claim_that_is_dropped_leaves_no_trace() {
     let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
     let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10))], 1)[0];
     let mut claim = ledger.claim(&limiter);
-    assert!(claim.slot(|| "a".into(), Some(old), rate(2, 2)).is_some());
-    assert!(claim.slot(|| "b".into(), None, rate(2, 2)).is_some());
+    assert!(claim.slot(|| named("a"), Some(old), rate(2, 2)).is_some());
+    assert!(claim.slot(|| named("b"), None, rate(2, 2)).is_some());
     drop(claim);
     assert_eq!(ledger.in_use(), 1);
-    assert!(matches!(
-        limiter.charge(&[Charge { slot: old.slot, rate: old.rate }], 1, 1),
-        Outcome::Admitted(_)
-    ));
+    assert!(matches!(limiter.charge(&[enforced(old)], 1, 1), Outcome::Admitted(_)));
 }
 
 #[test]
@@ -212,10 +221,10 @@ fn threads_cannot_overdraw_a_limit_that_is_being_changed() {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let Slot { slot, rate } = **current.load();
-                    match limiter.charge(&[Charge { slot, rate }], 1, 1) {
+                    match limiter.charge(&[Charge { slot, rate, shadow: false }], 1, 1) {
                         Outcome::Admitted(_) => _ = admitted.fetch_add(1, Ordering::Relaxed),
                         Outcome::Superseded => {}
-                        Outcome::Refused(_) => stop.store(true, Ordering::Relaxed),
+                        _ => stop.store(true, Ordering::Relaxed),
                     }
                 }
             });
@@ -224,7 +233,7 @@ fn threads_cannot_overdraw_a_limit_that_is_being_changed() {
             let old = **current.load();
             let mut claim = ledger.claim(&limiter);
             let rate = rates[change % 2];
-            let slot = claim.slot(|| "a".into(), Some(old), rate).expect("room");
+            let slot = claim.slot(|| named("a"), Some(old), rate).expect("room");
             // Left unsettled: the slot of the old rate stays superseded, as it does until all workers have passed.
             let _settlement = claim.commit();
             current.store(std::sync::Arc::new(Slot { slot, rate }));
@@ -235,7 +244,7 @@ fn threads_cannot_overdraw_a_limit_that_is_being_changed() {
         }
     });
     let last = **current.load();
-    let left = remaining(&limiter, Charge { slot: last.slot, rate: last.rate }, 1);
+    let left = remaining(&limiter, enforced(last), 1);
     assert_eq!(admitted.into_inner() + u64::from(left), 50_000);
 }
 
@@ -260,7 +269,9 @@ fn a_slot_that_is_in_use_is_never_superseded() {
                 while !stop.load(Ordering::Relaxed) {
                     let slots = current.load_full();
                     for Slot { slot, rate } in slots.iter().copied() {
-                        if limiter.charge(&[Charge { slot, rate }], 1, 1) == Outcome::Superseded {
+                        if limiter.charge(&[Charge { slot, rate, shadow: false }], 1, 1)
+                            == Outcome::Superseded
+                        {
                             stuck = if std::sync::Arc::ptr_eq(&slots, &current.load_full()) {
                                 stuck + 1
                             } else {
@@ -280,7 +291,7 @@ fn a_slot_that_is_in_use_is_never_superseded() {
             let mut claim = ledger.claim(&limiter);
             let slots: Vec<Slot> = old
                 .iter()
-                .map(|had| Slot { slot: claim.slot(|| "".into(), Some(*had), rate).expect("room"), rate })
+                .map(|had| Slot { slot: claim.slot(|| named(""), Some(*had), rate).expect("room"), rate })
                 .collect();
             let settlement = claim.commit();
             current.store(std::sync::Arc::new(slots));
@@ -291,7 +302,7 @@ fn a_slot_that_is_in_use_is_never_superseded() {
             {
                 thread::yield_now();
             }
-            let buckets = old.iter().zip(&names).map(|(slot, name)| (*slot, || name.as_str().into()));
+            let buckets = old.iter().zip(&names).map(|(slot, name)| (*slot, || named(name)));
             ledger.settle(&limiter, settlement, buckets, 1);
         }
         stop.store(true, Ordering::Relaxed);
