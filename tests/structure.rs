@@ -65,7 +65,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "systemd",
         ],
     ),
-    ("revocation", &["publish", "record", "snapshot", "state"]),
+    ("revocation", &["audit", "publish", "record", "snapshot", "state"]),
     ("publish", &["snapshot"]),
     ("verify", &["key_format", "limiter", "now", "pepper", "record", "rules", "snapshot"]),
     ("snapshot", &["limiter", "record", "rules"]),

@@ -95,6 +95,19 @@ fn every_command_ends_an_epoch() {
     assert_eq!(revocations.entries(), []);
 }
 
+/// Promise 7: a key that was taken for an id is not written down.
+#[test]
+fn what_may_be_a_key_is_not_written_to_the_disk() {
+    let raw = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
+    let directory = directory();
+    let (revocations, publisher) = open(&directory);
+    let refuse = || revocations.revoke(Target::Key(raw.into()), 0).expect_err("refused").to_string();
+    assert!(!refuse().contains(&raw[10..]));
+    drop(revocations.publish(&publisher, active(1, 1)));
+    assert!(!refuse().contains(&raw[10..]));
+    assert_eq!(lines(&directory), 0);
+}
+
 #[test]
 fn a_list_is_found_again_with_who_and_when() {
     let directory = directory();
@@ -207,8 +220,8 @@ fn what_the_source_agrees_with_is_dropped_on_disk_too() {
         _ => Status::Active,
     });
     drop(revocations.publish(&publisher, Arc::clone(&next)));
-    assert_eq!(revocations.settle(&next), 2);
-    assert_eq!(revocations.settle(&next), 0);
+    assert_eq!(revocations.drop_agreed(&next), [(key(0), 1), (key(1), 1)]);
+    assert_eq!(revocations.drop_agreed(&next), []);
     assert_eq!(revocations.entries().len(), 2);
     assert!((0..4).all(|number| is_revoked(&publisher, number)), "by the owner, who is not agreed on");
     assert_eq!(revocations.unrevoke(Target::Owner("acme".into()), 0).expect("taken back").revoked, 2);
@@ -237,7 +250,7 @@ fn no_command_falls_between_two_snapshots() {
                 generation += 1;
                 let next = active(KEYS, generation);
                 drop(revocations.publish(&publisher, Arc::clone(&next)));
-                assert_eq!(revocations.settle(&next), 0);
+                assert_eq!(revocations.drop_agreed(&next), []);
             }
         });
         let _end = scope.spawn(|| {

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::admin::check::Check;
 use crate::admin::message::{self, Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
-use crate::audit::{Audit, Socket};
+use crate::audit::{Audit, Event, Revocation, Socket};
 use crate::publish::{Epochs, Served};
 use crate::reload::{Asked, History, Outcome, Trigger};
 use crate::revocation::{Change, Refused, Revocations, Target};
@@ -45,8 +45,12 @@ impl Operate for Operator {
             Command::Reload { force } => self.reload(force, peer).await,
             Command::Check { source } => self.check(source, peer).await,
             Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
-            Command::Revoke(target) => self.revoke(target, peer, Revocations::revoke).await,
-            Command::Unrevoke(target) => self.revoke(target, peer, Revocations::unrevoke).await,
+            Command::Revoke(target) => {
+                self.revoke(target, peer, Revocations::revoke, |it| Event::Revoke(it)).await
+            }
+            Command::Unrevoke(target) => {
+                self.revoke(target, peer, Revocations::unrevoke, |it| Event::Unrevoke(it)).await
+            }
             Command::Version => Version::current().into(),
         }
     }
@@ -112,13 +116,27 @@ impl Operator {
 
     /// Changes the list by `change`, which writes to the disk and so has a thread of its own meanwhile, and answers once
     /// the change is in force everywhere.
-    async fn revoke(&self, asked: message::Target, peer: Peer, change: Edit) -> Reply {
+    async fn revoke(
+        &self,
+        asked: message::Target,
+        peer: Peer,
+        change: Edit,
+        event: fn(Revocation<'_>) -> Event<'_>,
+    ) -> Reply {
         let target = match Target::new(asked.key_id.as_deref(), asked.owner.as_deref()) {
             Ok(target) => target,
             Err(error) => return Reply::error(error.to_string()),
         };
-        let revocations = Arc::clone(&self.revocations);
-        let changed = tokio::task::spawn_blocking(move || change(&revocations, target, peer.uid)).await;
+        let (revocations, audit) = (Arc::clone(&self.revocations), self.audit.clone());
+        let changed = tokio::task::spawn_blocking(move || {
+            let change = change(&revocations, target.clone(), peer.uid)?;
+            if !change.already {
+                let (key_id, owner) = (target.key_id(), target.owner());
+                audit.record(&event(Revocation { key_id, owner, keys: change.keys, peer: Some(peer) }));
+            }
+            Ok::<Change, Refused>(change)
+        });
+        let changed = changed.await;
         let change = match changed {
             Ok(Ok(change)) => change,
             Ok(Err(refused)) => return Reply::error(refused.to_string()),
