@@ -198,6 +198,9 @@ pub struct Status {
     pub refused_connections: BTreeMap<String, u64>,
     /// Answers since the start, by verdict.
     pub verdicts: BTreeMap<String, u64>,
+    /// REFUNDs answered since the start.
+    #[serde(default)]
+    pub refunds: u64,
     /// ERROR frames since the start.
     pub errors: u64,
     /// Seconds since the start.

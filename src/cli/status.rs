@@ -128,6 +128,9 @@ fn answers(status: &message::Status) -> String {
     if !verdicts.is_empty() {
         text += &format!(" ({verdicts})");
     }
+    if status.refunds > 0 {
+        text += &format!(", {}", Count(status.refunds, "refund"));
+    }
     if status.errors > 0 {
         text += &format!(", {}", Count(status.errors, "error"));
     }
@@ -192,6 +195,7 @@ mod tests {
             accepted_connections: 120,
             refused_connections: counts(&[("peer", 2), ("full", 0)]),
             verdicts: counts(&[("ALLOWED", 10_000), ("EXPIRED", 0), ("UNKNOWN_KEY", 234)]),
+            refunds: 2,
             errors: 1,
             uptime_s: 7_500,
             workers: 2,
@@ -208,7 +212,7 @@ mod tests {
              source       /etc/keyward/keys.csv, written 1 min 20 s ago\n\
              reload       1 min 15 s ago, in 3 ms: generation 8: 1000 keys (+1 -2 ~0), 2 no longer active\n\
              connections  3 open, 120 accepted, 2 refused (peer 2)\n\
-             answers      10234 (ALLOWED 10000, UNKNOWN_KEY 234), 1 error\n\
+             answers      10234 (ALLOWED 10000, UNKNOWN_KEY 234), 2 refunds, 1 error\n\
              daemon       keyward 0.1.0, protocol 1, pid 4711, 2 workers, up 2 h 5 min"
         );
     }

@@ -36,6 +36,7 @@ mod tests;
 
 pub use error::{ConfigError, Position};
 pub use group::{Group, GroupError};
+pub use parts::read_pepper;
 pub use path::{MAX_SOCKET_PATH, SocketPath, SocketPathError};
 pub use value::{LogFormat, LogLevel, MaxShrink, SocketMode};
 

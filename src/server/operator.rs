@@ -190,6 +190,7 @@ impl Operator {
             accepted_connections: sum(|worker| worker.counters.connections()),
             refused_connections: self.refusals.by_reason(),
             verdicts,
+            refunds: sum(|worker| worker.counters.refunds()),
             errors: sum(|worker| worker.counters.faults()),
             uptime_s: self.started.elapsed().as_secs(),
             workers: self.workers.len(),

@@ -8,6 +8,7 @@ use super::streams::Streams;
 mod check;
 mod hash;
 mod new;
+mod pepper;
 mod rule;
 
 /// Mint, hash, check and find keys, without a daemon

@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::pepper::{Hasher, PepperFile};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::options::deadline;
 use crate::cli::streams::Streams;
@@ -44,6 +45,9 @@ pub(in crate::cli) struct New {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
     count: u32,
+
+    #[command(flatten)]
+    pepper: PepperFile,
 
     /// Print one JSON object a line: {"key":…,"row":{…}}
     #[arg(long)]
@@ -146,7 +150,7 @@ fn quoted(text: &str) -> String {
 impl New {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         self.refuse_empty()?;
-        let batch = Batch { new: self, times: self.times()? };
+        let batch = Batch { new: self, times: self.times()?, hasher: self.pepper.hasher()? };
         // The last number is the longest.
         check(&batch.row(self.count, &[0; 32]))?;
         match self.json {
@@ -203,6 +207,7 @@ struct Times {
 struct Batch<'a> {
     new: &'a New,
     times: Times,
+    hasher: Hasher,
 }
 
 /// As a daemon would read it.
@@ -246,7 +251,7 @@ impl Batch<'_> {
     /// A new key, and its row: the one place that hashes.
     fn mint(&self, number: u32) -> Result<(Zeroizing<String>, Row<'_>), Failure> {
         let key = self.new.mint()?;
-        let row = self.row(number, &key_format::hash(key.as_bytes()));
+        let row = self.row(number, &self.hasher.hash(key.as_bytes()));
         Ok((key, row))
     }
 
