@@ -38,6 +38,9 @@
 //! | `worker-0` … | a current-thread runtime and its connections, for good; no work is stolen |
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
 //! | `reload` | everything in the paragraph above |
+//! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
+//! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
+//! | `audit` | writes down who was turned away, a line a minute; other events are written by who makes them ([`audit`]) |
 //!
 //! # Invariants
 //!
@@ -48,6 +51,8 @@
 //!   still holds the old snapshot is told to take the new one ([`limiter`] says how).
 //! * A worker passes a generation only when no answer of an older one waits for its peer ([`publish`]).
 //! * What a peer can make the daemon hold is bounded by one filled buffer and its answers ([`connection`]).
+//! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
+//!   ([`state`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
 //! * There is no `unsafe` code.
 
