@@ -31,13 +31,20 @@
 //! answer of an older snapshot can leave, on any connection. `keyward check` goes the same way as far as the guard, here or
 //! on a daemon's reload thread, and says what would change; [`lint`] looks at the rows as they pass.
 //!
+//! # The short path: a revocation
+//!
+//! `keyward revoke` waits for no reload, in [`revocation`]: on the list on disk → a bit in the entries of the snapshot that
+//! is being served → [`publish`] ends the epoch → wait until every worker has passed. The same acknowledgement, so the
+//! same promise. A reload marks its snapshot before the swap, and drops from the list what the source says itself.
+//!
 //! # Who does what
 //!
 //! | thread | does |
 //! | --- | --- |
 //! | `worker-0` … | a current-thread runtime and its connections, for good; no work is stolen |
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
-//! | `reload` | everything in the paragraph above |
+//! | `reload` | everything in "a new set of keys" |
+//! | (blocking) | a revocation, while it writes to the disk |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
 //! | `audit` | writes down who was turned away, a line a minute; other events are written by who makes them ([`audit`]) |
@@ -45,11 +52,13 @@
 //! # Invariants
 //!
 //! * Imports point one way: `main → cli → server → {connection, reload, admin}`, `connection → {protocol, publish, verify}`,
-//!   `verify → {snapshot, limiter}`, `reload → {source, snapshot, publish}`. `tests/structure.rs` holds the code to it.
+//!   `verify → {snapshot, limiter}`, `reload → {source, snapshot, publish, revocation}`. `tests/structure.rs` holds the code to it.
 //! * `verify`, `snapshot` and `limiter` touch no socket, file, configuration or clock: time is an argument ([`now`]).
-//! * A snapshot is never changed. A bucket outlives snapshots; a limit whose rate changes gets a new slot, and whoever
+//! * A snapshot is never changed, but for one bit of an entry: that an operator has revoked the key. A bucket outlives snapshots; a limit whose rate changes gets a new slot, and whoever
 //!   still holds the old snapshot is told to take the new one ([`limiter`] says how).
-//! * A worker passes a generation only when no answer of an older one waits for its peer ([`publish`]).
+//! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that. A worker reads the epoch
+//!   before the snapshot, and passes it only when no answer of an older one waits for its peer ([`publish`]).
+//! * A revocation is durable before it is in force, and in force everywhere before it is acknowledged ([`revocation`]).
 //! * What a peer can make the daemon hold is bounded by one filled buffer and its answers ([`connection`]).
 //! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
 //!   ([`state`]).

@@ -239,6 +239,26 @@ fn a_revocation_survives_restarts_and_reloads_until_the_source_agrees() {
     // From here on the source alone decides.
     assert!(daemon.publish(&export("active")).accepted);
     assert_eq!(verdicts(&daemon, ["a1", "a2", "c", "d"]), ["ALLOWED", "ALLOWED", "ALLOWED", "DISABLED"]);
+
+    let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("an audit trail");
+    let events = trail.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let events: Vec<_> = events
+        .filter(|event| event["event"].as_str().is_some_and(|event| event.contains("revo")))
+        .map(|event| {
+            let named = if event["key_id"].is_null() { &event["owner"] } else { &event["key_id"] };
+            format!("{} {named} {} {}", event["event"], event["keys"], event["uid"])
+        })
+        .collect();
+    let uid = rustix::process::geteuid().as_raw();
+    assert_eq!(
+        events,
+        [
+            format!("\"revoke\" \"a\" 2 {uid}"),
+            format!("\"revoke\" \"bolt\" 2 {uid}"),
+            "\"revocation_dropped\" \"a\" 2 null".to_owned(),
+            "\"revocation_dropped\" \"bolt\" 2 null".to_owned(),
+        ]
+    );
 }
 
 #[test]

@@ -66,7 +66,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "systemd",
         ],
     ),
-    ("revocation", &["publish", "record", "snapshot", "state"]),
+    ("revocation", &["audit", "publish", "record", "snapshot", "state"]),
     ("publish", &["snapshot"]),
     ("verify", &["key_format", "limiter", "now", "pepper", "record", "rules", "snapshot"]),
     ("snapshot", &["limiter", "memory", "record", "rules"]),

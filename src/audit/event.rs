@@ -165,6 +165,8 @@ pub struct Dropped<'a> {
     /// The owner, where an owner's keys were named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<&'a str>,
+    /// Rows of the source that it was about; none where the source no longer lists any.
+    pub keys: usize,
 }
 
 /// Refusals of one user at one socket, since the line before.

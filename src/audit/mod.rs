@@ -36,6 +36,9 @@ const FILE: &str = "audit.jsonl";
 /// Bytes of lines that wait for a disk that takes none: some thousand events.
 const MAX_WAITING: usize = 256 * 1024;
 
+/// Events that are written at once: half of what may wait, with the longest names there are.
+const BATCH: usize = 256;
+
 /// How long the thread sleeps when nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -119,12 +122,12 @@ impl Audit {
         }
     }
 
-    /// Several at once, which are made durable together.
+    /// Writes several down at once, as [`record`](Self::record) does one.
     pub fn record_all(&self, events: &[Event<'_>]) {
-        if let Some(trail) = &self.trail
-            && !events.is_empty()
-        {
-            trail.write(&events.iter().collect::<Vec<_>>(), true);
+        if let Some(trail) = &self.trail {
+            for batch in events.chunks(BATCH) {
+                trail.write(&batch.iter().collect::<Vec<_>>(), true);
+            }
         }
     }
 

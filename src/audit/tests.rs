@@ -98,7 +98,7 @@ fn a_disk_that_takes_nothing_costs_a_bounded_number_of_lines() {
     fs::create_dir(&path).expect("in the way");
     let (long, total) = ("i".repeat(100), 5_000);
     for _ in 0..total {
-        audit.record(&Event::RevocationDropped(Dropped { key_id: Some(&long), owner: None }));
+        audit.record(&Event::RevocationDropped(Dropped { key_id: Some(&long), owner: None, keys: 1 }));
     }
     fs::remove_dir(&path).expect("out of the way");
     audit.stop();

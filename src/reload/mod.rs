@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -25,11 +25,13 @@ use crate::systemd;
 
 mod check;
 mod failure;
+mod history;
 mod load;
 mod watch;
 
 pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
+pub use history::{Accepted, History, Outcome};
 pub use load::{FileState, Loaded, SourceFile};
 use watch::Watch;
 
@@ -57,76 +59,6 @@ pub enum Trigger {
     },
     /// `keyward check --daemon`: nothing is published.
     Check(Asked),
-}
-
-/// A reload that ended.
-#[derive(Debug)]
-pub struct Outcome {
-    /// When it ended.
-    pub at: Instant,
-    /// How long it took.
-    pub took: Duration,
-    /// What it did.
-    pub result: Result<Accepted, Failure>,
-}
-
-/// A snapshot that is in force on every connection.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Accepted {
-    /// Its number.
-    pub generation: u64,
-    /// Its keys.
-    pub keys: usize,
-    /// What it changed.
-    #[serde(flatten)]
-    pub diff: Diff,
-    /// Revocations that it says itself, and that are off the list for that.
-    pub revocations_agreed: usize,
-}
-
-/// What is known of reloads, for `keyward status`.
-#[derive(Clone)]
-pub struct History {
-    last: Arc<Mutex<Last>>,
-}
-
-struct Last {
-    outcome: Option<Arc<Outcome>>,
-    accepted: Option<Arc<Outcome>>,
-    buckets: u64,
-    source: Box<Path>,
-}
-
-impl History {
-    /// Nothing loaded yet from `source`.
-    pub fn new(source: &Path) -> Self {
-        let last = Last { outcome: None, accepted: None, buckets: 0, source: source.into() };
-        Self { last: Arc::new(Mutex::new(last)) }
-    }
-
-    /// The latest reload.
-    pub fn last(&self) -> Option<Arc<Outcome>> {
-        self.lock().outcome.clone()
-    }
-
-    /// The latest reload that was accepted.
-    pub fn last_accepted(&self) -> Option<Arc<Outcome>> {
-        self.lock().accepted.clone()
-    }
-
-    /// Where the keys come from.
-    pub fn source(&self) -> Box<Path> {
-        self.lock().source.clone()
-    }
-
-    /// Token buckets in use.
-    pub fn buckets(&self) -> u64 {
-        self.lock().buckets
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Last> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The reload thread's side: everything that a reload needs.
@@ -405,7 +337,7 @@ impl Running {
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
     fn publish(&mut self, settings: &Settings, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
-        let Reloader { limiter, publisher, revocations, runtime, clock, audit, .. } = &mut self.reloader;
+        let Reloader { limiter, publisher, revocations, audit, runtime, clock, .. } = &mut self.reloader;
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
@@ -427,14 +359,7 @@ impl Running {
         self.generation = generation;
         let old = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().passed(epoch));
-        audit.in_force(generation);
-        let dropped = revocations.settle(&snapshot);
-        accepted.revocations_agreed = dropped.len();
-        let dropped = dropped.iter().map(|target| {
-            let (key_id, owner) = (target.key_id(), target.owner());
-            Event::RevocationDropped(audit::Dropped { key_id, owner })
-        });
-        audit.record_all(&dropped.collect::<Vec<_>>());
+        accepted.revocations_agreed = revocations.settle(&snapshot, audit);
 
         let buckets = old.iter().flat_map(|old| old.buckets());
         self.ledger.settle(limiter, settlement, buckets, clock.now().ticks);

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
+use crate::audit::{self, Audit, Event};
 use crate::publish::{Epochs, Published, Publisher, Served};
 use crate::record::Quoted;
 use crate::snapshot::Snapshot;
@@ -96,6 +97,16 @@ pub enum Refused {
         /// The snapshot that was looked through.
         generation: u64,
     },
+    /// Without keys nobody can tell an id from a key, and a key must not be written to the disk (promise 7).
+    #[error(
+        "no keys are loaded, and {} may be a key itself, which is not to be written down: load the source first, then name \
+         a key by its id",
+        named(target)
+    )]
+    MayBeKey {
+        /// What was named.
+        target: Target,
+    },
     /// It was not revoked here.
     #[error("{} is not on the list of revocations (keyward status shows it)", named(target))]
     NotRevoked {
@@ -123,8 +134,13 @@ fn of(target: &Target) -> String {
     }
 }
 
+fn may_be_key(target: &Target) -> bool {
+    let (Target::Key(text) | Target::Owner(text)) = target;
+    Quoted(text).may_be_key()
+}
+
 fn advice(target: &Target) -> &'static str {
-    match target.key_id().is_some_and(|key_id| Quoted(key_id).may_be_key()) {
+    match may_be_key(target) {
         true => "; name a key by its id, never by the key itself. If the source has it, reload first",
         false => "; if the source has it, reload first",
     }
@@ -167,10 +183,14 @@ impl Revocations {
         if list.get(&target).is_some() {
             return Ok(self.change(snapshot.as_deref(), &target, &list, true));
         }
-        if let Some(snapshot) = &snapshot
-            && !exists(snapshot, &target)
-        {
-            return Err(Refused::Unknown { target, generation: snapshot.generation() });
+        match (&snapshot, &target) {
+            (Some(snapshot), target) if !exists(snapshot, target) => {
+                return Err(Refused::Unknown { target: target.clone(), generation: snapshot.generation() });
+            }
+            (None, target) if may_be_key(target) => {
+                return Err(Refused::MayBeKey { target: target.clone() });
+            }
+            _ => {}
         }
         if list.len() >= MAX_ENTRIES {
             return Err(Refused::Full);
@@ -224,13 +244,22 @@ impl Revocations {
         publisher.publish(snapshot)
     }
 
-    /// Drops what `snapshot`, which is the one in force, agrees with, and returns it. What cannot be dropped durably
-    /// stays, and is tried again after the next reload.
-    pub fn settle(&self, snapshot: &Snapshot) -> Vec<Target> {
+    /// Drops what `snapshot`, which is the one in force, agrees with, and writes that down in `audit`; returns how many there
+    /// were. What cannot be dropped durably stays, and is tried again after the next reload.
+    pub fn settle(&self, snapshot: &Snapshot, audit: &Audit) -> usize {
+        let dropped = self.drop_agreed(snapshot);
+        audit.in_force(snapshot.generation());
+        let events: Vec<Event<'_>> = dropped.iter().map(event_of).collect();
+        audit.record_all(&events);
+        dropped.len()
+    }
+
+    /// What is dropped, and how many rows each has.
+    fn drop_agreed(&self, snapshot: &Snapshot) -> Vec<(Target, usize)> {
         let before = self.list().clone();
         let agreed = before.agreed(snapshot);
         if agreed.is_empty() {
-            return agreed;
+            return Vec::new();
         }
         let mut order = self.order();
         let mut remaining = self.list().clone();
@@ -244,9 +273,13 @@ impl Revocations {
             return Vec::new();
         }
         // So that a disabled key is called that again, as it will be after a restart. No answer turns into ALLOWED.
-        dropped.iter().for_each(|target| _ = remaining.mark(snapshot, target));
+        let unmarked = dropped.into_iter().map(|target| {
+            let rows = remaining.mark(snapshot, &target).rows;
+            (target, rows)
+        });
+        let unmarked = unmarked.collect();
         *self.list_mut() = remaining;
-        dropped
+        unmarked
     }
 
     /// The last steps of a command, once the list is changed.
@@ -289,6 +322,12 @@ impl Revocations {
     fn list_mut(&self) -> std::sync::RwLockWriteGuard<'_, List> {
         self.list.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Everything on the list was known to the source once, or has not the look of a key: it may be named.
+fn event_of((target, keys): &(Target, usize)) -> Event<'_> {
+    let (key_id, owner) = (target.key_id(), target.owner());
+    Event::RevocationDropped(audit::Dropped { key_id, owner, keys: *keys })
 }
 
 fn exists(snapshot: &Snapshot, target: &Target) -> bool {
