@@ -45,6 +45,9 @@
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
 //! | `reload` | everything in "a new set of keys" |
 //! | (blocking) | a revocation, while it writes to the disk |
+//! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
+//! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
+//! | `audit` | writes down who was turned away, a line a minute; other events are written by who makes them ([`audit`]) |
 //!
 //! # Invariants
 //!
@@ -57,6 +60,8 @@
 //!   before the snapshot, and passes it only when no answer of an older one waits for its peer ([`publish`]).
 //! * A revocation is durable before it is in force, and in force everywhere before it is acknowledged ([`revocation`]).
 //! * What a peer can make the daemon hold is bounded by one filled buffer and its answers ([`connection`]).
+//! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
+//!   ([`state`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
 //! * There is no `unsafe` code.
 
