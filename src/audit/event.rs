@@ -45,11 +45,11 @@ pub enum Event<'a> {
     /// An operator took a revocation back.
     Unrevoke(Revocation<'a>),
     /// The source has caught up with a revocation: it no longer lists the key as active.
-    RevocationDropped(Revocation<'a>),
+    RevocationDropped(Dropped<'a>),
     /// A peer was turned away.
     PeerRefused(Refused),
-    /// The disk took no lines for so long that some had to be dropped.
-    Dropped {
+    /// The disk took no lines for so long that some were lost.
+    Lost {
         /// How many.
         events: u64,
     },
@@ -149,9 +149,24 @@ pub struct Revocation<'a> {
     pub owner: Option<&'a str>,
     /// Rows that it applies to.
     pub keys: usize,
-    /// Who gave the command; nobody where a reload dropped it.
+    /// Rows of these that are revoked now, by whomever.
+    pub revoked: usize,
+    /// Who gave the command.
     #[serde(flatten)]
-    pub peer: Option<Peer>,
+    pub peer: Peer,
+}
+
+/// A revocation that is not needed any more.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Dropped<'a> {
+    /// The key's id, where one key was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<&'a str>,
+    /// The owner, where an owner's keys were named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<&'a str>,
+    /// Rows of the source that it was about; none where the source no longer lists any.
+    pub keys: usize,
 }
 
 /// Refusals of one user at one socket, since the line before.

@@ -7,7 +7,7 @@
 //! An event is durable when [`record`](Audit::record) returns. Only refusals of peers are not: whoever is refused can come
 //! back thousands of times a second, so they are counted ([`refusals`]) and written by a thread of their own, a line for a
 //! user and a minute, without waiting for the disk. A disk that is full stops nothing: lines wait in memory, a bounded
-//! number of them, and what had to be dropped is a line of its own.
+//! number of them, and what was lost is a line of its own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -27,7 +27,7 @@ mod refusals;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Changes, Event, Peer, Place, Refused, Reload, Revocation, Socket, Trigger};
+pub use event::{Changes, Dropped, Event, Peer, Place, Refused, Reload, Revocation, Socket, Trigger};
 use refusals::Refusals;
 
 /// The name of the file.
@@ -63,7 +63,7 @@ struct Writer {
     seq: u64,
     /// Lines that could not be written yet.
     waiting: Vec<u8>,
-    dropped: u64,
+    lost: u64,
 }
 
 #[derive(Serialize)]
@@ -88,7 +88,7 @@ impl Audit {
     pub fn open(directory: &StateDir, rotation: Rotation) -> Result<Self, FileError> {
         let Opened { journal, last_line } = Journal::open(directory.path(FILE), rotation)?;
         let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
-        let writer = Mutex::new(Writer { journal, seq, waiting: Vec::new(), dropped: 0 });
+        let writer = Mutex::new(Writer { journal, seq, waiting: Vec::new(), lost: 0 });
         let (wake, woken) = sync_channel(1);
         let refusals = Mutex::new(Refusals::default());
         let trail = Arc::new(Trail { generation: AtomicU64::new(0), writer, refusals, wake });
@@ -169,7 +169,7 @@ impl Writer {
     /// Puts a line behind those that wait.
     fn add(&mut self, generation: u64, event: &Event<'_>) {
         if self.waiting.len() >= MAX_WAITING {
-            self.dropped += 1;
+            self.lost += 1;
             return;
         }
         let line = Line { seq: self.seq + 1, time: Stamp::now(), generation, event };
@@ -182,7 +182,7 @@ impl Writer {
             // Numbers and texts: it cannot fail, but if it does, not by half a line.
             Err(_) => {
                 self.waiting.truncate(before);
-                self.dropped += 1;
+                self.lost += 1;
             }
         }
     }
@@ -190,9 +190,9 @@ impl Writer {
     fn write(&mut self, generation: u64, durable: bool) -> Result<(), FileError> {
         self.journal.append(&self.waiting)?;
         self.waiting.clear();
-        if self.dropped > 0 {
-            let events = std::mem::take(&mut self.dropped);
-            self.add(generation, &Event::Dropped { events });
+        if self.lost > 0 {
+            let events = std::mem::take(&mut self.lost);
+            self.add(generation, &Event::Lost { events });
             self.journal.append(&self.waiting)?;
             self.waiting.clear();
         }

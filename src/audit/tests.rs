@@ -45,7 +45,7 @@ fn an_event_says_what_happened_in_one_flat_object() {
     let directory = tempfile::tempdir().expect("a directory");
     let (_locked, audit) = opened(directory.path());
     let peer = Peer { uid: 7, pid: Some(8) };
-    audit.record(&Event::Revoke(Revocation { key_id: Some("a"), owner: None, keys: 2, peer: Some(peer) }));
+    audit.record(&Event::Revoke(Revocation { key_id: Some("a"), owner: None, keys: 2, revoked: 2, peer }));
     audit.record(&Event::Reload(Reload {
         trigger: Trigger::Command,
         peers: &[peer],
@@ -65,7 +65,7 @@ fn an_event_says_what_happened_in_one_flat_object() {
     assert_eq!(
         events,
         [
-            r#""revoke","key_id":"a","keys":2,"uid":7,"pid":8}"#,
+            r#""revoke","key_id":"a","keys":2,"revoked":2,"uid":7,"pid":8}"#,
             r#""reload","trigger":"command","peers":[{"uid":7,"pid":8}],"force":false,"accepted":false,"keys":3,"reason":"findings","file":"keys.csv","line":4,"findings":5,"took_ms":6}"#,
             r#""configuration","file":null,"accepted":true}"#,
         ]
@@ -98,14 +98,13 @@ fn a_disk_that_takes_nothing_costs_a_bounded_number_of_lines() {
     fs::create_dir(&path).expect("in the way");
     let (long, total) = ("i".repeat(100), 5_000);
     for _ in 0..total {
-        let event = Revocation { key_id: Some(&long), owner: None, keys: 1, peer: None };
-        audit.record(&Event::Revoke(event));
+        audit.record(&Event::RevocationDropped(Dropped { key_id: Some(&long), owner: None, keys: 1 }));
     }
     fs::remove_dir(&path).expect("out of the way");
     audit.stop();
     let lines = lines(directory.path());
     let dropped = lines.last().expect("a line");
-    assert_eq!(dropped["event"], "dropped");
+    assert_eq!(dropped["event"], "lost");
     // All but what was written, which is every line but the last; the stop was dropped as well.
     assert_eq!(dropped["events"].as_u64(), Some(total + 1 - (lines.len() as u64 - 1)));
     let seqs: Vec<_> = lines.iter().filter_map(|line| line["seq"].as_u64()).collect();

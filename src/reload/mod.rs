@@ -376,10 +376,7 @@ impl Running {
     /// Before anyone is told: an outcome that is acknowledged is in the audit trail.
     fn record(&self, cause: &Cause, outcome: &Outcome) {
         let refused = match &outcome.result {
-            Ok(accepted) => {
-                self.reloader.audit.in_force(accepted.generation);
-                None
-            }
+            Ok(_) => None,
             Err(failure) if self.is_old_news(failure) && cause.peers.is_empty() => return,
             Err(failure) => Some(failure),
         };

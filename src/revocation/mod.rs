@@ -327,7 +327,7 @@ impl Revocations {
 /// Everything on the list was known to the source once, or has not the look of a key: it may be named.
 fn event_of((target, keys): &(Target, usize)) -> Event<'_> {
     let (key_id, owner) = (target.key_id(), target.owner());
-    Event::RevocationDropped(audit::Revocation { key_id, owner, keys: *keys, peer: None })
+    Event::RevocationDropped(audit::Dropped { key_id, owner, keys: *keys })
 }
 
 fn exists(snapshot: &Snapshot, target: &Target) -> bool {

@@ -12,8 +12,9 @@ use tokio::sync::oneshot;
 use crate::admin::check::Check;
 use crate::admin::message::{self, Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
-use crate::audit::{Audit, Event, Revocation, Socket};
+use crate::audit::{self, Audit, Event, Socket};
 use crate::publish::{Epochs, Served};
+use crate::record::Quoted;
 use crate::reload::{Asked, History, Outcome, Trigger};
 use crate::revocation::{Change, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
@@ -36,7 +37,24 @@ pub(super) struct Operator {
 }
 
 /// What a command does to the list.
-type Edit = fn(&Revocations, Target, u32) -> Result<Change, Refused>;
+#[derive(Clone, Copy)]
+enum Edit {
+    Revoke,
+    Unrevoke,
+}
+
+/// What the audit trail says of a change. Before any keys are loaded nobody can tell whether what was named is an id or a
+/// key that somebody typed by mistake: then it is not repeated.
+fn revocation<'a>(target: &'a Target, change: &Change, peer: Peer) -> audit::Revocation<'a> {
+    let is_known = |text: &&str| change.generation > 0 || !Quoted(text).may_be_key();
+    audit::Revocation {
+        key_id: target.key_id().filter(is_known),
+        owner: target.owner().filter(is_known),
+        keys: change.keys,
+        revoked: change.revoked,
+        peer,
+    }
+}
 
 impl Operate for Operator {
     async fn operate(&self, command: Command, peer: Peer) -> Reply {
@@ -45,12 +63,8 @@ impl Operate for Operator {
             Command::Reload { force } => self.reload(force, peer).await,
             Command::Check { source } => self.check(source, peer).await,
             Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
-            Command::Revoke(target) => {
-                self.revoke(target, peer, Revocations::revoke, |it| Event::Revoke(it)).await
-            }
-            Command::Unrevoke(target) => {
-                self.revoke(target, peer, Revocations::unrevoke, |it| Event::Unrevoke(it)).await
-            }
+            Command::Revoke(target) => self.revoke(target, peer, Edit::Revoke).await,
+            Command::Unrevoke(target) => self.revoke(target, peer, Edit::Unrevoke).await,
             Command::Version => Version::current().into(),
         }
     }
@@ -114,25 +128,25 @@ impl Operator {
         }
     }
 
-    /// Changes the list by `change`, which writes to the disk and so has a thread of its own meanwhile, and answers once
+    /// Changes the list, which writes to the disk and so has a thread of its own meanwhile, and answers once
     /// the change is in force everywhere.
-    async fn revoke(
-        &self,
-        asked: message::Target,
-        peer: Peer,
-        change: Edit,
-        event: fn(Revocation<'_>) -> Event<'_>,
-    ) -> Reply {
+    async fn revoke(&self, asked: message::Target, peer: Peer, edit: Edit) -> Reply {
         let target = match Target::new(asked.key_id.as_deref(), asked.owner.as_deref()) {
             Ok(target) => target,
             Err(error) => return Reply::error(error.to_string()),
         };
         let (revocations, audit) = (Arc::clone(&self.revocations), self.audit.clone());
         let changed = tokio::task::spawn_blocking(move || {
-            let change = change(&revocations, target.clone(), peer.uid)?;
+            let change = match edit {
+                Edit::Revoke => revocations.revoke(target.clone(), peer.uid),
+                Edit::Unrevoke => revocations.unrevoke(target.clone(), peer.uid),
+            }?;
             if !change.already {
-                let (key_id, owner) = (target.key_id(), target.owner());
-                audit.record(&event(Revocation { key_id, owner, keys: change.keys, peer: Some(peer) }));
+                let revocation = revocation(&target, &change, peer);
+                audit.record(&match edit {
+                    Edit::Revoke => Event::Revoke(revocation),
+                    Edit::Unrevoke => Event::Unrevoke(revocation),
+                });
             }
             Ok::<Change, Refused>(change)
         });

@@ -16,6 +16,7 @@ use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
+use crate::memory::Huge;
 use crate::record::{Digest, Status};
 use crate::rules::Rules;
 
@@ -370,6 +371,6 @@ impl Keys {
 }
 
 type Ids = HashTable<u32>;
-type Index = HashTable<IndexSlot>;
+type Index = HashTable<IndexSlot, Huge>;
 /// Seeded by the process, and several times as fast as the standard library's on the short texts of an export.
 type IdHasher = foldhash::quality::RandomState;

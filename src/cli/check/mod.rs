@@ -15,7 +15,7 @@ use super::streams::Streams;
 use crate::admin::check::{Diff, Findings};
 use crate::admin::{self, message};
 use crate::clock::Clock;
-use crate::config::{Config, Overrides};
+use crate::config::{Config, ConfigError, Overrides};
 use crate::lint::Lints;
 use crate::record::{KeyRecord, Plans};
 use crate::reload::{self, Judged, Loaded, SourceFile};
@@ -24,7 +24,7 @@ use crate::source::Format;
 
 mod report;
 
-use report::{Lines, Outcome, Report};
+use report::{Lines, Outcome, Report, Setting};
 
 const HELP: &str = "\
 Everything that is wrong with the source is reported with its line and column, the first 20 findings in full; then what
@@ -108,7 +108,10 @@ impl Check {
     /// Reads the source here, as a reload would.
     fn read(&self) -> Result<Outcome, Failure> {
         let overrides = Overrides { source: self.origin.source.clone(), ..Overrides::default() };
-        let config = Config::load(self.origin.config.as_deref(), overrides)?;
+        let config = match Config::load(self.origin.config.as_deref(), overrides) {
+            Ok(config) => config,
+            Err(error) => return Ok(Outcome::misconfigured(&error)),
+        };
         let source = config.file();
         let plans = config.plans.as_ref();
         let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);
@@ -134,6 +137,11 @@ impl Check {
 }
 
 impl Outcome {
+    /// There is no telling where the source would be.
+    fn misconfigured(error: &ConfigError) -> Self {
+        Self { error: Some(error.to_string()), setting: Setting::of(error), ..Self::default() }
+    }
+
     /// The source is of no use.
     fn refused(self, failure: &reload::Failure) -> Self {
         match failure {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -11,6 +12,7 @@ use crate::admin::check::{Diff, Difference, Example, Finding, Findings};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::streams::Streams;
 use crate::cli::words::{Count, Word};
+use crate::config::ConfigError;
 use crate::lint::{self, Warning};
 use crate::snapshot::Summary;
 
@@ -22,10 +24,47 @@ pub(super) struct Outcome {
     pub(super) summary: Option<Summary>,
     /// What is wrong with the whole.
     pub(super) error: Option<String>,
+    /// Where in the configuration that is.
+    pub(super) setting: Option<Setting>,
     /// What is wrong with rows.
     pub(super) findings: Option<Findings>,
     pub(super) lints: Option<lint::Report>,
     pub(super) diff: Option<Diff>,
+}
+
+/// A place in the configuration, or an option; what is not known is left out.
+#[derive(Default, Serialize)]
+pub(super) struct Setting {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    setting: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    option: Option<&'static str>,
+}
+
+impl Setting {
+    pub(super) fn of(error: &ConfigError) -> Option<Self> {
+        let name = |file: &Path| Some(file.display().to_string());
+        match error {
+            ConfigError::Setting { file, position, setting, .. } => Some(Self {
+                file: name(file),
+                line: position.map(|position| position.line),
+                column: position.map(|position| position.column),
+                setting: setting.clone(),
+                option: None,
+            }),
+            ConfigError::Option { option, .. } => Some(Self { option: Some(option), ..Self::default() }),
+            ConfigError::Unreadable { file, .. } | ConfigError::TooLarge { file } => {
+                Some(Self { file: name(file), ..Self::default() })
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Outcome {
@@ -51,6 +90,9 @@ pub(super) struct Report<'a> {
     summary: Option<Summary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+    /// Where in the configuration the error is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<&'a Setting>,
     #[serde(flatten)]
     findings: Option<&'a Findings>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,9 +113,10 @@ impl<'a> Report<'a> {
     pub(super) fn new(outcome: &'a Outcome, ok: bool) -> Self {
         Self {
             ok,
-            source: Some(&outcome.source),
+            source: Some(outcome.source.as_str()).filter(|source| !source.is_empty()),
             summary: outcome.summary,
             error: outcome.error.as_deref(),
+            config: outcome.setting.as_ref(),
             findings: outcome.findings.as_ref(),
             lints: outcome.lints.as_ref().map(Lints::from),
             diff: outcome.diff.as_ref(),

@@ -131,6 +131,23 @@ fn warnings_are_told_counted_and_fail_only_where_that_is_asked_for() {
 }
 
 #[test]
+fn a_wrong_configuration_has_its_place_too() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("keyward.toml");
+    std::fs::write(&path, "[source]\npath = '/keys.csv'\npoll = 'soon'\n").expect("writes");
+    let path = path.to_str().expect("UTF-8");
+    let (exit, output, messages) = run_with(&["check", "--json", "--config", path], b"");
+    assert_eq!((exit, messages.as_str()), (Exit::BadInput, ""));
+    let report = json(&output);
+    let place = serde_json::json!({"file": path, "line": 3, "column": 8, "setting": "source.poll"});
+    assert_eq!((&report["ok"], &report["config"]), (&false.into(), &place), "{output}");
+    assert!(report["error"].as_str().is_some_and(|error| error.contains("keyward.toml:3:8: source.poll")));
+    let (exit, output, messages) = run_with(&["check", "--config", path], b"");
+    assert_eq!((exit, output.as_str()), (Exit::BadInput, ""));
+    assert!(messages.starts_with("keyward: ") && messages.contains("source.poll"), "{messages}");
+}
+
+#[test]
 fn a_plan_limits_unless_it_only_watches() {
     let dir = tempfile::tempdir().expect("a directory");
     let [source, config] = ["keys.csv", "keyward.toml"].map(|name| dir.path().join(name));
@@ -163,7 +180,7 @@ fn what_would_change_is_told_before_it_happens() {
         row(2, &format!("acme{same}")),
         row(3, &format!("acme,revoked,{END},1/s")),
         row(4, "acme,,2098-01-01T00:00:00Z,2/s"),
-        row(5, &format!("{same}")),
+        row(5, &same),
         row(6, &format!("acme{same}")),
         row(7, &format!("acme{same}")),
     ];
