@@ -58,7 +58,7 @@
 //! * A revocation is durable before it is in force, and in force everywhere before it is acknowledged ([`revocation`]).
 //! * What a peer can make the daemon hold is bounded by one filled buffer and its answers ([`connection`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
-//! * There is no `unsafe` code.
+//! * There is no `unsafe` code but in [`memory`].
 
 #![allow(
     rustdoc::private_intra_doc_links,
