@@ -46,6 +46,9 @@
 //! | `reload` | everything in "a new set of keys" |
 //! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
 //! | (blocking) | a revocation, while it writes to the disk |
+//! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
+//! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
+//! | `audit` | writes down who was turned away, a line a minute; other events are written by who makes them ([`audit`]) |
 //!
 //! # Invariants
 //!
@@ -58,6 +61,8 @@
 //!   before the snapshot, and passes it only when no answer of an older one waits for its peer ([`publish`]).
 //! * A revocation is durable before it is in force, and in force everywhere before it is acknowledged ([`revocation`]).
 //! * What a peer can make the daemon hold is bounded by one filled buffer and its answers ([`connection`]).
+//! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
+//!   ([`state`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
 //! * There is no `unsafe` code.
 

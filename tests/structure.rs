@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "key_format",
             "lint",
+            "pepper",
             "record",
             "reload",
             "server",

@@ -27,7 +27,7 @@ use crate::admin;
 use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
-use crate::connection::{Counters, Shared, Timeouts};
+use crate::connection::{Counted, Counters, Shared, Timeouts};
 use crate::keep::{Balances, Keeper};
 use crate::limiter::{Ledger, Limiter};
 use crate::publish::{Epochs, Publisher, Served};
@@ -239,7 +239,8 @@ impl Daemon {
             let (limiter, rules, clock) = (Arc::clone(&limiter), Arc::clone(&rules), clock.clone());
             let (own_counters, drain) = (Arc::clone(&counters), drain.clone());
             Worker::start(number, counters, move || {
-                Shared::new(subscription, log, limiter, rules, clock, own_counters, timeouts, drain)
+                let counted = Counted { counters: own_counters, usage: log };
+                Shared::new(subscription, limiter, rules, clock, counted, timeouts, drain)
             })
         };
         let workers: io::Result<Vec<Worker>> =
