@@ -44,6 +44,7 @@
 //! | `worker-0` … | a current-thread runtime and its connections, for good; no work is stolen |
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
 //! | `reload` | everything in "a new set of keys" |
+//! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
 //! | (blocking) | a revocation, while it writes to the disk |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
@@ -78,6 +79,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;
+pub mod keep;
 pub mod key_format;
 pub mod limiter;
 pub mod lint;

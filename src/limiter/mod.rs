@@ -10,7 +10,15 @@
 //! * [`saved`] is the file that carries balances from one process to the next.
 //!
 //! Promise 4: over any interval t, admitted cost <= burst + rate x t, whatever the number of threads and reloads;
-//! no false refusal below the burst; a refusal charges nothing.
+//! no false refusal below the burst; a refusal charges nothing. What is refunded counts as not admitted.
+//!
+//! Across a restart the same holds: balances are saved when the daemon ends, and aged by the time that has passed. Where it
+//! cannot save (kill -9, a crash, a power cut), a bucket goes on from the last save, and may admit once more what it
+//! admitted since: at most burst + rate x `save_interval` for each such end. Across boots the calendar says how
+//! much time has passed, and whoever sets it is believed.
+//!
+//! Numbers are rounded in two places, both towards admitting less: a rate's period when it is read, and a level when it is
+//! carried over to another rate.
 
 mod charge;
 mod hold;

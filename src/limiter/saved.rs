@@ -19,7 +19,7 @@
 //! to be in range, the checksum has to match before any of it is used, and the memory for the records grows with what is
 //! there, not with what the count says.
 //!
-//! Two clocks, because a balance goes on refilling while no daemon runs: [`Stamp::ticks_since`] says which is believed when.
+//! Two clocks, because a balance goes on refilling while no daemon runs: [`SavedAt::ticks_since`] says which is believed when.
 
 use std::io::{self, Read, Write};
 
@@ -36,7 +36,7 @@ const FIRST_RECORDS: usize = 1 << 12;
 
 /// When balances were saved, or are read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub struct SavedAt {
     /// The kernel's boot id; `None` where it is unknown.
     pub boot_id: Option<[u8; 16]>,
     /// CLOCK_BOOTTIME in nanoseconds.
@@ -45,7 +45,7 @@ pub struct Stamp {
     pub realtime: u64,
 }
 
-impl Stamp {
+impl SavedAt {
     /// Ticks from `saved` to this moment, at most as many as fill any bucket. Within one boot by the clock that nobody can
     /// set; across boots by the calendar. If the calendar was set back, nothing has passed: too little is refilled then,
     /// never too much.
@@ -107,7 +107,7 @@ impl From<io::Error> for DecodeError {
 /// # Errors
 /// Those of `to`.
 pub fn encode(
-    stamp: &Stamp,
+    stamp: &SavedAt,
     buckets: impl ExactSizeIterator<Item = SavedBucket>,
     to: &mut impl Write,
 ) -> io::Result<()> {
@@ -133,7 +133,7 @@ pub fn encode(
 ///
 /// # Errors
 /// When it is not, byte for byte, what [`encode`] wrote.
-pub fn decode(from: &mut impl Read) -> Result<(Stamp, Vec<SavedBucket>), DecodeError> {
+pub fn decode(from: &mut impl Read) -> Result<(SavedAt, Vec<SavedBucket>), DecodeError> {
     let mut from = Checked { inner: from, sum: crc32fast::Hasher::new() };
     if from.array()? != *MAGIC || from.array()? != *KIND {
         return Err(DecodeError::Foreign);
@@ -143,7 +143,7 @@ pub fn decode(from: &mut impl Read) -> Result<(Stamp, Vec<SavedBucket>), DecodeE
         return Err(DecodeError::Version(version));
     }
     let boot_id = Some(from.array()?).filter(|id| *id != [0; 16]);
-    let stamp = Stamp {
+    let stamp = SavedAt {
         boot_id,
         boottime: u64::from_le_bytes(from.array()?),
         realtime: u64::from_le_bytes(from.array()?),
@@ -197,8 +197,8 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
-    const STAMP: Stamp =
-        Stamp { boot_id: Some([7; 16]), boottime: 5 * SECOND, realtime: 1_800_000_000 * SECOND };
+    const STAMP: SavedAt =
+        SavedAt { boot_id: Some([7; 16]), boottime: 5 * SECOND, realtime: 1_800_000_000 * SECOND };
 
     fn bucket(id: u8, debt: u64) -> SavedBucket {
         let rate = Rate::new(10, SECOND, 100).expect("in range");
@@ -226,7 +226,7 @@ mod tests {
         for buckets in [Vec::new(), three()] {
             assert_eq!(decode(&mut &*encoded(&buckets)).expect("intact"), (STAMP, buckets));
         }
-        let unknown = Stamp { boot_id: None, ..STAMP };
+        let unknown = SavedAt { boot_id: None, ..STAMP };
         let mut bytes = Vec::new();
         encode(&unknown, std::iter::empty(), &mut bytes).expect("memory");
         assert_eq!(decode(&mut &*bytes).expect("intact").0, unknown);
@@ -296,14 +296,15 @@ mod tests {
 
     #[test]
     fn time_is_the_boots_own_or_the_calendars_and_never_runs_back() {
-        let at = |boot_id, boottime, realtime| Stamp {
+        let at = |boot_id, boottime, realtime| SavedAt {
             boot_id,
             boottime: boottime * SECOND,
             realtime: realtime * SECOND,
         };
         let (one, two) = (Some([1; 16]), Some([2; 16]));
         let saved = at(one, 100, 1000);
-        let seconds = |stamp: Stamp, saved: Stamp| stamp.ticks_since(&saved) / TICKS_PER_NANOSECOND / SECOND;
+        let seconds =
+            |stamp: SavedAt, saved: SavedAt| stamp.ticks_since(&saved) / TICKS_PER_NANOSECOND / SECOND;
         assert_eq!(seconds(at(one, 107, 9999), saved), 7, "the calendar was set");
         assert_eq!(seconds(at(one, 99, 9999), saved), 0);
         assert_eq!(seconds(at(two, 5, 1060), saved), 60, "a reboot");

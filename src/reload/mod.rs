@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -73,6 +73,8 @@ pub struct Reloader {
     pub revocations: Arc<Revocations>,
     /// The buckets.
     pub limiter: Arc<Limiter>,
+    /// Which is whose.
+    pub ledger: Arc<Mutex<Ledger>>,
     /// For the buckets' balances.
     pub clock: Clock,
     /// Where outcomes go.
@@ -134,7 +136,6 @@ pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
 /// What the thread remembers between reloads.
 struct Running {
     reloader: Reloader,
-    ledger: Ledger,
     generation: u64,
     current: Option<Arc<Snapshot>>,
     /// The file as it was when it was last read, successfully or not: it is not read again until it differs.
@@ -153,7 +154,6 @@ impl Reloader {
         let watch = Watch::new(&self.settings.source.path, changes(trigger, Arc::clone(&noticed)));
         let mut running = Running {
             reloader: self,
-            ledger: Ledger::new(),
             generation: 0,
             current: None,
             seen: None,
@@ -337,13 +337,16 @@ impl Running {
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
     fn publish(&mut self, settings: &Settings, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
-        let Reloader { limiter, publisher, revocations, audit, runtime, clock, .. } = &mut self.reloader;
+        let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
+            &mut self.reloader;
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
         // A file from the future is not younger than one that was written now.
         let source_time = state.written_at().min(clock.now().unix);
-        let mut claim = self.ledger.claim(limiter);
+        // Held until they are settled: whoever saves balances sees none that is on its way from one slot to another.
+        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claim = ledger.claim(limiter);
         let snapshot = keys
             .publishable(
                 &mut claim,
@@ -362,7 +365,7 @@ impl Running {
         accepted.revocations_agreed = revocations.settle(&snapshot, audit);
 
         let buckets = old.iter().flat_map(|old| old.buckets());
-        self.ledger.settle(limiter, settlement, buckets, clock.now().ticks);
+        ledger.settle(limiter, settlement, buckets, clock.now().ticks);
         Ok(accepted)
     }
 
@@ -425,8 +428,9 @@ impl Running {
         if self.current.is_none() && self.reloader.history.last().is_none() {
             warn!("no keys are loaded: every request is answered NOT_READY");
         }
+        let buckets = self.reloader.ledger.lock().unwrap_or_else(PoisonError::into_inner).in_use();
         let mut last = self.reloader.history.lock();
-        last.buckets = self.ledger.in_use();
+        last.buckets = buckets;
         last.source = self.reloader.settings.source.path.clone();
         if outcome.result.is_ok() {
             last.accepted = Some(Arc::clone(outcome));

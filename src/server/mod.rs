@@ -5,6 +5,7 @@
 //! (blocking)      revocations, as long as they write to the disk
 //! worker-0..N     a runtime each: connections, for good
 //! reload          reads, builds, publishes, waits, frees
+//! keep            saves balances, at intervals and at the end
 //! (notify)        tells `reload` that a file changed
 //! ```
 
@@ -12,8 +13,8 @@ use std::cell::Cell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
@@ -27,7 +28,8 @@ use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::connection::{Counted, Counters, Shared, Timeouts};
-use crate::limiter::Limiter;
+use crate::keep::{Balances, Keeper};
+use crate::limiter::{Ledger, Limiter};
 use crate::memory;
 use crate::publish::{Epochs, Publisher, Served};
 use crate::reload::{Configure, History, Reloader, Settings, Trigger, triggers};
@@ -207,6 +209,7 @@ struct Daemon {
     served: Served,
     audit: Audit,
     usage: Usage,
+    keeper: Keeper,
     epochs: Epochs,
     revocations: Arc<Revocations>,
     limit: usize,
@@ -226,7 +229,7 @@ impl Daemon {
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
         let epochs = publisher.epochs();
         // Before anything is served: what is on the list is in force from the first answer on.
-        let revocations = Arc::new(Revocations::open(state, &publisher)?);
+        let revocations = Arc::new(Revocations::open(state.clone(), &publisher)?);
         let (draining, drain) = watch::channel(false);
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
@@ -249,12 +252,22 @@ impl Daemon {
 
         let history = History::new(&settings.source.path);
         let served = publisher.served();
+        let ledger = Arc::new(Mutex::new(Ledger::new()));
+        let balances = Balances {
+            limiter: Arc::clone(&limiter),
+            ledger: Arc::clone(&ledger),
+            served: served.clone(),
+            clock: clock.clone(),
+        };
+        let keeper = Keeper::start(state, config.save_interval, balances)
+            .map_err(system("start the thread that saves balances"))?;
         let reloader = Reloader {
             settings,
             configure: again(config.clone(), configuration, audit.clone()),
             publisher,
             revocations: Arc::clone(&revocations),
             limiter,
+            ledger,
             clock,
             history: history.clone(),
             audit: audit.clone(),
@@ -277,6 +290,7 @@ impl Daemon {
             revocations,
             audit,
             usage,
+            keeper,
             limit,
             loaded,
         })
@@ -359,7 +373,7 @@ impl Daemon {
         verify.waiting().for_each(|stream| acceptor.admit(stream));
         self.draining.send_replace(true);
         drain(&self.workers, config.server.drain_timeout).await;
-        self.usage.stop().await;
+        tokio::join!(self.usage.stop(), self.keeper.stop());
         operating.abort();
         info!("stopped");
         Ok(())

@@ -1,6 +1,6 @@
 //! One random sequence of requests, reloads, jumps of the clock and restarts, done by the limiter and by the model.
 
-use crate::limiter::saved::{Stamp, decode, encode};
+use crate::limiter::saved::{SavedAt, decode, encode};
 use crate::limiter::{BucketName, Charge, Ledger, Limiter, Outcome, Rate, Settlement, Slot};
 use crate::reference::{Answer, Limit, Model, Verdict};
 
@@ -208,7 +208,7 @@ impl Sequence {
     fn save(&mut self) {
         self.settle();
         let listing = self.ledger.list(&self.limiter, named(&self.current), self.clock);
-        let stamp = Stamp { boot_id: Some([1; 16]), boottime: 1 << 40, realtime: 1 << 50 };
+        let stamp = SavedAt { boot_id: Some([1; 16]), boottime: 1 << 40, realtime: 1 << 50 };
         let mut file = Vec::new();
         encode(&stamp, listing.at(self.clock), &mut file).expect("memory");
         self.saved = Some((file, self.model.clone(), self.clock));
@@ -225,9 +225,9 @@ impl Sequence {
         let (stamp, buckets) = decode(&mut &*file).expect("intact");
         let passed = self.random.ticks();
         let (now, elapsed) = match self.random.below(3) {
-            0 => (Stamp { boottime: stamp.boottime + passed, ..stamp }, 8 * passed),
-            1 => (Stamp { boot_id: None, realtime: stamp.realtime + passed, ..stamp }, 8 * passed),
-            _ => (Stamp { boot_id: Some([2; 16]), realtime: stamp.realtime - passed, ..stamp }, 0),
+            0 => (SavedAt { boottime: stamp.boottime + passed, ..stamp }, 8 * passed),
+            1 => (SavedAt { boot_id: None, realtime: stamp.realtime + passed, ..stamp }, 8 * passed),
+            _ => (SavedAt { boot_id: Some([2; 16]), realtime: stamp.realtime - passed, ..stamp }, 0),
         };
         assert_eq!(now.ticks_since(&stamp), elapsed, "seed {}: time since the save", self.seed);
         (self.limiter, self.ledger) = (Limiter::new(), Ledger::new());
