@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "admin",
+            "bench",
             "clock",
             "config",
             "key_format",
@@ -41,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &[]),
+    ("bench", &[]),
     ("config", &["key_format", "limiter", "pepper", "record", "reload", "rules", "source"]),
     ("connection", &["clock", "limiter", "publish", "rules", "snapshot", "verify"]),
     ("reload", &["clock", "limiter", "publish", "record", "rules", "snapshot", "source", "systemd"]),

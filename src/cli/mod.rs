@@ -14,8 +14,10 @@ use std::os::fd::AsFd;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod check;
 mod demo;
+mod digests;
 mod exit;
 mod key;
 mod log;
@@ -63,6 +65,7 @@ enum Command {
     Key(key::Key),
     Status(status::Status),
     Reload(reload::Reload),
+    Bench(bench::Bench),
     Demo(demo::Demo),
 }
 
@@ -75,6 +78,7 @@ impl Command {
             Self::Key(key) => key.run(streams),
             Self::Status(status) => status.run(streams),
             Self::Reload(reload) => reload.run(streams),
+            Self::Bench(bench) => bench.run(streams),
             Self::Demo(demo) => demo.run(streams),
         }
     }
