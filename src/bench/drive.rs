@@ -1,6 +1,7 @@
 //! One thread of a load: waits for answers on its connections, counts them, and asks the next requests.
 //!
-//! In a closed loop each connection has as many requests on their way as it is deep, and asks a new one for every answer.
+//! In a closed loop each connection writes as many requests at once as it is deep, and the next when all are answered, as
+//! `redis-benchmark -P` and benches/socket.rs do: figures of the same depth can be compared.
 //! In an open loop requests come by a [`Schedule`]; a connection that is as deep as it may be keeps them waiting, with
 //! the clock running.
 //!
@@ -45,7 +46,7 @@ pub(super) struct Orders<'a> {
     pub(super) warmup: Duration,
     /// Measured, after that.
     pub(super) duration: Duration,
-    /// Requests on their way on a connection, at most.
+    /// Requests that a connection asks at once; in an open loop, that may be on their way.
     pub(super) depth: usize,
     /// `None` is a closed loop.
     pub(super) schedule: Option<Schedule>,
@@ -277,21 +278,21 @@ impl<'a> Driver<'a> {
             let taken = connection.take(self.now, tally, latency)?;
             if self.phase != Phase::Draining {
                 *answers += taken as u64;
-                self.admit(index, taken);
+                self.admit(index);
             }
         }
         self.write(index)?;
         Ok(arrived)
     }
 
-    /// Asks for `answered` answers as many new requests, or those that waited for them.
-    fn admit(&mut self, index: usize, answered: usize) {
+    /// Asks the next requests, if it is time.
+    fn admit(&mut self, index: usize) {
         if self.orders.schedule.is_some() {
             self.admit_waiting(index);
-        } else if answered > 0 {
+        } else if self.connections[index].unanswered() == 0 {
             // Counting the answers took time of the client's, which is none of the server's.
             self.look_at_the_clock();
-            self.connections[index].admit(answered, self.now);
+            self.connections[index].admit(self.orders.depth, self.now);
         }
     }
 

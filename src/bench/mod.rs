@@ -49,7 +49,7 @@ pub struct Load {
     pub socket: PathBuf,
     /// Connections, at least 1.
     pub connections: usize,
-    /// Requests on their way on each, at least 1.
+    /// Requests that each asks at once (in an open loop: that may be on their way), at least 1.
     pub depth: usize,
     /// Threads that drive the connections, at least 1 and at most as many.
     pub threads: usize,

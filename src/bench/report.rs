@@ -24,7 +24,7 @@ pub struct Report {
     pub target: String,
     /// Connections.
     pub connections: usize,
-    /// Requests on their way on each.
+    /// Requests that each asks at once; in an open loop, that may be on their way.
     pub depth: usize,
     /// Requests a second that were asked; null for a closed loop.
     pub rate: Option<f64>,
@@ -112,7 +112,7 @@ impl Report {
         write!(f, "{}: {} connection{}", self.target, self.connections, plural(self.connections))?;
         match self.rate {
             Some(rate) => write!(f, ", open loop at {rate} a second, at most {} on their way", self.depth)?,
-            None => write!(f, ", {} request{} on their way", self.depth, plural(self.depth))?,
+            None => write!(f, ", {} request{} at once", self.depth, plural(self.depth))?,
         }
         let end = if self.interrupted { ", interrupted" } else { "" };
         writeln!(f, " on each, {:.1} s{end}", self.seconds)

@@ -34,9 +34,9 @@ const OTHER_DESCRIPTORS: u64 = 64;
 const REQUEST: usize = 48;
 
 const HELP: &str = "\
-Without --rate each connection asks a new question for every answer (a closed loop). With it questions come at a fixed
-rate whatever the daemon does (an open loop), and latency counts from when each was due: a pause of the daemon's shows
-in every request that it held up.
+Without --rate each connection writes its requests and waits for all their answers before it writes the next (a closed
+loop). With it requests come at a fixed rate whatever the daemon does (an open loop), --depth is how many may wait for
+an answer, and latency counts from when each was due: a pause of the daemon's shows in every request that it held up.
 
 A sleeping client on another processor than the daemon's measures mostly how long the machine takes to wake up. Say
 --pin, pin the daemon (taskset -c 1 keyward serve ...), and compare figures of the same pinning only. --busy-poll is
@@ -62,7 +62,7 @@ pub(super) struct Bench {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     connections: u32,
 
-    /// Requests on their way on each connection
+    /// Requests that each connection writes at once, before it reads their answers
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_DEPTH))]
     depth: u32,
 
@@ -185,6 +185,7 @@ impl Bench {
             (None, None) if self.hit_rate.is_some_and(|rate| rate > 0.0) => {
                 Err(Failure::new(Exit::Usage, "--hit-rate: which keys? Give --keys or --digests"))
             }
+            (None, None) if self.target == Kind::Echo => Ok(Keys::default()),
             (None, None) => {
                 streams.note("keyward: no --keys and no --digests: every request is for an unknown key");
                 Ok(Keys::default())
