@@ -54,6 +54,29 @@ impl Clone for Clock {
     }
 }
 
+/// A moment of the calendar, for files that people and programs read: RFC 3339 in UTC, with milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(jiff::Timestamp);
+
+impl Stamp {
+    /// This moment.
+    pub fn now() -> Self {
+        Self(jiff::Timestamp::now())
+    }
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
+}
+
+impl serde::Serialize for Stamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// Nanoseconds since the zero of a clock; an `i64` has room for 292 years of them.
 fn nanoseconds(time: Timespec) -> i64 {
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)

@@ -28,7 +28,14 @@
 //! One thread, in [`reload`]: notice → wait until the file holds still → [`source`] parses → `snapshot::Builder` refuses
 //! duplicates → the guard weighs → buckets are claimed → [`publish`] swaps → wait until every worker has passed → free the
 //! old snapshot. Whatever fails before the swap changes nothing. The acknowledgement comes after the wait: from then on no
-//! answer of an older snapshot can leave, on any connection.
+//! answer of an older snapshot can leave, on any connection. `keyward check` goes the same way as far as the guard, here or
+//! on a daemon's reload thread, and says what would change; [`lint`] looks at the rows as they pass.
+//!
+//! # The short path: a revocation
+//!
+//! `keyward revoke` waits for no reload, in [`revocation`]: on the list on disk → a bit in the entries of the snapshot that
+//! is being served → [`publish`] ends the epoch → wait until every worker has passed. The same acknowledgement, so the
+//! same promise. A reload marks its snapshot before the swap, and drops from the list what the source says itself.
 //!
 //! # Who does what
 //!
@@ -36,16 +43,19 @@
 //! | --- | --- |
 //! | `worker-0` … | a current-thread runtime and its connections, for good; no work is stolen |
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
-//! | `reload` | everything in the paragraph above |
+//! | `reload` | everything in "a new set of keys" |
+//! | (blocking) | a revocation, while it writes to the disk |
 //!
 //! # Invariants
 //!
 //! * Imports point one way: `main → cli → server → {connection, reload, admin}`, `connection → {protocol, publish, verify}`,
-//!   `verify → {snapshot, limiter}`, `reload → {source, snapshot, publish}`. `tests/structure.rs` holds the code to it.
+//!   `verify → {snapshot, limiter}`, `reload → {source, snapshot, publish, revocation}`. `tests/structure.rs` holds the code to it.
 //! * `verify`, `snapshot` and `limiter` touch no socket, file, configuration or clock: time is an argument ([`now`]).
-//! * A snapshot is never changed. A bucket outlives snapshots; a limit whose rate changes gets a new slot, and whoever
+//! * A snapshot is never changed, but for one bit of an entry: that an operator has revoked the key. A bucket outlives snapshots; a limit whose rate changes gets a new slot, and whoever
 //!   still holds the old snapshot is told to take the new one ([`limiter`] says how).
-//! * A worker passes a generation only when no answer of an older one waits for its peer ([`publish`]).
+//! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that. A worker reads the epoch
+//!   before the snapshot, and passes it only when no answer of an older one waits for its peer ([`publish`]).
+//! * A revocation is durable before it is in force, and in force everywhere before it is acknowledged ([`revocation`]).
 //! * What a peer can make the daemon hold is bounded by one filled buffer and its answers ([`connection`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
 //! * There is no `unsafe` code.
@@ -56,6 +66,7 @@
 )]
 
 pub mod admin;
+pub mod audit;
 pub mod bench;
 pub mod cli;
 pub mod clock;
@@ -63,15 +74,20 @@ pub mod config;
 pub mod connection;
 pub mod key_format;
 pub mod limiter;
+pub mod lint;
+pub mod memory;
 pub mod now;
 pub mod pepper;
 pub mod publish;
 pub mod record;
 pub mod reload;
+pub mod revocation;
 pub mod rules;
 pub mod server;
 pub mod snapshot;
 pub mod source;
 pub mod state;
+pub mod sync;
 pub mod systemd;
+pub mod usage;
 pub mod verify;

@@ -135,6 +135,11 @@ impl Subscription {
     pub fn load(&mut self) -> Option<&Snapshot> {
         self.cache.load().as_deref()
     }
+
+    /// The same, for who has to keep it.
+    pub fn load_shared(&mut self) -> Option<&Arc<Snapshot>> {
+        self.cache.load().as_ref()
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,10 @@
 //! ```text
 //! {"command":"status"}                  -> {"ok":true,"status":{…}}
 //! {"command":"reload","force":false}    -> {"ok":true,"reload":{…}}
+//! {"command":"check","source":"/a.csv"} -> {"ok":true,"check":{…}}
+//! {"command":"usage","key_id":"…"}      -> {"ok":true,"usage":{…}}
+//! {"command":"revoke","key_id":"key_1"} -> {"ok":true,"revocation":{…}}
+//! {"command":"unrevoke","owner":"acme"} -> {"ok":true,"revocation":{…}}
 //! {"command":"version"}                 -> {"ok":true,"version":{…}}
 //! anything else                         -> {"ok":false,"error":"…"}
 //! ```
@@ -12,6 +16,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use super::check::Check;
+use crate::usage::Totals;
 
 /// What the daemon is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +32,42 @@ pub enum Command {
         #[serde(default)]
         force: bool,
     },
+    /// Reads a source, and says what reloading it would do; nothing is published.
+    Check {
+        /// An absolute path, in place of the daemon's own source.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
+    },
+    /// Says what keys have used since the start: one key, an owner's, or those that cost most.
+    Usage {
+        /// Of this key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key_id: Option<String>,
+        /// Of this owner's keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<String>,
+        /// Of so many keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        top: Option<usize>,
+    },
+    /// Takes a key or all keys of an owner out of force; answers when that is so on every connection, and durable.
+    Revoke(Target),
+    /// Takes a revocation back, and answers likewise.
+    Unrevoke(Target),
     /// Says what it is.
     Version,
+}
+
+/// A key or an owner: one of the two is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// All rows with this key id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    /// All rows of this owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// What the daemon answers.
@@ -43,9 +84,46 @@ pub struct Reply {
     /// To `reload`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
+    /// To `check`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
+    /// To `usage`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Totals>,
+    /// To `revoke` and `unrevoke`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<Revocation>,
     /// To `version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
+}
+
+/// What a revocation, or taking one back, came to. It is durable, and in force on every connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// What was named.
+    #[serde(flatten)]
+    pub target: Target,
+    /// It was on the list before.
+    pub already: bool,
+    /// Rows of the export that have this key id or owner: 0 where no keys are loaded yet.
+    pub keys: usize,
+    /// Those of them that are revoked now, whether by this command, by another or by the source.
+    pub revoked: usize,
+    /// The snapshot in force; 0: none yet.
+    pub generation: u64,
+}
+
+/// A revocation on the list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// What is revoked.
+    #[serde(flatten)]
+    pub target: Target,
+    /// When it was, in UTC, as RFC 3339 has it.
+    pub when: String,
+    /// The user who did it.
+    pub by_uid: u32,
 }
 
 /// How a reload went.
@@ -66,6 +144,9 @@ pub struct Reload {
     /// Whether the source says the same as the one before it.
     #[serde(default)]
     pub unchanged: bool,
+    /// Revocations that the source says itself now, and that are off the list for that.
+    #[serde(default)]
+    pub revocations_agreed: usize,
     /// How long it took.
     pub took_ms: u64,
     /// Seconds since it ended.
@@ -106,6 +187,9 @@ pub struct Status {
     pub last_reload: Option<Reload>,
     /// The latest reload that was accepted.
     pub last_accepted: Option<Reload>,
+    /// What an operator has revoked and the source does not say yet; the latest first.
+    #[serde(default)]
+    pub revocations: Vec<Revoked>,
     /// Open connections.
     pub connections: usize,
     /// Connections accepted since the start.
@@ -114,6 +198,9 @@ pub struct Status {
     pub refused_connections: BTreeMap<String, u64>,
     /// Answers since the start, by verdict.
     pub verdicts: BTreeMap<String, u64>,
+    /// REFUNDs answered since the start.
+    #[serde(default)]
+    pub refunds: u64,
     /// ERROR frames since the start.
     pub errors: u64,
     /// Seconds since the start.
@@ -150,7 +237,16 @@ impl Reply {
     }
 
     fn done() -> Self {
-        Self { ok: true, error: None, status: None, reload: None, version: None }
+        Self {
+            ok: true,
+            error: None,
+            status: None,
+            reload: None,
+            check: None,
+            usage: None,
+            revocation: None,
+            version: None,
+        }
     }
 }
 
@@ -163,6 +259,24 @@ impl From<Status> for Reply {
 impl From<Reload> for Reply {
     fn from(reload: Reload) -> Self {
         Self { reload: Some(reload), ..Self::done() }
+    }
+}
+
+impl From<Check> for Reply {
+    fn from(check: Check) -> Self {
+        Self { check: Some(check), ..Self::done() }
+    }
+}
+
+impl From<Totals> for Reply {
+    fn from(usage: Totals) -> Self {
+        Self { usage: Some(usage), ..Self::done() }
+    }
+}
+
+impl From<Revocation> for Reply {
+    fn from(revocation: Revocation) -> Self {
+        Self { revocation: Some(revocation), ..Self::done() }
     }
 }
 

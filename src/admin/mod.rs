@@ -1,5 +1,6 @@
-//! The admin socket: status, reload, revocations, version, for whoever operates the daemon.
+//! The admin socket: status, reload, check, revocations, version, for whoever operates the daemon.
 
+pub mod check;
 mod client;
 pub mod message;
 mod serve;

@@ -12,9 +12,10 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::admin::message::{Command, Reply};
+pub use crate::audit::Peer;
 
-/// Longest command: the longest there is has some sixty bytes.
-const MAX_LINE: u64 = 4096;
+/// Longest command: one with a path, of which each byte may be written as `\u0041`, and some sixty bytes more.
+const MAX_LINE: u64 = 6 * 4096 + 256;
 
 /// Connections at once: operators and their scripts, not applications.
 const MAX_CONNECTIONS: usize = 32;
@@ -25,19 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long nothing is accepted after the system has run out of something.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Who gives commands, as the kernel has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// User.
-    pub uid: u32,
-    /// Process, where the kernel says.
-    pub pid: Option<i32>,
-}
-
 /// Carries commands out.
 pub trait Operate {
     /// Answers one command of `peer`.
     fn operate(&self, command: Command, peer: Peer) -> impl Future<Output = Reply>;
+
+    /// `peer` was turned away.
+    fn refused(&self, peer: Peer);
 }
 
 /// Accepts for ever. `admins` may connect, beside root and the daemon's own user. To be run on a `LocalSet`.
@@ -48,7 +43,7 @@ pub async fn serve(listener: UnixListener, admins: Box<[u32]>, operator: Rc<impl
             return;
         };
         match listener.accept().await {
-            Ok((mut stream, _)) => match peer(&stream, &admins) {
+            Ok((mut stream, _)) => match peer(&stream, &admins, &*operator) {
                 Some(peer) => {
                     let operator = Rc::clone(&operator);
                     tokio::task::spawn_local(async move {
@@ -73,13 +68,14 @@ pub async fn serve(listener: UnixListener, admins: Box<[u32]>, operator: Rc<impl
 }
 
 /// Who is there, if they may be.
-fn peer(stream: &UnixStream, admins: &[u32]) -> Option<Peer> {
+fn peer(stream: &UnixStream, admins: &[u32], operator: &impl Operate) -> Option<Peer> {
     let credentials = stream.peer_cred().ok()?;
     let peer = Peer { uid: credentials.uid(), pid: credentials.pid() };
     let own = rustix::process::geteuid().as_raw();
     let allowed = peer.uid == 0 || peer.uid == own || admins.contains(&peer.uid);
     if !allowed {
         warn!(uid = peer.uid, pid = peer.pid, "admin connection refused");
+        operator.refused(peer);
     }
     allowed.then_some(peer)
 }

@@ -4,7 +4,7 @@
 //!
 //! * data goes to standard output, everything else to standard error ([`streams`]);
 //! * a key comes from standard input or a file, never from the arguments, which every user of the machine can read
-//!   ([`secret`]); where one is given all the same, it is not repeated ([`usage`]);
+//!   ([`secret`]); where one is given all the same, it is not repeated ([`misuse`]);
 //! * the exit code says what came of it ([`Exit`]).
 
 use std::ffi::OsString;
@@ -21,8 +21,10 @@ mod digests;
 mod exit;
 mod key;
 mod log;
+mod misuse;
 mod options;
 mod reload;
+mod revoke;
 mod secret;
 mod serve;
 mod status;
@@ -65,6 +67,9 @@ enum Command {
     Key(key::Key),
     Status(status::Status),
     Reload(reload::Reload),
+    Usage(usage::Usage),
+    Revoke(revoke::Revoke),
+    Unrevoke(revoke::Unrevoke),
     Bench(bench::Bench),
     Demo(demo::Demo),
 }
@@ -78,6 +83,9 @@ impl Command {
             Self::Key(key) => key.run(streams),
             Self::Status(status) => status.run(streams),
             Self::Reload(reload) => reload.run(streams),
+            Self::Usage(usage) => usage.run(streams),
+            Self::Revoke(revoke) => revoke.run(streams),
+            Self::Unrevoke(unrevoke) => unrevoke.run(streams),
             Self::Bench(bench) => bench.run(streams),
             Self::Demo(demo) => demo.run(streams),
         }
@@ -88,7 +96,7 @@ impl Command {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let command = match Cli::try_parse_from(arguments) {
         Ok(Cli { command }) => command,
-        Err(error) => return usage::report(&error),
+        Err(error) => return misuse::report(&error),
     };
     // Not std's own handles: their buffers may hold a key, and are never wiped.
     let (mut input, mut output) = match (unbuffered(io::stdin()), unbuffered(io::stdout())) {

@@ -67,8 +67,12 @@ impl Reload {
 pub(super) fn summary(outcome: &message::Reload) -> String {
     let message::Reload { generation, keys, .. } = outcome;
     let mut text = format!("generation {generation}: {}", Count(*keys, "key"));
+    let agreed = match outcome.revocations_agreed {
+        0 => String::new(),
+        agreed => format!(", {} on which the source agrees", Count(agreed, "revocation")),
+    };
     if outcome.unchanged {
-        return text + ", unchanged";
+        return text + ", unchanged" + &agreed;
     }
     if let Some(message::Changes { added, removed, changed, revoked }) = outcome.changes {
         text += &format!(" (+{added} -{removed} ~{changed})");
@@ -76,7 +80,7 @@ pub(super) fn summary(outcome: &message::Reload) -> String {
             text += &format!(", {revoked} no longer active");
         }
     }
-    text
+    text + &agreed
 }
 
 /// A daemon of another version may answer in another way.
@@ -101,6 +105,7 @@ mod tests {
             changes: accepted.then_some(changes),
             error: error.map(str::to_owned),
             unchanged: false,
+            revocations_agreed: 0,
             took_ms: 3,
             age_s: 0,
         }
@@ -124,7 +129,7 @@ mod tests {
         assert_eq!(report(&[], &outcome), (Exit::Done, expected, String::new()));
         let (exit, output, _) = report(&["--json"], &outcome);
         let expected = "{\"accepted\":true,\"generation\":8,\"keys\":1000,\"changes\":{\"added\":1,\"removed\":2,\
-                        \"changed\":0,\"revoked\":0},\"unchanged\":false,\"took_ms\":3,\"age_s\":0}\n";
+                        \"changed\":0,\"revoked\":0},\"unchanged\":false,\"revocations_agreed\":0,\"took_ms\":3,\"age_s\":0}\n";
         assert_eq!((exit, output.as_str()), (Exit::Done, expected));
         outcome.changes = Some(message::Changes { revoked: 2, ..message::Changes::default() });
         assert_eq!(summary(&outcome), "generation 8: 1000 keys (+0 -0 ~0), 2 no longer active");

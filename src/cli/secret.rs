@@ -17,6 +17,9 @@ use crate::record::Quoted;
 /// Longest line that is taken for a key: 64 times what a daemon takes raw. A wrong file must not fill the memory.
 const MAX_LINE: usize = 64 << 10;
 
+/// What is said where a key is due and there is none.
+pub(super) const NO_KEY: &str = "there is no key: give it on standard input, as in keyward verify < key.txt";
+
 /// Keys, one a line. A line ends in a newline, or a carriage return and a newline, or the end of the input.
 pub(super) struct Keys<'r> {
     input: &'r mut dyn Read,
@@ -108,8 +111,7 @@ fn only_line(input: &mut dyn Read, is_typed: bool) -> Result<Zeroizing<Vec<u8>>,
     let mut keys = Keys::new(input);
     let key = Zeroizing::new(keys.next()?.unwrap_or_default().to_vec());
     if key.is_empty() {
-        let message = "there is no key: give it on standard input, as in keyward verify < key.txt";
-        return Err(Failure::new(Exit::Usage, message));
+        return Err(Failure::new(Exit::Usage, NO_KEY));
     }
     if !is_typed && keys.next()?.is_some() {
         return Err(Failure::new(Exit::Usage, "there is more than one line: give one key at a time"));

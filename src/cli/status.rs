@@ -9,6 +9,7 @@ use clap::Args;
 use super::exit::{Exit, Failure};
 use super::options::{AdminSocket, deadline};
 use super::reload::{missing, summary};
+use super::revoke::Named;
 use super::streams::Streams;
 use super::words::{Ago, Count, Span};
 use crate::admin::{self, message};
@@ -18,6 +19,9 @@ The exit code is 0 if the daemon answered, whatever it said; 69 if it did not.
 
 Example, for a monitor:
   keyward status --json | jq -e '.ready and (.stale | not)'";
+
+/// Revocations that are shown, the latest: as many as leave the rest on the screen.
+const SHOWN_REVOCATIONS: usize = 20;
 
 /// Show the daemon's state: keys, last reload, answers
 #[derive(Debug, Args)]
@@ -67,6 +71,7 @@ impl fmt::Display for Readable<'_> {
             None => writeln!(f)?,
         }
         self.reloads(f)?;
+        self.revocations(f)?;
         let accepted = status.accepted_connections;
         writeln!(f, "connections  {connections} open, {accepted} accepted{}", refused(status))?;
         writeln!(f, "answers      {}", answers(status))?;
@@ -95,6 +100,19 @@ impl Readable<'_> {
             None => Ok(()),
         }
     }
+
+    fn revocations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let revocations = &self.0.revocations;
+        let mut heading = "revoked";
+        for message::Revoked { target, when, by_uid } in revocations.iter().take(SHOWN_REVOCATIONS) {
+            writeln!(f, "{heading:12} {} since {when}, by user {by_uid}", Named(target))?;
+            heading = "";
+        }
+        match revocations.len().saturating_sub(SHOWN_REVOCATIONS) {
+            0 => Ok(()),
+            more => writeln!(f, "{heading:12} and {more} more: keyward status --json lists them"),
+        }
+    }
 }
 
 fn refused(status: &message::Status) -> String {
@@ -109,6 +127,9 @@ fn answers(status: &message::Status) -> String {
     let verdicts = listed(&status.verdicts);
     if !verdicts.is_empty() {
         text += &format!(" ({verdicts})");
+    }
+    if status.refunds > 0 {
+        text += &format!(", {}", Count(status.refunds, "refund"));
     }
     if status.errors > 0 {
         text += &format!(", {}", Count(status.errors, "error"));
@@ -154,6 +175,7 @@ mod tests {
             error: None,
             unchanged: false,
             took_ms: 3,
+            revocations_agreed: 0,
             age_s: 75,
         };
         let counts =
@@ -168,10 +190,12 @@ mod tests {
             source_age_s: Some(80),
             last_reload: Some(reload.clone()),
             last_accepted: Some(reload),
+            revocations: Vec::new(),
             connections: 3,
             accepted_connections: 120,
             refused_connections: counts(&[("peer", 2), ("full", 0)]),
             verdicts: counts(&[("ALLOWED", 10_000), ("EXPIRED", 0), ("UNKNOWN_KEY", 234)]),
+            refunds: 2,
             errors: 1,
             uptime_s: 7_500,
             workers: 2,
@@ -188,9 +212,31 @@ mod tests {
              source       /etc/keyward/keys.csv, written 1 min 20 s ago\n\
              reload       1 min 15 s ago, in 3 ms: generation 8: 1000 keys (+1 -2 ~0), 2 no longer active\n\
              connections  3 open, 120 accepted, 2 refused (peer 2)\n\
-             answers      10234 (ALLOWED 10000, UNKNOWN_KEY 234), 1 error\n\
+             answers      10234 (ALLOWED 10000, UNKNOWN_KEY 234), 2 refunds, 1 error\n\
              daemon       keyward 0.1.0, protocol 1, pid 4711, 2 workers, up 2 h 5 min"
         );
+    }
+
+    #[test]
+    fn revocations_are_listed_as_far_as_there_is_room() {
+        let mut status = status();
+        let revoked = |number: usize| message::Revoked {
+            target: match number {
+                0 => message::Target { owner: Some("acme".to_owned()), key_id: None },
+                _ => message::Target { key_id: Some(format!("key_{number}")), owner: None },
+            },
+            when: "2026-11-21T10:00:00Z".to_owned(),
+            by_uid: 0,
+        };
+        status.revocations = (0..22).map(revoked).collect();
+        let text = Readable(&status).to_string();
+        let first =
+            "revoked      owner acme since 2026-11-21T10:00:00Z, by user 0\n             key_1 since ";
+        let last = "key_19 since 2026-11-21T10:00:00Z, by user 0\n             \
+                    and 2 more: keyward status --json lists them\nconnections ";
+        assert!(text.contains(first) && text.contains(last), "{text}");
+        status.revocations.truncate(20);
+        assert!(!Readable(&status).to_string().contains("more"));
     }
 
     #[test]

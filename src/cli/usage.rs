@@ -1,130 +1,181 @@
-//! What is said about wrong arguments: what clap says, unless it would repeat a key.
-//!
-//! People do pass keys as arguments. The message about it must not carry the key into a log, where it would outlive the
-//! process list.
+//! `keyward usage`: what keys have used since the daemon's start.
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::fmt::{self, Write};
+use std::time::Duration;
 
-use super::exit::Exit;
-use crate::record::Quoted;
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
 
-/// Longest word that is taken for a misspelt command and repeated.
-const LONGEST_COMMAND: usize = 12;
+use super::exit::{Exit, Failure};
+use super::options::{AdminSocket, deadline};
+use super::reload::missing;
+use super::streams::Streams;
+use super::words::{Count, Word};
+use crate::admin::{self, message};
+use crate::usage::{Counts, KeyUsage, MAX_LISTED, Totals};
 
-/// Prints the help, or what is wrong with the arguments.
-pub(super) fn report(error: &clap::Error) -> Exit {
-    // Where nobody listens, the exit code says enough.
-    let _nobody_listens = match without_keys(error) {
-        Some(message) => {
-            use std::io::Write;
-            writeln!(std::io::stderr(), "{message}")
+const HELP: &str = "\
+Counts are those of the running daemon since its start, up to this moment. What was used before is in usage.jsonl in the
+state directory, where each interval has a line for each key that was used; so is what the source no longer lists.
+
+Examples:
+  keyward usage --top 10
+  keyward usage --key key_1042
+  keyward usage --owner acme --json | jq '.total.cost'";
+
+/// Show what keys have used since the daemon's start
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(super) struct Usage {
+    /// One key, by its id
+    #[arg(long, value_name = "ID", conflicts_with_all = ["owner", "top"])]
+    key: Option<String>,
+
+    /// All keys of an owner
+    #[arg(long, value_name = "OWNER", conflicts_with = "top")]
+    owner: Option<String>,
+
+    /// The keys that cost most [default: 20]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_LISTED as u64))]
+    top: Option<usize>,
+
+    #[command(flatten)]
+    socket: AdminSocket,
+
+    /// How long the daemon may take to answer
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = deadline)]
+    deadline: Duration,
+
+    /// Print the usage as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Keys that are shown unless a number is given: a screenful.
+const DEFAULT_TOP: usize = 20;
+
+impl Usage {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        let reply = admin::ask_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
+        let totals = reply.usage.ok_or_else(|| missing("usage"))?;
+        match self.json {
+            true => streams.print_json(&totals)?,
+            false => streams.print(Readable(&totals))?,
         }
-        None => error.print(),
-    };
-    match error.use_stderr() {
-        true => Exit::Usage,
-        false => Exit::Done,
+        Ok(Exit::Done)
+    }
+
+    fn command(&self) -> message::Command {
+        let (key_id, owner) = (self.key.clone(), self.owner.clone());
+        let top = (key_id.is_none() && owner.is_none()).then(|| self.top.unwrap_or(DEFAULT_TOP));
+        message::Command::Usage { key_id, owner, top }
     }
 }
 
-/// What to say instead of what clap would; `None` where its own words are harmless.
-fn without_keys(error: &clap::Error) -> Option<String> {
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let problem = match error.kind() {
-        ErrorKind::UnknownArgument => {
-            let argument = text(ContextKind::InvalidArg)?;
-            let is_option = argument.starts_with('-') && !may_be_key(argument);
-            (!is_option).then(|| "unexpected argument".to_owned())
+/// A line for each key, what was counted first, and two lines below them.
+struct Readable<'a>(&'a Totals);
+
+impl fmt::Display for Readable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Totals { since, matched, total, unknown, keys, .. } = self.0;
+        for key in keys {
+            writeln!(f, "{}", line(key))?;
         }
-        ErrorKind::InvalidSubcommand => {
-            let command = text(ContextKind::InvalidSubcommand)?;
-            let is_command = command.len() <= LONGEST_COMMAND
-                && command.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
-            (!is_command).then(|| "there is no such command".to_owned())
+        let listed = match keys.len() {
+            len if len == *matched => String::new(),
+            len => format!(" ({len} listed)"),
+        };
+        writeln!(f, "{}{listed}: {}", Count(*matched, "key"), counts(total))?;
+        let mut others = String::new();
+        for (verdict, count) in unknown.iter().filter(|(_, count)| **count > 0) {
+            // A String takes every write.
+            let _infallible = write!(others, "; {verdict} {count}");
         }
-        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
-            let value = text(ContextKind::InvalidValue)?;
-            let option = text(ContextKind::InvalidArg).unwrap_or_default();
-            may_be_key(value).then(|| format!("invalid value for {option}"))
-        }
-        _ => None,
-    }?;
-    let usage = error.get(ContextKind::Usage).map(|usage| format!("\n\n{usage}")).unwrap_or_default();
-    Some(format!(
-        "error: {problem} (not repeated here: it may be a key)\n\n  \
-         Keys are read from standard input, as in: keyward verify < key.txt\n  \
-         The arguments of a process are public: if this was a key, replace it{usage}\n\n\
-         For more information, try '--help'."
-    ))
+        write!(f, "since the daemon's start, {since}{others}")
+    }
 }
 
-/// As everywhere: what [`Quoted`] would cut down.
-fn may_be_key(text: &str) -> bool {
-    Quoted(text).may_be_key()
+fn line(key: &KeyUsage) -> String {
+    let mut text = Word(&key.key_id).to_string();
+    if !key.owner.is_empty() {
+        text += &format!(" ({})", Word(&key.owner));
+    }
+    text += &format!(": {}", counts(&key.counts));
+    if let Some(last) = key.last_used.and_then(|unix| jiff::Timestamp::from_second(unix.into()).ok()) {
+        text += &format!(", last used {last}");
+    }
+    text
+}
+
+/// What there is none of is left out, but for what was allowed.
+fn counts(counts: &Counts) -> String {
+    let Counts { allowed, denied, cost, refunded, shadow_limited, peeked } = counts;
+    let mut text = format!("{allowed} allowed, cost {cost}");
+    let denied = denied.iter().map(|(verdict, count)| (verdict.as_str(), count));
+    let others = [("refunded", refunded), ("shadow-limited", shadow_limited), ("peeked", peeked)];
+    for (name, count) in denied.chain(others).filter(|(_, count)| **count > 0) {
+        // A String takes every write.
+        let _infallible = write!(text, ", {name} {count}");
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Command;
     use super::super::tests::parse;
     use super::*;
 
-    const KEY: &str = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
-
-    fn message(arguments: &[&str]) -> String {
-        let error = parse(arguments).expect_err("wrong");
-        without_keys(&error).unwrap_or_else(|| error.to_string())
-    }
-
-    #[test]
-    fn a_key_among_the_arguments_is_not_repeated() {
-        let option = format!("--{KEY}");
-        let deadline = format!("5{KEY}");
-        for arguments in [
-            &["verify", KEY][..],
-            &["verify", "short"],
-            &["verify", "--", KEY],
-            &["verify", &option],
-            &["verify", "--ip", KEY],
-            &["verify", "--cost", KEY],
-            &["verify", "--deadline", &deadline],
-            &["key", "check", KEY],
-            &["key", "hash", "S3cret"],
-            &["key", "new", "--prefix", KEY],
-            &["key", KEY],
-            &["key", "S3cret"],
-            &[KEY],
-            &["status", KEY],
-        ] {
-            let message = message(arguments);
-            for part in [&KEY[10..16], "short", "S3cret"] {
-                assert!(!message.contains(part), "{arguments:?}: {message}");
-            }
-            assert!(message.contains("Keys are read from standard input"), "{arguments:?}: {message}");
+    fn command(arguments: &[&str]) -> Option<message::Command> {
+        match parse(&[&["usage"], arguments].concat()) {
+            Ok(Command::Usage(usage)) => Some(usage.command()),
+            _ => None,
         }
     }
 
     #[test]
-    fn a_typo_is_repeated_with_what_was_meant() {
-        let text = message(&["verfy"]);
-        assert!(text.contains("'verfy'") && text.contains("'verify'"), "{text}");
-        let text = message(&["verify", "--jsn"]);
-        assert!(text.contains("'--jsn'") && text.contains("'--json'"), "{text}");
-        let text = message(&["verify", "--ip", "10.0.0.256"]);
-        assert!(text.contains("'10.0.0.256'"), "{text}");
+    fn one_question_at_a_time() {
+        let asked = |key_id: Option<&str>, owner: Option<&str>, top| {
+            let [key_id, owner] = [key_id, owner].map(|text| text.map(str::to_owned));
+            Some(message::Command::Usage { key_id, owner, top })
+        };
+        assert_eq!(command(&[]), asked(None, None, Some(20)));
+        assert_eq!(command(&["--top", "3"]), asked(None, None, Some(3)));
+        assert_eq!(command(&["--key", "a"]), asked(Some("a"), None, None));
+        assert_eq!(command(&["--owner", "o"]), asked(None, Some("o"), None));
+        for wrong in [&["--key", "a", "--owner", "o"][..], &["--owner", "o", "--top", "1"], &["--top", "0"]] {
+            assert_eq!(command(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]
-    fn help_is_done_and_anything_else_is_usage() {
-        let exit = |arguments: &[&str]| match parse(arguments).expect_err("no command").use_stderr() {
-            true => Exit::Usage,
-            false => Exit::Done,
+    fn a_person_sees_what_there_is() {
+        let key = KeyUsage {
+            key_id: "a".to_owned(),
+            owner: "acme inc".to_owned(),
+            counts: Counts {
+                allowed: 10,
+                cost: 12,
+                denied: [("RATE_LIMITED".to_owned(), 3)].into(),
+                refunded: 2,
+                ..Counts::default()
+            },
+            first_used: Some(1_795_255_200),
+            last_used: Some(1_795_255_201),
         };
-        assert_eq!(exit(&["--help"]), Exit::Done);
-        assert_eq!(exit(&["verify", "--version"]), Exit::Done);
-        assert_eq!(exit(&[]), Exit::Usage);
-        assert_eq!(exit(&["status", "--what"]), Exit::Usage);
+        let totals = Totals {
+            since: "2026-11-21T09:00:00.000Z".to_owned(),
+            as_of: "2026-11-21T10:00:00.000Z".to_owned(),
+            matched: 2,
+            total: Counts { allowed: 11, cost: 13, ..Counts::default() },
+            unknown: [("UNKNOWN_KEY".to_owned(), 7), ("MALFORMED_KEY".to_owned(), 0)].into(),
+            keys: vec![key],
+        };
+        assert_eq!(
+            Readable(&totals).to_string(),
+            "a (\"acme inc\"): 10 allowed, cost 12, RATE_LIMITED 3, refunded 2, last used 2026-11-21T10:00:01Z\n\
+             2 keys (1 listed): 11 allowed, cost 13\n\
+             since the daemon's start, 2026-11-21T09:00:00.000Z; UNKNOWN_KEY 7"
+        );
     }
 }

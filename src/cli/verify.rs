@@ -157,6 +157,8 @@ struct Report<'a> {
     #[serde(flatten)]
     limit: Option<Limit<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    shadow_limit: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<&'a RawValue>,
 }
 
@@ -187,6 +189,7 @@ impl<'a> From<&'a Decision> for Report<'a> {
                 retry_after_ms: milliseconds(limit.retry_after),
                 reset_ms: milliseconds(limit.reset),
             }),
+            shadow_limit: decision.shadow_limit(),
             // The source has checked that it is JSON.
             metadata: decision.metadata().and_then(|text| serde_json::from_str(text).ok()),
         }
@@ -215,6 +218,9 @@ impl fmt::Display for Report<'_> {
             if *reset_ms > 0 {
                 write!(f, ", full in {}", Span::milliseconds(*reset_ms))?;
             }
+        }
+        if let Some(shadow_limit) = self.shadow_limit {
+            write!(f, "  shadow limit {} would refuse", Word(shadow_limit))?;
         }
         write!(f, "  generation {}", self.generation)?;
         match self.metadata {

@@ -86,6 +86,14 @@ impl std::fmt::Display for Position {
 }
 
 impl ConfigError {
+    /// Where in the file it is, if that is known.
+    pub fn position(&self) -> Option<Position> {
+        match self {
+            Self::Setting { position, .. } => *position,
+            _ => None,
+        }
+    }
+
     /// An error of the TOML reader, placed. Its own text is left out, because it repeats the line, which may
     /// hold a password.
     pub(super) fn in_text(

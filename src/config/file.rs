@@ -13,7 +13,7 @@ use serde::de::Deserializer;
 use super::path::{AbsolutePath, SocketPath};
 use super::plan::Plan;
 use super::text::{self, MAX_DURATION};
-use super::value::{Column, LogFormat, LogLevel, MaxShrink, SocketMode};
+use super::value::{Column, FileSize, LogFormat, LogLevel, MaxShrink, SocketMode};
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
 use crate::source::{Field, Format};
@@ -29,6 +29,11 @@ const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60
 /// Compared with `poll` as well.
 const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
 
+/// More often, and most of what is written would be seconds with one request in them.
+const USAGE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
+/// Each rotation renames all of them.
+const MAX_KEEP: u32 = 1000;
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct File {
@@ -36,6 +41,8 @@ pub(super) struct File {
     pub(super) source: Source,
     pub(super) keys: Keys,
     pub(super) plans: BTreeMap<Box<str>, Plan>,
+    pub(super) usage: Usage,
+    pub(super) audit: Audit,
     pub(super) log: Log,
 }
 
@@ -74,6 +81,24 @@ pub(super) struct Source {
     pub(super) max_staleness: Option<Duration>,
     pub(super) ignore: Vec<Column>,
     pub(super) columns: BTreeMap<Field, Column>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [usage]")]
+pub(super) struct Usage {
+    #[serde(deserialize_with = "interval")]
+    pub(super) interval: Duration,
+    pub(super) max_file_size: FileSize,
+    #[serde(deserialize_with = "keep")]
+    pub(super) keep: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [audit]")]
+pub(super) struct Audit {
+    pub(super) max_file_size: FileSize,
+    #[serde(deserialize_with = "keep")]
+    pub(super) keep: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,6 +159,20 @@ impl Default for Keys {
     }
 }
 
+impl Default for Usage {
+    fn default() -> Self {
+        // Half a gigabyte in all: two million lines, as many as a day of 1,500 active keys a minute has.
+        Self { interval: Duration::from_secs(60), max_file_size: FileSize::mebibytes(64), keep: 8 }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        // An event has some 200 bytes, and there are few: years of them.
+        Self { max_file_size: FileSize::mebibytes(16), keep: 8 }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Self { level: LogLevel::Info, format: LogFormat::Text }
@@ -160,6 +199,14 @@ fn idle_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Dur
 
 fn drain_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     text::duration(deserializer, DRAIN_TIMEOUT)
+}
+
+fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    text::duration(deserializer, USAGE_INTERVAL)
+}
+
+fn keep<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    text::integer(deserializer, 0..=MAX_KEEP)
 }
 
 fn poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -17,6 +17,8 @@ use serde::Deserialize;
 use crate::key_format::Prefix;
 use crate::record::Plans;
 use crate::source::{Format, Layout};
+use crate::state::Rotation;
+use crate::usage;
 
 mod error;
 mod file;
@@ -34,6 +36,7 @@ mod tests;
 
 pub use error::{ConfigError, Position};
 pub use group::{Group, GroupError};
+pub use parts::read_pepper;
 pub use path::{MAX_SOCKET_PATH, SocketPath, SocketPathError};
 pub use value::{LogFormat, LogLevel, MaxShrink, SocketMode};
 
@@ -58,6 +61,8 @@ pub const MAX_ID: u32 = u32::MAX - 1;
 /// Everything an operator decides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// The file that was read; none where options are all there is.
+    pub file: Option<PathBuf>,
     /// `[server]`
     pub server: Server,
     /// `[source]`
@@ -66,6 +71,10 @@ pub struct Config {
     pub keys: Keys,
     /// `[plans.NAME]`, and `keys.default_plan`.
     pub plans: Arc<Plans>,
+    /// `[usage]`: how often usage is written, at least 100 ms apart, and how large `usage.jsonl` becomes.
+    pub usage: usage::Policy,
+    /// `[audit]`: how large `audit.jsonl` becomes.
+    pub audit: Rotation,
     /// `[log]`
     pub log: Log,
 }

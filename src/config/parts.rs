@@ -30,13 +30,17 @@ impl Keys {
         let Some(current) = &self.pepper_file else {
             return Ok(None);
         };
-        let current = read(current)?;
-        let previous = self.previous_pepper_file.as_deref().map(read).transpose()?;
+        let current = read_pepper(current)?;
+        let previous = self.previous_pepper_file.as_deref().map(read_pepper).transpose()?;
         Ok(Some(Peppers { current, previous }))
     }
 }
 
-fn read(file: &Path) -> Result<Pepper, ConfigError> {
+/// The pepper in `file`.
+///
+/// # Errors
+/// When it cannot be read, can be read by others, or holds no pepper.
+pub fn read_pepper(file: &Path) -> Result<Pepper, ConfigError> {
     pepper::read(file)
         .map_err(|error| ConfigError::Pepper { file: file.to_owned(), problem: error.to_string() })
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use super::file::{self, File, Id};
 use super::path::{AbsolutePath, SocketPath, usable};
 use super::plan::Plan;
-use super::value::Column;
+use super::value::{Column, FileSize};
 use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
 use crate::record::{Plans, PlansError};
 use crate::source::{Field, Format, Layout, LayoutError};
+use crate::state::Rotation;
+use crate::usage;
 
 /// Where a value came from, and so what an error about it names.
 #[derive(Clone, Copy)]
@@ -46,7 +48,13 @@ pub(super) fn resolve(
         source: resolve_source(file, settings.source, source)?,
         plans: resolve_plans(file, settings.plans, settings.keys.default_plan.take())?,
         keys: resolve_keys(file, settings.keys)?,
+        usage: usage::Policy {
+            interval: settings.usage.interval,
+            files: rotation(settings.usage.max_file_size, settings.usage.keep),
+        },
+        audit: rotation(settings.audit.max_file_size, settings.audit.keep),
         log: settings.log,
+        file: file.map(Path::to_owned),
     })
 }
 
@@ -184,6 +192,10 @@ fn resolve_keys(file: Option<&Path>, keys: file::Keys) -> Result<Keys, ConfigErr
         pepper_file: keys.pepper_file.map(|path| path.0),
         previous_pepper_file: keys.previous_pepper_file.map(|path| path.0),
     })
+}
+
+fn rotation(max_file_size: FileSize, keep: u32) -> Rotation {
+    Rotation { max_file_size: max_file_size.bytes(), keep }
 }
 
 /// Without a file every setting has its default, and a default is never wrong: the name is for completeness.

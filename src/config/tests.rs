@@ -45,7 +45,9 @@ fn path(text: &str) -> Option<PathBuf> {
 #[test]
 fn the_example_has_the_defaults() {
     let defaults = from_options(Overrides { source: path("/etc/keyward/keys.csv"), ..Overrides::default() });
-    assert_eq!(parse(EXAMPLE).expect("the example"), defaults.expect("the defaults"));
+    let example = parse(EXAMPLE).expect("the example");
+    assert_eq!(example.file.as_deref(), Some(Path::new("/etc/keyward/keyward.toml")));
+    assert_eq!(Config { file: None, ..example }, defaults.expect("the defaults"));
 }
 
 #[test]
@@ -99,7 +101,7 @@ fn what_the_example_comments_out_can_be_used() {
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
-    let Config { server, source, keys, plans, log } = good("");
+    let Config { server, source, keys, plans, usage, audit, log, .. } = good("");
     assert_eq!(server.socket.as_path(), Path::new("/run/keyward/keyward.sock"));
     assert_eq!(server.admin_socket.as_path(), Path::new("/run/keyward/admin.sock"));
     assert_eq!(
@@ -122,6 +124,9 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(keys.minted_prefixes, ["acme_live_".parse().expect("a prefix")]);
     assert_eq!((keys.pepper_file, keys.previous_pepper_file), (None, None));
     assert_eq!(*plans, Plans::default());
+    assert_eq!(usage.interval, Duration::from_secs(60));
+    assert_eq!(usage.files, Rotation { max_file_size: 64 << 20, keep: 8 });
+    assert_eq!(audit, Rotation { max_file_size: 16 << 20, keep: 8 });
     assert_eq!(log, Log { level: LogLevel::Info, format: LogFormat::Text });
 }
 
@@ -143,6 +148,13 @@ fn settings_are_read() {
         admin_uids = [1000]
         [keys]
         minted_prefixes = []
+        [usage]
+        interval = "100ms"
+        max_file_size = "4KiB"
+        keep = 0
+        [audit]
+        max_file_size = "1GiB"
+        keep = 1000
         [log]
         level = "trace"
         format = "json"
@@ -157,6 +169,9 @@ fn settings_are_read() {
     assert!(!server.clients.admit(5, 1000) && !server.clients.admit(33, 5));
     assert_eq!(*server.admin_uids, [1000]);
     assert_eq!(config.keys.minted_prefixes, []);
+    let smallest = Rotation { max_file_size: 4096, keep: 0 };
+    assert_eq!(config.usage, usage::Policy { interval: Duration::from_millis(100), files: smallest });
+    assert_eq!(config.audit, Rotation { max_file_size: 1 << 30, keep: 1000 });
     assert_eq!(config.log, Log { level: LogLevel::Trace, format: LogFormat::Json });
 
     assert_eq!(good("source.max_shrink = 1").source.max_shrink.get(), 1.0);
@@ -259,6 +274,19 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
             "log.level = \"loud\"",
             r#":2:13: log.level: "loud" is not a level: write "error", "warn", "info", "debug" or "trace""#,
         ),
+        ("usage.interval = \"99ms\"", r#":2:18: usage.interval: 99ms is out of range: write 100ms to 1year"#),
+        (
+            "usage.max_file_size = 64",
+            r#":2:23: usage.max_file_size: invalid type: integer `64`, expected a size such as "64MiB""#,
+        ),
+        (
+            "audit.max_file_size = \"1KiB\"",
+            r#":2:23: audit.max_file_size: "1KiB" is out of range: write "4KiB" to "1024GiB""#,
+        ),
+        (
+            "audit.keep = 1001",
+            r#":2:14: audit.keep: invalid value: integer `1001`, expected an integer from 0 to 1000"#,
+        ),
         ("log.format = \"xml\"", r#":2:14: log.format: "xml" is not a format: write "text" or "json""#),
     ];
     for (setting, expected) in cases {
@@ -292,7 +320,7 @@ fn what_is_misspelt_is_refused() {
     );
     assert_eq!(
         refused("[sever]"),
-        ":2:2: sever: unknown field `sever`, expected one of `server`, `source`, `keys`, `plans`, `log`"
+        ":2:2: sever: unknown field `sever`, expected one of `server`, `source`, `keys`, `plans`, `usage`, `audit`, `log`"
     );
     assert_eq!(
         refused("source.columns.ownr = \"o\""),

@@ -10,6 +10,7 @@ use keyward_protocol::{
 
 use crate::connection::Counters;
 use crate::snapshot::Snapshot;
+use crate::usage::Log;
 use crate::verify::{BATCH, Context};
 
 /// Bytes of answers after which no further batch is begun: what is there has to be written first. Two of the largest
@@ -73,6 +74,7 @@ pub fn respond(
     input: &[u8],
     output: &mut Vec<u8>,
     counters: &Counters,
+    usage: &mut Log,
 ) -> Progress {
     let mut progress = Progress { consumed: 0, stop: Stop::NeedInput, had_raw_key: false };
     loop {
@@ -81,8 +83,9 @@ pub fn respond(
         }
         let batch = gather(&input[progress.consumed..], credentials(context));
         progress.had_raw_key |= batch.had_raw_key;
-        let answered = context.verify(&batch.requests, |answer, _tally| {
+        let answered = context.verify(&batch.requests, |answer, tally| {
             counters.verdict(answer.verdict);
+            usage.verified(answer.verdict, answer.shadow_limit.is_some(), tally);
             answer.encode(output);
         });
         let before = answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
@@ -91,8 +94,9 @@ pub fn respond(
             return Progress { stop: Stop::Superseded, ..progress };
         }
         if let Some(Interruption::Refund(refund)) = &batch.interruption {
-            let given_back = context.refund(refund, |answer, _tally| {
+            let given_back = context.refund(refund, |answer, tally| {
                 counters.refund();
+                usage.refunded(answer.verdict, tally);
                 answer.encode(output);
             });
             if !given_back {

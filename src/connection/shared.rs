@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
@@ -15,11 +16,16 @@ use crate::connection::respond::{Greeting, Progress, respond};
 use crate::limiter::Limiter;
 use crate::publish::Subscription;
 use crate::rules::Rules;
+use crate::snapshot::Snapshot;
+use crate::usage::Log;
 use crate::verify::Context;
 
 /// Bytes read at once, at most: some 680 ordinary requests. More would save no system calls that matter, and would
 /// leave the second-level cache.
 pub const INPUT: usize = 32 * 1024;
+
+/// How long a log that is not full is kept.
+const USAGE_TICK: Duration = Duration::from_secs(1);
 
 /// How long peers may take.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +44,7 @@ pub struct Shared {
     pub(super) in_flight: Rc<InFlight>,
     pub(super) timeouts: Timeouts,
     subscription: RefCell<Subscription>,
+    usage: RefCell<Log>,
     limiter: Arc<Limiter>,
     /// Until there is a snapshot, which has its own.
     rules: Arc<Rules>,
@@ -78,6 +85,7 @@ impl Shared {
     /// A worker's own, made on its thread. `draining` turns true when the daemon shuts down.
     pub fn new(
         subscription: Subscription,
+        usage: Log,
         limiter: Arc<Limiter>,
         rules: Arc<Rules>,
         clock: Clock,
@@ -94,6 +102,7 @@ impl Shared {
             in_flight: Rc::default(),
             timeouts,
             subscription: RefCell::new(subscription),
+            usage: RefCell::new(usage),
             limiter,
             rules,
             clock,
@@ -108,12 +117,17 @@ impl Shared {
         let mut subscription = self.subscription.borrow_mut();
         // Before anything is looked at that a change may be made to.
         let epoch = subscription.epoch();
-        let snapshot = subscription.load();
+        let shared = subscription.load_shared();
+        let snapshot = shared.map(|snapshot| &**snapshot);
         let rules = snapshot.map_or(&*self.rules, crate::snapshot::Snapshot::rules);
-        let context = Context { snapshot, limiter: &self.limiter, rules, now: self.clock.now() };
+        let now = self.clock.now();
+        let mut usage = self.usage.borrow_mut();
+        usage.begin(shared, now.unix);
+        let context = Context { snapshot, limiter: &self.limiter, rules, now };
         let idle = self.timeouts.idle.unwrap_or_default().as_millis();
         let greeting = Greeting { idle_timeout_ms: u32::try_from(idle).unwrap_or(u32::MAX) };
-        let progress = respond(&context, greeting, input, output, &self.counters);
+        let progress = respond(&context, greeting, input, output, &self.counters, &mut usage);
+        usage.tell();
         if progress.had_raw_key {
             overwrite_stack();
         }
@@ -135,9 +149,53 @@ impl Shared {
         };
         while announced.changed().await.is_ok() {
             let epoch = *announced.borrow_and_update();
-            self.subscription.borrow_mut().load();
+            let generation = self.load();
+            let round = *self.usage.borrow().rounds().borrow();
+            self.usage.borrow_mut().hand_all(round, generation);
             self.in_flight.clear_before(epoch, self.timeouts.overdue).await;
             passed.send_replace(epoch);
+        }
+    }
+}
+
+impl Shared {
+    /// Takes the current snapshot, and returns its generation.
+    fn load(&self) -> u64 {
+        self.subscription.borrow_mut().load().map_or(0, Snapshot::generation)
+    }
+
+    /// Hands usage over for as long as the daemon runs: a while after the first event of a log, so that few events do not
+    /// lie there for long, and in rounds.
+    pub async fn account(self: Rc<Self>) {
+        let (news, mut rounds) = {
+            let usage = self.usage.borrow();
+            (usage.news(), usage.rounds())
+        };
+        let mut due = None;
+        loop {
+            let tick = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => news.notified().await,
+                }
+            };
+            tokio::select! {
+                () = tick => {
+                    if due.take().is_some() {
+                        self.usage.borrow_mut().hand();
+                    } else {
+                        due = Some(Instant::now() + USAGE_TICK);
+                    }
+                }
+                changed = rounds.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let round = *rounds.borrow_and_update();
+                    let generation = self.load();
+                    self.usage.borrow_mut().hand_all(round, generation);
+                }
+            }
         }
     }
 }

@@ -7,14 +7,13 @@
 //! moment would be given the cost a second time.
 
 use std::collections::HashMap;
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::limiter::hold::HeldWord;
 use crate::limiter::outcome::{Charge, Charged, Decided, Outcome};
 use crate::limiter::rate::Rate;
 use crate::limiter::slots::Slots;
 use crate::limiter::word::{Fit, Word};
+use crate::sync::{AtomicU64, Ordering, RwLock};
 
 /// Most limits that one charge can name: a key's own and its plan's.
 pub const MAX_CHARGES: usize = 16;
@@ -61,7 +60,7 @@ impl Default for Limiter {
 impl Limiter {
     /// A limiter without buckets; [`Ledger`](crate::limiter::Ledger) makes them.
     pub fn new() -> Self {
-        Self { slots: Slots::new(), heirs: RwLock::default(), latest: Latest(AtomicU64::new(0)) }
+        Self { slots: Slots::new(), heirs: RwLock::new(HashMap::new()), latest: Latest(AtomicU64::new(0)) }
     }
 
     /// Charges `cost` to every limit of `charges` at tick `now`, or to none; shadow limits that have no room are left

@@ -7,6 +7,7 @@ use crate::limiter::charge::{Limiter, MAX_CHARGES, Predecessor};
 use crate::limiter::outcome::Charge;
 use crate::limiter::slots::Slots;
 use crate::limiter::word::Word;
+use crate::sync::{spin_loop, yield_now};
 
 /// How often a locked word is looked at again before the processor is given away. The holder needs tens of
 /// nanoseconds, unless the kernel has taken it off its core.
@@ -133,8 +134,8 @@ impl Limiter {
 fn wait(spins: &mut u32) {
     *spins += 1;
     if spins.is_multiple_of(SPINS) {
-        std::thread::yield_now();
+        yield_now();
     } else {
-        std::hint::spin_loop();
+        spin_loop();
     }
 }

@@ -4,14 +4,9 @@
 //! two dependent loads, the first of which (the directory) is in the cache of any busy worker.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::limiter::word::Word;
-
-/// Words in a chunk: 2 MiB.
-const CHUNK: usize = 1 << 18;
-/// Chunks that 32-bit slot numbers can name.
-const CHUNKS: usize = 1 << 14;
+use crate::sync::{AtomicU64, CHUNK, CHUNKS, Ordering};
 
 /// All buckets' words, by slot number.
 pub(super) struct Slots {

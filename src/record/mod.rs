@@ -116,3 +116,20 @@ pub struct KeyRecord<'a> {
     /// A JSON object as it was written, or empty.
     pub metadata: &'a str,
 }
+
+/// A Unix second in RFC 3339, in UTC.
+pub fn rfc3339(seconds: u32) -> String {
+    // Every second that a record can have is in a year that has four digits.
+    jiff::Timestamp::from_second(seconds.into()).map_or_else(|_| seconds.to_string(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_is_written_in_utc() {
+        assert_eq!(rfc3339(1_795_255_200), "2026-11-21T10:00:00Z");
+        assert_eq!([0, u32::MAX].map(rfc3339), ["1970-01-01T00:00:00Z", "2106-02-07T06:28:15Z"]);
+    }
+}

@@ -1,9 +1,10 @@
 //! Why a reload changed nothing.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::source::Findings;
+use crate::audit::Place;
+use crate::source::{Column, Findings};
 
 /// Why an export was not published. The snapshot before it goes on being served (promise 3).
 #[derive(Debug, thiserror::Error)]
@@ -72,5 +73,54 @@ impl Failure {
     /// Whether the same file may well be accepted the next time: what failed is not what is in it.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Changing { .. } | Self::Random(_))
+    }
+
+    /// What it is, in a word for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "unreadable",
+            Self::NotAFile { .. } => "not_a_file",
+            Self::Changing { .. } => "changing",
+            Self::Findings(_) => "findings",
+            Self::Empty { .. } => "empty",
+            Self::Shrunk { .. } => "shrunk",
+            Self::TooManyBuckets { .. } => "too_many_limits",
+            Self::Configuration(_) => "configuration",
+            Self::Random(_) => "no_randomness",
+        }
+    }
+
+    /// Where it is: numbers only. A column's name and a finding's message are texts of the export, and what looks like a
+    /// header may be a row of keys.
+    pub fn place(&self) -> Option<Place> {
+        let of = |path: &Path| Some(Place { file: path.display().to_string(), line: None, column: None });
+        match self {
+            Self::Io { path, .. }
+            | Self::NotAFile { path }
+            | Self::Changing { path }
+            | Self::Empty { path }
+            | Self::Shrunk { path, .. }
+            | Self::TooManyBuckets { path, .. } => of(path),
+            Self::Findings(findings) => {
+                let first = findings.kept().first();
+                let column = first.and_then(|first| match &first.column {
+                    Some(Column::Numbered { number, .. }) | Some(Column::Byte(number)) => {
+                        u64::try_from(*number).ok()
+                    }
+                    Some(Column::Named(_)) | None => None,
+                });
+                let line = first.map(|first| first.line).filter(|line| *line > 0);
+                Some(Place { file: findings.source().to_owned(), line, column })
+            }
+            Self::Configuration(_) | Self::Random(_) => None,
+        }
+    }
+
+    /// How many rows are wrong, or texts in them.
+    pub fn findings(&self) -> Option<u64> {
+        match self {
+            Self::Findings(findings) => Some(findings.total()),
+            _ => None,
+        }
     }
 }

@@ -125,6 +125,14 @@ impl SourceFile {
     /// # Errors
     /// When it cannot be read, changes meanwhile, or has findings; never a part of it.
     pub fn load(&self, seed: u64) -> Result<Loaded, Failure> {
+        self.load_seen(seed, &mut |_, _| {})
+    }
+
+    /// As [`load`](Self::load), and shows `see` every row that is taken, with its line.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_seen(&self, seed: u64, see: &mut dyn FnMut(u64, &KeyRecord<'_>)) -> Result<Loaded, Failure> {
         let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
         // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
         let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
@@ -138,8 +146,11 @@ impl SourceFile {
         let mut builder = Builder::new(seed, usize::try_from(expected).unwrap_or(0));
         builder = builder.with_plans(Arc::clone(&self.plans));
         let mut findings = Findings::new(self.path.display().to_string());
-        let mut sink =
-            |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+        let mut sink = |line: u64, record: &KeyRecord<'_>| {
+            builder.add(line, record).map_err(|error| error.to_string())?;
+            see(line, record);
+            Ok(())
+        };
         let read = source::read(&file, self.format, &self.layout, &mut sink, &mut findings);
 
         // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.

@@ -4,27 +4,34 @@
 //! it. Whatever fails before the swap leaves everything as it was. Requests to reload that arrive while one is running
 //! are answered together, by the next one, which begins after all of them were made.
 
+use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
+use crate::audit::{self, Audit, Event, Peer};
 use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
+use crate::revocation::Revocations;
 use crate::rules::Rules;
 use crate::snapshot::{Diff, Snapshot, Stamp};
 use crate::systemd;
 
+mod check;
 mod failure;
+mod history;
 mod load;
 mod watch;
 
+pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
+pub use history::{Accepted, History, Outcome};
 pub use load::{FileState, Loaded, SourceFile};
 use watch::Watch;
 
@@ -45,77 +52,13 @@ pub enum Trigger {
     Asked {
         /// Publish even what the guard refuses.
         force: bool,
+        /// Who asks.
+        peer: Peer,
         /// Where the outcome goes.
         reply: oneshot::Sender<Arc<Outcome>>,
     },
-}
-
-/// A reload that ended.
-#[derive(Debug)]
-pub struct Outcome {
-    /// When it ended.
-    pub at: Instant,
-    /// How long it took.
-    pub took: Duration,
-    /// What it did.
-    pub result: Result<Accepted, Failure>,
-}
-
-/// A snapshot that is in force on every connection.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Accepted {
-    /// Its number.
-    pub generation: u64,
-    /// Its keys.
-    pub keys: usize,
-    /// What it changed.
-    #[serde(flatten)]
-    pub diff: Diff,
-}
-
-/// What is known of reloads, for `keyward status`.
-#[derive(Clone)]
-pub struct History {
-    last: Arc<Mutex<Last>>,
-}
-
-struct Last {
-    outcome: Option<Arc<Outcome>>,
-    accepted: Option<Arc<Outcome>>,
-    buckets: u64,
-    source: Box<Path>,
-}
-
-impl History {
-    /// Nothing loaded yet from `source`.
-    pub fn new(source: &Path) -> Self {
-        let last = Last { outcome: None, accepted: None, buckets: 0, source: source.into() };
-        Self { last: Arc::new(Mutex::new(last)) }
-    }
-
-    /// The latest reload.
-    pub fn last(&self) -> Option<Arc<Outcome>> {
-        self.lock().outcome.clone()
-    }
-
-    /// The latest reload that was accepted.
-    pub fn last_accepted(&self) -> Option<Arc<Outcome>> {
-        self.lock().accepted.clone()
-    }
-
-    /// Where the keys come from.
-    pub fn source(&self) -> Box<Path> {
-        self.lock().source.clone()
-    }
-
-    /// Token buckets in use.
-    pub fn buckets(&self) -> u64 {
-        self.lock().buckets
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Last> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// `keyward check --daemon`: nothing is published.
+    Check(Asked),
 }
 
 /// The reload thread's side: everything that a reload needs.
@@ -126,12 +69,16 @@ pub struct Reloader {
     pub configure: Configure,
     /// Where snapshots go.
     pub publisher: Publisher,
+    /// What is revoked in every one of them.
+    pub revocations: Arc<Revocations>,
     /// The buckets.
     pub limiter: Arc<Limiter>,
     /// For the buckets' balances.
     pub clock: Clock,
     /// Where outcomes go.
     pub history: History,
+    /// And where they are kept.
+    pub audit: Audit,
     /// To wait for the workers, which run on tokio.
     pub runtime: tokio::runtime::Handle,
 }
@@ -161,6 +108,24 @@ pub struct Policy {
     pub max_shrink: f64,
 }
 
+impl Policy {
+    /// A set that is empty, or has lost more than it may at once, is more likely a broken export than a decision.
+    ///
+    /// # Errors
+    /// When `new` keys, read from `path`, must not take the place of `old` ones.
+    pub fn guard(&self, path: &Path, old: usize, new: usize) -> Result<(), Failure> {
+        let path = || path.to_path_buf();
+        if new == 0 {
+            return Err(Failure::Empty { path: path() });
+        }
+        let max_shrink = self.max_shrink;
+        if (old.saturating_sub(new)) as f64 > old as f64 * max_shrink {
+            return Err(Failure::Shrunk { path: path(), old, new, max_shrink });
+        }
+        Ok(())
+    }
+}
+
 /// A queue of triggers: bounded, since what waits is taken together.
 pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
     sync_channel(WAITING)
@@ -177,6 +142,8 @@ struct Running {
     /// A change is waiting among the triggers: one is enough.
     noticed: Arc<AtomicBool>,
     watch: Watch,
+    /// Checks that wait until no reload does. As many as there can be connections to the admin socket.
+    checks: VecDeque<Asked>,
 }
 
 impl Reloader {
@@ -192,11 +159,16 @@ impl Reloader {
             seen: None,
             noticed,
             watch,
+            checks: VecDeque::new(),
         };
-        running.reload(false, false);
+        let start = audit::Trigger::Start;
+        running.reload(&Cause { trigger: start, peers: Vec::new(), configure: false, force: false });
         ready();
         while let Some(batch) = running.next(triggers) {
             running.serve(batch);
+            if let Some(check) = running.checks.pop_front() {
+                running.check(check);
+            }
         }
     }
 }
@@ -215,8 +187,41 @@ fn changes(trigger: SyncSender<Trigger>, noticed: Arc<AtomicBool>) -> impl Fn() 
 #[derive(Default)]
 struct Batch {
     signal: bool,
-    asked: Vec<oneshot::Sender<Arc<Outcome>>>,
-    forced: Vec<oneshot::Sender<Arc<Outcome>>>,
+    asked: Askers,
+    forced: Askers,
+    checks: Vec<Asked>,
+}
+
+/// Who asked, and where the outcome goes.
+#[derive(Default)]
+struct Askers {
+    peers: Vec<Peer>,
+    replies: Vec<oneshot::Sender<Arc<Outcome>>>,
+}
+
+impl Askers {
+    fn add(&mut self, peer: Peer, reply: oneshot::Sender<Arc<Outcome>>) {
+        self.peers.push(peer);
+        self.replies.push(reply);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.replies.is_empty()
+    }
+
+    /// Whoever asked may have gone; the reload was made all the same.
+    fn answer(self, outcome: &Arc<Outcome>) {
+        self.replies.into_iter().for_each(|reply| drop(reply.send(Arc::clone(outcome))));
+    }
+}
+
+/// Why a reload is made.
+struct Cause {
+    trigger: audit::Trigger,
+    peers: Vec<Peer>,
+    /// Whether the configuration is read again too.
+    configure: bool,
+    force: bool,
 }
 
 impl Batch {
@@ -224,8 +229,9 @@ impl Batch {
         match trigger {
             Trigger::Changed => {}
             Trigger::Signal => self.signal = true,
-            Trigger::Asked { force: false, reply } => self.asked.push(reply),
-            Trigger::Asked { force: true, reply } => self.forced.push(reply),
+            Trigger::Asked { force: false, peer, reply } => self.asked.add(peer, reply),
+            Trigger::Asked { force: true, peer, reply } => self.forced.add(peer, reply),
+            Trigger::Check(asked) => self.checks.push(asked),
         }
     }
 }
@@ -236,7 +242,12 @@ impl Running {
     /// `None`: the daemon is going away.
     fn next(&self, triggers: &Receiver<Trigger>) -> Option<Batch> {
         let mut batch = Batch::default();
-        match triggers.recv_timeout(self.reloader.settings.policy.poll) {
+        // A check that waits is next, unless a reload has been asked for meanwhile.
+        let patience = match self.checks.is_empty() {
+            true => self.reloader.settings.policy.poll,
+            false => Duration::ZERO,
+        };
+        match triggers.recv_timeout(patience) {
             Ok(trigger) => batch.add(trigger),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return None,
@@ -249,7 +260,8 @@ impl Running {
     }
 
     fn serve(&mut self, batch: Batch) {
-        let Batch { signal, asked, forced } = batch;
+        let Batch { signal, mut asked, mut forced, checks } = batch;
+        self.checks.extend(checks);
         let has_changed = FileState::of(&self.reloader.settings.source.path) != self.seen;
         // The file alone has changed: the configuration is read again only where somebody says so.
         let configure = signal || !asked.is_empty() || !forced.is_empty();
@@ -258,28 +270,35 @@ impl Running {
             systemd::reloading();
         }
         if plain {
-            let outcome = self.reload(configure, false);
+            let trigger = match (asked.is_empty(), signal) {
+                (false, _) => audit::Trigger::Command,
+                (true, true) => audit::Trigger::Signal,
+                (true, false) => audit::Trigger::Change,
+            };
+            let peers = std::mem::take(&mut asked.peers);
+            let outcome = self.reload(&Cause { trigger, peers, configure, force: false });
             systemd::ready();
-            // Whoever asked may have gone; the reload was made all the same.
-            asked.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
+            asked.answer(&outcome);
         }
         if !forced.is_empty() {
-            let outcome = self.reload(configure, true);
+            let peers = std::mem::take(&mut forced.peers);
+            let outcome =
+                self.reload(&Cause { trigger: audit::Trigger::Command, peers, configure, force: true });
             systemd::ready();
-            forced.into_iter().for_each(|reply| drop(reply.send(Arc::clone(&outcome))));
+            forced.answer(&outcome);
         }
     }
 
-    fn reload(&mut self, configure: bool, force: bool) -> Arc<Outcome> {
+    fn reload(&mut self, cause: &Cause) -> Arc<Outcome> {
         let start = Instant::now();
-        let settings = if configure { self.configure() } else { Ok(self.reloader.settings.clone()) };
+        let settings = if cause.configure { self.configure() } else { Ok(self.reloader.settings.clone()) };
         let result = settings.and_then(|settings| {
-            let mut result = self.try_reload(&settings, force);
+            let mut result = self.try_reload(&settings, cause.force);
             for _ in 1..ATTEMPTS {
                 if !matches!(result, Err(Failure::Changing { .. })) {
                     break;
                 }
-                result = self.try_reload(&settings, force);
+                result = self.try_reload(&settings, cause.force);
             }
             // The configuration is taken with the keys that were read by it, or not at all.
             if result.is_ok() {
@@ -292,6 +311,7 @@ impl Running {
             self.seen = None;
         }
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
+        self.record(cause, &outcome);
         self.report(&outcome);
         self.watch.follow(&self.reloader.settings.source.path);
         outcome
@@ -309,28 +329,15 @@ impl Running {
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
         if !force {
-            self.guard(settings, loaded.keys.len())?;
+            let served = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
+            settings.policy.guard(&source.path, served, loaded.keys.len())?;
         }
         self.publish(settings, loaded)
     }
 
-    /// A set that is empty, or has lost more than it may at once, is more likely a broken export than a decision.
-    fn guard(&self, settings: &Settings, new: usize) -> Result<(), Failure> {
-        let path = || settings.source.path.to_path_buf();
-        if new == 0 {
-            return Err(Failure::Empty { path: path() });
-        }
-        let old = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
-        let max_shrink = settings.policy.max_shrink;
-        if (old.saturating_sub(new)) as f64 > old as f64 * max_shrink {
-            return Err(Failure::Shrunk { path: path(), old, new, max_shrink });
-        }
-        Ok(())
-    }
-
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
     fn publish(&mut self, settings: &Settings, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
-        let Reloader { limiter, publisher, runtime, clock, .. } = &mut self.reloader;
+        let Reloader { limiter, publisher, revocations, audit, runtime, clock, .. } = &mut self.reloader;
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
@@ -344,14 +351,15 @@ impl Running {
                 Stamp { generation, source_time, rules: Arc::clone(&settings.rules) },
             )
             .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
-        let accepted = Accepted { generation, keys: snapshot.len(), diff };
+        let mut accepted = Accepted { generation, keys: snapshot.len(), diff, revocations_agreed: 0 };
 
         let settlement = claim.commit();
         let snapshot = Arc::new(snapshot);
-        let epoch = publisher.publish(Arc::clone(&snapshot)).epoch;
+        let epoch = revocations.publish(publisher, Arc::clone(&snapshot)).epoch;
         self.generation = generation;
-        let old = self.current.replace(snapshot);
+        let old = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().passed(epoch));
+        accepted.revocations_agreed = revocations.settle(&snapshot, audit);
 
         let buckets = old.iter().flat_map(|old| old.buckets());
         self.ledger.settle(limiter, settlement, buckets, clock.now().ticks);
@@ -365,11 +373,46 @@ impl Running {
         failure.is_passing() && before.is_some_and(|before| before.to_string() == failure.to_string())
     }
 
+    /// Before anyone is told: an outcome that is acknowledged is in the audit trail.
+    fn record(&self, cause: &Cause, outcome: &Outcome) {
+        let refused = match &outcome.result {
+            Ok(_) => None,
+            Err(failure) if self.is_old_news(failure) && cause.peers.is_empty() => return,
+            Err(failure) => Some(failure),
+        };
+        let changes = outcome.result.as_ref().ok().map(|Accepted { diff, .. }| audit::Changes {
+            added: diff.added,
+            removed: diff.removed,
+            changed: diff.changed,
+            revoked: diff.revoked,
+        });
+        self.reloader.audit.record(&Event::Reload(audit::Reload {
+            trigger: cause.trigger,
+            peers: &cause.peers,
+            force: cause.force,
+            accepted: refused.is_none(),
+            keys: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
+            changes,
+            reason: refused.map(Failure::kind),
+            place: refused.and_then(Failure::place),
+            findings: refused.and_then(Failure::findings),
+            took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
+        }));
+    }
+
     fn report(&self, outcome: &Arc<Outcome>) {
         let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
         match &outcome.result {
-            Ok(Accepted { generation, keys, diff: Diff { added, removed, changed, revoked } }) => {
-                info!(generation, keys, added, removed, changed, revoked, took_ms, "source loaded");
+            Ok(Accepted {
+                generation,
+                keys,
+                diff: Diff { added, removed, changed, revoked, .. },
+                revocations_agreed,
+            }) => {
+                info!(
+                    generation,
+                    keys, added, removed, changed, revoked, revocations_agreed, took_ms, "source loaded"
+                );
                 systemd::status(&format!("serving {keys} keys, generation {generation}"));
             }
             Err(failure) if self.is_old_news(failure) => debug!(error = %failure, "source refused again"),

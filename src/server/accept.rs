@@ -14,6 +14,7 @@ use keyward_protocol::{ErrorCode, Fault};
 use tokio::net::UnixListener;
 use tracing::{info, warn};
 
+use crate::audit::{Audit, Peer, Socket};
 use crate::config::Clients;
 use crate::server::worker::Worker;
 
@@ -49,6 +50,8 @@ pub(super) struct Acceptor {
     pub(super) max_connections: usize,
     /// Who could not.
     pub(super) refusals: Arc<Refusals>,
+    /// Where it is written down.
+    pub(super) audit: Audit,
     /// When a refusal was last logged.
     pub(super) logged: Cell<Option<Instant>>,
 }
@@ -100,6 +103,7 @@ impl Acceptor {
                 );
             }
             self.refusals.peer.fetch_add(1, Ordering::Relaxed);
+            self.audit.refuse(Socket::Verify, Peer { uid, pid: peer.pid() });
             return self.refuse(Ok(stream), Fault::new(ErrorCode::PeerRefused, uid, 0));
         }
         let open: usize = self.workers.iter().map(Worker::open).sum();

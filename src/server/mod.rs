@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! main thread     control runtime: accept, admin, signals, drain
+//! (blocking)      revocations, as long as they write to the disk
 //! worker-0..N     a runtime each: connections, for good
 //! reload          reads, builds, publishes, waits, frees
 //! (notify)        tells `reload` that a file changed
@@ -9,6 +10,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -21,31 +23,36 @@ use tokio::task::LocalSet;
 use tracing::{info, warn};
 
 use crate::admin;
+use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::connection::{Counters, Shared, Timeouts};
 use crate::limiter::Limiter;
-use crate::publish::{Publisher, Served};
+use crate::publish::{Epochs, Publisher, Served};
 use crate::reload::{Configure, History, Reloader, Settings, Trigger, triggers};
+use crate::revocation::{self, Revocations};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
 use crate::server::operator::Operator;
 use crate::server::worker::Worker;
 use crate::state::{self, StateDir};
 use crate::systemd;
+use crate::usage::{Log, Usage};
 
 mod accept;
 mod listener;
 mod operator;
+mod preview;
 mod worker;
 
 pub use listener::ListenError;
+pub use preview::diff;
 
 /// Descriptors that are not connections: sockets, epoll, inotify, the source, logs, and room to spare.
 const OWN_DESCRIPTORS: u64 = 64;
 
-/// How long a reload waits for peers to read answers of the old snapshot, before their connections are ended. An
-/// acknowledgement must not depend on a peer that has stopped.
+/// How long a reload or a revocation waits for peers to read answers that were made before it, before their connections
+/// are ended. An acknowledgement must not depend on a peer that has stopped.
 const OVERDUE: Duration = Duration::from_secs(1);
 
 /// How often the end of the workers is looked for while draining.
@@ -72,6 +79,12 @@ pub enum StartError {
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] state::OpenError),
+    /// A file in it cannot be used.
+    #[error(transparent)]
+    File(#[from] state::FileError),
+    /// What has been revoked is not known.
+    #[error(transparent)]
+    Revocations(#[from] revocation::OpenError),
     /// The system says no.
     #[error("cannot {what}: {error}")]
     System {
@@ -121,15 +134,33 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     }
 
     // After the sockets: who connects while another daemon is still leaving the directory waits to be answered.
-    let _state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?;
+    let state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?.map(Arc::new);
+    let audit = match &state {
+        Some(directory) => Audit::open(directory, config.audit)?,
+        None => Audit::off(),
+    };
+    let uid = rustix::process::geteuid().as_raw();
+    audit.record(&Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), uid });
+    audit.record(&configured(config.file.as_deref(), None));
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control runtime"))?;
-    let daemon = Daemon::start(config, configuration, max_connections, runtime.handle())?;
+    let (usage, logs) = Usage::start(state.as_deref(), config.usage, config.server.workers)?;
+    let accounts = Accounts { audit: audit.clone(), usage, logs };
+    let daemon = Daemon::start(config, configuration, max_connections, state, runtime.handle(), accounts)?;
     let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
     // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
     drop((verify, admin));
+    audit.stop();
     drained
+}
+
+/// What is written down while the daemon runs.
+struct Accounts {
+    audit: Audit,
+    usage: Usage,
+    /// One for each worker.
+    logs: Vec<Log>,
 }
 
 /// Reads the configuration again.
@@ -139,11 +170,24 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
     Ok(Settings { source: config.file(), policy: config.policy(), rules: Arc::new(config.rules()?) })
 }
 
+/// What the audit trail says of a configuration: not the error's text, which may repeat a setting.
+fn configured(file: Option<&Path>, error: Option<&ConfigError>) -> Event<'static> {
+    let position = error.and_then(ConfigError::position);
+    let count = |number: usize| u64::try_from(number).ok();
+    Event::Configuration {
+        file: file.map(|file| file.display().to_string()),
+        accepted: error.is_none(),
+        line: position.and_then(|position| count(position.line)),
+        column: position.and_then(|position| count(position.column)),
+    }
+}
+
 /// For reloads: the settings that they can change, and a word about the others.
-fn again(started_with: Config, configuration: Configuration) -> Configure {
+fn again(started_with: Config, configuration: Configuration, audit: Audit) -> Configure {
     Box::new(move || {
-        let config = configuration().map_err(|error| error.to_string())?;
-        let settings = settings(&config).map_err(|error| error.to_string())?;
+        let read = configuration().and_then(|config| Ok((settings(&config)?, config)));
+        audit.record(&configured(started_with.file.as_deref(), read.as_ref().err()));
+        let (settings, config) = read.map_err(|error| error.to_string())?;
         if (&config.server, config.log) != (&started_with.server, started_with.log) {
             warn!("[server] or [log] has changed in the configuration; that takes effect at the next start");
         }
@@ -158,6 +202,10 @@ struct Daemon {
     trigger: SyncSender<Trigger>,
     history: History,
     served: Served,
+    audit: Audit,
+    usage: Usage,
+    epochs: Epochs,
+    revocations: Arc<Revocations>,
     limit: usize,
     loaded: oneshot::Receiver<()>,
 }
@@ -167,9 +215,15 @@ impl Daemon {
         config: &Config,
         configuration: Configuration,
         limit: usize,
+        state: Option<Arc<StateDir>>,
         runtime: &tokio::runtime::Handle,
+        accounts: Accounts,
     ) -> Result<Self, StartError> {
+        let Accounts { audit, usage, logs } = accounts;
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
+        let epochs = publisher.epochs();
+        // Before anything is served: what is on the list is in force from the first answer on.
+        let revocations = Arc::new(Revocations::open(state, &publisher)?);
         let (draining, drain) = watch::channel(false);
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
@@ -177,26 +231,29 @@ impl Daemon {
         let rules = Arc::clone(&settings.rules);
         let timeouts = Timeouts { idle: config.server.idle_timeout, overdue: OVERDUE };
 
-        let start = |(number, subscription)| {
+        let start = |(number, (subscription, log))| {
             let counters = Arc::new(Counters::default());
             let (limiter, rules, clock) = (Arc::clone(&limiter), Arc::clone(&rules), clock.clone());
             let (own_counters, drain) = (Arc::clone(&counters), drain.clone());
             Worker::start(number, counters, move || {
-                Shared::new(subscription, limiter, rules, clock, own_counters, timeouts, drain)
+                Shared::new(subscription, log, limiter, rules, clock, own_counters, timeouts, drain)
             })
         };
-        let workers: io::Result<Vec<Worker>> = subscriptions.into_iter().enumerate().map(start).collect();
+        let workers: io::Result<Vec<Worker>> =
+            subscriptions.into_iter().zip(logs).enumerate().map(start).collect();
         let workers = workers.map_err(system("start a worker"))?.into();
 
         let history = History::new(&settings.source.path);
         let served = publisher.served();
         let reloader = Reloader {
             settings,
-            configure: again(config.clone(), configuration),
+            configure: again(config.clone(), configuration, audit.clone()),
             publisher,
+            revocations: Arc::clone(&revocations),
             limiter,
             clock,
             history: history.clone(),
+            audit: audit.clone(),
             runtime: runtime.clone(),
         };
         let (trigger, triggers) = triggers();
@@ -206,7 +263,19 @@ impl Daemon {
             .name("reload".into())
             .spawn(move || reloader.run(watch, &triggers, || _ = say_loaded.send(())))
             .map_err(system("start the reload thread"))?;
-        Ok(Self { workers, draining, trigger, history, served, limit, loaded })
+        Ok(Self {
+            workers,
+            draining,
+            trigger,
+            history,
+            served,
+            epochs,
+            revocations,
+            audit,
+            usage,
+            limit,
+            loaded,
+        })
     }
 
     /// Serves until it is told to stop, and drains.
@@ -221,6 +290,7 @@ impl Daemon {
             clients: config.server.clients.clone(),
             max_connections: self.limit,
             refusals: Arc::clone(&refusals),
+            audit: self.audit.clone(),
             logged: Cell::new(None),
         });
         let listening = verify.for_tokio().map_err(system("listen"))?;
@@ -247,8 +317,12 @@ impl Daemon {
             workers: Arc::clone(&self.workers),
             refusals,
             served: self.served,
+            epochs: self.epochs,
+            revocations: self.revocations,
             history: self.history,
             trigger: self.trigger.clone(),
+            audit: self.audit,
+            usage: self.usage.clone(),
             started: Instant::now(),
         };
         let operating = admin.for_tokio().map_err(system("listen on the admin socket"))?;
@@ -281,6 +355,7 @@ impl Daemon {
         verify.waiting().for_each(|stream| acceptor.admit(stream));
         self.draining.send_replace(true);
         drain(&self.workers, config.server.drain_timeout).await;
+        self.usage.stop().await;
         operating.abort();
         info!("stopped");
         Ok(())

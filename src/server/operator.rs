@@ -1,6 +1,7 @@
 //! What the admin socket's commands do.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,46 +9,169 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use keyward_protocol::Verdict;
 use tokio::sync::oneshot;
 
-use crate::admin::message::{Changes, Command, Reload, Reply, Status, Version};
+use crate::admin::check::Check;
+use crate::admin::message::{self, Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
-use crate::publish::Served;
-use crate::reload::{History, Outcome, Trigger};
+use crate::audit::{self, Audit, Event, Socket};
+use crate::publish::{Epochs, Served};
+use crate::record::Quoted;
+use crate::reload::{Asked, History, Outcome, Trigger};
+use crate::revocation::{Change, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
 use crate::snapshot::Diff;
+use crate::usage::{Question, Usage};
 
-/// Sees all parts of a daemon, and touches only the trigger of reloads.
+/// Sees all parts of a daemon, and touches only the trigger of reloads and the list of revocations.
 pub(super) struct Operator {
     pub(super) workers: Arc<[Worker]>,
     pub(super) refusals: Arc<Refusals>,
     pub(super) served: Served,
+    pub(super) epochs: Epochs,
+    pub(super) revocations: Arc<Revocations>,
     pub(super) history: History,
     pub(super) trigger: SyncSender<Trigger>,
+    pub(super) audit: Audit,
+    pub(super) usage: Usage,
     pub(super) started: Instant,
 }
 
+/// What a command does to the list.
+#[derive(Clone, Copy)]
+enum Edit {
+    Revoke,
+    Unrevoke,
+}
+
+/// What the audit trail says of a change. Before any keys are loaded nobody can tell whether what was named is an id or a
+/// key that somebody typed by mistake: then it is not repeated.
+fn revocation<'a>(target: &'a Target, change: &Change, peer: Peer) -> audit::Revocation<'a> {
+    let is_known = |text: &&str| change.generation > 0 || !Quoted(text).may_be_key();
+    audit::Revocation {
+        key_id: target.key_id().filter(is_known),
+        owner: target.owner().filter(is_known),
+        keys: change.keys,
+        revoked: change.revoked,
+        peer,
+    }
+}
+
 impl Operate for Operator {
-    async fn operate(&self, command: Command, _peer: Peer) -> Reply {
+    async fn operate(&self, command: Command, peer: Peer) -> Reply {
         match command {
             Command::Status => self.status().into(),
-            Command::Reload { force } => self.reload(force).await,
+            Command::Reload { force } => self.reload(force, peer).await,
+            Command::Check { source } => self.check(source, peer).await,
+            Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
+            Command::Revoke(target) => self.revoke(target, peer, Edit::Revoke).await,
+            Command::Unrevoke(target) => self.revoke(target, peer, Edit::Unrevoke).await,
             Command::Version => Version::current().into(),
         }
+    }
+
+    fn refused(&self, peer: Peer) {
+        self.audit.refuse(Socket::Admin, peer);
     }
 }
 
 impl Operator {
-    async fn reload(&self, force: bool) -> Reply {
+    async fn reload(&self, force: bool, peer: Peer) -> Reply {
         let (reply, outcome) = oneshot::channel();
-        match self.trigger.try_send(Trigger::Asked { force, reply }) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Reply::error("too many reloads are waiting; try again"),
-            Err(TrySendError::Disconnected(_)) => return Reply::error("the daemon is shutting down"),
-        }
-        match outcome.await {
+        match self.ask(Trigger::Asked { force, peer, reply }, outcome).await {
             Ok(outcome) => self.report(&outcome).into(),
-            Err(_) => Reply::error("the daemon is shutting down"),
+            Err(refused) => refused,
         }
+    }
+
+    /// The daemon reads what its own user may read, and what is wrong with a file is told with parts of it: so only who
+    /// could read it anyway may name one.
+    async fn check(&self, source: Option<String>, peer: Peer) -> Reply {
+        let source = source.map(PathBuf::from);
+        if source.is_some() && peer.uid != 0 && peer.uid != rustix::process::geteuid().as_raw() {
+            return Reply::error(
+                "only root and the daemon's own user may name a file to be read; without one, the daemon's source is \
+                 checked",
+            );
+        }
+        if source.as_ref().is_some_and(|source| !source.is_absolute()) {
+            return Reply::error("source must be an absolute path: the daemon has another working directory");
+        }
+        let (reply, preview) = oneshot::channel();
+        match self.ask(Trigger::Check(Asked { source, reply }), preview).await {
+            Ok(preview) => Check::from(&preview).into(),
+            Err(refused) => refused,
+        }
+    }
+
+    /// Has the reload thread do something, and waits for what comes of it.
+    async fn ask<T>(&self, trigger: Trigger, answer: oneshot::Receiver<T>) -> Result<T, Reply> {
+        match self.trigger.try_send(trigger) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return Err(Reply::error("too many reloads are waiting; try again"));
+            }
+            Err(TrySendError::Disconnected(_)) => return Err(Reply::error("the daemon is shutting down")),
+        }
+        answer.await.map_err(|_| Reply::error("the daemon is shutting down"))
+    }
+
+    async fn usage(&self, key_id: Option<String>, owner: Option<String>, top: Option<usize>) -> Reply {
+        let question = match (key_id, owner, top) {
+            (Some(key_id), None, None) => Question::Key(key_id),
+            (None, Some(owner), None) => Question::Owner(owner),
+            (None, None, Some(top)) => Question::Top(top),
+            _ => return Reply::error("usage takes one of key_id, owner and top"),
+        };
+        match self.usage.ask(question).await {
+            Some(totals) => totals.into(),
+            None => Reply::error("the daemon is shutting down"),
+        }
+    }
+
+    /// Changes the list, which writes to the disk and so has a thread of its own meanwhile, and answers once
+    /// the change is in force everywhere.
+    async fn revoke(&self, asked: message::Target, peer: Peer, edit: Edit) -> Reply {
+        let target = match Target::new(asked.key_id.as_deref(), asked.owner.as_deref()) {
+            Ok(target) => target,
+            Err(error) => return Reply::error(error.to_string()),
+        };
+        let (revocations, audit) = (Arc::clone(&self.revocations), self.audit.clone());
+        let changed = tokio::task::spawn_blocking(move || {
+            let change = match edit {
+                Edit::Revoke => revocations.revoke(target.clone(), peer.uid),
+                Edit::Unrevoke => revocations.unrevoke(target.clone(), peer.uid),
+            }?;
+            if !change.already {
+                let revocation = revocation(&target, &change, peer);
+                audit.record(&match edit {
+                    Edit::Revoke => Event::Revoke(revocation),
+                    Edit::Unrevoke => Event::Unrevoke(revocation),
+                });
+            }
+            Ok::<Change, Refused>(change)
+        });
+        let changed = changed.await;
+        let change = match changed {
+            Ok(Ok(change)) => change,
+            Ok(Err(refused)) => return Reply::error(refused.to_string()),
+            Err(_) => return Reply::error("the daemon is shutting down"),
+        };
+        self.epochs.passed(change.epoch).await;
+        let Change { already, keys, revoked, generation, .. } = change;
+        message::Revocation { target: asked, already, keys, revoked, generation }.into()
+    }
+
+    fn revocations(&self) -> Vec<message::Revoked> {
+        let entries = self.revocations.entries().into_iter();
+        let listed = entries.map(|(target, record)| message::Revoked {
+            target: message::Target {
+                key_id: target.key_id().map(str::to_owned),
+                owner: target.owner().map(str::to_owned),
+            },
+            when: record.when.to_string(),
+            by_uid: record.by_uid,
+        });
+        listed.collect()
     }
 
     fn status(&self) -> Status {
@@ -75,10 +199,12 @@ impl Operator {
             source_age_s: age,
             last_reload: self.history.last().map(|outcome| self.report(&outcome)),
             last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),
+            revocations: self.revocations(),
             connections: self.workers.iter().map(Worker::open).sum(),
             accepted_connections: sum(|worker| worker.counters.connections()),
             refused_connections: self.refusals.by_reason(),
             verdicts,
+            refunds: sum(|worker| worker.counters.refunds()),
             errors: sum(|worker| worker.counters.faults()),
             uptime_s: self.started.elapsed().as_secs(),
             workers: self.workers.len(),
@@ -99,14 +225,10 @@ impl Operator {
                 accepted: true,
                 generation: accepted.generation,
                 keys: accepted.keys,
-                changes: Some(Changes {
-                    added: accepted.diff.added,
-                    removed: accepted.diff.removed,
-                    changed: accepted.diff.changed,
-                    revoked: accepted.diff.revoked,
-                }),
+                changes: Some((&accepted.diff).into()),
                 error: None,
                 unchanged: accepted.diff == Diff::default(),
+                revocations_agreed: accepted.revocations_agreed,
                 took_ms,
                 age_s,
             },
@@ -117,6 +239,7 @@ impl Operator {
                 changes: None,
                 error: Some(failure.to_string()),
                 unchanged: false,
+                revocations_agreed: 0,
                 took_ms,
                 age_s,
             },

@@ -59,6 +59,7 @@ impl Worker {
 /// Takes connections, and serves each in a task of its own.
 async fn serve(mut handed: mpsc::UnboundedReceiver<UnixStream>, shared: Rc<Shared>, open: Arc<AtomicUsize>) {
     tokio::task::spawn_local(Rc::clone(&shared).follow());
+    tokio::task::spawn_local(Rc::clone(&shared).account());
     while let Some(stream) = handed.recv().await {
         let counted = Open(Arc::clone(&open));
         match adopt(stream) {

@@ -11,6 +11,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
 use ipnet::IpNet;
 
+use crate::memory::{Huge, HugeVec};
 use crate::record::{KeyRecord, Limit, Origin, Plans, UnknownPlan, on_top};
 use crate::snapshot::entry::{Entry, StatusByte, Text};
 use crate::snapshot::policy::Policy;
@@ -26,7 +27,7 @@ pub struct Keys {
     pub(super) ids: Ids,
     /// The other entries of a key id in rotation, each after the first entry that has it; ascending.
     pub(super) rotated: Vec<(u32, u32)>,
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: HugeVec<Entry>,
     pub(super) policies: Vec<Policy>,
     /// The first is nobody.
     pub(super) owners: Vec<Text>,
@@ -129,10 +130,10 @@ impl Builder {
         let keys = Keys {
             seed,
             hasher: IdHasher::default(),
-            index: HashTable::with_capacity(expected),
+            index: HashTable::with_capacity_in(expected, Huge),
             ids: HashTable::with_capacity(expected),
             rotated: Vec::new(),
-            entries: Vec::with_capacity(expected),
+            entries: HugeVec::with_capacity_in(expected, Huge),
             policies: Vec::new(),
             owners: vec![Text::default()],
             arena: String::new(),

@@ -1,13 +1,20 @@
-//! What a new set of keys changes, counted before it is published: row against row, whatever an operator has revoked.
+//! What a new set of keys changes: counted, with a few examples, before it is published. Row against row, whatever an
+//! operator has revoked.
+//!
+//! One type serves a reload, a reload that is only tried, and the comparison of two files. The examples cost a reload
+//! next to nothing: there are few of them, and what was added is told by one bit for each row.
 
 use std::collections::HashMap;
 
-use crate::record::Status;
+use crate::record::{Digest, Status, rfc3339};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::{IdHasher, Keys, Snapshot};
 
+/// Examples of each kind: a screenful.
+pub const MAX_EXAMPLES: usize = 20;
+
 /// How many keys a reload adds, removes and changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Diff {
     /// Hashes that were not there before.
     pub added: usize,
@@ -17,41 +24,320 @@ pub struct Diff {
     pub changed: usize,
     /// Keys that were active and are not any more: removed, disabled or revoked. Some of these are counted above too.
     pub revoked: usize,
+    /// Some of each.
+    #[serde(skip)]
+    pub examples: Examples,
+}
+
+/// The first [`MAX_EXAMPLES`] of each kind, in the order of the export that has them: for what is gone, the old one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the counts")]
+pub struct Examples {
+    pub added: Vec<Example>,
+    pub removed: Vec<Example>,
+    pub changed: Vec<Example>,
+    pub revoked: Vec<Example>,
+}
+
+/// One row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// What the key is called; of a key that is renamed, before.
+    pub key_id: Box<str>,
+    /// The first bytes of its hash, to tell the rows of a rotation apart; too few to be of any use.
+    pub hash: [u8; 4],
+    /// What is said differently of it.
+    pub differences: Vec<Difference>,
+}
+
+/// One field that says something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name in an export.
+    pub field: &'static str,
+    /// What it says before and after, where that is short. Empty: it says nothing.
+    pub values: Option<[Box<str>; 2]>,
+}
+
+impl Difference {
+    /// A field that is too long to be shown.
+    pub(super) fn of(field: &'static str) -> Self {
+        Self { field, values: None }
+    }
+
+    /// A field that is short.
+    pub(super) fn between(field: &'static str, before: &str, after: &str) -> Self {
+        Self { field, values: Some([before.into(), after.into()]) }
+    }
+}
+
+/// A row and its place.
+#[derive(Clone, Copy)]
+struct Row<'k> {
+    keys: &'k Keys,
+    entry: &'k Entry,
+    id: u32,
 }
 
 impl Keys {
     /// What publishing these keys after `old` would change.
     pub fn diff(&self, old: Option<&Snapshot>) -> Diff {
-        let Some(old) = old else {
-            return Diff { added: self.len(), ..Diff::default() };
-        };
-        let mut same_policy: HashMap<_, _, IdHasher> = HashMap::default();
+        self.diff_from(old.map(Snapshot::table))
+    }
+
+    /// What there is to be told between `old` and these keys; without `old`, all of them are new.
+    pub fn diff_from(&self, old: Option<&Self>) -> Diff {
         let mut diff = Diff::default();
-        for (before, before_id) in old.keys.entries.iter().zip(0..) {
+        let mut kept = Bits::new(self.len());
+        if let Some(old) = old {
+            self.compare(old, &mut diff, &mut kept);
+        }
+        diff.added = self.len() - (old.map_or(0, Self::len) - diff.removed);
+        let added = kept.zeros().take(diff.added.min(MAX_EXAMPLES));
+        let added = added.filter_map(|id| Some(self.entries.get(id as usize)?.example(self, Vec::new())));
+        diff.examples.added = added.collect();
+        diff
+    }
+
+    /// Looks each row of `old` up, and marks the ones that are still there.
+    fn compare(&self, old: &Self, diff: &mut Diff, kept: &mut Bits) {
+        let mut same_policy: HashMap<_, _, IdHasher> = HashMap::default();
+        for (before, before_id) in old.entries.iter().zip(0..) {
             let after_id = self.find_exactly(&before.digest);
             let after = after_id.and_then(|id| Some((self.entries.get(id as usize)?, id)));
             let was_active = before.status.of_row() == Status::Active;
             let Some((after, after_id)) = after else {
-                diff.removed += 1;
-                diff.revoked += usize::from(was_active);
+                count(&mut diff.removed, &mut diff.examples.removed, || before.example(old, Vec::new()));
+                if was_active {
+                    count(&mut diff.revoked, &mut diff.examples.revoked, || before.example(old, Vec::new()));
+                }
                 continue;
             };
+            kept.set(after_id);
             let same_policy = *same_policy.entry((before.policy, after.policy)).or_insert_with(|| {
-                old.keys.policies[before.policy as usize] == self.policies[after.policy as usize]
+                old.policies[before.policy as usize] == self.policies[after.policy as usize]
             });
-            let same_row = same_row((self, after, after_id), (&old.keys, before, before_id));
-            diff.changed += usize::from(!same_policy || !same_row);
-            diff.revoked += usize::from(was_active && after.status.of_row() != Status::Active);
+            let before = Row { keys: old, entry: before, id: before_id };
+            let after = Row { keys: self, entry: after, id: after_id };
+            if !same_policy || !same_row(after, before) {
+                count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
+            }
+            if was_active && after.entry.status.of_row() != Status::Active {
+                count(&mut diff.revoked, &mut diff.examples.revoked, || before.changed_to(after));
+            }
         }
-        diff.added = self.len() - (old.len() - diff.removed);
-        diff
+    }
+}
+
+/// Counts one, and shows it if it is among the first.
+fn count(number: &mut usize, examples: &mut Vec<Example>, example: impl FnOnce() -> Example) {
+    *number += 1;
+    if examples.len() < MAX_EXAMPLES {
+        examples.push(example());
+    }
+}
+
+impl Entry {
+    fn example(&self, keys: &Keys, differences: Vec<Difference>) -> Example {
+        Example { key_id: keys.text(self.key_id).into(), hash: stub(&self.digest), differences }
+    }
+}
+
+fn stub(digest: &Digest) -> [u8; 4] {
+    let [a, b, c, d, ..] = *digest;
+    [a, b, c, d]
+}
+
+impl<'k> Row<'k> {
+    fn key_id(self) -> &'k str {
+        self.keys.text(self.entry.key_id)
+    }
+
+    fn owner(self) -> &'k str {
+        self.keys.owners.get(self.entry.owner as usize).map_or("", |owner| self.keys.text(*owner))
+    }
+
+    fn changed_to(self, after: Row<'_>) -> Example {
+        let [old, new] = [self.entry, after.entry];
+        let times =
+            [("not_before", old.not_before, new.not_before), ("expires_at", old.expires_at, new.expires_at)];
+        let texts = [
+            ("key_id", self.key_id(), after.key_id()),
+            ("owner", self.owner(), after.owner()),
+            ("status", name(old.status.of_row()), name(new.status.of_row())),
+        ];
+        let texts = texts.into_iter().filter(|(_, before, after)| before != after);
+        let mut differences: Vec<_> =
+            texts.map(|(field, before, after)| Difference::between(field, before, after)).collect();
+        let times = times.into_iter().filter(|(_, before, after)| before != after);
+        differences.extend(
+            times.map(|(field, before, after)| Difference::between(field, &time(before), &time(after))),
+        );
+        self.keys.policies[old.policy as usize]
+            .differences(&after.keys.policies[new.policy as usize], &mut differences);
+        if self.keys.metadata_of(self.id) != after.keys.metadata_of(after.id) {
+            differences.push(Difference::of("metadata"));
+        }
+        old.example(self.keys, differences)
+    }
+}
+
+fn name(status: Status) -> &'static str {
+    match status {
+        Status::Active => "active",
+        Status::Disabled => "disabled",
+        Status::Revoked => "revoked",
+    }
+}
+
+/// In RFC 3339; what bounds nothing is empty, as it is in an export.
+fn time(seconds: u32) -> String {
+    match seconds {
+        0 | u32::MAX => String::new(),
+        seconds => rfc3339(seconds),
     }
 }
 
 /// Whether two rows of one hash say the same, their policies apart.
-fn same_row((keys, a, a_id): (&Keys, &Entry, u32), (others, b, b_id): (&Keys, &Entry, u32)) -> bool {
-    (a.status.of_row(), a.not_before, a.expires_at) == (b.status.of_row(), b.not_before, b.expires_at)
-        && keys.text(a.key_id) == others.text(b.key_id)
-        && keys.text(keys.owners[a.owner as usize]) == others.text(others.owners[b.owner as usize])
-        && keys.metadata_of(a_id) == others.metadata_of(b_id)
+fn same_row(a: Row<'_>, b: Row<'_>) -> bool {
+    let times = |row: Row<'_>| (row.entry.status.of_row(), row.entry.not_before, row.entry.expires_at);
+    times(a) == times(b)
+        && a.key_id() == b.key_id()
+        && a.owner() == b.owner()
+        && a.keys.metadata_of(a.id) == b.keys.metadata_of(b.id)
+}
+
+/// One bit for each row.
+struct Bits {
+    words: Vec<u64>,
+    length: usize,
+}
+
+impl Bits {
+    fn new(length: usize) -> Self {
+        Self { words: vec![0; length.div_ceil(64)], length }
+    }
+
+    fn set(&mut self, at: u32) {
+        if let Some(word) = self.words.get_mut(at as usize / 64) {
+            *word |= 1 << (at % 64);
+        }
+    }
+
+    /// Where none was set, ascending. Full words are passed over as one.
+    fn zeros(&self) -> impl Iterator<Item = u32> {
+        let words = self.words.iter().enumerate().filter(|(_, word)| **word != u64::MAX);
+        let zeros = words.flat_map(|(at, word)| {
+            (0..64).filter(move |bit| word & (1 << bit) == 0).map(move |bit| at * 64 + bit)
+        });
+        zeros.take_while(|at| *at < self.length).map(|at| at as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::KeyRecord;
+    use crate::snapshot::Builder;
+    use crate::source::{Findings, Format, Layout, read};
+
+    const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
+                          allowed_origins,limits,metadata\n";
+
+    fn keys(rows: &[String]) -> Keys {
+        let mut builder = Builder::new(7, 0);
+        let mut findings = Findings::new("keys.csv");
+        let mut sink =
+            |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+        let text = format!("{HEADER}{}", rows.concat());
+        read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
+        assert_eq!(findings.to_string(), "");
+        builder.finish()
+    }
+
+    /// `rest` follows the key id.
+    fn row(number: usize, rest: &str) -> String {
+        format!("{number:064x},k{number},{rest}\n")
+    }
+
+    fn plain(number: usize) -> String {
+        row(number, ",,,,,,,,,,")
+    }
+
+    fn ids(examples: &[Example]) -> Vec<&str> {
+        examples.iter().map(|example| &*example.key_id).collect()
+    }
+
+    #[test]
+    fn everything_is_new_to_nobody() {
+        let diff = keys(&[plain(1), plain(2)]).diff_from(None);
+        assert_eq!((diff.added, diff.removed, diff.changed, diff.revoked), (2, 0, 0, 0));
+        assert_eq!(ids(&diff.examples.added), ["k1", "k2"]);
+        let same = keys(&[plain(1), plain(2)]).diff_from(Some(&keys(&[plain(2), plain(1)])));
+        assert_eq!(same, Diff::default(), "the order of rows says nothing");
+    }
+
+    #[test]
+    fn each_kind_is_counted_and_named() {
+        let old = keys(&[plain(1), plain(2), row(3, ",,,disabled,,,,,,,"), plain(4), plain(5)]);
+        let new =
+            keys(&[plain(9), row(2, ",,,revoked,,,,,,,"), plain(5), row(4, "acme,,,,,,,,,,"), plain(8)]);
+        let Diff { added, removed, changed, revoked, examples } = new.diff_from(Some(&old));
+        assert_eq!((added, removed, changed, revoked), (2, 2, 2, 2));
+        assert_eq!(ids(&examples.added), ["k9", "k8"], "in the order of the new export");
+        assert_eq!(ids(&examples.removed), ["k1", "k3"]);
+        assert_eq!(ids(&examples.changed), ["k2", "k4"]);
+        assert_eq!(ids(&examples.revoked), ["k1", "k2"], "what was disabled had been out of force");
+        let status = Difference::between("status", "active", "revoked");
+        assert_eq!(examples.revoked[1].differences, [status]);
+        assert_eq!(examples.changed[1].differences, [Difference::between("owner", "", "acme")]);
+        assert_eq!(examples.removed[0].hash, [0; 4]);
+    }
+
+    #[test]
+    fn every_field_that_differs_is_told() {
+        let old = keys(&[plain(1)]);
+        let everything = "o,e,p,disabled,2026-01-01T00:00:00Z,2027-01-01T00:00:00Z,s,10.0.0.0/8,\
+                          https://a.example,1/s,{}";
+        let new = keys(&[row(1, everything)]);
+        let told = |from: &Keys, to: &Keys| -> Vec<(&str, Option<[Box<str>; 2]>)> {
+            let [example] = to.diff_from(Some(from)).examples.changed.try_into().expect("one");
+            example.differences.into_iter().map(|told| (told.field, told.values)).collect()
+        };
+        let both = |before: &str, after: &str| Some([before.into(), after.into()]);
+        let expected = [
+            ("owner", both("", "o")),
+            ("status", both("active", "disabled")),
+            ("not_before", both("", "2026-01-01T00:00:00Z")),
+            ("expires_at", both("", "2027-01-01T00:00:00Z")),
+            ("environment", both("", "e")),
+            ("plan", both("", "p")),
+            ("scopes", None),
+            ("allowed_ips", None),
+            ("allowed_origins", None),
+            ("limits", None),
+            ("metadata", None),
+        ];
+        assert_eq!(told(&old, &new), expected);
+        assert_eq!(told(&new, &old).len(), expected.len(), "and the other way round");
+        let renamed = keys(&[plain(1).replace("k1", "k2")]);
+        assert_eq!(told(&old, &renamed), [("key_id", both("k1", "k2"))]);
+    }
+
+    #[test]
+    fn examples_are_few_however_many_there_are() {
+        let all: Vec<_> = (0..1000).map(plain).collect();
+        let kept: Vec<_> = all.iter().skip(130).step_by(2).cloned().collect();
+        let (all, kept) = (keys(&all), keys(&kept));
+        let fewer = kept.diff_from(Some(&all));
+        assert_eq!((fewer.added, fewer.removed, fewer.revoked), (0, 565, 565));
+        let shown = [&fewer.examples.removed, &fewer.examples.revoked].map(Vec::len);
+        assert_eq!(shown, [MAX_EXAMPLES; 2]);
+        let more = all.diff_from(Some(&kept));
+        assert_eq!((more.added, more.removed, more.examples.added.len()), (565, 0, MAX_EXAMPLES));
+        assert_eq!(more.examples.added[19].key_id.as_ref(), "k19");
+        let last = keys(&(0..1000).map(plain).collect::<Vec<_>>());
+        let without_last = keys(&(0..999).map(plain).collect::<Vec<_>>());
+        assert_eq!(ids(&last.diff_from(Some(&without_last)).examples.added), ["k999"]);
+    }
 }

@@ -16,6 +16,7 @@ use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
+use crate::memory::Huge;
 use crate::record::{Digest, Status};
 use crate::rules::Rules;
 
@@ -32,7 +33,7 @@ mod summary;
 pub use build::{Builder, Keys, RowError};
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
-pub use diff::Diff;
+pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
 use entry::{Entry, Text};
 pub use ip_set::IpSet;
 pub use policy::Policy;
@@ -62,6 +63,14 @@ pub struct Stamp {
 /// Position of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryId(u32);
+
+impl EntryId {
+    /// The same as a number; the first is 0.
+    #[inline]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
 
 /// What the digest index holds: enough of the digest to find the right entry but for one time in 2^39.
 #[derive(Clone, Copy)]
@@ -136,6 +145,11 @@ impl Snapshot {
         self.len() == 0
     }
 
+    /// Its keys, as far as they do not depend on the snapshot before it.
+    pub fn table(&self) -> &Keys {
+        &self.keys
+    }
+
     /// The entry that `digest` most likely belongs to, if any: the first of two steps, so that a batch's look-ups
     /// overlap. [`confirm`](Self::confirm) is the second, and the only one to be believed.
     #[inline]
@@ -174,6 +188,11 @@ impl Snapshot {
     fn key(&self, id: u32) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(id as usize)?;
         Some(Key { snapshot: self, entry, id: EntryId(id) })
+    }
+
+    /// The key of an entry, by its [number](EntryId::number).
+    pub fn key_at(&self, number: u32) -> Option<Key<'_>> {
+        self.key(number)
     }
 
     /// Every key, in the order of the export.
@@ -352,6 +371,6 @@ impl Keys {
 }
 
 type Ids = HashTable<u32>;
-type Index = HashTable<IndexSlot>;
+type Index = HashTable<IndexSlot, Huge>;
 /// Seeded by the process, and several times as fast as the standard library's on the short texts of an export.
 type IdHasher = foldhash::quality::RandomState;

@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use crate::record::{KeyRecord, Limit, Origin};
+use crate::snapshot::diff::Difference;
 use crate::snapshot::{IpSet, ScopeSet};
 
 /// Everything of a key but its identity, its status and its times.
@@ -28,6 +29,22 @@ impl Policy {
             origins: Arc::clone(&record.allowed_origins),
             limits,
         }
+    }
+
+    /// What `after` says differently, by the fields' names in an export.
+    pub(super) fn differences(&self, after: &Self, differences: &mut Vec<Difference>) {
+        let texts =
+            [("environment", &self.environment, &after.environment), ("plan", &self.plan, &after.plan)];
+        let texts = texts.into_iter().filter(|(_, before, after)| before != after);
+        differences.extend(texts.map(|(field, before, after)| Difference::between(field, before, after)));
+        let lists = [
+            ("scopes", self.scopes != after.scopes),
+            ("allowed_ips", self.ips != after.ips),
+            ("allowed_origins", self.origins != after.origins),
+            ("limits", self.limits != after.limits),
+        ];
+        differences
+            .extend(lists.into_iter().filter(|(_, differ)| *differ).map(|(field, _)| Difference::of(field)));
     }
 
     /// Where the key may be used; empty where it belongs to no environment.

@@ -9,7 +9,7 @@
 //! directory that others can write to, such as /tmp, can cost the state but nobody's files.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -59,6 +59,20 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// The whole file at `path`, if there is one.
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let mut content = Vec::new();
+    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path);
+    match opened.and_then(|mut file| file.read_to_end(&mut content)) {
+        Ok(_) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(path, "read it")(error)),
+    }
 }
 
 /// Replaces the file at `path` by what `write` writes: after a crash at any moment it is the old one or the new one, whole.

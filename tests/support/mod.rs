@@ -19,6 +19,8 @@ use keyward_protocol::{Answer, MAX_ANSWER_LENGTH, Response, Split, split};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+pub mod loader;
+
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 

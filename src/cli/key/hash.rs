@@ -2,10 +2,10 @@
 
 use clap::Args;
 
+use super::pepper::PepperFile;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::secret::Keys;
 use crate::cli::streams::Streams;
-use crate::key_format;
 
 const HELP: &str = "\
 One key a line in, its SHA-256 in hex out: what key_hash is in an export. An empty line is an error, because line n of
@@ -17,16 +17,20 @@ Example:
 /// Print the SHA-256 of the keys on standard input
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
-pub(in crate::cli) struct Hash {}
+pub(in crate::cli) struct Hash {
+    #[command(flatten)]
+    pepper: PepperFile,
+}
 
 impl Hash {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        let hasher = self.pepper.hasher()?;
         let mut keys = Keys::new(streams.take_input());
         while let Some(key) = keys.next()? {
             if key.is_empty() {
                 return Err(Failure::new(Exit::Denied, format_args!("line {} is empty", keys.lines)));
             }
-            streams.print(const_hex::encode(key_format::hash(key)))?;
+            streams.print(const_hex::encode(hasher.hash(key)))?;
             if streams.is_closed() {
                 return Ok(Exit::Done);
             }
@@ -51,6 +55,26 @@ mod tests {
         let (exit, output, messages) = run_with(&["key", "hash"], b"abc\r\nkey");
         assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
         assert_eq!(output, format!("{ABC}\n{KEY}\n"));
+    }
+
+    #[test]
+    fn a_pepper_is_hashed_with_the_key() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("pepper");
+        std::fs::write(&path, "0123456789abcdef0123456789abcdef\n").expect("writes");
+        let mode =
+            |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+        let arguments = ["key", "hash", "--pepper-file", path.to_str().expect("UTF-8")];
+        mode(0o600);
+        let (exit, output, _) = run_with(&arguments, b"abc");
+        // Computed with Python's hmac.
+        let expected = "a60c859a6827c5ea576a48d8d368672fbfe4667c6a927428284a0cb3859cc1d6";
+        assert_eq!((exit, output), (Exit::Done, format!("{expected}\n")));
+        mode(0o644);
+        let (exit, output, messages) = run_with(&arguments, b"abc");
+        assert_eq!((exit, output.as_str()), (Exit::BadInput, ""));
+        assert!(messages.contains("has mode 0644, so that others can read"), "{messages}");
     }
 
     #[test]

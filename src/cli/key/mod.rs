@@ -8,14 +8,17 @@ use super::streams::Streams;
 mod check;
 mod hash;
 mod new;
+mod pepper;
+mod rule;
 
-/// Mint, hash and check keys, without a daemon
+/// Mint, hash, check and find keys, without a daemon
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Example:\n  keyward key new --key-id ci-1 --limits 100/s")]
 pub(super) enum Key {
     New(new::New),
     Hash(hash::Hash),
     Check(check::Check),
+    Rule(rule::Rule),
 }
 
 impl Key {
@@ -24,6 +27,7 @@ impl Key {
             Self::New(new) => new.run(streams),
             Self::Hash(hash) => hash.run(streams),
             Self::Check(check) => check.run(streams),
+            Self::Rule(rule) => rule.run(streams),
         }
     }
 }

@@ -3,13 +3,19 @@
 //! A row is read back as a daemon would read it before anything is minted: a key whose row is refused is of no use.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
+use super::pepper::{Hasher, PepperFile};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::options::deadline;
 use crate::cli::streams::Streams;
+use crate::clock::Clock;
 use crate::key_format::{self, Prefix};
+use crate::record::{Digest, rfc3339};
 use crate::source::{self, Field, Findings, Format, Layout};
 
 /// Most keys at once.
@@ -22,9 +28,11 @@ const HELP: &str = "\
 A key is printed once and kept nowhere: hand it to whoever will use it. Its row holds the hash, and goes into the export
 that the daemon reads.
 
+Times are written to the row in UTC; --expires-in counts from now, whatever --not-before says.
+
 Examples:
-  keyward key new --key-id ci-1 --owner acme --limits '100/s burst 200'
-  keyward key new --count 3 --json | jq -c .row >> keys.jsonl";
+  keyward key new --key-id ci-1 --owner acme --limits '100/s burst 200' --expires-in 90d
+  keyward key new --count 3 --scopes 'orders:read orders:write' --json | jq -c .row >> keys.jsonl";
 
 /// Mint keys, with the rows to export
 #[derive(Debug, Args)]
@@ -37,6 +45,9 @@ pub(in crate::cli) struct New {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
     count: u32,
+
+    #[command(flatten)]
+    pepper: PepperFile,
 
     /// Print one JSON object a line: {"key":…,"row":{…}}
     #[arg(long)]
@@ -58,9 +69,30 @@ pub(in crate::cli) struct New {
     #[arg(long)]
     plan: Option<String>,
 
+    /// What the key may do, as in 'orders:read invoices:*'
+    #[arg(long)]
+    scopes: Option<String>,
+
     /// Rate limits, as in '100/s burst 200' or 'requests=100/s; daily=10000/d'
     #[arg(long)]
     limits: Option<String>,
+
+    /// When the key begins to be valid, as in 2026-11-21T10:00:00Z [default: at once]
+    #[arg(long, value_name = "TIME")]
+    not_before: Option<String>,
+
+    /// How long from now the key is valid, as in 90d or '1y 6months' [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = lifetime)]
+    expires_in: Option<Duration>,
+}
+
+/// At least a second, which is what a row counts in.
+fn lifetime(text: &str) -> Result<Duration, &'static str> {
+    match deadline(text) {
+        Ok(time) if time.as_secs() == 0 => Err("must be a second or longer"),
+        Ok(time) => Ok(time),
+        Err(_) => Err("write a time such as 90d, 12h or 1y"),
+    }
 }
 
 /// What is exported of a key.
@@ -75,6 +107,12 @@ struct Row<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    not_before: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scopes: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<&'a str>,
 }
 
@@ -85,6 +123,9 @@ impl Row<'_> {
             (Field::Owner, self.owner),
             (Field::Environment, self.environment),
             (Field::Plan, self.plan),
+            (Field::NotBefore, self.not_before),
+            (Field::ExpiresAt, self.expires_at),
+            (Field::Scopes, self.scopes),
             (Field::Limits, self.limits),
         ];
         let required = [(Field::KeyHash, Some(&*self.key_hash)), (Field::KeyId, Some(&*self.key_id))];
@@ -108,58 +149,121 @@ fn quoted(text: &str) -> String {
 
 impl New {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        if self.limits.as_deref().is_some_and(|limits| limits.trim().is_empty()) {
-            return Err(Failure::new(Exit::Usage, "--limits is empty: leave the option out for no limit"));
-        }
+        self.refuse_empty()?;
+        let batch = Batch { new: self, times: self.times()?, hasher: self.pepper.hasher()? };
         // The last number is the longest.
-        self.check(&self.row(self.count, &[0; 32]))?;
+        check(&batch.row(self.count, &[0; 32]))?;
         match self.json {
-            true => self.print_json(streams)?,
-            false => self.print(streams)?,
+            true => batch.print_json(streams)?,
+            false => batch.print(streams)?,
         }
         Ok(Exit::Done)
     }
 
-    fn row(&self, number: u32, hash: &crate::record::Digest) -> Row<'_> {
-        let key_id = match &self.key_id {
-            Some(id) if self.count > 1 => format!("{id}-{number}"),
+    /// A shell variable that is not set would mint keys that may do everything for ever.
+    fn refuse_empty(&self) -> Result<(), Failure> {
+        let options =
+            [("--limits", &self.limits), ("--scopes", &self.scopes), ("--not-before", &self.not_before)];
+        let empty = |text: &Option<String>| text.as_deref().is_some_and(|text| text.trim().is_empty());
+        match options.into_iter().find(|(_, text)| empty(text)) {
+            Some((option, _)) => Err(Failure::new(
+                Exit::Usage,
+                format_args!("{option} is empty: leave the option out for none"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// When the keys begin and cease to be valid.
+    fn times(&self) -> Result<Times, Failure> {
+        let expires_at = match self.expires_in {
+            None => None,
+            Some(lifetime) => {
+                let end = u64::from(Clock::new().now().unix).saturating_add(lifetime.as_secs());
+                let end = u32::try_from(end).ok().filter(|end| *end < u32::MAX).ok_or_else(|| {
+                    let message =
+                        "--expires-in ends after 2106, which no row can say: leave it out for never";
+                    Failure::new(Exit::Usage, message)
+                })?;
+                Some(rfc3339(end))
+            }
+        };
+        Ok(Times { not_before: self.not_before.clone(), expires_at })
+    }
+
+    fn mint(&self) -> Result<Zeroizing<String>, Failure> {
+        key_format::mint(&self.prefix).map_err(|error| {
+            Failure::new(Exit::Denied, format_args!("the system has no randomness: {error}"))
+        })
+    }
+}
+
+/// The same for all keys of a batch, and so settled once.
+struct Times {
+    not_before: Option<String>,
+    expires_at: Option<String>,
+}
+
+struct Batch<'a> {
+    new: &'a New,
+    times: Times,
+    hasher: Hasher,
+}
+
+/// As a daemon would read it.
+fn check(row: &Row<'_>) -> Result<(), Failure> {
+    let text = format!("{}\n{}\n", row.header(), row.csv());
+    let mut findings = Findings::new("row");
+    let sink: &mut source::Sink<'_> = &mut |_, record| match record.not_before < record.expires_at {
+        true => Ok(()),
+        false => Err("not_before is not before expires_at: the key would never be valid".to_owned()),
+    };
+    let read = source::read(text.as_bytes(), Format::Csv, &Layout::default(), sink, &mut findings);
+    read.map_err(|error| Failure::new(Exit::Denied, error))?;
+    let Some(finding) = findings.kept().first() else {
+        return Ok(());
+    };
+    let column = finding.column.as_ref().map(|column| format!("{column}: ")).unwrap_or_default();
+    let message = format!("the row would be refused: {column}{}", finding.message);
+    Err(Failure::new(Exit::Usage, message))
+}
+
+impl Batch<'_> {
+    fn row(&self, number: u32, hash: &Digest) -> Row<'_> {
+        let key_id = match &self.new.key_id {
+            Some(id) if self.new.count > 1 => format!("{id}-{number}"),
             Some(id) => id.clone(),
             None => format!("key_{}", const_hex::encode(&hash[..ID_BYTES])),
         };
         Row {
             key_hash: const_hex::encode(hash),
             key_id,
-            owner: self.owner.as_deref(),
-            environment: self.environment.as_deref(),
-            plan: self.plan.as_deref(),
-            limits: self.limits.as_deref(),
+            owner: self.new.owner.as_deref(),
+            environment: self.new.environment.as_deref(),
+            plan: self.new.plan.as_deref(),
+            not_before: self.times.not_before.as_deref(),
+            expires_at: self.times.expires_at.as_deref(),
+            scopes: self.new.scopes.as_deref(),
+            limits: self.new.limits.as_deref(),
         }
     }
 
-    fn check(&self, row: &Row<'_>) -> Result<(), Failure> {
-        let text = format!("{}\n{}\n", row.header(), row.csv());
-        let mut findings = Findings::new("row");
-        let sink: &mut source::Sink<'_> = &mut |_, _| Ok(());
-        let read = source::read(text.as_bytes(), Format::Csv, &Layout::default(), sink, &mut findings);
-        read.map_err(|error| Failure::new(Exit::Denied, error))?;
-        let Some(finding) = findings.kept().first() else {
-            return Ok(());
-        };
-        let column = finding.column.as_ref().map(|column| format!("{column}: ")).unwrap_or_default();
-        let message = format!("the row would be refused: {column}{}", finding.message);
-        Err(Failure::new(Exit::Usage, message))
+    /// A new key, and its row: the one place that hashes.
+    fn mint(&self, number: u32) -> Result<(Zeroizing<String>, Row<'_>), Failure> {
+        let key = self.new.mint()?;
+        let row = self.row(number, &self.hasher.hash(key.as_bytes()));
+        Ok((key, row))
     }
 
     fn print(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
         let mut rows = String::new();
-        streams.print(match self.count {
+        streams.print(match self.new.count {
             1 => "The key, which is shown only now:",
             _ => "The keys, which are shown only now:",
         })?;
         streams.print("")?;
-        for number in 1..=self.count {
-            let key = self.mint()?;
-            let row = self.row(number, &key_format::hash(key.as_bytes()));
+        for number in 1..=self.new.count {
+            let (key, row) = self.mint(number)?;
             if rows.is_empty() {
                 rows = row.header();
             }
@@ -170,7 +274,7 @@ impl New {
                 return Ok(());
             }
         }
-        streams.print(match self.count {
+        streams.print(match self.new.count {
             1 => "\nIts row for the export (CSV), which is not secret:\n",
             _ => "\nTheir rows for the export (CSV), in the same order, which are not secret:\n",
         })?;
@@ -178,9 +282,8 @@ impl New {
     }
 
     fn print_json(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
-        for number in 1..=self.count {
-            let key = self.mint()?;
-            let row = self.row(number, &key_format::hash(key.as_bytes()));
+        for number in 1..=self.new.count {
+            let (key, row) = self.mint(number)?;
             let row = serde_json::to_string(&row).map_err(|error| Failure::new(Exit::Denied, error))?;
             // Written around the row, and not by serde, whose buffers are not wiped. A key needs no escapes.
             streams.print(format_args!("{{\"key\":\"{}\",\"row\":{row}}}", *key))?;
@@ -189,12 +292,6 @@ impl New {
             }
         }
         Ok(())
-    }
-
-    fn mint(&self) -> Result<zeroize::Zeroizing<String>, Failure> {
-        key_format::mint(&self.prefix).map_err(|error| {
-            Failure::new(Exit::Denied, format_args!("the system has no randomness: {error}"))
-        })
     }
 }
 
@@ -256,6 +353,73 @@ mod tests {
             });
             assert_eq!(object["row"], expected);
         }
+    }
+
+    #[test]
+    fn a_batch_has_all_that_was_asked_for() {
+        let options = [
+            "--json",
+            "--count",
+            "200",
+            "--prefix",
+            "acme_test_",
+            "--environment",
+            "test",
+            "--owner",
+            "acme",
+            "--plan",
+            "pro",
+            "--scopes",
+            "orders:read, invoices:*",
+            "--limits",
+            "100/s",
+            "--expires-in",
+            "90d",
+            "--not-before",
+            "2026-01-01T00:00:00Z",
+        ];
+        let before = Clock::new().now().unix;
+        let (exit, output, messages) = new(&options);
+        assert_eq!((exit, messages.as_str(), output.lines().count()), (Exit::Done, "", 200));
+        let mut export = String::new();
+        let mut seen = std::collections::HashSet::new();
+        for line in output.lines() {
+            let object: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert!(seen.insert(object["key"].as_str().expect("a key").to_owned()));
+            export += &format!("{}\n", object["row"]);
+        }
+        // What is exported is what a daemon reads.
+        let mut findings = Findings::new("keys.jsonl");
+        let mut rows = 0;
+        let sink: &mut source::Sink<'_> = &mut |_, record| {
+            rows += 1;
+            assert_eq!((record.environment, record.owner, record.plan), ("test", "acme", "pro"));
+            assert_eq!(record.scopes.len(), 2);
+            assert_eq!(record.limits.len(), 1);
+            let expected = before + 90 * 86_400;
+            assert!((expected..expected + 60).contains(&record.expires_at), "{}", record.expires_at);
+            assert_eq!(record.not_before, 1_767_225_600);
+            Ok(())
+        };
+        source::read(export.as_bytes(), Format::JsonLines, &Layout::default(), sink, &mut findings)
+            .expect("reads");
+        assert_eq!((rows, findings.to_string().as_str()), (200, ""));
+        assert!(export.contains("Z\""), "in UTC: {export}");
+    }
+
+    #[test]
+    fn a_key_that_would_never_be_valid_is_not_minted() {
+        let (exit, output, messages) = new(&["--expires-in", "1d", "--not-before", "2099-01-01T00:00:00Z"]);
+        assert_eq!((exit, output.as_str()), (Exit::Usage, ""));
+        assert!(messages.contains("never be valid"), "{messages}");
+        let (exit, _, messages) = new(&["--expires-in", "100y"]);
+        assert_eq!(exit, Exit::Usage);
+        assert!(messages.contains("after 2106"), "{messages}");
+        for time in ["0s", "5ms", "soon", ""] {
+            assert!(parse(&["key", "new", "--expires-in", time]).is_err(), "{time}");
+        }
+        assert_eq!(new(&["--not-before", "tomorrow"]).0, Exit::Usage);
+        assert_eq!(new(&["--scopes", ""]).0, Exit::Usage);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use zeroize::Zeroizing;
 
 use crate::record::Digest;
 
+pub mod gitleaks;
+
 /// The digits of base62, in the order of their values.
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 

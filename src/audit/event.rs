@@ -1,0 +1,183 @@
+//! What the audit trail can say. There is no room in it for a text that came from somewhere: a file's path, a key's id and
+//! an owner's name are the only ones.
+
+use serde::Serialize;
+
+/// Who gave a command or was refused, as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// User.
+    pub uid: u32,
+    /// Process, where the kernel says.
+    pub pid: Option<i32>,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// The daemon started.
+    Start {
+        /// Its version.
+        version: &'static str,
+        /// Its process.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
+    /// The configuration was read.
+    Configuration {
+        /// The file; none for a daemon with options only.
+        file: Option<String>,
+        /// Whether it is in force now.
+        accepted: bool,
+        /// Where it is wrong, if it is. Counted from 1.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        line: Option<u64>,
+        /// Counted from 1.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        column: Option<u64>,
+    },
+    /// The source was read.
+    Reload(Reload<'a>),
+    /// An operator revoked a key, or an owner's keys.
+    Revoke(Revocation<'a>),
+    /// An operator took a revocation back.
+    Unrevoke(Revocation<'a>),
+    /// The source has caught up with a revocation: it no longer lists the key as active.
+    RevocationDropped(Dropped<'a>),
+    /// A peer was turned away.
+    PeerRefused(Refused),
+    /// The disk took no lines for so long that some were lost.
+    Lost {
+        /// How many.
+        events: u64,
+    },
+    /// The daemon was told to stop, and has drained.
+    Stop,
+}
+
+/// A socket of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Socket {
+    /// Requests.
+    Verify,
+    /// Operators.
+    Admin,
+}
+
+/// Why the source was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trigger {
+    /// The daemon started.
+    Start,
+    /// The file changed.
+    Change,
+    /// SIGHUP.
+    Signal,
+    /// `keyward reload`.
+    Command,
+}
+
+/// A reload that ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reload<'a> {
+    /// Why it was made.
+    pub trigger: Trigger,
+    /// Who asked for it; several may be answered together.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub peers: &'a [Peer],
+    /// Whether the guard was overruled.
+    pub force: bool,
+    /// Whether the new keys are in force.
+    pub accepted: bool,
+    /// Keys in force.
+    pub keys: usize,
+    /// What an accepted one changed.
+    #[serde(flatten)]
+    pub changes: Option<Changes>,
+    /// Why it was refused, in a word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// Where the first finding is.
+    #[serde(flatten)]
+    pub place: Option<Place>,
+    /// How many findings there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub findings: Option<u64>,
+    /// How long it took.
+    pub took_ms: u64,
+}
+
+/// What a reload changed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Changes {
+    /// New hashes.
+    pub added: usize,
+    /// Hashes that are gone.
+    pub removed: usize,
+    /// Hashes whose row says something else.
+    pub changed: usize,
+    /// Keys that were active and are not any more.
+    pub revoked: usize,
+}
+
+/// A place in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// The file.
+    pub file: String,
+    /// Counted from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// Counted from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<u64>,
+}
+
+/// A revocation by an operator. The texts are those of the source: what somebody typed may be a key, and is not to be
+/// recorded unless the source lists it as a key's id or an owner.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Revocation<'a> {
+    /// The key's id, where one key was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<&'a str>,
+    /// The owner, where an owner's keys were named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<&'a str>,
+    /// Rows that it applies to.
+    pub keys: usize,
+    /// Rows of these that are revoked now, by whomever.
+    pub revoked: usize,
+    /// Who gave the command.
+    #[serde(flatten)]
+    pub peer: Peer,
+}
+
+/// A revocation that is not needed any more.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Dropped<'a> {
+    /// The key's id, where one key was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<&'a str>,
+    /// The owner, where an owner's keys were named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<&'a str>,
+    /// Rows of the source that it was about; none where the source no longer lists any.
+    pub keys: usize,
+}
+
+/// Refusals of one user at one socket, since the line before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// Where.
+    pub socket: Socket,
+    /// Who; none for those beyond the number of users that are told apart.
+    pub uid: Option<u32>,
+    /// The process of the first of them.
+    pub pid: Option<i32>,
+    /// How many.
+    pub count: u64,
+}

@@ -1,0 +1,193 @@
+//! `keyward check`: whether a daemon would start with this configuration and serve this source, what is suspicious about
+//! it, and what would change.
+//!
+//! With `--against` the source is compared with another export; with `--daemon` a running daemon compares it with what it
+//! serves, by its own configuration. What is wrong is an error, what is only suspicious a warning.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::exit::{Exit, Failure};
+use super::options::{AdminSocket, Origin};
+use super::reload::missing;
+use super::streams::Streams;
+use crate::admin::check::{Diff, Findings};
+use crate::admin::{self, message};
+use crate::clock::Clock;
+use crate::config::{Config, ConfigError, Overrides};
+use crate::lint::Lints;
+use crate::record::{KeyRecord, Plans};
+use crate::reload::{self, Judged, Loaded, SourceFile};
+use crate::server;
+use crate::source::Format;
+
+mod report;
+
+use report::{Lines, Outcome, Report, Setting};
+
+const HELP: &str = "\
+Everything that is wrong with the source is reported with its line and column, the first 20 findings in full; then what
+is suspicious about it. Revoked keys are not suspicious.
+
+The exit code is 78 if the configuration or the source is wrong, 1 if a reload would refuse the source (--against,
+--daemon) or there are warnings (--strict). A running daemon is not touched; with --daemon it reads the source, takes
+its time for it, and goes on serving what it has.
+
+Examples, before an export replaces the one that is served:
+  keyward check --source new.csv && mv new.csv /etc/keyward/keys.csv
+  keyward check --source new.csv --against /etc/keyward/keys.csv --strict
+  keyward check --daemon --source new.csv";
+
+/// Validate the configuration and the keys without serving them
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(super) struct Check {
+    #[command(flatten)]
+    origin: Origin,
+
+    /// Say what replacing this export by the source would change
+    #[arg(long, value_name = "OLD", conflicts_with = "daemon")]
+    against: Option<PathBuf>,
+
+    /// Have the running daemon say what a reload would change; without --source, of its own source
+    #[arg(long, conflicts_with = "strict")]
+    daemon: bool,
+
+    #[command(flatten)]
+    socket: AdminSocket,
+
+    /// Let warnings fail the check
+    #[arg(long)]
+    strict: bool,
+
+    /// Print the result as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        let outcome = if self.daemon { self.ask() } else { self.read() };
+        match outcome {
+            Ok(outcome) if self.json => {
+                let exit = outcome.exit(self.strict);
+                streams.print_json(&Report::new(&outcome, exit == Exit::Done))?;
+                Ok(exit)
+            }
+            Ok(outcome) => {
+                Lines(streams).print(&outcome)?;
+                Ok(outcome.exit(self.strict))
+            }
+            // The failure is the result: for a machine, it is on standard output.
+            Err(failure) if self.json => {
+                streams.print_json(&Report::failed(&failure))?;
+                Ok(failure.exit)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Asks the daemon.
+    fn ask(&self) -> Result<Outcome, Failure> {
+        let source = self.origin.source.as_deref().map(absolute).transpose()?;
+        let command = message::Command::Check { source };
+        let reply = admin::ask(self.socket.path()?.as_path(), &command)?;
+        let check = reply.check.ok_or_else(|| missing("check"))?;
+        Ok(Outcome {
+            source: check.source,
+            keys: check.diff.as_ref().map(|diff| diff.keys),
+            // Findings are said one by one.
+            error: check.error.filter(|_| check.findings.is_none()),
+            findings: check.findings,
+            diff: check.diff,
+            ..Outcome::default()
+        })
+    }
+
+    /// Reads the source here, as a reload would.
+    fn read(&self) -> Result<Outcome, Failure> {
+        let overrides = Overrides { source: self.origin.source.clone(), ..Overrides::default() };
+        let config = match Config::load(self.origin.config.as_deref(), overrides) {
+            Ok(config) => config,
+            Err(error) => return Ok(Outcome::misconfigured(&error)),
+        };
+        let source = config.file();
+        let plans = config.plans.as_ref();
+        let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);
+        let now = Clock::new().now().unix;
+        let mut lints = Lints::new(now, &is_limited);
+        let mut outcome = Outcome { source: source.path.display().to_string(), ..Outcome::default() };
+        let Loaded { keys, .. } = match load(&source, &mut |line, record| lints.see(line, record)) {
+            Ok(loaded) => loaded,
+            Err(failure) => return Ok(outcome.refused(&failure)),
+        };
+        // Before another export is read: what the lints remember is as large as a part of it.
+        let lints = lints.finish();
+        if let Some(old) = &self.against {
+            outcome.diff = Some(compare(&config, old, &keys)?);
+        } else if keys.is_empty() {
+            return Ok(outcome.refused(&reload::Failure::Empty { path: source.path.to_path_buf() }));
+        }
+        outcome.keys = Some(keys.len());
+        outcome.summary = Some(keys.summary(now));
+        outcome.lints = Some(lints);
+        Ok(outcome)
+    }
+}
+
+impl Outcome {
+    /// There is no telling where the source would be.
+    fn misconfigured(error: &ConfigError) -> Self {
+        Self { error: Some(error.to_string()), setting: Setting::of(error), ..Self::default() }
+    }
+
+    /// The source is of no use.
+    fn refused(self, failure: &reload::Failure) -> Self {
+        match failure {
+            reload::Failure::Findings(findings) => Self { findings: Some(Findings::from(findings)), ..self },
+            failure => Self { error: Some(failure.to_string()), ..self },
+        }
+    }
+}
+
+/// Whether anything refuses a request of the key: a limit in shadow mode does not.
+fn is_limited(plans: &Plans, record: &KeyRecord<'_>) -> bool {
+    // A plan that is not there is a finding.
+    let of_plan = plans.of(record.plan).map_or(&[][..], |(_, limits)| limits);
+    let replaced = |name: &str| record.limits.iter().any(|own| *own.name == *name);
+    record.limits.iter().any(|limit| !limit.shadow)
+        || of_plan.iter().any(|limit| !limit.shadow && !replaced(&limit.name))
+}
+
+fn load(source: &SourceFile, see: &mut dyn FnMut(u64, &KeyRecord<'_>)) -> Result<Loaded, reload::Failure> {
+    let seed = getrandom::u64().map_err(reload::Failure::Random)?;
+    source.load_seen(seed, see)
+}
+
+/// What putting `new` in the place of the export `old` would do.
+fn compare(config: &Config, old: &Path, new: &crate::snapshot::Keys) -> Result<Diff, Failure> {
+    let source = config.file();
+    let old = SourceFile {
+        format: Format::from_path(old).unwrap_or(source.format),
+        path: old.into(),
+        ..source.clone()
+    };
+    let Loaded { keys: old, .. } = load(&old, &mut |_, _| {})
+        .map_err(|failure| Failure::new(Exit::BadInput, format_args!("--against: {failure}")))?;
+    let judged = Judged::new(&config.policy(), &source.path, new, Some(&old));
+    Ok(server::diff(&judged, 0, old.len()))
+}
+
+/// The daemon has another working directory.
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let refused =
+        |problem: &dyn std::fmt::Display| Failure::new(Exit::Usage, format_args!("--source: {problem}"));
+    let path = std::path::absolute(path).map_err(|error| refused(&error))?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|_| refused(&"the path is not UTF-8, which the daemon's answer is"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+//! What a check found, for people and for machines.
+//!
+//! For people the result is on standard output; what is wrong, or suspicious, is on standard error.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::admin::check::{Diff, Difference, Example, Finding, Findings};
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::streams::Streams;
+use crate::cli::words::{Count, Word};
+use crate::config::ConfigError;
+use crate::lint::{self, Warning};
+use crate::snapshot::Summary;
+
+/// What a check found. What does not apply is left out.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) source: String,
+    pub(super) keys: Option<usize>,
+    pub(super) summary: Option<Summary>,
+    /// What is wrong with the whole.
+    pub(super) error: Option<String>,
+    /// Where in the configuration that is.
+    pub(super) setting: Option<Setting>,
+    /// What is wrong with rows.
+    pub(super) findings: Option<Findings>,
+    pub(super) lints: Option<lint::Report>,
+    pub(super) diff: Option<Diff>,
+}
+
+/// A place in the configuration, or an option; what is not known is left out.
+#[derive(Default, Serialize)]
+pub(super) struct Setting {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    setting: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    option: Option<&'static str>,
+}
+
+impl Setting {
+    pub(super) fn of(error: &ConfigError) -> Option<Self> {
+        let name = |file: &Path| Some(file.display().to_string());
+        match error {
+            ConfigError::Setting { file, position, setting, .. } => Some(Self {
+                file: name(file),
+                line: position.map(|position| position.line),
+                column: position.map(|position| position.column),
+                setting: setting.clone(),
+                option: None,
+            }),
+            ConfigError::Option { option, .. } => Some(Self { option: Some(option), ..Self::default() }),
+            ConfigError::Unreadable { file, .. } | ConfigError::TooLarge { file } => {
+                Some(Self { file: name(file), ..Self::default() })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Outcome {
+    pub(super) fn exit(&self, strict: bool) -> Exit {
+        let warnings = self.lints.as_ref().map_or(0, lint::Report::warnings);
+        if self.error.is_some() || self.findings.is_some() {
+            Exit::BadInput
+        } else if self.diff.as_ref().is_some_and(|diff| !diff.accepted) || (strict && warnings > 0) {
+            Exit::Denied
+        } else {
+            Exit::Done
+        }
+    }
+}
+
+/// For machines.
+#[derive(Default, Serialize)]
+pub(super) struct Report<'a> {
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
+    #[serde(flatten)]
+    summary: Option<Summary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    /// Where in the configuration the error is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<&'a Setting>,
+    #[serde(flatten)]
+    findings: Option<&'a Findings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lints: Option<Lints<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diff: Option<&'a Diff>,
+}
+
+#[derive(Serialize)]
+struct Lints<'a> {
+    warnings: u64,
+    notes: u64,
+    counts: BTreeMap<&'static str, u64>,
+    first: Vec<&'a Warning>,
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(outcome: &'a Outcome, ok: bool) -> Self {
+        Self {
+            ok,
+            source: Some(outcome.source.as_str()).filter(|source| !source.is_empty()),
+            summary: outcome.summary,
+            error: outcome.error.as_deref(),
+            config: outcome.setting.as_ref(),
+            findings: outcome.findings.as_ref(),
+            lints: outcome.lints.as_ref().map(Lints::from),
+            diff: outcome.diff.as_ref(),
+        }
+    }
+
+    pub(super) fn failed(failure: &'a Failure) -> Self {
+        Self { error: Some(&failure.message), ..Self::default() }
+    }
+}
+
+impl<'a> From<&'a lint::Report> for Lints<'a> {
+    fn from(report: &'a lint::Report) -> Self {
+        Self {
+            warnings: report.warnings(),
+            notes: report.total() - report.warnings(),
+            counts: report.counts().map(|(lint, total)| (lint.name(), total)).collect(),
+            first: report.shown(),
+        }
+    }
+}
+
+/// For people.
+pub(super) struct Lines<'s, 'io>(pub(super) &'s mut Streams<'io>);
+
+impl Lines<'_, '_> {
+    pub(super) fn print(&mut self, outcome: &Outcome) -> Result<(), Failure> {
+        let source = &outcome.source;
+        if let Some(findings) = &outcome.findings {
+            self.findings(source, findings);
+        }
+        if let Some(error) = &outcome.error {
+            self.0.note(format_args!("keyward: {error}"));
+        }
+        if let Some(lints) = &outcome.lints {
+            self.lints(source, lints);
+        }
+        match (outcome.summary, outcome.keys) {
+            (Some(summary), _) => self.0.print(format_args!("{source}: {summary}: ok"))?,
+            (None, Some(keys)) => self.0.print(format_args!("{source}: {}: ok", Count(keys, "key")))?,
+            (None, None) => {}
+        }
+        match &outcome.diff {
+            Some(diff) => self.diff(diff),
+            None => Ok(()),
+        }
+    }
+
+    fn findings(&mut self, source: &str, findings: &Findings) {
+        for finding in &findings.first {
+            self.0.note(format_args!("{source}:{}", Place(finding)));
+        }
+        let more = findings.total.saturating_sub(findings.first.len() as u64);
+        if more > 0 {
+            self.0.note(format_args!("{source}: and {more} more"));
+        }
+    }
+
+    fn lints(&mut self, source: &str, lints: &lint::Report) {
+        for Warning { line, lint, message } in lints.shown() {
+            let level = if lint.is_note() { "note" } else { "warning" };
+            self.0.note(format_args!("{source}:{line}: {level}: {message} [{}]", lint.name()));
+        }
+        let notes = lints.total() - lints.warnings();
+        for (total, level, is_note) in [(lints.warnings(), "warning", false), (notes, "note", true)] {
+            let kinds = lints.counts().filter(|(lint, _)| lint.is_note() == is_note);
+            let kinds: Vec<_> = kinds.map(|(lint, total)| format!("{total} {}", lint.name())).collect();
+            if total > 0 {
+                self.0.note(format_args!("{source}: {}: {}", Count(total, level), kinds.join(", ")));
+            }
+        }
+        if lints.ids_left_out > 0 {
+            let rows = Count(lints.ids_left_out, "row");
+            self.0
+                .note(format_args!("{source}: the key ids of {rows} were not compared: there are too many"));
+        }
+    }
+
+    fn diff(&mut self, diff: &Diff) -> Result<(), Failure> {
+        let Diff { serving, keys, changes, examples, .. } = diff;
+        match diff.unchanged {
+            true => self.0.print(format_args!("{}: nothing would change", Count(*serving, "key")))?,
+            false => self.0.print(format_args!(
+                "{serving} -> {}: {} added, {} removed, {} changed; {} no longer active",
+                Count(*keys, "key"),
+                changes.added,
+                changes.removed,
+                changes.changed,
+                changes.revoked
+            ))?,
+        }
+        self.examples("+", changes.added, &examples.added)?;
+        self.examples("-", changes.removed, &examples.removed)?;
+        self.examples("~", changes.changed, &examples.changed)?;
+        self.examples("!", changes.revoked, &examples.revoked)?;
+        match &diff.refused {
+            Some(refused) => self.0.note(format_args!("a reload would refuse it: {refused}")),
+            None => self.0.print("a reload would accept it")?,
+        }
+        Ok(())
+    }
+
+    fn examples(&mut self, sign: &str, total: usize, examples: &[Example]) -> Result<(), Failure> {
+        for Example { key_id, hash, differences } in examples {
+            let differences: Vec<_> = differences.iter().map(|told| Told(told).to_string()).collect();
+            let separator = if differences.is_empty() { "" } else { ": " };
+            let differences = differences.join(", ");
+            self.0.print(format_args!("  {sign} {} ({hash}…){separator}{differences}", Word(key_id)))?;
+        }
+        match total.saturating_sub(examples.len()) {
+            0 => Ok(()),
+            more => self.0.print(format_args!("  {sign} and {more} more")),
+        }
+    }
+}
+
+/// Where a finding is, and what it is.
+struct Place<'a>(&'a Finding);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Finding { line, column, name, byte, message } = self.0;
+        if let Some(line) = line {
+            write!(f, "{line}:")?;
+        }
+        match (column, name, byte) {
+            (Some(column), Some(name), _) => write!(f, " column {column} ({name}):")?,
+            (Some(column), None, _) => write!(f, " column {column}:")?,
+            (None, Some(name), _) => write!(f, " {name}:")?,
+            (None, None, Some(byte)) => write!(f, " byte {byte}:")?,
+            (None, None, None) => {}
+        }
+        write!(f, " {message}")
+    }
+}
+
+/// As in `status active -> revoked`; of a list, its name.
+struct Told<'a>(&'a Difference);
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Difference { field, before, after } = self.0;
+        f.write_str(field)?;
+        if let (Some(before), Some(after)) = (before, after) {
+            write!(f, " {} -> {}", Value(before), Value(after))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a field says.
+struct Value<'a>(&'a str);
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { f.write_str("none") } else { Word(self.0).fmt(f) }
+    }
+}

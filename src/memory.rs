@@ -1,0 +1,112 @@
+//! Memory for what is read at random: in huge pages, where the system has them.
+//!
+//! A table of a million keys spans tens of thousands of ordinary pages, more than a processor remembers the places of: most
+//! reads would wait for the page table before they wait for the key. Linux gives huge pages to who asks (its usual setting is
+//! `madvise`); where it has none left, or the setting is `never`, the same memory comes in ordinary pages.
+//!
+//! The only module with `unsafe` code: an allocator cannot be written without. Measured (`benches/verify.rs`, 1 M keys,
+//! batch 64): see the commit that added it. Run under Miri: `cargo miri test memory::`.
+
+#![allow(unsafe_code, reason = "implementing an allocator; see the module's page")]
+
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use allocator_api2::alloc::{AllocError, Allocator, Global};
+
+/// A huge page on x86-64, and on arm64 with pages of 4 KiB. Elsewhere asking is of no use, and does no harm.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// Whether to ask at all: `server.huge_pages`.
+static ENABLED: AtomicBool = AtomicBool::new(true);
+
+/// A vector in huge pages.
+pub type HugeVec<T> = allocator_api2::vec::Vec<T, Huge>;
+
+/// Asks the system for huge pages, or no longer; what is allocated already stays as it is.
+pub fn set_huge_pages(enabled: bool) {
+    ENABLED.store(enabled, Ordering::Relaxed);
+}
+
+/// Allocates as the global allocator does, but what is at least a huge page long begins at one, and the system is told that
+/// huge pages are wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Huge;
+
+// SAFETY: every block comes from `Global` and goes back to it with the layout that it was allocated with: `aligned` depends on the
+// layout alone, and a caller gives the same one for both. `Global` keeps the trait's promises about validity and cloning, and
+// the advice changes neither the address nor the contents of a block.
+unsafe impl Allocator for Huge {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        let block = Global.allocate(aligned(layout))?;
+        if layout.size() >= HUGE_PAGE && ENABLED.load(Ordering::Relaxed) {
+            advise(block);
+        }
+        Ok(block)
+    }
+
+    unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
+        // SAFETY: the caller passes a block of `allocate` and its layout; see above.
+        unsafe { Global.deallocate(block, aligned(layout)) }
+    }
+}
+
+/// The layout of a block: from a huge page on, it begins at one.
+fn aligned(layout: Layout) -> Layout {
+    match layout.size() >= HUGE_PAGE {
+        true => layout.align_to(HUGE_PAGE).unwrap_or(layout),
+        false => layout,
+    }
+}
+
+/// Asks for huge pages for the whole ones of `block`. What the system says does not matter: without them it is only slower.
+fn advise(block: NonNull<[u8]>) {
+    let whole = block.len() / HUGE_PAGE * HUGE_PAGE;
+    if cfg!(miri) || !block.cast::<u8>().as_ptr().addr().is_multiple_of(HUGE_PAGE) {
+        return;
+    }
+    // SAFETY: the range lies within a block that was just allocated and belongs to the caller; MADV_HUGEPAGE changes how the
+    // system backs it, not what is in it.
+    let _advice =
+        unsafe { rustix::mm::madvise(block.cast().as_ptr(), whole, rustix::mm::Advice::LinuxHugepage) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_block_begins_at_a_huge_page_and_grows() {
+        let mut numbers: HugeVec<u64> = HugeVec::new_in(Huge);
+        for number in 0..600_000_u64 {
+            numbers.push(number);
+        }
+        assert!(numbers.as_ptr().addr().is_multiple_of(HUGE_PAGE));
+        numbers.truncate(1_000);
+        numbers.shrink_to_fit();
+        assert!(numbers.iter().copied().eq(0..1_000));
+    }
+
+    #[test]
+    fn a_small_block_is_an_ordinary_one() {
+        let layout = Layout::new::<[u64; 8]>();
+        assert_eq!(aligned(layout), layout);
+        let mut few: HugeVec<u64> = HugeVec::with_capacity_in(8, Huge);
+        few.extend([1, 2, 3]);
+        assert_eq!(*few, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_table_works_in_it() {
+        let mut table = hashbrown::HashTable::with_capacity_in(300_000, Huge);
+        for number in 0..300_000_u64 {
+            table.insert_unique(number.wrapping_mul(0x9e37_79b9_7f4a_7c15), number, |n| {
+                n.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            });
+        }
+        let find = |number: u64| table.find(number.wrapping_mul(0x9e37_79b9_7f4a_7c15), |n| *n == number);
+        assert!((0..300_000).all(|number| find(number) == Some(&number)));
+        assert_eq!(find(300_001), None);
+    }
+}

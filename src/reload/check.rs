@@ -1,0 +1,110 @@
+//! What a reload would do, told before it happens: everything but the publishing, with the same reading, the same guard
+//! and the same comparison.
+//!
+//! A daemon does it on its reload thread, one check at a time and after all reloads that wait: never are there more than
+//! two sets of keys in memory, nor a check and a reload that disagree about what is served.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::reload::{ATTEMPTS, Failure, Policy, Running, Settings, SourceFile};
+use crate::snapshot::{Diff, Keys};
+use crate::source::Format;
+
+/// What would come of reloading a source.
+#[derive(Debug)]
+pub struct Preview {
+    /// The source.
+    pub source: PathBuf,
+    /// The snapshot that it was compared with; 0: none is served, or it was compared with a file.
+    pub generation: u64,
+    /// Keys in what it was compared with.
+    pub serving: usize,
+    /// How long it took.
+    pub took: Duration,
+    /// What would change; or why it cannot be read, or is wrong.
+    pub result: Result<Judged, Failure>,
+}
+
+/// A source that can be read, compared with what is there.
+#[derive(Debug)]
+pub struct Judged {
+    /// Keys in it.
+    pub keys: usize,
+    /// What it would change.
+    pub diff: Diff,
+    /// What the guard would say against it.
+    pub refused: Option<Failure>,
+}
+
+impl Judged {
+    /// Weighs `new`, read from `path`, against `old`.
+    pub fn new(policy: &Policy, path: &Path, new: &Keys, old: Option<&Keys>) -> Self {
+        Self {
+            keys: new.len(),
+            diff: new.diff_from(old),
+            refused: policy.guard(path, old.map_or(0, Keys::len), new.len()).err(),
+        }
+    }
+}
+
+/// A check that is asked for.
+#[derive(Debug)]
+pub struct Asked {
+    /// What to read in place of the daemon's own source.
+    pub source: Option<PathBuf>,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Preview>,
+}
+
+impl Running {
+    /// Checks what was asked for, unless nobody waits for it any more.
+    pub(super) fn check(&mut self, Asked { source, reply }: Asked) {
+        if !reply.is_closed() {
+            let _nobody_waits = reply.send(self.preview(source));
+        }
+    }
+
+    /// By the configuration as it is now, which a reload that is asked for would read too.
+    fn preview(&mut self, path: Option<PathBuf>) -> Preview {
+        let start = Instant::now();
+        let settings = self.configure();
+        let own = settings.as_ref().map_or(&self.reloader.settings.source, |settings| &settings.source);
+        let source = match path {
+            None => own.clone(),
+            // The name may tell no format: then it is the daemon's own.
+            Some(path) => SourceFile {
+                format: Format::from_path(&path).unwrap_or(own.format),
+                path: path.into(),
+                ..own.clone()
+            },
+        };
+        let result = settings.and_then(|Settings { policy, .. }| {
+            let mut result = self.judge(&source, &policy);
+            for _ in 1..ATTEMPTS {
+                if !matches!(result, Err(Failure::Changing { .. })) {
+                    break;
+                }
+                result = self.judge(&source, &policy);
+            }
+            result
+        });
+        Preview {
+            source: source.path.to_path_buf(),
+            generation: self.generation,
+            serving: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
+            took: start.elapsed(),
+            result,
+        }
+    }
+
+    fn judge(&self, source: &SourceFile, policy: &Policy) -> Result<Judged, Failure> {
+        source.settle(policy.settle);
+        let seed = getrandom::u64().map_err(Failure::Random)?;
+        let loaded = source.load(seed)?;
+        let served = self.current.as_ref().map(|snapshot| snapshot.table());
+        Ok(Judged::new(policy, &source.path, &loaded.keys, served))
+    }
+}

@@ -1,0 +1,78 @@
+//! What came of reloads: the latest, and the latest that was accepted.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::reload::Failure;
+use crate::snapshot::Diff;
+
+/// A reload that ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// When it ended.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// What it did.
+    pub result: Result<Accepted, Failure>,
+}
+
+/// A snapshot that is in force on every connection.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Accepted {
+    /// Its number.
+    pub generation: u64,
+    /// Its keys.
+    pub keys: usize,
+    /// What it changed.
+    #[serde(flatten)]
+    pub diff: Diff,
+    /// Revocations that it says itself, and that are off the list for that.
+    pub revocations_agreed: usize,
+}
+
+/// What is known of reloads, for `keyward status`.
+#[derive(Clone)]
+pub struct History {
+    last: Arc<Mutex<Last>>,
+}
+
+pub(super) struct Last {
+    pub(super) outcome: Option<Arc<Outcome>>,
+    pub(super) accepted: Option<Arc<Outcome>>,
+    pub(super) buckets: u64,
+    pub(super) source: Box<Path>,
+}
+
+impl History {
+    /// Nothing loaded yet from `source`.
+    pub fn new(source: &Path) -> Self {
+        let last = Last { outcome: None, accepted: None, buckets: 0, source: source.into() };
+        Self { last: Arc::new(Mutex::new(last)) }
+    }
+
+    /// The latest reload.
+    pub fn last(&self) -> Option<Arc<Outcome>> {
+        self.lock().outcome.clone()
+    }
+
+    /// The latest reload that was accepted.
+    pub fn last_accepted(&self) -> Option<Arc<Outcome>> {
+        self.lock().accepted.clone()
+    }
+
+    /// Where the keys come from.
+    pub fn source(&self) -> Box<Path> {
+        self.lock().source.clone()
+    }
+
+    /// Token buckets in use.
+    pub fn buckets(&self) -> u64 {
+        self.lock().buckets
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

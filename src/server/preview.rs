@@ -1,0 +1,98 @@
+//! What a reload would do, in the words of the admin socket; the command line says it in the same ones.
+
+use crate::admin::check::{Check, Diff, Difference, Example, Examples, Finding, Findings};
+use crate::admin::message::Changes;
+use crate::reload::{Failure, Judged, Preview};
+use crate::snapshot;
+use crate::source::{self, Column};
+
+impl From<&Preview> for Check {
+    fn from(preview: &Preview) -> Self {
+        let Preview { source, generation, serving, took, result } = preview;
+        let findings = match result {
+            Err(Failure::Findings(findings)) => Some(findings.into()),
+            _ => None,
+        };
+        Self {
+            source: source.display().to_string(),
+            error: result.as_ref().err().map(ToString::to_string),
+            findings,
+            diff: result.as_ref().ok().map(|judged| diff(judged, *generation, *serving)),
+            took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// What putting `judged` in the place of `serving` keys would do; they are those of `generation`, or of a file.
+pub fn diff(judged: &Judged, generation: u64, serving: usize) -> Diff {
+    let Judged { keys, diff, refused } = judged;
+    Diff {
+        accepted: refused.is_none(),
+        refused: refused.as_ref().map(ToString::to_string),
+        generation,
+        serving,
+        keys: *keys,
+        unchanged: *diff == snapshot::Diff::default(),
+        changes: diff.into(),
+        examples: (&diff.examples).into(),
+    }
+}
+
+impl From<&snapshot::Diff> for Changes {
+    fn from(diff: &snapshot::Diff) -> Self {
+        let snapshot::Diff { added, removed, changed, revoked, .. } = *diff;
+        Self { added, removed, changed, revoked }
+    }
+}
+
+impl From<&snapshot::Examples> for Examples {
+    fn from(examples: &snapshot::Examples) -> Self {
+        let all = |examples: &[snapshot::Example]| examples.iter().map(Example::from).collect();
+        Self {
+            added: all(&examples.added),
+            removed: all(&examples.removed),
+            changed: all(&examples.changed),
+            revoked: all(&examples.revoked),
+        }
+    }
+}
+
+impl From<&snapshot::Example> for Example {
+    fn from(example: &snapshot::Example) -> Self {
+        Self {
+            key_id: example.key_id.to_string(),
+            hash: example.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+            differences: example.differences.iter().map(Difference::from).collect(),
+        }
+    }
+}
+
+impl From<&snapshot::Difference> for Difference {
+    fn from(difference: &snapshot::Difference) -> Self {
+        let (before, after) = match &difference.values {
+            Some([before, after]) => (Some(before.to_string()), Some(after.to_string())),
+            None => (None, None),
+        };
+        Self { field: difference.field.to_owned(), before, after }
+    }
+}
+
+impl From<&source::Findings> for Findings {
+    fn from(findings: &source::Findings) -> Self {
+        Self { total: findings.total(), first: findings.kept().iter().map(Finding::from).collect() }
+    }
+}
+
+impl From<&source::Finding> for Finding {
+    fn from(finding: &source::Finding) -> Self {
+        let place = match &finding.column {
+            None => Self::default(),
+            Some(Column::Numbered { number, name }) => {
+                Self { column: Some(*number), name: name.as_deref().map(str::to_owned), ..Self::default() }
+            }
+            Some(Column::Named(name)) => Self { name: Some(name.to_string()), ..Self::default() },
+            Some(Column::Byte(byte)) => Self { byte: Some(*byte), ..Self::default() },
+        };
+        Self { line: Some(finding.line).filter(|line| *line > 0), message: finding.message.clone(), ..place }
+    }
+}

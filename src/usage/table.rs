@@ -1,0 +1,418 @@
+//! A record for each key that was used, and how logs are merged into them.
+//!
+//! What every request changes is in 32 bytes ([`Hot`]): counts since the last write. What few change, and what only a write
+//! or a question needs, is apart ([`Cold`]): the key's id and owner, denials, totals.
+//!
+//! An entry of a snapshot finds its record through a [`View`]: a list of numbers in pieces, made where they are needed. A new
+//! snapshot gets a new, empty view, and each of its entries looks its record up by key id once. So merging is, for each
+//! event, two loads that do not depend on the events around it.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use keyward_protocol::Verdict;
+
+use super::Shared;
+use super::answer::{Counts, KeyUsage, MAX_LISTED, Question};
+use super::log::{Batch, Event, PEEKED, REFUNDED, SHADOW_LIMITED, Unknown, VERDICTS};
+
+/// Entries in a piece of a view: 16 KiB, so that few keys in use among many cost little.
+const PIECE: usize = 4096;
+
+/// Events whose records are found before any is changed, so that their loads overlap.
+const BLOCK: usize = 64;
+
+/// Not found yet; records are numbered from 0, and written as one more.
+const NOT_FOUND: u32 = 0;
+
+/// What a key used since the last write.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Hot {
+    allowed: u64,
+    cost: u64,
+    /// Unix seconds; 0: not used.
+    first: u32,
+    last: u32,
+    /// Whether there is anything to write.
+    changed: bool,
+    reserved: [u8; 7],
+}
+
+const _: () = assert!(size_of::<Hot>() == 32);
+
+/// The rest of a record.
+#[derive(Default)]
+struct Cold {
+    /// Empty: the record is free. No key has an empty id.
+    key_id: Box<str>,
+    owner: Arc<str>,
+    /// Up to the last write.
+    allowed: u64,
+    cost: u64,
+    first: u32,
+    last: u32,
+    rare: Vec<Rare>,
+}
+
+/// Something that few keys have: a verdict other than ALLOWED, or one of [`REFUNDED`], [`PEEKED`], [`SHADOW_LIMITED`].
+#[derive(Clone, Copy)]
+struct Rare {
+    what: u8,
+    /// Since the last write.
+    recent: u64,
+    /// Up to the last write.
+    before: u64,
+}
+
+/// Which record each entry of a snapshot has.
+struct View {
+    snapshot: Shared,
+    pieces: Vec<Option<Box<[u32; PIECE]>>>,
+}
+
+/// All records.
+#[derive(Default)]
+pub(super) struct Table {
+    /// By generation; more than one only while workers are leaving a snapshot.
+    views: Vec<View>,
+    hot: Vec<Hot>,
+    cold: Vec<Cold>,
+    by_id: HashTable<u32>,
+    hasher: foldhash::fast::RandomState,
+    /// Records to use again.
+    free: Vec<u32>,
+    /// The owner of the record that was made last: neighbours often share it.
+    owner: Arc<str>,
+    unknown: Unknown,
+    unknown_before: Unknown,
+    /// The generation whose vanished keys have been removed.
+    swept: u64,
+}
+
+/// What a key used in an interval.
+pub(super) struct Delta<'a> {
+    pub(super) key_id: &'a str,
+    pub(super) owner: &'a str,
+    pub(super) counts: Counts,
+    pub(super) first: u32,
+    pub(super) last: u32,
+}
+
+/// A walk over all records, in steps.
+pub(super) struct Walk {
+    at: usize,
+    sweeps: bool,
+}
+
+impl Table {
+    /// Merges a log, and empties it.
+    pub(super) fn merge(&mut self, batch: &mut Batch) {
+        self.unknown.add(batch.unknown);
+        if let Some(snapshot) = &batch.snapshot {
+            let view = self.view(snapshot);
+            for block in batch.events.chunks(BLOCK) {
+                self.merge_block(view, block);
+            }
+        }
+        batch.events.clear();
+    }
+
+    /// All workers use this generation or a later one.
+    pub(super) fn left_before(&mut self, generation: u64) {
+        self.views.retain(|view| view.snapshot.generation() >= generation);
+    }
+
+    fn view(&mut self, snapshot: &Shared) -> usize {
+        if let Some(at) = self.views.iter().rposition(|view| Arc::ptr_eq(&view.snapshot, snapshot)) {
+            return at;
+        }
+        let mut pieces = Vec::new();
+        pieces.resize_with(snapshot.len().div_ceil(PIECE), || None);
+        let view = View { snapshot: Arc::clone(snapshot), pieces };
+        let at = self.views.partition_point(|other| other.snapshot.generation() <= snapshot.generation());
+        self.views.insert(at, view);
+        at
+    }
+
+    fn merge_block(&mut self, view: usize, events: &[Event]) {
+        let mut records = [NOT_FOUND; BLOCK];
+        for (record, event) in records.iter_mut().zip(events) {
+            *record = self.views[view].record(event.entry);
+        }
+        for (record, event) in records.iter_mut().zip(events) {
+            if *record == NOT_FOUND {
+                *record = self.find(view, event.entry);
+            }
+        }
+        for (record, event) in records.iter().zip(events) {
+            if let Some(record) = record.checked_sub(1) {
+                self.count(record as usize, event);
+            }
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, record: usize, event: &Event) {
+        let hot = &mut self.hot[record];
+        hot.changed = true;
+        if event.what < VERDICTS {
+            if hot.first == 0 {
+                hot.first = event.unix;
+            }
+            // Workers hand over one after the other, so that what comes later may be older.
+            hot.first = hot.first.min(event.unix);
+            hot.last = hot.last.max(event.unix);
+        }
+        if event.what == Verdict::Allowed.value() {
+            hot.allowed += 1;
+            hot.cost += u64::from(event.cost);
+        } else {
+            let amount = if event.what == REFUNDED { event.cost.into() } else { 1 };
+            self.cold[record].add(event.what, amount);
+        }
+        if event.shadow {
+            self.cold[record].add(SHADOW_LIMITED, 1);
+        }
+    }
+
+    /// The record of an entry that is seen for the first time in this snapshot.
+    #[cold]
+    fn find(&mut self, view: usize, entry: u32) -> u32 {
+        let known = self.views[view].record(entry);
+        if known != NOT_FOUND {
+            return known;
+        }
+        let snapshot = Arc::clone(&self.views[view].snapshot);
+        // An entry beyond its snapshot cannot be.
+        let Some(key) = snapshot.key_at(entry) else {
+            return NOT_FOUND;
+        };
+        let record = self.record_of(key.key_id(), key.owner()) + 1;
+        let (piece, at) = (entry as usize / PIECE, entry as usize % PIECE);
+        if let Some(piece) = self.views[view].pieces.get_mut(piece) {
+            piece.get_or_insert_with(|| Box::new([NOT_FOUND; PIECE]))[at] = record;
+        }
+        record
+    }
+
+    fn record_of(&mut self, key_id: &str, owner: &str) -> u32 {
+        if *self.owner != *owner {
+            self.owner = owner.into();
+        }
+        let hash = self.hasher.hash_one(key_id);
+        let cold = &self.cold;
+        let same = |record: &u32| cold.get(*record as usize).is_some_and(|cold| *cold.key_id == *key_id);
+        if let Some(record) = self.by_id.find(hash, same).copied() {
+            let cold = &mut self.cold[record as usize];
+            if *cold.owner != *owner {
+                cold.owner = Arc::clone(&self.owner);
+            }
+            return record;
+        }
+        let new = Cold { key_id: key_id.into(), owner: Arc::clone(&self.owner), ..Cold::default() };
+        let record = match self.free.pop() {
+            Some(record) => {
+                self.cold[record as usize] = new;
+                record
+            }
+            None => {
+                self.hot.push(Hot::default());
+                self.cold.push(new);
+                // Records are fewer than entries, which are numbered with 32 bits, or were freed.
+                (self.cold.len() - 1) as u32
+            }
+        };
+        let Self { by_id, cold, hasher, .. } = self;
+        let rehash =
+            |record: &u32| hasher.hash_one(cold.get(*record as usize).map_or("", |cold| &*cold.key_id));
+        by_id.insert_unique(hash, record, rehash);
+        record
+    }
+
+    /// Requests with unknown keys since the last call.
+    pub(super) fn take_unknown(&mut self) -> Unknown {
+        let recent = std::mem::take(&mut self.unknown);
+        self.unknown_before.add(recent);
+        recent
+    }
+
+    /// Begins to look for what is to be written. Where there is a new snapshot and no worker uses another, the records of
+    /// keys that are not in it are removed on the way.
+    pub(super) fn walk(&self) -> Walk {
+        let newest = self.views.last().map_or(0, |view| view.snapshot.generation());
+        Walk { at: 0, sweeps: self.views.len() == 1 && newest > self.swept }
+    }
+
+    /// Goes on for `records` records: gives what each used since the last write to `write`, until that says that it has
+    /// enough. Returns whether that was the last step.
+    pub(super) fn step(
+        &mut self,
+        walk: &mut Walk,
+        records: usize,
+        mut write: impl FnMut(Delta<'_>) -> bool,
+    ) -> bool {
+        let end = self.hot.len().min(walk.at.saturating_add(records));
+        // A snapshot that has come since may have views on records: then nothing is removed.
+        walk.sweeps &= self.views.len() == 1;
+        let mut goes_on = true;
+        while walk.at < end && goes_on {
+            let record = walk.at;
+            walk.at += 1;
+            if self.hot[record].changed {
+                goes_on = write(self.settle(record));
+            }
+            if walk.sweeps {
+                self.remove_if_gone(record);
+            }
+        }
+        let is_done = walk.at >= self.hot.len();
+        if is_done && walk.sweeps {
+            self.swept = self.views.last().map_or(0, |view| view.snapshot.generation());
+        }
+        is_done
+    }
+
+    /// What a record counted since the last write; from here on it is before it.
+    fn settle(&mut self, record: usize) -> Delta<'_> {
+        let hot = std::mem::take(&mut self.hot[record]);
+        let cold = &mut self.cold[record];
+        cold.allowed += hot.allowed;
+        cold.cost += hot.cost;
+        cold.first = earlier(cold.first, hot.first);
+        cold.last = cold.last.max(hot.last);
+        let mut counts = Counts { allowed: hot.allowed, cost: hot.cost, ..Counts::default() };
+        for rare in &mut cold.rare {
+            let recent = std::mem::take(&mut rare.recent);
+            rare.before += recent;
+            counts.add_rare(rare.what, recent);
+        }
+        Delta { key_id: &cold.key_id, owner: &cold.owner, counts, first: hot.first, last: hot.last }
+    }
+
+    fn remove_if_gone(&mut self, record: usize) {
+        let key_id = &self.cold[record].key_id;
+        let is_there = |view: &View| view.snapshot.find_by_id(key_id).is_some();
+        if key_id.is_empty() || self.views.last().is_none_or(is_there) {
+            return;
+        }
+        let hash = self.hasher.hash_one(&**key_id);
+        self.cold[record] = Cold::default();
+        if let Ok(entry) = self.by_id.find_entry(hash, |other| *other as usize == record) {
+            self.free.push(entry.remove().0);
+        }
+    }
+
+    /// How many records are in use.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Requests with unknown keys since the start.
+    pub(super) fn all_unknown(&self) -> Unknown {
+        let mut all = self.unknown_before;
+        all.add(self.unknown);
+        all
+    }
+
+    /// The keys that `question` is about: how many, what they used together, and those that cost most.
+    pub(super) fn answer(&self, question: &Question) -> (usize, Counts, Vec<KeyUsage>) {
+        let mut found: Vec<u32> = match question {
+            Question::Key(key_id) => {
+                let same = |record: &u32| *self.cold[*record as usize].key_id == **key_id;
+                self.by_id.find(self.hasher.hash_one(&**key_id), same).copied().into_iter().collect()
+            }
+            Question::Owner(owner) => {
+                let is_owners = |record: &u32| *self.cold[*record as usize].owner == **owner;
+                self.by_id.iter().copied().filter(is_owners).collect()
+            }
+            Question::Top(_) => self.by_id.iter().copied().collect(),
+        };
+        let most = if let Question::Top(most) = question { *most } else { MAX_LISTED }.min(MAX_LISTED);
+        let matched = found.len();
+        let mut total = Counts::default();
+        found.iter().for_each(|record| self.add_to(&mut total, *record as usize));
+        let order = |record: &u32| {
+            let (hot, cold) = (&self.hot[*record as usize], &self.cold[*record as usize]);
+            let used = (cold.cost + hot.cost, cold.allowed + hot.allowed);
+            (std::cmp::Reverse(used), &*cold.key_id)
+        };
+        if matched > most && most > 0 {
+            found.select_nth_unstable_by(most - 1, |a, b| order(a).cmp(&order(b)));
+        }
+        found.truncate(most);
+        found.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
+        (matched, total, found.into_iter().map(|record| self.usage(record as usize)).collect())
+    }
+
+    fn add_to(&self, counts: &mut Counts, record: usize) {
+        let (hot, cold) = (&self.hot[record], &self.cold[record]);
+        counts.allowed += cold.allowed + hot.allowed;
+        counts.cost += cold.cost + hot.cost;
+        for rare in &cold.rare {
+            counts.add_rare(rare.what, rare.before + rare.recent);
+        }
+    }
+
+    fn usage(&self, record: usize) -> KeyUsage {
+        let (hot, cold) = (&self.hot[record], &self.cold[record]);
+        let mut counts = Counts::default();
+        self.add_to(&mut counts, record);
+        KeyUsage {
+            key_id: cold.key_id.to_string(),
+            owner: cold.owner.to_string(),
+            counts,
+            first_used: used(earlier(cold.first, hot.first)),
+            last_used: used(cold.last.max(hot.last)),
+        }
+    }
+}
+
+impl View {
+    #[inline]
+    fn record(&self, entry: u32) -> u32 {
+        let piece = self.pieces.get(entry as usize / PIECE);
+        piece.and_then(Option::as_ref).map_or(NOT_FOUND, |piece| piece[entry as usize % PIECE])
+    }
+}
+
+impl Cold {
+    fn add(&mut self, what: u8, amount: u64) {
+        match self.rare.iter_mut().find(|rare| rare.what == what) {
+            Some(rare) => rare.recent += amount,
+            None => self.rare.push(Rare { what, recent: amount, before: 0 }),
+        }
+    }
+}
+
+impl Counts {
+    fn add_rare(&mut self, what: u8, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        match what {
+            REFUNDED => self.refunded += amount,
+            PEEKED => self.peeked += amount,
+            SHADOW_LIMITED => self.shadow_limited += amount,
+            verdict => {
+                let name = Verdict::from_value(verdict).name();
+                *self.denied.entry(name.to_owned()).or_default() += amount;
+            }
+        }
+    }
+}
+
+/// The earlier of two Unix seconds, of which 0 is none.
+fn earlier(a: u32, b: u32) -> u32 {
+    match (a, b) {
+        (0, other) | (other, 0) => other,
+        (a, b) => a.min(b),
+    }
+}
+
+/// A Unix second, unless there was no use.
+pub(super) fn used(unix: u32) -> Option<u32> {
+    (unix > 0).then_some(unix)
+}

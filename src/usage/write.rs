@@ -1,0 +1,181 @@
+//! `usage.jsonl`: its lines, and the thread that writes them.
+//!
+//! A line is what one key used between two moments; one more is for keys that are not known. `seq` goes up by one from line
+//! to line, over rotations and restarts, and a line that has a number never changes: where a write fails, the same bytes
+//! are tried again. So whoever has read up to a number goes on with the next one, and adds nothing twice.
+
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use serde::{Deserialize, Serialize};
+
+use super::Message;
+use super::answer::Counts;
+use super::log::Unknown;
+use super::table::{Delta, used};
+use crate::clock::Stamp;
+use crate::state::lines::Opened;
+use crate::state::{FileError, Journal, Rotation, StateDir};
+
+/// The name of the file.
+pub(super) const FILE: &str = "usage.jsonl";
+
+/// Bytes of lines in one write, at most: some 4,000 lines, which take a few milliseconds to make.
+const CHUNK: usize = 1 << 20;
+
+/// Room for the line that makes a chunk full.
+const LINE: usize = 1 << 10;
+
+/// Lines on their way to the writer.
+struct Chunk {
+    lines: Vec<u8>,
+    /// Whether they are the last of their interval, to be made durable with those before.
+    is_last: bool,
+}
+
+/// The usage thread's side of the writer.
+pub(super) struct Writer {
+    chunks: SyncSender<Chunk>,
+    /// Of the last line that was made.
+    seq: u64,
+    chunk: usize,
+}
+
+/// The time that lines are about.
+#[derive(Clone)]
+pub(super) struct Interval {
+    from: String,
+    to: String,
+}
+
+#[derive(Serialize)]
+struct KeyLine<'a> {
+    seq: u64,
+    #[serde(flatten)]
+    interval: Between<'a>,
+    key_id: &'a str,
+    owner: &'a str,
+    #[serde(flatten)]
+    counts: &'a Counts,
+    first_used: Option<u32>,
+    last_used: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct UnknownLine<'a> {
+    seq: u64,
+    #[serde(flatten)]
+    interval: Between<'a>,
+    unknown: UnknownCounts,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Between<'a> {
+    from: &'a str,
+    to: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+struct UnknownCounts {
+    unknown_key: u64,
+    malformed_key: u64,
+}
+
+#[derive(Deserialize)]
+struct Seq {
+    seq: u64,
+}
+
+impl Interval {
+    pub(super) fn new(from: Stamp, to: Stamp) -> Self {
+        Self { from: from.to_string(), to: to.to_string() }
+    }
+
+    fn between(&self) -> Between<'_> {
+        Between { from: &self.from, to: &self.to }
+    }
+}
+
+impl Writer {
+    /// Goes on with the file in `directory`. What becomes of each chunk is said to `queue`.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or the system has no thread left.
+    pub(super) fn start(
+        directory: &StateDir,
+        files: Rotation,
+        queue: SyncSender<Message>,
+    ) -> Result<Self, FileError> {
+        let path = directory.path(FILE);
+        let Opened { mut journal, last_line } = Journal::open(path.clone(), files)?;
+        let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
+        let (chunks, to_write) = sync_channel::<Chunk>(1);
+        let write = move || {
+            for Chunk { lines, is_last } in to_write {
+                let result = write(&mut journal, &lines, is_last);
+                if queue.send(Message::Written { lines, result }).is_err() {
+                    return;
+                }
+            }
+        };
+        let started = std::thread::Builder::new().name("usage-writer".into()).spawn(write);
+        started.map_err(|error| FileError { path, what: "start the thread that writes to it", error })?;
+        let chunk = CHUNK.min(usize::try_from(files.max_file_size).unwrap_or(CHUNK)).saturating_sub(LINE);
+        Ok(Self { chunks, seq, chunk })
+    }
+
+    /// How many bytes of lines are enough: they fit in a file.
+    pub(super) fn chunk(&self) -> usize {
+        self.chunk
+    }
+
+    /// Has the writer write. It has room for one chunk, and is not to be given another before it has said what became of
+    /// it.
+    pub(super) fn write(&self, lines: Vec<u8>, is_last: bool) {
+        // Its thread lives as long as this.
+        let _never_closed = self.chunks.send(Chunk { lines, is_last });
+    }
+
+    /// Adds a key's line.
+    pub(super) fn add(&mut self, lines: &mut Vec<u8>, interval: &Interval, delta: &Delta<'_>) {
+        let line = KeyLine {
+            seq: self.seq + 1,
+            interval: interval.between(),
+            key_id: delta.key_id,
+            owner: delta.owner,
+            counts: &delta.counts,
+            first_used: used(delta.first),
+            last_used: used(delta.last),
+        };
+        self.add_line(lines, &line);
+    }
+
+    /// Adds the line of unknown keys.
+    pub(super) fn add_unknown(&mut self, lines: &mut Vec<u8>, interval: &Interval, unknown: Unknown) {
+        let Unknown { unknown_key, malformed_key } = unknown;
+        let unknown = UnknownCounts { unknown_key, malformed_key };
+        let line = UnknownLine { seq: self.seq + 1, interval: interval.between(), unknown };
+        self.add_line(lines, &line);
+    }
+
+    fn add_line(&mut self, lines: &mut Vec<u8>, line: &impl Serialize) {
+        let before = lines.len();
+        match serde_json::to_writer(&mut *lines, line) {
+            Ok(()) => {
+                lines.push(b'\n');
+                self.seq += 1;
+            }
+            // Numbers and texts: it cannot fail, but if it does, not by half a line.
+            Err(_) => lines.truncate(before),
+        }
+    }
+}
+
+fn write(journal: &mut Journal, lines: &[u8], is_last: bool) -> Result<(), FileError> {
+    journal.append(lines)?;
+    if is_last && let Err(error) = journal.sync() {
+        // They are in the file, and whoever follows it has seen them: to write them again would be to count twice.
+        tracing::error!(%error, "usage may not survive a loss of power");
+    }
+    Ok(())
+}

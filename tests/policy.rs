@@ -1,0 +1,322 @@
+//! What a key may carry, through the real socket: plans, limits of owners, limits on trial, refunds, long quotas, rotation,
+//! peppers, and a configuration that changes. Each test is the rule that it is named for, told as an operator would tell it.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use keyward::pepper::Pepper;
+use keyward_client::{Decision, Refund, Request};
+use support::{Daemon, Raw, Said, Setup, ask, hex, wait_for};
+
+/// An export from rows such as `key=key_id owner=acme plan=pro`: what is not said is empty.
+fn export(rows: &[&str]) -> String {
+    const FIELDS: [&str; 8] =
+        ["key_hash", "key_id", "owner", "plan", "status", "expires_at", "environment", "limits"];
+    let mut text = FIELDS.join(",") + "\n";
+    for row in rows {
+        let of = |field: &str| {
+            let value = row.split(' ').find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
+            value.unwrap_or_default().replace('~', " ")
+        };
+        let (key, key_id) = row.split(' ').next().and_then(|word| word.split_once('=')).expect("key=id");
+        let rest = FIELDS[2..].iter().map(|field| of(field));
+        text += &[hex(key), key_id.to_owned()].into_iter().chain(rest).collect::<Vec<_>>().join(",");
+        text.push('\n');
+    }
+    text
+}
+
+fn serve(config: &str, rows: &[&str]) -> Daemon {
+    let daemon = Setup::new(&export(rows)).config(config).start();
+    assert!(daemon.status().ready, "{}", daemon.log());
+    daemon
+}
+
+fn verify(daemon: &Daemon, request: &Request<'_>) -> Decision {
+    daemon.client().verify(request).expect("an answer")
+}
+
+fn spend(daemon: &Daemon, key: &str, cost: u32) -> String {
+    verify(daemon, &Request::new(key).cost(cost)).verdict().name().to_owned()
+}
+
+fn refund(daemon: &Daemon, refund: Refund<'_>) -> Decision {
+    daemon.client().refund(&refund).expect("an answer")
+}
+
+/// What is left of the limit with the least remaining, and its name.
+fn balance(daemon: &Daemon, key: &str) -> (String, u32) {
+    let peek = verify(daemon, &Request::new(key).peek());
+    let limit = peek.limit().expect("a limit");
+    (limit.name.to_owned(), limit.remaining)
+}
+
+fn left(daemon: &Daemon, key: &str) -> u32 {
+    balance(daemon, key).1
+}
+
+#[test]
+fn a_plan_gives_its_limits_to_its_keys() {
+    let daemon = serve(
+        r#"
+        keys.default_plan = "free"
+        plans.free.requests = "10/d"
+        plans.pro.requests = "1000/d"
+        "#,
+        &["a=a", "b=b plan=pro", "c=c plan=pro limits=requests=5/d", "d=d plan=pro limits=exports=3/d"],
+    );
+    let decision = verify(&daemon, &Request::new("a"));
+    assert_eq!(decision.plan(), Some("free"), "who is on no plan is on the default one");
+    assert_eq!(balance(&daemon, "a"), ("requests".into(), 9));
+    assert_eq!(balance(&daemon, "b"), ("requests".into(), 1000));
+    assert_eq!(balance(&daemon, "c"), ("requests".into(), 5), "a row's own limit takes the plan's place");
+    assert_eq!(balance(&daemon, "d"), ("exports".into(), 3), "one of another name comes on top");
+    assert_eq!(spend(&daemon, "d", 3), "ALLOWED");
+    assert_eq!(spend(&daemon, "d", 1), "RATE_LIMITED");
+}
+
+#[test]
+fn a_plan_that_nobody_defined_is_a_bad_export() {
+    let daemon = serve("plans.pro.requests = '10/d'", &["a=a plan=pro"]);
+    let refused = daemon.publish(&export(&["a=a plan=pro", "b=b plan=por"]));
+    let error = refused.error.expect("refused");
+    assert!(error.contains(":3: the plan \"por\" is not in the configuration"), "{error}");
+    assert_eq!(daemon.verdict("a"), "ALLOWED");
+}
+
+#[test]
+fn the_keys_of_an_owner_share_a_limit() {
+    let daemon = serve(
+        r#"
+        [plans.team]
+        each = "8/d"
+        all = { rate = "10/d", per = "owner" }
+        "#,
+        &[
+            "a=a owner=acme plan=team",
+            "b=b owner=acme plan=team",
+            "c=c owner=other plan=team",
+            "d=d plan=team",
+        ],
+    );
+    assert_eq!(spend(&daemon, "a", 7), "ALLOWED");
+    assert_eq!(balance(&daemon, "b"), ("all".into(), 3), "acme has spent 7 of 10");
+    let refused = verify(&daemon, &Request::new("b").cost(4));
+    assert_eq!((refused.verdict().name(), refused.limit().expect("a limit").name), ("RATE_LIMITED", "all"));
+    assert_eq!(spend(&daemon, "b", 3), "ALLOWED", "the refusal has charged neither limit");
+    assert_eq!(spend(&daemon, "a", 1), "RATE_LIMITED");
+    assert_eq!(balance(&daemon, "c"), ("each".into(), 8), "another owner has its own");
+    assert_eq!(spend(&daemon, "d", 8), "ALLOWED", "a key without an owner is an owner of its own");
+}
+
+#[test]
+fn an_owner_who_changes_plans_is_not_given_a_quota_again() {
+    let plans = r#"
+        plans.small.quota = { rate = "10/d", per = "owner" }
+        plans.large.quota = { rate = "100/d", per = "owner" }
+    "#;
+    let daemon = serve(plans, &["a=a owner=acme plan=small", "b=b owner=acme plan=small"]);
+    assert_eq!(spend(&daemon, "a", 8), "ALLOWED");
+    daemon.publish(&export(&["a=a owner=acme plan=large", "b=b owner=acme plan=large"]));
+    assert_eq!(left(&daemon, "a"), 2, "the level moves with the owner");
+    daemon.publish(&export(&["a=a owner=acme plan=small", "b=b owner=acme plan=small"]));
+    assert_eq!(left(&daemon, "b"), 2, "and back again");
+}
+
+#[test]
+fn a_limit_in_shadow_reports_and_refuses_nobody() {
+    let daemon = serve(
+        r#"
+        [plans.trial]
+        hard = "10/d"
+        soft = { rate = "3/d", shadow = true }
+        "#,
+        &["a=a plan=trial", "b=b plan=trial"],
+    );
+    for _ in 0..3 {
+        let decision = verify(&daemon, &Request::new("a"));
+        assert_eq!((decision.is_allowed(), decision.shadow_limit()), (true, None));
+    }
+    let decision = verify(&daemon, &Request::new("a"));
+    assert!(decision.is_allowed());
+    assert_eq!(decision.shadow_limit(), Some("soft"), "it would have refused");
+    let limit = decision.limit().expect("a limit");
+    assert_eq!((limit.name, limit.remaining), ("hard", 6), "the enforced one is the one that is named");
+    let decision = verify(&daemon, &Request::new("b").cost(5));
+    assert_eq!(
+        (decision.is_allowed(), decision.shadow_limit()),
+        (true, Some("soft")),
+        "a cost over its burst"
+    );
+    assert_eq!(spend(&daemon, "a", 7), "RATE_LIMITED", "it hides no enforced one");
+}
+
+#[test]
+fn a_refund_gives_back_what_was_charged_and_no_more() {
+    let daemon = serve("", &["a=a limits=small=5/d;large=10/d", "b=b limits=5/d"]);
+    assert_eq!(spend(&daemon, "a", 4), "ALLOWED");
+    let decision = refund(&daemon, Refund::new("a", 3));
+    let limit = decision.limit().expect("a limit");
+    assert_eq!((decision.verdict().name(), limit.name, limit.remaining), ("ALLOWED", "small", 4));
+    refund(&daemon, Refund::new("a", 1000));
+    assert_eq!(balance(&daemon, "a"), ("small".into(), 5), "never above the burst");
+    assert_eq!(spend(&daemon, "a", 5), "ALLOWED");
+    refund(&daemon, Refund::new("a", 5).limit("large"));
+    assert_eq!(balance(&daemon, "a"), ("small".into(), 0), "only the limit that is named");
+    let nowhere = refund(&daemon, Refund::new("a", 5).limit("other"));
+    assert_eq!((nowhere.is_allowed(), nowhere.limit()), (true, None), "a limit that it does not have");
+    assert_eq!(left(&daemon, "a"), 0);
+    assert_eq!(left(&daemon, "b"), 5, "another key has nothing to do with it");
+    let unknown = refund(&daemon, Refund::new("nobody", 1));
+    assert_eq!(unknown.verdict().name(), "UNKNOWN_KEY");
+}
+
+#[test]
+fn refunds_are_answered_in_the_order_of_the_requests_around_them() {
+    let daemon = serve("", &["a=a limits=2/d"]);
+    let give_back = |request_id| {
+        let mut frame = Vec::new();
+        let credential =
+            keyward_protocol::Credential::Digest(const_hex::decode_to_array(hex("a")).expect("hex"));
+        let refund = keyward_protocol::Refund { request_id, cost: 1, credential, limit: None };
+        refund.encode(&mut frame).expect("within all limits");
+        frame
+    };
+    let mut connection: Raw = daemon.connect();
+    let frames =
+        [ask(1, "a"), ask(2, "a"), ask(3, "a"), give_back(4), ask(5, "a"), ask(6, "a"), give_back(7)];
+    connection.send(&frames.concat());
+    let said: Vec<(u32, &str)> = (0..frames.len())
+        .map(|_| match connection.hear() {
+            Said::Answer { request_id, verdict, .. } => (request_id, verdict),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let (allowed, limited) = ("ALLOWED", "RATE_LIMITED");
+    assert_eq!(
+        said,
+        [(1, allowed), (2, allowed), (3, limited), (4, allowed), (5, allowed), (6, limited), (7, allowed)]
+    );
+    assert_eq!(daemon.status().verdicts["ALLOWED"], 3, "a refund is no verdict");
+}
+
+#[test]
+fn a_long_quota_is_exact() {
+    let daemon = serve("", &["day=day limits=10000/d", "month=month limits=1000000/30d"]);
+    assert_eq!(spend(&daemon, "day", 10_000), "ALLOWED", "all of it at once");
+    let refused = verify(&daemon, &Request::new("day"));
+    let limit = refused.limit().expect("a limit");
+    assert_eq!((refused.verdict().name(), limit.limit, limit.remaining), ("RATE_LIMITED", 10_000, 0));
+    let within = |got: Duration, exact: Duration| got <= exact && exact - got < Duration::from_secs(60);
+    assert!(within(limit.retry_after, Duration::from_millis(8_640)), "one in 8.64 s: {limit:?}");
+    assert!(within(limit.reset, Duration::from_secs(86_400)), "full after a day: {limit:?}");
+    assert_eq!(spend(&daemon, "month", 999_999), "ALLOWED");
+    assert_eq!(left(&daemon, "month"), 1);
+    let decision = verify(&daemon, &Request::new("month").cost(1_000_001));
+    assert_eq!(decision.verdict().name(), "COST_EXCEEDS_BURST", "waiting would be of no use");
+    assert_eq!(left(&daemon, "month"), 1, "and it has charged nothing");
+}
+
+#[test]
+fn a_key_is_rotated_with_overlap_and_without_a_new_quota() {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let daemon = serve("", &["old=k limits=10/d"]);
+    assert_eq!(spend(&daemon, "old", 4), "ALLOWED");
+    let end = now() + 3;
+    let old = format!("old=k limits=10/d expires_at={end}");
+    // Connected before anything changes.
+    let mut client = daemon.client();
+    let mut peek = |key| client.verify(&Request::new(key).peek()).expect("an answer");
+    assert!(peek("old").is_allowed());
+    daemon.publish(&export(&[&old, "new=k limits=10/d"]));
+    for key in ["old", "new"] {
+        let decision = peek(key);
+        let left = decision.limit().expect("a limit").remaining;
+        let said = (decision.verdict().name(), decision.key_id(), left);
+        assert_eq!(said, ("ALLOWED", Some("k"), 6), "both spend from one bucket");
+    }
+    wait_for("the old one's end, which needs no reload", || {
+        let before = now();
+        let verdict = peek("old").verdict().name();
+        match verdict {
+            "ALLOWED" => assert!(before < end, "to the second"),
+            "EXPIRED" => assert!(now() >= end, "to the second"),
+            other => panic!("{other}"),
+        }
+        (verdict == "EXPIRED").then_some(())
+    });
+    assert_eq!(spend(&daemon, "new", 1), "ALLOWED", "the new one goes on");
+}
+
+#[test]
+fn changed_limits_neither_refill_nor_reset() {
+    let daemon = serve("plans.p.requests = '10/d'", &["a=a plan=p"]);
+    assert_eq!(spend(&daemon, "a", 4), "ALLOWED");
+    let config = daemon.setup.path("keyward.toml");
+    let change = |rate: &str| {
+        fs::write(&config, format!("plans.p.requests = '{rate}'\n")).expect("the configuration");
+        let reload = daemon.reload();
+        assert!(reload.accepted, "{reload:?}");
+    };
+    change("100/d");
+    assert_eq!(left(&daemon, "a"), 6, "a larger plan does not fill the bucket");
+    change("3/d");
+    assert_eq!(left(&daemon, "a"), 3, "a smaller one clamps it");
+    change("100/d");
+    assert_eq!(left(&daemon, "a"), 3, "and what was clamped does not come back");
+}
+
+#[test]
+fn a_configuration_that_is_wrong_changes_nothing() {
+    let daemon = serve("plans.p.requests = '10/d'", &["a=a plan=p"]);
+    fs::write(daemon.setup.path("keyward.toml"), "plans.p.requests = '10/y'\n").expect("the configuration");
+    let reload = daemon.reload();
+    let error = reload.error.expect("refused");
+    assert!(error.contains("keyward.toml:1:20: plans.p.requests: \"y\" is not a period"), "{error}");
+    assert_eq!(reload.generation, 1);
+    assert_eq!(left(&daemon, "a"), 10);
+}
+
+#[test]
+fn with_a_pepper_a_leaked_export_is_of_no_use() {
+    const OLD: &[u8] = b"the old pepper, 128 bits of it";
+    const NEW: &[u8] = b"the new pepper, 128 bits of it";
+    let setup = Setup::without_export();
+    let secret = |name: &str, secret: &[u8]| {
+        let path = setup.path(name);
+        fs::write(&path, secret).expect("a secret");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        path.display().to_string()
+    };
+    let (old, new) = (secret("old", OLD), secret("new", NEW));
+    let row = |pepper: &[u8], key: &str| {
+        let hash = Pepper::new(pepper).expect("a pepper").hash(key.as_bytes());
+        format!("{},{key}\n", const_hex::encode(hash))
+    };
+    let rows = row(OLD, "a") + &row(NEW, "b") + &format!("{},plain\n", hex("plain"));
+    fs::write(setup.source(), format!("key_hash,key_id\n{rows}")).expect("the export");
+    let both = format!("keys.pepper_file = '{new}'\nkeys.previous_pepper_file = '{old}'");
+    let daemon = setup.config(&both).start();
+
+    assert_eq!(daemon.verdict("a"), "ALLOWED", "hashed with the pepper that is being replaced");
+    assert_eq!(daemon.verdict("b"), "ALLOWED", "hashed with the new one");
+    assert_eq!(daemon.verdict("plain"), "UNKNOWN_KEY", "a plain hash in the export opens nothing");
+    let mut connection = daemon.connect();
+    connection.send(&ask(7, "plain"));
+    let refused = Said::Error { request_id: 7, code: 10, detail: 2, closing: false };
+    assert_eq!(connection.hear(), refused, "a digest is refused, and the answer says what is wanted");
+
+    fs::write(daemon.setup.path("keyward.toml"), format!("keys.pepper_file = '{new}'\n")).expect("writes");
+    assert!(daemon.reload().accepted);
+    assert_eq!(daemon.verdict("a"), "UNKNOWN_KEY", "the old pepper is gone");
+    assert_eq!(daemon.verdict("b"), "ALLOWED");
+    for file in ["log", "keyward.toml"] {
+        let text = fs::read(daemon.setup.path(file)).expect("a file");
+        assert!(!text.windows(NEW.len()).any(|part| part == NEW), "{file} holds the pepper");
+    }
+}

@@ -1,0 +1,427 @@
+//! Promise 2 for revocations: when `keyward revoke` returns, the key is refused on every connection, whatever happens at
+//! the same time, and stays so until it is taken back or the source says the same.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use keyward::admin::message::{Command, Reply, Revocation, Target};
+use keyward::admin::{AskError, ask};
+use rustix::process::Signal;
+use support::loader::Loader;
+use support::{Daemon, Raw, Said, Setup, hex, replace};
+
+fn key(key_id: &str) -> Target {
+    Target { key_id: Some(key_id.to_owned()), owner: None }
+}
+
+fn owner(owner: &str) -> Target {
+    Target { key_id: None, owner: Some(owner.to_owned()) }
+}
+
+fn give(admin: &Path, command: &Command) -> Result<Revocation, AskError> {
+    ask(admin, command).map(|reply: Reply| reply.revocation.expect("an outcome"))
+}
+
+fn revoke(daemon: &Daemon, target: Target) -> Revocation {
+    give(&daemon.admin(), &Command::Revoke(target)).expect("revoked")
+}
+
+fn unrevoke(daemon: &Daemon, target: Target) -> Revocation {
+    give(&daemon.admin(), &Command::Unrevoke(target)).expect("taken back")
+}
+
+fn refusal(daemon: &Daemon, command: &Command) -> String {
+    give(&daemon.admin(), command).expect_err("refused").to_string()
+}
+
+fn listed(daemon: &Daemon) -> Vec<Target> {
+    daemon.status().revocations.into_iter().map(|revoked| revoked.target).collect()
+}
+
+fn verdicts<const N: usize>(daemon: &Daemon, keys: [&str; N]) -> [String; N] {
+    keys.map(|key| daemon.verdict(key))
+}
+
+/// Three keys of acme, one of them in rotation, and one of bolt.
+fn export(status_of_a: &str) -> String {
+    format!(
+        "key_hash,key_id,owner,status\n{},a,acme,{status_of_a}\n{},a,acme,{status_of_a}\n{},b,acme,active\n\
+         {},c,bolt,active\n{},d,bolt,disabled\n",
+        hex("a1"),
+        hex("a2"),
+        hex("b"),
+        hex("c"),
+        hex("d"),
+    )
+}
+
+/// Keys that are revoked one after the other, in the order of their numbers.
+const KEYS: usize = 10_000;
+
+/// Requests that each connection has on their way: from one that waits for every answer to those whose answers do not
+/// fit into the socket, so that the daemon has to keep them.
+const WINDOWS: [usize; 8] = [1, 4, 16, 64, 256, 1_024, 8_192, 16_384];
+
+fn many(environment: &str) -> String {
+    let mut text = String::from("key_hash,key_id,environment,limits\n");
+    for number in 0..KEYS {
+        writeln!(text, "{},key-{number},{environment},1000000/s", hex(&format!("key-{number}")))
+            .expect("a String");
+    }
+    text
+}
+
+/// Revokes a key in whatever state the daemon is; it is killed and started again where it does not answer.
+fn revoke_stubbornly(mut daemon: Daemon, number: usize, killed: &mut usize) -> Daemon {
+    let command = Command::Revoke(key(&format!("key-{number}")));
+    loop {
+        match give(&daemon.admin(), &command) {
+            Ok(revocation) => {
+                assert_eq!((revocation.keys, revocation.revoked), (1, 1), "key-{number}");
+                return daemon;
+            }
+            Err(AskError::Refused(error)) => panic!("key-{number}: {error}"),
+            Err(_) => {
+                *killed += 1;
+                daemon = daemon.restart();
+            }
+        }
+    }
+}
+
+struct Finally<'a>(&'a AtomicBool);
+
+impl Drop for Finally<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+#[test]
+fn ten_thousand_keys_revoked_one_at_a_time_under_load() {
+    let setup = Setup::new(&many("v1")).config("[source]\nsettle = \"5ms\"\npoll = \"100ms\"");
+    let mut daemon = setup.start();
+    let keys: Vec<String> = (0..KEYS).map(|number| format!("key-{number}")).collect();
+    let loaders: Vec<Loader> =
+        WINDOWS.iter().map(|window| Loader::new(&daemon.socket(), &keys, *window)).collect();
+    let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut killed = 0;
+    let start = Instant::now();
+    let daemon = thread::scope(|scope| {
+        // Also when this panics: the scope waits for the threads.
+        let _end = Finally(&stop);
+        for (loader, seed) in loaders.iter().zip(1..) {
+            let (acknowledged, stop) = (&acknowledged, &stop);
+            scope.spawn(move || loader.run(seed, acknowledged, stop));
+        }
+        for number in 0..KEYS {
+            let admin = daemon.admin();
+            match number {
+                2_500 | 7_500 => {
+                    replace(&daemon.setup.source(), &many(&format!("v{number}")));
+                    scope.spawn(move || ask(&admin, &Command::Reload { force: false }).expect("reloaded"));
+                }
+                5_000 => {
+                    // At any moment, as far as this thread is concerned.
+                    let pid = rustix::process::Pid::from_raw(daemon.pid() as i32).expect("a pid");
+                    scope.spawn(move || rustix::process::kill_process(pid, Signal::KILL));
+                }
+                _ => {}
+            }
+            daemon = revoke_stubbornly(daemon, number, &mut killed);
+            // In this order: what is in the sockets now has left before the acknowledgement was seen.
+            loaders.iter().for_each(|loader| loader.acknowledge(number));
+            acknowledged.store(number as u64 + 1, Ordering::Release);
+        }
+        daemon
+    });
+    let took = start.elapsed();
+    assert_eq!(killed, 1, "the daemon was killed in the middle, and only then");
+    let answers: u64 = loaders.iter().map(Loader::check).sum();
+    eprintln!("{KEYS} revocations beside {answers} answers in {took:?}");
+    assert!(answers > 20_000, "only {answers} answers: that is no load");
+    assert_eq!(daemon.status().revocations.len(), KEYS, "{}", daemon.log());
+}
+
+#[test]
+fn a_key_is_revoked_with_all_of_its_rows_and_comes_back() {
+    let daemon = Daemon::serving(&export("active"));
+    let expected = Revocation { target: key("a"), already: false, keys: 2, revoked: 2, generation: 1 };
+    assert_eq!(revoke(&daemon, key("a")), expected);
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "b"]), ["REVOKED", "REVOKED", "ALLOWED"]);
+    assert_eq!(revoke(&daemon, key("a")), Revocation { already: true, ..expected.clone() });
+    assert_eq!(unrevoke(&daemon, key("a")), Revocation { revoked: 0, ..expected });
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "b"]), ["ALLOWED"; 3]);
+    let error = refusal(&daemon, &Command::Unrevoke(key("a")));
+    assert_eq!(error, "key \"a\" is not on the list of revocations (keyward status shows it)");
+}
+
+#[test]
+fn an_owner_is_revoked_beside_keys_of_theirs() {
+    let daemon = Daemon::serving(&export("active"));
+    assert_eq!(revoke(&daemon, key("b")).keys, 1);
+    let all = revoke(&daemon, owner("acme"));
+    assert_eq!((all.keys, all.revoked, all.already), (3, 3, false));
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "b", "c"]), ["REVOKED", "REVOKED", "REVOKED", "ALLOWED"]);
+    // What is left is revoked by its own id.
+    assert_eq!(unrevoke(&daemon, owner("acme")).revoked, 1);
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "b"]), ["ALLOWED", "ALLOWED", "REVOKED"]);
+    revoke(&daemon, owner("acme"));
+    assert_eq!(unrevoke(&daemon, key("b")).revoked, 1, "and the other way round");
+    assert_eq!(daemon.verdict("b"), "REVOKED");
+}
+
+#[test]
+fn what_is_not_there_cannot_be_revoked() {
+    let daemon = Daemon::serving(&export("active"));
+    assert_eq!(
+        refusal(&daemon, &Command::Revoke(key("nobody"))),
+        "no key has the id \"nobody\" in generation 1; if the source has it, reload first"
+    );
+    assert_eq!(
+        refusal(&daemon, &Command::Revoke(owner("nobody"))),
+        "no key belongs to \"nobody\" in generation 1; if the source has it, reload first"
+    );
+    let raw = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
+    let error = refusal(&daemon, &Command::Revoke(key(raw)));
+    assert!(error.contains("never by the key itself") && !error.contains(&raw[10..]), "{error}");
+    for wrong in [Target::default(), Target { key_id: Some("a".to_owned()), owner: Some("b".to_owned()) }] {
+        assert_eq!(refusal(&daemon, &Command::Revoke(wrong)), "name either a key_id or an owner");
+    }
+    assert!(refusal(&daemon, &Command::Revoke(key(""))).starts_with("key_id must have 1 to 64 bytes"));
+    assert!(listed(&daemon).is_empty());
+}
+
+#[test]
+fn a_revocation_survives_restarts_and_reloads_until_the_source_agrees() {
+    let daemon = Daemon::serving(&export("active"));
+    revoke(&daemon, key("a"));
+    revoke(&daemon, owner("bolt"));
+    let daemon = daemon.restart();
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
+
+    // The source has another row for every key, and does not agree.
+    let changed = export("active")
+        .replace(",active", ",")
+        .replace("key_id", "key_id,environment")
+        .replace(",a,", ",a,x,");
+    let changed = changed.replace(",b,", ",b,x,").replace(",c,", ",c,x,").replace(",d,", ",d,x,");
+    let outcome = daemon.publish(&changed);
+    assert!(outcome.accepted && outcome.revocations_agreed == 0, "{outcome:?}");
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
+    assert_eq!(listed(&daemon).len(), 2);
+
+    // One row of the key is active still: it must not come alive.
+    let half = export("active").replacen(",active", ",revoked", 1);
+    assert_eq!(daemon.publish(&half).revocations_agreed, 0);
+    assert_eq!(verdicts(&daemon, ["a1", "a2"]), ["REVOKED"; 2]);
+
+    // Now it agrees about the key, and not about the owner.
+    let outcome = daemon.publish(&export("revoked"));
+    assert_eq!((outcome.accepted, outcome.revocations_agreed), (true, 1));
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
+    assert_eq!(listed(&daemon), [owner("bolt")]);
+    let daemon = daemon.restart();
+    assert_eq!(listed(&daemon), [owner("bolt")], "what is dropped stays dropped");
+
+    // An owner whose keys are gone or out of force is agreed on; a disabled key is called that again.
+    let outcome = daemon.publish(&export("revoked").replace("bolt,active", "bolt,disabled"));
+    assert_eq!(outcome.revocations_agreed, 1);
+    assert_eq!(verdicts(&daemon, ["c", "d"]), ["DISABLED"; 2]);
+    // From here on the source alone decides.
+    assert!(daemon.publish(&export("active")).accepted);
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "c", "d"]), ["ALLOWED", "ALLOWED", "ALLOWED", "DISABLED"]);
+
+    let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("an audit trail");
+    let events = trail.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let events: Vec<_> = events
+        .filter(|event| event["event"].as_str().is_some_and(|event| event.contains("revo")))
+        .map(|event| {
+            let named = if event["key_id"].is_null() { &event["owner"] } else { &event["key_id"] };
+            format!("{} {named} {} {}", event["event"], event["keys"], event["uid"])
+        })
+        .collect();
+    let uid = rustix::process::geteuid().as_raw();
+    assert_eq!(
+        events,
+        [
+            format!("\"revoke\" \"a\" 2 {uid}"),
+            format!("\"revoke\" \"bolt\" 2 {uid}"),
+            "\"revocation_dropped\" \"a\" 2 null".to_owned(),
+            "\"revocation_dropped\" \"bolt\" 2 null".to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn before_any_keys_are_loaded_a_revocation_waits_for_them() {
+    let daemon = Setup::without_export().start();
+    let early = revoke(&daemon, key("a"));
+    assert_eq!((early.keys, early.generation), (0, 0));
+    assert!(daemon.publish(&export("active")).accepted);
+    assert_eq!(verdicts(&daemon, ["a1", "a2", "b"]), ["REVOKED", "REVOKED", "ALLOWED"]);
+}
+
+/// A peer that asks without reading can have old answers in its socket, and no others; and nobody waits for it for long.
+#[test]
+fn a_peer_that_does_not_read_holds_no_revocation_up() {
+    let daemon = Daemon::serving(&export("active"));
+    let mut peer = daemon.connect();
+    peer.stream.set_nonblocking(true).expect("set");
+    let frames: Vec<u8> = support::ask(1, "a1").repeat(500);
+    let mut sent = 0;
+    support::wait_for("the daemon to stop reading", || {
+        match std::io::Write::write(&mut peer.stream, &frames[sent % frames.len()..]) {
+            Ok(written) => {
+                sent += written;
+                None
+            }
+            // A while after the last byte that it took.
+            Err(_) => {
+                thread::sleep(Duration::from_millis(300));
+                std::io::Write::write(&mut peer.stream, &frames[sent % frames.len()..]).map_or(
+                    Some(()),
+                    |written| {
+                        sent += written;
+                        None
+                    },
+                )
+            }
+        }
+    });
+    let start = Instant::now();
+    revoke(&daemon, key("a"));
+    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    let left = rustix::io::ioctl_fionread(&peer.stream).expect("a socket");
+    peer.stream.set_nonblocking(false).expect("set");
+    let mut answers = 0_u64;
+    while let Said::Answer { verdict, .. } = peer.hear() {
+        assert_eq!(verdict, "ALLOWED");
+        answers += 1;
+    }
+    let size = answer_size(&daemon);
+    assert!(
+        answers > 0 && answers * size <= left,
+        "{answers} answers of {size} bytes, {left} bytes had left"
+    );
+}
+
+/// Bytes of the answer about `b`, which is as long as the one about `a`.
+fn answer_size(daemon: &Daemon) -> u64 {
+    let mut peer: Raw = daemon.connect();
+    peer.send(&support::ask(1, "b"));
+    let size = support::wait_for("an answer", || {
+        rustix::io::ioctl_fionread(&peer.stream).ok().filter(|bytes| *bytes > 0)
+    });
+    peer.hear();
+    size
+}
+
+/// No clock decides whether it waited: several commands in a row return while one reload goes on.
+#[test]
+fn a_revocation_does_not_wait_for_a_reload() {
+    const ROWS: usize = 200_000;
+    let mut text = String::from("key_hash,key_id\n");
+    for number in 0..ROWS {
+        writeln!(text, "{number:064x},key-{number}").expect("a String");
+    }
+    let daemon = Setup::new(&text).config("[source]\nsettle = \"5ms\"\npoll = \"1h\"").start();
+    let reloaded = AtomicBool::new(false);
+    let mut during = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(daemon.reload().accepted);
+            reloaded.store(true, Ordering::Release);
+        });
+        while !reloaded.load(Ordering::Acquire) {
+            revoke(&daemon, key(&format!("key-{during}")));
+            during += 1;
+        }
+    });
+    assert!(during > 5, "only {during} revocations returned during the reload");
+    // Whenever they came, they are in force in the snapshot that came of it.
+    let status = daemon.status();
+    assert_eq!((status.generation, status.revocations.len()), (2, during));
+    for number in 0..during {
+        let revocation = revoke(&daemon, key(&format!("key-{number}")));
+        assert!(revocation.already && revocation.revoked == 1, "{revocation:?}");
+    }
+}
+
+#[test]
+fn a_torn_line_is_dropped_and_a_damaged_one_keeps_the_daemon_from_starting() {
+    let mut daemon = Daemon::serving(&export("active"));
+    revoke(&daemon, key("a"));
+    revoke(&daemon, key("b"));
+    daemon.kill();
+    let file = daemon.setup.path("revocations.jsonl");
+    let whole = fs::read_to_string(&file).expect("a file");
+    let first = whole.lines().next().expect("a line").len() + 1;
+
+    // Killed in the middle of the second command, which never returned.
+    for torn in [first + 1, whole.len() - 1] {
+        fs::write(&file, &whole[..torn]).expect("written");
+        daemon = daemon.restart();
+        assert_eq!(verdicts(&daemon, ["a1", "b"]), ["REVOKED", "ALLOWED"]);
+        daemon.kill();
+        assert_eq!(fs::read_to_string(&file).expect("a file"), whole[..first]);
+    }
+
+    for (damaged, line) in [
+        (whole.replacen("\"a\"", "\"a", 1), 1),
+        (whole.replacen("key_id", "keyid", 1), 1),
+        (whole.replacen("{\"action\":\"revoke\",\"key_id\":\"b\"", "\u{0}", 1).replace('\0', "x"), 2),
+        (whole.clone() + "\n", 3),
+        (whole.replacen("20", "", 1), 1),
+    ] {
+        fs::write(&file, &damaged).expect("written");
+        let status = daemon.setup.command().status().expect("runs");
+        let log = daemon.log();
+        assert_eq!(status.code(), Some(1), "{damaged}: {log}");
+        assert!(log.contains(&format!("revocations.jsonl:{line}: not a revocation: ")), "{damaged}: {log}");
+        assert!(log.contains("mend the line"), "{log}");
+        assert_eq!(fs::read_to_string(&file).expect("a file"), damaged, "nothing is thrown away");
+    }
+}
+
+#[test]
+fn the_command_line_says_what_is_in_force() {
+    let daemon = Daemon::serving(&export("active"));
+    let run = |arguments: &[&str]| {
+        let mut command = support::keyward();
+        let output =
+            command.args(arguments).arg("--socket").arg(daemon.socket()).output().expect("keyward runs");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let done = |text: &str| (Some(0), format!("{text}\n"), String::new());
+    assert_eq!(run(&["revoke", "a"]), done("revoked a (2 keys), in force on every connection, generation 1"));
+    assert_eq!(
+        run(&["revoke", "--owner", "acme"]),
+        done("revoked owner acme (3 keys), in force on every connection, generation 1")
+    );
+    let (_, status, _) = run(&["status"]);
+    assert!(
+        status.contains("revoked      owner acme since ") && status.contains("             a since "),
+        "{status}"
+    );
+    assert_eq!(
+        run(&["unrevoke", "--owner", "acme", "--json"]),
+        done(r#"{"owner":"acme","already":false,"keys":3,"revoked":2,"generation":1}"#)
+    );
+    let (code, output, messages) = run(&["revoke", "nobody"]);
+    assert_eq!((code, output.as_str()), (Some(1), ""));
+    assert!(messages.starts_with("keyward: no key has the id \"nobody\""), "{messages}");
+    let gone = daemon.setup.path("gone.sock");
+    let output =
+        support::keyward().args(["revoke", "a", "--admin-socket"]).arg(&gone).output().expect("runs");
+    assert_eq!(output.status.code(), Some(69));
+}
