@@ -81,7 +81,7 @@ impl Keys {
             order.swap(at, random.below(at as u64 + 1) as usize);
         }
         let for_all = if hit_rate > 0.0 { (self.len() as f64 / hit_rate).ceil() as usize } else { 0 };
-        let count = for_all.max(MIN_REQUESTS).min(MAX_REQUESTS);
+        let count = for_all.clamp(MIN_REQUESTS, MAX_REQUESTS);
         Plan { keys: self, order, hit_rate, count, random, taken: 0, given: 0 }
     }
 }

@@ -106,7 +106,7 @@ impl Before {
             let ran_for = after.ticks.saturating_sub(before.map_or(0, |stat| stat.ticks));
             let ran_on = [before.map_or(after.processor, |stat| stat.processor), after.processor];
             let allowed = allowed(self.pid, &id);
-            (ran_for > 0).then(|| ServerThread { name: after.name, allowed, ran_on, ran_for })
+            (ran_for > 0).then_some(ServerThread { name: after.name, allowed, ran_on, ran_for })
         });
         let mut threads: Vec<_> = threads.collect();
         threads.sort_by_key(|thread| std::cmp::Reverse(thread.ran_for));

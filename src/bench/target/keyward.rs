@@ -134,7 +134,10 @@ impl Target for Keyward {
     }
 }
 
-fn frame(input: &[u8]) -> Result<Option<(Header, &[u8], usize)>, Fault> {
+/// A frame's header, its body and its size.
+type Frame<'a> = (Header, &'a [u8], usize);
+
+fn frame(input: &[u8]) -> Result<Option<Frame<'_>>, Fault> {
     match split(input, MAX_ANSWER_LENGTH) {
         Split::Frame { header, body, size } => Ok(Some((header, body, size))),
         Split::Incomplete => Ok(None),

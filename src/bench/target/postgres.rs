@@ -103,8 +103,11 @@ fn message(kind: u8, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
 }
 
-/// The message at the front of `input`: its type, its body and its size.
-fn split(input: &[u8]) -> Result<Option<(u8, &[u8], usize)>, Fault> {
+/// A message's type, its body and its size.
+type Message<'a> = (u8, &'a [u8], usize);
+
+/// The message at the front of `input`.
+fn split(input: &[u8]) -> Result<Option<Message<'_>>, Fault> {
     let Some((head, _)) = input.split_first_chunk::<5>() else {
         return Ok(None);
     };
