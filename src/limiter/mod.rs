@@ -7,6 +7,7 @@
 //!   ([`charge`], [`hold`], [`outcome`]). [`Limiter::refund`] gives back.
 //! * A [`BucketName`] is what a bucket is found again by, when its slot has gone ([`name`]).
 //! * [`Ledger`] decides which bucket has which slot, across reloads ([`ledger`]); only a reload uses it.
+//! * [`saved`] is the file that carries balances from one process to the next.
 //!
 //! Promise 4: over any interval t, admitted cost <= burst + rate x t, whatever the number of threads and reloads;
 //! no false refusal below the burst; a refusal charges nothing.
@@ -17,13 +18,14 @@ mod ledger;
 mod name;
 mod outcome;
 mod rate;
+pub mod saved;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod word;
 
 pub use charge::{Limiter, MAX_CHARGES};
-pub use ledger::{Claim, Ledger, Settlement, Slot};
+pub use ledger::{Claim, Ledger, Listing, Settlement, Slot};
 pub use name::BucketName;
 pub use outcome::{Charge, Charged, Named, Outcome};
 pub use rate::{

@@ -70,6 +70,18 @@ impl Rate {
         let burst = u32::try_from(burst).map_err(|_| RateError::BurstTooLarge)?;
         let ticks = u128::from(per_nanoseconds) * u128::from(TICKS_PER_NANOSECOND);
         let period = u64::try_from(ticks.div_ceil(u128::from(count))).map_err(|_| RateError::TooSlow)?;
+        Self::from_period(period, burst)
+    }
+
+    /// One unit in every `period` ticks, at most `burst` at once: what [`period`](Self::period) and
+    /// [`burst`](Self::burst) said of a rate before.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_period(period: u64, burst: u32) -> Result<Self, RateError> {
+        if burst == 0 {
+            return Err(RateError::ZeroBurst);
+        }
         if period < MIN_PERIOD_TICKS {
             return Err(RateError::TooFast);
         }

@@ -26,8 +26,9 @@ use crate::admin;
 use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
-use crate::connection::{Counters, Shared, Timeouts};
+use crate::connection::{Counted, Counters, Shared, Timeouts};
 use crate::limiter::Limiter;
+use crate::memory;
 use crate::publish::{Epochs, Publisher, Served};
 use crate::reload::{Configure, History, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
@@ -108,6 +109,8 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     // A core dump would hold the keys that are being verified (promise 7).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| system("forbid core dumps")(error.into()))?;
+    // Before anything large is allocated.
+    memory::set_huge_pages(config.server.huge_pages);
     let max_connections = connection_limit(config.server.max_connections);
 
     let mut passed = systemd::take_listeners().map_err(system("take systemd's sockets"))?;
@@ -236,7 +239,8 @@ impl Daemon {
             let (limiter, rules, clock) = (Arc::clone(&limiter), Arc::clone(&rules), clock.clone());
             let (own_counters, drain) = (Arc::clone(&counters), drain.clone());
             Worker::start(number, counters, move || {
-                Shared::new(subscription, log, limiter, rules, clock, own_counters, timeouts, drain)
+                let counted = Counted { counters: own_counters, usage: log };
+                Shared::new(subscription, limiter, rules, clock, counted, timeouts, drain)
             })
         };
         let workers: io::Result<Vec<Worker>> =

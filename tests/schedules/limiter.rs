@@ -14,13 +14,15 @@ mod name;
 mod outcome;
 #[path = "../../src/limiter/rate.rs"]
 mod rate;
+#[path = "../../src/limiter/saved.rs"]
+pub mod saved;
 #[path = "../../src/limiter/slots.rs"]
 mod slots;
 #[path = "../../src/limiter/word.rs"]
 mod word;
 
 pub use charge::Limiter;
-pub use ledger::{Ledger, Slot};
+pub use ledger::{Ledger, Settlement, Slot};
 pub use name::BucketName;
 pub use outcome::{Charge, Outcome};
 pub use rate::Rate;
