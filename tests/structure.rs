@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "admin",
+            "bench",
             "clock",
             "config",
             "key_format",
@@ -69,6 +70,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "systemd",
         ],
     ),
+    ("bench", &[]),
     ("revocation", &["audit", "publish", "record", "snapshot", "state"]),
     ("publish", &["snapshot"]),
     ("verify", &["key_format", "limiter", "now", "pepper", "record", "rules", "snapshot"]),
