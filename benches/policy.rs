@@ -2,8 +2,8 @@
 //! pay for those that exist.
 //!
 //! One million keys, batches of 64, by digest unless it says otherwise, one thread pinned to the first processor, as in
-//! `benches/verify.rs`. In each case all keys carry the same policy, and the request passes it. `scopes: 1 of 100` asks for one
-//! scope of a key that has a hundred; `networks: 5,000` is a list of so many ranges. The table at the end has medians per
+//! `benches/verify.rs`. In each case all keys carry the same policy, and the request passes it. `1 of 100 scopes` asks for one
+//! scope of a key that has a hundred; `in 1 of 5000 networks` has a list of so many ranges. The table at the end has medians per
 //! request, and their ratio to the plain key of this run.
 
 #![allow(clippy::expect_used, reason = "a bench that cannot be set up has nothing to measure")]
@@ -66,17 +66,22 @@ const CASES: [Case; 14] = [
     Case { name: "one limit", limits: keys::ENDLESS, ..PLAIN },
     Case { name: "two limits", limits: keys::ENDLESS_TWICE, ..PLAIN },
     Case { name: "a limit of the owner", plan: || plan(Per::Owner, false), ..PLAIN },
-    Case { name: "one limit, one in shadow", limits: keys::ENDLESS, plan: || plan(Per::Key, true), ..PLAIN },
-    Case { name: "refund, one by one", limits: keys::ENDLESS, refund: true, ..PLAIN },
+    Case {
+        name: "one limit and one in shadow",
+        limits: keys::ENDLESS,
+        plan: || plan(Per::Key, true),
+        ..PLAIN
+    },
+    Case { name: "refund one by one", limits: keys::ENDLESS, refund: true, ..PLAIN },
     Case { name: "environment", ask: |request| request.environment = Some("live"), ..PLAIN },
     Case {
-        name: "scopes: 1 of 1",
+        name: "1 of 1 scope",
         shape: |record| record.scopes = [Box::from("orders:read")].into(),
         ask: |request| request.scopes = Some(SCOPE),
         ..PLAIN
     },
     Case {
-        name: "scopes: 1 of 100",
+        name: "1 of 100 scopes",
         shape: |record| {
             let other = (0..99).map(|number| Box::from(format!("service{number}:read")));
             record.scopes = other.chain([Box::from("orders:*")]).collect();
@@ -85,13 +90,13 @@ const CASES: [Case; 14] = [
         ..PLAIN
     },
     Case {
-        name: "networks: 1",
+        name: "in 1 network",
         shape: |record| record.allowed_ips = ["10.0.0.0/8".parse().expect("a network")].into(),
         ask: |request| request.ip = Some("::ffff:10.1.2.3".parse().expect("an address")),
         ..PLAIN
     },
     Case {
-        name: "networks: 5,000",
+        name: "in 1 of 5000 networks",
         shape: |record| {
             let network = |n: u32| format!("10.{}.{}.0/25", n / 250, n % 250).parse().expect("a network");
             record.allowed_ips = (0..5_000).map(network).collect();
@@ -100,7 +105,7 @@ const CASES: [Case; 14] = [
         ..PLAIN
     },
     Case {
-        name: "origins: 1",
+        name: "from 1 origin",
         shape: |record| {
             record.allowed_origins = [Origin::parse("https://*.example.com").expect("an origin")].into();
         },
