@@ -55,8 +55,10 @@
 //! * Imports point one way: `main → cli → server → {connection, reload, admin}`, `connection → {protocol, publish, verify}`,
 //!   `verify → {snapshot, limiter}`, `reload → {source, snapshot, publish, revocation}`. `tests/structure.rs` holds the code to it.
 //! * `verify`, `snapshot` and `limiter` touch no socket, file, configuration or clock: time is an argument ([`now`]).
-//! * A snapshot is never changed, but for one bit of an entry: that an operator has revoked the key. A bucket outlives snapshots; a limit whose rate changes gets a new slot, and whoever
-//!   still holds the old snapshot is told to take the new one ([`limiter`] says how).
+//! * A snapshot is never changed, but for one bit of an entry: that an operator has revoked the key. The daemon's own
+//!   [`rules`] are part of it, so that an answer never mixes two configurations.
+//! * A bucket outlives snapshots; a limit whose rate changes gets a new slot, and whoever still holds the old snapshot is
+//!   told to take the new one ([`limiter`] says how).
 //! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that. A worker reads the epoch
 //!   before the snapshot, and passes it only when no answer of an older one waits for its peer ([`publish`]).
 //! * A revocation is durable before it is in force, and in force everywhere before it is acknowledged ([`revocation`]).
@@ -64,7 +66,7 @@
 //! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
 //!   ([`state`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
-//! * There is no `unsafe` code.
+//! * There is no `unsafe` code but an allocator for huge pages ([`memory`]).
 
 #![allow(
     rustdoc::private_intra_doc_links,
@@ -73,6 +75,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -24,6 +24,51 @@ static ENABLED: AtomicBool = AtomicBool::new(true);
 /// A vector in huge pages.
 pub type HugeVec<T> = allocator_api2::vec::Vec<T, Huge>;
 
+/// A text in huge pages, which only grows.
+pub struct HugeText(HugeVec<u8>);
+
+impl HugeText {
+    /// An empty one, with room for `capacity` bytes.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self(HugeVec::with_capacity_in(capacity, Huge))
+    }
+
+    /// Appends `text`.
+    pub fn push_str(&mut self, text: &str) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    /// Gives back the room that is not needed, where it is more than a quarter of the text: the text is copied for it.
+    pub fn trim(&mut self) {
+        trim(&mut self.0);
+    }
+
+    /// The text.
+    #[inline]
+    pub fn as_str(&self) -> &str {
+        // SAFETY: the bytes are those of whole texts: `push_str` and `try_from` alone put any there.
+        unsafe { str::from_utf8_unchecked(&self.0) }
+    }
+}
+
+/// The text that `bytes` are.
+impl TryFrom<HugeVec<u8>> for HugeText {
+    type Error = std::str::Utf8Error;
+
+    fn try_from(bytes: HugeVec<u8>) -> Result<Self, Self::Error> {
+        str::from_utf8(&bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// Gives back the room of a vector that is not needed, where it is much: it is copied for it, and what was never written to
+/// is not in memory anyway.
+pub fn trim<T>(vector: &mut HugeVec<T>) {
+    if vector.capacity() - vector.len() > vector.len() / 4 {
+        vector.shrink_to_fit();
+    }
+}
+
 /// Asks the system for huge pages, or no longer; what is allocated already stays as it is.
 pub fn set_huge_pages(enabled: bool) {
     ENABLED.store(enabled, Ordering::Relaxed);
@@ -86,6 +131,21 @@ mod tests {
         numbers.truncate(1_000);
         numbers.shrink_to_fit();
         assert!(numbers.iter().copied().eq(0..1_000));
+    }
+
+    #[test]
+    fn a_text_grows_and_stays_one() {
+        let mut text = HugeText::with_capacity(0);
+        for _ in 0..300_000 {
+            text.push_str("äöü-日本");
+        }
+        text.trim();
+        assert_eq!(text.as_str(), "äöü-日本".repeat(300_000));
+        let mut bytes: HugeVec<u8> = HugeVec::new_in(Huge);
+        bytes.extend("日".bytes());
+        assert_eq!(HugeText::try_from(bytes.clone()).expect("UTF-8").as_str(), "日");
+        bytes.truncate(2);
+        assert!(HugeText::try_from(bytes).is_err());
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! What the limiter takes from the world: its atomics, its lock, its ways to wait, and how many words it makes room for at
-//! once.
+//! What the limiter takes from the world: its atomics, its lock, its ways to wait, and the memory of its words.
 //!
 //! Nothing else is here, and the limiter's sources name nothing of `std::sync` themselves, so that they can be compiled
 //! against another `sync`: under `tests/schedules`, against one whose every interleaving is tried.
+
+use crate::memory::{Huge, HugeVec};
 
 pub use std::hint::spin_loop;
 pub use std::sync::RwLock;
@@ -14,3 +15,13 @@ pub const CHUNK: usize = 1 << 18;
 
 /// Chunks that 32-bit slot numbers can name.
 pub const CHUNKS: usize = 1 << 14;
+
+/// The words of a chunk.
+pub type Chunk = HugeVec<AtomicU64>;
+
+/// A chunk of words, in a huge page where there are any.
+pub fn chunk(word: u64) -> Chunk {
+    let mut words = HugeVec::with_capacity_in(CHUNK, Huge);
+    words.extend((0..CHUNK).map(|_| AtomicU64::new(word)));
+    words
+}

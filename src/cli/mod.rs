@@ -14,8 +14,10 @@ use std::os::fd::AsFd;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod check;
 mod demo;
+mod digests;
 mod exit;
 mod key;
 mod log;
@@ -68,6 +70,7 @@ enum Command {
     Usage(usage::Usage),
     Revoke(revoke::Revoke),
     Unrevoke(revoke::Unrevoke),
+    Bench(bench::Bench),
     Demo(demo::Demo),
 }
 
@@ -83,6 +86,7 @@ impl Command {
             Self::Usage(usage) => usage.run(streams),
             Self::Revoke(revoke) => revoke.run(streams),
             Self::Unrevoke(unrevoke) => unrevoke.run(streams),
+            Self::Bench(bench) => bench.run(streams),
             Self::Demo(demo) => demo.run(streams),
         }
     }

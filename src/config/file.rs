@@ -59,6 +59,7 @@ pub(super) struct Server {
     pub(super) state_dir: Option<AbsolutePath>,
     #[serde(deserialize_with = "workers")]
     pub(super) workers: Option<u32>,
+    pub(super) huge_pages: bool,
     #[serde(deserialize_with = "max_connections")]
     pub(super) max_connections: u32,
     #[serde(deserialize_with = "idle_timeout")]
@@ -133,6 +134,7 @@ impl Default for Server {
             admin_socket: None,
             state_dir: None,
             workers: None,
+            huge_pages: true,
             max_connections: 4096,
             idle_timeout: Some(Duration::from_secs(300)),
             drain_timeout: Duration::from_secs(5),

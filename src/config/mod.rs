@@ -98,6 +98,8 @@ pub struct Server {
     pub state_dir_is_chosen: bool,
     /// Worker threads, `1..=`[`MAX_WORKERS`]; by default one for each processor that the daemon may use.
     pub workers: usize,
+    /// Whether to ask the system for huge pages for the keys and their buckets.
+    pub huge_pages: bool,
     /// Most connections at a time, `1..=`[`MAX_CONNECTIONS`].
     pub max_connections: usize,
     /// How long a connection may be silent before it is closed, at least a second; `None` for ever.

@@ -111,6 +111,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(server.socket_mode.bits(), 0o660);
     assert_eq!(server.socket_group, None);
     assert!((1..=256).contains(&server.workers));
+    assert!(server.huge_pages);
     assert_eq!(server.max_connections, 4096);
     assert_eq!(server.idle_timeout, Some(Duration::from_secs(300)));
     assert_eq!(server.drain_timeout, Duration::from_secs(5));
@@ -141,6 +142,7 @@ fn settings_are_read() {
         socket_group = 990
         state_dir = "/tmp/state"
         workers = 256
+        huge_pages = false
         max_connections = 1_000_000
         idle_timeout = "never"
         drain_timeout = "0s"
@@ -167,6 +169,7 @@ fn settings_are_read() {
     assert_eq!(server.admin_socket.as_path(), Path::new("/tmp/admin.sock"), "beside the socket");
     assert_eq!(server.socket_group, Some(Group::Id(990)));
     assert_eq!((server.workers, server.max_connections), (256, 1_000_000));
+    assert!(!server.huge_pages);
     assert_eq!((server.idle_timeout, server.drain_timeout), (None, Duration::ZERO));
     assert!(server.clients.admit(1000, 5) && server.clients.admit(1001, 5) && server.clients.admit(5, 33));
     assert!(!server.clients.admit(5, 1000) && !server.clients.admit(33, 5));
@@ -323,8 +326,8 @@ fn what_is_misspelt_is_refused() {
     assert_eq!(
         refused("server.worker = 1"),
         ":2:8: server.worker: unknown field `worker`, expected one of `socket`, `socket_mode`, `socket_group`, \
-         `admin_socket`, `state_dir`, `workers`, `max_connections`, `idle_timeout`, `drain_timeout`, \
-         `allow_uids`, `allow_gids`, `admin_uids`"
+         `admin_socket`, `state_dir`, `workers`, `huge_pages`, `max_connections`, `idle_timeout`, \
+         `drain_timeout`, `allow_uids`, `allow_gids`, `admin_uids`"
     );
     assert_eq!(
         refused("[sever]"),

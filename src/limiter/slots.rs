@@ -6,11 +6,11 @@
 use std::sync::OnceLock;
 
 use crate::limiter::word::Word;
-use crate::sync::{AtomicU64, CHUNK, CHUNKS, Ordering};
+use crate::sync::{AtomicU64, CHUNK, CHUNKS, Chunk, Ordering, chunk};
 
 /// All buckets' words, by slot number.
 pub(super) struct Slots {
-    chunks: Box<[OnceLock<Box<[AtomicU64]>>]>,
+    chunks: Box<[OnceLock<Chunk>]>,
 }
 
 impl Slots {
@@ -20,8 +20,8 @@ impl Slots {
 
     /// Makes sure that `slot` exists. Only the ledger calls this, before it hands the slot out.
     pub(super) fn ensure(&self, slot: u32) {
-        if let Some(chunk) = self.chunks.get(slot as usize / CHUNK) {
-            chunk.get_or_init(|| (0..CHUNK).map(|_| AtomicU64::new(Word::FULL.bits())).collect());
+        if let Some(place) = self.chunks.get(slot as usize / CHUNK) {
+            place.get_or_init(|| chunk(Word::FULL.bits()));
         }
     }
 

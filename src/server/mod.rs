@@ -30,6 +30,7 @@ use crate::config::{Config, ConfigError};
 use crate::connection::{Counted, Counters, Shared, Timeouts};
 use crate::keep::{Balances, Keeper};
 use crate::limiter::{Ledger, Limiter};
+use crate::memory;
 use crate::publish::{Epochs, Publisher, Served};
 use crate::reload::{Configure, History, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
@@ -110,6 +111,8 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     // A core dump would hold the keys that are being verified (promise 7).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| system("forbid core dumps")(error.into()))?;
+    // Before anything large is allocated.
+    memory::set_huge_pages(config.server.huge_pages);
     let max_connections = connection_limit(config.server.max_connections);
 
     let mut passed = systemd::take_listeners().map_err(system("take systemd's sockets"))?;

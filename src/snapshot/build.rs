@@ -11,11 +11,16 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
 use ipnet::IpNet;
 
-use crate::memory::{Huge, HugeVec};
+use crate::memory::{self, Huge, HugeText, HugeVec};
 use crate::record::{KeyRecord, Limit, Origin, Plans, UnknownPlan, on_top};
-use crate::snapshot::entry::{Entry, StatusByte, Text};
+use crate::snapshot::entry::{Entry, Identity, StatusByte};
+use crate::snapshot::lines::Lines;
 use crate::snapshot::policy::Policy;
 use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, same_digest};
+
+/// Bytes that a key id and an owner are assumed to have, when room is made for them. Too few are grown; what is too much is
+/// never touched, and so costs no memory.
+const IDENTITY_BYTES: usize = 32;
 
 /// The keys of one export.
 pub struct Keys {
@@ -29,12 +34,13 @@ pub struct Keys {
     pub(super) rotated: Vec<(u32, u32)>,
     pub(super) entries: HugeVec<Entry>,
     pub(super) policies: Vec<Policy>,
-    /// The first is nobody.
-    pub(super) owners: Vec<Text>,
-    /// Key ids and owners.
-    pub(super) arena: String,
-    /// By entry, ascending.
-    pub(super) metadata: Vec<(u32, Box<str>)>,
+    /// The first entry of each owner; the first of them is nobody's.
+    pub(super) owners: Vec<u32>,
+    /// Key ids and owners, side by side.
+    pub(super) arena: HugeText,
+    /// By entry, ascending: where its text begins in `metadata_texts`. It ends where the next begins.
+    pub(super) metadata: HugeVec<(u32, u64)>,
+    pub(super) metadata_texts: HugeText,
 }
 
 /// Why a row cannot go in beside the ones before it. Lines count from 1.
@@ -72,8 +78,8 @@ pub enum RowError {
 pub struct Builder {
     keys: Keys,
     plans: Arc<Plans>,
-    /// Line of each entry, for errors.
-    lines: Vec<u64>,
+    /// For errors.
+    lines: Lines,
     owners: HashTable<u32>,
     policies: HashTable<(u64, u32)>,
     policy_keys: Vec<PolicyKey>,
@@ -131,18 +137,19 @@ impl Builder {
             seed,
             hasher: IdHasher::default(),
             index: HashTable::with_capacity_in(expected, Huge),
-            ids: HashTable::with_capacity(expected),
+            ids: HashTable::with_capacity_in(expected, Huge),
             rotated: Vec::new(),
             entries: HugeVec::with_capacity_in(expected, Huge),
             policies: Vec::new(),
-            owners: vec![Text::default()],
-            arena: String::new(),
-            metadata: Vec::new(),
+            owners: vec![u32::MAX],
+            arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
+            metadata: HugeVec::new_in(Huge),
+            metadata_texts: HugeText::with_capacity(0),
         };
         Self {
             keys,
             plans: Arc::default(),
-            lines: Vec::with_capacity(expected),
+            lines: Lines::default(),
             owners: HashTable::new(),
             policies: HashTable::new(),
             policy_keys: Vec::new(),
@@ -169,14 +176,15 @@ impl Builder {
         if first != id {
             self.keys.rotated.push((first, id));
         }
-        let key_id = self.key_id(id, first, id_hash, record.key_id);
-        let owner = self.owner(record.owner);
+        let owner = self.owner(id, record.owner);
+        let identity = self.identity(id, first, id_hash, record);
         if !record.metadata.is_empty() {
-            self.keys.metadata.push((id, record.metadata.into()));
+            self.keys.metadata.push((id, self.keys.metadata_texts.as_str().len() as u64));
+            self.keys.metadata_texts.push_str(record.metadata);
         }
         self.keys.entries.push(Entry {
             digest: record.hash,
-            key_id,
+            identity,
             not_before: record.not_before,
             expires_at: record.expires_at,
             owner,
@@ -185,16 +193,17 @@ impl Builder {
             status: StatusByte::new(record.status),
             has_metadata: !record.metadata.is_empty(),
         });
-        self.lines.push(line);
+        self.lines.push(id, line);
         Ok(())
     }
 
     /// The finished table.
     pub fn finish(self) -> Keys {
         let mut keys = self.keys;
-        keys.entries.shrink_to_fit();
-        keys.arena.shrink_to_fit();
-        keys.metadata.shrink_to_fit();
+        memory::trim(&mut keys.entries);
+        keys.arena.trim();
+        memory::trim(&mut keys.metadata);
+        keys.metadata_texts.trim();
         keys.rotated.shrink_to_fit();
         keys.rotated.sort_unstable();
         keys
@@ -211,13 +220,13 @@ impl Builder {
             return Ok(None);
         };
         let entry = &self.keys.entries[first as usize];
-        let line = self.line(first);
+        let line = self.lines.of(first);
         let [first_limits, limits] =
             [entry.policy, policy].map(|policy| self.keys.policies[policy as usize].limits());
         if entry.policy != policy && first_limits != limits {
             return Err(RowError::OtherLimits { line });
         }
-        if self.keys.text(self.keys.owners[entry.owner as usize]) != record.owner {
+        if self.keys.owner(entry) != record.owner {
             return Err(RowError::OtherOwner { line });
         }
         Ok(Some(first))
@@ -239,37 +248,41 @@ impl Builder {
                 return Ok(());
             }
         };
-        Err(RowError::DuplicateHash { line: self.line(first) })
+        Err(RowError::DuplicateHash { line: self.lines.of(first) })
     }
 
-    fn key_id(&mut self, id: u32, first: u32, id_hash: u64, key_id: &str) -> Text {
+    /// Rows of one key have one text.
+    fn identity(&mut self, id: u32, first: u32, id_hash: u64, record: &KeyRecord<'_>) -> Identity {
         if first != id {
-            return self.keys.entries[first as usize].key_id;
+            return self.keys.entries[first as usize].identity;
         }
         let Keys { ids, entries, arena, hasher, .. } = &mut self.keys;
-        let text = append(arena, key_id);
+        let identity = Identity::new(arena.as_str().len(), record.key_id.len(), record.owner.len());
+        arena.push_str(record.key_id);
+        arena.push_str(record.owner);
         // The new entry is not in `entries` yet, and is not rehashed: it is inserted after the table has grown.
         let rehash = |entry: &u32| {
-            hasher.hash_one(arena.get(entries[*entry as usize].key_id.range()).unwrap_or_default())
+            let key_id = entries[*entry as usize].identity.key_id();
+            hasher.hash_one(arena.as_str().get(key_id).unwrap_or_default())
         };
         ids.insert_unique(id_hash, id, rehash);
-        text
+        identity
     }
 
-    fn owner(&mut self, owner: &str) -> u32 {
+    /// The number of an owner; `id` is the entry that is about to have it.
+    fn owner(&mut self, id: u32, owner: &str) -> u32 {
         if owner.is_empty() {
             return 0;
         }
-        let Keys { owners, arena, hasher, .. } = &mut self.keys;
-        let hash = hasher.hash_one(owner);
-        let text = |id: &u32| arena.get(owners[*id as usize].range()).unwrap_or_default();
-        if let Some(id) = self.owners.find(hash, |id| text(id) == owner) {
-            return *id;
+        let keys = &mut self.keys;
+        let hash = keys.hasher.hash_one(owner);
+        if let Some(number) = self.owners.find(hash, |number| keys.owner_name(*number) == owner) {
+            return *number;
         }
-        let id = owners.len() as u32;
-        self.owners.insert_unique(hash, id, |id| hasher.hash_one(text(id)));
-        owners.push(append(arena, owner));
-        id
+        let number = keys.owners.len() as u32;
+        self.owners.insert_unique(hash, number, |number| keys.hasher.hash_one(keys.owner_name(*number)));
+        keys.owners.push(id);
+        number
     }
 
     fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlan> {
@@ -292,14 +305,4 @@ impl Builder {
         };
         Ok(self.last_policy)
     }
-
-    fn line(&self, entry: u32) -> u64 {
-        self.lines.get(entry as usize).copied().unwrap_or(0)
-    }
-}
-
-fn append(arena: &mut String, text: &str) -> Text {
-    let at = Text::new(arena.len(), text.len());
-    arena.push_str(text);
-    at
 }

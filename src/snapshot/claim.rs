@@ -61,7 +61,7 @@ impl Keys {
         if limits.is_empty() {
             return Ok(0);
         }
-        let key_id = self.text(entry.key_id);
+        let key_id = self.key_id(entry);
         let old = previous.and_then(|snapshot| snapshot.find_by_id(key_id));
         let run = u32::try_from(runs.len()).map_err(|_| TooManyBuckets)?;
         let mut only = 0;
@@ -85,11 +85,12 @@ impl Keys {
     /// What the bucket is called that a limit of this entry is charged to.
     pub(super) fn bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketName {
         match is_shared(entry, limit) {
-            false => BucketName::of_key(self.text(entry.key_id), &limit.name),
-            true => {
-                let owner = self.text(self.owners[entry.owner as usize]);
-                BucketName::of_owner(owner, self.policies[entry.policy as usize].plan(), &limit.name)
-            }
+            false => BucketName::of_key(self.key_id(entry), &limit.name),
+            true => BucketName::of_owner(
+                self.owner(entry),
+                self.policies[entry.policy as usize].plan(),
+                &limit.name,
+            ),
         }
     }
 }
@@ -171,8 +172,8 @@ impl Needs {
 impl Keys {
     /// The owner's bucket that this key was charged to in `old`, for a limit of the same name.
     fn moved_from(&self, entry: &Entry, limit: &Limit, old: &Snapshot) -> Option<(BucketName, Slot)> {
-        let key = old.find_by_id(self.text(entry.key_id))?;
-        if key.owner() != self.text(self.owners[entry.owner as usize]) {
+        let key = old.find_by_id(self.key_id(entry))?;
+        if key.owner() != self.owner(entry) {
             return None;
         }
         let (had, slot) = key.bucket(&limit.name, true)?;

@@ -139,7 +139,7 @@ fn count(number: &mut usize, examples: &mut Vec<Example>, example: impl FnOnce()
 
 impl Entry {
     fn example(&self, keys: &Keys, differences: Vec<Difference>) -> Example {
-        Example { key_id: keys.text(self.key_id).into(), hash: stub(&self.digest), differences }
+        Example { key_id: keys.key_id(self).into(), hash: stub(&self.digest), differences }
     }
 }
 
@@ -150,11 +150,11 @@ fn stub(digest: &Digest) -> [u8; 4] {
 
 impl<'k> Row<'k> {
     fn key_id(self) -> &'k str {
-        self.keys.text(self.entry.key_id)
+        self.keys.key_id(self.entry)
     }
 
     fn owner(self) -> &'k str {
-        self.keys.owners.get(self.entry.owner as usize).map_or("", |owner| self.keys.text(*owner))
+        self.keys.owner(self.entry)
     }
 
     fn changed_to(self, after: Row<'_>) -> Example {

@@ -3,21 +3,35 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::record::{Digest, Status};
+use crate::record::{Digest, MAX_KEY_ID, MAX_OWNER, Status};
 
-/// Where a text is in the arena: offset in the upper 56 bits, length in the lower 8.
+/// Where a key's id and, right after it, its owner's name are in the arena, so that an answer fetches them together: offset
+/// in the upper 48 bits, then the length of each in 8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Text(u64);
+pub(super) struct Identity(u64);
 
-impl Text {
-    /// `length` must fit in 8 bits; the record's own limits see to it.
-    pub(super) fn new(offset: usize, length: usize) -> Self {
-        debug_assert!(length <= 0xff);
-        Self((offset as u64) << 8 | (length as u64 & 0xff))
+// Each length is one byte, and the two lie within one range.
+const _: () = assert!(MAX_KEY_ID <= 0xff && MAX_OWNER <= 0xff);
+
+impl Identity {
+    /// The lengths must fit in 8 bits; the record's own limits see to it.
+    pub(super) fn new(offset: usize, key_id: usize, owner: usize) -> Self {
+        debug_assert!(key_id <= 0xff && owner <= 0xff && offset < 1 << 48);
+        Self((offset as u64) << 16 | (key_id as u64 & 0xff) << 8 | (owner as u64 & 0xff))
     }
 
-    pub(super) fn range(self) -> Range<usize> {
-        let start = (self.0 >> 8) as usize;
+    fn start(self) -> usize {
+        (self.0 >> 16) as usize
+    }
+
+    /// Where the id is.
+    pub(super) fn key_id(self) -> Range<usize> {
+        self.start()..self.start() + (self.0 >> 8 & 0xff) as usize
+    }
+
+    /// Where the owner's name is; empty where nobody is named.
+    pub(super) fn owner(self) -> Range<usize> {
+        let start = self.key_id().end;
         start..start + (self.0 & 0xff) as usize
     }
 }
@@ -74,10 +88,10 @@ fn decode(status: u8) -> Status {
 #[repr(C, align(64))]
 pub(super) struct Entry {
     pub(super) digest: Digest,
-    pub(super) key_id: Text,
+    pub(super) identity: Identity,
     pub(super) not_before: u32,
     pub(super) expires_at: u32,
-    /// In `Keys::owners`.
+    /// In `Keys::owners`: for what is the owner's and not in the answer.
     pub(super) owner: u32,
     /// In `Keys::policies`.
     pub(super) policy: u32,

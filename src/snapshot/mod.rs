@@ -25,6 +25,7 @@ mod claim;
 mod diff;
 mod entry;
 mod ip_set;
+mod lines;
 mod policy;
 mod revoke;
 mod scope_set;
@@ -34,7 +35,7 @@ pub use build::{Builder, Keys, RowError};
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
 pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
-use entry::{Entry, Text};
+use entry::Entry;
 pub use ip_set::IpSet;
 pub use policy::Policy;
 pub use scope_set::ScopeSet;
@@ -234,16 +235,12 @@ impl<'s> Key<'s> {
 
     /// What it is called in answers, logs and metrics.
     pub fn key_id(self) -> &'s str {
-        self.snapshot.keys.text(self.entry.key_id)
+        self.snapshot.keys.key_id(self.entry)
     }
 
     /// Who it belongs to; empty where nobody is named.
     pub fn owner(self) -> &'s str {
-        self.snapshot
-            .keys
-            .owners
-            .get(self.entry.owner as usize)
-            .map_or("", |text| self.snapshot.keys.text(*text))
+        self.snapshot.keys.owner(self.entry)
     }
 
     /// What it shares with other keys.
@@ -298,14 +295,13 @@ impl<'s> Key<'s> {
     /// Reads a byte of its id, for an answer that is about to need it.
     #[inline]
     pub fn touch(self) -> u8 {
-        self.snapshot.keys.first_byte(self.entry.key_id)
+        self.snapshot.keys.byte(self.entry.identity.key_id().start)
     }
 
-    /// The same of its owner's name.
+    /// The same of the end of its owner's name, which may lie in the cache line after that of its id.
     #[inline]
     pub fn touch_owner(self) -> u8 {
-        let owner = self.snapshot.keys.owners.get(self.entry.owner as usize);
-        owner.map_or(0, |text| self.snapshot.keys.first_byte(*text))
+        self.snapshot.keys.byte(self.entry.identity.owner().end.saturating_sub(1))
     }
 
     /// What a request has to be charged to, in `charges`; returns how many there are.
@@ -330,19 +326,32 @@ impl Keys {
         self.entries.is_empty()
     }
 
-    fn text(&self, text: Text) -> &str {
-        self.arena.get(text.range()).unwrap_or_default()
+    fn key_id(&self, entry: &Entry) -> &str {
+        self.arena.as_str().get(entry.identity.key_id()).unwrap_or_default()
     }
 
-    fn first_byte(&self, text: Text) -> u8 {
-        self.arena.as_bytes().get(text.range().start).copied().unwrap_or(0)
+    fn owner(&self, entry: &Entry) -> &str {
+        self.arena.as_str().get(entry.identity.owner()).unwrap_or_default()
+    }
+
+    /// The name of an owner, by its number; empty for nobody.
+    fn owner_name(&self, number: u32) -> &str {
+        let first = self.owners.get(number as usize).and_then(|first| self.entries.get(*first as usize));
+        first.map_or("", |first| self.owner(first))
+    }
+
+    fn byte(&self, at: usize) -> u8 {
+        self.arena.as_str().as_bytes().get(at).copied().unwrap_or(0)
     }
 
     fn metadata_of(&self, entry: u32) -> Option<&str> {
         let has_metadata = self.entries.get(entry as usize)?.has_metadata;
         let at =
             has_metadata.then(|| self.metadata.binary_search_by_key(&entry, |(entry, _)| *entry).ok())??;
-        self.metadata.get(at).map(|(_, text)| &**text)
+        let start = self.metadata.get(at)?.1;
+        let end =
+            self.metadata.get(at + 1).map_or(self.metadata_texts.as_str().len(), |(_, next)| *next as usize);
+        self.metadata_texts.as_str().get(start as usize..end)
     }
 
     fn find_exactly(&self, digest: &Digest) -> Option<u32> {
@@ -358,9 +367,8 @@ impl Keys {
     }
 
     fn find_by_id_hash(&self, hash: u64, key_id: &str) -> Option<u32> {
-        let same = |entry: &u32| {
-            self.entries.get(*entry as usize).is_some_and(|entry| self.text(entry.key_id) == key_id)
-        };
+        let same =
+            |entry: &u32| self.entries.get(*entry as usize).is_some_and(|entry| self.key_id(entry) == key_id);
         self.ids.find(hash, same).copied()
     }
 
@@ -370,7 +378,7 @@ impl Keys {
     }
 }
 
-type Ids = HashTable<u32>;
+type Ids = HashTable<u32, Huge>;
 type Index = HashTable<IndexSlot, Huge>;
 /// Seeded by the process, and several times as fast as the standard library's on the short texts of an export.
 type IdHasher = foldhash::quality::RandomState;

@@ -28,9 +28,8 @@ impl Snapshot {
     /// All rows of the owners that `wanted` wants. Asks once for each owner, and goes over all keys once.
     pub fn rows_of_owners(&self, mut wanted: impl FnMut(&str) -> bool) -> impl Iterator<Item = Key<'_>> {
         // The first is nobody.
-        let named = self.keys.owners.iter().zip(0_u32..).skip(1);
-        let wanted: HashSet<u32> =
-            named.filter(|(text, _)| wanted(self.keys.text(**text))).map(|(_, number)| number).collect();
+        let named = 1..u32::try_from(self.keys.owners.len()).unwrap_or(u32::MAX);
+        let wanted: HashSet<u32> = named.filter(|number| wanted(self.keys.owner_name(*number))).collect();
         let entries = if wanted.is_empty() { &[] } else { &self.keys.entries[..] };
         let rows = entries.iter().zip((0..).map(EntryId));
         rows.filter(move |(entry, _)| wanted.contains(&entry.owner)).map(move |(entry, id)| Key {

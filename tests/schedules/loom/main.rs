@@ -20,6 +20,12 @@ mod sync {
     /// Each word costs the explorer memory and time, and few are needed.
     pub const CHUNK: usize = 4;
     pub const CHUNKS: usize = 1;
+
+    pub type Chunk = Box<[AtomicU64]>;
+
+    pub fn chunk(word: u64) -> Chunk {
+        (0..CHUNK).map(|_| AtomicU64::new(word)).collect()
+    }
 }
 
 /// How often a thread may be taken off its processor against its will. Two find nearly all that more would (the known bugs of

@@ -17,6 +17,12 @@ mod sync {
 
     pub const CHUNK: usize = 4;
     pub const CHUNKS: usize = 1;
+
+    pub type Chunk = Box<[AtomicU64]>;
+
+    pub fn chunk(word: u64) -> Chunk {
+        (0..CHUNK).map(|_| AtomicU64::new(word)).collect()
+    }
 }
 
 /// Schedules of each kind for each scenario: some seconds.
