@@ -20,6 +20,12 @@ mod sync {
 
     pub const CHUNK: usize = 16;
     pub const CHUNKS: usize = 4;
+
+    pub type Chunk = Box<[AtomicU64]>;
+
+    pub fn chunk(word: u64) -> Chunk {
+        (0..CHUNK).map(|_| AtomicU64::new(word)).collect()
+    }
 }
 
 use sequence::Sequence;
