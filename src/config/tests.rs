@@ -280,10 +280,6 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
             "log.level = \"loud\"",
             r#":2:13: log.level: "loud" is not a level: write "error", "warn", "info", "debug" or "trace""#,
         ),
-        (
-            "state.save_interval = '0s'",
-            ":2:23: state.save_interval: 0s is out of range: write 100ms to 1year",
-        ),
         ("usage.interval = \"99ms\"", r#":2:18: usage.interval: 99ms is out of range: write 100ms to 1year"#),
         (
             "usage.max_file_size = 64",
@@ -302,6 +298,7 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
     for (setting, expected) in cases {
         assert_eq!(refused(setting), expected, "{setting}");
     }
+    assert!(refused("state.save_interval = '99ms'").ends_with("99ms is out of range: write 100ms to 1year"));
 }
 
 #[test]
