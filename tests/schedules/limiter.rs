@@ -7,7 +7,7 @@ mod charge;
 #[path = "../../src/limiter/hold.rs"]
 mod hold;
 #[path = "../../src/limiter/ledger.rs"]
-mod ledger;
+pub mod ledger;
 #[path = "../../src/limiter/name.rs"]
 mod name;
 #[path = "../../src/limiter/outcome.rs"]
@@ -22,7 +22,7 @@ mod slots;
 mod word;
 
 pub use charge::Limiter;
-pub use ledger::{Ledger, Settlement, Slot};
+pub use ledger::{Ledger, Slot};
 pub use name::BucketName;
 pub use outcome::{Charge, Outcome};
 pub use rate::Rate;
