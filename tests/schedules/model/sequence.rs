@@ -1,7 +1,7 @@
 //! One random sequence of requests, reloads, jumps of the clock and restarts, done by the limiter and by the model.
 
-use crate::limiter::saved::{SavedAt, decode, encode};
 use crate::limiter::ledger::Settlement;
+use crate::limiter::saved::{SavedAt, decode, encode};
 use crate::limiter::{BucketName, Charge, Ledger, Limiter, Outcome, Rate, Slot};
 use crate::reference::{Answer, Limit, Model, Verdict};
 
