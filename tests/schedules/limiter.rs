@@ -1,6 +1,6 @@
 //! The limiter, of the same sources as the daemon's: `crate::sync` is what each of the tests says it is.
 
-#![allow(dead_code, reason = "not all of it is needed here")]
+#![allow(dead_code, unused_imports, reason = "each of the tests needs a part")]
 
 #[path = "../../src/limiter/charge.rs"]
 mod charge;
