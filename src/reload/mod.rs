@@ -20,7 +20,7 @@ use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
 use crate::revocation::Revocations;
 use crate::rules::Rules;
-use crate::snapshot::{Diff, Snapshot, Stamp};
+use crate::snapshot::{Diff, Keys, Snapshot, Stamp};
 use crate::systemd;
 
 mod check;
@@ -97,7 +97,16 @@ pub struct Settings {
 }
 
 /// Yields the settings as they are now, or what is wrong with them, for people.
-pub type Configure = Box<dyn FnMut() -> Result<Settings, String> + Send>;
+pub type Configure = Box<dyn FnMut(Purpose) -> Result<Settings, String> + Send>;
+
+/// What the configuration is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be taken, if all goes well.
+    Reload,
+    /// To tell what would come of that.
+    Check,
+}
 
 /// When a source is read, and what of it is believed.
 #[derive(Clone, Copy, Debug)]
@@ -291,7 +300,12 @@ impl Running {
 
     fn reload(&mut self, cause: &Cause) -> Arc<Outcome> {
         let start = Instant::now();
-        let settings = if cause.configure { self.configure() } else { Ok(self.reloader.settings.clone()) };
+        let settings = if cause.configure {
+            self.configure(Purpose::Reload)
+        } else {
+            Ok(self.reloader.settings.clone())
+        };
+        let seen = self.seen;
         let result = settings.and_then(|settings| {
             let mut result = self.try_reload(&settings, cause.force);
             for _ in 1..ATTEMPTS {
@@ -303,6 +317,9 @@ impl Running {
             // The configuration is taken with the keys that were read by it, or not at all.
             if result.is_ok() {
                 self.reloader.settings = settings;
+            } else if settings.source.path != self.reloader.settings.source.path {
+                // What was looked at is another file than the one that is served on.
+                self.seen = seen;
             }
             result
         });
@@ -312,13 +329,17 @@ impl Running {
         }
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
         self.record(cause, &outcome);
+        if cause.configure {
+            let refused = outcome.result.as_ref().err().map(ToString::to_string);
+            self.reloader.history.lock().configuration_refused = refused;
+        }
         self.report(&outcome);
         self.watch.follow(&self.reloader.settings.source.path);
         outcome
     }
 
-    fn configure(&mut self) -> Result<Settings, Failure> {
-        (self.reloader.configure)().map_err(Failure::Configuration)
+    fn configure(&mut self, purpose: Purpose) -> Result<Settings, Failure> {
+        (self.reloader.configure)(purpose).map_err(Failure::Configuration)
     }
 
     fn try_reload(&mut self, settings: &Settings, force: bool) -> Result<Accepted, Failure> {
@@ -331,8 +352,22 @@ impl Running {
         if !force {
             let served = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
             settings.policy.guard(&source.path, served, loaded.keys.len())?;
+            self.guard_hashes(settings, &source.path, &loaded.keys)?;
         }
         self.publish(settings, loaded)
+    }
+
+    /// With another pepper the same hashes open nothing: an export that still lists most of them was written for the old one.
+    fn guard_hashes(&self, settings: &Settings, path: &Path, new: &Keys) -> Result<(), Failure> {
+        let Some(old) = self.current.as_deref().filter(|old| !settings.rules.keep_hashes_of(old.rules()))
+        else {
+            return Ok(());
+        };
+        let kept = old.keys().filter(|key| new.contains(key.digest())).count();
+        if kept as f64 > old.len() as f64 * settings.policy.max_shrink {
+            return Err(Failure::Stranded { path: path.to_path_buf(), old: old.len(), kept });
+        }
+        Ok(())
     }
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.

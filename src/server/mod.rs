@@ -32,7 +32,7 @@ use crate::keep::{Balances, Keeper};
 use crate::limiter::{Ledger, Limiter};
 use crate::memory;
 use crate::publish::{Epochs, Publisher, Served};
-use crate::reload::{Configure, History, Reloader, Settings, Trigger, triggers};
+use crate::reload::{Configure, History, Purpose, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
@@ -181,7 +181,7 @@ fn configured(file: Option<&Path>, error: Option<&ConfigError>) -> Event<'static
     let count = |number: usize| u64::try_from(number).ok();
     Event::Configuration {
         file: file.map(|file| file.display().to_string()),
-        accepted: error.is_none(),
+        valid: error.is_none(),
         line: position.and_then(|position| count(position.line)),
         column: position.and_then(|position| count(position.column)),
     }
@@ -189,12 +189,20 @@ fn configured(file: Option<&Path>, error: Option<&ConfigError>) -> Event<'static
 
 /// For reloads: the settings that they can change, and a word about the others.
 fn again(started_with: Config, configuration: Configuration, audit: Audit) -> Configure {
-    Box::new(move || {
+    Box::new(move |purpose| {
         let read = configuration().and_then(|config| Ok((settings(&config)?, config)));
-        audit.record(&configured(started_with.file.as_deref(), read.as_ref().err()));
+        if purpose == Purpose::Reload {
+            audit.record(&configured(started_with.file.as_deref(), read.as_ref().err()));
+        }
         let (settings, config) = read.map_err(|error| error.to_string())?;
-        if (&config.server, config.log) != (&started_with.server, started_with.log) {
-            warn!("[server] or [log] has changed in the configuration; that takes effect at the next start");
+        let fixed = |config: &Config| {
+            (config.server.clone(), config.log, config.save_interval, config.usage, config.audit)
+        };
+        if fixed(&config) != fixed(&started_with) {
+            warn!(
+                "[server], [state], [usage], [audit] or [log] has changed in the configuration; that takes effect at the \
+                 next start"
+            );
         }
         Ok(settings)
     })
