@@ -332,7 +332,8 @@ fn another_pepper_does_not_strand_the_keys_of_the_old_one() {
     };
     let (old, new) = (secret("old"), secret("new"));
     let hash = Pepper::new(b"the old pepper, 128 bits of it").expect("a pepper").hash(b"a");
-    fs::write(setup.source(), format!("key_hash,key_id\n{},a\n", const_hex::encode(hash))).expect("the export");
+    fs::write(setup.source(), format!("key_hash,key_id\n{},a\n", const_hex::encode(hash)))
+        .expect("the export");
     let daemon = setup.config(&format!("keys.pepper_file = '{old}'")).start();
     assert_eq!(daemon.verdict("a"), "ALLOWED");
 
@@ -340,7 +341,10 @@ fn another_pepper_does_not_strand_the_keys_of_the_old_one() {
     for stranding in [format!("keys.pepper_file = '{new}'\n"), String::new()] {
         configure(stranding);
         let refused = daemon.reload().error.expect("refused");
-        assert!(refused.contains("1 of 1 keys are served already, and were hashed with a pepper"), "{refused}");
+        assert!(
+            refused.contains("1 of 1 keys are served already, and were hashed with a pepper"),
+            "{refused}"
+        );
         assert_eq!(daemon.verdict("a"), "ALLOWED");
         let told = daemon.status().configuration_refused.expect("told until it is mended");
         assert_eq!(told, refused);

@@ -4,8 +4,6 @@
 //! Nothing here allocates, and no length is trusted before it has been compared with what is left.
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
-use bincode::enc::write::Writer;
-use bincode::error::EncodeError;
 use bincode::{Decode, Encode};
 
 use crate::fault::{ErrorCode, Fault};
@@ -85,20 +83,17 @@ impl<'a> Fields<'a> {
     }
 }
 
-struct Append<'a>(&'a mut Vec<u8>);
+/// Bytes of the largest struct that is written at once: a header and an ordinary VERIFY take 48.
+const MAX_FIXED: usize = 64;
 
-impl Writer for Append<'_> {
-    #[inline(always)]
-    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-/// Appends a struct of integers and byte arrays.
+/// Appends a struct of integers and byte arrays. It is put together on the stack first, because the vector would be asked for
+/// room field by field.
+#[inline]
 pub(crate) fn put(value: impl Encode, out: &mut Vec<u8>) {
-    let written = bincode::encode_into_writer(value, Append(out), CONFIG);
-    debug_assert!(written.is_ok(), "integers can always be appended to a Vec");
+    let mut bytes = [0; MAX_FIXED];
+    let written = bincode::encode_into_slice(value, &mut bytes, CONFIG);
+    debug_assert!(written.is_ok(), "no struct is larger");
+    out.extend_from_slice(bytes.get(..written.unwrap_or(0)).unwrap_or_default());
 }
 
 /// Appends a `text8`, cut at a character if it is longer than `max`.
@@ -117,7 +112,10 @@ pub(crate) fn put_bytes16(bytes: &[u8], out: &mut Vec<u8>) {
 
 /// The longest beginning of `text` that has at most `max` bytes.
 pub(crate) fn cut(text: &str, max: usize) -> &str {
-    let mut end = text.len().min(max);
+    if text.len() <= max {
+        return text;
+    }
+    let mut end = max;
     while !text.is_char_boundary(end) {
         end -= 1;
     }

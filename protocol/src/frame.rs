@@ -112,16 +112,26 @@ impl Header {
     }
 }
 
-/// Appends a frame whose body `write` appends.
+/// A header, and the part of the body that is of fixed size.
+#[derive(Encode)]
+struct Head<T: Encode> {
+    header: Header,
+    body: T,
+}
+
+/// Appends a frame whose body is `head` and what `write` appends to it.
+#[inline]
 pub(crate) fn put_frame(
     kind: Kind,
     flags: u16,
     request_id: u32,
+    head: impl Encode,
     out: &mut Vec<u8>,
     write: impl FnOnce(&mut Vec<u8>),
 ) {
     let start = out.len();
-    put(Header { length: 0, version: VERSION, kind: kind as u8, flags, request_id }, out);
+    let header = Header { length: 0, version: VERSION, kind: kind as u8, flags, request_id };
+    put(Head { header, body: head }, out);
     write(out);
     let length = (out.len() - start - LENGTH_BYTES) as u32;
     if let Some(field) = out.get_mut(start..start + LENGTH_BYTES) {

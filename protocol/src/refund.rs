@@ -46,8 +46,7 @@ impl<'a> Refund<'a> {
     /// When a field is over its limit; nothing has been appended then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FieldTooLong> {
         self.check_lengths()?;
-        put_frame(Kind::Refund, self.flags(), self.request_id, out, |out| {
-            put(self.cost, out);
+        put_frame(Kind::Refund, self.flags(), self.request_id, self.cost, out, |out| {
             match self.credential {
                 Credential::Digest(digest) => put(digest, out),
                 Credential::RawKey(key) => put_bytes16(key, out),

@@ -142,7 +142,7 @@ struct HelloBody {
 }
 
 /// The whole of an ordinary VERIFY's body.
-#[derive(Encode, Decode)]
+#[derive(Decode)]
 struct DigestHead {
     cost: u32,
     digest: [u8; 32],
@@ -171,7 +171,7 @@ impl Hello {
     /// Appends the frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let body = HelloBody { min_version: self.min_version, max_version: self.max_version };
-        put_frame(Kind::Hello, 0, self.request_id, out, |out| put(body, out));
+        put_frame(Kind::Hello, 0, self.request_id, body, out, |_| ());
     }
 
     /// The highest version that both sides speak.
@@ -231,13 +231,10 @@ impl<'a> Verify<'a> {
     /// When a field is over its limit; nothing has been appended then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FieldTooLong> {
         self.check_lengths()?;
-        put_frame(Kind::Verify, self.flags(), self.request_id, out, |out| {
+        put_frame(Kind::Verify, self.flags(), self.request_id, self.cost, out, |out| {
             match self.credential {
-                Credential::Digest(digest) => put(DigestHead { cost: self.cost, digest }, out),
-                Credential::RawKey(key) => {
-                    put(self.cost, out);
-                    put_bytes16(key, out);
-                }
+                Credential::Digest(digest) => put(digest, out),
+                Credential::RawKey(key) => put_bytes16(key, out),
             }
             if let Some(scopes) = self.scopes {
                 put_bytes16(scopes.names.as_bytes(), out);

@@ -2,7 +2,7 @@
 
 use bincode::{Decode, Encode};
 
-use crate::codec::{Fields, cut, put, put_bytes16, put_text8};
+use crate::codec::{Fields, cut, put_bytes16, put_text8};
 use crate::fault::{ErrorCode, Fault};
 use crate::frame::{Header, Kind, put_frame};
 use crate::limits::{MAX_KEY_ID, MAX_MESSAGE, MAX_METADATA, MAX_NAME, MAX_OWNER};
@@ -282,8 +282,7 @@ impl<'a> Welcome<'a> {
             idle_timeout_ms: self.idle_timeout_ms,
             generation: self.generation,
         };
-        put_frame(Kind::Welcome, 0, self.request_id, out, |out| {
-            put(head, out);
+        put_frame(Kind::Welcome, 0, self.request_id, head, out, |out| {
             put_text8(self.server, MAX_MESSAGE, out);
         });
     }
@@ -338,8 +337,7 @@ impl<'a> Answer<'a> {
         let set = |flag, on| if on { flag } else { 0 };
         let flags =
             set(ANSWER_METADATA, self.metadata.is_some()) | set(ANSWER_SHADOW, self.shadow_limit.is_some());
-        put_frame(Kind::Answer, flags, self.request_id, out, |out| {
-            put(head, out);
+        put_frame(Kind::Answer, flags, self.request_id, head, out, |out| {
             put_text8(self.key_id, MAX_KEY_ID, out);
             put_text8(self.owner, MAX_OWNER, out);
             put_text8(self.environment, MAX_NAME, out);
@@ -407,8 +405,8 @@ impl<'a> ErrorFrame<'a> {
     /// Appends the frame. A message that is too long is cut.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let flags = if self.closing { ERROR_CLOSING } else { 0 };
-        put_frame(Kind::Error, flags, self.request_id, out, |out| {
-            put(ErrorHead { code: self.code, detail: self.detail }, out);
+        let head = ErrorHead { code: self.code, detail: self.detail };
+        put_frame(Kind::Error, flags, self.request_id, head, out, |out| {
             put_text8(self.message, MAX_MESSAGE, out);
         });
     }

@@ -305,7 +305,7 @@ impl<'s> Key<'s> {
     }
 
     /// What a request has to be charged to, in `charges`; returns how many there are.
-    pub fn charges(self, charges: &mut [Charge; MAX_CHARGES]) -> usize {
+    pub fn charges(self, charges: &mut [Charge]) -> usize {
         let limits = self.policy().limits();
         for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
             *charge = Charge { slot: *slot, rate: limit.rate, shadow: limit.shadow };

@@ -200,12 +200,21 @@ impl<'s> Context<'s> {
     /// `None`: a newer snapshot has the buckets.
     fn charge_key(&self, key: Key<'s>, cost: u32) -> Option<Decision<'s>> {
         let policy = key.policy();
-        if policy.limits().is_empty() {
-            return Some(Decision::allowed());
-        }
-        let mut charges = [NO_CHARGE; MAX_CHARGES];
-        let count = key.charges(&mut charges);
-        match self.limiter.charge(&charges[..count], self.now.ticks, cost) {
+        let outcome = match policy.limits().len() {
+            0 => return Some(Decision::allowed()),
+            // The usual case: no list to be made, and none to be cleared first.
+            1 => {
+                let mut only = [NO_CHARGE];
+                key.charges(&mut only);
+                self.limiter.charge(&only, self.now.ticks, cost)
+            }
+            _ => {
+                let mut charges = [NO_CHARGE; MAX_CHARGES];
+                let count = key.charges(&mut charges);
+                self.limiter.charge(&charges[..count], self.now.ticks, cost)
+            }
+        };
+        match outcome {
             Outcome::Admitted(charged) => Some(Decision::new(Verdict::Allowed, policy, charged)),
             Outcome::Refused(charged) => Some(Decision::new(Verdict::RateLimited, policy, charged)),
             Outcome::ExceedsBurst(charged) => Some(Decision::new(Verdict::CostExceedsBurst, policy, charged)),
@@ -344,16 +353,26 @@ fn denial(request: &Verify<'_>, key: Key<'_>, unix: u32) -> Option<Verdict> {
         Status::Disabled => return Some(Verdict::Disabled),
         Status::Active => {}
     }
+    if unix < key.not_before() {
+        return Some(Verdict::NotYetValid);
+    }
+    if unix >= key.expires_at() {
+        return Some(Verdict::Expired);
+    }
     let policy = key.policy();
-    let checks = [
-        (unix < key.not_before(), Verdict::NotYetValid),
-        (unix >= key.expires_at(), Verdict::Expired),
-        (!in_environment(request, policy), Verdict::WrongEnvironment),
-        (!policy.allows_ip(request.ip), Verdict::IpNotAllowed),
-        (!policy.allows_origin(request.origin), Verdict::OriginNotAllowed),
-        (!has_scopes(request, policy), Verdict::MissingScope),
-    ];
-    checks.into_iter().find(|(applies, _)| *applies).map(|(_, verdict)| verdict)
+    if !in_environment(request, policy) {
+        return Some(Verdict::WrongEnvironment);
+    }
+    if !policy.allows_ip(request.ip) {
+        return Some(Verdict::IpNotAllowed);
+    }
+    if !policy.allows_origin(request.origin) {
+        return Some(Verdict::OriginNotAllowed);
+    }
+    if !has_scopes(request, policy) {
+        return Some(Verdict::MissingScope);
+    }
+    None
 }
 
 /// A caller that names no environment does not ask; one that names an empty one is in none that a key could be in.
