@@ -75,7 +75,7 @@ impl Keeper {
         let Some(directory) = directory else {
             return Ok(Self { stop: None });
         };
-        let mut saver = Saver { directory, balances, boot_id: boot_id(), saved: 0, failure: None };
+        let mut saver = Saver { directory, balances, boot_id: boot_id(), saved: [(0, 0); 2], failure: None };
         saver.restore();
         let (stop, stops) = sync_channel(1);
         thread::Builder::new().name("keep".into()).spawn(move || saver.run(interval, &stops))?;
@@ -98,8 +98,8 @@ struct Saver {
     directory: Arc<StateDir>,
     balances: Balances,
     boot_id: Option<[u8; 16]>,
-    /// The limiter's latest tick when it was saved last.
-    saved: u64,
+    /// The limiter's latest tick, and the snapshot's generation, when it was saved last and the time before that.
+    saved: [(u64, u64); 2],
     /// What the log has said of the last save, if it failed.
     failure: Option<String>,
 }
@@ -111,7 +111,7 @@ impl Saver {
         }
         loop {
             match stops.recv_timeout(interval) {
-                Err(RecvTimeoutError::Timeout) => self.save(),
+                Err(RecvTimeoutError::Timeout) => self.save_if_due(),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Ok(reply) => {
                     self.save();
@@ -122,16 +122,27 @@ impl Saver {
         }
     }
 
+    /// Saves unless nothing has moved since the last save but one: a batch charges at one tick, so that what it charges after a
+    /// walk does not show in the latest tick; and a reload moves balances without charging any.
+    fn save_if_due(&mut self) {
+        let state = self.state();
+        if self.saved != [state; 2] {
+            self.save();
+        }
+    }
+
+    fn state(&self) -> (u64, u64) {
+        let generation = self.balances.served.snapshot().map_or(0, |snapshot| snapshot.generation());
+        (self.balances.limiter.latest(), generation)
+    }
+
     fn save(&mut self) {
         // Before the walk: what is charged in the course of it is saved the next time.
-        let latest = self.balances.limiter.latest();
-        if latest == self.saved {
-            return;
-        }
+        let state = self.state();
         match self.try_save() {
             Ok(buckets) => {
                 debug!(buckets, "balances saved");
-                self.saved = latest;
+                self.saved = [state, self.saved[0]];
                 if self.failure.take().is_some() {
                     info!("balances are saved again");
                 }
@@ -187,7 +198,7 @@ impl Saver {
                 error!(file = %shown, error = reason, "the saved balances cannot be used, and buckets begin full; {moved}");
             }
         }
-        self.saved = self.balances.limiter.latest();
+        self.saved = [self.state(); 2];
     }
 }
 

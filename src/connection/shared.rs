@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::clock::Clock;
 use crate::connection::counters::Counters;
 use crate::connection::in_flight::InFlight;
-use crate::connection::respond::{Greeting, Progress, respond};
+use crate::connection::respond::{Greeting, Progress, Stop, respond};
 use crate::limiter::Limiter;
 use crate::publish::Subscription;
 use crate::rules::Rules;
@@ -45,6 +46,15 @@ pub struct Counted {
     pub usage: Log,
 }
 
+/// How the daemon ends.
+#[derive(Clone)]
+pub struct Stopping {
+    /// Turns true when connections are to answer what has arrived, and end.
+    pub draining: watch::Receiver<bool>,
+    /// Nothing is answered any more, whatever arrives: what was charged is being saved. To be set before an epoch ends.
+    pub closed: Arc<AtomicBool>,
+}
+
 /// One worker's.
 pub struct Shared {
     pub(super) buffers: RefCell<Buffers>,
@@ -57,7 +67,7 @@ pub struct Shared {
     /// Until there is a snapshot, which has its own.
     rules: Arc<Rules>,
     clock: Clock,
-    draining: watch::Receiver<bool>,
+    stopping: Stopping,
 }
 
 /// The buffers that a connection has between a read and the write of its answers.
@@ -90,7 +100,7 @@ impl Buffers {
 }
 
 impl Shared {
-    /// A worker's own, made on its thread. `draining` turns true when the daemon shuts down.
+    /// A worker's own, made on its thread.
     pub fn new(
         subscription: Subscription,
         limiter: Arc<Limiter>,
@@ -98,7 +108,7 @@ impl Shared {
         clock: Clock,
         Counted { counters, usage }: Counted,
         timeouts: Timeouts,
-        draining: watch::Receiver<bool>,
+        stopping: Stopping,
     ) -> Rc<Self> {
         Rc::new(Self {
             buffers: RefCell::new(Buffers {
@@ -113,7 +123,7 @@ impl Shared {
             limiter,
             rules,
             clock,
-            draining,
+            stopping,
         })
     }
 
@@ -124,6 +134,10 @@ impl Shared {
         let mut subscription = self.subscription.borrow_mut();
         // Before anything is looked at that a change may be made to.
         let epoch = subscription.epoch();
+        if self.stopping.closed.load(Ordering::Relaxed) {
+            let progress = Progress { consumed: input.len(), stop: Stop::Close, had_raw_key: true };
+            return (progress, epoch);
+        }
         let shared = subscription.load_shared();
         let snapshot = shared.map(|snapshot| &**snapshot);
         let rules = snapshot.map_or(&*self.rules, crate::snapshot::Snapshot::rules);
@@ -143,7 +157,7 @@ impl Shared {
 
     /// Resolves when the daemon shuts down.
     pub(super) async fn draining(self: Rc<Self>) {
-        let mut draining = self.draining.clone();
+        let mut draining = self.stopping.draining.clone();
         let _ended = draining.wait_for(|draining| *draining).await;
     }
 

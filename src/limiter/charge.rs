@@ -23,7 +23,7 @@ pub struct Limiter {
     pub(super) slots: Slots,
     /// The slots whose balance is still in the slot of their old rate; empty but for the moments of a reload
     /// that changed limits.
-    pub(super) heirs: RwLock<HashMap<u32, Predecessor>>,
+    pub(super) heirs: RwLock<Heirs>,
     pub(super) latest: Latest,
 }
 
@@ -42,6 +42,9 @@ impl Latest {
         if latest >= now { latest } else { self.0.fetch_max(now, Ordering::AcqRel).max(now) }
     }
 }
+
+/// By the slot that inherits, whose balances it inherits: one, or several where limits have become one.
+pub(super) type Heirs = HashMap<u32, Vec<Predecessor>>;
 
 /// Where the balance of a limit was, before a reload changed its rate.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,8 @@
 //! Waiting for a word, holding several, and taking over a balance from the slot of an old rate.
 
-use std::collections::HashMap;
 use std::sync::PoisonError;
 
-use crate::limiter::charge::{Limiter, MAX_CHARGES, Predecessor};
+use crate::limiter::charge::{Heirs, Limiter, MAX_CHARGES, Predecessor};
 use crate::limiter::outcome::Charge;
 use crate::limiter::slots::Slots;
 use crate::limiter::word::Word;
@@ -96,8 +95,8 @@ impl Limiter {
         }
     }
 
-    /// Freezes the word of the old rate, and writes what it says into `slot` under the new one. Any number of threads
-    /// may do so at once: the frozen word says the same to all, and the first to write wins.
+    /// Freezes the word of the old rate, and writes what it says into `slot` under the new one; of several, what says least
+    /// is left. Any number of threads may do so at once: the frozen words say the same to all, and the first to write wins.
     ///
     /// The lock is held throughout: once a settlement has emptied the list, nobody is left who could freeze a slot that
     /// has been given to another bucket since.
@@ -106,30 +105,38 @@ impl Limiter {
         self.take_over_from(&heirs, slot, now);
     }
 
-    fn take_over_from(&self, heirs: &HashMap<u32, Predecessor>, slot: u32, now: u64) {
-        let Some(Predecessor { slot: old_slot, rate, new_rate }) = heirs.get(&slot).copied() else {
+    fn take_over_from(&self, heirs: &Heirs, slot: u32, now: u64) {
+        let Some(predecessors) = heirs.get(&slot) else {
             // Somebody else has just finished it; the caller looks at the word again.
             return;
         };
+        predecessors.iter().for_each(|predecessor| self.freeze(heirs, predecessor.slot, now));
+        // Whoever charged a word last may have read the clock later; now that all are frozen, nobody does any more.
+        let now = self.latest.advance(now);
+        let balances = predecessors
+            .iter()
+            .map(|Predecessor { slot, rate, new_rate }| self.slots.load(*slot).under(*rate, *new_rate, now));
+        let balance = balances.reduce(Word::emptier).unwrap_or(Word::FULL);
+        while self.slots.load(slot).inherits() && !self.slots.swap(slot, Word::INHERITS, balance) {}
+    }
+
+    /// Supersedes the word of `slot`: from here on it does not move.
+    fn freeze(&self, heirs: &Heirs, slot: u32, now: u64) {
         let mut spins = 0;
-        let frozen = loop {
-            let word = self.slots.load(old_slot);
+        loop {
+            let word = self.slots.load(slot);
             if word.is_superseded() {
-                break word;
+                return;
             }
             if word.is_locked() {
                 wait(&mut spins);
             } else if word.inherits() {
                 // Changed again before anyone asked for it: first what is owed to that slot.
-                self.take_over_from(heirs, old_slot, now);
-            } else if self.slots.swap(old_slot, word, word.superseded()) {
-                break word;
+                self.take_over_from(heirs, slot, now);
+            } else if self.slots.swap(slot, word, word.superseded()) {
+                return;
             }
-        };
-        // Whoever charged the word last may have read the clock later; now that it is frozen, nobody does any more.
-        let now = self.latest.advance(now);
-        let balance = frozen.under(rate, new_rate, now);
-        while self.slots.load(slot).inherits() && !self.slots.swap(slot, Word::INHERITS, balance) {}
+        }
     }
 }
 

@@ -119,13 +119,16 @@ impl Ledger {
             limiter.take_over(*slot, now);
         }
         let mut heirs = limiter.heirs.write().unwrap_or_else(PoisonError::into_inner);
-        let inherited: Vec<u32> = heirs.drain().map(|(_, predecessor)| predecessor.slot).collect();
+        let inherited: Vec<u32> = heirs.drain().flat_map(|(_, of)| of).map(|of| of.slot).collect();
         drop(heirs);
 
         let mut done = settlement.kept;
         for slot in inherited {
-            set(&mut done, slot);
-            self.release(limiter, slot);
+            // Several can have inherited from one.
+            if !is_set(&done, slot) {
+                set(&mut done, slot);
+                self.release(limiter, slot);
+            }
         }
         for (bucket, name) in old {
             // Rows of one key share their buckets: each slot is looked at once.
@@ -255,6 +258,22 @@ impl Claim<'_> {
         Some(slot)
     }
 
+    /// A slot at `rate` for a bucket that comes after all those that `previous` lists, none of which may be claimed otherwise:
+    /// it begins with the least that any of them, or the parked one of its own name, has left. Several may come after the
+    /// same ones.
+    ///
+    /// `None` when all 2^32 slots are in use.
+    pub fn heir(&mut self, name: BucketName, previous: &[Slot], rate: Rate) -> Option<u32> {
+        if previous.is_empty() {
+            return self.slot(|| name, None, rate);
+        }
+        let parked = self.unpark(|| name);
+        let slot = self.fresh(Word::INHERITS)?;
+        let of = |old: &Slot| (slot, Predecessor { slot: old.slot, rate: old.rate, new_rate: rate });
+        self.heirs.extend(previous.iter().chain(&parked).map(of));
+        Some(slot)
+    }
+
     /// Makes the claims count; call it just before the new snapshot is published.
     pub fn commit(mut self) -> Settlement {
         self.committed = true;
@@ -262,7 +281,7 @@ impl Claim<'_> {
             self.ledger.parked.remove(&name);
         }
         let mut heirs = self.limiter.heirs.write().unwrap_or_else(PoisonError::into_inner);
-        heirs.extend(self.heirs.iter().copied());
+        self.heirs.iter().for_each(|(slot, of)| heirs.entry(*slot).or_default().push(*of));
         drop(heirs);
         Settlement { kept: std::mem::take(&mut self.kept), heirs: std::mem::take(&mut self.heirs) }
     }

@@ -107,6 +107,11 @@ impl Word {
         self.debt(now) == 0
     }
 
+    /// Of two words under one rate, the one that has less left.
+    pub(super) fn emptier(self, other: Self) -> Self {
+        if self.full_at() >= other.full_at() { self } else { other }
+    }
+
     /// Tries to charge `cost` at `now`.
     pub(super) fn fit(self, rate: Rate, now: u64, cost: u32) -> Fit {
         let debt = self.debt(now).saturating_add(u64::from(cost).saturating_mul(rate.period().get()));

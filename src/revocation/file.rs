@@ -148,10 +148,14 @@ fn encode(line: &Line, writer: &mut impl Write) -> std::io::Result<()> {
 
 /// The list that the lines lead to, and how many there are.
 fn replay(path: &Path, content: &[u8]) -> Result<(List, usize), OpenError> {
-    let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-    let mut lines: Vec<&[u8]> = content[..whole].split_inclusive(|byte| *byte == b'\n').collect();
-    // A loss of power can leave the end of the last write behind without its beginning, which is zeros then.
-    if lines.last().is_some_and(|last| last.contains(&0)) {
+    let mut lines: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
+    // The last line may be torn: its command never returned. One that is whole but for its newline counts all the same, because an
+    // editor or a copy may have lost that; revoking too much is the safer mistake. A loss of power can leave the end of a
+    // write behind without its beginning, which is zeros then.
+    let is_torn = |last: &[u8]| {
+        last.contains(&0) || (!last.ends_with(b"\n") && serde_json::from_slice::<Line>(last).is_err())
+    };
+    if lines.last().is_some_and(|last| is_torn(last)) {
         lines.pop();
     }
     let mut list = List::default();

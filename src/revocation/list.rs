@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::record::{MAX_KEY_ID, MAX_OWNER, Status};
@@ -159,16 +159,9 @@ impl List {
         marked
     }
 
-    /// The entries that the source has made superfluous: it says itself that every row of that key or owner is revoked, or has
-    /// had no such row for [`ABSENT_FOR`]. A row that is only missing, or disabled, may be back with the next export, and
-    /// must not come alive then.
-    pub(super) fn agreed(&self, snapshot: &Snapshot, now: Timestamp) -> Vec<Target> {
-        let is_long_gone = |record: &Record| now.duration_since(record.when) >= ABSENT_FOR;
-        let is_agreed = |found: Found, record: &Record| match found {
-            Found::Revoked => true,
-            Found::Nothing => is_long_gone(record),
-            Found::Other => false,
-        };
+    /// The entries that the source has made superfluous: it says itself that every row of that key or owner is revoked. A row
+    /// that is missing, or disabled, may be back with the next export, and must not come alive then.
+    pub(super) fn agreed(&self, snapshot: &Snapshot) -> Vec<Target> {
         let mut owners: HashMap<&str, Found> = HashMap::new();
         if !self.owners.is_empty() {
             for key in snapshot.rows_of_owners(|owner| self.owners.contains_key(owner)) {
@@ -178,19 +171,14 @@ impl List {
         }
         let found_owner = |owner: &str| owners.get(owner).copied().unwrap_or_default();
         let found_key = |key_id: &str| snapshot.rows_of_key(key_id).fold(Found::default(), Found::with);
-        let keys = self.keys.iter().filter(|(key_id, record)| is_agreed(found_key(key_id), record));
-        let owners = self.owners.iter().filter(|(owner, record)| is_agreed(found_owner(owner), record));
-        let keys = keys.map(|(key_id, _)| Target::Key(key_id.clone()));
-        keys.chain(owners.map(|(owner, _)| Target::Owner(owner.clone()))).collect()
+        let keys = self.keys.keys().filter(|key_id| found_key(key_id) == Found::Revoked);
+        let owners = self.owners.keys().filter(|owner| found_owner(owner) == Found::Revoked);
+        keys.cloned().map(Target::Key).chain(owners.cloned().map(Target::Owner)).collect()
     }
 }
 
-/// How long the source must have had no row of what is revoked, counted from the revocation, before that is taken for a
-/// decision: longer than an export stays broken, or an old backup of it is put back.
-pub(super) const ABSENT_FOR: SignedDuration = SignedDuration::from_hours(30 * 24);
-
 /// What the source has of something that is revoked.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq)]
 enum Found {
     #[default]
     Nothing,

@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use crate::admin;
 use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
-use crate::connection::{Counted, Counters, Shared, Timeouts};
+use crate::connection::{Counted, Counters, Shared, Stopping, Timeouts};
 use crate::keep::{Balances, Keeper};
 use crate::limiter::{Ledger, Limiter};
 use crate::memory;
@@ -212,6 +213,7 @@ fn again(started_with: Config, configuration: Configuration, audit: Audit) -> Co
 struct Daemon {
     workers: Arc<[Worker]>,
     draining: watch::Sender<bool>,
+    closed: Arc<AtomicBool>,
     trigger: SyncSender<Trigger>,
     history: History,
     served: Served,
@@ -239,6 +241,8 @@ impl Daemon {
         // Before anything is served: what is on the list is in force from the first answer on.
         let revocations = Arc::new(Revocations::open(state.clone(), &publisher)?);
         let (draining, drain) = watch::channel(false);
+        let closed = Arc::new(AtomicBool::new(false));
+        let stopping = Stopping { draining: drain, closed: Arc::clone(&closed) };
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
         let settings = settings(config)?;
@@ -248,10 +252,10 @@ impl Daemon {
         let start = |(number, (subscription, log))| {
             let counters = Arc::new(Counters::default());
             let (limiter, rules, clock) = (Arc::clone(&limiter), Arc::clone(&rules), clock.clone());
-            let (own_counters, drain) = (Arc::clone(&counters), drain.clone());
+            let (own_counters, stopping) = (Arc::clone(&counters), stopping.clone());
             Worker::start(number, counters, move || {
                 let counted = Counted { counters: own_counters, usage: log };
-                Shared::new(subscription, limiter, rules, clock, counted, timeouts, drain)
+                Shared::new(subscription, limiter, rules, clock, counted, timeouts, stopping)
             })
         };
         let workers: io::Result<Vec<Worker>> =
@@ -291,6 +295,7 @@ impl Daemon {
         Ok(Self {
             workers,
             draining,
+            closed,
             trigger,
             history,
             served,
@@ -339,6 +344,7 @@ impl Daemon {
                 tokio::join!(loaded, accepts.run(listening));
             }
         });
+        let epochs = self.epochs.clone();
         let operator = Operator {
             workers: Arc::clone(&self.workers),
             refusals,
@@ -381,6 +387,12 @@ impl Daemon {
         verify.waiting().for_each(|stream| acceptor.admit(stream));
         self.draining.send_replace(true);
         drain(&self.workers, config.server.drain_timeout).await;
+        // What a connection that is still there would be charged now would be in no save: nothing more is answered.
+        self.closed.store(true, Ordering::Release);
+        let closed = epochs.passed(epochs.advance());
+        if tokio::time::timeout(2 * OVERDUE, closed).await.is_err() {
+            warn!("a worker does not end; what it still charges is not saved");
+        }
         tokio::join!(self.usage.stop(), self.keeper.stop());
         operating.abort();
         info!("stopped");

@@ -3,14 +3,13 @@
 //!
 //! * A limit `per = "key"` has a bucket for each key id: rows in rotation share it, and it follows the id from snapshot to
 //!   snapshot, whatever plan the key is on.
-//! * A limit `per = "owner"` has a bucket for each owner and plan. Where an owner's keys move to another plan that has a
-//!   limit of the same name, the balance moves with the first of them, unless keys that stay behind still need it: a customer
-//!   who changes plans is not given a quota again.
+//! * A limit `per = "owner"` has a bucket for each owner, whatever plans its keys are on: who changes plans, back and forth or
+//!   while the daemon is down, is not given a quota again. Where an owner's keys are on plans that define the limit
+//!   differently, there is a bucket for each rate; whenever that changes, all of them begin with the least that any had left.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Place;
 
-use crate::limiter::{BucketName, Claim, Slot};
+use crate::limiter::{BucketName, Claim, Rate, Slot};
 use crate::record::{Limit, Per};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::{IdHasher, Key, Keys, Snapshot, Stamp};
@@ -20,8 +19,8 @@ use crate::snapshot::{IdHasher, Key, Keys, Snapshot, Stamp};
 #[error("more than 4294967296 limits in use")]
 pub struct TooManyBuckets;
 
-/// The buckets that owners have, by name.
-pub(super) type OwnerBuckets = HashMap<BucketName, Slot, IdHasher>;
+/// The buckets of each owner's limit, by [its name](BucketName::of_owner): one, or one for each rate.
+pub(super) type OwnerBuckets = HashMap<BucketName, Vec<Slot>, IdHasher>;
 
 impl Keys {
     /// Claims the buckets of all keys, keeping those that `previous` has, and completes the snapshot.
@@ -34,7 +33,7 @@ impl Keys {
         previous: Option<&Snapshot>,
         stamp: Stamp,
     ) -> Result<Snapshot, TooManyBuckets> {
-        let owner_buckets = Needs::of(&self, previous).claim(claim)?;
+        let owner_buckets = self.claim_owners(claim, previous)?;
         let mut runs = Vec::new();
         for at in 0..self.entries.len() {
             let first = self.entries[at].buckets as usize;
@@ -66,14 +65,14 @@ impl Keys {
         let run = u32::try_from(runs.len()).map_err(|_| TooManyBuckets)?;
         let mut only = 0;
         for limit in limits {
-            let shared = is_shared(entry, limit).then(|| owner_buckets.get(&self.bucket_name(entry, limit)));
-            only = match shared {
-                Some(bucket) => bucket.ok_or(TooManyBuckets)?.slot,
-                None => {
-                    let had = old.and_then(|old| old.bucket(&limit.name, false));
-                    let name = || BucketName::of_key(key_id, &limit.name);
-                    claim.slot(name, had.map(|(_, had)| had), limit.rate).ok_or(TooManyBuckets)?
-                }
+            only = if is_shared(entry, limit) {
+                let buckets = owner_buckets.get(&self.name_of_owner(entry, limit)).ok_or(TooManyBuckets)?;
+                buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(TooManyBuckets)?.slot
+            } else {
+                let had = old.and_then(|old| old.own_bucket(&limit.name));
+                claim
+                    .slot(|| BucketName::of_key(key_id, &limit.name), had, limit.rate)
+                    .ok_or(TooManyBuckets)?
             };
             if limits.len() > 1 {
                 runs.push(only);
@@ -82,15 +81,70 @@ impl Keys {
         Ok(if limits.len() == 1 { only } else { run })
     }
 
+    /// Claims the buckets of all owners.
+    fn claim_owners(
+        &self,
+        claim: &mut Claim<'_>,
+        previous: Option<&Snapshot>,
+    ) -> Result<OwnerBuckets, TooManyBuckets> {
+        let mut owner_buckets = OwnerBuckets::default();
+        for (name, rates) in self.rates_of_owners() {
+            let had = previous.and_then(|old| old.owner_buckets.get(&name)).map_or(&[][..], Vec::as_slice);
+            let same = |rate: &Rate| had.iter().find(|bucket| bucket.rate == *rate).copied();
+            let is_unchanged = had.len() == rates.len() && rates.iter().all(|rate| same(rate).is_some());
+            let several = rates.len() > 1;
+            let claimed = rates.into_iter().map(|rate| {
+                let name = if several { name.at(rate) } else { name };
+                let slot = match is_unchanged {
+                    true => claim.slot(|| name, same(&rate), rate),
+                    false => claim.heir(name, had, rate),
+                };
+                Ok(Slot { slot: slot.ok_or(TooManyBuckets)?, rate })
+            });
+            owner_buckets.insert(name, claimed.collect::<Result<_, TooManyBuckets>>()?);
+        }
+        Ok(owner_buckets)
+    }
+
+    /// The limits that owners share, by name, and the rates at which their plans define each.
+    fn rates_of_owners(&self) -> HashMap<BucketName, Vec<Rate>, IdHasher> {
+        let mut rates: HashMap<BucketName, Vec<Rate>, IdHasher> = HashMap::default();
+        let has_shared: Vec<bool> = self
+            .policies
+            .iter()
+            .map(|policy| policy.limits().iter().any(|limit| limit.per == Per::Owner))
+            .collect();
+        let sharing = self.entries.iter().zip(0..).filter(|(entry, at)| {
+            // Rows in rotation are charged as the first of them is; so far an entry knows that by its number.
+            entry.buckets == *at && has_shared[entry.policy as usize]
+        });
+        for (entry, _) in sharing {
+            let limits = self.policies[entry.policy as usize].limits();
+            for limit in limits.iter().filter(|limit| is_shared(entry, limit)) {
+                let of_name = rates.entry(self.name_of_owner(entry, limit)).or_default();
+                if !of_name.contains(&limit.rate) {
+                    of_name.push(limit.rate);
+                }
+            }
+        }
+        rates
+    }
+
+    fn name_of_owner(&self, entry: &Entry, limit: &Limit) -> BucketName {
+        BucketName::of_owner(self.owner(entry), &limit.name)
+    }
+}
+
+impl Snapshot {
     /// What the bucket is called that a limit of this entry is charged to.
     pub(super) fn bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketName {
-        match is_shared(entry, limit) {
-            false => BucketName::of_key(self.key_id(entry), &limit.name),
-            true => BucketName::of_owner(
-                self.owner(entry),
-                self.policies[entry.policy as usize].plan(),
-                &limit.name,
-            ),
+        if !is_shared(entry, limit) {
+            return BucketName::of_key(self.keys.key_id(entry), &limit.name);
+        }
+        let name = self.keys.name_of_owner(entry, limit);
+        match self.owner_buckets.get(&name).map_or(1, Vec::len) {
+            1 => name,
+            _ => name.at(limit.rate),
         }
     }
 }
@@ -100,83 +154,11 @@ fn is_shared(entry: &Entry, limit: &Limit) -> bool {
     limit.per == Per::Owner && entry.owner != 0
 }
 
-impl<'s> Key<'s> {
-    /// The limit of this name and its bucket, if it has one that is the owner's (`shared`) or its own.
-    fn bucket(self, limit: &str, shared: bool) -> Option<(&'s Limit, Slot)> {
+impl Key<'_> {
+    /// The bucket of its limit with this name, if it has one for itself.
+    fn own_bucket(self, limit: &str) -> Option<Slot> {
         let mut buckets = self.policy().limits().iter().zip(self.slots());
-        let (limit, slot) = buckets
-            .find(|(had, _)| *had.name == *limit)
-            .filter(|(had, _)| is_shared(self.entry, had) == shared)?;
-        Some((limit, Slot { slot: *slot, rate: limit.rate }))
-    }
-}
-
-/// The owners' buckets that a new snapshot needs.
-struct Needs {
-    by_name: HashMap<BucketName, Need, IdHasher>,
-}
-
-struct Need {
-    limit: Limit,
-    /// The bucket of this name in the snapshot before.
-    had: Option<Slot>,
-    /// Where there is none: what one of its keys was charged to there, under the plan that it was on.
-    moved_from: Option<(BucketName, Slot)>,
-}
-
-impl Needs {
-    fn of(keys: &Keys, previous: Option<&Snapshot>) -> Self {
-        let mut by_name: HashMap<BucketName, Need, IdHasher> = HashMap::default();
-        let has_shared: Vec<bool> = keys
-            .policies
-            .iter()
-            .map(|policy| policy.limits().iter().any(|limit| limit.per == Per::Owner))
-            .collect();
-        for entry in keys.entries.iter().filter(|entry| has_shared[entry.policy as usize]) {
-            let limits = keys.policies[entry.policy as usize].limits();
-            for limit in limits.iter().filter(|limit| is_shared(entry, limit)) {
-                let name = keys.bucket_name(entry, limit);
-                let need = match by_name.entry(name) {
-                    Place::Occupied(need) => need.into_mut(),
-                    Place::Vacant(free) => {
-                        let had = previous.and_then(|old| old.owner_buckets.get(&name).copied());
-                        free.insert(Need { limit: limit.clone(), had, moved_from: None })
-                    }
-                };
-                if need.had.is_none() && need.moved_from.is_none() {
-                    need.moved_from = previous.and_then(|old| keys.moved_from(entry, limit, old));
-                }
-            }
-        }
-        Self { by_name }
-    }
-
-    fn claim(self, claim: &mut Claim<'_>) -> Result<OwnerBuckets, TooManyBuckets> {
-        let mut owner_buckets = OwnerBuckets::default();
-        let mut taken: HashMap<BucketName, (), IdHasher> = HashMap::default();
-        for (name, need) in &self.by_name {
-            let mut had = need.had;
-            if let (None, Some((old_name, old))) = (had, need.moved_from)
-                && !self.by_name.contains_key(&old_name)
-                && taken.insert(old_name, ()).is_none()
-            {
-                had = Some(old);
-            }
-            let slot = claim.slot(|| *name, had, need.limit.rate).ok_or(TooManyBuckets)?;
-            owner_buckets.insert(*name, Slot { slot, rate: need.limit.rate });
-        }
-        Ok(owner_buckets)
-    }
-}
-
-impl Keys {
-    /// The owner's bucket that this key was charged to in `old`, for a limit of the same name.
-    fn moved_from(&self, entry: &Entry, limit: &Limit, old: &Snapshot) -> Option<(BucketName, Slot)> {
-        let key = old.find_by_id(self.key_id(entry))?;
-        if key.owner() != self.owner(entry) {
-            return None;
-        }
-        let (had, slot) = key.bucket(&limit.name, true)?;
-        Some((old.keys.bucket_name(key.entry, had), slot))
+        let (limit, slot) = buckets.find(|(had, _)| *had.name == *limit && !is_shared(self.entry, had))?;
+        Some(Slot { slot: *slot, rate: limit.rate })
     }
 }

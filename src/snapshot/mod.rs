@@ -207,7 +207,7 @@ impl Snapshot {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
-                let name = move || key.snapshot.keys.bucket_name(key.entry, limit);
+                let name = move || key.snapshot.bucket_name(key.entry, limit);
                 (Slot { slot: *slot, rate: limit.rate }, name)
             })
         })

@@ -27,6 +27,8 @@ pub use lines::{Journal, Rotation};
 /// Permissions of every file: what is in it may say who uses what.
 const FILE_MODE: u32 = 0o600;
 
+/// A pipe in the place of a file would otherwise wait for its other end.
+const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 const O_NOFOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
 
 /// What could not be done to which file.
@@ -48,7 +50,7 @@ fn failed<'a>(path: &'a Path, what: &'static str) -> impl Fn(io::Error) -> FileE
 
 /// Opens a file of the state directory, and makes it if it is missing.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    let file = options.create(true).mode(FILE_MODE).custom_flags(O_NOFOLLOW).open(path)?;
+    let file = options.create(true).mode(FILE_MODE).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::other("it is not a regular file")),
@@ -66,10 +68,17 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 /// # Errors
 /// When it is there and cannot be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    let mut content = Vec::new();
-    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path);
-    match opened.and_then(|mut file| file.read_to_end(&mut content)) {
-        Ok(_) => Ok(Some(content)),
+    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
+    let content = opened.and_then(|mut file| {
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let mut content = Vec::new();
+        file.read_to_end(&mut content)?;
+        Ok(content)
+    });
+    match content {
+        Ok(content) => Ok(Some(content)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(path, "read it")(error)),
     }
