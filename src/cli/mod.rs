@@ -15,6 +15,7 @@ use std::os::fd::AsFd;
 use clap::{Parser, Subcommand};
 
 mod check;
+mod compile;
 mod demo;
 mod exit;
 mod key;
@@ -60,6 +61,7 @@ struct Cli {
 enum Command {
     Serve(serve::Serve),
     Check(check::Check),
+    Compile(compile::Compile),
     Verify(verify::Verify),
     #[command(subcommand)]
     Key(key::Key),
@@ -76,6 +78,7 @@ impl Command {
         match self {
             Self::Serve(serve) => serve.run(),
             Self::Check(check) => check.run(streams),
+            Self::Compile(compile) => compile.run(streams),
             Self::Verify(verify) => verify.run(streams),
             Self::Key(key) => key.run(streams),
             Self::Status(status) => status.run(streams),

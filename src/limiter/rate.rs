@@ -81,6 +81,20 @@ impl Rate {
         Ok(Self { period, burst })
     }
 
+    /// The rate of this period, in ticks, and size: as [`period`](Self::period) and [`burst`](Self::burst) say.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_period(period: u64, burst: u32) -> Result<Self, RateError> {
+        let period = NonZeroU64::new(period).ok_or(RateError::Zero)?;
+        match period.get().checked_mul(u64::from(burst)) {
+            Some(0) => Err(RateError::ZeroBurst),
+            _ if period.get() < MIN_PERIOD_TICKS => Err(RateError::TooFast),
+            Some(capacity) if capacity <= MAX_CAPACITY_TICKS => Ok(Self { period, burst }),
+            _ => Err(RateError::TooSlow),
+        }
+    }
+
     /// Ticks until one unit of cost is refilled.
     pub fn period(self) -> NonZeroU64 {
         self.period
@@ -116,6 +130,17 @@ mod tests {
     fn the_period_is_rounded_up() {
         let rate = Rate::new(3, SECOND, 1).expect("in range");
         assert_eq!(rate.period().get(), (SECOND * TICKS_PER_NANOSECOND) / 3 + 1);
+    }
+
+    #[test]
+    fn a_period_makes_the_rate_again() {
+        let rate = Rate::new(7, 60 * SECOND, 20).expect("in range");
+        assert_eq!(Rate::from_period(rate.period().get(), rate.burst()), Ok(rate));
+        assert_eq!(Rate::from_period(0, 1), Err(RateError::Zero));
+        assert_eq!(Rate::from_period(MIN_PERIOD_TICKS, 0), Err(RateError::ZeroBurst));
+        assert_eq!(Rate::from_period(MIN_PERIOD_TICKS - 1, 1), Err(RateError::TooFast));
+        assert_eq!(Rate::from_period(MAX_CAPACITY_TICKS, 2), Err(RateError::TooSlow));
+        assert_eq!(Rate::from_period(u64::MAX, u32::MAX), Err(RateError::TooSlow));
     }
 
     #[test]

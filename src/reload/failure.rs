@@ -32,6 +32,14 @@ pub enum Failure {
     /// Rows are wrong.
     #[error("{0}")]
     Findings(Findings),
+    /// A compiled file is not what it should be.
+    #[error("{}: {error}", path.display())]
+    Compiled {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        error: crate::snapshot::compiled::ReadError,
+    },
     /// No rows.
     #[error("{}: no keys in it. If that is meant, reload with --force", path.display())]
     Empty {
@@ -82,6 +90,7 @@ impl Failure {
             Self::NotAFile { .. } => "not_a_file",
             Self::Changing { .. } => "changing",
             Self::Findings(_) => "findings",
+            Self::Compiled { .. } => "compiled",
             Self::Empty { .. } => "empty",
             Self::Shrunk { .. } => "shrunk",
             Self::TooManyBuckets { .. } => "too_many_limits",
@@ -99,6 +108,7 @@ impl Failure {
             | Self::NotAFile { path }
             | Self::Changing { path }
             | Self::Empty { path }
+            | Self::Compiled { path, .. }
             | Self::Shrunk { path, .. }
             | Self::TooManyBuckets { path, .. } => of(path),
             Self::Findings(findings) => {
