@@ -27,7 +27,7 @@ Example:
   keyward compile keys.csv --output /etc/keyward/keys.kwc";
 
 /// Bytes written at once.
-const BUFFER: usize = 256 << 10;
+const BUFFER: usize = 1 << 20;
 
 /// Turn a source into a compiled snapshot, which loads at the speed of the disk
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@
 use std::hash::BuildHasher;
 
 use crate::record::{Digest, KeyRecord, Status};
-use crate::snapshot::build::{Builder, RowError};
+use crate::snapshot::build::{Builder, RowError, part};
 use crate::snapshot::entry::{Entry, StatusByte};
 use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::{IdHasher, IndexSlot, Probe};
@@ -147,6 +147,11 @@ impl Builder {
             let digest = |slot: &IndexSlot| slot.fingerprint == row.probe.fingerprint;
             std::hint::black_box(keys.index.find(row.probe.hash, digest).is_some());
             std::hint::black_box(keys.ids.find(row.id_hash, |_| true).is_some());
+            // The owner's name is three steps away, and compared with the row's.
+            let owner = self.owners.find(row.owner_hash, |(other, _)| *other == part(row.owner_hash));
+            let first = owner.and_then(|(_, number)| keys.owners.get(*number as usize));
+            let entry = first.and_then(|first| keys.entries.get(*first as usize));
+            std::hint::black_box(entry.map_or(0, |entry| keys.byte(entry.identity.owner().start)));
         }
     }
 

@@ -80,7 +80,8 @@ pub struct Builder {
     plans: Arc<Plans>,
     /// For errors.
     lines: Lines,
-    owners: HashTable<u32>,
+    /// Owners' numbers, with a part of their names' hashes.
+    pub(super) owners: HashTable<(u32, u32)>,
     pub(super) interner: Interner,
 }
 
@@ -284,11 +285,14 @@ impl Builder {
             return 0;
         }
         let keys = &mut self.keys;
-        if let Some(number) = self.owners.find(hash, |number| keys.owner_name(*number) == owner) {
+        let part = part(hash);
+        let is_it = |(other, number): &(u32, u32)| *other == part && keys.owner_name(*number) == owner;
+        if let Some((_, number)) = self.owners.find(hash, is_it) {
             return *number;
         }
         let number = keys.owners.len() as u32;
-        self.owners.insert_unique(hash, number, |number| keys.hasher.hash_one(keys.owner_name(*number)));
+        let rehash = |(_, number): &(u32, u32)| keys.hasher.hash_one(keys.owner_name(*number));
+        self.owners.insert_unique(hash, (part, number), rehash);
         keys.owners.push(id);
         number
     }
@@ -320,4 +324,9 @@ impl Builder {
         }
         Ok(number)
     }
+}
+
+/// The part of a hash that the table's place does not depend on.
+pub(super) fn part(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }

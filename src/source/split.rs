@@ -10,8 +10,8 @@ use memchr::{memchr, memrchr};
 
 use super::{BOM, Format};
 
-/// Bytes of a piece, or a little less: with the rows that are made of it, as much as stays in a processor's own cache.
-const PIECE: usize = 512 << 10;
+/// Bytes of a piece, or a little less: several of them, and the rows that are made of them, stay in a processor's own cache.
+const PIECE: usize = 128 << 10;
 
 /// Why there is no next piece.
 #[derive(Debug, thiserror::Error)]

@@ -39,8 +39,8 @@ const VERSION: u32 = 1;
 /// What a little-endian file says here; another order of bytes reads differently.
 const BYTE_ORDER: u32 = 0x0102_0304;
 
-/// A block ends with the row that reaches this: as much as stays in a processor's own cache while it is decoded.
-const BLOCK_BYTES: usize = 1 << 20;
+/// A block ends with the row that reaches this: several of them, and the rows that are made of them, stay in a processor's own
+const BLOCK_BYTES: usize = 128 << 10;
 
 /// The largest row, or policy, beyond that. A policy comes of a row of at most 64 KiB, whose shortest items (`a,`) grow to
 /// eight times their length.
