@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::limiter::TICKS_PER_NANOSECOND;
+use crate::limiter::saved::SavedAt;
 use crate::now::{MAX_TICKS, MAX_UNIX, Now};
 
 /// The first tick. A bucket whose word is 0 has then been full since before the clock began.
@@ -38,6 +39,12 @@ impl Clock {
     pub fn now(&self) -> Now {
         let ticks = ticks_since(self.origin, clock_gettime(ClockId::Boottime));
         Now { ticks: self.at_least_latest(ticks), unix: unix_seconds(clock_gettime(ClockId::Realtime)) }
+    }
+
+    /// This moment, for balances that another process may go on with: on clocks that are not counted from an origin.
+    pub fn moment(boot_id: Option<[u8; 16]>) -> SavedAt {
+        let since_zero = |clock| u64::try_from(nanoseconds(clock_gettime(clock))).unwrap_or(0);
+        SavedAt { boot_id, boottime: since_zero(ClockId::Boottime), realtime: since_zero(ClockId::Realtime) }
     }
 
     /// Holds the ticks where they are for as long as the system's clock is behind them. Relaxed is enough:

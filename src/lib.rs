@@ -45,21 +45,29 @@
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
 //! | `reload` | everything in "a new set of keys"; from the second on, at a lower priority than the workers |
 //! | `load` … | while a large source is read: they parse, or decode a compiled snapshot, and `reload` fills the table |
+//! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
 //! | (blocking) | a revocation, while it writes to the disk |
+//! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
+//! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
+//! | `audit` | writes down who was turned away, a line a minute; other events are written by who makes them ([`audit`]) |
 //!
 //! # Invariants
 //!
 //! * Imports point one way: `main → cli → server → {connection, reload, admin}`, `connection → {protocol, publish, verify}`,
 //!   `verify → {snapshot, limiter}`, `reload → {source, snapshot, publish, revocation}`. `tests/structure.rs` holds the code to it.
 //! * `verify`, `snapshot` and `limiter` touch no socket, file, configuration or clock: time is an argument ([`now`]).
-//! * A snapshot is never changed, but for one bit of an entry: that an operator has revoked the key. A bucket outlives snapshots; a limit whose rate changes gets a new slot, and whoever
-//!   still holds the old snapshot is told to take the new one ([`limiter`] says how).
+//! * A snapshot is never changed, but for one bit of an entry: that an operator has revoked the key. The daemon's own
+//!   [`rules`] are part of it, so that an answer never mixes two configurations.
+//! * A bucket outlives snapshots; a limit whose rate changes gets a new slot, and whoever still holds the old snapshot is
+//!   told to take the new one ([`limiter`] says how).
 //! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that. A worker reads the epoch
 //!   before the snapshot, and passes it only when no answer of an older one waits for its peer ([`publish`]).
 //! * A revocation is durable before it is in force, and in force everywhere before it is acknowledged ([`revocation`]).
 //! * What a peer can make the daemon hold is bounded by one filled buffer and its answers ([`connection`]).
+//! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
+//!   ([`state`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
-//! * There is no `unsafe` code but in [`memory`].
+//! * There is no `unsafe` code but an allocator for huge pages ([`memory`]).
 
 #![allow(
     rustdoc::private_intra_doc_links,
@@ -68,10 +76,12 @@
 
 pub mod admin;
 pub mod audit;
+pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;
+pub mod keep;
 pub mod key_format;
 pub mod limiter;
 pub mod lint;

@@ -14,3 +14,17 @@ pub struct Rules {
     /// What keys are hashed with, besides SHA-256; digests are not accepted then.
     pub peppers: Option<Peppers>,
 }
+
+impl Rules {
+    /// Whether keys are still found that were hashed by the rules of `old`: with the same pepper, or with one that is the previous
+    /// one now.
+    pub fn keep_hashes_of(&self, old: &Self) -> bool {
+        match (&self.peppers, &old.peppers) {
+            (None, None) => true,
+            (Some(new), Some(old)) => {
+                new.current == old.current || new.previous.as_ref() == Some(&old.current)
+            }
+            _ => false,
+        }
+    }
+}

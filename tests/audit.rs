@@ -86,7 +86,8 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
     assert!(daemon.publish(&export(&revoked)).accepted);
     let before = daemon.status().generation;
     daemon.signal(Signal::HUP);
-    wait_for("the signal's reload", || (daemon.status().generation > before).then_some(()));
+    // It is in the trail before it is said to have ended.
+    wait_for("the signal's reload", || (daemon.status().last_reload?.generation > before).then_some(()));
     daemon.signal(Signal::TERM);
     assert!(daemon.ended().success());
 
@@ -99,7 +100,9 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
     assert_eq!(lines.last().expect("a line")["event"], "stop");
     assert_eq!(lines[1]["file"], directory.join("keyward.toml").to_str().expect("UTF-8"));
 
-    let reloads = events(&lines, "reload");
+    let mut reloads = events(&lines, "reload");
+    // The watch may see a file before the command asks for it, and finds nothing new in it then.
+    reloads.retain(|line| line["trigger"] != "change");
     let outcomes: Vec<_> = reloads
         .iter()
         .map(|line| {
@@ -195,7 +198,7 @@ fn a_configuration_that_is_refused_is_written_down() {
     assert!(!daemon.reload().accepted);
     let lines = lines(daemon.setup.dir.path());
     let refused = events(&lines, "configuration")[1];
-    assert_eq!((&refused["accepted"], refused["line"].as_u64()), (&false.into(), Some(2)));
+    assert_eq!((&refused["valid"], refused["line"].as_u64()), (&false.into(), Some(2)));
     assert_eq!(events(&lines, "reload")[1]["reason"], "configuration");
     let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
     assert!(!trail.contains(KEY));

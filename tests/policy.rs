@@ -320,3 +320,39 @@ fn with_a_pepper_a_leaked_export_is_of_no_use() {
         assert!(!text.windows(NEW.len()).any(|part| part == NEW), "{file} holds the pepper");
     }
 }
+
+#[test]
+fn another_pepper_does_not_strand_the_keys_of_the_old_one() {
+    let setup = Setup::without_export();
+    let secret = |name: &str| {
+        let path = setup.path(name);
+        fs::write(&path, format!("the {name} pepper, 128 bits of it")).expect("a secret");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        path.display().to_string()
+    };
+    let (old, new) = (secret("old"), secret("new"));
+    let hash = Pepper::new(b"the old pepper, 128 bits of it").expect("a pepper").hash(b"a");
+    fs::write(setup.source(), format!("key_hash,key_id\n{},a\n", const_hex::encode(hash)))
+        .expect("the export");
+    let daemon = setup.config(&format!("keys.pepper_file = '{old}'")).start();
+    assert_eq!(daemon.verdict("a"), "ALLOWED");
+
+    let configure = |text: String| fs::write(daemon.setup.path("keyward.toml"), text).expect("writes");
+    for stranding in [format!("keys.pepper_file = '{new}'\n"), String::new()] {
+        configure(stranding);
+        let refused = daemon.reload().error.expect("refused");
+        assert!(
+            refused.contains("1 of 1 keys are served already, and were hashed with a pepper"),
+            "{refused}"
+        );
+        assert_eq!(daemon.verdict("a"), "ALLOWED");
+        let told = daemon.status().configuration_refused.expect("told until it is mended");
+        assert_eq!(told, refused);
+    }
+    configure(format!("keys.pepper_file = '{new}'\nkeys.previous_pepper_file = '{old}'\n"));
+    assert!(daemon.reload().accepted);
+    assert_eq!((daemon.verdict("a").as_str(), daemon.status().configuration_refused), ("ALLOWED", None));
+    configure(format!("keys.pepper_file = '{new}'\n"));
+    assert!(daemon.force_reload().accepted, "where it is meant");
+    assert_eq!(daemon.verdict("a"), "UNKNOWN_KEY");
+}

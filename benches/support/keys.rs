@@ -7,7 +7,7 @@ use std::sync::Arc;
 use keyward::key_format;
 use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
-use keyward::record::{Digest, KeyRecord, Status, parse_limits};
+use keyward::record::{Digest, KeyRecord, Plans, Status, parse_limits};
 use keyward::snapshot::{Builder, Snapshot, Stamp};
 
 use super::Seeded;
@@ -69,8 +69,21 @@ impl Tables {
     /// A snapshot of the keys `0..keys`, each with `limits` (none where that is empty). One with the same limits as the
     /// `previous` charges the same buckets.
     pub(crate) fn snapshot(&mut self, keys: u64, limits: &str, previous: Option<&Snapshot>) -> Snapshot {
+        self.snapshot_of(keys, limits, Stamp::default(), previous, Arc::default(), |_| ())
+    }
+
+    /// The same by the rules of `stamp`, with plans, and rows that `shape` has given what they carry besides.
+    pub(crate) fn snapshot_of(
+        &mut self,
+        keys: u64,
+        limits: &str,
+        stamp: Stamp,
+        previous: Option<&Snapshot>,
+        plans: Arc<Plans>,
+        shape: impl Fn(&mut KeyRecord<'_>),
+    ) -> Snapshot {
         let limits = if limits.is_empty() { Vec::new() } else { parse_limits(limits).expect("limits") };
-        let common = KeyRecord {
+        let mut common = KeyRecord {
             hash: [0; 32],
             key_id: "",
             owner: "",
@@ -85,22 +98,25 @@ impl Tables {
             limits: limits.into(),
             metadata: "",
         };
+        shape(&mut common);
         // The seed is random in life; here a fixed one lays the table out alike in every run.
-        let mut builder = Builder::new(0x5eed, usize::try_from(keys).expect("a number of keys"));
+        let expected = usize::try_from(keys).expect("a number of keys");
+        let mut builder = Builder::new(0x5eed, expected).with_plans(plans);
+        let peppers = stamp.rules.peppers.clone();
+        let hash = |number| match &peppers {
+            Some(peppers) => peppers.current.hash(&raw_key(number)),
+            None => digest(number),
+        };
         for number in 0..keys {
             let (key_id, owner) = (key_id(number), owner(number));
-            let record = KeyRecord { hash: digest(number), key_id: &key_id, owner: &owner, ..common.clone() };
+            let record = KeyRecord { hash: hash(number), key_id: &key_id, owner: &owner, ..common.clone() };
             builder.add(number + 1, &record).expect("no two keys are alike");
         }
         let generation = previous.map_or(1, |previous| previous.generation() + 1);
         let mut claim = self.ledger.claim(&self.limiter);
         let snapshot = builder
             .finish()
-            .publishable(
-                &mut claim,
-                previous,
-                Stamp { generation, source_time: START.unix, ..Stamp::default() },
-            )
+            .publishable(&mut claim, previous, Stamp { generation, source_time: START.unix, ..stamp })
             .expect("fewer limits than slots");
         // Nothing to settle: no rate has changed, and no key has gone.
         let _settlement = claim.commit();

@@ -185,6 +185,9 @@ pub struct Status {
     pub source_age_s: Option<u64>,
     /// The latest reload, accepted or not.
     pub last_reload: Option<Reload>,
+    /// Why the configuration that was read last is not in force, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration_refused: Option<String>,
     /// The latest reload that was accepted.
     pub last_accepted: Option<Reload>,
     /// What an operator has revoked and the source does not say yet; the latest first.

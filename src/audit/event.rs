@@ -29,8 +29,8 @@ pub enum Event<'a> {
     Configuration {
         /// The file; none for a daemon with options only.
         file: Option<String>,
-        /// Whether it is in force now.
-        accepted: bool,
+        /// Whether it can be used. Whether it is in force, the reload that comes after it says.
+        valid: bool,
         /// Where it is wrong, if it is. Counted from 1.
         #[serde(skip_serializing_if = "Option::is_none")]
         line: Option<u64>,

@@ -58,7 +58,7 @@ fn an_event_says_what_happened_in_one_flat_object() {
         findings: Some(5),
         took_ms: 6,
     }));
-    audit.record(&Event::Configuration { file: None, accepted: true, line: None, column: None });
+    audit.record(&Event::Configuration { file: None, valid: true, line: None, column: None });
     let text = fs::read_to_string(directory.path().join(FILE)).expect("a trail");
     let events: Vec<_> = text.lines().filter_map(|line| line.split_once("\"event\":")).collect();
     let events: Vec<_> = events.into_iter().map(|(_, event)| event).collect();
@@ -67,7 +67,7 @@ fn an_event_says_what_happened_in_one_flat_object() {
         [
             r#""revoke","key_id":"a","keys":2,"revoked":2,"uid":7,"pid":8}"#,
             r#""reload","trigger":"command","peers":[{"uid":7,"pid":8}],"force":false,"accepted":false,"keys":3,"reason":"findings","file":"keys.csv","line":4,"findings":5,"took_ms":6}"#,
-            r#""configuration","file":null,"accepted":true}"#,
+            r#""configuration","file":null,"valid":true}"#,
         ]
     );
 }

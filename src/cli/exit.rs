@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 use crate::admin::AskError;
+use crate::bench::Fault;
 use crate::config::ConfigError;
 
 /// How a command ended.
@@ -54,6 +55,21 @@ impl From<AskError> for Failure {
             _ => Exit::Unreachable,
         };
         Self::new(exit, error)
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        let exit = match &fault {
+            Fault::Unfit(_) => Exit::Usage,
+            Fault::System { .. } => Exit::Denied,
+            Fault::Connect { .. }
+            | Fault::Refused(_)
+            | Fault::Broken(_)
+            | Fault::Ended { .. }
+            | Fault::Stalled(_) => Exit::Unreachable,
+        };
+        Self::new(exit, fault)
     }
 }
 

@@ -14,9 +14,11 @@ use std::os::fd::AsFd;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod check;
 mod compile;
 mod demo;
+mod digests;
 mod exit;
 mod key;
 mod log;
@@ -70,6 +72,7 @@ enum Command {
     Usage(usage::Usage),
     Revoke(revoke::Revoke),
     Unrevoke(revoke::Unrevoke),
+    Bench(bench::Bench),
     Demo(demo::Demo),
 }
 
@@ -86,6 +89,7 @@ impl Command {
             Self::Usage(usage) => usage.run(streams),
             Self::Revoke(revoke) => revoke.run(streams),
             Self::Unrevoke(unrevoke) => unrevoke.run(streams),
+            Self::Bench(bench) => bench.run(streams),
             Self::Demo(demo) => demo.run(streams),
         }
     }

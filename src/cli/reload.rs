@@ -69,7 +69,7 @@ pub(super) fn summary(outcome: &message::Reload) -> String {
     let mut text = format!("generation {generation}: {}", Count(*keys, "key"));
     let agreed = match outcome.revocations_agreed {
         0 => String::new(),
-        agreed => format!(", {} on which the source agrees", Count(agreed, "revocation")),
+        agreed => format!(", {} dropped, since the source says revoked itself", Count(agreed, "revocation")),
     };
     if outcome.unchanged {
         return text + ", unchanged" + &agreed;

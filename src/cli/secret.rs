@@ -18,7 +18,7 @@ use crate::record::Quoted;
 const MAX_LINE: usize = 64 << 10;
 
 /// What is said where a key is due and there is none.
-pub(super) const NO_KEY: &str = "there is no key: give it on standard input, as in keyward verify < key.txt";
+pub(super) const NO_KEY: &str = "there is no key: give it on standard input, as in < key.txt";
 
 /// Keys, one a line. A line ends in a newline, or a carriage return and a newline, or the end of the input.
 pub(super) struct Keys<'r> {
@@ -183,8 +183,8 @@ mod tests {
         assert_eq!(read(b"key\r\n").expect("a key"), b"key");
         assert_eq!(read(b" key ").expect("a key"), b" key ", "spaces are not ours to judge");
         for (input, message) in [
-            (&b""[..], "there is no key: give it on standard input, as in keyward verify < key.txt"),
-            (b"\n", "there is no key: give it on standard input, as in keyward verify < key.txt"),
+            (&b""[..], "there is no key: give it on standard input, as in < key.txt"),
+            (b"\n", "there is no key: give it on standard input, as in < key.txt"),
             (b"one\ntwo\n", "there is more than one line: give one key at a time"),
         ] {
             let failure = read(input).expect_err("no key");

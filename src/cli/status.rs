@@ -85,6 +85,12 @@ impl Readable<'_> {
             return Ok(());
         };
         let age = Ago(last.age_s);
+        if last.accepted
+            && let Some(error) = &self.0.configuration_refused
+        {
+            writeln!(f, "config       REFUSED, what was read before it is in force:")?;
+            error.lines().try_for_each(|line| writeln!(f, "             {line}"))?;
+        }
         if last.accepted {
             let took = Span::milliseconds(last.took_ms);
             return writeln!(f, "reload       {age}, in {took}: {}", summary(last));
@@ -189,6 +195,7 @@ mod tests {
             source: "/etc/keyward/keys.csv".to_owned(),
             source_age_s: Some(80),
             last_reload: Some(reload.clone()),
+            configuration_refused: None,
             last_accepted: Some(reload),
             revocations: Vec::new(),
             connections: 3,

@@ -43,6 +43,8 @@ pub enum ConfigError {
         file: PathBuf,
         /// What is wrong and what to do.
         problem: String,
+        /// Whether all that is wrong is that this user may not read it; the daemon's may.
+        forbidden: bool,
     },
     /// A command line option.
     #[error("{option}: {problem}")]

@@ -29,6 +29,8 @@ const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60
 /// Compared with `poll` as well.
 const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
 
+/// More often, and the walks over a million buckets would follow one upon another.
+const SAVE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
 /// More often, and most of what is written would be seconds with one request in them.
 const USAGE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
 /// Each rotation renames all of them.
@@ -41,6 +43,7 @@ pub(super) struct File {
     pub(super) source: Source,
     pub(super) keys: Keys,
     pub(super) plans: BTreeMap<Box<str>, Plan>,
+    pub(super) state: State,
     pub(super) usage: Usage,
     pub(super) audit: Audit,
     pub(super) log: Log,
@@ -82,6 +85,13 @@ pub(super) struct Source {
     pub(super) max_staleness: Option<Duration>,
     pub(super) ignore: Vec<Column>,
     pub(super) columns: BTreeMap<Field, Column>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [state]")]
+pub(super) struct State {
+    #[serde(deserialize_with = "save_interval")]
+    pub(super) save_interval: Duration,
 }
 
 #[derive(Debug, Deserialize)]
@@ -161,6 +171,12 @@ impl Default for Keys {
     }
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self { save_interval: Duration::from_secs(10) }
+    }
+}
+
 impl Default for Usage {
     fn default() -> Self {
         // Half a gigabyte in all: two million lines, as many as a day of 1,500 active keys a minute has.
@@ -201,6 +217,10 @@ fn idle_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Dur
 
 fn drain_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     text::duration(deserializer, DRAIN_TIMEOUT)
+}
+
+fn save_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    text::duration(deserializer, SAVE_INTERVAL)
 }
 
 fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -71,6 +71,8 @@ pub struct Config {
     pub keys: Keys,
     /// `[plans.NAME]`, and `keys.default_plan`.
     pub plans: Arc<Plans>,
+    /// `[state]`: how often balances are saved, at least 100 ms apart.
+    pub save_interval: Duration,
     /// `[usage]`: how often usage is written, at least 100 ms apart, and how large `usage.jsonl` becomes.
     pub usage: usage::Policy,
     /// `[audit]`: how large `audit.jsonl` becomes.

@@ -41,8 +41,11 @@ impl Keys {
 /// # Errors
 /// When it cannot be read, can be read by others, or holds no pepper.
 pub fn read_pepper(file: &Path) -> Result<Pepper, ConfigError> {
-    pepper::read(file)
-        .map_err(|error| ConfigError::Pepper { file: file.to_owned(), problem: error.to_string() })
+    pepper::read(file).map_err(|error| ConfigError::Pepper {
+        file: file.to_owned(),
+        problem: error.to_string(),
+        forbidden: error.is_forbidden(),
+    })
 }
 
 impl Config {

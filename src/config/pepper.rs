@@ -36,6 +36,12 @@ pub(super) enum PepperFileError {
     Pepper(#[from] PepperError),
 }
 
+impl PepperFileError {
+    pub(super) fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 pub(super) fn read(path: &Path) -> Result<Pepper, PepperFileError> {
     let file = File::options().read(true).custom_flags(O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;

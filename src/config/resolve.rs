@@ -48,6 +48,7 @@ pub(super) fn resolve(
         source: resolve_source(file, settings.source, source)?,
         plans: resolve_plans(file, settings.plans, settings.keys.default_plan.take())?,
         keys: resolve_keys(file, settings.keys)?,
+        save_interval: settings.state.save_interval,
         usage: usage::Policy {
             interval: settings.usage.interval,
             files: rotation(settings.usage.max_file_size, settings.usage.keep),

@@ -73,7 +73,7 @@ fn known_settings(section: &str) -> Vec<String> {
     let message = message(&format!("{section}unknown = 0"));
     let (_, listed) = message.split_once(", expected ").expect("a list");
     let settings: Vec<String> = listed.split('`').skip(1).step_by(2).map(str::to_owned).collect();
-    assert!(settings.len() > 1 || section == "keys.", "{message}");
+    assert!(settings.len() > 1 || section == "state.", "{message}");
     settings
 }
 
@@ -101,7 +101,7 @@ fn what_the_example_comments_out_can_be_used() {
 
 #[test]
 fn the_defaults_are_the_documented_ones() {
-    let Config { server, source, keys, plans, usage, audit, log, .. } = good("");
+    let Config { server, source, keys, plans, save_interval, usage, audit, log, .. } = good("");
     assert_eq!(server.socket.as_path(), Path::new("/run/keyward/keyward.sock"));
     assert_eq!(server.admin_socket.as_path(), Path::new("/run/keyward/admin.sock"));
     assert_eq!(
@@ -125,7 +125,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(keys.minted_prefixes, ["acme_live_".parse().expect("a prefix")]);
     assert_eq!((keys.pepper_file, keys.previous_pepper_file), (None, None));
     assert_eq!(*plans, Plans::default());
-    assert_eq!(usage.interval, Duration::from_secs(60));
+    assert_eq!([save_interval, usage.interval], [10, 60].map(Duration::from_secs));
     assert_eq!(usage.files, Rotation { max_file_size: 64 << 20, keep: 8 });
     assert_eq!(audit, Rotation { max_file_size: 16 << 20, keep: 8 });
     assert_eq!(log, Log { level: LogLevel::Info, format: LogFormat::Text });
@@ -150,6 +150,8 @@ fn settings_are_read() {
         admin_uids = [1000]
         [keys]
         minted_prefixes = []
+        [state]
+        save_interval = "100ms"
         [usage]
         interval = "100ms"
         max_file_size = "4KiB"
@@ -172,6 +174,7 @@ fn settings_are_read() {
     assert!(!server.clients.admit(5, 1000) && !server.clients.admit(33, 5));
     assert_eq!(*server.admin_uids, [1000]);
     assert_eq!(config.keys.minted_prefixes, []);
+    assert_eq!(config.save_interval, Duration::from_millis(100));
     let smallest = Rotation { max_file_size: 4096, keep: 0 };
     assert_eq!(config.usage, usage::Policy { interval: Duration::from_millis(100), files: smallest });
     assert_eq!(config.audit, Rotation { max_file_size: 1 << 30, keep: 1000 });
@@ -295,6 +298,7 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
     for (setting, expected) in cases {
         assert_eq!(refused(setting), expected, "{setting}");
     }
+    assert!(refused("state.save_interval = '99ms'").ends_with("99ms is out of range: write 100ms to 1year"));
 }
 
 #[test]
@@ -323,7 +327,7 @@ fn what_is_misspelt_is_refused() {
     );
     assert_eq!(
         refused("[sever]"),
-        ":2:2: sever: unknown field `sever`, expected one of `server`, `source`, `keys`, `plans`, `usage`, `audit`, `log`"
+        ":2:2: sever: unknown field `sever`, expected one of `server`, `source`, `keys`, `plans`, `state`, `usage`, `audit`, `log`"
     );
     assert_eq!(
         refused("source.columns.ownr = \"o\""),

@@ -29,7 +29,7 @@ mod shared;
 
 pub use counters::Counters;
 pub use respond::{Greeting, Progress, respond};
-pub use shared::{INPUT, Shared, Timeouts};
+pub use shared::{Counted, INPUT, Shared, Timeouts};
 
 /// How long after a read a connection looks again, without waiting to be told that there is something: a read that
 /// stops at a passed descriptor (SCM_RIGHTS) leaves bytes behind that nobody announces.

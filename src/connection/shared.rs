@@ -37,6 +37,14 @@ pub struct Timeouts {
     pub overdue: Duration,
 }
 
+/// Where a worker counts what it does.
+pub struct Counted {
+    /// How often, by verdict.
+    pub counters: Arc<Counters>,
+    /// For whom.
+    pub usage: Log,
+}
+
 /// One worker's.
 pub struct Shared {
     pub(super) buffers: RefCell<Buffers>,
@@ -85,11 +93,10 @@ impl Shared {
     /// A worker's own, made on its thread. `draining` turns true when the daemon shuts down.
     pub fn new(
         subscription: Subscription,
-        usage: Log,
         limiter: Arc<Limiter>,
         rules: Arc<Rules>,
         clock: Clock,
-        counters: Arc<Counters>,
+        Counted { counters, usage }: Counted,
         timeouts: Timeouts,
         draining: watch::Receiver<bool>,
     ) -> Rc<Self> {

@@ -24,7 +24,7 @@ pub struct Limiter {
     /// The slots whose balance is still in the slot of their old rate; empty but for the moments of a reload
     /// that changed limits.
     pub(super) heirs: RwLock<HashMap<u32, Predecessor>>,
-    latest: Latest,
+    pub(super) latest: Latest,
 }
 
 /// The latest tick that any thread has charged at, on a cache line of its own.
@@ -33,11 +33,11 @@ pub struct Limiter {
 /// the earlier one, that charge looks larger than it was, by the difference: enough to be refused the last unit of a
 /// burst that is there. So nobody charges at an earlier tick than anyone before, and nobody is refused at one.
 #[repr(align(128))]
-struct Latest(AtomicU64);
+pub(super) struct Latest(AtomicU64);
 
 impl Latest {
     /// `now`, or what another thread has seen since.
-    fn advance(&self, now: u64) -> u64 {
+    pub(super) fn advance(&self, now: u64) -> u64 {
         let latest = self.0.load(Ordering::Acquire);
         if latest >= now { latest } else { self.0.fetch_max(now, Ordering::AcqRel).max(now) }
     }
@@ -98,6 +98,11 @@ impl Limiter {
             }
         }
         decided.outcome()
+    }
+
+    /// The latest tick that anything was asked at: as long as it stays, nothing has been charged.
+    pub fn latest(&self) -> u64 {
+        self.latest.advance(0)
     }
 
     /// Has the processor fetch the word of `slot`, for a charge that is about to come.

@@ -126,6 +126,8 @@ impl Limiter {
                 break word;
             }
         };
+        // Whoever charged the word last may have read the clock later; now that it is frozen, nobody does any more.
+        let now = self.latest.advance(now);
         let balance = frozen.under(rate, new_rate, now);
         while self.slots.load(slot).inherits() && !self.slots.swap(slot, Word::INHERITS, balance) {}
     }

@@ -16,6 +16,7 @@ use std::sync::PoisonError;
 use crate::limiter::charge::{Limiter, Predecessor};
 use crate::limiter::name::BucketName;
 use crate::limiter::rate::Rate;
+use crate::limiter::saved::SavedBucket;
 use crate::limiter::word::Word;
 
 /// Buckets that may be parked however few there are in use; beyond it, as many as are in use. What is dropped then is
@@ -57,6 +58,24 @@ pub struct Claim<'a> {
 pub struct Settlement {
     kept: Vec<u64>,
     heirs: Vec<(u32, Predecessor)>,
+}
+
+/// What a moment's walk over the buckets found.
+#[must_use]
+pub struct Listing {
+    listed: Vec<(BucketName, Rate, Word)>,
+}
+
+impl Listing {
+    /// What is to be saved. `now` is a tick that nobody has charged after yet, read when the list was complete: a bucket
+    /// that was charged in the course of the walk may be full later than at the walk's beginning it could have been.
+    pub fn at(&self, now: u64) -> impl ExactSizeIterator<Item = SavedBucket> {
+        self.listed.iter().map(move |(name, rate, word)| SavedBucket {
+            name: *name,
+            rate: *rate,
+            debt: word.balance(*rate, now, 0).reset.min(rate.capacity()),
+        })
+    }
 }
 
 impl Ledger {
@@ -116,6 +135,70 @@ impl Ledger {
             }
         }
         self.unpark_full(limiter, now);
+    }
+
+    /// Everything that a restart would forget: the buckets that are not full at `now`, of those that `live` lists (the
+    /// snapshot in use) and of the parked ones. The ledger has to be settled.
+    pub fn list(
+        &self,
+        limiter: &Limiter,
+        live: impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)>,
+        now: u64,
+    ) -> Listing {
+        let mut seen = Vec::new();
+        let mut listed = Vec::new();
+        for (Slot { slot, rate }, name) in live {
+            if is_set(&seen, slot) {
+                continue;
+            }
+            set(&mut seen, slot);
+            let word = limiter.slots.load(slot);
+            if !word.is_full(now) {
+                listed.push((name(), rate, word));
+            }
+        }
+        for (name, Slot { slot, rate }) in &self.parked {
+            listed.push((*name, *rate, limiter.slots.load(*slot)));
+        }
+        Listing { listed }
+    }
+
+    /// Takes buckets of an earlier process, which have refilled for `elapsed` ticks since, and parks them: the first
+    /// snapshot that has them finds them there by name, as if their keys had been away. To be called before there is one.
+    ///
+    /// Returns how many there are that are not full again.
+    pub fn restore(
+        &mut self,
+        limiter: &Limiter,
+        saved: impl IntoIterator<Item = SavedBucket>,
+        elapsed: u64,
+        now: u64,
+    ) -> usize {
+        // Nobody may be charged at an earlier tick than the balances are of.
+        let now = limiter.latest.advance(now);
+        for SavedBucket { name, rate, debt } in saved {
+            let Some(debt) = debt.checked_sub(elapsed).filter(|debt| *debt > 0) else { continue };
+            let Some(slot) = self.take(limiter, Word::with_debt(debt, now)) else { break };
+            if let Some(twin) = self.parked.insert(name, Slot { slot, rate }) {
+                self.release(limiter, twin.slot);
+            }
+        }
+        self.parked.len()
+    }
+
+    /// A slot that holds `word`; `None` when all are in use.
+    fn take(&mut self, limiter: &Limiter, word: Word) -> Option<u32> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                let slot = u32::try_from(self.next).ok()?;
+                limiter.slots.ensure(slot);
+                self.next += 1;
+                slot
+            }
+        };
+        limiter.slots.store(slot, word);
+        Some(slot)
     }
 
     fn park(&mut self, limiter: &Limiter, name: impl FnOnce() -> BucketName, bucket: Slot, now: u64) {
@@ -195,16 +278,7 @@ impl Claim<'_> {
     }
 
     fn fresh(&mut self, word: Word) -> Option<u32> {
-        let slot = match self.ledger.free.pop() {
-            Some(slot) => slot,
-            None => {
-                let slot = u32::try_from(self.ledger.next).ok()?;
-                self.limiter.slots.ensure(slot);
-                self.ledger.next += 1;
-                slot
-            }
-        };
-        self.limiter.slots.store(slot, word);
+        let slot = self.ledger.take(self.limiter, word)?;
         self.fresh.push(slot);
         Some(slot)
     }

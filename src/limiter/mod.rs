@@ -7,9 +7,18 @@
 //!   ([`charge`], [`hold`], [`outcome`]). [`Limiter::refund`] gives back.
 //! * A [`BucketName`] is what a bucket is found again by, when its slot has gone ([`name`]).
 //! * [`Ledger`] decides which bucket has which slot, across reloads ([`ledger`]); only a reload uses it.
+//! * [`saved`] is the file that carries balances from one process to the next.
 //!
 //! Promise 4: over any interval t, admitted cost <= burst + rate x t, whatever the number of threads and reloads;
-//! no false refusal below the burst; a refusal charges nothing.
+//! no false refusal below the burst; a refusal charges nothing. What is refunded counts as not admitted.
+//!
+//! Across a restart the same holds: balances are saved when the daemon ends, and aged by the time that has passed. Where it
+//! cannot save (kill -9, a crash, a power cut), a bucket goes on from the last save, and may admit once more what it
+//! admitted since: at most burst + rate x `save_interval` for each such end. Across boots the calendar says how
+//! much time has passed, and whoever sets it is believed.
+//!
+//! Numbers are rounded in two places, both towards admitting less: a rate's period when it is read, and a level when it is
+//! carried over to another rate.
 
 mod charge;
 mod hold;
@@ -17,13 +26,14 @@ mod ledger;
 mod name;
 mod outcome;
 mod rate;
+pub mod saved;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod word;
 
 pub use charge::{Limiter, MAX_CHARGES};
-pub use ledger::{Claim, Ledger, Settlement, Slot};
+pub use ledger::{Claim, Ledger, Listing, Settlement, Slot};
 pub use name::BucketName;
 pub use outcome::{Charge, Charged, Named, Outcome};
 pub use rate::{

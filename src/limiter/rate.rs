@@ -70,6 +70,18 @@ impl Rate {
         let burst = u32::try_from(burst).map_err(|_| RateError::BurstTooLarge)?;
         let ticks = u128::from(per_nanoseconds) * u128::from(TICKS_PER_NANOSECOND);
         let period = u64::try_from(ticks.div_ceil(u128::from(count))).map_err(|_| RateError::TooSlow)?;
+        Self::from_period(period, burst)
+    }
+
+    /// One unit in every `period` ticks, at most `burst` at once: what [`period`](Self::period) and
+    /// [`burst`](Self::burst) said of a rate before.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_period(period: u64, burst: u32) -> Result<Self, RateError> {
+        if burst == 0 {
+            return Err(RateError::ZeroBurst);
+        }
         if period < MIN_PERIOD_TICKS {
             return Err(RateError::TooFast);
         }
@@ -79,20 +91,6 @@ impl Rate {
         }
         let period = NonZeroU64::new(period).ok_or(RateError::Zero)?;
         Ok(Self { period, burst })
-    }
-
-    /// The rate of this period, in ticks, and size: as [`period`](Self::period) and [`burst`](Self::burst) say.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn from_period(period: u64, burst: u32) -> Result<Self, RateError> {
-        let period = NonZeroU64::new(period).ok_or(RateError::Zero)?;
-        match period.get().checked_mul(u64::from(burst)) {
-            Some(0) => Err(RateError::ZeroBurst),
-            _ if period.get() < MIN_PERIOD_TICKS => Err(RateError::TooFast),
-            Some(capacity) if capacity <= MAX_CAPACITY_TICKS => Ok(Self { period, burst }),
-            _ => Err(RateError::TooSlow),
-        }
     }
 
     /// Ticks until one unit of cost is refilled.
@@ -136,7 +134,7 @@ mod tests {
     fn a_period_makes_the_rate_again() {
         let rate = Rate::new(7, 60 * SECOND, 20).expect("in range");
         assert_eq!(Rate::from_period(rate.period().get(), rate.burst()), Ok(rate));
-        assert_eq!(Rate::from_period(0, 1), Err(RateError::Zero));
+        assert_eq!(Rate::from_period(0, 1), Err(RateError::TooFast));
         assert_eq!(Rate::from_period(MIN_PERIOD_TICKS, 0), Err(RateError::ZeroBurst));
         assert_eq!(Rate::from_period(MIN_PERIOD_TICKS - 1, 1), Err(RateError::TooFast));
         assert_eq!(Rate::from_period(MAX_CAPACITY_TICKS, 2), Err(RateError::TooSlow));

@@ -87,6 +87,11 @@ impl Word {
         Self(self.0 | SUPERSEDED)
     }
 
+    /// A bucket that is full `debt` ticks after `now`.
+    pub(super) fn with_debt(debt: u64, now: u64) -> Self {
+        Self(now.saturating_add(debt).min(TIME))
+    }
+
     /// The tick at which the bucket is full.
     fn full_at(self) -> u64 {
         self.0 & TIME
@@ -116,7 +121,7 @@ impl Word {
     /// Gives `cost` back, up to the burst.
     pub(super) fn refunded(self, rate: Rate, now: u64, cost: u32) -> Self {
         let back = u64::from(cost).saturating_mul(rate.period().get());
-        Self(now.saturating_add(self.debt(now).saturating_sub(back)).min(TIME))
+        Self::with_debt(self.debt(now).saturating_sub(back), now)
     }
 
     /// What is left at `now`, and how long `cost` would have to wait. `cost` must not be over the burst.
@@ -139,7 +144,7 @@ impl Word {
         let level = u128::from(old.capacity().saturating_sub(self.debt(now)));
         let level = level * u128::from(new.period().get()) / u128::from(old.period().get());
         let level = u64::try_from(level).unwrap_or(u64::MAX).min(new.capacity());
-        Self(now.saturating_add(new.capacity() - level).min(TIME))
+        Self::with_debt(new.capacity() - level, now)
     }
 }
 

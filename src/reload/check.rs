@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::reload::{ATTEMPTS, Failure, Policy, Running, Settings, SourceFile};
+use crate::reload::{ATTEMPTS, Failure, Policy, Purpose, Running, Settings, SourceFile};
 use crate::snapshot::{Diff, Keys};
 use crate::source::Format;
 
@@ -70,7 +70,7 @@ impl Running {
     /// By the configuration as it is now, which a reload that is asked for would read too.
     fn preview(&mut self, path: Option<PathBuf>) -> Preview {
         let start = Instant::now();
-        let settings = self.configure();
+        let settings = self.configure(Purpose::Check);
         let own = settings.as_ref().map_or(&self.reloader.settings.source, |settings| &settings.source);
         let source = match path {
             None => own.clone(),
@@ -81,13 +81,13 @@ impl Running {
                 ..own.clone()
             },
         };
-        let result = settings.and_then(|Settings { policy, .. }| {
-            let mut result = self.judge(&source, &policy);
+        let result = settings.and_then(|settings| {
+            let mut result = self.judge(&source, &settings);
             for _ in 1..ATTEMPTS {
                 if !matches!(result, Err(Failure::Changing { .. })) {
                     break;
                 }
-                result = self.judge(&source, &policy);
+                result = self.judge(&source, &settings);
             }
             result
         });
@@ -100,11 +100,14 @@ impl Running {
         }
     }
 
-    fn judge(&self, source: &SourceFile, policy: &Policy) -> Result<Judged, Failure> {
-        source.settle(policy.settle);
+    fn judge(&self, source: &SourceFile, settings: &Settings) -> Result<Judged, Failure> {
+        source.settle(settings.policy.settle);
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
-        Ok(Judged::new(policy, &source.path, &loaded.keys, served))
+        let mut judged = Judged::new(&settings.policy, &source.path, &loaded.keys, served);
+        let stranded = || self.guard_hashes(settings, &source.path, &loaded.keys).err();
+        judged.refused = judged.refused.or_else(stranded);
+        Ok(judged)
     }
 }

@@ -61,6 +61,21 @@ pub enum Failure {
         /// The largest part that may go.
         max_shrink: f64,
     },
+    /// Another pepper, and rows that were hashed with the one before.
+    #[error(
+        "{}: {kept} of {old} keys are served already, and were hashed with a pepper that is neither keys.pepper_file nor \
+         keys.previous_pepper_file now: nobody would find them any more. Name the old pepper as the previous one, or export \
+         hashes of the new one; if it is meant, reload with --force",
+        path.display()
+    )]
+    Stranded {
+        /// The file.
+        path: PathBuf,
+        /// Keys being served.
+        old: usize,
+        /// Those of them that the file still lists with the same hash.
+        kept: usize,
+    },
     /// More limits than there is room for.
     #[error("{}: {error}", path.display())]
     TooManyBuckets {
@@ -93,6 +108,7 @@ impl Failure {
             Self::Compiled { .. } => "compiled",
             Self::Empty { .. } => "empty",
             Self::Shrunk { .. } => "shrunk",
+            Self::Stranded { .. } => "pepper",
             Self::TooManyBuckets { .. } => "too_many_limits",
             Self::Configuration(_) => "configuration",
             Self::Random(_) => "no_randomness",
@@ -110,6 +126,7 @@ impl Failure {
             | Self::Empty { path }
             | Self::Compiled { path, .. }
             | Self::Shrunk { path, .. }
+            | Self::Stranded { path, .. }
             | Self::TooManyBuckets { path, .. } => of(path),
             Self::Findings(findings) => {
                 let first = findings.kept().first();

@@ -43,12 +43,19 @@ pub(super) struct Last {
     pub(super) accepted: Option<Arc<Outcome>>,
     pub(super) buckets: u64,
     pub(super) source: Box<Path>,
+    pub(super) configuration_refused: Option<String>,
 }
 
 impl History {
     /// Nothing loaded yet from `source`.
     pub fn new(source: &Path) -> Self {
-        let last = Last { outcome: None, accepted: None, buckets: 0, source: source.into() };
+        let last = Last {
+            outcome: None,
+            accepted: None,
+            buckets: 0,
+            source: source.into(),
+            configuration_refused: None,
+        };
         Self { last: Arc::new(Mutex::new(last)) }
     }
 
@@ -60,6 +67,11 @@ impl History {
     /// The latest reload that was accepted.
     pub fn last_accepted(&self) -> Option<Arc<Outcome>> {
         self.lock().accepted.clone()
+    }
+
+    /// Why the configuration as it was last read is not in force, if it is not: it, or the source that was read by it, is wrong.
+    pub fn configuration_refused(&self) -> Option<String> {
+        self.lock().configuration_refused.clone()
     }
 
     /// Where the keys come from.

@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -20,7 +20,7 @@ use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
 use crate::revocation::Revocations;
 use crate::rules::Rules;
-use crate::snapshot::{Diff, Snapshot, Stamp};
+use crate::snapshot::{Diff, Keys, Snapshot, Stamp};
 use crate::systemd;
 
 mod check;
@@ -75,6 +75,8 @@ pub struct Reloader {
     pub revocations: Arc<Revocations>,
     /// The buckets.
     pub limiter: Arc<Limiter>,
+    /// Which is whose.
+    pub ledger: Arc<Mutex<Ledger>>,
     /// For the buckets' balances.
     pub clock: Clock,
     /// Where outcomes go.
@@ -97,7 +99,16 @@ pub struct Settings {
 }
 
 /// Yields the settings as they are now, or what is wrong with them, for people.
-pub type Configure = Box<dyn FnMut() -> Result<Settings, String> + Send>;
+pub type Configure = Box<dyn FnMut(Purpose) -> Result<Settings, String> + Send>;
+
+/// What the configuration is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be taken, if all goes well.
+    Reload,
+    /// To tell what would come of that.
+    Check,
+}
 
 /// When a source is read, and what of it is believed.
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +147,6 @@ pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
 /// What the thread remembers between reloads.
 struct Running {
     reloader: Reloader,
-    ledger: Ledger,
     generation: u64,
     current: Option<Arc<Snapshot>>,
     /// The file as it was when it was last read, successfully or not: it is not read again until it differs.
@@ -155,7 +165,6 @@ impl Reloader {
         let watch = Watch::new(&self.settings.source.path, changes(trigger, Arc::clone(&noticed)));
         let mut running = Running {
             reloader: self,
-            ledger: Ledger::new(),
             generation: 0,
             current: None,
             seen: None,
@@ -306,7 +315,12 @@ impl Running {
 
     fn reload(&mut self, cause: &Cause) -> Arc<Outcome> {
         let start = Instant::now();
-        let settings = if cause.configure { self.configure() } else { Ok(self.reloader.settings.clone()) };
+        let settings = if cause.configure {
+            self.configure(Purpose::Reload)
+        } else {
+            Ok(self.reloader.settings.clone())
+        };
+        let seen = self.seen;
         let result = settings.and_then(|settings| {
             let mut result = self.try_reload(&settings, cause.force);
             for _ in 1..ATTEMPTS {
@@ -318,6 +332,9 @@ impl Running {
             // The configuration is taken with the keys that were read by it, or not at all.
             if result.is_ok() {
                 self.reloader.settings = settings;
+            } else if settings.source.path != self.reloader.settings.source.path {
+                // What was looked at is another file than the one that is served on.
+                self.seen = seen;
             }
             result
         });
@@ -327,13 +344,17 @@ impl Running {
         }
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
         self.record(cause, &outcome);
+        if cause.configure {
+            let refused = outcome.result.as_ref().err().map(ToString::to_string);
+            self.reloader.history.lock().configuration_refused = refused;
+        }
         self.report(&outcome);
         self.watch.follow(&self.reloader.settings.source.path);
         outcome
     }
 
-    fn configure(&mut self) -> Result<Settings, Failure> {
-        (self.reloader.configure)().map_err(Failure::Configuration)
+    fn configure(&mut self, purpose: Purpose) -> Result<Settings, Failure> {
+        (self.reloader.configure)(purpose).map_err(Failure::Configuration)
     }
 
     fn try_reload(&mut self, settings: &Settings, force: bool) -> Result<Accepted, Failure> {
@@ -346,8 +367,22 @@ impl Running {
         if !force {
             let served = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
             settings.policy.guard(&source.path, served, loaded.keys.len())?;
+            self.guard_hashes(settings, &source.path, &loaded.keys)?;
         }
         self.publish(settings, loaded)
+    }
+
+    /// With another pepper the same hashes open nothing: an export that still lists most of them was written for the old one.
+    fn guard_hashes(&self, settings: &Settings, path: &Path, new: &Keys) -> Result<(), Failure> {
+        let Some(old) = self.current.as_deref().filter(|old| !settings.rules.keep_hashes_of(old.rules()))
+        else {
+            return Ok(());
+        };
+        let kept = old.keys().filter(|key| new.contains(key.digest())).count();
+        if kept as f64 > old.len() as f64 * settings.policy.max_shrink {
+            return Err(Failure::Stranded { path: path.to_path_buf(), old: old.len(), kept });
+        }
+        Ok(())
     }
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
@@ -356,13 +391,16 @@ impl Running {
         settings: &Settings,
         Loaded { keys, written_at, .. }: Loaded,
     ) -> Result<Accepted, Failure> {
-        let Reloader { limiter, publisher, revocations, audit, runtime, clock, .. } = &mut self.reloader;
+        let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
+            &mut self.reloader;
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
         // A file from the future is not younger than one that was written now.
         let source_time = written_at.min(clock.now().unix);
-        let mut claim = self.ledger.claim(limiter);
+        // Held until they are settled: whoever saves balances sees none that is on its way from one slot to another.
+        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claim = ledger.claim(limiter);
         let snapshot = keys
             .publishable(
                 &mut claim,
@@ -381,7 +419,7 @@ impl Running {
         accepted.revocations_agreed = revocations.settle(&snapshot, audit);
 
         let buckets = old.iter().flat_map(|old| old.buckets());
-        self.ledger.settle(limiter, settlement, buckets, clock.now().ticks);
+        ledger.settle(limiter, settlement, buckets, clock.now().ticks);
         Ok(accepted)
     }
 
@@ -444,8 +482,9 @@ impl Running {
         if self.current.is_none() && self.reloader.history.last().is_none() {
             warn!("no keys are loaded: every request is answered NOT_READY");
         }
+        let buckets = self.reloader.ledger.lock().unwrap_or_else(PoisonError::into_inner).in_use();
         let mut last = self.reloader.history.lock();
-        last.buckets = self.ledger.in_use();
+        last.buckets = buckets;
         last.source = self.reloader.settings.source.path.clone();
         if outcome.result.is_ok() {
             last.accepted = Some(Arc::clone(outcome));

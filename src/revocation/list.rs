@@ -3,12 +3,12 @@
 //! The list is what remains of the lines when they are read in order: one that revokes adds an entry, one that takes it
 //! back removes it. The last line about a key or an owner decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::record::{MAX_KEY_ID, MAX_OWNER};
+use crate::record::{MAX_KEY_ID, MAX_OWNER, Status};
 use crate::snapshot::{Key, Snapshot};
 
 /// A key, or everything that an owner has.
@@ -150,7 +150,7 @@ impl List {
         let mut mark = |key: Key<'_>| {
             key.set_revoked(self.covers(key));
             marked.rows += 1;
-            marked.revoked += usize::from(key.status() == crate::record::Status::Revoked);
+            marked.revoked += usize::from(key.status() == Status::Revoked);
         };
         match target {
             Target::Key(key_id) => snapshot.rows_of_key(key_id).for_each(&mut mark),
@@ -159,16 +159,53 @@ impl List {
         marked
     }
 
-    /// The entries that say nothing any more: the source has no active row of that key or owner.
-    pub(super) fn agreed(&self, snapshot: &Snapshot) -> Vec<Target> {
-        let is_active = |key: &Key<'_>| key.status_of_row() == crate::record::Status::Active;
-        let mut owners = self.owners.clone();
-        if !owners.is_empty() {
-            let of_owners = snapshot.rows_of_owners(|owner| self.owners.contains_key(owner));
-            of_owners.filter(is_active).for_each(|key| _ = owners.remove(key.owner()));
+    /// The entries that the source has made superfluous: it says itself that every row of that key or owner is revoked, or has
+    /// had no such row for [`ABSENT_FOR`]. A row that is only missing, or disabled, may be back with the next export, and
+    /// must not come alive then.
+    pub(super) fn agreed(&self, snapshot: &Snapshot, now: Timestamp) -> Vec<Target> {
+        let is_long_gone = |record: &Record| now.duration_since(record.when) >= ABSENT_FOR;
+        let is_agreed = |found: Found, record: &Record| match found {
+            Found::Revoked => true,
+            Found::Nothing => is_long_gone(record),
+            Found::Other => false,
+        };
+        let mut owners: HashMap<&str, Found> = HashMap::new();
+        if !self.owners.is_empty() {
+            for key in snapshot.rows_of_owners(|owner| self.owners.contains_key(owner)) {
+                let found = owners.entry(key.owner()).or_default();
+                *found = found.with(key);
+            }
         }
-        let keys = self.keys.keys().filter(|key_id| !snapshot.rows_of_key(key_id).any(|key| is_active(&key)));
-        keys.cloned().map(Target::Key).chain(owners.into_keys().map(Target::Owner)).collect()
+        let found_owner = |owner: &str| owners.get(owner).copied().unwrap_or_default();
+        let found_key = |key_id: &str| snapshot.rows_of_key(key_id).fold(Found::default(), Found::with);
+        let keys = self.keys.iter().filter(|(key_id, record)| is_agreed(found_key(key_id), record));
+        let owners = self.owners.iter().filter(|(owner, record)| is_agreed(found_owner(owner), record));
+        let keys = keys.map(|(key_id, _)| Target::Key(key_id.clone()));
+        keys.chain(owners.map(|(owner, _)| Target::Owner(owner.clone()))).collect()
+    }
+}
+
+/// How long the source must have had no row of what is revoked, counted from the revocation, before that is taken for a
+/// decision: longer than an export stays broken, or an old backup of it is put back.
+pub(super) const ABSENT_FOR: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// What the source has of something that is revoked.
+#[derive(Clone, Copy, Default)]
+enum Found {
+    #[default]
+    Nothing,
+    /// Rows, and all of them revoked.
+    Revoked,
+    /// A row that would be in force, or could be.
+    Other,
+}
+
+impl Found {
+    fn with(self, key: Key<'_>) -> Self {
+        match (self, key.status_of_row()) {
+            (Self::Nothing | Self::Revoked, Status::Revoked) => Self::Revoked,
+            _ => Self::Other,
+        }
     }
 }
 

@@ -257,7 +257,7 @@ impl Revocations {
     /// What is dropped, and how many rows each has.
     fn drop_agreed(&self, snapshot: &Snapshot) -> Vec<(Target, usize)> {
         let before = self.list().clone();
-        let agreed = before.agreed(snapshot);
+        let agreed = before.agreed(snapshot, now());
         if agreed.is_empty() {
             return Vec::new();
         }

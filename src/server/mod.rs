@@ -5,6 +5,7 @@
 //! (blocking)      revocations, as long as they write to the disk
 //! worker-0..N     a runtime each: connections, for good
 //! reload          reads, builds, publishes, waits, frees
+//! keep            saves balances, at intervals and at the end
 //! (notify)        tells `reload` that a file changed
 //! ```
 
@@ -12,8 +13,8 @@ use std::cell::Cell;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
@@ -26,11 +27,12 @@ use crate::admin;
 use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
-use crate::connection::{Counters, Shared, Timeouts};
-use crate::limiter::Limiter;
+use crate::connection::{Counted, Counters, Shared, Timeouts};
+use crate::keep::{Balances, Keeper};
+use crate::limiter::{Ledger, Limiter};
 use crate::memory;
 use crate::publish::{Epochs, Publisher, Served};
-use crate::reload::{Configure, History, Reloader, Settings, Trigger, triggers};
+use crate::reload::{Configure, History, Purpose, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
@@ -179,7 +181,7 @@ fn configured(file: Option<&Path>, error: Option<&ConfigError>) -> Event<'static
     let count = |number: usize| u64::try_from(number).ok();
     Event::Configuration {
         file: file.map(|file| file.display().to_string()),
-        accepted: error.is_none(),
+        valid: error.is_none(),
         line: position.and_then(|position| count(position.line)),
         column: position.and_then(|position| count(position.column)),
     }
@@ -187,12 +189,20 @@ fn configured(file: Option<&Path>, error: Option<&ConfigError>) -> Event<'static
 
 /// For reloads: the settings that they can change, and a word about the others.
 fn again(started_with: Config, configuration: Configuration, audit: Audit) -> Configure {
-    Box::new(move || {
+    Box::new(move |purpose| {
         let read = configuration().and_then(|config| Ok((settings(&config)?, config)));
-        audit.record(&configured(started_with.file.as_deref(), read.as_ref().err()));
+        if purpose == Purpose::Reload {
+            audit.record(&configured(started_with.file.as_deref(), read.as_ref().err()));
+        }
         let (settings, config) = read.map_err(|error| error.to_string())?;
-        if (&config.server, config.log) != (&started_with.server, started_with.log) {
-            warn!("[server] or [log] has changed in the configuration; that takes effect at the next start");
+        let fixed = |config: &Config| {
+            (config.server.clone(), config.log, config.save_interval, config.usage, config.audit)
+        };
+        if fixed(&config) != fixed(&started_with) {
+            warn!(
+                "[server], [state], [usage], [audit] or [log] has changed in the configuration; that takes effect at the \
+                 next start"
+            );
         }
         Ok(settings)
     })
@@ -207,6 +217,7 @@ struct Daemon {
     served: Served,
     audit: Audit,
     usage: Usage,
+    keeper: Keeper,
     epochs: Epochs,
     revocations: Arc<Revocations>,
     limit: usize,
@@ -226,7 +237,7 @@ impl Daemon {
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
         let epochs = publisher.epochs();
         // Before anything is served: what is on the list is in force from the first answer on.
-        let revocations = Arc::new(Revocations::open(state, &publisher)?);
+        let revocations = Arc::new(Revocations::open(state.clone(), &publisher)?);
         let (draining, drain) = watch::channel(false);
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
@@ -239,7 +250,8 @@ impl Daemon {
             let (limiter, rules, clock) = (Arc::clone(&limiter), Arc::clone(&rules), clock.clone());
             let (own_counters, drain) = (Arc::clone(&counters), drain.clone());
             Worker::start(number, counters, move || {
-                Shared::new(subscription, log, limiter, rules, clock, own_counters, timeouts, drain)
+                let counted = Counted { counters: own_counters, usage: log };
+                Shared::new(subscription, limiter, rules, clock, counted, timeouts, drain)
             })
         };
         let workers: io::Result<Vec<Worker>> =
@@ -248,12 +260,22 @@ impl Daemon {
 
         let history = History::new(&settings.source.path);
         let served = publisher.served();
+        let ledger = Arc::new(Mutex::new(Ledger::new()));
+        let balances = Balances {
+            limiter: Arc::clone(&limiter),
+            ledger: Arc::clone(&ledger),
+            served: served.clone(),
+            clock: clock.clone(),
+        };
+        let keeper = Keeper::start(state, config.save_interval, balances)
+            .map_err(system("start the thread that saves balances"))?;
         let reloader = Reloader {
             settings,
             configure: again(config.clone(), configuration, audit.clone()),
             publisher,
             revocations: Arc::clone(&revocations),
             limiter,
+            ledger,
             clock,
             history: history.clone(),
             audit: audit.clone(),
@@ -276,6 +298,7 @@ impl Daemon {
             revocations,
             audit,
             usage,
+            keeper,
             limit,
             loaded,
         })
@@ -358,7 +381,7 @@ impl Daemon {
         verify.waiting().for_each(|stream| acceptor.admit(stream));
         self.draining.send_replace(true);
         drain(&self.workers, config.server.drain_timeout).await;
-        self.usage.stop().await;
+        tokio::join!(self.usage.stop(), self.keeper.stop());
         operating.abort();
         info!("stopped");
         Ok(())

@@ -198,6 +198,7 @@ impl Operator {
             source: self.history.source().display().to_string(),
             source_age_s: age,
             last_reload: self.history.last().map(|outcome| self.report(&outcome)),
+            configuration_refused: self.history.configuration_refused(),
             last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),
             revocations: self.revocations(),
             connections: self.workers.iter().map(Worker::open).sum(),

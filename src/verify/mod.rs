@@ -231,7 +231,8 @@ impl<'s> Context<'s> {
         let Some(decision) = self.refund_key(key, refund) else {
             return false;
         };
-        let cost = if decision.limit == LimitState::default() { 0 } else { refund.cost };
+        // Given back to one limit only is no refund of the request.
+        let cost = if refund.limit.is_none() { refund.cost } else { 0 };
         answer(&decision.about(key, denied(Verdict::Allowed)), Tally { entry: Some(key.id()), cost });
         true
     }

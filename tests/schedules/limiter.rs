@@ -1,19 +1,21 @@
 //! The limiter, of the same sources as the daemon's: `crate::sync` is what each of the tests says it is.
 
-#![allow(dead_code, reason = "not all of it is needed here")]
+#![allow(dead_code, unused_imports, reason = "each of the tests needs a part")]
 
 #[path = "../../src/limiter/charge.rs"]
 mod charge;
 #[path = "../../src/limiter/hold.rs"]
 mod hold;
 #[path = "../../src/limiter/ledger.rs"]
-mod ledger;
+pub mod ledger;
 #[path = "../../src/limiter/name.rs"]
 mod name;
 #[path = "../../src/limiter/outcome.rs"]
 mod outcome;
 #[path = "../../src/limiter/rate.rs"]
 mod rate;
+#[path = "../../src/limiter/saved.rs"]
+pub mod saved;
 #[path = "../../src/limiter/slots.rs"]
 mod slots;
 #[path = "../../src/limiter/word.rs"]

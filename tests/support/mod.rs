@@ -229,16 +229,23 @@ impl Daemon {
 
     /// Waits for the daemon's end.
     pub fn ended(&mut self) -> ExitStatus {
-        let mut child = self.child.take().expect("running");
-        wait_for("the daemon's end", || child.try_wait().expect("a child"))
+        let child = self.child.as_mut().expect("running");
+        let status = wait_for("the daemon's end", || child.try_wait().expect("a child"));
+        self.child = None;
+        status
     }
 
     /// kill -9, and a new start in the same place.
-    pub fn restart(mut self) -> Self {
+    pub fn restart(self) -> Self {
+        let mut daemon = self.start_again();
+        daemon.wait_until_loaded();
+        daemon
+    }
+
+    /// The same for one that may refuse to start.
+    pub fn start_again(mut self) -> Self {
         self.kill();
-        let child = self.setup.command().spawn().expect("the daemon starts");
-        self.child = Some(child);
-        self.wait_until_loaded();
+        self.child = Some(self.setup.command().spawn().expect("the daemon starts"));
         self
     }
 

@@ -28,7 +28,7 @@ use report::{Lines, Outcome, Report, Setting};
 
 const HELP: &str = "\
 Everything that is wrong with the source is reported with its line and column, the first 20 findings in full; then what
-is suspicious about it. Revoked keys are not suspicious.
+is suspicious about it. Revoked keys are not suspicious. A pepper that this user may not read is left to the daemon.
 
 The exit code is 78 if the configuration or the source is wrong, 1 if a reload would refuse the source (--against,
 --daemon) or there are warnings (--strict). A running daemon is not touched; with --daemon it reads the source, takes
@@ -112,6 +112,11 @@ impl Check {
             Ok(config) => config,
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
+        // What this user may not read, the daemon's may.
+        match config.rules() {
+            Ok(_) | Err(ConfigError::Pepper { forbidden: true, .. }) => {}
+            Err(error) => return Ok(Outcome::misconfigured(&error)),
+        }
         let source = config.file();
         let plans = config.plans.as_ref();
         let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);

@@ -96,7 +96,7 @@ fn with_keys(file: &[u8], change: impl FnOnce(&mut BlockHeader, &mut [u8])) -> V
 fn what_is_written_is_what_is_read() {
     let text = builder(&rows(40_000));
     let file = compile(&text);
-    let header = Header::read_from_prefix(&*file).expect("a header").0;
+    let header = Header::read_from_prefix(&file).expect("a header").0;
     assert!(header.key_bytes.get() > 2 * BLOCK_BYTES as u64, "there are several blocks");
     let (text, keys) = (text.finish(), load(&file, Plans::default()).expect("a good file"));
     let diff = keys.diff_from(Some(&text));
@@ -147,7 +147,7 @@ fn the_plans_are_those_of_who_loads_it() {
     let plans = Plans::new([("pro".into(), pro.clone())], None).expect("plans");
     assert_eq!(limits(plans).expect("a plan"), pro);
     let plans = Plans::new([("free".into(), pro)], None).expect("plans");
-    let error = limits(plans).err().expect("another plan").to_string();
+    let error = limits(plans).expect_err("another plan").to_string();
     assert!(error.starts_with("policies, block 0: the plan \"pro\" is not in the configuration"), "{error}");
 }
 

@@ -1,0 +1,281 @@
+//! keyward itself: VERIFY frames, and ANSWERs whose request ids have to come in order.
+
+use std::os::unix::net::UnixStream;
+
+use keyward_protocol::{
+    ANSWER_METADATA, ANSWER_SHADOW, CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, ErrorFrame,
+    Header, Hello, Kind, MAX_ANSWER_LENGTH, Response, Split, VERSION, Verdict, Verify, Welcome, split,
+};
+
+use super::{Fault, Ring, Tally, Target, ask};
+use crate::bench::keys::{Keys, Wanted};
+
+/// Bytes of an ANSWER's body before its texts.
+const FIXED: usize = 25;
+
+/// Texts that every ANSWER has: key_id, owner, environment, plan, limit_name.
+const TEXTS: usize = 5;
+
+/// How keys are asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// What each request costs; 0 is a peek.
+    pub cost: u32,
+    /// Whether the keys themselves are sent, and not their digests.
+    pub raw: bool,
+    /// Share of the requests that are for known keys.
+    pub hit_rate: f64,
+}
+
+/// A daemon to load.
+pub struct Keyward {
+    ring: Ring,
+    style: Style,
+}
+
+impl Keyward {
+    /// Encodes the requests. The id of each is its place in the ring.
+    ///
+    /// # Errors
+    /// When a key is longer than the protocol allows.
+    pub fn new(keys: &Keys, style: Style) -> Result<Self, Fault> {
+        let mut too_long = None;
+        let mut plan = keys.plan(style.hit_rate);
+        let ring = Ring::new(plan.len(), |number, out| {
+            let wanted = plan.next_key();
+            let credential = match (&wanted, style.raw) {
+                (Wanted::Raw(key), _) => Credential::RawKey(key),
+                (Wanted::Digest(digest), true) => Credential::RawKey(digest),
+                (Wanted::Digest(digest), false) => Credential::Digest(*digest),
+            };
+            let verify = Verify { cost: style.cost, ..Verify::new(number as u32, credential) };
+            if let Err(error) = verify.encode(out) {
+                too_long.get_or_insert(error);
+            }
+        });
+        match (too_long, ring) {
+            (Some(error), _) => Err(Fault::Unfit(format!("--keys: {error}"))),
+            (None, Err(error)) => Err(Fault::Unfit(error.to_string())),
+            (None, Ok(ring)) => Ok(Self { ring, style }),
+        }
+    }
+
+    fn welcome(&self, welcome: &Welcome<'_>) -> Result<(), Fault> {
+        let wanted = if self.style.raw { CREDENTIAL_RAW } else { CREDENTIAL_DIGEST };
+        match (welcome.credentials & wanted, self.style.raw) {
+            (0, true) => Err(Fault::Refused("it takes digests only: leave out --raw".into())),
+            (0, false) => {
+                Err(Fault::Refused("it has a pepper and takes raw keys only: add --raw, and --keys".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Target for Keyward {
+    fn name(&self) -> &'static str {
+        "keyward"
+    }
+
+    fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// HELLO: whether it is a keyward, of our version, and takes keys as they will be sent.
+    fn greet(&self, stream: &mut UnixStream) -> Result<(), Fault> {
+        let mut hello = Vec::new();
+        Hello { request_id: u32::MAX, min_version: VERSION, max_version: VERSION }.encode(&mut hello);
+        ask(stream, &hello, |input| match frame(input)? {
+            None => Ok(None),
+            Some((header, body, size)) => match Response::decode(&header, body).map_err(broken)? {
+                Response::Welcome(welcome) if size == input.len() => self.welcome(&welcome).map(Some),
+                Response::Error(error) => Err(refused(&error)),
+                _ => Err(Fault::Broken("HELLO was not answered with one WELCOME".into())),
+            },
+        })
+    }
+
+    fn answer(
+        &self,
+        input: &[u8],
+        number: u64,
+        thorough: bool,
+        tally: &mut Tally,
+    ) -> Result<Option<usize>, Fault> {
+        let Some((header, body, size)) = frame(input)? else {
+            return Ok(None);
+        };
+        let due = (number % self.ring.len() as u64) as u32;
+        let is_answer = header.kind == Kind::Answer as u8;
+        if is_answer && header.request_id != due {
+            return Err(Fault::Broken(format!("answer {} came where {due} was due", header.request_id)));
+        }
+        if is_answer && !thorough {
+            tally.count(verdict(&header, body)?);
+            return Ok(Some(size));
+        }
+        match Response::decode(&header, body).map_err(broken)? {
+            Response::Answer(answer) => tally.count(answer.verdict.value()),
+            Response::Error(error) if error.closing => return Err(refused(&error)),
+            Response::Error(error) if error.request_id == due => tally.error(code(&error)),
+            response => {
+                let id = response.request_id();
+                return Err(Fault::Broken(format!("no answer came where {due} was due, but response {id}")));
+            }
+        }
+        Ok(Some(size))
+    }
+
+    fn outcome(&self, outcome: u8) -> String {
+        match Verdict::from_value(outcome) {
+            Verdict::Other(value) => format!("OTHER_{value}"),
+            verdict => verdict.name().into(),
+        }
+    }
+}
+
+/// A frame's header, its body and its size.
+type Frame<'a> = (Header, &'a [u8], usize);
+
+fn frame(input: &[u8]) -> Result<Option<Frame<'_>>, Fault> {
+    match split(input, MAX_ANSWER_LENGTH) {
+        Split::Frame { header, body, size } => Ok(Some((header, body, size))),
+        Split::Incomplete => Ok(None),
+        Split::Lost(fault) => Err(broken(fault)),
+    }
+}
+
+/// The verdict of an ANSWER whose lengths add up. What the texts say is left to the thorough look.
+fn verdict(header: &Header, body: &[u8]) -> Result<u8, Fault> {
+    let malformed = || Fault::Broken(format!("answer {} is malformed", header.request_id));
+    let known = ANSWER_METADATA | ANSWER_SHADOW;
+    if header.version != VERSION || header.flags & !known != 0 {
+        return Err(malformed());
+    }
+    let mut end = FIXED;
+    for _ in 0..TEXTS {
+        end += 1 + usize::from(*body.get(end).ok_or_else(malformed)?);
+    }
+    // Optional fields are behind the texts; without any, nothing is.
+    match body.first() {
+        Some(verdict) if end == body.len() || (header.flags != 0 && end < body.len()) => Ok(*verdict),
+        _ => Err(malformed()),
+    }
+}
+
+fn refused(error: &ErrorFrame<'_>) -> Fault {
+    Fault::Refused(format!("{}: {}", code(error), error.message))
+}
+
+fn code(error: &ErrorFrame<'_>) -> String {
+    ErrorCode::from_u8(error.code).map_or_else(|| format!("ERROR_{}", error.code), |code| code.name().into())
+}
+
+fn broken(fault: keyward_protocol::Fault) -> Fault {
+    Fault::Broken(fault.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use keyward_protocol::{Answer, Request};
+
+    use super::super::tests::{holds_for_every_cut, take_all};
+    use super::*;
+
+    const STYLE: Style = Style { cost: 2, raw: false, hit_rate: 1.0 };
+
+    fn target() -> Keyward {
+        Keyward::new(&Keys::digests(vec![[7; 32]]), STYLE).expect("one key")
+    }
+
+    fn answer(request_id: u32, verdict: Verdict) -> Vec<u8> {
+        let mut out = Vec::new();
+        Answer { key_id: "k1", owner: "acme", ..Answer::without_key(request_id, verdict, 3) }
+            .encode(&mut out);
+        out
+    }
+
+    #[test]
+    fn a_request_is_an_ordinary_verify() {
+        let target = target();
+        let (header, body, size) = frame(target.ring.request(1)).expect("a frame").expect("whole");
+        assert_eq!(size, 48);
+        let expected = Verify { cost: 2, ..Verify::new(1, Credential::Digest([7; 32])) };
+        assert_eq!(Request::decode(&header, body), Ok(Request::Verify(expected)));
+    }
+
+    #[test]
+    fn raw_keys_are_sent_as_they_are_and_unknown_ones_too() {
+        let mut keys = Keys::default();
+        keys.add_raw(b"secret");
+        let target = Keyward::new(&keys, Style { raw: true, hit_rate: 0.5, ..STYLE }).expect("a key");
+        let key = |number| {
+            let (header, body, _) = frame(target.ring.request(number)).expect("a frame").expect("whole");
+            match Request::decode(&header, body) {
+                Ok(Request::Verify(Verify { credential: Credential::RawKey(key), .. })) => key.len(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let lengths = [key(0), key(1), key(2), key(3)];
+        assert_eq!(lengths.iter().filter(|length| **length == 6).count(), 2, "{lengths:?}");
+        keys.add_raw(&[b'x'; 1025]);
+        let error = Keyward::new(&keys, Style { raw: true, ..STYLE }).err().expect("too long").to_string();
+        assert!(error.contains("1025 bytes long"), "{error}");
+    }
+
+    #[test]
+    fn answers_are_counted_by_verdict() {
+        let target = target();
+        let stream =
+            [answer(0, Verdict::Allowed), answer(1, Verdict::RateLimited), answer(2, Verdict::Allowed)];
+        let (tally, left) = take_all(&target, &stream.concat()).expect("in order");
+        assert_eq!((tally.outcomes().collect::<Vec<_>>(), left), (vec![(0, 2), (14, 1)], 0));
+        assert_eq!(target.outcome(14), "RATE_LIMITED");
+        assert_eq!(target.outcome(99), "OTHER_99");
+        holds_for_every_cut(&target, &stream[0]);
+    }
+
+    #[test]
+    fn an_answer_out_of_order_is_an_error_and_no_number() {
+        let stream = [answer(0, Verdict::Allowed), answer(2, Verdict::Allowed)].concat();
+        let error = take_all(&target(), &stream).expect_err("out of order").to_string();
+        assert!(error.ends_with("answer 2 came where 1 was due"), "{error}");
+    }
+
+    #[test]
+    fn a_malformed_answer_is_found_at_the_first_look_as_well() {
+        let good = answer(0, Verdict::Allowed);
+        let change = |at: usize, value: u8| {
+            let mut frame = good.clone();
+            frame[at] = value;
+            frame
+        };
+        let texts = 12 + FIXED;
+        for (what, bytes) in [
+            ("a length", change(0, 7)),
+            ("the version", change(4, 2)),
+            ("the kind", change(5, 0x01)),
+            ("a flag", change(6, 1)),
+            ("a text that is too long", change(texts, 200)),
+            ("one that is too short", change(texts, 1)),
+        ] {
+            for thorough in [false, true] {
+                let taken = target().answer(&bytes, 0, thorough, &mut Tally::default());
+                assert!(taken.is_err(), "{what}, {thorough}: {taken:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_is_counted_and_a_closing_one_ends_the_load() {
+        let error = |closing, request_id| {
+            let mut out = Vec::new();
+            ErrorFrame { request_id, code: 10, detail: 2, closing, message: "no" }.encode(&mut out);
+            out
+        };
+        let (tally, _) = take_all(&target(), &error(false, 0)).expect("counted");
+        assert_eq!(tally.errors["CREDENTIAL_REFUSED"], 1);
+        assert!(matches!(take_all(&target(), &error(true, 0)), Err(Fault::Refused(_))));
+        assert!(matches!(take_all(&target(), &error(false, 5)), Err(Fault::Broken(_))));
+    }
+}

@@ -1,0 +1,230 @@
+//! Balances that outlive the daemon: restored before the first keys are loaded, saved at intervals and at the end.
+//!
+//! The file, `balances` in the state directory, has the [form](crate::limiter::saved) of a list of buckets that are not full.
+//! A bucket that is restored is parked in the [ledger](Ledger) under its name, as if its key had been away: the first
+//! load finds it there, whatever has become of its rate meanwhile.
+//!
+//! * A walk over the buckets needs a ledger that is settled, so it holds the ledger's lock, which a reload holds from its
+//!   first claim to its settlement. Requests know nothing of either. The file is written after the walk.
+//! * What is lost is what was admitted since the last save, and only where the daemon has no time to save: kill -9, a crash, a
+//!   power cut. See promise 4 in [`limiter`](crate::limiter).
+//! * A file that cannot be used costs the balances and nothing else. It is moved aside, and the log says so.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::{io, thread};
+
+use tokio::sync::oneshot;
+use tracing::{debug, error, info};
+
+use crate::clock::Clock;
+use crate::limiter::saved::{DecodeError, SavedAt, SavedBucket, decode, encode};
+use crate::limiter::{Ledger, Limiter, TICKS_PER_MILLISECOND};
+use crate::publish::Served;
+use crate::state::{self, FileError, StateDir};
+
+/// The name of the file.
+const FILE: &str = "balances";
+
+/// What a file that cannot be used is called from then on.
+const DAMAGED: &str = "balances.damaged";
+
+/// The kernel's name for this boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Has it where /proc does not show it: keyward.service passes it on, because a service sees nothing there but processes.
+const BOOT_ID_VARIABLE: &str = "KEYWARD_BOOT_ID";
+
+/// A third of a processor where the workers need all of it: a save is never urgent, but it holds the ledger, which a reload
+/// may be waiting for.
+const NICE: i32 = 5;
+
+/// How long the last save may take when the daemon stops.
+const LAST_SAVE: Duration = Duration::from_secs(5);
+
+/// Saves until it is stopped.
+pub struct Keeper {
+    /// `None`: there is no state directory.
+    stop: Option<SyncSender<oneshot::Sender<()>>>,
+}
+
+/// What is saved.
+pub struct Balances {
+    /// The buckets.
+    pub limiter: Arc<Limiter>,
+    /// Which is whose.
+    pub ledger: Arc<Mutex<Ledger>>,
+    /// The keys that have them.
+    pub served: Served,
+    /// The one that they are charged by.
+    pub clock: Clock,
+}
+
+impl Keeper {
+    /// Restores the balances in `directory`, and from then on saves them there every `interval`, if anything was charged.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn start(
+        directory: Option<Arc<StateDir>>,
+        interval: Duration,
+        balances: Balances,
+    ) -> io::Result<Self> {
+        let Some(directory) = directory else {
+            return Ok(Self { stop: None });
+        };
+        let mut saver = Saver { directory, balances, boot_id: boot_id(), saved: 0, failure: None };
+        saver.restore();
+        let (stop, stops) = sync_channel(1);
+        thread::Builder::new().name("keep".into()).spawn(move || saver.run(interval, &stops))?;
+        Ok(Self { stop: Some(stop) })
+    }
+
+    /// Saves what was charged since the last time: to be called when the workers have nothing left to do.
+    pub async fn stop(&self) {
+        let (reply, done) = oneshot::channel();
+        let Some(stop) = &self.stop else { return };
+        let _it_has_room = stop.try_send(reply);
+        if tokio::time::timeout(LAST_SAVE, done).await.is_err() {
+            error!("the balances could not be saved in time; the next start goes on from the save before");
+        }
+    }
+}
+
+/// The thread's own.
+struct Saver {
+    directory: Arc<StateDir>,
+    balances: Balances,
+    boot_id: Option<[u8; 16]>,
+    /// The limiter's latest tick when it was saved last.
+    saved: u64,
+    /// What the log has said of the last save, if it failed.
+    failure: Option<String>,
+}
+
+impl Saver {
+    fn run(&mut self, interval: Duration, stops: &Receiver<oneshot::Sender<()>>) {
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            debug!(%error, "balances are saved at the priority of the workers");
+        }
+        loop {
+            match stops.recv_timeout(interval) {
+                Err(RecvTimeoutError::Timeout) => self.save(),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(reply) => {
+                    self.save();
+                    let _nobody_waits = reply.send(());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn save(&mut self) {
+        // Before the walk: what is charged in the course of it is saved the next time.
+        let latest = self.balances.limiter.latest();
+        if latest == self.saved {
+            return;
+        }
+        match self.try_save() {
+            Ok(buckets) => {
+                debug!(buckets, "balances saved");
+                self.saved = latest;
+                if self.failure.take().is_some() {
+                    info!("balances are saved again");
+                }
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.failure.as_ref() != Some(&error) {
+                    error!(error, "balances are not saved; a restart would go on from the save before");
+                    self.failure = Some(error);
+                }
+            }
+        }
+    }
+
+    fn try_save(&self) -> Result<usize, FileError> {
+        let Balances { limiter, ledger, served, clock } = &self.balances;
+        let listing = {
+            let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            let snapshot = served.snapshot();
+            let live = snapshot.iter().flat_map(|snapshot| snapshot.buckets());
+            ledger.list(limiter, live, clock.now().ticks)
+        };
+        let ticks = clock.now().ticks.max(limiter.latest());
+        // The calendar after the ticks, here, and before them where balances are restored: the time between is not counted,
+        // so that nothing is refilled twice.
+        let moment = Clock::moment(self.boot_id);
+        let buckets = listing.at(ticks);
+        let count = buckets.len();
+        state::replace(&self.directory.path(FILE), |file| encode(&moment, buckets, file))?;
+        Ok(count)
+    }
+
+    fn restore(&mut self) {
+        let path = self.directory.path(FILE);
+        let shown = path.display();
+        match read(&path) {
+            Ok(None) => {}
+            Ok(Some((saved, buckets))) => {
+                let elapsed = Clock::moment(self.boot_id).ticks_since(&saved);
+                let count = buckets.len();
+                let Balances { limiter, ledger, clock, .. } = &self.balances;
+                let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+                let restored = ledger.restore(limiter, buckets, elapsed, clock.now().ticks);
+                let away_ms = elapsed / TICKS_PER_MILLISECOND;
+                info!(file = %shown, saved = count, restored, away_ms, "balances restored");
+            }
+            Err(reason) => {
+                let aside = self.directory.path(DAMAGED);
+                let moved = match std::fs::rename(&path, &aside) {
+                    Ok(()) => format!("it is now {}", aside.display()),
+                    Err(error) => format!("it cannot be renamed to {}: {error}", aside.display()),
+                };
+                error!(file = %shown, error = reason, "the saved balances cannot be used, and buckets begin full; {moved}");
+            }
+        }
+        self.saved = self.balances.limiter.latest();
+    }
+}
+
+fn read(path: &Path) -> Result<Option<(SavedAt, Vec<SavedBucket>)>, String> {
+    let content = state::read(path).map_err(|error| error.to_string())?;
+    let decoded = content.map(|bytes| decode(&mut &*bytes)).transpose();
+    decoded.map_err(|error: DecodeError| error.to_string())
+}
+
+/// The boot's name, by which it is known whether CLOCK_BOOTTIME has counted on; without it the calendar has to do.
+fn boot_id() -> Option<[u8; 16]> {
+    let text = std::fs::read_to_string(BOOT_ID).ok().or_else(|| std::env::var(BOOT_ID_VARIABLE).ok());
+    let id = text.as_deref().and_then(parse_boot_id);
+    if id.is_none() {
+        info!("the kernel's boot id is not to be seen; saved balances are aged by the calendar");
+    }
+    id
+}
+
+/// A UUID, with hyphens (/proc) or without (systemd).
+fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
+    const_hex::decode_to_array(digits).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_id_has_two_forms() {
+        let id =
+            Some([0xab, 0xcd, 0xef, 1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 0x23, 0x45, 0x67, 0x89]);
+        assert_eq!(parse_boot_id("abcdef01-2345-6789-abcd-ef0123456789\n"), id);
+        assert_eq!(parse_boot_id("abcdef0123456789abcdef0123456789"), id);
+        for not in ["", "abcdef0123456789abcdef012345678", "abcdef0123456789abcdef01234567890", "x"] {
+            assert_eq!(parse_boot_id(not), None, "{not}");
+        }
+    }
+}
