@@ -25,7 +25,7 @@
 //!
 //! # The other path: a new set of keys
 //!
-//! One thread, in [`reload`]: notice → wait until the file holds still → [`source`] parses → `snapshot::Builder` refuses
+//! One thread, in [`reload`]: notice → wait until the file holds still → [`source`] parses, or [`snapshot::compiled`] decodes → `snapshot::Builder` refuses
 //! duplicates → the guard weighs → buckets are claimed → [`publish`] swaps → wait until every worker has passed → free the
 //! old snapshot. Whatever fails before the swap changes nothing. The acknowledgement comes after the wait: from then on no
 //! answer of an older snapshot can leave, on any connection. `keyward check` goes the same way as far as the guard, here or
@@ -43,7 +43,8 @@
 //! | --- | --- |
 //! | `worker-0` … | a current-thread runtime and its connections, for good; no work is stolen |
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
-//! | `reload` | everything in "a new set of keys" |
+//! | `reload` | everything in "a new set of keys"; from the second on, at a lower priority than the workers |
+//! | `load` … | while a large source is read: they parse, or decode a compiled snapshot, and `reload` fills the table |
 //! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
 //! | (blocking) | a revocation, while it writes to the disk |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |

@@ -77,7 +77,7 @@ fn list(input: &mut impl BufRead, path: &Path) -> Result<Vec<Digest>, Failure> {
 fn export(input: impl BufRead, format: Format, header: &str, path: &Path) -> Result<Vec<Digest>, Failure> {
     let others: Vec<Arc<str>> = match format {
         Format::Csv => header.split(',').map(|name| name.trim_matches('"')).map(Arc::from).collect(),
-        Format::JsonLines => Vec::new(),
+        Format::JsonLines | Format::Compiled => Vec::new(),
     };
     let others = others.into_iter().filter(|name| Field::from_name(name).is_none()).collect();
     let layout = Layout::new(&BTreeMap::new(), others).map_err(|error| wrong(path, error))?;

@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod check;
+mod compile;
 mod demo;
 mod digests;
 mod exit;
@@ -62,6 +63,7 @@ struct Cli {
 enum Command {
     Serve(serve::Serve),
     Check(check::Check),
+    Compile(compile::Compile),
     Verify(verify::Verify),
     #[command(subcommand)]
     Key(key::Key),
@@ -79,6 +81,7 @@ impl Command {
         match self {
             Self::Serve(serve) => serve.run(),
             Self::Check(check) => check.run(streams),
+            Self::Compile(compile) => compile.run(streams),
             Self::Verify(verify) => verify.run(streams),
             Self::Key(key) => key.run(streams),
             Self::Status(status) => status.run(streams),

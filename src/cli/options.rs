@@ -16,7 +16,7 @@ pub(super) struct Origin {
     #[arg(long, value_name = "FILE", env = "KEYWARD_CONFIG", hide_env_values = true)]
     pub(super) config: Option<PathBuf>,
 
-    /// Export with the keys, .csv or .jsonl; overrides source.path
+    /// Export with the keys, .csv or .jsonl, or what `keyward compile` made of one, .kwc; overrides source.path
     #[arg(long, value_name = "PATH")]
     pub(super) source: Option<PathBuf>,
 }

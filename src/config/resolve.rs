@@ -139,8 +139,8 @@ fn resolve_source(
     })
 }
 
-const NO_FORMAT: &str = "the file's extension tells no format: name it .csv or .jsonl, or set source.format \
-     to \"csv\" or \"jsonl\"";
+const NO_FORMAT: &str = "the file's extension tells no format: name it .csv, .jsonl or .kwc, or set \
+     source.format to \"csv\", \"jsonl\" or \"compiled\"";
 
 fn layout(
     file: Option<&Path>,

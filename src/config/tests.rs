@@ -394,13 +394,13 @@ fn a_source_is_required_and_its_format_known() {
     );
     assert_eq!(
         message("source.path = \"/keys\""),
-        "/etc/keyward/keyward.toml: source.path: the file's extension tells no format: name it .csv or .jsonl, or \
-         set source.format to \"csv\" or \"jsonl\""
+        "/etc/keyward/keyward.toml: source.path: the file's extension tells no format: name it .csv, .jsonl or .kwc, \
+         or set source.format to \"csv\", \"jsonl\" or \"compiled\""
     );
     assert_eq!(
         from_options(Overrides { source: path("keys.txt"), ..Overrides::default() }),
-        Err("--source: the file's extension tells no format: name it .csv or .jsonl, or set source.format to \
-             \"csv\" or \"jsonl\""
+        Err("--source: the file's extension tells no format: name it .csv, .jsonl or .kwc, or set \
+             source.format to \"csv\", \"jsonl\" or \"compiled\""
             .to_owned())
     );
 }

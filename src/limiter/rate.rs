@@ -131,6 +131,17 @@ mod tests {
     }
 
     #[test]
+    fn a_period_makes_the_rate_again() {
+        let rate = Rate::new(7, 60 * SECOND, 20).expect("in range");
+        assert_eq!(Rate::from_period(rate.period().get(), rate.burst()), Ok(rate));
+        assert_eq!(Rate::from_period(0, 1), Err(RateError::TooFast));
+        assert_eq!(Rate::from_period(MIN_PERIOD_TICKS, 0), Err(RateError::ZeroBurst));
+        assert_eq!(Rate::from_period(MIN_PERIOD_TICKS - 1, 1), Err(RateError::TooFast));
+        assert_eq!(Rate::from_period(MAX_CAPACITY_TICKS, 2), Err(RateError::TooSlow));
+        assert_eq!(Rate::from_period(u64::MAX, u32::MAX), Err(RateError::TooSlow));
+    }
+
+    #[test]
     fn what_a_word_cannot_count_is_refused() {
         assert_eq!(Rate::new(0, SECOND, 1), Err(RateError::Zero));
         assert_eq!(Rate::new(1, 0, 1), Err(RateError::Zero));

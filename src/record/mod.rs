@@ -13,11 +13,13 @@ use crate::limiter::Rate;
 
 mod limits;
 mod origin;
+mod parts;
 mod plan;
 mod quoted;
 
 pub use limits::{LimitError, is_limit_name, parse_limits, parse_rate};
 pub use origin::{Origin, OriginError};
+pub use parts::{is_metadata, is_scope, is_text};
 pub(crate) use plan::on_top;
 pub use plan::{Plans, PlansError, UnknownPlan};
 pub use quoted::Quoted;

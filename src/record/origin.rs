@@ -55,6 +55,12 @@ impl Origin {
         Ok(Self { prefix: prefix.into(), suffix: suffix.into(), wildcard: true })
     }
 
+    /// It as a text that [`parse`](Self::parse) makes it of again.
+    pub fn text(&self) -> String {
+        let star = if self.wildcard { "*" } else { "" };
+        format!("{}{star}{}", self.prefix, self.suffix)
+    }
+
     /// Whether `origin`, as a browser sends it, is this one or fits this pattern.
     pub fn matches(&self, origin: &str) -> bool {
         let origin = origin.as_bytes();
@@ -85,6 +91,14 @@ mod tests {
         assert!(!origin.matches("https://app.example.com"));
         assert!(!origin.matches("http://app.example.com:8443"));
         assert!(!origin.matches("https://app.example.com:8443.evil.test"));
+    }
+
+    #[test]
+    fn its_text_is_it_again() {
+        for text in ["https://app.example.com:8443", "https://*.example.com"] {
+            let origin = Origin::parse(text).expect("an origin");
+            assert_eq!((origin.text().as_str(), Origin::parse(&origin.text())), (text, Ok(origin)));
+        }
     }
 
     #[test]

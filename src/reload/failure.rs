@@ -32,6 +32,14 @@ pub enum Failure {
     /// Rows are wrong.
     #[error("{0}")]
     Findings(Findings),
+    /// A compiled file is not what it should be.
+    #[error("{}: {error}", path.display())]
+    Compiled {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        error: crate::snapshot::compiled::ReadError,
+    },
     /// No rows.
     #[error("{}: no keys in it. If that is meant, reload with --force", path.display())]
     Empty {
@@ -97,6 +105,7 @@ impl Failure {
             Self::NotAFile { .. } => "not_a_file",
             Self::Changing { .. } => "changing",
             Self::Findings(_) => "findings",
+            Self::Compiled { .. } => "compiled",
             Self::Empty { .. } => "empty",
             Self::Shrunk { .. } => "shrunk",
             Self::Stranded { .. } => "pepper",
@@ -115,6 +124,7 @@ impl Failure {
             | Self::NotAFile { path }
             | Self::Changing { path }
             | Self::Empty { path }
+            | Self::Compiled { path, .. }
             | Self::Shrunk { path, .. }
             | Self::Stranded { path, .. }
             | Self::TooManyBuckets { path, .. } => of(path),

@@ -10,15 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, OFlags, Stat};
 
 use crate::record::{KeyRecord, Plans};
-use crate::reload::Failure;
+use crate::reload::{Failure, read};
 use crate::snapshot::{Builder, Keys};
-use crate::source::{self, Findings, Format, Layout};
-
-/// Bytes that a row is assumed to have, when room is made for a file's keys: a hash, an id and little else.
-const ROW_BYTES: u64 = 100;
-
-/// Keys that room is made for ahead, at most: a lying file size must not cost more than it is worth.
-const MAX_EXPECTED: u64 = 1 << 24;
+use crate::source::{Format, Layout};
 
 /// How long a file may be written to before it is read as it is, as a multiple of `settle`: then the reading finds
 /// that it changes, and says so.
@@ -58,6 +52,18 @@ pub struct Loaded {
     pub keys: Keys,
     /// The file as it was throughout the reading.
     pub state: FileState,
+    /// Unix second at which what is in it was written: a compiled file is as old as its source.
+    pub written_at: u32,
+}
+
+/// The same with the table still open.
+pub struct Built {
+    /// The rows.
+    pub builder: Builder,
+    /// As of [`Loaded`].
+    pub state: FileState,
+    /// As of [`Loaded`].
+    pub written_at: u32,
 }
 
 #[allow(clippy::unnecessary_cast, reason = "the widths of stat's fields differ between architectures")]
@@ -80,6 +86,11 @@ impl FileState {
     /// Unix second at which the file was last written to.
     pub fn written_at(&self) -> u32 {
         u32::try_from(self.modified.0.max(0)).unwrap_or(u32::MAX)
+    }
+
+    /// Bytes in it.
+    fn size(&self) -> u64 {
+        u64::try_from(self.size).unwrap_or(0)
     }
 
     /// How long ago the file was last written to, or its inode last changed; zero where that is in the future.
@@ -120,19 +131,32 @@ impl SourceFile {
         }
     }
 
-    /// Reads the whole file. `seed` keys the table.
+    /// Reads the whole file. `seed` keys the table; a compiled file has its own.
     ///
     /// # Errors
     /// When it cannot be read, changes meanwhile, or has findings; never a part of it.
     pub fn load(&self, seed: u64) -> Result<Loaded, Failure> {
-        self.load_seen(seed, &mut |_, _| {})
+        self.build(seed, None, &mut |_| {}).map(Loaded::new)
     }
 
-    /// As [`load`](Self::load), and shows `see` every row that is taken, with its line.
+    /// As [`load`](Self::load), and shows `see` every row that is taken, with its line; those of a compiled file are counted.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_seen(&self, seed: u64, see: &mut dyn FnMut(u64, &KeyRecord<'_>)) -> Result<Loaded, Failure> {
+    pub fn load_seen(&self, seed: u64, see: &mut See<'_>) -> Result<Loaded, Failure> {
+        self.build(seed, Some(see), &mut |_| {}).map(Loaded::new)
+    }
+
+    /// As [`load_seen`](Self::load_seen), and leaves the table open. `progress` is told how many bytes have been read.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn build(
+        &self,
+        seed: u64,
+        see: Option<&mut See<'_>>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Built, Failure> {
         let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
         // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
         let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
@@ -141,27 +165,24 @@ impl SourceFile {
             return Err(Failure::NotAFile { path: self.path.to_path_buf() });
         }
         let state = FileState::new(&before);
-        let expected = (u64::try_from(state.size).unwrap_or(0) / ROW_BYTES).min(MAX_EXPECTED);
-
-        let mut builder = Builder::new(seed, usize::try_from(expected).unwrap_or(0));
-        builder = builder.with_plans(Arc::clone(&self.plans));
-        let mut findings = Findings::new(self.path.display().to_string());
-        let mut sink = |line: u64, record: &KeyRecord<'_>| {
-            builder.add(line, record).map_err(|error| error.to_string())?;
-            see(line, record);
-            Ok(())
-        };
-        let read = source::read(&file, self.format, &self.layout, &mut sink, &mut findings);
+        let read = read::Source { origin: self, file: &file, size: state.size(), seed }.read(see, progress);
 
         // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
         let after = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
         if FileState::new(&after) != state {
             return Err(Failure::Changing { path: self.path.to_path_buf() });
         }
-        read.map_err(io)?;
-        if !findings.is_empty() {
-            return Err(Failure::Findings(findings));
-        }
-        Ok(Loaded { keys: builder.finish(), state })
+        let (builder, source_time) = read?;
+        let written_at = source_time.map_or(state.written_at(), |source| source.min(state.written_at()));
+        Ok(Built { builder, state, written_at })
+    }
+}
+
+/// Is shown rows.
+pub type See<'s> = dyn FnMut(u64, &KeyRecord<'_>) + 's;
+
+impl Loaded {
+    fn new(Built { builder, state, written_at }: Built) -> Self {
+        Self { keys: builder.finish(), state, written_at }
     }
 }

@@ -25,14 +25,16 @@ use crate::systemd;
 
 mod check;
 mod failure;
+mod fan;
 mod history;
 mod load;
+mod read;
 mod watch;
 
 pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
 pub use history::{Accepted, History, Outcome};
-pub use load::{FileState, Loaded, SourceFile};
+pub use load::{Built, FileState, Loaded, See, SourceFile};
 use watch::Watch;
 
 /// Triggers that may wait; they are taken together, so that more say nothing new.
@@ -173,12 +175,25 @@ impl Reloader {
         let start = audit::Trigger::Start;
         running.reload(&Cause { trigger: start, peers: Vec::new(), configure: false, force: false });
         ready();
+        lower_priority();
         while let Some(batch) = running.next(triggers) {
             running.serve(batch);
             if let Some(check) = running.checks.pop_front() {
                 running.check(check);
             }
         }
+    }
+}
+
+/// How much the workers are preferred to a reload: with no processor free, it gets a tenth of one at least. A reload that could be
+/// starved would keep a revoked key in force.
+const NICENESS: i32 = 10;
+
+/// From the first load on, there are requests to be answered meanwhile. Threads that this one starts are as polite.
+fn lower_priority() {
+    // In Linux, a process of number 0 is the calling thread.
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        debug!(%error, "reloads go on at the workers' priority");
     }
 }
 
@@ -371,14 +386,18 @@ impl Running {
     }
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
-    fn publish(&mut self, settings: &Settings, Loaded { keys, state }: Loaded) -> Result<Accepted, Failure> {
+    fn publish(
+        &mut self,
+        settings: &Settings,
+        Loaded { keys, written_at, .. }: Loaded,
+    ) -> Result<Accepted, Failure> {
         let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
         let old = self.current.as_deref();
         let diff = keys.diff(old);
         let generation = self.generation + 1;
         // A file from the future is not younger than one that was written now.
-        let source_time = state.written_at().min(clock.now().unix);
+        let source_time = written_at.min(clock.now().unix);
         // Held until they are settled: whoever saves balances sees none that is on its way from one slot to another.
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let mut claim = ledger.claim(limiter);

@@ -4,16 +4,16 @@
 //! alone and are what the guard looks at; [`Keys::publishable`] then claims the buckets, which depend on the snapshot
 //! before.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
-use ipnet::IpNet;
 
 use crate::memory::{self, Huge, HugeText, HugeVec};
-use crate::record::{KeyRecord, Limit, Origin, Plans, UnknownPlan, on_top};
+use crate::record::{Digest, KeyRecord, Plans, UnknownPlan, on_top};
 use crate::snapshot::entry::{Entry, Identity, StatusByte};
+use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::lines::Lines;
 use crate::snapshot::policy::Policy;
 use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, same_digest};
@@ -76,58 +76,13 @@ pub enum RowError {
 
 /// Takes records and makes [`Keys`] of them.
 pub struct Builder {
-    keys: Keys,
+    pub(super) keys: Keys,
     plans: Arc<Plans>,
     /// For errors.
     lines: Lines,
-    owners: HashTable<u32>,
-    policies: HashTable<(u64, u32)>,
-    policy_keys: Vec<PolicyKey>,
-    /// The policy of the row before: in most exports the next row has it too.
-    last_policy: u32,
-}
-
-/// What makes two policies the same.
-struct PolicyKey {
-    environment: Box<str>,
-    plan: Box<str>,
-    scopes: Arc<[Box<str>]>,
-    ips: Arc<[IpNet]>,
-    origins: Arc<[Origin]>,
-    limits: Arc<[Limit]>,
-}
-
-impl PolicyKey {
-    fn of(record: &KeyRecord<'_>) -> Self {
-        Self {
-            environment: record.environment.into(),
-            plan: record.plan.into(),
-            scopes: Arc::clone(&record.scopes),
-            ips: Arc::clone(&record.allowed_ips),
-            origins: Arc::clone(&record.allowed_origins),
-            limits: Arc::clone(&record.limits),
-        }
-    }
-
-    fn is_of(&self, record: &KeyRecord<'_>) -> bool {
-        *self.environment == *record.environment
-            && *self.plan == *record.plan
-            && same(&self.scopes, &record.scopes)
-            && same(&self.ips, &record.allowed_ips)
-            && same(&self.origins, &record.allowed_origins)
-            && same(&self.limits, &record.limits)
-    }
-
-    fn hash(hasher: &IdHasher, record: &KeyRecord<'_>) -> u64 {
-        let mut state = hasher.build_hasher();
-        (record.environment, record.plan, &record.scopes, &record.allowed_ips).hash(&mut state);
-        (&record.allowed_origins, &record.limits).hash(&mut state);
-        state.finish()
-    }
-}
-
-fn same<T: PartialEq>(a: &Arc<[T]>, b: &Arc<[T]>) -> bool {
-    Arc::ptr_eq(a, b) || a == b
+    /// Owners' numbers, with a part of their names' hashes.
+    pub(super) owners: HashTable<(u32, u32)>,
+    pub(super) interner: Interner,
 }
 
 impl Builder {
@@ -151,9 +106,7 @@ impl Builder {
             plans: Arc::default(),
             lines: Lines::default(),
             owners: HashTable::new(),
-            policies: HashTable::new(),
-            policy_keys: Vec::new(),
-            last_policy: 0,
+            interner: Interner::default(),
         }
     }
 
@@ -167,22 +120,16 @@ impl Builder {
     /// # Errors
     /// When it contradicts a row before it; the table is as if it had not been there.
     pub fn add(&mut self, line: u64, record: &KeyRecord<'_>) -> Result<(), RowError> {
-        let id = u32::try_from(self.keys.entries.len()).map_err(|_| RowError::TooMany)?;
-        let id_hash = self.keys.hasher.hash_one(record.key_id);
+        let id = self.next_id()?;
+        let hashes = self.hashes();
+        let (key_id, owner_name, id_hash) = (record.key_id, record.owner, hashes.text(record.key_id));
         let policy = self.policy(record)?;
-        let first = self.first_of_key(id_hash, record, policy)?.unwrap_or(id);
-        self.claim_digest(id, record)?;
-
-        if first != id {
-            self.keys.rotated.push((first, id));
-        }
-        let owner = self.owner(id, record.owner);
-        let identity = self.identity(id, first, id_hash, record);
-        if !record.metadata.is_empty() {
-            self.keys.metadata.push((id, self.keys.metadata_texts.as_str().len() as u64));
-            self.keys.metadata_texts.push_str(record.metadata);
-        }
-        self.keys.entries.push(Entry {
+        let first = self.first_of_key(id_hash, key_id, owner_name, policy)?.unwrap_or(id);
+        self.claim_digest(id, &record.hash, hashes.probe(&record.hash))?;
+        let owner = self.owner(id, owner_name, hashes.text(owner_name));
+        let identity = self.identity(id, first, id_hash, key_id, owner_name);
+        let has_metadata = self.metadata(id, record.metadata);
+        self.push(Entry {
             digest: record.hash,
             identity,
             not_before: record.not_before,
@@ -191,10 +138,67 @@ impl Builder {
             policy,
             buckets: first,
             status: StatusByte::new(record.status),
-            has_metadata: !record.metadata.is_empty(),
+            has_metadata,
         });
         self.lines.push(id, line);
         Ok(())
+    }
+
+    pub(super) fn next_id(&self) -> Result<u32, RowError> {
+        u32::try_from(self.keys.entries.len()).map_err(|_| RowError::TooMany)
+    }
+
+    pub(super) fn push(&mut self, entry: Entry) {
+        let id = self.keys.entries.len() as u32;
+        if entry.buckets != id {
+            self.keys.rotated.push((entry.buckets, id));
+        }
+        self.keys.entries.push(entry);
+    }
+
+    /// Keeps the metadata of an entry, if it has some.
+    pub(super) fn metadata(&mut self, id: u32, text: &str) -> bool {
+        if !text.is_empty() {
+            self.keys.metadata.push((id, self.keys.metadata_texts.as_str().len() as u64));
+            self.keys.metadata_texts.push_str(text);
+        }
+        !text.is_empty()
+    }
+
+    /// Every row, with its number counted from 1, as the export had it.
+    pub fn records(&self, see: &mut dyn FnMut(u64, &KeyRecord<'_>)) {
+        let keys = &self.keys;
+        for ((entry, id), number) in keys.entries.iter().zip(0..).zip(1..) {
+            let Some(policy) = self.interner.keys().get(entry.policy as usize) else { continue };
+            see(
+                number,
+                &KeyRecord {
+                    hash: entry.digest,
+                    key_id: keys.key_id(entry),
+                    owner: keys.owner(entry),
+                    environment: &policy.environment,
+                    plan: &policy.plan,
+                    status: entry.status.of_row(),
+                    not_before: entry.not_before,
+                    expires_at: entry.expires_at,
+                    scopes: Arc::clone(&policy.scopes),
+                    allowed_ips: Arc::clone(&policy.ips),
+                    allowed_origins: Arc::clone(&policy.origins),
+                    limits: Arc::clone(&policy.limits),
+                    metadata: keys.metadata_of(id).unwrap_or_default(),
+                },
+            );
+        }
+    }
+
+    /// Rows in it.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
     }
 
     /// The finished table.
@@ -210,13 +214,14 @@ impl Builder {
     }
 
     /// The first row with the same key id, which has to agree with this one.
-    fn first_of_key(
+    pub(super) fn first_of_key(
         &self,
         id_hash: u64,
-        record: &KeyRecord<'_>,
+        key_id: &str,
+        owner: &str,
         policy: u32,
     ) -> Result<Option<u32>, RowError> {
-        let Some(first) = self.keys.find_by_id_hash(id_hash, record.key_id) else {
+        let Some(first) = self.keys.find_by_id_hash(id_hash, key_id) else {
             return Ok(None);
         };
         let entry = &self.keys.entries[first as usize];
@@ -226,19 +231,17 @@ impl Builder {
         if entry.policy != policy && first_limits != limits {
             return Err(RowError::OtherLimits { line });
         }
-        if self.keys.owner(entry) != record.owner {
+        if self.keys.owner(entry) != owner {
             return Err(RowError::OtherOwner { line });
         }
         Ok(Some(first))
     }
 
-    fn claim_digest(&mut self, id: u32, record: &KeyRecord<'_>) -> Result<(), RowError> {
+    pub(super) fn claim_digest(&mut self, id: u32, digest: &Digest, probe: Probe) -> Result<(), RowError> {
         let seed = self.keys.seed;
         let Keys { index, entries, .. } = &mut self.keys;
-        let probe = Probe::new(&record.hash, seed);
         let same = |slot: &IndexSlot| {
-            slot.fingerprint == probe.fingerprint
-                && same_digest(&entries[slot.entry as usize].digest, &record.hash)
+            slot.fingerprint == probe.fingerprint && same_digest(&entries[slot.entry as usize].digest, digest)
         };
         let rehash = |slot: &IndexSlot| Probe::new(&entries[slot.entry as usize].digest, seed).hash;
         let first = match index.entry(probe.hash, same, rehash) {
@@ -252,14 +255,21 @@ impl Builder {
     }
 
     /// Rows of one key have one text.
-    fn identity(&mut self, id: u32, first: u32, id_hash: u64, record: &KeyRecord<'_>) -> Identity {
+    pub(super) fn identity(
+        &mut self,
+        id: u32,
+        first: u32,
+        id_hash: u64,
+        key_id: &str,
+        owner: &str,
+    ) -> Identity {
         if first != id {
             return self.keys.entries[first as usize].identity;
         }
         let Keys { ids, entries, arena, hasher, .. } = &mut self.keys;
-        let identity = Identity::new(arena.as_str().len(), record.key_id.len(), record.owner.len());
-        arena.push_str(record.key_id);
-        arena.push_str(record.owner);
+        let identity = Identity::new(arena.as_str().len(), key_id.len(), owner.len());
+        arena.push_str(key_id);
+        arena.push_str(owner);
         // The new entry is not in `entries` yet, and is not rehashed: it is inserted after the table has grown.
         let rehash = |entry: &u32| {
             let key_id = entries[*entry as usize].identity.key_id();
@@ -270,39 +280,53 @@ impl Builder {
     }
 
     /// The number of an owner; `id` is the entry that is about to have it.
-    fn owner(&mut self, id: u32, owner: &str) -> u32 {
+    pub(super) fn owner(&mut self, id: u32, owner: &str, hash: u64) -> u32 {
         if owner.is_empty() {
             return 0;
         }
         let keys = &mut self.keys;
-        let hash = keys.hasher.hash_one(owner);
-        if let Some(number) = self.owners.find(hash, |number| keys.owner_name(*number) == owner) {
+        let part = part(hash);
+        let is_it = |(other, number): &(u32, u32)| *other == part && keys.owner_name(*number) == owner;
+        if let Some((_, number)) = self.owners.find(hash, is_it) {
             return *number;
         }
         let number = keys.owners.len() as u32;
-        self.owners.insert_unique(hash, number, |number| keys.hasher.hash_one(keys.owner_name(*number)));
+        let rehash = |(_, number): &(u32, u32)| keys.hasher.hash_one(keys.owner_name(*number));
+        self.owners.insert_unique(hash, (part, number), rehash);
         keys.owners.push(id);
         number
     }
 
     fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlan> {
-        if self.policy_keys.get(self.last_policy as usize).is_some_and(|key| key.is_of(record)) {
-            return Ok(self.last_policy);
-        }
-        let hash = PolicyKey::hash(&self.keys.hasher, record);
-        let found = self.policies.find(hash, |(_, id)| self.policy_keys[*id as usize].is_of(record)).copied();
-        self.last_policy = match found {
-            Some((_, id)) => id,
-            None => {
-                let (plan, limits) = self.plans.of(record.plan)?;
-                let policy = Policy::new(record, plan, on_top(limits, &record.limits));
-                let id = self.policy_keys.len() as u32;
-                self.policy_keys.push(PolicyKey::of(record));
-                self.keys.policies.push(policy);
-                self.policies.insert_unique(hash, (hash, id), |(hash, _)| *hash);
-                id
-            }
-        };
-        Ok(self.last_policy)
+        let (number, is_new) = self.interner.number(record);
+        self.complete(number, is_new)
     }
+
+    /// The number of a policy that other rows may have already.
+    pub(super) fn intern(&mut self, key: PolicyKey) -> Result<u32, UnknownPlan> {
+        let (number, is_new) = self.interner.intern(key);
+        self.complete(number, is_new)
+    }
+
+    /// Puts a policy that is new on its plan.
+    fn complete(&mut self, number: u32, is_new: bool) -> Result<u32, UnknownPlan> {
+        if is_new {
+            let key = &self.interner.keys()[number as usize];
+            match self.plans.of(&key.plan) {
+                Ok((plan, limits)) => {
+                    self.keys.policies.push(Policy::new(key, plan, on_top(limits, &key.limits)));
+                }
+                Err(unknown) => {
+                    self.interner.forget_last();
+                    return Err(unknown);
+                }
+            }
+        }
+        Ok(number)
+    }
+}
+
+/// The part of a hash that the table's place does not depend on.
+pub(super) fn part(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }

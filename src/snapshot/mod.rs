@@ -20,10 +20,13 @@ use crate::memory::Huge;
 use crate::record::{Digest, Status};
 use crate::rules::Rules;
 
+mod batch;
 mod build;
 mod claim;
+pub mod compiled;
 mod diff;
 mod entry;
+mod intern;
 mod ip_set;
 mod lines;
 mod policy;
@@ -31,6 +34,7 @@ mod revoke;
 mod scope_set;
 mod summary;
 
+pub use batch::{Batch, Gather};
 pub use build::{Builder, Keys, RowError};
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;

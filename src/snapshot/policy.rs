@@ -3,8 +3,9 @@
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
-use crate::record::{KeyRecord, Limit, Origin};
+use crate::record::{Limit, Origin};
 use crate::snapshot::diff::Difference;
+use crate::snapshot::intern::PolicyKey;
 use crate::snapshot::{IpSet, ScopeSet};
 
 /// Everything of a key but its identity, its status and its times.
@@ -19,14 +20,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// `plan` and `limits` are what the record's own come to with its plan's.
-    pub(super) fn new(record: &KeyRecord<'_>, plan: &str, limits: Arc<[Limit]>) -> Self {
+    /// `plan` and `limits` are what the rows' own come to with their plan's.
+    pub(super) fn new(rows: &PolicyKey, plan: &str, limits: Arc<[Limit]>) -> Self {
         Self {
-            environment: record.environment.into(),
+            environment: (*rows.environment).into(),
             plan: plan.into(),
-            scopes: ScopeSet::new(&record.scopes),
-            ips: IpSet::new(&record.allowed_ips),
-            origins: Arc::clone(&record.allowed_origins),
+            scopes: ScopeSet::new(&rows.scopes),
+            ips: IpSet::new(&rows.ips),
+            origins: Arc::clone(&rows.origins),
             limits,
         }
     }

@@ -25,20 +25,39 @@ pub(super) fn read(input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) ->
         }
     };
     let Some(header) = header else { return Ok(()) };
-    loop {
-        match records.next()? {
-            Next::Record(record) => header.row(&record, rows),
-            Next::End => return Ok(()),
-            Next::Broken(line, why) => {
-                rows.findings.add(line, None, why);
-                return Ok(());
+    header.rows(&mut records, rows)
+}
+
+/// Reads the header at the front of a text, and how many bytes it takes; `None` where anything is wrong with it.
+pub(super) fn header(text: &[u8], layout: &Layout) -> Option<(Header, usize)> {
+    let mut records = Records::new(text);
+    let mut findings = Findings::new("");
+    let header = match records.next().ok()? {
+        Next::Record(record) => Header::read(&record, layout, &mut findings)?,
+        Next::End | Next::Broken(..) => return None,
+    };
+    Some((header, text.len() - records.into_rest().len()))
+}
+
+impl Header {
+    /// Reads the rows that are left of a text that has this header.
+    pub(super) fn rows<R: BufRead>(&self, records: &mut Records<R>, rows: &mut Rows<'_>) -> io::Result<()> {
+        loop {
+            match records.next()? {
+                Next::Record(record) => self.row(&record, rows),
+                Next::End => return Ok(()),
+                Next::Broken(line, why) => {
+                    rows.findings.add(line, None, why);
+                    return Ok(());
+                }
             }
         }
     }
 }
 
 /// Which column holds which field.
-struct Header {
+#[derive(Debug)]
+pub(super) struct Header {
     columns: Vec<(Arc<str>, Option<Field>)>,
 }
 

@@ -12,6 +12,9 @@
 //! Read -> lines         -> jsonl::read /       \-> finding::Findings
 //! ```
 //!
+//! A large export is read by several threads: [`Splitter`] cuts it between rows, and [`Blocks`] reads the pieces, as long as nothing
+//! is wrong. What is, only [`read`] says.
+//!
 //! An export that was cut short while it was written looks like a shorter one, so the last row has to end in
 //! a newline. One cut exactly between two rows cannot be told from a whole one; the guard against shrinking
 //! is there for that.
@@ -23,6 +26,7 @@ use std::str::FromStr;
 
 use crate::record::{KeyRecord, Quoted};
 
+mod blocks;
 mod csv;
 mod field;
 mod finding;
@@ -32,14 +36,17 @@ mod list;
 mod memo;
 mod records;
 mod row;
+mod split;
 #[cfg(test)]
 mod tests;
 mod time;
 
+pub use blocks::Blocks;
 pub use finding::{Column, Finding, Findings, MAX_FINDINGS};
 pub use layout::{Field, Layout, LayoutError};
+pub use split::{NotSplit, Splitter};
 
-use row::Rows;
+use row::{Assembler, Rows};
 
 /// Longest row, in bytes. All the fields with a limit of their own take 27 KiB if every byte of them is escaped
 /// as `\u0041`; the rest is for lists. A quote that is never closed ends here too, and not at the end of memory.
@@ -62,21 +69,23 @@ pub enum Format {
     Csv,
     /// A JSON object in each line.
     JsonLines,
+    /// What `keyward compile` writes. No text: [`read`] is not for it.
+    Compiled,
 }
 
 /// A format that cannot be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// The name of a file does not say its format.
-    #[error("the name {} does not say the format; end it in .csv or .jsonl, or name the format", Quoted(.0))]
+    #[error("the name {} does not say the format; end it in .csv, .jsonl or .kwc, or name the format", Quoted(.0))]
     Path(String),
     /// Not the name of a format.
-    #[error("{} is not a format; it is csv or jsonl", Quoted(.0))]
+    #[error("{} is not a format; it is csv, jsonl or compiled", Quoted(.0))]
     Name(String),
 }
 
 impl Format {
-    /// The format that a file's name ends in: `.csv`, or `.jsonl`, `.ndjson` and `.json`, in any case.
+    /// The format that a file's name ends in: `.csv`, or `.jsonl`, `.ndjson` and `.json`, or `.kwc`, in any case.
     ///
     /// # Errors
     /// When it ends in something else.
@@ -85,12 +94,13 @@ impl Format {
         match extension.to_ascii_lowercase().as_str() {
             "csv" => Ok(Self::Csv),
             "jsonl" | "ndjson" | "json" => Ok(Self::JsonLines),
+            "kwc" => Ok(Self::Compiled),
             _ => Err(FormatError::Path(path.file_name().unwrap_or_default().to_string_lossy().into_owned())),
         }
     }
 }
 
-/// `csv`, and `jsonl` or `ndjson`.
+/// `csv`, `jsonl` or `ndjson`, and `compiled`.
 impl FromStr for Format {
     type Err = FormatError;
 
@@ -98,6 +108,7 @@ impl FromStr for Format {
         match name {
             "csv" => Ok(Self::Csv),
             "jsonl" | "ndjson" => Ok(Self::JsonLines),
+            "compiled" => Ok(Self::Compiled),
             _ => Err(FormatError::Name(name.to_owned())),
         }
     }
@@ -109,6 +120,7 @@ impl fmt::Display for Format {
         f.write_str(match self {
             Self::Csv => "csv",
             Self::JsonLines => "jsonl",
+            Self::Compiled => "compiled",
         })
     }
 }
@@ -131,10 +143,14 @@ pub fn read<R: Read>(
         findings.add(0, None, "the file is empty");
         return Ok(0);
     }
-    let mut rows = Rows::new(sink, findings);
+    let mut assembler = Assembler::new();
+    let mut rows = Rows::new(&mut assembler, sink, findings);
     match format {
         Format::Csv => csv::read(input, layout, &mut rows)?,
         Format::JsonLines => jsonl::read(input, layout, &mut rows)?,
+        Format::Compiled => {
+            rows.findings.add(0, None, "it is read as text, and would be a compiled snapshot")
+        }
     }
     Ok(rows.seen())
 }

@@ -79,6 +79,11 @@ impl<R: BufRead> Records<R> {
         }
     }
 
+    /// What has not been read.
+    pub(super) fn into_rest(self) -> R {
+        self.input
+    }
+
     fn cut_short(&self) -> Broken {
         if self.last == b'\n' { Broken::OpenQuote } else { Broken::NoNewline }
     }

@@ -16,15 +16,19 @@ use super::{Sink, field, list, time};
 
 /// Where the rows of an export go: good ones to the sink, what is wrong with the others to the findings.
 pub(super) struct Rows<'s> {
-    assembler: Assembler,
+    assembler: &'s mut Assembler,
     sink: &'s mut Sink<'s>,
     pub(super) findings: &'s mut Findings,
     seen: u64,
 }
 
 impl<'s> Rows<'s> {
-    pub(super) fn new(sink: &'s mut Sink<'s>, findings: &'s mut Findings) -> Self {
-        Self { assembler: Assembler::new(), sink, findings, seen: 0 }
+    pub(super) fn new(
+        assembler: &'s mut Assembler,
+        sink: &'s mut Sink<'s>,
+        findings: &'s mut Findings,
+    ) -> Self {
+        Self { assembler, sink, findings, seen: 0 }
     }
 
     /// Counts a row, whatever will be found in it.
@@ -50,7 +54,7 @@ impl<'s> Rows<'s> {
 
 /// Assembles records, and remembers the lists that it has parsed.
 #[derive(Debug)]
-struct Assembler {
+pub(super) struct Assembler {
     scopes: Memo<Box<str>>,
     networks: Memo<IpNet>,
     origins: Memo<Origin>,
@@ -58,7 +62,7 @@ struct Assembler {
 }
 
 impl Assembler {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { scopes: Memo::new(), networks: Memo::new(), origins: Memo::new(), limits: Memo::new() }
     }
 

@@ -506,18 +506,19 @@ fn a_format_is_told_by_the_name() {
     for name in ["keys.jsonl", "keys.ndjson", "keys.json", "keys.csv.jsonl"] {
         assert_eq!(path(name), Ok(Format::JsonLines), "{name}");
     }
+    assert_eq!(path("keys.kwc"), Ok(Format::Compiled));
     for name in ["keys", "keys.txt", ".csv"] {
         let message = format!(
-            "the name \"{name}\" does not say the format; end it in .csv or .jsonl, or name the format"
+            "the name \"{name}\" does not say the format; end it in .csv, .jsonl or .kwc, or name the format"
         );
         assert_eq!(path(&format!("a/{name}")), Err(message));
     }
-    for format in [Format::Csv, Format::JsonLines] {
+    for format in [Format::Csv, Format::JsonLines, Format::Compiled] {
         assert_eq!(format.to_string().parse(), Ok(format));
     }
     assert_eq!(
         "xml".parse::<Format>().map_err(|e| e.to_string()),
-        Err("\"xml\" is not a format; it is csv or jsonl".to_owned())
+        Err("\"xml\" is not a format; it is csv, jsonl or compiled".to_owned())
     );
 }
 

@@ -1,0 +1,305 @@
+//! Reading a file into a table, by the way that suits it.
+//!
+//! * A text that is small is read row by row, and so is one of which something is wrong, and one whose rows somebody wants to see: only
+//!   that way knows lines.
+//! * A large one is cut into pieces that several threads read ([`fan`]), on the assumption that nothing is wrong. If something is,
+//!   or it cannot be cut, it is read again row by row: so both ways come to the same, and the slow one only where somebody has
+//!   to mend the file anyway.
+//! * A compiled file is cut into blocks already.
+//!
+//! What is held beside the table is a few pieces for each thread, whatever the size of the file.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use crate::record::KeyRecord;
+use crate::reload::fan;
+use crate::reload::load::See;
+use crate::reload::{Failure, SourceFile};
+use crate::snapshot::{Batch, Builder, Gather, compiled};
+use crate::source::{self, Blocks, Findings, Format, NotSplit, Splitter};
+
+/// A text from this size on is read by several threads: a smaller one is read by the time that they are started.
+const LARGE: u64 = 4 << 20;
+
+/// Bytes that are looked at to learn how long rows are, in so many places.
+const SAMPLE: usize = 16 << 10;
+const SAMPLES: u64 = 16;
+
+/// A file that is being read.
+pub(super) struct Source<'s> {
+    pub(super) origin: &'s SourceFile,
+    pub(super) file: &'s File,
+    pub(super) size: u64,
+    pub(super) seed: u64,
+}
+
+/// Tells how far the reading has come.
+struct Told<'t, R> {
+    input: R,
+    read: u64,
+    tell: &'t mut dyn FnMut(u64),
+}
+
+impl<R: Read> Read for Told<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.input.read(buffer)?;
+        self.read += bytes as u64;
+        (self.tell)(self.read);
+        Ok(bytes)
+    }
+}
+
+/// Why pieces are not read to the end.
+enum Stop {
+    Io(io::Error),
+    /// Something is wrong, or it cannot be cut.
+    Wrong,
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Source<'_> {
+    /// The table, and the Unix second at which it was a source if that is in the file itself.
+    pub(super) fn read(
+        &self,
+        see: Option<&mut See<'_>>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Builder, Option<u32>), Failure> {
+        let mut input = Told { input: self.file, read: 0, tell: progress };
+        if self.origin.format == Format::Compiled {
+            let (builder, source_time) = self.compiled(&mut input).map_err(|error| self.damaged(error))?;
+            see.into_iter().for_each(|see| builder.records(see));
+            return Ok((builder, Some(source_time)));
+        }
+        if self.size >= LARGE && fan::threads() > 1 && see.is_none() {
+            match self.in_pieces(&mut input, fan::threads()) {
+                Ok(builder) => return Ok((builder, None)),
+                Err(Stop::Io(error)) => return Err(self.unreadable(error)),
+                Err(Stop::Wrong) => {
+                    (&*self.file).seek(SeekFrom::Start(0)).map_err(|error| self.unreadable(error))?;
+                    input.read = 0;
+                }
+            }
+        }
+        let mut nobody = |_: u64, _: &KeyRecord<'_>| {};
+        self.in_order(input, see.unwrap_or(&mut nobody)).map(|builder| (builder, None))
+    }
+
+    fn unreadable(&self, error: io::Error) -> Failure {
+        Failure::Io { path: self.origin.path.to_path_buf(), error }
+    }
+
+    fn damaged(&self, error: compiled::ReadError) -> Failure {
+        match error {
+            compiled::ReadError::Io(error) => self.unreadable(error),
+            error => Failure::Compiled { path: self.origin.path.to_path_buf(), error },
+        }
+    }
+
+    fn builder(&self) -> Builder {
+        Builder::new(self.seed, self.expected()).with_plans(Arc::clone(&self.origin.plans))
+    }
+
+    /// Rows that there probably are: from the length of those in a few places, and a little more.
+    fn expected(&self) -> usize {
+        let mut sample = vec![0; SAMPLE];
+        let (mut bytes, mut rows) = (0, 0);
+        for at in 0..SAMPLES {
+            let read = self.file.read_at(&mut sample, self.size / SAMPLES * at).unwrap_or(0);
+            bytes += read as u64;
+            rows += memchr::memchr_iter(b'\n', &sample[..read]).count() as u64;
+        }
+        let expected = u128::from(self.size) * u128::from(rows) * 33 / (u128::from(bytes.max(1)) * 32);
+        u32::try_from(expected).unwrap_or(u32::MAX) as usize
+    }
+
+    /// Row by row.
+    fn in_order(&self, input: impl Read, see: &mut See<'_>) -> Result<Builder, Failure> {
+        let mut builder = self.builder();
+        let mut findings = Findings::new(self.origin.path.display().to_string());
+        let mut sink = |line: u64, record: &KeyRecord<'_>| {
+            builder.add(line, record).map_err(|error| error.to_string())?;
+            see(line, record);
+            Ok(())
+        };
+        let SourceFile { format, layout, .. } = self.origin;
+        source::read(input, *format, layout, &mut sink, &mut findings)
+            .map_err(|error| self.unreadable(error))?;
+        if !findings.is_empty() {
+            return Err(Failure::Findings(findings));
+        }
+        Ok(builder)
+    }
+
+    /// Piece by piece, by several threads.
+    fn in_pieces(&self, input: impl Read, threads: usize) -> Result<Builder, Stop> {
+        let mut builder = self.builder();
+        let mut splitter = Splitter::new(input, self.origin.format);
+        let mut next = || match splitter.next_piece() {
+            Ok(piece) => Ok(piece),
+            Err(NotSplit::Io(error)) => Err(Stop::Io(error)),
+            Err(NotSplit::NoRow) => Err(Stop::Wrong),
+        };
+        let mut first = next()?.ok_or(Stop::Wrong)?;
+        let blocks = Blocks::new(self.origin.format, &self.origin.layout, &first);
+        let (blocks, header) = blocks.ok_or(Stop::Wrong)?;
+        first.drain(..header);
+        let mut first = Some(first);
+        let workers: Vec<_> = (0..threads).map(|_| reader(blocks.clone(), builder.gather())).collect();
+        let merge = |batch: Option<Batch>| {
+            let added = batch.map(|batch| builder.add_batch(batch));
+            if matches!(added, Some(Ok(()))) { Ok(()) } else { Err(Stop::Wrong) }
+        };
+        fan::in_order(workers, || first.take().map_or_else(&mut next, |first| Ok(Some(first))), merge)?;
+        Ok(builder)
+    }
+
+    fn compiled(&self, input: impl Read) -> Result<(Builder, u32), compiled::ReadError> {
+        let mut reader = compiled::Reader::open(input, self.size)?;
+        let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
+        let decode = reader.policies(&mut builder)?;
+        let mut merge = reader.merging();
+        let workers = (0..fan::threads()).map(|_| {
+            let decode = decode.clone();
+            move |block: compiled::Block| decode.decode(&block)
+        });
+        fan::in_order(workers, || reader.keys(), |decoded| merge.add(decoded?, &mut builder))?;
+        merge.finish()?;
+        Ok((builder, reader.source_time()))
+    }
+}
+
+/// What a thread does with a piece; `None` if something is wrong with it.
+fn reader(mut blocks: Blocks, mut gather: Gather) -> impl FnMut(Vec<u8>) -> Option<Batch> + Send {
+    move |piece| blocks.read(&piece, |record| gather.add(record)).then(|| gather.batch())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::Layout;
+
+    /// Bytes of a text that takes several pieces.
+    const SEVERAL: usize = 1 << 20;
+
+    /// What comes of `text`: every row, or what is wrong.
+    fn read(text: &[u8], format: Format, size: u64) -> Result<Vec<String>, String> {
+        with_source(text, format, size, |source| match source.read(None, &mut |_| {}) {
+            Ok((builder, _)) => Ok(rows(&builder)),
+            Err(failure) => Err(failure.to_string()),
+        })
+    }
+
+    fn with_source<T>(text: &[u8], format: Format, size: u64, then: impl FnOnce(&Source<'_>) -> T) -> T {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("writes");
+        let plans = Arc::default();
+        // Messages name the path.
+        let origin =
+            SourceFile { path: Box::from("keys".as_ref()), format, layout: Layout::default(), plans };
+        then(&Source { origin: &origin, file: &file.reopen().expect("opens"), size, seed: 7 })
+    }
+
+    fn rows(builder: &Builder) -> Vec<String> {
+        let mut rows = Vec::new();
+        builder.records(&mut |_, record| rows.push(format!("{record:?}")));
+        rows
+    }
+
+    fn csv(rows: impl Iterator<Item = String>) -> Vec<u8> {
+        let rows: String = rows.collect();
+        format!("\u{feff}key_hash,key_id,owner,limits,metadata\r\n{rows}").into_bytes()
+    }
+
+    /// Twelve kinds of good rows; some fields are longer than they seem.
+    fn row(number: usize, kind: u8) -> String {
+        let owner = ["", "acme", "\"a, \"\"b\"\"\"", "b\"c"][usize::from(kind % 4)];
+        let metadata = ["", "\"{\"\"a\"\":\n\n\"\"b\"\"}\"", "{\"a\": 1}"][usize::from(kind % 3)];
+        let padding = "x".repeat(usize::from(kind) * 3);
+        let end = if kind.is_multiple_of(2) { "\n" } else { "\r\n" };
+        format!("{number:064x},k{number}{padding},{owner},{}/s,{metadata}{end}", kind + 1)
+    }
+
+    /// As many rows as take several pieces, of these kinds in turn.
+    fn many(kinds: &[u8]) -> impl Iterator<Item = String> {
+        let mut bytes = 0;
+        let rows = (0..).zip(kinds.iter().copied().cycle()).map(|(number, kind)| row(number, kind));
+        rows.take_while(move |row| {
+            bytes += row.len();
+            bytes < SEVERAL
+        })
+    }
+
+    #[test]
+    fn a_good_export_is_read_in_pieces() {
+        let text = csv(many(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]));
+        let json: String = (0..9_000)
+            .map(|number| {
+                format!("{{\"key_hash\":\"{number:064x}\",\"key_id\":\"k{number}\",\"limits\":\"1/s\"}}\n\n")
+            })
+            .collect();
+        for (text, format) in [(text, Format::Csv), (json.into_bytes(), Format::JsonLines)] {
+            for threads in [1, 2, 5] {
+                let pieces = with_source(&text, format, LARGE, |source| {
+                    source.in_pieces(source.file, threads).ok().map(|builder| rows(&builder))
+                });
+                assert_eq!(pieces, read(&text, format, 0).ok(), "{format}, {threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_as_if_it_had_been_read_in_order() {
+        let good: Vec<String> = many(&[0, 1, 2]).collect();
+        let last = good.len() - 1;
+        let with = |at: usize, row: String| {
+            let mut rows = good.clone();
+            rows[at] = row;
+            csv(rows.into_iter())
+        };
+        let wrong = [
+            (with(last, "not a row\n".to_owned()), "the row has 1 columns"),
+            (with(last, good[0].clone()), "the same key_hash as in line 2"),
+            (with(last, good[last].trim_end().to_owned()), "does not end in a newline"),
+            (with(3, format!("\"{}", good[3])), "keys:"),
+            (with(0, good[0].replacen("1/s", "1/x", 1)), "is not a period"),
+            (csv(std::iter::once("x".repeat(SEVERAL))), "longer than"),
+            (csv(good.iter().cloned()).split_off(9), "is not a field"),
+        ];
+        for (text, message) in wrong {
+            let told = read(&text, Format::Csv, LARGE).expect_err(message);
+            assert!(told.contains(message), "{message}: {told}");
+            assert_eq!(Err(told), read(&text, Format::Csv, 0));
+        }
+        let text: Vec<u8> = csv(good.into_iter().map(|row| row.replace('\n', "\r"))).to_vec();
+        let text = String::from_utf8(text).expect("UTF-8").replacen("\r\n", "\r", 1) + "\n";
+        assert!(read(text.as_bytes(), Format::Csv, LARGE).is_ok(), "carriage returns alone end rows too");
+        assert_eq!(read(text.as_bytes(), Format::Csv, LARGE), read(text.as_bytes(), Format::Csv, 0));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+
+        #[test]
+        fn both_ways_come_to_the_same(
+            kinds in prop::collection::vec(0_u8..12, 1..40),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), "[a\",\n\r]"), 0..3),
+        ) {
+            let mut text = csv(many(&kinds));
+            for (at, change) in changes {
+                let at = at.index(text.len());
+                text[at] = change.as_bytes()[0];
+            }
+            prop_assert_eq!(read(&text, Format::Csv, LARGE), read(&text, Format::Csv, 0));
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! A set of keys in a file that takes no parsing (`.kwc`): rows of a fixed size, in the order in which the table wants them.
+//!
+//! ```text
+//! header    128 bytes: what it is, how much there is, the table's seed, when the source was written
+//! policies  blocks of them: what the rows have in common, as the export has it; plans by their names
+//! keys      blocks: 56 bytes for each row, then their key ids and owners, then their metadata
+//! ```
+//!
+//! * Every number is little-endian. Header and blocks each end in or hold a CRC-32 of their own, so that damage is found where it
+//!   is, before anything of the block is used. It is there against accidents: who can write the file could write any checksum,
+//!   and any keys; a SHA-256 would protect from no more, and cost as much as all the rest of loading.
+//! * A block is all that is held at a time, and they are independent of each other: threads decode them beside the one that
+//!   inserts ([`read`]). Nothing is believed: every length, number and text is checked as a row of an export is, and the
+//!   builder refuses the same contradictions.
+//! * Rows are in the order of their places in the table ([`Order`]), so that filling it goes through memory once, from its beginning
+//!   to its end. The order depends on the seed, which is drawn when the file is written, and is in it.
+//! * It is read, not mapped: a mapped file that is cut short kills who reads it.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::record::{Digest, MAX_KEY_ID, MAX_METADATA, MAX_OWNER};
+use crate::snapshot::Probe;
+
+mod policy;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use read::{Block, Decode, Decoded, Merge, ReadError, Reader};
+
+/// Not text, and damaged visibly by whatever takes it for some (as PNG's).
+const MAGIC: [u8; 8] = *b"\x89KWC\r\n\x1a\n";
+
+/// Changes with anything in the format.
+const VERSION: u32 = 1;
+
+/// What a little-endian file says here; another order of bytes reads differently.
+const BYTE_ORDER: u32 = 0x0102_0304;
+
+/// A block ends with the row that reaches this: several of them, and the rows that are made of them, stay in a processor's own
+const BLOCK_BYTES: usize = 128 << 10;
+
+/// The largest row, or policy, beyond that. A policy comes of a row of at most 64 KiB, whose shortest items (`a,`) grow to
+/// eight times their length.
+const MAX_BEYOND: usize = 1 << 20;
+
+const _: () = assert!(size_of::<Record>() + MAX_KEY_ID + MAX_OWNER + MAX_METADATA <= MAX_BEYOND);
+
+/// The beginning of the file.
+#[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    version: U32,
+    byte_order: U32,
+    seed: U64,
+    keys: U64,
+    policies: U64,
+    policy_bytes: U64,
+    key_bytes: U64,
+    source_time: U32,
+    order_bits: U32,
+    reserved: [u8; 60],
+    /// Of everything before it.
+    crc: U32,
+}
+
+const HEADER_BYTES: usize = 128;
+const _: () = assert!(size_of::<Header>() == HEADER_BYTES && align_of::<Header>() == 1);
+
+/// The beginning of a block. What follows it: of policies, `texts` bytes; of keys, `rows` records, `texts` bytes, and
+/// `metadata` bytes.
+#[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct BlockHeader {
+    kind: U32,
+    /// Counted from 0 in its section.
+    number: U32,
+    rows: U32,
+    texts: U32,
+    metadata: U32,
+    reserved: [u8; 8],
+    /// Of everything before it, and of what follows.
+    crc: U32,
+}
+
+const _: () = assert!(size_of::<BlockHeader>() == 32 && align_of::<BlockHeader>() == 1);
+
+/// A row of the export.
+#[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Record {
+    digest: Digest,
+    not_before: U32,
+    expires_at: U32,
+    policy: U32,
+    /// Lengths: the texts themselves are in order after the block's records.
+    metadata: U16,
+    key_id: u8,
+    owner: u8,
+    status: u8,
+    reserved: [u8; 7],
+}
+
+const _: () = assert!(size_of::<Record>() == 56 && align_of::<Record>() == 1);
+
+/// What a file consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// At its beginning.
+    Header,
+    /// What rows have in common.
+    Policies,
+    /// The rows.
+    Keys,
+}
+
+impl Section {
+    fn kind(self) -> u32 {
+        match self {
+            Self::Header => 0,
+            Self::Policies => 1,
+            Self::Keys => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for Section {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Header => "header",
+            Self::Policies => "policies",
+            Self::Keys => "keys",
+        })
+    }
+}
+
+/// The order of rows: by the place in a table of 2^`bits` slots at which a look-up of it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Order {
+    bits: u32,
+}
+
+/// Bits that the lower bits of a hash can be taken from for a place: the upper seven tell apart what is there.
+const MAX_ORDER_BITS: u32 = 40;
+
+impl Order {
+    /// For the table that holds this many keys: seven eighths of it at most are filled.
+    fn of(keys: usize) -> Self {
+        let slots = (keys.saturating_mul(8) / 7).next_power_of_two();
+        Self { bits: slots.trailing_zeros().clamp(1, MAX_ORDER_BITS) }
+    }
+
+    /// Where a row stands; two with the same are in the order of their digests.
+    fn key(self, probe: Probe) -> u64 {
+        probe.hash.rotate_right(self.bits)
+    }
+}

@@ -1,0 +1,97 @@
+//! A policy in a compiled file: texts and lists with their lengths before them. What is read is held to what a row of an export
+//! is held to.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::limiter::Rate;
+use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_scope, is_text};
+use crate::snapshot::intern::PolicyKey;
+
+/// Appends a policy. Lengths fit: a row of an export is shorter than 64 KiB, and so is any text in it.
+pub(super) fn encode(policy: &PolicyKey, out: &mut Vec<u8>) {
+    text(&policy.environment, out);
+    text(&policy.plan, out);
+    count(policy.scopes.len(), out);
+    policy.scopes.iter().for_each(|scope| text(scope, out));
+    count(policy.ips.len(), out);
+    policy.ips.iter().for_each(|network| encode_network(network, out));
+    count(policy.origins.len(), out);
+    policy.origins.iter().for_each(|origin| text(&origin.text(), out));
+    count(policy.limits.len(), out);
+    for limit in policy.limits.iter() {
+        text(&limit.name, out);
+        out.extend(limit.rate.period().get().to_le_bytes());
+        out.extend(limit.rate.burst().to_le_bytes());
+    }
+}
+
+fn count(items: usize, out: &mut Vec<u8>) {
+    out.extend((items as u32).to_le_bytes());
+}
+
+fn text(text: &str, out: &mut Vec<u8>) {
+    out.extend((text.len() as u16).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+fn encode_network(network: &IpNet, out: &mut Vec<u8>) {
+    match network {
+        IpNet::V4(v4) => {
+            out.extend([4, v4.prefix_len()]);
+            out.extend(v4.addr().octets());
+        }
+        IpNet::V6(v6) => {
+            out.extend([6, v6.prefix_len()]);
+            out.extend(v6.addr().octets());
+        }
+    }
+}
+
+/// Takes a policy from the front of `bytes`; `None` where there is none that a row could have.
+pub(super) fn decode(bytes: &mut &[u8]) -> Option<PolicyKey> {
+    let environment = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
+    let plan = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
+    let scopes = list(bytes, |bytes| take_text(bytes).filter(|scope| is_scope(scope)).map(Box::from))?;
+    let ips = list(bytes, take_network)?;
+    let origins = list(bytes, |bytes| Origin::parse(take_text(bytes)?).ok())?;
+    let limits: Arc<[Limit]> = list(bytes, take_limit)?;
+    let is_named_before =
+        |(at, limit): (usize, &Limit)| limits[..at].iter().any(|other| other.name == limit.name);
+    let are_limits = limits.len() <= MAX_LIMITS && !limits.iter().enumerate().any(is_named_before);
+    are_limits.then_some(PolicyKey { environment, plan, scopes, ips, origins, limits })
+}
+
+/// Nothing is reserved for a count that is only said: each item takes at least a byte of what is there.
+fn list<T>(bytes: &mut &[u8], mut item: impl FnMut(&mut &[u8]) -> Option<T>) -> Option<Arc<[T]>> {
+    let count = u32::from_le_bytes(take(bytes)?);
+    (0..count).map(|_| item(bytes)).collect()
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    bytes.split_off(..N)?.first_chunk().copied()
+}
+
+fn take_text<'b>(bytes: &mut &'b [u8]) -> Option<&'b str> {
+    let length = u16::from_le_bytes(take(bytes)?);
+    str::from_utf8(bytes.split_off(..usize::from(length))?).ok()
+}
+
+fn take_network(bytes: &mut &[u8]) -> Option<IpNet> {
+    let [family, prefix] = take(bytes)?;
+    let network = match family {
+        4 => Ipv4Net::new(Ipv4Addr::from(take::<4>(bytes)?), prefix).ok()?.into(),
+        6 => Ipv6Net::new(Ipv6Addr::from(take::<16>(bytes)?), prefix).ok()?.into(),
+        _ => return None,
+    };
+    (IpNet::trunc(&network) == network).then_some(network)
+}
+
+fn take_limit(bytes: &mut &[u8]) -> Option<Limit> {
+    let name = take_text(bytes).filter(|name| is_limit_name(name))?;
+    let period = u64::from_le_bytes(take(bytes)?);
+    let burst = u32::from_le_bytes(take(bytes)?);
+    Some(Limit::new(name, Rate::from_period(period, burst).ok()?))
+}

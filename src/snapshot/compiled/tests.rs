@@ -1,0 +1,269 @@
+//! What is written is what is read, and whatever else is read is refused.
+
+use std::io::Cursor;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::record::{KeyRecord, Plans, parse_limits};
+use crate::snapshot::{Builder, Keys};
+use crate::source::{self, Findings, Format, Layout};
+
+const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
+                      allowed_origins,limits,metadata\n";
+
+fn builder(text: &str) -> Builder {
+    let mut builder = Builder::new(7, 0);
+    let mut findings = Findings::new("keys.csv");
+    let mut sink =
+        |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+    let text = format!("{HEADER}{text}");
+    source::read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
+    assert_eq!(findings.to_string(), "");
+    builder
+}
+
+/// A row in which everything depends on `number`, a little.
+fn row(number: usize) -> String {
+    let hash =
+        format!("{:064x}", (number as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+    // Every tenth row is of the key before, in rotation.
+    let key = number - usize::from(number % 10 == 9);
+    let owner = ["", "acme", "bölt"][key % 3];
+    let status = ["", "disabled", "revoked"][number % 3];
+    let lists = [
+        ",,,",
+        "orders:read orders:*,10.0.0.0/8 2001:db8::/32,https://*.example.com https://a.example,10/s",
+        "a,,,requests=100/s burst 200; daily=7/d",
+    ][key % 3];
+    let metadata = ["", r#""{""team"":""ä""}""#][number % 2];
+    format!("{hash},key-{key},{owner},live,,{status},{number},,{lists},{metadata}\n")
+}
+
+fn rows(count: usize) -> String {
+    (0..count).map(row).collect()
+}
+
+fn compile(builder: &Builder) -> Vec<u8> {
+    let mut file = Cursor::new(Vec::new());
+    builder.compile(&mut file, 1_700_000_000, &mut |_| {}).expect("memory is writable");
+    file.into_inner()
+}
+
+fn load(file: &[u8], plans: Plans) -> Result<Keys, ReadError> {
+    let mut reader = Reader::open(file, file.len() as u64)?;
+    assert_eq!(reader.source_time(), 1_700_000_000);
+    let mut builder = reader.builder().with_plans(plans.into());
+    let decode = reader.policies(&mut builder)?;
+    let mut merge = reader.merging();
+    while let Some(block) = reader.keys()? {
+        merge.add(decode.decode(&block)?, &mut builder)?;
+    }
+    merge.finish()?;
+    Ok(builder.finish())
+}
+
+fn refused(file: &[u8]) -> String {
+    load(file, Plans::default()).err().map_or_else(String::new, |error| error.to_string())
+}
+
+/// `file` with the header's checksum made right again after `change`.
+fn with_header(file: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
+    let (header, rest) = Header::read_from_prefix(file).expect("a header");
+    let mut header = header;
+    change(&mut header);
+    header.crc = crc32fast::hash(&header.as_bytes()[..HEADER_BYTES - 4]).into();
+    [header.as_bytes(), rest].concat()
+}
+
+/// `file` with its first block of keys made consistent again after `change` to the header and what follows.
+fn with_keys(file: &[u8], change: impl FnOnce(&mut BlockHeader, &mut [u8])) -> Vec<u8> {
+    let mut file = file.to_vec();
+    let (header, _) = Header::read_from_prefix(&file).expect("a header");
+    let at = HEADER_BYTES + header.policy_bytes.get() as usize;
+    let (block, payload) = file[at..].split_at_mut(size_of::<BlockHeader>());
+    let mut header = BlockHeader::read_from_bytes(block).expect("a block");
+    change(&mut header, payload);
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&header.as_bytes()[..28]);
+    crc.update(payload);
+    header.crc = crc.finalize().into();
+    block.copy_from_slice(header.as_bytes());
+    file
+}
+
+#[test]
+fn what_is_written_is_what_is_read() {
+    let text = builder(&rows(40_000));
+    let file = compile(&text);
+    let header = Header::read_from_prefix(&file).expect("a header").0;
+    assert!(header.key_bytes.get() > 2 * BLOCK_BYTES as u64, "there are several blocks");
+    let (text, keys) = (text.finish(), load(&file, Plans::default()).expect("a good file"));
+    let diff = keys.diff_from(Some(&text));
+    assert!((diff.added, diff.removed, diff.changed, diff.revoked) == (0, 0, 0, 0), "{diff:?}");
+    assert_eq!(keys.summary(0), text.summary(0));
+    assert_eq!(keys.rotated.len(), 4_000);
+}
+
+#[test]
+fn a_compiled_file_can_be_compiled_again() {
+    let file = compile(&builder(&rows(100)));
+    let mut reader = Reader::open(&*file, file.len() as u64).expect("a header");
+    let mut again = reader.builder();
+    let decode = reader.policies(&mut again).expect("policies");
+    let mut merge = reader.merging();
+    while let Some(block) = reader.keys().expect("a block") {
+        merge.add(decode.decode(&block).expect("rows"), &mut again).expect("no contradictions");
+    }
+    assert!(compile(&again) == file);
+    let mut seen = 0;
+    again.records(&mut |number, record| {
+        seen += 1;
+        assert_eq!((number, record.environment), (seen, "live"));
+    });
+    assert_eq!(seen, 100);
+}
+
+#[test]
+fn rows_lie_in_the_order_of_their_places() {
+    for keys in [1, 3, 14, 15, 100, 1_000, 1_835_008, 1_835_009] {
+        let table = hashbrown::HashTable::<u64>::with_capacity(keys);
+        if keys > 14 {
+            assert_eq!(1_usize << Order::of(keys).bits, table.num_buckets(), "{keys}");
+        }
+    }
+    let keys = load(&compile(&builder(&rows(3_000))), Plans::default()).expect("a good file");
+    let mask = keys.index.num_buckets() as u64 - 1;
+    let places = keys.entries.iter().map(|entry| Probe::new(&entry.digest, keys.seed).hash & mask);
+    assert!(places.is_sorted());
+}
+
+#[test]
+fn the_plans_are_those_of_who_loads_it() {
+    let file = compile(&builder(&row(0).replacen(",live,,", ",live,pro,", 1)));
+    let limits = |plans| load(&file, plans).map(|keys| keys.policies[0].limits().to_vec());
+    assert_eq!(limits(Plans::default()).expect("any name").len(), 0);
+    let pro = parse_limits("10/s").expect("limits");
+    let plans = Plans::new([("pro".into(), pro.clone())], None).expect("plans");
+    assert_eq!(limits(plans).expect("a plan"), pro);
+    let plans = Plans::new([("free".into(), pro)], None).expect("plans");
+    let error = limits(plans).expect_err("another plan").to_string();
+    assert!(error.starts_with("policies, block 0: the plan \"pro\" is not in the configuration"), "{error}");
+}
+
+#[test]
+fn what_is_no_file_of_ours_says_so() {
+    let file = compile(&builder(&rows(20)));
+    assert!(refused(b"key_hash,key_id\n").starts_with("it is not a compiled snapshot"));
+    assert!(refused(b"").starts_with("it is not a compiled snapshot"));
+    let changed = |change: fn(&mut Header)| refused(&with_header(&file, change));
+    assert!(changed(|header| header.magic[7] ^= 1).starts_with("it is not a compiled snapshot"));
+    assert!(
+        changed(|header| header.version = 2.into())
+            .contains("of version 2, and this keyward reads version 1")
+    );
+    assert!(changed(|header| header.byte_order = BYTE_ORDER.swap_bytes().into()).contains("another order"));
+    assert!(changed(|header| header.reserved[5] = 1).contains("header: reserved bytes are set"));
+    assert!(changed(|header| header.order_bits = 64.into()).contains("header: the order of keys"));
+    assert!(changed(|header| header.keys = (1 << 32).into()).contains("too many keys"));
+    assert!(changed(|header| header.keys = 1_000_000.into()).contains("longer or shorter"));
+    assert!(changed(|header| header.keys = 19.into()).contains("keys: there are more or fewer"));
+    assert!(changed(|header| header.policies = 1.into()).contains("policies: there are more or fewer"));
+    assert!(changed(|header| header.key_bytes = u64::MAX.into()).contains("longer or shorter"));
+    assert!(changed(|header| header.seed = 9.into()).contains("not in the order of the table"));
+    assert!(refused(&[&*file, b"x"].concat()).contains("longer or shorter"));
+}
+
+#[test]
+fn a_block_is_checked_beyond_its_checksum() {
+    let file = compile(&builder(&rows(20)));
+    type Change = fn(&mut BlockHeader, &mut [u8]);
+    let cases: [(Change, &str); 12] = [
+        (|header, _| header.kind = 1.into(), "another block"),
+        (|header, _| header.number = 1.into(), "another block"),
+        (|header, _| header.rows = u32::MAX.into(), "longer than it can be"),
+        (|header, _| header.texts = u32::MAX.into(), "longer than it can be"),
+        (|header, _| header.reserved[0] = 1, "reserved bytes"),
+        (|_, payload| payload[40] = 0xff, "a policy is not there"),
+        (|_, payload| payload[46] = 65, "too long"),
+        (|_, payload| payload[46] = 0, "empty or too long"),
+        (|_, payload| payload[48] = 3, "a status is none"),
+        (|_, payload| payload[49] = 1, "reserved bytes"),
+        (|_, payload| payload[20 * 56] = 0xff, "not UTF-8"),
+        (|_, payload| payload[20 * 56] = 7, "control character"),
+    ];
+    for (change, message) in cases {
+        let error = refused(&with_keys(&file, change));
+        assert!(error.starts_with("keys, block 0: ") && error.contains(message), "{message}: {error}");
+    }
+    let swapped = with_keys(&file, |_, payload| {
+        let (first, rest) = payload.split_at_mut(56);
+        first[..32].swap_with_slice(&mut rest[..32]);
+    });
+    assert!(refused(&swapped).contains("not in the order of the table"), "{}", refused(&swapped));
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    let file = compile(&builder(&rows(30)));
+    for length in 0..file.len() {
+        assert_ne!(refused(&file[..length]), "", "{length}");
+        // As if the file had been cut while it was read.
+        let mut reader = match Reader::open(&file[..length], file.len() as u64) {
+            Ok(reader) => reader,
+            Err(_) => continue,
+        };
+        let mut builder = reader.builder();
+        let read = reader.policies(&mut builder).and_then(|_| reader.keys());
+        assert!(matches!(read, Err(ReadError::Damaged { .. })), "{length}");
+    }
+}
+
+#[test]
+fn every_flipped_byte_is_noticed() {
+    let file = compile(&builder(&rows(30)));
+    for at in 0..file.len() {
+        let mut damaged = file.clone();
+        damaged[at] ^= 1 << (at % 8);
+        assert_ne!(refused(&damaged), "", "{at}");
+    }
+}
+
+proptest! {
+    /// With its checksums made right, a file that says anything at all is loaded or refused.
+    #[test]
+    fn whatever_a_block_says_nothing_panics(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+        header in any::<bool>(),
+    ) {
+        let file = compile(&builder(&rows(30)));
+        let changed = match header {
+            true => with_header(&file, |header| {
+                for (at, byte) in &changes {
+                    header.as_mut_bytes()[8 + at.index(HEADER_BYTES - 12)] = *byte;
+                }
+            }),
+            false => with_keys(&file, |_, payload| {
+                for (at, byte) in &changes {
+                    payload[at.index(payload.len())] = *byte;
+                }
+            }),
+        };
+        if let Ok(mut reader) = Reader::open(&*changed, changed.len() as u64) {
+            let mut builder = reader.builder();
+            if let Ok(decode) = reader.policies(&mut builder) {
+                let mut merge = reader.merging();
+                while let Ok(Some(block)) = reader.keys() {
+                    let Ok(decoded) = decode.decode(&block) else { break };
+                    if merge.add(decoded, &mut builder).is_err() { break }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_a_policy_says_nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut bytes = &*bytes;
+        let _ = policy::decode(&mut bytes);
+    }
+}

@@ -1,0 +1,172 @@
+//! Writing a compiled file: the rows of a [`Builder`], put in order and written block by block.
+//!
+//! Beside the builder it takes 16 bytes for each key, for the order, and one block.
+
+use std::io::{self, Seek, SeekFrom, Write};
+
+use zerocopy::IntoBytes;
+
+use crate::snapshot::build::Builder;
+use crate::snapshot::compiled::{
+    BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAGIC, Order, Record, Section, VERSION,
+    policy,
+};
+use crate::snapshot::entry::Entry;
+
+impl Builder {
+    /// Writes all rows as a compiled file, whose source was written at the Unix second `source_time`. `progress` is told how
+    /// many rows have been written.
+    ///
+    /// # Errors
+    /// Those of `output`.
+    pub fn compile<W: Write + Seek>(
+        &self,
+        output: &mut W,
+        source_time: u32,
+        progress: &mut dyn FnMut(u64),
+    ) -> io::Result<()> {
+        let order = Order::of(self.keys.len());
+        output.write_all(&[0; HEADER_BYTES])?;
+        let policy_bytes = self.write_policies(output)?;
+        let key_bytes = self.write_keys(output, order, progress)?;
+        let mut header = Header {
+            magic: MAGIC,
+            version: VERSION.into(),
+            byte_order: BYTE_ORDER.into(),
+            seed: self.keys.seed.into(),
+            keys: (self.keys.len() as u64).into(),
+            policies: (self.interner.keys().len() as u64).into(),
+            policy_bytes: policy_bytes.into(),
+            key_bytes: key_bytes.into(),
+            source_time: source_time.into(),
+            order_bits: order.bits.into(),
+            reserved: [0; 60],
+            crc: 0.into(),
+        };
+        header.crc = crc32fast::hash(checked(&header)).into();
+        output.seek(SeekFrom::Start(0))?;
+        output.write_all(header.as_bytes())
+    }
+
+    fn write_policies<W: Write>(&self, output: &mut W) -> io::Result<u64> {
+        let mut blocks = Blocks::new(output, Section::Policies);
+        for key in self.interner.keys() {
+            policy::encode(key, &mut blocks.texts);
+            blocks.end_row()?;
+        }
+        blocks.finish()
+    }
+
+    fn write_keys<W: Write>(
+        &self,
+        output: &mut W,
+        order: Order,
+        progress: &mut dyn FnMut(u64),
+    ) -> io::Result<u64> {
+        let hashes = self.hashes();
+        let entries = &self.keys.entries;
+        let mut rows: Vec<(u64, u32)> =
+            entries.iter().zip(0..).map(|(entry, id)| (order.key(hashes.probe(&entry.digest)), id)).collect();
+        let digest = |id: u32| &entries[id as usize].digest;
+        rows.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| digest(a.1).cmp(digest(b.1))));
+
+        let mut blocks = Blocks::new(output, Section::Keys);
+        for (at, (_, id)) in (1..).zip(rows) {
+            self.write_key(&entries[id as usize], id, &mut blocks);
+            if blocks.end_row()? {
+                progress(at);
+            }
+        }
+        blocks.finish()
+    }
+
+    fn write_key<W: Write>(&self, entry: &Entry, id: u32, blocks: &mut Blocks<'_, W>) {
+        let (key_id, owner) = (self.keys.key_id(entry), self.keys.owner(entry));
+        let metadata = self.keys.metadata_of(id).unwrap_or_default();
+        let record = Record {
+            digest: entry.digest,
+            not_before: entry.not_before.into(),
+            expires_at: entry.expires_at.into(),
+            policy: entry.policy.into(),
+            metadata: (metadata.len() as u16).into(),
+            key_id: key_id.len() as u8,
+            owner: owner.len() as u8,
+            status: entry.status.of_row() as u8,
+            reserved: [0; 7],
+        };
+        blocks.records.extend_from_slice(record.as_bytes());
+        blocks.texts.extend_from_slice(key_id.as_bytes());
+        blocks.texts.extend_from_slice(owner.as_bytes());
+        blocks.metadata.extend_from_slice(metadata.as_bytes());
+    }
+}
+
+/// What a checksum at the end of `header` is of.
+pub(super) fn checked(header: &(impl IntoBytes + zerocopy::Immutable)) -> &[u8] {
+    let bytes = header.as_bytes();
+    &bytes[..bytes.len() - size_of::<u32>()]
+}
+
+/// The blocks of a section, written as they are full.
+struct Blocks<'o, W> {
+    output: &'o mut W,
+    section: Section,
+    number: u32,
+    rows: u32,
+    records: Vec<u8>,
+    texts: Vec<u8>,
+    metadata: Vec<u8>,
+    written: u64,
+}
+
+impl<'o, W: Write> Blocks<'o, W> {
+    fn new(output: &'o mut W, section: Section) -> Self {
+        let (records, texts, metadata) = (Vec::new(), Vec::new(), Vec::new());
+        Self { output, section, number: 0, rows: 0, records, texts, metadata, written: 0 }
+    }
+
+    /// Counts a row; says whether it has completed a block.
+    fn end_row(&mut self) -> io::Result<bool> {
+        self.rows += 1;
+        let is_full = self.records.len() + self.texts.len() + self.metadata.len() >= BLOCK_BYTES;
+        if is_full {
+            self.write()?;
+        }
+        Ok(is_full)
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let mut header = BlockHeader {
+            kind: self.section.kind().into(),
+            number: self.number.into(),
+            rows: self.rows.into(),
+            texts: (self.texts.len() as u32).into(),
+            metadata: (self.metadata.len() as u32).into(),
+            reserved: [0; 8],
+            crc: 0.into(),
+        };
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(checked(&header));
+        let parts = [&mut self.records, &mut self.texts, &mut self.metadata];
+        parts.iter().for_each(|part| crc.update(part));
+        header.crc = crc.finalize().into();
+        self.output.write_all(header.as_bytes())?;
+        self.written += size_of::<BlockHeader>() as u64;
+        for part in parts {
+            self.output.write_all(part)?;
+            self.written += part.len() as u64;
+            part.clear();
+        }
+        self.number += 1;
+        self.rows = 0;
+        Ok(())
+    }
+
+    /// The length of the whole section.
+    fn finish(mut self) -> io::Result<u64> {
+        if self.rows > 0 {
+            self.write()?;
+        }
+        Ok(self.written)
+    }
+}
