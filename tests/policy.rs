@@ -356,3 +356,43 @@ fn another_pepper_does_not_strand_the_keys_of_the_old_one() {
     assert!(daemon.force_reload().accepted, "where it is meant");
     assert_eq!(daemon.verdict("a"), "UNKNOWN_KEY");
 }
+
+/// However an owner's keys are moved between plans, and wherever the daemon is restarted meanwhile, what was spent stays spent.
+#[test]
+fn moving_keys_between_plans_gives_an_owner_no_quota_again() {
+    let plans = "[plans.a]\nquota = { rate = '5/d', per = 'owner' }\n[plans.b]\nquota = { rate = '5/d', per = 'owner' }\n\
+                 [plans.c]\nquota = { rate = '7/d', per = 'owner' }\n";
+    let on = |one: &str, two: &str| {
+        export(&[&format!("one=one owner=acme plan={one}"), &format!("two=two owner=acme plan={two}")])
+    };
+    let mut daemon = serve(plans, &["one=one owner=acme plan=a", "two=two owner=acme plan=a"]);
+    assert_eq!(spend(&daemon, "one", 5), "ALLOWED");
+    for (one, two) in [("b", "b"), ("a", "b"), ("a", "a"), ("b", "c"), ("a", "c"), ("c", "c"), ("a", "a")] {
+        assert!(daemon.publish(&on(one, two)).accepted);
+        for key in ["one", "two"] {
+            assert_eq!(spend(&daemon, key, 1), "RATE_LIMITED", "{key}, with plans {one} and {two}");
+        }
+    }
+    daemon.signal(rustix::process::Signal::TERM);
+    assert!(daemon.ended().success());
+    fs::write(daemon.setup.source(), on("b", "b")).expect("the export");
+    let daemon = daemon.restart();
+    assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED", "nor does a plan that changed while the daemon was away");
+}
+
+/// Rows in rotation are charged as the first of them is, whatever plan the others name.
+#[test]
+fn rows_in_rotation_on_two_plans_share_what_is_left() {
+    let plans = "[plans.a]\nquota = { rate = '5/d', per = 'owner' }\n[plans.b]\nquota = { rate = '5/d', per = 'owner' }\n";
+    let rows = |first: &str, second: &str| {
+        export(&[&format!("old=k owner=acme plan={first}"), &format!("new=k owner=acme plan={second}")])
+    };
+    let daemon = serve(plans, &["old=k owner=acme plan=a", "new=k owner=acme plan=a"]);
+    assert_eq!(spend(&daemon, "old", 5), "ALLOWED");
+    let buckets = daemon.status().buckets;
+    for (first, second) in [("b", "a"), ("a", "b"), ("a", "a"), ("b", "a")] {
+        assert!(daemon.publish(&rows(first, second)).accepted);
+        assert_eq!(spend(&daemon, "new", 1), "RATE_LIMITED", "plans {first} and {second}");
+    }
+    assert_eq!(daemon.status().buckets, buckets, "no bucket is left behind");
+}
