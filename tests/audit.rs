@@ -82,7 +82,7 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
     ask(Ask::Unrevoke(target(Some("a"), None))).expect("taken back");
     ask(Ask::Revoke(target(None, Some("acme")))).expect("revoked");
     ask(Ask::Revoke(target(Some(KEY), None))).expect_err("a key is no id");
-    let revoked = [(KEY, "a,acme,revoked"), ("second-key-of-this-test", "b,acme,disabled")];
+    let revoked = [(KEY, "a,acme,revoked"), ("second-key-of-this-test", "b,acme,revoked")];
     assert!(daemon.publish(&export(&revoked)).accepted);
     let before = daemon.status().generation;
     daemon.signal(Signal::HUP);

@@ -224,11 +224,11 @@ fn what_the_source_agrees_with_is_dropped_on_disk_too() {
     assert_eq!(revocations.drop_agreed(&next), []);
     assert_eq!(revocations.entries().len(), 3);
     assert!((0..4).all(|number| is_revoked(&publisher, number)), "by the owner, who is not agreed on");
-    assert_eq!(revocations.unrevoke(Target::Owner("acme".into()), 0).expect("taken back").revoked, 2);
+    assert_eq!(revocations.unrevoke(Target::Owner("acme".into()), 0).expect("taken back").revoked, 3);
     let status = |number| next.find_by_id(&format!("k{number}")).expect("there").status();
     assert_eq!([0, 1, 2, 3].map(status), [Status::Revoked, Status::Revoked, Status::Revoked, Status::Active]);
     drop((revocations, publisher));
-    assert_eq!(open(&directory).0.entries().len(), 1);
+    assert_eq!(open(&directory).0.entries().len(), 2);
 }
 
 /// Snapshots are swapped without pause while keys are revoked, taken back and revoked again: after each command, and in each
