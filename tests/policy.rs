@@ -377,7 +377,11 @@ fn moving_keys_between_plans_gives_an_owner_no_quota_again() {
     assert!(daemon.ended().success());
     fs::write(daemon.setup.source(), on("b", "b")).expect("the export");
     let daemon = daemon.restart();
-    assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED", "nor does a plan that changed while the daemon was away");
+    assert_eq!(
+        spend(&daemon, "one", 1),
+        "RATE_LIMITED",
+        "nor does a plan that changed while the daemon was away"
+    );
 }
 
 /// Rows in rotation are charged as the first of them is, whatever plan the others name.

@@ -75,7 +75,9 @@ impl File {
         let (list, lines) = replay(&path, &content)?;
         let journal = Journal::open(path.clone(), NO_ROTATION)?.journal;
         let mut file = Self { left: identity(&path), path, journal, lines };
-        if file.is_worn(&list) {
+        // Opening a journal cuts an unended line off, which may have counted.
+        let is_unended = content.last().is_some_and(|last| *last != b'\n');
+        if is_unended || file.is_worn(&list) {
             file.rewrite(&list)?;
         }
         Ok((file, list))
