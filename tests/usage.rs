@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use keyward::admin::message::Command as Ask;
 use keyward::usage::Totals;
+use keyward_client::Request;
 use keyward_protocol::{Credential, Refund, Verify};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
@@ -240,17 +241,19 @@ fn a_full_disk_costs_nothing_once_there_is_room() {
 fn a_daemon_that_is_killed_leaves_whole_lines() {
     const ROUNDS: u64 = 200;
     const KEYS: u32 = 100;
+    /// More than is sent; what is refilled meanwhile is next to nothing.
+    const BURST: u32 = 1_000_000;
     /// Every so many rounds, all files are looked at.
     const ALL: u64 = 20;
     let rows: String =
-        (0..KEYS).map(|key| format!("{},key_{key},1000000/h\n", hex(&key.to_string()))).collect();
+        (0..KEYS).map(|key| format!("{},key_{key},{BURST}/30d\n", hex(&key.to_string()))).collect();
     let setup = Setup::new(&format!("key_hash,key_id,limits\n{rows}"));
     let setup = setup.config(
-        "[server]\nworkers = 2\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"256KiB\"\nkeep = 1000",
+        "[server]\nworkers = 2\n[state]\nsave_interval = \"100ms\"\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"256KiB\"\nkeep = 1000",
     );
     let mut daemon = setup.start();
     let requests: Vec<u8> = (0..KEYS).flat_map(|key| ask(key, &key.to_string())).collect();
-    let (mut sent, mut seen, mut torn) = (0_u64, 0, 0);
+    let (mut sent, mut seen, mut torn, mut remembered) = (0_u64, 0, 0, 0);
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     for round in 1..=ROUNDS {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -263,6 +266,11 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
             (0..KEYS).for_each(|_| assert!(matches!(peer.hear(), Said::Answer { .. })));
         }
         daemon.kill();
+        if random >> 61 == 7 {
+            // As if it had been killed in the middle of saving balances.
+            fs::write(daemon.setup.path("balances.new"), b"half of what was to be saved")
+                .expect("half a file");
+        }
         if random >> 62 == 0 {
             // As if it had been killed in the middle of a write: that is rare, because a write is short.
             let path = daemon.setup.path("usage.jsonl");
@@ -272,6 +280,11 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
         }
         daemon = daemon.restart();
         assert!(daemon.status().ready, "{}", daemon.log());
+        assert!(!daemon.log().contains("cannot be used"), "{}", daemon.log());
+        let peek = daemon.client().verify(&Request::new("7").peek()).expect("an answer");
+        let charged = u64::from(BURST - peek.limit().expect("a limit").remaining);
+        assert!(charged <= sent / u64::from(KEYS) + 1, "{charged} remembered, {sent} sent to {KEYS} keys");
+        remembered = remembered.max(charged);
         let latest = latest_lines(daemon.setup.dir.path());
         assert_numbered(&latest, latest.first().map_or(1, |line| line["seq"].as_u64().expect("a number")));
         if round % ALL > 0 {
@@ -283,7 +296,10 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
         assert!(allowed <= sent && allowed >= seen, "{allowed} counted, {sent} sent, {seen} before");
         seen = allowed;
     }
-    assert!(torn > 0 && seen > 0, "the test has seen what it is about");
+    assert!(
+        torn > 0 && seen > 0 && remembered > 0,
+        "the test has seen what it is about: {torn} {seen} {remembered}"
+    );
     let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
     let trail: Vec<Value> = trail.lines().map(|line| serde_json::from_str(line).expect("whole")).collect();
     assert_numbered(&trail, 1);
