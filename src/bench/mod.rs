@@ -1,6 +1,6 @@
 //! `keyward bench`: loads a running daemon, and says how fast it answered and how long it took.
 //!
-//! A [`Load`] is carried out on a [`Target`](target::Target): connections are opened and greeted, threads [drive](drive)
+//! A [`Load`] is carried out on a [`Target`](target): connections are opened and greeted, threads drive
 //! them through a warm-up and a measured time, and what they measured is added up to a [`Report`].
 //!
 //! The client is made to cost as little as it can, and the same for everything that it is pointed at: requests are

@@ -2,7 +2,7 @@
 //!
 //! A target knows its protocol and nothing else: it encodes the requests once, before the load ([`Ring`]), says what a
 //! new connection has to say first, and takes one answer at a time off the front of what has arrived. When requests are
-//! sent, and how long the answers took, is the same code for all ([`super::drive`]).
+//! sent, and how long the answers took, is the same code for all (`drive`).
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
