@@ -74,7 +74,7 @@ pub enum Per {
     /// The rows of one key id.
     #[default]
     Key,
-    /// The keys of one owner that are on the plan which the limit comes from. A key without an owner is an owner of its own.
+    /// The keys of one owner, whatever plans they are on. A key without an owner is an owner of its own.
     Owner,
 }
 
