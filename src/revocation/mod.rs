@@ -11,8 +11,8 @@
 //!
 //! A reload marks its new snapshot before the swap, under the same order, so that no revocation falls between the two. It
 //! does the long part of that before, beside commands that go on; under the order it repeats only what they changed
-//! meanwhile. So a revocation waits for no reload. When the new snapshot is in force, what it agrees with is dropped from
-//! the list.
+//! meanwhile. So a revocation waits for no reload. When the new snapshot is in force, what the source itself calls revoked
+//! is dropped from the list.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
