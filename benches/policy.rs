@@ -199,15 +199,13 @@ impl Asking {
         if case.refund {
             for request in batch {
                 let refund = Refund { request_id: 0, cost: 1, credential: request.credential, limit: None };
-                context.refund(&refund, |answer, tally| {
-                    black_box((answer, tally));
-                });
+                black_box(context.refund(&refund));
             }
             return;
         }
-        let answered = context.verify(batch, |answer, tally| {
-            debug_assert!(answer.verdict.is_allowed());
-            black_box((answer, tally));
+        let answered = context.verify(batch, |decision| {
+            debug_assert!(decision.verdict().is_allowed());
+            black_box(decision);
         });
         black_box(answered);
     }

@@ -199,8 +199,8 @@ impl Worker<'_> {
                 self.now.ticks += BETWEEN;
                 let Self { limiter, rules, now, subscription, .. } = self;
                 let context = Context { snapshot: subscription.load(), limiter, rules, now: *now };
-                let answered = context.verify(requests, |answer, _| {
-                    black_box(answer);
+                let answered = context.verify(requests, |decision| {
+                    black_box(decision);
                 });
                 assert_eq!(answered, requests.len());
             }

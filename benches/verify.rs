@@ -228,10 +228,10 @@ impl<'s> Asking<'s> {
         let context = Context { snapshot: Some(snapshot), limiter, rules, now: *now };
         let answered = if question.encoded {
             frames.clear();
-            context.verify(requests, |answer, _| answer.encode(frames))
+            context.verify(requests, |decision| decision.encode(frames))
         } else {
-            context.verify(requests, |answer, _| {
-                black_box(answer);
+            context.verify(requests, |decision| {
+                black_box(decision);
             })
         };
         black_box(answered);
@@ -252,7 +252,7 @@ impl<'s> Asking<'s> {
             now: self.now,
         };
         let answered = context
-            .verify(&requests(question, &raw), |answer, _| assert_eq!(answer.verdict, question.verdict));
+            .verify(&requests(question, &raw), |decision| assert_eq!(decision.verdict(), question.verdict));
         assert_eq!(answered, PREPARED);
     }
 
@@ -266,7 +266,7 @@ impl<'s> Asking<'s> {
         };
         for number in 0..self.keys {
             let request = Verify::new(0, Credential::Digest(keys::digest(number)));
-            context.verify(&[request], |answer, _| assert_eq!(answer.verdict, Verdict::Allowed));
+            context.verify(&[request], |decision| assert_eq!(decision.verdict(), Verdict::Allowed));
         }
     }
 }

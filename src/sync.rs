@@ -10,6 +10,8 @@ pub use std::sync::RwLock;
 pub use std::sync::atomic::{AtomicU64, Ordering};
 pub use std::thread::yield_now;
 
+pub use crate::memory::prefetch;
+
 /// Words in a chunk of the array that grows: 2 MiB, a huge page on x86-64 and arm64.
 pub const CHUNK: usize = 1 << 18;
 

@@ -13,6 +13,7 @@ mod codec;
 mod fault;
 pub mod frame;
 mod limits;
+mod prepared;
 mod refund;
 mod request;
 mod response;
@@ -20,8 +21,11 @@ mod response;
 pub use fault::{ErrorCode, Fault};
 pub use frame::{Header, Kind, Split, split, truncated};
 pub use limits::*;
+pub use prepared::{AnswerTexts, PreparedAnswer};
 pub use refund::{Refund, refund_field, refund_flag};
-pub use request::{Credential, FieldTooLong, Hello, Request, ScopeMode, Scopes, Verify, field, verify_flag};
+pub use request::{
+    Credential, FieldTooLong, Hello, ORDINARY_BYTES, Request, ScopeMode, Scopes, Verify, field, verify_flag,
+};
 pub use response::{
     ANSWER_METADATA, ANSWER_SHADOW, Answer, CREDENTIAL_DIGEST, CREDENTIAL_RAW, ERROR_CLOSING, ErrorFrame,
     LimitState, Response, Verdict, Welcome,

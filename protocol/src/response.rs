@@ -309,6 +309,7 @@ impl<'a> Welcome<'a> {
 
 impl<'a> Answer<'a> {
     /// An answer that knows nothing of a key.
+    #[inline]
     pub fn without_key(request_id: u32, verdict: Verdict, generation: u64) -> Self {
         Self {
             request_id,

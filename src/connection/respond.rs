@@ -3,9 +3,10 @@
 //! Consecutive VERIFY frames are decided as one batch; whatever else comes (a greeting, a fault) first lets the
 //! batch before it be answered, so that answers leave in the order of their requests.
 
+use arrayvec::ArrayVec;
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, Fault, Hello, MAX_REQUEST_LENGTH, Refund,
-    Request, Split, VERSION, Verify, Welcome, split, verify_flag,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, Fault, Header, Hello, MAX_REQUEST_LENGTH,
+    ORDINARY_BYTES, Refund, Request, Split, VERSION, Verify, Welcome, split, verify_flag,
 };
 
 use crate::connection::Counters;
@@ -57,10 +58,11 @@ enum Interruption<'a> {
 }
 
 /// A batch: consecutive VERIFY frames, and what came after them.
+#[derive(Default)]
 struct Gathered<'a> {
-    requests: Vec<Verify<'a>>,
+    requests: ArrayVec<Verify<'a>, BATCH>,
     /// Where each request's frame ends.
-    ends: [usize; BATCH],
+    ends: ArrayVec<usize, BATCH>,
     /// Where the interruption's frame ends, or the last request's.
     end: usize,
     interruption: Option<Interruption<'a>>,
@@ -77,16 +79,17 @@ pub fn respond(
     usage: &mut Log,
 ) -> Progress {
     let mut progress = Progress { consumed: 0, stop: Stop::NeedInput, had_raw_key: false };
+    let mut batch = Gathered::default();
     loop {
         if output.len() >= OUTPUT_FULL {
             return Progress { stop: Stop::OutputFull, ..progress };
         }
-        let batch = gather(&input[progress.consumed..], credentials(context));
+        batch.gather(&input[progress.consumed..], credentials(context));
         progress.had_raw_key |= batch.had_raw_key;
-        let answered = context.verify(&batch.requests, |answer, tally| {
-            counters.verdict(answer.verdict);
-            usage.verified(answer.verdict, answer.shadow_limit.is_some(), tally);
-            answer.encode(output);
+        let answered = context.verify(&batch.requests, |decision| {
+            counters.verdict(decision.verdict());
+            usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.tally());
+            decision.encode(output);
         });
         let before = answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
         if answered < batch.requests.len() {
@@ -94,18 +97,16 @@ pub fn respond(
             return Progress { stop: Stop::Superseded, ..progress };
         }
         if let Some(Interruption::Refund(refund)) = &batch.interruption {
-            let given_back = context.refund(refund, |answer, tally| {
-                counters.refund();
-                usage.refunded(answer.verdict, tally);
-                answer.encode(output);
-            });
-            if !given_back {
+            let Some(decision) = context.refund(refund) else {
                 progress.consumed += before;
                 return Progress { stop: Stop::Superseded, ..progress };
-            }
+            };
+            counters.refund();
+            usage.refunded(decision.verdict(), decision.tally());
+            decision.encode(output);
         }
         progress.consumed += batch.end;
-        match batch.interruption {
+        match batch.interruption.take() {
             Some(Interruption::Hello(hello)) => match welcome(hello, context, greeting) {
                 Ok(welcome) => welcome.encode(output),
                 Err(fault) => refuse(fault, counters, output),
@@ -129,44 +130,63 @@ fn credentials(context: &Context<'_>) -> u8 {
     }
 }
 
-/// Reads frames until the batch is full, the input ends, or something else than VERIFY comes.
-fn gather(input: &[u8], credentials: u8) -> Gathered<'_> {
-    let mut batch = Gathered {
-        requests: Vec::with_capacity(BATCH.min(input.len() / 32)),
-        ends: [0; BATCH],
-        end: 0,
-        interruption: None,
-        had_raw_key: false,
-    };
-    while batch.requests.len() < BATCH && batch.interruption.is_none() {
-        let (header, body, size) = match split(&input[batch.end..], MAX_REQUEST_LENGTH) {
-            Split::Frame { header, body, size } => (header, body, size),
-            Split::Incomplete => break,
-            Split::Lost(fault) => {
-                batch.interruption = Some(Interruption::Lost(fault));
-                break;
+impl<'a> Gathered<'a> {
+    /// Reads frames until the batch is full, the input ends, or something else than VERIFY comes.
+    #[inline]
+    fn gather(&mut self, input: &'a [u8], credentials: u8) {
+        self.requests.clear();
+        self.ends.clear();
+        self.end = 0;
+        while !self.requests.is_full() && self.interruption.is_none() {
+            let rest = &input[self.end..];
+            match Verify::ordinary(rest) {
+                Some(request) if credentials & CREDENTIAL_DIGEST != 0 => self.push(request, ORDINARY_BYTES),
+                _ if rest.is_empty() => break,
+                _ => match split(rest, MAX_REQUEST_LENGTH) {
+                    Split::Frame { header, body, size } => self.take(&header, body, size, credentials),
+                    Split::Incomplete => break,
+                    Split::Lost(fault) => self.interruption = Some(Interruption::Lost(fault)),
+                },
             }
-        };
-        batch.end += size;
-        batch.had_raw_key |= header.flags & verify_flag::RAW_KEY != 0;
-        match Request::decode(&header, body) {
-            Ok(Request::Verify(Verify { credential: Credential::Digest(_), request_id, .. }))
-            | Ok(Request::Refund(Refund { credential: Credential::Digest(_), request_id, .. }))
-                if credentials & CREDENTIAL_DIGEST == 0 =>
-            {
-                let fault = Fault::new(ErrorCode::CredentialRefused, u32::from(credentials), request_id);
-                batch.interruption = Some(Interruption::Fault(fault));
-            }
-            Ok(Request::Verify(request)) => {
-                batch.ends[batch.requests.len()] = batch.end;
-                batch.requests.push(request);
-            }
-            Ok(Request::Refund(refund)) => batch.interruption = Some(Interruption::Refund(refund)),
-            Ok(Request::Hello(hello)) => batch.interruption = Some(Interruption::Hello(hello)),
-            Err(fault) => batch.interruption = Some(Interruption::Fault(fault)),
         }
     }
-    batch
+
+    #[inline]
+    fn push(&mut self, request: Verify<'a>, size: usize) {
+        self.end += size;
+        self.ends.push(self.end);
+        self.requests.push(request);
+    }
+
+    /// Any frame but the ordinary.
+    #[inline(never)]
+    fn take(&mut self, header: &Header, body: &'a [u8], size: usize, credentials: u8) {
+        self.had_raw_key |= header.flags & verify_flag::RAW_KEY != 0;
+        let request = Request::decode(header, body);
+        if let Ok(Request::Verify(request)) = request
+            && is_taken(request.credential, credentials)
+        {
+            return self.push(request, size);
+        }
+        self.end += size;
+        self.interruption = Some(match request {
+            Ok(Request::Refund(refund)) if is_taken(refund.credential, credentials) => {
+                Interruption::Refund(refund)
+            }
+            Ok(Request::Hello(hello)) => Interruption::Hello(hello),
+            Ok(Request::Verify(_) | Request::Refund(_)) => Interruption::Fault(Fault::new(
+                ErrorCode::CredentialRefused,
+                u32::from(credentials),
+                header.request_id,
+            )),
+            Err(fault) => Interruption::Fault(fault),
+        });
+    }
+}
+
+/// Whether a key may be sent like this.
+fn is_taken(credential: Credential<'_>, credentials: u8) -> bool {
+    matches!(credential, Credential::RawKey(_)) || credentials & CREDENTIAL_DIGEST != 0
 }
 
 fn refuse(fault: Fault, counters: &Counters, output: &mut Vec<u8>) {

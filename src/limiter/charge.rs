@@ -11,9 +11,9 @@ use std::collections::HashMap;
 use crate::limiter::hold::HeldWord;
 use crate::limiter::outcome::{Charge, Charged, Decided, Outcome};
 use crate::limiter::rate::Rate;
-use crate::limiter::slots::Slots;
+use crate::limiter::slots::{Slots, replace};
 use crate::limiter::word::{Fit, Word};
-use crate::sync::{AtomicU64, Ordering, RwLock};
+use crate::sync::{AtomicU64, Ordering, RwLock, prefetch};
 
 /// Most limits that one charge can name: a key's own and its plan's.
 pub const MAX_CHARGES: usize = 16;
@@ -70,6 +70,7 @@ impl Limiter {
     /// out and reported. A cost of 0 charges nothing and reports the balance.
     ///
     /// No two limits may have the same slot. More than [`MAX_CHARGES`] are refused.
+    #[inline]
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
         let now = self.latest.advance(now);
         match charges {
@@ -110,8 +111,10 @@ impl Limiter {
 
     /// Has the processor fetch the word of `slot`, for a charge that is about to come.
     #[inline]
-    pub fn touch(&self, slot: u32) -> bool {
-        self.slots.load(slot).is_plain()
+    pub fn prefetch(&self, slot: u32) {
+        if let Some(word) = self.slots.get(slot) {
+            prefetch(word);
+        }
     }
 
     fn peek(&self, charges: &[Charge], now: u64) -> Outcome {
@@ -125,9 +128,14 @@ impl Limiter {
         decided.outcome()
     }
 
+    #[inline]
     fn charge_one(&self, Charge { slot, rate, .. }: Charge, mut now: u64, cost: u32) -> Outcome {
+        // Looked for once: where a slot is does not change.
+        let Some(cell) = self.slots.get(slot) else {
+            return Outcome::Superseded;
+        };
         loop {
-            let word = self.slots.load(slot);
+            let word = Word::from_bits(cell.load(Ordering::Acquire));
             if !word.is_plain() {
                 match self.settled(slot, now) {
                     Some(_) => continue,
@@ -135,7 +143,7 @@ impl Limiter {
                 }
             }
             match word.fit(rate, now, cost) {
-                Fit::Admitted(next) if self.slots.swap(slot, word, next) => {
+                Fit::Admitted(next) if replace(cell, word, next) => {
                     return Outcome::Admitted(Charged::only(next.balance(rate, now, 0)));
                 }
                 Fit::Admitted(_) => {}

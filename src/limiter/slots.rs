@@ -26,10 +26,12 @@ impl Slots {
     }
 
     /// The word of a slot that was handed out.
+    #[inline]
     pub(super) fn get(&self, slot: u32) -> Option<&AtomicU64> {
         self.chunks.get(slot as usize / CHUNK)?.get()?.get(slot as usize % CHUNK)
     }
 
+    #[inline]
     pub(super) fn load(&self, slot: u32) -> Word {
         // A slot that was never handed out reads as superseded: whoever asks has to look again, and gains nothing.
         let missing = Word::FULL.superseded();
@@ -43,10 +45,14 @@ impl Slots {
     }
 
     /// Replaces `current` by `next`; `false` if the word has changed meanwhile.
+    #[inline]
     pub(super) fn swap(&self, slot: u32, current: Word, next: Word) -> bool {
-        self.get(slot).is_some_and(|cell| {
-            cell.compare_exchange_weak(current.bits(), next.bits(), Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-        })
+        self.get(slot).is_some_and(|cell| replace(cell, current, next))
     }
+}
+
+/// Replaces `current` by `next`; `false` if the word has changed meanwhile.
+#[inline]
+pub(super) fn replace(cell: &AtomicU64, current: Word, next: Word) -> bool {
+    cell.compare_exchange_weak(current.bits(), next.bits(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }

@@ -34,6 +34,7 @@ pub struct Balance {
 
 impl Balance {
     /// `ticks` in milliseconds, rounded up; `u32::MAX` stands for that long or longer.
+    #[inline]
     pub fn milliseconds(ticks: u64) -> u32 {
         u32::try_from(ticks.div_ceil(TICKS_PER_MILLISECOND)).unwrap_or(u32::MAX)
     }
@@ -113,6 +114,7 @@ impl Word {
     }
 
     /// Tries to charge `cost` at `now`.
+    #[inline]
     pub(super) fn fit(self, rate: Rate, now: u64, cost: u32) -> Fit {
         let debt = self.debt(now).saturating_add(u64::from(cost).saturating_mul(rate.period().get()));
         let full_at = now.saturating_add(debt);
@@ -130,6 +132,7 @@ impl Word {
     }
 
     /// What is left at `now`, and how long `cost` would have to wait. `cost` must not be over the burst.
+    #[inline]
     pub(super) fn balance(self, rate: Rate, now: u64, cost: u32) -> Balance {
         let debt = self.debt(now);
         let level = rate.capacity().saturating_sub(debt);

@@ -24,6 +24,19 @@ impl Identity {
         (self.0 >> 16) as usize
     }
 
+    /// Where both are.
+    #[inline]
+    pub(super) fn both(self) -> Range<usize> {
+        let start = self.start();
+        start..start + self.key_id_length() + (self.0 & 0xff) as usize
+    }
+
+    /// Bytes of the id.
+    #[inline]
+    pub(super) fn key_id_length(self) -> usize {
+        (self.0 >> 8 & 0xff) as usize
+    }
+
     /// Where the id is.
     pub(super) fn key_id(self) -> Range<usize> {
         self.start()..self.start() + (self.0 >> 8 & 0xff) as usize

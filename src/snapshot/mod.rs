@@ -16,8 +16,8 @@ use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
-use crate::memory::Huge;
-use crate::record::{Digest, Status};
+use crate::memory::{Huge, prefetch};
+use crate::record::{Digest, Limit, Status};
 use crate::rules::Rules;
 
 mod batch;
@@ -77,19 +77,23 @@ impl EntryId {
     }
 }
 
-/// What the digest index holds: enough of the digest to find the right entry but for one time in 2^39.
+/// What the digest index holds: enough of the digest to find the right entry but for one time in some 2^60.
 #[derive(Clone, Copy)]
 struct IndexSlot {
     fingerprint: u32,
     entry: u32,
 }
 
-/// A digest, read as the index reads it.
-#[derive(Clone, Copy)]
-struct Probe {
+/// A digest, read as the index reads it: the first step of a look-up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Probe {
     hash: u64,
     fingerprint: u32,
 }
+
+/// Where the index may have a digest.
+#[derive(Clone, Copy, Debug)]
+pub struct Place(usize);
 
 impl Probe {
     /// Every bit of the digest counts, under a key: whoever can choose what is listed as a hash could otherwise choose a
@@ -99,7 +103,8 @@ impl Probe {
         let low = fold(a ^ seed, b ^ seed.rotate_left(17) ^ MIX);
         let high = fold(c ^ seed.rotate_left(31), d ^ seed.rotate_left(47) ^ MIX);
         let hash = low ^ high.rotate_left(32);
-        Self { hash, fingerprint: (fold(low ^ MIX, high ^ seed) >> 32) as u32 }
+        // The bits between those that choose the place in a table of up to 2^25 and those that hashbrown keeps as tags: 64 bits in all.
+        Self { hash, fingerprint: (hash >> 25) as u32 }
     }
 }
 
@@ -155,16 +160,35 @@ impl Snapshot {
         &self.keys
     }
 
-    /// The entry that `digest` most likely belongs to, if any: the first of two steps, so that a batch's look-ups
-    /// overlap. [`confirm`](Self::confirm) is the second, and the only one to be believed.
+    /// A look-up has four steps, so that a batch's look-ups overlap: each reads what the one before has had fetched. This is the
+    /// first, which only calculates.
     #[inline]
-    pub fn candidate(&self, digest: &Digest) -> Option<EntryId> {
-        let probe = Probe::new(digest, self.keys.seed);
-        let found = self.keys.index.find(probe.hash, |slot| slot.fingerprint == probe.fingerprint);
-        found.map(|slot| EntryId(slot.entry))
+    pub fn probe(&self, digest: &Digest) -> Probe {
+        Probe::new(digest, self.keys.seed)
     }
 
-    /// The key of `digest`, given its [candidate](Self::candidate).
+    /// The second: reads the index's tags, and has the first place fetched that they point to. `None`: no key has this digest.
+    #[inline]
+    pub fn place(&self, probe: Probe) -> Option<Place> {
+        let place = self.keys.index.iter_hash_buckets(probe.hash).next()?;
+        prefetch(self.keys.index.get_bucket(place)?);
+        Some(Place(place))
+    }
+
+    /// The third: reads the place, and has the entry fetched that the digest most likely belongs to, if any.
+    #[inline]
+    pub fn candidate(&self, probe: Probe, Place(place): Place) -> Option<EntryId> {
+        let index = &self.keys.index;
+        let is_it = |slot: &&IndexSlot| slot.fingerprint == probe.fingerprint;
+        let slot =
+            index.get_bucket(place).filter(is_it).or_else(|| index.find(probe.hash, |slot| is_it(&slot)))?;
+        if let Some(entry) = self.keys.entries.get(slot.entry as usize) {
+            prefetch(entry);
+        }
+        Some(EntryId(slot.entry))
+    }
+
+    /// The last, and the only one to be believed: the key of `digest`, given its [candidate](Self::candidate).
     #[inline]
     pub fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(candidate.0 as usize)?;
@@ -182,7 +206,8 @@ impl Snapshot {
 
     /// The key of `digest`.
     pub fn find(&self, digest: &Digest) -> Option<Key<'_>> {
-        self.confirm(self.candidate(digest)?, digest)
+        let probe = self.probe(digest);
+        self.confirm(self.candidate(probe, self.place(probe)?)?, digest)
     }
 
     /// The first row with this key id; in a rotation there may be more.
@@ -247,7 +272,17 @@ impl<'s> Key<'s> {
         self.snapshot.keys.owner(self.entry)
     }
 
+    /// The bytes of its id, and of its owner's name.
+    #[inline]
+    pub fn identity(self) -> (&'s [u8], &'s [u8]) {
+        let arena = self.snapshot.keys.arena.as_str().as_bytes();
+        let identity = self.entry.identity;
+        let both = arena.get(identity.both()).unwrap_or_default();
+        both.split_at_checked(identity.key_id_length()).unwrap_or_default()
+    }
+
     /// What it shares with other keys.
+    #[inline]
     pub fn policy(self) -> &'s Policy {
         &self.snapshot.keys.policies[self.entry.policy as usize]
     }
@@ -279,6 +314,7 @@ impl<'s> Key<'s> {
     }
 
     /// The slots of its limits, in their order.
+    #[inline]
     fn slots(self) -> &'s [u32] {
         match self.policy().limits().len() {
             0 => &[],
@@ -296,16 +332,19 @@ impl<'s> Key<'s> {
         self.slots().first().copied()
     }
 
-    /// Reads a byte of its id, for an answer that is about to need it.
+    /// Has its id and its owner's name fetched, for an answer that is about to need them.
     #[inline]
-    pub fn touch(self) -> u8 {
-        self.snapshot.keys.byte(self.entry.identity.key_id().start)
+    pub fn prefetch_texts(self) {
+        let arena = self.snapshot.keys.arena.as_str().as_bytes();
+        let ends = [self.entry.identity.key_id().start, self.entry.identity.owner().end.saturating_sub(1)];
+        // They may lie across two cache lines.
+        ends.into_iter().filter_map(|end| arena.get(end)).for_each(prefetch);
     }
 
-    /// The same of the end of its owner's name, which may lie in the cache line after that of its id.
+    /// What a request has to be charged to where `limit` is the key's only one.
     #[inline]
-    pub fn touch_owner(self) -> u8 {
-        self.snapshot.keys.byte(self.entry.identity.owner().end.saturating_sub(1))
+    pub fn charge(self, limit: &Limit) -> Charge {
+        Charge { slot: self.entry.buckets, rate: limit.rate, shadow: limit.shadow }
     }
 
     /// What a request has to be charged to, in `charges`; returns how many there are.

@@ -3,6 +3,8 @@
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
+use keyward_protocol::AnswerTexts;
+
 use crate::record::{Limit, Origin};
 use crate::snapshot::diff::Difference;
 use crate::snapshot::intern::PolicyKey;
@@ -17,12 +19,16 @@ pub struct Policy {
     ips: IpSet,
     origins: Arc<[Origin]>,
     limits: Arc<[Limit]>,
+    /// How answers end: one that names no limit, and then one for each limit.
+    texts: Box<[AnswerTexts]>,
 }
 
 impl Policy {
     /// `plan` and `limits` are what the rows' own come to with their plan's.
     pub(super) fn new(rows: &PolicyKey, plan: &str, limits: Arc<[Limit]>) -> Self {
+        let names = std::iter::once("").chain(limits.iter().map(|limit| &*limit.name));
         Self {
+            texts: names.map(|name| AnswerTexts::new(&rows.environment, plan, name)).collect(),
             environment: (*rows.environment).into(),
             plan: plan.into(),
             scopes: ScopeSet::new(&rows.scopes),
@@ -61,6 +67,19 @@ impl Policy {
     /// The limits that a request is charged to: the plan's, and the rows' own on top.
     pub fn limits(&self) -> &[Limit] {
         &self.limits
+    }
+
+    /// The texts of an answer that are the policy's: those that end it, if it names the limit at `position`, or none.
+    #[inline]
+    pub fn texts(&self, position: Option<usize>) -> &AnswerTexts {
+        // A position is one of the limits'; there is always a first.
+        self.texts.get(position.map_or(0, |position| position + 1)).unwrap_or(&self.texts[0])
+    }
+
+    /// Whether it does not matter where a request comes from.
+    #[inline]
+    pub fn is_for_everyone(&self) -> bool {
+        self.ips.is_empty() && self.origins.is_empty()
     }
 
     /// Whether `scope` is one of the key's, or covered by one that ends in `*`.

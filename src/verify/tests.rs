@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use keyward_protocol::Scopes;
+use keyward_protocol::{ScopeMode, Scopes};
 use proptest::prelude::*;
 
 use super::*;
 use crate::limiter::Ledger;
-use crate::record::{KeyRecord, Limit, Origin};
+use crate::record::{KeyRecord, Limit, Origin, Status};
 use crate::snapshot::{Builder, Stamp};
 
 const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
@@ -62,7 +62,7 @@ fn digest(key: &str) -> Credential<'_> {
 
 fn verdicts(context: &Context<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    assert_eq!(context.verify(requests, |answer, _| verdicts.push(answer.verdict)), requests.len());
+    assert_eq!(context.verify(requests, |decision| verdicts.push(decision.verdict())), requests.len());
     verdicts
 }
 
@@ -119,7 +119,8 @@ fn the_first_fault_in_order_decides() {
         let snapshot = have_snapshot.then_some(&built);
         let context = Context { snapshot, limiter: &limiter, rules: &rules, now: NOW };
         let mut got = None;
-        context.verify(&[request], |answer, _| {
+        context.verify(&[request], |decision| {
+            let answer = decision.answer();
             got = Some((answer.verdict, answer.generation, answer.key_id.to_owned()))
         });
         let generation = if have_snapshot { 7 } else { 0 };
@@ -195,7 +196,7 @@ fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
     assert_eq!(verdicts(&on(&new), &[limited]), [Verdict::Allowed]);
     let mut answers = Vec::new();
     let answered = on(&old)
-        .verify(&[unlimited, unlimited, limited, unlimited], |answer, _| answers.push(answer.verdict));
+        .verify(&[unlimited, unlimited, limited, unlimited], |decision| answers.push(decision.verdict()));
     assert_eq!((answered, answers), (2, vec![Verdict::Allowed; 2]));
     assert_eq!(
         verdicts(&on(&new), &[limited; 5])[..],
@@ -233,7 +234,8 @@ proptest! {
             let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
             let mut answers = Vec::new();
             for chunk in requests.chunks(batch) {
-                context.verify(chunk, |answer, _| {
+                context.verify(chunk, |decision| {
+                    let answer = decision.answer();
                     let limit = (answer.limit.name.to_owned(), answer.limit.limit, answer.limit.remaining);
                     answers.push((answer.request_id, answer.verdict, answer.key_id.to_owned(), limit));
                 });

@@ -26,6 +26,8 @@ mod sync {
     pub fn chunk(word: u64) -> Chunk {
         (0..CHUNK).map(|_| AtomicU64::new(word)).collect()
     }
+
+    pub fn prefetch<T>(_: &T) {}
 }
 
 /// How often a thread may be taken off its processor against its will. Two find nearly all that more would (the known bugs of

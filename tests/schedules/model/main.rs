@@ -26,6 +26,8 @@ mod sync {
     pub fn chunk(word: u64) -> Chunk {
         (0..CHUNK).map(|_| AtomicU64::new(word)).collect()
     }
+
+    pub fn prefetch<T>(_: &T) {}
 }
 
 use sequence::Sequence;

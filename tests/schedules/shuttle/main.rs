@@ -23,6 +23,8 @@ mod sync {
     pub fn chunk(word: u64) -> Chunk {
         (0..CHUNK).map(|_| AtomicU64::new(word)).collect()
     }
+
+    pub fn prefetch<T>(_: &T) {}
 }
 
 /// Schedules of each kind for each scenario: some seconds.
