@@ -11,8 +11,8 @@ SECONDS_AT_MOST = 600
 def parser(text, **defaults):
     """With `keys`, `seconds` and `rounds` where they have a default."""
     common = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    helps = {"keys": (int, "keys of each server"), "rounds": (int, "how often everything is measured"),
-             "seconds": (float, "of each measurement, after a quarter of it of warm-up")}
+    helps = {"keys": (count, "keys of each server"), "rounds": (count, "how often everything is measured"),
+             "seconds": (duration, "of each measurement, after a quarter of it of warm-up")}
     for name, default in defaults.items():
         kind, text = helps[name]
         common.add_argument(f"--{name}", type=kind, default=default, help=f"{text} [{default:,}]")
@@ -31,15 +31,31 @@ def processors(text):
         raise argparse.ArgumentTypeError("write one or two processors, as in 0,1") from None
 
 
+def count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("write a number, 1 or more")
+    return int(text)
+
+
+def counts(text):
+    return [count(part) for part in text.split(",")]
+
+
+def duration(text):
+    try:
+        if 0 < float(text) <= SECONDS_AT_MOST:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"write seconds, at most {SECONDS_AT_MOST}")
+
+
 def parse(common):
     options = common.parse_args()
     allowed = machine.usable()
     options.pin = ((options.pin or allowed[:2]) + [None])[:2]
     if any(processor not in allowed for processor in options.pin if processor is not None):
         common.error(f"--pin: this process may use {allowed}")
-    if any(getattr(options, name, 1) < 1 for name in ("keys", "rounds")) \
-            or not 0 < getattr(options, "seconds", 1) <= SECONDS_AT_MOST:
-        common.error(f"--keys and --rounds are at least 1, --seconds at most {SECONDS_AT_MOST}")
     return options
 
 
@@ -54,7 +70,13 @@ def begin(options, packages):
 def header(options, versions):
     """What all figures of a run hold for."""
     return {**machine.facts(), "pin": options.pin, "versions": versions, "date": time.strftime("%Y-%m-%d"),
-            "command": " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}
+            "command": command()}
+
+
+def command(row=None):
+    """The command line; of one row, where it was for all of them."""
+    words = [row if row and word == "all" else word for word in sys.argv[1:]]
+    return " ".join([os.path.relpath(sys.argv[0], ROOT), *words])
 
 
 def run(main):
