@@ -1,4 +1,5 @@
 """keyward itself, with one worker unless its configuration says otherwise, and no configuration of the machine's."""
+
 import json, os, subprocess, threading, time
 from pathlib import Path
 
@@ -29,8 +30,18 @@ class Keyward(Server):
         config = self.directory / "keyward.toml"
         # Nobody but the one who asks for a reload should cause one.
         config.write_text(f'[server]\n{self.settings}\n[source]\npoll = "1h"\n[log]\nlevel = "error"\n')
-        return [self.place.binary, "serve", "--config", config, "--source", self.source, "--socket", self.socket,
-                "--state-dir", self.directory]
+        return [
+            self.place.binary,
+            "serve",
+            "--config",
+            config,
+            "--source",
+            self.source,
+            "--socket",
+            self.socket,
+            "--state-dir",
+            self.directory,
+        ]
 
     def wait(self):
         self.until("it listens", self.listens)
@@ -42,7 +53,9 @@ class Keyward(Server):
         return status.get("ready", False)
 
     def status(self):
-        done = subprocess.run([self.place.binary, "status", "--socket", self.socket, "--json"], capture_output=True, text=True)
+        done = subprocess.run(
+            [self.place.binary, "status", "--socket", self.socket, "--json"], capture_output=True, text=True
+        )
         return json.loads(done.stdout) if done.returncode == 0 else None
 
     def reload(self):
@@ -69,10 +82,12 @@ class Keyward(Server):
 
     def watched(self, action):
         peak, done = 0, threading.Event()
+
         def watch():
             nonlocal peak
             while not done.wait(GLANCE):
                 peak = max(peak, self.memory("VmRSS"))
+
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
@@ -88,6 +103,7 @@ class Keyward(Server):
 
 class Spinning(Keyward):
     """The same, whose worker spins. It waits where its client does not: on two processors."""
+
     settings = Keyward.settings + "\n" + BUSY_POLL
 
 

@@ -1,4 +1,5 @@
 """Plots as SVG: panels of bars, and panels of curves over a logarithmic axis. Coordinates are pixels; text is 12 high."""
+
 import html, math
 from typing import NamedTuple
 
@@ -60,7 +61,9 @@ def bars(title, panels, foot):
             length = max(1.0, room * bar.value / longest)
             weight = 600 if bar.colour == OURS else 400
             out.append(text(left + LABEL - 8, at + 12, bar.label, anchor="end", fill=INK, weight=weight))
-            out.append(f'<rect x="{left + LABEL}" y="{at}" width="{length:.1f}" height="{ROW - 7}" rx="2" fill="{bar.colour}"/>')
+            out.append(
+                f'<rect x="{left + LABEL}" y="{at}" width="{length:.1f}" height="{ROW - 7}" rx="2" fill="{bar.colour}"/>'
+            )
             ends = [left + LABEL + room * end / longest for end in (bar.lowest, bar.highest)]
             if ends[1] - ends[0] >= 2:
                 out.append(line(ends[0], at + 7.5, ends[1], at + 7.5, INK))
@@ -95,7 +98,15 @@ def plot(panel, left, top, width):
     for mark in marks:
         y = y_of(shape(mark))
         out.append(line(left, y, left + width, y, GRID))
-        out.append(text(left - 6, y + 4, f"{mark:,.0f}" if mark >= 1 or mark == 0 else f"{mark:g}", anchor="end", fill=SOFT))
+        out.append(
+            text(
+                left - 6,
+                y + 4,
+                f"{mark:,.0f}" if mark >= 1 or mark == 0 else f"{mark:g}",
+                anchor="end",
+                fill=SOFT,
+            )
+        )
     for where, what in panel.marks:
         if xs[0] <= where <= xs[-1]:
             x = x_of(math.log(where))
@@ -103,10 +114,12 @@ def plot(panel, left, top, width):
             out.append(text(x + 3, top + PLOT_HEIGHT - 5, what, fill=SOFT))
     # As many names as fit.
     room = max(1, int(width // 34))
-    shown = xs[::-(-len(xs) // room)]
+    shown = xs[:: -(-len(xs) // room)]
     for x in xs:
         out.append(line(x_of(math.log(x)), top + PLOT_HEIGHT, x_of(math.log(x)), top + PLOT_HEIGHT + 4, SOFT))
-    out += [text(x_of(math.log(x)), top + PLOT_HEIGHT + 17, panel.name(x), anchor="middle", fill=SOFT) for x in shown]
+    out += [
+        text(x_of(math.log(x)), top + PLOT_HEIGHT + 17, panel.name(x), anchor="middle", fill=SOFT) for x in shown
+    ]
     out.append(text(left + width / 2, top + PLOT_HEIGHT + 36, panel.across, anchor="middle", fill=SOFT))
     for curve in panel.curves:
         points = [(x_of(math.log(x)), y_of(shape(y))) for x, y in curve.points]
@@ -131,7 +144,7 @@ def linear(highest):
 
 def decades(lowest, highest):
     """1, 2, 5, 10 and so on, around a range."""
-    steps = [base * 10 ** power for power in range(-2, 12) for base in (1, 2, 5)]
+    steps = [base * 10**power for power in range(-2, 12) for base in (1, 2, 5)]
     first = max((step for step in steps if step <= lowest), default=steps[0])
     last = min(step for step in steps if step >= highest)
     return [step for step in steps if first <= step <= last]
@@ -145,18 +158,28 @@ def finish(out, height, foot):
     for row, words in enumerate(foot):
         out.append(text(MARGIN, height + 16 + 15 * row, words, fill=SOFT, size=11))
     height = round(height + 15 * len(foot) + 14)
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>', *out, "</svg>"]) + "\n"
+    return (
+        "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+                'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" font-size="12">',
+                f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+                *out,
+                "</svg>",
+            ]
+        )
+        + "\n"
+    )
 
 
 def text(x, y, words, *, anchor="start", fill=INK, weight=400, size=None):
     size = f' font-size="{size}"' if size else ""
-    return (f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}"{size}>'
-            f'{html.escape(words)}</text>')
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}"{size}>'
+        f"{html.escape(words)}</text>"
+    )
 
 
 def line(x1, y1, x2, y2, colour, width=1, dashes=None):
     dashes = f' stroke-dasharray="{dashes}"' if dashes else ""
-    return (f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"{dashes}/>')
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"{dashes}/>'

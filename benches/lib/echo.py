@@ -1,4 +1,5 @@
 """The raw echo: reads as many bytes as keyward's requests have, answers as many as its answers, and decides nothing."""
+
 from .server import Server
 
 
@@ -8,8 +9,16 @@ class Echo(Server):
     manners = []
 
     def command(self):
-        return [self.place.binary, "bench", "--serve-echo", "--socket", self.socket, "--answer-size", str(self.answer_size),
-                *self.manners]
+        return [
+            self.place.binary,
+            "bench",
+            "--serve-echo",
+            "--socket",
+            self.socket,
+            "--answer-size",
+            str(self.answer_size),
+            *self.manners,
+        ]
 
 
 class SpinningEcho(Echo):

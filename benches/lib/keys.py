@@ -3,6 +3,7 @@
 The hashes are random numbers from a seed, which is what SHA-256 makes of any keys: no client here sends a raw key. They
 come a block at a time, so that any part of a hundred million can be made again without the rest.
 """
+
 import random
 
 # What no load reaches: nothing here is about refusals.
@@ -26,7 +27,7 @@ def blocks(count):
 def digests(count):
     """One by one."""
     for _, block in blocks(count):
-        yield from (block[at:at + HASH] for at in range(0, len(block), HASH))
+        yield from (block[at : at + HASH] for at in range(0, len(block), HASH))
 
 
 def record(number):
@@ -47,11 +48,15 @@ def write_export(path, count, changed=False):
         file.write(b"key_hash,key_id,owner,environment,plan,limits,status\n")
         for first, block in blocks(count):
             text = block.hex().encode()
-            rows = (b"%s,key_%08d,owner_%07d,live,pro,%s,active\n"
-                    % (text[at * 64:at * 64 + 64], first + at, (first + at) // KEYS_OF_OWNER, limit)
-                    for at in range(len(block) // HASH))
+            rows = (
+                b"%s,key_%08d,owner_%07d,live,pro,%s,active\n"
+                % (text[at * 64 : at * 64 + 64], first + at, (first + at) // KEYS_OF_OWNER, limit)
+                for at in range(len(block) // HASH)
+            )
             if changed and first == 0:
-                rows = (row.replace(b",active\n", b",disabled\n") if at == 0 else row for at, row in enumerate(rows))
+                rows = (
+                    row.replace(b",active\n", b",disabled\n") if at == 0 else row for at, row in enumerate(rows)
+                )
             file.writelines(rows)
 
 
@@ -62,5 +67,7 @@ def write_digests(path, count, most=ASKED, first=0):
         for start, block in blocks(count):
             # The first number of this block that is a multiple of the step.
             offset = max(-start % step, first - start)
-            file.writelines(block[at * HASH:at * HASH + HASH].hex().encode() + b"\n"
-                            for at in range(offset, len(block) // HASH, step))
+            file.writelines(
+                block[at * HASH : at * HASH + HASH].hex().encode() + b"\n"
+                for at in range(offset, len(block) // HASH, step)
+            )

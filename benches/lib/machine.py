@@ -1,4 +1,5 @@
 """The machine that is measured on: what a header has to say of it, and what a size is compared with."""
+
 import os, platform, re
 from pathlib import Path
 
@@ -11,8 +12,12 @@ BUSY = 0.7
 def facts():
     """What figures hold for."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-    return {"processor": model.group(1).strip() if model else platform.machine(), "processors": len(usable()),
-            "memory_gib": round(memory("MemTotal") / 2**30), "kernel": f"Linux {platform.release()}"}
+    return {
+        "processor": model.group(1).strip() if model else platform.machine(),
+        "processors": len(usable()),
+        "memory_gib": round(memory("MemTotal") / 2**30),
+        "kernel": f"Linux {platform.release()}",
+    }
 
 
 def usable():

@@ -1,4 +1,5 @@
 """memcached: the key's record, by its hash in base64."""
+
 import base64, os
 
 from .keys import digests, record
@@ -29,7 +30,9 @@ class Memcached(Server):
             items = []
             for number, key in enumerate(digests(count), 1):
                 value = record(number - 1)
-                items.append(b"set %s 0 0 %d noreply\r\n%s\r\n" % (base64.urlsafe_b64encode(key)[:43], len(value), value))
+                items.append(
+                    b"set %s 0 0 %d noreply\r\n%s\r\n" % (base64.urlsafe_b64encode(key)[:43], len(value), value)
+                )
                 if number % CHUNK == 0 or number == count:
                     stream.sendall(b"".join(items))
                     items = []

@@ -1,4 +1,5 @@
 """What the command lines have in common, and how a run begins."""
+
 import argparse, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -11,15 +12,27 @@ SECONDS_AT_MOST = 600
 def parser(text, **defaults):
     """With `keys`, `seconds` and `rounds` where they have a default."""
     common = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    helps = {"keys": (count, "keys of each server"), "rounds": (count, "how often everything is measured"),
-             "seconds": (duration, "of each measurement, after a quarter of it of warm-up")}
+    helps = {
+        "keys": (count, "keys of each server"),
+        "rounds": (count, "how often everything is measured"),
+        "seconds": (duration, "of each measurement, after a quarter of it of warm-up"),
+    }
     for name, default in defaults.items():
         kind, text = helps[name]
         common.add_argument(f"--{name}", type=kind, default=default, help=f"{text} [{default:,}]")
-    common.add_argument("--pin", type=processors, default=None, metavar="CPU,CPU",
-                        help="the client's processor, and the servers' where there are two [the first two that are there]")
-    common.add_argument("--binary", type=Path, help="the keyward to measure, and to measure with [a release build]")
-    common.add_argument("--out", type=Path, default=ROOT / "benches" / "results", help="where results are written to")
+    common.add_argument(
+        "--pin",
+        type=processors,
+        default=None,
+        metavar="CPU,CPU",
+        help="the client's processor, and the servers' where there are two [the first two that are there]",
+    )
+    common.add_argument(
+        "--binary", type=Path, help="the keyward to measure, and to measure with [a release build]"
+    )
+    common.add_argument(
+        "--out", type=Path, default=ROOT / "benches" / "results", help="where results are written to"
+    )
     common.add_argument("--no-install", action="store_true", help="leave out what is not installed")
     return common
 
@@ -69,8 +82,13 @@ def begin(options, packages):
 
 def header(options, versions):
     """What all figures of a run hold for."""
-    return {**machine.facts(), "pin": options.pin, "versions": versions, "date": time.strftime("%Y-%m-%d"),
-            "command": command()}
+    return {
+        **machine.facts(),
+        "pin": options.pin,
+        "versions": versions,
+        "date": time.strftime("%Y-%m-%d"),
+        "command": command(),
+    }
 
 
 def command(row=None):

@@ -1,4 +1,5 @@
 """Where a run keeps its files, which binary it measures, and on which processors the ends are."""
+
 import contextlib, os, tempfile
 from pathlib import Path
 

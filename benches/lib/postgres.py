@@ -1,4 +1,5 @@
 """PostgreSQL: the key's row by its indexed hash; and a table as a real system has it, for COPY to export."""
+
 import os, pwd, re, signal, subprocess, time
 
 from .keys import blocks, record
@@ -6,8 +7,15 @@ from .programs import find, first_line, run
 from .server import Server
 
 # Everything in memory, nothing in the background, and no wait for a disk.
-SETTINGS = ["listen_addresses=", "fsync=off", "shared_buffers=1GB", "autovacuum=off", "max_wal_size=8GB", "jit=off",
-            "max_connections=50"]
+SETTINGS = [
+    "listen_addresses=",
+    "fsync=off",
+    "shared_buffers=1GB",
+    "autovacuum=off",
+    "max_wal_size=8GB",
+    "jit=off",
+    "max_connections=50",
+]
 
 # As in tests/postgres.rs: the database's own types for hashes, times, arrays, networks and JSON.
 REAL_TABLE = """
@@ -55,7 +63,14 @@ class Postgres(Server):
     def command(self):
         data = self.directory / "data"
         run([find("initdb"), "-A", "trust", "-U", "postgres", "-N", "-D", data], cwd="/", **(self.user or {}))
-        return [find("postgres"), "-D", data, "-k", self.directory, *(part for setting in SETTINGS for part in ("-c", setting))]
+        return [
+            find("postgres"),
+            "-D",
+            data,
+            "-k",
+            self.directory,
+            *(part for setting in SETTINGS for part in ("-c", setting)),
+        ]
 
     def wait(self):
         super().wait()
@@ -68,14 +83,23 @@ class Postgres(Server):
     def load(self, count):
         if count == 0:
             return
-        self.psql("CREATE UNLOGGED TABLE api_keys (key_hash bytea, key_id text, owner text, environment text, "
-                  "plan text, limits text)")
-        copy = subprocess.Popen(self.psql_command("COPY api_keys FROM STDIN WITH (FORMAT csv)"), cwd="/",
-                                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, **(self.user or {}))
+        self.psql(
+            "CREATE UNLOGGED TABLE api_keys (key_hash bytea, key_id text, owner text, environment text, "
+            "plan text, limits text)"
+        )
+        copy = subprocess.Popen(
+            self.psql_command("COPY api_keys FROM STDIN WITH (FORMAT csv)"),
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            **(self.user or {})
+        )
         for first, block in blocks(count):
             text = block.hex().encode()
-            copy.stdin.writelines(b"\\x%s,%s\n" % (text[at * 64:at * 64 + 64], record(first + at))
-                                  for at in range(len(text) // 64))
+            copy.stdin.writelines(
+                b"\\x%s,%s\n" % (text[at * 64 : at * 64 + 64], record(first + at))
+                for at in range(len(text) // 64)
+            )
         copy.stdin.close()
         if copy.wait() != 0:
             raise RuntimeError("PostgreSQL does not take the keys")
@@ -83,7 +107,19 @@ class Postgres(Server):
         self.psql("VACUUM (ANALYZE, FREEZE) api_keys")
 
     def psql_command(self, sql):
-        return [find("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", self.directory, "-c", sql]
+        return [
+            find("psql"),
+            "-X",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "postgres",
+            "-h",
+            self.directory,
+            "-c",
+            sql,
+        ]
 
     def psql(self, sql):
         """Seconds that it took."""
@@ -93,4 +129,6 @@ class Postgres(Server):
         return time.monotonic() - start
 
     def version(self):
-        return re.sub(r"^postgres \(PostgreSQL\) (\S+).*", r"PostgreSQL \1", first_line([find("postgres"), "--version"]))
+        return re.sub(
+            r"^postgres \(PostgreSQL\) (\S+).*", r"PostgreSQL \1", first_line([find("postgres"), "--version"])
+        )

@@ -1,4 +1,5 @@
 """One request by this process: to see the moment at which a daemon answers it. protocol/SPEC.md has the bytes."""
+
 import contextlib, socket, struct, time
 
 VERIFY, ANSWER, ALLOWED, NOT_READY = 0x02, 0x82, 0, 1

@@ -1,4 +1,5 @@
 """Redis: the key's record for GET, and the key's token bucket for a Lua script."""
+
 import re, time
 
 from .keys import digests, record
@@ -13,8 +14,23 @@ class Redis(Server):
     label, target, packages = "Redis GET", "redis", {"redis-server": "redis-server"}
 
     def command(self):
-        return [find("redis-server"), "--port", "0", "--unixsocket", self.socket, "--unixsocketperm", "700", "--save", "",
-                "--appendonly", "no", "--dir", self.directory, "--daemonize", "no"]
+        return [
+            find("redis-server"),
+            "--port",
+            "0",
+            "--unixsocket",
+            self.socket,
+            "--unixsocketperm",
+            "700",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            self.directory,
+            "--daemonize",
+            "no",
+        ]
 
     def load(self, count):
         """The record of each key, and its token bucket, full since a moment ago."""
@@ -35,6 +51,7 @@ class Redis(Server):
 
 class Bucket(Redis):
     """The same server, asked by a script to charge the key's bucket."""
+
     label, target = "Redis Lua token bucket", "redis-bucket"
 
 

@@ -1,4 +1,5 @@
 """Files of results, replaced as a whole; tables as Markdown; and the lines under a table that say what it holds for."""
+
 import json, os
 from pathlib import Path
 

@@ -3,6 +3,7 @@
 A figure is the median of its rounds; its spread is half the way from the lowest to the highest. A ratio is of two medians;
 its own spread is of the ratios within each round.
 """
+
 import statistics
 
 from . import client
@@ -25,8 +26,13 @@ class Series:
     def figures(self):
         of = lambda pick: statistics.median(pick(run) for run in self.runs)
         rates = [run["throughput"] for run in self.runs]
-        return {"throughput": of(lambda run: run["throughput"]), "lowest": min(rates), "highest": max(rates),
-                "p50_ns": of(lambda run: run["latency_ns"]["p50"]), "p99_ns": of(lambda run: run["latency_ns"]["p99"])}
+        return {
+            "throughput": of(lambda run: run["throughput"]),
+            "lowest": min(rates),
+            "highest": max(rates),
+            "p50_ns": of(lambda run: run["latency_ns"]["p50"]),
+            "p99_ns": of(lambda run: run["latency_ns"]["p99"]),
+        }
 
 
 def measure(stage, cases, rounds, seconds):
@@ -35,7 +41,7 @@ def measure(stage, cases, rounds, seconds):
     for number in range(rounds):
         for case in cases:
             # Every other round the other way about.
-            for rival in stage.rivals(case)[::-1 if number % 2 else 1]:
+            for rival in stage.rivals(case)[:: -1 if number % 2 else 1]:
                 rival.server.pin({stage.place.second if case.apart else stage.place.first})
                 figures = client.load(rival.server, rival.target, case, seconds)
                 runs[case].setdefault(rival.label, []).append(figures)

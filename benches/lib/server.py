@@ -1,4 +1,5 @@
 """A server that is measured: a process of ours at a Unix socket in a directory of its own, pinned, and stopped by its pid."""
+
 import contextlib, os, re, resource, signal, socket, subprocess, time
 from pathlib import Path
 
@@ -46,8 +47,14 @@ class Server:
         processors = processors or {self.place.first}
         with open(self.directory / "log", "wb") as output:
             self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.directory,
-                preexec_fn=lambda: prepare(processors), **(self.user or {}))
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.directory,
+                preexec_fn=lambda: prepare(processors),
+                **(self.user or {}),
+            )
         self.wait()
         self.load(count)
 

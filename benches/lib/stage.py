@@ -1,4 +1,5 @@
 """Servers with the same keys, side by side. Those that are missing are left out with a word; all are stopped at the end."""
+
 from typing import NamedTuple
 
 from . import cases, client, keys
@@ -11,7 +12,14 @@ from .redis import Bucket, Redis
 from .server import DoesNotStart, Server
 
 # By the names of the command line; keyward first, whose answers' size the echo takes.
-SERVERS = {"keyward": Keyward, "echo": Echo, "redis": Redis, "redis-bucket": Bucket, "memcached": Memcached, "postgres": Postgres}
+SERVERS = {
+    "keyward": Keyward,
+    "echo": Echo,
+    "redis": Redis,
+    "redis-bucket": Bucket,
+    "memcached": Memcached,
+    "postgres": Postgres,
+}
 
 
 class Rival(NamedTuple):

@@ -1,9 +1,10 @@
 """Targets of loading: a PostgreSQL export until it is in force, a compiled snapshot until it is served, and what reloads do to
 the requests beside them and to memory."""
+
 import hashlib, os, threading, time
 from contextlib import ExitStack
 
-from . import cases, client, keys, probe, rounds, words
+from . import cases, client, keys, probe, words
 from .daemon import Keyward, compile_export
 from .postgres import PLAIN_TABLE, REAL_TABLE, Postgres
 from .programs import log
@@ -11,8 +12,12 @@ from .target_table import Row, Side
 
 # A load at a fixed rate: one that leaves a worker idle most of the time, so that every pause shows and none adds up.
 OPEN_RATE = 20_000
-OPEN = cases.Case("an open loop", "4 connections, 20,000 requests a second whatever the daemon does, both ends on one core",
-                  connections=4, depth=256)
+OPEN = cases.Case(
+    "an open loop",
+    "4 connections, 20,000 requests a second whatever the daemon does, both ends on one core",
+    connections=4,
+    depth=256,
+)
 # Of a reload's own time, how long the load beside it is measured: one is whole in it, with its swap and its freeing.
 WHOLE_RELOADS = 1.3
 
@@ -45,16 +50,24 @@ def exported(place, options):
             copies, reloads = [], []
             for number in range(options.rounds):
                 # As exports do, it differs from the one before.
-                postgres.psql(f"UPDATE exported SET status = '{['revoked', 'active'][number % 2]}' WHERE key_id = 'id_1'")
+                postgres.psql(
+                    f"UPDATE exported SET status = '{['revoked', 'active'][number % 2]}' WHERE key_id = 'id_1'"
+                )
                 copies.append(copy())
                 start = time.monotonic()
                 os.rename(fresh, source)
                 daemon.reload()
                 reloads.append(time.monotonic() - start)
             versions.append(daemon.version())
-        rows.append(Row(f"{words.count(count)} rows of CSV ({what}), from rename to acknowledged", Side("", reloads, seconds),
-                        Side("PostgreSQL's COPY that wrote it", copies, seconds), ("<=", 1),
-                        f"{options.rounds} rounds; the daemon has such a set already; both may use all processors"))
+        rows.append(
+            Row(
+                f"{words.count(count)} rows of CSV ({what}), from rename to acknowledged",
+                Side("", reloads, seconds),
+                Side("PostgreSQL's COPY that wrote it", copies, seconds),
+                ("<=", 1),
+                f"{options.rounds} rounds; the daemon has such a set already; both may use all processors",
+            )
+        )
     return rows, list(dict.fromkeys(versions)), []
 
 
@@ -79,9 +92,15 @@ def compiled(place, options):
             serving.append(timed(lambda: daemon.start(count, both)))
             version = daemon.version()
         log(f"round {number + 1} of {options.rounds}")
-    row = Row(f"compiled, {words.count(count)} keys, from start to the first ALLOWED", Side("", serving, seconds),
-              Side(f"reading the file ({words.size(snapshot.stat().st_size)}) and taking its SHA-256", hashing, seconds), ("<=", 2),
-              f"{options.rounds} rounds; the file is in the page cache; SHA-256 by Python's hashlib (OpenSSL)")
+    row = Row(
+        f"compiled, {words.count(count)} keys, from start to the first ALLOWED",
+        Side("", serving, seconds),
+        Side(
+            f"reading the file ({words.size(snapshot.stat().st_size)}) and taking its SHA-256", hashing, seconds
+        ),
+        ("<=", 2),
+        f"{options.rounds} rounds; the file is in the page cache; SHA-256 by Python's hashlib (OpenSSL)",
+    )
     return [row], [version], []
 
 
@@ -107,6 +126,7 @@ def two_exports(place, count):
         os.rename(files[0], aside)
         os.rename(files[1], files[0])
         os.rename(aside, files[1])
+
     return swap
 
 
@@ -118,14 +138,18 @@ def beside_reloads(place, options):
     keys.write_digests(place.path("digests"), count, first=1)
     notes = [] if place.second is not None else ["there is one processor: reloads had none to themselves"]
     with ExitStack() as stack:
-        daemon = started(stack, Keyward(place), count, {place.second if place.second is not None else place.first})
+        daemon = started(
+            stack, Keyward(place), count, {place.second if place.second is not None else place.first}
+        )
         daemon.pin({place.first}, thread="worker-")
         swap()
         took = daemon.reload()
         length = max(options.seconds, took * WHOLE_RELOADS)
         log(f"a reload takes {took:.1f} s; each measurement {length:.1f} s")
-        loads = {"closed": lambda: client.load(daemon, "keyward", cases.ONE_CORE, length),
-                 "open": lambda: client.load(daemon, "keyward", OPEN, length, rate=OPEN_RATE)}
+        loads = {
+            "closed": lambda: client.load(daemon, "keyward", cases.ONE_CORE, length),
+            "open": lambda: client.load(daemon, "keyward", OPEN, length, rate=OPEN_RATE),
+        }
         steady, during = ({name: [] for name in loads} for _ in range(2))
         for number in range(options.rounds):
             for name, load in loads.items():
@@ -134,12 +158,22 @@ def beside_reloads(place, options):
                     during[name].append(load()["latency_ns"]["p99"])
             log(f"round {number + 1} of {options.rounds}")
         version = daemon.version()
-    note = (f"{count:,} keys in CSV; {options.rounds} rounds of {length:.1f} s; a reload takes {took:.1f} s and the next follows at "
-            "once; worker and client on the first processor, everything else of the daemon on the second. "
-            f"The open loop: {OPEN.what}; latency from when each was due")
+    note = (
+        f"{count:,} keys in CSV; {options.rounds} rounds of {length:.1f} s; a reload takes {took:.1f} s and the next follows at "
+        "once; worker and client on the first processor, everything else of the daemon on the second. "
+        f"The open loop: {OPEN.what}; latency from when each was due"
+    )
     what = {"closed": "1 request at a time", "open": f"{OPEN_RATE:,} a second, open loop"}
-    rows = [Row(f"p99 while {words.count(count)} keys reload, {what[name]}", Side("", during[name], words.time),
-                Side("p99 steady", steady[name], words.time), ("<=", 1.5), note) for name in loads]
+    rows = [
+        Row(
+            f"p99 while {words.count(count)} keys reload, {what[name]}",
+            Side("", during[name], words.time),
+            Side("p99 steady", steady[name], words.time),
+            ("<=", 1.5),
+            note,
+        )
+        for name in loads
+    ]
     return rows, [version], notes
 
 
@@ -179,15 +213,30 @@ def memory(place, options):
         def reload():
             swap()
             daemon.reload()
+
         peaks = [daemon.peak_of(reload) for _ in range(options.rounds)]
         after, version = daemon.memory("VmRSS"), daemon.version()
     strings = keys.strings(count)
     allowed = 128 * count + strings
     per_key = lambda value: f"{value / count:.0f} B a key"
-    note = (f"{words.count(count)} keys with one limit each, from CSV; VmRSS of the whole process, {words.size(resident)} after loading and "
-            f"{words.size(after)} after {options.rounds} reloads; VmHWM for the peak; the keys' own texts are {per_key(strings)}")
-    rows = [Row(f"memory, {words.count(count)} keys", Side("", [resident], per_key), Side("128 B a key and its texts", [allowed], per_key),
-                ("<=", 1), note),
-            Row(f"memory, {words.count(count)} keys, peak of a reload", Side("", peaks, per_key),
-                Side("128 B a key and its texts", [allowed] * len(peaks), per_key), ("<=", 2.2), note)]
+    note = (
+        f"{words.count(count)} keys with one limit each, from CSV; VmRSS of the whole process, {words.size(resident)} after loading and "
+        f"{words.size(after)} after {options.rounds} reloads; VmHWM for the peak; the keys' own texts are {per_key(strings)}"
+    )
+    rows = [
+        Row(
+            f"memory, {words.count(count)} keys",
+            Side("", [resident], per_key),
+            Side("128 B a key and its texts", [allowed], per_key),
+            ("<=", 1),
+            note,
+        ),
+        Row(
+            f"memory, {words.count(count)} keys, peak of a reload",
+            Side("", peaks, per_key),
+            Side("128 B a key and its texts", [allowed] * len(peaks), per_key),
+            ("<=", 2.2),
+            note,
+        ),
+    ]
     return rows, [version], []

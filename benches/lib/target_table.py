@@ -3,6 +3,7 @@
 benches/results/targets.json keeps every row's latest run, with the machine and the command that it is of, so that rows can be
 measured one by one; targets.md is written from it.
 """
+
 from typing import NamedTuple
 
 from . import results, rounds, words
@@ -12,6 +13,7 @@ JSON, MARKDOWN = "targets.json", "targets.md"
 
 class Side(NamedTuple):
     """One of the two: what it is, and what was measured of it, round by round."""
+
     what: str
     values: list
     # Writes one of them.
@@ -43,14 +45,25 @@ class Row(NamedTuple):
 
     def line(self):
         ratio, lowest, highest = self.ratio()
-        return (f"{self.what}: {self.measured.text()}; {self.against.what}: {self.against.text()}; ratio {ratio:.2f} "
-                f"({lowest:.2f} to {highest:.2f}), target {self.target()}: {verdict(self.met())}")
+        return (
+            f"{self.what}: {self.measured.text()}; {self.against.what}: {self.against.text()}; ratio {ratio:.2f} "
+            f"({lowest:.2f} to {highest:.2f}), target {self.target()}: {verdict(self.met())}"
+        )
 
     def record(self):
         ratio, lowest, highest = self.ratio()
-        return {"what": self.what, "measured": self.measured.text(), "against": f"{self.against.what}: {self.against.text()}",
-                "ratio": ratio, "lowest": lowest, "highest": highest, "target": self.target(), "met": self.met(),
-                "note": self.note, "values": [self.measured.values, self.against.values]}
+        return {
+            "what": self.what,
+            "measured": self.measured.text(),
+            "against": f"{self.against.what}: {self.against.text()}",
+            "ratio": ratio,
+            "lowest": lowest,
+            "highest": highest,
+            "target": self.target(),
+            "met": self.met(),
+            "note": self.note,
+            "values": [self.measured.values, self.against.values],
+        }
 
 
 def verdict(met):
@@ -67,13 +80,32 @@ def keep(directory, names, name, rows, facts):
 
 
 def markdown(kept):
-    lines = [[row["what"], row["measured"], row["against"], f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})",
-              row["target"], verdict(row["met"]) if row["met"] else f"**{verdict(False)}**", f"`benches/targets {name}`"]
-             for name, group in kept.items() for row in group["rows"]]
-    text = [results.table(["what", "measured", "against, in the same run", "ratio (within a round)", "target", "", "command"], lines), "",
-            "Medians of interleaved rounds; ± is half the way from the lowest round to the highest.", ""]
+    lines = [
+        [
+            row["what"],
+            row["measured"],
+            row["against"],
+            f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})",
+            row["target"],
+            verdict(row["met"]) if row["met"] else f"**{verdict(False)}**",
+            f"`benches/targets {name}`",
+        ]
+        for name, group in kept.items()
+        for row in group["rows"]
+    ]
+    text = [
+        results.table(
+            ["what", "measured", "against, in the same run", "ratio (within a round)", "target", "", "command"],
+            lines,
+        ),
+        "",
+        "Medians of interleaved rounds; ± is half the way from the lowest round to the highest.",
+        "",
+    ]
     for name, group in kept.items():
         notes = list(dict.fromkeys(row["note"] for row in group["rows"] if row["note"])) + group["notes"]
-        text.append(f"* `{name}`: {' '.join(f'{note}.' for note in notes)} {results.machine(group)}, {', '.join(group['versions'])}, "
-                    f"{group['date']}: `{group['command']}`")
+        text.append(
+            f"* `{name}`: {' '.join(f'{note}.' for note in notes)} {results.machine(group)}, {', '.join(group['versions'])}, "
+            f"{group['date']}: `{group['command']}`"
+        )
     return "\n".join(text) + "\n"
