@@ -1,7 +1,7 @@
 """Targets of loading: a PostgreSQL export until it is in force, a compiled snapshot until it is served, and what reloads do to
 the requests beside them and to memory."""
 
-import hashlib, os, threading, time
+import hashlib, itertools, os, threading, time
 from contextlib import ExitStack
 
 from . import cases, client, keys, probe, words
@@ -116,24 +116,25 @@ def digest_of(path):
 
 
 def two_exports(place, count):
-    """One that is served, and one that differs in a key; put in each other's place by rename."""
-    files = [place.path("keys.csv"), place.path("other.csv")]
-    keys.write_export(files[0], count)
-    keys.write_export(files[1], count, changed=True)
+    """Two that differ in a key; what is returned publishes them by turns, as one that was never missing."""
+    source, files = place.path("keys.csv"), [place.path("one.csv"), place.path("other.csv")]
+    for number, file in enumerate(files):
+        keys.write_export(file, count, changed=number == 1)
+    turns = itertools.cycle(files)
 
-    def swap():
-        aside = place.path("aside.csv")
-        os.rename(files[0], aside)
-        os.rename(files[1], files[0])
-        os.rename(aside, files[1])
+    def publish():
+        beside = place.path("next.csv")
+        os.link(next(turns), beside)
+        os.rename(beside, source)
 
-    return swap
+    publish()
+    return publish
 
 
 def beside_reloads(place, options):
     """`reload-p99`: the same load alone, and while reloads follow one upon another."""
     count = options.keys or 10_000_000
-    swap = two_exports(place, count)
+    publish = two_exports(place, count)
     # The first key is the one that exports differ in.
     keys.write_digests(place.path("digests"), count, first=1)
     notes = [] if place.second is not None else ["there is one processor: reloads had none to themselves"]
@@ -142,7 +143,7 @@ def beside_reloads(place, options):
             stack, Keyward(place), count, {place.second if place.second is not None else place.first}
         )
         daemon.pin({place.first}, thread="worker-")
-        swap()
+        publish()
         took = daemon.reload()
         length = max(options.seconds, took * WHOLE_RELOADS)
         log(f"a reload takes {took:.1f} s; each measurement {length:.1f} s")
@@ -154,7 +155,7 @@ def beside_reloads(place, options):
         for number in range(options.rounds):
             for name, load in loads.items():
                 steady[name].append(load()["latency_ns"]["p99"])
-                with reloading(daemon, swap):
+                with reloading(daemon, publish):
                     during[name].append(load()["latency_ns"]["p99"])
             log(f"round {number + 1} of {options.rounds}")
         version = daemon.version()
@@ -180,14 +181,14 @@ def beside_reloads(place, options):
 class reloading:
     """Reloads one upon another, from before the load to after it."""
 
-    def __init__(self, daemon, swap):
-        self.daemon, self.swap, self.stop, self.failure = daemon, swap, threading.Event(), None
+    def __init__(self, daemon, publish):
+        self.daemon, self.publish, self.stop, self.failure = daemon, publish, threading.Event(), None
         self.thread = threading.Thread(target=self.run)
 
     def run(self):
         try:
             while not self.stop.is_set():
-                self.swap()
+                self.publish()
                 self.daemon.reload()
         except Exception as failure:
             self.failure = failure
@@ -205,13 +206,13 @@ class reloading:
 def memory(place, options):
     """`memory`: resident after loading, and at most during a reload."""
     count = options.keys or 10_000_000
-    swap = two_exports(place, count)
+    publish = two_exports(place, count)
     with ExitStack() as stack:
         daemon = started(stack, Keyward(place), count, {place.first, place.second} - {None})
         resident = daemon.memory("VmRSS")
 
         def reload():
-            swap()
+            publish()
             daemon.reload()
 
         peaks = [daemon.peak_of(reload) for _ in range(options.rounds)]
