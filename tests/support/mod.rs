@@ -71,7 +71,7 @@ impl Setup {
 
     /// The same for a test that is about exports as text: never compiled.
     pub fn text(export: &str) -> Self {
-        let setup = Self::without_export().as_text();
+        let setup = Self::without_export().with_text();
         setup.export(export);
         setup
     }
@@ -81,7 +81,7 @@ impl Setup {
         Self { dir, config: String::new(), environment: Vec::new(), mode: Mode::current().clone() }
     }
 
-    pub fn as_text(mut self) -> Self {
+    pub fn with_text(mut self) -> Self {
         self.mode.compiled = false;
         self
     }
