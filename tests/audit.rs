@@ -56,7 +56,8 @@ fn assert_no_key(directory: &Path, keys: &[&str]) {
 #[test]
 fn what_changes_answers_is_written_down_and_no_key_is() {
     let rows = [(KEY, "a,acme,active"), ("second-key-of-this-test", "b,acme,active")];
-    let mut daemon = Setup::new(&export(&rows)).config("[source]\npoll = \"1h\"").start();
+    // As text: where in the export a finding is belongs to what is written down.
+    let mut daemon = Setup::text(&export(&rows)).config("[source]\npoll = \"1h\"").start();
     let directory = daemon.setup.dir.path().to_owned();
     let me = |line: &Value| {
         let own = (rustix::process::geteuid().as_raw().into(), std::process::id().into());

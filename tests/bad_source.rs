@@ -28,7 +28,7 @@ fn with_row(row: &str) -> Vec<u8> {
 
 #[test]
 fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on() {
-    let daemon = Daemon::serving(&good());
+    let daemon = Daemon::serving_text(&good());
     let hash = hex("new");
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty file", Vec::new(), "keys.csv"),
@@ -93,7 +93,7 @@ fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on()
 /// What is no file is said to be none, and does not hold up what comes after it.
 #[test]
 fn a_directory_or_a_pipe_in_the_place_of_the_export_is_refused() {
-    let daemon = Daemon::serving(&good());
+    let daemon = Daemon::serving_text(&good());
     let source = daemon.setup.source();
     fs::remove_file(&source).expect("removed");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -110,7 +110,7 @@ fn a_directory_or_a_pipe_in_the_place_of_the_export_is_refused() {
 
 #[test]
 fn crlf_and_a_byte_order_mark_are_accepted() {
-    let daemon = Daemon::serving(&good());
+    let daemon = Daemon::serving_text(&good());
     let outcome = daemon.publish(&format!("\u{feff}{}", good().replace('\n', "\r\n")));
     assert!(outcome.accepted, "{:?}", outcome.error);
     assert_eq!(outcome.changes.expect("counts"), Default::default(), "it says the same");
@@ -122,7 +122,7 @@ fn crlf_and_a_byte_order_mark_are_accepted() {
 
 #[test]
 fn check_tells_the_first_twenty_findings_and_how_many_more() {
-    let setup = Setup::new(&(0..30).fold(HEADER.to_owned(), |text, _| text + "abc,k,,,,\n"));
+    let setup = Setup::text(&(0..30).fold(HEADER.to_owned(), |text, _| text + "abc,k,,,,\n"));
     let output = keyward().arg("check").arg("--source").arg(setup.source()).output().expect("runs");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{errors}");
@@ -177,7 +177,7 @@ fn an_export_cut_or_flipped_anywhere_never_panics_and_never_passes_for_whole_unl
 
 #[test]
 fn rotation_shares_the_balance_and_metadata_columns_can_be_mapped() {
-    let setup = Setup::new("")
+    let setup = Setup::text("")
         .config("[source]\nignore = [\"note\"]\n[source.columns]\nkey_hash = \"sha256\"\nkey_id = \"id\"\n");
     let rows = format!(
         "sha256,id,note,limits\n{},k,old,1/d burst 2\n{},k,new,1/d burst 2\n",

@@ -53,8 +53,15 @@ fn number(figures: &Value, path: &str) -> u64 {
     figures.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} of {figures}"))
 }
 
+/// A file with all keys' hashes: the export as text, whatever the daemon reads.
 fn digests(daemon: &Daemon) -> String {
-    daemon.setup.source().to_str().expect("UTF-8").to_owned()
+    digests_of(daemon, &export())
+}
+
+fn digests_of(daemon: &Daemon, export: &str) -> String {
+    let path = daemon.setup.path("digests.csv");
+    fs::write(&path, export).expect("written");
+    path.to_str().expect("UTF-8").to_owned()
 }
 
 #[test]
@@ -146,8 +153,9 @@ fn raw_keys_are_for_a_daemon_that_wants_them() {
 
 #[test]
 fn a_limit_shows_in_the_verdicts_and_a_peek_charges_nothing() {
-    let daemon = Daemon::serving(&format!("key_hash,key_id,limits\n{},k,1/d burst 5\n", hex("k")));
-    let digests = digests(&daemon);
+    let export = format!("key_hash,key_id,limits\n{},k,1/d burst 5\n", hex("k"));
+    let daemon = Daemon::serving(&export);
+    let digests = digests_of(&daemon, &export);
     let peeked = figures(&daemon, &["--digests", &digests, "--cost", "0"]);
     assert_eq!(peeked["outcomes"].as_object().expect("an object").len(), 1, "{peeked}");
     let charged = figures(&daemon, &["--digests", &digests, "--warmup", "0s"]);

@@ -26,7 +26,7 @@ fn export(rows: &[(&str, &str)]) -> String {
 }
 
 fn daemon(rows: &[(&str, &str)]) -> Daemon {
-    let setup = Setup::new(&export(rows)).config(CONFIG);
+    let setup = Setup::text(&export(rows)).config(CONFIG);
     let daemon = setup.start();
     assert!(daemon.status().ready, "{}", daemon.log());
     daemon
@@ -170,7 +170,7 @@ fn who_is_neither_root_nor_the_daemon_cannot_have_it_read_any_file() {
     if !rustix::process::geteuid().is_root() {
         return eprintln!("skipped: needs root, to be somebody else");
     }
-    let setup = Setup::new(&export(&FOUR)).config(&format!("server.admin_uids = [{NOBODY}]\n{CONFIG}"));
+    let setup = Setup::text(&export(&FOUR)).config(&format!("server.admin_uids = [{NOBODY}]\n{CONFIG}"));
     let secret = setup.path("secret.csv");
     fs::write(&secret, "sha256,key_id,hunter2\n").expect("writes");
     let open = |path: &Path, mode| {

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use keyward::pepper::Pepper;
 use keyward_client::{Decision, Refund, Request};
+use support::mode::Mode;
 use support::{Daemon, Raw, Said, Setup, ask, hex, wait_for};
 
 /// An export from rows such as `key=key_id owner=acme plan=pro`: what is not said is empty.
@@ -85,7 +86,8 @@ fn a_plan_that_nobody_defined_is_a_bad_export() {
     let daemon = serve("plans.pro.requests = '10/d'", &["a=a plan=pro"]);
     let refused = daemon.publish(&export(&["a=a plan=pro", "b=b plan=por"]));
     let error = refused.error.expect("refused");
-    assert!(error.contains(":3: the plan \"por\" is not in the configuration"), "{error}");
+    let place = if Mode::current().compiled { "policies, block 0" } else { "keys.csv:3" };
+    assert!(error.contains(&format!("{place}: the plan \"por\" is not in the configuration")), "{error}");
     assert_eq!(daemon.verdict("a"), "ALLOWED");
 }
 
@@ -299,7 +301,7 @@ fn with_a_pepper_a_leaked_export_is_of_no_use() {
         format!("{},{key}\n", const_hex::encode(hash))
     };
     let rows = row(OLD, "a") + &row(NEW, "b") + &format!("{},plain\n", hex("plain"));
-    fs::write(setup.source(), format!("key_hash,key_id\n{rows}")).expect("the export");
+    setup.export(&format!("key_hash,key_id\n{rows}"));
     let both = format!("keys.pepper_file = '{new}'\nkeys.previous_pepper_file = '{old}'");
     let daemon = setup.config(&both).start();
 
@@ -332,8 +334,7 @@ fn another_pepper_does_not_strand_the_keys_of_the_old_one() {
     };
     let (old, new) = (secret("old"), secret("new"));
     let hash = Pepper::new(b"the old pepper, 128 bits of it").expect("a pepper").hash(b"a");
-    fs::write(setup.source(), format!("key_hash,key_id\n{},a\n", const_hex::encode(hash)))
-        .expect("the export");
+    setup.export(&format!("key_hash,key_id\n{},a\n", const_hex::encode(hash)));
     let daemon = setup.config(&format!("keys.pepper_file = '{old}'")).start();
     assert_eq!(daemon.verdict("a"), "ALLOWED");
 
@@ -375,7 +376,7 @@ fn moving_keys_between_plans_gives_an_owner_no_quota_again() {
     }
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.ended().success());
-    fs::write(daemon.setup.source(), on("b", "b")).expect("the export");
+    daemon.setup.export(&on("b", "b"));
     let daemon = daemon.restart();
     assert_eq!(
         spend(&daemon, "one", 1),

@@ -139,7 +139,7 @@ fn a_million_keys_from_postgresql_are_served_within_two_seconds() {
     }
     let postgres = Postgres::start();
     postgres.run(TABLE);
-    let setup = Setup::without_export();
+    let setup = Setup::without_export().with_text();
     let copied = postgres.export(&setup.source());
 
     // The claim is about what users run: the optimised binary, where the script that runs the tests has built one.

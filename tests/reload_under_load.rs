@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use keyward_client::Request;
+use support::mode::form;
 use support::{Daemon, Setup, hex, replace};
 
 const CONNECTIONS: usize = 16;
@@ -37,21 +39,25 @@ fn export(version: usize) -> String {
     text
 }
 
+fn name(setup: &Setup) -> OsString {
+    setup.source().file_name().expect("a file").to_owned()
+}
+
 /// The layout of a Kubernetes volume: keys.csv -> ..data/keys.csv, ..data -> a directory.
 fn mount(setup: &Setup, version: usize) {
     let directory = setup.path(&format!("..v{version}"));
     fs::create_dir(&directory).expect("a directory");
-    fs::write(directory.join("keys.csv"), export(version)).expect("an export");
+    fs::write(directory.join(name(setup)), form(&setup.source(), &export(version))).expect("an export");
     let link = setup.path("..data_tmp");
     symlink(&directory, &link).expect("a link");
     fs::rename(&link, setup.path("..data")).expect("swapped");
 }
 
-/// Replaces the export in one of three ways.
+/// Replaces the export in one of three ways: renamed, written in place, mounted.
 fn change(daemon: &Daemon, version: usize) {
     match version % 3 {
-        0 => replace(&daemon.setup.path("..data").join("keys.csv"), &export(version)),
-        1 => fs::write(daemon.setup.source(), export(version)).expect("written in place"),
+        0 => replace(&daemon.setup.path("..data").join(name(&daemon.setup)), &export(version)),
+        1 => daemon.setup.export(&export(version)),
         _ => mount(&daemon.setup, version),
     }
 }
@@ -103,7 +109,7 @@ impl Load<'_> {
 fn two_hundred_reloads_under_load() {
     let setup = Setup::without_export().config("[source]\nsettle = \"5ms\"\npoll = \"100ms\"");
     mount(&setup, 0);
-    symlink(Path::new("..data").join("keys.csv"), setup.source()).expect("a link");
+    symlink(Path::new("..data").join(name(&setup)), setup.source()).expect("a link");
     let daemon = setup.start();
     let load = Load {
         daemon: &daemon,
@@ -140,7 +146,7 @@ fn two_hundred_reloads_under_load() {
 fn changes_are_found_without_being_told() {
     let setup = Setup::without_export().config("[source]\nsettle = \"5ms\"\npoll = \"100ms\"");
     mount(&setup, 0);
-    symlink(Path::new("..data").join("keys.csv"), setup.source()).expect("a link");
+    symlink(Path::new("..data").join(name(&setup)), setup.source()).expect("a link");
     let daemon = setup.start();
     for version in 1..=12 {
         change(&daemon, version);

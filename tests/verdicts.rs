@@ -218,7 +218,7 @@ fn a_daemon_without_keys_says_so_instead_of_refusing_connections() {
     let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((answer["verdict"].as_str(), answer["generation"].as_u64()), (Some("NOT_READY"), Some(0)));
     assert!(!daemon.status().ready);
-    fs::write(daemon.setup.source(), export()).expect("an export");
+    daemon.setup.export(&export());
     support::wait_for("the export", || (daemon.verdict("plain") == "ALLOWED").then_some(()));
 }
 

@@ -5,7 +5,7 @@
 //! epoll. Either way it is one thread that serves, beside one that accepts.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -50,28 +50,28 @@ impl Echo {
 
     fn run(self, new: &Receiver<UnixStream>) -> io::Result<()> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let mut peers: Vec<Peer> = Vec::new();
+        let mut peers = Peers::default();
         let mut buffers = Buffers::new(self);
         loop {
             // Nothing to serve: nothing to spin for either.
-            if peers.is_empty() {
+            if peers.count == 0 {
                 match new.recv() {
-                    Ok(stream) => peers.push(Peer::new(stream, &epoll)?),
+                    Ok(stream) => peers.add(stream, &epoll)?,
                     Err(_) => return Ok(()),
                 }
             }
             while let Ok(stream) = new.try_recv() {
-                peers.push(Peer::new(stream, &epoll)?);
+                peers.add(stream, &epoll)?;
             }
-            match peers.as_mut_slice() {
-                [only] => only.serve(&mut buffers, !self.busy_poll),
-                many => self.serve_many(many, &epoll, &mut buffers)?,
+            if peers.count == 1 {
+                peers.serve_only(&mut buffers, !self.busy_poll);
+            } else {
+                self.serve_many(&mut peers, &epoll, &mut buffers)?;
             }
-            peers.retain(|peer| !peer.gone);
         }
     }
 
-    fn serve_many(self, peers: &mut [Peer], epoll: &OwnedFd, buffers: &mut Buffers) -> io::Result<()> {
+    fn serve_many(self, peers: &mut Peers, epoll: &OwnedFd, buffers: &mut Buffers) -> io::Result<()> {
         let nanoseconds = if self.busy_poll { 0 } else { TICK.subsec_nanos() };
         let timeout = Timespec { tv_sec: 0, tv_nsec: nanoseconds.into() };
         match epoll::wait(epoll, spare_capacity(&mut buffers.events), Some(&timeout)) {
@@ -80,9 +80,7 @@ impl Echo {
         }
         let mut events = std::mem::take(&mut buffers.events);
         for event in events.drain(..) {
-            if let Some(peer) = peers.iter_mut().find(|peer| peer.id == event.data.u64()) {
-                peer.serve(buffers, false);
-            }
+            peers.serve(event.data.u64() as usize, buffers, false);
         }
         buffers.events = events;
         Ok(())
@@ -113,8 +111,46 @@ impl Buffers {
     }
 }
 
+/// Peers by the number of their descriptor, which is their own for as long as it is open: what one of five thousand costs
+/// must not be the search for it.
+#[derive(Default)]
+struct Peers {
+    by_descriptor: Vec<Option<Peer>>,
+    count: usize,
+}
+
+impl Peers {
+    fn add(&mut self, stream: UnixStream, epoll: &OwnedFd) -> io::Result<()> {
+        let place = stream.as_raw_fd() as usize;
+        epoll::add(epoll, &stream, epoll::EventData::new_u64(place as u64), epoll::EventFlags::IN)?;
+        self.by_descriptor.resize_with(self.by_descriptor.len().max(place + 1), || None);
+        self.by_descriptor[place] = Some(Peer { stream, partial: 0, gone: false });
+        self.count += 1;
+        Ok(())
+    }
+
+    fn serve_only(&mut self, buffers: &mut Buffers, wait: bool) {
+        if let Some(place) = self.by_descriptor.iter().position(Option::is_some) {
+            self.serve(place, buffers, wait);
+        }
+    }
+
+    fn serve(&mut self, place: usize, buffers: &mut Buffers, wait: bool) {
+        let Some(Some(peer)) = self.by_descriptor.get_mut(place) else {
+            return;
+        };
+        peer.serve(buffers, wait);
+        if peer.gone {
+            self.by_descriptor[place] = None;
+            self.count -= 1;
+            // The descriptors in front are few.
+            let used = self.by_descriptor.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            self.by_descriptor.truncate(used);
+        }
+    }
+}
+
 struct Peer {
-    id: u64,
     stream: UnixStream,
     /// Bytes of a request that has not come as a whole.
     partial: usize,
@@ -122,14 +158,6 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(stream: UnixStream, epoll: &OwnedFd) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
-        // A descriptor's number is its own for as long as it is open.
-        let id = stream.as_raw_fd() as u64;
-        epoll::add(epoll, &stream, epoll::EventData::new_u64(id), epoll::EventFlags::IN)?;
-        Ok(Self { id, stream, partial: 0, gone: false })
-    }
-
     /// One read and one write. A peer that ends or fails is gone, and nobody else notices.
     fn serve(&mut self, buffers: &mut Buffers, wait: bool) {
         let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };

@@ -1,4 +1,4 @@
-//! A real daemon for a test: started on sockets of its own, killed at the end whatever happens.
+//! A real daemon for a test: started on sockets of its own, in the mode of this run, killed at the end whatever happens.
 
 #![allow(unreachable_pub, reason = "a test crate has no public items, and its parts share these")]
 #![allow(dead_code, reason = "each test crate uses a part")]
@@ -20,6 +20,9 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 pub mod loader;
+pub mod mode;
+
+use mode::Mode;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -55,27 +58,46 @@ pub struct Setup {
     pub dir: TempDir,
     config: String,
     environment: Vec<(String, String)>,
+    mode: Mode,
 }
 
 impl Setup {
     /// A directory of its own, and an export in it.
     pub fn new(export: &str) -> Self {
         let setup = Self::without_export();
-        fs::write(setup.source(), export).expect("the export");
+        setup.export(export);
+        setup
+    }
+
+    /// The same for a test that is about exports as text: never compiled.
+    pub fn text(export: &str) -> Self {
+        let setup = Self::without_export().with_text();
+        setup.export(export);
         setup
     }
 
     pub fn without_export() -> Self {
         let dir = TempDir::new().expect("a directory");
-        Self { dir, config: String::new(), environment: Vec::new() }
+        Self { dir, config: String::new(), environment: Vec::new(), mode: Mode::current().clone() }
+    }
+
+    pub fn with_text(mut self) -> Self {
+        self.mode.compiled = false;
+        self
+    }
+
+    /// Writes the export, over what there is.
+    pub fn export(&self, export: &str) {
+        fs::write(self.source(), mode::form(&self.source(), export)).expect("the export");
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
+    /// Where the export is, as text or compiled: [`mode::form`] makes the one or the other of it.
     pub fn source(&self) -> PathBuf {
-        self.path("keys.csv")
+        self.path(if self.mode.compiled { "keys.kwc" } else { "keys.csv" })
     }
 
     /// Lines of the configuration file.
@@ -98,7 +120,7 @@ impl Setup {
     /// The same with another binary.
     pub fn command_of(&self, binary: Option<&OsStr>) -> Command {
         let config = self.path("keyward.toml");
-        fs::write(&config, &self.config).expect("the configuration");
+        fs::write(&config, self.mode.configure(&self.config)).expect("the configuration");
         let mut command = binary.map_or_else(keyward, isolated);
         command.arg("serve").arg("--config").arg(config);
         if !self.config.contains("source.path") {
@@ -149,7 +171,16 @@ pub struct Daemon {
 impl Daemon {
     /// One that serves `export`.
     pub fn serving(export: &str) -> Self {
-        let daemon = Setup::new(export).start();
+        Self::ready(Setup::new(export))
+    }
+
+    /// The same for a test that is about exports as text.
+    pub fn serving_text(export: &str) -> Self {
+        Self::ready(Setup::text(export))
+    }
+
+    fn ready(setup: Setup) -> Self {
+        let daemon = setup.start();
         assert!(daemon.status().ready, "{}", daemon.log());
         daemon
     }
@@ -270,10 +301,10 @@ impl Drop for Daemon {
     }
 }
 
-/// Replaces a file by writing another beside it and renaming it.
-pub fn replace(path: &Path, content: &str) {
+/// Replaces an export by writing another beside it and renaming it.
+pub fn replace(path: &Path, export: &str) {
     let new = path.with_extension("new");
-    fs::write(&new, content).expect("a new file");
+    fs::write(&new, mode::form(path, export)).expect("a new file");
     fs::rename(&new, path).expect("renamed");
 }
 

@@ -1,0 +1,243 @@
+"""Targets of loading: a PostgreSQL export until it is in force, a compiled snapshot until it is served, and what reloads do to
+the requests beside them and to memory."""
+
+import hashlib, itertools, os, threading, time
+from contextlib import ExitStack
+
+from . import cases, client, keys, probe, words
+from .daemon import Keyward, compile_export
+from .postgres import PLAIN_TABLE, REAL_TABLE, Postgres
+from .programs import log
+from .target_table import Row, Side
+
+# A load at a fixed rate: one that leaves a worker idle most of the time, so that every pause shows and none adds up.
+OPEN_RATE = 20_000
+OPEN = cases.Case(
+    "an open loop",
+    "4 connections, 20,000 requests a second whatever the daemon does, both ends on one core",
+    connections=4,
+    depth=256,
+)
+# Of a reload's own time, how long the load beside it is measured: one is whole in it, with its swap and its freeing.
+WHOLE_RELOADS = 1.3
+
+
+def started(stack, server, count=0, processors=None):
+    stack.callback(server.stop)
+    server.start(count, processors)
+    return server
+
+
+def seconds(value):
+    return words.time(value * 1e9)
+
+
+def exported(place, options):
+    """`reload`: COPY to a file, timed; then its rename and the reload, timed, of a daemon that has such a set already."""
+    count, rows, versions = options.keys or 1_000_000, [], []
+    both = {place.first, place.second} - {None}
+    for what, table in (("a real table's columns", REAL_TABLE), ("hash, id, owner, limit", PLAIN_TABLE)):
+        with ExitStack() as stack:
+            postgres = started(stack, Postgres(place, f"postgres-{table is REAL_TABLE}"), processors=both)
+            versions.append(postgres.version())
+            postgres.psql(table.format(rows=count))
+            postgres.psql("VACUUM (ANALYZE, FREEZE) exported")
+            fresh, source = postgres.directory / "fresh.csv", place.path(f"exported-{table is REAL_TABLE}.csv")
+            copy = lambda: postgres.psql(f"COPY exported TO '{fresh}' WITH (FORMAT csv, HEADER)")
+            copy()
+            os.rename(fresh, source)
+            daemon = started(stack, Keyward(place, f"keyward-{table is REAL_TABLE}", source), processors=both)
+            copies, reloads = [], []
+            for number in range(options.rounds):
+                # As exports do, it differs from the one before.
+                postgres.psql(
+                    f"UPDATE exported SET status = '{['revoked', 'active'][number % 2]}' WHERE key_id = 'id_1'"
+                )
+                copies.append(copy())
+                start = time.monotonic()
+                os.rename(fresh, source)
+                daemon.reload()
+                reloads.append(time.monotonic() - start)
+            versions.append(daemon.version())
+        rows.append(
+            Row(
+                f"{words.count(count)} rows of CSV ({what}), from rename to acknowledged",
+                Side("", reloads, seconds),
+                Side("PostgreSQL's COPY that wrote it", copies, seconds),
+                ("<=", 1),
+                f"{options.rounds} rounds; the daemon has such a set already; both may use all processors",
+            )
+        )
+    return rows, list(dict.fromkeys(versions)), []
+
+
+def compiled(place, options):
+    """`compiled`: from the start of the daemon to the first ALLOWED."""
+    count = options.keys or 10_000_000
+    source, snapshot = place.path("keys.csv"), place.path("keys.kwc")
+    keys.write_export(source, count)
+    log(f"compiling {count:,} keys")
+    compile_export(place, source, snapshot)
+    os.remove(source)
+    digest, both = next(keys.digests(count)), {place.first, place.second} - {None}
+    serving, hashing = [], []
+    digest_of(snapshot)
+    for number in range(options.rounds):
+        hashing.append(timed(lambda: digest_of(snapshot)))
+        with ExitStack() as stack:
+            daemon = Keyward(place, f"keyward-{number}", snapshot)
+            stack.callback(daemon.stop)
+            # What `start` does besides is not waited for.
+            daemon.wait = lambda: probe.until_allowed(daemon.socket, digest, 300)
+            serving.append(timed(lambda: daemon.start(count, both)))
+            version = daemon.version()
+        log(f"round {number + 1} of {options.rounds}")
+    row = Row(
+        f"compiled, {words.count(count)} keys, from start to the first ALLOWED",
+        Side("", serving, seconds),
+        Side(
+            f"reading the file ({words.size(snapshot.stat().st_size)}) and taking its SHA-256", hashing, seconds
+        ),
+        ("<=", 2),
+        f"{options.rounds} rounds; the file is in the page cache; SHA-256 by Python's hashlib (OpenSSL)",
+    )
+    return [row], [version], []
+
+
+def timed(action):
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
+
+
+def digest_of(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
+def two_exports(place, count):
+    """Two that differ in a key; what is returned publishes them by turns, as one that was never missing."""
+    source, files = place.path("keys.csv"), [place.path("one.csv"), place.path("other.csv")]
+    for number, file in enumerate(files):
+        keys.write_export(file, count, changed=number == 1)
+    turns = itertools.cycle(files)
+
+    def publish():
+        beside = place.path("next.csv")
+        os.link(next(turns), beside)
+        os.rename(beside, source)
+
+    publish()
+    return publish
+
+
+def beside_reloads(place, options):
+    """`reload-p99`: the same load alone, and while reloads follow one upon another."""
+    count = options.keys or 10_000_000
+    publish = two_exports(place, count)
+    # The first key is the one that exports differ in.
+    keys.write_digests(place.path("digests"), count, first=1)
+    notes = [] if place.second is not None else ["there is one processor: reloads had none to themselves"]
+    with ExitStack() as stack:
+        daemon = started(
+            stack, Keyward(place), count, {place.second if place.second is not None else place.first}
+        )
+        daemon.pin({place.first}, thread="worker-")
+        publish()
+        took = daemon.reload()
+        length = max(options.seconds, took * WHOLE_RELOADS)
+        log(f"a reload takes {took:.1f} s; each measurement {length:.1f} s")
+        loads = {
+            "closed": lambda: client.load(daemon, "keyward", cases.ONE_CORE, length),
+            "open": lambda: client.load(daemon, "keyward", OPEN, length, rate=OPEN_RATE),
+        }
+        steady, during = ({name: [] for name in loads} for _ in range(2))
+        for number in range(options.rounds):
+            for name, load in loads.items():
+                steady[name].append(load()["latency_ns"]["p99"])
+                with reloading(daemon, publish):
+                    during[name].append(load()["latency_ns"]["p99"])
+            log(f"round {number + 1} of {options.rounds}")
+        version = daemon.version()
+    note = (
+        f"{count:,} keys in CSV; {options.rounds} rounds of {length:.1f} s; a reload takes {took:.1f} s and the next follows at "
+        "once; worker and client on the first processor, everything else of the daemon on the second. "
+        f"The open loop: {OPEN.what}; latency from when each was due"
+    )
+    what = {"closed": "1 request at a time", "open": f"{OPEN_RATE:,} a second, open loop"}
+    rows = [
+        Row(
+            f"p99 while {words.count(count)} keys reload, {what[name]}",
+            Side("", during[name], words.time),
+            Side("p99 steady", steady[name], words.time),
+            ("<=", 1.5),
+            note,
+        )
+        for name in loads
+    ]
+    return rows, [version], notes
+
+
+class reloading:
+    """Reloads one upon another, from before the load to after it."""
+
+    def __init__(self, daemon, publish):
+        self.daemon, self.publish, self.stop, self.failure = daemon, publish, threading.Event(), None
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        try:
+            while not self.stop.is_set():
+                self.publish()
+                self.daemon.reload()
+        except Exception as failure:
+            self.failure = failure
+
+    def __enter__(self):
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+        if self.failure:
+            raise self.failure
+
+
+def memory(place, options):
+    """`memory`: resident after loading, and at most during a reload."""
+    count = options.keys or 10_000_000
+    publish = two_exports(place, count)
+    with ExitStack() as stack:
+        daemon = started(stack, Keyward(place), count, {place.first, place.second} - {None})
+        resident = daemon.memory("VmRSS")
+
+        def reload():
+            publish()
+            daemon.reload()
+
+        peaks = [daemon.peak_of(reload) for _ in range(options.rounds)]
+        after, version = daemon.memory("VmRSS"), daemon.version()
+    strings = keys.strings(count)
+    allowed = 128 * count + strings
+    per_key = lambda value: f"{value / count:.0f} B a key"
+    note = (
+        f"{words.count(count)} keys with one limit each, from CSV; VmRSS of the whole process, {words.size(resident)} after loading and "
+        f"{words.size(after)} after {options.rounds} reloads; VmHWM for the peak; the keys' own texts are {per_key(strings)}"
+    )
+    rows = [
+        Row(
+            f"memory, {words.count(count)} keys",
+            Side("", [resident], per_key),
+            Side("128 B a key and its texts", [allowed], per_key),
+            ("<=", 1),
+            note,
+        ),
+        Row(
+            f"memory, {words.count(count)} keys, peak of a reload",
+            Side("", peaks, per_key),
+            Side("128 B a key and its texts", [allowed] * len(peaks), per_key),
+            ("<=", 2.2),
+            note,
+        ),
+    ]
+    return rows, [version], []
