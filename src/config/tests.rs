@@ -108,13 +108,12 @@ fn the_defaults_are_the_documented_ones() {
         (server.state_dir.as_path(), server.state_dir_is_chosen),
         (Path::new("/var/lib/keyward"), false)
     );
-    assert_eq!(server.socket_mode.bits(), 0o660);
-    assert_eq!(server.socket_group, None);
+    assert_eq!((server.socket_mode.bits(), server.socket_group), (0o660, None));
     assert!((1..=256).contains(&server.workers));
     assert!(server.huge_pages && server.busy_poll.is_zero());
     assert_eq!(server.max_connections, 4096);
-    assert_eq!(server.idle_timeout, Some(Duration::from_secs(300)));
-    assert_eq!(server.drain_timeout, Duration::from_secs(5));
+    let [idle, drain] = [300, 5].map(Duration::from_secs);
+    assert_eq!((server.idle_timeout, server.drain_timeout), (Some(idle), drain));
     assert!(server.clients.admit(0, 0) && server.clients.admit(1000, 1000), "everyone");
     assert_eq!(*server.admin_uids, [0_u32; 0]);
     assert_eq!((source.path.as_path(), source.format), (Path::new("/keys.csv"), Format::Csv));
@@ -169,8 +168,8 @@ fn settings_are_read() {
     assert_eq!(server.admin_socket.as_path(), Path::new("/tmp/admin.sock"), "beside the socket");
     assert_eq!(server.socket_group, Some(Group::Id(990)));
     assert_eq!((server.workers, server.max_connections), (256, 1_000_000));
-    assert_eq!((server.huge_pages, server.busy_poll), (false, Duration::from_millis(1)));
-    assert_eq!((server.idle_timeout, server.drain_timeout), (None, Duration::ZERO));
+    let times = (server.busy_poll, server.idle_timeout, server.drain_timeout);
+    assert_eq!((server.huge_pages, times), (false, (Duration::from_millis(1), None, Duration::ZERO)));
     assert!(server.clients.admit(1000, 5) && server.clients.admit(1001, 5) && server.clients.admit(5, 33));
     assert!(!server.clients.admit(5, 1000) && !server.clients.admit(33, 5));
     assert_eq!(*server.admin_uids, [1000]);

@@ -291,7 +291,7 @@ pub const FORMS: [Form; 6] = [
 const BUSY_POLL: Duration = Duration::from_millis(1);
 
 pub enum AnyClient {
-    Blocking(blocking::Client),
+    Blocking(Box<blocking::Client>),
     Async(Runtime, Client),
 }
 
@@ -303,7 +303,7 @@ impl Form {
         };
         match self {
             Self::Blocking | Self::SpinningBlocking => {
-                AnyClient::Blocking(blocking::Client::with_options(options))
+                AnyClient::Blocking(Box::new(blocking::Client::with_options(options)))
             }
             form => AnyClient::Async(form.runtime(), Client::with_options(options)),
         }
