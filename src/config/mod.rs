@@ -98,6 +98,9 @@ pub struct Server {
     pub state_dir_is_chosen: bool,
     /// Worker threads, `1..=`[`MAX_WORKERS`]; by default one for each processor that the daemon may use.
     pub workers: usize,
+    /// How long a connection that has been answered looks for the next request before it sleeps, at most a millisecond; zero
+    /// for not at all.
+    pub busy_poll: Duration,
     /// Whether to ask the system for huge pages for the keys and their buckets.
     pub huge_pages: bool,
     /// Most connections at a time, `1..=`[`MAX_CONNECTIONS`].

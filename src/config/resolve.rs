@@ -94,6 +94,7 @@ fn resolve_server(
         state_dir_is_chosen: state_dir.is_some(),
         state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         workers: settings.workers.map_or_else(available_workers, |workers| workers as usize),
+        busy_poll: settings.busy_poll,
         huge_pages: settings.huge_pages,
         max_connections: settings.max_connections as usize,
         idle_timeout: settings.idle_timeout,

@@ -108,13 +108,12 @@ fn the_defaults_are_the_documented_ones() {
         (server.state_dir.as_path(), server.state_dir_is_chosen),
         (Path::new("/var/lib/keyward"), false)
     );
-    assert_eq!(server.socket_mode.bits(), 0o660);
-    assert_eq!(server.socket_group, None);
+    assert_eq!((server.socket_mode.bits(), server.socket_group), (0o660, None));
     assert!((1..=256).contains(&server.workers));
-    assert!(server.huge_pages);
+    assert!(server.huge_pages && server.busy_poll.is_zero());
     assert_eq!(server.max_connections, 4096);
-    assert_eq!(server.idle_timeout, Some(Duration::from_secs(300)));
-    assert_eq!(server.drain_timeout, Duration::from_secs(5));
+    let [idle, drain] = [300, 5].map(Duration::from_secs);
+    assert_eq!((server.idle_timeout, server.drain_timeout), (Some(idle), drain));
     assert!(server.clients.admit(0, 0) && server.clients.admit(1000, 1000), "everyone");
     assert_eq!(*server.admin_uids, [0_u32; 0]);
     assert_eq!((source.path.as_path(), source.format), (Path::new("/keys.csv"), Format::Csv));
@@ -141,6 +140,7 @@ fn settings_are_read() {
         socket_group = 990
         state_dir = "/tmp/state"
         workers = 256
+        busy_poll = "1ms"
         huge_pages = false
         max_connections = 1_000_000
         idle_timeout = "never"
@@ -168,8 +168,8 @@ fn settings_are_read() {
     assert_eq!(server.admin_socket.as_path(), Path::new("/tmp/admin.sock"), "beside the socket");
     assert_eq!(server.socket_group, Some(Group::Id(990)));
     assert_eq!((server.workers, server.max_connections), (256, 1_000_000));
-    assert!(!server.huge_pages);
-    assert_eq!((server.idle_timeout, server.drain_timeout), (None, Duration::ZERO));
+    let times = (server.busy_poll, server.idle_timeout, server.drain_timeout);
+    assert_eq!((server.huge_pages, times), (false, (Duration::from_millis(1), None, Duration::ZERO)));
     assert!(server.clients.admit(1000, 5) && server.clients.admit(1001, 5) && server.clients.admit(5, 33));
     assert!(!server.clients.admit(5, 1000) && !server.clients.admit(33, 5));
     assert_eq!(*server.admin_uids, [1000]);
@@ -205,6 +205,7 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
             "server.drain_timeout = \"2years\"",
             r#":2:24: server.drain_timeout: 2years is out of range: write 0s to 1year"#,
         ),
+        ("server.busy_poll = \"2ms\"", r#":2:20: server.busy_poll: 2ms is out of range: write 0s to 1ms"#),
         ("source.poll = \"99ms\"", r#":2:15: source.poll: 99ms is out of range: write 100ms to 1year"#),
         ("source.settle = \"61s\"", r#":2:17: source.settle: 1m 1s is out of range: write 0s to 1m"#),
         (
@@ -322,7 +323,7 @@ fn what_is_misspelt_is_refused() {
     assert_eq!(
         refused("server.worker = 1"),
         ":2:8: server.worker: unknown field `worker`, expected one of `socket`, `socket_mode`, `socket_group`, \
-         `admin_socket`, `state_dir`, `workers`, `huge_pages`, `max_connections`, `idle_timeout`, \
+         `admin_socket`, `state_dir`, `workers`, `busy_poll`, `huge_pages`, `max_connections`, `idle_timeout`, \
          `drain_timeout`, `allow_uids`, `allow_gids`, `admin_uids`"
     );
     assert_eq!(

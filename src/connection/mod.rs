@@ -7,25 +7,28 @@
 //! daemon hold is bounded by one filled buffer and its answers, whatever it sends or fails to read (promise 6).
 
 use std::io;
-use std::pin::Pin;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
 use keyward_protocol::{ErrorCode, Fault, truncated};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::UnixStream;
-use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::connection::bell::{Ring, Seat};
+use crate::connection::busy::Habit;
 use crate::connection::respond::Stop;
+use crate::connection::socket::Socket;
 
+mod bell;
+mod busy;
 mod counters;
 mod in_flight;
 mod respond;
 mod shared;
+mod socket;
+mod timer;
 
 pub use counters::Counters;
 pub use respond::{Greeting, Progress, respond};
@@ -44,13 +47,15 @@ const NEVER: Duration = Duration::from_secs(365 * 86_400);
 
 /// One accepted connection.
 pub struct Connection {
-    stream: UnixStream,
+    socket: Socket,
     shared: Rc<Shared>,
+    seat: Seat,
     /// What was read and not answered yet, as the beginning of a frame; it may hold a raw key.
     rest: Zeroizing<Vec<u8>>,
     last_read: Instant,
     /// Nothing was left behind by the last read.
     probed: bool,
+    habit: Habit,
 }
 
 /// What a connection was woken by.
@@ -58,8 +63,7 @@ pub struct Connection {
 enum Wake {
     /// So many bytes were read; 0: the peer has finished.
     Read(usize),
-    Alarm,
-    Drain,
+    Ring(Ring),
 }
 
 /// One pass over what has been read.
@@ -85,7 +89,10 @@ pub enum End {
 impl Connection {
     /// A connection beside the others that share `shared`.
     pub fn new(stream: UnixStream, shared: Rc<Shared>) -> Self {
-        Self { stream, shared, rest: Zeroizing::default(), last_read: Instant::now(), probed: true }
+        let (socket, last_read) = (Socket::new(stream), Instant::now());
+        let seat = shared.bell.seat(last_read + shared.timeouts.idle.unwrap_or(NEVER));
+        let (rest, habit) = (Zeroizing::default(), Habit::default());
+        Self { socket, shared, seat, rest, last_read, probed: true, habit }
     }
 
     /// Serves it to its end.
@@ -93,41 +100,31 @@ impl Connection {
     /// # Errors
     /// When the socket fails, or the peer does not read its answers in time.
     pub async fn serve(mut self) -> io::Result<End> {
-        let mut alarm = Box::pin(sleep_until(self.next_alarm()));
-        let mut draining = Box::pin(Rc::clone(&self.shared).draining());
         loop {
-            let wake = self.wait(alarm.as_mut(), draining.as_mut()).await?;
+            let wake = match self.spin().await? {
+                Some(bytes) => Wake::Read(bytes),
+                None => self.wait().await?,
+            };
             let end = match wake {
                 Wake::Read(bytes) => self.read(bytes).await?,
-                Wake::Alarm => self.look_again().await?,
-                Wake::Drain => Some(self.drain().await?),
+                Wake::Ring(Ring::Alarm) => self.look_again().await?,
+                Wake::Ring(Ring::Drain) => Some(self.drain().await?),
             };
             if let Some(end) = end {
                 return Ok(end);
             }
-            if matches!(wake, Wake::Alarm) || alarm.deadline() > self.next_alarm() {
-                alarm.as_mut().reset(self.next_alarm());
-            }
+            self.seat.set_alarm(self.next_alarm());
         }
     }
 
-    /// Waits for bytes, and reads them into the shared buffer. tokio forgets the socket's readiness after a read that did
-    /// not fill the buffer, which saves the read that would only say "nothing there".
-    async fn wait(
-        &mut self,
-        mut alarm: Pin<&mut Sleep>,
-        mut draining: Pin<&mut impl Future<Output = ()>>,
-    ) -> io::Result<Wake> {
+    /// Waits for bytes, and reads them into the shared buffer.
+    async fn wait(&mut self) -> io::Result<Wake> {
         std::future::poll_fn(|cx| {
             let mut buffers = self.shared.buffers.borrow_mut();
-            let mut space = ReadBuf::new(buffers.space_after(self.rest.len()));
-            if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, &mut space) {
-                return Poll::Ready(read.map(|()| Wake::Read(space.filled().len())));
+            if let Poll::Ready(read) = self.socket.poll_read(cx, buffers.space_after(self.rest.len())) {
+                return Poll::Ready(read.map(Wake::Read));
             }
-            if alarm.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(Wake::Alarm));
-            }
-            draining.as_mut().poll(cx).map(|()| Ok(Wake::Drain))
+            self.seat.listen(cx).map_or(Poll::Pending, |ring| Poll::Ready(Ok(Wake::Ring(ring))))
         })
         .await
     }
@@ -137,7 +134,9 @@ impl Connection {
         if bytes == 0 {
             return self.finish().await.map(Some);
         }
-        self.last_read = Instant::now();
+        let now = Instant::now();
+        self.habit.learn(now - self.last_read <= self.shared.timeouts.busy_poll);
+        self.last_read = now;
         self.probed = false;
         let mut answered = self.answer(bytes)?;
         loop {
@@ -169,34 +168,19 @@ impl Connection {
         if progress.had_raw_key {
             done.zeroize();
         }
-        let written = self.write_now(output)?;
+        let written = self.socket.write_now(output)?;
         let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
         Ok(Answered { stop: progress.stop, unsent })
     }
 
-    /// Writes what the socket takes without waiting; how much that was.
-    fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        let mut written = 0;
-        while written < bytes.len() {
-            match self.stream.try_write(&bytes[written..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(written)
-    }
-
     /// Writes all of `bytes`, waiting for the peer to read: as long as it may be silent, or until a reload or a
     /// revocation cannot be acknowledged because of it.
-    async fn flush(&self, mut bytes: &[u8], epoch: u64) -> io::Result<()> {
+    async fn flush(&mut self, mut bytes: &[u8], epoch: u64) -> io::Result<()> {
         let pending = self.shared.in_flight.enter(epoch);
         while !bytes.is_empty() {
             let deadline = Instant::now() + self.shared.timeouts.idle.unwrap_or(NEVER);
             tokio::select! {
-                writable = timeout_at(deadline, self.stream.writable()) => writable
+                writable = timeout_at(deadline, self.socket.writable()) => writable
                     .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answers"))??,
                 () = pending.overdue() => {
                     return Err(io::Error::new(
@@ -205,21 +189,17 @@ impl Connection {
                     ));
                 }
             }
-            bytes = &bytes[self.write_now(bytes)?..];
+            bytes = &bytes[self.socket.write_now(bytes)?..];
         }
         Ok(())
     }
 
-    /// Writes a last ERROR, as far as the socket takes it at once: nobody waits for a peer that is being left. Not through
-    /// tokio, which may not have been told yet that the socket can be written to.
+    /// Writes a last ERROR, as far as the socket takes it at once: nobody waits for a peer that is being left.
     fn say(&self, fault: Fault) -> io::Result<()> {
         let mut frame = Vec::new();
         fault.encode(&mut frame);
         self.shared.counters.fault();
-        match send(&self.stream, &frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.socket.write_now(&frame).map(drop)
     }
 
     /// The peer will send no more.
@@ -236,9 +216,8 @@ impl Connection {
         let mut buffers = self.shared.buffers.borrow_mut();
         let space = buffers.space_after(0);
         for _ in 0..LAST_FILLS {
-            match recv(&self.stream, &mut *space, RecvFlags::DONTWAIT) {
-                Ok((_, 1..)) => {}
-                Ok((_, 0)) | Err(_) => break,
+            if !matches!(self.socket.read_now(space), Ok(Some(1..))) {
+                break;
             }
         }
         space.zeroize();
@@ -248,11 +227,7 @@ impl Connection {
     /// Reads without waiting and without asking tokio, which may not have been told. `None`: nothing is there.
     fn read_now(&self) -> io::Result<Option<usize>> {
         let mut buffers = self.shared.buffers.borrow_mut();
-        match recv(&self.stream, buffers.space_after(self.rest.len()), RecvFlags::DONTWAIT) {
-            Ok((_, bytes)) => Ok(Some(bytes)),
-            Err(error) if error == Errno::AGAIN => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        self.socket.read_now(buffers.space_after(self.rest.len()))
     }
 
     /// The alarm: whether something was left behind, and whether the peer has been silent for too long.

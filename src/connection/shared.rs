@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::clock::Clock;
+use crate::connection::bell::Bell;
+use crate::connection::busy::Places;
 use crate::connection::counters::Counters;
 use crate::connection::in_flight::InFlight;
 use crate::connection::respond::{Greeting, Progress, Stop, respond};
+use crate::connection::timer::Timer;
 use crate::limiter::Limiter;
 use crate::publish::Subscription;
 use crate::rules::Rules;
@@ -36,6 +39,8 @@ pub struct Timeouts {
     /// How long a reload or a revocation waits for peers to read answers that were made before it, before their
     /// connections are ended.
     pub overdue: Duration,
+    /// How long a connection that has been answered looks for the next request before it sleeps; zero: not at all.
+    pub busy_poll: Duration,
 }
 
 /// Where a worker counts what it does.
@@ -61,6 +66,8 @@ pub struct Shared {
     pub(super) counters: Arc<Counters>,
     pub(super) in_flight: Rc<InFlight>,
     pub(super) timeouts: Timeouts,
+    pub(super) places: Places,
+    pub(super) bell: Rc<Bell>,
     subscription: RefCell<Subscription>,
     usage: RefCell<Log>,
     limiter: Arc<Limiter>,
@@ -118,6 +125,8 @@ impl Shared {
             counters,
             in_flight: Rc::default(),
             timeouts,
+            places: Places::default(),
+            bell: Bell::new(),
             subscription: RefCell::new(subscription),
             usage: RefCell::new(usage),
             limiter,
@@ -155,10 +164,9 @@ impl Shared {
         (progress, epoch)
     }
 
-    /// Resolves when the daemon shuts down.
-    pub(super) async fn draining(self: Rc<Self>) {
-        let mut draining = self.stopping.draining.clone();
-        let _ended = draining.wait_for(|draining| *draining).await;
+    /// Wakes connections at their alarms, and when the daemon shuts down, for as long as it runs.
+    pub async fn ring(self: Rc<Self>) {
+        Rc::clone(&self.bell).ring(self.stopping.draining.clone()).await;
     }
 
     /// Follows the epochs for as long as there are any: takes a new snapshot at once, so that an idle worker does not
@@ -192,11 +200,12 @@ impl Shared {
             let usage = self.usage.borrow();
             (usage.news(), usage.rounds())
         };
+        let timer = Timer::new();
         let mut due = None;
         loop {
             let tick = async {
                 match due {
-                    Some(due) => sleep_until(due).await,
+                    Some(due) => timer.sleep_until(due).await,
                     None => news.notified().await,
                 }
             };

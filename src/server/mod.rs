@@ -247,7 +247,11 @@ impl Daemon {
         let clock = Clock::new();
         let settings = settings(config)?;
         let rules = Arc::clone(&settings.rules);
-        let timeouts = Timeouts { idle: config.server.idle_timeout, overdue: OVERDUE };
+        let timeouts = Timeouts {
+            idle: config.server.idle_timeout,
+            overdue: OVERDUE,
+            busy_poll: config.server.busy_poll,
+        };
 
         let start = |(number, (subscription, log))| {
             let counters = Arc::new(Counters::default());

@@ -8,10 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::connection::{Connection, Counters, Shared};
 
@@ -33,13 +34,24 @@ impl Worker {
         counters: Arc<Counters>,
         shared: impl FnOnce() -> Rc<Shared> + Send + 'static,
     ) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let (connections, handed) = mpsc::unbounded_channel();
         let open = Arc::new(AtomicUsize::new(0));
         let still_open = Arc::clone(&open);
+        let (say_started, started) = sync_channel(1);
         std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            LocalSet::new().block_on(&runtime, serve(handed, shared(), still_open));
+            // It cannot leave the thread that makes it.
+            let runtime =
+                Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default());
+            let (runtime, outcome) = match runtime {
+                Ok(runtime) => (Some(runtime), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            let _starter_waits = say_started.send(outcome);
+            if let Some(runtime) = runtime {
+                runtime.block_on(serve(handed, shared(), still_open));
+            }
         })?;
+        started.recv().map_err(|_| io::Error::other("the thread has ended"))??;
         Ok(Self { counters, connections, open })
     }
 
@@ -60,27 +72,18 @@ impl Worker {
 async fn serve(mut handed: mpsc::UnboundedReceiver<UnixStream>, shared: Rc<Shared>, open: Arc<AtomicUsize>) {
     tokio::task::spawn_local(Rc::clone(&shared).follow());
     tokio::task::spawn_local(Rc::clone(&shared).account());
+    tokio::task::spawn_local(Rc::clone(&shared).ring());
     while let Some(stream) = handed.recv().await {
         let counted = Open(Arc::clone(&open));
-        match adopt(stream) {
-            Ok(stream) => {
-                let connection = Connection::new(stream, Rc::clone(&shared));
-                tokio::task::spawn_local(async move {
-                    let _counted = counted;
-                    match connection.serve().await {
-                        Ok(end) => debug!(?end, "connection ended"),
-                        Err(error) => debug!(%error, "connection failed"),
-                    }
-                });
+        let connection = Connection::new(stream, Rc::clone(&shared));
+        tokio::task::spawn_local(async move {
+            let _counted = counted;
+            match connection.serve().await {
+                Ok(end) => debug!(?end, "connection ended"),
+                Err(error) => debug!(%error, "connection failed"),
             }
-            Err(error) => warn!(%error, "cannot serve a connection"),
-        }
+        });
     }
-}
-
-fn adopt(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
-    stream.set_nonblocking(true)?;
-    tokio::net::UnixStream::from_std(stream)
 }
 
 /// An open connection, counted from its hand-over to its end.

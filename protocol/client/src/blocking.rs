@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::busy::Busy;
 use crate::error::{DaemonError, ENDED, Error, Failure, Outcome};
 use crate::forms::Forms;
 use crate::retry::{PASSES, STALLED, knock_again, pause};
@@ -55,6 +56,7 @@ struct Connection {
     last_sent: Instant,
     /// What the socket's timeout for reading is set to.
     read_timeout: Duration,
+    busy: Busy,
 }
 
 /// A request that has been handed to the connection.
@@ -158,7 +160,7 @@ impl Client {
     fn connect(&mut self, deadline: Instant) -> Result<Connection, Failure> {
         match self.connection.take().filter(Connection::is_usable) {
             Some(connection) => Ok(connection),
-            None => Connection::open(self.options.socket(), deadline),
+            None => Connection::open(&self.options, deadline),
         }
     }
 }
@@ -182,8 +184,8 @@ fn remaining(deadline: Instant) -> Option<Duration> {
 
 impl Connection {
     /// Connects and says HELLO.
-    fn open(socket: &Path, deadline: Instant) -> Result<Self, Failure> {
-        let stream = knock(socket, deadline)?;
+    fn open(options: &Options, deadline: Instant) -> Result<Self, Failure> {
+        let stream = knock(options.socket(), deadline)?;
         let mut inbox = Inbox::new();
         // A daemon that turns us away has said why, and closed: the reason is there to be read although the write fails.
         let _ = send(&stream, &wire::hello(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
@@ -211,6 +213,7 @@ impl Connection {
             owed_since: None,
             last_sent: Instant::now(),
             read_timeout: Duration::ZERO,
+            busy: options.busy(),
         })
     }
 
@@ -371,6 +374,8 @@ impl Connection {
             recv(&self.stream, self.inbox.space(), RecvFlags::DONTWAIT)
                 .map(|(count, _)| count)
                 .map_err(io::Error::from)
+        } else if let Some(read) = self.busy.look(&self.stream, self.inbox.space()) {
+            read
         } else {
             self.limit_read(deadline)?;
             (&self.stream).read(self.inbox.space())
@@ -378,6 +383,7 @@ impl Connection {
         match read {
             Ok(0) => Err(End::Lost),
             Ok(count) => {
+                self.busy.answered();
                 self.inbox.filled(count);
                 Ok(())
             }

@@ -45,8 +45,9 @@
 //! * A connection is made on first use, and again when it has ended or been silent for too long.
 //!
 //! Where to read on: `wire` turns requests into bytes and bytes into answers, without any I/O; `forms` decides how keys
-//! are sent; `retry` has the rules for trying again; `pipeline` and `blocking` are the two ways to move the bytes.
+//! are sent; `busy` when to look for an answer and not to sleep; `retry` has the rules for trying again; `pipeline` and `blocking` are the two ways to move the bytes.
 
+mod busy;
 mod decision;
 mod error;
 mod forms;

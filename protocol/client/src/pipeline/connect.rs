@@ -45,7 +45,7 @@ async fn establish(options: &Options) -> Result<Driver, Failure> {
     let mut stream = knock(options.socket()).await.map_err(Failure::Final)?;
     let mut inbox = Inbox::new();
     let session = greet(&mut stream, &mut inbox).await?;
-    Ok(Driver::new(stream, inbox, session, options.in_flight(), &Handle::current()))
+    Ok(Driver::new(stream, inbox, session, options, &Handle::current()))
 }
 
 /// Connects, and again after a moment where that may help.

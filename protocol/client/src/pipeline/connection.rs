@@ -14,11 +14,11 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::time::{Instant, timeout_at};
 
 use super::within;
-use crate::Request;
 use crate::error::{ENDED, Error, Failure, Outcome};
 use crate::forms::Forms;
 use crate::socket::{FRESH, Idle, look};
 use crate::wire::{HELLO_SEQUENCE, Outbox, Session};
+use crate::{Options, Request};
 
 pub(super) struct Connection {
     pub(super) writer: OwnedWriteHalf,
@@ -26,6 +26,8 @@ pub(super) struct Connection {
     forms: Forms,
     /// How many more requests may be without an answer. Closed when the connection is.
     pub(super) permits: Semaphore,
+    /// Whether the driver looks for answers instead of sleeping.
+    is_busy: bool,
     /// The runtime that the driver runs in.
     home: Id,
     state: Mutex<State>,
@@ -81,7 +83,7 @@ enum Slot {
 }
 
 impl Connection {
-    pub(super) fn new(writer: OwnedWriteHalf, session: Session, max_in_flight: usize, home: Id) -> Self {
+    pub(super) fn new(writer: OwnedWriteHalf, session: Session, options: &Options, home: Id) -> Self {
         let state = State {
             open: true,
             retired: false,
@@ -100,7 +102,8 @@ impl Connection {
             writer,
             session,
             forms: Forms::new(session.credentials),
-            permits: Semaphore::new(max_in_flight),
+            permits: Semaphore::new(options.in_flight()),
+            is_busy: options.busy().is_on(),
             home,
             state: Mutex::new(state),
         }
@@ -231,7 +234,7 @@ impl Connection {
             state.out.advance(count);
         }
         state.last_sent = Instant::now();
-        let mut needs_driver = !state.out.unsent().is_empty();
+        let mut needs_driver = self.is_busy || !state.out.unsent().is_empty();
         if state.timer.is_none_or(|timer| timer > deadline) {
             state.timer = Some(deadline);
             needs_driver = true;

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -10,9 +10,12 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connection::{Connection, Due, State};
+use crate::Options;
+use crate::busy::Busy;
 use crate::error::{DaemonError, Error, Failure, Outcome};
 use crate::retry::STALLED;
 use crate::wire::{Event, Inbox, Outbox, Session, due};
@@ -25,6 +28,7 @@ pub(super) struct Driver {
     sending: Outbox,
     /// Whether writing has failed; answers to what was written before may still come.
     deaf: bool,
+    busy: Busy,
     timer: Pin<Box<Sleep>>,
     /// What the timer is set to.
     armed: Option<Instant>,
@@ -54,16 +58,17 @@ impl Driver {
         stream: UnixStream,
         inbox: Inbox,
         session: Session,
-        max_in_flight: usize,
+        options: &Options,
         runtime: &Handle,
     ) -> Self {
         let (reader, writer) = stream.into_split();
         Self {
-            connection: Arc::new(Connection::new(writer, session, max_in_flight, runtime.id())),
+            connection: Arc::new(Connection::new(writer, session, options, runtime.id())),
             reader,
             inbox,
             sending: Outbox::new(session),
             deaf: false,
+            busy: options.busy(),
             timer: Box::pin(sleep_until(Instant::now())),
             armed: None,
             many_threads: runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
@@ -81,7 +86,24 @@ impl Driver {
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         self.receive(cx)?;
         self.flush(cx)?;
-        self.keep_deadlines(cx)
+        self.keep_deadlines(cx)?;
+        self.look(cx)
+    }
+
+    /// Looks for the answers that are due, if that may pay, and comes back for more once others have had their turn.
+    fn look(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if !self.busy.is_on() || self.connection.state().order.is_empty() {
+            return Ok(());
+        }
+        match self.busy.look(self.reader.as_ref(), self.inbox.space()) {
+            None => return Ok(()),
+            Some(Ok(count)) => self.take(count)?,
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Some(Err(_)) => return Err(End::Lost),
+        }
+        // Polled once, it leaves word that the task is to be polled again after the others and the system's events.
+        let _leaves_word = pin!(yield_now()).poll(cx);
+        Ok(())
     }
 
     /// Reads all that has come. A buffer that is larger than what is there saves asking once more.
@@ -94,23 +116,27 @@ impl Driver {
                 Poll::Ready(Ok(())) => {}
             }
             let count = space.filled().len();
-            if count == 0 {
-                return Err(End::Lost);
-            }
-            self.inbox.filled(count);
-            // Decoded before the lock is taken: others add requests meanwhile.
-            let fault = loop {
-                match self.inbox.event() {
-                    Ok(Some(event)) => self.events.push(event),
-                    Ok(None) => break None,
-                    Err(error) => break Some(End::Fault(error)),
-                }
-            };
-            self.deliver()?;
-            if let Some(fault) = fault {
-                return Err(fault);
-            }
+            self.take(count)?;
         }
+    }
+
+    /// Hands out what so many bytes say that have been read.
+    fn take(&mut self, count: usize) -> Result<(), End> {
+        if count == 0 {
+            return Err(End::Lost);
+        }
+        self.busy.answered();
+        self.inbox.filled(count);
+        // Decoded before the lock is taken: others add requests meanwhile.
+        let fault = loop {
+            match self.inbox.event() {
+                Ok(Some(event)) => self.events.push(event),
+                Ok(None) => break None,
+                Err(error) => break Some(End::Fault(error)),
+            }
+        };
+        self.deliver()?;
+        fault.map_or(Ok(()), Err)
     }
 
     /// Hands out what has been read.

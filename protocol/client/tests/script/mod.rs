@@ -273,19 +273,38 @@ pub enum Form {
     Blocking,
     CurrentThread,
     MultiThread,
+    SpinningBlocking,
+    SpinningCurrentThread,
+    SpinningMultiThread,
 }
 
-pub const FORMS: [Form; 3] = [Form::Blocking, Form::CurrentThread, Form::MultiThread];
+pub const FORMS: [Form; 6] = [
+    Form::Blocking,
+    Form::CurrentThread,
+    Form::MultiThread,
+    Form::SpinningBlocking,
+    Form::SpinningCurrentThread,
+    Form::SpinningMultiThread,
+];
+
+/// How long the spinning ones do: as long as is possible, so that what could go wrong goes wrong more often.
+const BUSY_POLL: Duration = Duration::from_millis(1);
 
 pub enum AnyClient {
-    Blocking(blocking::Client),
+    Blocking(Box<blocking::Client>),
     Async(Runtime, Client),
 }
 
 impl Form {
     pub fn client(self, options: Options) -> AnyClient {
+        let options = match self {
+            Self::Blocking | Self::CurrentThread | Self::MultiThread => options,
+            _spinning => options.busy_poll(BUSY_POLL),
+        };
         match self {
-            Self::Blocking => AnyClient::Blocking(blocking::Client::with_options(options)),
+            Self::Blocking | Self::SpinningBlocking => {
+                AnyClient::Blocking(Box::new(blocking::Client::with_options(options)))
+            }
             form => AnyClient::Async(form.runtime(), Client::with_options(options)),
         }
     }
@@ -295,7 +314,7 @@ impl Form {
     }
 
     pub fn runtime(self) -> Runtime {
-        let mut builder = if self == Self::MultiThread {
+        let mut builder = if matches!(self, Self::MultiThread | Self::SpinningMultiThread) {
             Builder::new_multi_thread()
         } else {
             Builder::new_current_thread()
