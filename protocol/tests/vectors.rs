@@ -28,6 +28,9 @@ fn valid_vectors_decode_to_their_fields() {
     for (vector, fields) in valid(&all()) {
         let decoded = decode(vector.from, &vector.bytes.0);
         assert_eq!(decoded, Ok((fields.frame(), vector.bytes.0.len())), "{}", vector.name);
+        if vector.from == From::Client {
+            assert_ordinary(&vector.bytes.0);
+        }
     }
 }
 
@@ -493,9 +496,25 @@ fn fault(vector: &Vector) -> Fault {
 }
 
 fn assert_canonical(from: From, bytes: &[u8]) {
+    if from == From::Client {
+        assert_ordinary(bytes);
+    }
     if let Ok((frame, size)) = decode(from, bytes) {
         assert_eq!(frame.to_bytes(), bytes[..size], "{frame:?}");
     }
+}
+
+/// The short way to an ordinary request comes to the same as the long one, and takes no other.
+fn assert_ordinary(bytes: &[u8]) {
+    let decoded = decode(From::Client, bytes);
+    let long = match decoded {
+        Ok((Frame::Request(Request::Verify(verify)), _)) => {
+            let plain = Verify { cost: verify.cost, ..Verify::new(verify.request_id, verify.credential) };
+            (verify == plain && matches!(verify.credential, Credential::Digest(_))).then_some(verify)
+        }
+        _ => None,
+    };
+    assert_eq!(Verify::ordinary(bytes), long);
 }
 
 fn assert_round_trip(frame: Frame<'_>) {
