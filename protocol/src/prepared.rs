@@ -70,7 +70,7 @@ struct Start {
 
 impl PreparedAnswer<'_> {
     /// Appends the frame. Texts over their limits are cut, wherever that is; a snapshot holds none.
-    #[inline]
+    #[inline(always)]
     pub fn encode(&self, out: &mut Vec<u8>) {
         let key_id = &self.key_id[..self.key_id.len().min(MAX_KEY_ID)];
         let owner = &self.owner[..self.owner.len().min(MAX_OWNER)];

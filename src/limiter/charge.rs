@@ -70,7 +70,7 @@ impl Limiter {
     /// out and reported. A cost of 0 charges nothing and reports the balance.
     ///
     /// No two limits may have the same slot. More than [`MAX_CHARGES`] are refused.
-    #[inline]
+    #[inline(always)]
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
         let now = self.latest.advance(now);
         match charges {
@@ -128,7 +128,7 @@ impl Limiter {
         decided.outcome()
     }
 
-    #[inline]
+    #[inline(always)]
     fn charge_one(&self, Charge { slot, rate, .. }: Charge, mut now: u64, cost: u32) -> Outcome {
         // Looked for once: where a slot is does not change.
         let Some(cell) = self.slots.get(slot) else {

@@ -336,9 +336,11 @@ impl<'s> Key<'s> {
     #[inline]
     pub fn prefetch_texts(self) {
         let arena = self.snapshot.keys.arena.as_str().as_bytes();
-        let ends = [self.entry.identity.key_id().start, self.entry.identity.owner().end.saturating_sub(1)];
-        // They may lie across two cache lines.
-        ends.into_iter().filter_map(|end| arena.get(end)).for_each(prefetch);
+        if let Some(texts @ [first, ..]) = arena.get(self.entry.identity.both()) {
+            prefetch(first);
+            // They may lie across two cache lines.
+            texts.last().into_iter().for_each(prefetch);
+        }
     }
 
     /// What a request has to be charged to where `limit` is the key's only one.

@@ -202,7 +202,7 @@ impl<'s> Context<'s> {
         requests.len()
     }
 
-    #[inline]
+    #[inline(always)]
     fn charge_key(&self, key: Key<'s>, cost: u32) -> Outcome {
         match key.policy().limits() {
             [] => Outcome::Admitted(Charged::default()),
