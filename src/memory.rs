@@ -13,8 +13,11 @@
 #![allow(unsafe_code, reason = "implementing an allocator; see the module's page")]
 
 use std::alloc::Layout;
+use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::{slice, thread};
 
 use allocator_api2::alloc::{AllocError, Allocator, Global};
 
@@ -23,6 +26,33 @@ pub const HUGE_PAGE: usize = 2 << 20;
 
 /// Whether to ask at all: `server.huge_pages`.
 static ENABLED: AtomicBool = AtomicBool::new(true);
+
+/// Blocks from this size on are worth several threads.
+const POPULATED: usize = 16 << 20;
+
+/// Most threads that clear one block: more do not clear faster.
+const MAX_THREADS: usize = 8;
+
+thread_local! {
+    /// Whether this thread's blocks are populated.
+    static POPULATE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has the large blocks that `allocate` allocates be in memory when it returns, all of them: for what will be filled to the end.
+///
+/// The system gives out memory when it is first written to, and clears it then. That takes longer than to fill it, and a thread
+/// that fills a table would have to wait for it, page by page; here, all processors do it.
+pub fn populated<T>(allocate: impl FnOnce() -> T) -> T {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            POPULATE.set(false);
+        }
+    }
+    POPULATE.set(true);
+    let _reset = Reset;
+    allocate()
+}
 
 /// A vector in huge pages.
 pub type HugeVec<T> = allocator_api2::vec::Vec<T, Huge>;
@@ -38,7 +68,14 @@ impl HugeText {
 
     /// Appends `text`.
     pub fn push_str(&mut self, text: &str) {
-        self.0.extend_from_slice(text.as_bytes());
+        let (length, bytes) = (self.0.len(), text.as_bytes());
+        self.0.reserve(bytes.len());
+        // SAFETY: there is room for `bytes` after the text, which a reference cannot be to while this has it; they are
+        // initialised before the length says so. (The vector's own method goes byte by byte.)
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(length), bytes.len());
+            self.0.set_len(length + bytes.len());
+        }
     }
 
     /// Gives back the room that is not needed, where it is more than a quarter of the text: the text is copied for it.
@@ -91,6 +128,9 @@ unsafe impl Allocator for Huge {
         if layout.size() >= HUGE_PAGE && ENABLED.load(Ordering::Relaxed) {
             advise(block);
         }
+        if layout.size() >= POPULATED && POPULATE.get() {
+            populate(block);
+        }
         Ok(block)
     }
 
@@ -118,6 +158,32 @@ fn advise(block: NonNull<[u8]>) {
     // system backs it, not what is in it.
     let _advice =
         unsafe { rustix::mm::madvise(block.cast().as_ptr(), whole, rustix::mm::Advice::LinuxHugepage) };
+}
+
+/// Has the system back all of `block`, by several threads. Where it cannot (Linux before 5.14), it does when it is written to.
+fn populate(block: NonNull<[u8]>) {
+    if cfg!(miri) {
+        return;
+    }
+    // SAFETY: the block was just allocated, is used by nobody else until this returns, and need not be initialised for this type.
+    let bytes = unsafe { slice::from_raw_parts_mut(block.cast::<MaybeUninit<u8>>().as_ptr(), block.len()) };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let part = bytes.len().div_ceil(threads).next_multiple_of(HUGE_PAGE);
+    thread::scope(|scope| {
+        for part in bytes.chunks_mut(part) {
+            let populate = move || {
+                // SAFETY: the range is `part`, which nobody else uses; its bytes stay as they are, whatever they are.
+                let _advice = unsafe {
+                    rustix::mm::madvise(
+                        part.as_mut_ptr().cast(),
+                        part.len(),
+                        rustix::mm::Advice::LinuxPopulateWrite,
+                    )
+                };
+            };
+            let _without = thread::Builder::new().name("load".into()).spawn_scoped(scope, populate);
+        }
+    });
 }
 
 /// Has the processor fetch the cache line of `place`, which is about to be read. Without this a stage of a verify would have to
@@ -163,6 +229,14 @@ mod tests {
         assert_eq!(HugeText::try_from(bytes.clone()).expect("UTF-8").as_str(), "日");
         bytes.truncate(2);
         assert!(HugeText::try_from(bytes).is_err());
+    }
+
+    #[test]
+    fn a_populated_block_is_an_ordinary_one() {
+        let mut bytes: HugeVec<u8> = populated(|| HugeVec::with_capacity_in(POPULATED + 5, Huge));
+        assert!(!POPULATE.get());
+        bytes.resize(POPULATED + 5, 7);
+        assert!(bytes.iter().all(|byte| *byte == 7));
     }
 
     #[test]

@@ -102,7 +102,14 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
     assert_eq!(lines[1]["file"], directory.join("keyward.toml").to_str().expect("UTF-8"));
 
     let mut reloads = events(&lines, "reload");
-    // The watch may see a file before the command asks for it, and finds nothing new in it then.
+    let changed = reloads
+        .iter()
+        .filter(|line| line["accepted"] == true)
+        .map(|line| ["added", "removed", "changed", "revoked"].map(|name| line[name].as_u64().unwrap()));
+    let changed: Vec<_> = changed.filter(|counts| *counts != [0; 4]).collect();
+    // The last but one: the export is whole again, and it was forced. The last: two keys are revoked.
+    assert_eq!(changed, [[2, 0, 0, 0], [1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 2, 2]]);
+    // The watch may see a file before the command asks for it, which finds nothing new in it then.
     reloads.retain(|line| line["trigger"] != "change");
     let outcomes: Vec<_> = reloads
         .iter()
@@ -120,10 +127,8 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
         ("signal", true, None),
     ];
     assert_eq!(outcomes, expected);
-    let counts =
-        |line: &Value| ["added", "removed", "changed", "revoked"].map(|name| line[name].as_u64().unwrap());
-    assert_eq!((counts(reloads[0]), counts(reloads[1])), ([2, 0, 0, 0], [1, 1, 0, 1]));
-    assert_eq!((reloads[1]["generation"].as_u64(), reloads[2]["generation"].as_u64()), (Some(2), Some(2)));
+    assert!(reloads[1]["generation"].as_u64() > reloads[0]["generation"].as_u64());
+    assert_eq!(reloads[2]["generation"], reloads[1]["generation"], "what is refused changes nothing");
     assert_eq!((reloads[2]["line"].as_u64(), reloads[2]["column"].as_u64()), (Some(3), Some(1)));
     assert_eq!((reloads[2]["findings"].as_u64(), reloads[2].get("added")), (Some(2), None));
     assert_eq!(reloads[4]["force"], true);

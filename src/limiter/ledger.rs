@@ -86,10 +86,12 @@ impl Ledger {
 
     /// Begins a reload's claims.
     pub fn claim<'a>(&'a mut self, limiter: &'a Limiter) -> Claim<'a> {
+        // One bit for each slot there is: most are kept.
+        let kept = vec![0; usize::try_from(self.next.div_ceil(64)).unwrap_or(0)];
         Claim {
             ledger: self,
             limiter,
-            kept: Vec::new(),
+            kept,
             fresh: Vec::new(),
             heirs: Vec::new(),
             unparked: Vec::new(),

@@ -24,7 +24,7 @@ const TIME_GRANULARITY: Duration = Duration::from_millis(20);
 const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 
 /// Where keys come from, and how to read them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SourceFile {
     /// The export.
     pub path: Box<Path>,

@@ -1,26 +1,28 @@
 //! Reloading: notice, wait until the file holds still, read, weigh, publish, wait, and only then free the old snapshot.
 //!
 //! All of it happens on one thread, one reload at a time, in the order of [`Running::reload`]; no request ever waits for
-//! it. Whatever fails before the swap leaves everything as it was. Requests to reload that arrive while one is running
-//! are answered together, by the next one, which begins after all of them were made.
+//! it. Whatever fails before the swap leaves everything as it was.
+//!
+//! Who asks for a reload while one is running is answered by it if another could come to nothing else: if, after they asked,
+//! the file is the one that is being read, and the configuration says what it is read by. Otherwise, all who asked meanwhile are
+//! answered together, by the next one, which begins after all of them did.
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-use tracing::{debug, error, info, warn};
+use tracing::debug;
 
-use crate::audit::{self, Audit, Event, Peer};
+use crate::audit::{self, Audit};
 use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
 use crate::revocation::Revocations;
 use crate::rules::Rules;
-use crate::snapshot::{Diff, Keys, Snapshot, Stamp};
+use crate::snapshot::{Keys, Snapshot, Stamp};
 use crate::systemd;
 
 mod check;
@@ -29,39 +31,22 @@ mod fan;
 mod history;
 mod load;
 mod read;
+mod report;
+#[cfg(test)]
+mod tests;
+mod trigger;
 mod watch;
 
 pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
 pub use history::{Accepted, History, Outcome};
 pub use load::{Built, FileState, Loaded, See, SourceFile};
+use trigger::{Batch, Cause, changes};
+pub use trigger::{Trigger, triggers};
 use watch::Watch;
-
-/// Triggers that may wait; they are taken together, so that more say nothing new.
-const WAITING: usize = 1024;
 
 /// How often a file is read that changes meanwhile, before that is the outcome. Each time it is waited for first.
 const ATTEMPTS: usize = 3;
-
-/// What makes a reload happen.
-#[derive(Debug)]
-pub enum Trigger {
-    /// Something in the source's directory changed: compare.
-    Changed,
-    /// SIGHUP.
-    Signal,
-    /// `keyward reload`.
-    Asked {
-        /// Publish even what the guard refuses.
-        force: bool,
-        /// Who asks.
-        peer: Peer,
-        /// Where the outcome goes.
-        reply: oneshot::Sender<Arc<Outcome>>,
-    },
-    /// `keyward check --daemon`: nothing is published.
-    Check(Asked),
-}
 
 /// The reload thread's side: everything that a reload needs.
 pub struct Reloader {
@@ -88,7 +73,7 @@ pub struct Reloader {
 }
 
 /// What the configuration says of reloads.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Where keys come from.
     pub source: SourceFile,
@@ -111,7 +96,7 @@ pub enum Purpose {
 }
 
 /// When a source is read, and what of it is believed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     /// How often the file is compared, whatever the watch says.
     pub poll: Duration,
@@ -139,11 +124,6 @@ impl Policy {
     }
 }
 
-/// A queue of triggers: bounded, since what waits is taken together.
-pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
-    sync_channel(WAITING)
-}
-
 /// What the thread remembers between reloads.
 struct Running {
     reloader: Reloader,
@@ -154,6 +134,10 @@ struct Running {
     /// A change is waiting among the triggers: one is enough.
     noticed: Arc<AtomicBool>,
     watch: Watch,
+    /// Triggers that arrived while a reload was running, and that it did not answer.
+    waiting: Batch,
+    /// The snapshot before, which nobody uses any more: to be freed when the reload has been acknowledged.
+    retired: Option<Arc<Snapshot>>,
     /// Checks that wait until no reload does. As many as there can be connections to the admin socket.
     checks: VecDeque<Asked>,
 }
@@ -167,17 +151,18 @@ impl Reloader {
             reloader: self,
             generation: 0,
             current: None,
+            retired: None,
             seen: None,
             noticed,
             watch,
+            waiting: Batch::default(),
             checks: VecDeque::new(),
         };
-        let start = audit::Trigger::Start;
-        running.reload(&Cause { trigger: start, peers: Vec::new(), configure: false, force: false });
+        running.reload(Cause::of(audit::Trigger::Start), triggers);
         ready();
         lower_priority();
         while let Some(batch) = running.next(triggers) {
-            running.serve(batch);
+            running.serve(batch, triggers);
             if let Some(check) = running.checks.pop_front() {
                 running.check(check);
             }
@@ -197,77 +182,14 @@ fn lower_priority() {
     }
 }
 
-/// Reports a change, unless one is waiting already: a directory in which much happens must not crowd out who asks.
-fn changes(trigger: SyncSender<Trigger>, noticed: Arc<AtomicBool>) -> impl Fn() + Send + 'static {
-    move || {
-        if !noticed.swap(true, Ordering::AcqRel) {
-            // A queue that is full is about to be taken, and the file to be compared.
-            let _full = trigger.try_send(Trigger::Changed);
-        }
-    }
-}
-
-/// Triggers that were waiting together.
-#[derive(Default)]
-struct Batch {
-    signal: bool,
-    asked: Askers,
-    forced: Askers,
-    checks: Vec<Asked>,
-}
-
-/// Who asked, and where the outcome goes.
-#[derive(Default)]
-struct Askers {
-    peers: Vec<Peer>,
-    replies: Vec<oneshot::Sender<Arc<Outcome>>>,
-}
-
-impl Askers {
-    fn add(&mut self, peer: Peer, reply: oneshot::Sender<Arc<Outcome>>) {
-        self.peers.push(peer);
-        self.replies.push(reply);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.replies.is_empty()
-    }
-
-    /// Whoever asked may have gone; the reload was made all the same.
-    fn answer(self, outcome: &Arc<Outcome>) {
-        self.replies.into_iter().for_each(|reply| drop(reply.send(Arc::clone(outcome))));
-    }
-}
-
-/// Why a reload is made.
-struct Cause {
-    trigger: audit::Trigger,
-    peers: Vec<Peer>,
-    /// Whether the configuration is read again too.
-    configure: bool,
-    force: bool,
-}
-
-impl Batch {
-    fn add(&mut self, trigger: Trigger) {
-        match trigger {
-            Trigger::Changed => {}
-            Trigger::Signal => self.signal = true,
-            Trigger::Asked { force: false, peer, reply } => self.asked.add(peer, reply),
-            Trigger::Asked { force: true, peer, reply } => self.forced.add(peer, reply),
-            Trigger::Check(asked) => self.checks.push(asked),
-        }
-    }
-}
-
 impl Running {
     /// Waits for a trigger, at most until the next comparison is due, then until the file holds still, and takes all
     /// triggers that are there by then: who renames a file and asks for a reload finds it not begun by the watch.
     /// `None`: the daemon is going away.
-    fn next(&self, triggers: &Receiver<Trigger>) -> Option<Batch> {
-        let mut batch = Batch::default();
+    fn next(&mut self, triggers: &Receiver<Trigger>) -> Option<Batch> {
+        let mut batch = std::mem::take(&mut self.waiting);
         // A check that waits is next, unless a reload has been asked for meanwhile.
-        let patience = match self.checks.is_empty() {
+        let patience = match self.checks.is_empty() && !batch.any {
             true => self.reloader.settings.policy.poll,
             false => Duration::ZERO,
         };
@@ -278,13 +200,13 @@ impl Running {
         }
         let Settings { source, policy, .. } = &self.reloader.settings;
         source.settle(policy.settle);
-        triggers.try_iter().for_each(|trigger| batch.add(trigger));
+        batch.take(triggers);
         self.noticed.store(false, Ordering::Release);
         Some(batch)
     }
 
-    fn serve(&mut self, batch: Batch) {
-        let Batch { signal, mut asked, mut forced, checks } = batch;
+    fn serve(&mut self, batch: Batch, triggers: &Receiver<Trigger>) {
+        let Batch { signal, asked, forced, checks, any: _ } = batch;
         self.checks.extend(checks);
         let has_changed = FileState::of(&self.reloader.settings.source.path) != self.seen;
         // The file alone has changed: the configuration is read again only where somebody says so.
@@ -299,21 +221,16 @@ impl Running {
                 (true, true) => audit::Trigger::Signal,
                 (true, false) => audit::Trigger::Change,
             };
-            let peers = std::mem::take(&mut asked.peers);
-            let outcome = self.reload(&Cause { trigger, peers, configure, force: false });
-            systemd::ready();
-            asked.answer(&outcome);
+            self.reload(Cause { trigger, askers: asked, configure, force: false }, triggers);
         }
         if !forced.is_empty() {
-            let peers = std::mem::take(&mut forced.peers);
-            let outcome =
-                self.reload(&Cause { trigger: audit::Trigger::Command, peers, configure, force: true });
-            systemd::ready();
-            forced.answer(&outcome);
+            let trigger = audit::Trigger::Command;
+            self.reload(Cause { trigger, askers: forced, configure, force: true }, triggers);
         }
     }
 
-    fn reload(&mut self, cause: &Cause) -> Arc<Outcome> {
+    /// A whole reload, up to the answer to who asked for it.
+    fn reload(&mut self, mut cause: Cause, triggers: &Receiver<Trigger>) {
         let start = Instant::now();
         let settings = if cause.configure {
             self.configure(Purpose::Reload)
@@ -343,14 +260,34 @@ impl Running {
             self.seen = None;
         }
         let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
-        self.record(cause, &outcome);
+        if outcome.result.is_ok() {
+            self.join(&mut cause, triggers);
+        }
+        self.record(&cause, &outcome);
         if cause.configure {
             let refused = outcome.result.as_ref().err().map(ToString::to_string);
             self.reloader.history.lock().configuration_refused = refused;
         }
         self.report(&outcome);
         self.watch.follow(&self.reloader.settings.source.path);
-        outcome
+        if cause.trigger != audit::Trigger::Start {
+            systemd::ready();
+        }
+        cause.askers.answer(&outcome);
+        self.retired = None;
+    }
+
+    /// Whoever has asked since the reload of `cause` began is answered by it, if another would read the same file by the same
+    /// settings. Both are looked at after they asked. What else has arrived waits for the next.
+    fn join(&mut self, cause: &mut Cause, triggers: &Receiver<Trigger>) {
+        self.waiting.take(triggers);
+        let state = FileState::of(&self.reloader.settings.source.path);
+        if self.waiting.asked.is_empty() || state.is_none() || state != self.seen {
+            return;
+        }
+        if self.configure(Purpose::Check).is_ok_and(|settings| settings == self.reloader.settings) {
+            cause.join(std::mem::take(&mut self.waiting.asked));
+        }
     }
 
     fn configure(&mut self, purpose: Purpose) -> Result<Settings, Failure> {
@@ -385,7 +322,7 @@ impl Running {
         Ok(())
     }
 
-    /// Claims buckets, swaps, waits until every worker has left the old snapshot, settles the buckets, and frees it.
+    /// Claims buckets, swaps, waits until every worker has left the old snapshot, and settles the buckets.
     fn publish(
         &mut self,
         settings: &Settings,
@@ -394,7 +331,7 @@ impl Running {
         let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
         let old = self.current.as_deref();
-        let diff = keys.diff(old);
+        let (diff, kept) = keys.compare(old);
         let generation = self.generation + 1;
         // A file from the future is not younger than one that was written now.
         let source_time = written_at.min(clock.now().unix);
@@ -402,9 +339,9 @@ impl Running {
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let mut claim = ledger.claim(limiter);
         let snapshot = keys
-            .publishable(
+            .publishable_after(
                 &mut claim,
-                old,
+                &kept,
                 Stamp { generation, source_time, rules: Arc::clone(&settings.rules) },
             )
             .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
@@ -420,75 +357,7 @@ impl Running {
 
         let buckets = old.iter().flat_map(|old| old.buckets());
         ledger.settle(limiter, settlement, buckets, clock.now().ticks);
+        self.retired = old;
         Ok(accepted)
-    }
-
-    /// Whether the log has said so already: a failure that passes by itself is tried again at every poll.
-    fn is_old_news(&self, failure: &Failure) -> bool {
-        let before = self.reloader.history.last();
-        let before = before.as_ref().and_then(|outcome| outcome.result.as_ref().err());
-        failure.is_passing() && before.is_some_and(|before| before.to_string() == failure.to_string())
-    }
-
-    /// Before anyone is told: an outcome that is acknowledged is in the audit trail.
-    fn record(&self, cause: &Cause, outcome: &Outcome) {
-        let refused = match &outcome.result {
-            Ok(_) => None,
-            Err(failure) if self.is_old_news(failure) && cause.peers.is_empty() => return,
-            Err(failure) => Some(failure),
-        };
-        let changes = outcome.result.as_ref().ok().map(|Accepted { diff, .. }| audit::Changes {
-            added: diff.added,
-            removed: diff.removed,
-            changed: diff.changed,
-            revoked: diff.revoked,
-        });
-        self.reloader.audit.record(&Event::Reload(audit::Reload {
-            trigger: cause.trigger,
-            peers: &cause.peers,
-            force: cause.force,
-            accepted: refused.is_none(),
-            keys: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
-            changes,
-            reason: refused.map(Failure::kind),
-            place: refused.and_then(Failure::place),
-            findings: refused.and_then(Failure::findings),
-            took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
-        }));
-    }
-
-    fn report(&self, outcome: &Arc<Outcome>) {
-        let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
-        match &outcome.result {
-            Ok(Accepted {
-                generation,
-                keys,
-                diff: Diff { added, removed, changed, revoked, .. },
-                revocations_agreed,
-            }) => {
-                info!(
-                    generation,
-                    keys, added, removed, changed, revoked, revocations_agreed, took_ms, "source loaded"
-                );
-                systemd::status(&format!("serving {keys} keys, generation {generation}"));
-            }
-            Err(failure) if self.is_old_news(failure) => debug!(error = %failure, "source refused again"),
-            Err(failure) => {
-                let serving = self.generation;
-                error!(error = %failure, serving_generation = serving, "source refused");
-                systemd::status(&format!("source refused, serving generation {serving}: {failure}"));
-            }
-        }
-        if self.current.is_none() && self.reloader.history.last().is_none() {
-            warn!("no keys are loaded: every request is answered NOT_READY");
-        }
-        let buckets = self.reloader.ledger.lock().unwrap_or_else(PoisonError::into_inner).in_use();
-        let mut last = self.reloader.history.lock();
-        last.buckets = buckets;
-        last.source = self.reloader.settings.source.path.clone();
-        if outcome.result.is_ok() {
-            last.accepted = Some(Arc::clone(outcome));
-        }
-        last.outcome = Some(Arc::clone(outcome));
     }
 }

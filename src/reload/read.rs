@@ -28,6 +28,10 @@ const LARGE: u64 = 4 << 20;
 const SAMPLE: usize = 16 << 10;
 const SAMPLES: u64 = 16;
 
+/// Bytes of the shortest row: a hash in base64, a comma, an id, and the newline. However many lines a file has that are none, no
+/// more rows are made room for.
+const SHORTEST_ROW: u64 = 46;
+
 /// A file that is being read.
 pub(super) struct Source<'s> {
     pub(super) origin: &'s SourceFile,
@@ -72,12 +76,12 @@ impl Source<'_> {
         see: Option<&mut See<'_>>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(Builder, Option<u32>), Failure> {
-        let mut input = Told { input: self.file, read: 0, tell: progress };
         if self.origin.format == Format::Compiled {
-            let (builder, source_time) = self.compiled(&mut input).map_err(|error| self.damaged(error))?;
+            let (builder, source_time) = self.compiled(progress).map_err(|error| self.damaged(error))?;
             see.into_iter().for_each(|see| builder.records(see));
             return Ok((builder, Some(source_time)));
         }
+        let mut input = Told { input: self.file, read: 0, tell: progress };
         if self.size >= LARGE && fan::threads() > 1 && see.is_none() {
             match self.in_pieces(&mut input, fan::threads()) {
                 Ok(builder) => return Ok((builder, None)),
@@ -117,6 +121,7 @@ impl Source<'_> {
             rows += memchr::memchr_iter(b'\n', &sample[..read]).count() as u64;
         }
         let expected = u128::from(self.size) * u128::from(rows) * 33 / (u128::from(bytes.max(1)) * 32);
+        let expected = expected.min(u128::from(self.size / SHORTEST_ROW));
         u32::try_from(expected).unwrap_or(u32::MAX) as usize
     }
 
@@ -161,18 +166,31 @@ impl Source<'_> {
         Ok(builder)
     }
 
-    fn compiled(&self, input: impl Read) -> Result<(Builder, u32), compiled::ReadError> {
-        let mut reader = compiled::Reader::open(input, self.size)?;
+    fn compiled(&self, progress: &mut dyn FnMut(u64)) -> Result<(Builder, u32), compiled::ReadError> {
+        let read = |at, bytes: &mut [u8]| self.file.read_exact_at(bytes, at);
+        let mut reader = compiled::Reader::open(read, self.size)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
         let decode = reader.policies(&mut builder)?;
-        let mut merge = reader.merging();
+        let (mut space, mut merge) = (reader.space(), reader.merging());
+        let mut places = space.places();
+        let next = || {
+            let block = reader.keys(&mut places)?;
+            block.iter().for_each(|block| progress(block.range().0));
+            Ok(block)
+        };
         let workers = (0..fan::threads()).map(|_| {
-            let decode = decode.clone();
-            move |block: compiled::Block| decode.decode(&block)
+            let (decode, mut payload) = (decode.clone(), Vec::new());
+            move |block: compiled::Block<'_>| {
+                let (at, bytes) = block.range();
+                payload.resize(bytes, 0);
+                self.file.read_exact_at(&mut payload, at).map_err(|error| block.unreadable(error))?;
+                decode.decode(block, &payload)
+            }
         });
-        fan::in_order(workers, || reader.keys(), |decoded| merge.add(decoded?, &mut builder))?;
-        merge.finish()?;
-        Ok((builder, reader.source_time()))
+        fan::in_order(workers, next, |decoded| merge.add(&decoded?, &mut builder))?;
+        let source_time = reader.source_time();
+        merge.finish(space, &mut builder)?;
+        Ok((builder, source_time))
     }
 }
 

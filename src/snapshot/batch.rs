@@ -5,15 +5,14 @@
 //! first of them goes in, so that their cache misses overlap: after that the places are there.
 
 use std::hash::BuildHasher;
+use std::hint::black_box;
 
 use crate::record::{Digest, KeyRecord, Status};
 use crate::snapshot::build::{Builder, RowError, part};
 use crate::snapshot::entry::{Entry, StatusByte};
 use crate::snapshot::intern::{Interner, PolicyKey};
+use crate::snapshot::kept::WINDOW;
 use crate::snapshot::{IdHasher, IndexSlot, Probe};
-
-/// Rows that are looked up before the first of them goes in: more than a processor can wait for at once.
-const WINDOW: usize = 32;
 
 /// Takes records and makes a [`Batch`] of them.
 pub struct Gather {
@@ -25,41 +24,34 @@ pub struct Gather {
 /// How a table hashes, so that other threads can do it for it.
 #[derive(Clone)]
 pub(super) struct Hashes {
-    pub(super) seed: u64,
+    seed: u64,
     hasher: IdHasher,
 }
 
 /// Rows, and what they have in common.
 #[derive(Default)]
 pub struct Batch {
-    pub(super) rows: Vec<Row>,
+    rows: Vec<Row>,
     /// Key id and owner of each row.
-    pub(super) texts: String,
-    pub(super) metadata: String,
-    /// What the rows' policies are; none where the numbers are the table's own.
+    texts: String,
+    metadata: String,
+    /// What the rows' policies are.
     policies: Vec<PolicyKey>,
 }
 
-impl Batch {
-    /// An empty one whose rows have these texts, and the table's own policies.
-    pub(super) fn with_capacity(rows: usize, texts: String, metadata: String) -> Self {
-        Self { rows: Vec::with_capacity(rows), texts, metadata, policies: Vec::new() }
-    }
-}
-
 /// One row: what has a length of its own is in the batch's texts, in order.
-pub(super) struct Row {
-    pub(super) digest: Digest,
-    pub(super) probe: Probe,
-    pub(super) id_hash: u64,
-    pub(super) owner_hash: u64,
-    pub(super) not_before: u32,
-    pub(super) expires_at: u32,
-    pub(super) policy: u32,
-    pub(super) metadata: u16,
-    pub(super) key_id: u8,
-    pub(super) owner: u8,
-    pub(super) status: Status,
+struct Row {
+    digest: Digest,
+    probe: Probe,
+    id_hash: u64,
+    owner_hash: u64,
+    not_before: u32,
+    expires_at: u32,
+    policy: u32,
+    metadata: u16,
+    key_id: u8,
+    owner: u8,
+    status: Status,
 }
 
 impl Hashes {
@@ -124,7 +116,6 @@ impl Builder {
     pub fn add_batch(&mut self, batch: Batch) -> Result<(), RowError> {
         let Batch { rows, texts, metadata, policies } = batch;
         let numbers = policies.into_iter().map(|key| self.intern(key)).collect::<Result<Vec<u32>, _>>()?;
-        // Number by number where the batch has policies of its own.
         let number = |policy: u32| numbers.get(policy as usize).copied().unwrap_or(policy);
         let (mut texts, mut metadata) = (&*texts, &*metadata);
         for window in rows.chunks(WINDOW) {
@@ -140,19 +131,29 @@ impl Builder {
         Ok(())
     }
 
-    /// Looks the rows up, for what that brings into the cache.
+    /// Looks the rows up, for what that brings into the cache: one kind of place at a time, because the fewer instructions lie
+    /// between two cache misses, the more of them a processor waits for at once.
     fn fetch(&self, rows: &[Row]) {
         let keys = &self.keys;
         for row in rows {
-            let digest = |slot: &IndexSlot| slot.fingerprint == row.probe.fingerprint;
-            std::hint::black_box(keys.index.find(row.probe.hash, digest).is_some());
-            std::hint::black_box(keys.ids.find(row.id_hash, |_| true).is_some());
-            // The owner's name is three steps away, and compared with the row's.
-            let owner = self.owners.find(row.owner_hash, |(other, _)| *other == part(row.owner_hash));
-            let first = owner.and_then(|(_, number)| keys.owners.get(*number as usize));
-            let entry = first.and_then(|first| keys.entries.get(*first as usize));
-            std::hint::black_box(entry.map_or(0, |entry| keys.byte(entry.identity.owner().start)));
+            let like = |slot: &IndexSlot| slot.fingerprint == row.probe.fingerprint;
+            black_box(keys.index.find(row.probe.hash, like).is_some());
         }
+        for row in rows {
+            let part = part(row.id_hash);
+            black_box(keys.ids.find(row.id_hash, |slot| slot.0 == part).is_some());
+        }
+        // The owner's name is three steps away, and compared with the row's.
+        let mut firsts = [u32::MAX; WINDOW];
+        for (row, first) in rows.iter().zip(&mut firsts) {
+            let part = part(row.owner_hash);
+            let owner = self.owners.find(row.owner_hash, |(other, _)| *other == part);
+            *first = owner
+                .and_then(|(_, number)| keys.owners.get(*number as usize))
+                .map_or(u32::MAX, |first| *first);
+        }
+        let entries = firsts.iter().filter_map(|first| keys.entries.get(*first as usize));
+        black_box(entries.fold(0, |sum, entry| sum ^ keys.byte(entry.identity.owner().start)));
     }
 
     fn add_row(

@@ -86,15 +86,21 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// An empty table. `seed` should be random and the same for no two processes; `expected` rows are made room for.
+    /// An empty table. `seed` should be random and the same for no two processes; `expected` rows are made room for, in memory that
+    /// is there at once where they are many.
     pub fn new(seed: u64, expected: usize) -> Self {
+        let (index, ids, entries) = memory::populated(|| {
+            let index = HashTable::with_capacity_in(expected, Huge);
+            let ids = HashTable::with_capacity_in(expected, Huge);
+            (index, ids, HugeVec::with_capacity_in(expected, Huge))
+        });
         let keys = Keys {
             seed,
             hasher: IdHasher::default(),
-            index: HashTable::with_capacity_in(expected, Huge),
-            ids: HashTable::with_capacity_in(expected, Huge),
+            index,
+            ids,
             rotated: Vec::new(),
-            entries: HugeVec::with_capacity_in(expected, Huge),
+            entries,
             policies: Vec::new(),
             owners: vec![u32::MAX],
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
@@ -266,17 +272,23 @@ impl Builder {
         if first != id {
             return self.keys.entries[first as usize].identity;
         }
-        let Keys { ids, entries, arena, hasher, .. } = &mut self.keys;
+        let Keys { arena, .. } = &mut self.keys;
         let identity = Identity::new(arena.as_str().len(), key_id.len(), owner.len());
         arena.push_str(key_id);
         arena.push_str(owner);
-        // The new entry is not in `entries` yet, and is not rehashed: it is inserted after the table has grown.
-        let rehash = |entry: &u32| {
+        self.insert_id(id, id_hash);
+        identity
+    }
+
+    /// Has the new entry, which is not in `entries` yet, found by its key id.
+    pub(super) fn insert_id(&mut self, id: u32, hash: u64) {
+        let Keys { ids, entries, arena, hasher, .. } = &mut self.keys;
+        // The new one is not rehashed: it is inserted after the table has grown.
+        let rehash = |(_, entry): &(u32, u32)| {
             let key_id = entries[*entry as usize].identity.key_id();
             hasher.hash_one(arena.as_str().get(key_id).unwrap_or_default())
         };
-        ids.insert_unique(id_hash, id, rehash);
-        identity
+        ids.insert_unique(hash, (part(hash), id), rehash);
     }
 
     /// The number of an owner; `id` is the entry that is about to have it.

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use crate::limiter::{BucketName, Claim, Rate, Slot};
 use crate::record::{Limit, Per};
 use crate::snapshot::entry::Entry;
+use crate::snapshot::kept::{Kept, WINDOW};
 use crate::snapshot::{IdHasher, Key, Keys, Snapshot, Stamp};
 
 /// All 2^32 bucket slots are in use.
@@ -28,17 +29,34 @@ impl Keys {
     /// # Errors
     /// When there are more limits than slots.
     pub fn publishable(
-        mut self,
+        self,
         claim: &mut Claim<'_>,
         previous: Option<&Snapshot>,
         stamp: Stamp,
     ) -> Result<Snapshot, TooManyBuckets> {
-        let owner_buckets = self.claim_owners(claim, previous)?;
+        self.publishable_after(claim, &Kept::unknown(previous), stamp)
+    }
+
+    /// The same, where it is known which rows the snapshot before has ([`compare`](Self::compare)): a row that it has under the
+    /// same key id need not be looked up again.
+    ///
+    /// # Errors
+    /// When there are more limits than slots.
+    pub fn publishable_after(
+        mut self,
+        claim: &mut Claim<'_>,
+        kept: &Kept<'_>,
+        stamp: Stamp,
+    ) -> Result<Snapshot, TooManyBuckets> {
+        let owner_buckets = self.claim_owners(claim, kept.old)?;
         let mut runs = Vec::new();
         for at in 0..self.entries.len() {
+            if at.is_multiple_of(WINDOW) {
+                kept.fetch(at);
+            }
             let first = self.entries[at].buckets as usize;
             let buckets = if first == at {
-                self.claim_key(at, claim, previous, &owner_buckets, &mut runs)?
+                self.claim_key(at, claim, kept, &owner_buckets, &mut runs)?
             } else {
                 self.entries[first].buckets
             };
@@ -51,7 +69,7 @@ impl Keys {
         &self,
         at: usize,
         claim: &mut Claim<'_>,
-        previous: Option<&Snapshot>,
+        kept: &Kept<'_>,
         owner_buckets: &OwnerBuckets,
         runs: &mut Vec<u32>,
     ) -> Result<u32, TooManyBuckets> {
@@ -60,8 +78,7 @@ impl Keys {
         if limits.is_empty() {
             return Ok(0);
         }
-        let key_id = self.key_id(entry);
-        let old = previous.and_then(|snapshot| snapshot.find_by_id(key_id));
+        let old = kept.before(at, || self.key_id(entry));
         let run = u32::try_from(runs.len()).map_err(|_| TooManyBuckets)?;
         let mut only = 0;
         for limit in limits {
@@ -71,7 +88,7 @@ impl Keys {
             } else {
                 let had = old.and_then(|old| old.own_bucket(&limit.name));
                 claim
-                    .slot(|| BucketName::of_key(key_id, &limit.name), had, limit.rate)
+                    .slot(|| BucketName::of_key(self.key_id(entry), &limit.name), had, limit.rate)
                     .ok_or(TooManyBuckets)?
             };
             if limits.len() > 1 {
@@ -114,6 +131,9 @@ impl Keys {
             .iter()
             .map(|policy| policy.limits().iter().any(|limit| limit.per == Per::Owner))
             .collect();
+        if !has_shared.contains(&true) {
+            return rates;
+        }
         let sharing = self.entries.iter().zip(0..).filter(|(entry, at)| {
             // Rows in rotation are charged as the first of them is; so far an entry knows that by its number.
             entry.buckets == *at && has_shared[entry.policy as usize]

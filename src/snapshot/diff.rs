@@ -2,12 +2,13 @@
 //! operator has revoked.
 //!
 //! One type serves a reload, a reload that is only tried, and the comparison of two files. The examples cost a reload
-//! next to nothing: there are few of them, and what was added is told by one bit for each row.
+//! next to nothing: there are few of them, and where each row was before is kept for the claims ([`kept`](super::kept)).
 
 use std::collections::HashMap;
 
 use crate::record::{Digest, Status, rfc3339};
 use crate::snapshot::entry::Entry;
+use crate::snapshot::kept::{Found, Kept, WINDOW};
 use crate::snapshot::{IdHasher, Keys, Snapshot};
 
 /// Examples of each kind: a screenful.
@@ -80,51 +81,84 @@ struct Row<'k> {
 }
 
 impl Keys {
-    /// What publishing these keys after `old` would change.
-    pub fn diff(&self, old: Option<&Snapshot>) -> Diff {
-        self.diff_from(old.map(Snapshot::table))
+    /// What publishing these keys after `old` would change, and which rows it has already.
+    pub fn compare<'s>(&self, old: Option<&'s Snapshot>) -> (Diff, Kept<'s>) {
+        match old {
+            Some(snapshot) => {
+                let (diff, found) = self.look_up(snapshot.table());
+                (diff, Kept::known(old, found))
+            }
+            None => (self.diff_from(None), Kept::unknown(None)),
+        }
     }
 
     /// What there is to be told between `old` and these keys; without `old`, all of them are new.
     pub fn diff_from(&self, old: Option<&Self>) -> Diff {
-        let mut diff = Diff::default();
-        let mut kept = Bits::new(self.len());
         if let Some(old) = old {
-            self.compare(old, &mut diff, &mut kept);
+            return self.look_up(old).0;
         }
-        diff.added = self.len() - (old.map_or(0, Self::len) - diff.removed);
-        let added = kept.zeros().take(diff.added.min(MAX_EXAMPLES));
-        let added = added.filter_map(|id| Some(self.entries.get(id as usize)?.example(self, Vec::new())));
-        diff.examples.added = added.collect();
+        let mut diff = Diff { added: self.len(), ..Diff::default() };
+        diff.examples.added = self.added(0..);
         diff
     }
 
-    /// Looks each row of `old` up, and marks the ones that are still there.
-    fn compare(&self, old: &Self, diff: &mut Diff, kept: &mut Bits) {
+    /// Looks each row of `old` up.
+    fn look_up(&self, old: &Self) -> (Diff, Found) {
+        let mut diff = Diff::default();
+        let mut found = Found::none_of(self.len());
+        let mut after_ids = Vec::with_capacity(WINDOW);
         let mut same_policy: HashMap<_, _, IdHasher> = HashMap::default();
-        for (before, before_id) in old.entries.iter().zip(0..) {
-            let after_id = self.find_exactly(&before.digest);
-            let after = after_id.and_then(|id| Some((self.entries.get(id as usize)?, id)));
-            let was_active = before.status.of_row() == Status::Active;
-            let Some((after, after_id)) = after else {
-                count(&mut diff.removed, &mut diff.examples.removed, || before.example(old, Vec::new()));
-                if was_active {
-                    count(&mut diff.revoked, &mut diff.examples.revoked, || before.example(old, Vec::new()));
-                }
-                continue;
-            };
-            kept.set(after_id);
-            let same_policy = *same_policy.entry((before.policy, after.policy)).or_insert_with(|| {
-                old.policies[before.policy as usize] == self.policies[after.policy as usize]
-            });
-            let before = Row { keys: old, entry: before, id: before_id };
-            let after = Row { keys: self, entry: after, id: after_id };
-            if !same_policy || !same_row(after, before) {
-                count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
+        let mut before_ids = 0..;
+        for window in old.entries.chunks(WINDOW) {
+            self.find_all(window.iter().map(|entry| &entry.digest), &mut after_ids);
+            for ((before, after_id), before_id) in window.iter().zip(&after_ids).zip(&mut before_ids) {
+                let before = Row { keys: old, entry: before, id: before_id };
+                let after = after_id
+                    .and_then(|id| Some(Row { keys: self, entry: self.entries.get(id as usize)?, id }));
+                diff.count_row(before, after, &mut same_policy, &mut found);
             }
-            if was_active && after.entry.status.of_row() != Status::Active {
-                count(&mut diff.revoked, &mut diff.examples.revoked, || before.changed_to(after));
+        }
+        diff.added = self.len() - (old.len() - diff.removed);
+        if diff.added > 0 {
+            diff.examples.added = self.added(found.new_rows());
+        }
+        (diff, found)
+    }
+
+    fn added(&self, rows: impl Iterator<Item = u32>) -> Vec<Example> {
+        let entries = rows.map_while(|id| self.entries.get(id as usize)).take(MAX_EXAMPLES);
+        entries.map(|entry| entry.example(self, Vec::new())).collect()
+    }
+}
+
+impl Diff {
+    /// Counts what has become of a row, and marks where it is.
+    fn count_row(
+        &mut self,
+        before: Row<'_>,
+        after: Option<Row<'_>>,
+        same_policy: &mut HashMap<(u32, u32), bool, IdHasher>,
+        found: &mut Found,
+    ) {
+        let was_active = before.entry.status.of_row() == Status::Active;
+        let Some(after) = after else {
+            let gone = || before.entry.example(before.keys, Vec::new());
+            count(&mut self.removed, &mut self.examples.removed, gone);
+            if was_active {
+                count(&mut self.revoked, &mut self.examples.revoked, gone);
             }
+            return;
+        };
+        found.set(after.id, before.id, before.key_id() != after.key_id());
+        let policies = (before.entry.policy, after.entry.policy);
+        let same_policy = *same_policy.entry(policies).or_insert_with(|| {
+            before.keys.policies[policies.0 as usize] == after.keys.policies[policies.1 as usize]
+        });
+        if !same_policy || !same_row(after, before) {
+            count(&mut self.changed, &mut self.examples.changed, || before.changed_to(after));
+        }
+        if was_active && after.entry.status.of_row() != Status::Active {
+            count(&mut self.revoked, &mut self.examples.revoked, || before.changed_to(after));
         }
     }
 }
@@ -205,33 +239,6 @@ fn same_row(a: Row<'_>, b: Row<'_>) -> bool {
         && a.key_id() == b.key_id()
         && a.owner() == b.owner()
         && a.keys.metadata_of(a.id) == b.keys.metadata_of(b.id)
-}
-
-/// One bit for each row.
-struct Bits {
-    words: Vec<u64>,
-    length: usize,
-}
-
-impl Bits {
-    fn new(length: usize) -> Self {
-        Self { words: vec![0; length.div_ceil(64)], length }
-    }
-
-    fn set(&mut self, at: u32) {
-        if let Some(word) = self.words.get_mut(at as usize / 64) {
-            *word |= 1 << (at % 64);
-        }
-    }
-
-    /// Where none was set, ascending. Full words are passed over as one.
-    fn zeros(&self) -> impl Iterator<Item = u32> {
-        let words = self.words.iter().enumerate().filter(|(_, word)| **word != u64::MAX);
-        let zeros = words.flat_map(|(at, word)| {
-            (0..64).filter(move |bit| word & (1 << bit) == 0).map(move |bit| at * 64 + bit)
-        });
-        zeros.take_while(|at| *at < self.length).map(|at| at as u32)
-    }
 }
 
 #[cfg(test)]

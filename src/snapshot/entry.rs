@@ -24,6 +24,11 @@ impl Identity {
         (self.0 >> 16) as usize
     }
 
+    /// Bytes of both.
+    pub(super) fn length(self) -> usize {
+        self.both().len()
+    }
+
     /// Where both are.
     #[inline]
     pub(super) fn both(self) -> Range<usize> {

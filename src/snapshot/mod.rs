@@ -28,6 +28,7 @@ mod diff;
 mod entry;
 mod intern;
 mod ip_set;
+mod kept;
 mod lines;
 mod policy;
 mod revoke;
@@ -41,6 +42,7 @@ pub use claim::TooManyBuckets;
 pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
 use entry::Entry;
 pub use ip_set::IpSet;
+pub use kept::Kept;
 pub use policy::Policy;
 pub use scope_set::ScopeSet;
 pub use summary::Summary;
@@ -412,9 +414,12 @@ impl Keys {
     }
 
     fn find_by_id_hash(&self, hash: u64, key_id: &str) -> Option<u32> {
-        let same =
-            |entry: &u32| self.entries.get(*entry as usize).is_some_and(|entry| self.key_id(entry) == key_id);
-        self.ids.find(hash, same).copied()
+        let part = build::part(hash);
+        let same = |slot: &(u32, u32)| {
+            slot.0 == part
+                && self.entries.get(slot.1 as usize).is_some_and(|entry| self.key_id(entry) == key_id)
+        };
+        self.ids.find(hash, same).map(|(_, entry)| *entry)
     }
 
     /// Whether `digest` is among them: what a reload's guard counts.
@@ -423,7 +428,8 @@ impl Keys {
     }
 }
 
-type Ids = HashTable<u32, Huge>;
+/// Entries' numbers, with a part of their ids' hashes: a look-up of an id that is not there reads nothing else.
+type Ids = HashTable<(u32, u32), Huge>;
 type Index = HashTable<IndexSlot, Huge>;
 /// Seeded by the process, and several times as fast as the standard library's on the short texts of an export.
 type IdHasher = foldhash::quality::RandomState;

@@ -1,5 +1,5 @@
 //! Parsed lists by their text, because an export repeats the same few in millions of rows: each text is
-//! parsed once, and its rows share the result.
+//! parsed once, and its rows share the result. And the last few times, which an export may repeat too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,6 +48,32 @@ impl<T> Memo<T> {
     }
 }
 
+/// Times remembered, at places that their texts decide.
+const TIMES: usize = 8;
+
+/// The last few points in time, as seconds. Where each row has one of its own, nothing is kept of them for long.
+#[derive(Debug, Default)]
+pub(super) struct Times([(String, u32); TIMES]);
+
+impl Times {
+    /// What `parse` makes of `text`. Failures are not remembered.
+    pub(super) fn get<'t, E>(
+        &mut self,
+        text: &'t str,
+        parse: impl FnOnce(&'t str) -> Result<u32, E>,
+    ) -> Result<u32, E> {
+        let place = text.bytes().fold(text.len(), |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
+        let (known, seconds) = &mut self.0[place % TIMES];
+        if text.is_empty() || known != text {
+            let parsed = parse(text)?;
+            known.clear();
+            known.push_str(text);
+            *seconds = parsed;
+        }
+        Ok(*seconds)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +92,20 @@ mod tests {
         assert!(nothing.is_empty());
         assert_eq!(memo.get("x", |_| Err("wrong")), Err("wrong"));
         assert!(memo.get("x", words).is_ok(), "a failure is not remembered");
+    }
+
+    #[test]
+    fn a_time_is_what_it_was_the_last_time() {
+        let mut times = Times::default();
+        let texts: Vec<String> = (0..100).map(|number| (number % 13).to_string()).collect();
+        for text in &texts {
+            assert_eq!(times.get(text, str::parse::<u32>), text.parse());
+        }
+        let last = &texts[99];
+        assert_eq!(times.get(last, |_| Err("parsed twice")), Ok(99 % 13));
+        assert_eq!(times.get("", |_| Ok::<_, ()>(5)), Ok(5), "an empty text is asked for each time");
+        assert_eq!(times.get("x", |_| Err("wrong")), Err("wrong"));
+        assert_eq!(times.get("x", |_| Ok::<_, ()>(7)), Ok(7), "a failure is not remembered");
     }
 
     #[test]

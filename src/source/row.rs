@@ -11,7 +11,7 @@ use crate::record::{KeyRecord, Limit, LimitError, MAX_KEY_ID, MAX_NAME, MAX_OWNE
 
 use super::finding::{Column, Findings};
 use super::layout::{Field, Texts};
-use super::memo::Memo;
+use super::memo::{Memo, Times};
 use super::{Sink, field, list, time};
 
 /// Where the rows of an export go: good ones to the sink, what is wrong with the others to the findings.
@@ -59,11 +59,20 @@ pub(super) struct Assembler {
     networks: Memo<IpNet>,
     origins: Memo<Origin>,
     limits: Memo<Limit>,
+    not_before: Times,
+    expires_at: Times,
 }
 
 impl Assembler {
     pub(super) fn new() -> Self {
-        Self { scopes: Memo::new(), networks: Memo::new(), origins: Memo::new(), limits: Memo::new() }
+        Self {
+            scopes: Memo::new(),
+            networks: Memo::new(),
+            origins: Memo::new(),
+            limits: Memo::new(),
+            not_before: Times::default(),
+            expires_at: Times::default(),
+        }
     }
 
     /// The record that `texts` make, or `None` after having told `report` of each field that is wrong.
@@ -80,8 +89,10 @@ impl Assembler {
         let environment = row.take(Field::Environment, field::optional(text(Field::Environment), MAX_NAME));
         let plan = row.take(Field::Plan, field::optional(text(Field::Plan), MAX_NAME));
         let status = row.take(Field::Status, field::status(text(Field::Status)));
-        let not_before = row.take(Field::NotBefore, time::not_before(text(Field::NotBefore)));
-        let expires_at = row.take(Field::ExpiresAt, time::expires_at(text(Field::ExpiresAt)));
+        let not_before =
+            row.take(Field::NotBefore, self.not_before.get(text(Field::NotBefore), time::not_before));
+        let expires_at =
+            row.take(Field::ExpiresAt, self.expires_at.get(text(Field::ExpiresAt), time::expires_at));
         let scopes = row.take(Field::Scopes, self.scopes.get(text(Field::Scopes), list::scopes));
         let allowed_ips =
             row.take(Field::AllowedIps, self.networks.get(text(Field::AllowedIps), list::networks));

@@ -3,14 +3,16 @@
 //! ```text
 //! header    128 bytes: what it is, how much there is, the table's seed, when the source was written
 //! policies  blocks of them: what the rows have in common, as the export has it; plans by their names
-//! keys      blocks: 56 bytes for each row, then their key ids and owners, then their metadata
+//! owners    blocks of their names, ascending; rows have their numbers, which count from 1
+//! keys      blocks: 56 bytes for each row, then their key ids, then their metadata
 //! ```
 //!
 //! * Every number is little-endian. Header and blocks each end in or hold a CRC-32 of their own, so that damage is found where it
 //!   is, before anything of the block is used. It is there against accidents: who can write the file could write any checksum,
 //!   and any keys; a SHA-256 would protect from no more, and cost as much as all the rest of loading.
-//! * A block is all that is held at a time, and they are independent of each other: threads decode them beside the one that
-//!   inserts ([`read`]). Nothing is believed: every length, number and text is checked as a row of an export is, and the
+//! * Blocks are independent of each other, and each says how much it takes in the table, which is made in its final size: threads
+//!   read blocks, check them, and write their rows to where they stay ([`read`], [`space`]), beside the one that has them found
+//!   ([`merge`]). A block for each thread is all that is held beside the table. Nothing is believed: every length, number and text is checked as a row of an export is, and the
 //!   builder refuses the same contradictions.
 //! * Rows are in the order of their places in the table ([`Order`]), so that filling it goes through memory once, from its beginning
 //!   to its end. The order depends on the seed, which is drawn when the file is written, and is in it.
@@ -22,13 +24,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::record::{Digest, MAX_KEY_ID, MAX_METADATA, MAX_OWNER};
 use crate::snapshot::Probe;
 
+mod merge;
+mod owners;
 mod policy;
 mod read;
+mod space;
 #[cfg(test)]
 mod tests;
 mod write;
 
-pub use read::{Block, Decode, Decoded, Merge, ReadError, Reader};
+pub use merge::{Decoded, Merge};
+pub use read::{Block, Decode, ReadError, Reader};
+pub use space::{Places, Space};
 
 /// Not text, and damaged visibly by whatever takes it for some (as PNG's).
 const MAGIC: [u8; 8] = *b"\x89KWC\r\n\x1a\n";
@@ -46,7 +53,7 @@ const BLOCK_BYTES: usize = 128 << 10;
 /// eight times their length.
 const MAX_BEYOND: usize = 1 << 20;
 
-const _: () = assert!(size_of::<Record>() + MAX_KEY_ID + MAX_OWNER + MAX_METADATA <= MAX_BEYOND);
+const _: () = assert!(size_of::<Record>() + MAX_KEY_ID + MAX_METADATA <= MAX_BEYOND && MAX_OWNER <= 0xff);
 
 /// The beginning of the file.
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -59,10 +66,16 @@ struct Header {
     keys: U64,
     policies: U64,
     policy_bytes: U64,
+    owners: U64,
+    owner_bytes: U64,
     key_bytes: U64,
+    /// Of all rows: key id and owner.
+    text_bytes: U64,
+    metadata_rows: U64,
+    metadata_bytes: U64,
     source_time: U32,
     order_bits: U32,
-    reserved: [u8; 60],
+    reserved: [u8; 20],
     /// Of everything before it.
     crc: U32,
 }
@@ -70,7 +83,7 @@ struct Header {
 const HEADER_BYTES: usize = 128;
 const _: () = assert!(size_of::<Header>() == HEADER_BYTES && align_of::<Header>() == 1);
 
-/// The beginning of a block. What follows it: of policies, `texts` bytes; of keys, `rows` records, `texts` bytes, and
+/// The beginning of a block. What follows it: of policies and owners, `texts` bytes; of keys, `rows` records, `texts` bytes, and
 /// `metadata` bytes.
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -81,7 +94,9 @@ struct BlockHeader {
     rows: U32,
     texts: U32,
     metadata: U32,
-    reserved: [u8; 8],
+    /// Bytes that key ids and owners of its rows have together: what they take in the table.
+    table_texts: U32,
+    reserved: [u8; 4],
     /// Of everything before it, and of what follows.
     crc: U32,
 }
@@ -96,12 +111,13 @@ struct Record {
     not_before: U32,
     expires_at: U32,
     policy: U32,
+    /// 0: nobody.
+    owner: U32,
     /// Lengths: the texts themselves are in order after the block's records.
     metadata: U16,
     key_id: u8,
-    owner: u8,
     status: u8,
-    reserved: [u8; 7],
+    reserved: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Record>() == 56 && align_of::<Record>() == 1);
@@ -113,6 +129,8 @@ pub enum Section {
     Header,
     /// What rows have in common.
     Policies,
+    /// Whose they are.
+    Owners,
     /// The rows.
     Keys,
 }
@@ -123,6 +141,7 @@ impl Section {
             Self::Header => 0,
             Self::Policies => 1,
             Self::Keys => 2,
+            Self::Owners => 3,
         }
     }
 }
@@ -132,10 +151,13 @@ impl std::fmt::Display for Section {
         f.write_str(match self {
             Self::Header => "header",
             Self::Policies => "policies",
+            Self::Owners => "owners",
             Self::Keys => "keys",
         })
     }
 }
+
+const OUT_OF_ORDER: &str = "the rows are not in the order of the table, or one is there twice";
 
 /// The order of rows: by the place in a table of 2^`bits` slots at which a look-up of it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

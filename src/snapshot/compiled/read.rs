@@ -1,21 +1,30 @@
-//! Reading a compiled file: block by block, checked, and into a [`Builder`] as any other rows.
+//! Reading a compiled file, block by block, and checking it.
 //!
-//! [`Reader`] reads, [`Decode`] checks a block and makes rows of it (on any thread), and [`Merge`] puts them into the table, in the
-//! file's order. The table is complete when [`Merge::finish`] says so, and to be thrown away otherwise.
+//! [`Reader`] finds the blocks, and the [place](Places) of each in the table; [`Decode`] checks a block and writes its rows there,
+//! on any thread; and [`Merge`] has them found by digest and by key id, in the file's order. The table is complete when
+//! [`Merge::finish`] says so, and to be thrown away otherwise.
+//!
+//! A thread that decodes a block has read it too, and nobody else looks at its rows: to fetch a row from another processor's
+//! cache takes longer than to decode it.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::record::{Digest, MAX_KEY_ID, MAX_OWNER, Status, is_metadata};
-use crate::snapshot::batch::{Batch, Hashes, Row};
+use crate::record::{MAX_KEY_ID, MAX_OWNER, Status, is_metadata};
+use crate::snapshot::batch::Hashes;
 use crate::snapshot::build::{Builder, RowError};
+use crate::snapshot::compiled::merge::{Decoded, Hashed, Merge, OTHER_SIZES, Sizes};
+use crate::snapshot::compiled::owners::Owners;
+use crate::snapshot::compiled::space::{Place, Places, Space};
 use crate::snapshot::compiled::write::checked;
 use crate::snapshot::compiled::{
-    BLOCK_BYTES, BYTE_ORDER, BlockHeader, Header, MAGIC, MAX_BEYOND, MAX_ORDER_BITS, Order, Record, Section,
-    VERSION, policy,
+    BLOCK_BYTES, BYTE_ORDER, BlockHeader, Header, MAGIC, MAX_BEYOND, MAX_ORDER_BITS, OUT_OF_ORDER, Order,
+    Record, Section, VERSION, policy,
 };
+use crate::snapshot::entry::{Entry, StatusByte};
+use crate::snapshot::kept::WINDOW;
 
 /// Why a compiled file cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +66,7 @@ pub enum ReadError {
 
 impl ReadError {
     /// Rows have no lines here. What two of them contradict each other in can be the plans that they are on now.
-    fn row(section: Section, block: u32, error: &RowError) -> Self {
+    pub(super) fn row(section: Section, block: u32, error: &RowError) -> Self {
         let problem = match error {
             RowError::DuplicateHash { .. } => "two rows have the same key_hash: compile the source again".to_owned(),
             RowError::OtherLimits { .. } => {
@@ -82,33 +91,26 @@ impl std::fmt::Display for Numbered {
     }
 }
 
-fn damaged(section: Section, block: Option<u32>, problem: &'static str) -> ReadError {
+pub(super) fn damaged(section: Section, block: Option<u32>, problem: &'static str) -> ReadError {
     ReadError::Damaged { section, block, problem }
 }
 
-/// Reads the blocks of a file, one after another.
-pub struct Reader<R> {
-    input: R,
+/// Finds the blocks of a file, one after another. `F` fills a buffer with the bytes from a place on, or fails.
+pub struct Reader<F> {
+    read: F,
     header: Header,
-    /// Bytes of the section that are still to be read.
-    left: u64,
+    /// Where the next block begins, and the section ends.
+    at: u64,
+    end: u64,
     /// The block that is next.
     number: u32,
 }
 
-/// Puts blocks together.
-pub struct Merge {
-    expected: u64,
-    rows: u64,
-    /// Where the last row stands.
-    last: Option<(u64, Digest)>,
-}
-
-/// A block, as it is in the file.
-pub struct Block {
+/// A block of keys that is to be read, and its place.
+pub struct Block<'t> {
     header: BlockHeader,
-    payload: Vec<u8>,
-    section: Section,
+    at: u64,
+    place: Place<'t>,
 }
 
 /// What makes rows of a block.
@@ -118,35 +120,27 @@ pub struct Decode {
     order: Order,
     /// The table's own numbers of the file's policies.
     policies: Arc<[u32]>,
+    owners: Arc<Owners>,
 }
 
-/// The rows of a block.
-pub struct Decoded {
-    batch: Batch,
-    number: u32,
-    /// Where the first and the last row stand.
-    ends: Option<[(u64, Digest); 2]>,
-}
-
-impl<R: Read> Reader<R> {
+impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     /// Reads the header of a file of `length` bytes.
     ///
     /// # Errors
     /// When there is none that this version understands, or it says another length.
-    pub fn open(mut input: R, length: u64) -> Result<Self, ReadError> {
+    pub fn open(mut read: F, length: u64) -> Result<Self, ReadError> {
         let mut header = Header::new_zeroed();
-        match input.read_exact(header.as_mut_bytes()) {
-            Err(error)
-                if error.kind() == io::ErrorKind::UnexpectedEof && !header.magic.starts_with(&MAGIC) =>
-            {
-                return Err(ReadError::NotOne);
-            }
-            Err(error) => return Err(cut_short(error, Section::Header, None)),
-            Ok(()) => {}
+        let there = header.as_mut_bytes().len().min(usize::try_from(length).unwrap_or(usize::MAX));
+        read(0, &mut header.as_mut_bytes()[..there])
+            .map_err(|error| cut_short(error, Section::Header, None))?;
+        if header.magic != MAGIC {
+            return Err(ReadError::NotOne);
+        }
+        if there < size_of::<Header>() {
+            return Err(damaged(Section::Header, None, CUT_SHORT));
         }
         let wrong = |problem| Err(damaged(Section::Header, None, problem));
         match &header {
-            Header { magic, .. } if *magic != MAGIC => return Err(ReadError::NotOne),
             Header { byte_order, .. } if byte_order.get() == BYTE_ORDER.swap_bytes() => {
                 return wrong("its bytes are in another order than a little-endian machine's");
             }
@@ -159,28 +153,44 @@ impl<R: Read> Reader<R> {
             Header { byte_order, .. } if byte_order.get() != BYTE_ORDER => {
                 return wrong("the order of bytes is wrong");
             }
-            Header { reserved, .. } if *reserved != [0; 60] => return wrong("reserved bytes are set"),
+            Header { reserved, .. } if *reserved != [0; 20] => return wrong("reserved bytes are set"),
             Header { keys, .. } if keys.get() > u64::from(u32::MAX) => {
                 return wrong("there are too many keys");
             }
+            Header { owners, keys, .. } if owners > keys => return wrong("there are too many owners"),
             Header { order_bits, .. } if !(1..=MAX_ORDER_BITS).contains(&order_bits.get()) => {
                 return wrong("the order of keys is wrong");
             }
             _ => {}
         }
-        let sections = header.policy_bytes.get().checked_add(header.key_bytes.get());
-        let said = sections.and_then(|bytes| bytes.checked_add(size_of::<Header>() as u64));
+        let sections = [&header.policy_bytes, &header.owner_bytes, &header.key_bytes];
+        let said = sections
+            .into_iter()
+            .try_fold(size_of::<Header>() as u64, |sum, section| sum.checked_add(section.get()));
         // A row has at least its record: what is reserved for them by their number is in proportion to the file.
         let least = header.keys.get().checked_mul(size_of::<Record>() as u64);
         if said != Some(length) || least.is_none_or(|least| least > header.key_bytes.get()) {
             return wrong("the file is longer or shorter than it says; it was cut short, or is not one file");
         }
-        Ok(Self { input, header, left: 0, number: 0 })
+        // And so is what is reserved for their texts: there are no more key ids than bytes, and an owner's name for each row.
+        let most = header.key_bytes.get().saturating_add(header.keys.get().saturating_mul(MAX_OWNER as u64));
+        if header.text_bytes.get() > most
+            || header.metadata_bytes > header.key_bytes
+            || header.metadata_rows > header.keys
+        {
+            return wrong("there are longer texts than it can have");
+        }
+        Ok(Self { read, header, at: size_of::<Header>() as u64, end: 0, number: 0 })
     }
 
     /// An empty table for the keys.
     pub fn builder(&self) -> Builder {
-        Builder::new(self.header.seed.get(), usize::try_from(self.header.keys.get()).unwrap_or(0))
+        Sizes::of(&self.header).table(self.header.seed.get())
+    }
+
+    /// Room for all rows.
+    pub fn space(&self) -> Space {
+        Sizes::of(&self.header).space()
     }
 
     /// Unix second at which the source was written.
@@ -188,18 +198,17 @@ impl<R: Read> Reader<R> {
         self.header.source_time.get()
     }
 
-    /// Reads the policies, and goes on to the keys. `builder` may have got its plans since.
+    /// Reads policies and owners, and goes on to the keys. `builder` may have got its plans since.
     ///
     /// # Errors
-    /// When the section is damaged, or a plan is not there.
+    /// When a section is damaged, or a plan is not there.
     pub fn policies(&mut self, builder: &mut Builder) -> Result<Decode, ReadError> {
-        self.left = self.header.policy_bytes.get();
+        self.begin(self.header.policy_bytes.get());
         let mut policies = Vec::new();
-        while let Some(block) = self.block(Section::Policies)? {
-            let number = block.header.number.get();
-            block.check()?;
-            let mut bytes = &*block.payload;
-            for _ in 0..block.header.rows.get() {
+        while let Some((header, payload)) = self.block(Section::Policies)? {
+            let number = header.number.get();
+            let mut bytes = &*payload;
+            for _ in 0..header.rows.get() {
                 let key = policy::decode(&mut bytes).ok_or_else(|| {
                     damaged(Section::Policies, Some(number), "a policy is none that a row can have")
                 })?;
@@ -218,86 +227,88 @@ impl<R: Read> Reader<R> {
         if policies.len() as u64 != self.header.policies.get() {
             return Err(damaged(Section::Policies, None, "there are more or fewer than the header says"));
         }
-        self.left = self.header.key_bytes.get();
-        self.number = 0;
+        let owners = self.owners()?.into();
+        self.begin(self.header.key_bytes.get());
         let order = Order { bits: self.header.order_bits.get() };
-        Ok(Decode { hashes: builder.hashes(), order, policies: policies.into() })
+        Ok(Decode { hashes: builder.hashes(), order, policies: policies.into(), owners })
     }
 
-    /// The next block of keys; `None` after the last.
+    fn owners(&mut self) -> Result<Owners, ReadError> {
+        self.begin(self.header.owner_bytes.get());
+        let mut owners = Owners::new();
+        while let Some((header, payload)) = self.block(Section::Owners)? {
+            let added = owners.add(&payload, header.rows.get());
+            added.map_err(|problem| damaged(Section::Owners, Some(header.number.get()), problem))?;
+        }
+        match owners.len() as u64 == self.header.owners.get() {
+            true => Ok(owners),
+            false => Err(damaged(Section::Owners, None, "there are more or fewer than the header says")),
+        }
+    }
+
+    /// Goes on to a section of so many bytes.
+    fn begin(&mut self, bytes: u64) {
+        self.end = self.at.saturating_add(bytes);
+        self.number = 0;
+    }
+
+    /// The next block of keys, and its place among those that are left; `None` after the last.
     ///
     /// # Errors
-    /// When it cannot be read, or is longer than any.
-    pub fn keys(&mut self) -> Result<Option<Block>, ReadError> {
-        self.block(Section::Keys)
+    /// When it cannot be read, or is longer than any, or has no place.
+    pub fn keys<'t>(&mut self, places: &mut Places<'t>) -> Result<Option<Block<'t>>, ReadError> {
+        let Some((header, at, _)) = self.next(Section::Keys)? else { return Ok(None) };
+        match places.take(header.rows.get(), header.table_texts.get()) {
+            Some(place) => Ok(Some(Block { header, at, place })),
+            None => Err(damaged(Section::Keys, None, OTHER_SIZES)),
+        }
     }
 
-    fn block(&mut self, section: Section) -> Result<Option<Block>, ReadError> {
-        if self.left == 0 {
+    /// The next block, read and checked.
+    fn block(&mut self, section: Section) -> Result<Option<(BlockHeader, Vec<u8>)>, ReadError> {
+        let Some((header, at, length)) = self.next(section)? else { return Ok(None) };
+        let mut payload = vec![0; length];
+        (self.read)(at, &mut payload)
+            .map_err(|error| cut_short(error, section, Some(header.number.get())))?;
+        header.check(section, &payload)?;
+        Ok(Some((header, payload)))
+    }
+
+    /// The header of the next block, and where what follows it begins, and how long it is.
+    fn next(&mut self, section: Section) -> Result<Option<(BlockHeader, u64, usize)>, ReadError> {
+        if self.at >= self.end {
             return Ok(None);
         }
         let number = self.number;
         let wrong = |problem| damaged(section, Some(number), problem);
         let mut header = BlockHeader::new_zeroed();
-        self.input
-            .read_exact(header.as_mut_bytes())
+        (self.read)(self.at, header.as_mut_bytes())
             .map_err(|error| cut_short(error, section, Some(number)))?;
         if (header.kind.get(), header.number.get()) != (section.kind(), number) {
             return Err(wrong("another block is in its place"));
         }
-        let length = header.payload_bytes();
-        let left =
-            length.and_then(|length| self.left.checked_sub((length + size_of::<BlockHeader>()) as u64));
-        let (Some(length), Some(left)) = (length, left) else {
+        let at = self.at + size_of::<BlockHeader>() as u64;
+        let length = header.payload_bytes().ok_or_else(|| wrong("it is longer than it can be"))?;
+        let next = at + length as u64;
+        if next > self.end {
             return Err(wrong("it is longer than it can be"));
-        };
-        let mut payload = vec![0; length];
-        self.input.read_exact(&mut payload).map_err(|error| cut_short(error, section, Some(number)))?;
-        self.left = left;
+        }
+        self.at = next;
         self.number += 1;
-        Ok(Some(Block { header, payload, section }))
+        Ok(Some((header, at, length)))
     }
 
     /// For what [`Decode`] makes of the blocks.
     pub fn merging(&self) -> Merge {
-        Merge { expected: self.header.keys.get(), rows: 0, last: None }
+        Merge::new(Sizes::of(&self.header))
     }
 }
 
-impl Merge {
-    /// Puts the rows of a block into the table; blocks in their order.
-    ///
-    /// # Errors
-    /// When a row contradicts one before it, or is not where it should be.
-    pub fn add(&mut self, decoded: Decoded, builder: &mut Builder) -> Result<(), ReadError> {
-        let Decoded { batch, number, ends } = decoded;
-        if let Some([first, last]) = ends {
-            if self.last.is_some_and(|before| before >= first) {
-                return Err(damaged(Section::Keys, Some(number), OUT_OF_ORDER));
-            }
-            self.last = Some(last);
-        }
-        self.rows += batch.rows.len() as u64;
-        builder.add_batch(batch).map_err(|error| ReadError::row(Section::Keys, number, &error))
-    }
-
-    /// Whether all of it has been read, and is there.
-    ///
-    /// # Errors
-    /// When there are other keys than the header says.
-    pub fn finish(&self) -> Result<(), ReadError> {
-        match self.rows == self.expected {
-            true => Ok(()),
-            false => Err(damaged(Section::Keys, None, "there are more or fewer than the header says")),
-        }
-    }
-}
-
-const OUT_OF_ORDER: &str = "the rows are not in the order of the table, or one is there twice";
+const CUT_SHORT: &str = "the file ends in it";
 
 fn cut_short(error: io::Error, section: Section, block: Option<u32>) -> ReadError {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => damaged(section, block, "the file ends in it"),
+        io::ErrorKind::UnexpectedEof => damaged(section, block, CUT_SHORT),
         _ => ReadError::Io(error),
     }
 }
@@ -312,97 +323,128 @@ impl BlockHeader {
         let texts = (self.texts.get() as usize).checked_add(self.metadata.get() as usize)?;
         records.checked_add(texts).filter(|bytes| *bytes <= BLOCK_BYTES + MAX_BEYOND)
     }
-}
 
-impl Block {
-    /// Bytes of it in the file.
-    pub fn bytes(&self) -> usize {
-        self.payload.len() + size_of::<BlockHeader>()
-    }
-
-    fn check(&self) -> Result<(), ReadError> {
+    /// Whether it is what was written, `payload` following it.
+    fn check(&self, section: Section, payload: &[u8]) -> Result<(), ReadError> {
         let mut crc = crc32fast::Hasher::new();
-        crc.update(checked(&self.header));
-        crc.update(&self.payload);
-        let problem = match crc.finalize() == self.header.crc.get() {
+        crc.update(checked(self));
+        crc.update(payload);
+        let problem = match crc.finalize() == self.crc.get() {
             false => "the checksum is wrong",
-            true if self.header.reserved != [0; 8] => "reserved bytes are set",
+            true if self.reserved != [0; 4] => "reserved bytes are set",
             true => return Ok(()),
         };
-        Err(damaged(self.section, Some(self.header.number.get()), problem))
+        Err(damaged(section, Some(self.number.get()), problem))
+    }
+}
+
+impl Block<'_> {
+    /// Where in the file it is, without its header, and how many bytes of it there are.
+    pub fn range(&self) -> (u64, usize) {
+        // It was none that has too many.
+        (self.at, self.header.payload_bytes().unwrap_or(0))
+    }
+
+    /// That it cannot be read.
+    pub fn unreadable(&self, error: io::Error) -> ReadError {
+        cut_short(error, Section::Keys, Some(self.header.number.get()))
     }
 }
 
 impl Decode {
-    /// Checks a block, and everything in it that is not about other blocks.
+    /// Checks a block, of which `payload` was read, and everything in it that is not about other blocks.
     ///
     /// # Errors
     /// When anything of it is not as it was written, or none that a row can have.
-    pub fn decode(&self, block: &Block) -> Result<Decoded, ReadError> {
-        block.check()?;
+    pub fn decode(&self, block: Block<'_>, payload: &[u8]) -> Result<Decoded, ReadError> {
+        block.header.check(Section::Keys, payload)?;
         let number = block.header.number.get();
-        self.rows(block).map_err(|problem| damaged(Section::Keys, Some(number), problem))
+        self.rows(block, payload).map_err(|problem| damaged(Section::Keys, Some(number), problem))
     }
 
-    fn rows(&self, block: &Block) -> Result<Decoded, &'static str> {
+    fn rows(&self, block: Block<'_>, payload: &[u8]) -> Result<Decoded, &'static str> {
         const SHORT: &str = "it is shorter than its rows";
-        let BlockHeader { number, rows, texts, metadata, .. } = &block.header;
+        let BlockHeader { number, rows, texts, metadata, table_texts, .. } = &block.header;
         let (records, rest) =
-            <[Record]>::ref_from_prefix_with_elems(&block.payload, rows.get() as usize).map_err(|_| SHORT)?;
+            <[Record]>::ref_from_prefix_with_elems(payload, rows.get() as usize).map_err(|_| SHORT)?;
         let (texts, rest) = rest.split_at_checked(texts.get() as usize).ok_or(SHORT)?;
         let all_metadata = rest.get(..metadata.get() as usize).ok_or(SHORT)?;
-        let texts = str::from_utf8(texts).map_err(|_| "a text is not UTF-8")?;
+        let mut texts = str::from_utf8(texts).map_err(|_| "a text is not UTF-8")?;
         let all_metadata = str::from_utf8(all_metadata).map_err(|_| "a text is not UTF-8")?;
         if has_control(texts) {
             return Err("there is a control character in a text");
         }
-        let mut batch = Batch::with_capacity(records.len(), texts.to_owned(), all_metadata.to_owned());
-        let (mut text, mut metadata) = (texts, all_metadata);
-        let mut ends: Option<[(u64, Digest); 2]> = None;
-        for record in records {
-            let row = self.row(record, &mut text, &mut metadata)?;
-            let at = (self.order.key(row.probe), row.digest);
-            ends = match ends {
-                None => Some([at, at]),
-                Some([_, last]) if last >= at => return Err(OUT_OF_ORDER),
-                Some([first, _]) => Some([first, at]),
-            };
-            batch.rows.push(row);
+        let mut decoded = Decoded {
+            number: number.get(),
+            ends: None,
+            hashes: Vec::with_capacity(records.len()),
+            text_bytes: table_texts.get() as usize,
+            metadata: all_metadata.to_owned(),
+            metadata_at: Vec::new(),
+        };
+        let mut metadata = all_metadata;
+        let mut place = block.place;
+        for window in records.chunks(WINDOW) {
+            self.owners.fetch(window.iter().map(|record| record.owner.get()));
+            for record in window {
+                self.row(record, &mut texts, &mut metadata, &mut place, &mut decoded)?;
+            }
         }
-        if !(text.is_empty() && metadata.is_empty()) {
-            return Err("there is more text in it than its rows have");
+        match texts.is_empty() && metadata.is_empty() && place.is_full() {
+            true => Ok(decoded),
+            false => Err("there is more or less text in it than its rows have"),
         }
-        Ok(Decoded { batch, number: number.get(), ends })
     }
 
-    fn row(&self, record: &Record, texts: &mut &str, metadata: &mut &str) -> Result<Row, &'static str> {
-        let mut take = |length: u8| split_off(texts, length.into()).ok_or("a text ends within a character");
-        let (key_id, owner) = (take(record.key_id)?, take(record.owner)?);
-        let own_metadata =
-            split_off(metadata, record.metadata.get().into()).ok_or("a text ends within a character")?;
-        if key_id.is_empty() || key_id.len() > MAX_KEY_ID || owner.len() > MAX_OWNER {
-            return Err("a key id or owner is empty or too long");
+    /// Takes the texts of a row, and puts it into its place.
+    fn row(
+        &self,
+        record: &Record,
+        texts: &mut &str,
+        metadata: &mut &str,
+        place: &mut Place<'_>,
+        to: &mut Decoded,
+    ) -> Result<(), &'static str> {
+        const WITHIN: &str = "a text ends within a character";
+        let key_id = split_off(texts, record.key_id.into()).ok_or(WITHIN)?;
+        let own_metadata = split_off(metadata, record.metadata.get().into()).ok_or(WITHIN)?;
+        if key_id.is_empty() || key_id.len() > MAX_KEY_ID {
+            return Err("a key id is empty or too long");
         }
-        if !own_metadata.is_empty() && !is_metadata(own_metadata) {
-            return Err("metadata is not a JSON object");
+        if !own_metadata.is_empty() {
+            if !is_metadata(own_metadata) {
+                return Err("metadata is not a JSON object");
+            }
+            let at = to.metadata.len() - metadata.len() - own_metadata.len();
+            to.metadata_at.push((place.row(), at as u64));
         }
-        if record.reserved != [0; 7] {
+        if record.reserved != [0; 4] {
             return Err("reserved bytes are set");
         }
-        let policy = self.policies.get(record.policy.get() as usize).ok_or("a policy is not there")?;
-        Ok(Row {
+        let policy = *self.policies.get(record.policy.get() as usize).ok_or("a policy is not there")?;
+        let owner = self.owners.name(record.owner.get()).ok_or("an owner is not there")?;
+        let status = StatusByte::new(status(record.status).ok_or("a status is none")?);
+
+        let probe = self.hashes.probe(&record.digest);
+        let at = (self.order.key(probe), record.digest);
+        to.ends = match to.ends {
+            None => Some([at, at]),
+            Some([_, last]) if last >= at => return Err(OUT_OF_ORDER),
+            Some([first, _]) => Some([first, at]),
+        };
+        to.hashes.push(Hashed { probe, id: self.hashes.text(key_id) });
+        let written = place.write(key_id, owner, |identity, buckets| Entry {
             digest: record.digest,
-            probe: self.hashes.probe(&record.digest),
-            id_hash: self.hashes.text(key_id),
-            owner_hash: self.hashes.text(owner),
+            identity,
             not_before: record.not_before.get(),
             expires_at: record.expires_at.get(),
-            policy: *policy,
-            metadata: record.metadata.get(),
-            key_id: record.key_id,
-            owner: record.owner,
-            status: status(record.status).ok_or("a status is none")?,
-        })
+            owner: record.owner.get(),
+            policy,
+            buckets,
+            status,
+            has_metadata: !own_metadata.is_empty(),
+        });
+        written.ok_or("its texts take more than it says")
     }
 }
 
@@ -413,7 +455,7 @@ fn split_off<'t>(text: &mut &'t str, at: usize) -> Option<&'t str> {
 }
 
 /// The common text is ASCII, and all of it is looked at without a branch.
-fn has_control(text: &str) -> bool {
+pub(super) fn has_control(text: &str) -> bool {
     let seen = text
         .bytes()
         .fold(0_u8, |seen, b| seen | u8::from(b < b' ') | u8::from(b == 0x7f) | (u8::from(b >= 0x80) << 1));

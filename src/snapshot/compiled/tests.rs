@@ -51,16 +51,29 @@ fn compile(builder: &Builder) -> Vec<u8> {
 }
 
 fn load(file: &[u8], plans: Plans) -> Result<Keys, ReadError> {
-    let mut reader = Reader::open(file, file.len() as u64)?;
-    assert_eq!(reader.source_time(), 1_700_000_000);
+    build(file, file.len(), plans).map(Builder::finish)
+}
+
+/// What comes of a file that has had `length` bytes when it was opened.
+fn build(file: &[u8], length: usize, plans: Plans) -> Result<Builder, ReadError> {
+    let read = |at: u64, bytes: &mut [u8]| {
+        let from = file.get(at as usize..).and_then(|from| from.get(..bytes.len()));
+        bytes.copy_from_slice(from.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    };
+    let mut reader = Reader::open(read, length as u64)?;
     let mut builder = reader.builder().with_plans(plans.into());
     let decode = reader.policies(&mut builder)?;
-    let mut merge = reader.merging();
-    while let Some(block) = reader.keys()? {
-        merge.add(decode.decode(&block)?, &mut builder)?;
+    let (mut space, mut merge) = (reader.space(), reader.merging());
+    let mut places = space.places();
+    while let Some(block) = reader.keys(&mut places)? {
+        let (at, bytes) = block.range();
+        let mut payload = vec![0; bytes];
+        read(at, &mut payload).map_err(|error| block.unreadable(error))?;
+        merge.add(&decode.decode(block, &payload)?, &mut builder)?;
     }
-    merge.finish()?;
-    Ok(builder.finish())
+    merge.finish(space, &mut builder)?;
+    Ok(builder)
 }
 
 fn refused(file: &[u8]) -> String {
@@ -80,7 +93,7 @@ fn with_header(file: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
 fn with_keys(file: &[u8], change: impl FnOnce(&mut BlockHeader, &mut [u8])) -> Vec<u8> {
     let mut file = file.to_vec();
     let (header, _) = Header::read_from_prefix(&file).expect("a header");
-    let at = HEADER_BYTES + header.policy_bytes.get() as usize;
+    let at = HEADER_BYTES + (header.policy_bytes.get() + header.owner_bytes.get()) as usize;
     let (block, payload) = file[at..].split_at_mut(size_of::<BlockHeader>());
     let mut header = BlockHeader::read_from_bytes(block).expect("a block");
     change(&mut header, payload);
@@ -108,13 +121,7 @@ fn what_is_written_is_what_is_read() {
 #[test]
 fn a_compiled_file_can_be_compiled_again() {
     let file = compile(&builder(&rows(100)));
-    let mut reader = Reader::open(&*file, file.len() as u64).expect("a header");
-    let mut again = reader.builder();
-    let decode = reader.policies(&mut again).expect("policies");
-    let mut merge = reader.merging();
-    while let Some(block) = reader.keys().expect("a block") {
-        merge.add(decode.decode(&block).expect("rows"), &mut again).expect("no contradictions");
-    }
+    let again = build(&file, file.len(), Plans::default()).expect("a good file");
     assert!(compile(&again) == file);
     let mut seen = 0;
     again.records(&mut |number, record| {
@@ -169,6 +176,23 @@ fn what_is_no_file_of_ours_says_so() {
     assert!(changed(|header| header.keys = 1_000_000.into()).contains("longer or shorter"));
     assert!(changed(|header| header.keys = 19.into()).contains("keys: there are more or fewer"));
     assert!(changed(|header| header.policies = 1.into()).contains("policies: there are more or fewer"));
+    assert!(changed(|header| header.owners = 1.into()).contains("owners: there are more or fewer"));
+    assert!(changed(|header| header.owners = 21.into()).contains("too many owners"));
+    for change in [
+        (|header: &mut Header| header.text_bytes = 1.into()) as fn(&mut Header),
+        |header| header.text_bytes = (header.text_bytes.get() + 1).into(),
+        |header| header.metadata_rows = 1.into(),
+        |header| header.metadata_bytes = 0.into(),
+    ] {
+        assert!(changed(change).contains("keys: there are more or fewer, or other texts"));
+    }
+    for change in [
+        (|header: &mut Header| header.text_bytes = u64::MAX.into()) as fn(&mut Header),
+        |header| header.metadata_rows = 21.into(),
+        |header| header.metadata_bytes = u64::MAX.into(),
+    ] {
+        assert!(changed(change).contains("longer texts than it can have"));
+    }
     assert!(changed(|header| header.key_bytes = u64::MAX.into()).contains("longer or shorter"));
     assert!(changed(|header| header.seed = 9.into()).contains("not in the order of the table"));
     assert!(refused(&[&*file, b"x"].concat()).contains("longer or shorter"));
@@ -178,17 +202,19 @@ fn what_is_no_file_of_ours_says_so() {
 fn a_block_is_checked_beyond_its_checksum() {
     let file = compile(&builder(&rows(20)));
     type Change = fn(&mut BlockHeader, &mut [u8]);
-    let cases: [(Change, &str); 12] = [
+    let cases: [(Change, &str); 14] = [
         (|header, _| header.kind = 1.into(), "another block"),
         (|header, _| header.number = 1.into(), "another block"),
         (|header, _| header.rows = u32::MAX.into(), "longer than it can be"),
         (|header, _| header.texts = u32::MAX.into(), "longer than it can be"),
         (|header, _| header.reserved[0] = 1, "reserved bytes"),
+        (|header, _| header.table_texts = 10.into(), "its texts take more than it says"),
         (|_, payload| payload[40] = 0xff, "a policy is not there"),
-        (|_, payload| payload[46] = 65, "too long"),
-        (|_, payload| payload[46] = 0, "empty or too long"),
-        (|_, payload| payload[48] = 3, "a status is none"),
-        (|_, payload| payload[49] = 1, "reserved bytes"),
+        (|_, payload| payload[44] = 0xff, "an owner is not there"),
+        (|_, payload| payload[50] = 65, "too long"),
+        (|_, payload| payload[50] = 0, "empty or too long"),
+        (|_, payload| payload[51] = 3, "a status is none"),
+        (|_, payload| payload[52] = 1, "reserved bytes"),
         (|_, payload| payload[20 * 56] = 0xff, "not UTF-8"),
         (|_, payload| payload[20 * 56] = 7, "control character"),
     ];
@@ -204,17 +230,45 @@ fn a_block_is_checked_beyond_its_checksum() {
 }
 
 #[test]
+fn owners_ascend_and_each_has_a_key() {
+    let names = |names: &[&[u8]]| {
+        let mut owners = owners::Owners::new();
+        let block: Vec<u8> = names.iter().flat_map(|name| [&[name.len() as u8], *name].concat()).collect();
+        owners.add(&block, names.len() as u32).map(|()| owners)
+    };
+    let owners = names(&[b"acme", "bölt".as_bytes()]).expect("good ones");
+    let all = [0, 1, 2, 3, u32::MAX].map(|number| owners.name(number));
+    assert_eq!((owners.len(), all), (2, [Some(""), Some("acme"), Some("bölt"), None, None]));
+    for wrong in [&[&b"b"[..], b"a"][..], &[b"a", b"a"], &[b""]] {
+        assert!(names(wrong).is_err_and(|error| error.contains("ascend")), "{wrong:?}");
+    }
+    assert!(names(&[b"a\x07"]).is_err_and(|error| error.contains("control character")));
+    assert!(names(&[&[b'a'; MAX_OWNER + 1]]).is_err_and(|error| error.contains("too long")));
+    assert!(names(&[b"\xff"]).is_err_and(|error| error.contains("UTF-8")));
+    assert_eq!(owners::Owners::new().add(b"\x05acm", 1), Err("it is shorter than its names"));
+    assert_eq!(owners::Owners::new().add(b"\x01ab", 1), Err("there is more in it than its names"));
+
+    // All rows of one of them become nobody's, and the texts are as long as the header says.
+    let file = compile(&builder(&rows(20)));
+    let mut bytes = 0;
+    let nobody = with_keys(&file, |header, payload| {
+        for row in payload[..20 * 56].chunks_exact_mut(56).filter(|row| row[44] == 1) {
+            row[44] = 0;
+            bytes += "acme".len() as u64;
+        }
+        header.table_texts = (header.table_texts.get() - bytes as u32).into();
+    });
+    let nobody = with_header(&nobody, |header| header.text_bytes = (header.text_bytes.get() - bytes).into());
+    assert!(refused(&nobody).contains("owners: one of them has no key"), "{}", refused(&nobody));
+}
+
+#[test]
 fn a_file_cut_anywhere_is_refused() {
     let file = compile(&builder(&rows(30)));
     for length in 0..file.len() {
         assert_ne!(refused(&file[..length]), "", "{length}");
         // As if the file had been cut while it was read.
-        let mut reader = match Reader::open(&file[..length], file.len() as u64) {
-            Ok(reader) => reader,
-            Err(_) => continue,
-        };
-        let mut builder = reader.builder();
-        let read = reader.policies(&mut builder).and_then(|_| reader.keys());
+        let read = build(&file[..length], file.len(), Plans::default());
         assert!(matches!(read, Err(ReadError::Damaged { .. })), "{length}");
     }
 }
@@ -249,16 +303,7 @@ proptest! {
                 }
             }),
         };
-        if let Ok(mut reader) = Reader::open(&*changed, changed.len() as u64) {
-            let mut builder = reader.builder();
-            if let Ok(decode) = reader.policies(&mut builder) {
-                let mut merge = reader.merging();
-                while let Ok(Some(block)) = reader.keys() {
-                    let Ok(decoded) = decode.decode(&block) else { break };
-                    if merge.add(decoded, &mut builder).is_err() { break }
-                }
-            }
-        }
+        let _ = load(&changed, Plans::default());
     }
 
     #[test]

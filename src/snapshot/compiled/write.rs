@@ -28,7 +28,9 @@ impl Builder {
         let order = Order::of(self.keys.len());
         output.write_all(&[0; HEADER_BYTES])?;
         let policy_bytes = self.write_policies(output)?;
-        let key_bytes = self.write_keys(output, order, progress)?;
+        let (owner_bytes, owners) = self.write_owners(output)?;
+        let key_bytes = self.write_keys(output, order, &owners, progress)?;
+        let lengths = self.keys.entries.iter().map(|entry| entry.identity.length() as u64);
         let mut header = Header {
             magic: MAGIC,
             version: VERSION.into(),
@@ -37,10 +39,15 @@ impl Builder {
             keys: (self.keys.len() as u64).into(),
             policies: (self.interner.keys().len() as u64).into(),
             policy_bytes: policy_bytes.into(),
+            owners: (self.keys.owners.len() as u64 - 1).into(),
+            owner_bytes: owner_bytes.into(),
             key_bytes: key_bytes.into(),
+            text_bytes: lengths.sum::<u64>().into(),
+            metadata_rows: (self.keys.metadata.len() as u64).into(),
+            metadata_bytes: (self.keys.metadata_texts.as_str().len() as u64).into(),
             source_time: source_time.into(),
             order_bits: order.bits.into(),
-            reserved: [0; 60],
+            reserved: [0; 20],
             crc: 0.into(),
         };
         header.crc = crc32fast::hash(checked(&header)).into();
@@ -57,10 +64,27 @@ impl Builder {
         blocks.finish()
     }
 
+    /// Also returns the numbers in the file of the table's owners.
+    fn write_owners<W: Write>(&self, output: &mut W) -> io::Result<(u64, Vec<u32>)> {
+        let mut owners: Vec<u32> = (0..).take(self.keys.owners.len()).skip(1).collect();
+        owners.sort_unstable_by_key(|number| self.keys.owner_name(*number));
+        let mut numbers = vec![0; self.keys.owners.len()];
+        let mut blocks = Blocks::new(output, Section::Owners);
+        for (number, owner) in (1..).zip(owners) {
+            numbers[owner as usize] = number;
+            let name = self.keys.owner_name(owner);
+            blocks.texts.push(name.len() as u8);
+            blocks.texts.extend_from_slice(name.as_bytes());
+            blocks.end_row()?;
+        }
+        Ok((blocks.finish()?, numbers))
+    }
+
     fn write_keys<W: Write>(
         &self,
         output: &mut W,
         order: Order,
+        owners: &[u32],
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<u64> {
         let hashes = self.hashes();
@@ -72,7 +96,8 @@ impl Builder {
 
         let mut blocks = Blocks::new(output, Section::Keys);
         for (at, (_, id)) in (1..).zip(rows) {
-            self.write_key(&entries[id as usize], id, &mut blocks);
+            let entry = &entries[id as usize];
+            self.write_key(entry, id, owners[entry.owner as usize], &mut blocks);
             if blocks.end_row()? {
                 progress(at);
             }
@@ -80,23 +105,23 @@ impl Builder {
         blocks.finish()
     }
 
-    fn write_key<W: Write>(&self, entry: &Entry, id: u32, blocks: &mut Blocks<'_, W>) {
-        let (key_id, owner) = (self.keys.key_id(entry), self.keys.owner(entry));
+    fn write_key<W: Write>(&self, entry: &Entry, id: u32, owner: u32, blocks: &mut Blocks<'_, W>) {
+        let key_id = self.keys.key_id(entry);
         let metadata = self.keys.metadata_of(id).unwrap_or_default();
         let record = Record {
             digest: entry.digest,
             not_before: entry.not_before.into(),
             expires_at: entry.expires_at.into(),
             policy: entry.policy.into(),
+            owner: owner.into(),
             metadata: (metadata.len() as u16).into(),
             key_id: key_id.len() as u8,
-            owner: owner.len() as u8,
             status: entry.status.of_row() as u8,
-            reserved: [0; 7],
+            reserved: [0; 4],
         };
         blocks.records.extend_from_slice(record.as_bytes());
         blocks.texts.extend_from_slice(key_id.as_bytes());
-        blocks.texts.extend_from_slice(owner.as_bytes());
+        blocks.table_texts += entry.identity.length() as u32;
         blocks.metadata.extend_from_slice(metadata.as_bytes());
     }
 }
@@ -113,6 +138,7 @@ struct Blocks<'o, W> {
     section: Section,
     number: u32,
     rows: u32,
+    table_texts: u32,
     records: Vec<u8>,
     texts: Vec<u8>,
     metadata: Vec<u8>,
@@ -122,7 +148,7 @@ struct Blocks<'o, W> {
 impl<'o, W: Write> Blocks<'o, W> {
     fn new(output: &'o mut W, section: Section) -> Self {
         let (records, texts, metadata) = (Vec::new(), Vec::new(), Vec::new());
-        Self { output, section, number: 0, rows: 0, records, texts, metadata, written: 0 }
+        Self { output, section, number: 0, rows: 0, table_texts: 0, records, texts, metadata, written: 0 }
     }
 
     /// Counts a row; says whether it has completed a block.
@@ -142,7 +168,8 @@ impl<'o, W: Write> Blocks<'o, W> {
             rows: self.rows.into(),
             texts: (self.texts.len() as u32).into(),
             metadata: (self.metadata.len() as u32).into(),
-            reserved: [0; 8],
+            table_texts: self.table_texts.into(),
+            reserved: [0; 4],
             crc: 0.into(),
         };
         let mut crc = crc32fast::Hasher::new();
@@ -159,6 +186,7 @@ impl<'o, W: Write> Blocks<'o, W> {
         }
         self.number += 1;
         self.rows = 0;
+        self.table_texts = 0;
         Ok(())
     }
 

@@ -1,0 +1,82 @@
+//! Telling what came of a reload: the audit trail first, then the log, systemd and `keyward status`.
+
+use std::sync::{Arc, PoisonError};
+
+use tracing::{debug, error, info, warn};
+
+use crate::audit::{self, Event};
+use crate::reload::trigger::Cause;
+use crate::reload::{Accepted, Failure, Outcome, Running};
+use crate::snapshot::Diff;
+use crate::systemd;
+
+impl Running {
+    /// Whether the log has said so already: a failure that passes by itself is tried again at every poll.
+    fn is_old_news(&self, failure: &Failure) -> bool {
+        let before = self.reloader.history.last();
+        let before = before.as_ref().and_then(|outcome| outcome.result.as_ref().err());
+        failure.is_passing() && before.is_some_and(|before| before.to_string() == failure.to_string())
+    }
+
+    /// Before anyone is told: an outcome that is acknowledged is in the audit trail.
+    pub(super) fn record(&self, cause: &Cause, outcome: &Outcome) {
+        let refused = match &outcome.result {
+            Ok(_) => None,
+            Err(failure) if self.is_old_news(failure) && cause.askers.is_empty() => return,
+            Err(failure) => Some(failure),
+        };
+        let changes = outcome.result.as_ref().ok().map(|Accepted { diff, .. }| audit::Changes {
+            added: diff.added,
+            removed: diff.removed,
+            changed: diff.changed,
+            revoked: diff.revoked,
+        });
+        self.reloader.audit.record(&Event::Reload(audit::Reload {
+            trigger: cause.trigger,
+            peers: &cause.askers.peers,
+            force: cause.force,
+            accepted: refused.is_none(),
+            keys: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
+            changes,
+            reason: refused.map(Failure::kind),
+            place: refused.and_then(Failure::place),
+            findings: refused.and_then(Failure::findings),
+            took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
+        }));
+    }
+
+    pub(super) fn report(&self, outcome: &Arc<Outcome>) {
+        let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
+        match &outcome.result {
+            Ok(Accepted {
+                generation,
+                keys,
+                diff: Diff { added, removed, changed, revoked, .. },
+                revocations_agreed,
+            }) => {
+                info!(
+                    generation,
+                    keys, added, removed, changed, revoked, revocations_agreed, took_ms, "source loaded"
+                );
+                systemd::status(&format!("serving {keys} keys, generation {generation}"));
+            }
+            Err(failure) if self.is_old_news(failure) => debug!(error = %failure, "source refused again"),
+            Err(failure) => {
+                let serving = self.generation;
+                error!(error = %failure, serving_generation = serving, "source refused");
+                systemd::status(&format!("source refused, serving generation {serving}: {failure}"));
+            }
+        }
+        if self.current.is_none() && self.reloader.history.last().is_none() {
+            warn!("no keys are loaded: every request is answered NOT_READY");
+        }
+        let buckets = self.reloader.ledger.lock().unwrap_or_else(PoisonError::into_inner).in_use();
+        let mut last = self.reloader.history.lock();
+        last.buckets = buckets;
+        last.source = self.reloader.settings.source.path.clone();
+        if outcome.result.is_ok() {
+            last.accepted = Some(Arc::clone(outcome));
+        }
+        last.outcome = Some(Arc::clone(outcome));
+    }
+}

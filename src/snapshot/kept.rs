@@ -1,0 +1,182 @@
+//! Which rows of a new set of keys the snapshot before it has already: found out once, by what counts the changes, and used
+//! again by what claims the buckets.
+//!
+//! Two million-row tables are compared by looking every row of one up in the other, in places that no cache holds. Rows are
+//! looked up [`WINDOW`] at a time, in steps: each step reads what the next one needs of all of them, so that their cache misses
+//! overlap.
+
+use crate::memory::{Huge, HugeVec};
+use crate::record::Digest;
+use crate::snapshot::{IndexSlot, Key, Keys, Probe, Snapshot, same_digest};
+
+/// Rows that are looked up together: more than a processor can wait for at once, and few enough that what was fetched for the
+/// first is still there after the last.
+pub(super) const WINDOW: usize = 64;
+
+/// No row before has this digest.
+const NEW: u32 = u32::MAX;
+
+/// One has, and is called otherwise.
+const RENAMED: u32 = u32::MAX - 1;
+
+/// For each row of a new set of keys, where the snapshot before has it.
+pub struct Kept<'s> {
+    pub(super) old: Option<&'s Snapshot>,
+    /// Empty: nobody has looked.
+    rows: HugeVec<u32>,
+}
+
+impl<'s> Kept<'s> {
+    /// Nothing is known of the rows, except what was there before.
+    pub(super) fn unknown(old: Option<&'s Snapshot>) -> Self {
+        Self { old, rows: HugeVec::new_in(Huge) }
+    }
+
+    /// What was found out about the rows.
+    pub(super) fn known(old: Option<&'s Snapshot>, Found(rows): Found) -> Self {
+        Self { old, rows }
+    }
+
+    /// The key of the snapshot before whose buckets row `at` goes on with: that of its key id.
+    pub(super) fn before<'k>(&self, at: usize, key_id: impl FnOnce() -> &'k str) -> Option<Key<'s>> {
+        let old = self.old?;
+        match self.rows.get(at) {
+            Some(row) if *row < RENAMED => old.key_at(*row),
+            _ => old.find_by_id(key_id()),
+        }
+    }
+
+    /// Fetches what `before` will look at for the rows from `start` on.
+    pub(super) fn fetch(&self, start: usize) {
+        let Some(old) = self.old else { return };
+        let rows = self.rows.iter().skip(start).take(WINDOW);
+        let entries = rows.filter_map(|row| old.keys.entries.get(*row as usize));
+        std::hint::black_box(entries.fold(0, |sum, entry| sum ^ entry.buckets));
+    }
+}
+
+/// For each row, where an older set of keys has it.
+pub(super) struct Found(HugeVec<u32>);
+
+impl Found {
+    /// So far, none of so many rows.
+    pub(super) fn none_of(rows: usize) -> Self {
+        let mut found = HugeVec::new_in(Huge);
+        found.resize(rows, NEW);
+        Self(found)
+    }
+
+    pub(super) fn set(&mut self, row: u32, before: u32, is_renamed: bool) {
+        if let Some(found) = self.0.get_mut(row as usize) {
+            *found = if is_renamed { RENAMED } else { before.min(RENAMED) };
+        }
+    }
+
+    /// The rows that are nowhere, ascending.
+    pub(super) fn new_rows(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.0).filter(|(_, found)| **found == NEW).map(|(row, _)| row)
+    }
+}
+
+impl Keys {
+    /// The row of each of up to [`WINDOW`] digests, as [`find_exactly`](Self::find_exactly) finds it, with what is compared
+    /// next fetched: the row, and its texts.
+    pub(super) fn find_all<'d>(
+        &self,
+        digests: impl Iterator<Item = &'d Digest> + Clone,
+        found: &mut Vec<Option<u32>>,
+    ) {
+        found.clear();
+        found.extend(digests.clone().map(|digest| {
+            let probe = Probe::new(digest, self.seed);
+            let like = |slot: &IndexSlot| slot.fingerprint == probe.fingerprint;
+            self.index.find(probe.hash, like).map(|slot| slot.entry)
+        }));
+        let entry = |id: &Option<u32>| self.entries.get(id.as_ref().map_or(usize::MAX, |id| *id as usize));
+        std::hint::black_box(found.iter().filter_map(entry).fold(0, |sum, entry| sum ^ entry.digest[0]));
+        let text = |sum, at| sum ^ self.byte(at);
+        let starts = found.iter().filter_map(entry).map(|entry| entry.identity.key_id().start);
+        std::hint::black_box(starts.fold(0, text));
+        for (id, digest) in found.iter_mut().zip(digests) {
+            if !entry(id).is_none_or(|entry| same_digest(&entry.digest, digest)) {
+                *id = self.find_exactly(digest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::limiter::{Ledger, Limiter};
+    use crate::record::{KeyRecord, Status, parse_limits};
+    use crate::snapshot::{Builder, Stamp};
+
+    const LIMITS: [&str; 3] = ["10/s", "20/s", "10/s; daily=7/d"];
+
+    /// Rows of a digest, a key id, and limits that go with the key id.
+    fn keys(rows: &[(u8, u8)], limits: &[usize]) -> Keys {
+        let mut builder = Builder::new(7, 0);
+        for ((digest, key), line) in rows.iter().zip(1..) {
+            let limits = LIMITS[limits[usize::from(*key)]];
+            let record = KeyRecord {
+                hash: [*digest; 32],
+                key_id: &format!("k{key}"),
+                owner: "acme",
+                environment: "",
+                plan: "",
+                status: Status::Active,
+                not_before: 0,
+                expires_at: u32::MAX,
+                scopes: Arc::default(),
+                allowed_ips: Arc::default(),
+                allowed_origins: Arc::default(),
+                limits: parse_limits(limits).expect("limits").into(),
+                metadata: "",
+            };
+            // A digest that is there twice is left out.
+            let _ = builder.add(line, &record);
+        }
+        builder.finish()
+    }
+
+    fn slots(snapshot: &Snapshot) -> Vec<u32> {
+        snapshot.buckets().map(|(bucket, _)| bucket.slot).collect()
+    }
+
+    proptest! {
+        /// Keys that come, go, are renamed, in rotation, and limited otherwise: what is known of rows changes no bucket.
+        #[test]
+        fn buckets_are_the_same_whether_rows_were_compared_or_not(
+            before in prop::collection::vec((any::<u8>(), 0_u8..40), 0..200),
+            after in prop::collection::vec((any::<u8>(), 0_u8..40), 0..200),
+            kept in 0_usize..200,
+            limits in prop::collection::vec(0_usize..3, 80),
+        ) {
+            let after = [&before[..kept.min(before.len())], &after].concat();
+            let claimed = [false, true].map(|compared| {
+                let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+                let mut claim = ledger.claim(&limiter);
+                let old = keys(&before, &limits[..40]).publishable(&mut claim, None, Stamp::default());
+                let old = old.expect("room");
+                let settlement = claim.commit();
+                ledger.settle(&limiter, settlement, old.buckets().take(0), 1);
+                let new = keys(&after, &limits[40..]);
+                let mut claim = ledger.claim(&limiter);
+                let new = match compared {
+                    true => {
+                        let (_, kept) = new.compare(Some(&old));
+                        new.publishable_after(&mut claim, &kept, Stamp::default())
+                    }
+                    false => new.publishable(&mut claim, Some(&old), Stamp::default()),
+                };
+                (slots(&old), slots(&new.expect("room")))
+            });
+            prop_assert_eq!(&claimed[0], &claimed[1]);
+        }
+    }
+}
