@@ -5,6 +5,7 @@
 //! * `one limit`, `two limits`: known keys with limits that admit them. `rate limited`: known keys whose only limit
 //!   refuses them.
 //! * `by digest`: the client has hashed. `by raw key`: the daemon hashes.
+//! * `memory`: cache lines at random places of 128 MiB, the other thing that a look-up cannot be faster than.
 //! * `encoded`: every answer is also written as a frame, which reads the key's texts; the others only look at it.
 //!
 //! Keys are drawn at random from the whole table, so that a table which does not fit into the caches is read from
@@ -32,6 +33,7 @@ use sha2::{Digest, Sha256};
 
 use support::Seeded;
 use support::keys::{self, KEY_BYTES, Tables};
+use support::lines::Lines;
 use support::pin::{Pinned, processors};
 use support::summary::{Id, Summary};
 
@@ -53,6 +55,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut summary = Summary::new();
     let hash = sha256(&mut criterion, &mut summary);
+    memory(&mut criterion, &mut summary, &hash);
     let largest = match (support::is_trial(), std::env::var_os("KEYWARD_BENCH_10M")) {
         (true, _) => 1_000,
         (false, None) => 1_000_000,
@@ -89,6 +92,33 @@ fn sha256(criterion: &mut Criterion, summary: &mut Summary) -> Id {
     group.finish();
     summary.add(id.clone(), id.clone());
     id
+}
+
+/// The other limit: what a cache line costs that is not in any cache.
+fn memory(criterion: &mut Criterion, summary: &mut Summary, hash: &Id) {
+    let lines = Lines::new();
+    let mut group = criterion.benchmark_group("memory");
+    group.throughput(Throughput::Elements(BATCHES[2] as u64));
+    let id = |function: &str| Id {
+        group: "memory".into(),
+        function: function.into(),
+        parameter: "64 lines".into(),
+        requests: 64,
+    };
+    let (walk, together) = (id("one after another"), id("asked for together"));
+    let mut at = 0;
+    group.bench_function(BenchmarkId::new(&walk.function, &walk.parameter), |bencher| {
+        let _pinned = Pinned::to(processors().0);
+        bencher.iter(|| at = black_box(lines.walk(at, walk.requests)));
+    });
+    let mut random = Seeded::new(2);
+    group.bench_function(BenchmarkId::new(&together.function, &together.parameter), |bencher| {
+        let _pinned = Pinned::to(processors().0);
+        bencher.iter(|| black_box(lines.together::<64>(&mut random)));
+    });
+    group.finish();
+    summary.add(walk, hash.clone());
+    summary.add(together, hash.clone());
 }
 
 /// A table, and what it is asked.

@@ -5,6 +5,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a bench that cannot be set up has nothing to measure")]
 
 pub(crate) mod keys;
+pub(crate) mod lines;
 pub(crate) mod pin;
 pub(crate) mod server;
 pub(crate) mod summary;

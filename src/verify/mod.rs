@@ -4,7 +4,7 @@
 //!
 //! 1. *hash* the raw keys, and mix the digests' bits for the index;
 //! 2. *look up* where the index may have it, then the entry that the index says it is, and have each fetched;
-//! 3. *weigh*: compare the digests, see what forbids this use of the key ([`denial`]), and have its bucket and its texts fetched;
+//! 3. *weigh*: compare the digests, see what forbids this use of the key, and have its bucket and its texts fetched;
 //! 4. *charge* its limits, and say what was decided ([`Decision`]).
 //!
 //! The loops are apart because of the memory: a table of a million keys is larger than any cache, so that each request waits for
