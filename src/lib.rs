@@ -67,7 +67,7 @@
 //! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
 //!   ([`state`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
-//! * There is no `unsafe` code but an allocator for huge pages ([`memory`]).
+//! * There is no `unsafe` code but in [`memory`]: an allocator for huge pages, a text in them, and a prefetch.
 
 #![allow(
     rustdoc::private_intra_doc_links,

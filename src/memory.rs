@@ -4,13 +4,13 @@
 //! reads would wait for the page table before they wait for the key. Linux gives huge pages to who asks (its usual setting is
 //! `madvise`); where it has none left, or the setting is `never`, the same memory comes in ordinary pages.
 //!
-//! The only module with `unsafe` code: an allocator cannot be written without. A verify took 181 and 191 ns before it, 136 and
+//! The only module with `unsafe` code: an allocator cannot be written without, nor a processor be asked to fetch a line. A verify took 181 and 191 ns before it, 136 and
 //! 151 ns after it and the layout of texts that came with it (`benches/verify.rs`, a hit by digest, 1 M keys, batch 64, in
 //! turn); `server.huge_pages` tells the two apart. That [`HugeText`] does not look at its bytes for every text has not been
 //! measured by itself. To be run under Miri:
 //! `cargo miri test memory::`, which needs a nightly toolchain.
 
-#![allow(unsafe_code, reason = "implementing an allocator; see the module's page")]
+#![allow(unsafe_code, reason = "an allocator, and hints to processor and system; see the module's page")]
 
 use std::alloc::Layout;
 use std::cell::Cell;
@@ -172,7 +172,7 @@ fn populate(block: NonNull<[u8]>) {
     thread::scope(|scope| {
         for part in bytes.chunks_mut(part) {
             let populate = move || {
-                // SAFETY: the range is `part`, which nobody else uses; its bytes stay as they are, whatever they are.
+                // SAFETY: the range is `part` up to the end of its last page. Populating changes no byte there, whoever's it is.
                 let _advice = unsafe {
                     rustix::mm::madvise(
                         part.as_mut_ptr().cast(),

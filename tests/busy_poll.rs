@@ -70,12 +70,23 @@ fn clients_that_spin_are_answered_and_keep_their_deadlines() {
             assert!(client.verify(&Request::new("a")).await.expect("an answer").is_allowed());
         }
         daemon.signal(Signal::STOP);
+        // A worker that spins goes on until the signal has reached its processor.
+        wait_for("all threads to stop", || is_stopped(daemon.pid()).then_some(()));
         let start = Instant::now();
         let late = client.with_deadline(Duration::from_millis(30)).verify(&Request::new("a")).await;
         assert!(late.is_err() && start.elapsed() < PATIENCE / 2, "{late:?}");
         daemon.signal(Signal::CONT);
         assert!(client.verify(&Request::new("a")).await.expect("an answer").is_allowed());
     });
+}
+
+fn is_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The state comes after the name, which is in brackets.
+        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+    })
 }
 
 /// Acknowledged means in force, on connections that never sleep too.
@@ -135,6 +146,26 @@ fn sigterm_ends_connections_that_spin() {
         assert!(start.elapsed() < Duration::from_secs(10), "it did not wait for drain_timeout");
         let goodbye = Said::Error { request_id: 0, code: 14, detail: 0, closing: true };
         assert!([goodbye, Said::End].contains(&asking.join().expect("no panic")));
+    });
+}
+
+/// One thread writes without end and another reads: there is always a request to be found.
+#[test]
+fn sigterm_ends_a_connection_that_never_stops_sending() {
+    let mut daemon = spinning("drain_timeout = \"20s\"");
+    let peer = daemon.connect().stream;
+    let requests = ask(1, "a").repeat(300);
+    thread::scope(|scope| {
+        scope.spawn(|| while std::io::Write::write_all(&mut &peer, &requests).is_ok() {});
+        scope.spawn(|| {
+            let mut answers = [0; 1 << 16];
+            while std::io::Read::read(&mut &peer, &mut answers).is_ok_and(|bytes| bytes > 0) {}
+        });
+        thread::sleep(Duration::from_millis(200));
+        daemon.signal(Signal::TERM);
+        let start = Instant::now();
+        assert!(daemon.ended().success());
+        assert!(start.elapsed() < Duration::from_secs(10), "it did not wait for drain_timeout");
     });
 }
 

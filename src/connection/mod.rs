@@ -120,6 +120,10 @@ impl Connection {
     /// Waits for bytes, and reads them into the shared buffer.
     async fn wait(&mut self) -> io::Result<Wake> {
         std::future::poll_fn(|cx| {
+            // Before the socket: who never stops sending would never be told. Draining answers what has arrived.
+            if self.shared.bell.is_draining() {
+                return Poll::Ready(Ok(Wake::Ring(Ring::Drain)));
+            }
             let mut buffers = self.shared.buffers.borrow_mut();
             if let Poll::Ready(read) = self.socket.poll_read(cx, buffers.space_after(self.rest.len())) {
                 return Poll::Ready(read.map(Wake::Read));

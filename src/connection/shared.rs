@@ -230,7 +230,7 @@ impl Shared {
     }
 }
 
-/// Bytes of stack below `respond`'s frame that verifying a batch can have used: its table of pending requests (6 KiB), the
+/// Bytes of stack below `respond`'s frame that verifying a batch can have used: its tables of requests and of what is known of them (16 KiB), the
 /// requests' frames above it and the hasher's below, with room to spare.
 const STACK: usize = 48 * 1024;
 

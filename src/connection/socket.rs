@@ -50,7 +50,7 @@ impl Socket {
     pub(super) fn read_now(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
         match recv(&self.stream, space, RecvFlags::DONTWAIT) {
             Ok((_, count)) => Ok(Some(count)),
-            Err(Errno::AGAIN) => Ok(None),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

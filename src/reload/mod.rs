@@ -3,8 +3,8 @@
 //! All of it happens on one thread, one reload at a time, in the order of [`Running::reload`]; no request ever waits for
 //! it. Whatever fails before the swap leaves everything as it was.
 //!
-//! Who asks for a reload while one is running is answered by it if another could come to nothing else: if, after they asked,
-//! the file is the one that is being read, and the configuration says what it is read by. Otherwise, all who asked meanwhile are
+//! Who asks for a reload while one is running is answered by it if another could come to nothing else: if nobody has forced it, and,
+//! after they asked, the file is the one that was read, and the configuration says what it was read by. Otherwise, all who asked meanwhile are
 //! answered together, by the next one, which begins after all of them did.
 
 use std::collections::VecDeque;
@@ -281,6 +281,10 @@ impl Running {
     /// settings. Both are looked at after they asked. What else has arrived waits for the next.
     fn join(&mut self, cause: &mut Cause, triggers: &Receiver<Trigger>) {
         self.waiting.take(triggers);
+        // Who did not ask to force is neither said to have, nor told that all is well with what the guard refuses.
+        if cause.force {
+            return;
+        }
         let state = FileState::of(&self.reloader.settings.source.path);
         if self.waiting.asked.is_empty() || state.is_none() || state != self.seen {
             return;
@@ -301,6 +305,8 @@ impl Running {
         self.seen = FileState::of(&source.path);
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load(seed)?;
+        // What was read, and not what was at the path a moment before: a link may have been turned between the two.
+        self.seen = Some(loaded.state);
         if !force {
             let served = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
             settings.policy.guard(&source.path, served, loaded.keys.len())?;

@@ -168,6 +168,11 @@ impl Source<'_> {
 
     fn compiled(&self, progress: &mut dyn FnMut(u64)) -> Result<(Builder, u32), compiled::ReadError> {
         let read = |at, bytes: &mut [u8]| self.file.read_exact_at(bytes, at);
+        // What room is made for has to be on the disk: a length alone costs nobody anything. Where a file system cannot tell, the
+        // first hole is at the end.
+        if rustix::fs::seek(self.file, rustix::fs::SeekFrom::Hole(0)).is_ok_and(|hole| hole < self.size) {
+            return Err(compiled::ReadError::Holes);
+        }
         let mut reader = compiled::Reader::open(read, self.size)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
         let decode = reader.policies(&mut builder)?;
@@ -273,6 +278,18 @@ mod tests {
                 assert_eq!(pieces, read(&text, format, 0).ok(), "{format}, {threads} threads");
             }
         }
+    }
+
+    #[test]
+    fn a_compiled_file_of_nothing_but_length_is_refused_before_there_is_room_for_it() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), [1; 128]).expect("writes");
+        file.as_file().set_len(1 << 40).expect("a length");
+        let (format, layout, plans) = (Format::Compiled, Layout::default(), Arc::default());
+        let origin = SourceFile { path: Box::from("keys".as_ref()), format, layout, plans };
+        let source = Source { origin: &origin, file: &file.reopen().expect("opens"), size: 1 << 40, seed: 7 };
+        let told = source.read(None, &mut |_| {}).err().expect("it is refused").to_string();
+        assert!(told.contains("it has holes"), "{told}");
     }
 
     #[test]

@@ -222,3 +222,15 @@ fn what_is_not_answered_waits_for_its_turn() {
     assert_eq!(preview.generation, 4, "after all reloads");
     assert_eq!(fixture.trail(), trail(&[("command", &[1, 3]), ("signal", &[]), ("command", &[2])]));
 }
+
+#[test]
+fn nobody_joins_a_reload_that_somebody_has_forced() {
+    let fixture = Fixture::new();
+    let forced = fixture.ask(true, 1);
+    fixture.swapped(2);
+    let asked = fixture.ask(false, 2);
+    fixture.pass(2);
+    fixture.pass(3);
+    assert_eq!((fixture.answer(forced).1, fixture.answer(asked).1), (2, 3));
+    assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2])]));
+}

@@ -52,8 +52,11 @@ mod worker;
 pub use listener::ListenError;
 pub use preview::diff;
 
-/// Descriptors that are not connections: sockets, epoll, inotify, the source, logs, and room to spare.
-const OWN_DESCRIPTORS: u64 = 64;
+/// Descriptors that are not connections: sockets, the admin socket's peers, epoll, inotify, the source, logs, and room to spare.
+const OWN_DESCRIPTORS: u64 = 96;
+
+/// A worker's: epoll, what wakes it, and its two timers.
+const DESCRIPTORS_OF_WORKER: u64 = 4;
 
 /// How long a reload or a revocation waits for peers to read answers that were made before it, before their connections
 /// are ended. An acknowledgement must not depend on a peer that has stopped.
@@ -114,7 +117,7 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
         .map_err(|error| system("forbid core dumps")(error.into()))?;
     // Before anything large is allocated.
     memory::set_huge_pages(config.server.huge_pages);
-    let max_connections = connection_limit(config.server.max_connections);
+    let max_connections = connection_limit(config.server.max_connections, config.server.workers);
 
     let mut passed = systemd::take_listeners().map_err(system("take systemd's sockets"))?;
     let verify = Wanted {
@@ -417,14 +420,15 @@ async fn drain(workers: &[Worker], patience: Duration) {
 }
 
 /// Raises the limit of open files as far as it goes, and returns how many connections fit under it.
-fn connection_limit(wanted: usize) -> usize {
+fn connection_limit(wanted: usize, workers: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let current = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let room = current.map_or(u64::MAX, |files| files.saturating_sub(OWN_DESCRIPTORS));
+    let own = OWN_DESCRIPTORS + DESCRIPTORS_OF_WORKER * workers as u64;
+    let room = current.map_or(u64::MAX, |files| files.saturating_sub(own));
     let room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
     if room < wanted {
         warn!(max_connections = wanted, possible = room, "the limit of open files allows fewer connections");

@@ -174,7 +174,9 @@ impl<'s> Context<'s> {
         answer: &mut impl FnMut(&Decision<'s>),
     ) -> usize {
         for (answered, (request, pending)) in requests.iter().zip(pending).enumerate() {
-            let verdict = pending.verdict.unwrap_or(Verdict::Allowed);
+            // Without a key nothing is allowed, whatever a stage has forgotten.
+            let otherwise = if pending.key.is_some() { Verdict::Allowed } else { Verdict::UnknownKey };
+            let verdict = pending.verdict.unwrap_or(otherwise);
             let mut decision = Decision::without_key(request.request_id, verdict, snapshot.generation());
             if let Some(key) = pending.key {
                 decision.key = pending.key;

@@ -12,8 +12,8 @@
 //!   and any keys; a SHA-256 would protect from no more, and cost as much as all the rest of loading.
 //! * Blocks are independent of each other, and each says how much it takes in the table, which is made in its final size: threads
 //!   read blocks, check them, and write their rows to where they stay ([`read`], [`space`]), beside the one that has them found
-//!   ([`merge`]). A block for each thread is all that is held beside the table. Nothing is believed: every length, number and text is checked as a row of an export is, and the
-//!   builder refuses the same contradictions.
+//!   ([`merge`]). A block for each thread is all that is held beside the table. Nothing is believed: every length, number and
+//!   text is checked as a row of an export is, and the builder refuses the same contradictions.
 //! * Rows are in the order of their places in the table ([`Order`]), so that filling it goes through memory once, from its beginning
 //!   to its end. The order depends on the seed, which is drawn when the file is written, and is in it.
 //! * It is read, not mapped: a mapped file that is cut short kills who reads it.
@@ -47,6 +47,7 @@ const VERSION: u32 = 1;
 const BYTE_ORDER: u32 = 0x0102_0304;
 
 /// A block ends with the row that reaches this: several of them, and the rows that are made of them, stay in a processor's own
+/// cache.
 const BLOCK_BYTES: usize = 128 << 10;
 
 /// The largest row, or policy, beyond that. A policy comes of a row of at most 64 KiB, whose shortest items (`a,`) grow to

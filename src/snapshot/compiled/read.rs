@@ -20,8 +20,8 @@ use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::compiled::space::{Place, Places, Space};
 use crate::snapshot::compiled::write::checked;
 use crate::snapshot::compiled::{
-    BLOCK_BYTES, BYTE_ORDER, BlockHeader, Header, MAGIC, MAX_BEYOND, MAX_ORDER_BITS, OUT_OF_ORDER, Order,
-    Record, Section, VERSION, policy,
+    BLOCK_BYTES, BYTE_ORDER, BlockHeader, Header, MAGIC, MAX_BEYOND, OUT_OF_ORDER, Order, Record, Section,
+    VERSION, policy,
 };
 use crate::snapshot::entry::{Entry, StatusByte};
 use crate::snapshot::kept::WINDOW;
@@ -37,6 +37,9 @@ pub enum ReadError {
         "it is not a compiled snapshot; write one with `keyward compile`, or name the format that it has"
     )]
     NotOne,
+    /// Less of it is on the disk than its length says.
+    #[error("it has holes, which nobody wrote: it was not written to its end; compile the source again")]
+    Holes,
     /// Another version of keyward wrote it, or will.
     #[error(
         "it is a compiled snapshot of version {0}, and this keyward reads version {VERSION}; compile the source again"
@@ -158,7 +161,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
                 return wrong("there are too many keys");
             }
             Header { owners, keys, .. } if owners > keys => return wrong("there are too many owners"),
-            Header { order_bits, .. } if !(1..=MAX_ORDER_BITS).contains(&order_bits.get()) => {
+            Header { order_bits, keys, .. } if order_bits.get() != Order::of(keys.get() as usize).bits => {
                 return wrong("the order of keys is wrong");
             }
             _ => {}
