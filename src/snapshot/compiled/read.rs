@@ -161,9 +161,6 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
                 return wrong("there are too many keys");
             }
             Header { owners, keys, .. } if owners > keys => return wrong("there are too many owners"),
-            Header { order_bits, keys, .. } if order_bits.get() != Order::of(keys.get() as usize).bits => {
-                return wrong("the order of keys is wrong");
-            }
             _ => {}
         }
         let sections = [&header.policy_bytes, &header.owner_bytes, &header.key_bytes];
@@ -174,6 +171,9 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         let least = header.keys.get().checked_mul(size_of::<Record>() as u64);
         if said != Some(length) || least.is_none_or(|least| least > header.key_bytes.get()) {
             return wrong("the file is longer or shorter than it says; it was cut short, or is not one file");
+        }
+        if header.order_bits.get() != Order::of(header.keys.get() as usize).bits {
+            return wrong("the order of keys is wrong");
         }
         // And so is what is reserved for their texts: there are no more key ids than bytes, and an owner's name for each row.
         let most = header.key_bytes.get().saturating_add(header.keys.get().saturating_mul(MAX_OWNER as u64));
