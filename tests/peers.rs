@@ -232,7 +232,11 @@ fn running_out_of_descriptors_is_survived() {
     let setup = Setup::new(&export()).config("[server]\nworkers = 1\n");
     let mut command = std::process::Command::new("sh");
     let serve = setup.command();
-    command.arg("-c").arg("ulimit -n 106; exec \"$0\" \"$@\"").arg(serve.get_program()).args(serve.get_args());
+    command
+        .arg("-c")
+        .arg("ulimit -n 106; exec \"$0\" \"$@\"")
+        .arg(serve.get_program())
+        .args(serve.get_args());
     let daemon = setup.start_as(command);
     let mut first = daemon.connect();
     // The daemon allows itself six connections under this limit.

@@ -343,7 +343,10 @@ fn answer_size(daemon: &Daemon) -> u64 {
 /// Many commands in a row return while one reload goes on, and none of them takes as long as a large part of it.
 #[test]
 fn a_revocation_does_not_wait_for_a_reload() {
-    const ROWS: usize = 200_000;
+    // Text takes a second of them, and compiled less than half of one.
+    const ROWS: usize = 600_000;
+    /// What a disk may take for one line, whatever else goes on.
+    const DISK: Duration = Duration::from_millis(250);
     let mut text = String::from("key_hash,key_id\n");
     for number in 0..ROWS {
         writeln!(text, "{number:064x},key-{number}").expect("a String");
@@ -368,7 +371,7 @@ fn a_revocation_does_not_wait_for_a_reload() {
     assert!(outcome.accepted);
     assert!(during > 5, "only {during} revocations returned during the reload");
     let reload = Duration::from_millis(outcome.took_ms);
-    assert!(longest < reload / 2, "one of them took {longest:?}, and the reload {reload:?}");
+    assert!(longest < DISK.max(reload / 2), "one of them took {longest:?}, and the reload {reload:?}");
     // Whenever they came, they are in force in the snapshot that came of it.
     let status = daemon.status();
     assert_eq!((status.generation, status.revocations.len()), (2, during));
