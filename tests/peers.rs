@@ -229,10 +229,10 @@ fn a_user_who_is_not_listed_is_told_so() {
 /// When the system has no descriptor left, the daemon neither ends nor spins, and serves those it has.
 #[test]
 fn running_out_of_descriptors_is_survived() {
-    let setup = Setup::new(&export());
+    let setup = Setup::new(&export()).config("[server]\nworkers = 1\n");
     let mut command = std::process::Command::new("sh");
     let serve = setup.command();
-    command.arg("-c").arg("ulimit -n 70; exec \"$0\" \"$@\"").arg(serve.get_program()).args(serve.get_args());
+    command.arg("-c").arg("ulimit -n 106; exec \"$0\" \"$@\"").arg(serve.get_program()).args(serve.get_args());
     let daemon = setup.start_as(command);
     let mut first = daemon.connect();
     // The daemon allows itself six connections under this limit.
