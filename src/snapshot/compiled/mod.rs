@@ -160,6 +160,12 @@ impl std::fmt::Display for Section {
 
 const OUT_OF_ORDER: &str = "the rows are not in the order of the table, or one is there twice";
 
+/// Rows whose look-ups may begin at one place. Chance brings together ten in a table of billions; a file that brings more has
+/// digests that were chosen for its seed, and a look-up among them would go through all.
+const MAX_CROWD: usize = 64;
+
+const CROWDED: &str = "more rows than chance allows have one place in the table";
+
 /// The order of rows: by the place in a table of 2^`bits` slots at which a look-up of it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Order {
@@ -174,6 +180,11 @@ impl Order {
     fn of(keys: usize) -> Self {
         let slots = (keys.saturating_mul(8) / 7).next_power_of_two();
         Self { bits: slots.trailing_zeros().clamp(1, MAX_ORDER_BITS) }
+    }
+
+    /// The place of a row that stands there.
+    fn place(self, key: u64) -> u64 {
+        key >> (u64::BITS - self.bits)
     }
 
     /// Where a row stands; two with the same are in the order of their digests.

@@ -20,8 +20,8 @@ use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::compiled::space::{Place, Places, Space};
 use crate::snapshot::compiled::write::checked;
 use crate::snapshot::compiled::{
-    BLOCK_BYTES, BYTE_ORDER, BlockHeader, Header, MAGIC, MAX_BEYOND, OUT_OF_ORDER, Order, Record, Section,
-    VERSION, policy,
+    BLOCK_BYTES, BYTE_ORDER, BlockHeader, CROWDED, Header, MAGIC, MAX_BEYOND, MAX_CROWD, OUT_OF_ORDER, Order,
+    Record, Section, VERSION, policy,
 };
 use crate::snapshot::entry::{Entry, StatusByte};
 use crate::snapshot::kept::WINDOW;
@@ -435,6 +435,12 @@ impl Decode {
             Some([_, last]) if last >= at => return Err(OUT_OF_ORDER),
             Some([first, _]) => Some([first, at]),
         };
+        // Within a block: a crowd that matters does not fit into the ends of two.
+        let first = to.hashes.len().checked_sub(MAX_CROWD).and_then(|first| to.hashes.get(first));
+        let begins = |probe| self.order.place(self.order.key(probe));
+        if first.is_some_and(|first| begins(first.probe) == begins(probe)) {
+            return Err(CROWDED);
+        }
         to.hashes.push(Hashed { probe, id: self.hashes.text(key_id) });
         let written = place.write(key_id, owner, |identity, buckets| Entry {
             digest: record.digest,

@@ -312,3 +312,18 @@ proptest! {
         let _ = policy::decode(&mut bytes);
     }
 }
+
+/// What is written by chance never crowds; who can choose both the seed and the digests could have a table searched for hours.
+#[test]
+fn digests_that_were_chosen_for_the_seed_are_refused() {
+    let file = |count: u64| {
+        let row = |number: u64| {
+            let words = [number, 7_u64.rotate_left(17) ^ super::super::MIX, 5, 6];
+            let hash: String = words.iter().map(|word| format!("{:016x}", word.swap_bytes())).collect();
+            format!("{hash},key-{number},,,,,,,,,,,\n")
+        };
+        compile(&builder(&(0..count).map(row).collect::<String>()))
+    };
+    assert_eq!(refused(&file(MAX_CROWD as u64)), "");
+    assert!(refused(&file(1_000)).contains("more rows than chance allows"));
+}
