@@ -230,8 +230,8 @@ impl Shared {
     }
 }
 
-/// Bytes of stack below `respond`'s frame that verifying a batch can have used: its tables of requests and of what is known of them (16 KiB), the
-/// requests' frames above it and the hasher's below, with room to spare.
+/// Bytes of stack below `respond`'s frame that verifying a batch can have used: its tables of requests and of what is known of
+/// them (15 KiB), the requests' frames above them and the hasher's below, with room to spare.
 const STACK: usize = 48 * 1024;
 
 /// Overwrites the stack that the functions called before have left: SHA-256 works on copies of the key there, and what it

@@ -35,7 +35,7 @@ pub use decision::{Decision, Tally};
 use denial::denial;
 
 /// Requests in one pass through the stages. Memory has some tens of reads in flight at once; beyond 64 nothing is gained,
-/// and the batch's working set (13 KiB with the requests) leaves the first-level cache.
+/// and the batch's working set (15 KiB with the requests) leaves the first-level cache.
 pub const BATCH: usize = 64;
 
 /// What a batch is decided on.
