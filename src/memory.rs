@@ -247,17 +247,4 @@ mod tests {
         few.extend([1, 2, 3]);
         assert_eq!(*few, [1, 2, 3]);
     }
-
-    #[test]
-    fn a_table_works_in_it() {
-        let mut table = hashbrown::HashTable::with_capacity_in(300_000, Huge);
-        for number in 0..300_000_u64 {
-            table.insert_unique(number.wrapping_mul(0x9e37_79b9_7f4a_7c15), number, |n| {
-                n.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            });
-        }
-        let find = |number: u64| table.find(number.wrapping_mul(0x9e37_79b9_7f4a_7c15), |n| *n == number);
-        assert!((0..300_000).all(|number| find(number) == Some(&number)));
-        assert_eq!(find(300_001), None);
-    }
 }

@@ -8,11 +8,12 @@ use std::hash::BuildHasher;
 use std::hint::black_box;
 
 use crate::record::{Digest, KeyRecord, Status};
-use crate::snapshot::build::{Builder, RowError, part};
+use crate::snapshot::IdHasher;
+use crate::snapshot::build::{Builder, RowError};
 use crate::snapshot::entry::{Entry, StatusByte};
+use crate::snapshot::index::Probe;
 use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::kept::WINDOW;
-use crate::snapshot::{IdHasher, IndexSlot, Probe};
 
 /// Takes records and makes a [`Batch`] of them.
 pub struct Gather {
@@ -56,7 +57,7 @@ struct Row {
 
 impl Hashes {
     pub(super) fn probe(&self, digest: &Digest) -> Probe {
-        Probe::new(digest, self.seed)
+        Probe::of_digest(digest, self.seed)
     }
 
     pub(super) fn text(&self, text: &str) -> u64 {
@@ -136,21 +137,15 @@ impl Builder {
     fn fetch(&self, rows: &[Row]) {
         let keys = &self.keys;
         for row in rows {
-            let like = |slot: &IndexSlot| slot.fingerprint == row.probe.fingerprint;
-            black_box(keys.index.find(row.probe.hash, like).is_some());
-        }
-        for row in rows {
-            let part = part(row.id_hash);
-            black_box(keys.ids.find(row.id_hash, |slot| slot.0 == part).is_some());
+            keys.index.prefetch(row.probe);
+            keys.ids.prefetch(Probe::of_hash(row.id_hash));
         }
         // The owner's name is three steps away, and compared with the row's.
         let mut firsts = [u32::MAX; WINDOW];
         for (row, first) in rows.iter().zip(&mut firsts) {
-            let part = part(row.owner_hash);
-            let owner = self.owners.find(row.owner_hash, |(other, _)| *other == part);
-            *first = owner
-                .and_then(|(_, number)| keys.owners.get(*number as usize))
-                .map_or(u32::MAX, |first| *first);
+            let owner = self.owners.candidate(Probe::of_hash(row.owner_hash));
+            *first =
+                owner.and_then(|number| keys.owners.get(number as usize)).map_or(u32::MAX, |first| *first);
         }
         let entries = firsts.iter().filter_map(|first| keys.entries.get(*first as usize));
         black_box(entries.fold(0, |sum, entry| sum ^ keys.byte(entry.identity.owner().start)));

@@ -7,16 +7,14 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Place;
-
 use crate::memory::{self, Huge, HugeText, HugeVec};
 use crate::record::{Digest, KeyRecord, Plans, UnknownPlan, on_top};
 use crate::snapshot::entry::{Entry, Identity, StatusByte};
+use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::lines::Lines;
 use crate::snapshot::policy::Policy;
-use crate::snapshot::{IdHasher, Ids, Index, IndexSlot, Probe, same_digest};
+use crate::snapshot::{IdHasher, same_digest};
 
 /// Bytes that a key id and an owner are assumed to have, when room is made for them. Too few are grown; what is too much is
 /// never touched, and so costs no memory.
@@ -29,7 +27,7 @@ pub struct Keys {
     /// Digest to entry.
     pub(super) index: Index,
     /// Key id to the first entry that has it.
-    pub(super) ids: Ids,
+    pub(super) ids: Index,
     /// The other entries of a key id in rotation, each after the first entry that has it; ascending.
     pub(super) rotated: Vec<(u32, u32)>,
     pub(super) entries: HugeVec<Entry>,
@@ -80,8 +78,8 @@ pub struct Builder {
     plans: Arc<Plans>,
     /// For errors.
     lines: Lines,
-    /// Owners' numbers, with a part of their names' hashes.
-    pub(super) owners: HashTable<(u32, u32)>,
+    /// Name to an owner's number.
+    pub(super) owners: Index,
     pub(super) interner: Interner,
 }
 
@@ -90,9 +88,8 @@ impl Builder {
     /// is there at once where they are many.
     pub fn new(seed: u64, expected: usize) -> Self {
         let (index, ids, entries) = memory::populated(|| {
-            let index = HashTable::with_capacity_in(expected, Huge);
-            let ids = HashTable::with_capacity_in(expected, Huge);
-            (index, ids, HugeVec::with_capacity_in(expected, Huge))
+            let entries = HugeVec::with_capacity_in(expected, Huge);
+            (Index::with_capacity(expected), Index::with_capacity(expected), entries)
         });
         let keys = Keys {
             seed,
@@ -111,7 +108,7 @@ impl Builder {
             keys,
             plans: Arc::default(),
             lines: Lines::default(),
-            owners: HashTable::new(),
+            owners: Index::with_capacity(0),
             interner: Interner::default(),
         }
     }
@@ -244,20 +241,12 @@ impl Builder {
     }
 
     pub(super) fn claim_digest(&mut self, id: u32, digest: &Digest, probe: Probe) -> Result<(), RowError> {
-        let seed = self.keys.seed;
-        let Keys { index, entries, .. } = &mut self.keys;
-        let same = |slot: &IndexSlot| {
-            slot.fingerprint == probe.fingerprint && same_digest(&entries[slot.entry as usize].digest, digest)
-        };
-        let rehash = |slot: &IndexSlot| Probe::new(&entries[slot.entry as usize].digest, seed).hash;
-        let first = match index.entry(probe.hash, same, rehash) {
-            Place::Occupied(there) => there.get().entry,
-            Place::Vacant(free) => {
-                free.insert(IndexSlot { fingerprint: probe.fingerprint, entry: id });
-                return Ok(());
-            }
-        };
-        Err(RowError::DuplicateHash { line: self.lines.of(first) })
+        let Keys { index, entries, seed, .. } = &mut self.keys;
+        if let Some(first) = index.find(probe, |id| same_digest(&entries[id as usize].digest, digest)) {
+            return Err(RowError::DuplicateHash { line: self.lines.of(first) });
+        }
+        index.insert(probe, id, |id| Probe::of_digest(&entries[id as usize].digest, *seed));
+        Ok(())
     }
 
     /// Rows of one key have one text.
@@ -284,11 +273,10 @@ impl Builder {
     pub(super) fn insert_id(&mut self, id: u32, hash: u64) {
         let Keys { ids, entries, arena, hasher, .. } = &mut self.keys;
         // The new one is not rehashed: it is inserted after the table has grown.
-        let rehash = |(_, entry): &(u32, u32)| {
-            let key_id = entries[*entry as usize].identity.key_id();
-            hasher.hash_one(arena.as_str().get(key_id).unwrap_or_default())
-        };
-        ids.insert_unique(hash, (part(hash), id), rehash);
+        ids.insert(Probe::of_hash(hash), id, |id| {
+            let key_id = entries[id as usize].identity.key_id();
+            Probe::of_hash(hasher.hash_one(arena.as_str().get(key_id).unwrap_or_default()))
+        });
     }
 
     /// The number of an owner; `id` is the entry that is about to have it.
@@ -297,14 +285,13 @@ impl Builder {
             return 0;
         }
         let keys = &mut self.keys;
-        let part = part(hash);
-        let is_it = |(other, number): &(u32, u32)| *other == part && keys.owner_name(*number) == owner;
-        if let Some((_, number)) = self.owners.find(hash, is_it) {
-            return *number;
+        let probe = Probe::of_hash(hash);
+        if let Some(number) = self.owners.find(probe, |number| keys.owner_name(number) == owner) {
+            return number;
         }
         let number = keys.owners.len() as u32;
-        let rehash = |(_, number): &(u32, u32)| keys.hasher.hash_one(keys.owner_name(*number));
-        self.owners.insert_unique(hash, (part, number), rehash);
+        let rehash = |number| Probe::of_hash(keys.hasher.hash_one(keys.owner_name(number)));
+        self.owners.insert(probe, number, rehash);
         keys.owners.push(id);
         number
     }
@@ -336,9 +323,4 @@ impl Builder {
         }
         Ok(number)
     }
-}
-
-/// The part of a hash that the table's place does not depend on.
-pub(super) fn part(hash: u64) -> u32 {
-    (hash >> 32) as u32
 }

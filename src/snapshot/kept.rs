@@ -5,9 +5,12 @@
 //! looked up [`WINDOW`] at a time, in steps: each step reads what the next one needs of all of them, so that their cache misses
 //! overlap.
 
+use arrayvec::ArrayVec;
+
 use crate::memory::{Huge, HugeVec};
 use crate::record::Digest;
-use crate::snapshot::{IndexSlot, Key, Keys, Probe, Snapshot, same_digest};
+use crate::snapshot::index::Probe;
+use crate::snapshot::{Key, Keys, Snapshot, same_digest};
 
 /// Rows that are looked up together: more than a processor can wait for at once, and few enough that what was fetched for the
 /// first is still there after the last.
@@ -86,12 +89,11 @@ impl Keys {
         digests: impl Iterator<Item = &'d Digest> + Clone,
         found: &mut Vec<Option<u32>>,
     ) {
+        let probes: ArrayVec<Probe, WINDOW> =
+            digests.clone().map(|digest| Probe::of_digest(digest, self.seed)).take(WINDOW).collect();
+        probes.iter().for_each(|probe| self.index.prefetch(*probe));
         found.clear();
-        found.extend(digests.clone().map(|digest| {
-            let probe = Probe::new(digest, self.seed);
-            let like = |slot: &IndexSlot| slot.fingerprint == probe.fingerprint;
-            self.index.find(probe.hash, like).map(|slot| slot.entry)
-        }));
+        found.extend(probes.iter().map(|probe| self.index.candidate(*probe)));
         let entry = |id: &Option<u32>| self.entries.get(id.as_ref().map_or(usize::MAX, |id| *id as usize));
         std::hint::black_box(found.iter().filter_map(entry).fold(0, |sum, entry| sum ^ entry.digest[0]));
         let text = |sum, at| sum ^ self.byte(at);

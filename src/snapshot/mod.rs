@@ -6,17 +6,15 @@
 //! * A [`Policy`] is what many keys have in common, held once: environment, plan, scopes, networks, limits.
 //!
 //! The index is keyed by the digest's own bits, mixed with a seed: SHA-256 is uniform already, but nothing says that what is
-//! listed as a hash is one. It holds a fingerprint and a number, not entries: it stays
-//! small, and the entries lie side by side in the order of the export.
+//! listed as a hash is one. It ([`index`]) holds numbers, not entries: it stays small, and the entries lie side by side in the order of the export.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use hashbrown::HashTable;
 use subtle::ConstantTimeEq;
 
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
-use crate::memory::{Huge, prefetch};
+use crate::memory::prefetch;
 use crate::record::{Digest, Limit, Status};
 use crate::rules::Rules;
 
@@ -26,6 +24,7 @@ mod claim;
 pub mod compiled;
 mod diff;
 mod entry;
+mod index;
 mod intern;
 mod ip_set;
 mod kept;
@@ -41,6 +40,7 @@ use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
 pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
 use entry::Entry;
+pub use index::Probe;
 pub use ip_set::IpSet;
 pub use kept::Kept;
 pub use policy::Policy;
@@ -77,46 +77,6 @@ impl EntryId {
     pub fn number(self) -> u32 {
         self.0
     }
-}
-
-/// What the digest index holds: enough of the digest to find the right entry but for one time in some 2^60.
-#[derive(Clone, Copy)]
-struct IndexSlot {
-    fingerprint: u32,
-    entry: u32,
-}
-
-/// A digest, read as the index reads it: the first step of a look-up.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Probe {
-    hash: u64,
-    fingerprint: u32,
-}
-
-/// Where the index may have a digest.
-#[derive(Clone, Copy, Debug)]
-pub struct Place(usize);
-
-impl Probe {
-    /// Every bit of the digest counts, under a key: whoever can choose what is listed as a hash could otherwise choose a
-    /// million that meet in one place.
-    fn new(digest: &Digest, seed: u64) -> Self {
-        let [a, b, c, d] = words(digest);
-        let low = fold(a ^ seed, b ^ seed.rotate_left(17) ^ MIX);
-        let high = fold(c ^ seed.rotate_left(31), d ^ seed.rotate_left(47) ^ MIX);
-        let hash = low ^ high.rotate_left(32);
-        // The bits between those that choose the place in a table of up to 2^25 and those that hashbrown keeps as tags: 64 bits in all.
-        Self { hash, fingerprint: (hash >> 25) as u32 }
-    }
-}
-
-/// An arbitrary odd number with as many ones as zeros: the fraction of the golden ratio.
-const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// A multiplication whose halves are put together, so that every bit of both factors reaches every bit of the result.
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
 }
 
 fn words(digest: &Digest) -> [u64; 4] {
@@ -162,32 +122,21 @@ impl Snapshot {
         &self.keys
     }
 
-    /// A look-up has four steps, so that a batch's look-ups overlap: each reads what the one before has had fetched. This is the
-    /// first, which only calculates.
+    /// A look-up has three steps, so that a batch's look-ups overlap: each reads what the one before has had fetched. This is the
+    /// first, which only calculates, and has a line of the index fetched.
     #[inline]
     pub fn probe(&self, digest: &Digest) -> Probe {
-        Probe::new(digest, self.keys.seed)
+        let probe = Probe::of_digest(digest, self.keys.seed);
+        self.keys.index.prefetch(probe);
+        probe
     }
 
-    /// The second: reads the index's tags, and has the first place fetched that they point to. `None`: no key has this digest.
+    /// The second: reads the line, and has the entry fetched that the digest most likely belongs to. `None`: no key has this digest.
     #[inline]
-    pub fn place(&self, probe: Probe) -> Option<Place> {
-        let place = self.keys.index.iter_hash_buckets(probe.hash).next()?;
-        prefetch(self.keys.index.get_bucket(place)?);
-        Some(Place(place))
-    }
-
-    /// The third: reads the place, and has the entry fetched that the digest most likely belongs to, if any.
-    #[inline]
-    pub fn candidate(&self, probe: Probe, Place(place): Place) -> Option<EntryId> {
-        let index = &self.keys.index;
-        let is_it = |slot: &&IndexSlot| slot.fingerprint == probe.fingerprint;
-        let slot =
-            index.get_bucket(place).filter(is_it).or_else(|| index.find(probe.hash, |slot| is_it(&slot)))?;
-        if let Some(entry) = self.keys.entries.get(slot.entry as usize) {
-            prefetch(entry);
-        }
-        Some(EntryId(slot.entry))
+    pub fn candidate(&self, probe: Probe) -> Option<EntryId> {
+        let number = self.keys.index.candidate(probe)?;
+        prefetch(self.keys.entries.get(number as usize)?);
+        Some(EntryId(number))
     }
 
     /// The last, and the only one to be believed: the key of `digest`, given its [candidate](Self::candidate).
@@ -208,8 +157,7 @@ impl Snapshot {
 
     /// The key of `digest`.
     pub fn find(&self, digest: &Digest) -> Option<Key<'_>> {
-        let probe = self.probe(digest);
-        self.confirm(self.candidate(probe, self.place(probe)?)?, digest)
+        self.confirm(self.candidate(self.probe(digest))?, digest)
     }
 
     /// The first row with this key id; in a rotation there may be more.
@@ -402,11 +350,9 @@ impl Keys {
     }
 
     fn find_exactly(&self, digest: &Digest) -> Option<u32> {
-        let probe = Probe::new(digest, self.seed);
-        let same = |slot: &IndexSlot| {
-            self.entries.get(slot.entry as usize).is_some_and(|entry| same_digest(&entry.digest, digest))
-        };
-        self.index.find(probe.hash, same).map(|slot| slot.entry)
+        let same =
+            |id: u32| self.entries.get(id as usize).is_some_and(|entry| same_digest(&entry.digest, digest));
+        self.index.find(Probe::of_digest(digest, self.seed), same)
     }
 
     fn find_by_id(&self, key_id: &str) -> Option<u32> {
@@ -414,12 +360,8 @@ impl Keys {
     }
 
     fn find_by_id_hash(&self, hash: u64, key_id: &str) -> Option<u32> {
-        let part = build::part(hash);
-        let same = |slot: &(u32, u32)| {
-            slot.0 == part
-                && self.entries.get(slot.1 as usize).is_some_and(|entry| self.key_id(entry) == key_id)
-        };
-        self.ids.find(hash, same).map(|(_, entry)| *entry)
+        let same = |id: u32| self.entries.get(id as usize).is_some_and(|entry| self.key_id(entry) == key_id);
+        self.ids.find(Probe::of_hash(hash), same)
     }
 
     /// Whether `digest` is among them: what a reload's guard counts.
@@ -428,8 +370,5 @@ impl Keys {
     }
 }
 
-/// Entries' numbers, with a part of their ids' hashes: a look-up of an id that is not there reads nothing else.
-type Ids = HashTable<(u32, u32), Huge>;
-type Index = HashTable<IndexSlot, Huge>;
 /// Seeded by the process, and several times as fast as the standard library's on the short texts of an export.
 type IdHasher = foldhash::quality::RandomState;

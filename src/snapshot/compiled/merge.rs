@@ -7,23 +7,21 @@
 //! Meanwhile the rows themselves belong to the threads that write them. A row that may have the key id of one before it, which is
 //! told by their hashes, is therefore put off until all of them are there.
 
-use hashbrown::HashTable;
-
 use crate::memory::{Huge, HugeText, HugeVec, populated};
 use crate::record::{Digest, Status};
-use crate::snapshot::build::{Builder, RowError, part};
+use crate::snapshot::build::{Builder, RowError};
 use crate::snapshot::compiled::read::{ReadError, damaged};
 use crate::snapshot::compiled::space::Space;
-use crate::snapshot::compiled::{Header, OUT_OF_ORDER, Section};
+use crate::snapshot::compiled::{Header, OUT_OF_ORDER, Rank, Section};
 use crate::snapshot::entry::{Entry, Identity, StatusByte};
+use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::kept::WINDOW;
-use crate::snapshot::{IndexSlot, Probe};
 
 /// What the table needs to know of the rows of a block.
 pub struct Decoded {
     pub(super) number: u32,
     /// Where the first and the last row stand.
-    pub(super) ends: Option<[(u64, Digest); 2]>,
+    pub(super) ends: Option<[Rank; 2]>,
     pub(super) hashes: Vec<Hashed>,
     pub(super) text_bytes: usize,
     pub(super) metadata: String,
@@ -43,7 +41,7 @@ pub struct Merge {
     expected: Sizes,
     so_far: Sizes,
     /// Where the last row stands.
-    last: Option<(u64, Digest)>,
+    last: Option<Rank>,
     /// Rows that may have the key id of one before, with its hash and their block.
     in_doubt: Vec<(u32, u64, u32)>,
 }
@@ -76,8 +74,8 @@ impl Sizes {
         let mut builder = Builder::new(seed, 0);
         let keys = &mut builder.keys;
         populated(|| {
-            keys.index = HashTable::with_capacity_in(self.keys, Huge);
-            keys.ids = HashTable::with_capacity_in(self.keys, Huge);
+            keys.index = Index::with_capacity(self.keys);
+            keys.ids = Index::with_capacity(self.keys);
             keys.metadata = HugeVec::with_capacity_in(self.metadata_rows, Huge);
             keys.metadata_texts = HugeText::with_capacity(self.metadata_bytes);
         });
@@ -144,19 +142,15 @@ impl Merge {
         keys.metadata_texts.push_str(&decoded.metadata);
 
         for window in decoded.hashes.chunks(WINDOW) {
-            for Hashed { id: hash, .. } in window {
-                let part = part(*hash);
-                std::hint::black_box(keys.ids.find(*hash, |slot| slot.0 == part).is_some());
-            }
+            window.iter().for_each(|Hashed { id: hash, .. }| keys.ids.prefetch(Probe::of_hash(*hash)));
             for Hashed { probe, id: hash } in window {
-                let part = part(*hash);
-                // Neither table is ever rehashed: it is made for all of the rows, and there are no more of them.
-                match keys.ids.find(*hash, |slot| slot.0 == part) {
+                let key_id = Probe::of_hash(*hash);
+                // Neither table grows, and needs to know its numbers' hashes: it is made for all of the rows, and there are no more.
+                match keys.ids.candidate(key_id) {
                     Some(_) => self.in_doubt.push((id, *hash, number)),
-                    None => _ = keys.ids.insert_unique(*hash, (part, id), |_| 0),
+                    None => keys.ids.insert(key_id, id, |_| key_id),
                 }
-                let slot = IndexSlot { fingerprint: probe.fingerprint, entry: id };
-                keys.index.insert_unique(probe.hash, slot, |_| 0);
+                keys.index.insert(*probe, id, |_| *probe);
                 id += 1;
             }
         }

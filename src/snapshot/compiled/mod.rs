@@ -14,15 +14,15 @@
 //!   read blocks, check them, and write their rows to where they stay ([`read`], [`space`]), beside the one that has them found
 //!   ([`merge`]). A block for each thread is all that is held beside the table. Nothing is believed: every length, number and
 //!   text is checked as a row of an export is, and the builder refuses the same contradictions.
-//! * Rows are in the order of their places in the table ([`Order`]), so that filling it goes through memory once, from its beginning
-//!   to its end. The order depends on the seed, which is drawn when the file is written, and is in it.
+//! * Rows are in the order of their hashes ([`Rank`]), which is that of their places in the table, so that filling it goes through
+//!   memory once, from its beginning to its end. Hashes depend on the seed, which is drawn when the file is written, and is in it.
 //! * It is read, not mapped: a mapped file that is cut short kills who reads it.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::record::{Digest, MAX_KEY_ID, MAX_METADATA, MAX_OWNER};
-use crate::snapshot::Probe;
+use crate::snapshot::index::Probe;
 
 mod merge;
 mod owners;
@@ -41,7 +41,7 @@ pub use space::{Places, Space};
 const MAGIC: [u8; 8] = *b"\x89KWC\r\n\x1a\n";
 
 /// Changes with anything in the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a little-endian file says here; another order of bytes reads differently.
 const BYTE_ORDER: u32 = 0x0102_0304;
@@ -75,8 +75,7 @@ struct Header {
     metadata_rows: U64,
     metadata_bytes: U64,
     source_time: U32,
-    order_bits: U32,
-    reserved: [u8; 20],
+    reserved: [u8; 24],
     /// Of everything before it.
     crc: U32,
 }
@@ -160,35 +159,11 @@ impl std::fmt::Display for Section {
 
 const OUT_OF_ORDER: &str = "the rows are not in the order of the table, or one is there twice";
 
-/// Rows whose look-ups may begin at one place. Chance brings together ten in a table of billions; a file that brings more has
+/// Rows whose look-ups may begin at one line. Chance brings together thirty in a table of billions; a file that brings more has
 /// digests that were chosen for its seed, and a look-up among them would go through all.
 const MAX_CROWD: usize = 64;
 
 const CROWDED: &str = "more rows than chance allows have one place in the table";
 
-/// The order of rows: by the place in a table of 2^`bits` slots at which a look-up of it begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Order {
-    bits: u32,
-}
-
-/// Bits that the lower bits of a hash can be taken from for a place: the upper seven tell apart what is there.
-const MAX_ORDER_BITS: u32 = 40;
-
-impl Order {
-    /// For the table that holds this many keys: seven eighths of it at most are filled.
-    fn of(keys: usize) -> Self {
-        let slots = (keys.saturating_mul(8) / 7).next_power_of_two();
-        Self { bits: slots.trailing_zeros().clamp(1, MAX_ORDER_BITS) }
-    }
-
-    /// The place of a row that stands there.
-    fn place(self, key: u64) -> u64 {
-        key >> (u64::BITS - self.bits)
-    }
-
-    /// Where a row stands; two with the same are in the order of their digests.
-    fn key(self, probe: Probe) -> u64 {
-        probe.hash.rotate_right(self.bits)
-    }
-}
+/// Where a row stands: by its hash, and if that is another's, by its digest.
+type Rank = (Probe, Digest);

@@ -20,10 +20,11 @@ use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::compiled::space::{Place, Places, Space};
 use crate::snapshot::compiled::write::checked;
 use crate::snapshot::compiled::{
-    BLOCK_BYTES, BYTE_ORDER, BlockHeader, CROWDED, Header, MAGIC, MAX_BEYOND, MAX_CROWD, OUT_OF_ORDER, Order,
+    BLOCK_BYTES, BYTE_ORDER, BlockHeader, CROWDED, Header, MAGIC, MAX_BEYOND, MAX_CROWD, OUT_OF_ORDER,
     Record, Section, VERSION, policy,
 };
 use crate::snapshot::entry::{Entry, StatusByte};
+use crate::snapshot::index::Index;
 use crate::snapshot::kept::WINDOW;
 
 /// Why a compiled file cannot be loaded.
@@ -120,7 +121,8 @@ pub struct Block<'t> {
 #[derive(Clone)]
 pub struct Decode {
     hashes: Hashes,
-    order: Order,
+    /// Of the whole file.
+    keys: usize,
     /// The table's own numbers of the file's policies.
     policies: Arc<[u32]>,
     owners: Arc<Owners>,
@@ -156,7 +158,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             Header { byte_order, .. } if byte_order.get() != BYTE_ORDER => {
                 return wrong("the order of bytes is wrong");
             }
-            Header { reserved, .. } if *reserved != [0; 20] => return wrong("reserved bytes are set"),
+            Header { reserved, .. } if *reserved != [0; 24] => return wrong("reserved bytes are set"),
             Header { keys, .. } if keys.get() > u64::from(u32::MAX) => {
                 return wrong("there are too many keys");
             }
@@ -171,9 +173,6 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         let least = header.keys.get().checked_mul(size_of::<Record>() as u64);
         if said != Some(length) || least.is_none_or(|least| least > header.key_bytes.get()) {
             return wrong("the file is longer or shorter than it says; it was cut short, or is not one file");
-        }
-        if header.order_bits.get() != Order::of(header.keys.get() as usize).bits {
-            return wrong("the order of keys is wrong");
         }
         // And so is what is reserved for their texts: there are no more key ids than bytes, and an owner's name for each row.
         let most = header.key_bytes.get().saturating_add(header.keys.get().saturating_mul(MAX_OWNER as u64));
@@ -232,8 +231,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         }
         let owners = self.owners()?.into();
         self.begin(self.header.key_bytes.get());
-        let order = Order { bits: self.header.order_bits.get() };
-        Ok(Decode { hashes: builder.hashes(), order, policies: policies.into(), owners })
+        let keys = self.header.keys.get() as usize;
+        Ok(Decode { hashes: builder.hashes(), keys, policies: policies.into(), owners })
     }
 
     fn owners(&mut self) -> Result<Owners, ReadError> {
@@ -429,7 +428,7 @@ impl Decode {
         let status = StatusByte::new(status(record.status).ok_or("a status is none")?);
 
         let probe = self.hashes.probe(&record.digest);
-        let at = (self.order.key(probe), record.digest);
+        let at = (probe, record.digest);
         to.ends = match to.ends {
             None => Some([at, at]),
             Some([_, last]) if last >= at => return Err(OUT_OF_ORDER),
@@ -437,8 +436,8 @@ impl Decode {
         };
         // Within a block: a crowd that matters does not fit into the ends of two.
         let first = to.hashes.len().checked_sub(MAX_CROWD).and_then(|first| to.hashes.get(first));
-        let begins = |probe| self.order.place(self.order.key(probe));
-        if first.is_some_and(|first| begins(first.probe) == begins(probe)) {
+        let home = |probe| Index::home(probe, self.keys);
+        if first.is_some_and(|first| home(first.probe) == home(probe)) {
             return Err(CROWDED);
         }
         to.hashes.push(Hashed { probe, id: self.hashes.text(key_id) });

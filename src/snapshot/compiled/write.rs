@@ -8,10 +8,10 @@ use zerocopy::IntoBytes;
 
 use crate::snapshot::build::Builder;
 use crate::snapshot::compiled::{
-    BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAGIC, Order, Record, Section, VERSION,
-    policy,
+    BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAGIC, Record, Section, VERSION, policy,
 };
 use crate::snapshot::entry::Entry;
+use crate::snapshot::index::Probe;
 
 impl Builder {
     /// Writes all rows as a compiled file, whose source was written at the Unix second `source_time`. `progress` is told how
@@ -25,11 +25,10 @@ impl Builder {
         source_time: u32,
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
-        let order = Order::of(self.keys.len());
         output.write_all(&[0; HEADER_BYTES])?;
         let policy_bytes = self.write_policies(output)?;
         let (owner_bytes, owners) = self.write_owners(output)?;
-        let key_bytes = self.write_keys(output, order, &owners, progress)?;
+        let key_bytes = self.write_keys(output, &owners, progress)?;
         let lengths = self.keys.entries.iter().map(|entry| entry.identity.length() as u64);
         let mut header = Header {
             magic: MAGIC,
@@ -46,8 +45,7 @@ impl Builder {
             metadata_rows: (self.keys.metadata.len() as u64).into(),
             metadata_bytes: (self.keys.metadata_texts.as_str().len() as u64).into(),
             source_time: source_time.into(),
-            order_bits: order.bits.into(),
-            reserved: [0; 20],
+            reserved: [0; 24],
             crc: 0.into(),
         };
         header.crc = crc32fast::hash(checked(&header)).into();
@@ -83,14 +81,13 @@ impl Builder {
     fn write_keys<W: Write>(
         &self,
         output: &mut W,
-        order: Order,
         owners: &[u32],
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<u64> {
         let hashes = self.hashes();
         let entries = &self.keys.entries;
-        let mut rows: Vec<(u64, u32)> =
-            entries.iter().zip(0..).map(|(entry, id)| (order.key(hashes.probe(&entry.digest)), id)).collect();
+        let mut rows: Vec<(Probe, u32)> =
+            entries.iter().zip(0..).map(|(entry, id)| (hashes.probe(&entry.digest), id)).collect();
         let digest = |id: u32| &entries[id as usize].digest;
         rows.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| digest(a.1).cmp(digest(b.1))));
 
