@@ -5,7 +5,7 @@
 //! millions of times a second; that the bytes are those of [`Answer::encode`](crate::Answer::encode) is what the tests are for.
 
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::codec::put_text8;
 use crate::frame::Kind;
@@ -51,7 +51,7 @@ pub struct PreparedAnswer<'a> {
 }
 
 /// The frame up to the first text's bytes: SPEC.md sections 3 and 6.
-#[derive(IntoBytes, Immutable)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Start {
     length: U32,
@@ -75,7 +75,13 @@ impl PreparedAnswer<'_> {
         let key_id = &self.key_id[..self.key_id.len().min(MAX_KEY_ID)];
         let owner = &self.owner[..self.owner.len().min(MAX_OWNER)];
         let size = size_of::<Start>() + key_id.len() + 1 + owner.len() + self.texts.0.len();
-        let start = Start {
+        // Asked once, so that no text has the whole moved.
+        out.reserve(size);
+        let at = out.len();
+        out.extend_from_slice(&[0; size_of::<Start>()]);
+        let Ok(start) = Start::mut_from_bytes(&mut out[at..]) else { return };
+        // In its place: a processor waits for what it copies in larger pieces than it has just been written in.
+        *start = Start {
             length: U32::new((size - LENGTH_BYTES) as u32),
             version: VERSION,
             kind: Kind::Answer as u8,
@@ -89,9 +95,6 @@ impl PreparedAnswer<'_> {
             reset_ms: U32::new(self.reset_ms),
             key_id_length: key_id.len() as u8,
         };
-        // Asked once, so that no text has the whole moved.
-        out.reserve(size);
-        out.extend_from_slice(start.as_bytes());
         out.extend_from_slice(key_id);
         out.push(owner.len() as u8);
         out.extend_from_slice(owner);

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use crate::limiter::hold::HeldWord;
-use crate::limiter::outcome::{Charge, Charged, Decided, Outcome};
+use crate::limiter::outcome::{Charge, Charged, Decided, Outcome, Single};
 use crate::limiter::rate::Rate;
 use crate::limiter::slots::{Slots, replace};
 use crate::limiter::word::{Fit, Word};
@@ -70,13 +70,11 @@ impl Limiter {
     /// out and reported. A cost of 0 charges nothing and reports the balance.
     ///
     /// No two limits may have the same slot. More than [`MAX_CHARGES`] are refused.
-    #[inline(always)]
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
-        let now = self.latest.advance(now);
         match charges {
-            _ if cost == 0 => self.peek(charges, now),
-            [only] if !only.shadow => self.charge_one(*only, now, cost),
-            many => self.charge_all(many, now, cost),
+            _ if cost == 0 => self.peek(charges, self.latest.advance(now)),
+            [Charge { slot, rate, shadow: false }] => self.charge_only(*slot, *rate, now, cost).into(),
+            many => self.charge_all(many, self.latest.advance(now), cost),
         }
     }
 
@@ -128,23 +126,25 @@ impl Limiter {
         decided.outcome()
     }
 
+    /// The usual case of [`charge`](Self::charge) by itself: a limit that is the only one, and enforced; and a cost that is not 0.
     #[inline(always)]
-    fn charge_one(&self, Charge { slot, rate, .. }: Charge, mut now: u64, cost: u32) -> Outcome {
+    pub fn charge_only(&self, slot: u32, rate: Rate, now: u64, cost: u32) -> Single {
+        let mut now = self.latest.advance(now);
         // Looked for once: where a slot is does not change.
         let Some(cell) = self.slots.get(slot) else {
-            return Outcome::Superseded;
+            return Single::Superseded;
         };
         loop {
             let word = Word::from_bits(cell.load(Ordering::Acquire));
             if !word.is_plain() {
                 match self.settled(slot, now) {
                     Some(_) => continue,
-                    None => return Outcome::Superseded,
+                    None => return Single::Superseded,
                 }
             }
             match word.fit(rate, now, cost) {
                 Fit::Admitted(next) if replace(cell, word, next) => {
-                    return Outcome::Admitted(Charged::only(next.balance(rate, now, 0)));
+                    return Single::Admitted(next.balance(rate, now, 0));
                 }
                 Fit::Admitted(_) => {}
                 Fit::Refused => {
@@ -199,9 +199,10 @@ impl Limiter {
 }
 
 /// What a key's only limit says where `cost` does not fit.
-fn refused_by(word: Word, rate: Rate, now: u64, cost: u32) -> Outcome {
-    if cost > rate.burst() {
-        return Outcome::ExceedsBurst(Charged::only(word.balance(rate, now, 0)));
+#[inline]
+fn refused_by(word: Word, rate: Rate, now: u64, cost: u32) -> Single {
+    match cost > rate.burst() {
+        true => Single::ExceedsBurst(word.balance(rate, now, 0)),
+        false => Single::Refused(word.balance(rate, now, cost)),
     }
-    Outcome::Refused(Charged::only(word.balance(rate, now, cost)))
 }

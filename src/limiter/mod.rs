@@ -35,7 +35,7 @@ mod word;
 pub use charge::{Limiter, MAX_CHARGES};
 pub use ledger::{Claim, Ledger, Listing, Settlement, Slot};
 pub use name::BucketName;
-pub use outcome::{Charge, Charged, Named, Outcome};
+pub use outcome::{Charge, Charged, Named, Outcome, Single};
 pub use rate::{
     MAX_BURST, MAX_CAPACITY_TICKS, MIN_PERIOD_TICKS, Rate, RateError, TICKS_PER_MILLISECOND,
     TICKS_PER_NANOSECOND,

@@ -29,6 +29,30 @@ pub enum Outcome {
     Superseded,
 }
 
+/// What became of the charge of a key's only limit, and its balance after that: an [`Outcome`] that stays in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Single {
+    /// It was charged.
+    Admitted(Balance),
+    /// It was not.
+    Refused(Balance),
+    /// It was not, and the cost is over its burst.
+    ExceedsBurst(Balance),
+    /// As [`Outcome::Superseded`].
+    Superseded,
+}
+
+impl From<Single> for Outcome {
+    fn from(single: Single) -> Self {
+        match single {
+            Single::Admitted(balance) => Self::Admitted(Charged::only(balance)),
+            Single::Refused(balance) => Self::Refused(Charged::only(balance)),
+            Single::ExceedsBurst(balance) => Self::ExceedsBurst(Charged::only(balance)),
+            Single::Superseded => Self::Superseded,
+        }
+    }
+}
+
 /// The limits that an answer names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charged {
@@ -49,7 +73,8 @@ pub struct Named {
 
 impl Charged {
     /// A key's only limit.
-    pub(super) fn only(balance: Balance) -> Self {
+    #[inline]
+    pub fn only(balance: Balance) -> Self {
         Self { limit: Some(Named { position: 0, balance }), shadow: None }
     }
 }

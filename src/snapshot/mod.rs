@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq;
 
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
 use crate::memory::prefetch;
-use crate::record::{Digest, Limit, Status};
+use crate::record::{Digest, Status};
 use crate::rules::Rules;
 
 mod batch;
@@ -293,10 +293,10 @@ impl<'s> Key<'s> {
         }
     }
 
-    /// What a request has to be charged to where `limit` is the key's only one.
+    /// The slot of its limit, where it has one only.
     #[inline]
-    pub fn charge(self, limit: &Limit) -> Charge {
-        Charge { slot: self.entry.buckets, rate: limit.rate, shadow: limit.shadow }
+    pub fn only_slot(self) -> u32 {
+        self.entry.buckets
     }
 
     /// What a request has to be charged to, in `charges`; returns how many there are.

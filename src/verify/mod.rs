@@ -20,7 +20,7 @@ use arrayvec::ArrayVec;
 use keyward_protocol::{Credential, Verdict, Verify};
 
 use crate::key_format::{self, Minted};
-use crate::limiter::{Charge, Charged, Limiter, MAX_CHARGES, Outcome, Rate};
+use crate::limiter::{Charge, Limiter, MAX_CHARGES, Named, Outcome, Rate, Single};
 use crate::now::Now;
 use crate::record::Digest;
 use crate::rules::Rules;
@@ -43,9 +43,6 @@ pub const BATCH: usize = 64;
 /// that memory is asked little by little: a processor that waits to ask (of 24 lines at a time, here) does nothing else meanwhile.
 /// With 64 a verify took 90 ns, and 122 ns with its answer; with 16, 80 and 107; with 4, 70 and 82 (`benches/verify.rs`, 1 M keys).
 const GROUP: usize = 4;
-
-/// Stages that a group has gone through before the last.
-const BEHIND: usize = 3;
 
 /// What a batch is decided on.
 #[derive(Clone, Copy)]
@@ -98,27 +95,30 @@ impl<'s> Context<'s> {
             return refuse_all(requests, Verdict::StaleSnapshot, snapshot.generation(), answer);
         }
         let mut pending = Batch::new();
-        let count = requests.len();
-        for step in 0..count.div_ceil(GROUP) + BEHIND {
-            let group = |behind: usize| {
-                let first = step.checked_sub(behind).map_or(count, |group| count.min(group * GROUP));
-                first..count.min(first + GROUP)
-            };
-            self.hash(snapshot, &requests[group(0)], &mut pending);
-            look_up(snapshot, pending.get_mut(group(1)).unwrap_or_default());
-            self.weigh(snapshot, &requests[group(2)], pending.get_mut(group(2)).unwrap_or_default());
-            let last = group(BEHIND);
-            let charged = self.charge(
-                snapshot,
-                &requests[last.clone()],
-                pending.get(last.clone()).unwrap_or_default(),
-                answer,
-            );
-            if charged < last.len() {
-                return last.start + charged;
+        // How far each stage has got: as far as the one before it had when the last round began. What it asks memory for has the rest
+        // of a round to come.
+        let (mut hashed, mut looked_up, mut weighed, mut charged) = (0, 0, 0, 0);
+        while charged < requests.len() {
+            let (to_look_up, to_weigh, to_charge) = (looked_up..hashed, weighed..looked_up, charged..weighed);
+
+            let to_hash = hashed..requests.len().min(hashed + GROUP);
+            hashed = to_hash.end;
+            self.hash(snapshot, &requests[to_hash], &mut pending);
+
+            looked_up = to_look_up.end;
+            look_up(snapshot, &mut pending[to_look_up]);
+
+            weighed = to_weigh.end;
+            self.weigh(snapshot, &requests[to_weigh.clone()], &mut pending[to_weigh]);
+
+            let done =
+                self.charge(snapshot, &requests[to_charge.clone()], &pending[to_charge.clone()], answer);
+            if done < to_charge.len() {
+                return charged + done;
             }
+            charged = to_charge.end;
         }
-        count
+        charged
     }
 
     fn is_stale(&self, snapshot: &Snapshot) -> bool {
@@ -158,12 +158,18 @@ impl<'s> Context<'s> {
             if pending.verdict.is_some() {
                 continue;
             }
-            let key = pending.candidate.and_then(|candidate| snapshot.confirm(candidate, &pending.digest));
-            pending.key = key.or_else(|| self.find_by_previous_pepper(snapshot, request.credential));
-            let Some(key) = pending.key else {
-                pending.verdict = Some(Verdict::UnknownKey);
-                continue;
-            };
+            let key =
+                match pending.candidate.and_then(|candidate| snapshot.confirm(candidate, &pending.digest)) {
+                    Some(key) => key,
+                    None => match self.find_by_previous_pepper(snapshot, request.credential) {
+                        Some(key) => key,
+                        None => {
+                            pending.verdict = Some(Verdict::UnknownKey);
+                            continue;
+                        }
+                    },
+                };
+            pending.key = Some(key);
             pending.verdict = denial(request, key, self.now.unix);
             key.prefetch_texts();
             if let (None, Some(slot)) = (pending.verdict, key.first_slot()) {
@@ -199,22 +205,8 @@ impl<'s> Context<'s> {
             if let Some(key) = pending.key {
                 decision.key = pending.key;
                 decision.want_metadata = request.want_metadata;
-                if pending.verdict.is_none() {
-                    match self.charge_key(key, request.cost) {
-                        Outcome::Admitted(charged) => {
-                            decision.charged = charged;
-                            decision.cost = request.cost;
-                        }
-                        Outcome::Refused(charged) => {
-                            decision.charged = charged;
-                            decision.verdict = Verdict::RateLimited;
-                        }
-                        Outcome::ExceedsBurst(charged) => {
-                            decision.charged = charged;
-                            decision.verdict = Verdict::CostExceedsBurst;
-                        }
-                        Outcome::Superseded => return answered,
-                    }
+                if pending.verdict.is_none() && !self.charge_key(key, request.cost, &mut decision) {
+                    return answered;
                 }
             }
             answer(&decision);
@@ -222,18 +214,51 @@ impl<'s> Context<'s> {
         requests.len()
     }
 
+    /// `false`: a newer snapshot has taken over a bucket, and nothing was charged.
+    // What became of it is written field by field: a value of several words that is copied as a whole, right after it was written
+    // word by word, is what a processor waits for.
     #[inline(always)]
-    fn charge_key(&self, key: Key<'s>, cost: u32) -> Outcome {
+    fn charge_key(&self, key: Key<'s>, cost: u32, decision: &mut Decision<'s>) -> bool {
+        let now = self.now.ticks;
         match key.policy().limits() {
-            [] => Outcome::Admitted(Charged::default()),
+            [] => decision.cost = cost,
             // The usual case: no list to be made.
-            [only] => self.limiter.charge(&[key.charge(only)], self.now.ticks, cost),
-            _ => {
-                let mut charges = [NO_CHARGE; MAX_CHARGES];
-                let count = key.charges(&mut charges);
-                self.limiter.charge(&charges[..count], self.now.ticks, cost)
+            [only] if !only.shadow && cost > 0 => {
+                let balance = match self.limiter.charge_only(key.only_slot(), only.rate, now, cost) {
+                    Single::Admitted(balance) => {
+                        decision.cost = cost;
+                        balance
+                    }
+                    Single::Refused(balance) => {
+                        decision.verdict = Verdict::RateLimited;
+                        balance
+                    }
+                    Single::ExceedsBurst(balance) => {
+                        decision.verdict = Verdict::CostExceedsBurst;
+                        balance
+                    }
+                    Single::Superseded => return false,
+                };
+                decision.charged.limit = Some(Named { position: 0, balance });
             }
+            _ => return self.charge_all(key, cost, decision),
         }
+        true
+    }
+
+    fn charge_all(&self, key: Key<'s>, cost: u32, decision: &mut Decision<'s>) -> bool {
+        let mut charges = [NO_CHARGE; MAX_CHARGES];
+        let count = key.charges(&mut charges);
+        let (verdict, charged) = match self.limiter.charge(&charges[..count], self.now.ticks, cost) {
+            Outcome::Admitted(charged) => (Verdict::Allowed, charged),
+            Outcome::Refused(charged) => (Verdict::RateLimited, charged),
+            Outcome::ExceedsBurst(charged) => (Verdict::CostExceedsBurst, charged),
+            Outcome::Superseded => return false,
+        };
+        decision.verdict = verdict;
+        decision.charged = charged;
+        decision.cost = if verdict.is_allowed() { cost } else { 0 };
+        true
     }
 }
 
