@@ -88,7 +88,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &["limiter", "now"]),
     ("now", &[]),
     ("state", &[]),
-    ("usage", &["clock", "snapshot", "state", "verify"]),
+    ("usage", &["clock", "memory", "snapshot", "state", "verify"]),
     ("systemd", &[]),
     ("lib", &[]),
     ("error", &[]),

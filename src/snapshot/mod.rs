@@ -175,6 +175,11 @@ impl Snapshot {
         self.key(number)
     }
 
+    /// Has the entry of a [number](EntryId::number) fetched.
+    pub fn prefetch_key(&self, number: u32) {
+        self.keys.entries.get(number as usize).into_iter().for_each(prefetch);
+    }
+
     /// Every key, in the order of the export.
     pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
         let ids = (0..).map(EntryId);

@@ -30,7 +30,9 @@ use crate::state::{FileError, Rotation, StateDir};
 
 mod answer;
 mod collect;
+mod find;
 mod log;
+mod pieces;
 mod table;
 mod write;
 

@@ -4,8 +4,8 @@
 //! or a question needs, is apart ([`Cold`]): the key's id and owner, denials, totals.
 //!
 //! An entry of a snapshot finds its record through a [`View`]: a list of numbers in pieces, made where they are needed. A new
-//! snapshot gets a new, empty view, and each of its entries looks its record up by key id once. So merging is, for each
-//! event, two loads that do not depend on the events around it.
+//! snapshot gets a new, empty view, and each of its entries looks its record up by key id once ([`find`](super::find)). So merging
+//! is, for each event, two loads that do not depend on the events around it.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -16,15 +16,16 @@ use keyward_protocol::Verdict;
 use super::Shared;
 use super::answer::{Counts, KeyUsage, MAX_LISTED, Question};
 use super::log::{Batch, Event, PEEKED, REFUNDED, SHADOW_LIMITED, Unknown, VERDICTS};
+use super::pieces::Pieces;
 
 /// Entries in a piece of a view: 16 KiB, so that few keys in use among many cost little.
 const PIECE: usize = 4096;
 
 /// Events whose records are found before any is changed, so that their loads overlap.
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 
 /// Not found yet; records are numbered from 0, and written as one more.
-const NOT_FOUND: u32 = 0;
+pub(super) const NOT_FOUND: u32 = 0;
 
 /// What a key used since the last write.
 #[derive(Clone, Copy, Default)]
@@ -44,10 +45,10 @@ const _: () = assert!(size_of::<Hot>() == 32);
 
 /// The rest of a record.
 #[derive(Default)]
-struct Cold {
+pub(super) struct Cold {
     /// Empty: the record is free. No key has an empty id.
-    key_id: Box<str>,
-    owner: Arc<str>,
+    pub(super) key_id: Box<str>,
+    pub(super) owner: Arc<str>,
     /// Up to the last write.
     allowed: u64,
     cost: u64,
@@ -67,8 +68,8 @@ struct Rare {
 }
 
 /// Which record each entry of a snapshot has.
-struct View {
-    snapshot: Shared,
+pub(super) struct View {
+    pub(super) snapshot: Shared,
     pieces: Vec<Option<Box<[u32; PIECE]>>>,
 }
 
@@ -76,15 +77,16 @@ struct View {
 #[derive(Default)]
 pub(super) struct Table {
     /// By generation; more than one only while workers are leaving a snapshot.
-    views: Vec<View>,
-    hot: Vec<Hot>,
-    cold: Vec<Cold>,
-    by_id: HashTable<u32>,
-    hasher: foldhash::fast::RandomState,
+    pub(super) views: Vec<View>,
+    hot: Pieces<Hot>,
+    pub(super) cold: Pieces<Cold>,
+    /// Records by key id. The hash beside each is what a table that grows would otherwise have to ask a million records for.
+    pub(super) by_id: HashTable<(u64, u32)>,
+    pub(super) hasher: foldhash::fast::RandomState,
     /// Records to use again.
     free: Vec<u32>,
     /// The owner of the record that was made last: neighbours often share it.
-    owner: Arc<str>,
+    pub(super) owner: Arc<str>,
     unknown: Unknown,
     unknown_before: Unknown,
     /// The generation whose vanished keys have been removed.
@@ -141,10 +143,8 @@ impl Table {
         for (record, event) in records.iter_mut().zip(events) {
             *record = self.views[view].record(event.entry);
         }
-        for (record, event) in records.iter_mut().zip(events) {
-            if *record == NOT_FOUND {
-                *record = self.find(view, event.entry);
-            }
+        if records[..events.len()].contains(&NOT_FOUND) {
+            self.find(view, events, &mut records);
         }
         for (record, event) in records.iter().zip(events) {
             if let Some(record) = record.checked_sub(1) {
@@ -177,58 +177,20 @@ impl Table {
         }
     }
 
-    /// The record of an entry that is seen for the first time in this snapshot.
-    #[cold]
-    fn find(&mut self, view: usize, entry: u32) -> u32 {
-        let known = self.views[view].record(entry);
-        if known != NOT_FOUND {
-            return known;
-        }
-        let snapshot = Arc::clone(&self.views[view].snapshot);
-        // An entry beyond its snapshot cannot be.
-        let Some(key) = snapshot.key_at(entry) else {
-            return NOT_FOUND;
-        };
-        let record = self.record_of(key.key_id(), key.owner()) + 1;
-        let (piece, at) = (entry as usize / PIECE, entry as usize % PIECE);
-        if let Some(piece) = self.views[view].pieces.get_mut(piece) {
-            piece.get_or_insert_with(|| Box::new([NOT_FOUND; PIECE]))[at] = record;
-        }
-        record
-    }
-
-    fn record_of(&mut self, key_id: &str, owner: &str) -> u32 {
-        if *self.owner != *owner {
-            self.owner = owner.into();
-        }
-        let hash = self.hasher.hash_one(key_id);
-        let cold = &self.cold;
-        let same = |record: &u32| cold.get(*record as usize).is_some_and(|cold| *cold.key_id == *key_id);
-        if let Some(record) = self.by_id.find(hash, same).copied() {
-            let cold = &mut self.cold[record as usize];
-            if *cold.owner != *owner {
-                cold.owner = Arc::clone(&self.owner);
-            }
-            return record;
-        }
-        let new = Cold { key_id: key_id.into(), owner: Arc::clone(&self.owner), ..Cold::default() };
-        let record = match self.free.pop() {
+    /// A record for what has none yet.
+    pub(super) fn new_record(&mut self, cold: Cold) -> u32 {
+        match self.free.pop() {
             Some(record) => {
-                self.cold[record as usize] = new;
+                self.cold[record as usize] = cold;
                 record
             }
             None => {
                 self.hot.push(Hot::default());
-                self.cold.push(new);
+                self.cold.push(cold);
                 // Records are fewer than entries, which are numbered with 32 bits, or were freed.
                 (self.cold.len() - 1) as u32
             }
-        };
-        let Self { by_id, cold, hasher, .. } = self;
-        let rehash =
-            |record: &u32| hasher.hash_one(cold.get(*record as usize).map_or("", |cold| &*cold.key_id));
-        by_id.insert_unique(hash, record, rehash);
-        record
+        }
     }
 
     /// Requests with unknown keys since the last call.
@@ -299,8 +261,8 @@ impl Table {
         }
         let hash = self.hasher.hash_one(&**key_id);
         self.cold[record] = Cold::default();
-        if let Ok(entry) = self.by_id.find_entry(hash, |other| *other as usize == record) {
-            self.free.push(entry.remove().0);
+        if let Ok(entry) = self.by_id.find_entry(hash, |(_, other)| *other as usize == record) {
+            self.free.push(entry.remove().0.1);
         }
     }
 
@@ -321,14 +283,13 @@ impl Table {
     pub(super) fn answer(&self, question: &Question) -> (usize, Counts, Vec<KeyUsage>) {
         let mut found: Vec<u32> = match question {
             Question::Key(key_id) => {
-                let same = |record: &u32| *self.cold[*record as usize].key_id == **key_id;
-                self.by_id.find(self.hasher.hash_one(&**key_id), same).copied().into_iter().collect()
+                self.known(self.hasher.hash_one(&**key_id), key_id).into_iter().collect()
             }
             Question::Owner(owner) => {
                 let is_owners = |record: &u32| *self.cold[*record as usize].owner == **owner;
-                self.by_id.iter().copied().filter(is_owners).collect()
+                self.records().filter(is_owners).collect()
             }
-            Question::Top(_) => self.by_id.iter().copied().collect(),
+            Question::Top(_) => self.records().collect(),
         };
         let most = if let Question::Top(most) = question { *most } else { MAX_LISTED }.min(MAX_LISTED);
         let matched = found.len();
@@ -345,6 +306,10 @@ impl Table {
         found.truncate(most);
         found.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
         (matched, total, found.into_iter().map(|record| self.usage(record as usize)).collect())
+    }
+
+    fn records(&self) -> impl Iterator<Item = u32> {
+        self.by_id.iter().map(|(_, record)| *record)
     }
 
     fn add_to(&self, counts: &mut Counts, record: usize) {
@@ -372,13 +337,23 @@ impl Table {
 
 impl View {
     #[inline]
-    fn record(&self, entry: u32) -> u32 {
+    pub(super) fn record(&self, entry: u32) -> u32 {
         let piece = self.pieces.get(entry as usize / PIECE);
         piece.and_then(Option::as_ref).map_or(NOT_FOUND, |piece| piece[entry as usize % PIECE])
+    }
+
+    pub(super) fn set(&mut self, entry: u32, record: u32) {
+        if let Some(piece) = self.pieces.get_mut(entry as usize / PIECE) {
+            piece.get_or_insert_with(|| Box::new([NOT_FOUND; PIECE]))[entry as usize % PIECE] = record;
+        }
     }
 }
 
 impl Cold {
+    pub(super) fn new(key_id: Box<str>, owner: Arc<str>) -> Self {
+        Self { key_id, owner, ..Self::default() }
+    }
+
     fn add(&mut self, what: u8, amount: u64) {
         match self.rare.iter_mut().find(|rare| rare.what == what) {
             Some(rare) => rare.recent += amount,
