@@ -23,7 +23,7 @@ use super::Connection;
 
 /// Connections of a worker that spin at a time. Each makes the others' looks come later; who finds no place is found by
 /// epoll, which those who spin keep asking.
-const PLACES: usize = 4;
+pub(super) const PLACES: usize = 4;
 
 /// Looks after which the worker's other tasks have their turn: some three microseconds, less than an answer's way.
 const LOOKS: u32 = 16;
@@ -53,8 +53,9 @@ impl Places {
         })
     }
 
-    fn is_shared(&self) -> bool {
-        self.taken.get() > 1
+    /// How many spin.
+    pub(super) fn taken(&self) -> usize {
+        self.taken.get()
     }
 }
 
@@ -120,7 +121,7 @@ impl Connection {
             return Ok(None);
         };
         loop {
-            let looks = if shared.places.is_shared() { 1 } else { LOOKS };
+            let looks = if shared.places.taken() > 1 { 1 } else { LOOKS };
             if self.habit.looks >= looks {
                 self.habit.looks = 0;
                 yield_now().await;
@@ -188,8 +189,8 @@ mod tests {
     fn places_are_few_and_come_back() {
         let places = Places::default();
         let mut taken: Vec<_> = (0..PLACES).filter_map(|_| places.take()).collect();
-        assert!(taken.len() == PLACES && places.is_shared() && places.take().is_none());
+        assert!(taken.len() == PLACES && places.taken() == PLACES && places.take().is_none());
         taken.truncate(1);
-        assert!(!places.is_shared() && places.take().is_some());
+        assert!(places.taken() == 1 && places.take().is_some());
     }
 }
