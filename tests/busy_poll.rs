@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use keyward::admin::message::{Command, Target};
 use keyward_client::{Client, Options, Request};
 use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
 use support::{Daemon, PATIENCE, Raw, Said, Setup, ask, hex, wait_for};
 
 /// Requests one after another: more than a connection's first rests.
@@ -69,24 +70,57 @@ fn clients_that_spin_are_answered_and_keep_their_deadlines() {
         for _ in 0..MANY {
             assert!(client.verify(&Request::new("a")).await.expect("an answer").is_allowed());
         }
-        daemon.signal(Signal::STOP);
-        // A worker that spins goes on until the signal has reached its processor.
-        wait_for("all threads to stop", || is_stopped(daemon.pid()).then_some(()));
+        daemon.freeze();
         let start = Instant::now();
         let late = client.with_deadline(Duration::from_millis(30)).verify(&Request::new("a")).await;
         assert!(late.is_err() && start.elapsed() < PATIENCE / 2, "{late:?}");
-        daemon.signal(Signal::CONT);
+        daemon.thaw();
         assert!(client.verify(&Request::new("a")).await.expect("an answer").is_allowed());
     });
 }
 
-fn is_stopped(pid: u32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
-    threads.flatten().all(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        // The state comes after the name, which is in brackets.
-        stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
-    })
+/// Processor time that a new client's thread needs to wait for an answer that does not come in time, after one that has.
+fn work_of_waiting(daemon: &Daemon, options: Options, is_blocking: bool) -> Duration {
+    let key = Request::new("a");
+    let own_time =
+        || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).expect("time that has passed");
+    let in_vain = |ask: &mut dyn FnMut(Duration) -> bool| {
+        assert!(ask(PATIENCE));
+        daemon.freeze();
+        let before = own_time();
+        assert!(!ask(Duration::from_millis(50)));
+        let work = own_time() - before;
+        daemon.thaw();
+        work
+    };
+    if is_blocking {
+        let mut client = keyward_client::blocking::Client::with_options(options);
+        return in_vain(&mut |deadline| {
+            client.set_deadline(deadline);
+            client.verify(&key).is_ok()
+        });
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let client = Client::with_options(options);
+    in_vain(&mut |deadline| runtime.block_on(client.with_deadline(deadline).verify(&key)).is_ok())
+}
+
+#[test]
+fn clients_look_for_as_long_as_they_are_told_to() {
+    const LOOKS: Duration = Duration::from_micros(750);
+    let daemon = spinning("");
+    for is_blocking in [true, false] {
+        let work = |busy_poll| {
+            let options = Options::new(daemon.socket()).busy_poll(busy_poll);
+            work_of_waiting(&daemon, options, is_blocking)
+        };
+        let told = Duration::from_millis(1);
+        // A machine that has other things to do may keep a client from it; and after an answer that was late, it rests.
+        let looks = || wait_for("a client that looks", || Some(work(told)).filter(|work| *work > LOOKS));
+        let least = |work: &dyn Fn() -> Duration| (0..5).map(|_| work()).min().expect("some");
+        assert!(least(&looks) < 10 * told, "it looks until the deadline");
+        assert!(least(&|| work(Duration::ZERO)) < LOOKS, "it looks though nobody has told it to");
+    }
 }
 
 /// Acknowledged means in force, on connections that never sleep too.
@@ -149,32 +183,13 @@ fn sigterm_ends_connections_that_spin() {
     });
 }
 
-/// One thread writes without end and another reads: there is always a request to be found.
-#[test]
-fn sigterm_ends_a_connection_that_never_stops_sending() {
-    let mut daemon = spinning("drain_timeout = \"20s\"");
-    let peer = daemon.connect().stream;
-    let requests = ask(1, "a").repeat(300);
-    thread::scope(|scope| {
-        scope.spawn(|| while std::io::Write::write_all(&mut &peer, &requests).is_ok() {});
-        scope.spawn(|| {
-            let mut answers = [0; 1 << 16];
-            while std::io::Read::read(&mut &peer, &mut answers).is_ok_and(|bytes| bytes > 0) {}
-        });
-        let answered = || daemon.status().verdicts.values().sum::<u64>();
-        wait_for("the load", || (answered() > 10_000).then_some(()));
-        daemon.signal(Signal::TERM);
-        let start = Instant::now();
-        assert!(daemon.ended().success());
-        assert!(start.elapsed() < Duration::from_secs(10), "it did not wait for drain_timeout");
-    });
-}
-
 #[test]
 fn who_falls_silent_is_timed_out() {
     let daemon = spinning("idle_timeout = \"1s\"");
     let mut peer = daemon.connect();
-    ask_many(&mut peer);
+    // After its first answer, a connection spins in any case.
+    peer.send(&ask(1, "a"));
+    assert_eq!(peer.hear(), answer(1, "ALLOWED"));
     let start = Instant::now();
     assert!(matches!(peer.hear(), Said::Error { closing: true, detail: 1_000, .. }));
     assert!((900..10_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
@@ -190,18 +205,52 @@ fn used(daemon: &Daemon) -> u64 {
 #[test]
 fn idle_and_slow_connections_cost_next_to_nothing() {
     let daemon = spinning("");
-    let mut peers: Vec<Raw> = (0..4).map(|_| daemon.connect()).collect();
-    peers.iter_mut().for_each(ask_many);
+    let mut busy = daemon.connect();
+    ask_many(&mut busy);
+    // After its first answer, a connection spins in any case.
+    let mut idle: Vec<Raw> = (0..3).map(|_| daemon.connect()).collect();
+    for peer in &mut idle {
+        peer.send(&ask(1, "a"));
+        assert_eq!(peer.hear(), answer(1, "ALLOWED"));
+    }
     let before = used(&daemon);
     let start = Instant::now();
     let mut id = 0;
     // Each spin in vain is a millisecond: some 8 of a peer, and not 100.
     while start.elapsed() < Duration::from_secs(1) {
         id += 1;
-        peers[0].send(&ask(id, "a"));
-        assert_eq!(peers[0].hear(), answer(id, "ALLOWED"));
+        busy.send(&ask(id, "a"));
+        assert_eq!(busy.hear(), answer(id, "ALLOWED"));
         thread::sleep(Duration::from_millis(5));
     }
     let ticks = used(&daemon) - before;
     assert!(ticks <= 10, "{ticks} hundredths of a second of processor time in a second");
+}
+
+/// Connections that are answered and fall silent until they have cost `most` hundredths of a second, but not more than so many
+/// `connections`; how many they were, and what they have cost.
+fn fall_silent(daemon: &Daemon, most: u64, connections: u32) -> (u32, u64) {
+    let before = used(daemon);
+    let cost = || used(daemon) - before;
+    let mut silent = Vec::new();
+    while cost() < most && silent.len() < connections as usize {
+        let mut peer = daemon.connect();
+        peer.send(&ask(1, "a"));
+        assert_eq!(peer.hear(), answer(1, "ALLOWED"));
+        silent.push(peer);
+        // Longer than anybody spins.
+        thread::sleep(Duration::from_millis(2));
+    }
+    (silent.len() as u32, cost())
+}
+
+#[test]
+fn a_daemon_spins_where_it_is_told_to_and_nowhere_else() {
+    // Each spin is a millisecond; a machine that has other things to do may cut it short.
+    let (connections, cost) = fall_silent(&spinning(""), 10, 300);
+    assert!(cost >= 10, "{connections} connections have cost {cost} hundredths of a second");
+    let export = format!("key_hash,key_id\n{},a\n", hex("a"));
+    let sleeping = Setup::new(&export).config("[server]\nworkers = 1\nbusy_poll = \"0s\"").start();
+    let (_all, less) = fall_silent(&sleeping, cost, connections);
+    assert!(less <= cost / 2, "{connections} connections have cost {less} and not only {cost}");
 }

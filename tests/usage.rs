@@ -4,10 +4,11 @@
 
 mod support;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,12 +31,23 @@ fn usage(daemon: &Daemon, key_id: Option<&str>, owner: Option<&str>, top: Option
     reply.expect("an answer").usage.expect("usage")
 }
 
-/// All lines, from the oldest file to the newest; each of them whole.
-fn lines(directory: &Path) -> Vec<Value> {
-    let old = |number: u32| directory.join(format!("usage.jsonl.{number}"));
-    let mut files: Vec<_> = (1..).map(old).take_while(|path| path.exists()).collect();
-    files.reverse();
-    files.push(directory.join("usage.jsonl"));
+/// Usage files, from the oldest to the one that is being written. A daemon that was killed while it moved them up by one has
+/// left a number free, and may have begun no new file.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let age = |path: &Path| -> Option<u32> {
+        match path.file_name()?.to_str()?.strip_prefix("usage.jsonl")? {
+            "" => Some(0),
+            number => number.strip_prefix('.')?.parse().ok(),
+        }
+    };
+    let paths = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<_> = paths.filter_map(|path| Some((age(&path)?, path))).collect();
+    files.sort_by_key(|(age, _)| Reverse(*age));
+    files.into_iter().map(|(_, path)| path).collect()
+}
+
+/// All lines of `files`, each of them whole.
+fn lines(files: &[PathBuf]) -> Vec<Value> {
     let texts = files.iter().map(|path| fs::read_to_string(path).expect("a file"));
     let texts: Vec<String> = texts.collect();
     assert!(texts.iter().all(|text| text.is_empty() || text.ends_with('\n')), "a torn line");
@@ -43,27 +55,13 @@ fn lines(directory: &Path) -> Vec<Value> {
     lines.map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("torn: {line}"))).collect()
 }
 
-/// The same of a daemon that goes on writing: not while it begins another file, by which all are called otherwise.
-fn lines_meanwhile(directory: &Path) -> Vec<Value> {
-    let current =
-        || std::os::unix::fs::MetadataExt::ino(&fs::metadata(directory.join("usage.jsonl")).expect("a file"));
-    wait_for("one look at all files", || {
-        let before = current();
-        let lines = lines(directory);
-        (current() == before).then_some(lines)
-    })
-}
-
 fn assert_numbered(lines: &[Value], first: u64) {
-    let seqs: Vec<_> = lines.iter().map(|line| line["seq"].as_u64().expect("a number")).collect();
+    let seqs: Vec<_> = lines.iter().map(seq).collect();
     assert_eq!(seqs, (first..first + lines.len() as u64).collect::<Vec<_>>());
 }
 
-/// The file that is being written: looked at in every round, where all of them would take long.
-fn latest_lines(directory: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(directory.join("usage.jsonl")).expect("a file");
-    assert!(text.is_empty() || text.ends_with('\n'), "a torn line");
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("torn: {line}"))).collect()
+fn seq(line: &Value) -> u64 {
+    line["seq"].as_u64().expect("a number")
 }
 
 /// What the lines say, put together.
@@ -156,7 +154,7 @@ fn counts_are_exact_over_workers_a_reload_and_a_rotation() {
 
     daemon.signal(Signal::TERM);
     assert!(daemon.ended().success());
-    let lines = lines(daemon.setup.dir.path());
+    let lines = lines(&files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
     assert_eq!(sum(&lines), heard);
     assert!(daemon.setup.path("usage.jsonl.2").exists(), "it was rotated on the way");
@@ -240,7 +238,7 @@ fn a_full_disk_costs_nothing_once_there_is_room() {
     });
     daemon.signal(Signal::TERM);
     assert!(daemon.ended().success());
-    let lines = lines(daemon.setup.dir.path());
+    let lines = lines(&files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
     let heard = sum(&lines);
     assert_eq!(heard.len(), KEYS as usize);
@@ -254,7 +252,7 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
     const KEYS: u32 = 100;
     /// More than is sent; what is refilled meanwhile is next to nothing.
     const BURST: u32 = 1_000_000;
-    /// Every so many rounds, all files are looked at.
+    /// Every so many rounds, all files are looked at; in the others that would take long, and it is only the latest.
     const ALL: u64 = 20;
     let rows: String =
         (0..KEYS).map(|key| format!("{},key_{key},{BURST}/30d\n", hex(&key.to_string()))).collect();
@@ -296,13 +294,16 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
         let charged = u64::from(BURST - peek.limit().expect("a limit").remaining);
         assert!(charged <= sent / u64::from(KEYS) + 1, "{charged} remembered, {sent} sent to {KEYS} keys");
         remembered = remembered.max(charged);
-        let latest = latest_lines(daemon.setup.dir.path());
-        assert_numbered(&latest, latest.first().map_or(1, |line| line["seq"].as_u64().expect("a number")));
-        if round % ALL > 0 {
+        // Nothing is written or moved while it is looked at.
+        daemon.freeze();
+        let files = files(daemon.setup.dir.path());
+        let is_all = round % ALL == 0;
+        let lines = lines(if is_all { &files } else { &files[files.len() - 1..] });
+        assert_numbered(&lines, if is_all { 1 } else { lines.first().map_or(1, seq) });
+        daemon.thaw();
+        if !is_all {
             continue;
         }
-        let lines = lines_meanwhile(daemon.setup.dir.path());
-        assert_numbered(&lines, 1);
         let allowed: u64 = sum(&lines).values().sum();
         assert!(allowed <= sent && allowed >= seen, "{allowed} counted, {sent} sent, {seen} before");
         seen = allowed;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use keyward::key_format;
 use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
-use keyward::record::{Digest, KeyRecord, Plans, Status, parse_limits};
+use keyward::record::{Digest, KeyRecord, Plans, parse_limits};
 use keyward::snapshot::{Builder, Snapshot, Stamp};
 
 use super::Seeded;
@@ -84,19 +84,10 @@ impl Tables {
     ) -> Snapshot {
         let limits = if limits.is_empty() { Vec::new() } else { parse_limits(limits).expect("limits") };
         let mut common = KeyRecord {
-            hash: [0; 32],
-            key_id: "",
-            owner: "",
             environment: "live",
             plan: "pro",
-            status: Status::Active,
-            not_before: 0,
-            expires_at: u32::MAX,
-            scopes: Arc::default(),
-            allowed_ips: Arc::default(),
-            allowed_origins: Arc::default(),
             limits: limits.into(),
-            metadata: "",
+            ..KeyRecord::new([0; 32], "")
         };
         shape(&mut common);
         // The seed is random in life; here a fixed one lays the table out alike in every run.

@@ -23,7 +23,7 @@ use super::Connection;
 
 /// Connections of a worker that spin at a time. Each makes the others' looks come later; who finds no place is found by
 /// epoll, which those who spin keep asking.
-const PLACES: usize = 4;
+pub(super) const PLACES: usize = 4;
 
 /// Looks after which the worker's other tasks have their turn: some three microseconds, less than an answer's way.
 const LOOKS: u32 = 16;
@@ -53,8 +53,9 @@ impl Places {
         })
     }
 
-    fn is_shared(&self) -> bool {
-        self.taken.get() > 1
+    /// How many spin.
+    pub(super) fn taken(&self) -> usize {
+        self.taken.get()
     }
 }
 
@@ -69,7 +70,11 @@ impl Drop for Place<'_> {
 /// Each spin that ends in vain, or too late because another thread had the processor, doubles the number of answers after
 /// which nobody looks; each that finds its request lowers it by an eighth. So it goes on where five of six find one: a vain
 /// one costs more than one that finds something saves.
+#[derive(Default)]
 pub(super) struct Habit {
+    /// An answer has been given, and nobody has waited since. An alarm ends a wait but no silence: who goes on waiting
+    /// after it has looked already, or has let this answer pass.
+    has_answered: bool,
     /// Answers still to let pass.
     rest: u32,
     /// How many they were the last time, in parts of [`ONE`], less what has been found since.
@@ -80,23 +85,21 @@ pub(super) struct Habit {
     looks: u32,
 }
 
-impl Default for Habit {
-    /// A peer that has just connected has asked nothing that could be answered.
-    fn default() -> Self {
-        Self { rest: 1, caution: 0, has_spun: false, looks: 0 }
-    }
-}
-
 impl Habit {
-    /// Whether to look for the next request.
-    fn tries(&mut self) -> bool {
+    /// The place to look for the next request from, if that is to be done.
+    fn tries<'a>(&mut self, places: &'a Places) -> Option<Place<'a>> {
+        if !std::mem::take(&mut self.has_answered) {
+            return None;
+        }
+        let place = places.take()?;
         self.has_spun = self.rest == 0;
         self.rest = self.rest.saturating_sub(1);
-        self.has_spun
+        self.has_spun.then_some(place)
     }
 
     /// A request has come.
     pub(super) fn learn(&mut self, in_time: bool) {
+        self.has_answered = true;
         if !std::mem::take(&mut self.has_spun) {
             // Who sleeps does not learn: a client on the same processor is quick only because the worker sleeps.
         } else if in_time {
@@ -116,11 +119,11 @@ impl Connection {
         if patience == Duration::ZERO {
             return Ok(None);
         }
-        let Some(_place) = shared.places.take().filter(|_| self.habit.tries()) else {
+        let Some(_place) = self.habit.tries(&shared.places) else {
             return Ok(None);
         };
         loop {
-            let looks = if shared.places.is_shared() { 1 } else { LOOKS };
+            let looks = if shared.places.taken() > 1 { 1 } else { LOOKS };
             if self.habit.looks >= looks {
                 self.habit.looks = 0;
                 yield_now().await;
@@ -144,7 +147,7 @@ mod tests {
     fn spins(habit: &mut Habit, answers: u32, in_time: bool) -> u32 {
         let mut spins = 0;
         for _ in 0..answers {
-            spins += u32::from(habit.tries());
+            spins += u32::from(habit.tries(&Places::default()).is_some());
             habit.learn(in_time);
         }
         spins
@@ -164,7 +167,7 @@ mod tests {
         let mut habit = Habit::default();
         spins(&mut habit, 100_000, false);
         assert!(spins(&mut habit, 2_000, true) > 900, "after one rest");
-        assert_eq!(spins(&mut habit, 2, false), 1, "one late request is forgiven after one answer");
+        assert_eq!(spins(&mut habit, 3, false), 2, "one late request is forgiven after one answer");
     }
 
     #[test]
@@ -179,17 +182,48 @@ mod tests {
 
     #[test]
     fn a_quick_peer_of_a_sleeping_connection_proves_nothing() {
-        let mut habit = Habit { rest: 5, ..Habit::default() };
+        let mut habit = Habit { has_answered: true, rest: 5, ..Habit::default() };
         assert_eq!(spins(&mut habit, 5, true), 0);
         assert_eq!(spins(&mut habit, 5, true), 5);
+    }
+
+    /// Each of them ends a wait, and another begins.
+    #[test]
+    fn alarms_are_neither_answers_nor_requests() {
+        let places = Places::default();
+        let alarms = |habit: &mut Habit| (0..100).all(|_| habit.tries(&places).is_none());
+        let mut habit = Habit::default();
+        assert!(alarms(&mut habit), "it has just connected");
+        habit.learn(true);
+        assert_eq!(spins(&mut habit, 1, false), 1);
+        assert_eq!(habit.rest, 1);
+        assert!(habit.tries(&places).is_none() && alarms(&mut habit));
+        assert_eq!(habit.rest, 0, "one answer has passed");
+        habit.learn(false);
+        assert_eq!(habit.rest, 0, "nobody has looked for that");
+        assert!(habit.tries(&places).is_some() && alarms(&mut habit));
+        habit.learn(false);
+        assert_eq!(habit.rest, 3, "somebody had, though not last");
+    }
+
+    #[test]
+    fn who_finds_no_place_lets_nothing_pass() {
+        let places = Places::default();
+        let taken: Vec<_> = (0..PLACES).filter_map(|_| places.take()).collect();
+        let mut habit = Habit { has_answered: true, rest: 1, ..Habit::default() };
+        assert!(habit.tries(&places).is_none());
+        habit.learn(false);
+        assert_eq!(habit.rest, 1);
+        drop(taken);
+        assert_eq!(spins(&mut habit, 2, true), 1);
     }
 
     #[test]
     fn places_are_few_and_come_back() {
         let places = Places::default();
         let mut taken: Vec<_> = (0..PLACES).filter_map(|_| places.take()).collect();
-        assert!(taken.len() == PLACES && places.is_shared() && places.take().is_none());
+        assert!(taken.len() == PLACES && places.taken() == PLACES && places.take().is_none());
         taken.truncate(1);
-        assert!(!places.is_shared() && places.take().is_some());
+        assert!(places.taken() == 1 && places.take().is_some());
     }
 }

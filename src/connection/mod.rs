@@ -30,6 +30,9 @@ mod shared;
 mod socket;
 mod timer;
 
+#[cfg(test)]
+mod tests;
+
 pub use counters::Counters;
 pub use respond::{Greeting, Progress, respond};
 pub use shared::{Counted, INPUT, Shared, Stopping, Timeouts};

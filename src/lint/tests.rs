@@ -11,21 +11,7 @@ const HEADER: &str = "key_hash,key_id,owner,status,not_before,expires_at,scopes,
 
 /// A row that says nothing but its id.
 pub(super) fn record(key_id: &str) -> KeyRecord<'_> {
-    KeyRecord {
-        hash: key_format::hash(b"a key that nobody has"),
-        key_id,
-        owner: "",
-        environment: "",
-        plan: "",
-        status: Status::Active,
-        not_before: 0,
-        expires_at: u32::MAX,
-        scopes: Arc::new([]),
-        allowed_ips: Arc::new([]),
-        allowed_origins: Arc::new([]),
-        limits: Arc::new([]),
-        metadata: "",
-    }
+    KeyRecord::new(key_format::hash(b"a key that nobody has"), key_id)
 }
 
 fn lint(rows: &str) -> Report {

@@ -119,6 +119,27 @@ pub struct KeyRecord<'a> {
     pub metadata: &'a str,
 }
 
+impl<'a> KeyRecord<'a> {
+    /// The record of a row that says no more than it must: in force for ever, whoever asks, and as often as they ask.
+    pub fn new(hash: Digest, key_id: &'a str) -> Self {
+        Self {
+            hash,
+            key_id,
+            owner: "",
+            environment: "",
+            plan: "",
+            status: Status::Active,
+            not_before: 0,
+            expires_at: u32::MAX,
+            scopes: Arc::default(),
+            allowed_ips: Arc::default(),
+            allowed_origins: Arc::default(),
+            limits: Arc::default(),
+            metadata: "",
+        }
+    }
+}
+
 /// A Unix second in RFC 3339, in UTC.
 pub fn rfc3339(seconds: u32) -> String {
     // Every second that a record can have is in a year that has four digits.

@@ -16,21 +16,8 @@ fn snapshot(keys: u32, generation: u64, status: impl Fn(u32) -> Status) -> Arc<S
     for number in 0..keys {
         let mut hash = [0; 32];
         hash[..4].copy_from_slice(&number.to_le_bytes());
-        let record = KeyRecord {
-            hash,
-            key_id: &format!("k{number}"),
-            owner: "acme",
-            environment: "",
-            plan: "",
-            status: status(number),
-            not_before: 0,
-            expires_at: u32::MAX,
-            scopes: Arc::default(),
-            allowed_ips: Arc::default(),
-            allowed_origins: Arc::default(),
-            limits: Arc::default(),
-            metadata: "",
-        };
+        let key_id = format!("k{number}");
+        let record = KeyRecord { owner: "acme", status: status(number), ..KeyRecord::new(hash, &key_id) };
         builder.add(number.into(), &record).expect("a good row");
     }
     let limiter = Limiter::new();

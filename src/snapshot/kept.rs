@@ -109,13 +109,11 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
     use crate::limiter::{Ledger, Limiter};
-    use crate::record::{KeyRecord, Status, parse_limits};
+    use crate::record::{KeyRecord, parse_limits};
     use crate::snapshot::{Builder, Stamp};
 
     const LIMITS: [&str; 3] = ["10/s", "20/s", "10/s; daily=7/d"];
@@ -124,21 +122,12 @@ mod tests {
     fn keys(rows: &[(u8, u8)], limits: &[usize]) -> Keys {
         let mut builder = Builder::new(7, 0);
         for ((digest, key), line) in rows.iter().zip(1..) {
+            let key_id = format!("k{key}");
             let limits = LIMITS[limits[usize::from(*key)]];
             let record = KeyRecord {
-                hash: [*digest; 32],
-                key_id: &format!("k{key}"),
                 owner: "acme",
-                environment: "",
-                plan: "",
-                status: Status::Active,
-                not_before: 0,
-                expires_at: u32::MAX,
-                scopes: Arc::default(),
-                allowed_ips: Arc::default(),
-                allowed_origins: Arc::default(),
                 limits: parse_limits(limits).expect("limits").into(),
-                metadata: "",
+                ..KeyRecord::new([*digest; 32], &key_id)
             };
             // A digest that is there twice is left out.
             let _ = builder.add(line, &record);

@@ -49,29 +49,13 @@ impl Key<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::limiter::{Ledger, Limiter};
     use crate::record::{KeyRecord, Status};
     use crate::snapshot::{Builder, Stamp};
 
     fn record<'a>(number: u8, key_id: &'a str, owner: &'a str, status: Status) -> KeyRecord<'a> {
-        KeyRecord {
-            hash: [number; 32],
-            key_id,
-            owner,
-            environment: "",
-            plan: "",
-            status,
-            not_before: 0,
-            expires_at: u32::MAX,
-            scopes: Arc::default(),
-            allowed_ips: Arc::default(),
-            allowed_origins: Arc::default(),
-            limits: Arc::default(),
-            metadata: "",
-        }
+        KeyRecord { owner, status, ..KeyRecord::new([number; 32], key_id) }
     }
 
     fn snapshot(rows: &[(&str, &str, Status)]) -> Snapshot {

@@ -11,7 +11,7 @@ use super::log::Batch;
 use super::table::Table;
 use super::*;
 use crate::limiter::{Ledger, Limiter};
-use crate::record::{KeyRecord, Status};
+use crate::record::KeyRecord;
 use crate::snapshot::{Builder, Snapshot, Stamp};
 use crate::verify::Tally;
 
@@ -19,21 +19,7 @@ use crate::verify::Tally;
 fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
     let mut builder = Builder::new(0x5eed, 0);
     for ((key, key_id, owner), line) in rows.iter().zip(2..) {
-        let record = KeyRecord {
-            hash: crate::key_format::hash(key.as_bytes()),
-            key_id,
-            owner,
-            environment: "",
-            plan: "",
-            status: Status::Active,
-            not_before: 0,
-            expires_at: u32::MAX,
-            scopes: Arc::default(),
-            allowed_ips: Arc::default(),
-            allowed_origins: Arc::default(),
-            limits: Arc::default(),
-            metadata: "",
-        };
+        let record = KeyRecord { owner, ..KeyRecord::new(crate::key_format::hash(key.as_bytes()), key_id) };
         builder.add(line, &record).expect("no duplicates");
     }
     let (mut ledger, limiter) = (Ledger::new(), Limiter::new());

@@ -13,21 +13,7 @@ use crate::snapshot::{Builder, Stamp};
 const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
 
 fn record(key: &str) -> KeyRecord<'_> {
-    KeyRecord {
-        hash: key_format::hash(key.as_bytes()),
-        key_id: key,
-        owner: "",
-        environment: "",
-        plan: "",
-        status: Status::Active,
-        not_before: 0,
-        expires_at: u32::MAX,
-        scopes: Arc::default(),
-        allowed_ips: Arc::default(),
-        allowed_origins: Arc::default(),
-        limits: Arc::default(),
-        metadata: "",
-    }
+    KeyRecord::new(key_format::hash(key.as_bytes()), key)
 }
 
 fn limits(rates: &[(&str, u64)]) -> Arc<[Limit]> {

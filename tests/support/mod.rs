@@ -258,6 +258,26 @@ impl Daemon {
         rustix::process::kill_process(pid, signal).expect("the daemon is there");
     }
 
+    /// Stops every thread of it where it is, and waits until they stand: one that is running goes on until the signal has
+    /// reached its processor.
+    pub fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let stands = |thread: fs::DirEntry| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The state comes after the name, which is in brackets.
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+        };
+        wait_for("all threads to stop", || {
+            let mut threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("threads").flatten();
+            threads.all(stands).then_some(())
+        });
+    }
+
+    /// Has it go on from there.
+    pub fn thaw(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
     /// Waits for the daemon's end.
     pub fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("running");

@@ -95,12 +95,23 @@ impl Busy {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::panic, clippy::unwrap_used)]
 mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    /// Answers that are slept on from here.
+    fn sleeps(busy: &mut Busy, socket: &UnixStream) -> u32 {
+        for sleeps in 0..=LONGEST_REST {
+            if busy.look(socket, &mut [0; 8]).is_some() {
+                return sleeps;
+            }
+            busy.answered();
+        }
+        panic!("it never looks again");
+    }
 
     #[test]
     fn it_looks_until_there_is_something() {
@@ -119,15 +130,36 @@ mod tests {
         let mut busy = Busy::new(Duration::from_nanos(1));
         let mut slept = Vec::new();
         for _ in 0..5 {
-            let mut rest = 0;
-            while busy.look(&ours, &mut [0; 8]).is_none() {
-                rest += 1;
-                busy.answered();
-            }
-            slept.push(rest);
-            while busy.look(&ours, &mut [0; 8]).is_some() {}
+            slept.push(sleeps(&mut busy, &ours));
+            assert!((0..100).any(|_| busy.look(&ours, &mut [0; 8]).is_none()), "it looks for ever");
             busy.answered();
         }
         assert_eq!(slept, [0, 1, 3, 7, 15]);
+    }
+
+    #[test]
+    fn it_rests_no_longer_than_is_sensible_and_forgets_in_time() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut busy = Busy::new(Duration::from_secs(60));
+        (0..100).for_each(|_| busy.in_vain());
+        assert_eq!(sleeps(&mut busy, &ours), LONGEST_REST);
+        busy.answered();
+        for _ in 0..100 {
+            theirs.write_all(b"abc").unwrap();
+            assert_eq!(busy.look(&ours, &mut [0; 8]).unwrap().unwrap(), 3);
+            busy.answered();
+        }
+        busy.in_vain();
+        assert_eq!(sleeps(&mut busy, &ours), 1);
+    }
+
+    #[test]
+    fn an_answer_that_is_found_late_is_found_in_vain() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"abc").unwrap();
+        let mut busy = Busy::new(Duration::from_nanos(1));
+        assert_eq!(busy.look(&ours, &mut [0; 8]).unwrap().unwrap(), 3);
+        busy.answered();
+        assert_eq!(sleeps(&mut busy, &ours), 1);
     }
 }

@@ -209,8 +209,7 @@ fn a_connection_that_ended_while_idle_is_replaced_unnoticed() {
         let daemon = Daemon::play(move |listener| {
             for _ in 0..3 {
                 let mut peer = Peer::greet(listener);
-                let asked = peer.asked().unwrap();
-                peer.allow(&asked);
+                peer.allow_next();
                 drop(peer);
                 closed.send(()).unwrap();
             }
@@ -230,8 +229,7 @@ fn a_half_closed_idle_connection_is_noticed_before_writing() {
         let (closed, wait) = mpsc::channel();
         let daemon = Daemon::play(move |listener| {
             let mut peer = Peer::greet(listener);
-            let asked = peer.asked().unwrap();
-            peer.allow(&asked);
+            peer.allow_next();
             peer.stream.shutdown(std::net::Shutdown::Write).unwrap();
             closed.send(Instant::now()).unwrap();
             Peer::greet(listener).serve();
@@ -291,8 +289,7 @@ fn the_deadline_includes_connecting_again() {
         let (end, ended) = mpsc::channel::<()>();
         let daemon = Daemon::play(move |listener| {
             let mut peer = Peer::greet(listener);
-            let asked = peer.asked().unwrap();
-            peer.allow(&asked);
+            peer.allow_next();
             drop(peer);
             closed.send(()).unwrap();
             // Accepts, and never says WELCOME.
@@ -476,8 +473,7 @@ fn a_connection_that_was_silent_for_too_long_is_not_written_to() {
         let daemon = Daemon::play(|listener| {
             let impatient = wire::Welcome { idle_timeout_ms: 20, ..welcome() };
             let mut peer = Peer::greet_with(listener, impatient);
-            let asked = peer.asked().unwrap();
-            peer.allow(&asked);
+            peer.allow_next();
             let mut next = Peer::greet_with(listener, impatient);
             let asked = next.asked().unwrap();
             next.allow(&asked);

@@ -31,11 +31,8 @@ fn a_refund_falls_back_too() {
     each(|form| {
         let daemon = Daemon::play(|listener| {
             let mut peer = Peer::greet(listener);
-            let digest = peer.asked().unwrap();
-            peer.fault(ErrorCode::CredentialRefused, RAW, digest.id);
-            let raw = peer.asked().unwrap();
+            let [digest, raw] = peer.allow_only_as(RAW);
             assert_eq!((raw.raw.as_deref(), raw.cost, &raw.refund), (Some(&b"a"[..]), 3, &digest.refund));
-            peer.allow(&raw);
         });
         let refund = Refund::new("a", 3).limit("requests");
         assert!(form.at(&daemon.socket).refund(&refund).unwrap().is_allowed());
@@ -94,12 +91,8 @@ fn a_raw_key_that_is_refused_is_followed_by_its_digest() {
     each(|form| {
         let daemon = Daemon::play(|listener| {
             let mut peer = Peer::greet(listener);
-            let asked = peer.asked().unwrap();
-            assert!(asked.raw.is_some());
-            peer.fault(ErrorCode::CredentialRefused, DIGEST, asked.id);
-            let asked = peer.asked().unwrap();
-            assert!(asked.digest.is_some());
-            peer.allow(&asked);
+            let [raw, digest] = peer.allow_only_as(DIGEST);
+            assert!(raw.raw.is_some() && digest.digest.is_some());
         });
         let decision = form.at(&daemon.socket).verify(&Request::new("a").raw()).unwrap();
         assert_eq!(decision.key_id(), Some(key_id_of("a").as_str()));
@@ -157,10 +150,7 @@ fn the_next_connection_begins_with_what_its_welcome_says() {
     each(|form| {
         let daemon = Daemon::play(|listener| {
             let mut peer = Peer::greet(listener);
-            let digest = peer.asked().unwrap();
-            peer.fault(ErrorCode::CredentialRefused, RAW, digest.id);
-            let raw = peer.asked().unwrap();
-            peer.allow(&raw);
+            peer.allow_only_as(RAW);
             drop(peer);
             let mut peer = Peer::greet(listener);
             let asked = peer.asked().unwrap();

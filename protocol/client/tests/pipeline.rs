@@ -37,6 +37,19 @@ async fn poll_once(future: &mut (impl Future + Unpin)) {
     .await;
 }
 
+/// Asks for three keys and drops the second request while all are under way.
+async fn expect_all_but_one(client: &Client, dropped: impl FnOnce()) {
+    let requests = ["a", "b", "c"].map(|key| Request::new(key).into_owned());
+    let [mut a, mut b, mut c] = requests.each_ref().map(|request| Box::pin(client.verify(request)));
+    poll_once(&mut a).await;
+    poll_once(&mut b).await;
+    poll_once(&mut c).await;
+    drop(b);
+    dropped();
+    assert_eq!(c.await.unwrap().key_id(), Some(key_id_of("c").as_str()));
+    assert_eq!(a.await.unwrap().key_id(), Some(key_id_of("a").as_str()));
+}
+
 #[test]
 fn a_client_and_its_futures_can_go_to_any_thread() {
     fn anywhere<T: Send + Sync + Clone>(_: &T) {}
@@ -133,8 +146,7 @@ fn dropping_a_request_leaves_the_others_alone() {
         let (dropped, go) = mpsc::channel::<()>();
         let daemon = Daemon::play(move |listener| {
             let mut peer = Peer::greet(listener);
-            let warm = peer.asked().unwrap();
-            peer.allow(&warm);
+            peer.allow_next();
             let asked: Vec<Asked> = (0..3).map(|_| peer.asked().unwrap()).collect();
             go.recv().unwrap();
             asked.iter().for_each(|asked| peer.allow(asked));
@@ -143,17 +155,7 @@ fn dropping_a_request_leaves_the_others_alone() {
         form.runtime().block_on(async {
             let client = client(&daemon);
             expect_allowed(&client, "warm").await;
-            let requests = ["a", "b", "c"].map(|key| Request::new(key).into_owned());
-            let mut a = Box::pin(client.verify(&requests[0]));
-            let mut b = Box::pin(client.verify(&requests[1]));
-            let mut c = Box::pin(client.verify(&requests[2]));
-            poll_once(&mut a).await;
-            poll_once(&mut b).await;
-            poll_once(&mut c).await;
-            drop(b);
-            dropped.send(()).unwrap();
-            assert_eq!(c.await.unwrap().key_id(), Some(key_id_of("c").as_str()));
-            assert_eq!(a.await.unwrap().key_id(), Some(key_id_of("a").as_str()));
+            expect_all_but_one(&client, || dropped.send(()).unwrap()).await;
             expect_allowed(&client, "d").await;
         });
         daemon.finish();
@@ -167,8 +169,7 @@ fn a_refund_that_is_dropped_in_time_gives_nothing_back() {
         let daemon = Daemon::play(move |listener| {
             let mut peer = Peer::greet(listener);
             for _ in 0..2 {
-                let asked = peer.asked().unwrap();
-                peer.allow(&asked);
+                peer.allow_next();
             }
             let fault = peer.refuse_malformed();
             assert_eq!((fault.code, fault.detail), (ErrorCode::InvalidField, 1), "a REFUND of cost 0");
@@ -206,17 +207,8 @@ fn a_request_that_is_dropped_in_time_charges_nothing() {
         Form::CurrentThread.runtime().block_on(async {
             let client = client(&daemon);
             expect_allowed(&client, "warm").await;
-            let requests = ["a", "b", "c"].map(|key| Request::new(key).into_owned());
             // The first is written at once, the others wait for the driver, which does not run before the next await.
-            let mut a = Box::pin(client.verify(&requests[0]));
-            let mut b = Box::pin(client.verify(&requests[1]));
-            let mut c = Box::pin(client.verify(&requests[2]));
-            poll_once(&mut a).await;
-            poll_once(&mut b).await;
-            poll_once(&mut c).await;
-            drop(b);
-            assert!(c.await.unwrap().is_allowed());
-            assert!(a.await.unwrap().is_allowed());
+            expect_all_but_one(&client, || ()).await;
         });
         daemon.finish();
     });

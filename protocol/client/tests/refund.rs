@@ -49,10 +49,8 @@ fn a_request_is_refunded_as_it_was_asked() {
         let daemon = Daemon::play(|listener| {
             let mut peer = Peer::greet(listener);
             for raw in [false, true] {
-                let charged = peer.asked().unwrap();
-                peer.allow(&charged);
-                let back = peer.asked().unwrap();
-                peer.allow(&back);
+                let charged = peer.allow_next();
+                let back = peer.allow_next();
                 assert_eq!((charged.refund, back.refund), (None, Some(None)));
                 assert_eq!((charged.cost, back.cost), (7, 7));
                 assert_eq!((charged.digest, &charged.raw), (back.digest, &back.raw));

@@ -224,6 +224,20 @@ impl Peer {
         self.send(&frame);
     }
 
+    /// Says yes to the next request, which it returns.
+    pub fn allow_next(&mut self) -> Asked {
+        let asked = self.asked().unwrap();
+        self.allow(&asked);
+        asked
+    }
+
+    /// Refuses the next request for the form of its key, and says yes to it in one of `accepted`; returns both.
+    pub fn allow_only_as(&mut self, accepted: u32) -> [Asked; 2] {
+        let refused = self.asked().unwrap();
+        self.fault(wire::ErrorCode::CredentialRefused, accepted, refused.id);
+        [refused, self.allow_next()]
+    }
+
     pub fn fault(&mut self, code: wire::ErrorCode, detail: u32, request_id: u32) {
         let mut out = Vec::new();
         wire::Fault::new(code, detail, request_id).encode(&mut out);
