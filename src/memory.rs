@@ -4,6 +4,9 @@
 //! reads would wait for the page table before they wait for the key. Linux gives huge pages to who asks (its usual setting is
 //! `madvise`); where it has none left, or the setting is `never`, the same memory comes in ordinary pages.
 //!
+//! Large blocks are mapped, each by itself: the system's memory is clear already, so that a table of zeros ([`zeroed`]) is not written to
+//! be one, and comes into memory as it is filled, by whoever fills it. What is freed goes back at once.
+//!
 //! The only module with `unsafe` code: an allocator cannot be written without, nor a processor be asked to fetch a line. A verify took 181 and 191 ns before it, 136 and
 //! 151 ns after it and the layout of texts that came with it (`benches/verify.rs`, a hit by digest, 1 M keys, batch 64, in
 //! turn); `server.huge_pages` tells the two apart. That [`HugeText`] does not look at its bytes for every text has not been
@@ -12,7 +15,7 @@
 
 #![allow(unsafe_code, reason = "an allocator, and hints to processor and system; see the module's page")]
 
-use std::alloc::Layout;
+use std::alloc::{Layout, handle_alloc_error};
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -20,9 +23,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::{slice, thread};
 
 use allocator_api2::alloc::{AllocError, Allocator, Global};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use zerocopy::FromZeros;
 
 /// A huge page on x86-64, and on arm64 with pages of 4 KiB. Elsewhere asking is of no use, and does no harm.
 pub const HUGE_PAGE: usize = 2 << 20;
+
+/// The largest ordinary page of any system: blocks are mapped in whole ones.
+const LARGEST_PAGE: usize = 64 << 10;
 
 /// Whether to ask at all: `server.huge_pages`.
 static ENABLED: AtomicBool = AtomicBool::new(true);
@@ -57,6 +65,21 @@ pub fn populated<T>(allocate: impl FnOnce() -> T) -> T {
 /// A vector in huge pages.
 pub type HugeVec<T> = allocator_api2::vec::Vec<T, Huge>;
 
+/// A vector of `length` values whose bytes are all 0. However many there are, they take no time, and no memory before they are written to.
+pub fn zeroed<T: FromZeros>(length: usize) -> HugeVec<T> {
+    const { assert!(size_of::<T>() > 0) };
+    let Ok(layout) = Layout::array::<T>(length) else {
+        // It says that this is too much.
+        return HugeVec::with_capacity_in(length, Huge);
+    };
+    if length == 0 {
+        return HugeVec::new_in(Huge);
+    }
+    let Ok(block) = Huge.allocate_zeroed(layout) else { handle_alloc_error(layout) };
+    // SAFETY: a block of this allocator with the layout of `length` values, each of which zeros are one of.
+    unsafe { HugeVec::from_raw_parts_in(block.cast().as_ptr(), length, length, Huge) }
+}
+
 /// A text in huge pages, which only grows.
 pub struct HugeText(HugeVec<u8>);
 
@@ -86,18 +109,58 @@ impl HugeText {
     /// The text.
     #[inline]
     pub fn as_str(&self) -> &str {
-        // SAFETY: the bytes are those of whole texts: `push_str` and `try_from` alone put any there.
+        // SAFETY: the bytes are those of whole texts: `push_str` and `TextSpace` alone put any there.
         unsafe { str::from_utf8_unchecked(&self.0) }
     }
 }
 
-/// The text that `bytes` are.
-impl TryFrom<HugeVec<u8>> for HugeText {
-    type Error = std::str::Utf8Error;
+/// A text of a length that is known, which several threads write: NULs at first.
+pub struct TextSpace {
+    bytes: HugeVec<u8>,
+    is_handed_out: bool,
+}
 
-    fn try_from(bytes: HugeVec<u8>) -> Result<Self, Self::Error> {
-        str::from_utf8(&bytes)?;
-        Ok(Self(bytes))
+/// A part of it that has not been written to: NULs.
+pub struct TextPlace<'t>(&'t mut [u8]);
+
+impl TextSpace {
+    /// So many NULs.
+    pub fn new(length: usize) -> Self {
+        Self { bytes: zeroed(length), is_handed_out: false }
+    }
+
+    /// All of it, once; after that nothing.
+    pub fn place(&mut self) -> TextPlace<'_> {
+        match std::mem::replace(&mut self.is_handed_out, true) {
+            false => TextPlace(&mut self.bytes),
+            true => TextPlace(&mut []),
+        }
+    }
+
+    /// What was written, and NULs where nothing was.
+    pub fn into_text(self) -> HugeText {
+        // What `as_str` relies on: a place is handed out once, and is written to from its beginning on, by `write` alone. So every
+        // byte is one of a whole text or a NUL, and both are UTF-8.
+        HugeText(self.bytes)
+    }
+}
+
+impl<'t> TextPlace<'t> {
+    /// Takes a place of so many bytes from its beginning; `None` where there are fewer.
+    pub fn take(&mut self, bytes: usize) -> Option<TextPlace<'t>> {
+        self.0.split_off_mut(..bytes).map(TextPlace)
+    }
+
+    /// Writes a text to its beginning; `None` where it has no room.
+    #[inline]
+    pub fn write(&mut self, text: &str) -> Option<()> {
+        self.0.split_off_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(())
+    }
+
+    /// Whether all of it has been written to.
+    pub fn is_full(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -114,18 +177,19 @@ pub fn set_huge_pages(enabled: bool) {
     ENABLED.store(enabled, Ordering::Relaxed);
 }
 
-/// Allocates as the global allocator does, but what is at least a huge page long begins at one, and the system is told that
+/// Allocates as the global allocator does, but what is at least a huge page long is mapped, begins at one, and the system is told that
 /// huge pages are wanted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Huge;
 
-// SAFETY: every block comes from `Global` and goes back to it with the layout that it was allocated with: `aligned` depends on the
-// layout alone, and a caller gives the same one for both. `Global` keeps the trait's promises about validity and cloning, and
+// SAFETY: a block is a mapping of its own or comes from `Global`, and goes back to where it is from: `mapped` depends on the layout
+// alone, and a caller gives the same one for both. Either stays valid until then, whichever copy of the allocator is asked, and
 // the advice changes neither the address nor the contents of a block.
 unsafe impl Allocator for Huge {
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let block = Global.allocate(aligned(layout))?;
-        if layout.size() >= HUGE_PAGE && ENABLED.load(Ordering::Relaxed) {
+        let Some(length) = mapped(layout) else { return Global.allocate(layout) };
+        let block = NonNull::slice_from_raw_parts(map(length).ok_or(AllocError)?, layout.size());
+        if ENABLED.load(Ordering::Relaxed) {
             advise(block);
         }
         if layout.size() >= POPULATED && POPULATE.get() {
@@ -134,37 +198,58 @@ unsafe impl Allocator for Huge {
         Ok(block)
     }
 
+    fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        match mapped(layout) {
+            // What is mapped is clear.
+            Some(_) => self.allocate(layout),
+            None => Global.allocate_zeroed(layout),
+        }
+    }
+
     unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller passes a block of `allocate` and its layout; see above.
-        unsafe { Global.deallocate(block, aligned(layout)) }
+        match mapped(layout) {
+            // SAFETY: the caller passes a block of `allocate` and its layout, so that it was mapped at this length.
+            Some(length) => _ = unsafe { munmap(block.as_ptr().cast(), length) },
+            // SAFETY: the same; it came from there.
+            None => unsafe { Global.deallocate(block, layout) },
+        }
     }
 }
 
-/// The layout of a block: from a huge page on, it begins at one.
-fn aligned(layout: Layout) -> Layout {
-    match layout.size() >= HUGE_PAGE {
-        true => layout.align_to(HUGE_PAGE).unwrap_or(layout),
-        false => layout,
+/// How much is mapped for a block; `None`: nothing, it is the global allocator's.
+fn mapped(layout: Layout) -> Option<usize> {
+    // Miri knows no mappings.
+    let is_large = layout.size() >= HUGE_PAGE && layout.align() <= HUGE_PAGE && !cfg!(miri);
+    is_large.then(|| layout.size().next_multiple_of(LARGEST_PAGE))
+}
+
+/// Maps so many bytes, from the beginning of a huge page on.
+fn map(length: usize) -> Option<NonNull<u8>> {
+    let all = length.checked_add(HUGE_PAGE)?;
+    let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+    // SAFETY: a new mapping, wherever the system has room for it.
+    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), all, protection, flags) }.ok()?;
+    let before = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
+    for (at, surplus) in [(0, before), (before + length, HUGE_PAGE - before)] {
+        if surplus > 0 {
+            // SAFETY: what lies before and after the block within the new mapping, which nobody else knows of.
+            let _unmapped = unsafe { munmap(start.byte_add(at), surplus) };
+        }
     }
+    // SAFETY: within the mapping.
+    NonNull::new(unsafe { start.byte_add(before) }.cast())
 }
 
 /// Asks for huge pages for the whole ones of `block`. What the system says does not matter: without them it is only slower.
 fn advise(block: NonNull<[u8]>) {
     let whole = block.len() / HUGE_PAGE * HUGE_PAGE;
-    if cfg!(miri) || !block.cast::<u8>().as_ptr().addr().is_multiple_of(HUGE_PAGE) {
-        return;
-    }
-    // SAFETY: the range lies within a block that was just allocated and belongs to the caller; MADV_HUGEPAGE changes how the
+    // SAFETY: the range lies within a block that was just mapped and belongs to the caller; MADV_HUGEPAGE changes how the
     // system backs it, not what is in it.
-    let _advice =
-        unsafe { rustix::mm::madvise(block.cast().as_ptr(), whole, rustix::mm::Advice::LinuxHugepage) };
+    let _advice = unsafe { madvise(block.cast().as_ptr(), whole, Advice::LinuxHugepage) };
 }
 
 /// Has the system back all of `block`, by several threads. Where it cannot (Linux before 5.14), it does when it is written to.
 fn populate(block: NonNull<[u8]>) {
-    if cfg!(miri) {
-        return;
-    }
     // SAFETY: the block was just allocated, is used by nobody else until this returns, and need not be initialised for this type.
     let bytes = unsafe { slice::from_raw_parts_mut(block.cast::<MaybeUninit<u8>>().as_ptr(), block.len()) };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
@@ -173,13 +258,8 @@ fn populate(block: NonNull<[u8]>) {
         for part in bytes.chunks_mut(part) {
             let populate = move || {
                 // SAFETY: the range is `part` up to the end of its last page. Populating changes no byte there, whoever's it is.
-                let _advice = unsafe {
-                    rustix::mm::madvise(
-                        part.as_mut_ptr().cast(),
-                        part.len(),
-                        rustix::mm::Advice::LinuxPopulateWrite,
-                    )
-                };
+                let _advice =
+                    unsafe { madvise(part.as_mut_ptr().cast(), part.len(), Advice::LinuxPopulateWrite) };
             };
             let _without = thread::Builder::new().name("load".into()).spawn_scoped(scope, populate);
         }
@@ -210,7 +290,7 @@ mod tests {
         for number in 0..600_000_u64 {
             numbers.push(number);
         }
-        assert!(numbers.as_ptr().addr().is_multiple_of(HUGE_PAGE));
+        assert!(cfg!(miri) || numbers.as_ptr().addr().is_multiple_of(HUGE_PAGE));
         numbers.truncate(1_000);
         numbers.shrink_to_fit();
         assert!(numbers.iter().copied().eq(0..1_000));
@@ -224,11 +304,29 @@ mod tests {
         }
         text.trim();
         assert_eq!(text.as_str(), "äöü-日本".repeat(300_000));
-        let mut bytes: HugeVec<u8> = HugeVec::new_in(Huge);
-        bytes.extend("日".bytes());
-        assert_eq!(HugeText::try_from(bytes.clone()).expect("UTF-8").as_str(), "日");
-        bytes.truncate(2);
-        assert!(HugeText::try_from(bytes).is_err());
+    }
+
+    #[test]
+    fn a_text_is_written_in_parts_and_is_one_at_any_time() {
+        let mut space = TextSpace::new(9);
+        let mut all = space.place();
+        let mut first = all.take(4).expect("room");
+        assert!(all.take(6).is_none());
+        assert_eq!((all.write("日"), first.write("äö"), first.write("a")), (Some(()), Some(()), None));
+        assert!(first.is_full() && !all.is_full());
+        assert!(space.place().is_full(), "what was written is not handed out again");
+        assert_eq!(space.into_text().as_str(), "äö日\0\0");
+    }
+
+    #[test]
+    fn zeros_are_there_however_many() {
+        for length in [0, 5, HUGE_PAGE / 8, HUGE_PAGE / 8 + 1, HUGE_PAGE] {
+            let mut numbers: HugeVec<u64> = zeroed(length);
+            assert!(numbers.len() == length && numbers.iter().all(|number| *number == 0));
+            numbers.push(7);
+            numbers.shrink_to_fit();
+            assert_eq!((numbers.len(), numbers.last()), (length + 1, Some(&7)));
+        }
     }
 
     #[test]
@@ -241,8 +339,7 @@ mod tests {
 
     #[test]
     fn a_small_block_is_an_ordinary_one() {
-        let layout = Layout::new::<[u64; 8]>();
-        assert_eq!(aligned(layout), layout);
+        assert_eq!(mapped(Layout::new::<[u64; 8]>()), None);
         let mut few: HugeVec<u64> = HugeVec::with_capacity_in(8, Huge);
         few.extend([1, 2, 3]);
         assert_eq!(*few, [1, 2, 3]);

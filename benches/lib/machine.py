@@ -1,6 +1,6 @@
 """The machine that is measured on: what a header has to say of it, and what a size is compared with."""
 
-import os, platform, re
+import mmap, os, platform, re
 from pathlib import Path
 
 from .programs import log
@@ -27,6 +27,23 @@ def usable():
 def memory(what="MemAvailable"):
     """Bytes, by a name of /proc/meminfo."""
     return int(re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.M).group(1)) * 1024
+
+
+# The smallest page, and more than a virtual machine takes to give memory back that has been freed.
+PAGE, GIVEN_BACK = 4096, 4.0
+
+
+def touch(size):
+    """Writes to so much memory, and frees it: right before what is about to need as much.
+
+    A virtual machine may give what is free back to its host a moment later (free page reporting). Whoever writes to it first then waits
+    for the host, several times as long as for the system that is measured: a figure would be of the host, and of how long the
+    machine was idle before.
+    """
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[::PAGE] = bytes(len(range(0, size, PAGE)))
 
 
 def cache(level):

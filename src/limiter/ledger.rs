@@ -18,6 +18,7 @@ use crate::limiter::name::BucketName;
 use crate::limiter::rate::Rate;
 use crate::limiter::saved::SavedBucket;
 use crate::limiter::word::Word;
+use crate::sync::CHUNK;
 
 /// Buckets that may be parked however few there are in use; beyond it, as many as are in use. What is dropped then is
 /// refilled early: the price of bounded memory.
@@ -50,6 +51,8 @@ pub struct Claim<'a> {
     fresh: Vec<u32>,
     heirs: Vec<(u32, Predecessor)>,
     unparked: Vec<BucketName>,
+    /// All slots of the ledger are this claim's.
+    is_first: bool,
     committed: bool,
 }
 
@@ -95,6 +98,7 @@ impl Ledger {
             fresh: Vec::new(),
             heirs: Vec::new(),
             unparked: Vec::new(),
+            is_first: false,
             committed: false,
         }
     }
@@ -260,6 +264,24 @@ impl Claim<'_> {
         Some(slot)
     }
 
+    /// The slots from 0 to `count` for as many buckets, of which `unused` are none: where nobody has a balance yet, names need not be looked
+    /// at. `None` where somebody may, or slots have been handed out.
+    pub fn first(&mut self, count: u32, unused: impl Iterator<Item = u32>) -> Option<()> {
+        let Ledger { next, free, parked } = &mut *self.ledger;
+        if *next > 0 || !parked.is_empty() {
+            return None;
+        }
+        // All their words are those of full buckets.
+        (0..count)
+            .step_by(CHUNK)
+            .chain(count.checked_sub(1))
+            .for_each(|slot| self.limiter.slots.ensure(slot));
+        free.extend(unused);
+        *next = count.into();
+        self.is_first = true;
+        Some(())
+    }
+
     /// A slot at `rate` for a bucket that comes after all those that `previous` lists, none of which may be claimed otherwise:
     /// it begins with the least that any of them, or the parked one of its own name, has left. Several may come after the
     /// same ones.
@@ -308,6 +330,9 @@ impl Claim<'_> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         if !self.committed {
+            if self.is_first {
+                (self.ledger.next, self.ledger.free) = (0, Vec::new());
+            }
             for slot in self.fresh.drain(..) {
                 self.ledger.release(self.limiter, slot);
             }

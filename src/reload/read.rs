@@ -7,7 +7,7 @@
 //!   to mend the file anyway.
 //! * A compiled file is cut into blocks already.
 //!
-//! What is held beside the table is a few pieces for each thread, whatever the size of the file.
+//! What is held beside the table is a few pieces for each thread, and of a compiled file the hashes of its key ids until all are there.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -177,24 +177,34 @@ impl Source<'_> {
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
         let decode = reader.policies(&mut builder)?;
         let (mut space, mut merge) = (reader.space(), reader.merging());
+        let mut scatters = reader.scatters(fan::threads());
         let mut places = space.places();
         let next = || {
             let block = reader.keys(&mut places)?;
             block.iter().for_each(|block| progress(block.range().0));
             Ok(block)
         };
-        let workers = (0..fan::threads()).map(|_| {
+        let workers = scatters.iter_mut().map(|ids| {
             let (decode, mut payload) = (decode.clone(), Vec::new());
             move |block: compiled::Block<'_>| {
                 let (at, bytes) = block.range();
                 payload.resize(bytes, 0);
                 self.file.read_exact_at(&mut payload, at).map_err(|error| block.unreadable(error))?;
-                decode.decode(block, &payload)
+                decode.decode(block, &payload, ids)
             }
         });
-        fan::in_order(workers, next, |decoded| merge.add(&decoded?, &mut builder))?;
+        fan::in_order(workers, next, |decoded| merge.add(decoded?, &mut builder))?;
+
+        let mut parts = space.id_parts(&scatters);
+        let workers = scatters.iter().map(|_| |part: compiled::IdsPart<'_>| part.fill(&scatters));
+        let add = |filled| {
+            merge.add_ids(filled);
+            Ok::<_, io::Error>(())
+        };
+        fan::in_order(workers, || Ok(parts.next()), add)?;
+        drop(parts);
+        merge.finish(space, &decode, &scatters, &mut builder)?;
         let source_time = reader.source_time();
-        merge.finish(space, &mut builder)?;
         Ok((builder, source_time))
     }
 }

@@ -13,7 +13,7 @@ use crate::limiter::{BucketName, Claim, Rate, Slot};
 use crate::record::{Limit, Per};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::kept::{Kept, WINDOW};
-use crate::snapshot::{IdHasher, Key, Keys, Snapshot, Stamp};
+use crate::snapshot::{IdHasher, Key, Keys, Policy, Snapshot, Stamp};
 
 /// All 2^32 bucket slots are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +48,14 @@ impl Keys {
         kept: &Kept<'_>,
         stamp: Stamp,
     ) -> Result<Snapshot, TooManyBuckets> {
+        if kept.old.is_none() && self.claim_rows(claim).is_some() {
+            return Ok(Snapshot {
+                stamp,
+                keys: self,
+                runs: Box::default(),
+                owner_buckets: OwnerBuckets::default(),
+            });
+        }
         let owner_buckets = self.claim_owners(claim, kept.old)?;
         let mut runs = Vec::new();
         for at in 0..self.entries.len() {
@@ -63,6 +71,17 @@ impl Keys {
             self.entries[at].buckets = buckets;
         }
         Ok(Snapshot { stamp, keys: self, runs: runs.into(), owner_buckets })
+    }
+
+    /// For the first snapshot, where every key has one limit for itself: the bucket of a key has the number of its first row, which every
+    /// row has already.
+    fn claim_rows(&self, claim: &mut Claim<'_>) -> Option<()> {
+        let is_plain = |policy: &Policy| matches!(policy.limits(), [limit] if limit.per == Per::Key);
+        if !self.policies.iter().all(is_plain) {
+            return None;
+        }
+        let rows = u32::try_from(self.entries.len()).ok()?;
+        claim.first(rows, self.rotated.iter().map(|(_, row)| *row))
     }
 
     fn claim_key(

@@ -3,11 +3,13 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use zerocopy::FromZeros;
+
 use crate::record::{Digest, MAX_KEY_ID, MAX_OWNER, Status};
 
 /// Where a key's id and, right after it, its owner's name are in the arena, so that an answer fetches them together: offset
 /// in the upper 48 bits, then the length of each in 8.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
 pub(super) struct Identity(u64);
 
 // Each length is one byte, and the two lie within one range.
@@ -59,6 +61,7 @@ impl Identity {
 ///
 /// Relaxed throughout: what orders a revocation before the answers that must heed it is the
 /// [epoch](crate::publish::Epochs) that ends after it.
+#[derive(FromZeros)]
 pub(super) struct StatusByte(AtomicU8);
 
 /// An operator has revoked the key, whatever its row says.
@@ -103,6 +106,7 @@ fn decode(status: u8) -> Status {
 }
 
 /// A row of the export. What is not decided by the row alone is a number that says where to look.
+#[derive(FromZeros)]
 #[repr(C, align(64))]
 pub(super) struct Entry {
     pub(super) digest: Digest,

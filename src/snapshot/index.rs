@@ -9,9 +9,11 @@
 //! this one's what it takes: 12 bytes a key, instead of 10 to 21.
 //!
 //! Homes ascend with hashes, whatever the number of lines: rows in the order of their hashes fill the table from its beginning to
-//! its end ([`compiled`](super::compiled)).
+//! its end, and several threads can, each a [`Stretch`] of it ([`compiled`](super::compiled)).
 
-use crate::memory::{Huge, HugeVec, prefetch};
+use zerocopy::FromZeros;
+
+use crate::memory::{HugeVec, prefetch, zeroed};
 use crate::record::Digest;
 
 /// A hash, as the table reads it.
@@ -43,8 +45,9 @@ impl Probe {
         (self.hash as u32).max(1)
     }
 
+    /// Which of so many lines it belongs to.
     #[inline]
-    fn home(self, lines: usize) -> usize {
+    pub(super) fn home(self, lines: usize) -> usize {
         ((u128::from(self.hash) * lines as u128) >> 64) as usize
     }
 }
@@ -69,14 +72,13 @@ const LINES: (usize, usize) = (3, 16);
 /// It grows when lines have 13 / 2 on average: nearly half of them are full then.
 const FULL: (usize, usize) = (13, 2);
 
-#[derive(Clone, Copy)]
+/// Zeros are one that is free.
+#[derive(Clone, Copy, FromZeros)]
 #[repr(C, align(64))]
 struct Line {
     tags: [u32; PLACES],
     numbers: [u32; PLACES],
 }
-
-const FREE: Line = Line { tags: [0; PLACES], numbers: [0; PLACES] };
 
 const _: () = assert!(size_of::<Line>() == 64);
 
@@ -91,6 +93,14 @@ impl Line {
     #[inline]
     fn is_full(&self) -> bool {
         self.tags[PLACES - 1] != 0
+    }
+
+    /// It is not full.
+    #[inline]
+    fn put(&mut self, probe: Probe, number: u32) {
+        let place = self.with(0).next().unwrap_or(PLACES - 1);
+        self.tags[place] = probe.tag();
+        self.numbers[place] = number;
     }
 }
 
@@ -121,24 +131,45 @@ impl Index {
     }
 
     fn with_lines(count: usize) -> Self {
-        let mut lines = HugeVec::with_capacity_in(count, Huge);
-        lines.resize(count, FREE);
-        Self { lines, len: 0 }
+        Self { lines: zeroed(count), len: 0 }
     }
 
     /// Lines of a table that is made for so many.
-    fn lines_for(expected: usize) -> usize {
+    pub(super) fn lines_for(expected: usize) -> usize {
         expected.saturating_mul(LINES.0).div_ceil(LINES.1)
-    }
-
-    /// Which of the lines of a table that is made for `expected` a hash belongs to.
-    pub(super) fn home(probe: Probe, expected: usize) -> usize {
-        probe.home(Self::lines_for(expected))
     }
 
     /// How many are in it.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// All its lines, for several threads to fill: it is empty. [`fill`](Self::fill) has to be told how many numbers they put there.
+    pub(super) fn stretch(&mut self) -> Stretch<'_> {
+        let total = self.lines.len();
+        Stretch { lines: &mut self.lines, first: 0, total, at: 0, taken: 0, full: 0 }
+    }
+
+    /// Counts numbers that its stretches have been filled with.
+    pub(super) fn fill(&mut self, numbers: usize) {
+        self.len += numbers;
+    }
+
+    /// Puts in a number that found no room in its stretch, and says how far from its home: in lines.
+    pub(super) fn put_astray(&mut self, probe: Probe, number: u32) -> usize {
+        let home = probe.home(self.lines.len());
+        let (before, from) = self.lines.split_at(home);
+        let distance = from.iter().chain(before).position(|line| !line.is_full()).unwrap_or(0);
+        self.put(probe, number);
+        distance
+    }
+
+    /// Has a number that is in it be another, of the same hash.
+    pub(super) fn replace(&mut self, probe: Probe, number: u32, by: u32) {
+        let home = probe.home(self.lines.len());
+        let (before, from) = self.lines.split_at_mut(home);
+        let numbers = from.iter_mut().chain(before).flat_map(|line| &mut line.numbers);
+        numbers.filter(|there| **there == number).take(1).for_each(|there| *there = by);
     }
 
     /// Has the line fetched at which a look-up begins.
@@ -201,9 +232,7 @@ impl Index {
         let home = probe.home(self.lines.len());
         let (before, from) = self.lines.split_at_mut(home);
         if let Some(line) = from.iter_mut().chain(before).find(|line| !line.is_full()) {
-            let place = line.with(0).next().unwrap_or(PLACES - 1);
-            line.tags[place] = probe.tag();
-            line.numbers[place] = number;
+            line.put(probe, number);
             self.len += 1;
         }
     }
@@ -215,6 +244,83 @@ impl Index {
             let taken = line.tags.iter().zip(line.numbers).filter(|(tag, _)| **tag != 0);
             taken.for_each(|(_, number)| self.put(rehash(number), number));
         }
+    }
+}
+
+/// Lines one after another of a table that is being filled: one thread's own, and nobody looks at them meanwhile.
+///
+/// What finds no room in them, because it would have to go on to the line after the last, is put in when all threads are done: the lines
+/// before that are full, and stay so.
+pub(super) struct Stretch<'t> {
+    lines: &'t mut [Line],
+    /// The number of the first of them, and that of the whole table's.
+    first: usize,
+    total: usize,
+    /// The line that was pushed to last, how many places of it are taken, and how many lines before it are full, one after another.
+    at: usize,
+    taken: usize,
+    full: usize,
+}
+
+impl<'t> Stretch<'t> {
+    /// Takes its lines before the home of a hash; `None` where that lies before all of them.
+    pub(super) fn take_before(&mut self, probe: Probe) -> Option<Self> {
+        self.take(probe.home(self.total).checked_sub(self.first)?)
+    }
+
+    /// Takes so many lines from its beginning, or all.
+    pub(super) fn take(&mut self, count: usize) -> Option<Self> {
+        let count = count.min(self.lines.len());
+        let (first, lines) = (self.first, self.lines.split_off_mut(..count)?);
+        self.first += count;
+        Some(Self { lines, first, total: self.total, at: 0, taken: 0, full: 0 })
+    }
+
+    /// Lines in it.
+    pub(super) fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// The number of the first of them.
+    pub(super) fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Puts in a number whose home is not before that of the one before, and says how many lines right before its own are full. `None`: it
+    /// has no room.
+    #[inline]
+    pub(super) fn push(&mut self, probe: Probe, number: u32) -> Option<usize> {
+        let home = probe.home(self.total).checked_sub(self.first)?;
+        let is_full = self.taken == PLACES;
+        // The lines from the home of one that is astray to where it is are full.
+        let at = home.max(self.at + usize::from(is_full));
+        let line = self.lines.get_mut(at)?;
+        if at != self.at {
+            self.full = if is_full && at == self.at + 1 { self.full + 1 } else { 0 };
+            (self.at, self.taken) = (at, 0);
+        }
+        line.tags[self.taken] = probe.tag();
+        line.numbers[self.taken] = number;
+        self.taken += 1;
+        Some(self.full)
+    }
+
+    /// Puts in a number, in any order. Of those with one tag that meet, the lowest is put in; the other is returned, as is one that has no
+    /// room: it is to be looked at when the table is whole.
+    #[inline]
+    pub(super) fn insert(&mut self, probe: Probe, number: u32) -> Option<u32> {
+        let from = probe.home(self.total).checked_sub(self.first).and_then(|home| self.lines.get_mut(home..));
+        for line in from.into_iter().flatten() {
+            if let Some(place) = line.with(probe.tag()).next() {
+                let there = &mut line.numbers[place];
+                return Some(if number < *there { std::mem::replace(there, number) } else { number });
+            }
+            if !line.is_full() {
+                line.put(probe, number);
+                return None;
+            }
+        }
+        Some(number)
     }
 }
 
@@ -302,7 +408,75 @@ mod tests {
         let mut hashes: Vec<u64> = (0..1_000_u64).map(|n| n.wrapping_mul(MIX)).collect();
         hashes.sort_unstable();
         for expected in [1, 77, 100_000] {
-            assert!(hashes.iter().map(|hash| Index::home(Probe::of_hash(*hash), expected)).is_sorted());
+            let lines = Index::lines_for(expected);
+            assert!(hashes.iter().map(|hash| Probe::of_hash(*hash).home(lines)).is_sorted());
+        }
+    }
+
+    proptest! {
+        /// In parts, each of which knows nothing of the others, in order and in none.
+        #[test]
+        fn stretches_come_to_the_same_table(
+            hashes in prop::collection::vec(hash(), 0..300),
+            ends in prop::collection::vec(hash(), 0..5),
+            size in 1_usize..20,
+        ) {
+            let number = |at: usize| at as u32;
+            let mut sorted = hashes.clone();
+            sorted.sort_unstable();
+            let mut ends = ends;
+            ends.sort_unstable();
+            let mut index = Index::with_capacity(hashes.len());
+            let (mut rest, mut astray, mut from) = (index.stretch(), Vec::new(), 0);
+            for end in ends.into_iter().map(Some).chain([None]) {
+                let until = end.map_or(sorted.len(), |end| sorted.partition_point(|hash| *hash < end));
+                let mut lines = match end {
+                    Some(end) => rest.take_before(Probe::of_hash(end)),
+                    None => rest.take(usize::MAX),
+                }
+                .expect("they ascend");
+                for (hash, at) in sorted.iter().zip(0..).take(until).skip(from) {
+                    let probe = Probe::of_hash(*hash);
+                    if lines.push(probe, at).is_none() {
+                        astray.push((probe, at));
+                    }
+                }
+                from = until;
+            }
+            index.fill(sorted.len() - astray.len());
+            astray.into_iter().for_each(|(probe, row)| _ = index.put_astray(probe, row));
+            for (hash, at) in sorted.iter().zip(0..) {
+                prop_assert_eq!(index.find(Probe::of_hash(*hash), |other| other == at), Some(at));
+            }
+
+            let mut index = Index::with_capacity(hashes.len());
+            let (mut rest, mut in_doubt, mut put) = (index.stretch(), Vec::new(), 0);
+            while let Some(mut lines) = rest.take(size).filter(|lines| lines.len() > 0) {
+                let (first, total) = (lines.first(), Index::lines_for(hashes.len()));
+                // From the last to the first: the lowest is put in all the same.
+                for at in (0..hashes.len()).rev() {
+                    let probe = Probe::of_hash(hashes[at]);
+                    if (first..first + lines.len()).contains(&probe.home(total)) {
+                        match lines.insert(probe, number(at)) {
+                            None => put += 1,
+                            Some(other) => in_doubt.push(other),
+                        }
+                    }
+                }
+            }
+            index.fill(put);
+            in_doubt.sort_unstable();
+            for at in in_doubt {
+                let hash = hashes[at as usize];
+                match index.find(Probe::of_hash(hash), |other| hashes[other as usize] == hash) {
+                    Some(first) => prop_assert!(first < at),
+                    None => index.insert(Probe::of_hash(hash), at, |_| unreachable!("it grows")),
+                }
+            }
+            for hash in &hashes {
+                let first = hashes.iter().position(|other| other == hash).map(number);
+                prop_assert_eq!(index.find(Probe::of_hash(*hash), |other| hashes[other as usize] == *hash), first);
+            }
         }
     }
 }

@@ -167,6 +167,36 @@ fn a_claim_that_is_dropped_leaves_no_trace() {
 }
 
 #[test]
+fn the_first_slots_are_handed_out_together_and_only_once() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let mut claim = ledger.claim(&limiter);
+    assert_eq!(claim.first(300_000, [7, 9].into_iter()), Some(()));
+    drop(claim);
+    assert_eq!(ledger.in_use(), 0, "a claim that is dropped leaves no trace");
+    let mut claim = ledger.claim(&limiter);
+    assert_eq!(claim.first(300_000, [7, 9].into_iter()), Some(()));
+    let settlement = claim.commit();
+    ledger.settle(
+        &limiter,
+        settlement,
+        [(Slot { slot: 0, rate: rate(1, 1) }, || named("none"))].into_iter().take(0),
+        1,
+    );
+    assert_eq!(ledger.in_use(), 299_998);
+    for slot in [0, 6, 299_999] {
+        assert_eq!(remaining(&limiter, enforced(Slot { slot, rate: rate(1, 5) }), 1), 5);
+    }
+    let mut claim = ledger.claim(&limiter);
+    assert_eq!(claim.first(1, std::iter::empty()), None, "slots are in use");
+    let mut next = || claim.slot(|| named("new"), None, rate(1, 1));
+    assert_eq!([next(), next(), next()], [Some(9), Some(7), Some(300_000)]);
+    drop(claim);
+    let settled =
+        ledger.restore(&limiter, [saved::SavedBucket { name: named("a"), rate: rate(1, 1), debt: 5 }], 0, 1);
+    assert_eq!((settled, ledger.claim(&limiter).first(1, std::iter::empty())), (1, None));
+}
+
+#[test]
 fn a_thread_whose_clock_lags_is_not_refused_what_is_there() {
     let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
     for count in 1..=2 {

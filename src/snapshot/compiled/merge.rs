@@ -1,39 +1,16 @@
-//! Having rows found that other threads have decoded, in the order of the file.
+//! Seeing that blocks which other threads have decoded make one table, in the order of the file.
 //!
-//! What is left to the one thread that owns the table is what depends on the rows before. The digest index is filled from its
-//! beginning to its end, in whose order rows are. Only the look-up by key id is filled here and there; a window of it is read before
-//! it is written, so that the cache misses overlap.
-//!
-//! Meanwhile the rows themselves belong to the threads that write them. A row that may have the key id of one before it, which is
-//! told by their hashes, is therefore put off until all of them are there.
+//! Rows have been written and are found by then; what is left to one thread is what depends on other blocks: that they follow upon each
+//! other, the few rows whose places in the look-up lie among another block's, and those that may share a key id.
 
-use crate::memory::{Huge, HugeText, HugeVec, populated};
-use crate::record::{Digest, Status};
+use crate::memory::{Huge, HugeText, HugeVec};
 use crate::snapshot::build::{Builder, RowError};
+use crate::snapshot::compiled::decode::{Decode, Decoded};
+use crate::snapshot::compiled::ids::{Filled, Scatter, rest};
 use crate::snapshot::compiled::read::{ReadError, damaged};
 use crate::snapshot::compiled::space::Space;
-use crate::snapshot::compiled::{Header, OUT_OF_ORDER, Rank, Section};
-use crate::snapshot::entry::{Entry, Identity, StatusByte};
-use crate::snapshot::index::{Index, Probe};
-use crate::snapshot::kept::WINDOW;
-
-/// What the table needs to know of the rows of a block.
-pub struct Decoded {
-    pub(super) number: u32,
-    /// Where the first and the last row stand.
-    pub(super) ends: Option<[Rank; 2]>,
-    pub(super) hashes: Vec<Hashed>,
-    pub(super) text_bytes: usize,
-    pub(super) metadata: String,
-    /// The rows that have some, and where it begins.
-    pub(super) metadata_at: Vec<(u32, u64)>,
-}
-
-/// What of a row its places are found by.
-pub(super) struct Hashed {
-    pub(super) probe: Probe,
-    pub(super) id: u64,
-}
+use crate::snapshot::compiled::{CROWDED, Header, MAX_RUN, OUT_OF_ORDER, Rank, Section};
+use crate::snapshot::index::Probe;
 
 /// Puts blocks together.
 pub struct Merge {
@@ -42,8 +19,12 @@ pub struct Merge {
     so_far: Sizes,
     /// Where the last row stands.
     last: Option<Rank>,
-    /// Rows that may have the key id of one before, with its hash and their block.
-    in_doubt: Vec<(u32, u64, u32)>,
+    /// The first row of each block.
+    blocks: Vec<u32>,
+    /// Rows that are not in the look-up yet.
+    astray: Vec<(Probe, u32)>,
+    /// And in that by key id: how many are, and those that may have the key id of one before, or found no room.
+    ids: Filled,
 }
 
 /// How much there is of everything.
@@ -51,6 +32,7 @@ pub struct Merge {
 pub(super) struct Sizes {
     pub(super) keys: usize,
     pub(super) owners: usize,
+    pub(super) owner_bytes: usize,
     pub(super) text_bytes: usize,
     pub(super) metadata_rows: usize,
     pub(super) metadata_bytes: usize,
@@ -63,73 +45,43 @@ impl Sizes {
         Self {
             keys: size(header.keys.get()),
             owners: size(header.owners.get()),
+            owner_bytes: size(header.owner_bytes.get()),
             text_bytes: size(header.text_bytes.get()),
             metadata_rows: size(header.metadata_rows.get()),
             metadata_bytes: size(header.metadata_bytes.get()),
         }
     }
 
-    /// A table without entries in which all of it fits exactly: what is found in it is known not to grow.
+    /// A table without entries in which the metadata fits exactly.
     pub(super) fn table(self, seed: u64) -> Builder {
         let mut builder = Builder::new(seed, 0);
-        let keys = &mut builder.keys;
-        populated(|| {
-            keys.index = Index::with_capacity(self.keys);
-            keys.ids = Index::with_capacity(self.keys);
-            keys.metadata = HugeVec::with_capacity_in(self.metadata_rows, Huge);
-            keys.metadata_texts = HugeText::with_capacity(self.metadata_bytes);
-        });
-        keys.owners.resize(self.owners.saturating_add(1), u32::MAX);
+        builder.keys.metadata = HugeVec::with_capacity_in(self.metadata_rows, Huge);
+        builder.keys.metadata_texts = HugeText::with_capacity(self.metadata_bytes);
         builder
-    }
-
-    /// The room for its entries and their texts.
-    pub(super) fn space(self) -> Space {
-        let (mut entries, mut texts) = populated(|| {
-            (HugeVec::with_capacity_in(self.keys, Huge), HugeVec::with_capacity_in(self.text_bytes, Huge))
-        });
-        entries.resize_with(self.keys, nothing);
-        texts.resize(self.text_bytes, 0);
-        Space { entries, texts }
-    }
-}
-
-/// What an entry is before it is written.
-fn nothing() -> Entry {
-    Entry {
-        digest: Digest::default(),
-        identity: Identity::default(),
-        not_before: 0,
-        expires_at: 0,
-        owner: 0,
-        policy: 0,
-        buckets: 0,
-        status: StatusByte::new(Status::Revoked),
-        has_metadata: false,
     }
 }
 
 impl Merge {
     pub(super) fn new(expected: Sizes) -> Self {
-        let so_far = Sizes { owners: expected.owners, ..Sizes::default() };
-        Self { expected, so_far, last: None, in_doubt: Vec::new() }
+        let Sizes { owners, owner_bytes, .. } = expected;
+        let so_far = Sizes { owners, owner_bytes, ..Sizes::default() };
+        let ids = Filled::default();
+        Self { expected, so_far, last: None, blocks: Vec::new(), astray: Vec::new(), ids }
     }
 
-    /// Has the rows of a block found; blocks in their order.
+    /// Takes note of a block; blocks in their order.
     ///
     /// # Errors
     /// When a row is not where it should be.
-    pub fn add(&mut self, decoded: &Decoded, builder: &mut Builder) -> Result<(), ReadError> {
-        let number = decoded.number;
+    pub fn add(&mut self, decoded: Decoded, builder: &mut Builder) -> Result<(), ReadError> {
         if let Some([first, last]) = decoded.ends {
             if self.last.is_some_and(|before| before >= first) {
-                return Err(damaged(Section::Keys, Some(number), OUT_OF_ORDER));
+                return Err(damaged(Section::Keys, Some(decoded.number), OUT_OF_ORDER));
             }
             self.last = Some(last);
         }
-        let keys = &mut builder.keys;
-        let mut id = self.so_far.keys as u32;
-        self.so_far.keys += decoded.hashes.len();
+        self.blocks.push(self.so_far.keys as u32);
+        self.so_far.keys += decoded.rows;
         self.so_far.text_bytes += decoded.text_bytes;
         self.so_far.metadata_rows += decoded.metadata_at.len();
         // No more texts than the header says: what is reserved for them was held against the length of the file.
@@ -138,64 +90,84 @@ impl Merge {
         }
         let first_byte = self.so_far.metadata_bytes as u64;
         self.so_far.metadata_bytes += decoded.metadata.len();
+        let keys = &mut builder.keys;
         keys.metadata.extend(decoded.metadata_at.iter().map(|(row, at)| (*row, first_byte + at)));
         keys.metadata_texts.push_str(&decoded.metadata);
-
-        for window in decoded.hashes.chunks(WINDOW) {
-            window.iter().for_each(|Hashed { id: hash, .. }| keys.ids.prefetch(Probe::of_hash(*hash)));
-            for Hashed { probe, id: hash } in window {
-                let key_id = Probe::of_hash(*hash);
-                // Neither table grows, and needs to know its numbers' hashes: it is made for all of the rows, and there are no more.
-                match keys.ids.candidate(key_id) {
-                    Some(_) => self.in_doubt.push((id, *hash, number)),
-                    None => keys.ids.insert(key_id, id, |_| key_id),
-                }
-                keys.index.insert(*probe, id, |_| *probe);
-                id += 1;
-            }
-        }
+        self.astray.extend(decoded.astray);
         Ok(())
     }
 
-    /// Completes the table with the rows in `space`, if all of them have been read.
+    /// Takes note of a part of the look-up by key id.
+    pub fn add_ids(&mut self, filled: Filled) {
+        self.ids.put += filled.put;
+        self.ids.in_doubt.extend(filled.in_doubt);
+    }
+
+    /// Completes the table with the rows in `space`, if all of them have been read. `scatters` are what key ids were put down in.
     ///
     /// # Errors
     /// When there are other keys than the header says, an owner who has none, or rows that contradict each other.
-    pub fn finish(self, space: Space, builder: &mut Builder) -> Result<(), ReadError> {
+    pub fn finish(
+        mut self,
+        space: Space,
+        decode: &Decode,
+        scatters: &[Scatter],
+        builder: &mut Builder,
+    ) -> Result<(), ReadError> {
         if self.so_far != self.expected {
             return Err(damaged(Section::Keys, None, OTHER_SIZES));
         }
-        builder.keys.entries = space.entries;
-        builder.keys.arena = HugeText::try_from(space.texts)
-            .map_err(|_| damaged(Section::Keys, None, "a text is not UTF-8"))?;
-        for (entry, id) in builder.keys.entries.iter().zip(0..) {
-            let owner = builder.keys.owners.get_mut(entry.owner as usize).filter(|_| entry.owner != 0);
-            owner.into_iter().for_each(|first| *first = id.min(*first));
+        let Space { entries, texts, mut index, mut ids } = space;
+        index.fill(self.so_far.keys - self.astray.len());
+        ids.fill(self.ids.put);
+        for (probe, row) in self.astray {
+            if index.put_astray(probe, row) > MAX_RUN {
+                return Err(damaged(Section::Keys, Some(block_of(&self.blocks, row)), CROWDED));
+            }
         }
-        if builder.keys.owners.iter().skip(1).any(|first| *first == u32::MAX) {
-            return Err(damaged(Section::Owners, None, "one of them has no key"));
-        }
-        for (id, hash, block) in self.in_doubt {
-            builder.join_row(id, hash).map_err(|error| ReadError::row(Section::Keys, block, &error))?;
+        let keys = &mut builder.keys;
+        (keys.entries, keys.arena, keys.index, keys.ids) = (entries, texts.into_text(), index, ids);
+        let owners = decode.owners.first_rows();
+        keys.owners = owners.ok_or_else(|| damaged(Section::Owners, None, "one of them has no key"))?;
+
+        self.ids.in_doubt.extend(rest(scatters));
+        // In the order of the file: no row is put to one that is not the first.
+        self.ids.in_doubt.sort_unstable();
+        for row in self.ids.in_doubt {
+            builder
+                .join_row(row)
+                .map_err(|error| ReadError::row(Section::Keys, block_of(&self.blocks, row), &error))?;
         }
         Ok(())
     }
 }
 
+/// The number of the block that a row is in.
+fn block_of(blocks: &[u32], row: u32) -> u32 {
+    blocks.partition_point(|first| *first <= row).saturating_sub(1) as u32
+}
+
 pub(super) const OTHER_SIZES: &str = "there are more or fewer, or other texts, than the header says";
 
 impl Builder {
-    /// Puts the row `id` to the first one with its key id, if there is one; `hash` is that of the id.
-    fn join_row(&mut self, id: u32, hash: u64) -> Result<(), RowError> {
+    /// Has a row found by its key id, if it is the first that has it, and otherwise puts it to that. Whatever has it and is in doubt comes
+    /// in the order of the file.
+    fn join_row(&mut self, row: u32) -> Result<(), RowError> {
         let keys = &self.keys;
-        let Some(entry) = keys.entries.get(id as usize) else { return Ok(()) };
-        let first = self.first_of_key(hash, keys.key_id(entry), keys.owner(entry), entry.policy)?;
-        let Some(first) = first else {
-            self.insert_id(id, hash);
+        let Some(entry) = keys.entries.get(row as usize) else { return Ok(()) };
+        let hash = self.hashes().text(keys.key_id(entry));
+        let other = self.first_of_key(hash, keys.key_id(entry), keys.owner(entry), entry.policy)?;
+        let Some(other) = other else {
+            self.insert_id(row, hash);
             return Ok(());
         };
-        self.keys.rotated.push((first, id));
-        if let Some(entry) = self.keys.entries.get_mut(id as usize) {
+        // One that was not in doubt can be after this one. It is the only one so far.
+        if other > row {
+            self.keys.ids.replace(Probe::of_hash(hash), other, row);
+        }
+        let (first, later) = (row.min(other), row.max(other));
+        self.keys.rotated.push((first, later));
+        if let Some(entry) = self.keys.entries.get_mut(later as usize) {
             entry.buckets = first;
         }
         Ok(())

@@ -11,11 +11,12 @@
 //!   is, before anything of the block is used. It is there against accidents: who can write the file could write any checksum,
 //!   and any keys; a SHA-256 would protect from no more, and cost as much as all the rest of loading.
 //! * Blocks are independent of each other, and each says how much it takes in the table, which is made in its final size: threads
-//!   read blocks, check them, and write their rows to where they stay ([`read`], [`space`]), beside the one that has them found
-//!   ([`merge`]). A block for each thread is all that is held beside the table. Nothing is believed: every length, number and
-//!   text is checked as a row of an export is, and the builder refuses the same contradictions.
-//! * Rows are in the order of their hashes ([`Rank`]), which is that of their places in the table, so that filling it goes through
-//!   memory once, from its beginning to its end. Hashes depend on the seed, which is drawn when the file is written, and is in it.
+//!   read blocks, check them, and write their rows to where they stay ([`read`], [`decode`], [`space`]); what is left depends on other
+//!   blocks ([`merge`]). Beside the table, a block for each thread is held, and until the look-up by key id is filled ([`ids`]) 13
+//!   bytes for each row. Nothing is believed: every length, number and text is checked as a row of an export is, and the builder refuses
+//!   the same contradictions.
+//! * Rows are in the order of their hashes ([`Rank`]), which is that of their places in the table: each block has lines of its own, that
+//!   are filled from the first to the last. Hashes depend on the seed, which is drawn when the file is written, and is in it.
 //! * It is read, not mapped: a mapped file that is cut short kills who reads it.
 
 use zerocopy::little_endian::{U16, U32, U64};
@@ -24,6 +25,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::record::{Digest, MAX_KEY_ID, MAX_METADATA, MAX_OWNER};
 use crate::snapshot::index::Probe;
 
+mod decode;
+mod ids;
 mod merge;
 mod owners;
 mod policy;
@@ -33,8 +36,10 @@ mod space;
 mod tests;
 mod write;
 
-pub use merge::{Decoded, Merge};
-pub use read::{Block, Decode, ReadError, Reader};
+pub use decode::{Block, Decode, Decoded};
+pub use ids::{Filled, IdsPart, Scatter};
+pub use merge::Merge;
+pub use read::{ReadError, Reader};
 pub use space::{Places, Space};
 
 /// Not text, and damaged visibly by whatever takes it for some (as PNG's).
@@ -159,9 +164,9 @@ impl std::fmt::Display for Section {
 
 const OUT_OF_ORDER: &str = "the rows are not in the order of the table, or one is there twice";
 
-/// Rows whose look-ups may begin at one line. Chance brings together thirty in a table of billions; a file that brings more has
-/// digests that were chosen for its seed, and a look-up among them would go through all.
-const MAX_CROWD: usize = 64;
+/// How many lines of the table may be full, one after another: a look-up may have to go through them. Chance makes it forty in a table of
+/// billions; a file that makes it more has digests that were chosen for its seed, and a look-up among them would go through all.
+const MAX_RUN: usize = 128;
 
 const CROWDED: &str = "more rows than chance allows have one place in the table";
 

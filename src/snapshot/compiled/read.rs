@@ -1,31 +1,31 @@
-//! Reading a compiled file, block by block, and checking it.
+//! Reading a compiled file, block by block.
 //!
-//! [`Reader`] finds the blocks, and the [place](Places) of each in the table; [`Decode`] checks a block and writes its rows there,
-//! on any thread; and [`Merge`] has them found by digest and by key id, in the file's order. The table is complete when
-//! [`Merge::finish`] says so, and to be thrown away otherwise.
+//! [`Reader`] finds the blocks, and the [place](Places) of each in the table; [`Decode`](super::Decode) checks a block and writes its
+//! rows there, on any thread, and puts down its key ids in the thread's [`Scatter`]; [`Merge`] sees that blocks follow upon each other;
+//! and [`IdsPart`](super::IdsPart) fills the look-up by key id. The table is complete when [`Merge::finish`] says so, and to be
+//! thrown away otherwise.
 //!
 //! A thread that decodes a block has read it too, and nobody else looks at its rows: to fetch a row from another processor's
 //! cache takes longer than to decode it.
 
 use std::io;
-use std::sync::Arc;
 
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
-use crate::record::{MAX_KEY_ID, MAX_OWNER, Status, is_metadata};
-use crate::snapshot::batch::Hashes;
+use crate::record::Digest;
+use crate::record::MAX_OWNER;
 use crate::snapshot::build::{Builder, RowError};
-use crate::snapshot::compiled::merge::{Decoded, Hashed, Merge, OTHER_SIZES, Sizes};
+use crate::snapshot::compiled::decode::{Block, Decode};
+use crate::snapshot::compiled::ids::Scatter;
+use crate::snapshot::compiled::merge::{Merge, OTHER_SIZES, Sizes};
 use crate::snapshot::compiled::owners::Owners;
-use crate::snapshot::compiled::space::{Place, Places, Space};
+use crate::snapshot::compiled::space::{NoPlace, Places, Space};
 use crate::snapshot::compiled::write::checked;
 use crate::snapshot::compiled::{
-    BLOCK_BYTES, BYTE_ORDER, BlockHeader, CROWDED, Header, MAGIC, MAX_BEYOND, MAX_CROWD, OUT_OF_ORDER,
-    Record, Section, VERSION, policy,
+    BLOCK_BYTES, BYTE_ORDER, BlockHeader, Header, MAGIC, MAX_BEYOND, OUT_OF_ORDER, Record, Section, VERSION,
+    policy,
 };
-use crate::snapshot::entry::{Entry, StatusByte};
-use crate::snapshot::index::Index;
-use crate::snapshot::kept::WINDOW;
+use crate::snapshot::index::Probe;
 
 /// Why a compiled file cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -110,24 +110,6 @@ pub struct Reader<F> {
     number: u32,
 }
 
-/// A block of keys that is to be read, and its place.
-pub struct Block<'t> {
-    header: BlockHeader,
-    at: u64,
-    place: Place<'t>,
-}
-
-/// What makes rows of a block.
-#[derive(Clone)]
-pub struct Decode {
-    hashes: Hashes,
-    /// Of the whole file.
-    keys: usize,
-    /// The table's own numbers of the file's policies.
-    policies: Arc<[u32]>,
-    owners: Arc<Owners>,
-}
-
 impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     /// Reads the header of a file of `length` bytes.
     ///
@@ -192,7 +174,14 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
 
     /// Room for all rows.
     pub fn space(&self) -> Space {
-        Sizes::of(&self.header).space()
+        let Sizes { keys, text_bytes, .. } = Sizes::of(&self.header);
+        Space::new(keys, text_bytes)
+    }
+
+    /// What so many threads need to put key ids down.
+    pub fn scatters(&self, threads: usize) -> Vec<Scatter> {
+        let Sizes { keys, .. } = Sizes::of(&self.header);
+        (0..threads).map(|_| Scatter::new(keys, threads)).collect()
     }
 
     /// Unix second at which the source was written.
@@ -231,13 +220,13 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         }
         let owners = self.owners()?.into();
         self.begin(self.header.key_bytes.get());
-        let keys = self.header.keys.get() as usize;
-        Ok(Decode { hashes: builder.hashes(), keys, policies: policies.into(), owners })
+        Ok(Decode { hashes: builder.hashes(), policies: policies.into(), owners })
     }
 
     fn owners(&mut self) -> Result<Owners, ReadError> {
         self.begin(self.header.owner_bytes.get());
-        let mut owners = Owners::new();
+        let Sizes { owners, owner_bytes, .. } = Sizes::of(&self.header);
+        let mut owners = Owners::with_capacity(owners, owner_bytes);
         while let Some((header, payload)) = self.block(Section::Owners)? {
             let added = owners.add(&payload, header.rows.get());
             added.map_err(|problem| damaged(Section::Owners, Some(header.number.get()), problem))?;
@@ -260,10 +249,25 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     /// When it cannot be read, or is longer than any, or has no place.
     pub fn keys<'t>(&mut self, places: &mut Places<'t>) -> Result<Option<Block<'t>>, ReadError> {
         let Some((header, at, _)) = self.next(Section::Keys)? else { return Ok(None) };
-        match places.take(header.rows.get(), header.table_texts.get()) {
-            Some(place) => Ok(Some(Block { header, at, place })),
-            None => Err(damaged(Section::Keys, None, OTHER_SIZES)),
+        let next = self.first_of_next()?;
+        let place = places.take(header.rows.get(), header.table_texts.get(), next);
+        let place = place.map_err(|no| match no {
+            NoPlace::Full => damaged(Section::Keys, None, OTHER_SIZES),
+            NoPlace::NotBefore => damaged(Section::Keys, Some(self.number), OUT_OF_ORDER),
+        })?;
+        Ok(Some(Block { header, at, place }))
+    }
+
+    /// Where the first row of the block of keys belongs that has not been found yet. It is checked with its block, later.
+    fn first_of_next(&mut self) -> Result<Option<Probe>, ReadError> {
+        if self.at >= self.end {
+            return Ok(None);
         }
+        let mut digest = Digest::default();
+        // Rows begin with it.
+        (self.read)(self.at + size_of::<BlockHeader>() as u64, &mut digest)
+            .map_err(|error| cut_short(error, Section::Keys, Some(self.number)))?;
+        Ok(Some(Probe::of_digest(&digest, self.header.seed.get())))
     }
 
     /// The next block, read and checked.
@@ -289,6 +293,9 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         if (header.kind.get(), header.number.get()) != (section.kind(), number) {
             return Err(wrong("another block is in its place"));
         }
+        if header.rows.get() == 0 {
+            return Err(wrong("there is nothing in it"));
+        }
         let at = self.at + size_of::<BlockHeader>() as u64;
         let length = header.payload_bytes().ok_or_else(|| wrong("it is longer than it can be"))?;
         let next = at + length as u64;
@@ -308,7 +315,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
 
 const CUT_SHORT: &str = "the file ends in it";
 
-fn cut_short(error: io::Error, section: Section, block: Option<u32>) -> ReadError {
+pub(super) fn cut_short(error: io::Error, section: Section, block: Option<u32>) -> ReadError {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => damaged(section, block, CUT_SHORT),
         _ => ReadError::Io(error),
@@ -317,7 +324,7 @@ fn cut_short(error: io::Error, section: Section, block: Option<u32>) -> ReadErro
 
 impl BlockHeader {
     /// Bytes that follow it; `None` where no block has as many.
-    fn payload_bytes(&self) -> Option<usize> {
+    pub(super) fn payload_bytes(&self) -> Option<usize> {
         let records = match self.kind.get() == Section::Keys.kind() {
             true => (self.rows.get() as usize).checked_mul(size_of::<Record>())?,
             false => 0,
@@ -327,7 +334,7 @@ impl BlockHeader {
     }
 
     /// Whether it is what was written, `payload` following it.
-    fn check(&self, section: Section, payload: &[u8]) -> Result<(), ReadError> {
+    pub(super) fn check(&self, section: Section, payload: &[u8]) -> Result<(), ReadError> {
         let mut crc = crc32fast::Hasher::new();
         crc.update(checked(self));
         crc.update(payload);
@@ -338,138 +345,4 @@ impl BlockHeader {
         };
         Err(damaged(section, Some(self.number.get()), problem))
     }
-}
-
-impl Block<'_> {
-    /// Where in the file it is, without its header, and how many bytes of it there are.
-    pub fn range(&self) -> (u64, usize) {
-        // It was none that has too many.
-        (self.at, self.header.payload_bytes().unwrap_or(0))
-    }
-
-    /// That it cannot be read.
-    pub fn unreadable(&self, error: io::Error) -> ReadError {
-        cut_short(error, Section::Keys, Some(self.header.number.get()))
-    }
-}
-
-impl Decode {
-    /// Checks a block, of which `payload` was read, and everything in it that is not about other blocks.
-    ///
-    /// # Errors
-    /// When anything of it is not as it was written, or none that a row can have.
-    pub fn decode(&self, block: Block<'_>, payload: &[u8]) -> Result<Decoded, ReadError> {
-        block.header.check(Section::Keys, payload)?;
-        let number = block.header.number.get();
-        self.rows(block, payload).map_err(|problem| damaged(Section::Keys, Some(number), problem))
-    }
-
-    fn rows(&self, block: Block<'_>, payload: &[u8]) -> Result<Decoded, &'static str> {
-        const SHORT: &str = "it is shorter than its rows";
-        let BlockHeader { number, rows, texts, metadata, table_texts, .. } = &block.header;
-        let (records, rest) =
-            <[Record]>::ref_from_prefix_with_elems(payload, rows.get() as usize).map_err(|_| SHORT)?;
-        let (texts, rest) = rest.split_at_checked(texts.get() as usize).ok_or(SHORT)?;
-        let all_metadata = rest.get(..metadata.get() as usize).ok_or(SHORT)?;
-        let mut texts = str::from_utf8(texts).map_err(|_| "a text is not UTF-8")?;
-        let all_metadata = str::from_utf8(all_metadata).map_err(|_| "a text is not UTF-8")?;
-        if has_control(texts) {
-            return Err("there is a control character in a text");
-        }
-        let mut decoded = Decoded {
-            number: number.get(),
-            ends: None,
-            hashes: Vec::with_capacity(records.len()),
-            text_bytes: table_texts.get() as usize,
-            metadata: all_metadata.to_owned(),
-            metadata_at: Vec::new(),
-        };
-        let mut metadata = all_metadata;
-        let mut place = block.place;
-        for window in records.chunks(WINDOW) {
-            self.owners.fetch(window.iter().map(|record| record.owner.get()));
-            for record in window {
-                self.row(record, &mut texts, &mut metadata, &mut place, &mut decoded)?;
-            }
-        }
-        match texts.is_empty() && metadata.is_empty() && place.is_full() {
-            true => Ok(decoded),
-            false => Err("there is more or less text in it than its rows have"),
-        }
-    }
-
-    /// Takes the texts of a row, and puts it into its place.
-    fn row(
-        &self,
-        record: &Record,
-        texts: &mut &str,
-        metadata: &mut &str,
-        place: &mut Place<'_>,
-        to: &mut Decoded,
-    ) -> Result<(), &'static str> {
-        const WITHIN: &str = "a text ends within a character";
-        let key_id = split_off(texts, record.key_id.into()).ok_or(WITHIN)?;
-        let own_metadata = split_off(metadata, record.metadata.get().into()).ok_or(WITHIN)?;
-        if key_id.is_empty() || key_id.len() > MAX_KEY_ID {
-            return Err("a key id is empty or too long");
-        }
-        if !own_metadata.is_empty() {
-            if !is_metadata(own_metadata) {
-                return Err("metadata is not a JSON object");
-            }
-            let at = to.metadata.len() - metadata.len() - own_metadata.len();
-            to.metadata_at.push((place.row(), at as u64));
-        }
-        if record.reserved != [0; 4] {
-            return Err("reserved bytes are set");
-        }
-        let policy = *self.policies.get(record.policy.get() as usize).ok_or("a policy is not there")?;
-        let owner = self.owners.name(record.owner.get()).ok_or("an owner is not there")?;
-        let status = StatusByte::new(status(record.status).ok_or("a status is none")?);
-
-        let probe = self.hashes.probe(&record.digest);
-        let at = (probe, record.digest);
-        to.ends = match to.ends {
-            None => Some([at, at]),
-            Some([_, last]) if last >= at => return Err(OUT_OF_ORDER),
-            Some([first, _]) => Some([first, at]),
-        };
-        // Within a block: a crowd that matters does not fit into the ends of two.
-        let first = to.hashes.len().checked_sub(MAX_CROWD).and_then(|first| to.hashes.get(first));
-        let home = |probe| Index::home(probe, self.keys);
-        if first.is_some_and(|first| home(first.probe) == home(probe)) {
-            return Err(CROWDED);
-        }
-        to.hashes.push(Hashed { probe, id: self.hashes.text(key_id) });
-        let written = place.write(key_id, owner, |identity, buckets| Entry {
-            digest: record.digest,
-            identity,
-            not_before: record.not_before.get(),
-            expires_at: record.expires_at.get(),
-            owner: record.owner.get(),
-            policy,
-            buckets,
-            status,
-            has_metadata: !own_metadata.is_empty(),
-        });
-        written.ok_or("its texts take more than it says")
-    }
-}
-
-fn split_off<'t>(text: &mut &'t str, at: usize) -> Option<&'t str> {
-    let (first, rest) = text.split_at_checked(at)?;
-    *text = rest;
-    Some(first)
-}
-
-/// The common text is ASCII, and all of it is looked at without a branch.
-pub(super) fn has_control(text: &str) -> bool {
-    let seen = text
-        .bytes()
-        .fold(0_u8, |seen, b| seen | u8::from(b < b' ') | u8::from(b == 0x7f) | (u8::from(b >= 0x80) << 1));
-    seen & 1 != 0 || (seen & 2 != 0 && text.chars().any(char::is_control))
-}
-
-fn status(number: u8) -> Option<Status> {
-    [Status::Active, Status::Disabled, Status::Revoked].into_iter().find(|status| *status as u8 == number)
 }

@@ -67,14 +67,19 @@ fn build(file: &[u8], length: usize, plans: Plans) -> Result<Builder, ReadError>
     let mut builder = reader.builder().with_plans(plans.into());
     let decode = reader.policies(&mut builder)?;
     let (mut space, mut merge) = (reader.space(), reader.merging());
+    let (mut scatters, mut turn) = (reader.scatters(3), 0);
     let mut places = space.places();
     while let Some(block) = reader.keys(&mut places)? {
         let (at, bytes) = block.range();
         let mut payload = vec![0; bytes];
         read(at, &mut payload).map_err(|error| block.unreadable(error))?;
-        merge.add(&decode.decode(block, &payload)?, &mut builder)?;
+        merge.add(decode.decode(block, &payload, &mut scatters[turn % 3])?, &mut builder)?;
+        turn += 1;
     }
-    merge.finish(space, &mut builder)?;
+    for part in space.id_parts(&scatters) {
+        merge.add_ids(part.fill(&scatters));
+    }
+    merge.finish(space, &decode, &scatters, &mut builder)?;
     Ok(builder)
 }
 
@@ -137,7 +142,7 @@ fn a_compiled_file_can_be_compiled_again() {
 fn rows_lie_in_the_order_of_their_places() {
     let keys = load(&compile(&builder(&rows(3_000))), Plans::default()).expect("a good file");
     let probe = |entry: &Entry| Probe::of_digest(&entry.digest, keys.seed);
-    assert!(keys.entries.iter().map(|entry| Index::home(probe(entry), keys.len())).is_sorted());
+    assert!(keys.entries.iter().map(|entry| probe(entry).home(Index::lines_for(keys.len()))).is_sorted());
 }
 
 #[test]
@@ -226,7 +231,7 @@ fn a_block_is_checked_beyond_its_checksum() {
 #[test]
 fn owners_ascend_and_each_has_a_key() {
     let names = |names: &[&[u8]]| {
-        let mut owners = owners::Owners::new();
+        let mut owners = owners::Owners::with_capacity(0, 0);
         let block: Vec<u8> = names.iter().flat_map(|name| [&[name.len() as u8], *name].concat()).collect();
         owners.add(&block, names.len() as u32).map(|()| owners)
     };
@@ -239,8 +244,15 @@ fn owners_ascend_and_each_has_a_key() {
     assert!(names(&[b"a\x07"]).is_err_and(|error| error.contains("control character")));
     assert!(names(&[&[b'a'; MAX_OWNER + 1]]).is_err_and(|error| error.contains("too long")));
     assert!(names(&[b"\xff"]).is_err_and(|error| error.contains("UTF-8")));
-    assert_eq!(owners::Owners::new().add(b"\x05acm", 1), Err("it is shorter than its names"));
-    assert_eq!(owners::Owners::new().add(b"\x01ab", 1), Err("there is more in it than its names"));
+    assert!(
+        names(&[b"a\xc3", b"\xa9"]).is_err_and(|error| error.contains("UTF-8")),
+        "two halves are no whole"
+    );
+    assert_eq!(owners::Owners::with_capacity(0, 0).add(b"\x05acm", 1), Err("it is shorter than its names"));
+    assert_eq!(
+        owners::Owners::with_capacity(0, 0).add(b"\x01ab", 1),
+        Err("there is more in it than its names")
+    );
 
     // All rows of one of them become nobody's, and the texts are as long as the header says.
     let file = compile(&builder(&rows(20)));
@@ -318,6 +330,40 @@ fn digests_that_were_chosen_for_the_seed_are_refused() {
         };
         compile(&builder(&(0..count).map(row).collect::<String>()))
     };
-    assert_eq!(refused(&file(MAX_CROWD as u64)), "");
-    assert!(refused(&file(1_000)).contains("more rows than chance allows"));
+    assert_eq!(refused(&file(8 * MAX_RUN as u64)), "");
+    assert!(refused(&file(2_000)).contains("more rows than chance allows"));
+}
+
+/// Rows that share a key id, among others, in any order of their hashes and across blocks: what is read goes on as what was written.
+#[test]
+fn rotations_are_found_whichever_threads_read_their_rows() {
+    for (count, of_key) in [(10, 10), (9_000, 3), (9_000, 7), (12_000, 5_000)] {
+        let row = |number: usize| {
+            let hash = crate::key_format::hash(&number.to_le_bytes()).map(|byte| format!("{byte:02x}"));
+            format!("{},key-{},acme,,,,,,,,,10/s,\n", hash.concat(), number % (count / of_key))
+        };
+        let text = builder(&(0..count).map(row).collect::<String>());
+        let (file, text) = (compile(&text), text.finish());
+        let keys = load(&file, Plans::default()).expect("a good file");
+        assert_eq!((keys.summary(0), keys.rotated.len()), (text.summary(0), text.rotated.len()));
+        let firsts = keys.entries.iter().zip(0..).map(|(entry, row)| {
+            let first = keys.find_by_id(keys.key_id(entry)).expect("it has one");
+            assert_eq!(keys.rotated.binary_search(&(first, row)).is_ok(), first < row);
+            (entry.buckets, first)
+        });
+        assert!(firsts.into_iter().all(|(said, first)| said == first), "{count} rows, {of_key} of a key");
+        assert!(keys.entries.iter().all(|entry| keys.contains(&entry.digest)));
+    }
+}
+
+/// Whichever block they are in, and where the lines of the next one begin.
+#[test]
+fn every_row_is_found_by_its_digest() {
+    let text = builder(&rows(40_000));
+    let keys = load(&compile(&text), Plans::default()).expect("a good file");
+    assert_eq!(keys.index.len(), 40_000);
+    for row in text.keys.entries.iter() {
+        let found = keys.find_exactly(&row.digest).and_then(|row| keys.entries.get(row as usize));
+        assert_eq!(found.map(|found| keys.key_id(found)), Some(text.keys.key_id(row)));
+    }
 }
