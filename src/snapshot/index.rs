@@ -305,6 +305,13 @@ impl<'t> Stretch<'t> {
         Some(self.full)
     }
 
+    /// Has the line fetched at which a hash has its home.
+    #[inline]
+    pub(super) fn prefetch(&self, probe: Probe) {
+        let home = probe.home(self.total).checked_sub(self.first);
+        home.and_then(|home| self.lines.get(home)).into_iter().for_each(prefetch);
+    }
+
     /// Puts in a number, in any order. Of those with one tag that meet, the lowest is put in; the other is returned, as is one that has no
     /// room: it is to be looked at when the table is whole.
     #[inline]

@@ -6,9 +6,10 @@
 //!
 //! A row that may have the key id of another, which is told by their hashes, is put off until the table is whole.
 
-use crate::memory::{HugeVec, zeroed};
+use crate::memory::{HugeVec, prefetch, zeroed};
 use crate::snapshot::compiled::space::Space;
 use crate::snapshot::index::{Index, Probe, Stretch};
+use crate::snapshot::kept::WINDOW;
 
 /// Lines of a part, at least: 256 KiB.
 const PART: usize = 1 << 12;
@@ -18,6 +19,9 @@ const MAX_LISTS: usize = 512;
 
 /// Lines that are handed out together: a huge page, which comes into memory when it is written to.
 const HANDED_OUT: usize = 1 << 15;
+
+/// How many more are put down in a list before the next line of memory.
+const AHEAD: usize = 64 / size_of::<Put>();
 
 /// What one thread has put down.
 pub struct Scatter {
@@ -50,10 +54,14 @@ impl Scatter {
     /// Puts down the hash of a row's key id.
     #[inline]
     pub(super) fn put(&mut self, hash: u64, row: u32) {
-        let list = Probe::of_hash(hash).home(self.lines) / self.part;
+        // A division, by what is a power of two.
+        let list = Probe::of_hash(hash).home(self.lines) >> self.part.trailing_zeros();
+        let at = list * self.room;
         if let Some(count) = self.counts.get_mut(list).filter(|count| (**count as usize) < self.room)
-            && let Some(put) = self.lists.get_mut(list * self.room + *count as usize)
+            && let Some([put, rest @ ..]) = self.lists.get_mut(at + *count as usize..)
         {
+            // The next line of memory, before it is written to.
+            rest.get(AHEAD).into_iter().for_each(prefetch);
             *put = [hash as u32, (hash >> 32) as u32, row];
             *count += 1;
         } else {
@@ -61,7 +69,7 @@ impl Scatter {
         }
     }
 
-    fn list(&self, list: usize) -> impl Iterator<Item = (Probe, u32)> {
+    fn list(&self, list: usize) -> impl Iterator<Item = (Probe, u32)> + Clone {
         let count = self.counts.get(list).map_or(0, |count| *count as usize);
         let puts = self.lists.get(list * self.room..).into_iter().flatten().take(count);
         puts.map(|[low, high, row]| (Probe::of_hash(u64::from(*high) << 32 | u64::from(*low)), *row))
@@ -100,7 +108,11 @@ impl IdsPart<'_> {
         let Some(part) = scatters.first().map(|scatter| scatter.part) else { return filled };
         while let Some(mut lines) = self.lines.take(part).filter(|lines| lines.len() > 0) {
             let list = lines.first() / part;
-            for (probe, row) in scatters.iter().flat_map(|scatter| scatter.list(list)) {
+            let puts = scatters.iter().flat_map(|scatter| scatter.list(list));
+            let mut ahead = puts.clone().skip(WINDOW);
+            for (probe, row) in puts {
+                // It was cleared just now, but not in this cache.
+                ahead.next().into_iter().for_each(|(probe, _)| lines.prefetch(probe));
                 match lines.insert(probe, row) {
                     None => filled.put += 1,
                     Some(in_doubt) => filled.in_doubt.push(in_doubt),
