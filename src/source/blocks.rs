@@ -10,8 +10,8 @@ use crate::record::KeyRecord;
 use super::csv::{self, Header};
 use super::finding::Findings;
 use super::layout::Layout;
-use super::records::Records;
 use super::row::{Assembler, Rows};
+use super::scan::Scanner;
 use super::{Format, jsonl};
 
 /// Reads pieces of one export. A clone remembers its own lists: one for each thread.
@@ -19,6 +19,7 @@ use super::{Format, jsonl};
 pub struct Blocks {
     shape: Shape,
     assembler: Assembler,
+    scanner: Scanner,
 }
 
 #[derive(Clone, Debug)]
@@ -38,7 +39,11 @@ impl Blocks {
             Format::JsonLines => (Shape::JsonLines(Arc::new(layout.clone())), 0),
             Format::Compiled => return None,
         };
-        Some((Self { shape, assembler: Assembler::new() }, length))
+        Some((Self::of(shape), length))
+    }
+
+    fn of(shape: Shape) -> Self {
+        Self { shape, assembler: Assembler::new(), scanner: Scanner::default() }
     }
 
     /// Hands the records of a piece to `sink`; `false` if something is wrong with any.
@@ -50,7 +55,10 @@ impl Blocks {
         };
         let mut rows = Rows::new(&mut self.assembler, &mut sink, &mut findings);
         let read = match &self.shape {
-            Shape::Csv(header) => header.rows(&mut Records::new(piece), &mut rows),
+            Shape::Csv(header) => {
+                let Ok(text) = str::from_utf8(piece) else { return false };
+                header.scan(text, &mut self.scanner, &mut rows)
+            }
             Shape::JsonLines(layout) => jsonl::read(piece, layout, &mut rows),
         };
         read.is_ok() && findings.is_empty()
@@ -59,6 +67,6 @@ impl Blocks {
 
 impl Clone for Blocks {
     fn clone(&self) -> Self {
-        Self { shape: self.shape.clone(), assembler: Assembler::new() }
+        Self::of(self.shape.clone())
     }
 }

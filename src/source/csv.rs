@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use crate::record::Quoted;
 
+use super::Broken;
 use super::finding::{Column, Findings};
 use super::layout::{Field, Layout, Slot, Texts, UnknownColumn};
 use super::records::{Columns, Next, Record, Records};
 use super::row::Rows;
+use super::scan::Scanner;
 
 /// Reads a CSV export; what is wrong goes to the findings of `rows`.
 pub(super) fn read(input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
@@ -53,7 +55,41 @@ impl Header {
             }
         }
     }
+
+    /// The same of a text in memory, with `scanner`, and with lines that mean nothing.
+    pub(super) fn scan(&self, text: &str, scanner: &mut Scanner, rows: &mut Rows<'_>) -> io::Result<()> {
+        if text.ends_with('\r') {
+            rows.findings.add(0, None, Broken::NoNewline);
+        }
+        let mut rest = text.trim_start_matches(LINE_ENDS);
+        while !rest.is_empty() {
+            let length = match scanner.row(rest) {
+                Some((columns, length)) => {
+                    rows.count();
+                    self.columns(0, columns.len(), columns.iter(), rows);
+                    length
+                }
+                None => {
+                    let mut records = Records::new(rest.as_bytes());
+                    match records.next()? {
+                        Next::Record(record) => self.row(&record, rows),
+                        Next::End => return Ok(()),
+                        Next::Broken(line, why) => {
+                            rows.findings.add(line, None, why);
+                            return Ok(());
+                        }
+                    }
+                    rest.len() - records.into_rest().len()
+                }
+            };
+            rest = rest.get(length..).unwrap_or_default().trim_start_matches(LINE_ENDS);
+        }
+        Ok(())
+    }
 }
+
+/// What ends a row; and where nothing else is between two of them, they are not another row's.
+const LINE_ENDS: [char; 2] = ['\n', '\r'];
 
 /// Which column holds which field.
 #[derive(Debug)]
@@ -111,20 +147,34 @@ impl Header {
 
     fn row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
         rows.count();
-        let (line, expected) = (record.line, self.columns.len());
-        if record.len() != expected {
-            let message = format_args!("the row has {} columns, the header {expected}", record.len());
-            return rows.findings.add(line, None, message);
-        }
-        let columns = match record.texts() {
-            Ok(columns) => columns,
+        let line = record.line;
+        match record.texts() {
+            Ok(columns) => self.columns(line, record.len(), columns.iter(), rows),
+            // A row of another shape has no columns of these names.
+            Err(_) if record.len() != self.columns.len() => {
+                self.columns(line, record.len(), [].into_iter(), rows)
+            }
             Err(place) => {
                 let name = self.columns.get(place.0).map(|(name, _)| Arc::clone(name));
-                return not_utf8(line, place, name, rows.findings);
+                not_utf8(line, place, name, rows.findings);
             }
-        };
+        }
+    }
+
+    fn columns<'r>(
+        &self,
+        line: u64,
+        count: usize,
+        columns: impl Iterator<Item = &'r str>,
+        rows: &mut Rows<'_>,
+    ) {
+        let expected = self.columns.len();
+        if count != expected {
+            let message = format_args!("the row has {count} columns, the header {expected}");
+            return rows.findings.add(line, None, message);
+        }
         let mut texts = Texts::default();
-        for ((_, field), text) in self.columns.iter().zip(columns.iter()) {
+        for ((_, field), text) in self.columns.iter().zip(columns) {
             if let Some(field) = field {
                 texts[*field as usize] = text;
             }

@@ -68,6 +68,10 @@ pub(super) fn optional(text: &str, most: usize) -> Result<&str, TextError> {
     if text.len() > most {
         return Err(TextError::TooLong(text.len(), most));
     }
+    // Nearly all texts are of nothing else, and that is told at once.
+    if text.bytes().fold(true, |plain, b| plain & (b' '..=b'~').contains(&b)) {
+        return Ok(text);
+    }
     match text.chars().find(|c| c.is_control()) {
         Some(control) => Err(TextError::Control(control)),
         None => Ok(text),

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A large export is read by several threads: [`Splitter`] cuts it between rows, and [`Blocks`] reads the pieces, as long as nothing
-//! is wrong. What is, only [`read`] says.
+//! is wrong. What is, only [`read`] says. Rows of CSV are found in a piece as a whole, by [`scan`].
 //!
 //! An export that was cut short while it was written looks like a shorter one, so the last row has to end in
 //! a newline. One cut exactly between two rows cannot be told from a whole one; the guard against shrinking
@@ -36,6 +36,7 @@ mod list;
 mod memo;
 mod records;
 mod row;
+mod scan;
 mod split;
 #[cfg(test)]
 mod tests;

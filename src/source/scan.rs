@@ -1,0 +1,171 @@
+//! The rows of a CSV text that lies in memory, found by their separators and borrowed from it.
+//!
+//! [`csv-core`](super::records) goes byte by byte and copies what it reads, because it must be able to stop anywhere; that takes several
+//! times as long as everything else that is done with a row. Here a column is looked for as a whole. A row of which that is not
+//! enough (it is cut short, longer than any may be, or something follows a closing quote) is left to `csv-core`, from its
+//! beginning. A test compares the two.
+
+use memchr::{memchr, memchr_iter, memchr3};
+
+use super::MAX_ROW;
+
+/// Finds rows. It can be used again, for what it has allocated.
+#[derive(Debug, Default)]
+pub(super) struct Scanner {
+    columns: Vec<Span>,
+    /// Columns in which quotes were doubled, as they are meant.
+    unquoted: String,
+}
+
+/// Where a column is: in the text, or where quotes are doubled in it, in [`Scanner::unquoted`].
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: usize,
+    end: usize,
+    doubled: bool,
+}
+
+/// The columns of one row.
+pub(super) struct Columns<'t> {
+    text: &'t str,
+    unquoted: &'t str,
+    columns: &'t [Span],
+}
+
+impl Scanner {
+    /// The columns of the row that `text` begins with, and the bytes that it takes up to and with the end of its line: where that
+    /// is two bytes, with the first. `None`: it has to be read in another way.
+    pub(super) fn row<'t>(&'t mut self, text: &'t str) -> Option<(Columns<'t>, usize)> {
+        self.columns.clear();
+        self.unquoted.clear();
+        let mut at = 0;
+        loop {
+            let (column, after) = match text.as_bytes().get(at)? {
+                b'"' => self.quoted(text, at + 1)?,
+                _ => {
+                    let end = at + memchr3(b',', b'\n', b'\r', &text.as_bytes()[at..])?;
+                    (Span { start: at, end, doubled: false }, end)
+                }
+            };
+            self.columns.push(column);
+            at = after + 1;
+            match text.as_bytes().get(after)? {
+                b',' => {}
+                b'\n' | b'\r' => break,
+                _ => return None,
+            }
+        }
+        (at <= MAX_ROW).then_some(())?;
+        Some((Columns { text, unquoted: &self.unquoted, columns: &self.columns }, at))
+    }
+
+    /// The column whose inside begins at `start`, and where its closing quote is behind.
+    fn quoted(&mut self, text: &str, start: usize) -> Option<(Span, usize)> {
+        let mut at = start;
+        loop {
+            let quote = at + memchr(b'"', &text.as_bytes()[at..])?;
+            if text.as_bytes().get(quote + 1) != Some(&b'"') {
+                let column = match at == start {
+                    true => Span { start, end: quote, doubled: false },
+                    false => self.undouble(text.get(start..quote)?),
+                };
+                return Some((column, quote + 1));
+            }
+            at = quote + 2;
+        }
+    }
+
+    #[cold]
+    fn undouble(&mut self, inside: &str) -> Span {
+        let (start, mut rest) = (self.unquoted.len(), 0);
+        let mut quotes = memchr_iter(b'"', inside.as_bytes());
+        // The first of each two is kept.
+        while let (Some(quote), Some(_second)) = (quotes.next(), quotes.next()) {
+            self.unquoted.push_str(inside.get(rest..=quote).unwrap_or_default());
+            rest = quote + 2;
+        }
+        self.unquoted.push_str(inside.get(rest..).unwrap_or_default());
+        Span { start, end: self.unquoted.len(), doubled: true }
+    }
+}
+
+impl<'t> Columns<'t> {
+    pub(super) fn len(&self) -> usize {
+        self.columns.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'t str> {
+        let Self { text, unquoted, columns } = *self;
+        // Quotes and separators are characters of their own, so that a column begins and ends with one.
+        columns.iter().map(move |column| {
+            let text = if column.doubled { unquoted } else { text };
+            text.get(column.start..column.end).unwrap_or_default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::records::{Next, Records};
+    use super::*;
+
+    fn scanned(text: &str) -> Option<(Vec<String>, usize)> {
+        let mut scanner = Scanner::default();
+        let (columns, length) = scanner.row(text)?;
+        assert_eq!(columns.len(), columns.iter().count());
+        Some((columns.iter().map(str::to_owned).collect(), length))
+    }
+
+    /// What `csv-core` makes of the same.
+    fn read(text: &str) -> Option<(Vec<String>, usize)> {
+        let mut records = Records::new(text.as_bytes());
+        let columns = match records.next().expect("a slice") {
+            Next::Record(record) => record.texts().expect("a text").iter().map(str::to_owned).collect(),
+            Next::End | Next::Broken(..) => return None,
+        };
+        Some((columns, text.len() - records.into_rest().len()))
+    }
+
+    #[test]
+    fn columns_are_found_as_they_are_meant() {
+        let cases: [(&str, &[&str]); 8] = [
+            ("a,b\nc", &["a", "b"]),
+            ("a,b\r\nc", &["a", "b"]),
+            (",\n", &["", ""]),
+            ("\"a,\n\",\"\"\n", &["a,\n", ""]),
+            ("\"\"\"\",\"a\"\"b\"\"\",\"\"\"c\"\n", &["\"", "a\"b\"", "\"c"]),
+            ("a\"b,c\"\n", &["a\"b", "c\""]),
+            ("ä,\"ö\"\"\"\n", &["ä", "ö\""]),
+            (" \"a\" ,b\n", &[" \"a\" ", "b"]),
+        ];
+        for (text, columns) in cases {
+            assert_eq!(
+                scanned(text).map(|row| row.0).as_deref(),
+                read(text).map(|row| row.0).as_deref(),
+                "{text:?}"
+            );
+            assert!(scanned(text).is_some_and(|row| row.0 == columns), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_the_ordinary_is_left() {
+        let long = format!("{}\n", "x".repeat(MAX_ROW));
+        for text in ["a", "a,", "a,\"b", "a,\"b\"", "\"a\"b\n", "\"a\"\"", "", &long] {
+            assert_eq!(scanned(text), None, "{text:?}");
+        }
+        assert!(scanned(&long[1..]).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_is_what_csv_core_makes_of_it(text in "[aä,\"\r\n]{1,30}") {
+            prop_assume!(!text.starts_with(['\r', '\n']));
+            if let Some(row) = scanned(&text) {
+                prop_assert_eq!(Some(row), read(&text));
+            }
+        }
+    }
+}
