@@ -60,6 +60,8 @@ pub struct Claim<'a> {
 #[must_use]
 pub struct Settlement {
     kept: Vec<u64>,
+    /// How many slots the new snapshot has beside those.
+    fresh: u64,
     heirs: Vec<(u32, Predecessor)>,
 }
 
@@ -129,6 +131,7 @@ impl Ledger {
         drop(heirs);
 
         let mut done = settlement.kept;
+        let claimed = done.iter().map(|bits| u64::from(bits.count_ones())).sum::<u64>() + settlement.fresh;
         for slot in inherited {
             // Several can have inherited from one.
             if !is_set(&done, slot) {
@@ -136,11 +139,17 @@ impl Ledger {
                 self.release(limiter, slot);
             }
         }
+        // What is in use and neither claimed nor parked is an old bucket's. Most often there is none left, in a million.
+        let mut gone = self.in_use().saturating_sub(self.parked.len() as u64 + claimed);
         for (bucket, name) in old {
+            if gone == 0 {
+                break;
+            }
             // Rows of one key share their buckets: each slot is looked at once.
             if !is_set(&done, bucket.slot) {
                 set(&mut done, bucket.slot);
                 self.park(limiter, name, bucket, now);
+                gone -= 1;
             }
         }
         self.unpark_full(limiter, now);
@@ -307,7 +316,8 @@ impl Claim<'_> {
         let mut heirs = self.limiter.heirs.write().unwrap_or_else(PoisonError::into_inner);
         self.heirs.iter().for_each(|(slot, of)| heirs.entry(*slot).or_default().push(*of));
         drop(heirs);
-        Settlement { kept: std::mem::take(&mut self.kept), heirs: std::mem::take(&mut self.heirs) }
+        let (kept, heirs) = (std::mem::take(&mut self.kept), std::mem::take(&mut self.heirs));
+        Settlement { kept, fresh: self.fresh.len() as u64, heirs }
     }
 
     fn unpark(&mut self, name: impl FnOnce() -> BucketName) -> Option<Slot> {
