@@ -44,7 +44,7 @@
 //! | `worker-0` … | a current-thread runtime and its connections, for good; no work is stolen |
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
 //! | `reload` | everything in "a new set of keys"; from the second on, at a lower priority than the workers |
-//! | `load` … | while a large source is read: they parse, and `reload` fills the table; or they decode a compiled snapshot into it |
+//! | `load` … | while a large source is read: they parse, and `reload` fills the table, or they decode a compiled snapshot into it; then they index and compare it |
 //! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
 //! | (blocking) | a revocation, while it writes to the disk |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |

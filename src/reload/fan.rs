@@ -1,7 +1,7 @@
 //! Work for several threads whose results are wanted in the order of the work.
 //!
-//! The calling thread gives pieces to the threads in turn and takes their results in the same turn: that is all the order there is, and
-//! what is under way is bounded.
+//! The threads are given pieces in turn, and their results are taken in the same turn: that is all the order there is, and what is
+//! under way is bounded.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,19 +19,19 @@ pub(super) fn threads() -> usize {
 }
 
 /// Has each of `workers`, on a thread of its own, turn pieces that `next` yields into results, and hands these to `merge` in the
-/// order of the pieces.
+/// order of the pieces. `next` has a thread of its own too, so that the calling one has nothing to do but to merge.
 ///
 /// # Errors
-/// The first of `next` or `merge`, after which neither is called; or that a thread cannot be started.
+/// The first of `merge`, after which it is not called again; or that of `next`; or that a thread cannot be started.
 pub(super) fn in_order<P, R, E, W>(
     workers: impl IntoIterator<Item = W>,
-    mut next: impl FnMut() -> Result<Option<P>, E>,
+    mut next: impl FnMut() -> Result<Option<P>, E> + Send,
     mut merge: impl FnMut(R) -> Result<(), E>,
 ) -> Result<(), E>
 where
     P: Send,
     R: Send,
-    E: From<io::Error>,
+    E: From<io::Error> + Send,
     W: FnMut(P) -> R + Send,
 {
     thread::scope(|scope| {
@@ -43,24 +43,36 @@ where
             Ok((give, results))
         };
         let lanes = workers.into_iter().map(lane).collect::<io::Result<Vec<_>>>()?;
-        let ended = || io::Error::other("a thread that reads has ended");
-        let (mut given, mut taken, mut more) = (0, 0, true);
-        while more || taken < given {
-            while more && given - taken < lanes.len() * AHEAD {
-                match next()? {
-                    Some(piece) => {
-                        lanes[given % lanes.len()].0.send(piece).map_err(|_| ended())?;
-                        given += 1;
-                    }
-                    None => more = false,
+        let (gives, results): (Vec<_>, Vec<_>) = lanes.into_iter().unzip();
+        let feed = move || {
+            for lane in gives.iter().cycle() {
+                // A lane that takes no more is one whose results nobody wants any more.
+                if next()?.is_none_or(|piece| lane.send(piece).is_err()) {
+                    break;
                 }
             }
-            if taken < given {
-                merge(lanes[taken % lanes.len()].1.recv().map_err(|_| ended())?)?;
-                taken += 1;
-            }
-        }
-        Ok(())
+            Ok(())
+        };
+        let feeder = thread::Builder::new().name("load".into()).spawn_scoped(scope, feed)?;
+        // A lane that has no more is the first in turn that was given no more: those before it have been emptied.
+        results.iter().cycle().map_while(|lane| lane.recv().ok()).try_for_each(&mut merge)?;
+        feeder.join().unwrap_or_else(|_| Err(io::Error::other("a thread that reads has ended").into()))
+    })
+}
+
+/// Does two things at the same time.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub(super) fn both<A: Send, B>(
+    a: impl FnOnce() -> A + Send,
+    b: impl FnOnce() -> B,
+) -> Result<(A, B), io::Error> {
+    thread::scope(|scope| {
+        let a = thread::Builder::new().name("load".into()).spawn_scoped(scope, a)?;
+        let b = b();
+        let a = a.join().map_err(|_| io::Error::other("a thread that indexes has ended"))?;
+        Ok((a, b))
     })
 }
 
@@ -114,5 +126,12 @@ mod tests {
         assert!(matches!(result, Err(Stop::Here(400))));
         let nothing = in_order([square; 2], || Ok(None), |_| Err(Stop::Here(0)));
         assert!(nothing.is_ok());
+    }
+
+    #[test]
+    fn two_things_are_done() {
+        let mut done = 0;
+        assert_eq!(both(|| 1, || done += 1).expect("a thread"), (1, ()));
+        assert_eq!(done, 1);
     }
 }

@@ -155,7 +155,7 @@ impl SourceFile {
         &self,
         seed: u64,
         see: Option<&mut See<'_>>,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut Tell<'_>,
     ) -> Result<Built, Failure> {
         let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
         // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
@@ -180,6 +180,9 @@ impl SourceFile {
 
 /// Is shown rows.
 pub type See<'s> = dyn FnMut(u64, &KeyRecord<'_>) + 's;
+
+/// Is told how many bytes have been read.
+pub(crate) type Tell<'t> = dyn FnMut(u64) + Send + 't;
 
 impl Loaded {
     fn new(Built { builder, state, written_at }: Built) -> Self {

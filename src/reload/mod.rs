@@ -26,6 +26,7 @@ use crate::snapshot::{Keys, Snapshot, Stamp};
 use crate::systemd;
 
 mod check;
+mod compare;
 mod failure;
 mod fan;
 mod history;
@@ -337,7 +338,7 @@ impl Running {
         let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
         let old = self.current.as_deref();
-        let (diff, kept) = keys.compare(old);
+        let (diff, kept) = compare::compare(&keys, old);
         let generation = self.generation + 1;
         // A file from the future is not younger than one that was written now.
         let source_time = written_at.min(clock.now().unix);

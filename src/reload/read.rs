@@ -7,7 +7,8 @@
 //!   to mend the file anyway.
 //! * A compiled file is cut into blocks already.
 //!
-//! What is held beside the table is a few pieces for each thread, and of a compiled file the hashes of its key ids until all are there.
+//! What is held beside the table is a few pieces for each thread, 8 MiB while a text is indexed, and of a compiled file the hashes of its
+//! key ids until all are there.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use crate::record::KeyRecord;
 use crate::reload::fan;
-use crate::reload::load::See;
+use crate::reload::load::{See, Tell};
 use crate::reload::{Failure, SourceFile};
 use crate::snapshot::{Batch, Builder, Gather, compiled};
 use crate::source::{self, Blocks, Findings, Format, NotSplit, Splitter};
@@ -44,7 +45,7 @@ pub(super) struct Source<'s> {
 struct Told<'t, R> {
     input: R,
     read: u64,
-    tell: &'t mut dyn FnMut(u64),
+    tell: &'t mut Tell<'t>,
 }
 
 impl<R: Read> Read for Told<'_, R> {
@@ -74,7 +75,7 @@ impl Source<'_> {
     pub(super) fn read(
         &self,
         see: Option<&mut See<'_>>,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut Tell<'_>,
     ) -> Result<(Builder, Option<u32>), Failure> {
         if self.origin.format == Format::Compiled {
             let (builder, source_time) = self.compiled(progress).map_err(|error| self.damaged(error))?;
@@ -144,8 +145,8 @@ impl Source<'_> {
     }
 
     /// Piece by piece, by several threads.
-    fn in_pieces(&self, input: impl Read, threads: usize) -> Result<Builder, Stop> {
-        let mut builder = self.builder();
+    fn in_pieces(&self, input: impl Read + Send, threads: usize) -> Result<Builder, Stop> {
+        let mut bulk = self.builder().in_bulk();
         let mut splitter = Splitter::new(input, self.origin.format);
         let mut next = || match splitter.next_piece() {
             Ok(piece) => Ok(piece),
@@ -157,16 +158,18 @@ impl Source<'_> {
         let (blocks, header) = blocks.ok_or(Stop::Wrong)?;
         first.drain(..header);
         let mut first = Some(first);
-        let workers: Vec<_> = (0..threads).map(|_| reader(blocks.clone(), builder.gather())).collect();
+        let workers: Vec<_> = (0..threads).map(|_| reader(blocks.clone(), bulk.gather())).collect();
         let merge = |batch: Option<Batch>| {
-            let added = batch.map(|batch| builder.add_batch(batch));
+            let added = batch.map(|batch| bulk.add_batch(batch));
             if matches!(added, Some(Ok(()))) { Ok(()) } else { Err(Stop::Wrong) }
         };
         fan::in_order(workers, || first.take().map_or_else(&mut next, |first| Ok(Some(first))), merge)?;
-        Ok(builder)
+        let (digests, ids) = bulk.indexes();
+        let (distinct, rotated) = fan::both(digests, ids)?;
+        distinct.and_then(|distinct| bulk.finish(distinct, rotated)).map_err(|_| Stop::Wrong)
     }
 
-    fn compiled(&self, progress: &mut dyn FnMut(u64)) -> Result<(Builder, u32), compiled::ReadError> {
+    fn compiled(&self, progress: &mut Tell<'_>) -> Result<(Builder, u32), compiled::ReadError> {
         let read = |at, bytes: &mut [u8]| self.file.read_exact_at(bytes, at);
         // What room is made for has to be on the disk: a length alone costs nobody anything. Where a file system cannot tell, the
         // first hole is at the end.
@@ -280,7 +283,13 @@ mod tests {
                 format!("{{\"key_hash\":\"{number:064x}\",\"key_id\":\"k{number}\",\"limits\":\"1/s\"}}\n\n")
             })
             .collect();
-        for (text, format) in [(text, Format::Csv), (json.into_bytes(), Format::JsonLines)] {
+        // A third of the rows have the id of an early one.
+        let rotated = (0..12_000).map(|number| {
+            let of = if number % 3 == 1 { number / 7 } else { number };
+            row(number, 0).replacen(&format!(",k{number},"), &format!(",r{of},"), 1)
+        });
+        let rotated = (csv(rotated), Format::Csv);
+        for (text, format) in [(text, Format::Csv), (json.into_bytes(), Format::JsonLines), rotated] {
             for threads in [1, 2, 5] {
                 let pieces = with_source(&text, format, LARGE, |source| {
                     source.in_pieces(source.file, threads).ok().map(|builder| rows(&builder))
@@ -314,6 +323,8 @@ mod tests {
         let wrong = [
             (with(last, "not a row\n".to_owned()), "the row has 1 columns"),
             (with(last, good[0].clone()), "the same key_hash as in line 2"),
+            (with(last, format!("{last:064x},k0,other,1/s,\n")), "the same key_id and another owner"),
+            (with(last, format!("{last:064x},k0,,7/s,\n")), "the same key_id and other limits"),
             (with(last, good[last].trim_end().to_owned()), "does not end in a newline"),
             (with(3, format!("\"{}", good[3])), "keys:"),
             (with(0, good[0].replacen("1/s", "1/x", 1)), "is not a period"),

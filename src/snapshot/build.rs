@@ -208,7 +208,6 @@ impl Builder {
     pub fn finish(self) -> Keys {
         let mut keys = self.keys;
         memory::trim(&mut keys.entries);
-        keys.arena.trim();
         memory::trim(&mut keys.metadata);
         keys.metadata_texts.trim();
         keys.rotated.shrink_to_fit();
@@ -227,6 +226,12 @@ impl Builder {
         let Some(first) = self.keys.find_by_id_hash(id_hash, key_id) else {
             return Ok(None);
         };
+        self.agrees(first, owner, policy)?;
+        Ok(Some(first))
+    }
+
+    /// Whether a row of this owner and policy can be one of the key whose first row is `first`.
+    pub(super) fn agrees(&self, first: u32, owner: &str, policy: u32) -> Result<(), RowError> {
         let entry = &self.keys.entries[first as usize];
         let line = self.lines.of(first);
         let [first_limits, limits] =
@@ -237,7 +242,7 @@ impl Builder {
         if self.keys.owner(entry) != owner {
             return Err(RowError::OtherOwner { line });
         }
-        Ok(Some(first))
+        Ok(())
     }
 
     pub(super) fn claim_digest(&mut self, id: u32, digest: &Digest, probe: Probe) -> Result<(), RowError> {

@@ -5,6 +5,7 @@
 //! next to nothing: there are few of them, and where each row was before is kept for the claims ([`kept`](super::kept)).
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::record::{Digest, Status, rfc3339};
 use crate::snapshot::entry::Entry;
@@ -80,13 +81,82 @@ struct Row<'k> {
     id: u32,
 }
 
+/// A comparison that is under way: of parts of the rows before, by as many threads as there are.
+pub struct Comparison<'k> {
+    before: &'k Keys,
+    after: &'k Keys,
+    found: Found,
+}
+
+/// Rows of a part: so many that a thread is worth while for several of them, and few enough that threads end together.
+const PART: usize = 1 << 15;
+
+impl<'k> Comparison<'k> {
+    /// Of `after` with what was `before` it.
+    pub fn new(before: &'k Keys, after: &'k Keys) -> Self {
+        Self { before, after, found: Found::none_of(after.len()) }
+    }
+
+    /// The parts, each to be compared once.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+        let rows = self.before.len();
+        (0..rows.div_ceil(PART)).map(move |part| part * PART..rows.min((part + 1) * PART))
+    }
+
+    /// For a thread: compares parts.
+    pub fn comparer(&self) -> impl FnMut(Range<usize>) -> Diff {
+        let mut policies = Policies::default();
+        let mut after_ids = Vec::with_capacity(WINDOW);
+        move |part| {
+            let mut diff = Diff::default();
+            let mut next = part.start as u32;
+            let mut before_ids = (0..).skip(part.start);
+            for window in self.before.entries.get(part).unwrap_or_default().chunks(WINDOW) {
+                self.after.find_all(window, &mut next, &mut after_ids);
+                for ((before, after_id), before_id) in window.iter().zip(&after_ids).zip(&mut before_ids) {
+                    let before = Row { keys: self.before, entry: before, id: before_id };
+                    let row =
+                        |id| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
+                    diff.count_row(before, after_id.and_then(row), &mut policies, &self.found);
+                }
+            }
+            diff
+        }
+    }
+
+    /// What publishing the keys after `old`, which had those before, would change, and which rows it has already: given what has
+    /// come of all parts, in their order.
+    pub fn kept<'s>(self, parts: Diff, old: &'s Snapshot) -> (Diff, Kept<'s>) {
+        let (diff, found) = self.finish(parts);
+        (diff, Kept::known(Some(old), found))
+    }
+
+    fn finish(self, parts: Diff) -> (Diff, Found) {
+        let Self { before, after, found } = self;
+        let mut diff = parts;
+        diff.added = after.len() - (before.len() - diff.removed);
+        if diff.added > 0 {
+            diff.examples.added = after.added(found.new_rows());
+        }
+        (diff, found)
+    }
+
+    /// All parts, by this thread.
+    fn here(&self) -> Diff {
+        let mut diff = Diff::default();
+        self.parts().map(self.comparer()).for_each(|part| diff.append(part));
+        diff
+    }
+}
+
 impl Keys {
     /// What publishing these keys after `old` would change, and which rows it has already.
     pub fn compare<'s>(&self, old: Option<&'s Snapshot>) -> (Diff, Kept<'s>) {
         match old {
             Some(snapshot) => {
-                let (diff, found) = self.look_up(snapshot.table());
-                (diff, Kept::known(old, found))
+                let comparison = Comparison::new(snapshot.table(), self);
+                let parts = comparison.here();
+                comparison.kept(parts, snapshot)
             }
             None => (self.diff_from(None), Kept::unknown(None)),
         }
@@ -95,34 +165,13 @@ impl Keys {
     /// What there is to be told between `old` and these keys; without `old`, all of them are new.
     pub fn diff_from(&self, old: Option<&Self>) -> Diff {
         if let Some(old) = old {
-            return self.look_up(old).0;
+            let comparison = Comparison::new(old, self);
+            let parts = comparison.here();
+            return comparison.finish(parts).0;
         }
         let mut diff = Diff { added: self.len(), ..Diff::default() };
         diff.examples.added = self.added(0..);
         diff
-    }
-
-    /// Looks each row of `old` up.
-    fn look_up(&self, old: &Self) -> (Diff, Found) {
-        let mut diff = Diff::default();
-        let mut found = Found::none_of(self.len());
-        let mut after_ids = Vec::with_capacity(WINDOW);
-        let mut same_policy: HashMap<_, _, IdHasher> = HashMap::default();
-        let mut before_ids = 0..;
-        for window in old.entries.chunks(WINDOW) {
-            self.find_all(window.iter().map(|entry| &entry.digest), &mut after_ids);
-            for ((before, after_id), before_id) in window.iter().zip(&after_ids).zip(&mut before_ids) {
-                let before = Row { keys: old, entry: before, id: before_id };
-                let after = after_id
-                    .and_then(|id| Some(Row { keys: self, entry: self.entries.get(id as usize)?, id }));
-                diff.count_row(before, after, &mut same_policy, &mut found);
-            }
-        }
-        diff.added = self.len() - (old.len() - diff.removed);
-        if diff.added > 0 {
-            diff.examples.added = self.added(found.new_rows());
-        }
-        (diff, found)
     }
 
     fn added(&self, rows: impl Iterator<Item = u32>) -> Vec<Example> {
@@ -132,14 +181,23 @@ impl Keys {
 }
 
 impl Diff {
+    /// Adds what was counted of the rows after these; what is added is only known in the end.
+    pub fn append(&mut self, next: Self) {
+        self.removed += next.removed;
+        self.changed += next.changed;
+        self.revoked += next.revoked;
+        let Examples { added: _, removed, changed, revoked } = &mut self.examples;
+        for (examples, next) in [
+            (removed, next.examples.removed),
+            (changed, next.examples.changed),
+            (revoked, next.examples.revoked),
+        ] {
+            examples.extend(next.into_iter().take(MAX_EXAMPLES - examples.len()));
+        }
+    }
+
     /// Counts what has become of a row, and marks where it is.
-    fn count_row(
-        &mut self,
-        before: Row<'_>,
-        after: Option<Row<'_>>,
-        same_policy: &mut HashMap<(u32, u32), bool, IdHasher>,
-        found: &mut Found,
-    ) {
+    fn count_row(&mut self, before: Row<'_>, after: Option<Row<'_>>, policies: &mut Policies, found: &Found) {
         let was_active = before.entry.status.of_row() == Status::Active;
         let Some(after) = after else {
             let gone = || before.entry.example(before.keys, Vec::new());
@@ -150,10 +208,7 @@ impl Diff {
             return;
         };
         found.set(after.id, before.id, before.key_id() != after.key_id());
-        let policies = (before.entry.policy, after.entry.policy);
-        let same_policy = *same_policy.entry(policies).or_insert_with(|| {
-            before.keys.policies[policies.0 as usize] == after.keys.policies[policies.1 as usize]
-        });
+        let same_policy = policies.same(before, after);
         if !same_policy || !same_row(after, before) {
             count(&mut self.changed, &mut self.examples.changed, || before.changed_to(after));
         }
@@ -229,6 +284,30 @@ fn time(seconds: u32) -> String {
     match seconds {
         0 | u32::MAX => String::new(),
         seconds => rfc3339(seconds),
+    }
+}
+
+/// Which policies before are which after: compared once, where they are the same for many rows.
+#[derive(Default)]
+struct Policies {
+    known: HashMap<(u32, u32), bool, IdHasher>,
+    /// What was asked for the row before: in most exports it is the same for the next.
+    last: Option<((u32, u32), bool)>,
+}
+
+impl Policies {
+    fn same(&mut self, before: Row<'_>, after: Row<'_>) -> bool {
+        let numbers = (before.entry.policy, after.entry.policy);
+        match self.last {
+            Some((last, same)) if last == numbers => same,
+            _ => {
+                let compare =
+                    || before.keys.policies[numbers.0 as usize] == after.keys.policies[numbers.1 as usize];
+                let same = *self.known.entry(numbers).or_insert_with(compare);
+                self.last = Some((numbers, same));
+                same
+            }
+        }
     }
 }
 

@@ -26,6 +26,11 @@ impl Identity {
         (self.0 >> 16) as usize
     }
 
+    /// The same in a text that has `offset` bytes before.
+    pub(super) fn moved(self, offset: usize) -> Self {
+        Self(self.0 + ((offset as u64) << 16))
+    }
+
     /// Bytes of both.
     pub(super) fn length(self) -> usize {
         self.both().len()

@@ -45,7 +45,7 @@ impl Probe {
         (self.hash as u32).max(1)
     }
 
-    /// Which of so many lines it belongs to.
+    /// Which of so many lines it belongs to, or of as many parts of a table.
     #[inline]
     pub(super) fn home(self, lines: usize) -> usize {
         ((u128::from(self.hash) * lines as u128) >> 64) as usize

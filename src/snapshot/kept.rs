@@ -1,14 +1,17 @@
 //! Which rows of a new set of keys the snapshot before it has already: found out once, by what counts the changes, and used
 //! again by what claims the buckets.
 //!
-//! Two million-row tables are compared by looking every row of one up in the other, in places that no cache holds. Rows are
-//! looked up [`WINDOW`] at a time, in steps: each step reads what the next one needs of all of them, so that their cache misses
-//! overlap.
+//! Two million-row tables are compared by finding every row of one in the other. Most are where the export has them too, after the
+//! row before; the others are looked up, in places that no cache holds. Rows are looked up [`WINDOW`] at a time, in steps: each
+//! step reads what the next one needs of all of them, so that their cache misses overlap.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayVec;
 
-use crate::memory::{Huge, HugeVec};
-use crate::record::Digest;
+use crate::memory::{Huge, HugeVec, prefetch};
+use crate::snapshot::entry::Entry;
 use crate::snapshot::index::Probe;
 use crate::snapshot::{Key, Keys, Snapshot, same_digest};
 
@@ -26,7 +29,7 @@ const RENAMED: u32 = u32::MAX - 1;
 pub struct Kept<'s> {
     pub(super) old: Option<&'s Snapshot>,
     /// Empty: nobody has looked.
-    rows: HugeVec<u32>,
+    rows: HugeVec<AtomicU32>,
 }
 
 impl<'s> Kept<'s> {
@@ -43,8 +46,8 @@ impl<'s> Kept<'s> {
     /// The key of the snapshot before whose buckets row `at` goes on with: that of its key id.
     pub(super) fn before<'k>(&self, at: usize, key_id: impl FnOnce() -> &'k str) -> Option<Key<'s>> {
         let old = self.old?;
-        match self.rows.get(at) {
-            Some(row) if *row < RENAMED => old.key_at(*row),
+        match self.rows.get(at).map(|row| row.load(Relaxed)) {
+            Some(row) if row < RENAMED => old.key_at(row),
             _ => old.find_by_id(key_id()),
         }
     }
@@ -53,57 +56,78 @@ impl<'s> Kept<'s> {
     pub(super) fn fetch(&self, start: usize) {
         let Some(old) = self.old else { return };
         let rows = self.rows.iter().skip(start).take(WINDOW);
-        let entries = rows.filter_map(|row| old.keys.entries.get(*row as usize));
+        let entries = rows.filter_map(|row| old.keys.entries.get(row.load(Relaxed) as usize));
         std::hint::black_box(entries.fold(0, |sum, entry| sum ^ entry.buckets));
     }
 }
 
-/// For each row, where an older set of keys has it.
-pub(super) struct Found(HugeVec<u32>);
+/// For each row, where an older set of keys has it. Each is set once, by whichever thread has found it.
+pub(super) struct Found(HugeVec<AtomicU32>);
 
 impl Found {
     /// So far, none of so many rows.
     pub(super) fn none_of(rows: usize) -> Self {
         let mut found = HugeVec::new_in(Huge);
-        found.resize(rows, NEW);
+        found.extend((0..rows).map(|_| AtomicU32::new(NEW)));
         Self(found)
     }
 
-    pub(super) fn set(&mut self, row: u32, before: u32, is_renamed: bool) {
-        if let Some(found) = self.0.get_mut(row as usize) {
-            *found = if is_renamed { RENAMED } else { before.min(RENAMED) };
+    pub(super) fn set(&self, row: u32, before: u32, is_renamed: bool) {
+        if let Some(found) = self.0.get(row as usize) {
+            found.store(if is_renamed { RENAMED } else { before.min(RENAMED) }, Relaxed);
         }
     }
 
     /// The rows that are nowhere, ascending.
     pub(super) fn new_rows(&self) -> impl Iterator<Item = u32> {
-        (0..).zip(&self.0).filter(|(_, found)| **found == NEW).map(|(row, _)| row)
+        (0..).zip(&self.0).filter(|(_, found)| found.load(Relaxed) == NEW).map(|(row, _)| row)
     }
 }
 
 impl Keys {
-    /// The row of each of up to [`WINDOW`] digests, as [`find_exactly`](Self::find_exactly) finds it, with what is compared
-    /// next fetched: the row, and its texts.
-    pub(super) fn find_all<'d>(
-        &self,
-        digests: impl Iterator<Item = &'d Digest> + Clone,
-        found: &mut Vec<Option<u32>>,
-    ) {
-        let probes: ArrayVec<Probe, WINDOW> =
-            digests.clone().map(|digest| Probe::of_digest(digest, self.seed)).take(WINDOW).collect();
-        probes.iter().for_each(|probe| self.index.prefetch(*probe));
+    /// The row of each of up to [`WINDOW`] others, by its digest, as [`find_exactly`](Self::find_exactly) finds it.
+    ///
+    /// `next` is the row that is expected for the first: most exports are in the order of the one before, and then each row is the one
+    /// after the one for the row before, and nothing has to be looked up. What has to be has what is compared next fetched: the
+    /// row, and its texts.
+    pub(super) fn find_all(&self, others: &[Entry], next: &mut u32, found: &mut Vec<Option<u32>>) {
         found.clear();
-        found.extend(probes.iter().map(|probe| self.index.candidate(*probe)));
-        let entry = |id: &Option<u32>| self.entries.get(id.as_ref().map_or(usize::MAX, |id| *id as usize));
-        std::hint::black_box(found.iter().filter_map(entry).fold(0, |sum, entry| sum ^ entry.digest[0]));
-        let text = |sum, at| sum ^ self.byte(at);
-        let starts = found.iter().filter_map(entry).map(|entry| entry.identity.key_id().start);
-        std::hint::black_box(starts.fold(0, text));
-        for (id, digest) in found.iter_mut().zip(digests) {
-            if !entry(id).is_none_or(|entry| same_digest(&entry.digest, digest)) {
-                *id = self.find_exactly(digest);
+        let mut elsewhere: ArrayVec<(usize, Probe), WINDOW> = ArrayVec::new();
+        for (at, other) in others.iter().enumerate().take(WINDOW) {
+            let expected = self.entries.get(*next as usize);
+            if expected.is_some_and(|entry| same_digest(&entry.digest, &other.digest)) {
+                found.push(Some(*next));
+                *next += 1;
+            } else {
+                found.push(None);
+                elsewhere.push((at, Probe::of_digest(&other.digest, self.seed)));
             }
         }
+        if elsewhere.is_empty() {
+            return;
+        }
+        elsewhere.iter().for_each(|(_, probe)| self.index.prefetch(*probe));
+        for (at, probe) in &elsewhere {
+            found[*at] = self.index.candidate(*probe);
+            self.entry_of(found[*at]).into_iter().for_each(prefetch);
+        }
+        for (at, _) in &elsewhere {
+            let texts = self.entry_of(found[*at]).map(|entry| entry.identity.key_id().start);
+            texts.and_then(|start| self.arena.as_str().as_bytes().get(start)).into_iter().for_each(prefetch);
+        }
+        for (at, _) in &elsewhere {
+            let digest = &others[*at].digest;
+            if !self.entry_of(found[*at]).is_none_or(|entry| same_digest(&entry.digest, digest)) {
+                found[*at] = self.find_exactly(digest);
+            }
+        }
+        if let Some(Some(last)) = found.last() {
+            *next = last + 1;
+        }
+    }
+
+    fn entry_of(&self, id: Option<u32>) -> Option<&Entry> {
+        self.entries.get(id? as usize)
     }
 }
 

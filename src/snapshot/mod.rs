@@ -20,6 +20,7 @@ use crate::rules::Rules;
 
 mod batch;
 mod build;
+mod bulk;
 mod claim;
 pub mod compiled;
 mod diff;
@@ -36,9 +37,10 @@ mod summary;
 
 pub use batch::{Batch, Gather};
 pub use build::{Builder, Keys, RowError};
+pub use bulk::Bulk;
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
-pub use diff::{Diff, Difference, Example, Examples, MAX_EXAMPLES};
+pub use diff::{Comparison, Diff, Difference, Example, Examples, MAX_EXAMPLES};
 use entry::Entry;
 pub use index::Probe;
 pub use ip_set::IpSet;
@@ -338,10 +340,6 @@ impl Keys {
     fn owner_name(&self, number: u32) -> &str {
         let first = self.owners.get(number as usize).and_then(|first| self.entries.get(*first as usize));
         first.map_or("", |first| self.owner(first))
-    }
-
-    fn byte(&self, at: usize) -> u8 {
-        self.arena.as_str().as_bytes().get(at).copied().unwrap_or(0)
     }
 
     fn metadata_of(&self, entry: u32) -> Option<&str> {

@@ -1,0 +1,77 @@
+//! Comparing a new set of keys with the one that is served, by several threads where there are many.
+
+use crate::reload::fan;
+use crate::snapshot::{Comparison, Diff, Kept, Keys, Snapshot};
+
+/// What publishing `new` after `old` would change, and which rows it has already.
+pub(super) fn compare<'s>(new: &Keys, old: Option<&'s Snapshot>) -> (Diff, Kept<'s>) {
+    old.and_then(|old| in_parts(new, old, fan::threads())).unwrap_or_else(|| new.compare(old))
+}
+
+/// `None` where it is not worth several threads, or there are none to be had.
+fn in_parts<'s>(new: &Keys, old: &'s Snapshot, threads: usize) -> Option<(Diff, Kept<'s>)> {
+    let comparison = Comparison::new(old.table(), new);
+    let mut parts = comparison.parts();
+    if parts.len() < 2 || threads < 2 {
+        return None;
+    }
+    let workers: Vec<_> = (0..threads).map(|_| comparison.comparer()).collect();
+    let mut diff = Diff::default();
+    let append = |part| {
+        diff.append(part);
+        Ok::<_, std::io::Error>(())
+    };
+    fan::in_order(workers, || Ok(parts.next()), append).ok()?;
+    Some(comparison.kept(diff, old))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::{Ledger, Limiter};
+    use crate::record::{Digest, KeyRecord, Status};
+    use crate::snapshot::{Builder, Stamp};
+
+    /// Rows that take several parts.
+    const ROWS: u32 = 80_000;
+
+    fn keys(rows: impl Iterator<Item = (u32, &'static str, Status)>) -> Keys {
+        let mut builder = Builder::new(7, ROWS as usize);
+        for (number, owner, status) in rows {
+            let mut hash = Digest::default();
+            hash[..4].copy_from_slice(&number.to_le_bytes());
+            let key_id = format!("k{number}");
+            let record = KeyRecord { owner, status, ..KeyRecord::new(hash, &key_id) };
+            builder.add(number.into(), &record).expect("no contradictions");
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn parts_come_to_what_one_thread_comes_to() {
+        let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+        let mut claim = ledger.claim(&limiter);
+        let old = keys((0..ROWS).map(|number| (number, "o", Status::Active)));
+        let old = old.publishable(&mut claim, None, Stamp::default()).expect("room");
+        let changed = |number: u32| match number % 1_000 {
+            1 => (number, "p", Status::Active),
+            2 => (number, "o", Status::Revoked),
+            3 => (number + ROWS, "o", Status::Active),
+            _ => (number, "o", Status::Active),
+        };
+        // In the same order, but for rows that are gone; and in another.
+        let thinned = keys((0..ROWS).filter(|number| number % 777 != 5).map(changed));
+        let turned = keys((0..ROWS).rev().map(changed));
+        for new in [thinned, turned] {
+            let (alone, _) = new.compare(Some(&old));
+            assert!(
+                alone.changed > 0 && alone.added > 0 && alone.removed > 0 && alone.revoked > alone.removed
+            );
+            for threads in [2, 3] {
+                let (diff, _) = in_parts(&new, &old, threads).expect("several parts");
+                assert_eq!(diff, alone);
+            }
+        }
+        assert!(in_parts(&keys(std::iter::empty()), &old, 1).is_none());
+    }
+}
