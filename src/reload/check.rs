@@ -103,7 +103,7 @@ impl Running {
     fn judge(&self, source: &SourceFile, settings: &Settings) -> Result<Judged, Failure> {
         source.settle(settings.policy.settle);
         let seed = getrandom::u64().map_err(Failure::Random)?;
-        let loaded = source.load(seed)?;
+        let loaded = source.load_settled(seed, settings.policy.settle)?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
         let mut judged = Judged::new(&settings.policy, &source.path, &loaded.keys, served);
         let stranded = || self.guard_hashes(settings, &source.path, &loaded.keys).err();

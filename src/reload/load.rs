@@ -105,18 +105,32 @@ impl FileState {
         })
     }
 
-    /// How much longer it has to hold still, to have done so for `settle`. Whoever writes can set the time of writing, but
-    /// not that of the change: where that is only just past, a later change could leave the file looking the same.
+    /// How much longer it has to hold still before it is read, to have done so for `settle`. Whoever writes can set the time of
+    /// writing, but not that of the change: where that is only just past, a later change could leave the file looking the same.
+    ///
+    /// One that was renamed into place can be read at once all the same, and [has to have held still](Self::unwritten) when that is
+    /// done. If it was not complete after all, it is read in vain.
     fn unsettled(&self, settle: Duration) -> Duration {
-        let [written, changed] = self.ages();
-        settle.saturating_sub(written).max(settle.min(TIME_GRANULARITY).saturating_sub(changed))
+        let [_, changed] = self.ages();
+        let written = if self.is_placed() { Duration::ZERO } else { self.unwritten(settle) };
+        written.max(settle.min(TIME_GRANULARITY).saturating_sub(changed))
+    }
+
+    /// How much longer it must not be written to, to not have been for `settle`.
+    fn unwritten(&self, settle: Duration) -> Duration {
+        settle.saturating_sub(self.ages()[0])
+    }
+
+    /// Whether something else was done to it after it was written: most likely, it was renamed into place, and is complete.
+    fn is_placed(&self) -> bool {
+        self.changed > self.modified
     }
 }
 
 impl SourceFile {
     /// Waits until nobody has written to the file for `settle`, so that one that is being written in place is not read
-    /// half way. A file that was renamed into place has settled long ago; one whose time is in the future is watched for
-    /// as long as if it had been written now.
+    /// half way. A file that was renamed into place is only given the time until a change of it shows; one whose time is in
+    /// the future is watched for as long as if it had been written now.
     pub fn settle(&self, settle: Duration) {
         let give_up = Instant::now() + settle.saturating_mul(MAX_SETTLE);
         let mut before = None;
@@ -136,7 +150,15 @@ impl SourceFile {
     /// # Errors
     /// When it cannot be read, changes meanwhile, or has findings; never a part of it.
     pub fn load(&self, seed: u64) -> Result<Loaded, Failure> {
-        self.build(seed, None, &mut |_| {}).map(Loaded::new)
+        self.load_settled(seed, Duration::ZERO)
+    }
+
+    /// As [`load`](Self::load), and is sure that nobody has written to the file for `settle`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_settled(&self, seed: u64, settle: Duration) -> Result<Loaded, Failure> {
+        self.build_settled(seed, settle, None, &mut |_| {}).map(Loaded::new)
     }
 
     /// As [`load`](Self::load), and shows `see` every row that is taken, with its line; those of a compiled file are counted.
@@ -157,6 +179,16 @@ impl SourceFile {
         see: Option<&mut See<'_>>,
         progress: &mut Tell<'_>,
     ) -> Result<Built, Failure> {
+        self.build_settled(seed, Duration::ZERO, see, progress)
+    }
+
+    fn build_settled(
+        &self,
+        seed: u64,
+        settle: Duration,
+        see: Option<&mut See<'_>>,
+        progress: &mut Tell<'_>,
+    ) -> Result<Built, Failure> {
         let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
         // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
         let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
@@ -167,6 +199,9 @@ impl SourceFile {
         let state = FileState::new(&before);
         let read = read::Source { origin: self, file: &file, size: state.size(), seed }.read(see, progress);
 
+        if state.is_placed() {
+            thread::sleep(state.unwritten(settle));
+        }
         // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
         let after = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
         if FileState::new(&after) != state {
@@ -187,5 +222,45 @@ pub(crate) type Tell<'t> = dyn FnMut(u64) + Send + 't;
 impl Loaded {
     fn new(Built { builder, state, written_at }: Built) -> Self {
         Self { keys: builder.finish(), state, written_at }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    /// A file that was last written a moment before something else was done to it.
+    fn placed(ago: Duration) -> (tempfile::TempDir, SourceFile) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("keys.csv");
+        std::fs::write(&path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");
+        let file = File::options().write(true).open(&path).expect("opens");
+        file.set_modified(SystemTime::now() - ago).expect("sets the time");
+        let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
+        (directory, SourceFile { path: path.into(), format, layout, plans })
+    }
+
+    #[test]
+    fn what_was_renamed_into_place_is_read_before_it_has_settled_and_taken_after_that() {
+        let settle = Duration::from_millis(400);
+        let (_directory, source) = placed(Duration::from_millis(100));
+        let state = FileState::of(&source.path).expect("a file");
+        assert!(state.is_placed() && state.unsettled(settle) <= TIME_GRANULARITY);
+        let loaded = source.load_settled(7, settle).expect("loads");
+        assert_eq!((loaded.keys.len(), loaded.state), (1, state));
+        assert_eq!(state.unwritten(settle), Duration::ZERO, "nobody has written to it for so long");
+    }
+
+    #[test]
+    fn what_is_written_in_place_has_to_settle_before_it_is_read() {
+        let settle = Duration::from_secs(3600);
+        let (_directory, source) = placed(Duration::from_millis(100));
+        let state = FileState::of(&source.path).expect("a file");
+        let written = FileState { changed: state.modified, ..state };
+        assert!(!written.is_placed() && written.unsettled(settle) > settle / 2);
+        let (_directory, old) = placed(Duration::from_secs(7200));
+        assert!(FileState::of(&old.path).expect("a file").unsettled(settle) <= TIME_GRANULARITY);
     }
 }

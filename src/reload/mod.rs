@@ -305,7 +305,7 @@ impl Running {
         // Before the reading: what changes from here on is seen as a change.
         self.seen = FileState::of(&source.path);
         let seed = getrandom::u64().map_err(Failure::Random)?;
-        let loaded = source.load(seed)?;
+        let loaded = source.load_settled(seed, settings.policy.settle)?;
         // What was read, and not what was at the path a moment before: a link may have been turned between the two.
         self.seen = Some(loaded.state);
         if !force {
