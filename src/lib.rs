@@ -16,8 +16,8 @@
 //! 1. [`connection`] reads as much as has arrived into its worker's buffer. The clock is read once and the snapshot
 //!    loaded once for all of it.
 //! 2. [`keyward_protocol`] finds the frames and borrows the requests from them; nothing is copied or allocated.
-//! 3. [`verify`] decides up to 64 requests in four stages, a few at a time and each stage behind the one before: hash, look up, weigh, charge. It is a pure
-//!    function of (snapshot, buckets, time, requests).
+//! 3. [`verify`] decides up to 64 requests in four stages, a few at a time and each stage behind the one before: hash, look up,
+//!    weigh, charge. It is a pure function of (snapshot, buckets, time, requests).
 //! 4. [`snapshot`] is the immutable table of keys: digest to entry, one cache line each.
 //! 5. [`limiter`] charges all the limits of the key or none: one atomic word for each bucket.
 //!
