@@ -74,7 +74,7 @@ pub struct Named {
 impl Charged {
     /// A key's only limit.
     #[inline]
-    pub fn only(balance: Balance) -> Self {
+    pub(super) fn only(balance: Balance) -> Self {
         Self { limit: Some(Named { position: 0, balance }), shadow: None }
     }
 }

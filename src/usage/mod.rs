@@ -15,8 +15,9 @@
 //! * Nothing is lost and memory is bounded. The queue between workers and the usage thread holds [`QUEUE`] logs a worker; one
 //!   that finds it full waits. It does not merge by itself: that would take a lock around the records, or atomic
 //!   additions, on every merge, for the sake of a case that only arises where the machine has no processor left for the usage
-//!   thread, and there, waiting is what gives it one. Merging is several times as fast as verifying, and the usage
-//!   thread never waits for a disk: that is the writer's.
+//!   thread, and there, waiting is what gives it one. Merging is several times as fast as verifying,
+//!   but for keys that are seen for the first time in a snapshot, which take as long; and the usage thread never waits for a disk:
+//!   that is the writer's.
 //! * Keys that are not known are counted together: whoever sends a billion of them costs two numbers.
 //! * A record is kept for as long as its key is in the source, and until what it used is written.
 
