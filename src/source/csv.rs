@@ -44,16 +44,21 @@ pub(super) fn header(text: &[u8], layout: &Layout) -> Option<(Header, usize)> {
 impl Header {
     /// Reads the rows that are left of a text that has this header.
     pub(super) fn rows<R: BufRead>(&self, records: &mut Records<R>, rows: &mut Rows<'_>) -> io::Result<()> {
-        loop {
-            match records.next()? {
-                Next::Record(record) => self.row(&record, rows),
-                Next::End => return Ok(()),
-                Next::Broken(line, why) => {
-                    rows.findings.add(line, None, why);
-                    return Ok(());
-                }
+        while self.next(records, rows)? {}
+        Ok(())
+    }
+
+    /// Reads one of them; `false`: there is none, or none that can be read.
+    fn next<R: BufRead>(&self, records: &mut Records<R>, rows: &mut Rows<'_>) -> io::Result<bool> {
+        match records.next()? {
+            Next::Record(record) => {
+                self.row(&record, rows);
+                return Ok(true);
             }
+            Next::End => {}
+            Next::Broken(line, why) => rows.findings.add(line, None, why),
         }
+        Ok(false)
     }
 
     /// The same of a text in memory, with `scanner`, and with lines that mean nothing.
@@ -71,13 +76,8 @@ impl Header {
                 }
                 None => {
                     let mut records = Records::new(rest.as_bytes());
-                    match records.next()? {
-                        Next::Record(record) => self.row(&record, rows),
-                        Next::End => return Ok(()),
-                        Next::Broken(line, why) => {
-                            rows.findings.add(line, None, why);
-                            return Ok(());
-                        }
+                    if !self.next(&mut records, rows)? {
+                        return Ok(());
                     }
                     rest.len() - records.into_rest().len()
                 }
