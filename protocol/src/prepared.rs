@@ -79,6 +79,7 @@ impl PreparedAnswer<'_> {
         out.reserve(size);
         let at = out.len();
         out.extend_from_slice(&[0; size_of::<Start>()]);
+        // It is as long as that, and needs no alignment.
         let Ok(start) = Start::mut_from_bytes(&mut out[at..]) else { return };
         // In its place: a processor waits for what it copies in larger pieces than it has just been written in.
         *start = Start {
