@@ -65,7 +65,7 @@ fn fold(a: u64, b: u64) -> u64 {
 /// Places of a line.
 const PLACES: usize = 8;
 
-/// A table has a line for every 16 / 3 of the numbers that it was made for. One in five lines is full then, at which a look-up of what
+/// A table has a line for every 16 / 3 of the numbers that it was made for. One in six lines is full then, at which a look-up of what
 /// is not in it goes on to the next; with fewer lines there would be more of them, and with more lines more memory.
 const LINES: (usize, usize) = (3, 16);
 
@@ -147,7 +147,7 @@ impl Index {
     /// All its lines, for several threads to fill: it is empty. [`fill`](Self::fill) has to be told how many numbers they put there.
     pub(super) fn stretch(&mut self) -> Stretch<'_> {
         let total = self.lines.len();
-        Stretch { lines: &mut self.lines, first: 0, total, at: 0, taken: 0, full: 0 }
+        Stretch { lines: &mut self.lines, first: 0, total, at: 0, taken: 0 }
     }
 
     /// Counts numbers that its stretches have been filled with.
@@ -162,6 +162,16 @@ impl Index {
         let distance = from.iter().chain(before).position(|line| !line.is_full()).unwrap_or(0);
         self.put(probe, number);
         distance
+    }
+
+    /// How many lines are full at most, one after another, where the first follows upon the last: what a look-up goes through.
+    pub(super) fn longest_run(&self) -> usize {
+        let round = self.lines.iter().chain(self.lines.iter().take_while(|line| line.is_full()));
+        let ends = |run: &mut usize, line: &Line| {
+            *run = if line.is_full() { *run + 1 } else { 0 };
+            Some(*run)
+        };
+        round.scan(0, ends).max().unwrap_or(0)
     }
 
     /// Has a number that is in it be another, of the same hash.
@@ -185,7 +195,7 @@ impl Index {
     pub(super) fn candidate(&self, probe: Probe) -> Option<u32> {
         let home = probe.home(self.lines.len());
         let line = self.lines.get(home)?;
-        // The usual case on its own: the other is one in five of the hashes that are not there, and one in thirty of those that are.
+        // The usual case on its own: the other is one in six of the hashes that are not there, and one in thirty of those that are.
         match line.with(probe.tag()).next() {
             Some(place) => Some(line.numbers[place]),
             None if line.is_full() => self.find_after(home, probe, |_| true),
@@ -256,10 +266,9 @@ pub(super) struct Stretch<'t> {
     /// The number of the first of them, and that of the whole table's.
     first: usize,
     total: usize,
-    /// The line that was pushed to last, how many places of it are taken, and how many lines before it are full, one after another.
+    /// The line that was pushed to last, and how many places of it are taken.
     at: usize,
     taken: usize,
-    full: usize,
 }
 
 impl<'t> Stretch<'t> {
@@ -273,7 +282,7 @@ impl<'t> Stretch<'t> {
         let count = count.min(self.lines.len());
         let (first, lines) = (self.first, self.lines.split_off_mut(..count)?);
         self.first += count;
-        Some(Self { lines, first, total: self.total, at: 0, taken: 0, full: 0 })
+        Some(Self { lines, first, total: self.total, at: 0, taken: 0 })
     }
 
     /// Lines in it.
@@ -286,23 +295,21 @@ impl<'t> Stretch<'t> {
         self.first
     }
 
-    /// Puts in a number whose home is not before that of the one before, and says how many lines right before its own are full. `None`: it
-    /// has no room.
+    /// Puts in a number whose home is not before that of the one before. `None`: it has no room.
     #[inline]
-    pub(super) fn push(&mut self, probe: Probe, number: u32) -> Option<usize> {
+    pub(super) fn push(&mut self, probe: Probe, number: u32) -> Option<()> {
         let home = probe.home(self.total).checked_sub(self.first)?;
         let is_full = self.taken == PLACES;
         // The lines from the home of one that is astray to where it is are full.
         let at = home.max(self.at + usize::from(is_full));
         let line = self.lines.get_mut(at)?;
         if at != self.at {
-            self.full = if is_full && at == self.at + 1 { self.full + 1 } else { 0 };
             (self.at, self.taken) = (at, 0);
         }
         line.tags[self.taken] = probe.tag();
         line.numbers[self.taken] = number;
         self.taken += 1;
-        Some(self.full)
+        Some(())
     }
 
     /// Has the line fetched at which a hash has its home.

@@ -11,7 +11,7 @@ use crate::snapshot::compiled::ids::Scatter;
 use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::compiled::read::{ReadError, cut_short, damaged};
 use crate::snapshot::compiled::space::Place;
-use crate::snapshot::compiled::{BlockHeader, CROWDED, MAX_RUN, OUT_OF_ORDER, Rank, Record, Section};
+use crate::snapshot::compiled::{BlockHeader, OUT_OF_ORDER, Rank, Record, Section};
 use crate::snapshot::entry::{Entry, StatusByte};
 use crate::snapshot::index::Probe;
 
@@ -158,10 +158,8 @@ impl Decode {
         let policy = *self.policies.get(record.policy.get() as usize).ok_or("a policy is not there")?;
         let owner = self.owners.name_of_row(record.owner.get(), row).ok_or("an owner is not there")?;
         let status = StatusByte::new(status(record.status).ok_or("a status is none")?);
-        match rows.place.index(probe) {
-            Some(full) if full > MAX_RUN => return Err(CROWDED),
-            Some(_) => {}
-            None => rows.astray.push((probe, row)),
+        if rows.place.index(probe).is_none() {
+            rows.astray.push((probe, row));
         }
         rows.ids.put(self.hashes.text(key_id), row);
         let written = rows.place.write(key_id, owner, |identity, buckets| Entry {

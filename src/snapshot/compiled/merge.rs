@@ -125,6 +125,10 @@ impl Merge {
                 return Err(damaged(Section::Keys, Some(block_of(&self.blocks, row)), CROWDED));
             }
         }
+        // Of the whole table: where a block ends, a run goes on.
+        if index.longest_run() > MAX_RUN {
+            return Err(damaged(Section::Keys, None, CROWDED));
+        }
         let keys = &mut builder.keys;
         (keys.entries, keys.arena, keys.index, keys.ids) = (entries, texts.into_text(), index, ids);
         let owners = decode.owners.first_rows();

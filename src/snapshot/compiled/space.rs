@@ -87,10 +87,9 @@ impl Place<'_> {
         self.entries.is_empty() && self.texts.is_full()
     }
 
-    /// Has the entry that is written next found by its digest, and says how many lines right before its own are full. `None`: it has no
-    /// room here.
+    /// Has the entry that is written next found by its digest. `None`: it has no room here.
     #[inline]
-    pub(super) fn index(&mut self, probe: Probe) -> Option<usize> {
+    pub(super) fn index(&mut self, probe: Probe) -> Option<()> {
         self.lines.push(probe, self.row)
     }
 

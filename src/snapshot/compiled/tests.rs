@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::record::{KeyRecord, Plans, parse_limits};
 use crate::snapshot::entry::Entry;
-use crate::snapshot::index::{Index, MIX};
+use crate::snapshot::index::{Index, MIX, Probe};
 use crate::snapshot::{Builder, Keys};
 use crate::source::{self, Findings, Format, Layout};
 
@@ -332,6 +332,27 @@ fn digests_that_were_chosen_for_the_seed_are_refused() {
     };
     assert_eq!(refused(&file(8 * MAX_RUN as u64)), "");
     assert!(refused(&file(2_000)).contains("more rows than chance allows"));
+}
+
+/// Nor is a run of full lines that no block has the whole of, with every row at home: whoever asks about a key that nobody has would go
+/// through it.
+#[test]
+fn lines_that_were_filled_on_purpose_are_refused() {
+    const COUNT: usize = 20_000;
+    let (seed, lines) = (builder("").keys.seed, Index::lines_for(COUNT));
+    let mut room = vec![8; COUNT / 8];
+    let digests = (0_u64..).map(|number| crate::key_format::hash(&number.to_le_bytes()));
+    let chosen = digests.filter(|digest| match room.get_mut(Probe::of_digest(digest, seed).home(lines)) {
+        Some(room) if *room > 0 => {
+            *room -= 1;
+            true
+        }
+        _ => false,
+    });
+    let hex = |digest: Digest| digest.map(|byte| format!("{byte:02x}")).concat();
+    let row = |(digest, id)| format!("{},key-{id},,,,,,,,,,,\n", hex(digest));
+    let rows: String = chosen.take(COUNT).zip(0..).map(row).collect();
+    assert!(refused(&compile(&builder(&rows))).contains("more rows than chance allows"));
 }
 
 /// Rows that share a key id, among others, in any order of their hashes and across blocks: what is read goes on as what was written.
