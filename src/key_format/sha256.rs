@@ -20,7 +20,9 @@ const INITIAL: [u32; 8] =
 /// `None`: it takes more than a block.
 #[inline]
 pub(super) fn of_one_block(text: &[u8]) -> Option<Digest> {
-    let mut block = [0; BLOCK];
+    // Of words, so that it is wiped by the word.
+    let mut words = [0_u64; BLOCK / 8];
+    let block: &mut [u8; BLOCK] = zerocopy::transmute_mut!(&mut words);
     // FIPS 180-4, 5.1.1: a bit that is set, zeros, and the length in bits.
     let (padded, length) = block.split_last_chunk_mut()?;
     let (start, rest) = padded.split_at_mut_checked(text.len())?;
@@ -29,9 +31,9 @@ pub(super) fn of_one_block(text: &[u8]) -> Option<Digest> {
     *length = (text.len() as u64 * 8).to_be_bytes();
 
     let mut state = INITIAL;
-    compress256(&mut state, slice::from_ref(&block));
+    compress256(&mut state, slice::from_ref(&*block));
     // It held the key.
-    block.zeroize();
+    words.zeroize();
     let mut digest = Digest::default();
     for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(state) {
         *bytes = word.to_be_bytes();

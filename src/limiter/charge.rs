@@ -27,6 +27,13 @@ pub struct Limiter {
     pub(super) latest: Latest,
 }
 
+/// A bucket that has been looked for: where a slot is does not change.
+#[derive(Clone, Copy)]
+pub struct Bucket<'l> {
+    slot: u32,
+    word: &'l AtomicU64,
+}
+
 /// The latest tick that any thread has charged at, on a cache line of its own.
 ///
 /// A thread reads the clock, and charges a little later; meanwhile another may have charged at a later tick. Seen from
@@ -73,7 +80,10 @@ impl Limiter {
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
         match charges {
             _ if cost == 0 => self.peek(charges, self.latest.advance(now)),
-            [Charge { slot, rate, shadow: false }] => self.charge_only(*slot, *rate, now, cost).into(),
+            [Charge { slot, rate, shadow: false }] => match self.bucket(*slot) {
+                Some(bucket) => self.charge_only(bucket, *rate, now, cost).into(),
+                None => Outcome::Superseded,
+            },
             many => self.charge_all(many, self.latest.advance(now), cost),
         }
     }
@@ -107,12 +117,12 @@ impl Limiter {
         self.latest.advance(0)
     }
 
-    /// Has the processor fetch the word of `slot`, for a charge that is about to come.
+    /// The bucket in `slot`, and has the processor fetch it, for a charge that is about to come. `None`: it was never handed out.
     #[inline]
-    pub fn prefetch(&self, slot: u32) {
-        if let Some(word) = self.slots.get(slot) {
-            prefetch(word);
-        }
+    pub fn bucket(&self, slot: u32) -> Option<Bucket<'_>> {
+        let word = self.slots.get(slot)?;
+        prefetch(word);
+        Some(Bucket { slot, word })
     }
 
     fn peek(&self, charges: &[Charge], now: u64) -> Outcome {
@@ -128,12 +138,9 @@ impl Limiter {
 
     /// The usual case of [`charge`](Self::charge) by itself: a limit that is the only one, and enforced; and a cost that is not 0.
     #[inline(always)]
-    pub fn charge_only(&self, slot: u32, rate: Rate, now: u64, cost: u32) -> Single {
+    pub fn charge_only(&self, bucket: Bucket<'_>, rate: Rate, now: u64, cost: u32) -> Single {
         let mut now = self.latest.advance(now);
-        // Looked for once: where a slot is does not change.
-        let Some(cell) = self.slots.get(slot) else {
-            return Single::Superseded;
-        };
+        let Bucket { slot, word: cell } = bucket;
         loop {
             let word = Word::from_bits(cell.load(Ordering::Acquire));
             if !word.is_plain() {

@@ -32,7 +32,7 @@ mod slots;
 mod tests;
 mod word;
 
-pub use charge::{Limiter, MAX_CHARGES};
+pub use charge::{Bucket, Limiter, MAX_CHARGES};
 pub use ledger::{Claim, Ledger, Listing, Settlement, Slot};
 pub use name::BucketName;
 pub use outcome::{Charge, Charged, Named, Outcome, Single};

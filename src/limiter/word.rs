@@ -36,7 +36,8 @@ impl Balance {
     /// `ticks` in milliseconds, rounded up; `u32::MAX` stands for that long or longer.
     #[inline]
     pub fn milliseconds(ticks: u64) -> u32 {
-        u32::try_from(ticks.div_ceil(TICKS_PER_MILLISECOND)).unwrap_or(u32::MAX)
+        u32::try_from(ticks.saturating_add(TICKS_PER_MILLISECOND - 1) / TICKS_PER_MILLISECOND)
+            .unwrap_or(u32::MAX)
     }
 }
 

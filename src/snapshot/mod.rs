@@ -146,7 +146,7 @@ impl Snapshot {
     pub fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(candidate.0 as usize)?;
         if same_digest(&entry.digest, digest) {
-            return Some(Key { snapshot: self, entry, id: candidate });
+            return self.with_policy(entry, candidate);
         }
         self.find_exactly(digest)
     }
@@ -168,8 +168,14 @@ impl Snapshot {
     }
 
     fn key(&self, id: u32) -> Option<Key<'_>> {
-        let entry = self.keys.entries.get(id as usize)?;
-        Some(Key { snapshot: self, entry, id: EntryId(id) })
+        self.with_policy(self.keys.entries.get(id as usize)?, EntryId(id))
+    }
+
+    /// `None` would be an entry without a policy, and there is none.
+    #[inline]
+    fn with_policy<'s>(&'s self, entry: &'s Entry, id: EntryId) -> Option<Key<'s>> {
+        let policy = self.keys.policies.get(entry.policy as usize)?;
+        Some(Key { snapshot: self, entry, policy, id })
     }
 
     /// The key of an entry, by its [number](EntryId::number).
@@ -185,7 +191,7 @@ impl Snapshot {
     /// Every key, in the order of the export.
     pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
         let ids = (0..).map(EntryId);
-        self.keys.entries.iter().zip(ids).map(|(entry, id)| Key { snapshot: self, entry, id })
+        self.keys.entries.iter().zip(ids).filter_map(|(entry, id)| self.with_policy(entry, id))
     }
 
     /// Every bucket of every row, with what names it; rows of one key repeat theirs, and keys of one owner those that they share.
@@ -205,6 +211,7 @@ impl Snapshot {
 pub struct Key<'s> {
     snapshot: &'s Snapshot,
     entry: &'s Entry,
+    policy: &'s Policy,
     id: EntryId,
 }
 
@@ -241,7 +248,7 @@ impl<'s> Key<'s> {
     /// What it shares with other keys.
     #[inline]
     pub fn policy(self) -> &'s Policy {
-        &self.snapshot.keys.policies[self.entry.policy as usize]
+        self.policy
     }
 
     /// Active, disabled or revoked: what its row says, or revoked by an operator.
@@ -298,12 +305,6 @@ impl<'s> Key<'s> {
             // They may lie across two cache lines.
             texts.last().into_iter().for_each(prefetch);
         }
-    }
-
-    /// The slot of its limit, where it has one only.
-    #[inline]
-    pub fn only_slot(self) -> u32 {
-        self.entry.buckets
     }
 
     /// What a request has to be charged to, in `charges`; returns how many there are.

@@ -32,11 +32,8 @@ impl Snapshot {
         let wanted: HashSet<u32> = named.filter(|number| wanted(self.keys.owner_name(*number))).collect();
         let entries = if wanted.is_empty() { &[] } else { &self.keys.entries[..] };
         let rows = entries.iter().zip((0..).map(EntryId));
-        rows.filter(move |(entry, _)| wanted.contains(&entry.owner)).map(move |(entry, id)| Key {
-            snapshot: self,
-            entry,
-            id,
-        })
+        rows.filter(move |(entry, _)| wanted.contains(&entry.owner))
+            .filter_map(move |(entry, id)| self.with_policy(entry, id))
     }
 }
 

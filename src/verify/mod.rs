@@ -20,7 +20,7 @@ use arrayvec::ArrayVec;
 use keyward_protocol::{Credential, Verdict, Verify};
 
 use crate::key_format::{self, Minted};
-use crate::limiter::{Charge, Limiter, MAX_CHARGES, Named, Outcome, Rate, Single};
+use crate::limiter::{Bucket, Charge, Limiter, MAX_CHARGES, Named, Outcome, Rate, Single};
 use crate::now::Now;
 use crate::record::Digest;
 use crate::rules::Rules;
@@ -63,6 +63,8 @@ struct Pending<'s> {
     probe: Probe,
     candidate: Option<EntryId>,
     key: Option<Key<'s>>,
+    /// The bucket of its first limit.
+    bucket: Option<Bucket<'s>>,
     /// Decided already: all that is left is to say so.
     verdict: Option<Verdict>,
 }
@@ -133,7 +135,14 @@ impl<'s> Context<'s> {
                 Ok(digest) => (digest, None),
                 Err(denied) => ([0; 32], Some(denied)),
             };
-            Pending { digest, probe: snapshot.probe(&digest), candidate: None, key: None, verdict }
+            Pending {
+                digest,
+                probe: snapshot.probe(&digest),
+                candidate: None,
+                key: None,
+                bucket: None,
+                verdict,
+            }
         }));
     }
 
@@ -172,8 +181,8 @@ impl<'s> Context<'s> {
             pending.key = Some(key);
             pending.verdict = denial(request, key, self.now.unix);
             key.prefetch_texts();
-            if let (None, Some(slot)) = (pending.verdict, key.first_slot()) {
-                self.limiter.prefetch(slot);
+            if pending.verdict.is_none() {
+                pending.bucket = key.first_slot().and_then(|slot| self.limiter.bucket(slot));
             }
         }
     }
@@ -205,7 +214,9 @@ impl<'s> Context<'s> {
             if let Some(key) = pending.key {
                 decision.key = pending.key;
                 decision.want_metadata = request.want_metadata;
-                if pending.verdict.is_none() && !self.charge_key(key, request.cost, &mut decision) {
+                if pending.verdict.is_none()
+                    && !self.charge_key(key, pending.bucket, request.cost, &mut decision)
+                {
                     return answered;
                 }
             }
@@ -218,13 +229,20 @@ impl<'s> Context<'s> {
     // What became of it is written field by field: a value of several words that is copied as a whole, right after it was written
     // word by word, is what a processor waits for.
     #[inline(always)]
-    fn charge_key(&self, key: Key<'s>, cost: u32, decision: &mut Decision<'s>) -> bool {
+    fn charge_key(
+        &self,
+        key: Key<'s>,
+        bucket: Option<Bucket<'s>>,
+        cost: u32,
+        decision: &mut Decision<'s>,
+    ) -> bool {
         let now = self.now.ticks;
         match key.policy().limits() {
             [] => decision.cost = cost,
             // The usual case: no list to be made.
             [only] if !only.shadow && cost > 0 => {
-                let balance = match self.limiter.charge_only(key.only_slot(), only.rate, now, cost) {
+                let Some(bucket) = bucket else { return false };
+                let balance = match self.limiter.charge_only(bucket, only.rate, now, cost) {
                     Single::Admitted(balance) => {
                         decision.cost = cost;
                         balance
