@@ -26,7 +26,7 @@ pub(super) struct Connection<'a> {
     partial: usize,
     /// Admitted, and not written as a whole.
     unwritten: usize,
-    /// Number of the next answer.
+    /// Whose answer is next: its number within the ring.
     due: u64,
     /// Requests without an answer: when they were asked (nanoseconds since the load's start), and how many at that moment.
     asked: VecDeque<(u64, usize)>,
@@ -56,7 +56,7 @@ impl<'a> Connection<'a> {
             next: first,
             partial: 0,
             unwritten: 0,
-            due: first,
+            due: first % target.ring().len() as u64,
             asked: VecDeque::new(),
             unanswered: 0,
             input: vec![0; INPUT].into(),
@@ -156,7 +156,7 @@ impl<'a> Connection<'a> {
                 Some(size) => at += size,
                 None => break,
             }
-            self.due += 1;
+            self.due = self.target.ring().after(self.due);
             taken += 1;
         }
         if at == 0 && self.filled == self.input.len() {

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 pub struct Ring {
     // Raw keys may be among them.
     bytes: Zeroizing<Vec<u8>>,
+    count: usize,
     layout: Layout,
 }
 
@@ -57,15 +58,19 @@ impl Ring {
             }
         }
         let layout = if ends.is_empty() { Layout::Fixed(size) } else { Layout::Ends(ends) };
-        Ok(Self { bytes, layout })
+        Ok(Self { bytes, count, layout })
     }
 
     /// Requests in it, at least 1.
     pub fn len(&self) -> usize {
-        match &self.layout {
-            Layout::Fixed(size) => self.bytes.len() / size,
-            Layout::Ends(ends) => ends.len(),
-        }
+        self.count
+    }
+
+    /// The number of the request after number `number` of the ring: a client that looks at millions of answers a second
+    /// does not divide for each of them.
+    pub fn after(&self, number: u64) -> u64 {
+        let next = number + 1;
+        if next == self.count as u64 { 0 } else { next }
     }
 
     /// Never.
