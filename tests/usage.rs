@@ -283,7 +283,9 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
         if random >> 62 == 0 {
             // As if it had been killed in the middle of a write: that is rare, because a write is short.
             let path = daemon.setup.path("usage.jsonl");
-            let mut file = fs::OpenOptions::new().append(true).open(path).expect("a file");
+            // It is not there if the daemon was killed between moving it away and beginning the next.
+            let mut file =
+                fs::OpenOptions::new().append(true).create(true).open(path).expect("a file to write to");
             file.write_all(b"{\"seq\":7,\"from\":\"2026-").expect("half a line");
             torn += 1;
         }
