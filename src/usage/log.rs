@@ -6,14 +6,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use keyward_protocol::Verdict;
 use tokio::sync::{Notify, watch};
 
-use super::{Message, Shared};
+use super::{Message, QUEUE, Shared};
 use crate::verify::Tally;
 
-/// Events in a log: some 25 ms of a busy worker, and a mebibyte.
-const CAPACITY: usize = 64 * 1024;
+/// Events in a log: some 2 ms of a busy worker, and 128 KiB, so that they are merged before they leave the second-level cache.
+const CAPACITY: usize = 8 * 1024;
 
-/// Empty logs that a worker gets back, at most: one to go on with, and one more for when it is a log ahead.
-const SPARES: usize = 2;
+/// Empty logs that a worker gets back, at most: one to go on with, and as many as may have waited.
+const SPARES: usize = QUEUE + 1;
 
 /// Verdicts have values below this; what is counted besides comes after them.
 pub(super) const VERDICTS: u8 = 16;

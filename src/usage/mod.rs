@@ -43,8 +43,9 @@ mod tests;
 pub use answer::{Counts, KeyUsage, MAX_LISTED, Question, Totals};
 pub use log::{Event, Log};
 
-/// Logs that may wait for each worker, beside the one that it fills and the two that come back empty: five of a mebibyte.
-const QUEUE: usize = 2;
+/// Logs that may wait for each worker, beside the one that it fills and those that come back empty: some 30 ms of a busy worker, and
+/// two mebibytes.
+const QUEUE: usize = 16;
 
 /// Messages beside them: questions of operators, and what workers and the writer say of themselves.
 const OTHER_MESSAGES: usize = 16;

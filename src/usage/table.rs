@@ -3,7 +3,7 @@
 //! What every request changes is in 32 bytes ([`Hot`]): counts since the last write. What few change, and what only a write
 //! or a question needs, is apart ([`Cold`]): the key's id and owner, denials, totals.
 //!
-//! An entry of a snapshot finds its record through a [`View`]: a list of numbers in pieces, made where they are needed. A new
+//! An entry of a snapshot finds its record through a [`View`]: a list of numbers, which takes memory where they are needed. A new
 //! snapshot gets a new, empty view, and each of its entries looks its record up by key id once ([`find`](super::find)). So merging
 //! is, for each event, two loads that do not depend on the events around it.
 
@@ -17,9 +17,7 @@ use super::Shared;
 use super::answer::{Counts, KeyUsage, MAX_LISTED, Question};
 use super::log::{Batch, Event, PEEKED, REFUNDED, SHADOW_LIMITED, Unknown, VERDICTS};
 use super::pieces::Pieces;
-
-/// Entries in a piece of a view: 16 KiB, so that few keys in use among many cost little.
-const PIECE: usize = 4096;
+use crate::memory::{HugeVec, prefetch, zeroed};
 
 /// Events whose records are found before any is changed, so that their loads overlap.
 pub(super) const BLOCK: usize = 64;
@@ -70,7 +68,8 @@ struct Rare {
 /// Which record each entry of a snapshot has.
 pub(super) struct View {
     pub(super) snapshot: Shared,
-    pieces: Vec<Option<Box<[u32; PIECE]>>>,
+    /// In huge pages, so that finding a number waits for one line and not for its page's place as well.
+    records: HugeVec<u32>,
 }
 
 /// All records.
@@ -130,9 +129,7 @@ impl Table {
         if let Some(at) = self.views.iter().rposition(|view| Arc::ptr_eq(&view.snapshot, snapshot)) {
             return at;
         }
-        let mut pieces = Vec::new();
-        pieces.resize_with(snapshot.len().div_ceil(PIECE), || None);
-        let view = View { snapshot: Arc::clone(snapshot), pieces };
+        let view = View { snapshot: Arc::clone(snapshot), records: zeroed(snapshot.len()) };
         let at = self.views.partition_point(|other| other.snapshot.generation() <= snapshot.generation());
         self.views.insert(at, view);
         at
@@ -145,6 +142,10 @@ impl Table {
         }
         if records[..events.len()].contains(&NOT_FOUND) {
             self.find(view, events, &mut records);
+        }
+        // What one event changes is on its way while the ones before it are counted.
+        for record in records.iter().filter_map(|record| record.checked_sub(1)) {
+            self.hot.get(record as usize).into_iter().for_each(prefetch);
         }
         for (record, event) in records.iter().zip(events) {
             if let Some(record) = record.checked_sub(1) {
@@ -338,14 +339,11 @@ impl Table {
 impl View {
     #[inline]
     pub(super) fn record(&self, entry: u32) -> u32 {
-        let piece = self.pieces.get(entry as usize / PIECE);
-        piece.and_then(Option::as_ref).map_or(NOT_FOUND, |piece| piece[entry as usize % PIECE])
+        self.records.get(entry as usize).copied().unwrap_or(NOT_FOUND)
     }
 
     pub(super) fn set(&mut self, entry: u32, record: u32) {
-        if let Some(piece) = self.pieces.get_mut(entry as usize / PIECE) {
-            piece.get_or_insert_with(|| Box::new([NOT_FOUND; PIECE]))[entry as usize % PIECE] = record;
-        }
+        self.records.get_mut(entry as usize).into_iter().for_each(|there| *there = record);
     }
 }
 
