@@ -70,3 +70,57 @@ impl Clone for Blocks {
         Self::of(self.shape.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::read;
+
+    const HEADER: &str = "x,key_hash,key_id,y\n";
+
+    /// Two columns that hold anything, around those that hold a key.
+    fn layout() -> Layout {
+        Layout::new(&BTreeMap::new(), vec!["x".into(), "y".into()]).expect("a layout")
+    }
+
+    /// The records of a piece, if nothing is wrong with it.
+    fn in_a_piece(rows: &str) -> Option<Vec<String>> {
+        let mut records = Vec::new();
+        let (mut blocks, header) = Blocks::new(Format::Csv, &layout(), HEADER.as_bytes()).expect("a header");
+        assert_eq!(header, HEADER.len());
+        blocks.read(rows.as_bytes(), |record| records.push(format!("{record:?}"))).then_some(records)
+    }
+
+    /// The same row by row.
+    fn in_order(rows: &str) -> Option<Vec<String>> {
+        let (mut records, mut findings) = (Vec::new(), Findings::new(""));
+        let mut sink = |_: u64, record: &KeyRecord<'_>| {
+            records.push(format!("{record:?}"));
+            Ok(())
+        };
+        let text = format!("{HEADER}{rows}");
+        read(text.as_bytes(), Format::Csv, &layout(), &mut sink, &mut findings).expect("a slice");
+        findings.is_empty().then_some(records)
+    }
+
+    #[test]
+    fn a_byte_order_mark_further_down_is_text() {
+        let rows = format!("\u{feff}\"x,{:064x},one,\"\"b\nk\",{:064x},two,yy\n", 1, 2);
+        assert_eq!(in_order(&rows).map(|records| records.len()), Some(2));
+        assert_eq!(in_a_piece(&rows), in_order(&rows));
+    }
+
+    proptest! {
+        #[test]
+        fn a_piece_has_the_rows_that_are_read_in_order(
+            rows in prop::collection::vec(("\u{feff}?\"?[a\",\r\n]{0,2}", "\"a?\"a|[a\u{feff}\",\r\n]{0,4}"), 1..4)
+        ) {
+            let rows: String = (0..).zip(rows).map(|(n, (x, y))| format!("{x},{n:064x},k{n},{y}\n")).collect();
+            prop_assert_eq!(in_a_piece(&rows), in_order(&rows));
+        }
+    }
+}

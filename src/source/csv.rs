@@ -13,9 +13,9 @@ use super::row::Rows;
 use super::scan::Scanner;
 
 /// Reads a CSV export; what is wrong goes to the findings of `rows`.
-pub(super) fn read(input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
-    let mut records = Records::new(input);
-    let header = match records.next()? {
+pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
+    let mut records = Records::default();
+    let header = match records.next(&mut input)? {
         Next::Record(record) => Header::read(&record, layout, rows.findings),
         Next::End => {
             rows.findings.add(0, None, "there is no header; its columns are key_hash, key_id and others");
@@ -27,30 +27,25 @@ pub(super) fn read(input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) ->
         }
     };
     let Some(header) = header else { return Ok(()) };
-    header.rows(&mut records, rows)
+    while header.next(&mut records, &mut input, rows)? {}
+    Ok(())
 }
 
 /// Reads the header at the front of a text, and how many bytes it takes; `None` where anything is wrong with it.
 pub(super) fn header(text: &[u8], layout: &Layout) -> Option<(Header, usize)> {
-    let mut records = Records::new(text);
+    let (mut records, mut rest) = (Records::default(), text);
     let mut findings = Findings::new("");
-    let header = match records.next().ok()? {
+    let header = match records.next(&mut rest).ok()? {
         Next::Record(record) => Header::read(&record, layout, &mut findings)?,
         Next::End | Next::Broken(..) => return None,
     };
-    Some((header, text.len() - records.into_rest().len()))
+    Some((header, text.len() - rest.len()))
 }
 
 impl Header {
-    /// Reads the rows that are left of a text that has this header.
-    pub(super) fn rows<R: BufRead>(&self, records: &mut Records<R>, rows: &mut Rows<'_>) -> io::Result<()> {
-        while self.next(records, rows)? {}
-        Ok(())
-    }
-
-    /// Reads one of them; `false`: there is none, or none that can be read.
-    fn next<R: BufRead>(&self, records: &mut Records<R>, rows: &mut Rows<'_>) -> io::Result<bool> {
-        match records.next()? {
+    /// Reads a row of a text that has this header; `false`: there is none, or none that can be read.
+    fn next(&self, records: &mut Records, input: &mut impl BufRead, rows: &mut Rows<'_>) -> io::Result<bool> {
+        match records.next(input)? {
             Next::Record(record) => {
                 self.row(&record, rows);
                 return Ok(true);
@@ -61,7 +56,7 @@ impl Header {
         Ok(false)
     }
 
-    /// The same of a text in memory, with `scanner`, and with lines that mean nothing.
+    /// Reads all rows of a text in memory, with `scanner`, and with lines that mean nothing.
     pub(super) fn scan(&self, text: &str, scanner: &mut Scanner, rows: &mut Rows<'_>) -> io::Result<()> {
         if text.ends_with('\r') {
             rows.findings.add(0, None, Broken::NoNewline);
@@ -75,11 +70,11 @@ impl Header {
                     length
                 }
                 None => {
-                    let mut records = Records::new(rest.as_bytes());
-                    if !self.next(&mut records, rows)? {
+                    let mut left = rest.as_bytes();
+                    if !self.next(scanner.others(), &mut left, rows)? {
                         return Ok(());
                     }
-                    rest.len() - records.into_rest().len()
+                    rest.len() - left.len()
                 }
             };
             rest = rest.get(length..).unwrap_or_default().trim_start_matches(LINE_ENDS);

@@ -13,9 +13,9 @@ use super::{Broken, MAX_ROW, fill};
 /// Most columns in a row: twenty times the fields of a record, for exports of whole tables.
 pub(super) const MAX_COLUMNS: usize = 256;
 
-/// Reads records.
-pub(super) struct Records<R> {
-    input: R,
+/// Reads records, from one text after another: its buffers take longer to make than most rows to read.
+#[derive(Debug)]
+pub(super) struct Records {
     machine: Reader,
     bytes: Box<[u8]>,
     ends: Box<[usize]>,
@@ -39,28 +39,40 @@ pub(super) struct Record<'r> {
     ends: &'r [usize],
 }
 
-impl<R: BufRead> Records<R> {
-    pub(super) fn new(input: R) -> Self {
-        Self {
-            input,
-            machine: Reader::new(),
-            bytes: vec![0; MAX_ROW].into(),
-            ends: vec![0; MAX_COLUMNS].into(),
-            last: 0,
-        }
+impl Default for Records {
+    fn default() -> Self {
+        let machine = Reader::new();
+        let mut records =
+            Self { machine, bytes: vec![0; MAX_ROW].into(), ends: vec![0; MAX_COLUMNS].into(), last: 0 };
+        records.restart();
+        records
+    }
+}
+
+impl Records {
+    /// What is read next is the beginning of another text, or of a row in it.
+    pub(super) fn restart(&mut self) {
+        self.machine.reset();
+        // The machine takes a byte order mark off the first bytes that it is given, if they come at once. One at the beginning of a
+        // file is taken off before they come here, and at the beginning of a row it is a character like others. An empty line
+        // changes nothing else.
+        let _nothing = self.machine.read_record(b"\n", &mut self.bytes, &mut self.ends);
+        self.machine.set_line(1);
+        self.last = 0;
     }
 
-    pub(super) fn next(&mut self) -> io::Result<Next<'_>> {
-        self.skip_blank_lines()?;
+    /// The next record of `input`, of which no more than that is taken.
+    pub(super) fn next(&mut self, input: &mut impl BufRead) -> io::Result<Next<'_>> {
+        self.skip_blank_lines(input)?;
         let line = self.machine.line();
         let (mut bytes, mut columns) = (0, 0);
         loop {
-            let input = fill(&mut self.input)?;
-            let at_end = input.is_empty();
+            let text = fill(input)?;
+            let at_end = text.is_empty();
             let (result, read, written, ended) =
-                self.machine.read_record(input, &mut self.bytes[bytes..], &mut self.ends[columns..]);
-            self.last = read.checked_sub(1).and_then(|n| input.get(n)).copied().unwrap_or(self.last);
-            self.input.consume(read);
+                self.machine.read_record(text, &mut self.bytes[bytes..], &mut self.ends[columns..]);
+            self.last = read.checked_sub(1).and_then(|n| text.get(n)).copied().unwrap_or(self.last);
+            input.consume(read);
             bytes += written;
             columns += ended;
             return Ok(match result {
@@ -79,21 +91,16 @@ impl<R: BufRead> Records<R> {
         }
     }
 
-    /// What has not been read.
-    pub(super) fn into_rest(self) -> R {
-        self.input
-    }
-
     fn cut_short(&self) -> Broken {
         if self.last == b'\n' { Broken::OpenQuote } else { Broken::NoNewline }
     }
 
     /// The machine skips blank lines too, but then the line at which the record begins is lost.
-    fn skip_blank_lines(&mut self) -> io::Result<()> {
-        while let Some(&byte @ (b'\n' | b'\r')) = fill(&mut self.input)?.first() {
+    fn skip_blank_lines(&mut self, input: &mut impl BufRead) -> io::Result<()> {
+        while let Some(&byte @ (b'\n' | b'\r')) = fill(input)?.first() {
             self.machine.set_line(self.machine.line() + u64::from(byte == b'\n'));
             self.last = byte;
-            self.input.consume(1);
+            input.consume(1);
         }
         Ok(())
     }

@@ -116,6 +116,7 @@ fn line_endings_a_byte_order_mark_and_blank_lines_change_nothing() {
     assert_eq!(csv(format!("\u{feff}{unix}")).records, expected);
     let blank = csv(format!("\n\r\n{}\n\n", unix.replace("\nk2", "\n\n\nk2")));
     assert_eq!((blank.findings.total(), blank.lines()), (0, vec![4, 8]));
+    assert_eq!(csv(format!("\u{feff}\u{feff}{unix}")).records, [], "the second is not the file's");
     let marked = jsonl(format!("\u{feff}{}", jsonl_example()));
     assert_eq!(marked.records, jsonl(jsonl_example()).records);
 }
