@@ -1,6 +1,7 @@
 //! Reading an export into a table of keys, and being sure that it was one export from its beginning to its end.
 
 use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -81,6 +82,15 @@ impl FileState {
     /// The state of the file at `path`, if there is one.
     pub fn of(path: &Path) -> Option<Self> {
         rustix::fs::stat(path).ok().map(|stat| Self::new(&stat))
+    }
+
+    fn of_open(file: &File) -> io::Result<Self> {
+        Ok(Self::new(&rustix::fs::fstat(file)?))
+    }
+
+    /// Whether it has the size and the time of writing of `before`, which is one of the same file.
+    fn is_written_as(&self, before: &Self) -> bool {
+        (self.size, self.modified) == (before.size, before.modified)
     }
 
     /// Unix second at which the file was last written to.
@@ -186,30 +196,48 @@ impl SourceFile {
         &self,
         seed: u64,
         settle: Duration,
-        see: Option<&mut See<'_>>,
+        mut see: Option<&mut See<'_>>,
         progress: &mut Tell<'_>,
     ) -> Result<Built, Failure> {
         let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
         // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
-        let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
+        let mut file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
         let before = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
         if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
             return Err(Failure::NotAFile { path: self.path.to_path_buf() });
         }
-        let state = FileState::new(&before);
-        let read = read::Source { origin: self, file: &file, size: state.size(), seed }.read(see, progress);
-
-        if state.is_placed() {
-            thread::sleep(state.unwritten(settle));
+        let mut state = FileState::new(&before);
+        // Who sees the rows sees them once.
+        let mut may_repeat = see.is_none();
+        loop {
+            let read = read::Source { origin: self, file: &file, size: state.size(), seed }
+                .read(see.take(), progress);
+            if state.is_placed() {
+                thread::sleep(state.unwritten(settle));
+            }
+            // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
+            let after = FileState::of_open(&file).map_err(io)?;
+            if after == state {
+                let (builder, source_time) = read?;
+                let written_at = state.written_at();
+                let written_at = source_time.map_or(written_at, |source| source.min(written_at));
+                return Ok(Built { builder, state, written_at });
+            }
+            if !std::mem::take(&mut may_repeat) || !after.is_written_as(&state) {
+                return Err(Failure::Changing { path: self.path.to_path_buf() });
+            }
+            // Most likely another was renamed over it. If the next were read instead, who replaces the file more often than it
+            // settles would keep any from being taken. But that nobody has written to it is not sure either: a time of writing
+            // can be set back. So the same file is read again, and must not change in any way while it is: who renames cannot
+            // change any more what has no name, and who writes still does.
+            drop(read);
+            thread::sleep(after.unsettled(settle));
+            state = FileState::of_open(&file).map_err(io)?;
+            if !state.is_written_as(&after) {
+                return Err(Failure::Changing { path: self.path.to_path_buf() });
+            }
+            file.seek(SeekFrom::Start(0)).map_err(io)?;
         }
-        // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
-        let after = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
-        if FileState::new(&after) != state {
-            return Err(Failure::Changing { path: self.path.to_path_buf() });
-        }
-        let (builder, source_time) = read?;
-        let written_at = source_time.map_or(state.written_at(), |source| source.min(state.written_at()));
-        Ok(Built { builder, state, written_at })
     }
 }
 
@@ -227,6 +255,7 @@ impl Loaded {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
     use std::time::SystemTime;
 
     use super::*;
@@ -251,6 +280,49 @@ mod tests {
         let loaded = source.load_settled(7, settle).expect("loads");
         assert_eq!((loaded.keys.len(), loaded.state), (1, state));
         assert_eq!(state.unwritten(settle), Duration::ZERO, "nobody has written to it for so long");
+    }
+
+    /// Loads `source`, and does something whenever some of it has been read.
+    fn load_and(source: &SourceFile, mut meanwhile: impl FnMut() + Send) -> Result<Loaded, Failure> {
+        let settle = Duration::from_millis(200);
+        source.settle(settle);
+        source.build_settled(7, settle, None, &mut |_| meanwhile()).map(Loaded::new)
+    }
+
+    #[test]
+    fn what_is_replaced_while_it_is_read_is_taken_as_it_was() {
+        let (directory, source) = placed(Duration::from_millis(100));
+        let state = FileState::of(&source.path).expect("a file");
+        let loaded = load_and(&source, || {
+            let new = directory.path().join("new.csv");
+            std::fs::write(&new, "something else").expect("writes");
+            std::fs::rename(&new, &source.path).expect("renames");
+        });
+        let loaded = loaded.expect("it was whole");
+        assert_eq!((loaded.keys.len(), loaded.state.inode), (1, state.inode));
+        assert!(
+            FileState::of(&source.path).is_some_and(|now| now != loaded.state),
+            "the new one is seen as new"
+        );
+    }
+
+    #[test]
+    fn what_is_written_to_while_it_is_read_is_not_taken_whatever_its_times_say() {
+        let rows = |number: u32| format!("key_hash,key_id\n{number:064x},k\n");
+        for restored in [true, false] {
+            let (_directory, source) = placed(Duration::from_millis(100));
+            let file = File::options().write(true).open(&source.path).expect("opens");
+            let modified = file.metadata().and_then(|metadata| metadata.modified()).expect("a time");
+            let mut number = 1;
+            let loaded = load_and(&source, || {
+                number += 1;
+                file.write_all_at(rows(number).as_bytes(), 0).expect("writes");
+                if restored {
+                    file.set_modified(modified).expect("sets the time");
+                }
+            });
+            assert!(matches!(loaded, Err(Failure::Changing { .. })), "restored: {restored}");
+        }
     }
 
     #[test]
