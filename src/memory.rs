@@ -46,7 +46,8 @@ thread_local! {
     static POPULATE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has the large blocks that `allocate` allocates be in memory when it returns, all of them: for what will be filled to the end.
+/// Has the large blocks that `allocate` allocates be in memory when it returns, all of them: for what will be filled to the end, that
+/// is, when there is no doubt any more how much it takes. Where there is, [`populate_some`] goes ahead of the filling.
 ///
 /// The system gives out memory when it is first written to, and clears it then. That takes longer than to fill it, and a thread
 /// that fills a table would have to wait for it, page by page; here, all processors do it.
@@ -60,6 +61,32 @@ pub fn populated<T>(allocate: impl FnOnce() -> T) -> T {
     POPULATE.set(true);
     let _reset = Reset;
     allocate()
+}
+
+/// Bytes that [`populate_some`] has in memory before they are filled.
+const STEP: usize = 64 << 20;
+
+/// Makes room for `length` more values, which takes no memory before it is filled. Where the system does not let anybody have so much,
+/// there is none, and the vector grows as it is filled.
+pub fn make_room<T>(vector: &mut HugeVec<T>, length: usize) {
+    let _as_it_is_filled = vector.try_reserve_exact(length);
+}
+
+/// Has some of the room of a large vector be in memory, as [`populated`] does, and returns the length up to which it is.
+pub fn populate_some<T>(vector: &mut HugeVec<T>) -> usize {
+    let (length, capacity) = (vector.len(), vector.capacity());
+    if capacity.saturating_mul(size_of::<T>()) < POPULATED || cfg!(miri) {
+        return capacity;
+    }
+    let ready = capacity.min(length + STEP / size_of::<T>().max(1));
+    let room = &mut vector.spare_capacity_mut()[..ready - length];
+    let (start, bytes) = (room.as_mut_ptr().cast::<MaybeUninit<u8>>(), size_of_val(room));
+    // SAFETY: the same range, which any bytes may be in.
+    let room = unsafe { slice::from_raw_parts_mut(start, bytes) };
+    // The page that the first of it lies in is another's, or was populated with what is before.
+    let before = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
+    populate(room.get_mut(before..).unwrap_or_default());
+    ready
 }
 
 /// A vector in huge pages.
@@ -87,6 +114,11 @@ impl HugeText {
     /// An empty one, with room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> Self {
         Self(HugeVec::with_capacity_in(capacity, Huge))
+    }
+
+    /// As [`make_room`].
+    pub fn make_room(&mut self, bytes: usize) {
+        make_room(&mut self.0, bytes);
     }
 
     /// Appends `text`.
@@ -193,7 +225,9 @@ unsafe impl Allocator for Huge {
             advise(block);
         }
         if layout.size() >= POPULATED && POPULATE.get() {
-            populate(block);
+            // SAFETY: the block was just allocated, is used by nobody else until this returns, and need not be initialised for
+            // this type.
+            populate(unsafe { slice::from_raw_parts_mut(block.cast().as_ptr(), block.len()) });
         }
         Ok(block)
     }
@@ -248,12 +282,11 @@ fn advise(block: NonNull<[u8]>) {
     let _advice = unsafe { madvise(block.cast().as_ptr(), whole, Advice::LinuxHugepage) };
 }
 
-/// Has the system back all of `block`, by several threads. Where it cannot (Linux before 5.14), it does when it is written to.
-fn populate(block: NonNull<[u8]>) {
-    // SAFETY: the block was just allocated, is used by nobody else until this returns, and need not be initialised for this type.
-    let bytes = unsafe { slice::from_raw_parts_mut(block.cast::<MaybeUninit<u8>>().as_ptr(), block.len()) };
+/// Has the system back all of `bytes`, which begin at a page, by several threads. Where it cannot (Linux before 5.14), it does when
+/// they are written to.
+fn populate(bytes: &mut [MaybeUninit<u8>]) {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-    let part = bytes.len().div_ceil(threads).next_multiple_of(HUGE_PAGE);
+    let part = bytes.len().div_ceil(threads).next_multiple_of(HUGE_PAGE).max(HUGE_PAGE);
     thread::scope(|scope| {
         for part in bytes.chunks_mut(part) {
             let populate = move || {
@@ -335,6 +368,31 @@ mod tests {
         assert!(!POPULATE.get());
         bytes.resize(POPULATED + 5, 7);
         assert!(bytes.iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "it knows no pages")]
+    fn room_is_populated_as_it_is_filled() {
+        let mut numbers: HugeVec<u64> = HugeVec::new_in(Huge);
+        make_room(&mut numbers, STEP / 8 + 3);
+        numbers.push(7);
+        assert_eq!(populate_some(&mut numbers), STEP / 8 + 1);
+        numbers.resize(STEP / 8 + 1, 8);
+        assert_eq!(populate_some(&mut numbers), STEP / 8 + 3);
+        numbers.resize(STEP / 8 + 3, 9);
+        assert_eq!(populate_some(&mut numbers), numbers.capacity());
+        assert_eq!((numbers.first(), numbers.last()), (Some(&7), Some(&9)));
+    }
+
+    #[test]
+    fn room_that_nobody_has_is_none() {
+        let mut bytes: HugeVec<u8> = HugeVec::new_in(Huge);
+        for too_many in [1 << 60, usize::MAX] {
+            make_room(&mut bytes, too_many);
+            assert_eq!(bytes.capacity(), 0);
+        }
+        bytes.push(7);
+        assert_eq!((populate_some(&mut bytes), bytes.as_slice()), (bytes.capacity(), &[7][..]));
     }
 
     #[test]

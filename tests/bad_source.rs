@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use keyward::reload::{Failure, SourceFile};
@@ -106,6 +107,26 @@ fn a_directory_or_a_pipe_in_the_place_of_the_export_is_refused() {
     assert!(outcome.error.is_some_and(|error| error.contains("not a regular file")));
     fs::remove_dir(&source).expect("removed");
     assert!(daemon.publish(&good()).accepted);
+}
+
+/// A length costs nobody anything, and neither do a few rows where they are looked for.
+#[test]
+fn a_file_that_seems_to_have_many_rows_takes_the_memory_of_those_that_it_has() {
+    const LENGTH: u64 = 1 << 30;
+    let daemon = Daemon::serving_text(&good());
+    let new = daemon.setup.path("sparse.csv");
+    let file = fs::File::create(&new).expect("a file");
+    file.set_len(LENGTH).expect("a length");
+    let rows: String = (0..200).map(|number| format!("{},key-{number},acme,,,\n", hex("any"))).collect();
+    for at in 0..16 {
+        file.write_all_at(rows.as_bytes(), LENGTH / 16 * at).expect("writes");
+    }
+    file.write_all_at(HEADER.as_bytes(), 0).expect("writes");
+    fs::rename(&new, daemon.setup.source()).expect("renamed");
+    assert!(!daemon.reload().accepted);
+    let peak = daemon.peak();
+    assert!(peak < 128 << 20, "{peak} bytes for a file of holes");
+    assert_eq!(daemon.verdict("1"), "ALLOWED");
 }
 
 #[test]

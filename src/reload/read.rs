@@ -33,6 +33,10 @@ const SAMPLES: u64 = 16;
 /// more rows are made room for.
 const SHORTEST_ROW: u64 = 46;
 
+/// Most rows that room is made for in indexes before they are there. A few rows can take all of that room, because they go anywhere in
+/// it: 100 MiB. For more, indexes grow.
+const MAX_ROOM: usize = 4 << 20;
+
 /// A file that is being read.
 pub(super) struct Source<'s> {
     pub(super) origin: &'s SourceFile,
@@ -108,11 +112,12 @@ impl Source<'_> {
         }
     }
 
-    fn builder(&self) -> Builder {
-        Builder::new(self.seed, self.expected()).with_plans(Arc::clone(&self.origin.plans))
+    fn builder(&self, expected: usize) -> Builder {
+        Builder::new(self.seed, expected).with_plans(Arc::clone(&self.origin.plans))
     }
 
-    /// Rows that there probably are: from the length of those in a few places, and a little more.
+    /// Rows that there probably are: from the length of those in a few places, and a little more. It is a guess: a file can have rows
+    /// where they are looked for, and elsewhere garbage or holes. So it must not cost memory.
     fn expected(&self) -> usize {
         let mut sample = vec![0; SAMPLE];
         let (mut bytes, mut rows) = (0, 0);
@@ -128,7 +133,7 @@ impl Source<'_> {
 
     /// Row by row.
     fn in_order(&self, input: impl Read, see: &mut See<'_>) -> Result<Builder, Failure> {
-        let mut builder = self.builder();
+        let mut builder = self.builder(self.expected().min(MAX_ROOM));
         let mut findings = Findings::new(self.origin.path.display().to_string());
         let mut sink = |line: u64, record: &KeyRecord<'_>| {
             builder.add(line, record).map_err(|error| error.to_string())?;
@@ -146,7 +151,7 @@ impl Source<'_> {
 
     /// Piece by piece, by several threads.
     fn in_pieces(&self, input: impl Read + Send, threads: usize) -> Result<Builder, Stop> {
-        let mut bulk = self.builder().in_bulk();
+        let mut bulk = self.builder(0).in_bulk(self.expected());
         let mut splitter = Splitter::new(input, self.origin.format);
         let mut next = || match splitter.next_piece() {
             Ok(piece) => Ok(piece),

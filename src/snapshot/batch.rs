@@ -6,7 +6,7 @@
 
 use std::hash::BuildHasher;
 
-use crate::memory::prefetch;
+use crate::memory::{self, prefetch};
 use crate::record::{Digest, KeyRecord};
 use crate::snapshot::IdHasher;
 use crate::snapshot::build::{Builder, RowError};
@@ -119,6 +119,10 @@ impl Bulk {
         let (mut id, text) = (builder.next_id()?, builder.keys.arena.as_str().len());
         u32::try_from(id as usize + entries.len()).map_err(|_| RowError::TooMany)?;
         let keys = &mut builder.keys;
+        keys.entries.reserve(entries.len());
+        if self.ready < keys.entries.len() + entries.len() {
+            self.ready = memory::populate_some(&mut keys.entries);
+        }
         keys.arena.push_str(&texts);
         let metadata_text = keys.metadata_texts.as_str().len() as u64;
         keys.metadata.extend(metadata.iter().map(|(row, start)| (id + row, metadata_text + start)));

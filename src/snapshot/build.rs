@@ -18,7 +18,7 @@ use crate::snapshot::{IdHasher, same_digest};
 
 /// Bytes that a key id and an owner are assumed to have, when room is made for them. Too few are grown; what is too much is
 /// never touched, and so costs no memory.
-const IDENTITY_BYTES: usize = 32;
+pub(super) const IDENTITY_BYTES: usize = 32;
 
 /// The keys of one export.
 pub struct Keys {
@@ -84,20 +84,16 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// An empty table. `seed` should be random and the same for no two processes; `expected` rows are made room for, in memory that
-    /// is there at once where they are many.
+    /// An empty table. `seed` should be random and the same for no two processes; `expected` rows are made room for. However few there
+    /// are then, they may be all over the indexes.
     pub fn new(seed: u64, expected: usize) -> Self {
-        let (index, ids, entries) = memory::populated(|| {
-            let entries = HugeVec::with_capacity_in(expected, Huge);
-            (Index::with_capacity(expected), Index::with_capacity(expected), entries)
-        });
         let keys = Keys {
             seed,
             hasher: IdHasher::default(),
-            index,
-            ids,
+            index: Index::with_capacity(expected),
+            ids: Index::with_capacity(expected),
             rotated: Vec::new(),
-            entries,
+            entries: HugeVec::with_capacity_in(expected, Huge),
             policies: Vec::new(),
             owners: vec![u32::MAX],
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),

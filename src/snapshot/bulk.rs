@@ -9,8 +9,9 @@
 
 use std::hash::BuildHasher;
 
+use crate::memory;
 use crate::snapshot::batch::Gather;
-use crate::snapshot::build::{Builder, RowError};
+use crate::snapshot::build::{Builder, IDENTITY_BYTES, RowError};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::kept::WINDOW;
@@ -25,6 +26,8 @@ const WAITING: usize = 1024;
 /// A table to which rows are added in [batches](super::Batch).
 pub struct Bulk {
     pub(super) builder: Builder,
+    /// Entries up to which there is memory.
+    pub(super) ready: usize,
 }
 
 /// No two rows have the same digest.
@@ -34,9 +37,13 @@ pub struct Distinct(());
 pub struct Rotated(Vec<(u32, u32)>);
 
 impl Builder {
-    /// To be filled in batches. There must be no rows in it.
-    pub fn in_bulk(self) -> Bulk {
-        Bulk { builder: self }
+    /// To be filled in batches. There must be no rows in it. It does not have to grow for as many as are `expected`; where there are
+    /// fewer, it takes the memory of those.
+    pub fn in_bulk(mut self, expected: usize) -> Bulk {
+        let Keys { entries, arena, .. } = &mut self.keys;
+        memory::make_room(entries, expected);
+        arena.make_room(expected.saturating_mul(IDENTITY_BYTES));
+        Bulk { builder: self, ready: 0 }
     }
 }
 
@@ -53,7 +60,11 @@ impl Bulk {
         let Keys { index, ids, entries, arena, seed, hasher, .. } = &mut self.builder.keys;
         let (entries, arena, seed, hasher) = (&**entries, &*arena, *seed, &*hasher);
         let probe = move |entry: &Entry| Probe::of_digest(&entry.digest, seed);
+        // Only now it is known how many there are.
+        let room =
+            move |index: &mut Index| *index = memory::populated(|| Index::with_capacity(entries.len()));
         let digests = move || {
+            room(index);
             let same = |a: &Entry, b: &Entry| same_digest(&a.digest, &b.digest);
             match fill(index, entries, probe, same).is_empty() {
                 true => Ok(Distinct(())),
@@ -63,6 +74,7 @@ impl Bulk {
         };
         let key_id = move |entry: &Entry| arena.as_str().get(entry.identity.key_id()).unwrap_or_default();
         let by_id = move || {
+            room(ids);
             let probe = |entry: &Entry| Probe::of_hash(hasher.hash_one(key_id(entry)));
             Rotated(fill(ids, entries, probe, |a, b| key_id(a) == key_id(b)))
         };
@@ -74,7 +86,7 @@ impl Bulk {
     /// # Errors
     /// When rows that share a key id contradict each other. The lines in the error mean nothing.
     pub fn finish(self, _: Distinct, Rotated(mut rotated): Rotated) -> Result<Builder, RowError> {
-        let Self { mut builder } = self;
+        let Self { mut builder, .. } = self;
         rotated.sort_unstable_by_key(|(_, id)| *id);
         for (first, id) in rotated {
             let entry = &builder.keys.entries[id as usize];
@@ -142,7 +154,7 @@ mod tests {
     }
 
     fn in_bulk(batches: &[&[KeyRecord<'_>]]) -> Result<Builder, RowError> {
-        let mut bulk = Builder::new(7, 0).in_bulk();
+        let mut bulk = Builder::new(7, 0).in_bulk(0);
         let mut gather = bulk.gather();
         for batch in batches {
             batch.iter().for_each(|record| gather.add(record));
