@@ -8,13 +8,17 @@
 //! Once every worker has left the old snapshot, the reload *settles*: balances that nobody has asked for yet are taken
 //! over, and the slots of buckets that no longer exist are freed. Of those, the ones that are not full yet are
 //! *parked* until they are, so that a key which vanishes and comes back (a bad export, a mistaken delete) has not
-//! been given a new quota.
+//! been given a new quota. So are the ones that would have been full later than what has taken their place: under a
+//! smaller limit a bucket is soon full, and then says nothing any more of what was spent under the larger one.
+//!
+//! A name may so have several buckets, one for each rate. As long as the rates that are wanted are the rates that are
+//! there, each goes on by itself; otherwise all that are wanted begin with the least that any has left.
 
-use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use crate::limiter::charge::{Limiter, Predecessor};
 use crate::limiter::name::BucketName;
+use crate::limiter::parked::Parked;
 use crate::limiter::rate::Rate;
 use crate::limiter::saved::SavedBucket;
 use crate::limiter::word::Word;
@@ -39,7 +43,7 @@ pub struct Ledger {
     /// The first slot never handed out.
     next: u64,
     free: Vec<u32>,
-    parked: HashMap<BucketName, Slot>,
+    parked: Parked,
 }
 
 /// The slots that one reload asks for.
@@ -50,7 +54,6 @@ pub struct Claim<'a> {
     kept: Vec<u64>,
     fresh: Vec<u32>,
     heirs: Vec<(u32, Predecessor)>,
-    unparked: Vec<BucketName>,
     /// All slots of the ledger are this claim's.
     is_first: bool,
     committed: bool,
@@ -99,7 +102,6 @@ impl Ledger {
             kept,
             fresh: Vec::new(),
             heirs: Vec::new(),
-            unparked: Vec::new(),
             is_first: false,
             committed: false,
         }
@@ -110,7 +112,7 @@ impl Ledger {
         self.next - self.free.len() as u64
     }
 
-    /// Buckets of vanished keys that are still refilling.
+    /// Buckets of vanished keys and of former rates that are still refilling.
     pub fn parked(&self) -> usize {
         self.parked.len()
     }
@@ -127,18 +129,23 @@ impl Ledger {
             limiter.take_over(*slot, now);
         }
         let mut heirs = limiter.heirs.write().unwrap_or_else(PoisonError::into_inner);
-        let inherited: Vec<u32> = heirs.drain().flat_map(|(_, of)| of).map(|of| of.slot).collect();
+        heirs.clear();
         drop(heirs);
 
         let mut done = settlement.kept;
         let claimed = done.iter().map(|bits| u64::from(bits.count_ones())).sum::<u64>() + settlement.fresh;
-        for slot in inherited {
-            // Several can have inherited from one.
-            if !is_set(&done, slot) {
-                set(&mut done, slot);
-                self.release(limiter, slot);
+        for (slot, of) in &settlement.heirs {
+            // Several can have inherited from one: it takes only one of them to say what that one would.
+            let is_said = !limiter.slots.load(of.slot).outlasts(limiter.slots.load(*slot));
+            if is_said && !is_set(&done, of.slot) {
+                set(&mut done, of.slot);
+                self.release(limiter, of.slot);
             }
         }
+        for (_, of) in settlement.heirs.iter().filter(|(_, of)| !is_set(&done, of.slot)) {
+            limiter.slots.store(of.slot, limiter.slots.load(of.slot).resumed());
+        }
+        self.parked.retain(|bucket| !is_set(&done, bucket.slot));
         // What is in use and neither claimed nor parked is an old bucket's. Most often there is none left, in a million.
         let mut gone = self.in_use().saturating_sub(self.parked.len() as u64 + claimed);
         for (bucket, name) in old {
@@ -175,9 +182,8 @@ impl Ledger {
                 listed.push((name(), rate, word));
             }
         }
-        for (name, Slot { slot, rate }) in &self.parked {
-            listed.push((*name, *rate, limiter.slots.load(*slot)));
-        }
+        let parked = self.parked.iter();
+        listed.extend(parked.map(|(name, Slot { slot, rate })| (name, rate, limiter.slots.load(slot))));
         Listing { listed }
     }
 
@@ -197,9 +203,7 @@ impl Ledger {
         for SavedBucket { name, rate, debt } in saved {
             let Some(debt) = debt.checked_sub(elapsed).filter(|debt| *debt > 0) else { continue };
             let Some(slot) = self.take(limiter, Word::with_debt(debt, now)) else { break };
-            if let Some(twin) = self.parked.insert(name, Slot { slot, rate }) {
-                self.release(limiter, twin.slot);
-            }
+            self.parked.insert(name, Slot { slot, rate });
         }
         self.parked.len()
     }
@@ -222,8 +226,8 @@ impl Ledger {
     fn park(&mut self, limiter: &Limiter, name: impl FnOnce() -> BucketName, bucket: Slot, now: u64) {
         if limiter.slots.load(bucket.slot).is_full(now) {
             self.release(limiter, bucket.slot);
-        } else if let Some(older) = self.parked.insert(name(), bucket) {
-            self.release(limiter, older.slot);
+        } else {
+            self.parked.insert(name(), bucket);
         }
     }
 
@@ -231,16 +235,22 @@ impl Ledger {
     fn unpark_full(&mut self, limiter: &Limiter, now: u64) {
         let live = self.in_use().saturating_sub(self.parked.len() as u64) as usize;
         let debt = |bucket: &Slot| limiter.slots.load(bucket.slot).balance(bucket.rate, now, 0).reset;
-        let mut debts: Vec<u64> = self.parked.values().map(debt).filter(|debt| *debt > 0).collect();
+        let mut debts: Vec<u64> =
+            self.parked.iter().map(|(_, bucket)| debt(&bucket)).filter(|debt| *debt > 0).collect();
         let surplus = debts.len().saturating_sub(live.max(MIN_PARKED));
         let forget = match surplus.checked_sub(1) {
             Some(last) => *debts.select_nth_unstable(last).1,
             None => 0,
         };
-        let gone = self.parked.extract_if(|_, bucket| debt(bucket) <= forget).map(|(_, bucket)| bucket.slot);
-        for slot in gone.collect::<Vec<u32>>() {
-            self.release(limiter, slot);
-        }
+        let mut gone = Vec::new();
+        self.parked.retain(|bucket| {
+            let is_kept = debt(bucket) > forget;
+            if !is_kept {
+                gone.push(bucket.slot);
+            }
+            is_kept
+        });
+        gone.into_iter().for_each(|slot| self.release(limiter, slot));
     }
 
     fn release(&mut self, limiter: &Limiter, slot: u32) {
@@ -250,8 +260,8 @@ impl Ledger {
 }
 
 impl Claim<'_> {
-    /// A slot at `rate` for the bucket with this name; `previous` is what the snapshot in use has for it. Each bucket of
-    /// a snapshot is to be claimed once.
+    /// A slot at `rate` for the bucket with this name, which has no other; `previous` is what the snapshot in use has for it.
+    /// Each bucket of a snapshot is to be claimed once.
     ///
     /// `None` when all 2^32 slots are in use.
     pub fn slot(
@@ -260,17 +270,32 @@ impl Claim<'_> {
         previous: Option<Slot>,
         rate: Rate,
     ) -> Option<u32> {
-        let previous = previous.or_else(|| self.unpark(name));
-        let Some(previous) = previous else {
-            return self.fresh(Word::FULL);
-        };
-        if previous.rate == rate {
-            set(&mut self.kept, previous.slot);
-            return Some(previous.slot);
+        if let Some(previous) = previous.filter(|previous| previous.rate == rate) {
+            return Some(self.keep(previous));
         }
-        let slot = self.fresh(Word::INHERITS)?;
-        self.heirs.push((slot, Predecessor { slot: previous.slot, rate: previous.rate, new_rate: rate }));
-        Some(slot)
+        match (previous, self.parked(name)) {
+            (None, []) => self.fresh(Word::FULL),
+            (None, &[only]) if only.rate == rate => Some(self.keep(only)),
+            (previous, parked) => {
+                let had: Vec<Slot> = previous.iter().chain(parked).copied().collect();
+                self.heir(&had, rate)
+            }
+        }
+    }
+
+    /// The same for a name that has a bucket for each of `rates`, no two of which are equal; their order says nothing.
+    pub fn slots(&mut self, name: BucketName, previous: &[Slot], rates: &[Rate]) -> Option<Vec<Slot>> {
+        let is_wanted = |had: &[Slot]| {
+            had.len() == rates.len() && rates.iter().all(|rate| had.iter().any(|of| of.rate == *rate))
+        };
+        let same = if previous.is_empty() { self.parked(|| name) } else { previous };
+        if is_wanted(same) {
+            let same = same.to_vec();
+            same.iter().for_each(|bucket| _ = self.keep(*bucket));
+            return Some(same);
+        }
+        let had: Vec<Slot> = previous.iter().chain(self.parked(|| name)).copied().collect();
+        rates.iter().map(|rate| Some(Slot { slot: self.heir(&had, *rate)?, rate: *rate })).collect()
     }
 
     /// The slots from 0 to `count` for as many buckets, of which `unused` are none: where nobody has a balance yet, names need not be looked
@@ -291,28 +316,9 @@ impl Claim<'_> {
         Some(())
     }
 
-    /// A slot at `rate` for a bucket that comes after all those that `previous` lists, none of which may be claimed otherwise:
-    /// it begins with the least that any of them, or the parked one of its own name, has left. Several may come after the
-    /// same ones.
-    ///
-    /// `None` when all 2^32 slots are in use.
-    pub fn heir(&mut self, name: BucketName, previous: &[Slot], rate: Rate) -> Option<u32> {
-        if previous.is_empty() {
-            return self.slot(|| name, None, rate);
-        }
-        let parked = self.unpark(|| name);
-        let slot = self.fresh(Word::INHERITS)?;
-        let of = |old: &Slot| (slot, Predecessor { slot: old.slot, rate: old.rate, new_rate: rate });
-        self.heirs.extend(previous.iter().chain(&parked).map(of));
-        Some(slot)
-    }
-
     /// Makes the claims count; call it just before the new snapshot is published.
     pub fn commit(mut self) -> Settlement {
         self.committed = true;
-        for name in self.unparked.drain(..) {
-            self.ledger.parked.remove(&name);
-        }
         let mut heirs = self.limiter.heirs.write().unwrap_or_else(PoisonError::into_inner);
         self.heirs.iter().for_each(|(slot, of)| heirs.entry(*slot).or_default().push(*of));
         drop(heirs);
@@ -320,14 +326,26 @@ impl Claim<'_> {
         Settlement { kept, fresh: self.fresh.len() as u64, heirs }
     }
 
-    fn unpark(&mut self, name: impl FnOnce() -> BucketName) -> Option<Slot> {
-        if self.ledger.parked.is_empty() {
-            return None;
+    fn keep(&mut self, bucket: Slot) -> u32 {
+        set(&mut self.kept, bucket.slot);
+        bucket.slot
+    }
+
+    /// A slot at `rate` that begins with the least that any of `had` has left.
+    fn heir(&mut self, had: &[Slot], rate: Rate) -> Option<u32> {
+        if had.is_empty() {
+            return self.fresh(Word::FULL);
         }
-        let name = name();
-        let bucket = *self.ledger.parked.get(&name)?;
-        self.unparked.push(name);
-        Some(bucket)
+        let slot = self.fresh(Word::INHERITS)?;
+        let of = |old: &Slot| (slot, Predecessor { slot: old.slot, rate: old.rate, new_rate: rate });
+        self.heirs.extend(had.iter().map(of));
+        Some(slot)
+    }
+
+    /// What is parked under a name. It stays there until the claims are settled.
+    fn parked(&self, name: impl FnOnce() -> BucketName) -> &[Slot] {
+        // Naming costs a hash, and most often nothing is parked.
+        if self.ledger.parked.is_empty() { &[] } else { self.ledger.parked.of(&name()) }
     }
 
     fn fresh(&mut self, word: Word) -> Option<u32> {

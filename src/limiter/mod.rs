@@ -6,11 +6,17 @@
 //! * [`Limiter::charge`] charges all the limits of a key, or none; shadow limits are charged and obeyed by nobody
 //!   ([`charge`], [`hold`], [`outcome`]). [`Limiter::refund`] gives back.
 //! * A [`BucketName`] is what a bucket is found again by, when its slot has gone ([`name`]).
-//! * [`Ledger`] decides which bucket has which slot, across reloads ([`ledger`]); only a reload uses it.
+//! * [`Ledger`] decides which bucket has which slot, across reloads ([`ledger`]); only a reload uses it. It remembers those
+//!   that no snapshot has ([`parked`]).
 //! * [`saved`] is the file that carries balances from one process to the next.
 //!
 //! Promise 4: over any interval t, admitted cost <= burst + rate x t, whatever the number of threads and reloads;
 //! no false refusal below the burst; a refusal charges nothing. What is refunded counts as not admitted.
+//!
+//! However its rate changes and however long it is away, no bucket is filled by that: what was spent under a rate is remembered
+//! until it is refilled at that rate. Of a name that has had several, no more is admitted under each than its burst and what the
+//! fastest has refilled, and in turn no more than the largest burst and what all have refilled. Only where more buckets are away
+//! than are in use are those forgotten early that would be refilled soonest.
 //!
 //! Across a restart the same holds: balances are saved when the daemon ends, and aged by the time that has passed. Where it
 //! cannot save (kill -9, a crash, a power cut), a bucket goes on from the last save, and may admit once more what it
@@ -25,6 +31,7 @@ mod hold;
 mod ledger;
 mod name;
 mod outcome;
+mod parked;
 mod rate;
 pub mod saved;
 mod slots;

@@ -2,8 +2,6 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::limiter::rate::Rate;
-
 /// The name of a bucket: 128 bits of a SHA-256, so that a name of any length costs the ledger and the saved state
 /// the same. Two buckets that anyone could make share a name would share a balance; at 2^64 tries for a chance of it,
 /// nobody can.
@@ -16,27 +14,17 @@ impl BucketName {
         Self::of("key", &[key_id, limit])
     }
 
-    /// A limit that all keys of an owner share, whatever plans they are on.
+    /// A limit that all keys of an owner share, whatever plans they are on: one name, even where those plans define it
+    /// differently and it has a bucket for each rate.
     pub fn of_owner(owner: &str, limit: &str) -> Self {
         Self::of("owner", &[owner, limit])
-    }
-
-    /// The same where the owner's plans define it differently, so that there is a bucket for each rate.
-    pub fn at(self, rate: Rate) -> Self {
-        let [period, burst] = [rate.period().get(), u64::from(rate.burst())].map(u64::to_le_bytes);
-        Self::of_bytes(&[b"rate", &self.0, &period, &burst])
     }
 
     /// Every part is preceded by its length, so that no two lists of parts are the same text. The form is kept in files:
     /// where it changes, the saved balances are forgotten.
     fn of(tag: &str, parts: &[&str]) -> Self {
-        let parts: Vec<&[u8]> = std::iter::once(&tag).chain(parts).map(|part| part.as_bytes()).collect();
-        Self::of_bytes(&parts)
-    }
-
-    fn of_bytes(parts: &[&[u8]]) -> Self {
         let mut hash = Sha256::new();
-        for part in parts {
+        for part in std::iter::once(&tag).chain(parts) {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
@@ -60,7 +48,6 @@ mod tests {
             BucketName::of_owner("a", "b"),
             BucketName::of_owner("ab", ""),
             BucketName::of_owner("", "ab"),
-            BucketName::of_owner("a", "b").at(Rate::SLOWEST),
         ];
         for (at, name) in names.iter().enumerate() {
             assert!(!names[..at].contains(name), "{at}");

@@ -15,9 +15,11 @@
 //! trailer  checksum     4   CRC-32 of everything before
 //! ```
 //!
-//! Numbers are little-endian. Only buckets that are not full need a record. Nothing that is read is trusted: every field has
-//! to be in range, the checksum has to match before any of it is used, and the memory for the records grows with what is
-//! there, not with what the count says.
+//! Numbers are little-endian. Only buckets that are not full need a record. Several records may have one name, each with a rate
+//! of its own.
+//!
+//! Nothing that is read is trusted: every field has to be in range, the checksum has to match before any of it is used, and
+//! the memory for the records grows with what is there, not with what the count says.
 //!
 //! Two clocks, because a balance goes on refilling while no daemon runs: [`SavedAt::ticks_since`] says which is believed when.
 

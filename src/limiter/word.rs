@@ -89,6 +89,11 @@ impl Word {
         Self(self.0 | SUPERSEDED)
     }
 
+    /// The reverse: what the word said when it was frozen, and goes on from.
+    pub(super) fn resumed(self) -> Self {
+        Self(self.0 & TIME)
+    }
+
     /// A bucket that is full `debt` ticks after `now`.
     pub(super) fn with_debt(debt: u64, now: u64) -> Self {
         Self(now.saturating_add(debt).min(TIME))
@@ -109,9 +114,14 @@ impl Word {
         self.debt(now) == 0
     }
 
+    /// Whether this bucket is full later than another: as long as it is not, neither is the other.
+    pub(super) fn outlasts(self, other: Self) -> bool {
+        self.full_at() > other.full_at()
+    }
+
     /// Of two words under one rate, the one that has less left.
     pub(super) fn emptier(self, other: Self) -> Self {
-        if self.full_at() >= other.full_at() { self } else { other }
+        if other.outlasts(self) { other } else { self }
     }
 
     /// Tries to charge `cost` at `now`.

@@ -5,7 +5,8 @@
 //!   snapshot, whatever plan the key is on.
 //! * A limit `per = "owner"` has a bucket for each owner, whatever plans its keys are on: who changes plans, back and forth or
 //!   while the daemon is down, is not given a quota again. Where an owner's keys are on plans that define the limit
-//!   differently, there is a bucket for each rate; whenever that changes, all of them begin with the least that any had left.
+//!   differently, there is a bucket for each rate, all of one name; whenever the rates change, even in a time without any, all of
+//!   them begin with the least that any had left.
 
 use std::collections::HashMap;
 
@@ -126,18 +127,8 @@ impl Keys {
         let mut owner_buckets = OwnerBuckets::default();
         for (name, rates) in self.rates_of_owners() {
             let had = previous.and_then(|old| old.owner_buckets.get(&name)).map_or(&[][..], Vec::as_slice);
-            let same = |rate: &Rate| had.iter().find(|bucket| bucket.rate == *rate).copied();
-            let is_unchanged = had.len() == rates.len() && rates.iter().all(|rate| same(rate).is_some());
-            let several = rates.len() > 1;
-            let claimed = rates.into_iter().map(|rate| {
-                let name = if several { name.at(rate) } else { name };
-                let slot = match is_unchanged {
-                    true => claim.slot(|| name, same(&rate), rate),
-                    false => claim.heir(name, had, rate),
-                };
-                Ok(Slot { slot: slot.ok_or(TooManyBuckets)?, rate })
-            });
-            owner_buckets.insert(name, claimed.collect::<Result<_, TooManyBuckets>>()?);
+            let buckets = claim.slots(name, had, &rates).ok_or(TooManyBuckets)?;
+            owner_buckets.insert(name, buckets);
         }
         Ok(owner_buckets)
     }
@@ -180,11 +171,7 @@ impl Snapshot {
         if !is_shared(entry, limit) {
             return BucketName::of_key(self.keys.key_id(entry), &limit.name);
         }
-        let name = self.keys.name_of_owner(entry, limit);
-        match self.owner_buckets.get(&name).map_or(1, Vec::len) {
-            1 => name,
-            _ => name.at(limit.rate),
-        }
+        self.keys.name_of_owner(entry, limit)
     }
 }
 

@@ -12,6 +12,8 @@ pub mod ledger;
 mod name;
 #[path = "../../src/limiter/outcome.rs"]
 mod outcome;
+#[path = "../../src/limiter/parked.rs"]
+mod parked;
 #[path = "../../src/limiter/rate.rs"]
 mod rate;
 #[path = "../../src/limiter/saved.rs"]

@@ -155,6 +155,55 @@ fn a_key_that_vanishes_and_returns_has_not_been_refilled() {
 }
 
 #[test]
+fn a_smaller_limit_that_is_full_again_does_not_fill_the_larger_one() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let (large, small) = (rate(1, 30), rate(10, 20));
+    let old = reload(&limiter, &mut ledger, &[], &[("a", large)], 1)[0];
+    assert!(matches!(limiter.charge(&[enforced(old)], 1, 15), Outcome::Admitted(_)));
+    let changed = reload(&limiter, &mut ledger, &[("a", old)], &[("a", small)], 1)[0];
+    assert_eq!((ledger.in_use(), ledger.parked()), (2, 1), "what it was is remembered");
+    // A second later the small one is full, and vanishes.
+    let later = 1 + rate(1, 1).capacity();
+    assert_eq!(remaining(&limiter, enforced(changed), later), 20);
+    assert!(reload(&limiter, &mut ledger, &[("a", changed)], &[], later).is_empty());
+    let back = reload(&limiter, &mut ledger, &[], &[("a", large)], later)[0];
+    assert_eq!(remaining(&limiter, enforced(back), later), 16, "what the large one has refilled since");
+    assert_eq!((ledger.in_use(), ledger.parked()), (1, 0));
+}
+
+#[test]
+fn a_name_with_several_rates_goes_on_as_it_was_or_with_the_least() {
+    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let rates = [rate(1, 30), rate(1, 20)];
+    let mut had: Vec<Slot> = Vec::new();
+    let mut reload = |limiter: &Limiter, wanted: &[Rate]| {
+        let mut claim = ledger.claim(limiter);
+        let slots = claim.slots(named("a"), &had, wanted).expect("room");
+        let settlement = claim.commit();
+        ledger.settle(limiter, settlement, had.iter().map(|slot| (*slot, || named("a"))), 1);
+        had = slots.clone();
+        let left = wanted.iter().map(|rate| slots.iter().find(|slot| slot.rate == *rate).copied());
+        (left.map(|slot| slot.expect("as wanted")).collect::<Vec<Slot>>(), ledger.parked())
+    };
+    let left = |slots: &[Slot]| -> Vec<u32> {
+        slots.iter().map(|slot| remaining(&limiter, enforced(*slot), 1)).collect()
+    };
+    let (slots, _) = reload(&limiter, &rates);
+    for (slot, cost) in slots.iter().zip([5, 18]) {
+        assert!(matches!(limiter.charge(&[enforced(*slot)], 1, cost), Outcome::Admitted(_)));
+    }
+    assert_eq!(reload(&limiter, &[]).1, 2);
+    let (slots, parked) = reload(&limiter, &[rates[1], rates[0]]);
+    assert_eq!((left(&slots), parked), (vec![2, 25], 0), "the same rates as before");
+    reload(&limiter, &[]);
+    let (slots, _) = reload(&limiter, &rates[..1]);
+    assert_eq!(left(&slots), [2], "one of them");
+    reload(&limiter, &[]);
+    let (slots, _) = reload(&limiter, &[rates[0], rate(3, 40)]);
+    assert_eq!(left(&slots), [2, 2], "another");
+}
+
+#[test]
 fn a_claim_that_is_dropped_leaves_no_trace() {
     let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
     let old = reload(&limiter, &mut ledger, &[], &[("a", rate(1, 10))], 1)[0];
@@ -321,7 +370,11 @@ fn a_slot_that_is_in_use_is_never_superseded() {
             let mut claim = ledger.claim(&limiter);
             let slots: Vec<Slot> = old
                 .iter()
-                .map(|had| Slot { slot: claim.slot(|| named(""), Some(*had), rate).expect("room"), rate })
+                .zip(&names)
+                .map(|(had, name)| Slot {
+                    slot: claim.slot(|| named(name), Some(*had), rate).expect("room"),
+                    rate,
+                })
                 .collect();
             let settlement = claim.commit();
             current.store(std::sync::Arc::new(slots));

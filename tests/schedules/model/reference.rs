@@ -16,6 +16,8 @@ pub struct Bucket {
     at: u64,
     /// The rate that a reload has given it, until somebody asks under that.
     changed: Option<Rate>,
+    /// What its level comes from beside itself; and once it has been converted, itself too, as it was.
+    former: Vec<Self>,
     /// Converted since the reload: who has the old snapshot is sent away.
     pub is_superseded: bool,
 }
@@ -47,7 +49,7 @@ fn size(rate: Rate) -> u128 {
 
 impl Bucket {
     fn full(rate: Rate) -> Self {
-        Self { rate, parts: size(rate), at: 0, changed: None, is_superseded: false }
+        Self { rate, parts: size(rate), at: 0, changed: None, former: Vec::new(), is_superseded: false }
     }
 
     fn fill(&mut self, now: u64) {
@@ -55,8 +57,12 @@ impl Bucket {
         self.at = now;
     }
 
+    fn full_at(&self) -> u128 {
+        u128::from(self.at) + size(self.rate) - self.parts
+    }
+
     fn is_full_by(&self, now: u64) -> bool {
-        self.parts + u128::from(now - self.at) >= size(self.rate)
+        self.full_at() <= u128::from(now)
     }
 
     fn wanted(&self, cost: u32) -> u128 {
@@ -66,10 +72,12 @@ impl Bucket {
     /// To the rate that a reload gave it: the one place that rounds, and it rounds down.
     fn convert(&mut self, now: u64) {
         let Some(rate) = self.changed.take() else { return };
-        self.fill(now);
-        self.parts = (self.parts * period(rate) / period(self.rate)).min(size(rate));
-        self.rate = rate;
-        self.is_superseded = true;
+        let mut former = std::mem::take(&mut self.former);
+        former.push(self.clone());
+        former.iter_mut().for_each(|bucket| bucket.fill(now));
+        let levels = former.iter().map(|bucket| bucket.parts * period(rate) / period(bucket.rate));
+        let parts = levels.min().expect("itself").min(size(rate));
+        *self = Self { rate, parts, at: now, changed: None, former, is_superseded: true };
     }
 
     fn balance(&self, cost: u32) -> (u32, u64, u64) {
@@ -81,7 +89,10 @@ impl Bucket {
 
 #[derive(Clone, Debug, Default)]
 pub struct Model {
+    /// Those of the snapshots in use.
     pub buckets: BTreeMap<u8, Bucket>,
+    /// Those of keys that are away, and of former rates.
+    pub parked: Vec<(u8, Bucket)>,
     latest: u64,
 }
 
@@ -163,35 +174,49 @@ impl Model {
     /// A reload publishes a snapshot with these buckets.
     pub fn publish(&mut self, wanted: &[(u8, Rate)]) {
         for (id, rate) in wanted {
-            match self.buckets.get_mut(id) {
-                Some(bucket) if bucket.rate == *rate => {}
-                Some(bucket) => bucket.changed = Some(*rate),
-                None => _ = self.buckets.insert(*id, Bucket::full(*rate)),
+            if self.buckets.get(id).is_some_and(|bucket| bucket.rate == *rate) {
+                continue;
             }
+            let mut had: Vec<Bucket> = self.buckets.remove(id).into_iter().collect();
+            let is_back = had.is_empty();
+            had.extend(self.parked.extract_if(.., |(other, _)| other == id).map(|(_, bucket)| bucket));
+            let bucket = match had.first().cloned() {
+                None => Bucket::full(*rate),
+                Some(only) if is_back && had.len() == 1 && only.rate == *rate => only,
+                Some(first) => Bucket { changed: Some(*rate), former: had.split_off(1), ..first },
+            };
+            self.buckets.insert(*id, bucket);
         }
     }
 
-    /// Nobody has the old snapshot any more; the one in use has these buckets, and others are remembered until they are full.
+    /// Nobody has the old snapshot any more; the one in use has these buckets, and others are remembered until they are full:
+    /// those of keys that are away, and those of former rates, unless what has taken their place is full later still.
     pub fn settle(&mut self, current: &[u8], now: u64) {
-        for bucket in self.buckets.values_mut() {
+        for (id, bucket) in &mut self.buckets {
             if bucket.changed.is_some() || bucket.is_superseded {
                 self.latest = self.latest.max(now);
             }
             bucket.convert(now);
             bucket.is_superseded = false;
+            let former = std::mem::take(&mut bucket.former).into_iter();
+            let outlasts = former.filter(|former| former.full_at() > bucket.full_at());
+            self.parked.extend(outlasts.map(|former| (*id, former)));
         }
-        self.buckets.retain(|id, bucket| current.contains(id) || !bucket.is_full_by(now));
+        let away = self.buckets.extract_if(.., |id, _| !current.contains(id));
+        self.parked.extend(away);
+        self.parked.retain(|(_, bucket)| !bucket.is_full_by(now));
     }
 
     /// What another process finds that begins to count at `now`, `elapsed` ticks after the balances were saved at `saved`.
     pub fn restarted(&self, saved: u64, elapsed: u64, now: u64) -> Self {
-        let mut buckets = self.buckets.clone();
-        for bucket in buckets.values_mut() {
+        let live = self.buckets.iter().map(|(id, bucket)| (*id, bucket.clone()));
+        let mut parked: Vec<(u8, Bucket)> = live.chain(self.parked.iter().cloned()).collect();
+        for (_, bucket) in &mut parked {
             bucket.fill(saved);
             bucket.fill(saved + elapsed);
             bucket.at = now;
         }
-        buckets.retain(|_, bucket| !bucket.is_full_by(now));
-        Self { buckets, latest: now }
+        parked.retain(|(_, bucket)| !bucket.is_full_by(now));
+        Self { buckets: BTreeMap::new(), parked, latest: now }
     }
 }

@@ -201,8 +201,8 @@ impl Sequence {
 
     fn count(&self) {
         let seed = self.seed;
-        assert_eq!(self.ledger.in_use(), self.model.buckets.len() as u64, "seed {seed}: buckets in use");
-        let parked = self.model.buckets.len() - self.current.len();
+        let (live, parked) = (self.current.len(), self.model.parked.len());
+        assert_eq!(self.ledger.in_use(), (live + parked) as u64, "seed {seed}: buckets in use");
         assert_eq!(self.ledger.parked(), parked, "seed {seed}: parked buckets");
     }
 
@@ -236,7 +236,7 @@ impl Sequence {
         self.model = model.restarted(saved_at, elapsed, self.clock);
         self.current = Vec::new();
         let restored = self.ledger.restore(&self.limiter, buckets, elapsed, self.clock);
-        assert_eq!(restored, self.model.buckets.len(), "seed {}: restored buckets", self.seed);
+        assert_eq!(restored, self.model.parked.len(), "seed {}: restored buckets", self.seed);
         self.count();
     }
 }
