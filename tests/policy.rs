@@ -401,3 +401,70 @@ fn rows_in_rotation_on_two_plans_share_what_is_left() {
     }
     assert_eq!(daemon.status().buckets, buckets, "no bucket is left behind");
 }
+
+/// Plans that define the owner's limit differently, and one without it; two keys, of which one may be away.
+const OWN: &str = "source.max_shrink = 1.0\nplans.p1.own = { rate = '30/d', per = 'owner' }\n\
+                   plans.p2.own = { rate = '20/d', per = 'owner' }\nplans.p3.other = '1000/s'\n";
+
+/// The rows of key `one`, and of key `two`, on these plans: an empty one stands for a key that is away.
+fn owned(one: &str, two: &str) -> String {
+    let row =
+        |key: &str, plan: &str| (!plan.is_empty()).then(|| format!("{key}={key} owner=acme plan={plan}"));
+    let rows: Vec<String> = [row("one", one), row("two", two)].into_iter().flatten().collect();
+    export(&[&["pad=pad".to_owned()][..], &rows].concat().iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// A daemon whose owner has spent everything, under both plans.
+fn spent() -> Daemon {
+    let daemon = Setup::new(&owned("p1", "p2")).config(OWN).start();
+    assert_eq!((spend(&daemon, "one", 30), spend(&daemon, "two", 20)), ("ALLOWED".into(), "ALLOWED".into()));
+    daemon
+}
+
+#[test]
+fn an_owner_whose_keys_come_back_to_other_plans_is_not_given_a_quota_again() {
+    // What comes between, and what then is asked for.
+    for (between, then) in [(("p3", "p3"), ("p1", "p3")), (("", ""), ("p1", "")), (("", ""), ("", "p2"))] {
+        let daemon = spent();
+        daemon.publish(&owned(between.0, between.1));
+        daemon.publish(&owned(then.0, then.1));
+        let key = if then.1 == "p2" { "two" } else { "one" };
+        assert_eq!(left(&daemon, key), 0, "{between:?}, then {then:?}");
+    }
+    let daemon = Setup::new(&owned("p1", "")).config(OWN).start();
+    assert_eq!(spend(&daemon, "one", 30), "ALLOWED");
+    daemon.publish(&owned("p3", ""));
+    daemon.publish(&owned("p1", "p2"));
+    assert_eq!((left(&daemon, "one"), left(&daemon, "two")), (0, 0), "two plans after one");
+    // What fills the smaller limit is not all that the larger one had.
+    let daemon = Setup::new(&owned("p1", "")).config(OWN).start();
+    assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
+    for plan in ["p2", "p3", "p1"] {
+        daemon.publish(&owned(plan, ""));
+    }
+    assert_eq!(left(&daemon, "one"), 20, "by way of a smaller limit");
+}
+
+#[test]
+fn an_owner_whose_plans_change_while_the_daemon_is_down_is_not_given_a_quota_again() {
+    let changed = |from: &str, to: &str| OWN.replace(from, to);
+    let cases = [
+        (owned("p1", ""), OWN.to_owned(), "a key that is gone"),
+        (owned("p1", "p2"), changed("30/d", "31/d"), "another rate"),
+        (owned("p1", "p2"), changed("30/d", "20/d"), "the rates of two plans have become one"),
+        (owned("p1", "p2"), changed("30/d", "40/d burst 30"), "a rate that refills faster"),
+        (owned("p1", "p2"), OWN.to_owned(), "nothing"),
+    ];
+    for (rows, plans, what) in cases {
+        let mut daemon = spent();
+        daemon.signal(rustix::process::Signal::TERM);
+        assert!(daemon.ended().success());
+        daemon.setup.export(&rows);
+        daemon.setup.reconfigure(&plans);
+        let daemon = daemon.restart();
+        assert_eq!(left(&daemon, "one"), 0, "{what} has changed: {}", daemon.log());
+        if rows.contains("p2") {
+            assert_eq!(left(&daemon, "two"), 0, "{what} has changed: {}", daemon.log());
+        }
+    }
+}

@@ -107,6 +107,11 @@ impl Setup {
         self
     }
 
+    /// Others instead of these; they count from the next start on.
+    pub fn reconfigure(&mut self, text: &str) {
+        self.config = text.to_owned();
+    }
+
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.into(), value.into()));
         self
