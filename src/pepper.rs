@@ -88,6 +88,13 @@ pub struct Peppers {
     pub previous: Option<Pepper>,
 }
 
+impl Peppers {
+    /// Whether keys are found whose rows are hashed with `pepper`.
+    pub fn find(&self, pepper: &Pepper) -> bool {
+        self.current == *pepper || self.previous.as_ref() == Some(pepper)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

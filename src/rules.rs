@@ -2,7 +2,7 @@
 //! answer never mixes the rules of one with the keys of another.
 
 use crate::key_format::Prefix;
-use crate::pepper::Peppers;
+use crate::pepper::{Pepper, Peppers};
 
 /// What holds for every key.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,16 +15,66 @@ pub struct Rules {
     pub peppers: Option<Peppers>,
 }
 
+/// Which hashes of the rules before are still found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Those of the pepper that was the current one, or of none where there was none.
+    pub current: bool,
+    /// Those of the one that was the previous one, if there was one.
+    pub previous: bool,
+}
+
 impl Rules {
-    /// Whether keys are still found that were hashed by the rules of `old`: with the same pepper, or with one that is the previous
-    /// one now.
-    pub fn keep_hashes_of(&self, old: &Self) -> bool {
+    /// The pepper that is being replaced.
+    pub fn previous_pepper(&self) -> Option<&Pepper> {
+        self.peppers.as_ref()?.previous.as_ref()
+    }
+
+    /// Which keys are still found that were hashed by the rules of `old`.
+    pub fn keep_hashes_of(&self, old: &Self) -> Kept {
         match (&self.peppers, &old.peppers) {
-            (None, None) => true,
-            (Some(new), Some(old)) => {
-                new.current == old.current || new.previous.as_ref() == Some(&old.current)
-            }
-            _ => false,
+            (None, None) => Kept { current: true, previous: true },
+            (Some(new), Some(old)) => Kept {
+                current: new.find(&old.current),
+                previous: old.previous.as_ref().is_none_or(|previous| new.find(previous)),
+            },
+            _ => Kept { current: false, previous: false },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `"ba"`: the pepper b is in force, and a is the one before it.
+    fn rules(peppers: &str) -> Rules {
+        let mut peppers = peppers
+            .chars()
+            .map(|letter| Pepper::new(letter.to_string().repeat(16).as_bytes()).expect("long enough"));
+        let peppers = peppers.next().map(|current| Peppers { current, previous: peppers.next() });
+        Rules { peppers, ..Rules::default() }
+    }
+
+    #[test]
+    fn hashes_are_kept_as_long_as_their_pepper_is_one_of_the_two() {
+        for (old, new, current, previous) in [
+            ("", "", true, true),
+            ("", "a", false, false),
+            ("a", "", false, false),
+            ("a", "a", true, true),
+            ("a", "ba", true, true),
+            ("a", "b", false, true),
+            ("ba", "ba", true, true),
+            ("ba", "ab", true, true),
+            ("ba", "b", true, false),
+            ("ba", "a", false, true),
+            ("ba", "cb", true, false),
+            ("ba", "ca", false, true),
+            ("ba", "c", false, false),
+        ] {
+            let kept = rules(new).keep_hashes_of(&rules(old));
+            assert_eq!(kept, Kept { current, previous }, "{old:?} -> {new:?}");
         }
     }
 }

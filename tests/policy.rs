@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use keyward::pepper::Pepper;
 use keyward_client::{Decision, Refund, Request};
 use support::mode::Mode;
-use support::{Daemon, Raw, Said, Setup, ask, hex, wait_for};
+use support::{Daemon, Raw, Said, Setup, ask, hex, keyward, wait_for};
 
 /// An export from rows such as `key=key_id owner=acme plan=pro`: what is not said is empty.
 fn export(rows: &[&str]) -> String {
@@ -314,7 +314,7 @@ fn with_a_pepper_a_leaked_export_is_of_no_use() {
     assert_eq!(connection.hear(), refused, "a digest is refused, and the answer says what is wanted");
 
     fs::write(daemon.setup.path("keyward.toml"), format!("keys.pepper_file = '{new}'\n")).expect("writes");
-    assert!(daemon.reload().accepted);
+    assert!(daemon.force_reload().accepted);
     assert_eq!(daemon.verdict("a"), "UNKNOWN_KEY", "the old pepper is gone");
     assert_eq!(daemon.verdict("b"), "ALLOWED");
     for file in ["log", "keyward.toml"] {
@@ -343,7 +343,7 @@ fn another_pepper_does_not_strand_the_keys_of_the_old_one() {
         configure(stranding);
         let refused = daemon.reload().error.expect("refused");
         assert!(
-            refused.contains("1 of 1 keys are served already, and were hashed with a pepper"),
+            refused.contains("1 of 1 keys (\"a\") are served already, and were hashed with a pepper"),
             "{refused}"
         );
         assert_eq!(daemon.verdict("a"), "ALLOWED");
@@ -356,6 +356,63 @@ fn another_pepper_does_not_strand_the_keys_of_the_old_one() {
     configure(format!("keys.pepper_file = '{new}'\n"));
     assert!(daemon.force_reload().accepted, "where it is meant");
     assert_eq!(daemon.verdict("a"), "UNKNOWN_KEY");
+}
+
+/// Which of two peppers a row is hashed with nothing tells but the key: so what has not been asked for yet may need either.
+#[test]
+fn the_previous_pepper_goes_when_no_key_can_need_it_any_more() {
+    let setup = Setup::without_export();
+    let secret = |name: &str| {
+        let path = setup.path(name);
+        fs::write(&path, format!("the {name} pepper, 128 bits of it")).expect("a secret");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        path.display().to_string()
+    };
+    let (old, new) = (secret("old"), secret("new"));
+    let rows = |rows: &[(&str, &str, &str)]| {
+        rows.iter().fold("key_hash,key_id,status,expires_at\n".to_owned(), |text, (pepper, key, rest)| {
+            let pepper = Pepper::new(format!("the {pepper} pepper, 128 bits of it").as_bytes());
+            let hash = const_hex::encode(pepper.expect("a pepper").hash(key.as_bytes()));
+            text + &format!("{hash},{key},{rest}\n")
+        })
+    };
+    // What is never allowed again does not hold a pepper back.
+    let others = [("new", "b", ","), ("new", "c", ","), ("old", "gone", "revoked,"), ("old", "past", ",1")];
+    setup.export(&rows(&[&[("old", "a", ",")], &others[..]].concat()));
+    let both = format!("keys.pepper_file = '{new}'\nkeys.previous_pepper_file = '{old}'\n");
+    let only_new = format!("keys.pepper_file = '{new}'\n");
+    let daemon = setup.config(&both).start();
+    let configure = |text: &str| fs::write(daemon.setup.path("keyward.toml"), text).expect("writes");
+    // A compiled export has its rows in an order of its own.
+    let refused = |keys: &[&str], what: &str| {
+        let error = daemon.reload().error.expect("refused");
+        let count = format!("{} of 5 keys (", keys.len());
+        let names = |key: &&str| error.contains(&format!("\"{key}\""));
+        assert!(error.contains(&count) && keys.iter().all(names) && error.contains(what), "{error}");
+        let mut check = keyward();
+        let output = check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).output();
+        let output = output.expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(&error), "{said}");
+    };
+
+    configure(&only_new);
+    refused(&["a", "b", "c"], "may have been hashed with a pepper");
+    assert_eq!(daemon.verdict("b"), "ALLOWED");
+    refused(&["a", "c"], "may have been hashed with a pepper");
+    assert_eq!([daemon.verdict("c"), daemon.verdict("a")], ["ALLOWED"; 2]);
+    refused(&["a"], "are served already, and were hashed with a pepper");
+    configure(&format!("keys.pepper_file = '{old}'\n"));
+    refused(&["b", "c"], "are served already, and were hashed with a pepper");
+
+    configure(&both);
+    assert!(daemon.publish(&rows(&[&[("new", "a", ",")], &others[..]].concat())).accepted);
+    configure(&only_new);
+    refused(&["a"], "may have been hashed with a pepper");
+    assert_eq!(daemon.verdict("a"), "ALLOWED");
+    let reload = daemon.reload();
+    assert!(reload.accepted, "{:?}", reload.error);
+    assert_eq!(["a", "b", "c"].map(|key| daemon.verdict(key)), ["ALLOWED"; 3]);
 }
 
 /// However an owner's keys are moved between plans, and wherever the daemon is restarted meanwhile, what was spent stays spent.

@@ -28,7 +28,7 @@ pub enum Command {
     Status,
     /// Reads the source again, and answers when the outcome is in force on every connection.
     Reload {
-        /// Publish even a set that is empty or has shrunk past the guard.
+        /// Publish even what the guard refuses: a set that is empty, has shrunk, or needs a pepper that is gone.
         #[serde(default)]
         force: bool,
     },

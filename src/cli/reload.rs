@@ -21,7 +21,8 @@ Example, when more than half of the keys are meant to go:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(super) struct Reload {
-    /// Accept a source that has no keys (a header and nothing else) or has shrunk past max_shrink
+    /// Accept a source that has no keys (a header and nothing else), has shrunk past max_shrink, or has keys that need a pepper
+    /// which is gone
     #[arg(long)]
     force: bool,
 

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::audit::Place;
+use crate::reload::peppers::{Counted, stranding};
 use crate::source::{Column, Findings};
 
 /// Why an export was not published. The snapshot before it goes on being served (promise 3).
@@ -61,20 +62,17 @@ pub enum Failure {
         /// The largest part that may go.
         max_shrink: f64,
     },
-    /// Another pepper, and rows that were hashed with the one before.
-    #[error(
-        "{}: {kept} of {old} keys are served already, and were hashed with a pepper that is neither keys.pepper_file nor \
-         keys.previous_pepper_file now: nobody would find them any more. Name the old pepper as the previous one, or export \
-         hashes of the new one; if it is meant, reload with --force",
-        path.display()
-    )]
+    /// A pepper is gone, and there are rows that were hashed with it, or may have been.
+    #[error("{}: {}", path.display(), stranding(*old, stranded, unknown))]
     Stranded {
         /// The file.
         path: PathBuf,
         /// Keys being served.
         old: usize,
-        /// Those of them that the file still lists with the same hash.
-        kept: usize,
+        /// Those of them that the file still lists with the same hash, and that need that pepper.
+        stranded: Counted,
+        /// Those that it lists, and that may need it.
+        unknown: Counted,
     },
     /// More limits than there is room for.
     #[error("{}: {error}", path.display())]

@@ -22,7 +22,7 @@ use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
 use crate::revocation::Revocations;
 use crate::rules::Rules;
-use crate::snapshot::{Keys, Snapshot, Stamp};
+use crate::snapshot::{Snapshot, Stamp};
 use crate::systemd;
 
 mod check;
@@ -31,6 +31,7 @@ mod failure;
 mod fan;
 mod history;
 mod load;
+mod peppers;
 mod read;
 mod report;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
 pub use history::{Accepted, History, Outcome};
 pub use load::{Built, FileState, Loaded, See, SourceFile};
+pub use peppers::Counted;
 use trigger::{Batch, Cause, changes};
 pub use trigger::{Trigger, triggers};
 use watch::Watch;
@@ -314,19 +316,6 @@ impl Running {
             self.guard_hashes(settings, &source.path, &loaded.keys)?;
         }
         self.publish(settings, loaded)
-    }
-
-    /// With another pepper the same hashes open nothing: an export that still lists most of them was written for the old one.
-    fn guard_hashes(&self, settings: &Settings, path: &Path, new: &Keys) -> Result<(), Failure> {
-        let Some(old) = self.current.as_deref().filter(|old| !settings.rules.keep_hashes_of(old.rules()))
-        else {
-            return Ok(());
-        };
-        let kept = old.keys().filter(|key| new.contains(key.digest())).count();
-        if kept as f64 > old.len() as f64 * settings.policy.max_shrink {
-            return Err(Failure::Stranded { path: path.to_path_buf(), old: old.len(), kept });
-        }
-        Ok(())
     }
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, and settles the buckets.

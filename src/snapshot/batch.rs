@@ -15,6 +15,7 @@ use crate::snapshot::entry::{Entry, Identity, StatusByte};
 use crate::snapshot::index::Probe;
 use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::kept::WINDOW;
+use crate::snapshot::peppers::PepperByte;
 
 /// Takes records and makes a [`Batch`] of them.
 pub struct Gather {
@@ -89,6 +90,7 @@ impl Gather {
             buckets: 0,
             status: StatusByte::new(record.status),
             has_metadata,
+            pepper: PepperByte::default(),
         });
     }
 

@@ -13,6 +13,7 @@ use crate::snapshot::entry::{Entry, Identity, StatusByte};
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::lines::Lines;
+use crate::snapshot::peppers::PepperByte;
 use crate::snapshot::policy::Policy;
 use crate::snapshot::{IdHasher, same_digest};
 
@@ -138,6 +139,7 @@ impl Builder {
             buckets: first,
             status: StatusByte::new(record.status),
             has_metadata,
+            pepper: PepperByte::default(),
         });
         self.lines.push(id, line);
         Ok(())

@@ -49,6 +49,7 @@ impl Keys {
         kept: &Kept<'_>,
         stamp: Stamp,
     ) -> Result<Snapshot, TooManyBuckets> {
+        self.inherit_peppers(kept, &stamp.rules);
         if kept.old.is_none() && self.claim_rows(claim).is_some() {
             return Ok(Snapshot {
                 stamp,

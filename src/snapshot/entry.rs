@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use zerocopy::FromZeros;
 
 use crate::record::{Digest, MAX_KEY_ID, MAX_OWNER, Status};
+use crate::snapshot::peppers::PepperByte;
 
 /// Where a key's id and, right after it, its owner's name are in the arena, so that an answer fetches them together: offset
 /// in the upper 48 bits, then the length of each in 8.
@@ -62,7 +63,7 @@ impl Identity {
 }
 
 /// A key's status: what the row says, and whether an operator has revoked the key beside it. The only thing in a snapshot
-/// that changes.
+/// that changes and that an answer depends on.
 ///
 /// Relaxed throughout: what orders a revocation before the answers that must heed it is the
 /// [epoch](crate::publish::Epochs) that ends after it.
@@ -128,6 +129,8 @@ pub(super) struct Entry {
     pub(super) status: StatusByte,
     /// Whether `Keys::metadata` has some; few keys do, and fewer answers ask for it.
     pub(super) has_metadata: bool,
+    /// What the digest was found by, while there are two peppers.
+    pub(super) pepper: PepperByte,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64 && align_of::<Entry>() == 64);

@@ -52,6 +52,13 @@ impl<'s> Kept<'s> {
         }
     }
 
+    /// Of `entries`, which are the new rows, those that the snapshot before has under the same key id, each with its own there.
+    pub(super) fn rows_of<'k>(&self, entries: &'k [Entry]) -> impl Iterator<Item = (&'k Entry, &'s Entry)> {
+        let before = self.old.map_or(&[][..], |old| &old.keys.entries);
+        let rows = entries.iter().zip(&self.rows);
+        rows.filter_map(|(entry, row)| Some((entry, before.get(row.load(Relaxed) as usize)?)))
+    }
+
     /// Fetches what `before` will look at for the rows from `start` on.
     pub(super) fn fetch(&self, start: usize) {
         let Some(old) = self.old else { return };

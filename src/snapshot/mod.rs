@@ -1,5 +1,5 @@
-//! The table of keys: built once by a reload, then only read, by every worker at once. One bit of an entry is set later:
-//! that an operator has revoked the key ([`revoke`]).
+//! The table of keys: built once by a reload, then only read, by every worker at once. Two things in an entry are set later:
+//! that an operator has revoked the key ([`revoke`]), and by which of two peppers it was found ([`peppers`]).
 //!
 //! * [`Builder`] takes [records](crate::record::KeyRecord) one at a time and refuses duplicates ([`build`]).
 //! * An [`Entry`] is a key in one cache line: digest, times, and numbers that say where the rest is.
@@ -30,6 +30,7 @@ mod intern;
 mod ip_set;
 mod kept;
 mod lines;
+mod peppers;
 mod policy;
 mod revoke;
 mod scope_set;
@@ -45,6 +46,7 @@ use entry::Entry;
 pub use index::Probe;
 pub use ip_set::IpSet;
 pub use kept::Kept;
+pub use peppers::HashedWith;
 pub use policy::Policy;
 pub use scope_set::ScopeSet;
 pub use summary::Summary;
@@ -368,9 +370,10 @@ impl Keys {
         self.ids.find(Probe::of_hash(hash), same)
     }
 
-    /// Whether `digest` is among them: what a reload's guard counts.
-    pub fn contains(&self, digest: &Digest) -> bool {
-        self.find_exactly(digest).is_some()
+    /// Whether `digest` is among them, and neither revoked nor past its end: what a reload's guard counts.
+    pub fn has_use_for(&self, digest: &Digest, now: u32) -> bool {
+        let entry = self.find_exactly(digest).and_then(|id| self.entries.get(id as usize));
+        entry.is_some_and(|entry| entry.status.of_row() != Status::Revoked && entry.expires_at > now)
     }
 }
 

@@ -22,9 +22,10 @@ use keyward_protocol::{Credential, Verdict, Verify};
 use crate::key_format::{self, Minted};
 use crate::limiter::{Bucket, Charge, Limiter, MAX_CHARGES, Named, Outcome, Rate, Single};
 use crate::now::Now;
+use crate::pepper::Pepper;
 use crate::record::Digest;
 use crate::rules::Rules;
-use crate::snapshot::{EntryId, Key, Probe, Snapshot};
+use crate::snapshot::{EntryId, HashedWith, Key, Probe, Snapshot};
 
 mod decision;
 mod denial;
@@ -163,38 +164,26 @@ impl<'s> Context<'s> {
     /// Everything but the limits.
     #[inline]
     fn weigh(&self, snapshot: &'s Snapshot, requests: &[Verify<'_>], pending: &mut [Pending<'s>]) {
+        let previous = self.rules.previous_pepper();
         for (request, pending) in requests.iter().zip(pending) {
             if pending.verdict.is_some() {
                 continue;
             }
-            let key =
-                match pending.candidate.and_then(|candidate| snapshot.confirm(candidate, &pending.digest)) {
-                    Some(key) => key,
-                    None => match self.find_by_previous_pepper(snapshot, request.credential) {
-                        Some(key) => key,
-                        None => {
-                            pending.verdict = Some(Verdict::UnknownKey);
-                            continue;
-                        }
-                    },
-                };
+            let found = pending.candidate.and_then(|candidate| snapshot.confirm(candidate, &pending.digest));
+            let found = match previous {
+                None => found,
+                Some(previous) => find_by_either(snapshot, found, request.credential, previous),
+            };
+            let Some(key) = found else {
+                pending.verdict = Some(Verdict::UnknownKey);
+                continue;
+            };
             pending.key = Some(key);
             pending.verdict = denial(request, key, self.now.unix);
             key.prefetch_texts();
             if pending.verdict.is_none() {
                 pending.bucket = key.first_slot().and_then(|slot| self.limiter.bucket(slot));
             }
-        }
-    }
-
-    /// While a pepper is being replaced, a key that is not known by the new one may be by the old one; not in a stage of its own,
-    /// since the rows of the old pepper become fewer.
-    #[inline]
-    fn find_by_previous_pepper(&self, snapshot: &'s Snapshot, credential: Credential<'_>) -> Option<Key<'s>> {
-        let previous = self.rules.peppers.as_ref()?.previous.as_ref()?;
-        match credential {
-            Credential::RawKey(key) => snapshot.find(&previous.hash(key)),
-            Credential::Digest(_) => None,
         }
     }
 
@@ -281,6 +270,26 @@ impl<'s> Context<'s> {
 }
 
 const NO_CHARGE: Charge = Charge { slot: 0, rate: Rate::SLOWEST, shadow: false };
+
+/// While a pepper is being replaced, a key that is not `found` by the new one may be by the old one; not in a stage of its own,
+/// since the rows of the old pepper become fewer. Which of the two it was is written down, for when the old one is to go.
+#[inline(never)]
+fn find_by_either<'s>(
+    snapshot: &'s Snapshot,
+    found: Option<Key<'s>>,
+    credential: Credential<'_>,
+    previous: &Pepper,
+) -> Option<Key<'s>> {
+    let Credential::RawKey(key) = credential else {
+        return found;
+    };
+    let (key, with) = match found {
+        Some(key) => (key, HashedWith::CurrentPepper),
+        None => (snapshot.find(&previous.hash(key))?, HashedWith::PreviousPepper),
+    };
+    key.set_hashed_with(with);
+    Some(key)
+}
 
 fn refuse_all<'s>(
     requests: &[Verify<'_>],

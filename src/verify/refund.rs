@@ -4,7 +4,7 @@ use keyward_protocol::{Credential, Refund, Verdict};
 
 use crate::limiter::{Charged, MAX_CHARGES, Named, Outcome};
 use crate::snapshot::{Key, Snapshot};
-use crate::verify::{Context, Decision, NO_CHARGE};
+use crate::verify::{Context, Decision, NO_CHARGE, find_by_either};
 
 impl<'s> Context<'s> {
     /// To all limits of the key, or to the one that is named. Neither the key's status nor its times matter, since what is given
@@ -33,11 +33,10 @@ impl<'s> Context<'s> {
             return Err(Verdict::StaleSnapshot);
         }
         let found = snapshot.find(&self.digest(credential)?);
-        let previous = self.rules.peppers.as_ref().and_then(|peppers| peppers.previous.as_ref());
-        let found = found.or_else(|| match (credential, previous) {
-            (Credential::RawKey(key), Some(previous)) => snapshot.find(&previous.hash(key)),
-            _ => None,
-        });
+        let found = match self.rules.previous_pepper() {
+            None => found,
+            Some(previous) => find_by_either(snapshot, found, credential, previous),
+        };
         found.ok_or(Verdict::UnknownKey)
     }
 

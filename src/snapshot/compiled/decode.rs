@@ -14,6 +14,7 @@ use crate::snapshot::compiled::space::Place;
 use crate::snapshot::compiled::{BlockHeader, OUT_OF_ORDER, Rank, Record, Section};
 use crate::snapshot::entry::{Entry, StatusByte};
 use crate::snapshot::index::Probe;
+use crate::snapshot::peppers::PepperByte;
 
 /// Rows ahead at which is fetched what says where an owner's name is, and at which the name itself is. A row takes some thirty
 /// nanoseconds, and memory a few hundred at most.
@@ -172,6 +173,7 @@ impl Decode {
             buckets,
             status,
             has_metadata,
+            pepper: PepperByte::default(),
         });
         written.ok_or("its texts take more than it says")
     }
