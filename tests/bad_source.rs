@@ -10,7 +10,7 @@ use std::path::Path;
 
 use keyward::reload::{Failure, SourceFile};
 use keyward::source::Format;
-use support::{Daemon, Setup, hex, keyward};
+use support::{Daemon, Setup, hex, keyward, wait_for};
 
 const HEADER: &str = "key_hash,key_id,owner,expires_at,allowed_ips,limits\n";
 
@@ -209,4 +209,44 @@ fn rotation_shares_the_balance_and_metadata_columns_can_be_mapped() {
     let daemon = setup.start();
     let verdicts: Vec<String> = ["old", "new", "old", "new"].iter().map(|key| daemon.verdict(key)).collect();
     assert_eq!(verdicts, ["ALLOWED", "ALLOWED", "RATE_LIMITED", "RATE_LIMITED"]);
+}
+
+/// A configuration that says what it said before is not refused with the export that was read by it.
+#[test]
+fn a_bad_export_is_not_blamed_on_the_configuration() {
+    let setup = Setup::text(&good()).config("plans.p.requests = '10/d'\n[source]\npoll = \"100ms\"\n");
+    let daemon = setup.start();
+    let bad = with_row(&format!("{},new,,,,fast", hex("new")));
+    let publish = |content: &[u8]| {
+        let new = daemon.setup.path("new.csv");
+        fs::write(&new, content).expect("a file");
+        fs::rename(&new, daemon.setup.source()).expect("renamed");
+    };
+    let taken_up = || {
+        wait_for("the daemon to take up the mended export by itself", || {
+            daemon.status().last_reload.is_some_and(|last| last.accepted).then_some(())
+        });
+    };
+    publish(&bad);
+    assert!(!daemon.reload().accepted);
+    assert_eq!(daemon.status().configuration_refused, None, "it is the export that is wrong");
+    publish(good().as_bytes());
+    taken_up();
+    assert_eq!(daemon.status().configuration_refused, None);
+    let output = keyward().arg("status").arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!text.contains("config "), "{text}");
+
+    // One that says something else has not come into force with it.
+    let config = daemon.setup.path("keyward.toml");
+    let changed = fs::read_to_string(&config).expect("reads").replace("10/d", "20/d");
+    fs::write(&config, changed).expect("writes");
+    publish(&bad);
+    assert!(!daemon.reload().accepted);
+    publish(good().as_bytes());
+    taken_up();
+    let told = daemon.status().configuration_refused.expect("the plan is the old one");
+    assert!(told.contains("with a source that was refused") && told.contains("keyward reload"), "{told}");
+    assert!(daemon.reload().accepted);
+    assert_eq!(daemon.status().configuration_refused, None);
 }

@@ -96,6 +96,19 @@ impl Failure {
         matches!(self, Self::Io { .. } | Self::Changing { .. } | Self::Random(_))
     }
 
+    /// Why the configuration that was read with the source is not in force; `None` if it says what the one in force says. `is_other`:
+    /// it says anything else. This outlives the failure: the source may be mended, and read by the configuration in force.
+    pub fn of_configuration(&self, is_other: bool) -> Option<String> {
+        match self {
+            Self::Configuration(_) | Self::Stranded { .. } => Some(self.to_string()),
+            failure => is_other.then(|| {
+                format!(
+                    "it was read with a source that was refused; keyward reload reads both again. What was wrong:\n{failure}"
+                )
+            }),
+        }
+    }
+
     /// What it is, in a word for programs.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -241,7 +241,9 @@ impl Running {
             Ok(self.reloader.settings.clone())
         };
         let seen = self.seen;
+        let mut is_other = false;
         let result = settings.and_then(|settings| {
+            is_other = settings != self.reloader.settings;
             let mut result = self.try_reload(&settings, cause.force);
             for _ in 1..ATTEMPTS {
                 if !matches!(result, Err(Failure::Changing { .. })) {
@@ -268,7 +270,8 @@ impl Running {
         }
         self.record(&cause, &outcome);
         if cause.configure {
-            let refused = outcome.result.as_ref().err().map(ToString::to_string);
+            let refused = outcome.result.as_ref().err();
+            let refused = refused.and_then(|failure| failure.of_configuration(is_other));
             self.reloader.history.lock().configuration_refused = refused;
         }
         self.report(&outcome);
