@@ -12,6 +12,7 @@ use super::secret;
 use crate::bench::keys::Keys;
 use crate::key_format;
 use crate::record::{Digest, Quoted};
+use crate::snapshot::compiled;
 use crate::source::{self, Field, Findings, Format, Layout};
 
 /// Bytes read at once.
@@ -25,7 +26,9 @@ pub(super) fn read_keys(path: &Path, raw: bool) -> Result<Keys, Failure> {
     let mut file = open("--keys", path)?;
     let mut lines = secret::Keys::new(&mut file);
     let (mut keys, mut digests) = (Keys::default(), Vec::new());
-    while let Some(key) = lines.next()? {
+    let named =
+        |Failure { exit, message }| Failure::new(exit, format_args!("--keys: {}: {message}", path.display()));
+    while let Some(key) = lines.next().map_err(named)? {
         match (key.is_empty(), raw) {
             (true, _) => {}
             (false, true) => keys.add_raw(key),
@@ -41,6 +44,11 @@ pub(super) fn read_digests(path: &Path) -> Result<Keys, Failure> {
     let mut input = BufReader::with_capacity(BUFFER, open("--digests", path)?);
     let unreadable = |error| wrong(path, format_args!("cannot be read: {error}"));
     let head = input.fill_buf().map_err(unreadable)?;
+    if compiled::is_one(head) {
+        let message =
+            "a compiled snapshot has no digests to be read here: give the export that it was made of";
+        return Err(wrong(path, message));
+    }
     let first = head.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
     let digests = if digest(first).is_some() {
         list(&mut input, path)?

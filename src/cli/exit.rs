@@ -1,6 +1,7 @@
 //! What a command's exit code says, and which failure has which.
 
 use std::fmt::Display;
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
 use crate::admin::AskError;
@@ -50,11 +51,18 @@ impl From<ConfigError> for Failure {
 
 impl From<AskError> for Failure {
     fn from(error: AskError) -> Self {
-        let exit = match error {
-            AskError::Refused(_) => Exit::Denied,
-            _ => Exit::Unreachable,
-        };
-        Self::new(exit, error)
+        let is_absent =
+            |error: &io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);
+        match &error {
+            AskError::Refused(_) => Self::new(Exit::Denied, error),
+            AskError::Unreachable { error: system, .. } if is_absent(system) => Self::new(
+                Exit::Unreachable,
+                format_args!(
+                    "{error} If it listens elsewhere, say where: --socket, KEYWARD_SOCKET or --admin-socket"
+                ),
+            ),
+            _ => Self::new(Exit::Unreachable, error),
+        }
     }
 }
 
@@ -81,7 +89,13 @@ impl From<keyward_client::Error> for Failure {
             // Connect, Deadline, ConnectionLost, Protocol, Daemon: there is no verdict, and 1 would be taken for one.
             _ => Exit::Unreachable,
         };
-        Self::new(exit, error)
+        match error {
+            Error::Connect { .. } => Self::new(
+                exit,
+                format_args!("{error} If it listens elsewhere, say where: --socket or KEYWARD_SOCKET"),
+            ),
+            error => Self::new(exit, error),
+        }
     }
 }
 

@@ -11,6 +11,13 @@ use crate::record::Quoted;
 /// Longest word that is taken for a misspelt command and repeated.
 const LONGEST_COMMAND: usize = 12;
 
+/// What to do instead with an argument too many, for commands that are given one and never a key.
+const TAKE_NO_KEY: [(&str, &str); 3] = [
+    ("compile", "One source is compiled at a time, as in: keyward compile keys.csv --output keys.kwc"),
+    ("revoke", "One key is named by its id at a time, as in: keyward revoke key_1"),
+    ("unrevoke", "One key is named by its id at a time, as in: keyward unrevoke key_1"),
+];
+
 /// Prints the help, or what is wrong with the arguments.
 pub(super) fn report(error: &clap::Error) -> Exit {
     // Where nobody listens, the exit code says enough.
@@ -53,9 +60,11 @@ fn without_keys(error: &clap::Error) -> Option<String> {
         _ => None,
     }?;
     let usage = error.get(ContextKind::Usage).map(|usage| format!("\n\n{usage}")).unwrap_or_default();
+    let due = TAKE_NO_KEY.iter().find(|(command, _)| usage.contains(&format!(" keyward {command} ")));
+    let due =
+        due.map_or("Keys are read from standard input, as in: keyward verify < key.txt", |(_, due)| due);
     Some(format!(
-        "error: {problem} (not repeated here: it may be a key)\n\n  \
-         Keys are read from standard input, as in: keyward verify < key.txt\n  \
+        "error: {problem} (not repeated here: it may be a key)\n\n  {due}\n  \
          The arguments of a process are public: if this was a key, replace it{usage}\n\n\
          For more information, try '--help'."
     ))

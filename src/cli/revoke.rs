@@ -10,7 +10,7 @@ use super::options::{AdminSocket, deadline};
 use super::reload::missing;
 use super::streams::Streams;
 use super::words::{Count, Word};
-use crate::admin::{self, message};
+use crate::admin::{self, AskError, message};
 
 const REVOKE_HELP: &str = "\
 When the command returns, the key is refused on every connection, and stays so through restarts and reloads until the
@@ -95,13 +95,25 @@ impl Order {
     ) -> Result<Exit, Failure> {
         let Target { key_id, owner } = &self.target;
         let target = message::Target { key_id: key_id.clone(), owner: owner.clone() };
-        let reply = admin::ask_within(self.socket.path()?.as_path(), &command(target), self.deadline)?;
+        let reply = admin::ask_within(self.socket.path()?.as_path(), &command(target), self.deadline);
+        let reply = reply.map_err(unanswered)?;
         let outcome = reply.revocation.ok_or_else(|| missing("revocation"))?;
         match self.json {
             true => streams.print_json(&outcome)?,
             false => streams.print(Readable { done, outcome: &outcome })?,
         }
         Ok(Exit::Done)
+    }
+}
+
+/// What has been asked for and not answered may have been done all the same.
+fn unanswered(error: AskError) -> Failure {
+    let is_asked = matches!(error, AskError::Late { .. } | AskError::Broken { .. });
+    let failure = Failure::from(error);
+    let hint = "what was asked for may still come into force: keyward status lists what is revoked";
+    match is_asked {
+        true => Failure::new(failure.exit, format_args!("{}; {hint}", failure.message)),
+        false => failure,
     }
 }
 

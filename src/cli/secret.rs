@@ -75,7 +75,7 @@ impl<'r> Keys<'r> {
             Ok(count) => self.end += count,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => {
-                return Err(Failure::new(Exit::Denied, format_args!("cannot read the key: {error}")));
+                return Err(Failure::new(Exit::Usage, format_args!("cannot read the key: {error}")));
             }
         }
         Ok(())
@@ -96,7 +96,10 @@ pub(super) fn read_key(
         let mut file = std::fs::File::open(path).map_err(|error| {
             Failure::new(Exit::Usage, format_args!("--key-file: cannot open {name}: {error}"))
         })?;
-        return only_line(&mut file, false);
+        return only_line(&mut file, false).map_err(|Failure { exit, message }| {
+            let message = if message == NO_KEY { "there is no key in it" } else { &message };
+            Failure::new(exit, format_args!("--key-file: {name}: {message}"))
+        });
     }
     if !streams.input_is_terminal {
         return only_line(streams.input, false);

@@ -58,11 +58,21 @@ impl Usage {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         let reply = admin::ask_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
         let totals = reply.usage.ok_or_else(|| missing("usage"))?;
-        match self.json {
-            true => streams.print_json(&totals)?,
-            false => streams.print(Readable(&totals))?,
+        match self.named().filter(|_| totals.matched == 0) {
+            _ if self.json => streams.print_json(&totals)?,
+            Some((what, name)) => streams.print(format_args!(
+                "no usage of the {what} {name} is recorded since the daemon's start, {}: there was none, or there is no such {what}",
+                totals.since
+            ))?,
+            None => streams.print(Readable(&totals))?,
         }
         Ok(Exit::Done)
+    }
+
+    /// What is asked about, unless it is all keys.
+    fn named(&self) -> Option<(&'static str, Word<'_>)> {
+        let key = self.key.as_deref().map(|key| ("key", Word(key)));
+        key.or_else(|| self.owner.as_deref().map(|owner| ("owner", Word(owner))))
     }
 
     fn command(&self) -> message::Command {

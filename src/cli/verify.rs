@@ -85,8 +85,9 @@ impl Verify {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         let key = secret::read_key(self.key_file.as_deref(), streams)?;
         let options = Options::new(&self.socket.socket).deadline(self.deadline);
-        let decision =
-            blocking::Client::with_options(options).verify(&self.request(&key)).map_err(failure)?;
+        let decision = blocking::Client::with_options(options)
+            .verify(&self.request(&key))
+            .map_err(|error| self.failure(error))?;
         drop(key);
         let report = Report::from(&decision);
         match self.json {
@@ -119,18 +120,27 @@ impl Verify {
         }
         request
     }
-}
 
-/// A digest is short whatever the key is: only a raw key can be too long.
-fn failure(error: Error) -> Failure {
-    match error {
-        Error::FieldTooLong { field: "key", length, max } => Failure::new(
-            Exit::Usage,
-            format_args!(
-                "the key is {length} bytes long, and may have {max} to be sent itself: leave out --raw"
+    fn failure(&self, error: Error) -> Failure {
+        match error {
+            // A digest is short whatever the key is: only a raw key can be too long.
+            Error::FieldTooLong { field: "key", length, max } => Failure::new(
+                Exit::Usage,
+                format_args!(
+                    "the key is {length} bytes long, and may have {max} to be sent itself: leave out --raw"
+                ),
             ),
-        ),
-        error => error.into(),
+            // The admin socket is beside it, and speaks JSON.
+            Error::Protocol(what) => Failure::new(
+                Exit::Unreachable,
+                format_args!(
+                    "what answers at {} does not keep to keyward's protocol: {what}; is this the admin socket? verify needs \
+                     the request socket, of a daemon of this version",
+                    self.socket.socket.as_path().display()
+                ),
+            ),
+            error => error.into(),
+        }
     }
 }
 
@@ -360,7 +370,8 @@ mod tests {
         assert!(!messages.contains("secret"), "{messages}");
         let (_, _, messages) = run_with(&["verify", "--key-file", "no/key.txt"], b"");
         assert!(messages.contains("cannot open no/key.txt: "), "{messages}");
-        let long = failure(Error::FieldTooLong { field: "key", length: 1025, max: 1024 });
+        let verify = verify(&[]).expect("good");
+        let long = verify.failure(Error::FieldTooLong { field: "key", length: 1025, max: 1024 });
         assert!(long.message.ends_with("leave out --raw"), "{}", long.message);
     }
 }

@@ -120,11 +120,17 @@ fn resolve_source(
         (Some(path), _) => {
             let path = option_path(path, "--source")?;
             let format = Format::from_path(&path).ok().or(settings.format);
-            (path, format.ok_or_else(|| Origin::Option("--source").refuse(NO_FORMAT))?)
+            let Some(format) = format else {
+                return Err(Origin::Option("--source").refuse(no_format(&path)));
+            };
+            (path, format)
         }
         (None, Some(path)) => {
             let format = settings.format.or_else(|| Format::from_path(&path.0).ok());
-            (path.0, format.ok_or_else(|| wrong(file, "source.path", NO_FORMAT))?)
+            let Some(format) = format else {
+                return Err(wrong(file, "source.path", no_format(&path.0)));
+            };
+            (path.0, format)
         }
         (None, None) => return Err(ConfigError::NoSource { file: file.map(Path::to_owned) }),
     };
@@ -140,8 +146,13 @@ fn resolve_source(
     })
 }
 
-const NO_FORMAT: &str = "the file's extension tells no format: name it .csv, .jsonl or .kwc, or set \
-     source.format to \"csv\", \"jsonl\" or \"compiled\"";
+fn no_format(path: &Path) -> String {
+    format!(
+        "{}: the name's extension tells no format: name it .csv, .jsonl or .kwc, or set source.format to \"csv\", \
+         \"jsonl\" or \"compiled\"",
+        path.display()
+    )
+}
 
 fn layout(
     file: Option<&Path>,

@@ -393,16 +393,15 @@ fn a_source_is_required_and_its_format_known() {
         Err("no source of keys: give --source PATH, or set source.path in /etc/keyward/keyward.toml"
             .to_owned())
     );
+    let no_format = "the name's extension tells no format: name it .csv, .jsonl or .kwc, or set source.format to \"csv\", \"jsonl\" \
+                     or \"compiled\"";
     assert_eq!(
         message("source.path = \"/keys\""),
-        "/etc/keyward/keyward.toml: source.path: the file's extension tells no format: name it .csv, .jsonl or .kwc, \
-         or set source.format to \"csv\", \"jsonl\" or \"compiled\""
+        format!("/etc/keyward/keyward.toml: source.path: /keys: {no_format}")
     );
     assert_eq!(
         from_options(Overrides { source: path("keys.txt"), ..Overrides::default() }),
-        Err("--source: the file's extension tells no format: name it .csv, .jsonl or .kwc, or set \
-             source.format to \"csv\", \"jsonl\" or \"compiled\""
-            .to_owned())
+        Err(format!("--source: keys.txt: {no_format}"))
     );
 }
 

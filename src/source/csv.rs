@@ -108,6 +108,11 @@ impl Header {
         if names.get(0).contains([';', '\t']) {
             return findings.add(line, None, "the columns of a CSV file are separated by commas");
         }
+        if names.get(0).trim_start().starts_with('{') {
+            let message = "this looks like JSON Lines, and is read as CSV: name the file .jsonl, or set \
+                           source.format to \"jsonl\"";
+            return findings.add(line, None, message);
+        }
         for (index, name) in names.iter().enumerate() {
             let place = Some(Column::Numbered { number: index + 1, name: None });
             let field = match layout.slot(name) {

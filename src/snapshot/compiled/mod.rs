@@ -45,6 +45,11 @@ pub use space::{Places, Space};
 /// Not text, and damaged visibly by whatever takes it for some (as PNG's).
 const MAGIC: [u8; 8] = *b"\x89KWC\r\n\x1a\n";
 
+/// Whether a file that begins with `head` is meant to be a compiled snapshot.
+pub fn is_one(head: &[u8]) -> bool {
+    head.starts_with(&MAGIC)
+}
+
 /// Changes with anything in the format.
 const VERSION: u32 = 2;
 

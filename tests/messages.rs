@@ -1,0 +1,144 @@
+//! What goes wrong at the command line says where, and what to do.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+use support::{Daemon, Setup, hex, keyward};
+
+/// Runs a command in a directory; its exit code, and what it wrote to standard output and to standard error.
+fn run(directory: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
+    let mut command = keyward();
+    command.args(arguments).current_dir(directory);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    // Who does not read its input has gone.
+    let _not_read = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    let output = child.wait_with_output().expect("ends");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().expect("a code"), text(output.stdout), text(output.stderr))
+}
+
+/// As [`run`], in the daemon's directory; its sockets are `keyward.sock` and `admin.sock`.
+fn run_beside(daemon: &Daemon, arguments: &[&str], input: &str) -> (i32, String, String) {
+    run(daemon.setup.dir.path(), arguments, input)
+}
+
+#[track_caller]
+fn said((code, _, messages): (i32, String, String), expected: i32, parts: &[&str]) {
+    assert_eq!(code, expected, "{messages}");
+    for part in parts {
+        assert!(messages.contains(part), "{part:?} is not in: {messages}");
+    }
+}
+
+fn daemon() -> Daemon {
+    Daemon::serving_text(&format!("key_hash,key_id\n{},a\n", hex("a")))
+}
+
+#[test]
+fn a_daemon_that_is_elsewhere_can_be_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let status = run(dir.path(), &["status", "--socket", "no.sock"], "");
+    said(
+        status,
+        69,
+        &["admin.sock", "is the daemon running?", "--socket", "--admin-socket", "KEYWARD_SOCKET"],
+    );
+    let verify = run(dir.path(), &["verify", "--socket", "no.sock"], "key\n");
+    said(verify, 69, &["no.sock", "is the daemon running", "--socket", "KEYWARD_SOCKET"]);
+}
+
+#[test]
+fn the_admin_socket_is_recognised() {
+    let daemon = daemon();
+    let verify = run_beside(&daemon, &["verify", "--socket", "admin.sock"], "a\n");
+    said(verify, 69, &["admin.sock", "is this the admin socket?"]);
+}
+
+#[test]
+fn a_source_without_a_format_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for source in [".", "keys.txt"] {
+        let check = run(dir.path(), &["check", "--source", source], "");
+        said(check, 78, &[&format!("--source: {source}: the name's extension tells no format")]);
+    }
+    fs::write(dir.path().join("k.toml"), "source.path = '/srv/keys.txt'\n").expect("writes");
+    let check = run(dir.path(), &["check", "--config", "k.toml"], "");
+    said(check, 78, &["source.path: /srv/keys.txt: the name's extension tells no format"]);
+}
+
+#[test]
+fn a_key_file_that_cannot_be_read_is_named_like_one_that_is_missing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::create_dir(dir.path().join("keys")).expect("a directory");
+    fs::write(dir.path().join("empty"), "").expect("writes");
+    said(
+        run(dir.path(), &["verify", "--key-file", "keys"], ""),
+        2,
+        &["--key-file: keys: ", "Is a directory"],
+    );
+    said(run(dir.path(), &["verify", "--key-file", "none"], ""), 2, &["--key-file: cannot open none: "]);
+    let empty = run(dir.path(), &["verify", "--key-file", "empty"], "");
+    said(empty, 2, &["--key-file: empty: there is no key in it"]);
+    let bench = run(dir.path(), &["bench", "--keys", "keys"], "");
+    said(bench, 2, &["--keys: keys: ", "Is a directory"]);
+}
+
+#[test]
+fn one_argument_too_many_is_told_by_what_the_command_takes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (code, _, messages) = run(dir.path(), &["compile", "a.jsonl", "extra", "--output", "x.kwc"], "");
+    assert_eq!(code, 2);
+    assert!(messages.contains("keyward compile keys.csv --output keys.kwc"), "{messages}");
+    assert!(!messages.contains("read from standard input") && !messages.contains("extra"), "{messages}");
+    let (_, _, messages) = run(dir.path(), &["verify", "S3cret"], "");
+    assert!(messages.contains("Keys are read from standard input"), "{messages}");
+}
+
+#[test]
+fn a_compiled_file_is_not_taken_for_digests() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("k.csv"), format!("key_hash,key_id\n{},a\n", hex("a"))).expect("writes");
+    assert_eq!(run(dir.path(), &["compile", "k.csv", "--output", "k.kwc"], "").0, 0);
+    let bench = run(dir.path(), &["bench", "--digests", "k.kwc"], "");
+    said(bench, 2, &["--digests: k.kwc: a compiled snapshot", "give the export that it was made of"]);
+}
+
+#[test]
+fn json_lines_under_the_name_of_csv_are_recognised() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let row = format!("{{\"key_hash\":\"{}\",\"key_id\":\"a\",\"scopes\":[\"x\"]}}\n", hex("a"));
+    fs::write(dir.path().join("k.csv"), row).expect("writes");
+    let check = run(dir.path(), &["check", "--source", "k.csv"], "");
+    said(check, 78, &["k.csv:1: this looks like JSON Lines", ".jsonl", "source.format"]);
+}
+
+#[test]
+fn a_revocation_that_is_not_answered_in_time_may_still_come() {
+    let daemon = daemon();
+    daemon.freeze();
+    let revoke = ["revoke", "a", "--socket", "keyward.sock", "--deadline", "100ms"];
+    let revoke = run_beside(&daemon, &revoke, "");
+    daemon.thaw();
+    said(revoke, 69, &["within 100ms", "may still come into force", "keyward status"]);
+}
+
+#[test]
+fn a_key_without_usage_is_said_to_have_none() {
+    let daemon = daemon();
+    let usage = |arguments: &[&str]| {
+        run_beside(&daemon, &[&["usage", "--socket", "keyward.sock"], arguments].concat(), "")
+    };
+    let (code, text, _) = usage(&["--key", "nokey"]);
+    assert_eq!(code, 0);
+    assert!(text.starts_with("no usage of the key nokey is recorded"), "{text}");
+    let (_, text, _) = usage(&["--owner", "nobody here"]);
+    assert!(text.starts_with("no usage of the owner \"nobody here\" is recorded"), "{text}");
+    assert!(usage(&[]).1.starts_with("0 keys: "));
+}
