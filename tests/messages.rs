@@ -142,3 +142,19 @@ fn a_key_without_usage_is_said_to_have_none() {
     assert!(text.starts_with("no usage of the owner \"nobody here\" is recorded"), "{text}");
     assert!(usage(&[]).1.starts_with("0 keys: "));
 }
+
+#[test]
+fn what_every_row_has_is_told_a_few_times_only() {
+    let setup = Setup::without_export();
+    let rows: String = (0..100)
+        .map(|number: u32| format!("{},k{number},1/s\n", hex(&format!("no guess {number}"))))
+        .collect();
+    let rare = format!("{},rare,\n", hex("no guess either"));
+    fs::write(setup.path("k.csv"), format!("key_hash,key_id,limits\n{rows}{rare}")).expect("writes");
+    let (_, _, messages) = run(setup.dir.path(), &["check", "--source", "k.csv"], "");
+    assert_eq!(messages.matches("[no_expiry]").count(), 3, "{messages}");
+    assert_eq!(messages.matches("[no_limit]").count(), 1, "{messages}");
+    assert!(messages.ends_with("k.csv: 102 warnings: 1 no_limit, 101 no_expiry\n"), "{messages}");
+    let (_, report, _) = run(setup.dir.path(), &["check", "--source", "k.csv", "--json"], "");
+    assert_eq!(report.matches("\"lint\":\"no_expiry\"").count(), 19, "a machine reads on: {report}");
+}

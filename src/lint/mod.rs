@@ -19,7 +19,7 @@ mod hash;
 mod ids;
 mod report;
 
-pub use report::{Report, Warning};
+pub use report::{FEW, MAX_WARNINGS, Report, Warning};
 
 use hash::Hashes;
 use ids::{Ids, Seen};

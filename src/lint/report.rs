@@ -4,8 +4,11 @@ use std::fmt;
 
 use super::Lint;
 
-/// Warnings kept of each kind, and shown of all: a screenful.
-pub(super) const MAX_WARNINGS: usize = 20;
+/// Warnings kept of each kind, and told of all: a screenful.
+pub const MAX_WARNINGS: usize = 20;
+
+/// The same of each kind, for people: what every row has is told by its number.
+pub const FEW: usize = 3;
 
 /// One warning.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -58,11 +61,10 @@ impl Report {
         self.totals.iter().sum()
     }
 
-    /// At most [`MAX_WARNINGS`] of all that are kept, in the order of the export: first one of every kind, then another
-    /// of each, so that what every row has does not hide what only one has.
-    pub fn shown(&self) -> Vec<&Warning> {
-        let rounds =
-            (0..MAX_WARNINGS).flat_map(|round| self.kept.iter().filter_map(move |kept| kept.get(round)));
+    /// At most [`MAX_WARNINGS`] of all that are kept, and `most` of a kind, in the order of the export: first one of every kind, then
+    /// another of each, so that what every row has does not hide what only one has.
+    pub fn shown(&self, most: usize) -> Vec<&Warning> {
+        let rounds = (0..most).flat_map(|round| self.kept.iter().filter_map(move |kept| kept.get(round)));
         let mut shown: Vec<_> = rounds.take(MAX_WARNINGS).collect();
         shown.sort_by_key(|warning| (warning.line, warning.lint));
         shown
@@ -84,7 +86,9 @@ mod tests {
         let counts: Vec<_> = report.counts().collect();
         assert_eq!(counts, [(Lint::WeakHash, 1), (Lint::NoExpiry, 100), (Lint::WildcardEnding, 100)]);
         assert_eq!((report.warnings(), report.total()), (101, 201));
-        let shown = report.shown();
+        let few = report.shown(FEW);
+        assert_eq!(few.len(), 2 * FEW + 1, "{few:?}");
+        let shown = report.shown(MAX_WARNINGS);
         assert_eq!(shown.len(), MAX_WARNINGS);
         assert!(shown.iter().any(|warning| warning.lint == Lint::WeakHash), "{shown:?}");
         assert!(shown.is_sorted_by_key(|warning| warning.line));

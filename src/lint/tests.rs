@@ -38,7 +38,11 @@ fn row(number: usize, rest: &str) -> String {
 }
 
 fn told(report: &Report) -> Vec<(u64, Lint, &str)> {
-    report.shown().into_iter().map(|warning| (warning.line, warning.lint, warning.message.as_str())).collect()
+    report
+        .shown(MAX_WARNINGS)
+        .into_iter()
+        .map(|warning| (warning.line, warning.lint, warning.message.as_str()))
+        .collect()
 }
 
 /// What is told of one row.

@@ -134,7 +134,7 @@ impl<'a> From<&'a lint::Report> for Lints<'a> {
             warnings: report.warnings(),
             notes: report.total() - report.warnings(),
             counts: report.counts().map(|(lint, total)| (lint.name(), total)).collect(),
-            first: report.shown(),
+            first: report.shown(lint::MAX_WARNINGS),
         }
     }
 }
@@ -176,7 +176,7 @@ impl Lines<'_, '_> {
     }
 
     fn lints(&mut self, source: &str, lints: &lint::Report) {
-        for Warning { line, lint, message } in lints.shown() {
+        for Warning { line, lint, message } in lints.shown(lint::FEW) {
             let level = if lint.is_note() { "note" } else { "warning" };
             self.0.note(format_args!("{source}:{line}: {level}: {message} [{}]", lint.name()));
         }
