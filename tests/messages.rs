@@ -144,6 +144,14 @@ fn a_key_without_usage_is_said_to_have_none() {
 }
 
 #[test]
+fn the_most_keys_that_are_minted_at_once_are_in_the_help() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (code, help, _) = run(dir.path(), &["key", "new", "--help"], "");
+    assert_eq!(code, 0);
+    assert!(help.contains("at most 100000"), "{help}");
+}
+
+#[test]
 fn what_every_row_has_is_told_a_few_times_only() {
     let setup = Setup::without_export();
     let rows: String = (0..100)
@@ -157,4 +165,30 @@ fn what_every_row_has_is_told_a_few_times_only() {
     assert!(messages.ends_with("k.csv: 102 warnings: 1 no_limit, 101 no_expiry\n"), "{messages}");
     let (_, report, _) = run(setup.dir.path(), &["check", "--source", "k.csv", "--json"], "");
     assert_eq!(report.matches("\"lint\":\"no_expiry\"").count(), 19, "a machine reads on: {report}");
+}
+
+#[test]
+fn a_row_is_made_for_the_file_that_it_is_appended_to() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("k.csv");
+    let header = "key_id,note,limits,key_hash,owner,expires_at\n";
+    fs::write(&path, format!("{header}old,,1/s,{},acme,\n", hex("old"))).expect("writes");
+    let new = |arguments: &[&str]| {
+        run(dir.path(), &[&["key", "new", "--like", "k.csv", "--key-id", "new"], arguments].concat(), "")
+    };
+    let (code, text, messages) = new(&["--owner", "a, b"]);
+    assert_eq!((code, messages.as_str()), (0, ""));
+    let lines: Vec<&str> = text.lines().collect();
+    let key = lines[2].trim();
+    let row = format!("new,,,{},\"a, b\",", hex(key));
+    assert_eq!(lines[3..], ["", "Its row for k.csv, to be appended to it, which is not secret:", "", &*row]);
+
+    said(new(&["--plan", "pro"]), 2, &["--like: k.csv has no column plan"]);
+    said(new(&["--json"]), 2, &["--json"]);
+    fs::write(&path, "key_id,limits\n").expect("writes");
+    said(new(&[]), 2, &["--like: k.csv has no column key_hash"]);
+    fs::write(&path, "{\"key_hash\":\"\"}\n").expect("writes");
+    said(new(&[]), 2, &["--like: k.csv looks like JSON Lines", "--json"]);
+    fs::remove_file(&path).expect("removed");
+    said(new(&[]), 2, &["--like: cannot open k.csv: "]);
 }

@@ -31,6 +31,18 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
     Ok(())
 }
 
+/// The names of the columns, whatever they are; none where the first record is none.
+pub(super) fn names(input: impl BufRead) -> io::Result<Vec<String>> {
+    let mut records = Records::new(input);
+    let names = match records.next()? {
+        Next::Record(record) => {
+            record.texts().map(|names| names.iter().map(str::to_owned).collect()).unwrap_or_default()
+        }
+        Next::End | Next::Broken(..) => Vec::new(),
+    };
+    Ok(names)
+}
+
 /// Reads the header at the front of a text, and how many bytes it takes; `None` where anything is wrong with it.
 pub(super) fn header(text: &[u8], layout: &Layout) -> Option<(Header, usize)> {
     let (mut records, mut rest) = (Records::default(), text);

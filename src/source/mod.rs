@@ -156,6 +156,14 @@ pub fn read<R: Read>(
     Ok(rows.seen())
 }
 
+/// The names in the header of a CSV export; none where there is no header.
+///
+/// # Errors
+/// Those of `input` only.
+pub fn header<R: Read>(input: R) -> io::Result<Vec<String>> {
+    csv::names(without_bom(input)?)
+}
+
 fn without_bom<R: Read>(mut input: R) -> io::Result<impl BufRead> {
     let mut head = Vec::with_capacity(BOM.len());
     input.by_ref().take(BOM.len() as u64).read_to_end(&mut head)?;

@@ -7,6 +7,7 @@ use super::streams::Streams;
 
 mod check;
 mod hash;
+mod header;
 mod new;
 mod pepper;
 mod rule;
@@ -15,7 +16,7 @@ mod rule;
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Example:\n  keyward key new --key-id ci-1 --limits 100/s")]
 pub(super) enum Key {
-    New(new::New),
+    New(Box<new::New>),
     Hash(hash::Hash),
     Check(check::Check),
     Rule(rule::Rule),

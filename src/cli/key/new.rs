@@ -3,12 +3,14 @@
 //! A row is read back as a daemon would read it before anything is minted: a key whose row is refused is of no use.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::header::Header;
 use super::pepper::{Hasher, PepperFile};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::options::deadline;
@@ -32,6 +34,7 @@ Times are written to the row in UTC; --expires-in counts from now, whatever --no
 
 Examples:
   keyward key new --key-id ci-1 --owner acme --limits '100/s burst 200' --expires-in 90d
+  keyward key new --key-id ci-2 --limits 100/s --like keys.csv
   keyward key new --count 3 --scopes 'orders:read orders:write' --json | jq -c .row >> keys.jsonl";
 
 /// Mint keys, with the rows to export
@@ -42,12 +45,16 @@ pub(in crate::cli) struct New {
     #[arg(long, default_value = "acme_live_")]
     prefix: Prefix,
 
-    /// How many
+    /// How many, at most 100000
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
     count: u32,
 
     #[command(flatten)]
     pepper: PepperFile,
+
+    /// Print the rows to be appended to this export (CSV): the columns that its header has, in its order
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    like: Option<PathBuf>,
 
     /// Print one JSON object a line: {"key":…,"row":{…}}
     #[arg(long)]
@@ -97,7 +104,7 @@ fn lifetime(text: &str) -> Result<Duration, &'static str> {
 
 /// What is exported of a key.
 #[derive(Serialize)]
-struct Row<'a> {
+pub(super) struct Row<'a> {
     key_hash: String,
     key_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,7 +125,7 @@ struct Row<'a> {
 
 impl Row<'_> {
     /// What it has, in the order of the header.
-    fn fields(&self) -> impl Iterator<Item = (Field, &str)> {
+    pub(super) fn fields(&self) -> impl Iterator<Item = (Field, &str)> {
         let optional = [
             (Field::Owner, self.owner),
             (Field::Environment, self.environment),
@@ -139,6 +146,14 @@ impl Row<'_> {
     fn csv(&self) -> String {
         self.fields().map(|(_, text)| quoted(text)).collect::<Vec<_>>().join(",")
     }
+
+    /// Under another header: what it does not have is empty.
+    fn csv_under(&self, header: &Header) -> String {
+        let text =
+            |column: &Field| self.fields().find(|(field, _)| field == column).map_or("", |(_, text)| text);
+        let columns = header.columns.iter().map(|field| field.as_ref().map_or("", text));
+        columns.map(quoted).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// RFC 4180.
@@ -150,9 +165,12 @@ fn quoted(text: &str) -> String {
 impl New {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         self.refuse_empty()?;
-        let batch = Batch { new: self, times: self.times()?, hasher: self.pepper.hasher()? };
+        let like = self.like.as_deref().map(Header::read).transpose()?;
+        let batch = Batch { new: self, times: self.times()?, hasher: self.pepper.hasher()?, like };
         // The last number is the longest.
-        check(&batch.row(self.count, &[0; 32]))?;
+        let last = batch.row(self.count, &[0; 32]);
+        check(&last)?;
+        batch.like.as_ref().map_or(Ok(()), |header| header.refuse_missing(&last))?;
         match self.json {
             true => batch.print_json(streams)?,
             false => batch.print(streams)?,
@@ -208,6 +226,7 @@ struct Batch<'a> {
     new: &'a New,
     times: Times,
     hasher: Hasher,
+    like: Option<Header>,
 }
 
 /// As a daemon would read it.
@@ -264,19 +283,26 @@ impl Batch<'_> {
         streams.print("")?;
         for number in 1..=self.new.count {
             let (key, row) = self.mint(number)?;
-            if rows.is_empty() {
-                rows = row.header();
-            }
+            let text = match &self.like {
+                Some(header) => row.csv_under(header),
+                None if rows.is_empty() => format!("{}\n{}", row.header(), row.csv()),
+                None => row.csv(),
+            };
+            let separator = if rows.is_empty() { "" } else { "\n" };
             // A String takes every write.
-            let _infallible = write!(rows, "\n{}", row.csv());
+            let _infallible = write!(rows, "{separator}{text}");
             streams.print(format_args!("  {}", *key))?;
             if streams.is_closed() {
                 return Ok(());
             }
         }
+        let place = match &self.like {
+            Some(header) => format!("{}, to be appended to it", header.path),
+            None => "the export (CSV)".to_owned(),
+        };
         streams.print(match self.new.count {
-            1 => "\nIts row for the export (CSV), which is not secret:\n",
-            _ => "\nTheir rows for the export (CSV), in the same order, which are not secret:\n",
+            1 => format!("\nIts row for {place}, which is not secret:\n"),
+            _ => format!("\nTheir rows for {place}, in the same order, which are not secret:\n"),
         })?;
         streams.print(rows)
     }
