@@ -32,9 +32,9 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
 }
 
 /// The names of the columns, whatever they are; none where the first record is none.
-pub(super) fn names(input: impl BufRead) -> io::Result<Vec<String>> {
-    let mut records = Records::new(input);
-    let names = match records.next()? {
+pub(super) fn names(mut input: impl BufRead) -> io::Result<Vec<String>> {
+    let mut records = Records::default();
+    let names = match records.next(&mut input)? {
         Next::Record(record) => {
             record.texts().map(|names| names.iter().map(str::to_owned).collect()).unwrap_or_default()
         }
