@@ -28,7 +28,8 @@ use report::{Lines, Outcome, Report, Setting};
 
 const HELP: &str = "\
 Everything that is wrong with the source is reported with its line and column, the first 20 findings in full; then what
-is suspicious about it, the first 3 of each kind (with --json, 20 of all). Revoked keys are not suspicious. A pepper that this user may not read is left to the daemon.
+is suspicious about it, the first 3 of each kind (with --json, 20 of all). Revoked keys are not suspicious. A pepper that
+this user may not read is left to the daemon.
 
 The exit code is 78 if the configuration or the source is wrong, 1 if a reload would refuse the source (--against,
 --daemon) or there are warnings (--strict). A running daemon is not touched; with --daemon it reads the source, takes
