@@ -66,7 +66,11 @@ fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on()
             with_row(&format!("{hash},key-1,else,,,100/s burst 200")),
             "keys.csv:6: line 3",
         ),
-        ("shrunk past the guard", format!("{HEADER}{},key-1,acme,,,\n", hex("1")).into(), "shrank"),
+        (
+            "shrunk past the guard",
+            format!("{HEADER}{},key-1,acme,,,\n", hex("1")).into(),
+            "3 of 4 working keys would stop working",
+        ),
     ];
     for (case, content, place) in cases {
         let new = daemon.setup.path("bad.csv");
@@ -85,7 +89,7 @@ fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on()
     // The command line says it too.
     let output = keyward().arg("reload").arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("shrank"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("source.max_shrink"), "{output:?}");
     let outcome = daemon.force_reload();
     assert!(outcome.accepted && outcome.keys == 1, "the guard can be overruled: {:?}", outcome.error);
     assert!(daemon.publish(&good()).accepted);

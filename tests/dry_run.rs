@@ -57,16 +57,17 @@ fn a_check_tells_what_a_reload_would_do_and_does_nothing() {
     let text = String::from_utf8_lossy(&output.stdout);
     let stub = |key: &str| hex(key)[..8].to_owned();
     let expected = format!(
-        "{}: 4 keys: ok\n4 -> 4 keys: 1 added, 1 removed, 2 changed; 2 no longer active\n  + e ({}…)\n  - d ({}…)\n  \
-         ~ b ({}…): status active -> revoked\n  ~ c ({}…): limits\n  ! b ({}…): status active -> revoked\n  \
-         ! d ({}…)\na reload would accept it\n",
+        "{}: 4 keys: ok\n4 -> 4 keys: 1 added, 1 removed, 2 changed; 2 stop working, 1 loses a restriction\n  + e ({}…)\n  - d ({}…)\n  \
+         ~ b ({}…): status active -> revoked\n  ~ c ({}…): limits\n  stops working: b ({}…): status active -> \
+         revoked\n  stops working: d ({}…)\n  loses a restriction: c ({}…): limits\na reload would accept it\n",
         new.display(),
         stub("e"),
         stub("d"),
         stub("b"),
         stub("c"),
         stub("b"),
-        stub("d")
+        stub("d"),
+        stub("c")
     );
     assert_eq!(text, expected);
 
@@ -98,7 +99,7 @@ fn what_is_wrong_and_what_the_guard_would_refuse_is_said_in_the_words_of_a_reloa
     fs::write(&new, export(&[("a", ",1/s")])).expect("writes");
     let checked = check(&daemon, Some(&new)).diff.expect("a diff");
     let said = checked.refused.expect("a reason");
-    assert!(!checked.accepted && said.contains("1 keys where 4 are served"), "{said}");
+    assert!(!checked.accepted && said.contains("3 of 4 working keys would stop working"), "{said}");
     assert_eq!(run(&daemon, &["--source", "new.csv"]).status.code(), Some(1));
 
     fs::write(&new, export(&[("a", ",1/s"), ("b", ",fast"), ("c", ",slow")])).expect("writes");

@@ -85,6 +85,15 @@ pub struct Examples {
     pub changed: Vec<Example>,
     /// No longer active; those above among them.
     pub revoked: Vec<Example>,
+    /// They work and would stop working.
+    #[serde(default)]
+    pub stopping: Vec<Example>,
+    /// They do not work and would start working.
+    #[serde(default)]
+    pub starting: Vec<Example>,
+    /// They would lose a restriction.
+    #[serde(default)]
+    pub loosened: Vec<Example>,
 }
 
 /// One row.

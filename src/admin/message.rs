@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Check;
+use super::check::{Check, Example};
 use crate::usage::Totals;
 
 /// What the daemon is asked to do.
@@ -135,9 +135,12 @@ pub struct Reload {
     pub generation: u64,
     /// Keys in force.
     pub keys: usize,
-    /// What an accepted reload changed.
+    /// What an accepted reload changed, or one that the guard refused would have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Changes>,
+    /// The first of the keys whose access changes.
+    #[serde(default, skip_serializing_if = "AccessExamples::is_empty")]
+    pub examples: AccessExamples,
     /// Why a reload was refused: for people, a line for each finding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -153,7 +156,28 @@ pub struct Reload {
     pub age_s: u64,
 }
 
-/// How many keys a reload added, removed, changed, and took out of force.
+/// The first keys whose access a reload changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessExamples {
+    /// Those that stop working.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopping: Vec<Example>,
+    /// Those that start working.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub starting: Vec<Example>,
+    /// Those that lose a restriction.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loosened: Vec<Example>,
+}
+
+impl AccessExamples {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.stopping.is_empty() && self.starting.is_empty() && self.loosened.is_empty()
+    }
+}
+
+/// How many keys a reload added, removed and changed, and what that means for access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changes {
     /// New hashes.
@@ -164,6 +188,15 @@ pub struct Changes {
     pub changed: usize,
     /// Keys that were active and are not any more; some are counted above too.
     pub revoked: usize,
+    /// Keys that work and stop working: removed, disabled, revoked, or out of their time.
+    #[serde(default)]
+    pub stopping: usize,
+    /// Keys that are listed, do not work, and start working.
+    #[serde(default)]
+    pub starting: usize,
+    /// Keys that lose a restriction.
+    #[serde(default)]
+    pub loosened: usize,
 }
 
 /// How the daemon is.

@@ -95,9 +95,12 @@ pub struct Reload<'a> {
     pub accepted: bool,
     /// Keys in force.
     pub keys: usize,
-    /// What an accepted one changed.
+    /// What an accepted one changed, or one that the guard refused would have.
     #[serde(flatten)]
     pub changes: Option<Changes>,
+    /// Some of the keys.
+    #[serde(flatten)]
+    pub examples: AccessExamples<'a>,
     /// Why it was refused, in a word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
@@ -122,6 +125,26 @@ pub struct Changes {
     pub changed: usize,
     /// Keys that were active and are not any more.
     pub revoked: usize,
+    /// Keys that work and stop working.
+    pub stopping: usize,
+    /// Keys that are listed, do not work, and start working.
+    pub starting: usize,
+    /// Keys that lose a restriction.
+    pub loosened: usize,
+}
+
+/// The first keys whose access a reload changes, by their ids.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AccessExamples<'a> {
+    /// Those that stop working.
+    #[serde(rename = "stopping_keys", skip_serializing_if = "Vec::is_empty")]
+    pub stopping: Vec<&'a str>,
+    /// Those that start working.
+    #[serde(rename = "starting_keys", skip_serializing_if = "Vec::is_empty")]
+    pub starting: Vec<&'a str>,
+    /// Those that lose a restriction.
+    #[serde(rename = "loosened_keys", skip_serializing_if = "Vec::is_empty")]
+    pub loosened: Vec<&'a str>,
 }
 
 /// A place in a file.

@@ -27,7 +27,9 @@ mod refusals;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Changes, Dropped, Event, Peer, Place, Refused, Reload, Revocation, Socket, Trigger};
+pub use event::{
+    AccessExamples, Changes, Dropped, Event, Peer, Place, Refused, Reload, Revocation, Socket, Trigger,
+};
 use refusals::Refusals;
 
 /// The name of the file.

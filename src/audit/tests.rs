@@ -53,6 +53,7 @@ fn an_event_says_what_happened_in_one_flat_object() {
         accepted: false,
         keys: 3,
         changes: None,
+        examples: AccessExamples::default(),
         reason: Some("findings"),
         place: Some(Place { file: "keys.csv".to_owned(), line: Some(4), column: None }),
         findings: Some(5),

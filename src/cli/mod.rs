@@ -21,6 +21,7 @@ mod demo;
 mod digests;
 mod exit;
 mod key;
+mod key_change;
 mod log;
 mod misuse;
 mod options;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::{Exit, Failure};
+use super::key_change::{self, AccessCounts, KeyChange};
 use super::options::{AdminSocket, deadline};
 use super::streams::Streams;
 use super::words::Count;
@@ -21,8 +22,8 @@ Example, when more than half of the keys are meant to go:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(super) struct Reload {
-    /// Accept a source that has no keys (a header and nothing else), has shrunk past max_shrink, or has keys that need a pepper
-    /// which is gone
+    /// Accept a source that the guard refuses: one without keys, one that changes access for more keys than max_shrink,
+    /// max_reactivated or max_loosened allow, that lost a restriction, or whose keys need a pepper which is gone
     #[arg(long)]
     force: bool,
 
@@ -51,8 +52,17 @@ impl Reload {
             streams.print_json(outcome)?;
         } else if outcome.accepted {
             streams.print(summary(outcome))?;
+            for line in examples(&outcome.examples) {
+                streams.print(line)?;
+            }
         } else {
             streams.note(outcome.error.as_deref().unwrap_or("the source was refused"));
+            if let Some(changes) = outcome.changes {
+                streams.note(format_args!("it would change{}", changes_text(&changes)));
+            }
+            for line in examples(&outcome.examples) {
+                streams.note(line);
+            }
             streams.note(match outcome.generation {
                 0 => "no keys are being served".to_owned(),
                 generation => {
@@ -75,13 +85,29 @@ pub(super) fn summary(outcome: &message::Reload) -> String {
     if outcome.unchanged {
         return text + ", unchanged" + &agreed;
     }
-    if let Some(message::Changes { added, removed, changed, revoked }) = outcome.changes {
-        text += &format!(" (+{added} -{removed} ~{changed})");
-        if revoked > 0 {
-            text += &format!(", {revoked} no longer active");
-        }
+    if let Some(changes) = &outcome.changes {
+        text += &changes_text(changes);
     }
     text + &agreed
+}
+
+/// As in ` (+1 -2 ~0; 2 stop working)`.
+fn changes_text(changes: &message::Changes) -> String {
+    let message::Changes { added, removed, changed, .. } = changes;
+    format!(" (+{added} -{removed} ~{changed}{})", AccessCounts(changes))
+}
+
+/// The first keys whose access changes, a line for each.
+fn examples(examples: &message::AccessExamples) -> Vec<String> {
+    let groups = [
+        (key_change::STOP, &examples.stopping),
+        (key_change::START, &examples.starting),
+        (key_change::LOOSEN, &examples.loosened),
+    ];
+    let lines = groups.into_iter().flat_map(|([what, _], examples)| {
+        examples.iter().map(move |example| format!("  {what}: {}", KeyChange(example)))
+    });
+    lines.collect()
 }
 
 /// A daemon of another version may answer in another way.
@@ -98,12 +124,13 @@ mod tests {
     use super::*;
 
     fn outcome(accepted: bool, error: Option<&str>) -> message::Reload {
-        let changes = message::Changes { added: 1, removed: 2, changed: 0, revoked: 0 };
+        let changes = message::Changes { added: 1, removed: 2, ..message::Changes::default() };
         message::Reload {
             accepted,
             generation: 8,
             keys: 1000,
             changes: accepted.then_some(changes),
+            examples: message::AccessExamples::default(),
             error: error.map(str::to_owned),
             unchanged: false,
             revocations_agreed: 0,
@@ -130,10 +157,13 @@ mod tests {
         assert_eq!(report(&[], &outcome), (Exit::Done, expected, String::new()));
         let (exit, output, _) = report(&["--json"], &outcome);
         let expected = "{\"accepted\":true,\"generation\":8,\"keys\":1000,\"changes\":{\"added\":1,\"removed\":2,\
-                        \"changed\":0,\"revoked\":0},\"unchanged\":false,\"revocations_agreed\":0,\"took_ms\":3,\"age_s\":0}\n";
+                        \"changed\":0,\"revoked\":0,\"stopping\":0,\"starting\":0,\"loosened\":0},\"unchanged\":false,\"revocations_agreed\":0,\"took_ms\":3,\"age_s\":0}\n";
         assert_eq!((exit, output.as_str()), (Exit::Done, expected));
-        outcome.changes = Some(message::Changes { revoked: 2, ..message::Changes::default() });
-        assert_eq!(summary(&outcome), "generation 8: 1000 keys (+0 -0 ~0), 2 no longer active");
+        outcome.changes = Some(message::Changes { stopping: 2, loosened: 1, ..message::Changes::default() });
+        assert_eq!(
+            summary(&outcome),
+            "generation 8: 1000 keys (+0 -0 ~0; 2 stop working, 1 loses a restriction)"
+        );
         outcome.unchanged = true;
         assert_eq!(summary(&outcome), "generation 8: 1000 keys, unchanged");
     }

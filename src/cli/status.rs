@@ -177,7 +177,14 @@ mod tests {
             accepted: true,
             generation: 8,
             keys: 1000,
-            changes: Some(message::Changes { added: 1, removed: 2, changed: 0, revoked: 2 }),
+            changes: Some(message::Changes {
+                added: 1,
+                removed: 2,
+                revoked: 2,
+                stopping: 2,
+                ..message::Changes::default()
+            }),
+            examples: message::AccessExamples::default(),
             error: None,
             unchanged: false,
             took_ms: 3,
@@ -217,7 +224,7 @@ mod tests {
             Readable(&status()).to_string(),
             "ready        generation 8: 1000 keys, 42 buckets\n\
              source       /etc/keyward/keys.csv, written 1 min 20 s ago\n\
-             reload       1 min 15 s ago, in 3 ms: generation 8: 1000 keys (+1 -2 ~0), 2 no longer active\n\
+             reload       1 min 15 s ago, in 3 ms: generation 8: 1000 keys (+1 -2 ~0; 2 stop working)\n\
              connections  3 open, 120 accepted, 2 refused (peer 2)\n\
              answers      10234 (ALLOWED 10000, UNKNOWN_KEY 234), 2 refunds, 1 error\n\
              daemon       keyward 0.1.0, protocol 1, pid 4711, 2 workers, up 2 h 5 min"
@@ -261,7 +268,7 @@ mod tests {
         let text = Readable(&status).to_string();
         let expected = "reload       REFUSED 5 s ago:\n             \
                         keys.csv:2: wrong\n             keys.csv:3: wrong\n             \
-                        accepted 1 min 15 s ago: generation 8: 1000 keys (+1 -2 ~0), 2 no longer active\n";
+                        accepted 1 min 15 s ago: generation 8: 1000 keys (+1 -2 ~0; 2 stop working)\n";
         assert!(text.contains(expected), "{text}");
         (status.stale, status.ready) = (true, false);
         assert!(Readable(&status).to_string().starts_with("STALE "));

@@ -13,7 +13,7 @@ use serde::de::Deserializer;
 use super::path::{AbsolutePath, SocketPath};
 use super::plan::Plan;
 use super::text::{self, MAX_DURATION};
-use super::value::{Column, FileSize, LogFormat, LogLevel, MaxShrink, SocketMode};
+use super::value::{Column, FileSize, LogFormat, LogLevel, Portion, SocketMode};
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
 use crate::source::{Field, Format};
@@ -85,7 +85,10 @@ pub(super) struct Source {
     pub(super) poll: Duration,
     #[serde(deserialize_with = "settle")]
     pub(super) settle: Duration,
-    pub(super) max_shrink: MaxShrink,
+    pub(super) max_shrink: Portion,
+    pub(super) max_reactivated: Portion,
+    pub(super) max_loosened: Portion,
+    pub(super) required: Vec<Field>,
     #[serde(deserialize_with = "max_staleness")]
     pub(super) max_staleness: Option<Duration>,
     pub(super) ignore: Vec<Column>,
@@ -158,7 +161,10 @@ impl Default for Source {
             format: None,
             poll: Duration::from_secs(2),
             settle: Duration::from_millis(50),
-            max_shrink: MaxShrink::DEFAULT,
+            max_shrink: Portion::MAX_SHRINK,
+            max_reactivated: Portion::WIDE,
+            max_loosened: Portion::WIDE,
+            required: Vec::new(),
             max_staleness: None,
             ignore: Vec::new(),
             columns: BTreeMap::new(),

@@ -38,7 +38,7 @@ pub use error::{ConfigError, Position};
 pub use group::{Group, GroupError};
 pub use parts::read_pepper;
 pub use path::{MAX_SOCKET_PATH, SocketPath, SocketPathError};
-pub use value::{LogFormat, LogLevel, MaxShrink, SocketMode};
+pub use value::{LogFormat, LogLevel, Portion, SocketMode};
 
 /// The file that is read unless another is named.
 pub const DEFAULT_FILE: &str = "/etc/keyward/keyward.toml";
@@ -134,8 +134,12 @@ pub struct Source {
     pub poll: Duration,
     /// How long a changed file must hold still before it is read; at most a minute, zero for not at all.
     pub settle: Duration,
-    /// The largest part of the keys that one reload may remove.
-    pub max_shrink: MaxShrink,
+    /// The largest portion of the working keys that one reload may stop.
+    pub max_shrink: Portion,
+    /// The largest portion of the revoked, disabled or expired keys that one reload may let work again.
+    pub max_reactivated: Portion,
+    /// The largest portion of the keys with a restriction that one reload may take it from.
+    pub max_loosened: Portion,
     /// The age past which keys are not served (STALE_SNAPSHOT), counted from when their file was last written; `None` for
     /// never. Longer than `poll`.
     pub max_staleness: Option<Duration>,

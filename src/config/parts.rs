@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::pepper::{Pepper, Peppers};
-use crate::reload::{Policy, SourceFile};
+use crate::reload::{Policy, SourceFile, Tolerance};
 use crate::rules::Rules;
 
 use super::{Config, ConfigError, Keys, Source, pepper};
@@ -61,7 +61,15 @@ impl Config {
 
     /// When it does, and what it believes.
     pub fn policy(&self) -> Policy {
-        let Source { poll, settle, max_shrink, .. } = &self.source;
-        Policy { poll: *poll, settle: *settle, max_shrink: max_shrink.get() }
+        let Source { poll, settle, max_shrink, max_reactivated, max_loosened, .. } = &self.source;
+        Policy {
+            poll: *poll,
+            settle: *settle,
+            tolerance: Tolerance {
+                max_shrink: max_shrink.get(),
+                max_reactivated: max_reactivated.get(),
+                max_loosened: max_loosened.get(),
+            },
+        }
     }
 }

@@ -134,13 +134,15 @@ fn resolve_source(
         }
         (None, None) => return Err(ConfigError::NoSource { file: file.map(Path::to_owned) }),
     };
-    let layout = layout(file, settings.columns, settings.ignore)?;
+    let layout = layout(file, settings.columns, settings.ignore, settings.required)?;
     Ok(Source {
         path,
         format,
         poll: settings.poll,
         settle: settings.settle,
         max_shrink: settings.max_shrink,
+        max_reactivated: settings.max_reactivated,
+        max_loosened: settings.max_loosened,
         max_staleness: settings.max_staleness,
         layout,
     })
@@ -158,10 +160,12 @@ fn layout(
     file: Option<&Path>,
     columns: BTreeMap<Field, Column>,
     ignore: Vec<Column>,
+    required: Vec<Field>,
 ) -> Result<Layout, ConfigError> {
     let columns = columns.into_iter().map(|(field, Column(column))| (field, column)).collect();
     let ignore = ignore.into_iter().map(|Column(column)| column).collect();
-    Layout::new(&columns, ignore).map_err(|error| {
+    let layout = Layout::new(&columns, ignore).and_then(|layout| layout.requiring(required));
+    layout.map_err(|error| {
         let setting = match error {
             LayoutError::MappedTwice { second: field, .. } | LayoutError::RequiredTaken { by: field, .. } => {
                 format!("source.columns.{}", field.name())
@@ -169,6 +173,7 @@ fn layout(
             LayoutError::MappedAndIgnored { .. } | LayoutError::RequiredIgnored { .. } => {
                 "source.ignore".to_owned()
             }
+            LayoutError::RequiredHasNoColumn { .. } => "source.required".to_owned(),
         };
         wrong(file, setting, error)
     })

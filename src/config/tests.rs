@@ -258,15 +258,15 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
         ),
         (
             "source.max_shrink = nan",
-            r#":2:21: source.max_shrink: invalid value: floating point `NaN`, expected a number from 0.0 (no key may go) to 1.0 (all but one may)"#,
+            r#":2:21: source.max_shrink: invalid value: floating point `NaN`, expected a number from 0.0 (no key) to 1.0 (every key)"#,
         ),
         (
             "source.max_shrink = 1.01",
-            r#":2:21: source.max_shrink: invalid value: floating point `1.01`, expected a number from 0.0 (no key may go) to 1.0 (all but one may)"#,
+            r#":2:21: source.max_shrink: invalid value: floating point `1.01`, expected a number from 0.0 (no key) to 1.0 (every key)"#,
         ),
         (
             "source.max_shrink = -1",
-            r#":2:21: source.max_shrink: invalid value: integer `-1`, expected a number from 0.0 (no key may go) to 1.0 (all but one may)"#,
+            r#":2:21: source.max_shrink: invalid value: integer `-1`, expected a number from 0.0 (no key) to 1.0 (every key)"#,
         ),
         ("source.format = \"xml\"", r#":2:17: source.format: "xml" is not a format: write "csv" or "jsonl""#),
         (
@@ -505,7 +505,7 @@ fn the_parts_get_what_the_configuration_says() {
     assert_eq!(file.layout, config.source.layout);
     let policy = config.policy();
     assert_eq!((policy.poll, policy.settle), (config.source.poll, config.source.settle));
-    assert_eq!(policy.max_shrink, 0.25);
+    assert_eq!(policy.tolerance.max_shrink, 0.25);
     assert_eq!(rules(&config).minted, config.keys.minted_prefixes);
     assert_eq!(rules(&config).max_staleness, None);
     assert_eq!(rules(&good("source.max_staleness = '90s'")).max_staleness, Some(90));

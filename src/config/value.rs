@@ -40,49 +40,51 @@ impl Text for SocketMode {
     }
 }
 
-/// The largest part of the keys that one reload may remove: `0.0..=1.0`.
+/// A portion of the keys: `0.0..=1.0`.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub struct MaxShrink(f64);
+pub struct Portion(f64);
 
-impl MaxShrink {
-    /// The default: half of the keys. An export that lost more is likelier broken than meant.
-    pub(super) const DEFAULT: Self = Self(0.5);
+impl Portion {
+    /// The default of `max_shrink`. An export that lost more than half of its keys is likelier broken than meant.
+    pub(super) const MAX_SHRINK: Self = Self(0.5);
+    /// The default of `max_reactivated` and `max_loosened`: wide enough for a campaign, or a new price list.
+    pub(super) const WIDE: Self = Self(0.75);
 
-    /// The part, `0.0..=1.0`.
+    /// The portion, `0.0..=1.0`.
     pub fn get(self) -> f64 {
         self.0
     }
 }
 
-impl<'de> Deserialize<'de> for MaxShrink {
+impl<'de> Deserialize<'de> for Portion {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PartVisitor;
+        struct PortionVisitor;
 
-        impl Visitor<'_> for PartVisitor {
-            type Value = MaxShrink;
+        impl Visitor<'_> for PortionVisitor {
+            type Value = Portion;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number from 0.0 (no key may go) to 1.0 (all but one may)")
+                f.write_str("a number from 0.0 (no key) to 1.0 (every key)")
             }
 
-            fn visit_f64<E: Error>(self, part: f64) -> Result<MaxShrink, E> {
+            fn visit_f64<E: Error>(self, part: f64) -> Result<Portion, E> {
                 // Not a number is in no range.
                 match (0.0..=1.0).contains(&part) {
-                    true => Ok(MaxShrink(part)),
+                    true => Ok(Portion(part)),
                     false => Err(E::invalid_value(Unexpected::Float(part), &self)),
                 }
             }
 
-            fn visit_i64<E: Error>(self, part: i64) -> Result<MaxShrink, E> {
+            fn visit_i64<E: Error>(self, part: i64) -> Result<Portion, E> {
                 match part {
-                    0 => Ok(MaxShrink(0.0)),
-                    1 => Ok(MaxShrink(1.0)),
+                    0 => Ok(Portion(0.0)),
+                    1 => Ok(Portion(1.0)),
                     _ => Err(E::invalid_value(Unexpected::Signed(part), &self)),
                 }
             }
         }
 
-        deserializer.deserialize_f64(PartVisitor)
+        deserializer.deserialize_f64(PortionVisitor)
     }
 }
 

@@ -11,12 +11,14 @@ use ipnet::IpNet;
 
 use crate::limiter::Rate;
 
+mod field;
 mod limits;
 mod origin;
 mod parts;
 mod plan;
 mod quoted;
 
+pub use field::{Field, Fields};
 pub use limits::{LimitError, is_limit_name, parse_limits, parse_rate};
 pub use origin::{Origin, OriginError};
 pub use parts::{is_metadata, is_scope, is_text};
@@ -117,6 +119,8 @@ pub struct KeyRecord<'a> {
     pub limits: Arc<[Limit]>,
     /// A JSON object as it was written, or empty.
     pub metadata: &'a str,
+    /// The fields that the row has a value for, whatever the value is.
+    pub given: Fields,
 }
 
 impl<'a> KeyRecord<'a> {
@@ -136,6 +140,7 @@ impl<'a> KeyRecord<'a> {
             allowed_origins: Arc::default(),
             limits: Arc::default(),
             metadata: "",
+            given: Fields::ALL,
         }
     }
 }

@@ -61,6 +61,11 @@ impl Origin {
         format!("{}{star}{}", self.prefix, self.suffix)
     }
 
+    /// Whether every origin that `other` matches is matched.
+    pub fn covers(&self, other: &Self) -> bool {
+        self == other || (!other.wildcard && self.matches(&other.prefix))
+    }
+
     /// Whether `origin`, as a browser sends it, is this one or fits this pattern.
     pub fn matches(&self, origin: &str) -> bool {
         let origin = origin.as_bytes();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::reload::{ATTEMPTS, Failure, Policy, Purpose, Running, Settings, SourceFile};
-use crate::snapshot::{Diff, Keys};
+use crate::snapshot::{Diff, Keys, Weighing};
 use crate::source::Format;
 
 /// What would come of reloading a source.
@@ -41,12 +41,10 @@ pub struct Judged {
 
 impl Judged {
     /// Weighs `new`, read from `path`, against `old`.
-    pub fn new(policy: &Policy, path: &Path, new: &Keys, old: Option<&Keys>) -> Self {
-        Self {
-            keys: new.len(),
-            diff: new.diff_from(old),
-            refused: policy.guard(path, old.map_or(0, Keys::len), new.len()).err(),
-        }
+    pub fn new(policy: &Policy, path: &Path, new: &Keys, old: Option<&Keys>, weighing: Weighing) -> Self {
+        let diff = new.diff_from(old, weighing);
+        let refused = policy.tolerance.check(path, &diff, old.map_or(0, Keys::len), new.len()).err();
+        Self { keys: new.len(), diff, refused }
     }
 }
 
@@ -105,7 +103,8 @@ impl Running {
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load_settled(seed, settings.policy.settle)?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
-        let mut judged = Judged::new(&settings.policy, &source.path, &loaded.keys, served);
+        let mut judged =
+            Judged::new(&settings.policy, &source.path, &loaded.keys, served, self.weighing(settings));
         let stranded = || self.guard_hashes(settings, &source.path, &loaded.keys).err();
         judged.refused = judged.refused.or_else(stranded);
         Ok(judged)

@@ -1,16 +1,22 @@
 //! Comparing a new set of keys with the one that is served, by several threads where there are many.
 
 use crate::reload::fan;
-use crate::snapshot::{Comparison, Diff, Kept, Keys, Snapshot};
+use crate::snapshot::{Comparison, Diff, Kept, Keys, Snapshot, Weighing};
 
 /// What publishing `new` after `old` would change, and which rows it has already.
-pub(super) fn compare<'s>(new: &Keys, old: Option<&'s Snapshot>) -> (Diff, Kept<'s>) {
-    old.and_then(|old| in_parts(new, old, fan::threads())).unwrap_or_else(|| new.compare(old))
+pub(super) fn compare<'s>(new: &Keys, old: Option<&'s Snapshot>, weighing: Weighing) -> (Diff, Kept<'s>) {
+    let in_parts = old.and_then(|old| in_parts(new, old, weighing, fan::threads()));
+    in_parts.unwrap_or_else(|| new.compare(old, weighing))
 }
 
 /// `None` where it is not worth several threads, or there are none to be had.
-fn in_parts<'s>(new: &Keys, old: &'s Snapshot, threads: usize) -> Option<(Diff, Kept<'s>)> {
-    let comparison = Comparison::new(old.table(), new);
+fn in_parts<'s>(
+    new: &Keys,
+    old: &'s Snapshot,
+    weighing: Weighing,
+    threads: usize,
+) -> Option<(Diff, Kept<'s>)> {
+    let comparison = Comparison::new(old.table(), new, weighing);
     let mut parts = comparison.parts();
     if parts.len() < 2 || threads < 2 {
         return None;
@@ -31,6 +37,8 @@ mod tests {
     use crate::limiter::{Ledger, Limiter};
     use crate::record::{Digest, KeyRecord, Status};
     use crate::snapshot::{Builder, Stamp};
+
+    const WEIGHING: Weighing = Weighing { now: 1, by_key_id: false };
 
     /// Rows that take several parts.
     const ROWS: u32 = 80_000;
@@ -63,15 +71,15 @@ mod tests {
         let thinned = keys((0..ROWS).filter(|number| number % 777 != 5).map(changed));
         let turned = keys((0..ROWS).rev().map(changed));
         for new in [thinned, turned] {
-            let (alone, _) = new.compare(Some(&old));
+            let (alone, _) = new.compare(Some(&old), WEIGHING);
             assert!(
                 alone.changed > 0 && alone.added > 0 && alone.removed > 0 && alone.revoked > alone.removed
             );
             for threads in [2, 3] {
-                let (diff, _) = in_parts(&new, &old, threads).expect("several parts");
+                let (diff, _) = in_parts(&new, &old, WEIGHING, threads).expect("several parts");
                 assert_eq!(diff, alone);
             }
         }
-        assert!(in_parts(&keys(std::iter::empty()), &old, 1).is_none());
+        assert!(in_parts(&keys(std::iter::empty()), &old, WEIGHING, 1).is_none());
     }
 }

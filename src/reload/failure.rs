@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::audit::Place;
+use crate::reload::guard::{Reasons, Refusal};
 use crate::reload::peppers::{Counted, stranding};
+use crate::snapshot::Diff;
 use crate::source::{Column, Findings};
 
 /// Why an export was not published. The snapshot before it goes on being served (promise 3).
@@ -47,20 +49,15 @@ pub enum Failure {
         /// The file.
         path: PathBuf,
     },
-    /// Too many rows are gone.
-    #[error(
-        "{}: {new} keys where {old} are served: it shrank by more than max_shrink ({:.0} %) allows. If that is meant, reload with --force",
-        path.display(), max_shrink * 100.0
-    )]
-    Shrunk {
+    /// It would change access in a way that is more likely a mistake than meant.
+    #[error("{}: {}. If that is meant, reload with --force", path.display(), Reasons(refusals))]
+    Guarded {
         /// The file.
         path: PathBuf,
-        /// Keys being served.
-        old: usize,
-        /// Keys in the file.
-        new: usize,
-        /// The largest part that may go.
-        max_shrink: f64,
+        /// What it would change.
+        diff: Box<Diff>,
+        /// What speaks against it.
+        refusals: Vec<Refusal>,
     },
     /// A pepper is gone, and there are rows that were hashed with it, or may have been.
     #[error("{}: {}", path.display(), stranding(*old, stranded, unknown))]
@@ -118,7 +115,7 @@ impl Failure {
             Self::Findings(_) => "findings",
             Self::Compiled { .. } => "compiled",
             Self::Empty { .. } => "empty",
-            Self::Shrunk { .. } => "shrunk",
+            Self::Guarded { refusals, .. } => refusals.first().map_or("guarded", Refusal::kind),
             Self::Stranded { .. } => "pepper",
             Self::TooManyBuckets { .. } => "too_many_limits",
             Self::Configuration(_) => "configuration",
@@ -136,7 +133,7 @@ impl Failure {
             | Self::Changing { path }
             | Self::Empty { path }
             | Self::Compiled { path, .. }
-            | Self::Shrunk { path, .. }
+            | Self::Guarded { path, .. }
             | Self::Stranded { path, .. }
             | Self::TooManyBuckets { path, .. } => of(path),
             Self::Findings(findings) => {
@@ -151,6 +148,14 @@ impl Failure {
                 Some(Place { file: findings.source().to_owned(), line, column })
             }
             Self::Configuration(_) | Self::Random(_) => None,
+        }
+    }
+
+    /// What it would change, where the guard has weighed that.
+    pub fn diff(&self) -> Option<&Diff> {
+        match self {
+            Self::Guarded { diff, .. } => Some(diff),
+            _ => None,
         }
     }
 

@@ -8,7 +8,6 @@
 //! answered together, by the next one, which begins after all of them did.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,16 +18,18 @@ use tracing::debug;
 use crate::audit::{self, Audit};
 use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
+use crate::pepper::Peppers;
 use crate::publish::Publisher;
 use crate::revocation::Revocations;
 use crate::rules::Rules;
-use crate::snapshot::{Snapshot, Stamp};
+use crate::snapshot::{Diff, Kept, Snapshot, Stamp, Weighing};
 use crate::systemd;
 
 mod check;
 mod compare;
 mod failure;
 mod fan;
+mod guard;
 mod history;
 mod load;
 mod peppers;
@@ -41,6 +42,7 @@ mod watch;
 
 pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
+pub use guard::{Refusal, Tolerance, counts};
 pub use history::{Accepted, History, Outcome};
 pub use load::{Built, FileState, Loaded, See, SourceFile};
 pub use peppers::Counted;
@@ -105,26 +107,8 @@ pub struct Policy {
     pub poll: Duration,
     /// How long a file must not have been written to.
     pub settle: Duration,
-    /// The largest part of the keys that may go, from 0 to 1.
-    pub max_shrink: f64,
-}
-
-impl Policy {
-    /// A set that is empty, or has lost more than it may at once, is more likely a broken export than a decision.
-    ///
-    /// # Errors
-    /// When `new` keys, read from `path`, must not take the place of `old` ones.
-    pub fn guard(&self, path: &Path, old: usize, new: usize) -> Result<(), Failure> {
-        let path = || path.to_path_buf();
-        if new == 0 {
-            return Err(Failure::Empty { path: path() });
-        }
-        let max_shrink = self.max_shrink;
-        if (old.saturating_sub(new)) as f64 > old as f64 * max_shrink {
-            return Err(Failure::Shrunk { path: path(), old, new, max_shrink });
-        }
-        Ok(())
-    }
+    /// How far it may change access.
+    pub tolerance: Tolerance,
 }
 
 /// What the thread remembers between reloads.
@@ -313,12 +297,26 @@ impl Running {
         let loaded = source.load_settled(seed, settings.policy.settle)?;
         // What was read, and not what was at the path a moment before: a link may have been turned between the two.
         self.seen = Some(loaded.state);
+        let served = self.current.clone();
+        let weighing = self.weighing(settings);
+        let (diff, kept) = compare::compare(&loaded.keys, served.as_deref(), weighing);
         if !force {
-            let served = self.current.as_ref().map_or(0, |snapshot| snapshot.len());
-            settings.policy.guard(&source.path, served, loaded.keys.len())?;
+            let served = served.as_ref().map_or(0, |snapshot| snapshot.len());
+            settings.policy.tolerance.check(&source.path, &diff, served, loaded.keys.len())?;
             self.guard_hashes(settings, &source.path, &loaded.keys)?;
         }
-        self.publish(settings, loaded)
+        self.publish(settings, loaded, diff, &kept)
+    }
+
+    /// How a source that is read by `settings` is compared with what is served.
+    fn weighing(&self, settings: &Settings) -> Weighing {
+        let now = self.reloader.clock.now().unix;
+        let served = self.current.as_ref().map(|snapshot| &snapshot.rules().peppers);
+        let has_two = |peppers: &Option<Peppers>| peppers.as_ref().is_some_and(|two| two.previous.is_some());
+        // With two peppers, rows are hashed anew one by one.
+        let by_key_id = has_two(&settings.rules.peppers)
+            || served.is_some_and(|served| *served != settings.rules.peppers || has_two(served));
+        Weighing { now, by_key_id }
     }
 
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, and settles the buckets.
@@ -326,11 +324,11 @@ impl Running {
         &mut self,
         settings: &Settings,
         Loaded { keys, written_at, .. }: Loaded,
+        diff: Diff,
+        kept: &Kept<'_>,
     ) -> Result<Accepted, Failure> {
         let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
-        let old = self.current.as_deref();
-        let (diff, kept) = compare::compare(&keys, old);
         let generation = self.generation + 1;
         // A file from the future is not younger than one that was written now.
         let source_time = written_at.min(clock.now().unix);
@@ -340,7 +338,7 @@ impl Running {
         let snapshot = keys
             .publishable_after(
                 &mut claim,
-                &kept,
+                kept,
                 Stamp { generation, source_time, rules: Arc::clone(&settings.rules) },
             )
             .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;

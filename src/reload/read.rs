@@ -83,6 +83,7 @@ impl Source<'_> {
     ) -> Result<(Builder, Option<u32>), Failure> {
         if self.origin.format == Format::Compiled {
             let (builder, source_time) = self.compiled(progress).map_err(|error| self.damaged(error))?;
+            self.require(&builder)?;
             see.into_iter().for_each(|see| builder.records(see));
             return Ok((builder, Some(source_time)));
         }
@@ -99,6 +100,17 @@ impl Source<'_> {
         }
         let mut nobody = |_: u64, _: &KeyRecord<'_>| {};
         self.in_order(input, see.unwrap_or(&mut nobody)).map(|builder| (builder, None))
+    }
+
+    /// A compiled file has no columns: what is required has to have a value in some row.
+    fn require(&self, builder: &Builder) -> Result<(), Failure> {
+        let absent = self.origin.layout.required().difference(builder.given());
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let mut findings = Findings::new(self.origin.path.display().to_string());
+        findings.add(0, None, format_args!("no row has a value for {absent}, and source.required lists it"));
+        Err(Failure::Findings(findings))
     }
 
     fn unreadable(&self, error: io::Error) -> Failure {

@@ -5,10 +5,26 @@ use std::sync::{Arc, PoisonError};
 use tracing::{debug, error, info, warn};
 
 use crate::audit::{self, Event};
+use crate::record::Quoted;
 use crate::reload::trigger::Cause;
-use crate::reload::{Accepted, Failure, Outcome, Running};
-use crate::snapshot::Diff;
+use crate::reload::{Accepted, Failure, Outcome, Running, counts};
+use crate::snapshot::{Diff, Example};
 use crate::systemd;
+
+/// Keys that the log and the audit trail name: enough to find out what they have in common.
+const NAMED: usize = 3;
+
+fn ids(examples: &[Example]) -> Vec<&str> {
+    examples.iter().take(NAMED).map(|example| &*example.key_id).collect()
+}
+
+/// What a reload changed, or would have changed if the guard had let it.
+fn diff(outcome: &Outcome) -> Option<&Diff> {
+    match &outcome.result {
+        Ok(accepted) => Some(&accepted.diff),
+        Err(failure) => failure.diff(),
+    }
+}
 
 impl Running {
     /// Whether the log has said so already: a failure that passes by itself is tried again at every poll.
@@ -25,11 +41,20 @@ impl Running {
             Err(failure) if self.is_old_news(failure) && cause.askers.is_empty() => return,
             Err(failure) => Some(failure),
         };
-        let changes = outcome.result.as_ref().ok().map(|Accepted { diff, .. }| audit::Changes {
+        let diff = diff(outcome);
+        let changes = diff.map(|diff| audit::Changes {
             added: diff.added,
             removed: diff.removed,
             changed: diff.changed,
             revoked: diff.revoked,
+            stopping: diff.impact.stopping(),
+            starting: diff.impact.starting(),
+            loosened: diff.impact.loosened(),
+        });
+        let examples = diff.map(|diff| audit::AccessExamples {
+            stopping: ids(&diff.examples.stopping),
+            starting: ids(&diff.examples.starting),
+            loosened: ids(&diff.examples.loosened),
         });
         self.reloader.audit.record(&Event::Reload(audit::Reload {
             trigger: cause.trigger,
@@ -38,6 +63,7 @@ impl Running {
             accepted: refused.is_none(),
             keys: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
             changes,
+            examples: examples.unwrap_or_default(),
             reason: refused.map(Failure::kind),
             place: refused.and_then(Failure::place),
             findings: refused.and_then(Failure::findings),
@@ -51,13 +77,29 @@ impl Running {
             Ok(Accepted {
                 generation,
                 keys,
-                diff: Diff { added, removed, changed, revoked, .. },
+                diff: Diff { added, removed, changed, revoked, impact, examples },
                 revocations_agreed,
             }) => {
                 info!(
                     generation,
-                    keys, added, removed, changed, revoked, revocations_agreed, took_ms, "source loaded"
+                    keys,
+                    added,
+                    removed,
+                    changed,
+                    revoked,
+                    stopping = impact.stopping(),
+                    starting = impact.starting(),
+                    loosened = impact.loosened(),
+                    revocations_agreed,
+                    took_ms,
+                    "source loaded"
                 );
+                if impact.starting() + impact.loosened() > 0 {
+                    let counts = counts(impact);
+                    let keys = ids(&examples.starting).into_iter().chain(ids(&examples.loosened));
+                    let keys = keys.map(|key_id| Quoted(key_id).to_string()).collect::<Vec<_>>().join(", ");
+                    warn!(generation, keys, "the source widens access: {counts}");
+                }
                 systemd::status(&format!("serving {keys} keys, generation {generation}"));
             }
             Err(failure) if self.is_old_news(failure) => debug!(error = %failure, "source refused again"),

@@ -2,6 +2,7 @@
 //! epoch, everything has been read, and nothing acknowledged.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 
 use tempfile::TempDir;
@@ -42,7 +43,11 @@ impl Fixture {
                 layout: Layout::default(),
                 plans: Arc::default(),
             },
-            policy: Policy { poll: Duration::from_secs(3600), settle: Duration::ZERO, max_shrink: 0.5 },
+            policy: Policy {
+                poll: Duration::from_secs(3600),
+                settle: Duration::ZERO,
+                tolerance: Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 },
+            },
             rules: Arc::default(),
         };
         let configured = Arc::new(Mutex::new(settings.clone()));
@@ -191,7 +196,7 @@ fn another_configuration_is_taken_for_who_asks_after_it_came() {
             false => Some(fixture.ask(false, 1)),
         };
         fixture.swapped(2);
-        fixture.configured.lock().expect("not poisoned").policy.max_shrink = 0.25;
+        fixture.configured.lock().expect("not poisoned").policy.tolerance.max_shrink = 0.25;
         let second = fixture.ask(false, 2);
         fixture.pass(2);
         fixture.pass(3);

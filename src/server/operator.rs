@@ -19,7 +19,6 @@ use crate::reload::{Asked, History, Outcome, Trigger};
 use crate::revocation::{Change, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
-use crate::snapshot::Diff;
 use crate::usage::{Question, Usage};
 
 /// Sees all parts of a daemon, and touches only the trigger of reloads and the list of revocations.
@@ -227,8 +226,9 @@ impl Operator {
                 generation: accepted.generation,
                 keys: accepted.keys,
                 changes: Some((&accepted.diff).into()),
+                examples: (&accepted.diff.examples).into(),
                 error: None,
-                unchanged: accepted.diff == Diff::default(),
+                unchanged: accepted.diff.is_unchanged(),
                 revocations_agreed: accepted.revocations_agreed,
                 took_ms,
                 age_s,
@@ -237,7 +237,8 @@ impl Operator {
                 accepted: false,
                 generation,
                 keys,
-                changes: None,
+                changes: failure.diff().map(Into::into),
+                examples: failure.diff().map(|diff| (&diff.examples).into()).unwrap_or_default(),
                 error: Some(failure.to_string()),
                 unchanged: false,
                 revocations_agreed: 0,

@@ -1,10 +1,13 @@
 //! What a reload would do, in the words of the admin socket; the command line says it in the same ones.
 
 use crate::admin::check::{Check, Diff, Difference, Example, Examples, Finding, Findings};
-use crate::admin::message::Changes;
+use crate::admin::message::{AccessExamples, Changes};
 use crate::reload::{Failure, Judged, Preview};
 use crate::snapshot;
 use crate::source::{self, Column};
+
+/// Keys of each kind that the report of a reload names: enough to find out what they have in common.
+const MAX_ACCESS_EXAMPLES: usize = 3;
 
 impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
@@ -32,7 +35,7 @@ pub fn diff(judged: &Judged, generation: u64, serving: usize) -> Diff {
         generation,
         serving,
         keys: *keys,
-        unchanged: *diff == snapshot::Diff::default(),
+        unchanged: diff.is_unchanged(),
         changes: diff.into(),
         examples: (&diff.examples).into(),
     }
@@ -40,8 +43,16 @@ pub fn diff(judged: &Judged, generation: u64, serving: usize) -> Diff {
 
 impl From<&snapshot::Diff> for Changes {
     fn from(diff: &snapshot::Diff) -> Self {
-        let snapshot::Diff { added, removed, changed, revoked, .. } = *diff;
-        Self { added, removed, changed, revoked }
+        let snapshot::Diff { added, removed, changed, revoked, impact, .. } = diff;
+        Self {
+            added: *added,
+            removed: *removed,
+            changed: *changed,
+            revoked: *revoked,
+            stopping: impact.stopping(),
+            starting: impact.starting(),
+            loosened: impact.loosened(),
+        }
     }
 }
 
@@ -53,6 +64,22 @@ impl From<&snapshot::Examples> for Examples {
             removed: all(&examples.removed),
             changed: all(&examples.changed),
             revoked: all(&examples.revoked),
+            stopping: all(&examples.stopping),
+            starting: all(&examples.starting),
+            loosened: all(&examples.loosened),
+        }
+    }
+}
+
+impl From<&snapshot::Examples> for AccessExamples {
+    fn from(examples: &snapshot::Examples) -> Self {
+        let few = |examples: &[snapshot::Example]| {
+            examples.iter().take(MAX_ACCESS_EXAMPLES).map(Example::from).collect()
+        };
+        Self {
+            stopping: few(&examples.stopping),
+            starting: few(&examples.starting),
+            loosened: few(&examples.loosened),
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::hash::BuildHasher;
 
 use crate::memory::{self, prefetch};
-use crate::record::{Digest, KeyRecord};
+use crate::record::{Digest, Fields, KeyRecord};
 use crate::snapshot::IdHasher;
 use crate::snapshot::build::{Builder, RowError};
 use crate::snapshot::bulk::Bulk;
@@ -44,6 +44,8 @@ pub struct Batch {
     metadata_texts: String,
     /// What the rows' policies are.
     policies: Vec<PolicyKey>,
+    /// The fields that any row has a value for.
+    given: Fields,
 }
 
 impl Hashes {
@@ -70,7 +72,8 @@ impl Gather {
     /// Adds a row.
     pub fn add(&mut self, record: &KeyRecord<'_>) {
         let (policy, _) = self.interner.number(record);
-        let Batch { entries, owner_hashes, texts, metadata, metadata_texts, .. } = &mut self.batch;
+        let Batch { entries, owner_hashes, texts, metadata, metadata_texts, given, .. } = &mut self.batch;
+        *given = given.union(record.given);
         let identity = Identity::new(texts.len(), record.key_id.len(), record.owner.len());
         texts.push_str(record.key_id);
         texts.push_str(record.owner);
@@ -114,8 +117,9 @@ impl Bulk {
     /// # Errors
     /// When one contradicts the plans, or there are too many. The table is to be thrown away.
     pub fn add_batch(&mut self, batch: Batch) -> Result<(), RowError> {
-        let Batch { entries, owner_hashes, texts, metadata, metadata_texts, policies } = batch;
+        let Batch { entries, owner_hashes, texts, metadata, metadata_texts, policies, given } = batch;
         let builder = &mut self.builder;
+        builder.keys.given = builder.keys.given.union(given);
         let policies =
             policies.into_iter().map(|key| builder.intern(key)).collect::<Result<Vec<u32>, _>>()?;
         let (mut id, text) = (builder.next_id()?, builder.keys.arena.as_str().len());

@@ -8,7 +8,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use crate::memory::{self, Huge, HugeText, HugeVec};
-use crate::record::{Digest, KeyRecord, Plans, UnknownPlan, on_top};
+use crate::record::{Digest, Fields, KeyRecord, Plans, UnknownPlan, on_top};
 use crate::snapshot::entry::{Entry, Identity, StatusByte};
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::intern::{Interner, PolicyKey};
@@ -40,6 +40,10 @@ pub struct Keys {
     /// By entry, ascending: where its text begins in `metadata_texts`. It ends where the next begins.
     pub(super) metadata: HugeVec<(u32, u64)>,
     pub(super) metadata_texts: HugeText,
+    /// The fields that any row has a value for.
+    pub(super) given: Fields,
+    /// The plans that rows are on.
+    pub(super) plans: Arc<Plans>,
 }
 
 /// Why a row cannot go in beside the ones before it. Lines count from 1.
@@ -76,7 +80,6 @@ pub enum RowError {
 /// Takes records and makes [`Keys`] of them.
 pub struct Builder {
     pub(super) keys: Keys,
-    plans: Arc<Plans>,
     /// For errors.
     lines: Lines,
     /// Name to an owner's number.
@@ -100,19 +103,16 @@ impl Builder {
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
             metadata: HugeVec::new_in(Huge),
             metadata_texts: HugeText::with_capacity(0),
-        };
-        Self {
-            keys,
+            given: Fields::NONE,
             plans: Arc::default(),
-            lines: Lines::default(),
-            owners: Index::with_capacity(0),
-            interner: Interner::default(),
-        }
+        };
+        Self { keys, lines: Lines::default(), owners: Index::with_capacity(0), interner: Interner::default() }
     }
 
     /// The same, with the plans that rows may name.
-    pub fn with_plans(self, plans: Arc<Plans>) -> Self {
-        Self { plans, ..self }
+    pub fn with_plans(mut self, plans: Arc<Plans>) -> Self {
+        self.keys.plans = plans;
+        self
     }
 
     /// Adds the row of `line`.
@@ -141,6 +141,7 @@ impl Builder {
             has_metadata,
             pepper: PepperByte::default(),
         });
+        self.keys.given = self.keys.given.union(record.given);
         self.lines.push(id, line);
         Ok(())
     }
@@ -187,9 +188,15 @@ impl Builder {
                     allowed_origins: Arc::clone(&policy.origins),
                     limits: Arc::clone(&policy.limits),
                     metadata: keys.metadata_of(id).unwrap_or_default(),
+                    given: keys.given,
                 },
             );
         }
+    }
+
+    /// The fields that any row has a value for.
+    pub fn given(&self) -> Fields {
+        self.keys.given
     }
 
     /// Rows in it.
@@ -314,7 +321,7 @@ impl Builder {
     fn complete(&mut self, number: u32, is_new: bool) -> Result<u32, UnknownPlan> {
         if is_new {
             let key = &self.interner.keys()[number as usize];
-            match self.plans.of(&key.plan) {
+            match self.keys.plans.of(&key.plan) {
                 Ok((plan, limits)) => {
                     self.keys.policies.push(Policy::new(key, plan, on_top(limits, &key.limits)));
                 }

@@ -1,5 +1,6 @@
-//! What a new set of keys changes: counted, with a few examples, before it is published. Row against row, whatever an
-//! operator has revoked.
+//! What a new set of keys changes: counted, with a few examples, before it is published. What rows say is
+//! compared row against row, whatever an operator has revoked; what that means for access is weighed in
+//! [`impact`](super::impact).
 //!
 //! One type serves a reload, a reload that is only tried, and the comparison of two files. The examples cost a reload
 //! next to nothing: there are few of them, and where each row was before is kept for the claims ([`kept`](super::kept)).
@@ -7,8 +8,9 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::record::{Digest, Status, rfc3339};
+use crate::record::{Digest, Fields, Status, rfc3339};
 use crate::snapshot::entry::Entry;
+use crate::snapshot::impact::{Impact, KeyImpact, Matched, PolicyPair, works};
 use crate::snapshot::kept::{Found, Kept, WINDOW};
 use crate::snapshot::{IdHasher, Keys, Snapshot};
 
@@ -26,6 +28,9 @@ pub struct Diff {
     pub changed: usize,
     /// Keys that were active and are not any more: removed, disabled or revoked. Some of these are counted above too.
     pub revoked: usize,
+    /// What it means for access.
+    #[serde(skip)]
+    pub impact: Impact,
     /// Some of each.
     #[serde(skip)]
     pub examples: Examples,
@@ -39,6 +44,9 @@ pub struct Examples {
     pub removed: Vec<Example>,
     pub changed: Vec<Example>,
     pub revoked: Vec<Example>,
+    pub stopping: Vec<Example>,
+    pub starting: Vec<Example>,
+    pub loosened: Vec<Example>,
 }
 
 /// One row.
@@ -81,11 +89,23 @@ struct Row<'k> {
     id: u32,
 }
 
+/// How two sets of keys are compared.
+#[derive(Clone, Copy, Debug)]
+pub struct Weighing {
+    /// The Unix second at which both sets are weighed.
+    pub now: u32,
+    /// Whether a key whose hash is gone is looked up by its id: after a change of pepper, hashes say nothing.
+    pub by_key_id: bool,
+}
+
 /// A comparison that is under way: of parts of the rows before, by as many threads as there are.
 pub struct Comparison<'k> {
     before: &'k Keys,
     after: &'k Keys,
     found: Found,
+    weighing: Weighing,
+    /// Restrictions that rows before have a value for, and no row after.
+    missing: Fields,
 }
 
 /// Rows of a part: so many that a thread is worth while for several of them, and few enough that threads end together.
@@ -93,8 +113,9 @@ const PART: usize = 1 << 15;
 
 impl<'k> Comparison<'k> {
     /// Of `after` with what was `before` it.
-    pub fn new(before: &'k Keys, after: &'k Keys) -> Self {
-        Self { before, after, found: Found::none_of(after.len()) }
+    pub fn new(before: &'k Keys, after: &'k Keys, weighing: Weighing) -> Self {
+        let missing = Fields::RESTRICTIONS.intersection(before.given).difference(after.given);
+        Self { before, after, found: Found::none_of(after.len()), weighing, missing }
     }
 
     /// The parts, each to be compared once.
@@ -117,7 +138,7 @@ impl<'k> Comparison<'k> {
                     let before = Row { keys: self.before, entry: before, id: before_id };
                     let row =
                         |id| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
-                    diff.count_row(before, after_id.and_then(row), &mut policies, &self.found);
+                    self.count_row(&mut diff, before, after_id.and_then(row), &mut policies);
                 }
             }
             diff
@@ -132,7 +153,7 @@ impl<'k> Comparison<'k> {
     }
 
     fn finish(self, parts: Diff) -> (Diff, Found) {
-        let Self { before, after, found } = self;
+        let Self { before, after, found, .. } = self;
         let mut diff = parts;
         diff.added = after.len() - (before.len() - diff.removed);
         if diff.added > 0 {
@@ -151,21 +172,21 @@ impl<'k> Comparison<'k> {
 
 impl Keys {
     /// What publishing these keys after `old` would change, and which rows it has already.
-    pub fn compare<'s>(&self, old: Option<&'s Snapshot>) -> (Diff, Kept<'s>) {
+    pub fn compare<'s>(&self, old: Option<&'s Snapshot>, weighing: Weighing) -> (Diff, Kept<'s>) {
         match old {
             Some(snapshot) => {
-                let comparison = Comparison::new(snapshot.table(), self);
+                let comparison = Comparison::new(snapshot.table(), self, weighing);
                 let parts = comparison.here();
                 comparison.kept(parts, snapshot)
             }
-            None => (self.diff_from(None), Kept::unknown(None)),
+            None => (self.diff_from(None, weighing), Kept::unknown(None)),
         }
     }
 
     /// What there is to be told between `old` and these keys; without `old`, all of them are new.
-    pub fn diff_from(&self, old: Option<&Self>) -> Diff {
+    pub fn diff_from(&self, old: Option<&Self>, weighing: Weighing) -> Diff {
         if let Some(old) = old {
-            let comparison = Comparison::new(old, self);
+            let comparison = Comparison::new(old, self, weighing);
             let parts = comparison.here();
             return comparison.finish(parts).0;
         }
@@ -186,34 +207,80 @@ impl Diff {
         self.removed += next.removed;
         self.changed += next.changed;
         self.revoked += next.revoked;
-        let Examples { added: _, removed, changed, revoked } = &mut self.examples;
+        self.impact.append(&next.impact);
+        let Examples { added: _, removed, changed, revoked, stopping, starting, loosened } =
+            &mut self.examples;
         for (examples, next) in [
             (removed, next.examples.removed),
             (changed, next.examples.changed),
             (revoked, next.examples.revoked),
+            (stopping, next.examples.stopping),
+            (starting, next.examples.starting),
+            (loosened, next.examples.loosened),
         ] {
             examples.extend(next.into_iter().take(MAX_EXAMPLES - examples.len()));
         }
     }
 
+    /// Whether both sets say the same.
+    pub fn is_unchanged(&self) -> bool {
+        (self.added, self.removed, self.changed) == (0, 0, 0)
+    }
+}
+
+impl Comparison<'_> {
     /// Counts what has become of a row, and marks where it is.
-    fn count_row(&mut self, before: Row<'_>, after: Option<Row<'_>>, policies: &mut Policies, found: &Found) {
+    fn count_row(&self, diff: &mut Diff, before: Row<'_>, after: Option<Row<'_>>, policies: &mut Policies) {
         let was_active = before.entry.status.of_row() == Status::Active;
         let Some(after) = after else {
             let gone = || before.entry.example(before.keys, Vec::new());
-            count(&mut self.removed, &mut self.examples.removed, gone);
+            count(&mut diff.removed, &mut diff.examples.removed, gone);
             if was_active {
-                count(&mut self.revoked, &mut self.examples.revoked, gone);
+                count(&mut diff.revoked, &mut diff.examples.revoked, gone);
             }
+            let successor = if self.weighing.by_key_id { self.successor(before) } else { None };
+            self.weigh(diff, before, successor, policies);
             return;
         };
-        found.set(after.id, before.id, before.key_id() != after.key_id());
-        let same_policy = policies.same(before, after);
+        self.found.set(after.id, before.id, before.key_id() != after.key_id());
+        let same_policy = policies.pair(before, after).is_same;
         if !same_policy || !same_row(after, before) {
-            count(&mut self.changed, &mut self.examples.changed, || before.changed_to(after));
+            count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
         }
         if was_active && after.entry.status.of_row() != Status::Active {
-            count(&mut self.revoked, &mut self.examples.revoked, || before.changed_to(after));
+            count(&mut diff.revoked, &mut diff.examples.revoked, || before.changed_to(after));
+        }
+        self.weigh(diff, before, Some(after), policies);
+    }
+
+    /// The row with the same key id: one that works, if there is any.
+    fn successor(&self, before: Row<'_>) -> Option<Row<'_>> {
+        let row = |id: u32| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
+        let mut rows = self.after.rows_of_key(before.key_id()).filter_map(row);
+        let first = rows.next()?;
+        let is_working = |row: &Row<'_>| works(row.entry, self.weighing.now);
+        Some(std::iter::once(first).chain(rows).find(is_working).unwrap_or(first))
+    }
+
+    fn weigh(&self, diff: &mut Diff, before: Row<'_>, after: Option<Row<'_>>, policies: &mut Policies) {
+        let now = self.weighing.now;
+        let matched = after.map(|after| Matched {
+            pair: policies.pair(before, after),
+            is_renamed: before.key_id() != after.key_id(),
+            has_other_owner: before.owner() != after.owner(),
+            works: works(after.entry, now),
+            expires_at: after.entry.expires_at,
+        });
+        let KeyImpact { stops, starts, loosened } = diff.impact.add(before.entry, matched, now, self.missing);
+        let example = || match after {
+            Some(after) => before.changed_to(after),
+            None => before.entry.example(before.keys, Vec::new()),
+        };
+        let Examples { stopping, starting, loosened: of_loosened, .. } = &mut diff.examples;
+        for (applies, examples) in [(stops, stopping), (starts, starting), (loosened, of_loosened)] {
+            if applies && examples.len() < MAX_EXAMPLES {
+                examples.push(example());
+            }
         }
     }
 }
@@ -287,25 +354,28 @@ fn time(seconds: u32) -> String {
     }
 }
 
-/// Which policies before are which after: compared once, where they are the same for many rows.
+/// How policies before differ from policies after: compared once, where they are the same for many rows.
 #[derive(Default)]
 struct Policies {
-    known: HashMap<(u32, u32), bool, IdHasher>,
+    known: HashMap<(u32, u32), PolicyPair, IdHasher>,
     /// What was asked for the row before: in most exports it is the same for the next.
-    last: Option<((u32, u32), bool)>,
+    last: Option<((u32, u32), PolicyPair)>,
 }
 
 impl Policies {
-    fn same(&mut self, before: Row<'_>, after: Row<'_>) -> bool {
+    fn pair(&mut self, before: Row<'_>, after: Row<'_>) -> PolicyPair {
         let numbers = (before.entry.policy, after.entry.policy);
         match self.last {
-            Some((last, same)) if last == numbers => same,
+            Some((last, pair)) if last == numbers => pair,
             _ => {
-                let compare =
-                    || before.keys.policies[numbers.0 as usize] == after.keys.policies[numbers.1 as usize];
-                let same = *self.known.entry(numbers).or_insert_with(compare);
-                self.last = Some((numbers, same));
-                same
+                let compare = || {
+                    let [of_before, of_after] = [(before, numbers.0), (after, numbers.1)]
+                        .map(|(row, number)| &row.keys.policies[number as usize]);
+                    PolicyPair::new(of_before, &before.keys.plans, of_after, &after.keys.plans)
+                };
+                let pair = *self.known.entry(numbers).or_insert_with(compare);
+                self.last = Some((numbers, pair));
+                pair
             }
         }
     }
@@ -326,6 +396,9 @@ mod tests {
     use crate::record::KeyRecord;
     use crate::snapshot::Builder;
     use crate::source::{Findings, Format, Layout, read};
+
+    /// 2026-11-21.
+    const AT: Weighing = Weighing { now: 1_795_255_200, by_key_id: false };
 
     const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
                           allowed_origins,limits,metadata\n";
@@ -356,11 +429,11 @@ mod tests {
 
     #[test]
     fn everything_is_new_to_nobody() {
-        let diff = keys(&[plain(1), plain(2)]).diff_from(None);
+        let diff = keys(&[plain(1), plain(2)]).diff_from(None, AT);
         assert_eq!((diff.added, diff.removed, diff.changed, diff.revoked), (2, 0, 0, 0));
         assert_eq!(ids(&diff.examples.added), ["k1", "k2"]);
-        let same = keys(&[plain(1), plain(2)]).diff_from(Some(&keys(&[plain(2), plain(1)])));
-        assert_eq!(same, Diff::default(), "the order of rows says nothing");
+        let same = keys(&[plain(1), plain(2)]).diff_from(Some(&keys(&[plain(2), plain(1)])), AT);
+        assert!(same.is_unchanged(), "the order of rows says nothing");
     }
 
     #[test]
@@ -368,7 +441,7 @@ mod tests {
         let old = keys(&[plain(1), plain(2), row(3, ",,,disabled,,,,,,,"), plain(4), plain(5)]);
         let new =
             keys(&[plain(9), row(2, ",,,revoked,,,,,,,"), plain(5), row(4, "acme,,,,,,,,,,"), plain(8)]);
-        let Diff { added, removed, changed, revoked, examples } = new.diff_from(Some(&old));
+        let Diff { added, removed, changed, revoked, examples, .. } = new.diff_from(Some(&old), AT);
         assert_eq!((added, removed, changed, revoked), (2, 2, 2, 2));
         assert_eq!(ids(&examples.added), ["k9", "k8"], "in the order of the new export");
         assert_eq!(ids(&examples.removed), ["k1", "k3"]);
@@ -387,7 +460,7 @@ mod tests {
                           https://a.example,1/s,{}";
         let new = keys(&[row(1, everything)]);
         let told = |from: &Keys, to: &Keys| -> Vec<(&str, Option<[Box<str>; 2]>)> {
-            let [example] = to.diff_from(Some(from)).examples.changed.try_into().expect("one");
+            let [example] = to.diff_from(Some(from), AT).examples.changed.try_into().expect("one");
             example.differences.into_iter().map(|told| (told.field, told.values)).collect()
         };
         let both = |before: &str, after: &str| Some([before.into(), after.into()]);
@@ -415,15 +488,15 @@ mod tests {
         let all: Vec<_> = (0..1000).map(plain).collect();
         let kept: Vec<_> = all.iter().skip(130).step_by(2).cloned().collect();
         let (all, kept) = (keys(&all), keys(&kept));
-        let fewer = kept.diff_from(Some(&all));
+        let fewer = kept.diff_from(Some(&all), AT);
         assert_eq!((fewer.added, fewer.removed, fewer.revoked), (0, 565, 565));
         let shown = [&fewer.examples.removed, &fewer.examples.revoked].map(Vec::len);
         assert_eq!(shown, [MAX_EXAMPLES; 2]);
-        let more = all.diff_from(Some(&kept));
+        let more = all.diff_from(Some(&kept), AT);
         assert_eq!((more.added, more.removed, more.examples.added.len()), (565, 0, MAX_EXAMPLES));
         assert_eq!(more.examples.added[19].key_id.as_ref(), "k19");
         let last = keys(&(0..1000).map(plain).collect::<Vec<_>>());
         let without_last = keys(&(0..999).map(plain).collect::<Vec<_>>());
-        assert_eq!(ids(&last.diff_from(Some(&without_last)).examples.added), ["k999"]);
+        assert_eq!(ids(&last.diff_from(Some(&without_last), AT).examples.added), ["k999"]);
     }
 }

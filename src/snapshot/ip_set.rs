@@ -34,6 +34,11 @@ impl IpSet {
         self.v4.is_empty() && self.v6.is_empty()
     }
 
+    /// Whether every address of `other` is in the set.
+    pub fn covers(&self, other: &Self) -> bool {
+        covers(&self.v4, &other.v4) && covers(&self.v6, &other.v6)
+    }
+
     /// Whether `ip` is in the set; an IPv4 address is mapped.
     pub fn contains(&self, ip: Ipv6Addr) -> bool {
         match ip.to_ipv4_mapped() {
@@ -53,6 +58,41 @@ fn disjoint<T: Copy + Ord>(mut ranges: Vec<(T, T)>) -> Box<[(T, T)]> {
         }
     }
     merged.into()
+}
+
+/// Adjacent ranges are not merged, so a range may be covered by several.
+fn covers<T: Copy + Ord + Successor>(ranges: &[(T, T)], others: &[(T, T)]) -> bool {
+    others.iter().all(|&(first, last)| {
+        let mut next = first;
+        let start = ranges.partition_point(|&(_, end)| end < first);
+        for &(begin, end) in &ranges[start..] {
+            if begin > next {
+                return false;
+            }
+            if end >= last {
+                return true;
+            }
+            // An end below the last address of a range has a successor.
+            next = end.successor();
+        }
+        false
+    })
+}
+
+trait Successor {
+    fn successor(self) -> Self;
+}
+
+impl Successor for u32 {
+    fn successor(self) -> Self {
+        self.saturating_add(1)
+    }
+}
+
+impl Successor for u128 {
+    fn successor(self) -> Self {
+        self.saturating_add(1)
+    }
 }
 
 fn within<T: Copy + Ord>(ranges: &[(T, T)], at: T) -> bool {
@@ -98,6 +138,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn set_covers_another_exactly_if_it_has_each_of_its_addresses(
+            ours in prop::collection::vec((0_u32..64, 26_u8..=32), 0..12),
+            theirs in prop::collection::vec((0_u32..64, 26_u8..=32), 0..6),
+        ) {
+            let networks = |list: &[(u32, u8)]| {
+                let network = |&(bits, length): &(u32, u8)| {
+                    ipnet::Ipv4Net::new(bits.into(), length).expect("a network").trunc().into()
+                };
+                IpSet::new(&list.iter().map(network).collect::<Vec<IpNet>>())
+            };
+            let (ours, theirs) = (networks(&ours), networks(&theirs));
+            let has = |set: &IpSet, bits: u32| set.contains(std::net::Ipv4Addr::from(bits).to_ipv6_mapped());
+            let expected = (0..128).all(|bits| !has(&theirs, bits) || has(&ours, bits));
+            prop_assert_eq!(ours.covers(&theirs), expected);
+        }
+
         #[test]
         fn bisection_agrees_with_a_linear_scan(
             networks in prop::collection::vec((any::<u32>(), 8u8..=32), 0..60),

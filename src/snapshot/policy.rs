@@ -82,6 +82,38 @@ impl Policy {
         self.ips.is_empty() && self.origins.is_empty()
     }
 
+    /// Whether requests are refused by the address that they come from.
+    pub fn is_limited_to_networks(&self) -> bool {
+        !self.ips.is_empty()
+    }
+
+    /// Whether requests are refused by their web origin.
+    pub fn is_limited_to_origins(&self) -> bool {
+        !self.origins.is_empty()
+    }
+
+    /// Whether there is any scope.
+    pub fn has_scopes(&self) -> bool {
+        !self.scopes.is_empty()
+    }
+
+    /// Whether `before` refuses an address, or a request without one, that is admitted here.
+    pub fn admits_networks_beyond(&self, before: &Self) -> bool {
+        before.is_limited_to_networks() && (!self.is_limited_to_networks() || !before.ips.covers(&self.ips))
+    }
+
+    /// Whether `before` refuses an origin, or a request without one, that is admitted here.
+    pub fn admits_origins_beyond(&self, before: &Self) -> bool {
+        let is_known = |origin: &Origin| before.origins.iter().any(|own| own.covers(origin));
+        before.is_limited_to_origins()
+            && (!self.is_limited_to_origins() || !self.origins.iter().all(is_known))
+    }
+
+    /// Whether `before` lacks a scope that is there.
+    pub fn has_scopes_beyond(&self, before: &Self) -> bool {
+        !before.scopes.covers(&self.scopes)
+    }
+
     /// Whether `scope` is one of the key's, or covered by one that ends in `*`.
     pub fn has_scope(&self, scope: &str) -> bool {
         self.scopes.contains(scope)

@@ -5,19 +5,26 @@
 
 use std::collections::HashSet;
 
-use crate::snapshot::{EntryId, Key, Snapshot};
+use crate::snapshot::{EntryId, Key, Keys, Snapshot};
 
-impl Snapshot {
-    /// All rows of a key: more than one where it is in rotation. A look-up, however many keys there are.
-    pub fn rows_of_key(&self, key_id: &str) -> impl Iterator<Item = Key<'_>> {
-        let first = self.keys.find_by_id(key_id);
+impl Keys {
+    /// The numbers of all entries of a key id, the first of them first.
+    pub(super) fn rows_of_key(&self, key_id: &str) -> impl Iterator<Item = u32> {
+        let first = self.find_by_id(key_id);
         let rotated = first.map_or(&[][..], |first| {
-            let rotated = &self.keys.rotated[..];
+            let rotated = &self.rotated[..];
             let start = rotated.partition_point(|(of, _)| *of < first);
             let length = rotated[start..].partition_point(|(of, _)| *of == first);
             &rotated[start..start + length]
         });
-        first.into_iter().chain(rotated.iter().map(|(_, row)| *row)).filter_map(move |row| self.key(row))
+        first.into_iter().chain(rotated.iter().map(|(_, row)| *row))
+    }
+}
+
+impl Snapshot {
+    /// All rows of a key: more than one where it is in rotation. A look-up, however many keys there are.
+    pub fn rows_of_key(&self, key_id: &str) -> impl Iterator<Item = Key<'_>> {
+        self.keys.rows_of_key(key_id).filter_map(move |row| self.key(row))
     }
 
     /// All rows of an owner; those without one belong to nobody. Goes over all keys.

@@ -32,6 +32,17 @@ impl ScopeSet {
         self.exact.binary_search_by(|own| (**own).cmp(scope)).is_ok() || self.is_covered(scope)
     }
 
+    /// Whether there is no scope.
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.wildcards.is_empty()
+    }
+
+    /// Whether every scope that `other` contains is in this set.
+    pub fn covers(&self, other: &Self) -> bool {
+        other.exact.iter().all(|scope| self.contains(scope))
+            && other.wildcards.iter().all(|begin| self.is_covered(begin))
+    }
+
     fn is_covered(&self, scope: &str) -> bool {
         let after = self.wildcards.partition_point(|begin| **begin <= *scope);
         after
@@ -69,6 +80,17 @@ mod tests {
     fn a_lone_star_covers_everything() {
         assert!(set(&["*", "a:*", "b"]).contains("anything"));
         assert!(!set(&[]).contains("anything"));
+    }
+
+    #[test]
+    fn set_covers_what_it_contains_exactly_or_by_a_wildcard() {
+        let ours = set(&["orders:*", "invoices:read"]);
+        for covered in [&["orders:items:*"][..], &["orders:*", "invoices:read"], &["orders:read"], &[]] {
+            assert!(ours.covers(&set(covered)), "{covered:?}");
+        }
+        for wider in [&["order*"][..], &["invoices:*"], &["*"], &["orders:read", "users:read"]] {
+            assert!(!ours.covers(&set(wider)), "{wider:?}");
+        }
     }
 
     proptest! {

@@ -3,11 +3,11 @@
 use std::io::{self, BufRead};
 use std::sync::Arc;
 
-use crate::record::Quoted;
+use crate::record::{Field, Quoted};
 
 use super::Broken;
 use super::finding::{Column, Findings};
-use super::layout::{Field, Layout, Slot, Texts, UnknownColumn};
+use super::layout::{Layout, Slot, Texts, UnknownColumn};
 use super::records::{Columns, Next, Record, Records};
 use super::row::Rows;
 use super::scan::Scanner;

@@ -11,9 +11,10 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::finding::{Column, Findings};
-use super::layout::{Field, Layout, Slot, Texts, UnknownColumn};
+use super::layout::{Layout, Slot, Texts, UnknownColumn};
 use super::row::Rows;
 use super::{Broken, MAX_ROW};
+use crate::record::Field;
 
 /// Reads a JSON Lines export; what is wrong goes to the findings of `rows`.
 pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
@@ -56,6 +57,8 @@ fn row(line: u64, bytes: &[u8], layout: &Layout, rows: &mut Rows<'_>) {
             return rows.findings.add(line, Some(Column::Byte(error.column())), syntax(&error));
         }
     };
+    let absent = layout.required().iter().filter(|field| values[*field as usize].is_none());
+    problems.extend(absent.map(Problem::Absent));
     problems.iter().for_each(|problem| problem.report(line, layout, rows.findings));
     let decoded = decode(line, &values, layout, rows.findings);
     if let Some(decoded) = decoded.filter(|_| problems.is_empty()) {
@@ -138,6 +141,7 @@ fn string(json: &str) -> Result<Cow<'_, str>, ValueError> {
 enum Problem {
     Unknown(String),
     Twice(Field),
+    Absent(Field),
 }
 
 impl Problem {
@@ -146,6 +150,10 @@ impl Problem {
             Self::Unknown(name) => findings.add(line, None, UnknownColumn(name)),
             Self::Twice(field) => {
                 findings.add(line, Some(Column::Named(layout.column(*field))), "it is in the object twice");
+            }
+            Self::Absent(field) => {
+                let message = "it is not in the object, and source.required lists it";
+                findings.add(line, Some(Column::Named(layout.column(*field))), message);
             }
         }
     }

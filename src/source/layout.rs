@@ -6,77 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::record::Quoted;
-
-/// A field of a key record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names are those of the record's own fields")]
-pub enum Field {
-    KeyHash,
-    KeyId,
-    Owner,
-    Environment,
-    Plan,
-    Status,
-    NotBefore,
-    ExpiresAt,
-    Scopes,
-    AllowedIps,
-    AllowedOrigins,
-    Limits,
-    Metadata,
-}
-
-impl Field {
-    /// How many fields a record has.
-    pub const COUNT: usize = 13;
-
-    /// Every field, in the order of its discriminant.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::KeyHash,
-        Self::KeyId,
-        Self::Owner,
-        Self::Environment,
-        Self::Plan,
-        Self::Status,
-        Self::NotBefore,
-        Self::ExpiresAt,
-        Self::Scopes,
-        Self::AllowedIps,
-        Self::AllowedOrigins,
-        Self::Limits,
-        Self::Metadata,
-    ];
-
-    /// Its name in an export, unless a [`Layout`] gives it another.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::KeyHash => "key_hash",
-            Self::KeyId => "key_id",
-            Self::Owner => "owner",
-            Self::Environment => "environment",
-            Self::Plan => "plan",
-            Self::Status => "status",
-            Self::NotBefore => "not_before",
-            Self::ExpiresAt => "expires_at",
-            Self::Scopes => "scopes",
-            Self::AllowedIps => "allowed_ips",
-            Self::AllowedOrigins => "allowed_origins",
-            Self::Limits => "limits",
-            Self::Metadata => "metadata",
-        }
-    }
-
-    /// Whether every row has to have it.
-    pub fn is_required(self) -> bool {
-        matches!(self, Self::KeyHash | Self::KeyId)
-    }
-
-    /// The field of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|field| field.name() == name)
-    }
-}
+use crate::record::{Field, Fields, Quoted};
 
 /// The texts of one row by `Field as usize`; empty where the row has none.
 pub(super) type Texts<'a> = [&'a str; Field::COUNT];
@@ -89,6 +19,8 @@ pub struct Layout {
     /// Fields whose column was named on purpose: a header without it is wrong.
     mapped: [bool; Field::COUNT],
     ignore: Vec<Arc<str>>,
+    /// Fields that an export has to have.
+    required: Fields,
 }
 
 /// Why a layout makes no sense.
@@ -126,6 +58,12 @@ pub enum LayoutError {
         /// The field that has its column.
         by: Field,
     },
+    /// A field that an export has to have is left without a column.
+    #[error("{} has no column: do not ignore it, or map it to a column of its own", .field.name())]
+    RequiredHasNoColumn {
+        /// The field.
+        field: Field,
+    },
 }
 
 /// What to do with a column.
@@ -143,7 +81,8 @@ impl Layout {
     /// # Errors
     /// When the two contradict each other; see [`LayoutError`].
     pub fn new(columns: &BTreeMap<Field, Arc<str>>, ignore: Vec<Arc<str>>) -> Result<Self, LayoutError> {
-        let mut layout = Self { columns: Default::default(), mapped: Default::default(), ignore };
+        let (columns_of, mapped) = Default::default();
+        let mut layout = Self { columns: columns_of, mapped, ignore, required: Fields::NONE };
         for (&field, column) in columns {
             layout.map(field, Arc::clone(column))?;
         }
@@ -189,14 +128,33 @@ impl Layout {
 
     /// Whether a header has to have a column for the field.
     pub(super) fn expects(&self, field: Field) -> bool {
-        field.is_required() || self.mapped[field as usize]
+        field.is_required() || self.mapped[field as usize] || self.required.contains(field)
+    }
+
+    /// The same layout for exports that have to have these fields.
+    ///
+    /// # Errors
+    /// When one of them has no column, because it is ignored or mapped to another field.
+    pub fn requiring(mut self, fields: impl IntoIterator<Item = Field>) -> Result<Self, LayoutError> {
+        for field in fields {
+            if self.columns[field as usize].is_none() {
+                return Err(LayoutError::RequiredHasNoColumn { field });
+            }
+            self.required = self.required.with(field);
+        }
+        Ok(self)
+    }
+
+    /// The fields that every row has to have, besides those that no row can do without.
+    pub(crate) fn required(&self) -> Fields {
+        self.required
     }
 }
 
 impl Default for Layout {
     fn default() -> Self {
         let columns = Field::ALL.map(|field| Some(field.name().into()));
-        Self { columns, mapped: Default::default(), ignore: Vec::new() }
+        Self { columns, mapped: Default::default(), ignore: Vec::new(), required: Fields::NONE }
     }
 }
 

@@ -42,9 +42,10 @@ mod split;
 mod tests;
 mod time;
 
+pub use crate::record::Field;
 pub use blocks::Blocks;
 pub use finding::{Column, Finding, Findings, MAX_FINDINGS};
-pub use layout::{Field, Layout, LayoutError};
+pub use layout::{Layout, LayoutError};
 pub use split::{NotSplit, Splitter};
 
 use row::{Assembler, Rows};

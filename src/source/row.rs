@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::record::{KeyRecord, Limit, LimitError, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits};
+use crate::record::{
+    Field, Fields, KeyRecord, Limit, LimitError, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits,
+};
 
 use super::finding::{Column, Findings};
-use super::layout::{Field, Texts};
+use super::layout::Texts;
 use super::memo::{Memo, Times};
 use super::{Sink, field, list, time};
 
@@ -114,12 +116,19 @@ impl Assembler {
             allowed_origins: allowed_origins?,
             limits: limits?,
             metadata: metadata?,
+            given: given(texts),
         })
     }
 
     fn limits(&mut self, text: &str) -> Result<Arc<[Limit]>, LimitError> {
         self.limits.get(text, parse_limits)
     }
+}
+
+/// The fields that have a text.
+fn given(texts: &Texts<'_>) -> Fields {
+    let bits = texts.iter().rev().fold(0, |bits, text| bits << 1 | u16::from(!text.is_empty()));
+    Fields::from_bits(bits)
 }
 
 struct Row<'r> {

@@ -20,6 +20,7 @@ use crate::lint::Lints;
 use crate::record::{KeyRecord, Plans};
 use crate::reload::{self, Judged, Loaded, SourceFile};
 use crate::server;
+use crate::snapshot::{Keys, Weighing};
 use crate::source::Format;
 
 mod report;
@@ -172,7 +173,7 @@ fn load(source: &SourceFile, see: &mut dyn FnMut(u64, &KeyRecord<'_>)) -> Result
 }
 
 /// What putting `new` in the place of the export `old` would do.
-fn compare(config: &Config, old: &Path, new: &crate::snapshot::Keys) -> Result<Diff, Failure> {
+fn compare(config: &Config, old: &Path, new: &Keys) -> Result<Diff, Failure> {
     let source = config.file();
     let old = SourceFile {
         format: Format::from_path(old).unwrap_or(source.format),
@@ -181,7 +182,9 @@ fn compare(config: &Config, old: &Path, new: &crate::snapshot::Keys) -> Result<D
     };
     let Loaded { keys: old, .. } = load(&old, &mut |_, _| {})
         .map_err(|failure| Failure::new(Exit::BadInput, format_args!("--against: {failure}")))?;
-    let judged = Judged::new(&config.policy(), &source.path, new, Some(&old));
+    // Two exports may be hashed with different peppers.
+    let weighing = Weighing { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
+    let judged = Judged::new(&config.policy(), &source.path, new, Some(&old), weighing);
     Ok(server::diff(&judged, 0, old.len()))
 }
 

@@ -8,10 +8,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::admin::check::{Diff, Difference, Example, Finding, Findings};
+use crate::admin::check::{Diff, Example, Finding, Findings};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::key_change::{self, AccessCounts, KeyChange};
 use crate::cli::streams::Streams;
-use crate::cli::words::{Count, Word};
+use crate::cli::words::Count;
 use crate::config::ConfigError;
 use crate::lint::{self, Warning};
 use crate::snapshot::Summary;
@@ -200,18 +201,24 @@ impl Lines<'_, '_> {
         match diff.unchanged {
             true => self.0.print(format_args!("{}: nothing would change", Count(*serving, "key")))?,
             false => self.0.print(format_args!(
-                "{serving} -> {}: {} added, {} removed, {} changed; {} no longer active",
+                "{serving} -> {}: {} added, {} removed, {} changed{}",
                 Count(*keys, "key"),
                 changes.added,
                 changes.removed,
                 changes.changed,
-                changes.revoked
+                AccessCounts(changes)
             ))?,
         }
         self.examples("+", changes.added, &examples.added)?;
         self.examples("-", changes.removed, &examples.removed)?;
         self.examples("~", changes.changed, &examples.changed)?;
-        self.examples("!", changes.revoked, &examples.revoked)?;
+        for (count, [what, _], examples) in [
+            (changes.stopping, key_change::STOP, &examples.stopping),
+            (changes.starting, key_change::START, &examples.starting),
+            (changes.loosened, key_change::LOOSEN, &examples.loosened),
+        ] {
+            self.examples(&format!("{what}:"), count, examples)?;
+        }
         match &diff.refused {
             Some(refused) => self.0.note(format_args!("a reload would refuse it: {refused}")),
             None => self.0.print("a reload would accept it")?,
@@ -220,11 +227,8 @@ impl Lines<'_, '_> {
     }
 
     fn examples(&mut self, sign: &str, total: usize, examples: &[Example]) -> Result<(), Failure> {
-        for Example { key_id, hash, differences } in examples {
-            let differences: Vec<_> = differences.iter().map(|told| Told(told).to_string()).collect();
-            let separator = if differences.is_empty() { "" } else { ": " };
-            let differences = differences.join(", ");
-            self.0.print(format_args!("  {sign} {} ({hash}…){separator}{differences}", Word(key_id)))?;
+        for example in examples {
+            self.0.print(format_args!("  {sign} {}", KeyChange(example)))?;
         }
         match total.saturating_sub(examples.len()) {
             0 => Ok(()),
@@ -250,28 +254,5 @@ impl fmt::Display for Place<'_> {
             (None, None, None) => {}
         }
         write!(f, " {message}")
-    }
-}
-
-/// As in `status active -> revoked`; of a list, its name.
-struct Told<'a>(&'a Difference);
-
-impl fmt::Display for Told<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Difference { field, before, after } = self.0;
-        f.write_str(field)?;
-        if let (Some(before), Some(after)) = (before, after) {
-            write!(f, " {} -> {}", Value(before), Value(after))?;
-        }
-        Ok(())
-    }
-}
-
-/// What a field says.
-struct Value<'a>(&'a str);
-
-impl fmt::Display for Value<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() { f.write_str("none") } else { Word(self.0).fmt(f) }
     }
 }

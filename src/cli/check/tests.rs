@@ -191,14 +191,15 @@ fn what_would_change_is_told_before_it_happens() {
     assert_eq!(
         lines,
         [
-            "6 -> 6 keys: 1 added, 1 removed, 3 changed; 2 no longer active",
+            "6 -> 6 keys: 1 added, 1 removed, 3 changed; 2 stop working, 1 loses a restriction",
             "  + k7 (00000007…)",
             "  - k1 (00000001…)",
             "  ~ k3 (00000003…): status active -> revoked",
             "  ~ k4 (00000004…): expires_at 2099-01-01T00:00:00Z -> 2098-01-01T00:00:00Z, limits",
             "  ~ k5 (00000005…): owner acme -> none",
-            "  ! k1 (00000001…)",
-            "  ! k3 (00000003…): status active -> revoked",
+            "  stops working: k1 (00000001…)",
+            "  stops working: k3 (00000003…): status active -> revoked",
+            "  loses a restriction: k4 (00000004…): expires_at 2099-01-01T00:00:00Z -> 2098-01-01T00:00:00Z, limits",
             "a reload would accept it",
         ]
     );
@@ -231,7 +232,8 @@ fn what_the_guard_would_refuse_is_told_and_fails() {
     assert_eq!(exit, Exit::Denied);
     assert!(output.contains("100 -> 49 keys: 0 added, 51 removed"), "{output}");
     assert!(output.contains("  - and 31 more\n"), "{output}");
-    let refused = "a reload would refuse it: keys.csv: 49 keys where 100 are served: it shrank";
+    let refused = "a reload would refuse it: keys.csv: 51 of 100 working keys would stop working, more than source.max_shrink (50 %) \
+                   allows (\"k49\", \"k50\", \"k51\" and others)";
     assert!(messages.contains(refused), "{messages}");
     assert_eq!(compared(&old, &format!("{header}{}", rows(50)), &["--against", "old.csv"]).0, Exit::Done);
     let (exit, output, _) = compared(&old, header, &["--against", "old.csv", "--json"]);

@@ -85,7 +85,9 @@ struct Header {
     metadata_rows: U64,
     metadata_bytes: U64,
     source_time: U32,
-    reserved: [u8; 24],
+    /// The fields that any row of the export has a value for, by their bits.
+    given: U16,
+    reserved: [u8; 22],
     /// Of everything before it.
     crc: U32,
 }

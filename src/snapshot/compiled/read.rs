@@ -12,8 +12,7 @@ use std::io;
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::record::Digest;
-use crate::record::MAX_OWNER;
+use crate::record::{Digest, Fields, MAX_OWNER};
 use crate::snapshot::build::{Builder, RowError};
 use crate::snapshot::compiled::decode::{Block, Decode};
 use crate::snapshot::compiled::ids::Scatter;
@@ -140,7 +139,10 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             Header { byte_order, .. } if byte_order.get() != BYTE_ORDER => {
                 return wrong("the order of bytes is wrong");
             }
-            Header { reserved, .. } if *reserved != [0; 24] => return wrong("reserved bytes are set"),
+            Header { given, .. } if Fields::from_bits(given.get()).bits() != given.get() => {
+                return wrong("it names fields that no row can have");
+            }
+            Header { reserved, .. } if *reserved != [0; 22] => return wrong("reserved bytes are set"),
             Header { keys, .. } if keys.get() > u64::from(u32::MAX) => {
                 return wrong("there are too many keys");
             }
@@ -169,7 +171,9 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
 
     /// An empty table for the keys.
     pub fn builder(&self) -> Builder {
-        Sizes::of(&self.header).table(self.header.seed.get())
+        let mut builder = Sizes::of(&self.header).table(self.header.seed.get());
+        builder.keys.given = Fields::from_bits(self.header.given.get());
+        builder
     }
 
     /// Room for all rows.

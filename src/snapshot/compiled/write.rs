@@ -45,7 +45,8 @@ impl Builder {
             metadata_rows: (self.keys.metadata.len() as u64).into(),
             metadata_bytes: (self.keys.metadata_texts.as_str().len() as u64).into(),
             source_time: source_time.into(),
-            reserved: [0; 24],
+            given: self.keys.given.bits().into(),
+            reserved: [0; 22],
             crc: 0.into(),
         };
         header.crc = crc32fast::hash(checked(&header)).into();
