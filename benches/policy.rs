@@ -91,7 +91,7 @@ const CASES: [Case; 14] = [
     },
     Case {
         name: "in 1 network",
-        shape: |record| record.allowed_ips = ["10.0.0.0/8".parse().expect("a network")].into(),
+        shape: |record| record.allowed_ips = Some(["10.0.0.0/8".parse().expect("a network")].into()),
         ask: |request| request.ip = Some("::ffff:10.1.2.3".parse().expect("an address")),
         ..PLAIN
     },
@@ -99,7 +99,7 @@ const CASES: [Case; 14] = [
         name: "in 1 of 5000 networks",
         shape: |record| {
             let network = |n: u32| format!("10.{}.{}.0/25", n / 250, n % 250).parse().expect("a network");
-            record.allowed_ips = (0..5_000).map(network).collect();
+            record.allowed_ips = Some((0..5_000).map(network).collect());
         },
         ask: |request| request.ip = Some("::ffff:10.7.77.7".parse().expect("an address")),
         ..PLAIN
@@ -107,7 +107,8 @@ const CASES: [Case; 14] = [
     Case {
         name: "from 1 origin",
         shape: |record| {
-            record.allowed_origins = [Origin::parse("https://*.example.com").expect("an origin")].into();
+            record.allowed_origins =
+                Some([Origin::parse("https://*.example.com").expect("an origin")].into());
         },
         ask: |request| request.origin = Some("https://app.example.com"),
         ..PLAIN

@@ -32,8 +32,8 @@ const STATUSES: [&str; 4] = ["", "active", "disabled", "revoked"];
 const STARTS: [&str; 3] = ["", "1790000000", "1810000000"];
 const ENDS: [&str; 3] = ["", "1790000000", "1810000000"];
 const SCOPES: [&str; 4] = ["", "a", "a b", "*"];
-const NETWORKS: [&str; 4] = ["", "10.0.0.0/8", "10.0.0.0/9 10.128.0.0/9", "10.0.0.0/8 11.0.0.0/8"];
-const ORIGINS: [&str; 3] = ["", "https://a.test", "https://*.test"];
+const NETWORKS: [&str; 5] = ["", "{}", "10.0.0.0/8", "10.0.0.0/9 10.128.0.0/9", "10.0.0.0/8 11.0.0.0/8"];
+const ORIGINS: [&str; 4] = ["", "[]", "https://a.test", "https://*.test"];
 const LIMITS: [&str; 5] =
     ["", "1/s burst 2", "1/s burst 4", "other=1/s burst 2", "1/s burst 2; other=1/s burst 4"];
 

@@ -49,6 +49,9 @@ fn export() -> String {
         "requests=1/d burst 3; daily=10000/d".into(),
         "\"{\"\"tier\"\":1}\"".into(),
     ];
+    // PostgreSQL's empty array and JSON's: lists that admit nothing.
+    text += &format!("{},no-networks,,,,active,,,,{{}},,,\n", hex("no-networks"));
+    text += &format!("{},no-origins,,,,active,,,,,[],,\n", hex("no-origins"));
     text + &full.join(",") + "\n"
 }
 
@@ -82,6 +85,10 @@ fn expectations() -> Vec<Value> {
         but(json!({"environment": "test"}), json!({"verdict": "WRONG_ENVIRONMENT", "environment": "live"})),
         but(json!({"environment": ""}), verdict("WRONG_ENVIRONMENT")),
         json!({"key": "plain", "environment": "", "expect": {"verdict": "WRONG_ENVIRONMENT"}}),
+        json!({"key": "no-networks", "expect": {"verdict": "IP_NOT_ALLOWED"}}),
+        json!({"key": "no-networks", "ip": "10.1.2.3", "expect": {"verdict": "IP_NOT_ALLOWED"}}),
+        json!({"key": "no-origins", "expect": {"verdict": "ORIGIN_NOT_ALLOWED"}}),
+        json!({"key": "no-origins", "origin": "https://a.test", "expect": {"verdict": "ORIGIN_NOT_ALLOWED"}}),
         but(json!({"ip": "11.1.2.3"}), verdict("IP_NOT_ALLOWED")),
         but(json!({"ip": Value::Null}), verdict("IP_NOT_ALLOWED")),
         but(json!({"origin": "https://app.example.org"}), verdict("ORIGIN_NOT_ALLOWED")),

@@ -32,6 +32,8 @@ pub enum Lint {
     WeakHash,
     /// The key is never valid: it ends before it begins.
     NeverValid,
+    /// A list of networks or origins that is empty: no request is allowed.
+    EmptyList,
     /// The scope `*`.
     WildcardScope,
     /// Addresses that are as good as anywhere.
@@ -52,9 +54,10 @@ pub enum Lint {
 
 impl Lint {
     /// Every kind, the worst first.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::WeakHash,
         Self::NeverValid,
+        Self::EmptyList,
         Self::WildcardScope,
         Self::WideNetwork,
         Self::NoLimit,
@@ -70,6 +73,7 @@ impl Lint {
         match self {
             Self::WeakHash => "weak_hash",
             Self::NeverValid => "never_valid",
+            Self::EmptyList => "empty_list",
             Self::WildcardScope => "wildcard_scope",
             Self::WideNetwork => "wide_network",
             Self::NoLimit => "no_limit",
@@ -182,7 +186,17 @@ impl<'h> Lints<'h> {
             let message = format_args!("the scope {} grows with what is named so", Quoted(scope));
             self.report.add(line, Lint::WildcardEnding, message);
         }
-        if let Some(network) = self.wide_network(&record.allowed_ips) {
+        if record.allowed_ips.as_ref().is_some_and(|networks| networks.is_empty()) {
+            let message = "allowed_ips is an empty list, which admits no address: every request is refused. \
+                           Leave the field empty (JSON: null) to admit any address";
+            self.report.add(line, Lint::EmptyList, message);
+        }
+        if record.allowed_origins.as_ref().is_some_and(|origins| origins.is_empty()) {
+            let message = "allowed_origins is an empty list, which admits no origin: every request is refused. \
+                           Leave the field empty (JSON: null) to admit any origin";
+            self.report.add(line, Lint::EmptyList, message);
+        }
+        if let Some(network) = record.allowed_ips.as_ref().and_then(|networks| self.wide_network(networks)) {
             let message = format_args!(
                 "{network} is as good as anywhere: wider than /{}",
                 if network.addr().is_ipv4() { NARROW_V4 } else { NARROW_V6 }

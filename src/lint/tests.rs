@@ -136,6 +136,26 @@ fn a_network_is_wide_unless_it_is_private() {
 }
 
 #[test]
+fn an_empty_list_is_reported_and_an_absent_one_is_not() {
+    for (list, expected) in [("{}", 1), ("[]", 1), ("\"[ ]\"", 1), ("{ }", 1), ("", 0), ("{192.0.2.7}", 0)] {
+        let report = lint(&row(1, &format!(",,,2030-01-01T00:00:00Z,,{list},1/s")));
+        let found = told(&report).iter().filter(|(_, lint, _)| *lint == Lint::EmptyList).count();
+        assert_eq!(found, expected, "{list}");
+        assert_eq!(report.warnings(), expected as u64, "{list}: it fails a strict check");
+    }
+    let report = lint(&row(1, ",,,2030-01-01T00:00:00Z,,{},1/s"));
+    assert!(told(&report)[0].2.contains("allowed_ips is an empty list, which admits no address"));
+    let mut record = record("k");
+    (record.allowed_origins, record.plan) = (Some([].into()), "pro");
+    record.expires_at = NOW + 1;
+    let limited = |_: &KeyRecord<'_>| true;
+    let mut lints = Lints::new(NOW, &limited);
+    lints.see(2, &record);
+    let report = lints.finish();
+    assert!(told(&report)[0].2.contains("allowed_origins is an empty list, which admits no origin"));
+}
+
+#[test]
 fn a_hash_of_what_can_be_guessed_is_told() {
     const REST: &str = "Acme Inc.,,,2030-01-01T00:00:00Z,,,1/s";
     let weak = |hash: &str| -> Option<String> {

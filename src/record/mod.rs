@@ -111,10 +111,10 @@ pub struct KeyRecord<'a> {
     pub expires_at: u32,
     /// What the key may do; `orders:*` stands for every scope that begins with `orders:`.
     pub scopes: Arc<[Box<str>]>,
-    /// Where requests may come from; empty means anywhere.
-    pub allowed_ips: Arc<[IpNet]>,
-    /// Which web origins may use the key; empty means any.
-    pub allowed_origins: Arc<[Origin]>,
+    /// Networks that requests may come from. `None`: any address is allowed. An empty list allows no address.
+    pub allowed_ips: Option<Arc<[IpNet]>>,
+    /// Web origins that may use the key. `None`: any origin is allowed. An empty list allows no origin.
+    pub allowed_origins: Option<Arc<[Origin]>>,
     /// The row's own limits, in the order written; names are unique. They come on top of the plan's.
     pub limits: Arc<[Limit]>,
     /// A JSON object as it was written, or empty.
@@ -136,8 +136,8 @@ impl<'a> KeyRecord<'a> {
             not_before: 0,
             expires_at: u32::MAX,
             scopes: Arc::default(),
-            allowed_ips: Arc::default(),
-            allowed_origins: Arc::default(),
+            allowed_ips: None,
+            allowed_origins: None,
             limits: Arc::default(),
             metadata: "",
             given: Fields::ALL,

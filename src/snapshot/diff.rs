@@ -484,6 +484,20 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_list_in_the_place_of_none_is_a_change() {
+        for (field, lists) in [("allowed_ips", ",,,,,,,{},,,"), ("allowed_origins", ",,,,,,,,[],,")] {
+            let (open, shut) = (keys(&[plain(1)]), keys(&[row(1, lists)]));
+            for (before, after) in [(&open, &shut), (&shut, &open)] {
+                let diff = after.diff_from(Some(before));
+                let differences: Vec<_> =
+                    diff.examples.changed.iter().flat_map(|example| &example.differences).collect();
+                assert_eq!(differences, [&Difference::of(field)]);
+            }
+            assert_eq!(shut.diff_from(Some(&keys(&[row(1, lists)]))), Diff::default());
+        }
+    }
+
+    #[test]
     fn examples_are_few_however_many_there_are() {
         let all: Vec<_> = (0..1000).map(plain).collect();
         let kept: Vec<_> = all.iter().skip(130).step_by(2).cloned().collect();

@@ -15,8 +15,8 @@ pub(super) struct PolicyKey {
     pub(super) environment: Arc<str>,
     pub(super) plan: Arc<str>,
     pub(super) scopes: Arc<[Box<str>]>,
-    pub(super) ips: Arc<[IpNet]>,
-    pub(super) origins: Arc<[Origin]>,
+    pub(super) ips: Option<Arc<[IpNet]>>,
+    pub(super) origins: Option<Arc<[Origin]>>,
     pub(super) limits: Arc<[Limit]>,
 }
 
@@ -26,8 +26,8 @@ impl PolicyKey {
             environment: record.environment.into(),
             plan: record.plan.into(),
             scopes: Arc::clone(&record.scopes),
-            ips: Arc::clone(&record.allowed_ips),
-            origins: Arc::clone(&record.allowed_origins),
+            ips: record.allowed_ips.clone(),
+            origins: record.allowed_origins.clone(),
             limits: Arc::clone(&record.limits),
         }
     }
@@ -36,18 +36,19 @@ impl PolicyKey {
         same_text(&self.environment, record.environment)
             && same_text(&self.plan, record.plan)
             && same(&self.scopes, &record.scopes)
-            && same(&self.ips, &record.allowed_ips)
-            && same(&self.origins, &record.allowed_origins)
+            && same_option(self.ips.as_ref(), record.allowed_ips.as_ref())
+            && same_option(self.origins.as_ref(), record.allowed_origins.as_ref())
             && same(&self.limits, &record.limits)
     }
 
     fn hash(&self, hasher: &IdHasher) -> u64 {
-        hash(hasher, &self.environment, &self.plan, (&self.scopes, &self.ips, &self.origins, &self.limits))
+        let lists = (&*self.scopes, self.ips.as_deref(), self.origins.as_deref(), &*self.limits);
+        hash(hasher, &self.environment, &self.plan, lists)
     }
 }
 
 /// Lists of a policy.
-type Lists<'a> = (&'a [Box<str>], &'a [IpNet], &'a [Origin], &'a [Limit]);
+type Lists<'a> = (&'a [Box<str>], Option<&'a [IpNet]>, Option<&'a [Origin]>, &'a [Limit]);
 
 /// Most often both are empty. An empty text has no address, and a comparison of nothing that begins there costs some C libraries a
 /// hundred times what it costs not to make it.
@@ -57,6 +58,15 @@ fn same_text(a: &str, b: &str) -> bool {
 
 fn same<T: PartialEq>(a: &Arc<[T]>, b: &Arc<[T]>) -> bool {
     Arc::ptr_eq(a, b) || a == b
+}
+
+/// No list and an empty list are different policies.
+fn same_option<T: PartialEq>(a: Option<&Arc<[T]>>, b: Option<&Arc<[T]>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => same(a, b),
+        (None, None) => true,
+        _ => false,
+    }
 }
 
 fn hash(hasher: &IdHasher, environment: &str, plan: &str, lists: Lists<'_>) -> u64 {
@@ -80,7 +90,7 @@ impl Interner {
             return (self.last, false);
         }
         let KeyRecord { scopes, allowed_ips, allowed_origins, limits, .. } = record;
-        let lists: Lists<'_> = (scopes, allowed_ips, allowed_origins, limits);
+        let lists = (&**scopes, allowed_ips.as_deref(), allowed_origins.as_deref(), &**limits);
         let hash = hash(&self.hasher, record.environment, record.plan, lists);
         let found = self.table.find(hash, |(_, number)| self.keys[*number as usize].is_of(record)).copied();
         match found {

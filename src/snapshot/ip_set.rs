@@ -29,11 +29,6 @@ impl IpSet {
         Self { v4: disjoint(v4), v6: disjoint(v6) }
     }
 
-    /// Whether the set names no network at all, and so restricts nothing.
-    pub fn is_empty(&self) -> bool {
-        self.v4.is_empty() && self.v6.is_empty()
-    }
-
     /// Whether every address of `other` is in the set.
     pub fn covers(&self, other: &Self) -> bool {
         covers(&self.v4, &other.v4) && covers(&self.v6, &other.v6)
@@ -135,6 +130,13 @@ mod tests {
         assert!(!set(&["::/0"]).contains(v6("10.0.0.1")));
         assert!(!set(&["0.0.0.0/0"]).contains(v6("2001:db8::1")));
         assert!(set(&["::ffff:10.0.0.0/104"]).contains(v6("10.1.2.3")));
+    }
+
+    #[test]
+    fn an_empty_set_contains_no_address() {
+        for address in ["0.0.0.0", "10.0.0.1", "::", "2001:db8::1"] {
+            assert!(!set(&[]).contains(v6(address)), "{address}");
+        }
     }
 
     proptest! {

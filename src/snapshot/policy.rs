@@ -16,8 +16,10 @@ pub struct Policy {
     environment: Box<str>,
     plan: Box<str>,
     scopes: ScopeSet,
-    ips: IpSet,
-    origins: Arc<[Origin]>,
+    /// `None`: any address is allowed; an empty set allows no address.
+    ips: Option<IpSet>,
+    /// `None`: any origin is allowed; an empty list allows no origin.
+    origins: Option<Arc<[Origin]>>,
     limits: Arc<[Limit]>,
     /// How answers end: one that names no limit, and then one for each limit.
     texts: Box<[AnswerTexts]>,
@@ -32,8 +34,8 @@ impl Policy {
             environment: (*rows.environment).into(),
             plan: plan.into(),
             scopes: ScopeSet::new(&rows.scopes),
-            ips: IpSet::new(&rows.ips),
-            origins: Arc::clone(&rows.origins),
+            ips: rows.ips.as_deref().map(IpSet::new),
+            origins: rows.origins.clone(),
             limits,
         }
     }
@@ -79,17 +81,17 @@ impl Policy {
     /// Whether it does not matter where a request comes from.
     #[inline]
     pub fn is_for_everyone(&self) -> bool {
-        self.ips.is_empty() && self.origins.is_empty()
+        self.ips.is_none() && self.origins.is_none()
     }
 
     /// Whether requests are refused by the address that they come from.
     pub fn is_limited_to_networks(&self) -> bool {
-        !self.ips.is_empty()
+        self.ips.is_some()
     }
 
     /// Whether requests are refused by their web origin.
     pub fn is_limited_to_origins(&self) -> bool {
-        !self.origins.is_empty()
+        self.origins.is_some()
     }
 
     /// Whether there is any scope.
@@ -99,14 +101,22 @@ impl Policy {
 
     /// Whether `before` refuses an address, or a request without one, that is admitted here.
     pub fn admits_networks_beyond(&self, before: &Self) -> bool {
-        before.is_limited_to_networks() && (!self.is_limited_to_networks() || !before.ips.covers(&self.ips))
+        match (&before.ips, &self.ips) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(before), Some(ips)) => !before.covers(ips),
+        }
     }
 
     /// Whether `before` refuses an origin, or a request without one, that is admitted here.
     pub fn admits_origins_beyond(&self, before: &Self) -> bool {
-        let is_known = |origin: &Origin| before.origins.iter().any(|own| own.covers(origin));
-        before.is_limited_to_origins()
-            && (!self.is_limited_to_origins() || !self.origins.iter().all(is_known))
+        match (&before.origins, &self.origins) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(before), Some(origins)) => {
+                !origins.iter().all(|origin| before.iter().any(|own| own.covers(origin)))
+            }
+        }
     }
 
     /// Whether `before` lacks a scope that is there.
@@ -119,15 +129,16 @@ impl Policy {
         self.scopes.contains(scope)
     }
 
-    /// Whether a request from `ip` is let through: always, where the key lists no networks; never, where it does and
-    /// the request names no address.
+    /// Whether a request from `ip` is allowed. A key without a list of networks allows every request; a key with one, which
+    /// may be empty, refuses a request that names no address.
     pub fn allows_ip(&self, ip: Option<Ipv6Addr>) -> bool {
-        self.ips.is_empty() || ip.is_some_and(|ip| self.ips.contains(ip))
+        self.ips.as_ref().is_none_or(|ips| ip.is_some_and(|ip| ips.contains(ip)))
     }
 
-    /// Whether a request from `origin` is let through; as with [`allows_ip`](Self::allows_ip).
+    /// Whether a request from `origin` is allowed; as with [`allows_ip`](Self::allows_ip).
     pub fn allows_origin(&self, origin: Option<&str>) -> bool {
-        self.origins.is_empty()
-            || origin.is_some_and(|origin| self.origins.iter().any(|own| own.matches(origin)))
+        self.origins
+            .as_ref()
+            .is_none_or(|origins| origin.is_some_and(|origin| origins.iter().any(|own| own.matches(origin))))
     }
 }

@@ -46,6 +46,15 @@ impl<T> Memo<T> {
         }
         Ok(parsed)
     }
+
+    /// The same of a list that a row may lack: an empty text is no list, which is not the same as an empty one.
+    pub(super) fn get_optional<E>(
+        &mut self,
+        text: &str,
+        parse: impl FnOnce(&str) -> Result<Vec<T>, E>,
+    ) -> Result<Option<Arc<[T]>>, E> {
+        if text.is_empty() { Ok(None) } else { self.get(text, parse).map(Some) }
+    }
 }
 
 /// Times remembered, at places that their texts decide.
@@ -92,6 +101,10 @@ mod tests {
         assert!(nothing.is_empty());
         assert_eq!(memo.get("x", |_| Err("wrong")), Err("wrong"));
         assert!(memo.get("x", words).is_ok(), "a failure is not remembered");
+        let optional = memo.get_optional("", |_| Err("parsed nothing")).expect("no list");
+        assert!(optional.is_none());
+        let empty = memo.get_optional("{}", |_| Ok::<_, ()>(Vec::new())).expect("an empty list");
+        assert_eq!(empty.map(|list| list.len()), Some(0));
     }
 
     #[test]

@@ -97,9 +97,9 @@ impl Assembler {
             row.take(Field::ExpiresAt, self.expires_at.get(text(Field::ExpiresAt), time::expires_at));
         let scopes = row.take(Field::Scopes, self.scopes.get(text(Field::Scopes), list::scopes));
         let allowed_ips =
-            row.take(Field::AllowedIps, self.networks.get(text(Field::AllowedIps), list::networks));
-        let allowed_origins =
-            row.take(Field::AllowedOrigins, self.origins.get(text(Field::AllowedOrigins), list::origins));
+            row.take(Field::AllowedIps, self.networks.get_optional(text(Field::AllowedIps), list::networks));
+        let allowed_origins = self.origins.get_optional(text(Field::AllowedOrigins), list::origins);
+        let allowed_origins = row.take(Field::AllowedOrigins, allowed_origins);
         let limits = row.take(Field::Limits, self.limits(text(Field::Limits)));
         let metadata = row.take(Field::Metadata, field::metadata(text(Field::Metadata)));
         Some(KeyRecord {

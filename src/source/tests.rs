@@ -79,7 +79,7 @@ fn a_row_becomes_a_record_in_either_format() {
         from_csv.records[1].1,
         format!(
             "KeyRecord {{ hash: {}, key_id: \"k2\", owner: \"\", environment: \"\", plan: \"\", status: Active, \
-             not_before: 0, expires_at: 4294967295, scopes: [], allowed_ips: [], allowed_origins: [], limits: [], \
+             not_before: 0, expires_at: 4294967295, scopes: [], allowed_ips: None, allowed_origins: None, limits: [], \
              metadata: \"\", given: Fields(3) }}",
             digest(0xbb)
         )
@@ -91,7 +91,7 @@ fn a_row_becomes_a_record_in_either_format() {
             digest(0xaa)
         ),
         "plan: \"pro\", status: Disabled, not_before: 1795255200, expires_at: 1795255201",
-        "scopes: [\"orders:*\", \"users:read\"], allowed_ips: [10.0.0.0/8, ::1/128]",
+        "scopes: [\"orders:*\", \"users:read\"], allowed_ips: Some([10.0.0.0/8, ::1/128])",
         "prefix: \"https://\", suffix: \".example.com\"",
         "name: \"requests\", rate: Rate { period: 80000000, burst: 200 }",
         "name: \"default\", rate: Rate { period: 16000000000, burst: 5 }",
@@ -119,6 +119,55 @@ fn line_endings_a_byte_order_mark_and_blank_lines_change_nothing() {
     assert_eq!(csv(format!("\u{feff}\u{feff}{unix}")).records, [], "the second is not the file's");
     let marked = jsonl(format!("\u{feff}{}", jsonl_example()));
     assert_eq!(marked.records, jsonl(jsonl_example()).records);
+}
+
+#[test]
+fn an_empty_list_is_not_an_absent_one() {
+    let lists = |outcome: &Outcome| {
+        assert_eq!(outcome.findings.to_string(), "");
+        let record = &outcome.records[0].1;
+        let from = record.find("allowed_ips").expect("a field");
+        let to = record.find(", limits").expect("a field");
+        record[from..to].to_owned()
+    };
+    let absent = "allowed_ips: None, allowed_origins: None";
+    let empty = "allowed_ips: Some([]), allowed_origins: Some([])";
+    for (text, expected) in
+        [("", absent), ("\"\"", absent), ("{}", empty), ("[]", empty), ("[ ]", empty), ("\" { } \"", empty)]
+    {
+        let header = "key_hash,key_id,allowed_ips,allowed_origins";
+        assert_eq!(lists(&csv(format!("{header}\n{A},k,{text},{text}\n"))), expected, "CSV: {text}");
+    }
+    assert_eq!(lists(&csv(format!("key_hash,key_id\n{A},k\n"))), absent, "no column");
+    for (json, expected) in [
+        ("null", absent),
+        ("\"\"", absent),
+        ("[]", empty),
+        ("[ ]", empty),
+        ("\"[]\"", empty),
+        ("\"{}\"", empty),
+        ("\"{ }\"", empty),
+    ] {
+        let row = format!(
+            "{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"allowed_ips\":{json},\"allowed_origins\":{json}}}\n"
+        );
+        assert_eq!(lists(&jsonl(row)), expected, "JSON: {json}");
+    }
+    assert_eq!(lists(&jsonl(format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\"}}\n"))), absent, "no field");
+}
+
+#[test]
+fn a_list_of_nothing_but_separators_is_refused() {
+    for text in [" ", "\t", ",", " , ", ",,", "{,}", "[\"\"]", "{\"\"}", "[null]", "{NULL}", "{{}}", "[[]]"] {
+        for field in ["allowed_ips", "allowed_origins", "scopes"] {
+            let quoted = text.replace('"', "\"\"");
+            let outcome = csv(format!("key_hash,key_id,{field}\n{A},k,\"{quoted}\"\n"));
+            assert_eq!((outcome.findings.total(), outcome.records.len()), (1, 0), "{field}: {text:?}");
+            let json = serde_json::to_string(text).expect("a string");
+            let outcome = jsonl(format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"{field}\":{json}}}\n"));
+            assert_eq!((outcome.findings.total(), outcome.records.len()), (1, 0), "{field}: {text:?}");
+        }
+    }
 }
 
 /// Yields a byte at a time, and is interrupted before each.
@@ -411,15 +460,15 @@ fn rows_with_equal_lists_share_them() {
         records.push([
             Arc::as_ptr(&record.scopes) as *const u8 as usize,
             Arc::as_ptr(&record.limits) as *const u8 as usize,
-            Arc::as_ptr(&record.allowed_ips) as *const u8 as usize,
-            Arc::as_ptr(&record.allowed_origins) as *const u8 as usize,
+            record.allowed_ips.as_ref().map_or(0, |list| Arc::as_ptr(list) as *const u8 as usize),
+            record.allowed_origins.as_ref().map_or(0, |list| Arc::as_ptr(list) as *const u8 as usize),
         ]);
         // An address stays taken as long as what it belongs to lives.
         kept.push((
             Arc::clone(&record.scopes),
             Arc::clone(&record.limits),
-            Arc::clone(&record.allowed_ips),
-            Arc::clone(&record.allowed_origins),
+            record.allowed_ips.clone(),
+            record.allowed_origins.clone(),
         ));
         Ok(())
     };

@@ -62,8 +62,8 @@ fn the_first_fault_in_order_decides() {
     key.expires_at = NOW.unix;
     key.environment = "live";
     key.scopes = [Box::from("a:*")].into();
-    key.allowed_ips = ["10.0.0.0/8".parse().expect("a network")].into();
-    key.allowed_origins = [Origin::parse("https://a.test").expect("an origin")].into();
+    key.allowed_ips = Some(["10.0.0.0/8".parse().expect("a network")].into());
+    key.allowed_origins = Some([Origin::parse("https://a.test").expect("an origin")].into());
     key.limits = limits(&[("small", 1), ("large", 5)]);
     let mut request = Verify {
         cost: 2,
@@ -148,6 +148,33 @@ fn a_denial_charges_nothing() {
             Verdict::Allowed
         ]
     );
+}
+
+#[test]
+fn an_empty_list_of_networks_or_origins_refuses_every_request() {
+    let limiter = Limiter::new();
+    let mut networks = record("no networks");
+    networks.allowed_ips = Some([].into());
+    let mut origins = record("no origins");
+    origins.allowed_origins = Some([].into());
+    let snapshot = snapshot(&limiter, &[networks, origins, record("open")]);
+    let rules = Rules::default();
+    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let ips = [None, Some("::ffff:10.1.1.1"), Some("2001:db8::1"), Some("::")];
+    for ip in ips.map(|ip| ip.map(|ip| ip.parse().expect("an address"))) {
+        for origin in [None, Some("https://a.test"), Some("")] {
+            for environment in [None, Some("")] {
+                let asked = |key| Verify { ip, origin, environment, ..Verify::new(1, digest(key)) };
+                let [networks, origins, open] =
+                    ["no networks", "no origins", "open"].map(|key| verdicts(&context, &[asked(key)])[0]);
+                let expected = match environment {
+                    None => [Verdict::IpNotAllowed, Verdict::OriginNotAllowed, Verdict::Allowed],
+                    Some(_) => [Verdict::WrongEnvironment; 3],
+                };
+                assert_eq!([networks, origins, open], expected, "{ip:?} {origin:?} {environment:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub fn is_one(head: &[u8]) -> bool {
 }
 
 /// Changes with anything in the format.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// What a little-endian file says here; another order of bytes reads differently.
 const BYTE_ORDER: u32 = 0x0102_0304;

@@ -10,22 +10,33 @@ use crate::limiter::Rate;
 use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_scope, is_text};
 use crate::snapshot::intern::PolicyKey;
 
+/// The row has no such list, and so is not restricted by one.
+const ABSENT: u8 = 0;
+/// A list follows. An empty one admits nothing.
+const PRESENT: u8 = 1;
+
 /// Appends a policy. Lengths fit: a row of an export is shorter than 64 KiB, and so is any text in it.
 pub(super) fn encode(policy: &PolicyKey, out: &mut Vec<u8>) {
     text(&policy.environment, out);
     text(&policy.plan, out);
     count(policy.scopes.len(), out);
     policy.scopes.iter().for_each(|scope| text(scope, out));
-    count(policy.ips.len(), out);
-    policy.ips.iter().for_each(|network| encode_network(network, out));
-    count(policy.origins.len(), out);
-    policy.origins.iter().for_each(|origin| text(&origin.text(), out));
+    optional(policy.ips.as_deref(), out, encode_network);
+    optional(policy.origins.as_deref(), out, |origin, out| text(&origin.text(), out));
     count(policy.limits.len(), out);
     for limit in policy.limits.iter() {
         text(&limit.name, out);
         out.extend(limit.rate.period().get().to_le_bytes());
         out.extend(limit.rate.burst().to_le_bytes());
     }
+}
+
+/// A list that a row may lack: [`ABSENT`], or [`PRESENT`] and the list, which may be empty.
+fn optional<T>(list: Option<&[T]>, out: &mut Vec<u8>, mut item: impl FnMut(&T, &mut Vec<u8>)) {
+    let Some(list) = list else { return out.push(ABSENT) };
+    out.push(PRESENT);
+    count(list.len(), out);
+    list.iter().for_each(|element| item(element, out));
 }
 
 fn count(items: usize, out: &mut Vec<u8>) {
@@ -55,13 +66,25 @@ pub(super) fn decode(bytes: &mut &[u8]) -> Option<PolicyKey> {
     let environment = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
     let plan = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
     let scopes = list(bytes, |bytes| take_text(bytes).filter(|scope| is_scope(scope)).map(Box::from))?;
-    let ips = list(bytes, take_network)?;
-    let origins = list(bytes, |bytes| Origin::parse(take_text(bytes)?).ok())?;
+    let ips = take_optional(bytes, take_network)?;
+    let origins = take_optional(bytes, |bytes| Origin::parse(take_text(bytes)?).ok())?;
     let limits: Arc<[Limit]> = list(bytes, take_limit)?;
     let is_named_before =
         |(at, limit): (usize, &Limit)| limits[..at].iter().any(|other| other.name == limit.name);
     let are_limits = limits.len() <= MAX_LIMITS && !limits.iter().enumerate().any(is_named_before);
     are_limits.then_some(PolicyKey { environment, plan, scopes, ips, origins, limits })
+}
+
+/// The outer `None`: the bytes are not a list, nor the mark that there is none.
+fn take_optional<T>(
+    bytes: &mut &[u8],
+    item: impl FnMut(&mut &[u8]) -> Option<T>,
+) -> Option<Option<Arc<[T]>>> {
+    match take(bytes)? {
+        [ABSENT] => Some(None),
+        [PRESENT] => list(bytes, item).map(Some),
+        _ => None,
+    }
 }
 
 /// Nothing is reserved for a count that is only said: each item takes at least a byte of what is there.

@@ -37,7 +37,10 @@ fn row(number: usize) -> String {
         ",,,",
         "orders:read orders:*,10.0.0.0/8 2001:db8::/32,https://*.example.com https://a.example,10/s",
         "a,,,requests=100/s burst 200; daily=7/d",
-    ][key % 3];
+        ",{},[],1/s",
+        ",,{},1/s",
+        ",{},,1/s",
+    ][key % 6];
     let metadata = ["", r#""{""team"":""ä""}""#][number % 2];
     format!("{hash},key-{key},{owner},live,,{status},{number},,{lists},{metadata}\n")
 }
@@ -139,6 +142,43 @@ fn a_compiled_file_can_be_compiled_again() {
 }
 
 #[test]
+fn an_empty_list_is_read_back_as_an_empty_list() {
+    let key = |number: usize, lists: &str| format!("{number:064x},k{number},,,,,,,{lists},\n");
+    let text = [key(1, ",,,"), key(2, ",{},,"), key(3, ",,[],"), key(4, ",{},[],")].concat();
+    let file = compile(&builder(&text));
+    let again = build(&file, file.len(), Plans::default()).expect("a good file");
+    let mut lists = std::collections::BTreeMap::new();
+    again.records(&mut |_, record| {
+        let lengths = [
+            record.allowed_ips.as_ref().map(|list| list.len()),
+            record.allowed_origins.as_ref().map(|list| list.len()),
+        ];
+        lists.insert(record.key_id.to_owned(), lengths);
+    });
+    let expected = [[None, None], [Some(0), None], [None, Some(0)], [Some(0), Some(0)]];
+    assert_eq!(lists.into_values().collect::<Vec<_>>(), expected);
+    let (text, keys) = (builder(&text).finish(), again.finish());
+    assert_eq!(keys.policies.len(), 4);
+    assert_eq!(keys.diff_from(Some(&text)).changed, 0);
+}
+
+#[test]
+fn a_policy_with_another_mark_than_absent_or_present_is_refused() {
+    let key = policy_key(&builder(&row(0)));
+    let mut bytes = Vec::new();
+    policy::encode(&key, &mut bytes);
+    assert!(policy::decode(&mut &*bytes).is_some_and(|again| again == key));
+    let mark = 2 + key.environment.len() + 2 + key.plan.len() + 4;
+    assert_eq!(bytes[mark], 0, "the mark of the networks");
+    bytes[mark] = 2;
+    assert!(policy::decode(&mut &*bytes).is_none());
+}
+
+fn policy_key(builder: &Builder) -> crate::snapshot::intern::PolicyKey {
+    builder.interner.keys()[0].clone()
+}
+
+#[test]
 fn rows_lie_in_the_order_of_their_places() {
     let keys = load(&compile(&builder(&rows(3_000))), Plans::default()).expect("a good file");
     let probe = |entry: &Entry| Probe::of_digest(&entry.digest, keys.seed);
@@ -167,7 +207,7 @@ fn what_is_no_file_of_ours_says_so() {
     assert!(changed(|header| header.magic[7] ^= 1).starts_with("it is not a compiled snapshot"));
     assert!(
         changed(|header| header.version = 1.into())
-            .contains("of version 1, and this keyward reads version 2")
+            .contains("of version 1, and this keyward reads version 3")
     );
     assert!(changed(|header| header.byte_order = BYTE_ORDER.swap_bytes().into()).contains("another order"));
     assert!(changed(|header| header.reserved[5] = 1).contains("header: reserved bytes are set"));
