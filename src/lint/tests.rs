@@ -74,7 +74,7 @@ fn an_end_is_missing_past_or_before_the_beginning() {
 
 #[test]
 fn revoked_rows_are_out_of_harms_way() {
-    assert_eq!(of(",revoked,2028-01-01T00:00:00Z,1,*,0.0.0.0/0,"), []);
+    assert_eq!(of(",revoked,2028-01-01T00:00:00Z,1000000000,*,0.0.0.0/0,"), []);
     assert_eq!(
         of(",disabled,,2030-01-01T00:00:00Z,*,,"),
         [Lint::WildcardScope, Lint::NoLimit],
@@ -221,8 +221,8 @@ fn a_rotation_without_an_end_is_told_once() {
     assert_eq!(rotation(&["active,,2030-01-01T00:00:00Z", "active,,"]), 0, "as it should be");
     assert_eq!(rotation(&["active,,", "active,,", "active,,2030-01-01T00:00:00Z"]), 0);
     assert_eq!(rotation(&["revoked,,", "active,,"]), 0);
-    assert_eq!(rotation(&["active,,1", "active,,"]), 0, "one is over");
-    assert_eq!(rotation(&["active,,1", "active,,", "active,,"]), 1);
+    assert_eq!(rotation(&["active,,1000000000", "active,,"]), 0, "one is over");
+    assert_eq!(rotation(&["active,,1000000000", "active,,", "active,,"]), 1);
     let rows: String = (0..100)
         .map(|number| format!("{},k{},,,,,,,1/s\n", hash(&format!("random {number}")), number % 50))
         .collect();

@@ -386,8 +386,8 @@ fn a_json_line_says_what_is_wrong_with_it() {
         (row("\"limits\":[\"1/s\"]"), "1: limits: it must be a string"),
         (
             row("\"expires_at\":1795255200000"),
-            "1: expires_at: \"1795255200000\" is past the year 9999 in Unix \
-            seconds; if it is in milliseconds, divide it by 1000",
+            "1: expires_at: \"1795255200000\" is not a time in Unix seconds: it looks like milliseconds (divide it by \
+             1000); write RFC 3339, as in 2026-11-21T10:00:00Z",
         ),
         (
             row("\"scope\":\"a\""),

@@ -36,7 +36,7 @@ fn json(output: &str) -> serde_json::Value {
 #[test]
 fn a_good_export_is_summed_up() {
     let export = format!(
-        "key_hash,key_id,owner,status,expires_at,limits\n{A},k1,acme,,{END},100/s\n{B},k1,acme,revoked,1,100/s\n"
+        "key_hash,key_id,owner,status,expires_at,limits\n{A},k1,acme,,{END},100/s\n{B},k1,acme,revoked,1000000000,100/s\n"
     );
     let (exit, output, messages) = check(&export, &[]);
     assert_eq!(

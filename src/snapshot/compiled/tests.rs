@@ -42,7 +42,8 @@ fn row(number: usize) -> String {
         ",{},,1/s",
     ][key % 6];
     let metadata = ["", r#""{""team"":""ä""}""#][number % 2];
-    format!("{hash},key-{key},{owner},live,,{status},{number},,{lists},{metadata}\n")
+    let not_before = 1_000_000_000 + number;
+    format!("{hash},key-{key},{owner},live,,{status},{not_before},,{lists},{metadata}\n")
 }
 
 fn rows(count: usize) -> String {
