@@ -13,7 +13,7 @@ use serde::de::Deserializer;
 use super::path::{AbsolutePath, SocketPath};
 use super::plan::Plan;
 use super::text::{self, MAX_DURATION};
-use super::value::{Column, FileSize, LogFormat, LogLevel, Portion, SocketMode};
+use super::value::{Column, FileSize, LogFormat, LogLevel, NullTextList, Portion, SocketMode};
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
 use crate::source::{Field, Format};
@@ -92,6 +92,7 @@ pub(super) struct Source {
     #[serde(deserialize_with = "max_staleness")]
     pub(super) max_staleness: Option<Duration>,
     pub(super) ignore: Vec<Column>,
+    pub(super) null_texts: NullTextList,
     pub(super) columns: BTreeMap<Field, Column>,
 }
 
@@ -167,6 +168,7 @@ impl Default for Source {
             required: Vec::new(),
             max_staleness: None,
             ignore: Vec::new(),
+            null_texts: NullTextList::default(),
             columns: BTreeMap::new(),
         }
     }

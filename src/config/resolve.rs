@@ -134,7 +134,8 @@ fn resolve_source(
         }
         (None, None) => return Err(ConfigError::NoSource { file: file.map(Path::to_owned) }),
     };
-    let layout = layout(file, settings.columns, settings.ignore, settings.required)?;
+    let layout = layout(file, settings.columns, settings.ignore, settings.required)?
+        .with_null_texts(settings.null_texts.0);
     Ok(Source {
         path,
         format,

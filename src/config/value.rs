@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::text::{Text, deserialize_text};
-use crate::source::{Field, Format};
+use crate::source::{Field, Format, MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
 
 /// Longest name of a column, in bytes; a database's is at most 63.
 const MAX_COLUMN: usize = 128;
@@ -122,6 +122,38 @@ impl Text for Column {
     }
 }
 
+/// A text that stands for no value: 1..=[`MAX_NULL_TEXT`] bytes, without blanks around them.
+struct NullText(Box<str>);
+
+impl Text for NullText {
+    const EXPECTED: &'static str = "a text that stands for no value, such as \"NULL\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.len() > MAX_NULL_TEXT || text.trim() != text {
+            return Err(format!(
+                "{text:?} cannot stand for no value: write 1 to {MAX_NULL_TEXT} bytes without blanks around them; an \
+                 empty text means no value anyway"
+            ));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+/// The texts that stand for no value, at most [`MAX_NULL_TEXTS`].
+#[derive(Debug, Default)]
+pub(super) struct NullTextList(pub(super) NullTexts);
+
+impl<'de> Deserialize<'de> for NullTextList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let texts = Vec::<NullText>::deserialize(deserializer)?;
+        if texts.len() > MAX_NULL_TEXTS {
+            let problem = format!("{} texts are too many: list at most {MAX_NULL_TEXTS}", texts.len());
+            return Err(D::Error::custom(problem));
+        }
+        Ok(Self(NullTexts::new(texts.into_iter().map(|NullText(text)| text))))
+    }
+}
+
 /// How large a file may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileSize(u64);
@@ -225,7 +257,7 @@ impl Text for LogFormat {
     }
 }
 
-deserialize_text!(SocketMode, Format, Field, Column, FileSize, LogLevel, LogFormat);
+deserialize_text!(SocketMode, Format, Field, Column, NullText, FileSize, LogLevel, LogFormat);
 
 #[cfg(test)]
 mod tests {

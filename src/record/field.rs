@@ -66,6 +66,11 @@ impl Field {
         matches!(self, Self::KeyHash | Self::KeyId)
     }
 
+    /// Whether it bounds what the key may do, so that a row without it allows more than a row with it.
+    pub fn is_restriction(self) -> bool {
+        Fields::RESTRICTIONS.contains(self)
+    }
+
     /// The field of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.name() == name)

@@ -10,6 +10,7 @@ use crate::record::KeyRecord;
 use super::csv::{self, Header};
 use super::finding::Findings;
 use super::layout::Layout;
+use super::null::NullTexts;
 use super::row::{Assembler, Rows};
 use super::scan::Scanner;
 use super::{Format, jsonl};
@@ -39,11 +40,11 @@ impl Blocks {
             Format::JsonLines => (Shape::JsonLines(Arc::new(layout.clone())), 0),
             Format::Compiled => return None,
         };
-        Some((Self::of(shape), length))
+        Some((Self::of(shape, layout.nulls()), length))
     }
 
-    fn of(shape: Shape) -> Self {
-        Self { shape, assembler: Assembler::new(), scanner: Scanner::default() }
+    fn of(shape: Shape, nulls: &NullTexts) -> Self {
+        Self { shape, assembler: Assembler::new(nulls.clone()), scanner: Scanner::default() }
     }
 
     /// Hands the records of a piece to `sink`; `false` if something is wrong with any.
@@ -67,7 +68,7 @@ impl Blocks {
 
 impl Clone for Blocks {
     fn clone(&self) -> Self {
-        Self::of(self.shape.clone())
+        Self::of(self.shape.clone(), self.assembler.nulls())
     }
 }
 
@@ -80,7 +81,10 @@ mod tests {
     use super::*;
     use crate::source::read;
 
-    const HEADER: &str = "x,key_hash,key_id,y\n";
+    const HEADER: &str = "x,key_hash,key_id,y,owner,environment,scopes,allowed_ips\n";
+
+    /// Texts of the last four columns: values, and texts that stand for none, or for an empty list.
+    const LAST: [&str; 8] = ["", "NULL", "\\N", "null", "a", "{}", "\"{a,NULL}\"", "10.0.0.0/8"];
 
     /// Two columns that hold anything, around those that hold a key.
     fn layout() -> Layout {
@@ -109,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_further_down_is_text() {
-        let rows = format!("\u{feff}\"x,{:064x},one,\"\"b\nk\",{:064x},two,yy\n", 1, 2);
+        let rows = format!("\u{feff}\"x,{:064x},one,b,,,,\nk\",{:064x},two,yy,,,,\n", 1, 2);
         assert_eq!(in_order(&rows).map(|records| records.len()), Some(2));
         assert_eq!(in_a_piece(&rows), in_order(&rows));
     }
@@ -117,9 +121,16 @@ mod tests {
     proptest! {
         #[test]
         fn a_piece_has_the_rows_that_are_read_in_order(
-            rows in prop::collection::vec(("\u{feff}?\"?[a\",\r\n]{0,2}", "\"a?\"a|[a\u{feff}\",\r\n]{0,4}"), 1..4)
+            rows in prop::collection::vec(
+                ("\u{feff}?\"?[a\",\r\n]{0,2}", "\"a?\"a|[a\u{feff}\",\r\n]{0,4}", prop::array::uniform4(0_usize..8)),
+                1..4,
+            )
         ) {
-            let rows: String = (0..).zip(rows).map(|(n, (x, y))| format!("{x},{n:064x},k{n},{y}\n")).collect();
+            let row = |(n, (x, y, last)): (usize, (String, String, [usize; 4]))| {
+                let [owner, environment, scopes, ips] = last.map(|at| LAST[at]);
+                format!("{x},{n:064x},k{n},{y},{owner},{environment},{scopes},{ips}\n")
+            };
+            let rows: String = (0..).zip(rows).map(row).collect();
             prop_assert_eq!(in_a_piece(&rows), in_order(&rows));
         }
     }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use crate::record::{Field, Fields, Quoted};
 
+use super::null::NullTexts;
+
 /// The texts of one row by `Field as usize`; empty where the row has none.
 pub(super) type Texts<'a> = [&'a str; Field::COUNT];
 
@@ -21,6 +23,7 @@ pub struct Layout {
     ignore: Vec<Arc<str>>,
     /// Fields that an export has to have.
     required: Fields,
+    nulls: NullTexts,
 }
 
 /// Why a layout makes no sense.
@@ -81,8 +84,8 @@ impl Layout {
     /// # Errors
     /// When the two contradict each other; see [`LayoutError`].
     pub fn new(columns: &BTreeMap<Field, Arc<str>>, ignore: Vec<Arc<str>>) -> Result<Self, LayoutError> {
-        let (columns_of, mapped) = Default::default();
-        let mut layout = Self { columns: columns_of, mapped, ignore, required: Fields::NONE };
+        let mut layout =
+            Self { columns: Default::default(), mapped: Default::default(), ignore, ..Self::default() };
         for (&field, column) in columns {
             layout.map(field, Arc::clone(column))?;
         }
@@ -97,6 +100,16 @@ impl Layout {
             }
         }
         Ok(layout)
+    }
+
+    /// The same, with these texts for "no value".
+    pub fn with_null_texts(self, nulls: NullTexts) -> Self {
+        Self { nulls, ..self }
+    }
+
+    /// The texts that stand for no value.
+    pub(super) fn nulls(&self) -> &NullTexts {
+        &self.nulls
     }
 
     fn map(&mut self, field: Field, column: Arc<str>) -> Result<(), LayoutError> {
@@ -154,7 +167,13 @@ impl Layout {
 impl Default for Layout {
     fn default() -> Self {
         let columns = Field::ALL.map(|field| Some(field.name().into()));
-        Self { columns, mapped: Default::default(), ignore: Vec::new(), required: Fields::NONE }
+        Self {
+            columns,
+            mapped: Default::default(),
+            ignore: Vec::new(),
+            required: Fields::NONE,
+            nulls: NullTexts::default(),
+        }
     }
 }
 

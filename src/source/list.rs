@@ -8,11 +8,19 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::record::{MAX_SCOPE, Origin, OriginError, Quoted};
 
+use super::null::NullTexts;
+
 /// Why a text is not a list of what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ListError {
     #[error("it has an empty item; separate items by one comma or by spaces")]
     EmptyItem,
+    #[error(
+        "{} in it stands for no value (source.null_texts); remove it from the list, or take the text out of \
+         source.null_texts if it is a value",
+        Quoted(.0)
+    )]
+    Null(Box<str>),
     #[error("it begins as a JSON array, but is not one of strings only, as in [\"a\",\"b\"]")]
     Json,
     #[error("it begins as a Postgres array, but is not one of texts only, as in {{a,b}}")]
@@ -33,8 +41,8 @@ pub(super) enum ListError {
 }
 
 /// Scopes, in the order written.
-pub(super) fn scopes(text: &str) -> Result<Vec<Box<str>>, ListError> {
-    list(text, scope)
+pub(super) fn scopes(text: &str, nulls: &NullTexts) -> Result<Vec<Box<str>>, ListError> {
+    list(text, nulls, scope)
 }
 
 fn scope(text: &str) -> Result<Box<str>, ListError> {
@@ -50,8 +58,8 @@ fn scope(text: &str) -> Result<Box<str>, ListError> {
 
 /// Networks. An address alone is a network of one, and one of IPv4 in IPv6's clothes (`::ffff:192.0.2.7`) is
 /// what it stands for, so that it is compared with addresses in the same form.
-pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, ListError> {
-    list(text, network)
+pub(super) fn networks(text: &str, nulls: &NullTexts) -> Result<Vec<IpNet>, ListError> {
+    list(text, nulls, network)
 }
 
 fn network(text: &str) -> Result<IpNet, ListError> {
@@ -71,11 +79,20 @@ fn unmapped(network: IpNet) -> IpNet {
 }
 
 /// Web origins and patterns of them.
-pub(super) fn origins(text: &str) -> Result<Vec<Origin>, ListError> {
-    list(text, |item| Origin::parse(item).map_err(|error| ListError::Origin(item.into(), error)))
+pub(super) fn origins(text: &str, nulls: &NullTexts) -> Result<Vec<Origin>, ListError> {
+    list(text, nulls, |item| Origin::parse(item).map_err(|error| ListError::Origin(item.into(), error)))
 }
 
-fn list<T>(text: &str, item: impl Fn(&str) -> Result<T, ListError>) -> Result<Vec<T>, ListError> {
+/// The items of a list. One that stands for no value is refused: left out, it would change what the list says.
+fn list<T>(
+    text: &str,
+    nulls: &NullTexts,
+    item: impl Fn(&str) -> Result<T, ListError>,
+) -> Result<Vec<T>, ListError> {
+    let item = |text: &str| match nulls.contain(text) {
+        true => Err(ListError::Null(text.into())),
+        false => item(text),
+    };
     match text.trim_start().as_bytes().first() {
         Some(b'[') => {
             let items: Vec<String> = serde_json::from_str(text).map_err(|_| ListError::Json)?;
@@ -142,7 +159,10 @@ fn postgres_bare(text: &str) -> Result<(String, &str), ListError> {
     if item.is_empty() {
         return Err(ListError::EmptyItem);
     }
-    if item.eq_ignore_ascii_case("null") || item.contains(['{', '}', '"', '\\']) {
+    if item.eq_ignore_ascii_case("null") {
+        return Err(ListError::Null(item.into()));
+    }
+    if item.contains(['{', '}', '"', '\\']) {
         return Err(ListError::Postgres);
     }
     Ok((item.to_owned(), after))
@@ -159,7 +179,7 @@ mod tests {
     }
 
     fn texts(text: &str) -> Result<Vec<String>, ListError> {
-        list(text, |item| Ok(item.to_owned()))
+        list(text, &NullTexts::default(), |item| Ok(item.to_owned()))
     }
 
     #[test]
@@ -195,10 +215,36 @@ mod tests {
         for text in ["[", "[1]", "[null]", r#"["a""#, r#"["a"] b"#, r#"[["a"]]"#, r#"["a",]"#] {
             assert_eq!(failed(texts(text)), json, "{text}");
         }
-        for text in ["{", "{a", "{{a}}", "{NULL}", "{a,null}", r#"{"a}"#, r#"{"a\"}"#, r#"{"a"b}"#, r"{a\b}"]
-        {
+        for text in ["{", "{a", "{{a}}", r#"{"a}"#, r#"{"a\"}"#, r#"{"a"b}"#, r"{a\b}"] {
             assert_eq!(failed(texts(text)), postgres, "{text}");
         }
+    }
+
+    #[test]
+    fn a_null_in_a_list_is_refused() {
+        let nulls = NullTexts::default();
+        for text in
+            ["NULL", "a NULL", "null,a", "a,\\N", r#"["a","NULL"]"#, "{NULL}", "{a,null}", r#"{a,"NULL"}"#]
+        {
+            for message in [failed(scopes(text, &nulls)), failed(texts(text))] {
+                assert!(
+                    message.ends_with("if it is a value") && message.contains("source.null_texts"),
+                    "{text}: {message}"
+                );
+            }
+        }
+        // PostgreSQL itself writes NULL for an element without a value, whatever else stands for none.
+        let none = NullTexts::new([]);
+        assert!(failed(scopes("{a,NULL}", &none)).contains("stands for no value"));
+        assert_eq!(scopes(r#"{a,"NULL"}"#, &none), Ok(vec!["a".into(), "NULL".into()]));
+        assert!(
+            failed(networks("{10.0.0.0/8,NULL}", &nulls)).starts_with("\"NULL\" in it stands for no value")
+        );
+        assert!(failed(origins("https://a.example NULL", &nulls)).starts_with("\"NULL\" in it"));
+    }
+
+    fn scopes_of(text: &str) -> Result<Vec<Box<str>>, ListError> {
+        scopes(text, &NullTexts::default())
     }
 
     #[test]
@@ -211,16 +257,16 @@ mod tests {
                 "{text:?} is not a scope: it has 1 to 1024 printable ASCII characters, but no space, comma or quote"
             )
         };
-        assert_eq!(failed(scopes(r#"["a b"]"#)), message("a b"));
-        assert_eq!(failed(scopes(r#"{"b c"}"#)), message("b c"));
-        assert_eq!(failed(scopes(r#"["a,b"]"#)), message("a,b"));
-        assert_eq!(failed(scopes(r#"[""]"#)), message(""));
-        assert_eq!(failed(scopes("it's")), message("it's"));
-        assert_eq!(failed(scopes("größe")), message("größe"));
+        assert_eq!(failed(scopes_of(r#"["a b"]"#)), message("a b"));
+        assert_eq!(failed(scopes_of(r#"{"b c"}"#)), message("b c"));
+        assert_eq!(failed(scopes_of(r#"["a,b"]"#)), message("a,b"));
+        assert_eq!(failed(scopes_of(r#"[""]"#)), message(""));
+        assert_eq!(failed(scopes_of("it's")), message("it's"));
+        assert_eq!(failed(scopes_of("größe")), message("größe"));
         assert!(scope(&"a.".repeat(512)).is_ok() && scope(&"a.".repeat(513)).is_err());
         for text in ["*:read", "**", "a*b"] {
             assert_eq!(
-                failed(scopes(text)),
+                failed(scopes_of(text)),
                 format!("\"{text}\" has a * before its end; it stands for any ending, as in orders:*")
             );
         }
@@ -228,8 +274,10 @@ mod tests {
 
     #[test]
     fn a_network_has_no_host_bits() {
-        let read =
-            |text: &str| networks(text).map(|nets| nets.iter().map(IpNet::to_string).collect::<Vec<_>>());
+        let read = |text: &str| {
+            networks(text, &NullTexts::default())
+                .map(|nets| nets.iter().map(IpNet::to_string).collect::<Vec<_>>())
+        };
         for (text, expected) in [
             ("10.0.0.0/8", "10.0.0.0/8"),
             ("192.0.2.7", "192.0.2.7/32"),
@@ -273,9 +321,12 @@ mod tests {
 
     #[test]
     fn an_origin_says_which_one_is_wrong() {
-        assert_eq!(origins("https://a.example https://*.b.example").map(|list| list.len()), Ok(2));
         assert_eq!(
-            failed(origins("https://a.example,b.example")),
+            origins("https://a.example https://*.b.example", &NullTexts::default()).map(|list| list.len()),
+            Ok(2)
+        );
+        assert_eq!(
+            failed(origins("https://a.example,b.example", &NullTexts::default())),
             "\"b.example\": an origin begins with a scheme, as in https://app.example.com"
         );
     }
@@ -292,7 +343,8 @@ mod tests {
 
         #[test]
         fn no_text_panics(text in "[\\[{}\\]\",\\\\ abé/.:0-9]{0,30}") {
-            let _ = (scopes(&text), networks(&text), origins(&text));
+            let nulls = NullTexts::default();
+            let _ = (scopes(&text, &nulls), networks(&text, &nulls), origins(&text, &nulls));
         }
     }
 }

@@ -34,6 +34,7 @@ mod jsonl;
 mod layout;
 mod list;
 mod memo;
+mod null;
 mod records;
 mod row;
 mod scan;
@@ -46,6 +47,7 @@ pub use crate::record::Field;
 pub use blocks::Blocks;
 pub use finding::{Column, Finding, Findings, MAX_FINDINGS};
 pub use layout::{Layout, LayoutError};
+pub use null::{MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
 pub use split::{NotSplit, Splitter};
 
 use row::{Assembler, Rows};
@@ -145,7 +147,7 @@ pub fn read<R: Read>(
         findings.add(0, None, "the file is empty");
         return Ok(0);
     }
-    let mut assembler = Assembler::new();
+    let mut assembler = Assembler::new(layout.nulls().clone());
     let mut rows = Rows::new(&mut assembler, sink, findings);
     match format {
         Format::Csv => csv::read(input, layout, &mut rows)?,

@@ -3,17 +3,15 @@
 //! Every field is looked at even when another is wrong, so that a row says all that is wrong with it at once.
 
 use std::fmt::Display;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::record::{
-    Field, Fields, KeyRecord, Limit, LimitError, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits,
-};
+use crate::record::{Field, Fields, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits};
 
 use super::finding::{Column, Findings};
 use super::layout::Texts;
 use super::memo::{Memo, Times};
+use super::null::NullTexts;
 use super::{Sink, field, list, time};
 
 /// Where the rows of an export go: good ones to the sink, what is wrong with the others to the findings.
@@ -57,6 +55,7 @@ impl<'s> Rows<'s> {
 /// Assembles records, and remembers the lists that it has parsed.
 #[derive(Debug)]
 pub(super) struct Assembler {
+    nulls: NullTexts,
     scopes: Memo<Box<str>>,
     networks: Memo<IpNet>,
     origins: Memo<Origin>,
@@ -66,8 +65,9 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(nulls: NullTexts) -> Self {
         Self {
+            nulls,
             scopes: Memo::new(),
             networks: Memo::new(),
             origins: Memo::new(),
@@ -77,35 +77,44 @@ impl Assembler {
         }
     }
 
+    /// The texts that stand for no value.
+    pub(super) fn nulls(&self) -> &NullTexts {
+        &self.nulls
+    }
+
     /// The record that `texts` make, or `None` after having told `report` of each field that is wrong.
     fn assemble<'a>(
         &mut self,
         texts: &Texts<'a>,
         report: &mut dyn FnMut(Field, &dyn Display),
     ) -> Option<KeyRecord<'a>> {
-        let text = |field: Field| texts[field as usize];
-        let mut row = Row { report };
-        let hash = row.take(Field::KeyHash, field::hash(text(Field::KeyHash)));
-        let key_id = row.take(Field::KeyId, field::required(text(Field::KeyId), MAX_KEY_ID));
-        let owner = row.take(Field::Owner, field::optional(text(Field::Owner), MAX_OWNER));
-        let environment = row.take(Field::Environment, field::optional(text(Field::Environment), MAX_NAME));
-        let plan = row.take(Field::Plan, field::optional(text(Field::Plan), MAX_NAME));
-        let status = row.take(Field::Status, field::status(text(Field::Status)));
-        let not_before =
-            row.take(Field::NotBefore, self.not_before.get(text(Field::NotBefore), time::not_before));
-        let expires_at =
-            row.take(Field::ExpiresAt, self.expires_at.get(text(Field::ExpiresAt), time::expires_at));
-        let scopes = row.take(Field::Scopes, self.scopes.get(text(Field::Scopes), list::scopes));
-        let allowed_ips =
-            row.take(Field::AllowedIps, self.networks.get_optional(text(Field::AllowedIps), list::networks));
-        let allowed_origins = self.origins.get_optional(text(Field::AllowedOrigins), list::origins);
-        let allowed_origins = row.take(Field::AllowedOrigins, allowed_origins);
-        let limits = row.take(Field::Limits, self.limits(text(Field::Limits)));
-        let metadata = row.take(Field::Metadata, field::metadata(text(Field::Metadata)));
+        let Self { nulls, scopes, networks, origins, limits, not_before, expires_at } = self;
+        let mut row = Row { nulls, texts, report };
+        let hash = row.take(Field::KeyHash, field::hash);
+        let key_id = row.take(Field::KeyId, |text| field::required(text, MAX_KEY_ID));
+        let owner = row.take(Field::Owner, |text| field::optional(text, MAX_OWNER));
+        let environment = row.take(Field::Environment, |text| field::optional(text, MAX_NAME));
+        let plan = row.take(Field::Plan, |text| field::optional(text, MAX_NAME));
+        let status = row.take(Field::Status, field::status);
+        let not_before = row.take(Field::NotBefore, |text| not_before.get(text, time::not_before));
+        let expires_at = row.take(Field::ExpiresAt, |text| expires_at.get(text, time::expires_at));
+        let scopes = row.take(Field::Scopes, |text| scopes.get(text, |text| list::scopes(text, nulls)));
+        let allowed_ips = row
+            .take(Field::AllowedIps, |text| networks.get_optional(text, |text| list::networks(text, nulls)));
+        let allowed_origins = row.take(Field::AllowedOrigins, |text| {
+            origins.get_optional(text, |text| list::origins(text, nulls))
+        });
+        let limits = row.take(Field::Limits, |text| limits.get(text, parse_limits));
+        let metadata = row.take(Field::Metadata, field::metadata);
+        let (owner, metadata) = (owner?, metadata?);
+        // A text that stands for no value gives none.
+        let none = Fields::NONE
+            .with_if(Field::Owner, owner.is_empty())
+            .with_if(Field::Metadata, metadata.is_empty());
         Some(KeyRecord {
             hash: hash?,
             key_id: key_id?,
-            owner: owner?,
+            owner,
             environment: environment?,
             plan: plan?,
             status: status?,
@@ -115,13 +124,9 @@ impl Assembler {
             allowed_ips: allowed_ips?,
             allowed_origins: allowed_origins?,
             limits: limits?,
-            metadata: metadata?,
-            given: given(texts),
+            metadata,
+            given: given(texts).difference(none),
         })
-    }
-
-    fn limits(&mut self, text: &str) -> Result<Arc<[Limit]>, LimitError> {
-        self.limits.get(text, parse_limits)
     }
 }
 
@@ -131,12 +136,27 @@ fn given(texts: &Texts<'_>) -> Fields {
     Fields::from_bits(bits)
 }
 
-struct Row<'r> {
+/// The texts of one row, and where what is wrong with them is reported.
+struct Row<'r, 'a> {
+    nulls: &'r NullTexts,
+    texts: &'r Texts<'a>,
     report: &'r mut dyn FnMut(Field, &dyn Display),
 }
 
-impl Row<'_> {
-    fn take<T, E: Display>(&mut self, field: Field, result: Result<T, E>) -> Option<T> {
-        result.map_err(|error| (self.report)(field, &error)).ok()
+impl<'a> Row<'_, 'a> {
+    /// What `parse` makes of a field's text.
+    fn take<T, E: Display>(
+        &mut self,
+        field: Field,
+        parse: impl FnOnce(&'a str) -> Result<T, E>,
+    ) -> Option<T> {
+        let text = match self.nulls.read(field, self.texts[field as usize]) {
+            Ok(text) => text,
+            Err(error) => {
+                (self.report)(field, &error);
+                return None;
+            }
+        };
+        parse(text).map_err(|error| (self.report)(field, &error)).ok()
     }
 }

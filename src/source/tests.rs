@@ -170,6 +170,85 @@ fn a_list_of_nothing_but_separators_is_refused() {
     }
 }
 
+const EVERY_FIELD: &str = "key_id,key_hash,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
+                           allowed_origins,limits,metadata";
+
+/// What comes of a row in which `field` is `text`, in CSV, in quoted CSV and in JSON Lines, by `layout`.
+fn with_text(field: Field, text: &str, layout: &Layout) -> [Outcome; 3] {
+    let value = |of: Field| match of {
+        of if of == field => text,
+        Field::KeyHash => A,
+        Field::KeyId => "k",
+        _ => "",
+    };
+    let columns: Vec<&str> = EVERY_FIELD.split(',').collect();
+    let values = || columns.iter().map(|name| value(Field::from_name(name).expect("a field")));
+    let bare = values().collect::<Vec<_>>().join(",");
+    let quoted =
+        values().map(|value| format!("\"{}\"", value.replace('"', "\"\""))).collect::<Vec<_>>().join(",");
+    let json: serde_json::Map<_, _> =
+        columns.iter().zip(values()).map(|(name, value)| ((*name).to_owned(), value.into())).collect();
+    let json = serde_json::Value::Object(json);
+    [
+        (format!("{EVERY_FIELD}\n{bare}\n"), Format::Csv),
+        (format!("{EVERY_FIELD}\n{quoted}\n"), Format::Csv),
+        (format!("{json}\n"), Format::JsonLines),
+    ]
+    .map(|(text, format)| read_from(text.as_bytes(), format, layout).expect("no I/O error"))
+}
+
+#[test]
+fn null_as_text_is_no_owner_and_lifts_no_restriction() {
+    let layout = Layout::default();
+    for text in ["NULL", "\\N", "null", " NULL "] {
+        for field in Field::ALL {
+            let expected = with_text(field, "", &layout);
+            for (outcome, none) in with_text(field, text, &layout).into_iter().zip(expected) {
+                let message = outcome.findings.to_string();
+                let name = field.name();
+                match field {
+                    Field::Owner | Field::Metadata => {
+                        assert_eq!(message, "", "{name}: {text}");
+                        assert_eq!(outcome.records[0].1, none.records[0].1, "{name}: {text}");
+                    }
+                    _ => {
+                        assert_eq!(
+                            (outcome.findings.total(), outcome.records.len()),
+                            (1, 0),
+                            "{name}: {text}"
+                        );
+                        assert!(message.contains("source.null_texts"), "{name}: {message}");
+                        let is_missing = message.contains(&format!("{name} is missing"));
+                        assert_eq!(is_missing, field.is_required(), "{name}: {message}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn null_texts_are_those_of_the_configuration() {
+    let layout = Layout::default().with_null_texts(NullTexts::new(["-".into(), "(none)".into()]));
+    for outcome in with_text(Field::Environment, "NULL", &layout) {
+        assert_eq!(outcome.findings.to_string(), "");
+        assert!(outcome.records[0].1.contains("environment: \"NULL\""), "{}", outcome.records[0].1);
+    }
+    for text in ["-", "(None)"] {
+        for outcome in with_text(Field::Environment, text, &layout) {
+            assert!(
+                outcome.findings.to_string().contains("source.null_texts"),
+                "{text}: {}",
+                outcome.findings
+            );
+        }
+    }
+    let none = Layout::default().with_null_texts(NullTexts::new([]));
+    for outcome in with_text(Field::KeyId, "NULL", &none) {
+        assert!(outcome.records[0].1.contains("key_id: \"NULL\""), "{}", outcome.findings);
+    }
+}
+
 /// Yields a byte at a time, and is interrupted before each.
 struct Dripping<'a>(&'a [u8], bool);
 

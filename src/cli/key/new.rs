@@ -17,7 +17,7 @@ use crate::cli::options::deadline;
 use crate::cli::streams::Streams;
 use crate::clock::Clock;
 use crate::key_format::{self, Prefix};
-use crate::record::{Digest, rfc3339};
+use crate::record::{Digest, Quoted, rfc3339};
 use crate::source::{self, Field, Findings, Format, Layout};
 
 /// Most keys at once.
@@ -233,9 +233,15 @@ struct Batch<'a> {
 fn check(row: &Row<'_>) -> Result<(), Failure> {
     let text = format!("{}\n{}\n", row.header(), row.csv());
     let mut findings = Findings::new("row");
-    let sink: &mut source::Sink<'_> = &mut |_, record| match record.not_before < record.expires_at {
-        true => Ok(()),
-        false => Err("not_before is not before expires_at: the key would never be valid".to_owned()),
+    let sink: &mut source::Sink<'_> = &mut |_, record| {
+        if record.not_before >= record.expires_at {
+            return Err("not_before is not before expires_at: the key would never be valid".to_owned());
+        }
+        // An owner such as NULL is read as none (source.null_texts).
+        match row.owner.filter(|owner| *owner != record.owner) {
+            Some(owner) => Err(format!("the owner {} would be read as none", Quoted(owner))),
+            None => Ok(()),
+        }
     };
     let read = source::read(text.as_bytes(), Format::Csv, &Layout::default(), sink, &mut findings);
     read.map_err(|error| Failure::new(Exit::Denied, error))?;
