@@ -44,6 +44,9 @@ const NICE: i32 = 5;
 /// How long the last save may take when the daemon stops.
 const LAST_SAVE: Duration = Duration::from_secs(5);
 
+/// How long a save that failed waits to be tried again, at most. A shorter interval is kept.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// Saves until it is stopped.
 pub struct Keeper {
     /// `None`: there is no state directory.
@@ -75,7 +78,7 @@ impl Keeper {
         let Some(directory) = directory else {
             return Ok(Self { stop: None });
         };
-        let mut saver = Saver { directory, balances, boot_id: boot_id(), saved: [(0, 0); 2], failure: None };
+        let mut saver = Saver { directory, balances, boot_id: boot_id(), saved: [(0, 0); 2], failed: false };
         saver.restore();
         let (stop, stops) = sync_channel(1);
         thread::Builder::new().name("keep".into()).spawn(move || saver.run(interval, &stops))?;
@@ -100,8 +103,8 @@ struct Saver {
     boot_id: Option<[u8; 16]>,
     /// The limiter's latest tick, and the snapshot's generation, when it was saved last and the time before that.
     saved: [(u64, u64); 2],
-    /// What the log has said of the last save, if it failed.
-    failure: Option<String>,
+    /// The last save failed.
+    failed: bool,
 }
 
 impl Saver {
@@ -110,7 +113,8 @@ impl Saver {
             debug!(%error, "balances are saved at the priority of the workers");
         }
         loop {
-            match stops.recv_timeout(interval) {
+            let patience = if self.failed { interval.min(RETRY) } else { interval };
+            match stops.recv_timeout(patience) {
                 Err(RecvTimeoutError::Timeout) => self.save_if_due(),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Ok(reply) => {
@@ -139,21 +143,16 @@ impl Saver {
     fn save(&mut self) {
         // Before the walk: what is charged in the course of it is saved the next time.
         let state = self.state();
-        match self.try_save() {
+        let result = self.try_save();
+        self.failed = result.is_err();
+        match result {
             Ok(buckets) => {
                 debug!(buckets, "balances saved");
                 self.saved = [state, self.saved[0]];
-                if self.failure.take().is_some() {
-                    info!("balances are saved again");
-                }
+                self.directory.health().written(FILE);
             }
-            Err(error) => {
-                let error = error.to_string();
-                if self.failure.as_ref() != Some(&error) {
-                    error!(error, "balances are not saved; a restart would go on from the save before");
-                    self.failure = Some(error);
-                }
-            }
+            // A restart goes on from the save before.
+            Err(error) => self.directory.health().failed(FILE, &error),
         }
     }
 

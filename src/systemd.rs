@@ -1,6 +1,7 @@
 //! What systemd is told, and the sockets it may have opened. Outside systemd all of it does nothing.
 
 use std::os::unix::net::UnixListener;
+use std::sync::{Mutex, PoisonError};
 
 use sd_notify::NotifyState;
 use tracing::warn;
@@ -21,11 +22,44 @@ pub fn reloading() {
     }
 }
 
+/// The status line's parts. They are set by different threads, and systemd shows the latest line only.
+static STATUS: Mutex<StatusLine> = Mutex::new(StatusLine { text: String::new(), unwritten: String::new() });
+
+struct StatusLine {
+    text: String,
+    unwritten: String,
+}
+
 /// What `systemctl status` shows.
 pub fn status(text: &str) {
-    // A status is one line.
-    let line: String = text.lines().next().unwrap_or_default().chars().take(MAX_STATUS).collect();
-    tell(&[NotifyState::Status(&line)]);
+    set(|status| text.lines().next().unwrap_or_default().clone_into(&mut status.text));
+}
+
+/// What it shows before that: the names of the files that are not being written, if there are any.
+pub fn unwritten(files: &str) {
+    set(|status| files.clone_into(&mut status.unwritten));
+}
+
+fn set(change: impl FnOnce(&mut StatusLine)) {
+    let mut status = STATUS.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = status.line();
+    change(&mut status);
+    let line = status.line();
+    // Under the lock, so that the latest state is told last.
+    if line != before {
+        tell(&[NotifyState::Status(&line)]);
+    }
+}
+
+impl StatusLine {
+    /// A status is one line, and what is shown first is cut off last.
+    fn line(&self) -> String {
+        let unwritten = match self.unwritten.as_str() {
+            "" => String::new(),
+            files => format!("NOT WRITTEN: {files}; "),
+        };
+        unwritten.chars().chain(self.text.chars()).take(MAX_STATUS).collect()
+    }
 }
 
 /// The daemon is draining.
@@ -61,4 +95,19 @@ pub fn take_listeners() -> std::io::Result<Vec<Passed>> {
         }
     }
     Ok(listeners)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_line_begins_with_what_is_not_written() {
+        let mut status = StatusLine { text: "serving 3 keys".to_owned(), unwritten: String::new() };
+        assert_eq!(status.line(), "serving 3 keys");
+        "balances, usage.jsonl".clone_into(&mut status.unwritten);
+        assert_eq!(status.line(), "NOT WRITTEN: balances, usage.jsonl; serving 3 keys");
+        status.text = "x".repeat(2 * MAX_STATUS);
+        assert_eq!(status.line().chars().count(), MAX_STATUS);
+    }
 }

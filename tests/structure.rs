@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "server",
             "snapshot",
             "source",
+            "state",
             "limiter",
             "usage",
         ],

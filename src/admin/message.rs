@@ -126,6 +126,22 @@ pub struct Revoked {
     pub by_uid: u32,
 }
 
+/// A file that is not being written: what belongs in it would not survive a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unwritten {
+    /// Its name in the state directory; or the directory's path, where there is none that can be used.
+    pub file: String,
+    /// Since when, in UTC, as RFC 3339 has it.
+    pub since: String,
+    /// For how many seconds.
+    pub since_s: u64,
+    /// Why.
+    pub error: String,
+    /// Records that were given up since, because too many were waiting.
+    #[serde(default)]
+    pub dropped: u64,
+}
+
 /// How a reload went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reload {
@@ -226,6 +242,9 @@ pub struct Status {
     /// What an operator has revoked and the source does not say yet; the latest first.
     #[serde(default)]
     pub revocations: Vec<Revoked>,
+    /// Files of the state directory that are not being written.
+    #[serde(default)]
+    pub unwritten: Vec<Unwritten>,
     /// Open connections.
     pub connections: usize,
     /// Connections accepted since the start.

@@ -7,7 +7,7 @@
 //! An event is durable when [`record`](Audit::record) returns. Only refusals of peers are not: whoever is refused can come
 //! back thousands of times a second, so they are counted ([`refusals`]) and written by a thread of their own, a line for a
 //! user and a minute, without waiting for the disk. A disk that is full stops nothing: lines wait in memory, a bounded
-//! number of them, and what was lost is a line of its own.
+//! number of them, and are tried again every second; what was lost is a line of its own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -15,11 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tracing::error;
 
 use crate::clock::Stamp;
 use crate::state::lines::Opened;
-use crate::state::{FileError, Journal, Rotation, StateDir};
+use crate::state::{FileError, Journal, Rotation, StateDir, WriteHealth};
 
 mod event;
 mod refusals;
@@ -44,6 +43,9 @@ const BATCH: usize = 256;
 /// How long the thread sleeps when nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long lines that could not be written wait before they are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// Writes events down; clones write to the same file. Without a state directory it does nothing.
 #[derive(Clone)]
 pub struct Audit {
@@ -57,6 +59,7 @@ struct Trail {
     /// Apart from the writer, so that who accepts connections never waits for a disk.
     refusals: Mutex<Refusals>,
     wake: SyncSender<()>,
+    health: WriteHealth,
 }
 
 struct Writer {
@@ -66,6 +69,8 @@ struct Writer {
     /// Lines that could not be written yet.
     waiting: Vec<u8>,
     lost: u64,
+    /// Lines have been written that are not durable yet, and are to be.
+    unsynced: bool,
 }
 
 #[derive(Serialize)]
@@ -90,10 +95,11 @@ impl Audit {
     pub fn open(directory: &StateDir, rotation: Rotation) -> Result<Self, FileError> {
         let Opened { journal, last_line } = Journal::open(directory.path(FILE), rotation)?;
         let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
-        let writer = Mutex::new(Writer { journal, seq, waiting: Vec::new(), lost: 0 });
+        let writer = Mutex::new(Writer { journal, seq, waiting: Vec::new(), lost: 0, unsynced: false });
         let (wake, woken) = sync_channel(1);
         let refusals = Mutex::new(Refusals::default());
-        let trail = Arc::new(Trail { generation: AtomicU64::new(0), writer, refusals, wake });
+        let health = directory.health().clone();
+        let trail = Arc::new(Trail { generation: AtomicU64::new(0), writer, refusals, wake, health });
         let weak = Arc::downgrade(&trail);
         let started =
             std::thread::Builder::new().name("audit".into()).spawn(move || write_refusals(&weak, &woken));
@@ -158,12 +164,27 @@ impl Trail {
     fn write(&self, events: &[&Event<'_>], durable: bool) {
         let generation = self.generation.load(Ordering::Relaxed);
         let mut writer = lock(&self.writer);
+        let lost = writer.lost;
         for event in events {
             writer.add(generation, event);
         }
-        if let Err(error) = writer.write(generation, durable) {
-            error!(%error, "the audit trail is not being written; free some room, or mend its directory");
+        let newly_lost = writer.lost - lost;
+        writer.unsynced |= durable;
+        match writer.write(generation) {
+            Ok(()) => self.health.written(FILE),
+            Err(error) => {
+                self.health.failed(FILE, &error);
+                self.health.dropped(FILE, newly_lost);
+                // So that the thread tries again; where it has been woken already, it will.
+                let _woken = self.wake.try_send(());
+            }
         }
+    }
+
+    /// Whether lines wait for a disk that has taken none.
+    fn is_behind(&self) -> bool {
+        let writer = lock(&self.writer);
+        writer.unsynced || !writer.waiting.is_empty()
     }
 }
 
@@ -189,7 +210,7 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, generation: u64, durable: bool) -> Result<(), FileError> {
+    fn write(&mut self, generation: u64) -> Result<(), FileError> {
         self.journal.append(&self.waiting)?;
         self.waiting.clear();
         if self.lost > 0 {
@@ -198,17 +219,23 @@ impl Writer {
             self.journal.append(&self.waiting)?;
             self.waiting.clear();
         }
-        match durable {
-            true => self.journal.sync(),
-            false => Ok(()),
+        if self.unsynced {
+            self.journal.sync()?;
+            self.unsynced = false;
         }
+        Ok(())
     }
 }
 
 /// The thread: sleeps until a refusal is due, for as long as there is a trail.
 fn write_refusals(trail: &Weak<Trail>, woken: &Receiver<()>) {
     let mut wait = IDLE;
-    while !matches!(woken.recv_timeout(wait), Err(RecvTimeoutError::Disconnected)) {
+    loop {
+        let retry = match woken.recv_timeout(wait) {
+            Ok(()) => false,
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let Some(trail) = trail.upgrade() else { return };
         let now = Instant::now();
         let (due, next) = {
@@ -216,10 +243,13 @@ fn write_refusals(trail: &Weak<Trail>, woken: &Receiver<()>) {
             (refusals.take_due(now), refusals.next_due())
         };
         let events: Vec<Event<'_>> = due.into_iter().map(Event::PeerRefused).collect();
-        if !events.is_empty() {
+        if !events.is_empty() || (retry && trail.is_behind()) {
             trail.write(&events.iter().collect::<Vec<_>>(), false);
         }
         wait = next.map_or(IDLE, |next| next.saturating_duration_since(now));
+        if trail.is_behind() {
+            wait = wait.min(RETRY);
+        }
     }
 }
 

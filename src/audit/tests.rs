@@ -92,7 +92,7 @@ fn a_refusal_is_written_without_being_asked_for() {
 #[test]
 fn a_disk_that_takes_nothing_costs_a_bounded_number_of_lines() {
     let directory = tempfile::tempdir().expect("a directory");
-    let (_locked, audit) = opened(directory.path());
+    let (locked, audit) = opened(directory.path());
     // The file is gone and something else is in its place.
     let path = directory.path().join(FILE);
     fs::remove_file(&path).expect("removes");
@@ -101,8 +101,12 @@ fn a_disk_that_takes_nothing_costs_a_bounded_number_of_lines() {
     for _ in 0..total {
         audit.record(&Event::RevocationDropped(Dropped { key_id: Some(&long), owner: None, keys: 1 }));
     }
+    let unwritten = locked.health().unwritten();
+    assert!(unwritten.len() == 1 && *unwritten[0].file == *FILE, "{unwritten:?}");
+    assert!(unwritten[0].dropped > 0 && unwritten[0].error.contains("not a regular file"), "{unwritten:?}");
     fs::remove_dir(&path).expect("out of the way");
     audit.stop();
+    assert_eq!(locked.health().unwritten(), []);
     let lines = lines(directory.path());
     let dropped = lines.last().expect("a line");
     assert_eq!(dropped["event"], "lost");
@@ -110,4 +114,22 @@ fn a_disk_that_takes_nothing_costs_a_bounded_number_of_lines() {
     assert_eq!(dropped["events"].as_u64(), Some(total + 1 - (lines.len() as u64 - 1)));
     let seqs: Vec<_> = lines.iter().filter_map(|line| line["seq"].as_u64()).collect();
     assert_eq!(seqs, (1..=lines.len() as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn waiting_lines_are_written_when_the_disk_takes_them_again_without_another_event() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (locked, audit) = opened(directory.path());
+    let path = directory.path().join(FILE);
+    fs::remove_file(&path).expect("removes");
+    fs::create_dir(&path).expect("in the way");
+    audit.record(&Event::Start { version: "0", pid: 1, uid: 2 });
+    assert_eq!(locked.health().unwritten().len(), 1);
+    fs::remove_dir(&path).expect("out of the way");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !locked.health().unwritten().is_empty() {
+        assert!(Instant::now() < deadline, "never tried again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(lines(directory.path()).len(), 1);
 }

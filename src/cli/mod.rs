@@ -29,6 +29,7 @@ mod reload;
 mod revoke;
 mod secret;
 mod serve;
+mod state;
 mod status;
 mod streams;
 mod usage;
@@ -73,6 +74,8 @@ enum Command {
     Usage(usage::Usage),
     Revoke(revoke::Revoke),
     Unrevoke(revoke::Unrevoke),
+    #[command(subcommand)]
+    State(state::State),
     Bench(bench::Bench),
     Demo(demo::Demo),
 }
@@ -90,6 +93,7 @@ impl Command {
             Self::Usage(usage) => usage.run(streams),
             Self::Revoke(revoke) => revoke.run(streams),
             Self::Unrevoke(unrevoke) => unrevoke.run(streams),
+            Self::State(state) => state.run(streams),
             Self::Bench(bench) => bench.run(streams),
             Self::Demo(demo) => demo.run(streams),
         }

@@ -71,6 +71,7 @@ impl fmt::Display for Readable<'_> {
             None => writeln!(f)?,
         }
         self.reloads(f)?;
+        self.unwritten(f)?;
         self.revocations(f)?;
         let accepted = status.accepted_connections;
         writeln!(f, "connections  {connections} open, {accepted} accepted{}", refused(status))?;
@@ -105,6 +106,19 @@ impl Readable<'_> {
             }
             None => Ok(()),
         }
+    }
+
+    fn unwritten(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut heading = "NOT WRITTEN";
+        for message::Unwritten { file, since, since_s, error, dropped } in &self.0.unwritten {
+            write!(f, "{heading:12} {file}, since {since} ({})", Ago(*since_s))?;
+            if *dropped > 0 {
+                write!(f, ", {} dropped", Count(*dropped, "record"))?;
+            }
+            writeln!(f, ": {error}")?;
+            heading = "";
+        }
+        Ok(())
     }
 
     fn revocations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -205,6 +219,7 @@ mod tests {
             configuration_refused: None,
             last_accepted: Some(reload),
             revocations: Vec::new(),
+            unwritten: Vec::new(),
             connections: 3,
             accepted_connections: 120,
             refused_connections: counts(&[("peer", 2), ("full", 0)]),
@@ -251,6 +266,26 @@ mod tests {
         assert!(text.contains(first) && text.contains(last), "{text}");
         status.revocations.truncate(20);
         assert!(!Readable(&status).to_string().contains("more"));
+    }
+
+    #[test]
+    fn unwritten_files_are_listed_with_time_and_reason() {
+        let mut status = status();
+        let unwritten = |file: &str, dropped| message::Unwritten {
+            file: file.to_owned(),
+            since: "2026-11-21T10:00:00Z".to_owned(),
+            since_s: 75,
+            error: format!("/s/{file}: cannot write to it: No space left on device (os error 28)"),
+            dropped,
+        };
+        status.unwritten = vec![unwritten("audit.jsonl", 2), unwritten("balances", 0)];
+        let expected = "\
+            NOT WRITTEN  audit.jsonl, since 2026-11-21T10:00:00Z (1 min 15 s ago), 2 records dropped: \
+            /s/audit.jsonl: cannot write to it: No space left on device (os error 28)\n             \
+            balances, since 2026-11-21T10:00:00Z (1 min 15 s ago): \
+            /s/balances: cannot write to it: No space left on device (os error 28)\n";
+        let text = Readable(&status).to_string();
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -192,6 +192,17 @@ impl Config {
         Self::load_or(file, Path::new(DEFAULT_FILE), overrides)
     }
 
+    /// The state directory of the daemon that is started with `file`, or with `option` for `--state-dir`. The daemon's
+    /// source may be an option of its own, so that none is missed here.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn state_dir(file: Option<&Path>, option: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+        let any_source = Some(PathBuf::from("keys.csv"));
+        let overrides = Overrides { source: any_source, state_dir: option, ..Overrides::default() };
+        Ok(Self::load(file, overrides)?.server.state_dir)
+    }
+
     /// The configuration of a daemon without a file: the defaults, and `overrides` over them.
     ///
     /// # Errors

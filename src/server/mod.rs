@@ -39,7 +39,7 @@ use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
 use crate::server::operator::Operator;
 use crate::server::worker::Worker;
-use crate::state::{self, StateDir};
+use crate::state::{self, StateDir, Unwritten, WriteHealth};
 use crate::systemd;
 use crate::usage::{Log, Usage};
 
@@ -143,7 +143,10 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     }
 
     // After the sockets: who connects while another daemon is still leaving the directory waits to be answered.
-    let state = StateDir::open(&config.server.state_dir, config.server.state_dir_is_chosen)?.map(Arc::new);
+    let health = WriteHealth::default();
+    health.observe(|unwritten| systemd::unwritten(&names(unwritten)));
+    let (path, is_chosen) = (&config.server.state_dir, config.server.state_dir_is_chosen);
+    let state = StateDir::open_reporting(path, is_chosen, health.clone())?.map(Arc::new);
     let audit = match &state {
         Some(directory) => Audit::open(directory, config.audit)?,
         None => Audit::off(),
@@ -155,7 +158,7 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control runtime"))?;
     let (usage, logs) = Usage::start(state.as_deref(), config.usage, config.server.workers)?;
-    let accounts = Accounts { audit: audit.clone(), usage, logs };
+    let accounts = Accounts { audit: audit.clone(), usage, logs, health };
     let daemon = Daemon::start(config, configuration, max_connections, state, runtime.handle(), accounts)?;
     let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
     // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
@@ -170,6 +173,12 @@ struct Accounts {
     usage: Usage,
     /// One for each worker.
     logs: Vec<Log>,
+    /// Which files are not being written.
+    health: WriteHealth,
+}
+
+fn names(unwritten: &[Unwritten]) -> String {
+    unwritten.iter().map(|file| &*file.file).collect::<Vec<_>>().join(", ")
 }
 
 /// Reads the configuration again.
@@ -222,6 +231,7 @@ struct Daemon {
     served: Served,
     audit: Audit,
     usage: Usage,
+    health: WriteHealth,
     keeper: Keeper,
     epochs: Epochs,
     revocations: Arc<Revocations>,
@@ -238,7 +248,7 @@ impl Daemon {
         runtime: &tokio::runtime::Handle,
         accounts: Accounts,
     ) -> Result<Self, StartError> {
-        let Accounts { audit, usage, logs } = accounts;
+        let Accounts { audit, usage, logs, health } = accounts;
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
         let epochs = publisher.epochs();
         // Before anything is served: what is on the list is in force from the first answer on.
@@ -310,6 +320,7 @@ impl Daemon {
             revocations,
             audit,
             usage,
+            health,
             keeper,
             limit,
             loaded,
@@ -362,6 +373,7 @@ impl Daemon {
             trigger: self.trigger.clone(),
             audit: self.audit,
             usage: self.usage.clone(),
+            health: self.health,
             started: Instant::now(),
         };
         let operating = admin.for_tokio().map_err(system("listen on the admin socket"))?;

@@ -19,6 +19,7 @@ use crate::reload::{Asked, History, Outcome, Trigger};
 use crate::revocation::{Change, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
+use crate::state::WriteHealth;
 use crate::usage::{Question, Usage};
 
 /// Sees all parts of a daemon, and touches only the trigger of reloads and the list of revocations.
@@ -32,6 +33,7 @@ pub(super) struct Operator {
     pub(super) trigger: SyncSender<Trigger>,
     pub(super) audit: Audit,
     pub(super) usage: Usage,
+    pub(super) health: WriteHealth,
     pub(super) started: Instant,
 }
 
@@ -173,6 +175,17 @@ impl Operator {
         listed.collect()
     }
 
+    fn unwritten(&self) -> Vec<message::Unwritten> {
+        let files = self.health.unwritten().into_iter().map(|file| message::Unwritten {
+            file: file.file.into(),
+            since: file.since.to_string(),
+            since_s: file.lasting.as_secs(),
+            error: file.error,
+            dropped: file.dropped,
+        });
+        files.collect()
+    }
+
     fn status(&self) -> Status {
         let snapshot = self.served.snapshot();
         let age = snapshot.as_ref().map(|snapshot| {
@@ -200,6 +213,7 @@ impl Operator {
             configuration_refused: self.history.configuration_refused(),
             last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),
             revocations: self.revocations(),
+            unwritten: self.unwritten(),
             connections: self.workers.iter().map(Worker::open).sum(),
             accepted_connections: sum(|worker| worker.counters.connections()),
             refused_connections: self.refusals.by_reason(),

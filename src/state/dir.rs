@@ -14,10 +14,10 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tracing::{info, warn};
 
-use super::{FileError, failed, open};
+use super::{FileError, WriteHealth, failed, open};
 
 /// The name of the file that is locked. It holds the process id of who has the lock.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// Permissions of a directory that is made here.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -35,6 +35,7 @@ const PID_BYTES: u64 = 20;
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    health: WriteHealth,
     _lock: File,
 }
 
@@ -71,17 +72,32 @@ impl StateDir {
     /// # Errors
     /// When another daemon has it, or it was chosen and cannot be used.
     pub fn open(path: &Path, explicit: bool) -> Result<Option<Self>, OpenError> {
-        Self::open_within(path, explicit, PATIENCE)
+        Self::open_reporting(path, explicit, WriteHealth::default())
+    }
+
+    /// As [`open`](Self::open); `health` has the files of the directory that are not being written, and says so where
+    /// there is no directory.
+    ///
+    /// # Errors
+    /// When another daemon has it, or it was chosen and cannot be used.
+    pub fn open_reporting(
+        path: &Path,
+        explicit: bool,
+        health: WriteHealth,
+    ) -> Result<Option<Self>, OpenError> {
+        Self::open_within(path, explicit, health, PATIENCE)
     }
 
     pub(super) fn open_within(
         path: &Path,
         explicit: bool,
+        health: WriteHealth,
         patience: Duration,
     ) -> Result<Option<Self>, OpenError> {
-        match Self::lock(path, patience) {
+        match Self::lock(path, health.clone(), patience) {
             Ok(directory) => Ok(Some(directory)),
             Err(OpenError::Unusable(error)) if !explicit => {
+                health.absent(&path.display().to_string(), &error);
                 warn!(
                     %error,
                     "no state directory: usage, audit, revocations and balances are not kept; name one with --state-dir"
@@ -92,7 +108,7 @@ impl StateDir {
         }
     }
 
-    fn lock(path: &Path, patience: Duration) -> Result<Self, OpenError> {
+    fn lock(path: &Path, health: WriteHealth, patience: Duration) -> Result<Self, OpenError> {
         match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -119,7 +135,12 @@ impl StateDir {
             sleep(RETRY);
         }
         write_pid(&mut lock).map_err(failed(&lock_path, "write the process id"))?;
-        Ok(Self { path: path.to_path_buf(), _lock: lock })
+        Ok(Self { path: path.to_path_buf(), health, _lock: lock })
+    }
+
+    /// Where the outcome of writes is reported.
+    pub fn health(&self) -> &WriteHealth {
+        &self.health
     }
 
     /// Where the file called `name` is.
@@ -128,7 +149,7 @@ impl StateDir {
     }
 }
 
-fn read_pid(lock: &mut File) -> Option<u32> {
+pub(super) fn read_pid(lock: &mut File) -> Option<u32> {
     let mut text = String::new();
     lock.take(PID_BYTES).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()

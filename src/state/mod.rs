@@ -3,6 +3,8 @@
 //! * [`StateDir`] is the directory, locked: one daemon has it.
 //! * A [`Journal`] is written at its end only, a batch of whole lines at a time ([`lines`]).
 //! * [`replace`] writes a whole file anew.
+//! * [`WriteHealth`] lists the files that are not being written at the moment.
+//! * [`Acceptance`] is an operator's one-time decision, left in the directory for the next start.
 //!
 //! What all of them keep to: a daemon that is killed at any moment leaves behind files that the next one can read; a file
 //! is the daemon's user's alone (0600); and no path leads out of the directory through a symbolic link, so that a
@@ -15,13 +17,17 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+mod accept;
 mod dir;
+mod health;
 pub mod lines;
 
 #[cfg(test)]
 mod tests;
 
+pub use accept::{AcceptError, Acceptance, Accepted, accept};
 pub use dir::{OpenError, StateDir};
+pub use health::{Unwritten, WriteHealth};
 pub use lines::{Journal, Rotation};
 
 /// Permissions of every file: what is in it may say who uses what.

@@ -29,13 +29,13 @@ fn text(path: &Path) -> String {
 fn a_directory_is_made_and_locked_until_it_is_dropped() {
     let parent = directory();
     let path = parent.path().join("state");
-    let open = || StateDir::open_within(&path, true, Duration::ZERO);
+    let open = || StateDir::open_within(&path, true, WriteHealth::default(), Duration::ZERO);
     let first = open().expect("opens").expect("there");
     assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o700);
     assert_eq!(first.path("file"), path.join("file"));
     let error = open().expect_err("in use").to_string();
     assert!(error.contains(&format!("another daemon, pid {};", std::process::id())), "{error}");
-    let implicit = StateDir::open_within(&path, false, Duration::ZERO);
+    let implicit = StateDir::open_within(&path, false, WriteHealth::default(), Duration::ZERO);
     assert!(matches!(implicit, Err(OpenError::Locked { .. })), "in use is in use, whoever chose it");
     drop(first);
     assert!(open().expect("opens").is_some());
@@ -64,7 +64,12 @@ fn a_directory_that_cannot_be_used_is_an_error_only_if_it_was_chosen() {
             error.contains(&impossible.display().to_string()) && error.contains("--state-dir"),
             "{error}"
         );
-        assert!(StateDir::open(impossible, false).expect("goes without").is_none());
+        let health = WriteHealth::default();
+        let none = StateDir::open_reporting(impossible, false, health.clone()).expect("goes without");
+        assert!(none.is_none());
+        let [absent] = &health.unwritten()[..] else { panic!("{health:?}") };
+        assert_eq!(*absent.file, *impossible.display().to_string());
+        assert!(absent.error.starts_with("no state directory: revocations"), "{}", absent.error);
     }
 }
 

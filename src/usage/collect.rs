@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
-use tracing::{debug, error, info};
+use tracing::error;
 
 use super::Message;
 use super::answer::{Question, Totals};
@@ -24,7 +24,7 @@ const ROUND: Duration = Duration::from_secs(1);
 const STEP: usize = 16 * 1024;
 
 /// How long a write that failed waits to be tried again, at most.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How long to wait where nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
@@ -275,18 +275,14 @@ impl Collector {
         self.write.is_busy = false;
         match result {
             Ok(()) => {
-                if self.write.failed.take().is_some() {
-                    info!("usage is being written again");
-                }
+                self.write.failed = None;
                 lines.clear();
                 self.write.spare = lines;
             }
             Err(error) => {
-                match self.write.failed.is_some() {
-                    true => debug!(%error, "usage cannot be written yet"),
-                    false => {
-                        error!(%error, "usage cannot be written; it is kept and tried again: free some room, or mend its directory");
-                    }
+                if !self.stopping.is_empty() {
+                    let lost = memchr::memchr_iter(b'\n', &lines).count();
+                    error!(%error, lines = lost, "usage that could not be written is lost, and what was counted since");
                 }
                 self.write.failed = Some((lines, Instant::now() + RETRY.min(self.interval)));
                 self.say_stopped();

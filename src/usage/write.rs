@@ -14,7 +14,7 @@ use super::log::Unknown;
 use super::table::{Delta, used};
 use crate::clock::Stamp;
 use crate::state::lines::Opened;
-use crate::state::{FileError, Journal, Rotation, StateDir};
+use crate::state::{FileError, Journal, Rotation, StateDir, WriteHealth};
 
 /// The name of the file.
 pub(super) const FILE: &str = "usage.jsonl";
@@ -108,11 +108,12 @@ impl Writer {
     ) -> Result<Self, FileError> {
         let path = directory.path(FILE);
         let Opened { mut journal, last_line } = Journal::open(path.clone(), files)?;
+        let health = directory.health().clone();
         let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
         let (chunks, to_write) = sync_channel::<Chunk>(1);
         let write = move || {
             for Chunk { lines, is_last } in to_write {
-                let result = write(&mut journal, &lines, is_last);
+                let result = write(&mut journal, &health, &lines, is_last);
                 if queue.send(Message::Written { lines, result }).is_err() {
                     return;
                 }
@@ -171,11 +172,13 @@ impl Writer {
     }
 }
 
-fn write(journal: &mut Journal, lines: &[u8], is_last: bool) -> Result<(), FileError> {
-    journal.append(lines)?;
-    if is_last && let Err(error) = journal.sync() {
-        // They are in the file, and whoever follows it has seen them: to write them again would be to count twice.
-        tracing::error!(%error, "usage may not survive a loss of power");
+fn write(journal: &mut Journal, health: &WriteHealth, lines: &[u8], is_last: bool) -> Result<(), FileError> {
+    journal.append(lines).inspect_err(|error| health.failed(FILE, error))?;
+    // Lines that cannot be synced are in the file, and a program that follows it has seen them: to write them again would
+    // be to count twice. The next sync takes them along.
+    match if is_last { journal.sync() } else { Ok(()) } {
+        Ok(()) => health.written(FILE),
+        Err(error) => health.failed(FILE, &error),
     }
     Ok(())
 }

@@ -1,0 +1,316 @@
+//! One-time acceptances: what an operator has decided while the daemon was stopped, for the next start to act on.
+//!
+//! `keyward state accept` writes a marker file into the state directory. The next start removes it durably before it acts
+//! on it, needed or not, so that an acceptance holds for one start. A marker that is older than [`MAX_AGE`], that cannot be
+//! read, or that belongs to a user other than root and the daemon's own is removed and ignored, with a warning.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::dir::{LOCK, read_pid};
+use super::{FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, failed, replace, sync_directory};
+
+/// How old a marker may be when the daemon starts. An operator who accepts something starts the daemon next; a marker
+/// that is forgotten must not excuse a loss of another day.
+const MAX_AGE: SignedDuration = SignedDuration::from_hours(1);
+
+/// How far ahead of the clock a marker may be: the clock was adjusted between the command and the start.
+const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(1);
+
+/// How long the lock of a daemon that keeps failing to start is waited for. A running daemon holds it for longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the lock is tried meanwhile.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Largest marker that is read: one has some 70 bytes.
+const MAX_BYTES: u64 = 4096;
+
+/// The daemon's user reads what root has written. There is no secret in a marker.
+const MARKER_MODE: u32 = 0o644;
+
+/// What can be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acceptance {
+    /// The list of revocations is lost, or a part of it: go on with what is left.
+    LostRevocations,
+    /// Believe the source at the next start, whatever was served before.
+    Source,
+}
+
+impl Acceptance {
+    /// As the command line has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LostRevocations => "lost-revocations",
+            Self::Source => "source",
+        }
+    }
+
+    /// The name of the marker.
+    const fn file(self) -> &'static str {
+        match self {
+            Self::LostRevocations => "accept-lost-revocations",
+            Self::Source => "accept-source",
+        }
+    }
+
+    /// What to do instead where the daemon is running.
+    const fn while_running(self) -> &'static str {
+        match self {
+            Self::LostRevocations => {
+                "It has its list of revocations in memory and writes it anew when the file is damaged or lost, so that there \
+                 is nothing to accept; keyward status lists what is revoked"
+            }
+            Self::Source => "To have it believe its source now, use keyward reload --force",
+        }
+    }
+}
+
+/// An acceptance that was found at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// The user who gave the command: the owner of the marker.
+    pub by_uid: u32,
+    /// When, to the second.
+    pub at: Timestamp,
+}
+
+/// Why nothing was accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// There is no such directory.
+    #[error(
+        "{}: there is no state directory; name the daemon's (--state-dir), or its configuration (--config)",
+        path.display()
+    )]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A daemon is using it.
+    #[error(
+        "{}: a daemon is running with this state directory{}. {}. An acceptance is for the next start: stop the daemon first",
+        path.display(),
+        pid.map(|pid| format!(", pid {pid}")).unwrap_or_default(),
+        what.while_running()
+    )]
+    Running {
+        /// The directory.
+        path: PathBuf,
+        /// The daemon's process, if it is known.
+        pid: Option<u32>,
+        /// What was to be accepted.
+        what: Acceptance,
+    },
+    /// The marker cannot be written.
+    #[error("{0}; run the command as root or as the daemon's user")]
+    File(#[from] FileError),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Marker {
+    accepts: Acceptance,
+    /// RFC 3339, in UTC.
+    at: String,
+}
+
+/// Leaves an acceptance in `directory` for the next start of the daemon.
+///
+/// # Errors
+/// See [`AcceptError`].
+pub fn accept(directory: &Path, what: Acceptance) -> Result<Accepted, AcceptError> {
+    if !directory.is_dir() {
+        return Err(AcceptError::Missing { path: directory.to_path_buf() });
+    }
+    let _no_daemon_starts_meanwhile = lock(directory, what)?;
+    let at = now();
+    let path = directory.join(what.file());
+    replace(&path, |writer| {
+        writer.get_ref().set_permissions(Permissions::from_mode(MARKER_MODE))?;
+        serde_json::to_writer(writer, &Marker { accepts: what, at: at.to_string() }).map_err(io::Error::from)
+    })?;
+    Ok(Accepted { by_uid: rustix::process::geteuid().as_raw(), at })
+}
+
+/// Takes the daemon's lock, if there has ever been a daemon. The file is not made: the daemon could not open one that is
+/// root's.
+fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError> {
+    let path = directory.join(LOCK);
+    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
+    let mut lock = match opened {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&path, "open the lock")(error).into()),
+    };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(lock)),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(RETRY),
+            Err(Errno::WOULDBLOCK) => {
+                let pid = read_pid(&mut lock);
+                return Err(AcceptError::Running { path: directory.to_path_buf(), pid, what });
+            }
+            Err(error) => return Err(failed(&path, "take the lock")(error.into()).into()),
+        }
+    }
+}
+
+impl StateDir {
+    /// The acceptance of `what`, if an operator has left one that is still valid. It is removed, durably, before this returns:
+    /// the next start finds none. To be called at every start, needed or not.
+    ///
+    /// # Errors
+    /// When there is one and it cannot be read or removed.
+    pub fn take_acceptance(&self, what: Acceptance) -> Result<Option<Accepted>, FileError> {
+        let path = self.path(what.file());
+        let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
+        let read = match opened {
+            Ok(file) => read_marker(&file, what),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(&path, "read the acceptance")(error)),
+        };
+        std::fs::remove_file(&path)
+            .and_then(|()| sync_directory(&path))
+            .map_err(failed(&path, "remove the acceptance"))?;
+        match read {
+            Ok(accepted) => Ok(Some(accepted)),
+            Err(problem) => {
+                warn!(
+                    file = %path.display(),
+                    problem,
+                    "an acceptance is ignored and has been removed; if it is still meant: keyward state accept {}",
+                    what.name()
+                );
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The marker, or what is wrong with it.
+fn read_marker(file: &File, what: Acceptance) -> Result<Accepted, String> {
+    let metadata = file.metadata().map_err(|error| error.to_string())?;
+    if !metadata.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    let (by_uid, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if by_uid != 0 && by_uid != own {
+        return Err(format!("it belongs to user {by_uid}: only root and user {own} may accept"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    let Marker { accepts, at } = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let at: Timestamp = at.parse().map_err(|error| format!("at: {error}"))?;
+    if accepts != what {
+        return Err(format!("it accepts {}", accepts.name()));
+    }
+    let age = now().duration_since(at);
+    if age > MAX_AGE || age < -MAX_AHEAD {
+        return Err(format!("it is of {at}, and holds for an hour"));
+    }
+    Ok(Accepted { by_uid, at })
+}
+
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const WHAT: Acceptance = Acceptance::LostRevocations;
+
+    fn directory() -> TempDir {
+        tempfile::tempdir().expect("a directory")
+    }
+
+    fn open(directory: &TempDir) -> StateDir {
+        StateDir::open(directory.path(), true).expect("opens").expect("there")
+    }
+
+    fn write(directory: &TempDir, what: Acceptance, at: Timestamp) {
+        let marker = serde_json::to_vec(&Marker { accepts: what, at: at.to_string() }).expect("JSON");
+        fs::write(directory.path().join(WHAT.file()), marker).expect("a marker");
+    }
+
+    #[test]
+    fn acceptance_holds_for_one_start_and_one_thing() {
+        let directory = directory();
+        // A directory without a lock, and one in which a daemon has been.
+        for _ in 0..2 {
+            let given = accept(directory.path(), WHAT).expect("accepted");
+            let state = open(&directory);
+            assert_eq!(state.take_acceptance(Acceptance::Source).expect("none"), None);
+            assert_eq!(state.take_acceptance(WHAT).expect("one"), Some(given));
+            assert_eq!(state.take_acceptance(WHAT).expect("none"), None);
+        }
+        assert_eq!(fs::read_dir(directory.path()).expect("lists").count(), 1, "only the lock is left");
+    }
+
+    #[test]
+    fn acceptance_is_refused_while_a_daemon_runs_and_where_there_is_no_directory() {
+        let directory = directory();
+        let state = open(&directory);
+        for (what, instead) in [(WHAT, "nothing to accept"), (Acceptance::Source, "keyward reload --force")] {
+            let refused = accept(directory.path(), what).expect_err("running").to_string();
+            let pid = format!("pid {}", std::process::id());
+            assert!(refused.contains(&pid) && refused.contains(instead), "{refused}");
+            assert_eq!(state.take_acceptance(what).expect("none"), None);
+        }
+        let refused = accept(&directory.path().join("missing"), WHAT).expect_err("missing");
+        assert!(matches!(refused, AcceptError::Missing { .. }));
+    }
+
+    #[test]
+    fn old_early_or_damaged_marker_is_removed_and_ignored() {
+        let directory = directory();
+        let state = open(&directory);
+        let shifts = [MAX_AGE + SignedDuration::from_secs(2), -MAX_AHEAD - SignedDuration::from_secs(5)];
+        for shift in shifts {
+            write(&directory, WHAT, now() - shift);
+            assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "{shift:?}");
+            assert!(!directory.path().join(WHAT.file()).exists());
+        }
+        write(&directory, Acceptance::Source, now());
+        assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "of another thing");
+        fs::write(directory.path().join(WHAT.file()), "{}").expect("a marker");
+        assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None);
+        write(&directory, WHAT, now() - MAX_AGE + SignedDuration::from_secs(5));
+        assert!(state.take_acceptance(WHAT).expect("one").is_some(), "just in time");
+    }
+
+    #[test]
+    fn linked_marker_is_no_acceptance() {
+        let directory = directory();
+        let state = open(&directory);
+        let elsewhere = directory.path().join("elsewhere");
+        fs::write(
+            &elsewhere,
+            serde_json::to_vec(&Marker { accepts: WHAT, at: now().to_string() }).expect("JSON"),
+        )
+        .expect("a file");
+        symlink(&elsewhere, directory.path().join(WHAT.file())).expect("a link");
+        assert!(state.take_acceptance(WHAT).is_err());
+    }
+}

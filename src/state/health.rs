@@ -1,0 +1,196 @@
+//! Which durable files are not being written at the moment, since when, and why.
+//!
+//! Every file of the state directory reports the outcome of its writes here, from whichever thread makes them.
+//! `keyward status` and systemd's status line show what is listed; the log says once when a file stops being written and
+//! once when it is written again.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tracing::{debug, error, info};
+
+/// Called with the whole list after every change of it.
+type Observer = Box<dyn Fn(&[Unwritten]) + Send + Sync>;
+
+/// The registry; clones share it.
+#[derive(Clone, Default)]
+pub struct WriteHealth {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    files: Mutex<BTreeMap<Box<str>, State>>,
+    observer: OnceLock<Observer>,
+}
+
+/// A file that is not being written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unwritten {
+    /// Its name in the state directory, or the path of a directory that cannot be used.
+    pub file: Box<str>,
+    /// When the first write failed, by the calendar.
+    pub since: Timestamp,
+    /// How long ago that was, whatever has become of the calendar.
+    pub lasting: Duration,
+    /// Why the latest write failed.
+    pub error: String,
+    /// Records that were given up since, because too many were waiting.
+    pub dropped: u64,
+}
+
+struct State {
+    since: Timestamp,
+    begun: Instant,
+    error: String,
+    dropped: u64,
+}
+
+impl WriteHealth {
+    /// Has `observer` called with what is not being written, now and after every change. There is one observer; a second
+    /// is ignored. It must not call back into this registry.
+    pub fn observe(&self, observer: impl Fn(&[Unwritten]) + Send + Sync + 'static) {
+        let files = self.files();
+        observer(&list(&files));
+        let _first = self.shared.observer.set(Box::new(observer));
+    }
+
+    /// A write of `file` failed.
+    pub fn failed(&self, file: &str, error: &dyn Display) {
+        let error = error.to_string();
+        let mut files = self.files();
+        if let Some(state) = files.get_mut(file) {
+            if state.error != error {
+                debug!(file, error, "the file still cannot be written, for another reason");
+                state.error = error;
+                self.changed(&files);
+            }
+            return;
+        }
+        error!(
+            file,
+            error,
+            "the file is not being written; what belongs in it is kept in memory and tried again: make room, or make \
+             the state directory writable"
+        );
+        let state = State { since: now(), begun: Instant::now(), error, dropped: 0 };
+        files.insert(file.into(), state);
+        self.changed(&files);
+    }
+
+    /// There is no state directory at `path`: nothing is kept for as long as the daemon runs.
+    pub(super) fn absent(&self, path: &str, error: &dyn Display) {
+        let error =
+            format!("no state directory: revocations, balances, usage and audit are not kept: {error}");
+        let state = State { since: now(), begun: Instant::now(), error, dropped: 0 };
+        let mut files = self.files();
+        files.insert(path.into(), state);
+        self.changed(&files);
+    }
+
+    /// Records that belong in `file` were given up; counted while the file is not being written.
+    pub fn dropped(&self, file: &str, records: u64) {
+        let mut files = self.files();
+        if let Some(state) = files.get_mut(file) {
+            state.dropped += records;
+            self.changed(&files);
+        }
+    }
+
+    /// A write of `file` succeeded.
+    pub fn written(&self, file: &str) {
+        let mut files = self.files();
+        if let Some(State { since, dropped, .. }) = files.remove(file) {
+            info!(file, %since, dropped, "the file is being written again");
+            self.changed(&files);
+        }
+    }
+
+    /// The files that are not being written, by name.
+    pub fn unwritten(&self) -> Vec<Unwritten> {
+        list(&self.files())
+    }
+
+    fn changed(&self, files: &BTreeMap<Box<str>, State>) {
+        if let Some(observer) = self.shared.observer.get() {
+            observer(&list(files));
+        }
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<Box<str>, State>> {
+        self.shared.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for WriteHealth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("WriteHealth").field(&self.unwritten()).finish()
+    }
+}
+
+fn list(files: &BTreeMap<Box<str>, State>) -> Vec<Unwritten> {
+    let files = files.iter().map(|(file, state)| Unwritten {
+        file: file.clone(),
+        since: state.since,
+        lasting: state.begun.elapsed(),
+        error: state.error.clone(),
+        dropped: state.dropped,
+    });
+    files.collect()
+}
+
+/// To the second: more is of no use to a reader.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(health: &WriteHealth) -> Vec<(String, String, u64)> {
+        let unwritten = health.unwritten().into_iter();
+        unwritten.map(|Unwritten { file, error, dropped, .. }| (file.into(), error, dropped)).collect()
+    }
+
+    #[test]
+    fn failed_file_is_listed_from_its_first_failure_until_it_is_written() {
+        let health = WriteHealth::default();
+        health.written("a");
+        health.dropped("a", 1);
+        assert_eq!(files(&health), []);
+        health.failed("b", &"full");
+        let since = health.unwritten()[0].since;
+        health.clone().failed("a", &"read-only");
+        health.failed("b", &"gone");
+        health.dropped("b", 2);
+        let listed = [("a".into(), "read-only".into(), 0), ("b".into(), "gone".into(), 2)];
+        assert_eq!(files(&health), listed);
+        assert_eq!(health.unwritten()[1].since, since, "the first failure counts");
+        health.written("b");
+        assert_eq!(files(&health), listed[..1]);
+        health.failed("b", &"full");
+        assert_eq!(files(&health)[1], ("b".into(), "full".into(), 0), "counted anew");
+    }
+
+    #[test]
+    fn observer_is_told_the_list_at_once_and_after_every_change() {
+        let health = WriteHealth::default();
+        health.failed("a", &"full");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&seen);
+        health.observe(move |unwritten| {
+            let names = unwritten.iter().map(|file| file.file.to_string()).collect::<Vec<_>>();
+            told.lock().expect("not poisoned").push(names.join(" "));
+        });
+        health.failed("b", &"full");
+        health.failed("b", &"full");
+        health.written("a");
+        health.written("a");
+        assert_eq!(*seen.lock().expect("not poisoned"), ["a", "a b", "b"]);
+    }
+}
