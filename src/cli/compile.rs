@@ -19,7 +19,7 @@ const HELP: &str = "\
 The file is written beside FILE and renamed over it: a daemon that serves FILE reloads it, and never sees half of it. Who may
 read SOURCE may read FILE. Rows name their plans: the limits are those of the configuration of the daemon that loads it.
 
-Memory: as much as a daemon needs to serve the keys once (128 bytes a key and its texts), and 16 bytes a key.
+Memory: as much as a daemon needs to serve the keys once (128 bytes a key and its texts).
 
 The exit code is 78 if the configuration or the source is wrong; FILE is then as it was.
 

@@ -77,6 +77,16 @@ pub enum RowError {
     TooMany,
 }
 
+/// What the rows of [`Keys`] have in common, as the export has it: before plans are applied. It is needed to write the keys to a
+/// compiled file, and for nothing else.
+pub struct RowPolicies(Vec<PolicyKey>);
+
+impl RowPolicies {
+    pub(super) fn keys(&self) -> &[PolicyKey] {
+        &self.0
+    }
+}
+
 /// Takes records and makes [`Keys`] of them.
 pub struct Builder {
     pub(super) keys: Keys,
@@ -211,13 +221,18 @@ impl Builder {
 
     /// The finished table.
     pub fn finish(self) -> Keys {
-        let mut keys = self.keys;
+        self.finish_with_policies().0
+    }
+
+    /// The finished table, and what it takes to write it to a compiled file.
+    pub fn finish_with_policies(self) -> (Keys, RowPolicies) {
+        let Self { mut keys, interner, .. } = self;
         memory::trim(&mut keys.entries);
         memory::trim(&mut keys.metadata);
         keys.metadata_texts.trim();
         keys.rotated.shrink_to_fit();
         keys.rotated.sort_unstable();
-        keys
+        (keys, RowPolicies(interner.into_keys()))
     }
 
     /// The first row with the same key id, which has to agree with this one.

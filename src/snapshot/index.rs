@@ -16,6 +16,8 @@ use zerocopy::FromZeros;
 use crate::memory::{HugeVec, prefetch, zeroed};
 use crate::record::Digest;
 
+mod order;
+
 /// A hash, as the table reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Probe {

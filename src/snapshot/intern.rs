@@ -130,6 +130,11 @@ impl Interner {
         &self.keys
     }
 
+    /// All of them, by number, and nothing else of the interner.
+    pub(super) fn into_keys(self) -> Vec<PolicyKey> {
+        self.keys
+    }
+
     /// All of them, by number; none are left.
     pub(super) fn take(&mut self) -> Vec<PolicyKey> {
         self.table.clear();

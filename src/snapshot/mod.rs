@@ -38,7 +38,7 @@ mod scope_set;
 mod summary;
 
 pub use batch::{Batch, Gather};
-pub use build::{Builder, Keys, RowError};
+pub use build::{Builder, Keys, RowError, RowPolicies};
 pub use bulk::Bulk;
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
@@ -331,6 +331,11 @@ impl Keys {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Their hashes, each with its key id.
+    pub fn digests(&self) -> impl Iterator<Item = (&Digest, &str)> {
+        self.entries.iter().map(|entry| (&entry.digest, self.key_id(entry)))
     }
 
     fn key_id(&self, entry: &Entry) -> &str {

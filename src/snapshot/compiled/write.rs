@@ -1,17 +1,18 @@
-//! Writing a compiled file: the rows of a [`Builder`], put in order and written block by block.
+//! Writing a compiled file: the rows of a table, written block by block in the order of its index.
 //!
-//! Beside the builder it takes 16 bytes for each key, for the order, and one block.
+//! Beside the table it takes one block.
 
 use std::io::{self, Seek, SeekFrom, Write};
 
 use zerocopy::IntoBytes;
 
-use crate::snapshot::build::Builder;
+use crate::snapshot::build::{Builder, Keys, RowPolicies};
 use crate::snapshot::compiled::{
     BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAGIC, Record, Section, VERSION, policy,
 };
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::Probe;
+use crate::snapshot::intern::PolicyKey;
 
 impl Builder {
     /// Writes all rows as a compiled file, whose source was written at the Unix second `source_time`. `progress` is told how
@@ -25,25 +26,51 @@ impl Builder {
         source_time: u32,
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
+        self.keys.write(self.interner.keys(), output, source_time, progress)
+    }
+}
+
+impl Keys {
+    /// As [`Builder::compile`], of the finished table: `policies` are those that it was finished with.
+    ///
+    /// # Errors
+    /// Those of `output`.
+    pub fn compile<W: Write + Seek>(
+        &self,
+        policies: &RowPolicies,
+        output: &mut W,
+        source_time: u32,
+        progress: &mut dyn FnMut(u64),
+    ) -> io::Result<()> {
+        self.write(policies.keys(), output, source_time, progress)
+    }
+
+    fn write<W: Write + Seek>(
+        &self,
+        policies: &[PolicyKey],
+        output: &mut W,
+        source_time: u32,
+        progress: &mut dyn FnMut(u64),
+    ) -> io::Result<()> {
         output.write_all(&[0; HEADER_BYTES])?;
-        let policy_bytes = self.write_policies(output)?;
+        let policy_bytes = write_policies(policies, output)?;
         let (owner_bytes, owners) = self.write_owners(output)?;
         let key_bytes = self.write_keys(output, &owners, progress)?;
-        let lengths = self.keys.entries.iter().map(|entry| entry.identity.length() as u64);
+        let lengths = self.entries.iter().map(|entry| entry.identity.length() as u64);
         let mut header = Header {
             magic: MAGIC,
             version: VERSION.into(),
             byte_order: BYTE_ORDER.into(),
-            seed: self.keys.seed.into(),
-            keys: (self.keys.len() as u64).into(),
-            policies: (self.interner.keys().len() as u64).into(),
+            seed: self.seed.into(),
+            keys: (self.len() as u64).into(),
+            policies: (policies.len() as u64).into(),
             policy_bytes: policy_bytes.into(),
-            owners: (self.keys.owners.len() as u64 - 1).into(),
+            owners: (self.owners.len() as u64 - 1).into(),
             owner_bytes: owner_bytes.into(),
             key_bytes: key_bytes.into(),
             text_bytes: lengths.sum::<u64>().into(),
-            metadata_rows: (self.keys.metadata.len() as u64).into(),
-            metadata_bytes: (self.keys.metadata_texts.as_str().len() as u64).into(),
+            metadata_rows: (self.metadata.len() as u64).into(),
+            metadata_bytes: (self.metadata_texts.as_str().len() as u64).into(),
             source_time: source_time.into(),
             given: self.keys.given.bits().into(),
             reserved: [0; 22],
@@ -54,24 +81,15 @@ impl Builder {
         output.write_all(header.as_bytes())
     }
 
-    fn write_policies<W: Write>(&self, output: &mut W) -> io::Result<u64> {
-        let mut blocks = Blocks::new(output, Section::Policies);
-        for key in self.interner.keys() {
-            policy::encode(key, &mut blocks.texts);
-            blocks.end_row()?;
-        }
-        blocks.finish()
-    }
-
     /// Also returns the numbers in the file of the table's owners.
     fn write_owners<W: Write>(&self, output: &mut W) -> io::Result<(u64, Vec<u32>)> {
-        let mut owners: Vec<u32> = (0..).take(self.keys.owners.len()).skip(1).collect();
-        owners.sort_unstable_by_key(|number| self.keys.owner_name(*number));
-        let mut numbers = vec![0; self.keys.owners.len()];
+        let mut owners: Vec<u32> = (0..).take(self.owners.len()).skip(1).collect();
+        owners.sort_unstable_by_key(|number| self.owner_name(*number));
+        let mut numbers = vec![0; self.owners.len()];
         let mut blocks = Blocks::new(output, Section::Owners);
         for (number, owner) in (1..).zip(owners) {
             numbers[owner as usize] = number;
-            let name = self.keys.owner_name(owner);
+            let name = self.owner_name(owner);
             blocks.texts.push(name.len() as u8);
             blocks.texts.extend_from_slice(name.as_bytes());
             blocks.end_row()?;
@@ -85,27 +103,31 @@ impl Builder {
         owners: &[u32],
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<u64> {
-        let hashes = self.hashes();
-        let entries = &self.keys.entries;
-        let mut rows: Vec<(Probe, u32)> =
-            entries.iter().zip(0..).map(|(entry, id)| (hashes.probe(&entry.digest), id)).collect();
+        let entries = &self.entries;
+        let entry = |id: u32| entries.get(id as usize);
         let digest = |id: u32| &entries[id as usize].digest;
-        rows.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| digest(a.1).cmp(digest(b.1))));
-
         let mut blocks = Blocks::new(output, Section::Keys);
-        for (at, (_, id)) in (1..).zip(rows) {
-            let entry = &entries[id as usize];
-            self.write_key(entry, id, owners[entry.owner as usize], &mut blocks);
-            if blocks.end_row()? {
-                progress(at);
-            }
-        }
+        let mut written = 0;
+        self.index.in_order(
+            entry,
+            |id| Probe::of_digest(digest(id), self.seed),
+            |a, b| digest(a).cmp(digest(b)),
+            |id| {
+                let entry = &entries[id as usize];
+                self.write_key(entry, id, owners[entry.owner as usize], &mut blocks);
+                written += 1;
+                if blocks.end_row()? {
+                    progress(written);
+                }
+                Ok::<_, io::Error>(())
+            },
+        )?;
         blocks.finish()
     }
 
     fn write_key<W: Write>(&self, entry: &Entry, id: u32, owner: u32, blocks: &mut Blocks<'_, W>) {
-        let key_id = self.keys.key_id(entry);
-        let metadata = self.keys.metadata_of(id).unwrap_or_default();
+        let key_id = self.key_id(entry);
+        let metadata = self.metadata_of(id).unwrap_or_default();
         let record = Record {
             digest: entry.digest,
             not_before: entry.not_before.into(),
@@ -122,6 +144,15 @@ impl Builder {
         blocks.table_texts += entry.identity.length() as u32;
         blocks.metadata.extend_from_slice(metadata.as_bytes());
     }
+}
+
+fn write_policies<W: Write>(policies: &[PolicyKey], output: &mut W) -> io::Result<u64> {
+    let mut blocks = Blocks::new(output, Section::Policies);
+    for key in policies {
+        policy::encode(key, &mut blocks.texts);
+        blocks.end_row()?;
+    }
+    blocks.finish()
 }
 
 /// What a checksum at the end of `header` is of.
