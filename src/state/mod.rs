@@ -5,6 +5,7 @@
 //! * [`replace`] writes a whole file anew.
 //! * [`WriteHealth`] lists the files that are not being written at the moment.
 //! * [`Acceptance`] is an operator's one-time decision, left in the directory for the next start.
+//! * [`Generations`] numbers snapshots, and never twice the same.
 //!
 //! What all of them keep to: a daemon that is killed at any moment leaves behind files that the next one can read; a file
 //! is the daemon's user's alone (0600); and no path leads out of the directory through a symbolic link, so that a
@@ -19,6 +20,7 @@ use rustix::fs::OFlags;
 
 mod accept;
 mod dir;
+mod generations;
 mod health;
 pub mod lines;
 
@@ -27,6 +29,7 @@ mod tests;
 
 pub use accept::{AcceptError, Acceptance, Accepted, accept};
 pub use dir::{OpenError, StateDir};
+pub use generations::Generations;
 pub use health::{Unwritten, WriteHealth};
 pub use lines::{Journal, Rotation};
 
@@ -69,16 +72,24 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
+/// Opens a file of the state directory that is there.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file of the directory's own.
+pub fn open_to_read(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
 /// The whole file at `path`, if there is one.
 ///
 /// # Errors
 /// When it is there and cannot be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
-    let content = opened.and_then(|mut file| {
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
+    let content = open_to_read(path).and_then(|mut file| {
         let mut content = Vec::new();
         file.read_to_end(&mut content)?;
         Ok(content)
