@@ -27,9 +27,10 @@
 //!
 //! One thread, in [`reload`]: notice → wait until the file holds still → [`source`] parses, or [`snapshot::compiled`] decodes → `snapshot::Builder` refuses
 //! duplicates → the guard weighs → buckets are claimed → [`publish`] swaps → wait until every worker has passed → free the
-//! old snapshot. Whatever fails before the swap changes nothing. The acknowledgement comes after the wait: from then on no
-//! answer of an older snapshot can leave, on any connection. `keyward check` goes the same way as far as the guard, here or
-//! on a daemon's reload thread, and says what would change; [`lint`] looks at the rows as they pass.
+//! old snapshot. Whatever fails before the swap changes nothing; at a start, the [last good keys](reload::last_good) serve
+//! instead. The acknowledgement comes after the wait: from then on no answer of an older snapshot can leave, on any connection.
+//! `keyward check` goes the same way as far as the guard, here or on a daemon's reload thread, and says what would change;
+//! [`lint`] looks at the rows as they pass.
 //!
 //! # The short path: a revocation
 //!
@@ -46,6 +47,7 @@
 //! | `reload` | everything in "a new set of keys"; from the second on, at a lower priority than the workers |
 //! | `load` … | while a large source is read: they parse, and `reload` fills the table, or they decode a compiled snapshot into it; then they index and compare it |
 //! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
+//! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
 //! | (blocking) | a revocation, while it writes to the disk |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
@@ -54,7 +56,7 @@
 //! # Invariants
 //!
 //! * Imports point one way: `main → cli → server → {connection, reload, admin}`, `connection → {protocol, publish, verify}`,
-//!   `verify → {snapshot, limiter}`, `reload → {source, snapshot, publish, revocation}`. `tests/structure.rs` holds the code to it.
+//!   `verify → {snapshot, limiter}`, `reload → {source, snapshot, publish, revocation, state}`. `tests/structure.rs` holds the code to it.
 //! * `verify`, `snapshot` and `limiter` touch no socket, file, configuration or clock: time is an argument ([`now`]).
 //! * A snapshot is never changed, but for one bit of an entry: that an operator has revoked the key. The daemon's own
 //!   [`rules`] are part of it, so that an answer never mixes two configurations.

@@ -18,6 +18,12 @@ pub const MIN_PEPPER: usize = 16;
 /// Longest pepper, in bytes: what is longer than SHA-256's block of 64 is hashed first and gains nothing.
 pub const MAX_PEPPER: usize = 1024;
 
+/// What a pepper's fingerprint is the hash of. No export has a key of this text: it ends in a NUL.
+const FINGERPRINT_OF: &[u8] = b"keyward: fingerprint of a pepper\0";
+
+/// Bytes of a fingerprint: enough to tell an operator's peppers apart.
+const FINGERPRINT: usize = 8;
+
 /// One secret, with both of its blocks hashed already.
 #[derive(Clone)]
 pub struct Pepper(Hmac<Sha256>);
@@ -49,6 +55,12 @@ impl Pepper {
         }
         // HMAC takes keys of every length.
         Hmac::new_from_slice(secret).map(Self).map_err(|_| PepperError::TooLong)
+    }
+
+    /// Tells it from other peppers, now and after a restart, and does not tell what it is.
+    pub fn fingerprint(&self) -> [u8; FINGERPRINT] {
+        let hash = self.hash(FINGERPRINT_OF);
+        std::array::from_fn(|at| hash[at])
     }
 
     /// HMAC-SHA256 of `key`.
@@ -124,6 +136,15 @@ mod tests {
         assert_eq!(Pepper::new(b"\n"), Err(PepperError::TooShort));
         assert_eq!(Pepper::new(&[b'x'; MAX_PEPPER + 1]), Err(PepperError::TooLong));
         assert!(Pepper::new(&[b'x'; MAX_PEPPER]).is_ok());
+    }
+
+    #[test]
+    fn a_fingerprint_tells_peppers_apart() {
+        let of = |secret: &[u8]| Pepper::new(secret).expect("a pepper").fingerprint();
+        assert_eq!(of(SECRET), of(&[SECRET, b"\n"].concat()));
+        assert_ne!(of(SECRET), of(&[SECRET, b"x"].concat()));
+        // Stored in state directories: it must not change from version to version.
+        assert_eq!(const_hex::encode(of(SECRET)), "bdc7ce54cc4f6223");
     }
 
     #[test]

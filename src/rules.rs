@@ -30,6 +30,14 @@ impl Rules {
         self.peppers.as_ref()?.previous.as_ref()
     }
 
+    /// The fingerprints of the peppers in force: of the current one, then of the one before it.
+    pub fn pepper_fingerprints(&self) -> impl Iterator<Item = [u8; 8]> {
+        let peppers = self.peppers.iter();
+        peppers
+            .flat_map(|peppers| std::iter::once(&peppers.current).chain(&peppers.previous))
+            .map(Pepper::fingerprint)
+    }
+
     /// Which keys are still found that were hashed by the rules of `old`.
     pub fn keep_hashes_of(&self, old: &Self) -> Kept {
         match (&self.peppers, &old.peppers) {

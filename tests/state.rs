@@ -211,7 +211,7 @@ fn a_key_that_is_away_over_a_restart_is_not_refilled() {
 /// A source that cannot be read at the start is no reason to forget.
 #[test]
 fn balances_wait_for_a_source_that_is_broken() {
-    let mut daemon = serve(NEVER);
+    let mut daemon = serve("state.save_interval = '1h'\nstate.keep_snapshot = false");
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     end(&mut daemon);
     replace(&daemon.setup.source(), "key_hash,key_id\nnonsense,1\n");

@@ -193,6 +193,35 @@ impl AccessExamples {
     }
 }
 
+/// The keys that were in force last, as the state directory has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastGood {
+    /// Whether they are what is served, because the source was refused at the start.
+    pub in_use: bool,
+    /// Since how many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_use_s: Option<u64>,
+    /// What was wrong with the source then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// The snapshot that they were accepted as; 0: there are none yet.
+    pub generation: u64,
+    /// How many there are.
+    pub keys: usize,
+    /// Seconds since they came into force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted_age_s: Option<u64>,
+    /// Seconds since their source was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_age_s: Option<u64>,
+    /// Where they came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Why they cannot be served, where they were needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusable: Option<String>,
+}
+
 /// How many keys a reload added, removed and changed, and what that means for access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changes {
@@ -239,6 +268,9 @@ pub struct Status {
     pub configuration_refused: Option<String>,
     /// The latest reload that was accepted.
     pub last_accepted: Option<Reload>,
+    /// The keys that would be served after a restart beside a bad source; `None`: none are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_good: Option<LastGood>,
     /// What an operator has revoked and the source does not say yet; the latest first.
     #[serde(default)]
     pub revocations: Vec<Revoked>,

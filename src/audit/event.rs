@@ -40,6 +40,8 @@ pub enum Event<'a> {
     },
     /// The source was read.
     Reload(Reload<'a>),
+    /// The source was refused while nothing was served: the last good keys are served in its place, or cannot be.
+    LastGood(LastGood),
     /// An operator revoked a key, or an owner's keys.
     Revoke(Revocation<'a>),
     /// An operator took a revocation back.
@@ -112,6 +114,30 @@ pub struct Reload<'a> {
     pub findings: Option<u64>,
     /// How long it took.
     pub took_ms: u64,
+}
+
+/// What became of the last good keys.
+#[derive(Clone, Debug, Serialize)]
+pub struct LastGood {
+    /// Whether they are served.
+    pub in_use: bool,
+    /// Why the source was refused, or else why they cannot be served, in a word.
+    pub reason: &'static str,
+    /// How many there are.
+    pub keys: usize,
+    /// When they had come into force, in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accepted_at: Option<String>,
+    /// When their source was written, in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_written_at: Option<String>,
+}
+
+impl LastGood {
+    /// They cannot be served.
+    pub fn unusable(reason: &'static str) -> Self {
+        Self { in_use: false, reason, keys: 0, accepted_at: None, source_written_at: None }
+    }
 }
 
 /// What a reload changed.

@@ -27,7 +27,8 @@ mod refusals;
 mod tests;
 
 pub use event::{
-    AccessExamples, Changes, Dropped, Event, Peer, Place, Refused, Reload, Revocation, Socket, Trigger,
+    AccessExamples, Changes, Dropped, Event, LastGood, Peer, Place, Refused, Reload, Revocation, Socket,
+    Trigger,
 };
 use refusals::Refusals;
 

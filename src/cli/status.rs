@@ -70,6 +70,7 @@ impl fmt::Display for Readable<'_> {
             Some(age) => writeln!(f, ", written {}", Ago(age))?,
             None => writeln!(f)?,
         }
+        self.last_good(f)?;
         self.reloads(f)?;
         self.unwritten(f)?;
         self.revocations(f)?;
@@ -81,6 +82,26 @@ impl fmt::Display for Readable<'_> {
 }
 
 impl Readable<'_> {
+    /// Nothing, as long as they are only kept.
+    fn last_good(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(last_good) = &self.0.last_good else { return Ok(()) };
+        let message::LastGood { in_use_s, accepted_age_s, source_age_s, generation, .. } = last_good;
+        if let (Some(since), Some(accepted), Some(written)) = (in_use_s, accepted_age_s, source_age_s) {
+            writeln!(
+                f,
+                "last good    IN USE since {}, because the source was refused: keys accepted {} as generation {generation}, \
+                 written {}",
+                Span::seconds(*since),
+                Ago(*accepted),
+                Ago(*written)
+            )?;
+        }
+        if let Some(why) = &last_good.unusable {
+            writeln!(f, "last good    NOT USABLE: {why}")?;
+        }
+        Ok(())
+    }
+
     fn reloads(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(last) = &self.0.last_reload else {
             return Ok(());
@@ -218,6 +239,7 @@ mod tests {
             last_reload: Some(reload.clone()),
             configuration_refused: None,
             last_accepted: Some(reload),
+            last_good: None,
             revocations: Vec::new(),
             unwritten: Vec::new(),
             connections: 3,
@@ -285,6 +307,27 @@ mod tests {
             balances, since 2026-11-21T10:00:00Z (1 min 15 s ago): \
             /s/balances: cannot write to it: No space left on device (os error 28)\n";
         let text = Readable(&status).to_string();
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn last_good_keys_in_use_are_seen() {
+        let mut status = status();
+        status.last_good = Some(message::LastGood { generation: 7, keys: 9, ..message::LastGood::default() });
+        assert!(!Readable(&status).to_string().contains("last good"), "nothing is wrong");
+        status.last_good = Some(message::LastGood {
+            in_use: true,
+            in_use_s: Some(5),
+            why: Some("keys.csv: wrong".to_owned()),
+            generation: 7,
+            keys: 9,
+            accepted_age_s: Some(75),
+            source_age_s: Some(80),
+            ..message::LastGood::default()
+        });
+        let text = Readable(&status).to_string();
+        let expected = "last good    IN USE since 5 s, because the source was refused: keys accepted 1 min 15 s ago as \
+                        generation 7, written 1 min 20 s ago\nreload ";
         assert!(text.contains(expected), "{text}");
     }
 

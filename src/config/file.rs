@@ -101,6 +101,7 @@ pub(super) struct Source {
 pub(super) struct State {
     #[serde(deserialize_with = "save_interval")]
     pub(super) save_interval: Duration,
+    pub(super) keep_snapshot: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -187,7 +188,7 @@ impl Default for Keys {
 
 impl Default for State {
     fn default() -> Self {
-        Self { save_interval: Duration::from_secs(10) }
+        Self { save_interval: Duration::from_secs(10), keep_snapshot: true }
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Config {
     pub plans: Arc<Plans>,
     /// `[state]`: how often balances are saved, at least 100 ms apart.
     pub save_interval: Duration,
+    /// `[state]`: whether the keys in force are kept for the next start.
+    pub keep_snapshot: bool,
     /// `[usage]`: how often usage is written, at least 100 ms apart, and how large `usage.jsonl` becomes.
     pub usage: usage::Policy,
     /// `[audit]`: how large `audit.jsonl` becomes.

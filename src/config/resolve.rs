@@ -49,6 +49,7 @@ pub(super) fn resolve(
         plans: resolve_plans(file, settings.plans, settings.keys.default_plan.take())?,
         keys: resolve_keys(file, settings.keys)?,
         save_interval: settings.state.save_interval,
+        keep_snapshot: settings.state.keep_snapshot,
         usage: usage::Policy {
             interval: settings.usage.interval,
             files: rotation(settings.usage.max_file_size, settings.usage.keep),

@@ -299,6 +299,7 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
     for (setting, expected) in cases {
         assert_eq!(refused(setting), expected, "{setting}");
     }
+    assert!(!good("state.keep_snapshot = false").keep_snapshot && good("").keep_snapshot);
     assert!(refused("state.save_interval = '99ms'").ends_with("99ms is out of range: write 100ms to 1year"));
 }
 

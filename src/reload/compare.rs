@@ -5,18 +5,25 @@ use crate::snapshot::{Comparison, Diff, Kept, Keys, Snapshot, Weighing};
 
 /// What publishing `new` after `old` would change, and which rows it has already.
 pub(super) fn compare<'s>(new: &Keys, old: Option<&'s Snapshot>, weighing: Weighing) -> (Diff, Kept<'s>) {
-    let in_parts = old.and_then(|old| in_parts(new, old, weighing, fan::threads()));
-    in_parts.unwrap_or_else(|| new.compare(old, weighing))
+    let Some(old) = old else { return new.compare(None, weighing) };
+    let comparison = Comparison::new(old.table(), new, weighing);
+    match in_parts(&comparison, fan::threads()) {
+        Some(parts) => comparison.kept(parts, old),
+        None => new.compare(Some(old), weighing),
+    }
+}
+
+/// What putting `new` in the place of `old` would change.
+pub(super) fn diff(new: &Keys, old: &Keys, weighing: Weighing) -> Diff {
+    let comparison = Comparison::new(old, new, weighing);
+    match in_parts(&comparison, fan::threads()) {
+        Some(parts) => comparison.diff(parts),
+        None => new.diff_from(Some(old), weighing),
+    }
 }
 
 /// `None` where it is not worth several threads, or there are none to be had.
-fn in_parts<'s>(
-    new: &Keys,
-    old: &'s Snapshot,
-    weighing: Weighing,
-    threads: usize,
-) -> Option<(Diff, Kept<'s>)> {
-    let comparison = Comparison::new(old.table(), new, weighing);
+fn in_parts(comparison: &Comparison<'_>, threads: usize) -> Option<Diff> {
     let mut parts = comparison.parts();
     if parts.len() < 2 || threads < 2 {
         return None;
@@ -28,7 +35,7 @@ fn in_parts<'s>(
         Ok::<_, std::io::Error>(())
     };
     fan::in_order(workers, || Ok(parts.next()), append).ok()?;
-    Some(comparison.kept(diff, old))
+    Some(diff)
 }
 
 #[cfg(test)]
@@ -76,10 +83,12 @@ mod tests {
                 alone.changed > 0 && alone.added > 0 && alone.removed > 0 && alone.revoked > alone.removed
             );
             for threads in [2, 3] {
-                let (diff, _) = in_parts(&new, &old, WEIGHING, threads).expect("several parts");
-                assert_eq!(diff, alone);
+                let comparison = Comparison::new(old.table(), &new, WEIGHING);
+                let parts = in_parts(&comparison, threads).expect("several parts");
+                assert_eq!(comparison.diff(parts), alone);
             }
         }
-        assert!(in_parts(&keys(std::iter::empty()), &old, WEIGHING, 1).is_none());
+        let none = keys(std::iter::empty());
+        assert!(in_parts(&Comparison::new(old.table(), &none, WEIGHING), 1).is_none());
     }
 }

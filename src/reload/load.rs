@@ -9,10 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags, Stat};
+use serde::{Deserialize, Serialize};
 
 use crate::record::{KeyRecord, Plans};
 use crate::reload::{Failure, read};
-use crate::snapshot::{Builder, Keys};
+use crate::snapshot::{Builder, Keys, RowPolicies};
 use crate::source::{Format, Layout};
 
 /// How long a file may be written to before it is read as it is, as a multiple of `settle`: then the reading finds
@@ -38,7 +39,8 @@ pub struct SourceFile {
 }
 
 /// What tells one state of a file from another, without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FileState {
     dev: u64,
     inode: u64,
@@ -51,6 +53,10 @@ pub struct FileState {
 pub struct Loaded {
     /// The keys.
     pub keys: Keys,
+    /// What it takes to write them to a compiled file.
+    pub policies: RowPolicies,
+    /// The file, still open.
+    pub file: File,
     /// The file as it was throughout the reading.
     pub state: FileState,
     /// Unix second at which what is in it was written: a compiled file is as old as its source.
@@ -61,6 +67,8 @@ pub struct Loaded {
 pub struct Built {
     /// The rows.
     pub builder: Builder,
+    /// As of [`Loaded`].
+    pub file: File,
     /// As of [`Loaded`].
     pub state: FileState,
     /// As of [`Loaded`].
@@ -84,7 +92,7 @@ impl FileState {
         rustix::fs::stat(path).ok().map(|stat| Self::new(&stat))
     }
 
-    fn of_open(file: &File) -> io::Result<Self> {
+    pub(super) fn of_open(file: &File) -> io::Result<Self> {
         Ok(Self::new(&rustix::fs::fstat(file)?))
     }
 
@@ -99,7 +107,7 @@ impl FileState {
     }
 
     /// Bytes in it.
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         u64::try_from(self.size).unwrap_or(0)
     }
 
@@ -221,7 +229,7 @@ impl SourceFile {
                 let (builder, source_time) = read?;
                 let written_at = state.written_at();
                 let written_at = source_time.map_or(written_at, |source| source.min(written_at));
-                return Ok(Built { builder, state, written_at });
+                return Ok(Built { builder, file, state, written_at });
             }
             if !std::mem::take(&mut may_repeat) || !after.is_written_as(&state) {
                 return Err(Failure::Changing { path: self.path.to_path_buf() });
@@ -248,8 +256,9 @@ pub type See<'s> = dyn FnMut(u64, &KeyRecord<'_>) + 's;
 pub(crate) type Tell<'t> = dyn FnMut(u64) + Send + 't;
 
 impl Loaded {
-    fn new(Built { builder, state, written_at }: Built) -> Self {
-        Self { keys: builder.finish(), state, written_at }
+    fn new(Built { builder, file, state, written_at }: Built) -> Self {
+        let (keys, policies) = builder.finish_with_policies();
+        Self { keys, policies, file, state, written_at }
     }
 }
 

@@ -1,13 +1,14 @@
 //! Reloading: notice, wait until the file holds still, read, weigh, publish, wait, and only then free the old snapshot.
 //!
 //! All of it happens on one thread, one reload at a time, in the order of [`Running::reload`]; no request ever waits for
-//! it. Whatever fails before the swap leaves everything as it was.
+//! it. Whatever fails before the swap leaves everything as it was; at a start, it leaves the [last good keys](last_good) in force.
 //!
 //! Who asks for a reload while one is running is answered by it if another could come to nothing else: if nobody has forced it, and,
 //! after they asked, the file is the one that was read, and the configuration says what it was read by. Otherwise, all who asked meanwhile are
 //! answered together, by the next one, which begins after all of them did.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,9 +21,12 @@ use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
 use crate::pepper::Peppers;
 use crate::publish::Publisher;
+use crate::record::Plans;
 use crate::revocation::Revocations;
 use crate::rules::Rules;
-use crate::snapshot::{Diff, Kept, Snapshot, Stamp, Weighing};
+use crate::snapshot::{Diff, Kept, Keys, RowPolicies, Snapshot, Stamp, Weighing};
+use crate::source::Format;
+use crate::state::Generations;
 use crate::systemd;
 
 mod check;
@@ -31,6 +35,7 @@ mod failure;
 mod fan;
 mod guard;
 mod history;
+pub mod last_good;
 mod load;
 mod peppers;
 mod read;
@@ -44,6 +49,7 @@ pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
 pub use guard::{Refusal, Tolerance, counts};
 pub use history::{Accepted, History, Outcome};
+pub use last_good::LastGood;
 pub use load::{Built, FileState, Loaded, See, SourceFile};
 pub use peppers::Counted;
 use trigger::{Batch, Cause, changes};
@@ -73,6 +79,10 @@ pub struct Reloader {
     pub history: History,
     /// And where they are kept.
     pub audit: Audit,
+    /// Where the keys in force are kept for the next start, if they are.
+    pub last_good: Option<LastGood>,
+    /// Numbers for snapshots.
+    pub generations: Generations,
     /// To wait for the workers, which run on tokio.
     pub runtime: tokio::runtime::Handle,
 }
@@ -111,6 +121,15 @@ pub struct Policy {
     pub tolerance: Tolerance,
 }
 
+/// Where keys come from that are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The source.
+    Source,
+    /// The state directory.
+    LastGood,
+}
+
 /// What the thread remembers between reloads.
 struct Running {
     reloader: Reloader,
@@ -125,6 +144,10 @@ struct Running {
     waiting: Batch,
     /// The snapshot before, which nobody uses any more: to be freed when the reload has been acknowledged.
     retired: Option<Arc<Snapshot>>,
+    /// The last good keys, if they were read in this reload: to judge the source by, or to be served.
+    recovered: Option<last_good::Recovered>,
+    /// The plans with which they could not be read.
+    unusable_with: Option<Arc<Plans>>,
     /// Checks that wait until no reload does. As many as there can be connections to the admin socket.
     checks: VecDeque<Asked>,
 }
@@ -143,9 +166,12 @@ impl Reloader {
             noticed,
             watch,
             waiting: Batch::default(),
+            recovered: None,
+            unusable_with: None,
             checks: VecDeque::new(),
         };
-        running.reload(Cause::of(audit::Trigger::Start), triggers);
+        let cause = running.first_cause();
+        running.reload(cause, triggers);
         ready();
         lower_priority();
         while let Some(batch) = running.next(triggers) {
@@ -235,8 +261,9 @@ impl Running {
                 }
                 result = self.try_reload(&settings, cause.force);
             }
+            let fell_back = result.as_ref().is_err_and(|failure| self.serve_last_good(&settings, failure));
             // The configuration is taken with the keys that were read by it, or not at all.
-            if result.is_ok() {
+            if result.is_ok() || fell_back {
                 self.reloader.settings = settings;
             } else if settings.source.path != self.reloader.settings.source.path {
                 // What was looked at is another file than the one that is served on.
@@ -264,7 +291,7 @@ impl Running {
             systemd::ready();
         }
         cause.askers.answer(&outcome);
-        self.retired = None;
+        (self.retired, self.recovered) = (None, None);
     }
 
     /// Whoever has asked since the reload of `cause` began is answered by it, if another would read the same file by the same
@@ -291,6 +318,9 @@ impl Running {
     fn try_reload(&mut self, settings: &Settings, force: bool) -> Result<Accepted, Failure> {
         let source = &settings.source;
         source.settle(settings.policy.settle);
+        if let Some(last_good) = &self.reloader.last_good {
+            last_good.make_room(self.generation);
+        }
         // Before the reading: what changes from here on is seen as a change.
         self.seen = FileState::of(&source.path);
         let seed = getrandom::u64().map_err(Failure::Random)?;
@@ -300,12 +330,15 @@ impl Running {
         let served = self.current.clone();
         let weighing = self.weighing(settings);
         let (diff, kept) = compare::compare(&loaded.keys, served.as_deref(), weighing);
-        if !force {
-            let served = served.as_ref().map_or(0, |snapshot| snapshot.len());
-            settings.policy.tolerance.check(&source.path, &diff, served, loaded.keys.len())?;
-            self.guard_hashes(settings, &source.path, &loaded.keys)?;
-        }
-        self.publish(settings, loaded, diff, &kept)
+        let since_last_good = match force {
+            true => None,
+            false => self.guard(settings, &loaded, &diff)?,
+        };
+        let Loaded { keys, state, file, policies, written_at } = loaded;
+        let diff = since_last_good.unwrap_or(diff);
+        let accepted = self.publish(settings, keys, written_at, (diff, &kept), Origin::Source)?;
+        self.keep(settings, state, file, policies);
+        Ok(accepted)
     }
 
     /// How a source that is read by `settings` is compared with what is served.
@@ -319,17 +352,50 @@ impl Running {
         Weighing { now, by_key_id }
     }
 
+    /// Whether keys that were read may take the place of those that are served, or else of the last good ones.
+    /// Returns what has changed since the last good ones, if they were compared.
+    fn guard(&mut self, settings: &Settings, loaded: &Loaded, diff: &Diff) -> Result<Option<Diff>, Failure> {
+        let path = &settings.source.path;
+        let since_last_good = match &self.current {
+            Some(served) => {
+                let keys = loaded.keys.len();
+                settings.policy.tolerance.check(path, diff, served.len(), keys)?;
+                None
+            }
+            None => self.guard_by_last_good(settings, loaded)?,
+        };
+        self.guard_hashes(settings, path, &loaded.keys)?;
+        Ok(since_last_good)
+    }
+
+    /// Has the keys in force kept for the next start.
+    fn keep(&self, settings: &Settings, state: FileState, file: File, policies: RowPolicies) {
+        if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
+            let source = &settings.source;
+            last_good.keep(last_good::Job {
+                snapshot: Arc::clone(snapshot),
+                policies,
+                compiled: (source.format == Format::Compiled).then_some(file),
+                source: source.path.display().to_string(),
+                state,
+                reading: last_good::reading(source),
+                accepted_at: self.reloader.clock.now().unix,
+            });
+        }
+    }
+
     /// Claims buckets, swaps, waits until every worker has left the old snapshot, and settles the buckets.
     fn publish(
         &mut self,
         settings: &Settings,
-        Loaded { keys, written_at, .. }: Loaded,
-        diff: Diff,
-        kept: &Kept<'_>,
+        keys: Keys,
+        written_at: u32,
+        (diff, kept): (Diff, &Kept<'_>),
+        origin: Origin,
     ) -> Result<Accepted, Failure> {
+        let generation = self.reloader.generations.next_number();
         let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
-        let generation = self.generation + 1;
         // A file from the future is not younger than one that was written now.
         let source_time = written_at.min(clock.now().unix);
         // Held until they are settled: whoever saves balances sees none that is on its way from one slot to another.
@@ -350,7 +416,11 @@ impl Running {
         self.generation = generation;
         let old = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().passed(epoch));
-        accepted.revocations_agreed = revocations.settle(&snapshot, audit);
+        audit.in_force(generation);
+        // What has been in force before says nothing new.
+        if origin == Origin::Source {
+            accepted.revocations_agreed = revocations.settle(&snapshot, audit);
+        }
 
         let buckets = old.iter().flat_map(|old| old.buckets());
         ledger.settle(limiter, settlement, buckets, clock.now().ticks);

@@ -73,6 +73,24 @@ impl Running {
     }
 }
 
+impl Running {
+    /// The same where the keys that `new` follows upon are not served, and all of them were hashed with a pepper that is gone.
+    pub(super) fn guard_stranded(&self, path: &Path, old: &Keys, new: &Keys) -> Result<(), Failure> {
+        let now = self.reloader.clock.now().unix;
+        let mut stranded = Counted::default();
+        for (_, key_id) in old.digests().filter(|(digest, _)| new.has_use_for(digest, now)) {
+            stranded.add(key_id);
+        }
+        match stranded.count {
+            0 => Ok(()),
+            _ => {
+                let unknown = Counted::default();
+                Err(Failure::Stranded { path: path.to_path_buf(), old: old.len(), stranded, unknown })
+            }
+        }
+    }
+}
+
 /// What is wrong, and what can be done, in the words of [`Failure::Stranded`].
 pub(super) fn stranding(old: usize, stranded: &Counted, unknown: &Counted) -> String {
     const GONE: &str =

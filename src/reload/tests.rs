@@ -64,6 +64,8 @@ impl Fixture {
             clock: Clock::new(),
             history: History::new(&settings.source.path),
             audit: Audit::open(&state, rotation).expect("opens"),
+            last_good: None,
+            generations: Generations::open(None, 0),
             runtime: runtime.handle().clone(),
             settings,
         };

@@ -6,6 +6,7 @@
 //! worker-0..N     a runtime each: connections, for good
 //! reload          reads, builds, publishes, waits, frees
 //! keep            saves balances, at intervals and at the end
+//! keys-writer     keeps the keys in force for the next start
 //! (notify)        tells `reload` that a file changed
 //! ```
 
@@ -33,13 +34,13 @@ use crate::keep::{Balances, Keeper};
 use crate::limiter::{Ledger, Limiter};
 use crate::memory;
 use crate::publish::{Epochs, Publisher, Served};
-use crate::reload::{Configure, History, Purpose, Reloader, Settings, Trigger, triggers};
+use crate::reload::{Configure, History, LastGood, Purpose, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listener::{Listener, Wanted};
 use crate::server::operator::Operator;
 use crate::server::worker::Worker;
-use crate::state::{self, StateDir, Unwritten, WriteHealth};
+use crate::state::{self, Generations, StateDir, Unwritten, WriteHealth};
 use crate::systemd;
 use crate::usage::{Log, Usage};
 
@@ -158,11 +159,14 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control runtime"))?;
     let (usage, logs) = Usage::start(state.as_deref(), config.usage, config.server.workers)?;
-    let accounts = Accounts { audit: audit.clone(), usage, logs, health };
+    let last_good = LastGood::open(state.as_ref(), config.keep_snapshot)
+        .map_err(system("start the thread that keeps the keys in force"))?;
+    let accounts = Accounts { audit: audit.clone(), usage, logs, last_good: last_good.clone(), health };
     let daemon = Daemon::start(config, configuration, max_connections, state, runtime.handle(), accounts)?;
     let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
     // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
     drop((verify, admin));
+    last_good.iter().for_each(LastGood::stop);
     audit.stop();
     drained
 }
@@ -173,6 +177,7 @@ struct Accounts {
     usage: Usage,
     /// One for each worker.
     logs: Vec<Log>,
+    last_good: Option<LastGood>,
     /// Which files are not being written.
     health: WriteHealth,
 }
@@ -209,7 +214,8 @@ fn again(started_with: Config, configuration: Configuration, audit: Audit) -> Co
         }
         let (settings, config) = read.map_err(|error| error.to_string())?;
         let fixed = |config: &Config| {
-            (config.server.clone(), config.log, config.save_interval, config.usage, config.audit)
+            let state = (config.save_interval, config.keep_snapshot);
+            (config.server.clone(), config.log, state, config.usage, config.audit)
         };
         if fixed(&config) != fixed(&started_with) {
             warn!(
@@ -233,6 +239,7 @@ struct Daemon {
     usage: Usage,
     health: WriteHealth,
     keeper: Keeper,
+    last_good: Option<LastGood>,
     epochs: Epochs,
     revocations: Arc<Revocations>,
     limit: usize,
@@ -248,7 +255,7 @@ impl Daemon {
         runtime: &tokio::runtime::Handle,
         accounts: Accounts,
     ) -> Result<Self, StartError> {
-        let Accounts { audit, usage, logs, health } = accounts;
+        let Accounts { audit, usage, logs, last_good, health } = accounts;
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
         let epochs = publisher.epochs();
         // Before anything is served: what is on the list is in force from the first answer on.
@@ -288,6 +295,8 @@ impl Daemon {
             served: served.clone(),
             clock: clock.clone(),
         };
+        let used = last_good.as_ref().map_or(0, LastGood::generation);
+        let generations = Generations::open(state.clone(), used);
         let keeper = Keeper::start(state, config.save_interval, balances)
             .map_err(system("start the thread that saves balances"))?;
         let reloader = Reloader {
@@ -300,6 +309,8 @@ impl Daemon {
             clock,
             history: history.clone(),
             audit: audit.clone(),
+            last_good: last_good.clone(),
+            generations,
             runtime: runtime.clone(),
         };
         let (trigger, triggers) = triggers();
@@ -322,6 +333,7 @@ impl Daemon {
             usage,
             health,
             keeper,
+            last_good,
             limit,
             loaded,
         })
@@ -370,6 +382,7 @@ impl Daemon {
             epochs: self.epochs,
             revocations: self.revocations,
             history: self.history,
+            last_good: self.last_good,
             trigger: self.trigger.clone(),
             audit: self.audit,
             usage: self.usage.clone(),

@@ -15,7 +15,8 @@ use crate::admin::{Operate, Peer};
 use crate::audit::{self, Audit, Event, Socket};
 use crate::publish::{Epochs, Served};
 use crate::record::Quoted;
-use crate::reload::{Asked, History, Outcome, Trigger};
+use crate::reload::last_good::State;
+use crate::reload::{Asked, History, LastGood, Outcome, Trigger};
 use crate::revocation::{Change, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
@@ -30,6 +31,7 @@ pub(super) struct Operator {
     pub(super) epochs: Epochs,
     pub(super) revocations: Arc<Revocations>,
     pub(super) history: History,
+    pub(super) last_good: Option<LastGood>,
     pub(super) trigger: SyncSender<Trigger>,
     pub(super) audit: Audit,
     pub(super) usage: Usage,
@@ -54,6 +56,24 @@ fn revocation<'a>(target: &'a Target, change: &Change, peer: Peer) -> audit::Rev
         keys: change.keys,
         revoked: change.revoked,
         peer,
+    }
+}
+
+/// What `status` says of the last good keys.
+fn last_good(last_good: &LastGood) -> message::LastGood {
+    let State { stored, in_use, unusable } = last_good.state();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let age = |second: u32| now.saturating_sub(Duration::from_secs(second.into())).as_secs();
+    message::LastGood {
+        in_use: in_use.is_some(),
+        in_use_s: in_use.as_ref().map(|in_use| in_use.since.elapsed().as_secs()),
+        why: in_use.map(|in_use| in_use.why),
+        generation: stored.as_ref().map_or(0, |stored| stored.generation),
+        keys: stored.as_ref().map_or(0, |stored| stored.keys),
+        accepted_age_s: stored.as_ref().map(|stored| age(stored.accepted_at)),
+        source_age_s: stored.as_ref().map(|stored| age(stored.written_at)),
+        source: stored.map(|stored| stored.source),
+        unusable,
     }
 }
 
@@ -212,6 +232,7 @@ impl Operator {
             last_reload: self.history.last().map(|outcome| self.report(&outcome)),
             configuration_refused: self.history.configuration_refused(),
             last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),
+            last_good: self.last_good.as_ref().map(last_good),
             revocations: self.revocations(),
             unwritten: self.unwritten(),
             connections: self.workers.iter().map(Worker::open).sum(),

@@ -152,6 +152,11 @@ impl<'k> Comparison<'k> {
         (diff, Kept::known(Some(old), found))
     }
 
+    /// What the keys after change, given what has come of all parts, in their order.
+    pub fn diff(self, parts: Diff) -> Diff {
+        self.finish(parts).0
+    }
+
     fn finish(self, parts: Diff) -> (Diff, Found) {
         let Self { before, after, found, .. } = self;
         let mut diff = parts;

@@ -298,6 +298,14 @@ impl Daemon {
         daemon
     }
 
+    /// The same by a command of the test's own.
+    pub fn restart_as(mut self, mut command: Command) -> Self {
+        self.kill();
+        self.child = Some(command.spawn().expect("the daemon starts"));
+        self.wait_until_loaded();
+        self
+    }
+
     /// The same for one that may refuse to start.
     pub fn start_again(mut self) -> Self {
         self.kill();

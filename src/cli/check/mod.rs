@@ -1,7 +1,7 @@
 //! `keyward check`: whether a daemon would start with this configuration and serve this source, what is suspicious about
 //! it, and what would change.
 //!
-//! With `--against` the source is compared with another export; with `--daemon` a running daemon compares it with what it
+//! The source is compared with the last good keys, if there are any; with `--against` with another export; with `--daemon` a running daemon compares it with what it
 //! serves, by its own configuration. What is wrong is an error, what is only suspicious a warning.
 
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use crate::server;
 use crate::snapshot::{Keys, Weighing};
 use crate::source::Format;
 
+mod last_good;
 mod report;
 
 use report::{Lines, Outcome, Report, Setting};
@@ -32,8 +33,11 @@ Everything that is wrong with the source is reported with its line and column, t
 is suspicious about it, the first 3 of each kind (with --json, 20 of all). Revoked keys are not suspicious. A pepper that
 this user may not read is left to the daemon.
 
-The exit code is 78 if the configuration or the source is wrong, 1 if a reload would refuse the source (--against,
---daemon) or there are warnings (--strict). A running daemon is not touched; with --daemon it reads the source, takes
+If the state directory has last good keys, and this user may read them, the source is compared with them: they are what a
+start of the daemon compares it with, and serves if it is refused. --against and --daemon compare it with something else.
+
+The exit code is 78 if the configuration or the source is wrong, 1 if a start or a reload would refuse the source or there
+are warnings (--strict). A running daemon is not touched; with --daemon it reads the source, takes
 its time for it, and goes on serving what it has.
 
 Examples, before an export replaces the one that is served:
@@ -51,6 +55,10 @@ pub(super) struct Check {
     /// Say what replacing this export by the source would change
     #[arg(long, value_name = "OLD", conflicts_with = "daemon")]
     against: Option<PathBuf>,
+
+    /// Directory with the last good keys, if it is not the configuration's
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["daemon", "against"])]
+    state_dir: Option<PathBuf>,
 
     /// Have the running daemon say what a reload would change; without --source, of its own source
     #[arg(long, conflicts_with = "strict")]
@@ -109,16 +117,18 @@ impl Check {
 
     /// Reads the source here, as a reload would.
     fn read(&self) -> Result<Outcome, Failure> {
-        let overrides = Overrides { source: self.origin.source.clone(), ..Overrides::default() };
+        let (source, state_dir) = (self.origin.source.clone(), self.state_dir.clone());
+        let overrides = Overrides { source, state_dir, ..Overrides::default() };
         let config = match Config::load(self.origin.config.as_deref(), overrides) {
             Ok(config) => config,
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
         // What this user may not read, the daemon's may.
-        match config.rules() {
-            Ok(_) | Err(ConfigError::Pepper { forbidden: true, .. }) => {}
+        let rules = match config.rules() {
+            Ok(rules) => Some(rules),
+            Err(ConfigError::Pepper { forbidden: true, .. }) => None,
             Err(error) => return Ok(Outcome::misconfigured(&error)),
-        }
+        };
         let source = config.file();
         let plans = config.plans.as_ref();
         let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);
@@ -135,6 +145,8 @@ impl Check {
             outcome.diff = Some(compare(&config, old, &keys)?);
         } else if keys.is_empty() {
             return Ok(outcome.refused(&reload::Failure::Empty { path: source.path.to_path_buf() }));
+        } else {
+            last_good::compare(&config, rules.as_ref(), &keys, &mut outcome);
         }
         outcome.keys = Some(keys.len());
         outcome.summary = Some(keys.summary(now));

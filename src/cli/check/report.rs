@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::last_good::LastGood;
 use crate::admin::check::{Diff, Example, Finding, Findings};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::key_change::{self, AccessCounts, KeyChange};
@@ -31,6 +32,10 @@ pub(super) struct Outcome {
     pub(super) findings: Option<Findings>,
     pub(super) lints: Option<lint::Report>,
     pub(super) diff: Option<Diff>,
+    /// The last good keys, if the source was compared with them.
+    pub(super) last_good: Option<LastGood>,
+    /// Why the source was not compared with the last good keys, although there are some.
+    pub(super) not_compared: Option<String>,
 }
 
 /// A place in the configuration, or an option; what is not known is left out.
@@ -100,6 +105,10 @@ pub(super) struct Report<'a> {
     lints: Option<Lints<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     diff: Option<&'a Diff>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_good: Option<&'a LastGood>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_good_not_compared: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -121,6 +130,8 @@ impl<'a> Report<'a> {
             findings: outcome.findings.as_ref(),
             lints: outcome.lints.as_ref().map(Lints::from),
             diff: outcome.diff.as_ref(),
+            last_good: outcome.last_good.as_ref(),
+            last_good_not_compared: outcome.not_compared.as_deref(),
         }
     }
 
@@ -160,8 +171,23 @@ impl Lines<'_, '_> {
             (None, Some(keys)) => self.0.print(format_args!("{source}: {}: ok", Count(keys, "key")))?,
             (None, None) => {}
         }
+        if let Some(why) = &outcome.not_compared {
+            self.0.note(format_args!("{source}: not compared with the last good keys: {why}"));
+        }
+        let mut judge = "a reload";
+        if let Some(LastGood { generation, accepted_at, source: from, usable }) = &outcome.last_good {
+            judge = "a start";
+            self.0.print(format_args!(
+                "compared with the last good keys: generation {generation}, accepted {accepted_at}, from {from}"
+            ))?;
+            if *usable == Some(false) {
+                self.0.note(format_args!(
+                    "{source}: a start could not serve the last good keys: they were hashed with another pepper"
+                ));
+            }
+        }
         match &outcome.diff {
-            Some(diff) => self.diff(diff),
+            Some(diff) => self.diff(diff, judge),
             None => Ok(()),
         }
     }
@@ -196,7 +222,7 @@ impl Lines<'_, '_> {
         }
     }
 
-    fn diff(&mut self, diff: &Diff) -> Result<(), Failure> {
+    fn diff(&mut self, diff: &Diff, judge: &str) -> Result<(), Failure> {
         let Diff { serving, keys, changes, examples, .. } = diff;
         match diff.unchanged {
             true => self.0.print(format_args!("{}: nothing would change", Count(*serving, "key")))?,
@@ -220,8 +246,8 @@ impl Lines<'_, '_> {
             self.examples(&format!("{what}:"), count, examples)?;
         }
         match &diff.refused {
-            Some(refused) => self.0.note(format_args!("a reload would refuse it: {refused}")),
-            None => self.0.print("a reload would accept it")?,
+            Some(refused) => self.0.note(format_args!("{judge} would refuse it: {refused}")),
+            None => self.0.print(format_args!("{judge} would accept it"))?,
         }
         Ok(())
     }

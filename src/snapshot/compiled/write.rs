@@ -72,7 +72,7 @@ impl Keys {
             metadata_rows: (self.metadata.len() as u64).into(),
             metadata_bytes: (self.metadata_texts.as_str().len() as u64).into(),
             source_time: source_time.into(),
-            given: self.keys.given.bits().into(),
+            given: self.given.bits().into(),
             reserved: [0; 22],
             crc: 0.into(),
         };

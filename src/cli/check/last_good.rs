@@ -1,0 +1,56 @@
+//! What a start of the daemon would make of the source: a comparison with the last good keys in the state directory. A
+//! daemon that uses the directory is not disturbed.
+
+use serde::Serialize;
+
+use super::report::Outcome;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::record::rfc3339;
+use crate::reload::Judged;
+use crate::reload::last_good::{Recovered, recover};
+use crate::rules::Rules;
+use crate::server;
+use crate::snapshot::{Keys, Weighing};
+
+/// The last good keys that the source was compared with.
+#[derive(Serialize)]
+pub(super) struct LastGood {
+    /// The snapshot that they were accepted as.
+    pub(super) generation: u64,
+    /// When they came into force, in UTC.
+    pub(super) accepted_at: String,
+    /// Where they came from.
+    pub(super) source: String,
+    /// Whether they would be served if the source were refused; unknown where this user may not read the peppers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usable: Option<bool>,
+}
+
+/// Compares `new`, which was read by `config`, with the last good keys, if there are any.
+pub(super) fn compare(config: &Config, rules: Option<&Rules>, new: &Keys, outcome: &mut Outcome) {
+    if !config.keep_snapshot {
+        return;
+    }
+    let source = config.file();
+    match recover(&config.server.state_dir, &source) {
+        Ok(None) => {}
+        Ok(Some(recovered)) => {
+            let usable = rules.map(|rules| recovered.kept_by(rules).current);
+            let now = Clock::new().now().unix;
+            // Hashes say nothing where the peppers are not known.
+            let weighing =
+                rules.map_or(Weighing { now, by_key_id: true }, |rules| recovered.weighing(rules, now));
+            let Recovered { keys: old, stored, .. } = recovered;
+            let judged = Judged::new(&config.policy(), &source.path, new, Some(&old), weighing);
+            outcome.diff = Some(server::diff(&judged, stored.generation, old.len()));
+            outcome.last_good = Some(LastGood {
+                generation: stored.generation,
+                accepted_at: rfc3339(stored.accepted_at),
+                source: stored.source,
+                usable,
+            });
+        }
+        Err(unusable) => outcome.not_compared = Some(unusable.why),
+    }
+}
