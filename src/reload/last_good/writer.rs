@@ -371,3 +371,59 @@ impl Seek for Paced<'_> {
         self.file.seek(to)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::StateDir;
+
+    #[test]
+    fn large_superseded_write_is_given_up_before_others_are_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(directory.path(), true).expect("opens").expect("is there");
+        let last_good = LastGood::open(Some(&Arc::new(state)), true).expect("a thread").expect("kept");
+        let given_up = |generation, keys, in_force| {
+            let give_up = Arc::new(AtomicBool::new(false));
+            let writing = Writing { generation, keys, give_up: Arc::clone(&give_up) };
+            last_good.shared.slot().writing = Some(writing);
+            last_good.make_room(in_force);
+            give_up.load(Ordering::Relaxed)
+        };
+        assert!(given_up(1, LARGE, 2));
+        assert!(!given_up(2, LARGE, 2), "it is served anyway");
+        assert!(!given_up(1, LARGE - 1, 2), "it is completed, however fast others follow");
+    }
+
+    #[test]
+    fn write_that_is_given_up_fails_at_its_next_step() {
+        let (give_up, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
+        let pace = Pace { give_up: &give_up, stopping: &stopping, is_polite: true };
+        let (mut step, mut synced) = (Step::new(), 0);
+        for _ in 0..2 * SYNC_EVERY / STEP {
+            let sync = || {
+                synced += 1;
+                Ok(())
+            };
+            step.wrote(STEP, &pace, sync).expect("it goes on");
+        }
+        assert_eq!(synced, 2);
+        give_up.store(true, Ordering::Relaxed);
+        assert!(step.wrote(STEP, &pace, || Ok(())).is_err());
+    }
+
+    #[test]
+    fn copy_has_every_byte() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [from, to] = ["from", "to"].map(|name| directory.path().join(name));
+        let bytes: Vec<u8> = (0..2 * STEP + 12_345).map(|number| (number % 251) as u8).collect();
+        std::fs::write(&from, &bytes).expect("writes");
+        let (give_up, stopping) = (AtomicBool::new(false), AtomicBool::new(true));
+        let pace = Pace { give_up: &give_up, stopping: &stopping, is_polite: false };
+        let source = File::open(&from).expect("opens");
+        copy_bytes(&source, &File::create(&to).expect("a file"), bytes.len() as u64, &pace).expect("copies");
+        assert!(std::fs::read(&to).expect("reads") == bytes);
+        // Nothing comes of a source that has become shorter.
+        let longer = bytes.len() as u64 + 1;
+        assert!(copy_bytes(&source, &File::create(&to).expect("a file"), longer, &pace).is_err());
+    }
+}
