@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::record::{Visible, is_invisible};
+
 /// A time in its two largest units, as in `5 ms`, `2.5 s`, `3 min 20 s`, `4 d 1 h`.
 pub(super) struct Span(pub(super) Duration);
 
@@ -64,10 +66,10 @@ pub(super) struct Word<'a>(pub(super) &'a str);
 
 impl fmt::Display for Word<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_word = |c: char| !c.is_whitespace() && !c.is_control() && c != '"' && c != '\\';
+        let is_word = |c: char| c != ' ' && c != '"' && c != '\\' && !is_invisible(c);
         match !self.0.is_empty() && self.0.chars().all(is_word) {
             true => f.write_str(self.0),
-            false => write!(f, "{:?}", self.0),
+            false => write!(f, "\"{}\"", Visible(self.0)),
         }
     }
 }
@@ -106,5 +108,8 @@ mod tests {
         assert_eq!(Word("acme").to_string(), "acme");
         assert_eq!(Word("a b").to_string(), r#""a b""#);
         assert_eq!(Word("\u{1b}[2J").to_string(), r#""\u{1b}[2J""#);
+        assert_eq!(Word("a\u{202e}b").to_string(), r#""a\u{202e}b""#);
+        assert_eq!(Word("acme\u{200b}").to_string(), r#""acme\u{200b}""#);
+        assert_eq!(Word("it's é").to_string(), "\"it's é\"");
     }
 }

@@ -1,6 +1,6 @@
-//! Key ids that look alike, and key ids whose rotation has no end: what no row shows alone.
+//! Texts that look alike, which are key ids or owners, and key ids whose rotation has no end: what no row shows alone.
 //!
-//! Each different key id is remembered as sixteen bytes: a hash of what it looks like, a hash of what it is, the line of
+//! Each different text is remembered as sixteen bytes: a hash of what it looks like, a hash of what it is, the line of
 //! its first row, and what its rows have been. The texts are not kept. [`MAX_IDS`] of them take 285 MB in the table (17
 //! bytes for each place, of 2^24), half as much again while the table grows, and that is all, however long the export:
 //! beyond it, an id is compared with those that are remembered, and the report says how many were not.
@@ -11,6 +11,7 @@ use std::hash::BuildHasher;
 use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 
+use super::look::look;
 use super::report::MAX_WARNINGS;
 use crate::record::KeyRecord;
 
@@ -80,15 +81,24 @@ impl Ids {
 
     /// `in_force`: whether the row is active and not over.
     pub(super) fn see(&mut self, line: u64, record: &KeyRecord<'_>, in_force: bool) -> Seen {
-        let id = self.hasher.hash_one(record.key_id) as u32 & !FLAGS;
-        self.look.clear();
-        self.look.extend(record.key_id.chars().flat_map(looks_like));
-        let look = self.hasher.hash_one(&self.look);
         let flags = match (in_force, record.expires_at == u32::MAX) {
             (false, _) => 0,
             (true, true) => ONE,
             (true, false) => ONE | ENDS,
         };
+        self.see_text(line, record.key_id, flags)
+    }
+
+    /// The same of a text that has no rotations.
+    pub(super) fn see_owner(&mut self, line: u64, owner: &str) -> Seen {
+        self.see_text(line, owner, 0)
+    }
+
+    fn see_text(&mut self, line: u64, text: &str, flags: u32) -> Seen {
+        let id = self.hasher.hash_one(text) as u32 & !FLAGS;
+        self.look.clear();
+        look(text, &mut self.look);
+        let look = self.hasher.hash_one(&self.look);
         let is_full = self.slots.len() >= self.most;
         match self.slots.find_mut(look, |slot| slot.look == look) {
             Some(slot) if slot.id & !FLAGS == id => slot.see(flags),
@@ -120,16 +130,6 @@ impl Ids {
     pub(super) fn left_out(&self) -> u64 {
         self.left_out
     }
-}
-
-/// One for all that are easily taken for each other.
-fn looks_like(c: char) -> impl Iterator<Item = char> {
-    c.to_lowercase().map(|c| match c {
-        '_' | '.' => '-',
-        '0' => 'o',
-        '1' | 'i' => 'l',
-        c => c,
-    })
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! What is suspicious about the rows of an export, although a daemon would serve them.
 //!
 //! A lint looks at one row at a time, while the export is read, and never refuses one. What has to be remembered from row
-//! to row is bounded: the key ids ([`ids`]), sixteen bytes each and a fixed number at most, and the texts of the first few
-//! warnings of each kind.
+//! to row is bounded: key ids and owners ([`ids`]), sixteen bytes each and a fixed number at most, and the texts of the first
+//! few warnings of each kind.
 //!
-//! Rows that are revoked are out of harm's way: only their key ids are looked at. Rows that are past their end are told
+//! Rows that are revoked are out of harm's way: only their key ids and owners are looked at. Rows that are past their end are told
 //! about that, and not about what they would be allowed to do.
 
 use std::fmt;
@@ -13,10 +13,11 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::record::{KeyRecord, Quoted, Status, rfc3339};
+use crate::record::{KeyRecord, Quoted, Status, is_invisible, rfc3339};
 
 mod hash;
 mod ids;
+mod look;
 mod report;
 
 pub use report::{FEW, MAX_WARNINGS, Report, Warning};
@@ -44,8 +45,10 @@ pub enum Lint {
     NoExpiry,
     /// Several rows of one key are in force, and none of them ends.
     EndlessRotation,
-    /// A key id that looks like another.
+    /// A key id or an owner that looks like another.
     NearDuplicate,
+    /// A key id or an owner with blanks at its ends, or with characters that are not shown.
+    HiddenCharacters,
     /// The key is active, and past its end.
     Expired,
     /// A scope that ends in `*`. Only a note: it may well be meant.
@@ -54,7 +57,7 @@ pub enum Lint {
 
 impl Lint {
     /// Every kind, the worst first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::WeakHash,
         Self::NeverValid,
         Self::EmptyList,
@@ -64,6 +67,7 @@ impl Lint {
         Self::NoExpiry,
         Self::EndlessRotation,
         Self::NearDuplicate,
+        Self::HiddenCharacters,
         Self::Expired,
         Self::WildcardEnding,
     ];
@@ -80,6 +84,7 @@ impl Lint {
             Self::NoExpiry => "no_expiry",
             Self::EndlessRotation => "endless_rotation",
             Self::NearDuplicate => "near_duplicate",
+            Self::HiddenCharacters => "hidden_characters",
             Self::Expired => "expired",
             Self::WildcardEnding => "wildcard_ending",
         }
@@ -121,6 +126,9 @@ pub struct Lints<'h> {
     is_limited: &'h dyn Fn(&KeyRecord<'_>) -> bool,
     hashes: Hashes,
     ids: Ids,
+    owners: Ids,
+    /// The owner of the row before, which is often the next one's too.
+    last_owner: String,
     /// The list that was looked at last, and what was found: lists are shared by many rows, and may be long.
     networks: Option<(Arc<[IpNet]>, Option<IpNet>)>,
     report: Report,
@@ -134,6 +142,8 @@ impl<'h> Lints<'h> {
             is_limited,
             hashes: Hashes::new(),
             ids: Ids::new(),
+            owners: Ids::new(),
+            last_owner: String::new(),
             networks: None,
             report: Report::default(),
         }
@@ -144,9 +154,11 @@ impl<'h> Lints<'h> {
         let is_active = record.status == Status::Active;
         let is_over = record.expires_at <= self.now;
         if let Seen::Like(other) = self.ids.see(line, record, is_active && !is_over) {
-            let message = NearDuplicate { key_id: record.key_id, line: other };
+            let message = NearDuplicate { what: "key_id", text: record.key_id, line: other };
             self.report.add(line, Lint::NearDuplicate, message);
         }
+        self.see_hidden(line, "key_id", record.key_id);
+        self.see_owner(line, record.owner);
         if record.status == Status::Revoked {
             return;
         }
@@ -166,6 +178,30 @@ impl<'h> Lints<'h> {
             }
         } else {
             self.see_permissions(line, record);
+        }
+    }
+
+    fn see_owner(&mut self, line: u64, owner: &str) {
+        if !owner.is_empty() && self.last_owner != owner {
+            owner.clone_into(&mut self.last_owner);
+            if let Seen::Like(other) = self.owners.see_owner(line, owner) {
+                let message = NearDuplicate { what: "owner", text: owner, line: other };
+                self.report.add(line, Lint::NearDuplicate, message);
+            }
+        }
+        self.see_hidden(line, "owner", owner);
+    }
+
+    /// What a reader of the text would not see.
+    fn see_hidden(&mut self, line: u64, what: &str, text: &str) {
+        let has_blank_ends = text.starts_with(' ') || text.ends_with(' ');
+        if has_blank_ends || (!text.is_ascii() && text.contains(is_invisible)) {
+            let which = if has_blank_ends { "blanks at its ends" } else { "characters that are not shown" };
+            let message = format_args!(
+                "the {what} {} has {which}: it is another than the same without them",
+                Quoted(text)
+            );
+            self.report.add(line, Lint::HiddenCharacters, message);
         }
     }
 
@@ -223,6 +259,7 @@ impl<'h> Lints<'h> {
             "several rows of this key_id are active and none expires: in a rotation, the old key ends";
         self.report.add_all(rotations, &lines, Lint::EndlessRotation, message);
         self.report.ids_left_out = self.ids.left_out();
+        self.report.owners_left_out = self.owners.left_out();
         self.report
     }
 }
@@ -236,17 +273,20 @@ fn is_wide(network: &IpNet) -> bool {
 }
 
 struct NearDuplicate<'a> {
-    key_id: &'a str,
+    /// The field.
+    what: &'a str,
+    text: &'a str,
     line: u64,
 }
 
 impl fmt::Display for NearDuplicate<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key_id, line } = self;
+        let Self { what, text, line } = self;
         write!(
             f,
-            "the key_id {} differs from that of line {line} only in case, in - _ . or in digits that look like letters",
-            Quoted(key_id)
+            "the {what} {} is easily taken for that of line {line}: they differ only in case, in blanks, in - _ . or in \
+             characters that are not shown or look alike",
+            Quoted(text)
         )
     }
 }

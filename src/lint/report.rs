@@ -28,6 +28,8 @@ pub struct Report {
     kept: [Vec<Warning>; Lint::ALL.len()],
     /// Key ids that were not compared with each other, because there are more than there is room for.
     pub ids_left_out: u64,
+    /// The same of owners.
+    pub owners_left_out: u64,
 }
 
 impl Report {

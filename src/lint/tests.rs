@@ -239,7 +239,46 @@ fn an_id_like_another_is_told_with_the_line_of_the_other() {
         hash("long and random"),
         hash("random and long")
     );
-    let message = "the key_id \"ci_l\" differs from that of line 2 only in case, in - _ . or in digits that look like \
-                   letters";
+    let message = "the key_id \"ci_l\" is easily taken for that of line 2: they differ only in case, in blanks, in - _ . or in \
+                   characters that are not shown or look alike";
     assert_eq!(told(&lint(&rows)), [(3, Lint::NearDuplicate, message)]);
+}
+
+#[test]
+fn twins_among_ids_and_owners_are_told() {
+    let twins = [
+        ("acme-1", "acme-1 ", true),
+        ("acme-1", "acme-1\u{200b}", true),
+        ("acme-1", "ac\u{ad}me-1", true),
+        ("acme-1", "\u{202d}acme-1", true),
+        ("acme-1", "acme-1\u{fe0f}", true),
+        ("caf\u{e9}", "cafe\u{301}", false),
+        ("acme-1", "\u{430}cme-1", false),
+    ];
+    let end = "2030-01-01T00:00:00Z";
+    let line = |number: usize, id: &str, owner: &str| {
+        format!("{},{id},{owner},,,{end},,,1/s\n", hash(&format!("long and random {number}")))
+    };
+    for (one, other, is_hidden) in twins {
+        for rows in [
+            [line(1, one, "o"), line(2, "k", "o"), line(3, other, "o")].concat(),
+            [line(1, "k1", one), line(2, "k2", ""), line(3, "k3", other), line(4, "k4", one)].concat(),
+        ] {
+            let report = lint(&rows);
+            let mut expected = vec![(4, Lint::NearDuplicate)];
+            expected.extend(is_hidden.then_some((4, Lint::HiddenCharacters)));
+            let found: Vec<_> = told(&report).iter().map(|(line, lint, _)| (*line, *lint)).collect();
+            assert_eq!(found, expected, "{one:?} {other:?}");
+            assert!(report.warnings() > 0, "it fails a strict check");
+            for (.., message) in told(&report) {
+                assert!(!message.contains(is_invisible), "{message:?}");
+            }
+        }
+    }
+    let alone = lint(&line(1, "a\u{202e}b", " o"));
+    assert_eq!(
+        told(&alone).iter().map(|(_, lint, _)| *lint).collect::<Vec<_>>(),
+        [Lint::HiddenCharacters; 2]
+    );
+    assert_eq!(told(&lint(&line(1, "名前-é", "Müller und Söhne"))), []);
 }

@@ -17,6 +17,7 @@ mod origin;
 mod parts;
 mod plan;
 mod quoted;
+mod visible;
 
 pub use field::{Field, Fields};
 pub use limits::{LimitError, is_limit_name, parse_limits, parse_rate};
@@ -25,6 +26,7 @@ pub use parts::{is_metadata, is_scope, is_text};
 pub(crate) use plan::on_top;
 pub use plan::{Plans, PlansError, UnknownPlan};
 pub use quoted::Quoted;
+pub use visible::{Visible, is_invisible, visible_json};
 
 /// SHA-256 of a key.
 pub type Digest = [u8; 32];

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::is_invisible;
+
 /// Most characters shown: the longest form of a timestamp has 32, and a line should stay readable.
 const MAX_SHOWN: usize = 40;
 
@@ -34,6 +36,7 @@ impl fmt::Display for Quoted<'_> {
         for character in characters.by_ref().take(most) {
             match character {
                 '\'' => write!(f, "'")?,
+                _ if is_invisible(character) => write!(f, "{}", character.escape_default())?,
                 _ => write!(f, "{}", character.escape_debug())?,
             }
         }
@@ -59,6 +62,7 @@ mod tests {
     fn a_text_is_escaped_and_cut() {
         assert_eq!(quoted("it's 100/x"), r#""it's 100/x""#);
         assert_eq!(quoted("a\"b\n\u{1b}[31m"), r#""a\"b\n\u{1b}[31m""#);
+        assert_eq!(quoted("a\u{202e}b\u{3164}\u{fe0f}"), r#""a\u{202e}b\u{3164}\u{fe0f}""#);
         assert_eq!(quoted(&"a b ".repeat(10)), format!("\"{}\"", "a b ".repeat(10)));
         assert_eq!(quoted(&"é b ".repeat(11)), format!("\"{}…\"", "é b ".repeat(10)));
     }
