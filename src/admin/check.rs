@@ -22,13 +22,13 @@ pub struct Check {
     pub took_ms: u64,
 }
 
-/// The findings of a source: the first in full, and how many there are.
+/// The findings of a source: the first of each kind in full, and how many there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Findings {
     /// All of them.
     #[serde(rename = "total_findings")]
     pub total: u64,
-    /// The first.
+    /// The first of each kind.
     #[serde(rename = "findings")]
     pub first: Vec<Finding>,
 }
@@ -36,7 +36,7 @@ pub struct Findings {
 /// One finding; a place that it does not have is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// The line at which the row begins, counted from 1.
+    /// The line at which the first row begins that has it, counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
     /// The column of a CSV file, counted from 1.
@@ -50,6 +50,9 @@ pub struct Finding {
     pub byte: Option<usize>,
     /// What is wrong, and how to write it instead.
     pub message: String,
+    /// How often it is found, the first time among them.
+    #[serde(default)]
+    pub count: u64,
 }
 
 /// What replacing some keys by others would do.

@@ -142,7 +142,7 @@ impl Failure {
                     Some(Column::Numbered { number, .. }) | Some(Column::Byte(number)) => {
                         u64::try_from(*number).ok()
                     }
-                    Some(Column::Named(_)) | None => None,
+                    Some(Column::Named(_) | Column::Unknown(_)) | None => None,
                 });
                 let line = first.map(|first| first.line).filter(|line| *line > 0);
                 Some(Place { file: findings.source().to_owned(), line, column })

@@ -273,10 +273,10 @@ mod tests {
         format!("\u{feff}key_hash,key_id,owner,limits,metadata\r\n{rows}").into_bytes()
     }
 
-    /// Twelve kinds of good rows; some fields are longer than they seem, and some quotes close before the field ends.
+    /// Twelve kinds of good rows; some fields are longer than they seem, and have quotes in them.
     fn row(number: usize, kind: u8) -> String {
-        let owner = ["", "acme", "\"a, \"\"b\"\"\"", "b\"c", "\"d\"e"][usize::from(kind % 5)];
-        let metadata = ["", "\"{\"\"a\"\":\n\n\"\"b\"\"}\"", "{\"a\": 1}"][usize::from(kind % 3)];
+        let owner = ["", "acme", "\"a, \"\"b\"\"\"", "\"b\"\"c\"", "\"d\""][usize::from(kind % 5)];
+        let metadata = ["", "\"{\"\"a\"\":\n\n\"\"b\"\"}\"", "{}"][usize::from(kind % 3)];
         let padding = "x".repeat(usize::from(kind) * 3);
         let end = if kind.is_multiple_of(2) { "\n" } else { "\r\n" };
         format!("{number:064x},k{number}{padding},{owner},{}/s,{metadata}{end}", kind + 1)
@@ -311,7 +311,8 @@ mod tests {
                 let pieces = with_source(&text, format, LARGE, |source| {
                     source.in_pieces(source.file, threads).ok().map(|builder| rows(&builder))
                 });
-                assert_eq!(pieces, read(&text, format, 0).ok(), "{format}, {threads} threads");
+                let in_order = read(&text, format, 0).expect("nothing is wrong with it");
+                assert_eq!(pieces, Some(in_order), "{format}, {threads} threads");
             }
         }
     }
@@ -345,8 +346,14 @@ mod tests {
             (with(last, good[last].trim_end().to_owned()), "does not end in a newline"),
             (with(3, format!("\"{}", good[3])), "keys:"),
             (with(0, good[0].replacen("1/s", "1/x", 1)), "is not a period"),
-            (with(last, format!("\u{feff}{last:064x},k,\"a\"b,1/s,\n")), "column 1 (key_hash)"),
-            (csv(std::iter::once("x".repeat(SEVERAL))), "longer than"),
+            (with(last, format!("\u{feff}{last:064x},k,a,1/s,\n")), "column 1 (key_hash)"),
+            (with(last, format!("{last:064x},k,\"a\"b,1/s,\n")), "column 3 (owner): the closing quote"),
+            (with(last, format!("{last:064x},k,a\"b,1/s,\n")), "column 3 (owner): there is a quote"),
+            (
+                with(last, format!("{last:064x},k,\"a\\\"b\",1/s,\n")),
+                "column 3 (owner): a quote behind a backslash",
+            ),
+            (csv(std::iter::once("x".repeat(SEVERAL + 1))), "longer than"),
             (csv(good.iter().cloned()).split_off(9), "is not a field"),
         ];
         for (text, message) in wrong {

@@ -113,13 +113,15 @@ impl From<&source::Findings> for Findings {
 impl From<&source::Finding> for Finding {
     fn from(finding: &source::Finding) -> Self {
         let place = match &finding.column {
-            None => Self::default(),
+            // Of a field that is unknown, the message says the name.
+            None | Some(Column::Unknown(_)) => Self::default(),
             Some(Column::Numbered { number, name }) => {
                 Self { column: Some(*number), name: name.as_deref().map(str::to_owned), ..Self::default() }
             }
             Some(Column::Named(name)) => Self { name: Some(name.to_string()), ..Self::default() },
             Some(Column::Byte(byte)) => Self { byte: Some(*byte), ..Self::default() },
         };
-        Self { line: Some(finding.line).filter(|line| *line > 0), message: finding.message.clone(), ..place }
+        let line = Some(finding.line).filter(|line| *line > 0);
+        Self { line, message: finding.message.clone(), count: finding.count, ..place }
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use crate::record::{Field, Quoted};
 
-use super::Broken;
 use super::finding::{Column, Findings};
-use super::layout::{Layout, Slot, Texts, UnknownColumn};
-use super::records::{Columns, Next, Record, Records};
+use super::layout::{Layout, Slot, Texts};
+use super::records::{Columns, Next, Record, Records, TooLong};
 use super::row::Rows;
 use super::scan::Scanner;
+use super::unknown::{MissingColumn, UnknownColumn};
+use super::{Broken, MAX_ROW};
 
 /// Reads a CSV export; what is wrong goes to the findings of `rows`.
 pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
@@ -23,6 +24,10 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
         }
         Next::Broken(line, why) => {
             rows.findings.add(line, None, why);
+            None
+        }
+        Next::TooLong(row) => {
+            too_long(&row, None, rows.findings);
             None
         }
     };
@@ -38,7 +43,7 @@ pub(super) fn names(mut input: impl BufRead) -> io::Result<Vec<String>> {
         Next::Record(record) => {
             record.texts().map(|names| names.iter().map(str::to_owned).collect()).unwrap_or_default()
         }
-        Next::End | Next::Broken(..) => Vec::new(),
+        Next::End | Next::Broken(..) | Next::TooLong(_) => Vec::new(),
     };
     Ok(names)
 }
@@ -49,7 +54,7 @@ pub(super) fn header(text: &[u8], layout: &Layout) -> Option<(Header, usize)> {
     let mut findings = Findings::new("");
     let header = match records.next(&mut rest).ok()? {
         Next::Record(record) => Header::read(&record, layout, &mut findings)?,
-        Next::End | Next::Broken(..) => return None,
+        Next::End | Next::Broken(..) | Next::TooLong(_) => return None,
     };
     Some((header, text.len() - rest.len()))
 }
@@ -64,6 +69,7 @@ impl Header {
             }
             Next::End => {}
             Next::Broken(line, why) => rows.findings.add(line, None, why),
+            Next::TooLong(row) => too_long(&row, self.name(row.largest.0), rows.findings),
         }
         Ok(false)
     }
@@ -73,9 +79,10 @@ impl Header {
         if text.ends_with('\r') {
             rows.findings.add(0, None, Broken::NoNewline);
         }
+        let quotes = memchr::memchr(b'"', text.as_bytes()).is_some();
         let mut rest = text.trim_start_matches(LINE_ENDS);
         while !rest.is_empty() {
-            let length = match scanner.row(rest) {
+            let length = match scanner.row(rest, quotes) {
                 Some((columns, length)) => {
                     rows.count();
                     self.columns(0, columns.len(), columns.iter(), rows);
@@ -110,13 +117,14 @@ impl Header {
         let before = findings.total();
         let mut header = Self { columns: Vec::with_capacity(record.len()) };
         match record.texts() {
-            Ok(names) => header.take(record.line, &names, layout, findings),
+            Ok(names) => header.take(record, &names, layout, findings),
             Err(place) => not_utf8(record.line, place, None, findings),
         }
         (findings.total() == before).then_some(header)
     }
 
-    fn take(&mut self, line: u64, names: &Columns<'_>, layout: &Layout, findings: &mut Findings) {
+    fn take(&mut self, record: &Record<'_>, names: &Columns<'_>, layout: &Layout, findings: &mut Findings) {
+        let line = record.line;
         if names.get(0).contains([';', '\t']) {
             return findings.add(line, None, "the columns of a CSV file are separated by commas");
         }
@@ -124,6 +132,9 @@ impl Header {
             let message = "this looks like JSON Lines, and is read as CSV: name the file .jsonl, or set \
                            source.format to \"jsonl\"";
             return findings.add(line, None, message);
+        }
+        if record.wrong_quote().is_some() {
+            return wrong_quote(record, None, findings);
         }
         for (index, name) in names.iter().enumerate() {
             let place = Some(Column::Numbered { number: index + 1, name: None });
@@ -144,13 +155,14 @@ impl Header {
         for field in Field::ALL {
             if layout.expects(field) && self.index(field).is_none() {
                 let column = layout.column(field);
-                findings.add(
-                    line,
-                    None,
-                    format_args!("there is no column {} in the header", Quoted(&column)),
-                );
+                findings.add(line, None, MissingColumn { field, column: &column });
             }
         }
+    }
+
+    /// The name of a column, counted from 0.
+    fn name(&self, index: usize) -> Option<Arc<str>> {
+        self.columns.get(index).map(|(name, _)| Arc::clone(name))
     }
 
     fn index(&self, field: Field) -> Option<usize> {
@@ -160,6 +172,9 @@ impl Header {
     fn row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
         rows.count();
         let line = record.line;
+        if let Some((column, _)) = record.wrong_quote() {
+            return wrong_quote(record, self.name(column), rows.findings);
+        }
         match record.texts() {
             Ok(columns) => self.columns(line, record.len(), columns.iter(), rows),
             // A row of another shape has no columns of these names.
@@ -167,8 +182,7 @@ impl Header {
                 self.columns(line, record.len(), [].into_iter(), rows)
             }
             Err(place) => {
-                let name = self.columns.get(place.0).map(|(name, _)| Arc::clone(name));
-                not_utf8(line, place, name, rows.findings);
+                not_utf8(line, place, self.name(place.0), rows.findings);
             }
         }
     }
@@ -202,6 +216,24 @@ impl Header {
             None => Column::Named(field.name().into()),
         }
     }
+}
+
+fn wrong_quote(record: &Record<'_>, name: Option<Arc<str>>, findings: &mut Findings) {
+    if let Some((index, error)) = record.wrong_quote() {
+        findings.add(record.line, Some(Column::Numbered { number: index + 1, name }), error);
+    }
+}
+
+/// `name` is that of the row's largest column.
+fn too_long(row: &TooLong, name: Option<Arc<str>>, findings: &mut Findings) {
+    let TooLong { line, largest: (index, bytes), in_quotes } = *row;
+    let column = Column::Numbered { number: index + 1, name };
+    let ends = if in_quotes { "a closing quote may be missing" } else { "a newline may be missing" };
+    let message = format_args!(
+        "the row that begins in this line is longer than {MAX_ROW} bytes, and this is its largest column, with {bytes} \
+         bytes so far: {ends}, or the column is as large as that and has to be left out of the export"
+    );
+    findings.add(line, Some(column), message);
 }
 
 /// `place` is the column and the byte in it, counted from 0.

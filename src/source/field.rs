@@ -5,6 +5,8 @@ use serde_json::value::RawValue;
 
 use crate::record::{Digest, MAX_METADATA, Quoted, Status};
 
+use super::hash_form::{HashForm, recognise};
+
 /// Why a text is not the SHA-256 of a key. It never quotes the text, which may be the key itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum HashError {
@@ -19,6 +21,8 @@ pub(super) enum HashError {
          key, not the key itself"
     )]
     Other(usize),
+    #[error(transparent)]
+    Recognised(HashForm),
 }
 
 /// 64 hex digits, Postgres's `\x` form of them, or base64 in either alphabet, padded or not.
@@ -26,15 +30,24 @@ pub(super) fn hash(text: &str) -> Result<Digest, HashError> {
     if text.is_empty() {
         return Err(HashError::Missing);
     }
+    decoded(text).ok_or_else(|| {
+        if let Some(form) = recognise(text, |text| decoded(text).is_some()) {
+            return HashError::Recognised(form);
+        }
+        let digits = text.strip_prefix("\\x").unwrap_or(text);
+        match digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            true => HashError::HexLength(digits.len()),
+            false => HashError::Other(text.chars().count()),
+        }
+    })
+}
+
+fn decoded(text: &str) -> Option<Digest> {
     let digits = text.strip_prefix("\\x").unwrap_or(text);
-    let decoded = match digits.len() {
+    match digits.len() {
         64 => const_hex::decode_to_array(digits).ok(),
         _ => base64(text),
-    };
-    decoded.ok_or_else(|| match digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        true => HashError::HexLength(digits.len()),
-        false => HashError::Other(text.chars().count()),
-    })
+    }
 }
 
 fn base64(text: &str) -> Option<Digest> {

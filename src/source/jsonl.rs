@@ -10,11 +10,13 @@ use std::io::{self, BufRead, Read};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::record::{Field, Quoted};
+
 use super::finding::{Column, Findings};
-use super::layout::{Layout, Slot, Texts, UnknownColumn};
+use super::layout::{Layout, Slot, Texts};
 use super::row::Rows;
+use super::unknown::UnknownColumn;
 use super::{Broken, MAX_ROW};
-use crate::record::Field;
 
 /// Reads a JSON Lines export; what is wrong goes to the findings of `rows`.
 pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
@@ -26,8 +28,10 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
             break;
         }
         let Some(bytes) = line.strip_suffix(b"\n") else {
-            let why = if line.len() > MAX_ROW { Broken::TooLong } else { Broken::NoNewline };
-            rows.findings.add(number, None, why);
+            match line.len() > MAX_ROW {
+                true => rows.findings.add(number, None, TooLong),
+                false => rows.findings.add(number, None, Broken::NoNewline),
+            }
             break;
         };
         if !bytes.trim_ascii().is_empty() {
@@ -37,6 +41,14 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
     }
     Ok(())
 }
+
+/// Why a line is not read to its end.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "the line is longer than {MAX_ROW} bytes: the newline behind an object may be missing, or a field is as large as that and \
+     has to be left out of the export"
+)]
+struct TooLong;
 
 fn row(line: u64, bytes: &[u8], layout: &Layout, rows: &mut Rows<'_>) {
     let text = match str::from_utf8(bytes) {
@@ -147,7 +159,13 @@ enum Problem {
 impl Problem {
     fn report(&self, line: u64, layout: &Layout, findings: &mut Findings) {
         match self {
-            Self::Unknown(name) => findings.add(line, None, UnknownColumn(name)),
+            Self::Unknown(name) => {
+                findings.add(
+                    line,
+                    Some(Column::Unknown(Quoted(name).to_string().into())),
+                    UnknownColumn(name),
+                );
+            }
             Self::Twice(field) => {
                 findings.add(line, Some(Column::Named(layout.column(*field))), "it is in the object twice");
             }

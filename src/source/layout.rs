@@ -23,6 +23,8 @@ pub struct Layout {
     ignore: Vec<Arc<str>>,
     /// Fields that an export has to have.
     required: Fields,
+    /// Whether columns that are not known are ignored too.
+    ignores_unknown: bool,
     nulls: NullTexts,
 }
 
@@ -107,6 +109,11 @@ impl Layout {
         Self { nulls, ..self }
     }
 
+    /// The same, with columns that are not known ignored: for a reader that does not know the daemon's configuration.
+    pub fn ignoring_unknown(self) -> Self {
+        Self { ignores_unknown: true, ..self }
+    }
+
     /// The texts that stand for no value.
     pub(super) fn nulls(&self) -> &NullTexts {
         &self.nulls
@@ -129,7 +136,9 @@ impl Layout {
             Field::ALL.into_iter().find(|&field| self.columns[field as usize].as_deref() == Some(name));
         match field {
             Some(field) => Slot::Field(field),
-            None if self.ignore.iter().any(|ignored| **ignored == *name) => Slot::Ignored,
+            None if self.ignores_unknown || self.ignore.iter().any(|ignored| **ignored == *name) => {
+                Slot::Ignored
+            }
             None => Slot::Unknown,
         }
     }
@@ -172,18 +181,10 @@ impl Default for Layout {
             mapped: Default::default(),
             ignore: Vec::new(),
             required: Fields::NONE,
+            ignores_unknown: false,
             nulls: NullTexts::default(),
         }
     }
-}
-
-/// Why a column that is no field is refused.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("{} is not a field of a key, nor listed as ignored; the fields are {}", Quoted(.0), field_names())]
-pub(super) struct UnknownColumn<'a>(pub(super) &'a str);
-
-fn field_names() -> String {
-    Field::ALL.map(Field::name).join(", ")
 }
 
 #[cfg(test)]

@@ -2,12 +2,14 @@
 //!
 //! This sits on `csv-core`, the state machine inside of the crate `csv`, because the latter's reader grows its
 //! record until the row ends. Here the row has to fit: an unclosed quote stops at the end of the buffer. The
-//! machine also says how the text ended, which a reader that only yields records hides.
+//! machine also says how the text ended, which a reader that only yields records hides. Quotes in places where RFC 4180
+//! has none, which the machine reads over, are found beside it ([`quotes`](super::quotes)).
 
 use std::io::{self, BufRead};
 
 use csv_core::{ReadRecordResult, Reader};
 
+use super::quotes::{QuoteError, Quotes};
 use super::{Broken, MAX_ROW, fill};
 
 /// Most columns in a row: twenty times the fields of a record, for exports of whole tables.
@@ -29,6 +31,19 @@ pub(super) enum Next<'r> {
     End,
     /// Nothing more can be read from here on.
     Broken(u64, Broken),
+    /// Nor here, because the row does not fit.
+    TooLong(TooLong),
+}
+
+/// A row that does not end where every row has ended: what is known of it so far.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TooLong {
+    /// The line at which it begins.
+    pub(super) line: u64,
+    /// Its largest column, counted from 0, and the bytes of that.
+    pub(super) largest: (usize, usize),
+    /// Whether the quotes of that column are open.
+    pub(super) in_quotes: bool,
 }
 
 /// One record: its columns one after another, and where each ends.
@@ -37,6 +52,7 @@ pub(super) struct Record<'r> {
     pub(super) line: u64,
     bytes: &'r [u8],
     ends: &'r [usize],
+    quotes: Quotes,
 }
 
 impl Default for Records {
@@ -66,12 +82,14 @@ impl Records {
         self.skip_blank_lines(input)?;
         let line = self.machine.line();
         let (mut bytes, mut columns) = (0, 0);
+        let mut quotes = Quotes::new();
         loop {
             let text = fill(input)?;
             let at_end = text.is_empty();
             let (result, read, written, ended) =
                 self.machine.read_record(text, &mut self.bytes[bytes..], &mut self.ends[columns..]);
             self.last = read.checked_sub(1).and_then(|n| text.get(n)).copied().unwrap_or(self.last);
+            quotes.follow(&text[..read]);
             input.consume(read);
             bytes += written;
             columns += ended;
@@ -80,12 +98,17 @@ impl Records {
                 // A record that only the end of the text has ended.
                 ReadRecordResult::Record if at_end => Next::Broken(line, self.cut_short()),
                 ReadRecordResult::Record => {
-                    Next::Record(Record { line, bytes: &self.bytes[..bytes], ends: &self.ends[..columns] })
+                    let (bytes, ends) = (&self.bytes[..bytes], &self.ends[..columns]);
+                    Next::Record(Record { line, bytes, ends, quotes })
                 }
                 // Half a CRLF: the record is whole, but the text is not.
                 ReadRecordResult::End if self.last == b'\r' => Next::Broken(line, Broken::NoNewline),
                 ReadRecordResult::End => Next::End,
-                ReadRecordResult::OutputFull => Next::Broken(line, Broken::TooLong),
+                ReadRecordResult::OutputFull => {
+                    let largest = largest(&self.ends[..columns], bytes);
+                    let in_quotes = quotes.open() == Some(largest.0);
+                    Next::TooLong(TooLong { line, largest, in_quotes })
+                }
                 ReadRecordResult::OutputEndsFull => Next::Broken(line, Broken::TooManyColumns),
             });
         }
@@ -106,7 +129,19 @@ impl Records {
     }
 }
 
+/// The largest column of a row whose last one is not at its end, and the bytes of it.
+fn largest(ends: &[usize], bytes: usize) -> (usize, usize) {
+    let lengths = ends.iter().copied().chain([bytes]).enumerate();
+    let lengths = lengths.map(|(index, end)| (index, end - start(ends, index)));
+    lengths.max_by_key(|(_, length)| *length).unwrap_or_default()
+}
+
 impl<'r> Record<'r> {
+    /// The first quote in the wrong place, and its column, counted from 0.
+    pub(super) fn wrong_quote(&self) -> Option<(usize, QuoteError)> {
+        self.quotes.wrong()
+    }
+
     /// How many columns it has.
     pub(super) fn len(&self) -> usize {
         self.ends.len()

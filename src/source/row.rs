@@ -12,7 +12,7 @@ use super::finding::{Column, Findings};
 use super::layout::Texts;
 use super::memo::{Memo, Times};
 use super::null::NullTexts;
-use super::{Sink, field, list, time};
+use super::{MAX_FIELDS, Sink, field, list, time};
 
 /// Where the rows of an export go: good ones to the sink, what is wrong with the others to the findings.
 pub(super) struct Rows<'s> {
@@ -43,12 +43,30 @@ impl<'s> Rows<'s> {
 
     /// Hands on the row that begins at `line`; `column` says where a field of it is.
     pub(super) fn deliver(&mut self, line: u64, texts: &Texts<'_>, column: impl Fn(Field) -> Column) {
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        if bytes > MAX_FIELDS {
+            return self.too_large(line, bytes, texts, column);
+        }
         let findings = &mut *self.findings;
         let mut report = |field, message: &dyn Display| findings.add(line, Some(column(field)), message);
         let Some(record) = self.assembler.assemble(texts, &mut report) else { return };
         if let Err(message) = (self.sink)(line, &record) {
             self.findings.add(line, None, message);
         }
+    }
+}
+
+impl Rows<'_> {
+    #[cold]
+    fn too_large(&mut self, line: u64, bytes: usize, texts: &Texts<'_>, column: impl Fn(Field) -> Column) {
+        let Some(largest) = Field::ALL.into_iter().max_by_key(|field| texts[*field as usize].len()) else {
+            return;
+        };
+        let message = format_args!(
+            "the fields of the row have {bytes} bytes, and at most {MAX_FIELDS} are read; this is the largest, with {}",
+            texts[largest as usize].len()
+        );
+        self.findings.add(line, Some(column(largest)), message);
     }
 }
 

@@ -8,6 +8,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod values;
+
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 const RAW_KEY: &str = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
@@ -121,134 +123,6 @@ fn line_endings_a_byte_order_mark_and_blank_lines_change_nothing() {
     assert_eq!(marked.records, jsonl(jsonl_example()).records);
 }
 
-#[test]
-fn an_empty_list_is_not_an_absent_one() {
-    let lists = |outcome: &Outcome| {
-        assert_eq!(outcome.findings.to_string(), "");
-        let record = &outcome.records[0].1;
-        let from = record.find("allowed_ips").expect("a field");
-        let to = record.find(", limits").expect("a field");
-        record[from..to].to_owned()
-    };
-    let absent = "allowed_ips: None, allowed_origins: None";
-    let empty = "allowed_ips: Some([]), allowed_origins: Some([])";
-    for (text, expected) in
-        [("", absent), ("\"\"", absent), ("{}", empty), ("[]", empty), ("[ ]", empty), ("\" { } \"", empty)]
-    {
-        let header = "key_hash,key_id,allowed_ips,allowed_origins";
-        assert_eq!(lists(&csv(format!("{header}\n{A},k,{text},{text}\n"))), expected, "CSV: {text}");
-    }
-    assert_eq!(lists(&csv(format!("key_hash,key_id\n{A},k\n"))), absent, "no column");
-    for (json, expected) in [
-        ("null", absent),
-        ("\"\"", absent),
-        ("[]", empty),
-        ("[ ]", empty),
-        ("\"[]\"", empty),
-        ("\"{}\"", empty),
-        ("\"{ }\"", empty),
-    ] {
-        let row = format!(
-            "{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"allowed_ips\":{json},\"allowed_origins\":{json}}}\n"
-        );
-        assert_eq!(lists(&jsonl(row)), expected, "JSON: {json}");
-    }
-    assert_eq!(lists(&jsonl(format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\"}}\n"))), absent, "no field");
-}
-
-#[test]
-fn a_list_of_nothing_but_separators_is_refused() {
-    for text in [" ", "\t", ",", " , ", ",,", "{,}", "[\"\"]", "{\"\"}", "[null]", "{NULL}", "{{}}", "[[]]"] {
-        for field in ["allowed_ips", "allowed_origins", "scopes"] {
-            let quoted = text.replace('"', "\"\"");
-            let outcome = csv(format!("key_hash,key_id,{field}\n{A},k,\"{quoted}\"\n"));
-            assert_eq!((outcome.findings.total(), outcome.records.len()), (1, 0), "{field}: {text:?}");
-            let json = serde_json::to_string(text).expect("a string");
-            let outcome = jsonl(format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"{field}\":{json}}}\n"));
-            assert_eq!((outcome.findings.total(), outcome.records.len()), (1, 0), "{field}: {text:?}");
-        }
-    }
-}
-
-const EVERY_FIELD: &str = "key_id,key_hash,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
-                           allowed_origins,limits,metadata";
-
-/// What comes of a row in which `field` is `text`, in CSV, in quoted CSV and in JSON Lines, by `layout`.
-fn with_text(field: Field, text: &str, layout: &Layout) -> [Outcome; 3] {
-    let value = |of: Field| match of {
-        of if of == field => text,
-        Field::KeyHash => A,
-        Field::KeyId => "k",
-        _ => "",
-    };
-    let columns: Vec<&str> = EVERY_FIELD.split(',').collect();
-    let values = || columns.iter().map(|name| value(Field::from_name(name).expect("a field")));
-    let bare = values().collect::<Vec<_>>().join(",");
-    let quoted =
-        values().map(|value| format!("\"{}\"", value.replace('"', "\"\""))).collect::<Vec<_>>().join(",");
-    let json: serde_json::Map<_, _> =
-        columns.iter().zip(values()).map(|(name, value)| ((*name).to_owned(), value.into())).collect();
-    let json = serde_json::Value::Object(json);
-    [
-        (format!("{EVERY_FIELD}\n{bare}\n"), Format::Csv),
-        (format!("{EVERY_FIELD}\n{quoted}\n"), Format::Csv),
-        (format!("{json}\n"), Format::JsonLines),
-    ]
-    .map(|(text, format)| read_from(text.as_bytes(), format, layout).expect("no I/O error"))
-}
-
-#[test]
-fn null_as_text_is_no_owner_and_lifts_no_restriction() {
-    let layout = Layout::default();
-    for text in ["NULL", "\\N", "null", " NULL "] {
-        for field in Field::ALL {
-            let expected = with_text(field, "", &layout);
-            for (outcome, none) in with_text(field, text, &layout).into_iter().zip(expected) {
-                let message = outcome.findings.to_string();
-                let name = field.name();
-                match field {
-                    Field::Owner | Field::Metadata => {
-                        assert_eq!(message, "", "{name}: {text}");
-                        assert_eq!(outcome.records[0].1, none.records[0].1, "{name}: {text}");
-                    }
-                    _ => {
-                        assert_eq!(
-                            (outcome.findings.total(), outcome.records.len()),
-                            (1, 0),
-                            "{name}: {text}"
-                        );
-                        assert!(message.contains("source.null_texts"), "{name}: {message}");
-                        let is_missing = message.contains(&format!("{name} is missing"));
-                        assert_eq!(is_missing, field.is_required(), "{name}: {message}");
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn null_texts_are_those_of_the_configuration() {
-    let layout = Layout::default().with_null_texts(NullTexts::new(["-".into(), "(none)".into()]));
-    for outcome in with_text(Field::Environment, "NULL", &layout) {
-        assert_eq!(outcome.findings.to_string(), "");
-        assert!(outcome.records[0].1.contains("environment: \"NULL\""), "{}", outcome.records[0].1);
-    }
-    for text in ["-", "(None)"] {
-        for outcome in with_text(Field::Environment, text, &layout) {
-            assert!(
-                outcome.findings.to_string().contains("source.null_texts"),
-                "{text}: {}",
-                outcome.findings
-            );
-        }
-    }
-    let none = Layout::default().with_null_texts(NullTexts::new([]));
-    for outcome in with_text(Field::KeyId, "NULL", &none) {
-        assert!(outcome.records[0].1.contains("key_id: \"NULL\""), "{}", outcome.findings);
-    }
-}
-
 /// Yields a byte at a time, and is interrupted before each.
 struct Dripping<'a>(&'a [u8], bool);
 
@@ -349,20 +223,28 @@ fn an_empty_file_is_wrong_and_one_without_rows_is_not() {
 #[test]
 fn a_header_says_all_that_is_wrong_with_it() {
     assert_eq!(
-        csv("key_hash,owners,plan,plan,a\"b\nx\n").findings.to_string(),
-        "keys:1: column 2: \"owners\" is not a field of a key, nor listed as ignored; the fields are key_hash, \
-         key_id, owner, environment, plan, status, not_before, expires_at, scopes, allowed_ips, allowed_origins, \
-         limits, metadata\n\
+        csv("key_hash,owners,plan,plan,\"a\"\"b\"\nx\n").findings.to_string(),
+        "keys:1: column 2: \"owners\" is not a field of a key. Did you mean owner? Read it as a field by source.columns \
+         (under [source.columns]: owner = \"owners\"), or skip it by source.ignore (under [source]: ignore = \
+         [\"owners\"]). The fields are key_hash, key_id, owner, environment, plan, status, not_before, expires_at, \
+         scopes, allowed_ips, allowed_origins, limits, metadata\n\
          keys:1: column 4: there are two columns \"plan\"\n\
-         keys:1: column 5: \"a\\\"b\" is not a field of a key, nor listed as ignored; the fields are key_hash, \
-         key_id, owner, environment, plan, status, not_before, expires_at, scopes, allowed_ips, allowed_origins, \
-         limits, metadata\n\
-         keys:1: there is no column \"key_id\" in the header"
+         keys:1: column 5: \"a\\\"b\" is not a field of a key. Read it as a field by source.columns (under \
+         [source.columns]: FIELD = \"a\\\"b\"), or skip it by source.ignore (under [source]: ignore = \
+         [\"a\\\"b\"]). The fields are key_hash, key_id, owner, environment, plan, status, not_before, expires_at, \
+         scopes, allowed_ips, allowed_origins, limits, metadata\n\
+         keys:1: there is no column \"key_id\" in the header; if it has another name, set source.columns (under \
+         [source.columns]: key_id = \"COLUMN\")"
     );
     assert_eq!(
-        csv("key_hash;key_id\n").findings.to_string(),
-        "keys:1: the columns of a CSV file are separated by commas"
+        csv("key_hash,key\"id\n").findings.to_string(),
+        "keys:1: column 2: there is a quote in a field that does not begin with one; put the whole field in quotes and \
+         write the quote twice, as in \"O\"\"Brien\" (RFC 4180)"
     );
+    for header in ["key_hash;key_id\n", "\"key_hash\";\"key_id\"\n"] {
+        let expected = "keys:1: the columns of a CSV file are separated by commas";
+        assert_eq!(csv(header).findings.to_string(), expected, "{header}");
+    }
     assert_eq!(
         csv(b"key_hash,key_\xffid\n").findings.to_string(),
         "keys:1: column 2: byte 5 of it is not UTF-8; export the file as UTF-8"
@@ -387,7 +269,11 @@ fn a_layout_maps_and_ignores_columns() {
     );
     let text = "sha256,key_id\n";
     let outcome = read_from(text.as_bytes(), Format::Csv, &layout).expect("no I/O error");
-    assert_eq!(outcome.findings.to_string(), "keys:1: there is no column \"until\" in the header");
+    assert_eq!(
+        outcome.findings.to_string(),
+        "keys:1: there is no column \"until\" in the header; if it has another name, set source.columns (under \
+         [source.columns]: expires_at = \"COLUMN\")"
+    );
     let text = format!(
         "{{\"id\":{{}},\"sha256\":\"{A}\",\"key_id\":\"k1\"}}\n{{\"sha256\":\"{B}\",\"key_id\":2,\"until\":\"soon\"}}\n"
     );
@@ -418,8 +304,7 @@ fn a_row_says_all_that_is_wrong_with_it() {
          keys:2: column 4 (expires_at): \"2026-11-21\" has no time of day; write it as 2026-11-21T10:00:00Z\n\
          keys:2: column 6 (scopes): it has an empty item; separate items by one comma or by spaces\n\
          keys:2: column 5 (limits): \"x\" is not a period; it is s, m, h or d, or several of one as in 30d\n\
-         keys:4: the row has 5 columns, the header 6\n\
-         keys:5: the row has 7 columns, the header 6"
+         keys:4: the row has 5 columns, the header 6 (and 1 more like it)"
     );
 }
 
@@ -470,9 +355,10 @@ fn a_json_line_says_what_is_wrong_with_it() {
         ),
         (
             row("\"scope\":\"a\""),
-            "1: \"scope\" is not a field of a key, nor listed as ignored; the fields are key_hash, key_id, owner, \
-             environment, plan, status, not_before, expires_at, scopes, allowed_ips, allowed_origins, limits, \
-             metadata",
+            "1: \"scope\" is not a field of a key. Did you mean scopes? Read it as a field by source.columns (under \
+             [source.columns]: scopes = \"scope\"), or skip it by source.ignore (under [source]: ignore = [\"scope\"]). \
+             The fields are key_hash, key_id, owner, environment, plan, status, not_before, expires_at, scopes, \
+             allowed_ips, allowed_origins, limits, metadata",
         ),
     ] {
         let outcome = jsonl(&text);
@@ -506,12 +392,16 @@ fn a_key_in_the_wrong_column_is_not_repeated() {
 }
 
 #[test]
-fn findings_beyond_twenty_are_counted_and_reading_goes_on() {
-    let bad = "x,k\n".repeat(1000);
-    let outcome = csv(format!("key_hash,key_id\n{bad}{A},k\n"));
-    assert_eq!((outcome.rows, outcome.lines()), (1001, vec![1002]));
-    assert_eq!((outcome.findings.kept().len(), outcome.findings.total()), (20, 1000));
-    assert!(outcome.findings.to_string().ends_with("\nkeys: and 980 more"));
+fn rows_that_are_wrong_in_the_same_way_are_one_finding_and_reading_goes_on() {
+    let bad: String = (0..20_000).map(|n| format!("{A},k{n},t{n},\n")).collect();
+    let outcome = csv(format!("key_hash,key_id,status,expires_at\n{bad}{A},k,,soon\n{A},k,,\n"));
+    assert_eq!((outcome.rows, outcome.lines()), (20_002, vec![20_003]));
+    assert_eq!(outcome.findings.total(), 20_001);
+    assert_eq!(
+        outcome.findings.to_string(),
+        "keys:2: column 3 (status): \"t0\" is not a status; it is active, disabled or revoked (and 19999 more like it)\n\
+         keys:20002: column 4 (expires_at): \"soon\" is not a time; write it as 2026-11-21T10:00:00Z"
+    );
 }
 
 #[test]
@@ -578,38 +468,28 @@ impl Read for Endless<'_> {
 #[test]
 fn a_row_without_an_end_stops_at_the_bound() {
     let quoted = format!("key_hash,key_id\n{A},\"");
-    for (head, format, line) in [
-        ("", Format::Csv, 1),
-        ("key_hash,key_id\n", Format::Csv, 2),
-        (quoted.as_str(), Format::Csv, 2),
-        ("", Format::JsonLines, 1),
-        ("{\"key_hash\":\"", Format::JsonLines, 1),
+    let csv_message = |column: &str, bytes: usize, cause: &str| {
+        format!(
+            " column {column}: the row that begins in this line is longer than 1048576 bytes, and this is its largest \
+             column, with {bytes} bytes so far: a {cause} may be missing, or the column is as large as that and has to be \
+             left out of the export"
+        )
+    };
+    let json_message = " the line is longer than 1048576 bytes: the newline behind an object may be missing, or a field is \
+                        as large as that and has to be left out of the export";
+    for (head, format, line, message) in [
+        ("", Format::Csv, 1, &*csv_message("1", MAX_ROW, "newline")),
+        ("key_hash,key_id\n", Format::Csv, 2, &csv_message("1 (key_hash)", MAX_ROW, "newline")),
+        (quoted.as_str(), Format::Csv, 2, &csv_message("2 (key_id)", MAX_ROW - A.len(), "closing quote")),
+        ("", Format::JsonLines, 1, json_message),
+        ("{\"key_hash\":\"", Format::JsonLines, 1, json_message),
     ] {
         let mut taken = 0;
         let outcome =
             read_from(Endless { head: head.as_bytes(), taken: &mut taken }, format, &Layout::default());
-        assert_eq!(
-            outcome.expect("no I/O error").findings.to_string(),
-            format!(
-                "keys:{line}: the row is longer than 65536 bytes, which none needs; is a closing quote or a newline \
-                 missing?"
-            )
-        );
+        assert_eq!(outcome.expect("no I/O error").findings.to_string(), format!("keys:{line}:{message}"));
         assert!(taken <= MAX_ROW + 2 * BUFFER, "{taken} bytes were read");
     }
-}
-
-#[test]
-fn the_longest_row_fits_and_one_byte_more_does_not() {
-    let row = |scopes: usize| {
-        format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"scopes\":\"{}\"}}\n", "a ".repeat(scopes))
-    };
-    let scopes = (MAX_ROW + 1 - row(0).len()) / 2;
-    let longest = row(scopes).replace("\"k\"", if row(scopes).len() > MAX_ROW { "\"k\"" } else { "\"kk\"" });
-    assert_eq!(longest.len(), MAX_ROW + 1);
-    assert_eq!(jsonl(&longest).findings.to_string(), "");
-    assert_eq!(jsonl(format!("{longest}\n{longest}")).rows, 2);
-    assert_eq!(jsonl(format!(" {longest}")).findings.total(), 1);
 }
 
 #[test]

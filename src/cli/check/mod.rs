@@ -29,9 +29,9 @@ mod report;
 use report::{Lines, Outcome, Report, Setting};
 
 const HELP: &str = "\
-Everything that is wrong with the source is reported with its line and column, the first 20 findings in full; then what
-is suspicious about it, the first 3 of each kind (with --json, 20 of all). Revoked keys are not suspicious. A pepper that
-this user may not read is left to the daemon.
+Everything that is wrong with the source is reported with its line and column: rows that are wrong in the same way are
+one finding, with their number, and the first 20 findings are shown; then what is suspicious about it, the first 3 of each
+kind (with --json, 20 of all). Revoked keys are not suspicious. A pepper that this user may not read is left to the daemon.
 
 If the state directory has last good keys, and this user may read them, the source is compared with them: they are what a
 start of the daemon compares it with, and serves if it is refused. --against and --daemon compare it with something else.

@@ -17,6 +17,7 @@ use crate::cli::words::Count;
 use crate::config::ConfigError;
 use crate::lint::{self, Warning};
 use crate::snapshot::Summary;
+use crate::source::MoreLikeIt;
 
 /// What a check found. What does not apply is left out.
 #[derive(Default)]
@@ -196,9 +197,10 @@ impl Lines<'_, '_> {
         for finding in &findings.first {
             self.0.note(format_args!("{source}:{}", Place(finding)));
         }
-        let more = findings.total.saturating_sub(findings.first.len() as u64);
+        let kept: u64 = findings.first.iter().map(|finding| finding.count).sum();
+        let more = findings.total.saturating_sub(kept);
         if more > 0 {
-            self.0.note(format_args!("{source}: and {more} more"));
+            self.0.note(format_args!("{source}: and {more} more of other kinds"));
         }
     }
 
@@ -215,10 +217,13 @@ impl Lines<'_, '_> {
                 self.0.note(format_args!("{source}: {}: {}", Count(total, level), kinds.join(", ")));
             }
         }
-        if lints.ids_left_out > 0 {
-            let rows = Count(lints.ids_left_out, "row");
-            self.0
-                .note(format_args!("{source}: the key ids of {rows} were not compared: there are too many"));
+        for (left_out, what) in [(lints.ids_left_out, "key ids"), (lints.owners_left_out, "owners")] {
+            if left_out > 0 {
+                let rows = Count(left_out, "row");
+                self.0.note(format_args!(
+                    "{source}: the {what} of {rows} were not compared: there are too many"
+                ));
+            }
         }
     }
 
@@ -268,7 +273,7 @@ struct Place<'a>(&'a Finding);
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Finding { line, column, name, byte, message } = self.0;
+        let Finding { line, column, name, byte, message, count } = self.0;
         if let Some(line) = line {
             write!(f, "{line}:")?;
         }
@@ -279,6 +284,6 @@ impl fmt::Display for Place<'_> {
             (None, None, Some(byte)) => write!(f, " byte {byte}:")?,
             (None, None, None) => {}
         }
-        write!(f, " {message}")
+        write!(f, " {message}{}", MoreLikeIt(*count))
     }
 }

@@ -70,19 +70,35 @@ fn every_finding_has_its_place() {
         output,
         "{\"ok\":false,\"source\":\"keys.csv\",\"total_findings\":2,\"findings\":[{\"line\":2,\
          \"column\":3,\"name\":\"limits\",\"message\":\"\\\"100\\\" is not a rate; write it as 100/s or \
-         1000/h burst 50\"},{\"line\":4,\"message\":\"the same key_hash as in line 3; a key may be listed \
-         once\"}]}\n"
+         1000/h burst 50\",\"count\":1},{\"line\":4,\"message\":\"the same key_hash as in line 3; a key may be \
+         listed once\",\"count\":1}]}\n"
     );
     assert_eq!((exit, messages.as_str()), (Exit::BadInput, ""));
 }
 
 #[test]
-fn the_first_twenty_findings_are_shown_and_the_rest_counted() {
-    let export = format!("key_hash,key_id\n{}", "x,k\n".repeat(30));
+fn a_column_that_is_always_wrong_does_not_hide_another() {
+    let rows: String = (0..30).map(|n| format!("{A},k{n},t{n},\n")).collect();
+    let export = format!("key_hash,key_id,status,limits\n{rows}{B},k,,fast\n");
     let (_, _, messages) = check(&export, &[]);
-    assert_eq!(messages.lines().count(), 21);
-    assert!(messages.ends_with("keys.csv: and 10 more\n"), "{messages}");
+    assert_eq!(
+        messages,
+        "keys.csv:2: column 3 (status): \"t0\" is not a status; it is active, disabled or revoked (and 29 more like it)\n\
+         keys.csv:32: column 4 (limits): \"fast\" is not a rate; write it as 100/s or 1000/h burst 50\n"
+    );
     let (_, output, _) = check(&export, &["--json"]);
+    let report = json(&output);
+    assert_eq!(report["total_findings"], 31);
+    assert_eq!((&report["findings"][0]["count"], &report["findings"][1]["count"]), (&30.into(), &1.into()));
+}
+
+#[test]
+fn the_first_twenty_findings_are_shown_and_the_rest_counted() {
+    let header: String = (0..30).map(|n| format!(",c{n}")).collect();
+    let (_, _, messages) = check(&format!("key_hash,key_id{header}\n"), &[]);
+    assert_eq!(messages.lines().count(), 21);
+    assert!(messages.ends_with("keys.csv: and 10 more of other kinds\n"), "{messages}");
+    let (_, output, _) = check(&format!("key_hash,key_id{header}\n"), &["--json"]);
     let report = json(&output);
     assert_eq!(report["total_findings"], 30);
     assert_eq!(report["findings"].as_array().map(Vec::len), Some(20));
@@ -111,8 +127,8 @@ fn warnings_are_told_counted_and_fail_only_where_that_is_asked_for() {
          keys.csv:3: warning: the scope * is everything, and whatever will be added [wildcard_scope]\n\
          keys.csv:3: warning: nothing limits the key, neither its row nor its plan [no_limit]\n\
          keys.csv:3: warning: the key never expires: without an expires_at, a leak is for ever [no_expiry]\n\
-         keys.csv:3: warning: the key_id \"K1\" differs from that of line 2 only in case, in - _ . or in digits \
-         that look like letters [near_duplicate]\n\
+         keys.csv:3: warning: the key_id \"K1\" is easily taken for that of line 2: they differ only in case, in \
+         blanks, in - _ . or in characters that are not shown or look alike [near_duplicate]\n\
          keys.csv: 5 warnings: 1 wildcard_scope, 2 no_limit, 1 no_expiry, 1 near_duplicate\n\
          keys.csv: 1 note: 1 wildcard_ending\n"
     );
