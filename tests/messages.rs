@@ -130,6 +130,64 @@ fn a_revocation_that_is_not_answered_in_time_may_still_come() {
 }
 
 #[test]
+fn ids_and_owners_that_begin_with_a_hyphen_are_revoked() {
+    let ids = ["-Vx9", "-hello", "-h", "--help", "-o"];
+    let rows: String = ids.map(|id| format!("{},{id},\n", hex(id))).concat();
+    let export = format!("key_hash,key_id,owner\n{rows}{},c,-hV\n", hex("c"));
+    let daemon = Daemon::serving_text(&export);
+    let order =
+        |arguments: &[&str]| run_beside(&daemon, &[arguments, &["--socket", "keyward.sock"]].concat(), "");
+    let (code, text, _) = order(&["revoke", "-Vx9"]);
+    assert_eq!(code, 0);
+    assert!(text.starts_with("revoked -Vx9 (1 key)"), "{text}");
+    assert!(order(&["revoke", "-hello"]).1.starts_with("revoked -hello (1 key)"));
+    assert!(order(&["revoke", "--owner", "-hV"]).1.starts_with("revoked owner -hV (1 key)"));
+    let behind = |id| run_beside(&daemon, &["revoke", "--socket", "keyward.sock", "--", id], "");
+    for id in ["-h", "--help"] {
+        assert!(behind(id).1.starts_with(&format!("revoked {id} (1 key)")), "{id}");
+    }
+    for (key, verdict) in [
+        ("-Vx9", "REVOKED"),
+        ("-hello", "REVOKED"),
+        ("-h", "REVOKED"),
+        ("--help", "REVOKED"),
+        ("c", "REVOKED"),
+        ("-o", "ALLOWED"),
+    ] {
+        assert_eq!(daemon.verdict(key), verdict, "{key}");
+    }
+    assert!(order(&["unrevoke", "-Vx9"]).1.starts_with("unrevoked -Vx9 (1 key)"));
+    assert_eq!(daemon.verdict("-Vx9"), "ALLOWED");
+    let (code, text, _) = order(&["usage", "--key", "-Vx9"]);
+    assert_eq!(code, 0);
+    assert!(text.starts_with("-Vx9: 1 allowed"), "{text}");
+}
+
+#[test]
+fn texts_that_a_terminal_would_not_show_are_escaped() {
+    let export = format!("key_hash,key_id,owner\n{},a\u{202e}b,\u{200b}acme\n", hex("a"));
+    let daemon = Daemon::serving_text(&export);
+    let shown = |arguments: &[&str], input| {
+        let (_, text, messages) = run_beside(&daemon, arguments, input);
+        assert!(!text.contains(['\u{202e}', '\u{200b}']), "{arguments:?}: {text}");
+        assert!(!messages.contains(['\u{202e}', '\u{200b}']), "{arguments:?}: {messages}");
+        text
+    };
+    let text = shown(&["verify", "--socket", "keyward.sock"], "a\n");
+    assert!(text.contains(r#"key_id="a\u{202e}b"  owner="\u{200b}acme""#), "{text}");
+    let text = shown(&["verify", "--socket", "keyward.sock", "--json"], "a\n");
+    assert!(text.contains(r#""key_id":"a\u202eb""#), "{text}");
+    shown(&["revoke", "a\u{202e}b", "--socket", "keyward.sock"], "");
+    shown(&["revoke", "--owner", "\u{200b}acme", "--socket", "keyward.sock"], "");
+    let text = shown(&["status", "--socket", "keyward.sock"], "");
+    assert!(text.contains(r"a\u{202e}b"), "{text}");
+    shown(&["usage", "--socket", "keyward.sock"], "");
+    shown(&["check", "--daemon", "--socket", "keyward.sock"], "");
+    let source = daemon.setup.source();
+    shown(&["check", "--source", source.to_str().expect("UTF-8")], "");
+}
+
+#[test]
 fn a_key_without_usage_is_said_to_have_none() {
     let daemon = daemon();
     let usage = |arguments: &[&str]| {

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 mod bench;
 mod check;
@@ -20,6 +20,7 @@ mod compile;
 mod demo;
 mod digests;
 mod exit;
+mod hyphen;
 mod key;
 mod key_change;
 mod log;
@@ -102,8 +103,8 @@ impl Command {
 
 /// Does what `arguments` ask for; the first is the program's own name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
-    let command = match Cli::try_parse_from(arguments) {
-        Ok(Cli { command }) => command,
+    let command = match command(arguments) {
+        Ok(command) => command,
         Err(error) => return misuse::report(&error),
     };
     // Not std's own handles: their buffers may hold a key, and are never wiped.
@@ -121,6 +122,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     finish(command.run(&mut streams), &mut streams)
 }
 
+fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let arguments = hyphen::as_values(Cli::command(), arguments)?;
+    Cli::try_parse_from(arguments).map(|cli| cli.command)
+}
+
 fn finish(result: Result<Exit, Failure>, streams: &mut Streams<'_>) -> Exit {
     result.unwrap_or_else(|Failure { exit, message }| {
         streams.note(format_args!("keyward: {message}"));
@@ -134,8 +140,6 @@ fn unbuffered(stream: impl AsFd) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// Runs a command; returns its exit code and what it wrote.
@@ -150,7 +154,7 @@ mod tests {
     }
 
     pub(super) fn parse(arguments: &[&str]) -> Result<Command, clap::Error> {
-        Cli::try_parse_from(["keyward"].iter().chain(arguments)).map(|cli| cli.command)
+        command(["keyward"].iter().chain(arguments).map(OsString::from))
     }
 
     #[test]
