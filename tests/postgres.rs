@@ -28,7 +28,8 @@ CREATE TABLE api_keys AS SELECT
          WHEN n % 10 = 1 THEN 'infinity'
          ELSE timestamptz '2099-01-01 00:00:00+00' END AS expires_at,
     CASE WHEN n % 3 = 0 THEN ARRAY['orders:read', 'orders:write'] ELSE ARRAY[]::text[] END AS scopes,
-    CASE WHEN n % 100 = 3 THEN ARRAY['10.0.0.0/8', '2001:db8::/32']::cidr[] END AS allowed_ips,
+    CASE WHEN n % 100 = 3 THEN ARRAY['10.0.0.0/8', '2001:db8::/32']::cidr[]
+         WHEN n % 100 = 4 THEN ARRAY[]::cidr[] END AS allowed_ips,
     '100/s burst 200' AS limits,
     CASE WHEN n % 1000 = 9 THEN jsonb_build_object('tier', n) END AS metadata
 FROM generate_series(1, 1000000) AS n";
@@ -164,6 +165,7 @@ fn a_million_keys_from_postgresql_are_served_within_two_seconds() {
     assert_eq!(ask(Request::new("key-999007")).0, "REVOKED");
     assert_eq!(ask(Request::new("key-3").ip([10, 1, 2, 3].into())).0, "ALLOWED");
     assert_eq!(ask(Request::new("key-103").ip([11, 1, 2, 3].into())).0, "IP_NOT_ALLOWED");
+    assert_eq!(ask(Request::new("key-104").ip([10, 1, 2, 3].into())).0, "IP_NOT_ALLOWED", "an empty list");
     assert_eq!(ask(Request::new("key-6").scopes(["orders:write"])).0, "ALLOWED");
     assert_eq!(ask(Request::new("key-5").scopes(["orders:write"])).0, "MISSING_SCOPE");
     assert_eq!(ask(Request::new("key-9").metadata()).2.as_deref(), Some("{\"tier\": 9}"));

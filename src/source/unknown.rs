@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::record::Quoted;
 
-use super::layout::Field;
+use crate::record::Field;
 
 /// Fewer changed letters than this make a name of another.
 const NEAR: usize = 3;

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use super::new::Row;
+use super::row::Row;
 use crate::cli::exit::{Exit, Failure};
 use crate::record::Quoted;
 use crate::source::{self, Field, Format};
@@ -12,18 +12,25 @@ use crate::source::{self, Field, Format};
 /// Which field each column holds, if it holds one.
 pub(super) struct Header {
     pub(super) path: String,
+    /// The option that named it.
+    option: &'static str,
     pub(super) columns: Vec<Option<Field>>,
 }
 
 impl Header {
-    /// Reads that of the file at `path`.
-    pub(super) fn read(path: &Path) -> Result<Self, Failure> {
+    /// A column for each field.
+    pub(super) fn of_all_fields(path: String, option: &'static str) -> Self {
+        Self { path, option, columns: Field::ALL.map(Some).into() }
+    }
+
+    /// Reads that of the file at `path`, which `option` named.
+    pub(super) fn read(path: &Path, option: &'static str) -> Result<Self, Failure> {
         // A path that may be a key, given in the wrong place, is not repeated.
         let name = match path.to_str() {
             Some(name) if !Quoted(name).may_be_key() => name,
             _ => "it",
         };
-        let refused = |message: String| Failure::new(Exit::Usage, format_args!("--like: {message}"));
+        let refused = |message: String| Failure::new(Exit::Usage, format_args!("{option}: {message}"));
         let file = File::open(path).map_err(|error| refused(format!("cannot open {name}: {error}")))?;
         let names = source::header(file).map_err(|error| refused(format!("cannot read {name}: {error}")))?;
         let is_json = names.first().is_some_and(|first| first.starts_with('{'));
@@ -36,7 +43,7 @@ impl Header {
             return Err(refused(format!("{name} has no header (CSV)")));
         }
         let columns = names.iter().map(|name| Field::from_name(name)).collect();
-        Ok(Self { path: name.to_owned(), columns })
+        Ok(Self { path: name.to_owned(), option, columns })
     }
 
     /// Whatever the row has must have its place.
@@ -44,7 +51,7 @@ impl Header {
         match row.fields().find(|(field, _)| !self.columns.contains(&Some(*field))) {
             Some((field, _)) => Err(Failure::new(
                 Exit::Usage,
-                format_args!("--like: {} has no column {} in its header", self.path, field.name()),
+                format_args!("{}: {} has no column {} in its header", self.option, self.path, field.name()),
             )),
             None => Ok(()),
         }

@@ -6,10 +6,12 @@ use super::exit::{Exit, Failure};
 use super::streams::Streams;
 
 mod check;
+mod export;
 mod hash;
 mod header;
 mod new;
 mod pepper;
+mod row;
 mod rule;
 
 /// Mint, hash, check and find keys, without a daemon

@@ -3,22 +3,24 @@
 //! A row is read back as a daemon would read it before anything is minted: a key whose row is refused is of no use.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::export::Export;
 use super::header::Header;
 use super::pepper::{Hasher, PepperFile};
+use super::row::Row;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::options::deadline;
 use crate::cli::streams::Streams;
+use crate::cli::words::Count;
 use crate::clock::Clock;
 use crate::key_format::{self, Prefix};
 use crate::record::{Digest, Quoted, rfc3339};
-use crate::source::{self, Field, Findings, Format, Layout};
+use crate::source::{self, Findings, Format, Layout};
 
 /// Most keys at once.
 const MAX_COUNT: i64 = 100_000;
@@ -32,8 +34,13 @@ that the daemon reads.
 
 Times are written to the row in UTC; --expires-in counts from now, whatever --not-before says.
 
+With --append-to the row goes into an export, and standard output has the key alone. A file that is missing is made, with a
+column for each field; one that is there keeps its columns, its mode and its owner, and is replaced as a whole. If anything
+is wrong with the row or the file, the file stays as it is and there is no key.
+
 Examples:
   keyward key new --key-id ci-1 --owner acme --limits '100/s burst 200' --expires-in 90d
+  keyward key new --owner acme --limits 100/s --append-to keys.csv > key.txt
   keyward key new --key-id ci-2 --limits 100/s --like keys.csv
   keyward key new --count 3 --scopes 'orders:read orders:write' --json | jq -c .row >> keys.jsonl";
 
@@ -55,6 +62,10 @@ pub(in crate::cli) struct New {
     /// Print the rows to be appended to this export (CSV): the columns that its header has, in its order
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     like: Option<PathBuf>,
+
+    /// Append the rows to this export (CSV or JSON Lines), and print the keys alone
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "like"])]
+    append_to: Option<PathBuf>,
 
     /// Print one JSON object a line: {"key":…,"row":{…}}
     #[arg(long)]
@@ -102,78 +113,19 @@ fn lifetime(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-/// What is exported of a key.
-#[derive(Serialize)]
-pub(super) struct Row<'a> {
-    key_hash: String,
-    key_id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    owner: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    environment: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plan: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    not_before: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scopes: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limits: Option<&'a str>,
-}
-
-impl Row<'_> {
-    /// What it has, in the order of the header.
-    pub(super) fn fields(&self) -> impl Iterator<Item = (Field, &str)> {
-        let optional = [
-            (Field::Owner, self.owner),
-            (Field::Environment, self.environment),
-            (Field::Plan, self.plan),
-            (Field::NotBefore, self.not_before),
-            (Field::ExpiresAt, self.expires_at),
-            (Field::Scopes, self.scopes),
-            (Field::Limits, self.limits),
-        ];
-        let required = [(Field::KeyHash, Some(&*self.key_hash)), (Field::KeyId, Some(&*self.key_id))];
-        required.into_iter().chain(optional).filter_map(|(field, text)| Some((field, text?)))
-    }
-
-    fn header(&self) -> String {
-        self.fields().map(|(field, _)| field.name()).collect::<Vec<_>>().join(",")
-    }
-
-    fn csv(&self) -> String {
-        self.fields().map(|(_, text)| quoted(text)).collect::<Vec<_>>().join(",")
-    }
-
-    /// Under another header: what it does not have is empty.
-    fn csv_under(&self, header: &Header) -> String {
-        let text =
-            |column: &Field| self.fields().find(|(field, _)| field == column).map_or("", |(_, text)| text);
-        let columns = header.columns.iter().map(|field| field.as_ref().map_or("", text));
-        columns.map(quoted).collect::<Vec<_>>().join(",")
-    }
-}
-
-/// RFC 4180.
-fn quoted(text: &str) -> String {
-    let is_plain = !text.contains([',', '"', '\r', '\n']) && text.trim() == text;
-    if is_plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }
-}
-
 impl New {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         self.refuse_empty()?;
-        let like = self.like.as_deref().map(Header::read).transpose()?;
+        let like = self.like.as_deref().map(|path| Header::read(path, "--like")).transpose()?;
         let batch = Batch { new: self, times: self.times()?, hasher: self.pepper.hasher()?, like };
         // The last number is the longest.
         let last = batch.row(self.count, &[0; 32]);
         check(&last)?;
         batch.like.as_ref().map_or(Ok(()), |header| header.refuse_missing(&last))?;
-        match self.json {
-            true => batch.print_json(streams)?,
-            false => batch.print(streams)?,
+        match (&self.append_to, self.json) {
+            (Some(path), _) => batch.append(path, &last, streams)?,
+            (None, true) => batch.print_json(streams)?,
+            (None, false) => batch.print(streams)?,
         }
         Ok(Exit::Done)
     }
@@ -313,10 +265,39 @@ impl Batch<'_> {
         streams.print(rows)
     }
 
+    /// `last` is the longest row.
+    fn append(&self, path: &Path, last: &Row<'_>, streams: &mut Streams<'_>) -> Result<(), Failure> {
+        let export = Export::open(path)?;
+        export.refuse_missing(last)?;
+        let (mut keys, mut rows) = (Vec::new(), String::new());
+        for number in 1..=self.new.count {
+            let (key, row) = self.mint(number)?;
+            rows += &export.line(&row)?;
+            keys.push(key);
+        }
+        export.append(&rows, self.new.count)?;
+        streams.note(format_args!("{} appended to {}", Count(self.new.count, "row"), path.display()));
+        for key in keys {
+            streams.print(&*key)?;
+        }
+        match streams.is_closed() {
+            // The rows are there, and the keys would be nowhere.
+            true => Err(Failure::new(
+                Exit::Denied,
+                format_args!(
+                    "standard output was closed before all keys were printed; remove the last {} from {}",
+                    Count(self.new.count, "row"),
+                    path.display()
+                ),
+            )),
+            false => Ok(()),
+        }
+    }
+
     fn print_json(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
         for number in 1..=self.new.count {
             let (key, row) = self.mint(number)?;
-            let row = serde_json::to_string(&row).map_err(|error| Failure::new(Exit::Denied, error))?;
+            let row = row.json()?;
             // Written around the row, and not by serde, whose buffers are not wiped. A key needs no escapes.
             streams.print(format_args!("{{\"key\":\"{}\",\"row\":{row}}}", *key))?;
             if streams.is_closed() {
