@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::reload::load::Settling;
 use crate::reload::{ATTEMPTS, Failure, Policy, Purpose, Running, Settings, SourceFile};
 use crate::snapshot::{Diff, Keys, Weighing};
 use crate::source::Format;
@@ -80,12 +81,13 @@ impl Running {
             },
         };
         let result = settings.and_then(|settings| {
-            let mut result = self.judge(&source, &settings);
+            let settling = Settling::new(settings.policy.settle);
+            let mut result = self.judge(&source, &settings, settling);
             for _ in 1..ATTEMPTS {
-                if !matches!(result, Err(Failure::Changing { .. })) {
+                if !matches!(result, Err(Failure::Changing { .. })) || settling.is_over() {
                     break;
                 }
-                result = self.judge(&source, &settings);
+                result = self.judge(&source, &settings, settling);
             }
             result
         });
@@ -98,10 +100,14 @@ impl Running {
         }
     }
 
-    fn judge(&self, source: &SourceFile, settings: &Settings) -> Result<Judged, Failure> {
-        source.settle(settings.policy.settle);
+    fn judge(
+        &self,
+        source: &SourceFile,
+        settings: &Settings,
+        settling: Settling,
+    ) -> Result<Judged, Failure> {
         let seed = getrandom::u64().map_err(Failure::Random)?;
-        let loaded = source.load_settled(seed, settings.policy.settle)?;
+        let loaded = source.load_settled(seed, settling)?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
         let mut judged =
             Judged::new(&settings.policy, &source.path, &loaded.keys, served, self.weighing(settings));

@@ -26,6 +26,17 @@ pub enum Failure {
         /// The path.
         path: PathBuf,
     },
+    /// The path leads to a file whose directory entry is gone.
+    #[error(
+        "{}: this file has been deleted, or replaced by another, behind the mount that the path leads through: what can be read \
+         there is what it was before, and every later version will be missed. Mount the directory that the file is in, and not the \
+         file by itself (in Kubernetes: no subPath), and name the file in it as source.path",
+        path.display()
+    )]
+    Unlinked {
+        /// The path.
+        path: PathBuf,
+    },
     /// Somebody was writing it.
     #[error("{}: the file changed while it was read; it is read again when it holds still. Write a new file and rename it over this one", path.display())]
     Changing {
@@ -111,6 +122,7 @@ impl Failure {
         match self {
             Self::Io { .. } => "unreadable",
             Self::NotAFile { .. } => "not_a_file",
+            Self::Unlinked { .. } => "unlinked",
             Self::Changing { .. } => "changing",
             Self::Findings(_) => "findings",
             Self::Compiled { .. } => "compiled",
@@ -130,6 +142,7 @@ impl Failure {
         match self {
             Self::Io { path, .. }
             | Self::NotAFile { path }
+            | Self::Unlinked { path }
             | Self::Changing { path }
             | Self::Empty { path }
             | Self::Compiled { path, .. }

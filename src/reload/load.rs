@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,12 +18,19 @@ use crate::reload::{Failure, read};
 use crate::snapshot::{Builder, Keys, RowPolicies};
 use crate::source::{Format, Layout};
 
-/// How long a file may be written to before it is read as it is, as a multiple of `settle`: then the reading finds
-/// that it changes, and says so.
-const MAX_SETTLE: u32 = 100;
+/// How much longer than `settle` a load waits for a file that is still being written to, before that is its outcome. It bounds how
+/// long a writer that never pauses delays `keyward reload`.
+const MAX_UNSETTLED: Duration = Duration::from_secs(5);
 
 /// Two ticks of the coarsest clock that file systems take their times from.
-const TIME_GRANULARITY: Duration = Duration::from_millis(20);
+pub(super) const TIME_GRANULARITY: Duration = Duration::from_millis(20);
+
+/// How often a source is opened that has been replaced before its link count was read. The last file is then taken: the path
+/// has led to another file each time, which is what tells a rename from a deleted file behind a mount.
+const OPENINGS: usize = 8;
+
+/// What the kernel appends to the name of an open file whose directory entry is gone.
+const DELETED: &[u8] = b" (deleted)";
 
 const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 
@@ -96,6 +105,10 @@ impl FileState {
         Ok(Self::new(&rustix::fs::fstat(file)?))
     }
 
+    fn is_same_file(&self, other: &Self) -> bool {
+        (self.dev, self.inode) == (other.dev, other.inode)
+    }
+
     /// Whether it has the size and the time of writing of `before`, which is one of the same file.
     fn is_written_as(&self, before: &Self) -> bool {
         (self.size, self.modified) == (before.size, before.modified)
@@ -146,37 +159,20 @@ impl FileState {
 }
 
 impl SourceFile {
-    /// Waits until nobody has written to the file for `settle`, so that one that is being written in place is not read
-    /// half way. A file that was renamed into place is only given the time until a change of it shows; one whose time is in
-    /// the future is watched for as long as if it had been written now.
-    pub fn settle(&self, settle: Duration) {
-        let give_up = Instant::now() + settle.saturating_mul(MAX_SETTLE);
-        let mut before = None;
-        while let Some(state) = FileState::of(&self.path) {
-            let wait = state.unsettled(settle);
-            if wait.is_zero() || before == Some(state) || Instant::now() >= give_up {
-                return;
-            }
-            before = Some(state);
-            // File times are coarse: they can be a clock tick behind.
-            thread::sleep(wait.max(Duration::from_millis(1)));
-        }
-    }
-
     /// Reads the whole file. `seed` keys the table; a compiled file has its own.
     ///
     /// # Errors
     /// When it cannot be read, changes meanwhile, or has findings; never a part of it.
     pub fn load(&self, seed: u64) -> Result<Loaded, Failure> {
-        self.load_settled(seed, Duration::ZERO)
+        self.load_settled(seed, Settling::new(Duration::ZERO))
     }
 
-    /// As [`load`](Self::load), and is sure that nobody has written to the file for `settle`.
+    /// As [`load`](Self::load), of a file that has not been written to for `settle`. Waits for that, at most until `give_up`.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_settled(&self, seed: u64, settle: Duration) -> Result<Loaded, Failure> {
-        self.build_settled(seed, settle, None, &mut |_| {}).map(Loaded::new)
+    pub(super) fn load_settled(&self, seed: u64, settling: Settling) -> Result<Loaded, Failure> {
+        self.build_settled(seed, settling, None, &mut |_| {}).map(Loaded::new)
     }
 
     /// As [`load`](Self::load), and shows `see` every row that is taken, with its line; those of a compiled file are counted.
@@ -197,31 +193,28 @@ impl SourceFile {
         see: Option<&mut See<'_>>,
         progress: &mut Tell<'_>,
     ) -> Result<Built, Failure> {
-        self.build_settled(seed, Duration::ZERO, see, progress)
+        self.build_settled(seed, Settling::new(Duration::ZERO), see, progress)
     }
 
     fn build_settled(
         &self,
         seed: u64,
-        settle: Duration,
+        settling: Settling,
         mut see: Option<&mut See<'_>>,
         progress: &mut Tell<'_>,
     ) -> Result<Built, Failure> {
         let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
-        // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
-        let mut file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
-        let before = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
-        if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
-            return Err(Failure::NotAFile { path: self.path.to_path_buf() });
-        }
-        let mut state = FileState::new(&before);
+        // Everything from here on is about the file that was opened, whatever is renamed over it meanwhile: replacing the file
+        // again and again delays no load.
+        let mut file = self.open()?;
+        let mut state = self.hold_still(&file, settling)?;
         // Who sees the rows sees them once.
         let mut may_repeat = see.is_none();
         loop {
             let read = read::Source { origin: self, file: &file, size: state.size(), seed }
                 .read(see.take(), progress);
             if state.is_placed() {
-                thread::sleep(state.unwritten(settle));
+                thread::sleep(state.unwritten(settling.settle));
             }
             // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
             let after = FileState::of_open(&file).map_err(io)?;
@@ -234,18 +227,92 @@ impl SourceFile {
             if !std::mem::take(&mut may_repeat) || !after.is_written_as(&state) {
                 return Err(Failure::Changing { path: self.path.to_path_buf() });
             }
-            // Most likely another was renamed over it. If the next were read instead, who replaces the file more often than it
-            // settles would keep any from being taken. But that nobody has written to it is not sure either: a time of writing
-            // can be set back. So the same file is read again, and must not change in any way while it is: who renames cannot
-            // change any more what has no name, and who writes still does.
+            // Its times of writing are the same: most likely another file was renamed over it, which changes its link count. But a
+            // writer can set the time of writing back, so the same file is read again and must not change at all meanwhile: a
+            // rename cannot alter an unlinked file; a writer still can.
             drop(read);
-            thread::sleep(after.unsettled(settle));
-            state = FileState::of_open(&file).map_err(io)?;
+            state = self.hold_still(&file, settling)?;
             if !state.is_written_as(&after) {
                 return Err(Failure::Changing { path: self.path.to_path_buf() });
             }
             file.seek(SeekFrom::Start(0)).map_err(io)?;
         }
+    }
+
+    /// Opens the file that the path leads to now.
+    fn open(&self) -> Result<File, Failure> {
+        let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
+        let mut openings = 1;
+        loop {
+            // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
+            let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
+            let stat = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                return Err(Failure::NotAFile { path: self.path.to_path_buf() });
+            }
+            let state = FileState::new(&stat);
+            if openings == OPENINGS || !is_deleted(&file, &stat) {
+                return Ok(file);
+            }
+            // Renamed over since it was opened, or the path goes on leading to a file that has no name any more.
+            if FileState::of(&self.path).is_some_and(|now| now.is_same_file(&state)) {
+                return Err(Failure::Unlinked { path: self.path.to_path_buf() });
+            }
+            openings += 1;
+        }
+    }
+
+    /// Waits until nothing has written to the open file for `settle`, so that a file that is being written in place is not read
+    /// half way. A file that was renamed into place is only given the time until a change of it shows; one whose time is in
+    /// the future is watched for as long as if it had been written now.
+    fn hold_still(&self, file: &File, Settling { settle, give_up }: Settling) -> Result<FileState, Failure> {
+        let mut before = None;
+        loop {
+            let state = FileState::of_open(file)
+                .map_err(|error| Failure::Io { path: self.path.to_path_buf(), error })?;
+            let wait = state.unsettled(settle);
+            if wait.is_zero() || before == Some(state) {
+                return Ok(state);
+            }
+            if Instant::now() >= give_up {
+                return Err(Failure::Changing { path: self.path.to_path_buf() });
+            }
+            before = Some(state);
+            // File times are coarse: they can be a clock tick behind.
+            thread::sleep(wait.max(Duration::from_millis(1)));
+        }
+    }
+}
+
+/// Whether the directory entry is gone through which the file was opened.
+///
+/// The kernel says so in the name of the descriptor. The link count alone is not enough: another hard link can keep it above
+/// zero, and some FUSE file systems report zero for every file. It decides only where /proc cannot be read.
+fn is_deleted(file: &File, stat: &Stat) -> bool {
+    let Ok(name) = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
+        return stat.st_nlink == 0;
+    };
+    // A file can have such a name, too.
+    name.as_os_str().as_bytes().ends_with(DELETED)
+        && !FileState::of(&name).is_some_and(|named| named.is_same_file(&FileState::new(stat)))
+}
+
+/// How long a file must not have been written to before it is taken, and until when that is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settling {
+    settle: Duration,
+    give_up: Instant,
+}
+
+impl Settling {
+    /// Begins to wait now.
+    pub(super) fn new(settle: Duration) -> Self {
+        Self { settle, give_up: Instant::now() + settle + MAX_UNSETTLED }
+    }
+
+    /// Whether there is no time left for another attempt.
+    pub(super) fn is_over(&self) -> bool {
+        Instant::now() >= self.give_up
     }
 }
 
@@ -286,16 +353,15 @@ mod tests {
         let (_directory, source) = placed(Duration::from_millis(100));
         let state = FileState::of(&source.path).expect("a file");
         assert!(state.is_placed() && state.unsettled(settle) <= TIME_GRANULARITY);
-        let loaded = source.load_settled(7, settle).expect("loads");
+        let loaded = source.load_settled(7, Settling::new(settle)).expect("loads");
         assert_eq!((loaded.keys.len(), loaded.state), (1, state));
         assert_eq!(state.unwritten(settle), Duration::ZERO, "nobody has written to it for so long");
     }
 
     /// Loads `source`, and does something whenever some of it has been read.
     fn load_and(source: &SourceFile, mut meanwhile: impl FnMut() + Send) -> Result<Loaded, Failure> {
-        let settle = Duration::from_millis(200);
-        source.settle(settle);
-        source.build_settled(7, settle, None, &mut |_| meanwhile()).map(Loaded::new)
+        let settling = Settling::new(Duration::from_millis(200));
+        source.build_settled(7, settling, None, &mut |_| meanwhile()).map(Loaded::new)
     }
 
     #[test]
@@ -332,6 +398,82 @@ mod tests {
             });
             assert!(matches!(loaded, Err(Failure::Changing { .. })), "restored: {restored}");
         }
+    }
+
+    /// A source of so many rows at a path.
+    fn source(path: std::path::PathBuf) -> SourceFile {
+        let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
+        SourceFile { path: path.into(), format, layout, plans }
+    }
+
+    /// Does something at intervals until `work` is done, and says how long that took.
+    fn beside<T>(interval: Duration, mut storm: impl FnMut(u32) + Send, work: impl FnOnce() -> T) -> (T, Duration) {
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                for number in 2.. {
+                    storm(number);
+                    if is_done.recv_timeout(interval) != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                        break;
+                    }
+                }
+            });
+            let start = Instant::now();
+            let result = work();
+            drop(done);
+            (result, start.elapsed())
+        })
+    }
+
+    #[test]
+    fn source_that_is_replaced_all_the_time_is_loaded_without_delay() {
+        let settle = Duration::from_millis(50);
+        for interval in [0, 1, 10, 30] {
+            let (directory, source) = placed(Duration::from_millis(100));
+            let storm = |number: u32| {
+                let new = directory.path().join("new.csv");
+                std::fs::write(&new, format!("key_hash,key_id\n{number:064x},k\n")).expect("writes");
+                std::fs::rename(&new, &source.path).expect("renames");
+            };
+            let load = || source.load_settled(7, Settling::new(settle));
+            let (loaded, took) = beside(Duration::from_millis(interval), storm, || [load(), load(), load()]);
+            assert!(loaded.iter().all(Result::is_ok), "{interval} ms: {:?}", loaded[0].as_ref().err());
+            assert!(took < Duration::from_secs(4), "{interval} ms: {took:?}, and each takes some {settle:?}");
+        }
+    }
+
+    #[test]
+    fn writer_that_never_pauses_is_waited_for_only_so_long() {
+        let (_directory, source) = placed(Duration::from_millis(100));
+        let file = File::options().write(true).open(&source.path).expect("opens");
+        let storm = |number: u32| file.write_all_at(format!("{number}").as_bytes(), 0).expect("writes");
+        let settling = Settling { settle: Duration::from_millis(200), give_up: Instant::now() + Duration::from_millis(600) };
+        let (loaded, took) = beside(Duration::from_millis(5), storm, || source.load_settled(7, settling));
+        let error = loaded.err().expect("it never holds still");
+        assert!(matches!(error, Failure::Changing { .. }), "{error}");
+        assert!(took < Duration::from_secs(4), "{took:?}");
+    }
+
+    #[test]
+    fn reload_of_unlinked_file_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("keys.csv");
+        for has_other_link in [false, true] {
+            std::fs::write(&path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");
+            let open = File::open(&path).expect("opens");
+            // A path that goes on leading to the file, as one through a mount does.
+            let behind = source(format!("/proc/self/fd/{}", open.as_raw_fd()).into());
+            assert!(behind.load(7).is_ok());
+            if has_other_link {
+                std::fs::hard_link(&path, directory.path().join("other")).expect("links");
+            }
+            std::fs::remove_file(&path).expect("removes");
+            let error = behind.load(7).err().expect("it is refused").to_string();
+            assert!(error.contains("deleted, or replaced by another") && error.contains("Mount the directory"), "{error}");
+        }
+        let odd = source(directory.path().join("keys.csv (deleted)"));
+        std::fs::write(&odd.path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");
+        assert!(odd.load(7).is_ok(), "a name says nothing");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reloading: notice, wait until the file holds still, read, weigh, publish, wait, and only then free the old snapshot.
+//! Reloading: notice, open, wait until the file holds still, read, weigh, publish, wait, and only then free the old snapshot.
 //!
 //! All of it happens on one thread, one reload at a time, in the order of [`Running::reload`]; no request ever waits for
 //! it. Whatever fails before the swap leaves everything as it was; at a start, it leaves the [last good keys](last_good) in force.
@@ -12,6 +12,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::debug;
@@ -52,6 +53,7 @@ pub use history::{Accepted, History, Outcome};
 pub use last_good::LastGood;
 pub use load::{Built, FileState, Loaded, See, SourceFile};
 pub use peppers::Counted;
+use load::{Settling, TIME_GRANULARITY};
 use trigger::{Batch, Cause, changes};
 pub use trigger::{Trigger, triggers};
 use watch::Watch;
@@ -196,8 +198,7 @@ fn lower_priority() {
 }
 
 impl Running {
-    /// Waits for a trigger, at most until the next comparison is due, then until the file holds still, and takes all
-    /// triggers that are there by then: who renames a file and asks for a reload finds it not begun by the watch.
+    /// Waits for a trigger, at most until the next comparison is due, and takes all triggers that are there by then.
     /// `None`: the daemon is going away.
     fn next(&mut self, triggers: &Receiver<Trigger>) -> Option<Batch> {
         let mut batch = std::mem::take(&mut self.waiting);
@@ -208,12 +209,15 @@ impl Running {
         };
         match triggers.recv_timeout(patience) {
             Ok(trigger) => batch.add(trigger),
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => self.watch.follow(&self.reloader.settings.source.path),
             Err(RecvTimeoutError::Disconnected) => return None,
         }
-        let Settings { source, policy, .. } = &self.reloader.settings;
-        source.settle(policy.settle);
         batch.take(triggers);
+        if batch.is_change_only() {
+            // The load would wait for this long anyway. A command that follows a rename finds no reload begun by the watch.
+            thread::sleep(self.reloader.settings.policy.settle.min(TIME_GRANULARITY));
+            batch.take(triggers);
+        }
         self.noticed.store(false, Ordering::Release);
         Some(batch)
     }
@@ -254,12 +258,13 @@ impl Running {
         let mut is_other = false;
         let result = settings.and_then(|settings| {
             is_other = settings != self.reloader.settings;
-            let mut result = self.try_reload(&settings, cause.force);
+            let settling = Settling::new(settings.policy.settle);
+            let mut result = self.try_reload(&settings, settling, cause.force);
             for _ in 1..ATTEMPTS {
-                if !matches!(result, Err(Failure::Changing { .. })) {
+                if !matches!(result, Err(Failure::Changing { .. })) || settling.is_over() {
                     break;
                 }
-                result = self.try_reload(&settings, cause.force);
+                result = self.try_reload(&settings, settling, cause.force);
             }
             let fell_back = result.as_ref().is_err_and(|failure| self.serve_last_good(&settings, failure));
             // The configuration is taken with the keys that were read by it, or not at all.
@@ -315,16 +320,20 @@ impl Running {
         (self.reloader.configure)(purpose).map_err(Failure::Configuration)
     }
 
-    fn try_reload(&mut self, settings: &Settings, force: bool) -> Result<Accepted, Failure> {
+    fn try_reload(
+        &mut self,
+        settings: &Settings,
+        settling: Settling,
+        force: bool,
+    ) -> Result<Accepted, Failure> {
         let source = &settings.source;
-        source.settle(settings.policy.settle);
         if let Some(last_good) = &self.reloader.last_good {
             last_good.make_room(self.generation);
         }
         // Before the reading: what changes from here on is seen as a change.
         self.seen = FileState::of(&source.path);
         let seed = getrandom::u64().map_err(Failure::Random)?;
-        let loaded = source.load_settled(seed, settings.policy.settle)?;
+        let loaded = source.load_settled(seed, settling)?;
         // What was read, and not what was at the path a moment before: a link may have been turned between the two.
         self.seen = Some(loaded.state);
         let served = self.current.clone();

@@ -41,7 +41,7 @@ pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
 }
 
 /// Reports a change, unless one is waiting already: a directory in which much happens must not crowd out who asks.
-pub(super) fn changes(trigger: SyncSender<Trigger>, noticed: Arc<AtomicBool>) -> impl Fn() + Send + 'static {
+pub(super) fn changes(trigger: SyncSender<Trigger>, noticed: Arc<AtomicBool>) -> impl Fn() + Send + Sync + 'static {
     move || {
         if !noticed.swap(true, Ordering::AcqRel) {
             // A queue that is full is about to be taken, and the file to be compared.
@@ -71,6 +71,12 @@ impl Batch {
             Trigger::Asked { force: true, peer, reply } => self.forced.add(peer, reply),
             Trigger::Check(asked) => self.checks.push(asked),
         }
+    }
+
+    /// Whether nothing but a change of the directory has arrived.
+    pub(super) fn is_change_only(&self) -> bool {
+        let nobody_asks = self.asked.is_empty() && self.forced.is_empty() && self.checks.is_empty();
+        self.any && !self.signal && nobody_asks
     }
 
     /// Adds all that wait in the queue.

@@ -1,0 +1,193 @@
+//! What is noticed, and what is not: against real directories, without a poll that could help.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// How long an event may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    watch: Watch,
+    changes: Receiver<()>,
+}
+
+impl Fixture {
+    /// Watches `path` in a directory that `prepare` fills.
+    fn new(path: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        prepare(directory.path());
+        let (send, changes) = channel();
+        let watch = Watch::new(&directory.path().join(path), move || _ = send.send(()));
+        Self { directory, watch, changes }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Runs `change` and waits until it was noticed, and whatever it was noticed by has been read.
+    fn notices(&self, what: &str, change: impl FnOnce(&Path)) {
+        self.quiesce();
+        change(self.directory.path());
+        assert!(self.changes.recv_timeout(PATIENCE).is_ok(), "not noticed: {what}");
+    }
+
+    /// Has the watch read everything that has happened so far: an event that it reports comes after all of it.
+    fn quiesce(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let running = self.watch.running.as_ref().expect("watches");
+        let is_empty = || {
+            let mut ready = [PollFd::new(&running.inotify, PollFlags::IN)];
+            poll(&mut ready, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
+        };
+        while !is_empty() {
+            assert!(Instant::now() < deadline, "events are not read");
+            thread::yield_now();
+        }
+        // The thread holds this while it weighs what it has read.
+        drop(running.watched());
+        while self.changes.recv_timeout(Duration::from_millis(20)).is_ok() {
+            assert!(Instant::now() < deadline, "changes never end");
+        }
+    }
+
+    fn watches(&self) -> usize {
+        self.watch.running.as_ref().expect("watches").watched().places.len()
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+    fs::write(path, text).expect("a file");
+}
+
+/// Replaces a link by another, in one step.
+fn turn(link: &Path, to: &str) {
+    let new = link.with_file_name("new-link");
+    symlink(to, &new).expect("a link");
+    fs::rename(&new, link).expect("renames");
+}
+
+fn replace(path: &Path) {
+    let new = path.with_extension("new");
+    write(&new, "other");
+    fs::rename(&new, path).expect("renames");
+}
+
+#[test]
+fn link_on_the_path_that_is_turned_is_noticed_and_followed() {
+    let fixture = Fixture::new("app/current/keys.csv", |root| {
+        write(&root.join("app/releases/1/keys.csv"), "1");
+        write(&root.join("app/releases/2/keys.csv"), "2");
+        turn(&root.join("app/current"), "releases/1");
+    });
+    fixture.notices("the first release", |root| replace(&root.join("app/releases/1/keys.csv")));
+    let watches = fixture.watches();
+    fixture.notices("the link is turned", |root| turn(&root.join("app/current"), "releases/2"));
+    fixture.notices("a rename in the second release", |root| replace(&root.join("app/releases/2/keys.csv")));
+    fixture.notices("a write in the second release", |root| write(&root.join("app/releases/2/keys.csv"), "3"));
+    fixture.quiesce();
+    assert_eq!(fixture.watches(), watches, "what was left is not watched any more");
+    fs::write(fixture.path("app/releases/1/keys.csv"), "4").expect("writes");
+    assert!(fixture.changes.recv_timeout(Duration::from_millis(100)).is_err(), "the first release is left");
+}
+
+#[test]
+fn directory_that_is_removed_and_created_again_is_watched_again() {
+    let fixture = Fixture::new("a/b/c/keys.csv", |root| write(&root.join("a/b/c/keys.csv"), "1"));
+    for level in ["a", "a/b", "a/b/c"] {
+        fixture.notices("removed", |root| fs::remove_dir_all(root.join(level)).expect("removes"));
+        fixture.notices("created", |root| write(&root.join("a/b/c/keys.csv"), "2"));
+        fixture.notices("replaced", |root| replace(&root.join("a/b/c/keys.csv")));
+    }
+}
+
+#[test]
+fn parent_that_is_replaced_at_any_level_is_followed() {
+    let fixture = Fixture::new("a/b/c/keys.csv", |root| write(&root.join("a/b/c/keys.csv"), "1"));
+    for (level, inside) in [("a", "b/c/keys.csv"), ("a/b", "c/keys.csv"), ("a/b/c", "keys.csv")] {
+        fixture.notices(level, |root| {
+            write(&root.join("new").join(inside), "2");
+            fs::rename(root.join(level), root.join(level).with_extension("old")).expect("renames");
+            fs::rename(root.join("new"), root.join(level)).expect("renames");
+        });
+        fixture.notices("replaced in the new one", |root| replace(&root.join("a/b/c/keys.csv")));
+    }
+}
+
+#[test]
+fn directory_that_is_not_there_at_first_is_watched_when_it_is() {
+    let fixture = Fixture::new("later/still/keys.csv", |_| ());
+    fixture.notices("the directories", |root| fs::create_dir_all(root.join("later/still")).expect("creates"));
+    fixture.notices("the file", |root| write(&root.join("later/still/keys.csv"), "1"));
+    fixture.notices("its replacement", |root| replace(&root.join("later/still/keys.csv")));
+}
+
+/// As Kubernetes does it: `keys.csv` leads to `..data/keys.csv`, and `..data` to a directory that is replaced.
+#[test]
+fn links_to_links_are_followed() {
+    let fixture = Fixture::new("volume/keys.csv", |root| {
+        write(&root.join("volume/..1/keys.csv"), "1");
+        symlink("..1", root.join("volume/..data")).expect("a link");
+        symlink("..data/keys.csv", root.join("volume/keys.csv")).expect("a link");
+    });
+    for number in 2..5 {
+        fixture.notices("an update", |root| {
+            write(&root.join(format!("volume/..{number}/keys.csv")), "2");
+            turn(&root.join("volume/..data"), &format!("..{number}"));
+            fs::remove_dir_all(root.join(format!("volume/..{}", number - 1))).expect("removes");
+        });
+    }
+}
+
+#[test]
+fn other_names_in_the_directories_are_not_noticed() {
+    let fixture = Fixture::new("busy/keys/keys.csv", |root| write(&root.join("busy/keys/keys.csv"), "1"));
+    fixture.quiesce();
+    for number in 0..200 {
+        write(&fixture.path(&format!("{number}")), "x");
+        write(&fixture.path(&format!("busy/{number}")), "x");
+        replace(&fixture.path(&format!("busy/keys/{number}")));
+    }
+    // The last in the queue, and the first that is reported.
+    fs::write(fixture.path("busy/keys/keys.csv"), "").expect("writes");
+    assert!(fixture.changes.recv_timeout(PATIENCE).is_ok());
+    fixture.quiesce();
+    let _ = fs::read(fixture.path("busy/keys/keys.csv")).expect("reads");
+    assert!(fixture.changes.try_recv().is_err(), "reading is no change");
+}
+
+#[test]
+fn walk_ends_in_a_ring_of_links_and_goes_back_up() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = directory.path().canonicalize().expect("a path");
+    symlink("ring", root.join("ring")).expect("a link");
+    let mut visits = 0;
+    assert_eq!(walk(&root.join("ring/keys.csv"), |_, _| visits += 1), None);
+    assert!(visits > MAX_LINKS && visits < 2 * MAX_LINKS + 100, "{visits}");
+    write(&root.join("a/keys.csv"), "1");
+    symlink("../a", root.join("a/up")).expect("a link");
+    let mut names = Vec::new();
+    let found = walk(&root.join("a/up/../a/./keys.csv"), |directory, name| names.push(directory.join(name)));
+    assert_eq!(found, Some(root.join("a/keys.csv")));
+    for path in ["a", "a/up", "a/keys.csv"] {
+        assert!(names.contains(&root.join(path)), "{path}: {names:?}");
+    }
+}
+
+#[test]
+fn thread_ends_with_its_watch() {
+    let fixture = Fixture::new("keys.csv", |_| ());
+    let running = Arc::downgrade(fixture.watch.running.as_ref().expect("watches"));
+    drop(fixture);
+    let deadline = Instant::now() + PATIENCE;
+    while running.strong_count() > 0 {
+        assert!(Instant::now() < deadline, "the thread goes on");
+        thread::yield_now();
+    }
+}

@@ -1,0 +1,95 @@
+//! A daemon in namespaces as containers have them: a file behind a bind mount of its own, and a clock that was shifted.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use keyward_client::Request;
+use rustix::process::Signal;
+use support::{Daemon, Setup, hex, keyward, mode, outside, wait_for};
+
+fn export(key: &str, limits: &str) -> String {
+    format!("key_hash,key_id,limits\n{},{key},{limits}\n", hex(key))
+}
+
+/// The daemon of `setup`, run by a program that is given its command line after its own arguments.
+fn command_by(setup: &Setup, program: &[&str]) -> Command {
+    let command = setup.command();
+    let log = fs::File::create(setup.path("log"));
+    let mut wrapped = Command::new(program[0]);
+    wrapped.args(&program[1..]).arg(command.get_program()).args(command.get_args());
+    wrapped.stdout(Stdio::null()).stderr(log.expect("the log"));
+    wrapped
+}
+
+/// Where a container would have it: bind-mounted by itself over an empty file.
+struct Mounted {
+    host: PathBuf,
+    setup: Setup,
+}
+
+impl Mounted {
+    fn new() -> Self {
+        let setup = Setup::without_export();
+        let (host, container) = (setup.path("host.csv"), setup.path("container.csv"));
+        fs::write(&host, mode::form(&host, &export("one", ""))).expect("an export");
+        fs::write(&container, "").expect("a file");
+        let config = format!("source.path = '{}'\nsource.poll = '100ms'", container.display());
+        Self { host, setup: setup.config(&config) }
+    }
+
+    /// In a mount namespace of its own, after `then` has been run there.
+    fn start(self, then: &str) -> Daemon {
+        let (host, container) = (self.host.display().to_string(), self.setup.path("container.csv"));
+        let script = format!("mount --bind '{host}' '{}' && {then} && exec \"$@\"", container.display());
+        let program = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
+        let command = command_by(&self.setup, &program);
+        self.setup.start_as(command)
+    }
+}
+
+const TOLD: &str = "deleted, or replaced by another, behind the mount";
+
+#[test]
+fn file_replaced_behind_its_mount_is_reported_once_and_its_keys_are_served_on() {
+    if !outside("unshare and mount, as root") {
+        return;
+    }
+    let mounted = Mounted::new();
+    let host = mounted.host.clone();
+    let daemon = mounted.start("true");
+    assert_eq!(daemon.verdict("one"), "ALLOWED", "{}", daemon.log());
+    assert!(daemon.reload().accepted, "it is only mounted");
+
+    support::replace(&host, &export("two", ""));
+    let refused = || daemon.status().last_reload.filter(|last| !last.accepted && last.age_s >= 2);
+    let last = wait_for("a poll that finds it, and two seconds without another", refused);
+    assert!(last.error.is_some_and(|error| error.contains(TOLD) && error.contains("subPath")));
+    assert_eq!(daemon.log().matches(TOLD).count(), 1, "{}", daemon.log());
+
+    let outcome = daemon.reload();
+    assert!(outcome.error.is_some_and(|error| error.contains(TOLD)), "nor by a command");
+    daemon.signal(Signal::HUP);
+    wait_for("the signal's reload", || (daemon.log().matches(TOLD).count() == 3).then_some(()));
+    let output = keyward().args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).output().expect("runs");
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(TOLD));
+    assert_eq!((daemon.verdict("one"), daemon.verdict("two")), ("ALLOWED".into(), "UNKNOWN_KEY".into()));
+}
+
+#[test]
+fn file_replaced_behind_its_mount_before_the_start_is_refused() {
+    if !outside("unshare and mount, as root") {
+        return;
+    }
+    let mounted = Mounted::new();
+    let new = mounted.setup.path("new.csv");
+    fs::write(&new, export("two", "")).expect("an export");
+    let replace = format!("mv '{}' '{}'", new.display(), mounted.host.display());
+    let daemon = mounted.start(&replace);
+    assert!(!daemon.status().ready);
+    assert!(daemon.log().contains(TOLD), "{}", daemon.log());
+}
