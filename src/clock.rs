@@ -42,9 +42,14 @@ impl Clock {
     }
 
     /// This moment, for balances that another process may go on with: on clocks that are not counted from an origin.
-    pub fn moment(boot_id: Option<[u8; 16]>) -> SavedAt {
+    pub fn moment(boot_id: Option<[u8; 16]>, boottime_offset: Option<i64>) -> SavedAt {
         let since_zero = |clock| u64::try_from(nanoseconds(clock_gettime(clock))).unwrap_or(0);
-        SavedAt { boot_id, boottime: since_zero(ClockId::Boottime), realtime: since_zero(ClockId::Realtime) }
+        SavedAt {
+            boot_id,
+            boottime: since_zero(ClockId::Boottime),
+            boottime_offset,
+            realtime: since_zero(ClockId::Realtime),
+        }
     }
 
     /// Holds the ticks where they are for as long as the system's clock is behind them. Relaxed is enough:

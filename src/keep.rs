@@ -37,6 +37,9 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Has it where /proc does not show it: keyward.service passes it on, because a service sees nothing there but processes.
 const BOOT_ID_VARIABLE: &str = "KEYWARD_BOOT_ID";
 
+/// What this process's time namespace adds to the kernel's clocks, a line for each.
+const TIME_OFFSETS: &str = "/proc/self/timens_offsets";
+
 /// A third of a processor where the workers need all of it: a save is never urgent, but it holds the ledger, which a reload
 /// may be waiting for.
 const NICE: i32 = 5;
@@ -78,7 +81,14 @@ impl Keeper {
         let Some(directory) = directory else {
             return Ok(Self { stop: None });
         };
-        let mut saver = Saver { directory, balances, boot_id: boot_id(), saved: [(0, 0); 2], failed: false };
+        let mut saver = Saver {
+            directory,
+            balances,
+            boot_id: boot_id(),
+            boottime_offset: boottime_offset(),
+            saved: [(0, 0); 2],
+            failed: false,
+        };
         saver.restore();
         let (stop, stops) = sync_channel(1);
         thread::Builder::new().name("keep".into()).spawn(move || saver.run(interval, &stops))?;
@@ -101,6 +111,7 @@ struct Saver {
     directory: Arc<StateDir>,
     balances: Balances,
     boot_id: Option<[u8; 16]>,
+    boottime_offset: Option<i64>,
     /// The limiter's latest tick, and the snapshot's generation, when it was saved last and the time before that.
     saved: [(u64, u64); 2],
     /// The last save failed.
@@ -167,7 +178,7 @@ impl Saver {
         let ticks = clock.now().ticks.max(limiter.latest());
         // The calendar after the ticks, here, and before them where balances are restored: the time between is not counted,
         // so that nothing is refilled twice.
-        let moment = Clock::moment(self.boot_id);
+        let moment = Clock::moment(self.boot_id, self.boottime_offset);
         let buckets = listing.at(ticks);
         let count = buckets.len();
         state::replace(&self.directory.path(FILE), |file| encode(&moment, buckets, file))?;
@@ -180,7 +191,7 @@ impl Saver {
         match read(&path) {
             Ok(None) => {}
             Ok(Some((saved, buckets))) => {
-                let elapsed = Clock::moment(self.boot_id).ticks_since(&saved);
+                let elapsed = Clock::moment(self.boot_id, self.boottime_offset).ticks_since(&saved);
                 let count = buckets.len();
                 let Balances { limiter, ledger, clock, .. } = &self.balances;
                 let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
@@ -217,6 +228,32 @@ fn boot_id() -> Option<[u8; 16]> {
     id
 }
 
+/// By how many nanoseconds CLOCK_BOOTTIME is shifted for this process, which is the same for as long as it runs. `None` where that
+/// is not to be seen.
+fn boottime_offset() -> Option<i64> {
+    let namespace = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}"));
+    match std::fs::read_to_string(TIME_OFFSETS) {
+        // The offsets are those of processes that this one starts, which can be in another namespace.
+        Ok(offsets) if namespace("time").ok()? == namespace("time_for_children").ok()? => {
+            parse_boottime_offset(&offsets)
+        }
+        Ok(_) => None,
+        // A kernel without time namespaces; or there is no /proc.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self/ns").exists() => Some(0),
+        Err(_) => None,
+    }
+}
+
+/// The line of CLOCK_BOOTTIME: its name, which was a number once, seconds and nanoseconds.
+fn parse_boottime_offset(text: &str) -> Option<i64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let _name = words.next().filter(|name| ["boottime", "7"].contains(name))?;
+        let [seconds, rest]: [i64; 2] = [words.next()?.parse().ok()?, words.next()?.parse().ok()?];
+        seconds.checked_mul(1_000_000_000)?.checked_add(rest)
+    })
+}
+
 /// A UUID, with hyphens (/proc) or without (systemd).
 fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
     let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
@@ -226,6 +263,16 @@ fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn offset_of_boottime_is_read_from_its_line() {
+        let text = "monotonic           5         6\nboottime       -100         7\n";
+        assert_eq!(parse_boottime_offset(text), Some(-99_999_999_993));
+        assert_eq!(parse_boottime_offset("1 5 6\n7 0 0\n"), Some(0));
+        for not in ["", "monotonic 1 2\n", "boottime 1\n", "boottime x 0\n", "boottime 9223372036854775807 0\n"] {
+            assert_eq!(parse_boottime_offset(not), None, "{not}");
+        }
+    }
 
     #[test]
     fn a_boot_id_has_two_forms() {

@@ -93,3 +93,26 @@ fn file_replaced_behind_its_mount_before_the_start_is_refused() {
     assert!(!daemon.status().ready);
     assert!(daemon.log().contains(TOLD), "{}", daemon.log());
 }
+
+/// Spent, saved and restored between clocks that are a day apart.
+#[test]
+fn shifted_clock_of_a_time_namespace_refills_no_bucket() {
+    if !outside("unshare with time namespaces, as root") {
+        return;
+    }
+    let spent = |daemon: &Daemon| {
+        let decision = daemon.client().verify(&Request::new("one").peek()).expect("an answer");
+        decision.limit().expect("a limit").remaining == 0
+    };
+    let setup = Setup::new(&export("one", "864/d burst 10")).config("state.save_interval = '1h'");
+    let mut daemon = setup.start();
+    let decision = daemon.client().verify(&Request::new("one").cost(10)).expect("an answer");
+    assert_eq!(decision.verdict().name(), "ALLOWED");
+    for shift in ["86400", "172800", "0"] {
+        daemon.signal(Signal::TERM);
+        assert!(daemon.ended().success(), "{}", daemon.log());
+        let command = command_by(&daemon.setup, &["unshare", "--time", "--boottime", shift]);
+        daemon = daemon.restart_as(command);
+        assert!(spent(&daemon), "{shift}: {}", daemon.log());
+    }
+}

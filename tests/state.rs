@@ -92,11 +92,13 @@ fn a_balance_is_aged_by_the_clock_of_its_boot_or_else_by_the_calendar() {
         ..stamp
     };
     let other = SavedAt { boot_id: Some([1; 16]), ..stamp };
+    let unknown = SavedAt { boottime_offset: None, ..stamp };
     let future = SavedAt { realtime: stamp.realtime + 1_000_000 * NANOSECONDS, ..other };
     // The test machine may have booted a moment ago: what is subtracted from its own clock has to be there.
     let boottime = stamp.boottime / NANOSECONDS >= UNIT_SECONDS;
     let cases = [
         ("the same boot", before(stamp, if boottime { UNIT_SECONDS } else { 0 }, 500), u32::from(boottime)),
+        ("an unknown time namespace", before(unknown, if boottime { UNIT_SECONDS } else { 0 }, 0), 0),
         ("another boot", before(other, 0, 3 * UNIT_SECONDS), 3),
         ("no boot that is known", before(SavedAt { boot_id: None, ..stamp }, 0, 2 * UNIT_SECONDS), 2),
         ("long ago", before(other, 0, 86_400), 10),
@@ -161,7 +163,7 @@ fn a_damaged_file_costs_the_balances_and_nothing_else() {
         (Vec::new(), "it ends too early"),
         (changed(last, !whole[last]), ""),
         (changed(20, !whole[20]), "its checksum does not match"),
-        (changed(12, 9), "it is of version 9; this keyward reads version 1"),
+        (changed(12, 9), "it is of version 9; this keyward reads version 2"),
         (b"key_hash,key_id\n".to_vec(), "it is not a file of saved balances"),
         ([&*whole, b"\n"].concat(), "there is something after its end"),
     ];

@@ -3,9 +3,10 @@
 //! ```text
 //! header   magic        8   "keyward\0"
 //!          kind         4   "bal\0"
-//!          version      4   1
+//!          version      4   2
 //!          boot id     16   of the kernel; zeros: unknown
 //!          boottime     8   CLOCK_BOOTTIME in nanoseconds
+//!          offset       8   what the time namespace adds to it, in nanoseconds, signed; the least number: unknown
 //!          realtime     8   CLOCK_REALTIME in nanoseconds since 1970
 //!          count        8   of records
 //! records  name        16   BucketName
@@ -21,6 +22,8 @@
 //! Nothing that is read is trusted: every field has to be in range, the checksum has to match before any of it is used, and
 //! the memory for the records grows with what is there, not with what the count says.
 //!
+//! Version 1, which is read too, has no offset: it is unknown.
+//!
 //! Two clocks, because a balance goes on refilling while no daemon runs: [`SavedAt::ticks_since`] says which is believed when.
 
 use std::io::{self, Read, Write};
@@ -31,7 +34,12 @@ use crate::limiter::rate::{MAX_CAPACITY_TICKS, Rate, TICKS_PER_NANOSECOND};
 const MAGIC: &[u8; 8] = b"keyward\0";
 const KIND: &[u8; 4] = b"bal\0";
 /// A file of another version is not read: its balances are forgotten.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// But this one is: it has no offset of the time namespace.
+const WITHOUT_OFFSET: u32 = 1;
+
+/// An offset that is not known.
+const UNKNOWN_OFFSET: i64 = i64::MIN;
 
 /// Records that room is made for before any of them is read.
 const FIRST_RECORDS: usize = 1 << 12;
@@ -41,8 +49,10 @@ const FIRST_RECORDS: usize = 1 << 12;
 pub struct SavedAt {
     /// The kernel's boot id; `None` where it is unknown.
     pub boot_id: Option<[u8; 16]>,
-    /// CLOCK_BOOTTIME in nanoseconds.
+    /// CLOCK_BOOTTIME in nanoseconds, as the process sees it.
     pub boottime: u64,
+    /// What the process's time namespace adds to the kernel's own CLOCK_BOOTTIME, in nanoseconds; `None` where that is unknown.
+    pub boottime_offset: Option<i64>,
     /// CLOCK_REALTIME in nanoseconds since 1970.
     pub realtime: u64,
 }
@@ -51,13 +61,24 @@ impl SavedAt {
     /// Ticks from `saved` to this moment, at most as many as fill any bucket. Within one boot by the clock that nobody can
     /// set; across boots by the calendar. If the calendar was set back, nothing has passed: too little is refilled then,
     /// never too much.
+    ///
+    /// A time namespace shifts the first of the two, so that two containers of one boot see different clocks. Where it is unknown by how
+    /// much, the clock that says less is believed.
     pub fn ticks_since(&self, saved: &Self) -> u64 {
-        let nanoseconds = if self.boot_id.is_some() && self.boot_id == saved.boot_id {
-            self.boottime.saturating_sub(saved.boottime)
+        let by_calendar = self.realtime.saturating_sub(saved.realtime);
+        let nanoseconds = if self.boot_id.is_none() || self.boot_id != saved.boot_id {
+            by_calendar
+        } else if let (Some(now), Some(then)) = (self.kernel_boottime(), saved.kernel_boottime()) {
+            u64::try_from(now.saturating_sub(then)).unwrap_or(0)
         } else {
-            self.realtime.saturating_sub(saved.realtime)
+            self.boottime.saturating_sub(saved.boottime).min(by_calendar)
         };
         nanoseconds.saturating_mul(TICKS_PER_NANOSECOND).min(MAX_CAPACITY_TICKS)
+    }
+
+    /// CLOCK_BOOTTIME in nanoseconds, as processes outside of all time namespaces see it.
+    fn kernel_boottime(&self) -> Option<i64> {
+        i64::try_from(self.boottime).ok()?.checked_sub(self.boottime_offset?)
     }
 }
 
@@ -119,6 +140,7 @@ pub fn encode(
     to.write_all(&VERSION.to_le_bytes())?;
     to.write_all(&stamp.boot_id.unwrap_or_default())?;
     to.write_all(&stamp.boottime.to_le_bytes())?;
+    to.write_all(&stamp.boottime_offset.unwrap_or(UNKNOWN_OFFSET).to_le_bytes())?;
     to.write_all(&stamp.realtime.to_le_bytes())?;
     to.write_all(&(buckets.len() as u64).to_le_bytes())?;
     for SavedBucket { name, rate, debt } in buckets {
@@ -141,15 +163,17 @@ pub fn decode(from: &mut impl Read) -> Result<(SavedAt, Vec<SavedBucket>), Decod
         return Err(DecodeError::Foreign);
     }
     let version = u32::from_le_bytes(from.array()?);
-    if version != VERSION {
+    if ![VERSION, WITHOUT_OFFSET].contains(&version) {
         return Err(DecodeError::Version(version));
     }
     let boot_id = Some(from.array()?).filter(|id| *id != [0; 16]);
-    let stamp = SavedAt {
-        boot_id,
-        boottime: u64::from_le_bytes(from.array()?),
-        realtime: u64::from_le_bytes(from.array()?),
+    let boottime = u64::from_le_bytes(from.array()?);
+    let boottime_offset = match version {
+        WITHOUT_OFFSET => None,
+        _ => Some(i64::from_le_bytes(from.array()?)).filter(|offset| *offset != UNKNOWN_OFFSET),
     };
+    let realtime = u64::from_le_bytes(from.array()?);
+    let stamp = SavedAt { boot_id, boottime, boottime_offset, realtime };
     let count = u64::from_le_bytes(from.array()?);
     let mut buckets = Vec::with_capacity(usize::try_from(count).unwrap_or(FIRST_RECORDS).min(FIRST_RECORDS));
     for number in 1..=count {
@@ -199,8 +223,12 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
-    const STAMP: SavedAt =
-        SavedAt { boot_id: Some([7; 16]), boottime: 5 * SECOND, realtime: 1_800_000_000 * SECOND };
+    const STAMP: SavedAt = SavedAt {
+        boot_id: Some([7; 16]),
+        boottime: 5 * SECOND,
+        boottime_offset: Some(-2),
+        realtime: 1_800_000_000 * SECOND,
+    };
 
     fn bucket(id: u8, debt: u64) -> SavedBucket {
         let rate = Rate::new(10, SECOND, 100).expect("in range");
@@ -228,7 +256,7 @@ mod tests {
         for buckets in [Vec::new(), three()] {
             assert_eq!(decode(&mut &*encoded(&buckets)).expect("intact"), (STAMP, buckets));
         }
-        let unknown = SavedAt { boot_id: None, ..STAMP };
+        let unknown = SavedAt { boot_id: None, boottime_offset: None, ..STAMP };
         let mut bytes = Vec::new();
         encode(&unknown, std::iter::empty(), &mut bytes).expect("memory");
         assert_eq!(decode(&mut &*bytes).expect("intact").0, unknown);
@@ -239,9 +267,10 @@ mod tests {
     fn the_form_is_fixed() {
         let bytes = encoded(&[bucket(0xab, 0x0102)]);
         let expected = concat!(
-            "6b6579776172640062616c0001000000",
+            "6b6579776172640062616c0002000000",
             "07070707070707070707070707070707",
             "00f2052a01000000",
+            "feffffffffffffff",
             "0000b49376e2fa18",
             "0100000000000000",
             "abababababababababababababababab",
@@ -251,6 +280,16 @@ mod tests {
         );
         assert_eq!(const_hex::encode(&bytes[..bytes.len() - 4]), expected);
         assert_eq!(bytes[bytes.len() - 4..], crc32fast::hash(&bytes[..bytes.len() - 4]).to_le_bytes());
+    }
+
+    #[test]
+    fn file_of_version_1_is_read_without_an_offset() {
+        let mut bytes = encoded(&three());
+        bytes.truncate(bytes.len() - 4);
+        bytes[12] = 1;
+        bytes.drain(40..48);
+        let expected = (SavedAt { boottime_offset: None, ..STAMP }, three());
+        assert_eq!(decode(&mut &*sealed(bytes)).expect("intact"), expected);
     }
 
     #[test]
@@ -272,7 +311,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_whatever_the_checksum_says() {
         let header = |version: u32, count: u64| {
-            let stamp = [&[7; 16][..], &[0; 16]].concat();
+            let stamp = [&[7; 16][..], &[0; 24]].concat();
             [&MAGIC[..], KIND, &version.to_le_bytes(), &stamp, &count.to_le_bytes()].concat()
         };
         let record = |period: u64, debt: u64, burst: u32| {
@@ -292,8 +331,35 @@ mod tests {
                 "{lie}"
             );
         }
-        assert!(matches!(decode(&mut &*sealed(header(2, 0))), Err(DecodeError::Version(2))));
+        assert!(matches!(decode(&mut &*sealed(header(3, 0))), Err(DecodeError::Version(3))));
         assert!(matches!(decode(&mut &b"PNG and then some"[..]), Err(DecodeError::Foreign)));
+    }
+
+    #[test]
+    fn shifted_boottime_of_a_time_namespace_refills_nothing() {
+        let at = |boottime: u64, offset: Option<i64>, realtime: u64| SavedAt {
+            boot_id: Some([1; 16]),
+            boottime: boottime * SECOND,
+            boottime_offset: offset.map(|offset| offset * SECOND as i64),
+            realtime: realtime * SECOND,
+        };
+        // (saved, now, seconds that have passed)
+        let table = [
+            (at(100, Some(0), 1000), at(100_107, Some(100_000), 1007), 7),
+            (at(100_100, Some(100_000), 1000), at(107, Some(0), 1007), 7),
+            (at(50, Some(-60), 1000), at(1_117, Some(1_000), 1007), 7),
+            (at(100, Some(0), 1000), at(107, Some(0), 10), 7),
+            (at(100, None, 1000), at(100_107, Some(100_000), 1007), 7),
+            (at(100, Some(0), 1000), at(100_107, None, 1007), 7),
+            (at(100, None, 1000), at(107, None, 9999), 7),
+            (at(100, None, 1000), at(107, None, 10), 0),
+            (at(100, Some(0), 1000), at(107, Some(8), 1007), 0),
+            (at(100, Some(i64::MAX / SECOND as i64), 1000), at(107, Some(0), 1007), u64::MAX),
+        ];
+        for (saved, now, seconds) in table {
+            let expected = seconds.saturating_mul(SECOND).saturating_mul(TICKS_PER_NANOSECOND);
+            assert_eq!(now.ticks_since(&saved), expected.min(MAX_CAPACITY_TICKS), "{saved:?} {now:?}");
+        }
     }
 
     #[test]
@@ -301,6 +367,7 @@ mod tests {
         let at = |boot_id, boottime, realtime| SavedAt {
             boot_id,
             boottime: boottime * SECOND,
+            boottime_offset: Some(0),
             realtime: realtime * SECOND,
         };
         let (one, two) = (Some([1; 16]), Some([2; 16]));

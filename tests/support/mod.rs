@@ -301,7 +301,7 @@ impl Daemon {
     /// The same by a command of the test's own.
     pub fn restart_as(mut self, mut command: Command) -> Self {
         self.kill();
-        self.child = Some(command.spawn().expect("the daemon starts"));
+        self.child = Some(command.stdin(Stdio::null()).spawn().expect("the daemon starts"));
         self.wait_until_loaded();
         self
     }
