@@ -239,7 +239,9 @@ fn boottime_offset() -> Option<i64> {
         }
         Ok(_) => None,
         // A kernel without time namespaces; or there is no /proc.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self/ns").exists() => Some(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && Path::new("/proc/self/ns").exists() => {
+            Some(0)
+        }
         Err(_) => None,
     }
 }
@@ -269,7 +271,9 @@ mod tests {
         let text = "monotonic           5         6\nboottime       -100         7\n";
         assert_eq!(parse_boottime_offset(text), Some(-99_999_999_993));
         assert_eq!(parse_boottime_offset("1 5 6\n7 0 0\n"), Some(0));
-        for not in ["", "monotonic 1 2\n", "boottime 1\n", "boottime x 0\n", "boottime 9223372036854775807 0\n"] {
+        for not in
+            ["", "monotonic 1 2\n", "boottime 1\n", "boottime x 0\n", "boottime 9223372036854775807 0\n"]
+        {
             assert_eq!(parse_boottime_offset(not), None, "{not}");
         }
     }

@@ -75,7 +75,8 @@ fn file_replaced_behind_its_mount_is_reported_once_and_its_keys_are_served_on() 
     assert!(outcome.error.is_some_and(|error| error.contains(TOLD)), "nor by a command");
     daemon.signal(Signal::HUP);
     wait_for("the signal's reload", || (daemon.log().matches(TOLD).count() == 3).then_some(()));
-    let output = keyward().args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).output().expect("runs");
+    let output =
+        keyward().args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).output().expect("runs");
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(TOLD));
     assert_eq!((daemon.verdict("one"), daemon.verdict("two")), ("ALLOWED".into(), "UNKNOWN_KEY".into()));
 }

@@ -77,7 +77,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("revocation", &["audit", "publish", "record", "snapshot", "state"]),
     ("publish", &["snapshot"]),
     ("verify", &["key_format", "limiter", "now", "pepper", "record", "rules", "snapshot"]),
-    ("snapshot", &["limiter", "memory", "record", "rules"]),
+    ("snapshot", &["limiter", "memory", "now", "record", "rules"]),
     ("limiter", &["memory", "sync"]),
     ("memory", &[]),
     ("sync", &["memory"]),

@@ -63,6 +63,9 @@ pub struct Diff {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// Why none of its keys would be served: it is older than `max_staleness`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
     /// The snapshot that the keys were compared with; 0: none, or a file.
     pub generation: u64,
     /// Keys in what they were compared with.

@@ -160,6 +160,9 @@ pub struct Reload {
     /// Why a reload was refused: for people, a line for each finding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why none of the keys that an accepted reload put in force is served: the source is older than `max_staleness`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
     /// Whether the source says the same as the one before it.
     #[serde(default)]
     pub unchanged: bool,

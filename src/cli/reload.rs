@@ -13,7 +13,8 @@ use crate::admin::{self, message};
 
 const HELP: &str = "\
 The command returns when the new keys are in force on every connection. A source that is refused changes nothing; what
-is wrong with it is printed, and the exit code is 1.
+is wrong with it is printed, and the exit code is 1. It is 1 too where the new keys are in force and none is served,
+because the source is older than max_staleness.
 
 Example, when more than half of the keys are meant to go:
   keyward reload --force";
@@ -55,6 +56,9 @@ impl Reload {
             for line in examples(&outcome.examples) {
                 streams.print(line)?;
             }
+            if let Some(stale) = &outcome.stale {
+                streams.note(format_args!("keyward: {stale}"));
+            }
         } else {
             streams.note(outcome.error.as_deref().unwrap_or("the source was refused"));
             if let Some(changes) = outcome.changes {
@@ -70,7 +74,7 @@ impl Reload {
                 }
             });
         }
-        Ok(if outcome.accepted { Exit::Done } else { Exit::Denied })
+        Ok(if outcome.accepted && outcome.stale.is_none() { Exit::Done } else { Exit::Denied })
     }
 }
 
@@ -132,6 +136,7 @@ mod tests {
             changes: accepted.then_some(changes),
             examples: message::AccessExamples::default(),
             error: error.map(str::to_owned),
+            stale: None,
             unchanged: false,
             revocations_agreed: 0,
             took_ms: 3,
@@ -166,6 +171,16 @@ mod tests {
         );
         outcome.unchanged = true;
         assert_eq!(summary(&outcome), "generation 8: 1000 keys, unchanged");
+    }
+
+    #[test]
+    fn reload_of_a_stale_source_fails_although_it_is_accepted() {
+        let outcome = message::Reload { stale: Some("too old".to_owned()), ..outcome(true, None) };
+        let (exit, output, messages) = report(&[], &outcome);
+        assert_eq!((exit, messages.as_str()), (Exit::Denied, "keyward: too old\n"));
+        assert!(output.starts_with("generation 8"), "{output}");
+        let (exit, output, _) = report(&["--json"], &outcome);
+        assert!(exit == Exit::Denied && output.contains("\"stale\":\"too old\""), "{output}");
     }
 
     #[test]

@@ -221,6 +221,7 @@ mod tests {
             }),
             examples: message::AccessExamples::default(),
             error: None,
+            stale: None,
             unchanged: false,
             took_ms: 3,
             revocations_agreed: 0,

@@ -16,12 +16,17 @@ impl Config {
     /// # Errors
     /// When a pepper's file cannot be read, or can be read by others.
     pub fn rules(&self) -> Result<Rules, ConfigError> {
+        Ok(Rules { peppers: self.keys.peppers()?, ..self.rules_without_peppers() })
+    }
+
+    /// The same as far as they are in the configuration's own file.
+    pub fn rules_without_peppers(&self) -> Rules {
         let seconds = |age: Duration| u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-        Ok(Rules {
+        Rules {
             minted: self.keys.minted_prefixes.clone(),
             max_staleness: self.source.max_staleness.map(seconds),
-            peppers: self.keys.peppers()?,
-        })
+            peppers: None,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::reload::load::Settling;
-use crate::reload::{ATTEMPTS, Failure, Policy, Purpose, Running, Settings, SourceFile};
+use crate::reload::{ATTEMPTS, Failure, Policy, Purpose, Running, Settings, SourceFile, Stale};
 use crate::snapshot::{Diff, Keys, Weighing};
 use crate::source::Format;
 
@@ -38,6 +38,8 @@ pub struct Judged {
     pub diff: Diff,
     /// What the guard would say against it.
     pub refused: Option<Failure>,
+    /// That it would be too old to be served.
+    pub stale: Option<Stale>,
 }
 
 impl Judged {
@@ -45,7 +47,7 @@ impl Judged {
     pub fn new(policy: &Policy, path: &Path, new: &Keys, old: Option<&Keys>, weighing: Weighing) -> Self {
         let diff = new.diff_from(old, weighing);
         let refused = policy.tolerance.check(path, &diff, old.map_or(0, Keys::len), new.len()).err();
-        Self { keys: new.len(), diff, refused }
+        Self { keys: new.len(), diff, refused, stale: None }
     }
 }
 
@@ -100,12 +102,7 @@ impl Running {
         }
     }
 
-    fn judge(
-        &self,
-        source: &SourceFile,
-        settings: &Settings,
-        settling: Settling,
-    ) -> Result<Judged, Failure> {
+    fn judge(&self, source: &SourceFile, settings: &Settings, settling: Settling) -> Result<Judged, Failure> {
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load_settled(seed, settling)?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
@@ -113,6 +110,7 @@ impl Running {
             Judged::new(&settings.policy, &source.path, &loaded.keys, served, self.weighing(settings));
         let stranded = || self.guard_hashes(settings, &source.path, &loaded.keys).err();
         judged.refused = judged.refused.or_else(stranded);
+        judged.stale = Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.rules);
         Ok(judged)
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::reload::Failure;
+use crate::reload::{Failure, Stale};
 use crate::snapshot::Diff;
 
 /// A reload that ended.
@@ -30,6 +30,8 @@ pub struct Accepted {
     pub diff: Diff,
     /// Revocations that it says itself, and that are off the list for that.
     pub revocations_agreed: usize,
+    /// That it is too old to be served: every request is answered STALE_SNAPSHOT.
+    pub stale: Option<Stale>,
 }
 
 /// What is known of reloads, for `keyward status`.

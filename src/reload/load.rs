@@ -407,7 +407,11 @@ mod tests {
     }
 
     /// Does something at intervals until `work` is done, and says how long that took.
-    fn beside<T>(interval: Duration, mut storm: impl FnMut(u32) + Send, work: impl FnOnce() -> T) -> (T, Duration) {
+    fn beside<T>(
+        interval: Duration,
+        mut storm: impl FnMut(u32) + Send,
+        work: impl FnOnce() -> T,
+    ) -> (T, Duration) {
         let (done, is_done) = std::sync::mpsc::channel::<()>();
         thread::scope(|scope| {
             scope.spawn(move || {
@@ -447,7 +451,10 @@ mod tests {
         let (_directory, source) = placed(Duration::from_millis(100));
         let file = File::options().write(true).open(&source.path).expect("opens");
         let storm = |number: u32| file.write_all_at(format!("{number}").as_bytes(), 0).expect("writes");
-        let settling = Settling { settle: Duration::from_millis(200), give_up: Instant::now() + Duration::from_millis(600) };
+        let settling = Settling {
+            settle: Duration::from_millis(200),
+            give_up: Instant::now() + Duration::from_millis(600),
+        };
         let (loaded, took) = beside(Duration::from_millis(5), storm, || source.load_settled(7, settling));
         let error = loaded.err().expect("it never holds still");
         assert!(matches!(error, Failure::Changing { .. }), "{error}");
@@ -469,7 +476,10 @@ mod tests {
             }
             std::fs::remove_file(&path).expect("removes");
             let error = behind.load(7).err().expect("it is refused").to_string();
-            assert!(error.contains("deleted, or replaced by another") && error.contains("Mount the directory"), "{error}");
+            assert!(
+                error.contains("deleted, or replaced by another") && error.contains("Mount the directory"),
+                "{error}"
+            );
         }
         let odd = source(directory.path().join("keys.csv (deleted)"));
         std::fs::write(&odd.path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");

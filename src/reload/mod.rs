@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::audit::{self, Audit};
 use crate::clock::Clock;
@@ -41,6 +41,7 @@ mod load;
 mod peppers;
 mod read;
 mod report;
+mod stale;
 #[cfg(test)]
 mod tests;
 mod trigger;
@@ -52,14 +53,18 @@ pub use guard::{Refusal, Tolerance, counts};
 pub use history::{Accepted, History, Outcome};
 pub use last_good::LastGood;
 pub use load::{Built, FileState, Loaded, See, SourceFile};
-pub use peppers::Counted;
 use load::{Settling, TIME_GRANULARITY};
+pub use peppers::Counted;
+pub use stale::Stale;
 use trigger::{Batch, Cause, changes};
 pub use trigger::{Trigger, triggers};
 use watch::Watch;
 
 /// How often a file is read that changes meanwhile, before that is the outcome. Each time it is waited for first.
 const ATTEMPTS: usize = 3;
+
+/// Seconds by which a source may seem to have been written in the future without a warning: clocks of hosts differ.
+const CLOCK_SKEW: u32 = 5;
 
 /// The reload thread's side: everything that a reload needs.
 pub struct Reloader {
@@ -405,8 +410,18 @@ impl Running {
         let generation = self.reloader.generations.next_number();
         let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
-        // A file from the future is not younger than one that was written now.
-        let source_time = written_at.min(clock.now().unix);
+        // A source that says the same time as the one before has been served since then: reading it again makes it no younger.
+        let loaded = match self.current.as_deref().map(Snapshot::stamp) {
+            Some(before) if before.source_time == written_at => before.loaded,
+            _ => clock.now().ticks,
+        };
+        let ahead_s = written_at.saturating_sub(clock.now().unix);
+        if settings.rules.max_staleness.is_some() && ahead_s > CLOCK_SKEW {
+            warn!(
+                ahead_s,
+                "the source was written in the future: is a clock wrong? For max_staleness its age is counted from now"
+            );
+        }
         // Held until they are settled: whoever saves balances sees none that is on its way from one slot to another.
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let mut claim = ledger.claim(limiter);
@@ -414,10 +429,11 @@ impl Running {
             .publishable_after(
                 &mut claim,
                 kept,
-                Stamp { generation, source_time, rules: Arc::clone(&settings.rules) },
+                Stamp { generation, source_time: written_at, loaded, rules: Arc::clone(&settings.rules) },
             )
             .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
-        let mut accepted = Accepted { generation, keys: snapshot.len(), diff, revocations_agreed: 0 };
+        let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.rules);
+        let mut accepted = Accepted { generation, keys: snapshot.len(), diff, revocations_agreed: 0, stale };
 
         let settlement = claim.commit();
         let snapshot = Arc::new(snapshot);

@@ -79,6 +79,7 @@ impl Running {
                 keys,
                 diff: Diff { added, removed, changed, revoked, impact, examples },
                 revocations_agreed,
+                stale,
             }) => {
                 info!(
                     generation,
@@ -100,7 +101,13 @@ impl Running {
                     let keys = keys.map(|key_id| Quoted(key_id).to_string()).collect::<Vec<_>>().join(", ");
                     warn!(generation, keys, "the source widens access: {counts}");
                 }
-                systemd::status(&format!("serving {keys} keys, generation {generation}"));
+                match stale {
+                    Some(stale) => {
+                        error!("{stale}");
+                        systemd::status(&format!("serving no keys: {stale}"));
+                    }
+                    None => systemd::status(&format!("serving {keys} keys, generation {generation}")),
+                }
             }
             Err(failure) if self.is_old_news(failure) => debug!(error = %failure, "source refused again"),
             Err(failure) => {

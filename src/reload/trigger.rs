@@ -41,7 +41,10 @@ pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
 }
 
 /// Reports a change, unless one is waiting already: a directory in which much happens must not crowd out who asks.
-pub(super) fn changes(trigger: SyncSender<Trigger>, noticed: Arc<AtomicBool>) -> impl Fn() + Send + Sync + 'static {
+pub(super) fn changes(
+    trigger: SyncSender<Trigger>,
+    noticed: Arc<AtomicBool>,
+) -> impl Fn() + Send + Sync + 'static {
     move || {
         if !noticed.swap(true, Ordering::AcqRel) {
             // A queue that is full is about to be taken, and the file to be compared.

@@ -51,10 +51,8 @@ const OF_FILE: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::MOVE_SELF);
 
 /// The directory or file itself is not what it was, or is not watched any more.
-const OF_ITSELF: ReadFlags = ReadFlags::DELETE_SELF
-    .union(ReadFlags::MOVE_SELF)
-    .union(ReadFlags::UNMOUNT)
-    .union(ReadFlags::IGNORED);
+const OF_ITSELF: ReadFlags =
+    ReadFlags::DELETE_SELF.union(ReadFlags::MOVE_SELF).union(ReadFlags::UNMOUNT).union(ReadFlags::IGNORED);
 
 /// Watches a path. Its thread ends with it.
 pub(super) struct Watch {
@@ -125,7 +123,9 @@ impl Watch {
             }
             Err(error) => {
                 let error = match Errno::from_io_error(&error) {
-                    Some(Errno::MFILE) => format!("{error}; fs.inotify.max_user_instances limits how many there can be"),
+                    Some(Errno::MFILE) => {
+                        format!("{error}; fs.inotify.max_user_instances limits how many there can be")
+                    }
                     _ => error.to_string(),
                 };
                 if self.refused.as_ref() != Some(&error) {
@@ -213,16 +213,17 @@ impl Watched {
     fn renew(&mut self, inotify: &OwnedFd) {
         let mut places: BTreeMap<i32, Watching> = BTreeMap::new();
         let mut failures = BTreeMap::new();
-        let mut watch = |path: &Path, name: Option<&OsStr>, flags| match inotify::add_watch(inotify, path, flags) {
-            Ok(descriptor) => {
-                let place = places.entry(descriptor).or_default();
-                place.path = path.to_path_buf();
-                place.names.extend(name.map(OsStr::to_os_string));
-            }
-            // Replaced since it was looked up: the directory above reports that.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-            Err(error) => _ = failures.insert(path.to_path_buf(), error),
-        };
+        let mut watch =
+            |path: &Path, name: Option<&OsStr>, flags| match inotify::add_watch(inotify, path, flags) {
+                Ok(descriptor) => {
+                    let place = places.entry(descriptor).or_default();
+                    place.path = path.to_path_buf();
+                    place.names.extend(name.map(OsStr::to_os_string));
+                }
+                // Replaced since it was looked up: the directory above reports that.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => _ = failures.insert(path.to_path_buf(), error),
+            };
         let file = walk(&self.path, |directory, name| watch(directory, Some(name), IN_DIRECTORY));
         // Opening a named pipe or a device is none of a watch's business, but watching one does no harm either.
         if let Some(file) = &file {
@@ -260,7 +261,8 @@ impl Watched {
                 _ => warn!(%path, %error, "cannot watch; changes there are found by polling"),
             }
         }
-        let new: Vec<_> = places.iter().filter(|(descriptor, _)| !self.places.contains_key(descriptor)).collect();
+        let new: Vec<_> =
+            places.iter().filter(|(descriptor, _)| !self.places.contains_key(descriptor)).collect();
         for (_, place) in &new {
             debug!(path = %place.path.display(), "watching");
         }

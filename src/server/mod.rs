@@ -240,6 +240,7 @@ struct Daemon {
     health: WriteHealth,
     keeper: Keeper,
     last_good: Option<LastGood>,
+    clock: Clock,
     epochs: Epochs,
     revocations: Arc<Revocations>,
     limit: usize,
@@ -306,7 +307,7 @@ impl Daemon {
             revocations: Arc::clone(&revocations),
             limiter,
             ledger,
-            clock,
+            clock: clock.clone(),
             history: history.clone(),
             audit: audit.clone(),
             last_good: last_good.clone(),
@@ -334,6 +335,7 @@ impl Daemon {
             health,
             keeper,
             last_good,
+            clock,
             limit,
             loaded,
         })
@@ -387,6 +389,7 @@ impl Daemon {
             audit: self.audit,
             usage: self.usage.clone(),
             health: self.health,
+            clock: self.clock,
             started: Instant::now(),
         };
         let operating = admin.for_tokio().map_err(system("listen on the admin socket"))?;

@@ -13,6 +13,7 @@ use crate::admin::check::Check;
 use crate::admin::message::{self, Command, Reload, Reply, Status, Version};
 use crate::admin::{Operate, Peer};
 use crate::audit::{self, Audit, Event, Socket};
+use crate::clock::Clock;
 use crate::publish::{Epochs, Served};
 use crate::record::Quoted;
 use crate::reload::last_good::State;
@@ -36,6 +37,7 @@ pub(super) struct Operator {
     pub(super) audit: Audit,
     pub(super) usage: Usage,
     pub(super) health: WriteHealth,
+    pub(super) clock: Clock,
     pub(super) started: Instant,
 }
 
@@ -208,12 +210,9 @@ impl Operator {
 
     fn status(&self) -> Status {
         let snapshot = self.served.snapshot();
-        let age = snapshot.as_ref().map(|snapshot| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            now.saturating_sub(Duration::from_secs(snapshot.source_time().into())).as_secs()
-        });
-        let max_staleness = snapshot.as_ref().and_then(|snapshot| snapshot.rules().max_staleness);
-        let stale = age.zip(max_staleness).is_some_and(|(age, limit)| age > u64::from(limit));
+        let now = self.clock.now();
+        let age = snapshot.as_ref().map(|snapshot| snapshot.stamp().source_age(now).into());
+        let stale = snapshot.as_ref().is_some_and(|snapshot| snapshot.stamp().is_stale(now));
         let sum = |count: fn(&Worker) -> u64| self.workers.iter().map(count).sum();
         let verdicts: BTreeMap<String, u64> = Verdict::all()
             .map(|verdict| {
@@ -263,6 +262,7 @@ impl Operator {
                 changes: Some((&accepted.diff).into()),
                 examples: (&accepted.diff.examples).into(),
                 error: None,
+                stale: accepted.stale.as_ref().map(ToString::to_string),
                 unchanged: accepted.diff.is_unchanged(),
                 revocations_agreed: accepted.revocations_agreed,
                 took_ms,
@@ -275,6 +275,7 @@ impl Operator {
                 changes: failure.diff().map(Into::into),
                 examples: failure.diff().map(|diff| (&diff.examples).into()).unwrap_or_default(),
                 error: Some(failure.to_string()),
+                stale: None,
                 unchanged: false,
                 revocations_agreed: 0,
                 took_ms,

@@ -28,10 +28,11 @@ impl From<&Preview> for Check {
 
 /// What putting `judged` in the place of `serving` keys would do; they are those of `generation`, or of a file.
 pub fn diff(judged: &Judged, generation: u64, serving: usize) -> Diff {
-    let Judged { keys, diff, refused } = judged;
+    let Judged { keys, diff, refused, stale } = judged;
     Diff {
         accepted: refused.is_none(),
         refused: refused.as_ref().map(ToString::to_string),
+        stale: stale.as_ref().map(ToString::to_string),
         generation,
         serving,
         keys: *keys,

@@ -9,7 +9,6 @@
 //! listed as a hash is one. It ([`index`]) holds numbers, not entries: it stays small, and the entries lie side by side in the order of the export.
 
 use std::hash::BuildHasher;
-use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 
@@ -35,6 +34,7 @@ mod peppers;
 mod policy;
 mod revoke;
 mod scope_set;
+mod stamp;
 mod summary;
 
 pub use batch::{Batch, Gather};
@@ -51,6 +51,7 @@ pub use kept::Kept;
 pub use peppers::HashedWith;
 pub use policy::Policy;
 pub use scope_set::ScopeSet;
+pub use stamp::Stamp;
 pub use summary::Summary;
 
 /// A complete set of keys with a generation. See the [module](self).
@@ -60,17 +61,6 @@ pub struct Snapshot {
     /// Slots of the keys with several limits, one run after another.
     runs: Box<[u32]>,
     owner_buckets: OwnerBuckets,
-}
-
-/// What tells a snapshot from others, and holds for all of its keys.
-#[derive(Clone, Debug, Default)]
-pub struct Stamp {
-    /// Number of the snapshot; the first is 1.
-    pub generation: u64,
-    /// Unix second at which the source was written.
-    pub source_time: u32,
-    /// The daemon's own rules.
-    pub rules: Arc<Rules>,
 }
 
 /// Position of an entry.
@@ -103,9 +93,9 @@ impl Snapshot {
         self.stamp.generation
     }
 
-    /// Unix second at which the source was written.
-    pub fn source_time(&self) -> u32 {
-        self.stamp.source_time
+    /// What it is.
+    pub fn stamp(&self) -> &Stamp {
+        &self.stamp
     }
 
     /// The daemon's own rules, as of this snapshot.

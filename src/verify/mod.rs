@@ -125,8 +125,7 @@ impl<'s> Context<'s> {
     }
 
     fn is_stale(&self, snapshot: &Snapshot) -> bool {
-        let age = self.now.unix.saturating_sub(snapshot.source_time());
-        self.rules.max_staleness.is_some_and(|limit| age > limit)
+        self.rules.max_staleness.is_some_and(|limit| snapshot.stamp().source_age(self.now) > limit)
     }
 
     #[inline]

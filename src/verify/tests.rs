@@ -35,7 +35,7 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
         .publishable(
             &mut claim,
             None,
-            Stamp { generation: 7, source_time: NOW.unix - 100, ..Stamp::default() },
+            Stamp { generation: 7, source_time: NOW.unix - 100, loaded: NOW.ticks, ..Stamp::default() },
         )
         .expect("room");
     let _nothing_before = claim.commit();

@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Overrides};
 use crate::lint::Lints;
 use crate::record::{KeyRecord, Plans};
-use crate::reload::{self, Judged, Loaded, SourceFile};
+use crate::reload::{self, Judged, Loaded, SourceFile, Stale};
 use crate::server;
 use crate::snapshot::{Keys, Weighing};
 use crate::source::Format;
@@ -36,8 +36,8 @@ kind (with --json, 20 of all). Revoked keys are not suspicious. A pepper that th
 If the state directory has last good keys, and this user may read them, the source is compared with them: they are what a
 start of the daemon compares it with, and serves if it is refused. --against and --daemon compare it with something else.
 
-The exit code is 78 if the configuration or the source is wrong, 1 if a start or a reload would refuse the source or there
-are warnings (--strict). A running daemon is not touched; with --daemon it reads the source, takes
+The exit code is 78 if the configuration or the source is wrong, 1 if a start or a reload would refuse the source, if it is
+older than max_staleness, or if there are warnings (--strict). A running daemon is not touched; with --daemon it reads the source, takes
 its time for it, and goes on serving what it has.
 
 Examples, before an export replaces the one that is served:
@@ -110,6 +110,7 @@ impl Check {
             // Findings are said one by one.
             error: check.error.filter(|_| check.findings.is_none()),
             findings: check.findings,
+            stale: check.diff.as_ref().and_then(|diff| diff.stale.clone()),
             diff: check.diff,
             ..Outcome::default()
         })
@@ -124,9 +125,9 @@ impl Check {
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
         // What this user may not read, the daemon's may.
-        let rules = match config.rules() {
-            Ok(rules) => Some(rules),
-            Err(ConfigError::Pepper { forbidden: true, .. }) => None,
+        let (rules, has_peppers) = match config.rules() {
+            Ok(rules) => (rules, true),
+            Err(ConfigError::Pepper { forbidden: true, .. }) => (config.rules_without_peppers(), false),
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
         let source = config.file();
@@ -135,7 +136,8 @@ impl Check {
         let now = Clock::new().now().unix;
         let mut lints = Lints::new(now, &is_limited);
         let mut outcome = Outcome { source: source.path.display().to_string(), ..Outcome::default() };
-        let Loaded { keys, .. } = match load(&source, &mut |line, record| lints.see(line, record)) {
+        let Loaded { keys, written_at, .. } = match load(&source, &mut |line, record| lints.see(line, record))
+        {
             Ok(loaded) => loaded,
             Err(failure) => return Ok(outcome.refused(&failure)),
         };
@@ -146,8 +148,9 @@ impl Check {
         } else if keys.is_empty() {
             return Ok(outcome.refused(&reload::Failure::Empty { path: source.path.to_path_buf() }));
         } else {
-            last_good::compare(&config, rules.as_ref(), &keys, &mut outcome);
+            last_good::compare(&config, has_peppers.then_some(&rules), &keys, &mut outcome);
         }
+        outcome.stale = Stale::at(now, written_at, &rules).map(|stale| stale.to_string());
         outcome.keys = Some(keys.len());
         outcome.summary = Some(keys.summary(now));
         outcome.lints = Some(lints);

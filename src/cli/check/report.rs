@@ -27,6 +27,8 @@ pub(super) struct Outcome {
     pub(super) summary: Option<Summary>,
     /// What is wrong with the whole.
     pub(super) error: Option<String>,
+    /// That it is too old to be served.
+    pub(super) stale: Option<String>,
     /// Where in the configuration that is.
     pub(super) setting: Option<Setting>,
     /// What is wrong with rows.
@@ -79,7 +81,10 @@ impl Outcome {
         let warnings = self.lints.as_ref().map_or(0, lint::Report::warnings);
         if self.error.is_some() || self.findings.is_some() {
             Exit::BadInput
-        } else if self.diff.as_ref().is_some_and(|diff| !diff.accepted) || (strict && warnings > 0) {
+        } else if self.stale.is_some()
+            || self.diff.as_ref().is_some_and(|diff| !diff.accepted)
+            || (strict && warnings > 0)
+        {
             Exit::Denied
         } else {
             Exit::Done
@@ -97,6 +102,8 @@ pub(super) struct Report<'a> {
     summary: Option<Summary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale: Option<&'a str>,
     /// Where in the configuration the error is.
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<&'a Setting>,
@@ -127,6 +134,7 @@ impl<'a> Report<'a> {
             source: Some(outcome.source.as_str()).filter(|source| !source.is_empty()),
             summary: outcome.summary,
             error: outcome.error.as_deref(),
+            stale: outcome.stale.as_deref(),
             config: outcome.setting.as_ref(),
             findings: outcome.findings.as_ref(),
             lints: outcome.lints.as_ref().map(Lints::from),
@@ -163,6 +171,9 @@ impl Lines<'_, '_> {
         }
         if let Some(error) = &outcome.error {
             self.0.note(format_args!("keyward: {error}"));
+        }
+        if let Some(stale) = &outcome.stale {
+            self.0.note(format_args!("keyward: {stale}"));
         }
         if let Some(lints) = &outcome.lints {
             self.lints(source, lints);

@@ -90,7 +90,8 @@ fn link_on_the_path_that_is_turned_is_noticed_and_followed() {
     let watches = fixture.watches();
     fixture.notices("the link is turned", |root| turn(&root.join("app/current"), "releases/2"));
     fixture.notices("a rename in the second release", |root| replace(&root.join("app/releases/2/keys.csv")));
-    fixture.notices("a write in the second release", |root| write(&root.join("app/releases/2/keys.csv"), "3"));
+    fixture
+        .notices("a write in the second release", |root| write(&root.join("app/releases/2/keys.csv"), "3"));
     fixture.quiesce();
     assert_eq!(fixture.watches(), watches, "what was left is not watched any more");
     fs::write(fixture.path("app/releases/1/keys.csv"), "4").expect("writes");

@@ -209,7 +209,12 @@ impl Sequence {
     fn save(&mut self) {
         self.settle();
         let listing = self.ledger.list(&self.limiter, named(&self.current), self.clock);
-        let stamp = SavedAt { boot_id: Some([1; 16]), boottime: 1 << 40, boottime_offset: Some(0), realtime: 1 << 50 };
+        let stamp = SavedAt {
+            boot_id: Some([1; 16]),
+            boottime: 1 << 40,
+            boottime_offset: Some(0),
+            realtime: 1 << 50,
+        };
         let mut file = Vec::new();
         encode(&stamp, listing.at(self.clock), &mut file).expect("memory");
         self.saved = Some((file, self.model.clone(), self.clock));
