@@ -48,6 +48,7 @@
 //! | `load` … | while a large source is read: they parse, and `reload` fills the table, or they decode a compiled snapshot into it; then they index and compare it |
 //! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
 //! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
+//! | `watch` | tells `reload` that something has changed on the source's path |
 //! | (blocking) | a revocation, while it writes to the disk |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
@@ -69,7 +70,8 @@
 //! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
 //!   ([`state`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
-//! * There is no `unsafe` code but in [`memory`]: an allocator for huge pages, a text in them, and a prefetch.
+//! * A load asks for memory before it takes it: what does not fit is refused, and the process is not aborted ([`memory::has_room`]).
+//! * There is no `unsafe` code but in [`memory`]: an allocator for huge pages, a reserve, a text in them, and a prefetch.
 
 #![allow(
     rustdoc::private_intra_doc_links,

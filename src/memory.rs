@@ -15,11 +15,12 @@
 
 #![allow(unsafe_code, reason = "an allocator, and hints to processor and system; see the module's page")]
 
-use std::alloc::{Layout, handle_alloc_error};
+use std::alloc::{GlobalAlloc, Layout, System, handle_alloc_error};
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::{slice, thread};
 
 use allocator_api2::alloc::{AllocError, Allocator, Global};
@@ -138,6 +139,11 @@ impl HugeText {
         trim(&mut self.0);
     }
 
+    /// As [`growth`].
+    pub fn growth(&self, bytes: usize) -> usize {
+        growth::<u8>(self.0.len(), self.0.capacity(), bytes)
+    }
+
     /// The text.
     #[inline]
     pub fn as_str(&self) -> &str {
@@ -197,11 +203,20 @@ impl<'t> TextPlace<'t> {
 }
 
 /// Gives back the room of a vector that is not needed, where it is much: it is copied for it, and what was never written to
-/// is not in memory anyway.
+/// is not in memory anyway. Where there is no memory for the copy, it stays as it is.
 pub fn trim<T>(vector: &mut HugeVec<T>) {
-    if vector.capacity() - vector.len() > vector.len() / 4 {
-        vector.shrink_to_fit();
+    let mut trimmed = HugeVec::new_in(Huge);
+    if vector.capacity() - vector.len() > vector.len() / 4 && trimmed.try_reserve_exact(vector.len()).is_ok()
+    {
+        trimmed.append(vector);
+        *vector = trimmed;
     }
+}
+
+/// Bytes that a vector asks for before it has `more` values; 0: it has room for them.
+pub fn growth<T>(length: usize, capacity: usize, more: usize) -> usize {
+    let needed = length.saturating_add(more);
+    if needed <= capacity { 0 } else { needed.max(capacity.saturating_mul(2)).saturating_mul(size_of::<T>()) }
 }
 
 /// Asks the system for huge pages, or no longer; what is allocated already stays as it is.
@@ -313,93 +328,121 @@ pub fn prefetch<T>(place: &T) {
     let _elsewhere_not_at_all = place;
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Whether this process could map so many bytes more now: by its limit of address space, and by what the system promises.
+///
+/// Most code that allocates cannot go on without what it asks for, and the process is aborted. So a load asks this first, for as much as
+/// its next step can take.
+pub fn has_room(bytes: usize) -> bool {
+    if bytes == 0 || cfg!(miri) {
+        return true;
+    }
+    let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+    // SAFETY: a new mapping, wherever the system has room for it.
+    let Ok(start) = (unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, protection, flags) }) else {
+        return false;
+    };
+    // SAFETY: the mapping that was just made, which nothing else knows of.
+    let _unmapped = unsafe { munmap(start, bytes) };
+    true
+}
 
-    #[test]
-    fn a_large_block_begins_at_a_huge_page_and_grows() {
-        let mut numbers: HugeVec<u64> = HugeVec::new_in(Huge);
-        for number in 0..600_000_u64 {
-            numbers.push(number);
+/// Bytes of address space that are set aside for small allocations when there is no other left: more than a load makes of them
+/// between two looks at [`has_room`].
+const RESERVED: usize = 8 << 20;
+
+/// Where the reserve of this process is.
+static RESERVE: Reserve = Reserve::new();
+
+/// Address space that is set aside.
+struct Reserve {
+    /// Null: it was given up, or has not been set aside.
+    start: AtomicPtr<c_void>,
+}
+
+impl Reserve {
+    const fn new() -> Self {
+        Self { start: AtomicPtr::new(std::ptr::null_mut()) }
+    }
+
+    fn is_there(&self) -> bool {
+        !self.start.load(Ordering::Acquire).is_null()
+    }
+
+    fn set_aside(&self) -> bool {
+        if self.is_there() {
+            return true;
         }
-        assert!(cfg!(miri) || numbers.as_ptr().addr().is_multiple_of(HUGE_PAGE));
-        numbers.truncate(1_000);
-        numbers.shrink_to_fit();
-        assert!(numbers.iter().copied().eq(0..1_000));
-    }
-
-    #[test]
-    fn a_text_grows_and_stays_one() {
-        let mut text = HugeText::with_capacity(0);
-        for _ in 0..300_000 {
-            text.push_str("äöü-日本");
+        let (none, flags) = (std::ptr::null_mut(), MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: a new mapping, wherever the system has room for it, that cannot even be read.
+        let start = unsafe { mmap_anonymous(none, RESERVED, ProtFlags::empty(), flags) };
+        let Ok(start) = start else { return false };
+        if self.start.compare_exchange(none, start, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: the mapping that was just made. Another thread was faster, and its own is the reserve.
+            let _unmapped = unsafe { munmap(start, RESERVED) };
         }
-        text.trim();
-        assert_eq!(text.as_str(), "äöü-日本".repeat(300_000));
+        true
     }
 
-    #[test]
-    fn a_text_is_written_in_parts_and_is_one_at_any_time() {
-        let mut space = TextSpace::new(9);
-        let mut all = space.place();
-        let mut first = all.take(4).expect("room");
-        assert!(all.take(6).is_none());
-        assert_eq!((all.write("日"), first.write("äö"), first.write("a")), (Some(()), Some(()), None));
-        assert!(first.is_full() && !all.is_full());
-        assert!(space.place().is_full(), "what was written is not handed out again");
-        assert_eq!(space.into_text().as_str(), "äö日\0\0");
-    }
-
-    #[test]
-    fn zeros_are_there_however_many() {
-        for length in [0, 5, HUGE_PAGE / 8, HUGE_PAGE / 8 + 1, HUGE_PAGE] {
-            let mut numbers: HugeVec<u64> = zeroed(length);
-            assert!(numbers.len() == length && numbers.iter().all(|number| *number == 0));
-            numbers.push(7);
-            numbers.shrink_to_fit();
-            assert_eq!((numbers.len(), numbers.last()), (length + 1, Some(&7)));
+    fn give_up(&self) {
+        let start = self.start.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        if !start.is_null() {
+            // SAFETY: the mapping of `set_aside`. The thread that takes it out of the static is the only one to know it.
+            let _unmapped = unsafe { munmap(start, RESERVED) };
         }
-    }
-
-    #[test]
-    fn a_populated_block_is_an_ordinary_one() {
-        let mut bytes: HugeVec<u8> = populated(|| HugeVec::with_capacity_in(POPULATED + 5, Huge));
-        assert!(!POPULATE.get());
-        bytes.resize(POPULATED + 5, 7);
-        assert!(bytes.iter().all(|byte| *byte == 7));
-    }
-
-    #[test]
-    #[cfg_attr(miri, ignore = "it knows no pages")]
-    fn room_is_populated_as_it_is_filled() {
-        let mut numbers: HugeVec<u64> = HugeVec::new_in(Huge);
-        make_room(&mut numbers, STEP / 8 + 3);
-        numbers.push(7);
-        assert_eq!(populate_some(&mut numbers), STEP / 8 + 1);
-        numbers.resize(STEP / 8 + 1, 8);
-        assert_eq!(populate_some(&mut numbers), STEP / 8 + 3);
-        numbers.resize(STEP / 8 + 3, 9);
-        assert_eq!(populate_some(&mut numbers), numbers.capacity());
-        assert_eq!((numbers.first(), numbers.last()), (Some(&7), Some(&9)));
-    }
-
-    #[test]
-    fn room_that_nobody_has_is_none() {
-        let mut bytes: HugeVec<u8> = HugeVec::new_in(Huge);
-        for too_many in [1 << 60, usize::MAX] {
-            make_room(&mut bytes, too_many);
-            assert_eq!(bytes.capacity(), 0);
-        }
-        bytes.push(7);
-        assert_eq!((populate_some(&mut bytes), bytes.as_slice()), (bytes.capacity(), &[7][..]));
-    }
-
-    #[test]
-    fn a_small_block_is_an_ordinary_one() {
-        assert_eq!(mapped(Layout::new::<[u64; 8]>()), None);
-        let mut few: HugeVec<u64> = HugeVec::with_capacity_in(8, Huge);
-        few.extend([1, 2, 3]);
-        assert_eq!(*few, [1, 2, 3]);
     }
 }
+
+/// Sets the reserve aside, unless it is, and says whether it is now. It takes address space and no memory.
+pub fn keep_reserve() -> bool {
+    cfg!(miri) || RESERVE.set_aside()
+}
+
+/// Whether the reserve is there: where not, it was needed, and what can be done without should not be begun.
+pub fn has_reserve() -> bool {
+    cfg!(miri) || RESERVE.is_there()
+}
+
+/// The standard allocator, which gives up the [reserve](keep_reserve) before it fails: a process that runs out of address space has
+/// the time to notice, and to give up the load that has taken it.
+struct Reserving;
+
+#[global_allocator]
+static GLOBAL: Reserving = Reserving;
+
+#[cold]
+fn again(allocate: impl FnOnce() -> *mut u8) -> *mut u8 {
+    RESERVE.give_up();
+    allocate()
+}
+
+// SAFETY: every method is that of `System`, asked once more where it failed; a failure leaves the block that it was asked about as it is.
+unsafe impl GlobalAlloc for Reserving {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are those that `System` wants, here and below.
+        let allocate = || unsafe { System.alloc(layout) };
+        let block = allocate();
+        if block.is_null() { again(allocate) } else { block }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        let allocate = || unsafe { System.alloc_zeroed(layout) };
+        let block = allocate();
+        if block.is_null() { again(allocate) } else { block }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as above.
+        let allocate = || unsafe { System.realloc(block, layout, size) };
+        let grown = allocate();
+        if grown.is_null() { again(allocate) } else { grown }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -63,6 +63,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "audit",
             "clock",
             "limiter",
+            "memory",
             "publish",
             "record",
             "revocation",

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::reload::compare;
 use crate::reload::load::Settling;
+use crate::reload::room::Room;
 use crate::reload::{ATTEMPTS, Failure, Policy, Purpose, Running, Settings, SourceFile, Stale};
 use crate::snapshot::{Diff, Keys, Weighing};
 use crate::source::Format;
@@ -105,6 +107,8 @@ impl Running {
     fn judge(&self, source: &SourceFile, settings: &Settings, settling: Settling) -> Result<Judged, Failure> {
         let seed = getrandom::u64().map_err(Failure::Random)?;
         let loaded = source.load_settled(seed, settling)?;
+        compare::require(&Room::new(), &loaded.keys)
+            .map_err(|shortage| Failure::Memory { path: source.path.to_path_buf(), shortage })?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
         let mut judged =
             Judged::new(&settings.policy, &source.path, &loaded.keys, served, self.weighing(settings));

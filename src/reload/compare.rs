@@ -1,6 +1,7 @@
 //! Comparing a new set of keys with the one that is served, by several threads where there are many.
 
 use crate::reload::fan;
+use crate::reload::room::{Room, Shortage, THREAD};
 use crate::snapshot::{Comparison, Diff, Kept, Keys, Snapshot, Weighing};
 
 /// What publishing `new` after `old` would change, and which rows it has already.
@@ -20,6 +21,11 @@ pub(super) fn diff(new: &Keys, old: &Keys, weighing: Weighing) -> Diff {
         Some(parts) => comparison.diff(parts),
         None => new.diff_from(Some(old), weighing),
     }
+}
+
+/// Whether there is room for it.
+pub(super) fn require(room: &Room, new: &Keys) -> Result<(), Shortage> {
+    room.require(new.comparing_bytes(), (fan::threads() + 1) * THREAD)
 }
 
 /// `None` where it is not worth several threads, or there are none to be had.

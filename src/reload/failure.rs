@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::audit::Place;
 use crate::reload::guard::{Reasons, Refusal};
 use crate::reload::peppers::{Counted, stranding};
+use crate::reload::room::Shortage;
 use crate::snapshot::Diff;
 use crate::source::{Column, Findings};
 
@@ -19,6 +20,17 @@ pub enum Failure {
         path: PathBuf,
         /// What the system says.
         error: io::Error,
+    },
+    /// Two sets of keys do not fit into memory at the same time.
+    #[error(
+        "{}: there is not enough memory for its keys beside those that are served: {shortage}. Raise that limit, or serve fewer keys",
+        path.display()
+    )]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way.
+        shortage: Shortage,
     },
     /// Not a file that can be read to an end.
     #[error("{}: not a regular file", path.display())]
@@ -101,7 +113,7 @@ pub enum Failure {
 impl Failure {
     /// Whether the same file may well be accepted the next time: what failed is not what is in it.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Changing { .. } | Self::Random(_))
+        matches!(self, Self::Io { .. } | Self::Memory { .. } | Self::Changing { .. } | Self::Random(_))
     }
 
     /// Why the configuration that was read with the source is not in force; `None` if it says what the one in force says. `is_other`:
@@ -121,6 +133,7 @@ impl Failure {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Io { .. } => "unreadable",
+            Self::Memory { .. } => "memory",
             Self::NotAFile { .. } => "not_a_file",
             Self::Unlinked { .. } => "unlinked",
             Self::Changing { .. } => "changing",
@@ -141,6 +154,7 @@ impl Failure {
         let of = |path: &Path| Some(Place { file: path.display().to_string(), line: None, column: None });
         match self {
             Self::Io { path, .. }
+            | Self::Memory { path, .. }
             | Self::NotAFile { path }
             | Self::Unlinked { path }
             | Self::Changing { path }

@@ -13,6 +13,15 @@ const AHEAD: usize = 2;
 /// Most threads for one reading: the one that inserts keeps no more than a few busy.
 const MAX_THREADS: usize = 6;
 
+fn no_thread(error: io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!(
+            "cannot start a thread to read it: {error}; TasksMax= and LimitNPROC= limit how many there can be"
+        ),
+    )
+}
+
 /// How many threads a reading may have on this machine.
 pub(super) fn threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
@@ -39,7 +48,7 @@ where
             let (give, given) = sync_channel(AHEAD);
             let (done, results) = sync_channel(AHEAD);
             let run = move || _ = given.into_iter().map(work).try_for_each(|result| done.send(result));
-            thread::Builder::new().name("load".into()).spawn_scoped(scope, run)?;
+            thread::Builder::new().name("load".into()).spawn_scoped(scope, run).map_err(no_thread)?;
             Ok((give, results))
         };
         let lanes = workers.into_iter().map(lane).collect::<io::Result<Vec<_>>>()?;
@@ -53,7 +62,8 @@ where
             }
             Ok(())
         };
-        let feeder = thread::Builder::new().name("load".into()).spawn_scoped(scope, feed)?;
+        let feeder =
+            thread::Builder::new().name("load".into()).spawn_scoped(scope, feed).map_err(no_thread)?;
         // A lane that has no more is the first in turn that was given no more: those before it have been emptied.
         results.iter().cycle().map_while(|lane| lane.recv().ok()).try_for_each(&mut merge)?;
         feeder.join().unwrap_or_else(|_| Err(io::Error::other("a thread that reads has ended").into()))
@@ -69,7 +79,7 @@ pub(super) fn both<A: Send, B>(
     b: impl FnOnce() -> B,
 ) -> Result<(A, B), io::Error> {
     thread::scope(|scope| {
-        let a = thread::Builder::new().name("load".into()).spawn_scoped(scope, a)?;
+        let a = thread::Builder::new().name("load".into()).spawn_scoped(scope, a).map_err(no_thread)?;
         let b = b();
         let a = a.join().map_err(|_| io::Error::other("a thread that indexes has ended"))?;
         Ok((a, b))

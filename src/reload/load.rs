@@ -14,6 +14,7 @@ use rustix::fs::{FileType, OFlags, Stat};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{KeyRecord, Plans};
+use crate::reload::room::Room;
 use crate::reload::{Failure, read};
 use crate::snapshot::{Builder, Keys, RowPolicies};
 use crate::source::{Format, Layout};
@@ -211,8 +212,9 @@ impl SourceFile {
         // Who sees the rows sees them once.
         let mut may_repeat = see.is_none();
         loop {
-            let read = read::Source { origin: self, file: &file, size: state.size(), seed }
-                .read(see.take(), progress);
+            let read =
+                read::Source { origin: self, file: &file, size: state.size(), seed, room: Room::new() }
+                    .read(see.take(), progress);
             if state.is_placed() {
                 thread::sleep(state.unwritten(settling.settle));
             }

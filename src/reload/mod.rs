@@ -41,6 +41,7 @@ mod load;
 mod peppers;
 mod read;
 mod report;
+mod room;
 mod stale;
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,8 @@ pub use last_good::LastGood;
 pub use load::{Built, FileState, Loaded, See, SourceFile};
 use load::{Settling, TIME_GRANULARITY};
 pub use peppers::Counted;
+use room::Room;
+pub use room::Shortage;
 pub use stale::Stale;
 use trigger::{Batch, Cause, changes};
 pub use trigger::{Trigger, triggers};
@@ -343,6 +346,8 @@ impl Running {
         self.seen = Some(loaded.state);
         let served = self.current.clone();
         let weighing = self.weighing(settings);
+        let short = |shortage| Failure::Memory { path: source.path.to_path_buf(), shortage };
+        compare::require(&Room::new(), &loaded.keys).map_err(short)?;
         let (diff, kept) = compare::compare(&loaded.keys, served.as_deref(), weighing);
         let since_last_good = match force {
             true => None,
@@ -407,6 +412,10 @@ impl Running {
         (diff, kept): (Diff, &Kept<'_>),
         origin: Origin,
     ) -> Result<Accepted, Failure> {
+        let needed = keys.publishing_bytes(&diff, self.current.as_deref());
+        let room = Room::new().require(needed, keys.publishing_heaps());
+        let path = || settings.source.path.to_path_buf();
+        room.map_err(|shortage| Failure::Memory { path: path(), shortage })?;
         let generation = self.reloader.generations.next_number();
         let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;

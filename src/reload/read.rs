@@ -10,6 +10,7 @@
 //! What is held beside the table is a few pieces for each thread, 8 MiB while a text is indexed, and of a compiled file the hashes of its
 //! key ids until all are there.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -18,8 +19,9 @@ use std::sync::Arc;
 use crate::record::KeyRecord;
 use crate::reload::fan;
 use crate::reload::load::{See, Tell};
+use crate::reload::room::{HEAP, Room, Shortage, THREAD};
 use crate::reload::{Failure, SourceFile};
-use crate::snapshot::{Batch, Builder, Gather, compiled};
+use crate::snapshot::{Batch, Builder, Bulk, Gather, compiled};
 use crate::source::{self, Blocks, Findings, Format, NotSplit, Splitter};
 
 /// A text from this size on is read by several threads: a smaller one is read by the time that they are started.
@@ -37,12 +39,20 @@ const SHORTEST_ROW: u64 = 46;
 /// it: 100 MiB. For more, indexes grow.
 const MAX_ROOM: usize = 4 << 20;
 
+/// Rows, and pieces, after which it is looked again whether there is memory left: what is small in so many fits into the margin.
+const ROWS_BETWEEN: u64 = 1 << 7;
+const PIECES_BETWEEN: u64 = 64;
+
+/// Growth from this size on is worth a look at the limits of memory, too, which takes a dozen system calls.
+const MAPPED: usize = 1 << 20;
+
 /// A file that is being read.
 pub(super) struct Source<'s> {
     pub(super) origin: &'s SourceFile,
     pub(super) file: &'s File,
     pub(super) size: u64,
     pub(super) seed: u64,
+    pub(super) room: Room,
 }
 
 /// Tells how far the reading has come.
@@ -63,6 +73,7 @@ impl<R: Read> Read for Told<'_, R> {
 
 /// Why pieces are not read to the end.
 enum Stop {
+    /// Not enough memory, too.
     Io(io::Error),
     /// Something is wrong, or it cannot be cut.
     Wrong,
@@ -71,6 +82,27 @@ enum Stop {
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
+    }
+}
+
+impl From<Shortage> for Stop {
+    fn from(shortage: Shortage) -> Self {
+        Self::Io(shortage.into())
+    }
+}
+
+/// Ends the reading when there is no memory left for what is read.
+struct WhileRoom<'r, R> {
+    input: R,
+    shortage: &'r RefCell<Option<Shortage>>,
+}
+
+impl<R: Read> Read for WhileRoom<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &*self.shortage.borrow() {
+            Some(shortage) => Err(shortage.clone().into()),
+            None => self.input.read(buffer),
+        }
     }
 }
 
@@ -87,9 +119,14 @@ impl Source<'_> {
             see.into_iter().for_each(|see| builder.records(see));
             return Ok((builder, Some(source_time)));
         }
+        // What it will take for sure: better refused now than half way.
+        let table = Builder::bytes_for(self.expected());
+        self.room.require(table, 0).map_err(|shortage| self.unreadable(shortage.into()))?;
         let mut input = Told { input: self.file, read: 0, tell: progress };
-        if self.size >= LARGE && fan::threads() > 1 && see.is_none() {
-            match self.in_pieces(&mut input, fan::threads()) {
+        let threads = if self.size >= LARGE && see.is_none() { fan::threads() } else { 1 };
+        // One thread needs less. It is slower, and takes the keys.
+        if threads > 1 && self.room.require(table, (threads + 1) * (THREAD + HEAP)).is_ok() {
+            match self.in_pieces(&mut input, threads) {
                 Ok(builder) => return Ok((builder, None)),
                 Err(Stop::Io(error)) => return Err(self.unreadable(error)),
                 Err(Stop::Wrong) => {
@@ -114,7 +151,7 @@ impl Source<'_> {
     }
 
     fn unreadable(&self, error: io::Error) -> Failure {
-        Failure::Io { path: self.origin.path.to_path_buf(), error }
+        Failure::io(&self.origin.path, error)
     }
 
     fn damaged(&self, error: compiled::ReadError) -> Failure {
@@ -147,14 +184,31 @@ impl Source<'_> {
     fn in_order(&self, input: impl Read, see: &mut See<'_>) -> Result<Builder, Failure> {
         let mut builder = self.builder(self.expected().min(MAX_ROOM));
         let mut findings = Findings::new(self.origin.path.display().to_string());
+        let shortage = RefCell::new(None);
+        let mut rows: u64 = 0;
         let mut sink = |line: u64, record: &KeyRecord<'_>| {
+            let growth = builder.growth(1, record.key_id.len() + record.owner.len(), record.metadata.len());
+            rows += 1;
+            if growth > 0 || rows.is_multiple_of(ROWS_BETWEEN) {
+                let beside = builder.reading_bytes();
+                let room = if growth >= MAPPED {
+                    self.room.require(growth, beside)
+                } else {
+                    self.room.require_mapped(growth.saturating_add(beside))
+                };
+                room.map_err(|short| shortage.borrow_mut().insert(short).to_string())?;
+            }
             builder.add(line, record).map_err(|error| error.to_string())?;
             see(line, record);
             Ok(())
         };
         let SourceFile { format, layout, .. } = self.origin;
-        source::read(input, *format, layout, &mut sink, &mut findings)
-            .map_err(|error| self.unreadable(error))?;
+        let input = WhileRoom { input, shortage: &shortage };
+        let read = source::read(input, *format, layout, &mut sink, &mut findings);
+        if let Some(shortage) = shortage.take() {
+            return Err(self.unreadable(shortage.into()));
+        }
+        read.map_err(|error| self.unreadable(error))?;
         if !findings.is_empty() {
             return Err(Failure::Findings(findings));
         }
@@ -176,24 +230,38 @@ impl Source<'_> {
         first.drain(..header);
         let mut first = Some(first);
         let workers: Vec<_> = (0..threads).map(|_| reader(blocks.clone(), bulk.gather())).collect();
+        let mut pieces: u64 = 0;
         let merge = |batch: Option<Batch>| {
-            let added = batch.map(|batch| bulk.add_batch(batch));
-            if matches!(added, Some(Ok(()))) { Ok(()) } else { Err(Stop::Wrong) }
+            let batch = batch.ok_or(Stop::Wrong)?;
+            let (growth, beside) = (bulk.growth(&batch), Bulk::reading_bytes(&batch, threads));
+            pieces += 1;
+            if growth >= MAPPED || pieces.is_multiple_of(PIECES_BETWEEN) {
+                self.room.require(growth, beside)?;
+            } else {
+                self.room.require_mapped(growth.saturating_add(beside))?;
+            }
+            bulk.add_batch(batch).map_err(|_| Stop::Wrong)
         };
         fan::in_order(workers, || first.take().map_or_else(&mut next, |first| Ok(Some(first))), merge)?;
+        self.room.require(bulk.indexing_bytes(), THREAD)?;
         let (digests, ids) = bulk.indexes();
         let (distinct, rotated) = fan::both(digests, ids)?;
         distinct.and_then(|distinct| bulk.finish(distinct, rotated)).map_err(|_| Stop::Wrong)
     }
 
     fn compiled(&self, progress: &mut Tell<'_>) -> Result<(Builder, u32), compiled::ReadError> {
-        let read = |at, bytes: &mut [u8]| self.file.read_exact_at(bytes, at);
+        let read = |at, bytes: &mut [u8]| {
+            self.room.require_mapped(0)?;
+            self.file.read_exact_at(bytes, at)
+        };
         // What room is made for has to be on the disk: a length alone costs nobody anything. Where a file system cannot tell, the
         // first hole is at the end.
         if rustix::fs::seek(self.file, rustix::fs::SeekFrom::Hole(0)).is_ok_and(|hole| hole < self.size) {
             return Err(compiled::ReadError::Holes);
         }
         let mut reader = compiled::Reader::open(read, self.size)?;
+        let beside = reader.heaps().saturating_add(2 * fan::threads() * THREAD);
+        self.room.require(reader.bytes(fan::threads()), beside).map_err(io::Error::from)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
         let decode = reader.policies(&mut builder)?;
         let (mut space, mut merge) = (reader.space(), reader.merging());
@@ -259,7 +327,8 @@ mod tests {
         // Messages name the path.
         let origin =
             SourceFile { path: Box::from("keys".as_ref()), format, layout: Layout::default(), plans };
-        then(&Source { origin: &origin, file: &file.reopen().expect("opens"), size, seed: 7 })
+        let file = file.reopen().expect("opens");
+        then(&Source { origin: &origin, file: &file, size, seed: 7, room: Room::new() })
     }
 
     fn rows(builder: &Builder) -> Vec<String> {
@@ -324,7 +393,8 @@ mod tests {
         file.as_file().set_len(1 << 40).expect("a length");
         let (format, layout, plans) = (Format::Compiled, Layout::default(), Arc::default());
         let origin = SourceFile { path: Box::from("keys".as_ref()), format, layout, plans };
-        let source = Source { origin: &origin, file: &file.reopen().expect("opens"), size: 1 << 40, seed: 7 };
+        let file = file.reopen().expect("opens");
+        let source = Source { origin: &origin, file: &file, size: 1 << 40, seed: 7, room: Room::new() };
         let told = source.read(None, &mut |_| {}).err().expect("it is refused").to_string();
         assert!(told.contains("it has holes"), "{told}");
     }

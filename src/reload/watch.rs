@@ -268,7 +268,7 @@ impl Watched {
         }
         let is_directory = |place: &&Watching| !place.names.is_empty();
         if !self.places.is_empty()
-            && let Some(directory) = new.iter().map(|(_, place)| *place).filter(is_directory).next_back()
+            && let Some(directory) = new.iter().map(|(_, place)| *place).rfind(is_directory)
         {
             info!(directory = %directory.path.display(), "the source's path leads through another directory; it is watched now");
         }

@@ -7,7 +7,7 @@
 //! reload          reads, builds, publishes, waits, frees
 //! keep            saves balances, at intervals and at the end
 //! keys-writer     keeps the keys in force for the next start
-//! (notify)        tells `reload` that a file changed
+//! watch           tells `reload` that a file changed
 //! ```
 
 use std::cell::Cell;
@@ -118,6 +118,7 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
         .map_err(|error| system("forbid core dumps")(error.into()))?;
     // Before anything large is allocated.
     memory::set_huge_pages(config.server.huge_pages);
+    memory::keep_reserve();
     let max_connections = connection_limit(config.server.max_connections, config.server.workers);
 
     let mut passed = systemd::take_listeners().map_err(system("take systemd's sockets"))?;

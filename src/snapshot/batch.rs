@@ -64,6 +64,22 @@ impl Builder {
     }
 }
 
+impl Batch {
+    /// Rows in it.
+    pub fn rows(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Bytes of key ids and owners, rows that have metadata, and its bytes.
+    pub(super) fn text_bytes(&self) -> [usize; 3] {
+        [self.texts.len(), self.metadata.len(), self.metadata_texts.len()]
+    }
+
+    pub(super) fn policies(&self) -> usize {
+        self.policies.len()
+    }
+}
+
 impl Gather {
     pub(super) fn new(hasher: IdHasher) -> Self {
         Self { hasher, batch: Batch::default(), interner: Interner::default() }

@@ -23,6 +23,9 @@ const PARTS: usize = 256;
 /// Rows that wait to be put into one part.
 const WAITING: usize = 1024;
 
+/// What all of them take.
+pub(super) const INDEXING_BYTES: usize = PARTS * WAITING * size_of::<(Probe, u32)>();
+
 /// A table to which rows are added in [batches](super::Batch).
 pub struct Bulk {
     pub(super) builder: Builder,

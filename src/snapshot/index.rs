@@ -141,6 +141,10 @@ impl Index {
         expected.saturating_mul(LINES.0).div_ceil(LINES.1)
     }
 
+    /// Lines that it has, and how many numbers they hold before there are more.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.lines.len(), self.lines.len() * FULL.0 / FULL.1)
+    }
     /// How many are in it.
     pub(super) fn len(&self) -> usize {
         self.len
@@ -232,7 +236,7 @@ impl Index {
     /// Puts a number in, beside those that have the same hash. `rehash` says what was a number's, where the table has to grow.
     #[inline]
     pub(super) fn insert(&mut self, probe: Probe, number: u32, rehash: impl Fn(u32) -> Probe) {
-        if self.len >= self.lines.len() * FULL.0 / FULL.1 {
+        if self.len >= self.size().1 {
             self.grow(rehash);
         }
         self.put(probe, number);

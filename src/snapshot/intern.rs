@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use ipnet::IpNet;
 
+use crate::memory::growth;
 use crate::record::{KeyRecord, Limit, Origin};
 use crate::snapshot::IdHasher;
 
@@ -115,6 +116,18 @@ impl Interner {
         self.table.insert_unique(hash, (hash, number), |(hash, _)| *hash);
         self.last = number;
         number
+    }
+
+    /// Bytes that it asks for before it has `more`; 0: it has room for them.
+    pub(super) fn growth(&self, more: usize) -> usize {
+        /// An entry of the table, and a byte that says what it is.
+        const ENTRY: usize = size_of::<(u64, u32)>() + 1;
+        // The table is made of a power of two, of which it fills seven eighths.
+        let table = match self.table.len() + more > self.table.capacity() {
+            true => (self.table.len() + more).saturating_mul(3 * ENTRY),
+            false => 0,
+        };
+        growth::<PolicyKey>(self.keys.len(), self.keys.capacity(), more) + table
     }
 
     /// Takes the newest back.

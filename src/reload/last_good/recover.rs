@@ -12,6 +12,7 @@ use super::{LastGood, Stored, reading};
 use crate::audit::{self, Event, Peer};
 use crate::record::{Plans, rfc3339};
 use crate::reload::load::Loaded;
+use crate::reload::room::Room;
 use crate::reload::trigger::Cause;
 use crate::reload::{Failure, Origin, Running, Settings, SourceFile, compare, read};
 use crate::rules::{Kept, Rules};
@@ -94,7 +95,7 @@ fn load(path: &Path, file: &std::fs::File, manifest: &Manifest, plans: Arc<Plans
     }
     let origin = SourceFile { path: path.into(), format: Format::Compiled, layout: Layout::default(), plans };
     // The seed is in the file.
-    let source = read::Source { origin: &origin, file, size: manifest.bytes, seed: 0 };
+    let source = read::Source { origin: &origin, file, size: manifest.bytes, seed: 0, room: Room::new() };
     let (builder, _) = source.read(None, &mut |_| {}).map_err(|failure| match &failure {
         Failure::Compiled { error: compiled::ReadError::Version(_), .. } => Unusable::new("format", failure),
         // What was whole when it was written contradicts the plans as they are now.

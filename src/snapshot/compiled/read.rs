@@ -25,6 +25,7 @@ use crate::snapshot::compiled::{
     policy,
 };
 use crate::snapshot::index::Probe;
+use crate::snapshot::room::{heaps, rows_bytes};
 
 /// Why a compiled file cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +175,33 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         let mut builder = Sizes::of(&self.header).table(self.header.seed.get());
         builder.keys.given = Fields::from_bits(self.header.given.get());
         builder
+    }
+
+    /// Bytes that the whole table can take, and reading it by so many threads.
+    pub fn bytes(&self, threads: usize) -> usize {
+        /// A policy as the file has it, as the table has it, and in a list of each that doubles.
+        const POLICY: usize = 1 << 10;
+        /// A block, its rows and what is left of them to be done, for each thread, and as many that wait.
+        const BLOCKS: usize = 4 * (BLOCK_BYTES + MAX_BEYOND);
+        let sizes = Sizes::of(&self.header);
+        let policies = usize::try_from(self.header.policies.get()).unwrap_or(usize::MAX);
+        let texts = sizes.text_bytes.saturating_add(sizes.metadata_bytes).saturating_add(sizes.owner_bytes);
+        [
+            rows_bytes(sizes.keys),
+            texts,
+            // Metadata's places, the hashes of key ids, and numbers of rows and owners.
+            sizes.keys.saturating_mul(16 + 2 * 12 + 4 * 4),
+            sizes.owners.saturating_mul(2 * 16),
+            policies.saturating_mul(POLICY),
+            threads.saturating_mul(BLOCKS),
+        ]
+        .into_iter()
+        .fold(0, usize::saturating_add)
+    }
+
+    /// Address space that reading it takes beside that.
+    pub fn heaps(&self) -> usize {
+        heaps(usize::try_from(self.header.policies.get()).unwrap_or(usize::MAX), 1)
     }
 
     /// Room for all rows.
