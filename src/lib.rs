@@ -34,9 +34,10 @@
 //!
 //! # The short path: a revocation
 //!
-//! `keyward revoke` waits for no reload, in [`revocation`]: on the list on disk → a bit in the entries of the snapshot that
-//! is being served → [`publish`] ends the epoch → wait until every worker has passed. The same acknowledgement, so the
-//! same promise. A reload marks its snapshot before the swap, and drops from the list what the source says itself.
+//! `keyward revoke` waits for no reload, in [`revocation`]: a bit in the entries of the snapshot that is being served →
+//! [`publish`] ends the epoch → wait until the line is on disk, or the disk refuses it → wait until every worker has passed.
+//! The same acknowledgement, so the same promise. A reload marks its snapshot before the swap, and drops from the list what the
+//! source has said itself for long enough.
 //!
 //! # Who does what
 //!
@@ -49,7 +50,8 @@
 //! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
 //! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
 //! | `watch` | tells `reload` that something has changed on the source's path |
-//! | (blocking) | a revocation, while it writes to the disk |
+//! | (blocking) | a revocation, while it waits for the disk |
+//! | `revocations` | writes the list of revocations, and tries again what could not be written |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
 //! | `audit` | writes down who was turned away, a line a minute; other events are written by who makes them ([`audit`]) |
@@ -65,7 +67,8 @@
 //!   told to take the new one ([`limiter`] says how).
 //! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that. A worker reads the epoch
 //!   before the snapshot, and passes it only when no answer of an older one waits for its peer ([`publish`]).
-//! * A revocation is durable before it is in force, and in force everywhere before it is acknowledged ([`revocation`]).
+//! * A revocation is in force everywhere before it is acknowledged, and durable unless the acknowledgement says otherwise
+//!   ([`revocation`]). What is not being written is listed ([`state::WriteHealth`]).
 //! * What a peer can make the daemon hold is bounded by one filled buffer and its answers ([`connection`]).
 //! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
 //!   ([`state`]).

@@ -154,7 +154,15 @@ fn ten_thousand_keys_revoked_one_at_a_time_under_load() {
 #[test]
 fn a_key_is_revoked_with_all_of_its_rows_and_comes_back() {
     let daemon = Daemon::serving(&export("active"));
-    let expected = Revocation { target: key("a"), already: false, keys: 2, revoked: 2, generation: 1 };
+    let expected = Revocation {
+        target: key("a"),
+        already: false,
+        keys: 2,
+        revoked: 2,
+        generation: 1,
+        durable: true,
+        not_durable: None,
+    };
     assert_eq!(revoke(&daemon, key("a")), expected);
     assert_eq!(verdicts(&daemon, ["a1", "a2", "b"]), ["REVOKED", "REVOKED", "ALLOWED"]);
     assert_eq!(revoke(&daemon, key("a")), Revocation { already: true, ..expected.clone() });
@@ -202,7 +210,7 @@ fn what_is_not_there_cannot_be_revoked() {
 
 #[test]
 fn a_revocation_survives_restarts_and_reloads_until_the_source_agrees() {
-    let daemon = Daemon::serving(&export("active"));
+    let daemon = Setup::new(&export("active")).config("revocation.keep = '0s'").start();
     revoke(&daemon, key("a"));
     revoke(&daemon, owner("bolt"));
     let daemon = daemon.restart();
@@ -384,39 +392,37 @@ fn a_revocation_does_not_wait_for_a_reload() {
 #[test]
 fn a_torn_line_is_dropped_and_a_damaged_one_keeps_the_daemon_from_starting() {
     let mut daemon = Daemon::serving(&export("active"));
+    let (file, mark) = (daemon.setup.path("revocations.jsonl"), daemon.setup.path("revocations.seq"));
     revoke(&daemon, key("a"));
+    let before = fs::read_to_string(&file).expect("a file").len();
+    let mark_before = fs::read(&mark).expect("a mark");
     revoke(&daemon, key("b"));
     daemon.kill();
-    let file = daemon.setup.path("revocations.jsonl");
     let whole = fs::read_to_string(&file).expect("a file");
-    let first = whole.lines().next().expect("a line").len() + 1;
 
-    // Killed in the middle of the second command, which never returned. Where only the newline is missing, an editor may have taken
-    // it from a command that did return.
-    for (torn, b, left) in [
-        (first + 1, "ALLOWED", first),
-        (whole.len() - 2, "ALLOWED", first),
-        (whole.len() - 1, "REVOKED", whole.len()),
-    ] {
+    // Killed in the middle of the second command, which never returned, and so was not marked. Where only the newline is
+    // missing, an editor may have taken it from a command that did return.
+    for (torn, b) in [(before + 1, "ALLOWED"), (whole.len() - 2, "ALLOWED"), (whole.len() - 1, "REVOKED")] {
         fs::write(&file, &whole[..torn]).expect("written");
+        fs::write(&mark, &mark_before).expect("written");
         for _ in 0..2 {
             daemon = daemon.restart();
             assert_eq!(verdicts(&daemon, ["a1", "b"]), ["REVOKED", b]);
             daemon.kill();
-            assert_eq!(fs::read_to_string(&file).expect("a file").len(), left);
+            assert!(fs::read_to_string(&file).expect("a file").ends_with("}\n"));
         }
     }
 
     for (damaged, line) in [
-        (whole.replacen("\"a\"", "\"a", 1), 1),
-        (whole.replacen("key_id", "keyid", 1), 1),
-        (whole.replacen("{\"action\":\"revoke\",\"key_id\":\"b\"", "\u{0}", 1).replace('\0', "x"), 2),
-        (whole.clone() + "\n", 3),
-        (whole.replacen("20", "", 1), 1),
+        (whole.replacen("\"a\"", "\"a", 1), 2),
+        (whole.replacen("key_id", "keyid", 1), 2),
+        (whole.replacen("{\"seq\":2,", "x", 1), 3),
+        (whole.clone() + "\n", 4),
+        (whole.replacen("\"when\":\"20", "\"when\":\"", 1), 2),
     ] {
         fs::write(&file, &damaged).expect("written");
         let mut refusing = daemon.start_again();
-        assert_eq!(refusing.ended().code(), Some(1), "{damaged}: {}", refusing.log());
+        assert_eq!(refusing.ended().code(), Some(78), "{damaged}: {}", refusing.log());
         daemon = refusing;
         let log = daemon.log();
         assert!(log.contains(&format!("revocations.jsonl:{line}: not a revocation: ")), "{damaged}: {log}");
@@ -448,7 +454,7 @@ fn the_command_line_says_what_is_in_force() {
     );
     assert_eq!(
         run(&["unrevoke", "--owner", "acme", "--json"]),
-        done(r#"{"owner":"acme","already":false,"keys":3,"revoked":2,"generation":1}"#)
+        done(r#"{"owner":"acme","already":false,"keys":3,"revoked":2,"generation":1,"durable":true}"#)
     );
     let (code, output, messages) = run(&["revoke", "nobody"]);
     assert_eq!((code, output.as_str()), (Some(1), ""));

@@ -50,7 +50,7 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         top: Option<usize>,
     },
-    /// Takes a key or all keys of an owner out of force; answers when that is so on every connection, and durable.
+    /// Takes a key or all keys of an owner out of force; answers when that is so on every connection.
     Revoke(Target),
     /// Takes a revocation back, and answers likewise.
     Unrevoke(Target),
@@ -98,7 +98,7 @@ pub struct Reply {
     pub version: Option<Version>,
 }
 
-/// What a revocation, or taking one back, came to. It is durable, and in force on every connection.
+/// What a revocation, or taking one back, came to. It is in force on every connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
     /// What was named.
@@ -112,6 +112,17 @@ pub struct Revocation {
     pub revoked: usize,
     /// The snapshot in force; 0: none yet.
     pub generation: u64,
+    /// Whether a restart would find it.
+    #[serde(default = "yes")]
+    pub durable: bool,
+    /// Why it would not. The daemon tries again until it would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_durable: Option<String>,
+}
+
+/// What daemons did that did not say so.
+fn yes() -> bool {
+    true
 }
 
 /// A revocation on the list.
@@ -124,6 +135,15 @@ pub struct Revoked {
     pub when: String,
     /// The user who did it.
     pub by_uid: u32,
+    /// Whether a restart would find it.
+    #[serde(default = "yes")]
+    pub durable: bool,
+    /// Since when the source has said the same without a break.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreed_since: Option<String>,
+    /// Since when the source has said active, after it had said revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict_since: Option<String>,
 }
 
 /// A file that is not being written: what belongs in it would not survive a restart.
@@ -169,6 +189,9 @@ pub struct Reload {
     /// Revocations that the source says itself now, and that are off the list for that.
     #[serde(default)]
     pub revocations_agreed: usize,
+    /// Revocations that the source contradicts: it says active, and had said revoked. They stay in force.
+    #[serde(default)]
+    pub revocations_conflicting: usize,
     /// How long it took.
     pub took_ms: u64,
     /// Seconds since it ended.

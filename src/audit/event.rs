@@ -46,8 +46,23 @@ pub enum Event<'a> {
     Revoke(Revocation<'a>),
     /// An operator took a revocation back.
     Unrevoke(Revocation<'a>),
-    /// The source has caught up with a revocation: it no longer lists the key as active.
-    RevocationDropped(Dropped<'a>),
+    /// The source says itself that something is revoked. The revocation stays on the list for `revocation.keep`.
+    RevocationAgreed(Listed<'a>),
+    /// The source says active of something that is revoked, and that it had called revoked. It stays revoked.
+    RevocationConflict(Listed<'a>),
+    /// The source does not say revoked any more, and not active either.
+    RevocationUnconfirmed(Listed<'a>),
+    /// A revocation has left the list: the source has said the same for `revocation.keep`.
+    RevocationDropped(Listed<'a>),
+    /// The daemon started with a list of revocations that had lost something, because an operator had accepted that.
+    LostRevocationsAccepted {
+        /// The operator's user.
+        by_uid: u32,
+        /// When, as RFC 3339 has it.
+        at: String,
+        /// Revocations that are left.
+        revocations: usize,
+    },
     /// A peer was turned away.
     PeerRefused(Refused),
     /// The disk took no lines for so long that some were lost.
@@ -205,9 +220,9 @@ pub struct Revocation<'a> {
     pub peer: Peer,
 }
 
-/// A revocation that is not needed any more.
+/// A revocation on the list, by what the source says of it.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Dropped<'a> {
+pub struct Listed<'a> {
     /// The key's id, where one key was named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_id: Option<&'a str>,

@@ -17,8 +17,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
-use crate::state::lines::Opened;
-use crate::state::{FileError, Journal, Rotation, StateDir, WriteHealth};
+use crate::state::{FileError, LateJournal, Rotation, StateDir, WriteHealth};
 
 mod event;
 mod refusals;
@@ -27,7 +26,7 @@ mod refusals;
 mod tests;
 
 pub use event::{
-    AccessExamples, Changes, Dropped, Event, LastGood, Peer, Place, Refused, Reload, Revocation, Socket,
+    AccessExamples, Changes, Event, LastGood, Listed, Peer, Place, Refused, Reload, Revocation, Socket,
     Trigger,
 };
 use refusals::Refusals;
@@ -64,7 +63,7 @@ struct Trail {
 }
 
 struct Writer {
-    journal: Journal,
+    journal: LateJournal,
     /// Of the last line.
     seq: u64,
     /// Lines that could not be written yet.
@@ -94,7 +93,7 @@ impl Audit {
     /// # Errors
     /// When its file cannot be opened.
     pub fn open(directory: &StateDir, rotation: Rotation) -> Result<Self, FileError> {
-        let Opened { journal, last_line } = Journal::open(directory.path(FILE), rotation)?;
+        let (journal, last_line) = LateJournal::open(directory, FILE, rotation)?;
         let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
         let writer = Mutex::new(Writer { journal, seq, waiting: Vec::new(), lost: 0, unsynced: false });
         let (wake, woken) = sync_channel(1);

@@ -86,13 +86,19 @@ pub(super) fn summary(outcome: &message::Reload) -> String {
         0 => String::new(),
         agreed => format!(", {} dropped, since the source says revoked itself", Count(agreed, "revocation")),
     };
+    let conflicting = match outcome.revocations_conflicting {
+        0 => String::new(),
+        1 => ", 1 revocation conflicts with the source".to_owned(),
+        many => format!(", {many} revocations conflict with the source"),
+    };
+    let revocations = agreed + &conflicting;
     if outcome.unchanged {
-        return text + ", unchanged" + &agreed;
+        return text + ", unchanged" + &revocations;
     }
     if let Some(changes) = &outcome.changes {
         text += &changes_text(changes);
     }
-    text + &agreed
+    text + &revocations
 }
 
 /// As in ` (+1 -2 ~0; 2 stop working)`.
@@ -139,6 +145,7 @@ mod tests {
             stale: None,
             unchanged: false,
             revocations_agreed: 0,
+            revocations_conflicting: 0,
             took_ms: 3,
             age_s: 0,
         }
@@ -162,7 +169,8 @@ mod tests {
         assert_eq!(report(&[], &outcome), (Exit::Done, expected, String::new()));
         let (exit, output, _) = report(&["--json"], &outcome);
         let expected = "{\"accepted\":true,\"generation\":8,\"keys\":1000,\"changes\":{\"added\":1,\"removed\":2,\
-                        \"changed\":0,\"revoked\":0,\"stopping\":0,\"starting\":0,\"loosened\":0},\"unchanged\":false,\"revocations_agreed\":0,\"took_ms\":3,\"age_s\":0}\n";
+                        \"changed\":0,\"revoked\":0,\"stopping\":0,\"starting\":0,\"loosened\":0},\"unchanged\":false,\"revocations_agreed\":0,\
+                        \"revocations_conflicting\":0,\"took_ms\":3,\"age_s\":0}\n";
         assert_eq!((exit, output.as_str()), (Exit::Done, expected));
         outcome.changes = Some(message::Changes { stopping: 2, loosened: 1, ..message::Changes::default() });
         assert_eq!(
@@ -171,6 +179,13 @@ mod tests {
         );
         outcome.unchanged = true;
         assert_eq!(summary(&outcome), "generation 8: 1000 keys, unchanged");
+        outcome.revocations_conflicting = 1;
+        let expected = "generation 8: 1000 keys, unchanged, 1 revocation conflicts with the source";
+        assert_eq!(summary(&outcome), expected);
+        (outcome.revocations_agreed, outcome.revocations_conflicting) = (1, 2);
+        let expected = "generation 8: 1000 keys, unchanged, 1 revocation dropped, since the source says revoked itself, \
+                        2 revocations conflict with the source";
+        assert_eq!(summary(&outcome), expected);
     }
 
     #[test]

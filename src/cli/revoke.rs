@@ -14,8 +14,11 @@ use crate::admin::{self, AskError, message};
 
 const REVOKE_HELP: &str = "\
 When the command returns, the key is refused on every connection, and stays so through restarts and reloads until the
-source says the same or the revocation is taken back. All keys that share the id are revoked. What is revoked is listed
-by keyward status.
+source has said the same for revocation.keep (7 days unless set otherwise), or the revocation is taken back. All keys
+that share the id are revoked. What is revoked is listed by keyward status.
+
+Where the state directory cannot be written, the key is refused all the same. The command then says NOT DURABLE and why,
+and its exit code is 1; the daemon writes the revocation as soon as it can.
 
 Examples:
   keyward revoke key_1
@@ -23,7 +26,8 @@ Examples:
 
 const UNREVOKE_HELP: &str = "\
 When the command returns, what the source says of the key holds again, on every connection. A key that is revoked by its
-id and by its owner stays revoked until both are taken back.
+id and by its owner stays revoked until both are taken back. Where the state directory cannot be written, the command
+says NOT DURABLE, and its exit code is 1: a restart before it can be written revokes the key again.
 
 Examples:
   keyward unrevoke key_1
@@ -102,7 +106,8 @@ impl Order {
             true => streams.print_json(&outcome)?,
             false => streams.print(Readable { done, outcome: &outcome })?,
         }
-        Ok(Exit::Done)
+        // In force, and not what was asked for: a restart would not find it.
+        Ok(if outcome.durable { Exit::Done } else { Exit::Denied })
     }
 }
 
@@ -137,21 +142,36 @@ impl fmt::Display for Named<'_> {
 
 impl fmt::Display for Readable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let message::Revocation { target, already, keys, revoked, generation } = self.outcome;
+        let message::Revocation { target, already, keys, revoked, generation, .. } = self.outcome;
         let (named, done) = (Named(target), self.done);
         match already {
             true => write!(f, "{named} was {done} already")?,
             false => write!(f, "{done} {named}")?,
         }
         if *generation == 0 {
-            return write!(f, "; no keys are loaded yet, and it will hold when they are");
+            write!(f, "; no keys are loaded yet, and it will hold when they are")?;
+            return self.durability(f);
         }
         write!(f, " ({}), in force on every connection, generation {generation}", Count(*keys, "key"))?;
         if done == "unrevoked" && *revoked > 0 {
             let are = if *revoked == 1 { "is" } else { "are" };
             write!(f, "; {revoked} of them {are} still revoked, by the source or by another revocation")?;
         }
-        Ok(())
+        self.durability(f)
+    }
+}
+
+impl Readable<'_> {
+    fn durability(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(reason) = &self.outcome.not_durable else { return Ok(()) };
+        let restart = match self.done {
+            "revoked" => "forgets it",
+            _ => "revokes it again",
+        };
+        write!(
+            f,
+            "\nNOT DURABLE: a restart {restart}, unless it can be written before (keyward status): {reason}"
+        )
     }
 }
 
@@ -187,6 +207,8 @@ mod tests {
             keys: 2,
             revoked: 2,
             generation: 7,
+            durable: true,
+            not_durable: None,
         };
         let in_force = "(2 keys), in force on every connection, generation 7";
         assert_eq!(readable("revoked", &outcome), format!("revoked key_1 {in_force}"));
@@ -213,9 +235,14 @@ mod tests {
             keys: 2,
             revoked: 2,
             generation: 7,
+            durable: true,
+            not_durable: None,
         };
         let text = serde_json::to_string(&outcome).expect("JSON");
-        assert_eq!(text, r#"{"key_id":"key_1","already":false,"keys":2,"revoked":2,"generation":7}"#);
+        assert_eq!(
+            text,
+            r#"{"key_id":"key_1","already":false,"keys":2,"revoked":2,"generation":7,"durable":true}"#
+        );
         assert_eq!(serde_json::from_str::<message::Revocation>(&text).expect("the same"), outcome);
         let command: message::Command =
             serde_json::from_str(r#"{"command":"unrevoke","owner":"acme"}"#).expect("a command");

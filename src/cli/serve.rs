@@ -48,6 +48,10 @@ impl Serve {
         match crate::server::run(&config, again) {
             Ok(()) => Ok(Exit::Done),
             Err(StartError::Config(error)) => Err(error.into()),
+            // Starting again does not help.
+            Err(StartError::Revocations(error)) if error.is_about_content() => {
+                Err(Failure::new(Exit::BadInput, error))
+            }
             Err(error) => Err(Failure::new(Exit::Denied, error)),
         }
     }

@@ -145,8 +145,16 @@ impl Readable<'_> {
     fn revocations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let revocations = &self.0.revocations;
         let mut heading = "revoked";
-        for message::Revoked { target, when, by_uid } in revocations.iter().take(SHOWN_REVOCATIONS) {
-            writeln!(f, "{heading:12} {} since {when}, by user {by_uid}", Named(target))?;
+        for revoked in revocations.iter().take(SHOWN_REVOCATIONS) {
+            let message::Revoked { target, when, by_uid, durable, agreed_since, conflict_since } = revoked;
+            write!(f, "{heading:12} {} since {when}, by user {by_uid}", Named(target))?;
+            if let Some(since) = agreed_since {
+                write!(f, "; the source says the same since {since}")?;
+            }
+            if let Some(since) = conflict_since {
+                write!(f, "; CONFLICT: the source says active since {since}")?;
+            }
+            writeln!(f, "{}", if *durable { "" } else { "; NOT DURABLE" })?;
             heading = "";
         }
         match revocations.len().saturating_sub(SHOWN_REVOCATIONS) {
@@ -225,6 +233,7 @@ mod tests {
             unchanged: false,
             took_ms: 3,
             revocations_agreed: 0,
+            revocations_conflicting: 0,
             age_s: 75,
         };
         let counts =
@@ -279,6 +288,9 @@ mod tests {
             },
             when: "2026-11-21T10:00:00Z".to_owned(),
             by_uid: 0,
+            durable: true,
+            agreed_since: None,
+            conflict_since: None,
         };
         status.revocations = (0..22).map(revoked).collect();
         let text = Readable(&status).to_string();

@@ -16,6 +16,7 @@ use super::text::{self, MAX_DURATION};
 use super::value::{Column, FileSize, LogFormat, LogLevel, NullTextList, Portion, SocketMode};
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
+use crate::revocation::Keep;
 use crate::source::{Field, Format};
 
 /// Shorter, and a client that pauses to think would reconnect all the time.
@@ -34,6 +35,8 @@ const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DUR
 
 /// More often, and the walks over a million buckets would follow one upon another.
 const SAVE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
+/// Zero drops a revocation as soon as the source agrees.
+const KEEP_REVOCATIONS: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 /// More often, and most of what is written would be seconds with one request in them.
 const USAGE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
 /// Each rotation renames all of them.
@@ -47,6 +50,7 @@ pub(super) struct File {
     pub(super) keys: Keys,
     pub(super) plans: BTreeMap<Box<str>, Plan>,
     pub(super) state: State,
+    pub(super) revocation: Revocation,
     pub(super) usage: Usage,
     pub(super) audit: Audit,
     pub(super) log: Log,
@@ -131,6 +135,13 @@ pub(super) struct Keys {
     pub(super) previous_pepper_file: Option<AbsolutePath>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [revocation]")]
+pub(super) struct Revocation {
+    #[serde(deserialize_with = "keep_revocations")]
+    pub(super) keep: Keep,
+}
+
 /// The number of a user or a group.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Id(pub(super) u32);
@@ -192,6 +203,12 @@ impl Default for State {
     }
 }
 
+impl Default for Revocation {
+    fn default() -> Self {
+        Self { keep: Keep::DEFAULT }
+    }
+}
+
 impl Default for Usage {
     fn default() -> Self {
         // Half a gigabyte in all: two million lines, as many as a day of 1,500 active keys a minute has.
@@ -240,6 +257,11 @@ fn drain_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration,
 
 fn save_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     text::duration(deserializer, SAVE_INTERVAL)
+}
+
+fn keep_revocations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Keep, D::Error> {
+    let keep = text::duration_or_forever(deserializer, KEEP_REVOCATIONS)?;
+    Ok(keep.map_or(Keep::Forever, Keep::For))
 }
 
 fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

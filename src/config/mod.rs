@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::key_format::Prefix;
 use crate::record::Plans;
+use crate::revocation::Keep;
 use crate::source::{Format, Layout};
 use crate::state::Rotation;
 use crate::usage;
@@ -75,6 +76,8 @@ pub struct Config {
     pub save_interval: Duration,
     /// `[state]`: whether the keys in force are kept for the next start.
     pub keep_snapshot: bool,
+    /// `[revocation]`: how long revocations outlive the source's agreement.
+    pub keep_revocations: Keep,
     /// `[usage]`: how often usage is written, at least 100 ms apart, and how large `usage.jsonl` becomes.
     pub usage: usage::Policy,
     /// `[audit]`: how large `audit.jsonl` becomes.

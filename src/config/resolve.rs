@@ -50,6 +50,7 @@ pub(super) fn resolve(
         keys: resolve_keys(file, settings.keys)?,
         save_interval: settings.state.save_interval,
         keep_snapshot: settings.state.keep_snapshot,
+        keep_revocations: settings.revocation.keep,
         usage: usage::Policy {
             interval: settings.usage.interval,
             files: rotation(settings.usage.max_file_size, settings.usage.keep),

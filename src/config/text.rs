@@ -114,6 +114,16 @@ pub(super) fn duration_or_never<'de, D: Deserializer<'de>>(
     checked.map_err(|problem| D::Error::custom(format!("{problem}, or \"never\"")))
 }
 
+/// Reads a duration of a range, or `"forever"`.
+pub(super) fn duration_or_forever<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    range: RangeInclusive<Duration>,
+) -> Result<Option<Duration>, D::Error> {
+    let SpanOrForever(duration) = text(deserializer)?;
+    let checked = duration.map(|duration| within(duration, &range)).transpose();
+    checked.map_err(|problem| D::Error::custom(format!("{problem}, or \"forever\"")))
+}
+
 fn within(duration: Duration, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
     if range.contains(&duration) {
         return Ok(duration);
@@ -142,6 +152,19 @@ impl Text for SpanOrNever {
     fn parse(text: &str) -> Result<Self, String> {
         match text {
             "never" => Ok(Self(None)),
+            _ => Span::parse(text).map(|Span(duration)| Self(Some(duration))),
+        }
+    }
+}
+
+struct SpanOrForever(Option<Duration>);
+
+impl Text for SpanOrForever {
+    const EXPECTED: &'static str = "a duration such as \"90s\", \"12h\" or \"7d\", or \"forever\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "forever" => Ok(Self(None)),
             _ => Span::parse(text).map(|Span(duration)| Self(Some(duration))),
         }
     }

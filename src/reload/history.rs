@@ -32,6 +32,8 @@ pub struct Accepted {
     pub revocations_agreed: usize,
     /// That it is too old to be served: every request is answered STALE_SNAPSHOT.
     pub stale: Option<Stale>,
+    /// Revocations that it contradicts, and that stay in force.
+    pub revocations_conflicting: usize,
 }
 
 /// What is known of reloads, for `keyward status`.

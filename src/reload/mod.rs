@@ -23,7 +23,7 @@ use crate::limiter::{Ledger, Limiter};
 use crate::pepper::Peppers;
 use crate::publish::Publisher;
 use crate::record::Plans;
-use crate::revocation::Revocations;
+use crate::revocation::{Keep, Revocations};
 use crate::rules::Rules;
 use crate::snapshot::{Diff, Kept, Keys, RowPolicies, Snapshot, Stamp, Weighing};
 use crate::source::Format;
@@ -106,6 +106,8 @@ pub struct Settings {
     pub policy: Policy,
     /// What holds for every key.
     pub rules: Arc<Rules>,
+    /// How long revocations outlive the source's agreement.
+    pub keep_revocations: Keep,
 }
 
 /// Yields the settings as they are now, or what is wrong with them, for people.
@@ -442,7 +444,14 @@ impl Running {
             )
             .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
         let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.rules);
-        let mut accepted = Accepted { generation, keys: snapshot.len(), diff, revocations_agreed: 0, stale };
+        let mut accepted = Accepted {
+            generation,
+            keys: snapshot.len(),
+            diff,
+            revocations_agreed: 0,
+            revocations_conflicting: 0,
+            stale,
+        };
 
         let settlement = claim.commit();
         let snapshot = Arc::new(snapshot);
@@ -453,7 +462,9 @@ impl Running {
         audit.in_force(generation);
         // What has been in force before says nothing new.
         if origin == Origin::Source {
-            accepted.revocations_agreed = revocations.settle(&snapshot, audit);
+            let settled = revocations.settle(&snapshot, settings.keep_revocations, audit);
+            accepted.revocations_agreed = settled.dropped;
+            accepted.revocations_conflicting = settled.conflicts;
         }
 
         let buckets = old.iter().flat_map(|old| old.buckets());

@@ -80,6 +80,7 @@ impl Running {
                 diff: Diff { added, removed, changed, revoked, impact, examples },
                 revocations_agreed,
                 stale,
+                revocations_conflicting,
             }) => {
                 info!(
                     generation,
@@ -92,6 +93,7 @@ impl Running {
                     starting = impact.starting(),
                     loosened = impact.loosened(),
                     revocations_agreed,
+                    revocations_conflicting,
                     took_ms,
                     "source loaded"
                 );

@@ -49,6 +49,7 @@ impl Fixture {
                 tolerance: Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 },
             },
             rules: Arc::default(),
+            keep_revocations: Keep::DEFAULT,
         };
         let configured = Arc::new(Mutex::new(settings.clone()));
         let (publisher, mut workers) = Publisher::new(1);

@@ -1,21 +1,20 @@
 //! The list on disk: a line for each command, synced before the command returns, and written anew when most of the
 //! lines have nothing to say any more.
 //!
-//! A daemon that was killed while it wrote leaves a torn last line behind; its command never returned, and the line is
-//! dropped. Anything else that cannot be read keeps the daemon from starting: what it said may have been that a key is
-//! revoked, and such a key must not come alive because of a damaged disk or an editor.
-//!
-//! The file is this daemon's alone. Should somebody else have changed it nevertheless, or a write have failed, it is
-//! written anew from memory before the next line is added.
+//! The file is this daemon's alone. Should another program have changed or removed it nevertheless, or a write have failed,
+//! it is written anew from memory. A daemon that cannot write it goes on with the list in memory and tries again.
 
-use std::io::Write;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
-use crate::revocation::list::{Action, Line, List};
-use crate::state::{self, FileError, Journal, Rotation};
+use super::line::{FORMAT, Header, Line, encode};
+use super::list::List;
+use super::replay::{OpenError, Replayed, replay};
+use super::watermark::{self, ListClock, Watermark};
+use crate::state::{self, FileError, Journal, Rotation, StateDir};
 
 /// Its name in the state directory.
 pub(super) const NAME: &str = "revocations.jsonl";
@@ -27,89 +26,129 @@ const NO_ROTATION: Rotation = Rotation { max_file_size: u64::MAX, keep: 0 };
 /// command waits for it once in hundreds of times.
 const DEAD_LINES: usize = 1_000;
 
-/// The file.
+/// The file, and its high-water mark.
 pub(super) struct File {
     path: PathBuf,
-    journal: Journal,
+    id: String,
+    mark: Watermark,
+    /// The mark has the list's id: until then there must be no list with it.
+    is_marked: bool,
+    /// `None`: it could not be opened yet.
+    journal: Option<Journal>,
     lines: usize,
+    /// The number of the last line.
+    seq: u64,
     /// How it was left; `None`: what is in it is not known for sure.
     left: Option<Identity>,
 }
 
+/// Which file is at a path, as far as a look from outside tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub(super) struct Identity {
     dev: u64,
     inode: u64,
     length: u64,
 }
 
-/// Why the list cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file cannot be opened, read or mended.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A line says nothing that can be understood.
-    #[error(
-        "{}:{line}: not a revocation: {problem}. The daemon does not start, because a revoked key could come alive: mend the line, \
-         or delete it if the key that it names is revoked in the source or may be used",
-        path.display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        problem: String,
-    },
+/// Which file is at `path`.
+pub(super) fn identity(path: &Path) -> Option<Identity> {
+    let there = std::fs::symlink_metadata(path).ok()?;
+    Some(Identity { dev: there.dev(), inode: there.ino(), length: there.len() })
+}
+
+/// A list that was opened, and what there is to say of that.
+pub(super) struct Opened {
+    pub(super) file: File,
+    pub(super) list: List,
+    /// A loss that an operator has accepted.
+    pub(super) accepted: Option<(state::Accepted, OpenError)>,
+    /// Why the file cannot be written at the moment, if it cannot.
+    pub(super) unwritten: Option<FileError>,
 }
 
 impl File {
-    /// Opens the file, and reads the list.
+    /// Opens the file and reads the list. A file that can be read and not written is in force all the same.
     ///
     /// # Errors
-    /// When it cannot be read, to the last whole line.
-    pub(super) fn open(path: PathBuf) -> Result<(Self, List), OpenError> {
-        let content = state::read(&path)?.unwrap_or_default();
-        let (list, lines) = replay(&path, &content)?;
-        let journal = Journal::open(path.clone(), NO_ROTATION)?.journal;
-        let mut file = Self { left: identity(&path), path, journal, lines };
-        // Opening a journal cuts an unended line off, which may have counted.
-        let is_unended = content.last().is_some_and(|last| *last != b'\n');
-        if is_unended || file.is_worn(&list) {
-            file.rewrite(&list)?;
-        }
-        Ok((file, list))
+    /// See [`OpenError`].
+    pub(super) fn open(directory: &StateDir) -> Result<Opened, OpenError> {
+        let Replayed { list, id, seq, lines, is_unended, mark, accepted } = replay(directory)?;
+        let path = directory.path(NAME);
+        let is_known = id.is_some();
+        let id = match id {
+            Some(id) => id,
+            None => new_id().map_err(|error| failed(&path, "make an id for it", error))?,
+        };
+        let latest = list.iter().filter_map(|(_, entry)| entry.record.source).map(|source| source.clock_ms);
+        let at_least = latest.max().unwrap_or(0);
+        let mark = Watermark::new(directory.path(watermark::NAME), id.clone(), mark.as_ref(), at_least);
+        let mut file = Self { path, id, mark, is_marked: is_known, journal: None, lines, seq, left: None };
+        let unwritten = file.prepare(&list, is_known && !is_unended).err();
+        Ok(Opened { file, list, accepted, unwritten })
     }
 
-    /// Adds a line, and makes it durable. `list` is the list without it.
-    ///
-    /// # Errors
-    /// When it cannot be written, or not made durable. Then it is not in the file, or, where not even that can be
-    /// written, it is taken out before the next line.
-    pub(super) fn add(&mut self, line: &Line, list: &List) -> Result<(), FileError> {
-        if self.left.is_none() || self.left != identity(&self.path) {
-            if self.left.is_some() {
-                warn!(file = %self.path.display(), "somebody has changed or moved the file; it is written anew");
-            }
+    /// Has the file be one that lines can be added to. `is_whole`: what is in it is the list.
+    fn prepare(&mut self, list: &List, is_whole: bool) -> Result<(), FileError> {
+        if is_whole {
+            self.left = identity(&self.path);
+            self.journal = Some(Journal::open(self.path.clone(), NO_ROTATION)?.journal);
+        }
+        if !is_whole || self.is_worn(list) {
             self.rewrite(list)?;
         }
-        self.left = None;
-        let mut bytes = Vec::new();
-        encode(line, &mut bytes).map_err(|error| self.failed("encode a line for", error))?;
-        match self.journal.append(&bytes).and_then(|()| self.journal.sync()) {
-            Ok(()) => {
-                self.left = identity(&self.path);
-                self.lines += 1;
-                Ok(())
+        self.note()
+    }
+
+    /// Adds lines and makes them durable. `list` is the list with what they say, but for entries that are being dropped.
+    ///
+    /// # Errors
+    /// When they cannot be written or not made durable. The same lines are to be given again; or else
+    /// [`is_intact`](Self::is_intact) says whether the file has to be written anew.
+    pub(super) fn add<'l>(
+        &mut self,
+        lines: impl ExactSizeIterator<Item = &'l Line>,
+        list: impl FnOnce() -> List,
+    ) -> Result<(), FileError> {
+        if !self.is_intact() {
+            if self.left.is_some() {
+                warn!(file = %self.path.display(), "the file was changed or moved by another program; it is written anew");
             }
+            return self.rewrite(&list());
+        }
+        let Some(journal) = &mut self.journal else { return self.rewrite(&list()) };
+        let (mut bytes, count) = (Vec::new(), lines.len());
+        for (line, seq) in lines.zip(self.seq + 1..) {
+            encode(&line.clone().numbered(seq), &mut bytes)
+                .map_err(|error| failed(&self.path, "encode a line for", error))?;
+        }
+        match journal.append(&bytes) {
+            Ok(()) => {}
+            // Another file needs more room than a line does.
+            Err(error) if is_full(&error) => return Err(error),
             Err(error) => {
-                // It may be there all the same, and must not be: its command has failed.
-                let _tried_again_before_the_next_line = self.rewrite(list);
-                Err(error)
+                self.left = None;
+                return self.rewrite(&list()).map_err(|_| error);
             }
         }
+        // Whether they are durable is not known if this fails, and the system does not tell twice.
+        self.left = None;
+        if let Err(error) = journal.sync() {
+            return self.rewrite(&list()).map_err(|_| error);
+        }
+        self.left = identity(&self.path);
+        self.lines += count;
+        self.seq += count as u64;
+        Ok(())
+    }
+
+    /// Whether the file is as it was left.
+    pub(super) fn is_intact(&self) -> bool {
+        self.journal.is_some() && self.left.is_some() && self.left == identity(&self.path)
+    }
+
+    /// Has the next lines be replaced by the whole list.
+    pub(super) fn forget(&mut self) {
+        self.left = None;
     }
 
     /// Whether most of what is in the file says nothing any more.
@@ -117,57 +156,70 @@ impl File {
         self.lines > 2 * list.len() + DEAD_LINES
     }
 
-    /// Writes the list, and nothing else.
+    /// Writes the list, and nothing else: without the entries that are being dropped.
     ///
     /// # Errors
-    /// When that fails; then the file is as it was.
+    /// When that fails; then the file is as it was, or the new one.
     pub(super) fn rewrite(&mut self, list: &List) -> Result<(), FileError> {
+        self.left = None;
+        if !self.is_marked {
+            // First: a list without a mark would be taken for one that has lost it.
+            self.mark.note(0)?;
+            self.is_marked = true;
+        }
+        let entries = || list.iter().filter(|(_, entry)| !entry.dropping);
+        let header = Header { revocations: FORMAT, list: self.id.clone(), seq: self.seq };
         state::replace(&self.path, |writer| {
-            for (target, record) in list.entries() {
-                encode(&Line::new(Action::Revoke, &target, record), writer)?;
+            encode(&header, writer)?;
+            for ((target, entry), seq) in entries().zip(self.seq + 1..) {
+                encode(&Line::revoke(&target, &entry.record).numbered(seq), writer)?;
             }
             Ok(())
         })?;
+        self.lines = entries().count();
+        self.seq += self.lines as u64;
+        if self.journal.is_none() {
+            self.journal = Some(Journal::open(self.path.clone(), NO_ROTATION)?.journal);
+        }
         self.left = identity(&self.path);
-        self.lines = list.len();
         Ok(())
     }
 
-    fn failed(&self, what: &'static str, error: std::io::Error) -> FileError {
-        FileError { path: self.path.clone(), what, error }
+    /// Has the mark say how far the list goes. To be called when lines are durable.
+    ///
+    /// # Errors
+    /// When it cannot be written. The list is no less durable.
+    pub(super) fn note(&mut self) -> Result<(), FileError> {
+        self.mark.note(self.seq)
+    }
+
+    /// Makes the mark durable, and writes it anew where it was changed or moved.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn settle_mark(&mut self) -> Result<(), FileError> {
+        if !self.mark.is_intact() {
+            self.note()?;
+        }
+        self.mark.sync()
+    }
+
+    /// The list's clock.
+    pub(super) fn clock(&self) -> ListClock {
+        self.mark.clock()
     }
 }
 
-fn identity(path: &Path) -> Option<Identity> {
-    let there = std::fs::symlink_metadata(path).ok()?;
-    Some(Identity { dev: there.dev(), inode: there.ino(), length: there.len() })
+fn new_id() -> io::Result<String> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(io::Error::other)?;
+    Ok(const_hex::encode(id))
 }
 
-fn encode(line: &Line, writer: &mut impl Write) -> std::io::Result<()> {
-    serde_json::to_writer(&mut *writer, line)?;
-    writer.write_all(b"\n")
+fn is_full(error: &FileError) -> bool {
+    matches!(error.error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// The list that the lines lead to, and how many there are.
-fn replay(path: &Path, content: &[u8]) -> Result<(List, usize), OpenError> {
-    let mut lines: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
-    // The last line may be torn: its command never returned. One that is whole but for its newline counts all the same, because an
-    // editor or a copy may have lost that; revoking too much is the safer mistake. A loss of power can leave the end of a
-    // write behind without its beginning, which is zeros then.
-    let is_torn = |last: &[u8]| {
-        last.contains(&0) || (!last.ends_with(b"\n") && serde_json::from_slice::<Line>(last).is_err())
-    };
-    if lines.last().is_some_and(|last| is_torn(last)) {
-        lines.pop();
-    }
-    let mut list = List::default();
-    for (line, number) in lines.iter().zip(1..) {
-        let parsed = serde_json::from_slice::<Line>(line).map_err(|error| error.to_string());
-        parsed.and_then(|line| line.apply(&mut list)).map_err(|problem| OpenError::Damaged {
-            path: path.to_path_buf(),
-            line: number,
-            problem,
-        })?;
-    }
-    Ok((list, lines.len()))
+fn failed(path: &Path, what: &'static str, error: io::Error) -> FileError {
+    FileError { path: path.to_path_buf(), what, error }
 }

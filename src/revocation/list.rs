@@ -1,7 +1,4 @@
-//! What has been revoked, and the lines that say so.
-//!
-//! The list is what remains of the lines when they are read in order: one that revokes adds an entry, one that takes it
-//! back removes it. The last line about a key or an owner decides.
+//! What has been revoked, and what the source says of it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -72,20 +69,69 @@ impl Target {
     }
 }
 
-/// Who revoked something, and when.
+/// Who revoked something and when, and what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     /// To the second.
     pub when: Timestamp,
     /// The operator's user.
     pub by_uid: u32,
+    /// What the source says of it, from the time on when it said `revoked` for the first time.
+    pub source: Option<Source>,
+    /// Whether it would be found again after a restart.
+    pub durable: bool,
+}
+
+/// What the source says of something that it has called revoked before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// What that is.
+    pub says: Says,
+    /// Since when, to the second.
+    pub since: Timestamp,
+    /// The list's own clock at that time, which decides when the entry is dropped.
+    pub(super) clock_ms: u64,
+}
+
+/// What a snapshot says of a key or an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Says {
+    /// There are rows, and all of them are revoked.
+    Revoked,
+    /// A row is active: without the revocation it would be in force.
+    Active,
+    /// There are no rows, or some that are disabled: the next export may have them active.
+    Absent,
+}
+
+impl Record {
+    /// Since when the source has said `revoked` without a break.
+    pub fn agreed_since(&self) -> Option<Timestamp> {
+        self.source.filter(|source| source.says == Says::Revoked).map(|source| source.since)
+    }
+
+    /// Since when the source has said `active` after it had said `revoked`.
+    pub fn conflict_since(&self) -> Option<Timestamp> {
+        self.source.filter(|source| source.says == Says::Active).map(|source| source.since)
+    }
+}
+
+/// An entry, with what only this process knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) record: Record,
+    /// The number of the line that added it, among those of this process; 0: it was read.
+    pub(super) ticket: u64,
+    /// A line that drops it is being written.
+    pub(super) dropping: bool,
 }
 
 /// Everything that is revoked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct List {
-    keys: BTreeMap<Box<str>, Record>,
-    owners: BTreeMap<Box<str>, Record>,
+    keys: BTreeMap<Box<str>, Entry>,
+    owners: BTreeMap<Box<str>, Entry>,
 }
 
 /// What a row's mark was set by.
@@ -102,35 +148,46 @@ impl List {
         self.keys.len() + self.owners.len()
     }
 
-    pub(super) fn get(&self, target: &Target) -> Option<Record> {
+    pub(super) fn get(&self, target: &Target) -> Option<&Entry> {
         match target {
             Target::Key(key_id) => self.keys.get(key_id),
             Target::Owner(owner) => self.owners.get(owner),
         }
-        .copied()
     }
 
-    pub(super) fn insert(&mut self, target: Target, record: Record) {
+    pub(super) fn get_mut(&mut self, target: &Target) -> Option<&mut Entry> {
         match target {
-            Target::Key(key_id) => self.keys.insert(key_id, record),
-            Target::Owner(owner) => self.owners.insert(owner, record),
+            Target::Key(key_id) => self.keys.get_mut(key_id),
+            Target::Owner(owner) => self.owners.get_mut(owner),
+        }
+    }
+
+    pub(super) fn insert(&mut self, target: Target, record: Record, ticket: u64) {
+        let entry = Entry { record, ticket, dropping: false };
+        match target {
+            Target::Key(key_id) => self.keys.insert(key_id, entry),
+            Target::Owner(owner) => self.owners.insert(owner, entry),
         };
     }
 
-    pub(super) fn remove(&mut self, target: &Target) -> Option<Record> {
+    pub(super) fn remove(&mut self, target: &Target) -> Option<Entry> {
         match target {
             Target::Key(key_id) => self.keys.remove(key_id),
             Target::Owner(owner) => self.owners.remove(owner),
         }
     }
 
-    /// The latest first.
-    pub(super) fn entries(&self) -> Vec<(Target, Record)> {
-        let keys = self.keys.iter().map(|(key_id, record)| (Target::Key(key_id.clone()), *record));
-        let owners = self.owners.iter().map(|(owner, record)| (Target::Owner(owner.clone()), *record));
-        let mut entries: Vec<_> = owners.chain(keys).collect();
-        entries.sort_by_key(|(_, record)| std::cmp::Reverse(record.when));
-        entries
+    /// In no order that means anything.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Target, &Entry)> {
+        let keys = self.keys.iter().map(|(key_id, entry)| (Target::Key(key_id.clone()), entry));
+        let owners = self.owners.iter().map(|(owner, entry)| (Target::Owner(owner.clone()), entry));
+        owners.chain(keys)
+    }
+
+    /// How many entries the source contradicts.
+    pub(super) fn conflicts(&self) -> usize {
+        let entries = self.keys.values().chain(self.owners.values());
+        entries.filter(|entry| entry.record.conflict_since().is_some()).count()
     }
 
     fn covers(&self, key: Key<'_>) -> bool {
@@ -159,9 +216,8 @@ impl List {
         marked
     }
 
-    /// The entries that the source has made superfluous: it says itself that every row of that key or owner is revoked. A row
-    /// that is missing, or disabled, may be back with the next export, and must not come alive then.
-    pub(super) fn agreed(&self, snapshot: &Snapshot) -> Vec<Target> {
+    /// What `snapshot` says of each entry, and how many rows it has.
+    pub(super) fn compare(&self, snapshot: &Snapshot) -> Vec<(Target, Says, usize)> {
         let mut owners: HashMap<&str, Found> = HashMap::new();
         if !self.owners.is_empty() {
             for key in snapshot.rows_of_owners(|owner| self.owners.contains_key(owner)) {
@@ -169,78 +225,41 @@ impl List {
                 *found = found.with(key);
             }
         }
-        let found_owner = |owner: &str| owners.get(owner).copied().unwrap_or_default();
-        let found_key = |key_id: &str| snapshot.rows_of_key(key_id).fold(Found::default(), Found::with);
-        let keys = self.keys.keys().filter(|key_id| found_key(key_id) == Found::Revoked);
-        let owners = self.owners.keys().filter(|owner| found_owner(owner) == Found::Revoked);
-        keys.cloned().map(Target::Key).chain(owners.cloned().map(Target::Owner)).collect()
+        let keys = self.keys.keys().map(|key_id| {
+            let found = snapshot.rows_of_key(key_id).fold(Found::default(), Found::with);
+            (Target::Key(key_id.clone()), found.says(), found.rows)
+        });
+        let owners = self.owners.keys().map(|owner| {
+            let found = owners.get(&**owner).copied().unwrap_or_default();
+            (Target::Owner(owner.clone()), found.says(), found.rows)
+        });
+        keys.chain(owners).collect()
     }
 }
 
-/// What the source has of something that is revoked.
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Found {
-    #[default]
-    Nothing,
-    /// Rows, and all of them revoked.
-    Revoked,
-    /// A row that would be in force, or could be.
-    Other,
+/// The rows of something that is revoked, by what they say themselves.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    rows: usize,
+    revoked: usize,
+    active: usize,
 }
 
 impl Found {
     fn with(self, key: Key<'_>) -> Self {
-        match (self, key.status_of_row()) {
-            (Self::Nothing | Self::Revoked, Status::Revoked) => Self::Revoked,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// What a line does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Action {
-    Revoke,
-    Unrevoke,
-}
-
-/// A line, as in `{"action":"revoke","key_id":"key_1","when":"2026-11-21T10:00:00Z","by_uid":0}`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Line {
-    pub(super) action: Action,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    key_id: Option<Box<str>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    owner: Option<Box<str>>,
-    when: String,
-    by_uid: u32,
-}
-
-impl Line {
-    pub(super) fn new(action: Action, target: &Target, record: Record) -> Self {
+        let status = key.status_of_row();
         Self {
-            action,
-            key_id: target.key_id().map(Into::into),
-            owner: target.owner().map(Into::into),
-            when: record.when.to_string(),
-            by_uid: record.by_uid,
+            rows: self.rows + 1,
+            revoked: self.revoked + usize::from(status == Status::Revoked),
+            active: self.active + usize::from(status == Status::Active),
         }
     }
 
-    /// Does to `list` what the line says.
-    ///
-    /// # Errors
-    /// What is wrong with it, for people.
-    pub(super) fn apply(self, list: &mut List) -> Result<(), String> {
-        let target = Target::new(self.key_id.as_deref(), self.owner.as_deref());
-        let target = target.map_err(|error| error.to_string())?;
-        let when = self.when.parse().map_err(|error| format!("when: {error}"))?;
-        match self.action {
-            Action::Revoke => list.insert(target, Record { when, by_uid: self.by_uid }),
-            Action::Unrevoke => drop(list.remove(&target)),
+    fn says(self) -> Says {
+        match self {
+            Self { active: 1.., .. } => Says::Active,
+            Self { rows: 1.., .. } if self.revoked == self.rows => Says::Revoked,
+            _ => Says::Absent,
         }
-        Ok(())
     }
 }

@@ -1,69 +1,91 @@
 //! Revocations: keys and owners that an operator has taken out of force, whatever the source says of them, until it says
 //! the same.
 //!
-//! A revocation is on the list on disk before it is in force, and in force before its command returns:
+//! A revocation is in force on every connection before its command returns, and on the list on disk if the disk takes it:
 //!
 //! 1. take the order, which commands and the swap of snapshots have one after the other;
-//! 2. add a line to the [`file`] and sync it;
-//! 3. mark the rows in the snapshot that is being served;
-//! 4. end the [epoch](crate::publish), and give the order back;
+//! 2. add the entry to the list in memory, and mark the rows in the snapshot that is being served;
+//! 3. end the [epoch](crate::publish), give the line to the [`writer`], and give the order back;
+//! 4. wait for the line to be durable, or for the disk to refuse it or to take too long;
 //! 5. wait until every worker has passed that epoch; only then is the command answered (promise 2).
+//!
+//! Nothing that is in force waits for the disk. A command whose line is not durable says so and why; the line is tried
+//! again until it is.
 //!
 //! A reload marks its new snapshot before the swap, under the same order, so that no revocation falls between the two. It
 //! does the long part of that before, beside commands that go on; under the order it repeats only what they changed
-//! meanwhile. So a revocation waits for no reload. When the new snapshot is in force, what the source itself calls revoked
-//! is dropped from the list.
+//! meanwhile. So a revocation waits for no reload. When the new snapshot is in force, the list is [settled](settle) with
+//! what the source says itself.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::audit::{self, Audit, Event};
 use crate::publish::{Epochs, Published, Publisher, Served};
 use crate::record::Quoted;
 use crate::snapshot::Snapshot;
-use crate::state::{FileError, StateDir};
+use crate::state::{Accepted, FileError, StateDir};
 
 mod file;
+mod line;
 mod list;
-
+mod replay;
+mod settle;
 #[cfg(test)]
 mod tests;
+mod watermark;
+mod writer;
 
 use file::File;
-pub use file::OpenError;
-use list::{Action, Line, List, Marked};
-pub use list::{Record, Target, TargetError};
+use line::Line;
+use list::{List, Marked};
+pub use list::{Record, Says, Source, Target, TargetError};
+pub use replay::OpenError;
+pub use settle::{Keep, Settled};
+use watermark::ListClock;
+pub use writer::Durability;
+use writer::Writer;
 
 /// Most entries on the list. What is revoked here is a stopgap until the source says so too, and `status` shows all of it; more
 /// than this is a change of the source.
 pub const MAX_ENTRIES: usize = 100_000;
 
+/// Why nothing is durable where there is no state directory.
+const NO_DIRECTORY: &str =
+    "the daemon has no state directory: name one with --state-dir or server.state_dir, and start it again";
+
+/// The ticket of a line that is not given to a disk, or not yet: it is behind all that are durable.
+const NOT_GIVEN: u64 = u64::MAX;
+
 /// The list, and what it is applied to.
 pub struct Revocations {
     served: Served,
     epochs: Epochs,
-    /// Held by whoever changes the list or swaps snapshots, from the first step to the last.
+    /// Held by commands and by swaps of snapshots, from the first step to the last but those that wait.
     order: Mutex<Order>,
-    /// Changed under the order only; on its own so that looking at it waits for no disk.
-    list: RwLock<List>,
+    /// Changed under the order only; on its own so that looking at it waits for no command.
+    list: Arc<RwLock<List>>,
+    /// `None`: there is no state directory.
+    writer: Option<Writer>,
+    /// The list's clock.
+    clock: ListClock,
 }
 
 struct Order {
-    kept: Option<Kept>,
     /// What has changed since a reload began to mark its snapshot.
     since: Option<Vec<Target>>,
 }
 
-/// Where the list is kept, and what keeps others from it.
-struct Kept {
-    file: File,
-    _directory: Arc<StateDir>,
+/// The list, as it was found in the state directory.
+pub struct Loaded {
+    list: List,
+    kept: Option<(Arc<StateDir>, File, Option<FileError>)>,
+    accepted: Option<(Accepted, OpenError)>,
 }
 
 /// A command that was carried out. It may be answered when `epoch` is [passed](Epochs::passed).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// It was so before.
     pub already: bool,
@@ -75,20 +97,13 @@ pub struct Change {
     pub generation: u64,
     /// What has to be passed before it is in force everywhere.
     pub epoch: u64,
+    /// Whether a restart would find it.
+    pub durability: Durability,
 }
 
 /// Why a command was not carried out. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// There is no state directory.
-    #[error(
-        "revocations cannot be kept: the daemon has no state directory. Nothing was revoked; start it with --state-dir or \
-         server.state_dir, or revoke in the source and reload"
-    )]
-    NotKept,
-    /// It could not be made durable.
-    #[error("{0}. Nothing has changed; make room or mend the disk, and try again")]
-    File(#[from] FileError),
     /// The source has no such key or owner.
     #[error("no key {} in generation {generation}{}", of(target), advice(target))]
     Unknown {
@@ -146,42 +161,77 @@ fn advice(target: &Target) -> &'static str {
     }
 }
 
+/// Reads the list, before anything is served and before any other file of the directory is made. Without a directory
+/// there is none.
+///
+/// # Errors
+/// When it cannot be read to its end, or is not complete: what is in it must be in force from the first answer on.
+pub fn load(directory: Option<Arc<StateDir>>) -> Result<Loaded, OpenError> {
+    let Some(directory) = directory else {
+        return Ok(Loaded { list: List::default(), kept: None, accepted: None });
+    };
+    let file::Opened { file, list, accepted, unwritten } = File::open(&directory)?;
+    if let Some((Accepted { by_uid, at }, loss)) = &accepted {
+        warn!(by_uid, %at, %loss, entries = list.len(), "a loss of revocations has been accepted");
+    }
+    Ok(Loaded { list, kept: Some((directory, file, unwritten)), accepted })
+}
+
+impl Loaded {
+    /// The loss that an operator has accepted, if there was one, and how many revocations are left.
+    pub fn accepted_loss(&self) -> Option<(Accepted, usize)> {
+        self.accepted.as_ref().map(|(accepted, _)| (*accepted, self.list.len()))
+    }
+}
+
 impl Revocations {
-    /// Reads the list, before anything is served. Without a directory there is none, and nothing can be revoked.
+    /// [Loads](load) the list and puts it in force.
     ///
     /// # Errors
-    /// When it cannot be read to its end: what is in it must be in force from the first answer on.
+    /// See [`OpenError`].
     pub fn open(directory: Option<Arc<StateDir>>, publisher: &Publisher) -> Result<Self, OpenError> {
-        let mut list = List::default();
-        let mut kept = None;
-        if let Some(directory) = directory {
-            let opened = File::open(directory.path(file::NAME))?;
-            list = opened.1;
-            kept = Some(Kept { file: opened.0, _directory: directory });
-        }
+        Self::start(load(directory)?, publisher)
+    }
+
+    /// Puts a list in force, before anything is served.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn start(loaded: Loaded, publisher: &Publisher) -> Result<Self, OpenError> {
+        let Loaded { list, kept, .. } = loaded;
         if list.len() > 0 {
-            info!(entries = list.len(), "revocations are in force");
+            info!(entries = list.len(), conflicts = list.conflicts(), "revocations are in force");
         }
+        let list = Arc::new(RwLock::new(list));
+        let writer = kept.map(|(directory, file, unwritten)| {
+            let path = directory.path(file::NAME);
+            let writer = Writer::start(directory, file, Arc::clone(&list), unwritten.as_ref());
+            writer.map_err(|error| FileError { path, what: "start the thread that writes to it", error })
+        });
+        let writer = writer.transpose()?;
         Ok(Self {
             served: publisher.served(),
             epochs: publisher.epochs(),
-            order: Mutex::new(Order { kept, since: None }),
-            list: RwLock::new(list),
+            order: Mutex::new(Order { since: None }),
+            list,
+            clock: writer.as_ref().map_or_else(ListClock::from_zero, Writer::clock),
+            writer,
         })
     }
 
-    /// Revokes `target`. Writes to the disk and waits for it: not for an asynchronous thread.
+    /// Revokes `target`. Waits for the disk: not for an asynchronous thread.
     ///
     /// # Errors
     /// See [`Refused`].
     pub fn revoke(&self, target: Target, by_uid: u32) -> Result<Change, Refused> {
         let mut order = self.order();
-        let Order { kept, since } = &mut *order;
-        let kept = kept.as_mut().ok_or(Refused::NotKept)?;
         let snapshot = self.served.snapshot();
-        let list = self.list();
-        if list.get(&target).is_some() {
-            return Ok(self.change(snapshot.as_deref(), &target, &list, true));
+        let known = self.list().get(&target).copied();
+        // One that is being dropped is revoked anew, so that it is not.
+        if let Some(known) = known.filter(|entry| !entry.dropping) {
+            let pending = self.change(snapshot.as_deref(), &target, true);
+            drop(order);
+            return Ok(self.wait(pending, known.ticket));
         }
         match (&snapshot, &target) {
             (Some(snapshot), target) if !exists(snapshot, target) => {
@@ -192,37 +242,54 @@ impl Revocations {
             }
             _ => {}
         }
-        if list.len() >= MAX_ENTRIES {
+        if known.is_none() && self.list().len() >= MAX_ENTRIES {
             return Err(Refused::Full);
         }
-        let record = Record { when: now(), by_uid };
-        kept.file.add(&Line::new(Action::Revoke, &target, record), &list)?;
-        drop(list);
-        self.list_mut().insert(target.clone(), record);
-        Ok(self.put_in_force(snapshot.as_deref(), target, kept, since))
+        let source = known.and_then(|entry| entry.record.source);
+        let record = Record { when: now(), by_uid, source, durable: false };
+        // On the list before its line is given: where the whole list is written instead of the line, it must be there.
+        self.list_mut().insert(target.clone(), record, NOT_GIVEN);
+        let ticket = self.give([Line::revoke(&target, &record)]);
+        if let Some(entry) = self.list_mut().get_mut(&target) {
+            entry.ticket = ticket;
+        }
+        let pending = self.put_in_force(snapshot.as_deref(), target, &mut order);
+        drop(order);
+        Ok(self.wait(pending, ticket))
     }
 
-    /// Takes a revocation back: what the source says holds again.
+    /// Takes a revocation back: what the source says holds again. One that cannot be written is revoked again after a restart.
     ///
     /// # Errors
     /// See [`Refused`].
     pub fn unrevoke(&self, target: Target, by_uid: u32) -> Result<Change, Refused> {
         let mut order = self.order();
-        let Order { kept, since } = &mut *order;
-        let list = self.list();
-        let Some(kept) = kept.as_mut().filter(|_| list.get(&target).is_some()) else {
+        if self.list_mut().remove(&target).is_none() {
             return Err(Refused::NotRevoked { target });
-        };
-        kept.file.add(&Line::new(Action::Unrevoke, &target, Record { when: now(), by_uid }), &list)?;
-        drop(list);
-        self.list_mut().remove(&target);
+        }
+        let ticket = self.give([Line::unrevoke(&target, now(), by_uid)]);
         let snapshot = self.served.snapshot();
-        Ok(self.put_in_force(snapshot.as_deref(), target, kept, since))
+        let pending = self.put_in_force(snapshot.as_deref(), target, &mut order);
+        drop(order);
+        Ok(self.wait(pending, ticket))
     }
 
     /// Everything on the list, the latest first.
     pub fn entries(&self) -> Vec<(Target, Record)> {
-        self.list().entries()
+        let written = self.writer.as_ref().map(Writer::written);
+        let durable = |ticket| written.is_some_and(|written| ticket <= written);
+        let list = self.list();
+        let mut entries: Vec<_> = list
+            .iter()
+            .map(|(target, entry)| (target, Record { durable: durable(entry.ticket), ..entry.record }))
+            .collect();
+        entries.sort_by_key(|(_, record)| std::cmp::Reverse(record.when));
+        entries
+    }
+
+    /// How many entries a restart would not find.
+    pub fn not_durable(&self) -> usize {
+        self.entries().iter().filter(|(_, record)| !record.durable).count()
     }
 
     /// Publishes a snapshot with everything marked in it that is revoked by the time of the swap.
@@ -244,71 +311,37 @@ impl Revocations {
         publisher.publish(snapshot)
     }
 
-    /// Drops what `snapshot`, which is the one in force, agrees with, and writes that down in `audit`; returns how many there
-    /// were. What cannot be dropped durably stays, and is tried again after the next reload.
-    pub fn settle(&self, snapshot: &Snapshot, audit: &Audit) -> usize {
-        let dropped = self.drop_agreed(snapshot);
-        audit.in_force(snapshot.generation());
-        let events: Vec<Event<'_>> = dropped.iter().map(event_of).collect();
-        audit.record_all(&events);
-        dropped.len()
+    /// Gives lines to the disk, in the order in which the list changes; returns the number of the last.
+    fn give(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
+        self.writer.as_ref().map_or(NOT_GIVEN, |writer| writer.give(lines))
     }
 
-    /// What is dropped, and how many rows each has.
-    fn drop_agreed(&self, snapshot: &Snapshot) -> Vec<(Target, usize)> {
-        let before = self.list().clone();
-        let agreed = before.agreed(snapshot);
-        if agreed.is_empty() {
-            return Vec::new();
-        }
-        let mut order = self.order();
-        let mut remaining = self.list().clone();
-        // One that was taken back meanwhile is not there any more.
-        let dropped: Vec<Target> =
-            agreed.into_iter().filter(|target| remaining.remove(target).is_some()).collect();
-        if let Some(kept) = &mut order.kept
-            && let Err(error) = kept.file.rewrite(&remaining)
-        {
-            warn!(%error, "the list of revocations cannot be shortened; what the source agrees with stays on it");
-            return Vec::new();
-        }
-        // So that a disabled key is called that again, as it will be after a restart. No answer turns into ALLOWED.
-        let unmarked = dropped.into_iter().map(|target| {
-            let rows = remaining.mark(snapshot, &target).rows;
-            (target, rows)
-        });
-        let unmarked = unmarked.collect();
-        *self.list_mut() = remaining;
-        unmarked
+    /// Completes a change with what has become of its line.
+    fn wait(&self, change: Change, ticket: u64) -> Change {
+        let durability = match &self.writer {
+            Some(writer) => writer.wait(ticket),
+            None => Durability::NotDurable(NO_DIRECTORY.into()),
+        };
+        Change { durability, ..change }
     }
 
-    /// The last steps of a command, once the list is changed.
-    fn put_in_force(
-        &self,
-        snapshot: Option<&Snapshot>,
-        target: Target,
-        kept: &mut Kept,
-        since: &mut Option<Vec<Target>>,
-    ) -> Change {
-        let list = self.list();
-        let change = self.change(snapshot, &target, &list, false);
-        if let Some(since) = since {
+    /// The last steps of a command under the order, once the list is changed.
+    fn put_in_force(&self, snapshot: Option<&Snapshot>, target: Target, order: &mut Order) -> Change {
+        let change = self.change(snapshot, &target, false);
+        if let Some(since) = &mut order.since {
             since.push(target);
-        }
-        if kept.file.is_worn(&list)
-            && let Err(error) = kept.file.rewrite(&list)
-        {
-            error!(%error, "the list of revocations cannot be written anew; it goes on growing");
         }
         change
     }
 
-    /// Marks the rows, and ends the epoch: also where another command has, who may still be waiting for it.
-    fn change(&self, snapshot: Option<&Snapshot>, target: &Target, list: &List, already: bool) -> Change {
+    /// Marks the rows, and ends the epoch: also where another command has, whose sender may still be waiting for it.
+    fn change(&self, snapshot: Option<&Snapshot>, target: &Target, already: bool) -> Change {
+        let list = self.list();
         let Marked { rows, revoked } =
             snapshot.map(|snapshot| list.mark(snapshot, target)).unwrap_or_default();
         let generation = snapshot.map_or(0, Snapshot::generation);
-        Change { already, keys: rows, revoked, generation, epoch: self.epochs.advance() }
+        let epoch = self.epochs.advance();
+        Change { already, keys: rows, revoked, generation, epoch, durability: Durability::Durable }
     }
 
     fn order(&self) -> MutexGuard<'_, Order> {
@@ -322,12 +355,6 @@ impl Revocations {
     fn list_mut(&self) -> std::sync::RwLockWriteGuard<'_, List> {
         self.list.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Everything on the list was known to the source once, or has not the look of a key: it may be named.
-fn event_of((target, keys): &(Target, usize)) -> Event<'_> {
-    let (key_id, owner) = (target.key_id(), target.owner());
-    Event::RevocationDropped(audit::Dropped { key_id, owner, keys: *keys })
 }
 
 fn exists(snapshot: &Snapshot, target: &Target) -> bool {

@@ -2,13 +2,18 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::audit::Audit;
 use crate::limiter::{Ledger, Limiter};
 use crate::record::{KeyRecord, Status};
 use crate::snapshot::{Builder, Stamp};
+
+mod agreement;
+mod loss;
 
 /// A snapshot of keys `k0` to `k<keys - 1>`, all of one owner; `status` says the status of each.
 fn snapshot(keys: u32, generation: u64, status: impl Fn(u32) -> Status) -> Arc<Snapshot> {
@@ -46,8 +51,39 @@ fn key(number: u32) -> Target {
     Target::Key(format!("k{number}").into())
 }
 
+/// Lines after the header.
 fn lines(directory: &TempDir) -> usize {
-    fs::read_to_string(directory.path().join(file::NAME)).expect("a file").lines().count()
+    fs::read_to_string(directory.path().join(file::NAME)).expect("a file").lines().count() - 1
+}
+
+/// Settles the list with `snapshot`, without an audit trail.
+fn settle(revocations: &Revocations, snapshot: &Snapshot, keep: Keep) -> (usize, usize) {
+    let Settled { dropped, conflicts } = revocations.settle(snapshot, keep, &Audit::off());
+    (dropped, conflicts)
+}
+
+/// Waits until everything on the list is durable.
+fn wait_until_durable(revocations: &Revocations) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while revocations.entries().iter().any(|(_, record)| !record.durable) {
+        assert!(std::time::Instant::now() < deadline, "never written: {:?}", revocations.entries());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+fn reason(change: &Change) -> &str {
+    match &change.durability {
+        Durability::NotDurable(reason) => reason,
+        Durability::Durable => panic!("durable"),
+    }
+}
+
+/// Puts a directory in the place of the list, so that neither it nor another can be written.
+fn block(directory: &TempDir) -> std::path::PathBuf {
+    let path = directory.path().join(file::NAME);
+    fs::rename(&path, directory.path().join("moved")).expect("moves");
+    fs::create_dir(&path).expect("in the way");
+    path
 }
 
 fn is_revoked(publisher: &Publisher, number: u32) -> bool {
@@ -56,15 +92,27 @@ fn is_revoked(publisher: &Publisher, number: u32) -> bool {
 }
 
 #[test]
-fn without_a_state_directory_nothing_is_revoked() {
+fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     let publisher = Publisher::new(1).0;
     let revocations = Revocations::open(None, &publisher).expect("opens");
-    drop(revocations.publish(&publisher, active(1, 1)));
-    let refused = revocations.revoke(key(0), 0).expect_err("not kept");
-    assert!(matches!(refused, Refused::NotKept));
-    assert!(refused.to_string().contains("--state-dir"), "{refused}");
+    drop(revocations.publish(&publisher, active(2, 1)));
+    for already in [false, true] {
+        let change = revocations.revoke(key(0), 0).expect("in force");
+        assert_eq!((change.already, change.revoked), (already, 1));
+        assert!(reason(&change).contains("--state-dir"), "{change:?}");
+    }
+    assert!(is_revoked(&publisher, 0) && !is_revoked(&publisher, 1));
+    assert!(!revocations.entries()[0].1.durable);
+    drop(revocations.publish(&publisher, active(2, 2)));
+    assert!(is_revoked(&publisher, 0), "in the next snapshot too");
+    let change = revocations.unrevoke(key(0), 0).expect("taken back");
+    assert!(reason(&change).contains("no state directory") && !is_revoked(&publisher, 0));
     assert!(matches!(revocations.unrevoke(key(0), 0), Err(Refused::NotRevoked { .. })));
-    assert!(!is_revoked(&publisher, 0) && revocations.entries().is_empty());
+    // The source agrees and there is nothing that could fail.
+    revocations.revoke(key(0), 0).expect("in force");
+    let next = snapshot(2, 3, |_| Status::Revoked);
+    assert_eq!(settle(&revocations, &next, Keep::For(Duration::ZERO)), (1, 0));
+    assert_eq!(revocations.entries(), []);
 }
 
 /// The epoch that a command ends begins after the marks are set: who has read it sees them.
@@ -109,32 +157,92 @@ fn a_list_is_found_again_with_who_and_when() {
     assert_eq!(open(&directory).0.entries(), entries);
 }
 
-/// What cannot be written is not in force, and what is in force is written.
+/// Promise 10: a disk that fails delays no revocation and loses none.
 #[test]
-fn a_disk_that_fails_fails_the_command() {
+fn revocation_that_cannot_be_written_is_in_force_at_once_and_durable_once_it_can() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    drop(revocations.publish(&publisher, active(3, 1)));
-    revocations.revoke(key(0), 0).expect("revoked");
-    // Neither the file nor another can be written: there is a directory in the way.
-    let path = directory.path().join(file::NAME);
-    let moved = directory.path().join("moved");
-    fs::rename(&path, &moved).expect("moves");
-    fs::create_dir(&path).expect("in the way");
-    let refused = revocations.revoke(key(1), 0).expect_err("cannot be written").to_string();
-    assert!(refused.contains("revocations.jsonl: cannot") && refused.contains("try again"), "{refused}");
-    let refused = revocations.unrevoke(key(0), 0).expect_err("cannot be written");
-    assert!(matches!(refused, Refused::File(_)));
-    assert!(is_revoked(&publisher, 0) && !is_revoked(&publisher, 1));
-    assert_eq!(revocations.entries().len(), 1);
-
-    // Mended, and without what was in it: it is written anew.
-    fs::remove_dir(&path).expect("out of the way");
-    revocations.revoke(key(2), 0).expect("revoked");
+    drop(revocations.publish(&publisher, active(4, 1)));
+    assert_eq!(revocations.revoke(key(0), 0).expect("revoked").durability, Durability::Durable);
+    let path = block(&directory);
+    let change = revocations.revoke(key(1), 0).expect("in force");
+    assert!(
+        reason(&change).contains("revocations.jsonl") && reason(&change).contains("cannot"),
+        "{change:?}"
+    );
+    assert_eq!((change.keys, change.revoked), (1, 1));
+    assert!(!reason(&revocations.unrevoke(key(0), 0).expect("taken back")).is_empty());
+    assert!(!is_revoked(&publisher, 0) && is_revoked(&publisher, 1));
     let entries = revocations.entries();
-    assert_eq!(entries.len(), 2);
+    assert_eq!((entries.len(), entries[0].1.durable), (1, false));
+    let writer = revocations.writer.as_ref().expect("a writer");
+    assert_eq!(&*writer.health().unwritten()[0].file, file::NAME);
+    let again = revocations.revoke(key(1), 0).expect("in force");
+    assert!(again.already && !reason(&again).is_empty(), "it is not durable yet");
+
+    fs::remove_dir(&path).expect("out of the way");
+    let begun = std::time::Instant::now();
+    wait_until_durable(&revocations);
+    assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
+    assert_eq!(writer.health().unwritten(), []);
+    assert_eq!(revocations.revoke(key(1), 0).expect("revoked").durability, Durability::Durable);
+    assert_eq!(revocations.revoke(key(2), 0).expect("revoked").durability, Durability::Durable);
+    let entries = revocations.entries();
     drop((revocations, publisher));
     assert_eq!(open(&directory).0.entries(), entries);
+}
+
+#[test]
+fn unrevocation_that_cannot_be_written_is_revoked_again_after_a_restart() {
+    let directory = directory();
+    let (revocations, publisher) = open(&directory);
+    drop(revocations.publish(&publisher, active(1, 1)));
+    revocations.revoke(key(0), 0).expect("revoked");
+    let path = block(&directory);
+    assert!(!reason(&revocations.unrevoke(key(0), 0).expect("taken back")).is_empty());
+    assert!(!is_revoked(&publisher, 0));
+    drop((revocations, publisher));
+    fs::remove_dir(&path).expect("out of the way");
+    fs::rename(directory.path().join("moved"), &path).expect("as it was");
+    assert_eq!(open(&directory).0.entries().len(), 1);
+}
+
+/// Many commands that fail cost no more memory than the list.
+#[test]
+fn commands_that_cannot_be_written_are_written_as_a_list() {
+    let directory = directory();
+    let (revocations, publisher) = open(&directory);
+    drop(revocations.publish(&publisher, active(2, 1)));
+    let path = block(&directory);
+    for _ in 0..1_200 {
+        revocations.revoke(key(0), 0).expect("in force");
+        revocations.unrevoke(key(0), 0).expect("taken back");
+    }
+    revocations.revoke(key(1), 0).expect("in force");
+    fs::remove_dir(&path).expect("out of the way");
+    wait_until_durable(&revocations);
+    assert!(lines(&directory) < 2_000, "{} lines", lines(&directory));
+    let entries = revocations.entries();
+    drop((revocations, publisher));
+    assert_eq!(open(&directory).0.entries(), entries);
+}
+
+/// A list that another program has removed is there again without another command.
+#[test]
+fn removed_list_is_written_anew_by_itself() {
+    let directory = directory();
+    let (revocations, _publisher) = open(&directory);
+    revocations.revoke(key(0), 0).expect("revoked");
+    let (list, mark) = (directory.path().join(file::NAME), directory.path().join(watermark::NAME));
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    for path in [&list, &mark] {
+        fs::remove_file(path).expect("removes");
+        while !path.exists() {
+            assert!(std::time::Instant::now() < deadline, "{} stays away", path.display());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    assert_eq!(lines(&directory), 1);
 }
 
 #[test]
@@ -166,10 +274,12 @@ fn what_power_loss_leaves_of_the_last_line_is_dropped() {
     revocations.revoke(key(0), 0).expect("revoked");
     drop((revocations, publisher));
     let whole = fs::read_to_string(&path).expect("a file");
+    let mark = fs::read(directory.path().join(watermark::NAME)).expect("a file");
     for torn in ["\0\0\0\0", "\0\0\0\"}\n", "{\"action\":\"rev"] {
         fs::write(&path, whole.clone() + torn).expect("writes");
         assert_eq!(open(&directory).0.entries().len(), 1, "{torn:?}");
-        assert_eq!(fs::read_to_string(&path).expect("a file"), whole, "{torn:?}");
+        assert_eq!(lines(&directory), 1, "{torn:?}");
+        fs::write(directory.path().join(watermark::NAME), &mark).expect("as it was");
     }
     fs::write(&path, format!("\0\0\"}}\n{whole}")).expect("writes");
     let state = StateDir::open(directory.path(), true).expect("opens").map(Arc::new);
@@ -192,32 +302,6 @@ fn the_file_does_not_grow_with_every_command() {
     assert_eq!(open(&directory).0.entries().len(), 1);
 }
 
-#[test]
-fn what_the_source_agrees_with_is_dropped_on_disk_too() {
-    let directory = directory();
-    let (revocations, publisher) = open(&directory);
-    drop(revocations.publish(&publisher, active(4, 1)));
-    for number in 0..3 {
-        revocations.revoke(key(number), 0).expect("revoked");
-    }
-    revocations.revoke(Target::Owner("acme".into()), 0).expect("revoked");
-    let next = snapshot(4, 2, |number| match number {
-        0 => Status::Revoked,
-        1 => Status::Disabled,
-        _ => Status::Active,
-    });
-    drop(revocations.publish(&publisher, Arc::clone(&next)));
-    assert_eq!(revocations.drop_agreed(&next), [(key(0), 1)], "disabled may come back");
-    assert_eq!(revocations.drop_agreed(&next), []);
-    assert_eq!(revocations.entries().len(), 3);
-    assert!((0..4).all(|number| is_revoked(&publisher, number)), "by the owner, who is not agreed on");
-    assert_eq!(revocations.unrevoke(Target::Owner("acme".into()), 0).expect("taken back").revoked, 3);
-    let status = |number| next.find_by_id(&format!("k{number}")).expect("there").status();
-    assert_eq!([0, 1, 2, 3].map(status), [Status::Revoked, Status::Revoked, Status::Revoked, Status::Active]);
-    drop((revocations, publisher));
-    assert_eq!(open(&directory).0.entries().len(), 2);
-}
-
 /// Snapshots are swapped without pause while keys are revoked, taken back and revoked again: after each command, and in each
 /// snapshot that comes later, what the list says is what holds.
 #[test]
@@ -234,7 +318,7 @@ fn no_command_falls_between_two_snapshots() {
                 generation += 1;
                 let next = active(KEYS, generation);
                 drop(revocations.publish(&publisher, Arc::clone(&next)));
-                assert_eq!(revocations.drop_agreed(&next), []);
+                assert_eq!(settle(&revocations, &next, Keep::For(Duration::ZERO)), (0, 0));
             }
         });
         let _end = scope.spawn(|| {

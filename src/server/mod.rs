@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! main thread     control runtime: accept, admin, signals, drain
-//! (blocking)      revocations, as long as they write to the disk
+//! (blocking)      revocations, as long as they wait for the disk
+//! revocations     writes the list of revocations
 //! worker-0..N     a runtime each: connections, for good
 //! reload          reads, builds, publishes, waits, frees
 //! keep            saves balances, at intervals and at the end
@@ -23,7 +24,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::audit::{Audit, Event};
@@ -149,6 +150,16 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     health.observe(|unwritten| systemd::unwritten(&names(unwritten)));
     let (path, is_chosen) = (&config.server.state_dir, config.server.state_dir_is_chosen);
     let state = StateDir::open_reporting(path, is_chosen, health.clone())?.map(Arc::new);
+    // Before any other file of the directory: where one of those is, so is the list.
+    let revocations = revocation::load(state.clone())?;
+    if let Some(directory) =
+        state.as_ref().filter(|state| state.is_new() || state.first_state_file().is_none())
+    {
+        warn!(
+            directory = %directory.path("").display(),
+            "the state directory is new: if there was one before, its revocations, balances and audit trail are lost"
+        );
+    }
     let audit = match &state {
         Some(directory) => Audit::open(directory, config.audit)?,
         None => Audit::off(),
@@ -156,13 +167,17 @@ pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartErr
     let uid = rustix::process::geteuid().as_raw();
     audit.record(&Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), uid });
     audit.record(&configured(config.file.as_deref(), None));
+    if let Some((state::Accepted { by_uid, at }, left)) = revocations.accepted_loss() {
+        audit.record(&Event::LostRevocationsAccepted { by_uid, at: at.to_string(), revocations: left });
+    }
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("start the control runtime"))?;
     let (usage, logs) = Usage::start(state.as_deref(), config.usage, config.server.workers)?;
     let last_good = LastGood::open(state.as_ref(), config.keep_snapshot)
         .map_err(system("start the thread that keeps the keys in force"))?;
-    let accounts = Accounts { audit: audit.clone(), usage, logs, last_good: last_good.clone(), health };
+    let accounts =
+        Accounts { audit: audit.clone(), usage, logs, last_good: last_good.clone(), health, revocations };
     let daemon = Daemon::start(config, configuration, max_connections, state, runtime.handle(), accounts)?;
     let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
     // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
@@ -181,6 +196,7 @@ struct Accounts {
     last_good: Option<LastGood>,
     /// Which files are not being written.
     health: WriteHealth,
+    revocations: revocation::Loaded,
 }
 
 fn names(unwritten: &[Unwritten]) -> String {
@@ -191,7 +207,12 @@ fn names(unwritten: &[Unwritten]) -> String {
 pub type Configuration = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
 
 fn settings(config: &Config) -> Result<Settings, ConfigError> {
-    Ok(Settings { source: config.file(), policy: config.policy(), rules: Arc::new(config.rules()?) })
+    Ok(Settings {
+        source: config.file(),
+        policy: config.policy(),
+        rules: Arc::new(config.rules()?),
+        keep_revocations: config.keep_revocations,
+    })
 }
 
 /// What the audit trail says of a configuration: not the error's text, which may repeat a setting.
@@ -257,11 +278,11 @@ impl Daemon {
         runtime: &tokio::runtime::Handle,
         accounts: Accounts,
     ) -> Result<Self, StartError> {
-        let Accounts { audit, usage, logs, last_good, health } = accounts;
+        let Accounts { audit, usage, logs, last_good, health, revocations } = accounts;
         let (publisher, subscriptions) = Publisher::new(config.server.workers);
         let epochs = publisher.epochs();
         // Before anything is served: what is on the list is in force from the first answer on.
-        let revocations = Arc::new(Revocations::open(state.clone(), &publisher)?);
+        let revocations = Arc::new(Revocations::start(revocations, &publisher)?);
         let (draining, drain) = watch::channel(false);
         let closed = Arc::new(AtomicBool::new(false));
         let stopping = Stopping { draining: drain, closed: Arc::clone(&closed) };
@@ -377,7 +398,7 @@ impl Daemon {
                 tokio::join!(loaded, accepts.run(listening));
             }
         });
-        let epochs = self.epochs.clone();
+        let (epochs, revocations) = (self.epochs.clone(), Arc::clone(&self.revocations));
         let operator = Operator {
             workers: Arc::clone(&self.workers),
             refusals,
@@ -431,6 +452,12 @@ impl Daemon {
         }
         tokio::join!(self.usage.stop(), self.keeper.stop());
         operating.abort();
+        match revocations.not_durable() {
+            0 => {}
+            entries => {
+                error!(entries, "revocations were not durable at the end: a restart does not know them")
+            }
+        }
         info!("stopped");
         Ok(())
     }

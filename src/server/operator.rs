@@ -18,7 +18,7 @@ use crate::publish::{Epochs, Served};
 use crate::record::Quoted;
 use crate::reload::last_good::State;
 use crate::reload::{Asked, History, LastGood, Outcome, Trigger};
-use crate::revocation::{Change, Refused, Revocations, Target};
+use crate::revocation::{Change, Durability, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
 use crate::server::worker::Worker;
 use crate::state::WriteHealth;
@@ -151,7 +151,7 @@ impl Operator {
         }
     }
 
-    /// Changes the list, which writes to the disk and so has a thread of its own meanwhile, and answers once
+    /// Changes the list, which waits for the disk and so has a thread of its own meanwhile, and answers once
     /// the change is in force everywhere.
     async fn revoke(&self, asked: message::Target, peer: Peer, edit: Edit) -> Reply {
         let target = match Target::new(asked.key_id.as_deref(), asked.owner.as_deref()) {
@@ -180,8 +180,13 @@ impl Operator {
             Err(_) => return Reply::error("the daemon is shutting down"),
         };
         self.epochs.passed(change.epoch).await;
-        let Change { already, keys, revoked, generation, .. } = change;
-        message::Revocation { target: asked, already, keys, revoked, generation }.into()
+        let Change { already, keys, revoked, generation, durability, .. } = change;
+        let not_durable = match durability {
+            Durability::Durable => None,
+            Durability::NotDurable(reason) => Some(reason.to_string()),
+        };
+        let durable = not_durable.is_none();
+        message::Revocation { target: asked, already, keys, revoked, generation, durable, not_durable }.into()
     }
 
     fn revocations(&self) -> Vec<message::Revoked> {
@@ -193,6 +198,9 @@ impl Operator {
             },
             when: record.when.to_string(),
             by_uid: record.by_uid,
+            durable: record.durable,
+            agreed_since: record.agreed_since().map(|since| since.to_string()),
+            conflict_since: record.conflict_since().map(|since| since.to_string()),
         });
         listed.collect()
     }
@@ -265,6 +273,7 @@ impl Operator {
                 stale: accepted.stale.as_ref().map(ToString::to_string),
                 unchanged: accepted.diff.is_unchanged(),
                 revocations_agreed: accepted.revocations_agreed,
+                revocations_conflicting: accepted.revocations_conflicting,
                 took_ms,
                 age_s,
             },
@@ -278,6 +287,7 @@ impl Operator {
                 stale: None,
                 unchanged: false,
                 revocations_agreed: 0,
+                revocations_conflicting: 0,
                 took_ms,
                 age_s,
             },

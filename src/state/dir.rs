@@ -5,19 +5,32 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::{FileError, WriteHealth, failed, open};
+use super::late::takes_nothing;
+use super::{FileError, O_NOFOLLOW, O_NONBLOCK, WriteHealth, failed, open};
 
 /// The name of the file that is locked. It holds the process id of who has the lock.
 pub(super) const LOCK: &str = "lock";
+
+/// What a daemon leaves in the directory, beside its list of revocations: where one of these is, so must be the list.
+const STATE_FILES: &[&str] = &[
+    "balances",
+    "balances.damaged",
+    "usage.jsonl",
+    "usage.jsonl.1",
+    "audit.jsonl",
+    "audit.jsonl.1",
+    "last_good.json",
+    "generation",
+];
 
 /// Permissions of a directory that is made here.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -36,6 +49,7 @@ const PID_BYTES: u64 = 20;
 pub struct StateDir {
     path: PathBuf,
     health: WriteHealth,
+    is_new: bool,
     _lock: File,
 }
 
@@ -53,7 +67,7 @@ pub enum OpenError {
         /// Process id of who has the lock, if it says so.
         pid: Option<u32>,
     },
-    /// It cannot be made or written to.
+    /// It cannot be made or used.
     #[error(
         "{0}; let the daemon's user write to its state directory, or name another (--state-dir, server.state_dir)"
     )]
@@ -65,9 +79,9 @@ fn with_pid(pid: Option<u32>) -> String {
 }
 
 impl StateDir {
-    /// Makes the directory at `path` if it is missing, and locks it. Where nobody chose the directory (`explicit` is
-    /// false) and it cannot be used, that is said in the log and there is none: a daemon that somebody tries out has no
-    /// /var/lib/keyward, and answers all the same.
+    /// Makes the directory at `path` if it is missing, and locks it. Where the directory is the default (`explicit` is
+    /// false), cannot be used, and no daemon has used it before, that is said in the log and there is none: a daemon
+    /// that is tried out has no /var/lib/keyward, and answers all the same.
     ///
     /// # Errors
     /// When another daemon has it, or it was chosen and cannot be used.
@@ -96,7 +110,7 @@ impl StateDir {
     ) -> Result<Option<Self>, OpenError> {
         match Self::lock(path, health.clone(), patience) {
             Ok(directory) => Ok(Some(directory)),
-            Err(OpenError::Unusable(error)) if !explicit => {
+            Err(OpenError::Unusable(error)) if !explicit && !may_hold_state(path) => {
                 health.absent(&path.display().to_string(), &error);
                 warn!(
                     %error,
@@ -109,14 +123,13 @@ impl StateDir {
     }
 
     fn lock(path: &Path, health: WriteHealth, patience: Duration) -> Result<Self, OpenError> {
-        match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        let is_new = match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(failed(path, "make the directory")(error).into()),
-        }
+        };
         let lock_path = path.join(LOCK);
-        let mut lock = open(&lock_path, OpenOptions::new().read(true).write(true))
-            .map_err(failed(&lock_path, "open the lock"))?;
+        let mut lock = open_lock(path, &lock_path).map_err(failed(&lock_path, "open the lock"))?;
         let deadline = Instant::now() + patience;
         let mut said = false;
         loop {
@@ -134,8 +147,11 @@ impl StateDir {
             }
             sleep(RETRY);
         }
-        write_pid(&mut lock).map_err(failed(&lock_path, "write the process id"))?;
-        Ok(Self { path: path.to_path_buf(), health, _lock: lock })
+        if let Err(error) = write_pid(&mut lock) {
+            // The lock is held all the same.
+            debug!(file = %lock_path.display(), %error, "the process id cannot be written");
+        }
+        Ok(Self { path: path.to_path_buf(), health, is_new, _lock: lock })
     }
 
     /// Where the outcome of writes is reported.
@@ -143,10 +159,42 @@ impl StateDir {
         &self.health
     }
 
+    /// Whether the directory was missing, and has been made by this process.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// A file with something in it that a daemon has left in the directory, other than its list of revocations.
+    pub fn first_state_file(&self) -> Option<&'static str> {
+        let has_content = |name: &&str| std::fs::metadata(self.path(name)).is_ok_and(|there| there.len() > 0);
+        STATE_FILES.iter().copied().find(has_content)
+    }
+
     /// Where the file called `name` is.
     pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+}
+
+/// Opens what is locked. A directory on a disk that takes nothing is still one daemon's: then it is the lock file as it is, or
+/// the directory itself.
+fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
+    open(path, OpenOptions::new().read(true).write(true)).or_else(|error| {
+        if !takes_nothing(&error) || !may_hold_state(directory) {
+            return Err(error);
+        }
+        let read_only = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
+        read_only.or_else(|_| File::open(directory)).map_err(|_| error)
+    })
+}
+
+/// Whether a daemon has been here, as far as that can be seen: then its revocations must not be left out.
+fn may_hold_state(directory: &Path) -> bool {
+    let is_there = |name| match std::fs::symlink_metadata(directory.join(name)) {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+    };
+    is_there(LOCK) || is_there("revocations.jsonl")
 }
 
 pub(super) fn read_pid(lock: &mut File) -> Option<u32> {

@@ -156,7 +156,7 @@ impl Journal {
 }
 
 /// An old file of a journal: 1 is the latest.
-fn numbered(path: &Path, number: u32) -> PathBuf {
+pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     name.into()
@@ -177,7 +177,7 @@ struct Last {
     end: u64,
 }
 
-fn last_line_of(path: &Path) -> Option<Vec<u8>> {
+pub(super) fn last_line_of(path: &Path) -> Option<Vec<u8>> {
     let file = File::open(path).ok()?;
     let length = length(&file).ok()?;
     last_line(&file, length).ok()?.line

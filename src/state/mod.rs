@@ -22,6 +22,7 @@ mod accept;
 mod dir;
 mod generations;
 mod health;
+mod late;
 pub mod lines;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use accept::{AcceptError, Acceptance, Accepted, accept};
 pub use dir::{OpenError, StateDir};
 pub use generations::Generations;
 pub use health::{Unwritten, WriteHealth};
+pub use late::LateJournal;
 pub use lines::{Journal, Rotation};
 
 /// Permissions of every file: what is in it may say who uses what.

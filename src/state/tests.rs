@@ -73,6 +73,20 @@ fn a_directory_that_cannot_be_used_is_an_error_only_if_it_was_chosen() {
     }
 }
 
+/// Its revocations would be left out.
+#[test]
+fn default_directory_that_a_daemon_has_used_and_that_cannot_be_used_is_refused() {
+    for name in ["lock", "revocations.jsonl"] {
+        let directory = directory();
+        fs::create_dir(directory.path().join("lock")).expect("in the way");
+        fs::write(directory.path().join("revocations.jsonl"), "").expect("writes");
+        if name == "lock" {
+            fs::remove_file(directory.path().join("revocations.jsonl")).expect("removes");
+        }
+        assert!(matches!(StateDir::open(directory.path(), false), Err(OpenError::Unusable(_))), "{name}");
+    }
+}
+
 #[test]
 fn a_link_is_not_followed() {
     let directory = directory();

@@ -13,8 +13,7 @@ use super::answer::Counts;
 use super::log::Unknown;
 use super::table::{Delta, used};
 use crate::clock::Stamp;
-use crate::state::lines::Opened;
-use crate::state::{FileError, Journal, Rotation, StateDir, WriteHealth};
+use crate::state::{FileError, LateJournal, Rotation, StateDir, WriteHealth};
 
 /// The name of the file.
 pub(super) const FILE: &str = "usage.jsonl";
@@ -107,7 +106,7 @@ impl Writer {
         queue: SyncSender<Message>,
     ) -> Result<Self, FileError> {
         let path = directory.path(FILE);
-        let Opened { mut journal, last_line } = Journal::open(path.clone(), files)?;
+        let (mut journal, last_line) = LateJournal::open(directory, FILE, files)?;
         let health = directory.health().clone();
         let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
         let (chunks, to_write) = sync_channel::<Chunk>(1);
@@ -172,7 +171,12 @@ impl Writer {
     }
 }
 
-fn write(journal: &mut Journal, health: &WriteHealth, lines: &[u8], is_last: bool) -> Result<(), FileError> {
+fn write(
+    journal: &mut LateJournal,
+    health: &WriteHealth,
+    lines: &[u8],
+    is_last: bool,
+) -> Result<(), FileError> {
     journal.append(lines).inspect_err(|error| health.failed(FILE, error))?;
     // Lines that cannot be synced are in the file, and a program that follows it has seen them: to write them again would
     // be to count twice. The next sync takes them along.

@@ -59,6 +59,7 @@ pub struct Setup {
     config: String,
     environment: Vec<(String, String)>,
     mode: Mode,
+    state_dir: Option<PathBuf>,
 }
 
 impl Setup {
@@ -78,7 +79,13 @@ impl Setup {
 
     pub fn without_export() -> Self {
         let dir = TempDir::new().expect("a directory");
-        Self { dir, config: String::new(), environment: Vec::new(), mode: Mode::current().clone() }
+        Self {
+            dir,
+            config: String::new(),
+            environment: Vec::new(),
+            mode: Mode::current().clone(),
+            state_dir: None,
+        }
     }
 
     pub fn with_text(mut self) -> Self {
@@ -98,6 +105,12 @@ impl Setup {
     /// Where the export is, as text or compiled: [`mode::form`] makes the one or the other of it.
     pub fn source(&self) -> PathBuf {
         self.path(if self.mode.compiled { "keys.kwc" } else { "keys.csv" })
+    }
+
+    /// A state directory elsewhere than beside the export.
+    pub fn state_dir(mut self, path: &Path) -> Self {
+        self.state_dir = Some(path.to_owned());
+        self
     }
 
     /// Lines of the configuration file.
@@ -131,7 +144,8 @@ impl Setup {
         if !self.config.contains("source.path") {
             command.arg("--source").arg(self.source());
         }
-        command.arg("--socket").arg(self.path("keyward.sock")).arg("--state-dir").arg(self.dir.path());
+        command.arg("--socket").arg(self.path("keyward.sock")).arg("--state-dir");
+        command.arg(self.state_dir.as_deref().unwrap_or(self.dir.path()));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let log = fs::File::create(self.path("log")).expect("the log");
