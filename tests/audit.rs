@@ -140,8 +140,9 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
     assert_eq!((&revocations[0]["key_id"], &revocations[2]["owner"]), (&"a".into(), &"acme".into()));
     assert_eq!(events(&lines, "unrevoke")[0]["key_id"], "a");
     assert!(revocations.into_iter().chain(events(&lines, "unrevoke")).all(me));
-    let dropped = events(&lines, "revocation_dropped");
-    assert_eq!(dropped.len(), 2, "the source agrees with b and with acme");
+    let agreed = events(&lines, "revocation_agreed");
+    assert_eq!(agreed.len(), 2, "the source agrees with b and with acme, and both are kept");
+    assert!(events(&lines, "revocation_dropped").is_empty());
 
     assert_no_key(&directory, &[KEY, "second-key-of-this-test", "third-key"]);
 }
