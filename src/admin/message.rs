@@ -297,7 +297,7 @@ pub struct Status {
     /// The keys that would be served after a restart beside a bad source; `None`: none are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<LastGood>,
-    /// What an operator has revoked and the source does not say yet; the latest first.
+    /// What an operator has revoked: first what is not durable or contradicted by the source, and the latest first of each.
     #[serde(default)]
     pub revocations: Vec<Revoked>,
     /// Files of the state directory that are not being written.

@@ -283,3 +283,31 @@ fn settle<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Err
 fn max_staleness<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     text::duration_or_never(deserializer, MAX_STALENESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revocations_are_kept_for_a_duration_or_forever() {
+        let keep = |text: &str| toml::from_str::<Revocation>(text).map(|table| table.keep);
+        let days = |days: u64| Keep::For(Duration::from_secs(days * 86_400));
+        for (text, expected) in [
+            ("", days(7)),
+            ("keep = '0s'", days(0)),
+            ("keep = '30d'", days(30)),
+            ("keep = 'forever'", Keep::Forever),
+        ] {
+            assert_eq!(keep(text).expect(text), expected, "{text}");
+        }
+        for (text, problem) in [
+            ("keep = '400d'", "is out of range: write 0s to 1year, or \"forever\""),
+            ("keep = 'never'", "\"never\" is not a duration"),
+            ("keep = 7", "a duration such as \"90s\", \"12h\" or \"7d\", or \"forever\""),
+            ("hold = '7d'", "unknown field `hold`"),
+        ] {
+            let refused = keep(text).expect_err(text).to_string();
+            assert!(refused.contains(problem), "{text}: {refused}");
+        }
+    }
+}

@@ -274,7 +274,7 @@ impl Revocations {
         Ok(self.wait(pending, ticket))
     }
 
-    /// Everything on the list, the latest first.
+    /// Everything on the list: first what is not durable or contradicted by the source, and the latest first of each.
     pub fn entries(&self) -> Vec<(Target, Record)> {
         let written = self.writer.as_ref().map(Writer::written);
         let durable = |ticket| written.is_some_and(|written| ticket <= written);
@@ -283,7 +283,8 @@ impl Revocations {
             .iter()
             .map(|(target, entry)| (target, Record { durable: durable(entry.ticket), ..entry.record }))
             .collect();
-        entries.sort_by_key(|(_, record)| std::cmp::Reverse(record.when));
+        let is_in_order = |record: &Record| record.durable && record.conflict_since().is_none();
+        entries.sort_by_key(|(_, record)| (is_in_order(record), std::cmp::Reverse(record.when)));
         entries
     }
 

@@ -89,6 +89,7 @@ fn missing_and_disabled_rows_begin_the_time_anew_without_a_conflict() {
     }
     // An owner with a new key that is active.
     assert_eq!(settle(&revocations, &source(4, Status::Revoked), WEEK), (0, 1));
+    assert_eq!(revocations.entries()[0].0, Target::Owner("acme".into()), "what is contradicted comes first");
     assert_eq!(publisher.served().snapshot().expect("published").generation(), 1);
 }
 
