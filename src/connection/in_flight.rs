@@ -4,12 +4,12 @@
 //! write that follows their making; this keeps account of the others, and puts an end to those that hold one up.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// One worker's answers in flight.
 pub(super) struct InFlight {
@@ -38,18 +38,58 @@ impl InFlight {
         Pending { in_flight: Rc::clone(self), epoch }
     }
 
-    /// Waits until no answers older than `epoch` are waiting; those that still are after `patience` are given up.
-    pub(super) async fn clear_before(&self, epoch: u64, patience: Duration) {
-        if timeout(patience, self.none_before(epoch)).await.is_err() {
-            self.overdue_before.send_replace(epoch);
-            self.none_before(epoch).await;
-        }
+    fn oldest(&self) -> Option<u64> {
+        self.by_epoch.borrow().keys().next().copied()
+    }
+}
+
+/// The epochs that a worker has been told of, and those that it has passed.
+///
+/// Changes can follow each other faster than peers read. The answers of an epoch have the same time from its own end, whatever
+/// ends before or after it: what is waited for after one change is not waited for again after the next.
+pub(super) struct Epochs {
+    in_flight: Rc<InFlight>,
+    patience: Duration,
+    latest: u64,
+    /// For each epoch that began while older answers were waiting: when these are given up.
+    deadlines: VecDeque<(u64, Instant)>,
+}
+
+impl Epochs {
+    /// Answers of an epoch are given up when it has been over for `patience`.
+    pub(super) fn new(in_flight: Rc<InFlight>, patience: Duration) -> Self {
+        Self { in_flight, patience, latest: 0, deadlines: VecDeque::new() }
     }
 
-    async fn none_before(&self, epoch: u64) {
-        while self.by_epoch.borrow().keys().next().is_some_and(|oldest| *oldest < epoch) {
-            self.left.notified().await;
+    /// `epoch` has begun.
+    pub(super) fn begin(&mut self, epoch: u64) {
+        self.latest = epoch;
+        self.deadlines.push_back((epoch, Instant::now() + self.patience));
+        self.forget();
+    }
+
+    /// The latest epoch such that no answers of older ones are waiting.
+    pub(super) fn passed(&self) -> u64 {
+        self.in_flight.oldest().map_or(self.latest, |oldest| oldest.min(self.latest))
+    }
+
+    /// Waits for answers to leave, and gives up those whose time is over. Returns when another epoch may be passed. May be dropped
+    /// at any time, and called again.
+    pub(super) async fn advance(&mut self) {
+        let Some((epoch, deadline)) = self.deadlines.front().copied() else {
+            return std::future::pending().await;
+        };
+        if timeout_at(deadline, self.in_flight.left.notified()).await.is_err() {
+            self.in_flight.overdue_before.send_replace(epoch);
+            self.in_flight.left.notified().await;
         }
+        self.forget();
+    }
+
+    /// Forgets the deadlines that have nothing to wait for.
+    fn forget(&mut self) {
+        let oldest = self.in_flight.oldest().unwrap_or(u64::MAX);
+        while self.deadlines.pop_front_if(|(epoch, _)| *epoch <= oldest).is_some() {}
     }
 }
 

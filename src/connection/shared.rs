@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::connection::bell::Bell;
 use crate::connection::busy::Places;
 use crate::connection::counters::Counters;
-use crate::connection::in_flight::InFlight;
+use crate::connection::in_flight::{Epochs, InFlight};
 use crate::connection::respond::{Greeting, Progress, Stop, respond};
 use crate::connection::timer::Timer;
 use crate::limiter::Limiter;
@@ -176,13 +176,25 @@ impl Shared {
             let subscription = self.subscription.borrow();
             (subscription.announced.clone(), subscription.passed.clone())
         };
-        while announced.changed().await.is_ok() {
-            let epoch = *announced.borrow_and_update();
-            let generation = self.load();
-            let round = *self.usage.borrow().rounds().borrow();
-            self.usage.borrow_mut().hand_all(round, generation);
-            self.in_flight.clear_before(epoch, self.timeouts.overdue).await;
-            passed.send_replace(epoch);
+        let mut epochs = Epochs::new(Rc::clone(&self.in_flight), self.timeouts.overdue);
+        loop {
+            tokio::select! {
+                changed = announced.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let epoch = *announced.borrow_and_update();
+                    let generation = self.load();
+                    let round = *self.usage.borrow().rounds().borrow();
+                    self.usage.borrow_mut().hand_all(round, generation);
+                    epochs.begin(epoch);
+                }
+                () = epochs.advance() => {}
+            }
+            passed.send_if_modified(|passed| {
+                let before = std::mem::replace(passed, epochs.passed().max(*passed));
+                before != *passed
+            });
         }
     }
 }
