@@ -45,6 +45,7 @@
 //! | --- | --- |
 //! | `worker-0` … | a current-thread runtime and its connections, for good; no work is stolen |
 //! | main | accepts and hands connections out, the admin socket, signals, systemd, drain ([`server`]) |
+//! | `start` | starts the rest, while main waits for it and for signals; then it ends |
 //! | `reload` | everything in "a new set of keys"; from the second on, at a lower priority than the workers |
 //! | `load` … | while a large source is read: they parse, and `reload` fills the table, or they decode a compiled snapshot into it; then they index and compare it |
 //! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
@@ -54,6 +55,7 @@
 //! | `revocations` | writes the list of revocations, and tries again what could not be written |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes it: no disk holds up the merging, and with it a worker |
+//! | `log` | writes the log to standard error, the only thread that does ([`log`]) |
 //! | `audit` | writes down who was turned away, a line a minute; other events are written by who makes them ([`audit`]) |
 //!
 //! # Invariants
@@ -92,6 +94,7 @@ pub mod keep;
 pub mod key_format;
 pub mod limiter;
 pub mod lint;
+pub mod log;
 pub mod memory;
 pub mod now;
 pub mod pepper;

@@ -7,6 +7,7 @@
 //! {"command":"usage","key_id":"…"}      -> {"ok":true,"usage":{…}}
 //! {"command":"revoke","key_id":"key_1"} -> {"ok":true,"revocation":{…}}
 //! {"command":"unrevoke","owner":"acme"} -> {"ok":true,"revocation":{…}}
+//! {"command":"revocations"}             -> {"ok":true,"revocations":{…}}
 //! {"command":"version"}                 -> {"ok":true,"version":{…}}
 //! anything else                         -> {"ok":false,"error":"…"}
 //! ```
@@ -19,6 +20,12 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Check, Example};
 use crate::usage::Totals;
+
+/// Revocations in a status, at most.
+pub const LATEST_REVOCATIONS: usize = 100;
+
+/// Revocations in a page of the whole list, at most: some 100 KB.
+pub const PAGE_OF_REVOCATIONS: usize = 1_000;
 
 /// What the daemon is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +61,12 @@ pub enum Command {
     Revoke(Target),
     /// Takes a revocation back, and answers likewise.
     Unrevoke(Target),
+    /// Lists revocations, in the order of their names: a page.
+    Revocations {
+        /// The last entry of the page before; none for the first page.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<Target>,
+    },
     /// Says what it is.
     Version,
 }
@@ -93,9 +106,23 @@ pub struct Reply {
     /// To `revoke` and `unrevoke`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<Revocation>,
+    /// To `revocations`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocations: Option<Revocations>,
     /// To `version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
+}
+
+/// A page of the list of revocations: owners, then keys, each in the order of their names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocations {
+    /// Entries on the whole list.
+    pub total: usize,
+    /// Those of this page.
+    pub entries: Vec<Revoked>,
+    /// Whether there is a page after this one.
+    pub more: bool,
 }
 
 /// What a revocation, or taking one back, came to. It is in force on every connection.
@@ -297,12 +324,22 @@ pub struct Status {
     /// The keys that would be served after a restart beside a bad source; `None`: none are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<LastGood>,
-    /// What an operator has revoked: first what is not durable or contradicted by the source, and the latest first of each.
-    #[serde(default)]
-    pub revocations: Vec<Revoked>,
     /// Files of the state directory that are not being written.
     #[serde(default)]
     pub unwritten: Vec<Unwritten>,
+    /// The first [`LATEST_REVOCATIONS`] of what an operator has revoked: what is not durable or contradicted by the source
+    /// comes first, then the latest.
+    #[serde(default)]
+    pub revocations: Vec<Revoked>,
+    /// How many there are. The command `revocations` lists all.
+    #[serde(default)]
+    pub revocations_total: usize,
+    /// The sockets, `verify` and `admin`.
+    #[serde(default)]
+    pub sockets: BTreeMap<String, SocketStatus>,
+    /// The log.
+    #[serde(default)]
+    pub log: LogStatus,
     /// Open connections.
     pub connections: usize,
     /// Connections accepted since the start.
@@ -324,6 +361,34 @@ pub struct Status {
     pub pid: u32,
     /// What it is.
     pub version: Version,
+}
+
+/// A socket of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketStatus {
+    /// Its file, if it has one that the daemon can see.
+    pub path: Option<String>,
+    /// Whether systemd opened it.
+    pub adopted: bool,
+    /// Whether clients can connect by its file.
+    pub reachable: bool,
+    /// Why they cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// How often it was bound anew because its file was gone.
+    pub rebound: u64,
+}
+
+/// The log, on standard error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Lines dropped since the start.
+    pub dropped: u64,
+    /// Since when lines have been dropped, as RFC 3339 has it, if writing has not worked again since.
+    pub failing_since: Option<String>,
+    /// What prevents writing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What the daemon is.
@@ -358,6 +423,7 @@ impl Reply {
             check: None,
             usage: None,
             revocation: None,
+            revocations: None,
             version: None,
         }
     }
@@ -390,6 +456,12 @@ impl From<Totals> for Reply {
 impl From<Revocation> for Reply {
     fn from(revocation: Revocation) -> Self {
         Self { revocation: Some(revocation), ..Self::done() }
+    }
+}
+
+impl From<Revocations> for Reply {
+    fn from(revocations: Revocations) -> Self {
+        Self { revocations: Some(revocations), ..Self::done() }
     }
 }
 

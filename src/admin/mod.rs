@@ -3,6 +3,7 @@
 pub mod check;
 mod client;
 pub mod message;
+mod places;
 mod serve;
 
 pub use client::{AskError, ask, ask_within};

@@ -1,28 +1,21 @@
 //! The daemon's side of the admin socket.
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, Write};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::admin::message::{Command, Reply};
+use crate::admin::places::{Place, Places};
 pub use crate::audit::Peer;
 
 /// Longest command: one with a path, of which each byte may be written as `\u0041`, and some sixty bytes more.
 const MAX_LINE: u64 = 6 * 4096 + 256;
-
-/// Connections at once: operators and their scripts, not applications.
-const MAX_CONNECTIONS: usize = 32;
-
-/// Those of them that may wait for a reload or a check, which can take long: a revocation must find a place.
-const MAX_WAITING: usize = MAX_CONNECTIONS / 2;
 
 /// How long a peer may take to send its command, and to read its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,36 +36,43 @@ pub trait Operate {
 }
 
 /// Accepts for ever. `admins` may connect, beside root and the daemon's own user. To be run on a `LocalSet`.
-pub async fn serve(listener: UnixListener, admins: Box<[u32]>, operator: Rc<impl Operate + 'static>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let waiting = Rc::new(Semaphore::new(MAX_WAITING));
+pub async fn serve(
+    accept: impl AsyncFn() -> io::Result<UnixStream>,
+    admins: Box<[u32]>,
+    operator: Rc<impl Operate + 'static>,
+) {
+    let places = Rc::new(Places::default());
     let logged = Cell::new(None);
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((mut stream, _)) => match peer(&stream, &admins, &*operator, &logged) {
-                Some(peer) => {
-                    let (operator, waiting) = (Rc::clone(&operator), Rc::clone(&waiting));
-                    tokio::task::spawn_local(async move {
-                        let _place = place;
-                        if let Err(error) = converse(stream, peer, &*operator, &waiting).await {
-                            debug!(%error, "admin connection");
-                        }
-                    });
-                }
-                None => {
-                    let reply =
-                        Reply::error("only root, the daemon's own user and admin_uids may use this socket");
-                    let _peer_may_be_gone = timeout(PATIENCE, send(&mut stream, &reply)).await;
-                }
-            },
+        let stream = match accept().await {
+            Ok(stream) => stream,
             Err(error) => {
                 warn!(%error, "cannot accept admin connections");
                 tokio::time::sleep(BACK_OFF).await;
+                continue;
             }
-        }
+        };
+        let Some(peer) = peer(&stream, &admins, &*operator, &logged) else {
+            refuse(stream);
+            continue;
+        };
+        let place = places.take(peer.uid).await;
+        let (operator, places) = (Rc::clone(&operator), Rc::clone(&places));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = converse(stream, peer, &*operator, &places, &place).await {
+                debug!(%error, "admin connection");
+            }
+        });
+        // A command that has arrived already is carried out before the next connection can take its place.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Says why, as far as the socket takes it at once, and closes.
+fn refuse(stream: UnixStream) {
+    let reply = Reply::error("only root, the daemon's own user and admin_uids may use this socket");
+    if let (Ok(line), Ok(mut stream)) = (encode(&reply), stream.into_std()) {
+        let _peer_may_be_gone = stream.write(&line);
     }
 }
 
@@ -97,40 +97,57 @@ fn peer(
     allowed.then_some(peer)
 }
 
-/// Answers commands, one a line, until the peer has no more.
+/// Answers commands, one a line, until the peer has no more, or another connection gets its place.
 async fn converse(
     mut stream: UnixStream,
     peer: Peer,
     operator: &impl Operate,
-    waiting: &Semaphore,
+    places: &Places,
+    place: &Place,
 ) -> io::Result<()> {
     let (read, mut write) = stream.split();
     let mut lines = BufReader::new(read);
     loop {
         let mut line = Vec::new();
         let mut bounded = (&mut lines).take(MAX_LINE);
-        timeout(PATIENCE, bounded.read_until(b'\n', &mut line)).await??;
+        tokio::select! {
+            biased;
+            read = timeout(PATIENCE, bounded.read_until(b'\n', &mut line)) => read??,
+            () = place.lost() => {
+                let reply = Reply::error("closed: other connections need the place of one that sends no command");
+                let _peer_may_be_gone = write.try_write(&encode(&reply)?);
+                return Ok(());
+            }
+        };
         if line.is_empty() {
             return Ok(());
         }
-        let whole = line.ends_with(b"\n");
+        place.set_busy();
         let reply = match serde_json::from_slice(&line) {
-            Ok(command @ (Command::Reload { .. } | Command::Check { .. })) => match waiting.try_acquire() {
-                Ok(_place) => operator.operate(command, peer).await,
-                Err(_) => Reply::error("too many reloads and checks are waiting; try again"),
+            Ok(command @ (Command::Reload { .. } | Command::Check { .. })) => match places.wait(peer.uid) {
+                Some(_waiting) => operator.operate(command, peer).await,
+                None => Reply::error("too many reloads and checks are waiting; try again"),
             },
             Ok(command) => operator.operate(command, peer).await,
             Err(error) => Reply::error(format!("not a command: {error}")),
         };
-        timeout(PATIENCE, send(&mut write, &reply)).await??;
-        if !whole {
+        // A long answer would hold up the thread that accepts connections.
+        let answer =
+            tokio::task::spawn_blocking(move || encode(&reply)).await.map_err(io::Error::other)??;
+        place.set_idle();
+        tokio::select! {
+            biased;
+            sent = timeout(PATIENCE, write.write_all(&answer)) => sent??,
+            () = place.lost() => return Ok(()),
+        }
+        if !line.ends_with(b"\n") {
             return Ok(());
         }
     }
 }
 
-async fn send(stream: &mut (impl AsyncWriteExt + Unpin), reply: &Reply) -> io::Result<()> {
+fn encode(reply: &Reply) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
-    stream.write_all(&line).await
+    Ok(line)
 }

@@ -1,20 +1,25 @@
-//! The daemon's log, on standard error.
+//! The form of the daemon's log.
 
-use std::io::stderr;
+use std::io;
 
-use super::exit::{Exit, Failure};
-use crate::config::{Log, LogFormat};
+use crate::config::{self, LogFormat};
+use crate::log::Log;
 
-/// Starts logging as configured; to be called once.
-pub(super) fn start(log: Log) -> Result<(), Failure> {
-    // Whatever a crate that is built beside the daemon brings in: a log has no colours.
+/// Logs as configured, through `log`; to be called once.
+///
+/// # Errors
+/// When this process logs already.
+pub(super) fn start(settings: config::Log, log: &Log) -> io::Result<()> {
+    // Whatever a crate that is built beside the daemon brings in: a log has no colours. Errors of the formatter would be
+    // written to standard error, past the queue.
     let builder = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::from(log.level))
-        .with_writer(stderr)
+        .with_max_level(tracing::Level::from(settings.level))
+        .with_writer(log.clone())
+        .log_internal_errors(false)
         .with_ansi(false);
-    let started = match log.format {
+    match settings.format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    started.map_err(|error| Failure::new(Exit::Denied, format_args!("cannot start the log: {error}")))
+    }
+    .map_err(io::Error::other)
 }

@@ -41,6 +41,8 @@ pub use exit::Exit;
 use exit::Failure;
 use streams::Streams;
 
+use crate::server::Signals;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0   allowed, or done
@@ -84,7 +86,7 @@ enum Command {
 impl Command {
     fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         match self {
-            Self::Serve(serve) => serve.run(),
+            Self::Serve(serve) => serve.run(Signals::catch()),
             Self::Check(check) => check.run(streams),
             Self::Compile(compile) => compile.run(streams),
             Self::Verify(verify) => verify.run(streams),
@@ -103,6 +105,9 @@ impl Command {
 
 /// Does what `arguments` ask for; the first is the program's own name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // Before anything else: whatever the arguments turn out to be, SIGHUP must not end a daemon that has just been started.
+    let signals = arguments.get(1).is_some_and(|command| command == "serve").then(Signals::catch);
     let command = match command(arguments) {
         Ok(command) => command,
         Err(error) => return misuse::report(&error),
@@ -119,7 +124,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let mut messages = io::stderr();
     let mut streams = Streams::new(&mut input, &mut output, &mut messages);
     streams.input_is_terminal = io::stdin().is_terminal();
-    finish(command.run(&mut streams), &mut streams)
+    let result = match (command, signals) {
+        (Command::Serve(serve), Some(signals)) => serve.run(signals),
+        (command, _) => command.run(&mut streams),
+    };
+    finish(result, &mut streams)
 }
 
 fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {

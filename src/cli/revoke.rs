@@ -15,7 +15,8 @@ use crate::admin::{self, AskError, message};
 const REVOKE_HELP: &str = "\
 When the command returns, the key is refused on every connection, and stays so through restarts and reloads until the
 source has said the same for revocation.keep (7 days unless set otherwise), or the revocation is taken back. All keys
-that share the id are revoked. What is revoked is listed by keyward status.
+that share the id are revoked. What is revoked is listed by keyward status
+--revocations.
 
 Where the state directory cannot be written, the key is refused all the same. The command then says NOT DURABLE and why,
 and its exit code is 1; the daemon writes the revocation as soon as it can.
@@ -115,7 +116,8 @@ impl Order {
 fn unanswered(error: AskError) -> Failure {
     let is_asked = matches!(error, AskError::Late { .. } | AskError::Broken { .. });
     let failure = Failure::from(error);
-    let hint = "what was asked for may still come into force: keyward status lists what is revoked";
+    let hint =
+        "what was asked for may still come into force: keyward status --revocations lists what is revoked";
     match is_asked {
         true => Failure::new(failure.exit, format_args!("{}; {hint}", failure.message)),
         false => failure,

@@ -1,14 +1,15 @@
 //! `keyward serve`: the daemon.
 
+use std::io::{self, stderr};
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::exit::{Exit, Failure};
-use super::log;
 use super::options::Origin;
-use crate::config::{Config, Overrides};
-use crate::server::StartError;
+use crate::config::{Config, ConfigError, Overrides};
+use crate::log::{FLUSH, Log};
+use crate::server::{Signals, StartError};
 
 const HELP: &str = "\
 A path that is given here is relative to the working directory; one in the configuration file is absolute.
@@ -40,33 +41,48 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    pub(super) fn run(&self) -> Result<Exit, Failure> {
-        let config = self.load()?;
-        log::start(config.log)?;
-        let (file, overrides) = (self.origin.config.clone(), self.overrides());
-        let again = Box::new(move || Config::load(file.as_deref(), overrides.clone()));
-        match crate::server::run(&config, again) {
-            Ok(()) => Ok(Exit::Done),
-            Err(StartError::Config(error)) => Err(error.into()),
-            // Starting again does not help.
-            Err(StartError::Revocations(error)) if error.is_about_content() => {
-                Err(Failure::new(Exit::BadInput, error))
+    /// Runs the daemon. `signals` have been caught from the beginning.
+    pub(super) fn run(&self, signals: io::Result<Signals>) -> Result<Exit, Failure> {
+        let system = |error| Failure::new(Exit::Denied, format_args!("cannot start the daemon: {error}"));
+        let signals = signals.map_err(system)?;
+        let log = Log::start(stderr()).map_err(system)?;
+        log.catch_panics();
+        let configuration = Box::new(self.configuration());
+        let exit = match crate::server::run(signals, &log, configuration, super::log::start) {
+            Ok(()) => Exit::Done,
+            Err(error) => {
+                // Behind what has been logged, and without waiting for standard error.
+                let Failure { exit, message } = error.into();
+                log.write(format!("keyward: {message}\n").as_bytes());
+                exit
             }
-            Err(error) => Err(Failure::new(Exit::Denied, error)),
-        }
+        };
+        log.flush(FLUSH);
+        Ok(exit)
     }
 
-    fn load(&self) -> Result<Config, Failure> {
-        Ok(Config::load(self.origin.config.as_deref(), self.overrides())?)
-    }
-
-    fn overrides(&self) -> Overrides {
-        Overrides {
+    /// Reads the configuration.
+    fn configuration(&self) -> impl Fn() -> Result<Config, ConfigError> + Send + use<> {
+        let file = self.origin.config.clone();
+        let overrides = Overrides {
             source: self.origin.source.clone(),
             socket: self.socket.clone(),
             admin_socket: self.admin_socket.clone(),
             state_dir: self.state_dir.clone(),
-        }
+        };
+        move || Config::load(file.as_deref(), overrides.clone())
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let exit = match &error {
+            StartError::Config(_) | StartError::Sockets(_) => Exit::BadInput,
+            // Starting again does not help.
+            StartError::Revocations(error) if error.is_about_content() => Exit::BadInput,
+            _ => Exit::Denied,
+        };
+        Self::new(exit, error)
     }
 }
 
@@ -91,20 +107,20 @@ mod tests {
         let file = dir.path().join("keyward.toml");
         std::fs::write(&file, "source.path = '/a.csv'\nserver.socket = '/a.sock'\n").expect("writes");
         let file = file.to_str().expect("UTF-8");
-        let config =
-            serve(&["--config", file, "--source", "b.jsonl", "--state-dir", "s"]).load().expect("good");
+        let config = serve(&["--config", file, "--source", "b.jsonl", "--state-dir", "s"]).configuration()()
+            .expect("good");
         assert_eq!(config.source.path, Path::new("b.jsonl"));
         assert_eq!(config.server.socket.as_path(), Path::new("/a.sock"));
         assert_eq!(config.server.state_dir, Path::new("s"));
         let options = ["--config", file, "--socket", "/c/k.sock", "--admin-socket", "/d.sock"];
-        let config = serve(&options).load().expect("good");
+        let config = serve(&options).configuration()().expect("good");
         assert_eq!(config.server.socket.as_path(), Path::new("/c/k.sock"));
         assert_eq!(config.server.admin_socket.as_path(), Path::new("/d.sock"));
     }
 
     #[test]
     fn a_wrong_configuration_is_bad_input() {
-        let failure = serve(&["--config", "missing.toml"]).load().expect_err("missing");
-        assert_eq!(failure.exit, Exit::BadInput);
+        let error = serve(&["--config", "missing.toml"]).configuration()().expect_err("missing");
+        assert_eq!(Failure::from(StartError::from(error)).exit, Exit::BadInput);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -30,6 +31,10 @@ pub(super) struct Status {
     #[command(flatten)]
     socket: AdminSocket,
 
+    /// List all revocations instead, in the order of their names
+    #[arg(long)]
+    revocations: bool,
+
     /// How long the daemon may take to answer
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = deadline)]
     deadline: Duration,
@@ -42,6 +47,9 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         let path = self.socket.path()?;
+        if self.revocations {
+            return self.list_revocations(path.as_path(), streams);
+        }
         let reply = admin::ask_within(path.as_path(), &message::Command::Status, self.deadline)?;
         let status = reply.status.ok_or_else(|| missing("status"))?;
         match self.json {
@@ -49,6 +57,44 @@ impl Status {
             false => streams.print(Readable(&status))?,
         }
         Ok(Exit::Done)
+    }
+}
+
+impl Status {
+    /// Prints a line for each revocation, page by page; with `--json`, each is an object.
+    fn list_revocations(&self, path: &Path, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        let mut after = None;
+        loop {
+            let reply = admin::ask_within(path, &message::Command::Revocations { after }, self.deadline)?;
+            let page = reply.revocations.ok_or_else(|| missing("list of revocations"))?;
+            for revoked in &page.entries {
+                match self.json {
+                    true => streams.print_json(revoked)?,
+                    false => streams.print(Revoked(revoked))?,
+                }
+            }
+            after = page.entries.last().map(|revoked| revoked.target.clone());
+            if !page.more || after.is_none() || streams.is_closed() {
+                return Ok(Exit::Done);
+            }
+        }
+    }
+}
+
+/// As in `key_1 since 2026-11-21T10:00:00Z, by user 0`.
+struct Revoked<'a>(&'a message::Revoked);
+
+impl fmt::Display for Revoked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message::Revoked { target, when, by_uid, durable, agreed_since, conflict_since } = self.0;
+        write!(f, "{} since {when}, by user {by_uid}", Named(target))?;
+        if let Some(since) = agreed_since {
+            write!(f, "; the source says the same since {since}")?;
+        }
+        if let Some(since) = conflict_since {
+            write!(f, "; CONFLICT: the source says active since {since}")?;
+        }
+        f.write_str(if *durable { "" } else { "; NOT DURABLE" })
     }
 }
 
@@ -74,6 +120,8 @@ impl fmt::Display for Readable<'_> {
         self.reloads(f)?;
         self.unwritten(f)?;
         self.revocations(f)?;
+        self.sockets(f)?;
+        self.log(f)?;
         let accepted = status.accepted_connections;
         writeln!(f, "connections  {connections} open, {accepted} accepted{}", refused(status))?;
         writeln!(f, "answers      {}", answers(status))?;
@@ -146,20 +194,37 @@ impl Readable<'_> {
         let revocations = &self.0.revocations;
         let mut heading = "revoked";
         for revoked in revocations.iter().take(SHOWN_REVOCATIONS) {
-            let message::Revoked { target, when, by_uid, durable, agreed_since, conflict_since } = revoked;
-            write!(f, "{heading:12} {} since {when}, by user {by_uid}", Named(target))?;
-            if let Some(since) = agreed_since {
-                write!(f, "; the source says the same since {since}")?;
-            }
-            if let Some(since) = conflict_since {
-                write!(f, "; CONFLICT: the source says active since {since}")?;
-            }
-            writeln!(f, "{}", if *durable { "" } else { "; NOT DURABLE" })?;
+            writeln!(f, "{heading:12} {}", Revoked(revoked))?;
             heading = "";
         }
-        match revocations.len().saturating_sub(SHOWN_REVOCATIONS) {
+        match self.0.revocations_total.saturating_sub(revocations.len().min(SHOWN_REVOCATIONS)) {
             0 => Ok(()),
-            more => writeln!(f, "{heading:12} and {more} more: keyward status --json lists them"),
+            more => writeln!(f, "{heading:12} and {more} more: keyward status --revocations lists them"),
+        }
+    }
+}
+
+impl Readable<'_> {
+    /// Sockets that clients cannot reach.
+    fn sockets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let problems =
+            self.0.sockets.iter().filter_map(|(name, socket)| Some((name, socket.problem.as_ref()?)));
+        problems
+            .into_iter()
+            .try_for_each(|(name, problem)| writeln!(f, "socket       {name} UNREACHABLE: {problem}"))
+    }
+
+    /// What is missing in the log.
+    fn log(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message::LogStatus { dropped, failing_since, error } = &self.0.log;
+        let lines = Count(*dropped, "line");
+        match (dropped, failing_since) {
+            (0, _) => Ok(()),
+            (_, None) => writeln!(f, "log          {lines} dropped since the start"),
+            (_, Some(since)) => {
+                let error = error.as_deref().unwrap_or("no reason given");
+                writeln!(f, "log          FAILING since {since}: {error}; {lines} dropped since the start")
+            }
         }
     }
 }
@@ -252,6 +317,9 @@ mod tests {
             last_good: None,
             revocations: Vec::new(),
             unwritten: Vec::new(),
+            revocations_total: 0,
+            sockets: BTreeMap::new(),
+            log: message::LogStatus::default(),
             connections: 3,
             accepted_connections: 120,
             refused_connections: counts(&[("peer", 2), ("full", 0)]),
@@ -293,13 +361,15 @@ mod tests {
             conflict_since: None,
         };
         status.revocations = (0..22).map(revoked).collect();
+        status.revocations_total = 1_022;
         let text = Readable(&status).to_string();
         let first =
             "revoked      owner acme since 2026-11-21T10:00:00Z, by user 0\n             key_1 since ";
         let last = "key_19 since 2026-11-21T10:00:00Z, by user 0\n             \
-                    and 2 more: keyward status --json lists them\nconnections ";
+                    and 1002 more: keyward status --revocations lists them\nconnections ";
         assert!(text.contains(first) && text.contains(last), "{text}");
         status.revocations.truncate(20);
+        status.revocations_total = 20;
         assert!(!Readable(&status).to_string().contains("more"));
     }
 
@@ -341,6 +411,31 @@ mod tests {
         let text = Readable(&status).to_string();
         let expected = "last good    IN USE since 5 s, because the source was refused: keys accepted 1 min 15 s ago as \
                         generation 7, written 1 min 20 s ago\nreload ";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn an_unreachable_socket_and_a_failing_log_are_shown() {
+        let mut status = status();
+        let socket = |problem: Option<&str>| message::SocketStatus {
+            path: Some("/run/k.sock".to_owned()),
+            adopted: false,
+            reachable: problem.is_none(),
+            problem: problem.map(str::to_owned),
+            rebound: 0,
+        };
+        status.sockets.insert("admin".to_owned(), socket(None));
+        status.sockets.insert("verify".to_owned(), socket(Some("the socket's file was removed")));
+        status.log.dropped = 3;
+        let text = Readable(&status).to_string();
+        let expected = "socket       verify UNREACHABLE: the socket's file was removed\n\
+                        log          3 lines dropped since the start\nconnections ";
+        assert!(text.contains(expected), "{text}");
+        status.log.failing_since = Some("2026-11-21T10:00:00.000Z".to_owned());
+        status.log.error = Some("standard error is not being read".to_owned());
+        let text = Readable(&status).to_string();
+        let expected = "log          FAILING since 2026-11-21T10:00:00.000Z: standard error is not being read; \
+                        3 lines dropped since the start\n";
         assert!(text.contains(expected), "{text}");
     }
 

@@ -1,6 +1,8 @@
 //! What has been revoked, and what the source says of it.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -190,6 +192,46 @@ impl List {
         entries.filter(|entry| entry.record.conflict_since().is_some()).count()
     }
 
+    /// The first `count` entries: those that are not durable or that the source contradicts, then the
+    /// latest. `record` completes an entry's record.
+    pub(super) fn latest(&self, count: usize, record: impl Fn(&Entry) -> Record) -> Vec<(Target, Record)> {
+        let keys = self.keys.iter().map(|(key_id, entry)| (false, &**key_id, record(entry)));
+        let owners = self.owners.iter().map(|(owner, entry)| (true, &**owner, record(entry)));
+        let mut entries: Vec<_> = owners.chain(keys).zip(0_u32..).collect();
+        // As a stable sort would have them.
+        let rank = |((_, _, record), number): &((bool, &str, Record), u32)| {
+            let is_in_order = record.durable && record.conflict_since().is_none();
+            (is_in_order, Reverse(record.when), *number)
+        };
+        if count < entries.len() {
+            entries.select_nth_unstable_by_key(count, rank);
+            entries.truncate(count);
+        }
+        entries.sort_unstable_by_key(rank);
+        let target = |is_owner, text: &str| {
+            if is_owner { Target::Owner(text.into()) } else { Target::Key(text.into()) }
+        };
+        entries.into_iter().map(|((is_owner, text, record), _)| (target(is_owner, text), record)).collect()
+    }
+
+    /// The next `count` behind `after`, in the order of their names: owners, then keys.
+    pub(super) fn page(
+        &self,
+        after: Option<&Target>,
+        count: usize,
+        record: impl Fn(&Entry) -> Record,
+    ) -> Vec<(Target, Record)> {
+        let owners = match after {
+            Some(Target::Key(_)) => None,
+            after => Some(self.owners.range::<str, _>(behind(after.and_then(Target::owner)))),
+        };
+        let owners = owners.into_iter().flatten();
+        let owners = owners.map(|(owner, entry)| (Target::Owner(owner.clone()), record(entry)));
+        let keys = self.keys.range::<str, _>(behind(after.and_then(Target::key_id)));
+        let keys = keys.map(|(key_id, entry)| (Target::Key(key_id.clone()), record(entry)));
+        owners.chain(keys).take(count).collect()
+    }
+
     fn covers(&self, key: Key<'_>) -> bool {
         self.keys.contains_key(key.key_id()) || self.owners.contains_key(key.owner())
     }
@@ -237,6 +279,11 @@ impl List {
     }
 }
 
+/// Everything behind `text`.
+fn behind(text: Option<&str>) -> (Bound<&str>, Bound<&str>) {
+    (text.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
+}
+
 /// The rows of something that is revoked, by what they say themselves.
 #[derive(Clone, Copy, Default)]
 struct Found {
@@ -260,6 +307,41 @@ impl Found {
             Self { active: 1.., .. } => Says::Active,
             Self { rows: 1.., .. } if self.revoked == self.rows => Says::Revoked,
             _ => Says::Absent,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latest_and_pages_are_parts_of_all_entries() {
+        let mut list = List::default();
+        for number in 0..50_i64 {
+            // Several in each second.
+            let when = Timestamp::from_second(number * 7 % 11).expect("a time");
+            let text = format!("{number:02}").into();
+            let target = if number % 3 == 0 { Target::Owner(text) } else { Target::Key(text) };
+            list.insert(target, Record { when, by_uid: 0, source: None, durable: true }, 0);
+        }
+        let record = |entry: &Entry| entry.record;
+        let all = list.latest(usize::MAX, record);
+        for count in [0, 1, 7, 49, 50, 51] {
+            assert_eq!(list.latest(count, record), all[..count.min(50)]);
+        }
+        for count in [1, 7, 50] {
+            let (mut paged, mut after) = (Vec::new(), None);
+            loop {
+                let page = list.page(after.as_ref(), count, record);
+                assert!(page.len() <= count);
+                let Some((last, _)) = page.last() else { break };
+                after = Some(last.clone());
+                paged.extend(page);
+            }
+            assert_eq!(paged, list.page(None, 50, record));
+            paged.sort_by_key(|(_, record)| Reverse(record.when));
+            assert_eq!(paged, all);
         }
     }
 }

@@ -39,7 +39,7 @@ mod writer;
 
 use file::File;
 use line::Line;
-use list::{List, Marked};
+use list::{Entry, List, Marked};
 pub use list::{Record, Says, Source, Target, TargetError};
 pub use replay::OpenError;
 pub use settle::{Keep, Settled};
@@ -47,8 +47,8 @@ use watermark::ListClock;
 pub use writer::Durability;
 use writer::Writer;
 
-/// Most entries on the list. What is revoked here is a stopgap until the source says so too, and `status` shows all of it; more
-/// than this is a change of the source.
+/// Most entries on the list. A revocation here is a stopgap until the source says so too; more than this is a change of the
+/// source.
 pub const MAX_ENTRIES: usize = 100_000;
 
 /// Why nothing is durable where there is no state directory.
@@ -123,7 +123,7 @@ pub enum Refused {
         target: Target,
     },
     /// It was not revoked here.
-    #[error("{} is not on the list of revocations (keyward status shows it)", named(target))]
+    #[error("{} is not on the list of revocations (keyward status --revocations shows it)", named(target))]
     NotRevoked {
         /// What was named.
         target: Target,
@@ -274,23 +274,34 @@ impl Revocations {
         Ok(self.wait(pending, ticket))
     }
 
-    /// Everything on the list: first what is not durable or contradicted by the source, and the latest first of each.
+    /// Everything on the list: what is not durable or contradicted by the source first, then the latest.
+    #[cfg(test)]
     pub fn entries(&self) -> Vec<(Target, Record)> {
-        let written = self.writer.as_ref().map(Writer::written);
-        let durable = |ticket| written.is_some_and(|written| ticket <= written);
-        let list = self.list();
-        let mut entries: Vec<_> = list
-            .iter()
-            .map(|(target, entry)| (target, Record { durable: durable(entry.ticket), ..entry.record }))
-            .collect();
-        let is_in_order = |record: &Record| record.durable && record.conflict_since().is_none();
-        entries.sort_by_key(|(_, record)| (is_in_order(record), std::cmp::Reverse(record.when)));
-        entries
+        self.latest(usize::MAX).1
     }
 
     /// How many entries a restart would not find.
     pub fn not_durable(&self) -> usize {
-        self.entries().iter().filter(|(_, record)| !record.durable).count()
+        let (written, list) = (self.written(), self.list());
+        list.iter().filter(|(_, entry)| !record(entry, written).durable).count()
+    }
+
+    /// How many entries are on the list, and the first `count`: what is not durable or contradicted by the
+    /// source comes first, then the latest.
+    pub fn latest(&self, count: usize) -> (usize, Vec<(Target, Record)>) {
+        let (written, list) = (self.written(), self.list());
+        (list.len(), list.latest(count, |entry| record(entry, written)))
+    }
+
+    /// How many entries are on the list, and the next `count` behind `after`, in the order of their names.
+    pub fn page(&self, after: Option<&Target>, count: usize) -> (usize, Vec<(Target, Record)>) {
+        let (written, list) = (self.written(), self.list());
+        (list.len(), list.page(after, count, |entry| record(entry, written)))
+    }
+
+    /// The last line that is durable; `None`: nothing is kept.
+    fn written(&self) -> Option<u64> {
+        self.writer.as_ref().map(Writer::written)
     }
 
     /// Publishes a snapshot with everything marked in it that is revoked by the time of the swap.
@@ -356,6 +367,11 @@ impl Revocations {
     fn list_mut(&self) -> std::sync::RwLockWriteGuard<'_, List> {
         self.list.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is known of an entry, given the last line that is durable.
+fn record(entry: &Entry, written: Option<u64>) -> Record {
+    Record { durable: written.is_some_and(|written| entry.ticket <= written), ..entry.record }
 }
 
 fn exists(snapshot: &Snapshot, target: &Target) -> bool {

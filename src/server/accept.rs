@@ -5,17 +5,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use keyward_protocol::{ErrorCode, Fault};
-use tokio::net::UnixListener;
 use tracing::{info, warn};
 
 use crate::audit::{Audit, Peer, Socket};
 use crate::config::Clients;
+use crate::server::listening::Listening;
 use crate::server::worker::Worker;
 
 /// How long nothing is accepted after the system has run out of descriptors or memory: neither spinning nor ending helps.
@@ -59,16 +58,16 @@ pub(super) struct Acceptor {
 impl Acceptor {
     /// Accepts for ever. A descriptor is kept in reserve: when the system has no other left, it is what the next peer is
     /// accepted with, to be turned away instead of left waiting.
-    pub(super) async fn run(self: Rc<Self>, listener: UnixListener) {
+    pub(super) async fn run(&self, listening: &Listening) {
         let mut reserve = File::open("/dev/null").ok();
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => self.admit(stream),
+            match listening.accept().await {
+                Ok(stream) => self.admit(stream),
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
                     self.give_up("cannot accept connections", &error);
                     drop(reserve.take());
-                    if let Ok(Ok((stream, _))) = tokio::time::timeout(BACK_OFF, listener.accept()).await {
+                    if let Ok(Ok(stream)) = tokio::time::timeout(BACK_OFF, listening.accept()).await {
                         self.refuse(
                             stream.into_std(),
                             Fault::new(ErrorCode::TooManyConnections, self.limit(), 0),

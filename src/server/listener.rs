@@ -1,42 +1,38 @@
-//! The sockets: adopted from systemd by name, or bound here.
-//!
-//! A socket file that nobody listens on is left over from a daemon that was killed, and is replaced; one that
-//! somebody listens on is not. A lock beside the file decides between two daemons that start at the same moment: asking
-//! the socket whether it is alive and replacing it are two steps.
+//! A listening socket: adopted from systemd, or bound here.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{PermissionsExt, lchown};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::fs::Mode;
 
 use crate::config::{Group, GroupError};
-use crate::systemd::Passed;
+use crate::server::socket_file::{Identity, Lock, SocketFile, remove_stale};
 
-/// What the socket of a name needs.
-pub(super) struct Wanted<'a> {
-    /// systemd's `FileDescriptorName=`.
-    pub(super) name: &'a str,
-    /// Where to bind it, if systemd did not.
-    pub(super) path: &'a Path,
+/// What a socket that is bound here needs.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    /// Where to bind it.
+    pub(super) path: PathBuf,
     /// Its permissions.
     pub(super) mode: u32,
     /// The group that may open it.
-    pub(super) group: Option<&'a Group>,
+    pub(super) gid: Option<u32>,
 }
 
 /// A listening socket, and what has to be undone at the end.
 pub(super) struct Listener {
-    socket: UnixListener,
-    own: Option<Bound>,
+    pub(super) socket: UnixListener,
+    /// `None`: systemd opened it.
+    pub(super) own: Option<Bound>,
 }
 
 /// A socket that this process bound: unlinked when it is dropped, while the lock is still held.
-struct Bound {
-    path: PathBuf,
-    _lock: File,
+pub(super) struct Bound {
+    wanted: Wanted,
+    pub(super) file: SocketFile,
+    lock: Lock,
 }
 
 /// Why a socket cannot be listened on.
@@ -51,6 +47,16 @@ pub enum ListenError {
     /// Something that is not a socket is in the way.
     #[error("{}: there is a file that is not a socket; move it away, or name another socket (--socket, --admin-socket)", path.display())]
     NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something that is not a regular file is in the place of the lock.
+    #[error(
+        "{}: the lock beside the socket must be a regular file, and this is a link, a directory, a pipe or a device; remove it, \
+         or name a socket elsewhere (--socket, --admin-socket)",
+        path.display()
+    )]
+    NotALock {
         /// The path.
         path: PathBuf,
     },
@@ -80,108 +86,105 @@ pub enum ListenError {
     },
 }
 
+impl Wanted {
+    /// A socket at `path`.
+    ///
+    /// # Errors
+    /// When `group` is not known.
+    pub(super) fn new(path: &Path, mode: u32, group: Option<&Group>) -> Result<Self, ListenError> {
+        let gid = group.map(Group::resolve).transpose();
+        let gid = gid.map_err(|error| ListenError::Group { path: path.to_path_buf(), error })?;
+        Ok(Self { path: path.to_path_buf(), mode, gid })
+    }
+}
+
 impl Listener {
-    /// The socket of `wanted`: the one that systemd passed under its name, or a new one.
+    /// One that systemd opened.
+    pub(super) fn adopt(socket: UnixListener) -> Self {
+        Self { socket, own: None }
+    }
+
+    /// Binds a new one.
     ///
     /// # Errors
     /// When it cannot be bound; see [`ListenError`].
-    pub(super) fn open(wanted: &Wanted<'_>, passed: &mut Vec<Passed>) -> Result<Self, ListenError> {
-        match passed.iter().position(|passed| passed.name == wanted.name) {
-            Some(index) => Ok(Self { socket: passed.swap_remove(index).listener, own: None }),
-            None => bind(wanted),
-        }
+    pub(super) fn bind(wanted: Wanted) -> Result<Self, ListenError> {
+        let lock = Lock::take(&wanted.path)?;
+        let (socket, file) = bind(&wanted)?;
+        Ok(Self { socket, own: Some(Bound { wanted, file, lock }) })
     }
 
-    /// The socket for tokio; call it inside a runtime.
-    ///
-    /// # Errors
-    /// When it cannot be registered.
-    pub(super) fn for_tokio(&self) -> io::Result<tokio::net::UnixListener> {
-        let socket = self.socket.try_clone()?;
-        socket.set_nonblocking(true)?;
-        tokio::net::UnixListener::from_std(socket)
-    }
-
-    /// The connections that wait to be accepted, if this process bound the socket; call it inside a runtime.
+    /// The connections that wait to be accepted; call it inside a runtime, once it is [registered](register).
     pub(super) fn waiting(&self) -> impl Iterator<Item = tokio::net::UnixStream> {
-        let own = self.own.iter().flat_map(|_| std::iter::from_fn(|| self.socket.accept().ok()));
-        own.filter_map(|(stream, _)| {
+        std::iter::from_fn(|| self.socket.accept().ok()).filter_map(|(stream, _)| {
             stream.set_nonblocking(true).ok()?;
             tokio::net::UnixStream::from_std(stream).ok()
         })
     }
+}
 
-    /// Whether systemd opened it, and keeps it open when the daemon ends.
-    pub(super) fn is_adopted(&self) -> bool {
-        self.own.is_none()
+impl Bound {
+    /// Binds a new socket in the place of one whose file is gone.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`]; also when another process has put a socket of its own in that place.
+    pub(super) fn bind_again(&mut self) -> Result<UnixListener, ListenError> {
+        if !self.lock.is_in_place() {
+            self.lock = Lock::take(&self.wanted.path)?;
+        }
+        let (socket, file) = bind(&self.wanted)?;
+        self.file = file;
+        Ok(socket)
     }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        let _already_gone = std::fs::remove_file(&self.path);
+        self.file.remove();
     }
 }
 
-fn bind(wanted: &Wanted<'_>) -> Result<Listener, ListenError> {
-    let path = wanted.path;
+/// The socket for tokio; call it inside a runtime.
+///
+/// # Errors
+/// When it cannot be registered.
+pub(super) fn register(socket: &UnixListener) -> Result<tokio::net::UnixListener, ListenError> {
+    let registered = socket.try_clone().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        tokio::net::UnixListener::from_std(socket)
+    });
+    registered.map_err(|error| {
+        let address = socket.local_addr().ok();
+        let path =
+            address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("(socket)"));
+        ListenError::Io { path: path.to_path_buf(), what: "listen", error }
+    })
+}
+
+fn bind(wanted: &Wanted) -> Result<(UnixListener, SocketFile), ListenError> {
+    let path = wanted.path.as_path();
     let io = |what| move |error| ListenError::Io { path: path.to_path_buf(), what, error };
-    let lock = lock(path)?;
-    clear(path)?;
-    // Nobody may connect between bind and chmod: the file is created with no more than its mode.
+    remove_stale(path)?;
+    // No one may connect between bind and chmod: the file is created with no more than its mode.
     let before = rustix::process::umask(Mode::from_raw_mode(0o177));
     let bound = UnixListener::bind(path);
     rustix::process::umask(before);
     let socket = bound.map_err(io("listen"))?;
-    let own = Bound { path: path.to_path_buf(), _lock: lock };
-    if let Some(group) = wanted.group {
-        let gid = group.resolve().map_err(|error| ListenError::Group { path: path.to_path_buf(), error })?;
-        std::os::unix::fs::chown(path, None, Some(gid)).map_err(io("give the socket to its group"))?;
-    }
-    std::fs::set_permissions(path, PermissionsExt::from_mode(wanted.mode))
-        .map_err(io("set its permissions"))?;
-    Ok(Listener { socket, own: Some(own) })
-}
-
-fn lock(path: &Path) -> Result<File, ListenError> {
-    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
-        && !directory.is_dir()
-    {
-        return Err(ListenError::NoDirectory { path: directory.to_path_buf() });
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock_path = PathBuf::from(name);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&lock_path)
-        .map_err(|error| ListenError::Io { path: lock_path.clone(), what: "create the lock", error })?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ListenError::InUse { path: path.to_path_buf() }),
-        Err(error) => Err(ListenError::Io { path: lock_path, what: "take the lock", error: error.into() }),
-    }
-}
-
-/// Removes a socket that nobody listens on.
-fn clear(path: &Path) -> Result<(), ListenError> {
-    let io = |what| move |error| ListenError::Io { path: path.to_path_buf(), what, error };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io("look at it")(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(ListenError::NotASocket { path: path.to_path_buf() });
+    let identity = Identity::of(path).and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    let file = SocketFile { path: path.to_path_buf(), identity: identity.map_err(io("look at it"))? };
+    let opened = match wanted.gid {
+        Some(gid) => lchown(path, None, Some(gid)).map_err(io("give the socket to its group")),
+        None => Ok(()),
+    };
+    let opened = opened.and_then(|()| {
+        let mode = PermissionsExt::from_mode(wanted.mode);
+        std::fs::set_permissions(path, mode).map_err(io("set its permissions"))
+    });
+    match opened {
+        Ok(()) => Ok((socket, file)),
+        Err(error) => {
+            file.remove();
+            Err(error)
         }
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(io("remove the stale socket"))
-        }
-        // It answers, or its queue is full, or it is not ours to open: somebody is there.
-        Ok(_) | Err(_) => Err(ListenError::InUse { path: path.to_path_buf() }),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! main thread     control runtime: accept, admin, signals, drain
+//! start           starts the rest, and ends
 //! (blocking)      revocations, as long as they wait for the disk
 //! revocations     writes the list of revocations
 //! worker-0..N     a runtime each: connections, for good
@@ -13,7 +14,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -21,38 +21,44 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
 use tracing::{error, info, warn};
 
 use crate::admin;
-use crate::audit::{Audit, Event};
+use crate::audit::Audit;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError};
 use crate::connection::{Counted, Counters, Shared, Stopping, Timeouts};
 use crate::keep::{Balances, Keeper};
 use crate::limiter::{Ledger, Limiter};
-use crate::memory;
+use crate::log::Log;
 use crate::publish::{Epochs, Publisher, Served};
 use crate::reload::{Configure, History, LastGood, Purpose, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
 use crate::server::accept::{Acceptor, Refusals};
-use crate::server::listener::{Listener, Wanted};
+use crate::server::listening::Listening;
 use crate::server::operator::Operator;
+use crate::server::signals::{Caught, Order};
+use crate::server::start::{Start, Started, Undo, configured};
 use crate::server::worker::Worker;
-use crate::state::{self, Generations, StateDir, Unwritten, WriteHealth};
+use crate::state::{self, Generations, StateDir, WriteHealth};
 use crate::systemd;
-use crate::usage::{Log, Usage};
+use crate::usage::{self, Usage};
 
 mod accept;
 mod listener;
+mod listening;
 mod operator;
 mod preview;
+mod signals;
+mod socket_file;
+mod start;
 mod worker;
 
 pub use listener::ListenError;
 pub use preview::diff;
+pub use signals::Signals;
 
 /// Descriptors that are not connections: sockets, the admin socket's peers, epoll, inotify, the source, logs, and room to spare.
 const OWN_DESCRIPTORS: u64 = 96;
@@ -66,10 +72,6 @@ const OVERDUE: Duration = Duration::from_secs(1);
 
 /// How often the end of the workers is looked for while draining.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
-
-/// Names of the sockets in systemd's units (`FileDescriptorName=`).
-const VERIFY_SOCKET: &str = "verify";
-const ADMIN_SOCKET: &str = "admin";
 
 /// Who may open the admin socket: only the daemon's own user (and root), as long as nobody else may use it. Where
 /// `admin_uids` names others, everyone may open it, and the peer's credentials decide.
@@ -94,6 +96,12 @@ pub enum StartError {
     /// What has been revoked is not known.
     #[error(transparent)]
     Revocations(#[from] revocation::OpenError),
+    /// systemd's sockets are not those that the daemon needs.
+    #[error(transparent)]
+    Sockets(#[from] systemd::SocketsError),
+    /// The daemon was told to stop before it served.
+    #[error("stopped during the start")]
+    Abandoned,
     /// The system says no.
     #[error("cannot {what}: {error}")]
     System {
@@ -113,75 +121,37 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> StartError {
 /// # Errors
 /// When it cannot start. A source that cannot be loaded is no such reason: the daemon answers NOT_READY and goes on
 /// looking.
-pub fn run(config: &Config, configuration: Configuration) -> Result<(), StartError> {
+pub fn run(
+    signals: Signals,
+    log: &Log,
+    configuration: Configuration,
+    set_up_log: SetUpLog,
+) -> Result<(), StartError> {
     // A core dump would hold the keys that are being verified (promise 7).
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| system("forbid core dumps")(error.into()))?;
-    // Before anything large is allocated.
-    memory::set_huge_pages(config.server.huge_pages);
-    memory::keep_reserve();
-    let max_connections = connection_limit(config.server.max_connections, config.server.workers);
-
-    let mut passed = systemd::take_listeners().map_err(system("take systemd's sockets"))?;
-    let verify = Wanted {
-        name: VERIFY_SOCKET,
-        path: config.server.socket.as_path(),
-        mode: config.server.socket_mode.bits(),
-        group: config.server.socket_group.as_ref(),
+    let Signals { runtime, mut caught } = signals;
+    let (undo, handle) = (Undo::default(), runtime.handle().clone());
+    let start = Start { configuration, set_up_log, log: log.clone(), runtime: handle, undo: undo.clone() };
+    let (reply, started) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("start".into())
+        .spawn(move || reply.send(start.run()).map_err(drop))
+        .map_err(system("start a thread"))?;
+    let started = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            started = started => Some(started),
+            () = caught.stop() => None,
+        }
+    });
+    let Some(started) = started else {
+        undo.abandon();
+        return Ok(());
     };
-    let admin_mode = if config.server.admin_uids.is_empty() { ADMIN_MODE } else { ADMIN_MODE_FOR_OTHERS };
-    let admin = Wanted {
-        name: ADMIN_SOCKET,
-        path: config.server.admin_socket.as_path(),
-        mode: admin_mode,
-        group: None,
-    };
-    let verify = Listener::open(&verify, &mut passed)?;
-    let admin = Listener::open(&admin, &mut passed)?;
-    for unknown in passed {
-        warn!(
-            name = unknown.name,
-            "systemd passed a socket that is not called verify or admin; it is closed"
-        );
-    }
-
-    // After the sockets: who connects while another daemon is still leaving the directory waits to be answered.
-    let health = WriteHealth::default();
-    health.observe(|unwritten| systemd::unwritten(&names(unwritten)));
-    let (path, is_chosen) = (&config.server.state_dir, config.server.state_dir_is_chosen);
-    let state = StateDir::open_reporting(path, is_chosen, health.clone())?.map(Arc::new);
-    // Before any other file of the directory: where one of those is, so is the list.
-    let revocations = revocation::load(state.clone())?;
-    if let Some(directory) =
-        state.as_ref().filter(|state| state.is_new() || state.first_state_file().is_none())
-    {
-        warn!(
-            directory = %directory.path("").display(),
-            "the state directory is new: if there was one before, its revocations, balances and audit trail are lost"
-        );
-    }
-    let audit = match &state {
-        Some(directory) => Audit::open(directory, config.audit)?,
-        None => Audit::off(),
-    };
-    let uid = rustix::process::geteuid().as_raw();
-    audit.record(&Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), uid });
-    audit.record(&configured(config.file.as_deref(), None));
-    if let Some((state::Accepted { by_uid, at }, left)) = revocations.accepted_loss() {
-        audit.record(&Event::LostRevocationsAccepted { by_uid, at: at.to_string(), revocations: left });
-    }
-
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(system("start the control runtime"))?;
-    let (usage, logs) = Usage::start(state.as_deref(), config.usage, config.server.workers)?;
-    let last_good = LastGood::open(state.as_ref(), config.keep_snapshot)
-        .map_err(system("start the thread that keeps the keys in force"))?;
-    let accounts =
-        Accounts { audit: audit.clone(), usage, logs, last_good: last_good.clone(), health, revocations };
-    let daemon = Daemon::start(config, configuration, max_connections, state, runtime.handle(), accounts)?;
-    let drained = LocalSet::new().block_on(&runtime, daemon.serve(config, &verify, &admin));
-    // Unlinked before the exit, so that who connects from now on is refused instead of left waiting.
-    drop((verify, admin));
+    let started = started.map_err(|error| system("start")(io::Error::other(error)))??;
+    let (audit, last_good) = (started.audit.clone(), started.last_good.clone());
+    let drained = LocalSet::new().block_on(&runtime, serve(started, caught, log.clone()));
     last_good.iter().for_each(LastGood::stop);
     audit.stop();
     drained
@@ -192,19 +162,18 @@ struct Accounts {
     audit: Audit,
     usage: Usage,
     /// One for each worker.
-    logs: Vec<Log>,
+    logs: Vec<usage::Log>,
     last_good: Option<LastGood>,
     /// Which files are not being written.
     health: WriteHealth,
     revocations: revocation::Loaded,
 }
 
-fn names(unwritten: &[Unwritten]) -> String {
-    unwritten.iter().map(|file| &*file.file).collect::<Vec<_>>().join(", ")
-}
-
-/// Reads the configuration again.
+/// Reads the configuration: at the start, and again for reloads.
 pub type Configuration = Box<dyn Fn() -> Result<Config, ConfigError> + Send>;
+
+/// Begins to log as configured.
+pub type SetUpLog = fn(config::Log, &Log) -> io::Result<()>;
 
 fn settings(config: &Config) -> Result<Settings, ConfigError> {
     Ok(Settings {
@@ -213,18 +182,6 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
         rules: Arc::new(config.rules()?),
         keep_revocations: config.keep_revocations,
     })
-}
-
-/// What the audit trail says of a configuration: not the error's text, which may repeat a setting.
-fn configured(file: Option<&Path>, error: Option<&ConfigError>) -> Event<'static> {
-    let position = error.and_then(ConfigError::position);
-    let count = |number: usize| u64::try_from(number).ok();
-    Event::Configuration {
-        file: file.map(|file| file.display().to_string()),
-        valid: error.is_none(),
-        line: position.and_then(|position| count(position.line)),
-        column: position.and_then(|position| count(position.column)),
-    }
 }
 
 /// For reloads: the settings that they can change, and a word about the others.
@@ -362,105 +319,98 @@ impl Daemon {
             loaded,
         })
     }
+}
 
-    /// Serves until it is told to stop, and drains.
-    async fn serve(self, config: &Config, verify: &Listener, admin: &Listener) -> Result<(), StartError> {
-        let mut stop = signal(SignalKind::terminate()).map_err(system("catch SIGTERM"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("catch SIGINT"))?;
-        let mut hang_up = signal(SignalKind::hangup()).map_err(system("catch SIGHUP"))?;
-
-        let refusals = Arc::new(Refusals::default());
-        let acceptor = Rc::new(Acceptor {
-            workers: Arc::clone(&self.workers),
-            clients: config.server.clients.clone(),
-            max_connections: self.limit,
-            refusals: Arc::clone(&refusals),
-            audit: self.audit.clone(),
-            logged: Cell::new(None),
-        });
-        let listening = verify.for_tokio().map_err(system("listen"))?;
-        let adopted = verify.is_adopted();
-        let loaded = self.loaded;
-        let accepts = Rc::clone(&acceptor);
-        let accepting = tokio::task::spawn_local(async move {
-            let loaded = async {
-                let _reload_thread_is_there = loaded.await;
-                systemd::ready();
-            };
-            if adopted {
-                // Who asks on systemd's socket has been waiting for the daemon to start, perhaps after a crash, and
-                // waits for the keys too rather than be denied.
-                loaded.await;
-                accepts.run(listening).await;
-            } else {
-                // Requests are answered from the first moment, NOT_READY if need be; systemd's dependents wait for the
-                // keys.
-                tokio::join!(loaded, accepts.run(listening));
-            }
-        });
-        let (epochs, revocations) = (self.epochs.clone(), Arc::clone(&self.revocations));
-        let operator = Operator {
-            workers: Arc::clone(&self.workers),
-            refusals,
-            served: self.served,
-            epochs: self.epochs,
-            revocations: self.revocations,
-            history: self.history,
-            last_good: self.last_good,
-            trigger: self.trigger.clone(),
-            audit: self.audit,
-            usage: self.usage.clone(),
-            health: self.health,
-            clock: self.clock,
-            started: Instant::now(),
+/// Serves until it is told to stop, and drains.
+async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), StartError> {
+    let Started { config, daemon, verify, admin, .. } = started;
+    let verify = Listening::new(systemd::VERIFY, verify)?;
+    let admin = Listening::new(systemd::ADMIN, admin)?;
+    let refusals = Arc::new(Refusals::default());
+    let acceptor = Rc::new(Acceptor {
+        workers: Arc::clone(&daemon.workers),
+        clients: config.server.clients.clone(),
+        max_connections: daemon.limit,
+        refusals: Arc::clone(&refusals),
+        audit: daemon.audit.clone(),
+        logged: Cell::new(None),
+    });
+    let loaded = daemon.loaded;
+    let (accepts, listening) = (Rc::clone(&acceptor), Rc::clone(&verify));
+    let accepting = tokio::task::spawn_local(async move {
+        let loaded = async {
+            let _reload_thread_is_there = loaded.await;
+            systemd::ready();
         };
-        let operating = admin.for_tokio().map_err(system("listen on the admin socket"))?;
-        let admins = config.server.admin_uids.clone();
-        let operating = tokio::task::spawn_local(admin::serve(operating, admins, Rc::new(operator)));
+        if listening.is_adopted() {
+            // Who asks on systemd's socket has been waiting for the daemon to start, perhaps after a crash, and
+            // waits for the keys too rather than be denied.
+            loaded.await;
+            accepts.run(&listening).await;
+        } else {
+            // Requests are answered from the first moment, NOT_READY if need be; systemd's dependents wait for the
+            // keys.
+            tokio::join!(loaded, accepts.run(&listening));
+        }
+    });
+    let operator = Operator {
+        workers: Arc::clone(&daemon.workers),
+        refusals,
+        served: daemon.served,
+        epochs: daemon.epochs.clone(),
+        revocations: Arc::clone(&daemon.revocations),
+        history: daemon.history,
+        last_good: daemon.last_good,
+        trigger: daemon.trigger.clone(),
+        audit: daemon.audit,
+        usage: daemon.usage.clone(),
+        health: daemon.health,
+        clock: daemon.clock,
+        sockets: [Rc::clone(&verify), Rc::clone(&admin)],
+        log,
+        started: Instant::now(),
+    };
+    let (admins, operating) = (config.server.admin_uids.clone(), Rc::clone(&admin));
+    let operating = tokio::task::spawn_local(async move {
+        admin::serve(async || operating.accept().await, admins, Rc::new(operator)).await;
+    });
+    let watching = [&verify, &admin].map(|socket| tokio::task::spawn_local(Rc::clone(socket).watch()));
 
-        info!(
-            socket = %config.server.socket.as_path().display(),
-            adopted = verify.is_adopted(),
-            workers = self.workers.len(),
-            max_connections = self.limit,
-            "listening"
-        );
-        loop {
-            tokio::select! {
-                _ = stop.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hang_up.recv() => {
-                    // A queue that is full holds a reload that is still to begin.
-                    let _queued = self.trigger.try_send(Trigger::Signal);
-                }
-            }
-        }
-
-        info!("draining");
-        systemd::stopping();
-        accepting.abort();
-        let _aborted = accepting.await;
-        // Who waits at systemd's socket is served by the next daemon; at this one's own there will be none.
-        verify.waiting().for_each(|stream| acceptor.admit(stream));
-        self.draining.send_replace(true);
-        drain(&self.workers, config.server.drain_timeout).await;
-        // What a connection that is still there would be charged now would be in no save: nothing more is answered.
-        self.closed.store(true, Ordering::Release);
-        let closed = epochs.passed(epochs.advance());
-        if tokio::time::timeout(2 * OVERDUE, closed).await.is_err() {
-            warn!("a worker does not end; what it still charges is not saved");
-        }
-        tokio::join!(self.usage.stop(), self.keeper.stop());
-        operating.abort();
-        match revocations.not_durable() {
-            0 => {}
-            entries => {
-                error!(entries, "revocations were not durable at the end: a restart does not know them")
-            }
-        }
-        info!("stopped");
-        Ok(())
+    info!(
+        socket = %config.server.socket.as_path().display(),
+        adopted = verify.is_adopted(),
+        workers = daemon.workers.len(),
+        max_connections = daemon.limit,
+        "listening"
+    );
+    while caught.next().await == Order::Reload {
+        // A queue that is full holds a reload that is still to begin.
+        let _queued = daemon.trigger.try_send(Trigger::Signal);
     }
+
+    info!("draining");
+    systemd::stopping();
+    accepting.abort();
+    let _aborted = accepting.await;
+    // Who waits at systemd's socket is served by the next daemon; at this one's own there will be none.
+    verify.take_waiting().into_iter().for_each(|stream| acceptor.admit(stream));
+    daemon.draining.send_replace(true);
+    drain(&daemon.workers, config.server.drain_timeout).await;
+    // What a connection that is still there would be charged now would be in no save: nothing more is answered.
+    daemon.closed.store(true, Ordering::Release);
+    let closed = daemon.epochs.passed(daemon.epochs.advance());
+    if tokio::time::timeout(2 * OVERDUE, closed).await.is_err() {
+        warn!("a worker does not end; what it still charges is not saved");
+    }
+    tokio::join!(daemon.usage.stop(), daemon.keeper.stop());
+    operating.abort();
+    watching.iter().for_each(tokio::task::JoinHandle::abort);
+    match daemon.revocations.not_durable() {
+        0 => {}
+        entries => error!(entries, "revocations were not durable at the end: a restart does not know them"),
+    }
+    info!("stopped");
+    Ok(())
 }
 
 /// Waits until the workers have no connections, at most for `patience`.

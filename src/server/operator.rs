@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,16 +11,20 @@ use keyward_protocol::Verdict;
 use tokio::sync::oneshot;
 
 use crate::admin::check::Check;
-use crate::admin::message::{self, Command, Reload, Reply, Status, Version};
+use crate::admin::message::{
+    self, Command, LATEST_REVOCATIONS, LogStatus, PAGE_OF_REVOCATIONS, Reload, Reply, Status, Version,
+};
 use crate::admin::{Operate, Peer};
 use crate::audit::{self, Audit, Event, Socket};
 use crate::clock::Clock;
+use crate::log::{self, Log};
 use crate::publish::{Epochs, Served};
 use crate::record::Quoted;
 use crate::reload::last_good::State;
 use crate::reload::{Asked, History, LastGood, Outcome, Trigger};
-use crate::revocation::{Change, Durability, Refused, Revocations, Target};
+use crate::revocation::{Change, Durability, Record, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
+use crate::server::listening::Listening;
 use crate::server::worker::Worker;
 use crate::state::WriteHealth;
 use crate::usage::{Question, Usage};
@@ -38,6 +43,8 @@ pub(super) struct Operator {
     pub(super) usage: Usage,
     pub(super) health: WriteHealth,
     pub(super) clock: Clock,
+    pub(super) sockets: [Rc<Listening>; 2],
+    pub(super) log: Log,
     pub(super) started: Instant,
 }
 
@@ -79,15 +86,31 @@ fn last_good(last_good: &LastGood) -> message::LastGood {
     }
 }
 
+/// What `status` says of a revocation.
+fn revoked((target, record): (Target, Record)) -> message::Revoked {
+    message::Revoked {
+        target: message::Target {
+            key_id: target.key_id().map(str::to_owned),
+            owner: target.owner().map(str::to_owned),
+        },
+        when: record.when.to_string(),
+        by_uid: record.by_uid,
+        durable: record.durable,
+        agreed_since: record.agreed_since().map(|since| since.to_string()),
+        conflict_since: record.conflict_since().map(|since| since.to_string()),
+    }
+}
+
 impl Operate for Operator {
     async fn operate(&self, command: Command, peer: Peer) -> Reply {
         match command {
-            Command::Status => self.status().into(),
+            Command::Status => self.status().await,
             Command::Reload { force } => self.reload(force, peer).await,
             Command::Check { source } => self.check(source, peer).await,
             Command::Usage { key_id, owner, top } => self.usage(key_id, owner, top).await,
             Command::Revoke(target) => self.revoke(target, peer, Edit::Revoke).await,
             Command::Unrevoke(target) => self.revoke(target, peer, Edit::Unrevoke).await,
+            Command::Revocations { after } => self.page(after).await,
             Command::Version => Version::current().into(),
         }
     }
@@ -189,22 +212,6 @@ impl Operator {
         message::Revocation { target: asked, already, keys, revoked, generation, durable, not_durable }.into()
     }
 
-    fn revocations(&self) -> Vec<message::Revoked> {
-        let entries = self.revocations.entries().into_iter();
-        let listed = entries.map(|(target, record)| message::Revoked {
-            target: message::Target {
-                key_id: target.key_id().map(str::to_owned),
-                owner: target.owner().map(str::to_owned),
-            },
-            when: record.when.to_string(),
-            by_uid: record.by_uid,
-            durable: record.durable,
-            agreed_since: record.agreed_since().map(|since| since.to_string()),
-            conflict_since: record.conflict_since().map(|since| since.to_string()),
-        });
-        listed.collect()
-    }
-
     fn unwritten(&self) -> Vec<message::Unwritten> {
         let files = self.health.unwritten().into_iter().map(|file| message::Unwritten {
             file: file.file.into(),
@@ -216,7 +223,44 @@ impl Operator {
         files.collect()
     }
 
-    fn status(&self) -> Status {
+    /// Looks at the list of revocations, which can take milliseconds, beside the thread that accepts connections.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Revocations) -> T + Send + 'static,
+    ) -> Result<T, Reply> {
+        let revocations = Arc::clone(&self.revocations);
+        let looked = tokio::task::spawn_blocking(move || look(&revocations)).await;
+        looked.map_err(|_| Reply::error("the daemon is shutting down"))
+    }
+
+    async fn page(&self, after: Option<message::Target>) -> Reply {
+        let after =
+            after.map(|after| Target::new(after.key_id.as_deref(), after.owner.as_deref())).transpose();
+        let after = match after {
+            Ok(after) => after,
+            Err(error) => return Reply::error(error.to_string()),
+        };
+        let page = self.look(move |revocations| {
+            let (total, entries) = revocations.page(after.as_ref(), PAGE_OF_REVOCATIONS + 1);
+            let more = entries.len() > PAGE_OF_REVOCATIONS;
+            let entries = entries.into_iter().take(PAGE_OF_REVOCATIONS).map(revoked).collect();
+            message::Revocations { total, entries, more }
+        });
+        page.await.map_or_else(|refused| refused, Reply::from)
+    }
+
+    async fn status(&self) -> Reply {
+        let latest = self.look(|revocations| {
+            let (total, entries) = revocations.latest(LATEST_REVOCATIONS);
+            (total, entries.into_iter().map(revoked).collect())
+        });
+        match latest.await {
+            Ok((total, latest)) => self.status_with(total, latest).into(),
+            Err(refused) => refused,
+        }
+    }
+
+    fn status_with(&self, revocations_total: usize, revocations: Vec<message::Revoked>) -> Status {
         let snapshot = self.served.snapshot();
         let now = self.clock.now();
         let age = snapshot.as_ref().map(|snapshot| snapshot.stamp().source_age(now).into());
@@ -240,8 +284,11 @@ impl Operator {
             configuration_refused: self.history.configuration_refused(),
             last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),
             last_good: self.last_good.as_ref().map(last_good),
-            revocations: self.revocations(),
             unwritten: self.unwritten(),
+            revocations,
+            revocations_total,
+            sockets: self.sockets.iter().map(|socket| (socket.name().to_owned(), socket.status())).collect(),
+            log: self.log_status(),
             connections: self.workers.iter().map(Worker::open).sum(),
             accepted_connections: sum(|worker| worker.counters.connections()),
             refused_connections: self.refusals.by_reason(),
@@ -253,6 +300,11 @@ impl Operator {
             pid: std::process::id(),
             version: Version::current(),
         }
+    }
+
+    fn log_status(&self) -> LogStatus {
+        let log::Health { dropped, failing_since, error } = self.log.health();
+        LogStatus { dropped, failing_since: failing_since.map(|since| since.to_string()), error }
     }
 
     /// An outcome, as of now: a reload that was refused leaves in force what was there.

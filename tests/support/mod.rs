@@ -21,11 +21,15 @@ use tempfile::TempDir;
 
 pub mod loader;
 pub mod mode;
+pub mod process;
 
 use mode::Mode;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the daemon may take to answer a command: a reload of a large export takes a while on a busy machine.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// Whether the tests that need outside programs are to run: `tests/run` says so. Otherwise says what is left out.
 pub fn outside(needs: &str) -> bool {
@@ -221,7 +225,7 @@ impl Daemon {
     }
 
     fn ask(&self, command: &Ask) -> Option<keyward::admin::message::Reply> {
-        keyward::admin::ask(&self.admin(), command).ok()
+        keyward::admin::ask_within(&self.admin(), command, ANSWER).ok()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -242,6 +246,11 @@ impl Daemon {
 
     pub fn status(&self) -> Status {
         self.ask(&Ask::Status).and_then(|reply| reply.status).expect("a status")
+    }
+
+    /// The same of one that may not be there yet.
+    pub fn status_if_any(&self) -> Option<Status> {
+        self.ask(&Ask::Status).and_then(|reply| reply.status)
     }
 
     pub fn reload(&self) -> Reload {
