@@ -377,7 +377,8 @@ fn the_previous_pepper_goes_when_no_key_can_need_it_any_more() {
         })
     };
     // What is never allowed again does not hold a pepper back.
-    let others = [("new", "b", ","), ("new", "c", ","), ("old", "gone", "revoked,"), ("old", "past", ",1")];
+    let others =
+        [("new", "b", ","), ("new", "c", ","), ("old", "gone", "revoked,"), ("old", "past", ",1000000000")];
     setup.export(&rows(&[&[("old", "a", ",")], &others[..]].concat()));
     let both = format!("keys.pepper_file = '{new}'\nkeys.previous_pepper_file = '{old}'\n");
     let only_new = format!("keys.pepper_file = '{new}'\n");

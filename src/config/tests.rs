@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::record::{Limit, Per};
 use crate::source::Field;
+mod null_texts;
 
 const EXAMPLE: &str = include_str!("../../systemd/keyward.toml");
 /// Begins a file that is good but for what a test adds; tables can be opened once only, so `[source]` is
@@ -301,24 +302,6 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
     }
     assert!(!good("state.keep_snapshot = false").keep_snapshot && good("").keep_snapshot);
     assert!(refused("state.save_interval = '99ms'").ends_with("99ms is out of range: write 100ms to 1year"));
-}
-
-#[test]
-fn null_texts_are_few_and_short() {
-    let layout = |settings: &str| good(settings).source.layout;
-    let defaults = layout("");
-    assert_eq!(layout("source.null_texts = ['NULL', '\\N']"), defaults);
-    assert_ne!(layout("source.null_texts = []"), defaults);
-    assert_ne!(layout("source.null_texts = ['NULL', '(none)']"), defaults);
-    for text in ["", " ", " NULL", &"x".repeat(33)] {
-        let message = refused(&format!("source.null_texts = ['{text}']"));
-        assert!(message.contains("source.null_texts") && message.contains("1 to 32 bytes"), "{message}");
-    }
-    let many = vec!["'x'"; 17].join(",");
-    let message = refused(&format!("source.null_texts = [{many}]"));
-    assert!(message.ends_with("17 texts are too many: list at most 16"), "{message}");
-    let message = refused("source.null_texts = [1]");
-    assert!(message.contains("expected a text that stands for no value"), "{message}");
 }
 
 #[test]

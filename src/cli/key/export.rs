@@ -1,14 +1,14 @@
 //! The export that `key new --append-to` adds rows to: replaced as a whole by one that has them, or left as it is.
 //!
 //! The daemon watches the name, so the new file is written beside the old one and renamed over it. Two commands at a time wait
-//! for each other (`flock`), so that neither loses the other's rows.
+//! for each other: they lock the directory, which is not replaced as the file is.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, fchown, flock};
+use rustix::fs::{FlockOperation, Gid, OFlags, Uid, fchown, flock};
 
 use super::header::Header;
 use super::row::Row;
@@ -19,9 +19,6 @@ use crate::source::{self, Field, Findings, Format, Layout};
 
 const OPTION: &str = "--append-to";
 
-/// How often a file that is replaced meanwhile is opened again.
-const ATTEMPTS: usize = 10;
-
 /// Who may read a new file, beside what the umask takes away: it holds hashes, and no key.
 const NEW_MODE: u32 = 0o644;
 
@@ -29,9 +26,11 @@ const NEW_MODE: u32 = 0o644;
 pub(super) struct Export {
     /// The file itself, behind symbolic links.
     path: PathBuf,
+    /// Its directory, locked.
+    directory: File,
     /// How it was named.
     name: String,
-    /// The file, locked; `None`: it has to be made.
+    /// `None`: it has to be made.
     old: Option<File>,
     /// The columns of a CSV file; `None`: JSON Lines.
     header: Option<Header>,
@@ -49,7 +48,15 @@ impl Export {
             }
             Err(_) => return Err(refused(format_args!("{name}: the name must end in .csv or .jsonl"))),
         };
-        let old = locked(path).map_err(|error| refused(format_args!("cannot open {name}: {error}")))?;
+        let unopened = |error: io::Error| refused(format_args!("cannot open {name}: {error}"));
+        let real = match path.canonicalize() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(path),
+            found => found,
+        };
+        let real = real.map_err(unopened)?;
+        let directory = File::open(real.parent().unwrap_or(Path::new("/"))).map_err(unopened)?;
+        flock(&directory, FlockOperation::LockExclusive).map_err(|error| unopened(error.into()))?;
+        let old = existing(&real).map_err(unopened)?;
         let is_empty = match &old {
             None => true,
             Some(file) => {
@@ -65,9 +72,7 @@ impl Export {
             Format::Csv if is_empty => Some(Header::of_all_fields(name.clone(), OPTION)),
             Format::Csv => Some(Header::read(path, OPTION)?),
         };
-        let path = if old.is_some() { path.canonicalize() } else { std::path::absolute(path) };
-        let path = path.map_err(|error| failed(&name, error))?;
-        Ok(Self { path, name, old, header, is_empty })
+        Ok(Self { path: real, directory, name, old, header, is_empty })
     }
 
     /// Whatever the row has must have its place.
@@ -85,11 +90,10 @@ impl Export {
 
     /// Puts a file in the place of this one that has `rows`, which are `count`, behind its own.
     pub(super) fn append(mut self, rows: &str, count: u32) -> Result<(), Failure> {
-        let directory = self.path.parent().unwrap_or(Path::new("/")).to_owned();
         let new = tempfile::Builder::new()
             .prefix(".keyward-")
             .permissions(Permissions::from_mode(NEW_MODE))
-            .tempfile_in(&directory)
+            .tempfile_in(self.path.parent().unwrap_or(Path::new("/")))
             .map_err(|error| failed(&self.name, error))?;
         self.write(&mut new.as_file(), rows).map_err(|error| failed(&self.name, error))?;
         self.check(new.as_file(), count)?;
@@ -104,8 +108,7 @@ impl Export {
             new.persist_noclobber(&self.path).map_err(|error| failed(&self.name, error.error))?;
         }
         // The name has to be on the disk before the key is handed out.
-        let synced = File::open(&directory).and_then(|directory| directory.sync_all());
-        synced.map_err(|error| {
+        self.directory.sync_all().map_err(|error| {
             let rest = "the rows are in it and their keys are not printed: remove them";
             Failure::new(Exit::Denied, format_args!("{OPTION}: {}: {error}; {rest}", self.name))
         })
@@ -158,8 +161,7 @@ impl Export {
         let kept = || -> io::Result<()> {
             let (before, after) = (old.metadata()?, new.metadata()?);
             if (before.uid(), before.gid()) != (after.uid(), after.gid()) {
-                let (uid, gid) =
-                    (rustix::fs::Uid::from_raw(before.uid()), rustix::fs::Gid::from_raw(before.gid()));
+                let (uid, gid) = (Uid::from_raw(before.uid()), Gid::from_raw(before.gid()));
                 fchown(new, Some(uid), Some(gid))?;
             }
             // After the owner, who might lose bits of it.
@@ -174,24 +176,13 @@ impl Export {
     }
 }
 
-/// The file at `path`, locked, when it is still at that path; `None` where there is none.
-fn locked(path: &Path) -> io::Result<Option<File>> {
-    for _ in 0..ATTEMPTS {
-        let file = match OpenOptions::new().read(true).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        // What is no regular file is refused before anything waits for it.
-        if !file.metadata()?.is_file() {
-            return Ok(Some(file));
-        }
-        flock(&file, FlockOperation::LockExclusive)?;
-        if is_at(&file, path) {
-            return Ok(Some(file));
-        }
+/// The file at `path`; `None` where there is none. A FIFO is not waited for.
+fn existing(path: &Path) -> io::Result<Option<File>> {
+    match OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    Err(io::Error::other("other programs replace it all the time"))
 }
 
 /// Whether `path` still leads to the file.
@@ -326,7 +317,8 @@ mod tests {
             assert_eq!(fs::metadata(&path).expect("a file").ino(), inode, "{message}");
             assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 1, "no other file is left");
         }
-        for name in ["keys.kwc", "keys", "missing/keys.csv", "."] {
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("fifo.csv"), 0o600.into()).expect("a FIFO");
+        for name in ["keys.kwc", "keys", "missing/keys.csv", ".", "fifo.csv"] {
             let (exit, output, _) = append(&dir.path().join(name), &[]);
             assert!(exit != Exit::Done && output.is_empty(), "{name}");
         }
