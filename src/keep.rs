@@ -265,6 +265,29 @@ fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::publish::Publisher;
+    use crate::state::disk::trace::{Call, Trace};
+
+    #[tokio::test]
+    async fn last_save_is_durable_when_the_keeper_has_stopped() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(directory.path(), true).expect("opens").map(Arc::new);
+        for _ in 0..2 {
+            let trace = Trace::of(directory.path());
+            let balances = Balances {
+                limiter: Arc::new(Limiter::new()),
+                ledger: Arc::default(),
+                served: Publisher::new(1).0.served(),
+                clock: Clock::new(),
+            };
+            let keeper = Keeper::start(state.clone(), Duration::from_secs(3600), balances).expect("a thread");
+            keeper.stop().await;
+            let (file, new) = (directory.path().join(FILE), directory.path().join("balances.new"));
+            assert_eq!(trace.calls().iter().filter(|call| **call == Call::Sync(new.clone())).count(), 1);
+            assert!(trace.calls().contains(&Call::Rename(new, file)));
+            assert_eq!(trace.volatile(), [""; 0]);
+        }
+    }
 
     #[test]
     fn offset_of_boottime_is_read_from_its_line() {

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::*;
+use crate::state::disk::trace::Trace;
 
 const ROTATION: Rotation = Rotation { max_file_size: 1 << 20, keep: 2 };
 
@@ -132,4 +133,24 @@ fn waiting_lines_are_written_when_the_disk_takes_them_again_without_another_even
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(lines(directory.path()).len(), 1);
+}
+
+/// Refusals are the exception: they wait for no disk.
+#[test]
+fn event_is_durable_when_it_is_recorded() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let trace = Trace::of(directory.path());
+    let state = StateDir::open(directory.path(), true).expect("opens").expect("there");
+    // Each event begins a new file.
+    let audit = Audit::open(&state, Rotation { max_file_size: 1, keep: 2 }).expect("opens");
+    let event = |pid| Event::Start { version: "0", pid, uid: 2 };
+    for pid in 1..5 {
+        audit.record(&event(pid));
+        assert_eq!(trace.volatile(), [""; 0]);
+    }
+    audit.record_all(&(0..2 * BATCH as u32).map(event).collect::<Vec<_>>());
+    assert_eq!(trace.volatile(), [""; 0]);
+    audit.refuse(Socket::Verify, Peer { uid: 7, pid: Some(8) });
+    audit.stop();
+    assert_eq!(trace.volatile(), [""; 0], "refusals are durable at the end");
 }

@@ -12,10 +12,14 @@ use super::*;
 use crate::audit::Peer;
 use crate::publish::Subscription;
 use crate::source::{Format, Layout};
+use crate::state::disk::trace::Trace;
 use crate::state::{Rotation, StateDir};
 
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long an acknowledgement that comes too early is given to come.
+const TOO_EARLY: Duration = Duration::from_millis(250);
 
 /// A reload thread and its only worker.
 struct Fixture {
@@ -33,6 +37,10 @@ type Answer<T = Arc<Outcome>> = oneshot::Receiver<T>;
 impl Fixture {
     /// One that has loaded a key, and is idle.
     fn new() -> Self {
+        Self::polling(Duration::from_secs(3600))
+    }
+
+    fn polling(poll: Duration) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("keys.csv");
         replace(&path, 1);
@@ -44,7 +52,7 @@ impl Fixture {
                 plans: Arc::default(),
             },
             policy: Policy {
-                poll: Duration::from_secs(3600),
+                poll,
                 settle: Duration::ZERO,
                 tolerance: Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 },
             },
@@ -241,4 +249,48 @@ fn nobody_joins_a_reload_that_somebody_has_forced() {
     fixture.pass(3);
     assert_eq!((fixture.answer(forced).1, fixture.answer(asked).1), (2, 3));
     assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2])]));
+}
+
+/// Promise 2: as long as a worker may still write an answer of the old snapshot, nobody is told of the new one.
+#[test]
+fn reload_is_not_acknowledged_before_every_worker_has_passed_it() {
+    for force in [false, true] {
+        let fixture = Fixture::new();
+        let mut answer = fixture.ask(force, 1);
+        fixture.swapped(2);
+        let early = async { tokio::time::timeout(TOO_EARLY, &mut answer).await };
+        assert!(fixture.runtime.block_on(early).is_err(), "acknowledged, force: {force}");
+        fixture.pass(2);
+        assert_eq!(fixture.answer(answer).1, 2);
+    }
+}
+
+#[test]
+fn outcome_is_durable_in_the_trail_when_it_is_acknowledged() {
+    let fixture = Fixture::new();
+    let trace = Trace::of(fixture.directory.path());
+    for keys in [2, 0] {
+        replace(&fixture.source(), keys);
+        let answer = fixture.ask(false, 1);
+        if keys > 0 {
+            fixture.pass(2);
+        }
+        let outcome = fixture.wait(answer).expect("an answer");
+        assert_eq!(outcome.result.is_ok(), keys > 0);
+        assert!(!trace.calls().is_empty());
+        assert_eq!(trace.volatile(), [""; 0]);
+    }
+}
+
+/// The rest of what a configuration says of reloads is in tests/refused_configuration.rs: there, a poll cannot be told from a
+/// watch.
+#[test]
+fn poll_of_a_refused_configuration_is_not_in_force() {
+    let fixture = Fixture::polling(Duration::from_millis(50));
+    // Refused: there are no keys in it.
+    replace(&fixture.source(), 0);
+    fixture.configured.lock().expect("not poisoned").policy.poll = Duration::from_secs(3600);
+    assert!(fixture.wait(fixture.ask(false, 1)).expect("an answer").result.is_err());
+    replace(&fixture.source(), 2);
+    fixture.pass(2);
 }

@@ -13,6 +13,7 @@ use crate::record::{KeyRecord, Status};
 use crate::snapshot::{Builder, Stamp};
 
 mod agreement;
+mod durability;
 mod loss;
 
 /// A snapshot of keys `k0` to `k<keys - 1>`, all of one owner; `status` says the status of each.

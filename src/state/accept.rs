@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::dir::{LOCK, read_pid};
-use super::{FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, failed, replace, sync_directory};
+use super::{FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, disk::sync_directory, failed, replace};
 
 /// How old a marker may be when the daemon starts. An operator who accepts something starts the daemon next; a marker
 /// that is forgotten must not excuse a loss of another day.

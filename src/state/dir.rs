@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
 use super::late::takes_nothing;
-use super::{FileError, O_NOFOLLOW, O_NONBLOCK, WriteHealth, failed, open};
+use super::{FileError, O_NOFOLLOW, O_NONBLOCK, WriteHealth, disk, failed, open};
 
 /// The name of the file that is locked. It holds the process id of who has the lock.
 pub(super) const LOCK: &str = "lock";
@@ -123,8 +123,11 @@ impl StateDir {
     }
 
     fn lock(path: &Path, health: WriteHealth, patience: Duration) -> Result<Self, OpenError> {
-        let is_new = match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-            Ok(()) => true,
+        let is_new = match disk::create_directory(path, DirBuilder::new().mode(DIRECTORY_MODE)) {
+            Ok(()) => {
+                disk::sync_directory(path).map_err(failed(path, "make its name durable"))?;
+                true
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(failed(path, "make the directory")(error).into()),
         };

@@ -9,7 +9,7 @@
 //!   survive a loss of power.
 //! * Somebody else may rotate the file as well: one that has been moved away or emptied is noticed before the next batch.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use serde::de::IgnoredAny;
 use tracing::warn;
 
-use super::{FileError, failed, open, sync_directory};
+use super::disk::{self, File, sync_directory};
+use super::{FileError, failed};
 
 /// Bytes read at once in search of the last line.
 const BLOCK: u64 = 64 * 1024;
@@ -131,6 +132,7 @@ impl Journal {
             .is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino()));
         if !is_there {
             self.file = open_file(&self.path)?;
+            sync_directory(&self.path).map_err(failed(&self.path, "make its name durable"))?;
         }
         Ok(())
     }
@@ -139,9 +141,9 @@ impl Journal {
     /// files below it move: none is lost twice.
     fn rotate(&mut self) -> Result<(), FileError> {
         self.sync()?;
-        let rename = |from: &Path, to: &Path| std::fs::rename(from, to).map_err(failed(from, "rotate it"));
+        let rename = |from: &Path, to: &Path| disk::rename(from, to).map_err(failed(from, "rotate it"));
         if self.rotation.keep == 0 {
-            std::fs::remove_file(&self.path).map_err(failed(&self.path, "rotate it"))?;
+            disk::remove_file(&self.path).map_err(failed(&self.path, "rotate it"))?;
         } else {
             let oldest = self.rotation.keep;
             let free = (1..oldest).find(|number| !numbered(&self.path, *number).exists()).unwrap_or(oldest);
@@ -163,10 +165,10 @@ pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
 }
 
 fn open_file(path: &Path) -> Result<File, FileError> {
-    open(path, OpenOptions::new().read(true).append(true)).map_err(failed(path, "open it"))
+    File::open(path, OpenOptions::new().read(true).append(true)).map_err(failed(path, "open it"))
 }
 
-fn length(file: &File) -> io::Result<u64> {
+fn length(file: &std::fs::File) -> io::Result<u64> {
     file.metadata().map(|metadata| metadata.len())
 }
 
@@ -178,14 +180,14 @@ struct Last {
 }
 
 pub(super) fn last_line_of(path: &Path) -> Option<Vec<u8>> {
-    let file = File::open(path).ok()?;
+    let file = std::fs::File::open(path).ok()?;
     let length = length(&file).ok()?;
     last_line(&file, length).ok()?.line
 }
 
 /// Searches backwards for a line that ends in a newline and is JSON. A loss of power can leave holes of zeros behind, so
 /// that a newline alone says little.
-fn last_line(file: &File, length: u64) -> io::Result<Last> {
+fn last_line(file: &std::fs::File, length: u64) -> io::Result<Last> {
     let Some(mut end) = newline_before(file, length)? else {
         return Ok(Last { line: None, end: 0 });
     };
@@ -205,7 +207,7 @@ fn last_line(file: &File, length: u64) -> io::Result<Last> {
 }
 
 /// Position of the last newline in the first `end` bytes.
-fn newline_before(file: &File, mut end: u64) -> io::Result<Option<u64>> {
+fn newline_before(file: &std::fs::File, mut end: u64) -> io::Result<Option<u64>> {
     let mut block = Vec::new();
     while end > 0 {
         let start = end.saturating_sub(BLOCK);

@@ -6,12 +6,13 @@
 //! * [`WriteHealth`] lists the files that are not being written at the moment.
 //! * [`Acceptance`] is an operator's one-time decision, left in the directory for the next start.
 //! * [`Generations`] numbers snapshots, and never twice the same.
+//! * Both write, sync and rename through [`disk`], where a test observes the order.
 //!
 //! What all of them keep to: a daemon that is killed at any moment leaves behind files that the next one can read; a file
 //! is the daemon's user's alone (0600); and no path leads out of the directory through a symbolic link, so that a
 //! directory that others can write to, such as /tmp, can cost the state but nobody's files.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use rustix::fs::OFlags;
 
 mod accept;
 mod dir;
+pub(crate) mod disk;
 mod generations;
 mod health;
 mod late;
@@ -60,7 +62,7 @@ fn failed<'a>(path: &'a Path, what: &'static str) -> impl Fn(io::Error) -> FileE
 }
 
 /// Opens a file of the state directory, and makes it if it is missing.
-fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<std::fs::File> {
     let file = options.create(true).mode(FILE_MODE).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
@@ -68,17 +70,11 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     }
 }
 
-/// Makes sure that the names in the directory of `path` survive a loss of power.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-}
-
 /// Opens a file of the state directory that is there.
 ///
 /// # Errors
 /// When it cannot be opened, or is no regular file of the directory's own.
-pub fn open_to_read(path: &Path) -> io::Result<File> {
+pub fn open_to_read(path: &Path) -> io::Result<std::fs::File> {
     let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
@@ -113,25 +109,25 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
 /// one is there and may be gone after a loss of power.
 pub fn replace(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    write: impl FnOnce(&mut BufWriter<disk::File>) -> io::Result<()>,
 ) -> Result<(), FileError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
-    let written = open(&new, OpenOptions::new().write(true).truncate(true)).and_then(|file| {
+    let written = disk::File::open(&new, OpenOptions::new().write(true).truncate(true)).and_then(|file| {
         let mut writer = BufWriter::new(file);
         write(&mut writer)?;
         writer.flush()?;
         writer.get_ref().sync_all()
     });
     let replaced = match written {
-        Ok(()) => std::fs::rename(&new, path).map_err(failed(path, "replace it")),
+        Ok(()) => disk::rename(&new, path).map_err(failed(path, "replace it")),
         Err(error) => Err(failed(&new, "write it")(error)),
     };
     if let Err(error) = replaced {
         // On a full disk the room is worth more than the half of a file.
-        let _not_there = std::fs::remove_file(&new);
+        let _not_there = disk::remove_file(&new);
         return Err(error);
     }
-    sync_directory(path).map_err(failed(path, "make its new name durable"))
+    disk::sync_directory(path).map_err(failed(path, "make its new name durable"))
 }

@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::state::lines::Opened;
 
+mod durability;
+
 const ROOMY: Rotation = Rotation { max_file_size: 1 << 30, keep: 3 };
 
 fn directory() -> TempDir {

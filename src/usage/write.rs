@@ -186,3 +186,22 @@ fn write(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::disk::trace::Trace;
+
+    #[test]
+    fn usage_is_durable_after_the_last_lines_of_an_interval() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let trace = Trace::of(directory.path());
+        let rotation = Rotation { max_file_size: 20, keep: 2 };
+        let state = StateDir::open(directory.path(), true).expect("opens").expect("there");
+        let mut journal = LateJournal::open(&state, FILE, rotation).expect("opens").0;
+        for is_last in [false, false, true, true] {
+            write(&mut journal, state.health(), b"{\"n\":1}\n", is_last).expect("written");
+            assert_eq!(trace.volatile().is_empty(), is_last);
+        }
+    }
+}

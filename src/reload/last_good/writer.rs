@@ -19,7 +19,7 @@ use super::manifest::{MANIFEST, Manifest, PREFIX, SUFFIX, head_crc32, is_own};
 use super::{LastGood, Shared, Slot};
 use crate::reload::FileState;
 use crate::snapshot::{RowPolicies, Snapshot};
-use crate::state::{self, FileError};
+use crate::state::{self, FileError, disk};
 
 /// The lowest priority there is: keys are kept for a restart, and requests are answered now.
 const NICE: i32 = 19;
@@ -348,7 +348,7 @@ impl Step {
 
 /// A file that is written step by step.
 struct Paced<'f> {
-    file: &'f mut BufWriter<File>,
+    file: &'f mut BufWriter<disk::File>,
     pace: &'f Pace<'f>,
     step: Step,
 }

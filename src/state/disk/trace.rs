@@ -1,0 +1,133 @@
+//! What tests see of the calls in [`disk`](super).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// A system call that was made, or is about to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// A file that was not there is opened.
+    Create(PathBuf),
+    /// The content or the length of a file changes.
+    Write(PathBuf),
+    /// fsync or fdatasync of a file.
+    Sync(PathBuf),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+    /// mkdir
+    CreateDirectory(PathBuf),
+    /// fsync of a directory.
+    SyncDirectory(PathBuf),
+}
+
+/// Whether a call is to fail.
+pub(crate) type Fails = fn(&Call) -> bool;
+
+/// The calls that are made on files below a directory, by any thread, while this exists.
+pub(crate) struct Trace {
+    state: Arc<State>,
+}
+
+struct State {
+    directory: PathBuf,
+    calls: Mutex<Vec<Call>>,
+    failing: Mutex<Option<Fails>>,
+}
+
+static TRACES: Mutex<Vec<Weak<State>>> = Mutex::new(Vec::new());
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Records `call` in the traces of its directory.
+pub(super) fn call(call: Call) -> io::Result<()> {
+    let traces: Vec<_> = lock(&TRACES).iter().filter_map(Weak::upgrade).collect();
+    for trace in traces.iter().filter(|trace| call.path().starts_with(&trace.directory)) {
+        if lock(&trace.failing).is_some_and(|fails| fails(&call)) {
+            return Err(io::Error::other("a test has this call fail"));
+        }
+        let mut calls = lock(&trace.calls);
+        // A long text is written in pieces.
+        if calls.last() != Some(&call) {
+            calls.push(call.clone());
+        }
+    }
+    Ok(())
+}
+
+impl Call {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Create(path)
+            | Self::Write(path)
+            | Self::Sync(path)
+            | Self::Rename(_, path)
+            | Self::Remove(path)
+            | Self::CreateDirectory(path)
+            | Self::SyncDirectory(path) => path,
+        }
+    }
+}
+
+impl Trace {
+    pub(crate) fn of(directory: &Path) -> Self {
+        let state =
+            State { directory: directory.to_owned(), calls: Mutex::default(), failing: Mutex::default() };
+        let state = Arc::new(state);
+        let mut traces = lock(&TRACES);
+        traces.retain(|trace| trace.strong_count() > 0);
+        traces.push(Arc::downgrade(&state));
+        Self { state }
+    }
+
+    /// From here on, calls for which `fails` says so return an error and are not made.
+    pub(crate) fn fail(&self, fails: Fails) {
+        *lock(&self.state.failing) = Some(fails);
+    }
+
+    /// What has been called so far; the same call several times in a row counts as one.
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        lock(&self.state.calls).clone()
+    }
+
+    /// What a loss of power at this moment could undo, or could have damaged since the trace began, for people. Empty: all that
+    /// was written survives it.
+    pub(crate) fn volatile(&self) -> Vec<String> {
+        let mut damaged = Vec::new();
+        let (mut contents, mut names) = (BTreeSet::new(), BTreeSet::new());
+        let parent = |path: &Path| path.parent().unwrap_or(path).to_owned();
+        for call in self.calls() {
+            match call {
+                Call::Create(path) | Call::CreateDirectory(path) => {
+                    names.insert(parent(&path));
+                }
+                Call::Write(path) => {
+                    contents.insert(path);
+                }
+                Call::Sync(path) => {
+                    contents.remove(&path);
+                }
+                Call::Rename(from, to) => {
+                    if contents.remove(&from) {
+                        damaged.push(format!("{} was renamed before its content was synced", from.display()));
+                    }
+                    contents.remove(&to);
+                    names.insert(parent(&to));
+                }
+                Call::Remove(path) => {
+                    contents.remove(&path);
+                    names.insert(parent(&path));
+                }
+                Call::SyncDirectory(path) => {
+                    names.remove(&path);
+                }
+            }
+        }
+        let contents = contents.iter().map(|path| format!("the content of {}", path.display()));
+        let names = names.iter().map(|path| format!("the names in {}", path.display()));
+        damaged.into_iter().chain(contents).chain(names).collect()
+    }
+}

@@ -1,0 +1,132 @@
+//! What a power cut leaves: the order of writes, syncs and renames, observed through [`Trace`].
+
+use super::*;
+use crate::state::disk::trace::{Call, Trace};
+
+fn line(number: u32) -> Vec<u8> {
+    format!("{{\"n\":{number}}}\n").into_bytes()
+}
+
+#[test]
+fn replaced_file_is_synced_before_the_rename_and_its_name_after_it() {
+    let directory = directory();
+    let path = directory.path().join("state");
+    let new = directory.path().join("state.new");
+    let trace = Trace::of(directory.path());
+    // More than the buffer holds, so that there is more than one write.
+    replace(&path, |file| (0..10_000).try_for_each(|number| file.write_all(&line(number))))
+        .expect("replaced");
+    let expected = [
+        Call::Create(new.clone()),
+        Call::Write(new.clone()),
+        Call::Sync(new.clone()),
+        Call::Rename(new, path),
+        Call::SyncDirectory(directory.path().to_owned()),
+    ];
+    assert_eq!(trace.calls(), expected);
+    assert_eq!(trace.volatile(), [""; 0]);
+}
+
+#[test]
+fn replacement_that_fails_before_the_rename_keeps_the_old_file() {
+    let directory = directory();
+    let path = directory.path().join("state");
+    replace(&path, |file| file.write_all(b"old")).expect("replaced");
+    let failures: [fn(&Call) -> bool; 4] = [
+        |call| matches!(call, Call::Create(_)),
+        |call| matches!(call, Call::Write(_)),
+        |call| matches!(call, Call::Sync(_)),
+        |call| matches!(call, Call::Rename(..)),
+    ];
+    for fails in failures {
+        let trace = Trace::of(directory.path());
+        trace.fail(fails);
+        let error = replace(&path, |file| file.write_all(b"new")).expect_err("a call fails").to_string();
+        assert!(error.contains("a test has this call fail"), "{error}");
+        assert_eq!(text(&path), "old");
+        assert!(!directory.path().join("state.new").exists());
+    }
+}
+
+#[test]
+fn replacement_whose_name_cannot_be_synced_is_an_error() {
+    let directory = directory();
+    let trace = Trace::of(directory.path());
+    trace.fail(|call| matches!(call, Call::SyncDirectory(_)));
+    let error = replace(&directory.path().join("state"), |file| file.write_all(b"new"));
+    assert!(error.expect_err("not durable").to_string().contains("make its new name durable"));
+}
+
+#[test]
+fn appended_lines_are_durable_once_synced() {
+    let directory = directory();
+    let path = directory.path().join("a.jsonl");
+    let trace = Trace::of(directory.path());
+    let mut journal = opened(&path).journal;
+    assert_eq!(trace.volatile(), [""; 0], "the name of a new journal is durable");
+    for number in 0..2 {
+        journal.append(&line(number)).expect("appended");
+        assert_eq!(trace.volatile(), [format!("the content of {}", path.display())]);
+        journal.sync().expect("synced");
+        assert_eq!(trace.volatile(), [""; 0]);
+    }
+    trace.fail(|call| matches!(call, Call::Sync(_)));
+    let error = journal.sync().expect_err("a call fails").to_string();
+    assert!(error.contains("a.jsonl: cannot make it durable"), "{error}");
+}
+
+#[test]
+fn rotation_loses_no_line_that_was_synced() {
+    for keep in [0, 1, 3] {
+        let directory = directory();
+        let path = directory.path().join("a.jsonl");
+        let trace = Trace::of(directory.path());
+        let rotation = Rotation { max_file_size: 20, keep };
+        let mut journal = Journal::open(path, rotation).expect("opens").journal;
+        for number in 0..12 {
+            journal.append(&line(number)).expect("appended");
+            journal.sync().expect("synced");
+            assert_eq!(trace.volatile(), [""; 0], "keep {keep}, line {number}");
+        }
+        let rotations = trace.calls().iter().filter(|call| matches!(call, Call::Create(_))).count() - 1;
+        assert_eq!(rotations, 5, "keep {keep}");
+    }
+}
+
+/// Usage and refusals are appended many times before they are synced, and a rotation can fall between.
+#[test]
+fn rotation_syncs_lines_that_were_not_synced_yet() {
+    let directory = directory();
+    let trace = Trace::of(directory.path());
+    let rotation = Rotation { max_file_size: 20, keep: 3 };
+    let mut journal = Journal::open(directory.path().join("a.jsonl"), rotation).expect("opens").journal;
+    for number in 0..5 {
+        journal.append(&line(number)).expect("appended");
+    }
+    journal.sync().expect("synced");
+    assert_eq!(trace.volatile(), [""; 0]);
+}
+
+#[test]
+fn journal_that_was_moved_away_is_durable_under_its_name_again() {
+    let directory = directory();
+    let path = directory.path().join("a.jsonl");
+    let trace = Trace::of(directory.path());
+    let mut journal = opened(&path).journal;
+    for number in 0..3 {
+        fs::rename(&path, directory.path().join(format!("moved-{number}"))).expect("moves");
+        journal.append(&line(number)).expect("appended");
+        journal.sync().expect("synced");
+        assert_eq!(trace.volatile(), [""; 0]);
+    }
+}
+
+#[test]
+fn name_of_a_new_state_directory_is_durable() {
+    let parent = directory();
+    let trace = Trace::of(parent.path());
+    let path = parent.path().join("state");
+    let _locked = StateDir::open(&path, true).expect("opens").expect("there");
+    let made = trace.calls();
+    assert_eq!(made, [Call::CreateDirectory(path), Call::SyncDirectory(parent.path().to_owned())]);
+}
