@@ -20,7 +20,7 @@ const MAX_LINE: u64 = 6 * 4096 + 256;
 /// How long a peer may take to send its command, and to read its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often refusals are logged, at most.
+/// How often refusals, and failures to accept, are logged, at most.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// How long nothing is accepted after the system has run out of something.
@@ -42,12 +42,14 @@ pub async fn serve(
     operator: Rc<impl Operate + 'static>,
 ) {
     let places = Rc::new(Places::default());
-    let logged = Cell::new(None);
+    let (logged, failed) = (Cell::new(None), Cell::new(None));
     loop {
         let stream = match accept().await {
             Ok(stream) => stream,
             Err(error) => {
-                warn!(%error, "cannot accept admin connections");
+                if may_log(&failed) {
+                    warn!(%error, "cannot accept admin connections");
+                }
                 tokio::time::sleep(BACK_OFF).await;
                 continue;
             }
@@ -88,13 +90,21 @@ fn peer(
     let own = rustix::process::geteuid().as_raw();
     let allowed = peer.uid == 0 || peer.uid == own || admins.contains(&peer.uid);
     if !allowed {
-        if logged.get().is_none_or(|logged: Instant| logged.elapsed() >= LOG_EVERY) {
-            logged.set(Some(Instant::now()));
+        if may_log(logged) {
             warn!(uid = peer.uid, pid = peer.pid, "admin connection refused; more of them are counted only");
         }
         operator.refused(peer);
     }
     allowed.then_some(peer)
+}
+
+/// Whether it is [`LOG_EVERY`] since the last time.
+fn may_log(logged: &Cell<Option<Instant>>) -> bool {
+    let due = logged.get().is_none_or(|logged| logged.elapsed() >= LOG_EVERY);
+    if due {
+        logged.set(Some(Instant::now()));
+    }
+    due
 }
 
 /// Answers commands, one a line, until the peer has no more, or another connection gets its place.

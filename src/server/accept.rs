@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -17,7 +16,8 @@ use crate::config::Clients;
 use crate::server::listening::Listening;
 use crate::server::worker::Worker;
 
-/// How long nothing is accepted after the system has run out of descriptors or memory: neither spinning nor ending helps.
+/// How long nothing is accepted after the system has run out of descriptors or memory, the reserve included: neither spinning
+/// nor ending helps.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// How often a refusal is logged, at most: whoever is refused can come back thousands of times a second.
@@ -56,25 +56,24 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts for ever. A descriptor is kept in reserve: when the system has no other left, it is what the next peer is
-    /// accepted with, to be turned away instead of left waiting.
+    /// Accepts for ever. A descriptor is kept in reserve: when the system has no other left, the next peer is accepted with
+    /// it, to be turned away instead of left waiting. Only where that fails too, the acceptor waits.
     pub(super) async fn run(&self, listening: &Listening) {
-        let mut reserve = File::open("/dev/null").ok();
         loop {
             match listening.accept().await {
                 Ok(stream) => self.admit(stream),
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
                     self.give_up("cannot accept connections", &error);
-                    drop(reserve.take());
-                    if let Ok(Ok(stream)) = tokio::time::timeout(BACK_OFF, listening.accept()).await {
-                        self.refuse(
-                            stream.into_std(),
-                            Fault::new(ErrorCode::TooManyConnections, self.limit(), 0),
-                        );
+                    // Without waiting: the peer may have gone, and the next one may find a descriptor again.
+                    match listening.accept_by_reserve().await {
+                        Some(Ok(stream)) => {
+                            let fault = Fault::new(ErrorCode::TooManyConnections, self.limit(), 0);
+                            self.refuse(stream.into_std(), fault);
+                        }
+                        Some(Err(error)) if !is_the_peers(&error) => tokio::time::sleep(BACK_OFF).await,
+                        Some(Err(_)) | None => {}
                     }
-                    tokio::time::sleep(BACK_OFF).await;
-                    reserve = File::open("/dev/null").ok();
                 }
             }
         }

@@ -7,9 +7,12 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
@@ -33,6 +36,8 @@ pub(super) struct Listening {
     /// Connections to the socket before, which wait to be accepted.
     waiting: RefCell<VecDeque<UnixStream>>,
     replaced: Notify,
+    /// For one more connection when the process has no descriptor left.
+    reserve: RefCell<Option<File>>,
     /// The file that clients connect by.
     identity: RefCell<Option<Identity>>,
     state: RefCell<State>,
@@ -68,6 +73,7 @@ impl Listening {
             socket,
             waiting: RefCell::default(),
             replaced: Notify::new(),
+            reserve: RefCell::default(),
             identity: RefCell::new(identity),
             state: RefCell::default(),
         }))
@@ -83,6 +89,7 @@ impl Listening {
     /// # Errors
     /// As accepting has.
     pub(super) async fn accept(&self) -> io::Result<UnixStream> {
+        self.keep_reserve();
         loop {
             if let Some(stream) = self.waiting.borrow_mut().pop_front() {
                 return Ok(stream);
@@ -93,6 +100,25 @@ impl Listening {
                 () = self.replaced.notified() => {}
                 accepted = socket.accept() => return accepted.map(|(stream, _)| stream),
             }
+        }
+    }
+
+    /// Accepts with the descriptor that is kept in reserve, without waiting: to be called when the process has
+    /// no other left. `None`: no connection waits.
+    pub(super) async fn accept_by_reserve(&self) -> Option<io::Result<UnixStream>> {
+        drop(self.reserve.take());
+        let socket = Rc::clone(&self.socket.borrow());
+        match poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await {
+            Poll::Ready(accepted) => Some(accepted.map(|(stream, _)| stream)),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Keeps a descriptor in reserve, if there is one to be had.
+    fn keep_reserve(&self) {
+        let mut reserve = self.reserve.borrow_mut();
+        if reserve.is_none() {
+            *reserve = File::open("/dev/null").ok();
         }
     }
 

@@ -372,7 +372,17 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
     };
     let (admins, operating) = (config.server.admin_uids.clone(), Rc::clone(&admin));
     let operating = tokio::task::spawn_local(async move {
-        admin::serve(async || operating.accept().await, admins, Rc::new(operator)).await;
+        // An operator is served although clients have taken all descriptors.
+        let accept = async || loop {
+            match operating.accept().await {
+                Ok(stream) => break Ok(stream),
+                Err(_) => match operating.accept_by_reserve().await {
+                    Some(accepted) => break accepted,
+                    None => {}
+                },
+            }
+        };
+        admin::serve(accept, admins, Rc::new(operator)).await;
     });
     let watching = [&verify, &admin].map(|socket| tokio::task::spawn_local(Rc::clone(socket).watch()));
 

@@ -388,6 +388,25 @@ pub enum Said {
     End,
 }
 
+impl Said {
+    fn new(response: Response<'_>) -> Self {
+        match response {
+            Response::Welcome(welcome) => Self::Welcome { request_id: welcome.request_id },
+            Response::Error(error) => Self::Error {
+                request_id: error.request_id,
+                code: error.code,
+                detail: error.detail,
+                closing: error.closing,
+            },
+            Response::Answer(answer) => Self::Answer {
+                request_id: answer.request_id,
+                verdict: answer.verdict.name(),
+                generation: answer.generation,
+            },
+        }
+    }
+}
+
 impl Raw {
     pub fn connect(path: &Path) -> Self {
         let stream = UnixStream::connect(path).expect("the daemon listens");
@@ -400,6 +419,50 @@ impl Raw {
         self.stream.write_all(bytes).expect("the daemon reads");
     }
 
+    /// Sends `frame` again and again until the daemon reads no more, because it has answers for which there is no room: how many
+    /// whole frames that were. A daemon that merely has no processor at the moment is waited for.
+    pub fn flood(&mut self, frame: &[u8]) -> usize {
+        /// How often nothing may happen, for a tenth of a second each time.
+        const STANDSTILL: usize = 3;
+        let frames = frame.repeat(500);
+        self.stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        let (mut sent, mut unread, mut stands) = (0, 0, 0);
+        while stands < STANDSTILL {
+            match self.stream.write(&frames[sent % frames.len()..]) {
+                Ok(written) => {
+                    sent += written;
+                    stands = 0;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let before = std::mem::replace(
+                        &mut unread,
+                        rustix::io::ioctl_fionread(&self.stream).expect("a socket"),
+                    );
+                    stands = if unread > 0 && unread == before { stands + 1 } else { 0 };
+                }
+                // It was given up meanwhile.
+                Err(_) => break,
+            }
+            assert!(sent < 512 << 20, "the daemon reads on although its answers are not read");
+        }
+        self.stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        sent / frame.len()
+    }
+
+    /// Everything up to the end of a connection that the daemon gives up: it may cut the last frame short.
+    pub fn hear_to_the_end(&mut self) -> Vec<Said> {
+        let mut bytes = std::mem::take(&mut self.buffer);
+        let end = self.stream.read_to_end(&mut bytes);
+        let is_reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+        assert!(end.as_ref().map_or_else(is_reset, |_| true), "no end: {end:?}");
+        let mut said = Vec::new();
+        while let Split::Frame { header, body, size } = split(&bytes, MAX_ANSWER_LENGTH) {
+            said.push(Said::new(Response::decode(&header, body).expect("a frame of SPEC.md")));
+            bytes.drain(..size);
+        }
+        said
+    }
+
     /// The next frame, or the end of the stream.
     pub fn hear(&mut self) -> Said {
         self.hear_with(|_| ())
@@ -409,23 +472,11 @@ impl Raw {
         loop {
             match split(&self.buffer, MAX_ANSWER_LENGTH) {
                 Split::Frame { header, body, size } => {
-                    let said = match Response::decode(&header, body).expect("a frame of SPEC.md") {
-                        Response::Welcome(welcome) => Said::Welcome { request_id: welcome.request_id },
-                        Response::Error(error) => Said::Error {
-                            request_id: error.request_id,
-                            code: error.code,
-                            detail: error.detail,
-                            closing: error.closing,
-                        },
-                        Response::Answer(answer) => {
-                            see(&answer);
-                            Said::Answer {
-                                request_id: answer.request_id,
-                                verdict: answer.verdict.name(),
-                                generation: answer.generation,
-                            }
-                        }
-                    };
+                    let response = Response::decode(&header, body).expect("a frame of SPEC.md");
+                    if let Response::Answer(answer) = &response {
+                        see(answer);
+                    }
+                    let said = Said::new(response);
                     self.buffer.drain(..size);
                     return said;
                 }
