@@ -251,7 +251,7 @@ fn nobody_joins_a_reload_that_somebody_has_forced() {
     assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2])]));
 }
 
-/// Promise 2: as long as a worker may still write an answer of the old snapshot, nobody is told of the new one.
+/// Promise 2: as long as a worker may still write an answer of the old snapshot, the new one is not acknowledged.
 #[test]
 fn reload_is_not_acknowledged_before_every_worker_has_passed_it() {
     for force in [false, true] {
@@ -282,8 +282,7 @@ fn outcome_is_durable_in_the_trail_when_it_is_acknowledged() {
     }
 }
 
-/// The rest of what a configuration says of reloads is in tests/refused_configuration.rs: there, a poll cannot be told from a
-/// watch.
+/// The other settings are in tests/refused_configuration.rs, where a poll cannot be told from the watch.
 #[test]
 fn poll_of_a_refused_configuration_is_not_in_force() {
     let fixture = Fixture::polling(Duration::from_millis(50));
@@ -293,4 +292,20 @@ fn poll_of_a_refused_configuration_is_not_in_force() {
     assert!(fixture.wait(fixture.ask(false, 1)).expect("an answer").result.is_err());
     replace(&fixture.source(), 2);
     fixture.pass(2);
+}
+
+/// Refused by the guard that it brings along itself.
+#[test]
+fn guard_of_a_refused_configuration_is_not_in_force() {
+    let fixture = Fixture::new();
+    replace(&fixture.source(), 10);
+    let answer = fixture.ask(false, 1);
+    fixture.pass(2);
+    assert_eq!(fixture.answer(answer).1, 2);
+    fixture.configured.lock().expect("not poisoned").policy.max_shrink = 0.0;
+    replace(&fixture.source(), 9);
+    assert!(fixture.wait(fixture.ask(false, 1)).expect("an answer").result.is_err());
+    replace(&fixture.source(), 8);
+    fixture.trigger.send(Trigger::Changed).expect("sent");
+    fixture.pass(3);
 }
