@@ -9,17 +9,20 @@
 
 mod support;
 
-use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use keyward_client::Request;
+use keyward_protocol::{MAX_ANSWER_LENGTH, Response, Split, split};
 use support::mode::form;
-use support::{Daemon, Setup, hex, replace};
+use support::{Daemon, Raw, Setup, hex, replace};
 
 const CONNECTIONS: usize = 16;
 const RELOADS: usize = 200;
@@ -39,26 +42,30 @@ fn export(version: usize) -> String {
     text
 }
 
-fn name(setup: &Setup) -> OsString {
-    setup.source().file_name().expect("a file").to_owned()
-}
-
 /// The layout of a Kubernetes volume: keys.csv -> ..data/keys.csv, ..data -> a directory.
-fn mount(setup: &Setup, version: usize) {
-    let directory = setup.path(&format!("..v{version}"));
+fn mount(source: &Path, version: usize) {
+    let (name, parent) = (source.file_name().expect("a file"), source.parent().expect("a directory"));
+    let directory = parent.join(format!("..v{version}"));
     fs::create_dir(&directory).expect("a directory");
-    fs::write(directory.join(name(setup)), form(&setup.source(), &export(version))).expect("an export");
-    let link = setup.path("..data_tmp");
+    fs::write(directory.join(name), form(source, &export(version))).expect("an export");
+    let link = parent.join("..data_tmp");
     symlink(&directory, &link).expect("a link");
-    fs::rename(&link, setup.path("..data")).expect("swapped");
+    fs::rename(&link, parent.join("..data")).expect("swapped");
+    if version == 0 {
+        symlink(Path::new("..data").join(name), source).expect("a link");
+    }
 }
 
-/// Replaces the export in one of three ways: renamed, written in place, mounted.
-fn change(daemon: &Daemon, version: usize) {
+fn write_in_place(source: &Path, version: usize) {
+    fs::write(source, form(source, &export(version))).expect("written");
+}
+
+/// Replaces an export that is mounted in one of three ways: renamed, written in place, mounted.
+fn change(source: &Path, version: usize) {
     match version % 3 {
-        0 => replace(&daemon.setup.path("..data").join(name(&daemon.setup)), &export(version)),
-        1 => daemon.setup.export(&export(version)),
-        _ => mount(&daemon.setup, version),
+        0 => replace(&source.canonicalize().expect("a file"), &export(version)),
+        1 => write_in_place(source, version),
+        _ => mount(source, version),
     }
 }
 
@@ -108,8 +115,8 @@ impl Load<'_> {
 #[test]
 fn two_hundred_reloads_under_load() {
     let setup = Setup::without_export().config("[source]\nsettle = \"5ms\"\npoll = \"100ms\"");
-    mount(&setup, 0);
-    symlink(Path::new("..data").join(name(&setup)), setup.source()).expect("a link");
+    let source = setup.source();
+    mount(&source, 0);
     let daemon = setup.start();
     let load = Load {
         daemon: &daemon,
@@ -123,7 +130,7 @@ fn two_hundred_reloads_under_load() {
             scope.spawn(move || load.run(seed));
         }
         for version in 1..=RELOADS {
-            change(&daemon, version);
+            change(&source, version);
             let outcome = daemon.reload();
             assert!(outcome.accepted, "export {version}: {:?}", outcome.error);
             load.acknowledged.store(version, Ordering::Release);
@@ -141,18 +148,106 @@ fn two_hundred_reloads_under_load() {
     assert!(answers > 10_000, "only {answers} answers: that is no load");
 }
 
-/// Nobody asks for these reloads: the watch and the poll find the changes.
+/// Promise 2 without chance: the daemon keeps answers of the old snapshot, because their peer does not read. Whatever of them
+/// is still to leave when the reload is acknowledged must not leave any more.
 #[test]
-fn changes_are_found_without_being_told() {
-    let setup = Setup::without_export().config("[source]\nsettle = \"5ms\"\npoll = \"100ms\"");
-    mount(&setup, 0);
-    symlink(Path::new("..data").join(name(&setup)), setup.source()).expect("a link");
+fn no_answer_of_an_old_snapshot_leaves_after_the_acknowledgement() {
+    let setup = Setup::new(&export(0)).config("[source]\nsettle = \"0s\"\npoll = \"1h\"");
     let daemon = setup.start();
+    for (version, forced) in [(1, false), (2, true)] {
+        let mut peers: Vec<Raw> = (0..4).map(|_| daemon.connect()).collect();
+        peers.iter_mut().for_each(|peer| assert!(peer.flood(&support::ask(1, "stable-0")) > 0));
+        let before = daemon.status().generation;
+        replace(&daemon.setup.source(), &export(version));
+        let outcome = if forced { daemon.force_reload() } else { daemon.reload() };
+        let left = peers.iter().map(|peer| rustix::io::ioctl_fionread(&peer.stream).expect("a socket"));
+        let left: Vec<u64> = left.collect();
+        assert!(outcome.accepted && outcome.generation > before, "{:?}", outcome.error);
+        for (peer, left) in peers.into_iter().zip(left) {
+            let (mut position, mut answers) = (0, 0);
+            for (size, generation) in answers_until_the_end(peer.stream) {
+                position += size;
+                answers += 1;
+                assert!(
+                    generation >= outcome.generation || position <= left,
+                    "an answer of generation {generation} at byte {position}; {left} had left"
+                );
+            }
+            assert!(answers > 0);
+        }
+    }
+}
+
+/// Size and generation of each answer, up to the end of the connection, or until nothing comes any more.
+fn answers_until_the_end(mut stream: UnixStream) -> Vec<(u64, u64)> {
+    stream.set_read_timeout(Some(Duration::from_millis(500))).expect("set");
+    let (mut bytes, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
+    while let Ok(count @ 1..) = stream.read(&mut chunk) {
+        bytes.extend_from_slice(&chunk[..count]);
+    }
+    let (mut answers, mut at) = (Vec::new(), 0);
+    while let Split::Frame { header, body, size } = split(&bytes[at..], MAX_ANSWER_LENGTH) {
+        if let Response::Answer(answer) = Response::decode(&header, body).expect("a frame of SPEC.md") {
+            answers.push((size as u64, answer.generation));
+        }
+        at += size;
+    }
+    answers
+}
+
+fn wait_for_version(daemon: &Daemon, version: usize) {
+    support::wait_for("the new export", || {
+        let answer = daemon.client().verify(&Request::new("stable-0")).expect("an answer");
+        (answer.plan() == Some(&format!("v{version}"))).then_some(())
+    });
+}
+
+/// A daemon whose export is in a separate directory. Changes of the daemon's own files in the state directory would wake the
+/// watch too.
+fn unattended(poll: &str, prepare: impl FnOnce(&Path)) -> (Daemon, PathBuf) {
+    let setup = Setup::without_export();
+    let directory = setup.path("exports");
+    fs::create_dir(&directory).expect("a directory");
+    let source = directory.join(setup.source().file_name().expect("a file"));
+    prepare(&source);
+    let config =
+        format!("source.path = '{}'\nsource.poll = '{poll}'\nsource.settle = '5ms'", source.display());
+    (setup.config(&config).start(), source)
+}
+
+/// The poll comes too late for these.
+#[test]
+fn changes_are_noticed_by_the_watch() {
+    let (daemon, source) = unattended("1h", |source| mount(source, 0));
     for version in 1..=12 {
-        change(&daemon, version);
-        support::wait_for("the new export", || {
-            let answer = daemon.client().verify(&Request::new("stable-0")).expect("an answer");
-            (answer.plan() == Some(&format!("v{version}"))).then_some(())
-        });
+        change(&source, version);
+        wait_for_version(&daemon, version);
+        // Its answer comes when the reload has ended: what is changed from here on is watched for at its new place.
+        assert!(daemon.reload().accepted);
+    }
+    // A file without any links: removed and made anew, then written over.
+    for (version, by_rename) in [(13, true), (15, false), (17, true), (19, false)] {
+        fs::remove_file(&source).expect("removed");
+        match by_rename {
+            true => replace(&source, &export(version)),
+            false => write_in_place(&source, version),
+        }
+        wait_for_version(&daemon, version);
+        write_in_place(&source, version + 1);
+        wait_for_version(&daemon, version + 1);
+    }
+}
+
+/// A change that is made through a hard link in another directory is not seen by a watch on this one.
+#[test]
+fn changes_that_the_watch_does_not_see_are_noticed_by_the_poll() {
+    let (daemon, source) = unattended("100ms", |source| write_in_place(source, 0));
+    let elsewhere = daemon.setup.path("elsewhere");
+    fs::create_dir(&elsewhere).expect("a directory");
+    let link = elsewhere.join(source.file_name().expect("a file"));
+    fs::hard_link(&source, &link).expect("a link");
+    for version in 1..=3 {
+        write_in_place(&link, version);
+        wait_for_version(&daemon, version);
     }
 }
