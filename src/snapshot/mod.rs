@@ -37,6 +37,8 @@ mod room;
 mod scope_set;
 mod stamp;
 mod summary;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use batch::{Batch, Gather};
 pub use build::{Builder, Keys, RowError, RowPolicies};

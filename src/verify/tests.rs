@@ -10,6 +10,13 @@ use crate::limiter::Ledger;
 use crate::record::{KeyRecord, Limit, Origin, Status};
 use crate::snapshot::{Builder, Stamp};
 
+mod forgery;
+mod metadata;
+mod peppers;
+
+/// What the index of a test's snapshot is keyed with.
+const SEED: u64 = 0x5eed;
+
 const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
 
 fn record(key: &str) -> KeyRecord<'_> {
@@ -24,7 +31,7 @@ fn limits(rates: &[(&str, u64)]) -> Arc<[Limit]> {
 }
 
 fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
-    let mut builder = Builder::new(0x5eed, 0);
+    let mut builder = Builder::new(SEED, 0);
     for (record, line) in records.iter().zip(2..) {
         builder.add(line, record).expect("no duplicates");
     }

@@ -1,0 +1,89 @@
+//! Credentials whose digest has the hash of a listed one in the index, and is not listed: unknown,
+//! in whichever way they come.
+
+use keyward_protocol::Refund;
+
+use super::*;
+use crate::pepper::{Pepper, Peppers};
+use crate::record::Digest;
+use crate::snapshot::tests::forgeries;
+
+const KEYS: usize = 100;
+
+fn names() -> Vec<String> {
+    (0..KEYS).map(|number| format!("key {number}")).collect()
+}
+
+fn refund_verdict(context: &Context<'_>, credential: Credential<'_>) -> Verdict {
+    let refund = Refund { request_id: 1, cost: 1, credential, limit: None };
+    context.refund(&refund).expect("no newer snapshot").verdict()
+}
+
+#[test]
+fn digest_with_the_hash_of_a_listed_key_is_unknown() {
+    let (limiter, rules, names) = (Limiter::new(), Rules::default(), names());
+    let records: Vec<KeyRecord<'_>> = names.iter().map(|name| record(name)).collect();
+    let snapshot = snapshot(&limiter, &records);
+    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let mut asked: Vec<(Digest, Verdict)> = Vec::new();
+    for record in &records {
+        asked.push((record.hash, Verdict::Allowed));
+        asked.extend(forgeries(&record.hash, SEED).map(|forged| (forged, Verdict::UnknownKey)));
+    }
+    let requests: Vec<Verify<'_>> =
+        asked.iter().zip(0..).map(|((digest, _), id)| Verify::new(id, Credential::Digest(*digest))).collect();
+    let expected: Vec<Verdict> = asked.iter().map(|(_, verdict)| *verdict).collect();
+    for together in [1, 2, 3, GROUP, BATCH, requests.len()] {
+        let got: Vec<Verdict> =
+            requests.chunks(together).flat_map(|requests| verdicts(&context, requests)).collect();
+        assert_eq!(got, expected, "{together} requests at a time");
+    }
+    for (digest, expected) in asked {
+        assert_eq!(refund_verdict(&context, Credential::Digest(digest)), expected);
+    }
+}
+
+#[test]
+fn raw_key_with_the_hash_of_a_listed_digest_is_unknown() {
+    let pepper = |letter: &[u8]| Pepper::new(&letter.repeat(32)).expect("long enough");
+    let peppers = |previous| Peppers { current: pepper(b"c"), previous };
+    let sha256: fn(&Rules, &[u8]) -> Digest = |_, key| key_format::hash(key);
+    let current: fn(&Rules, &[u8]) -> Digest =
+        |rules, key| rules.peppers.as_ref().expect("peppers").current.hash(key);
+    let previous: fn(&Rules, &[u8]) -> Digest =
+        |rules, key| rules.previous_pepper().expect("a pepper").hash(key);
+    for (peppers, hash) in [
+        (None, sha256),
+        (Some(peppers(None)), current),
+        (Some(peppers(Some(pepper(b"p")))), current),
+        (Some(peppers(Some(pepper(b"p")))), previous),
+    ] {
+        let (limiter, names) = (Limiter::new(), names());
+        let rules = Rules { peppers, ..Rules::default() };
+        let hash = |name: &str| hash(&rules, name.as_bytes());
+        // Every other key is listed, and for the others digests that collide with theirs.
+        let mut records = Vec::new();
+        for (number, name) in names.iter().enumerate() {
+            match number % 2 {
+                0 => records.push(KeyRecord::new(hash(name), name)),
+                _ => records.extend(forgeries(&hash(name), SEED).map(|forged| KeyRecord::new(forged, name))),
+            }
+        }
+        let snapshot = snapshot(&limiter, &records);
+        let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+        let requests: Vec<Verify<'_>> = names
+            .iter()
+            .zip(0..)
+            .map(|(name, id)| Verify::new(id, Credential::RawKey(name.as_bytes())))
+            .collect();
+        let expected = [Verdict::Allowed, Verdict::UnknownKey].repeat(KEYS / 2);
+        for together in [1, GROUP, BATCH, KEYS] {
+            let got: Vec<Verdict> =
+                requests.chunks(together).flat_map(|requests| verdicts(&context, requests)).collect();
+            assert_eq!(got, expected, "{together} requests at a time");
+        }
+        for (request, expected) in requests.iter().zip(expected) {
+            assert_eq!(refund_verdict(&context, request.credential), expected);
+        }
+    }
+}
