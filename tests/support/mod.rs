@@ -81,6 +81,14 @@ impl Setup {
         setup
     }
 
+    /// The same for a test that is about compiled exports, in every mode.
+    pub fn compiled(export: &str) -> Self {
+        let mut setup = Self::without_export();
+        setup.mode.compiled = true;
+        setup.export(export);
+        setup
+    }
+
     pub fn without_export() -> Self {
         let dir = TempDir::new().expect("a directory");
         Self {
