@@ -179,7 +179,11 @@ impl<'a> Gathered<'a> {
                 u32::from(credentials),
                 header.request_id,
             )),
-            Err(fault) => Interruption::Fault(fault),
+            Err(fault) => {
+                // Whatever the frame was meant to be, there may be a key in it.
+                self.had_raw_key = true;
+                Interruption::Fault(fault)
+            }
         });
     }
 }

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 pub mod loader;
+pub mod memory;
 pub mod mode;
 pub mod process;
 
