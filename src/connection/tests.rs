@@ -19,6 +19,8 @@ use crate::publish::Publisher;
 use crate::rules::Rules;
 use crate::usage::Log;
 
+mod supersession;
+
 /// Longer than a test: who spins does so until something else ends it.
 const FOR_EVER: Duration = Duration::from_secs(60);
 
