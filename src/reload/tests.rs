@@ -15,6 +15,8 @@ use crate::source::{Format, Layout};
 use crate::state::disk::trace::Trace;
 use crate::state::{Rotation, StateDir};
 
+mod retired;
+
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
