@@ -11,19 +11,34 @@ use keyward_protocol as wire;
 use script::*;
 use sha2::{Digest, Sha256};
 
-/// A deadline that tests mean to reach.
-const SHORT: Duration = Duration::from_millis(100);
-
-/// How much later than its deadline a call may end on a machine with other things to do.
+/// How much later than its deadline a call ends at most, on a machine that has a processor for it.
 const LATENESS: Duration = Duration::from_millis(900);
 
-fn ends_in_time<T>(deadline: Duration, call: impl FnOnce() -> T) -> T {
+/// How often a call is tried that ended too late. A client that waits for something else than its deadline is late each time; one that
+/// had no processor is not.
+const ATTEMPTS: usize = 10;
+
+/// How long a call took, and what it returned.
+fn timed<T>(call: impl FnOnce() -> T) -> (Duration, T) {
     let start = Instant::now();
     let result = call();
-    let took = start.elapsed();
-    assert!(took >= deadline, "gave up after {took:?}");
-    assert!(took < deadline + LATENESS, "took {took:?}");
-    result
+    (start.elapsed(), result)
+}
+
+/// Runs `attempt`, which returns how long its call took, for a call that has to end at `deadline`: never before that, nor as late as
+/// when the script gives up ([`LONG`]), and soon after it in at least one of a few attempts.
+fn ends_in_time(deadline: Duration, mut attempt: impl FnMut() -> Duration) {
+    let mut least = Duration::MAX;
+    for _ in 0..ATTEMPTS {
+        let took = attempt();
+        assert!(took >= deadline, "gave up after {took:?}");
+        assert!(took < LONG, "took {took:?}: something else than the deadline has ended it");
+        least = least.min(took);
+        if least < deadline + LATENESS {
+            return;
+        }
+    }
+    panic!("took {least:?} at least, in {ATTEMPTS} attempts");
 }
 
 #[test]
@@ -250,11 +265,14 @@ fn without_a_daemon_there_is_no_connection() {
     each(|form| {
         let directory = tempfile::tempdir().unwrap();
         let mut client = form.at(&directory.path().join("none.sock"));
-        let start = Instant::now();
-        let error = client.verify(&Request::new("a")).unwrap_err();
-        assert!(matches!(error, Error::Connect { .. }), "{error}");
-        assert!(error.to_string().contains("none.sock"), "{error}");
-        assert!(start.elapsed() < LATENESS, "took {:?}", start.elapsed());
+        // Not by the deadline, which is far away.
+        ends_in_time(Duration::ZERO, || {
+            let (took, result) = timed(|| client.verify(&Request::new("a")));
+            let error = result.unwrap_err();
+            assert!(matches!(error, Error::Connect { .. }), "{error}");
+            assert!(error.to_string().contains("none.sock"), "{error}");
+            took
+        });
         let many = client.verify_many(&[Request::new("a"), Request::new("b")]);
         assert!(many.iter().all(|answer| matches!(answer, Err(Error::Connect { .. }))), "{many:?}");
     });
@@ -263,48 +281,62 @@ fn without_a_daemon_there_is_no_connection() {
 #[test]
 fn a_daemon_that_never_answers_costs_the_deadline_and_disturbs_nothing() {
     each(|form| {
-        let (late, go) = mpsc::channel::<()>();
-        let daemon = Daemon::play(move |listener| {
-            let mut peer = Peer::greet(listener);
-            let first = peer.asked().unwrap();
-            go.recv().unwrap();
-            peer.allow(&first);
-            peer.serve();
+        ends_in_time(SHORT, || {
+            let (late, go) = mpsc::channel::<()>();
+            let daemon = Daemon::play(move |listener| {
+                let mut peer = Peer::greet(listener);
+                peer.allow_next();
+                let late = peer.asked().unwrap();
+                go.recv().unwrap();
+                peer.allow(&late);
+                peer.serve();
+            });
+            // Connected before, so that nothing but the request has to be done within the short deadline.
+            let mut client = form.at(&daemon.socket);
+            client.expect_allowed("0");
+            client.set_deadline(SHORT);
+            let (took, result) = timed(|| client.verify(&Request::new("a")));
+            let error = result.unwrap_err();
+            assert!(matches!(error, Error::Deadline { deadline: SHORT, written: true }), "{error}");
+            late.send(()).unwrap();
+            client.set_deadline(LONG);
+            client.expect_allowed("b");
+            client.expect_allowed("c");
+            drop(client);
+            daemon.finish();
+            took
         });
-        let mut client = form.client(Options::new(&daemon.socket).deadline(SHORT));
-        let error = ends_in_time(SHORT, || client.verify(&Request::new("a"))).unwrap_err();
-        assert!(matches!(error, Error::Deadline { deadline: SHORT, written: true }), "{error}");
-        late.send(()).unwrap();
-        client.expect_allowed("b");
-        client.expect_allowed("c");
-        drop(client);
-        daemon.finish();
     });
 }
 
 #[test]
 fn the_deadline_includes_connecting_again() {
     each(|form| {
-        let (closed, wait) = mpsc::channel();
-        let (end, ended) = mpsc::channel::<()>();
-        let daemon = Daemon::play(move |listener| {
-            let mut peer = Peer::greet(listener);
-            peer.allow_next();
-            drop(peer);
-            closed.send(()).unwrap();
-            // Accepts, and never says WELCOME.
-            let _silent = Peer::accept(listener);
-            ended.recv().unwrap();
+        ends_in_time(SHORT, || {
+            let (closed, wait) = mpsc::channel();
+            let (end, ended) = mpsc::channel::<()>();
+            let daemon = Daemon::play(move |listener| {
+                let mut peer = Peer::greet(listener);
+                peer.allow_next();
+                drop(peer);
+                closed.send(()).unwrap();
+                // Accepts, and never says WELCOME.
+                let _silent = Peer::accept(listener);
+                ended.recv().unwrap();
+            });
+            let mut client = form.at(&daemon.socket);
+            client.expect_allowed("a");
+            wait.recv().unwrap();
+            client.set_deadline(SHORT);
+            let (took, result) = timed(|| client.verify(&Request::new("b")));
+            let error = result.unwrap_err();
+            assert!(matches!(error, Error::Deadline { written: false, .. }), "{error}");
+            assert!(!error.may_have_been_charged());
+            end.send(()).unwrap();
+            drop(client);
+            daemon.finish();
+            took
         });
-        let mut client = form.client(Options::new(&daemon.socket).deadline(SHORT));
-        client.expect_allowed("a");
-        wait.recv().unwrap();
-        let error = ends_in_time(SHORT, || client.verify(&Request::new("b"))).unwrap_err();
-        assert!(matches!(error, Error::Deadline { written: false, .. }), "{error}");
-        assert!(!error.may_have_been_charged());
-        end.send(()).unwrap();
-        drop(client);
-        daemon.finish();
     });
 }
 
@@ -546,7 +578,11 @@ fn a_full_queue_of_connections_costs_the_deadline() {
         rustix::net::listen(&listener, 0).unwrap();
         let _queued = std::os::unix::net::UnixStream::connect(&socket).unwrap();
         let mut client = form.client(Options::new(&socket).deadline(SHORT));
-        let error = ends_in_time(SHORT, || client.verify(&Request::new("a"))).unwrap_err();
-        assert!(matches!(error, Error::Deadline { written: false, .. }), "{error}");
+        ends_in_time(SHORT, || {
+            let (took, result) = timed(|| client.verify(&Request::new("a")));
+            let error = result.unwrap_err();
+            assert!(matches!(error, Error::Deadline { written: false, .. }), "{error}");
+            took
+        });
     });
 }

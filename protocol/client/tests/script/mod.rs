@@ -20,6 +20,9 @@ const TEST_LIMIT: Duration = Duration::from_secs(60);
 /// A deadline that is never reached in a test that does not mean to.
 pub const LONG: Duration = Duration::from_secs(20);
 
+/// A deadline that tests mean to reach.
+pub const SHORT: Duration = Duration::from_millis(100);
+
 /// Runs a test on a thread of its own, and fails it when it hangs.
 pub fn limited(test: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
@@ -356,6 +359,14 @@ impl AnyClient {
         match self {
             Self::Blocking(client) => client.verify_many(requests),
             Self::Async(runtime, client) => runtime.block_on(client.verify_many(requests)),
+        }
+    }
+
+    /// The deadline of the calls that follow, on the same connection.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        match self {
+            Self::Blocking(client) => client.set_deadline(deadline),
+            Self::Async(_, client) => *client = client.with_deadline(deadline),
         }
     }
 
