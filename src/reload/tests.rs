@@ -304,7 +304,7 @@ fn guard_of_a_refused_configuration_is_not_in_force() {
     let answer = fixture.ask(false, 1);
     fixture.pass(2);
     assert_eq!(fixture.answer(answer).1, 2);
-    fixture.configured.lock().expect("not poisoned").policy.max_shrink = 0.0;
+    fixture.configured.lock().expect("not poisoned").policy.tolerance.max_shrink = 0.0;
     replace(&fixture.source(), 9);
     assert!(fixture.wait(fixture.ask(false, 1)).expect("an answer").result.is_err());
     replace(&fixture.source(), 8);
