@@ -38,6 +38,13 @@ impl Rules {
             .map(Pepper::fingerprint)
     }
 
+    /// Whether a source that is read by these rules may hash keys otherwise than one that was read by `old`:
+    /// the peppers differ, or there are two, so that rows are hashed anew one by one.
+    pub fn may_rehash(&self, old: Option<&Self>) -> bool {
+        let has_two = |rules: &Self| rules.previous_pepper().is_some();
+        has_two(self) || old.is_some_and(|old| old.peppers != self.peppers || has_two(old))
+    }
+
     /// Which keys are still found that were hashed by the rules of `old`.
     pub fn keep_hashes_of(&self, old: &Self) -> Kept {
         match (&self.peppers, &old.peppers) {

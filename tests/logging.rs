@@ -229,7 +229,7 @@ fn message_of_a_failed_start_comes_after_the_log() {
     std::fs::write(setup.path("revocations.jsonl"), "nonsense\nnonsense\n").expect("writes");
     let output = setup.command().stderr(Stdio::piped()).output().expect("runs");
     let text = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(output.status.code(), Some(78), "{text}");
     let last = text.lines().last().expect("a line");
     assert!(last.starts_with("keyward: ") && last.contains("revocations.jsonl:1"), "{text}");
 }

@@ -101,7 +101,7 @@ fn max_shrink_is_not_taken_from_a_refused_reload_whatever_it_was_refused_for() {
         fixture.refuse(&["source.max_shrink = 1.0"], spoil);
         let _if_it_is_one = fs::remove_dir(fixture.daemon.setup.source());
         eprintln!("refused for {what}");
-        fixture.refuses(&export(1), "shrank");
+        fixture.refuses(&export(1), "source.max_shrink");
         assert_eq!(fixture.daemon.verdict("9"), "ALLOWED", "refused for {what}");
     }
     // And the other way round: a guard that is stricter is not in force either.

@@ -226,7 +226,7 @@ fn a_full_disk_costs_nothing_once_there_is_room() {
         }
     };
     used(3);
-    wait_for("the failure", || daemon.log().contains("usage cannot be written").then_some(()));
+    wait_for("the failure", || daemon.log().contains("usage.jsonl").then_some(()));
     let before = fs::metadata(daemon.setup.path("usage.jsonl")).expect("a file").len();
     assert_eq!(before, 0, "nothing half written is left");
     used(2);

@@ -33,15 +33,15 @@ const ALWAYS_STOP: usize = 1;
 /// who lets three suspended keys work again has not exported the wrong table.
 const MAX_ALWAYS_WIDEN: usize = 10;
 
-/// Changes that [`Tolerance::max_loosened`] bounds. Raised limits are counted only: a new price list is
-/// ordinary business.
+/// Changes that [`Tolerance::max_loosened`] bounds. Raised limits, and environments where there was none, are
+/// counted only: a new price list is ordinary business.
 const LOSSES: [AccessChange; 6] = [
     AccessChange::LosesEnvironment,
     AccessChange::LosesNetworks,
     AccessChange::LosesOrigins,
     AccessChange::LosesLimits,
     AccessChange::LosesExpiry,
-    AccessChange::GainsPermissions,
+    AccessChange::GainsScopes,
 ];
 
 /// Why the guard refuses a source.
@@ -176,7 +176,8 @@ fn words(change: AccessChange) -> &'static str {
         AccessChange::LosesLimits => "keys with limits would lose one",
         AccessChange::RaisesLimits => "keys with limits would be allowed more",
         AccessChange::LosesExpiry => "keys that expire would never expire",
-        AccessChange::GainsPermissions => "keys would gain scopes or an environment",
+        AccessChange::GainsScopes => "keys would gain scopes",
+        AccessChange::GainsEnvironment => "keys would gain an environment",
     }
 }
 

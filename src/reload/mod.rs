@@ -20,7 +20,6 @@ use tracing::{debug, warn};
 use crate::audit::{self, Audit};
 use crate::clock::Clock;
 use crate::limiter::{Ledger, Limiter};
-use crate::pepper::Peppers;
 use crate::publish::Publisher;
 use crate::record::Plans;
 use crate::revocation::{Keep, Revocations};
@@ -219,7 +218,10 @@ impl Running {
         };
         match triggers.recv_timeout(patience) {
             Ok(trigger) => batch.add(trigger),
-            Err(RecvTimeoutError::Timeout) => self.watch.follow(&self.reloader.settings.source.path),
+            Err(RecvTimeoutError::Timeout) => {
+                self.watch.follow(&self.reloader.settings.source.path);
+                self.reloader.generations.retry();
+            }
             Err(RecvTimeoutError::Disconnected) => return None,
         }
         batch.take(triggers);
@@ -365,11 +367,8 @@ impl Running {
     /// How a source that is read by `settings` is compared with what is served.
     fn weighing(&self, settings: &Settings) -> Weighing {
         let now = self.reloader.clock.now().unix;
-        let served = self.current.as_ref().map(|snapshot| &snapshot.rules().peppers);
-        let has_two = |peppers: &Option<Peppers>| peppers.as_ref().is_some_and(|two| two.previous.is_some());
-        // With two peppers, rows are hashed anew one by one.
-        let by_key_id = has_two(&settings.rules.peppers)
-            || served.is_some_and(|served| *served != settings.rules.peppers || has_two(served));
+        let served = self.current.as_ref().map(|snapshot| snapshot.rules());
+        let by_key_id = settings.rules.may_rehash(served);
         Weighing { now, by_key_id }
     }
 

@@ -10,12 +10,10 @@ use std::ops::Range;
 
 use crate::record::{Digest, Fields, Status, rfc3339};
 use crate::snapshot::entry::Entry;
+use crate::snapshot::example::{Difference, Example, Examples, MAX_EXAMPLES};
 use crate::snapshot::impact::{Impact, KeyImpact, Matched, PolicyPair, works};
 use crate::snapshot::kept::{Found, Kept, WINDOW};
 use crate::snapshot::{IdHasher, Keys, Snapshot};
-
-/// Examples of each kind: a screenful.
-pub const MAX_EXAMPLES: usize = 20;
 
 /// How many keys a reload adds, removes and changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -34,51 +32,6 @@ pub struct Diff {
     /// Some of each.
     #[serde(skip)]
     pub examples: Examples,
-}
-
-/// The first [`MAX_EXAMPLES`] of each kind, in the order of the export that has them: for what is gone, the old one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are those of the counts")]
-pub struct Examples {
-    pub added: Vec<Example>,
-    pub removed: Vec<Example>,
-    pub changed: Vec<Example>,
-    pub revoked: Vec<Example>,
-    pub stopping: Vec<Example>,
-    pub starting: Vec<Example>,
-    pub loosened: Vec<Example>,
-}
-
-/// One row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Example {
-    /// What the key is called; of a key that is renamed, before.
-    pub key_id: Box<str>,
-    /// The first bytes of its hash, to tell the rows of a rotation apart; too few to be of any use.
-    pub hash: [u8; 4],
-    /// What is said differently of it.
-    pub differences: Vec<Difference>,
-}
-
-/// One field that says something else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// Its name in an export.
-    pub field: &'static str,
-    /// What it says before and after, where that is short. Empty: it says nothing.
-    pub values: Option<[Box<str>; 2]>,
-}
-
-impl Difference {
-    /// A field that is too long to be shown.
-    pub(super) fn of(field: &'static str) -> Self {
-        Self { field, values: None }
-    }
-
-    /// A field that is short.
-    pub(super) fn between(field: &'static str, before: &str, after: &str) -> Self {
-        Self { field, values: Some([before.into(), after.into()]) }
-    }
 }
 
 /// A row and its place.

@@ -42,26 +42,29 @@ pub enum AccessChange {
     RaisesLimits,
     /// The end disappears. Out of the keys that have one.
     LosesExpiry,
-    /// Scopes, or an environment, are admitted that were not. Out of all keys that stay.
-    GainsPermissions,
+    /// Scopes are admitted that were not. Out of all keys that stay.
+    GainsScopes,
+    /// An environment is admitted where there was none. Out of all keys that stay.
+    GainsEnvironment,
 }
 
 impl AccessChange {
     /// How many there are.
-    const COUNT: usize = 11;
+    const COUNT: usize = 12;
 
     /// Changes by which a key that does not work starts to work.
     pub const STARTS: [Self; 3] = [Self::RevokedReturns, Self::DisabledReturns, Self::ExpiredReturns];
 
     /// Changes by which a key loses a restriction.
-    pub const LOOSENS: [Self; 7] = [
+    pub const LOOSENS: [Self; 8] = [
         Self::LosesEnvironment,
         Self::LosesNetworks,
         Self::LosesOrigins,
         Self::LosesLimits,
         Self::RaisesLimits,
         Self::LosesExpiry,
-        Self::GainsPermissions,
+        Self::GainsScopes,
+        Self::GainsEnvironment,
     ];
 
     const fn bit(self) -> u16 {
@@ -190,7 +193,8 @@ impl Impact {
         }
         let ends = before.expires_at != u32::MAX;
         let carried = carried
-            | AccessChange::GainsPermissions.bit()
+            | AccessChange::GainsScopes.bit()
+            | AccessChange::GainsEnvironment.bit()
             | if ends { AccessChange::LosesExpiry.bit() } else { 0 };
         if ends && after.expires_at == u32::MAX {
             loosened |= AccessChange::LosesExpiry.bit();
@@ -232,7 +236,8 @@ impl PolicyPair {
     /// Goes from `before`, with the plans of then, to `after`, with the plans of now.
     pub(super) fn new(before: &Policy, plans_before: &Plans, after: &Policy, plans_after: &Plans) -> Self {
         use AccessChange::{
-            GainsPermissions, LosesEnvironment, LosesLimits, LosesNetworks, LosesOrigins, RaisesLimits,
+            GainsEnvironment, GainsScopes, LosesEnvironment, LosesLimits, LosesNetworks, LosesOrigins,
+            RaisesLimits,
         };
         let bits = |conditions: &[(AccessChange, bool)]| {
             conditions.iter().filter(|(_, holds)| *holds).fold(0, |bits, (change, _)| bits | change.bit())
@@ -269,11 +274,8 @@ impl PolicyPair {
                 (LosesOrigins, after.admits_origins_beyond(before)),
                 (LosesLimits, of_source.clone().any(is_lost)),
                 (RaisesLimits, of_source.any(is_raised)),
-                (
-                    GainsPermissions,
-                    after.has_scopes_beyond(before)
-                        || (environment.is_empty() && !new_environment.is_empty()),
-                ),
+                (GainsScopes, after.has_scopes_beyond(before)),
+                (GainsEnvironment, environment.is_empty() && !new_environment.is_empty()),
             ]),
             per_owner: before.limits().iter().any(|limit| limit.per == Per::Owner && !limit.shadow),
             given: Fields::NONE

@@ -4,9 +4,8 @@
 //! its *home*; what finds its home full is in the first line after it that has room. Lines are filled from the front, and nothing is
 //! ever taken out: a look-up ends at the first line that is not full.
 //!
-//! hashbrown was here before. It is as fast where it is in the cache, but it keeps tags and values apart: a look-up in a table of a
-//! million keys waits for two lines, and the second is not known before the first has come. Besides, its size is a power of two, and
-//! this one's what it takes: 12 bytes a key, instead of 10 to 21.
+//! hashbrown keeps tags and values apart: a look-up in a table of a million keys waits for two lines, one after the other. Its
+//! size is a power of two; this table takes 12 bytes a key, instead of 10 to 21.
 //!
 //! Homes ascend with hashes, whatever the number of lines: rows in the order of their hashes fill the table from its beginning to
 //! its end, and several threads can, each a [`Stretch`] of it ([`compiled`](super::compiled)).
@@ -141,10 +140,6 @@ impl Index {
         expected.saturating_mul(LINES.0).div_ceil(LINES.1)
     }
 
-    /// Lines that it has, and how many numbers they hold before there are more.
-    pub(super) fn size(&self) -> (usize, usize) {
-        (self.lines.len(), self.lines.len() * FULL.0 / FULL.1)
-    }
     /// How many are in it.
     pub(super) fn len(&self) -> usize {
         self.len

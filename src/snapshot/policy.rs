@@ -6,7 +6,7 @@ use std::sync::Arc;
 use keyward_protocol::AnswerTexts;
 
 use crate::record::{Limit, Origin};
-use crate::snapshot::diff::Difference;
+use crate::snapshot::example::Difference;
 use crate::snapshot::intern::PolicyKey;
 use crate::snapshot::{IpSet, ScopeSet};
 

@@ -45,9 +45,22 @@ impl Generations {
 
     /// The next number.
     pub fn next_number(&mut self) -> u64 {
-        if self.last >= self.reserved
-            && let Some(directory) = &self.directory
-        {
+        if self.last >= self.reserved {
+            self.reserve();
+        }
+        self.last = self.last.saturating_add(1);
+        self.last
+    }
+
+    /// Tries again to reserve numbers, if that has failed.
+    pub fn retry(&mut self) {
+        if self.is_failing {
+            self.reserve();
+        }
+    }
+
+    fn reserve(&mut self) {
+        if let Some(directory) = &self.directory {
             let until = self.last.saturating_add(BLOCK);
             match replace(&directory.path(FILE), |file| file.write_all(encode(until).as_bytes())) {
                 Ok(()) => {
@@ -62,8 +75,6 @@ impl Generations {
                 }
             }
         }
-        self.last = self.last.saturating_add(1);
-        self.last
     }
 }
 

@@ -57,6 +57,8 @@ struct Slot {
     pending: Option<Job>,
     /// When that failed before, when it is tried again.
     retry_at: Option<Instant>,
+    /// Attempts that failed one after another.
+    failures: u32,
     writing: Option<Writing>,
     in_use: Option<InUse>,
     unusable: Option<String>,

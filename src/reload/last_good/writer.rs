@@ -33,8 +33,12 @@ const SYNC_EVERY: u64 = 64 << 20;
 /// Longest pause after a step.
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long after a failure it is tried again, if no other keys come into force before.
-const RETRY: Duration = Duration::from_secs(60);
+/// How long after a first failure the writing is tried again, if no other keys come into force before. The time doubles with
+/// each failure.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// The longest time between two attempts.
+const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// How long the daemon's end waits for keys that were accepted right before it.
 const STOP: Duration = Duration::from_secs(2);
@@ -134,7 +138,7 @@ impl Shared {
             if self.stopping.load(Ordering::Relaxed) {
                 return None;
             }
-            let patience = slot.retry_at.map_or(RETRY, |at| at.saturating_duration_since(now));
+            let patience = slot.retry_at.map_or(MAX_RETRY, |at| at.saturating_duration_since(now));
             slot = match self.changed.wait_timeout(slot, patience) {
                 Ok((slot, _)) => slot,
                 Err(poisoned) => poisoned.into_inner().0,
@@ -161,10 +165,15 @@ impl Shared {
         slot.writing = None;
         let mut done = Some(job);
         match written {
-            Ok(manifest) => slot.stored = Some(manifest),
+            Ok(manifest) => {
+                slot.stored = Some(manifest);
+                slot.failures = 0;
+            }
             Err(_) if was_given_up || slot.pending.is_some() => {}
             Err(_) => {
-                slot.retry_at = Some(Instant::now() + RETRY);
+                let retry = FIRST_RETRY.saturating_mul(1 << slot.failures.min(6)).min(MAX_RETRY);
+                slot.failures = slot.failures.saturating_add(1);
+                slot.retry_at = Some(Instant::now() + retry);
                 slot.pending = done.take();
             }
         }

@@ -4,10 +4,15 @@
 //! up to the next one that is not full (a run) hold every hash whose home is among them, and no other but those that have
 //! come round from the end of the table to its beginning: one run is sorted at a time.
 
-use super::{Index, Line, Probe};
+use super::{FULL, Index, Line, Probe};
 use crate::memory::prefetch;
 
 impl Index {
+    /// Its lines, and how many numbers they hold before there are more.
+    pub(in crate::snapshot) fn size(&self) -> (usize, usize) {
+        (self.lines.len(), self.lines.len() * FULL.0 / FULL.1)
+    }
+
     /// Calls `visit` with every number and its hash, by hash and then as `tie` orders two numbers of one hash. `fetch` is
     /// called with a number before `hash` is asked for its hash, so that memory is waited for once for several numbers.
     ///
