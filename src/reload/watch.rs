@@ -1,90 +1,75 @@
 //! Notices that the export may have changed. It need not be right, only in time: what it reports is compared, and what it
 //! misses the poll finds.
 //!
-//! Every directory is watched that the kernel goes through on its way along the path ([`walk`]), symbolic links included, and of
-//! each only the name that is looked up there: a new release, a directory that is created again, or a link that is turned shows in
-//! the directory above it, and a busy parent such as /tmp wakes nothing else. The file is watched by itself as well, because
-//! behind a bind mount of a single file its own directory is another one.
+//! Every directory is watched that the kernel goes through on its way along the path ([`walk`]), symbolic links included, and
+//! of each only the name that is looked up there: a new release, a directory that is created again, or a link that is turned
+//! shows in the directory above it, and a busy parent such as /tmp wakes nothing else. The file is watched by itself as well,
+//! because behind a bind mount of a single file its own directory is another one.
 //!
-//! Directories are told apart by their watch descriptors. The kernel gives one to each inode: the same directory under any path has
-//! the same, and another directory that takes its path has another. So all watches are asked for again after every event, after every
-//! reload and at every poll, and those that are not given again are removed.
+//! A watch belongs to an inode, and `notify` knows it by its path. A directory that is replaced keeps its path and loses its
+//! watch, so each is remembered with the identity of what was watched. All of them are compared after every event, after every
+//! reload and at every poll; those that have changed are watched anew, and those that are not on the path any more are removed.
 //!
 //! A directory is watched before a name is looked up in it: whatever is put there later is an event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::{io, thread};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::SystemTime;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+use notify::{ErrorKind, Event, RecommendedWatcher, RecursiveMode, Watcher};
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
 /// Symbolic links that a path may lead through: as many as the kernel follows.
 const MAX_LINKS: usize = 40;
 
-/// Bytes of events that are read at once: some hundred.
-const EVENTS: usize = 16 << 10;
-
-/// What may change the way that a path leads through a directory.
-const IN_DIRECTORY: WatchFlags = WatchFlags::ONLYDIR
-    .union(WatchFlags::EXCL_UNLINK)
-    .union(WatchFlags::CREATE)
-    .union(WatchFlags::DELETE)
-    .union(WatchFlags::MOVED_FROM)
-    .union(WatchFlags::MOVED_TO)
-    .union(WatchFlags::ATTRIB)
-    .union(WatchFlags::DELETE_SELF)
-    .union(WatchFlags::MOVE_SELF);
-
-/// What may change a file. That it was closed says that its writer has ended. Reading is no event.
-const OF_FILE: WatchFlags = WatchFlags::MODIFY
-    .union(WatchFlags::CLOSE_WRITE)
-    .union(WatchFlags::ATTRIB)
-    .union(WatchFlags::DELETE_SELF)
-    .union(WatchFlags::MOVE_SELF);
-
-/// The directory or file itself is not what it was, or is not watched any more.
-const OF_ITSELF: ReadFlags =
-    ReadFlags::DELETE_SELF.union(ReadFlags::MOVE_SELF).union(ReadFlags::UNMOUNT).union(ReadFlags::IGNORED);
-
 /// Watches a path. Its thread ends with it.
 pub(super) struct Watch {
     path: PathBuf,
     changed: Arc<dyn Fn() + Send + Sync>,
     /// `None`: the system has none to give; that is tried again.
-    running: Option<Arc<Running>>,
+    watched: Option<Arc<Mutex<Watched>>>,
     /// What the log has said of that.
     refused: Option<String>,
 }
 
-struct Running {
-    inotify: OwnedFd,
-    /// Written to when the thread is to end.
-    stop: OwnedFd,
-    watched: Mutex<Watched>,
-}
-
 /// What is watched now.
 struct Watched {
+    watcher: RecommendedWatcher,
     path: PathBuf,
-    /// By watch descriptor.
-    places: BTreeMap<i32, Watching>,
+    places: BTreeMap<PathBuf, Place>,
     /// What the log has said of places that cannot be watched.
-    failures: BTreeMap<PathBuf, Errno>,
+    failures: BTreeMap<PathBuf, String>,
 }
 
 /// A directory with the names that matter in it, or the file.
-#[derive(Debug, Default)]
-struct Watching {
-    path: PathBuf,
+#[derive(Debug)]
+struct Place {
+    identity: Identity,
     names: BTreeSet<OsString>,
+}
+
+/// What tells an inode from those that had its path, or its number, before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    dev: u64,
+    inode: u64,
+    /// Where the file system knows it.
+    created: Option<SystemTime>,
+}
+
+impl Identity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        Ok(Self { dev: metadata.dev(), inode: metadata.ino(), created: metadata.created().ok() })
+    }
 }
 
 impl Watch {
@@ -94,7 +79,7 @@ impl Watch {
     /// Where the system has no watches left, the poll is all there is; that is logged, not an error.
     pub(super) fn new(path: &Path, changed: impl Fn() + Send + Sync + 'static) -> Self {
         let mut watch =
-            Self { path: path.to_path_buf(), changed: Arc::new(changed), running: None, refused: None };
+            Self { path: path.to_path_buf(), changed: Arc::new(changed), watched: None, refused: None };
         watch.renew();
         watch
     }
@@ -108,26 +93,20 @@ impl Watch {
     }
 
     fn renew(&mut self) {
-        if let Some(running) = &self.running {
-            let mut watched = running.watched();
+        if let Some(watched) = &self.watched {
+            let mut watched = lock(watched);
             watched.path.clone_from(&self.path);
-            watched.renew(&running.inotify);
-            return;
+            return watched.renew();
         }
-        match Running::start(&self.path, Arc::clone(&self.changed)) {
-            Ok(running) => {
+        match start(&self.path, Arc::clone(&self.changed)) {
+            Ok(watched) => {
                 if self.refused.take().is_some() {
                     info!("the source is watched again");
                 }
-                self.running = Some(running);
+                self.watched = Some(watched);
             }
             Err(error) => {
-                let error = match Errno::from_io_error(&error) {
-                    Some(Errno::MFILE) => {
-                        format!("{error}; fs.inotify.max_user_instances limits how many there can be")
-                    }
-                    _ => error.to_string(),
-                };
+                let error = format!("{error} (fs.inotify.max_user_instances limits how many there can be)");
                 if self.refused.as_ref() != Some(&error) {
                     warn!(error, "cannot watch files; changes of the source are found by polling");
                     self.refused = Some(error);
@@ -137,142 +116,166 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if let Some(running) = &self.running {
-            let _ends = rustix::io::write(&running.stop, &1_u64.to_ne_bytes());
+fn lock(watched: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
+    watched.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> notify::Result<Arc<Mutex<Watched>>> {
+    // A watch is changed by asking the thread that calls this, so events are handled by another one.
+    let (send, events) = channel();
+    let watcher = notify::recommended_watcher(move |event| _ = send.send(event))?;
+    let mut watched =
+        Watched { watcher, path: path.to_path_buf(), places: BTreeMap::new(), failures: BTreeMap::new() };
+    watched.renew();
+    let watched = Arc::new(Mutex::new(watched));
+    let own = Arc::downgrade(&watched);
+    thread::Builder::new().name("watch".into()).spawn(move || handle(&events, &own, &*changed))?;
+    Ok(watched)
+}
+
+/// Handles events until the watch is dropped, and with it the sender.
+fn handle(events: &Receiver<notify::Result<Event>>, watched: &Weak<Mutex<Watched>>, changed: &dyn Fn()) {
+    while let Ok(event) = events.recv() {
+        let Some(watched) = watched.upgrade() else { return };
+        let matters = {
+            let mut watched = lock(&watched);
+            // What has arrived together is one change. Events that never end must not keep it from being reported.
+            let more: Vec<_> = events.try_iter().take(MAX_TOGETHER).collect();
+            let matters = std::iter::once(event).chain(more).fold(false, |matters, event| {
+                let own = event.map_or_else(|error| note(&error), |event| watched.matters(&event));
+                matters | own
+            });
+            if matters {
+                watched.renew();
+            }
+            matters
+        };
+        if matters {
+            changed();
         }
     }
 }
 
-impl Running {
-    fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Self>> {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let mut watched =
-            Watched { path: path.to_path_buf(), places: BTreeMap::new(), failures: BTreeMap::new() };
-        watched.renew(&inotify);
-        let running = Arc::new(Self { inotify, stop, watched: Mutex::new(watched) });
-        let own = Arc::clone(&running);
-        thread::Builder::new().name("watch".into()).spawn(move || own.run(&*changed))?;
-        Ok(running)
-    }
+/// Events that are handled together, at most.
+const MAX_TOGETHER: usize = 256;
 
-    fn watched(&self) -> std::sync::MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run(&self, changed: &dyn Fn()) {
-        let mut buffer = [MaybeUninit::uninit(); EVENTS];
-        let mut events = inotify::Reader::new(&self.inotify, &mut buffer);
-        loop {
-            let mut ready =
-                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
-            match poll(&mut ready, None) {
-                Ok(_) if !ready[1].revents().is_empty() => return,
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return warn!(%error, "the source is not watched any more"),
-            }
-            let mut matters = false;
-            // One buffer at a time: events that never end must not keep a change from being reported.
-            loop {
-                match events.next() {
-                    Ok(event) => matters |= self.watched().matters(&event),
-                    Err(Errno::INTR) => {}
-                    Err(Errno::AGAIN) => break,
-                    Err(error) => return warn!(%error, "the source is not watched any more"),
-                }
-                if events.is_buffer_empty() {
-                    break;
-                }
-            }
-            if matters {
-                self.watched().renew(&self.inotify);
-                changed();
-            }
-        }
-    }
+/// An error may stand for events that were lost.
+fn note(error: &notify::Error) -> bool {
+    debug!(%error, "file watch");
+    true
 }
 
 impl Watched {
     /// Whether an event may have changed the file, or the way to it.
-    fn matters(&self, event: &inotify::Event<'_>) -> bool {
-        if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+    fn matters(&mut self, event: &Event) -> bool {
+        if event.need_rescan() {
             return true;
         }
-        // Events of a watch that was removed may still be in the queue.
-        let Some(watching) = self.places.get(&event.wd()) else { return false };
-        match event.file_name() {
-            _ if event.events().intersects(OF_ITSELF) => true,
-            Some(name) => watching.names.contains(OsStr::from_bytes(name.to_bytes())),
-            None => true,
+        // Reading is no change. That a file was closed says that its writer has ended.
+        if event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write)) {
+            return false;
         }
+        let is_gone = matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)));
+        let mut matters = false;
+        for path in &event.paths {
+            if self.places.contains_key(path) {
+                matters = true;
+                if is_gone {
+                    // Its watch has ended with it, or has moved along.
+                    self.remove(path);
+                }
+            }
+            let place = path.parent().and_then(|directory| self.places.get(directory));
+            matters |= place.zip(path.file_name()).is_some_and(|(place, name)| place.names.contains(name));
+        }
+        matters
+    }
+
+    fn remove(&mut self, path: &Path) {
+        debug!(path = %path.display(), "watch removed");
+        self.places.remove(path);
+        let _already_gone = self.watcher.unwatch(path);
     }
 
     /// Watches what the path leads through now, and nothing else.
-    fn renew(&mut self, inotify: &OwnedFd) {
-        let mut places: BTreeMap<i32, Watching> = BTreeMap::new();
+    fn renew(&mut self) {
+        let is_first = self.places.is_empty();
+        let mut wanted: BTreeMap<PathBuf, BTreeSet<OsString>> = BTreeMap::new();
         let mut failures = BTreeMap::new();
-        let mut watch =
-            |path: &Path, name: Option<&OsStr>, flags| match inotify::add_watch(inotify, path, flags) {
-                Ok(descriptor) => {
-                    let place = places.entry(descriptor).or_default();
-                    place.path = path.to_path_buf();
-                    place.names.extend(name.map(OsStr::to_os_string));
+        let mut last_new = None;
+        let path = self.path.clone();
+        let mut watch = |path: &Path, name: Option<&OsStr>| {
+            wanted.entry(path.to_path_buf()).or_default().extend(name.map(OsStr::to_os_string));
+            match self.watch(path) {
+                Ok(is_new) => {
+                    last_new =
+                        Some(path.to_path_buf()).filter(|_| is_new && name.is_some()).or(last_new.take())
                 }
-                // Replaced since it was looked up: the directory above reports that.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(error) => _ = failures.insert(path.to_path_buf(), error),
-            };
-        let file = walk(&self.path, |directory, name| watch(directory, Some(name), IN_DIRECTORY));
-        // Opening a named pipe or a device is none of a watch's business, but watching one does no harm either.
+            }
+        };
+        let file = walk(&path, |directory, name| watch(directory, Some(name)));
+        // A named pipe or a device is watched too, which does no harm.
         if let Some(file) = &file {
-            watch(file, None, OF_FILE);
+            watch(file, None);
         }
-        self.report(&places, &failures);
-        for (descriptor, place) in &self.places {
-            if !places.contains_key(descriptor) {
-                debug!(path = %place.path.display(), "watch removed");
-                let _already_gone = inotify::remove_watch(inotify, *descriptor);
+        failures.retain(|_, error| error.is_some());
+        let failures = failures.into_iter().filter_map(|(path, error)| Some((path, error?)));
+        self.report(failures.collect(), last_new.filter(|_| !is_first));
+        let gone: Vec<_> = self.places.keys().filter(|path| !wanted.contains_key(*path)).cloned().collect();
+        gone.iter().for_each(|path| self.remove(path));
+        for (path, names) in wanted {
+            if let Some(place) = self.places.get_mut(&path) {
+                place.names = names;
             }
         }
-        (self.places, self.failures) = (places, failures);
+    }
+
+    /// Watches what is at `path`, if it is not watched yet; returns whether it was not.
+    ///
+    /// # Errors
+    /// Why it cannot be watched; `None`: it is not there, which the directory above it reports.
+    fn watch(&mut self, path: &Path) -> Result<bool, Option<String>> {
+        // Before the watch: what replaces it later has another identity, and is watched anew.
+        let identity = Identity::of(path).map_err(|error| explain(&error))?;
+        if self.places.get(path).is_some_and(|place| place.identity == identity) {
+            return Ok(false);
+        }
+        if self.places.contains_key(path) {
+            self.remove(path);
+        }
+        self.watcher.watch(path, RecursiveMode::NonRecursive).map_err(|error| match &error.kind {
+            ErrorKind::PathNotFound => None,
+            ErrorKind::Io(io) => explain(io),
+            ErrorKind::MaxFilesWatch => {
+                Some(format!("{error}; fs.inotify.max_user_watches limits how many watches there can be"))
+            }
+            _ => Some(error.to_string()),
+        })?;
+        debug!(path = %path.display(), "watching");
+        self.places.insert(path.to_path_buf(), Place { identity, names: BTreeSet::new() });
+        Ok(true)
     }
 
     /// Logs what is different from before.
-    fn report(&self, places: &BTreeMap<i32, Watching>, failures: &BTreeMap<PathBuf, Errno>) {
-        for (path, error) in failures {
-            if self.failures.get(path) == Some(error) {
-                continue;
-            }
-            let path = path.display();
-            match *error {
-                Errno::NOSPC => warn!(
-                    %path, %error,
-                    "cannot watch; changes there are found by polling. fs.inotify.max_user_watches limits how many watches there \
-                     can be"
-                ),
-                // To go through a directory takes less than to watch it.
-                Errno::ACCESS => info!(
-                    %path, %error,
-                    "cannot watch a directory that the daemon's user may not read; if what the source's path leads through is \
-                     replaced there, that is found by polling"
-                ),
-                _ => warn!(%path, %error, "cannot watch; changes there are found by polling"),
+    fn report(&mut self, failures: BTreeMap<PathBuf, String>, new: Option<PathBuf>) {
+        for (path, error) in &failures {
+            if self.failures.get(path) != Some(error) {
+                warn!(path = %path.display(), error, "cannot watch; changes there are found by polling");
             }
         }
-        let new: Vec<_> =
-            places.iter().filter(|(descriptor, _)| !self.places.contains_key(descriptor)).collect();
-        for (_, place) in &new {
-            debug!(path = %place.path.display(), "watching");
-        }
-        let is_directory = |place: &&Watching| !place.names.is_empty();
-        if !self.places.is_empty()
-            && let Some(directory) = new.iter().map(|(_, place)| *place).rfind(is_directory)
-        {
-            info!(directory = %directory.path.display(), "the source's path leads through another directory; it is watched now");
+        self.failures = failures;
+        if let Some(directory) = new {
+            let directory = directory.display();
+            info!(%directory, "the source's path leads through another directory; it is watched now");
         }
     }
+}
+
+/// `None`: there is nothing to be watched.
+fn explain(error: &io::Error) -> Option<String> {
+    let is_absent = matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP));
+    (!is_absent).then(|| error.to_string())
 }
 
 /// Goes along `path` as the kernel does, and calls `visit` with each directory and the name that is looked up in it, before that is

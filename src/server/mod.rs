@@ -376,10 +376,11 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
         let accept = async || loop {
             match operating.accept().await {
                 Ok(stream) => break Ok(stream),
-                Err(_) => match operating.accept_by_reserve().await {
-                    Some(accepted) => break accepted,
-                    None => {}
-                },
+                Err(_) => {
+                    if let Some(accepted) = operating.accept_by_reserve().await {
+                        break accepted;
+                    }
+                }
             }
         };
         admin::serve(accept, admins, Rc::new(operator)).await;

@@ -10,6 +10,9 @@ use super::*;
 /// How long an event may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long nothing must have been reported for.
+const QUIET: Duration = Duration::from_millis(100);
+
 struct Fixture {
     directory: tempfile::TempDir,
     watch: Watch,
@@ -37,27 +40,16 @@ impl Fixture {
         assert!(self.changes.recv_timeout(PATIENCE).is_ok(), "not noticed: {what}");
     }
 
-    /// Has the watch read everything that has happened so far: an event that it reports comes after all of it.
+    /// Has the watch report everything that has happened so far: nothing comes for a while.
     fn quiesce(&self) {
         let deadline = Instant::now() + PATIENCE;
-        let running = self.watch.running.as_ref().expect("watches");
-        let is_empty = || {
-            let mut ready = [PollFd::new(&running.inotify, PollFlags::IN)];
-            poll(&mut ready, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
-        };
-        while !is_empty() {
-            assert!(Instant::now() < deadline, "events are not read");
-            thread::yield_now();
-        }
-        // The thread holds this while it weighs what it has read.
-        drop(running.watched());
-        while self.changes.recv_timeout(Duration::from_millis(20)).is_ok() {
+        while self.changes.recv_timeout(QUIET).is_ok() {
             assert!(Instant::now() < deadline, "changes never end");
         }
     }
 
     fn watches(&self) -> usize {
-        self.watch.running.as_ref().expect("watches").watched().places.len()
+        lock(self.watch.watched.as_ref().expect("watches")).places.len()
     }
 }
 
@@ -184,7 +176,7 @@ fn walk_ends_in_a_ring_of_links_and_goes_back_up() {
 #[test]
 fn thread_ends_with_its_watch() {
     let fixture = Fixture::new("keys.csv", |_| ());
-    let running = Arc::downgrade(fixture.watch.running.as_ref().expect("watches"));
+    let running = Arc::downgrade(fixture.watch.watched.as_ref().expect("watches"));
     drop(fixture);
     let deadline = Instant::now() + PATIENCE;
     while running.strong_count() > 0 {
