@@ -1,0 +1,272 @@
+//! Promises 9 and 10 over many rounds: the source changes at random, and the daemon is killed or stopped at random. After each
+//! round, every answer is compared with a simple model of what has to be in force.
+//!
+//! `KEYWARD_TEST_ROUNDS` sets the number of rounds, and `KEYWARD_TEST_SEED` the sequence.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use keyward::admin::message::{Command, Target};
+use keyward_client::Request;
+use rustix::process::Signal;
+use support::{Daemon, Setup, hex, replace, wait_for};
+
+/// Few enough for a round to be short, and enough for the guard's shares to mean something.
+const KEYS: usize = 40;
+
+/// Rounds, unless the environment says otherwise. A round waits for the disk some ten times.
+const ROUNDS: u64 = 60;
+
+const STATUSES: [&str; 3] = ["active", "disabled", "revoked"];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Row {
+    status: usize,
+    has_network: bool,
+}
+
+type Rows = BTreeMap<usize, Row>;
+
+/// The source as the file has it.
+#[derive(Clone, Debug)]
+enum Source {
+    Good(Rows),
+    Bad(&'static str),
+}
+
+/// xorshift64*: a sequence that is the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        self.next() as usize % bound
+    }
+}
+
+fn environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+fn key(number: usize) -> String {
+    format!("key {number}")
+}
+
+fn export(rows: &Rows) -> String {
+    let rows = rows.iter().map(|(number, row)| {
+        let network = if row.has_network { "10.0.0.0/8" } else { "" };
+        format!("{},k{number},{},{network}\n", hex(&key(*number)), STATUSES[row.status])
+    });
+    rows.fold("key_hash,key_id,status,allowed_ips\n".to_owned(), |text, row| text + &row)
+}
+
+/// The daemon beside the model.
+struct Fixture {
+    daemon: Option<Daemon>,
+    random: Random,
+    source: Source,
+    in_force: Rows,
+    /// What was in force by the number of its snapshot.
+    history: BTreeMap<u64, Rows>,
+    revoked: BTreeSet<usize>,
+    /// Whether the keys in force are known to be on the disk.
+    is_kept: bool,
+}
+
+impl Fixture {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let mut rows: Rows = (0..KEYS)
+            .map(|number| {
+                let status = [0, 0, 0, 1, 2][random.below(5)];
+                (number, Row { status, has_network: random.below(4) == 0 })
+            })
+            .collect();
+        // These two stay: a restriction of each kind is there at any time.
+        rows.insert(0, Row { status: 2, has_network: false });
+        rows.insert(1, Row { status: 0, has_network: true });
+        let setup = Setup::text(&export(&rows)).config("source.settle = '0s'\nsource.poll = '1h'");
+        let daemon = setup.start();
+        let generation = daemon.status().generation;
+        let history = [(generation, rows.clone())].into();
+        let source = Source::Good(rows.clone());
+        let revoked = BTreeSet::new();
+        let mut fixture =
+            Self { daemon: Some(daemon), random, source, in_force: rows, history, revoked, is_kept: false };
+        fixture.keep();
+        fixture
+    }
+
+    fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().expect("running")
+    }
+
+    /// Waits until the keys in force are on the disk.
+    fn keep(&mut self) {
+        if !self.is_kept && matches!(self.source, Source::Good(_)) {
+            let daemon = self.daemon();
+            wait_for("the keys to be kept", || {
+                let status = daemon.status();
+                status.last_good.is_some_and(|kept| kept.generation == status.generation).then_some(())
+            });
+            self.is_kept = true;
+        }
+    }
+
+    /// A change as exports have it every day: one or two keys.
+    fn change(&mut self) -> String {
+        let mut rows = self.in_force.clone();
+        for _ in 0..=self.random.below(2) {
+            let number = 2 + self.random.below(KEYS - 2);
+            let row = Row { status: self.random.below(3), has_network: self.random.below(4) == 0 };
+            if self.random.below(5) == 0 {
+                rows.remove(&number);
+            } else {
+                rows.insert(number, row);
+            }
+        }
+        replace(&self.daemon().setup.source(), &export(&rows));
+        let outcome = self.daemon().reload();
+        assert!(outcome.accepted, "{:?} -> {rows:?}: {outcome:?}", self.in_force);
+        self.history.insert(outcome.generation, rows.clone());
+        (self.source, self.in_force, self.is_kept) = (Source::Good(rows.clone()), rows, false);
+        "a change".to_owned()
+    }
+
+    /// An export that must not be taken.
+    fn spoil(&mut self) -> String {
+        let path = self.daemon().setup.source();
+        let good = export(&self.in_force);
+        let few: Rows = self.in_force.iter().take(KEYS / 5).map(|(number, row)| (*number, *row)).collect();
+        let lost = |column: usize| {
+            let without = |line: &str| {
+                let fields = line.split(',').enumerate().filter(|(number, _)| *number != column);
+                fields.map(|(_, field)| field).collect::<Vec<_>>().join(",") + "\n"
+            };
+            good.lines().map(without).collect::<String>()
+        };
+        let revived: Rows =
+            self.in_force.iter().map(|(number, row)| (*number, Row { status: 0, ..*row })).collect();
+        let (what, content) = match self.random.below(8) {
+            0 => ("cut short", good[..good.len() - 20].to_owned()),
+            1 => ("a row that cannot be read", format!("{good}no hash,x,active,\n")),
+            2 => ("empty", String::new()),
+            3 => ("a header alone", "key_hash,key_id,status,allowed_ips\n".to_owned()),
+            4 => ("shrunk", export(&few)),
+            5 => ("without the column status", lost(2)),
+            6 => ("without the column allowed_ips", lost(3)),
+            _ => ("every key active", export(&revived)),
+        };
+        if self.random.below(10) == 0 {
+            fs::remove_file(&path).expect("removed");
+            self.source = Source::Bad("missing");
+        } else {
+            replace(&path, &content);
+            self.source = Source::Bad(what);
+        }
+        let outcome = self.daemon().reload();
+        assert!(!outcome.accepted, "{:?} was accepted: {outcome:?}", self.source);
+        format!("{:?}", self.source)
+    }
+
+    fn revoke(&mut self) -> String {
+        let number = self.random.below(KEYS);
+        let target = Target { key_id: Some(format!("k{number}")), owner: None };
+        let ask = |command| keyward::admin::ask(&self.daemon().admin(), &command);
+        if self.revoked.contains(&number) {
+            ask(Command::Unrevoke(target)).expect("taken back");
+            self.revoked.remove(&number);
+        } else if self.in_force.contains_key(&number) {
+            ask(Command::Revoke(target)).expect("revoked");
+            self.revoked.insert(number);
+        }
+        format!("revoke or unrevoke k{number}")
+    }
+
+    /// kill -9 or SIGTERM at any moment, and a start beside whatever the source is then.
+    fn restart(&mut self) -> String {
+        let mut daemon = self.daemon.take().expect("running");
+        let is_killed = self.random.below(2) == 0;
+        if is_killed {
+            daemon.kill();
+        } else {
+            daemon.signal(Signal::TERM);
+            assert!(daemon.ended().success());
+        }
+        let manifest = fs::read(daemon.setup.path("last_good.json")).expect("a manifest");
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+        let on_disk = manifest["last_good"]["generation"].as_u64().expect("a number");
+        let daemon = daemon.restart();
+        let status = daemon.status();
+        let in_use = status.last_good.as_ref().is_some_and(|last_good| last_good.in_use);
+        match &self.source {
+            Source::Good(rows) => {
+                assert!(!in_use && status.ready, "{}", daemon.log());
+                self.in_force = rows.clone();
+                self.is_kept = false;
+            }
+            Source::Bad(what) => {
+                assert!(in_use, "{what} was accepted at a start: {}", daemon.log());
+                self.in_force = self.history[&on_disk].clone();
+                self.is_kept = true;
+            }
+        }
+        let (last, _) = self.history.last_key_value().expect("some");
+        assert!(status.generation > *last, "generation {} was used before", status.generation);
+        self.history.insert(status.generation, self.in_force.clone());
+        self.daemon = Some(daemon);
+        format!("restart, killed: {is_killed}")
+    }
+
+    fn expected(&self, number: usize) -> &'static str {
+        match self.in_force.get(&number) {
+            None => "UNKNOWN_KEY",
+            Some(_) if self.revoked.contains(&number) => "REVOKED",
+            Some(Row { status: 2, .. }) => "REVOKED",
+            Some(Row { status: 1, .. }) => "DISABLED",
+            Some(Row { has_network: true, .. }) => "IP_NOT_ALLOWED",
+            Some(_) => "ALLOWED",
+        }
+    }
+
+    fn compare(&self, what: &str) {
+        let keys: Vec<String> = (0..KEYS).map(key).collect();
+        let requests: Vec<Request<'_>> = keys.iter().map(String::as_str).map(Request::new).collect();
+        let answers = self.daemon().client().verify_many(&requests);
+        for (number, answer) in answers.into_iter().enumerate() {
+            let verdict = answer.expect("an answer").verdict().name();
+            assert_eq!(verdict, self.expected(number), "k{number} after {what}: {}", self.daemon().log());
+        }
+    }
+}
+
+#[test]
+fn answers_are_those_of_the_model_over_changes_refusals_and_restarts() {
+    let seed = environment("KEYWARD_TEST_SEED", 0x9e37_79b9_7f4a_7c15);
+    let mut fixture = Fixture::new(seed);
+    fixture.compare("the start");
+    for round in 0..environment("KEYWARD_TEST_ROUNDS", ROUNDS) {
+        // A restart compares with what is on the disk: no more than one change behind.
+        fixture.keep();
+        let mut what = match fixture.random.below(5) {
+            0 | 1 => fixture.change(),
+            2 | 3 => fixture.spoil(),
+            _ => fixture.revoke(),
+        };
+        fixture.compare(&format!("round {round} of seed {seed}: {what}"));
+        if fixture.random.below(2) == 0 {
+            what = format!("{what}, {}", fixture.restart());
+            fixture.compare(&format!("round {round} of seed {seed}: {what}"));
+        }
+    }
+}
