@@ -95,6 +95,64 @@ fn file_replaced_behind_its_mount_before_the_start_is_refused() {
     assert!(daemon.log().contains(TOLD), "{}", daemon.log());
 }
 
+/// Once for as long as it is so, whatever there is none of.
+#[test]
+fn source_that_cannot_be_watched_is_polled_after_one_warning() {
+    if !outside("unshare with user namespaces, as root") {
+        return;
+    }
+    for (limit, told) in [("instances", "max_user_instances"), ("watches", "max_user_watches")] {
+        let setup = Setup::new(&export("one", "")).config("source.poll = '100ms'");
+        let script = format!("echo 0 > /proc/sys/user/max_inotify_{limit} && exec \"$@\"");
+        let command =
+            command_by(&setup, &["unshare", "--user", "--map-root-user", "sh", "-c", &script, "sh"]);
+        let daemon = setup.start_as(command);
+        for key in ["two", "three"] {
+            support::replace(&daemon.setup.source(), &export(key, ""));
+            wait_for("the poll", || (daemon.verdict(key) == "ALLOWED").then_some(()));
+        }
+        let log = daemon.log();
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains("cannot watch")).collect();
+        assert!(warnings.len() == 1 && warnings[0].contains(told), "{limit}: {log}");
+    }
+}
+
+/// One inode has one watch, whatever paths lead to it; the poll is an hour.
+#[test]
+fn directory_that_is_reached_by_another_mount_is_watched_there() {
+    if !outside("unshare and mount, as root") {
+        return;
+    }
+    let setup = Setup::without_export();
+    let (one, two) = (setup.path("one"), setup.path("two"));
+    fs::create_dir(&one).and_then(|()| fs::create_dir(&two)).expect("directories");
+    let source = one.join("keys.csv");
+    fs::write(&source, mode::form(&source, &export("first", ""))).expect("an export");
+    let setup = setup.config(&format!("source.path = '{}'\nsource.poll = '1h'", source.display()));
+    let script = format!("mount --bind '{}' '{}' && exec \"$@\"", one.display(), two.display());
+    let program = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
+    let command = command_by(&setup, &program);
+    let daemon = setup.start_as(command);
+    let config = daemon.setup.path("keyward.toml");
+    for (round, (from, to)) in [("one", "two"), ("two", "one"), ("one", "two")].into_iter().enumerate() {
+        let text = fs::read_to_string(&config).expect("the configuration");
+        let other = text.replace(&format!("{from}/keys.csv"), &format!("{to}/keys.csv"));
+        assert_ne!(text, other);
+        fs::write(&config, other).expect("the configuration");
+        assert!(daemon.reload().accepted, "{}", daemon.log());
+        let told = || daemon.log().matches("leads through another directory").count() > round;
+        wait_for("the other path", || told().then_some(()));
+        // The source is compared once more when that is watched. A check comes after it, and is no
+        // reload.
+        let mut check = keyward();
+        check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin());
+        assert!(check.output().expect("runs").status.success());
+        let key = format!("{to}-{round}");
+        support::replace(&source, &export(&key, ""));
+        wait_for("the new keys", || (daemon.verdict(&key) == "ALLOWED").then_some(()));
+    }
+}
+
 /// Spent, saved and restored between clocks that are a day apart.
 #[test]
 fn shifted_clock_of_a_time_namespace_refills_no_bucket() {
