@@ -70,7 +70,7 @@ struct Tmpfs {
 }
 
 impl Tmpfs {
-    /// `None`: this user may not mount one, and nobody demands it.
+    /// `None`: this user may not mount one, and the run does not demand it.
     fn mount() -> Option<Self> {
         let mount_point = tempfile::tempdir().expect("a directory");
         let inside = mount_point.path().to_owned();

@@ -422,7 +422,7 @@ fn report(before: &BTreeMap<PathBuf, Refusal>, failures: &BTreeMap<PathBuf, Refu
 
 /// Goes along `path` as the kernel does, and calls `visit` with each directory and the name that is
 /// looked up in it, before that is done. Returns what the path leads to; `None` where there is
-/// nothing, or nobody may look.
+/// nothing, or looking there is not permitted.
 fn walk(path: &Path, mut visit: impl FnMut(&Path, &OsStr)) -> Option<PathBuf> {
     // Without symbolic links in it: what is above a directory is what its path says.
     let mut directory = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));

@@ -25,7 +25,7 @@ impl Stamp {
     /// Age of the source in seconds: what the calendar says now, and at least the time that has passed since it was loaded.
     ///
     /// The calendar can be wrong while a source is loaded and be set right later, or the other way round, so nothing that it said at
-    /// the load is kept. The time since the load is measured by a clock that nobody can set.
+    /// the load is kept. The time since the load is measured by a clock that cannot be set.
     ///
     /// * A calendar that was behind at the load, or ahead of it, makes no difference once it is right.
     /// * A source from the future ages from its load on. Otherwise it would not age before that time has come.

@@ -165,7 +165,7 @@ impl Running {
         let now = self.reloader.clock.now().unix;
         let diff = compare::diff(new, &old.keys, old.weighing(&settings.rules, now));
         tolerance.check(path, &diff, old.keys.len(), new.len())?;
-        // The pepper that they were hashed with is gone: nobody would find those that the source lists with the same hash.
+        // The pepper that they were hashed with is gone: keys that the source lists with the same hash would not be found.
         match old.kept_by(&settings.rules).current {
             true => {}
             false => self.guard_stranded(path, &old.keys, new)?,
