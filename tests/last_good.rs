@@ -299,6 +299,8 @@ fn damaged_last_good_keys_are_reported_and_cost_nothing_else() {
     assert_served(&daemon, "mended");
     assert!(last_good(&daemon).unusable.is_none());
     fs::write(daemon.setup.path("last_good.json"), "{}").expect("writes");
+    // One that was accepted would not have to be compared.
+    replace(&daemon.setup.source(), &export(21));
     let daemon = daemon.restart();
     assert_served(&daemon, "a damaged manifest beside a good source");
     assert!(daemon.log().contains("it is damaged"), "{}", daemon.log());
@@ -373,6 +375,32 @@ fn keys_that_cannot_be_written_leave_those_before_them() {
     fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
     let daemon = daemon.restart();
     assert_served(&daemon, "those before");
+}
+
+/// The daemon is killed while its last good keys are still older ones. Without the record of what was accepted, the first
+/// source would be refused for shrinking, and the second for the sum of two steps that were accepted one by one.
+#[test]
+fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_written() {
+    for steps in [&[3][..], &[60, 40]] {
+        let daemon = serving(Setup::text(&export(100)));
+        // The manifest cannot be replaced.
+        fs::create_dir(daemon.setup.path("last_good.json.new")).expect("a directory");
+        for keys in steps {
+            replace(&daemon.setup.source(), &export(*keys));
+            let outcome = if *keys == 3 { daemon.force_reload() } else { daemon.reload() };
+            assert!(outcome.accepted, "{:?}", outcome.error);
+        }
+        let keys = steps[steps.len() - 1];
+        let daemon = daemon.restart();
+        assert!(!last_good(&daemon).in_use, "{steps:?}: {}", daemon.log());
+        assert_eq!(last_good(&daemon).keys, 103, "those on the disk are older");
+        assert_eq!(daemon.status().keys, keys + 3);
+        assert_eq!(daemon.verdict(&format!("k{keys}")), "UNKNOWN_KEY");
+        // The record is of that source alone.
+        replace(&daemon.setup.source(), &export(2));
+        let daemon = daemon.restart();
+        assert!(last_good(&daemon).in_use, "{}", daemon.log());
+    }
 }
 
 #[test]

@@ -388,10 +388,11 @@ impl Running {
         Ok(since_last_good)
     }
 
-    /// Has the keys in force kept for the next start.
+    /// Records the source that is accepted, and has the keys in force kept for the next start.
     fn keep(&self, settings: &Settings, state: FileState, file: File, policies: RowPolicies) {
         if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
             let source = &settings.source;
+            last_good.record_accepted(state, source, &settings.rules);
             last_good.keep(last_good::Job {
                 snapshot: Arc::clone(snapshot),
                 policies,

@@ -29,6 +29,7 @@ const STATE_FILES: &[&str] = &[
     "audit.jsonl",
     "audit.jsonl.1",
     "last_good.json",
+    "accepted_source.json",
     "generation",
 ];
 

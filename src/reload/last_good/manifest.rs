@@ -150,14 +150,19 @@ impl Manifest {
 
     /// Which of its hashes are found under the peppers in force.
     pub(super) fn kept_by(&self, rules: &Rules) -> Kept {
-        let now = peppers(rules);
-        match &self.peppers[..] {
-            [] => Kept { current: now.is_empty(), previous: now.is_empty() },
-            [current, previous @ ..] => Kept {
-                current: now.contains(current),
-                previous: !now.is_empty() && previous.iter().all(|previous| now.contains(previous)),
-            },
-        }
+        kept_by(&self.peppers, rules)
+    }
+}
+
+/// Which hashes are found under the peppers in force, of those that were made under the peppers with these fingerprints.
+pub(super) fn kept_by(peppers_then: &[String], rules: &Rules) -> Kept {
+    let now = peppers(rules);
+    match peppers_then {
+        [] => Kept { current: now.is_empty(), previous: now.is_empty() },
+        [current, previous @ ..] => Kept {
+            current: now.contains(current),
+            previous: !now.is_empty() && previous.iter().all(|previous| now.contains(previous)),
+        },
     }
 }
 

@@ -4,6 +4,7 @@
 //!   [`manifest`] that names it ([`writer`]).
 //! * At a start the source is read first, and judged against the last good keys. If it is refused, they are served in its
 //!   place, under the plans and rules of the configuration as it is now ([`recover`]).
+//! * Which source was accepted is recorded before that, and before the reload is answered ([`accepted`]).
 //!
 //! On the disk are at most two compiled files: the one that the manifest names, and the one that is being written. The order is:
 //! write the new file, sync, rename, replace the manifest, and only then unlink the older file. A daemon that is killed at any
@@ -20,14 +21,18 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
+use crate::reload::{FileState, SourceFile};
+use crate::rules::Rules;
 use crate::state::{Acceptance, Accepted, FileError, StateDir};
 
+mod accepted;
 mod manifest;
 mod recover;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+use accepted::{ACCEPTED, AcceptedSource};
 pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
 pub use recover::{Recovered, Unusable, recover};
@@ -53,6 +58,8 @@ struct Shared {
 struct Slot {
     /// What is on the disk.
     stored: Option<Manifest>,
+    /// The source that was accepted last, as far as it is recorded. Its keys may still have to be written.
+    accepted: Option<AcceptedSource>,
     /// What is to be written next.
     pending: Option<Job>,
     /// When that failed before, when it is tried again.
@@ -112,7 +119,7 @@ impl LastGood {
             remove_all(&root);
             return Ok(None);
         }
-        let mut slot = Slot::default();
+        let mut slot = Slot { accepted: AcceptedSource::read(&root), ..Slot::default() };
         // What cannot be used is left as it is until there are other keys to be kept, and reported when it is needed.
         if let Ok(stored) = Manifest::read(&root) {
             writer::clean(&root, stored.as_ref());
@@ -143,6 +150,30 @@ impl LastGood {
             in_use: slot.in_use.clone(),
             unusable: slot.unusable.clone(),
         }
+    }
+
+    /// Records that a source is accepted, before the reload is answered. Waits for the disk.
+    pub(super) fn record_accepted(&self, state: FileState, source: &SourceFile, rules: &Rules) {
+        let accepted = AcceptedSource::new(state, reading(source), rules);
+        if self.shared.slot().accepted.as_ref() == Some(&accepted) {
+            return;
+        }
+        let health = self.shared.directory.health();
+        match accepted.write(&self.directory()) {
+            Ok(()) => {
+                health.written(ACCEPTED);
+                self.shared.slot().accepted = Some(accepted);
+            }
+            Err(error) => health.failed(ACCEPTED, &error),
+        }
+    }
+
+    /// Whether a source was accepted before, so that it need not be compared: recorded as such, or kept with its keys.
+    fn has_accepted(&self, state: &FileState, source: &SourceFile, rules: &Rules) -> bool {
+        let (slot, reading) = (self.shared.slot(), reading(source));
+        let is_recorded = slot.accepted.as_ref().is_some_and(|accepted| accepted.is(state, &reading, rules));
+        let is_stored = |stored: &Manifest| stored.is_of(state, &reading) && stored.kept_by(rules).current;
+        is_recorded || slot.stored.as_ref().is_some_and(is_stored)
     }
 
     fn manifest(&self) -> Option<Manifest> {
@@ -191,12 +222,18 @@ impl From<&Manifest> for Stored {
 
 /// Removes the last good keys in `directory`, if there are any.
 fn remove_all(directory: &Path) {
-    let manifest = directory.join(MANIFEST);
-    match std::fs::remove_file(&manifest) {
-        Ok(()) => info!("state.keep_snapshot is false: the last good keys have been removed"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => {
-            warn!(file = %manifest.display(), %error, "state.keep_snapshot is false, but the last good keys cannot be removed");
+    for name in [ACCEPTED, MANIFEST] {
+        let file = directory.join(name);
+        match std::fs::remove_file(&file) {
+            Ok(()) if name == MANIFEST => {
+                info!("state.keep_snapshot is false: the last good keys have been removed")
+            }
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let file = file.display();
+                warn!(%file, %error, "state.keep_snapshot is false, but the last good keys cannot be removed");
+            }
         }
     }
     writer::clean(directory, None);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::{error, warn};
 
 use super::manifest::{Manifest, ManifestError};
-use super::{LastGood, Stored, reading};
+use super::{LastGood, Stored};
 use crate::audit::{self, Event, Peer};
 use crate::record::{Plans, rfc3339};
 use crate::reload::load::Loaded;
@@ -148,12 +148,8 @@ impl Running {
         loaded: &Loaded,
     ) -> Result<Option<Diff>, Failure> {
         let (path, new) = (&settings.source.path, &loaded.keys);
-        let manifest = self.reloader.last_good.as_ref().and_then(LastGood::manifest);
-        let is_accepted = manifest.is_some_and(|manifest| {
-            manifest.is_of(&loaded.state, &reading(&settings.source))
-                && manifest.kept_by(&settings.rules).current
-        });
-        if is_accepted {
+        let last_good = self.reloader.last_good.as_ref();
+        if last_good.is_some_and(|keys| keys.has_accepted(&loaded.state, &settings.source, &settings.rules)) {
             return Ok(None);
         }
         self.recover(settings);

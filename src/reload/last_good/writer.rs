@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
+use super::accepted::ACCEPTED;
 use super::manifest::{MANIFEST, Manifest, PREFIX, SUFFIX, head_crc32, is_own};
 use super::{LastGood, Shared, Slot};
 use crate::reload::FileState;
@@ -157,6 +158,8 @@ impl Shared {
                     "the keys in force are kept"
                 );
                 self.directory.health().written(MANIFEST);
+                // It names the source, too.
+                self.directory.health().written(ACCEPTED);
             }
             Err(_) if was_given_up => debug!(generation, "others came into force before the keys were kept"),
             Err(error) => self.directory.health().failed(MANIFEST, error),
