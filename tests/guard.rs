@@ -251,7 +251,7 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
     assert_eq!(changes(outcome.changes), [0, 2, 1]);
     assert_eq!(named(&outcome.examples.starting), ["a", "b"]);
     assert_eq!(["a", "b", "c"].map(|key| daemon.verdict(key)), ["ALLOWED"; 3]);
-    assert!(daemon.log().contains("the source widens access: 2 start working, 1 loses a restriction"));
+    daemon.assert_logged("the source widens access: 2 start working, 1 loses a restriction");
     let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
     let refused = r#""stopping":0,"starting":2,"loosened":1,"starting_keys":["a","b"],"loosened_keys":["c"],"reason":"lost_restrictions""#;
     assert!(trail.contains(refused), "{trail}");

@@ -108,7 +108,7 @@ fn start_with_bad_source_serves_last_good_keys_and_says_so() {
                 && last_good.accepted_age_s.is_some()
                 && last_good.source_age_s.is_some()
         );
-        assert!(daemon.log().contains("LAST GOOD KEYS"), "{case}: {}", daemon.log());
+        daemon.assert_logged("LAST GOOD KEYS");
         let output =
             keyward().arg("status").arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
         let text = String::from_utf8_lossy(&output.stdout);
@@ -174,7 +174,7 @@ fn current_plans_apply_to_last_good_keys() {
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("the plan \"pro\" is not in the configuration"), "{unusable}");
-    assert!(daemon.log().contains("the last good keys cannot be served"), "{}", daemon.log());
+    daemon.assert_logged("the last good keys cannot be served");
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn damaged_last_good_keys_are_reported_and_cost_nothing_else() {
     replace(&daemon.setup.source(), &export(21));
     let daemon = daemon.restart();
     assert_served(&daemon, "a damaged manifest beside a good source");
-    assert!(daemon.log().contains("it is damaged"), "{}", daemon.log());
+    daemon.assert_logged("it is damaged");
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn file_replaced_behind_its_mount_before_the_start_is_refused() {
     let replace = format!("mv '{}' '{}'", new.display(), mounted.host.display());
     let daemon = mounted.start(&replace);
     assert!(!daemon.status().ready);
-    assert!(daemon.log().contains(TOLD), "{}", daemon.log());
+    daemon.assert_logged(TOLD);
 }
 
 /// Once for as long as it is so, whatever there is none of.

@@ -52,7 +52,7 @@ fn removed_socket_files_are_made_again() {
     wait_for("answers", || is_answered(&daemon.socket()));
     before.send(&ask(2, "a"));
     assert_eq!(before.hear(), Said::Answer { request_id: 2, verdict: "ALLOWED", generation: 1 });
-    assert!(daemon.log().contains("the socket's file was removed, and was made again"), "{}", daemon.log());
+    daemon.assert_logged("the socket's file was removed, and was made again");
 }
 
 /// A change of mode or owner is no replacement.
@@ -109,7 +109,7 @@ fn socket_of_another_process_is_not_taken() {
     let problem = verify.problem.expect("a problem");
     assert!(problem.contains("another daemon is listening there"), "{problem}");
     assert_eq!(fs::metadata(&path).expect("a socket").ino(), inode);
-    assert!(daemon.log().contains("clients cannot connect"), "{}", daemon.log());
+    daemon.assert_logged("clients cannot connect");
 
     // When the other has gone, its file is stale.
     drop(other);

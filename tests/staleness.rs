@@ -47,7 +47,8 @@ fn reload_of_a_stale_source_takes_its_keys_and_fails() {
     let (code, output, _) = run(&daemon, &["reload", "--json"]);
     assert!(code == Some(1) && output.contains("\"accepted\":true") && output.contains(TOLD), "{output}");
     assert_eq!(daemon.verdict("two"), "STALE_SNAPSHOT");
-    assert!(daemon.log().contains(TOLD) && daemon.status().stale, "{}", daemon.log());
+    daemon.assert_logged(TOLD);
+    assert!(daemon.status().stale);
 
     age(&daemon.setup, 0);
     let (code, _, errors) = run(&daemon, &["reload"]);
@@ -60,7 +61,8 @@ fn start_with_a_stale_source_is_loud_and_check_fails() {
     let setup = setup();
     age(&setup, 2);
     let daemon = setup.start();
-    assert!(daemon.log().contains("ERROR") && daemon.log().contains(TOLD), "{}", daemon.log());
+    daemon.assert_logged(TOLD);
+    daemon.assert_logged("ERROR");
     assert_eq!(daemon.verdict("one"), "STALE_SNAPSHOT");
     let check = |json: &[&str]| {
         let source = daemon.setup.source();

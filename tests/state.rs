@@ -74,7 +74,7 @@ fn a_balance_goes_on_over_a_restart() {
     assert_eq!(spend(&daemon, "one", 3), "ALLOWED");
     let daemon = again(daemon);
     assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED");
-    assert!(daemon.log().contains("balances restored"), "{}", daemon.log());
+    daemon.assert_logged("balances restored");
     assert_eq!(saved(&daemon).expect("a file").1.len(), 1, "a full bucket needs no record");
 }
 
@@ -173,9 +173,8 @@ fn a_damaged_file_costs_the_balances_and_nothing_else() {
         daemon = daemon.restart();
         assert_eq!(left(&daemon, "one"), 10, "{reason}");
         assert_eq!(spend(&daemon, "one", 10), "ALLOWED", "{reason}");
-        let log = daemon.log();
         for part in [reason, "cannot be used", "ERROR", &*aside.display().to_string()] {
-            assert!(log.contains(part), "{part:?} is not in {log}");
+            daemon.assert_logged(part);
         }
         assert_eq!(fs::read(&aside).expect("the damaged one"), bytes, "{reason}: kept for who wants to look");
         daemon = again(daemon);
@@ -192,7 +191,7 @@ fn a_directory_in_its_place_is_moved_aside() {
     fs::create_dir(file(&daemon)).expect("a directory");
     let daemon = daemon.restart();
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    assert!(daemon.log().contains("cannot be used"), "{}", daemon.log());
+    daemon.assert_logged("cannot be used");
     let daemon = again(daemon);
     assert_eq!(left(&daemon, "one"), 0);
 }

@@ -182,6 +182,7 @@ fn revocation_on_a_full_disk_is_in_force_at_once_and_durable_within_a_second_of_
     assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
     assert_eq!(run(&daemon, &["revoke", &key]).0, Some(0));
     wait_for("everything to be written", || unwritten(&daemon).is_empty().then_some(()));
+    daemon.assert_logged("the file is being written again");
     let log = daemon.log();
     let count = |text: &str| {
         log.lines().filter(|line| line.contains(text) && line.contains("revocations.jsonl")).count()
@@ -288,7 +289,7 @@ fn lost_list_is_refused_until_the_loss_is_accepted() {
     assert_eq!(accept(&directory), (Some(0), String::new()));
     let daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
-    assert!(daemon.log().contains("a loss of revocations has been accepted"), "{}", daemon.log());
+    daemon.assert_logged("a loss of revocations has been accepted");
     let trail = fs::read_to_string(directory.join("audit.jsonl")).expect("a trail");
     let uid = rustix::process::geteuid().as_raw();
     let event = format!("\"event\":\"lost_revocations_accepted\",\"by_uid\":{uid},");
@@ -314,11 +315,8 @@ fn lost_state_directory_is_said() {
     daemon.kill();
     fs::remove_dir_all(&state).expect("removes");
     let daemon = daemon.restart();
-    assert!(
-        daemon.log().contains("WARN") && daemon.log().contains("the state directory is new"),
-        "{}",
-        daemon.log()
-    );
+    daemon.assert_logged("the state directory is new");
+    daemon.assert_logged("WARN");
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn release_link_that_is_turned_is_taken_again_and_again() {
         replace(&daemon.setup.path(&format!("releases/{key}/keys.csv")), &export(&later));
         takes(&daemon, &later);
     }
-    assert!(daemon.log().contains("leads through another directory"), "{}", daemon.log());
+    daemon.assert_logged("leads through another directory");
 }
 
 #[test]

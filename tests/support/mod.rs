@@ -249,6 +249,15 @@ impl Daemon {
         self.child.as_ref().expect("running").id()
     }
 
+    /// The log has this text. It is written by a thread of its own, and can be behind what the daemon does.
+    pub fn assert_logged(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < deadline, "the log does not have {text:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.setup.path("log")).unwrap_or_default()
     }
