@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::message::Changes;
+use super::withheld::Withheld;
 
 /// What would come of a reload of a source. Nothing has been published.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,6 +16,9 @@ pub struct Check {
     /// What is wrong with its rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub findings: Option<Findings>,
+    /// Keys that a reload would put out of force because of rows that cannot be understood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Withheld>,
     /// What it would change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff: Option<Diff>,

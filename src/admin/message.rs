@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Check, Example};
+use super::withheld::Withheld;
 use crate::usage::Totals;
 
 /// Revocations in a status, at most.
@@ -204,6 +205,9 @@ pub struct Reload {
     /// The first of the keys whose access changes.
     #[serde(default, skip_serializing_if = "AccessExamples::is_empty")]
     pub examples: AccessExamples,
+    /// Keys that it has put out of force because of rows that cannot be understood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Withheld>,
     /// Why a reload was refused: for people, a line for each finding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -324,6 +328,9 @@ pub struct Status {
     /// The keys that would be served after a restart beside a bad source; `None`: none are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<LastGood>,
+    /// Keys that are out of force because of rows that cannot be understood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Withheld>,
     /// Files of the state directory that are not being written.
     #[serde(default)]
     pub unwritten: Vec<Unwritten>,

@@ -5,6 +5,7 @@ mod client;
 pub mod message;
 mod places;
 mod serve;
+pub mod withheld;
 
 pub use client::{AskError, ask, ask_within};
 pub use serve::{Operate, Peer, serve};

@@ -118,6 +118,9 @@ pub struct Reload<'a> {
     /// Some of the keys.
     #[serde(flatten)]
     pub examples: AccessExamples<'a>,
+    /// What rows that cannot be understood have put out of force.
+    #[serde(flatten)]
+    pub withheld: Withheld,
     /// Why it was refused, in a word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
@@ -129,6 +132,29 @@ pub struct Reload<'a> {
     pub findings: Option<u64>,
     /// How long it took.
     pub took_ms: u64,
+}
+
+/// Keys that a reload has put out of force because of rows that cannot be understood.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Withheld {
+    /// Rows that were set aside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bad_rows: Option<u64>,
+    /// Those of them whose hash cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable_rows: Option<usize>,
+    /// Keys that are disabled for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<usize>,
+    /// Some of them, by id.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub set_aside_keys: Vec<Box<str>>,
+    /// Keys from which a source that was refused has taken something away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taken_away: Option<usize>,
+    /// Some of them, by id.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub taken_away_keys: Vec<Box<str>>,
 }
 
 /// What became of the last good keys.

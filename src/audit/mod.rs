@@ -27,7 +27,7 @@ mod tests;
 
 pub use event::{
     AccessExamples, Changes, Event, LastGood, Listed, Peer, Place, Refused, Reload, Revocation, Socket,
-    Trigger,
+    Trigger, Withheld,
 };
 use refusals::Refusals;
 

@@ -35,6 +35,7 @@ mod status;
 mod streams;
 mod usage;
 mod verify;
+mod withheld;
 mod words;
 
 pub use exit::Exit;

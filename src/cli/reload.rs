@@ -8,6 +8,7 @@ use super::exit::{Exit, Failure};
 use super::key_change::{self, AccessCounts, KeyChange};
 use super::options::{AdminSocket, deadline};
 use super::streams::Streams;
+use super::withheld;
 use super::words::Count;
 use crate::admin::{self, message};
 
@@ -56,11 +57,13 @@ impl Reload {
             for line in examples(&outcome.examples) {
                 streams.print(line)?;
             }
+            withheld(outcome, streams);
             if let Some(stale) = &outcome.stale {
                 streams.note(format_args!("keyward: {stale}"));
             }
         } else {
             streams.note(outcome.error.as_deref().unwrap_or("the source was refused"));
+            withheld(outcome, streams);
             if let Some(changes) = outcome.changes {
                 streams.note(format_args!("it would change{}", changes_text(&changes)));
             }
@@ -75,6 +78,16 @@ impl Reload {
             });
         }
         Ok(if outcome.accepted && outcome.stale.is_none() { Exit::Done } else { Exit::Denied })
+    }
+}
+
+/// What rows that cannot be understood have put out of force, and what is wrong with them.
+fn withheld(outcome: &message::Reload, streams: &mut Streams<'_>) {
+    if let Some(withheld) = &outcome.withheld {
+        withheld::lines(withheld).into_iter().for_each(|line| streams.note(line));
+        for finding in &withheld.findings {
+            streams.note(format_args!("  line {}", withheld::Place(finding)));
+        }
     }
 }
 
@@ -143,6 +156,7 @@ mod tests {
             examples: message::AccessExamples::default(),
             error: error.map(str::to_owned),
             stale: None,
+            withheld: None,
             unchanged: false,
             revocations_agreed: 0,
             revocations_conflicting: 0,

@@ -12,6 +12,7 @@ use super::options::{AdminSocket, deadline};
 use super::reload::{missing, summary};
 use super::revoke::Named;
 use super::streams::Streams;
+use super::withheld;
 use super::words::{Ago, Count, Span};
 use crate::admin::{self, message};
 
@@ -117,6 +118,7 @@ impl fmt::Display for Readable<'_> {
             None => writeln!(f)?,
         }
         self.last_good(f)?;
+        self.withheld(f)?;
         self.reloads(f)?;
         self.unwritten(f)?;
         self.revocations(f)?;
@@ -148,6 +150,11 @@ impl Readable<'_> {
             writeln!(f, "last good    NOT USABLE: {why}")?;
         }
         Ok(())
+    }
+
+    fn withheld(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = self.0.withheld.as_ref().map(withheld::lines).unwrap_or_default();
+        lines.into_iter().try_for_each(|line| writeln!(f, "WITHHELD     {line}"))
     }
 
     fn reloads(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -295,6 +302,7 @@ mod tests {
             examples: message::AccessExamples::default(),
             error: None,
             stale: None,
+            withheld: None,
             unchanged: false,
             took_ms: 3,
             revocations_agreed: 0,
@@ -315,6 +323,7 @@ mod tests {
             configuration_refused: None,
             last_accepted: Some(reload),
             last_good: None,
+            withheld: None,
             revocations: Vec::new(),
             unwritten: Vec::new(),
             revocations_total: 0,

@@ -13,7 +13,7 @@ use serde::de::Deserializer;
 use super::path::{AbsolutePath, SocketPath};
 use super::plan::Plan;
 use super::text::{self, MAX_DURATION};
-use super::value::{Column, FileSize, LogFormat, LogLevel, NullTextList, Portion, SocketMode};
+use super::value::{BadRowAction, Column, FileSize, LogFormat, LogLevel, NullTextList, Portion, SocketMode};
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
 use crate::revocation::Keep;
@@ -30,6 +30,8 @@ const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 const POLL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
 /// Zero reads a changed file at once; more than a minute would hold up revocations.
 const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+/// Each of them is remembered while a source is read.
+const MAX_BAD_ROWS: u32 = 100_000;
 /// Compared with `poll` as well.
 const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
 
@@ -93,6 +95,10 @@ pub(super) struct Source {
     pub(super) max_reactivated: Portion,
     pub(super) max_loosened: Portion,
     pub(super) required: Vec<Field>,
+    pub(super) on_bad_row: BadRowAction,
+    #[serde(deserialize_with = "max_bad_rows")]
+    pub(super) max_bad_rows: Option<u32>,
+    pub(super) apply_takeaways_of_refused: bool,
     #[serde(deserialize_with = "max_staleness")]
     pub(super) max_staleness: Option<Duration>,
     pub(super) ignore: Vec<Column>,
@@ -178,6 +184,9 @@ impl Default for Source {
             max_reactivated: Portion::WIDE,
             max_loosened: Portion::WIDE,
             required: Vec::new(),
+            on_bad_row: BadRowAction::default(),
+            max_bad_rows: None,
+            apply_takeaways_of_refused: false,
             max_staleness: None,
             ignore: Vec::new(),
             null_texts: NullTextList::default(),
@@ -241,6 +250,10 @@ fn workers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D:
 
 fn max_connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     text::integer(deserializer, 1..=MAX_CONNECTIONS)
+}
+
+fn max_bad_rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    text::integer(deserializer, 1..=MAX_BAD_ROWS).map(Some)
 }
 
 fn busy_poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

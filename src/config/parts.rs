@@ -61,12 +61,21 @@ impl Config {
             format: self.source.format,
             layout: self.source.layout.clone(),
             plans: Arc::clone(&self.plans),
+            on_bad_row: self.source.on_bad_row,
         }
     }
 
     /// When it does, and what it believes.
     pub fn policy(&self) -> Policy {
-        let Source { poll, settle, max_shrink, max_reactivated, max_loosened, .. } = &self.source;
+        let Source {
+            poll,
+            settle,
+            max_shrink,
+            max_reactivated,
+            max_loosened,
+            apply_takeaways_of_refused,
+            ..
+        } = &self.source;
         Policy {
             poll: *poll,
             settle: *settle,
@@ -75,6 +84,7 @@ impl Config {
                 max_reactivated: max_reactivated.get(),
                 max_loosened: max_loosened.get(),
             },
+            take_away: *apply_takeaways_of_refused,
         }
     }
 }

@@ -7,12 +7,16 @@ use std::sync::Arc;
 use super::file::{self, File, Id};
 use super::path::{AbsolutePath, SocketPath, usable};
 use super::plan::Plan;
-use super::value::{Column, FileSize};
+use super::value::{BadRowAction, Column, FileSize};
 use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
 use crate::record::{Plans, PlansError};
+use crate::reload::OnBadRow;
 use crate::source::{Field, Format, Layout, LayoutError};
 use crate::state::Rotation;
 use crate::usage;
+
+/// Rows that are set aside, unless the configuration says how many: a tenant's odd texts, and not a broken export.
+const DEFAULT_MAX_BAD_ROWS: u32 = 100;
 
 /// Where a value came from, and so what an error about it names.
 #[derive(Clone, Copy)]
@@ -117,7 +121,8 @@ fn resolve_source(
             format!("{staleness} would pass between two polls: make it longer than source.poll ({poll})");
         return Err(wrong(file, "source.max_staleness", problem));
     }
-    let (path, format) = match (option, settings.path) {
+    let on_bad_row = on_bad_row(file, &settings)?;
+    let (path, format) = match (option, &settings.path) {
         // The file's format belongs to the file's path: a path that tells its own is believed first.
         (Some(path), _) => {
             let path = option_path(path, "--source")?;
@@ -132,7 +137,10 @@ fn resolve_source(
             let Some(format) = format else {
                 return Err(wrong(file, "source.path", no_format(&path.0)));
             };
-            (path.0, format)
+            if format == Format::Compiled {
+                refuse_for_compiled(file, &settings)?;
+            }
+            (path.0.clone(), format)
         }
         (None, None) => return Err(ConfigError::NoSource { file: file.map(Path::to_owned) }),
     };
@@ -147,8 +155,36 @@ fn resolve_source(
         max_reactivated: settings.max_reactivated,
         max_loosened: settings.max_loosened,
         max_staleness: settings.max_staleness,
+        on_bad_row,
+        apply_takeaways_of_refused: settings.apply_takeaways_of_refused,
         layout,
     })
+}
+
+fn on_bad_row(file: Option<&Path>, settings: &file::Source) -> Result<OnBadRow, ConfigError> {
+    match (settings.on_bad_row, settings.max_bad_rows) {
+        (BadRowAction::SetAside, max) => Ok(OnBadRow::SetAside { max: max.unwrap_or(DEFAULT_MAX_BAD_ROWS) }),
+        (BadRowAction::Refuse, None) => Ok(OnBadRow::Refuse),
+        (BadRowAction::Refuse, Some(_)) => {
+            let problem = "it bounds the rows that are set aside, and source.on_bad_row is \"refuse\": set that to \
+                           \"set-aside\", or leave this out";
+            Err(wrong(file, "source.max_bad_rows", problem))
+        }
+    }
+}
+
+/// `keyward compile` has refused the text for any row that cannot be understood.
+fn refuse_for_compiled(file: Option<&Path>, settings: &file::Source) -> Result<(), ConfigError> {
+    let setting = if settings.on_bad_row == BadRowAction::SetAside {
+        "source.on_bad_row"
+    } else if settings.apply_takeaways_of_refused {
+        "source.apply_takeaways_of_refused"
+    } else {
+        return Ok(());
+    };
+    let problem = "the source is a compiled snapshot, which has no rows that cannot be understood: keyward compile \
+                   refuses them. Serve the text itself, or leave this out";
+    Err(wrong(file, setting, problem))
 }
 
 fn no_format(path: &Path) -> String {

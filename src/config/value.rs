@@ -88,6 +88,26 @@ impl<'de> Deserialize<'de> for Portion {
     }
 }
 
+/// What a row does that cannot be understood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum BadRowAction {
+    #[default]
+    Refuse,
+    SetAside,
+}
+
+impl Text for BadRowAction {
+    const EXPECTED: &'static str = "\"refuse\" or \"set-aside\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "refuse" => Ok(Self::Refuse),
+            "set-aside" => Ok(Self::SetAside),
+            _ => Err(format!("{text:?} is not what can be done with a row: write {}", Self::EXPECTED)),
+        }
+    }
+}
+
 impl Text for Format {
     const EXPECTED: &'static str = "\"csv\" or \"jsonl\"";
 
@@ -257,7 +277,7 @@ impl Text for LogFormat {
     }
 }
 
-deserialize_text!(SocketMode, Format, Field, Column, NullText, FileSize, LogLevel, LogFormat);
+deserialize_text!(SocketMode, Format, Field, Column, NullText, FileSize, LogLevel, LogFormat, BadRowAction);
 
 #[cfg(test)]
 mod tests {

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::reload::compare;
-use crate::reload::load::Settling;
+use crate::reload::load::{FileRead, Settling};
 use crate::reload::room::Room;
-use crate::reload::{ATTEMPTS, Failure, Policy, Purpose, Running, Settings, SourceFile, Stale};
+use crate::reload::{
+    ATTEMPTS, Failure, Policy, Purpose, Running, SetAside, Settings, SourceFile, Stale, Taken,
+};
 use crate::snapshot::{Diff, Keys, Weighing};
 use crate::source::Format;
 
@@ -29,6 +31,8 @@ pub struct Preview {
     pub took: Duration,
     /// What would change; or why it cannot be read, or is wrong.
     pub result: Result<Judged, Failure>,
+    /// What a source that is refused would take away nevertheless.
+    pub taken: Option<Taken>,
 }
 
 /// A source that can be read, compared with what is there.
@@ -42,6 +46,8 @@ pub struct Judged {
     pub refused: Option<Failure>,
     /// That it would be too old to be served.
     pub stale: Option<Stale>,
+    /// Rows that would be set aside.
+    pub set_aside: Option<SetAside>,
 }
 
 impl Judged {
@@ -49,7 +55,7 @@ impl Judged {
     pub fn new(policy: &Policy, path: &Path, new: &Keys, old: Option<&Keys>, weighing: Weighing) -> Self {
         let diff = new.diff_from(old, weighing);
         let refused = policy.tolerance.check(path, &diff, old.map_or(0, Keys::len), new.len()).err();
-        Self { keys: new.len(), diff, refused, stale: None }
+        Self { keys: new.len(), diff, refused, stale: None, set_aside: None }
     }
 }
 
@@ -84,14 +90,15 @@ impl Running {
                 ..own.clone()
             },
         };
+        let mut taken = None;
         let result = settings.and_then(|settings| {
             let settling = Settling::new(settings.policy.settle);
-            let mut result = self.judge(&source, &settings, settling);
+            let mut result = self.judge(&source, &settings, settling, &mut taken);
             for _ in 1..ATTEMPTS {
                 if !matches!(result, Err(Failure::Changing { .. })) || settling.is_over() {
                     break;
                 }
-                result = self.judge(&source, &settings, settling);
+                result = self.judge(&source, &settings, settling, &mut taken);
             }
             result
         });
@@ -101,12 +108,26 @@ impl Running {
             serving: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
             took: start.elapsed(),
             result,
+            taken,
         }
     }
 
-    fn judge(&self, source: &SourceFile, settings: &Settings, settling: Settling) -> Result<Judged, Failure> {
+    fn judge(
+        &self,
+        source: &SourceFile,
+        settings: &Settings,
+        settling: Settling,
+        taken: &mut Option<Taken>,
+    ) -> Result<Judged, Failure> {
         let seed = getrandom::u64().map_err(Failure::Random)?;
-        let loaded = source.load_settled(seed, settling)?;
+        let loaded = match source.load_settled(seed, settling)? {
+            FileRead::Loaded(loaded) => loaded,
+            FileRead::Refused { failure, rows, .. } => {
+                let served = self.current.as_ref().filter(|_| settings.policy.take_away);
+                *taken = served.map(|served| self.weigh_takeaways(settings, &rows, served, false).1);
+                return Err(failure);
+            }
+        };
         compare::require(&Room::new(), &loaded.keys)
             .map_err(|shortage| Failure::Memory { path: source.path.to_path_buf(), shortage })?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
@@ -115,6 +136,7 @@ impl Running {
         let stranded = || self.guard_hashes(settings, &source.path, &loaded.keys).err();
         judged.refused = judged.refused.or_else(stranded);
         judged.stale = Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.rules);
+        judged.set_aside = loaded.set_aside;
         Ok(judged)
     }
 }

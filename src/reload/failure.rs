@@ -58,6 +58,17 @@ pub enum Failure {
     /// Rows are wrong.
     #[error("{0}")]
     Findings(Findings),
+    /// More rows are wrong than may be set aside.
+    #[error(
+        "{findings}\n{}",
+        too_many(findings, *max)
+    )]
+    TooManyBadRows {
+        /// What is wrong with them.
+        findings: Findings,
+        /// How many may be.
+        max: u32,
+    },
     /// A compiled file is not what it should be.
     #[error("{}: {error}", path.display())]
     Compiled {
@@ -138,6 +149,7 @@ impl Failure {
             Self::Unlinked { .. } => "unlinked",
             Self::Changing { .. } => "changing",
             Self::Findings(_) => "findings",
+            Self::TooManyBadRows { .. } => "bad_rows",
             Self::Compiled { .. } => "compiled",
             Self::Empty { .. } => "empty",
             Self::Guarded { refusals, .. } => refusals.first().map_or("guarded", Refusal::kind),
@@ -163,7 +175,7 @@ impl Failure {
             | Self::Guarded { path, .. }
             | Self::Stranded { path, .. }
             | Self::TooManyBuckets { path, .. } => of(path),
-            Self::Findings(findings) => {
+            Self::Findings(findings) | Self::TooManyBadRows { findings, .. } => {
                 let first = findings.kept().first();
                 let column = first.and_then(|first| match &first.column {
                     Some(Column::Numbered { number, .. }) | Some(Column::Byte(number)) => {
@@ -186,11 +198,25 @@ impl Failure {
         }
     }
 
-    /// How many rows are wrong, or texts in them.
-    pub fn findings(&self) -> Option<u64> {
+    /// What there is to be said beside the findings.
+    pub fn beside_findings(&self) -> Option<String> {
         match self {
-            Self::Findings(findings) => Some(findings.total()),
+            Self::Findings(_) => None,
+            Self::TooManyBadRows { findings, max } => Some(too_many(findings, *max)),
+            failure => Some(failure.to_string()),
+        }
+    }
+
+    /// What is wrong with its rows.
+    pub fn findings(&self) -> Option<&Findings> {
+        match self {
+            Self::Findings(findings) | Self::TooManyBadRows { findings, .. } => Some(findings),
             _ => None,
         }
     }
+}
+
+fn too_many(findings: &Findings, max: u32) -> String {
+    let (source, rows) = (findings.source(), findings.bad_rows());
+    format!("{source}: {rows} rows cannot be understood, and source.max_bad_rows lets {max} be set aside")
 }

@@ -44,6 +44,11 @@ const LOSSES: [AccessChange; 6] = [
     AccessChange::GainsScopes,
 ];
 
+/// Changes that [`Tolerance::max_reactivated`] bounds. Keys that were withheld because of rows that could not be understood
+/// are counted only: they return as soon as the export is mended.
+const RETURNS: [AccessChange; 3] =
+    [AccessChange::RevokedReturns, AccessChange::DisabledReturns, AccessChange::ExpiredReturns];
+
 /// Why the guard refuses a source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
@@ -72,30 +77,36 @@ impl Tolerance {
         let exceeding = |changes: &'static [AccessChange], always: usize, setting, max: f64, examples| {
             changes.iter().filter_map(move |change| {
                 let share = impact.share(*change);
-                let few = if max > 0.0 { always } else { 0 };
-                let exceeds = share.count > few && share.count as f64 > share.of as f64 * max;
-                exceeds.then(|| Refusal::Exceeds {
+                let first = first(examples);
+                exceeds(share, always, max).then_some(Refusal::Exceeds {
                     change: *change,
                     share,
                     setting,
                     max,
-                    first: first(examples),
+                    first,
                 })
             })
         };
         let lost = Some(impact.lost).filter(|lost| !lost.is_empty()).map(Refusal::Lost);
         let stopping =
             exceeding(&[AccessChange::Stops], ALWAYS_STOP, "max_shrink", self.max_shrink, &examples.stopping);
-        let starting = exceeding(
-            &AccessChange::STARTS,
-            always_widen,
-            "max_reactivated",
-            self.max_reactivated,
-            &examples.starting,
-        );
+        let starting =
+            exceeding(&RETURNS, always_widen, "max_reactivated", self.max_reactivated, &examples.starting);
         let loosened =
             exceeding(&LOSSES, always_widen, "max_loosened", self.max_loosened, &examples.loosened);
         lost.into_iter().chain(stopping).chain(starting).chain(loosened).collect()
+    }
+
+    /// Why so many keys may not be taken out of force by an export that was refused.
+    pub(super) fn refuses_takeaways(&self, share: Share) -> Option<Refusal> {
+        let (change, setting, max) = (AccessChange::Stops, "max_shrink", self.max_shrink);
+        exceeds(share, ALWAYS_STOP, max).then(|| Refusal::Exceeds {
+            change,
+            share,
+            setting,
+            max,
+            first: Vec::new(),
+        })
     }
 
     /// Whether the source, read from `path`, may take the place of `keys_before` keys.
@@ -119,6 +130,12 @@ impl Tolerance {
             }
         }
     }
+}
+
+/// Whether a share is larger than `max`; so few as `always` are never, unless none may be.
+fn exceeds(share: Share, always: usize, max: f64) -> bool {
+    let few = if max > 0.0 { always } else { 0 };
+    share.count > few && share.count as f64 > share.of as f64 * max
 }
 
 fn first(examples: &[Example]) -> Vec<Box<str>> {
@@ -170,6 +187,7 @@ fn words(change: AccessChange) -> &'static str {
         AccessChange::RevokedReturns => "revoked keys would work again",
         AccessChange::DisabledReturns => "disabled keys would work again",
         AccessChange::ExpiredReturns => "keys that have expired or are not valid yet would work",
+        AccessChange::WithheldReturns => "keys that were set aside or taken away would work again",
         AccessChange::LosesEnvironment => "keys with an environment would lose it or get another one",
         AccessChange::LosesNetworks => "keys with allowed_ips would admit more addresses",
         AccessChange::LosesOrigins => "keys with allowed_origins would admit more origins",

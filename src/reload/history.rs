@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::reload::{Failure, Stale};
+use crate::reload::{Failure, SetAside, Stale, Taken};
 use crate::snapshot::Diff;
 
 /// A reload that ended.
@@ -16,6 +16,8 @@ pub struct Outcome {
     pub took: Duration,
     /// What it did.
     pub result: Result<Accepted, Failure>,
+    /// What a source that was refused has taken away nevertheless.
+    pub taken: Option<Taken>,
 }
 
 /// A snapshot that is in force on every connection.
@@ -34,6 +36,9 @@ pub struct Accepted {
     pub stale: Option<Stale>,
     /// Revocations that it contradicts, and that stay in force.
     pub revocations_conflicting: usize,
+    /// Rows that were set aside.
+    #[serde(skip)]
+    pub set_aside: Option<Arc<SetAside>>,
 }
 
 /// What is known of reloads, for `keyward status`.
@@ -48,6 +53,8 @@ pub(super) struct Last {
     pub(super) buckets: u64,
     pub(super) source: Box<Path>,
     pub(super) configuration_refused: Option<String>,
+    pub(super) set_aside: Option<Arc<SetAside>>,
+    pub(super) taken: Option<Taken>,
 }
 
 impl History {
@@ -59,6 +66,8 @@ impl History {
             buckets: 0,
             source: source.into(),
             configuration_refused: None,
+            set_aside: None,
+            taken: None,
         };
         Self { last: Arc::new(Mutex::new(last)) }
     }
@@ -81,6 +90,16 @@ impl History {
     /// Where the keys come from.
     pub fn source(&self) -> Box<Path> {
         self.lock().source.clone()
+    }
+
+    /// Rows of the source that is served that were set aside.
+    pub fn set_aside(&self) -> Option<Arc<SetAside>> {
+        self.lock().set_aside.clone()
+    }
+
+    /// What refused sources have taken away since one was accepted.
+    pub fn taken(&self) -> Option<Taken> {
+        self.lock().taken.clone()
     }
 
     /// Token buckets in use.

@@ -13,8 +13,10 @@ use rustix::fs::{FileType, OFlags, Stat};
 use serde::{Deserialize, Serialize};
 
 use crate::record::{KeyRecord, Plans};
+use crate::reload::bad_rows::BadRows;
+use crate::reload::read::{self, Read};
 use crate::reload::room::Room;
-use crate::reload::{Failure, read};
+use crate::reload::{Failure, OnBadRow, SetAside};
 use crate::snapshot::{Builder, Keys, RowPolicies};
 use crate::source::{Format, Layout};
 
@@ -45,6 +47,8 @@ pub struct SourceFile {
     pub layout: Layout,
     /// The plans that its rows may name.
     pub plans: Arc<Plans>,
+    /// What a row that cannot be understood does.
+    pub on_bad_row: OnBadRow,
 }
 
 /// What tells one state of a file from another, without reading it.
@@ -70,6 +74,8 @@ pub struct Loaded {
     pub state: FileState,
     /// Unix second at which what is in it was written: a compiled file is as old as its source.
     pub written_at: u32,
+    /// Rows that were set aside, if there are any.
+    pub set_aside: Option<SetAside>,
 }
 
 /// The same with the table still open.
@@ -82,6 +88,21 @@ pub struct Built {
     pub state: FileState,
     /// As of [`Loaded`].
     pub written_at: u32,
+    bad_rows: Option<BadRows>,
+}
+
+/// A source that was read to its end.
+pub(super) enum FileRead {
+    Loaded(Loaded),
+    /// It is refused because of rows that cannot be understood.
+    Refused {
+        /// For what is wrong with them.
+        failure: Failure,
+        /// All others.
+        rows: Keys,
+        /// As of [`Loaded`].
+        state: FileState,
+    },
 }
 
 #[allow(clippy::unnecessary_cast, reason = "the widths of stat's fields differ between architectures")]
@@ -164,15 +185,15 @@ impl SourceFile {
     /// # Errors
     /// When it cannot be read, changes meanwhile, or has findings; never a part of it.
     pub fn load(&self, seed: u64) -> Result<Loaded, Failure> {
-        self.load_settled(seed, Settling::new(Duration::ZERO))
+        self.load_settled(seed, Settling::new(Duration::ZERO)).and_then(FileRead::accepted)
     }
 
     /// As [`load`](Self::load), of a file that has not been written to for `settle`. Waits for that, at most until `give_up`.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub(super) fn load_settled(&self, seed: u64, settling: Settling) -> Result<Loaded, Failure> {
-        self.build_settled(seed, settling, None, &mut |_| {}).map(Loaded::new)
+    pub(super) fn load_settled(&self, seed: u64, settling: Settling) -> Result<FileRead, Failure> {
+        self.build_settled(seed, settling, None, &mut |_| {}).map(FileRead::new)
     }
 
     /// As [`load`](Self::load), and shows `see` every row that is taken, with its line; those of a compiled file are counted.
@@ -180,7 +201,8 @@ impl SourceFile {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_seen(&self, seed: u64, see: &mut See<'_>) -> Result<Loaded, Failure> {
-        self.build(seed, Some(see), &mut |_| {}).map(Loaded::new)
+        let built = self.build_settled(seed, Settling::new(Duration::ZERO), Some(see), &mut |_| {})?;
+        FileRead::new(built).accepted()
     }
 
     /// As [`load_seen`](Self::load_seen), and leaves the table open. `progress` is told how many bytes have been read.
@@ -193,7 +215,11 @@ impl SourceFile {
         see: Option<&mut See<'_>>,
         progress: &mut Tell<'_>,
     ) -> Result<Built, Failure> {
-        self.build_settled(seed, Settling::new(Duration::ZERO), see, progress)
+        let mut built = self.build_settled(seed, Settling::new(Duration::ZERO), see, progress)?;
+        match built.bad_rows.take() {
+            Some(BadRows::Refuse(failure)) => Err(failure),
+            bad_rows => Ok(Built { bad_rows, ..built }),
+        }
     }
 
     fn build_settled(
@@ -220,10 +246,10 @@ impl SourceFile {
             // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
             let after = FileState::of_open(&file).map_err(io)?;
             if after == state {
-                let (builder, source_time) = read?;
+                let Read { builder, source_time, bad_rows } = read?;
                 let written_at = state.written_at();
                 let written_at = source_time.map_or(written_at, |source| source.min(written_at));
-                return Ok(Built { builder, file, state, written_at });
+                return Ok(Built { builder, file, state, written_at, bad_rows });
             }
             if !std::mem::take(&mut may_repeat) || !after.is_written_as(&state) {
                 return Err(Failure::Changing { path: self.path.to_path_buf() });
@@ -323,178 +349,30 @@ pub type See<'s> = dyn FnMut(u64, &KeyRecord<'_>) + 's;
 /// Is told how many bytes have been read.
 pub(crate) type Tell<'t> = dyn FnMut(u64) + Send + 't;
 
-impl Loaded {
-    fn new(Built { builder, file, state, written_at }: Built) -> Self {
+impl FileRead {
+    fn new(Built { builder, file, state, written_at, bad_rows }: Built) -> Self {
         let (keys, policies) = builder.finish_with_policies();
-        Self { keys, policies, file, state, written_at }
+        let set_aside = match bad_rows {
+            None => None,
+            Some(BadRows::SetAside(findings)) => Some(SetAside::of_source(&keys, findings)),
+            Some(BadRows::Refuse(failure)) => return Self::Refused { failure, rows: keys, state },
+        };
+        Self::Loaded(Loaded { keys, policies, file, state, written_at, set_aside })
+    }
+
+    pub(super) fn state(&self) -> FileState {
+        match self {
+            Self::Loaded(Loaded { state, .. }) | Self::Refused { state, .. } => *state,
+        }
+    }
+
+    pub(super) fn accepted(self) -> Result<Loaded, Failure> {
+        match self {
+            Self::Loaded(loaded) => Ok(loaded),
+            Self::Refused { failure, .. } => Err(failure),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
-    use std::time::SystemTime;
-
-    use super::*;
-
-    /// A file that was last written a moment before something else was done to it.
-    fn placed(ago: Duration) -> (tempfile::TempDir, SourceFile) {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("keys.csv");
-        std::fs::write(&path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");
-        let file = File::options().write(true).open(&path).expect("opens");
-        file.set_modified(SystemTime::now() - ago).expect("sets the time");
-        let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
-        (directory, SourceFile { path: path.into(), format, layout, plans })
-    }
-
-    #[test]
-    fn what_was_renamed_into_place_is_read_before_it_has_settled_and_taken_after_that() {
-        let settle = Duration::from_millis(400);
-        let (_directory, source) = placed(Duration::from_millis(100));
-        let state = FileState::of(&source.path).expect("a file");
-        assert!(state.is_placed() && state.unsettled(settle) <= TIME_GRANULARITY);
-        let loaded = source.load_settled(7, Settling::new(settle)).expect("loads");
-        assert_eq!((loaded.keys.len(), loaded.state), (1, state));
-        assert_eq!(state.unwritten(settle), Duration::ZERO, "nobody has written to it for so long");
-    }
-
-    /// Loads `source`, and does something whenever some of it has been read.
-    fn load_and(source: &SourceFile, mut meanwhile: impl FnMut() + Send) -> Result<Loaded, Failure> {
-        let settling = Settling::new(Duration::from_millis(200));
-        source.build_settled(7, settling, None, &mut |_| meanwhile()).map(Loaded::new)
-    }
-
-    #[test]
-    fn what_is_replaced_while_it_is_read_is_taken_as_it_was() {
-        let (directory, source) = placed(Duration::from_millis(100));
-        let state = FileState::of(&source.path).expect("a file");
-        let loaded = load_and(&source, || {
-            let new = directory.path().join("new.csv");
-            std::fs::write(&new, "something else").expect("writes");
-            std::fs::rename(&new, &source.path).expect("renames");
-        });
-        let loaded = loaded.expect("it was whole");
-        assert_eq!((loaded.keys.len(), loaded.state.inode), (1, state.inode));
-        assert!(
-            FileState::of(&source.path).is_some_and(|now| now != loaded.state),
-            "the new one is seen as new"
-        );
-    }
-
-    #[test]
-    fn what_is_written_to_while_it_is_read_is_not_taken_whatever_its_times_say() {
-        let rows = |number: u32| format!("key_hash,key_id\n{number:064x},k\n");
-        for restored in [true, false] {
-            let (_directory, source) = placed(Duration::from_millis(100));
-            let file = File::options().write(true).open(&source.path).expect("opens");
-            let modified = file.metadata().and_then(|metadata| metadata.modified()).expect("a time");
-            let mut number = 1;
-            let loaded = load_and(&source, || {
-                number += 1;
-                file.write_all_at(rows(number).as_bytes(), 0).expect("writes");
-                if restored {
-                    file.set_modified(modified).expect("sets the time");
-                }
-            });
-            assert!(matches!(loaded, Err(Failure::Changing { .. })), "restored: {restored}");
-        }
-    }
-
-    /// A source of so many rows at a path.
-    fn source(path: std::path::PathBuf) -> SourceFile {
-        let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
-        SourceFile { path: path.into(), format, layout, plans }
-    }
-
-    /// Does something at intervals until `work` is done, and says how long that took.
-    fn beside<T>(
-        interval: Duration,
-        mut storm: impl FnMut(u32) + Send,
-        work: impl FnOnce() -> T,
-    ) -> (T, Duration) {
-        let (done, is_done) = std::sync::mpsc::channel::<()>();
-        thread::scope(|scope| {
-            scope.spawn(move || {
-                for number in 2.. {
-                    storm(number);
-                    if is_done.recv_timeout(interval) != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                        break;
-                    }
-                }
-            });
-            let start = Instant::now();
-            let result = work();
-            drop(done);
-            (result, start.elapsed())
-        })
-    }
-
-    #[test]
-    fn source_that_is_replaced_all_the_time_is_loaded_without_delay() {
-        let settle = Duration::from_millis(50);
-        for interval in [0, 1, 10, 30] {
-            let (directory, source) = placed(Duration::from_millis(100));
-            let storm = |number: u32| {
-                let new = directory.path().join("new.csv");
-                std::fs::write(&new, format!("key_hash,key_id\n{number:064x},k\n")).expect("writes");
-                std::fs::rename(&new, &source.path).expect("renames");
-            };
-            let load = || source.load_settled(7, Settling::new(settle));
-            let (loaded, took) = beside(Duration::from_millis(interval), storm, || [load(), load(), load()]);
-            assert!(loaded.iter().all(Result::is_ok), "{interval} ms: {:?}", loaded[0].as_ref().err());
-            assert!(took < Duration::from_secs(4), "{interval} ms: {took:?}, and each takes some {settle:?}");
-        }
-    }
-
-    #[test]
-    fn writer_that_never_pauses_is_waited_for_only_so_long() {
-        let (_directory, source) = placed(Duration::from_millis(100));
-        let file = File::options().write(true).open(&source.path).expect("opens");
-        let storm = |number: u32| file.write_all_at(format!("{number}").as_bytes(), 0).expect("writes");
-        let settling = Settling {
-            settle: Duration::from_millis(200),
-            give_up: Instant::now() + Duration::from_millis(600),
-        };
-        let (loaded, took) = beside(Duration::from_millis(5), storm, || source.load_settled(7, settling));
-        let error = loaded.err().expect("it never holds still");
-        assert!(matches!(error, Failure::Changing { .. }), "{error}");
-        assert!(took < Duration::from_secs(4), "{took:?}");
-    }
-
-    #[test]
-    fn reload_of_unlinked_file_is_refused() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("keys.csv");
-        for has_other_link in [false, true] {
-            std::fs::write(&path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");
-            let open = File::open(&path).expect("opens");
-            // A path that goes on leading to the file, as one through a mount does.
-            let behind = source(format!("/proc/self/fd/{}", open.as_raw_fd()).into());
-            assert!(behind.load(7).is_ok());
-            if has_other_link {
-                std::fs::hard_link(&path, directory.path().join("other")).expect("links");
-            }
-            std::fs::remove_file(&path).expect("removes");
-            let error = behind.load(7).err().expect("it is refused").to_string();
-            assert!(
-                error.contains("deleted, or replaced by another") && error.contains("Mount the directory"),
-                "{error}"
-            );
-        }
-        let odd = source(directory.path().join("keys.csv (deleted)"));
-        std::fs::write(&odd.path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");
-        assert!(odd.load(7).is_ok(), "a name says nothing");
-    }
-
-    #[test]
-    fn what_is_written_in_place_has_to_settle_before_it_is_read() {
-        let settle = Duration::from_secs(3600);
-        let (_directory, source) = placed(Duration::from_millis(100));
-        let state = FileState::of(&source.path).expect("a file");
-        let written = FileState { changed: state.modified, ..state };
-        assert!(!written.is_placed() && written.unsettled(settle) > settle / 2);
-        let (_directory, old) = placed(Duration::from_secs(7200));
-        assert!(FileState::of(&old.path).expect("a file").unsettled(settle) <= TIME_GRANULARITY);
-    }
-}
+mod tests;

@@ -8,14 +8,13 @@
 //! answered together, by the next one, which begins after all of them did.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::audit::{self, Audit};
 use crate::clock::Clock;
@@ -24,11 +23,11 @@ use crate::publish::Publisher;
 use crate::record::Plans;
 use crate::revocation::{Keep, Revocations};
 use crate::rules::Rules;
-use crate::snapshot::{Diff, Kept, Keys, RowPolicies, Snapshot, Stamp, Weighing};
-use crate::source::Format;
+use crate::snapshot::{Diff, Keys, Snapshot, Weighing};
 use crate::state::Generations;
 use crate::systemd;
 
+mod bad_rows;
 mod check;
 mod compare;
 mod failure;
@@ -42,31 +41,32 @@ mod read;
 mod report;
 mod room;
 mod stale;
+mod swap;
+mod takeaways;
 #[cfg(test)]
 mod tests;
 mod trigger;
 mod watch;
 
+pub use bad_rows::{OnBadRow, SetAside};
 pub use check::{Asked, Judged, Preview};
 pub use failure::Failure;
 pub use guard::{Refusal, Tolerance, counts};
 pub use history::{Accepted, History, Outcome};
 pub use last_good::LastGood;
 pub use load::{Built, FileState, Loaded, See, SourceFile};
-use load::{Settling, TIME_GRANULARITY};
+use load::{FileRead, Settling, TIME_GRANULARITY};
 pub use peppers::Counted;
 use room::Room;
 pub use room::Shortage;
 pub use stale::Stale;
+pub use takeaways::Taken;
 use trigger::{Batch, Cause, changes};
 pub use trigger::{Trigger, triggers};
 use watch::Watch;
 
 /// How often a file is read that changes meanwhile, before that is the outcome. Each time it is waited for first.
 const ATTEMPTS: usize = 3;
-
-/// Seconds by which a source may seem to have been written in the future without a warning: clocks of hosts differ.
-const CLOCK_SKEW: u32 = 5;
 
 /// The reload thread's side: everything that a reload needs.
 pub struct Reloader {
@@ -130,6 +130,8 @@ pub struct Policy {
     pub settle: Duration,
     /// How far it may change access.
     pub tolerance: Tolerance,
+    /// Whether an export that is refused for rows that cannot be understood takes effect as far as it takes access away.
+    pub take_away: bool,
 }
 
 /// Where keys come from that are published.
@@ -157,6 +159,12 @@ struct Running {
     retired: Option<Arc<Snapshot>>,
     /// The last good keys, if they were read in this reload: to judge the source by, or to be served.
     recovered: Option<last_good::Recovered>,
+    /// Rows of a source that was refused in this reload for others that cannot be understood.
+    refused_rows: Option<Keys>,
+    /// What refused sources have taken away since one was accepted.
+    taken_away: last_good::TakenAway,
+    /// Rows of the source that is served that were set aside.
+    set_aside: Option<Arc<SetAside>>,
     /// The plans with which they could not be read.
     unusable_with: Option<Arc<Plans>>,
     /// Checks that wait until no reload does. As many as there can be connections to the admin socket.
@@ -168,6 +176,7 @@ impl Reloader {
     pub fn run(self, trigger: SyncSender<Trigger>, triggers: &Receiver<Trigger>, ready: impl FnOnce()) {
         let noticed = Arc::new(AtomicBool::new(false));
         let watch = Watch::new(&self.settings.source.path, changes(trigger, Arc::clone(&noticed)));
+        let taken_away = self.last_good.as_ref().map(LastGood::taken_away).unwrap_or_default();
         let mut running = Running {
             reloader: self,
             generation: 0,
@@ -178,6 +187,9 @@ impl Reloader {
             watch,
             waiting: Batch::default(),
             recovered: None,
+            refused_rows: None,
+            taken_away,
+            set_aside: None,
             unusable_with: None,
             checks: VecDeque::new(),
         };
@@ -267,7 +279,7 @@ impl Running {
             Ok(self.reloader.settings.clone())
         };
         let seen = self.seen;
-        let mut is_other = false;
+        let (mut is_other, mut taken) = (false, None);
         let result = settings.and_then(|settings| {
             is_other = settings != self.reloader.settings;
             let settling = Settling::new(settings.policy.settle);
@@ -279,6 +291,7 @@ impl Running {
                 result = self.try_reload(&settings, settling, cause.force);
             }
             let fell_back = result.as_ref().is_err_and(|failure| self.serve_last_good(&settings, failure));
+            taken = self.take_away(&settings, cause.force);
             // The configuration is taken with the keys that were read by it, or not at all.
             if result.is_ok() || fell_back {
                 self.reloader.settings = settings;
@@ -292,7 +305,7 @@ impl Running {
             // As if it had not been looked at: the next comparison tries again.
             self.seen = None;
         }
-        let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result });
+        let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result, taken });
         if outcome.result.is_ok() {
             self.join(&mut cause, triggers);
         }
@@ -345,9 +358,17 @@ impl Running {
         // Before the reading: what changes from here on is seen as a change.
         self.seen = FileState::of(&source.path);
         let seed = getrandom::u64().map_err(Failure::Random)?;
-        let loaded = source.load_settled(seed, settling)?;
+        self.refused_rows = None;
+        let read = source.load_settled(seed, settling)?;
         // What was read, and not what was at the path a moment before: a link may have been turned between the two.
-        self.seen = Some(loaded.state);
+        self.seen = Some(read.state());
+        let loaded = match read {
+            FileRead::Loaded(loaded) => loaded,
+            FileRead::Refused { failure, rows, .. } => {
+                self.refused_rows = Some(rows).filter(|_| settings.policy.take_away);
+                return Err(failure);
+            }
+        };
         let served = self.current.clone();
         let weighing = self.weighing(settings);
         let short = |shortage| Failure::Memory { path: source.path.to_path_buf(), shortage };
@@ -357,11 +378,13 @@ impl Running {
             true => None,
             false => self.guard(settings, &loaded, &diff)?,
         };
-        let Loaded { keys, state, file, policies, written_at } = loaded;
+        let Loaded { keys, state, file, policies, written_at, set_aside } = loaded;
         let diff = since_last_good.unwrap_or(diff);
         let accepted = self.publish(settings, keys, written_at, (diff, &kept), Origin::Source)?;
         self.keep(settings, state, file, policies);
-        Ok(accepted)
+        self.forget_taken_away();
+        self.set_aside = set_aside.map(Arc::new);
+        Ok(Accepted { set_aside: self.set_aside.clone(), ..accepted })
     }
 
     /// How a source that is read by `settings` is compared with what is served.
@@ -386,90 +409,5 @@ impl Running {
         };
         self.guard_hashes(settings, path, &loaded.keys)?;
         Ok(since_last_good)
-    }
-
-    /// Records the source that is accepted, and has the keys in force kept for the next start.
-    fn keep(&self, settings: &Settings, state: FileState, file: File, policies: RowPolicies) {
-        if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
-            let source = &settings.source;
-            last_good.record_accepted(state, source, &settings.rules);
-            last_good.keep(last_good::Job {
-                snapshot: Arc::clone(snapshot),
-                policies,
-                compiled: (source.format == Format::Compiled).then_some(file),
-                source: source.path.display().to_string(),
-                state,
-                reading: last_good::reading(source),
-                accepted_at: self.reloader.clock.now().unix,
-            });
-        }
-    }
-
-    /// Claims buckets, swaps, waits until every worker has left the old snapshot, and settles the buckets.
-    fn publish(
-        &mut self,
-        settings: &Settings,
-        keys: Keys,
-        written_at: u32,
-        (diff, kept): (Diff, &Kept<'_>),
-        origin: Origin,
-    ) -> Result<Accepted, Failure> {
-        let needed = keys.publishing_bytes(&diff, self.current.as_deref());
-        let room = Room::new().require(needed, keys.publishing_heaps());
-        let path = || settings.source.path.to_path_buf();
-        room.map_err(|shortage| Failure::Memory { path: path(), shortage })?;
-        let generation = self.reloader.generations.next_number();
-        let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
-            &mut self.reloader;
-        // A source that says the same time as the one before has been served since then: reading it again makes it no younger.
-        let loaded = match self.current.as_deref().map(Snapshot::stamp) {
-            Some(before) if before.source_time == written_at => before.loaded,
-            _ => clock.now().ticks,
-        };
-        let ahead_s = written_at.saturating_sub(clock.now().unix);
-        if settings.rules.max_staleness.is_some() && ahead_s > CLOCK_SKEW {
-            warn!(
-                ahead_s,
-                "the source was written in the future: is a clock wrong? For max_staleness its age is counted from now"
-            );
-        }
-        // Held until they are settled: whoever saves balances sees none that is on its way from one slot to another.
-        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut claim = ledger.claim(limiter);
-        let snapshot = keys
-            .publishable_after(
-                &mut claim,
-                kept,
-                Stamp { generation, source_time: written_at, loaded, rules: Arc::clone(&settings.rules) },
-            )
-            .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
-        let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.rules);
-        let mut accepted = Accepted {
-            generation,
-            keys: snapshot.len(),
-            diff,
-            revocations_agreed: 0,
-            revocations_conflicting: 0,
-            stale,
-        };
-
-        let settlement = claim.commit();
-        let snapshot = Arc::new(snapshot);
-        let epoch = revocations.publish(publisher, Arc::clone(&snapshot)).epoch;
-        self.generation = generation;
-        let old = self.current.replace(Arc::clone(&snapshot));
-        runtime.block_on(publisher.epochs().passed(epoch));
-        audit.in_force(generation);
-        // What has been in force before says nothing new.
-        if origin == Origin::Source {
-            let settled = revocations.settle(&snapshot, settings.keep_revocations, audit);
-            accepted.revocations_agreed = settled.dropped;
-            accepted.revocations_conflicting = settled.conflicts;
-        }
-
-        let buckets = old.iter().flat_map(|old| old.buckets());
-        ledger.settle(limiter, settlement, buckets, clock.now().ticks);
-        self.retired = old;
-        Ok(accepted)
     }
 }

@@ -12,11 +12,12 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::record::KeyRecord;
+use crate::reload::bad_rows::BadRows;
 use crate::reload::fan;
 use crate::reload::load::{See, Tell};
 use crate::reload::room::{HEAP, Room, Shortage, THREAD};
@@ -55,6 +56,16 @@ pub(super) struct Source<'s> {
     pub(super) room: Room,
 }
 
+/// A file that was read.
+pub(super) struct Read {
+    /// Its rows, but for those that cannot be understood; if these are set aside, their keys, disabled.
+    pub(super) builder: Builder,
+    /// The Unix second at which it was a source, if that is in the file itself.
+    pub(super) source_time: Option<u32>,
+    /// What has come of rows that cannot be understood.
+    pub(super) bad_rows: Option<BadRows>,
+}
+
 /// Tells how far the reading has come.
 struct Told<'t, R> {
     input: R,
@@ -62,7 +73,7 @@ struct Told<'t, R> {
     tell: &'t mut Tell<'t>,
 }
 
-impl<R: Read> Read for Told<'_, R> {
+impl<R: io::Read> io::Read for Told<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let bytes = self.input.read(buffer)?;
         self.read += bytes as u64;
@@ -97,7 +108,7 @@ struct WhileRoom<'r, R> {
     shortage: &'r RefCell<Option<Shortage>>,
 }
 
-impl<R: Read> Read for WhileRoom<'_, R> {
+impl<R: io::Read> io::Read for WhileRoom<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &*self.shortage.borrow() {
             Some(shortage) => Err(shortage.clone().into()),
@@ -107,17 +118,16 @@ impl<R: Read> Read for WhileRoom<'_, R> {
 }
 
 impl Source<'_> {
-    /// The table, and the Unix second at which it was a source if that is in the file itself.
-    pub(super) fn read(
-        &self,
-        see: Option<&mut See<'_>>,
-        progress: &mut Tell<'_>,
-    ) -> Result<(Builder, Option<u32>), Failure> {
+    /// Reads it to its end.
+    ///
+    /// # Errors
+    /// When it cannot be read. Rows that cannot be understood are none.
+    pub(super) fn read(&self, see: Option<&mut See<'_>>, progress: &mut Tell<'_>) -> Result<Read, Failure> {
         if self.origin.format == Format::Compiled {
             let (builder, source_time) = self.compiled(progress).map_err(|error| self.damaged(error))?;
             self.require(&builder)?;
             see.into_iter().for_each(|see| builder.records(see));
-            return Ok((builder, Some(source_time)));
+            return Ok(Read { builder, source_time: Some(source_time), bad_rows: None });
         }
         // What it will take for sure: better refused now than half way.
         let table = Builder::bytes_for(self.expected());
@@ -127,7 +137,7 @@ impl Source<'_> {
         // One thread needs less. It is slower, and takes the keys.
         if threads > 1 && self.room.require(table, (threads + 1) * (THREAD + HEAP)).is_ok() {
             match self.in_pieces(&mut input, threads) {
-                Ok(builder) => return Ok((builder, None)),
+                Ok(builder) => return Ok(Read { builder, source_time: None, bad_rows: None }),
                 Err(Stop::Io(error)) => return Err(self.unreadable(error)),
                 Err(Stop::Wrong) => {
                     (&*self.file).seek(SeekFrom::Start(0)).map_err(|error| self.unreadable(error))?;
@@ -136,7 +146,7 @@ impl Source<'_> {
             }
         }
         let mut nobody = |_: u64, _: &KeyRecord<'_>| {};
-        self.in_order(input, see.unwrap_or(&mut nobody)).map(|builder| (builder, None))
+        self.in_order(input, see.unwrap_or(&mut nobody))
     }
 
     /// A compiled file has no columns: what is required has to have a value in some row.
@@ -181,9 +191,10 @@ impl Source<'_> {
     }
 
     /// Row by row.
-    fn in_order(&self, input: impl Read, see: &mut See<'_>) -> Result<Builder, Failure> {
+    fn in_order(&self, input: impl io::Read, see: &mut See<'_>) -> Result<Read, Failure> {
         let mut builder = self.builder(self.expected().min(MAX_ROOM));
-        let mut findings = Findings::new(self.origin.path.display().to_string());
+        let SourceFile { path, format, layout, on_bad_row, .. } = self.origin;
+        let mut findings = Findings::new(path.display().to_string()).keeping_bad_rows(on_bad_row.kept());
         let shortage = RefCell::new(None);
         let mut rows: u64 = 0;
         let mut sink = |line: u64, record: &KeyRecord<'_>| {
@@ -202,21 +213,18 @@ impl Source<'_> {
             see(line, record);
             Ok(())
         };
-        let SourceFile { format, layout, .. } = self.origin;
         let input = WhileRoom { input, shortage: &shortage };
         let read = source::read(input, *format, layout, &mut sink, &mut findings);
         if let Some(shortage) = shortage.take() {
             return Err(self.unreadable(shortage.into()));
         }
         read.map_err(|error| self.unreadable(error))?;
-        if !findings.is_empty() {
-            return Err(Failure::Findings(findings));
-        }
-        Ok(builder)
+        let bad_rows = on_bad_row.judge(findings, &mut builder)?;
+        Ok(Read { builder, source_time: None, bad_rows })
     }
 
     /// Piece by piece, by several threads.
-    fn in_pieces(&self, input: impl Read + Send, threads: usize) -> Result<Builder, Stop> {
+    fn in_pieces(&self, input: impl io::Read + Send, threads: usize) -> Result<Builder, Stop> {
         let mut bulk = self.builder(0).in_bulk(self.expected());
         let mut splitter = Splitter::new(input, self.origin.format);
         let mut next = || match splitter.next_piece() {

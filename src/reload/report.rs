@@ -7,8 +7,9 @@ use tracing::{debug, error, info, warn};
 use crate::audit::{self, Event};
 use crate::record::Quoted;
 use crate::reload::trigger::Cause;
-use crate::reload::{Accepted, Failure, Outcome, Running, counts};
+use crate::reload::{Accepted, Failure, Outcome, Running, SetAside, Taken, counts};
 use crate::snapshot::{Diff, Example};
+use crate::source::Findings;
 use crate::systemd;
 
 /// Keys that the log and the audit trail name: enough to find out what they have in common.
@@ -24,6 +25,53 @@ fn diff(outcome: &Outcome) -> Option<&Diff> {
         Ok(accepted) => Some(&accepted.diff),
         Err(failure) => failure.diff(),
     }
+}
+
+/// What a reload has put out of force because of rows that cannot be understood.
+fn withheld(outcome: &Outcome) -> audit::Withheld {
+    let set_aside = outcome.result.as_ref().ok().and_then(|accepted| accepted.set_aside.as_deref());
+    let taken = outcome.taken.as_ref();
+    let few = |ids: &[Box<str>]| ids.iter().take(NAMED).cloned().collect();
+    audit::Withheld {
+        bad_rows: set_aside.map(|set_aside| set_aside.rows),
+        unreadable_rows: set_aside.map(|set_aside| set_aside.unreadable),
+        set_aside: set_aside.map(|set_aside| set_aside.keys),
+        set_aside_keys: set_aside.map(|set_aside| few(&set_aside.first)).unwrap_or_default(),
+        taken_away: taken.map(|taken| taken.added),
+        taken_away_keys: taken.map(|taken| few(&taken.first)).unwrap_or_default(),
+    }
+}
+
+fn warn_of_set_aside(set_aside: &SetAside) {
+    let SetAside { rows, unreadable, keys, first, findings } = set_aside;
+    let finding =
+        findings.as_ref().and_then(|findings| findings.kept().first().map(|first| (findings, first)));
+    let finding = finding.map(|(findings, first)| first.display(findings.source()).to_string());
+    warn!(
+        rows,
+        unreadable,
+        keys_disabled = keys,
+        keys = listed(first),
+        finding,
+        "rows of the source cannot be understood: they are SET ASIDE, and their keys are disabled"
+    );
+}
+
+fn warn_of_taken(Taken { added, first, total, refused }: &Taken) {
+    match refused {
+        Some(refused) => warn!(reason = refused, "nothing of the refused source is taken away"),
+        None if *added == 0 => {}
+        None => warn!(
+            keys = listed(first),
+            added,
+            total,
+            "the refused source TAKES AWAY: what it revokes, disables or expires is, until a source is accepted"
+        ),
+    }
+}
+
+fn listed(ids: &[Box<str>]) -> String {
+    ids.iter().take(NAMED).map(|key_id| Quoted(key_id).to_string()).collect::<Vec<_>>().join(", ")
 }
 
 impl Running {
@@ -65,8 +113,9 @@ impl Running {
             changes,
             examples: examples.unwrap_or_default(),
             reason: refused.map(Failure::kind),
+            withheld: withheld(outcome),
             place: refused.and_then(Failure::place),
-            findings: refused.and_then(Failure::findings),
+            findings: refused.and_then(Failure::findings).map(Findings::total),
             took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
         }));
     }
@@ -81,6 +130,7 @@ impl Running {
                 revocations_agreed,
                 stale,
                 revocations_conflicting,
+                set_aside,
             }) => {
                 info!(
                     generation,
@@ -103,6 +153,7 @@ impl Running {
                     let keys = keys.map(|key_id| Quoted(key_id).to_string()).collect::<Vec<_>>().join(", ");
                     warn!(generation, keys, "the source widens access: {counts}");
                 }
+                set_aside.iter().for_each(|set_aside| warn_of_set_aside(set_aside));
                 match stale {
                     Some(stale) => {
                         error!("{stale}");
@@ -115,6 +166,7 @@ impl Running {
             Err(failure) => {
                 let serving = self.generation;
                 error!(error = %failure, serving_generation = serving, "source refused");
+                outcome.taken.iter().for_each(warn_of_taken);
                 systemd::status(&format!("source refused, serving generation {serving}: {failure}"));
             }
         }
@@ -122,7 +174,9 @@ impl Running {
             warn!("no keys are loaded: every request is answered NOT_READY");
         }
         let buckets = self.reloader.ledger.lock().unwrap_or_else(PoisonError::into_inner).in_use();
+        let taken = self.all_taken(outcome.taken.as_ref());
         let mut last = self.reloader.history.lock();
+        (last.set_aside, last.taken) = (self.set_aside.clone(), taken);
         last.buckets = buckets;
         last.source = self.reloader.settings.source.path.clone();
         if outcome.result.is_ok() {

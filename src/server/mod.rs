@@ -57,7 +57,7 @@ mod start;
 mod worker;
 
 pub use listener::ListenError;
-pub use preview::diff;
+pub use preview::{diff, withheld};
 pub use signals::Signals;
 
 /// Descriptors that are not connections: sockets, the admin socket's peers, epoll, inotify, the source, logs, and room to spare.

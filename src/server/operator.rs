@@ -25,6 +25,7 @@ use crate::reload::{Asked, History, LastGood, Outcome, Trigger};
 use crate::revocation::{Change, Durability, Record, Refused, Revocations, Target};
 use crate::server::accept::Refusals;
 use crate::server::listening::Listening;
+use crate::server::preview::withheld;
 use crate::server::worker::Worker;
 use crate::state::WriteHealth;
 use crate::usage::{Question, Usage};
@@ -284,6 +285,7 @@ impl Operator {
             configuration_refused: self.history.configuration_refused(),
             last_accepted: self.history.last_accepted().map(|outcome| self.report(&outcome)),
             last_good: self.last_good.as_ref().map(last_good),
+            withheld: withheld(self.history.set_aside().as_deref(), self.history.taken().as_ref()),
             unwritten: self.unwritten(),
             revocations,
             revocations_total,
@@ -321,6 +323,7 @@ impl Operator {
                 keys: accepted.keys,
                 changes: Some((&accepted.diff).into()),
                 examples: (&accepted.diff.examples).into(),
+                withheld: withheld(accepted.set_aside.as_deref(), None),
                 error: None,
                 stale: accepted.stale.as_ref().map(ToString::to_string),
                 unchanged: accepted.diff.is_unchanged(),
@@ -335,6 +338,7 @@ impl Operator {
                 keys,
                 changes: failure.diff().map(Into::into),
                 examples: failure.diff().map(|diff| (&diff.examples).into()).unwrap_or_default(),
+                withheld: withheld(None, outcome.taken.as_ref()),
                 error: Some(failure.to_string()),
                 stale: None,
                 unchanged: false,

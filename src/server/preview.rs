@@ -2,7 +2,8 @@
 
 use crate::admin::check::{Check, Diff, Difference, Example, Examples, Finding, Findings};
 use crate::admin::message::{AccessExamples, Changes};
-use crate::reload::{Failure, Judged, Preview};
+use crate::admin::withheld::Withheld;
+use crate::reload::{Failure, Judged, Preview, SetAside, Taken};
 use crate::snapshot;
 use crate::source::{self, Column};
 
@@ -11,24 +12,46 @@ const MAX_ACCESS_EXAMPLES: usize = 3;
 
 impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
-        let Preview { source, generation, serving, took, result } = preview;
-        let findings = match result {
-            Err(Failure::Findings(findings)) => Some(findings.into()),
-            _ => None,
-        };
+        let Preview { source, generation, serving, took, result, taken } = preview;
+        let findings = result.as_ref().err().and_then(Failure::findings).map(Into::into);
+        let set_aside = result.as_ref().ok().and_then(|judged| judged.set_aside.as_ref());
         Self {
             source: source.display().to_string(),
             error: result.as_ref().err().map(ToString::to_string),
             findings,
+            withheld: withheld(set_aside, taken.as_ref()),
             diff: result.as_ref().ok().map(|judged| diff(judged, *generation, *serving)),
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }
 
+/// What rows that cannot be understood put out of force; `None`: nothing.
+pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<Withheld> {
+    let texts = |ids: &[Box<str>]| ids.iter().map(|key_id| key_id.to_string()).collect();
+    let mut withheld = Withheld::default();
+    if let Some(SetAside { rows, findings, unreadable, keys, first }) = set_aside {
+        let findings = findings.iter().flat_map(|findings| findings.kept());
+        withheld = Withheld {
+            bad_rows: *rows,
+            unreadable_rows: *unreadable,
+            set_aside: *keys,
+            set_aside_keys: texts(first),
+            findings: findings.map(Finding::from).collect(),
+            ..withheld
+        };
+    }
+    if let Some(Taken { added, first, refused, total: _ }) = taken {
+        withheld.taken_away = *added;
+        withheld.taken_away_keys = texts(first);
+        withheld.takeaways_refused = refused.clone();
+    }
+    (withheld != Withheld::default()).then_some(withheld)
+}
+
 /// What putting `judged` in the place of `serving` keys would do; they are those of `generation`, or of a file.
 pub fn diff(judged: &Judged, generation: u64, serving: usize) -> Diff {
-    let Judged { keys, diff, refused, stale } = judged;
+    let Judged { keys, diff, refused, stale, set_aside: _ } = judged;
     Diff {
         accepted: refused.is_none(),
         refused: refused.as_ref().map(ToString::to_string),

@@ -11,11 +11,12 @@ use crate::record::{Digest, Fields, KeyRecord};
 use crate::snapshot::IdHasher;
 use crate::snapshot::build::{Builder, RowError};
 use crate::snapshot::bulk::Bulk;
-use crate::snapshot::entry::{Entry, Identity, StatusByte};
+use crate::snapshot::entry::{Entry, Identity};
 use crate::snapshot::index::Probe;
 use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::kept::WINDOW;
 use crate::snapshot::peppers::PepperByte;
+use crate::snapshot::status::{End, StatusByte};
 
 /// Takes records and makes a [`Batch`] of them.
 pub struct Gather {
@@ -103,7 +104,7 @@ impl Gather {
             digest: record.hash,
             identity,
             not_before: record.not_before,
-            expires_at: record.expires_at,
+            expires_at: End::new(record.expires_at),
             owner: 0,
             policy,
             buckets: 0,

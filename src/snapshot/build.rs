@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use crate::memory::{self, Huge, HugeText, HugeVec};
 use crate::record::{Digest, Fields, KeyRecord, Plans, UnknownPlan, on_top};
-use crate::snapshot::entry::{Entry, Identity, StatusByte};
+use crate::snapshot::entry::{Entry, Identity};
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::lines::Lines;
 use crate::snapshot::peppers::PepperByte;
 use crate::snapshot::policy::Policy;
+use crate::snapshot::status::{End, StatusByte};
 use crate::snapshot::{IdHasher, same_digest};
 
 /// Bytes that a key id and an owner are assumed to have, when room is made for them. Too few are grown; what is too much is
@@ -143,7 +144,7 @@ impl Builder {
             digest: record.hash,
             identity,
             not_before: record.not_before,
-            expires_at: record.expires_at,
+            expires_at: End::new(record.expires_at),
             owner,
             policy,
             buckets: first,
@@ -192,7 +193,7 @@ impl Builder {
                     plan: &policy.plan,
                     status: entry.status.of_row(),
                     not_before: entry.not_before,
-                    expires_at: entry.expires_at,
+                    expires_at: entry.expires_at.get(),
                     scopes: Arc::clone(&policy.scopes),
                     allowed_ips: policy.ips.clone(),
                     allowed_origins: policy.origins.clone(),

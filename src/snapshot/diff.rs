@@ -13,6 +13,7 @@ use crate::snapshot::entry::Entry;
 use crate::snapshot::example::{Difference, Example, Examples, MAX_EXAMPLES};
 use crate::snapshot::impact::{Impact, KeyImpact, Matched, PolicyPair, works};
 use crate::snapshot::kept::{Found, Kept, WINDOW};
+use crate::snapshot::status::StatusByte;
 use crate::snapshot::{IdHasher, Keys, Snapshot};
 
 /// How many keys a reload adds, removes and changes.
@@ -227,7 +228,8 @@ impl Comparison<'_> {
             is_renamed: before.key_id() != after.key_id(),
             has_other_owner: before.owner() != after.owner(),
             works: works(after.entry, now),
-            expires_at: after.entry.expires_at,
+            expires_at: after.entry.expires_at.get(),
+            is_set_aside: after.entry.status.is_set_aside(),
         });
         let KeyImpact { stops, starts, loosened } = diff.impact.add(before.entry, matched, now, self.missing);
         let example = || match after {
@@ -273,12 +275,14 @@ impl<'k> Row<'k> {
 
     fn changed_to(self, after: Row<'_>) -> Example {
         let [old, new] = [self.entry, after.entry];
-        let times =
-            [("not_before", old.not_before, new.not_before), ("expires_at", old.expires_at, new.expires_at)];
+        let times = [
+            ("not_before", old.not_before, new.not_before),
+            ("expires_at", old.expires_at.get(), new.expires_at.get()),
+        ];
         let texts = [
             ("key_id", self.key_id(), after.key_id()),
             ("owner", self.owner(), after.owner()),
-            ("status", name(old.status.of_row()), name(new.status.of_row())),
+            ("status", name(&old.status), name(&new.status)),
         ];
         let texts = texts.into_iter().filter(|(_, before, after)| before != after);
         let mut differences: Vec<_> =
@@ -296,8 +300,9 @@ impl<'k> Row<'k> {
     }
 }
 
-fn name(status: Status) -> &'static str {
-    match status {
+fn name(status: &StatusByte) -> &'static str {
+    match status.of_row() {
+        _ if status.is_set_aside() => "set aside",
         Status::Active => "active",
         Status::Disabled => "disabled",
         Status::Revoked => "revoked",
@@ -341,7 +346,7 @@ impl Policies {
 
 /// Whether two rows of one hash say the same, their policies apart.
 fn same_row(a: Row<'_>, b: Row<'_>) -> bool {
-    let times = |row: Row<'_>| (row.entry.status.of_row(), row.entry.not_before, row.entry.expires_at);
+    let times = |row: Row<'_>| (row.entry.status.code(), row.entry.not_before, row.entry.expires_at.get());
     times(a) == times(b)
         && a.key_id() == b.key_id()
         && a.owner() == b.owner()

@@ -1,12 +1,12 @@
 //! A key in one cache line.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use zerocopy::FromZeros;
 
-use crate::record::{Digest, MAX_KEY_ID, MAX_OWNER, Status};
+use crate::record::{Digest, MAX_KEY_ID, MAX_OWNER};
 use crate::snapshot::peppers::PepperByte;
+use crate::snapshot::status::{End, StatusByte};
 
 /// Where a key's id and, right after it, its owner's name are in the arena, so that an answer fetches them together: offset
 /// in the upper 48 bits, then the length of each in 8.
@@ -62,55 +62,6 @@ impl Identity {
     }
 }
 
-/// A key's status: what the row says, and whether an operator has revoked the key beside it. The only thing in a snapshot
-/// that changes and that an answer depends on.
-///
-/// Relaxed throughout: what orders a revocation before the answers that must heed it is the
-/// [epoch](crate::publish::Epochs) that ends after it.
-#[derive(FromZeros)]
-pub(super) struct StatusByte(AtomicU8);
-
-/// An operator has revoked the key, whatever its row says.
-const BY_OPERATOR: u8 = 0x80;
-
-impl StatusByte {
-    pub(super) fn new(of_row: Status) -> Self {
-        Self(AtomicU8::new(of_row as u8))
-    }
-
-    /// What the row says.
-    pub(super) fn of_row(&self) -> Status {
-        decode(self.0.load(Ordering::Relaxed) & !BY_OPERATOR)
-    }
-
-    /// What is in force.
-    #[inline]
-    pub(super) fn in_force(&self) -> Status {
-        match self.0.load(Ordering::Relaxed) {
-            BY_OPERATOR.. => Status::Revoked,
-            of_row => decode(of_row),
-        }
-    }
-
-    /// Has an operator revoke the key, or take that back.
-    pub(super) fn set_by_operator(&self, revoked: bool) {
-        match revoked {
-            true => self.0.fetch_or(BY_OPERATOR, Ordering::Relaxed),
-            false => self.0.fetch_and(!BY_OPERATOR, Ordering::Relaxed),
-        };
-    }
-}
-
-fn decode(status: u8) -> Status {
-    const ACTIVE: u8 = Status::Active as u8;
-    const DISABLED: u8 = Status::Disabled as u8;
-    match status {
-        ACTIVE => Status::Active,
-        DISABLED => Status::Disabled,
-        _ => Status::Revoked,
-    }
-}
-
 /// A row of the export. What is not decided by the row alone is a number that says where to look.
 #[derive(FromZeros)]
 #[repr(C, align(64))]
@@ -118,7 +69,7 @@ pub(super) struct Entry {
     pub(super) digest: Digest,
     pub(super) identity: Identity,
     pub(super) not_before: u32,
-    pub(super) expires_at: u32,
+    pub(super) expires_at: End,
     /// In `Keys::owners`: for what is the owner's and not in the answer.
     pub(super) owner: u32,
     /// In `Keys::policies`.

@@ -30,6 +30,9 @@ pub enum AccessChange {
     DisabledReturns,
     /// The key has expired, or is not valid yet, and would be valid. Out of all such keys.
     ExpiredReturns,
+    /// The key is out of force because of rows that cannot be understood: its own was set aside, or an export that was refused
+    /// for others took it away. It would work. Out of all such keys.
+    WithheldReturns,
     /// The environment disappears or is another one. Out of the keys that have one.
     LosesEnvironment,
     /// Addresses are admitted that were not. Out of the keys that are limited to networks.
@@ -50,10 +53,11 @@ pub enum AccessChange {
 
 impl AccessChange {
     /// How many there are.
-    const COUNT: usize = 12;
+    const COUNT: usize = 13;
 
     /// Changes by which a key that does not work starts to work.
-    pub const STARTS: [Self; 3] = [Self::RevokedReturns, Self::DisabledReturns, Self::ExpiredReturns];
+    pub const STARTS: [Self; 4] =
+        [Self::RevokedReturns, Self::DisabledReturns, Self::ExpiredReturns, Self::WithheldReturns];
 
     /// Changes by which a key loses a restriction.
     pub const LOOSENS: [Self; 8] = [
@@ -130,6 +134,8 @@ pub(super) struct Matched {
     /// Whether the key works afterwards.
     pub(super) works: bool,
     pub(super) expires_at: u32,
+    /// Whether its row cannot be understood: it says nothing of restrictions.
+    pub(super) is_set_aside: bool,
 }
 
 /// What applies to one key.
@@ -146,7 +152,7 @@ pub(super) fn works(entry: &Entry, now: u32) -> bool {
 }
 
 fn is_within(entry: &Entry, now: u32) -> bool {
-    entry.not_before <= now && now < entry.expires_at
+    entry.not_before <= now && now < entry.expires_at.get()
 }
 
 impl Impact {
@@ -159,24 +165,25 @@ impl Impact {
         now: u32,
         missing: Fields,
     ) -> KeyImpact {
-        use AccessChange::{DisabledReturns, ExpiredReturns, RevokedReturns, Stops};
+        use AccessChange::{DisabledReturns, ExpiredReturns, RevokedReturns, Stops, WithheldReturns};
         let works_after = after.is_some_and(|after| after.works);
-        let of_row = before.status.of_row();
-        let by_operator = before.status.in_force() != of_row;
+        let status = &before.status;
         let mut impact = KeyImpact::default();
         if works(before, now) {
             impact.stops = !works_after;
             self.count(Stops, impact.stops);
-        } else if !by_operator {
+        } else if !status.is_by_operator() {
             impact.starts = works_after;
-            let change = match of_row {
+            let change = match status.of_row() {
+                Status::Disabled if status.is_set_aside() => WithheldReturns,
+                Status::Active if status.is_taken_away() => WithheldReturns,
                 Status::Revoked => RevokedReturns,
                 Status::Disabled => DisabledReturns,
                 Status::Active => ExpiredReturns,
             };
             self.count(change, works_after);
         }
-        if let Some(after) = after {
+        if let Some(after) = after.filter(|after| !after.is_set_aside) {
             impact.loosened = self.add_restrictions(before, &after);
             if !missing.is_empty() {
                 self.lost = self.lost.union(after.pair.given.union(given(before)).intersection(missing));
@@ -191,7 +198,7 @@ impl Impact {
         if after.is_renamed || (after.has_other_owner && per_owner) {
             loosened |= carried & AccessChange::RaisesLimits.bit();
         }
-        let ends = before.expires_at != u32::MAX;
+        let ends = before.expires_at.get() != u32::MAX && !before.status.has_taken_end();
         let carried = carried
             | AccessChange::GainsScopes.bit()
             | AccessChange::GainsEnvironment.bit()
@@ -212,9 +219,9 @@ impl Impact {
 /// The restrictions of a row that are not its policy's.
 fn given(entry: &Entry) -> Fields {
     Fields::NONE
-        .with_if(Field::Status, entry.status.of_row() != Status::Active)
+        .with_if(Field::Status, entry.status.of_row() != Status::Active && !entry.status.is_set_aside())
         .with_if(Field::NotBefore, entry.not_before != 0)
-        .with_if(Field::ExpiresAt, entry.expires_at != u32::MAX)
+        .with_if(Field::ExpiresAt, entry.expires_at.get() != u32::MAX)
 }
 
 /// How one policy differs from another: worked out once for all keys that go from one to the other.

@@ -1,5 +1,6 @@
-//! The table of keys: built once by a reload, then only read, by every worker at once. Two things in an entry are set later:
-//! that an operator has revoked the key ([`revoke`]), and by which of two peppers it was found ([`peppers`]).
+//! The table of keys: built once by a reload, then only read, by every worker at once. What is set in an entry
+//! later: that an operator has revoked the key ([`revoke`]), what an export that was refused takes away from it
+//! ([`take_away`]), and by which of two peppers it was found ([`peppers`]).
 //!
 //! * [`Builder`] takes [records](crate::record::KeyRecord) one at a time and refuses duplicates ([`build`]).
 //! * An [`Entry`] is a key in one cache line: digest, times, and numbers that say where the rest is.
@@ -36,8 +37,11 @@ mod policy;
 mod revoke;
 mod room;
 mod scope_set;
+mod set_aside;
 mod stamp;
+mod status;
 mod summary;
+mod take_away;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -59,6 +63,7 @@ pub use room::HEAP;
 pub use scope_set::ScopeSet;
 pub use stamp::Stamp;
 pub use summary::Summary;
+pub use take_away::{Takeaway, Takeaways};
 
 /// A complete set of keys with a generation. See the [module](self).
 pub struct Snapshot {
@@ -269,7 +274,7 @@ impl<'s> Key<'s> {
 
     /// First Unix second at which it is no longer valid; `u32::MAX`: never ends.
     pub fn expires_at(self) -> u32 {
-        self.entry.expires_at
+        self.entry.expires_at.get()
     }
 
     /// A JSON object, if it has one.
@@ -376,7 +381,7 @@ impl Keys {
     /// Whether `digest` is among them, and neither revoked nor past its end: what a reload's guard counts.
     pub fn has_use_for(&self, digest: &Digest, now: u32) -> bool {
         let entry = self.find_exactly(digest).and_then(|id| self.entries.get(id as usize));
-        entry.is_some_and(|entry| entry.status.of_row() != Status::Revoked && entry.expires_at > now)
+        entry.is_some_and(|entry| entry.status.of_row() != Status::Revoked && entry.expires_at.get() > now)
     }
 }
 

@@ -48,7 +48,7 @@ impl Keys {
                 Status::Revoked => &mut summary.revoked,
             };
             *of_status += 1;
-            summary.expired += usize::from(entry.expires_at <= now);
+            summary.expired += usize::from(entry.expires_at.get() <= now);
             summary.not_yet_valid += usize::from(entry.not_before > now);
             summary.without_limits += usize::from(self.policies[entry.policy as usize].limits().is_empty());
         }

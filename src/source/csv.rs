@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::record::{Field, Quoted};
 
+use super::field;
 use super::finding::{Column, Findings};
 use super::layout::{Layout, Slot, Texts};
 use super::records::{Columns, Next, Record, Records, TooLong};
@@ -171,6 +172,28 @@ impl Header {
 
     fn row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
         rows.count();
+        let before = rows.findings.total();
+        self.read_row(record, rows);
+        if rows.findings.total() > before {
+            rows.findings.close_row(record.line, before, || self.texts_in_row(record));
+        }
+    }
+
+    /// The texts of the hash and the key id of a row. One that has another number of columns than the header has them where the
+    /// header says, counted from its beginning or from its end.
+    fn texts_in_row(&self, record: &Record<'_>) -> [Option<Box<str>>; 2] {
+        let shift = record.len() as isize - self.columns.len() as isize;
+        let places = |field| {
+            let index = self.index(field)?;
+            Some([Some(index), index.checked_add_signed(shift)])
+        };
+        let texts = |field| places(field).into_iter().flatten().flatten().filter_map(|at| record.text(at));
+        let hash = texts(Field::KeyHash).find(|text| field::hash(text.trim_ascii()).is_ok());
+        let key_id = if shift == 0 { texts(Field::KeyId).next() } else { None };
+        [hash, key_id].map(|text| text.map(Into::into))
+    }
+
+    fn read_row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
         let line = record.line;
         if let Some((column, _)) = record.wrong_quote() {
             return wrong_quote(record, self.name(column), rows.findings);

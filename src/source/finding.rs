@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use crate::record::Visible;
 
+use super::bad_row::BadRows;
+
 /// Findings kept in full: a screenful. The others are counted.
 pub const MAX_FINDINGS: usize = 20;
 
@@ -115,13 +117,21 @@ pub struct Findings {
     kept: Vec<Finding>,
     /// What tells each of them from others.
     kinds: Vec<u64>,
-    total: u64,
+    pub(super) total: u64,
+    /// The rows that have them.
+    pub(super) bad_rows: BadRows,
 }
 
 impl Findings {
     /// No findings yet; `source` names the export in front of each.
     pub fn new(source: impl Into<String>) -> Self {
-        Self { source: source.into(), kept: Vec::new(), kinds: Vec::new(), total: 0 }
+        Self {
+            source: source.into(),
+            kept: Vec::new(),
+            kinds: Vec::new(),
+            total: 0,
+            bad_rows: BadRows::default(),
+        }
     }
 
     /// Adds one; see [`Finding`] for `line` and `column`. The message is written only if it is the first of its kind, and kept.

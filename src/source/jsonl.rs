@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::record::{Field, Quoted};
 
+use super::bad_row::texts_in_line;
 use super::finding::{Column, Findings};
 use super::layout::{Layout, Slot, Texts};
 use super::row::Rows;
@@ -36,7 +37,11 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
         };
         if !bytes.trim_ascii().is_empty() {
             rows.count();
+            let before = rows.findings.total();
             row(number, bytes, layout, rows);
+            if rows.findings.total() > before {
+                rows.findings.close_row(number, before, || texts_in_line(bytes, layout));
+            }
         }
     }
     Ok(())

@@ -26,6 +26,7 @@ use std::str::FromStr;
 
 use crate::record::{KeyRecord, Quoted};
 
+mod bad_row;
 mod blocks;
 mod csv;
 mod field;
@@ -47,6 +48,7 @@ mod time;
 mod unknown;
 
 pub use crate::record::Field;
+pub use bad_row::BadRow;
 pub use blocks::Blocks;
 pub use finding::{Column, Finding, Findings, MAX_FINDINGS, MoreLikeIt};
 pub use layout::{Layout, LayoutError};

@@ -147,6 +147,12 @@ impl<'r> Record<'r> {
         self.ends.len()
     }
 
+    /// The text of a column, counted from 0, whatever the others are; `None` where there is none.
+    pub(super) fn text(&self, index: usize) -> Option<&'r str> {
+        let end = *self.ends.get(index)?;
+        str::from_utf8(self.bytes.get(start(self.ends, index)..end)?).ok()
+    }
+
     /// Its columns as texts.
     ///
     /// # Errors

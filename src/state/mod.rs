@@ -99,6 +99,19 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
+/// Removes the file at `path`, durably, if there is one.
+///
+/// # Errors
+/// When that fails.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match disk::remove_file(path) {
+        Ok(()) => disk::sync_directory(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+    .map_err(failed(path, "remove it"))
+}
+
 /// Replaces the file at `path` by what `write` writes: after a crash at any moment it is the old one or the new one, whole.
 /// When this returns without an error, the new one survives a loss of power.
 ///

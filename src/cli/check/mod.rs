@@ -110,6 +110,7 @@ impl Check {
             // Findings are said one by one.
             error: check.error.filter(|_| check.findings.is_none()),
             findings: check.findings,
+            withheld: check.withheld,
             stale: check.diff.as_ref().and_then(|diff| diff.stale.clone()),
             diff: check.diff,
             ..Outcome::default()
@@ -136,11 +137,11 @@ impl Check {
         let now = Clock::new().now().unix;
         let mut lints = Lints::new(now, &is_limited);
         let mut outcome = Outcome { source: source.path.display().to_string(), ..Outcome::default() };
-        let Loaded { keys, written_at, .. } = match load(&source, &mut |line, record| lints.see(line, record))
-        {
-            Ok(loaded) => loaded,
-            Err(failure) => return Ok(outcome.refused(&failure)),
-        };
+        let Loaded { keys, written_at, set_aside, .. } =
+            match load(&source, &mut |line, record| lints.see(line, record)) {
+                Ok(loaded) => loaded,
+                Err(failure) => return Ok(outcome.refused(&failure)),
+            };
         // Before another export is read: what the lints remember is as large as a part of it.
         let lints = lints.finish();
         if let Some(old) = &self.against {
@@ -152,6 +153,7 @@ impl Check {
         }
         outcome.stale = Stale::at(now, written_at, &rules).map(|stale| stale.to_string());
         outcome.keys = Some(keys.len());
+        outcome.withheld = server::withheld(set_aside.as_ref(), None);
         outcome.summary = Some(keys.summary(now));
         outcome.lints = Some(lints);
         Ok(outcome)
@@ -166,10 +168,8 @@ impl Outcome {
 
     /// The source is of no use.
     fn refused(self, failure: &reload::Failure) -> Self {
-        match failure {
-            reload::Failure::Findings(findings) => Self { findings: Some(Findings::from(findings)), ..self },
-            failure => Self { error: Some(failure.to_string()), ..self },
-        }
+        // Findings are said one by one.
+        Self { findings: failure.findings().map(Findings::from), error: failure.beside_findings(), ..self }
     }
 }
 

@@ -3,21 +3,21 @@
 //! For people the result is on standard output; what is wrong, or suspicious, is on standard error.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::last_good::LastGood;
-use crate::admin::check::{Diff, Example, Finding, Findings};
+use crate::admin::check::{Diff, Example, Findings};
+use crate::admin::withheld::Withheld;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::key_change::{self, AccessCounts, KeyChange};
 use crate::cli::streams::Streams;
+use crate::cli::withheld::{self, Place};
 use crate::cli::words::Count;
 use crate::config::ConfigError;
 use crate::lint::{self, Warning};
 use crate::snapshot::Summary;
-use crate::source::MoreLikeIt;
 
 /// What a check found. What does not apply is left out.
 #[derive(Default)]
@@ -33,6 +33,8 @@ pub(super) struct Outcome {
     pub(super) setting: Option<Setting>,
     /// What is wrong with rows.
     pub(super) findings: Option<Findings>,
+    /// What rows that cannot be understood would put out of force.
+    pub(super) withheld: Option<Withheld>,
     pub(super) lints: Option<lint::Report>,
     pub(super) diff: Option<Diff>,
     /// The last good keys, if the source was compared with them.
@@ -110,6 +112,8 @@ pub(super) struct Report<'a> {
     #[serde(flatten)]
     findings: Option<&'a Findings>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    withheld: Option<&'a Withheld>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     lints: Option<Lints<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     diff: Option<&'a Diff>,
@@ -137,6 +141,7 @@ impl<'a> Report<'a> {
             stale: outcome.stale.as_deref(),
             config: outcome.setting.as_ref(),
             findings: outcome.findings.as_ref(),
+            withheld: outcome.withheld.as_ref(),
             lints: outcome.lints.as_ref().map(Lints::from),
             diff: outcome.diff.as_ref(),
             last_good: outcome.last_good.as_ref(),
@@ -168,6 +173,9 @@ impl Lines<'_, '_> {
         let source = &outcome.source;
         if let Some(findings) = &outcome.findings {
             self.findings(source, findings);
+        }
+        if let Some(withheld) = &outcome.withheld {
+            self.withheld(source, withheld);
         }
         if let Some(error) = &outcome.error {
             self.0.note(format_args!("keyward: {error}"));
@@ -213,6 +221,15 @@ impl Lines<'_, '_> {
         if more > 0 {
             self.0.note(format_args!("{source}: and {more} more of other kinds"));
         }
+    }
+
+    /// In the words of a reload, before it.
+    fn withheld(&mut self, source: &str, withheld: &Withheld) {
+        for finding in &withheld.findings {
+            self.0.note(format_args!("{source}:{}", Place(finding)));
+        }
+        let lines = withheld::lines(withheld);
+        lines.into_iter().for_each(|line| self.0.note(format_args!("{source}: a reload would do: {line}")));
     }
 
     fn lints(&mut self, source: &str, lints: &lint::Report) {
@@ -276,25 +293,5 @@ impl Lines<'_, '_> {
             0 => Ok(()),
             more => self.0.print(format_args!("  {sign} and {more} more")),
         }
-    }
-}
-
-/// Where a finding is, and what it is.
-struct Place<'a>(&'a Finding);
-
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Finding { line, column, name, byte, message, count } = self.0;
-        if let Some(line) = line {
-            write!(f, "{line}:")?;
-        }
-        match (column, name, byte) {
-            (Some(column), Some(name), _) => write!(f, " column {column} ({name}):")?,
-            (Some(column), None, _) => write!(f, " column {column}:")?,
-            (None, Some(name), _) => write!(f, " {name}:")?,
-            (None, None, Some(byte)) => write!(f, " byte {byte}:")?,
-            (None, None, None) => {}
-        }
-        write!(f, " {message}{}", MoreLikeIt(*count))
     }
 }

@@ -1,25 +1,21 @@
 //! What the state directory has as last good keys: a small file that names the compiled one, and says where its keys came
 //! from and by which configuration they were read.
 //!
-//! ```text
-//! {"format":1,"crc32":3735928559,"last_good":{"generation":7,"file":"last_good-7.kwc",…}}
-//! ```
-//!
-//! The checksum is of the text of `last_good`. Each block of the compiled file has one of its own; the manifest repeats that of
-//! the file's head, which has a random seed, so that neither is taken with another's.
+//! Each block of the compiled file has a checksum of its own; the manifest repeats that of the file's head, which has a random
+//! seed, so that neither is taken with another's.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use crate::reload::last_good::sealed::{self, SealedError};
 use crate::reload::{FileState, SourceFile};
 use crate::rules::{Kept, Rules};
-use crate::state::{self, FileError};
+use crate::state::FileError;
 
 /// The name of the manifest.
 pub(super) const MANIFEST: &str = "last_good.json";
@@ -27,9 +23,6 @@ pub(super) const MANIFEST: &str = "last_good.json";
 /// What compiled files are called, with the generation between the two.
 pub(super) const PREFIX: &str = "last_good-";
 pub(super) const SUFFIX: &str = ".kwc";
-
-/// Changes with anything in the manifest.
-const FORMAT: u32 = 1;
 
 /// Bytes at the beginning of a compiled file that no other has: its header.
 const HEAD: usize = 128;
@@ -65,59 +58,19 @@ pub(super) struct Manifest {
     pub(super) peppers: Vec<String>,
 }
 
-/// Why there are no last good keys to be had, although there may be some.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ManifestError {
-    /// It cannot be read.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// It is not what was written.
-    #[error("{0}: it is damaged")]
-    Damaged(String),
-    /// Another version of keyward wrote it.
-    #[error("{path}: it is of format {format}, and this keyward reads format {FORMAT}")]
-    Format {
-        /// The manifest.
-        path: String,
-        /// Its format.
-        format: u32,
-    },
-}
-
-#[derive(Serialize, Deserialize)]
-struct Sealed<'t> {
-    format: u32,
-    crc32: u32,
-    #[serde(borrow)]
-    last_good: &'t RawValue,
-}
-
-#[derive(Deserialize)]
-struct Format {
-    format: u32,
-}
-
 impl Manifest {
     /// The manifest in `directory`, if there is one.
     ///
     /// # Errors
     /// When it cannot be read or used.
-    pub(super) fn read(directory: &Path) -> Result<Option<Self>, ManifestError> {
+    pub(super) fn read(directory: &Path) -> Result<Option<Self>, SealedError> {
         let path = directory.join(MANIFEST);
-        let Some(content) = state::read(&path)? else { return Ok(None) };
-        let shown = || path.display().to_string();
-        match serde_json::from_slice::<Format>(&content) {
-            Ok(Format { format }) if format != FORMAT => {
-                return Err(ManifestError::Format { path: shown(), format });
+        match sealed::read::<Self>(&path)? {
+            Some(manifest) if !manifest.names_own_file() => {
+                Err(SealedError::Damaged(path.display().to_string()))
             }
-            _ => {}
+            manifest => Ok(manifest),
         }
-        let opened = serde_json::from_slice::<Sealed<'_>>(&content).ok();
-        let whole = opened
-            .filter(|sealed| sealed.crc32 == crc32fast::hash(sealed.last_good.get().as_bytes()))
-            .and_then(|sealed| serde_json::from_str::<Self>(sealed.last_good.get()).ok())
-            .filter(|manifest| manifest.names_own_file());
-        whole.map(Some).ok_or_else(|| ManifestError::Damaged(shown()))
     }
 
     /// Replaces the manifest in `directory`, durably.
@@ -125,12 +78,7 @@ impl Manifest {
     /// # Errors
     /// When it cannot be written; then the one before is there.
     pub(super) fn write(&self, directory: &Path) -> Result<(), FileError> {
-        state::replace(&directory.join(MANIFEST), |file| {
-            let last_good = serde_json::value::to_raw_value(self)?;
-            let crc32 = crc32fast::hash(last_good.get().as_bytes());
-            serde_json::to_writer(&mut *file, &Sealed { format: FORMAT, crc32, last_good: &last_good })?;
-            file.write_all(b"\n")
-        })
+        sealed::write(&directory.join(MANIFEST), self)
     }
 
     /// Nothing leads out of the directory.
@@ -184,8 +132,8 @@ pub(super) fn head_crc32(file: &File) -> io::Result<u32> {
 /// A digest of everything but the source's content that decides what rows are read from it. A text differs more often than it must
 /// from one version of keyward to the next: then the keys are compared in vain.
 pub(in crate::reload) fn reading(source: &SourceFile) -> String {
-    let SourceFile { path, format, layout, plans: _ } = source;
-    let text = format!("{} {path:?} {format:?} {layout:?}", env!("CARGO_PKG_VERSION"));
+    let SourceFile { path, format, layout, on_bad_row, plans: _ } = source;
+    let text = format!("{} {path:?} {format:?} {layout:?} {on_bad_row:?}", env!("CARGO_PKG_VERSION"));
     const_hex::encode(&Sha256::digest(text)[..FINGERPRINT])
 }
 

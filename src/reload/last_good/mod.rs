@@ -28,6 +28,8 @@ use crate::state::{Acceptance, Accepted, FileError, StateDir};
 mod accepted;
 mod manifest;
 mod recover;
+mod sealed;
+mod taken_away;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -36,6 +38,8 @@ use accepted::{ACCEPTED, AcceptedSource};
 pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
 pub use recover::{Recovered, Unusable, recover};
+use taken_away::TAKEN_AWAY;
+pub(in crate::reload) use taken_away::TakenAway;
 pub(super) use writer::Job;
 use writer::Writing;
 
@@ -222,7 +226,7 @@ impl From<&Manifest> for Stored {
 
 /// Removes the last good keys in `directory`, if there are any.
 fn remove_all(directory: &Path) {
-    for name in [ACCEPTED, MANIFEST] {
+    for name in [ACCEPTED, TAKEN_AWAY, MANIFEST] {
         let file = directory.join(name);
         match std::fs::remove_file(&file) {
             Ok(()) if name == MANIFEST => {

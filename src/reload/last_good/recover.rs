@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use tracing::{error, warn};
 
-use super::manifest::{Manifest, ManifestError};
+use super::manifest::Manifest;
+use super::sealed::SealedError;
 use super::{LastGood, Stored};
 use crate::audit::{self, Event, Peer};
 use crate::record::{Plans, rfc3339};
 use crate::reload::load::Loaded;
 use crate::reload::room::Room;
 use crate::reload::trigger::Cause;
-use crate::reload::{Failure, Origin, Running, Settings, SourceFile, compare, read};
+use crate::reload::{Failure, OnBadRow, Origin, Running, SetAside, Settings, SourceFile, compare, read};
 use crate::rules::{Kept, Rules};
 use crate::snapshot::{Diff, Keys, Weighing, compiled};
 use crate::source::{Format, Layout};
@@ -57,12 +58,12 @@ impl fmt::Display for Unusable {
     }
 }
 
-impl From<ManifestError> for Unusable {
-    fn from(error: ManifestError) -> Self {
+impl From<SealedError> for Unusable {
+    fn from(error: SealedError) -> Self {
         let kind = match &error {
-            ManifestError::File(_) => "unreadable",
-            ManifestError::Damaged(_) => "damaged",
-            ManifestError::Format { .. } => "format",
+            SealedError::File(_) => "unreadable",
+            SealedError::Damaged(_) => "damaged",
+            SealedError::Format { .. } => "format",
         };
         Self::new(kind, error)
     }
@@ -93,17 +94,23 @@ fn load(path: &Path, file: &std::fs::File, manifest: &Manifest, plans: Arc<Plans
     if !manifest.names(file).map_err(|error| Unusable::damaged(path, error))? {
         return Err(Unusable::damaged(path, "it is not the file that was written; it is damaged"));
     }
-    let origin = SourceFile { path: path.into(), format: Format::Compiled, layout: Layout::default(), plans };
+    let origin = SourceFile {
+        path: path.into(),
+        format: Format::Compiled,
+        layout: Layout::default(),
+        plans,
+        on_bad_row: OnBadRow::Refuse,
+    };
     // The seed is in the file.
     let source = read::Source { origin: &origin, file, size: manifest.bytes, seed: 0, room: Room::new() };
-    let (builder, _) = source.read(None, &mut |_| {}).map_err(|failure| match &failure {
+    let read = source.read(None, &mut |_| {}).map_err(|failure| match &failure {
         Failure::Compiled { error: compiled::ReadError::Version(_), .. } => Unusable::new("format", failure),
         // What was whole when it was written contradicts the plans as they are now.
         Failure::Compiled { error: compiled::ReadError::Row { .. }, .. } => Unusable::new("plans", failure),
         _ => Unusable::new("damaged", failure),
     })?;
-    match builder.len() == manifest.keys {
-        true => Ok(builder.finish()),
+    match read.builder.len() == manifest.keys {
+        true => Ok(read.builder.finish()),
         false => Err(Unusable::damaged(path, "it does not have as many keys as were written; it is damaged")),
     }
 }
@@ -211,11 +218,13 @@ impl Running {
         self.recover(settings);
         let Some(Recovered { keys, stored, manifest }) = self.recovered.take() else { return false };
         let (diff, kept) = compare::compare(&keys, None, self.weighing(settings));
+        let set_aside = SetAside::of_last_good(&keys);
         let written_at = stored.written_at;
         if let Err(failure) = self.publish(settings, keys, written_at, (diff, &kept), Origin::LastGood) {
             self.give_up_last_good(&Unusable::new(failure.kind(), failure));
             return false;
         }
+        self.set_aside = set_aside.map(Arc::new);
         let [accepted_at, written_at] = [stored.accepted_at, stored.written_at].map(rfc3339);
         let (generation, keys) = (self.generation, stored.keys);
         error!(

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use zerocopy::FromBytes;
 
-use crate::record::{MAX_KEY_ID, Status, is_metadata};
+use crate::record::{MAX_KEY_ID, is_metadata};
 use crate::snapshot::batch::Hashes;
 use crate::snapshot::compiled::ids::Scatter;
 use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::compiled::read::{ReadError, cut_short, damaged};
 use crate::snapshot::compiled::space::Place;
 use crate::snapshot::compiled::{BlockHeader, OUT_OF_ORDER, Rank, Record, Section};
-use crate::snapshot::entry::{Entry, StatusByte};
+use crate::snapshot::entry::Entry;
 use crate::snapshot::index::Probe;
 use crate::snapshot::peppers::PepperByte;
+use crate::snapshot::status::{End, StatusByte};
 
 /// Rows ahead at which is fetched what says where an owner's name is, and at which the name itself is. A row takes some thirty
 /// nanoseconds, and memory a few hundred at most.
@@ -158,7 +159,7 @@ impl Decode {
         }
         let policy = *self.policies.get(record.policy.get() as usize).ok_or("a policy is not there")?;
         let owner = self.owners.name_of_row(record.owner.get(), row).ok_or("an owner is not there")?;
-        let status = StatusByte::new(status(record.status).ok_or("a status is none")?);
+        let status = StatusByte::from_code(record.status).ok_or("a status is none")?;
         if rows.place.index(probe).is_none() {
             rows.astray.push((probe, row));
         }
@@ -167,7 +168,7 @@ impl Decode {
             digest: record.digest,
             identity,
             not_before: record.not_before.get(),
-            expires_at: record.expires_at.get(),
+            expires_at: End::new(record.expires_at.get()),
             owner: record.owner.get(),
             policy,
             buckets,
@@ -201,8 +202,4 @@ pub(super) fn has_control(text: &str) -> bool {
         .bytes()
         .fold(0_u8, |seen, b| seen | u8::from(b < b' ') | u8::from(b == 0x7f) | (u8::from(b >= 0x80) << 1));
     seen & 1 != 0 || (seen & 2 != 0 && text.chars().any(char::is_control))
-}
-
-fn status(number: u8) -> Option<Status> {
-    [Status::Active, Status::Disabled, Status::Revoked].into_iter().find(|status| *status as u8 == number)
 }

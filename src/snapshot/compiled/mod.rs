@@ -128,6 +128,7 @@ struct Record {
     /// Lengths: the texts themselves are in order after the block's records.
     metadata: U16,
     key_id: u8,
+    /// As of [`Status`](crate::record::Status); 3: a row that could not be understood, and is disabled.
     status: u8,
     reserved: [u8; 4],
 }

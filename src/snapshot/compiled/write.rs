@@ -131,12 +131,12 @@ impl Keys {
         let record = Record {
             digest: entry.digest,
             not_before: entry.not_before.into(),
-            expires_at: entry.expires_at.into(),
+            expires_at: entry.expires_at.get().into(),
             policy: entry.policy.into(),
             owner: owner.into(),
             metadata: (metadata.len() as u16).into(),
             key_id: key_id.len() as u8,
-            status: entry.status.of_row() as u8,
+            status: entry.status.code(),
             reserved: [0; 4],
         };
         blocks.records.extend_from_slice(record.as_bytes());

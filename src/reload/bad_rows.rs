@@ -1,0 +1,104 @@
+//! Rows that cannot be understood: whether they refuse the source, or are set aside.
+
+use crate::reload::Failure;
+use crate::snapshot::{Builder, Keys};
+use crate::source::{BadRow, Findings};
+
+/// What a row that cannot be understood does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnBadRow {
+    /// It refuses the source.
+    #[default]
+    Refuse,
+    /// It is set aside: its key is disabled, and all other rows take effect.
+    SetAside {
+        /// How many there may be. More refuse the source.
+        max: u32,
+    },
+}
+
+/// Ids that are told.
+const NAMED: usize = 20;
+
+/// Rows that were set aside.
+#[derive(Clone, Debug, Default)]
+pub struct SetAside {
+    /// How many; 0: these are last good keys, which have nothing of the rows but their keys.
+    pub rows: u64,
+    /// What is wrong with them.
+    pub findings: Option<Findings>,
+    /// Rows whose hash cannot be read, so that their keys are not known.
+    pub unreadable: usize,
+    /// Keys that are disabled.
+    pub keys: usize,
+    /// The first of them, by id.
+    pub first: Vec<Box<str>>,
+}
+
+impl SetAside {
+    /// The keys that are disabled in `keys`.
+    fn of(keys: &Keys) -> Self {
+        let first = keys.set_aside().take(NAMED).map(Into::into).collect();
+        Self { keys: keys.set_aside().count(), first, ..Self::default() }
+    }
+
+    /// What last good keys have of rows that were set aside.
+    pub(super) fn of_last_good(keys: &Keys) -> Option<Self> {
+        Some(Self::of(keys)).filter(|set_aside| set_aside.keys > 0)
+    }
+
+    /// The rows of a source that have `findings`.
+    pub(super) fn of_source(keys: &Keys, findings: Findings) -> Self {
+        let unreadable = findings.kept_bad_rows().iter().filter(|row| row.hash.is_none()).count();
+        Self { rows: findings.bad_rows(), unreadable, findings: Some(findings), ..Self::of(keys) }
+    }
+}
+
+/// What has come of rows that cannot be understood.
+pub(super) enum BadRows {
+    /// Their keys are disabled.
+    SetAside(Findings),
+    /// The source is refused. What was read are all other rows.
+    Refuse(Failure),
+}
+
+impl OnBadRow {
+    /// How many of them are to be remembered.
+    pub(super) fn kept(self) -> usize {
+        match self {
+            Self::Refuse => 0,
+            Self::SetAside { max } => max as usize,
+        }
+    }
+
+    /// What comes of the findings, where all other rows are in `builder`. `None`: there are none.
+    ///
+    /// # Errors
+    /// When it is not certain that all other rows are there.
+    pub(super) fn judge(self, findings: Findings, builder: &mut Builder) -> Result<Option<BadRows>, Failure> {
+        if findings.is_empty() {
+            return Ok(None);
+        }
+        if !findings.are_of_rows() {
+            return Err(Failure::Findings(findings));
+        }
+        Ok(Some(match self {
+            Self::Refuse => BadRows::Refuse(Failure::Findings(findings)),
+            Self::SetAside { max } if findings.bad_rows() > max.into() => {
+                BadRows::Refuse(Failure::TooManyBadRows { findings, max })
+            }
+            Self::SetAside { .. } => BadRows::SetAside(set_aside(findings, builder)?),
+        }))
+    }
+}
+
+fn set_aside(mut findings: Findings, builder: &mut Builder) -> Result<Findings, Failure> {
+    for BadRow { line, hash, key_id } in findings.kept_bad_rows().to_vec() {
+        let Some(hash) = hash else { continue };
+        if let Err(error) = builder.set_aside(line, hash, key_id.as_deref()) {
+            findings.add(line, None, error);
+            return Err(Failure::Findings(findings));
+        }
+    }
+    Ok(findings)
+}

@@ -1,0 +1,76 @@
+//! Rows that cannot be understood, in exports whose other rows take effect.
+//!
+//! Nothing is left as it was: the key of such a row is disabled, as far as its hash can be read. The row says nothing else that
+//! could be believed, so its entry has no restrictions and no limits of its own.
+
+use crate::record::{Digest, Fields, KeyRecord, Status};
+use crate::snapshot::Builder;
+use crate::snapshot::build::{Keys, RowError};
+use crate::snapshot::entry::Entry;
+use crate::snapshot::index::Probe;
+use crate::snapshot::peppers::PepperByte;
+use crate::snapshot::same_digest;
+use crate::snapshot::status::{End, StatusByte};
+
+/// Bytes of the hash that such a key is called after, if its id cannot be read.
+const NAMED_BY: usize = 8;
+
+impl Builder {
+    /// Disables the key of a row that cannot be understood, whatever another row says of the same hash. All other rows have to
+    /// be in the table: rows of one id are one identity, and this one is called as they are.
+    ///
+    /// # Errors
+    /// When there are too many rows, or the default plan is not defined.
+    pub fn set_aside(&mut self, line: u64, hash: Digest, key_id: Option<&str>) -> Result<(), RowError> {
+        let probe = self.hashes().probe(&hash);
+        let Keys { index, entries, .. } = &mut self.keys;
+        if let Some(id) = index.find(probe, |id| same_digest(&entries[id as usize].digest, &hash)) {
+            entries[id as usize].status = StatusByte::set_aside();
+            return Ok(());
+        }
+        match key_id.and_then(|key_id| self.keys.find_by_id(key_id)) {
+            Some(first) => self.add_to_rotation(first, hash, probe),
+            None => {
+                let by_hash = || format!("unreadable-{}", const_hex::encode(&hash[..NAMED_BY]));
+                let key_id = key_id.map_or_else(by_hash, str::to_owned);
+                let record = KeyRecord {
+                    status: Status::Disabled,
+                    given: Fields::NONE,
+                    ..KeyRecord::new(hash, &key_id)
+                };
+                self.add(line, &record)?;
+                if let Some(entry) = self.keys.entries.last_mut() {
+                    entry.status = StatusByte::set_aside();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds a row beside the first one of its id, whose owner and limits it shares.
+    fn add_to_rotation(&mut self, first: u32, digest: Digest, probe: Probe) -> Result<(), RowError> {
+        let id = self.next_id()?;
+        self.claim_digest(id, &digest, probe)?;
+        let Entry { identity, owner, policy, .. } = self.keys.entries[first as usize];
+        self.push(Entry {
+            digest,
+            identity,
+            not_before: 0,
+            expires_at: End::new(u32::MAX),
+            owner,
+            policy,
+            buckets: first,
+            status: StatusByte::set_aside(),
+            has_metadata: false,
+            pepper: PepperByte::default(),
+        });
+        Ok(())
+    }
+}
+
+impl Keys {
+    /// Keys that are disabled because their rows cannot be understood.
+    pub fn set_aside(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().filter(|entry| entry.status.is_set_aside()).map(|entry| self.key_id(entry))
+    }
+}

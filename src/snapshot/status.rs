@@ -1,0 +1,139 @@
+//! The two parts of an entry that change while it is served: its status and its end. Both are only ever narrowed, but for an
+//! operator who takes a revocation back.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+use zerocopy::FromZeros;
+
+use crate::record::Status;
+use crate::snapshot::take_away::Takeaway;
+
+/// A key's status: what its row says, whether an operator has revoked the key beside it, and what an export that was refused
+/// takes away from it.
+///
+/// Relaxed throughout: what orders a change before the answers that must heed it is the
+/// [epoch](crate::publish::Epochs) that ends after it.
+#[derive(FromZeros)]
+pub(super) struct StatusByte(AtomicU8);
+
+/// An operator has revoked the key, whatever its row says.
+const BY_OPERATOR: u8 = 0x80;
+
+/// An export that was refused says revoked, or disabled, or an earlier end, which is in the [`End`] then.
+const TAKEN_REVOKED: u8 = 0x40;
+const TAKEN_DISABLED: u8 = 0x20;
+const TAKEN_END: u8 = 0x10;
+const TAKEN: u8 = TAKEN_REVOKED | TAKEN_DISABLED | TAKEN_END;
+
+/// What the row says: a [`Status`], or that it cannot be understood.
+const OF_ROW: u8 = 0x0f;
+const SET_ASIDE: u8 = 3;
+
+impl StatusByte {
+    pub(super) fn new(of_row: Status) -> Self {
+        Self(AtomicU8::new(of_row as u8))
+    }
+
+    /// Of a row that cannot be understood: disabled.
+    pub(super) fn set_aside() -> Self {
+        Self(AtomicU8::new(SET_ASIDE))
+    }
+
+    /// What a compiled file has of the row.
+    pub(super) fn code(&self) -> u8 {
+        self.0.load(Ordering::Relaxed) & OF_ROW
+    }
+
+    /// The reverse.
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        (code <= SET_ASIDE).then(|| Self(AtomicU8::new(code)))
+    }
+
+    /// What the row says.
+    pub(super) fn of_row(&self) -> Status {
+        decode(self.code())
+    }
+
+    pub(super) fn is_set_aside(&self) -> bool {
+        self.code() == SET_ASIDE
+    }
+
+    /// Whether an export that was refused has taken something away.
+    pub(super) fn is_taken_away(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & TAKEN != 0
+    }
+
+    /// Whether its end is one that an export that was refused has brought forward.
+    pub(super) fn has_taken_end(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & TAKEN_END != 0
+    }
+
+    pub(super) fn is_by_operator(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & BY_OPERATOR != 0
+    }
+
+    /// What is in force.
+    #[inline]
+    pub(super) fn in_force(&self) -> Status {
+        match self.0.load(Ordering::Relaxed) {
+            ACTIVE => Status::Active,
+            TAKEN_REVOKED.. => Status::Revoked,
+            TAKEN_DISABLED.. => Status::Disabled,
+            of_row => decode(of_row & OF_ROW),
+        }
+    }
+
+    /// What would be in force without the operator.
+    pub(super) fn without_operator(&self) -> Status {
+        Self(AtomicU8::new(self.0.load(Ordering::Relaxed) & !BY_OPERATOR)).in_force()
+    }
+
+    /// Has an operator revoke the key, or take that back.
+    pub(super) fn set_by_operator(&self, revoked: bool) {
+        match revoked {
+            true => self.0.fetch_or(BY_OPERATOR, Ordering::Relaxed),
+            false => self.0.fetch_and(!BY_OPERATOR, Ordering::Relaxed),
+        };
+    }
+
+    /// Takes the key out of force until there is another snapshot.
+    pub(super) fn take_away(&self, takeaway: Takeaway) {
+        let bit = match takeaway {
+            Takeaway::Revoked => TAKEN_REVOKED,
+            Takeaway::Disabled => TAKEN_DISABLED,
+            Takeaway::End(_) => TAKEN_END,
+        };
+        self.0.fetch_or(bit, Ordering::Relaxed);
+    }
+}
+
+const ACTIVE: u8 = Status::Active as u8;
+
+fn decode(of_row: u8) -> Status {
+    const DISABLED: u8 = Status::Disabled as u8;
+    match of_row {
+        ACTIVE => Status::Active,
+        DISABLED | SET_ASIDE => Status::Disabled,
+        _ => Status::Revoked,
+    }
+}
+
+/// First Unix second at which a key is no longer valid; `u32::MAX`: never. It can be brought forward, as a [status](StatusByte) can
+/// be narrowed.
+#[derive(FromZeros)]
+pub(super) struct End(AtomicU32);
+
+impl End {
+    pub(super) fn new(expires_at: u32) -> Self {
+        Self(AtomicU32::new(expires_at))
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn bring_forward(&self, to: u32) {
+        self.0.fetch_min(to, Ordering::Relaxed);
+    }
+}
