@@ -102,19 +102,9 @@ impl Revocations {
     pub(super) fn drop_durably(
         &self,
         snapshot: &Snapshot,
-        due: Vec<(Target, usize)>,
+        mut due: Vec<(Target, usize)>,
     ) -> Vec<(Target, usize)> {
-        if due.is_empty() {
-            return due;
-        }
-        let durability = match &self.writer {
-            Some(writer) => {
-                let when = now();
-                writer
-                    .wait_on(writer.give_optional(due.iter().map(|(target, _)| Line::dropped(target, when))))
-            }
-            None => Durability::Durable,
-        };
+        let Some(durability) = self.drop_on_disk(&mut due) else { return Vec::new() };
         let _order = self.order();
         let mut list = self.list_mut();
         if let Durability::NotDurable(error) = durability {
@@ -144,6 +134,26 @@ impl Revocations {
             list.mark(snapshot, target);
         }
         dropped
+    }
+
+    /// Gives the lines that drop the entries, and waits for them. Entries that were revoked again or taken back since they
+    /// became due are left out: behind the line of that command, a line that drops the entry would undo it at the next start.
+    /// `None`: nothing is left to be dropped.
+    fn drop_on_disk(&self, due: &mut Vec<(Target, usize)>) -> Option<Durability> {
+        let order = self.order();
+        {
+            let list = self.list();
+            due.retain(|(target, _)| list.get(target).is_some_and(|entry| entry.dropping));
+        }
+        if due.is_empty() {
+            return None;
+        }
+        let Some(writer) = &self.writer else { return Some(Durability::Durable) };
+        let when = now();
+        let ticket = writer.give_optional(due.iter().map(|(target, _)| Line::dropped(target, when)));
+        // Commands do not wait for the disk.
+        drop(order);
+        Some(writer.wait_on(ticket))
     }
 }
 

@@ -149,7 +149,7 @@ fn settlement_that_cannot_be_written_keeps_the_entries() {
     assert_eq!(settle(&revocations, &agreed, Keep::For(Duration::ZERO)), (1, 0), "with the next load");
 }
 
-/// An operator who revokes a key while it is being dropped has it revoked.
+/// A revocation while the entry is being dropped is a new one, in memory and on the disk.
 #[test]
 fn entry_that_is_revoked_while_it_is_dropped_stays() {
     let directory = directory();
@@ -165,4 +165,21 @@ fn entry_that_is_revoked_while_it_is_dropped_stays() {
     assert!(is_revoked(&publisher, 0));
     let entries = revocations.entries();
     assert_eq!((entries.len(), entries[0].1.by_uid), (1, 5));
+    drop((revocations, publisher));
+    assert_eq!(open(&directory).0.entries(), entries, "the line that drops the old entry does not follow it");
+}
+
+#[test]
+fn entry_that_is_taken_back_and_revoked_while_it_is_dropped_stays() {
+    let directory = directory();
+    let (revocations, publisher) = revoked(&directory);
+    let agreed = source(2, Status::Revoked);
+    drop(revocations.publish(&publisher, Arc::clone(&agreed)));
+    let (_, due) = revocations.compare(&agreed, Keep::For(Duration::ZERO));
+    revocations.unrevoke(key(0), 5).expect("taken back");
+    revocations.revoke(key(0), 5).expect("revoked");
+    assert_eq!(revocations.drop_durably(&agreed, due), []);
+    let entries = revocations.entries();
+    drop((revocations, publisher));
+    assert_eq!(open(&directory).0.entries(), entries);
 }
