@@ -19,13 +19,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use jiff::Timestamp;
 use tracing::{info, warn};
 
 use crate::publish::{Epochs, Published, Publisher, Served};
 use crate::record::Quoted;
 use crate::snapshot::Snapshot;
-use crate::state::{Accepted, FileError, StateDir};
+use crate::state::{Accepted, FileError, StateDir, this_second};
 
 mod file;
 mod line;
@@ -246,7 +245,7 @@ impl Revocations {
             return Err(Refused::Full);
         }
         let source = known.and_then(|entry| entry.record.source);
-        let record = Record { when: now(), by_uid, source, durable: false };
+        let record = Record { when: this_second(), by_uid, source, durable: false };
         // On the list before its line is given: where the whole list is written instead of the line, it must be there.
         self.list_mut().insert(target.clone(), record, NOT_GIVEN);
         let ticket = self.give([Line::revoke(&target, &record)]);
@@ -267,7 +266,7 @@ impl Revocations {
         if self.list_mut().remove(&target).is_none() {
             return Err(Refused::NotRevoked { target });
         }
-        let ticket = self.give([Line::unrevoke(&target, now(), by_uid)]);
+        let ticket = self.give([Line::unrevoke(&target, this_second(), by_uid)]);
         let snapshot = self.served.snapshot();
         let pending = self.put_in_force(snapshot.as_deref(), target, &mut order);
         drop(order);
@@ -379,10 +378,4 @@ fn exists(snapshot: &Snapshot, target: &Target) -> bool {
         Target::Key(key_id) => snapshot.rows_of_key(key_id).next().is_some(),
         Target::Owner(owner) => snapshot.rows_of_owner(owner).next().is_some(),
     }
-}
-
-/// To the second: more is no use to who reads it.
-fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::line::Line;
 use super::list::{Entry, Says, Source, Target};
-use super::{Durability, Revocations, now};
+use super::{Durability, Revocations, this_second};
 use crate::audit::{self, Audit, Event};
 use crate::snapshot::Snapshot;
 
@@ -77,7 +77,7 @@ impl Revocations {
         let (mut news, mut due, mut lines) = (Vec::new(), Vec::new(), Vec::new());
         let _order = self.order();
         let mut list = self.list_mut();
-        let (clock_ms, since) = (self.clock.now_ms(), now());
+        let (clock_ms, since) = (self.clock.now_ms(), this_second());
         for (target, says, keys) in found {
             // One that was taken back meanwhile is not there any more.
             let Some(entry) = list.get_mut(&target) else { continue };
@@ -149,7 +149,7 @@ impl Revocations {
             return None;
         }
         let Some(writer) = &self.writer else { return Some(Durability::Durable) };
-        let when = now();
+        let when = this_second();
         let ticket = writer.give_optional(due.iter().map(|(target, _)| Line::dropped(target, when)));
         // Commands do not wait for the disk.
         drop(order);
@@ -197,7 +197,7 @@ fn report(news: &[News]) {
     }
 }
 
-/// Everything on the list was known to the source once, or has not the look of a key: it may be named.
+/// Everything on the list may be named: it was in a source once, or its text cannot be a key.
 fn named<'a>(target: &'a Target, keys: usize) -> audit::Listed<'a> {
     audit::Listed { key_id: target.key_id(), owner: target.owner(), keys }
 }

@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::dir::{LOCK, read_pid};
-use super::{FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, disk::sync_directory, failed, replace};
+use super::{
+    FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, disk::sync_directory, failed, replace, this_second,
+};
 
 /// How old a marker may be when the daemon starts. An operator who accepts something starts the daemon next; a marker
 /// that is forgotten must not excuse a loss of another day.
@@ -136,7 +138,7 @@ pub fn accept(directory: &Path, what: Acceptance) -> Result<Accepted, AcceptErro
         return Err(AcceptError::Missing { path: directory.to_path_buf() });
     }
     let _no_daemon_starts_meanwhile = lock(directory, what)?;
-    let at = now();
+    let at = this_second();
     let path = directory.join(what.file());
     replace(&path, |writer| {
         writer.get_ref().set_permissions(Permissions::from_mode(MARKER_MODE))?;
@@ -218,16 +220,11 @@ fn read_marker(file: &File, what: Acceptance) -> Result<Accepted, String> {
     if accepts != what {
         return Err(format!("it accepts {}", accepts.name()));
     }
-    let age = now().duration_since(at);
+    let age = this_second().duration_since(at);
     if age > MAX_AGE || age < -MAX_AHEAD {
         return Err(format!("it is of {at}, and holds for an hour"));
     }
     Ok(Accepted { by_uid, at })
-}
-
-fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -288,15 +285,15 @@ mod tests {
         let state = open(&directory);
         let shifts = [MAX_AGE + SignedDuration::from_secs(2), -MAX_AHEAD - SignedDuration::from_secs(5)];
         for shift in shifts {
-            write(&directory, WHAT, now() - shift);
+            write(&directory, WHAT, this_second() - shift);
             assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "{shift:?}");
             assert!(!directory.path().join(WHAT.file()).exists());
         }
-        write(&directory, Acceptance::Source, now());
+        write(&directory, Acceptance::Source, this_second());
         assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "of another thing");
         fs::write(directory.path().join(WHAT.file()), "{}").expect("a marker");
         assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None);
-        write(&directory, WHAT, now() - MAX_AGE + SignedDuration::from_secs(5));
+        write(&directory, WHAT, this_second() - MAX_AGE + SignedDuration::from_secs(5));
         assert!(state.take_acceptance(WHAT).expect("one").is_some(), "just in time");
     }
 
@@ -307,7 +304,7 @@ mod tests {
         let elsewhere = directory.path().join("elsewhere");
         fs::write(
             &elsewhere,
-            serde_json::to_vec(&Marker { accepts: WHAT, at: now().to_string() }).expect("JSON"),
+            serde_json::to_vec(&Marker { accepts: WHAT, at: this_second().to_string() }).expect("JSON"),
         )
         .expect("a file");
         symlink(&elsewhere, directory.path().join(WHAT.file())).expect("a link");

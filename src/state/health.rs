@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tracing::{debug, error, info};
 
+use super::this_second;
+
 /// Called with the whole list after every change of it.
 type Observer = Box<dyn Fn(&[Unwritten]) + Send + Sync>;
 
@@ -76,7 +78,7 @@ impl WriteHealth {
             "the file is not being written; what belongs in it is kept in memory and tried again: make room, or make \
              the state directory writable"
         );
-        let state = State { since: now(), begun: Instant::now(), error, dropped: 0 };
+        let state = State { since: this_second(), begun: Instant::now(), error, dropped: 0 };
         files.insert(file.into(), state);
         self.changed(&files);
     }
@@ -85,7 +87,7 @@ impl WriteHealth {
     pub(super) fn absent(&self, path: &str, error: &dyn Display) {
         let error =
             format!("no state directory: revocations, balances, usage and audit are not kept: {error}");
-        let state = State { since: now(), begun: Instant::now(), error, dropped: 0 };
+        let state = State { since: this_second(), begun: Instant::now(), error, dropped: 0 };
         let mut files = self.files();
         files.insert(path.into(), state);
         self.changed(&files);
@@ -140,12 +142,6 @@ fn list(files: &BTreeMap<Box<str>, State>) -> Vec<Unwritten> {
         dropped: state.dropped,
     });
     files.collect()
-}
-
-/// To the second: more is of no use to a reader.
-fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 #[cfg(test)]

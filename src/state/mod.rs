@@ -17,6 +17,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use rustix::fs::OFlags;
 
 mod accept;
@@ -80,6 +81,12 @@ pub fn open_to_read(path: &Path) -> io::Result<std::fs::File> {
         true => Ok(file),
         false => Err(io::Error::other("it is not a regular file")),
     }
+}
+
+/// The time by the calendar, to the second: more is of no use to a reader.
+pub(crate) fn this_second() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 /// The whole file at `path`, if there is one.
