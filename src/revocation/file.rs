@@ -87,7 +87,7 @@ impl File {
         Ok(Opened { file, list, accepted, unwritten })
     }
 
-    /// Has the file be one that lines can be added to. `is_whole`: what is in it is the list.
+    /// Makes the file one that lines can be added to. `is_whole`: it holds the list as it is.
     fn prepare(&mut self, list: &List, is_whole: bool) -> Result<(), FileError> {
         if is_whole {
             self.left = identity(&self.path);
@@ -146,7 +146,7 @@ impl File {
         self.journal.is_some() && self.left.is_some() && self.left == identity(&self.path)
     }
 
-    /// Has the next lines be replaced by the whole list.
+    /// From here on, what is in the file is not known: the next write replaces all of it.
     pub(super) fn forget(&mut self) {
         self.left = None;
     }
@@ -185,7 +185,7 @@ impl File {
         Ok(())
     }
 
-    /// Has the mark say how far the list goes. To be called when lines are durable.
+    /// Writes the number of the last line to the mark. To be called when lines are durable.
     ///
     /// # Errors
     /// When it cannot be written. The list is no less durable.

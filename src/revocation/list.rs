@@ -71,7 +71,7 @@ impl Target {
     }
 }
 
-/// Who revoked something and when, and what is known of it.
+/// A revocation: its operator, its time, and what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     /// To the second.

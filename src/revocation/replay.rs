@@ -47,6 +47,9 @@ pub enum OpenError {
     },
 }
 
+/// Largest number of a line. No list comes near it, and sums with numbers up to it do not overflow.
+const MAX_SEQ: u64 = u64::MAX / 2;
+
 /// Completes an [`OpenError`].
 const HOW_TO_ACCEPT: &str = "or, to go on with the revocations that are left, run once: keyward state accept \
                              lost-revocations (with the daemon's --config or --state-dir), and start again";
@@ -155,7 +158,7 @@ struct Read {
     seq: u64,
     lines: usize,
     is_unended: bool,
-    /// The first line that cannot be understood. Where it is accepted, such lines count for nothing.
+    /// The first line that cannot be understood. Where it is accepted, lines that cannot be parsed count for nothing.
     damage: Option<OpenError>,
     /// A line whose number does not follow.
     gap: Option<String>,
@@ -165,24 +168,20 @@ impl Read {
     fn new(path: &Path, content: Option<&[u8]>) -> Self {
         let content = content.unwrap_or_default();
         let mut lines: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
-        if lines.last().is_some_and(|last| is_torn(last)) {
-            lines.pop();
-        }
+        let torn = lines.pop_if(|last| is_torn(last));
         let header = lines.first().and_then(|line| serde_json::from_slice::<Header>(line).ok());
         let mut read = Self {
             seq: header.as_ref().map_or(0, |header| header.seq),
             list: List::default(),
             lines: lines.len() - usize::from(header.is_some()),
-            is_unended: content.last().is_some_and(|last| *last != b'\n'),
+            is_unended: torn.is_some() || content.last().is_some_and(|last| *last != b'\n'),
             damage: None,
             gap: None,
             header,
         };
-        if let Some(Header { revocations, .. }) = read.header
-            && revocations != FORMAT
-        {
-            let problem = format!("format {revocations}; this keyward reads format {FORMAT}");
+        if let Some(problem) = read.header.as_ref().and_then(header_problem) {
             read.damage = Some(OpenError::Damaged { path: path.to_path_buf(), line: 1, problem });
+            read.seq = 0;
         }
         let first = usize::from(read.header.is_some());
         for (line, number) in lines.iter().zip(1..).skip(first) {
@@ -196,14 +195,15 @@ impl Read {
 
     fn take(&mut self, line: &[u8], number: usize) -> Result<(), String> {
         let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+        // What it says counts, where its number is accepted as damage: it is what is left of the list.
         line.apply(&mut self.list)?;
-        if self.header.is_none() {
-            return match line.seq {
-                None => Ok(()),
-                Some(_) => Err("it is numbered, and the list's header is missing".to_owned()),
-            };
-        }
-        let seq = line.seq.ok_or("seq is missing")?;
+        let seq = match (&self.header, line.seq) {
+            (None, None) => return Ok(()),
+            (None, Some(_)) => return Err("it is numbered, and the list's header is missing".to_owned()),
+            (Some(_), None) => return Err("seq is missing".to_owned()),
+            (Some(_), Some(seq)) if seq > MAX_SEQ => return Err(too_large(seq)),
+            (Some(_), Some(seq)) => seq,
+        };
         if seq != self.seq + 1 {
             let expected = self.seq + 1;
             self.gap.get_or_insert_with(|| {
@@ -213,6 +213,18 @@ impl Read {
         self.seq = seq;
         Ok(())
     }
+}
+
+/// What is wrong with a header.
+fn header_problem(Header { revocations, seq, .. }: &Header) -> Option<String> {
+    if *revocations != FORMAT {
+        return Some(format!("format {revocations}; this keyward reads format {FORMAT}"));
+    }
+    (*seq > MAX_SEQ).then(|| too_large(*seq))
+}
+
+fn too_large(seq: u64) -> String {
+    format!("seq is {seq}, and the largest number of a line is {MAX_SEQ}")
 }
 
 /// Whether the last line is one that was not written to its end: its command never returned. One that is whole but for its

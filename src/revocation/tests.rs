@@ -228,6 +228,25 @@ fn commands_that_cannot_be_written_are_written_as_a_list() {
     assert_eq!(open(&directory).0.entries(), entries);
 }
 
+/// Lines that were given up are not durable, also if their command looks only after a later attempt has succeeded.
+#[test]
+fn optional_line_that_was_given_up_is_never_durable() {
+    let directory = directory();
+    let (revocations, _publisher) = open(&directory);
+    revocations.revoke(key(0), 0).expect("revoked");
+    let path = block(&directory);
+    let writer = revocations.writer.as_ref().expect("a state directory");
+    let given_up = writer.give_optional([Line::dropped(&key(0), this_second())]);
+    assert!(matches!(writer.wait_on(given_up), Durability::NotDurable(_)));
+    fs::remove_dir(&path).expect("out of the way");
+    let written = writer.give([Line::revoke(&key(1), &revocations.entries()[0].1)]);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while writer.wait(written) != Durability::Durable {
+        assert!(std::time::Instant::now() < deadline, "never written");
+    }
+    assert!(matches!(writer.wait_on(given_up), Durability::NotDurable(_)));
+}
+
 /// A list that another program has removed is there again without another command.
 #[test]
 fn removed_list_is_written_anew_by_itself() {

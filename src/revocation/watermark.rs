@@ -83,13 +83,13 @@ pub(super) struct Watermark {
 impl Watermark {
     /// Of the list called `list`. Its clock goes on from `before`, and is not behind `at_least`, which the list has.
     pub(super) fn new(path: PathBuf, list: String, before: Option<&Mark>, at_least: u64) -> Self {
-        let clock_ms = before.map_or(0, |mark| mark.clock_ms + mark.elapsed_ms()).max(at_least);
+        let clock_ms = before.map_or(0, |mark| mark.clock_ms.saturating_add(mark.elapsed_ms())).max(at_least);
         Self { path, list, open: None, dirty: false, clock_ms, started: Instant::now() }
     }
 
     /// The list's clock.
     pub(super) fn clock_ms(&self) -> u64 {
-        self.clock_ms + milliseconds(self.started.elapsed())
+        self.clock().now_ms()
     }
 
     /// The clock's origin, for threads that only read it.
@@ -168,7 +168,8 @@ impl ListClock {
     }
 
     pub(super) fn now_ms(self) -> u64 {
-        self.clock_ms + milliseconds(self.started.elapsed())
+        // What was read from the disk can be any number.
+        self.clock_ms.saturating_add(milliseconds(self.started.elapsed()))
     }
 
     /// As it will be later.
@@ -224,6 +225,9 @@ mod tests {
         }
         let behind = Watermark::new("m".into(), String::new(), None, 77);
         assert!(behind.clock_ms() >= 77, "not behind what the list says");
+        let last = Mark { clock_ms: u64::MAX, ..mark(0, 0) };
+        let last = Watermark::new("m".into(), String::new(), Some(&last), u64::MAX);
+        assert_eq!(last.clock_ms(), u64::MAX, "a damaged mark");
     }
 
     #[test]

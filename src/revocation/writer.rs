@@ -58,6 +58,8 @@ struct Queue {
     /// That of the last line that was tried, and that of the last one that is durable.
     attempted: u64,
     written: u64,
+    /// That of the last line of an attempt after which optional lines were given up.
+    given_up: u64,
     /// Why the last attempt failed.
     error: Option<Arc<str>>,
     is_ending: bool,
@@ -79,7 +81,7 @@ pub enum Durability {
 }
 
 impl Writer {
-    /// Has `file` be written, which keeps `list`. `unwritten`: why that was not possible when it was opened.
+    /// Starts the thread that keeps `list` in `file`. `unwritten`: why the file could not be written when it was opened.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -133,22 +135,24 @@ impl Writer {
         self.wait_for(ticket, Some(PATIENCE))
     }
 
-    /// The same for as long as it takes.
+    /// The same for as long as it takes, of optional lines.
     pub(super) fn wait_on(&self, ticket: u64) -> Durability {
         self.wait_for(ticket, None)
     }
 
+    /// `patience`: `None` for lines that are optional.
     fn wait_for(&self, ticket: u64, patience: Option<Duration>) -> Durability {
         let deadline = patience.map(|patience| Instant::now() + patience);
         let mut queue = self.shared.queue();
         loop {
-            if queue.written >= ticket {
+            // A later attempt can have succeeded since, without the lines that were given up.
+            let is_given_up = patience.is_none() && queue.given_up >= ticket;
+            if queue.written >= ticket && !is_given_up {
                 return Durability::Durable;
             }
-            if queue.attempted >= ticket
-                && let Some(error) = &queue.error
-            {
-                return Durability::NotDurable(Arc::clone(error));
+            if is_given_up || queue.attempted >= ticket && queue.error.is_some() {
+                let error = queue.error.clone();
+                return Durability::NotDurable(error.unwrap_or_else(|| "an attempt to write failed".into()));
             }
             let left = deadline.map_or(CHECK, |deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
@@ -272,7 +276,9 @@ impl Keeping {
 
     fn undone(&mut self, last: u64, error: &FileError) {
         self.directory.health().failed(file::NAME, error);
+        let before = self.waiting.len();
         self.waiting.retain(|queued| !queued.is_optional);
+        let has_given_up = self.waiting.len() < before;
         let again = self.retry.map_or(FIRST_RETRY, |retry| (2 * retry).min(LAST_RETRY));
         self.retry = Some(again);
         let entries = self.list.read().unwrap_or_else(PoisonError::into_inner).len();
@@ -283,6 +289,9 @@ impl Keeping {
         }
         let mut queue = self.shared.queue();
         (queue.attempted, queue.error) = (last, Some(error.to_string().into()));
+        if has_given_up {
+            queue.given_up = last;
+        }
         self.shared.tried.notify_all();
     }
 

@@ -153,6 +153,31 @@ fn list_of_an_earlier_version_is_taken_over() {
     }
 }
 
+/// Numbers at the end of their range neither overflow nor are taken for a list that goes on.
+#[test]
+fn number_of_a_line_beyond_its_range_is_damage() {
+    for (line, number) in [(1, u64::MAX), (1, u64::MAX - 1), (2, u64::MAX)] {
+        let directory = used();
+        let content = text(directory.path());
+        let with_number = |(index, text): (usize, &str)| {
+            let mut value: serde_json::Value = serde_json::from_str(text).expect("JSON");
+            if index + 1 == line {
+                value["seq"] = number.into();
+            }
+            format!("{value}\n")
+        };
+        fs::write(list(directory.path()), content.lines().enumerate().map(with_number).collect::<String>())
+            .expect("writes");
+        let refused = refusal(&directory);
+        assert!(refused.contains(&format!("jsonl:{line}: ")) && refused.contains("the largest"), "{refused}");
+        accept(directory.path(), Acceptance::LostRevocations).expect("accepted");
+        drop(try_open(&directory).expect("accepted"));
+        let (revocations, _publisher) = open(&directory);
+        let change = revocations.revoke(Target::Key("another".into()), 0).expect("revoked");
+        assert_eq!(change.durability, Durability::Durable, "numbers go on");
+    }
+}
+
 #[test]
 fn new_directory_begins_with_a_list_that_is_marked() {
     let directory = directory();
