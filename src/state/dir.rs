@@ -180,8 +180,8 @@ impl StateDir {
     }
 }
 
-/// Opens what is locked. A directory on a disk that takes nothing is still one daemon's: then it is the lock file as it is, or
-/// the directory itself.
+/// Opens the file that is locked. On a full or read-only disk, where it cannot be made or written, the lock is taken on the
+/// existing file, or else on the directory itself.
 fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().read(true).write(true)).or_else(|error| {
         if !takes_nothing(&error) || !may_hold_state(directory) {
@@ -192,13 +192,15 @@ fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
     })
 }
 
-/// Whether a daemon has been here, as far as that can be seen: then its revocations must not be left out.
+/// Whether a daemon may have used the directory: it has, or that cannot be found out. Then its revocations must not be left out.
 fn may_hold_state(directory: &Path) -> bool {
-    let is_there = |name| match std::fs::symlink_metadata(directory.join(name)) {
+    let may_be_there = |name| match std::fs::symlink_metadata(directory.join(name)) {
         Ok(_) => true,
-        Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
     };
-    is_there(LOCK) || is_there("revocations.jsonl")
+    // A link that leads nowhere was made for a directory, which can be on a disk that is not mounted.
+    let leads_nowhere = directory.is_symlink() && !directory.exists();
+    leads_nowhere || may_be_there(LOCK) || may_be_there("revocations.jsonl")
 }
 
 pub(super) fn read_pid(lock: &mut File) -> Option<u32> {

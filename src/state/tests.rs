@@ -89,6 +89,19 @@ fn default_directory_that_a_daemon_has_used_and_that_cannot_be_used_is_refused()
     }
 }
 
+/// What it leads to can be a disk that is not mounted.
+#[test]
+fn default_directory_that_is_a_link_to_nowhere_is_refused() {
+    let directory = directory();
+    let [missing, circle] = ["missing", "circle"].map(|name| directory.path().join(name));
+    symlink(directory.path().join("not mounted"), &missing).expect("a link");
+    symlink(&circle, &circle).expect("a link");
+    for link in [missing, circle] {
+        let opened = StateDir::open(&link, false);
+        assert!(matches!(opened, Err(OpenError::Unusable(_))), "{}", link.display());
+    }
+}
+
 #[test]
 fn a_link_is_not_followed() {
     let directory = directory();
