@@ -166,10 +166,12 @@ impl Keys {
         let limits = limits(self).max(old.map_or(0, |old| limits(old.table()))).min(MAX_CHARGES);
         let shares = |policy: &Policy| policy.limits().iter().any(|limit| limit.per == Per::Owner);
         let owners = if self.policies.iter().any(shares) { self.owners.len() } else { 0 };
+        // At a start the difference can be that from the last good keys, of which no bucket is in use.
+        let claimed = if old.is_none() { self.len() } else { diff.added.saturating_add(diff.changed) };
         let of = |buckets: usize, bytes: usize| buckets.saturating_mul(limits).saturating_mul(bytes);
         [
             of(self.len(), SLOT),
-            of(diff.added.saturating_add(diff.changed), CLAIMED),
+            of(claimed, CLAIMED),
             of(diff.removed.saturating_add(diff.changed), PARKED),
             of(owners, SHARED),
         ]
@@ -181,7 +183,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::KeyRecord;
+    use crate::record::{KeyRecord, parse_limits};
 
     #[test]
     fn growth_is_told_before_every_large_reallocation() {
@@ -208,6 +210,19 @@ mod tests {
             told_how_often += u32::from(told > 0);
         }
         assert!((10..100).contains(&told_how_often), "told {told_how_often} times");
+    }
+
+    #[test]
+    fn buckets_of_a_first_snapshot_are_claimed_whatever_the_last_good_keys_were() {
+        let mut builder = Builder::new(7, 100);
+        for number in 0..100 {
+            let key_id = format!("k{number}");
+            let limits = parse_limits("10/s").expect("a limit").into();
+            builder.add(1, &KeyRecord { limits, ..KeyRecord::new([number; 32], &key_id) }).expect("a row");
+        }
+        let keys = builder.finish();
+        let same = Diff::default();
+        assert!(keys.publishing_bytes(&same, None) >= 100 * (SLOT + CLAIMED));
     }
 
     #[test]
