@@ -19,7 +19,7 @@ use crate::source::{self, Field, Findings, Format, Layout};
 
 const OPTION: &str = "--append-to";
 
-/// Who may read a new file, beside what the umask takes away: it holds hashes, and no key.
+/// Permissions of a new file before the umask: it holds hashes, and no key.
 const NEW_MODE: u32 = 0o644;
 
 /// An export that rows are about to be appended to.
@@ -150,7 +150,7 @@ impl Export {
         match findings.is_empty() && has_rows {
             true => Ok(()),
             false => Err(refused(format_args!(
-                "a daemon would refuse {} with the new rows:\\n{findings}",
+                "a daemon would refuse {} with the new rows:\n{findings}",
                 self.name
             ))),
         }
@@ -164,7 +164,7 @@ impl Export {
                 let (uid, gid) = (Uid::from_raw(before.uid()), Gid::from_raw(before.gid()));
                 fchown(new, Some(uid), Some(gid))?;
             }
-            // After the owner, who might lose bits of it.
+            // After the owner: a change of owner can clear bits of the mode.
             new.set_permissions(Permissions::from_mode(before.mode() & 0o7777))
         };
         kept().map_err(|error| {
@@ -303,7 +303,7 @@ mod tests {
                 "the same key_id and another owner",
             ),
             (&format!("{good}x,k,,\n"), &[], "column 1 (key_hash)"),
-            (&format!("{good}{},\"k,,\n", "b".repeat(64)), &[], "a daemon would refuse"),
+            (&format!("{good}{},\"k,,\n", "b".repeat(64)), &[], "with the new rows:\n"),
             ("key_id\n", &[], "has no column key_hash"),
             ("\n", &[], "has no header"),
             ("{}\n", &[], "looks like JSON Lines"),

@@ -1,30 +1,29 @@
 //! The row of a key, as a line of an export.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::header::Header;
 use crate::cli::exit::{Exit, Failure};
 use crate::source::Field;
 
 /// What is exported of a key.
-#[derive(Serialize)]
 pub(super) struct Row<'a> {
     pub(super) key_hash: String,
     pub(super) key_id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) owner: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) environment: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) plan: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) not_before: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) expires_at: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) scopes: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) limits: Option<&'a str>,
+}
+
+/// An object of the fields that it has.
+impl Serialize for Row<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.fields().map(|(field, text)| (field.name(), text)))
+    }
 }
 
 impl Row<'_> {
