@@ -386,7 +386,7 @@ impl Reserve {
     fn give_up(&self) {
         let start = self.start.swap(std::ptr::null_mut(), Ordering::AcqRel);
         if !start.is_null() {
-            // SAFETY: the mapping of `set_aside`. The thread that takes it out of the static is the only one to know it.
+            // SAFETY: the mapping of `set_aside`, of that length. The swap gives it to one thread only.
             let _unmapped = unsafe { munmap(start, RESERVED) };
         }
     }
@@ -415,31 +415,33 @@ fn again(allocate: impl FnOnce() -> *mut u8) -> *mut u8 {
     allocate()
 }
 
-// SAFETY: every method is that of `System`, asked once more where it failed; a failure leaves the block that it was asked about as it is.
+// SAFETY: every method is that of `System`, which is called once more if it has failed. A block comes from `System` and goes back to
+// it; a failure of `realloc` leaves the block as it is. Nothing here unwinds: giving up the reserve is one system call.
 unsafe impl GlobalAlloc for Reserving {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promises are those that `System` wants, here and below.
+        // SAFETY: the caller promises a layout whose size is not zero, which is all that `System` requires.
         let allocate = || unsafe { System.alloc(layout) };
         let block = allocate();
         if block.is_null() { again(allocate) } else { block }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: the caller promises a layout whose size is not zero, which is all that `System` requires.
         let allocate = || unsafe { System.alloc_zeroed(layout) };
         let block = allocate();
         if block.is_null() { again(allocate) } else { block }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: the caller promises a block of this allocator, which is one of `System`, its layout, and a size that `System`
+        // accepts. The second call is made only if the first has failed and left the block as it was.
         let allocate = || unsafe { System.realloc(block, layout, size) };
         let grown = allocate();
         if grown.is_null() { again(allocate) } else { grown }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: the caller promises a block of this allocator, which is one of `System`, and its layout.
         unsafe { System.dealloc(block, layout) }
     }
 }
