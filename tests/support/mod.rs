@@ -438,18 +438,19 @@ impl Raw {
     }
 
     /// Sends `frame` again and again until the daemon reads no more, because it has answers for which there is no room: how many
-    /// whole frames that were. A daemon that merely has no processor at the moment is waited for.
+    /// whole frames that were. A daemon that merely has no processor at the moment is waited for, as long as [`PATIENCE`].
     pub fn flood(&mut self, frame: &[u8]) -> usize {
         /// How often nothing may happen, for a tenth of a second each time.
         const STANDSTILL: usize = 3;
         let frames = frame.repeat(500);
         self.stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a timeout");
         let (mut sent, mut unread, mut stands) = (0, 0, 0);
+        let mut moved = Instant::now();
         while stands < STANDSTILL {
             match self.stream.write(&frames[sent % frames.len()..]) {
                 Ok(written) => {
                     sent += written;
-                    stands = 0;
+                    (stands, moved) = (0, Instant::now());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let before = std::mem::replace(
@@ -457,6 +458,7 @@ impl Raw {
                         rustix::io::ioctl_fionread(&self.stream).expect("a socket"),
                     );
                     stands = if unread > 0 && unread == before { stands + 1 } else { 0 };
+                    assert!(moved.elapsed() < PATIENCE, "the daemon neither reads nor answers");
                 }
                 // It was given up meanwhile.
                 Err(_) => break,
