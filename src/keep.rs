@@ -228,8 +228,8 @@ fn boot_id() -> Option<[u8; 16]> {
     id
 }
 
-/// By how many nanoseconds CLOCK_BOOTTIME is shifted for this process, which is the same for as long as it runs. `None` where that
-/// is not to be seen.
+/// By how many nanoseconds CLOCK_BOOTTIME is shifted for this process, which is the same for as long as it runs. `None` where /proc
+/// does not show it.
 fn boottime_offset() -> Option<i64> {
     let namespace = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}"));
     match std::fs::read_to_string(TIME_OFFSETS) {

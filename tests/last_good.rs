@@ -112,7 +112,7 @@ fn start_with_bad_source_serves_last_good_keys_and_says_so() {
         let output =
             keyward().arg("status").arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("last good    IN USE since") && text.contains("REFUSED"), "{case}: {text}");
+        assert!(text.contains("last good    IN USE for") && text.contains("REFUSED"), "{case}: {text}");
         let event = audited(&daemon, "last_good").pop().expect("an event");
         assert!(event["in_use"] == true && event["accepted_at"].is_string(), "{case}: {event}");
         assert!(reason.is_empty() || event["reason"] == reason, "{case}: {event}");

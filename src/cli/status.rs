@@ -139,7 +139,7 @@ impl Readable<'_> {
         if let (Some(since), Some(accepted), Some(written)) = (in_use_s, accepted_age_s, source_age_s) {
             writeln!(
                 f,
-                "last good    IN USE since {}, because the source was refused: keys accepted {} as generation {generation}, \
+                "last good    IN USE for {}, because the source was refused: keys accepted {} as generation {generation}, \
                  written {}",
                 Span::seconds(*since),
                 Ago(*accepted),
@@ -418,7 +418,7 @@ mod tests {
             ..message::LastGood::default()
         });
         let text = Readable(&status).to_string();
-        let expected = "last good    IN USE since 5 s, because the source was refused: keys accepted 1 min 15 s ago as \
+        let expected = "last good    IN USE for 5 s, because the source was refused: keys accepted 1 min 15 s ago as \
                         generation 7, written 1 min 20 s ago\nreload ";
         assert!(text.contains(expected), "{text}");
     }

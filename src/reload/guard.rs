@@ -29,8 +29,8 @@ const NAMED: usize = 3;
 /// A share says nothing of very few keys: one key may change in any way, unless the share is zero.
 const ALWAYS_STOP: usize = 1;
 
-/// Of keys that start to work or lose a restriction, a tenth of all keys may, up to this many: an operator
-/// who lets three suspended keys work again has not exported the wrong table.
+/// Of keys that start to work or lose a restriction, a tenth of all keys may, up to this many: three suspended
+/// keys that work again are no sign of a wrong export.
 const MAX_ALWAYS_WIDEN: usize = 10;
 
 /// Changes that [`Tolerance::max_loosened`] bounds. Raised limits, and environments where there was none, are

@@ -343,8 +343,8 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
             systemd::ready();
         };
         if listening.is_adopted() {
-            // Who asks on systemd's socket has been waiting for the daemon to start, perhaps after a crash, and
-            // waits for the keys too rather than be denied.
+            // Clients on systemd's socket have been waiting for the daemon to start, perhaps after a crash. They wait for
+            // the keys too, rather than be denied.
             loaded.await;
             accepts.run(&listening).await;
         } else {
@@ -403,7 +403,7 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
     systemd::stopping();
     accepting.abort();
     let _aborted = accepting.await;
-    // Who waits at systemd's socket is served by the next daemon; at this one's own there will be none.
+    // Connections that wait at systemd's socket are accepted by the next daemon. There will be none at this one's own.
     verify.take_waiting().into_iter().for_each(|stream| acceptor.admit(stream));
     daemon.draining.send_replace(true);
     drain(&daemon.workers, config.server.drain_timeout).await;

@@ -64,7 +64,7 @@ impl Start {
             Ok::<_, StartError>(sockets)
         })?;
 
-        // After the sockets: who connects while another daemon is still leaving the directory waits to be answered.
+        // After the sockets: a client that connects while another daemon still has the directory waits for its answer.
         let health = WriteHealth::default();
         health.observe(|unwritten| systemd::unwritten(&names(unwritten)));
         let (path, is_chosen) = (&config.server.state_dir, config.server.state_dir_is_chosen);

@@ -3,11 +3,9 @@
 
 use std::fmt;
 
-use crate::record::Quoted;
+use crate::record::{Field, Quoted};
 
-use crate::record::Field;
-
-/// Fewer changed letters than this make a name of another.
+/// A name that differs from a field's in fewer letters than this may be a misspelling of it.
 const NEAR: usize = 3;
 
 /// What tables call the fields, in lower case and without anything but letters and digits.

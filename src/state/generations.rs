@@ -78,7 +78,7 @@ impl Generations {
     }
 }
 
-/// A number that none above has been used in `directory`, where `used` has been.
+/// The highest number that may have been used in `directory`; `used` is known to have been.
 fn last_used(directory: &StateDir, used: u64) -> u64 {
     let path = directory.path(FILE);
     let problem = match read(&path) {

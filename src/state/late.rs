@@ -1,4 +1,4 @@
-//! A journal on a disk that may take nothing yet.
+//! A journal whose disk can be full or read-only at the start.
 
 use std::io;
 use std::path::PathBuf;
@@ -58,7 +58,7 @@ impl LateJournal {
     }
 }
 
-/// Whether it is the disk's state rather than a mistake of the set-up.
+/// Whether the disk is full or read-only, rather than set up in a wrong way.
 pub(super) fn takes_nothing(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded)
