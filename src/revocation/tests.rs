@@ -265,6 +265,28 @@ fn removed_list_is_written_anew_by_itself() {
     assert_eq!(lines(&directory), 1);
 }
 
+/// A directory that takes the place of the daemon's own has no lock of it.
+#[test]
+fn list_of_another_daemon_in_the_same_place_is_not_replaced() {
+    let place = directory();
+    let [own, moved, other] = ["own", "moved", "other"].map(|name| place.path().join(name));
+    let state = StateDir::open(&own, true).expect("opens").map(Arc::new);
+    let publisher = Publisher::new(1).0;
+    let revocations = Revocations::open(state, &publisher).expect("reads");
+    let other_daemon = StateDir::open(&other, true).expect("opens").expect("there");
+    fs::write(other.join(file::NAME), "the other daemon's").expect("writes");
+    fs::rename(&own, &moved).expect("moves");
+    fs::rename(&other, &own).expect("moves");
+    let change = revocations.revoke(key(0), 0).expect("in force");
+    assert!(reason(&change).contains("another daemon has taken it"), "{change:?}");
+    assert_eq!(fs::read_to_string(own.join(file::NAME)).expect("a file"), "the other daemon's");
+    // It ends, and the directory is this daemon's again.
+    drop(other_daemon);
+    wait_until_durable(&revocations);
+    let refused = StateDir::open(&own, true).expect_err("in use").to_string();
+    assert!(refused.contains("another daemon"), "{refused}");
+}
+
 #[test]
 fn a_file_that_somebody_has_moved_or_cut_is_written_anew() {
     let directory = directory();

@@ -216,7 +216,8 @@ impl Keeping {
     fn run(&mut self) {
         loop {
             let (given, last, is_ending) = self.next();
-            let is_due = !given.is_empty() || self.retry.is_some() || !self.file.is_intact();
+            let is_disturbed = !self.file.is_intact() || !self.directory.has_lock();
+            let is_due = !given.is_empty() || self.retry.is_some() || is_disturbed;
             self.waiting.extend(given);
             if is_due {
                 match self.write() {
@@ -249,6 +250,8 @@ impl Keeping {
     }
 
     fn write(&mut self) -> Result<(), FileError> {
+        // The list of a daemon that has the directory now must not be replaced.
+        self.directory.keep_lock()?;
         let list = || self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.file.add(self.waiting.iter().map(|queued| &queued.line), list)?;
         self.waiting.clear();

@@ -5,8 +5,9 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ pub struct StateDir {
     path: PathBuf,
     health: WriteHealth,
     is_new: bool,
-    _lock: File,
+    lock: Mutex<File>,
 }
 
 /// Why there is no state directory.
@@ -155,7 +156,51 @@ impl StateDir {
             // The lock is held all the same.
             debug!(file = %lock_path.display(), %error, "the process id cannot be written");
         }
-        Ok(Self { path: path.to_path_buf(), health, is_new, _lock: lock })
+        Ok(Self { path: path.to_path_buf(), health, is_new, lock: Mutex::new(lock) })
+    }
+
+    /// Whether the lock still keeps other daemons away: its file is in the directory.
+    pub fn has_lock(&self) -> bool {
+        self.is_in_place(&self.held())
+    }
+
+    /// Takes the lock again where its file was removed or replaced, alone or with the directory.
+    ///
+    /// # Errors
+    /// When another daemon has taken it meanwhile.
+    pub fn keep_lock(&self) -> Result<(), FileError> {
+        let mut held = self.held();
+        if self.is_in_place(&held) {
+            return Ok(());
+        }
+        let path = self.path(LOCK);
+        // Where it cannot be opened, neither can the other files, which is reported with them.
+        let Ok(mut lock) = open_lock(&self.path, &path) else { return Ok(()) };
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                warn!(file = %path.display(), "the lock was removed or replaced by another program; it is taken again");
+                let _is_for_people = write_pid(&mut lock);
+                *held = lock;
+                Ok(())
+            }
+            Err(Errno::WOULDBLOCK) => {
+                let error = io::Error::other("another daemon has taken it, and writes to this directory now");
+                Err(failed(&path, "take the lock again")(error))
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, File> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is the lock file, or the directory itself ([`open_lock`]).
+    fn is_in_place(&self, lock: &File) -> bool {
+        let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
+        let Ok(held) = lock.metadata().map(identity) else { return false };
+        let [file, directory] = [std::fs::symlink_metadata(self.path(LOCK)), std::fs::metadata(&self.path)];
+        [file, directory].into_iter().flatten().any(|found| identity(found) == held)
     }
 
     /// Where the outcome of writes is reported.
