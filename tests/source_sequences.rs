@@ -21,7 +21,18 @@ const KEYS: usize = 40;
 /// Rounds, unless the environment says otherwise. A round waits for the disk some ten times.
 const ROUNDS: u64 = 60;
 
-const STATUSES: [&str; 3] = ["active", "disabled", "revoked"];
+/// The last is none: such a row is set aside.
+const STATUSES: [&str; 4] = ["active", "disabled", "revoked", "t"];
+const SET_ASIDE: usize = 3;
+
+/// Rows that may be set aside.
+const MAX_BAD_ROWS: usize = 5;
+
+/// A row whose hash cannot be read.
+const UNREADABLE: &str = "no hash,x,active,\n";
+
+const CONFIG: &str = "source.settle = '0s'\nsource.poll = '1h'\nsource.on_bad_row = 'set-aside'\nsource.max_bad_rows = 5\n\
+                      source.apply_takeaways_of_refused = true";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Row {
@@ -30,6 +41,11 @@ struct Row {
 }
 
 type Rows = BTreeMap<usize, Row>;
+
+/// The verdicts by severity: 0 for active, 1 for disabled, 2 for revoked.
+fn severity(status: usize) -> usize {
+    if status == SET_ASIDE { 1 } else { status }
+}
 
 /// The source as the file has it.
 #[derive(Clone, Debug)]
@@ -79,6 +95,8 @@ struct Fixture {
     /// What was in force by the number of its snapshot.
     history: BTreeMap<u64, Rows>,
     revoked: BTreeSet<usize>,
+    /// What refused sources have taken away, by severity.
+    taken: BTreeMap<usize, usize>,
     /// Whether the keys in force are known to be on the disk.
     is_kept: bool,
 }
@@ -95,14 +113,21 @@ impl Fixture {
         // These two stay: a restriction of each kind is there at any time.
         rows.insert(0, Row { status: 2, has_network: false });
         rows.insert(1, Row { status: 0, has_network: true });
-        let setup = Setup::text(&export(&rows)).config("source.settle = '0s'\nsource.poll = '1h'");
+        let setup = Setup::text(&export(&rows)).config(CONFIG);
         let daemon = setup.start();
         let generation = daemon.status().generation;
         let history = [(generation, rows.clone())].into();
         let source = Source::Good(rows.clone());
-        let revoked = BTreeSet::new();
-        let mut fixture =
-            Self { daemon: Some(daemon), random, source, in_force: rows, history, revoked, is_kept: false };
+        let mut fixture = Self {
+            daemon: Some(daemon),
+            random,
+            source,
+            in_force: rows,
+            history,
+            revoked: BTreeSet::new(),
+            taken: BTreeMap::new(),
+            is_kept: false,
+        };
         fixture.keep();
         fixture
     }
@@ -123,24 +148,65 @@ impl Fixture {
         }
     }
 
-    /// A change as exports have it every day: one or two keys.
+    /// A change as exports have it every day: one or two keys, some of whose rows cannot be understood.
     fn change(&mut self) -> String {
         let mut rows = self.in_force.clone();
         for _ in 0..=self.random.below(2) {
             let number = 2 + self.random.below(KEYS - 2);
-            let row = Row { status: self.random.below(3), has_network: self.random.below(4) == 0 };
+            let row = Row { status: self.random.below(4), has_network: self.random.below(4) == 0 };
             if self.random.below(5) == 0 {
                 rows.remove(&number);
             } else {
                 rows.insert(number, row);
             }
         }
-        replace(&self.daemon().setup.source(), &export(&rows));
+        let set_aside = |rows: &Rows| rows.values().filter(|row| row.status == SET_ASIDE).count();
+        if set_aside(&rows) >= MAX_BAD_ROWS {
+            rows.values_mut().filter(|row| row.status == SET_ASIDE).for_each(|row| row.status = 0);
+        }
+        let unreadable = ["", UNREADABLE][self.random.below(2)];
+        replace(&self.daemon().setup.source(), &(export(&rows) + unreadable));
         let outcome = self.daemon().reload();
         assert!(outcome.accepted, "{:?} -> {rows:?}: {outcome:?}", self.in_force);
+        let withheld = outcome.withheld.unwrap_or_default();
+        let told = (withheld.set_aside, withheld.unreadable_rows);
+        assert_eq!(told, (set_aside(&rows), usize::from(!unreadable.is_empty())));
+        self.taken.clear();
         self.history.insert(outcome.generation, rows.clone());
         (self.source, self.in_force, self.is_kept) = (Source::Good(rows.clone()), rows, false);
         "a change".to_owned()
+    }
+
+    /// An export that is refused for its bad rows, while others revoke or disable keys. One that is cut takes nothing away.
+    fn take_away(&mut self) -> String {
+        let mut rows = self.in_force.clone();
+        for _ in 0..=self.random.below(2) {
+            let number = 2 + self.random.below(KEYS - 2);
+            if let Some(row) = rows.get_mut(&number) {
+                row.status = 1 + self.random.below(2);
+            }
+        }
+        let export = export(&rows) + &UNREADABLE.repeat(MAX_BAD_ROWS + 1);
+        let is_cut = self.random.below(3) == 0;
+        replace(&self.daemon().setup.source(), if is_cut { export.trim_end() } else { &export });
+        let outcome = self.daemon().reload();
+        assert!(!outcome.accepted, "{outcome:?}");
+        self.source = Source::Bad("too many bad rows");
+        let mut taken = self.taken.clone();
+        for (number, row) in rows.iter().filter(|(_, row)| !is_cut && row.status != SET_ASIDE) {
+            if row.status > self.severity(*number) {
+                taken.insert(*number, row.status);
+            }
+        }
+        let is_working = |number: &usize| self.in_force[number].status == 0;
+        let working = self.in_force.keys().filter(|number| is_working(number)).count();
+        let stopping = taken.keys().filter(|number| is_working(number)).count();
+        // source.max_shrink is 0.5.
+        if stopping <= 1 || 2 * stopping <= working {
+            self.taken = taken;
+        }
+        assert_eq!(self.daemon().status().withheld.unwrap_or_default().taken_away, self.taken.len());
+        format!("{:?}, cut: {is_cut}", self.source)
     }
 
     /// An export that must not be taken.
@@ -159,7 +225,7 @@ impl Fixture {
             self.in_force.iter().map(|(number, row)| (*number, Row { status: 0, ..*row })).collect();
         let (what, content) = match self.random.below(8) {
             0 => ("cut short", good[..good.len() - 20].to_owned()),
-            1 => ("a row that cannot be read", format!("{good}no hash,x,active,\n")),
+            1 => ("rows that cannot be read", good.clone() + &UNREADABLE.repeat(MAX_BAD_ROWS + 1)),
             2 => ("empty", String::new()),
             3 => ("a header alone", "key_hash,key_id,status,allowed_ips\n".to_owned()),
             4 => ("shrunk", export(&few)),
@@ -205,7 +271,7 @@ impl Fixture {
         }
         let manifest = fs::read(daemon.setup.path("last_good.json")).expect("a manifest");
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
-        let on_disk = manifest["last_good"]["generation"].as_u64().expect("a number");
+        let on_disk = manifest["content"]["generation"].as_u64().expect("a number");
         let daemon = daemon.restart();
         let status = daemon.status();
         let in_use = status.last_good.as_ref().is_some_and(|last_good| last_good.in_use);
@@ -213,6 +279,7 @@ impl Fixture {
             Source::Good(rows) => {
                 assert!(!in_use && status.ready, "{}", daemon.log());
                 self.in_force = rows.clone();
+                self.taken.clear();
                 self.is_kept = false;
             }
             Source::Bad(what) => {
@@ -228,12 +295,17 @@ impl Fixture {
         format!("restart, killed: {is_killed}")
     }
 
+    fn severity(&self, number: usize) -> usize {
+        let of_row = self.in_force.get(&number).map_or(0, |row| severity(row.status));
+        of_row.max(self.taken.get(&number).copied().unwrap_or_default())
+    }
+
     fn expected(&self, number: usize) -> &'static str {
         match self.in_force.get(&number) {
             None => "UNKNOWN_KEY",
             Some(_) if self.revoked.contains(&number) => "REVOKED",
-            Some(Row { status: 2, .. }) => "REVOKED",
-            Some(Row { status: 1, .. }) => "DISABLED",
+            Some(_) if self.severity(number) == 2 => "REVOKED",
+            Some(_) if self.severity(number) == 1 => "DISABLED",
             Some(Row { has_network: true, .. }) => "IP_NOT_ALLOWED",
             Some(_) => "ALLOWED",
         }
@@ -258,9 +330,10 @@ fn answers_are_those_of_the_model_over_changes_refusals_and_restarts() {
     for round in 0..environment("KEYWARD_TEST_ROUNDS", ROUNDS) {
         // A restart compares with what is on the disk: no more than one change behind.
         fixture.keep();
-        let mut what = match fixture.random.below(5) {
+        let mut what = match fixture.random.below(6) {
             0 | 1 => fixture.change(),
             2 | 3 => fixture.spoil(),
+            4 => fixture.take_away(),
             _ => fixture.revoke(),
         };
         fixture.compare(&format!("round {round} of seed {seed}: {what}"));

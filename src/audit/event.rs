@@ -120,7 +120,7 @@ pub struct Reload<'a> {
     pub examples: AccessExamples<'a>,
     /// What rows that cannot be understood have put out of force.
     #[serde(flatten)]
-    pub withheld: Withheld,
+    pub withheld: Box<Withheld>,
     /// Why it was refused, in a word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,

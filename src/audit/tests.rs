@@ -48,6 +48,7 @@ fn an_event_says_what_happened_in_one_flat_object() {
     let peer = Peer { uid: 7, pid: Some(8) };
     audit.record(&Event::Revoke(Revocation { key_id: Some("a"), owner: None, keys: 2, revoked: 2, peer }));
     audit.record(&Event::Reload(Reload {
+        withheld: Box::default(),
         trigger: Trigger::Command,
         peers: &[peer],
         force: false,

@@ -315,6 +315,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::reload::OnBadRow;
     use crate::source::Layout;
 
     /// Bytes of a text that takes several pieces.
@@ -323,7 +324,8 @@ mod tests {
     /// What comes of `text`: every row, or what is wrong.
     fn read(text: &[u8], format: Format, size: u64) -> Result<Vec<String>, String> {
         with_source(text, format, size, |source| match source.read(None, &mut |_| {}) {
-            Ok((builder, _)) => Ok(rows(&builder)),
+            Ok(Read { bad_rows: Some(BadRows::Refuse(failure)), .. }) => Err(failure.to_string()),
+            Ok(read) => Ok(rows(&read.builder)),
             Err(failure) => Err(failure.to_string()),
         })
     }
@@ -333,8 +335,13 @@ mod tests {
         std::fs::write(file.path(), text).expect("writes");
         let plans = Arc::default();
         // Messages name the path.
-        let origin =
-            SourceFile { path: Box::from("keys".as_ref()), format, layout: Layout::default(), plans };
+        let origin = SourceFile {
+            path: Box::from("keys".as_ref()),
+            format,
+            layout: Layout::default(),
+            plans,
+            on_bad_row: OnBadRow::Refuse,
+        };
         let file = file.reopen().expect("opens");
         then(&Source { origin: &origin, file: &file, size, seed: 7, room: Room::new() })
     }
@@ -400,7 +407,13 @@ mod tests {
         std::fs::write(file.path(), [1; 128]).expect("writes");
         file.as_file().set_len(1 << 40).expect("a length");
         let (format, layout, plans) = (Format::Compiled, Layout::default(), Arc::default());
-        let origin = SourceFile { path: Box::from("keys".as_ref()), format, layout, plans };
+        let origin = SourceFile {
+            path: Box::from("keys".as_ref()),
+            format,
+            layout,
+            plans,
+            on_bad_row: OnBadRow::Refuse,
+        };
         let file = file.reopen().expect("opens");
         let source = Source { origin: &origin, file: &file, size: 1 << 40, seed: 7, room: Room::new() };
         let told = source.read(None, &mut |_| {}).err().expect("it is refused").to_string();

@@ -113,7 +113,7 @@ impl Running {
             changes,
             examples: examples.unwrap_or_default(),
             reason: refused.map(Failure::kind),
-            withheld: withheld(outcome),
+            withheld: Box::new(withheld(outcome)),
             place: refused.and_then(Failure::place),
             findings: refused.and_then(Failure::findings).map(Findings::total),
             took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),

@@ -52,11 +52,13 @@ impl Fixture {
                 format: Format::Csv,
                 layout: Layout::default(),
                 plans: Arc::default(),
+                on_bad_row: OnBadRow::Refuse,
             },
             policy: Policy {
                 poll,
                 settle: Duration::ZERO,
                 tolerance: Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 },
+                take_away: false,
             },
             rules: Arc::default(),
             keep_revocations: Keep::DEFAULT,

@@ -183,7 +183,8 @@ impl Impact {
             };
             self.count(change, works_after);
         }
-        if let Some(after) = after.filter(|after| !after.is_set_aside) {
+        // A row that is set aside says nothing of restrictions, before and after.
+        if let Some(after) = after.filter(|after| !(status.is_set_aside() || after.is_set_aside)) {
             impact.loosened = self.add_restrictions(before, &after);
             if !missing.is_empty() {
                 self.lost = self.lost.union(after.pair.given.union(given(before)).intersection(missing));
@@ -219,7 +220,7 @@ impl Impact {
 /// The restrictions of a row that are not its policy's.
 fn given(entry: &Entry) -> Fields {
     Fields::NONE
-        .with_if(Field::Status, entry.status.of_row() != Status::Active && !entry.status.is_set_aside())
+        .with_if(Field::Status, entry.status.of_row() != Status::Active)
         .with_if(Field::NotBefore, entry.not_before != 0)
         .with_if(Field::ExpiresAt, entry.expires_at.get() != u32::MAX)
 }

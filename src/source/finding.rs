@@ -119,7 +119,7 @@ pub struct Findings {
     kinds: Vec<u64>,
     pub(super) total: u64,
     /// The rows that have them.
-    pub(super) bad_rows: BadRows,
+    pub(super) bad_rows: Box<BadRows>,
 }
 
 impl Findings {
@@ -130,7 +130,7 @@ impl Findings {
             kept: Vec::new(),
             kinds: Vec::new(),
             total: 0,
-            bad_rows: BadRows::default(),
+            bad_rows: Box::default(),
         }
     }
 

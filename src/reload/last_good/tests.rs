@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::limiter::{Ledger, Limiter};
 use crate::record::{KeyRecord, Plans, parse_limits};
-use crate::reload::{FileState, SourceFile};
+use crate::reload::OnBadRow;
 use crate::snapshot::{Builder, Stamp};
 use crate::source::{Format, Layout};
 
@@ -40,6 +40,7 @@ impl Fixture {
             format: Format::Csv,
             layout: Layout::default(),
             plans: Arc::new(Plans::new(plans, None).expect("plans")),
+            on_bad_row: OnBadRow::Refuse,
         }
     }
 

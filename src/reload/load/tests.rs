@@ -13,7 +13,7 @@ fn placed(ago: Duration) -> (tempfile::TempDir, SourceFile) {
     let file = File::options().write(true).open(&path).expect("opens");
     file.set_modified(SystemTime::now() - ago).expect("sets the time");
     let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
-    (directory, SourceFile { path: path.into(), format, layout, plans })
+    (directory, SourceFile { path: path.into(), format, layout, plans, on_bad_row: OnBadRow::Refuse })
 }
 
 #[test]
@@ -23,6 +23,7 @@ fn what_was_renamed_into_place_is_read_before_it_has_settled_and_taken_after_tha
     let state = FileState::of(&source.path).expect("a file");
     assert!(state.is_placed() && state.unsettled(settle) <= TIME_GRANULARITY);
     let loaded = source.load_settled(7, Settling::new(settle)).expect("loads");
+    let loaded = loaded.accepted().expect("no findings");
     assert_eq!((loaded.keys.len(), loaded.state), (1, state));
     assert_eq!(state.unwritten(settle), Duration::ZERO, "nobody has written to it for so long");
 }
@@ -30,7 +31,9 @@ fn what_was_renamed_into_place_is_read_before_it_has_settled_and_taken_after_tha
 /// Loads `source`, and does something whenever some of it has been read.
 fn load_and(source: &SourceFile, mut meanwhile: impl FnMut() + Send) -> Result<Loaded, Failure> {
     let settling = Settling::new(Duration::from_millis(200));
-    source.build_settled(7, settling, None, &mut |_| meanwhile()).map(Loaded::new)
+    source
+        .build_settled(7, settling, None, &mut |_| meanwhile())
+        .and_then(|built| FileRead::new(built).accepted())
 }
 
 #[test]
@@ -69,7 +72,7 @@ fn what_is_written_to_while_it_is_read_is_not_taken_whatever_its_times_say() {
 /// A source of so many rows at a path.
 fn source(path: std::path::PathBuf) -> SourceFile {
     let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
-    SourceFile { path: path.into(), format, layout, plans }
+    SourceFile { path: path.into(), format, layout, plans, on_bad_row: OnBadRow::Refuse }
 }
 
 /// Does something at intervals until `work` is done, and says how long that took.

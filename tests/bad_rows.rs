@@ -1,0 +1,321 @@
+//! Exports with rows that cannot be understood: set aside, or refused with what the other rows take away.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+
+use keyward::admin::withheld::Withheld;
+use support::{Daemon, Setup, hex, keyward, replace, wait_for};
+
+const HEADER: &str = "key_hash,key_id,owner,status,expires_at,allowed_ips,limits,metadata\n";
+const SET_ASIDE: &str = "[source]\nmax_shrink = 1.0\non_bad_row = 'set-aside'\n";
+const TAKE_AWAY: &str = "[source]\napply_takeaways_of_refused = true\n";
+
+/// The row of key `id`; `rest` follows the id.
+fn row(id: &str, rest: &str) -> String {
+    format!("{},{id},{rest}\n", hex(id))
+}
+
+fn good(id: &str) -> String {
+    row(id, "acme,,,,,")
+}
+
+/// Twenty good rows, one that is disabled, so that no status is missed, and those that are given.
+fn export(rows: &[String]) -> String {
+    let others: String = (0..20).map(|number| good(&format!("other{number}"))).collect();
+    format!("{HEADER}{others}{}{}", row("off", "acme,disabled,,,,"), rows.concat())
+}
+
+fn start(config: &str, export: &str) -> Daemon {
+    let mut setup = Setup::text(export);
+    setup.reconfigure(config);
+    let daemon = setup.start();
+    assert!(daemon.status().ready, "{}", daemon.log());
+    daemon
+}
+
+fn withheld(daemon: &Daemon) -> Withheld {
+    daemon.status().withheld.unwrap_or_default()
+}
+
+fn reload_events(daemon: &Daemon) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
+    let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    events.filter(|line| line["event"] == "reload").collect()
+}
+
+/// Rows of `k` that cannot be understood, each in another way. The hash of all of them can be read.
+fn bad_rows() -> Vec<(&'static str, String)> {
+    let hash = hex("k");
+    let field = |rest: &str| row("k", rest);
+    vec![
+        ("a newline in the owner", field("\"ac\nme\",,,,,")),
+        ("a tab in the owner", field("ac\tme,,,,,")),
+        ("a long owner", field(&format!("{},,,,,", "o".repeat(130)))),
+        ("large metadata", field(&format!("acme,,,,,\"{{\"\"a\"\":\"\"{}\"\"}}\"", "x".repeat(4_100)))),
+        ("a status that is none", field("acme,t,,,,")),
+        ("a time that is none", field("acme,,2026-13-01,,,")),
+        ("a network that is none", field("acme,,,10.0.0.0/33,,")),
+        ("a limit that is none", field("acme,,,,often,")),
+        ("metadata that is no object", field("acme,,,,,[]")),
+        ("no id", format!("{hash},,acme,,,,,\n")),
+        ("a column too many", field("ac,me,,,,,")),
+        ("a column too few", field("acme,,,,")),
+        ("junk behind a quote", field("\"acme\"x,,,,,")),
+        ("a duplicate", good("k") + &row("k", "acme,revoked,,,,")),
+        ("a duplicate that says the same", good("k") + &good("k")),
+        ("a duplicate that is bad itself", good("k") + &row("k", "ac\tme,,,,,")),
+        ("a duplicate after a bad row", row("k", "ac\tme,,,,,") + &good("k")),
+        (
+            "another owner than its key's",
+            format!("{},k-rotated,acme,,,,,\n{hash},k-rotated,other,,,,,\n", hex("k2")),
+        ),
+        (
+            "other limits than its key's",
+            format!("{},k-rotated,acme,,,,1/s,\n{hash},k-rotated,acme,,,,2/s,\n", hex("k2")),
+        ),
+    ]
+}
+
+#[test]
+fn key_of_each_kind_of_bad_row_is_disabled_and_all_other_rows_take_effect() {
+    let before = export(&[good("k"), good("revoked-next")]);
+    let daemon = start(SET_ASIDE, &before);
+    for (kind, bad) in bad_rows() {
+        let mended = daemon.publish(&before);
+        assert!(mended.accepted, "{kind}: {:?}", mended.error);
+        assert_eq!(daemon.verdict("k"), "ALLOWED", "{kind}");
+        let outcome = daemon.publish(&export(&[row("revoked-next", "acme,revoked,,,,"), bad, good("new")]));
+        assert!(outcome.accepted, "{kind}: {:?}", outcome.error);
+        let told = outcome.withheld.unwrap_or_else(|| panic!("{kind}: withheld"));
+        assert_eq!((told.set_aside, told.unreadable_rows), (1, 0), "{kind}: {told:?}");
+        assert!(told.bad_rows >= 1 && !told.findings.is_empty(), "{kind}: {told:?}");
+        assert_eq!(withheld(&daemon), told, "{kind}");
+        assert_eq!(daemon.verdict("k"), "DISABLED", "{kind}");
+        assert_eq!(daemon.verdict("revoked-next"), "REVOKED", "{kind}");
+        assert_eq!([daemon.verdict("new"), daemon.verdict("other7")], ["ALLOWED", "ALLOWED"], "{kind}");
+        if kind.contains("than its key's") {
+            assert_eq!(daemon.verdict("k2"), "ALLOWED", "{kind}: the row before it is understood");
+        }
+        let event = reload_events(&daemon).pop().expect("an event");
+        assert_eq!((&event["set_aside"], &event["unreadable_rows"]), (&1.into(), &0.into()), "{event}");
+    }
+    daemon.assert_logged("SET ASIDE");
+    // The mended export lets the key work again, and nothing is withheld any more.
+    let outcome = daemon.publish(&before);
+    assert!(outcome.accepted && outcome.changes.is_some_and(|changes| changes.starting >= 2), "{outcome:?}");
+    assert_eq!(daemon.verdict("k"), "ALLOWED");
+    assert_eq!(withheld(&daemon), Withheld::default());
+}
+
+#[test]
+fn same_rows_refuse_the_source_unless_they_may_be_set_aside() {
+    let before = export(&[good("k"), good("revoked-next")]);
+    let daemon = start("", &before);
+    for (kind, bad) in bad_rows() {
+        let outcome = daemon.publish(&export(&[row("revoked-next", "acme,revoked,,,,"), bad]));
+        assert!(!outcome.accepted && outcome.withheld.is_none(), "{kind}: {outcome:?}");
+        assert_eq!([daemon.verdict("k"), daemon.verdict("revoked-next")], ["ALLOWED"; 2], "{kind}");
+    }
+}
+
+#[test]
+fn hash_that_cannot_be_read_is_reported_and_its_key_unknown() {
+    let before = export(&[good("k")]);
+    let daemon = start(SET_ASIDE, &before);
+    for bad in [format!("{},k,acme,,,,,\n", &hex("k")[1..]), ",k,acme,,,,,\n".to_owned(), "k\n".to_owned()] {
+        assert!(daemon.publish(&before).accepted);
+        let outcome = daemon.publish(&export(std::slice::from_ref(&bad)));
+        assert!(outcome.accepted, "{bad}: {:?}", outcome.error);
+        let told = withheld(&daemon);
+        assert_eq!((told.bad_rows, told.unreadable_rows, told.set_aside), (1, 1, 0), "{bad}");
+        assert_eq!(daemon.verdict("k"), "UNKNOWN_KEY", "{bad}");
+    }
+}
+
+#[test]
+fn bad_lines_of_json_are_set_aside_too() {
+    let good = |id: &str| format!("{{\"key_hash\":\"{}\",\"key_id\":\"{id}\"}}\n", hex(id));
+    let others: String = (0..20).map(|number| good(&format!("other{number}"))).collect();
+    let setup = Setup::without_export().with_text();
+    let source = setup.path("keys.jsonl");
+    fs::write(&source, format!("{others}{}", good("k"))).expect("writes");
+    let settings = "source.max_shrink = 1.0\nsource.on_bad_row = 'set-aside'";
+    let daemon = setup.config(&format!("source.path = '{}'\n{settings}", source.display())).start();
+    let hash = hex("k");
+    for bad in [
+        format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"status\":\"t\"}}\n"),
+        format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"what\":1}}\n"),
+        format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"owner\":\"a\tb\"}}\n"),
+        format!("{{\"key_id\": 12, \"key_hash\" : \"{hash}\", \"owner\":\n"),
+        format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"key_id\":\"k\"}}\n"),
+    ] {
+        replace(&source, &format!("{others}{}", good("k")));
+        let mended = daemon.reload();
+        assert!(mended.accepted, "{bad}: {:?}", mended.error);
+        assert_eq!(daemon.verdict("k"), "ALLOWED");
+        replace(&source, &format!("{others}{bad}"));
+        let outcome = daemon.reload();
+        assert!(outcome.accepted, "{bad}: {:?}", outcome.error);
+        assert_eq!(daemon.verdict("k"), "DISABLED", "{bad}");
+        assert_eq!(daemon.verdict("other3"), "ALLOWED", "{bad}");
+    }
+    // What follows one whose end is missing could be part of it.
+    replace(&source, &format!("{others}{}", good("k").trim_end()));
+    assert!(!daemon.reload().accepted, "an unterminated last line");
+}
+
+#[test]
+fn rows_are_set_aside_up_to_a_number_and_count_for_max_shrink() {
+    let bad = |id: &str| row(id, "ac\tme,,,,,");
+    let all = export(&[good("a"), good("b"), good("c"), good("d")]);
+    let daemon = start(&format!("{SET_ASIDE}max_bad_rows = 2\n"), &all);
+    let outcome = daemon.publish(&export(&[bad("a"), bad("b"), good("c"), row("d", "acme,revoked,,,,")]));
+    assert!(outcome.accepted, "{:?}", outcome.error);
+    assert_eq!(outcome.changes.map(|changes| changes.stopping), Some(3));
+    let outcome = daemon.publish(&export(&[bad("a"), bad("b"), bad("c"), good("d")]));
+    let error = outcome.error.expect("refused");
+    assert!(
+        error.contains("3 rows cannot be understood") && error.contains("source.max_bad_rows"),
+        "{error}"
+    );
+    assert_eq!([daemon.verdict("c"), daemon.verdict("d")], ["ALLOWED", "REVOKED"], "as before");
+
+    let few = "[source]\nmax_shrink = 0.1\non_bad_row = 'set-aside'\n";
+    let daemon = start(few, &all);
+    let outcome = daemon.publish(&export(&[bad("a"), bad("b"), bad("c"), good("d")]));
+    assert!(outcome.error.is_some_and(|error| error.contains("source.max_shrink")));
+    assert_eq!(daemon.verdict("a"), "ALLOWED");
+    // A restriction that only bad rows have is not lost: their keys are out of force.
+    let limited = |rest: &str| export(&[row("a", rest), good("b")]);
+    assert!(daemon.publish(&limited("acme,,,10.0.0.0/8,,")).accepted);
+    let outcome = daemon.publish(&limited("acme,,,10.0.0.0/88,,"));
+    assert!(outcome.accepted, "{:?}", outcome.error);
+    assert_eq!(daemon.verdict("a"), "DISABLED");
+}
+
+#[test]
+fn keys_that_were_set_aside_are_disabled_after_a_restart_and_return_without_force() {
+    let ids: Vec<String> = (0..8).map(|number| format!("k{number}")).collect();
+    let bad: Vec<String> = ids.iter().map(|id| row(id, "ac\tme,,,,,")).collect();
+    let all: Vec<String> = ids.iter().map(|id| good(id)).collect();
+    let daemon = start(SET_ASIDE, &export(&all));
+    assert!(daemon.publish(&export(&bad)).accepted);
+    wait_for("the keys to be kept", || {
+        let status = daemon.status();
+        status.last_good.is_some_and(|kept| kept.generation == status.generation).then_some(())
+    });
+    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    let daemon = daemon.restart();
+    assert!(daemon.status().last_good.is_some_and(|kept| kept.in_use), "{}", daemon.log());
+    assert_eq!(daemon.verdict("k3"), "DISABLED");
+    assert_eq!(withheld(&daemon).set_aside, 8);
+    let outcome = daemon.publish(&export(&all));
+    assert!(outcome.accepted, "all eight return: {:?}", outcome.error);
+    assert_eq!(daemon.verdict("k3"), "ALLOWED");
+    assert_eq!(outcome.changes.map(|changes| changes.starting), Some(8));
+}
+
+#[test]
+fn refused_export_takes_away_what_its_good_rows_revoke_disable_and_expire() {
+    let before = export(&[good("r"), good("d"), good("e"), good("f"), good("n"), good("bad")]);
+    let past = row("e", "acme,,2020-01-01T00:00:00Z,,,");
+    let future = row("f", "acme,,2031-01-01T00:00:00Z,,,");
+    // `new` is not admitted, and `n`, which is not in it, is not taken away.
+    let refused = export(&[
+        row("r", "acme,revoked,,,,"),
+        row("d", "acme,disabled,,,,"),
+        past,
+        future,
+        good("new"),
+        row("bad", "ac\tme,,,,,"),
+    ]);
+    let keys = ["r", "d", "e", "f", "n", "bad", "new"];
+    let verdicts = |daemon: &Daemon| keys.map(|key| daemon.verdict(key));
+    let taken = ["REVOKED", "DISABLED", "EXPIRED", "ALLOWED", "ALLOWED", "ALLOWED", "UNKNOWN_KEY"];
+
+    let daemon = start("", &before);
+    assert!(!daemon.publish(&refused).accepted);
+    assert_eq!(daemon.verdict("r"), "ALLOWED", "off by default");
+
+    let mut daemon = start(TAKE_AWAY, &before);
+    let check = |daemon: &Daemon| {
+        let output = keyward()
+            .args(["check", "--daemon", "--admin-socket"])
+            .arg(daemon.admin())
+            .output()
+            .expect("runs");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    replace(&daemon.setup.source(), &refused);
+    let outcome = daemon.reload();
+    assert!(!outcome.accepted);
+    let told = outcome.withheld.expect("takeaways");
+    assert_eq!(told.taken_away, 4, "{told:?}");
+    assert_eq!(verdicts(&daemon), taken);
+    assert_eq!(withheld(&daemon).taken_away, 4);
+    assert!(daemon.status().revocations.is_empty(), "they are not an operator's");
+    let event = reload_events(&daemon).pop().expect("an event");
+    assert_eq!((&event["accepted"], &event["taken_away"]), (&false.into(), &4.into()), "{event}");
+    daemon.assert_logged("TAKES AWAY");
+    let messages = check(&daemon);
+    assert!(messages.contains("control character"), "{messages}");
+
+    // An export that is cut takes nothing away, and what was taken away stays.
+    let cut = export(&[row("n", "acme,revoked,,,,"), row("bad", "ac\tme,,,,,")]);
+    assert!(!daemon.publish(cut.trim_end()).accepted);
+    assert_eq!(verdicts(&daemon), taken);
+    // Nor does an unclosed quote, or a header that is wrong.
+    assert!(!daemon.publish(&(export(&[row("n", "acme,revoked,,,,")]) + "\"")).accepted);
+    assert!(!daemon.publish(&cut.replacen("owner", "ownr", 1)).accepted);
+    assert_eq!(verdicts(&daemon), taken);
+    // A later refused export that says otherwise gives nothing back.
+    assert!(!daemon.publish(&export(&[good("r"), good("d"), row("bad", "ac\tme,,,,,")])).accepted);
+    assert_eq!(verdicts(&daemon), taken);
+    wait_for("the keys to be kept", || {
+        let status = daemon.status();
+        status.last_good.is_some_and(|kept| kept.generation == status.generation).then_some(())
+    });
+    daemon = daemon.restart();
+    assert!(daemon.status().last_good.is_some_and(|kept| kept.in_use), "{}", daemon.log());
+    assert_eq!(verdicts(&daemon), taken, "after a restart beside a refused source");
+    // The next accepted export drops them.
+    let outcome = daemon.publish(&before);
+    assert!(outcome.accepted, "{:?}", outcome.error);
+    assert_eq!(outcome.changes.map(|changes| changes.starting), Some(3), "counted");
+    assert_eq!(
+        verdicts(&daemon),
+        ["ALLOWED", "ALLOWED", "ALLOWED", "ALLOWED", "ALLOWED", "ALLOWED", "UNKNOWN_KEY"]
+    );
+    assert_eq!(withheld(&daemon), Withheld::default());
+    assert!(!daemon.setup.path("taken_away.json").exists());
+}
+
+#[test]
+fn takeaways_are_bounded_by_max_shrink_however_many_exports_they_come_in() {
+    let ids: Vec<String> = (0..20).map(|number| format!("other{number}")).collect();
+    let daemon = start(&format!("{TAKE_AWAY}max_shrink = 0.2\n"), &export(&[good("bad")]));
+    let refused = |revoked: std::ops::Range<usize>| {
+        let rows: String = ids
+            .iter()
+            .enumerate()
+            .map(|(number, id)| match revoked.contains(&number) {
+                true => row(id, "acme,revoked,,,,"),
+                false => good(id),
+            })
+            .collect();
+        format!("{HEADER}{rows}{}", row("bad", "ac\tme,,,,,"))
+    };
+    let told = daemon.publish(&refused(0..6)).withheld.expect("told");
+    assert_eq!(told.taken_away, 0);
+    assert!(told.takeaways_refused.is_some_and(|why| why.contains("source.max_shrink")));
+    assert_eq!(daemon.verdict("other0"), "ALLOWED");
+    assert_eq!(daemon.publish(&refused(0..3)).withheld.expect("told").taken_away, 3);
+    assert_eq!(daemon.verdict("other0"), "REVOKED");
+    let told = daemon.publish(&refused(3..6)).withheld.expect("told");
+    assert!(told.takeaways_refused.is_some(), "six of 21 in two steps: {told:?}");
+    assert_eq!([daemon.verdict("other2"), daemon.verdict("other3")], ["REVOKED", "ALLOWED"]);
+    assert_eq!(withheld(&daemon).taken_away, 3);
+}
