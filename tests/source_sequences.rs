@@ -234,7 +234,7 @@ impl Fixture {
             _ => ("every key active", export(&revived)),
         };
         if self.random.below(10) == 0 {
-            fs::remove_file(&path).expect("removed");
+            let _already_gone = fs::remove_file(&path);
             self.source = Source::Bad("missing");
         } else {
             replace(&path, &content);

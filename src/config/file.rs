@@ -32,6 +32,8 @@ const POLL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION
 const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 /// Each of them is remembered while a source is read.
 const MAX_BAD_ROWS: u32 = 100_000;
+/// A few odd texts, and not a broken export.
+const DEFAULT_MAX_BAD_ROWS: u32 = 100;
 /// Compared with `poll` as well.
 const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
 
@@ -97,7 +99,7 @@ pub(super) struct Source {
     pub(super) required: Vec<Field>,
     pub(super) on_bad_row: BadRowAction,
     #[serde(deserialize_with = "max_bad_rows")]
-    pub(super) max_bad_rows: Option<u32>,
+    pub(super) max_bad_rows: u32,
     pub(super) apply_takeaways_of_refused: bool,
     #[serde(deserialize_with = "max_staleness")]
     pub(super) max_staleness: Option<Duration>,
@@ -185,7 +187,7 @@ impl Default for Source {
             max_loosened: Portion::WIDE,
             required: Vec::new(),
             on_bad_row: BadRowAction::default(),
-            max_bad_rows: None,
+            max_bad_rows: DEFAULT_MAX_BAD_ROWS,
             apply_takeaways_of_refused: false,
             max_staleness: None,
             ignore: Vec::new(),
@@ -252,8 +254,8 @@ fn max_connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D:
     text::integer(deserializer, 1..=MAX_CONNECTIONS)
 }
 
-fn max_bad_rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    text::integer(deserializer, 1..=MAX_BAD_ROWS).map(Some)
+fn max_bad_rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    text::integer(deserializer, 1..=MAX_BAD_ROWS)
 }
 
 fn busy_poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -15,9 +15,6 @@ use crate::source::{Field, Format, Layout, LayoutError};
 use crate::state::Rotation;
 use crate::usage;
 
-/// Rows that are set aside, unless the configuration says how many: a tenant's odd texts, and not a broken export.
-const DEFAULT_MAX_BAD_ROWS: u32 = 100;
-
 /// Where a value came from, and so what an error about it names.
 #[derive(Clone, Copy)]
 enum Origin<'a> {
@@ -121,7 +118,10 @@ fn resolve_source(
             format!("{staleness} would pass between two polls: make it longer than source.poll ({poll})");
         return Err(wrong(file, "source.max_staleness", problem));
     }
-    let on_bad_row = on_bad_row(file, &settings)?;
+    let on_bad_row = match settings.on_bad_row {
+        BadRowAction::Refuse => OnBadRow::Refuse,
+        BadRowAction::SetAside => OnBadRow::SetAside { max: settings.max_bad_rows },
+    };
     let (path, format) = match (option, &settings.path) {
         // The file's format belongs to the file's path: a path that tells its own is believed first.
         (Some(path), _) => {
@@ -159,18 +159,6 @@ fn resolve_source(
         apply_takeaways_of_refused: settings.apply_takeaways_of_refused,
         layout,
     })
-}
-
-fn on_bad_row(file: Option<&Path>, settings: &file::Source) -> Result<OnBadRow, ConfigError> {
-    match (settings.on_bad_row, settings.max_bad_rows) {
-        (BadRowAction::SetAside, max) => Ok(OnBadRow::SetAside { max: max.unwrap_or(DEFAULT_MAX_BAD_ROWS) }),
-        (BadRowAction::Refuse, None) => Ok(OnBadRow::Refuse),
-        (BadRowAction::Refuse, Some(_)) => {
-            let problem = "it bounds the rows that are set aside, and source.on_bad_row is \"refuse\": set that to \
-                           \"set-aside\", or leave this out";
-            Err(wrong(file, "source.max_bad_rows", problem))
-        }
-    }
 }
 
 /// `keyward compile` has refused the text for any row that cannot be understood.

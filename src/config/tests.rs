@@ -7,6 +7,7 @@ use super::*;
 use crate::record::{Limit, Per};
 use crate::source::Field;
 
+mod bad_rows;
 mod example;
 mod guard;
 mod null_texts;

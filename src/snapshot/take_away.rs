@@ -74,15 +74,14 @@ impl Keys {
     }
 }
 
-/// What a row takes away from the key as it is.
+/// What a row takes away from the key as it is. An end says nothing of a key that is out of force.
 fn takeaway(before: &Entry, row: &Entry) -> Option<Takeaway> {
+    let end = row.expires_at.get();
     match (before.status.without_operator(), row.status.of_row()) {
         (Status::Active | Status::Disabled, Status::Revoked) => Some(Takeaway::Revoked),
         (Status::Active, Status::Disabled) => Some(Takeaway::Disabled),
-        _ => {
-            let end = row.expires_at.get();
-            (end < before.expires_at.get()).then_some(Takeaway::End(end))
-        }
+        (Status::Active, Status::Active) if end < before.expires_at.get() => Some(Takeaway::End(end)),
+        _ => None,
     }
 }
 
@@ -93,18 +92,96 @@ fn works_without_takeaways(entry: &Entry, now: u32) -> bool {
 }
 
 impl Snapshot {
-    /// Marks what is taken away. Returns the ids of the keys, as far as it has them. Ends no epoch: a snapshot that is served
-    /// needs one.
-    pub fn take_away<'s>(&'s self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) -> Vec<&'s str> {
-        let keys = takeaways.into_iter().filter_map(|(digest, takeaway)| {
-            let key = self.find(&digest)?;
+    /// Marks what is taken away. Ends no epoch: a snapshot that is served needs one.
+    pub fn take_away(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
+        for (digest, takeaway) in takeaways {
+            let Some(key) = self.find(&digest) else { continue };
             // The end first: a bit that says that it was brought forward is never ahead of it.
             if let Takeaway::End(end) = takeaway {
                 key.entry.expires_at.bring_forward(end);
             }
             key.entry.status.take_away(takeaway);
-            Some(key.key_id())
-        });
-        keys.collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::{Ledger, Limiter};
+    use crate::record::KeyRecord;
+    use crate::snapshot::{Builder, Stamp};
+
+    const NOW: u32 = 1_800_000_000;
+
+    fn keys(rows: &[(Status, u32)]) -> Keys {
+        let mut builder = Builder::new(7, 0);
+        for (number, (status, expires_at)) in (0_u8..).zip(rows) {
+            let key_id = format!("k{number}");
+            let record = KeyRecord {
+                status: *status,
+                expires_at: *expires_at,
+                ..KeyRecord::new([number; 32], &key_id)
+            };
+            builder.add(1, &record).expect("a good row");
+        }
+        builder.finish()
+    }
+
+    fn snapshot(rows: &[(Status, u32)]) -> Snapshot {
+        let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+        keys(rows).publishable(&mut ledger.claim(&limiter), None, Stamp::default()).expect("room")
+    }
+
+    fn severity(status: Status) -> u8 {
+        status as u8
+    }
+
+    /// Every pair of rows, from one to the other.
+    #[test]
+    fn what_is_in_force_afterwards_is_never_wider_than_before_or_than_the_row() {
+        let statuses = [Status::Active, Status::Disabled, Status::Revoked];
+        let rows: Vec<_> =
+            statuses.into_iter().flat_map(|s| [u32::MAX, NOW + 9, NOW - 9].map(|end| (s, end))).collect();
+        let pairs: Vec<_> =
+            rows.iter().flat_map(|before| rows.iter().map(move |after| (*before, *after))).collect();
+        let (before, after): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
+        for is_revoked in [false, true] {
+            let served = snapshot(&before);
+            served.keys().for_each(|key| key.set_revoked(is_revoked));
+            let takeaways = keys(&after).takeaways(&served, NOW);
+            served.take_away(takeaways.keys.iter().copied());
+            served.keys().for_each(|key| key.set_revoked(false));
+            for ((before, after), key) in pairs.iter().zip(served.keys()) {
+                let narrower = severity(before.0).max(severity(after.0));
+                assert_eq!(severity(key.status()), narrower, "{before:?} -> {after:?}");
+                let is_over = key.expires_at() <= NOW;
+                if narrower == 0 {
+                    assert_eq!(key.expires_at(), before.1.min(after.1), "{before:?} -> {after:?}");
+                }
+                assert!(!is_over || before.1 <= NOW || after.1 <= NOW, "{before:?} -> {after:?}");
+                assert_eq!(key.status_of_row(), before.0, "what the row says is kept");
+            }
+            let again = keys(&after).takeaways(&served, NOW);
+            assert!(again.keys.is_empty(), "{:?}", again.keys);
+        }
+    }
+
+    #[test]
+    fn share_is_of_the_keys_that_would_work_and_has_earlier_takeaways_in_it() {
+        let rows = [(Status::Active, u32::MAX); 10];
+        let served = snapshot(&rows);
+        let with = |range: std::ops::Range<usize>, row| {
+            let mut rows = rows;
+            rows[range].fill(row);
+            keys(&rows).takeaways(&served, NOW)
+        };
+        let first = with(0..3, (Status::Revoked, u32::MAX));
+        assert_eq!((first.keys.len(), first.share), (3, Share { count: 3, of: 10 }));
+        served.take_away(first.keys);
+        let second = with(2..6, (Status::Active, NOW + 1));
+        assert_eq!((second.keys.len(), second.share), (4, Share { count: 6, of: 10 }), "k2 counts once");
+        served.take_away(second.keys);
+        assert_eq!(with(6..7, (Status::Disabled, u32::MAX)).share, Share { count: 7, of: 10 });
     }
 }
