@@ -6,15 +6,13 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use keyward::admin::check::Check;
-use keyward::admin::message::{Changes, Command as Ask};
+use keyward::admin::message::{Changes, Command as Ask, Target};
 use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
 use keyward::record::KeyRecord;
-use keyward::reload::{Failure, Tolerance};
 use keyward::rules::Rules;
 use keyward::snapshot::{Builder, Diff, Keys, MAX_EXAMPLES, Stamp, Weighing};
 use keyward::source::{BadRow, Findings, Format, Layout, read};
@@ -203,110 +201,6 @@ proptest! {
             }
         }
     }
-}
-
-/// Positions in a [`Row`].
-const OWNER: usize = 0;
-const ENVIRONMENT: usize = 1;
-const STATUS: usize = 2;
-const START: usize = 3;
-const END: usize = 4;
-const SCOPE: usize = 5;
-const NETWORK: usize = 6;
-const ORIGIN: usize = 7;
-const LIMIT: usize = 8;
-
-/// What the guard says of keys whose `field` goes from one text to another: of `changing` ones, beside others that stay.
-fn judged(changing: usize, field: usize, [from, to]: [usize; 2], tolerance: &Tolerance) -> Option<String> {
-    let with = |text| {
-        let mut row = Row([0; 9]);
-        row.0[field] = text;
-        row
-    };
-    // Both texts stay in the source, so that no restriction is missing from all of it.
-    let staying = (1_000..).zip([from, to]).map(|(number, text)| (number, with(text)));
-    let rows =
-        |text| (0..changing).map(|number| (number, with(text))).chain(staying.clone()).collect::<Vec<_>>();
-    let (before, after) = (rows(from), rows(to));
-    let diff = compared(&before, &after);
-    let refused = tolerance.check(Path::new("keys.csv"), &diff, before.len(), after.len()).err()?;
-    assert!(matches!(refused, Failure::Guarded { .. }), "{refused}");
-    Some(refused.to_string())
-}
-
-/// The change in a field, and what the guard calls it where it refuses it.
-const CHANGES: [(usize, [usize; 2], Option<&str>); 25] = [
-    (STATUS, [1, 2], Some("working keys would stop working")),
-    (STATUS, [1, 3], Some("working keys would stop working")),
-    (END, [2, 1], Some("working keys would stop working")),
-    (START, [1, 2], Some("working keys would stop working")),
-    (STATUS, [3, 1], Some("revoked keys would work again")),
-    (STATUS, [2, 1], Some("disabled keys would work again")),
-    (STATUS, [2, 3], None),
-    (END, [1, 2], Some("keys that have expired or are not valid yet would work")),
-    (START, [2, 1], Some("keys that have expired or are not valid yet would work")),
-    (END, [2, 0], Some("keys that expire would never expire")),
-    (END, [0, 2], None),
-    (ENVIRONMENT, [1, 0], Some("keys with an environment would lose it or get another one")),
-    (ENVIRONMENT, [1, 2], Some("keys with an environment would lose it or get another one")),
-    (ENVIRONMENT, [0, 1], None),
-    (NETWORK, [2, 0], Some("keys with allowed_ips would admit more addresses")),
-    (NETWORK, [2, 4], Some("keys with allowed_ips would admit more addresses")),
-    (NETWORK, [1, 2], Some("keys with allowed_ips would admit more addresses")),
-    (NETWORK, [4, 1], None),
-    (ORIGIN, [2, 3], Some("keys with allowed_origins would admit more origins")),
-    (ORIGIN, [1, 0], Some("keys with allowed_origins would admit more origins")),
-    (LIMIT, [4, 3], Some("keys with limits would lose one")),
-    (LIMIT, [1, 2], None),
-    (SCOPE, [1, 3], Some("keys would gain scopes")),
-    (SCOPE, [3, 0], None),
-    (OWNER, [1, 2], None),
-];
-
-#[test]
-fn each_kind_of_change_is_refused_beyond_its_share() {
-    let tolerance = Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 };
-    for (field, texts, refused) in CHANGES {
-        let said = judged(40, field, texts, &tolerance);
-        let is_as_expected = match (&said, refused) {
-            (Some(said), Some(refused)) => {
-                said.contains("40 of 4") && said.contains(&format!(" {refused}, more than source.max_"))
-            }
-            (said, refused) => said.is_none() && refused.is_none(),
-        };
-        assert!(is_as_expected, "field {field} {texts:?}: {said:?} in the place of {refused:?}");
-        // A share of everything is never exceeded.
-        let everything = Tolerance { max_shrink: 1.0, max_reactivated: 1.0, max_loosened: 1.0 };
-        assert_eq!(judged(40, field, texts, &everything), None, "field {field} {texts:?}");
-        // One key may change in any way, unless its share is zero.
-        assert_eq!(judged(1, field, texts, &tolerance), None, "field {field} {texts:?}");
-        let nothing = Tolerance { max_shrink: 0.0, max_reactivated: 0.0, max_loosened: 0.0 };
-        let said = judged(1, field, texts, &nothing);
-        assert_eq!(said.is_some(), refused.is_some(), "field {field} {texts:?}: {said:?}");
-    }
-}
-
-/// Neither keys that did not work nor keys that are new make room for more that stop.
-#[test]
-fn stopping_keys_are_a_share_of_those_that_worked() {
-    let row = |status| {
-        let mut row = Row([0; 9]);
-        row.0[STATUS] = status;
-        row
-    };
-    let revoked = (100..160).map(|number| (number, row(3)));
-    let before: Vec<_> = (0..40).map(|number| (number, row(1))).chain(revoked.clone()).collect();
-    let tolerance = Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 };
-    let said = |stopping: usize| {
-        let active = (stopping..40).chain(200..400).map(|number| (number, row(1)));
-        let after: Vec<_> = active.chain(revoked.clone()).collect();
-        let diff = compared(&before, &after);
-        let refused = tolerance.check(Path::new("keys.csv"), &diff, before.len(), after.len()).err();
-        refused.map(|refused| refused.to_string())
-    };
-    assert_eq!(said(20), None);
-    let refused = said(21).expect("refused");
-    assert!(refused.contains("21 of 40 working keys would stop working"), "{refused}");
 }
 
 fn three_keys(header: &str, rows: [&str; 3]) -> String {
@@ -498,6 +392,25 @@ fn three_keys_may_change_one_at_a_time() {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+/// A key that an operator has revoked works neither before nor after a reload, whatever the source says of it.
+#[test]
+fn operators_revocations_count_as_no_change() {
+    let header = "key_id,key_hash,status\n";
+    let daemon = Daemon::serving(&format!("{header}{}", rows("a", 4, ",active")));
+    for number in 0..3 {
+        let target = Target { key_id: Some(format!("k{number}")), owner: None };
+        ask(&daemon, &Ask::Revoke(target));
+    }
+    let active = rows("a", 4, ",active");
+    let gone = active.lines().last().expect("a row").to_owned() + "\n";
+    for export in [active.clone(), rows("a", 4, ",active").replacen("active", "disabled", 3), gone, active] {
+        let outcome = daemon.publish(&format!("{header}{export}"));
+        assert!(outcome.accepted, "{:?}", outcome.error);
+        assert_eq!(changes(outcome.changes), [0, 0, 0], "{export}");
+    }
+    assert_eq!(["a0", "a3"].map(|key| daemon.verdict(key)), ["REVOKED", "ALLOWED"]);
 }
 
 /// Both sides are weighed at one instant: keys that have expired since the last reload are no change.

@@ -255,6 +255,24 @@ fn nobody_joins_a_reload_that_somebody_has_forced() {
     assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2])]));
 }
 
+#[test]
+fn force_applies_to_no_reload_that_was_asked_for_beside_it() {
+    let fixture = Fixture::new();
+    replace(&fixture.source(), 10);
+    let first = fixture.ask(false, 1);
+    fixture.swapped(2);
+    // Both wait together for a source that the guard refuses.
+    replace(&fixture.source(), 2);
+    let (plain, forced) = (fixture.ask(false, 2), fixture.ask(true, 3));
+    fixture.pass(2);
+    assert_eq!(fixture.answer(first).1, 2);
+    let refused = fixture.wait(plain).expect("an answer");
+    assert!(matches!(refused.result, Err(Failure::Guarded { .. })), "{:?}", refused.result);
+    fixture.pass(3);
+    assert_eq!(fixture.answer(forced).1, 3);
+    assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2]), ("command", &[3])]));
+}
+
 /// Promise 2: as long as a worker may still write an answer of the old snapshot, the new one is not acknowledged.
 #[test]
 fn reload_is_not_acknowledged_before_every_worker_has_passed_it() {
