@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use keyward::admin::message::{Command as Ask, LastGood};
+use keyward::pepper::Pepper;
 use keyward_client::Request;
 use rustix::process::Signal;
 use support::{Daemon, Setup, hex, keyward, replace, wait_for};
@@ -175,6 +176,13 @@ fn current_plans_apply_to_last_good_keys() {
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("the plan \"pro\" is not in the configuration"), "{unusable}");
     daemon.assert_logged("the last good keys cannot be served");
+    // They are tried again with each configuration, and served under that.
+    fs::write(daemon.setup.path("keyward.toml"), plan("4/d")).expect("writes");
+    assert!(!daemon.reload().accepted);
+    let state = last_good(&daemon);
+    assert!(state.in_use && state.unusable.is_none(), "{state:?}");
+    let decision = daemon.client().verify(&Request::new("k0").peek()).expect("an answer");
+    assert_eq!(decision.limit().map(|limit| limit.limit), Some(4), "{}", daemon.log());
 }
 
 #[test]
@@ -244,6 +252,49 @@ fn another_source_path_is_judged_by_the_same_last_good_keys() {
     let daemon = daemon.restart();
     let status = daemon.status();
     assert!(status.keys == 5 && !status.last_good.expect("kept").in_use, "{}", daemon.log());
+}
+
+#[test]
+fn unchanged_source_that_is_read_otherwise_is_judged_by_the_last_good_keys() {
+    let row = |number: usize| format!("{},k{number},active,disabled\n", hex(&format!("k{number}")));
+    let rows: String = (0..20).map(row).collect();
+    let setup = Setup::text(&format!("key_hash,key_id,status,other\n{rows}"));
+    let mut daemon = serving(setup.config("source.ignore = ['other']"));
+    daemon.setup.reconfigure("source.ignore = ['status']\nsource.columns.status = 'other'");
+    daemon = daemon.restart();
+    let error = daemon.status().last_reload.expect("one").error.expect("refused");
+    assert!(error.contains("20 of 20 working keys would stop working"), "{error}");
+    assert!(last_good(&daemon).in_use, "{}", daemon.log());
+    assert_eq!(daemon.verdict("k0"), "ALLOWED");
+}
+
+/// All rows are hashed anew, with a pepper that has been added meanwhile.
+#[test]
+fn start_beside_rehashed_keys_compares_them_by_their_ids() {
+    let setup = Setup::without_export().with_text();
+    let pepper = |name: &str| {
+        let path = setup.path(name);
+        fs::write(&path, name.repeat(32)).expect("writes");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("sets");
+        path.display().to_string()
+    };
+    let (a, b) = (pepper("a"), pepper("b"));
+    let hashed_with = |name: &str| {
+        let pepper = Pepper::new(name.repeat(32).as_bytes()).expect("a pepper");
+        let row = |number: usize| {
+            let key = format!("k{number}");
+            format!("{},{key}\n", const_hex::encode(pepper.hash(key.as_bytes())))
+        };
+        format!("key_hash,key_id\n{}", (0..20).map(row).collect::<String>())
+    };
+    setup.export(&hashed_with("a"));
+    let mut daemon = serving(setup.config(&format!("keys.pepper_file = '{a}'")));
+    daemon.kill();
+    replace(&daemon.setup.source(), &hashed_with("b"));
+    daemon.setup.reconfigure(&format!("keys.pepper_file = '{b}'\nkeys.previous_pepper_file = '{a}'"));
+    let daemon = daemon.restart();
+    assert!(!last_good(&daemon).in_use, "{}", daemon.log());
+    assert_eq!(daemon.verdict("k0"), "ALLOWED");
 }
 
 #[test]

@@ -108,7 +108,8 @@ fn source_that_is_replaced_all_the_time_delays_no_reload() {
 
 #[test]
 fn writer_that_never_pauses_is_an_error_and_not_a_delay() {
-    let daemon = Daemon::serving_text(&export("one"));
+    // Far longer than the writer pauses on a loaded machine.
+    let daemon = Setup::text(&export("one")).config("source.settle = '1s'").start();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -195,7 +195,8 @@ impl LastGood {
 
     /// They are served, because of what was wrong with the source.
     pub(super) fn set_in_use(&self, why: String) {
-        self.shared.slot().in_use = Some(InUse { since: Instant::now(), why });
+        let mut slot = self.shared.slot();
+        (slot.in_use, slot.unusable) = (Some(InUse { since: Instant::now(), why }), None);
     }
 
     /// They cannot be served. Returns whether that was not known.

@@ -227,6 +227,53 @@ fn full_disk_leaves_what_is_there_and_is_reported() {
 }
 
 #[test]
+fn write_that_failed_is_tried_again_without_other_keys() {
+    let fixture = Fixture::new();
+    let obstacle = fixture.path("last_good.json.new");
+    fs::create_dir(&obstacle).expect("a directory");
+    fixture.last_good.keep(fixture.job(1, 10, "x"));
+    fixture.wait("the failure", |slot| slot.failures > 0);
+    fs::remove_dir(&obstacle).expect("removes");
+    fixture.stored(1);
+    assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.keys.len() == 10));
+    assert!(fixture.last_good.shared.directory.health().unwritten().is_empty());
+}
+
+#[test]
+fn other_keys_do_not_wait_for_the_next_attempt() {
+    let fixture = Fixture::new();
+    {
+        let mut slot = fixture.last_good.shared.slot();
+        (slot.failures, slot.retry_at) = (9, Some(Instant::now() + 100 * PATIENCE));
+    }
+    fixture.last_good.keep(fixture.job(1, 10, "x"));
+    fixture.stored(1);
+}
+
+/// Numbers are used again where the state directory has lost the last one.
+#[test]
+fn file_that_the_manifest_names_is_not_overwritten_by_one_of_the_same_generation() {
+    let fixture = Fixture::new();
+    fixture.last_good.keep(fixture.job(1, 10, "x"));
+    fixture.stored(1);
+    fs::create_dir(fixture.path("last_good.json.new")).expect("a directory");
+    fixture.last_good.keep(fixture.job(1, 20, "y"));
+    fixture.wait("the failure", |slot| slot.failures > 0);
+    assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.keys.len() == 10));
+}
+
+#[test]
+fn file_with_another_number_of_keys_is_damaged() {
+    let fixture = Fixture::new();
+    fixture.last_good.keep(fixture.job(1, 10, "x"));
+    fixture.stored(1);
+    let mut manifest = fixture.last_good.manifest().expect("stored");
+    manifest.keys += 1;
+    manifest.write(fixture.directory.path()).expect("writes");
+    assert!(fixture.recover().is_err_and(|unusable| unusable.kind == "damaged"));
+}
+
+#[test]
 fn newest_of_many_keys_is_stored() {
     let fixture = Fixture::new();
     for generation in 1..50 {
