@@ -70,6 +70,24 @@ fn directory_that_is_created_again_or_later_is_taken() {
     }
 }
 
+#[test]
+fn another_source_path_is_watched_from_the_reload_that_takes_it() {
+    let daemon = serving("one/keys.csv", |root| {
+        write(&root.join("one/keys.csv"), "one");
+        write(&root.join("two/keys.csv"), "two");
+    });
+    takes(&daemon, "one");
+    let path = daemon.setup.path("two/keys.csv");
+    let config = format!("source.path = '{}'\nsource.{NEVER}\n", path.display());
+    fs::write(daemon.setup.path("keyward.toml"), config).expect("writes");
+    let outcome = daemon.force_reload();
+    assert!(outcome.accepted, "{outcome:?}");
+    for key in ["three", "four"] {
+        replace(&path, &export(key));
+        takes(&daemon, key);
+    }
+}
+
 /// Whatever arrives meanwhile, a reload takes what is there; and a change is taken without one.
 #[test]
 fn source_that_is_replaced_all_the_time_delays_no_reload() {

@@ -137,3 +137,21 @@ impl Cause {
         self.askers.replies.extend(askers.replies);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_change_waits_however_many_are_reported() {
+        let (trigger, triggers) = triggers();
+        let noticed = Arc::new(AtomicBool::new(false));
+        let report = changes(trigger, Arc::clone(&noticed));
+        for _ in 0..2 {
+            (0..2 * WAITING).for_each(|_| report());
+            assert_eq!(triggers.try_iter().count(), 1);
+            // As the reload thread does once it has taken what waits.
+            noticed.store(false, Ordering::Release);
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! What is noticed, and what is not: against real directories, without a poll that could help.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -70,6 +71,17 @@ impl Fixture {
     }
 }
 
+/// Whether the kernel has a watch of the file or directory at `path`, by any name. No other test
+/// knows of it.
+fn is_watched(path: &Path) -> bool {
+    let inode = format!(" ino:{:x} ", fs::metadata(path).expect("a file").ino());
+    let descriptors = fs::read_dir("/proc/self/fdinfo").expect("a list").flatten();
+    let texts = descriptors.filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok());
+    texts
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .any(|line| line.starts_with("inotify ") && line.contains(&inode))
+}
+
 fn write(path: &Path, text: &str) {
     fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
     fs::write(path, text).expect("a file");
@@ -103,6 +115,12 @@ fn link_on_the_path_that_is_turned_is_noticed_and_followed() {
         .notices("a write in the second release", |root| write(&root.join("app/releases/2/keys.csv"), "3"));
     fixture.quiesce();
     assert_eq!(fixture.watches(), watches, "what was left is not watched any more");
+    for left in ["app/releases/1", "app/releases/1/keys.csv"] {
+        assert!(!is_watched(&fixture.path(left)), "{left} is watched still");
+    }
+    for place in ["app", "app/releases", "app/releases/2", "app/releases/2/keys.csv"] {
+        assert!(is_watched(&fixture.path(place)), "{place} is not watched");
+    }
     fs::write(fixture.path("app/releases/1/keys.csv"), "4").expect("writes");
     assert!(!fixture.has_noticed(), "the first release is left");
 }
@@ -127,7 +145,23 @@ fn parent_that_is_replaced_at_any_level_is_followed() {
             fs::rename(root.join("new"), root.join(level)).expect("renames");
         });
         fixture.notices("replaced in the new one", |root| replace(&root.join("a/b/c/keys.csv")));
+        fixture.quiesce();
+        let old = fixture.path(level).with_extension("old");
+        assert!(!is_watched(&old), "{level}: the replaced directory is watched still");
+        write(&old.join(inside), "3");
+        assert!(!fixture.has_noticed(), "{level}: the replaced directory is left");
     }
+}
+
+/// After a write to mapped memory only the closing shows, and a writer may never close its file.
+#[test]
+fn file_that_is_written_and_not_closed_is_noticed() {
+    let fixture = Fixture::new("keys.csv", |root| write(&root.join("keys.csv"), "1"));
+    let mut file = fs::File::options().append(true).open(fixture.path("keys.csv")).expect("opens");
+    for _ in 0..3 {
+        fixture.notices("a write", |_| file.write_all(b"2").expect("writes"));
+    }
+    fixture.notices("the closing", |_| drop(file));
 }
 
 /// Events of what was deleted may be read when its path has been watched again, and inode numbers
