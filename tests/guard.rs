@@ -413,6 +413,34 @@ fn operators_revocations_count_as_no_change() {
     assert_eq!(["a0", "a3"].map(|key| daemon.verdict(key)), ["REVOKED", "ALLOWED"]);
 }
 
+/// A plan that the configuration changes is an operator's decision. A key whose bucket is another one may do more.
+#[test]
+fn limits_are_compared_as_the_source_changes_them() {
+    let header = "key_id,key_hash,plan,owner\n";
+    let plans = |quota: &str| {
+        format!(
+            "[plans.pro]\nquota = {{ rate = '{quota}', per = 'owner' }}\n[plans.free]\nquota = '1/d'\n[plans.none]\n"
+        )
+    };
+    let export = |rest: &str| format!("{header}{}", rows("a", 3, rest));
+    let daemon = Setup::text(&export(",pro,acme")).config(&plans("10/d")).start();
+    fs::write(daemon.setup.path("keyward.toml"), plans("100/d")).expect("writes");
+    let loosened = [
+        ("pro,acme", 0),
+        ("pro,bolt", 3),
+        ("free,bolt", 3),
+        ("none,bolt", 3),
+        ("free,bolt", 0),
+        ("free,acme", 0),
+    ];
+    for (rest, loosened) in loosened {
+        replace(&daemon.setup.source(), &export(&format!(",{rest}")));
+        let outcome = daemon.force_reload();
+        assert!(outcome.accepted, "{:?}", outcome.error);
+        assert_eq!(changes(outcome.changes), [0, 0, loosened], "{rest}");
+    }
+}
+
 /// Both sides are weighed at one instant: keys that have expired since the last reload are no change.
 #[test]
 fn natural_expiry_counts_as_nothing() {
