@@ -55,6 +55,27 @@ fn removed_socket_files_are_made_again() {
     daemon.assert_logged("the socket's file was removed, and was made again");
 }
 
+#[test]
+fn sockets_have_their_configured_modes_also_when_they_are_made_again() {
+    for (config, verify, admin) in [
+        ("", 0o660, 0o600),
+        ("server.socket_mode = '0600'", 0o600, 0o600),
+        ("server.socket_mode = '0666'\nserver.admin_uids = [7]", 0o666, 0o666),
+    ] {
+        let daemon = Setup::new(&export()).config(config).start();
+        let mode = |path: PathBuf| fs::metadata(path).expect("a socket").mode() & 0o777;
+        let modes = || (mode(daemon.socket()), mode(daemon.admin()));
+        assert_eq!(modes(), (verify, admin), "{config}");
+        for path in [daemon.socket(), daemon.admin()] {
+            fs::remove_file(path).expect("removed");
+        }
+        let is_again =
+            || status(&daemon.admin())?.sockets.values().all(|socket| socket.rebound == 1).then_some(());
+        wait_for("the sockets", is_again);
+        assert_eq!(modes(), (verify, admin), "{config}, made again");
+    }
+}
+
 /// A change of mode or owner is no replacement.
 #[test]
 fn socket_file_whose_mode_changes_is_left_alone() {
@@ -145,6 +166,13 @@ fn removed_file_of_an_adopted_socket_is_reported_only() {
     wait_for("the keys", || is_answered(&paths[0]));
     let verify = socket(&paths[1], "verify").expect("a status");
     assert!(verify.adopted && verify.reachable, "{verify:?}");
+    // One that is put back is the same.
+    let aside = setup.path("aside");
+    fs::rename(&paths[0], &aside).expect("renames");
+    wait_for("the problem", || socket(&paths[1], "verify").filter(|socket| !socket.reachable));
+    fs::rename(&aside, &paths[0]).expect("renames");
+    let verify = wait_for("its end", || socket(&paths[1], "verify").filter(|socket| socket.reachable));
+    assert!(verify.problem.is_none() && verify.rebound == 0, "{verify:?}");
     fs::remove_file(&paths[0]).expect("removed");
     let verify = wait_for("the problem", || socket(&paths[1], "verify").filter(|socket| !socket.reachable));
     let problem = verify.problem.expect("a problem");

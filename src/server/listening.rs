@@ -205,3 +205,35 @@ impl Listening {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::server::listener::Wanted;
+
+    /// How long anything may take before a test gives up.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn connections_that_wait_in_a_replaced_socket_are_accepted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("keyward.sock");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener =
+                Listener::bind(Wanted { path: path.clone(), mode: 0o600, gid: None }).expect("binds");
+            let listening = Listening::new("verify", listener).expect("registers");
+            let before = [(); 3].map(|()| UnixStream::connect(&path).expect("connects"));
+            std::fs::remove_file(&path).expect("removed");
+            listening.restore(&path, "removed");
+            let after = UnixStream::connect(&path).expect("connects");
+            for _ in 0..=before.len() {
+                let accepted = tokio::time::timeout(PATIENCE, listening.accept()).await;
+                accepted.expect("in time").expect("accepted");
+            }
+            drop((before, after));
+        });
+    }
+}

@@ -205,3 +205,15 @@ fn a_quote_in_the_wrong_place_is_refused_in_its_column() {
         assert!(outcome.records[0].1.contains(&expected), "{}", outcome.records[0].1);
     }
 }
+
+/// Without its quotes the name would be that of a column.
+#[test]
+fn a_quote_in_the_wrong_place_of_the_header_is_refused() {
+    for header in ["key_hash,\"key_\"id", "\"key_hash\",\"key_id\" ", "key_hash,key_id,\"own\"er"] {
+        let outcome = csv(format!("{header}\n{A},k1\n"));
+        let text = outcome.findings.to_string();
+        assert!(text.starts_with("keys:1: column "), "{header}: {text}");
+        assert!(text.contains("the closing quote is followed by more text"), "{header}: {text}");
+        assert_eq!(outcome.lines(), [0_u64; 0], "{header}");
+    }
+}
