@@ -145,6 +145,36 @@ fn each_kind_of_change_is_refused_beyond_its_share() {
     }
 }
 
+/// Keys with another change, in rows before them, are not named.
+#[test]
+fn refusal_names_the_keys_of_its_own_change() {
+    let rows = |values: [(&str, &str); 2], others: [(&str, &str); 2]| -> Vec<_> {
+        let [(few, of_few), (many, of_many)] = values;
+        let staying = others.into_iter().zip(500..).flat_map(|((column, value), at)| {
+            (0..100).map(move |number| row(at + 100 * number, column, value))
+        });
+        let changing = (0..9).map(|number| row(number, few, of_few));
+        changing.chain((100..140).map(|number| row(number, many, of_many))).chain(staying).collect()
+    };
+    for [(few, before_few, after_few), (many, before_many, after_many)] in [
+        [("status", "disabled", "active"), ("status", "revoked", "active")],
+        [("expires_at", PAST, FUTURE), ("status", "disabled", "active")],
+        [("expires_at", FUTURE, ""), ("allowed_ips", "10.0.0.0/8", "")],
+        [("scopes", "a", "a b"), ("allowed_origins", "https://a.test", "")],
+        [("allowed_ips", "10.0.0.0/8", ""), ("environment", "live", "test")],
+    ] {
+        let others = [(few, before_few), ("owner", "acme")];
+        let staying = [row(90_000, many, before_many)];
+        let before = [rows([(few, before_few), (many, before_many)], others), staying.to_vec()].concat();
+        let after = [rows([(few, after_few), (many, after_many)], others), staying.to_vec()].concat();
+        let said = refused(&before, &after, &BY_DEFAULT).expect("refused");
+        assert!(
+            said.contains("40 of 41 ") && said.contains("(\"k100\", \"k101\", \"k102\" and others)"),
+            "{said}"
+        );
+    }
+}
+
 /// A tenth of the keys may be widened, and ten at most, however large their share is.
 #[test]
 fn few_keys_may_be_widened_whatever_their_share() {

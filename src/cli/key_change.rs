@@ -33,7 +33,7 @@ pub(super) struct KeyChange<'a>(pub(super) &'a Example);
 
 impl fmt::Display for KeyChange<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Example { key_id, hash, differences } = self.0;
+        let Example { key_id, hash, differences, .. } = self.0;
         write!(f, "{} ({hash}…)", Word(key_id))?;
         for (index, difference) in differences.iter().enumerate() {
             let separator = if index == 0 { ": " } else { ", " };

@@ -77,13 +77,12 @@ impl Tolerance {
         let exceeding = |changes: &'static [AccessChange], always: usize, setting, max: f64, examples| {
             changes.iter().filter_map(move |change| {
                 let share = impact.share(*change);
-                let first = first(examples);
                 exceeds(share, always, max).then_some(Refusal::Exceeds {
                     change: *change,
                     share,
                     setting,
                     max,
-                    first,
+                    first: first(examples, *change),
                 })
             })
         };
@@ -138,8 +137,10 @@ fn exceeds(share: Share, always: usize, max: f64) -> bool {
     share.count > few && share.count as f64 > share.of as f64 * max
 }
 
-fn first(examples: &[Example]) -> Vec<Box<str>> {
-    examples.iter().take(NAMED).map(|example| example.key_id.clone()).collect()
+/// The first keys that `change` applies to. Examples are of several changes.
+fn first(examples: &[Example], change: AccessChange) -> Vec<Box<str>> {
+    let of_change = examples.iter().filter(|example| example.changes.has(change));
+    of_change.take(NAMED).map(|example| example.key_id.clone()).collect()
 }
 
 impl Refusal {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::record::{Digest, Fields, Status, rfc3339};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::example::{Difference, Example, Examples, MAX_EXAMPLES};
-use crate::snapshot::impact::{Impact, KeyImpact, Matched, PolicyPair, works};
+use crate::snapshot::impact::{AccessChanges, Impact, KeyImpact, Matched, PolicyPair, works};
 use crate::snapshot::kept::{Found, Kept, WINDOW};
 use crate::snapshot::status::StatusByte;
 use crate::snapshot::{IdHasher, Keys, Snapshot};
@@ -231,10 +231,14 @@ impl Comparison<'_> {
             expires_at: after.entry.expires_at.get(),
             is_set_aside: after.entry.status.is_set_aside(),
         });
-        let KeyImpact { stops, starts, loosened } = diff.impact.add(before.entry, matched, now, self.missing);
-        let example = || match after {
-            Some(after) => before.changed_to(after),
-            None => before.entry.example(before.keys, Vec::new()),
+        let KeyImpact { stops, starts, loosened, changes } =
+            diff.impact.add(before.entry, matched, now, self.missing);
+        let example = || {
+            let example = match after {
+                Some(after) => before.changed_to(after),
+                None => before.entry.example(before.keys, Vec::new()),
+            };
+            Example { changes, ..example }
         };
         let Examples { stopping, starting, loosened: of_loosened, .. } = &mut diff.examples;
         for (applies, examples) in [(stops, stopping), (starts, starting), (loosened, of_loosened)] {
@@ -255,7 +259,8 @@ fn count(number: &mut usize, examples: &mut Vec<Example>, example: impl FnOnce()
 
 impl Entry {
     fn example(&self, keys: &Keys, differences: Vec<Difference>) -> Example {
-        Example { key_id: keys.key_id(self).into(), hash: stub(&self.digest), differences }
+        let (key_id, hash) = (keys.key_id(self).into(), stub(&self.digest));
+        Example { key_id, hash, differences, changes: AccessChanges::default() }
     }
 }
 

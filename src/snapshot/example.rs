@@ -1,5 +1,7 @@
 //! Some of the rows that differ between two sets of keys, and how.
 
+use crate::snapshot::impact::AccessChanges;
+
 /// Examples of each kind: a screenful.
 pub const MAX_EXAMPLES: usize = 20;
 
@@ -25,6 +27,8 @@ pub struct Example {
     pub hash: [u8; 4],
     /// What is said differently of it.
     pub differences: Vec<Difference>,
+    /// What that changes in access; known of those that stop, start or lose a restriction.
+    pub changes: AccessChanges,
 }
 
 /// One field that says something else.

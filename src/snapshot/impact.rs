@@ -76,6 +76,17 @@ impl AccessChange {
     }
 }
 
+/// The changes that apply to one key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AccessChanges(u16);
+
+impl AccessChanges {
+    /// Whether this one does.
+    pub fn has(self, change: AccessChange) -> bool {
+        self.0 & change.bit() != 0
+    }
+}
+
 /// How a new set of keys changes access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Impact {
@@ -144,6 +155,7 @@ pub(super) struct KeyImpact {
     pub(super) stops: bool,
     pub(super) starts: bool,
     pub(super) loosened: bool,
+    pub(super) changes: AccessChanges,
 }
 
 /// Whether a row admits requests at the Unix second `now`.
@@ -168,10 +180,11 @@ impl Impact {
         use AccessChange::{DisabledReturns, ExpiredReturns, RevokedReturns, Stops, WithheldReturns};
         let works_after = after.is_some_and(|after| after.works);
         let status = &before.status;
-        let mut impact = KeyImpact::default();
+        let (mut impact, mut changes) = (KeyImpact::default(), 0);
         if works(before, now) {
             impact.stops = !works_after;
             self.count(Stops, impact.stops);
+            changes |= if impact.stops { Stops.bit() } else { 0 };
         } else if !status.is_by_operator() {
             impact.starts = works_after;
             let change = match status.of_row() {
@@ -182,19 +195,23 @@ impl Impact {
                 Status::Active => ExpiredReturns,
             };
             self.count(change, works_after);
+            changes |= if works_after { change.bit() } else { 0 };
         }
         // A row that is set aside says nothing of restrictions, before and after.
         if let Some(after) = after.filter(|after| !(status.is_set_aside() || after.is_set_aside)) {
-            impact.loosened = self.add_restrictions(before, &after);
+            let loosened = self.add_restrictions(before, &after);
+            impact.loosened = loosened != 0;
+            changes |= loosened;
             if !missing.is_empty() {
                 self.lost = self.lost.union(after.pair.given.union(given(before)).intersection(missing));
             }
         }
+        impact.changes = AccessChanges(changes);
         impact
     }
 
-    /// Returns whether the key loses a restriction.
-    fn add_restrictions(&mut self, before: &Entry, after: &Matched) -> bool {
+    /// Returns the restrictions that the key loses, by the bits of [`AccessChange`].
+    fn add_restrictions(&mut self, before: &Entry, after: &Matched) -> u16 {
         let PolicyPair { carried, mut loosened, per_owner, .. } = after.pair;
         if after.is_renamed || (after.has_other_owner && per_owner) {
             loosened |= carried & AccessChange::RaisesLimits.bit();
@@ -213,7 +230,7 @@ impl Impact {
             }
         }
         self.loosened += usize::from(loosened != 0);
-        loosened != 0
+        loosened
     }
 }
 

@@ -53,7 +53,7 @@ pub use claim::TooManyBuckets;
 pub use diff::{Comparison, Diff, Weighing};
 use entry::Entry;
 pub use example::{Difference, Example, Examples, MAX_EXAMPLES};
-pub use impact::{AccessChange, Impact, Share};
+pub use impact::{AccessChange, AccessChanges, Impact, Share};
 pub use index::Probe;
 pub use ip_set::IpSet;
 pub use kept::Kept;
