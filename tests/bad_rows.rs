@@ -319,3 +319,50 @@ fn takeaways_are_bounded_by_max_shrink_however_many_exports_they_come_in() {
     assert_eq!([daemon.verdict("other2"), daemon.verdict("other3")], ["REVOKED", "ALLOWED"]);
     assert_eq!(withheld(&daemon).taken_away, 3);
 }
+
+#[test]
+fn row_that_is_set_aside_does_not_hide_that_a_restriction_is_lost() {
+    let daemon = start(SET_ASIDE, &export(&[row("a", "acme,,,10.0.0.0/8,,"), good("b")]));
+    let header = "key_hash,key_id,status\n";
+    let rows = ["a", "b", "off"].map(|id| format!("{},{id},disabled\n", hex(id))).concat();
+    let outcome = daemon.publish(&format!("{header}{rows}{},bad,t\n", hex("bad")));
+    let error = outcome.error.expect("refused");
+    assert!(error.contains("no row has a value for allowed_ips"), "{error}");
+    assert_eq!(daemon.verdict("a"), "IP_NOT_ALLOWED");
+}
+
+/// Offline, with the daemon's configuration.
+#[test]
+fn check_tells_what_would_be_set_aside() {
+    let setup =
+        Setup::text(&export(&[row("bad", "ac\tme,,,,,"), format!("{},k,acme,,,,,\n", &hex("k")[1..])]));
+    let config = setup.path("check.toml");
+    let check = |settings: &str, options: &[&str]| {
+        let source = setup.source();
+        fs::write(&config, format!("[source]\npath = '{}'\n{settings}", source.display())).expect("writes");
+        let mut command = keyward();
+        command.args(["check", "--config"]).arg(&config).arg("--state-dir").arg(setup.dir.path());
+        let output = command.args(options).output().expect("runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, _, messages) = check("", &[]);
+    assert_eq!(code, Some(78), "{messages}");
+    let set_aside = "on_bad_row = 'set-aside'\n";
+    let (code, output, messages) = check(set_aside, &[]);
+    assert_eq!(code, Some(0), "{messages}");
+    assert!(
+        messages.contains("control character") && messages.contains("2 rows set aside, 1 key disabled"),
+        "{messages}"
+    );
+    assert!(output.contains(": ok"), "{output}");
+    let (_, output, _) = check(set_aside, &["--json"]);
+    let report: serde_json::Value = serde_json::from_str(&output).expect("JSON");
+    assert_eq!(report["withheld"]["set_aside_keys"], serde_json::json!(["bad"]), "{report}");
+    let (code, _, messages) = check(&format!("{set_aside}max_bad_rows = 1\n"), &[]);
+    assert_eq!(code, Some(78), "{messages}");
+    assert!(
+        messages.contains("2 rows cannot be understood, and source.max_bad_rows lets 1 be set aside"),
+        "{messages}"
+    );
+}
