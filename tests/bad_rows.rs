@@ -94,6 +94,10 @@ fn key_of_each_kind_of_bad_row_is_disabled_and_all_other_rows_take_effect() {
         assert!(told.bad_rows >= 1 && !told.findings.is_empty(), "{kind}: {told:?}");
         assert_eq!(withheld(&daemon), told, "{kind}");
         assert_eq!(daemon.verdict("k"), "DISABLED", "{kind}");
+        // An operator can name it by its id, if that can be read.
+        if !["no id", "than its key's"].iter().any(|other| kind.contains(other)) {
+            assert_eq!(told.set_aside_keys, ["k"], "{kind}");
+        }
         assert_eq!(daemon.verdict("revoked-next"), "REVOKED", "{kind}");
         assert_eq!([daemon.verdict("new"), daemon.verdict("other7")], ["ALLOWED", "ALLOWED"], "{kind}");
         if kind.contains("than its key's") {
@@ -253,7 +257,10 @@ fn refused_export_takes_away_what_its_good_rows_revoke_disable_and_expire() {
     let outcome = daemon.reload();
     assert!(!outcome.accepted);
     let told = outcome.withheld.expect("takeaways");
-    assert_eq!(told.taken_away, 4, "{told:?}");
+    assert_eq!(
+        (told.taken_away, &told.taken_away_keys[..]),
+        (4, &["d", "e", "f", "r"].map(str::to_owned)[..])
+    );
     assert_eq!(verdicts(&daemon), taken);
     assert_eq!(withheld(&daemon).taken_away, 4);
     assert!(daemon.status().revocations.is_empty(), "they are not an operator's");
@@ -314,6 +321,8 @@ fn takeaways_are_bounded_by_max_shrink_however_many_exports_they_come_in() {
     assert_eq!(daemon.verdict("other0"), "ALLOWED");
     assert_eq!(daemon.publish(&refused(0..3)).withheld.expect("told").taken_away, 3);
     assert_eq!(daemon.verdict("other0"), "REVOKED");
+    let again = daemon.reload().withheld.expect("told again");
+    assert_eq!(again.taken_away, 3, "as many as are in force");
     let told = daemon.publish(&refused(3..6)).withheld.expect("told");
     assert!(told.takeaways_refused.is_some(), "six of 21 in two steps: {told:?}");
     assert_eq!([daemon.verdict("other2"), daemon.verdict("other3")], ["REVOKED", "ALLOWED"]);
@@ -356,6 +365,7 @@ fn check_tells_what_would_be_set_aside() {
         "{messages}"
     );
     assert!(output.contains(": ok"), "{output}");
+    assert_eq!(check(set_aside, &["--strict"]).0, Some(1), "no key is without rows that are understood");
     let (_, output, _) = check(set_aside, &["--json"]);
     let report: serde_json::Value = serde_json::from_str(&output).expect("JSON");
     assert_eq!(report["withheld"]["set_aside_keys"], serde_json::json!(["bad"]), "{report}");

@@ -309,6 +309,14 @@ fn source_accepted_beforehand_is_taken_by_one_start() {
     };
     accept();
     replace(&daemon.setup.source(), &export(3));
+    let mut check = keyward();
+    check.args(["check", "--config", "/dev/null", "--source"]).arg(daemon.setup.source());
+    let output = check.arg("--state-dir").arg(daemon.setup.dir.path()).output().expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("an operator has accepted the source"),
+        "{output:?}"
+    );
     daemon = daemon.restart();
     let status = daemon.status();
     assert!(status.keys == 6 && !status.last_good.expect("kept").in_use, "{}", daemon.log());
@@ -316,6 +324,7 @@ fn source_accepted_beforehand_is_taken_by_one_start() {
     let uid = rustix::process::geteuid().as_raw();
     assert_eq!((&event["trigger"], &event["force"]), (&"start".into(), &true.into()), "{event}");
     assert_eq!(event["peers"][0]["uid"], uid, "{event}");
+    assert_eq!(event["stopping"], 17, "compared with the last good keys all the same: {event}");
     kept(&daemon);
     // The next one is compared again.
     replace(&daemon.setup.source(), &format!("{HEADER}{},k1,acme,pro,,,10/d\n", hex("k1")));

@@ -22,7 +22,7 @@ pub struct Withheld {
     /// What is wrong with the rows: the first of each kind.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<Finding>,
-    /// Keys that sources which were refused for such rows have revoked, disabled or expired; of a reload, those of its source.
+    /// Keys that sources which were refused for such rows have revoked, disabled or expired since one was accepted.
     #[serde(default)]
     pub taken_away: usize,
     /// The first of them, by id.

@@ -149,7 +149,7 @@ pub struct Withheld {
     /// Some of them, by id.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub set_aside_keys: Vec<Box<str>>,
-    /// Keys from which a source that was refused has taken something away.
+    /// Keys from which sources that were refused have taken something away since one was accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub taken_away: Option<usize>,
     /// Some of them, by id.

@@ -105,7 +105,9 @@ pub(super) fn summary(outcome: &message::Reload) -> String {
         many => format!(", {many} revocations conflict with the source"),
     };
     let revocations = agreed + &conflicting;
-    if outcome.unchanged {
+    // What was taken away by a source that was refused returns with one that says what the one before it said.
+    let is_unchanged = outcome.unchanged && outcome.changes.is_none_or(|changes| changes.starting == 0);
+    if is_unchanged {
         return text + ", unchanged" + &revocations;
     }
     if let Some(changes) = &outcome.changes {

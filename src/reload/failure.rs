@@ -78,13 +78,13 @@ pub enum Failure {
         error: crate::snapshot::compiled::ReadError,
     },
     /// No rows.
-    #[error("{}: no keys in it. If that is meant, reload with --force", path.display())]
+    #[error("{}: no keys in it. If that is meant, reload with --force (before a start: keyward state accept source)", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
     /// It would change access in a way that is more likely a mistake than meant.
-    #[error("{}: {}. If that is meant, reload with --force", path.display(), Reasons(refusals))]
+    #[error("{}: {}. If that is meant, reload with --force (before a start: keyward state accept source)", path.display(), Reasons(refusals))]
     Guarded {
         /// The file.
         path: PathBuf,

@@ -375,6 +375,8 @@ impl Running {
         compare::require(&Room::new(), &loaded.keys).map_err(short)?;
         let (diff, kept) = compare::compare(&loaded.keys, served.as_deref(), weighing);
         let since_last_good = match force {
+            // For the report: at a start there is nothing else to compare with.
+            true if served.is_none() => self.diff_from_last_good(settings, &loaded.keys),
             true => None,
             false => self.guard(settings, &loaded, &diff)?,
         };

@@ -37,7 +37,7 @@ fn withheld(outcome: &Outcome) -> audit::Withheld {
         unreadable_rows: set_aside.map(|set_aside| set_aside.unreadable),
         set_aside: set_aside.map(|set_aside| set_aside.keys),
         set_aside_keys: set_aside.map(|set_aside| few(&set_aside.first)).unwrap_or_default(),
-        taken_away: taken.map(|taken| taken.added),
+        taken_away: taken.map(|taken| taken.total),
         taken_away_keys: taken.map(|taken| few(&taken.first)).unwrap_or_default(),
     }
 }

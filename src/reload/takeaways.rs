@@ -1,8 +1,9 @@
 //! What a source takes away that is refused for rows that cannot be understood: applied to the keys that are served, if
 //! `source.apply_takeaways_of_refused` says so.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
+use crate::record::Digest;
 use crate::reload::{Running, Settings};
 use crate::snapshot::{Keys, Snapshot, Takeaways};
 
@@ -16,13 +17,13 @@ const NAMED: usize = 20;
 /// What a refused source has taken away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// Keys from which something was taken away that had not been taken before.
+    /// Keys from which something was taken away for the first time.
     pub added: usize,
-    /// The first of them, by id.
-    pub first: Vec<Box<str>>,
-    /// Keys from which refused sources have taken something away since one was accepted.
+    /// Keys from which refused sources have taken something away since one was accepted, these among them.
     pub total: usize,
-    /// Why nothing was taken away.
+    /// Some of all of them, by id.
+    pub first: Vec<Box<str>>,
+    /// Why this source has taken nothing away.
     pub refused: Option<String>,
 }
 
@@ -31,7 +32,7 @@ impl Running {
     /// an effect all the same. When this returns, that is in force on every connection, and on the disk if the disk takes it.
     pub(super) fn take_away(&mut self, settings: &Settings, force: bool) -> Option<Taken> {
         let (rows, served) = (self.refused_rows.take()?, self.current.clone()?);
-        let (takeaways, mut taken) = self.weigh_takeaways(settings, &rows, &served, force);
+        let (takeaways, taken) = self.weigh_takeaways(settings, &rows, &served, force);
         drop(rows);
         if taken.refused.is_none() && !takeaways.keys.is_empty() {
             served.take_away(takeaways.keys.iter().copied());
@@ -43,7 +44,6 @@ impl Running {
                 last_good.keep_taken_away(self.generation, &self.taken_away);
             }
         }
-        taken.total = self.taken_away.keys.len();
         Some(taken)
     }
 
@@ -52,11 +52,13 @@ impl Running {
         &self,
         settings: &Settings,
         rows: &Keys,
-        served: &Arc<Snapshot>,
+        served: &Snapshot,
         force: bool,
     ) -> (Takeaways, Taken) {
+        let before = &self.taken_away.keys;
         let takeaways = rows.takeaways(served, self.reloader.clock.now().unix);
-        let total = self.taken_away.keys.len() + takeaways.keys.len();
+        let added = takeaways.keys.iter().filter(|(hash, _)| !before.contains_key(hash)).count();
+        let total = before.len() + added;
         let refused = if total > MAX_TAKEN {
             Some(format!(
                 "it takes access from {total} keys, and a refused source may from {MAX_TAKEN} at most"
@@ -64,29 +66,27 @@ impl Running {
         } else if force || takeaways.keys.is_empty() {
             None
         } else {
-            settings.policy.tolerance.refuses_takeaways(takeaways.share).map(|refusal| refusal.to_string())
+            let refusal = settings.policy.tolerance.refuses_takeaways(takeaways.share);
+            refusal.map(|refusal| format!("{refusal}. If that is meant, reload with --force"))
         };
-        let effective = if refused.is_some() { &[][..] } else { &takeaways.keys };
-        let ids = effective.iter().take(NAMED).filter_map(|(hash, _)| served.find(hash));
-        let first = ids.map(|key| key.key_id().into()).collect();
-        let added = effective.len();
-        let taken = Taken { added, first, total: self.taken_away.keys.len(), refused };
+        let taken = match refused {
+            None => {
+                let hashes = before.keys().chain(takeaways.keys.iter().map(|(hash, _)| hash));
+                Taken { added, total, first: first_ids(served, hashes), refused: None }
+            }
+            Some(_) => {
+                Taken { added: 0, total: before.len(), first: first_ids(served, before.keys()), refused }
+            }
+        };
         (takeaways, taken)
     }
 
     /// What refused sources have taken away by now, for `keyward status`.
     pub(super) fn all_taken(&self, latest: Option<&Taken>) -> Option<Taken> {
-        let keys = &self.taken_away.keys;
+        let (keys, served) = (&self.taken_away.keys, self.current.as_ref()?);
         let refused = latest.and_then(|taken| taken.refused.clone());
-        if keys.is_empty() && refused.is_none() {
-            return None;
-        }
-        let ids = keys.keys().filter_map(|hash| self.current.as_ref()?.find(hash));
-        let mut first: Vec<Box<str>> = ids.map(|key| key.key_id().into()).collect();
-        first.sort_unstable();
-        first.dedup();
-        first.truncate(NAMED);
-        Some(Taken { added: keys.len(), first, total: keys.len(), refused })
+        let taken = Taken { added: 0, total: keys.len(), first: first_ids(served, keys.keys()), refused };
+        (taken != Taken::default()).then_some(taken)
     }
 
     /// A source was accepted: it says itself what is taken away.
@@ -99,4 +99,10 @@ impl Running {
             last_good.keep_taken_away(self.generation, &self.taken_away);
         }
     }
+}
+
+/// The first ids in their order: the keys are in none.
+fn first_ids<'h>(served: &Snapshot, hashes: impl Iterator<Item = &'h Digest>) -> Vec<Box<str>> {
+    let ids: BTreeSet<&str> = hashes.filter_map(|hash| Some(served.find(hash)?.key_id())).collect();
+    ids.into_iter().take(NAMED).map(Into::into).collect()
 }

@@ -41,8 +41,8 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<W
             ..withheld
         };
     }
-    if let Some(Taken { added, first, refused, total: _ }) = taken {
-        withheld.taken_away = *added;
+    if let Some(Taken { total, first, refused, added: _ }) = taken {
+        withheld.taken_away = *total;
         withheld.taken_away_keys = texts(first);
         withheld.takeaways_refused = refused.clone();
     }

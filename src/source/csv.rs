@@ -179,18 +179,18 @@ impl Header {
         }
     }
 
-    /// The texts of the hash and the key id of a row. One that has another number of columns than the header has them where the
-    /// header says, counted from its beginning or from its end.
+    /// The texts of the hash and the key id of a row. In one that has another number of columns than the header, they are counted
+    /// from its beginning, or else from its end: where there is a hash.
     fn texts_in_row(&self, record: &Record<'_>) -> [Option<Box<str>>; 2] {
         let shift = record.len() as isize - self.columns.len() as isize;
-        let places = |field| {
-            let index = self.index(field)?;
-            Some([Some(index), index.checked_add_signed(shift)])
-        };
-        let texts = |field| places(field).into_iter().flatten().flatten().filter_map(|at| record.text(at));
-        let hash = texts(Field::KeyHash).find(|text| field::hash(text.trim_ascii()).is_ok());
-        let key_id = if shift == 0 { texts(Field::KeyId).next() } else { None };
-        [hash, key_id].map(|text| text.map(Into::into))
+        let text = |field, shift| record.text(self.index(field)?.checked_add_signed(shift)?);
+        let is_hash = |text: &&str| field::hash(text.trim_ascii()).is_ok();
+        let found = [0, shift].into_iter().find_map(|shift| {
+            let hash = text(Field::KeyHash, shift).filter(is_hash)?;
+            Some([Some(hash), text(Field::KeyId, shift)])
+        });
+        let texts = found.unwrap_or_else(|| [None, text(Field::KeyId, 0)]);
+        texts.map(|text| text.map(Into::into))
     }
 
     fn read_row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {

@@ -80,6 +80,11 @@ impl Acceptance {
     }
 }
 
+/// Whether something is accepted in `directory` for the next start, as far as a marker tells that may still turn out to be too old.
+pub fn is_accepted(directory: &Path, what: Acceptance) -> bool {
+    directory.join(what.file()).exists()
+}
+
 /// An acceptance that was found at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {

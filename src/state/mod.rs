@@ -31,7 +31,7 @@ pub mod lines;
 #[cfg(test)]
 mod tests;
 
-pub use accept::{AcceptError, Acceptance, Accepted, accept};
+pub use accept::{AcceptError, Acceptance, Accepted, accept, is_accepted};
 pub use dir::{OpenError, StateDir};
 pub use generations::Generations;
 pub use health::{Unwritten, WriteHealth};

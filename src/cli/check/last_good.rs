@@ -12,6 +12,7 @@ use crate::reload::last_good::{Recovered, recover};
 use crate::rules::Rules;
 use crate::server;
 use crate::snapshot::{Keys, Weighing};
+use crate::state::{Acceptance, is_accepted};
 
 /// The last good keys that the source was compared with.
 #[derive(Serialize)]
@@ -25,6 +26,8 @@ pub(super) struct LastGood {
     /// Whether they would be served if the source were refused; unknown where this user may not read the peppers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usable: Option<bool>,
+    /// Whether the next start takes the source all the same, because of `keyward state accept source`.
+    pub(super) source_accepted: bool,
 }
 
 /// Compares `new`, which was read by `config`, with the last good keys, if there are any.
@@ -49,6 +52,7 @@ pub(super) fn compare(config: &Config, rules: Option<&Rules>, new: &Keys, outcom
                 accepted_at: rfc3339(stored.accepted_at),
                 source: stored.source,
                 usable,
+                source_accepted: is_accepted(&config.server.state_dir, Acceptance::Source),
             });
         }
         Err(unusable) => outcome.not_compared = Some(unusable.why),

@@ -81,11 +81,12 @@ impl Setting {
 impl Outcome {
     pub(super) fn exit(&self, strict: bool) -> Exit {
         let warnings = self.lints.as_ref().map_or(0, lint::Report::warnings);
+        let is_accepted = self.last_good.as_ref().is_some_and(|last_good| last_good.source_accepted);
         if self.error.is_some() || self.findings.is_some() {
             Exit::BadInput
         } else if self.stale.is_some()
-            || self.diff.as_ref().is_some_and(|diff| !diff.accepted)
-            || (strict && warnings > 0)
+            || self.diff.as_ref().is_some_and(|diff| !(diff.accepted || is_accepted))
+            || (strict && (warnings > 0 || self.withheld.is_some()))
         {
             Exit::Denied
         } else {
@@ -195,7 +196,7 @@ impl Lines<'_, '_> {
             self.0.note(format_args!("{source}: not compared with the last good keys: {why}"));
         }
         let mut judge = "a reload";
-        if let Some(LastGood { generation, accepted_at, source: from, usable }) = &outcome.last_good {
+        if let Some(LastGood { generation, accepted_at, source: from, usable, .. }) = &outcome.last_good {
             judge = "a start";
             self.0.print(format_args!(
                 "compared with the last good keys: generation {generation}, accepted {accepted_at}, from {from}"
@@ -206,9 +207,14 @@ impl Lines<'_, '_> {
                 ));
             }
         }
-        match &outcome.diff {
-            Some(diff) => self.diff(diff, judge),
-            None => Ok(()),
+        if let Some(diff) = &outcome.diff {
+            self.diff(diff, judge)?;
+        }
+        match &outcome.last_good {
+            Some(LastGood { source_accepted: true, .. }) => self
+                .0
+                .print("an operator has accepted the source for the next start: the guard is not asked then"),
+            _ => Ok(()),
         }
     }
 

@@ -159,14 +159,12 @@ impl Running {
         if last_good.is_some_and(|keys| keys.has_accepted(&loaded.state, &settings.source, &settings.rules)) {
             return Ok(None);
         }
-        self.recover(settings);
+        let diff = self.diff_from_last_good(settings, new);
         let tolerance = &settings.policy.tolerance;
-        let Some(old) = &self.recovered else {
+        let Some((old, diff)) = self.recovered.as_ref().zip(diff) else {
             tolerance.check(path, &Diff::default(), 0, new.len())?;
             return Ok(None);
         };
-        let now = self.reloader.clock.now().unix;
-        let diff = compare::diff(new, &old.keys, old.weighing(&settings.rules, now));
         tolerance.check(path, &diff, old.keys.len(), new.len())?;
         // The pepper that they were hashed with is gone: keys that the source lists with the same hash would not be found.
         match old.kept_by(&settings.rules).current {
@@ -174,6 +172,13 @@ impl Running {
             false => self.guard_stranded(path, &old.keys, new)?,
         }
         Ok(Some(diff))
+    }
+
+    /// What `new` changes since the last good keys, if there are some that can be read.
+    pub(in crate::reload) fn diff_from_last_good(&mut self, settings: &Settings, new: &Keys) -> Option<Diff> {
+        self.recover(settings);
+        let now = self.reloader.clock.now().unix;
+        self.recovered.as_ref().map(|old| compare::diff(new, &old.keys, old.weighing(&settings.rules, now)))
     }
 
     /// Reads the last good keys, if they have not been read in this reload.
@@ -230,6 +235,7 @@ impl Running {
         error!(
             error = %failure,
             generation, keys, accepted_at, source_written_at = written_at,
+            taken_away = self.taken_away.keys.len(),
             "the source is refused: the LAST GOOD KEYS are served in its place, until a source is accepted"
         );
         if !manifest.kept_by(&settings.rules).previous {
