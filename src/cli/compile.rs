@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::exit::{Exit, Failure};
 use super::streams::Streams;
 use crate::config::{Config, Overrides};
-use crate::reload::{self, Built};
+use crate::reload::{self, Built, OnBadRow, SourceFile};
 use crate::source::Format;
 
 const HELP: &str = "\
@@ -101,7 +101,9 @@ impl Compile {
         let refused = |failure: reload::Failure| Failure::new(Exit::BadInput, failure);
         let bar = bar("reading", self.source.metadata().map_or(0, |metadata| metadata.len()));
         let seed = getrandom::u64().map_err(|error| refused(reload::Failure::Random(error)))?;
-        let built = config.file().build(seed, None, &mut |read| bar.set_position(read));
+        // A compiled snapshot does not say what was wrong with rows.
+        let source = SourceFile { on_bad_row: OnBadRow::Refuse, ..config.file() };
+        let built = source.build(seed, None, &mut |read| bar.set_position(read));
         bar.finish_and_clear();
         let built = built.map_err(refused)?;
         match built.builder.is_empty() {

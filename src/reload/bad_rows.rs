@@ -1,5 +1,7 @@
 //! Rows that cannot be understood: whether they refuse the source, or are set aside.
 
+use std::collections::BTreeSet;
+
 use crate::reload::Failure;
 use crate::snapshot::{Builder, Keys};
 use crate::source::{BadRow, Findings};
@@ -71,11 +73,17 @@ impl OnBadRow {
         }
     }
 
-    /// What comes of the findings, where all other rows are in `builder`. `None`: there are none.
+    /// What comes of the findings, where all other rows are in `builder`; `contradicting` are ids of which rows contradict each
+    /// other. `None`: there are none.
     ///
     /// # Errors
     /// When it is not certain that all other rows are there.
-    pub(super) fn judge(self, findings: Findings, builder: &mut Builder) -> Result<Option<BadRows>, Failure> {
+    pub(super) fn judge(
+        self,
+        findings: Findings,
+        builder: &mut Builder,
+        contradicting: &BTreeSet<String>,
+    ) -> Result<Option<BadRows>, Failure> {
         if findings.is_empty() {
             return Ok(None);
         }
@@ -87,7 +95,11 @@ impl OnBadRow {
             Self::SetAside { max } if findings.bad_rows() > max.into() => {
                 BadRows::Refuse(Failure::TooManyBadRows { findings, max })
             }
-            Self::SetAside { .. } => BadRows::SetAside(set_aside(findings, builder)?),
+            Self::SetAside { .. } => {
+                let findings = set_aside(findings, builder)?;
+                builder.set_aside_ids(contradicting.iter().map(String::as_str));
+                BadRows::SetAside(findings)
+            }
         }))
     }
 }

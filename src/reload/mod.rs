@@ -233,6 +233,7 @@ impl Running {
             Err(RecvTimeoutError::Timeout) => {
                 self.watch.follow(&self.reloader.settings.source.path);
                 self.reloader.generations.retry();
+                self.reloader.last_good.iter().for_each(LastGood::retry_taken_away);
             }
             Err(RecvTimeoutError::Disconnected) => return None,
         }
@@ -378,10 +379,27 @@ impl Running {
             // For the report: at a start there is nothing else to compare with.
             true if served.is_none() => self.diff_from_last_good(settings, &loaded.keys),
             true => None,
-            false => self.guard(settings, &loaded, &diff)?,
+            false => match self.guard(settings, &loaded, &diff) {
+                Ok(since_last_good) => since_last_good,
+                Err(failure) => {
+                    // Without set-aside, the rows would have refused the source, with the same effect.
+                    let take_away = settings.policy.take_away && loaded.set_aside.is_some();
+                    self.refused_rows = Some(loaded.keys).filter(|_| take_away);
+                    return Err(failure);
+                }
+            },
         };
-        let Loaded { keys, state, file, policies, written_at, set_aside } = loaded;
+        let Loaded { mut keys, state, file, policies, written_at, set_aside } = loaded;
         let diff = since_last_good.unwrap_or(diff);
+        if set_aside.is_some() {
+            if served.is_none() {
+                self.recover(settings);
+            }
+            let recovered = self.recovered.as_ref().map(|recovered| &recovered.keys);
+            if let Some(before) = served.as_deref().map(Snapshot::table).or(recovered) {
+                keys.remember_before_set_aside(before, weighing);
+            }
+        }
         let accepted = self.publish(settings, keys, written_at, (diff, &kept), Origin::Source)?;
         self.keep(settings, state, file, policies);
         self.forget_taken_away();

@@ -11,6 +11,7 @@
 //! key ids until all are there.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -22,7 +23,7 @@ use crate::reload::fan;
 use crate::reload::load::{See, Tell};
 use crate::reload::room::{HEAP, Room, Shortage, THREAD};
 use crate::reload::{Failure, SourceFile};
-use crate::snapshot::{Batch, Builder, Bulk, Gather, compiled};
+use crate::snapshot::{Batch, Builder, Bulk, Gather, RowError, compiled};
 use crate::source::{self, Blocks, Findings, Format, NotSplit, Splitter};
 
 /// A text from this size on is read by several threads: a smaller one is read by the time that they are started.
@@ -197,6 +198,8 @@ impl Source<'_> {
         let mut findings = Findings::new(path.display().to_string()).keeping_bad_rows(on_bad_row.kept());
         let shortage = RefCell::new(None);
         let mut rows: u64 = 0;
+        // Ids whose rows contradict each other.
+        let mut contradicting = BTreeSet::new();
         let mut sink = |line: u64, record: &KeyRecord<'_>| {
             let growth = builder.growth(1, record.key_id.len() + record.owner.len(), record.metadata.len());
             rows += 1;
@@ -209,7 +212,12 @@ impl Source<'_> {
                 };
                 room.map_err(|short| shortage.borrow_mut().insert(short).to_string())?;
             }
-            builder.add(line, record).map_err(|error| error.to_string())?;
+            builder.add(line, record).map_err(|error| {
+                if matches!(error, RowError::OtherOwner { .. } | RowError::OtherLimits { .. }) {
+                    contradicting.insert(record.key_id.to_owned());
+                }
+                error.to_string()
+            })?;
             see(line, record);
             Ok(())
         };
@@ -219,7 +227,7 @@ impl Source<'_> {
             return Err(self.unreadable(shortage.into()));
         }
         read.map_err(|error| self.unreadable(error))?;
-        let bad_rows = on_bad_row.judge(findings, &mut builder)?;
+        let bad_rows = on_bad_row.judge(findings, &mut builder, &contradicting)?;
         Ok(Read { builder, source_time: None, bad_rows })
     }
 

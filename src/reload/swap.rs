@@ -19,7 +19,7 @@ impl Running {
     pub(super) fn keep(&self, settings: &Settings, state: FileState, file: File, policies: RowPolicies) {
         if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
             let source = &settings.source;
-            last_good.record_accepted(state, source, &settings.rules);
+            last_good.record_accepted(self.generation, state, source, &settings.rules);
             last_good.keep(last_good::Job {
                 snapshot: Arc::clone(snapshot),
                 policies,

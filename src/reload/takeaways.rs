@@ -89,15 +89,9 @@ impl Running {
         (taken != Taken::default()).then_some(taken)
     }
 
-    /// A source was accepted: it says itself what is taken away.
+    /// A source was accepted: it says itself what is taken away. On the disk this is so when its keys are the last good ones.
     pub(super) fn forget_taken_away(&mut self) {
-        if self.taken_away.keys.is_empty() {
-            return;
-        }
         self.taken_away.keys.clear();
-        if let Some(last_good) = &self.reloader.last_good {
-            last_good.keep_taken_away(self.generation, &self.taken_away);
-        }
     }
 }
 

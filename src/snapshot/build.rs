@@ -43,6 +43,8 @@ pub struct Keys {
     pub(super) metadata_texts: HugeText,
     /// The fields that any row has a value for.
     pub(super) given: Fields,
+    /// The restrictions that keys had whose rows are set aside.
+    pub(super) set_aside_given: Fields,
     /// The plans that rows are on.
     pub(super) plans: Arc<Plans>,
 }
@@ -92,7 +94,7 @@ impl RowPolicies {
 pub struct Builder {
     pub(super) keys: Keys,
     /// For errors.
-    lines: Lines,
+    pub(super) lines: Lines,
     /// Name to an owner's number.
     pub(super) owners: Index,
     pub(super) interner: Interner,
@@ -115,6 +117,7 @@ impl Builder {
             metadata: HugeVec::new_in(Huge),
             metadata_texts: HugeText::with_capacity(0),
             given: Fields::NONE,
+            set_aside_given: Fields::NONE,
             plans: Arc::default(),
         };
         Self { keys, lines: Lines::default(), owners: Index::with_capacity(0), interner: Interner::default() }

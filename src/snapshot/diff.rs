@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::record::{Digest, Fields, Status, rfc3339};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::example::{Difference, Example, Examples, MAX_EXAMPLES};
-use crate::snapshot::impact::{AccessChanges, Impact, KeyImpact, Matched, PolicyPair, works};
+use crate::snapshot::impact::{AccessChanges, Impact, KeyImpact, Matched, Missing, PolicyPair, works};
 use crate::snapshot::kept::{Found, Kept, WINDOW};
 use crate::snapshot::status::StatusByte;
 use crate::snapshot::{IdHasher, Keys, Snapshot};
@@ -58,8 +58,7 @@ pub struct Comparison<'k> {
     after: &'k Keys,
     found: Found,
     weighing: Weighing,
-    /// Restrictions that rows before have a value for, and no row after.
-    missing: Fields,
+    missing: Missing,
 }
 
 /// Rows of a part: so many that a thread is worth while for several of them, and few enough that threads end together.
@@ -68,7 +67,9 @@ const PART: usize = 1 << 15;
 impl<'k> Comparison<'k> {
     /// Of `after` with what was `before` it.
     pub fn new(before: &'k Keys, after: &'k Keys, weighing: Weighing) -> Self {
-        let missing = Fields::RESTRICTIONS.intersection(before.given).difference(after.given);
+        let missing = |given: Fields| Fields::RESTRICTIONS.intersection(given).difference(after.given);
+        let of_set_aside = missing(before.set_aside_given);
+        let missing = Missing { of_all: missing(before.given), of_set_aside };
         Self { before, after, found: Found::none_of(after.len()), weighing, missing }
     }
 
@@ -351,7 +352,7 @@ impl Policies {
 
 /// Whether two rows of one hash say the same, their policies apart.
 fn same_row(a: Row<'_>, b: Row<'_>) -> bool {
-    let times = |row: Row<'_>| (row.entry.status.code(), row.entry.not_before, row.entry.expires_at.get());
+    let times = |row: Row<'_>| (name(&row.entry.status), row.entry.not_before, row.entry.expires_at.get());
     times(a) == times(b)
         && a.key_id() == b.key_id()
         && a.owner() == b.owner()

@@ -149,6 +149,14 @@ pub(super) struct Matched {
     pub(super) is_set_aside: bool,
 }
 
+/// Restrictions that keys before had, and that no row after has a value for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Missing {
+    pub(super) of_all: Fields,
+    /// Those of keys whose rows are set aside.
+    pub(super) of_set_aside: Fields,
+}
+
 /// What applies to one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyImpact {
@@ -163,7 +171,7 @@ pub(super) fn works(entry: &Entry, now: u32) -> bool {
     entry.status.in_force() == Status::Active && is_within(entry, now)
 }
 
-fn is_within(entry: &Entry, now: u32) -> bool {
+pub(super) fn is_within(entry: &Entry, now: u32) -> bool {
     entry.not_before <= now && now < entry.expires_at.get()
 }
 
@@ -175,7 +183,7 @@ impl Impact {
         before: &Entry,
         after: Option<Matched>,
         now: u32,
-        missing: Fields,
+        missing: Missing,
     ) -> KeyImpact {
         use AccessChange::{DisabledReturns, ExpiredReturns, RevokedReturns, Stops, WithheldReturns};
         let works_after = after.is_some_and(|after| after.works);
@@ -187,8 +195,8 @@ impl Impact {
             changes |= if impact.stops { Stops.bit() } else { 0 };
         } else if !status.is_by_operator() {
             impact.starts = works_after;
-            let change = match status.of_row() {
-                Status::Disabled if status.is_set_aside() => WithheldReturns,
+            let change = match status.before_set_aside() {
+                Status::Active if status.is_set_aside() => WithheldReturns,
                 Status::Active if status.is_taken_away() => WithheldReturns,
                 Status::Revoked => RevokedReturns,
                 Status::Disabled => DisabledReturns,
@@ -197,13 +205,17 @@ impl Impact {
             self.count(change, works_after);
             changes |= if works_after { change.bit() } else { 0 };
         }
-        // A row that is set aside says nothing of restrictions, before and after.
-        if let Some(after) = after.filter(|after| !(status.is_set_aside() || after.is_set_aside)) {
+        // A row that is set aside says nothing of restrictions. That its key had some is known of all such keys together.
+        let after = after.filter(|after| !after.is_set_aside);
+        if after.is_some() && status.is_set_aside() {
+            self.lost = self.lost.union(missing.of_set_aside);
+        } else if let Some(after) = after {
             let loosened = self.add_restrictions(before, &after);
             impact.loosened = loosened != 0;
             changes |= loosened;
-            if !missing.is_empty() {
-                self.lost = self.lost.union(after.pair.given.union(given(before)).intersection(missing));
+            if !missing.of_all.is_empty() {
+                self.lost =
+                    self.lost.union(after.pair.given.union(given(before)).intersection(missing.of_all));
             }
         }
         impact.changes = AccessChanges(changes);
@@ -216,7 +228,7 @@ impl Impact {
         if after.is_renamed || (after.has_other_owner && per_owner) {
             loosened |= carried & AccessChange::RaisesLimits.bit();
         }
-        let ends = before.expires_at.get() != u32::MAX && !before.status.has_taken_end();
+        let ends = before.status.has_end_of_row(before.expires_at.get());
         let carried = carried
             | AccessChange::GainsScopes.bit()
             | AccessChange::GainsEnvironment.bit()
@@ -235,7 +247,7 @@ impl Impact {
 }
 
 /// The restrictions of a row that are not its policy's.
-fn given(entry: &Entry) -> Fields {
+pub(super) fn given(entry: &Entry) -> Fields {
     Fields::NONE
         .with_if(Field::Status, entry.status.of_row() != Status::Active)
         .with_if(Field::NotBefore, entry.not_before != 0)
@@ -283,7 +295,6 @@ impl PolicyPair {
         let is_lost = |limit: &Limit| enforced_after(limit).is_none();
         let is_raised =
             |limit: &Limit| enforced_after(limit).is_some_and(|after| !is_as_strict(after, limit));
-        let own_limits = before.limits().iter().any(|limit| named(of_plan_before, limit) != Some(limit));
         Self {
             is_same: before == after,
             carried: bits(&[
@@ -303,15 +314,22 @@ impl PolicyPair {
                 (GainsEnvironment, environment.is_empty() && !new_environment.is_empty()),
             ]),
             per_owner: before.limits().iter().any(|limit| limit.per == Per::Owner && !limit.shadow),
-            given: Fields::NONE
-                .with_if(Field::Environment, !environment.is_empty())
-                .with_if(Field::Plan, !before.plan().is_empty())
-                .with_if(Field::Scopes, before.has_scopes())
-                .with_if(Field::AllowedIps, before.is_limited_to_networks())
-                .with_if(Field::AllowedOrigins, before.is_limited_to_origins())
-                .with_if(Field::Limits, own_limits),
+            given: given_by_policy(before, plans_before),
         }
     }
+}
+
+/// The restrictions that a policy has a value for.
+pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> Fields {
+    let of_plan = limits_of(plans, policy.plan());
+    let own_limits = policy.limits().iter().any(|limit| named(of_plan, limit) != Some(limit));
+    Fields::NONE
+        .with_if(Field::Environment, !policy.environment().is_empty())
+        .with_if(Field::Plan, !policy.plan().is_empty())
+        .with_if(Field::Scopes, policy.has_scopes())
+        .with_if(Field::AllowedIps, policy.is_limited_to_networks())
+        .with_if(Field::AllowedOrigins, policy.is_limited_to_origins())
+        .with_if(Field::Limits, own_limits)
 }
 
 fn limits_of<'p>(plans: &'p Plans, plan: &'p str) -> &'p [Limit] {

@@ -3,14 +3,17 @@
 //! Nothing is left as it was: the key of such a row is disabled, as far as its hash can be read. The row says nothing else that
 //! could be believed, so its entry has no restrictions and no limits of its own.
 
+use std::collections::HashSet;
+
 use crate::record::{Digest, Fields, KeyRecord, Status};
-use crate::snapshot::Builder;
 use crate::snapshot::build::{Keys, RowError};
 use crate::snapshot::entry::Entry;
+use crate::snapshot::impact::{self, given_by_policy, is_within};
 use crate::snapshot::index::Probe;
 use crate::snapshot::peppers::PepperByte;
 use crate::snapshot::same_digest;
 use crate::snapshot::status::{End, StatusByte};
+use crate::snapshot::{Builder, Weighing};
 
 /// Bytes of the hash that such a key is called after, if its id cannot be read.
 const NAMED_BY: usize = 8;
@@ -29,7 +32,7 @@ impl Builder {
             return Ok(());
         }
         match key_id.and_then(|key_id| self.keys.find_by_id(key_id)) {
-            Some(first) => self.add_to_rotation(first, hash, probe),
+            Some(first) => self.add_to_rotation(first, line, hash, probe),
             None => {
                 let by_hash = || format!("unreadable-{}", const_hex::encode(&hash[..NAMED_BY]));
                 let key_id = key_id.map_or_else(by_hash, str::to_owned);
@@ -48,7 +51,13 @@ impl Builder {
     }
 
     /// Adds a row beside the first one of its id, whose owner and limits it shares.
-    fn add_to_rotation(&mut self, first: u32, digest: Digest, probe: Probe) -> Result<(), RowError> {
+    fn add_to_rotation(
+        &mut self,
+        first: u32,
+        line: u64,
+        digest: Digest,
+        probe: Probe,
+    ) -> Result<(), RowError> {
         let id = self.next_id()?;
         self.claim_digest(id, &digest, probe)?;
         let Entry { identity, owner, policy, .. } = self.keys.entries[first as usize];
@@ -64,11 +73,53 @@ impl Builder {
             has_metadata: false,
             pepper: PepperByte::default(),
         });
+        self.lines.push(id, line);
         Ok(())
+    }
+
+    /// Disables all keys with these ids, whose rows contradict each other: which of them is right cannot be told.
+    pub fn set_aside_ids<'i>(&mut self, key_ids: impl Iterator<Item = &'i str>) {
+        let firsts: HashSet<u32> = key_ids.filter_map(|key_id| self.keys.find_by_id(key_id)).collect();
+        if firsts.is_empty() {
+            return;
+        }
+        // While the table is being built, an entry says which is the first of its id.
+        for entry in self.keys.entries.iter_mut().filter(|entry| firsts.contains(&entry.buckets)) {
+            entry.status = StatusByte::set_aside();
+        }
     }
 }
 
 impl Keys {
+    /// Notes what the keys that are set aside were `before`, so that they do not come back as something else uncounted: whether they
+    /// worked, and which restrictions they had.
+    pub fn remember_before_set_aside(&mut self, before: &Self, Weighing { now, by_key_id }: Weighing) {
+        let mut given = Fields::NONE;
+        for at in 0..self.entries.len() {
+            let entry = &self.entries[at];
+            if !entry.status.is_set_aside() {
+                continue;
+            }
+            let by_id = || before.find_by_id(self.key_id(entry)).filter(|_| by_key_id);
+            let was = before.find_exactly(&entry.digest).or_else(by_id);
+            let Some(was) = was.and_then(|id| before.entries.get(id as usize)) else { continue };
+            let status = match was.status.before_set_aside() {
+                // One that has expired is to be counted when it returns.
+                Status::Active if !was.status.is_set_aside() && !is_within(was, now) => Status::Disabled,
+                status => status,
+            };
+            given = given.union(if was.status.is_set_aside() {
+                before.set_aside_given
+            } else {
+                let policy = before.policies.get(was.policy as usize);
+                let by_policy = policy.map_or(Fields::NONE, |policy| given_by_policy(policy, &before.plans));
+                impact::given(was).union(by_policy)
+            });
+            self.entries[at].status = StatusByte::set_aside_from(status);
+        }
+        self.set_aside_given = given;
+    }
+
     /// Keys that are disabled because their rows cannot be understood.
     pub fn set_aside(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().filter(|entry| entry.status.is_set_aside()).map(|entry| self.key_id(entry))

@@ -23,20 +23,42 @@ const BY_OPERATOR: u8 = 0x80;
 const TAKEN_REVOKED: u8 = 0x40;
 const TAKEN_DISABLED: u8 = 0x20;
 const TAKEN_END: u8 = 0x10;
+/// The row itself has an end, too, which was later.
+const HAD_END: u8 = 0x08;
 const TAKEN: u8 = TAKEN_REVOKED | TAKEN_DISABLED | TAKEN_END;
 
-/// What the row says: a [`Status`], or that it cannot be understood.
-const OF_ROW: u8 = 0x0f;
+/// What the row says: a [`Status`]; or that it cannot be understood, and what the key was before.
+const OF_ROW: u8 = 0x07;
 const SET_ASIDE: u8 = 3;
+const SET_ASIDE_DISABLED: u8 = 4;
+const SET_ASIDE_REVOKED: u8 = 5;
 
 impl StatusByte {
     pub(super) fn new(of_row: Status) -> Self {
         Self(AtomicU8::new(of_row as u8))
     }
 
-    /// Of a row that cannot be understood: disabled.
+    /// Of a row that cannot be understood: disabled. Its key was active before, or not there.
     pub(super) fn set_aside() -> Self {
-        Self(AtomicU8::new(SET_ASIDE))
+        Self::set_aside_from(Status::Active)
+    }
+
+    /// The same of a key that was in `before`.
+    pub(super) fn set_aside_from(before: Status) -> Self {
+        Self(AtomicU8::new(match before {
+            Status::Active => SET_ASIDE,
+            Status::Disabled => SET_ASIDE_DISABLED,
+            Status::Revoked => SET_ASIDE_REVOKED,
+        }))
+    }
+
+    /// What the key was in before its row was set aside; else what its row says.
+    pub(super) fn before_set_aside(&self) -> Status {
+        match self.code() {
+            SET_ASIDE => Status::Active,
+            SET_ASIDE_REVOKED => Status::Revoked,
+            _ => self.of_row(),
+        }
     }
 
     /// What a compiled file has of the row.
@@ -46,7 +68,7 @@ impl StatusByte {
 
     /// The reverse.
     pub(super) fn from_code(code: u8) -> Option<Self> {
-        (code <= SET_ASIDE).then(|| Self(AtomicU8::new(code)))
+        (code <= SET_ASIDE_REVOKED).then(|| Self(AtomicU8::new(code)))
     }
 
     /// What the row says.
@@ -55,7 +77,7 @@ impl StatusByte {
     }
 
     pub(super) fn is_set_aside(&self) -> bool {
-        self.code() == SET_ASIDE
+        self.code() >= SET_ASIDE
     }
 
     /// Whether an export that was refused has taken something away.
@@ -66,6 +88,16 @@ impl StatusByte {
     /// Whether its end is one that an export that was refused has brought forward.
     pub(super) fn has_taken_end(&self) -> bool {
         self.0.load(Ordering::Relaxed) & TAKEN_END != 0
+    }
+
+    /// Whether the row itself has an end, where `end` is in force.
+    pub(super) fn has_end_of_row(&self, end: u32) -> bool {
+        end != u32::MAX && self.0.load(Ordering::Relaxed) & (TAKEN_END | HAD_END) != TAKEN_END
+    }
+
+    /// The row has an end: to be said before one that is earlier is taken from an export that was refused.
+    pub(super) fn note_end_of_row(&self) {
+        self.0.fetch_or(HAD_END, Ordering::Relaxed);
     }
 
     pub(super) fn is_by_operator(&self) -> bool {
@@ -113,7 +145,7 @@ fn decode(of_row: u8) -> Status {
     const DISABLED: u8 = Status::Disabled as u8;
     match of_row {
         ACTIVE => Status::Active,
-        DISABLED | SET_ASIDE => Status::Disabled,
+        DISABLED | SET_ASIDE.. => Status::Disabled,
         _ => Status::Revoked,
     }
 }

@@ -56,7 +56,10 @@ impl Keys {
             }
         }
         for row in &self.entries {
-            // Most rows take nothing away.
+            // Most rows take nothing away, and those that are set aside say nothing.
+            if row.status.is_set_aside() {
+                continue;
+            }
             if row.status.of_row() == Status::Active && row.expires_at.get() == u32::MAX {
                 continue;
             }
@@ -98,6 +101,9 @@ impl Snapshot {
             let Some(key) = self.find(&digest) else { continue };
             // The end first: a bit that says that it was brought forward is never ahead of it.
             if let Takeaway::End(end) = takeaway {
+                if key.entry.status.has_end_of_row(key.entry.expires_at.get()) {
+                    key.entry.status.note_end_of_row();
+                }
                 key.entry.expires_at.bring_forward(end);
             }
             key.entry.status.take_away(takeaway);

@@ -48,45 +48,77 @@ impl Findings {
         &self.bad_rows.kept
     }
 
-    /// Whether each finding is about one row, and every other row was read: nothing is wrong with the header, and the export does
-    /// not look as if it were cut short.
+    /// Whether each finding is about one row, and every other row was read: nothing is wrong with the header, the export does not
+    /// look as if it were cut short, and it is certain where each bad row ends and whose it is.
     pub fn are_of_rows(&self) -> bool {
         self.bad_rows.findings == self.total()
     }
 
-    /// The findings after the first `before` of them are those of the row that begins at `line`. `texts` are those of its
-    /// hash and of its key id.
-    pub(super) fn close_row(
-        &mut self,
-        line: u64,
-        before: u64,
-        texts: impl FnOnce() -> [Option<Box<str>>; 2],
-    ) {
+    /// The findings after the first `before` of them are those of the row that begins at `line`. `texts` are those of its hash
+    /// and of its key id; `None`: it is not certain which they are, or where the row ends.
+    pub(super) fn close_row(&mut self, line: u64, before: u64, texts: Option<KeyTexts>) {
+        self.bad_rows.total += 1;
+        let Some([hash, key_id]) = texts else {
+            if self.bad_rows.most > 0 {
+                let message = "it is not certain where this row ends, or which hash in it is its own, so that it \
+                               cannot be set aside; a quote may be missing or in the wrong place";
+                self.add(line, None, message);
+            }
+            return;
+        };
         let rows = &mut self.bad_rows;
-        rows.total += 1;
         rows.findings += self.total - before;
         if rows.kept.len() < rows.most {
-            let [hash, key_id] = texts();
             rows.kept.push(BadRow {
                 line,
-                hash: hash.and_then(|text| field::hash(text.trim_ascii()).ok()),
+                hash: hash.and_then(|text| hash_of(&text)),
                 key_id: key_id.filter(|text| field::required(text, MAX_KEY_ID).is_ok()),
             });
         }
     }
 }
 
-/// The texts of the hash and the key id in a line that is no JSON object: the first string behind each name.
-pub(super) fn texts_in_line(line: &[u8], layout: &Layout) -> [Option<Box<str>>; 2] {
-    [Field::KeyHash, Field::KeyId].map(|field| {
-        let name = format!("\"{}\"", layout.column(field));
-        let after = line.get(memmem::find(line, name.as_bytes())? + name.len()..)?.trim_ascii_start();
-        let value = after.strip_prefix(b":")?.trim_ascii_start();
-        let Some(text) = value.strip_prefix(b"\"") else {
-            let digits = value.iter().take_while(|byte| byte.is_ascii_digit()).count();
-            return str::from_utf8(&value[..digits]).ok().map(Into::into);
-        };
-        // With its quotes; an escaped quote is in neither of the two.
-        serde_json::from_slice(value.get(..memchr::memchr(b'"', text)? + 2)?).ok()
+/// The texts of the hash and of the key id of a row, as far as it has them.
+pub(super) type KeyTexts = [Option<Box<str>>; 2];
+
+/// The hash that a text is.
+pub(super) fn hash_of(text: &str) -> Option<Digest> {
+    field::hash(text.trim_ascii()).ok()
+}
+
+/// What separates words in a row, in whatever way its quotes are read.
+const SEPARATORS: [u8; 8] = *b",;\t\r\n \"'";
+
+/// The texts in `bytes` that are hashes.
+pub(super) fn hashes_in(bytes: &[u8]) -> impl Iterator<Item = (&str, Digest)> {
+    let words = bytes.split(|byte| SEPARATORS.contains(byte));
+    words.filter_map(|word| {
+        let word = str::from_utf8(word).ok()?;
+        Some((word, hash_of(word)?))
     })
+}
+
+/// The texts in a line that is no JSON object: the only hash in it, and the string behind the only name of the key id. `None`: there
+/// is more than one hash.
+pub(super) fn texts_in_line(line: &[u8], layout: &Layout) -> Option<KeyTexts> {
+    let mut hashes = hashes_in(line);
+    let first = hashes.next();
+    if hashes.any(|(_, hash)| first.is_some_and(|(_, first)| first != hash)) {
+        return None;
+    }
+    Some([first.map(|(text, _)| text.into()), key_id_in_line(line, layout)])
+}
+
+fn key_id_in_line(line: &[u8], layout: &Layout) -> Option<Box<str>> {
+    let name = format!("\"{}\"", layout.column(Field::KeyId));
+    let mut places = memmem::find_iter(line, name.as_bytes());
+    let (at, None) = (places.next()?, places.next()) else { return None };
+    let after = line.get(at + name.len()..)?.trim_ascii_start();
+    let value = after.strip_prefix(b":")?.trim_ascii_start();
+    let Some(text) = value.strip_prefix(b"\"") else {
+        let digits = value.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        return str::from_utf8(&value[..digits]).ok().map(Into::into);
+    };
+    // With its quotes. An id with an escaped quote in it is not read.
+    serde_json::from_slice(value.get(..memchr::memchr(b'"', text)? + 2)?).ok()
 }

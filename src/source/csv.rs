@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use crate::record::{Field, Quoted};
 
-use super::field;
+use super::bad_row::{KeyTexts, hash_of, hashes_in};
 use super::finding::{Column, Findings};
 use super::layout::{Layout, Slot, Texts};
+use super::quotes::QuoteError;
 use super::records::{Columns, Next, Record, Records, TooLong};
 use super::row::Rows;
 use super::scan::Scanner;
@@ -175,22 +176,32 @@ impl Header {
         let before = rows.findings.total();
         self.read_row(record, rows);
         if rows.findings.total() > before {
-            rows.findings.close_row(record.line, before, || self.texts_in_row(record));
+            rows.findings.close_row(record.line, before, self.texts_in_row(record));
         }
     }
 
-    /// The texts of the hash and the key id of a row. In one that has another number of columns than the header, they are counted
-    /// from its beginning, or else from its end: where there is a hash.
-    fn texts_in_row(&self, record: &Record<'_>) -> [Option<Box<str>>; 2] {
+    /// The texts of the hash and the key id of a bad row. In one that has another number of columns than the header, they are
+    /// where the header says, counted from its beginning or from its end. `None`: it is not certain where the row ends, or which
+    /// of several hashes is its own.
+    fn texts_in_row(&self, record: &Record<'_>) -> Option<KeyTexts> {
+        // After quotes in these places, other readers go on with another row.
+        let is_uncertain =
+            matches!(record.wrong_quote(), Some((_, QuoteError::AfterClosing | QuoteError::Backslash)));
+        if is_uncertain || swallows_rows(record) {
+            return None;
+        }
         let shift = record.len() as isize - self.columns.len() as isize;
-        let text = |field, shift| record.text(self.index(field)?.checked_add_signed(shift)?);
-        let is_hash = |text: &&str| field::hash(text.trim_ascii()).is_ok();
-        let found = [0, shift].into_iter().find_map(|shift| {
-            let hash = text(Field::KeyHash, shift).filter(is_hash)?;
-            Some([Some(hash), text(Field::KeyId, shift)])
+        let at = |field: Field, shift: isize| record.text(self.index(field)?.checked_add_signed(shift)?);
+        let mut hashes = (shift.min(0)..=shift.max(0)).filter_map(|shift| {
+            let text = at(Field::KeyHash, shift)?;
+            Some((shift, text, hash_of(text)?))
         });
-        let texts = found.unwrap_or_else(|| [None, text(Field::KeyId, 0)]);
-        texts.map(|text| text.map(Into::into))
+        let first = hashes.next();
+        if hashes.any(|(.., hash)| first.is_some_and(|(.., first)| first != hash)) {
+            return None;
+        }
+        let key_id = at(Field::KeyId, first.map_or(0, |(shift, ..)| shift));
+        Some([first.map(|(_, text, _)| text.into()), key_id.map(Into::into)])
     }
 
     fn read_row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
@@ -239,6 +250,13 @@ impl Header {
             None => Column::Named(field.name().into()),
         }
     }
+}
+
+/// Whether a column has several lines with a hash in them: a quote that is not closed has taken in the rows behind it.
+fn swallows_rows(record: &Record<'_>) -> bool {
+    (0..record.len())
+        .filter_map(|at| record.bytes(at))
+        .any(|column| memchr::memchr2(b'\n', b'\r', column).is_some() && hashes_in(column).next().is_some())
 }
 
 fn wrong_quote(record: &Record<'_>, name: Option<Arc<str>>, findings: &mut Findings) {

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::record::{Field, Quoted};
 
-use super::bad_row::texts_in_line;
+use super::bad_row::{KeyTexts, texts_in_line};
 use super::finding::{Column, Findings};
 use super::layout::{Layout, Slot, Texts};
 use super::row::Rows;
@@ -38,9 +38,11 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
         if !bytes.trim_ascii().is_empty() {
             rows.count();
             let before = rows.findings.total();
-            row(number, bytes, layout, rows);
+            let values = row(number, bytes, layout, rows);
             if rows.findings.total() > before {
-                rows.findings.close_row(number, before, || texts_in_line(bytes, layout));
+                let texts =
+                    values.map_or_else(|| texts_in_line(bytes, layout), |values| Some(key_texts(&values)));
+                rows.findings.close_row(number, before, texts);
             }
         }
     }
@@ -55,23 +57,35 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
 )]
 struct TooLong;
 
-fn row(line: u64, bytes: &[u8], layout: &Layout, rows: &mut Rows<'_>) {
+/// The texts of the hash and the key id among the values of an object.
+fn key_texts(values: &Values<'_>) -> KeyTexts {
+    [Field::KeyHash, Field::KeyId].map(|field| {
+        let text = value_text(field, values[field as usize]?.get()).ok()?;
+        Some(text.into())
+    })
+}
+
+/// Reads a line. Returns its values, if it is an object that has no hash twice.
+fn row<'b>(line: u64, bytes: &'b [u8], layout: &Layout, rows: &mut Rows<'_>) -> Option<Values<'b>> {
     let text = match str::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
             let place = Column::Byte(error.valid_up_to() + 1);
-            return rows.findings.add(line, Some(place), "this is not UTF-8; export the file as UTF-8");
+            rows.findings.add(line, Some(place), "this is not UTF-8; export the file as UTF-8");
+            return None;
         }
     };
     if !text.trim_start().starts_with('{') {
         let message = "a line of JSON Lines is one object, as in {\"key_hash\":\"...\",\"key_id\":\"...\"}";
-        return rows.findings.add(line, None, message);
+        rows.findings.add(line, None, message);
+        return None;
     }
     let mut problems = Vec::new();
     let values = match (Object { layout, problems: &mut problems }).parse(text) {
         Ok(values) => values,
         Err(error) => {
-            return rows.findings.add(line, Some(Column::Byte(error.column())), syntax(&error));
+            rows.findings.add(line, Some(Column::Byte(error.column())), syntax(&error));
+            return None;
         }
     };
     let absent = layout.required().iter().filter(|field| values[*field as usize].is_none());
@@ -82,6 +96,8 @@ fn row(line: u64, bytes: &[u8], layout: &Layout, rows: &mut Rows<'_>) {
         let texts: Texts<'_> = std::array::from_fn(|index| &*decoded[index]);
         rows.deliver(line, &texts, |field| Column::Named(layout.column(field)));
     }
+    let is_twice = problems.iter().any(|problem| matches!(problem, Problem::Twice(Field::KeyHash)));
+    (!is_twice).then_some(values)
 }
 
 /// The message without its place, which the finding has. It holds nothing of the line.

@@ -147,10 +147,15 @@ impl<'r> Record<'r> {
         self.ends.len()
     }
 
-    /// The text of a column, counted from 0, whatever the others are; `None` where there is none.
-    pub(super) fn text(&self, index: usize) -> Option<&'r str> {
+    /// The bytes of a column, counted from 0; `None` where there is none.
+    pub(super) fn bytes(&self, index: usize) -> Option<&'r [u8]> {
         let end = *self.ends.get(index)?;
-        str::from_utf8(self.bytes.get(start(self.ends, index)..end)?).ok()
+        self.bytes.get(start(self.ends, index)..end)
+    }
+
+    /// The text of a column, whatever the others are; `None` where it is none.
+    pub(super) fn text(&self, index: usize) -> Option<&'r str> {
+        str::from_utf8(self.bytes(index)?).ok()
     }
 
     /// Its columns as texts.

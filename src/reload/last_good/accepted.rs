@@ -26,6 +26,8 @@ pub(super) const ACCEPTED: &str = "accepted_source.json";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AcceptedSource {
+    /// The snapshot that it was accepted as.
+    pub(super) generation: u64,
     state: FileState,
     reading: String,
     peppers: Vec<String>,
@@ -33,8 +35,8 @@ pub(super) struct AcceptedSource {
 
 impl AcceptedSource {
     /// A source in the state `state`, read as `reading` says.
-    pub(super) fn new(state: FileState, reading: String, rules: &Rules) -> Self {
-        Self { state, reading, peppers: peppers(rules) }
+    pub(super) fn new(generation: u64, state: FileState, reading: String, rules: &Rules) -> Self {
+        Self { generation, state, reading, peppers: peppers(rules) }
     }
 
     /// The record in `directory`, if there is one that can be read.

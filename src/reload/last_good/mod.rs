@@ -53,6 +53,7 @@ struct Shared {
     directory: Arc<StateDir>,
     slot: Mutex<Slot>,
     changed: Condvar,
+    taken_away: Mutex<taken_away::Kept>,
     /// The daemon ends: what is being written is not to pause.
     stopping: AtomicBool,
 }
@@ -133,9 +134,11 @@ impl LastGood {
             directory: Arc::clone(directory),
             slot: Mutex::new(slot),
             changed: Condvar::new(),
+            taken_away: Mutex::default(),
             stopping: AtomicBool::new(false),
         };
         let last_good = Self { shared: Arc::new(shared) };
+        last_good.read_taken_away();
         let writer = Arc::clone(&last_good.shared);
         std::thread::Builder::new().name("keys-writer".into()).spawn(move || writer.run())?;
         Ok(Some(last_good))
@@ -157,11 +160,18 @@ impl LastGood {
     }
 
     /// Records that a source is accepted, before the reload is answered. Waits for the disk.
-    pub(super) fn record_accepted(&self, state: FileState, source: &SourceFile, rules: &Rules) {
-        let accepted = AcceptedSource::new(state, reading(source), rules);
-        if self.shared.slot().accepted.as_ref() == Some(&accepted) {
+    pub(super) fn record_accepted(
+        &self,
+        generation: u64,
+        state: FileState,
+        source: &SourceFile,
+        rules: &Rules,
+    ) {
+        let reading = reading(source);
+        if self.shared.slot().accepted.as_ref().is_some_and(|known| known.is(&state, &reading, rules)) {
             return;
         }
+        let accepted = AcceptedSource::new(generation, state, reading, rules);
         let health = self.shared.directory.health();
         match accepted.write(&self.directory()) {
             Ok(()) => {
@@ -175,7 +185,10 @@ impl LastGood {
     /// Whether a source was accepted before, so that it need not be compared: recorded as such, or kept with its keys.
     fn has_accepted(&self, state: &FileState, source: &SourceFile, rules: &Rules) -> bool {
         let (slot, reading) = (self.shared.slot(), reading(source));
-        let is_recorded = slot.accepted.as_ref().is_some_and(|accepted| accepted.is(state, &reading, rules));
+        // An older record was not replaced when the keys on the disk were accepted.
+        let stored = slot.stored.as_ref().map_or(0, |stored| stored.generation);
+        let record = slot.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
+        let is_recorded = record.is_some_and(|accepted| accepted.is(state, &reading, rules));
         let is_stored = |stored: &Manifest| stored.is_of(state, &reading) && stored.kept_by(rules).current;
         is_recorded || slot.stored.as_ref().is_some_and(is_stored)
     }

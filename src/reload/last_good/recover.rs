@@ -182,7 +182,7 @@ impl Running {
     }
 
     /// Reads the last good keys, if they have not been read in this reload.
-    fn recover(&mut self, settings: &Settings) {
+    pub(in crate::reload) fn recover(&mut self, settings: &Settings) {
         let Some(last_good) = &self.reloader.last_good else { return };
         let plans = &settings.source.plans;
         // Nothing else can make them usable but other plans.

@@ -1,14 +1,15 @@
 //! What refused exports have taken away from the keys in force, for a restart that serves the last good keys again.
 //!
-//! The file is removed as soon as a source is accepted. One that was left behind is told by its generation: it is older than the
-//! last good keys.
+//! Each takeaway has the number of the snapshot that it was applied to. The next accepted source drops it, but not before that
+//! source's keys are the last good ones: a restart may serve those before them until then.
 
 use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use super::{LastGood, sealed};
+use super::{LastGood, Shared, sealed};
 use crate::record::Digest;
 use crate::snapshot::Takeaway;
 use crate::state;
@@ -22,19 +23,22 @@ pub(in crate::reload) struct TakenAway {
     pub(in crate::reload) keys: HashMap<Digest, Takeaway>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Content {
-    /// The snapshot that they were taken away from.
-    generation: u64,
+/// The file as it is, or is to be.
+#[derive(Default)]
+pub(super) struct Kept {
     keys: Vec<Key>,
+    /// The file could not be written, or read, and is not like this.
+    is_dirty: bool,
 }
 
+/// As the file has it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Key {
     hash: String,
     takeaway: Takeaway,
+    /// The snapshot that it was taken away from.
+    generation: u64,
 }
 
 impl TakenAway {
@@ -48,35 +52,79 @@ impl TakenAway {
 }
 
 impl LastGood {
-    /// What was taken away from the last good keys before the daemon was started.
-    pub(in crate::reload) fn taken_away(&self) -> TakenAway {
-        let read = sealed::read::<Content>(&self.shared.directory.path(TAKEN_AWAY));
-        let content = read.unwrap_or_else(|error| {
-            error!(%error, "what refused exports had taken away before the restart is not known any more");
-            None
-        });
-        let content = content.filter(|content| content.generation >= self.generation());
-        let keys = content.into_iter().flat_map(|content| content.keys);
-        // What is sealed was written here.
-        let key = |key: Key| Some((const_hex::decode_to_array(key.hash).ok()?, key.takeaway));
-        TakenAway { keys: keys.filter_map(key).collect() }
+    /// Reads what was taken away before the daemon was started.
+    pub(super) fn read_taken_away(&self) {
+        let read = sealed::read(&self.shared.directory.path(TAKEN_AWAY));
+        let mut kept = self.shared.taken_away();
+        match read {
+            Ok(keys) => kept.keys = keys.unwrap_or_default(),
+            Err(error) => {
+                error!(%error, "what refused exports had taken away before the restart is LOST: it is in force no more");
+                self.shared.directory.health().failed(TAKEN_AWAY, &error);
+                kept.is_dirty = true;
+            }
+        }
+        let stored = self.generation();
+        kept.keys.retain(|key| key.generation >= stored);
     }
 
-    /// Keeps what was taken away from the snapshot `generation`, durably. Nothing is left of what was kept before.
+    /// What was taken away from the last good keys.
+    pub(in crate::reload) fn taken_away(&self) -> TakenAway {
+        let mut taken_away = TakenAway::default();
+        // What is sealed was written here.
+        let key = |key: &Key| Some((const_hex::decode_to_array(&key.hash).ok()?, key.takeaway));
+        taken_away.extend(self.shared.taken_away().keys.iter().filter_map(key));
+        taken_away
+    }
+
+    /// Keeps what was taken away from the snapshot `generation`, durably.
     pub(in crate::reload) fn keep_taken_away(&self, generation: u64, taken_away: &TakenAway) {
-        let path = self.shared.directory.path(TAKEN_AWAY);
-        let kept = if taken_away.keys.is_empty() {
-            state::remove(&path)
-        } else {
-            let keys = taken_away
-                .keys
-                .iter()
-                .map(|(hash, takeaway)| Key { hash: const_hex::encode(hash), takeaway: *takeaway });
-            sealed::write(&path, &Content { generation, keys: keys.collect() })
+        let mut kept = self.shared.taken_away();
+        kept.keys.retain(|key| key.generation < generation);
+        let keys = taken_away.keys.iter();
+        kept.keys.extend(keys.map(|(hash, takeaway)| Key {
+            hash: const_hex::encode(hash),
+            takeaway: *takeaway,
+            generation,
+        }));
+        self.shared.write_taken_away(&mut kept);
+    }
+
+    /// Writes the file again, if that failed before.
+    pub(in crate::reload) fn retry_taken_away(&self) {
+        let mut kept = self.shared.taken_away();
+        if kept.is_dirty && !kept.keys.is_empty() {
+            self.shared.write_taken_away(&mut kept);
+        }
+    }
+}
+
+impl Shared {
+    fn taken_away(&self) -> MutexGuard<'_, Kept> {
+        self.taken_away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The keys of the snapshot `generation` are the last good ones now.
+    pub(super) fn drop_taken_away_before(&self, generation: u64) {
+        let mut kept = self.taken_away();
+        let before = kept.keys.len();
+        kept.keys.retain(|key| key.generation >= generation);
+        if kept.keys.len() < before || kept.is_dirty {
+            self.write_taken_away(&mut kept);
+        }
+    }
+
+    /// Held meanwhile: one thread at a time may replace a file.
+    fn write_taken_away(&self, kept: &mut Kept) {
+        let path = self.directory.path(TAKEN_AWAY);
+        let written = match kept.keys.is_empty() {
+            true => state::remove(&path),
+            false => sealed::write(&path, &kept.keys),
         };
-        match kept {
-            Ok(()) => self.shared.directory.health().written(TAKEN_AWAY),
-            Err(error) => self.shared.directory.health().failed(TAKEN_AWAY, &error),
+        kept.is_dirty = written.is_err();
+        match written {
+            Ok(()) => self.directory.health().written(TAKEN_AWAY),
+            Err(error) => self.directory.health().failed(TAKEN_AWAY, &error),
         }
     }
 }

@@ -160,6 +160,7 @@ impl Shared {
                 self.directory.health().written(MANIFEST);
                 // It names the source, too.
                 self.directory.health().written(ACCEPTED);
+                self.drop_taken_away_before(generation);
             }
             Err(_) if was_given_up => debug!(generation, "others came into force before the keys were kept"),
             Err(error) => self.directory.health().failed(MANIFEST, error),

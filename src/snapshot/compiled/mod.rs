@@ -87,7 +87,9 @@ struct Header {
     source_time: U32,
     /// The fields that any row of the export has a value for, by their bits.
     given: U16,
-    reserved: [u8; 22],
+    /// The restrictions that keys had whose rows could not be understood.
+    set_aside_given: U16,
+    reserved: [u8; 20],
     /// Of everything before it.
     crc: U32,
 }
@@ -128,7 +130,8 @@ struct Record {
     /// Lengths: the texts themselves are in order after the block's records.
     metadata: U16,
     key_id: u8,
-    /// As of [`Status`](crate::record::Status); 3: a row that could not be understood, and is disabled.
+    /// As of [`Status`](crate::record::Status); from 3 on, a row that could not be understood and is
+    /// disabled, and whose key was active, disabled or revoked before.
     status: u8,
     reserved: [u8; 4],
 }

@@ -140,10 +140,14 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             Header { byte_order, .. } if byte_order.get() != BYTE_ORDER => {
                 return wrong("the order of bytes is wrong");
             }
-            Header { given, .. } if Fields::from_bits(given.get()).bits() != given.get() => {
+            Header { given, set_aside_given, .. }
+                if [given, set_aside_given]
+                    .iter()
+                    .any(|bits| Fields::from_bits(bits.get()).bits() != bits.get()) =>
+            {
                 return wrong("it names fields that no row can have");
             }
-            Header { reserved, .. } if *reserved != [0; 22] => return wrong("reserved bytes are set"),
+            Header { reserved, .. } if *reserved != [0; 20] => return wrong("reserved bytes are set"),
             Header { keys, .. } if keys.get() > u64::from(u32::MAX) => {
                 return wrong("there are too many keys");
             }
@@ -174,6 +178,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     pub fn builder(&self) -> Builder {
         let mut builder = Sizes::of(&self.header).table(self.header.seed.get());
         builder.keys.given = Fields::from_bits(self.header.given.get());
+        builder.keys.set_aside_given = Fields::from_bits(self.header.set_aside_given.get());
         builder
     }
 

@@ -73,7 +73,8 @@ impl Keys {
             metadata_bytes: (self.metadata_texts.as_str().len() as u64).into(),
             source_time: source_time.into(),
             given: self.given.bits().into(),
-            reserved: [0; 22],
+            set_aside_given: self.set_aside_given.bits().into(),
+            reserved: [0; 20],
             crc: 0.into(),
         };
         header.crc = crc32fast::hash(checked(&header)).into();
