@@ -527,4 +527,23 @@ fn source_with_rows_set_aside_that_the_guard_refuses_takes_away_as_well() {
     assert!(outcome.error.is_some_and(|error| error.contains("source.max_shrink")));
     assert_eq!(outcome.withheld.expect("takeaways").taken_away_keys, ["k"]);
     assert_eq!([daemon.verdict("k"), daemon.verdict("b3")], ["REVOKED", "ALLOWED"]);
+
+/// A compiled file could not say what was wrong with a row.
+#[test]
+fn compile_refuses_rows_that_the_daemon_would_set_aside() {
+    let setup = Setup::text(&export(&[row("k", "ac\tme,,,,,")]));
+    let (config, output) = (setup.path("set-aside.toml"), setup.path("keys.kwc"));
+    fs::write(&config, SET_ASIDE).expect("writes");
+    let compile = |setup: &Setup| {
+        let mut command = keyward();
+        command.arg("compile").arg(setup.source()).arg("--output").arg(&output);
+        command.arg("--config").arg(&config).output().expect("runs")
+    };
+    let refused = compile(&setup);
+    let messages = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && messages.contains("control character"), "{messages}");
+    assert!(!output.exists());
+    replace(&setup.source(), &export(&[good("k")]));
+    let accepted = compile(&setup);
+    assert!(accepted.status.success(), "{}", String::from_utf8_lossy(&accepted.stderr));
 }
