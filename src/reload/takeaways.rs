@@ -1,5 +1,5 @@
-//! What a source takes away that is refused for rows that cannot be understood: applied to the keys that are served, if
-//! `source.apply_takeaways_of_refused` says so.
+//! Takeaways of refused sources: what the rows of a source that is refused for other rows revoke, disable or let end earlier is
+//! applied to the keys that are served, if `source.apply_takeaways_of_refused` says so.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,14 @@ use crate::record::Digest;
 use crate::reload::{Running, Settings};
 use crate::snapshot::{Keys, Snapshot, Takeaways};
 
-/// Most keys that refused sources take something away from, until one is accepted. It is a stopgap; more than this is a source that
-/// has to be mended.
+/// Most keys that refused sources take something away from until a source is accepted. All of them are kept in memory, and in one
+/// small file of the state directory. More than this is a source that has to be mended.
 const MAX_TAKEN: usize = 100_000;
 
-/// Ids that are told.
+/// Key ids that are kept for reports: a screenful.
 const NAMED: usize = 20;
 
-/// What a refused source has taken away.
+/// A report of what refused sources have taken away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Keys from which something was taken away for the first time.
@@ -28,8 +28,8 @@ pub struct Taken {
 }
 
 impl Running {
-    /// Applies what the source of this reload takes away, if it was refused for rows that cannot be understood, and is to have
-    /// an effect all the same. When this returns, that is in force on every connection, and on the disk if the disk takes it.
+    /// Applies the takeaways of the source of this reload, if it was refused for rows that cannot be understood and the settings
+    /// ask for it. When this returns, they are in force on every connection, and on the disk unless the write failed.
     pub(super) fn take_away(&mut self, settings: &Settings, force: bool) -> Option<Taken> {
         let (rows, served) = (self.refused_rows.take()?, self.current.clone()?);
         let (takeaways, taken) = self.weigh_takeaways(settings, &rows, &served, force);
@@ -47,7 +47,7 @@ impl Running {
         Some(taken)
     }
 
-    /// What the rows of a refused source would take away from the keys that are served, and what speaks against it.
+    /// The takeaways of the rows of a refused source from the keys that are served, and why they are not applied, if so.
     pub(super) fn weigh_takeaways(
         &self,
         settings: &Settings,
@@ -61,7 +61,7 @@ impl Running {
         let total = before.len() + added;
         let refused = if total > MAX_TAKEN {
             Some(format!(
-                "it takes access from {total} keys, and a refused source may from {MAX_TAKEN} at most"
+                "refused sources would have taken access from {total} keys, and may from {MAX_TAKEN} at most"
             ))
         } else if force || takeaways.keys.is_empty() {
             None
@@ -81,7 +81,7 @@ impl Running {
         (takeaways, taken)
     }
 
-    /// What refused sources have taken away by now, for `keyward status`.
+    /// All that refused sources have taken away since a source was accepted, for `keyward status`.
     pub(super) fn all_taken(&self, latest: Option<&Taken>) -> Option<Taken> {
         let (keys, served) = (&self.taken_away.keys, self.current.as_ref()?);
         let refused = latest.and_then(|taken| taken.refused.clone());

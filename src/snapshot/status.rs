@@ -19,7 +19,7 @@ pub(super) struct StatusByte(AtomicU8);
 /// An operator has revoked the key, whatever its row says.
 const BY_OPERATOR: u8 = 0x80;
 
-/// An export that was refused says revoked, or disabled, or an earlier end, which is in the [`End`] then.
+/// An export that was refused says revoked, or disabled, or an earlier end. The [`End`] has that end.
 const TAKEN_REVOKED: u8 = 0x40;
 const TAKEN_DISABLED: u8 = 0x20;
 const TAKEN_END: u8 = 0x10;
@@ -61,12 +61,12 @@ impl StatusByte {
         }
     }
 
-    /// What a compiled file has of the row.
+    /// The code of what the row says, as in a compiled file.
     pub(super) fn code(&self) -> u8 {
         self.0.load(Ordering::Relaxed) & OF_ROW
     }
 
-    /// The reverse.
+    /// The status that has this code in a compiled file, if there is one.
     pub(super) fn from_code(code: u8) -> Option<Self> {
         (code <= SET_ASIDE_REVOKED).then(|| Self(AtomicU8::new(code)))
     }
@@ -110,8 +110,9 @@ impl StatusByte {
         match self.0.load(Ordering::Relaxed) {
             ACTIVE => Status::Active,
             TAKEN_REVOKED.. => Status::Revoked,
-            TAKEN_DISABLED.. => Status::Disabled,
-            of_row => decode(of_row & OF_ROW),
+            // A row that says revoked stays revoked. Last good keys may be older than what was taken away from their successors.
+            byte @ TAKEN_DISABLED.. if decode(byte & OF_ROW) == Status::Active => Status::Disabled,
+            byte => decode(byte & OF_ROW),
         }
     }
 
@@ -128,7 +129,7 @@ impl StatusByte {
         };
     }
 
-    /// Takes the key out of force until there is another snapshot.
+    /// Narrows the status for as long as the snapshot is served. The end itself is brought forward in [`End`].
     pub(super) fn take_away(&self, takeaway: Takeaway) {
         let bit = match takeaway {
             Takeaway::Revoked => TAKEN_REVOKED,

@@ -1,8 +1,8 @@
-//! What an export takes away that was refused for rows that cannot be understood: of its other rows, those that revoke, disable or
-//! expire a key. They are marked in the snapshot that is served and go with it: the next one is that of an export that was
-//! accepted, and says all of it itself or means something else.
+//! Takeaways: what an export that is refused for rows that cannot be understood takes away from the keys that are served. Its other
+//! rows may revoke or disable a key, or bring its end forward; nothing else in them has an effect, and nothing is given back.
 //!
-//! Nothing is given back, and nothing that the row says besides is believed.
+//! Takeaways are marked in the snapshot that is served, and end with it: the next snapshot is that of an export that was accepted,
+//! which is believed in full.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,13 +34,13 @@ impl Takeaway {
     }
 }
 
-/// What an export takes away from the keys of a snapshot.
+/// The takeaways of an export from the keys of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Takeaways {
-    /// From which, and what.
+    /// The hash of each key, and what is taken away from it.
     pub keys: Vec<(Digest, Takeaway)>,
-    /// Keys that would work without these and earlier takeaways, and those of them that are affected by one: at once, or when an
-    /// earlier end has come.
+    /// Out of the keys that would work without any takeaway: those that these or earlier takeaways apply to, at once or when an end
+    /// that was brought forward has come.
     pub share: Share,
 }
 
@@ -77,7 +77,7 @@ impl Keys {
     }
 }
 
-/// What a row takes away from the key as it is. An end says nothing of a key that is out of force.
+/// What a row takes away from the key as it is. An earlier end changes nothing about a key that is disabled or revoked.
 fn takeaway(before: &Entry, row: &Entry) -> Option<Takeaway> {
     let end = row.expires_at.get();
     match (before.status.without_operator(), row.status.of_row()) {
@@ -88,18 +88,20 @@ fn takeaway(before: &Entry, row: &Entry) -> Option<Takeaway> {
     }
 }
 
-/// An end that was brought forward counts as none: what it was before is not known any more.
+/// Whether a key would work if nothing had been taken away from it. One that an operator has revoked does not, as for the guard.
+///
+/// An end that was brought forward counts as none: the end before it is not known any more.
 fn works_without_takeaways(entry: &Entry, now: u32) -> bool {
     let is_within = entry.not_before <= now && (now < entry.expires_at.get() || entry.status.has_taken_end());
-    entry.status.of_row() == Status::Active && is_within
+    entry.status.of_row() == Status::Active && !entry.status.is_by_operator() && is_within
 }
 
 impl Snapshot {
-    /// Marks what is taken away. Ends no epoch: a snapshot that is served needs one.
+    /// Marks what is taken away. If the snapshot is served, the caller ends an [epoch](crate::publish::Epochs) after it.
     pub fn take_away(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (digest, takeaway) in takeaways {
             let Some(key) = self.find(&digest) else { continue };
-            // The end first: a bit that says that it was brought forward is never ahead of it.
+            // First the end, then the bit that says that it was brought forward.
             if let Takeaway::End(end) = takeaway {
                 if key.entry.status.has_end_of_row(key.entry.expires_at.get()) {
                     key.entry.status.note_end_of_row();
@@ -189,5 +191,28 @@ mod tests {
         assert_eq!((second.keys.len(), second.share), (3, Share { count: 6, of: 10 }), "k2 counts once");
         served.take_away(second.keys);
         assert_eq!(with(6..7, (Status::Disabled, u32::MAX)).share, Share { count: 7, of: 10 });
+    }
+
+    #[test]
+    fn key_that_an_operator_has_revoked_counts_as_neither_working_nor_stopping() {
+        let served = snapshot(&[(Status::Active, u32::MAX); 4]);
+        let rows = [Status::Revoked, Status::Revoked, Status::Active, Status::Active];
+        let refused = keys(&rows.map(|status| (status, u32::MAX)));
+        served.keys().take(1).for_each(|key| key.set_revoked(true));
+        let takeaways = refused.takeaways(&served, NOW);
+        assert_eq!(takeaways.share, Share { count: 1, of: 3 });
+        assert_eq!(
+            takeaways.keys.len(),
+            2,
+            "it is taken away all the same, for when the revocation is taken back"
+        );
+    }
+
+    #[test]
+    fn row_that_says_revoked_stays_revoked_under_a_takeaway_of_another_generation() {
+        let served = snapshot(&[(Status::Revoked, u32::MAX), (Status::Active, u32::MAX)]);
+        served.take_away([([0; 32], Takeaway::Disabled), ([1; 32], Takeaway::Disabled)]);
+        let statuses: Vec<_> = served.keys().map(|key| key.status()).collect();
+        assert_eq!(statuses, [Status::Revoked, Status::Disabled]);
     }
 }
