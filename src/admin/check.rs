@@ -16,7 +16,7 @@ pub struct Check {
     /// What is wrong with its rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub findings: Option<Findings>,
-    /// Keys that a reload would put out of force because of rows that cannot be understood.
+    /// Keys that a reload would disable or restrict because of rows that cannot be understood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withheld: Option<Withheld>,
     /// What it would change.

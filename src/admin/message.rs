@@ -205,7 +205,7 @@ pub struct Reload {
     /// The first of the keys whose access changes.
     #[serde(default, skip_serializing_if = "AccessExamples::is_empty")]
     pub examples: AccessExamples,
-    /// Keys that it has put out of force because of rows that cannot be understood.
+    /// Keys that it has disabled or restricted because of rows that cannot be understood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withheld: Option<Withheld>,
     /// Why a reload was refused: for people, a line for each finding.
@@ -328,7 +328,7 @@ pub struct Status {
     /// The keys that would be served after a restart beside a bad source; `None`: none are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<LastGood>,
-    /// Keys that are out of force because of rows that cannot be understood.
+    /// Keys that are disabled or restricted because of rows that cannot be understood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withheld: Option<Withheld>,
     /// Files of the state directory that are not being written.

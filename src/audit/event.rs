@@ -118,7 +118,7 @@ pub struct Reload<'a> {
     /// Some of the keys.
     #[serde(flatten)]
     pub examples: AccessExamples<'a>,
-    /// What rows that cannot be understood have put out of force.
+    /// What came of rows that cannot be understood.
     #[serde(flatten)]
     pub withheld: Box<Withheld>,
     /// Why it was refused, in a word.
@@ -134,7 +134,7 @@ pub struct Reload<'a> {
     pub took_ms: u64,
 }
 
-/// Keys that a reload has put out of force because of rows that cannot be understood.
+/// Keys that a reload has disabled or restricted because of rows that cannot be understood.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Withheld {
     /// Rows that were set aside.
@@ -143,7 +143,7 @@ pub struct Withheld {
     /// Those of them whose hash cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreadable_rows: Option<usize>,
-    /// Keys that are disabled for that.
+    /// Keys that are disabled because their rows are set aside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set_aside: Option<usize>,
     /// Some of them, by id.

@@ -81,7 +81,7 @@ impl Reload {
     }
 }
 
-/// What rows that cannot be understood have put out of force, and what is wrong with them.
+/// What came of rows that cannot be understood, and what is wrong with them.
 fn withheld(outcome: &message::Reload, streams: &mut Streams<'_>) {
     if let Some(withheld) = &outcome.withheld {
         withheld::lines(withheld).into_iter().for_each(|line| streams.note(line));

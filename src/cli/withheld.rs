@@ -1,4 +1,4 @@
-//! Keys that are out of force because of rows that cannot be understood, for people.
+//! Keys that rows that cannot be understood have disabled or restricted, for people.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use crate::admin::withheld::Withheld;
 use crate::record::Quoted;
 use crate::source::MoreLikeIt;
 
-/// Ids in a line.
+/// Key ids that a line names.
 const NAMED: usize = 3;
 
-/// A line for each thing that there is to be said.
+/// One line for each kind: rows that are set aside, takeaways, and takeaways that were refused.
 pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
     let Withheld {
         bad_rows, unreadable_rows, set_aside, set_aside_keys, taken_away, taken_away_keys, ..
@@ -31,13 +31,13 @@ pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
     }
     if *taken_away > 0 {
         let keys = Count(*taken_away, "key");
+        let named = named(taken_away_keys, *taken_away);
         lines.push(format!(
-            "{keys} taken away by a source that was refused{}, until one is accepted",
-            named(taken_away_keys, *taken_away)
+            "{keys}{named} revoked, disabled or ending earlier by a refused source, until a source is accepted"
         ));
     }
     if let Some(refused) = &withheld.takeaways_refused {
-        lines.push(format!("nothing of the refused source is taken away: {refused}"));
+        lines.push(format!("the refused source takes no access away: {refused}"));
     }
     lines
 }
@@ -94,8 +94,8 @@ mod tests {
             lines(&withheld),
             [
                 "5 rows set aside, 4 keys disabled (\"a\", \"b\", \"c\" and others); the hashes of 1 cannot be read",
-                "1 key taken away by a source that was refused (\"e\"), until one is accepted",
-                "nothing of the refused source is taken away: too many",
+                "1 key (\"e\") revoked, disabled or ending earlier by a refused source, until a source is accepted",
+                "the refused source takes no access away: too many",
             ]
         );
     }

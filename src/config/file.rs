@@ -30,9 +30,9 @@ const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 const POLL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
 /// Zero reads a changed file at once; more than a minute would hold up revocations.
 const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
-/// Each of them is remembered while a source is read.
+/// Largest `max_bad_rows`: each bad row is kept in memory while a source is read.
 const MAX_BAD_ROWS: u32 = 100_000;
-/// A few odd texts, and not a broken export.
+/// Enough for a few odd texts, and too few for a broken export.
 const DEFAULT_MAX_BAD_ROWS: u32 = 100;
 /// Compared with `poll` as well.
 const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;

@@ -146,9 +146,9 @@ pub struct Source {
     pub max_reactivated: Portion,
     /// The largest portion of the keys with a restriction that one reload may take it from.
     pub max_loosened: Portion,
-    /// What a row does that cannot be understood.
+    /// What is done about a row that cannot be understood.
     pub on_bad_row: OnBadRow,
-    /// Whether a source that is refused for such rows takes effect as far as it takes access away.
+    /// Whether a source that is refused for such rows still takes access away.
     pub apply_takeaways_of_refused: bool,
     /// The age past which keys are not served (STALE_SNAPSHOT), counted from when their file was last written; `None` for
     /// never. Longer than `poll`.

@@ -161,7 +161,7 @@ fn resolve_source(
     })
 }
 
-/// `keyward compile` has refused the text for any row that cannot be understood.
+/// Refuses settings for bad rows beside a compiled source: `keyward compile` has refused any such row.
 fn refuse_for_compiled(file: Option<&Path>, settings: &file::Source) -> Result<(), ConfigError> {
     let setting = if settings.on_bad_row == BadRowAction::SetAside {
         "source.on_bad_row"

@@ -88,7 +88,7 @@ impl<'de> Deserialize<'de> for Portion {
     }
 }
 
-/// What a row does that cannot be understood.
+/// What is done about a row that cannot be understood.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum BadRowAction {
     #[default]
@@ -103,7 +103,7 @@ impl Text for BadRowAction {
         match text {
             "refuse" => Ok(Self::Refuse),
             "set-aside" => Ok(Self::SetAside),
-            _ => Err(format!("{text:?} is not what can be done with a row: write {}", Self::EXPECTED)),
+            _ => Err(format!("{text:?} is not an action: write {}", Self::EXPECTED)),
         }
     }
 }

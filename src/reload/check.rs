@@ -31,7 +31,7 @@ pub struct Preview {
     pub took: Duration,
     /// What would change; or why it cannot be read, or is wrong.
     pub result: Result<Judged, Failure>,
-    /// What a source that is refused would take away nevertheless.
+    /// What a source that is refused would take away.
     pub taken: Option<Taken>,
 }
 

@@ -16,7 +16,7 @@ pub struct Outcome {
     pub took: Duration,
     /// What it did.
     pub result: Result<Accepted, Failure>,
-    /// What a source that was refused has taken away nevertheless.
+    /// What a source that was refused has taken away.
     pub taken: Option<Taken>,
 }
 
@@ -92,12 +92,12 @@ impl History {
         self.lock().source.clone()
     }
 
-    /// Rows of the source that is served that were set aside.
+    /// The rows that were set aside of the source that is served.
     pub fn set_aside(&self) -> Option<Arc<SetAside>> {
         self.lock().set_aside.clone()
     }
 
-    /// What refused sources have taken away since one was accepted.
+    /// What refused sources have taken away since a source was accepted.
     pub fn taken(&self) -> Option<Taken> {
         self.lock().taken.clone()
     }

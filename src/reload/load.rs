@@ -47,7 +47,7 @@ pub struct SourceFile {
     pub layout: Layout,
     /// The plans that its rows may name.
     pub plans: Arc<Plans>,
-    /// What a row that cannot be understood does.
+    /// What is done about a row that cannot be understood.
     pub on_bad_row: OnBadRow,
 }
 
@@ -96,9 +96,9 @@ pub(super) enum FileRead {
     Loaded(Loaded),
     /// It is refused because of rows that cannot be understood.
     Refused {
-        /// For what is wrong with them.
+        /// What is wrong with them.
         failure: Failure,
-        /// All others.
+        /// All other rows.
         rows: Keys,
         /// As of [`Loaded`].
         state: FileState,

@@ -130,7 +130,7 @@ pub struct Policy {
     pub settle: Duration,
     /// How far it may change access.
     pub tolerance: Tolerance,
-    /// Whether an export that is refused for rows that cannot be understood takes effect as far as it takes access away.
+    /// Whether a source that is refused for rows that cannot be understood still takes access away.
     pub take_away: bool,
 }
 
@@ -159,14 +159,14 @@ struct Running {
     retired: Option<Arc<Snapshot>>,
     /// The last good keys, if they were read in this reload: to judge the source by, or to be served.
     recovered: Option<last_good::Recovered>,
-    /// Rows of a source that was refused in this reload for others that cannot be understood.
-    refused_rows: Option<Keys>,
-    /// What refused sources have taken away since one was accepted.
-    taken_away: last_good::TakenAway,
-    /// Rows of the source that is served that were set aside.
-    set_aside: Option<Arc<SetAside>>,
-    /// The plans with which they could not be read.
+    /// The plans with which the last good keys could not be read.
     unusable_with: Option<Arc<Plans>>,
+    /// The good rows of a source that this reload refused for its bad rows, if they are to take access away.
+    refused_rows: Option<Keys>,
+    /// What refused sources have taken away since a source was accepted.
+    taken_away: last_good::TakenAway,
+    /// The rows that were set aside of the source that is served.
+    set_aside: Option<Arc<SetAside>>,
     /// Checks that wait until no reload does. As many as there can be connections to the admin socket.
     checks: VecDeque<Asked>,
 }

@@ -27,7 +27,7 @@ fn diff(outcome: &Outcome) -> Option<&Diff> {
     }
 }
 
-/// What a reload has put out of force because of rows that cannot be understood.
+/// The keys that a reload has disabled or restricted because of rows that cannot be understood.
 fn withheld(outcome: &Outcome) -> audit::Withheld {
     let set_aside = outcome.result.as_ref().ok().and_then(|accepted| accepted.set_aside.as_deref());
     let taken = outcome.taken.as_ref();
@@ -59,13 +59,14 @@ fn warn_of_set_aside(set_aside: &SetAside) {
 
 fn warn_of_taken(Taken { added, first, total, refused }: &Taken) {
     match refused {
-        Some(refused) => warn!(reason = refused, "nothing of the refused source is taken away"),
+        Some(refused) => warn!(reason = refused, "the refused source takes no access away"),
         None if *added == 0 => {}
         None => warn!(
             keys = listed(first),
             added,
             total,
-            "the refused source TAKES AWAY: what it revokes, disables or expires is, until a source is accepted"
+            "the refused source TAKES AWAY access: what it revokes, disables or lets end earlier is in force until a source is \
+             accepted"
         ),
     }
 }

@@ -26,7 +26,7 @@ impl From<&Preview> for Check {
     }
 }
 
-/// What rows that cannot be understood put out of force; `None`: nothing.
+/// What came, or would come, of rows that cannot be understood; `None` if there are none.
 pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<Withheld> {
     let texts = |ids: &[Box<str>]| ids.iter().map(|key_id| key_id.to_string()).collect();
     let mut withheld = Withheld::default();

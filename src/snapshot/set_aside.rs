@@ -1,7 +1,7 @@
-//! Rows that cannot be understood, in exports whose other rows take effect.
+//! Rows that are set aside: they cannot be understood, and all other rows of their export take effect.
 //!
-//! Nothing is left as it was: the key of such a row is disabled, as far as its hash can be read. The row says nothing else that
-//! could be believed, so its entry has no restrictions and no limits of its own.
+//! The key of such a row is disabled, whatever it was before, if its hash can be read; if not, the key is unknown. Nothing else in
+//! the row is believed, so its entry has no restrictions and no limits of its own.
 
 use std::collections::HashSet;
 
@@ -15,12 +15,12 @@ use crate::snapshot::same_digest;
 use crate::snapshot::status::{End, StatusByte};
 use crate::snapshot::{Builder, Weighing};
 
-/// Bytes of the hash that such a key is called after, if its id cannot be read.
+/// Bytes of the hash that stand in for the id of such a key, if that cannot be read.
 const NAMED_BY: usize = 8;
 
 impl Builder {
-    /// Disables the key of a row that cannot be understood, whatever another row says of the same hash. All other rows have to
-    /// be in the table: rows of one id are one identity, and this one is called as they are.
+    /// Disables the key of a row that cannot be understood, whatever another row says of the same hash. All good rows have to be in
+    /// the table before: the row joins the identity of those that have its key id.
     ///
     /// # Errors
     /// When there are too many rows, or the default plan is not defined.

@@ -33,7 +33,7 @@ pub(super) struct Outcome {
     pub(super) setting: Option<Setting>,
     /// What is wrong with rows.
     pub(super) findings: Option<Findings>,
-    /// What rows that cannot be understood would put out of force.
+    /// Keys that a reload would disable or restrict because of rows that cannot be understood.
     pub(super) withheld: Option<Withheld>,
     pub(super) lints: Option<lint::Report>,
     pub(super) diff: Option<Diff>,
@@ -229,13 +229,13 @@ impl Lines<'_, '_> {
         }
     }
 
-    /// In the words of a reload, before it.
+    /// In the words of `keyward reload`.
     fn withheld(&mut self, source: &str, withheld: &Withheld) {
         for finding in &withheld.findings {
             self.0.note(format_args!("{source}:{}", Place(finding)));
         }
         let lines = withheld::lines(withheld);
-        lines.into_iter().for_each(|line| self.0.note(format_args!("{source}: a reload would do: {line}")));
+        lines.into_iter().for_each(|line| self.0.note(format_args!("{source}: after a reload: {line}")));
     }
 
     fn lints(&mut self, source: &str, lints: &lint::Report) {

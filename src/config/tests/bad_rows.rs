@@ -1,4 +1,4 @@
-//! What rows do that cannot be understood.
+//! Settings for rows that cannot be understood.
 
 use super::*;
 use crate::reload::OnBadRow;
@@ -18,10 +18,7 @@ fn bad_rows_refuse_the_source_unless_set_otherwise() {
 #[test]
 fn settings_of_bad_rows_that_mean_nothing_are_refused() {
     for (text, expected) in [
-        (
-            "source.on_bad_row = 'skip'",
-            "source.on_bad_row: \"skip\" is not what can be done with a row: write \"refuse\"",
-        ),
+        ("source.on_bad_row = 'skip'", "source.on_bad_row: \"skip\" is not an action: write \"refuse\""),
         ("source.on_bad_row = 'set-aside'\nsource.max_bad_rows = 0", "source.max_bad_rows: "),
         ("source.on_bad_row = 'set-aside'\nsource.max_bad_rows = 100001", "source.max_bad_rows: "),
         ("source.apply_takeaways_of_refused = 1", "source.apply_takeaways_of_refused: "),

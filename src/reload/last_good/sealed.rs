@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::state::{self, FileError};
 
-/// Changes with anything in the content.
+/// Increased by every change of a content's fields.
 const FORMAT: u32 = 1;
 
 /// Why a file is of no use.

@@ -1,4 +1,4 @@
-//! What refused exports have taken away from the keys in force, for a restart that serves the last good keys again.
+//! What refused sources have taken away from the keys in force, for a restart that serves the last good keys again.
 //!
 //! Each takeaway has the number of the snapshot that it was applied to. The next accepted source drops it, but not before that
 //! source's keys are the last good ones: a restart may serve those before them until then.
@@ -42,7 +42,7 @@ struct Key {
 }
 
 impl TakenAway {
-    /// Adds to it. What is narrower holds.
+    /// Adds takeaways. Of two for one key, the narrower one is kept.
     pub(in crate::reload) fn extend(&mut self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (hash, takeaway) in takeaways {
             let known = self.keys.entry(hash).or_insert(takeaway);
