@@ -527,6 +527,7 @@ fn source_with_rows_set_aside_that_the_guard_refuses_takes_away_as_well() {
     assert!(outcome.error.is_some_and(|error| error.contains("source.max_shrink")));
     assert_eq!(outcome.withheld.expect("takeaways").taken_away_keys, ["k"]);
     assert_eq!([daemon.verdict("k"), daemon.verdict("b3")], ["REVOKED", "ALLOWED"]);
+}
 
 /// A compiled file could not say what was wrong with a row.
 #[test]
