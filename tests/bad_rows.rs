@@ -354,6 +354,7 @@ fn takeaways_are_bounded_by_max_shrink_however_many_exports_they_come_in() {
     assert_eq!(again.taken_away, 3, "as many as are in force");
     let told = daemon.publish(&refused(3..6)).withheld.expect("told");
     assert!(told.takeaways_refused.is_some(), "six of 21 in two steps: {told:?}");
+    assert_eq!(reload_events(&daemon).pop().expect("an event")["takeaways_refused"], true);
     assert_eq!([daemon.verdict("other2"), daemon.verdict("other3")], ["REVOKED", "ALLOWED"]);
     assert_eq!(withheld(&daemon).taken_away, 3);
 }

@@ -155,6 +155,9 @@ pub struct Withheld {
     /// Some of them, by id.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub taken_away_keys: Vec<Box<str>>,
+    /// Whether what the source takes away has no effect, because it is too much.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub takeaways_refused: bool,
 }
 
 /// What became of the last good keys.

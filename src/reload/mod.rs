@@ -292,6 +292,10 @@ impl Running {
                 result = self.try_reload(&settings, settling, cause.force);
             }
             let fell_back = result.as_ref().is_err_and(|failure| self.serve_last_good(&settings, failure));
+            // Another file than the one that is served says nothing of its keys.
+            if !fell_back && settings.source.path != self.reloader.settings.source.path {
+                self.refused_rows = None;
+            }
             taken = self.take_away(&settings, cause.force);
             // The configuration is taken with the keys that were read by it, or not at all.
             if result.is_ok() || fell_back {

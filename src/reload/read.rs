@@ -17,7 +17,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::record::KeyRecord;
+use crate::record::{KeyRecord, MAX_KEY_ID};
 use crate::reload::bad_rows::BadRows;
 use crate::reload::fan;
 use crate::reload::load::{See, Tell};
@@ -227,6 +227,10 @@ impl Source<'_> {
             return Err(self.unreadable(shortage.into()));
         }
         read.map_err(|error| self.unreadable(error))?;
+        let set_aside = findings.kept_bad_rows().len();
+        let growth = builder.growth(set_aside, set_aside * MAX_KEY_ID, 0);
+        let room = self.room.require(growth, builder.reading_bytes());
+        room.map_err(|shortage| self.unreadable(shortage.into()))?;
         let bad_rows = on_bad_row.judge(findings, &mut builder, &contradicting)?;
         Ok(Read { builder, source_time: None, bad_rows })
     }

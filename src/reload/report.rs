@@ -39,6 +39,7 @@ fn withheld(outcome: &Outcome) -> audit::Withheld {
         set_aside_keys: set_aside.map(|set_aside| few(&set_aside.first)).unwrap_or_default(),
         taken_away: taken.map(|taken| taken.total),
         taken_away_keys: taken.map(|taken| few(&taken.first)).unwrap_or_default(),
+        takeaways_refused: taken.is_some_and(|taken| taken.refused.is_some()),
     }
 }
 

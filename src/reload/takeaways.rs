@@ -56,12 +56,12 @@ impl Running {
         force: bool,
     ) -> (Takeaways, Taken) {
         let before = &self.taken_away.keys;
-        let takeaways = rows.takeaways(served, self.reloader.clock.now().unix);
+        let takeaways = rows.takeaways(served, self.reloader.clock.now().unix, MAX_TAKEN);
         let added = takeaways.keys.iter().filter(|(hash, _)| !before.contains_key(hash)).count();
         let total = before.len() + added;
         let refused = if total > MAX_TAKEN {
             Some(format!(
-                "refused sources would have taken access from {total} keys, and may from {MAX_TAKEN} at most"
+                "refused sources would have taken access from {total} keys or more, and may from {MAX_TAKEN} at most"
             ))
         } else if force || takeaways.keys.is_empty() {
             None

@@ -46,8 +46,8 @@ pub struct Takeaways {
 
 impl Keys {
     /// What these rows take away from the keys of `served` beyond what has been taken away from them, at the Unix second `now`.
-    /// Keys are found by their hashes.
-    pub fn takeaways(&self, served: &Snapshot, now: u32) -> Takeaways {
+    /// Keys are found by their hashes. Of more than `most`, only one more is told.
+    pub fn takeaways(&self, served: &Snapshot, now: u32, most: usize) -> Takeaways {
         let mut takeaways = Takeaways::default();
         for before in &served.table().entries {
             if works_without_takeaways(before, now) {
@@ -71,6 +71,9 @@ impl Keys {
                 let is_counted = works_without_takeaways(before, now) && !before.status.is_taken_away();
                 takeaways.share.count += usize::from(is_counted);
                 takeaways.keys.push((row.digest, takeaway));
+                if takeaways.keys.len() > most {
+                    break;
+                }
             }
         }
         takeaways
@@ -157,7 +160,7 @@ mod tests {
         for is_revoked in [false, true] {
             let served = snapshot(&before);
             served.keys().for_each(|key| key.set_revoked(is_revoked));
-            let takeaways = keys(&after).takeaways(&served, NOW);
+            let takeaways = keys(&after).takeaways(&served, NOW, 100);
             served.take_away(takeaways.keys.iter().copied());
             served.keys().for_each(|key| key.set_revoked(false));
             for ((before, after), key) in pairs.iter().zip(served.keys()) {
@@ -170,7 +173,7 @@ mod tests {
                 assert!(!is_over || before.1 <= NOW || after.1 <= NOW, "{before:?} -> {after:?}");
                 assert_eq!(key.status_of_row(), before.0, "what the row says is kept");
             }
-            let again = keys(&after).takeaways(&served, NOW);
+            let again = keys(&after).takeaways(&served, NOW, 100);
             assert!(again.keys.is_empty(), "{:?}", again.keys);
         }
     }
@@ -182,7 +185,7 @@ mod tests {
         let with = |range: std::ops::Range<usize>, row| {
             let mut rows = rows;
             rows[range].fill(row);
-            keys(&rows).takeaways(&served, NOW)
+            keys(&rows).takeaways(&served, NOW, 100)
         };
         let first = with(0..3, (Status::Revoked, u32::MAX));
         assert_eq!((first.keys.len(), first.share), (3, Share { count: 3, of: 10 }));
@@ -199,7 +202,7 @@ mod tests {
         let rows = [Status::Revoked, Status::Revoked, Status::Active, Status::Active];
         let refused = keys(&rows.map(|status| (status, u32::MAX)));
         served.keys().take(1).for_each(|key| key.set_revoked(true));
-        let takeaways = refused.takeaways(&served, NOW);
+        let takeaways = refused.takeaways(&served, NOW, 100);
         assert_eq!(takeaways.share, Share { count: 1, of: 3 });
         assert_eq!(
             takeaways.keys.len(),
