@@ -18,6 +18,8 @@ class Keyward(Server):
     label, target = "keyward", "keyward"
     # Lines under [server].
     settings = "workers = 1"
+    # Other tables of the configuration.
+    rest = ""
     # Of the snapshot that it has served last, as far as is known.
     generation = 0
 
@@ -29,7 +31,7 @@ class Keyward(Server):
     def command(self):
         config = self.directory / "keyward.toml"
         # Nobody but the one who asks for a reload should cause one.
-        config.write_text(f'[server]\n{self.settings}\n[source]\npoll = "1h"\n[log]\nlevel = "error"\n')
+        config.write_text(f'[server]\n{self.settings}\n[source]\npoll = "1h"\n[log]\nlevel = "error"\n{self.rest}')
         return [
             self.place.binary,
             "serve",

@@ -8,7 +8,7 @@ from . import cases, client, keys, machine, probe, rounds, words
 from .daemon import Keyward, compile_export
 from .postgres import PLAIN_TABLE, REAL_TABLE, Postgres
 from .programs import log
-from .target_table import Row, Side
+from .target_table import OVERLAP, Row, Side
 
 # A load at a fixed rate: one that leaves a worker idle most of the time, so that every pause shows and none adds up.
 OPEN_RATE = 20_000
@@ -158,6 +158,48 @@ def last_good(place, options):
         "both files are in the page cache; as much memory as is needed is written to and freed right before each start",
     )
     return [row], [version], []
+
+
+def beside_keeping(place, options):
+    """`keeping`: the same load right after a reload, while its keys are written to the state directory, and with
+    state.keep_snapshot = false; by turns."""
+    count = options.keys or 10_000_000
+    source = place.path("keys.csv")
+    keys.write_export(source, count)
+    keys.write_digests(place.path("digests"), count)
+    both, waits, versions = {place.first, place.second} - {None}, [], []
+    writing, without = [], []
+    for number in range(options.rounds):
+        # Each in a daemon of its own, so that neither has the other's memory beside it.
+        for keeps, into in ((True, writing), (False, without)):
+            with ExitStack() as stack:
+                daemon = Keyward(place, f"keyward-{number}-{keeps}", source)
+                daemon.rest = f"[state]\nkeep_snapshot = {str(keeps).lower()}\n"
+                started(stack, daemon, count, both)
+                versions.append(daemon.version())
+                daemon.pin({place.first}, thread="worker-")
+                if keeps:
+                    daemon.until("the keys are kept", lambda: kept(daemon), every=0.05)
+                # The same content again, which is another file as far as the daemon can tell.
+                os.utime(source)
+                daemon.reload()
+                begun = time.monotonic()
+                into.append(client.load(daemon, "keyward", cases.ONE_CORE, options.seconds)["latency_ns"]["p99"])
+                if keeps:
+                    if kept(daemon):
+                        waits.append("in one round the keys were kept before the load ended")
+                    daemon.until("the keys are kept", lambda: kept(daemon), every=0.05)
+                    log(f"kept {time.monotonic() - begun:.1f} s after the reload")
+        log(f"round {number + 1} of {options.rounds}")
+    row = Row(
+        f"p99 while {words.count(count)} keys are kept, 1 request at a time",
+        Side("", writing, words.time),
+        Side("with state.keep_snapshot = false", without, words.time),
+        OVERLAP,
+        f"{count:,} keys in CSV; {options.rounds} rounds of {options.seconds:.1f} s each, right after a reload; worker and client on "
+        "the first processor, everything else of the daemon on both",
+    )
+    return [row], versions[:1], sorted(set(waits))
 
 
 def kept(daemon):

@@ -23,11 +23,15 @@ class Side(NamedTuple):
         return f"{self.unit(rounds.median(self.values))} {words.percent(rounds.spread(self.values))}"
 
 
+# In the place of a bound: what is measured is as low, in one round at least, as the other side in one of its own.
+OVERLAP = ("overlap", None)
+
+
 class Row(NamedTuple):
     what: str
     measured: Side
     against: Side
-    # "<=" or ">=", and the ratio that is asked for.
+    # "<=" or ">=", and the ratio that is asked for; or OVERLAP.
     bound: tuple
     note: str = ""
 
@@ -36,11 +40,15 @@ class Row(NamedTuple):
         return rounds.ratio(self.measured.values, self.against.values)
 
     def met(self):
+        if self.bound is OVERLAP:
+            return min(self.measured.values) <= max(self.against.values)
         sign, limit = self.bound
         ratio = self.ratio()[0]
         return ratio <= limit if sign == "<=" else ratio >= limit
 
     def target(self):
+        if self.bound is OVERLAP:
+            return "overlapping intervals"
         return f"{'≤' if self.bound[0] == '<=' else '≥'} {self.bound[1]:g}"
 
     def line(self):
