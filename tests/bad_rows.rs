@@ -1,4 +1,4 @@
-//! Exports with rows that cannot be understood: set aside, or refused with what the other rows take away.
+//! Rows that cannot be understood: they refuse the source, or their keys are disabled and all other rows take effect.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
@@ -6,45 +6,10 @@ mod support;
 
 use std::fs;
 
+use keyward::admin::message::{Command as Ask, Target};
 use keyward::admin::withheld::Withheld;
+use support::bad_rows::{HEADER, SET_ASIDE, export, good, reload_events, row, start, withheld};
 use support::{Daemon, Setup, hex, keyward, replace, wait_for};
-
-const HEADER: &str = "key_hash,key_id,owner,status,expires_at,allowed_ips,limits,metadata\n";
-const SET_ASIDE: &str = "[source]\nmax_shrink = 1.0\non_bad_row = 'set-aside'\n";
-const TAKE_AWAY: &str = "[source]\napply_takeaways_of_refused = true\n";
-
-/// The row of key `id`; `rest` follows the id.
-fn row(id: &str, rest: &str) -> String {
-    format!("{},{id},{rest}\n", hex(id))
-}
-
-fn good(id: &str) -> String {
-    row(id, "acme,,,,,")
-}
-
-/// Twenty good rows, one that is disabled, so that no status is missed, and those that are given.
-fn export(rows: &[String]) -> String {
-    let others: String = (0..20).map(|number| good(&format!("other{number}"))).collect();
-    format!("{HEADER}{others}{}{}", row("off", "acme,disabled,,,,"), rows.concat())
-}
-
-fn start(config: &str, export: &str) -> Daemon {
-    let mut setup = Setup::text(export);
-    setup.reconfigure(config);
-    let daemon = setup.start();
-    assert!(daemon.status().ready, "{}", daemon.log());
-    daemon
-}
-
-fn withheld(daemon: &Daemon) -> Withheld {
-    daemon.status().withheld.unwrap_or_default()
-}
-
-fn reload_events(daemon: &Daemon) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
-    let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
-    events.filter(|line| line["event"] == "reload").collect()
-}
 
 /// Rows of `k` that cannot be understood, each in another way. The hash of all of them can be read.
 fn bad_rows() -> Vec<(&'static str, String)> {
@@ -63,7 +28,6 @@ fn bad_rows() -> Vec<(&'static str, String)> {
         ("no id", format!("{hash},,acme,,,,,\n")),
         ("a column too many", field("ac,me,,,,,")),
         ("a column too few", field("acme,,,,")),
-        ("a quote in a field without quotes", field("5\" disks,,,,,")),
         ("a duplicate", good("k") + &row("k", "acme,revoked,,,,")),
         ("a duplicate that says the same", good("k") + &good("k")),
         ("a duplicate that is bad itself", good("k") + &row("k", "ac\tme,,,,,")),
@@ -250,116 +214,6 @@ fn keys_that_were_set_aside_are_disabled_after_a_restart_and_return_without_forc
 }
 
 #[test]
-fn refused_export_takes_away_what_its_good_rows_revoke_disable_and_expire() {
-    let before = export(&[good("r"), good("d"), good("e"), good("f"), good("n"), good("bad")]);
-    let past = row("e", "acme,,2020-01-01T00:00:00Z,,,");
-    let future = row("f", "acme,,2031-01-01T00:00:00Z,,,");
-    // `new` is not admitted, and `n`, which is not in it, is not taken away.
-    let refused = export(&[
-        row("r", "acme,revoked,,,,"),
-        row("d", "acme,disabled,,,,"),
-        past,
-        future,
-        good("new"),
-        row("bad", "ac\tme,,,,,"),
-    ]);
-    let keys = ["r", "d", "e", "f", "n", "bad", "new"];
-    let verdicts = |daemon: &Daemon| keys.map(|key| daemon.verdict(key));
-    let taken = ["REVOKED", "DISABLED", "EXPIRED", "ALLOWED", "ALLOWED", "ALLOWED", "UNKNOWN_KEY"];
-
-    let daemon = start("", &before);
-    assert!(!daemon.publish(&refused).accepted);
-    assert_eq!(daemon.verdict("r"), "ALLOWED", "off by default");
-
-    let mut daemon = start(TAKE_AWAY, &before);
-    let check = |daemon: &Daemon| {
-        let output = keyward()
-            .args(["check", "--daemon", "--admin-socket"])
-            .arg(daemon.admin())
-            .output()
-            .expect("runs");
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    };
-    replace(&daemon.setup.source(), &refused);
-    let outcome = daemon.reload();
-    assert!(!outcome.accepted);
-    let told = outcome.withheld.expect("takeaways");
-    assert_eq!(
-        (told.taken_away, &told.taken_away_keys[..]),
-        (4, &["d", "e", "f", "r"].map(str::to_owned)[..])
-    );
-    assert_eq!(verdicts(&daemon), taken);
-    assert_eq!(withheld(&daemon).taken_away, 4);
-    assert!(daemon.status().revocations.is_empty(), "they are not an operator's");
-    let event = reload_events(&daemon).pop().expect("an event");
-    assert_eq!((&event["accepted"], &event["taken_away"]), (&false.into(), &4.into()), "{event}");
-    daemon.assert_logged("TAKES AWAY");
-    let messages = check(&daemon);
-    assert!(messages.contains("control character"), "{messages}");
-
-    // An export that is cut takes nothing away, and what was taken away stays.
-    let cut = export(&[row("n", "acme,revoked,,,,"), row("bad", "ac\tme,,,,,")]);
-    assert!(!daemon.publish(cut.trim_end()).accepted);
-    assert_eq!(verdicts(&daemon), taken);
-    // Nor does an unclosed quote, or a header that is wrong.
-    assert!(!daemon.publish(&(export(&[row("n", "acme,revoked,,,,")]) + "\"")).accepted);
-    assert!(!daemon.publish(&cut.replacen("owner", "ownr", 1)).accepted);
-    assert_eq!(verdicts(&daemon), taken);
-    // A later refused export that says otherwise gives nothing back.
-    assert!(!daemon.publish(&export(&[good("r"), good("d"), row("bad", "ac\tme,,,,,")])).accepted);
-    assert_eq!(verdicts(&daemon), taken);
-    wait_for("the keys to be kept", || {
-        let status = daemon.status();
-        status.last_good.is_some_and(|kept| kept.generation == status.generation).then_some(())
-    });
-    daemon = daemon.restart();
-    assert!(daemon.status().last_good.is_some_and(|kept| kept.in_use), "{}", daemon.log());
-    assert_eq!(verdicts(&daemon), taken, "after a restart beside a refused source");
-    // The next accepted export drops them.
-    let outcome = daemon.publish(&before);
-    assert!(outcome.accepted, "{:?}", outcome.error);
-    assert_eq!(outcome.changes.map(|changes| changes.starting), Some(3), "counted");
-    assert_eq!(
-        verdicts(&daemon),
-        ["ALLOWED", "ALLOWED", "ALLOWED", "ALLOWED", "ALLOWED", "ALLOWED", "UNKNOWN_KEY"]
-    );
-    assert_eq!(withheld(&daemon), Withheld::default());
-    wait_for("the takeaways to be dropped", || {
-        (!daemon.setup.path("taken_away.json").exists()).then_some(())
-    });
-}
-
-#[test]
-fn takeaways_are_bounded_by_max_shrink_however_many_exports_they_come_in() {
-    let ids: Vec<String> = (0..20).map(|number| format!("other{number}")).collect();
-    let daemon = start(&format!("{TAKE_AWAY}max_shrink = 0.2\n"), &export(&[good("bad")]));
-    let refused = |revoked: std::ops::Range<usize>| {
-        let rows: String = ids
-            .iter()
-            .enumerate()
-            .map(|(number, id)| match revoked.contains(&number) {
-                true => row(id, "acme,revoked,,,,"),
-                false => good(id),
-            })
-            .collect();
-        format!("{HEADER}{rows}{}", row("bad", "ac\tme,,,,,"))
-    };
-    let told = daemon.publish(&refused(0..6)).withheld.expect("told");
-    assert_eq!(told.taken_away, 0);
-    assert!(told.takeaways_refused.is_some_and(|why| why.contains("source.max_shrink")));
-    assert_eq!(daemon.verdict("other0"), "ALLOWED");
-    assert_eq!(daemon.publish(&refused(0..3)).withheld.expect("told").taken_away, 3);
-    assert_eq!(daemon.verdict("other0"), "REVOKED");
-    let again = daemon.reload().withheld.expect("told again");
-    assert_eq!(again.taken_away, 3, "as many as are in force");
-    let told = daemon.publish(&refused(3..6)).withheld.expect("told");
-    assert!(told.takeaways_refused.is_some(), "six of 21 in two steps: {told:?}");
-    assert_eq!(reload_events(&daemon).pop().expect("an event")["takeaways_refused"], true);
-    assert_eq!([daemon.verdict("other2"), daemon.verdict("other3")], ["REVOKED", "ALLOWED"]);
-    assert_eq!(withheld(&daemon).taken_away, 3);
-}
-
-#[test]
 fn row_that_is_set_aside_does_not_hide_that_a_restriction_is_lost() {
     let daemon = start(SET_ASIDE, &export(&[row("a", "acme,,,10.0.0.0/8,,"), good("b")]));
     let header = "key_hash,key_id,status\n";
@@ -417,6 +271,11 @@ fn row_of_which_the_end_is_not_certain_refuses_the_source() {
     let revoked = row("k", "acme,revoked,,,,");
     for (kind, rows) in [
         ("text behind a closing quote", row("a", "\"acme\"x,,,,,")),
+        ("a quote in a field without quotes", row("a", "5\" disks,,,,,")),
+        (
+            "a backslash before a quote at the end of a field",
+            quoted("a", &format!("x\\\",,,,,\r{evil},evil,admin,,,,,\rz")),
+        ),
         (
             "a backslash before a quote",
             quoted("a", &format!("a\\\"\r{evil},evil,admin,,,,,\r")) + &quoted("b", "o"),
@@ -440,94 +299,83 @@ fn row_of_which_the_end_is_not_certain_refuses_the_source() {
 /// In two steps no more is possible than in one: first rows that cannot be understood, then the same keys without restrictions.
 #[test]
 fn key_that_was_set_aside_does_not_come_back_with_more_than_it_had() {
-    let numbered =
-        |rest: &'static str| (0..30).map(move |number| row(&format!("{}{number}", &rest[..1]), rest));
-    let before: String = numbered("r,revoked,,,,").chain(numbered("n,,,10.0.0.0/8,,")).collect();
-    let bad: String = numbered("r,REVOKED!,,,,").chain(numbered("n,,,10.0.0.1/8,,")).collect();
-    let bare = |ids: &str| -> String {
-        (0..30)
-            .flat_map(|number| ids.chars().map(move |id| format!("{id}{number}")))
-            .map(|id| format!("{},{id}\n", hex(&id)))
-            .collect()
+    let rows = |groups: &[(&str, &str)], keep: &str| -> String {
+        let of = |(id, rest): (&str, &str)| -> String {
+            (0..30).map(|number| row(&format!("{id}{number}"), rest)).collect()
+        };
+        let groups: String = groups.iter().copied().map(of).collect();
+        let others: String = (0..40).map(|number| good(&format!("p{number}"))).collect();
+        format!("{HEADER}{others}{groups}{keep}")
     };
-    let others: String = (0..40).map(|number| good(&format!("p{number}"))).collect();
-    let mut daemon = start(SET_ASIDE, &format!("{HEADER}{others}{before}"));
+    // One key that stays keeps each restriction in the source.
+    let keep = row("keep-r", ",revoked,,,,") + &row("keep", ",,2040-01-01T00:00:00Z,10.0.0.0/8,1/s,");
+    let before = [("r", ",revoked,,,,"), ("n", ",,,10.0.0.0/8,,"), ("e", ",,2040-01-01T00:00:00Z,,1/s,")];
+    let bad = [("r", ",REVOKED!,,,,"), ("n", ",,,10.0.0.1/8,,"), ("e", ",,2040-01-01T00:00:00Z,,often,")];
+    let bare = [("r", ",,,,,"), ("n", ",,,,,"), ("e", ",,,,,")];
+    let header = |ids: &str| -> String {
+        let ids = (0..30).flat_map(|number| ids.chars().map(move |id| format!("{id}{number}")));
+        let rows: String = ids.map(|id| format!("{},{id}\n", hex(&id))).collect();
+        format!("key_hash,key_id\n{rows}")
+    };
+    let mut daemon = start(&format!("{SET_ASIDE}max_bad_rows = 200\n"), &rows(&before, &keep));
     for is_restarted in [false, true] {
-        let outcome = daemon.publish(&format!("{HEADER}{others}{bad}"));
+        let outcome = daemon.publish(&rows(&bad, &keep));
         assert!(outcome.accepted, "{:?}", outcome.error);
-        assert_eq!([daemon.verdict("r1"), daemon.verdict("n1")], ["DISABLED"; 2]);
+        let verdicts = |daemon: &Daemon| ["r1", "n1", "e1"].map(|key| daemon.verdict(key));
+        assert_eq!(verdicts(&daemon), ["DISABLED"; 3]);
         if is_restarted {
             wait_for("the keys to be kept", || {
                 let status = daemon.status();
                 status.last_good.is_some_and(|kept| kept.generation == status.generation).then_some(())
             });
-            daemon = daemon.restart();
-            // Read once more by a daemon that has served nothing else.
-            daemon = daemon.restart();
+            // Read once more by daemons that have served nothing else.
+            daemon = daemon.restart().restart();
         }
-        let outcome = daemon.publish(&format!("key_hash,key_id\n{}", bare("rnp")));
-        let error = outcome.error.expect("refused");
-        for part in ["no row has a value for", "allowed_ips", "30 of 30 revoked keys would work again"] {
-            assert!(error.contains(part), "{part}: {error}");
+        for (what, export, parts) in [
+            (
+                "columns lost",
+                header("rnep"),
+                &["no row has a value for", "allowed_ips", "30 of 31 revoked keys"][..],
+            ),
+            (
+                "values lost",
+                rows(&bare, &keep),
+                &[
+                    "30 of 31 revoked keys would work again",
+                    "30 of 31 keys with allowed_ips",
+                    "30 of 31 keys that expire",
+                    "30 of 31 keys with limits",
+                ],
+            ),
+        ] {
+            let error = daemon.publish(&export).error.unwrap_or_else(|| panic!("{what}: accepted"));
+            parts.iter().for_each(|part| assert!(error.contains(part), "{what}: {part}: {error}"));
+            assert_eq!(verdicts(&daemon), ["DISABLED"; 3]);
         }
-        assert_eq!([daemon.verdict("r1"), daemon.verdict("n1")], ["DISABLED"; 2]);
-        // Mended as they were, they come back.
-        let outcome = daemon.publish(&format!("{HEADER}{others}{before}"));
+        // One that is still bad hides no restriction, and does not count as having lost it.
+        let mut half = before;
+        half[1] = bad[1];
+        let outcome = daemon.publish(&rows(&half, &row("keep-r", ",revoked,,,,")));
         assert!(outcome.accepted, "{:?}", outcome.error);
-        assert_eq!([daemon.verdict("r1"), daemon.verdict("n1")], ["REVOKED", "IP_NOT_ALLOWED"]);
+        // Mended as they were, they come back.
+        let outcome = daemon.publish(&rows(&before, &keep));
+        assert!(outcome.accepted, "{:?}", outcome.error);
+        assert_eq!(verdicts(&daemon), ["REVOKED", "IP_NOT_ALLOWED", "ALLOWED"]);
     }
 }
 
+/// Rows of an owner that was revoked here: all that are left in the source are revoked, and one is set aside.
 #[test]
-fn end_that_was_taken_away_does_not_hide_that_an_end_is_lost() {
-    let ids: Vec<String> = (0..20).map(|number| format!("e{number}")).collect();
-    let rows = |end: &str| ids.iter().map(|id| row(id, &format!("acme,,{end},,,"))).collect::<Vec<_>>();
-    let far = rows("2040-01-01T00:00:00Z");
-    let daemon = start(TAKE_AWAY, &export(&far));
-    let mut near = rows("2039-01-01T00:00:00Z")[..10].to_vec();
-    near.push(row("bad", "ac\tme,,,,,"));
-    assert_eq!(daemon.publish(&export(&near)).withheld.expect("takeaways").taken_away, 10);
-    let mut without = rows("")[..16].to_vec();
-    without.extend_from_slice(&far[16..]);
-    let error = daemon.publish(&export(&without)).error.expect("refused");
-    assert!(error.contains("16 of 20 keys that expire would never expire"), "{error}");
-    assert!(daemon.publish(&export(&far)).accepted);
-}
-
-/// The last good keys are those before the accepted source until its own are written.
-#[test]
-fn takeaways_outlive_a_crash_before_the_accepted_keys_were_written() {
-    let daemon = start(TAKE_AWAY, &export(&[good("k")]));
-    wait_for("the keys to be kept", || daemon.status().last_good.filter(|kept| kept.generation > 0));
-    // The file that holds what is taken away cannot be written at first.
-    let blocked = |name: &str| daemon.setup.path(&format!("{name}.new"));
-    fs::create_dir_all(blocked("taken_away.json").join("x")).expect("a directory");
-    let refused = export(&[row("k", "acme,revoked,,,,"), row("bad", "ac\tme,,,,,")]);
-    assert!(!daemon.publish(&refused).accepted);
-    assert_eq!(daemon.verdict("k"), "REVOKED");
-    assert!(daemon.status().unwritten.iter().any(|unwritten| unwritten.file == "taken_away.json"));
-    fs::remove_dir_all(blocked("taken_away.json")).expect("removes");
-    wait_for("another attempt", || daemon.status().unwritten.is_empty().then_some(()));
-    fs::create_dir_all(blocked("last_good.json").join("x")).expect("a directory");
-    assert!(daemon.publish(&export(&[row("k", "acme,revoked,,,,")])).accepted);
-    assert_eq!(daemon.verdict("k"), "REVOKED");
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
-    let daemon = daemon.restart();
-    assert!(daemon.status().last_good.is_some_and(|kept| kept.in_use), "{}", daemon.log());
-    assert_eq!(daemon.verdict("k"), "REVOKED", "the keys are those before, the takeaways too");
-}
-
-#[test]
-fn source_with_rows_set_aside_that_the_guard_refuses_takes_away_as_well() {
-    let all: Vec<String> = (0..12).map(|number| good(&format!("b{number}"))).collect();
-    let settings =
-        "[source]\nmax_shrink = 0.3\non_bad_row = 'set-aside'\napply_takeaways_of_refused = true\n";
-    let daemon = start(settings, &export(&[all.concat(), good("k")]));
-    let bad: String = (0..12).map(|number| row(&format!("b{number}"), "acme,bogus,,,,")).collect();
-    let outcome = daemon.publish(&export(&[bad, row("k", "acme,revoked,,,,")]));
-    assert!(outcome.error.is_some_and(|error| error.contains("source.max_shrink")));
-    assert_eq!(outcome.withheld.expect("takeaways").taken_away_keys, ["k"]);
-    assert_eq!([daemon.verdict("k"), daemon.verdict("b3")], ["REVOKED", "ALLOWED"]);
+fn revocation_is_not_agreed_beside_rows_that_are_set_aside() {
+    let settings = format!("{SET_ASIDE}[revocation]\nkeep = '0s'\n");
+    let daemon = start(&settings, &export(&[row("k1", "tenant,,,,,"), row("k2", "tenant,,,,,")]));
+    let target = Target { key_id: None, owner: Some("tenant".to_owned()) };
+    keyward::admin::ask(&daemon.admin(), &Ask::Revoke(target)).expect("revoked");
+    let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), row("k2", "ten\tant,,,,,")]));
+    assert!(outcome.accepted && outcome.revocations_agreed == 0, "{outcome:?}");
+    let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), row("k2", "tenant,,,,,")]));
+    assert!(outcome.accepted, "{:?}", outcome.error);
+    assert_eq!(daemon.verdict("k2"), "REVOKED");
 }
 
 /// A compiled file could not say what was wrong with a row.

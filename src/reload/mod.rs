@@ -399,9 +399,13 @@ impl Running {
             if served.is_none() {
                 self.recover(settings);
             }
-            let recovered = self.recovered.as_ref().map(|recovered| &recovered.keys);
-            if let Some(before) = served.as_deref().map(Snapshot::table).or(recovered) {
-                keys.remember_before_set_aside(before, weighing);
+            match (&served, &self.recovered) {
+                (Some(served), _) => keys.remember_before_set_aside(served.table(), weighing),
+                (None, Some(recovered)) => {
+                    let weighing = recovered.weighing(&settings.rules, weighing.now);
+                    keys.remember_before_set_aside(&recovered.keys, weighing);
+                }
+                (None, None) => {}
             }
         }
         let accepted = self.publish(settings, keys, written_at, (diff, &kept), Origin::Source)?;

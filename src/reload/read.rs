@@ -213,7 +213,9 @@ impl Source<'_> {
                 room.map_err(|short| shortage.borrow_mut().insert(short).to_string())?;
             }
             builder.add(line, record).map_err(|error| {
-                if matches!(error, RowError::OtherOwner { .. } | RowError::OtherLimits { .. }) {
+                let contradicts = matches!(error, RowError::OtherOwner { .. } | RowError::OtherLimits { .. });
+                // With more bad rows, the source is refused.
+                if contradicts && contradicting.len() < on_bad_row.kept() {
                     contradicting.insert(record.key_id.to_owned());
                 }
                 error.to_string()

@@ -258,7 +258,8 @@ impl List {
         marked
     }
 
-    /// What `snapshot` says of each entry, and how many rows it has.
+    /// What `snapshot` says of each entry, and how many rows it has. A row that was set aside could be one of any key and owner, so
+    /// beside it nothing is said to be revoked in all of its rows.
     pub(super) fn compare(&self, snapshot: &Snapshot) -> Vec<(Target, Says, usize)> {
         let mut owners: HashMap<&str, Found> = HashMap::new();
         if !self.owners.is_empty() {
@@ -267,13 +268,18 @@ impl List {
                 *found = found.with(key);
             }
         }
+        let is_complete = !snapshot.table().has_set_aside();
+        let says = |found: Found| match found.says() {
+            Says::Revoked if !is_complete => Says::Absent,
+            says => says,
+        };
         let keys = self.keys.keys().map(|key_id| {
             let found = snapshot.rows_of_key(key_id).fold(Found::default(), Found::with);
-            (Target::Key(key_id.clone()), found.says(), found.rows)
+            (Target::Key(key_id.clone()), says(found), found.rows)
         });
         let owners = self.owners.keys().map(|owner| {
             let found = owners.get(&**owner).copied().unwrap_or_default();
-            (Target::Owner(owner.clone()), found.says(), found.rows)
+            (Target::Owner(owner.clone()), says(found), found.rows)
         });
         keys.chain(owners).collect()
     }

@@ -16,6 +16,7 @@ use crate::snapshot::index::Probe;
 use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::kept::WINDOW;
 use crate::snapshot::peppers::PepperByte;
+use crate::snapshot::set_aside::Had;
 use crate::snapshot::status::{End, StatusByte};
 
 /// Takes records and makes a [`Batch`] of them.
@@ -110,6 +111,7 @@ impl Gather {
             buckets: 0,
             status: StatusByte::new(record.status),
             has_metadata,
+            had: Had::default(),
             pepper: PepperByte::default(),
         });
     }

@@ -15,6 +15,7 @@ use crate::snapshot::intern::{Interner, PolicyKey};
 use crate::snapshot::lines::Lines;
 use crate::snapshot::peppers::PepperByte;
 use crate::snapshot::policy::Policy;
+use crate::snapshot::set_aside::Had;
 use crate::snapshot::status::{End, StatusByte};
 use crate::snapshot::{IdHasher, same_digest};
 
@@ -45,6 +46,7 @@ pub struct Keys {
     pub(super) given: Fields,
     /// The restrictions that keys had whose rows are set aside.
     pub(super) set_aside_given: Fields,
+    pub(super) has_set_aside: bool,
     /// The plans that rows are on.
     pub(super) plans: Arc<Plans>,
 }
@@ -118,6 +120,7 @@ impl Builder {
             metadata_texts: HugeText::with_capacity(0),
             given: Fields::NONE,
             set_aside_given: Fields::NONE,
+            has_set_aside: false,
             plans: Arc::default(),
         };
         Self { keys, lines: Lines::default(), owners: Index::with_capacity(0), interner: Interner::default() }
@@ -153,6 +156,7 @@ impl Builder {
             buckets: first,
             status: StatusByte::new(record.status),
             has_metadata,
+            had: Had::default(),
             pepper: PepperByte::default(),
         });
         self.keys.given = self.keys.given.union(record.given);

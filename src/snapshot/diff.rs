@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::record::{Digest, Fields, Status, rfc3339};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::example::{Difference, Example, Examples, MAX_EXAMPLES};
-use crate::snapshot::impact::{AccessChanges, Impact, KeyImpact, Matched, Missing, PolicyPair, works};
+use crate::snapshot::impact::{AccessChanges, Impact, KeyImpact, Matched, PolicyPair, works};
 use crate::snapshot::kept::{Found, Kept, WINDOW};
 use crate::snapshot::status::StatusByte;
 use crate::snapshot::{IdHasher, Keys, Snapshot};
@@ -58,7 +58,8 @@ pub struct Comparison<'k> {
     after: &'k Keys,
     found: Found,
     weighing: Weighing,
-    missing: Missing,
+    /// Restrictions that keys before had, and that no row after has a value for.
+    missing: Fields,
 }
 
 /// Rows of a part: so many that a thread is worth while for several of them, and few enough that threads end together.
@@ -67,9 +68,8 @@ const PART: usize = 1 << 15;
 impl<'k> Comparison<'k> {
     /// Of `after` with what was `before` it.
     pub fn new(before: &'k Keys, after: &'k Keys, weighing: Weighing) -> Self {
-        let missing = |given: Fields| Fields::RESTRICTIONS.intersection(given).difference(after.given);
-        let of_set_aside = missing(before.set_aside_given);
-        let missing = Missing { of_all: missing(before.given), of_set_aside };
+        let given = before.given.union(before.set_aside_given);
+        let missing = Fields::RESTRICTIONS.intersection(given).difference(after.given);
         Self { before, after, found: Found::none_of(after.len()), weighing, missing }
     }
 
@@ -231,6 +231,10 @@ impl Comparison<'_> {
             works: works(after.entry, now),
             expires_at: after.entry.expires_at.get(),
             is_set_aside: after.entry.status.is_set_aside(),
+            given: match before.entry.status.is_set_aside() {
+                true => after.keys.restrictions(after.entry),
+                false => Fields::NONE,
+            },
         });
         let KeyImpact { stops, starts, loosened, changes } =
             diff.impact.add(before.entry, matched, now, self.missing);

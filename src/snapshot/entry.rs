@@ -6,6 +6,7 @@ use zerocopy::FromZeros;
 
 use crate::record::{Digest, MAX_KEY_ID, MAX_OWNER};
 use crate::snapshot::peppers::PepperByte;
+use crate::snapshot::set_aside::Had;
 use crate::snapshot::status::{End, StatusByte};
 
 /// Where a key's id and, right after it, its owner's name are in the arena, so that an answer fetches them together: offset
@@ -80,6 +81,8 @@ pub(super) struct Entry {
     pub(super) status: StatusByte,
     /// Whether `Keys::metadata` has some; few keys do, and fewer answers ask for it.
     pub(super) has_metadata: bool,
+    /// Of a row that is set aside: the restrictions that its key had before.
+    pub(super) had: Had,
     /// What the digest was found by, while there are two peppers.
     pub(super) pepper: PepperByte,
 }

@@ -147,14 +147,8 @@ pub(super) struct Matched {
     pub(super) expires_at: u32,
     /// Whether its row cannot be understood: it says nothing of restrictions.
     pub(super) is_set_aside: bool,
-}
-
-/// Restrictions that keys before had, and that no row after has a value for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Missing {
-    pub(super) of_all: Fields,
-    /// Those of keys whose rows are set aside.
-    pub(super) of_set_aside: Fields,
+    /// The restrictions that the row has a value for; only where the row before was set aside.
+    pub(super) given: Fields,
 }
 
 /// What applies to one key.
@@ -183,7 +177,7 @@ impl Impact {
         before: &Entry,
         after: Option<Matched>,
         now: u32,
-        missing: Missing,
+        missing: Fields,
     ) -> KeyImpact {
         use AccessChange::{DisabledReturns, ExpiredReturns, RevokedReturns, Stops, WithheldReturns};
         let works_after = after.is_some_and(|after| after.works);
@@ -197,7 +191,11 @@ impl Impact {
             impact.starts = works_after;
             let change = match status.before_set_aside() {
                 Status::Active if status.is_set_aside() => WithheldReturns,
-                Status::Active if status.is_taken_away() => WithheldReturns,
+                Status::Active
+                    if status.is_taken_away() && (is_within(before, now) || status.has_taken_end()) =>
+                {
+                    WithheldReturns
+                }
                 Status::Revoked => RevokedReturns,
                 Status::Disabled => DisabledReturns,
                 Status::Active => ExpiredReturns,
@@ -205,21 +203,45 @@ impl Impact {
             self.count(change, works_after);
             changes |= if works_after { change.bit() } else { 0 };
         }
-        // A row that is set aside says nothing of restrictions. That its key had some is known of all such keys together.
-        let after = after.filter(|after| !after.is_set_aside);
-        if after.is_some() && status.is_set_aside() {
-            self.lost = self.lost.union(missing.of_set_aside);
-        } else if let Some(after) = after {
-            let loosened = self.add_restrictions(before, &after);
+        // A row that is set aside says nothing of restrictions.
+        if let Some(after) = after.filter(|after| !after.is_set_aside) {
+            let (loosened, given) = match status.is_set_aside() {
+                true => (self.add_remembered(before, &after), before.had.fields()),
+                false => (self.add_restrictions(before, &after), after.pair.given.union(given(before))),
+            };
             impact.loosened = loosened != 0;
             changes |= loosened;
-            if !missing.of_all.is_empty() {
-                self.lost =
-                    self.lost.union(after.pair.given.union(given(before)).intersection(missing.of_all));
-            }
+            self.lost = self.lost.union(given.intersection(missing));
         }
         impact.changes = AccessChanges(changes);
         impact
+    }
+
+    /// Counts the restrictions of a key whose row before was set aside: which ones it had is known, and not how strict they were.
+    fn add_remembered(&mut self, before: &Entry, after: &Matched) -> u16 {
+        let (had, has) = (before.had.fields(), after.given);
+        let mut loosened = 0;
+        for (change, fields) in [
+            (AccessChange::LosesEnvironment, &[Field::Environment][..]),
+            (AccessChange::LosesNetworks, &[Field::AllowedIps]),
+            (AccessChange::LosesOrigins, &[Field::AllowedOrigins]),
+            (AccessChange::LosesLimits, &[Field::Limits, Field::Plan]),
+            (AccessChange::LosesExpiry, &[Field::ExpiresAt]),
+            (AccessChange::GainsScopes, &[Field::Scopes]),
+        ] {
+            let any = |of: Fields| fields.iter().any(|field| of.contains(*field));
+            // A key that had no scopes gains those that it comes back with.
+            let (carried, loses) = match change {
+                AccessChange::GainsScopes => (true, !any(had) && any(has)),
+                _ => (any(had), any(had) && !any(has)),
+            };
+            if carried {
+                self.count(change, loses);
+                loosened |= if loses { change.bit() } else { 0 };
+            }
+        }
+        self.loosened += usize::from(loosened != 0);
+        loosened
     }
 
     /// Returns the restrictions that the key loses, by the bits of [`AccessChange`].

@@ -5,7 +5,9 @@
 
 use std::collections::HashSet;
 
-use crate::record::{Digest, Fields, KeyRecord, Status};
+use zerocopy::FromZeros;
+
+use crate::record::{Digest, Field, Fields, KeyRecord, Status};
 use crate::snapshot::build::{Keys, RowError};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::impact::{self, given_by_policy, is_within};
@@ -18,6 +20,42 @@ use crate::snapshot::{Builder, Weighing};
 /// Bytes of the hash that stand in for the id of such a key, if that cannot be read.
 const NAMED_BY: usize = 8;
 
+/// Restrictions that a key had before its row was set aside: those that its status does not tell, in a byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
+pub(super) struct Had(u8);
+
+/// By their bits.
+const REMEMBERED: [Field; 7] = [
+    Field::Environment,
+    Field::Plan,
+    Field::ExpiresAt,
+    Field::Scopes,
+    Field::AllowedIps,
+    Field::AllowedOrigins,
+    Field::Limits,
+];
+
+impl Had {
+    fn of(fields: Fields) -> Self {
+        let bits = (0..).zip(REMEMBERED);
+        Self(bits.fold(0, |had, (bit, field)| had | u8::from(fields.contains(field)) << bit))
+    }
+
+    pub(super) fn fields(self) -> Fields {
+        let had = (0..).zip(REMEMBERED).filter(|(bit, _)| self.0 >> bit & 1 == 1);
+        had.map(|(_, field)| field).collect()
+    }
+
+    pub(super) fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// What a compiled file has.
+    pub(super) fn from_bits(bits: u8) -> Option<Self> {
+        (bits >> REMEMBERED.len() == 0).then_some(Self(bits))
+    }
+}
+
 impl Builder {
     /// Disables the key of a row that cannot be understood, whatever another row says of the same hash. All good rows have to be in
     /// the table before: the row joins the identity of those that have its key id.
@@ -25,6 +63,7 @@ impl Builder {
     /// # Errors
     /// When there are too many rows, or the default plan is not defined.
     pub fn set_aside(&mut self, line: u64, hash: Digest, key_id: Option<&str>) -> Result<(), RowError> {
+        self.keys.has_set_aside = true;
         let probe = self.hashes().probe(&hash);
         let Keys { index, entries, .. } = &mut self.keys;
         if let Some(id) = index.find(probe, |id| same_digest(&entries[id as usize].digest, &hash)) {
@@ -71,6 +110,7 @@ impl Builder {
             buckets: first,
             status: StatusByte::set_aside(),
             has_metadata: false,
+            had: Had::default(),
             pepper: PepperByte::default(),
         });
         self.lines.push(id, line);
@@ -91,8 +131,13 @@ impl Builder {
 }
 
 impl Keys {
-    /// Notes what the keys that are set aside were `before`, so that they do not come back as something else uncounted: whether they
-    /// worked, and which restrictions they had.
+    /// Whether rows of the export that these keys are from are set aside.
+    pub fn has_set_aside(&self) -> bool {
+        self.has_set_aside
+    }
+
+    /// Notes what the keys that are set aside were `before`, so that the guard sees what they come back with: whether they worked,
+    /// and which restrictions they had.
     pub fn remember_before_set_aside(&mut self, before: &Self, Weighing { now, by_key_id }: Weighing) {
         let mut given = Fields::NONE;
         for at in 0..self.entries.len() {
@@ -108,16 +153,19 @@ impl Keys {
                 Status::Active if !was.status.is_set_aside() && !is_within(was, now) => Status::Disabled,
                 status => status,
             };
-            given = given.union(if was.status.is_set_aside() {
-                before.set_aside_given
-            } else {
-                let policy = before.policies.get(was.policy as usize);
-                let by_policy = policy.map_or(Fields::NONE, |policy| given_by_policy(policy, &before.plans));
-                impact::given(was).union(by_policy)
-            });
-            self.entries[at].status = StatusByte::set_aside_from(status);
+            let had = if was.status.is_set_aside() { was.had } else { Had::of(before.restrictions(was)) };
+            given = given.union(had.fields());
+            let entry = &mut self.entries[at];
+            (entry.status, entry.had) = (StatusByte::set_aside_from(status), had);
         }
         self.set_aside_given = given;
+    }
+
+    /// The restrictions that a row has a value for.
+    pub(super) fn restrictions(&self, entry: &Entry) -> Fields {
+        let policy = self.policies.get(entry.policy as usize);
+        let by_policy = policy.map_or(Fields::NONE, |policy| given_by_policy(policy, &self.plans));
+        impact::given(entry).union(by_policy)
     }
 
     /// Keys that are disabled because their rows cannot be understood.

@@ -67,7 +67,7 @@ impl Keys {
             let Some(before) = before.and_then(|id| served.table().entries.get(id as usize)) else {
                 continue;
             };
-            if let Some(takeaway) = takeaway(before, row) {
+            if let Some(takeaway) = takeaway(before, row, now) {
                 let is_counted = works_without_takeaways(before, now) && !before.status.is_taken_away();
                 takeaways.share.count += usize::from(is_counted);
                 takeaways.keys.push((row.digest, takeaway));
@@ -81,12 +81,17 @@ impl Keys {
 }
 
 /// What a row takes away from the key as it is. An earlier end changes nothing about a key that is disabled or revoked.
-fn takeaway(before: &Entry, row: &Entry) -> Option<Takeaway> {
+fn takeaway(before: &Entry, row: &Entry, now: u32) -> Option<Takeaway> {
     let end = row.expires_at.get();
     match (before.status.without_operator(), row.status.of_row()) {
         (Status::Active | Status::Disabled, Status::Revoked) => Some(Takeaway::Revoked),
         (Status::Active, Status::Disabled) => Some(Takeaway::Disabled),
-        (Status::Active, Status::Active) if end < before.expires_at.get() => Some(Takeaway::End(end)),
+        // One that has expired is out of force.
+        (Status::Active, Status::Active)
+            if end < before.expires_at.get() && now < before.expires_at.get() =>
+        {
+            Some(Takeaway::End(end))
+        }
         _ => None,
     }
 }

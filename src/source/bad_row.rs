@@ -83,17 +83,18 @@ pub(super) type KeyTexts = [Option<Box<str>>; 2];
 
 /// The hash that a text is.
 pub(super) fn hash_of(text: &str) -> Option<Digest> {
-    field::hash(text.trim_ascii()).ok()
+    field::decoded(text.trim_ascii())
 }
 
-/// What separates words in a row, in whatever way its quotes are read.
-const SEPARATORS: [u8; 8] = *b",;\t\r\n \"'";
+/// What separates words in a line of JSON, whatever is wrong with it. Hashes of PostgreSQL begin with an `x` behind backslashes.
+const SEPARATORS: [u8; 9] = *b",;\t\r\n \"'\\";
 
-/// The texts in `bytes` that are hashes.
-pub(super) fn hashes_in(bytes: &[u8]) -> impl Iterator<Item = (&str, Digest)> {
-    let words = bytes.split(|byte| SEPARATORS.contains(byte));
+/// The texts in `line` that are hashes.
+fn hashes_in(line: &[u8]) -> impl Iterator<Item = (&str, Digest)> {
+    let words = line.split(|byte| SEPARATORS.contains(byte));
     words.filter_map(|word| {
         let word = str::from_utf8(word).ok()?;
+        let word = word.strip_prefix('x').filter(|digits| digits.len() == 64).unwrap_or(word);
         Some((word, hash_of(word)?))
     })
 }

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use crate::record::{Field, Quoted};
 
-use super::bad_row::{KeyTexts, hash_of, hashes_in};
+use super::bad_row::{KeyTexts, hash_of};
 use super::finding::{Column, Findings};
 use super::layout::{Layout, Slot, Texts};
-use super::quotes::QuoteError;
 use super::records::{Columns, Next, Record, Records, TooLong};
 use super::row::Rows;
 use super::scan::Scanner;
@@ -184,10 +183,8 @@ impl Header {
     /// where the header says, counted from its beginning or from its end. `None`: it is not certain where the row ends, or which
     /// of several hashes is its own.
     fn texts_in_row(&self, record: &Record<'_>) -> Option<KeyTexts> {
-        // After quotes in these places, other readers go on with another row.
-        let is_uncertain =
-            matches!(record.wrong_quote(), Some((_, QuoteError::AfterClosing | QuoteError::Backslash)));
-        if is_uncertain || swallows_rows(record) {
+        // After a quote in the wrong place, the rows may be others than those that were exported.
+        if record.wrong_quote().is_some() || self.swallows_rows(record) {
             return None;
         }
         let shift = record.len() as isize - self.columns.len() as isize;
@@ -202,6 +199,20 @@ impl Header {
         }
         let key_id = at(Field::KeyId, first.map_or(0, |(shift, ..)| shift));
         Some([first.map(|(_, text, _)| text.into()), key_id.map(Into::into)])
+    }
+
+    /// Whether a column has several lines, and one of them a hash where rows have theirs: a quote that is not closed has taken in
+    /// the rows behind it.
+    fn swallows_rows(&self, record: &Record<'_>) -> bool {
+        let Some(at) = self.index(Field::KeyHash) else { return false };
+        let has_hash = |line: &[u8]| {
+            let column =
+                line.split(|byte| *byte == b',').nth(at).and_then(|column| str::from_utf8(column).ok());
+            column.is_some_and(|column| hash_of(column.trim_matches(['"', ' '])).is_some())
+        };
+        (0..record.len())
+            .filter_map(|column| record.bytes(column))
+            .any(|column| column.split(|byte| matches!(byte, b'\n' | b'\r')).skip(1).any(has_hash))
     }
 
     fn read_row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
@@ -250,13 +261,6 @@ impl Header {
             None => Column::Named(field.name().into()),
         }
     }
-}
-
-/// Whether a column has several lines with a hash in them: a quote that is not closed has taken in the rows behind it.
-fn swallows_rows(record: &Record<'_>) -> bool {
-    (0..record.len())
-        .filter_map(|at| record.bytes(at))
-        .any(|column| memchr::memchr2(b'\n', b'\r', column).is_some() && hashes_in(column).next().is_some())
 }
 
 fn wrong_quote(record: &Record<'_>, name: Option<Arc<str>>, findings: &mut Findings) {

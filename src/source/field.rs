@@ -42,7 +42,8 @@ pub(super) fn hash(text: &str) -> Result<Digest, HashError> {
     })
 }
 
-fn decoded(text: &str) -> Option<Digest> {
+/// The hash that a text is, in one of the forms that are read.
+pub(super) fn decoded(text: &str) -> Option<Digest> {
     let digits = text.strip_prefix("\\x").unwrap_or(text);
     match digits.len() {
         64 => const_hex::decode_to_array(digits).ok(),

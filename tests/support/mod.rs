@@ -19,6 +19,7 @@ use keyward_protocol::{Answer, MAX_ANSWER_LENGTH, Response, Split, split};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
+pub mod bad_rows;
 pub mod loader;
 pub mod memory;
 pub mod mode;

@@ -27,7 +27,7 @@ pub(in crate::reload) struct TakenAway {
 #[derive(Default)]
 pub(super) struct Kept {
     keys: Vec<Key>,
-    /// The file could not be written, or read, and is not like this.
+    /// The file could not be written, or not be read, and is not like this.
     is_dirty: bool,
 }
 
@@ -80,13 +80,15 @@ impl LastGood {
     /// Keeps what was taken away from the snapshot `generation`, durably.
     pub(in crate::reload) fn keep_taken_away(&self, generation: u64, taken_away: &TakenAway) {
         let mut kept = self.shared.taken_away();
-        kept.keys.retain(|key| key.generation < generation);
-        let keys = taken_away.keys.iter();
-        kept.keys.extend(keys.map(|(hash, takeaway)| Key {
-            hash: const_hex::encode(hash),
-            takeaway: *takeaway,
-            generation,
-        }));
+        // What was taken from a key before it was taken from this snapshot holds until the last good keys are these.
+        let mut keys: HashMap<String, Key> = kept.keys.drain(..).map(|key| (key.hash.clone(), key)).collect();
+        for (hash, takeaway) in &taken_away.keys {
+            let hash = const_hex::encode(hash);
+            let before = keys.get(&hash).map_or(*takeaway, |key| key.takeaway);
+            let takeaway = takeaway.or_narrower(before);
+            keys.insert(hash.clone(), Key { hash, takeaway, generation });
+        }
+        kept.keys = keys.into_values().collect();
         self.shared.write_taken_away(&mut kept);
     }
 

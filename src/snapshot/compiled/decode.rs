@@ -15,6 +15,7 @@ use crate::snapshot::compiled::{BlockHeader, OUT_OF_ORDER, Rank, Record, Section
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::Probe;
 use crate::snapshot::peppers::PepperByte;
+use crate::snapshot::set_aside::Had;
 use crate::snapshot::status::{End, StatusByte};
 
 /// Rows ahead at which is fetched what says where an owner's name is, and at which the name itself is. A row takes some thirty
@@ -154,7 +155,8 @@ impl Decode {
             }
             rows.metadata_at.push((row, at as u64));
         }
-        if record.reserved != [0; 4] {
+        let had = Had::from_bits(record.had).ok_or("it has restrictions that no key can have had")?;
+        if record.reserved != [0; 3] {
             return Err("reserved bytes are set");
         }
         let policy = *self.policies.get(record.policy.get() as usize).ok_or("a policy is not there")?;
@@ -174,6 +176,7 @@ impl Decode {
             buckets,
             status,
             has_metadata,
+            had,
             pepper: PepperByte::default(),
         });
         written.ok_or("its texts take more than it says")

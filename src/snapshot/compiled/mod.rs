@@ -133,7 +133,9 @@ struct Record {
     /// As of [`Status`](crate::record::Status); from 3 on, a row that could not be understood and is
     /// disabled, and whose key was active, disabled or revoked before.
     status: u8,
-    reserved: [u8; 4],
+    /// Of a row that could not be understood: the restrictions that its key had before.
+    had: u8,
+    reserved: [u8; 3],
 }
 
 const _: () = assert!(size_of::<Record>() == 56 && align_of::<Record>() == 1);

@@ -138,7 +138,8 @@ impl Keys {
             metadata: (metadata.len() as u16).into(),
             key_id: key_id.len() as u8,
             status: entry.status.code(),
-            reserved: [0; 4],
+            had: entry.had.bits(),
+            reserved: [0; 3],
         };
         blocks.records.extend_from_slice(record.as_bytes());
         blocks.texts.extend_from_slice(key_id.as_bytes());
