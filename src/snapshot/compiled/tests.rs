@@ -254,7 +254,8 @@ fn a_block_is_checked_beyond_its_checksum() {
         (|_, payload| payload[50] = 65, "too long"),
         (|_, payload| payload[50] = 0, "empty or too long"),
         (|_, payload| payload[51] = 6, "a status is none"),
-        (|_, payload| payload[52] = 1, "reserved bytes"),
+        (|_, payload| payload[52] = 0x80, "restrictions that no key can have had"),
+        (|_, payload| payload[53] = 1, "reserved bytes"),
         (|_, payload| payload[20 * 56] = 0xff, "not UTF-8"),
         (|_, payload| payload[20 * 56] = 7, "control character"),
     ];
