@@ -242,7 +242,7 @@ fn what_is_no_file_of_ours_says_so() {
 fn a_block_is_checked_beyond_its_checksum() {
     let file = compile(&builder(&rows(20)));
     type Change = fn(&mut BlockHeader, &mut [u8]);
-    let cases: [(Change, &str); 14] = [
+    let cases: [(Change, &str); 15] = [
         (|header, _| header.kind = 1.into(), "another block"),
         (|header, _| header.number = 1.into(), "another block"),
         (|header, _| header.rows = u32::MAX.into(), "longer than it can be"),
