@@ -368,10 +368,17 @@ fn key_that_was_set_aside_does_not_come_back_with_more_than_it_had() {
 #[test]
 fn revocation_is_not_agreed_beside_rows_that_are_set_aside() {
     let settings = format!("{SET_ASIDE}[revocation]\nkeep = '0s'\n");
-    let daemon = start(&settings, &export(&[row("k1", "tenant,,,,,"), row("k2", "tenant,,,,,")]));
+    let unreadable = format!("{},k2,tenant,,,,,\n", &hex("k2")[1..]);
+    for bad in [row("k2", "ten\tant,,,,,"), unreadable] {
+        no_agreement_beside(&settings, bad);
+    }
+}
+
+fn no_agreement_beside(settings: &str, bad: String) {
+    let daemon = start(settings, &export(&[row("k1", "tenant,,,,,"), row("k2", "tenant,,,,,")]));
     let target = Target { key_id: None, owner: Some("tenant".to_owned()) };
     keyward::admin::ask(&daemon.admin(), &Ask::Revoke(target)).expect("revoked");
-    let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), row("k2", "ten\tant,,,,,")]));
+    let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), bad]));
     assert!(outcome.accepted && outcome.revocations_agreed == 0, "{outcome:?}");
     let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), row("k2", "tenant,,,,,")]));
     assert!(outcome.accepted, "{:?}", outcome.error);

@@ -105,6 +105,7 @@ impl OnBadRow {
 }
 
 fn set_aside(mut findings: Findings, builder: &mut Builder) -> Result<Findings, Failure> {
+    builder.note_set_aside();
     for BadRow { line, hash, key_id } in findings.kept_bad_rows().to_vec() {
         let Some(hash) = hash else { continue };
         if let Err(error) = builder.set_aside(line, hash, key_id.as_deref()) {

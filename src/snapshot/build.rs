@@ -46,6 +46,7 @@ pub struct Keys {
     pub(super) given: Fields,
     /// The restrictions that keys had whose rows are set aside.
     pub(super) set_aside_given: Fields,
+    /// Whether rows of the export are set aside.
     pub(super) has_set_aside: bool,
     /// The plans that rows are on.
     pub(super) plans: Arc<Plans>,

@@ -57,13 +57,17 @@ impl Had {
 }
 
 impl Builder {
+    /// Notes that rows of the export are set aside, those among them whose hash cannot be read.
+    pub fn note_set_aside(&mut self) {
+        self.keys.has_set_aside = true;
+    }
+
     /// Disables the key of a row that cannot be understood, whatever another row says of the same hash. All good rows have to be in
     /// the table before: the row joins the identity of those that have its key id.
     ///
     /// # Errors
     /// When there are too many rows, or the default plan is not defined.
     pub fn set_aside(&mut self, line: u64, hash: Digest, key_id: Option<&str>) -> Result<(), RowError> {
-        self.keys.has_set_aside = true;
         let probe = self.hashes().probe(&hash);
         let Keys { index, entries, .. } = &mut self.keys;
         if let Some(id) = index.find(probe, |id| same_digest(&entries[id as usize].digest, &hash)) {
