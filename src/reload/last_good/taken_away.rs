@@ -64,8 +64,10 @@ impl LastGood {
                 kept.is_dirty = true;
             }
         }
-        let stored = self.generation();
+        let (stored, read) = (self.generation(), kept.keys.len());
         kept.keys.retain(|key| key.generation >= stored);
+        // The file was left behind by a crash.
+        kept.is_dirty |= kept.keys.len() < read;
     }
 
     /// What was taken away from the last good keys.
