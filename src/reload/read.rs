@@ -146,8 +146,8 @@ impl Source<'_> {
                 }
             }
         }
-        let mut nobody = |_: u64, _: &KeyRecord<'_>| {};
-        self.in_order(input, see.unwrap_or(&mut nobody))
+        let mut ignore = |_: u64, _: &KeyRecord<'_>| {};
+        self.in_order(input, see.unwrap_or(&mut ignore))
     }
 
     /// A compiled file has no columns: what is required has to have a value in some row.
@@ -276,7 +276,7 @@ impl Source<'_> {
             self.room.require_mapped(0)?;
             self.file.read_exact_at(bytes, at)
         };
-        // What room is made for has to be on the disk: a length alone costs nobody anything. Where a file system cannot tell, the
+        // What room is made for has to be on the disk: a length alone costs nothing. Where a file system cannot tell, the
         // first hole is at the end.
         if rustix::fs::seek(self.file, rustix::fs::SeekFrom::Hole(0)).is_ok_and(|hole| hole < self.size) {
             return Err(compiled::ReadError::Holes);

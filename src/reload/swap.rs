@@ -60,7 +60,7 @@ impl Running {
                 "the source was written in the future: is a clock wrong? For max_staleness its age is counted from now"
             );
         }
-        // Held until they are settled: whoever saves balances sees none that is on its way from one slot to another.
+        // Held until they are settled: a save of the balances sees none that is on its way from one slot to another.
         let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let mut claim = ledger.claim(limiter);
         let snapshot = keys

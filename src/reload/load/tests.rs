@@ -25,7 +25,7 @@ fn what_was_renamed_into_place_is_read_before_it_has_settled_and_taken_after_tha
     let loaded = source.load_settled(7, Settling::new(settle)).expect("loads");
     let loaded = loaded.accepted().expect("no findings");
     assert_eq!((loaded.keys.len(), loaded.state), (1, state));
-    assert_eq!(state.unwritten(settle), Duration::ZERO, "nobody has written to it for so long");
+    assert_eq!(state.unwritten(settle), Duration::ZERO, "it has not been written to for so long");
 }
 
 /// Loads `source`, and does something whenever some of it has been read.
