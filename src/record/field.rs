@@ -42,7 +42,7 @@ impl Field {
         Self::Metadata,
     ];
 
-    /// Its name in an export, unless a [layout](crate::source::Layout) gives it another.
+    /// The name of its column in an export, unless the configuration maps it to another.
     pub fn name(self) -> &'static str {
         match self {
             Self::KeyHash => "key_hash",

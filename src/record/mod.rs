@@ -1,5 +1,5 @@
-//! One row of an export, parsed and range-checked: what a [source](crate::source) yields and a
-//! [snapshot](crate::snapshot) is built from.
+//! One row of an export, parsed and range-checked: what a source yields and a [snapshot](crate::snapshot) is
+//! built from.
 //!
 //! Parse, don't validate: a `KeyRecord` that exists is one that can be served. Texts borrow from the reader's
 //! buffer. The lists are shared (`Arc`), because an export repeats the same few scopes and limits in millions
