@@ -254,7 +254,10 @@ fn the_first_slots_are_handed_out_together_and_only_once() {
         0,
         1,
     );
-    assert_eq!((wait_unlocked, allocator.begin(&limiter).assign_contiguous(1, std::iter::empty())), (1, None));
+    assert_eq!(
+        (wait_unlocked, allocator.begin(&limiter).assign_contiguous(1, std::iter::empty())),
+        (1, None)
+    );
 }
 
 #[test]
