@@ -5,8 +5,9 @@
 
 use arrayvec::ArrayVec;
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, Fault, Header, Hello, MAX_REQUEST_LENGTH,
-    ORDINARY_BYTES, Refund, Request, Split, VERSION, Verify, Welcome, split, verify_flag,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, FAST_PATH_BYTES, FrameHeader, Hello,
+    MAX_REQUEST_LENGTH, ParsedFrame, ProtocolError, Refund, Request, VERSION, Verify, Welcome, parse_frame,
+    verify_flag,
 };
 
 use crate::connection::Counters;
@@ -53,8 +54,8 @@ pub enum Stop {
 enum Interruption<'a> {
     Hello(Hello),
     Refund(Refund<'a>),
-    Fault(Fault),
-    Lost(Fault),
+    Fault(ProtocolError),
+    Lost(ProtocolError),
 }
 
 /// A batch: consecutive VERIFY frames, and what came after them.
@@ -139,13 +140,15 @@ impl<'a> Gathered<'a> {
         self.end = 0;
         while !self.requests.is_full() && self.interruption.is_none() {
             let rest = &input[self.end..];
-            match Verify::ordinary(rest) {
-                Some(request) if credentials & CREDENTIAL_DIGEST != 0 => self.push(request, ORDINARY_BYTES),
+            match Verify::parse_fast_path(rest) {
+                Some(request) if credentials & CREDENTIAL_DIGEST != 0 => self.push(request, FAST_PATH_BYTES),
                 _ if rest.is_empty() => break,
-                _ => match split(rest, MAX_REQUEST_LENGTH) {
-                    Split::Frame { header, body, size } => self.take(&header, body, size, credentials),
-                    Split::Incomplete => break,
-                    Split::Lost(fault) => self.interruption = Some(Interruption::Lost(fault)),
+                _ => match parse_frame(rest, MAX_REQUEST_LENGTH) {
+                    ParsedFrame::Complete { header, body, size } => {
+                        self.take(&header, body, size, credentials)
+                    }
+                    ParsedFrame::Incomplete => break,
+                    ParsedFrame::Invalid(fault) => self.interruption = Some(Interruption::Lost(fault)),
                 },
             }
         }
@@ -160,7 +163,7 @@ impl<'a> Gathered<'a> {
 
     /// Any frame but the ordinary.
     #[inline(never)]
-    fn take(&mut self, header: &Header, body: &'a [u8], size: usize, credentials: u8) {
+    fn take(&mut self, header: &FrameHeader, body: &'a [u8], size: usize, credentials: u8) {
         self.had_raw_key |= header.flags & verify_flag::RAW_KEY != 0;
         let request = Request::decode(header, body);
         if let Ok(Request::Verify(request)) = request
@@ -174,7 +177,7 @@ impl<'a> Gathered<'a> {
                 Interruption::Refund(refund)
             }
             Ok(Request::Hello(hello)) => Interruption::Hello(hello),
-            Ok(Request::Verify(_) | Request::Refund(_)) => Interruption::Fault(Fault::new(
+            Ok(Request::Verify(_) | Request::Refund(_)) => Interruption::Fault(ProtocolError::new(
                 ErrorCode::CredentialRefused,
                 u32::from(credentials),
                 header.request_id,
@@ -193,13 +196,17 @@ fn is_taken(credential: Credential<'_>, credentials: u8) -> bool {
     matches!(credential, Credential::RawKey(_)) || credentials & CREDENTIAL_DIGEST != 0
 }
 
-fn refuse(fault: Fault, counters: &Counters, output: &mut Vec<u8>) {
+fn refuse(fault: ProtocolError, counters: &Counters, output: &mut Vec<u8>) {
     counters.fault();
     fault.encode(output);
 }
 
 /// SPEC.md section 4.
-fn welcome(hello: Hello, context: &Context<'_>, greeting: Greeting) -> Result<Welcome<'static>, Fault> {
+fn welcome(
+    hello: Hello,
+    context: &Context<'_>,
+    greeting: Greeting,
+) -> Result<Welcome<'static>, ProtocolError> {
     Ok(Welcome {
         request_id: hello.request_id,
         version: hello.version()?,

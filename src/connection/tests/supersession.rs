@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use keyward_protocol::{Hello, MAX_ANSWER_LENGTH, Refund, Response, Split, split};
+use keyward_protocol::{Hello, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, parse_frame};
 
 use super::*;
 use crate::key_format;
@@ -129,7 +129,7 @@ fn replies(items: &[Item], by_old: usize) -> Vec<Reply> {
 
 fn decode(output: &[u8]) -> Vec<Reply> {
     let (mut replies, mut at) = (Vec::new(), 0);
-    while let Split::Frame { header, body, size } = split(&output[at..], MAX_ANSWER_LENGTH) {
+    while let ParsedFrame::Complete { header, body, size } = parse_frame(&output[at..], MAX_ANSWER_LENGTH) {
         at += size;
         replies.push(match Response::decode(&header, body).expect("a frame of SPEC.md") {
             Response::Answer(answer) => Reply::Answer {

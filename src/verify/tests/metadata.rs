@@ -1,7 +1,7 @@
 //! Metadata is in the answer if the request asked for it and the key has some, whatever else the
 //! answer says and however it is encoded.
 
-use keyward_protocol::{MAX_ANSWER_LENGTH, Refund, Response, Split, split};
+use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, parse_frame};
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn check(decision: &Decision<'_>, expected: Option<&str>, case: &str) -> (Verdic
     assert_eq!(answer.metadata, expected, "{case}: {answer:?}");
     let mut frame = Vec::new();
     decision.encode(&mut frame);
-    let Split::Frame { header, body, size } = split(&frame, MAX_ANSWER_LENGTH) else {
+    let ParsedFrame::Complete { header, body, size } = parse_frame(&frame, MAX_ANSWER_LENGTH) else {
         panic!("{case}: not a frame")
     };
     assert_eq!(size, frame.len(), "{case}");
