@@ -13,7 +13,7 @@ use keyward_protocol::{
 use crate::connection::Counters;
 use crate::snapshot::Snapshot;
 use crate::usage::Log;
-use crate::verify::{BATCH, Context};
+use crate::verify::{BATCH_SIZE, Verifier};
 
 /// Bytes of answers after which no further batch is begun: what is there has to be written first. Two of the largest
 /// Unix socket writes; more would only wait in memory.
@@ -61,9 +61,9 @@ enum Interruption<'a> {
 /// A batch: consecutive VERIFY frames, and what came after them.
 #[derive(Default)]
 struct Gathered<'a> {
-    requests: ArrayVec<Verify<'a>, BATCH>,
+    requests: ArrayVec<Verify<'a>, BATCH_SIZE>,
     /// Where each request's frame ends.
-    ends: ArrayVec<usize, BATCH>,
+    ends: ArrayVec<usize, BATCH_SIZE>,
     /// Where the interruption's frame ends, or the last request's.
     end: usize,
     interruption: Option<Interruption<'a>>,
@@ -72,7 +72,7 @@ struct Gathered<'a> {
 
 /// Answers the requests at the front of `input` into `output`; each answer and each fault is counted once.
 pub fn respond(
-    context: &Context<'_>,
+    verifier: &Verifier<'_>,
     greeting: Greeting,
     input: &[u8],
     output: &mut Vec<u8>,
@@ -85,11 +85,11 @@ pub fn respond(
         if output.len() >= OUTPUT_FULL {
             return Progress { stop: Stop::OutputFull, ..progress };
         }
-        batch.gather(&input[progress.consumed..], credentials(context));
+        batch.gather(&input[progress.consumed..], credentials(verifier));
         progress.had_raw_key |= batch.had_raw_key;
-        let answered = context.verify(&batch.requests, |decision| {
+        let answered = verifier.verify(&batch.requests, |decision| {
             counters.verdict(decision.verdict());
-            usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.tally());
+            usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.usage());
             decision.encode(output);
         });
         let before = answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
@@ -98,17 +98,17 @@ pub fn respond(
             return Progress { stop: Stop::Superseded, ..progress };
         }
         if let Some(Interruption::Refund(refund)) = &batch.interruption {
-            let Some(decision) = context.refund(refund) else {
+            let Some(decision) = verifier.refund(refund) else {
                 progress.consumed += before;
                 return Progress { stop: Stop::Superseded, ..progress };
             };
             counters.refund();
-            usage.refunded(decision.verdict(), decision.tally());
+            usage.refunded(decision.verdict(), decision.usage());
             decision.encode(output);
         }
         progress.consumed += batch.end;
         match batch.interruption.take() {
-            Some(Interruption::Hello(hello)) => match welcome(hello, context, greeting) {
+            Some(Interruption::Hello(hello)) => match welcome(hello, verifier, greeting) {
                 Ok(welcome) => welcome.encode(output),
                 Err(fault) => refuse(fault, counters, output),
             },
@@ -117,15 +117,15 @@ pub fn respond(
                 refuse(fault, counters, output);
                 return Progress { consumed: input.len(), stop: Stop::Close, had_raw_key: true };
             }
-            None if answered < BATCH => return progress,
+            None if answered < BATCH_SIZE => return progress,
             Some(Interruption::Refund(_)) | None => {}
         }
     }
 }
 
 /// How this daemon takes keys, as WELCOME says it: with a pepper, only it can hash them.
-fn credentials(context: &Context<'_>) -> u8 {
-    match context.rules.peppers {
+fn credentials(verifier: &Verifier<'_>) -> u8 {
+    match verifier.global_policy.peppers {
         Some(_) => CREDENTIAL_RAW,
         None => CREDENTIAL_DIGEST | CREDENTIAL_RAW,
     }
@@ -204,7 +204,7 @@ fn refuse(fault: ProtocolError, counters: &Counters, output: &mut Vec<u8>) {
 /// SPEC.md section 4.
 fn welcome(
     hello: Hello,
-    context: &Context<'_>,
+    verifier: &Verifier<'_>,
     greeting: Greeting,
 ) -> Result<Welcome<'static>, ProtocolError> {
     Ok(Welcome {
@@ -212,10 +212,10 @@ fn welcome(
         version: hello.version()?,
         min_version: VERSION,
         max_version: VERSION,
-        credentials: credentials(context),
+        credentials: credentials(verifier),
         max_length: MAX_REQUEST_LENGTH,
         idle_timeout_ms: greeting.idle_timeout_ms,
-        generation: context.snapshot.map_or(0, Snapshot::generation),
+        generation: verifier.snapshot.map_or(0, Snapshot::generation),
         server: concat!("keyward/", env!("CARGO_PKG_VERSION")),
     })
 }

@@ -19,10 +19,10 @@ use crate::connection::respond::{Greeting, Progress, Stop, respond};
 use crate::connection::timer::Timer;
 use crate::limiter::Limiter;
 use crate::publish::Subscription;
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::snapshot::Snapshot;
 use crate::usage::Log;
-use crate::verify::Context;
+use crate::verify::Verifier;
 
 /// Bytes read at once, at most: some 680 ordinary requests. More would save no system calls that matter, and would
 /// leave the second-level cache.
@@ -72,7 +72,7 @@ pub struct Shared {
     usage: RefCell<Log>,
     limiter: Arc<Limiter>,
     /// Until there is a snapshot, which has its own.
-    rules: Arc<Rules>,
+    global_policy: Arc<GlobalPolicy>,
     clock: Clock,
     stopping: Stopping,
 }
@@ -111,7 +111,7 @@ impl Shared {
     pub fn new(
         subscription: Subscription,
         limiter: Arc<Limiter>,
-        rules: Arc<Rules>,
+        global_policy: Arc<GlobalPolicy>,
         clock: Clock,
         Counted { counters, usage }: Counted,
         timeouts: Timeouts,
@@ -130,7 +130,7 @@ impl Shared {
             subscription: RefCell::new(subscription),
             usage: RefCell::new(usage),
             limiter,
-            rules,
+            global_policy,
             clock,
             stopping,
         })
@@ -149,14 +149,14 @@ impl Shared {
         }
         let shared = subscription.load_shared();
         let snapshot = shared.map(|snapshot| &**snapshot);
-        let rules = snapshot.map_or(&*self.rules, crate::snapshot::Snapshot::rules);
+        let global_policy = snapshot.map_or(&*self.global_policy, crate::snapshot::Snapshot::global_policy);
         let now = self.clock.now();
         let mut usage = self.usage.borrow_mut();
         usage.begin(shared, now.unix);
-        let context = Context { snapshot, limiter: &self.limiter, rules, now };
+        let verifier = Verifier { snapshot, limiter: &self.limiter, global_policy, now };
         let idle = self.timeouts.idle.unwrap_or_default().as_millis();
         let greeting = Greeting { idle_timeout_ms: u32::try_from(idle).unwrap_or(u32::MAX) };
-        let progress = respond(&context, greeting, input, output, &self.counters, &mut usage);
+        let progress = respond(&verifier, greeting, input, output, &self.counters, &mut usage);
         usage.tell();
         if progress.had_raw_key {
             overwrite_stack();

@@ -179,7 +179,7 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
     Ok(Settings {
         source: config.file(),
         policy: config.policy(),
-        rules: Arc::new(config.rules()?),
+        global_policy: Arc::new(config.global_policy()?),
         keep_revocations: config.keep_revocations,
     })
 }
@@ -246,7 +246,7 @@ impl Daemon {
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
         let settings = settings(config)?;
-        let rules = Arc::clone(&settings.rules);
+        let global_policy = Arc::clone(&settings.global_policy);
         let timeouts = Timeouts {
             idle: config.server.idle_timeout,
             overdue: OVERDUE,
@@ -255,11 +255,12 @@ impl Daemon {
 
         let start = |(number, (subscription, log))| {
             let counters = Arc::new(Counters::default());
-            let (limiter, rules, clock) = (Arc::clone(&limiter), Arc::clone(&rules), clock.clone());
+            let (limiter, global_policy, clock) =
+                (Arc::clone(&limiter), Arc::clone(&global_policy), clock.clone());
             let (own_counters, stopping) = (Arc::clone(&counters), stopping.clone());
             Worker::start(number, counters, move || {
                 let counted = Counted { counters: own_counters, usage: log };
-                Shared::new(subscription, limiter, rules, clock, counted, timeouts, stopping)
+                Shared::new(subscription, limiter, global_policy, clock, counted, timeouts, stopping)
             })
         };
         let workers: io::Result<Vec<Worker>> =

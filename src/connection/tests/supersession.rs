@@ -14,7 +14,7 @@ use crate::record::{KeyRecord, Limit};
 use crate::snapshot::{Builder, Snapshot, Stamp};
 use crate::state::Rotation;
 use crate::usage::{Counts, Policy, Question, Usage};
-use crate::verify::{BATCH, Context};
+use crate::verify::{BATCH_SIZE, Verifier};
 
 /// How long what was counted may take to be handed over.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -184,10 +184,11 @@ impl Snapshots {
         // A bucket is taken over by the first worker that charges it with the new snapshot.
         let digest = |key: &str| Credential::Digest(key_format::hash(key.as_bytes()));
         let charges = TAKEN_OVER.map(|key| Verify::new(1, digest(key)));
-        let rules = Rules::default();
-        let context = Context { snapshot: Some(&new), limiter: &limiter, rules: &rules, now: NOW };
+        let global_policy = GlobalPolicy::default();
+        let verifier =
+            Verifier { snapshot: Some(&new), limiter: &limiter, global_policy: &global_policy, now: NOW };
         assert_eq!(
-            context.verify(&charges, |decision| assert!(decision.verdict().is_allowed())),
+            verifier.verify(&charges, |decision| assert!(decision.verdict().is_allowed())),
             charges.len()
         );
         Self { limiter, old, new }
@@ -257,13 +258,14 @@ async fn assert_used(usage: &Usage, items: &[Item]) {
 /// with the new one.
 fn drive(snapshots: &Snapshots, input: &[u8], counters: &Counters, log: &mut Log) -> (Vec<Reply>, usize) {
     let Snapshots { limiter, old, new } = snapshots;
-    let (rules, greeting) = (Rules::default(), Greeting::default());
+    let (global_policy, greeting) = (GlobalPolicy::default(), Greeting::default());
     let (mut replies, mut output, mut at) = (Vec::new(), Vec::new(), 0);
     let (mut snapshot, mut by_old) = (old, None);
     loop {
         log.begin(Some(snapshot), NOW.unix);
-        let context = Context { snapshot: Some(snapshot), limiter, rules: &rules, now: NOW };
-        let progress = respond(&context, greeting, &input[at..], &mut output, counters, log);
+        let verifier =
+            Verifier { snapshot: Some(snapshot), limiter, global_policy: &global_policy, now: NOW };
+        let progress = respond(&verifier, greeting, &input[at..], &mut output, counters, log);
         at += progress.consumed;
         replies.extend(decode(&output));
         output.clear();
@@ -283,11 +285,24 @@ fn drive(snapshots: &Snapshots, input: &[u8], counters: &Counters, log: &mut Log
 
 #[tokio::test(flavor = "local")]
 async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
-    let edges = [0, 1, 2, 3, 4, 5, BATCH - 1, BATCH, BATCH + 1, 2 * BATCH - 1, 2 * BATCH, 2 * BATCH + 2];
+    let edges = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        BATCH_SIZE - 1,
+        BATCH_SIZE,
+        BATCH_SIZE + 1,
+        2 * BATCH_SIZE - 1,
+        2 * BATCH_SIZE,
+        2 * BATCH_SIZE + 2,
+    ];
     let mut cases: Vec<(usize, Item, usize, bool)> = Vec::new();
     for first in edges {
         for affected in AFFECTED {
-            cases.extend([true, false].map(|only_verify| (first, affected, 3 * BATCH, only_verify)));
+            cases.extend([true, false].map(|only_verify| (first, affected, 3 * BATCH_SIZE, only_verify)));
         }
     }
     // More answers than are made at once.
@@ -316,7 +331,7 @@ async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
 #[tokio::test(flavor = "local")]
 async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_snapshot() {
     for (first, affected) in
-        [(0, AFFECTED[0]), (BATCH + 7, AFFECTED[2]), (BATCH, AFFECTED[5]), (150, AFFECTED[3])]
+        [(0, AFFECTED[0]), (BATCH_SIZE + 7, AFFECTED[2]), (BATCH_SIZE, AFFECTED[5]), (150, AFFECTED[3])]
     {
         let Snapshots { limiter, old, new } = Snapshots::new();
         let (publisher, mut subscriptions) = Publisher::new(1);
@@ -326,7 +341,7 @@ async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_sn
         let shared = Shared::new(
             subscriptions.remove(0),
             limiter,
-            Rules::default().into(),
+            GlobalPolicy::default().into(),
             Clock::new(),
             Counted { counters: Arc::default(), usage: log },
             Timeouts { idle: None, overdue: FOR_EVER, busy_poll: Duration::ZERO },
@@ -337,7 +352,7 @@ async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_sn
         let worker = Worker { shared, drain };
         let mut peer = worker.connect();
 
-        let items = items(first, affected, 3 * BATCH, false);
+        let items = items(first, affected, 3 * BATCH_SIZE, false);
         let mut input = Vec::new();
         items.iter().zip(0..).for_each(|(item, id)| item.encode(id, &mut input));
         peer.stream.write_all(&input).expect("there is room");
