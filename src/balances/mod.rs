@@ -26,7 +26,7 @@ use tracing::{debug, error, info};
 use crate::clock::Clock;
 use crate::limiter::persist::{DecodeError, SavedBucket, decode, encode};
 use crate::limiter::{ClockReading, Limiter, SlotAllocator, TICKS_PER_MILLISECOND};
-use crate::publish::Served;
+use crate::publish::SnapshotReader;
 use crate::state::{self, FileError, StateDir};
 
 use boot_clock::{boot_id, boottime_offset};
@@ -60,7 +60,7 @@ pub struct BalanceSource {
     /// The slots of the buckets.
     pub allocator: Arc<Mutex<SlotAllocator>>,
     /// The snapshot whose keys own the buckets.
-    pub served: Served,
+    pub snapshots: SnapshotReader,
     /// The clock that the buckets are charged by.
     pub clock: Clock,
 }
@@ -159,7 +159,7 @@ impl SaverThread {
     fn version(&self) -> Version {
         Version {
             latest_tick: self.source.limiter.latest_tick(),
-            generation: self.source.served.snapshot().map_or(0, |snapshot| snapshot.generation()),
+            generation: self.source.snapshots.current().map_or(0, |snapshot| snapshot.generation()),
         }
     }
 
@@ -180,10 +180,10 @@ impl SaverThread {
     }
 
     fn try_save(&self) -> Result<usize, FileError> {
-        let BalanceSource { limiter, allocator, served, clock } = &self.source;
+        let BalanceSource { limiter, allocator, snapshots, clock } = &self.source;
         let scan = {
             let allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
-            let snapshot = served.snapshot();
+            let snapshot = snapshots.current();
             let live = snapshot.iter().flat_map(|snapshot| snapshot.buckets());
             allocator.scan_balances(limiter, live, clock.now().ticks)
         };
@@ -262,7 +262,7 @@ mod tests {
             let source = BalanceSource {
                 limiter: Arc::new(Limiter::new()),
                 allocator: Arc::default(),
-                served: Publisher::new(1).0.served(),
+                snapshots: Publisher::new(1).0.reader(),
                 clock: Clock::new(),
             };
             let saver = BalanceSaver::start(state.clone(), Duration::from_secs(3600), source)
