@@ -11,9 +11,9 @@
 use std::hint::black_box;
 
 use keyward::connection::{Counters, Greeting, respond};
-use keyward::rules::Rules;
-use keyward::usage::Log;
-use keyward::verify::Context;
+use keyward::rules::GlobalPolicy;
+use keyward::usage::UsageLog;
+use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
 use support::Seeded;
@@ -56,9 +56,13 @@ fn main() {
 fn run(batch: usize, limits: &str, ask: Ask) {
     let mut tables = Tables::new();
     let snapshot = tables.snapshot(KEYS, limits, None);
-    let (rules, counters) = (Rules::default(), Counters::default());
-    let context =
-        Context { snapshot: Some(&snapshot), limiter: &tables.limiter, rules: &rules, now: keys::START };
+    let (global_policy, counters) = (GlobalPolicy::default(), Counters::default());
+    let verifier = Verifier {
+        snapshot: Some(&snapshot),
+        limiter: &tables.limiter,
+        global_policy: &global_policy,
+        now: keys::START,
+    };
     let mut random = Seeded::new(1);
     let unknown = if ask == Ask::Miss { KEYS } else { 0 };
     let inputs: Vec<Vec<u8>> = (0..BATCHES)
@@ -75,16 +79,22 @@ fn run(batch: usize, limits: &str, ask: Ask) {
             input
         })
         .collect();
-    let (mut output, mut log) = (Vec::with_capacity(64 * 1024), Log::unread());
+    let (mut output, mut log) = (Vec::with_capacity(64 * 1024), UsageLog::detached());
     for input in &inputs {
         output.clear();
-        measured(&context, input, &mut output, &counters, &mut log);
+        measured(&verifier, input, &mut output, &counters, &mut log);
         black_box(&output);
     }
 }
 
 /// What is counted, by its name.
 #[inline(never)]
-fn measured(context: &Context<'_>, input: &[u8], output: &mut Vec<u8>, counters: &Counters, log: &mut Log) {
-    black_box(respond(context, Greeting::default(), input, output, counters, log));
+fn measured(
+    verifier: &Verifier<'_>,
+    input: &[u8],
+    output: &mut Vec<u8>,
+    counters: &Counters,
+    log: &mut UsageLog,
+) {
+    black_box(respond(verifier, Greeting::default(), input, output, counters, log));
 }

@@ -16,7 +16,7 @@ use subtle::ConstantTimeEq;
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
 use crate::memory::prefetch;
 use crate::record::{Digest, Status};
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 
 mod batch;
 mod build;
@@ -52,7 +52,7 @@ pub use build::{Builder, Keys, RowError, RowPolicies};
 pub use bulk::Bulk;
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
-pub use diff::{Comparison, Diff, Weighing};
+pub use diff::{CompareOptions, Comparison, Diff};
 use entry::Entry;
 pub use example::{Difference, Example, Examples, MAX_EXAMPLES};
 pub use impact::{AccessChange, AccessChanges, Impact, Share};
@@ -112,8 +112,8 @@ impl Snapshot {
     }
 
     /// The daemon's own rules, as of this snapshot.
-    pub fn rules(&self) -> &Rules {
-        &self.stamp.rules
+    pub fn global_policy(&self) -> &GlobalPolicy {
+        &self.stamp.global_policy
     }
 
     /// Keys in it: rows of the export.

@@ -9,7 +9,7 @@ use crate::record::{Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, MIX, Probe};
 use crate::snapshot::test_record::{SEED, TestRecord, builder, limits, networks, origins};
-use crate::snapshot::{Builder, Keys, Weighing};
+use crate::snapshot::{Builder, CompareOptions, Keys};
 
 /// A record of which every field depends on `number`. Every tenth record shares its key id with the one before.
 fn row(number: usize) -> TestRecord {
@@ -125,7 +125,7 @@ fn what_is_written_is_what_is_read() {
     let header = Header::read_from_prefix(&file).expect("a header").0;
     assert!(header.key_bytes.get() > 2 * BLOCK_BYTES as u64, "there are several blocks");
     let (text, keys) = (text.finish(), load(&file, Plans::default()).expect("a good file"));
-    let diff = keys.diff_from(Some(&text), Weighing { now: 1, by_key_id: false });
+    let diff = keys.diff_from(Some(&text), CompareOptions { now: 1, by_key_id: false });
     assert!((diff.added, diff.removed, diff.changed, diff.revoked) == (0, 0, 0, 0), "{diff:?}");
     assert_eq!(keys.summary(0), text.summary(0));
     assert_eq!(keys.rotated.len(), 4_000);
@@ -171,7 +171,7 @@ fn an_empty_list_is_read_back_as_an_empty_list() {
     assert_eq!(lists.into_values().collect::<Vec<_>>(), expected);
     let (text, keys) = (builder(&text).finish(), again.finish());
     assert_eq!(keys.policies.len(), 4);
-    assert_eq!(keys.diff_from(Some(&text), Weighing { now: 1, by_key_id: false }).changed, 0);
+    assert_eq!(keys.diff_from(Some(&text), CompareOptions { now: 1, by_key_id: false }).changed, 0);
 }
 
 #[test]
