@@ -75,7 +75,7 @@
 //! * Nothing on a request's path waits for a disk. Files of the state directory are whole after a kill at any moment
 //!   ([`state`]).
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
-//! * A load asks for memory before it takes it: what does not fit is refused, and the process is not aborted ([`memory::has_room`]).
+//! * A load asks for memory before it takes it: what does not fit is refused, and the process is not aborted ([`memory::can_map`]).
 //! * There is no `unsafe` code but in [`memory`]: an allocator for huge pages, a reserve, a text in them, and a prefetch.
 
 #![allow(

@@ -1,7 +1,7 @@
 //! What this machine's memory costs: cache lines at random places of a table that no cache holds, one after another and 64 at a
 //! time. A verify reads five or six such lines; no code can read them faster than this.
 
-use keyward::memory::{Huge, HugeVec, prefetch};
+use keyward::memory::{HugePages, HugeVec, prefetch};
 
 use super::Seeded;
 
@@ -18,7 +18,7 @@ pub(crate) struct Lines(HugeVec<Line>);
 impl Lines {
     pub(crate) fn new() -> Self {
         let count = BYTES / size_of::<Line>();
-        let mut lines = HugeVec::with_capacity_in(count, Huge);
+        let mut lines = HugeVec::with_capacity_in(count, HugePages);
         lines.extend((0..count as u64).map(Line));
         // Sattolo's shuffle: one cycle.
         let mut random = Seeded::new(1);

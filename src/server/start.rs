@@ -55,7 +55,7 @@ impl Start {
         set_up_log(config.log, &log).map_err(system("start the log"))?;
         // Before anything large is allocated.
         memory::set_huge_pages(config.server.huge_pages);
-        memory::keep_reserve();
+        memory::ensure_reserve();
         let max_connections = connection_limit(config.server.max_connections, config.server.workers);
         let (verify, admin) = undo.collect(|files| {
             let sockets = open_sockets(&config)?;

@@ -7,7 +7,7 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use crate::memory::{self, Huge, HugeText, HugeVec};
+use crate::memory::{self, HugePages, HugeText, HugeVec};
 use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError, merge_limits};
 use crate::snapshot::entry::{Entry, Identity};
 use crate::snapshot::index::{Index, Probe};
@@ -113,11 +113,11 @@ impl Builder {
             index: Index::with_capacity(expected),
             ids: Index::with_capacity(expected),
             rotated: Vec::new(),
-            entries: HugeVec::with_capacity_in(expected, Huge),
+            entries: HugeVec::with_capacity_in(expected, HugePages),
             policies: Vec::new(),
             owners: vec![u32::MAX],
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
-            metadata: HugeVec::new_in(Huge),
+            metadata: HugeVec::new_in(HugePages),
             metadata_texts: HugeText::with_capacity(0),
             given: FieldSet::NONE,
             set_aside_given: FieldSet::NONE,

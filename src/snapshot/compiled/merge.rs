@@ -3,7 +3,7 @@
 //! Rows have been written and are found by then; what is left to one thread is what depends on other blocks: that they follow upon each
 //! other, the few rows whose places in the look-up lie among another block's, and those that may share a key id.
 
-use crate::memory::{Huge, HugeText, HugeVec};
+use crate::memory::{HugePages, HugeText, HugeVec};
 use crate::snapshot::build::{Builder, RowError};
 use crate::snapshot::compiled::decode::{Decode, Decoded};
 use crate::snapshot::compiled::ids::{Filled, Scatter, rest};
@@ -55,7 +55,7 @@ impl Sizes {
     /// A table without entries in which the metadata fits exactly.
     pub(super) fn table(self, seed: u64) -> Builder {
         let mut builder = Builder::new(seed, 0);
-        builder.keys.metadata = HugeVec::with_capacity_in(self.metadata_rows, Huge);
+        builder.keys.metadata = HugeVec::with_capacity_in(self.metadata_rows, HugePages);
         builder.keys.metadata_texts = HugeText::with_capacity(self.metadata_bytes);
         builder
     }
