@@ -2,7 +2,7 @@
 
 use keyward_protocol::{Answer, LimitState, PreparedAnswer, Verdict};
 
-use crate::limiter::{Balance, Charged, Named};
+use crate::limiter::{Balance, ChargeReport, DecidingLimit};
 use crate::record::Limit;
 use crate::snapshot::{EntryId, Key};
 
@@ -23,7 +23,7 @@ pub struct Decision<'s> {
     pub(super) generation: u64,
     pub(super) key: Option<Key<'s>>,
     /// The limits to be named.
-    pub(super) charged: Charged,
+    pub(super) charged: ChargeReport,
     /// What was charged, or given back.
     pub(super) cost: u32,
     pub(super) want_metadata: bool,
@@ -33,7 +33,7 @@ impl<'s> Decision<'s> {
     /// One that knows nothing of a key.
     #[inline]
     pub(super) fn without_key(request_id: u32, verdict: Verdict, generation: u64) -> Self {
-        let charged = Charged::default();
+        let charged = ChargeReport::default();
         Self { request_id, verdict, generation, key: None, charged, cost: 0, want_metadata: false }
     }
 
@@ -84,7 +84,7 @@ impl<'s> Decision<'s> {
             owner,
             texts: policy.texts(None),
         };
-        if let Some(Named { position, balance }) = self.charged.limit {
+        if let Some(DecidingLimit { position, balance }) = self.charged.limit {
             answer.limit = policy.limits().get(position).map_or(0, |limit| limit.rate.burst());
             answer.remaining = balance.remaining;
             answer.retry_after_ms = Balance::milliseconds(balance.retry_after);
@@ -120,7 +120,7 @@ impl<'s> Decision<'s> {
 }
 
 #[inline]
-fn state<'s>(limit: &'s Limit, Named { balance, .. }: Named) -> LimitState<'s> {
+fn state<'s>(limit: &'s Limit, DecidingLimit { balance, .. }: DecidingLimit) -> LimitState<'s> {
     LimitState {
         name: &limit.name,
         limit: limit.rate.burst(),

@@ -20,7 +20,7 @@ use arrayvec::ArrayVec;
 use keyward_protocol::{Credential, Verdict, Verify};
 
 use crate::key_format::{self, KeyFormat};
-use crate::limiter::{Bucket, Charge, Limiter, MAX_CHARGES, Named, Outcome, Rate, Single};
+use crate::limiter::{Bucket, Charge, DecidingLimit, Limiter, MAX_CHARGES, Outcome, Rate, SingleOutcome};
 use crate::now::Now;
 use crate::pepper::Pepper;
 use crate::record::Digest;
@@ -230,22 +230,22 @@ impl<'s> Verifier<'s> {
             // The usual case: no list to be made.
             [only] if !only.shadow && cost > 0 => {
                 let Some(bucket) = bucket else { return false };
-                let balance = match self.limiter.charge_only(bucket, only.rate, now, cost) {
-                    Single::Admitted(balance) => {
+                let balance = match self.limiter.charge_single(bucket, only.rate, now, cost) {
+                    SingleOutcome::Admitted(balance) => {
                         decision.cost = cost;
                         balance
                     }
-                    Single::Refused(balance) => {
+                    SingleOutcome::Refused(balance) => {
                         decision.verdict = Verdict::RateLimited;
                         balance
                     }
-                    Single::ExceedsBurst(balance) => {
+                    SingleOutcome::ExceedsBurst(balance) => {
                         decision.verdict = Verdict::CostExceedsBurst;
                         balance
                     }
-                    Single::Superseded => return false,
+                    SingleOutcome::Superseded => return false,
                 };
-                decision.charged.limit = Some(Named { position: 0, balance });
+                decision.charged.limit = Some(DecidingLimit { position: 0, balance });
             }
             _ => return self.charge_all(key, cost, decision),
         }

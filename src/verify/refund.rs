@@ -2,7 +2,7 @@
 
 use keyward_protocol::{Credential, Refund, Verdict};
 
-use crate::limiter::{Charged, MAX_CHARGES, Named, Outcome};
+use crate::limiter::{ChargeReport, DecidingLimit, MAX_CHARGES, Outcome};
 use crate::snapshot::{Key, Snapshot};
 use crate::verify::{Decision, NO_CHARGE, Verifier, find_by_either};
 
@@ -41,7 +41,7 @@ impl<'s> Verifier<'s> {
     }
 
     /// `None`: a newer snapshot has the buckets.
-    fn give_back(&self, key: Key<'s>, refund: &Refund<'_>) -> Option<Charged> {
+    fn give_back(&self, key: Key<'s>, refund: &Refund<'_>) -> Option<ChargeReport> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
         let limits = key.policy().limits();
@@ -52,13 +52,14 @@ impl<'s> Verifier<'s> {
             Some(None) => (0, &charges[..0]),
         };
         if charges.is_empty() {
-            return Some(Charged::default());
+            return Some(ChargeReport::default());
         }
         match self.limiter.refund(charges, self.now.ticks, refund.cost) {
             Outcome::Superseded => None,
             Outcome::Admitted(charged) | Outcome::Refused(charged) | Outcome::ExceedsBurst(charged) => {
-                let limit = charged.limit.map(|named| Named { position: first + named.position, ..named });
-                Some(Charged { limit, ..charged })
+                let limit =
+                    charged.limit.map(|named| DecidingLimit { position: first + named.position, ..named });
+                Some(ChargeReport { limit, ..charged })
             }
         }
     }

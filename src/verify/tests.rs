@@ -6,7 +6,7 @@ use keyward_protocol::{ScopeMode, Scopes};
 use proptest::prelude::*;
 
 use super::*;
-use crate::limiter::Ledger;
+use crate::limiter::SlotAllocator;
 use crate::record::{KeyRecord, Limit, Origin, Status};
 use crate::snapshot::{Builder, Stamp};
 
@@ -35,17 +35,17 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
     for (record, line) in records.iter().zip(2..) {
         builder.add(line, record).expect("no duplicates");
     }
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(limiter);
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(limiter);
     let snapshot = builder
         .finish()
         .publishable(
-            &mut claim,
+            &mut allocation,
             None,
             Stamp { generation: 7, source_time: NOW.unix - 100, loaded: NOW.ticks, ..Stamp::default() },
         )
         .expect("room");
-    let _nothing_before = claim.commit();
+    let _nothing_before = allocation.commit();
     snapshot
 }
 
@@ -189,27 +189,27 @@ fn an_empty_list_of_networks_or_origins_refuses_every_request() {
 #[test]
 fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
     let limiter = Limiter::new();
-    let (mut ledger, mut builder) = (Ledger::new(), Builder::new(1, 0));
+    let (mut allocator, mut builder) = (SlotAllocator::new(), Builder::new(1, 0));
     let (mut key, free) = (record("k"), record("free"));
     key.limits = limits(&[("only", 9)]);
     builder.add(2, &key).expect("new");
     builder.add(3, &free).expect("new");
-    let mut claim = ledger.claim(&limiter);
+    let mut allocation = allocator.begin(&limiter);
     let old = builder
         .finish()
-        .publishable(&mut claim, None, Stamp { generation: 1, ..Stamp::default() })
+        .publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() })
         .expect("room");
-    let _first = claim.commit();
+    let _first = allocation.commit();
 
     let mut builder = Builder::new(2, 0);
     key.limits = limits(&[("only", 5)]);
     builder.add(2, &key).expect("new");
-    let mut claim = ledger.claim(&limiter);
+    let mut allocation = allocator.begin(&limiter);
     let new = builder
         .finish()
-        .publishable(&mut claim, Some(&old), Stamp { generation: 2, ..Stamp::default() })
+        .publishable(&mut allocation, Some(&old), Stamp { generation: 2, ..Stamp::default() })
         .expect("room");
-    let _unsettled = claim.commit();
+    let _unsettled = allocation.commit();
 
     let global_policy = GlobalPolicy::default();
     let on = |snapshot| Verifier {
