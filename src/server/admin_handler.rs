@@ -23,17 +23,17 @@ use crate::record::Quoted;
 use crate::reload::last_good::State;
 use crate::reload::{Asked, History, LastGood, Outcome, Trigger};
 use crate::revocation::{Change, Durability, Record, Refused, Revocations, Target};
-use crate::server::accept::Refusals;
-use crate::server::listening::Listening;
-use crate::server::preview::withheld;
+use crate::server::acceptor::RefusalCounters;
+use crate::server::listening_socket::ListeningSocket;
+use crate::server::messages::withheld;
 use crate::server::worker::Worker;
 use crate::state::WriteHealth;
 use crate::usage::{Question, Usage};
 
 /// Sees all parts of a daemon, and touches only the trigger of reloads and the list of revocations.
-pub(super) struct Operator {
+pub(super) struct AdminHandler {
     pub(super) workers: Arc<[Worker]>,
-    pub(super) refusals: Arc<Refusals>,
+    pub(super) refusals: Arc<RefusalCounters>,
     pub(super) served: Served,
     pub(super) epochs: Epochs,
     pub(super) revocations: Arc<Revocations>,
@@ -44,7 +44,7 @@ pub(super) struct Operator {
     pub(super) usage: Usage,
     pub(super) health: WriteHealth,
     pub(super) clock: Clock,
-    pub(super) sockets: [Rc<Listening>; 2],
+    pub(super) sockets: [Rc<ListeningSocket>; 2],
     pub(super) log: Log,
     pub(super) started: Instant,
 }
@@ -56,8 +56,8 @@ enum Edit {
     Unrevoke,
 }
 
-/// What the audit trail says of a change. Before any keys are loaded nobody can tell whether what was named is an id or a
-/// key that somebody typed by mistake: then it is not repeated.
+/// What the audit trail says of a change. Before any keys are loaded nobody can tell whether what
+/// was named is an id or a key that somebody typed by mistake: then it is not repeated.
 fn revocation<'a>(target: &'a Target, change: &Change, peer: Peer) -> audit::Revocation<'a> {
     let is_known = |text: &&str| change.generation > 0 || !Quoted(text).may_be_key();
     audit::Revocation {
@@ -102,7 +102,7 @@ fn revoked((target, record): (Target, Record)) -> message::Revoked {
     }
 }
 
-impl Operate for Operator {
+impl Operate for AdminHandler {
     async fn operate(&self, command: Command, peer: Peer) -> Reply {
         match command {
             Command::Status => self.status().await,
@@ -121,7 +121,7 @@ impl Operate for Operator {
     }
 }
 
-impl Operator {
+impl AdminHandler {
     async fn reload(&self, force: bool, peer: Peer) -> Reply {
         let (reply, outcome) = oneshot::channel();
         match self.ask(Trigger::Asked { force, peer, reply }, outcome).await {
@@ -130,8 +130,8 @@ impl Operator {
         }
     }
 
-    /// The daemon reads what its own user may read, and what is wrong with a file is told with parts of it: so only who
-    /// could read it anyway may name one.
+    /// The daemon reads what its own user may read, and what is wrong with a file is told with
+    /// parts of it: so only who could read it anyway may name one.
     async fn check(&self, source: Option<String>, peer: Peer) -> Reply {
         let source = source.map(PathBuf::from);
         if source.is_some() && peer.uid != 0 && peer.uid != rustix::process::geteuid().as_raw() {
@@ -175,8 +175,8 @@ impl Operator {
         }
     }
 
-    /// Changes the list, which waits for the disk and so has a thread of its own meanwhile, and answers once
-    /// the change is in force everywhere.
+    /// Changes the list, which waits for the disk and so has a thread of its own meanwhile, and
+    /// answers once the change is in force everywhere.
     async fn revoke(&self, asked: message::Target, peer: Peer, edit: Edit) -> Reply {
         let target = match Target::new(asked.key_id.as_deref(), asked.owner.as_deref()) {
             Ok(target) => target,
@@ -224,7 +224,8 @@ impl Operator {
         files.collect()
     }
 
-    /// Looks at the list of revocations, which can take milliseconds, beside the thread that accepts connections.
+    /// Looks at the list of revocations, which can take milliseconds, beside the thread that
+    /// accepts connections.
     async fn look<T: Send + 'static>(
         &self,
         look: impl FnOnce(&Revocations) -> T + Send + 'static,
@@ -269,7 +270,7 @@ impl Operator {
         let sum = |count: fn(&Worker) -> u64| self.workers.iter().map(count).sum();
         let verdicts: BTreeMap<String, u64> = Verdict::all()
             .map(|verdict| {
-                let answered = self.workers.iter().map(|worker| worker.counters.answered(verdict)).sum();
+                let answered = self.workers.iter().map(|worker| worker.counters.verdicts(verdict)).sum();
                 (verdict.name().to_owned(), answered)
             })
             .collect();
@@ -291,12 +292,12 @@ impl Operator {
             revocations_total,
             sockets: self.sockets.iter().map(|socket| (socket.name().to_owned(), socket.status())).collect(),
             log: self.log_status(),
-            connections: self.workers.iter().map(Worker::open).sum(),
+            connections: self.workers.iter().map(Worker::open_connections).sum(),
             accepted_connections: sum(|worker| worker.counters.connections()),
             refused_connections: self.refusals.by_reason(),
             verdicts,
             refunds: sum(|worker| worker.counters.refunds()),
-            errors: sum(|worker| worker.counters.faults()),
+            errors: sum(|worker| worker.counters.errors()),
             uptime_s: self.started.elapsed().as_secs(),
             workers: self.workers.len(),
             pid: std::process::id(),

@@ -1,4 +1,5 @@
-//! What a reload would do, in the words of the admin socket; the command line says it in the same ones.
+//! What a reload would do, in the words of the admin socket; the command line says it in the same
+//! ones.
 
 use crate::admin::check::{Check, Diff, Difference, Example, Examples, Finding, Findings};
 use crate::admin::message::{AccessExamples, Changes};
@@ -7,7 +8,8 @@ use crate::reload::{Failure, Judged, Preview, SetAside, Taken};
 use crate::snapshot;
 use crate::source::{self, Column};
 
-/// Keys of each kind that the report of a reload names: enough to find out what they have in common.
+/// Keys of each kind that the report of a reload names: enough to find out what they have in
+/// common.
 const MAX_ACCESS_EXAMPLES: usize = 3;
 
 impl From<&Preview> for Check {
@@ -49,7 +51,8 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<W
     (withheld != Withheld::default()).then_some(withheld)
 }
 
-/// What putting `judged` in the place of `serving` keys would do; they are those of `generation`, or of a file.
+/// What putting `judged` in the place of `serving` keys would do; they are those of `generation`,
+/// or of a file.
 pub fn diff(judged: &Judged, generation: u64, serving: usize) -> Diff {
     let Judged { keys, diff, refused, stale, set_aside: _ } = judged;
     Diff {
