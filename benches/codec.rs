@@ -15,8 +15,8 @@ use std::net::Ipv6Addr;
 
 use criterion::{Criterion, Throughput};
 use keyward_protocol::{
-    Answer, Credential, LimitState, MAX_ANSWER_LENGTH, MAX_METADATA, MAX_REQUEST_LENGTH, Request, Response,
-    ScopeMode, Scopes, Split, Verdict, Verify, split,
+    Answer, Credential, LimitState, MAX_ANSWER_LENGTH, MAX_METADATA, MAX_REQUEST_LENGTH, ParsedFrame,
+    Request, Response, ScopeMode, Scopes, Verdict, Verify, parse_frame,
 };
 
 use support::keys;
@@ -67,9 +67,11 @@ fn verify(criterion: &mut Criterion) {
         });
         group.bench_function(format!("decode, {name}"), |bencher| {
             let _pinned = Pinned::to(processors().0);
-            bencher.iter(|| match split(black_box(&frame), MAX_REQUEST_LENGTH) {
-                Split::Frame { header, body, .. } => black_box(Request::decode(&header, body)).is_ok(),
-                Split::Incomplete | Split::Lost(_) => false,
+            bencher.iter(|| match parse_frame(black_box(&frame), MAX_REQUEST_LENGTH) {
+                ParsedFrame::Complete { header, body, .. } => {
+                    black_box(Request::decode(&header, body)).is_ok()
+                }
+                ParsedFrame::Incomplete | ParsedFrame::Invalid(_) => false,
             });
         });
     }
@@ -104,9 +106,11 @@ fn answer(criterion: &mut Criterion) {
         });
         group.bench_function(format!("decode, {name}"), |bencher| {
             let _pinned = Pinned::to(processors().0);
-            bencher.iter(|| match split(black_box(&frame), MAX_ANSWER_LENGTH) {
-                Split::Frame { header, body, .. } => black_box(Response::decode(&header, body)).is_ok(),
-                Split::Incomplete | Split::Lost(_) => false,
+            bencher.iter(|| match parse_frame(black_box(&frame), MAX_ANSWER_LENGTH) {
+                ParsedFrame::Complete { header, body, .. } => {
+                    black_box(Response::decode(&header, body)).is_ok()
+                }
+                ParsedFrame::Incomplete | ParsedFrame::Invalid(_) => false,
             });
         });
     }
@@ -125,7 +129,7 @@ fn splitting(criterion: &mut Criterion) {
         let _pinned = Pinned::to(processors().0);
         bencher.iter(|| {
             let mut rest = black_box(buffer.as_slice());
-            while let Split::Frame { header, body, size } = split(rest, MAX_REQUEST_LENGTH) {
+            while let ParsedFrame::Complete { header, body, size } = parse_frame(rest, MAX_REQUEST_LENGTH) {
                 black_box((header, body));
                 rest = &rest[size..];
             }

@@ -11,9 +11,9 @@
 use std::hint::black_box;
 
 use keyward::connection::{Counters, respond};
-use keyward::rules::Rules;
+use keyward::rules::GlobalPolicy;
 use keyward::usage::Log;
-use keyward::verify::Context;
+use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
 use support::Seeded;
@@ -56,9 +56,13 @@ fn main() {
 fn run(batch: usize, limits: &str, ask: Ask) {
     let mut tables = Tables::new();
     let snapshot = tables.snapshot(KEYS, limits, None);
-    let (rules, counters) = (Rules::default(), Counters::default());
-    let context =
-        Context { snapshot: Some(&snapshot), limiter: &tables.limiter, rules: &rules, now: keys::START };
+    let (global_policy, counters) = (GlobalPolicy::default(), Counters::default());
+    let verifier = Verifier {
+        snapshot: Some(&snapshot),
+        limiter: &tables.limiter,
+        global_policy: &global_policy,
+        now: keys::START,
+    };
     let mut random = Seeded::new(1);
     let unknown = if ask == Ask::Miss { KEYS } else { 0 };
     let inputs: Vec<Vec<u8>> = (0..BATCHES)
@@ -78,13 +82,13 @@ fn run(batch: usize, limits: &str, ask: Ask) {
     let (mut output, mut log) = (Vec::with_capacity(64 * 1024), Log::unread());
     for input in &inputs {
         output.clear();
-        measured(&context, input, &mut output, &counters, &mut log);
+        measured(&verifier, input, &mut output, &counters, &mut log);
         black_box(&output);
     }
 }
 
 /// What is counted, by its name.
 #[inline(never)]
-fn measured(context: &Context<'_>, input: &[u8], output: &mut Vec<u8>, counters: &Counters, log: &mut Log) {
-    black_box(respond(context, 0, input, output, counters, log));
+fn measured(verifier: &Verifier<'_>, input: &[u8], output: &mut Vec<u8>, counters: &Counters, log: &mut Log) {
+    black_box(respond(verifier, 0, input, output, counters, log));
 }

@@ -17,9 +17,9 @@ use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
 use keyward::now::Now;
 use keyward::pepper::{Pepper, Peppers};
 use keyward::record::{KeyRecord, Limit, Origin, Per, Plans, parse_limits};
-use keyward::rules::Rules;
+use keyward::rules::GlobalPolicy;
 use keyward::snapshot::{Snapshot, Stamp};
-use keyward::verify::Context;
+use keyward::verify::Verifier;
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 use sha2::{Digest, Sha256};
 
@@ -167,7 +167,10 @@ impl Asking {
         let plans = Plans::new([("pro".into(), (case.plan)())], None).expect("a plan");
         let pepper = || Pepper::new(b"a pepper of at least 128 bits").expect("a pepper");
         let peppers = case.peppered.then(|| Peppers { current: pepper(), previous: None });
-        let stamp = Stamp { rules: Arc::new(Rules { peppers, ..Rules::default() }), ..Stamp::default() };
+        let stamp = Stamp {
+            global_policy: Arc::new(GlobalPolicy { peppers, ..GlobalPolicy::default() }),
+            ..Stamp::default()
+        };
         let mut tables = Tables::new();
         let snapshot = tables.snapshot_of(keys, case.limits, stamp, None, Arc::new(plans), case.shape);
         Self { snapshot, limiter: tables.limiter, keys, random: Seeded::new(1), now: keys::START }
@@ -196,15 +199,20 @@ impl Asking {
     #[inline]
     fn answer(&self, case: &Case, batch: &[Verify<'_>]) {
         let Self { snapshot, limiter, now, .. } = self;
-        let context = Context { snapshot: Some(snapshot), limiter, rules: snapshot.rules(), now: *now };
+        let verifier = Verifier {
+            snapshot: Some(snapshot),
+            limiter,
+            global_policy: snapshot.global_policy(),
+            now: *now,
+        };
         if case.refund {
             for request in batch {
                 let refund = Refund { request_id: 0, cost: 1, credential: request.credential, limit: None };
-                black_box(context.refund(&refund));
+                black_box(verifier.refund(&refund));
             }
             return;
         }
-        let answered = context.verify(batch, |decision| {
+        let answered = verifier.verify(batch, |decision| {
             debug_assert!(decision.verdict().is_allowed());
             black_box(decision);
         });

@@ -23,9 +23,9 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
 use keyward::now::Now;
 use keyward::publish::{Publisher, Subscription};
-use keyward::rules::Rules;
+use keyward::rules::GlobalPolicy;
 use keyward::snapshot::Snapshot;
-use keyward::verify::{BATCH, Context};
+use keyward::verify::{BATCH_SIZE, Verifier};
 use keyward_protocol::{Credential, Verify};
 
 use support::Seeded;
@@ -42,7 +42,7 @@ const SUBSCRIPTIONS: usize = 2;
 const EVERY: Duration = Duration::from_millis(1);
 
 /// Requests that are prepared at once.
-const PREPARED: usize = 16 * BATCH;
+const PREPARED: usize = 16 * BATCH_SIZE;
 
 /// Time between two batches.
 const BETWEEN: u64 = 10_000 * TICKS_PER_NANOSECOND;
@@ -95,19 +95,19 @@ fn verify(criterion: &mut Criterion, summary: &mut Summary, keys: u64, name: &st
     let mut worker = Worker {
         subscription: subscriptions.remove(0),
         limiter: &tables.limiter,
-        rules: Rules::default(),
+        global_policy: GlobalPolicy::default(),
         keys,
         random: Seeded::new(1),
         now: keys::START,
     };
     let id = |parameter: &str| Id {
         group: format!("verify while publishing, {name}"),
-        function: format!("batch {BATCH}"),
+        function: format!("batch {BATCH_SIZE}"),
         parameter: parameter.into(),
-        requests: BATCH as u64,
+        requests: BATCH_SIZE as u64,
     };
     let mut group = criterion.benchmark_group(id(QUIET).group);
-    group.throughput(Throughput::Elements(BATCH as u64));
+    group.throughput(Throughput::Elements(BATCH_SIZE as u64));
     group.bench_function(BenchmarkId::new(id(QUIET).function, QUIET), |bencher| {
         let _pinned = Pinned::to(processors().0);
         bencher.iter_custom(|batches| worker.answer(batches));
@@ -178,7 +178,7 @@ impl Drop for Finally<'_> {
 struct Worker<'a> {
     subscription: Subscription,
     limiter: &'a Limiter,
-    rules: Rules,
+    global_policy: GlobalPolicy,
     keys: u64,
     random: Seeded,
     now: Now,
@@ -188,18 +188,18 @@ impl Worker<'_> {
     /// How long so many batches take, the preparation of the requests apart.
     fn answer(&mut self, batches: u64) -> Duration {
         let mut total = Duration::ZERO;
-        let mut left = usize::try_from(batches).expect("an iteration count fits") * BATCH;
+        let mut left = usize::try_from(batches).expect("an iteration count fits") * BATCH_SIZE;
         while left > 0 {
             let requests: Vec<Verify<'_>> = (0..left.min(PREPARED))
                 .map(|_| keys::digest(self.random.below(self.keys)))
                 .map(|digest| Verify::new(0, Credential::Digest(digest)))
                 .collect();
             let start = Instant::now();
-            for requests in requests.chunks(BATCH) {
+            for requests in requests.chunks(BATCH_SIZE) {
                 self.now.ticks += BETWEEN;
-                let Self { limiter, rules, now, subscription, .. } = self;
-                let context = Context { snapshot: subscription.load(), limiter, rules, now: *now };
-                let answered = context.verify(requests, |decision| {
+                let Self { limiter, global_policy, now, subscription, .. } = self;
+                let verifier = Verifier { snapshot: subscription.load(), limiter, global_policy, now: *now };
+                let answered = verifier.verify(requests, |decision| {
                     black_box(decision);
                 });
                 assert_eq!(answered, requests.len());

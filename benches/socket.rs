@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward_protocol::{
-    Answer, Credential, LENGTH_BYTES, MAX_ANSWER_LENGTH, Response, Split, Verdict, Verify, split,
+    Answer, Credential, LENGTH_BYTES, MAX_ANSWER_LENGTH, ParsedFrame, Response, Verdict, Verify, parse_frame,
 };
 
 use support::Seeded;
@@ -143,7 +143,7 @@ fn ask(stream: &mut UnixStream, requests: &Requests) -> io::Result<Option<usize>
 }
 
 fn is_allowed(frame: &[u8]) -> bool {
-    let Split::Frame { header, body, .. } = split(frame, MAX_ANSWER_LENGTH) else {
+    let ParsedFrame::Complete { header, body, .. } = parse_frame(frame, MAX_ANSWER_LENGTH) else {
         return false;
     };
     matches!(Response::decode(&header, body), Ok(Response::Answer(Answer { verdict: Verdict::Allowed, .. })))

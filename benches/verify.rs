@@ -1,4 +1,4 @@
-//! The decision, without socket or codec: [`Context::verify`] on batches of 1, 16 and 64, against the SHA-256 of
+//! The decision, without socket or codec: [`Verifier::verify`] on batches of 1, 16 and 64, against the SHA-256 of
 //! the same 40-byte keys by the same crate.
 //!
 //! * `hit`: known keys without limits. `miss`: keys that nobody has.
@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
 use keyward::now::Now;
-use keyward::rules::Rules;
+use keyward::rules::GlobalPolicy;
 use keyward::snapshot::Snapshot;
-use keyward::verify::Context;
+use keyward::verify::Verifier;
 use keyward_protocol::{Credential, Verdict, Verify};
 use sha2::{Digest, Sha256};
 
@@ -213,7 +213,7 @@ fn measure(
 struct Asking<'s> {
     snapshot: &'s Snapshot,
     limiter: &'s Limiter,
-    rules: Rules,
+    global_policy: GlobalPolicy,
     keys: u64,
     random: Seeded,
     now: Now,
@@ -226,7 +226,7 @@ impl<'s> Asking<'s> {
         Self {
             snapshot,
             limiter,
-            rules: Rules::default(),
+            global_policy: GlobalPolicy::default(),
             keys,
             random: Seeded::new(1),
             now: keys::START,
@@ -254,13 +254,13 @@ impl<'s> Asking<'s> {
 
     #[inline]
     fn verify(&mut self, question: Question, requests: &[Verify<'_>]) {
-        let Self { snapshot, limiter, rules, now, frames, .. } = self;
-        let context = Context { snapshot: Some(snapshot), limiter, rules, now: *now };
+        let Self { snapshot, limiter, global_policy, now, frames, .. } = self;
+        let verifier = Verifier { snapshot: Some(snapshot), limiter, global_policy, now: *now };
         let answered = if question.encoded {
             frames.clear();
-            context.verify(requests, |decision| decision.encode(frames))
+            verifier.verify(requests, |decision| decision.encode(frames))
         } else {
-            context.verify(requests, |decision| {
+            verifier.verify(requests, |decision| {
                 black_box(decision);
             })
         };
@@ -275,28 +275,28 @@ impl<'s> Asking<'s> {
     /// That the question has the answer that it is named for.
     fn check(&mut self, question: Question) {
         let raw = self.draw(question, PREPARED);
-        let context = Context {
+        let verifier = Verifier {
             snapshot: Some(self.snapshot),
             limiter: self.limiter,
-            rules: &self.rules,
+            global_policy: &self.global_policy,
             now: self.now,
         };
-        let answered = context
+        let answered = verifier
             .verify(&requests(question, &raw), |decision| assert_eq!(decision.verdict(), question.verdict));
         assert_eq!(answered, PREPARED);
     }
 
     /// Charges every key once.
     fn use_up(&mut self) {
-        let context = Context {
+        let verifier = Verifier {
             snapshot: Some(self.snapshot),
             limiter: self.limiter,
-            rules: &self.rules,
+            global_policy: &self.global_policy,
             now: self.now,
         };
         for number in 0..self.keys {
             let request = Verify::new(0, Credential::Digest(keys::digest(number)));
-            context.verify(&[request], |decision| assert_eq!(decision.verdict(), Verdict::Allowed));
+            verifier.verify(&[request], |decision| assert_eq!(decision.verdict(), Verdict::Allowed));
         }
     }
 }

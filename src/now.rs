@@ -1,7 +1,6 @@
 //! A moment, as the deciding half of keyward sees it: two numbers that someone else read from a clock.
 //!
-//! `verify`, `snapshot` and `limiter` take a [`Now`] as an argument and never ask for the time; the
-//! [clock](crate::clock) is the one place that makes it from the system's clocks.
+//! `verify`, `snapshot` and `limiter` take a [`Now`] as an argument and never read a clock.
 
 /// The largest [`Now::ticks`]: 61 bits, what a bucket's word has room for. Nine years after the clock's
 /// origin the ticks stop there, and buckets no longer refill until a restart: too little is admitted, never

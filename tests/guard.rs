@@ -13,10 +13,10 @@ use keyward::admin::message::{Changes, Command as Ask, Target};
 use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
 use keyward::record::KeyRecord;
-use keyward::rules::Rules;
+use keyward::rules::GlobalPolicy;
 use keyward::snapshot::{Builder, Diff, Keys, MAX_EXAMPLES, Stamp, Weighing};
 use keyward::source::{BadRow, Findings, Format, Layout, read};
-use keyward::verify::Context;
+use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
 use proptest::prelude::*;
 use support::{Daemon, Setup, hex, keyward, replace};
@@ -122,7 +122,7 @@ fn admitted(keys: Keys, count: usize) -> Vec<Vec<bool>> {
     let snapshot = keys.publishable(&mut claim, None, Stamp { generation: 1, ..Stamp::default() });
     let snapshot = snapshot.expect("room");
     let _nothing_before = claim.commit();
-    let rules = Rules::default();
+    let global_policy = GlobalPolicy::default();
     // Long enough for every bucket to be full again.
     let mut ticks = 1 << 40;
     let mut admits = |number: usize, request: &Verify<'_>| {
@@ -131,9 +131,10 @@ fn admitted(keys: Keys, count: usize) -> Vec<Vec<bool>> {
         digest[24..].copy_from_slice(&(number as u64).to_be_bytes());
         let request = Verify { credential: Credential::Digest(digest), ..*request };
         let now = Now { ticks, unix: AT };
-        let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now };
+        let verifier =
+            Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now };
         let mut verdict = None;
-        context.verify(&[request], |decision| verdict = Some(decision.verdict()));
+        verifier.verify(&[request], |decision| verdict = Some(decision.verdict()));
         verdict == Some(Verdict::Allowed)
     };
     let requests = requests();

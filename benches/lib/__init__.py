@@ -7,5 +7,5 @@ cases     what is asked of servers          stage      servers with the same key
 client    one load, by `keyward bench`      probe      one request, by this process
 rounds    interleaved loads, and medians    options    what the command lines have in common
 words     figures as text                   results    tables, and files of results
-drawing   bars and curves as SVG            target_*   the rows of benches/targets
+svg   bars and curves as SVG            target_*   the rows of benches/targets
 """

@@ -3,7 +3,7 @@
 import json, os, subprocess, threading, time
 from pathlib import Path
 
-from .programs import first_line, run
+from .tools import first_line, run
 from .server import PATIENCE, Server
 
 # The setting that makes workers spin before they sleep: the longest that they wait for a request that way.

@@ -3,7 +3,7 @@
 import mmap, os, platform, re
 from pathlib import Path
 
-from .programs import log
+from .tools import log
 
 # Above this, something else is running: figures would be of that too.
 BUSY = 0.7

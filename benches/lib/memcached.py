@@ -3,7 +3,7 @@
 import base64, os
 
 from .keys import digests, record
-from .programs import find, first_line
+from .tools import find, first_line
 from .server import Server, connected
 
 # Items written at once while keys are loaded.

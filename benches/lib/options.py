@@ -4,7 +4,7 @@ import argparse, os, signal, subprocess, sys, time
 from pathlib import Path
 
 from . import machine
-from .programs import ROOT, Missing, install, log, release_build
+from .tools import ROOT, Missing, install, log, release_build
 
 SECONDS_AT_MOST = 600
 

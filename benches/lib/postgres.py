@@ -3,7 +3,7 @@
 import os, pwd, re, signal, subprocess, time
 
 from .keys import blocks, record
-from .programs import find, first_line, run
+from .tools import find, first_line, run
 from .server import Server
 
 # Everything in memory, nothing in the background, and no wait for a disk.

@@ -3,7 +3,7 @@
 import re, time
 
 from .keys import digests, record
-from .programs import find, first_line
+from .tools import find, first_line
 from .server import Server, connected
 
 # Requests written at once while keys are loaded.

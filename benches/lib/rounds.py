@@ -6,9 +6,9 @@ its own spread is of the ratios within each round.
 
 import statistics
 
-from . import client
+from . import loadgen
 from .cases import RATE
-from .programs import log
+from .tools import log
 
 
 class Series:
@@ -43,7 +43,7 @@ def measure(stage, cases, rounds, seconds):
             # Every other round the other way about.
             for rival in stage.rivals(case)[:: -1 if number % 2 else 1]:
                 rival.server.pin({stage.place.second if case.apart else stage.place.first})
-                figures = client.load(rival.server, rival.target, case, seconds)
+                figures = loadgen.load(rival.server, rival.target, case, seconds)
                 runs[case].setdefault(rival.label, []).append(figures)
         log(f"round {number + 1} of {rounds}")
     order = [rival.label for rival in stage.all]

@@ -3,8 +3,8 @@
 import contextlib, json, os, signal, subprocess, time
 from pathlib import Path
 
-from . import words
-from .programs import ROOT, first_line, log, target_directory
+from . import format
+from .tools import ROOT, first_line, log, target_directory
 from .target_table import Row, Side
 
 LIMIT = ("<=", 2.5)
@@ -32,11 +32,11 @@ def measure(options):
     log(f"running {' '.join(command[:6])}")
     run_bench(command, environment)
     criterion = Path(os.environ.get("CRITERION_HOME") or target_directory() / "criterion")
-    hash_alone = Side("SHA-256 of the key", samples(criterion, *BASELINE, started), words.time)
+    hash_alone = Side("SHA-256 of the key", samples(criterion, *BASELINE, started), format.time)
     rows = [
         Row(
             f"engine, {size}, {question}",
-            Side("", samples(criterion, f"verify, {size}", question, started), words.time),
+            Side("", samples(criterion, f"verify, {size}", question, started), format.time),
             hash_alone,
             LIMIT,
             f"One request of a batch of {BATCH}; criterion's median, and its 95 % interval as the spread",

@@ -4,10 +4,10 @@ the requests beside them and to memory."""
 import hashlib, itertools, os, shutil, threading, time
 from contextlib import ExitStack
 
-from . import cases, client, keys, machine, probe, rounds, words
+from . import cases, loadgen, keys, machine, probe, rounds, format
 from .daemon import Keyward, compile_export
 from .postgres import PLAIN_TABLE, REAL_TABLE, Postgres
-from .programs import log
+from .tools import log
 from .target_table import OVERLAP, Row, Side
 
 # A load at a fixed rate: one that leaves a worker idle most of the time, so that every pause shows and none adds up.
@@ -31,7 +31,7 @@ def started(stack, server, count=0, processors=None):
 
 
 def seconds(value):
-    return words.time(value * 1e9)
+    return format.time(value * 1e9)
 
 
 def exported(place, options):
@@ -65,7 +65,7 @@ def exported(place, options):
             versions.append(daemon.version())
         rows.append(
             Row(
-                f"{words.count(count)} rows of CSV ({what}), from rename to acknowledged",
+                f"{format.count(count)} rows of CSV ({what}), from rename to acknowledged",
                 Side("", reloads, seconds),
                 Side("PostgreSQL's COPY that wrote it", copies, seconds),
                 ("<=", 1),
@@ -109,10 +109,10 @@ def compiled(place, options):
         f"lets the first to touch it wait for the host; {seconds(rounds.median(untouched))} where it has not"
     )
     row = Row(
-        f"compiled, {words.count(count)} keys, from start to the first ALLOWED",
+        f"compiled, {format.count(count)} keys, from start to the first ALLOWED",
         Side("", serving, seconds),
         Side(
-            f"reading the file ({words.size(snapshot.stat().st_size)}) and taking its SHA-256", hashing, seconds
+            f"reading the file ({format.size(snapshot.stat().st_size)}) and taking its SHA-256", hashing, seconds
         ),
         ("<=", 2),
         f"{options.rounds} rounds; the file is in the page cache; SHA-256 by Python's hashlib (OpenSSL); {first_touch}",
@@ -150,7 +150,7 @@ def last_good(place, options):
                 raise RuntimeError("the source that is cut short was not refused")
         log(f"round {number + 1} of {options.rounds}")
     row = Row(
-        f"last good keys, {words.count(count)}, from start beside a bad source to the first ALLOWED",
+        f"last good keys, {format.count(count)}, from start beside a bad source to the first ALLOWED",
         Side("", beside, seconds),
         Side("a compiled start", whole, seconds),
         ("<=", 1.5),
@@ -184,7 +184,7 @@ def beside_keeping(place, options):
                 os.utime(source)
                 daemon.reload()
                 begun = time.monotonic()
-                into.append(client.load(daemon, "keyward", cases.ONE_CORE, options.seconds)["latency_ns"]["p99"])
+                into.append(loadgen.load(daemon, "keyward", cases.ONE_CORE, options.seconds)["latency_ns"]["p99"])
                 if keeps:
                     if kept(daemon):
                         waits.append("in one round the keys were kept before the load ended")
@@ -192,9 +192,9 @@ def beside_keeping(place, options):
                     log(f"kept {time.monotonic() - begun:.1f} s after the reload")
         log(f"round {number + 1} of {options.rounds}")
     row = Row(
-        f"p99 while {words.count(count)} keys are kept, 1 request at a time",
-        Side("", writing, words.time),
-        Side("with state.keep_snapshot = false", without, words.time),
+        f"p99 while {format.count(count)} keys are kept, 1 request at a time",
+        Side("", writing, format.time),
+        Side("with state.keep_snapshot = false", without, format.time),
         OVERLAP,
         f"{count:,} keys in CSV; {options.rounds} rounds of {options.seconds:.1f} s each, right after a reload; worker and client on "
         "the first processor, everything else of the daemon on both",
@@ -251,8 +251,8 @@ def beside_reloads(place, options):
         length = max(options.seconds, took * WHOLE_RELOADS)
         log(f"a reload takes {took:.1f} s; each measurement {length:.1f} s")
         loads = {
-            "closed": lambda: client.load(daemon, "keyward", cases.ONE_CORE, length),
-            "open": lambda: client.load(daemon, "keyward", OPEN, length, rate=OPEN_RATE),
+            "closed": lambda: loadgen.load(daemon, "keyward", cases.ONE_CORE, length),
+            "open": lambda: loadgen.load(daemon, "keyward", OPEN, length, rate=OPEN_RATE),
         }
         steady, during = ({name: [] for name in loads} for _ in range(2))
         for number in range(options.rounds):
@@ -270,9 +270,9 @@ def beside_reloads(place, options):
     what = {"closed": "1 request at a time", "open": f"{OPEN_RATE:,} a second, open loop"}
     rows = [
         Row(
-            f"p99 while {words.count(count)} keys reload, {what[name]}",
-            Side("", during[name], words.time),
-            Side("p99 steady", steady[name], words.time),
+            f"p99 while {format.count(count)} keys reload, {what[name]}",
+            Side("", during[name], format.time),
+            Side("p99 steady", steady[name], format.time),
             ("<=", 1.5),
             note,
         )
@@ -324,19 +324,19 @@ def memory(place, options):
     allowed = 128 * count + strings
     per_key = lambda value: f"{value / count:.0f} B a key"
     note = (
-        f"{words.count(count)} keys with one limit each, from CSV; VmRSS of the whole process, {words.size(resident)} after loading and "
-        f"{words.size(after)} after {options.rounds} reloads; VmHWM for the peak; the keys' own texts are {per_key(strings)}"
+        f"{format.count(count)} keys with one limit each, from CSV; VmRSS of the whole process, {format.size(resident)} after loading and "
+        f"{format.size(after)} after {options.rounds} reloads; VmHWM for the peak; the keys' own texts are {per_key(strings)}"
     )
     rows = [
         Row(
-            f"memory, {words.count(count)} keys",
+            f"memory, {format.count(count)} keys",
             Side("", [resident], per_key),
             Side("128 B a key and its texts", [allowed], per_key),
             ("<=", 1),
             note,
         ),
         Row(
-            f"memory, {words.count(count)} keys, peak of a reload",
+            f"memory, {format.count(count)} keys, peak of a reload",
             Side("", peaks, per_key),
             Side("128 B a key and its texts", [allowed] * len(peaks), per_key),
             ("<=", 2.2),

@@ -1,6 +1,6 @@
 """Targets of what is served: round trips, pipelined load and many connections, against the echo and Redis."""
 
-from . import cases, rounds, stage, words
+from . import cases, rounds, servers, format
 from .target_table import Row, Side
 
 ECHO, GET, LUA = "raw echo", "Redis GET", "Redis Lua token bucket"
@@ -18,18 +18,18 @@ ROWS = {
 }
 
 
-def servers(name):
+def server_names(name):
     return ["keyward", *ROWS[name][1]]
 
 
 def measure(name, place, options):
     """(rows, versions, notes)."""
     case, _, bounds = ROWS[name]
-    with stage.Stage(place, options.keys or 1_000_000) as servers_with_keys:
-        servers_with_keys.start(servers(name), spinning=case.spinning)
+    with servers.Stage(place, options.keys or 1_000_000) as servers_with_keys:
+        servers_with_keys.start(server_names(name), spinning=case.spinning)
         measured = rounds.measure(servers_with_keys, [case], options.rounds, options.seconds).get(case, {})
         versions, notes = servers_with_keys.versions(), servers_with_keys.notes
-    unit = words.rate if case.show == cases.RATE else words.time
+    unit = format.rate if case.show == cases.RATE else format.time
     side = lambda label: Side(label, measured[label].values(case), unit)
     note = f"{servers_with_keys.count:,} keys, {case.what}, {options.rounds} rounds of {options.seconds:g} s"
     rows = [

@@ -6,7 +6,7 @@ measured one by one; targets.md is written from it.
 
 from typing import NamedTuple
 
-from . import results, rounds, words
+from . import results, rounds, format
 
 JSON, MARKDOWN = "targets.json", "targets.md"
 
@@ -20,7 +20,7 @@ class Side(NamedTuple):
     unit: object
 
     def text(self):
-        return f"{self.unit(rounds.median(self.values))} {words.percent(rounds.spread(self.values))}"
+        return f"{self.unit(rounds.median(self.values))} {format.percent(rounds.spread(self.values))}"
 
 
 # In the place of a bound: what is measured is as low, in one round at least, as the other side in one of its own.

@@ -93,7 +93,7 @@ impl Tables {
         // The seed is random in life; here a fixed one lays the table out alike in every run.
         let expected = usize::try_from(keys).expect("a number of keys");
         let mut builder = Builder::new(0x5eed, expected).with_plans(plans);
-        let peppers = stamp.rules.peppers.clone();
+        let peppers = stamp.global_policy.peppers.clone();
         let hash = |number| match &peppers {
             Some(peppers) => peppers.current.hash(&raw_key(number)),
             None => digest(number),

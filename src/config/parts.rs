@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::pepper::{Pepper, Peppers};
 use crate::reload::{Policy, SourceFile, Tolerance};
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 
 use super::{Config, ConfigError, Keys, Source, pepper};
 
@@ -15,15 +15,15 @@ impl Config {
     ///
     /// # Errors
     /// When a pepper's file cannot be read, or can be read by others.
-    pub fn rules(&self) -> Result<Rules, ConfigError> {
-        Ok(Rules { peppers: self.keys.peppers()?, ..self.rules_without_peppers() })
+    pub fn global_policy(&self) -> Result<GlobalPolicy, ConfigError> {
+        Ok(GlobalPolicy { peppers: self.keys.peppers()?, ..self.global_policy_without_peppers() })
     }
 
     /// The same as far as they are in the configuration's own file.
-    pub fn rules_without_peppers(&self) -> Rules {
+    pub fn global_policy_without_peppers(&self) -> GlobalPolicy {
         let seconds = |age: Duration| u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-        Rules {
-            minted: self.keys.minted_prefixes.clone(),
+        GlobalPolicy {
+            minted_prefixes: self.keys.minted_prefixes.clone(),
             max_staleness: self.source.max_staleness.map(seconds),
             peppers: None,
         }

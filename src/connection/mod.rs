@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use keyward_protocol::{ErrorCode, Fault, truncated};
+use keyward_protocol::{ErrorCode, ProtocolError, truncated_frame};
 use tokio::time::{Instant, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -211,7 +211,7 @@ impl Connection {
     }
 
     /// Sends a final ERROR as far as the socket takes it at once, without waiting for the peer.
-    fn send_error(&self, error: Fault) -> io::Result<()> {
+    fn send_error(&self, error: ProtocolError) -> io::Result<()> {
         let mut frame = Vec::new();
         error.encode(&mut frame);
         self.context.counters.count_error();
@@ -223,7 +223,7 @@ impl Connection {
         if self.unanswered.is_empty() {
             return Ok(CloseReason::PeerClosed);
         }
-        self.send_error(truncated(&self.unanswered))?;
+        self.send_error(truncated_frame(&self.unanswered))?;
         Ok(CloseReason::ProtocolError)
     }
 
@@ -260,7 +260,7 @@ impl Connection {
         match self.context.timeouts.idle {
             Some(idle) if self.last_read.elapsed() >= idle => {
                 let ms = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
-                self.send_error(Fault::new(ErrorCode::IdleTimeout, ms, 0))?;
+                self.send_error(ProtocolError::new(ErrorCode::IdleTimeout, ms, 0))?;
                 Ok(Some(CloseReason::IdleTimeout))
             }
             _ => Ok(None),
@@ -282,7 +282,7 @@ impl Connection {
                 return Ok(reason);
             }
         }
-        self.send_error(Fault::new(ErrorCode::ShuttingDown, 0, 0))?;
+        self.send_error(ProtocolError::new(ErrorCode::ShuttingDown, 0, 0))?;
         Ok(CloseReason::Drained)
     }
 }

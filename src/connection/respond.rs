@@ -6,14 +6,15 @@
 
 use arrayvec::ArrayVec;
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, Fault, Header, Hello, MAX_REQUEST_LENGTH,
-    ORDINARY_BYTES, Refund, Request, Split, VERSION, Verify, Welcome, split, verify_flag,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, FAST_PATH_BYTES, FrameHeader, Hello,
+    MAX_REQUEST_LENGTH, ParsedFrame, ProtocolError, Refund, Request, VERSION, Verify, Welcome, parse_frame,
+    verify_flag,
 };
 
 use crate::connection::Counters;
 use crate::snapshot::Snapshot;
 use crate::usage::Log;
-use crate::verify::{BATCH, Context};
+use crate::verify::{BATCH_SIZE, Verifier};
 
 /// Bytes of output after which no further batch is begun. More answers would only wait in memory:
 /// this is twice the size of the largest write to a Unix socket.
@@ -47,7 +48,7 @@ pub enum StopReason {
 /// counted once. `idle_timeout_ms` is what WELCOME announces; 0 means that idle connections are not
 /// closed.
 pub fn respond(
-    context: &Context<'_>,
+    verifier: &Verifier<'_>,
     idle_timeout_ms: u32,
     input: &[u8],
     output: &mut Vec<u8>,
@@ -60,11 +61,11 @@ pub fn respond(
         if output.len() >= OUTPUT_FULL {
             return Progress { stop: StopReason::OutputFull, ..progress };
         }
-        batch.fill(&input[progress.consumed..], accepted_credentials(context));
+        batch.fill(&input[progress.consumed..], accepted_credentials(verifier));
         progress.had_raw_key |= batch.had_raw_key;
-        let answered = context.verify(&batch.requests, |decision| {
+        let answered = verifier.verify(&batch.requests, |decision| {
             counters.count_verdict(decision.verdict());
-            usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.tally());
+            usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.usage());
             decision.encode(output);
         });
         let answered_bytes = answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
@@ -73,17 +74,17 @@ pub fn respond(
             return Progress { stop: StopReason::Superseded, ..progress };
         }
         if let Some(Terminator::Refund(refund)) = &batch.terminator {
-            let Some(decision) = context.refund(refund) else {
+            let Some(decision) = verifier.refund(refund) else {
                 progress.consumed += answered_bytes;
                 return Progress { stop: StopReason::Superseded, ..progress };
             };
             counters.count_refund();
-            usage.refunded(decision.verdict(), decision.tally());
+            usage.refunded(decision.verdict(), decision.usage());
             decision.encode(output);
         }
         progress.consumed += batch.end;
         match batch.terminator.take() {
-            Some(Terminator::Hello(hello)) => match welcome(hello, context, idle_timeout_ms) {
+            Some(Terminator::Hello(hello)) => match welcome(hello, verifier, idle_timeout_ms) {
                 Ok(welcome) => welcome.encode(output),
                 Err(error) => write_error(error, counters, output),
             },
@@ -92,7 +93,7 @@ pub fn respond(
                 write_error(error, counters, output);
                 return Progress { consumed: input.len(), stop: StopReason::Close, had_raw_key: true };
             }
-            None if answered < BATCH => return progress,
+            None if answered < BATCH_SIZE => return progress,
             Some(Terminator::Refund(_)) | None => {}
         }
     }
@@ -101,9 +102,9 @@ pub fn respond(
 /// Consecutive VERIFY frames, and the frame that ended the batch.
 #[derive(Default)]
 struct RequestBatch<'a> {
-    requests: ArrayVec<Verify<'a>, BATCH>,
+    requests: ArrayVec<Verify<'a>, BATCH_SIZE>,
     /// Where each request's frame ends in the input.
-    ends: ArrayVec<usize, BATCH>,
+    ends: ArrayVec<usize, BATCH_SIZE>,
     /// Where the last frame ends, the terminator included.
     end: usize,
     terminator: Option<Terminator<'a>>,
@@ -115,9 +116,9 @@ enum Terminator<'a> {
     Hello(Hello),
     Refund(Refund<'a>),
     /// A frame that is answered with an ERROR.
-    Error(Fault),
+    Error(ProtocolError),
     /// A header that does not tell where the next frame begins.
-    FramingLost(Fault),
+    FramingLost(ProtocolError),
 }
 
 impl<'a> RequestBatch<'a> {
@@ -129,13 +130,15 @@ impl<'a> RequestBatch<'a> {
         self.end = 0;
         while !self.requests.is_full() && self.terminator.is_none() {
             let rest = &input[self.end..];
-            match Verify::ordinary(rest) {
-                Some(request) if credentials & CREDENTIAL_DIGEST != 0 => self.push(request, ORDINARY_BYTES),
+            match Verify::parse_fast_path(rest) {
+                Some(request) if credentials & CREDENTIAL_DIGEST != 0 => self.push(request, FAST_PATH_BYTES),
                 _ if rest.is_empty() => break,
-                _ => match split(rest, MAX_REQUEST_LENGTH) {
-                    Split::Frame { header, body, size } => self.push_frame(&header, body, size, credentials),
-                    Split::Incomplete => break,
-                    Split::Lost(error) => self.terminator = Some(Terminator::FramingLost(error)),
+                _ => match parse_frame(rest, MAX_REQUEST_LENGTH) {
+                    ParsedFrame::Complete { header, body, size } => {
+                        self.push_frame(&header, body, size, credentials)
+                    }
+                    ParsedFrame::Incomplete => break,
+                    ParsedFrame::Invalid(error) => self.terminator = Some(Terminator::FramingLost(error)),
                 },
             }
         }
@@ -150,7 +153,7 @@ impl<'a> RequestBatch<'a> {
 
     /// Decodes a frame that is not on the fast path.
     #[inline(never)]
-    fn push_frame(&mut self, header: &Header, body: &'a [u8], size: usize, credentials: u8) {
+    fn push_frame(&mut self, header: &FrameHeader, body: &'a [u8], size: usize, credentials: u8) {
         self.had_raw_key |= header.flags & verify_flag::RAW_KEY != 0;
         let request = Request::decode(header, body);
         if let Ok(Request::Verify(request)) = request
@@ -164,7 +167,7 @@ impl<'a> RequestBatch<'a> {
                 Terminator::Refund(refund)
             }
             Ok(Request::Hello(hello)) => Terminator::Hello(hello),
-            Ok(Request::Verify(_) | Request::Refund(_)) => Terminator::Error(Fault::new(
+            Ok(Request::Verify(_) | Request::Refund(_)) => Terminator::Error(ProtocolError::new(
                 ErrorCode::CredentialRefused,
                 u32::from(credentials),
                 header.request_id,
@@ -180,8 +183,8 @@ impl<'a> RequestBatch<'a> {
 
 /// The forms of a key that this daemon accepts, as flags of WELCOME. With a pepper, only the daemon
 /// can hash a key.
-fn accepted_credentials(context: &Context<'_>) -> u8 {
-    match context.rules.peppers {
+fn accepted_credentials(verifier: &Verifier<'_>) -> u8 {
+    match verifier.global_policy.peppers {
         Some(_) => CREDENTIAL_RAW,
         None => CREDENTIAL_DIGEST | CREDENTIAL_RAW,
     }
@@ -191,22 +194,26 @@ fn is_accepted(credential: Credential<'_>, credentials: u8) -> bool {
     matches!(credential, Credential::RawKey(_)) || credentials & CREDENTIAL_DIGEST != 0
 }
 
-fn write_error(error: Fault, counters: &Counters, output: &mut Vec<u8>) {
+fn write_error(error: ProtocolError, counters: &Counters, output: &mut Vec<u8>) {
     counters.count_error();
     error.encode(output);
 }
 
 /// SPEC.md section 4.
-fn welcome(hello: Hello, context: &Context<'_>, idle_timeout_ms: u32) -> Result<Welcome<'static>, Fault> {
+fn welcome(
+    hello: Hello,
+    verifier: &Verifier<'_>,
+    idle_timeout_ms: u32,
+) -> Result<Welcome<'static>, ProtocolError> {
     Ok(Welcome {
         request_id: hello.request_id,
         version: hello.version()?,
         min_version: VERSION,
         max_version: VERSION,
-        credentials: accepted_credentials(context),
+        credentials: accepted_credentials(verifier),
         max_length: MAX_REQUEST_LENGTH,
         idle_timeout_ms,
-        generation: context.snapshot.map_or(0, Snapshot::generation),
+        generation: verifier.snapshot.map_or(0, Snapshot::generation),
         server: concat!("keyward/", env!("CARGO_PKG_VERSION")),
     })
 }

@@ -16,7 +16,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::publish::Publisher;
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::usage::Log;
 
 mod supersession;
@@ -39,7 +39,7 @@ impl Worker {
         let context = WorkerContext::new(
             subscriptions.remove(0),
             Limiter::new().into(),
-            Rules::default().into(),
+            GlobalPolicy::default().into(),
             Clock::new(),
             Metrics { counters: Arc::default(), usage: Log::unread() },
             Timeouts { idle: None, stale_answers: FOREVER, busy_poll },

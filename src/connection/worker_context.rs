@@ -20,10 +20,10 @@ use crate::connection::timer_fd::TimerFd;
 use crate::connection::timers::Timers;
 use crate::limiter::Limiter;
 use crate::publish::Subscription;
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::snapshot::Snapshot;
 use crate::usage::Log;
-use crate::verify::Context;
+use crate::verify::Verifier;
 
 /// How long events stay in a usage log that is not full.
 const USAGE_FLUSH_DELAY: Duration = Duration::from_secs(1);
@@ -75,8 +75,8 @@ pub struct WorkerContext {
     subscription: RefCell<Subscription>,
     usage: RefCell<Log>,
     limiter: Arc<Limiter>,
-    /// The rules until there is a snapshot. A snapshot carries its own.
-    rules: Arc<Rules>,
+    /// The global_policy until there is a snapshot. A snapshot carries its own.
+    global_policy: Arc<GlobalPolicy>,
     clock: Clock,
     shutdown: Shutdown,
 }
@@ -86,7 +86,7 @@ impl WorkerContext {
     pub fn new(
         subscription: Subscription,
         limiter: Arc<Limiter>,
-        rules: Arc<Rules>,
+        global_policy: Arc<GlobalPolicy>,
         clock: Clock,
         Metrics { counters, usage }: Metrics,
         timeouts: Timeouts,
@@ -102,7 +102,7 @@ impl WorkerContext {
             subscription: RefCell::new(subscription),
             usage: RefCell::new(usage),
             limiter,
-            rules,
+            global_policy,
             clock,
             shutdown,
         })
@@ -121,14 +121,14 @@ impl WorkerContext {
         }
         let shared = subscription.load_shared();
         let snapshot = shared.map(|snapshot| &**snapshot);
-        let rules = snapshot.map_or(&*self.rules, crate::snapshot::Snapshot::rules);
+        let global_policy = snapshot.map_or(&*self.global_policy, crate::snapshot::Snapshot::global_policy);
         let now = self.clock.now();
         let mut usage = self.usage.borrow_mut();
         usage.begin(shared, now.unix);
-        let context = Context { snapshot, limiter: &self.limiter, rules, now };
+        let verifier = Verifier { snapshot, limiter: &self.limiter, global_policy, now };
         let idle_ms = self.timeouts.idle.unwrap_or_default().as_millis();
         let idle_ms = u32::try_from(idle_ms).unwrap_or(u32::MAX);
-        let progress = respond(&context, idle_ms, input, output, &self.counters, &mut usage);
+        let progress = respond(&verifier, idle_ms, input, output, &self.counters, &mut usage);
         usage.tell();
         if progress.had_raw_key {
             wipe_stack();

@@ -135,7 +135,7 @@ impl Running {
             Judged::new(&settings.policy, &source.path, &loaded.keys, served, self.weighing(settings));
         let stranded = || self.guard_hashes(settings, &source.path, &loaded.keys).err();
         judged.refused = judged.refused.or_else(stranded);
-        judged.stale = Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.rules);
+        judged.stale = Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.global_policy);
         if judged.refused.is_some() && loaded.set_aside.is_some() && settings.policy.take_away {
             let served = self.current.as_ref();
             *taken = served.map(|served| self.weigh_takeaways(settings, &loaded.keys, served, false).1);

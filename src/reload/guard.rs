@@ -8,7 +8,7 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::record::{Fields, Quoted};
+use crate::record::{FieldSet, Quoted};
 use crate::reload::Failure;
 use crate::snapshot::{AccessChange, Diff, Example, Impact, Share};
 
@@ -53,7 +53,7 @@ const RETURNS: [AccessChange; 3] =
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
     /// Restrictions that keys have, and that no row of the source has a value for.
-    Lost(Fields),
+    Lost(FieldSet),
     /// A change that applies to more keys than its setting allows.
     Exceeds {
         /// What changes.

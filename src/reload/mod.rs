@@ -22,7 +22,7 @@ use crate::limiter::{Ledger, Limiter};
 use crate::publish::Publisher;
 use crate::record::Plans;
 use crate::revocation::{Keep, Revocations};
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::snapshot::{Diff, Keys, Snapshot, Weighing};
 use crate::state::Generations;
 use crate::systemd;
@@ -104,7 +104,7 @@ pub struct Settings {
     /// When, and how far.
     pub policy: Policy,
     /// What holds for every key.
-    pub rules: Arc<Rules>,
+    pub global_policy: Arc<GlobalPolicy>,
     /// How long revocations outlive the source's agreement.
     pub keep_revocations: Keep,
 }
@@ -402,7 +402,7 @@ impl Running {
             match (&served, &self.recovered) {
                 (Some(served), _) => keys.remember_before_set_aside(served.table(), weighing),
                 (None, Some(recovered)) => {
-                    let weighing = recovered.weighing(&settings.rules, weighing.now);
+                    let weighing = recovered.weighing(&settings.global_policy, weighing.now);
                     keys.remember_before_set_aside(&recovered.keys, weighing);
                 }
                 (None, None) => {}
@@ -418,8 +418,8 @@ impl Running {
     /// How a source that is read by `settings` is compared with what is served.
     fn weighing(&self, settings: &Settings) -> Weighing {
         let now = self.reloader.clock.now().unix;
-        let served = self.current.as_ref().map(|snapshot| snapshot.rules());
-        let by_key_id = settings.rules.may_rehash(served);
+        let served = self.current.as_ref().map(|snapshot| snapshot.global_policy());
+        let by_key_id = settings.global_policy.may_rehash(served);
         Weighing { now, by_key_id }
     }
 

@@ -50,11 +50,11 @@ impl Running {
         let Some(old) = self.current.as_deref() else {
             return Ok(());
         };
-        let kept = settings.rules.keep_hashes_of(old.rules());
+        let kept = settings.global_policy.retained_hashes(old.global_policy());
         if kept.current && kept.previous {
             return Ok(());
         }
-        let has_two = old.rules().previous_pepper().is_some();
+        let has_two = old.global_policy().previous_pepper().is_some();
         let now = self.reloader.clock.now().unix;
         let (mut stranded, mut unknown) = (Counted::default(), Counted::default());
         for key in old.keys().filter(|key| new.has_use_for(key.digest(), now)) {

@@ -19,7 +19,7 @@ impl Running {
     pub(super) fn keep(&self, settings: &Settings, state: FileState, file: File, policies: RowPolicies) {
         if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
             let source = &settings.source;
-            last_good.record_accepted(self.generation, state, source, &settings.rules);
+            last_good.record_accepted(self.generation, state, source, &settings.global_policy);
             last_good.keep(last_good::Job {
                 snapshot: Arc::clone(snapshot),
                 policies,
@@ -54,7 +54,7 @@ impl Running {
             _ => clock.now().ticks,
         };
         let ahead_s = written_at.saturating_sub(clock.now().unix);
-        if settings.rules.max_staleness.is_some() && ahead_s > CLOCK_SKEW {
+        if settings.global_policy.max_staleness.is_some() && ahead_s > CLOCK_SKEW {
             warn!(
                 ahead_s,
                 "the source was written in the future: is a clock wrong? For max_staleness its age is counted from now"
@@ -67,10 +67,15 @@ impl Running {
             .publishable_after(
                 &mut claim,
                 kept,
-                Stamp { generation, source_time: written_at, loaded, rules: Arc::clone(&settings.rules) },
+                Stamp {
+                    generation,
+                    source_time: written_at,
+                    loaded,
+                    global_policy: Arc::clone(&settings.global_policy),
+                },
             )
             .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
-        let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.rules);
+        let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.global_policy);
         let mut accepted = Accepted {
             generation,
             keys: snapshot.len(),

@@ -60,7 +60,7 @@ impl Fixture {
                 tolerance: Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 },
                 take_away: false,
             },
-            rules: Arc::default(),
+            global_policy: Arc::default(),
             keep_revocations: Keep::DEFAULT,
         };
         let configured = Arc::new(Mutex::new(settings.clone()));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use keyward_protocol::{ErrorCode, Fault};
+use keyward_protocol::{ErrorCode, ProtocolError};
 use tracing::{info, warn};
 
 use crate::audit::{Audit, Peer, Socket};
@@ -94,7 +94,7 @@ impl Acceptor {
             }
             self.refusals.peer.fetch_add(1, Ordering::Relaxed);
             self.audit.refuse(Socket::Verify, Peer { uid, pid: peer.pid() });
-            return reject(Ok(stream), Fault::new(ErrorCode::PeerRefused, uid, 0));
+            return reject(Ok(stream), ProtocolError::new(ErrorCode::PeerRefused, uid, 0));
         }
         let open: usize = self.workers.iter().map(Worker::open_connections).sum();
         if open >= self.max_connections {
@@ -110,9 +110,9 @@ impl Acceptor {
         }
     }
 
-    fn too_many_connections(&self) -> Fault {
+    fn too_many_connections(&self) -> ProtocolError {
         let limit = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
-        Fault::new(ErrorCode::TooManyConnections, limit, 0)
+        ProtocolError::new(ErrorCode::TooManyConnections, limit, 0)
     }
 
     fn count_system_error(&self, message: &str, error: &io::Error) {
@@ -132,7 +132,7 @@ impl Acceptor {
 }
 
 /// Sends an ERROR as far as the socket takes it at once, and closes the connection.
-fn reject(stream: io::Result<UnixStream>, error: Fault) {
+fn reject(stream: io::Result<UnixStream>, error: ProtocolError) {
     let mut frame = Vec::new();
     error.encode(&mut frame);
     if let Ok(mut stream) = stream {

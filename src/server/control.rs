@@ -26,11 +26,7 @@ use crate::systemd;
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Serves until a signal stops the daemon, and shuts it down. To be run on a `LocalSet`.
-pub(super) async fn serve(
-    daemon: Daemon,
-    mut signals: SignalReceiver,
-    log: Log,
-) -> Result<(), StartError> {
+pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log) -> Result<(), StartError> {
     let verify = ListeningSocket::new(systemd::VERIFY, daemon.sockets.verify)?;
     let admin = ListeningSocket::new(systemd::ADMIN, daemon.sockets.admin)?;
     let refusals = Arc::new(RefusalCounters::default());
@@ -98,7 +94,9 @@ pub(super) async fn serve(
     watch_tasks.iter().for_each(JoinHandle::abort);
     match daemon.revocations.not_durable() {
         0 => {}
-        entries => error!(entries, "some revocations could not be made durable; the next start does not know them"),
+        entries => {
+            error!(entries, "some revocations could not be made durable; the next start does not know them")
+        }
     }
     info!("stopped");
     Ok(())

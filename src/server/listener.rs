@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode;
 
 use crate::config::{Group, GroupError};
-use crate::server::socket_file::{FileId, SocketLock, SocketFile, remove_stale};
+use crate::server::socket_file::{FileId, SocketFile, SocketLock, remove_stale};
 
 /// The path, permissions and group of a socket to bind.
 #[derive(Clone, Debug)]

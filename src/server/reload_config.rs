@@ -15,7 +15,7 @@ pub(super) fn settings(config: &Config) -> Result<Settings, ConfigError> {
     Ok(Settings {
         source: config.file(),
         policy: config.policy(),
-        rules: Arc::new(config.rules()?),
+        global_policy: Arc::new(config.global_policy()?),
         keep_revocations: config.keep_revocations,
     })
 }

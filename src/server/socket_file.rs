@@ -100,7 +100,9 @@ impl SocketLock {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(LOCK_FLAGS);
         let file = match options.open(&lock) {
-            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => return Err(not_a_lock()),
+            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                return Err(not_a_lock());
+            }
             opened => opened.map_err(io("open the lock"))?,
         };
         if !file.metadata().map_err(io("look at the lock"))?.is_file() {

@@ -169,8 +169,7 @@ impl Sockets {
                 server.socket_mode.bits(),
                 server.socket_group.as_ref(),
             )?;
-            let admin_mode =
-                if server.admin_uids.is_empty() { ADMIN_MODE } else { ADMIN_MODE_WITH_UIDS };
+            let admin_mode = if server.admin_uids.is_empty() { ADMIN_MODE } else { ADMIN_MODE_WITH_UIDS };
             let admin = ListenerSpec::new(server.admin_socket.as_path(), admin_mode, None)?;
             let sockets = Self { verify: Listener::bind(verify)?, admin: Listener::bind(admin)? };
             let bound = [&sockets.verify, &sockets.admin].into_iter().filter_map(|it| it.bound.as_ref());
@@ -279,10 +278,10 @@ fn start_workers(
     for (number, (subscription, usage)) in subscriptions.into_iter().zip(usage_logs).enumerate() {
         let counters = Arc::new(Counters::default());
         let metrics = Metrics { counters: Arc::clone(&counters), usage };
-        let (limiter, rules) = (Arc::clone(limiter), Arc::clone(&settings.rules));
+        let (limiter, global_policy) = (Arc::clone(limiter), Arc::clone(&settings.global_policy));
         let (clock, shutdown) = (clock.clone(), shutdown.clone());
         let worker = Worker::start(number, counters, move || {
-            WorkerContext::new(subscription, limiter, rules, clock, metrics, timeouts, shutdown)
+            WorkerContext::new(subscription, limiter, global_policy, clock, metrics, timeouts, shutdown)
         });
         workers.push(worker.map_err(os_error("start a worker"))?);
     }

@@ -49,7 +49,7 @@ impl Keys {
         kept: &Kept<'_>,
         stamp: Stamp,
     ) -> Result<Snapshot, TooManyBuckets> {
-        self.inherit_peppers(kept, &stamp.rules);
+        self.inherit_peppers(kept, &stamp.global_policy);
         if kept.old.is_none() && self.claim_rows(claim).is_some() {
             return Ok(Snapshot {
                 stamp,

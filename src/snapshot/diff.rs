@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::record::{Digest, Fields, Status, rfc3339};
+use crate::record::{Digest, FieldSet, Status, rfc3339};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::example::{Difference, Example, Examples, MAX_EXAMPLES};
 use crate::snapshot::impact::{AccessChanges, Impact, KeyImpact, Matched, PolicyPair, works};
@@ -59,7 +59,7 @@ pub struct Comparison<'k> {
     found: Found,
     weighing: Weighing,
     /// Restrictions that keys before had, and that no row after has a value for.
-    missing: Fields,
+    missing: FieldSet,
 }
 
 /// Rows of a part: so many that a thread is worth while for several of them, and few enough that threads end together.
@@ -69,7 +69,7 @@ impl<'k> Comparison<'k> {
     /// Of `after` with what was `before` it.
     pub fn new(before: &'k Keys, after: &'k Keys, weighing: Weighing) -> Self {
         let given = before.given.union(before.set_aside_given);
-        let missing = Fields::RESTRICTIONS.intersection(given).difference(after.given);
+        let missing = FieldSet::RESTRICTIONS.intersection(given).difference(after.given);
         Self { before, after, found: Found::none_of(after.len()), weighing, missing }
     }
 
@@ -233,7 +233,7 @@ impl Comparison<'_> {
             is_set_aside: after.entry.status.is_set_aside(),
             given: match before.entry.status.is_set_aside() {
                 true => after.keys.restrictions(after.entry),
-                false => Fields::NONE,
+                false => FieldSet::NONE,
             },
         });
         let KeyImpact { stops, starts, loosened, changes } =

@@ -16,7 +16,7 @@ use subtle::ConstantTimeEq;
 use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
 use crate::memory::prefetch;
 use crate::record::{Digest, Status};
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 
 mod batch;
 mod build;
@@ -110,8 +110,8 @@ impl Snapshot {
     }
 
     /// The daemon's own rules, as of this snapshot.
-    pub fn rules(&self) -> &Rules {
-        &self.stamp.rules
+    pub fn global_policy(&self) -> &GlobalPolicy {
+        &self.stamp.global_policy
     }
 
     /// Keys in it: rows of the export.

@@ -10,7 +10,7 @@ use std::fmt::{self, Write};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::record::Visible;
+use crate::record::Escaped;
 
 use super::bad_row::BadRows;
 
@@ -48,9 +48,9 @@ impl Column {
 impl fmt::Display for Column {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Numbered { number, name: Some(name) } => write!(f, "column {number} ({})", Visible(name)),
+            Self::Numbered { number, name: Some(name) } => write!(f, "column {number} ({})", Escaped(name)),
             Self::Numbered { number, name: None } => write!(f, "column {number}"),
-            Self::Named(name) | Self::Unknown(name) => write!(f, "{}", Visible(name)),
+            Self::Named(name) | Self::Unknown(name) => write!(f, "{}", Escaped(name)),
             Self::Byte(byte) => write!(f, "byte {byte}"),
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::record::{Field, Fields, Quoted};
+use crate::record::{Field, FieldSet, Quoted};
 
 use super::null::NullTexts;
 
@@ -18,11 +18,11 @@ pub(super) type Texts<'a> = [&'a str; Field::COUNT];
 pub struct Layout {
     /// The column of each field; `None` where another field or `ignore` has taken the name away.
     columns: [Option<Arc<str>>; Field::COUNT],
-    /// Fields whose column was named on purpose: a header without it is wrong.
+    /// FieldSet whose column was named on purpose: a header without it is wrong.
     mapped: [bool; Field::COUNT],
     ignore: Vec<Arc<str>>,
-    /// Fields that an export has to have.
-    required: Fields,
+    /// FieldSet that an export has to have.
+    required: FieldSet,
     /// Whether columns that are not known are ignored too.
     ignores_unknown: bool,
     nulls: NullTexts,
@@ -168,7 +168,7 @@ impl Layout {
     }
 
     /// The fields that every row has to have, besides those that no row can do without.
-    pub(crate) fn required(&self) -> Fields {
+    pub(crate) fn required(&self) -> FieldSet {
         self.required
     }
 }
@@ -180,7 +180,7 @@ impl Default for Layout {
             columns,
             mapped: Default::default(),
             ignore: Vec::new(),
-            required: Fields::NONE,
+            required: FieldSet::NONE,
             ignores_unknown: false,
             nulls: NullTexts::default(),
         }

@@ -6,7 +6,9 @@ use std::fmt::Display;
 
 use ipnet::IpNet;
 
-use crate::record::{Field, Fields, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits};
+use crate::record::{
+    Field, FieldSet, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits,
+};
 
 use super::finding::{Column, Findings};
 use super::layout::Texts;
@@ -126,7 +128,7 @@ impl Assembler {
         let metadata = row.take(Field::Metadata, field::metadata);
         let (owner, metadata) = (owner?, metadata?);
         // A text that stands for no value gives none.
-        let none = Fields::NONE
+        let none = FieldSet::NONE
             .with_if(Field::Owner, owner.is_empty())
             .with_if(Field::Metadata, metadata.is_empty());
         Some(KeyRecord {
@@ -149,9 +151,9 @@ impl Assembler {
 }
 
 /// The fields that have a text.
-fn given(texts: &Texts<'_>) -> Fields {
+fn given(texts: &Texts<'_>) -> FieldSet {
     let bits = texts.iter().rev().fold(0, |bits, text| bits << 1 | u16::from(!text.is_empty()));
-    Fields::from_bits(bits)
+    FieldSet::from_bits(bits)
 }
 
 /// The texts of one row, and where what is wrong with them is reported.

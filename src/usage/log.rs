@@ -7,7 +7,7 @@ use keyward_protocol::Verdict;
 use tokio::sync::{Notify, watch};
 
 use super::{Message, QUEUE, Shared};
-use crate::verify::Tally;
+use crate::verify::RequestUsage;
 
 /// Events in a log: some 2 ms of a busy worker, and 128 KiB, so that they are merged before they leave the second-level cache.
 const CAPACITY: usize = 8 * 1024;
@@ -124,14 +124,14 @@ impl Log {
 
     /// Counts an answer to VERIFY.
     #[inline]
-    pub fn verified(&mut self, verdict: Verdict, shadow: bool, tally: Tally) {
-        let Some(entry) = tally.entry else {
+    pub fn verified(&mut self, verdict: Verdict, shadow: bool, request: RequestUsage) {
+        let Some(entry) = request.entry else {
             return self.unknown(verdict);
         };
-        let what = if verdict.is_allowed() && tally.cost == 0 { PEEKED } else { verdict.value() };
+        let what = if verdict.is_allowed() && request.cost == 0 { PEEKED } else { verdict.value() };
         self.push(Event {
             entry: entry.number(),
-            cost: tally.cost,
+            cost: request.cost,
             unix: self.unix,
             what,
             shadow,
@@ -140,11 +140,11 @@ impl Log {
     }
 
     /// Counts an answer to REFUND.
-    pub fn refunded(&mut self, verdict: Verdict, tally: Tally) {
-        match tally.entry {
-            Some(entry) if tally.cost > 0 => self.push(Event {
+    pub fn refunded(&mut self, verdict: Verdict, request: RequestUsage) {
+        match request.entry {
+            Some(entry) if request.cost > 0 => self.push(Event {
                 entry: entry.number(),
-                cost: tally.cost,
+                cost: request.cost,
                 unix: self.unix,
                 what: REFUNDED,
                 shadow: false,

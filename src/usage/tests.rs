@@ -13,7 +13,7 @@ use super::*;
 use crate::limiter::{Ledger, Limiter};
 use crate::record::KeyRecord;
 use crate::snapshot::{Builder, Snapshot, Stamp};
-use crate::verify::Tally;
+use crate::verify::RequestUsage;
 
 /// Rows, as key, key id and owner.
 fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
@@ -30,9 +30,9 @@ fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
     Arc::new(snapshot)
 }
 
-fn tally(snapshot: &Snapshot, key: &str, cost: u32) -> Tally {
+fn request_usage(snapshot: &Snapshot, key: &str, cost: u32) -> RequestUsage {
     let key = snapshot.find(&crate::key_format::hash(key.as_bytes()));
-    Tally { entry: key.map(|key| key.id()), cost }
+    RequestUsage { entry: key.map(|key| key.id()), cost }
 }
 
 /// A log, and what it hands over.
@@ -73,19 +73,19 @@ fn every_kind_of_request_is_counted_where_it_belongs() {
     let one = snapshot(1, &[("k", "a", "acme"), ("k2", "a", "acme"), ("other", "b", "")]);
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
-    log.verified(Verdict::Allowed, false, tally(&one, "k", 3));
-    log.verified(Verdict::RateLimited, false, tally(&one, "k", 0));
-    log.verified(Verdict::RateLimited, true, tally(&one, "k2", 0));
-    log.verified(Verdict::UnknownKey, false, tally(&one, "nobody's", 0));
-    log.verified(Verdict::MalformedKey, false, Tally::default());
-    log.verified(Verdict::NotReady, false, Tally::default());
+    log.verified(Verdict::Allowed, false, request_usage(&one, "k", 3));
+    log.verified(Verdict::RateLimited, false, request_usage(&one, "k", 0));
+    log.verified(Verdict::RateLimited, true, request_usage(&one, "k2", 0));
+    log.verified(Verdict::UnknownKey, false, request_usage(&one, "nobody's", 0));
+    log.verified(Verdict::MalformedKey, false, RequestUsage::default());
+    log.verified(Verdict::NotReady, false, RequestUsage::default());
     log.begin(Some(&one), 90);
-    log.verified(Verdict::Allowed, true, tally(&one, "k2", 1));
-    log.refunded(Verdict::Allowed, tally(&one, "k", 2));
-    log.refunded(Verdict::UnknownKey, Tally::default());
+    log.verified(Verdict::Allowed, true, request_usage(&one, "k2", 1));
+    log.refunded(Verdict::Allowed, request_usage(&one, "k", 2));
+    log.refunded(Verdict::UnknownKey, RequestUsage::default());
     log.begin(Some(&one), 110);
-    log.verified(Verdict::Allowed, false, tally(&one, "k", 0));
-    log.refunded(Verdict::Allowed, tally(&one, "other", 5));
+    log.verified(Verdict::Allowed, false, request_usage(&one, "k", 0));
+    log.refunded(Verdict::Allowed, request_usage(&one, "other", 5));
     log.hand();
     let mut table = Table::default();
     merge(&mut table, &messages);
@@ -112,7 +112,7 @@ fn a_record_outlives_snapshots_and_goes_with_its_key() {
     let mut table = Table::default();
     let mut use_key = |table: &mut Table, snapshot: &Arc<Snapshot>, key: &str| {
         log.begin(Some(snapshot), 100);
-        log.verified(Verdict::Allowed, false, tally(snapshot, key, 1));
+        log.verified(Verdict::Allowed, false, request_usage(snapshot, key, 1));
         log.hand();
         merge(table, &messages);
     };
@@ -153,7 +153,7 @@ fn the_keys_that_cost_most_are_first_and_an_owners_are_together() {
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
     for (name, cost) in names.iter().zip(1..) {
-        log.verified(Verdict::Allowed, false, tally(&one, name, cost));
+        log.verified(Verdict::Allowed, false, request_usage(&one, name, cost));
     }
     log.hand();
     let mut table = Table::default();
@@ -175,7 +175,7 @@ fn a_full_log_is_handed_over() {
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
     for _ in 0..20_000 {
-        log.verified(Verdict::Allowed, false, tally(&one, "k", 1));
+        log.verified(Verdict::Allowed, false, request_usage(&one, "k", 1));
     }
     log.hand();
     let batches: Vec<_> = messages.try_iter().collect();
@@ -205,8 +205,8 @@ fn lines_are_numbered_over_restarts_and_hold_what_is_new() {
         let mut rounds = log.rounds();
         let one = snapshot(1, &[("k", "a", "acme")]);
         log.begin(Some(&one), 100);
-        log.verified(Verdict::Allowed, false, tally(&one, "k", round));
-        log.verified(Verdict::UnknownKey, false, Tally::default());
+        log.verified(Verdict::Allowed, false, request_usage(&one, "k", round));
+        log.verified(Verdict::UnknownKey, false, RequestUsage::default());
         let totals = runtime.block_on(async {
             let worker = async {
                 rounds.changed().await.expect("a round");

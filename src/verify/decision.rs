@@ -8,7 +8,7 @@ use crate::snapshot::{EntryId, Key};
 
 /// What is counted of a request, beside its answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct RequestUsage {
     /// The row of the snapshot that it was about; `None` where the key is not known.
     pub entry: Option<EntryId>,
     /// What was charged, or given back.
@@ -45,8 +45,8 @@ impl<'s> Decision<'s> {
 
     /// What is counted of it.
     #[inline]
-    pub fn tally(&self) -> Tally {
-        Tally { entry: self.key.map(Key::id), cost: self.cost }
+    pub fn usage(&self) -> RequestUsage {
+        RequestUsage { entry: self.key.map(Key::id), cost: self.cost }
     }
 
     /// Whether a limit in shadow mode would have refused.

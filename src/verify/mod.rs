@@ -19,12 +19,12 @@
 use arrayvec::ArrayVec;
 use keyward_protocol::{Credential, Verdict, Verify};
 
-use crate::key_format::{self, Minted};
+use crate::key_format::{self, KeyFormat};
 use crate::limiter::{Bucket, Charge, Limiter, MAX_CHARGES, Named, Outcome, Rate, Single};
 use crate::now::Now;
 use crate::pepper::Pepper;
 use crate::record::Digest;
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::snapshot::{EntryId, HashedWith, Key, Probe, Snapshot};
 
 mod decision;
@@ -33,27 +33,27 @@ mod refund;
 #[cfg(test)]
 mod tests;
 
-pub use decision::{Decision, Tally};
+pub use decision::{Decision, RequestUsage};
 use denial::denial;
 
 /// Requests that are decided together. Beyond 64 nothing is gained, and the batch's working set (15 KiB with the requests) leaves the
 /// first-level cache.
-pub const BATCH: usize = 64;
+pub const BATCH_SIZE: usize = 64;
 
 /// Requests in one stage at a time. Enough that what a stage asks for comes while the next group goes through the four; and few enough
 /// that memory is asked little by little: a processor that waits to ask (of 24 lines at a time, here) does nothing else meanwhile.
 /// With 64 a verify took 90 ns, and 122 ns with its answer; with 16, 80 and 107; with 4, 70 and 82 (`benches/verify.rs`, 1 M keys).
-const GROUP: usize = 4;
+const GROUP_SIZE: usize = 4;
 
 /// What a batch is decided on.
 #[derive(Clone, Copy)]
-pub struct Context<'s> {
+pub struct Verifier<'s> {
     /// The snapshot, if there is one yet.
     pub snapshot: Option<&'s Snapshot>,
     /// The buckets.
     pub limiter: &'s Limiter,
     /// The daemon's rules.
-    pub rules: &'s Rules,
+    pub global_policy: &'s GlobalPolicy,
     /// The time for the whole batch.
     pub now: Now,
 }
@@ -70,9 +70,9 @@ struct Pending<'s> {
     verdict: Option<Verdict>,
 }
 
-type Batch<'s> = ArrayVec<Pending<'s>, BATCH>;
+type Batch<'s> = ArrayVec<Pending<'s>, BATCH_SIZE>;
 
-impl<'s> Context<'s> {
+impl<'s> Verifier<'s> {
     /// Answers `requests` in order, by calling `answer` for each. Returns how many were answered.
     ///
     /// That is all of them, unless a newer snapshot has taken over the buckets of this one: then the rest has to be
@@ -80,7 +80,7 @@ impl<'s> Context<'s> {
     #[inline]
     pub fn verify(&self, requests: &[Verify<'_>], mut answer: impl FnMut(&Decision<'s>)) -> usize {
         let mut answered = 0;
-        for batch in requests.chunks(BATCH) {
+        for batch in requests.chunks(BATCH_SIZE) {
             let done = self.verify_batch(batch, &mut answer);
             answered += done;
             if done < batch.len() {
@@ -104,7 +104,7 @@ impl<'s> Context<'s> {
         while charged < requests.len() {
             let (to_look_up, to_weigh, to_charge) = (looked_up..hashed, weighed..looked_up, charged..weighed);
 
-            let to_hash = hashed..requests.len().min(hashed + GROUP);
+            let to_hash = hashed..requests.len().min(hashed + GROUP_SIZE);
             hashed = to_hash.end;
             self.hash(snapshot, &requests[to_hash], &mut pending);
 
@@ -125,7 +125,7 @@ impl<'s> Context<'s> {
     }
 
     fn is_stale(&self, snapshot: &Snapshot) -> bool {
-        self.rules.max_staleness.is_some_and(|limit| snapshot.stamp().source_age(self.now) > limit)
+        self.global_policy.max_staleness.is_some_and(|limit| snapshot.stamp().source_age(self.now) > limit)
     }
 
     #[inline]
@@ -148,7 +148,7 @@ impl<'s> Context<'s> {
 
     #[inline]
     fn digest(&self, credential: Credential<'_>) -> Result<Digest, Verdict> {
-        match (credential, &self.rules.peppers) {
+        match (credential, &self.global_policy.peppers) {
             (Credential::Digest(digest), _) => Ok(digest),
             (Credential::RawKey(key), _) if self.is_malformed(key) => Err(Verdict::MalformedKey),
             (Credential::RawKey(key), None) => Ok(key_format::hash(key)),
@@ -157,13 +157,13 @@ impl<'s> Context<'s> {
     }
 
     fn is_malformed(&self, key: &[u8]) -> bool {
-        key_format::check(key, &self.rules.minted) == Minted::Malformed
+        key_format::classify(key, &self.global_policy.minted_prefixes) == KeyFormat::Malformed
     }
 
     /// Everything but the limits.
     #[inline]
     fn weigh(&self, snapshot: &'s Snapshot, requests: &[Verify<'_>], pending: &mut [Pending<'s>]) {
-        let previous = self.rules.previous_pepper();
+        let previous = self.global_policy.previous_pepper();
         for (request, pending) in requests.iter().zip(pending) {
             if pending.verdict.is_some() {
                 continue;

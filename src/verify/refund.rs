@@ -4,9 +4,9 @@ use keyward_protocol::{Credential, Refund, Verdict};
 
 use crate::limiter::{Charged, MAX_CHARGES, Named, Outcome};
 use crate::snapshot::{Key, Snapshot};
-use crate::verify::{Context, Decision, NO_CHARGE, find_by_either};
+use crate::verify::{Decision, NO_CHARGE, Verifier, find_by_either};
 
-impl<'s> Context<'s> {
+impl<'s> Verifier<'s> {
     /// To all limits of the key, or to the one that is named. Neither the key's status nor its times matter, since what is given
     /// back was charged when they allowed it, and admits nothing by itself.
     ///
@@ -33,7 +33,7 @@ impl<'s> Context<'s> {
             return Err(Verdict::StaleSnapshot);
         }
         let found = snapshot.find(&self.digest(credential)?);
-        let found = match self.rules.previous_pepper() {
+        let found = match self.global_policy.previous_pepper() {
             None => found,
             Some(previous) => find_by_either(snapshot, found, credential, previous),
         };

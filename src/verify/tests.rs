@@ -53,9 +53,9 @@ fn digest(key: &str) -> Credential<'_> {
     Credential::Digest(key_format::hash(key.as_bytes()))
 }
 
-fn verdicts(context: &Context<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
+fn verdicts(verifier: &Verifier<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    assert_eq!(context.verify(requests, |decision| verdicts.push(decision.verdict())), requests.len());
+    assert_eq!(verifier.verify(requests, |decision| verdicts.push(decision.verdict())), requests.len());
     verdicts
 }
 
@@ -78,18 +78,18 @@ fn the_first_fault_in_order_decides() {
         environment: Some("test"),
         ..Verify::new(1, Credential::RawKey(b"acme_live_typo"))
     };
-    let mut rules = Rules {
-        minted: vec!["acme_live_".parse().expect("a prefix")],
+    let mut global_policy = GlobalPolicy {
+        minted_prefixes: vec!["acme_live_".parse().expect("a prefix")],
         max_staleness: Some(99),
         peppers: None,
     };
     let limiter = Limiter::new();
     let mut have_snapshot = false;
 
-    type Mend = fn(&mut KeyRecord<'_>, &mut Verify<'_>, &mut Rules, &mut bool);
+    type Mend = fn(&mut KeyRecord<'_>, &mut Verify<'_>, &mut GlobalPolicy, &mut bool);
     let steps: [(Verdict, Mend); 14] = [
         (Verdict::NotReady, |_, _, _, have| *have = true),
-        (Verdict::StaleSnapshot, |_, _, rules, _| rules.max_staleness = Some(100)),
+        (Verdict::StaleSnapshot, |_, _, global_policy, _| global_policy.max_staleness = Some(100)),
         (Verdict::MalformedKey, |_, request, _, _| request.credential = Credential::RawKey(b"other")),
         (Verdict::UnknownKey, |_, request, _, _| request.credential = digest("k")),
         (Verdict::Revoked, |key, _, _, _| key.status = Status::Disabled),
@@ -110,9 +110,9 @@ fn the_first_fault_in_order_decides() {
     for (expected, mend) in steps {
         let built = snapshot(&limiter, std::slice::from_ref(&key));
         let snapshot = have_snapshot.then_some(&built);
-        let context = Context { snapshot, limiter: &limiter, rules: &rules, now: NOW };
+        let verifier = Verifier { snapshot, limiter: &limiter, global_policy: &global_policy, now: NOW };
         let mut got = None;
-        context.verify(&[request], |decision| {
+        verifier.verify(&[request], |decision| {
             let answer = decision.answer();
             got = Some((answer.verdict, answer.generation, answer.key_id.to_owned()))
         });
@@ -125,9 +125,9 @@ fn the_first_fault_in_order_decides() {
         assert_eq!(got, Some((expected, generation, key_id.to_owned())));
         if expected == Verdict::Allowed {
             // The snapshot is built anew at each step, and its buckets are full: only the last one was charged.
-            assert_eq!(verdicts(&context, &[request]), [Verdict::RateLimited]);
+            assert_eq!(verdicts(&verifier, &[request]), [Verdict::RateLimited]);
         }
-        mend(&mut key, &mut request, &mut rules, &mut have_snapshot);
+        mend(&mut key, &mut request, &mut global_policy, &mut have_snapshot);
     }
 }
 
@@ -138,14 +138,15 @@ fn a_denial_charges_nothing() {
     key.limits = limits(&[("only", 1)]);
     key.environment = "live";
     let snapshot = snapshot(&limiter, &[key]);
-    let rules = Rules::default();
-    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     let good = Verify::new(1, digest("k"));
     let wrong = Verify { environment: Some("test"), ..good };
     let dear = Verify { cost: 2, ..good };
     let peek = Verify { cost: 0, ..good };
     assert_eq!(
-        verdicts(&context, &[wrong, dear, peek, good, good, peek]),
+        verdicts(&verifier, &[wrong, dear, peek, good, good, peek]),
         [
             Verdict::WrongEnvironment,
             Verdict::CostExceedsBurst,
@@ -165,15 +166,16 @@ fn an_empty_list_of_networks_or_origins_refuses_every_request() {
     let mut origins = record("no origins");
     origins.allowed_origins = Some([].into());
     let snapshot = snapshot(&limiter, &[networks, origins, record("open")]);
-    let rules = Rules::default();
-    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     let ips = [None, Some("::ffff:10.1.1.1"), Some("2001:db8::1"), Some("::")];
     for ip in ips.map(|ip| ip.map(|ip| ip.parse().expect("an address"))) {
         for origin in [None, Some("https://a.test"), Some("")] {
             for environment in [None, Some("")] {
                 let asked = |key| Verify { ip, origin, environment, ..Verify::new(1, digest(key)) };
                 let [networks, origins, open] =
-                    ["no networks", "no origins", "open"].map(|key| verdicts(&context, &[asked(key)])[0]);
+                    ["no networks", "no origins", "open"].map(|key| verdicts(&verifier, &[asked(key)])[0]);
                 let expected = match environment {
                     None => [Verdict::IpNotAllowed, Verdict::OriginNotAllowed, Verdict::Allowed],
                     Some(_) => [Verdict::WrongEnvironment; 3],
@@ -209,8 +211,13 @@ fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
         .expect("room");
     let _unsettled = claim.commit();
 
-    let rules = Rules::default();
-    let on = |snapshot| Context { snapshot: Some(snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let global_policy = GlobalPolicy::default();
+    let on = |snapshot| Verifier {
+        snapshot: Some(snapshot),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     let (limited, unlimited) = (Verify::new(1, digest("k")), Verify::new(2, digest("free")));
     assert_eq!(verdicts(&on(&old), &[limited, limited]), [Verdict::Allowed; 2]);
     assert_eq!(verdicts(&on(&new), &[limited]), [Verdict::Allowed]);
@@ -247,14 +254,14 @@ proptest! {
         let requests: Vec<Verify<'_>> = asked.iter().zip(&picks).zip(0..).map(|((name, (_, cost)), id)| {
             Verify { cost: *cost, ..Verify::new(id, digest(name)) }
         }).collect();
-        let rules = Rules::default();
+        let global_policy = GlobalPolicy::default();
         let answers = |batch: usize| {
             let limiter = Limiter::new();
             let snapshot = build(&limiter);
-            let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+            let verifier = Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
             let mut answers = Vec::new();
             for chunk in requests.chunks(batch) {
-                context.verify(chunk, |decision| {
+                verifier.verify(chunk, |decision| {
                     let answer = decision.answer();
                     let limit = (answer.limit.name.to_owned(), answer.limit.limit, answer.limit.remaining);
                     answers.push((answer.request_id, answer.verdict, answer.key_id.to_owned(), limit));

@@ -5,10 +5,10 @@ use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
 use keyward::pepper::{Pepper, Peppers};
 use keyward::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
-use keyward::rules::Rules;
+use keyward::rules::GlobalPolicy;
 use keyward::snapshot::{Builder, Snapshot, Stamp};
 use keyward::source::{Findings, Format, Layout, read};
-use keyward::verify::{Context, Decision};
+use keyward::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 
 use crate::model::{Ask, Model, PERIOD_DAYS, PLANS, Row, Seen, all_asks, export, pairs, scatter, singles};
@@ -25,27 +25,27 @@ enum Form {
 }
 
 impl Form {
-    fn rules(self) -> Rules {
+    fn global_policy(self) -> GlobalPolicy {
         let pepper = |letter: &[u8]| Pepper::new(&letter.repeat(32)).expect("long enough");
         let peppers = match self {
             Self::Digest | Self::RawKey => None,
             Self::CurrentPepper => Some(Peppers { current: pepper(b"c"), previous: None }),
             Self::PreviousPepper => Some(Peppers { current: pepper(b"c"), previous: Some(pepper(b"p")) }),
         };
-        Rules { peppers, ..Rules::default() }
+        GlobalPolicy { peppers, ..GlobalPolicy::default() }
     }
 
-    fn hash(self, rules: &Rules, key: &str) -> Digest {
-        match (&rules.peppers, rules.previous_pepper()) {
+    fn hash(self, global_policy: &GlobalPolicy, key: &str) -> Digest {
+        match (&global_policy.peppers, global_policy.previous_pepper()) {
             (_, Some(previous)) => previous.hash(key.as_bytes()),
             (Some(peppers), None) => peppers.current.hash(key.as_bytes()),
             (None, None) => keyward::key_format::hash(key.as_bytes()),
         }
     }
 
-    fn credential(self, rules: &Rules, key: &'static str) -> Credential<'static> {
+    fn credential(self, global_policy: &GlobalPolicy, key: &'static str) -> Credential<'static> {
         match self {
-            Self::Digest => Credential::Digest(self.hash(rules, key)),
+            Self::Digest => Credential::Digest(self.hash(global_policy, key)),
             _ => Credential::RawKey(key.as_bytes()),
         }
     }
@@ -114,16 +114,17 @@ fn request(ask: &Ask, names: &'static str, credential: Credential<'static>) -> V
 /// each of these groups.
 fn ask_all(rows: Vec<Row>, form: Form, together: usize) {
     let limiter = Limiter::new();
-    let rules = form.rules();
-    let snapshot = snapshot(&rows, &limiter, |key| form.hash(&rules, key));
-    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let global_policy = form.global_policy();
+    let snapshot = snapshot(&rows, &limiter, |key| form.hash(&global_policy, key));
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     // Requests borrow their texts for as long as the test runs.
     let keys: Vec<&'static str> = rows.iter().map(|row| &*row.key.clone().leak()).collect();
     let asks: Vec<(Ask, &'static str)> = all_asks()
         .into_iter()
         .map(|ask| (ask, &*ask.scopes.map_or(String::new(), |(names, _)| names.join(" ")).leak()))
         .collect();
-    let credentials: Vec<_> = keys.iter().map(|key| form.credential(&rules, key)).collect();
+    let credentials: Vec<_> = keys.iter().map(|key| form.credential(&global_policy, key)).collect();
     let everything = asks.iter().flat_map(|asked| (0..rows.len()).map(move |row| (row, asked)));
     let everything = scatter(everything.collect::<Vec<_>>());
     let mut model = Model::new(rows);
@@ -131,13 +132,13 @@ fn ask_all(rows: Vec<Row>, form: Form, together: usize) {
         let requests: Vec<_> =
             group.iter().map(|(row, (ask, names))| request(ask, names, credentials[*row])).collect();
         let mut got = Vec::with_capacity(group.len());
-        assert_eq!(context.verify(&requests, |decision| got.push(seen(decision))), group.len());
+        assert_eq!(verifier.verify(&requests, |decision| got.push(seen(decision))), group.len());
         for ((row, (ask, _)), got) in group.iter().zip(&got) {
             model.verify(*row, ask).assert(got, || format!("{ask:?} of {:?}, {form:?}", model.rows[*row]));
         }
         for (row, _) in group.iter().step_by(5) {
             let refund = Refund { request_id: 1, cost: 2, credential: credentials[*row], limit: None };
-            let got = seen(&context.refund(&refund).expect("no newer snapshot"));
+            let got = seen(&verifier.refund(&refund).expect("no newer snapshot"));
             model.refund(*row, 2).assert(&got, || format!("refund of {:?}, {form:?}", model.rows[*row]));
         }
     }

@@ -126,9 +126,11 @@ impl Check {
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
         // What this user may not read, the daemon's may.
-        let (rules, has_peppers) = match config.rules() {
-            Ok(rules) => (rules, true),
-            Err(ConfigError::Pepper { forbidden: true, .. }) => (config.rules_without_peppers(), false),
+        let (global_policy, has_peppers) = match config.global_policy() {
+            Ok(global_policy) => (global_policy, true),
+            Err(ConfigError::Pepper { forbidden: true, .. }) => {
+                (config.global_policy_without_peppers(), false)
+            }
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
         let source = config.file();
@@ -149,9 +151,9 @@ impl Check {
         } else if keys.is_empty() {
             return Ok(outcome.refused(&reload::Failure::Empty { path: source.path.to_path_buf() }));
         } else {
-            last_good::compare(&config, has_peppers.then_some(&rules), &keys, &mut outcome);
+            last_good::compare(&config, has_peppers.then_some(&global_policy), &keys, &mut outcome);
         }
-        outcome.stale = Stale::at(now, written_at, &rules).map(|stale| stale.to_string());
+        outcome.stale = Stale::at(now, written_at, &global_policy).map(|stale| stale.to_string());
         outcome.keys = Some(keys.len());
         outcome.withheld = server::withheld(set_aside.as_ref(), None);
         outcome.summary = Some(keys.summary(now));
@@ -176,7 +178,7 @@ impl Outcome {
 /// Whether anything refuses a request of the key: a limit in shadow mode does not.
 fn is_limited(plans: &Plans, record: &KeyRecord<'_>) -> bool {
     // A plan that is not there is a finding.
-    let of_plan = plans.of(record.plan).map_or(&[][..], |(_, limits)| limits);
+    let of_plan = plans.resolve(record.plan).map_or(&[][..], |(_, limits)| limits);
     let replaced = |name: &str| record.limits.iter().any(|own| *own.name == *name);
     record.limits.iter().any(|limit| !limit.shadow)
         || of_plan.iter().any(|limit| !limit.shadow && !replaced(&limit.name))

@@ -312,7 +312,7 @@ impl Batch<'_> {
 mod tests {
     use super::*;
     use crate::cli::tests::{parse, run_with};
-    use crate::key_format::Minted;
+    use crate::key_format::KeyFormat;
 
     fn new(arguments: &[&str]) -> (Exit, String, String) {
         run_with(&[&["key", "new"], arguments].concat(), b"")
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
         let lines: Vec<_> = output.lines().collect();
         let key = lines[2].trim();
-        assert_eq!(key_format::check(key.as_bytes(), &[Prefix::default()]), Minted::Valid, "{output}");
+        assert_eq!(key_format::classify(key.as_bytes(), &[Prefix::default()]), KeyFormat::Valid, "{output}");
         let hash = const_hex::encode(key_format::hash(key.as_bytes()));
         assert_eq!(
             lines[3..],

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use keyward_protocol::{Hello, MAX_ANSWER_LENGTH, Refund, Response, Split, split};
+use keyward_protocol::{Hello, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, parse_frame};
 
 use super::*;
 use crate::key_format;
@@ -14,7 +14,7 @@ use crate::record::{KeyRecord, Limit};
 use crate::snapshot::{Builder, Snapshot, Stamp};
 use crate::state::Rotation;
 use crate::usage::{Counts, Policy, Question, Usage};
-use crate::verify::{BATCH, Context};
+use crate::verify::{BATCH_SIZE, Verifier};
 
 /// How long the usage thread may take to receive what was counted.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -129,7 +129,7 @@ fn replies(items: &[Item], by_old: usize) -> Vec<Reply> {
 
 fn decode(output: &[u8]) -> Vec<Reply> {
     let (mut replies, mut at) = (Vec::new(), 0);
-    while let Split::Frame { header, body, size } = split(&output[at..], MAX_ANSWER_LENGTH) {
+    while let ParsedFrame::Complete { header, body, size } = parse_frame(&output[at..], MAX_ANSWER_LENGTH) {
         at += size;
         replies.push(match Response::decode(&header, body).expect("a frame of SPEC.md") {
             Response::Answer(answer) => Reply::Answer {
@@ -183,10 +183,11 @@ impl Snapshots {
         // The first worker that charges a bucket with the new snapshot takes it over.
         let digest = |key: &str| Credential::Digest(key_format::hash(key.as_bytes()));
         let charges = TAKEN_OVER.map(|key| Verify::new(1, digest(key)));
-        let rules = Rules::default();
-        let context = Context { snapshot: Some(&new), limiter: &limiter, rules: &rules, now: NOW };
+        let global_policy = GlobalPolicy::default();
+        let verifier =
+            Verifier { snapshot: Some(&new), limiter: &limiter, global_policy: &global_policy, now: NOW };
         assert_eq!(
-            context.verify(&charges, |decision| assert!(decision.verdict().is_allowed())),
+            verifier.verify(&charges, |decision| assert!(decision.verdict().is_allowed())),
             charges.len()
         );
         Self { limiter, old, new }
@@ -256,13 +257,14 @@ async fn assert_used(usage: &Usage, items: &[Item]) {
 /// from the new one.
 fn drive(snapshots: &Snapshots, input: &[u8], counters: &Counters, log: &mut Log) -> (Vec<Reply>, usize) {
     let Snapshots { limiter, old, new } = snapshots;
-    let rules = Rules::default();
+    let global_policy = GlobalPolicy::default();
     let (mut replies, mut output, mut at) = (Vec::new(), Vec::new(), 0);
     let (mut snapshot, mut by_old) = (old, None);
     loop {
         log.begin(Some(snapshot), NOW.unix);
-        let context = Context { snapshot: Some(snapshot), limiter, rules: &rules, now: NOW };
-        let progress = respond(&context, 0, &input[at..], &mut output, counters, log);
+        let verifier =
+            Verifier { snapshot: Some(snapshot), limiter, global_policy: &global_policy, now: NOW };
+        let progress = respond(&verifier, 0, &input[at..], &mut output, counters, log);
         at += progress.consumed;
         replies.extend(decode(&output));
         output.clear();
@@ -282,11 +284,24 @@ fn drive(snapshots: &Snapshots, input: &[u8], counters: &Counters, log: &mut Log
 
 #[tokio::test(flavor = "local")]
 async fn superseded_batch_is_answered_and_counted_once() {
-    let edges = [0, 1, 2, 3, 4, 5, BATCH - 1, BATCH, BATCH + 1, 2 * BATCH - 1, 2 * BATCH, 2 * BATCH + 2];
+    let edges = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        BATCH_SIZE - 1,
+        BATCH_SIZE,
+        BATCH_SIZE + 1,
+        2 * BATCH_SIZE - 1,
+        2 * BATCH_SIZE,
+        2 * BATCH_SIZE + 2,
+    ];
     let mut cases: Vec<(usize, Item, usize, bool)> = Vec::new();
     for first in edges {
         for affected in AFFECTED {
-            cases.extend([true, false].map(|only_verify| (first, affected, 3 * BATCH, only_verify)));
+            cases.extend([true, false].map(|only_verify| (first, affected, 3 * BATCH_SIZE, only_verify)));
         }
     }
     // More answers than fit one output buffer.
@@ -315,7 +330,7 @@ async fn superseded_batch_is_answered_and_counted_once() {
 #[tokio::test(flavor = "local")]
 async fn superseded_connection_continues_with_the_new_snapshot() {
     for (first, affected) in
-        [(0, AFFECTED[0]), (BATCH + 7, AFFECTED[2]), (BATCH, AFFECTED[5]), (150, AFFECTED[3])]
+        [(0, AFFECTED[0]), (BATCH_SIZE + 7, AFFECTED[2]), (BATCH_SIZE, AFFECTED[5]), (150, AFFECTED[3])]
     {
         let Snapshots { limiter, old, new } = Snapshots::new();
         let (publisher, mut subscriptions) = Publisher::new(1);
@@ -325,7 +340,7 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
         let context = WorkerContext::new(
             subscriptions.remove(0),
             limiter,
-            Rules::default().into(),
+            GlobalPolicy::default().into(),
             Clock::new(),
             Metrics { counters: Arc::default(), usage: log },
             Timeouts { idle: None, stale_answers: FOREVER, busy_poll: Duration::ZERO },
@@ -336,7 +351,7 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
         let worker = Worker { context, drain };
         let mut peer = worker.connect();
 
-        let items = items(first, affected, 3 * BATCH, false);
+        let items = items(first, affected, 3 * BATCH_SIZE, false);
         let mut input = Vec::new();
         items.iter().zip(0..).for_each(|(item, id)| item.encode(id, &mut input));
         peer.stream.write_all(&input).expect("the socket has room");

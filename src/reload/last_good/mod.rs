@@ -22,7 +22,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use crate::reload::{FileState, SourceFile};
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::state::{Acceptance, Accepted, FileError, StateDir};
 
 mod accepted;
@@ -165,13 +165,14 @@ impl LastGood {
         generation: u64,
         state: FileState,
         source: &SourceFile,
-        rules: &Rules,
+        global_policy: &GlobalPolicy,
     ) {
         let reading = reading(source);
-        if self.shared.slot().accepted.as_ref().is_some_and(|known| known.is(&state, &reading, rules)) {
+        if self.shared.slot().accepted.as_ref().is_some_and(|known| known.is(&state, &reading, global_policy))
+        {
             return;
         }
-        let accepted = AcceptedSource::new(generation, state, reading, rules);
+        let accepted = AcceptedSource::new(generation, state, reading, global_policy);
         let health = self.shared.directory.health();
         match accepted.write(&self.directory()) {
             Ok(()) => {
@@ -183,13 +184,14 @@ impl LastGood {
     }
 
     /// Whether a source was accepted before, so that it need not be compared: recorded as such, or kept with its keys.
-    fn has_accepted(&self, state: &FileState, source: &SourceFile, rules: &Rules) -> bool {
+    fn has_accepted(&self, state: &FileState, source: &SourceFile, global_policy: &GlobalPolicy) -> bool {
         let (slot, reading) = (self.shared.slot(), reading(source));
         // An older record was not replaced when the keys on the disk were accepted.
         let stored = slot.stored.as_ref().map_or(0, |stored| stored.generation);
         let record = slot.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
-        let is_recorded = record.is_some_and(|accepted| accepted.is(state, &reading, rules));
-        let is_stored = |stored: &Manifest| stored.is_of(state, &reading) && stored.kept_by(rules).current;
+        let is_recorded = record.is_some_and(|accepted| accepted.is(state, &reading, global_policy));
+        let is_stored =
+            |stored: &Manifest| stored.is_of(state, &reading) && stored.kept_by(global_policy).current;
         is_recorded || slot.stored.as_ref().is_some_and(is_stored)
     }
 

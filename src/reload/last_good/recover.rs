@@ -16,7 +16,7 @@ use crate::reload::load::Loaded;
 use crate::reload::room::Room;
 use crate::reload::trigger::Cause;
 use crate::reload::{Failure, OnBadRow, Origin, Running, SetAside, Settings, SourceFile, compare, read};
-use crate::rules::{Kept, Rules};
+use crate::rules::{GlobalPolicy, RetainedHashes};
 use crate::snapshot::{Diff, Keys, Weighing, compiled};
 use crate::source::{Format, Layout};
 use crate::state::{self, Accepted};
@@ -117,14 +117,17 @@ fn load(path: &Path, file: &std::fs::File, manifest: &Manifest, plans: Arc<Plans
 
 impl Recovered {
     /// Which of its hashes are found by `rules`.
-    pub fn kept_by(&self, rules: &Rules) -> Kept {
-        self.manifest.kept_by(rules)
+    pub fn kept_by(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
+        self.manifest.kept_by(global_policy)
     }
 
     /// How a source that is read by `rules` is compared with them, at the Unix second `now`.
-    pub fn weighing(&self, rules: &Rules, now: u32) -> Weighing {
-        let kept = self.kept_by(rules);
-        Weighing { now, by_key_id: rules.previous_pepper().is_some() || !(kept.current && kept.previous) }
+    pub fn weighing(&self, global_policy: &GlobalPolicy, now: u32) -> Weighing {
+        let kept = self.kept_by(global_policy);
+        Weighing {
+            now,
+            by_key_id: global_policy.previous_pepper().is_some() || !(kept.current && kept.previous),
+        }
     }
 }
 
@@ -156,7 +159,9 @@ impl Running {
     ) -> Result<Option<Diff>, Failure> {
         let (path, new) = (&settings.source.path, &loaded.keys);
         let last_good = self.reloader.last_good.as_ref();
-        if last_good.is_some_and(|keys| keys.has_accepted(&loaded.state, &settings.source, &settings.rules)) {
+        if last_good
+            .is_some_and(|keys| keys.has_accepted(&loaded.state, &settings.source, &settings.global_policy))
+        {
             return Ok(None);
         }
         let diff = self.diff_from_last_good(settings, new);
@@ -167,7 +172,7 @@ impl Running {
         };
         tolerance.check(path, &diff, old.keys.len(), new.len())?;
         // The pepper that they were hashed with is gone: keys that the source lists with the same hash would not be found.
-        match old.kept_by(&settings.rules).current {
+        match old.kept_by(&settings.global_policy).current {
             true => {}
             false => self.guard_stranded(path, &old.keys, new)?,
         }
@@ -178,7 +183,9 @@ impl Running {
     pub(in crate::reload) fn diff_from_last_good(&mut self, settings: &Settings, new: &Keys) -> Option<Diff> {
         self.recover(settings);
         let now = self.reloader.clock.now().unix;
-        self.recovered.as_ref().map(|old| compare::diff(new, &old.keys, old.weighing(&settings.rules, now)))
+        self.recovered
+            .as_ref()
+            .map(|old| compare::diff(new, &old.keys, old.weighing(&settings.global_policy, now)))
     }
 
     /// Reads the last good keys, if they have not been read in this reload.
@@ -213,7 +220,7 @@ impl Running {
             return false;
         }
         let manifest = self.reloader.last_good.as_ref().and_then(LastGood::manifest);
-        let kept = manifest.map(|manifest| manifest.kept_by(&settings.rules));
+        let kept = manifest.map(|manifest| manifest.kept_by(&settings.global_policy));
         if kept.is_some_and(|kept| !kept.current) {
             let why = "they were hashed with another pepper than keys.pepper_file has now, or with none, so that none of them \
                        would be found; name that pepper in keys.previous_pepper_file, or mend the source";
@@ -238,7 +245,7 @@ impl Running {
             taken_away = self.taken_away.keys.len(),
             "the source is refused: the LAST GOOD KEYS are served in its place, until a source is accepted"
         );
-        if !manifest.kept_by(&settings.rules).previous {
+        if !manifest.kept_by(&settings.global_policy).previous {
             warn!(
                 "keys.previous_pepper_file is not what it was: last good keys that were hashed with it are not found"
             );

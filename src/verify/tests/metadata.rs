@@ -1,7 +1,7 @@
 //! Metadata is in the answer if the request asked for it and the key has some, whatever else the
 //! answer says and however it is encoded.
 
-use keyward_protocol::{MAX_ANSWER_LENGTH, Refund, Response, Split, split};
+use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, parse_frame};
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn check(decision: &Decision<'_>, expected: Option<&str>, case: &str) -> (Verdic
     assert_eq!(answer.metadata, expected, "{case}: {answer:?}");
     let mut frame = Vec::new();
     decision.encode(&mut frame);
-    let Split::Frame { header, body, size } = split(&frame, MAX_ANSWER_LENGTH) else {
+    let ParsedFrame::Complete { header, body, size } = parse_frame(&frame, MAX_ANSWER_LENGTH) else {
         panic!("{case}: not a frame")
     };
     assert_eq!(size, frame.len(), "{case}");
@@ -70,10 +70,14 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                     metadata,
                     ..KeyRecord::new(key_format::hash(b"k"), &key_id)
                 };
-                let (limiter, rules) = (Limiter::new(), Rules::default());
+                let (limiter, global_policy) = (Limiter::new(), GlobalPolicy::default());
                 let snapshot = snapshot(&limiter, &[record]);
-                let context =
-                    Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+                let verifier = Verifier {
+                    snapshot: Some(&snapshot),
+                    limiter: &limiter,
+                    global_policy: &global_policy,
+                    now: NOW,
+                };
                 // From full buckets to empty ones; the last cost is over every burst.
                 for cost in [0, 1, 0, 1, 1, 9] {
                     for (environment, want_metadata) in [
@@ -87,7 +91,7 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                             Verify { cost, environment, want_metadata, ..Verify::new(1, digest("k")) };
                         let expected = Some(metadata).filter(|text| want_metadata && !text.is_empty());
                         let case = format!("{of_key:?} {status:?} {request:?}");
-                        let answered = context.verify(&[request], |decision| {
+                        let answered = verifier.verify(&[request], |decision| {
                             let (verdict, shadow) = check(decision, expected, &case);
                             seen.insert((verdict.name(), shadow, expected.is_some()));
                         });
@@ -96,10 +100,10 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                 }
                 for limit in [None, Some("hard"), Some("soft"), Some("none")] {
                     let refund = Refund { request_id: 1, cost: 1, credential: digest("k"), limit };
-                    check(&context.refund(&refund).expect("an answer"), None, &format!("{refund:?}"));
+                    check(&verifier.refund(&refund).expect("an answer"), None, &format!("{refund:?}"));
                 }
                 let unknown = Verify { want_metadata: true, ..Verify::new(1, digest("unknown")) };
-                context.verify(&[unknown], |decision| _ = check(decision, None, "an unknown key"));
+                verifier.verify(&[unknown], |decision| _ = check(decision, None, "an unknown key"));
             }
         }
     }

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from . import cases, client, keys
+from . import cases, loadgen, keys
 from .daemon import BAD_CONFIGURATION, BUSY_POLL, Keyward, Spinning
 from .echo import Echo, SpinningEcho
 from .memcached import Memcached
 from .postgres import Postgres
-from .programs import Missing, log
+from .tools import Missing, log
 from .redis import Bucket, Redis
 from .server import DoesNotStart, Server
 
@@ -99,7 +99,7 @@ class Stage:
         keyward = [server for server in self.servers if isinstance(server, Keyward)]
         if not keyward:
             return Echo.answer_size
-        return round(client.load(keyward[0], "keyward", cases.ONE_CORE, 0.05)["bytes"][1])
+        return round(loadgen.load(keyward[0], "keyward", cases.ONE_CORE, 0.05)["bytes"][1])
 
     def versions(self):
         return list(dict.fromkeys(version for server in self.servers if (version := server.version())))
