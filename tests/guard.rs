@@ -9,7 +9,7 @@ use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use keyward::admin::check::Check;
-use keyward::admin::message::{Changes, Command as Ask, Target};
+use keyward::admin::message::{Changes, Command as AdminCommand, Target};
 use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
 use keyward::record::KeyRecord;
@@ -215,11 +215,11 @@ fn restricted() -> String {
 }
 
 fn check(daemon: &Daemon) -> Check {
-    ask(daemon, &Ask::Check { source: None }).check.expect("a check")
+    ask(daemon, &AdminCommand::Check { source: None }).check.expect("a check")
 }
 
-fn ask(daemon: &Daemon, command: &Ask) -> keyward::admin::message::Reply {
-    keyward::admin::ask(&daemon.admin(), command).expect("an answer")
+fn ask(daemon: &Daemon, command: &AdminCommand) -> keyward::admin::message::Reply {
+    keyward::admin::send_command(&daemon.admin(), command).expect("an answer")
 }
 
 fn changes(changes: Option<Changes>) -> [usize; 3] {
@@ -409,7 +409,7 @@ fn operators_revocations_count_as_no_change() {
     let daemon = Daemon::serving(&format!("{header}{}", rows("a", 4, ",active")));
     for number in 0..3 {
         let target = Target { key_id: Some(format!("k{number}")), owner: None };
-        ask(&daemon, &Ask::Revoke(target));
+        ask(&daemon, &AdminCommand::Revoke(target));
     }
     let active = rows("a", 4, ",active");
     let gone = active.lines().last().expect("a row").to_owned() + "\n";
