@@ -13,7 +13,7 @@ use keyward_protocol::{
 
 use crate::connection::Counters;
 use crate::snapshot::Snapshot;
-use crate::usage::Log;
+use crate::usage::UsageLog;
 use crate::verify::{BATCH_SIZE, Verifier};
 
 /// Bytes of output after which no further batch is begun. More answers would only wait in memory:
@@ -53,7 +53,7 @@ pub fn respond(
     input: &[u8],
     output: &mut Vec<u8>,
     counters: &Counters,
-    usage: &mut Log,
+    usage: &mut UsageLog,
 ) -> Progress {
     let mut progress = Progress { consumed: 0, stop: StopReason::NeedInput, had_raw_key: false };
     let mut batch = RequestBatch::default();

@@ -22,7 +22,7 @@ use crate::limiter::Limiter;
 use crate::publish::Subscription;
 use crate::rules::GlobalPolicy;
 use crate::snapshot::Snapshot;
-use crate::usage::Log;
+use crate::usage::UsageLog;
 use crate::verify::Verifier;
 
 /// How long events stay in a usage log that is not full.
@@ -51,7 +51,7 @@ pub struct Metrics {
     /// Totals by verdict.
     pub counters: Arc<Counters>,
     /// Events by key.
-    pub usage: Log,
+    pub usage: UsageLog,
 }
 
 /// The signals that end a worker's connections.
@@ -73,7 +73,7 @@ pub struct WorkerContext {
     pub(super) spin_permits: SpinPermits,
     pub(super) timers: Rc<Timers>,
     subscription: RefCell<Subscription>,
-    usage: RefCell<Log>,
+    usage: RefCell<UsageLog>,
     limiter: Arc<Limiter>,
     /// The global_policy until there is a snapshot. A snapshot carries its own.
     global_policy: Arc<GlobalPolicy>,
@@ -119,7 +119,7 @@ impl WorkerContext {
             let progress = Progress { consumed: input.len(), stop: StopReason::Close, had_raw_key: true };
             return (progress, epoch);
         }
-        let shared = subscription.load_shared();
+        let shared = subscription.load_arc();
         let snapshot = shared.map(|snapshot| &**snapshot);
         let global_policy = snapshot.map_or(&*self.global_policy, crate::snapshot::Snapshot::global_policy);
         let now = self.clock.now();
@@ -129,7 +129,7 @@ impl WorkerContext {
         let idle_ms = self.timeouts.idle.unwrap_or_default().as_millis();
         let idle_ms = u32::try_from(idle_ms).unwrap_or(u32::MAX);
         let progress = respond(&verifier, idle_ms, input, output, &self.counters, &mut usage);
-        usage.tell();
+        usage.notify();
         if progress.had_raw_key {
             wipe_stack();
         }
@@ -159,7 +159,7 @@ impl WorkerContext {
                     let epoch = *announced.borrow_and_update();
                     let generation = self.refresh_snapshot();
                     let round = *self.usage.borrow().rounds().borrow();
-                    self.usage.borrow_mut().hand_all(round, generation);
+                    self.usage.borrow_mut().flush_round(round, generation);
                     epochs.begin(epoch);
                 }
                 () = epochs.advance() => {}
@@ -176,7 +176,7 @@ impl WorkerContext {
     pub async fn flush_usage(self: Rc<Self>) {
         let (wakeup, mut rounds) = {
             let usage = self.usage.borrow();
-            (usage.news(), usage.rounds())
+            (usage.wakeup(), usage.rounds())
         };
         let timer = TimerFd::new();
         let mut flush_at = None;
@@ -190,7 +190,7 @@ impl WorkerContext {
             tokio::select! {
                 () = wakeup => {
                     if flush_at.take().is_some() {
-                        self.usage.borrow_mut().hand();
+                        self.usage.borrow_mut().flush();
                     } else {
                         flush_at = Some(Instant::now() + USAGE_FLUSH_DELAY);
                     }
@@ -201,7 +201,7 @@ impl WorkerContext {
                     }
                     let round = *rounds.borrow_and_update();
                     let generation = self.refresh_snapshot();
-                    self.usage.borrow_mut().hand_all(round, generation);
+                    self.usage.borrow_mut().flush_round(round, generation);
                 }
             }
         }

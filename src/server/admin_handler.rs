@@ -17,23 +17,23 @@ use crate::admin::{CommandHandler, Peer};
 use crate::audit::{self, Audit, Event, Socket};
 use crate::clock::Clock;
 use crate::log::Log;
-use crate::publish::{Epochs, Served};
+use crate::publish::{Epochs, SnapshotReader};
 use crate::record::Quoted;
-use crate::reload::{Asked, History, LastGood, Outcome, Trigger};
-use crate::revocation::{Change, Durability, Refused, Revocations, Target};
+use crate::reload::{CheckRequest, History, LastGood, Outcome, Trigger};
+use crate::revocation::{CommandOutcome, Durability, Revocations, RevokeError, Target};
 use crate::server::acceptor::RefusalCounters;
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::messages;
 use crate::server::worker::Worker;
 use crate::state::WriteHealth;
-use crate::usage::{Question, Usage};
+use crate::usage::{Usage, UsageQuery};
 
 /// Access to all parts of the daemon. It changes only the queue of reloads and the list of
 /// revocations.
 pub(super) struct AdminHandler {
     pub(super) workers: Arc<[Worker]>,
     pub(super) refusals: Arc<RefusalCounters>,
-    pub(super) served: Served,
+    pub(super) snapshots: SnapshotReader,
     pub(super) epochs: Epochs,
     pub(super) revocations: Arc<Revocations>,
     pub(super) history: History,
@@ -63,14 +63,14 @@ impl CommandHandler for AdminHandler {
     }
 
     fn on_refused(&self, peer: Peer) {
-        self.audit.refuse(Socket::Admin, peer);
+        self.audit.refuse_peer(Socket::Admin, peer);
     }
 }
 
 impl AdminHandler {
     async fn reload(&self, force: bool, peer: Peer) -> Reply {
         let (reply, outcome) = oneshot::channel();
-        match self.request(Trigger::Asked { force, peer, reply }, outcome).await {
+        match self.request(Trigger::Command { force, peer, reply }, outcome).await {
             Ok(outcome) => self.reload_report(&outcome).into(),
             Err(error) => error,
         }
@@ -90,7 +90,7 @@ impl AdminHandler {
             return Reply::error("source must be an absolute path: the daemon has another working directory");
         }
         let (reply, preview) = oneshot::channel();
-        match self.request(Trigger::Check(Asked { source, reply }), preview).await {
+        match self.request(Trigger::Check(CheckRequest { source, reply }), preview).await {
             Ok(preview) => message::Check::from(&preview).into(),
             Err(error) => error,
         }
@@ -110,12 +110,12 @@ impl AdminHandler {
 
     async fn usage(&self, key_id: Option<String>, owner: Option<String>, top: Option<usize>) -> Reply {
         let query = match (key_id, owner, top) {
-            (Some(key_id), None, None) => Question::Key(key_id),
-            (None, Some(owner), None) => Question::Owner(owner),
-            (None, None, Some(top)) => Question::Top(top),
+            (Some(key_id), None, None) => UsageQuery::Key(key_id),
+            (None, Some(owner), None) => UsageQuery::Owner(owner),
+            (None, None, Some(top)) => UsageQuery::Top(top),
             _ => return Reply::error("usage takes one of key_id, owner and top"),
         };
-        self.usage.ask(query).await.map_or_else(shutting_down, Reply::from)
+        self.usage.query(query).await.map_or_else(shutting_down, Reply::from)
     }
 
     /// Changes the list of revocations, and answers once the change is in force everywhere. The
@@ -138,7 +138,7 @@ impl AdminHandler {
                     Edit::Unrevoke => Event::Unrevoke(event),
                 });
             }
-            Ok::<Change, Refused>(change)
+            Ok::<CommandOutcome, RevokeError>(change)
         });
         let changed = changed.await;
         let change = match changed {
@@ -146,8 +146,8 @@ impl AdminHandler {
             Ok(Err(refused)) => return Reply::error(refused.to_string()),
             Err(_) => return shutting_down(),
         };
-        self.epochs.passed(change.epoch).await;
-        let Change { already, keys, revoked, generation, durability, .. } = change;
+        self.epochs.wait_passed(change.epoch).await;
+        let CommandOutcome { already, keys, revoked, generation, durability, .. } = change;
         let not_durable = match durability {
             Durability::Durable => None,
             Durability::NotDurable(reason) => Some(reason.to_string()),
@@ -195,7 +195,7 @@ impl AdminHandler {
     }
 
     fn status_with(&self, revocations_total: usize, revocations: Vec<Revoked>) -> Status {
-        let snapshot = self.served.snapshot();
+        let snapshot = self.snapshots.current();
         let now = self.clock.now();
         let age = snapshot.as_ref().map(|snapshot| snapshot.stamp().source_age(now).into());
         let stale = snapshot.as_ref().is_some_and(|snapshot| snapshot.stamp().is_stale(now));
@@ -238,7 +238,7 @@ impl AdminHandler {
     }
 
     fn reload_report(&self, outcome: &Outcome) -> Reload {
-        messages::reload(outcome, self.served.snapshot().as_deref())
+        messages::reload(outcome, self.snapshots.current().as_deref())
     }
 }
 
@@ -251,7 +251,7 @@ enum Edit {
 
 /// The audit record of a change. Until keys are loaded, it omits a target that may be a key: an
 /// operator can have typed a key in place of its id.
-fn revocation_event<'a>(target: &'a Target, change: &Change, peer: Peer) -> audit::Revocation<'a> {
+fn revocation_event<'a>(target: &'a Target, change: &CommandOutcome, peer: Peer) -> audit::Revocation<'a> {
     let may_be_recorded = |text: &&str| change.generation > 0 || !Quoted(text).may_be_key();
     audit::Revocation {
         key_id: target.key_id().filter(may_be_recorded),

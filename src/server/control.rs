@@ -42,7 +42,7 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
     let handler = AdminHandler {
         workers: Arc::clone(&daemon.workers),
         refusals,
-        served: daemon.served,
+        snapshots: daemon.snapshots,
         epochs: daemon.epochs.clone(),
         revocations: Arc::clone(&daemon.revocations),
         history: daemon.reload.history,
@@ -85,7 +85,7 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
     // The last save would miss later charges, so that remaining connections are not answered any
     // more.
     daemon.closed.store(true, Ordering::Release);
-    let closed = daemon.epochs.passed(daemon.epochs.advance());
+    let closed = daemon.epochs.wait_passed(daemon.epochs.advance());
     if tokio::time::timeout(2 * STALE_ANSWER_TIMEOUT, closed).await.is_err() {
         warn!("a worker has not stopped in time; what it still charges is not saved");
     }

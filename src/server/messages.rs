@@ -8,7 +8,7 @@ use crate::admin::message::{
     LastGood, LogStatus, Reload, Revoked, Target, Unwritten, Withheld,
 };
 use crate::reload::last_good::State;
-use crate::reload::{Failure, Judged, Outcome, Preview, SetAside, Taken};
+use crate::reload::{Evaluation, Outcome, Preview, ReloadError, SetAside, TakeawayReport};
 use crate::snapshot::{self, Snapshot};
 use crate::source::{self, Column};
 use crate::{log, revocation, state};
@@ -19,7 +19,7 @@ const MAX_ACCESS_EXAMPLES: usize = 3;
 impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
         let Preview { source, generation, serving, took, result, taken } = preview;
-        let diagnostics = result.as_ref().err().and_then(Failure::findings).map(Into::into);
+        let diagnostics = result.as_ref().err().and_then(ReloadError::findings).map(Into::into);
         let set_aside = result.as_ref().ok().and_then(|judged| judged.set_aside.as_ref());
         Self {
             source: source.display().to_string(),
@@ -33,7 +33,7 @@ impl From<&Preview> for Check {
 }
 
 /// The effects of malformed rows. `None` if there are none.
-pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<Withheld> {
+pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) -> Option<Withheld> {
     let texts = |ids: &[Box<str>]| ids.iter().map(|key_id| key_id.to_string()).collect();
     let mut withheld = Withheld::default();
     if let Some(SetAside { rows, findings, unreadable, keys, first }) = set_aside {
@@ -47,7 +47,7 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<W
             ..withheld
         };
     }
-    if let Some(Taken { total, first, refused, added: _ }) = taken {
+    if let Some(TakeawayReport { total, first, refused, added: _ }) = taken {
         withheld.taken_away = *total;
         withheld.taken_away_keys = texts(first);
         withheld.takeaways_refused = refused.clone();
@@ -57,8 +57,8 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<W
 
 /// The effect of publishing `judged` in place of `serving` keys, which belong to `generation`, or
 /// to a file if that is 0.
-pub fn diff(judged: &Judged, generation: u64, serving: usize) -> CheckDiff {
-    let Judged { keys, diff, refused, stale, set_aside: _ } = judged;
+pub fn diff(judged: &Evaluation, generation: u64, serving: usize) -> CheckDiff {
+    let Evaluation { keys, diff, refused, stale, set_aside: _ } = judged;
     CheckDiff {
         accepted: refused.is_none(),
         refused: refused.as_ref().map(ToString::to_string),
@@ -129,8 +129,8 @@ impl From<State> for LastGood {
     }
 }
 
-impl From<(revocation::Target, revocation::Record)> for Revoked {
-    fn from((target, record): (revocation::Target, revocation::Record)) -> Self {
+impl From<(revocation::Target, revocation::RevocationRecord)> for Revoked {
+    fn from((target, record): (revocation::Target, revocation::RevocationRecord)) -> Self {
         Self {
             target: Target {
                 key_id: target.key_id().map(str::to_owned),

@@ -100,13 +100,13 @@ pub enum StartError {
     Config(#[from] ConfigError),
     /// The state directory cannot be used.
     #[error(transparent)]
-    State(#[from] state::OpenError),
+    State(#[from] state::StateDirError),
     /// A file of the state directory cannot be used.
     #[error(transparent)]
     File(#[from] state::FileError),
     /// The list of revocations cannot be read.
     #[error(transparent)]
-    Revocations(#[from] revocation::OpenError),
+    Revocations(#[from] revocation::LoadError),
     /// systemd passed other sockets than the daemon needs.
     #[error(transparent)]
     Sockets(#[from] systemd::SocketsError),

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use crate::audit::{Audit, Event};
 use crate::config::{Config, ConfigError};
-use crate::reload::{Configure, Purpose, Settings};
+use crate::reload::{ConfigLoader, Purpose, Settings};
 use crate::server::LoadConfig;
 
 /// The settings that a reload can change.
@@ -16,13 +16,13 @@ pub(super) fn settings(config: &Config) -> Result<Settings, ConfigError> {
         source: config.file(),
         policy: config.policy(),
         global_policy: Arc::new(config.global_policy()?),
-        keep_revocations: config.keep_revocations,
+        revocation_retention: config.revocation_retention,
     })
 }
 
 /// Reads the configuration again for a reload. Settings outside of [`Settings`] need a restart; if
 /// one of them has changed, the log says so.
-pub(super) fn reload_config(started_with: Config, load_config: LoadConfig, audit: Audit) -> Configure {
+pub(super) fn reload_config(started_with: Config, load_config: LoadConfig, audit: Audit) -> ConfigLoader {
     Box::new(move |purpose| {
         let loaded = load_config().and_then(|config| Ok((settings(&config)?, config)));
         if purpose == Purpose::Reload {

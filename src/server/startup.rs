@@ -19,7 +19,7 @@ use crate::connection::{Counters, Metrics, Shutdown, Timeouts, WorkerContext};
 use crate::keep::{Balances, Keeper};
 use crate::limiter::{Ledger, Limiter};
 use crate::log::Log;
-use crate::publish::{Epochs, Publisher, Served, Subscription};
+use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
 use crate::reload::{History, LastGood, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
 use crate::server::descriptors::connection_limit;
@@ -60,7 +60,7 @@ pub(super) struct Daemon {
     pub(super) sockets: Sockets,
     pub(super) recorders: Recorders,
     pub(super) revocations: Arc<Revocations>,
-    pub(super) served: Served,
+    pub(super) snapshots: SnapshotReader,
     pub(super) epochs: Epochs,
     pub(super) clock: Clock,
     pub(super) workers: Arc<[Worker]>,
@@ -104,14 +104,14 @@ impl Startup {
         let workers =
             start_workers(&config, &settings, subscriptions, usage_logs, &limiter, &clock, &shutdown)?;
 
-        let (served, epochs) = (publisher.served(), publisher.epochs());
+        let (snapshots, epochs) = (publisher.reader(), publisher.epochs());
         let ledger = Arc::new(Mutex::new(Ledger::new()));
         let last_generation = recorders.last_good.as_ref().map_or(0, LastGood::generation);
         let generations = Generations::open(directory.clone(), last_generation);
         let balances = Balances {
             limiter: Arc::clone(&limiter),
             ledger: Arc::clone(&ledger),
-            served: served.clone(),
+            snapshots: snapshots.clone(),
             clock: clock.clone(),
         };
         let balances = Keeper::start(directory, config.save_interval, balances)
@@ -138,7 +138,7 @@ impl Startup {
             sockets,
             recorders,
             revocations,
-            served,
+            snapshots,
             epochs,
             clock,
             workers,
@@ -184,7 +184,7 @@ struct State {
     /// `None`: the daemon runs without one.
     directory: Option<Arc<StateDir>>,
     health: WriteHealth,
-    revocations: revocation::Loaded,
+    revocations: revocation::LoadedList,
 }
 
 impl State {
@@ -229,13 +229,13 @@ impl Recorders {
         config: &Config,
         directory: Option<&Arc<StateDir>>,
         health: WriteHealth,
-        revocations: &revocation::Loaded,
+        revocations: &revocation::LoadedList,
         rollback: &Rollback,
-    ) -> Result<(Self, Vec<usage::Log>), StartError> {
+    ) -> Result<(Self, Vec<usage::UsageLog>), StartError> {
         let audit = rollback.step(|effects| {
             let audit = match directory {
                 Some(directory) => Audit::open(directory, config.audit)?,
-                None => Audit::off(),
+                None => Audit::disabled(),
             };
             record_start(&audit, config, revocations);
             effects.audit = Some(audit.clone());
@@ -250,11 +250,11 @@ impl Recorders {
 }
 
 /// Records the start, the configuration and a loss of revocations that the operator has accepted.
-fn record_start(audit: &Audit, config: &Config, revocations: &revocation::Loaded) {
+fn record_start(audit: &Audit, config: &Config, revocations: &revocation::LoadedList) {
     let uid = rustix::process::geteuid().as_raw();
     audit.record(&Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), uid });
     audit.record(&configuration_event(config.file.as_deref(), None));
-    if let Some((state::Accepted { by_uid, at }, remaining)) = revocations.accepted_loss() {
+    if let Some((state::AcceptanceRecord { by_uid, at }, remaining)) = revocations.accepted_loss() {
         let at = at.to_string();
         audit.record(&Event::LostRevocationsAccepted { by_uid, at, revocations: remaining });
     }
@@ -264,7 +264,7 @@ fn start_workers(
     config: &Config,
     settings: &Settings,
     subscriptions: Vec<Subscription>,
-    usage_logs: Vec<usage::Log>,
+    usage_logs: Vec<usage::UsageLog>,
     limiter: &Arc<Limiter>,
     clock: &Clock,
     shutdown: &Shutdown,

@@ -18,7 +18,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::usage::Totals;
+use crate::usage::UsageReport;
 
 mod check;
 mod diagnostic;
@@ -102,7 +102,7 @@ pub struct Reply {
     pub check: Option<Check>,
     /// The answer to `usage`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Totals>,
+    pub usage: Option<UsageReport>,
     /// The answer to `revoke` and `unrevoke`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<Revocation>,
@@ -153,8 +153,8 @@ impl From<Check> for Reply {
     }
 }
 
-impl From<Totals> for Reply {
-    fn from(usage: Totals) -> Self {
+impl From<UsageReport> for Reply {
+    fn from(usage: UsageReport) -> Self {
         Self { usage: Some(usage), ..Self::empty() }
     }
 }
