@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use keyward::admin::message::{Command as AdminCommand, Target};
-use keyward::admin::withheld::Withheld;
+use keyward::admin::message::Withheld;
 use support::bad_rows::{HEADER, SET_ASIDE, export, good, reload_events, row, start, withheld};
 use support::{Daemon, Setup, hex, keyward, replace, wait_for};
 

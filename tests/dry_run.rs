@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Output;
 
-use keyward::admin::check::Check;
+use keyward::admin::message::Check;
 use keyward::admin::message::Command as AdminCommand;
 use keyward::admin::{CommandError, send_command};
 use serde_json::Value;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use keyward::admin::check::Check;
+use keyward::admin::message::Check;
 use keyward::admin::message::{Changes, Command as AdminCommand, Target};
 use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
@@ -245,7 +245,7 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
     assert!(!diff.accepted && diff.refused.is_some_and(|refused| refused.contains("status, allowed_ips")));
     assert_eq!(changes(Some(diff.changes)), [0, 2, 1]);
     // A compiled file has its keys in an order of its own.
-    let named = |examples: &[keyward::admin::check::Example]| {
+    let named = |examples: &[keyward::admin::message::Example]| {
         examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =
