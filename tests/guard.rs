@@ -15,7 +15,7 @@ use keyward::now::Now;
 use keyward::record::KeyRecord;
 use keyward::rules::GlobalPolicy;
 use keyward::snapshot::{Builder, Diff, Keys, MAX_EXAMPLES, Stamp, Weighing};
-use keyward::source::{BadRow, Findings, Format, Layout, read};
+use keyward::source::{BadRow, ColumnMapping, Diagnostics, Format, read};
 use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
 use proptest::prelude::*;
@@ -78,13 +78,14 @@ impl Row {
 
 fn keys(rows: &[(usize, Row)]) -> Keys {
     let mut builder = Builder::new(7, 0);
-    let mut findings = Findings::new("keys.csv").keeping_bad_rows(KEYS);
+    let mut diagnostics = Diagnostics::new("keys.csv").retaining_bad_rows(KEYS);
     let mut sink =
         |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
     let rows: String = rows.iter().map(|(number, row)| row.text(*number)).collect();
     let text = format!("{HEADER}{rows}");
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    for BadRow { line, hash, key_id } in findings.kept_bad_rows() {
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    for BadRow { line, hash, key_id } in diagnostics.retained_bad_rows() {
         builder.set_aside(*line, hash.expect("readable"), key_id.as_deref()).expect("room");
     }
     builder.finish()

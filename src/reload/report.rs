@@ -9,7 +9,7 @@ use crate::record::Quoted;
 use crate::reload::trigger::Cause;
 use crate::reload::{Accepted, Failure, Outcome, Running, SetAside, Taken, counts};
 use crate::snapshot::{Diff, Example};
-use crate::source::Findings;
+use crate::source::Diagnostics;
 use crate::systemd;
 
 /// Keys that the log and the audit trail name: enough to find out what they have in common.
@@ -117,7 +117,7 @@ impl Running {
             reason: refused.map(Failure::kind),
             withheld: Box::new(withheld(outcome)),
             place: refused.and_then(Failure::place),
-            findings: refused.and_then(Failure::findings).map(Findings::total),
+            findings: refused.and_then(Failure::findings).map(Diagnostics::total),
             took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
         }));
     }

@@ -368,7 +368,7 @@ mod tests {
     use super::*;
     use crate::record::KeyRecord;
     use crate::snapshot::Builder;
-    use crate::source::{Findings, Format, Layout, read};
+    use crate::source::{ColumnMapping, Diagnostics, Format, read};
 
     /// 2026-11-21.
     const AT: Weighing = Weighing { now: 1_795_255_200, by_key_id: false };
@@ -378,12 +378,13 @@ mod tests {
 
     fn keys(rows: &[String]) -> Keys {
         let mut builder = Builder::new(7, 0);
-        let mut findings = Findings::new("keys.csv");
+        let mut diagnostics = Diagnostics::new("keys.csv");
         let mut sink =
             |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
         let text = format!("{HEADER}{}", rows.concat());
-        read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-        assert_eq!(findings.to_string(), "");
+        read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+            .expect("reads");
+        assert_eq!(diagnostics.to_string(), "");
         builder.finish()
     }
 

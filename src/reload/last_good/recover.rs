@@ -18,7 +18,7 @@ use crate::reload::trigger::Cause;
 use crate::reload::{Failure, OnBadRow, Origin, Running, SetAside, Settings, SourceFile, compare, read};
 use crate::rules::{GlobalPolicy, RetainedHashes};
 use crate::snapshot::{Diff, Keys, Weighing, compiled};
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 use crate::state::{self, Accepted};
 
 /// How often it is tried to open the file that a manifest names, where a daemon may be replacing both.
@@ -97,7 +97,7 @@ fn load(path: &Path, file: &std::fs::File, manifest: &Manifest, plans: Arc<Plans
     let origin = SourceFile {
         path: path.into(),
         format: Format::Compiled,
-        layout: Layout::default(),
+        mapping: ColumnMapping::default(),
         plans,
         on_bad_row: OnBadRow::Refuse,
     };

@@ -9,19 +9,20 @@ use crate::record::{KeyRecord, Plans, parse_limits};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, MIX, Probe};
 use crate::snapshot::{Builder, Keys, Weighing};
-use crate::source::{self, Findings, Format, Layout};
+use crate::source::{self, ColumnMapping, Diagnostics, Format};
 
 const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
                       allowed_origins,limits,metadata\n";
 
 fn builder(text: &str) -> Builder {
     let mut builder = Builder::new(7, 0);
-    let mut findings = Findings::new("keys.csv");
+    let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink =
         |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
     let text = format!("{HEADER}{text}");
-    source::read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    assert_eq!(findings.to_string(), "");
+    source::read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    assert_eq!(diagnostics.to_string(), "");
     builder
 }
 
