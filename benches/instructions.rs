@@ -12,7 +12,7 @@ use std::hint::black_box;
 
 use keyward::connection::{Counters, Greeting, respond};
 use keyward::rules::GlobalPolicy;
-use keyward::usage::Log;
+use keyward::usage::UsageLog;
 use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
@@ -79,7 +79,7 @@ fn run(batch: usize, limits: &str, ask: Ask) {
             input
         })
         .collect();
-    let (mut output, mut log) = (Vec::with_capacity(64 * 1024), Log::unread());
+    let (mut output, mut log) = (Vec::with_capacity(64 * 1024), UsageLog::detached());
     for input in &inputs {
         output.clear();
         measured(&verifier, input, &mut output, &counters, &mut log);
@@ -89,6 +89,12 @@ fn run(batch: usize, limits: &str, ask: Ask) {
 
 /// What is counted, by its name.
 #[inline(never)]
-fn measured(verifier: &Verifier<'_>, input: &[u8], output: &mut Vec<u8>, counters: &Counters, log: &mut Log) {
+fn measured(
+    verifier: &Verifier<'_>,
+    input: &[u8],
+    output: &mut Vec<u8>,
+    counters: &Counters,
+    log: &mut UsageLog,
+) {
     black_box(respond(verifier, Greeting::default(), input, output, counters, log));
 }

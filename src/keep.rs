@@ -22,7 +22,7 @@ use tracing::{debug, error, info};
 use crate::clock::Clock;
 use crate::limiter::saved::{DecodeError, SavedAt, SavedBucket, decode, encode};
 use crate::limiter::{Ledger, Limiter, TICKS_PER_MILLISECOND};
-use crate::publish::Served;
+use crate::publish::SnapshotReader;
 use crate::state::{self, FileError, StateDir};
 
 /// The name of the file.
@@ -63,7 +63,7 @@ pub struct Balances {
     /// Which is whose.
     pub ledger: Arc<Mutex<Ledger>>,
     /// The keys that have them.
-    pub served: Served,
+    pub snapshots: SnapshotReader,
     /// The one that they are charged by.
     pub clock: Clock,
 }
@@ -147,7 +147,7 @@ impl Saver {
     }
 
     fn state(&self) -> (u64, u64) {
-        let generation = self.balances.served.snapshot().map_or(0, |snapshot| snapshot.generation());
+        let generation = self.balances.snapshots.current().map_or(0, |snapshot| snapshot.generation());
         (self.balances.limiter.latest(), generation)
     }
 
@@ -168,10 +168,10 @@ impl Saver {
     }
 
     fn try_save(&self) -> Result<usize, FileError> {
-        let Balances { limiter, ledger, served, clock } = &self.balances;
+        let Balances { limiter, ledger, snapshots, clock } = &self.balances;
         let listing = {
             let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            let snapshot = served.snapshot();
+            let snapshot = snapshots.current();
             let live = snapshot.iter().flat_map(|snapshot| snapshot.buckets());
             ledger.list(limiter, live, clock.now().ticks)
         };
@@ -277,7 +277,7 @@ mod tests {
             let balances = Balances {
                 limiter: Arc::new(Limiter::new()),
                 ledger: Arc::default(),
-                served: Publisher::new(1).0.served(),
+                snapshots: Publisher::new(1).0.reader(),
                 clock: Clock::new(),
             };
             let keeper = Keeper::start(state.clone(), Duration::from_secs(3600), balances).expect("a thread");

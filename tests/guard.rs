@@ -14,7 +14,7 @@ use keyward::limiter::{Ledger, Limiter};
 use keyward::now::Now;
 use keyward::record::KeyRecord;
 use keyward::rules::GlobalPolicy;
-use keyward::snapshot::{Builder, Diff, Keys, MAX_EXAMPLES, Stamp, Weighing};
+use keyward::snapshot::{Builder, CompareOptions, Diff, Keys, MAX_EXAMPLES, Stamp};
 use keyward::source::{BadRow, ColumnMapping, Diagnostics, Format, read};
 use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
@@ -147,7 +147,7 @@ fn ids(examples: &[keyward::snapshot::Example]) -> BTreeSet<String> {
 }
 
 fn compared(before: &[(usize, Row)], after: &[(usize, Row)]) -> Diff {
-    keys(after).diff_from(Some(&keys(before)), Weighing { now: AT, by_key_id: false })
+    keys(after).diff_from(Some(&keys(before)), CompareOptions { now: AT, by_key_id: false })
 }
 
 /// Few enough that every key is among the examples.

@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use keyward::record::KeyRecord;
-use keyward::reload::{Failure, Tolerance};
-use keyward::snapshot::{Builder, Example, Keys, Weighing};
+use keyward::reload::{ReloadError, Tolerance};
+use keyward::snapshot::{Builder, CompareOptions, Example, Keys};
 use keyward::source::{ColumnMapping, Diagnostics, Format, read};
 
 /// The Unix second at which both sets are weighed, and two others.
@@ -57,9 +57,9 @@ fn keys(rows: &[String]) -> Keys {
 /// Why the guard refuses `after` in the place of `before`.
 fn refused(before: &[String], after: &[String], tolerance: &Tolerance) -> Option<String> {
     let (old, new) = (keys(before), keys(after));
-    let diff = new.diff_from(Some(&old), Weighing { now: AT, by_key_id: false });
+    let diff = new.diff_from(Some(&old), CompareOptions { now: AT, by_key_id: false });
     let failure = tolerance.check(Path::new("keys.csv"), &diff, old.len(), new.len()).err()?;
-    assert!(matches!(failure, Failure::Guarded { .. }), "{failure}");
+    assert!(matches!(failure, ReloadError::Guarded { .. }), "{failure}");
     Some(failure.to_string())
 }
 
@@ -221,7 +221,7 @@ fn rehashed_keys_are_matched_by_their_id() {
     let ids =
         |examples: &[Example]| examples.iter().map(|example| example.key_id.to_string()).collect::<Vec<_>>();
     let compared = |by_key_id| {
-        let diff = after.diff_from(Some(&before), Weighing { now: AT, by_key_id });
+        let diff = after.diff_from(Some(&before), CompareOptions { now: AT, by_key_id });
         (ids(&diff.examples.stopping), ids(&diff.examples.starting))
     };
     let all = |ids: &[&str]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();

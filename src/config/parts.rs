@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::pepper::{Pepper, Peppers};
-use crate::reload::{Policy, SourceFile, Tolerance};
+use crate::reload::{ReloadPolicy, SourceFile, Tolerance};
 use crate::rules::GlobalPolicy;
 
 use super::{Config, ConfigError, Keys, Source, pepper};
@@ -66,7 +66,7 @@ impl Config {
     }
 
     /// When it does, and what it believes.
-    pub fn policy(&self) -> Policy {
+    pub fn policy(&self) -> ReloadPolicy {
         let Source {
             poll,
             settle,
@@ -76,7 +76,7 @@ impl Config {
             apply_takeaways_of_refused,
             ..
         } = &self.source;
-        Policy {
+        ReloadPolicy {
             poll: *poll,
             settle: *settle,
             tolerance: Tolerance {
@@ -84,7 +84,7 @@ impl Config {
                 max_reactivated: max_reactivated.get(),
                 max_loosened: max_loosened.get(),
             },
-            take_away: *apply_takeaways_of_refused,
+            apply_takeaways: *apply_takeaways_of_refused,
         }
     }
 }

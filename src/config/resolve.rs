@@ -10,7 +10,7 @@ use super::plan::Plan;
 use super::value::{BadRowAction, Column, FileSize};
 use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
 use crate::record::{Plans, PlansError};
-use crate::reload::OnBadRow;
+use crate::reload::BadRowPolicy;
 use crate::source::{ColumnMapping, ColumnMappingError, Field, Format};
 use crate::state::Rotation;
 use crate::usage;
@@ -51,8 +51,8 @@ pub(super) fn resolve(
         keys: resolve_keys(file, settings.keys)?,
         save_interval: settings.state.save_interval,
         keep_snapshot: settings.state.keep_snapshot,
-        keep_revocations: settings.revocation.keep,
-        usage: usage::Policy {
+        revocation_retention: settings.revocation.keep,
+        usage: usage::UsagePolicy {
             interval: settings.usage.interval,
             files: rotation(settings.usage.max_file_size, settings.usage.keep),
         },
@@ -119,8 +119,8 @@ fn resolve_source(
         return Err(wrong(file, "source.max_staleness", problem));
     }
     let on_bad_row = match settings.on_bad_row {
-        BadRowAction::Refuse => OnBadRow::Refuse,
-        BadRowAction::SetAside => OnBadRow::SetAside { max: settings.max_bad_rows },
+        BadRowAction::Refuse => BadRowPolicy::Refuse,
+        BadRowAction::SetAside => BadRowPolicy::SetAside { max: settings.max_bad_rows },
     };
     let (path, format) = match (option, &settings.path) {
         // The file's format belongs to the file's path: a path that tells its own is believed first.

@@ -155,7 +155,7 @@ fn settings_are_read() {
     assert_eq!(config.keys.minted_prefixes, []);
     assert_eq!(config.save_interval, Duration::from_millis(100));
     let smallest = Rotation { max_file_size: 4096, keep: 0 };
-    assert_eq!(config.usage, usage::Policy { interval: Duration::from_millis(100), files: smallest });
+    assert_eq!(config.usage, usage::UsagePolicy { interval: Duration::from_millis(100), files: smallest });
     assert_eq!(config.audit, Rotation { max_file_size: 1 << 30, keep: 1000 });
     assert_eq!(config.log, Log { level: LogLevel::Trace, format: LogFormat::Json });
 

@@ -12,7 +12,7 @@ use keyward_protocol::{
 
 use crate::connection::Counters;
 use crate::snapshot::Snapshot;
-use crate::usage::Log;
+use crate::usage::UsageLog;
 use crate::verify::{BATCH_SIZE, Verifier};
 
 /// Bytes of answers after which no further batch is begun: what is there has to be written first. Two of the largest
@@ -77,7 +77,7 @@ pub fn respond(
     input: &[u8],
     output: &mut Vec<u8>,
     counters: &Counters,
-    usage: &mut Log,
+    usage: &mut UsageLog,
 ) -> Progress {
     let mut progress = Progress { consumed: 0, stop: Stop::NeedInput, had_raw_key: false };
     let mut batch = Gathered::default();

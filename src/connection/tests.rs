@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::publish::Publisher;
 use crate::rules::GlobalPolicy;
-use crate::usage::Log;
+use crate::usage::UsageLog;
 
 mod supersession;
 
@@ -41,7 +41,7 @@ impl Worker {
             Limiter::new().into(),
             GlobalPolicy::default().into(),
             Clock::new(),
-            Counted { counters: Arc::default(), usage: Log::unread() },
+            Counted { counters: Arc::default(), usage: UsageLog::detached() },
             Timeouts { idle: None, overdue: FOR_EVER, busy_poll },
             Stopping { draining, closed: Arc::new(AtomicBool::new(false)) },
         );

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::reload::Failure;
+use crate::reload::ReloadError;
 use crate::snapshot::{Builder, Keys};
 use crate::source::{BadRow, Diagnostics};
 
 /// What a row that cannot be understood does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnBadRow {
+pub enum BadRowPolicy {
     /// It refuses the source.
     #[default]
     Refuse,
@@ -61,10 +61,10 @@ pub(super) enum BadRows {
     /// Their keys are disabled.
     SetAside(Diagnostics),
     /// The source is refused. What was read are all other rows.
-    Refuse(Failure),
+    Refuse(ReloadError),
 }
 
-impl OnBadRow {
+impl BadRowPolicy {
     /// How many of them are to be remembered.
     pub(super) fn kept(self) -> usize {
         match self {
@@ -83,17 +83,17 @@ impl OnBadRow {
         findings: Diagnostics,
         builder: &mut Builder,
         contradicting: &BTreeSet<String>,
-    ) -> Result<Option<BadRows>, Failure> {
+    ) -> Result<Option<BadRows>, ReloadError> {
         if findings.is_empty() {
             return Ok(None);
         }
         if !findings.are_confined_to_rows() {
-            return Err(Failure::Findings(findings));
+            return Err(ReloadError::Findings(findings));
         }
         Ok(Some(match self {
-            Self::Refuse => BadRows::Refuse(Failure::Findings(findings)),
+            Self::Refuse => BadRows::Refuse(ReloadError::Findings(findings)),
             Self::SetAside { max } if findings.bad_row_count() > max.into() => {
-                BadRows::Refuse(Failure::TooManyBadRows { findings, max })
+                BadRows::Refuse(ReloadError::TooManyBadRows { findings, max })
             }
             Self::SetAside { .. } => {
                 let findings = set_aside(findings, builder)?;
@@ -104,13 +104,13 @@ impl OnBadRow {
     }
 }
 
-fn set_aside(mut findings: Diagnostics, builder: &mut Builder) -> Result<Diagnostics, Failure> {
+fn set_aside(mut findings: Diagnostics, builder: &mut Builder) -> Result<Diagnostics, ReloadError> {
     builder.note_set_aside();
     for BadRow { line, hash, key_id } in findings.retained_bad_rows().to_vec() {
         let Some(hash) = hash else { continue };
         if let Err(error) = builder.set_aside(line, hash, key_id.as_deref()) {
             findings.add(line, None, error);
-            return Err(Failure::Findings(findings));
+            return Err(ReloadError::Findings(findings));
         }
     }
     Ok(findings)

@@ -6,15 +6,15 @@ use std::sync::{Arc, PoisonError};
 use tracing::warn;
 
 use crate::reload::last_good;
-use crate::reload::room::Room;
-use crate::reload::{Accepted, Failure, FileState, Origin, Reloader, Running, Settings, Stale};
+use crate::reload::room::MemoryLimits;
+use crate::reload::{AcceptedReload, FileState, Origin, ReloadError, ReloadLoop, Reloader, Settings, Stale};
 use crate::snapshot::{Diff, Kept, Keys, RowPolicies, Snapshot, Stamp};
 use crate::source::Format;
 
 /// Seconds by which a source may seem to have been written in the future without a warning: clocks of hosts differ.
 const CLOCK_SKEW: u32 = 5;
 
-impl Running {
+impl ReloadLoop {
     /// Records the source that is accepted, and has the keys in force kept for the next start.
     pub(super) fn keep(&self, settings: &Settings, state: FileState, file: File, policies: RowPolicies) {
         if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
@@ -40,11 +40,11 @@ impl Running {
         written_at: u32,
         (diff, kept): (Diff, &Kept<'_>),
         origin: Origin,
-    ) -> Result<Accepted, Failure> {
+    ) -> Result<AcceptedReload, ReloadError> {
         let needed = keys.publishing_bytes(&diff, self.current.as_deref());
-        let room = Room::new().require(needed, keys.publishing_heaps());
+        let room = MemoryLimits::new().require(needed, keys.publishing_heaps());
         let path = || settings.source.path.to_path_buf();
-        room.map_err(|shortage| Failure::Memory { path: path(), shortage })?;
+        room.map_err(|shortage| ReloadError::Memory { path: path(), shortage })?;
         let generation = self.reloader.generations.next_number();
         let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
@@ -74,9 +74,12 @@ impl Running {
                     global_policy: Arc::clone(&settings.global_policy),
                 },
             )
-            .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
+            .map_err(|error| ReloadError::TooManyBuckets {
+                path: settings.source.path.to_path_buf(),
+                error,
+            })?;
         let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.global_policy);
-        let mut accepted = Accepted {
+        let mut accepted = AcceptedReload {
             generation,
             keys: snapshot.len(),
             diff,
@@ -94,11 +97,11 @@ impl Running {
         let epoch = revocations.publish(publisher, Arc::clone(&snapshot)).epoch;
         self.generation = generation;
         let old = self.current.replace(Arc::clone(&snapshot));
-        runtime.block_on(publisher.epochs().passed(epoch));
-        audit.in_force(generation);
+        runtime.block_on(publisher.epochs().wait_passed(epoch));
+        audit.set_generation(generation);
         // What has been in force before says nothing new.
         if origin == Origin::Source {
-            let settled = revocations.settle(&snapshot, settings.keep_revocations, audit);
+            let settled = revocations.reconcile(&snapshot, settings.revocation_retention, audit);
             accepted.revocations_agreed = settled.dropped;
             accepted.revocations_conflicting = settled.conflicts;
         }

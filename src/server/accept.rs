@@ -101,7 +101,7 @@ impl Acceptor {
                 );
             }
             self.refusals.peer.fetch_add(1, Ordering::Relaxed);
-            self.audit.refuse(Socket::Verify, Peer { uid, pid: peer.pid() });
+            self.audit.refuse_peer(Socket::Verify, Peer { uid, pid: peer.pid() });
             return self.refuse(Ok(stream), ProtocolError::new(ErrorCode::PeerRefused, uid, 0));
         }
         let open: usize = self.workers.iter().map(Worker::open).sum();

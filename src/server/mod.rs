@@ -33,8 +33,8 @@ use crate::connection::{Counted, Counters, Shared, Stopping, Timeouts};
 use crate::keep::{Balances, Keeper};
 use crate::limiter::{Ledger, Limiter};
 use crate::log::Log;
-use crate::publish::{Epochs, Publisher, Served};
-use crate::reload::{Configure, History, LastGood, Purpose, Reloader, Settings, Trigger, triggers};
+use crate::publish::{Epochs, Publisher, SnapshotReader};
+use crate::reload::{ConfigLoader, History, LastGood, Purpose, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listening::Listening;
@@ -89,13 +89,13 @@ pub enum StartError {
     Config(#[from] ConfigError),
     /// The state directory cannot be used.
     #[error(transparent)]
-    State(#[from] state::OpenError),
+    State(#[from] state::StateDirError),
     /// A file in it cannot be used.
     #[error(transparent)]
     File(#[from] state::FileError),
     /// What has been revoked is not known.
     #[error(transparent)]
-    Revocations(#[from] revocation::OpenError),
+    Revocations(#[from] revocation::LoadError),
     /// systemd's sockets are not those that the daemon needs.
     #[error(transparent)]
     Sockets(#[from] systemd::SocketsError),
@@ -162,11 +162,11 @@ struct Accounts {
     audit: Audit,
     usage: Usage,
     /// One for each worker.
-    logs: Vec<usage::Log>,
+    logs: Vec<usage::UsageLog>,
     last_good: Option<LastGood>,
     /// Which files are not being written.
     health: WriteHealth,
-    revocations: revocation::Loaded,
+    revocations: revocation::LoadedList,
 }
 
 /// Reads the configuration: at the start, and again for reloads.
@@ -180,12 +180,12 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
         source: config.file(),
         policy: config.policy(),
         global_policy: Arc::new(config.global_policy()?),
-        keep_revocations: config.keep_revocations,
+        revocation_retention: config.revocation_retention,
     })
 }
 
 /// For reloads: the settings that they can change, and a word about the others.
-fn again(started_with: Config, configuration: Configuration, audit: Audit) -> Configure {
+fn again(started_with: Config, configuration: Configuration, audit: Audit) -> ConfigLoader {
     Box::new(move |purpose| {
         let read = configuration().and_then(|config| Ok((settings(&config)?, config)));
         if purpose == Purpose::Reload {
@@ -213,7 +213,7 @@ struct Daemon {
     closed: Arc<AtomicBool>,
     trigger: SyncSender<Trigger>,
     history: History,
-    served: Served,
+    snapshots: SnapshotReader,
     audit: Audit,
     usage: Usage,
     health: WriteHealth,
@@ -268,12 +268,12 @@ impl Daemon {
         let workers = workers.map_err(system("start a worker"))?.into();
 
         let history = History::new(&settings.source.path);
-        let served = publisher.served();
+        let snapshots = publisher.reader();
         let ledger = Arc::new(Mutex::new(Ledger::new()));
         let balances = Balances {
             limiter: Arc::clone(&limiter),
             ledger: Arc::clone(&ledger),
-            served: served.clone(),
+            snapshots: snapshots.clone(),
             clock: clock.clone(),
         };
         let used = last_good.as_ref().map_or(0, LastGood::generation);
@@ -307,7 +307,7 @@ impl Daemon {
             closed,
             trigger,
             history,
-            served,
+            snapshots,
             epochs,
             revocations,
             audit,
@@ -357,7 +357,7 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
     let operator = Operator {
         workers: Arc::clone(&daemon.workers),
         refusals,
-        served: daemon.served,
+        snapshots: daemon.snapshots,
         epochs: daemon.epochs.clone(),
         revocations: Arc::clone(&daemon.revocations),
         history: daemon.history,
@@ -410,7 +410,7 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
     drain(&daemon.workers, config.server.drain_timeout).await;
     // What a connection that is still there would be charged now would be in no save: nothing more is answered.
     daemon.closed.store(true, Ordering::Release);
-    let closed = daemon.epochs.passed(daemon.epochs.advance());
+    let closed = daemon.epochs.wait_passed(daemon.epochs.advance());
     if tokio::time::timeout(2 * OVERDUE, closed).await.is_err() {
         warn!("a worker does not end; what it still charges is not saved");
     }

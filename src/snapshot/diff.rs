@@ -45,7 +45,7 @@ struct Row<'k> {
 
 /// How two sets of keys are compared.
 #[derive(Clone, Copy, Debug)]
-pub struct Weighing {
+pub struct CompareOptions {
     /// The Unix second at which both sets are weighed.
     pub now: u32,
     /// Whether a key whose hash is gone is looked up by its id: after a change of pepper, hashes say nothing.
@@ -57,7 +57,7 @@ pub struct Comparison<'k> {
     before: &'k Keys,
     after: &'k Keys,
     found: Found,
-    weighing: Weighing,
+    options: CompareOptions,
     /// Restrictions that keys before had, and that no row after has a value for.
     missing: FieldSet,
 }
@@ -67,10 +67,10 @@ const PART: usize = 1 << 15;
 
 impl<'k> Comparison<'k> {
     /// Of `after` with what was `before` it.
-    pub fn new(before: &'k Keys, after: &'k Keys, weighing: Weighing) -> Self {
+    pub fn new(before: &'k Keys, after: &'k Keys, options: CompareOptions) -> Self {
         let given = before.given.union(before.set_aside_given);
         let missing = FieldSet::RESTRICTIONS.intersection(given).difference(after.given);
-        Self { before, after, found: Found::none_of(after.len()), weighing, missing }
+        Self { before, after, found: Found::none_of(after.len()), options, missing }
     }
 
     /// The parts, each to be compared once.
@@ -132,21 +132,21 @@ impl<'k> Comparison<'k> {
 
 impl Keys {
     /// What publishing these keys after `old` would change, and which rows it has already.
-    pub fn compare<'s>(&self, old: Option<&'s Snapshot>, weighing: Weighing) -> (Diff, Kept<'s>) {
+    pub fn compare<'s>(&self, old: Option<&'s Snapshot>, options: CompareOptions) -> (Diff, Kept<'s>) {
         match old {
             Some(snapshot) => {
-                let comparison = Comparison::new(snapshot.table(), self, weighing);
+                let comparison = Comparison::new(snapshot.table(), self, options);
                 let parts = comparison.here();
                 comparison.kept(parts, snapshot)
             }
-            None => (self.diff_from(None, weighing), Kept::unknown(None)),
+            None => (self.diff_from(None, options), Kept::unknown(None)),
         }
     }
 
     /// What there is to be told between `old` and these keys; without `old`, all of them are new.
-    pub fn diff_from(&self, old: Option<&Self>, weighing: Weighing) -> Diff {
+    pub fn diff_from(&self, old: Option<&Self>, options: CompareOptions) -> Diff {
         if let Some(old) = old {
-            let comparison = Comparison::new(old, self, weighing);
+            let comparison = Comparison::new(old, self, options);
             let parts = comparison.here();
             return comparison.finish(parts).0;
         }
@@ -198,7 +198,7 @@ impl Comparison<'_> {
             if was_active {
                 count(&mut diff.revoked, &mut diff.examples.revoked, gone);
             }
-            let successor = if self.weighing.by_key_id { self.successor(before) } else { None };
+            let successor = if self.options.by_key_id { self.successor(before) } else { None };
             self.weigh(diff, before, successor, policies);
             return;
         };
@@ -218,12 +218,12 @@ impl Comparison<'_> {
         let row = |id: u32| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
         let mut rows = self.after.rows_of_key(before.key_id()).filter_map(row);
         let first = rows.next()?;
-        let is_working = |row: &Row<'_>| works(row.entry, self.weighing.now);
+        let is_working = |row: &Row<'_>| works(row.entry, self.options.now);
         Some(std::iter::once(first).chain(rows).find(is_working).unwrap_or(first))
     }
 
     fn weigh(&self, diff: &mut Diff, before: Row<'_>, after: Option<Row<'_>>, policies: &mut Policies) {
-        let now = self.weighing.now;
+        let now = self.options.now;
         let matched = after.map(|after| Matched {
             pair: policies.pair(before, after),
             is_renamed: before.key_id() != after.key_id(),
@@ -371,7 +371,7 @@ mod tests {
     use crate::source::{ColumnMapping, Diagnostics, Format, read};
 
     /// 2026-11-21.
-    const AT: Weighing = Weighing { now: 1_795_255_200, by_key_id: false };
+    const AT: CompareOptions = CompareOptions { now: 1_795_255_200, by_key_id: false };
 
     const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
                           allowed_origins,limits,metadata\n";

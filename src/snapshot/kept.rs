@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::limiter::{Ledger, Limiter};
     use crate::record::{KeyRecord, parse_limits};
-    use crate::snapshot::{Builder, Stamp, Weighing};
+    use crate::snapshot::{Builder, CompareOptions, Stamp};
 
     const LIMITS: [&str; 3] = ["10/s", "20/s", "10/s; daily=7/d"];
 
@@ -191,7 +191,7 @@ mod tests {
                 let mut claim = ledger.claim(&limiter);
                 let new = match compared {
                     true => {
-                        let (_, kept) = new.compare(Some(&old), Weighing { now: 1, by_key_id: false });
+                        let (_, kept) = new.compare(Some(&old), CompareOptions { now: 1, by_key_id: false });
                         new.publishable_after(&mut claim, &kept, Stamp::default())
                     }
                     false => new.publishable(&mut claim, Some(&old), Stamp::default()),

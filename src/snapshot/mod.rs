@@ -50,7 +50,7 @@ pub use build::{Builder, Keys, RowError, RowPolicies};
 pub use bulk::Bulk;
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
-pub use diff::{Comparison, Diff, Weighing};
+pub use diff::{CompareOptions, Comparison, Diff};
 use entry::Entry;
 pub use example::{Difference, Example, Examples, MAX_EXAMPLES};
 pub use impact::{AccessChange, AccessChanges, Impact, Share};

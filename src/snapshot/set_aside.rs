@@ -15,7 +15,7 @@ use crate::snapshot::index::Probe;
 use crate::snapshot::peppers::PepperByte;
 use crate::snapshot::same_digest;
 use crate::snapshot::status::{End, StatusByte};
-use crate::snapshot::{Builder, Weighing};
+use crate::snapshot::{Builder, CompareOptions};
 
 /// Bytes of the hash that stand in for the id of such a key, if that cannot be read.
 const NAMED_BY: usize = 8;
@@ -142,7 +142,11 @@ impl Keys {
 
     /// Notes what the keys that are set aside were `before`, so that the guard sees what they come back with: whether they worked,
     /// and which restrictions they had.
-    pub fn remember_before_set_aside(&mut self, before: &Self, Weighing { now, by_key_id }: Weighing) {
+    pub fn remember_before_set_aside(
+        &mut self,
+        before: &Self,
+        CompareOptions { now, by_key_id }: CompareOptions,
+    ) {
         let mut given = FieldSet::NONE;
         for at in 0..self.entries.len() {
             let entry = &self.entries[at];

@@ -200,9 +200,9 @@ fn key_replaced_by_one_with_the_same_hash_is_removed_and_added() {
         // In the place where the comparison expects the row, and elsewhere.
         for (old, new) in [([before, other], [after, other]), ([before, other], [other, after])] {
             for (old, new) in tables(&old).into_iter().zip(tables(&new)) {
-                let weighing = Weighing { now: 1, by_key_id: false };
+                let options = CompareOptions { now: 1, by_key_id: false };
                 let Diff { added, removed, changed, revoked, examples, .. } =
-                    new.diff_from(Some(&old), weighing);
+                    new.diff_from(Some(&old), options);
                 assert_eq!((added, removed, changed, revoked), (1, 1, 0, 1), "{}", name(&before));
                 assert_eq!(*examples.removed[0].key_id, *name(&before));
                 assert_eq!(*examples.added[0].key_id, *name(&after));
@@ -210,7 +210,7 @@ fn key_replaced_by_one_with_the_same_hash_is_removed_and_added() {
         }
         for (old, new) in tables(&[before, other, after]).into_iter().zip(tables(&[after])) {
             let Diff { added, removed, changed, .. } =
-                new.diff_from(Some(&old), Weighing { now: 1, by_key_id: false });
+                new.diff_from(Some(&old), CompareOptions { now: 1, by_key_id: false });
             assert_eq!((added, removed, changed), (0, 2, 0));
         }
     }

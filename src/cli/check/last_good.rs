@@ -7,11 +7,11 @@ use super::report::Outcome;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::record::rfc3339;
-use crate::reload::Judged;
+use crate::reload::Evaluation;
 use crate::reload::last_good::{Recovered, recover};
 use crate::rules::GlobalPolicy;
 use crate::server;
-use crate::snapshot::{Keys, Weighing};
+use crate::snapshot::{CompareOptions, Keys};
 use crate::state::{Acceptance, is_accepted};
 
 /// The last good keys that the source was compared with.
@@ -44,14 +44,14 @@ pub(super) fn compare(
     match recover(&config.server.state_dir, &source) {
         Ok(None) => {}
         Ok(Some(recovered)) => {
-            let usable = global_policy.map(|global_policy| recovered.kept_by(global_policy).current);
+            let usable = global_policy.map(|global_policy| recovered.usable_hashes(global_policy).current);
             let now = Clock::new().now().unix;
             // Hashes say nothing where the peppers are not known.
-            let weighing = global_policy.map_or(Weighing { now, by_key_id: true }, |global_policy| {
-                recovered.weighing(global_policy, now)
+            let options = global_policy.map_or(CompareOptions { now, by_key_id: true }, |global_policy| {
+                recovered.compare_options(global_policy, now)
             });
             let Recovered { keys: old, stored, .. } = recovered;
-            let judged = Judged::new(&config.policy(), &source.path, new, Some(&old), weighing);
+            let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
             outcome.diff = Some(server::diff(&judged, stored.generation, old.len()));
             outcome.last_good = Some(LastGood {
                 generation: stored.generation,

@@ -18,9 +18,9 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Overrides};
 use crate::lint::Lints;
 use crate::record::{KeyRecord, Plans};
-use crate::reload::{self, Judged, Loaded, SourceFile, Stale};
+use crate::reload::{self, Evaluation, LoadedSource, SourceFile, Stale};
 use crate::server;
-use crate::snapshot::{Keys, Weighing};
+use crate::snapshot::{CompareOptions, Keys};
 use crate::source::Format;
 
 mod last_good;
@@ -139,7 +139,7 @@ impl Check {
         let now = Clock::new().now().unix;
         let mut lints = Lints::new(now, &is_limited);
         let mut outcome = Outcome { source: source.path.display().to_string(), ..Outcome::default() };
-        let Loaded { keys, written_at, set_aside, .. } =
+        let LoadedSource { keys, written_at, set_aside, .. } =
             match load(&source, &mut |line, record| lints.see(line, record)) {
                 Ok(loaded) => loaded,
                 Err(failure) => return Ok(outcome.refused(&failure)),
@@ -149,7 +149,7 @@ impl Check {
         if let Some(old) = &self.against {
             outcome.diff = Some(compare(&config, old, &keys)?);
         } else if keys.is_empty() {
-            return Ok(outcome.refused(&reload::Failure::Empty { path: source.path.to_path_buf() }));
+            return Ok(outcome.refused(&reload::ReloadError::Empty { path: source.path.to_path_buf() }));
         } else {
             last_good::compare(&config, has_peppers.then_some(&global_policy), &keys, &mut outcome);
         }
@@ -169,7 +169,7 @@ impl Outcome {
     }
 
     /// The source is of no use.
-    fn refused(self, failure: &reload::Failure) -> Self {
+    fn refused(self, failure: &reload::ReloadError) -> Self {
         // Findings are said one by one.
         Self { findings: failure.findings().map(Findings::from), error: failure.beside_findings(), ..self }
     }
@@ -184,8 +184,11 @@ fn is_limited(plans: &Plans, record: &KeyRecord<'_>) -> bool {
         || of_plan.iter().any(|limit| !limit.shadow && !replaced(&limit.name))
 }
 
-fn load(source: &SourceFile, see: &mut dyn FnMut(u64, &KeyRecord<'_>)) -> Result<Loaded, reload::Failure> {
-    let seed = getrandom::u64().map_err(reload::Failure::Random)?;
+fn load(
+    source: &SourceFile,
+    see: &mut dyn FnMut(u64, &KeyRecord<'_>),
+) -> Result<LoadedSource, reload::ReloadError> {
+    let seed = getrandom::u64().map_err(reload::ReloadError::Random)?;
     source.load_seen(seed, see)
 }
 
@@ -197,11 +200,12 @@ fn compare(config: &Config, old: &Path, new: &Keys) -> Result<Diff, Failure> {
         path: old.into(),
         ..source.clone()
     };
-    let Loaded { keys: old, .. } = load(&old, &mut |_, _| {})
+    let LoadedSource { keys: old, .. } = load(&old, &mut |_, _| {})
         .map_err(|failure| Failure::new(Exit::BadInput, format_args!("--against: {failure}")))?;
     // Two exports may be hashed with different peppers.
-    let weighing = Weighing { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
-    let judged = Judged::new(&config.policy(), &source.path, new, Some(&old), weighing);
+    let options =
+        CompareOptions { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
+    let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
     Ok(server::diff(&judged, 0, old.len()))
 }
 

@@ -13,7 +13,7 @@ use crate::now::Now;
 use crate::record::{KeyRecord, Limit};
 use crate::snapshot::{Builder, Snapshot, Stamp};
 use crate::state::Rotation;
-use crate::usage::{Counts, Policy, Question, Usage};
+use crate::usage::{Usage, UsageCounts, UsagePolicy, UsageQuery};
 use crate::verify::{BATCH_SIZE, Verifier};
 
 /// How long what was counted may take to be handed over.
@@ -196,8 +196,8 @@ impl Snapshots {
 }
 
 /// What each key was charged and given back, by the replies that are expected.
-fn counts(items: &[Item], key: &str) -> Counts {
-    let mut counts = Counts::default();
+fn counts(items: &[Item], key: &str) -> UsageCounts {
+    let mut counts = UsageCounts::default();
     for item in items {
         match item {
             Item::Verify(of, 0) if *of == key => counts.peeked += 1,
@@ -233,9 +233,9 @@ fn items(first: usize, affected: Item, length: usize, only_verify: bool) -> Vec<
     unaffected.take(first).chain([&affected]).chain(both.take(length - first - 1)).copied().collect()
 }
 
-fn usage() -> (Usage, Log) {
+fn usage() -> (Usage, UsageLog) {
     let files = Rotation { max_file_size: 1 << 20, keep: 1 };
-    let policy = Policy { interval: Duration::from_secs(3_600), files };
+    let policy = UsagePolicy { interval: Duration::from_secs(3_600), files };
     let (usage, mut logs) = Usage::start(None, policy, 1).expect("a thread");
     (usage, logs.remove(0))
 }
@@ -245,7 +245,7 @@ async fn assert_used(usage: &Usage, items: &[Item]) {
     for (key, _) in KEYS {
         let (expected, deadline) = (counts(items, key), Instant::now() + PATIENCE);
         loop {
-            let totals = usage.ask(Question::Key(key.to_owned())).await.expect("an answer");
+            let totals = usage.query(UsageQuery::Key(key.to_owned())).await.expect("an answer");
             if totals.total == expected {
                 break;
             }
@@ -256,7 +256,12 @@ async fn assert_used(usage: &Usage, items: &[Item]) {
 
 /// Answers `input` as a connection does: with the old snapshot until it is superseded, and then
 /// with the new one.
-fn drive(snapshots: &Snapshots, input: &[u8], counters: &Counters, log: &mut Log) -> (Vec<Reply>, usize) {
+fn drive(
+    snapshots: &Snapshots,
+    input: &[u8],
+    counters: &Counters,
+    log: &mut UsageLog,
+) -> (Vec<Reply>, usize) {
     let Snapshots { limiter, old, new } = snapshots;
     let (global_policy, greeting) = (GlobalPolicy::default(), Greeting::default());
     let (mut replies, mut output, mut at) = (Vec::new(), Vec::new(), 0);
@@ -322,7 +327,7 @@ async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
             assert_eq!(got, expected, "{case}");
         }
         assert_counted(&counters, &items);
-        log.hand_all(u64::MAX, 2);
+        log.flush_round(u64::MAX, 2);
         assert_used(&usage, &items).await;
     }
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::manifest::{kept_by, peppers};
+use super::manifest::{peppers, usable_hashes};
 use crate::reload::FileState;
 use crate::rules::GlobalPolicy;
 use crate::state::{self, FileError};
@@ -74,6 +74,6 @@ impl AcceptedSource {
 
     /// Whether it is this source, in this state and read in this way, and its hashes are found by `rules`.
     pub(super) fn is(&self, state: &FileState, reading: &str, global_policy: &GlobalPolicy) -> bool {
-        self.state == *state && self.reading == reading && kept_by(&self.peppers, global_policy).current
+        self.state == *state && self.reading == reading && usable_hashes(&self.peppers, global_policy).current
     }
 }

@@ -97,13 +97,13 @@ impl Manifest {
     }
 
     /// Which of its hashes are found under the peppers in force.
-    pub(super) fn kept_by(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
-        kept_by(&self.peppers, global_policy)
+    pub(super) fn usable_hashes(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
+        usable_hashes(&self.peppers, global_policy)
     }
 }
 
 /// Which hashes are found under the peppers in force, of those that were made under the peppers with these fingerprints.
-pub(super) fn kept_by(peppers_then: &[String], global_policy: &GlobalPolicy) -> RetainedHashes {
+pub(super) fn usable_hashes(peppers_then: &[String], global_policy: &GlobalPolicy) -> RetainedHashes {
     let now = peppers(global_policy);
     match peppers_then {
         [] => RetainedHashes { current: now.is_empty(), previous: now.is_empty() },
@@ -207,7 +207,12 @@ mod tests {
             for now in ["", "a", "b", "ba", "ab", "cb", "ca", "c"] {
                 let (then, now) = (global_policy(then), global_policy(now));
                 let manifest = Manifest { peppers: peppers(&then), ..manifest(directory.path()) };
-                assert_eq!(manifest.kept_by(&now), now.retained_hashes(&then), "{:?}", manifest.peppers);
+                assert_eq!(
+                    manifest.usable_hashes(&now),
+                    now.retained_hashes(&then),
+                    "{:?}",
+                    manifest.peppers
+                );
             }
         }
     }

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::reload::{FileState, SourceFile};
 use crate::rules::GlobalPolicy;
-use crate::state::{Acceptance, Accepted, FileError, StateDir};
+use crate::state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 
 mod accepted;
 mod manifest;
@@ -38,8 +38,8 @@ use accepted::{ACCEPTED, AcceptedSource};
 pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
 pub use recover::{Recovered, Unusable, recover};
+pub(in crate::reload) use taken_away::AppliedTakeaways;
 use taken_away::TAKEN_AWAY;
-pub(in crate::reload) use taken_away::TakenAway;
 pub(super) use writer::Job;
 use writer::Writing;
 
@@ -191,7 +191,7 @@ impl LastGood {
         let record = slot.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
         let is_recorded = record.is_some_and(|accepted| accepted.is(state, &reading, global_policy));
         let is_stored =
-            |stored: &Manifest| stored.is_of(state, &reading) && stored.kept_by(global_policy).current;
+            |stored: &Manifest| stored.is_of(state, &reading) && stored.usable_hashes(global_policy).current;
         is_recorded || slot.stored.as_ref().is_some_and(is_stored)
     }
 
@@ -204,7 +204,7 @@ impl LastGood {
     }
 
     /// The decision of an operator for this start, if there is one; there is none after that.
-    fn take_acceptance(&self) -> Result<Option<Accepted>, FileError> {
+    fn take_acceptance(&self) -> Result<Option<AcceptanceRecord>, FileError> {
         self.shared.directory.take_acceptance(Acceptance::Source)
     }
 

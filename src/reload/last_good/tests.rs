@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::limiter::{Ledger, Limiter};
 use crate::record::{KeyRecord, Plans, parse_limits};
-use crate::reload::OnBadRow;
+use crate::reload::BadRowPolicy;
 use crate::snapshot::{Builder, Stamp};
 use crate::source::{ColumnMapping, Format};
 
@@ -40,7 +40,7 @@ impl Fixture {
             format: Format::Csv,
             mapping: ColumnMapping::default(),
             plans: Arc::new(Plans::new(plans, None).expect("plans")),
-            on_bad_row: OnBadRow::Refuse,
+            on_bad_row: BadRowPolicy::Refuse,
         }
     }
 
@@ -113,8 +113,8 @@ fn keys_are_read_as_they_were_accepted_and_one_file_is_left() {
         }
         let recovered = fixture.recover().expect("usable").expect("there");
         let again = fixture.job(generation, 100 + generation as u32, "");
-        let weighing = crate::snapshot::Weighing { now: 1, by_key_id: false };
-        assert!(recovered.keys.diff_from(Some(again.snapshot.table()), weighing).is_unchanged());
+        let options = crate::snapshot::CompareOptions { now: 1, by_key_id: false };
+        assert!(recovered.keys.diff_from(Some(again.snapshot.table()), options).is_unchanged());
         assert_eq!((recovered.stored.generation, recovered.stored.written_at), (generation, 1_795_255_200));
     }
 }

@@ -8,7 +8,7 @@ use super::*;
 use crate::record::{KeyRecord, Plans, parse_limits};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, MIX, Probe};
-use crate::snapshot::{Builder, Keys, Weighing};
+use crate::snapshot::{Builder, CompareOptions, Keys};
 use crate::source::{self, ColumnMapping, Diagnostics, Format};
 
 const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
@@ -124,7 +124,7 @@ fn what_is_written_is_what_is_read() {
     let header = Header::read_from_prefix(&file).expect("a header").0;
     assert!(header.key_bytes.get() > 2 * BLOCK_BYTES as u64, "there are several blocks");
     let (text, keys) = (text.finish(), load(&file, Plans::default()).expect("a good file"));
-    let diff = keys.diff_from(Some(&text), Weighing { now: 1, by_key_id: false });
+    let diff = keys.diff_from(Some(&text), CompareOptions { now: 1, by_key_id: false });
     assert!((diff.added, diff.removed, diff.changed, diff.revoked) == (0, 0, 0, 0), "{diff:?}");
     assert_eq!(keys.summary(0), text.summary(0));
     assert_eq!(keys.rotated.len(), 4_000);
@@ -161,7 +161,7 @@ fn an_empty_list_is_read_back_as_an_empty_list() {
     assert_eq!(lists.into_values().collect::<Vec<_>>(), expected);
     let (text, keys) = (builder(&text).finish(), again.finish());
     assert_eq!(keys.policies.len(), 4);
-    assert_eq!(keys.diff_from(Some(&text), Weighing { now: 1, by_key_id: false }).changed, 0);
+    assert_eq!(keys.diff_from(Some(&text), CompareOptions { now: 1, by_key_id: false }).changed, 0);
 }
 
 #[test]
