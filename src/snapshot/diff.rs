@@ -366,35 +366,17 @@ fn same_row(a: Row<'_>, b: Row<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::KeyRecord;
-    use crate::snapshot::Builder;
-    use crate::source::{ColumnMapping, Diagnostics, Format, read};
+    use crate::snapshot::test_record::{TestRecord, keys, limits, networks, origins};
 
     /// 2026-11-21.
     const AT: CompareOptions = CompareOptions { now: 1_795_255_200, by_key_id: false };
 
-    const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
-                          allowed_origins,limits,metadata\n";
-
-    fn keys(rows: &[String]) -> Keys {
-        let mut builder = Builder::new(7, 0);
-        let mut diagnostics = Diagnostics::new("keys.csv");
-        let mut sink =
-            |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
-        let text = format!("{HEADER}{}", rows.concat());
-        read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
-            .expect("reads");
-        assert_eq!(diagnostics.to_string(), "");
-        builder.finish()
+    fn plain(number: usize) -> TestRecord {
+        TestRecord::numbered(number)
     }
 
-    /// `rest` follows the key id.
-    fn row(number: usize, rest: &str) -> String {
-        format!("{number:064x},k{number},{rest}\n")
-    }
-
-    fn plain(number: usize) -> String {
-        row(number, ",,,,,,,,,,")
+    fn with_status(number: usize, status: Status) -> TestRecord {
+        TestRecord { status, ..plain(number) }
     }
 
     fn ids(examples: &[Example]) -> Vec<&str> {
@@ -412,9 +394,14 @@ mod tests {
 
     #[test]
     fn each_kind_is_counted_and_named() {
-        let old = keys(&[plain(1), plain(2), row(3, ",,,disabled,,,,,,,"), plain(4), plain(5)]);
-        let new =
-            keys(&[plain(9), row(2, ",,,revoked,,,,,,,"), plain(5), row(4, "acme,,,,,,,,,,"), plain(8)]);
+        let old = keys(&[plain(1), plain(2), with_status(3, Status::Disabled), plain(4), plain(5)]);
+        let new = keys(&[
+            plain(9),
+            with_status(2, Status::Revoked),
+            plain(5),
+            TestRecord { owner: "acme", ..plain(4) },
+            plain(8),
+        ]);
         let Diff { added, removed, changed, revoked, examples, .. } = new.diff_from(Some(&old), AT);
         assert_eq!((added, removed, changed, revoked), (2, 2, 2, 2));
         assert_eq!(ids(&examples.added), ["k9", "k8"], "in the order of the new export");
@@ -430,9 +417,20 @@ mod tests {
     #[test]
     fn every_field_that_differs_is_told() {
         let old = keys(&[plain(1)]);
-        let everything = "o,e,p,disabled,2026-01-01T00:00:00Z,2027-01-01T00:00:00Z,s,10.0.0.0/8,\
-                          https://a.example,1/s,{}";
-        let new = keys(&[row(1, everything)]);
+        let new = keys(&[TestRecord {
+            owner: "o",
+            environment: "e",
+            plan: "p",
+            status: Status::Disabled,
+            not_before: 1_767_225_600,
+            expires_at: 1_798_761_600,
+            scopes: vec!["s".into()],
+            allowed_ips: Some(networks(&["10.0.0.0/8"])),
+            allowed_origins: Some(origins(&["https://a.example"])),
+            limits: limits("1/s"),
+            metadata: "{}",
+            ..plain(1)
+        }]);
         let told = |from: &Keys, to: &Keys| -> Vec<(&str, Option<[Box<str>; 2]>)> {
             let [example] = to.diff_from(Some(from), AT).examples.changed.try_into().expect("one");
             example.differences.into_iter().map(|told| (told.field, told.values)).collect()
@@ -453,21 +451,23 @@ mod tests {
         ];
         assert_eq!(told(&old, &new), expected);
         assert_eq!(told(&new, &old).len(), expected.len(), "and the other way round");
-        let renamed = keys(&[plain(1).replace("k1", "k2")]);
+        let renamed = keys(&[TestRecord { key_id: "k2".to_owned(), ..plain(1) }]);
         assert_eq!(told(&old, &renamed), [("key_id", both("k1", "k2"))]);
     }
 
     #[test]
     fn an_empty_list_in_the_place_of_none_is_a_change() {
-        for (field, lists) in [("allowed_ips", ",,,,,,,{},,,"), ("allowed_origins", ",,,,,,,,[],,")] {
-            let (open, shut) = (keys(&[plain(1)]), keys(&[row(1, lists)]));
+        let no_address = TestRecord { allowed_ips: Some(Vec::new()), ..plain(1) };
+        let no_origin = TestRecord { allowed_origins: Some(Vec::new()), ..plain(1) };
+        for (field, record) in [("allowed_ips", no_address), ("allowed_origins", no_origin)] {
+            let (open, shut) = (keys(&[plain(1)]), keys(std::slice::from_ref(&record)));
             for (before, after) in [(&open, &shut), (&shut, &open)] {
                 let diff = after.diff_from(Some(before), AT);
                 let differences: Vec<_> =
                     diff.examples.changed.iter().flat_map(|example| &example.differences).collect();
                 assert_eq!(differences, [&Difference::of(field)]);
             }
-            assert!(shut.diff_from(Some(&keys(&[row(1, lists)])), AT).is_unchanged());
+            assert!(shut.diff_from(Some(&keys(&[record])), AT).is_unchanged());
         }
     }
 

@@ -43,6 +43,8 @@ mod status;
 mod summary;
 mod take_away;
 #[cfg(test)]
+mod test_record;
+#[cfg(test)]
 pub(crate) mod tests;
 
 pub use batch::{Batch, Gather};

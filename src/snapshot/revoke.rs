@@ -1,6 +1,6 @@
 //! Keys that an operator revokes beside the export: found by their id or by their owner, and marked.
 //!
-//! Who marks a key has to end an [epoch](crate::publish::Epochs) after it; who marks a snapshot that is still to be
+//! Who marks a key has to end a publication epoch after it; who marks a snapshot that is still to be
 //! published need not.
 
 use std::collections::HashSet;

@@ -105,7 +105,7 @@ fn works_without_takeaways(entry: &Entry, now: u32) -> bool {
 }
 
 impl Snapshot {
-    /// Marks what is taken away. If the snapshot is served, the caller ends an [epoch](crate::publish::Epochs) after it.
+    /// Marks what is taken away. If the snapshot is served, the caller ends a publication epoch after it.
     pub fn take_away(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (digest, takeaway) in takeaways {
             let Some(key) = self.find(&digest) else { continue };
