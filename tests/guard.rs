@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use keyward::admin::check::Check;
 use keyward::admin::message::{Changes, Command as Ask, Target};
-use keyward::limiter::{Ledger, Limiter};
+use keyward::limiter::{Limiter, SlotAllocator};
 use keyward::now::Now;
 use keyward::record::KeyRecord;
 use keyward::rules::GlobalPolicy;
@@ -118,11 +118,11 @@ fn requests() -> Vec<Verify<'static>> {
 /// Whether a full bucket admits each of the requests, for each of so many keys.
 fn admitted(keys: Keys, count: usize) -> Vec<Vec<bool>> {
     let limiter = Limiter::new();
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(&limiter);
-    let snapshot = keys.publishable(&mut claim, None, Stamp { generation: 1, ..Stamp::default() });
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(&limiter);
+    let snapshot = keys.publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() });
     let snapshot = snapshot.expect("room");
-    let _nothing_before = claim.commit();
+    let _nothing_before = allocation.commit();
     let global_policy = GlobalPolicy::default();
     // Long enough for every bucket to be full again.
     let mut ticks = 1 << 40;

@@ -175,7 +175,7 @@ impl ReloadLoop {
         if self.current.is_none() && self.reloader.history.last().is_none() {
             warn!("no keys are loaded: every request is answered NOT_READY");
         }
-        let buckets = self.reloader.ledger.lock().unwrap_or_else(PoisonError::into_inner).in_use();
+        let buckets = self.reloader.allocator.lock().unwrap_or_else(PoisonError::into_inner).in_use();
         let taken = self.all_taken(outcome.taken.as_ref());
         let mut last = self.reloader.history.lock();
         (last.set_aside, last.taken) = (self.set_aside.clone(), taken);

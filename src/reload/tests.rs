@@ -73,7 +73,7 @@ impl Fixture {
             revocations: Arc::new(Revocations::open(None, &publisher).expect("none")),
             publisher,
             limiter: Arc::new(Limiter::new()),
-            ledger: Arc::default(),
+            allocator: Arc::default(),
             clock: Clock::new(),
             history: History::new(&settings.source.path),
             audit: Audit::open(&state, rotation).expect("opens"),

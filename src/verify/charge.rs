@@ -3,7 +3,7 @@
 use keyward_protocol::Verdict;
 
 use super::{Decision, Verifier};
-use crate::limiter::{Bucket, Charge, MAX_CHARGES, Named, Outcome, Rate, Single};
+use crate::limiter::{Bucket, Charge, DecidingLimit, MAX_CHARGES, Outcome, Rate, SingleOutcome};
 use crate::snapshot::Key;
 
 /// A newer snapshot has taken over a bucket of this one. Nothing was charged or refunded; the
@@ -33,22 +33,22 @@ impl<'s> Verifier<'s> {
             // The common case needs no array of charges.
             [only] if !only.shadow && cost > 0 => {
                 let Some(bucket) = bucket else { return Err(Superseded) };
-                let balance = match self.limiter.charge_only(bucket, only.rate, now, cost) {
-                    Single::Admitted(balance) => {
+                let balance = match self.limiter.charge_single(bucket, only.rate, now, cost) {
+                    SingleOutcome::Admitted(balance) => {
                         decision.cost = cost;
                         balance
                     }
-                    Single::Refused(balance) => {
+                    SingleOutcome::Refused(balance) => {
                         decision.verdict = Verdict::RateLimited;
                         balance
                     }
-                    Single::ExceedsBurst(balance) => {
+                    SingleOutcome::ExceedsBurst(balance) => {
                         decision.verdict = Verdict::CostExceedsBurst;
                         balance
                     }
-                    Single::Superseded => return Err(Superseded),
+                    SingleOutcome::Superseded => return Err(Superseded),
                 };
-                decision.charged.limit = Some(Named { position: 0, balance });
+                decision.charged.limit = Some(DecidingLimit { position: 0, balance });
             }
             _ => return self.charge_all(key, cost, decision),
         }

@@ -2,7 +2,7 @@
 
 use keyward_protocol::{Answer, LimitState, PreparedAnswer, Verdict};
 
-use crate::limiter::{Balance, Charged, Named};
+use crate::limiter::{Balance, ChargeReport, DecidingLimit};
 use crate::record::Limit;
 use crate::snapshot::{EntryId, Key};
 
@@ -17,7 +17,7 @@ pub struct Decision<'s> {
     pub(super) generation: u64,
     pub(super) key: Option<Key<'s>>,
     /// The limits that the answer names.
-    pub(super) charged: Charged,
+    pub(super) charged: ChargeReport,
     /// What was charged or refunded.
     pub(super) cost: u32,
     pub(super) want_metadata: bool,
@@ -36,7 +36,7 @@ impl<'s> Decision<'s> {
     /// A decision that concerns no known key.
     #[inline]
     pub(super) fn without_key(request_id: u32, verdict: Verdict, generation: u64) -> Self {
-        let charged = Charged::default();
+        let charged = ChargeReport::default();
         Self { request_id, verdict, generation, key: None, charged, cost: 0, want_metadata: false }
     }
 
@@ -87,7 +87,7 @@ impl<'s> Decision<'s> {
             owner,
             texts: policy.texts(None),
         };
-        if let Some(Named { position, balance }) = self.charged.limit {
+        if let Some(DecidingLimit { position, balance }) = self.charged.limit {
             answer.limit = policy.limits().get(position).map_or(0, |limit| limit.rate.burst());
             answer.remaining = balance.remaining;
             answer.retry_after_ms = Balance::milliseconds(balance.retry_after);
@@ -109,7 +109,7 @@ impl<'s> Decision<'s> {
             limit: self
                 .charged
                 .limit
-                .and_then(|named| Some(limit_state(limit(named.position)?, named.balance)))
+                .and_then(|deciding| Some(limit_state(limit(deciding.position)?, deciding.balance)))
                 .unwrap_or_default(),
             shadow_limit: self.charged.shadow.and_then(limit).map(|limit| &*limit.name),
             key_id: key.key_id(),

@@ -4,7 +4,7 @@ use keyward_protocol::{Credential, Refund, Verdict};
 
 use super::charge::NO_CHARGE;
 use super::{Decision, Superseded, Verifier, credential};
-use crate::limiter::{Charged, MAX_CHARGES, Named, Outcome};
+use crate::limiter::{ChargeReport, DecidingLimit, MAX_CHARGES, Outcome};
 use crate::snapshot::{Key, Snapshot};
 
 impl<'s> Verifier<'s> {
@@ -43,7 +43,7 @@ impl<'s> Verifier<'s> {
         found.ok_or(Verdict::UnknownKey)
     }
 
-    fn refund_key(&self, key: Key<'s>, refund: &Refund<'_>) -> Result<Charged, Superseded> {
+    fn refund_key(&self, key: Key<'s>, refund: &Refund<'_>) -> Result<ChargeReport, Superseded> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
         let limits = key.policy().limits();
@@ -55,13 +55,14 @@ impl<'s> Verifier<'s> {
             },
         };
         if charges.is_empty() {
-            return Ok(Charged::default());
+            return Ok(ChargeReport::default());
         }
         match self.limiter.refund(charges, self.now.ticks, refund.cost) {
             Outcome::Superseded => Err(Superseded),
             Outcome::Admitted(charged) | Outcome::Refused(charged) | Outcome::ExceedsBurst(charged) => {
-                let limit = charged.limit.map(|named| Named { position: first + named.position, ..named });
-                Ok(Charged { limit, ..charged })
+                let limit =
+                    charged.limit.map(|limit| DecidingLimit { position: first + limit.position, ..limit });
+                Ok(ChargeReport { limit, ..charged })
             }
         }
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::key_format;
-use crate::limiter::{Ledger, Rate};
+use crate::limiter::{Rate, SlotAllocator};
 use crate::record::{KeyRecord, Limit, Origin, Status};
 use crate::snapshot::{Builder, Stamp};
 
@@ -36,18 +36,18 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
     for (record, line) in records.iter().zip(2..) {
         builder.add(line, record).expect("no duplicates");
     }
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(limiter);
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(limiter);
     let snapshot = builder
         .finish()
         .publishable(
-            &mut claim,
+            &mut allocation,
             None,
             Stamp { generation: 7, source_time: NOW.unix - 100, loaded: NOW.ticks, ..Stamp::default() },
         )
         .expect("room");
     // There is no earlier snapshot, so no bucket is inherited.
-    let _ = claim.commit();
+    let _ = allocation.commit();
     snapshot
 }
 
@@ -191,28 +191,28 @@ fn empty_network_or_origin_list_denies_every_request() {
 #[test]
 fn superseded_bucket_ends_the_batch_without_a_charge() {
     let limiter = Limiter::new();
-    let (mut ledger, mut builder) = (Ledger::new(), Builder::new(1, 0));
+    let (mut allocator, mut builder) = (SlotAllocator::new(), Builder::new(1, 0));
     let (mut key, free) = (record("k"), record("free"));
     key.limits = limits(&[("only", 9)]);
     builder.add(2, &key).expect("new");
     builder.add(3, &free).expect("new");
-    let mut claim = ledger.claim(&limiter);
+    let mut allocation = allocator.begin(&limiter);
     let old = builder
         .finish()
-        .publishable(&mut claim, None, Stamp { generation: 1, ..Stamp::default() })
+        .publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() })
         .expect("room");
-    let _ = claim.commit();
+    let _ = allocation.commit();
 
     let mut builder = Builder::new(2, 0);
     key.limits = limits(&[("only", 5)]);
     builder.add(2, &key).expect("new");
-    let mut claim = ledger.claim(&limiter);
+    let mut allocation = allocator.begin(&limiter);
     let new = builder
         .finish()
-        .publishable(&mut claim, Some(&old), Stamp { generation: 2, ..Stamp::default() })
+        .publishable(&mut allocation, Some(&old), Stamp { generation: 2, ..Stamp::default() })
         .expect("room");
     // The inherited buckets stay unsettled: the old snapshot must still see them as superseded.
-    let _ = claim.commit();
+    let _ = allocation.commit();
 
     let global_policy = GlobalPolicy::default();
     let on = |snapshot| Verifier {

@@ -1,7 +1,7 @@
 //! The deciding half by itself: every combination of the fields of a request, for each restriction
 //! and each two of them.
 
-use keyward::limiter::{Ledger, Limiter};
+use keyward::limiter::{Limiter, SlotAllocator};
 use keyward::now::Now;
 use keyward::pepper::{Pepper, Peppers};
 use keyward::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
@@ -72,10 +72,10 @@ fn snapshot(rows: &[Row], limiter: &Limiter, hash: impl Fn(&str) -> Digest) -> S
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
         .expect("reads");
     assert_eq!(diagnostics.to_string(), "");
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(limiter);
-    let snapshot = builder.finish().publishable(&mut claim, None, Stamp::default()).expect("room");
-    let _ = claim.commit();
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(limiter);
+    let snapshot = builder.finish().publishable(&mut allocation, None, Stamp::default()).expect("room");
+    let _ = allocation.commit();
     for row in rows.iter().filter(|row| row.revoked_by_operator) {
         snapshot.find_by_id(&row.key).expect("listed").set_revoked(true);
     }
