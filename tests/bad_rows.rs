@@ -6,8 +6,8 @@ mod support;
 
 use std::fs;
 
-use keyward::admin::message::{Command as AdminCommand, Target};
 use keyward::admin::message::Withheld;
+use keyward::admin::message::{Command as AdminCommand, Target};
 use support::bad_rows::{HEADER, SET_ASIDE, export, good, reload_events, row, start, withheld};
 use support::{Daemon, Setup, hex, keyward, replace, wait_for};
 

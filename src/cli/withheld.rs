@@ -5,7 +5,7 @@ use std::fmt;
 use super::words::Count;
 use crate::admin::message::{Diagnostic, Withheld};
 use crate::record::Quoted;
-use crate::source::MoreLikeIt;
+use crate::source::RepeatCount;
 
 /// Key ids that a line names.
 const NAMED: usize = 3;
@@ -67,7 +67,7 @@ impl fmt::Display for Place<'_> {
             (None, None, Some(byte)) => write!(f, " byte {byte}:")?,
             (None, None, None) => {}
         }
-        write!(f, " {message}{}", MoreLikeIt(*count))
+        write!(f, " {message}{}", RepeatCount(*count))
     }
 }
 

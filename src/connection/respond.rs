@@ -74,7 +74,7 @@ pub fn respond(
             return Progress { stop: StopReason::Superseded, ..progress };
         }
         if let Some(Terminator::Refund(refund)) = &batch.terminator {
-            let Some(decision) = verifier.refund(refund) else {
+            let Ok(decision) = verifier.refund(refund) else {
                 progress.consumed += answered_bytes;
                 return Progress { stop: StopReason::Superseded, ..progress };
             };

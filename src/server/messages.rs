@@ -226,15 +226,15 @@ impl From<&snapshot::Difference> for Difference {
     }
 }
 
-impl From<&source::Findings> for Diagnostics {
-    fn from(findings: &source::Findings) -> Self {
-        Self { total: findings.total(), first: findings.kept().iter().map(Diagnostic::from).collect() }
+impl From<&source::Diagnostics> for Diagnostics {
+    fn from(diagnostics: &source::Diagnostics) -> Self {
+        Self { total: diagnostics.total(), first: diagnostics.kept().iter().map(Diagnostic::from).collect() }
     }
 }
 
-impl From<&source::Finding> for Diagnostic {
-    fn from(finding: &source::Finding) -> Self {
-        let location = match &finding.column {
+impl From<&source::Diagnostic> for Diagnostic {
+    fn from(diagnostic: &source::Diagnostic) -> Self {
+        let location = match &diagnostic.column {
             // The message contains the name of an unknown field.
             None | Some(Column::Unknown(_)) => Self::default(),
             Some(Column::Numbered { number, name }) => {
@@ -243,7 +243,7 @@ impl From<&source::Finding> for Diagnostic {
             Some(Column::Named(name)) => Self { name: Some(name.to_string()), ..Self::default() },
             Some(Column::Byte(byte)) => Self { byte: Some(*byte), ..Self::default() },
         };
-        let line = Some(finding.line).filter(|line| *line > 0);
-        Self { line, message: finding.message.clone(), count: finding.count, ..location }
+        let line = Some(diagnostic.line).filter(|line| *line > 0);
+        Self { line, message: diagnostic.message.clone(), count: diagnostic.count, ..location }
     }
 }

@@ -13,11 +13,11 @@ use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
 use crate::audit::{Audit, Event};
+use crate::balances::{BalanceSaver, BalanceSource};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::connection::{Counters, Metrics, Shutdown, Timeouts, WorkerContext};
-use crate::keep::{Balances, Keeper};
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::log::Log;
 use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
 use crate::reload::{History, LastGood, Reloader, Settings, Trigger, triggers};
@@ -68,7 +68,7 @@ pub(super) struct Daemon {
     pub(super) draining: watch::Sender<bool>,
     /// Stops the workers from answering.
     pub(super) closed: Arc<AtomicBool>,
-    pub(super) balances: Keeper,
+    pub(super) balances: BalanceSaver,
     pub(super) reload: ReloadThread,
 }
 
@@ -105,16 +105,16 @@ impl Startup {
             start_workers(&config, &settings, subscriptions, usage_logs, &limiter, &clock, &shutdown)?;
 
         let (snapshots, epochs) = (publisher.reader(), publisher.epochs());
-        let ledger = Arc::new(Mutex::new(Ledger::new()));
+        let allocator = Arc::new(Mutex::new(SlotAllocator::new()));
         let last_generation = recorders.last_good.as_ref().map_or(0, LastGood::generation);
         let generations = Generations::open(directory.clone(), last_generation);
-        let balances = Balances {
+        let source = BalanceSource {
             limiter: Arc::clone(&limiter),
-            ledger: Arc::clone(&ledger),
+            allocator: Arc::clone(&allocator),
             snapshots: snapshots.clone(),
             clock: clock.clone(),
         };
-        let balances = Keeper::start(directory, config.save_interval, balances)
+        let balances = BalanceSaver::start(directory, config.save_interval, source)
             .map_err(os_error("start the thread that saves balances"))?;
 
         let audit = &recorders.audit;
@@ -125,7 +125,7 @@ impl Startup {
             publisher,
             revocations: Arc::clone(&revocations),
             limiter,
-            ledger,
+            allocator,
             clock: clock.clone(),
             audit: audit.clone(),
             last_good: recorders.last_good.clone(),
