@@ -10,12 +10,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use keyward::admin::check::Check;
 use keyward::admin::message::{Changes, Command as Ask, Target};
-use keyward::limiter::{Ledger, Limiter};
+use keyward::limiter::{Limiter, SlotAllocator};
 use keyward::now::Now;
 use keyward::record::KeyRecord;
 use keyward::rules::GlobalPolicy;
 use keyward::snapshot::{Builder, CompareOptions, Diff, Keys, MAX_EXAMPLES, Stamp};
-use keyward::source::{BadRow, Findings, Format, Layout, read};
+use keyward::source::{BadRow, ColumnMapping, Diagnostics, Format, read};
 use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
 use proptest::prelude::*;
@@ -78,13 +78,14 @@ impl Row {
 
 fn keys(rows: &[(usize, Row)]) -> Keys {
     let mut builder = Builder::new(7, 0);
-    let mut findings = Findings::new("keys.csv").keeping_bad_rows(KEYS);
+    let mut diagnostics = Diagnostics::new("keys.csv").retaining_bad_rows(KEYS);
     let mut sink =
         |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
     let rows: String = rows.iter().map(|(number, row)| row.text(*number)).collect();
     let text = format!("{HEADER}{rows}");
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    for BadRow { line, hash, key_id } in findings.kept_bad_rows() {
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    for BadRow { line, hash, key_id } in diagnostics.retained_bad_rows() {
         builder.set_aside(*line, hash.expect("readable"), key_id.as_deref()).expect("room");
     }
     builder.finish()
@@ -117,11 +118,11 @@ fn requests() -> Vec<Verify<'static>> {
 /// Whether a full bucket admits each of the requests, for each of so many keys.
 fn admitted(keys: Keys, count: usize) -> Vec<Vec<bool>> {
     let limiter = Limiter::new();
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(&limiter);
-    let snapshot = keys.publishable(&mut claim, None, Stamp { generation: 1, ..Stamp::default() });
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(&limiter);
+    let snapshot = keys.publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() });
     let snapshot = snapshot.expect("room");
-    let _nothing_before = claim.commit();
+    let _nothing_before = allocation.commit();
     let global_policy = GlobalPolicy::default();
     // Long enough for every bucket to be full again.
     let mut ticks = 1 << 40;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use keyward::key_format;
-use keyward::limiter::{Ledger, Limiter};
+use keyward::limiter::{Limiter, SlotAllocator};
 use keyward::now::Now;
 use keyward::record::{Digest, KeyRecord, Plans, parse_limits};
 use keyward::snapshot::{Builder, Snapshot, Stamp};
@@ -58,12 +58,12 @@ pub(crate) fn owner(number: u64) -> String {
 /// A limiter, and the snapshots that charge its buckets.
 pub(crate) struct Fixture {
     pub(crate) limiter: Limiter,
-    ledger: Ledger,
+    allocator: SlotAllocator,
 }
 
 impl Fixture {
     pub(crate) fn new() -> Self {
-        Self { limiter: Limiter::new(), ledger: Ledger::new() }
+        Self { limiter: Limiter::new(), allocator: SlotAllocator::new() }
     }
 
     /// A snapshot of the keys `0..keys`, each with `limits` (none if empty). With the same limits as
@@ -104,13 +104,13 @@ impl Fixture {
             builder.add(number + 1, &record).expect("all keys differ");
         }
         let generation = previous.map_or(1, |previous| previous.generation() + 1);
-        let mut claim = self.ledger.claim(&self.limiter);
+        let mut allocation = self.allocator.begin(&self.limiter);
         let snapshot = builder
             .finish()
-            .publishable(&mut claim, previous, Stamp { generation, source_time: START.unix, ..stamp })
+            .publishable(&mut allocation, previous, Stamp { generation, source_time: START.unix, ..stamp })
             .expect("fewer limits than slots");
         // Nothing to settle: no rate has changed, and no key has gone.
-        let _settlement = claim.commit();
+        let _settlement = allocation.commit();
         snapshot
     }
 }

@@ -98,7 +98,7 @@ pub fn respond(
             return Progress { stop: Stop::Superseded, ..progress };
         }
         if let Some(Interruption::Refund(refund)) = &batch.interruption {
-            let Some(decision) = verifier.refund(refund) else {
+            let Ok(decision) = verifier.refund(refund) else {
                 progress.consumed += before;
                 return Progress { stop: Stop::Superseded, ..progress };
             };

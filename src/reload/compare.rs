@@ -51,7 +51,7 @@ fn in_parts(comparison: &Comparison<'_>, threads: usize) -> Option<Diff> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::{Digest, KeyRecord, Status};
     use crate::snapshot::{Builder, Stamp};
 
@@ -74,10 +74,10 @@ mod tests {
 
     #[test]
     fn parts_come_to_what_one_thread_comes_to() {
-        let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
-        let mut claim = ledger.claim(&limiter);
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        let mut allocation = allocator.begin(&limiter);
         let old = keys((0..ROWS).map(|number| (number, "o", Status::Active)));
-        let old = old.publishable(&mut claim, None, Stamp::default()).expect("room");
+        let old = old.publishable(&mut allocation, None, Stamp::default()).expect("room");
         let changed = |number: u32| match number % 1_000 {
             1 => (number, "p", Status::Active),
             2 => (number, "o", Status::Revoked),

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use crate::audit::{self, Audit};
 use crate::clock::Clock;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::publish::Publisher;
 use crate::record::Plans;
 use crate::revocation::{Retention, Revocations};
@@ -81,7 +81,7 @@ pub struct Reloader {
     /// The buckets.
     pub limiter: Arc<Limiter>,
     /// Which is whose.
-    pub ledger: Arc<Mutex<Ledger>>,
+    pub allocator: Arc<Mutex<SlotAllocator>>,
     /// For the buckets' balances.
     pub clock: Clock,
     /// Where outcomes go.

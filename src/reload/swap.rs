@@ -46,7 +46,7 @@ impl ReloadLoop {
         let path = || settings.source.path.to_path_buf();
         room.map_err(|shortage| ReloadError::Memory { path: path(), shortage })?;
         let generation = self.reloader.generations.next_number();
-        let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
+        let Reloader { limiter, allocator, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
         // A source that says the same time as the one before has been served since then: reading it again makes it no younger.
         let loaded = match self.current.as_deref().map(Snapshot::stamp) {
@@ -61,11 +61,11 @@ impl ReloadLoop {
             );
         }
         // Held until they are settled: a save of the balances sees none that is on its way from one slot to another.
-        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut claim = ledger.claim(limiter);
+        let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allocation = allocator.begin(limiter);
         let snapshot = keys
             .publishable_after(
-                &mut claim,
+                &mut allocation,
                 kept,
                 Stamp {
                     generation,
@@ -92,7 +92,7 @@ impl ReloadLoop {
         if origin == Origin::LastGood {
             snapshot.take_away(self.taken_away.keys.iter().map(|(hash, takeaway)| (*hash, *takeaway)));
         }
-        let settlement = claim.commit();
+        let pending = allocation.commit();
         let snapshot = Arc::new(snapshot);
         let epoch = revocations.publish(publisher, Arc::clone(&snapshot)).epoch;
         self.generation = generation;
@@ -107,7 +107,7 @@ impl ReloadLoop {
         }
 
         let buckets = old.iter().flat_map(|old| old.buckets());
-        ledger.settle(limiter, settlement, buckets, clock.now().ticks);
+        allocator.reclaim(limiter, pending, buckets, clock.now().ticks);
         self.retired = old;
         Ok(accepted)
     }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::audit::Audit;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::{KeyRecord, Status};
 use crate::snapshot::{Builder, Stamp};
 
@@ -27,10 +27,10 @@ fn snapshot(keys: u32, generation: u64, status: impl Fn(u32) -> Status) -> Arc<S
         builder.add(number.into(), &record).expect("a good row");
     }
     let limiter = Limiter::new();
-    let mut ledger = Ledger::new();
+    let mut allocator = SlotAllocator::new();
     let stamp = Stamp { generation, ..Stamp::default() };
     Arc::new(
-        builder.finish().publishable(&mut ledger.claim(&limiter), None, stamp).expect("no limits at all"),
+        builder.finish().publishable(&mut allocator.begin(&limiter), None, stamp).expect("no limits at all"),
     )
 }
 

@@ -27,11 +27,11 @@ use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::audit::Audit;
+use crate::balances::{BalanceSaver, BalanceSource};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError};
 use crate::connection::{Counted, Counters, Shared, Stopping, Timeouts};
-use crate::keep::{Balances, Keeper};
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::log::Log;
 use crate::publish::{Epochs, Publisher, SnapshotReader};
 use crate::reload::{ConfigLoader, History, LastGood, Purpose, Reloader, Settings, Trigger, triggers};
@@ -217,7 +217,7 @@ struct Daemon {
     audit: Audit,
     usage: Usage,
     health: WriteHealth,
-    keeper: Keeper,
+    balances: BalanceSaver,
     last_good: Option<LastGood>,
     clock: Clock,
     epochs: Epochs,
@@ -269,16 +269,16 @@ impl Daemon {
 
         let history = History::new(&settings.source.path);
         let snapshots = publisher.reader();
-        let ledger = Arc::new(Mutex::new(Ledger::new()));
-        let balances = Balances {
+        let allocator = Arc::new(Mutex::new(SlotAllocator::new()));
+        let source = BalanceSource {
             limiter: Arc::clone(&limiter),
-            ledger: Arc::clone(&ledger),
+            allocator: Arc::clone(&allocator),
             snapshots: snapshots.clone(),
             clock: clock.clone(),
         };
         let used = last_good.as_ref().map_or(0, LastGood::generation);
         let generations = Generations::open(state.clone(), used);
-        let keeper = Keeper::start(state, config.save_interval, balances)
+        let balances = BalanceSaver::start(state, config.save_interval, source)
             .map_err(system("start the thread that saves balances"))?;
         let reloader = Reloader {
             settings,
@@ -286,7 +286,7 @@ impl Daemon {
             publisher,
             revocations: Arc::clone(&revocations),
             limiter,
-            ledger,
+            allocator,
             clock: clock.clone(),
             history: history.clone(),
             audit: audit.clone(),
@@ -313,7 +313,7 @@ impl Daemon {
             audit,
             usage,
             health,
-            keeper,
+            balances,
             last_good,
             clock,
             limit,
@@ -414,7 +414,7 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
     if tokio::time::timeout(2 * OVERDUE, closed).await.is_err() {
         warn!("a worker does not end; what it still charges is not saved");
     }
-    tokio::join!(daemon.usage.stop(), daemon.keeper.stop());
+    tokio::join!(daemon.usage.stop(), daemon.balances.stop());
     operating.abort();
     watching.iter().for_each(tokio::task::JoinHandle::abort);
     match daemon.revocations.not_durable() {

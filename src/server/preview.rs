@@ -128,14 +128,14 @@ impl From<&snapshot::Difference> for Difference {
     }
 }
 
-impl From<&source::Findings> for Findings {
-    fn from(findings: &source::Findings) -> Self {
+impl From<&source::Diagnostics> for Findings {
+    fn from(findings: &source::Diagnostics) -> Self {
         Self { total: findings.total(), first: findings.kept().iter().map(Finding::from).collect() }
     }
 }
 
-impl From<&source::Finding> for Finding {
-    fn from(finding: &source::Finding) -> Self {
+impl From<&source::Diagnostic> for Finding {
+    fn from(finding: &source::Diagnostic) -> Self {
         let place = match &finding.column {
             // Of a field that is unknown, the message says the name.
             None | Some(Column::Unknown(_)) => Self::default(),

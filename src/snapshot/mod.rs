@@ -13,7 +13,7 @@ use std::hash::BuildHasher;
 
 use subtle::ConstantTimeEq;
 
-use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
+use crate::limiter::{BucketId, BucketRef, Charge, MAX_CHARGES};
 use crate::memory::prefetch;
 use crate::record::{Digest, Status};
 use crate::rules::GlobalPolicy;
@@ -202,12 +202,12 @@ impl Snapshot {
     }
 
     /// Every bucket of every row, with what names it; rows of one key repeat theirs, and keys of one owner those that they share.
-    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
+    pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
                 let name = move || key.snapshot.bucket_name(key.entry, limit);
-                (Slot { slot: *slot, rate: limit.rate }, name)
+                (BucketRef { slot: *slot, rate: limit.rate }, name)
             })
         })
     }

@@ -54,7 +54,7 @@ impl Key<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::{KeyRecord, Status};
     use crate::snapshot::{Builder, Stamp};
 
@@ -68,9 +68,9 @@ mod tests {
             builder.add(number.into(), &record(number, key_id, owner, *status)).expect("a good row");
         }
         let limiter = Limiter::new();
-        let mut ledger = Ledger::new();
-        let mut claim = ledger.claim(&limiter);
-        builder.finish().publishable(&mut claim, None, Stamp::default()).expect("few limits")
+        let mut allocator = SlotAllocator::new();
+        let mut allocation = allocator.begin(&limiter);
+        builder.finish().publishable(&mut allocation, None, Stamp::default()).expect("few limits")
     }
 
     /// The numbers of the rows that `keys` are.

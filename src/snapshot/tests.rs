@@ -10,7 +10,7 @@ use std::io::Cursor;
 use super::compiled::{ReadError, Reader};
 use super::index::Probe;
 use super::*;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::KeyRecord;
 
 const SEED: u64 = 0x0005_eed0_f7e5_7ab1;
@@ -91,10 +91,10 @@ fn in_bulk(seed: u64, digests: &[Digest]) -> Result<Builder, RowError> {
 }
 
 fn snapshot(keys: Keys) -> Snapshot {
-    let (mut ledger, limiter) = (Ledger::new(), Limiter::new());
-    let mut claim = ledger.claim(&limiter);
-    let snapshot = keys.publishable(&mut claim, None, Stamp::default()).expect("room");
-    let _ = claim.commit();
+    let (mut allocator, limiter) = (SlotAllocator::new(), Limiter::new());
+    let mut allocation = allocator.begin(&limiter);
+    let snapshot = keys.publishable(&mut allocation, None, Stamp::default()).expect("room");
+    let _ = allocation.commit();
     snapshot
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::log::Batch;
 use super::table::Table;
 use super::*;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::KeyRecord;
 use crate::snapshot::{Builder, Snapshot, Stamp};
 use crate::verify::RequestUsage;
@@ -22,11 +22,11 @@ fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
         let record = KeyRecord { owner, ..KeyRecord::new(crate::key_format::hash(key.as_bytes()), key_id) };
         builder.add(line, &record).expect("no duplicates");
     }
-    let (mut ledger, limiter) = (Ledger::new(), Limiter::new());
-    let mut claim = ledger.claim(&limiter);
+    let (mut allocator, limiter) = (SlotAllocator::new(), Limiter::new());
+    let mut allocation = allocator.begin(&limiter);
     let stamp = Stamp { generation, ..Stamp::default() };
-    let snapshot = builder.finish().publishable(&mut claim, None, stamp).expect("room");
-    let _nothing_before = claim.commit();
+    let snapshot = builder.finish().publishable(&mut allocation, None, stamp).expect("room");
+    let _nothing_before = allocation.commit();
     Arc::new(snapshot)
 }
 

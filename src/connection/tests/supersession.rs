@@ -8,7 +8,7 @@ use keyward_protocol::{Hello, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, 
 
 use super::*;
 use crate::key_format;
-use crate::limiter::{Ledger, Rate};
+use crate::limiter::{Rate, SlotAllocator};
 use crate::now::Now;
 use crate::record::{KeyRecord, Limit};
 use crate::snapshot::{Builder, Snapshot, Stamp};
@@ -158,7 +158,7 @@ struct Snapshots {
 impl Snapshots {
     fn new() -> Self {
         let limiter = Arc::new(Limiter::new());
-        let mut ledger = Ledger::new();
+        let mut allocator = SlotAllocator::new();
         let mut build = |generation: u64, previous: Option<&Snapshot>| {
             let mut builder = Builder::new(generation, 0);
             for ((key, limits), line) in KEYS.iter().zip(2..) {
@@ -171,12 +171,12 @@ impl Snapshots {
                 let hash = key_format::hash(key.as_bytes());
                 builder.add(line, &KeyRecord { limits, ..KeyRecord::new(hash, key) }).expect("new");
             }
-            let mut claim = ledger.claim(&limiter);
+            let mut allocation = allocator.begin(&limiter);
             let stamp = Stamp { generation, ..Stamp::default() };
-            let snapshot = builder.finish().publishable(&mut claim, previous, stamp).expect("room");
+            let snapshot = builder.finish().publishable(&mut allocation, previous, stamp).expect("room");
             // Not settled: as between the claim and the moment in which all workers have left the
             // old snapshot.
-            let _ = claim.commit();
+            let _ = allocation.commit();
             Arc::new(snapshot)
         };
         let old = build(1, None);
