@@ -4,9 +4,10 @@
 //! * `ANSWER`: a common answer, and one with every string and the longest metadata
 //! * `parse_frame`: finding 64 requests in a filled buffer, without decoding their bodies
 //!
-//! Frames are the same in every iteration and stay in the L1 cache, as in the daemon, which has just
-//! copied them there. Compare the throughput with that of memory, and the time of a frame with the 54
-//! ns of one SHA-256 (the bench `verify` measures it on your machine). Pinned to the first processor.
+//! Frames are the same in every iteration and stay in the L1 cache, as in the daemon, which has
+//! just copied them there. Compare the throughput with that of memory, and the time of a frame with
+//! the 54 ns of one SHA-256 (the bench `verify` measures it on your machine). Pinned to the first
+//! processor.
 
 #![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 

@@ -1,17 +1,17 @@
 //! The cost of publishing a snapshot, for the workers and for the publisher.
 //!
-//! * `load`: `load`, which a worker calls once for each filled buffer, while nothing is published
+//! * `load`: the load that a worker does once for each filled buffer, while nothing is published
 //! * `verify while publishing`: batches of 64 known keys with one limit, each after a `load`, while
 //!   another thread publishes nothing, and while it publishes every millisecond, a thousand times as
 //!   often as keys are exported
 //! * `publish`: [`Publisher::publish`] with two subscriptions, while no worker loads, and while one
 //!   loads continuously
 //!
-//! The two snapshots that are published in turn hold the same keys and charge the same buckets. Both
-//! stay alive, so no time is spent on freeing them. With 1 k keys they stay in the caches, and the
-//! ratio in the table at the end is the cost of the swaps; with 1 M keys each is larger than most
-//! caches. The measured thread is pinned to the first processor, the other thread to the second.
-//! With only one processor, the measurements with two threads are left out.
+//! The two snapshots that are published in turn hold the same keys and charge the same buckets.
+//! Both stay alive, so no time is spent on freeing them. With 1 k keys they stay in the caches, and
+//! the ratio in the table at the end is the cost of the swaps; with 1 M keys each is larger than
+//! most caches. The measured thread is pinned to the first processor, the other thread to the
+//! second. With only one processor, the measurements with two threads are left out.
 
 #![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 

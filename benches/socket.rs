@@ -1,5 +1,5 @@
-//! Round trips through the socket: a real daemon, against a blocking echo that moves as many bytes and
-//! decides nothing.
+//! Round trips through the socket: a real daemon, against a blocking echo that moves as many bytes
+//! and decides nothing.
 //!
 //! * The daemon is `keyward serve` from the same build. It has one million keys, each with one limit
 //!   that the bench does not reach.
@@ -10,14 +10,14 @@
 //!   `16 deep` and `128 deep` write as many requests at once and read all their answers. Keys are in
 //!   random order, each once in a million requests.
 //!
-//! Pinning is part of the ids. `same core`: client and server share the first processor. `two cores`:
-//! the client runs on the first, the server on the second. Both sides sleep while they wait, so one
-//! request at a time on two cores mostly measures the time to wake an idle processor, which on a
-//! virtual machine is several times that of everything else.
+//! Pinning is part of the ids. `same core`: client and server share the first processor. `two
+//! cores`: the client runs on the first, the server on the second. Both sides sleep while they
+//! wait, so one request at a time on two cores mostly measures the time to wake an idle processor,
+//! which on a virtual machine is several times that of everything else.
 //!
-//! criterion prints the time of a whole round trip and the requests per second. The table at the end
-//! has medians per request, and their ratios to the echo with the same pinning and depth: 1.00 would
-//! be the limit of the socket.
+//! criterion prints the time of a whole round trip and the requests per second. The table at the
+//! end has medians per request, and their ratios to the echo with the same pinning and depth: 1.00
+//! would be the limit of the socket.
 
 #![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 
@@ -68,7 +68,8 @@ fn main() {
     summary.print(&format!("one request ({sizes}), against the echo"));
 }
 
-/// Measures both servers on `processor`, with the client on the first. Returns the size of an answer.
+/// Measures both servers on `processor`, with the client on the first. Returns the size of an
+/// answer.
 fn measure(
     criterion: &mut Criterion,
     summary: &mut Summary,
@@ -182,7 +183,8 @@ impl<'a> Client<'a> {
         Ok(start.elapsed())
     }
 
-    /// Asserts that the last answers were ALLOWED. If a filter excluded this depth, nothing was read.
+    /// Asserts that the last answers were ALLOWED. If a filter excluded this depth, nothing was
+    /// read.
     fn assert_allowed(&self, depth: usize) {
         if self.answers.len() == depth * self.answer_size {
             assert!(self.answers.chunks(self.answer_size).all(is_allowed), "a request was denied");

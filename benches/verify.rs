@@ -1,5 +1,5 @@
-//! The decision, without socket or codec: [`Verifier::verify`] with batches of 1, 16 and 64, against
-//! the SHA-256 of the same 40-byte keys by the same crate.
+//! The decision, without socket or codec: [`Verifier::verify`] with batches of 1, 16 and 64,
+//! against the SHA-256 of the same 40-byte keys by the same crate.
 //!
 //! * `hit`: known keys without limits. `miss`: unknown keys.
 //! * `one limit`, `two limits`: known keys with limits that admit the requests. `rate limited`: known
@@ -8,15 +8,15 @@
 //! * `encoded`: every answer is also encoded as a frame, which reads the key's strings.
 //! * `memory`: cache lines at random addresses in 128 MiB, the other lower bound of a look-up.
 //!
-//! Keys are drawn at random from the whole key set, so a set that does not fit into the caches is read
-//! from memory, as in production. Requests are prepared 1,024 at a time outside the measured time,
-//! from the keys' numbers alone. The clock advances by a microsecond for each batch. One thread, pinned
-//! to the first processor.
+//! Keys are drawn at random from the whole key set, so a set that does not fit into the caches is
+//! read from memory, as in production. Requests are prepared 1,024 at a time outside the measured
+//! time, from the keys' numbers alone. The clock advances by a microsecond for each batch. One
+//! thread, pinned to the first processor.
 //!
 //! criterion prints the time of a whole batch and the requests per second. The table at the end has
-//! medians per request, and their ratios to `sha256` of the same run: 1.00 is the cost of hashing a key
-//! once, which `by raw key` includes. `KEYWARD_BENCH_10M=1` adds a set of ten million keys (2 GiB and
-//! a few more minutes). benches/targets reads the results by these ids.
+//! medians per request, and their ratios to `sha256` of the same run: 1.00 is the cost of hashing a
+//! key once, which `by raw key` includes. `KEYWARD_BENCH_10M=1` adds a set of ten million keys (2
+//! GiB and a few more minutes). benches/targets reads the results by these ids.
 
 #![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 
@@ -42,8 +42,8 @@ mod support;
 
 const BATCHES: [usize; 3] = [1, 16, 64];
 
-/// Requests that are prepared at once: a multiple of every batch size, and few enough to stay in the L2
-/// cache, as a connection's requests do.
+/// Requests that are prepared at once: a multiple of every batch size, and few enough to stay in
+/// the L2 cache, as a connection's requests do.
 const PREPARED: usize = 1024;
 
 /// Time between two batches.

@@ -1,6 +1,6 @@
-//! The machine's memory latency: cache lines at random addresses of a table that fits into no cache, as
-//! dependent loads and 64 at a time. A verify reads five or six such lines, and no code can read them
-//! faster than this.
+//! The machine's memory latency: cache lines at random addresses of a table that fits into no
+//! cache, as dependent loads and 64 at a time. A verify reads five or six such lines, and no code
+//! can read them faster than this.
 
 use keyward::memory::{Huge, HugeVec, prefetch};
 

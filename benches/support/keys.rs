@@ -1,5 +1,5 @@
-//! Numbered keys. Key, digest and record are computed from the number, so preparing a request does not
-//! touch the snapshot that it is looked up in.
+//! Numbered keys. Key, digest and record are computed from the number, so preparing a request does
+//! not touch the snapshot that it is looked up in.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -66,13 +66,14 @@ impl Fixture {
         Self { limiter: Limiter::new(), allocator: SlotAllocator::new() }
     }
 
-    /// A snapshot of the keys `0..keys`, each with `limits` (none if empty). With the same limits as
-    /// `previous`, it charges the same buckets.
+    /// A snapshot of the keys `0..keys`, each with `limits` (none if empty). With the same limits
+    /// as `previous`, it charges the same buckets.
     pub(crate) fn snapshot(&mut self, keys: u64, limits: &str, previous: Option<&Snapshot>) -> Snapshot {
         self.snapshot_with(keys, limits, Stamp::default(), previous, Arc::default(), |_| ())
     }
 
-    /// The same with plans, the global policy of the metadata, and records completed by `configure`.
+    /// The same with plans, the global policy of the metadata, and records completed by
+    /// `configure`.
     pub(crate) fn snapshot_with(
         &mut self,
         keys: u64,

@@ -10,8 +10,8 @@ pub(crate) mod pin;
 pub(crate) mod server;
 pub(crate) mod summary;
 
-/// Whether each routine runs only once (`cargo test --benches`, `cargo bench -- --test`). Benches use
-/// small key sets then.
+/// Whether each routine runs only once (`cargo test --benches`, `cargo bench -- --test`). Benches
+/// use small key sets then.
 pub(crate) fn is_trial_run() -> bool {
     let has = |flag: &str| std::env::args().any(|argument| argument == flag);
     !has("--bench") || has("--test")

@@ -1,7 +1,8 @@
-//! The table at the end of a run: medians per request, and their ratios to a reference of the same run.
+//! The table at the end of a run: medians per request, and their ratios to a reference of the same
+//! run.
 //!
-//! Medians are read from criterion's `estimates.json`. Benchmarks that this run has not measured (because
-//! of a filter or `--test`) are left out.
+//! Medians are read from criterion's `estimates.json`. Benchmarks that this run has not measured
+//! (because of a filter or `--test`) are left out.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -32,7 +33,8 @@ impl Summary {
         self.rows.push((id, reference));
     }
 
-    /// Prints the rows that this run has measured under a title, such as "one request, against SHA-256".
+    /// Prints the rows that this run has measured under a title, such as "one request, against
+    /// SHA-256".
     pub(crate) fn print(&self, title: &str) {
         let mut header = Some(format!("{:<68} {:>12} {:>12} {:>8}", title, "median", "a second", "ratio"));
         for (id, reference) in &self.rows {
