@@ -156,8 +156,8 @@ fn check_tells_rows_that_are_wrong_in_the_same_way_once_with_their_number() {
 }
 
 fn load(path: &Path, format: Format) -> Result<usize, ReloadError> {
-    let (layout, plans) = Default::default();
-    let source = SourceFile { path: path.into(), format, layout, plans, on_bad_row: BadRowPolicy::Refuse };
+    let (mapping, plans) = Default::default();
+    let source = SourceFile { path: path.into(), format, mapping, plans, on_bad_row: BadRowPolicy::Refuse };
     source.load(7).map(|loaded| loaded.keys.len())
 }
 

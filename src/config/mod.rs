@@ -18,7 +18,7 @@ use crate::key_format::Prefix;
 use crate::record::Plans;
 use crate::reload::BadRowPolicy;
 use crate::revocation::Retention;
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 use crate::state::Rotation;
 use crate::usage;
 
@@ -154,7 +154,7 @@ pub struct Source {
     /// never. Longer than `poll`.
     pub max_staleness: Option<Duration>,
     /// Which column holds which field.
-    pub layout: Layout,
+    pub mapping: ColumnMapping,
 }
 
 /// `[keys]`: what is known about the keys' form.

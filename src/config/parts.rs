@@ -59,7 +59,7 @@ impl Config {
         SourceFile {
             path: self.source.path.as_path().into(),
             format: self.source.format,
-            layout: self.source.layout.clone(),
+            mapping: self.source.mapping.clone(),
             plans: Arc::clone(&self.plans),
             on_bad_row: self.source.on_bad_row,
         }

@@ -75,7 +75,7 @@ fn what_the_example_comments_out_can_be_used() {
     assert_eq!(config.plans.resolve("").map(|(name, limits)| (name, limits.len())), Ok(("free", 2)));
     assert_eq!(config.keys.pepper_file.as_deref(), Some(Path::new("/etc/keyward/pepper")));
     let columns = [(Field::KeyHash, "sha256".into()), (Field::KeyId, "id".into())].into();
-    assert_eq!(config.source.layout, Layout::new(&columns, Vec::new()).expect("a layout"));
+    assert_eq!(config.source.mapping, ColumnMapping::new(&columns, Vec::new()).expect("a mapping"));
 }
 
 #[test]
@@ -482,7 +482,7 @@ fn the_parts_get_what_the_configuration_says() {
     let config = good("source.format = 'jsonl'\nsource.max_shrink = 0.25");
     let file = config.file();
     assert_eq!((&*file.path, file.format), (Path::new("/keys.csv"), Format::JsonLines));
-    assert_eq!(file.layout, config.source.layout);
+    assert_eq!(file.mapping, config.source.mapping);
     let policy = config.policy();
     assert_eq!((policy.poll, policy.settle), (config.source.poll, config.source.settle));
     assert_eq!(policy.tolerance.max_shrink, 0.25);

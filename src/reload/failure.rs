@@ -8,7 +8,7 @@ use crate::reload::guard::{Reasons, Refusal};
 use crate::reload::peppers::{KeySample, stranding};
 use crate::reload::room::MemoryError;
 use crate::snapshot::Diff;
-use crate::source::{Column, Findings};
+use crate::source::{Column, Diagnostics};
 
 /// Why an export was not published. The snapshot before it goes on being served (promise 3).
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +57,7 @@ pub enum ReloadError {
     },
     /// Rows are wrong.
     #[error("{0}")]
-    Findings(Findings),
+    Findings(Diagnostics),
     /// More rows are wrong than may be set aside.
     #[error(
         "{findings}\n{}",
@@ -65,7 +65,7 @@ pub enum ReloadError {
     )]
     TooManyBadRows {
         /// What is wrong with them.
-        findings: Findings,
+        findings: Diagnostics,
         /// How many may be.
         max: u32,
     },
@@ -209,7 +209,7 @@ impl ReloadError {
     }
 
     /// What is wrong with its rows.
-    pub fn findings(&self) -> Option<&Findings> {
+    pub fn findings(&self) -> Option<&Diagnostics> {
         match self {
             Self::Findings(findings) | Self::TooManyBadRows { findings, .. } => Some(findings),
             _ => None,
@@ -217,7 +217,7 @@ impl ReloadError {
     }
 }
 
-fn too_many(findings: &Findings, max: u32) -> String {
-    let (source, rows) = (findings.source(), findings.bad_rows());
+fn too_many(findings: &Diagnostics, max: u32) -> String {
+    let (source, rows) = (findings.source(), findings.bad_row_count());
     format!("{source}: {rows} rows cannot be understood, and source.max_bad_rows lets {max} be set aside")
 }

@@ -18,7 +18,7 @@ use crate::reload::read::{self, Read};
 use crate::reload::room::MemoryLimits;
 use crate::reload::{BadRowPolicy, ReloadError, SetAside};
 use crate::snapshot::{Builder, Keys, RowPolicies};
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 
 /// How much longer than `settle` a load waits for a file that is still being written to, before that is its outcome. It bounds how
 /// long a writer that never pauses delays `keyward reload`.
@@ -44,7 +44,7 @@ pub struct SourceFile {
     /// How it is written.
     pub format: Format,
     /// What its columns are called.
-    pub layout: Layout,
+    pub mapping: ColumnMapping,
     /// The plans that its rows may name.
     pub plans: Arc<Plans>,
     /// What is done about a row that cannot be understood.

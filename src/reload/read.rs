@@ -24,7 +24,7 @@ use crate::reload::load::{ProgressFn, RowObserver};
 use crate::reload::room::{HEAP, MemoryError, MemoryLimits, THREAD};
 use crate::reload::{ReloadError, SourceFile};
 use crate::snapshot::{Batch, Builder, Bulk, Gather, RowError, compiled};
-use crate::source::{self, Blocks, Findings, Format, NotSplit, Splitter};
+use crate::source::{self, ChunkReader, ChunkSplitter, Diagnostics, Format, SplitError};
 
 /// A text from this size on is read by several threads: a smaller one is read by the time that they are started.
 const LARGE: u64 = 4 << 20;
@@ -156,11 +156,11 @@ impl Source<'_> {
 
     /// A compiled file has no columns: what is required has to have a value in some row.
     fn require(&self, builder: &Builder) -> Result<(), ReloadError> {
-        let absent = self.origin.layout.required().difference(builder.given());
+        let absent = self.origin.mapping.required().difference(builder.given());
         if absent.is_empty() {
             return Ok(());
         }
-        let mut findings = Findings::new(self.origin.path.display().to_string());
+        let mut findings = Diagnostics::new(self.origin.path.display().to_string());
         findings.add(0, None, format_args!("no row has a value for {absent}, and source.required lists it"));
         Err(ReloadError::Findings(findings))
     }
@@ -198,8 +198,8 @@ impl Source<'_> {
     /// Row by row.
     fn in_order(&self, input: impl io::Read, see: &mut RowObserver<'_>) -> Result<Read, ReloadError> {
         let mut builder = self.builder(self.expected().min(MAX_ROOM));
-        let SourceFile { path, format, layout, on_bad_row, .. } = self.origin;
-        let mut findings = Findings::new(path.display().to_string()).keeping_bad_rows(on_bad_row.kept());
+        let SourceFile { path, format, mapping, on_bad_row, .. } = self.origin;
+        let mut findings = Diagnostics::new(path.display().to_string()).retaining_bad_rows(on_bad_row.kept());
         let shortage = RefCell::new(None);
         let mut rows: u64 = 0;
         // Ids whose rows contradict each other.
@@ -228,12 +228,12 @@ impl Source<'_> {
             Ok(())
         };
         let input = WhileRoom { input, shortage: &shortage };
-        let read = source::read(input, *format, layout, &mut sink, &mut findings);
+        let read = source::read(input, *format, mapping, &mut sink, &mut findings);
         if let Some(shortage) = shortage.take() {
             return Err(self.unreadable(shortage.into()));
         }
         read.map_err(|error| self.unreadable(error))?;
-        let set_aside = findings.kept_bad_rows().len();
+        let set_aside = findings.retained_bad_rows().len();
         let growth = builder.growth(set_aside, set_aside * MAX_KEY_ID, 0);
         let room = self.room.require(growth, builder.reading_bytes());
         room.map_err(|shortage| self.unreadable(shortage.into()))?;
@@ -244,14 +244,14 @@ impl Source<'_> {
     /// Piece by piece, by several threads.
     fn in_pieces(&self, input: impl io::Read + Send, threads: usize) -> Result<Builder, Stop> {
         let mut bulk = self.builder(0).in_bulk(self.expected());
-        let mut splitter = Splitter::new(input, self.origin.format);
-        let mut next = || match splitter.next_piece() {
+        let mut splitter = ChunkSplitter::new(input, self.origin.format);
+        let mut next = || match splitter.next_chunk() {
             Ok(piece) => Ok(piece),
-            Err(NotSplit::Io(error)) => Err(Stop::Io(error)),
-            Err(NotSplit::NoRow) => Err(Stop::Wrong),
+            Err(SplitError::Io(error)) => Err(Stop::Io(error)),
+            Err(SplitError::NoRow) => Err(Stop::Wrong),
         };
         let mut first = next()?.ok_or(Stop::Wrong)?;
-        let blocks = Blocks::new(self.origin.format, &self.origin.layout, &first);
+        let blocks = ChunkReader::new(self.origin.format, &self.origin.mapping, &first);
         let (blocks, header) = blocks.ok_or(Stop::Wrong)?;
         first.drain(..header);
         let mut first = Some(first);
@@ -324,7 +324,7 @@ impl Source<'_> {
 }
 
 /// What a thread does with a piece; `None` if something is wrong with it.
-fn reader(mut blocks: Blocks, mut gather: Gather) -> impl FnMut(Vec<u8>) -> Option<Batch> + Send {
+fn reader(mut blocks: ChunkReader, mut gather: Gather) -> impl FnMut(Vec<u8>) -> Option<Batch> + Send {
     move |piece| blocks.read(&piece, |record| gather.add(record)).then(|| gather.batch())
 }
 
@@ -334,7 +334,7 @@ mod tests {
 
     use super::*;
     use crate::reload::BadRowPolicy;
-    use crate::source::Layout;
+    use crate::source::ColumnMapping;
 
     /// Bytes of a text that takes several pieces.
     const SEVERAL: usize = 1 << 20;
@@ -356,7 +356,7 @@ mod tests {
         let origin = SourceFile {
             path: Box::from("keys".as_ref()),
             format,
-            layout: Layout::default(),
+            mapping: ColumnMapping::default(),
             plans,
             on_bad_row: BadRowPolicy::Refuse,
         };
@@ -424,11 +424,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), [1; 128]).expect("writes");
         file.as_file().set_len(1 << 40).expect("a length");
-        let (format, layout, plans) = (Format::Compiled, Layout::default(), Arc::default());
+        let (format, mapping, plans) = (Format::Compiled, ColumnMapping::default(), Arc::default());
         let origin = SourceFile {
             path: Box::from("keys".as_ref()),
             format,
-            layout,
+            mapping,
             plans,
             on_bad_row: BadRowPolicy::Refuse,
         };

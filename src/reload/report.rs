@@ -9,7 +9,7 @@ use crate::record::Quoted;
 use crate::reload::trigger::Cause;
 use crate::reload::{AcceptedReload, Outcome, ReloadError, ReloadLoop, SetAside, TakeawayReport, counts};
 use crate::snapshot::{Diff, Example};
-use crate::source::Findings;
+use crate::source::Diagnostics;
 use crate::systemd;
 
 /// Keys that the log and the audit trail name: enough to find out what they have in common.
@@ -117,7 +117,7 @@ impl ReloadLoop {
             reason: refused.map(ReloadError::kind),
             withheld: Box::new(withheld(outcome)),
             place: refused.and_then(ReloadError::place),
-            findings: refused.and_then(ReloadError::findings).map(Findings::total),
+            findings: refused.and_then(ReloadError::findings).map(Diagnostics::total),
             took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
         }));
     }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::audit::Peer;
 use crate::publish::Subscription;
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 use crate::state::disk::trace::Trace;
 use crate::state::{Rotation, StateDir};
 
@@ -50,7 +50,7 @@ impl Fixture {
             source: SourceFile {
                 path: path.into(),
                 format: Format::Csv,
-                layout: Layout::default(),
+                mapping: ColumnMapping::default(),
                 plans: Arc::default(),
                 on_bad_row: BadRowPolicy::Refuse,
             },

@@ -1,12 +1,13 @@
-//! The order of precedence, and that a batch says what its requests would have been told one by one.
+//! The order of precedence, and that batching does not change the answers.
 
 use std::sync::Arc;
 
-use keyward_protocol::{ScopeMode, Scopes};
+use keyward_protocol::{Credential, ScopeMode, Scopes};
 use proptest::prelude::*;
 
 use super::*;
-use crate::limiter::SlotAllocator;
+use crate::key_format;
+use crate::limiter::{Rate, SlotAllocator};
 use crate::record::{KeyRecord, Limit, Origin, Status};
 use crate::snapshot::{Builder, Stamp};
 
@@ -14,7 +15,7 @@ mod forgery;
 mod metadata;
 mod peppers;
 
-/// What the index of a test's snapshot is keyed with.
+/// The seed of the index of a test's snapshot.
 const SEED: u64 = 0x5eed;
 
 const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
@@ -45,7 +46,8 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
             Stamp { generation: 7, source_time: NOW.unix - 100, loaded: NOW.ticks, ..Stamp::default() },
         )
         .expect("room");
-    let _nothing_before = allocation.commit();
+    // There is no earlier snapshot, so no bucket is inherited.
+    let _ = allocation.commit();
     snapshot
 }
 
@@ -59,10 +61,10 @@ fn verdicts(verifier: &Verifier<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
     verdicts
 }
 
-/// A key and a request with everything wrong at once; one fault after another is mended, and the next one in SPEC.md's
-/// order comes to light.
+/// Starts with a key and a request to which every denial applies, and removes the cause of each
+/// verdict in turn: the next one in SPEC.md's order must follow.
 #[test]
-fn the_first_fault_in_order_decides() {
+fn first_denial_in_order_of_precedence_is_the_verdict() {
     let mut key = record("k");
     key.status = Status::Revoked;
     key.not_before = NOW.unix + 1;
@@ -86,8 +88,8 @@ fn the_first_fault_in_order_decides() {
     let limiter = Limiter::new();
     let mut have_snapshot = false;
 
-    type Mend = fn(&mut KeyRecord<'_>, &mut Verify<'_>, &mut GlobalPolicy, &mut bool);
-    let steps: [(Verdict, Mend); 14] = [
+    type Fix = fn(&mut KeyRecord<'_>, &mut Verify<'_>, &mut GlobalPolicy, &mut bool);
+    let steps: [(Verdict, Fix); 14] = [
         (Verdict::NotReady, |_, _, _, have| *have = true),
         (Verdict::StaleSnapshot, |_, _, global_policy, _| global_policy.max_staleness = Some(100)),
         (Verdict::MalformedKey, |_, request, _, _| request.credential = Credential::RawKey(b"other")),
@@ -107,7 +109,7 @@ fn the_first_fault_in_order_decides() {
         (Verdict::CostExceedsBurst, |_, request, _, _| request.cost = 1),
         (Verdict::Allowed, |_, _, _, _| ()),
     ];
-    for (expected, mend) in steps {
+    for (expected, fix) in steps {
         let built = snapshot(&limiter, std::slice::from_ref(&key));
         let snapshot = have_snapshot.then_some(&built);
         let verifier = Verifier { snapshot, limiter: &limiter, global_policy: &global_policy, now: NOW };
@@ -117,22 +119,22 @@ fn the_first_fault_in_order_decides() {
             got = Some((answer.verdict, answer.generation, answer.key_id.to_owned()))
         });
         let generation = if have_snapshot { 7 } else { 0 };
-        let known = matches!(
+        let without_key = matches!(
             expected,
             Verdict::NotReady | Verdict::StaleSnapshot | Verdict::MalformedKey | Verdict::UnknownKey
         );
-        let key_id = if known { "" } else { "k" };
+        let key_id = if without_key { "" } else { "k" };
         assert_eq!(got, Some((expected, generation, key_id.to_owned())));
         if expected == Verdict::Allowed {
-            // The snapshot is built anew at each step, and its buckets are full: only the last one was charged.
+            // Each step builds a new snapshot with full buckets; only the last one was charged.
             assert_eq!(verdicts(&verifier, &[request]), [Verdict::RateLimited]);
         }
-        mend(&mut key, &mut request, &mut global_policy, &mut have_snapshot);
+        fix(&mut key, &mut request, &mut global_policy, &mut have_snapshot);
     }
 }
 
 #[test]
-fn a_denial_charges_nothing() {
+fn denied_request_is_not_charged() {
     let limiter = Limiter::new();
     let mut key = record("k");
     key.limits = limits(&[("only", 1)]);
@@ -143,10 +145,10 @@ fn a_denial_charges_nothing() {
         Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     let good = Verify::new(1, digest("k"));
     let wrong = Verify { environment: Some("test"), ..good };
-    let dear = Verify { cost: 2, ..good };
+    let expensive = Verify { cost: 2, ..good };
     let peek = Verify { cost: 0, ..good };
     assert_eq!(
-        verdicts(&verifier, &[wrong, dear, peek, good, good, peek]),
+        verdicts(&verifier, &[wrong, expensive, peek, good, good, peek]),
         [
             Verdict::WrongEnvironment,
             Verdict::CostExceedsBurst,
@@ -159,7 +161,7 @@ fn a_denial_charges_nothing() {
 }
 
 #[test]
-fn an_empty_list_of_networks_or_origins_refuses_every_request() {
+fn empty_network_or_origin_list_denies_every_request() {
     let limiter = Limiter::new();
     let mut networks = record("no networks");
     networks.allowed_ips = Some([].into());
@@ -187,7 +189,7 @@ fn an_empty_list_of_networks_or_origins_refuses_every_request() {
 }
 
 #[test]
-fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
+fn superseded_bucket_ends_the_batch_without_a_charge() {
     let limiter = Limiter::new();
     let (mut allocator, mut builder) = (SlotAllocator::new(), Builder::new(1, 0));
     let (mut key, free) = (record("k"), record("free"));
@@ -199,7 +201,7 @@ fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
         .finish()
         .publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() })
         .expect("room");
-    let _first = allocation.commit();
+    let _ = allocation.commit();
 
     let mut builder = Builder::new(2, 0);
     key.limits = limits(&[("only", 5)]);
@@ -209,7 +211,8 @@ fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
         .finish()
         .publishable(&mut allocation, Some(&old), Stamp { generation: 2, ..Stamp::default() })
         .expect("room");
-    let _unsettled = allocation.commit();
+    // The inherited buckets stay unsettled: the old snapshot must still see them as superseded.
+    let _ = allocation.commit();
 
     let global_policy = GlobalPolicy::default();
     let on = |snapshot| Verifier {
@@ -232,9 +235,9 @@ fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
 }
 
 proptest! {
-    /// Batching is an optimisation: the answers are those of one request after another.
+    /// Batching is an optimisation: it must not change any answer.
     #[test]
-    fn a_batch_answers_as_its_requests_would_one_by_one(
+    fn batched_answers_equal_unbatched_answers(
         picks in prop::collection::vec((0usize..40, 0u32..4), 1..200),
     ) {
         let names: Vec<String> = (0..30).map(|number| format!("key {number}")).collect();

@@ -132,8 +132,8 @@ pub(super) fn head_crc32(file: &File) -> io::Result<u32> {
 /// A digest of everything but the source's content that decides what rows are read from it. A text differs more often than it must
 /// from one version of keyward to the next: then the keys are compared in vain.
 pub(in crate::reload) fn reading(source: &SourceFile) -> String {
-    let SourceFile { path, format, layout, on_bad_row, plans: _ } = source;
-    let text = format!("{} {path:?} {format:?} {layout:?} {on_bad_row:?}", env!("CARGO_PKG_VERSION"));
+    let SourceFile { path, format, mapping, on_bad_row, plans: _ } = source;
+    let text = format!("{} {path:?} {format:?} {mapping:?} {on_bad_row:?}", env!("CARGO_PKG_VERSION"));
     const_hex::encode(&Sha256::digest(text)[..FINGERPRINT])
 }
 

@@ -20,7 +20,7 @@ use crate::reload::{
 };
 use crate::rules::{GlobalPolicy, RetainedHashes};
 use crate::snapshot::{CompareOptions, Diff, Keys, compiled};
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 use crate::state::{self, AcceptanceRecord};
 
 /// How often it is tried to open the file that a manifest names, where a daemon may be replacing both.
@@ -99,7 +99,7 @@ fn load(path: &Path, file: &std::fs::File, manifest: &Manifest, plans: Arc<Plans
     let origin = SourceFile {
         path: path.into(),
         format: Format::Compiled,
-        layout: Layout::default(),
+        mapping: ColumnMapping::default(),
         plans,
         on_bad_row: BadRowPolicy::Refuse,
     };

@@ -11,7 +11,7 @@ use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::{KeyRecord, Plans, parse_limits};
 use crate::reload::BadRowPolicy;
 use crate::snapshot::{Builder, Stamp};
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +38,7 @@ impl Fixture {
         SourceFile {
             path: self.path("keys.csv").into(),
             format: Format::Csv,
-            layout: Layout::default(),
+            mapping: ColumnMapping::default(),
             plans: Arc::new(Plans::new(plans, None).expect("plans")),
             on_bad_row: BadRowPolicy::Refuse,
         }

@@ -12,8 +12,8 @@ fn placed(ago: Duration) -> (tempfile::TempDir, SourceFile) {
     std::fs::write(&path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");
     let file = File::options().write(true).open(&path).expect("opens");
     file.set_modified(SystemTime::now() - ago).expect("sets the time");
-    let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
-    (directory, SourceFile { path: path.into(), format, layout, plans, on_bad_row: BadRowPolicy::Refuse })
+    let (format, mapping, plans) = (Format::Csv, ColumnMapping::default(), Arc::default());
+    (directory, SourceFile { path: path.into(), format, mapping, plans, on_bad_row: BadRowPolicy::Refuse })
 }
 
 #[test]
@@ -71,8 +71,8 @@ fn what_is_written_to_while_it_is_read_is_not_taken_whatever_its_times_say() {
 
 /// A source of so many rows at a path.
 fn source(path: std::path::PathBuf) -> SourceFile {
-    let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
-    SourceFile { path: path.into(), format, layout, plans, on_bad_row: BadRowPolicy::Refuse }
+    let (format, mapping, plans) = (Format::Csv, ColumnMapping::default(), Arc::default());
+    SourceFile { path: path.into(), format, mapping, plans, on_bad_row: BadRowPolicy::Refuse }
 }
 
 /// Does something at intervals until `work` is done, and says how long that took.

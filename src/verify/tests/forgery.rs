@@ -1,9 +1,9 @@
-//! Credentials whose digest has the hash of a listed one in the index, and is not listed: unknown,
-//! in whichever way they come.
+//! Digests that collide with a listed digest in the index, but are not listed, are unknown.
 
-use keyward_protocol::Refund;
+use keyward_protocol::{Credential, Refund};
 
 use super::*;
+use crate::key_format;
 use crate::pepper::{Pepper, Peppers};
 use crate::record::Digest;
 use crate::snapshot::tests::forgeries;
@@ -20,7 +20,7 @@ fn refund_verdict(verifier: &Verifier<'_>, credential: Credential<'_>) -> Verdic
 }
 
 #[test]
-fn digest_with_the_hash_of_a_listed_key_is_unknown() {
+fn digest_colliding_with_a_listed_key_is_unknown() {
     let (limiter, global_policy, names) = (Limiter::new(), GlobalPolicy::default(), names());
     let records: Vec<KeyRecord<'_>> = names.iter().map(|name| record(name)).collect();
     let snapshot = snapshot(&limiter, &records);
@@ -45,7 +45,7 @@ fn digest_with_the_hash_of_a_listed_key_is_unknown() {
 }
 
 #[test]
-fn raw_key_with_the_hash_of_a_listed_digest_is_unknown() {
+fn raw_key_colliding_with_a_listed_digest_is_unknown() {
     let pepper = |letter: &[u8]| Pepper::new(&letter.repeat(32)).expect("long enough");
     let peppers = |previous| Peppers { current: pepper(b"c"), previous };
     let sha256: fn(&GlobalPolicy, &[u8]) -> Digest = |_, key| key_format::hash(key);
@@ -62,7 +62,7 @@ fn raw_key_with_the_hash_of_a_listed_digest_is_unknown() {
         let (limiter, names) = (Limiter::new(), names());
         let global_policy = GlobalPolicy { peppers, ..GlobalPolicy::default() };
         let hash = |name: &str| hash(&global_policy, name.as_bytes());
-        // Every other key is listed, and for the others digests that collide with theirs.
+        // Every second key is listed. For the others, digests that collide with theirs are listed.
         let mut records = Vec::new();
         for (number, name) in names.iter().enumerate() {
             match number % 2 {

@@ -1,6 +1,6 @@
-//! Keys whose rows are hashed with either of two peppers: a refund finds what a VERIFY finds.
+//! While two peppers are in force, REFUND and VERIFY find the keys of both.
 
-use keyward_protocol::Refund;
+use keyward_protocol::{Credential, Refund};
 
 use super::*;
 use crate::pepper::{Pepper, Peppers};
@@ -28,7 +28,7 @@ fn refund_finds_keys_of_the_current_and_the_previous_pepper() {
         .collect();
     let peppers = Some(Peppers { current: current.clone(), previous: Some(previous.clone()) });
     let global_policy = GlobalPolicy { peppers, ..GlobalPolicy::default() };
-    // Whether the refund is the first that is asked of the key, or follows a VERIFY.
+    // The refund is either the first request for the key, or follows a VERIFY.
     for refund_first in [true, false] {
         let limiter = Limiter::new();
         let snapshot = snapshot(&limiter, &records);
@@ -40,19 +40,19 @@ fn refund_finds_keys_of_the_current_and_the_previous_pepper() {
         };
         for (number, key) in keys.iter().enumerate() {
             let credential = Credential::RawKey(key.as_bytes());
-            let give_back = |cost: u32, limit: Option<&str>| {
+            let refund = |cost: u32, limit: Option<&str>| {
                 let decision = verifier.refund(&Refund { request_id: 1, cost, credential, limit });
                 let answer = decision.expect("no newer snapshot").answer();
                 (answer.verdict, answer.key_id, answer.limit.name, answer.limit.remaining)
             };
             let key = key.as_str();
             if refund_first {
-                assert_eq!(give_back(2, None), (Verdict::Allowed, key, "small", 5), "it is full");
+                assert_eq!(refund(2, None), (Verdict::Allowed, key, "small", 5), "it is full");
             }
             let charge = Verify { cost: 4, ..Verify::new(1, credential) };
             assert_eq!(remaining(&verifier, charge), (Verdict::Allowed, 1));
-            assert_eq!(give_back(3, None), (Verdict::Allowed, key, "small", 4));
-            assert_eq!(give_back(1, Some("large")), (Verdict::Allowed, key, "large", 9));
+            assert_eq!(refund(3, None), (Verdict::Allowed, key, "small", 4));
+            assert_eq!(refund(1, Some("large")), (Verdict::Allowed, key, "large", 9));
             assert_eq!(remaining(&verifier, Verify { cost: 0, ..charge }), (Verdict::Allowed, 4));
             let with = if number % 2 == 0 { HashedWith::PreviousPepper } else { HashedWith::CurrentPepper };
             assert_eq!(snapshot.find_by_id(key).and_then(Key::hashed_with), Some(with));
@@ -61,7 +61,7 @@ fn refund_finds_keys_of_the_current_and_the_previous_pepper() {
             Refund { request_id: 1, cost: 1, credential: Credential::RawKey(b"no key"), limit: None };
         assert_eq!(verifier.refund(&unknown).expect("an answer").verdict(), Verdict::UnknownKey);
     }
-    // Once the previous pepper is gone, its keys are unknown to both.
+    // Without the previous pepper, its keys are unknown to both requests.
     let peppers = Some(Peppers { current, previous: None });
     let global_policy = GlobalPolicy { peppers, ..GlobalPolicy::default() };
     let limiter = Limiter::new();
