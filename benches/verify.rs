@@ -24,11 +24,11 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
-use keyward::now::Now;
-use keyward::rules::GlobalPolicy;
-use keyward::snapshot::Snapshot;
-use keyward::verify::Verifier;
+use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
+use keyward_engine::now::Now;
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::snapshot::Snapshot;
+use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, Verdict, Verify};
 use sha2::{Digest, Sha256};
 
