@@ -8,8 +8,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use keyward::reload::{BadRowPolicy, ReloadError, SourceFile};
-use keyward::source::Format;
+use keyward_daemon::reload::{BadRowPolicy, ReloadError, SourceFile};
+use keyward_source::Format;
 use support::{Daemon, Setup, hex, keyward, wait_for};
 
 const HEADER: &str = "key_hash,key_id,owner,expires_at,allowed_ips,limits\n";
@@ -156,8 +156,8 @@ fn check_tells_rows_that_are_wrong_in_the_same_way_once_with_their_number() {
 }
 
 fn load(path: &Path, format: Format) -> Result<usize, ReloadError> {
-    let (layout, plans) = Default::default();
-    let source = SourceFile { path: path.into(), format, layout, plans, on_bad_row: BadRowPolicy::Refuse };
+    let (mapping, plans) = Default::default();
+    let source = SourceFile { path: path.into(), format, mapping, plans, on_bad_row: BadRowPolicy::Refuse };
     source.load(7).map(|loaded| loaded.keys.len())
 }
 

@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use keyward::record::KeyRecord;
-use keyward::reload::{ReloadError, Tolerance};
-use keyward::snapshot::{Builder, CompareOptions, Example, Keys};
-use keyward::source::{Findings, Format, Layout, read};
+use keyward_daemon::reload::{ReloadError, Tolerance};
+use keyward_engine::record::KeyRecord;
+use keyward_engine::snapshot::{Builder, CompareOptions, Example, Keys};
+use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
 /// The Unix second at which both sets are weighed, and two others.
 const AT: u32 = 1_800_000_000;
@@ -44,12 +44,13 @@ fn named(hash: usize, key_id: &str, column: &str, value: &str) -> String {
 
 fn keys(rows: &[String]) -> Keys {
     let mut builder = Builder::new(7, 0);
-    let mut findings = Findings::new("keys.csv");
+    let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink =
         |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
     let text = format!("key_hash,key_id,{}\n{}", COLUMNS.join(","), rows.concat());
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    assert_eq!(findings.to_string(), "");
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    assert_eq!(diagnostics.to_string(), "");
     builder.finish()
 }
 

@@ -63,7 +63,7 @@ pub(super) fn prefault(bytes: &mut [MaybeUninit<u8>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{HugePages, HugeVec};
+    use crate::{HugePages, HugeVec};
 
     #[test]
     fn prefaulted_block_is_usable_and_later_blocks_are_not_prefaulted() {

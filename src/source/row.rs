@@ -6,31 +6,31 @@ use std::fmt::Display;
 
 use ipnet::IpNet;
 
-use crate::record::{
+use keyward_engine::record::{
     Field, FieldSet, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits,
 };
 
-use super::finding::{Column, Findings};
+use super::finding::{Column, Diagnostics};
 use super::layout::Texts;
-use super::memo::{Memo, Times};
+use super::memo::{ListCache, TimeCache};
 use super::null::NullTexts;
-use super::{MAX_FIELDS, Sink, field, list, time};
+use super::{MAX_FIELDS, RecordSink, field, list, time};
 
-/// Where the rows of an export go: good ones to the sink, what is wrong with the others to the findings.
+/// Where the rows of an export go: good ones to the sink, what is wrong with the others to the diagnostics.
 pub(super) struct Rows<'s> {
     assembler: &'s mut Assembler,
-    sink: &'s mut Sink<'s>,
-    pub(super) findings: &'s mut Findings,
+    sink: &'s mut RecordSink<'s>,
+    pub(super) diagnostics: &'s mut Diagnostics,
     seen: u64,
 }
 
 impl<'s> Rows<'s> {
     pub(super) fn new(
         assembler: &'s mut Assembler,
-        sink: &'s mut Sink<'s>,
-        findings: &'s mut Findings,
+        sink: &'s mut RecordSink<'s>,
+        diagnostics: &'s mut Diagnostics,
     ) -> Self {
-        Self { assembler, sink, findings, seen: 0 }
+        Self { assembler, sink, diagnostics, seen: 0 }
     }
 
     /// Counts a row, whatever will be found in it.
@@ -49,11 +49,11 @@ impl<'s> Rows<'s> {
         if bytes > MAX_FIELDS {
             return self.too_large(line, bytes, texts, column);
         }
-        let findings = &mut *self.findings;
-        let mut report = |field, message: &dyn Display| findings.add(line, Some(column(field)), message);
+        let diagnostics = &mut *self.diagnostics;
+        let mut report = |field, message: &dyn Display| diagnostics.add(line, Some(column(field)), message);
         let Some(record) = self.assembler.assemble(texts, &mut report) else { return };
         if let Err(message) = (self.sink)(line, &record) {
-            self.findings.add(line, None, message);
+            self.diagnostics.add(line, None, message);
         }
     }
 }
@@ -68,7 +68,7 @@ impl Rows<'_> {
             "the fields of the row have {bytes} bytes, and at most {MAX_FIELDS} are read; this is the largest, with {}",
             texts[largest as usize].len()
         );
-        self.findings.add(line, Some(column(largest)), message);
+        self.diagnostics.add(line, Some(column(largest)), message);
     }
 }
 
@@ -76,24 +76,24 @@ impl Rows<'_> {
 #[derive(Debug)]
 pub(super) struct Assembler {
     nulls: NullTexts,
-    scopes: Memo<Box<str>>,
-    networks: Memo<IpNet>,
-    origins: Memo<Origin>,
-    limits: Memo<Limit>,
-    not_before: Times,
-    expires_at: Times,
+    scopes: ListCache<Box<str>>,
+    networks: ListCache<IpNet>,
+    origins: ListCache<Origin>,
+    limits: ListCache<Limit>,
+    not_before: TimeCache,
+    expires_at: TimeCache,
 }
 
 impl Assembler {
     pub(super) fn new(nulls: NullTexts) -> Self {
         Self {
             nulls,
-            scopes: Memo::new(),
-            networks: Memo::new(),
-            origins: Memo::new(),
-            limits: Memo::new(),
-            not_before: Times::default(),
-            expires_at: Times::default(),
+            scopes: ListCache::new(),
+            networks: ListCache::new(),
+            origins: ListCache::new(),
+            limits: ListCache::new(),
+            not_before: TimeCache::default(),
+            expires_at: TimeCache::default(),
         }
     }
 

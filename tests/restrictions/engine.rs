@@ -1,15 +1,15 @@
 //! The deciding half by itself: every combination of the fields of a request, for each restriction
 //! and each two of them.
 
-use keyward::limiter::{Limiter, SlotAllocator};
-use keyward::now::Now;
-use keyward::pepper::{Pepper, Peppers};
-use keyward::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
-use keyward::rules::GlobalPolicy;
-use keyward::snapshot::{Builder, Snapshot, Stamp};
-use keyward::source::{Findings, Format, Layout, read};
-use keyward::verify::{Decision, Verifier};
+use keyward_engine::limiter::{Limiter, SlotAllocator};
+use keyward_engine::now::Now;
+use keyward_engine::pepper::{Pepper, Peppers};
+use keyward_engine::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
+use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
 use crate::model::{Ask, Model, PERIOD_DAYS, PLANS, Row, Seen, all_asks, export, pairs, scatter, singles};
 
@@ -39,7 +39,7 @@ impl Form {
         match (&global_policy.peppers, global_policy.previous_pepper()) {
             (_, Some(previous)) => previous.hash(key.as_bytes()),
             (Some(peppers), None) => peppers.current.hash(key.as_bytes()),
-            (None, None) => keyward::key_format::hash(key.as_bytes()),
+            (None, None) => keyward_engine::key_format::hash(key.as_bytes()),
         }
     }
 
@@ -66,11 +66,12 @@ fn plans() -> Plans {
 fn snapshot(rows: &[Row], limiter: &Limiter, hash: impl Fn(&str) -> Digest) -> Snapshot {
     let text = export(rows, NOW.unix, 1, |key| const_hex::encode(hash(key)));
     let mut builder = Builder::new(7, rows.len()).with_plans(plans().into());
-    let mut findings = Findings::new("keys.csv");
+    let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink =
         |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    assert_eq!(findings.to_string(), "");
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    assert_eq!(diagnostics.to_string(), "");
     let mut allocator = SlotAllocator::new();
     let mut allocation = allocator.begin(limiter);
     let snapshot = builder.finish().publishable(&mut allocation, None, Stamp::default()).expect("room");

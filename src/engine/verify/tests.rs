@@ -1,0 +1,277 @@
+//! The order of precedence, and that batching does not change the answers.
+
+use std::sync::Arc;
+
+use keyward_protocol::{Credential, ScopeMode, Scopes};
+use proptest::prelude::*;
+
+use super::*;
+use crate::key_format;
+use crate::limiter::{Rate, SlotAllocator};
+use crate::record::{KeyRecord, Limit, Origin, Status};
+use crate::snapshot::{Builder, Stamp};
+
+mod forgery;
+mod metadata;
+mod peppers;
+
+/// The seed of the index of a test's snapshot.
+const SEED: u64 = 0x5eed;
+
+const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
+
+fn record(key: &str) -> KeyRecord<'_> {
+    KeyRecord::new(key_format::hash(key.as_bytes()), key)
+}
+
+fn limits(rates: &[(&str, u64)]) -> Arc<[Limit]> {
+    let limit = |(name, burst): &(&str, u64)| {
+        Limit::new(*name, Rate::new(1, 1_000_000_000, *burst).expect("in range"))
+    };
+    rates.iter().map(limit).collect()
+}
+
+fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
+    let mut builder = Builder::new(SEED, 0);
+    for (record, line) in records.iter().zip(2..) {
+        builder.add(line, record).expect("no duplicates");
+    }
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(limiter);
+    let snapshot = builder
+        .finish()
+        .publishable(
+            &mut allocation,
+            None,
+            Stamp { generation: 7, source_time: NOW.unix - 100, loaded: NOW.ticks, ..Stamp::default() },
+        )
+        .expect("room");
+    // There is no earlier snapshot, so no bucket is inherited.
+    let _ = allocation.commit();
+    snapshot
+}
+
+fn digest(key: &str) -> Credential<'_> {
+    Credential::Digest(key_format::hash(key.as_bytes()))
+}
+
+fn verdicts(verifier: &Verifier<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    assert_eq!(verifier.verify(requests, |decision| verdicts.push(decision.verdict())), requests.len());
+    verdicts
+}
+
+/// Starts with a key and a request to which every denial applies, and removes the cause of each
+/// verdict in turn: the next one in SPEC.md's order must follow.
+#[test]
+fn first_denial_in_order_of_precedence_is_the_verdict() {
+    let mut key = record("k");
+    key.status = Status::Revoked;
+    key.not_before = NOW.unix + 1;
+    key.expires_at = NOW.unix;
+    key.environment = "live";
+    key.scopes = [Box::from("a:*")].into();
+    key.allowed_ips = Some(["10.0.0.0/8".parse().expect("a network")].into());
+    key.allowed_origins = Some([Origin::parse("https://a.test").expect("an origin")].into());
+    key.limits = limits(&[("small", 1), ("large", 5)]);
+    let mut request = Verify {
+        cost: 2,
+        scopes: Some(Scopes { names: "a:x b", mode: ScopeMode::All }),
+        environment: Some("test"),
+        ..Verify::new(1, Credential::RawKey(b"acme_live_typo"))
+    };
+    let mut global_policy = GlobalPolicy {
+        minted_prefixes: vec!["acme_live_".parse().expect("a prefix")],
+        max_staleness: Some(99),
+        peppers: None,
+    };
+    let limiter = Limiter::new();
+    let mut have_snapshot = false;
+
+    type Fix = fn(&mut KeyRecord<'_>, &mut Verify<'_>, &mut GlobalPolicy, &mut bool);
+    let steps: [(Verdict, Fix); 14] = [
+        (Verdict::NotReady, |_, _, _, have| *have = true),
+        (Verdict::StaleSnapshot, |_, _, global_policy, _| global_policy.max_staleness = Some(100)),
+        (Verdict::MalformedKey, |_, request, _, _| request.credential = Credential::RawKey(b"other")),
+        (Verdict::UnknownKey, |_, request, _, _| request.credential = digest("k")),
+        (Verdict::Revoked, |key, _, _, _| key.status = Status::Disabled),
+        (Verdict::Disabled, |key, _, _, _| key.status = Status::Active),
+        (Verdict::NotYetValid, |key, _, _, _| key.not_before = NOW.unix),
+        (Verdict::Expired, |key, _, _, _| key.expires_at = NOW.unix + 1),
+        (Verdict::WrongEnvironment, |_, request, _, _| request.environment = Some("live")),
+        (Verdict::IpNotAllowed, |_, request, _, _| {
+            request.ip = Some("::ffff:10.1.1.1".parse().expect("an address"))
+        }),
+        (Verdict::OriginNotAllowed, |_, request, _, _| request.origin = Some("https://a.test")),
+        (Verdict::MissingScope, |_, request, _, _| {
+            request.scopes = Some(Scopes { names: "b a:x", mode: ScopeMode::Any });
+        }),
+        (Verdict::CostExceedsBurst, |_, request, _, _| request.cost = 1),
+        (Verdict::Allowed, |_, _, _, _| ()),
+    ];
+    for (expected, fix) in steps {
+        let built = snapshot(&limiter, std::slice::from_ref(&key));
+        let snapshot = have_snapshot.then_some(&built);
+        let verifier = Verifier { snapshot, limiter: &limiter, global_policy: &global_policy, now: NOW };
+        let mut got = None;
+        verifier.verify(&[request], |decision| {
+            let answer = decision.answer();
+            got = Some((answer.verdict, answer.generation, answer.key_id.to_owned()))
+        });
+        let generation = if have_snapshot { 7 } else { 0 };
+        let without_key = matches!(
+            expected,
+            Verdict::NotReady | Verdict::StaleSnapshot | Verdict::MalformedKey | Verdict::UnknownKey
+        );
+        let key_id = if without_key { "" } else { "k" };
+        assert_eq!(got, Some((expected, generation, key_id.to_owned())));
+        if expected == Verdict::Allowed {
+            // Each step builds a new snapshot with full buckets; only the last one was charged.
+            assert_eq!(verdicts(&verifier, &[request]), [Verdict::RateLimited]);
+        }
+        fix(&mut key, &mut request, &mut global_policy, &mut have_snapshot);
+    }
+}
+
+#[test]
+fn denied_request_is_not_charged() {
+    let limiter = Limiter::new();
+    let mut key = record("k");
+    key.limits = limits(&[("only", 1)]);
+    key.environment = "live";
+    let snapshot = snapshot(&limiter, &[key]);
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let good = Verify::new(1, digest("k"));
+    let wrong = Verify { environment: Some("test"), ..good };
+    let expensive = Verify { cost: 2, ..good };
+    let peek = Verify { cost: 0, ..good };
+    assert_eq!(
+        verdicts(&verifier, &[wrong, expensive, peek, good, good, peek]),
+        [
+            Verdict::WrongEnvironment,
+            Verdict::CostExceedsBurst,
+            Verdict::Allowed,
+            Verdict::Allowed,
+            Verdict::RateLimited,
+            Verdict::Allowed
+        ]
+    );
+}
+
+#[test]
+fn empty_network_or_origin_list_denies_every_request() {
+    let limiter = Limiter::new();
+    let mut networks = record("no networks");
+    networks.allowed_ips = Some([].into());
+    let mut origins = record("no origins");
+    origins.allowed_origins = Some([].into());
+    let snapshot = snapshot(&limiter, &[networks, origins, record("open")]);
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let ips = [None, Some("::ffff:10.1.1.1"), Some("2001:db8::1"), Some("::")];
+    for ip in ips.map(|ip| ip.map(|ip| ip.parse().expect("an address"))) {
+        for origin in [None, Some("https://a.test"), Some("")] {
+            for environment in [None, Some("")] {
+                let asked = |key| Verify { ip, origin, environment, ..Verify::new(1, digest(key)) };
+                let [networks, origins, open] =
+                    ["no networks", "no origins", "open"].map(|key| verdicts(&verifier, &[asked(key)])[0]);
+                let expected = match environment {
+                    None => [Verdict::IpNotAllowed, Verdict::OriginNotAllowed, Verdict::Allowed],
+                    Some(_) => [Verdict::WrongEnvironment; 3],
+                };
+                assert_eq!([networks, origins, open], expected, "{ip:?} {origin:?} {environment:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn superseded_bucket_ends_the_batch_without_a_charge() {
+    let limiter = Limiter::new();
+    let (mut allocator, mut builder) = (SlotAllocator::new(), Builder::new(1, 0));
+    let (mut key, free) = (record("k"), record("free"));
+    key.limits = limits(&[("only", 9)]);
+    builder.add(2, &key).expect("new");
+    builder.add(3, &free).expect("new");
+    let mut allocation = allocator.begin(&limiter);
+    let old = builder
+        .finish()
+        .publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() })
+        .expect("room");
+    let _ = allocation.commit();
+
+    let mut builder = Builder::new(2, 0);
+    key.limits = limits(&[("only", 5)]);
+    builder.add(2, &key).expect("new");
+    let mut allocation = allocator.begin(&limiter);
+    let new = builder
+        .finish()
+        .publishable(&mut allocation, Some(&old), Stamp { generation: 2, ..Stamp::default() })
+        .expect("room");
+    // The inherited buckets stay unsettled: the old snapshot must still see them as superseded.
+    let _ = allocation.commit();
+
+    let global_policy = GlobalPolicy::default();
+    let on = |snapshot| Verifier {
+        snapshot: Some(snapshot),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
+    let (limited, unlimited) = (Verify::new(1, digest("k")), Verify::new(2, digest("free")));
+    assert_eq!(verdicts(&on(&old), &[limited, limited]), [Verdict::Allowed; 2]);
+    assert_eq!(verdicts(&on(&new), &[limited]), [Verdict::Allowed]);
+    let mut answers = Vec::new();
+    let answered = on(&old)
+        .verify(&[unlimited, unlimited, limited, unlimited], |decision| answers.push(decision.verdict()));
+    assert_eq!((answered, answers), (2, vec![Verdict::Allowed; 2]));
+    assert_eq!(
+        verdicts(&on(&new), &[limited; 5])[..],
+        [[Verdict::Allowed; 4].as_slice(), &[Verdict::RateLimited]].concat()
+    );
+}
+
+proptest! {
+    /// Batching is an optimisation: it must not change any answer.
+    #[test]
+    fn batched_answers_equal_unbatched_answers(
+        picks in prop::collection::vec((0usize..40, 0u32..4), 1..200),
+    ) {
+        let names: Vec<String> = (0..30).map(|number| format!("key {number}")).collect();
+        let build = |limiter: &Limiter| {
+            let records: Vec<KeyRecord<'_>> = names.iter().enumerate().map(|(number, name)| {
+                let mut record = record(name);
+                record.limits = match number % 3 {
+                    0 => limits(&[]),
+                    1 => limits(&[("one", 3)]),
+                    _ => limits(&[("one", 3), ("two", 2)]),
+                };
+                record
+            }).collect();
+            snapshot(limiter, &records)
+        };
+        let asked: Vec<String> = picks.iter().map(|(number, _)| format!("key {number}")).collect();
+        let requests: Vec<Verify<'_>> = asked.iter().zip(&picks).zip(0..).map(|((name, (_, cost)), id)| {
+            Verify { cost: *cost, ..Verify::new(id, digest(name)) }
+        }).collect();
+        let global_policy = GlobalPolicy::default();
+        let answers = |batch: usize| {
+            let limiter = Limiter::new();
+            let snapshot = build(&limiter);
+            let verifier = Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+            let mut answers = Vec::new();
+            for chunk in requests.chunks(batch) {
+                verifier.verify(chunk, |decision| {
+                    let answer = decision.answer();
+                    let limit = (answer.limit.name.to_owned(), answer.limit.limit, answer.limit.remaining);
+                    answers.push((answer.request_id, answer.verdict, answer.key_id.to_owned(), limit));
+                });
+            }
+            answers
+        };
+        prop_assert_eq!(answers(1), answers(requests.len()));
+    }
+}
