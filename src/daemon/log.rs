@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use tracing::error;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 
 /// Most bytes that wait to be written: the findings of some hundred refused reloads.
 const MAX_BYTES: usize = 1 << 20;
@@ -73,7 +73,7 @@ struct Queue {
 #[derive(Clone, Copy)]
 struct Gap {
     lines: u64,
-    since: Stamp,
+    since: Timestamp,
 }
 
 /// How the log is.
@@ -82,7 +82,7 @@ pub struct Health {
     /// Lines dropped since the start.
     pub dropped: u64,
     /// Since when lines have been dropped, if writing has not worked again since.
-    pub failing_since: Option<Stamp>,
+    pub failing_since: Option<Timestamp>,
     /// What prevents writing.
     pub error: Option<String>,
 }
@@ -156,7 +156,7 @@ impl Shared {
 impl Queue {
     fn drop_lines(&mut self, lines: u64) {
         self.dropped += lines;
-        self.unreported.get_or_insert_with(|| Gap { lines: 0, since: Stamp::now() }).lines += lines;
+        self.unreported.get_or_insert_with(|| Gap { lines: 0, since: Timestamp::now() }).lines += lines;
     }
 }
 
@@ -227,7 +227,7 @@ impl<W: AsFd> Writer<W> {
         queue.error = None;
         // More may have been dropped while this was being written.
         let more = queue.unreported.map_or(0, |gap| gap.lines - lines);
-        queue.unreported = (more > 0).then(|| Gap { lines: more, since: Stamp::now() });
+        queue.unreported = (more > 0).then(|| Gap { lines: more, since: Timestamp::now() });
         Ok(())
     }
 

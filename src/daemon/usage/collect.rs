@@ -15,7 +15,7 @@ use super::answer::{UsageQuery, UsageReport};
 use super::log::{Batch, Event, Unknown};
 use super::table::{Table, Walk};
 use super::write::{Interval, Writer};
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 
 /// How long a round waits for workers. One that is stopped by a debugger must not stop the answers.
 const ROUND: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub(super) struct Collector {
     workers: Vec<Worker>,
     waiting: Vec<Waiting>,
     write: Write,
-    since: Stamp,
+    since: Timestamp,
     next_write: Instant,
     stopping: Vec<oneshot::Sender<()>>,
 }
@@ -67,7 +67,7 @@ enum Work {
 /// How far a write is.
 struct Write {
     /// Where the interval that is written next begins.
-    from: Stamp,
+    from: Timestamp,
     walk: Option<(Walk, Interval)>,
     /// Some of the interval's lines have been written, and are not durable yet.
     is_begun: bool,
@@ -86,7 +86,7 @@ impl Collector {
         rounds: watch::Sender<u64>,
         spares: Vec<SyncSender<Vec<Event>>>,
     ) -> Self {
-        let since = Stamp::now();
+        let since = Timestamp::now();
         let workers = spares.into_iter().map(|spares| Worker { spares, round: 0, generation: 0 }).collect();
         Self {
             table: Table::default(),
@@ -225,7 +225,7 @@ impl Collector {
     /// Begins a write. One that has begun already goes on, and what came since is in the next.
     fn begin(&mut self) {
         if self.write.walk.is_none() {
-            let to = Stamp::now();
+            let to = Timestamp::now();
             let interval = Interval::new(self.write.from, to);
             self.write.from = to;
             self.write.walk = Some((self.table.walk(), interval));
@@ -309,7 +309,7 @@ impl Collector {
         let unknown = [("UNKNOWN_KEY", unknown_key), ("MALFORMED_KEY", malformed_key)];
         UsageReport {
             since: self.since.to_string(),
-            as_of: Stamp::now().to_string(),
+            as_of: Timestamp::now().to_string(),
             matched,
             total,
             unknown: unknown.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),

@@ -12,7 +12,7 @@ use super::Message;
 use super::answer::UsageCounts;
 use super::log::Unknown;
 use super::table::{Delta, used};
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 
 /// The name of the file.
@@ -86,7 +86,7 @@ struct Seq {
 }
 
 impl Interval {
-    pub(super) fn new(from: Stamp, to: Stamp) -> Self {
+    pub(super) fn new(from: Timestamp, to: Timestamp) -> Self {
         Self { from: from.to_string(), to: to.to_string() }
     }
 
