@@ -8,7 +8,7 @@
 //! key file ─▶ ring of encoded requests ─▶ connection ─▶ socket
 //!                                          ▲  │
 //!                              schedule ───┤  └─▶ target: one answer ─▶ tally, latency ─▶ report
-//!                                        drive
+//!                                       driver
 //! ```
 //!
 //! The client costs as little as it can, and the same for every target: requests are encoded in
@@ -21,10 +21,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod connection;
-mod drive;
+mod driver;
 mod echo_server;
+mod error;
 mod exit;
-mod fault;
 mod key_file;
 mod keys;
 mod latency;
