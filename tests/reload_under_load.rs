@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use keyward_client::Request;
-use keyward_protocol::{MAX_ANSWER_LENGTH, Response, Split, split};
+use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use support::mode::form;
 use support::{Daemon, Raw, Setup, hex, replace};
 
@@ -186,7 +186,7 @@ fn answers_until_the_end(mut stream: UnixStream) -> Vec<(u64, u64)> {
         bytes.extend_from_slice(&chunk[..count]);
     }
     let (mut answers, mut at) = (Vec::new(), 0);
-    while let Split::Frame { header, body, size } = split(&bytes[at..], MAX_ANSWER_LENGTH) {
+    while let ParsedFrame::Complete { header, body, size } = parse_frame(&bytes[at..], MAX_ANSWER_LENGTH) {
         if let Response::Answer(answer) = Response::decode(&header, body).expect("a frame of SPEC.md") {
             answers.push((size as u64, answer.generation));
         }

@@ -6,7 +6,7 @@
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
 
-use crate::fault::{ErrorCode, Fault};
+use crate::error::{ErrorCode, ProtocolError};
 use crate::limits::MAX_ANSWER_LENGTH;
 
 /// No frame is longer than this, so nothing inside one can be.
@@ -28,48 +28,48 @@ impl<'a> Fields<'a> {
     }
 
     /// A struct of integers and byte arrays.
-    pub(crate) fn fixed<T: Decode<()>>(&mut self) -> Result<T, Fault> {
+    pub(crate) fn fixed<T: Decode<()>>(&mut self) -> Result<T, ProtocolError> {
         let (value, used) = bincode::decode_from_slice(self.rest, CONFIG).map_err(|_| self.too_short())?;
         self.rest = self.rest.get(used..).unwrap_or_default();
         Ok(value)
     }
 
     /// A `text8` of at most `max` bytes; `field` is its number in SPEC.md's table.
-    pub(crate) fn text8(&mut self, max: usize, field: u32) -> Result<&'a str, Fault> {
+    pub(crate) fn text8(&mut self, max: usize, field: u32) -> Result<&'a str, ProtocolError> {
         let length: u8 = self.fixed()?;
         self.text(usize::from(length), max, field)
     }
 
     /// A `text16` of at most `max` bytes.
-    pub(crate) fn text16(&mut self, max: usize, field: u32) -> Result<&'a str, Fault> {
+    pub(crate) fn text16(&mut self, max: usize, field: u32) -> Result<&'a str, ProtocolError> {
         let length: u16 = self.fixed()?;
         self.text(usize::from(length), max, field)
     }
 
     /// A `bytes16` of at most `max` bytes.
-    pub(crate) fn bytes16(&mut self, max: usize, field: u32) -> Result<&'a [u8], Fault> {
+    pub(crate) fn bytes16(&mut self, max: usize, field: u32) -> Result<&'a [u8], ProtocolError> {
         let length: u16 = self.fixed()?;
         self.take(usize::from(length), max, field)
     }
 
     /// SPEC.md section 3: a body must be consumed exactly.
-    pub(crate) fn end(self) -> Result<(), Fault> {
+    pub(crate) fn end(self) -> Result<(), ProtocolError> {
         match self.rest.len() {
             0 => Ok(()),
-            left => Err(Fault::new(ErrorCode::TrailingBytes, left as u32, self.request_id)),
+            left => Err(ProtocolError::new(ErrorCode::TrailingBytes, left as u32, self.request_id)),
         }
     }
 
-    pub(crate) fn invalid(&self, field: u32) -> Fault {
-        Fault::new(ErrorCode::InvalidField, field, self.request_id)
+    pub(crate) fn invalid(&self, field: u32) -> ProtocolError {
+        ProtocolError::new(ErrorCode::InvalidField, field, self.request_id)
     }
 
-    fn text(&mut self, length: usize, max: usize, field: u32) -> Result<&'a str, Fault> {
+    fn text(&mut self, length: usize, max: usize, field: u32) -> Result<&'a str, ProtocolError> {
         let bytes = self.take(length, max, field)?;
         std::str::from_utf8(bytes).map_err(|_| self.invalid(field))
     }
 
-    fn take(&mut self, length: usize, max: usize, field: u32) -> Result<&'a [u8], Fault> {
+    fn take(&mut self, length: usize, max: usize, field: u32) -> Result<&'a [u8], ProtocolError> {
         let (bytes, rest) = self.rest.split_at_checked(length).ok_or_else(|| self.too_short())?;
         if length > max {
             return Err(self.invalid(field));
@@ -78,8 +78,8 @@ impl<'a> Fields<'a> {
         Ok(bytes)
     }
 
-    fn too_short(&self) -> Fault {
-        Fault::new(ErrorCode::BodyTooShort, self.whole as u32, self.request_id)
+    fn too_short(&self) -> ProtocolError {
+        ProtocolError::new(ErrorCode::BodyTooShort, self.whole as u32, self.request_id)
     }
 }
 

@@ -8,7 +8,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::codec::put_text8;
-use crate::frame::Kind;
+use crate::frame::FrameKind;
 use crate::limits::{LENGTH_BYTES, MAX_KEY_ID, MAX_NAME, MAX_OWNER, VERSION};
 use crate::response::Verdict;
 
@@ -85,7 +85,7 @@ impl PreparedAnswer<'_> {
         *start = Start {
             length: U32::new((size - LENGTH_BYTES) as u32),
             version: VERSION,
-            kind: Kind::Answer as u8,
+            kind: FrameKind::Answer as u8,
             flags: U16::ZERO,
             request_id: U32::new(self.request_id),
             verdict: self.verdict.value(),

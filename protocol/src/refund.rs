@@ -1,10 +1,10 @@
 //! REFUND (SPEC.md section 5): what a key was charged is given back.
 
 use crate::codec::{Fields, put, put_bytes16, put_text8};
-use crate::fault::Fault;
-use crate::frame::{Header, Kind, put_frame};
+use crate::error::ProtocolError;
+use crate::frame::{FrameHeader, FrameKind, put_frame};
 use crate::limits::{MAX_KEY, MAX_NAME};
-use crate::request::{Credential, FieldTooLong};
+use crate::request::{Credential, FieldTooLongError};
 
 /// Flags of REFUND.
 pub mod refund_flag {
@@ -44,9 +44,9 @@ impl<'a> Refund<'a> {
     ///
     /// # Errors
     /// When a field is over its limit; nothing has been appended then.
-    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FieldTooLong> {
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FieldTooLongError> {
         self.check_lengths()?;
-        put_frame(Kind::Refund, self.flags(), self.request_id, self.cost, out, |out| {
+        put_frame(FrameKind::Refund, self.flags(), self.request_id, self.cost, out, |out| {
             match self.credential {
                 Credential::Digest(digest) => put(digest, out),
                 Credential::RawKey(key) => put_bytes16(key, out),
@@ -64,19 +64,19 @@ impl<'a> Refund<'a> {
             | set(refund_flag::LIMIT, self.limit.is_some())
     }
 
-    fn check_lengths(&self) -> Result<(), FieldTooLong> {
+    fn check_lengths(&self) -> Result<(), FieldTooLongError> {
         let key = if let Credential::RawKey(key) = self.credential { key.len() } else { 0 };
         for (field, length, max) in
             [("key", key, MAX_KEY), ("limit", self.limit.map_or(0, str::len), MAX_NAME)]
         {
             if length > max {
-                return Err(FieldTooLong { field, length, max });
+                return Err(FieldTooLongError { field, length, max });
             }
         }
         Ok(())
     }
 
-    pub(crate) fn decode(header: &Header, body: &'a [u8]) -> Result<Self, Fault> {
+    pub(crate) fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, ProtocolError> {
         let flags = header.flags(refund_flag::ALL)?;
         let has = |flag| flags & flag != 0;
         let mut fields = Fields::new(body, header.request_id);

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use bincode::{Decode, Encode};
 
 use crate::codec::{Fields, put, put_bytes16, put_text8};
-use crate::fault::{ErrorCode, Fault};
-use crate::frame::{Header, Kind, put_frame};
+use crate::error::{ErrorCode, ProtocolError};
+use crate::frame::{FrameHeader, FrameKind, put_frame};
 use crate::limits::{HEADER_BYTES, LENGTH_BYTES, MAX_KEY, MAX_NAME, MAX_ORIGIN, MAX_SCOPES, VERSION};
 use crate::refund::Refund;
 
@@ -31,7 +31,7 @@ pub mod verify_flag {
 }
 
 /// Numbers of VERIFY's fields, as INVALID_FIELD tells them.
-pub mod field {
+pub mod verify_field {
     /// `key`
     pub const KEY: u32 = 3;
     /// `scopes`
@@ -126,7 +126,7 @@ pub enum ScopeMode {
 /// A field of a request that is longer than the protocol allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {length} bytes long; the protocol allows {max}")]
-pub struct FieldTooLong {
+pub struct FieldTooLongError {
     /// SPEC.md's name of the field.
     pub field: &'static str,
     /// How long it is.
@@ -142,12 +142,12 @@ struct HelloBody {
 }
 
 /// Bytes of an ordinary VERIFY: header, cost and digest.
-pub const ORDINARY_BYTES: usize = HEADER_BYTES + 4 + 32;
+pub const FAST_PATH_BYTES: usize = HEADER_BYTES + 4 + 32;
 
 /// How every ordinary VERIFY begins, as a number: length, version, kind, and no flags.
-const ORDINARY_START: u64 = {
-    let [a, b, c, d] = ((ORDINARY_BYTES - LENGTH_BYTES) as u32).to_le_bytes();
-    u64::from_le_bytes([a, b, c, d, VERSION, Kind::Verify as u8, 0, 0])
+const FAST_PATH_PREFIX: u64 = {
+    let [a, b, c, d] = ((FAST_PATH_BYTES - LENGTH_BYTES) as u32).to_le_bytes();
+    u64::from_le_bytes([a, b, c, d, VERSION, FrameKind::Verify as u8, 0, 0])
 };
 
 /// The whole of an ordinary VERIFY's body.
@@ -158,17 +158,17 @@ struct DigestHead {
 }
 
 impl<'a> Request<'a> {
-    /// Decodes the frame that [`split`](crate::split) found.
+    /// Decodes the frame that [`parse_frame`](crate::parse_frame) found.
     ///
     /// # Errors
     /// The first fault in SPEC.md's order: version, kind, flags, fields, trailing bytes.
-    pub fn decode(header: &Header, body: &'a [u8]) -> Result<Self, Fault> {
+    pub fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, ProtocolError> {
         header.version()?;
-        if header.kind == Kind::Verify as u8 {
+        if header.kind == FrameKind::Verify as u8 {
             Verify::decode(header, body).map(Self::Verify)
-        } else if header.kind == Kind::Refund as u8 {
+        } else if header.kind == FrameKind::Refund as u8 {
             Refund::decode(header, body).map(Self::Refund)
-        } else if header.kind == Kind::Hello as u8 {
+        } else if header.kind == FrameKind::Hello as u8 {
             Hello::decode(header, body).map(Self::Hello)
         } else {
             Err(header.fault(ErrorCode::UnknownKind, u32::from(header.kind)))
@@ -180,21 +180,21 @@ impl Hello {
     /// Appends the frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let body = HelloBody { min_version: self.min_version, max_version: self.max_version };
-        put_frame(Kind::Hello, 0, self.request_id, body, out, |_| ());
+        put_frame(FrameKind::Hello, 0, self.request_id, body, out, |_| ());
     }
 
     /// The highest version that both sides speak.
     ///
     /// # Errors
     /// `UNSUPPORTED_VERSION` where the client's range does not hold [`VERSION`].
-    pub fn version(&self) -> Result<u8, Fault> {
+    pub fn version(&self) -> Result<u8, ProtocolError> {
         if (self.min_version..=self.max_version).contains(&VERSION) {
             return Ok(VERSION);
         }
-        Err(Fault::new(ErrorCode::UnsupportedVersion, u32::from(self.max_version), self.request_id))
+        Err(ProtocolError::new(ErrorCode::UnsupportedVersion, u32::from(self.max_version), self.request_id))
     }
 
-    fn decode(header: &Header, body: &[u8]) -> Result<Self, Fault> {
+    fn decode(header: &FrameHeader, body: &[u8]) -> Result<Self, ProtocolError> {
         header.flags(0)?;
         let mut fields = Fields::new(body, header.request_id);
         let min_version = fields.fixed()?;
@@ -227,16 +227,16 @@ impl<'a> Verify<'a> {
     }
 
     /// The request at the front of `buffer`, if it is the ordinary one: by digest, and nothing asked but a cost. `None` says only
-    /// that [`split`](crate::split) and [`Request::decode`] have to look.
+    /// that [`parse_frame`](crate::parse_frame) and [`Request::decode`] have to look.
     ///
     /// Nearly all requests are ordinary, and one comparison of eight bytes tells that nothing can be wrong with them.
     #[inline]
-    pub fn ordinary(buffer: &[u8]) -> Option<Self> {
-        let frame: &[u8; ORDINARY_BYTES] = buffer.first_chunk()?;
+    pub fn parse_fast_path(buffer: &[u8]) -> Option<Self> {
+        let frame: &[u8; FAST_PATH_BYTES] = buffer.first_chunk()?;
         let (start, rest) = frame.split_first_chunk()?;
         let (request_id, rest) = rest.split_first_chunk()?;
         let (cost, digest) = rest.split_first_chunk()?;
-        if u64::from_le_bytes(*start) != ORDINARY_START {
+        if u64::from_le_bytes(*start) != FAST_PATH_PREFIX {
             return None;
         }
         let credential = Credential::Digest(*digest.first_chunk()?);
@@ -259,9 +259,9 @@ impl<'a> Verify<'a> {
     ///
     /// # Errors
     /// When a field is over its limit; nothing has been appended then.
-    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FieldTooLong> {
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FieldTooLongError> {
         self.check_lengths()?;
-        put_frame(Kind::Verify, self.flags(), self.request_id, self.cost, out, |out| {
+        put_frame(FrameKind::Verify, self.flags(), self.request_id, self.cost, out, |out| {
             match self.credential {
                 Credential::Digest(digest) => put(digest, out),
                 Credential::RawKey(key) => put_bytes16(key, out),
@@ -294,7 +294,7 @@ impl<'a> Verify<'a> {
             | set(verify_flag::METADATA, self.want_metadata)
     }
 
-    fn check_lengths(&self) -> Result<(), FieldTooLong> {
+    fn check_lengths(&self) -> Result<(), FieldTooLongError> {
         let key = if let Credential::RawKey(key) = self.credential { key.len() } else { 0 };
         let scopes = self.scopes.map_or(0, |scopes| scopes.names.len());
         for (field, length, max) in [
@@ -304,41 +304,41 @@ impl<'a> Verify<'a> {
             ("environment", self.environment.map_or(0, str::len), MAX_NAME),
         ] {
             if length > max {
-                return Err(FieldTooLong { field, length, max });
+                return Err(FieldTooLongError { field, length, max });
             }
         }
         Ok(())
     }
 
-    fn decode(header: &Header, body: &'a [u8]) -> Result<Self, Fault> {
+    fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, ProtocolError> {
         let flags = header.flags(verify_flag::ALL)?;
         let has = |flag| flags & flag != 0;
         let mut fields = Fields::new(body, header.request_id);
         let (cost, credential) = if has(verify_flag::RAW_KEY) {
-            (fields.fixed()?, Credential::RawKey(fields.bytes16(MAX_KEY, field::KEY)?))
+            (fields.fixed()?, Credential::RawKey(fields.bytes16(MAX_KEY, verify_field::KEY)?))
         } else {
             let DigestHead { cost, digest } = fields.fixed()?;
             (cost, Credential::Digest(digest))
         };
         let mut verify = Self { cost, ..Self::new(header.request_id, credential) };
         if has(verify_flag::SCOPES) {
-            let names = fields.text16(MAX_SCOPES, field::SCOPES)?;
+            let names = fields.text16(MAX_SCOPES, verify_field::SCOPES)?;
             if names.split(' ').any(str::is_empty) {
-                return Err(fields.invalid(field::SCOPES));
+                return Err(fields.invalid(verify_field::SCOPES));
             }
             let mode = if has(verify_flag::ANY_SCOPE) { ScopeMode::Any } else { ScopeMode::All };
             verify.scopes = Some(Scopes { names, mode });
         } else if has(verify_flag::ANY_SCOPE) {
-            return Err(fields.invalid(field::SCOPES));
+            return Err(fields.invalid(verify_field::SCOPES));
         }
         if has(verify_flag::IP) {
             verify.ip = Some(Ipv6Addr::from(fields.fixed::<[u8; 16]>()?));
         }
         if has(verify_flag::ORIGIN) {
-            verify.origin = Some(fields.text16(MAX_ORIGIN, field::ORIGIN)?);
+            verify.origin = Some(fields.text16(MAX_ORIGIN, verify_field::ORIGIN)?);
         }
         if has(verify_flag::ENVIRONMENT) {
-            verify.environment = Some(fields.text8(MAX_NAME, field::ENVIRONMENT)?);
+            verify.environment = Some(fields.text8(MAX_NAME, verify_field::ENVIRONMENT)?);
         }
         verify.want_metadata = has(verify_flag::METADATA);
         fields.end()?;

@@ -3,16 +3,26 @@
 use bincode::{Decode, Encode};
 
 use crate::codec::{Fields, cut, put_bytes16, put_text8};
-use crate::fault::{ErrorCode, Fault};
-use crate::frame::{Header, Kind, put_frame};
+use crate::error::{ErrorCode, ProtocolError};
+use crate::frame::{FrameHeader, FrameKind, put_frame};
 use crate::limits::{MAX_KEY_ID, MAX_MESSAGE, MAX_METADATA, MAX_NAME, MAX_OWNER};
 
-/// Flag of ANSWER: `metadata` is there.
-pub const ANSWER_METADATA: u16 = 0x0040;
-/// Flag of ANSWER: `shadow_limit` is there.
-pub const ANSWER_SHADOW: u16 = 0x0080;
-/// Flag of ERROR: the connection ends after this frame.
-pub const ERROR_CLOSING: u16 = 0x0001;
+/// Flags of ANSWER.
+pub mod answer_flag {
+    /// `metadata` is present.
+    pub const METADATA: u16 = 0x0040;
+    /// `shadow_limit` is present.
+    pub const SHADOW: u16 = 0x0080;
+    /// All of the above.
+    pub const ALL: u16 = 0x00c0;
+}
+
+/// Flags of ERROR.
+pub mod error_flag {
+    /// The connection ends after this frame.
+    pub const CLOSING: u16 = 0x0001;
+}
+
 /// Bit of WELCOME's `credentials`: keys may be sent as digests.
 pub const CREDENTIAL_DIGEST: u8 = 1;
 /// Bit of WELCOME's `credentials`: keys may be sent raw.
@@ -243,17 +253,17 @@ struct ErrorHead {
 }
 
 impl<'a> Response<'a> {
-    /// Decodes the frame that [`split`](crate::split) found.
+    /// Decodes the frame that [`parse_frame`](crate::parse_frame) found.
     ///
     /// # Errors
     /// When the frame is not one that a daemon may send.
-    pub fn decode(header: &Header, body: &'a [u8]) -> Result<Self, Fault> {
+    pub fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, ProtocolError> {
         header.version()?;
-        if header.kind == Kind::Answer as u8 {
+        if header.kind == FrameKind::Answer as u8 {
             Answer::decode(header, body).map(Self::Answer)
-        } else if header.kind == Kind::Welcome as u8 {
+        } else if header.kind == FrameKind::Welcome as u8 {
             Welcome::decode(header, body).map(Self::Welcome)
-        } else if header.kind == Kind::Error as u8 {
+        } else if header.kind == FrameKind::Error as u8 {
             ErrorFrame::decode(header, body).map(Self::Error)
         } else {
             Err(header.fault(ErrorCode::UnknownKind, u32::from(header.kind)))
@@ -282,12 +292,12 @@ impl<'a> Welcome<'a> {
             idle_timeout_ms: self.idle_timeout_ms,
             generation: self.generation,
         };
-        put_frame(Kind::Welcome, 0, self.request_id, head, out, |out| {
+        put_frame(FrameKind::Welcome, 0, self.request_id, head, out, |out| {
             put_text8(self.server, MAX_MESSAGE, out);
         });
     }
 
-    fn decode(header: &Header, body: &'a [u8]) -> Result<Self, Fault> {
+    fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, ProtocolError> {
         header.flags(0)?;
         let mut fields = Fields::new(body, header.request_id);
         let head: WelcomeHead = fields.fixed()?;
@@ -336,9 +346,9 @@ impl<'a> Answer<'a> {
             reset_ms: self.limit.reset_ms,
         };
         let set = |flag, on| if on { flag } else { 0 };
-        let flags =
-            set(ANSWER_METADATA, self.metadata.is_some()) | set(ANSWER_SHADOW, self.shadow_limit.is_some());
-        put_frame(Kind::Answer, flags, self.request_id, head, out, |out| {
+        let flags = set(answer_flag::METADATA, self.metadata.is_some())
+            | set(answer_flag::SHADOW, self.shadow_limit.is_some());
+        put_frame(FrameKind::Answer, flags, self.request_id, head, out, |out| {
             put_text8(self.key_id, MAX_KEY_ID, out);
             put_text8(self.owner, MAX_OWNER, out);
             put_text8(self.environment, MAX_NAME, out);
@@ -353,8 +363,8 @@ impl<'a> Answer<'a> {
         });
     }
 
-    fn decode(header: &Header, body: &'a [u8]) -> Result<Self, Fault> {
-        let flags = header.flags(ANSWER_METADATA | ANSWER_SHADOW)?;
+    fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, ProtocolError> {
+        let flags = header.flags(answer_flag::ALL)?;
         let has = |flag| flags & flag != 0;
         let mut fields = Fields::new(body, header.request_id);
         let head: AnswerHead = fields.fixed()?;
@@ -363,8 +373,8 @@ impl<'a> Answer<'a> {
         let environment = fields.text8(MAX_NAME, 9)?;
         let plan = fields.text8(MAX_NAME, 10)?;
         let name = fields.text8(MAX_NAME, 11)?;
-        let metadata = if has(ANSWER_METADATA) { Some(fields.text16(MAX_METADATA, 12)?) } else { None };
-        let shadow_limit = if has(ANSWER_SHADOW) { Some(fields.text8(MAX_NAME, 13)?) } else { None };
+        let metadata = if has(answer_flag::METADATA) { Some(fields.text16(MAX_METADATA, 12)?) } else { None };
+        let shadow_limit = if has(answer_flag::SHADOW) { Some(fields.text8(MAX_NAME, 13)?) } else { None };
         fields.end()?;
         Ok(Self {
             request_id: header.request_id,
@@ -387,7 +397,7 @@ impl<'a> Answer<'a> {
     }
 }
 
-impl Fault {
+impl ProtocolError {
     /// Appends the ERROR frame that says this.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let message = self.message();
@@ -405,19 +415,25 @@ impl Fault {
 impl<'a> ErrorFrame<'a> {
     /// Appends the frame. A message that is too long is cut.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let flags = if self.closing { ERROR_CLOSING } else { 0 };
+        let flags = if self.closing { error_flag::CLOSING } else { 0 };
         let head = ErrorHead { code: self.code, detail: self.detail };
-        put_frame(Kind::Error, flags, self.request_id, head, out, |out| {
+        put_frame(FrameKind::Error, flags, self.request_id, head, out, |out| {
             put_text8(self.message, MAX_MESSAGE, out);
         });
     }
 
-    fn decode(header: &Header, body: &'a [u8]) -> Result<Self, Fault> {
-        let flags = header.flags(ERROR_CLOSING)?;
+    fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, ProtocolError> {
+        let flags = header.flags(error_flag::CLOSING)?;
         let mut fields = Fields::new(body, header.request_id);
         let ErrorHead { code, detail } = fields.fixed()?;
         let message = fields.text8(MAX_MESSAGE, 3)?;
         fields.end()?;
-        Ok(Self { request_id: header.request_id, code, detail, closing: flags & ERROR_CLOSING != 0, message })
+        Ok(Self {
+            request_id: header.request_id,
+            code,
+            detail,
+            closing: flags & error_flag::CLOSING != 0,
+            message,
+        })
     }
 }

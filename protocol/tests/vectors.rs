@@ -5,9 +5,10 @@
 mod support;
 
 use keyward_protocol::{
-    Answer, Credential, ErrorCode, ErrorFrame, Fault, Hello, Kind, LimitState, MAX_KEY, MAX_KEY_ID, MAX_NAME,
-    MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, Refund, Request, Response, ScopeMode, Scopes, Split, Verdict, Verify,
-    Welcome, refund_flag, split, truncated, verify_flag,
+    Answer, Credential, ErrorCode, ErrorFrame, FrameKind, Hello, LimitState, MAX_KEY, MAX_KEY_ID, MAX_NAME,
+    MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, ParsedFrame, ProtocolError, Refund, Request, Response, ScopeMode,
+    Scopes, Verdict, Verify, Welcome, answer_flag, error_flag, parse_frame, refund_flag, truncated_frame,
+    verify_flag,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -29,7 +30,7 @@ fn valid_vectors_decode_to_their_fields() {
         let decoded = decode(vector.from, &vector.bytes.0);
         assert_eq!(decoded, Ok((fields.frame(), vector.bytes.0.len())), "{}", vector.name);
         if vector.from == From::Client {
-            assert_ordinary(&vector.bytes.0);
+            assert_fast_path(&vector.bytes.0);
         }
     }
 }
@@ -89,9 +90,17 @@ fn a_frame_is_incomplete_until_its_last_byte() {
         let frame = &vector.bytes.0;
         for size in 0..frame.len() {
             let part = &frame[..size];
-            assert_eq!(split(part, vector.from.max_length()), Split::Incomplete, "{}[..{size}]", vector.name);
+            assert_eq!(
+                parse_frame(part, vector.from.max_length()),
+                ParsedFrame::Incomplete,
+                "{}[..{size}]",
+                vector.name
+            );
             let request_id = if size < 12 { 0 } else { request_id(fields) };
-            assert_eq!(truncated(part), Fault::new(ErrorCode::TruncatedFrame, size as u32, request_id));
+            assert_eq!(
+                truncated_frame(part),
+                ProtocolError::new(ErrorCode::TruncatedFrame, size as u32, request_id)
+            );
         }
     }
 }
@@ -103,7 +112,7 @@ fn a_body_is_too_short_until_its_last_byte() {
         for size in 12..vector.bytes.0.len() {
             let mut frame = vector.bytes.0[..size].to_vec();
             frame[..4].copy_from_slice(&(size as u32 - 4).to_le_bytes());
-            let expected = Fault::new(ErrorCode::BodyTooShort, size as u32 - 12, request_id(fields));
+            let expected = ProtocolError::new(ErrorCode::BodyTooShort, size as u32 - 12, request_id(fields));
             assert_eq!(decode(vector.from, &frame), Err(expected), "{}[..{size}]", vector.name);
         }
     }
@@ -206,23 +215,35 @@ mod coverage {
 
     #[test]
     fn every_kind() {
-        for kind in [Kind::Hello, Kind::Verify, Kind::Refund, Kind::Welcome, Kind::Answer, Kind::Error] {
+        for kind in [
+            FrameKind::Hello,
+            FrameKind::Verify,
+            FrameKind::Refund,
+            FrameKind::Welcome,
+            FrameKind::Answer,
+            FrameKind::Error,
+        ] {
             assert!(valid(&all()).any(|(_, fields)| kind_of(fields) == kind), "{kind:?}");
         }
     }
 
     /// Exhaustive, so that a new kind does not compile before it is here.
-    fn kind_of(fields: &Fields) -> Kind {
+    fn kind_of(fields: &Fields) -> FrameKind {
         let kind = match fields {
-            Fields::Hello { .. } => Kind::Hello,
-            Fields::Verify { .. } => Kind::Verify,
-            Fields::Refund { .. } => Kind::Refund,
-            Fields::Welcome { .. } => Kind::Welcome,
-            Fields::Answer { .. } => Kind::Answer,
-            Fields::Error { .. } => Kind::Error,
+            Fields::Hello { .. } => FrameKind::Hello,
+            Fields::Verify { .. } => FrameKind::Verify,
+            Fields::Refund { .. } => FrameKind::Refund,
+            Fields::Welcome { .. } => FrameKind::Welcome,
+            Fields::Answer { .. } => FrameKind::Answer,
+            Fields::Error { .. } => FrameKind::Error,
         };
         match kind {
-            Kind::Hello | Kind::Verify | Kind::Refund | Kind::Welcome | Kind::Answer | Kind::Error => kind,
+            FrameKind::Hello
+            | FrameKind::Verify
+            | FrameKind::Refund
+            | FrameKind::Welcome
+            | FrameKind::Answer
+            | FrameKind::Error => kind,
         }
     }
 
@@ -275,7 +296,7 @@ mod coverage {
 
     #[test]
     fn every_flag_of_verify_alone_and_all_together() {
-        let seen = flags_of(Kind::Verify);
+        let seen = flags_of(FrameKind::Verify);
         for flag in (0..16).map(|bit| 1 << bit).filter(|flag| verify_flag::ALL & flag != 0) {
             let alone = if flag == verify_flag::ANY_SCOPE { flag | verify_flag::SCOPES } else { flag };
             assert!(seen.contains(&alone), "{flag:#06x}");
@@ -286,22 +307,22 @@ mod coverage {
 
     #[test]
     fn every_set_of_flags_of_refund_and_answer() {
-        use keyward_protocol::{ANSWER_METADATA, ANSWER_SHADOW};
         let refund = [0, refund_flag::RAW_KEY, refund_flag::LIMIT, refund_flag::ALL];
-        let answer = [0, ANSWER_METADATA, ANSWER_SHADOW, ANSWER_METADATA | ANSWER_SHADOW];
-        assert_eq!(flags_of(Kind::Refund), HashSet::from(refund));
-        assert_eq!(flags_of(Kind::Answer), HashSet::from(answer));
+        let answer =
+            [0, answer_flag::METADATA, answer_flag::SHADOW, answer_flag::METADATA | answer_flag::SHADOW];
+        assert_eq!(flags_of(FrameKind::Refund), HashSet::from(refund));
+        assert_eq!(flags_of(FrameKind::Answer), HashSet::from(answer));
     }
 
     /// The flags that valid vectors of this kind have.
-    fn flags_of(kind: Kind) -> HashSet<u16> {
+    fn flags_of(kind: FrameKind) -> HashSet<u16> {
         valid(&all()).filter(|(_, fields)| kind_of(fields) == kind).map(|(vector, _)| flags(vector)).collect()
     }
 
     #[test]
     fn every_bit_that_is_no_flag_of_a_request() {
         let vectors = all();
-        for (kind, known) in [(Kind::Verify, verify_flag::ALL), (Kind::Refund, refund_flag::ALL)] {
+        for (kind, known) in [(FrameKind::Verify, verify_flag::ALL), (FrameKind::Refund, refund_flag::ALL)] {
             let seen = vectors
                 .iter()
                 .filter(|vector| vector.error.as_ref().is_some_and(|error| error.code == "UNKNOWN_FLAG"))
@@ -327,9 +348,9 @@ mod coverage {
                 (Fields::Verify { .. }, "METADATA") => verify_flag::METADATA,
                 (Fields::Refund { .. }, "RAW_KEY") => refund_flag::RAW_KEY,
                 (Fields::Refund { .. }, "LIMIT") => refund_flag::LIMIT,
-                (Fields::Answer { .. }, "SHADOW") => keyward_protocol::ANSWER_SHADOW,
-                (Fields::Answer { .. }, "METADATA") => keyward_protocol::ANSWER_METADATA,
-                (Fields::Error { .. }, "CLOSING") => keyward_protocol::ERROR_CLOSING,
+                (Fields::Answer { .. }, "SHADOW") => answer_flag::SHADOW,
+                (Fields::Answer { .. }, "METADATA") => answer_flag::METADATA,
+                (Fields::Error { .. }, "CLOSING") => error_flag::CLOSING,
                 _ => panic!("{}: {name}", vector.name),
             };
             let named = fields.flags().iter().map(value).fold(0, |all, flag| all | flag);
@@ -487,7 +508,7 @@ fn text(max: usize) -> impl Strategy<Value = String> {
 }
 
 /// What is wrong with a malformed vector, by the codec.
-fn fault(vector: &Vector) -> Fault {
+fn fault(vector: &Vector) -> ProtocolError {
     match decode(vector.from, &vector.bytes.0) {
         Err(fault) => fault,
         Ok((Frame::Request(Request::Hello(hello)), _)) => hello.version().unwrap_err(),
@@ -497,7 +518,7 @@ fn fault(vector: &Vector) -> Fault {
 
 fn assert_canonical(from: From, bytes: &[u8]) {
     if from == From::Client {
-        assert_ordinary(bytes);
+        assert_fast_path(bytes);
     }
     if let Ok((frame, size)) = decode(from, bytes) {
         assert_eq!(frame.to_bytes(), bytes[..size], "{frame:?}");
@@ -505,7 +526,7 @@ fn assert_canonical(from: From, bytes: &[u8]) {
 }
 
 /// The short way to an ordinary request comes to the same as the long one, and takes no other.
-fn assert_ordinary(bytes: &[u8]) {
+fn assert_fast_path(bytes: &[u8]) {
     let decoded = decode(From::Client, bytes);
     let long = match decoded {
         Ok((Frame::Request(Request::Verify(verify)), _)) => {
@@ -514,7 +535,7 @@ fn assert_ordinary(bytes: &[u8]) {
         }
         _ => None,
     };
-    assert_eq!(Verify::ordinary(bytes), long);
+    assert_eq!(Verify::parse_fast_path(bytes), long);
 }
 
 fn assert_round_trip(frame: Frame<'_>) {

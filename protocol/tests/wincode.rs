@@ -6,8 +6,8 @@
 mod support;
 
 use keyward_protocol::{
-    ANSWER_METADATA, ANSWER_SHADOW, Answer, Credential, ErrorFrame, Hello, LimitState, Refund, Request,
-    Response, ScopeMode, Scopes, Verdict, Verify, Welcome, refund_flag, verify_flag,
+    Answer, Credential, ErrorFrame, Hello, LimitState, Refund, Request, Response, ScopeMode, Scopes, Verdict,
+    Verify, Welcome, answer_flag, error_flag, refund_flag, verify_flag,
 };
 use std::net::Ipv6Addr;
 use support::{Frame, all, decode, valid};
@@ -133,8 +133,8 @@ fn read_frame(mut bytes: &[u8]) -> (Header, Body) {
         0x03 => Body::Refund(read_refund(rest, flags)),
         0x82 => Body::Answer(
             read(rest),
-            read_if(flags & ANSWER_METADATA, rest),
-            read_if(flags & ANSWER_SHADOW, rest),
+            read_if(flags & answer_flag::METADATA, rest),
+            read_if(flags & answer_flag::SHADOW, rest),
         ),
         0xff => Body::Error(read(rest)),
         other => panic!("no valid vector is of kind {other}"),
@@ -257,7 +257,7 @@ fn frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
             request_id,
             code: error.code,
             detail: error.detail,
-            closing: header.flags & keyward_protocol::ERROR_CLOSING != 0,
+            closing: header.flags & error_flag::CLOSING != 0,
             message: error.message.text(),
         })),
     }

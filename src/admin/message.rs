@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Check, Example};
 use super::withheld::Withheld;
-use crate::usage::Totals;
+use crate::usage::UsageReport;
 
 /// Revocations in a status, at most.
 pub const LATEST_REVOCATIONS: usize = 100;
@@ -103,7 +103,7 @@ pub struct Reply {
     pub check: Option<Check>,
     /// To `usage`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Totals>,
+    pub usage: Option<UsageReport>,
     /// To `revoke` and `unrevoke`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revocation: Option<Revocation>,
@@ -454,8 +454,8 @@ impl From<Check> for Reply {
     }
 }
 
-impl From<Totals> for Reply {
-    fn from(usage: Totals) -> Self {
+impl From<UsageReport> for Reply {
+    fn from(usage: UsageReport) -> Self {
         Self { usage: Some(usage), ..Self::done() }
     }
 }

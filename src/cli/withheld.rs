@@ -6,7 +6,7 @@ use super::words::Count;
 use crate::admin::check::Finding;
 use crate::admin::withheld::Withheld;
 use crate::record::Quoted;
-use crate::source::MoreLikeIt;
+use crate::source::RepeatCount;
 
 /// Key ids that a line names.
 const NAMED: usize = 3;
@@ -68,7 +68,7 @@ impl fmt::Display for Place<'_> {
             (None, None, Some(byte)) => write!(f, " byte {byte}:")?,
             (None, None, None) => {}
         }
-        write!(f, " {message}{}", MoreLikeIt(*count))
+        write!(f, " {message}{}", RepeatCount(*count))
     }
 }
 

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use keyward_protocol::{ErrorCode, Fault, truncated};
+use keyward_protocol::{ErrorCode, ProtocolError, truncated_frame};
 use tokio::time::{Instant, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -202,7 +202,7 @@ impl Connection {
     }
 
     /// Writes a last ERROR, as far as the socket takes it at once: nobody waits for a peer that is being left.
-    fn say(&self, fault: Fault) -> io::Result<()> {
+    fn say(&self, fault: ProtocolError) -> io::Result<()> {
         let mut frame = Vec::new();
         fault.encode(&mut frame);
         self.shared.counters.fault();
@@ -214,7 +214,7 @@ impl Connection {
         if self.rest.is_empty() {
             return Ok(End::Finished);
         }
-        self.say(truncated(&self.rest))?;
+        self.say(truncated_frame(&self.rest))?;
         Ok(End::Fault)
     }
 
@@ -248,7 +248,7 @@ impl Connection {
         match self.shared.timeouts.idle {
             Some(idle) if self.last_read.elapsed() >= idle => {
                 let ms = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
-                self.say(Fault::new(ErrorCode::IdleTimeout, ms, 0))?;
+                self.say(ProtocolError::new(ErrorCode::IdleTimeout, ms, 0))?;
                 Ok(Some(End::Idle))
             }
             _ => Ok(None),
@@ -270,7 +270,7 @@ impl Connection {
                 return Ok(end);
             }
         }
-        self.say(Fault::new(ErrorCode::ShuttingDown, 0, 0))?;
+        self.say(ProtocolError::new(ErrorCode::ShuttingDown, 0, 0))?;
         Ok(End::Drained)
     }
 }

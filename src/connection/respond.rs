@@ -5,14 +5,15 @@
 
 use arrayvec::ArrayVec;
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, Fault, Header, Hello, MAX_REQUEST_LENGTH,
-    ORDINARY_BYTES, Refund, Request, Split, VERSION, Verify, Welcome, split, verify_flag,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, FAST_PATH_BYTES, FrameHeader, Hello,
+    MAX_REQUEST_LENGTH, ParsedFrame, ProtocolError, Refund, Request, VERSION, Verify, Welcome, parse_frame,
+    verify_flag,
 };
 
 use crate::connection::Counters;
 use crate::snapshot::Snapshot;
-use crate::usage::Log;
-use crate::verify::{BATCH, Context};
+use crate::usage::UsageLog;
+use crate::verify::{BATCH_SIZE, Verifier};
 
 /// Bytes of answers after which no further batch is begun: what is there has to be written first. Two of the largest
 /// Unix socket writes; more would only wait in memory.
@@ -53,16 +54,16 @@ pub enum Stop {
 enum Interruption<'a> {
     Hello(Hello),
     Refund(Refund<'a>),
-    Fault(Fault),
-    Lost(Fault),
+    Fault(ProtocolError),
+    Lost(ProtocolError),
 }
 
 /// A batch: consecutive VERIFY frames, and what came after them.
 #[derive(Default)]
 struct Gathered<'a> {
-    requests: ArrayVec<Verify<'a>, BATCH>,
+    requests: ArrayVec<Verify<'a>, BATCH_SIZE>,
     /// Where each request's frame ends.
-    ends: ArrayVec<usize, BATCH>,
+    ends: ArrayVec<usize, BATCH_SIZE>,
     /// Where the interruption's frame ends, or the last request's.
     end: usize,
     interruption: Option<Interruption<'a>>,
@@ -71,12 +72,12 @@ struct Gathered<'a> {
 
 /// Answers the requests at the front of `input` into `output`; each answer and each fault is counted once.
 pub fn respond(
-    context: &Context<'_>,
+    verifier: &Verifier<'_>,
     greeting: Greeting,
     input: &[u8],
     output: &mut Vec<u8>,
     counters: &Counters,
-    usage: &mut Log,
+    usage: &mut UsageLog,
 ) -> Progress {
     let mut progress = Progress { consumed: 0, stop: Stop::NeedInput, had_raw_key: false };
     let mut batch = Gathered::default();
@@ -84,11 +85,11 @@ pub fn respond(
         if output.len() >= OUTPUT_FULL {
             return Progress { stop: Stop::OutputFull, ..progress };
         }
-        batch.gather(&input[progress.consumed..], credentials(context));
+        batch.gather(&input[progress.consumed..], credentials(verifier));
         progress.had_raw_key |= batch.had_raw_key;
-        let answered = context.verify(&batch.requests, |decision| {
+        let answered = verifier.verify(&batch.requests, |decision| {
             counters.verdict(decision.verdict());
-            usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.tally());
+            usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.usage());
             decision.encode(output);
         });
         let before = answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
@@ -97,17 +98,17 @@ pub fn respond(
             return Progress { stop: Stop::Superseded, ..progress };
         }
         if let Some(Interruption::Refund(refund)) = &batch.interruption {
-            let Some(decision) = context.refund(refund) else {
+            let Ok(decision) = verifier.refund(refund) else {
                 progress.consumed += before;
                 return Progress { stop: Stop::Superseded, ..progress };
             };
             counters.refund();
-            usage.refunded(decision.verdict(), decision.tally());
+            usage.refunded(decision.verdict(), decision.usage());
             decision.encode(output);
         }
         progress.consumed += batch.end;
         match batch.interruption.take() {
-            Some(Interruption::Hello(hello)) => match welcome(hello, context, greeting) {
+            Some(Interruption::Hello(hello)) => match welcome(hello, verifier, greeting) {
                 Ok(welcome) => welcome.encode(output),
                 Err(fault) => refuse(fault, counters, output),
             },
@@ -116,15 +117,15 @@ pub fn respond(
                 refuse(fault, counters, output);
                 return Progress { consumed: input.len(), stop: Stop::Close, had_raw_key: true };
             }
-            None if answered < BATCH => return progress,
+            None if answered < BATCH_SIZE => return progress,
             Some(Interruption::Refund(_)) | None => {}
         }
     }
 }
 
 /// How this daemon takes keys, as WELCOME says it: with a pepper, only it can hash them.
-fn credentials(context: &Context<'_>) -> u8 {
-    match context.rules.peppers {
+fn credentials(verifier: &Verifier<'_>) -> u8 {
+    match verifier.global_policy.peppers {
         Some(_) => CREDENTIAL_RAW,
         None => CREDENTIAL_DIGEST | CREDENTIAL_RAW,
     }
@@ -139,13 +140,15 @@ impl<'a> Gathered<'a> {
         self.end = 0;
         while !self.requests.is_full() && self.interruption.is_none() {
             let rest = &input[self.end..];
-            match Verify::ordinary(rest) {
-                Some(request) if credentials & CREDENTIAL_DIGEST != 0 => self.push(request, ORDINARY_BYTES),
+            match Verify::parse_fast_path(rest) {
+                Some(request) if credentials & CREDENTIAL_DIGEST != 0 => self.push(request, FAST_PATH_BYTES),
                 _ if rest.is_empty() => break,
-                _ => match split(rest, MAX_REQUEST_LENGTH) {
-                    Split::Frame { header, body, size } => self.take(&header, body, size, credentials),
-                    Split::Incomplete => break,
-                    Split::Lost(fault) => self.interruption = Some(Interruption::Lost(fault)),
+                _ => match parse_frame(rest, MAX_REQUEST_LENGTH) {
+                    ParsedFrame::Complete { header, body, size } => {
+                        self.take(&header, body, size, credentials)
+                    }
+                    ParsedFrame::Incomplete => break,
+                    ParsedFrame::Invalid(fault) => self.interruption = Some(Interruption::Lost(fault)),
                 },
             }
         }
@@ -160,7 +163,7 @@ impl<'a> Gathered<'a> {
 
     /// Any frame but the ordinary.
     #[inline(never)]
-    fn take(&mut self, header: &Header, body: &'a [u8], size: usize, credentials: u8) {
+    fn take(&mut self, header: &FrameHeader, body: &'a [u8], size: usize, credentials: u8) {
         self.had_raw_key |= header.flags & verify_flag::RAW_KEY != 0;
         let request = Request::decode(header, body);
         if let Ok(Request::Verify(request)) = request
@@ -174,7 +177,7 @@ impl<'a> Gathered<'a> {
                 Interruption::Refund(refund)
             }
             Ok(Request::Hello(hello)) => Interruption::Hello(hello),
-            Ok(Request::Verify(_) | Request::Refund(_)) => Interruption::Fault(Fault::new(
+            Ok(Request::Verify(_) | Request::Refund(_)) => Interruption::Fault(ProtocolError::new(
                 ErrorCode::CredentialRefused,
                 u32::from(credentials),
                 header.request_id,
@@ -193,22 +196,26 @@ fn is_taken(credential: Credential<'_>, credentials: u8) -> bool {
     matches!(credential, Credential::RawKey(_)) || credentials & CREDENTIAL_DIGEST != 0
 }
 
-fn refuse(fault: Fault, counters: &Counters, output: &mut Vec<u8>) {
+fn refuse(fault: ProtocolError, counters: &Counters, output: &mut Vec<u8>) {
     counters.fault();
     fault.encode(output);
 }
 
 /// SPEC.md section 4.
-fn welcome(hello: Hello, context: &Context<'_>, greeting: Greeting) -> Result<Welcome<'static>, Fault> {
+fn welcome(
+    hello: Hello,
+    verifier: &Verifier<'_>,
+    greeting: Greeting,
+) -> Result<Welcome<'static>, ProtocolError> {
     Ok(Welcome {
         request_id: hello.request_id,
         version: hello.version()?,
         min_version: VERSION,
         max_version: VERSION,
-        credentials: credentials(context),
+        credentials: credentials(verifier),
         max_length: MAX_REQUEST_LENGTH,
         idle_timeout_ms: greeting.idle_timeout_ms,
-        generation: context.snapshot.map_or(0, Snapshot::generation),
+        generation: verifier.snapshot.map_or(0, Snapshot::generation),
         server: concat!("keyward/", env!("CARGO_PKG_VERSION")),
     })
 }

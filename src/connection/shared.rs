@@ -19,10 +19,10 @@ use crate::connection::respond::{Greeting, Progress, Stop, respond};
 use crate::connection::timer::Timer;
 use crate::limiter::Limiter;
 use crate::publish::Subscription;
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::snapshot::Snapshot;
-use crate::usage::Log;
-use crate::verify::Context;
+use crate::usage::UsageLog;
+use crate::verify::Verifier;
 
 /// Bytes read at once, at most: some 680 ordinary requests. More would save no system calls that matter, and would
 /// leave the second-level cache.
@@ -48,7 +48,7 @@ pub struct Counted {
     /// How often, by verdict.
     pub counters: Arc<Counters>,
     /// For whom.
-    pub usage: Log,
+    pub usage: UsageLog,
 }
 
 /// How the daemon ends.
@@ -69,10 +69,10 @@ pub struct Shared {
     pub(super) places: Places,
     pub(super) bell: Rc<Bell>,
     subscription: RefCell<Subscription>,
-    usage: RefCell<Log>,
+    usage: RefCell<UsageLog>,
     limiter: Arc<Limiter>,
     /// Until there is a snapshot, which has its own.
-    rules: Arc<Rules>,
+    global_policy: Arc<GlobalPolicy>,
     clock: Clock,
     stopping: Stopping,
 }
@@ -111,7 +111,7 @@ impl Shared {
     pub fn new(
         subscription: Subscription,
         limiter: Arc<Limiter>,
-        rules: Arc<Rules>,
+        global_policy: Arc<GlobalPolicy>,
         clock: Clock,
         Counted { counters, usage }: Counted,
         timeouts: Timeouts,
@@ -130,7 +130,7 @@ impl Shared {
             subscription: RefCell::new(subscription),
             usage: RefCell::new(usage),
             limiter,
-            rules,
+            global_policy,
             clock,
             stopping,
         })
@@ -147,17 +147,17 @@ impl Shared {
             let progress = Progress { consumed: input.len(), stop: Stop::Close, had_raw_key: true };
             return (progress, epoch);
         }
-        let shared = subscription.load_shared();
+        let shared = subscription.load_arc();
         let snapshot = shared.map(|snapshot| &**snapshot);
-        let rules = snapshot.map_or(&*self.rules, crate::snapshot::Snapshot::rules);
+        let global_policy = snapshot.map_or(&*self.global_policy, crate::snapshot::Snapshot::global_policy);
         let now = self.clock.now();
         let mut usage = self.usage.borrow_mut();
         usage.begin(shared, now.unix);
-        let context = Context { snapshot, limiter: &self.limiter, rules, now };
+        let verifier = Verifier { snapshot, limiter: &self.limiter, global_policy, now };
         let idle = self.timeouts.idle.unwrap_or_default().as_millis();
         let greeting = Greeting { idle_timeout_ms: u32::try_from(idle).unwrap_or(u32::MAX) };
-        let progress = respond(&context, greeting, input, output, &self.counters, &mut usage);
-        usage.tell();
+        let progress = respond(&verifier, greeting, input, output, &self.counters, &mut usage);
+        usage.notify();
         if progress.had_raw_key {
             overwrite_stack();
         }
@@ -186,7 +186,7 @@ impl Shared {
                     let epoch = *announced.borrow_and_update();
                     let generation = self.load();
                     let round = *self.usage.borrow().rounds().borrow();
-                    self.usage.borrow_mut().hand_all(round, generation);
+                    self.usage.borrow_mut().flush_round(round, generation);
                     epochs.begin(epoch);
                 }
                 () = epochs.advance() => {}
@@ -208,9 +208,9 @@ impl Shared {
     /// Hands usage over for as long as the daemon runs: a while after the first event of a log, so that few events do not
     /// lie there for long, and in rounds.
     pub async fn account(self: Rc<Self>) {
-        let (news, mut rounds) = {
+        let (wakeup, mut rounds) = {
             let usage = self.usage.borrow();
-            (usage.news(), usage.rounds())
+            (usage.wakeup(), usage.rounds())
         };
         let timer = Timer::new();
         let mut due = None;
@@ -218,13 +218,13 @@ impl Shared {
             let tick = async {
                 match due {
                     Some(due) => timer.sleep_until(due).await,
-                    None => news.notified().await,
+                    None => wakeup.notified().await,
                 }
             };
             tokio::select! {
                 () = tick => {
                     if due.take().is_some() {
-                        self.usage.borrow_mut().hand();
+                        self.usage.borrow_mut().flush();
                     } else {
                         due = Some(Instant::now() + USAGE_TICK);
                     }
@@ -235,7 +235,7 @@ impl Shared {
                     }
                     let round = *rounds.borrow_and_update();
                     let generation = self.load();
-                    self.usage.borrow_mut().hand_all(round, generation);
+                    self.usage.borrow_mut().flush_round(round, generation);
                 }
             }
         }

@@ -16,8 +16,8 @@ use super::*;
 use crate::clock::Clock;
 use crate::limiter::Limiter;
 use crate::publish::Publisher;
-use crate::rules::Rules;
-use crate::usage::Log;
+use crate::rules::GlobalPolicy;
+use crate::usage::UsageLog;
 
 mod supersession;
 
@@ -39,9 +39,9 @@ impl Worker {
         let shared = Shared::new(
             subscriptions.remove(0),
             Limiter::new().into(),
-            Rules::default().into(),
+            GlobalPolicy::default().into(),
             Clock::new(),
-            Counted { counters: Arc::default(), usage: Log::unread() },
+            Counted { counters: Arc::default(), usage: UsageLog::detached() },
             Timeouts { idle: None, overdue: FOR_EVER, busy_poll },
             Stopping { draining, closed: Arc::new(AtomicBool::new(false)) },
         );

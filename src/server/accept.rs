@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use keyward_protocol::{ErrorCode, Fault};
+use keyward_protocol::{ErrorCode, ProtocolError};
 use tracing::{info, warn};
 
 use crate::audit::{Audit, Peer, Socket};
@@ -68,7 +68,7 @@ impl Acceptor {
                     // Without waiting: the peer may have gone, and the next one may find a descriptor again.
                     match listening.accept_by_reserve().await {
                         Some(Ok(stream)) => {
-                            let fault = Fault::new(ErrorCode::TooManyConnections, self.limit(), 0);
+                            let fault = ProtocolError::new(ErrorCode::TooManyConnections, self.limit(), 0);
                             self.refuse(stream.into_std(), fault);
                         }
                         Some(Err(error)) if !is_the_peers(&error) => tokio::time::sleep(BACK_OFF).await,
@@ -101,8 +101,8 @@ impl Acceptor {
                 );
             }
             self.refusals.peer.fetch_add(1, Ordering::Relaxed);
-            self.audit.refuse(Socket::Verify, Peer { uid, pid: peer.pid() });
-            return self.refuse(Ok(stream), Fault::new(ErrorCode::PeerRefused, uid, 0));
+            self.audit.refuse_peer(Socket::Verify, Peer { uid, pid: peer.pid() });
+            return self.refuse(Ok(stream), ProtocolError::new(ErrorCode::PeerRefused, uid, 0));
         }
         let open: usize = self.workers.iter().map(Worker::open).sum();
         if open >= self.max_connections {
@@ -110,7 +110,8 @@ impl Acceptor {
                 warn!(open, "connections refused: max_connections is reached; more of them are counted only");
             }
             self.refusals.limit.fetch_add(1, Ordering::Relaxed);
-            return self.refuse(Ok(stream), Fault::new(ErrorCode::TooManyConnections, self.limit(), 0));
+            return self
+                .refuse(Ok(stream), ProtocolError::new(ErrorCode::TooManyConnections, self.limit(), 0));
         }
         if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open()) {
             worker.counters.connection();
@@ -131,7 +132,7 @@ impl Acceptor {
     }
 
     /// Says why, as far as the socket takes it at once, and closes.
-    fn refuse(&self, stream: io::Result<UnixStream>, fault: Fault) {
+    fn refuse(&self, stream: io::Result<UnixStream>, fault: ProtocolError) {
         let mut frame = Vec::new();
         fault.encode(&mut frame);
         if let Ok(mut stream) = stream {

@@ -27,14 +27,14 @@ use tracing::{error, info, warn};
 
 use crate::admin;
 use crate::audit::Audit;
+use crate::balances::{BalanceSaver, BalanceSource};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError};
 use crate::connection::{Counted, Counters, Shared, Stopping, Timeouts};
-use crate::keep::{Balances, Keeper};
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::log::Log;
-use crate::publish::{Epochs, Publisher, Served};
-use crate::reload::{Configure, History, LastGood, Purpose, Reloader, Settings, Trigger, triggers};
+use crate::publish::{Epochs, Publisher, SnapshotReader};
+use crate::reload::{ConfigLoader, History, LastGood, Purpose, Reloader, Settings, Trigger, triggers};
 use crate::revocation::{self, Revocations};
 use crate::server::accept::{Acceptor, Refusals};
 use crate::server::listening::Listening;
@@ -89,13 +89,13 @@ pub enum StartError {
     Config(#[from] ConfigError),
     /// The state directory cannot be used.
     #[error(transparent)]
-    State(#[from] state::OpenError),
+    State(#[from] state::StateDirError),
     /// A file in it cannot be used.
     #[error(transparent)]
     File(#[from] state::FileError),
     /// What has been revoked is not known.
     #[error(transparent)]
-    Revocations(#[from] revocation::OpenError),
+    Revocations(#[from] revocation::LoadError),
     /// systemd's sockets are not those that the daemon needs.
     #[error(transparent)]
     Sockets(#[from] systemd::SocketsError),
@@ -162,11 +162,11 @@ struct Accounts {
     audit: Audit,
     usage: Usage,
     /// One for each worker.
-    logs: Vec<usage::Log>,
+    logs: Vec<usage::UsageLog>,
     last_good: Option<LastGood>,
     /// Which files are not being written.
     health: WriteHealth,
-    revocations: revocation::Loaded,
+    revocations: revocation::LoadedList,
 }
 
 /// Reads the configuration: at the start, and again for reloads.
@@ -179,13 +179,13 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
     Ok(Settings {
         source: config.file(),
         policy: config.policy(),
-        rules: Arc::new(config.rules()?),
-        keep_revocations: config.keep_revocations,
+        global_policy: Arc::new(config.global_policy()?),
+        revocation_retention: config.revocation_retention,
     })
 }
 
 /// For reloads: the settings that they can change, and a word about the others.
-fn again(started_with: Config, configuration: Configuration, audit: Audit) -> Configure {
+fn again(started_with: Config, configuration: Configuration, audit: Audit) -> ConfigLoader {
     Box::new(move |purpose| {
         let read = configuration().and_then(|config| Ok((settings(&config)?, config)));
         if purpose == Purpose::Reload {
@@ -213,11 +213,11 @@ struct Daemon {
     closed: Arc<AtomicBool>,
     trigger: SyncSender<Trigger>,
     history: History,
-    served: Served,
+    snapshots: SnapshotReader,
     audit: Audit,
     usage: Usage,
     health: WriteHealth,
-    keeper: Keeper,
+    balances: BalanceSaver,
     last_good: Option<LastGood>,
     clock: Clock,
     epochs: Epochs,
@@ -246,7 +246,7 @@ impl Daemon {
         let limiter = Arc::new(Limiter::new());
         let clock = Clock::new();
         let settings = settings(config)?;
-        let rules = Arc::clone(&settings.rules);
+        let global_policy = Arc::clone(&settings.global_policy);
         let timeouts = Timeouts {
             idle: config.server.idle_timeout,
             overdue: OVERDUE,
@@ -255,11 +255,12 @@ impl Daemon {
 
         let start = |(number, (subscription, log))| {
             let counters = Arc::new(Counters::default());
-            let (limiter, rules, clock) = (Arc::clone(&limiter), Arc::clone(&rules), clock.clone());
+            let (limiter, global_policy, clock) =
+                (Arc::clone(&limiter), Arc::clone(&global_policy), clock.clone());
             let (own_counters, stopping) = (Arc::clone(&counters), stopping.clone());
             Worker::start(number, counters, move || {
                 let counted = Counted { counters: own_counters, usage: log };
-                Shared::new(subscription, limiter, rules, clock, counted, timeouts, stopping)
+                Shared::new(subscription, limiter, global_policy, clock, counted, timeouts, stopping)
             })
         };
         let workers: io::Result<Vec<Worker>> =
@@ -267,17 +268,17 @@ impl Daemon {
         let workers = workers.map_err(system("start a worker"))?.into();
 
         let history = History::new(&settings.source.path);
-        let served = publisher.served();
-        let ledger = Arc::new(Mutex::new(Ledger::new()));
-        let balances = Balances {
+        let snapshots = publisher.reader();
+        let allocator = Arc::new(Mutex::new(SlotAllocator::new()));
+        let source = BalanceSource {
             limiter: Arc::clone(&limiter),
-            ledger: Arc::clone(&ledger),
-            served: served.clone(),
+            allocator: Arc::clone(&allocator),
+            snapshots: snapshots.clone(),
             clock: clock.clone(),
         };
         let used = last_good.as_ref().map_or(0, LastGood::generation);
         let generations = Generations::open(state.clone(), used);
-        let keeper = Keeper::start(state, config.save_interval, balances)
+        let balances = BalanceSaver::start(state, config.save_interval, source)
             .map_err(system("start the thread that saves balances"))?;
         let reloader = Reloader {
             settings,
@@ -285,7 +286,7 @@ impl Daemon {
             publisher,
             revocations: Arc::clone(&revocations),
             limiter,
-            ledger,
+            allocator,
             clock: clock.clone(),
             history: history.clone(),
             audit: audit.clone(),
@@ -306,13 +307,13 @@ impl Daemon {
             closed,
             trigger,
             history,
-            served,
+            snapshots,
             epochs,
             revocations,
             audit,
             usage,
             health,
-            keeper,
+            balances,
             last_good,
             clock,
             limit,
@@ -356,7 +357,7 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
     let operator = Operator {
         workers: Arc::clone(&daemon.workers),
         refusals,
-        served: daemon.served,
+        snapshots: daemon.snapshots,
         epochs: daemon.epochs.clone(),
         revocations: Arc::clone(&daemon.revocations),
         history: daemon.history,
@@ -409,11 +410,11 @@ async fn serve(started: Started, mut caught: Caught, log: Log) -> Result<(), Sta
     drain(&daemon.workers, config.server.drain_timeout).await;
     // What a connection that is still there would be charged now would be in no save: nothing more is answered.
     daemon.closed.store(true, Ordering::Release);
-    let closed = daemon.epochs.passed(daemon.epochs.advance());
+    let closed = daemon.epochs.wait_passed(daemon.epochs.advance());
     if tokio::time::timeout(2 * OVERDUE, closed).await.is_err() {
         warn!("a worker does not end; what it still charges is not saved");
     }
-    tokio::join!(daemon.usage.stop(), daemon.keeper.stop());
+    tokio::join!(daemon.usage.stop(), daemon.balances.stop());
     operating.abort();
     watching.iter().for_each(tokio::task::JoinHandle::abort);
     match daemon.revocations.not_durable() {

@@ -18,23 +18,23 @@ use crate::admin::{Operate, Peer};
 use crate::audit::{self, Audit, Event, Socket};
 use crate::clock::Clock;
 use crate::log::{self, Log};
-use crate::publish::{Epochs, Served};
+use crate::publish::{Epochs, SnapshotReader};
 use crate::record::Quoted;
 use crate::reload::last_good::State;
-use crate::reload::{Asked, History, LastGood, Outcome, Trigger};
-use crate::revocation::{Change, Durability, Record, Refused, Revocations, Target};
+use crate::reload::{CheckRequest, History, LastGood, Outcome, Trigger};
+use crate::revocation::{CommandOutcome, Durability, RevocationRecord, Revocations, RevokeError, Target};
 use crate::server::accept::Refusals;
 use crate::server::listening::Listening;
 use crate::server::preview::withheld;
 use crate::server::worker::Worker;
 use crate::state::WriteHealth;
-use crate::usage::{Question, Usage};
+use crate::usage::{Usage, UsageQuery};
 
 /// Sees all parts of a daemon, and touches only the trigger of reloads and the list of revocations.
 pub(super) struct Operator {
     pub(super) workers: Arc<[Worker]>,
     pub(super) refusals: Arc<Refusals>,
-    pub(super) served: Served,
+    pub(super) snapshots: SnapshotReader,
     pub(super) epochs: Epochs,
     pub(super) revocations: Arc<Revocations>,
     pub(super) history: History,
@@ -58,7 +58,7 @@ enum Edit {
 
 /// What the audit trail says of a change. Before any keys are loaded nobody can tell whether what was named is an id or a
 /// key that somebody typed by mistake: then it is not repeated.
-fn revocation<'a>(target: &'a Target, change: &Change, peer: Peer) -> audit::Revocation<'a> {
+fn revocation<'a>(target: &'a Target, change: &CommandOutcome, peer: Peer) -> audit::Revocation<'a> {
     let is_known = |text: &&str| change.generation > 0 || !Quoted(text).may_be_key();
     audit::Revocation {
         key_id: target.key_id().filter(is_known),
@@ -88,7 +88,7 @@ fn last_good(last_good: &LastGood) -> message::LastGood {
 }
 
 /// What `status` says of a revocation.
-fn revoked((target, record): (Target, Record)) -> message::Revoked {
+fn revoked((target, record): (Target, RevocationRecord)) -> message::Revoked {
     message::Revoked {
         target: message::Target {
             key_id: target.key_id().map(str::to_owned),
@@ -117,14 +117,14 @@ impl Operate for Operator {
     }
 
     fn refused(&self, peer: Peer) {
-        self.audit.refuse(Socket::Admin, peer);
+        self.audit.refuse_peer(Socket::Admin, peer);
     }
 }
 
 impl Operator {
     async fn reload(&self, force: bool, peer: Peer) -> Reply {
         let (reply, outcome) = oneshot::channel();
-        match self.ask(Trigger::Asked { force, peer, reply }, outcome).await {
+        match self.ask(Trigger::Command { force, peer, reply }, outcome).await {
             Ok(outcome) => self.report(&outcome).into(),
             Err(refused) => refused,
         }
@@ -144,7 +144,7 @@ impl Operator {
             return Reply::error("source must be an absolute path: the daemon has another working directory");
         }
         let (reply, preview) = oneshot::channel();
-        match self.ask(Trigger::Check(Asked { source, reply }), preview).await {
+        match self.ask(Trigger::Check(CheckRequest { source, reply }), preview).await {
             Ok(preview) => Check::from(&preview).into(),
             Err(refused) => refused,
         }
@@ -164,12 +164,12 @@ impl Operator {
 
     async fn usage(&self, key_id: Option<String>, owner: Option<String>, top: Option<usize>) -> Reply {
         let question = match (key_id, owner, top) {
-            (Some(key_id), None, None) => Question::Key(key_id),
-            (None, Some(owner), None) => Question::Owner(owner),
-            (None, None, Some(top)) => Question::Top(top),
+            (Some(key_id), None, None) => UsageQuery::Key(key_id),
+            (None, Some(owner), None) => UsageQuery::Owner(owner),
+            (None, None, Some(top)) => UsageQuery::Top(top),
             _ => return Reply::error("usage takes one of key_id, owner and top"),
         };
-        match self.usage.ask(question).await {
+        match self.usage.query(question).await {
             Some(totals) => totals.into(),
             None => Reply::error("the daemon is shutting down"),
         }
@@ -195,7 +195,7 @@ impl Operator {
                     Edit::Unrevoke => Event::Unrevoke(revocation),
                 });
             }
-            Ok::<Change, Refused>(change)
+            Ok::<CommandOutcome, RevokeError>(change)
         });
         let changed = changed.await;
         let change = match changed {
@@ -203,8 +203,8 @@ impl Operator {
             Ok(Err(refused)) => return Reply::error(refused.to_string()),
             Err(_) => return Reply::error("the daemon is shutting down"),
         };
-        self.epochs.passed(change.epoch).await;
-        let Change { already, keys, revoked, generation, durability, .. } = change;
+        self.epochs.wait_passed(change.epoch).await;
+        let CommandOutcome { already, keys, revoked, generation, durability, .. } = change;
         let not_durable = match durability {
             Durability::Durable => None,
             Durability::NotDurable(reason) => Some(reason.to_string()),
@@ -262,10 +262,10 @@ impl Operator {
     }
 
     fn status_with(&self, revocations_total: usize, revocations: Vec<message::Revoked>) -> Status {
-        let snapshot = self.served.snapshot();
+        let snapshot = self.snapshots.current();
         let now = self.clock.now();
-        let age = snapshot.as_ref().map(|snapshot| snapshot.stamp().source_age(now).into());
-        let stale = snapshot.as_ref().is_some_and(|snapshot| snapshot.stamp().is_stale(now));
+        let age = snapshot.as_ref().map(|snapshot| snapshot.meta().source_age(now).into());
+        let stale = snapshot.as_ref().is_some_and(|snapshot| snapshot.meta().is_stale(now));
         let sum = |count: fn(&Worker) -> u64| self.workers.iter().map(count).sum();
         let verdicts: BTreeMap<String, u64> = Verdict::all()
             .map(|verdict| {
@@ -311,7 +311,7 @@ impl Operator {
 
     /// An outcome, as of now: a reload that was refused leaves in force what was there.
     fn report(&self, outcome: &Outcome) -> Reload {
-        let in_force = self.served.snapshot();
+        let in_force = self.snapshots.current();
         let generation = in_force.as_ref().map_or(0, |snapshot| snapshot.generation());
         let keys = in_force.as_ref().map_or(0, |snapshot| snapshot.len());
         let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);

@@ -3,7 +3,7 @@
 use crate::admin::check::{Check, Diff, Difference, Example, Examples, Finding, Findings};
 use crate::admin::message::{AccessExamples, Changes};
 use crate::admin::withheld::Withheld;
-use crate::reload::{Failure, Judged, Preview, SetAside, Taken};
+use crate::reload::{Evaluation, Preview, ReloadError, SetAside, TakeawayReport};
 use crate::snapshot;
 use crate::source::{self, Column};
 
@@ -13,7 +13,7 @@ const MAX_ACCESS_EXAMPLES: usize = 3;
 impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
         let Preview { source, generation, serving, took, result, taken } = preview;
-        let findings = result.as_ref().err().and_then(Failure::findings).map(Into::into);
+        let findings = result.as_ref().err().and_then(ReloadError::findings).map(Into::into);
         let set_aside = result.as_ref().ok().and_then(|judged| judged.set_aside.as_ref());
         Self {
             source: source.display().to_string(),
@@ -27,7 +27,7 @@ impl From<&Preview> for Check {
 }
 
 /// What came, or would come, of rows that cannot be understood; `None` if there are none.
-pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<Withheld> {
+pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) -> Option<Withheld> {
     let texts = |ids: &[Box<str>]| ids.iter().map(|key_id| key_id.to_string()).collect();
     let mut withheld = Withheld::default();
     if let Some(SetAside { rows, findings, unreadable, keys, first }) = set_aside {
@@ -41,7 +41,7 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<W
             ..withheld
         };
     }
-    if let Some(Taken { total, first, refused, added: _ }) = taken {
+    if let Some(TakeawayReport { total, first, refused, added: _ }) = taken {
         withheld.taken_away = *total;
         withheld.taken_away_keys = texts(first);
         withheld.takeaways_refused = refused.clone();
@@ -50,8 +50,8 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&Taken>) -> Option<W
 }
 
 /// What putting `judged` in the place of `serving` keys would do; they are those of `generation`, or of a file.
-pub fn diff(judged: &Judged, generation: u64, serving: usize) -> Diff {
-    let Judged { keys, diff, refused, stale, set_aside: _ } = judged;
+pub fn diff(judged: &Evaluation, generation: u64, serving: usize) -> Diff {
+    let Evaluation { keys, diff, refused, stale, set_aside: _ } = judged;
     Diff {
         accepted: refused.is_none(),
         refused: refused.as_ref().map(ToString::to_string),
@@ -128,14 +128,14 @@ impl From<&snapshot::Difference> for Difference {
     }
 }
 
-impl From<&source::Findings> for Findings {
-    fn from(findings: &source::Findings) -> Self {
+impl From<&source::Diagnostics> for Findings {
+    fn from(findings: &source::Diagnostics) -> Self {
         Self { total: findings.total(), first: findings.kept().iter().map(Finding::from).collect() }
     }
 }
 
-impl From<&source::Finding> for Finding {
-    fn from(finding: &source::Finding) -> Self {
+impl From<&source::Diagnostic> for Finding {
+    fn from(finding: &source::Diagnostic) -> Self {
         let place = match &finding.column {
             // Of a field that is unknown, the message says the name.
             None | Some(Column::Unknown(_)) => Self::default(),

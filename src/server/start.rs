@@ -82,12 +82,12 @@ impl Start {
         let audit = undo.collect(|files| {
             let audit = match &state {
                 Some(directory) => Audit::open(directory, config.audit)?,
-                None => Audit::off(),
+                None => Audit::disabled(),
             };
             let uid = rustix::process::geteuid().as_raw();
             audit.record(&Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), uid });
             audit.record(&configured(config.file.as_deref(), None));
-            if let Some((state::Accepted { by_uid, at }, left)) = revocations.accepted_loss() {
+            if let Some((state::AcceptanceRecord { by_uid, at }, left)) = revocations.accepted_loss() {
                 let at = at.to_string();
                 audit.record(&Event::LostRevocationsAccepted { by_uid, at, revocations: left });
             }

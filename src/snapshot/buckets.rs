@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 
-use crate::limiter::{BucketName, Claim, Rate, Slot};
+use crate::limiter::{Allocation, BucketId, BucketRef, Rate};
 use crate::record::{Limit, Per};
 use crate::snapshot::diff::RowMap;
 use crate::snapshot::entry::Entry;
@@ -23,8 +23,8 @@ use crate::snapshot::{Key, KeyTable, Policy, Snapshot, SnapshotMeta};
 #[error("more than 4294967296 limits in use")]
 pub struct TooManyBuckets;
 
-/// The buckets of the limits that owners share, by [name](BucketName::of_owner): one bucket, or one per rate.
-pub(super) type OwnerBuckets = HashMap<BucketName, Vec<Slot>, IdHasher>;
+/// The buckets of the limits that owners share, by [name](BucketId::for_owner): one bucket, or one per rate.
+pub(super) type OwnerBuckets = HashMap<BucketId, Vec<BucketRef>, IdHasher>;
 
 impl KeyTable {
     /// Allocates the buckets of all keys, reusing those of `previous`, and completes the snapshot.
@@ -33,11 +33,11 @@ impl KeyTable {
     /// If there are more limits than slots.
     pub fn into_snapshot(
         self,
-        claim: &mut Claim<'_>,
+        allocation: &mut Allocation<'_>,
         previous: Option<&Snapshot>,
         meta: SnapshotMeta,
     ) -> Result<Snapshot, TooManyBuckets> {
-        self.into_snapshot_with(claim, &RowMap::unknown(previous), meta)
+        self.into_snapshot_with(allocation, &RowMap::unknown(previous), meta)
     }
 
     /// [`into_snapshot`](Self::into_snapshot) after a [comparison](Self::compare): a row that the previous snapshot has under the same
@@ -47,12 +47,12 @@ impl KeyTable {
     /// If there are more limits than slots.
     pub fn into_snapshot_with(
         mut self,
-        claim: &mut Claim<'_>,
+        allocation: &mut Allocation<'_>,
         row_map: &RowMap<'_>,
         meta: SnapshotMeta,
     ) -> Result<Snapshot, TooManyBuckets> {
-        self.inherit_peppers(row_map, &meta.rules);
-        if row_map.old.is_none() && self.claim_rows(claim).is_some() {
+        self.inherit_peppers(row_map, &meta.global_policy);
+        if row_map.old.is_none() && self.assign_rows(allocation).is_some() {
             return Ok(Snapshot {
                 meta,
                 keys: self,
@@ -60,7 +60,7 @@ impl KeyTable {
                 owner_buckets: OwnerBuckets::default(),
             });
         }
-        let owner_buckets = self.claim_owner_buckets(claim, row_map.old)?;
+        let owner_buckets = self.assign_owner_buckets(allocation, row_map.old)?;
         let mut slot_lists = Vec::new();
         for at in 0..self.entries.len() {
             if at.is_multiple_of(WINDOW) {
@@ -68,7 +68,7 @@ impl KeyTable {
             }
             let first = self.entries[at].buckets as usize;
             let buckets = if first == at {
-                self.claim_key_buckets(at, claim, row_map, &owner_buckets, &mut slot_lists)?
+                self.assign_key_buckets(at, allocation, row_map, &owner_buckets, &mut slot_lists)?
             } else {
                 self.entries[first].buckets
             };
@@ -79,20 +79,20 @@ impl KeyTable {
 
     /// The shortcut for a first snapshot in which every key has one limit of its own: the bucket of a key has the number of its
     /// first row, which `Entry::buckets` contains already.
-    fn claim_rows(&self, claim: &mut Claim<'_>) -> Option<()> {
+    fn assign_rows(&self, allocation: &mut Allocation<'_>) -> Option<()> {
         let has_one_own_limit = |policy: &Policy| matches!(policy.limits(), [limit] if limit.per == Per::Key);
         if !self.policies.iter().all(has_one_own_limit) {
             return None;
         }
         let rows = u32::try_from(self.entries.len()).ok()?;
-        claim.first(rows, self.rotated.iter().map(|(_, row)| *row))
+        allocation.assign_contiguous(rows, self.rotated.iter().map(|(_, row)| *row))
     }
 
     /// The value of `Entry::buckets` for the first row of a key.
-    fn claim_key_buckets(
+    fn assign_key_buckets(
         &self,
         at: usize,
-        claim: &mut Claim<'_>,
+        allocation: &mut Allocation<'_>,
         row_map: &RowMap<'_>,
         owner_buckets: &OwnerBuckets,
         slot_lists: &mut Vec<u32>,
@@ -107,12 +107,13 @@ impl KeyTable {
         let mut slot = 0;
         for limit in limits {
             slot = if is_owner_bucket(entry, limit) {
-                let buckets = owner_buckets.get(&self.owner_bucket_name(entry, limit)).ok_or(TooManyBuckets)?;
+                let buckets =
+                    owner_buckets.get(&self.owner_bucket_name(entry, limit)).ok_or(TooManyBuckets)?;
                 buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(TooManyBuckets)?.slot
             } else {
                 let previous = old.and_then(|old| old.own_bucket(&limit.name));
-                claim
-                    .slot(|| BucketName::of_key(self.key_id(entry), &limit.name), previous, limit.rate)
+                allocation
+                    .assign(|| BucketId::for_key(self.key_id(entry), &limit.name), previous, limit.rate)
                     .ok_or(TooManyBuckets)?
             };
             if limits.len() > 1 {
@@ -123,24 +124,24 @@ impl KeyTable {
     }
 
     /// Allocates the buckets of all owners.
-    fn claim_owner_buckets(
+    fn assign_owner_buckets(
         &self,
-        claim: &mut Claim<'_>,
+        allocation: &mut Allocation<'_>,
         previous: Option<&Snapshot>,
     ) -> Result<OwnerBuckets, TooManyBuckets> {
         let mut owner_buckets = OwnerBuckets::default();
         for (name, rates) in self.owner_rates() {
             let previous =
                 previous.and_then(|old| old.owner_buckets.get(&name)).map_or(&[][..], Vec::as_slice);
-            let buckets = claim.slots(name, previous, &rates).ok_or(TooManyBuckets)?;
+            let buckets = allocation.assign_all(name, previous, &rates).ok_or(TooManyBuckets)?;
             owner_buckets.insert(name, buckets);
         }
         Ok(owner_buckets)
     }
 
     /// The limits that owners share, by name, with the rates that their plans define.
-    fn owner_rates(&self) -> HashMap<BucketName, Vec<Rate>, IdHasher> {
-        let mut rates: HashMap<BucketName, Vec<Rate>, IdHasher> = HashMap::default();
+    fn owner_rates(&self) -> HashMap<BucketId, Vec<Rate>, IdHasher> {
+        let mut rates: HashMap<BucketId, Vec<Rate>, IdHasher> = HashMap::default();
         let has_owner_limit: Vec<bool> = self
             .policies
             .iter()
@@ -165,16 +166,16 @@ impl KeyTable {
         rates
     }
 
-    fn owner_bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketName {
-        BucketName::of_owner(self.owner(entry), &limit.name)
+    fn owner_bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketId {
+        BucketId::for_owner(self.owner(entry), &limit.name)
     }
 }
 
 impl Snapshot {
     /// The name of the bucket that a limit of this entry is charged to.
-    pub(super) fn bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketName {
+    pub(super) fn bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketId {
         if !is_owner_bucket(entry, limit) {
-            return BucketName::of_key(self.keys.key_id(entry), &limit.name);
+            return BucketId::for_key(self.keys.key_id(entry), &limit.name);
         }
         self.keys.owner_bucket_name(entry, limit)
     }
@@ -187,9 +188,10 @@ fn is_owner_bucket(entry: &Entry, limit: &Limit) -> bool {
 
 impl Key<'_> {
     /// The key's own bucket for the limit with this name, if it has one.
-    fn own_bucket(self, limit: &str) -> Option<Slot> {
+    fn own_bucket(self, limit: &str) -> Option<BucketRef> {
         let mut buckets = self.policy().limits().iter().zip(self.slots());
-        let (limit, slot) = buckets.find(|(own, _)| *own.name == *limit && !is_owner_bucket(self.entry, own))?;
-        Some(Slot { slot: *slot, rate: limit.rate })
+        let (limit, slot) =
+            buckets.find(|(own, _)| *own.name == *limit && !is_owner_bucket(self.entry, own))?;
+        Some(BucketRef { slot: *slot, rate: limit.rate })
     }
 }

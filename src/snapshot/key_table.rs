@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::memory::{HugeText, HugeVec, prefetch};
-use crate::record::{Digest, Fields, Plans, Status};
+use crate::record::{Digest, FieldSet, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::policy::Policy;
@@ -39,9 +39,9 @@ pub struct KeyTable {
     pub(super) metadata: HugeVec<(u32, u64)>,
     pub(super) metadata_texts: HugeText,
     /// The fields for which any row has a value.
-    pub(super) given: Fields,
+    pub(super) given: FieldSet,
     /// The restrictions that keys had before their rows were set aside.
-    pub(super) set_aside_given: Fields,
+    pub(super) set_aside_given: FieldSet,
     /// Whether any row of the source is set aside.
     pub(super) has_set_aside: bool,
     /// The plans of the configuration that the policies were resolved with.

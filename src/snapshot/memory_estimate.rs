@@ -128,7 +128,10 @@ impl ParallelBuilder {
         let rows = self.builder.len();
         // Rows in rotation, in two lists that double.
         let rotated = rows.saturating_mul(2 * 3 * size_of::<(u32, u32)>());
-        Index::bytes_for(rows).saturating_mul(2).saturating_add(2 * PARTITIONING_BYTES).saturating_add(rotated)
+        Index::bytes_for(rows)
+            .saturating_mul(2)
+            .saturating_add(2 * PARTITIONING_BYTES)
+            .saturating_add(rotated)
     }
 }
 
@@ -162,8 +165,7 @@ impl KeyTable {
     pub fn publishing_bytes(&self, diff: &Diff, old: Option<&Snapshot>) -> usize {
         let max_limits =
             |keys: &Self| keys.policies.iter().map(|policy| policy.limits().len()).max().unwrap_or(0);
-        let limits =
-            max_limits(self).max(old.map_or(0, |old| max_limits(old.table()))).min(MAX_CHARGES);
+        let limits = max_limits(self).max(old.map_or(0, |old| max_limits(old.table()))).min(MAX_CHARGES);
         let has_owner_limit = |policy: &Policy| policy.limits().iter().any(|limit| limit.per == Per::Owner);
         let owners = if self.policies.iter().any(has_owner_limit) { self.owners.len() } else { 0 };
         // At a start, `diff` may be the difference from the last good keys, which have no buckets.

@@ -18,10 +18,10 @@
 
 use subtle::ConstantTimeEq;
 
-use crate::limiter::{BucketName, Slot};
+use crate::limiter::{BucketId, BucketRef};
 use crate::memory::prefetch;
 use crate::record::Digest;
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 
 mod buckets;
 mod build;
@@ -180,8 +180,8 @@ impl Snapshot {
     }
 
     /// The daemon-wide rules in force with this snapshot.
-    pub fn rules(&self) -> &Rules {
-        &self.meta.rules
+    pub fn global_policy(&self) -> &GlobalPolicy {
+        &self.meta.global_policy
     }
 
     /// The number of keys: rows of the source.
@@ -206,12 +206,12 @@ impl Snapshot {
     }
 
     /// The buckets of every row, each with a function that returns its name. Buckets that several rows share are repeated.
-    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
+    pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
                 let name = move || key.snapshot.bucket_name(key.entry, limit);
-                (Slot { slot: *slot, rate: limit.rate }, name)
+                (BucketRef { slot: *slot, rate: limit.rate }, name)
             })
         })
     }

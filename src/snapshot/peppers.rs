@@ -5,7 +5,7 @@
 //! one. A look-up that runs while the next snapshot is being made may not be recorded in it, and a restart discards all records.
 //! Such a row is unrecorded until it is requested again.
 
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::snapshot::diff::RowMap;
 use crate::snapshot::entry::HashedWith;
 use crate::snapshot::{Key, KeyTable};
@@ -24,9 +24,11 @@ impl Key<'_> {
 
 impl KeyTable {
     /// Copies the records of the previous snapshot if the same two peppers are in force.
-    pub(super) fn inherit_peppers(&self, row_map: &RowMap<'_>, rules: &Rules) {
-        let same_two = |old: &Rules| rules.previous_pepper().is_some() && rules.peppers == old.peppers;
-        if !row_map.old.is_some_and(|old| same_two(old.rules())) {
+    pub(super) fn inherit_peppers(&self, row_map: &RowMap<'_>, global_policy: &GlobalPolicy) {
+        let same_two = |old: &GlobalPolicy| {
+            global_policy.previous_pepper().is_some() && global_policy.peppers == old.peppers
+        };
+        if !row_map.old.is_some_and(|old| same_two(old.global_policy())) {
             return;
         }
         for (entry, before) in row_map.matched_entries(&self.entries) {

@@ -41,7 +41,7 @@ impl Key<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::{KeyRecord, Status};
     use crate::snapshot::{Builder, SnapshotMeta};
 
@@ -55,9 +55,9 @@ mod tests {
             builder.add(number.into(), &record(number, key_id, owner, *status)).expect("a good row");
         }
         let limiter = Limiter::new();
-        let mut ledger = Ledger::new();
-        let mut claim = ledger.claim(&limiter);
-        builder.finish().into_snapshot(&mut claim, None, SnapshotMeta::default()).expect("few limits")
+        let mut allocator = SlotAllocator::new();
+        let mut allocation = allocator.begin(&limiter);
+        builder.finish().into_snapshot(&mut allocation, None, SnapshotMeta::default()).expect("few limits")
     }
 
     /// The numbers of the rows of `keys`.

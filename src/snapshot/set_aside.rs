@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::record::{Digest, Fields, KeyRecord, Status};
+use crate::record::{Digest, FieldSet, KeyRecord, Status};
 use crate::snapshot::build::RowError;
 use crate::snapshot::diff::is_within;
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, PriorRestrictions};
@@ -41,7 +41,7 @@ impl Builder {
                 let key_id = key_id.map_or_else(from_digest, str::to_owned);
                 let record = KeyRecord {
                     status: Status::Disabled,
-                    given: Fields::NONE,
+                    given: FieldSet::NONE,
                     ..KeyRecord::new(hash, &key_id)
                 };
                 self.add(line, &record)?;
@@ -107,12 +107,8 @@ impl KeyTable {
 
     /// Copies the previous state of the keys that are set aside from the table `before`: whether they were usable, and which
     /// restrictions they had. When they return, the guard compares them with that state.
-    pub fn inherit_prior_state(
-        &mut self,
-        before: &Self,
-        CompareOptions { now, by_key_id }: CompareOptions,
-    ) {
-        let mut given = Fields::NONE;
+    pub fn inherit_prior_state(&mut self, before: &Self, CompareOptions { now, by_key_id }: CompareOptions) {
+        let mut given = FieldSet::NONE;
         for at in 0..self.entries.len() {
             let entry = &self.entries[at];
             if !entry.status.is_set_aside() {

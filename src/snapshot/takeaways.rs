@@ -125,7 +125,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::KeyRecord;
     use crate::snapshot::{Builder, SnapshotMeta};
 
@@ -146,8 +146,8 @@ mod tests {
     }
 
     fn snapshot(rows: &[(Status, u32)]) -> Snapshot {
-        let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
-        keys(rows).into_snapshot(&mut ledger.claim(&limiter), None, SnapshotMeta::default()).expect("room")
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        keys(rows).into_snapshot(&mut allocator.begin(&limiter), None, SnapshotMeta::default()).expect("room")
     }
 
     fn severity(status: Status) -> u8 {
@@ -210,11 +210,7 @@ mod tests {
         served.keys().take(1).for_each(|key| key.set_revoked(true));
         let takeaways = refused.takeaways(&served, NOW, 100);
         assert_eq!(takeaways.share, Share { count: 1, of: 3 });
-        assert_eq!(
-            takeaways.keys.len(),
-            2,
-            "the takeaway is recorded in case the revocation is undone"
-        );
+        assert_eq!(takeaways.keys.len(), 2, "the takeaway is recorded in case the revocation is undone");
     }
 
     #[test]

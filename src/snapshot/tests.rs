@@ -12,7 +12,7 @@ use super::build::ParallelBuildError;
 use super::compiled::{ReadError, Reader};
 use super::index::Probe;
 use super::*;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::KeyRecord;
 
 const SEED: u64 = 0x0005_eed0_f7e5_7ab1;
@@ -93,10 +93,10 @@ fn in_parallel(seed: u64, digests: &[Digest]) -> Result<Builder, ParallelBuildEr
 }
 
 fn snapshot(keys: KeyTable) -> Snapshot {
-    let (mut ledger, limiter) = (Ledger::new(), Limiter::new());
-    let mut claim = ledger.claim(&limiter);
-    let snapshot = keys.into_snapshot(&mut claim, None, SnapshotMeta::default()).expect("room");
-    let _ = claim.commit();
+    let (mut allocator, limiter) = (SlotAllocator::new(), Limiter::new());
+    let mut allocation = allocator.begin(&limiter);
+    let snapshot = keys.into_snapshot(&mut allocation, None, SnapshotMeta::default()).expect("room");
+    let _ = allocation.commit();
     snapshot
 }
 

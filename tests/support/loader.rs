@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use keyward_protocol::{MAX_ANSWER_LENGTH, Response, Split, split};
+use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Requests that are written at once, at most.
@@ -183,7 +183,9 @@ impl Loader {
     fn weigh(&self, input: &mut Vec<u8>, at: &mut u64, asked: &mut std::collections::VecDeque<Asked>) {
         let mut done = 0;
         let mut tally = self.tally();
-        while let Split::Frame { header, body, size } = split(&input[done..], MAX_ANSWER_LENGTH) {
+        while let ParsedFrame::Complete { header, body, size } =
+            parse_frame(&input[done..], MAX_ANSWER_LENGTH)
+        {
             let Response::Answer(answer) = Response::decode(&header, body).expect("a frame of SPEC.md")
             else {
                 panic!("an answer was asked for");

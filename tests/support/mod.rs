@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use keyward::admin::message::{Command as Ask, Reload, Status};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
-use keyward_protocol::{Answer, MAX_ANSWER_LENGTH, Response, Split, split};
+use keyward_protocol::{Answer, MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -477,7 +477,7 @@ impl Raw {
         let is_reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
         assert!(end.as_ref().map_or_else(is_reset, |_| true), "no end: {end:?}");
         let mut said = Vec::new();
-        while let Split::Frame { header, body, size } = split(&bytes, MAX_ANSWER_LENGTH) {
+        while let ParsedFrame::Complete { header, body, size } = parse_frame(&bytes, MAX_ANSWER_LENGTH) {
             said.push(Said::new(Response::decode(&header, body).expect("a frame of SPEC.md")));
             bytes.drain(..size);
         }
@@ -491,8 +491,8 @@ impl Raw {
 
     pub fn hear_with(&mut self, see: impl FnOnce(&Answer<'_>)) -> Said {
         loop {
-            match split(&self.buffer, MAX_ANSWER_LENGTH) {
-                Split::Frame { header, body, size } => {
+            match parse_frame(&self.buffer, MAX_ANSWER_LENGTH) {
+                ParsedFrame::Complete { header, body, size } => {
                     let response = Response::decode(&header, body).expect("a frame of SPEC.md");
                     if let Response::Answer(answer) = &response {
                         see(answer);
@@ -501,8 +501,8 @@ impl Raw {
                     self.buffer.drain(..size);
                     return said;
                 }
-                Split::Lost(fault) => panic!("the daemon broke the protocol: {fault}"),
-                Split::Incomplete => {}
+                ParsedFrame::Invalid(fault) => panic!("the daemon broke the protocol: {fault}"),
+                ParsedFrame::Incomplete => {}
             }
             let mut chunk = [0; 16 * 1024];
             match self.stream.read(&mut chunk) {

@@ -5,8 +5,9 @@
 #![allow(dead_code)]
 
 use keyward_protocol::{
-    Answer, Credential, ErrorFrame, Fault, Hello, LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, Refund,
-    Request, Response, ScopeMode, Scopes, Split, Verdict, Verify, Welcome, split, truncated,
+    Answer, Credential, ErrorFrame, Hello, LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, ParsedFrame,
+    ProtocolError, Refund, Request, Response, ScopeMode, Scopes, Verdict, Verify, Welcome, parse_frame,
+    truncated_frame,
 };
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv6Addr};
@@ -200,16 +201,16 @@ impl From {
 }
 
 /// The frame at the front of `bytes` and its size, or what is wrong when the stream ends after `bytes`.
-pub(crate) fn decode(from: From, bytes: &[u8]) -> Result<(Frame<'_>, usize), Fault> {
-    match (split(bytes, from.max_length()), from) {
-        (Split::Frame { header, body, size }, From::Client) => {
+pub(crate) fn decode(from: From, bytes: &[u8]) -> Result<(Frame<'_>, usize), ProtocolError> {
+    match (parse_frame(bytes, from.max_length()), from) {
+        (ParsedFrame::Complete { header, body, size }, From::Client) => {
             Ok((Frame::Request(Request::decode(&header, body)?), size))
         }
-        (Split::Frame { header, body, size }, From::Daemon) => {
+        (ParsedFrame::Complete { header, body, size }, From::Daemon) => {
             Ok((Frame::Response(Response::decode(&header, body)?), size))
         }
-        (Split::Incomplete, _) => Err(truncated(bytes)),
-        (Split::Lost(fault), _) => Err(fault),
+        (ParsedFrame::Incomplete, _) => Err(truncated_frame(bytes)),
+        (ParsedFrame::Invalid(fault), _) => Err(fault),
     }
 }
 

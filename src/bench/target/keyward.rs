@@ -3,8 +3,8 @@
 use std::os::unix::net::UnixStream;
 
 use keyward_protocol::{
-    ANSWER_METADATA, ANSWER_SHADOW, CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, ErrorFrame,
-    Header, Hello, Kind, MAX_ANSWER_LENGTH, Response, Split, VERSION, Verdict, Verify, Welcome, split,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, ErrorFrame, FrameHeader, FrameKind, Hello,
+    MAX_ANSWER_LENGTH, ParsedFrame, Response, VERSION, Verdict, Verify, Welcome, answer_flag, parse_frame,
 };
 
 use super::{Fault, Ring, Tally, Target, ask};
@@ -103,7 +103,7 @@ impl Target for Keyward {
             return Ok(None);
         };
         let due = number as u32;
-        let is_answer = header.kind == Kind::Answer as u8;
+        let is_answer = header.kind == FrameKind::Answer as u8;
         if is_answer && header.request_id != due {
             return Err(Fault::Broken(format!("answer {} came where {due} was due", header.request_id)));
         }
@@ -132,21 +132,21 @@ impl Target for Keyward {
 }
 
 /// A frame's header, its body and its size.
-type Frame<'a> = (Header, &'a [u8], usize);
+type Frame<'a> = (FrameHeader, &'a [u8], usize);
 
 fn frame(input: &[u8]) -> Result<Option<Frame<'_>>, Fault> {
-    match split(input, MAX_ANSWER_LENGTH) {
-        Split::Frame { header, body, size } => Ok(Some((header, body, size))),
-        Split::Incomplete => Ok(None),
-        Split::Lost(fault) => Err(broken(fault)),
+    match parse_frame(input, MAX_ANSWER_LENGTH) {
+        ParsedFrame::Complete { header, body, size } => Ok(Some((header, body, size))),
+        ParsedFrame::Incomplete => Ok(None),
+        ParsedFrame::Invalid(fault) => Err(broken(fault)),
     }
 }
 
 /// The verdict of an ANSWER, by its header. What a client takes time for counts as the server's: walking through the texts of each would
 /// be a twentieth of all that is measured. They are left to the thorough look.
-fn verdict(header: &Header, body: &[u8]) -> Result<u8, Fault> {
+fn verdict(header: &FrameHeader, body: &[u8]) -> Result<u8, Fault> {
     let malformed = || Fault::Broken(format!("answer {} is malformed", header.request_id));
-    let known = ANSWER_METADATA | ANSWER_SHADOW;
+    let known = answer_flag::METADATA | answer_flag::SHADOW;
     if header.version != VERSION || header.flags & !known != 0 {
         return Err(malformed());
     }
@@ -161,7 +161,7 @@ fn code(error: &ErrorFrame<'_>) -> String {
     ErrorCode::from_u8(error.code).map_or_else(|| format!("ERROR_{}", error.code), |code| code.name().into())
 }
 
-fn broken(fault: keyward_protocol::Fault) -> Fault {
+fn broken(fault: keyward_protocol::ProtocolError) -> Fault {
     Fault::Broken(fault.to_string())
 }
 

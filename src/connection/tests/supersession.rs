@@ -4,17 +4,17 @@
 
 use std::collections::BTreeMap;
 
-use keyward_protocol::{Hello, MAX_ANSWER_LENGTH, Refund, Response, Split, split};
+use keyward_protocol::{Hello, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, parse_frame};
 
 use super::*;
 use crate::key_format;
-use crate::limiter::{Ledger, Rate};
+use crate::limiter::{Rate, SlotAllocator};
 use crate::now::Now;
 use crate::record::{KeyRecord, Limit};
-use crate::snapshot::{Builder, Snapshot, Stamp};
+use crate::snapshot::{Builder, Snapshot, SnapshotMeta};
 use crate::state::Rotation;
-use crate::usage::{Counts, Policy, Question, Usage};
-use crate::verify::{BATCH, Context};
+use crate::usage::{Usage, UsageCounts, UsagePolicy, UsageQuery};
+use crate::verify::{BATCH_SIZE, Verifier};
 
 /// How long what was counted may take to be handed over.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -129,7 +129,7 @@ fn replies(items: &[Item], by_old: usize) -> Vec<Reply> {
 
 fn decode(output: &[u8]) -> Vec<Reply> {
     let (mut replies, mut at) = (Vec::new(), 0);
-    while let Split::Frame { header, body, size } = split(&output[at..], MAX_ANSWER_LENGTH) {
+    while let ParsedFrame::Complete { header, body, size } = parse_frame(&output[at..], MAX_ANSWER_LENGTH) {
         at += size;
         replies.push(match Response::decode(&header, body).expect("a frame of SPEC.md") {
             Response::Answer(answer) => Reply::Answer {
@@ -158,7 +158,7 @@ struct Snapshots {
 impl Snapshots {
     fn new() -> Self {
         let limiter = Arc::new(Limiter::new());
-        let mut ledger = Ledger::new();
+        let mut allocator = SlotAllocator::new();
         let mut build = |generation: u64, previous: Option<&Snapshot>| {
             let mut builder = Builder::new(generation, 0);
             for ((key, limits), line) in KEYS.iter().zip(2..) {
@@ -171,12 +171,12 @@ impl Snapshots {
                 let hash = key_format::hash(key.as_bytes());
                 builder.add(line, &KeyRecord { limits, ..KeyRecord::new(hash, key) }).expect("new");
             }
-            let mut claim = ledger.claim(&limiter);
-            let stamp = Stamp { generation, ..Stamp::default() };
-            let snapshot = builder.finish().publishable(&mut claim, previous, stamp).expect("room");
+            let mut allocation = allocator.begin(&limiter);
+            let stamp = SnapshotMeta { generation, ..SnapshotMeta::default() };
+            let snapshot = builder.finish().into_snapshot(&mut allocation, previous, stamp).expect("room");
             // Not settled: as between the claim and the moment in which all workers have left the
             // old snapshot.
-            let _ = claim.commit();
+            let _ = allocation.commit();
             Arc::new(snapshot)
         };
         let old = build(1, None);
@@ -184,10 +184,11 @@ impl Snapshots {
         // A bucket is taken over by the first worker that charges it with the new snapshot.
         let digest = |key: &str| Credential::Digest(key_format::hash(key.as_bytes()));
         let charges = TAKEN_OVER.map(|key| Verify::new(1, digest(key)));
-        let rules = Rules::default();
-        let context = Context { snapshot: Some(&new), limiter: &limiter, rules: &rules, now: NOW };
+        let global_policy = GlobalPolicy::default();
+        let verifier =
+            Verifier { snapshot: Some(&new), limiter: &limiter, global_policy: &global_policy, now: NOW };
         assert_eq!(
-            context.verify(&charges, |decision| assert!(decision.verdict().is_allowed())),
+            verifier.verify(&charges, |decision| assert!(decision.verdict().is_allowed())),
             charges.len()
         );
         Self { limiter, old, new }
@@ -195,8 +196,8 @@ impl Snapshots {
 }
 
 /// What each key was charged and given back, by the replies that are expected.
-fn counts(items: &[Item], key: &str) -> Counts {
-    let mut counts = Counts::default();
+fn counts(items: &[Item], key: &str) -> UsageCounts {
+    let mut counts = UsageCounts::default();
     for item in items {
         match item {
             Item::Verify(of, 0) if *of == key => counts.peeked += 1,
@@ -232,9 +233,9 @@ fn items(first: usize, affected: Item, length: usize, only_verify: bool) -> Vec<
     unaffected.take(first).chain([&affected]).chain(both.take(length - first - 1)).copied().collect()
 }
 
-fn usage() -> (Usage, Log) {
+fn usage() -> (Usage, UsageLog) {
     let files = Rotation { max_file_size: 1 << 20, keep: 1 };
-    let policy = Policy { interval: Duration::from_secs(3_600), files };
+    let policy = UsagePolicy { interval: Duration::from_secs(3_600), files };
     let (usage, mut logs) = Usage::start(None, policy, 1).expect("a thread");
     (usage, logs.remove(0))
 }
@@ -244,7 +245,7 @@ async fn assert_used(usage: &Usage, items: &[Item]) {
     for (key, _) in KEYS {
         let (expected, deadline) = (counts(items, key), Instant::now() + PATIENCE);
         loop {
-            let totals = usage.ask(Question::Key(key.to_owned())).await.expect("an answer");
+            let totals = usage.query(UsageQuery::Key(key.to_owned())).await.expect("an answer");
             if totals.total == expected {
                 break;
             }
@@ -255,15 +256,21 @@ async fn assert_used(usage: &Usage, items: &[Item]) {
 
 /// Answers `input` as a connection does: with the old snapshot until it is superseded, and then
 /// with the new one.
-fn drive(snapshots: &Snapshots, input: &[u8], counters: &Counters, log: &mut Log) -> (Vec<Reply>, usize) {
+fn drive(
+    snapshots: &Snapshots,
+    input: &[u8],
+    counters: &Counters,
+    log: &mut UsageLog,
+) -> (Vec<Reply>, usize) {
     let Snapshots { limiter, old, new } = snapshots;
-    let (rules, greeting) = (Rules::default(), Greeting::default());
+    let (global_policy, greeting) = (GlobalPolicy::default(), Greeting::default());
     let (mut replies, mut output, mut at) = (Vec::new(), Vec::new(), 0);
     let (mut snapshot, mut by_old) = (old, None);
     loop {
         log.begin(Some(snapshot), NOW.unix);
-        let context = Context { snapshot: Some(snapshot), limiter, rules: &rules, now: NOW };
-        let progress = respond(&context, greeting, &input[at..], &mut output, counters, log);
+        let verifier =
+            Verifier { snapshot: Some(snapshot), limiter, global_policy: &global_policy, now: NOW };
+        let progress = respond(&verifier, greeting, &input[at..], &mut output, counters, log);
         at += progress.consumed;
         replies.extend(decode(&output));
         output.clear();
@@ -283,11 +290,24 @@ fn drive(snapshots: &Snapshots, input: &[u8], counters: &Counters, log: &mut Log
 
 #[tokio::test(flavor = "local")]
 async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
-    let edges = [0, 1, 2, 3, 4, 5, BATCH - 1, BATCH, BATCH + 1, 2 * BATCH - 1, 2 * BATCH, 2 * BATCH + 2];
+    let edges = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        BATCH_SIZE - 1,
+        BATCH_SIZE,
+        BATCH_SIZE + 1,
+        2 * BATCH_SIZE - 1,
+        2 * BATCH_SIZE,
+        2 * BATCH_SIZE + 2,
+    ];
     let mut cases: Vec<(usize, Item, usize, bool)> = Vec::new();
     for first in edges {
         for affected in AFFECTED {
-            cases.extend([true, false].map(|only_verify| (first, affected, 3 * BATCH, only_verify)));
+            cases.extend([true, false].map(|only_verify| (first, affected, 3 * BATCH_SIZE, only_verify)));
         }
     }
     // More answers than are made at once.
@@ -307,7 +327,7 @@ async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
             assert_eq!(got, expected, "{case}");
         }
         assert_counted(&counters, &items);
-        log.hand_all(u64::MAX, 2);
+        log.flush_round(u64::MAX, 2);
         assert_used(&usage, &items).await;
     }
 }
@@ -316,7 +336,7 @@ async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
 #[tokio::test(flavor = "local")]
 async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_snapshot() {
     for (first, affected) in
-        [(0, AFFECTED[0]), (BATCH + 7, AFFECTED[2]), (BATCH, AFFECTED[5]), (150, AFFECTED[3])]
+        [(0, AFFECTED[0]), (BATCH_SIZE + 7, AFFECTED[2]), (BATCH_SIZE, AFFECTED[5]), (150, AFFECTED[3])]
     {
         let Snapshots { limiter, old, new } = Snapshots::new();
         let (publisher, mut subscriptions) = Publisher::new(1);
@@ -326,7 +346,7 @@ async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_sn
         let shared = Shared::new(
             subscriptions.remove(0),
             limiter,
-            Rules::default().into(),
+            GlobalPolicy::default().into(),
             Clock::new(),
             Counted { counters: Arc::default(), usage: log },
             Timeouts { idle: None, overdue: FOR_EVER, busy_poll: Duration::ZERO },
@@ -337,7 +357,7 @@ async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_sn
         let worker = Worker { shared, drain };
         let mut peer = worker.connect();
 
-        let items = items(first, affected, 3 * BATCH, false);
+        let items = items(first, affected, 3 * BATCH_SIZE, false);
         let mut input = Vec::new();
         items.iter().zip(0..).for_each(|(item, id)| item.encode(id, &mut input));
         peer.stream.write_all(&input).expect("there is room");

@@ -4,7 +4,7 @@
 
 use std::hash::BuildHasher;
 
-use crate::record::{Fields, KeyRecord};
+use crate::record::{FieldSet, KeyRecord};
 use crate::snapshot::build::interner::Interner;
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, Identity, PriorRestrictions};
 use crate::snapshot::key_table::IdHasher;
@@ -23,7 +23,7 @@ pub struct RowBatch {
     pub(super) metadata_texts: String,
     pub(super) policies: Vec<RowPolicy>,
     /// The fields for which any row has a value.
-    pub(super) given: Fields,
+    pub(super) given: FieldSet,
 }
 
 impl RowBatch {

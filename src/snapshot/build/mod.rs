@@ -18,7 +18,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use crate::memory::{self, Huge, HugeText, HugeVec};
-use crate::record::{Digest, Fields, KeyRecord, Plans, UnknownPlan, on_top};
+use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError, merge_limits};
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, Identity, PriorRestrictions};
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::key_table::{IdHasher, KeyTable};
@@ -33,8 +33,8 @@ mod parallel;
 pub use batch::{BatchBuilder, RowBatch};
 use interner::Interner;
 use line_numbers::LineNumbers;
-pub use parallel::{ParallelBuildError, ParallelBuilder, RotatedRows, UniqueDigests};
 pub(super) use parallel::PARTITIONING_BYTES;
+pub use parallel::{ParallelBuildError, ParallelBuilder, RotatedRows, UniqueDigests};
 
 /// Bytes reserved for the key id and the owner of a row. If they are too few, the arena grows; the rest is
 /// never touched and so takes no memory.
@@ -127,12 +127,17 @@ impl Builder {
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
             metadata: HugeVec::new_in(Huge),
             metadata_texts: HugeText::with_capacity(0),
-            given: Fields::NONE,
-            set_aside_given: Fields::NONE,
+            given: FieldSet::NONE,
+            set_aside_given: FieldSet::NONE,
             has_set_aside: false,
             plans: Arc::default(),
         };
-        Self { keys, lines: LineNumbers::default(), owners: Index::with_capacity(0), interner: Interner::default() }
+        Self {
+            keys,
+            lines: LineNumbers::default(),
+            owners: Index::with_capacity(0),
+            interner: Interner::default(),
+        }
     }
 
     /// Sets the plans that rows may name.
@@ -222,7 +227,7 @@ impl Builder {
     }
 
     /// The fields for which any row has a value.
-    pub fn given(&self) -> Fields {
+    pub fn given(&self) -> FieldSet {
         self.keys.given
     }
 
@@ -310,24 +315,24 @@ impl Builder {
         self.keys.entries.push(entry);
     }
 
-    fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlan> {
+    fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlanError> {
         let (number, is_new) = self.interner.number(record);
         self.resolve_plan(number, is_new)
     }
 
     /// The number of a row policy, which other rows may share.
-    pub(super) fn intern(&mut self, policy: RowPolicy) -> Result<u32, UnknownPlan> {
+    pub(super) fn intern(&mut self, policy: RowPolicy) -> Result<u32, UnknownPlanError> {
         let (number, is_new) = self.interner.intern(policy);
         self.resolve_plan(number, is_new)
     }
 
     /// Adds the resolved policy if the row policy is new.
-    fn resolve_plan(&mut self, number: u32, is_new: bool) -> Result<u32, UnknownPlan> {
+    fn resolve_plan(&mut self, number: u32, is_new: bool) -> Result<u32, UnknownPlanError> {
         if is_new {
             let row_policy = &self.interner.policies()[number as usize];
-            match self.keys.plans.of(&row_policy.plan) {
+            match self.keys.plans.resolve(&row_policy.plan) {
                 Ok((plan, limits)) => {
-                    let limits = on_top(limits, &row_policy.limits);
+                    let limits = merge_limits(limits, &row_policy.limits);
                     self.keys.policies.push(Policy::new(row_policy, plan, limits));
                 }
                 Err(unknown) => {

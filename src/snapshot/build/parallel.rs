@@ -10,7 +10,7 @@
 use std::hash::BuildHasher;
 
 use crate::memory::{self, prefetch};
-use crate::record::UnknownPlan;
+use crate::record::UnknownPlanError;
 use crate::snapshot::build::batch::{BatchBuilder, RowBatch};
 use crate::snapshot::build::{Builder, Disagreement, IDENTITY_BYTES};
 use crate::snapshot::entry::Entry;

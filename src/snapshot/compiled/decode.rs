@@ -70,14 +70,24 @@ impl BlockDecoder {
     ///
     /// # Errors
     /// If the block is not as it was written, or has a row that cannot exist.
-    pub fn decode(&self, block: Block<'_>, payload: &[u8], ids: &mut HashPartitions) -> Result<DecodedBlock, ReadError> {
+    pub fn decode(
+        &self,
+        block: Block<'_>,
+        payload: &[u8],
+        ids: &mut HashPartitions,
+    ) -> Result<DecodedBlock, ReadError> {
         let number = block.header.number.get();
         let checked = block.header.check(payload);
         let decoded = checked.and_then(|()| self.rows(block, payload, ids));
         decoded.map_err(|problem| ReadError::damaged(Section::Keys, Some(number), problem))
     }
 
-    fn rows(&self, block: Block<'_>, payload: &[u8], ids: &mut HashPartitions) -> Result<DecodedBlock, &'static str> {
+    fn rows(
+        &self,
+        block: Block<'_>,
+        payload: &[u8],
+        ids: &mut HashPartitions,
+    ) -> Result<DecodedBlock, &'static str> {
         const SHORT: &str = "it is shorter than its rows";
         let BlockHeader { number, rows, texts, metadata, table_texts, .. } = &block.header;
         let (records, rest) =
@@ -89,8 +99,14 @@ impl BlockDecoder {
         if has_control(texts) {
             return Err("there is a control character in a text");
         }
-        let mut rows =
-            Rows { slot: block.slot, texts, metadata, metadata_starts: Vec::new(), overflow: Vec::new(), ids };
+        let mut rows = Rows {
+            slot: block.slot,
+            texts,
+            metadata,
+            metadata_starts: Vec::new(),
+            overflow: Vec::new(),
+            ids,
+        };
         let mut first = None;
         let mut last: Option<(Probe, &Record)> = None;
         for (at, record) in records.iter().enumerate() {

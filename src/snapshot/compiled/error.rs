@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::record::UnknownPlan;
+use crate::record::UnknownPlanError;
 use crate::snapshot::build::Disagreement;
 use crate::snapshot::compiled::format::{Section, VERSION};
 

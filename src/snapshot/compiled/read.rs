@@ -12,7 +12,7 @@ use std::io;
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::record::{Digest, Fields, MAX_OWNER};
+use crate::record::{Digest, FieldSet, MAX_OWNER};
 use crate::snapshot::Builder;
 use crate::snapshot::compiled::buffers::{BlockSlots, Buffers, NoSlot};
 use crate::snapshot::compiled::decode::{Block, BlockDecoder};
@@ -72,7 +72,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             Header { given, set_aside_given, .. }
                 if [given, set_aside_given]
                     .iter()
-                    .any(|bits| Fields::from_bits(bits.get()).bits() != bits.get()) =>
+                    .any(|bits| FieldSet::from_bits(bits.get()).bits() != bits.get()) =>
             {
                 return wrong("it names fields that no row can have");
             }
@@ -106,8 +106,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     /// An empty table for the rows.
     pub fn builder(&self) -> Builder {
         let mut builder = Builder::with_metadata_room(self.header.seed.get(), Sizes::of(&self.header));
-        builder.keys.given = Fields::from_bits(self.header.given.get());
-        builder.keys.set_aside_given = Fields::from_bits(self.header.set_aside_given.get());
+        builder.keys.given = FieldSet::from_bits(self.header.given.get());
+        builder.keys.set_aside_given = FieldSet::from_bits(self.header.set_aside_given.get());
         builder
     }
 
@@ -167,12 +167,15 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             let mut bytes = &*payload;
             for _ in 0..header.rows.get() {
                 let policy = policy::decode(&mut bytes).ok_or_else(|| {
-                    ReadError::damaged(Section::Policies, Some(number), "a policy is none that a row can have")
+                    ReadError::damaged(
+                        Section::Policies,
+                        Some(number),
+                        "a policy is none that a row can have",
+                    )
                 })?;
                 let interned = builder.intern(policy);
-                policies.push(
-                    interned.map_err(|unknown| ReadError::row(Section::Policies, number, unknown))?,
-                );
+                policies
+                    .push(interned.map_err(|unknown| ReadError::row(Section::Policies, number, unknown))?);
             }
             if !bytes.is_empty() {
                 return Err(damaged(
@@ -183,7 +186,11 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             }
         }
         if policies.len() as u64 != self.header.policies.get() {
-            return Err(ReadError::damaged(Section::Policies, None, "there are more or fewer than the header says"));
+            return Err(ReadError::damaged(
+                Section::Policies,
+                None,
+                "there are more or fewer than the header says",
+            ));
         }
         let owners = self.read_owners()?.into();
         self.begin(self.header.key_bytes.get());
@@ -196,7 +203,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         let mut owners = Owners::with_capacity(owners, owner_bytes);
         while let Some((header, payload)) = self.read_block(Section::Owners)? {
             let added = owners.add(&payload, header.rows.get());
-            added.map_err(|problem| ReadError::damaged(Section::Owners, Some(header.number.get()), problem))?;
+            added
+                .map_err(|problem| ReadError::damaged(Section::Owners, Some(header.number.get()), problem))?;
         }
         if owners.len() as u64 != self.header.owners.get() {
             let problem = "there are more or fewer than the header says";

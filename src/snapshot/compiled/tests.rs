@@ -10,8 +10,8 @@ use super::*;
 use crate::record::{Digest, MAX_OWNER, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, MIX, Probe};
-use crate::snapshot::test_record::{SEED, TestRecord, builder, limits, networks, origins};
 use crate::snapshot::policy::RowPolicy;
+use crate::snapshot::test_record::{SEED, TestRecord, builder, limits, networks, origins};
 use crate::snapshot::{Builder, CompareOptions, KeyTable};
 
 /// A record of which every field depends on `number`. Every tenth record shares its key id with the one before.
@@ -321,7 +321,8 @@ fn owners_must_ascend_and_have_keys() {
         }
         header.table_texts = (header.table_texts.get() - bytes as u32).into();
     });
-    let unowned = with_header(&unowned, |header| header.text_bytes = (header.text_bytes.get() - bytes).into());
+    let unowned =
+        with_header(&unowned, |header| header.text_bytes = (header.text_bytes.get() - bytes).into());
     assert!(error_of(&unowned).contains("owners: one of them has no key"), "{}", error_of(&unowned));
 }
 
@@ -435,7 +436,10 @@ fn rotations_do_not_depend_on_the_threads_that_decode_their_rows() {
             assert_eq!(keys.rotated.binary_search(&(first, row)).is_ok(), first < row);
             (entry.buckets, first)
         });
-        assert!(firsts.into_iter().all(|(buckets, first)| buckets == first), "{count} rows, {of_key} of a key");
+        assert!(
+            firsts.into_iter().all(|(buckets, first)| buckets == first),
+            "{count} rows, {of_key} of a key"
+        );
         assert!(keys.entries.iter().all(|entry| keys.find_exactly(&entry.digest).is_some()));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::record::{Fields, Status};
+use crate::record::{FieldSet, Status};
 use crate::snapshot::diff::example::{Example, Examples, MAX_EXAMPLES};
 use crate::snapshot::diff::impact::{KeyImpact, NewState, is_usable};
 use crate::snapshot::diff::policy_change::PolicyChange;
@@ -23,14 +23,14 @@ pub struct Comparison<'k> {
     matches: RowMatches,
     options: CompareOptions,
     /// Restrictions that keys had before and that no row after has a value for.
-    missing: Fields,
+    missing: FieldSet,
 }
 
 impl<'k> Comparison<'k> {
     /// A comparison of `after` with `before`.
     pub fn new(before: &'k KeyTable, after: &'k KeyTable, options: CompareOptions) -> Self {
         let given = before.given.union(before.set_aside_given);
-        let missing = Fields::RESTRICTIONS.intersection(given).difference(after.given);
+        let missing = FieldSet::RESTRICTIONS.intersection(given).difference(after.given);
         Self { before, after, matches: RowMatches::none_of(after.len()), options, missing }
     }
 
@@ -148,7 +148,7 @@ impl Comparison<'_> {
             given: if before.entry.status.is_set_aside() {
                 after.keys.restrictions(after.entry)
             } else {
-                Fields::NONE
+                FieldSet::NONE
             },
         });
         let KeyImpact { stops, starts, loosened, changes } =

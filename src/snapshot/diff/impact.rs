@@ -5,7 +5,7 @@
 //! comes with the number of keys that it could have applied to, so that the guard can compare shares. A key that an operator
 //! has revoked works in neither table.
 
-use crate::record::{Field, Fields, Status};
+use crate::record::{Field, FieldSet, Status};
 use crate::snapshot::diff::access_change::{AccessChange, AccessChanges};
 use crate::snapshot::diff::policy_change::PolicyChange;
 use crate::snapshot::entry::Entry;
@@ -26,7 +26,7 @@ pub struct Impact {
     /// Keys that would lose a restriction. A key that loses several counts once.
     loosened: usize,
     /// Restrictions that a key of both tables had, and that no key of the new table has a value for.
-    pub lost: Fields,
+    pub lost: FieldSet,
 }
 
 impl Impact {
@@ -80,7 +80,7 @@ pub(super) struct NewState {
     /// Whether the row is set aside. It then states no restrictions.
     pub(super) is_set_aside: bool,
     /// The restrictions that the row has a value for. Only filled in if the old row was set aside.
-    pub(super) given: Fields,
+    pub(super) given: FieldSet,
 }
 
 /// What the changes mean for one key.
@@ -110,7 +110,7 @@ impl Impact {
         before: &Entry,
         after: Option<NewState>,
         now: u32,
-        missing: Fields,
+        missing: FieldSet,
     ) -> KeyImpact {
         use AccessChange::{DisabledReturns, ExpiredReturns, RevokedReturns, Stops, WithheldReturns};
         let works_after = after.is_some_and(|after| after.is_usable);
@@ -165,7 +165,7 @@ impl Impact {
             (AccessChange::LosesExpiry, &[Field::ExpiresAt]),
             (AccessChange::GainsScopes, &[Field::Scopes]),
         ] {
-            let any = |of: Fields| fields.iter().any(|field| of.contains(*field));
+            let any = |of: FieldSet| fields.iter().any(|field| of.contains(*field));
             // A key that had no scopes gains the scopes with which it returns.
             let (carried, loses) = match change {
                 AccessChange::GainsScopes => (true, !any(had) && any(has)),
@@ -205,8 +205,8 @@ impl Impact {
 }
 
 /// The restrictions that a row has a value for, apart from those of its policy.
-pub(super) fn given_by_row(entry: &Entry) -> Fields {
-    Fields::NONE
+pub(super) fn given_by_row(entry: &Entry) -> FieldSet {
+    FieldSet::NONE
         .with_if(Field::Status, entry.status.of_row() != Status::Active)
         .with_if(Field::NotBefore, entry.not_before != 0)
         .with_if(Field::ExpiresAt, entry.expires_at.get() != u32::MAX)

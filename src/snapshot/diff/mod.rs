@@ -4,7 +4,7 @@
 //! [`impact`]. One [`Comparison`] serves a reload, a reload that is only checked, and the comparison of two files. It can run on
 //! several threads, and its [`RowMap`] later saves the look-ups for the buckets.
 
-use crate::record::Fields;
+use crate::record::FieldSet;
 use crate::snapshot::entry::Entry;
 use crate::snapshot::{KeyTable, Snapshot};
 
@@ -104,10 +104,10 @@ impl KeyTable {
     }
 
     /// The restrictions that a row has a value for.
-    pub(super) fn restrictions(&self, entry: &Entry) -> Fields {
+    pub(super) fn restrictions(&self, entry: &Entry) -> FieldSet {
         let policy = self.policies.get(entry.policy as usize);
         let by_policy =
-            policy.map_or(Fields::NONE, |policy| policy_change::given_by_policy(policy, &self.plans));
+            policy.map_or(FieldSet::NONE, |policy| policy_change::given_by_policy(policy, &self.plans));
         impact::given_by_row(entry).union(by_policy)
     }
 }

@@ -1,6 +1,6 @@
 //! How one policy differs from another, evaluated once for all keys that go from one to the other.
 
-use crate::record::{Field, Fields, Limit, Per, Plans};
+use crate::record::{Field, FieldSet, Limit, Per, Plans};
 use crate::snapshot::Policy;
 use crate::snapshot::diff::access_change::AccessChange;
 
@@ -16,7 +16,7 @@ pub(super) struct PolicyChange {
     /// Whether the first policy has a limit that the keys of an owner share.
     pub(super) per_owner: bool,
     /// The fields that the first policy has a value for.
-    pub(super) given: Fields,
+    pub(super) given: FieldSet,
 }
 
 impl PolicyChange {
@@ -70,10 +70,10 @@ impl PolicyChange {
 }
 
 /// The restrictions that a policy has a value for.
-pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> Fields {
+pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> FieldSet {
     let plan_limits = limits_of(plans, policy.plan());
     let has_own_limits = policy.limits().iter().any(|limit| named(plan_limits, limit) != Some(limit));
-    Fields::NONE
+    FieldSet::NONE
         .with_if(Field::Environment, !policy.environment().is_empty())
         .with_if(Field::Plan, !policy.plan().is_empty())
         .with_if(Field::Scopes, policy.has_scopes())
@@ -83,7 +83,7 @@ pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> Fields {
 }
 
 fn limits_of<'p>(plans: &'p Plans, plan: &'p str) -> &'p [Limit] {
-    plans.of(plan).map_or(&[], |(_, limits)| limits)
+    plans.resolve(plan).map_or(&[], |(_, limits)| limits)
 }
 
 /// The limit with the name of `like`.

@@ -1,8 +1,8 @@
 //! A row of a table, as the comparison sees it, and how it differs from another one.
 
 use crate::record::{Digest, Status, rfc3339};
-use crate::snapshot::diff::example::{Difference, Example, MAX_EXAMPLES};
 use crate::snapshot::diff::access_change::AccessChanges;
+use crate::snapshot::diff::example::{Difference, Example, MAX_EXAMPLES};
 use crate::snapshot::entry::{AtomicStatus, Entry};
 use crate::snapshot::{KeyTable, Policy};
 
@@ -25,9 +25,8 @@ impl<'k> Row<'k> {
 
     /// Whether two rows with the same digest are equal, apart from their policies.
     pub(super) fn is_same_except_policy(self, other: Row<'_>) -> bool {
-        let status_and_times = |entry: &Entry| {
-            (status_name(&entry.status), entry.not_before, entry.expires_at.get())
-        };
+        let status_and_times =
+            |entry: &Entry| (status_name(&entry.status), entry.not_before, entry.expires_at.get());
         status_and_times(self.entry) == status_and_times(other.entry)
             && self.key_id() == other.key_id()
             && self.owner() == other.owner()

@@ -96,7 +96,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::{KeyRecord, parse_limits};
     use crate::snapshot::{Builder, CompareOptions, KeyTable, SnapshotMeta};
 
@@ -133,25 +133,25 @@ mod tests {
             limits in prop::collection::vec(0_usize..3, 80),
         ) {
             let after = [&before[..unchanged.min(before.len())], &after].concat();
-            let claimed = [false, true].map(|compared| {
-                let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
-                let mut claim = ledger.claim(&limiter);
-                let old = keys(&before, &limits[..40]).into_snapshot(&mut claim, None, SnapshotMeta::default());
+            let slots_of_both = [false, true].map(|compared| {
+                let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+                let mut allocation = allocator.begin(&limiter);
+                let old = keys(&before, &limits[..40]).into_snapshot(&mut allocation, None, SnapshotMeta::default());
                 let old = old.expect("room");
-                let settlement = claim.commit();
-                ledger.settle(&limiter, settlement, old.buckets().take(0), 1);
+                let pending = allocation.commit();
+                allocator.reclaim(&limiter, pending, old.buckets().take(0), 1);
                 let new = keys(&after, &limits[40..]);
-                let mut claim = ledger.claim(&limiter);
+                let mut allocation = allocator.begin(&limiter);
                 let new = if compared {
                     let options = CompareOptions { now: 1, by_key_id: false };
                     let (_, row_map) = new.compare(Some(&old), options);
-                    new.into_snapshot_with(&mut claim, &row_map, SnapshotMeta::default())
+                    new.into_snapshot_with(&mut allocation, &row_map, SnapshotMeta::default())
                 } else {
-                    new.into_snapshot(&mut claim, Some(&old), SnapshotMeta::default())
+                    new.into_snapshot(&mut allocation, Some(&old), SnapshotMeta::default())
                 };
                 (slots(&old), slots(&new.expect("room")))
             });
-            prop_assert_eq!(&claimed[0], &claimed[1]);
+            prop_assert_eq!(&slots_of_both[0], &slots_of_both[1]);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use zerocopy::FromZeros;
 
-use crate::record::{Field, Fields};
+use crate::record::{Field, FieldSet};
 
 /// A set of [`TRACKED`] fields in one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
@@ -20,12 +20,12 @@ const TRACKED: [Field; 7] = [
 ];
 
 impl PriorRestrictions {
-    pub(in crate::snapshot) fn of(fields: Fields) -> Self {
+    pub(in crate::snapshot) fn of(fields: FieldSet) -> Self {
         let bits = (0..).zip(TRACKED);
         Self(bits.fold(0, |byte, (bit, field)| byte | u8::from(fields.contains(field)) << bit))
     }
 
-    pub(in crate::snapshot) fn fields(self) -> Fields {
+    pub(in crate::snapshot) fn fields(self) -> FieldSet {
         let set = (0..).zip(TRACKED).filter(|(bit, _)| self.0 >> bit & 1 == 1);
         set.map(|(_, field)| field).collect()
     }

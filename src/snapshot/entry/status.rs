@@ -134,7 +134,8 @@ impl AtomicStatus {
 
     /// Whether the row itself has an expiry, given that `expires_at` is in force.
     pub(in crate::snapshot) fn row_has_expiry(&self, expires_at: u32) -> bool {
-        expires_at != u32::MAX && self.0.load(Ordering::Relaxed) & (TAKEN_EXPIRY | ROW_HAD_EXPIRY) != TAKEN_EXPIRY
+        expires_at != u32::MAX
+            && self.0.load(Ordering::Relaxed) & (TAKEN_EXPIRY | ROW_HAD_EXPIRY) != TAKEN_EXPIRY
     }
 
     pub(in crate::snapshot) fn take_revoked(&self) {

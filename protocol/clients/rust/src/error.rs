@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_protocol::{ErrorCode, ErrorFrame, FieldTooLong};
+use keyward_protocol::{ErrorCode, ErrorFrame, FieldTooLongError};
 
 /// Why there is no answer. keyward's advice is to deny then.
 ///
@@ -106,8 +106,8 @@ impl Error {
     }
 }
 
-impl From<FieldTooLong> for Error {
-    fn from(FieldTooLong { field, length, max }: FieldTooLong) -> Self {
+impl From<FieldTooLongError> for Error {
+    fn from(FieldTooLongError { field, length, max }: FieldTooLongError) -> Self {
         Self::FieldTooLong { field, length, max }
     }
 }

@@ -4,8 +4,9 @@
 //! that is due next is known without a table.
 
 use keyward_protocol::{
-    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, Fault, HEADER_BYTES, Hello, LENGTH_BYTES,
-    MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, Response, Split, VERSION, Welcome, split,
+    CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential, ErrorCode, HEADER_BYTES, Hello, LENGTH_BYTES,
+    MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, ParsedFrame, ProtocolError, Response, VERSION, Welcome,
+    parse_frame,
 };
 use std::ops::Range;
 use std::time::Duration;
@@ -269,10 +270,10 @@ impl Inbox {
 
     /// The next frame, if all of it is there.
     pub(crate) fn response(&mut self) -> Result<Option<Response<'_>>, Error> {
-        match split(&self.buffer[self.start..self.end], MAX_ANSWER_LENGTH) {
-            Split::Incomplete => Ok(None),
-            Split::Lost(fault) => Err(not_a_frame(&fault)),
-            Split::Frame { header, body, size } => {
+        match parse_frame(&self.buffer[self.start..self.end], MAX_ANSWER_LENGTH) {
+            ParsedFrame::Incomplete => Ok(None),
+            ParsedFrame::Invalid(fault) => Err(not_a_frame(&fault)),
+            ParsedFrame::Complete { header, body, size } => {
                 self.start += size;
                 Response::decode(&header, body).map(Some).map_err(|fault| not_a_frame(&fault))
             }
@@ -286,7 +287,7 @@ impl Inbox {
 }
 
 /// The faults' own sentences are written for the daemon's peers, so only names are taken from them.
-fn not_a_frame(fault: &Fault) -> Error {
+fn not_a_frame(fault: &ProtocolError) -> Error {
     Error::Protocol(format!("a frame from the daemon is {} ({})", fault.code.name(), fault.detail))
 }
 

@@ -177,9 +177,11 @@ impl Peer {
     }
 
     /// Answers a request that is no legal frame, as the daemon would.
-    pub fn refuse_malformed(&mut self) -> wire::Fault {
+    pub fn refuse_malformed(&mut self) -> wire::ProtocolError {
         let frame = self.frame().expect("a request");
-        let wire::Split::Frame { header, body, .. } = wire::split(&frame, wire::MAX_REQUEST_LENGTH) else {
+        let wire::ParsedFrame::Complete { header, body, .. } =
+            wire::parse_frame(&frame, wire::MAX_REQUEST_LENGTH)
+        else {
             panic!("not a frame")
         };
         let fault = wire::Request::decode(&header, body).expect_err("a malformed request");
@@ -203,7 +205,9 @@ impl Peer {
 
     fn frame(&mut self) -> Option<Vec<u8>> {
         loop {
-            if let wire::Split::Frame { size, .. } = wire::split(&self.buffer, wire::MAX_REQUEST_LENGTH) {
+            if let wire::ParsedFrame::Complete { size, .. } =
+                wire::parse_frame(&self.buffer, wire::MAX_REQUEST_LENGTH)
+            {
                 return Some(self.buffer.drain(..size).collect());
             }
             let mut space = [0; 16 * 1024];
@@ -243,7 +247,7 @@ impl Peer {
 
     pub fn fault(&mut self, code: wire::ErrorCode, detail: u32, request_id: u32) {
         let mut out = Vec::new();
-        wire::Fault::new(code, detail, request_id).encode(&mut out);
+        wire::ProtocolError::new(code, detail, request_id).encode(&mut out);
         self.send(&out);
     }
 
@@ -259,7 +263,8 @@ impl Peer {
 }
 
 fn decode(frame: &[u8]) -> wire::Request<'_> {
-    let wire::Split::Frame { header, body, .. } = wire::split(frame, wire::MAX_REQUEST_LENGTH) else {
+    let wire::ParsedFrame::Complete { header, body, .. } = wire::parse_frame(frame, wire::MAX_REQUEST_LENGTH)
+    else {
         panic!("not a frame")
     };
     wire::Request::decode(&header, body).unwrap()

@@ -118,7 +118,7 @@ impl ErrorCode {
 
 /// One fault: what an ERROR frame says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct ProtocolError {
     /// What is wrong.
     pub code: ErrorCode,
     /// The offending value; what it is depends on the code.
@@ -127,7 +127,7 @@ pub struct Fault {
     pub request_id: u32,
 }
 
-impl Fault {
+impl ProtocolError {
     /// A fault of the request `request_id`.
     pub fn new(code: ErrorCode, detail: u32, request_id: u32) -> Self {
         Self { code, detail, request_id }
@@ -139,10 +139,10 @@ impl Fault {
     }
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.code.name(), self.message())
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for ProtocolError {}
