@@ -48,7 +48,9 @@ pub(crate) mod tests;
 
 use buckets::OwnerBuckets;
 pub use buckets::TooManyBuckets;
-pub use build::{BatchBuilder, Builder, ParallelBuilder, RowBatch, RowError, RowPolicies};
+pub use build::{
+    BatchBuilder, Builder, Disagreement, ParallelBuildError, ParallelBuilder, RowBatch, RowError, RowPolicies,
+};
 pub use diff::{
     AccessChange, AccessChanges, CompareOptions, Comparison, Diff, Difference, Example, Examples, Impact,
     MAX_EXAMPLES, RowMap, Share,

@@ -34,7 +34,7 @@ pub use batch::{BatchBuilder, RowBatch};
 use interner::Interner;
 use line_numbers::LineNumbers;
 pub(super) use parallel::PARTITIONING_BYTES;
-pub use parallel::{ParallelBuildError, ParallelBuilder, RotatedRows, UniqueDigests};
+pub use parallel::{ParallelBuildError, ParallelBuilder};
 
 /// Bytes reserved for the key id and the owner of a row. If they are too few, the arena grows; the rest is
 /// never touched and so takes no memory.
@@ -65,7 +65,7 @@ pub enum RowError {
     },
     /// The plan is not defined in the configuration.
     #[error(transparent)]
-    UnknownPlan(#[from] UnknownPlan),
+    UnknownPlan(#[from] UnknownPlanError),
     /// Entries are numbered with 32 bits.
     #[error("more than {} keys", u32::MAX)]
     TooMany,

@@ -46,7 +46,7 @@ pub enum ParallelBuildError {
     Disagreement(#[from] Disagreement),
     /// The plan of a row is not defined in the configuration.
     #[error(transparent)]
-    UnknownPlan(#[from] UnknownPlan),
+    UnknownPlan(#[from] UnknownPlanError),
     /// Entries are numbered with 32 bits.
     #[error("more than {} keys", u32::MAX)]
     TooMany,

@@ -62,7 +62,7 @@ pub enum RowProblem {
     OtherOwner,
     /// The plan is not defined in the configuration.
     #[error(transparent)]
-    UnknownPlan(#[from] UnknownPlan),
+    UnknownPlan(#[from] UnknownPlanError),
 }
 
 impl From<Disagreement> for RowProblem {

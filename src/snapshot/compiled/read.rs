@@ -178,11 +178,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
                     .push(interned.map_err(|unknown| ReadError::row(Section::Policies, number, unknown))?);
             }
             if !bytes.is_empty() {
-                return Err(damaged(
-                    Section::Policies,
-                    Some(number),
-                    "there is more in it than its policies",
-                ));
+                let problem = "there is more in it than its policies";
+                return Err(ReadError::damaged(Section::Policies, Some(number), problem));
             }
         }
         if policies.len() as u64 != self.header.policies.get() {
