@@ -2,12 +2,13 @@
 //!
 //! Buckets are allocated by name, so that a balance follows its limit whatever else changes:
 //!
-//! * A limit with `per = "key"` has one bucket per key id. Rows in rotation share it, and it follows the key id from snapshot to
-//!   snapshot, whatever plan the key is on.
-//! * A limit with `per = "owner"` has one bucket per owner, whatever plans the owner's keys are on. Changing plans, back and forth
-//!   or while the daemon is down, does not refill the bucket. If an owner's keys are on plans that define the limit
-//!   differently, there is one bucket per rate, all with the same name. Whenever the rates change, even after a time without any
-//!   bucket, all of them start with the lowest balance that any of them had left.
+//! * A limit with `per = "key"` has one bucket per key id. Rows in rotation share it, and it
+//!   follows the key id from snapshot to snapshot, whatever plan the key is on.
+//! * A limit with `per = "owner"` has one bucket per owner, whatever plans the owner's keys are on.
+//!   Changing plans, back and forth or while the daemon is down, does not refill the bucket. If an
+//!   owner's keys are on plans that define the limit differently, there is one bucket per rate, all
+//!   with the same name. Whenever the rates change, even after a time without any bucket, all of
+//!   them start with the lowest balance that any of them had left.
 
 use std::collections::HashMap;
 
@@ -23,7 +24,8 @@ use crate::snapshot::{Key, KeyTable, Policy, Snapshot, SnapshotMeta};
 #[error("more than 4294967296 limits in use")]
 pub struct TooManyBuckets;
 
-/// The buckets of the limits that owners share, by [name](BucketId::for_owner): one bucket, or one per rate.
+/// The buckets of the limits that owners share, by [name](BucketId::for_owner): one bucket, or one
+/// per rate.
 pub(super) type OwnerBuckets = HashMap<BucketId, Vec<BucketRef>, IdHasher>;
 
 impl KeyTable {
@@ -40,8 +42,8 @@ impl KeyTable {
         self.into_snapshot_with(allocation, &RowMap::unknown(previous), meta)
     }
 
-    /// [`into_snapshot`](Self::into_snapshot) after a [comparison](Self::compare): a row that the previous snapshot has under the same
-    /// key id is not looked up again.
+    /// [`into_snapshot`](Self::into_snapshot) after a [comparison](Self::compare): a row that the
+    /// previous snapshot has under the same key id is not looked up again.
     ///
     /// # Errors
     /// If there are more limits than slots.
@@ -77,8 +79,8 @@ impl KeyTable {
         Ok(Snapshot { meta, keys: self, slot_lists: slot_lists.into(), owner_buckets })
     }
 
-    /// The shortcut for a first snapshot in which every key has one limit of its own: the bucket of a key has the number of its
-    /// first row, which `Entry::buckets` contains already.
+    /// The shortcut for a first snapshot in which every key has one limit of its own: the bucket of
+    /// a key has the number of its first row, which `Entry::buckets` contains already.
     fn assign_rows(&self, allocation: &mut Allocation<'_>) -> Option<()> {
         let has_one_own_limit = |policy: &Policy| matches!(policy.limits(), [limit] if limit.per == Per::Key);
         if !self.policies.iter().all(has_one_own_limit) {
@@ -151,7 +153,8 @@ impl KeyTable {
             return rates;
         }
         let sharing = self.entries.iter().zip(0..).filter(|(entry, at)| {
-            // Rows in rotation are charged like the first of them, whose number `buckets` still contains here.
+            // Rows in rotation are charged like the first of them, whose number `buckets` still
+            // contains here.
             entry.buckets == *at && has_owner_limit[entry.policy as usize]
         });
         for (entry, _) in sharing {
@@ -181,7 +184,8 @@ impl Snapshot {
     }
 }
 
-/// Whether the limit's bucket belongs to the owner. A key without an owner (number 0) has the bucket to itself.
+/// Whether the limit's bucket belongs to the owner. A key without an owner (number 0) has the
+/// bucket to itself.
 fn is_owner_bucket(entry: &Entry, limit: &Limit) -> bool {
     limit.per == Per::Owner && entry.owner != 0
 }

@@ -1,10 +1,12 @@
-//! A set of IP networks with binary search: a look-up among thousands costs little more than one among ten.
+//! A set of IP networks with binary search: a look-up among thousands costs little more than one
+//! among ten.
 
 use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
-/// Sorted, disjoint ranges of addresses. IPv4 and IPv6 are separate, so that `::/0` does not silently admit IPv4.
+/// Sorted, disjoint ranges of addresses. IPv4 and IPv6 are separate, so that `::/0` does not
+/// silently admit IPv4.
 #[derive(Debug, Default, PartialEq)]
 pub struct IpSet {
     v4: Box<[(u32, u32)]>,
@@ -12,7 +14,8 @@ pub struct IpSet {
 }
 
 impl IpSet {
-    /// The union of `networks`. A network of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) counts as the IPv4 network.
+    /// The union of `networks`. A network of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) counts
+    /// as the IPv4 network.
     pub fn new(networks: &[IpNet]) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for network in networks {
@@ -55,7 +58,8 @@ fn disjoint<T: Copy + Ord>(mut ranges: Vec<(T, T)>) -> Box<[(T, T)]> {
     merged.into()
 }
 
-/// Whether `ranges` cover all of `others`. Adjacent ranges are not merged, so it may take several to cover one.
+/// Whether `ranges` cover all of `others`. Adjacent ranges are not merged, so it may take several
+/// to cover one.
 fn covers<T: Copy + Ord + Successor>(ranges: &[(T, T)], others: &[(T, T)]) -> bool {
     others.iter().all(|&(first, last)| {
         let mut next = first;

@@ -15,11 +15,13 @@ use crate::snapshot::same_digest;
 /// Hashes short texts several times as fast as the standard library's hasher. Seeded per process.
 pub(super) type IdHasher = foldhash::quality::RandomState;
 
-/// The number of rows that are looked up together, so that their cache misses overlap: more than a processor can have in flight, and
-/// few enough that what was prefetched for the first row is still cached after the last.
+/// The number of rows that are looked up together, so that their cache misses overlap: more than a
+/// processor can have in flight, and few enough that what was prefetched for the first row is still
+/// cached after the last.
 pub(super) const WINDOW: usize = 64;
 
-/// The keys of one source: the part of a [`Snapshot`](super::Snapshot) that does not depend on its predecessor.
+/// The keys of one source: the part of a [`Snapshot`](super::Snapshot) that does not depend on its
+/// predecessor.
 pub struct KeyTable {
     pub(super) seed: u64,
     pub(super) hasher: IdHasher,
@@ -31,11 +33,13 @@ pub struct KeyTable {
     pub(super) rotated: Vec<(u32, u32)>,
     pub(super) entries: HugeVec<Entry>,
     pub(super) policies: Vec<Policy>,
-    /// The first entry of each owner, by owner number. Number 0 stands for "no owner" and has no entry.
+    /// The first entry of each owner, by owner number. Number 0 stands for "no owner" and has no
+    /// entry.
     pub(super) owners: Vec<u32>,
     /// Key ids and owners' names, side by side.
     pub(super) arena: HugeText,
-    /// (entry, start of its text in `metadata_texts`), ascending. A text ends where the next one starts.
+    /// (entry, start of its text in `metadata_texts`), ascending. A text ends where the next one
+    /// starts.
     pub(super) metadata: HugeVec<(u32, u64)>,
     pub(super) metadata_texts: HugeText,
     /// The fields for which any row has a value.
@@ -64,7 +68,8 @@ impl KeyTable {
         self.entries.iter().map(|entry| (&entry.digest, self.key_id(entry)))
     }
 
-    /// Whether the table lists `digest` as a key that is neither revoked nor expired at the Unix second `now`.
+    /// Whether the table lists `digest` as a key that is neither revoked nor expired at the Unix
+    /// second `now`.
     pub fn has_live_key(&self, digest: &Digest, now: u32) -> bool {
         let entry = self.find_exactly(digest).and_then(|id| self.entries.get(id as usize));
         entry.is_some_and(|entry| entry.status.of_row() != Status::Revoked && entry.expires_at.get() > now)
@@ -129,9 +134,10 @@ impl KeyTable {
 
     /// Finds the entries with the digests of up to [`WINDOW`] rows of another table.
     ///
-    /// `next` is the entry expected for the first row. Most sources keep their order, so that each row is found right after the one
-    /// before and nothing has to be looked up. The other rows are looked up together. Whatever the caller compares next (the
-    /// entry and its texts) is prefetched.
+    /// `next` is the entry expected for the first row. Most sources keep their order, so that each
+    /// row is found right after the one before and nothing has to be looked up. The other rows are
+    /// looked up together. Whatever the caller compares next (the entry and its texts) is
+    /// prefetched.
     pub(super) fn find_window(&self, rows: &[Entry], next: &mut u32, found: &mut Vec<Option<u32>>) {
         found.clear();
         let mut elsewhere: ArrayVec<(usize, Probe), WINDOW> = ArrayVec::new();

@@ -1,8 +1,9 @@
-//! How much memory the next step of building or publishing a table can allocate. A load asks before each step, so that
-//! it can be given up while everything is still as it was.
+//! How much memory the next step of building or publishing a table can allocate. A load asks before
+//! each step, so that it can be given up while everything is still as it was.
 //!
-//! All sizes are upper bounds of what is allocated at once, not of what stays allocated. Small allocations and those in
-//! proportion to one batch are not included; a load leaves a margin for them.
+//! All sizes are upper bounds of what is allocated at once, not of what stays allocated. Small
+//! allocations and those in proportion to one batch are not included; a load leaves a margin for
+//! them.
 
 use crate::limiter::MAX_CHARGES;
 use crate::memory::growth;
@@ -12,8 +13,8 @@ use crate::snapshot::entry::Entry;
 use crate::snapshot::index::Index;
 use crate::snapshot::{Builder, Diff, KeyTable, ParallelBuilder, Policy, RowBatch, Snapshot};
 
-/// The address space in which the C library's allocator grows for one thread. If no such space is left, it maps a page for every
-/// small allocation, and no margin suffices for many of them.
+/// The address space in which the C library's allocator grows for one thread. If no such space is
+/// left, it maps a page for every small allocation, and no margin suffices for many of them.
 pub const MALLOC_HEAP_BYTES: usize = 64 << 20;
 
 /// Up to this number, small allocations need no heap of their own.
@@ -73,13 +74,14 @@ impl Builder {
         heap_bytes(self.keys.policies.len(), 1)
     }
 
-    /// Bytes of a table of `rows` rows with key ids and owners of usual length, a few policies and no metadata.
+    /// Bytes of a table of `rows` rows with key ids and owners of usual length, a few policies and
+    /// no metadata.
     pub fn bytes_for(rows: usize) -> usize {
         rows_bytes(rows).saturating_add(rows.saturating_mul(IDENTITY_BYTES))
     }
 
-    /// Bytes that adding `rows` rows can allocate, with `texts` bytes of key ids and owners and `metadata` bytes of metadata; 0 if
-    /// there is room for them.
+    /// Bytes that adding `rows` rows can allocate, with `texts` bytes of key ids and owners and
+    /// `metadata` bytes of metadata; 0 if there is room for them.
     pub fn growth(&self, rows: usize, texts: usize, metadata: usize) -> usize {
         let with_metadata = rows.min(metadata);
         self.entry_growth(rows, texts)
@@ -109,7 +111,8 @@ impl Builder {
 }
 
 impl ParallelBuilder {
-    /// Address space that has to be available in addition, while `threads` threads build batches like this one.
+    /// Address space that has to be available in addition, while `threads` threads build batches
+    /// like this one.
     pub fn heap_bytes(batch: &RowBatch, threads: usize) -> usize {
         heap_bytes(batch.policies() * ALLOCATIONS_PER_POLICY, threads)
     }
@@ -135,7 +138,8 @@ impl ParallelBuilder {
     }
 }
 
-/// Per bucket of a key that is new or has other limits: its slot and the migrated balance, each in a list that doubles.
+/// Per bucket of a key that is new or has other limits: its slot and the migrated balance, each in
+/// a list that doubles.
 const ALLOCATED_BUCKET: usize = 3 * (4 + 40);
 
 /// Per bucket that is gone or has another rate: its balance by name, in a table that doubles.
@@ -156,12 +160,14 @@ impl KeyTable {
         self.len().saturating_mul(COMPARED_ROW)
     }
 
-    /// Address space that publishing this table takes, in addition to [`publishing_bytes`](Self::publishing_bytes).
+    /// Address space that publishing this table takes, in addition to
+    /// [`publishing_bytes`](Self::publishing_bytes).
     pub fn publishing_heap_bytes(&self) -> usize {
         heap_bytes(self.owners.len(), 1)
     }
 
-    /// Bytes that publishing this table after `old` takes, where `diff` is the difference between them.
+    /// Bytes that publishing this table after `old` takes, where `diff` is the difference between
+    /// them.
     pub fn publishing_bytes(&self, diff: &Diff, old: Option<&Snapshot>) -> usize {
         let max_limits =
             |keys: &Self| keys.policies.iter().map(|policy| policy.limits().len()).max().unwrap_or(0);

@@ -13,7 +13,8 @@ const TICKS_PER_SECOND: u64 = 1_000_000_000 * TICKS_PER_NANOSECOND;
 pub struct SnapshotMeta {
     /// Number of the snapshot; the first is 1.
     pub generation: u64,
-    /// Unix second at which the source was written, according to the file. It can lie in the future.
+    /// Unix second at which the source was written, according to the file. It can lie in the
+    /// future.
     pub source_time: u32,
     /// [Ticks](Now::ticks) at which this process first loaded a source with this `source_time`.
     pub loaded: u64,
@@ -22,14 +23,18 @@ pub struct SnapshotMeta {
 }
 
 impl SnapshotMeta {
-    /// Age of the source in seconds: its age by the wall clock, but at least the time since it was loaded.
+    /// Age of the source in seconds: its age by the wall clock, but at least the time since it was
+    /// loaded.
     ///
-    /// The wall clock may be wrong during the load and corrected later, or the other way round, so no reading from
-    /// the load is kept. The time since the load is measured with the monotonic clock.
+    /// The wall clock may be wrong during the load and corrected later, or the other way round, so
+    /// no reading from the load is kept. The time since the load is measured with the monotonic
+    /// clock.
     ///
     /// * A wall clock that was wrong at the load has no effect once it is right.
-    /// * A source from the future ages from its load on. Otherwise it would not age until its time has come.
-    /// * No source is served for longer than `max_staleness` after its load, however far the wall clock is set back.
+    /// * A source from the future ages from its load on. Otherwise it would not age until its time
+    ///   has come.
+    /// * No source is served for longer than `max_staleness` after its load, however far the wall
+    ///   clock is set back.
     pub fn source_age(&self, now: Now) -> u32 {
         let by_wall_clock = now.unix.saturating_sub(self.source_time);
         let since_load = now.ticks.saturating_sub(self.loaded) / TICKS_PER_SECOND;
@@ -58,7 +63,8 @@ mod tests {
 
     #[test]
     fn clock_steps_make_neither_fresh_keys_stale_nor_stale_keys_fresh() {
-        // max_staleness is one hour. Columns: case, seconds between load and write, then (after, ahead, stale) for each step.
+        // max_staleness is one hour. Columns: case, seconds between load and write, then (after,
+        // ahead, stale) for each step.
         type Row<'a> = (&'a str, i64, &'a [(i64, i64, bool)]);
         let table: &[Row<'_>] = &[
             ("correct clock", -60, &[(0, 0, false), (HOUR - 60, 0, false), (HOUR, 0, true)]),

@@ -2,19 +2,23 @@
 //!
 //! A reload takes these steps:
 //!
-//! 1. [`Builder`] collects the [records](crate::record::KeyRecord) of a source into a [`KeyTable`] and refuses duplicates
-//!    ([`build`]); a compiled source is decoded into one directly ([`compiled`]).
+//! 1. [`Builder`] collects the [records](crate::record::KeyRecord) of a source into a [`KeyTable`]
+//!    and refuses duplicates ([`build`]); a compiled source is decoded into one directly
+//!    ([`compiled`]).
 //! 2. [`Comparison`] counts what the table changes, compared with the one in force ([`diff`]).
-//! 3. [`KeyTable::into_snapshot`] allocates the rate limit buckets and completes the [`Snapshot`] ([`buckets`]).
+//! 3. [`KeyTable::into_snapshot`] allocates the rate limit buckets and completes the [`Snapshot`]
+//!    ([`buckets`]).
 //!
-//! A key is an [`Entry`] of one cache line: the digest, the times, and numbers that locate the rest. Whatever many keys have in
-//! common (environment, plan, scopes, networks, origins, limits) is stored once, as a [`Policy`]. The [`index`] maps digests to entry
-//! numbers. It hashes the digest's own bits with a seed: SHA-256 is uniform already, but a source may list values that are
-//! not SHA-256 digests. The index stays small, and the entries lie side by side in the order of the source.
+//! A key is an [`Entry`] of one cache line: the digest, the times, and numbers that locate the
+//! rest. Whatever many keys have in common (environment, plan, scopes, networks, origins, limits)
+//! is stored once, as a [`Policy`]. The [`index`] maps digests to entry numbers. It hashes the
+//! digest's own bits with a seed: SHA-256 is uniform already, but a source may list values that are
+//! not SHA-256 digests. The index stays small, and the entries lie side by side in the order of the
+//! source.
 //!
-//! Three atomic fields of an entry change after publication: whether an operator has revoked the key
-//! ([`revocation`]), what a refused source takes away from it ([`takeaways`]), and which of two peppers its row is hashed with
-//! ([`peppers`]).
+//! Three atomic fields of an entry change after publication: whether an operator has revoked the
+//! key ([`revocation`]), what a refused source takes away from it ([`takeaways`]), and which of two
+//! peppers its row is hashed with ([`peppers`]).
 
 use subtle::ConstantTimeEq;
 
@@ -95,8 +99,8 @@ fn as_le_u64s(digest: &Digest) -> [u64; 4] {
         .map(|at: usize| digest[at..].first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes)))
 }
 
-/// Compares two digests in constant time. It works on 64-bit words, because `subtle` compares slices byte by byte,
-/// which costs ten times as much.
+/// Compares two digests in constant time. It works on 64-bit words, because `subtle` compares
+/// slices byte by byte, which costs ten times as much.
 fn same_digest(a: &Digest, b: &Digest) -> bool {
     let difference = as_le_u64s(a).into_iter().zip(as_le_u64s(b)).fold(0, |sum, (a, b)| sum | (a ^ b));
     difference.ct_eq(&0).into()
@@ -104,7 +108,8 @@ fn same_digest(a: &Digest, b: &Digest) -> bool {
 
 /// Look-ups.
 ///
-/// A look-up has three steps, so that the look-ups of a batch overlap: each step prefetches what the next one reads.
+/// A look-up has three steps, so that the look-ups of a batch overlap: each step prefetches what
+/// the next one reads.
 impl Snapshot {
     /// Step 1: hashes the digest and prefetches the group of the index that may hold it.
     #[inline]
@@ -114,7 +119,8 @@ impl Snapshot {
         probe
     }
 
-    /// Step 2: reads the group and prefetches the entry that the digest most likely belongs to. `None` if no key has this digest.
+    /// Step 2: reads the group and prefetches the entry that the digest most likely belongs to.
+    /// `None` if no key has this digest.
     #[inline]
     pub fn candidate(&self, probe: Probe) -> Option<EntryId> {
         let number = self.keys.index.candidate(probe)?;
@@ -122,7 +128,8 @@ impl Snapshot {
         Some(EntryId(number))
     }
 
-    /// Step 3: compares the whole digest with the [candidate](Self::candidate). Only this result may be relied on.
+    /// Step 3: compares the whole digest with the [candidate](Self::candidate). Only this result
+    /// may be relied on.
     #[inline]
     pub fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(candidate.0 as usize)?;
@@ -207,7 +214,8 @@ impl Snapshot {
         self.keys.entries.iter().zip(ids).filter_map(|(entry, id)| self.key_of(entry, id))
     }
 
-    /// The buckets of every row, each with a function that returns its name. Buckets that several rows share are repeated.
+    /// The buckets of every row, each with a function that returns its name. Buckets that several
+    /// rows share are repeated.
     pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());

@@ -1,9 +1,11 @@
-//! Which of two peppers a row is hashed with. The digest does not tell; a key that is found with one of them does.
+//! Which of two peppers a row is hashed with. The digest does not tell; a key that is found with
+//! one of them does.
 //!
-//! Before retiring a pepper, an operator checks which rows still use it. While there are two peppers, each successful look-up therefore
-//! records the pepper that found the row, and the next snapshot inherits the record for the rows that it has in common with this
-//! one. A look-up that runs while the next snapshot is being made may not be recorded in it, and a restart discards all records.
-//! Such a row is unrecorded until it is requested again.
+//! Before retiring a pepper, an operator checks which rows still use it. While there are two
+//! peppers, each successful look-up therefore records the pepper that found the row, and the next
+//! snapshot inherits the record for the rows that it has in common with this one. A look-up that
+//! runs while the next snapshot is being made may not be recorded in it, and a restart discards all
+//! records. Such a row is unrecorded until it is requested again.
 
 use crate::rules::GlobalPolicy;
 use crate::snapshot::diff::RowMap;

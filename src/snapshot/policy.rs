@@ -1,4 +1,5 @@
-//! What many keys have in common, stored once: most sources repeat a few combinations in millions of rows.
+//! What many keys have in common, stored once: most sources repeat a few combinations in millions
+//! of rows.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub struct Policy {
     texts: Box<[AnswerTexts]>,
 }
 
-/// A policy as the rows state it, before their plan is applied. Equal row policies share one [`Policy`].
+/// A policy as the rows state it, before their plan is applied. Equal row policies share one
+/// [`Policy`].
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct RowPolicy {
     pub(super) environment: Arc<str>,
@@ -98,8 +100,8 @@ impl Policy {
         self.scopes.contains(scope)
     }
 
-    /// Whether a request from `ip` is allowed. A policy without a list of networks allows every request. A policy with a list, which
-    /// may be empty, refuses a request that states no address.
+    /// Whether a request from `ip` is allowed. A policy without a list of networks allows every
+    /// request. A policy with a list, which may be empty, refuses a request that states no address.
     pub fn allows_ip(&self, ip: Option<Ipv6Addr>) -> bool {
         self.ips.as_ref().is_none_or(|ips| ip.is_some_and(|ip| ips.contains(ip)))
     }
@@ -114,7 +116,8 @@ impl Policy {
 
 /// Comparisons with an earlier policy.
 impl Policy {
-    /// Whether this policy admits an address that `before` refuses, or a request without an address.
+    /// Whether this policy admits an address that `before` refuses, or a request without an
+    /// address.
     pub fn admits_networks_beyond(&self, before: &Self) -> bool {
         match (&before.ips, &self.ips) {
             (None, _) => false,

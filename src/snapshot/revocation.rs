@@ -1,14 +1,15 @@
 //! Keys that an operator revokes beside the source, found by key id or by owner.
 //!
-//! After marking a key of a published snapshot, the caller ends a publication epoch. A snapshot that is not published yet can simply be
-//! marked.
+//! After marking a key of a published snapshot, the caller ends a publication epoch. A snapshot
+//! that is not published yet can simply be marked.
 
 use std::collections::HashSet;
 
 use crate::snapshot::{EntryId, Key, Snapshot};
 
 impl Snapshot {
-    /// All rows of a key: more than one if it is in rotation. The cost does not depend on the number of keys.
+    /// All rows of a key: more than one if it is in rotation. The cost does not depend on the
+    /// number of keys.
     pub fn rows_of_key(&self, key_id: &str) -> impl Iterator<Item = Key<'_>> {
         self.keys.rows_of_key(key_id).filter_map(move |row| self.key(row))
     }
@@ -18,7 +19,8 @@ impl Snapshot {
         self.rows_of_owners(move |name| name == owner)
     }
 
-    /// All rows of the owners for which `predicate` returns true. Calls it once for each owner, and scans all keys once.
+    /// All rows of the owners for which `predicate` returns true. Calls it once for each owner, and
+    /// scans all keys once.
     pub fn rows_of_owners(&self, mut predicate: impl FnMut(&str) -> bool) -> impl Iterator<Item = Key<'_>> {
         // Number 0 stands for no owner.
         let named = 1..u32::try_from(self.keys.owners.len()).unwrap_or(u32::MAX);

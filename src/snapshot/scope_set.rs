@@ -7,7 +7,8 @@ use std::sync::Arc;
 pub struct ScopeSet {
     /// Sorted, without those that a wildcard covers.
     exact: Box<[Box<str>]>,
-    /// The prefixes before the `*`, sorted. None starts with another, so at most one of them can match a scope.
+    /// The prefixes before the `*`, sorted. None starts with another, so at most one of them can
+    /// match a scope.
     wildcards: Box<[Box<str>]>,
 }
 

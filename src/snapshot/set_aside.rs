@@ -1,7 +1,9 @@
-//! Rows that are set aside: they cannot be understood, while all other rows of their source take effect.
+//! Rows that are set aside: they cannot be understood, while all other rows of their source take
+//! effect.
 //!
-//! If the digest of such a row can be read, its key is disabled, whatever its status was before. Otherwise the key is unknown. Nothing
-//! else in the row is trusted, so its entry has no restrictions and no limits of its own.
+//! If the digest of such a row can be read, its key is disabled, whatever its status was before.
+//! Otherwise the key is unknown. Nothing else in the row is trusted, so its entry has no
+//! restrictions and no limits of its own.
 
 use std::collections::HashSet;
 
@@ -21,8 +23,9 @@ impl Builder {
         self.keys.has_set_aside = true;
     }
 
-    /// Disables the key of a row that cannot be understood, whatever another row with the same digest says. All good rows have to
-    /// be added before, because the row joins the rows that have its key id.
+    /// Disables the key of a row that cannot be understood, whatever another row with the same
+    /// digest says. All good rows have to be added before, because the row joins the rows that have
+    /// its key id.
     ///
     /// # Errors
     /// If there are too many rows, or the default plan is not defined.
@@ -81,7 +84,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Disables all keys with these key ids, whose rows contradict each other: it is unknown which row is right.
+    /// Disables all keys with these key ids, whose rows contradict each other: it is unknown which
+    /// row is right.
     pub fn set_aside_ids<'i>(&mut self, key_ids: impl Iterator<Item = &'i str>) {
         let firsts: HashSet<u32> = key_ids.filter_map(|key_id| self.keys.find_by_id(key_id)).collect();
         if firsts.is_empty() {
@@ -105,8 +109,9 @@ impl KeyTable {
         self.entries.iter().filter(|entry| entry.status.is_set_aside()).map(|entry| self.key_id(entry))
     }
 
-    /// Copies the previous state of the keys that are set aside from the table `before`: whether they were usable, and which
-    /// restrictions they had. When they return, the guard compares them with that state.
+    /// Copies the previous state of the keys that are set aside from the table `before`: whether
+    /// they were usable, and which restrictions they had. When they return, the guard compares them
+    /// with that state.
     pub fn inherit_prior_state(&mut self, before: &Self, CompareOptions { now, by_key_id }: CompareOptions) {
         let mut given = FieldSet::NONE;
         for at in 0..self.entries.len() {

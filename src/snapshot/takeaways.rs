@@ -1,8 +1,9 @@
 //! Takeaways: the access that a refused source still takes away.
 //!
-//! A source can be refused because some rows cannot be understood. Its other rows may revoke a key, disable it or bring its
-//! expiry forward; nothing else in them takes effect, and nothing is granted. Takeaways are marked in the snapshot in
-//! force and end with it, because the next snapshot comes from an accepted source.
+//! A source can be refused because some rows cannot be understood. Its other rows may revoke a key,
+//! disable it or bring its expiry forward; nothing else in them takes effect, and nothing is
+//! granted. Takeaways are marked in the snapshot in force and end with it, because the next
+//! snapshot comes from an accepted source.
 
 use serde::{Deserialize, Serialize};
 
@@ -39,15 +40,17 @@ impl Takeaway {
 pub struct Takeaways {
     /// The digest of each key, and what is taken away from it.
     pub keys: Vec<(Digest, Takeaway)>,
-    /// Out of the keys that would be usable without any takeaway: those affected by these takeaways or earlier ones, either now or
-    /// when an earlier expiry is reached.
+    /// Out of the keys that would be usable without any takeaway: those affected by these takeaways
+    /// or earlier ones, either now or when an earlier expiry is reached.
     pub share: Share,
 }
 
 impl KeyTable {
-    /// Returns what these rows take away from the keys of `served`, beyond earlier takeaways, at the Unix second `now`.
+    /// Returns what these rows take away from the keys of `served`, beyond earlier takeaways, at
+    /// the Unix second `now`.
     ///
-    /// Keys are found by digest. Collection stops after `limit` + 1 takeaways: more than `limit` are refused as a whole.
+    /// Keys are found by digest. Collection stops after `limit` + 1 takeaways: more than `limit`
+    /// are refused as a whole.
     pub fn takeaways(&self, served: &Snapshot, now: u32, limit: usize) -> Takeaways {
         let mut takeaways = Takeaways::default();
         for before in &served.table().entries {
@@ -82,7 +85,8 @@ impl KeyTable {
     }
 }
 
-/// What a row takes away from the key in its present state. An earlier expiry has no effect on a disabled or revoked key.
+/// What a row takes away from the key in its present state. An earlier expiry has no effect on a
+/// disabled or revoked key.
 fn takeaway(before: &Entry, row: &Entry, now: u32) -> Option<Takeaway> {
     let expires_at = row.expires_at.get();
     match (before.status.without_operator(), row.status.of_row()) {
@@ -98,10 +102,11 @@ fn takeaway(before: &Entry, row: &Entry, now: u32) -> Option<Takeaway> {
     }
 }
 
-/// Whether a key would be usable if nothing had been taken away from it. As for the guard, a key that an operator has revoked is
-/// not usable.
+/// Whether a key would be usable if nothing had been taken away from it. As for the guard, a key
+/// that an operator has revoked is not usable.
 ///
-/// If the expiry was brought forward, the key counts as unexpired, because the original expiry is not stored.
+/// If the expiry was brought forward, the key counts as unexpired, because the original expiry is
+/// not stored.
 fn is_usable_without_takeaways(entry: &Entry, now: u32) -> bool {
     let is_within =
         entry.not_before <= now && (now < entry.expires_at.get() || entry.status.has_taken_expiry());

@@ -8,7 +8,8 @@ use crate::snapshot::{Builder, KeyTable};
 /// The seed of every table that these helpers build.
 pub(super) const SEED: u64 = 7;
 
-/// An owned [`KeyRecord`]: an active key without an owner, restrictions or metadata, until a test sets some.
+/// An owned [`KeyRecord`]: an active key without an owner, restrictions or metadata, until a test
+/// sets some.
 #[derive(Clone)]
 pub(super) struct TestRecord {
     pub(super) hash: Digest,

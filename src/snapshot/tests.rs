@@ -2,8 +2,8 @@
 //! distinguishes them.
 //!
 //! The index hashes with a secret seed, so that a client cannot find such digests. A table must not
-//! depend on that: a look-up that trusts the hash, or the 32 bits of it that the index stores, would
-//! admit a key that was never issued.
+//! depend on that: a look-up that trusts the hash, or the 32 bits of it that the index stores,
+//! would admit a key that was never issued.
 
 use std::hash::BuildHasher;
 use std::io::Cursor;
@@ -37,8 +37,8 @@ pub(crate) fn forgeries(digest: &Digest, seed: u64) -> [Digest; 3] {
     forged.map(digest_of)
 }
 
-/// Pairs of digests with one hash that differ in a single byte, one pair for each byte. If one factor
-/// of a multiplication is 0, the other has no effect.
+/// Pairs of digests with one hash that differ in a single byte, one pair for each byte. If one
+/// factor of a multiplication is 0, the other has no effect.
 fn neighbours(seed: u64) -> Vec<(Digest, Digest)> {
     let zeros =
         [seed, seed.rotate_left(17) ^ index::MIX, seed.rotate_left(31), seed.rotate_left(47) ^ index::MIX];

@@ -1,6 +1,8 @@
-//! Rows that a thread prepares on its own, to be added to a [`ParallelBuilder`](super::ParallelBuilder) together.
+//! Rows that a thread prepares on its own, to be added to a
+//! [`ParallelBuilder`](super::ParallelBuilder) together.
 //!
-//! Most of the cost of a row is parsing and hashing. Both happen here, in as many threads as there are batch builders.
+//! Most of the cost of a row is parsing and hashing. Both happen here, in as many threads as there
+//! are batch builders.
 
 use std::hash::BuildHasher;
 
@@ -13,7 +15,8 @@ use crate::snapshot::policy::RowPolicy;
 /// Rows, and what they have in common.
 #[derive(Default)]
 pub struct RowBatch {
-    /// The entries as in the table, except that texts and policies are numbered within the batch and owners not at all.
+    /// The entries as in the table, except that texts and policies are numbered within the batch
+    /// and owners not at all.
     pub(super) entries: Vec<Entry>,
     pub(super) owner_hashes: Vec<u64>,
     /// Key id and owner of each row.

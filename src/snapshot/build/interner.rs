@@ -81,7 +81,8 @@ impl Interner {
         std::mem::take(&mut self.policies)
     }
 
-    /// Bytes that the interner allocates before it holds `more` policies; 0 if there is room for them.
+    /// Bytes that the interner allocates before it holds `more` policies; 0 if there is room for
+    /// them.
     pub(in crate::snapshot) fn growth(&self, more: usize) -> usize {
         /// An entry of the table and its control byte.
         const ENTRY: usize = size_of::<(u64, u32)>() + 1;
@@ -129,8 +130,9 @@ fn hash(hasher: &IdHasher, environment: &str, plan: &str, lists: Lists<'_>) -> u
     hasher.hash_one((environment, plan, lists))
 }
 
-/// Skips the comparison of two empty texts, the most common case. An empty text has a dangling address, and comparing zero bytes there
-/// costs some C libraries a hundred times as much as this check.
+/// Skips the comparison of two empty texts, the most common case. An empty text has a dangling
+/// address, and comparing zero bytes there costs some C libraries a hundred times as much as this
+/// check.
 fn same_text(a: &str, b: &str) -> bool {
     a.len() == b.len() && (a.is_empty() || a == b)
 }

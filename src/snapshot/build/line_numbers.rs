@@ -5,7 +5,8 @@
 /// Line numbers by entry.
 #[derive(Debug, Default)]
 pub(in crate::snapshot) struct LineNumbers {
-    /// (entry, line) of the entries whose line does not follow the line of the entry before; ascending.
+    /// (entry, line) of the entries whose line does not follow the line of the entry before;
+    /// ascending.
     jumps: Vec<(u32, u64)>,
     next: u64,
 }

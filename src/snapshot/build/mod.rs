@@ -2,17 +2,20 @@
 //!
 //! There are three ways to the same table:
 //!
-//! * [`Builder::add`] takes the rows one by one. An error names the lines of both rows. Every source can be read this way.
-//! * [`ParallelBuilder`] takes batches of rows that other threads have prepared, and builds the indexes when all rows are there. It is
-//!   faster, but an error does not name the rows: the caller then starts over with [`Builder::add`].
+//! * [`Builder::add`] takes the rows one by one. An error names the lines of both rows. Every
+//!   source can be read this way.
+//! * [`ParallelBuilder`] takes batches of rows that other threads have prepared, and builds the
+//!   indexes when all rows are there. It is faster, but an error does not name the rows: the caller
+//!   then starts over with [`Builder::add`].
 //! * A [compiled](super::compiled) file is decoded into place.
 //!
-//! All of them reject a duplicate digest, and rows of one key id that disagree ([`KeyTable::check_agreement`]). The first two
-//! find a duplicate when they insert it into an index ([`Index::find_or_insert`]); the rows of a compiled file are sorted, so
-//! that duplicates are neighbours.
+//! All of them reject a duplicate digest, and rows of one key id that disagree
+//! ([`KeyTable::check_agreement`]). The first two find a duplicate when they insert it into an
+//! index ([`Index::find_or_insert`]); the rows of a compiled file are sorted, so that duplicates
+//! are neighbours.
 //!
-//! A table depends on its source alone and can still be refused. [`KeyTable::into_snapshot`] then allocates the
-//! buckets, which depend on the snapshot in force.
+//! A table depends on its source alone and can still be refused. [`KeyTable::into_snapshot`] then
+//! allocates the buckets, which depend on the snapshot in force.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -36,8 +39,8 @@ use line_numbers::LineNumbers;
 pub(super) use parallel::PARTITIONING_BYTES;
 pub use parallel::{ParallelBuildError, ParallelBuilder};
 
-/// Bytes reserved for the key id and the owner of a row. If they are too few, the arena grows; the rest is
-/// never touched and so takes no memory.
+/// Bytes reserved for the key id and the owner of a row. If they are too few, the arena grows; the
+/// rest is never touched and so takes no memory.
 pub(super) const IDENTITY_BYTES: usize = 32;
 
 /// Why a row cannot be added to the rows before it. Lines count from 1.
@@ -91,8 +94,8 @@ impl Disagreement {
     }
 }
 
-/// The policies of a [`KeyTable`] as its rows state them, before plans are applied. Only needed to write the table to a
-/// compiled file.
+/// The policies of a [`KeyTable`] as its rows state them, before plans are applied. Only needed to
+/// write the table to a compiled file.
 pub struct RowPolicies(Vec<RowPolicy>);
 
 impl RowPolicies {
@@ -112,8 +115,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// An empty table with room for `expected` rows. Even if fewer rows follow, they may be spread over the whole
-    /// indexes. `seed` should be random and different in every process.
+    /// An empty table with room for `expected` rows. Even if fewer rows follow, they may be spread
+    /// over the whole indexes. `seed` should be random and different in every process.
     pub fn new(seed: u64, expected: usize) -> Self {
         let keys = KeyTable {
             seed,

@@ -1,11 +1,14 @@
-//! A table that is filled first and indexed afterwards: the fast path for a large source without errors.
+//! A table that is filled first and indexed afterwards: the fast path for a large source without
+//! errors.
 //!
-//! Inserting each row into the indexes at once would miss the cache for nearly every row. Here the rows are
-//! partitioned by hash, and the rows of a partition are inserted together, while that part of the index is cached. The
-//! two indexes, by digest and by key id, are built at the same time by two threads.
+//! Inserting each row into the indexes at once would miss the cache for nearly every row. Here the
+//! rows are partitioned by hash, and the rows of a partition are inserted together, while that part
+//! of the index is cached. The two indexes, by digest and by key id, are built at the same time by
+//! two threads.
 //!
-//! The price: a contradiction between rows is found late, and without their lines. To report the lines, start over with
-//! [`Builder::add`]. The texts of a key in rotation are stored once for each row.
+//! The price: a contradiction between rows is found late, and without their lines. To report the
+//! lines, start over with [`Builder::add`]. The texts of a key in rotation are stored once for each
+//! row.
 
 use std::hash::BuildHasher;
 
@@ -18,7 +21,8 @@ use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::key_table::{KeyTable, WINDOW};
 use crate::snapshot::same_digest;
 
-/// Partitions of an index. The index of a million keys takes 12 MiB, so that one partition of it fits in the L1 and L2 caches.
+/// Partitions of an index. The index of a million keys takes 12 MiB, so that one partition of it
+/// fits in the L1 and L2 caches.
 const PARTITIONS: usize = 256;
 
 /// Rows that are collected for a partition before they are inserted.
@@ -59,8 +63,8 @@ pub struct UniqueDigests(());
 pub struct RotatedRows(Vec<(u32, u32)>);
 
 impl Builder {
-    /// Turns an empty builder into a parallel one with room for `expected` rows. If fewer rows follow, the memory of the others stays
-    /// reserved.
+    /// Turns an empty builder into a parallel one with room for `expected` rows. If fewer rows
+    /// follow, the memory of the others stays reserved.
     pub fn into_parallel(mut self, expected: usize) -> ParallelBuilder {
         let KeyTable { entries, arena, .. } = &mut self.keys;
         memory::make_room(entries, expected);
@@ -166,7 +170,8 @@ impl ParallelBuilder {
     }
 }
 
-/// Inserts all entries into an index. An entry that is the `same` as an earlier one is not inserted but returned, as (earlier, later).
+/// Inserts all entries into an index. An entry that is the `same` as an earlier one is not inserted
+/// but returned, as (earlier, later).
 fn insert_all(
     index: &mut Index,
     entries: &[Entry],
@@ -185,7 +190,8 @@ fn insert_all(
             }
         }
     };
-    // Within a partition the rows keep their order, so that the first of several equal ones is inserted.
+    // Within a partition the rows keep their order, so that the first of several equal ones is
+    // inserted.
     let mut partitions: Vec<Vec<(Probe, u32)>> =
         (0..PARTITIONS).map(|_| Vec::with_capacity(PARTITION_ROWS)).collect();
     for (entry, id) in entries.iter().zip(0..) {
@@ -202,7 +208,8 @@ fn insert_all(
 }
 
 impl Builder {
-    /// Prefetches the names that owners with these hashes are compared with. They are three dependent reads away.
+    /// Prefetches the names that owners with these hashes are compared with. They are three
+    /// dependent reads away.
     fn prefetch_owners(&self, hashes: &[u64]) {
         let keys = &self.keys;
         let mut firsts = [u32::MAX; WINDOW];

@@ -1,7 +1,8 @@
-//! The memory of the table: allocated at once, and handed out block by block to the threads that fill it.
+//! The memory of the table: allocated at once, and handed out block by block to the threads that
+//! fill it.
 //!
-//! It is not cleared first, and comes into memory as it is written. Every byte is written before it is read: a block that
-//! does not fill its slot is refused, and the file with it.
+//! It is not cleared first, and comes into memory as it is written. Every byte is written before it
+//! is read: a block that does not fill its slot is refused, and the file with it.
 
 use crate::memory::{HugeVec, TextPlace, TextSpace, zeroed};
 use crate::snapshot::entry::{Entry, Identity};
@@ -49,8 +50,8 @@ pub(super) enum NoSlot {
 }
 
 impl<'t> BlockSlots<'t> {
-    /// The slot of a block with `rows` rows and `bytes` bytes of texts. `next` is the first hash of the next block, before which the
-    /// homes of this block's rows are.
+    /// The slot of a block with `rows` rows and `bytes` bytes of texts. `next` is the first hash of
+    /// the next block, before which the homes of this block's rows are.
     pub(super) fn take(
         &mut self,
         rows: u32,
@@ -100,8 +101,8 @@ impl BlockSlot<'_> {
         self.index.push(probe, self.row)
     }
 
-    /// Writes the next entry and its texts. `entry` receives the position of the texts and the entry's own number. `None` if there is no
-    /// room.
+    /// Writes the next entry and its texts. `entry` receives the position of the texts and the
+    /// entry's own number. `None` if there is no room.
     #[inline]
     pub(super) fn write(
         &mut self,

@@ -15,8 +15,8 @@ use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, PriorRestrictions};
 use crate::snapshot::index::Probe;
 
-/// How many rows ahead the position of an owner's name is prefetched, and how many rows ahead the name itself. A row takes some thirty
-/// nanoseconds, a read from memory at most a few hundred.
+/// How many rows ahead the position of an owner's name is prefetched, and how many rows ahead the
+/// name itself. A row takes some thirty nanoseconds, a read from memory at most a few hundred.
 const PREFETCH_POSITION: usize = 24;
 const PREFETCH_NAME: usize = 12;
 
@@ -65,8 +65,8 @@ impl Block<'_> {
 }
 
 impl BlockDecoder {
-    /// Checks a block with this `payload`, as far as it does not depend on other blocks, and writes its rows. The hashes of the key ids go
-    /// to `ids`, which belongs to the thread.
+    /// Checks a block with this `payload`, as far as it does not depend on other blocks, and writes
+    /// its rows. The hashes of the key ids go to `ids`, which belongs to the thread.
     ///
     /// # Errors
     /// If the block is not as it was written, or has a row that cannot exist.

@@ -22,17 +22,20 @@ pub(super) const VERSION: u32 = 3;
 /// A file with another byte order has another value here.
 pub(super) const BYTE_ORDER: u32 = 0x0102_0304;
 
-/// A block ends with the row that reaches this size. Several blocks, and the rows made of them, fit in a processor's own cache.
+/// A block ends with the row that reaches this size. Several blocks, and the rows made of them, fit
+/// in a processor's own cache.
 pub(super) const BLOCK_BYTES: usize = 128 << 10;
 
-/// The largest row or policy, and so the most by which a block exceeds [`BLOCK_BYTES`]. A policy comes from a source row of at most
-/// 64 KiB, whose shortest list items (`a,`) grow to eight times their length.
+/// The largest row or policy, and so the most by which a block exceeds [`BLOCK_BYTES`]. A policy
+/// comes from a source row of at most 64 KiB, whose shortest list items (`a,`) grow to eight times
+/// their length.
 pub(super) const MAX_ITEM_BYTES: usize = 1 << 20;
 
 const _: () = assert!(size_of::<Record>() + MAX_KEY_ID + MAX_METADATA <= MAX_ITEM_BYTES && MAX_OWNER <= 0xff);
 
-/// The longest accepted run of full groups in the index, which a look-up may have to scan. By chance a run reaches forty in a
-/// table of billions. A longer run means that the digests were chosen for the seed, and a look-up could scan all of them.
+/// The longest accepted run of full groups in the index, which a look-up may have to scan. By
+/// chance a run reaches forty in a table of billions. A longer run means that the digests were
+/// chosen for the seed, and a look-up could scan all of them.
 pub(super) const MAX_RUN: usize = 128;
 
 /// The beginning of the file.
@@ -66,8 +69,8 @@ pub(super) struct Header {
 pub(super) const HEADER_BYTES: usize = 128;
 const _: () = assert!(size_of::<Header>() == HEADER_BYTES && align_of::<Header>() == 1);
 
-/// The beginning of a block. A block of policies or owners continues with `texts` bytes; a block of keys with `rows` records,
-/// `texts` bytes and `metadata` bytes.
+/// The beginning of a block. A block of policies or owners continues with `texts` bytes; a block of
+/// keys with `rows` records, `texts` bytes and `metadata` bytes.
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct BlockHeader {
@@ -99,8 +102,8 @@ pub(super) struct Record {
     /// Lengths. The texts follow the records of the block, in order.
     pub(super) metadata: U16,
     pub(super) key_id: u8,
-    /// As in [`Status`](crate::record::Status). From 3 on, the row is set aside and disabled, and its key was active, disabled or
-    /// revoked before.
+    /// As in [`Status`](crate::record::Status). From 3 on, the row is set aside and disabled, and
+    /// its key was active, disabled or revoked before.
     pub(super) status: u8,
     /// If the row is set aside: the restrictions that its key had before.
     pub(super) prior_restrictions: u8,
@@ -204,7 +207,8 @@ impl Sizes {
     }
 }
 
-/// Whether a text contains a control character. The common text is ASCII and is scanned without branches.
+/// Whether a text contains a control character. The common text is ASCII and is scanned without
+/// branches.
 pub(super) fn has_control(text: &str) -> bool {
     let seen = text
         .bytes()

@@ -1,10 +1,12 @@
 //! Filling the index by key id, which rows are not sorted by.
 //!
-//! Inserting row by row would miss the cache for nearly every row. While rows are decoded, each thread therefore
-//! partitions the hashes of their key ids, by parts of the index that fit in a processor's own cache ([`HashPartitions`]).
-//! Afterwards each part is filled from its hashes, by any thread ([`IdPartition`]).
+//! Inserting row by row would miss the cache for nearly every row. While rows are decoded, each
+//! thread therefore partitions the hashes of their key ids, by parts of the index that fit in a
+//! processor's own cache ([`HashPartitions`]). Afterwards each part is filled from its hashes, by
+//! any thread ([`IdPartition`]).
 //!
-//! A row whose hash suggests that it shares its key id with another row is resolved when the index is complete.
+//! A row whose hash suggests that it shares its key id with another row is resolved when the index
+//! is complete.
 
 use crate::memory::{HugeVec, prefetch, zeroed};
 use crate::snapshot::compiled::buffers::Buffers;
@@ -17,7 +19,8 @@ const MIN_PART_GROUPS: usize = 1 << 12;
 /// The most partitions that a thread writes to: the ends of all of them stay in its cache.
 const MAX_PARTITIONS: usize = 512;
 
-/// Groups that are handed to a thread together: a huge page, which comes into memory when it is written.
+/// Groups that are handed to a thread together: a huge page, which comes into memory when it is
+/// written.
 const GROUPS_PER_TASK: usize = 1 << 15;
 
 /// Hashes in a cache line.

@@ -1,7 +1,8 @@
 //! Completing the table from the blocks that threads have decoded, in the order of the file.
 //!
-//! The rows have been written and indexed by then. One thread does what depends on several blocks: it checks that they follow upon
-//! each other, and inserts the few rows that overflowed an index partition or may share a key id.
+//! The rows have been written and indexed by then. One thread does what depends on several blocks:
+//! it checks that they follow upon each other, and inserts the few rows that overflowed an index
+//! partition or may share a key id.
 
 use crate::memory::{Huge, HugeText, HugeVec};
 use crate::snapshot::Builder;
@@ -50,7 +51,8 @@ impl Merge {
         self.so_far.keys += block.rows;
         self.so_far.text_bytes += block.text_bytes;
         self.so_far.metadata_rows += block.metadata_starts.len();
-        // Texts cannot exceed the sizes in the header: their buffers have that size, which the reader checked against the file.
+        // Texts cannot exceed the sizes in the header: their buffers have that size, which the
+        // reader checked against the file.
         if self.so_far.keys > self.expected.keys || self.so_far.metadata_rows > self.expected.metadata_rows {
             return Err(ReadError::damaged(Section::Keys, None, OTHER_SIZES));
         }
@@ -72,7 +74,8 @@ impl Merge {
     /// Completes the table with the rows in `buffers` once all blocks have been added.
     ///
     /// # Errors
-    /// If there are other sizes than the header says, an owner without a key, or rows that contradict each other.
+    /// If there are other sizes than the header says, an owner without a key, or rows that
+    /// contradict each other.
     pub fn finish(
         mut self,
         buffers: Buffers,
@@ -132,8 +135,8 @@ impl Builder {
         builder
     }
 
-    /// Indexes an unresolved row by its key id, or adds it to the rotation of the row that has the same. Unresolved rows come in the
-    /// order of the file.
+    /// Indexes an unresolved row by its key id, or adds it to the rotation of the row that has the
+    /// same. Unresolved rows come in the order of the file.
     fn insert_or_rotate(&mut self, row: u32) -> Result<(), Disagreement> {
         let keys = &self.keys;
         let Some(entry) = keys.entries.get(row as usize) else { return Ok(()) };
@@ -144,7 +147,8 @@ impl Builder {
             return Ok(());
         };
         keys.check_agreement(other, keys.owner(entry), entry.policy)?;
-        // A row that was indexed at once can come after this one. It is then the only other row so far.
+        // A row that was indexed at once can come after this one. It is then the only other row so
+        // far.
         if other > row {
             self.keys.ids.replace(Probe::of_hash(hash), other, row);
         }

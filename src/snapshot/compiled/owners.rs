@@ -1,4 +1,5 @@
-//! The names of the owners in a compiled file, by number. Rows refer to them, because a row has a fixed size.
+//! The names of the owners in a compiled file, by number. Rows refer to them, because a row has a
+//! fixed size.
 //!
 //! The names ascend, which rules out that one name has two numbers.
 
@@ -15,8 +16,8 @@ pub(super) struct Owners {
     names: HugeVec<Name>,
 }
 
-/// Rows refer to owners in random order, and there are more owners than fit in a cache. Everything that a row needs is therefore in one
-/// place.
+/// Rows refer to owners in random order, and there are more owners than fit in a cache. Everything
+/// that a row needs is therefore in one place.
 struct Name {
     /// The start of the text, and in the lower 8 bits its length.
     span: u64,

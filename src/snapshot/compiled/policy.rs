@@ -1,5 +1,5 @@
-//! The encoding of a row policy in a compiled file: texts and lists, each after its length. A policy that is read has to meet the same
-//! requirements as one in a source.
+//! The encoding of a row policy in a compiled file: texts and lists, each after its length. A
+//! policy that is read has to meet the same requirements as one in a source.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -15,7 +15,8 @@ const ABSENT: u8 = 0;
 /// A list follows. An empty list admits nothing.
 const PRESENT: u8 = 1;
 
-/// Appends a policy. The lengths fit, because a row of a source is shorter than 64 KiB, and so is any text in it.
+/// Appends a policy. The lengths fit, because a row of a source is shorter than 64 KiB, and so is
+/// any text in it.
 pub(super) fn encode(policy: &RowPolicy, out: &mut Vec<u8>) {
     text(&policy.environment, out);
     text(&policy.plan, out);
@@ -87,7 +88,8 @@ fn take_optional<T>(
     }
 }
 
-/// Takes a list. The count is not trusted: no memory is reserved for it, and each item takes at least a byte of the input.
+/// Takes a list. The count is not trusted: no memory is reserved for it, and each item takes at
+/// least a byte of the input.
 fn list<T>(bytes: &mut &[u8], mut item: impl FnMut(&mut &[u8]) -> Option<T>) -> Option<Arc<[T]>> {
     let count = u32::from_le_bytes(take(bytes)?);
     (0..count).map(|_| item(bytes)).collect()

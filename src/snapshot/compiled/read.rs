@@ -1,12 +1,13 @@
 //! Reading a compiled file, block by block.
 //!
-//! [`Reader`] finds the blocks and the slot of each in the table. A [`BlockDecoder`] checks a block and writes its rows, on any thread,
-//! and partitions the hashes of its key ids in the thread's [`HashPartitions`]. [`Merge`] checks that the blocks follow upon each
-//! other. [`IdPartition`](super::IdPartition) fills the index by key id. The table is complete when [`Merge::finish`] returns `Ok`,
-//! and unusable otherwise.
+//! [`Reader`] finds the blocks and the slot of each in the table. A [`BlockDecoder`] checks a block
+//! and writes its rows, on any thread, and partitions the hashes of its key ids in the thread's
+//! [`HashPartitions`]. [`Merge`] checks that the blocks follow upon each other.
+//! [`IdPartition`](super::IdPartition) fills the index by key id. The table is complete when
+//! [`Merge::finish`] returns `Ok`, and unusable otherwise.
 //!
-//! The thread that reads a block also decodes it, and no other thread touches its rows: fetching a row from another processor's
-//! cache takes longer than decoding it.
+//! The thread that reads a block also decodes it, and no other thread touches its rows: fetching a
+//! row from another processor's cache takes longer than decoding it.
 
 use std::io;
 
@@ -28,7 +29,8 @@ use crate::snapshot::compiled::policy;
 use crate::snapshot::index::Probe;
 use crate::snapshot::memory_estimate::{heap_bytes, rows_bytes};
 
-/// Finds the blocks of a file, one after another. `F` fills a buffer with the bytes from a position on, or fails.
+/// Finds the blocks of a file, one after another. `F` fills a buffer with the bytes from a position
+/// on, or fails.
 pub struct Reader<F> {
     read: F,
     header: Header,
@@ -87,12 +89,14 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         let total = sections
             .into_iter()
             .try_fold(size_of::<Header>() as u64, |sum, section| sum.checked_add(section.get()));
-        // A row takes at least its record, so that the memory reserved by the number of rows is in proportion to the file.
+        // A row takes at least its record, so that the memory reserved by the number of rows is in
+        // proportion to the file.
         let least = header.keys.get().checked_mul(size_of::<Record>() as u64);
         if total != Some(length) || least.is_none_or(|least| least > header.key_bytes.get()) {
             return wrong("the file is longer or shorter than it says; it was cut short, or is not one file");
         }
-        // So is the memory reserved for texts: key ids are part of the file, and each row adds at most one owner's name.
+        // So is the memory reserved for texts: key ids are part of the file, and each row adds at
+        // most one owner's name.
         let most = header.key_bytes.get().saturating_add(header.keys.get().saturating_mul(MAX_OWNER as u64));
         if header.text_bytes.get() > most
             || header.metadata_bytes > header.key_bytes
@@ -115,7 +119,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     pub fn memory_bytes(&self, threads: usize) -> usize {
         /// A policy as in the file and as in the table, each in a list that doubles.
         const POLICY: usize = 1 << 10;
-        /// For each thread, a block, its rows and what remains to be merged, and as much that waits.
+        /// For each thread, a block, its rows and what remains to be merged, and as much that
+        /// waits.
         const BLOCKS: usize = 4 * (BLOCK_BYTES + MAX_ITEM_BYTES);
         let sizes = Sizes::of(&self.header);
         let policies = usize::try_from(self.header.policies.get()).unwrap_or(usize::MAX);
@@ -155,7 +160,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         self.header.source_time.get()
     }
 
-    /// Reads policies and owners, and continues with the keys. The plans have to be set in `builder` before.
+    /// Reads policies and owners, and continues with the keys. The plans have to be set in
+    /// `builder` before.
     ///
     /// # Errors
     /// If a section is damaged, or a plan is not defined in the configuration.
@@ -231,7 +237,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         Ok(Some(Block { header, start, slot }))
     }
 
-    /// The hash of the first row of the following block of keys. It is checked later, with its block.
+    /// The hash of the first row of the following block of keys. It is checked later, with its
+    /// block.
     fn next_block_probe(&mut self) -> Result<Option<Probe>, ReadError> {
         if self.at >= self.end {
             return Ok(None);

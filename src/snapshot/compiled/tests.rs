@@ -14,7 +14,8 @@ use crate::snapshot::policy::RowPolicy;
 use crate::snapshot::test_record::{SEED, TestRecord, builder, limits, networks, origins};
 use crate::snapshot::{Builder, CompareOptions, KeyTable};
 
-/// A record of which every field depends on `number`. Every tenth record shares its key id with the one before.
+/// A record of which every field depends on `number`. Every tenth record shares its key id with the
+/// one before.
 fn row(number: usize) -> TestRecord {
     let mut hash = Digest::default();
     let low = (number as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
@@ -106,7 +107,8 @@ fn with_header(file: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
     [header.as_bytes(), rest].concat()
 }
 
-/// `file` with a first block of keys that is changed (header and payload) and has a correct checksum.
+/// `file` with a first block of keys that is changed (header and payload) and has a correct
+/// checksum.
 fn with_keys(file: &[u8], change: impl FnOnce(&mut BlockHeader, &mut [u8])) -> Vec<u8> {
     let mut file = file.to_vec();
     let (header, _) = Header::read_from_prefix(&file).expect("a header");
@@ -378,7 +380,8 @@ proptest! {
     }
 }
 
-/// Random digests never collide this often. An author of both the seed and the digests could make every look-up scan the table.
+/// Random digests never collide this often. An author of both the seed and the digests could make
+/// every look-up scan the table.
 #[test]
 fn colliding_digests_chosen_for_the_seed_are_refused() {
     let file = |count: u64| {
@@ -396,7 +399,8 @@ fn colliding_digests_chosen_for_the_seed_are_refused() {
     assert!(error_of(&file(2_000)).contains("more rows than chance allows"));
 }
 
-/// A run of full groups can span several blocks, with every row in its home group. A look-up of an unknown key would scan the run.
+/// A run of full groups can span several blocks, with every row in its home group. A look-up of an
+/// unknown key would scan the run.
 #[test]
 fn full_groups_chosen_for_the_seed_are_refused() {
     const COUNT: usize = 20_000;

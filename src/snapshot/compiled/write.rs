@@ -16,8 +16,8 @@ use crate::snapshot::policy::RowPolicy;
 use crate::snapshot::{Builder, KeyTable, RowPolicies};
 
 impl Builder {
-    /// Writes all rows as a compiled file whose source was written at the Unix second `source_time`. Calls `progress` with the
-    /// number of rows written after each block.
+    /// Writes all rows as a compiled file whose source was written at the Unix second
+    /// `source_time`. Calls `progress` with the number of rows written after each block.
     ///
     /// # Errors
     /// Those of `output`.
@@ -32,7 +32,8 @@ impl Builder {
 }
 
 impl KeyTable {
-    /// [`Builder::compile`] for a finished table. `policies` are those that it was [finished](Builder::finish_with_policies) with.
+    /// [`Builder::compile`] for a finished table. `policies` are those that it was
+    /// [finished](Builder::finish_with_policies) with.
     ///
     /// # Errors
     /// Those of `output`.

@@ -13,10 +13,12 @@ use crate::snapshot::diff::{CompareOptions, Diff};
 use crate::snapshot::key_table::{IdHasher, WINDOW};
 use crate::snapshot::{KeyTable, Snapshot};
 
-/// Rows of a part. Large enough to be worth handing to a thread, small enough for all threads to finish at about the same time.
+/// Rows of a part. Large enough to be worth handing to a thread, small enough for all threads to
+/// finish at about the same time.
 const PART_ROWS: usize = 1 << 15;
 
-/// A comparison of two tables. The rows before are divided into parts, which any number of threads compare.
+/// A comparison of two tables. The rows before are divided into parts, which any number of threads
+/// compare.
 pub struct Comparison<'k> {
     before: &'k KeyTable,
     after: &'k KeyTable,
@@ -73,7 +75,8 @@ impl<'k> Comparison<'k> {
         self.finish_with_matches(parts).0
     }
 
-    /// [`finish`](Self::finish) for the snapshot `old`, whose table was compared. Also returns which rows it has.
+    /// [`finish`](Self::finish) for the snapshot `old`, whose table was compared. Also returns
+    /// which rows it has.
     pub fn finish_with_row_map<'s>(self, parts: Diff, old: &'s Snapshot) -> (Diff, RowMap<'s>) {
         let (diff, matches) = self.finish_with_matches(parts);
         (diff, RowMap::known(old, matches))

@@ -5,7 +5,8 @@ use crate::snapshot::diff::access_change::AccessChanges;
 /// Examples of each kind: a screenful.
 pub const MAX_EXAMPLES: usize = 20;
 
-/// The first [`MAX_EXAMPLES`] of each kind, in the order of the source that lists them. A removed key is listed by the old source.
+/// The first [`MAX_EXAMPLES`] of each kind, in the order of the source that lists them. A removed
+/// key is listed by the old source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the counts")]
 pub struct Examples {
@@ -23,7 +24,8 @@ pub struct Examples {
 pub struct Example {
     /// The key id; of a renamed key, the old one.
     pub key_id: Box<str>,
-    /// The first bytes of the digest, to tell the rows of a key in rotation apart. They are too few to be of any other use.
+    /// The first bytes of the digest, to tell the rows of a key in rotation apart. They are too few
+    /// to be of any other use.
     pub hash: [u8; 4],
     /// The fields that differ.
     pub differences: Vec<Difference>,

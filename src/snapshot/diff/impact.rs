@@ -1,9 +1,9 @@
-//! How a new table changes access: keys that would stop working, keys that would start working, and keys that would lose a
-//! restriction.
+//! How a new table changes access: keys that would stop working, keys that would start working, and
+//! keys that would lose a restriction.
 //!
-//! Both tables are evaluated at the same time, so that a key that has expired in the meantime counts as unchanged. Each count
-//! comes with the number of keys that it could have applied to, so that the guard can compare shares. A key that an operator
-//! has revoked works in neither table.
+//! Both tables are evaluated at the same time, so that a key that has expired in the meantime
+//! counts as unchanged. Each count comes with the number of keys that it could have applied to, so
+//! that the guard can compare shares. A key that an operator has revoked works in neither table.
 
 use crate::record::{Field, FieldSet, Status};
 use crate::snapshot::diff::access_change::{AccessChange, AccessChanges};
@@ -25,7 +25,8 @@ pub struct Impact {
     shares: [Share; AccessChange::COUNT],
     /// Keys that would lose a restriction. A key that loses several counts once.
     loosened: usize,
-    /// Restrictions that a key of both tables had, and that no key of the new table has a value for.
+    /// Restrictions that a key of both tables had, and that no key of the new table has a value
+    /// for.
     pub lost: FieldSet,
 }
 
@@ -103,8 +104,8 @@ pub(in crate::snapshot) fn is_within(entry: &Entry, now: u32) -> bool {
 }
 
 impl Impact {
-    /// Counts the row `before` and the new state of its key; `None` if the key is gone. `missing` are the restrictions that no new
-    /// row has a value for.
+    /// Counts the row `before` and the new state of its key; `None` if the key is gone. `missing`
+    /// are the restrictions that no new row has a value for.
     pub(super) fn add(
         &mut self,
         before: &Entry,
@@ -152,8 +153,8 @@ impl Impact {
         impact
     }
 
-    /// Counts the restrictions of a key whose old row was set aside. It is known which restrictions the key had, but not how
-    /// strict they were.
+    /// Counts the restrictions of a key whose old row was set aside. It is known which restrictions
+    /// the key had, but not how strict they were.
     fn add_prior_restrictions(&mut self, before: &Entry, after: &NewState) -> u16 {
         let (had, has) = (before.prior_restrictions.fields(), after.given);
         let mut loosened = 0;

@@ -1,8 +1,10 @@
-//! Comparing a new table with the one in force, before it is published: counts, a few examples, and which rows both have.
+//! Comparing a new table with the one in force, before it is published: counts, a few examples, and
+//! which rows both have.
 //!
-//! Rows are compared with rows: an operator's revocations do not count as changes. What the changes mean for access is evaluated in
-//! [`impact`]. One [`Comparison`] serves a reload, a reload that is only checked, and the comparison of two files. It can run on
-//! several threads, and its [`RowMap`] later saves the look-ups for the buckets.
+//! Rows are compared with rows: an operator's revocations do not count as changes. What the changes
+//! mean for access is evaluated in [`impact`]. One [`Comparison`] serves a reload, a reload that is
+//! only checked, and the comparison of two files. It can run on several threads, and its [`RowMap`]
+//! later saves the look-ups for the buckets.
 
 use crate::record::FieldSet;
 use crate::snapshot::entry::Entry;
@@ -32,7 +34,8 @@ pub struct Diff {
     pub removed: usize,
     /// Digests whose row differs.
     pub changed: usize,
-    /// Keys that were active and no longer are: removed, disabled or revoked. Most of them are counted above too.
+    /// Keys that were active and no longer are: removed, disabled or revoked. Most of them are
+    /// counted above too.
     pub revoked: usize,
     /// What the changes mean for access.
     #[serde(skip)]
@@ -74,12 +77,14 @@ impl Diff {
 pub struct CompareOptions {
     /// The Unix second at which both tables are evaluated.
     pub now: u32,
-    /// Whether a key whose digest is gone is looked up by its key id. Needed after a change of pepper, which changes every digest.
+    /// Whether a key whose digest is gone is looked up by its key id. Needed after a change of
+    /// pepper, which changes every digest.
     pub by_key_id: bool,
 }
 
 impl KeyTable {
-    /// Returns what publishing this table after `old` would change, and which of its rows `old` has. Runs on this thread.
+    /// Returns what publishing this table after `old` would change, and which of its rows `old`
+    /// has. Runs on this thread.
     pub fn compare<'s>(&self, old: Option<&'s Snapshot>, options: CompareOptions) -> (Diff, RowMap<'s>) {
         match old {
             Some(snapshot) => {
@@ -91,7 +96,8 @@ impl KeyTable {
         }
     }
 
-    /// Returns what differs between `old` and this table. Without `old`, every row is new. Runs on this thread.
+    /// Returns what differs between `old` and this table. Without `old`, every row is new. Runs on
+    /// this thread.
     pub fn diff_from(&self, old: Option<&Self>, options: CompareOptions) -> Diff {
         if let Some(old) = old {
             let comparison = Comparison::new(old, self, options);

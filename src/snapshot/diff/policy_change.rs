@@ -20,7 +20,8 @@ pub(super) struct PolicyChange {
 }
 
 impl PolicyChange {
-    /// The change from `before`, under the plans of its table, to `after`, under the plans of its table.
+    /// The change from `before`, under the plans of its table, to `after`, under the plans of its
+    /// table.
     pub(super) fn new(before: &Policy, plans_before: &Plans, after: &Policy, plans_after: &Plans) -> Self {
         use AccessChange::{
             GainsEnvironment, GainsScopes, LosesEnvironment, LosesLimits, LosesNetworks, LosesOrigins,

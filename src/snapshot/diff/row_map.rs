@@ -1,8 +1,9 @@
 //! Which rows of a new table the previous snapshot has.
 //!
-//! Comparing two tables of a million rows means finding every row of one in the other. Most rows are found right after the
-//! row before. The others take look-ups that miss every cache, so [`KeyTable::find_window`] overlaps them. The
-//! [comparison](super::Comparison) does this once; the buckets then reuse the result.
+//! Comparing two tables of a million rows means finding every row of one in the other. Most rows
+//! are found right after the row before. The others take look-ups that miss every cache, so
+//! [`KeyTable::find_window`] overlaps them. The [comparison](super::Comparison) does this once; the
+//! buckets then reuse the result.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,7 +44,8 @@ impl<'s> RowMap<'s> {
         }
     }
 
-    /// The entries of the new table that the previous snapshot has under the same key id, each with its previous entry.
+    /// The entries of the new table that the previous snapshot has under the same key id, each with
+    /// its previous entry.
     pub(in crate::snapshot) fn matched_entries<'k>(
         &self,
         entries: &'k [Entry],
@@ -53,7 +55,8 @@ impl<'s> RowMap<'s> {
         rows.filter_map(|(entry, row)| Some((entry, before.get(row.load(Relaxed) as usize)?)))
     }
 
-    /// Fetches what [`previous_key`](Self::previous_key) reads for the [`WINDOW`] rows from `start` on.
+    /// Fetches what [`previous_key`](Self::previous_key) reads for the [`WINDOW`] rows from `start`
+    /// on.
     pub(in crate::snapshot) fn prefetch(&self, start: usize) {
         let Some(old) = self.old else { return };
         let rows = self.matches.0.iter().skip(start).take(WINDOW);
@@ -62,7 +65,8 @@ impl<'s> RowMap<'s> {
     }
 }
 
-/// The previous entry of each row of a new table, or [`NEW`], or [`RENAMED`]. Each is set once, by the thread that finds it.
+/// The previous entry of each row of a new table, or [`NEW`], or [`RENAMED`]. Each is set once, by
+/// the thread that finds it.
 pub(super) struct RowMatches(HugeVec<AtomicU32>);
 
 /// No previous row has this digest.
@@ -124,7 +128,8 @@ mod tests {
     }
 
     proptest! {
-        /// Keys are added, removed, renamed, rotated and given other limits. The row map changes no bucket.
+        /// Keys are added, removed, renamed, rotated and given other limits. The row map changes no
+        /// bucket.
         #[test]
         fn buckets_do_not_depend_on_the_row_map(
             before in prop::collection::vec((any::<u8>(), 0_u8..40), 0..200),

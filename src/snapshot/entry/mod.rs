@@ -27,11 +27,13 @@ pub(super) struct Entry {
     pub(super) owner: u32,
     /// Index into `KeyTable::policies`.
     pub(super) policy: u32,
-    /// With one limit: its bucket slot. With several: where their list starts in `Snapshot::slot_lists`. While the table is being
-    /// built: the first entry with the same key id.
+    /// With one limit: its bucket slot. With several: where their list starts in
+    /// `Snapshot::slot_lists`. While the table is being built: the first entry with the same key
+    /// id.
     pub(super) buckets: u32,
     pub(super) status: AtomicStatus,
-    /// Whether `KeyTable::metadata` lists this entry. Few keys have metadata, and fewer answers ask for it.
+    /// Whether `KeyTable::metadata` lists this entry. Few keys have metadata, and fewer answers ask
+    /// for it.
     pub(super) has_metadata: bool,
     /// If the row is set aside: the restrictions that its key had before.
     pub(super) prior_restrictions: PriorRestrictions,
@@ -41,8 +43,8 @@ pub(super) struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 64 && align_of::<Entry>() == 64);
 
-/// Where a key id and, right after it, the owner's name are in the arena. An answer fetches both together. The offset takes the
-/// upper 48 bits, the length of each text 8 bits.
+/// Where a key id and, right after it, the owner's name are in the arena. An answer fetches both
+/// together. The offset takes the upper 48 bits, the length of each text 8 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
 pub(super) struct Identity(u64);
 

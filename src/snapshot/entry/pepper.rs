@@ -29,7 +29,8 @@ impl AtomicPepper {
         }
     }
 
-    /// Stores only a new value: a cache line that every worker keeps writing to would bounce between their caches.
+    /// Stores only a new value: a cache line that every worker keeps writing to would bounce
+    /// between their caches.
     pub(in crate::snapshot) fn set(&self, with: HashedWith) {
         if self.0.load(Ordering::Relaxed) != with as u8 {
             self.0.store(with as u8, Ordering::Relaxed);

@@ -8,7 +8,8 @@ use crate::record::{Field, FieldSet};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
 pub(in crate::snapshot) struct PriorRestrictions(u8);
 
-/// The restrictions that the status does not tell. The position is the bit number, also in a compiled file.
+/// The restrictions that the status does not tell. The position is the bit number, also in a
+/// compiled file.
 const TRACKED: [Field; 7] = [
     Field::Environment,
     Field::Plan,

@@ -1,7 +1,8 @@
-//! The status and the expiry of an entry, which can change while the snapshot is served. Both are only ever narrowed; the
-//! exception is an operator's revocation, which can be undone.
+//! The status and the expiry of an entry, which can change while the snapshot is served. Both are
+//! only ever narrowed; the exception is an operator's revocation, which can be undone.
 //!
-//! All accesses are relaxed: the publication epoch that ends after a change orders it before the answers that must respect it.
+//! All accesses are relaxed: the publication epoch that ends after a change orders it before the
+//! answers that must respect it.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
@@ -9,7 +10,8 @@ use zerocopy::FromZeros;
 
 use crate::record::Status;
 
-/// A key's status: the row's own, an operator's revocation, and what a refused source takes away. One byte:
+/// A key's status: the row's own, an operator's revocation, and what a refused source takes away.
+/// One byte:
 ///
 /// ```text
 /// 0x80      an operator has revoked the key
@@ -93,7 +95,8 @@ impl AtomicStatus {
         match self.0.load(Ordering::Relaxed) {
             ACTIVE => Status::Active,
             TAKEN_REVOKED.. => Status::Revoked,
-            // A revoked row stays revoked. The last good keys can be older than the keys that something was taken away from.
+            // A revoked row stays revoked. The last good keys can be older than the keys that
+            // something was taken away from.
             byte @ TAKEN_DISABLED.. if decode(byte & ROW_STATUS) == Status::Active => Status::Disabled,
             byte => decode(byte & ROW_STATUS),
         }

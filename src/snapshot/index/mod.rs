@@ -1,14 +1,18 @@
-//! A hash table from digests (or texts) to entry numbers, laid out so that a look-up waits for one cache line.
+//! A hash table from digests (or texts) to entry numbers, laid out so that a look-up waits for one
+//! cache line.
 //!
-//! The table is an array of *groups*, each one cache line with eight slots. A slot holds a *tag* (32 bits of the hash) and a
-//! number. The upper bits of a hash select its *home* group. If the home is full, linear probing continues with the
-//! groups after it. Groups fill from the front and nothing is ever removed, so that a look-up ends at the first group that is not full.
+//! The table is an array of *groups*, each one cache line with eight slots. A slot holds a *tag*
+//! (32 bits of the hash) and a number. The upper bits of a hash select its *home* group. If the
+//! home is full, linear probing continues with the groups after it. Groups fill from the front and
+//! nothing is ever removed, so that a look-up ends at the first group that is not full.
 //!
-//! hashbrown stores tags and values apart, so that a look-up in a table of a million keys waits for two cache lines, one after the
-//! other. Its capacity is a power of two, which takes 10 to 21 bytes a key; this table takes 12.
+//! hashbrown stores tags and values apart, so that a look-up in a table of a million keys waits for
+//! two cache lines, one after the other. Its capacity is a power of two, which takes 10 to 21 bytes
+//! a key; this table takes 12.
 //!
-//! Homes ascend with hashes for any number of groups. Rows in the order of their hashes therefore fill the table from its
-//! beginning to its end, and several threads can fill it at once, each its own [`IndexPartition`] ([`compiled`](super::compiled)).
+//! Homes ascend with hashes for any number of groups. Rows in the order of their hashes therefore
+//! fill the table from its beginning to its end, and several threads can fill it at once, each its
+//! own [`IndexPartition`] ([`compiled`](super::compiled)).
 
 use zerocopy::FromZeros;
 
@@ -27,8 +31,8 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Every bit of the digest counts, under a secret seed. Otherwise an author of a source could choose a million digests that
-    /// collide.
+    /// Every bit of the digest counts, under a secret seed. Otherwise an author of a source could
+    /// choose a million digests that collide.
     #[inline]
     pub(super) fn of_digest(digest: &Digest, seed: u64) -> Self {
         let [a, b, c, d] = super::as_le_u64s(digest);
@@ -59,7 +63,8 @@ impl Probe {
 /// An arbitrary odd number with as many ones as zeros: the fraction of the golden ratio.
 pub(super) const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A multiplication whose halves are combined, so that every bit of both factors reaches every bit of the result.
+/// A multiplication whose halves are combined, so that every bit of both factors reaches every bit
+/// of the result.
 #[inline]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
@@ -69,8 +74,9 @@ fn fold(a: u64, b: u64) -> u64 {
 /// Slots of a group.
 const SLOTS: usize = 8;
 
-/// A table has 3 groups for every 16 numbers that it is made for. One group in six is then full, at which an unsuccessful look-up
-/// continues with the next group. Fewer groups would fill up more often, and more groups would take more memory.
+/// A table has 3 groups for every 16 numbers that it is made for. One group in six is then full, at
+/// which an unsuccessful look-up continues with the next group. Fewer groups would fill up more
+/// often, and more groups would take more memory.
 const GROUPS_PER_NUMBERS: (usize, usize) = (3, 16);
 
 /// A table grows when its groups hold 13 / 2 numbers on average. Nearly half of them are then full.
@@ -170,7 +176,8 @@ impl Index {
     pub(super) fn candidate(&self, probe: Probe) -> Option<u32> {
         let home = probe.home(self.groups.len());
         let group = self.groups.get(home)?;
-        // The common case: one in six absent hashes and one in thirty present ones continue past their home.
+        // The common case: one in six absent hashes and one in thirty present ones continue past
+        // their home.
         match group.with(probe.tag()).next() {
             Some(slot) => Some(group.numbers[slot]),
             None if group.is_full() => self.find_after(home, probe, |_| true),
@@ -210,7 +217,8 @@ fn find_in(group: &Group, probe: Probe, is_it: &mut impl FnMut(u32) -> bool) -> 
 
 /// Insertion.
 impl Index {
-    /// Inserts `number`, next to any numbers with the same hash. If the table has to grow, `rehash` returns the hash of a number.
+    /// Inserts `number`, next to any numbers with the same hash. If the table has to grow, `rehash`
+    /// returns the hash of a number.
     #[inline]
     pub(super) fn insert(&mut self, probe: Probe, number: u32, rehash: impl Fn(u32) -> Probe) {
         if self.len >= self.size().1 {
@@ -219,7 +227,8 @@ impl Index {
         self.put(probe, number);
     }
 
-    /// Inserts `number` unless there is a number with this hash for which `same` returns true; returns that one.
+    /// Inserts `number` unless there is a number with this hash for which `same` returns true;
+    /// returns that one.
     #[inline]
     pub(super) fn find_or_insert(
         &mut self,
@@ -266,7 +275,8 @@ impl Index {
 
 /// Filling by several threads.
 impl Index {
-    /// All groups of an empty table, to be divided among threads. [`count`](Self::count) has to follow.
+    /// All groups of an empty table, to be divided among threads. [`count`](Self::count) has to
+    /// follow.
     pub(super) fn partition(&mut self) -> IndexPartition<'_> {
         IndexPartition::of(&mut self.groups)
     }
@@ -276,7 +286,8 @@ impl Index {
         self.len += numbers;
     }
 
-    /// Inserts a number that had no room in its partition, and returns its distance from its home in groups.
+    /// Inserts a number that had no room in its partition, and returns its distance from its home
+    /// in groups.
     pub(super) fn put_overflow(&mut self, probe: Probe, number: u32) -> usize {
         let home = probe.home(self.groups.len());
         let (before, from) = self.groups.split_at(home);
@@ -285,7 +296,8 @@ impl Index {
         distance
     }
 
-    /// The longest run of consecutive full groups, wrapping around: how many groups a look-up may have to scan.
+    /// The longest run of consecutive full groups, wrapping around: how many groups a look-up may
+    /// have to scan.
     pub(super) fn longest_run(&self) -> usize {
         let wrapped = self.groups.iter().chain(self.groups.iter().take_while(|group| group.is_full()));
         let run_lengths = |run: &mut usize, group: &Group| {

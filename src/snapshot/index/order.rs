@@ -1,15 +1,17 @@
 //! Visiting the numbers of an index in the order of their hashes, without sorting all of them.
 //!
-//! Homes ascend with hashes, and a number is in its home group or in the full groups right after it. A *run* (the groups up
-//! to the next one that is not full) therefore holds exactly the hashes whose homes are in it, except those that have wrapped
-//! around from the end of the table to its beginning. It is enough to sort one run at a time.
+//! Homes ascend with hashes, and a number is in its home group or in the full groups right after
+//! it. A *run* (the groups up to the next one that is not full) therefore holds exactly the hashes
+//! whose homes are in it, except those that have wrapped around from the end of the table to its
+//! beginning. It is enough to sort one run at a time.
 
 use super::{Group, Index, Probe};
 use crate::memory::prefetch;
 
 impl Index {
-    /// Calls `visit` with every number, in the order of the hashes; `tie` orders two numbers with one hash. `locate` returns what
-    /// `hash` will read for a number. It is prefetched, so that several numbers wait for memory together.
+    /// Calls `visit` with every number, in the order of the hashes; `tie` orders two numbers with
+    /// one hash. `locate` returns what `hash` will read for a number. It is prefetched, so that
+    /// several numbers wait for memory together.
     ///
     /// # Errors
     /// The first error of `visit`, which ends the iteration.

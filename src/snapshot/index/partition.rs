@@ -5,8 +5,9 @@ use crate::memory::prefetch;
 
 /// Consecutive groups of a table that is being filled. No one reads the table meanwhile.
 ///
-/// A number overflows if linear probing would carry it past the last group. The caller inserts it when all threads are done
-/// ([`Index::put_overflow`](super::Index::put_overflow)): the groups before the end of the partition are full then and stay so.
+/// A number overflows if linear probing would carry it past the last group. The caller inserts it
+/// when all threads are done ([`Index::put_overflow`](super::Index::put_overflow)): the groups
+/// before the end of the partition are full then and stay so.
 pub(in crate::snapshot) struct IndexPartition<'t> {
     groups: &'t mut [Group],
     /// The position of the first group in the table, and the number of groups in the table.
@@ -71,8 +72,9 @@ impl<'t> IndexPartition<'t> {
         home.and_then(|home| self.groups.get(home)).into_iter().for_each(prefetch);
     }
 
-    /// Inserts a number, in any order. If two numbers have the same tag, the lower one stays and the other is returned. So is a
-    /// number that overflows. The caller resolves returned numbers when the table is complete.
+    /// Inserts a number, in any order. If two numbers have the same tag, the lower one stays and
+    /// the other is returned. So is a number that overflows. The caller resolves returned numbers
+    /// when the table is complete.
     #[inline]
     pub(in crate::snapshot) fn insert(&mut self, probe: Probe, number: u32) -> Option<u32> {
         let home = probe.home(self.total).checked_sub(self.first);
