@@ -12,10 +12,10 @@
 
 use std::hint::black_box;
 
-use keyward::connection::{Counters, Greeting, respond};
-use keyward::rules::GlobalPolicy;
-use keyward::usage::UsageLog;
-use keyward::verify::Verifier;
+use keyward_daemon::connection::{Counters, respond};
+use keyward_daemon::usage::UsageLog;
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
 use support::Seeded;
@@ -99,5 +99,5 @@ fn measured(
     counters: &Counters,
     log: &mut UsageLog,
 ) {
-    black_box(respond(verifier, Greeting::default(), input, output, counters, log));
+    black_box(respond(verifier, 0, input, output, counters, log));
 }

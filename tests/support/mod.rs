@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::{Command as Ask, Reload, Status};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
+use keyward_daemon::admin::message::{Command as AdminCommand, Reload, Status};
 use keyward_protocol::{Answer, MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -187,6 +187,13 @@ pub fn keyward() -> Command {
     isolated(env!("CARGO_BIN_EXE_keyward").as_ref())
 }
 
+/// A command of the load generator, which cargo builds beside the daemon.
+pub fn keyward_bench() -> Command {
+    let program = Path::new(env!("CARGO_BIN_EXE_keyward")).with_file_name("keyward-bench");
+    assert!(program.exists(), "{} is missing: cargo build -p keyward-loadgen", program.display());
+    isolated(program.as_ref())
+}
+
 fn isolated(binary: &OsStr) -> Command {
     let mut command = Command::new(binary);
     for name in ["KEYWARD_CONFIG", "KEYWARD_SOCKET", "KEYWARD_ADMIN_SOCKET", "NOTIFY_SOCKET"] {
@@ -221,7 +228,7 @@ impl Daemon {
     fn wait_until_loaded(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while self
-            .ask(&Ask::Status)
+            .ask(&AdminCommand::Status)
             .is_none_or(|reply| reply.status.is_none_or(|status| status.last_reload.is_none()))
         {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
@@ -234,8 +241,8 @@ impl Daemon {
         }
     }
 
-    fn ask(&self, command: &Ask) -> Option<keyward::admin::message::Reply> {
-        keyward::admin::ask_within(&self.admin(), command, ANSWER).ok()
+    fn ask(&self, command: &AdminCommand) -> Option<keyward_daemon::admin::message::Reply> {
+        keyward_daemon::admin::send_command_within(&self.admin(), command, ANSWER).ok()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -264,20 +271,20 @@ impl Daemon {
     }
 
     pub fn status(&self) -> Status {
-        self.ask(&Ask::Status).and_then(|reply| reply.status).expect("a status")
+        self.ask(&AdminCommand::Status).and_then(|reply| reply.status).expect("a status")
     }
 
     /// The same of one that may not be there yet.
     pub fn status_if_any(&self) -> Option<Status> {
-        self.ask(&Ask::Status).and_then(|reply| reply.status)
+        self.ask(&AdminCommand::Status).and_then(|reply| reply.status)
     }
 
     pub fn reload(&self) -> Reload {
-        self.ask(&Ask::Reload { force: false }).and_then(|reply| reply.reload).expect("an outcome")
+        self.ask(&AdminCommand::Reload { force: false }).and_then(|reply| reply.reload).expect("an outcome")
     }
 
     pub fn force_reload(&self) -> Reload {
-        self.ask(&Ask::Reload { force: true }).and_then(|reply| reply.reload).expect("an outcome")
+        self.ask(&AdminCommand::Reload { force: true }).and_then(|reply| reply.reload).expect("an outcome")
     }
 
     /// Replaces the export by rename, and waits until the daemon has it.

@@ -1,0 +1,68 @@
+//! Counters of a worker's answers and connections. Only the worker's thread writes them, so that
+//! counting needs no locked instruction; any thread may read them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use keyward_protocol::Verdict;
+
+/// Verdict values are below this.
+const VERDICTS: usize = 16;
+
+/// One worker's counters. The alignment keeps them off the cache lines of other data.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Counters {
+    verdicts: [AtomicU64; VERDICTS],
+    refunds: AtomicU64,
+    errors: AtomicU64,
+    connections: AtomicU64,
+}
+
+/// A plain load and store suffice, because there is one writer.
+fn increment(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
+impl Counters {
+    /// Counts an answer with this verdict.
+    pub fn count_verdict(&self, verdict: Verdict) {
+        if let Some(counter) = self.verdicts.get(usize::from(verdict.value())) {
+            increment(counter);
+        }
+    }
+
+    /// Counts an answer to a REFUND.
+    pub fn count_refund(&self) {
+        increment(&self.refunds);
+    }
+
+    /// Counts an ERROR frame.
+    pub fn count_error(&self) {
+        increment(&self.errors);
+    }
+
+    /// Counts an accepted connection.
+    pub fn count_connection(&self) {
+        increment(&self.connections);
+    }
+
+    /// The number of answers with this verdict.
+    pub fn verdicts(&self, verdict: Verdict) -> u64 {
+        self.verdicts.get(usize::from(verdict.value())).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// The number of answers to REFUNDs.
+    pub fn refunds(&self) -> u64 {
+        self.refunds.load(Ordering::Relaxed)
+    }
+
+    /// The number of ERROR frames.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// The number of accepted connections.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,192 @@
+//! A listening socket, bound by the daemon or adopted from systemd.
+
+use std::io;
+use std::os::unix::fs::{PermissionsExt, lchown};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+
+use crate::config::{Group, GroupError};
+use crate::server::socket_file::{FileId, SocketFile, SocketLock, remove_stale};
+
+/// The path, permissions and group of a socket to bind.
+#[derive(Clone, Debug)]
+pub(super) struct ListenerSpec {
+    /// The path of the socket.
+    pub(super) path: PathBuf,
+    /// Its permissions.
+    pub(super) mode: u32,
+    /// The group that owns the socket; `None`: the group of the process.
+    pub(super) gid: Option<u32>,
+}
+
+/// A listening socket.
+pub(super) struct Listener {
+    pub(super) socket: UnixListener,
+    /// The socket's file. `None`: systemd owns it.
+    pub(super) bound: Option<BoundSocket>,
+}
+
+/// The file of a socket that this process has bound. It is removed on drop, while the lock is still
+/// held.
+pub(super) struct BoundSocket {
+    spec: ListenerSpec,
+    pub(super) file: SocketFile,
+    lock: SocketLock,
+}
+
+/// Why a socket cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another daemon uses the socket.
+    #[error("{}: another daemon is listening there; stop it, or name another socket (--socket, --admin-socket)", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The path names a file that is not a socket.
+    #[error("{}: there is a file that is not a socket; move it away, or name another socket (--socket, --admin-socket)", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path of the lock names something other than a regular file.
+    #[error(
+        "{}: the lock beside the socket must be a regular file, and this is a link, a directory, a pipe or a device; remove it, \
+         or name a socket elsewhere (--socket, --admin-socket)",
+        path.display()
+    )]
+    NotALock {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// The directory of the socket does not exist.
+    #[error("{}: there is no such directory to put a socket in; create it, or name another socket (--socket)", path.display())]
+    NoDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("{}: cannot {what}: {source}", path.display())]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// The operation.
+        what: &'static str,
+        /// The error of the system call.
+        source: io::Error,
+    },
+    /// The group does not exist.
+    #[error("{}: {source}", path.display())]
+    Group {
+        /// The socket.
+        path: PathBuf,
+        /// The error of the lookup.
+        source: GroupError,
+    },
+}
+
+impl ListenerSpec {
+    /// A socket at `path` with permissions `mode`.
+    ///
+    /// # Errors
+    /// When `group` does not exist.
+    pub(super) fn new(path: &Path, mode: u32, group: Option<&Group>) -> Result<Self, ListenError> {
+        let gid = group.map(Group::resolve).transpose();
+        let gid = gid.map_err(|source| ListenError::Group { path: path.to_path_buf(), source })?;
+        Ok(Self { path: path.to_path_buf(), mode, gid })
+    }
+}
+
+impl Listener {
+    /// A socket that systemd opened.
+    pub(super) fn adopt(socket: UnixListener) -> Self {
+        Self { socket, bound: None }
+    }
+
+    /// Binds a new socket.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub(super) fn bind(spec: ListenerSpec) -> Result<Self, ListenError> {
+        let lock = SocketLock::take(&spec.path)?;
+        let (socket, file) = bind(&spec)?;
+        Ok(Self { socket, bound: Some(BoundSocket { spec, file, lock }) })
+    }
+
+    /// The connections in the backlog. To be called inside a runtime, once the socket is
+    /// [registered](register).
+    pub(super) fn backlog(&self) -> impl Iterator<Item = tokio::net::UnixStream> {
+        std::iter::from_fn(|| self.socket.accept().ok()).filter_map(|(stream, _)| {
+            stream.set_nonblocking(true).ok()?;
+            tokio::net::UnixStream::from_std(stream).ok()
+        })
+    }
+}
+
+impl BoundSocket {
+    /// Binds a new socket in place of one whose file is gone.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`]; also when another process listens at the path.
+    pub(super) fn rebind(&mut self) -> Result<UnixListener, ListenError> {
+        if !self.lock.is_in_place() {
+            self.lock = SocketLock::take(&self.spec.path)?;
+        }
+        let (socket, file) = bind(&self.spec)?;
+        self.file = file;
+        Ok(socket)
+    }
+}
+
+impl Drop for BoundSocket {
+    fn drop(&mut self) {
+        self.file.remove();
+    }
+}
+
+/// Registers the socket with the current runtime.
+///
+/// # Errors
+/// When it cannot be registered.
+pub(super) fn register(socket: &UnixListener) -> Result<tokio::net::UnixListener, ListenError> {
+    let registered = socket.try_clone().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        tokio::net::UnixListener::from_std(socket)
+    });
+    registered.map_err(|error| {
+        let address = socket.local_addr().ok();
+        let path =
+            address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("(socket)"));
+        ListenError::Io { path: path.to_path_buf(), what: "listen", source: error }
+    })
+}
+
+fn bind(spec: &ListenerSpec) -> Result<(UnixListener, SocketFile), ListenError> {
+    let path = spec.path.as_path();
+    let io = |what| move |source| ListenError::Io { path: path.to_path_buf(), what, source };
+    remove_stale(path)?;
+    // The umask keeps clients from connecting between bind and chmod.
+    let previous = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(previous);
+    let socket = bound.map_err(io("listen"))?;
+    let id = FileId::of(path).and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    let file = SocketFile { path: path.to_path_buf(), id: id.map_err(io("look at it"))? };
+    let configured = match spec.gid {
+        Some(gid) => lchown(path, None, Some(gid)).map_err(io("give the socket to its group")),
+        None => Ok(()),
+    };
+    let configured = configured.and_then(|()| {
+        let mode = PermissionsExt::from_mode(spec.mode);
+        std::fs::set_permissions(path, mode).map_err(io("set its permissions"))
+    });
+    match configured {
+        Ok(()) => Ok((socket, file)),
+        Err(error) => {
+            file.remove();
+            Err(error)
+        }
+    }
+}

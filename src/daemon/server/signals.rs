@@ -1,0 +1,69 @@
+//! SIGTERM, SIGINT and SIGHUP, caught from the beginning of the process.
+//!
+//! A signal that arrives during start-up is kept. SIGTERM and SIGINT end the start-up. SIGHUP
+//! causes a reload once the daemon serves.
+
+use std::io;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signal handlers, and the control runtime that receives the signals.
+pub struct Signals {
+    pub(super) runtime: Runtime,
+    pub(super) receiver: SignalReceiver,
+}
+
+/// Receives the signals.
+pub(super) struct SignalReceiver {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+/// The action that a signal requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SignalAction {
+    Stop,
+    Reload,
+}
+
+impl Signals {
+    /// Installs the signal handlers. To be called first: until then a signal's default action ends
+    /// the process.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn catch() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let receiver = {
+            let _entered = runtime.enter();
+            // SIGHUP first: a script that has just replaced the export may already be sending it.
+            let hang_up = signal(SignalKind::hangup())?;
+            let terminate = signal(SignalKind::terminate())?;
+            let interrupt = signal(SignalKind::interrupt())?;
+            SignalReceiver { terminate, interrupt, hang_up }
+        };
+        Ok(Self { runtime, receiver })
+    }
+}
+
+impl SignalReceiver {
+    /// Waits for SIGTERM or SIGINT.
+    pub(super) async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Waits for any of the signals.
+    pub(super) async fn next(&mut self) -> SignalAction {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => SignalAction::Stop,
+            _ = self.interrupt.recv() => SignalAction::Stop,
+            _ = self.hang_up.recv() => SignalAction::Reload,
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The immutable table of keys that every worker reads: a SHA-256 digest in, a [`Key`] out.
+//!
+//! A reload takes these steps:
+//!
+//! 1. [`Builder`] collects the [records](crate::record::KeyRecord) of a source into a [`KeyTable`]
+//!    and refuses duplicates ([`build`]); a compiled source is decoded into one directly
+//!    ([`compiled`]).
+//! 2. [`Comparison`] counts what the table changes, compared with the one in force ([`diff`]).
+//! 3. [`KeyTable::into_snapshot`] allocates the rate limit buckets and completes the [`Snapshot`]
+//!    ([`buckets`]).
+//!
+//! A key is an [`Entry`] of one cache line: the digest, the times, and numbers that locate the
+//! rest. Whatever many keys have in common (environment, plan, scopes, networks, origins, limits)
+//! is stored once, as a [`Policy`]. The [`index`] maps digests to entry numbers. It hashes the
+//! digest's own bits with a seed: SHA-256 is uniform already, but a source may list values that are
+//! not SHA-256 digests. The index stays small, and the entries lie side by side in the order of the
+//! source.
+//!
+//! Three atomic fields of an entry change after publication: whether an operator has revoked the
+//! key ([`revocation`]), what a refused source takes away from it ([`takeaways`]), and which of two
+//! peppers its row is hashed with ([`peppers`]).
+
+use subtle::ConstantTimeEq;
+
+use crate::limiter::{BucketId, BucketRef};
+use crate::record::Digest;
+use crate::rules::GlobalPolicy;
+use keyward_memory::prefetch;
+
+mod buckets;
+mod build;
+pub mod compiled;
+mod diff;
+mod entry;
+mod index;
+mod ip_set;
+mod key;
+mod key_table;
+mod memory_estimate;
+mod meta;
+mod peppers;
+mod policy;
+mod revocation;
+mod scope_set;
+mod set_aside;
+mod summary;
+mod takeaways;
+#[cfg(test)]
+mod test_record;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use buckets::OwnerBuckets;
+pub use buckets::TooManyBuckets;
+pub use build::{
+    BatchBuilder, Builder, Disagreement, ParallelBuildError, ParallelBuilder, RowBatch, RowError, RowPolicies,
+};
+pub use diff::{
+    AccessChange, AccessChanges, CompareOptions, Comparison, Diff, Difference, Example, Examples, Impact,
+    MAX_EXAMPLES, RowMap, Share,
+};
+use entry::Entry;
+pub use entry::HashedWith;
+pub use index::Probe;
+pub use ip_set::IpSet;
+pub use key::Key;
+pub use key_table::KeyTable;
+pub use memory_estimate::MALLOC_HEAP_BYTES;
+pub use meta::SnapshotMeta;
+
+pub use policy::Policy;
+pub use scope_set::ScopeSet;
+pub use summary::Summary;
+pub use takeaways::{Takeaway, Takeaways};
+
+/// A complete set of keys with a generation number. See the [module](self).
+pub struct Snapshot {
+    meta: SnapshotMeta,
+    keys: KeyTable,
+    /// The bucket slots of the keys with several limits, one list after another.
+    slot_lists: Box<[u32]>,
+    owner_buckets: OwnerBuckets,
+}
+
+/// The number of an entry in its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryId(u32);
+
+impl EntryId {
+    /// The number itself. The first entry is 0.
+    #[inline]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
+fn as_le_u64s(digest: &Digest) -> [u64; 4] {
+    [0, 8, 16, 24]
+        .map(|at: usize| digest[at..].first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes)))
+}
+
+/// Compares two digests in constant time. It works on 64-bit words, because `subtle` compares
+/// slices byte by byte, which costs ten times as much.
+fn same_digest(a: &Digest, b: &Digest) -> bool {
+    let difference = as_le_u64s(a).into_iter().zip(as_le_u64s(b)).fold(0, |sum, (a, b)| sum | (a ^ b));
+    difference.ct_eq(&0).into()
+}
+
+/// Look-ups.
+///
+/// A look-up has three steps, so that the look-ups of a batch overlap: each step prefetches what
+/// the next one reads.
+impl Snapshot {
+    /// Step 1: hashes the digest and prefetches the group of the index that may hold it.
+    #[inline]
+    pub fn probe(&self, digest: &Digest) -> Probe {
+        let probe = Probe::of_digest(digest, self.keys.seed);
+        self.keys.index.prefetch(probe);
+        probe
+    }
+
+    /// Step 2: reads the group and prefetches the entry that the digest most likely belongs to.
+    /// `None` if no key has this digest.
+    #[inline]
+    pub fn candidate(&self, probe: Probe) -> Option<EntryId> {
+        let number = self.keys.index.candidate(probe)?;
+        prefetch(self.keys.entries.get(number as usize)?);
+        Some(EntryId(number))
+    }
+
+    /// Step 3: compares the whole digest with the [candidate](Self::candidate). Only this result
+    /// may be relied on.
+    #[inline]
+    pub fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
+        let entry = self.keys.entries.get(candidate.0 as usize)?;
+        if same_digest(&entry.digest, digest) {
+            return self.key_of(entry, candidate);
+        }
+        self.find_exactly(digest)
+    }
+
+    /// Two keys can have the same tag in the same group. Then the whole digests decide.
+    #[cold]
+    fn find_exactly(&self, digest: &Digest) -> Option<Key<'_>> {
+        self.key(self.keys.find_exactly(digest)?)
+    }
+
+    /// The key with this digest: all three steps at once.
+    pub fn find(&self, digest: &Digest) -> Option<Key<'_>> {
+        self.confirm(self.candidate(self.probe(digest))?, digest)
+    }
+
+    /// The first row with this key id. A key in rotation has more than one row.
+    pub fn find_by_id(&self, key_id: &str) -> Option<Key<'_>> {
+        self.key(self.keys.find_by_id(key_id)?)
+    }
+
+    /// The key with this [entry number](EntryId::number).
+    pub fn key_at(&self, number: u32) -> Option<Key<'_>> {
+        self.key(number)
+    }
+
+    /// Prefetches the entry with this [number](EntryId::number).
+    pub fn prefetch_key(&self, number: u32) {
+        self.keys.entries.get(number as usize).into_iter().for_each(prefetch);
+    }
+
+    fn key(&self, id: u32) -> Option<Key<'_>> {
+        self.key_of(self.keys.entries.get(id as usize)?, EntryId(id))
+    }
+
+    /// Every entry has a policy, so that this is never `None`.
+    #[inline]
+    fn key_of<'s>(&'s self, entry: &'s Entry, id: EntryId) -> Option<Key<'s>> {
+        let policy = self.keys.policies.get(entry.policy as usize)?;
+        Some(Key { snapshot: self, entry, policy, id })
+    }
+}
+
+impl Snapshot {
+    /// The generation: the number of this snapshot. The first is 1.
+    pub fn generation(&self) -> u64 {
+        self.meta.generation
+    }
+
+    /// The generation, the age and the rules.
+    pub fn meta(&self) -> &SnapshotMeta {
+        &self.meta
+    }
+
+    /// The daemon-wide rules in force with this snapshot.
+    pub fn global_policy(&self) -> &GlobalPolicy {
+        &self.meta.global_policy
+    }
+
+    /// The number of keys: rows of the source.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether the snapshot has no keys.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The part of the snapshot that does not depend on its predecessor.
+    pub fn table(&self) -> &KeyTable {
+        &self.keys
+    }
+
+    /// All keys, in the order of the source.
+    pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
+        let ids = (0..).map(EntryId);
+        self.keys.entries.iter().zip(ids).filter_map(|(entry, id)| self.key_of(entry, id))
+    }
+
+    /// The buckets of every row, each with a function that returns its name. Buckets that several
+    /// rows share are repeated.
+    pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
+        self.keys().flat_map(|key| {
+            let limits = key.policy().limits().iter().zip(key.slots());
+            limits.map(move |(limit, slot)| {
+                let name = move || key.snapshot.bucket_name(key.entry, limit);
+                (BucketRef { slot: *slot, rate: limit.rate }, name)
+            })
+        })
+    }
+}
