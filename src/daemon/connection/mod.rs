@@ -282,7 +282,23 @@ impl Connection {
                 return Ok(reason);
             }
         }
-        self.send_error(ProtocolError::new(ErrorCode::ShuttingDown, 0, 0))?;
+        self.announce_shutdown().await?;
         Ok(CloseReason::Drained)
+    }
+
+    /// Sends the ERROR that announces the shutdown. A peer that is still reading its answers may
+    /// leave no space for it at first; the drain timeout bounds the wait.
+    async fn announce_shutdown(&mut self) -> io::Result<()> {
+        let mut frame = Vec::new();
+        ProtocolError::new(ErrorCode::ShuttingDown, 0, 0).encode(&mut frame);
+        self.context.counters.count_error();
+        let mut unsent = &frame[..];
+        loop {
+            unsent = &unsent[self.socket.try_write(unsent)?..];
+            if unsent.is_empty() {
+                return Ok(());
+            }
+            self.socket.writable().await?;
+        }
     }
 }

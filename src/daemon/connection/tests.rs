@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use keyward_protocol::{Credential, Verdict, Verify};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 
@@ -51,6 +52,10 @@ impl Worker {
 
     fn connect(&self) -> Peer {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        self.serve(ours, theirs)
+    }
+
+    fn serve(&self, ours: UnixStream, theirs: UnixStream) -> Peer {
         ours.set_nonblocking(true).expect("a non-blocking socket");
         let served = spawn_local(Connection::new(theirs, Rc::clone(&self.context)).serve());
         Peer { stream: ours, sent: 0, served }
@@ -113,6 +118,41 @@ async fn yield_until(what: &str, mut condition: impl FnMut() -> bool) {
 async fn assert_drained(peers: Vec<Peer>) {
     for peer in peers {
         assert_eq!(peer.served.await.expect("no panic").expect("no error"), CloseReason::Drained);
+    }
+}
+
+/// The answers alone fill the socket's send buffer for many numbers of requests.
+#[tokio::test(flavor = "local")]
+async fn slow_reader_receives_all_answers_and_the_shutdown_error() {
+    let worker = Worker::start(Duration::ZERO);
+    let mut shutdown_error = Vec::new();
+    ProtocolError::new(ErrorCode::ShuttingDown, 0, 0).encode(&mut shutdown_error);
+    let mut peers: Vec<(Peer, usize)> = (1..200)
+        .map(|requests| {
+            let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+            // The kernel rounds it up to its minimum.
+            set_socket_send_buffer_size(&theirs, 1).expect("a send buffer");
+            let mut peer = worker.serve(ours, theirs);
+            peer.send(requests);
+            (peer, requests)
+        })
+        .collect();
+    worker.drain.send_replace(true);
+    // Every connection has ended or waits for its peer.
+    for _ in 0..MAX_YIELDS {
+        yield_now().await;
+    }
+    for (peer, requests) in &mut peers {
+        let mut received = Vec::new();
+        yield_until("the end of the connection", || {
+            let _ = peer.stream.read_to_end(&mut received);
+            peer.served.is_finished()
+        })
+        .await;
+        peer.stream.read_to_end(&mut received).expect("the end");
+        assert!(received.ends_with(&shutdown_error), "{requests} requests: no ERROR at the end");
+        let answers = received.len() - shutdown_error.len();
+        assert_eq!(answers % *requests, 0, "{requests} requests: an answer is missing");
     }
 }
 
