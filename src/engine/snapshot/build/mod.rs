@@ -26,7 +26,7 @@ use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::key_table::{IdHasher, KeyTable};
 use crate::snapshot::policy::{Policy, RowPolicy};
 use crate::snapshot::same_digest;
-use keyward_memory::{self as memory, Huge, HugeText, HugeVec};
+use keyward_memory::{self as memory, HugePages, HugeText, HugeVec};
 
 mod batch;
 mod interner;
@@ -124,11 +124,11 @@ impl Builder {
             index: Index::with_capacity(expected),
             ids: Index::with_capacity(expected),
             rotated: Vec::new(),
-            entries: HugeVec::with_capacity_in(expected, Huge),
+            entries: HugeVec::with_capacity_in(expected, HugePages),
             policies: Vec::new(),
             owners: vec![u32::MAX],
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
-            metadata: HugeVec::new_in(Huge),
+            metadata: HugeVec::new_in(HugePages),
             metadata_texts: HugeText::with_capacity(0),
             given: FieldSet::NONE,
             set_aside_given: FieldSet::NONE,

@@ -67,8 +67,8 @@ impl Builder {
     /// follow, the memory of the others stays reserved.
     pub fn into_parallel(mut self, expected: usize) -> ParallelBuilder {
         let KeyTable { entries, arena, .. } = &mut self.keys;
-        memory::make_room(entries, expected);
-        arena.make_room(expected.saturating_mul(IDENTITY_BYTES));
+        memory::reserve_if_possible(entries, expected);
+        arena.reserve_if_possible(expected.saturating_mul(IDENTITY_BYTES));
         ParallelBuilder { builder: self, populated: 0 }
     }
 }
@@ -96,7 +96,7 @@ impl ParallelBuilder {
         let keys = &mut builder.keys;
         keys.entries.reserve(entries.len());
         if self.populated < keys.entries.len() + entries.len() {
-            self.populated = memory::populate_some(&mut keys.entries);
+            self.populated = memory::prefault_ahead(&mut keys.entries);
         }
         keys.arena.push_str(&texts);
         let metadata_text = keys.metadata_texts.as_str().len() as u64;
@@ -130,7 +130,7 @@ impl ParallelBuilder {
         let probe = move |entry: &Entry| Probe::of_digest(&entry.digest, seed);
         // The number of rows is known only now.
         let allocate =
-            move |index: &mut Index| *index = memory::populated(|| Index::with_capacity(entries.len()));
+            move |index: &mut Index| *index = memory::with_prefault(|| Index::with_capacity(entries.len()));
         let by_digest = move || {
             allocate(index);
             let same = |a: &Entry, b: &Entry| same_digest(&a.digest, &b.digest);

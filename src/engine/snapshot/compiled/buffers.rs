@@ -6,12 +6,12 @@
 
 use crate::snapshot::entry::{Entry, Identity};
 use crate::snapshot::index::{Index, IndexPartition, Probe};
-use keyward_memory::{HugeVec, TextPlace, TextSpace, zeroed};
+use keyward_memory::{HugeVec, TextWriter, TextBuffer, zeroed};
 
 /// The parts of the table that threads write to.
 pub struct Buffers {
     pub(super) entries: HugeVec<Entry>,
-    pub(super) texts: TextSpace,
+    pub(super) texts: TextBuffer,
     /// Digest to entry.
     pub(super) index: Index,
     /// Key id to the first entry that has it.
@@ -23,7 +23,7 @@ impl Buffers {
     pub(super) fn new(rows: usize, bytes: usize) -> Self {
         Self {
             entries: zeroed(rows),
-            texts: TextSpace::new(bytes),
+            texts: TextBuffer::new(bytes),
             index: Index::with_capacity(rows),
             ids: Index::with_capacity(rows),
         }
@@ -31,7 +31,7 @@ impl Buffers {
 
     /// Everything except the index by key id, to be divided into slots.
     pub fn block_slots(&mut self) -> BlockSlots<'_> {
-        let (entries, texts) = (&mut self.entries[..], self.texts.place());
+        let (entries, texts) = (&mut self.entries[..], self.texts.writer());
         BlockSlots { rest: BlockSlot { entries, texts, index: self.index.partition(), row: 0, byte: 0 } }
     }
 }
@@ -60,7 +60,7 @@ impl<'t> BlockSlots<'t> {
     ) -> Result<BlockSlot<'t>, NoSlot> {
         let rest = &mut self.rest;
         let entries = rest.entries.split_off_mut(..rows as usize).ok_or(NoSlot::Full)?;
-        let texts = rest.texts.take(bytes as usize).ok_or(NoSlot::Full)?;
+        let texts = rest.texts.split(bytes as usize).ok_or(NoSlot::Full)?;
         let index = match next {
             Some(next) => rest.index.take_before(next),
             None => rest.index.take(usize::MAX),
@@ -76,7 +76,7 @@ impl<'t> BlockSlots<'t> {
 /// The part of the buffers that one block fills; what is left of it.
 pub(super) struct BlockSlot<'t> {
     entries: &'t mut [Entry],
-    texts: TextPlace<'t>,
+    texts: TextWriter<'t>,
     /// The home groups of the rows, except those that the next block's first row has as home, too.
     index: IndexPartition<'t>,
     /// The number of the first entry left, and the position of the first byte left.

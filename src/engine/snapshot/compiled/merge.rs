@@ -12,7 +12,7 @@ use crate::snapshot::compiled::error::{CROWDED, OTHER_SIZES, OUT_OF_ORDER, ReadE
 use crate::snapshot::compiled::format::{MAX_RUN, Section, Sizes, SortKey};
 use crate::snapshot::compiled::id_index::{FilledIds, HashPartitions, overflow};
 use crate::snapshot::index::Probe;
-use keyward_memory::{Huge, HugeText, HugeVec};
+use keyward_memory::{HugePages, HugeText, HugeVec};
 
 /// Merges decoded blocks into a table.
 pub struct Merge {
@@ -130,7 +130,7 @@ impl Builder {
     /// A builder without entries, in which metadata of these sizes fits exactly.
     pub(super) fn with_metadata_room(seed: u64, sizes: Sizes) -> Self {
         let mut builder = Self::new(seed, 0);
-        builder.keys.metadata = HugeVec::with_capacity_in(sizes.metadata_rows, Huge);
+        builder.keys.metadata = HugeVec::with_capacity_in(sizes.metadata_rows, HugePages);
         builder.keys.metadata_texts = HugeText::with_capacity(sizes.metadata_bytes);
         builder
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::record::MAX_OWNER;
 use crate::snapshot::compiled::format::has_control;
-use keyward_memory::{Huge, HugeText, HugeVec, prefetch};
+use keyward_memory::{HugePages, HugeText, HugeVec, prefetch};
 
 /// All names, one after another.
 pub(super) struct Owners {
@@ -50,7 +50,7 @@ impl Name {
 impl Owners {
     /// Number 0, and room for `names` names with `bytes` bytes in all.
     pub(super) fn with_capacity(names: usize, bytes: usize) -> Self {
-        let mut all = HugeVec::with_capacity_in(names.saturating_add(1), Huge);
+        let mut all = HugeVec::with_capacity_in(names.saturating_add(1), HugePages);
         all.push(Name::new(0, 0));
         Self { texts: HugeText::with_capacity(bytes), names: all }
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::snapshot::entry::Entry;
 use crate::snapshot::key_table::WINDOW;
 use crate::snapshot::{Key, Snapshot};
-use keyward_memory::{Huge, HugeVec};
+use keyward_memory::{HugePages, HugeVec};
 
 /// Where the previous snapshot has each row of a new table.
 pub struct RowMap<'s> {
@@ -23,7 +23,7 @@ pub struct RowMap<'s> {
 impl<'s> RowMap<'s> {
     /// A map without a comparison: each row is looked up in `old` by its key id.
     pub(in crate::snapshot) fn unknown(old: Option<&'s Snapshot>) -> Self {
-        Self { old, matches: RowMatches(HugeVec::new_in(Huge)) }
+        Self { old, matches: RowMatches(HugeVec::new_in(HugePages)) }
     }
 
     /// The result of a comparison with `old`.
@@ -78,7 +78,7 @@ const RENAMED: u32 = u32::MAX - 1;
 impl RowMatches {
     /// All of `rows` rows are new so far.
     pub(super) fn none_of(rows: usize) -> Self {
-        let mut matches = HugeVec::new_in(Huge);
+        let mut matches = HugeVec::new_in(HugePages);
         matches.extend((0..rows).map(|_| AtomicU32::new(NEW)));
         Self(matches)
     }
