@@ -6,7 +6,7 @@
 
 use crate::snapshot::entry::{Entry, Identity};
 use crate::snapshot::index::{Index, IndexPartition, Probe};
-use keyward_memory::{HugeVec, TextWriter, TextBuffer, zeroed};
+use keyward_memory::{HugeVec, TextBuffer, TextWriter, zeroed};
 
 /// The parts of the table that threads write to.
 pub struct Buffers {
