@@ -6,7 +6,7 @@ use keyward_engine::now::Now;
 use keyward_engine::pepper::{Pepper, Peppers};
 use keyward_engine::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
 use keyward_engine::rules::GlobalPolicy;
-use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 use keyward_engine::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
@@ -74,7 +74,8 @@ fn snapshot(rows: &[Row], limiter: &Limiter, hash: impl Fn(&str) -> Digest) -> S
     assert_eq!(diagnostics.to_string(), "");
     let mut allocator = SlotAllocator::new();
     let mut allocation = allocator.begin(limiter);
-    let snapshot = builder.finish().publishable(&mut allocation, None, Stamp::default()).expect("room");
+    let snapshot =
+        builder.finish().into_snapshot(&mut allocation, None, SnapshotMeta::default()).expect("room");
     let _ = allocation.commit();
     for row in rows.iter().filter(|row| row.revoked_by_operator) {
         snapshot.find_by_id(&row.key).expect("listed").set_revoked(true);
