@@ -169,7 +169,7 @@ impl Options {
         };
         match writeln!(out, "{text}") {
             // A reader such as `head` may close its end early.
-            Err(error) if error.kind() != io::ErrorTargetKind::BrokenPipe => {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 Err(Failure::new(Exit::Failed, format_args!("cannot write to standard output: {error}")))
             }
             _ => Ok(()),

@@ -230,8 +230,8 @@ mod tests {
             [answer(0, Verdict::Allowed), answer(1, Verdict::RateLimited), answer(2, Verdict::Allowed)];
         let (tally, left) = parse_all(&target, &stream.concat()).expect("in order");
         assert_eq!((tally.outcomes().collect::<Vec<_>>(), left), (vec![(0, 2), (14, 1)], 0));
-        assert_eq!(target.outcome(14), "RATE_LIMITED");
-        assert_eq!(target.outcome(99), "OTHER_99");
+        assert_eq!(target.outcome_name(14), "RATE_LIMITED");
+        assert_eq!(target.outcome_name(99), "OTHER_99");
         assert_complete_only_as_a_whole(&target, &stream[0]);
     }
 

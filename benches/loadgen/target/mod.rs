@@ -123,7 +123,7 @@ fn connect(target: &'static str, path: &Path) -> Result<UnixStream, LoadError> {
             stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
             Ok(stream)
         })
-        .map_err(|error| LoadError::Connect { target, path: path.into(), error })?;
+        .map_err(|source| LoadError::Connect { target, path: path.into(), source })?;
     Ok(stream)
 }
 
