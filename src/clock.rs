@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+use crate::limiter::ClockReading;
 use crate::limiter::TICKS_PER_NANOSECOND;
-use crate::limiter::saved::SavedAt;
 use crate::now::{MAX_TICKS, MAX_UNIX, Now};
 
 /// The first tick. A bucket whose word is 0 has then been full since before the clock began.
@@ -42,9 +42,9 @@ impl Clock {
     }
 
     /// This moment, for balances that another process may go on with: on clocks that are not counted from an origin.
-    pub fn moment(boot_id: Option<[u8; 16]>, boottime_offset: Option<i64>) -> SavedAt {
+    pub fn reading(boot_id: Option<[u8; 16]>, boottime_offset: Option<i64>) -> ClockReading {
         let since_zero = |clock| u64::try_from(nanoseconds(clock_gettime(clock))).unwrap_or(0);
-        SavedAt {
+        ClockReading {
             boot_id,
             boottime: since_zero(ClockId::Boottime),
             boottime_offset,

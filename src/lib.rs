@@ -48,7 +48,7 @@
 //! | `start` | starts the rest, while main waits for it and for signals; then it ends |
 //! | `reload` | everything in "a new set of keys"; from the second on, at a lower priority than the workers |
 //! | `load` … | while a large source is read: they parse, and `reload` fills the table, or they decode a compiled snapshot into it; then they index and compare it |
-//! | `keep` | restores balances at the start, saves them at intervals and at the end ([`keep`]) |
+//! | `balances` | restores balances at the start, saves them at intervals and at the end ([`balances`]) |
 //! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
 //! | `watch` | tells `reload` that something has changed on the source's path |
 //! | (blocking) | a revocation, while it waits for the disk |
@@ -85,12 +85,12 @@
 
 pub mod admin;
 pub mod audit;
+pub mod balances;
 pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod connection;
-pub mod keep;
 pub mod key_format;
 pub mod limiter;
 pub mod lint;

@@ -102,7 +102,7 @@ pub struct Peppers {
 
 impl Peppers {
     /// Whether keys are found whose rows are hashed with `pepper`.
-    pub fn find(&self, pepper: &Pepper) -> bool {
+    pub fn contains(&self, pepper: &Pepper) -> bool {
         self.current == *pepper || self.previous.as_ref() == Some(pepper)
     }
 }

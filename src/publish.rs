@@ -28,7 +28,7 @@ pub struct Publisher {
 
 /// A look at what is being served, for anyone off the request path.
 #[derive(Clone)]
-pub struct Served {
+pub struct SnapshotReader {
     current: Current,
 }
 
@@ -76,8 +76,8 @@ impl Publisher {
     }
 
     /// What is being served.
-    pub fn served(&self) -> Served {
-        Served { current: Arc::clone(&self.current) }
+    pub fn reader(&self) -> SnapshotReader {
+        SnapshotReader { current: Arc::clone(&self.current) }
     }
 
     /// The epochs, for who waits for them or ends them in another way.
@@ -108,7 +108,7 @@ impl Epochs {
     }
 
     /// Waits until every worker has passed `epoch`. A worker that has ended has passed everything.
-    pub async fn passed(&self, epoch: u64) {
+    pub async fn wait_passed(&self, epoch: u64) {
         for worker in &*self.passed {
             let mut worker = worker.clone();
             let _ended = worker.wait_for(|passed| *passed >= epoch).await;
@@ -116,9 +116,9 @@ impl Epochs {
     }
 }
 
-impl Served {
+impl SnapshotReader {
     /// The current snapshot.
-    pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
+    pub fn current(&self) -> Option<Arc<Snapshot>> {
         self.current.load_full()
     }
 }
@@ -137,7 +137,7 @@ impl Subscription {
     }
 
     /// The same, for who has to keep it.
-    pub fn load_shared(&mut self) -> Option<&Arc<Snapshot>> {
+    pub fn load_arc(&mut self) -> Option<&Arc<Snapshot>> {
         self.cache.load().as_ref()
     }
 }
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     fn is_passed(epochs: &Epochs, epoch: u64) -> bool {
-        let mut passed = std::pin::pin!(epochs.passed(epoch));
+        let mut passed = std::pin::pin!(epochs.wait_passed(epoch));
         passed.as_mut().poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
     }
 

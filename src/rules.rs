@@ -6,9 +6,9 @@ use crate::pepper::{Pepper, Peppers};
 
 /// What holds for every key.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rules {
+pub struct GlobalPolicy {
     /// Prefixes of keys that keyward minted: raw keys that begin so are refused if their checksum is wrong.
-    pub minted: Vec<Prefix>,
+    pub minted_prefixes: Vec<Prefix>,
     /// [Age of the source](crate::snapshot::Stamp::source_age), in seconds, past which its snapshot may not be served.
     pub max_staleness: Option<u32>,
     /// What keys are hashed with, besides SHA-256; digests are not accepted then.
@@ -17,14 +17,14 @@ pub struct Rules {
 
 /// Which hashes of the rules before are still found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct RetainedHashes {
     /// Those of the pepper that was the current one, or of none where there was none.
     pub current: bool,
     /// Those of the one that was the previous one, if there was one.
     pub previous: bool,
 }
 
-impl Rules {
+impl GlobalPolicy {
     /// The pepper that is being replaced.
     pub fn previous_pepper(&self) -> Option<&Pepper> {
         self.peppers.as_ref()?.previous.as_ref()
@@ -41,19 +41,19 @@ impl Rules {
     /// Whether a source that is read by these rules may hash keys otherwise than one that was read by `old`:
     /// the peppers differ, or there are two, so that rows are hashed anew one by one.
     pub fn may_rehash(&self, old: Option<&Self>) -> bool {
-        let has_two = |rules: &Self| rules.previous_pepper().is_some();
+        let has_two = |global_policy: &Self| global_policy.previous_pepper().is_some();
         has_two(self) || old.is_some_and(|old| old.peppers != self.peppers || has_two(old))
     }
 
     /// Which keys are still found that were hashed by the rules of `old`.
-    pub fn keep_hashes_of(&self, old: &Self) -> Kept {
+    pub fn retained_hashes(&self, old: &Self) -> RetainedHashes {
         match (&self.peppers, &old.peppers) {
-            (None, None) => Kept { current: true, previous: true },
-            (Some(new), Some(old)) => Kept {
-                current: new.find(&old.current),
-                previous: old.previous.as_ref().is_none_or(|previous| new.find(previous)),
+            (None, None) => RetainedHashes { current: true, previous: true },
+            (Some(new), Some(old)) => RetainedHashes {
+                current: new.contains(&old.current),
+                previous: old.previous.as_ref().is_none_or(|previous| new.contains(previous)),
             },
-            _ => Kept { current: false, previous: false },
+            _ => RetainedHashes { current: false, previous: false },
         }
     }
 }
@@ -63,12 +63,12 @@ mod tests {
     use super::*;
 
     /// `"ba"`: the pepper b is in force, and a is the one before it.
-    fn rules(peppers: &str) -> Rules {
+    fn global_policy(peppers: &str) -> GlobalPolicy {
         let mut peppers = peppers
             .chars()
             .map(|letter| Pepper::new(letter.to_string().repeat(16).as_bytes()).expect("long enough"));
         let peppers = peppers.next().map(|current| Peppers { current, previous: peppers.next() });
-        Rules { peppers, ..Rules::default() }
+        GlobalPolicy { peppers, ..GlobalPolicy::default() }
     }
 
     #[test]
@@ -88,8 +88,8 @@ mod tests {
             ("ba", "ca", false, true),
             ("ba", "c", false, false),
         ] {
-            let kept = rules(new).keep_hashes_of(&rules(old));
-            assert_eq!(kept, Kept { current, previous }, "{old:?} -> {new:?}");
+            let kept = global_policy(new).retained_hashes(&global_policy(old));
+            assert_eq!(kept, RetainedHashes { current, previous }, "{old:?} -> {new:?}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What the limiter takes from the world: its atomics, its lock, its ways to wait, and the memory of its words.
+//! The primitives that the limiter is built on: its atomics, its lock, its ways to wait, and the memory of
+//! its bucket words.
 //!
-//! Nothing else is here, and the limiter's sources name nothing of `std::sync` themselves, so that they can be compiled
-//! against another `sync`: under `tests/schedules`, against one whose every interleaving is tried.
+//! The limiter takes these from here and not from `std`, so that it can be compiled against another `sync`:
+//! `tests/schedules` provides one in which every interleaving of threads is explored.
 
 use crate::memory::{Huge, HugeVec};
 
@@ -12,18 +13,18 @@ pub use std::thread::yield_now;
 
 pub use crate::memory::prefetch;
 
-/// Words in a chunk of the array that grows: 2 MiB, a huge page on x86-64 and arm64.
-pub const CHUNK: usize = 1 << 18;
+/// Slots in a chunk of the bucket array: 2 MiB, the size of a huge page on x86-64 and arm64.
+pub const CHUNK_SLOTS: usize = 1 << 18;
 
-/// Chunks that 32-bit slot numbers can name.
-pub const CHUNKS: usize = 1 << 14;
+/// Chunks that 32-bit slot numbers can address.
+pub const MAX_CHUNKS: usize = 1 << 14;
 
-/// The words of a chunk.
+/// A chunk of the bucket array.
 pub type Chunk = HugeVec<AtomicU64>;
 
-/// A chunk of words, in a huge page where there are any.
-pub fn chunk(word: u64) -> Chunk {
-    let mut words = HugeVec::with_capacity_in(CHUNK, Huge);
-    words.extend((0..CHUNK).map(|_| AtomicU64::new(word)));
+/// A chunk whose words all have the value `word`, in a huge page if the system has one.
+pub fn new_chunk(word: u64) -> Chunk {
+    let mut words = HugeVec::with_capacity_in(CHUNK_SLOTS, Huge);
+    words.extend((0..CHUNK_SLOTS).map(|_| AtomicU64::new(word)));
     words
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use keyward::reload::{Failure, OnBadRow, SourceFile};
+use keyward::reload::{BadRowPolicy, ReloadError, SourceFile};
 use keyward::source::Format;
 use support::{Daemon, Setup, hex, keyward, wait_for};
 
@@ -155,9 +155,9 @@ fn check_tells_rows_that_are_wrong_in_the_same_way_once_with_their_number() {
     assert!(errors.contains("(and 29 more like it)"), "{errors}");
 }
 
-fn load(path: &Path, format: Format) -> Result<usize, Failure> {
-    let (layout, plans) = Default::default();
-    let source = SourceFile { path: path.into(), format, layout, plans, on_bad_row: OnBadRow::Refuse };
+fn load(path: &Path, format: Format) -> Result<usize, ReloadError> {
+    let (mapping, plans) = Default::default();
+    let source = SourceFile { path: path.into(), format, mapping, plans, on_bad_row: BadRowPolicy::Refuse };
     source.load(7).map(|loaded| loaded.keys.len())
 }
 

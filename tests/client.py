@@ -1,10 +1,12 @@
-"""A keyward client in plain Python, written from protocol/SPEC.md alone: to use, and to port.
+"""A keyward client in plain Python, written from protocol/SPEC.md alone, to use and to port.
 
     answer = Client("/run/keyward/keyward.sock").verify("acme_live_...", scopes=["orders:read"])
 
-`python3 tests/client.py SOCKET VECTORS EXPECTATIONS` checks itself and a daemon (one that takes digests and raw keys)
-against protocol/vectors/vectors.json, and a list of [{"key": ..., parameters of verify, "expect": {ANSWER's fields}}].
+`python3 tests/client.py SOCKET VECTORS EXPECTATIONS` tests this client and a daemon that accepts
+digests and raw keys. VECTORS is protocol/vectors/vectors.json. EXPECTATIONS is a list of
+{"key": ..., parameters of verify, "expect": {fields of ANSWER}}.
 """
+
 import contextlib, hashlib, json, socket, struct, sys
 
 RAW_KEY, SCOPES, ANY_SCOPE, IP, ORIGIN, ENVIRONMENT, METADATA = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40
@@ -14,110 +16,188 @@ VERDICTS = """ALLOWED NOT_READY STALE_SNAPSHOT MALFORMED_KEY UNKNOWN_KEY REVOKED
 CODES = [0] + """FRAME_TOO_SHORT FRAME_TOO_LONG UNSUPPORTED_VERSION UNKNOWN_KIND UNKNOWN_FLAG BODY_TOO_SHORT
     TRAILING_BYTES INVALID_FIELD TRUNCATED_FRAME CREDENTIAL_REFUSED PEER_REFUSED TOO_MANY_CONNECTIONS IDLE_TIMEOUT
     SHUTTING_DOWN""".split()
-REPLIES = {  # kind: its name, flags, integers and their names, texts with their limits
-    0x81: ("WELCOME", {}, "<BBBBIIQ", "version min_version max_version credentials max_length idle_timeout_ms "
-           "generation", {"server": 255}),
-    0x82: ("ANSWER", {"METADATA": METADATA, "SHADOW": SHADOW}, "<BQIIII",
-           "verdict generation limit remaining retry_after_ms reset_ms",
-           {"key_id": 64, "owner": 128, "environment": 64, "plan": 64, "limit_name": 64, "metadata": 4096,
-            "shadow_limit": 64}),
-    0xFF: ("ERROR", {"CLOSING": 0x01}, "<BI", "code detail", {"message": 255})}
+# kind: (name, flags, layout of the integers, their names, strings with their maximum lengths)
+REPLIES = {
+    0x81: (
+        "WELCOME",
+        {},
+        "<BBBBIIQ",
+        "version min_version max_version credentials max_length idle_timeout_ms " "generation",
+        {"server": 255},
+    ),
+    0x82: (
+        "ANSWER",
+        {"METADATA": METADATA, "SHADOW": SHADOW},
+        "<BQIIII",
+        "verdict generation limit remaining retry_after_ms reset_ms",
+        {
+            "key_id": 64,
+            "owner": 128,
+            "environment": 64,
+            "plan": 64,
+            "limit_name": 64,
+            "metadata": 4096,
+            "shadow_limit": 64,
+        },
+    ),
+    0xFF: ("ERROR", {"CLOSING": 0x01}, "<BI", "code detail", {"message": 255}),
+}
+
 
 def frame(kind, flags, request_id, body):
     return struct.pack("<IBBHI", 8 + len(body), 1, kind, flags, request_id) + body
 
-def sized(form, value):
+
+def length_prefixed(layout, value):
+    """A string or bytes after their length; None for None."""
     data = value.encode() if isinstance(value, str) else value
-    return None if data is None else struct.pack(form, len(data)) + data
+    return None if data is None else struct.pack(layout, len(data)) + data
+
 
 def hello(request_id, min_version=1, max_version=1):
     return frame(0x01, 0, request_id, struct.pack("BB", min_version, max_version))
 
-def verify(request_id, cost, digest=None, key=None, scopes=None, any_scope=False, ip=None, origin=None,
-           environment=None, metadata=False):
+
+def verify(
+    request_id,
+    cost,
+    digest=None,
+    key=None,
+    scopes=None,
+    any_scope=False,
+    ip=None,
+    origin=None,
+    environment=None,
+    metadata=False,
+):
     flags = ANY_SCOPE * any_scope | METADATA * metadata
     body = struct.pack("<I", cost) + (digest if key is None else b"")
     ip = None if ip is None else socket.inet_pton(socket.AF_INET6, ip if ":" in ip else "::ffff:" + ip)
-    for flag, field in ((RAW_KEY, sized("<H", key)), (SCOPES, sized("<H", scopes)), (IP, ip),
-                        (ORIGIN, sized("<H", origin)), (ENVIRONMENT, sized("<B", environment))):
+    for flag, field in (
+        (RAW_KEY, length_prefixed("<H", key)),
+        (SCOPES, length_prefixed("<H", scopes)),
+        (IP, ip),
+        (ORIGIN, length_prefixed("<H", origin)),
+        (ENVIRONMENT, length_prefixed("<B", environment)),
+    ):
         if field is not None:
             flags, body = flags | flag, body + field
     return frame(0x02, flags, request_id, body)
 
+
 def refund(request_id, cost, digest=None, key=None, limit=None):
-    body = struct.pack("<I", cost) + (digest if key is None else sized("<H", key)) + (sized("<B", limit) or b"")
+    credential = digest if key is None else length_prefixed("<H", key)
+    body = struct.pack("<I", cost) + credential + (length_prefixed("<B", limit) or b"")
     return frame(0x03, RAW_KEY * (key is not None) | LIMIT * (limit is not None), request_id, body)
 
+
 def parse(data):
-    """The fields of a frame from the daemon. A verdict or code that this version does not know stays a number."""
-    length, version, value, bits, request_id = struct.unpack_from("<IBBHI", data)
-    if not 8 <= length <= 8192 or length != len(data) - 4 or version != 1 or value not in REPLIES:
-        raise ValueError(f"length {length} ({len(data) - 4} are there), version {version}, kind {value:#x}")
-    kind, known, form, names, texts = REPLIES[value]
-    if bits & ~sum(known.values()):
-        raise ValueError(f"{kind} with flags {bits:#x}")
-    reply = {"kind": kind, "request_id": request_id, "flags": [flag for flag in known if bits & known[flag]],
-             **dict(zip(names.split(), struct.unpack_from(form, data, 12)))}
-    at = 12 + struct.calcsize(form)
+    """The fields of a frame from the daemon. Unknown verdicts and codes remain numbers."""
+    length, version, kind, bits, request_id = struct.unpack_from("<IBBHI", data)
+    if not 8 <= length <= 8192 or length != len(data) - 4 or version != 1 or kind not in REPLIES:
+        raise ValueError(f"length {length} (actual {len(data) - 4}), version {version}, kind {kind:#x}")
+    name, flags, layout, integers, strings = REPLIES[kind]
+    if bits & ~sum(flags.values()):
+        raise ValueError(f"{name} with flags {bits:#x}")
+    reply = {
+        "kind": name,
+        "request_id": request_id,
+        "flags": [flag for flag in flags if bits & flags[flag]],
+        **dict(zip(integers.split(), struct.unpack_from(layout, data, 12))),
+    }
+    offset = 12 + struct.calcsize(layout)
     optional = {"metadata": METADATA, "shadow_limit": SHADOW}
-    for name in (name for name in texts if name not in optional or bits & optional[name]):
+    for name in (name for name in strings if name not in optional or bits & optional[name]):
         prefix = "<H" if name == "metadata" else "<B"
-        start = at + struct.calcsize(prefix)
-        at = start + struct.unpack_from(prefix, data, at)[0]
-        if at - start > texts[name] or at > len(data):
-            raise ValueError(f"{name} has {at - start} bytes")
-        reply[name] = data[start:at].decode()
-    if at < len(data):
-        raise ValueError(f"{len(data) - at} bytes are left over")
-    for name, known in (("verdict", VERDICTS), ("code", CODES)):
-        if reply.get(name, len(known)) < len(known):
-            reply[name] = known[reply[name]]
+        start = offset + struct.calcsize(prefix)
+        offset = start + struct.unpack_from(prefix, data, offset)[0]
+        if offset - start > strings[name] or offset > len(data):
+            raise ValueError(f"{name} has {offset - start} bytes")
+        reply[name] = data[start:offset].decode()
+    if offset < len(data):
+        raise ValueError(f"{len(data) - offset} trailing bytes")
+    for name, values in (("verdict", VERDICTS), ("code", CODES)):
+        if reply.get(name, len(values)) < len(values):
+            reply[name] = values[reply[name]]
     return reply
 
-class Refused(Exception): """The daemon wrote an ERROR: its fields."""
+
+class RefusedError(Exception):
+    """The daemon sent an ERROR frame, whose fields are the argument."""
+
 
 class Client:
-    """One connection, one request at a time. After an exception make a new one: an answer may be under way."""
+    """One connection with one request at a time.
+
+    Replace it after an exception, because an answer may still arrive.
+    """
+
     def __init__(self, path, timeout=0.05):
         self.socket, self.request_id, self.raw = socket.socket(socket.AF_UNIX), 0, False
         self.socket.settimeout(timeout)
         self.socket.connect(path)
         self.stream = self.socket.makefile("rb")
 
-    def verify(self, key, cost=1, scopes=None, any_scope=False, ip=None, origin=None, environment=None,
-               metadata=False, raw=False):
-        """The fields of the ANSWER. `scopes` is a list of names. No verdict but "ALLOWED" allows."""
-        return self.send(verify, key, cost, raw, scopes=None if scopes is None else " ".join(scopes),
-                         any_scope=any_scope, ip=ip, origin=origin, environment=environment, metadata=metadata)
+    def verify(
+        self,
+        key,
+        cost=1,
+        scopes=None,
+        any_scope=False,
+        ip=None,
+        origin=None,
+        environment=None,
+        metadata=False,
+        raw=False,
+    ):
+        """Returns the fields of the ANSWER. `scopes` is a list of names.
+
+        No verdict other than "ALLOWED" allows the request.
+        """
+        return self.send(
+            verify,
+            key,
+            cost,
+            raw,
+            scopes=None if scopes is None else " ".join(scopes),
+            any_scope=any_scope,
+            ip=ip,
+            origin=origin,
+            environment=environment,
+            metadata=metadata,
+        )
 
     def refund(self, key, cost=1, limit=None):
-        """Gives back what an ALLOWED has charged. Do not repeat it, not even where no answer comes."""
+        """Refunds what an ALLOWED request was charged. Do not retry it, even without an answer."""
         return self.send(refund, key, cost, False, limit=limit)
 
-    def send(self, form, key, cost, raw, **fields):
+    def send(self, encode, key, cost, raw, **fields):
         raw, self.request_id = raw or self.raw, (self.request_id + 1) % 2**32
         credential = {"key": key.encode()} if raw else {"digest": hashlib.sha256(key.encode()).digest()}
-        reply = self.ask(form(self.request_id, cost, **credential, **fields))
+        reply = self.exchange(encode(self.request_id, cost, **credential, **fields))
         if reply["request_id"] == self.request_id and reply["kind"] == "ANSWER":
             return reply
         if (reply.get("code"), reply.get("detail"), raw) == ("CREDENTIAL_REFUSED", 2, False):
-            self.raw = True  # the daemon has a pepper: raw keys only, from here on
-            return self.send(form, key, cost, True, **fields)
-        raise Refused(reply)
+            self.raw = True  # the daemon has a pepper and takes only raw keys
+            return self.send(encode, key, cost, True, **fields)
+        raise RefusedError(reply)
 
-    def ask(self, request, last=False):
-        with contextlib.suppress(ConnectionError):  # the daemon may have ended the connection, and said why
+    def exchange(self, request, last=False):
+        with contextlib.suppress(ConnectionError):  # the daemon may have closed the connection after an ERROR
             self.socket.sendall(request)
         if last:
             self.socket.shutdown(socket.SHUT_WR)
         prefix = self.stream.read(4)
         if len(prefix) < 4:
-            raise ConnectionError("the daemon ended the connection")
+            raise ConnectionError("the daemon closed the connection")
         return parse(prefix + self.stream.read(min(struct.unpack("<I", prefix)[0], 8192)))
 
+
 def unhex(text):
+    """Parses the notation of vectors.json: hex digits, `|` as a separator, and `byte*times`."""
     tokens = (token.partition("*") for token in text.replace("|", " ").split())
     return b"".join(bytes.fromhex(unit) * int(times or 1) for unit, _, times in tokens)
+
 
 def check_vector(path, vector):
     data, error, fields = unhex(vector["bytes"]), vector.get("error"), vector.get("fields", {})
@@ -131,26 +211,33 @@ def check_vector(path, vector):
             return compare(fields or {"malformed": True}, parse(data))
         except (ValueError, struct.error):
             return compare({"malformed": error is not None}, {"malformed": True})
-    wanted = error and {"kind": "ERROR", **error, "flags": ["CLOSING"] if error["closes"] else []}
+    expected = error and {"kind": "ERROR", **error, "flags": ["CLOSING"] if error["closes"] else []}
     if fields:
         kind, flags = fields.pop("kind"), fields.pop("flags")
-        wanted = {"kind": "WELCOME" if kind == "HELLO" else "ANSWER", "request_id": fields["request_id"]}
+        expected = {"kind": "WELCOME" if kind == "HELLO" else "ANSWER", "request_id": fields["request_id"]}
         if kind == "VERIFY":
             fields.update(any_scope="ANY_SCOPE" in flags, metadata="METADATA" in flags)
-        compare({"bytes": data}, {"bytes": {"HELLO": hello, "VERIFY": verify, "REFUND": refund}[kind](**fields)})
-    closes, client = wanted.pop("closes", False), Client(path, timeout=5)
-    compare(wanted, client.ask(data, last=wanted.get("code") == "TRUNCATED_FRAME"))
+        compare(
+            {"bytes": data}, {"bytes": {"HELLO": hello, "VERIFY": verify, "REFUND": refund}[kind](**fields)}
+        )
+    closes, client = expected.pop("closes", False), Client(path, timeout=5)
+    compare(expected, client.exchange(data, last=expected.get("code") == "TRUNCATED_FRAME"))
     if not closes:
-        return compare({"kind": "WELCOME", "request_id": 99}, client.ask(hello(99)))
-    with contextlib.suppress(ConnectionResetError):  # how a stream ends where the daemon left bytes unread
+        return compare({"kind": "WELCOME", "request_id": 99}, client.exchange(hello(99)))
+    with contextlib.suppress(ConnectionResetError):  # the daemon closed the stream with unread bytes
         compare({"after": b""}, {"after": client.stream.read(1)})
+
 
 def check_verdict(path, expectation):
     compare(expectation.pop("expect"), Client(path, timeout=5).verify(**expectation))
 
-def compare(wanted, got):
-    if wrong := [name for name in wanted if got.get(name) != wanted[name]]:
-        raise AssertionError("; ".join(f"{name} is {got.get(name)!r}, not {wanted[name]!r}" for name in wrong))
+
+def compare(expected, actual):
+    if wrong := [name for name in expected if actual.get(name) != expected[name]]:
+        raise AssertionError(
+            "; ".join(f"{name} is {actual.get(name)!r}, not {expected[name]!r}" for name in wrong)
+        )
+
 
 if __name__ == "__main__":
     path, vectors, expectations = sys.argv[1], json.load(open(sys.argv[2])), json.load(open(sys.argv[3]))
@@ -159,8 +246,10 @@ if __name__ == "__main__":
     for check, item, name in checks:
         try:
             check(path, item)
-        except (AssertionError, OSError, Refused, ValueError, struct.error) as error:
+        except (AssertionError, OSError, RefusedError, ValueError, struct.error) as error:
             print(f"{name}: {error}")
             failed += 1
-    print(f"client.py: {len(vectors)} vectors, {len(expectations)} verdicts: {f'{failed} wrong' if failed else 'ok'}")
+    print(
+        f"client.py: {len(vectors)} vectors, {len(expectations)} verdicts: {f'{failed} failed' if failed else 'ok'}"
+    )
     sys.exit(1 if failed else 0)

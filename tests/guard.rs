@@ -8,15 +8,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use keyward::admin::check::Check;
-use keyward::admin::message::{Changes, Command as Ask, Target};
-use keyward::limiter::{Ledger, Limiter};
+use keyward::admin::message::{Changes, Check, Command as AdminCommand, Target};
+use keyward::limiter::{Limiter, SlotAllocator};
 use keyward::now::Now;
 use keyward::record::KeyRecord;
-use keyward::rules::Rules;
-use keyward::snapshot::{Builder, Diff, Keys, MAX_EXAMPLES, Stamp, Weighing};
-use keyward::source::{BadRow, Findings, Format, Layout, read};
-use keyward::verify::Context;
+use keyward::rules::GlobalPolicy;
+use keyward::snapshot::{Builder, CompareOptions, Diff, Keys, MAX_EXAMPLES, Stamp};
+use keyward::source::{BadRow, ColumnMapping, Diagnostics, Format, read};
+use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
 use proptest::prelude::*;
 use support::{Daemon, Setup, hex, keyward, replace};
@@ -78,13 +77,14 @@ impl Row {
 
 fn keys(rows: &[(usize, Row)]) -> Keys {
     let mut builder = Builder::new(7, 0);
-    let mut findings = Findings::new("keys.csv").keeping_bad_rows(KEYS);
+    let mut diagnostics = Diagnostics::new("keys.csv").retaining_bad_rows(KEYS);
     let mut sink =
         |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
     let rows: String = rows.iter().map(|(number, row)| row.text(*number)).collect();
     let text = format!("{HEADER}{rows}");
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    for BadRow { line, hash, key_id } in findings.kept_bad_rows() {
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    for BadRow { line, hash, key_id } in diagnostics.retained_bad_rows() {
         builder.set_aside(*line, hash.expect("readable"), key_id.as_deref()).expect("room");
     }
     builder.finish()
@@ -117,12 +117,12 @@ fn requests() -> Vec<Verify<'static>> {
 /// Whether a full bucket admits each of the requests, for each of so many keys.
 fn admitted(keys: Keys, count: usize) -> Vec<Vec<bool>> {
     let limiter = Limiter::new();
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(&limiter);
-    let snapshot = keys.publishable(&mut claim, None, Stamp { generation: 1, ..Stamp::default() });
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(&limiter);
+    let snapshot = keys.publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() });
     let snapshot = snapshot.expect("room");
-    let _nothing_before = claim.commit();
-    let rules = Rules::default();
+    let _nothing_before = allocation.commit();
+    let global_policy = GlobalPolicy::default();
     // Long enough for every bucket to be full again.
     let mut ticks = 1 << 40;
     let mut admits = |number: usize, request: &Verify<'_>| {
@@ -131,9 +131,10 @@ fn admitted(keys: Keys, count: usize) -> Vec<Vec<bool>> {
         digest[24..].copy_from_slice(&(number as u64).to_be_bytes());
         let request = Verify { credential: Credential::Digest(digest), ..*request };
         let now = Now { ticks, unix: AT };
-        let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now };
+        let verifier =
+            Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now };
         let mut verdict = None;
-        context.verify(&[request], |decision| verdict = Some(decision.verdict()));
+        verifier.verify(&[request], |decision| verdict = Some(decision.verdict()));
         verdict == Some(Verdict::Allowed)
     };
     let requests = requests();
@@ -145,7 +146,7 @@ fn ids(examples: &[keyward::snapshot::Example]) -> BTreeSet<String> {
 }
 
 fn compared(before: &[(usize, Row)], after: &[(usize, Row)]) -> Diff {
-    keys(after).diff_from(Some(&keys(before)), Weighing { now: AT, by_key_id: false })
+    keys(after).diff_from(Some(&keys(before)), CompareOptions { now: AT, by_key_id: false })
 }
 
 /// Few enough that every key is among the examples.
@@ -214,11 +215,11 @@ fn restricted() -> String {
 }
 
 fn check(daemon: &Daemon) -> Check {
-    ask(daemon, &Ask::Check { source: None }).check.expect("a check")
+    ask(daemon, &AdminCommand::Check { source: None }).check.expect("a check")
 }
 
-fn ask(daemon: &Daemon, command: &Ask) -> keyward::admin::message::Reply {
-    keyward::admin::ask(&daemon.admin(), command).expect("an answer")
+fn ask(daemon: &Daemon, command: &AdminCommand) -> keyward::admin::message::Reply {
+    keyward::admin::send_command(&daemon.admin(), command).expect("an answer")
 }
 
 fn changes(changes: Option<Changes>) -> [usize; 3] {
@@ -244,7 +245,7 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
     assert!(!diff.accepted && diff.refused.is_some_and(|refused| refused.contains("status, allowed_ips")));
     assert_eq!(changes(Some(diff.changes)), [0, 2, 1]);
     // A compiled file has its keys in an order of its own.
-    let named = |examples: &[keyward::admin::check::Example]| {
+    let named = |examples: &[keyward::admin::message::Example]| {
         examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =
@@ -408,7 +409,7 @@ fn operators_revocations_count_as_no_change() {
     let daemon = Daemon::serving(&format!("{header}{}", rows("a", 4, ",active")));
     for number in 0..3 {
         let target = Target { key_id: Some(format!("k{number}")), owner: None };
-        ask(&daemon, &Ask::Revoke(target));
+        ask(&daemon, &AdminCommand::Revoke(target));
     }
     let active = rows("a", 4, ",active");
     let gone = active.lines().last().expect("a row").to_owned() + "\n";

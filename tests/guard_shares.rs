@@ -5,9 +5,9 @@
 use std::path::Path;
 
 use keyward::record::KeyRecord;
-use keyward::reload::{Failure, Tolerance};
-use keyward::snapshot::{Builder, Example, Keys, Weighing};
-use keyward::source::{Findings, Format, Layout, read};
+use keyward::reload::{ReloadError, Tolerance};
+use keyward::snapshot::{Builder, CompareOptions, Example, Keys};
+use keyward::source::{ColumnMapping, Diagnostics, Format, read};
 
 /// The Unix second at which both sets are weighed, and two others.
 const AT: u32 = 1_800_000_000;
@@ -44,21 +44,22 @@ fn named(hash: usize, key_id: &str, column: &str, value: &str) -> String {
 
 fn keys(rows: &[String]) -> Keys {
     let mut builder = Builder::new(7, 0);
-    let mut findings = Findings::new("keys.csv");
+    let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink =
         |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
     let text = format!("key_hash,key_id,{}\n{}", COLUMNS.join(","), rows.concat());
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    assert_eq!(findings.to_string(), "");
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    assert_eq!(diagnostics.to_string(), "");
     builder.finish()
 }
 
 /// Why the guard refuses `after` in the place of `before`.
 fn refused(before: &[String], after: &[String], tolerance: &Tolerance) -> Option<String> {
     let (old, new) = (keys(before), keys(after));
-    let diff = new.diff_from(Some(&old), Weighing { now: AT, by_key_id: false });
+    let diff = new.diff_from(Some(&old), CompareOptions { now: AT, by_key_id: false });
     let failure = tolerance.check(Path::new("keys.csv"), &diff, old.len(), new.len()).err()?;
-    assert!(matches!(failure, Failure::Guarded { .. }), "{failure}");
+    assert!(matches!(failure, ReloadError::Guarded { .. }), "{failure}");
     Some(failure.to_string())
 }
 
@@ -220,7 +221,7 @@ fn rehashed_keys_are_matched_by_their_id() {
     let ids =
         |examples: &[Example]| examples.iter().map(|example| example.key_id.to_string()).collect::<Vec<_>>();
     let compared = |by_key_id| {
-        let diff = after.diff_from(Some(&before), Weighing { now: AT, by_key_id });
+        let diff = after.diff_from(Some(&before), CompareOptions { now: AT, by_key_id });
         (ids(&diff.examples.stopping), ids(&diff.examples.starting))
     };
     let all = |ids: &[&str]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();

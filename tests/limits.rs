@@ -7,13 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use keyward::clock::Clock;
-use keyward::limiter::{BucketName, Charge, Ledger, Limiter, Outcome, Rate};
+use keyward::limiter::{BucketId, Charge, Limiter, Outcome, Rate, SlotAllocator};
 
 fn bucket(limiter: &Limiter, rate: Rate) -> Charge {
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(limiter);
-    let slot = claim.slot(|| BucketName::of_key("key", "default"), None, rate).expect("room for one");
-    let _nothing_to_settle = claim.commit();
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(limiter);
+    let slot = allocation.assign(|| BucketId::for_key("key", "default"), None, rate).expect("room for one");
+    let _nothing_to_settle = allocation.commit();
     Charge { slot, rate, shadow: false }
 }
 

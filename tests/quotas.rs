@@ -1,12 +1,12 @@
-//! Promise 4 over reloads, absences and restarts, on snapshots and their ledger: however keys come, go and change plans, nobody is
+//! Promise 4 over reloads, absences and restarts, on snapshots and their allocator: however keys come, go and change plans, nobody is
 //! given a quota again. Time is an argument, and every sequence is made from its seed.
 
 #![allow(clippy::expect_used)]
 
 use std::collections::HashMap;
 
-use keyward::limiter::saved::SavedBucket;
-use keyward::limiter::{Charge, Ledger, Limiter, Outcome, Rate, TICKS_PER_NANOSECOND};
+use keyward::limiter::persist::SavedBucket;
+use keyward::limiter::{Charge, Limiter, Outcome, Rate, SlotAllocator, TICKS_PER_NANOSECOND};
 use keyward::record::{KeyRecord, Limit, Per};
 use keyward::snapshot::{Builder, Snapshot, Stamp};
 
@@ -74,7 +74,7 @@ struct World {
     rates: Vec<Rate>,
     plans: Vec<Plan>,
     limiter: Limiter,
-    ledger: Ledger,
+    allocator: SlotAllocator,
     snapshot: Option<Snapshot>,
     now: u64,
     allowances: HashMap<Bucket, Allowance>,
@@ -92,7 +92,7 @@ impl World {
             random,
             plans: vec![None; keys],
             limiter: Limiter::new(),
-            ledger: Ledger::new(),
+            allocator: SlotAllocator::new(),
             snapshot: None,
             now: 1,
             allowances: HashMap::new(),
@@ -139,27 +139,29 @@ impl World {
             };
             builder.add(number as u64 + 1, &record).expect("room");
         }
-        let mut claim = self.ledger.claim(&self.limiter);
-        let snapshot = builder.finish().publishable(&mut claim, self.snapshot.as_ref(), Stamp::default());
+        let mut allocation = self.allocator.begin(&self.limiter);
+        let snapshot =
+            builder.finish().publishable(&mut allocation, self.snapshot.as_ref(), Stamp::default());
         let snapshot = snapshot.expect("room");
         if self.random.below(10) == 0 {
             // Refused after all: as if it had never been.
             return;
         }
-        let settlement = claim.commit();
+        let pending = allocation.commit();
         let old = self.snapshot.replace(snapshot);
         let buckets = old.iter().flat_map(|old| old.buckets());
-        self.ledger.settle(&self.limiter, settlement, buckets, self.now);
+        self.allocator.reclaim(&self.limiter, pending, buckets, self.now);
     }
 
     /// The daemon ends, and another finds what it has saved, and keys that have changed meanwhile.
     fn restart(&mut self) {
         let live = self.snapshot.iter().flat_map(|snapshot| snapshot.buckets());
-        let saved: Vec<SavedBucket> = self.ledger.list(&self.limiter, live, self.now).at(self.now).collect();
+        let saved: Vec<SavedBucket> =
+            self.allocator.scan_balances(&self.limiter, live, self.now).at(self.now).collect();
         let elapsed = self.random.below(2) * self.random.below(HOUR);
         self.now += elapsed;
-        (self.limiter, self.ledger, self.snapshot) = (Limiter::new(), Ledger::new(), None);
-        self.ledger.restore(&self.limiter, saved, elapsed, self.now);
+        (self.limiter, self.allocator, self.snapshot) = (Limiter::new(), SlotAllocator::new(), None);
+        self.allocator.restore(&self.limiter, saved, elapsed, self.now);
         self.change();
     }
 

@@ -8,7 +8,8 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 
-use keyward::limiter::saved::{SavedAt, SavedBucket, decode, encode};
+use keyward::limiter::ClockReading;
+use keyward::limiter::persist::{SavedBucket, decode, encode};
 use keyward_client::Request;
 use rustix::process::Signal;
 use support::{Daemon, Setup, hex, replace, wait_for};
@@ -48,7 +49,7 @@ fn file(daemon: &Daemon) -> PathBuf {
     daemon.setup.path("balances")
 }
 
-fn saved(daemon: &Daemon) -> Option<(SavedAt, Vec<SavedBucket>)> {
+fn saved(daemon: &Daemon) -> Option<(ClockReading, Vec<SavedBucket>)> {
     let bytes = fs::read(file(daemon)).ok()?;
     Some(decode(&mut &*bytes).expect("whole, at every moment"))
 }
@@ -86,21 +87,21 @@ fn a_balance_is_aged_by_the_clock_of_its_boot_or_else_by_the_calendar() {
     let (stamp, buckets) = saved(&daemon).expect("a file");
     assert!(stamp.boot_id.is_some(), "/proc is there");
     // As if it had been saved so many seconds before.
-    let before = |stamp: SavedAt, boottime: u64, realtime: u64| SavedAt {
+    let before = |stamp: ClockReading, boottime: u64, realtime: u64| ClockReading {
         boottime: stamp.boottime - boottime * NANOSECONDS,
         realtime: stamp.realtime - realtime * NANOSECONDS,
         ..stamp
     };
-    let other = SavedAt { boot_id: Some([1; 16]), ..stamp };
-    let unknown = SavedAt { boottime_offset: None, ..stamp };
-    let future = SavedAt { realtime: stamp.realtime + 1_000_000 * NANOSECONDS, ..other };
+    let other = ClockReading { boot_id: Some([1; 16]), ..stamp };
+    let unknown = ClockReading { boottime_offset: None, ..stamp };
+    let future = ClockReading { realtime: stamp.realtime + 1_000_000 * NANOSECONDS, ..other };
     // The test machine may have booted a moment ago: what is subtracted from its own clock has to be there.
     let boottime = stamp.boottime / NANOSECONDS >= UNIT_SECONDS;
     let cases = [
         ("the same boot", before(stamp, if boottime { UNIT_SECONDS } else { 0 }, 500), u32::from(boottime)),
         ("an unknown time namespace", before(unknown, if boottime { UNIT_SECONDS } else { 0 }, 0), 0),
         ("another boot", before(other, 0, 3 * UNIT_SECONDS), 3),
-        ("no boot that is known", before(SavedAt { boot_id: None, ..stamp }, 0, 2 * UNIT_SECONDS), 2),
+        ("no boot that is known", before(ClockReading { boot_id: None, ..stamp }, 0, 2 * UNIT_SECONDS), 2),
         ("long ago", before(other, 0, 86_400), 10),
         ("a calendar that was set back", future, 0),
     ];

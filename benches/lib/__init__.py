@@ -1,11 +1,11 @@
-"""What benches/rivals, benches/targets and benches/growth share. Plain Python, standard library only.
+"""Shared code of benches/rivals, benches/targets and benches/growth. Standard library only.
 
-machine   processors, caches, memory        programs   finding, installing, building, running
-keys      key sets and exports of them      place      where a run keeps its files, and on which processors
-server    a process that is measured        daemon, echo, redis, memcached, postgres   each of them
-cases     what is asked of servers          stage      servers with the same keys, side by side
-client    one load, by `keyward bench`      probe      one request, by this process
-rounds    interleaved loads, and medians    options    what the command lines have in common
-words     figures as text                   results    tables, and files of results
-svg   bars and curves as SVG            target_*   the rows of benches/targets
+servers       groups of servers with the same keys      loadgen     one load, run by `keyward bench`
+server        base class: one server process            rounds      interleaved loads and their medians
+daemon, echo, redis, memcached, postgres: the servers   probe       one request, sent by this process
+cases         the load shapes that are measured         options     common command-line options
+keys          key sets and their exports                results     result files and Markdown tables
+workdir       a run's files and processors              format      figures as text
+tools         external programs: find, install, run     svg         bar and line charts
+machine       processors, caches, memory                target_*    the rows of benches/targets
 """

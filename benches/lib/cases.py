@@ -1,50 +1,56 @@
-"""What is asked of servers: how many connections, how many requests at once, and where the two ends are."""
+"""The load shapes that are measured: connections, depth, and where client and server run."""
 
 from typing import NamedTuple
 
-LATENCY, RATE = "latency", "rate"
+# The metrics that a case can report: the median time of one request, or answers per second.
+LATENCY, THROUGHPUT = "latency", "throughput"
 
 
 class Case(NamedTuple):
     name: str
-    # For people.
-    what: str
+    description: str
     connections: int = 1
-    # Requests that each connection writes at once.
+    # Requests that each connection writes before it reads their answers.
     depth: int = 1
-    # Whether the server has a processor of its own.
-    apart: bool = False
-    # Whether both ends spin instead of sleeping.
+    # Whether client and server run on separate processors.
+    separate_cpus: bool = False
+    # Whether client and server spin instead of sleeping.
     spinning: bool = False
-    # What is looked at: the median time of a request, or answers a second.
-    show: str = LATENCY
+    metric: str = LATENCY
 
 
-ONE_CORE = Case("1 request at a time, one core", "1 connection, 1 request at a time, both ends on one core")
+ONE_CORE = Case(
+    "1 request at a time, one core", "1 connection, 1 request at a time, client and server on one core"
+)
 TWO_CORES = Case(
-    "1 request at a time, two cores", "1 connection, 1 request at a time, an end on each of two cores", apart=True
+    "1 request at a time, two cores",
+    "1 connection, 1 request at a time, client and server on separate cores",
+    separate_cpus=True,
 )
 SPINNING = Case(
     "1 request at a time, both spinning",
-    "1 connection, 1 request at a time, both ends spinning, each on a core",
-    apart=True,
+    "1 connection, 1 request at a time, client and server spinning on separate cores",
+    separate_cpus=True,
     spinning=True,
 )
-DEEP = Case(
-    "128 deep, one core", "1 connection, 128 requests at once, both ends on one core", depth=128, show=RATE
-)
-DEEP_APART = Case(
-    "128 deep, two cores",
-    "1 connection, 128 requests at once, an end on each of two cores",
+PIPELINED = Case(
+    "128 deep, one core",
+    "1 connection, 128 requests per write, client and server on one core",
     depth=128,
-    apart=True,
-    show=RATE,
+    metric=THROUGHPUT,
 )
-SIXTEEN = Case(
+PIPELINED_TWO_CORES = Case(
+    "128 deep, two cores",
+    "1 connection, 128 requests per write, client and server on separate cores",
+    depth=128,
+    separate_cpus=True,
+    metric=THROUGHPUT,
+)
+SIXTEEN_CONNECTIONS = Case(
     "16 connections, one core",
-    "16 connections, 1 request at a time on each, both ends on one core",
+    "16 connections, 1 request at a time on each, client and server on one core",
     connections=16,
-    show=RATE,
+    metric=THROUGHPUT,
 )
 
-ALL = [ONE_CORE, TWO_CORES, DEEP, DEEP_APART, SIXTEEN, SPINNING]
+ALL = [ONE_CORE, TWO_CORES, PIPELINED, PIPELINED_TWO_CORES, SIXTEEN_CONNECTIONS, SPINNING]

@@ -1,25 +1,26 @@
-"""The raw echo: reads as many bytes as keyward's requests have, answers as many as its answers, and decides nothing."""
+"""The raw echo moves as many bytes as keyward and decides nothing: the cost of the socket."""
 
 from .server import Server
 
 
 class Echo(Server):
     label, target = "raw echo", "echo"
+    # Bytes of an answer.
     answer_size = 80
-    manners = []
+    extra_options = []
 
     def command(self):
         return [
-            self.place.binary,
+            self.workdir.binary,
             "bench",
             "--serve-echo",
             "--socket",
             self.socket,
             "--answer-size",
             str(self.answer_size),
-            *self.manners,
+            *self.extra_options,
         ]
 
 
 class SpinningEcho(Echo):
-    manners = ["--busy-poll"]
+    extra_options = ["--busy-poll"]

@@ -1,15 +1,19 @@
-"""Figures as text: three digits at most, with their unit."""
+"""Figures as text: three significant digits at most, with their unit."""
 
 
 def rate(value):
     return f"{digits(value / 1e6)} M/s" if value >= 1e6 else f"{digits(value / 1e3)} k/s"
 
 
-def time(nanoseconds):
+def nanoseconds(value):
     for limit, unit in ((1e3, "ns"), (1e6, "µs"), (1e9, "ms")):
-        if nanoseconds < limit * 0.9995:
-            return f"{digits(nanoseconds * 1e3 / limit)} {unit}"
-    return f"{digits(nanoseconds / 1e9)} s"
+        if value < limit * 0.9995:
+            return f"{digits(value * 1e3 / limit)} {unit}"
+    return f"{digits(value / 1e9)} s"
+
+
+def seconds(value):
+    return nanoseconds(value * 1e9)
 
 
 def size(value):
@@ -20,7 +24,7 @@ def size(value):
 
 
 def count(value):
-    """As in 10 M or 1 k."""
+    """A number of keys, as in 10 M or 1 k."""
     for unit, name in ((1_000_000, " M"), (1_000, " k")):
         if value >= unit:
             return f"{value / unit:g}{name}"
@@ -35,5 +39,5 @@ def factor(value):
     return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
-def percent(share):
+def spread(share):
     return f"± {100 * share:.0f} %"

@@ -1,48 +1,49 @@
-"""Key sets: the same keys in every run, by number, and the exports that servers are loaded from.
+"""Key sets, and the exports that servers load them from.
 
-The hashes are random numbers from a seed, which is what SHA-256 makes of any keys: no client here sends a raw key. They
-come a block at a time, so that any part of a hundred million can be made again without the rest.
+Keys are numbered, and a number yields the same key in every run. Hashes are seeded random numbers,
+which have the distribution of SHA-256; no client here sends a raw key. They are generated in blocks,
+so any part of a set can be recomputed without the rest.
 """
 
-import random
+import itertools, os, random
 
-# What no load reaches: nothing here is about refusals.
+# A limit that no load reaches: refusals are not measured here.
 LIMIT = "10000000/s burst 1000000000"
-# Keys made at once.
+# Keys generated at once.
 BLOCK = 1 << 16
-# Keys that share an owner.
-KEYS_OF_OWNER = 10
-# Digests that a client is given, at most: a random part of the keys, many times what the caches hold, and little enough
-# that the client's own requests do not crowd the machine.
-ASKED = 1_000_000
+KEYS_PER_OWNER = 10
+# The most digests that a client is given. They cover many times what the caches hold, and the
+# client's own requests still take little memory.
+MAX_DIGESTS = 1_000_000
+# Bytes of a hash.
 HASH = 32
 
 
 def blocks(count):
-    """(number of the first, hashes one after another), from the first key to the last."""
+    """Yields (number of the block's first key, concatenated hashes) for the keys 0..count."""
     for first in range(0, count, BLOCK):
         yield first, random.Random(first).randbytes(HASH * min(BLOCK, count - first))
 
 
 def digests(count):
-    """One by one."""
+    """Yields the hash of each key."""
     for _, block in blocks(count):
-        yield from (block[at : at + HASH] for at in range(0, len(block), HASH))
+        yield from (block[offset : offset + HASH] for offset in range(0, len(block), HASH))
 
 
 def record(number):
-    """What a look-up should tell of a key: as much as keyward's answer does."""
-    return b"key_%08d,owner_%07d,live,pro,%s" % (number, number // KEYS_OF_OWNER, LIMIT.encode())
+    """The record that a look-up should return: the same fields that keyward's answer carries."""
+    return b"key_%08d,owner_%07d,live,pro,%s" % (number, number // KEYS_PER_OWNER, LIMIT.encode())
 
 
-def strings(count):
-    """Bytes of the texts that a daemon has to keep for these keys: every id, and every owner once."""
-    owners = -(-count // KEYS_OF_OWNER)
+def string_bytes(count):
+    """Bytes of the strings that a daemon has to store: every key id, and every owner once."""
+    owners = -(-count // KEYS_PER_OWNER)
     return count * len("key_00000000") + owners * len("owner_0000000")
 
 
 def write_export(path, count, changed=False):
-    """The keys as CSV. A `changed` export says of its first key that it is disabled, and is otherwise the same."""
+    """Writes the keys as CSV. In a `changed` export the first key is disabled."""
     limit = LIMIT.encode()
     with open(path, "wb") as file:
         file.write(b"key_hash,key_id,owner,environment,plan,limits,status\n")
@@ -50,24 +51,41 @@ def write_export(path, count, changed=False):
             text = block.hex().encode()
             rows = (
                 b"%s,key_%08d,owner_%07d,live,pro,%s,active\n"
-                % (text[at * 64 : at * 64 + 64], first + at, (first + at) // KEYS_OF_OWNER, limit)
+                % (text[at * 64 : at * 64 + 64], first + at, (first + at) // KEYS_PER_OWNER, limit)
                 for at in range(len(block) // HASH)
             )
             if changed and first == 0:
                 rows = (
-                    row.replace(b",active\n", b",disabled\n") if at == 0 else row for at, row in enumerate(rows)
+                    row.replace(b",active\n", b",disabled\n") if at == 0 else row
+                    for at, row in enumerate(rows)
                 )
             file.writelines(rows)
 
 
-def write_digests(path, count, most=ASKED, first=0):
-    """At most so many of the keys, evenly from all of them but the first few, for `keyward bench --digests`."""
-    step = max(1, (count - first) // most)
+def write_digests(path, count, limit=MAX_DIGESTS, first=0):
+    """Writes about `limit` digests at most, evenly spaced from key `first` on."""
+    step = max(1, (count - first) // limit)
     with open(path, "wb") as file:
         for start, block in blocks(count):
-            # The first number of this block that is a multiple of the step.
+            # Offset of the first key in this block whose number is a multiple of the step.
             offset = max(-start % step, first - start)
             file.writelines(
                 block[at * HASH : at * HASH + HASH].hex().encode() + b"\n"
                 for at in range(offset, len(block) // HASH, step)
             )
+
+
+class AlternatingExports:
+    """Two exports that differ in one key, published in turn under the same path by renaming."""
+
+    def __init__(self, workdir, count):
+        self.source, self.next = workdir.path("keys.csv"), workdir.path("next.csv")
+        files = [workdir.path("original.csv"), workdir.path("changed.csv")]
+        for file, changed in zip(files, (False, True)):
+            write_export(file, count, changed)
+        self.turns = itertools.cycle(files)
+        self.publish()
+
+    def publish(self):
+        os.link(next(self.turns), self.next)
+        os.rename(self.next, self.source)

@@ -1,36 +1,39 @@
-"""One load by one client for all servers, `keyward bench`: what it measured, or why that is nothing."""
+"""Runs one load with `keyward bench`, the load generator for all servers."""
 
 import json, subprocess
 
-from .server import PATIENCE
+from .server import TIMEOUT
 
-# What a server says to a request that went as it should.
-GOOD = {"ALLOWED", "hit", "allowed", "echoed"}
-# Of the measured time, before it.
-WARM_UP = 0.25
-SHORTEST_WARM_UP = 0.02
+# Outcomes of a request that succeeded, as each server reports them.
+SUCCESSES = {"ALLOWED", "hit", "allowed", "echoed"}
+# Warm-up time as a share of the measured time, and its minimum in seconds.
+WARM_UP_SHARE = 0.25
+MIN_WARM_UP = 0.02
 
 
-def load(server, target, case, seconds, *, rate=None):
-    """`bench`'s own figures, its histogram apart. The client is on the place's first processor."""
-    place = server.place
+def run(server, target, case, seconds, *, rate=None):
+    """Returns the figures of `keyward bench`, without its histogram.
+
+    The client runs on the first processor. Raises RuntimeError unless every request succeeded.
+    """
+    workdir = server.workdir
     command = [
-        place.binary,
+        workdir.binary,
         "bench",
         "--socket",
         server.socket,
         "--target",
         target,
         "--digests",
-        place.path("digests"),
+        workdir.path("digests"),
         "--connections",
         str(case.connections),
         "--depth",
         str(case.depth),
         "--pin",
-        str(place.first),
+        str(workdir.first_cpu),
         "--warmup",
-        milliseconds(max(SHORTEST_WARM_UP, seconds * WARM_UP)),
+        milliseconds(max(MIN_WARM_UP, seconds * WARM_UP_SHARE)),
         "--duration",
         milliseconds(seconds),
         "--json",
@@ -38,18 +41,18 @@ def load(server, target, case, seconds, *, rate=None):
     command += ["--busy-poll"] if case.spinning else []
     command += ["--rate", str(rate)] if rate else []
     command += ["--answer-size", str(server.answer_size)] if target == "echo" else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE + 2 * seconds)
-    if done.returncode != 0:
-        raise RuntimeError(f"{server.name}, {case.name}: {done.stderr.strip()}")
-    figures = json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT + 2 * seconds)
+    if process.returncode != 0:
+        raise RuntimeError(f"{server.name}, {case.name}: {process.stderr.strip()}")
+    figures = json.loads(process.stdout)
     if (
         figures["errors"]
         or figures["unanswered"]
-        or not set(figures["outcomes"]) <= GOOD
+        or not set(figures["outcomes"]) <= SUCCESSES
         or not figures["answers"]
     ):
         outcomes = f"{figures['outcomes']} {figures['errors']}"
-        raise RuntimeError(f"{server.name}, {case.name}: not every answer was the right one: {outcomes}")
+        raise RuntimeError(f"{server.name}, {case.name}: some requests did not succeed: {outcomes}")
     del figures["histogram_ns"]
     return figures
 

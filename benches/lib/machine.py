@@ -1,44 +1,45 @@
-"""The machine that is measured on: what a header has to say of it, and what a size is compared with."""
+"""The machine under measurement: its description, caches and memory."""
 
 import mmap, os, platform, re
 from pathlib import Path
 
 from .tools import log
 
-# Above this, something else is running: figures would be of that too.
-BUSY = 0.7
+# A higher load average means that other programs run and distort the figures.
+MAX_LOAD_AVERAGE = 0.7
+# The smallest page size in bytes.
+PAGE = 4096
+# Seconds after which a virtual machine has returned freed memory to its host.
+RECLAIM_DELAY = 4.0
 
 
-def facts():
-    """What figures hold for."""
+def describe():
+    """The machine's facts, as result files carry them."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     return {
         "processor": model.group(1).strip() if model else platform.machine(),
-        "processors": len(usable()),
+        "processors": len(usable_cpus()),
         "memory_gib": round(memory("MemTotal") / 2**30),
         "kernel": f"Linux {platform.release()}",
     }
 
 
-def usable():
+def usable_cpus():
     return sorted(os.sched_getaffinity(0))
 
 
-def memory(what="MemAvailable"):
-    """Bytes, by a name of /proc/meminfo."""
-    return int(re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.M).group(1)) * 1024
+def memory(field="MemAvailable"):
+    """A field of /proc/meminfo, in bytes."""
+    text = Path("/proc/meminfo").read_text()
+    return int(re.search(rf"^{field}:\s+(\d+) kB$", text, re.M).group(1)) * 1024
 
 
-# The smallest page, and more than a virtual machine takes to give memory back that has been freed.
-PAGE, GIVEN_BACK = 4096, 4.0
+def prefault(size):
+    """Writes to `size` bytes of memory and frees them, right before a program needs as much.
 
-
-def touch(size):
-    """Writes to so much memory, and frees it: right before what is about to need as much.
-
-    A virtual machine may give what is free back to its host a moment later (free page reporting). Whoever writes to it first then waits
-    for the host, several times as long as for the system that is measured: a figure would be of the host, and of how long the
-    machine was idle before.
+    A virtual machine may return free memory to its host (free page reporting). The next program that
+    touches it waits for the host, several times as long as for the measured system. Without this, a
+    figure would depend on the host and on how long the machine was idle.
     """
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -46,9 +47,9 @@ def touch(size):
         memory[::PAGE] = bytes(len(range(0, size, PAGE)))
 
 
-def cache(level):
-    """Bytes of the first processor's cache of a level (2 or 3); None where the system does not say."""
-    for index in Path(f"/sys/devices/system/cpu/cpu{usable()[0]}/cache").glob("index*"):
+def cache_size(level):
+    """Bytes of the first processor's L2 or L3 cache; None if the system does not report it."""
+    for index in Path(f"/sys/devices/system/cpu/cpu{usable_cpus()[0]}/cache").glob("index*"):
         read = lambda name: (index / name).read_text().strip()
         if read("level") == str(level) and read("type") != "Instruction":
             return int(read("size").rstrip("K")) * 1024
@@ -56,5 +57,5 @@ def cache(level):
 
 
 def warn_if_busy():
-    if os.getloadavg()[0] > BUSY:
-        log("this machine is busy with something else: the figures will be noise")
+    if os.getloadavg()[0] > MAX_LOAD_AVERAGE:
+        log("warning: other programs keep this machine busy, so the figures will be noisy")

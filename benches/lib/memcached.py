@@ -1,37 +1,49 @@
-"""memcached: the key's record, by its hash in base64."""
+"""memcached: the key's record, stored under the base64 of its hash."""
 
 import base64, os
 
 from .keys import digests, record
-from .tools import find, first_line
-from .server import Server, connected
+from .server import Server, connect
+from .tools import find_tool, first_line
 
 # Items written at once while keys are loaded.
 CHUNK = 10_000
-# Bytes of a record with its key and memcached's own bookkeeping: some 200, and room to spare.
+# Bytes to reserve for an item: a record, its key and memcached's overhead take about 200.
 ITEM = 400
 
 
 class Memcached(Server):
     label, target, packages = "memcached get", "memcached", {"memcached": "memcached"}
-    keys = 0
+    key_count = 0
 
-    def start(self, count, processors=None):
-        self.keys = count
-        super().start(count, processors)
+    def start(self, key_count, cpus=None):
+        self.key_count = key_count
+        super().start(key_count, cpus)
 
     def command(self):
-        megabytes = 64 + self.keys * ITEM // (1 << 20)
+        megabytes = 64 + self.key_count * ITEM // (1 << 20)
         user = ["-u", "root"] if os.geteuid() == 0 else []
-        return [find("memcached"), "-s", self.socket, "-a", "0700", "-t", "1", "-m", str(megabytes), *user]
+        return [
+            find_tool("memcached"),
+            "-s",
+            self.socket,
+            "-a",
+            "0700",
+            "-t",
+            "1",
+            "-m",
+            str(megabytes),
+            *user,
+        ]
 
-    def load(self, count):
-        with connected(self.socket) as stream:
+    def load_keys(self, count):
+        with connect(self.socket) as stream:
             items = []
             for number, key in enumerate(digests(count), 1):
                 value = record(number - 1)
                 items.append(
-                    b"set %s 0 0 %d noreply\r\n%s\r\n" % (base64.urlsafe_b64encode(key)[:43], len(value), value)
+                    b"set %s 0 0 %d noreply\r\n%s\r\n"
+                    % (base64.urlsafe_b64encode(key)[:43], len(value), value)
                 )
                 if number % CHUNK == 0 or number == count:
                     stream.sendall(b"".join(items))
@@ -44,4 +56,4 @@ class Memcached(Server):
             raise RuntimeError("memcached does not hold all keys")
 
     def version(self):
-        return first_line([find("memcached"), "--version"])
+        return first_line([find_tool("memcached"), "--version"])

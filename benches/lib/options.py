@@ -1,52 +1,56 @@
-"""What the command lines have in common, and how a run begins."""
+"""Common command-line options, and how a run starts and ends."""
 
 import argparse, os, signal, subprocess, sys, time
 from pathlib import Path
 
 from . import machine
-from .tools import ROOT, Missing, install, log, release_build
+from .tools import ROOT, ToolMissingError, install, keyward_binary, log
 
-SECONDS_AT_MOST = 600
+MAX_SECONDS = 600
 
 
-def parser(text, **defaults):
-    """With `keys`, `seconds` and `rounds` where they have a default."""
-    common = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    helps = {
-        "keys": (count, "keys of each server"),
-        "rounds": (count, "how often everything is measured"),
-        "seconds": (duration, "of each measurement, after a quarter of it of warm-up"),
+def argument_parser(description, **defaults):
+    """A parser with the common options. `keys`, `seconds` and `rounds` need a default to be added."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    optional = {
+        "keys": (count, "number of keys on each server"),
+        "rounds": (count, "number of rounds"),
+        "seconds": (duration, "seconds of each measurement, after a warm-up of a quarter of them"),
     }
     for name, default in defaults.items():
-        kind, text = helps[name]
-        common.add_argument(f"--{name}", type=kind, default=default, help=f"{text} [{default:,}]")
-    common.add_argument(
+        kind, text = optional[name]
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} [{default:,}]")
+    parser.add_argument(
         "--pin",
-        type=processors,
+        type=cpus,
         default=None,
         metavar="CPU,CPU",
-        help="the client's processor, and the servers' where there are two [the first two that are there]",
+        help="the client's processor, and the servers' where a case uses two [the first two available]",
     )
-    common.add_argument(
-        "--binary", type=Path, help="the keyward to measure, and to measure with [a release build]"
+    parser.add_argument(
+        "--binary",
+        type=Path,
+        help="the keyward binary to measure and to generate load with [a release build]",
     )
-    common.add_argument(
-        "--out", type=Path, default=ROOT / "benches" / "results", help="where results are written to"
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benches" / "results", help="directory of the result files"
     )
-    common.add_argument("--no-install", action="store_true", help="leave out what is not installed")
-    return common
+    parser.add_argument("--no-install", action="store_true", help="leave out servers that are not installed")
+    return parser
 
 
-def processors(text):
+def cpus(text):
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError("write one or two processors, as in 0,1") from None
+        raise argparse.ArgumentTypeError("expected one or two processors, as in 0,1") from None
 
 
 def count(text):
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("write a number, 1 or more")
+        raise argparse.ArgumentTypeError("expected a number of 1 or more")
     return int(text)
 
 
@@ -56,53 +60,53 @@ def counts(text):
 
 def duration(text):
     try:
-        if 0 < float(text) <= SECONDS_AT_MOST:
+        if 0 < float(text) <= MAX_SECONDS:
             return float(text)
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"write seconds, at most {SECONDS_AT_MOST}")
+    raise argparse.ArgumentTypeError(f"expected seconds, at most {MAX_SECONDS}")
 
 
-def parse(common):
-    options = common.parse_args()
-    allowed = machine.usable()
-    options.pin = ((options.pin or allowed[:2]) + [None])[:2]
-    if any(processor not in allowed for processor in options.pin if processor is not None):
-        common.error(f"--pin: this process may use {allowed}")
-    return options
+def parse_args(parser):
+    args = parser.parse_args()
+    usable = machine.usable_cpus()
+    args.pin = ((args.pin or usable[:2]) + [None])[:2]
+    if any(cpu not in usable for cpu in args.pin if cpu is not None):
+        parser.error(f"--pin: this process may use {usable}")
+    return args
 
 
-def begin(options, packages):
-    """Says what would disturb the run, builds, and installs {program: package}."""
+def prepare(args, packages):
+    """Warns about a busy machine, builds keyward, and installs {program: Debian package}."""
     machine.warn_if_busy()
-    options.binary = release_build(options.binary)
-    if not options.no_install:
+    args.binary = keyward_binary(args.binary)
+    if not args.no_install:
         install(packages)
 
 
-def header(options, versions):
-    """What all figures of a run hold for."""
+def run_metadata(args, versions):
+    """The conditions under which all figures of a run were measured."""
     return {
-        **machine.facts(),
-        "pin": options.pin,
+        **machine.describe(),
+        "pin": args.pin,
         "versions": versions,
         "date": time.strftime("%Y-%m-%d"),
-        "command": command(),
+        "command": command_line(),
     }
 
 
-def command(row=None):
-    """The command line; of one row, where it was for all of them."""
-    words = [row if row and word == "all" else word for word in sys.argv[1:]]
-    return " ".join([os.path.relpath(sys.argv[0], ROOT), *words])
+def command_line(row=None):
+    """The command line; with `row`, the one that measures only this row instead of all."""
+    arguments = [row if row and argument == "all" else argument for argument in sys.argv[1:]]
+    return " ".join([os.path.relpath(sys.argv[0], ROOT), *arguments])
 
 
-def run(main):
-    """An interrupted or terminated run stops what it started, as every run does."""
+def run_main(main):
+    """Runs `main` and exits. SIGTERM and Ctrl-C unwind the stack, so that servers are stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main())
-    except (RuntimeError, subprocess.SubprocessError, OSError, Missing) as error:
+    except (RuntimeError, subprocess.SubprocessError, OSError, ToolMissingError) as error:
         log(error)
         sys.exit(1)
     except KeyboardInterrupt:

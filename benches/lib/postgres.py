@@ -1,12 +1,12 @@
-"""PostgreSQL: the key's row by its indexed hash; and a table as a real system has it, for COPY to export."""
+"""PostgreSQL: the key's row by its indexed hash, and tables for COPY to export."""
 
 import os, pwd, re, signal, subprocess, time
 
 from .keys import blocks, record
-from .tools import find, first_line, run
 from .server import Server
+from .tools import find_tool, first_line, run
 
-# Everything in memory, nothing in the background, and no wait for a disk.
+# Everything stays in memory; there is no background work and no waiting for a disk.
 SETTINGS = [
     "listen_addresses=",
     "fsync=off",
@@ -17,7 +17,7 @@ SETTINGS = [
     "max_connections=50",
 ]
 
-# As in tests/postgres.rs: the database's own types for hashes, times, arrays, networks and JSON.
+# As in tests/postgres.rs: PostgreSQL's own types for hashes, times, arrays, networks and JSON.
 REAL_TABLE = """
 CREATE UNLOGGED TABLE exported AS SELECT
     sha256(convert_to('key-' || n, 'UTF8')) AS key_hash,
@@ -34,7 +34,7 @@ CREATE UNLOGGED TABLE exported AS SELECT
     CASE WHEN n % 1000 = 9 THEN jsonb_build_object('tier', n) END AS metadata
 FROM generate_series(1, {rows}) AS n"""
 
-# What the keys of this package are, and nothing else.
+# Only the fields that this package's keys have.
 PLAIN_TABLE = """
 CREATE UNLOGGED TABLE exported AS SELECT
     sha256(convert_to('key-' || n, 'UTF8')) AS key_hash, 'id_' || n AS key_id, 'owner-' || n % 50000 AS owner,
@@ -45,42 +45,37 @@ FROM generate_series(1, {rows}) AS n"""
 class Postgres(Server):
     label, target = "PostgreSQL SELECT", "postgres"
     packages = {"postgres": "postgresql"}
-    # Not waiting for its clients.
+    # Fast shutdown, which does not wait for clients to disconnect.
     stop_signal = signal.SIGINT
 
-    def __init__(self, place, name="postgres"):
-        super().__init__(place, name)
+    def __init__(self, workdir, name="postgres"):
+        super().__init__(workdir, name)
         self.socket = self.directory / ".s.PGSQL.5432"
         if os.geteuid() == 0:
-            # It refuses to run as root; Debian's package brings a user.
+            # PostgreSQL refuses to run as root; Debian's package creates a user for it.
             try:
                 account = pwd.getpwnam("postgres")
             except KeyError:
                 return
             os.chown(self.directory, account.pw_uid, account.pw_gid)
-            self.user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+            self.user_options = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
     def command(self):
         data = self.directory / "data"
-        run([find("initdb"), "-A", "trust", "-U", "postgres", "-N", "-D", data], cwd="/", **(self.user or {}))
-        return [
-            find("postgres"),
-            "-D",
-            data,
-            "-k",
-            self.directory,
-            *(part for setting in SETTINGS for part in ("-c", setting)),
-        ]
+        initdb = [find_tool("initdb"), "-A", "trust", "-U", "postgres", "-N", "-D", data]
+        run(initdb, cwd="/", **self.user_options)
+        settings = [argument for setting in SETTINGS for argument in ("-c", setting)]
+        return [find_tool("postgres"), "-D", data, "-k", self.directory, *settings]
 
-    def wait(self):
-        super().wait()
-        self.until("it answers", self.answers, every=0.1)
+    def wait_until_ready(self):
+        super().wait_until_ready()
+        self.wait_until("it accepts queries", self.accepts_queries, interval=0.1)
 
-    def answers(self):
-        done = subprocess.run(self.psql_command("SELECT 1"), capture_output=True, cwd="/", **(self.user or {}))
-        return done.returncode == 0
+    def accepts_queries(self):
+        command = self.psql_command("SELECT 1")
+        return subprocess.run(command, capture_output=True, cwd="/", **self.user_options).returncode == 0
 
-    def load(self, count):
+    def load_keys(self, count):
         if count == 0:
             return
         self.psql(
@@ -92,7 +87,7 @@ class Postgres(Server):
             cwd="/",
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            **(self.user or {})
+            **self.user_options,
         )
         for first, block in blocks(count):
             text = block.hex().encode()
@@ -102,33 +97,21 @@ class Postgres(Server):
             )
         copy.stdin.close()
         if copy.wait() != 0:
-            raise RuntimeError("PostgreSQL does not take the keys")
+            raise RuntimeError("PostgreSQL refuses the keys")
         self.psql("ALTER TABLE api_keys ADD PRIMARY KEY (key_hash)")
         self.psql("VACUUM (ANALYZE, FREEZE) api_keys")
 
     def psql_command(self, sql):
-        return [
-            find("psql"),
-            "-X",
-            "-q",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-U",
-            "postgres",
-            "-h",
-            self.directory,
-            "-c",
-            sql,
-        ]
+        options = ["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres"]
+        return [find_tool("psql"), *options, "-h", self.directory, "-c", sql]
 
     def psql(self, sql):
-        """Seconds that it took."""
+        """Runs a statement and returns the seconds that it took."""
         command = self.psql_command(sql)
         start = time.monotonic()
-        run(command, cwd="/", **(self.user or {}))
+        run(command, cwd="/", **self.user_options)
         return time.monotonic() - start
 
     def version(self):
-        return re.sub(
-            r"^postgres \(PostgreSQL\) (\S+).*", r"PostgreSQL \1", first_line([find("postgres"), "--version"])
-        )
+        line = first_line([find_tool("postgres"), "--version"])
+        return re.sub(r"^postgres \(PostgreSQL\) (\S+).*", r"PostgreSQL \1", line)

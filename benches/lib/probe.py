@@ -1,45 +1,47 @@
-"""One request by this process: to see the moment at which a daemon answers it. protocol/SPEC.md has the bytes."""
+"""Single requests, to time a daemon's first ALLOWED. protocol/SPEC.md defines the bytes."""
 
 import contextlib, socket, struct, time
 
-VERIFY, ANSWER, ALLOWED, NOT_READY = 0x02, 0x82, 0, 1
+VERIFY, ANSWER = 0x02, 0x82
+ALLOWED, NOT_READY = 0, 1
 HEADER = struct.Struct("<IBBHI")
-# Between two attempts: what it costs is no part of what is measured, and what it adds is.
-PAUSE = 0.001
+# Seconds between two attempts: the resolution of the measurement.
+RETRY_INTERVAL = 0.001
 
 
-def until_allowed(path, digest, patience):
-    """Asks until the answer is ALLOWED, from before there is a socket on."""
-    deadline = time.monotonic() + patience
+def wait_until_allowed(path, digest, timeout):
+    """Sends requests until the verdict is ALLOWED. The socket does not need to exist yet."""
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as stream:
-            stream.settimeout(patience)
+            stream.settimeout(timeout)
             stream.connect(str(path))
-            while (verdict := ask(stream, digest)) == NOT_READY:
-                time.sleep(PAUSE)
+            while (verdict := verify(stream, digest)) == NOT_READY:
+                time.sleep(RETRY_INTERVAL)
             if verdict != ALLOWED:
-                raise RuntimeError(f"the first verdict is number {verdict}")
+                raise RuntimeError(f"the first verdict has the number {verdict}")
             return
-        time.sleep(PAUSE)
-    raise RuntimeError(f"{path}: no key is allowed after {patience} s")
+        time.sleep(RETRY_INTERVAL)
+    raise RuntimeError(f"{path}: the key is not allowed after {timeout} s")
 
 
-def ask(stream, digest):
+def verify(stream, digest):
+    """Sends one VERIFY request and returns the number of the verdict."""
     body = struct.pack("<I", 1) + digest
     stream.sendall(HEADER.pack(8 + len(body), 1, VERIFY, 0, 1) + body)
-    header = exactly(stream, HEADER.size)
+    header = read_exact(stream, HEADER.size)
     length, _, kind, _, _ = HEADER.unpack(header)
-    body = exactly(stream, length - 8)
+    body = read_exact(stream, length - 8)
     if kind != ANSWER:
         raise RuntimeError(f"the daemon answers with a frame of kind {kind:#x}")
     return body[0]
 
 
-def exactly(stream, count):
+def read_exact(stream, count):
     data = b""
     while len(data) < count:
         part = stream.recv(count - len(data))
         if not part:
-            raise ConnectionError("the daemon ended the connection")
+            raise ConnectionError("the daemon closed the connection")
         data += part
     return data

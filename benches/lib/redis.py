@@ -3,10 +3,10 @@
 import re, time
 
 from .keys import digests, record
-from .tools import find, first_line
-from .server import Server, connected
+from .server import Server, connect
+from .tools import find_tool, first_line
 
-# Requests written at once while keys are loaded.
+# Keys written at once while keys are loaded.
 CHUNK = 10_000
 
 
@@ -15,7 +15,7 @@ class Redis(Server):
 
     def command(self):
         return [
-            find("redis-server"),
+            find_tool("redis-server"),
             "--port",
             "0",
             "--unixsocket",
@@ -32,39 +32,42 @@ class Redis(Server):
             "no",
         ]
 
-    def load(self, count):
-        """The record of each key, and its token bucket, full since a moment ago."""
+    def load_keys(self, count):
+        """Stores each key's record and a full token bucket."""
         now = b"%d" % time.time()
-        with connected(self.socket) as stream:
+        with connect(self.socket) as stream:
             written, commands = 0, []
             for number, key in enumerate(digests(count), 1):
-                commands.append(words(b"SET", key, record(number - 1)))
-                commands.append(words(b"HSET", b"b:" + key, b"t", b"1000000000", b"at", now))
+                commands.append(encode_command(b"SET", key, record(number - 1)))
+                commands.append(encode_command(b"HSET", b"b:" + key, b"t", b"1000000000", b"at", now))
                 if number - written == CHUNK or number == count:
                     stream.sendall(b"".join(commands))
                     expect(stream, b"+OK\r\n:2\r\n" * (number - written))
                     written, commands = number, []
 
     def version(self):
-        return re.sub(r"^Redis server v=(\S+).*", r"Redis \1", first_line([find("redis-server"), "--version"]))
+        line = first_line([find_tool("redis-server"), "--version"])
+        return re.sub(r"^Redis server v=(\S+).*", r"Redis \1", line)
 
 
-class Bucket(Redis):
-    """The same server, asked by a script to charge the key's bucket."""
+class RedisBucket(Redis):
+    """The same server; the client runs a script that charges the key's token bucket."""
 
     label, target = "Redis Lua token bucket", "redis-bucket"
 
 
-def words(*words):
-    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+def encode_command(*arguments):
+    """A command in RESP."""
+    parts = (b"$%d\r\n%s\r\n" % (len(argument), argument) for argument in arguments)
+    return b"*%d\r\n" % len(arguments) + b"".join(parts)
 
 
-def expect(stream, answer):
+def expect(stream, reply):
     received = bytearray()
-    while len(received) < len(answer):
+    while len(received) < len(reply):
         part = stream.recv(1 << 20)
         if not part:
-            raise RuntimeError("Redis ended the connection while keys were loaded")
+            raise RuntimeError("Redis closed the connection while keys were loaded")
         received += part
-    if received != answer:
-        raise RuntimeError(f"Redis does not take the keys: {bytes(received[:200])!r}")
+    if received != reply:
+        raise RuntimeError(f"Redis refuses the keys: {bytes(received[:200])!r}")

@@ -1,23 +1,23 @@
-"""Files of results, replaced as a whole; tables as Markdown; and the lines under a table that say what it holds for."""
+"""Result files, which are replaced as a whole, and their Markdown."""
 
 import json, os
 from pathlib import Path
 
 
-def table(head, rows):
+def markdown_table(head, rows):
     line = lambda cells: "| " + " | ".join(cells) + " |"
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
 
 
-def machine(facts):
-    return f"{facts['processor']}, {facts['processors']} processors, {facts['memory_gib']} GiB, {facts['kernel']}"
+def describe_machine(run):
+    return f"{run['processor']}, {run['processors']} processors, {run['memory_gib']} GiB, {run['kernel']}"
 
 
-def pinned(facts):
-    first, second = facts["pin"]
+def describe_pinning(run):
+    first, second = run["pin"]
     if second is None:
-        return f"Both ends are on processor {first}."
-    return f"The client is on processor {first}, the servers on {first} (one core) or {second} (two cores)."
+        return f"Client and servers run on processor {first}."
+    return f"The client runs on processor {first}, the servers on {first} (one core) or {second} (two cores)."
 
 
 def write(directory, name, text):
@@ -33,6 +33,7 @@ def write_json(directory, name, value):
 
 
 def read_json(directory, name):
+    """None if there is no such file."""
     try:
         return json.loads((Path(directory) / name).read_text())
     except FileNotFoundError:

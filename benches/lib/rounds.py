@@ -1,53 +1,66 @@
-"""Interleaved rounds: everything is measured in turn, again and again, so that whatever else the machine does befalls all.
+"""Interleaved rounds: servers are measured in turn, so that disturbances affect all of them.
 
-A figure is the median of its rounds; its spread is half the way from the lowest to the highest. A ratio is of two medians;
-its own spread is of the ratios within each round.
+A figure is the median of its rounds, and its spread is half the distance from the lowest to the
+highest round. A ratio is that of two medians; its range is that of the ratios within each round.
 """
 
-import statistics
+import statistics, time
 
 from . import loadgen
-from .cases import RATE
+from .cases import THROUGHPUT
 from .tools import log
 
 
 class Series:
-    """The rounds of one server at one case."""
+    """The rounds of one server in one case."""
 
     def __init__(self, runs):
+        # The figures of `keyward bench`, one dict a round.
         self.runs = runs
 
     def values(self, case):
-        """Of each round: nanoseconds of a request (its median), or answers a second."""
-        if case.show == RATE:
+        """The case's metric in each round: the median latency in ns, or answers per second."""
+        if case.metric == THROUGHPUT:
             return [run["throughput"] for run in self.runs]
         return [run["latency_ns"]["p50"] for run in self.runs]
 
     def figures(self):
-        of = lambda pick: statistics.median(pick(run) for run in self.runs)
         rates = [run["throughput"] for run in self.runs]
         return {
-            "throughput": of(lambda run: run["throughput"]),
+            "throughput": median(rates),
             "lowest": min(rates),
             "highest": max(rates),
-            "p50_ns": of(lambda run: run["latency_ns"]["p50"]),
-            "p99_ns": of(lambda run: run["latency_ns"]["p99"]),
+            "p50_ns": median([run["latency_ns"]["p50"] for run in self.runs]),
+            "p99_ns": median([run["latency_ns"]["p99"] for run in self.runs]),
         }
 
 
-def measure(stage, cases, rounds, seconds):
-    """{case: {label: Series}}."""
+def measure(group, cases, rounds, seconds):
+    """Measures a ServerGroup. Returns {case: {label: Series}}."""
     runs = {case: {} for case in cases}
     for number in range(rounds):
         for case in cases:
-            # Every other round the other way about.
-            for rival in stage.rivals(case)[:: -1 if number % 2 else 1]:
-                rival.server.pin({stage.place.second if case.apart else stage.place.first})
-                figures = loadgen.load(rival.server, rival.target, case, seconds)
-                runs[case].setdefault(rival.label, []).append(figures)
+            contenders = group.contenders_for(case)
+            # Every other round runs in reverse order.
+            for contender in reversed(contenders) if number % 2 else contenders:
+                cpu = group.workdir.second_cpu if case.separate_cpus else group.workdir.first_cpu
+                contender.server.pin({cpu})
+                figures = loadgen.run(contender.server, contender.target, case, seconds)
+                runs[case].setdefault(contender.label, []).append(figures)
         log(f"round {number + 1} of {rounds}")
-    order = [rival.label for rival in stage.all]
-    return {case: {label: Series(of[label]) for label in order if label in of} for case, of in runs.items() if of}
+    labels = [contender.label for contender in group.contenders]
+    return {
+        case: {label: Series(by_label[label]) for label in labels if label in by_label}
+        for case, by_label in runs.items()
+        if by_label
+    }
+
+
+def elapsed(action):
+    """Runs an action and returns the seconds that it took."""
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
 
 
 def median(values):
@@ -55,11 +68,11 @@ def median(values):
 
 
 def spread(values):
-    """As a share of the median."""
+    """Half the range, as a share of the median."""
     return (max(values) - min(values)) / 2 / statistics.median(values)
 
 
-def ratio(values, others):
-    """Of the medians; and the lowest and the highest within a round."""
-    within = [value / other for value, other in zip(values, others)]
-    return median(values) / median(others), min(within), max(within)
+def ratio(values, reference):
+    """(ratio of the medians, lowest ratio within a round, highest ratio within a round)."""
+    within_rounds = [value / other for value, other in zip(values, reference)]
+    return median(values) / median(reference), min(within_rounds), max(within_rounds)

@@ -1,34 +1,34 @@
-"""A server that is measured: a process of ours at a Unix socket in a directory of its own, pinned, and stopped by its pid."""
+"""Base class of the measured servers: a pinned child process that listens on a Unix socket."""
 
 import contextlib, os, re, resource, signal, socket, subprocess, time
 from pathlib import Path
 
-# How long a server may take to be there with all its keys, or to do anything that it is asked to.
-PATIENCE = 300
-# How long one may take to stop before it is killed.
-STOPPING = 10
+# Seconds that a server may take to start and load its keys, or to finish any other operation.
+TIMEOUT = 300
+# Seconds that a server may take to stop before it is killed.
+STOP_TIMEOUT = 10
 
 
-class DoesNotStart(RuntimeError):
-    """It has ended or does not listen; `status` is its exit code."""
+class ServerStartError(RuntimeError):
+    """The server exited or did not become ready. `exit_code` is None if it still ran."""
 
-    def __init__(self, text, status):
-        super().__init__(text)
-        self.status = status
+    def __init__(self, message, exit_code):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Server:
-    # Its name in tables; what `keyward bench --target` calls it.
+    # The name in tables, and the argument of `keyward bench --target`.
     label = target = None
-    # {program: Debian's package}, of programs that are not ours.
+    # {program: Debian package} of the programs that the server needs.
     packages = {}
-    # As whom it runs, for subprocess.
-    user = None
+    # Options of subprocess for the user that the server runs as.
+    user_options = {}
     stop_signal = signal.SIGTERM
 
-    def __init__(self, place, name):
-        self.place, self.name = place, name
-        self.directory = place.path(name)
+    def __init__(self, workdir, name):
+        self.workdir, self.name = workdir, name
+        self.directory = workdir.path(name)
         self.directory.mkdir(mode=0o755)
         self.socket = self.directory / "socket"
         self.process = None
@@ -36,15 +36,24 @@ class Server:
     def command(self):
         raise NotImplementedError
 
-    def load(self, count):
-        """Gives it the keys, where it does not read them itself."""
+    def load_keys(self, count):
+        """Sends the keys to a server that does not read them from a file."""
 
     def version(self):
         return ""
 
-    def start(self, count, processors=None):
-        """The process, pinned from its first moment on (None: to the first processor), and its keys."""
-        processors = processors or {self.place.first}
+    @contextlib.contextmanager
+    def running(self, key_count=0, cpus=None):
+        """Starts the server, and stops it at the end of the block."""
+        try:
+            self.start(key_count, cpus)
+            yield self
+        finally:
+            self.stop()
+
+    def start(self, key_count, cpus=None):
+        """Starts the process, pinned to `cpus` (default: the first processor), and loads its keys."""
+        cpus = cpus or {self.workdir.first_cpu}
         with open(self.directory / "log", "wb") as output:
             self.process = subprocess.Popen(
                 self.command(),
@@ -52,82 +61,83 @@ class Server:
                 stdout=output,
                 stderr=output,
                 cwd=self.directory,
-                preexec_fn=lambda: prepare(processors),
-                **(self.user or {}),
+                preexec_fn=lambda: prepare_child(cpus),
+                **self.user_options,
             )
-        self.wait()
-        self.load(count)
+        self.wait_until_ready()
+        self.load_keys(key_count)
 
-    def wait(self):
-        self.until("it listens", self.listens)
+    def wait_until_ready(self):
+        self.wait_until("it listens", self.is_listening)
 
-    def until(self, what, ready, every=0.02):
-        deadline = time.monotonic() + PATIENCE
+    def wait_until(self, condition, is_met, interval=0.02):
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline and self.process.poll() is None:
-            if ready():
+            if is_met():
                 return
-            time.sleep(every)
-        text = f"{self.name}: waited in vain until {what}:\n{self.log()}"
-        raise DoesNotStart(text, self.process.poll())
+            time.sleep(interval)
+        message = f"{self.name}: gave up waiting until {condition}; its log:\n{self.read_log()}"
+        raise ServerStartError(message, self.process.poll())
 
-    def listens(self):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(self.socket))
+    def is_listening(self):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(str(self.socket))
             return True
         return False
 
-    def log(self):
+    def read_log(self):
         return (self.directory / "log").read_text(errors="replace").strip()
 
-    def pin(self, processors, thread=""):
-        """Moves its threads whose name begins so, and those of the processes that it started."""
-        for process in family(self.process.pid):
+    def pin(self, cpus, thread_prefix=""):
+        """Pins the threads whose names have a prefix, of the server and of its child processes."""
+        for pid in process_tree(self.process.pid):
             with contextlib.suppress(OSError):
-                for tid in os.listdir(f"/proc/{process}/task"):
+                for tid in os.listdir(f"/proc/{pid}/task"):
                     with contextlib.suppress(OSError):
-                        if Path(f"/proc/{process}/task/{tid}/comm").read_text().startswith(thread):
-                            os.sched_setaffinity(int(tid), processors)
+                        if Path(f"/proc/{pid}/task/{tid}/comm").read_text().startswith(thread_prefix):
+                            os.sched_setaffinity(int(tid), cpus)
 
-    def memory(self, what):
-        """Bytes, by a name of /proc/PID/status: VmRSS, VmHWM, VmPTE."""
+    def memory(self, field):
+        """A field of /proc/PID/status (VmRSS, VmHWM, VmPTE), in bytes."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(rf"^{what}:\s+(\d+) kB$", text, re.M).group(1)) * 1024
+        return int(re.search(rf"^{field}:\s+(\d+) kB$", text, re.M).group(1)) * 1024
 
     def stop(self):
         if self.process is None or self.process.poll() is not None:
             return
         self.process.send_signal(self.stop_signal)
         try:
-            self.process.wait(STOPPING)
+            self.process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
 
-def prepare(processors):
-    """In the child, before it becomes the server: where it runs, and as many descriptors as it may have."""
-    os.sched_setaffinity(0, processors)
+def prepare_child(cpus):
+    """Runs in the child before exec: pins it and raises its limit of descriptors."""
+    os.sched_setaffinity(0, cpus)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def family(pid):
-    """A process and all that descend from it."""
+def process_tree(pid):
+    """The pids of a process and all its descendants."""
     parents = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 stat = Path(f"/proc/{entry}/stat").read_text(errors="replace")
                 parents[int(entry)] = int(stat.rsplit(") ", 1)[1].split()[1])
-    found = [pid]
-    for process in found:
-        found += [child for child, parent in parents.items() if parent == process]
-    return found
+    pids = [pid]
+    for process in pids:
+        # The list grows while it is iterated, so that grandchildren are found too.
+        pids += [child for child, parent in parents.items() if parent == process]
+    return pids
 
 
 @contextlib.contextmanager
-def connected(path):
+def connect(path):
     with socket.socket(socket.AF_UNIX) as stream:
-        stream.settimeout(PATIENCE)
+        stream.settimeout(TIMEOUT)
         stream.connect(str(path))
         yield stream

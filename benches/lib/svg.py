@@ -1,20 +1,23 @@
-"""Plots as SVG: panels of bars, and panels of curves over a logarithmic axis. Coordinates are pixels; text is 12 high."""
+"""Charts as SVG: panels of bars, and of lines over a logarithmic axis. Lengths are in pixels."""
 
 import html, math
 from typing import NamedTuple
 
 WIDTH = 880
 MARGIN = 16
-INK, SOFT, GRID, OURS, LIMIT, OTHERS = "#212529", "#6c757d", "#e9ecef", "#0b7285", "#adb5bd", "#f08c00"
+# Where the panels start, below the title.
+TOP = 44
+INK, MUTED, GRID = "#212529", "#6c757d", "#e9ecef"
+# Colours of keyward, of the echo, and of the other servers.
+KEYWARD, ECHO, OTHER = "#0b7285", "#adb5bd", "#f08c00"
 
-# Of a bar's row, and of what is above and below a panel's rows.
-ROW, HEAD, FOOT = 22, 34, 12
-# What a bar's label and its figure take beside it.
-LABEL, FIGURE = 112, 128
+# Bar panels: the height of a row, and the space above and below the rows.
+ROW_HEIGHT, HEADER_HEIGHT, FOOTER_HEIGHT = 22, 34, 12
+# Bar panels: the width of a bar's label and of its figure.
+LABEL_WIDTH, FIGURE_WIDTH = 112, 128
 
-PLOT_HEIGHT, AXIS = 190, 46
-# What the numbers beside a curve's panel take.
-TICKS = 46
+# Line panels: the height of the plot and of its x axis, and the width of its y axis.
+PLOT_HEIGHT, X_AXIS_HEIGHT, Y_AXIS_WIDTH = 190, 46, 46
 
 
 class Bar(NamedTuple):
@@ -22,164 +25,167 @@ class Bar(NamedTuple):
     value: float
     lowest: float
     highest: float
+    # The figure beside the bar.
     text: str
     colour: str
 
 
-class Curve(NamedTuple):
+class BarPanel(NamedTuple):
+    title: str
+    bars: list
+
+
+class Line(NamedTuple):
     label: str
     points: list
     colour: str
 
 
-class Panel(NamedTuple):
+class LinePanel(NamedTuple):
     title: str
-    # Of a panel of bars.
-    bars: list = []
-    # Of a panel of curves: curves, what the axes show, and a function that writes a number of the horizontal one.
-    curves: list = []
-    across: str = ""
-    up: str = ""
-    name: object = str
-    logarithmic: bool = False
-    # Marked on the horizontal axis: (where, what).
+    lines: list
+    x_label: str
+    y_label: str
+    # Formats a value of the horizontal axis.
+    x_format: object = str
+    logarithmic_y: bool = False
+    # (x, label) of vertical marks.
     marks: list = []
 
 
-def bars(title, panels, foot):
-    """Two panels in a row; in each, the longest bar is as long as there is room."""
+def bar_chart(title, panels, notes):
+    """Two panels a row. The longest bar of a panel takes the whole width."""
     width = (WIDTH - 3 * MARGIN) // 2
-    height = HEAD + FOOT + ROW * max(len(panel.bars) for panel in panels)
-    out, top = heading(title), 44
+    height = HEADER_HEIGHT + FOOTER_HEIGHT + ROW_HEIGHT * max(len(panel.bars) for panel in panels)
+    elements = [chart_title(title)]
     for number, panel in enumerate(panels):
-        left, y = MARGIN + (number % 2) * (width + MARGIN), top + (number // 2) * height
-        out.append(text(left, y + 18, panel.title, weight=600))
-        longest = max(bar.highest for bar in panel.bars)
-        room = width - LABEL - FIGURE
-        for row, bar in enumerate(panel.bars):
-            at = y + HEAD + ROW * row
-            length = max(1.0, room * bar.value / longest)
-            weight = 600 if bar.colour == OURS else 400
-            out.append(text(left + LABEL - 8, at + 12, bar.label, anchor="end", fill=INK, weight=weight))
-            out.append(
-                f'<rect x="{left + LABEL}" y="{at}" width="{length:.1f}" height="{ROW - 7}" rx="2" fill="{bar.colour}"/>'
-            )
-            ends = [left + LABEL + room * end / longest for end in (bar.lowest, bar.highest)]
-            if ends[1] - ends[0] >= 2:
-                out.append(line(ends[0], at + 7.5, ends[1], at + 7.5, INK))
-            out.append(text(max(left + LABEL + length, ends[1]) + 6, at + 12, bar.text, fill=INK, weight=weight))
-    return finish(out, top + -(-len(panels) // 2) * height + 8, foot)
+        left, top = MARGIN + (number % 2) * (width + MARGIN), TOP + (number // 2) * height
+        elements += bar_panel(panel, left, top, width)
+    return document(elements, TOP + -(-len(panels) // 2) * height + 8, notes)
 
 
-def curves(title, panels, foot):
-    """All panels in a row, with a legend of their own below each title."""
+def bar_panel(panel, left, top, width):
+    elements = [text(left, top + 18, panel.title, weight=600)]
+    longest = max(bar.highest for bar in panel.bars)
+    full_length = width - LABEL_WIDTH - FIGURE_WIDTH
+    start = left + LABEL_WIDTH
+    for row, bar in enumerate(panel.bars):
+        y = top + HEADER_HEIGHT + ROW_HEIGHT * row
+        length = max(1.0, full_length * bar.value / longest)
+        weight = 600 if bar.colour == KEYWARD else 400
+        elements.append(text(start - 8, y + 12, bar.label, anchor="end", fill=INK, weight=weight))
+        elements.append(
+            f'<rect x="{start}" y="{y}" width="{length:.1f}" height="{ROW_HEIGHT - 7}" rx="2" '
+            f'fill="{bar.colour}"/>'
+        )
+        low, high = (start + full_length * value / longest for value in (bar.lowest, bar.highest))
+        if high - low >= 2:
+            elements.append(line(low, y + 7.5, high, y + 7.5, INK))
+        elements.append(text(max(start + length, high) + 6, y + 12, bar.text, fill=INK, weight=weight))
+    return elements
+
+
+def line_chart(title, panels, notes):
+    """All panels in one row, each with its legend below its title."""
     width = (WIDTH - MARGIN) / len(panels)
-    out, top = heading(title), 44
-    legend = max(len(panel.curves) for panel in panels) * 16
+    plot_top = TOP + 40 + 16 * max(len(panel.lines) for panel in panels)
+    elements = [chart_title(title)]
     for number, panel in enumerate(panels):
         left = MARGIN + width * number
-        out.append(text(left, top + 16, panel.title, weight=600))
-        for row, curve in enumerate(panel.curves):
-            y = top + 34 + 16 * row
-            out.append(line(left, y - 4, left + 18, y - 4, curve.colour, 2.5))
-            out.append(text(left + 24, y, curve.label, fill=SOFT))
-        out += plot(panel, left + TICKS, top + 40 + legend, width - TICKS - MARGIN)
-    return finish(out, top + 40 + legend + PLOT_HEIGHT + AXIS, foot)
+        elements.append(text(left, TOP + 16, panel.title, weight=600))
+        for row, series in enumerate(panel.lines):
+            y = TOP + 34 + 16 * row
+            elements.append(line(left, y - 4, left + 18, y - 4, series.colour, 2.5))
+            elements.append(text(left + 24, y, series.label, fill=MUTED))
+        elements += plot(panel, left + Y_AXIS_WIDTH, plot_top, width - Y_AXIS_WIDTH - MARGIN)
+    return document(elements, plot_top + PLOT_HEIGHT + X_AXIS_HEIGHT, notes)
 
 
 def plot(panel, left, top, width):
-    xs = sorted({x for curve in panel.curves for x, _ in curve.points})
-    ys = [y for curve in panel.curves for _, y in curve.points]
-    x_of = scale(math.log(xs[0]), math.log(xs[-1]), left, left + width)
-    marks = decades(min(ys), max(ys)) if panel.logarithmic else linear(max(ys))
-    shape = math.log if panel.logarithmic else float
-    y_of = scale(shape(marks[0]), shape(marks[-1]), top + PLOT_HEIGHT, top + 14)
-    out = [text(left - TICKS, top + 6, panel.up, fill=SOFT)]
-    for mark in marks:
-        y = y_of(shape(mark))
-        out.append(line(left, y, left + width, y, GRID))
-        out.append(
-            text(
-                left - 6,
-                y + 4,
-                f"{mark:,.0f}" if mark >= 1 or mark == 0 else f"{mark:g}",
-                anchor="end",
-                fill=SOFT,
-            )
-        )
-    for where, what in panel.marks:
-        if xs[0] <= where <= xs[-1]:
-            x = x_of(math.log(where))
-            out.append(line(x, top + 14, x, top + PLOT_HEIGHT, SOFT, 1, dashes="3 3"))
-            out.append(text(x + 3, top + PLOT_HEIGHT - 5, what, fill=SOFT))
-    # As many names as fit.
-    room = max(1, int(width // 34))
-    shown = xs[:: -(-len(xs) // room)]
+    bottom = top + PLOT_HEIGHT
+    xs = sorted({x for series in panel.lines for x, _ in series.points})
+    ys = [y for series in panel.lines for _, y in series.points]
+    to_x = scale(math.log(xs[0]), math.log(xs[-1]), left, left + width)
+    x_of = lambda x: to_x(math.log(x))
+    y_ticks = logarithmic_ticks(min(ys), max(ys)) if panel.logarithmic_y else linear_ticks(max(ys))
+    transform = math.log if panel.logarithmic_y else float
+    to_y = scale(transform(y_ticks[0]), transform(y_ticks[-1]), bottom, top + 14)
+    y_of = lambda y: to_y(transform(y))
+
+    elements = [text(left - Y_AXIS_WIDTH, top + 6, panel.y_label, fill=MUTED)]
+    for tick in y_ticks:
+        label = f"{tick:,.0f}" if tick >= 1 or tick == 0 else f"{tick:g}"
+        elements.append(line(left, y_of(tick), left + width, y_of(tick), GRID))
+        elements.append(text(left - 6, y_of(tick) + 4, label, anchor="end", fill=MUTED))
+    for x, label in panel.marks:
+        if xs[0] <= x <= xs[-1]:
+            elements.append(line(x_of(x), top + 14, x_of(x), bottom, MUTED, 1, dashes="3 3"))
+            elements.append(text(x_of(x) + 3, bottom - 5, label, fill=MUTED))
     for x in xs:
-        out.append(line(x_of(math.log(x)), top + PLOT_HEIGHT, x_of(math.log(x)), top + PLOT_HEIGHT + 4, SOFT))
-    out += [
-        text(x_of(math.log(x)), top + PLOT_HEIGHT + 17, panel.name(x), anchor="middle", fill=SOFT) for x in shown
-    ]
-    out.append(text(left + width / 2, top + PLOT_HEIGHT + 36, panel.across, anchor="middle", fill=SOFT))
-    for curve in panel.curves:
-        points = [(x_of(math.log(x)), y_of(shape(y))) for x, y in curve.points]
+        elements.append(line(x_of(x), bottom, x_of(x), bottom + 4, MUTED))
+    # Only as many labels as fit beside each other.
+    labels = max(1, int(width // 34))
+    for x in xs[:: -(-len(xs) // labels)]:
+        elements.append(text(x_of(x), bottom + 17, panel.x_format(x), anchor="middle", fill=MUTED))
+    elements.append(text(left + width / 2, bottom + 36, panel.x_label, anchor="middle", fill=MUTED))
+    for series in panel.lines:
+        points = [(x_of(x), y_of(y)) for x, y in series.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        out.append(f'<polyline points="{path}" fill="none" stroke="{curve.colour}" stroke-width="2"/>')
-        out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{curve.colour}"/>' for x, y in points]
-    return out
+        elements.append(f'<polyline points="{path}" fill="none" stroke="{series.colour}" stroke-width="2"/>')
+        elements += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{series.colour}"/>' for x, y in points]
+    return elements
 
 
 def scale(low, high, start, end):
-    """From a range of values to one of pixels."""
+    """A linear function from the values low..high to the pixels start..end."""
     span = (high - low) or 1
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def linear(highest):
-    """Round numbers from zero to beyond the highest, some five."""
+def linear_ticks(highest):
+    """About five round numbers from zero to at least the highest value."""
     step = 10 ** math.floor(math.log10(highest / 4))
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if step * factor * 5 >= highest)
     return [step * number for number in range(math.ceil(highest / step) + 1)]
 
 
-def decades(lowest, highest):
-    """1, 2, 5, 10 and so on, around a range."""
-    steps = [base * 10**power for power in range(-2, 12) for base in (1, 2, 5)]
-    first = max((step for step in steps if step <= lowest), default=steps[0])
-    last = min(step for step in steps if step >= highest)
-    return [step for step in steps if first <= step <= last]
+def logarithmic_ticks(lowest, highest):
+    """1, 2, 5, 10 and so on, around a range of values."""
+    ticks = [base * 10**power for power in range(-2, 12) for base in (1, 2, 5)]
+    first = max((tick for tick in ticks if tick <= lowest), default=ticks[0])
+    last = min(tick for tick in ticks if tick >= highest)
+    return [tick for tick in ticks if first <= tick <= last]
 
 
-def heading(title):
-    return [text(MARGIN, 27, title, weight=600, size=16)]
+def chart_title(title):
+    return text(MARGIN, 27, title, weight=600, size=16)
 
 
-def finish(out, height, foot):
-    for row, words in enumerate(foot):
-        out.append(text(MARGIN, height + 16 + 15 * row, words, fill=SOFT, size=11))
-    height = round(height + 15 * len(foot) + 14)
-    return (
-        "\n".join(
-            [
-                f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-                'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" font-size="12">',
-                f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-                *out,
-                "</svg>",
-            ]
-        )
-        + "\n"
+def document(elements, height, notes):
+    """The whole SVG, with a line of text for each note at the bottom."""
+    for row, note in enumerate(notes):
+        elements.append(text(MARGIN, height + 16 + 15 * row, note, fill=MUTED, size=11))
+    height = round(height + 15 * len(notes) + 14)
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        f'viewBox="0 0 {WIDTH} {height}" '
+        'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" font-size="12">'
     )
+    background = f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>'
+    return "\n".join([head, background, *elements, "</svg>"]) + "\n"
 
 
-def text(x, y, words, *, anchor="start", fill=INK, weight=400, size=None):
+def text(x, y, content, *, anchor="start", fill=INK, weight=400, size=None):
     size = f' font-size="{size}"' if size else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}"{size}>'
-        f"{html.escape(words)}</text>"
+        f"{html.escape(content)}</text>"
     )
 
 
 def line(x1, y1, x2, y2, colour, width=1, dashes=None):
     dashes = f' stroke-dasharray="{dashes}"' if dashes else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"{dashes}/>'
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
+        f'stroke-width="{width}"{dashes}/>'
+    )

@@ -1,50 +1,50 @@
-"""The table of targets: each row is a ratio of two things measured in one run, and whether it is what it should be.
+"""The table of targets: each row is the ratio of two things measured in one run, and its bound.
 
-benches/results/targets.json keeps every row's latest run, with the machine and the command that it is of, so that rows can be
-measured one by one; targets.md is written from it.
+benches/results/targets.json holds the latest run of every row, with its machine and its command, so
+that rows can be measured one by one. targets.md is written from it.
 """
 
 from typing import NamedTuple
 
-from . import results, rounds, format
+from . import format, results, rounds
 
 JSON, MARKDOWN = "targets.json", "targets.md"
 
 
-class Side(NamedTuple):
-    """One of the two: what it is, and what was measured of it, round by round."""
+class Measurement(NamedTuple):
+    """What was measured, and its value in each round."""
 
-    what: str
+    label: str
     values: list
-    # Writes one of them.
-    unit: object
+    # Formats a value.
+    formatter: object
 
     def text(self):
-        return f"{self.unit(rounds.median(self.values))} {format.percent(rounds.spread(self.values))}"
+        return f"{self.formatter(rounds.median(self.values))} {format.spread(rounds.spread(self.values))}"
 
 
-# In the place of a bound: what is measured is as low, in one round at least, as the other side in one of its own.
+# A bound that is met if the lowest round is no higher than the reference's highest round.
 OVERLAP = ("overlap", None)
 
 
 class Row(NamedTuple):
-    what: str
-    measured: Side
-    against: Side
-    # "<=" or ">=", and the ratio that is asked for; or OVERLAP.
+    name: str
+    measured: Measurement
+    reference: Measurement
+    # ("<=" or ">=", ratio), or OVERLAP.
     bound: tuple
     note: str = ""
 
     def ratio(self):
-        """(of the medians, lowest within a round, highest)."""
-        return rounds.ratio(self.measured.values, self.against.values)
+        """(ratio of the medians, lowest ratio within a round, highest ratio within a round)."""
+        return rounds.ratio(self.measured.values, self.reference.values)
 
-    def met(self):
+    def is_met(self):
         if self.bound is OVERLAP:
-            return min(self.measured.values) <= max(self.against.values)
-        sign, limit = self.bound
+            return min(self.measured.values) <= max(self.reference.values)
+        comparison, limit = self.bound
         ratio = self.ratio()[0]
-        return ratio <= limit if sign == "<=" else ratio >= limit
+        return ratio <= limit if comparison == "<=" else ratio >= limit
 
     def target(self):
         if self.bound is OVERLAP:
@@ -54,23 +54,24 @@ class Row(NamedTuple):
     def line(self):
         ratio, lowest, highest = self.ratio()
         return (
-            f"{self.what}: {self.measured.text()}; {self.against.what}: {self.against.text()}; ratio {ratio:.2f} "
-            f"({lowest:.2f} to {highest:.2f}), target {self.target()}: {verdict(self.met())}"
+            f"{self.name}: {self.measured.text()}; {self.reference.label}: {self.reference.text()}; "
+            f"ratio {ratio:.2f} ({lowest:.2f} to {highest:.2f}), target {self.target()}: "
+            f"{verdict(self.is_met())}"
         )
 
     def record(self):
         ratio, lowest, highest = self.ratio()
         return {
-            "what": self.what,
+            "what": self.name,
             "measured": self.measured.text(),
-            "against": f"{self.against.what}: {self.against.text()}",
+            "against": f"{self.reference.label}: {self.reference.text()}",
             "ratio": ratio,
             "lowest": lowest,
             "highest": highest,
             "target": self.target(),
-            "met": self.met(),
+            "met": self.is_met(),
             "note": self.note,
-            "values": [self.measured.values, self.against.values],
+            "values": [self.measured.values, self.reference.values],
         }
 
 
@@ -78,17 +79,17 @@ def verdict(met):
     return "met" if met else "NOT MET"
 
 
-def keep(directory, names, name, rows, facts):
-    """Puts the rows of one sub-command in the place of its earlier ones; `names` are all, in their order."""
-    kept = results.read_json(directory, JSON) or {}
-    kept[name] = {**facts, "rows": [row.record() for row in rows]}
-    kept = {name: kept[name] for name in names if name in kept}
-    results.write_json(directory, JSON, kept)
-    results.write(directory, MARKDOWN, markdown(kept))
+def save(directory, names, name, rows, metadata):
+    """Replaces the stored rows of one sub-command. `names` are all sub-commands in their order."""
+    stored = results.read_json(directory, JSON) or {}
+    stored[name] = {**metadata, "rows": [row.record() for row in rows]}
+    stored = {name: stored[name] for name in names if name in stored}
+    results.write_json(directory, JSON, stored)
+    results.write(directory, MARKDOWN, markdown(stored))
 
 
-def markdown(kept):
-    lines = [
+def markdown(stored):
+    rows = [
         [
             row["what"],
             row["measured"],
@@ -98,22 +99,20 @@ def markdown(kept):
             verdict(row["met"]) if row["met"] else f"**{verdict(False)}**",
             f"`benches/targets {name}`",
         ]
-        for name, group in kept.items()
+        for name, group in stored.items()
         for row in group["rows"]
     ]
-    text = [
-        results.table(
-            ["what", "measured", "against, in the same run", "ratio (within a round)", "target", "", "command"],
-            lines,
-        ),
+    head = ["what", "measured", "against, in the same run", "ratio (within a round)", "target", "", "command"]
+    lines = [
+        results.markdown_table(head, rows),
         "",
-        "Medians of interleaved rounds; ± is half the way from the lowest round to the highest.",
+        "Medians of interleaved rounds; ± is half the distance from the lowest to the highest round.",
         "",
     ]
-    for name, group in kept.items():
+    for name, group in stored.items():
         notes = list(dict.fromkeys(row["note"] for row in group["rows"] if row["note"])) + group["notes"]
-        text.append(
-            f"* `{name}`: {' '.join(f'{note}.' for note in notes)} {results.machine(group)}, {', '.join(group['versions'])}, "
-            f"{group['date']}: `{group['command']}`"
+        lines.append(
+            f"* `{name}`: {' '.join(f'{note}.' for note in notes)} {results.describe_machine(group)}, "
+            f"{', '.join(group['versions'])}, {group['date']}: `{group['command']}`"
         )
-    return "\n".join(text) + "\n"
+    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Programs: finding them, installing those that are missing where that is allowed, and building keyward."""
+"""External programs: finding, installing and running them, and building keyward."""
 
 import json, os, shutil, subprocess, sys
 from pathlib import Path
@@ -6,43 +6,42 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-class Missing(Exception):
-    """A program that is not there; what can be is measured without it."""
+class ToolMissingError(Exception):
+    """A program is not installed. A run leaves out what needs it."""
 
 
-def log(text):
-    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
+def log(message):
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
 
 
-def find(program):
-    """The path of a program; Debian's PostgreSQL keeps its own out of PATH."""
-    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), key=lambda path: float(path.parts[4]))
-    found = (
-        str(versions[-1])
-        if versions
-        else shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin:/usr/local/bin")
+def find_tool(name):
+    """The path of a program. Debian installs PostgreSQL's server programs outside PATH."""
+    versions = sorted(
+        Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[4])
     )
-    if not found:
-        raise Missing(f"{program} is not installed")
-    return found
+    if versions:
+        return str(versions[-1])
+    path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/usr/local/bin")
+    if not path:
+        raise ToolMissingError(f"{name} is not installed")
+    return path
 
 
 def run(command, **options):
-    """To its end, which has to be a good one; what it printed."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"{Path(command[0]).name} exits with {done.returncode}: {(done.stderr or done.stdout).strip()}"
-        )
-    return done.stdout
+    """Runs a command that has to succeed, and returns its standard output."""
+    process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
+    if process.returncode != 0:
+        message = (process.stderr or process.stdout).strip()
+        raise RuntimeError(f"{Path(command[0]).name} exits with {process.returncode}: {message}")
+    return process.stdout
 
 
 def first_line(command):
     return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()[0].strip()
 
 
-def release_build(given):
-    """The keyward that is measured, and measured with."""
+def keyward_binary(given):
+    """The given keyward binary, or a new release build."""
     if given:
         return given.resolve()
     log("building keyward for release")
@@ -51,34 +50,32 @@ def release_build(given):
 
 
 def target_directory():
+    """Cargo's target directory."""
     command = ["cargo", "metadata", "--locked", "--no-deps", "--format-version", "1"]
     return Path(json.loads(run(command, cwd=ROOT))["target_directory"])
 
 
-def install(needed):
-    """Installs what is missing of {program: package}, without starting any of it."""
-    wanted = [package for program, package in needed.items() if not installed(program)]
-    if not wanted:
+def install(packages):
+    """Installs the missing programs of {program: Debian package}, without starting any service."""
+    missing = [package for program, package in packages.items() if not is_installed(program)]
+    if not missing:
         return
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    may = shutil.which("apt-get") and (
-        not as_root or subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
-    )
-    if not may:
-        log(f"not installed, for want of root or apt-get; on Debian: apt-get install {' '.join(wanted)}")
+    if not shutil.which("apt-get") or not may_use_root(as_root):
+        log(f"cannot install without root and apt-get; on Debian: apt-get install {' '.join(missing)}")
         return
-    log(f"installing {' '.join(wanted)}")
-    # Debian starts a service, and makes a database, when it installs them. None is wanted here.
-    files = {
+    log(f"installing {' '.join(missing)}")
+    # Debian's packages start their services and create a database cluster. These files prevent both.
+    guards = {
         "/usr/sbin/policy-rc.d": "#!/bin/sh\nexit 101\n",
         "/etc/postgresql-common/createcluster.d/keyward-benches.conf": "create_main_cluster = false\n",
     }
-    ours = [path for path in files if not os.path.exists(path)]
+    created = [path for path in guards if not os.path.exists(path)]
     try:
-        for path in ours:
+        for path in created:
             subprocess.run([*as_root, "mkdir", "-p", os.path.dirname(path)], check=True)
             subprocess.run(
-                [*as_root, "tee", path], input=files[path], text=True, stdout=subprocess.DEVNULL, check=True
+                [*as_root, "tee", path], input=guards[path], text=True, stdout=subprocess.DEVNULL, check=True
             )
             subprocess.run([*as_root, "chmod", "755", path], check=True)
         subprocess.run([*as_root, "apt-get", "update", "-q"], stdout=subprocess.DEVNULL)
@@ -91,16 +88,22 @@ def install(needed):
                 "install",
                 "-qy",
                 "--no-install-recommends",
-                *wanted,
+                *missing,
             ],
             stdout=subprocess.DEVNULL,
         )
     finally:
-        subprocess.run([*as_root, "rm", "-f", *ours])
+        subprocess.run([*as_root, "rm", "-f", *created])
 
 
-def installed(program):
+def may_use_root(as_root):
+    """Whether the command prefix `as_root` works without a password."""
+    return not as_root or subprocess.run([*as_root, "true"], capture_output=True).returncode == 0
+
+
+def is_installed(program):
     try:
-        return bool(find(program))
-    except Missing:
+        find_tool(program)
+        return True
+    except ToolMissingError:
         return False

@@ -1,22 +1,31 @@
-"""Where a run keeps its files, which binary it measures, and on which processors the ends are."""
+"""A run's working directory, the keyward binary that it measures, and its processors."""
 
 import contextlib, os, tempfile
 from pathlib import Path
 
 
-class Place:
-    def __init__(self, directory, binary, pin):
+class WorkDir:
+    def __init__(self, directory, binary, cpus):
         self.directory, self.binary = Path(directory), binary
-        # The client's processor; and the servers' where the ends are apart, if there is a second.
-        self.first, self.second = pin
+        # The client runs on the first processor. Servers do too, or on the second if a case
+        # separates them. The second is None if there is only one.
+        self.first_cpu, self.second_cpu = cpus
+
+    @property
+    def cpus(self):
+        """All processors of the run."""
+        return {self.first_cpu, self.second_cpu} - {None}
 
     def path(self, name):
         return self.directory / name
 
 
 @contextlib.contextmanager
-def temporary(binary, pin):
-    """A place that is gone afterwards. Other users can look into it: PostgreSQL does not run as root."""
+def temporary(binary, cpus):
+    """A working directory that is removed at the end.
+
+    Other users may read it, because PostgreSQL does not run as root.
+    """
     with tempfile.TemporaryDirectory(prefix="keyward-benches-") as directory:
         os.chmod(directory, 0o755)
-        yield Place(directory, binary, pin)
+        yield WorkDir(directory, binary, cpus)

@@ -47,13 +47,13 @@ pub enum Event<'a> {
     /// An operator took a revocation back.
     Unrevoke(Revocation<'a>),
     /// The source says itself that something is revoked. The revocation stays on the list for `revocation.keep`.
-    RevocationAgreed(Listed<'a>),
+    RevocationAgreed(RevocationStatus<'a>),
     /// The source says active of something that is revoked, and that it had called revoked. It stays revoked.
-    RevocationConflict(Listed<'a>),
+    RevocationConflict(RevocationStatus<'a>),
     /// The source does not say revoked any more, and not active either.
-    RevocationUnconfirmed(Listed<'a>),
+    RevocationUnconfirmed(RevocationStatus<'a>),
     /// A revocation has left the list: the source has said the same for `revocation.keep`.
-    RevocationDropped(Listed<'a>),
+    RevocationDropped(RevocationStatus<'a>),
     /// The daemon started with a list of revocations that had lost something, because an operator had accepted that.
     LostRevocationsAccepted {
         /// The operator's user.
@@ -64,7 +64,7 @@ pub enum Event<'a> {
         revocations: usize,
     },
     /// A peer was turned away.
-    PeerRefused(Refused),
+    PeerRefused(PeerRefusal),
     /// The disk took no lines for so long that some were lost.
     Lost {
         /// How many.
@@ -126,7 +126,7 @@ pub struct Reload<'a> {
     pub reason: Option<&'static str>,
     /// Where the first finding is.
     #[serde(flatten)]
-    pub place: Option<Place>,
+    pub place: Option<FileLocation>,
     /// How many findings there are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub findings: Option<u64>,
@@ -219,7 +219,7 @@ pub struct AccessExamples<'a> {
 
 /// A place in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Place {
+pub struct FileLocation {
     /// The file.
     pub file: String,
     /// Counted from 1.
@@ -251,7 +251,7 @@ pub struct Revocation<'a> {
 
 /// A revocation on the list, by what the source says of it.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Listed<'a> {
+pub struct RevocationStatus<'a> {
     /// The key's id, where one key was named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_id: Option<&'a str>,
@@ -264,7 +264,7 @@ pub struct Listed<'a> {
 
 /// Refusals of one user at one socket, since the line before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Refused {
+pub struct PeerRefusal {
     /// Where.
     pub socket: Socket,
     /// Who; none for those beyond the number of users that are told apart.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Stamp;
-use crate::state::{FileError, LateJournal, Rotation, StateDir, WriteHealth};
+use crate::state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 
 mod event;
 mod refusals;
@@ -26,8 +26,8 @@ mod refusals;
 mod tests;
 
 pub use event::{
-    AccessExamples, Changes, Event, LastGood, Listed, Peer, Place, Refused, Reload, Revocation, Socket,
-    Trigger, Withheld,
+    AccessExamples, Changes, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation,
+    RevocationStatus, Socket, Trigger, Withheld,
 };
 use refusals::Refusals;
 
@@ -63,7 +63,7 @@ struct Trail {
 }
 
 struct Writer {
-    journal: LateJournal,
+    journal: LazyJournal,
     /// Of the last line.
     seq: u64,
     /// Lines that could not be written yet.
@@ -93,7 +93,7 @@ impl Audit {
     /// # Errors
     /// When its file cannot be opened.
     pub fn open(directory: &StateDir, rotation: Rotation) -> Result<Self, FileError> {
-        let (journal, last_line) = LateJournal::open(directory, FILE, rotation)?;
+        let (journal, last_line) = LazyJournal::open(directory, FILE, rotation)?;
         let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
         let writer = Mutex::new(Writer { journal, seq, waiting: Vec::new(), lost: 0, unsynced: false });
         let (wake, woken) = sync_channel(1);
@@ -112,12 +112,12 @@ impl Audit {
     }
 
     /// Writes nothing.
-    pub fn off() -> Self {
+    pub fn disabled() -> Self {
         Self { trail: None }
     }
 
     /// From here on, events belong to this snapshot.
-    pub fn in_force(&self, generation: u64) {
+    pub fn set_generation(&self, generation: u64) {
         if let Some(trail) = &self.trail {
             trail.generation.store(generation, Ordering::Relaxed);
         }
@@ -140,7 +140,7 @@ impl Audit {
     }
 
     /// A peer may not use a socket. Waits for nothing.
-    pub fn refuse(&self, socket: Socket, peer: Peer) {
+    pub fn refuse_peer(&self, socket: Socket, peer: Peer) {
         if let Some(trail) = &self.trail
             && lock(&trail.refusals).add(socket, peer, Instant::now())
         {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::event::{Peer, Refused, Socket};
+use super::event::{Peer, PeerRefusal, Socket};
 
 /// Users and sockets that are told apart. More than a handful are refused only where something is set up wrongly.
 const MAX_USERS: usize = 64;
@@ -20,10 +20,10 @@ const LATER: Duration = Duration::from_secs(60);
 /// Refusals that are not written yet.
 #[derive(Default)]
 pub(super) struct Refusals {
-    by_user: BTreeMap<(Socket, Option<u32>), Counted>,
+    by_user: BTreeMap<(Socket, Option<u32>), PendingRefusal>,
 }
 
-struct Counted {
+struct PendingRefusal {
     count: u64,
     first_pid: Option<i32>,
     due: Instant,
@@ -38,7 +38,7 @@ impl Refusals {
         let mut is_new = false;
         let counted = self.by_user.entry((socket, user)).or_insert_with(|| {
             is_new = true;
-            Counted { count: 0, first_pid: None, due: now + FIRST }
+            PendingRefusal { count: 0, first_pid: None, due: now + FIRST }
         });
         if counted.count == 0 {
             counted.first_pid = peer.pid;
@@ -48,7 +48,7 @@ impl Refusals {
     }
 
     /// What is to be written now. Who was not refused again since the line before is forgotten.
-    pub(super) fn take_due(&mut self, now: Instant) -> Vec<Refused> {
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<PeerRefusal> {
         self.by_user.retain(|_, counted| counted.count > 0 || counted.due > now);
         let due = self.by_user.iter_mut().filter(|(_, counted)| counted.due <= now);
         due.map(|(user, counted)| {
@@ -59,7 +59,7 @@ impl Refusals {
     }
 
     /// All that is not written yet.
-    pub(super) fn take_all(&mut self) -> Vec<Refused> {
+    pub(super) fn take_all(&mut self) -> Vec<PeerRefusal> {
         let counted = self.by_user.iter_mut().filter(|(_, counted)| counted.count > 0);
         counted.map(|(user, counted)| take(*user, counted)).collect()
     }
@@ -70,9 +70,9 @@ impl Refusals {
     }
 }
 
-fn take((socket, uid): (Socket, Option<u32>), counted: &mut Counted) -> Refused {
+fn take((socket, uid): (Socket, Option<u32>), counted: &mut PendingRefusal) -> PeerRefusal {
     let count = std::mem::take(&mut counted.count);
-    Refused { socket, uid, pid: counted.first_pid.take(), count }
+    PeerRefusal { socket, uid, pid: counted.first_pid.take(), count }
 }
 
 #[cfg(test)]
@@ -83,8 +83,8 @@ mod tests {
         Peer { uid, pid: Some(pid) }
     }
 
-    fn refused(uid: u32, pid: i32, count: u64) -> Refused {
-        Refused { socket: Socket::Verify, uid: Some(uid), pid: Some(pid), count }
+    fn refused(uid: u32, pid: i32, count: u64) -> PeerRefusal {
+        PeerRefusal { socket: Socket::Verify, uid: Some(uid), pid: Some(pid), count }
     }
 
     #[test]

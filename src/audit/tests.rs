@@ -27,8 +27,8 @@ fn events_are_numbered_over_restarts() {
     for generation in [1, 2] {
         let (_locked, audit) = opened(directory.path());
         audit.record(&Event::Start { version: "0", pid: 1, uid: 2 });
-        audit.in_force(generation);
-        audit.clone().refuse(Socket::Verify, Peer { uid: 7, pid: Some(8) });
+        audit.set_generation(generation);
+        audit.clone().refuse_peer(Socket::Verify, Peer { uid: 7, pid: Some(8) });
         audit.stop();
     }
     let lines = lines(directory.path());
@@ -57,7 +57,7 @@ fn an_event_says_what_happened_in_one_flat_object() {
         changes: None,
         examples: AccessExamples::default(),
         reason: Some("findings"),
-        place: Some(Place { file: "keys.csv".to_owned(), line: Some(4), column: None }),
+        place: Some(FileLocation { file: "keys.csv".to_owned(), line: Some(4), column: None }),
         findings: Some(5),
         took_ms: 6,
     }));
@@ -80,7 +80,7 @@ fn a_refusal_is_written_without_being_asked_for() {
     let directory = tempfile::tempdir().expect("a directory");
     let (_locked, audit) = opened(directory.path());
     for _ in 0..1000 {
-        audit.refuse(Socket::Admin, Peer { uid: 7, pid: None });
+        audit.refuse_peer(Socket::Admin, Peer { uid: 7, pid: None });
     }
     let deadline = Instant::now() + Duration::from_secs(20);
     while lines(directory.path()).is_empty() {
@@ -101,7 +101,11 @@ fn a_disk_that_takes_nothing_costs_a_bounded_number_of_lines() {
     fs::create_dir(&path).expect("in the way");
     let (long, total) = ("i".repeat(100), 5_000);
     for _ in 0..total {
-        audit.record(&Event::RevocationDropped(Listed { key_id: Some(&long), owner: None, keys: 1 }));
+        audit.record(&Event::RevocationDropped(RevocationStatus {
+            key_id: Some(&long),
+            owner: None,
+            keys: 1,
+        }));
     }
     let unwritten = locked.health().unwritten();
     assert!(unwritten.len() == 1 && *unwritten[0].file == *FILE, "{unwritten:?}");
@@ -151,7 +155,7 @@ fn event_is_durable_when_it_is_recorded() {
     }
     audit.record_all(&(0..2 * BATCH as u32).map(event).collect::<Vec<_>>());
     assert_eq!(trace.volatile(), [""; 0]);
-    audit.refuse(Socket::Verify, Peer { uid: 7, pid: Some(8) });
+    audit.refuse_peer(Socket::Verify, Peer { uid: 7, pid: Some(8) });
     audit.stop();
     assert_eq!(trace.volatile(), [""; 0], "refusals are durable at the end");
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::exit::{Exit, Failure};
 use super::streams::Streams;
 use crate::config::{Config, Overrides};
-use crate::reload::{self, Built, OnBadRow, SourceFile};
+use crate::reload::{self, BadRowPolicy, ParsedSource, SourceFile};
 use crate::source::Format;
 
 const HELP: &str = "\
@@ -97,23 +97,23 @@ impl Compile {
         }
     }
 
-    fn read(&self, config: &Config) -> Result<Built, Failure> {
-        let refused = |failure: reload::Failure| Failure::new(Exit::BadInput, failure);
+    fn read(&self, config: &Config) -> Result<ParsedSource, Failure> {
+        let refused = |failure: reload::ReloadError| Failure::new(Exit::BadInput, failure);
         let bar = bar("reading", self.source.metadata().map_or(0, |metadata| metadata.len()));
-        let seed = getrandom::u64().map_err(|error| refused(reload::Failure::Random(error)))?;
+        let seed = getrandom::u64().map_err(|error| refused(reload::ReloadError::Random(error)))?;
         // A compiled snapshot does not say what was wrong with rows.
-        let source = SourceFile { on_bad_row: OnBadRow::Refuse, ..config.file() };
+        let source = SourceFile { on_bad_row: BadRowPolicy::Refuse, ..config.file() };
         let built = source.build(seed, None, &mut |read| bar.set_position(read));
         bar.finish_and_clear();
         let built = built.map_err(refused)?;
         match built.builder.is_empty() {
-            true => Err(refused(reload::Failure::Empty { path: self.source.clone() })),
+            true => Err(refused(reload::ReloadError::Empty { path: self.source.clone() })),
             false => Ok(built),
         }
     }
 
     /// The bytes of the new file.
-    fn write(&self, built: &Built) -> io::Result<u64> {
+    fn write(&self, built: &ParsedSource) -> io::Result<u64> {
         let directory = self.output.parent().filter(|directory| !directory.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));
         let mode = self.source.metadata()?.permissions().mode() & 0o666;

@@ -13,7 +13,7 @@ use crate::bench::keys::Keys;
 use crate::key_format;
 use crate::record::{Digest, Quoted};
 use crate::snapshot::compiled;
-use crate::source::{self, Field, Findings, Format, Layout};
+use crate::source::{self, ColumnMapping, Diagnostics, Field, Format};
 
 /// Bytes read at once.
 const BUFFER: usize = 1 << 20;
@@ -88,21 +88,21 @@ fn export(input: impl BufRead, format: Format, header: &str, path: &Path) -> Res
         Format::JsonLines | Format::Compiled => Vec::new(),
     };
     let others = others.into_iter().filter(|name| Field::from_name(name).is_none()).collect();
-    let layout = Layout::new(&BTreeMap::new(), others).map_err(|error| wrong(path, error))?;
+    let mapping = ColumnMapping::new(&BTreeMap::new(), others).map_err(|error| wrong(path, error))?;
     let mut digests = Vec::new();
-    let mut findings = Findings::new(path.display().to_string());
+    let mut diagnostics = Diagnostics::new(path.display().to_string());
     let mut sink = |_, record: &crate::record::KeyRecord<'_>| {
         digests.push(record.hash);
         Ok(())
     };
-    source::read(input, format, &layout, &mut sink, &mut findings)
+    source::read(input, format, &mapping, &mut sink, &mut diagnostics)
         .map_err(|error| wrong(path, format_args!("cannot be read: {error}")))?;
-    match findings.is_empty() {
+    match diagnostics.is_empty() {
         true => Ok(digests),
         false => Err(Failure::new(
             Exit::Usage,
             format_args!(
-                "--digests: neither digests, {DIGITS} hex digits a line, nor an export:\n{findings}"
+                "--digests: neither digests, {DIGITS} hex digits a line, nor an export:\n{diagnostics}"
             ),
         )),
     }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
-use crate::record::visible_json;
+use crate::record::escape_json;
 
 /// The three standard streams, or what a test gives instead. Output is not buffered, so that a key in it is nowhere
 /// else.
@@ -58,7 +58,7 @@ impl<'a> Streams<'a> {
     pub(super) fn print_json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let line = serde_json::to_string(value)
             .map_err(|error| Failure::new(Exit::Denied, format_args!("cannot write JSON: {error}")))?;
-        self.print(visible_json(&line))
+        self.print(escape_json(&line))
     }
 
     /// Says something to the person at the terminal. Where nobody listens, nobody is told.

@@ -12,7 +12,7 @@ use super::reload::missing;
 use super::streams::Streams;
 use super::words::{Count, Word};
 use crate::admin::{self, message};
-use crate::usage::{Counts, KeyUsage, MAX_LISTED, Totals};
+use crate::usage::{KeyUsage, MAX_LISTED, UsageCounts, UsageReport};
 
 const HELP: &str = "\
 Counts are those of the running daemon since its start, up to this moment. What was used before is in usage.jsonl in the
@@ -56,7 +56,8 @@ const DEFAULT_TOP: usize = 20;
 
 impl Usage {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        let reply = admin::ask_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
+        let reply =
+            admin::send_command_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
         let totals = reply.usage.ok_or_else(|| missing("usage"))?;
         match self.named().filter(|_| totals.matched == 0) {
             _ if self.json => streams.print_json(&totals)?,
@@ -83,11 +84,11 @@ impl Usage {
 }
 
 /// A line for each key, what was counted first, and two lines below them.
-struct Readable<'a>(&'a Totals);
+struct Readable<'a>(&'a UsageReport);
 
 impl fmt::Display for Readable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Totals { since, matched, total, unknown, keys, .. } = self.0;
+        let UsageReport { since, matched, total, unknown, keys, .. } = self.0;
         for key in keys {
             writeln!(f, "{}", line(key))?;
         }
@@ -118,8 +119,8 @@ fn line(key: &KeyUsage) -> String {
 }
 
 /// What there is none of is left out, but for what was allowed.
-fn counts(counts: &Counts) -> String {
-    let Counts { allowed, denied, cost, refunded, shadow_limited, peeked } = counts;
+fn counts(counts: &UsageCounts) -> String {
+    let UsageCounts { allowed, denied, cost, refunded, shadow_limited, peeked } = counts;
     let mut text = format!("{allowed} allowed, cost {cost}");
     let denied = denied.iter().map(|(verdict, count)| (verdict.as_str(), count));
     let others = [("refunded", refunded), ("shadow-limited", shadow_limited), ("peeked", peeked)];
@@ -163,21 +164,21 @@ mod tests {
         let key = KeyUsage {
             key_id: "a".to_owned(),
             owner: "acme inc".to_owned(),
-            counts: Counts {
+            counts: UsageCounts {
                 allowed: 10,
                 cost: 12,
                 denied: [("RATE_LIMITED".to_owned(), 3)].into(),
                 refunded: 2,
-                ..Counts::default()
+                ..UsageCounts::default()
             },
             first_used: Some(1_795_255_200),
             last_used: Some(1_795_255_201),
         };
-        let totals = Totals {
+        let totals = UsageReport {
             since: "2026-11-21T09:00:00.000Z".to_owned(),
             as_of: "2026-11-21T10:00:00.000Z".to_owned(),
             matched: 2,
-            total: Counts { allowed: 11, cost: 13, ..Counts::default() },
+            total: UsageCounts { allowed: 11, cost: 13, ..UsageCounts::default() },
             unknown: [("UNKNOWN_KEY".to_owned(), 7), ("MALFORMED_KEY".to_owned(), 0)].into(),
             keys: vec![key],
         };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::record::{Visible, is_invisible};
+use crate::record::{Escaped, is_invisible};
 
 /// A time in its two largest units, as in `5 ms`, `2.5 s`, `3 min 20 s`, `4 d 1 h`.
 pub(super) struct Span(pub(super) Duration);
@@ -69,7 +69,7 @@ impl fmt::Display for Word<'_> {
         let is_word = |c: char| c != ' ' && c != '"' && c != '\\' && !is_invisible(c);
         match !self.0.is_empty() && self.0.chars().all(is_word) {
             true => f.write_str(self.0),
-            false => write!(f, "\"{}\"", Visible(self.0)),
+            false => write!(f, "\"{}\"", Escaped(self.0)),
         }
     }
 }

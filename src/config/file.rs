@@ -16,7 +16,7 @@ use super::text::{self, MAX_DURATION};
 use super::value::{BadRowAction, Column, FileSize, LogFormat, LogLevel, NullTextList, Portion, SocketMode};
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::key_format::Prefix;
-use crate::revocation::Keep;
+use crate::revocation::Retention;
 use crate::source::{Field, Format};
 
 /// Shorter, and a client that pauses to think would reconnect all the time.
@@ -146,8 +146,8 @@ pub(super) struct Keys {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table, [revocation]")]
 pub(super) struct Revocation {
-    #[serde(deserialize_with = "keep_revocations")]
-    pub(super) keep: Keep,
+    #[serde(deserialize_with = "revocation_retention")]
+    pub(super) keep: Retention,
 }
 
 /// The number of a user or a group.
@@ -216,7 +216,7 @@ impl Default for State {
 
 impl Default for Revocation {
     fn default() -> Self {
-        Self { keep: Keep::DEFAULT }
+        Self { keep: Retention::DEFAULT }
     }
 }
 
@@ -274,9 +274,9 @@ fn save_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration,
     text::duration(deserializer, SAVE_INTERVAL)
 }
 
-fn keep_revocations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Keep, D::Error> {
+fn revocation_retention<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Retention, D::Error> {
     let keep = text::duration_or_forever(deserializer, KEEP_REVOCATIONS)?;
-    Ok(keep.map_or(Keep::Forever, Keep::For))
+    Ok(keep.map_or(Retention::Forever, Retention::For))
 }
 
 fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -306,12 +306,12 @@ mod tests {
     #[test]
     fn revocations_are_kept_for_a_duration_or_forever() {
         let keep = |text: &str| toml::from_str::<Revocation>(text).map(|table| table.keep);
-        let days = |days: u64| Keep::For(Duration::from_secs(days * 86_400));
+        let days = |days: u64| Retention::For(Duration::from_secs(days * 86_400));
         for (text, expected) in [
             ("", days(7)),
             ("keep = '0s'", days(0)),
             ("keep = '30d'", days(30)),
-            ("keep = 'forever'", Keep::Forever),
+            ("keep = 'forever'", Retention::Forever),
         ] {
             assert_eq!(keep(text).expect(text), expected, "{text}");
         }

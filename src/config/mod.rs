@@ -16,9 +16,9 @@ use serde::Deserialize;
 
 use crate::key_format::Prefix;
 use crate::record::Plans;
-use crate::reload::OnBadRow;
-use crate::revocation::Keep;
-use crate::source::{Format, Layout};
+use crate::reload::BadRowPolicy;
+use crate::revocation::Retention;
+use crate::source::{ColumnMapping, Format};
 use crate::state::Rotation;
 use crate::usage;
 
@@ -78,9 +78,9 @@ pub struct Config {
     /// `[state]`: whether the keys in force are kept for the next start.
     pub keep_snapshot: bool,
     /// `[revocation]`: how long revocations outlive the source's agreement.
-    pub keep_revocations: Keep,
+    pub revocation_retention: Retention,
     /// `[usage]`: how often usage is written, at least 100 ms apart, and how large `usage.jsonl` becomes.
-    pub usage: usage::Policy,
+    pub usage: usage::UsagePolicy,
     /// `[audit]`: how large `audit.jsonl` becomes.
     pub audit: Rotation,
     /// `[log]`
@@ -147,14 +147,14 @@ pub struct Source {
     /// The largest portion of the keys with a restriction that one reload may take it from.
     pub max_loosened: Portion,
     /// What is done about a row that cannot be understood.
-    pub on_bad_row: OnBadRow,
+    pub on_bad_row: BadRowPolicy,
     /// Whether a source that is refused for such rows still takes access away.
     pub apply_takeaways_of_refused: bool,
     /// The age past which keys are not served (STALE_SNAPSHOT), counted from when their file was last written; `None` for
     /// never. Longer than `poll`.
     pub max_staleness: Option<Duration>,
     /// Which column holds which field.
-    pub layout: Layout,
+    pub mapping: ColumnMapping,
 }
 
 /// `[keys]`: what is known about the keys' form.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::pepper::{Pepper, Peppers};
-use crate::reload::{Policy, SourceFile, Tolerance};
-use crate::rules::Rules;
+use crate::reload::{ReloadPolicy, SourceFile, Tolerance};
+use crate::rules::GlobalPolicy;
 
 use super::{Config, ConfigError, Keys, Source, pepper};
 
@@ -15,15 +15,15 @@ impl Config {
     ///
     /// # Errors
     /// When a pepper's file cannot be read, or can be read by others.
-    pub fn rules(&self) -> Result<Rules, ConfigError> {
-        Ok(Rules { peppers: self.keys.peppers()?, ..self.rules_without_peppers() })
+    pub fn global_policy(&self) -> Result<GlobalPolicy, ConfigError> {
+        Ok(GlobalPolicy { peppers: self.keys.peppers()?, ..self.global_policy_without_peppers() })
     }
 
     /// The same as far as they are in the configuration's own file.
-    pub fn rules_without_peppers(&self) -> Rules {
+    pub fn global_policy_without_peppers(&self) -> GlobalPolicy {
         let seconds = |age: Duration| u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-        Rules {
-            minted: self.keys.minted_prefixes.clone(),
+        GlobalPolicy {
+            minted_prefixes: self.keys.minted_prefixes.clone(),
             max_staleness: self.source.max_staleness.map(seconds),
             peppers: None,
         }
@@ -59,14 +59,14 @@ impl Config {
         SourceFile {
             path: self.source.path.as_path().into(),
             format: self.source.format,
-            layout: self.source.layout.clone(),
+            mapping: self.source.mapping.clone(),
             plans: Arc::clone(&self.plans),
             on_bad_row: self.source.on_bad_row,
         }
     }
 
     /// When it does, and what it believes.
-    pub fn policy(&self) -> Policy {
+    pub fn policy(&self) -> ReloadPolicy {
         let Source {
             poll,
             settle,
@@ -76,7 +76,7 @@ impl Config {
             apply_takeaways_of_refused,
             ..
         } = &self.source;
-        Policy {
+        ReloadPolicy {
             poll: *poll,
             settle: *settle,
             tolerance: Tolerance {
@@ -84,7 +84,7 @@ impl Config {
                 max_reactivated: max_reactivated.get(),
                 max_loosened: max_loosened.get(),
             },
-            take_away: *apply_takeaways_of_refused,
+            apply_takeaways: *apply_takeaways_of_refused,
         }
     }
 }

@@ -10,8 +10,8 @@ use super::plan::Plan;
 use super::value::{BadRowAction, Column, FileSize};
 use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
 use crate::record::{Plans, PlansError};
-use crate::reload::OnBadRow;
-use crate::source::{Field, Format, Layout, LayoutError};
+use crate::reload::BadRowPolicy;
+use crate::source::{ColumnMapping, ColumnMappingError, Field, Format};
 use crate::state::Rotation;
 use crate::usage;
 
@@ -51,8 +51,8 @@ pub(super) fn resolve(
         keys: resolve_keys(file, settings.keys)?,
         save_interval: settings.state.save_interval,
         keep_snapshot: settings.state.keep_snapshot,
-        keep_revocations: settings.revocation.keep,
-        usage: usage::Policy {
+        revocation_retention: settings.revocation.keep,
+        usage: usage::UsagePolicy {
             interval: settings.usage.interval,
             files: rotation(settings.usage.max_file_size, settings.usage.keep),
         },
@@ -119,8 +119,8 @@ fn resolve_source(
         return Err(wrong(file, "source.max_staleness", problem));
     }
     let on_bad_row = match settings.on_bad_row {
-        BadRowAction::Refuse => OnBadRow::Refuse,
-        BadRowAction::SetAside => OnBadRow::SetAside { max: settings.max_bad_rows },
+        BadRowAction::Refuse => BadRowPolicy::Refuse,
+        BadRowAction::SetAside => BadRowPolicy::SetAside { max: settings.max_bad_rows },
     };
     let (path, format) = match (option, &settings.path) {
         // The file's format belongs to the file's path: a path that tells its own is believed first.
@@ -144,7 +144,7 @@ fn resolve_source(
         }
         (None, None) => return Err(ConfigError::NoSource { file: file.map(Path::to_owned) }),
     };
-    let layout = layout(file, settings.columns, settings.ignore, settings.required)?
+    let mapping = mapping(file, settings.columns, settings.ignore, settings.required)?
         .with_null_texts(settings.null_texts.0);
     Ok(Source {
         path,
@@ -157,7 +157,7 @@ fn resolve_source(
         max_staleness: settings.max_staleness,
         on_bad_row,
         apply_takeaways_of_refused: settings.apply_takeaways_of_refused,
-        layout,
+        mapping,
     })
 }
 
@@ -183,24 +183,25 @@ fn no_format(path: &Path) -> String {
     )
 }
 
-fn layout(
+fn mapping(
     file: Option<&Path>,
     columns: BTreeMap<Field, Column>,
     ignore: Vec<Column>,
     required: Vec<Field>,
-) -> Result<Layout, ConfigError> {
+) -> Result<ColumnMapping, ConfigError> {
     let columns = columns.into_iter().map(|(field, Column(column))| (field, column)).collect();
     let ignore = ignore.into_iter().map(|Column(column)| column).collect();
-    let layout = Layout::new(&columns, ignore).and_then(|layout| layout.requiring(required));
-    layout.map_err(|error| {
+    let mapping = ColumnMapping::new(&columns, ignore).and_then(|mapping| mapping.requiring(required));
+    mapping.map_err(|error| {
         let setting = match error {
-            LayoutError::MappedTwice { second: field, .. } | LayoutError::RequiredTaken { by: field, .. } => {
+            ColumnMappingError::MappedTwice { second: field, .. }
+            | ColumnMappingError::RequiredTaken { by: field, .. } => {
                 format!("source.columns.{}", field.name())
             }
-            LayoutError::MappedAndIgnored { .. } | LayoutError::RequiredIgnored { .. } => {
+            ColumnMappingError::MappedAndIgnored { .. } | ColumnMappingError::RequiredIgnored { .. } => {
                 "source.ignore".to_owned()
             }
-            LayoutError::RequiredHasNoColumn { .. } => "source.required".to_owned(),
+            ColumnMappingError::RequiredHasNoColumn { .. } => "source.required".to_owned(),
         };
         wrong(file, setting, error)
     })

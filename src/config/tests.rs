@@ -39,8 +39,8 @@ fn from_options(overrides: Overrides) -> Result<Config, String> {
     Config::from_options(overrides).map_err(|error| error.to_string())
 }
 
-fn rules(config: &Config) -> crate::rules::Rules {
-    config.rules().expect("no peppers to read")
+fn global_policy(config: &Config) -> crate::rules::GlobalPolicy {
+    config.global_policy().expect("no peppers to read")
 }
 
 fn path(text: &str) -> Option<PathBuf> {
@@ -72,10 +72,10 @@ fn what_the_example_comments_out_can_be_used() {
     assert_eq!(config.server.socket_group, Some(Group::Name("keyward".into())));
     assert_eq!(config.server.admin_socket.as_path(), Path::new(DEFAULT_ADMIN_SOCKET));
     assert_eq!(config.server.workers, 2);
-    assert_eq!(config.plans.of("").map(|(name, limits)| (name, limits.len())), Ok(("free", 2)));
+    assert_eq!(config.plans.resolve("").map(|(name, limits)| (name, limits.len())), Ok(("free", 2)));
     assert_eq!(config.keys.pepper_file.as_deref(), Some(Path::new("/etc/keyward/pepper")));
     let columns = [(Field::KeyHash, "sha256".into()), (Field::KeyId, "id".into())].into();
-    assert_eq!(config.source.layout, Layout::new(&columns, Vec::new()).expect("a layout"));
+    assert_eq!(config.source.mapping, ColumnMapping::new(&columns, Vec::new()).expect("a mapping"));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn settings_are_read() {
     assert_eq!(config.keys.minted_prefixes, []);
     assert_eq!(config.save_interval, Duration::from_millis(100));
     let smallest = Rotation { max_file_size: 4096, keep: 0 };
-    assert_eq!(config.usage, usage::Policy { interval: Duration::from_millis(100), files: smallest });
+    assert_eq!(config.usage, usage::UsagePolicy { interval: Duration::from_millis(100), files: smallest });
     assert_eq!(config.audit, Rotation { max_file_size: 1 << 30, keep: 1000 });
     assert_eq!(config.log, Log { level: LogLevel::Trace, format: LogFormat::Json });
 
@@ -482,13 +482,13 @@ fn the_parts_get_what_the_configuration_says() {
     let config = good("source.format = 'jsonl'\nsource.max_shrink = 0.25");
     let file = config.file();
     assert_eq!((&*file.path, file.format), (Path::new("/keys.csv"), Format::JsonLines));
-    assert_eq!(file.layout, config.source.layout);
+    assert_eq!(file.mapping, config.source.mapping);
     let policy = config.policy();
     assert_eq!((policy.poll, policy.settle), (config.source.poll, config.source.settle));
     assert_eq!(policy.tolerance.max_shrink, 0.25);
-    assert_eq!(rules(&config).minted, config.keys.minted_prefixes);
-    assert_eq!(rules(&config).max_staleness, None);
-    assert_eq!(rules(&good("source.max_staleness = '90s'")).max_staleness, Some(90));
+    assert_eq!(global_policy(&config).minted_prefixes, config.keys.minted_prefixes);
+    assert_eq!(global_policy(&config).max_staleness, None);
+    assert_eq!(global_policy(&good("source.max_staleness = '90s'")).max_staleness, Some(90));
 }
 
 proptest::proptest! {
@@ -522,9 +522,9 @@ fn plans_are_named_limits() {
     let rate = |text| crate::record::parse_rate(text).expect("a rate");
     let limit = |name: &str, text| Limit::new(name, rate(text));
     let free = [Limit { per: Per::Owner, ..limit("daily", "1000/d") }, limit("requests", "10/s burst 20")];
-    assert_eq!(config.plans.of(""), Ok(("free", &free[..])));
+    assert_eq!(config.plans.resolve(""), Ok(("free", &free[..])));
     let pro = [Limit { shadow: true, ..limit("next", "50/s") }];
-    assert_eq!(config.plans.of("pro"), Ok(("pro", &pro[..])));
+    assert_eq!(config.plans.resolve("pro"), Ok(("pro", &pro[..])));
 }
 
 #[test]
@@ -563,7 +563,7 @@ fn peppers_are_read_with_the_rules() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("pepper");
     let config = good(&format!("keys.pepper_file = '{}'", file.display()));
-    let missing = config.rules().expect_err("no such file").to_string();
+    let missing = config.global_policy().expect_err("no such file").to_string();
     assert!(missing.ends_with("/pepper: the pepper: No such file or directory (os error 2)"), "{missing}");
     std::fs::write(&file, "0123456789abcdef0123456789abcdef\n").expect("writes");
     let mode = |mode| {
@@ -571,9 +571,9 @@ fn peppers_are_read_with_the_rules() {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
     };
     mode(0o604);
-    assert!(config.rules().expect_err("others can read it").to_string().contains("mode 0604"));
+    assert!(config.global_policy().expect_err("others can read it").to_string().contains("mode 0604"));
     mode(0o600);
-    let peppers = rules(&config).peppers.expect("a pepper");
+    let peppers = global_policy(&config).peppers.expect("a pepper");
     let pepper = crate::pepper::Pepper::new(b"0123456789abcdef0123456789abcdef").expect("a pepper");
     assert_eq!((peppers.current, peppers.previous), (pepper, None));
 }

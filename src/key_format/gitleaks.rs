@@ -13,7 +13,7 @@ use super::{CHECKSUM_CHARACTERS, Prefix, RANDOM_CHARACTERS};
 /// stays ignored when a prefix is added.
 const ID: &str = "keyward-api-key";
 
-/// Shannon entropy, in bits a character, up to which a match is taken for a placeholder (`acme_live_xxxx…`). Minted keys
+/// Shannon entropy, in bits a character, up to which a match is taken for a placeholder (`acme_live_xxxx…`). KeyFormat keys
 /// have more than 4, but for one in more than there will ever be.
 const ENTROPY: u32 = 3;
 

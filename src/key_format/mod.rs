@@ -113,9 +113,9 @@ impl fmt::Display for Prefix {
 
 /// What a key's form says about it, before any look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Minted {
+pub enum KeyFormat {
     /// It begins with no minted prefix: someone else's key, of any form.
-    NotOurs,
+    Foreign,
     /// It was minted with one of the prefixes, or made by someone who knows the form: only a look-up can
     /// tell.
     Valid,
@@ -134,14 +134,14 @@ pub fn mint(prefix: &Prefix) -> Result<Zeroizing<String>, getrandom::Error> {
 /// Compares a key with the form of the keys minted with `prefixes`; allocates nothing.
 ///
 /// Prefixes may begin alike (`acme_`, `acme_live_`): a key fits at most one of them.
-pub fn check(key: &[u8], prefixes: &[Prefix]) -> Minted {
-    let mut minted = Minted::NotOurs;
+pub fn classify(key: &[u8], prefixes: &[Prefix]) -> KeyFormat {
+    let mut minted = KeyFormat::Foreign;
     for prefix in prefixes {
         if let Some(rest) = key.strip_prefix(prefix.0.as_bytes()) {
             if is_complete(key, rest) {
-                return Minted::Valid;
+                return KeyFormat::Valid;
             }
-            minted = Minted::Malformed;
+            minted = KeyFormat::Malformed;
         }
     }
     minted
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn known_keys_are_valid() {
         for (begin, key) in VECTORS {
-            assert_eq!(check(key.as_bytes(), &[prefix(begin)]), Minted::Valid, "{key}");
+            assert_eq!(classify(key.as_bytes(), &[prefix(begin)]), KeyFormat::Valid, "{key}");
         }
     }
 
@@ -228,7 +228,7 @@ mod tests {
     fn the_checksum_is_of_everything_before_it() {
         assert_eq!(&checksum(b"123456789"), b"3jZRME", "CRC-32's check value, 0xCBF43926");
         let moved = "acme_test_0123456789ABCDEFGHIJKLMNOPQRST4MTgoG";
-        assert_eq!(check(moved.as_bytes(), &[prefix("acme_test_")]), Minted::Malformed);
+        assert_eq!(classify(moved.as_bytes(), &[prefix("acme_test_")]), KeyFormat::Malformed);
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
             let key = mint(&prefix).expect("randomness");
             assert!(key.starts_with(text));
             assert_eq!(key.len(), text.len() + 36);
-            assert_eq!(check(key.as_bytes(), &[prefix]), Minted::Valid, "{}", *key);
+            assert_eq!(classify(key.as_bytes(), &[prefix]), KeyFormat::Valid, "{}", *key);
         }
     }
 
@@ -253,8 +253,8 @@ mod tests {
                         continue;
                     }
                     typed[position] = typo;
-                    let expected = if position < 10 { Minted::NotOurs } else { Minted::Malformed };
-                    assert_eq!(check(&typed, &ours), expected, "{key} with {typo} at {position}");
+                    let expected = if position < 10 { KeyFormat::Foreign } else { KeyFormat::Malformed };
+                    assert_eq!(classify(&typed, &ours), expected, "{key} with {typo} at {position}");
                 }
             }
         }
@@ -268,7 +268,7 @@ mod tests {
                 let mut typed = key.as_bytes().to_vec();
                 typed.swap(position, position + 1);
                 if typed != key.as_bytes() {
-                    assert_eq!(check(&typed, &ours), Minted::Malformed, "{key} swapped at {position}");
+                    assert_eq!(classify(&typed, &ours), KeyFormat::Malformed, "{key} swapped at {position}");
                 }
             }
         }
@@ -279,11 +279,11 @@ mod tests {
         let ours = [prefix("acme_live_")];
         let key = VECTORS[0].1.as_bytes();
         for length in 10..key.len() {
-            assert_eq!(check(&key[..length], &ours), Minted::Malformed, "{length} bytes");
+            assert_eq!(classify(&key[..length], &ours), KeyFormat::Malformed, "{length} bytes");
         }
-        assert_eq!(check(&[key, b"0"].concat(), &ours), Minted::Malformed);
-        assert_eq!(check(&[key, b"\n"].concat(), &ours), Minted::Malformed);
-        assert_eq!(check(&[key, key].concat(), &ours), Minted::Malformed);
+        assert_eq!(classify(&[key, b"0"].concat(), &ours), KeyFormat::Malformed);
+        assert_eq!(classify(&[key, b"\n"].concat(), &ours), KeyFormat::Malformed);
+        assert_eq!(classify(&[key, key].concat(), &ours), KeyFormat::Malformed);
     }
 
     #[test]
@@ -291,16 +291,16 @@ mod tests {
         let mut key = b"acme_live_0123456789ABCDEFGHIJKLMNOPQR-\xff".to_vec();
         let sum = checksum(&key);
         key.extend(sum);
-        assert_eq!(check(&key, &[prefix("acme_live_")]), Minted::Malformed);
+        assert_eq!(classify(&key, &[prefix("acme_live_")]), KeyFormat::Malformed);
     }
 
     #[test]
     fn other_peoples_keys_have_any_form() {
         let ours = [prefix("acme_live_"), prefix("acme_test_")];
         for key in ["", "a", "acme_live", "ACME_LIVE_", "sk_live_0123", "eyJhbGciOiJIUzI1NiJ9.e30.x"] {
-            assert_eq!(check(key.as_bytes(), &ours), Minted::NotOurs, "{key}");
+            assert_eq!(classify(key.as_bytes(), &ours), KeyFormat::Foreign, "{key}");
         }
-        assert_eq!(check(VECTORS[0].1.as_bytes(), &[]), Minted::NotOurs, "no prefix is configured");
+        assert_eq!(classify(VECTORS[0].1.as_bytes(), &[]), KeyFormat::Foreign, "no prefix is configured");
     }
 
     #[test]
@@ -308,9 +308,9 @@ mod tests {
         let (long, short) = (prefix("acme_live_"), prefix("acme_"));
         let (long_key, short_key) = (mint(&long).expect("randomness"), mint(&short).expect("randomness"));
         for prefixes in [[long.clone(), short.clone()], [short, long]] {
-            assert_eq!(check(long_key.as_bytes(), &prefixes), Minted::Valid);
-            assert_eq!(check(short_key.as_bytes(), &prefixes), Minted::Valid);
-            assert_eq!(check(b"acme_live_", &prefixes), Minted::Malformed);
+            assert_eq!(classify(long_key.as_bytes(), &prefixes), KeyFormat::Valid);
+            assert_eq!(classify(short_key.as_bytes(), &prefixes), KeyFormat::Valid);
+            assert_eq!(classify(b"acme_live_", &prefixes), KeyFormat::Malformed);
         }
     }
 

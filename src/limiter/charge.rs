@@ -1,64 +1,30 @@
-//! Charging: all the limits of a key, or none. And giving back.
+//! Charging and refunding: all the limits of a key, or none.
 //!
-//! One limit is one compare-and-swap. Several are locked in slot order (so that two charges can never wait for
-//! each other), decided on values that nobody else can move, and written back: a refusal by one leaves the others
-//! as they were, and no other thread ever sees a charge that is then taken back. Taking it back instead would be
-//! wrong in both directions: for a moment others are refused what nobody spent, and a bucket that refilled in that
-//! moment would be given the cost a second time.
+//! A single limit is charged with one compare-and-swap. Several limits are locked in slot order, which
+//! rules out deadlock, then decided on values that no other thread can change, and then written back.
+//!
+//! Charging one limit after the other and undoing the charges when a later limit refuses would be wrong in
+//! both directions. For a moment, other threads would be refused a cost that was never admitted; and a
+//! bucket that became full in that moment would be given the cost twice.
 
-use std::collections::HashMap;
-
-use crate::limiter::hold::HeldWord;
-use crate::limiter::outcome::{Charge, Charged, Decided, Outcome, Single};
+use crate::limiter::buckets::Buckets;
+use crate::limiter::lock::LockedBucket;
+use crate::limiter::outcome::{Charge, ChargeReport, MAX_CHARGES, Outcome, ReportBuilder, SingleOutcome};
 use crate::limiter::rate::Rate;
-use crate::limiter::slots::{Slots, replace};
-use crate::limiter::word::{Fit, Word};
-use crate::sync::{AtomicU64, Ordering, RwLock, prefetch};
+use crate::limiter::slots::compare_exchange;
+use crate::limiter::state::BucketState;
+use crate::sync::{AtomicU64, Ordering, prefetch};
 
-/// Most limits that one charge can name: a key's own and its plan's.
-pub const MAX_CHARGES: usize = 16;
-
-/// All token buckets. Shared by every worker; charging takes no lock but a key's own words.
+/// All token buckets, shared by all workers.
 pub struct Limiter {
-    pub(super) slots: Slots,
-    /// The slots whose balance is still in the slot of their old rate; empty but for the moments of a reload
-    /// that changed limits.
-    pub(super) heirs: RwLock<Heirs>,
-    pub(super) latest: Latest,
+    pub(super) buckets: Buckets,
 }
 
-/// A bucket that has been looked for: where a slot is does not change.
+/// A bucket whose slot has been looked up. The address of a slot never changes.
 #[derive(Clone, Copy)]
 pub struct Bucket<'l> {
     slot: u32,
     word: &'l AtomicU64,
-}
-
-/// The latest tick that any thread has charged at, on a cache line of its own.
-///
-/// A thread reads the clock, and charges a little later; meanwhile another may have charged at a later tick. Seen from
-/// the earlier one, that charge looks larger than it was, by the difference: enough to be refused the last unit of a
-/// burst that is there. So nobody charges at an earlier tick than anyone before, and nobody is refused at one.
-#[repr(align(128))]
-pub(super) struct Latest(AtomicU64);
-
-impl Latest {
-    /// `now`, or what another thread has seen since.
-    pub(super) fn advance(&self, now: u64) -> u64 {
-        let latest = self.0.load(Ordering::Acquire);
-        if latest >= now { latest } else { self.0.fetch_max(now, Ordering::AcqRel).max(now) }
-    }
-}
-
-/// By the slot that inherits, whose balances it inherits: one, or several where limits have become one.
-pub(super) type Heirs = HashMap<u32, Vec<Predecessor>>;
-
-/// Where the balance of a limit was, before a reload changed its rate.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Predecessor {
-    pub(super) slot: u32,
-    pub(super) rate: Rate,
-    pub(super) new_rate: Rate,
 }
 
 impl Default for Limiter {
@@ -68,96 +34,98 @@ impl Default for Limiter {
 }
 
 impl Limiter {
-    /// A limiter without buckets; [`Ledger`](crate::limiter::Ledger) makes them.
+    /// A limiter without buckets. A [`SlotAllocator`](crate::limiter::SlotAllocator) creates them.
     pub fn new() -> Self {
-        Self { slots: Slots::new(), heirs: RwLock::new(HashMap::new()), latest: Latest(AtomicU64::new(0)) }
+        Self { buckets: Buckets::new() }
     }
 
-    /// Charges `cost` to every limit of `charges` at tick `now`, or to none; shadow limits that have no room are left
-    /// out and reported. A cost of 0 charges nothing and reports the balance.
+    /// Charges `cost` to every limit in `charges` at tick `now`, or to none of them. A shadow limit that has
+    /// no room for the cost is skipped and reported. A cost of 0 charges nothing and reports the balance.
     ///
-    /// No two limits may have the same slot. More than [`MAX_CHARGES`] are refused.
+    /// No two limits may have the same slot. More than [`MAX_CHARGES`] limits are refused.
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
         match charges {
-            _ if cost == 0 => self.peek(charges, self.latest.advance(now)),
+            _ if cost == 0 => self.peek(charges, self.buckets.latest_tick.advance(now)),
             [Charge { slot, rate, shadow: false }] => match self.bucket(*slot) {
-                Some(bucket) => self.charge_only(bucket, *rate, now, cost).into(),
+                Some(bucket) => self.charge_single(bucket, *rate, now, cost).into(),
                 None => Outcome::Superseded,
             },
-            many => self.charge_all(many, self.latest.advance(now), cost),
+            many => self.charge_all(many, self.buckets.latest_tick.advance(now), cost),
         }
     }
 
-    /// Gives `cost` back to every limit of `charges`, shadow ones included, up to their bursts: to all of them, or to none
-    /// ([`Outcome::Superseded`]), since whoever asks again would otherwise give back twice.
+    /// Returns `cost` to every limit in `charges`, including shadow limits, up to their bursts; or to none
+    /// of them ([`Outcome::Superseded`]), because the caller will retry and must not refund a limit twice.
     /// [`Outcome::Admitted`] names the enforced limit with the least remaining.
     ///
-    /// It is believed: that the cost was charged before is for the caller to know.
+    /// The limiter cannot check that the cost was charged before. That is the caller's responsibility.
     pub fn refund(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
         if charges.len() > MAX_CHARGES {
-            return Outcome::Refused(Charged::default());
+            return Outcome::Refused(ChargeReport::default());
         }
-        let now = self.latest.advance(now);
-        let Some(mut held) = self.hold(charges, now) else {
+        let now = self.buckets.latest_tick.advance(now);
+        let Some(mut locked) = self.buckets.lock_all(charges, now) else {
             return Outcome::Superseded;
         };
-        let mut decided = Decided::new(true);
-        for held in held.words() {
-            let Charge { rate, shadow, .. } = charges[held.limit];
-            held.word = held.word.refunded(rate, now, cost);
+        let mut report = ReportBuilder::new(true);
+        for bucket in locked.buckets() {
+            let Charge { rate, shadow, .. } = charges[bucket.position];
+            bucket.state = bucket.state.refund(rate, now, cost);
             if !shadow {
-                decided.consider(held.limit, held.word.balance(rate, now, 0));
+                report.add_enforced(bucket.position, bucket.state.balance(rate, now, 0));
             }
         }
-        decided.outcome()
+        report.outcome()
     }
 
-    /// The latest tick that anything was asked at: as long as it stays, nothing has been charged.
-    pub fn latest(&self) -> u64 {
-        self.latest.advance(0)
+    /// The latest tick of any charge, refund or peek. While it stays the same, no charge has happened.
+    pub fn latest_tick(&self) -> u64 {
+        self.buckets.latest_tick.advance(0)
     }
 
-    /// The bucket in `slot`, and has the processor fetch it, for a charge that is about to come. `None`: it was never handed out.
+    /// Looks up the bucket in `slot` and prefetches it for a charge that will follow. Returns `None` if the
+    /// slot has never been allocated.
     #[inline]
     pub fn bucket(&self, slot: u32) -> Option<Bucket<'_>> {
-        let word = self.slots.get(slot)?;
+        let word = self.buckets.slots.get(slot)?;
         prefetch(word);
         Some(Bucket { slot, word })
     }
 
     fn peek(&self, charges: &[Charge], now: u64) -> Outcome {
-        let mut decided = Decided::new(true);
-        for (limit, charge) in charges.iter().enumerate().filter(|(_, charge)| !charge.shadow) {
-            let Some(word) = self.settled(charge.slot, now) else {
+        let mut report = ReportBuilder::new(true);
+        for (position, charge) in charges.iter().enumerate().filter(|(_, charge)| !charge.shadow) {
+            let Some(state) = self.buckets.wait_unlocked(charge.slot, now) else {
                 return Outcome::Superseded;
             };
-            decided.consider(limit, word.balance(charge.rate, now, 0));
+            report.add_enforced(position, state.balance(charge.rate, now, 0));
         }
-        decided.outcome()
+        report.outcome()
     }
 
-    /// The usual case of [`charge`](Self::charge) by itself: a limit that is the only one, and enforced; and a cost that is not 0.
+    /// The fast path of [`charge`](Self::charge): a key with one limit, which is enforced, and a cost that
+    /// is not 0.
     #[inline(always)]
-    pub fn charge_only(&self, bucket: Bucket<'_>, rate: Rate, now: u64, cost: u32) -> Single {
-        let mut now = self.latest.advance(now);
-        let Bucket { slot, word: cell } = bucket;
+    pub fn charge_single(&self, bucket: Bucket<'_>, rate: Rate, now: u64, cost: u32) -> SingleOutcome {
+        let mut now = self.buckets.latest_tick.advance(now);
+        let Bucket { slot, word } = bucket;
         loop {
-            let word = Word::from_bits(cell.load(Ordering::Acquire));
-            if !word.is_plain() {
-                match self.settled(slot, now) {
+            let state = BucketState::from_bits(word.load(Ordering::Acquire));
+            if !state.is_unflagged() {
+                match self.buckets.wait_unlocked(slot, now) {
                     Some(_) => continue,
-                    None => return Single::Superseded,
+                    None => return SingleOutcome::Superseded,
                 }
             }
-            match word.fit(rate, now, cost) {
-                Fit::Admitted(next) if replace(cell, word, next) => {
-                    return Single::Admitted(next.balance(rate, now, 0));
+            match state.try_charge(rate, now, cost) {
+                Some(next) if compare_exchange(word, state, next) => {
+                    return SingleOutcome::Admitted(next.balance(rate, now, 0));
                 }
-                Fit::Admitted(_) => {}
-                Fit::Refused => {
-                    let latest = self.latest.advance(now);
+                Some(_) => {}
+                None => {
+                    let latest = self.buckets.latest_tick.advance(now);
                     if latest == now {
-                        return refused_by(word, rate, now, cost);
+                        return refuse_single(state, rate, now, cost);
                     }
                     now = latest;
                 }
@@ -167,49 +135,55 @@ impl Limiter {
 
     fn charge_all(&self, charges: &[Charge], mut now: u64, cost: u32) -> Outcome {
         if charges.len() > MAX_CHARGES {
-            return Outcome::Refused(Charged::default());
+            return Outcome::Refused(ChargeReport::default());
         }
-        let Some(mut held) = self.hold(charges, now) else {
+        let Some(mut locked) = self.buckets.lock_all(charges, now) else {
             return Outcome::Superseded;
         };
-        let fit = |held: &HeldWord, now: u64| held.word.fit(charges[held.limit].rate, now, cost);
-        if held.words().iter().any(|held| fit(held, now) == Fit::Refused) {
-            // Whoever charged one of these words last may have read the clock later. As long as they are held, nobody does.
-            now = self.latest.advance(now);
+        let try_charge = |bucket: &LockedBucket, now: u64| {
+            bucket.state.try_charge(charges[bucket.position].rate, now, cost)
+        };
+        if locked.buckets().iter().any(|bucket| try_charge(bucket, now).is_none()) {
+            // One of these buckets may have been charged at a later tick than `now`. While they are locked,
+            // that cannot happen again.
+            now = self.buckets.latest_tick.advance(now);
         }
-        let refuses = |held: &HeldWord| !charges[held.limit].shadow && fit(held, now) == Fit::Refused;
-        let refused = held.words().iter().any(refuses);
-        let mut decided = Decided::new(!refused);
-        for held in held.words() {
-            let Charge { rate, shadow, .. } = charges[held.limit];
-            match fit(held, now) {
-                Fit::Admitted(next) if !refused => held.word = next,
-                Fit::Refused if shadow => decided.would_refuse(held.limit),
+        let refuses =
+            |bucket: &LockedBucket| !charges[bucket.position].shadow && try_charge(bucket, now).is_none();
+        let is_refused = locked.buckets().iter().any(refuses);
+        let mut report = ReportBuilder::new(!is_refused);
+        for bucket in locked.buckets() {
+            let Charge { rate, shadow, .. } = charges[bucket.position];
+            match try_charge(bucket, now) {
+                Some(next) if !is_refused => bucket.state = next,
+                None if shadow => report.add_shadow_refusal(bucket.position),
                 _ => {}
             }
             if !shadow {
-                decided.consider(held.limit, held.word.balance(rate, now, if refused { cost } else { 0 }));
+                let wanted = if is_refused { cost } else { 0 };
+                report.add_enforced(bucket.position, bucket.state.balance(rate, now, wanted));
             }
         }
-        let hopeless = |held: &&HeldWord| {
-            let Charge { rate, shadow, .. } = charges[held.limit];
+        let over_burst = |bucket: &&LockedBucket| {
+            let Charge { rate, shadow, .. } = charges[bucket.position];
             !shadow && cost > rate.burst()
         };
-        match held.words().iter().filter(hopeless).min_by_key(|held| held.limit) {
-            Some(held) => {
-                let balance = held.word.balance(charges[held.limit].rate, now, 0);
-                decided.exceeds_burst(held.limit, balance)
+        match locked.buckets().iter().filter(over_burst).min_by_key(|bucket| bucket.position) {
+            Some(bucket) => {
+                let balance = bucket.state.balance(charges[bucket.position].rate, now, 0);
+                report.exceeds_burst(bucket.position, balance)
             }
-            None => decided.outcome(),
+            None => report.outcome(),
         }
     }
 }
 
-/// What a key's only limit says where `cost` does not fit.
+/// The outcome for a key's only limit when `cost` does not fit.
 #[inline]
-fn refused_by(word: Word, rate: Rate, now: u64, cost: u32) -> Single {
-    match cost > rate.burst() {
-        true => Single::ExceedsBurst(word.balance(rate, now, 0)),
-        false => Single::Refused(word.balance(rate, now, cost)),
+fn refuse_single(state: BucketState, rate: Rate, now: u64, cost: u32) -> SingleOutcome {
+    if cost > rate.burst() {
+        SingleOutcome::ExceedsBurst(state.balance(rate, now, 0))
+    } else {
+        SingleOutcome::Refused(state.balance(rate, now, cost))
     }
 }

@@ -1,50 +1,86 @@
-//! Token buckets that outlive snapshots: one atomic word each, integer arithmetic, time as an argument.
+//! Token buckets that outlive snapshots: one atomic word per bucket, integer arithmetic, time passed as
+//! an argument.
 //!
-//! * [`Rate`] is a limit's arithmetic, range-checked ([`rate`]).
-//! * A [`Word`](word::Word) is a bucket's whole state: the tick at which it will be full ([`word`]).
-//! * [`Slots`](slots::Slots) is where the words live: they never move, so a worker charges without a lock ([`slots`]).
-//! * [`Limiter::charge`] charges all the limits of a key, or none; shadow limits are charged and obeyed by nobody
-//!   ([`charge`], [`hold`], [`outcome`]). [`Limiter::refund`] gives back.
-//! * A [`BucketName`] is what a bucket is found again by, when its slot has gone ([`name`]).
-//! * [`Ledger`] decides which bucket has which slot, across reloads ([`ledger`]); only a reload uses it. It remembers those
-//!   that no snapshot has ([`parked`]).
-//! * [`saved`] is the file that carries balances from one process to the next.
+//! The algorithm is GCRA, the generic cell rate algorithm: the only thing a bucket stores is its
+//! theoretical arrival time, the tick at which it will be full again ([`state`]).
 //!
-//! Promise 4: over any interval t, admitted cost <= burst + rate x t, whatever the number of threads and reloads;
-//! no false refusal below the burst; a refusal charges nothing. What is refunded counts as not admitted.
+//! # Requests
 //!
-//! However its rate changes and however long it is away, no bucket is filled by that: what was spent under a rate is remembered
-//! until it is refilled at that rate. Of a name that has had several, no more is admitted under each than its burst and what the
-//! fastest has refilled, and in turn no more than the largest burst and what all have refilled. Only where more buckets are away
-//! than are in use are those forgotten early that would be refilled soonest.
+//! * [`Limiter`] charges all limits of a key or none, and refunds them ([`charge`]).
+//! * [`Charge`] is one limit to charge. [`Outcome`] is the result, and names the limit that decided it
+//!   ([`outcome`]). Shadow limits are charged and reported, but never refuse.
+//! * [`Rate`] is the arithmetic of one limit, checked for range ([`rate`]).
+//! * The words live in an array that grows and never moves, so that a charge takes no lock ([`slots`]).
+//!   A charge of several limits locks the words themselves ([`lock`]).
 //!
-//! Across a restart the same holds: balances are saved when the daemon ends, and aged by the time that has passed. Where it
-//! cannot save (kill -9, a crash, a power cut), a bucket goes on from the last save, and may admit once more what it
-//! admitted since: at most burst + rate x `save_interval` for each such end. Across boots the calendar says how
-//! much time has passed, and whoever sets it is believed.
+//! # Reloads
 //!
-//! Numbers are rounded in two places, both towards admitting less: a rate's period when it is read, and a level when it is
-//! carried over to another rate.
+//! * [`SlotAllocator`] decides which slot each bucket has, and changes only during a reload
+//!   ([`allocator`]). A reload gets the slots for its new snapshot from an [`Allocation`]
+//!   ([`allocation`]) and, once no worker uses the old snapshot, [reclaims](SlotAllocator::reclaim) the
+//!   slots that are no longer used ([`reclaim`]).
+//! * A limit whose rate changes gets a new slot. Its balance is migrated by the first thread that needs
+//!   it ([`buckets`]).
+//! * A bucket that has lost its key is retained until it is full ([`retained`]).
+//! * [`BucketId`] identifies a bucket when its slot number is gone ([`bucket_id`]).
+//!
+//! # Restarts
+//!
+//! [`persist`] is the file that carries balances to the next process; [`balance_scan`] collects and
+//! restores them.
+//!
+//! # Guarantees (promise 4)
+//!
+//! Over any interval t, the admitted cost of a bucket is at most burst + rate × t, whatever the number of
+//! threads and reloads. A cost that fits is never refused, and a refusal charges nothing. A refunded cost
+//! counts as not admitted.
+//!
+//! Neither a rate change nor removing and re-adding a key refills its bucket: what was spent under a rate
+//! is remembered until it has been refilled at that rate. If a limit has had several rates, each admits no
+//! more than its own burst plus what the fastest of them refills; taken together, they admit no more than
+//! the largest burst plus what all of them refill. There is one exception, for bounded memory: if more
+//! buckets are retained than are in use, those that would be full soonest are forgotten early.
+//!
+//! The same holds across a restart: balances are saved when the daemon stops, and refilled for the time
+//! that it was down. If the daemon cannot save (kill -9, a crash, a power cut), a bucket continues from
+//! the last save and may admit again what it has admitted since: at most burst + rate × `save_interval`
+//! for each such end. Across boots, the elapsed time is taken from the calendar clock, which is trusted.
+//!
+//! Rounding happens in two places, both towards admitting less: when a rate is converted to a period, and
+//! when a level is converted to another rate.
 
+mod allocation;
+mod allocator;
+mod balance;
+mod balance_scan;
+mod bucket_id;
+mod buckets;
 mod charge;
-mod hold;
-mod ledger;
-mod name;
+mod clock_reading;
+mod latest_tick;
+mod lock;
 mod outcome;
-mod parked;
+pub mod persist;
 mod rate;
-pub mod saved;
+mod reclaim;
+mod retained;
+mod slot_set;
 mod slots;
+mod state;
 #[cfg(test)]
 mod tests;
-mod word;
 
-pub use charge::{Bucket, Limiter, MAX_CHARGES};
-pub use ledger::{Claim, Ledger, Listing, Settlement, Slot};
-pub use name::BucketName;
-pub use outcome::{Charge, Charged, Named, Outcome, Single};
+pub use allocation::Allocation;
+pub use allocator::SlotAllocator;
+pub use balance::Balance;
+pub use balance_scan::BalanceScan;
+pub use bucket_id::BucketId;
+pub use charge::{Bucket, Limiter};
+pub use clock_reading::ClockReading;
+pub use outcome::{Charge, ChargeReport, DecidingLimit, MAX_CHARGES, Outcome, SingleOutcome};
 pub use rate::{
     MAX_BURST, MAX_CAPACITY_TICKS, MIN_PERIOD_TICKS, Rate, RateError, TICKS_PER_MILLISECOND,
     TICKS_PER_NANOSECOND,
 };
-pub use word::Balance;
+pub use reclaim::PendingReclaim;
+pub use slots::BucketRef;

@@ -1,120 +1,130 @@
-//! What is asked of the limiter, and what it says: which limits, whether they were charged, and which of them decided.
+//! The input and the result of a charge: the limits to charge, whether they were charged, and which limit
+//! decided.
 
+use crate::limiter::balance::Balance;
 use crate::limiter::rate::Rate;
-use crate::limiter::word::Balance;
 
-/// One limit to be charged: which bucket, at which rate.
+/// Most limits in one charge: a key's own limits and those of its plan.
+pub const MAX_CHARGES: usize = 16;
+
+/// One limit to charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Charge {
-    /// The bucket's slot.
+    /// Slot of the limit's bucket.
     pub slot: u32,
-    /// The limit's rate in the snapshot that the request is answered from.
+    /// The limit's rate in the snapshot that answers the request.
     pub rate: Rate,
-    /// Only watched: charged where it fits and all enforced limits do, but it refuses nothing and is never the limit
-    /// that is named.
+    /// Whether the limit is only observed. A shadow limit is charged if the cost fits and all enforced limits
+    /// admit it. It never refuses, and is never reported as the deciding limit.
     pub shadow: bool,
 }
 
-/// What became of a charge.
+/// The result of a charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All enforced limits were charged, and every shadow limit that had room; the one named has the least remaining.
-    Admitted(Charged),
-    /// None was charged; the one named has to be waited for longest.
-    Refused(Charged),
-    /// None was charged; the cost is over the burst of the one named (the first of its kind), so that waiting is of no
-    /// use.
-    ExceedsBurst(Charged),
-    /// A newer snapshot has taken one of the buckets over: nothing was charged, ask again with that snapshot.
+    /// All enforced limits were charged, and every shadow limit that had room. The report names the enforced
+    /// limit with the least remaining.
+    Admitted(ChargeReport),
+    /// No limit was charged. The report names the limit with the longest wait.
+    Refused(ChargeReport),
+    /// No limit was charged, and waiting will not help: the cost is over the burst of the limit in the
+    /// report, the first such limit.
+    ExceedsBurst(ChargeReport),
+    /// No limit was charged, because a newer snapshot has superseded one of the buckets. Retry with that
+    /// snapshot.
     Superseded,
 }
 
-/// What became of the charge of a key's only limit, and its balance after that: an [`Outcome`] that stays in registers.
+/// The result of charging a key's only limit: an [`Outcome`] small enough to stay in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Single {
-    /// It was charged.
+pub enum SingleOutcome {
+    /// The limit was charged.
     Admitted(Balance),
-    /// It was not.
+    /// The limit was not charged.
     Refused(Balance),
-    /// It was not, and the cost is over its burst.
+    /// The limit was not charged, and the cost is over its burst.
     ExceedsBurst(Balance),
-    /// As [`Outcome::Superseded`].
+    /// See [`Outcome::Superseded`].
     Superseded,
 }
 
-impl From<Single> for Outcome {
-    fn from(single: Single) -> Self {
+impl From<SingleOutcome> for Outcome {
+    fn from(single: SingleOutcome) -> Self {
         match single {
-            Single::Admitted(balance) => Self::Admitted(Charged::only(balance)),
-            Single::Refused(balance) => Self::Refused(Charged::only(balance)),
-            Single::ExceedsBurst(balance) => Self::ExceedsBurst(Charged::only(balance)),
-            Single::Superseded => Self::Superseded,
+            SingleOutcome::Admitted(balance) => Self::Admitted(ChargeReport::single(balance)),
+            SingleOutcome::Refused(balance) => Self::Refused(ChargeReport::single(balance)),
+            SingleOutcome::ExceedsBurst(balance) => Self::ExceedsBurst(ChargeReport::single(balance)),
+            SingleOutcome::Superseded => Self::Superseded,
         }
     }
 }
 
 /// The limits that an answer names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Charged {
-    /// The enforced limit that decided; `None` where no limit is enforced.
-    pub limit: Option<Named>,
-    /// Position of the first shadow limit that would have refused, had it been enforced.
+pub struct ChargeReport {
+    /// The enforced limit that decided; `None` if no limit is enforced.
+    pub limit: Option<DecidingLimit>,
+    /// Position of the first shadow limit that would have refused if it were enforced.
     pub shadow: Option<usize>,
 }
 
-/// A limit and what it has left.
+/// The limit that decided a charge, and its balance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Named {
-    /// Its position among the limits that were to be charged.
+pub struct DecidingLimit {
+    /// Position of the limit in the list of charges.
     pub position: usize,
-    /// Its balance after the request.
+    /// Balance after the charge.
     pub balance: Balance,
 }
 
-impl Charged {
-    /// A key's only limit.
+impl ChargeReport {
+    /// The report for a key's only limit.
     #[inline]
-    pub(super) fn only(balance: Balance) -> Self {
-        Self { limit: Some(Named { position: 0, balance }), shadow: None }
+    fn single(balance: Balance) -> Self {
+        Self { limit: Some(DecidingLimit { position: 0, balance }), shadow: None }
     }
 }
 
-/// Finds the limits that an answer should name, one limit at a time and in any order.
-pub(super) struct Decided {
-    admitted: bool,
-    charged: Charged,
+/// Builds the report of a charge from its limits, added one at a time in any order.
+pub(super) struct ReportBuilder {
+    is_admitted: bool,
+    report: ChargeReport,
 }
 
-impl Decided {
-    pub(super) fn new(admitted: bool) -> Self {
-        Self { admitted, charged: Charged::default() }
+impl ReportBuilder {
+    pub(super) fn new(is_admitted: bool) -> Self {
+        Self { is_admitted, report: ChargeReport::default() }
     }
 
-    /// An enforced limit. Admitted: the least remaining. Refused: the longest wait. A tie goes to the first.
-    pub(super) fn consider(&mut self, position: usize, balance: Balance) {
-        let better = self.charged.limit.is_none_or(|Named { position: first, balance: best }| {
-            if self.admitted {
+    /// Adds an enforced limit. The deciding limit of an admitted charge has the least remaining, that of a
+    /// refused charge the longest wait; of equal limits, it is the first.
+    pub(super) fn add_enforced(&mut self, position: usize, balance: Balance) {
+        let decides = self.report.limit.is_none_or(|DecidingLimit { position: first, balance: best }| {
+            if self.is_admitted {
                 (balance.remaining, position) < (best.remaining, first)
             } else {
                 (balance.retry_after, first) > (best.retry_after, position)
             }
         });
-        if better {
-            self.charged.limit = Some(Named { position, balance });
+        if decides {
+            self.report.limit = Some(DecidingLimit { position, balance });
         }
     }
 
-    /// A shadow limit without room.
-    pub(super) fn would_refuse(&mut self, position: usize) {
-        self.charged.shadow = Some(self.charged.shadow.map_or(position, |first| first.min(position)));
+    /// Adds a shadow limit that has no room for the cost.
+    pub(super) fn add_shadow_refusal(&mut self, position: usize) {
+        self.report.shadow = Some(self.report.shadow.map_or(position, |first| first.min(position)));
     }
 
     pub(super) fn outcome(self) -> Outcome {
-        if self.admitted { Outcome::Admitted(self.charged) } else { Outcome::Refused(self.charged) }
+        if self.is_admitted { Outcome::Admitted(self.report) } else { Outcome::Refused(self.report) }
     }
 
-    /// The cost is over the burst of this limit.
+    /// The outcome when the cost is over the burst of the limit at `position`.
     pub(super) fn exceeds_burst(self, position: usize, balance: Balance) -> Outcome {
-        Outcome::ExceedsBurst(Charged { limit: Some(Named { position, balance }), ..self.charged })
+        Outcome::ExceedsBurst(ChargeReport {
+            limit: Some(DecidingLimit { position, balance }),
+            ..self.report
+        })
     }
 }

@@ -1,65 +1,65 @@
-//! A limit's arithmetic: how long one unit of cost takes to refill, and how much may be spent at once.
+//! The arithmetic of a limit: how long one unit of cost takes to refill, and how much can be spent at once.
 //!
-//! Everything is integers. Time is counted in *ticks*, eighths of a nanosecond, so that a rate which does not
-//! divide a second (3/s, 7/min) is wrong by at most one part in 800 at the fastest rate accepted and by less
-//! than one in a million below 10,000/s. The period is rounded up: the limiter errs towards admitting less,
-//! never more.
+//! All arithmetic is on integers. Time is counted in *ticks* of an eighth of a nanosecond. A rate that does
+//! not divide a second (3/s, 7/min) is therefore wrong by at most one part in 800 at the fastest accepted
+//! rate, and by less than one part in a million below 10,000/s. The period is rounded up: the limiter errs
+//! towards admitting less, never more.
 
 use std::num::NonZeroU64;
 
-/// Ticks in one nanosecond: the limiter's resolution.
+/// Ticks in a nanosecond: the resolution of the limiter.
 pub const TICKS_PER_NANOSECOND: u64 = 8;
 
-/// Ticks in one millisecond, the unit of the times that an answer carries.
+/// Ticks in a millisecond, the unit of the times in an answer.
 pub const TICKS_PER_MILLISECOND: u64 = 1_000_000 * TICKS_PER_NANOSECOND;
 
-/// The shortest period accepted, 100 ns: ten million a second is more than one daemon can answer, and from
-/// there on the rounding of the period stays below 0.13 %.
+/// The shortest accepted period, 100 ns. Ten million units a second is more than one daemon can answer, and
+/// at this period the rounding error stays below 0.13 %.
 pub const MIN_PERIOD_TICKS: u64 = 100 * TICKS_PER_NANOSECOND;
 
-/// The longest time from empty to full, 2^60 ticks or four and a half years: a bucket's word has 61 bits for
-/// the tick at which it is full, and the daemon's uptime has to fit in them too.
+/// The longest time from empty to full: 2^60 ticks, or four and a half years. A bucket has 61 bits for the
+/// tick at which it is full, and that tick includes the uptime of the daemon.
 pub const MAX_CAPACITY_TICKS: u64 = 1 << 60;
 
 /// The largest burst: an answer carries `limit` and `remaining` as 32-bit numbers.
 pub const MAX_BURST: u64 = u32::MAX as u64;
 
-/// A token bucket's rate and size, range-checked so that no later arithmetic on it can overflow.
+/// The rate and the burst of a token bucket, checked for range so that no arithmetic on them can overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rate {
     period: NonZeroU64,
     burst: u32,
 }
 
-/// Why a rate was refused.
+/// Why a rate is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RateError {
-    /// `0/s`, or a period of no time.
+    /// The count or the time is zero.
     #[error("the rate must admit at least 1 in a time longer than zero")]
     Zero,
-    /// A bucket that can never admit anything.
+    /// The burst is zero, so the bucket could never admit anything.
     #[error("the burst must be at least 1")]
     ZeroBurst,
-    /// More than [`MAX_BURST`].
+    /// The burst is over [`MAX_BURST`].
     #[error("the burst must be at most {MAX_BURST}")]
     BurstTooLarge,
-    /// Refills faster than [`MIN_PERIOD_TICKS`].
+    /// The period is below [`MIN_PERIOD_TICKS`].
     #[error("the rate must be at most 10000000 a second")]
     TooFast,
-    /// From empty to full takes longer than [`MAX_CAPACITY_TICKS`].
+    /// The time from empty to full is over [`MAX_CAPACITY_TICKS`].
     #[error("burst / rate must be at most 4.5 years: the bucket would refill more slowly than it can count")]
     TooSlow,
 }
 
 impl Rate {
-    /// Admits one unit in four and a half years: for what has to be a rate and is never charged.
+    /// One unit in four and a half years: a placeholder for charges that are never used.
     pub const SLOWEST: Self =
         Self { period: NonZeroU64::MIN.saturating_add(MAX_CAPACITY_TICKS - 1), burst: 1 };
 
-    /// `count` units in every `per_nanoseconds`, at most `burst` at once.
+    /// `count` units per `per_nanoseconds`, at most `burst` at once.
     ///
     /// # Errors
-    /// When the numbers fall outside what one bucket word can count; see [`RateError`].
+    /// When the values are out of the range that a bucket can count; see [`RateError`].
     pub fn new(count: u64, per_nanoseconds: u64, burst: u64) -> Result<Self, RateError> {
         if count == 0 || per_nanoseconds == 0 {
             return Err(RateError::Zero);
@@ -73,11 +73,11 @@ impl Rate {
         Self::from_period(period, burst)
     }
 
-    /// One unit in every `period` ticks, at most `burst` at once: what [`period`](Self::period) and
-    /// [`burst`](Self::burst) said of a rate before.
+    /// One unit per `period` ticks, at most `burst` at once: the inverse of [`period`](Self::period) and
+    /// [`burst`](Self::burst).
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// See [`new`](Self::new).
     pub fn from_period(period: u64, burst: u32) -> Result<Self, RateError> {
         if burst == 0 {
             return Err(RateError::ZeroBurst);
@@ -93,7 +93,7 @@ impl Rate {
         Ok(Self { period, burst })
     }
 
-    /// Ticks until one unit of cost is refilled.
+    /// Ticks that one unit of cost takes to refill.
     pub fn period(self) -> NonZeroU64 {
         self.period
     }
@@ -117,22 +117,22 @@ mod tests {
     const DAY: u64 = 86_400 * SECOND;
 
     #[test]
-    fn long_quotas_are_exact() {
+    fn long_quota_is_exact() {
         for (count, per) in [(10_000, DAY), (1_000_000, 30 * DAY), (100, SECOND), (1_000, 3_600 * SECOND)] {
-            let rate = Rate::new(count, per, count).expect("in range");
+            let rate = Rate::new(count, per, count).expect("the rate is in range");
             assert_eq!(rate.capacity(), per * TICKS_PER_NANOSECOND, "{count} per {per} ns");
         }
     }
 
     #[test]
-    fn the_period_is_rounded_up() {
-        let rate = Rate::new(3, SECOND, 1).expect("in range");
+    fn period_is_rounded_up() {
+        let rate = Rate::new(3, SECOND, 1).expect("the rate is in range");
         assert_eq!(rate.period().get(), (SECOND * TICKS_PER_NANOSECOND) / 3 + 1);
     }
 
     #[test]
-    fn a_period_makes_the_rate_again() {
-        let rate = Rate::new(7, 60 * SECOND, 20).expect("in range");
+    fn rate_is_rebuilt_from_its_period() {
+        let rate = Rate::new(7, 60 * SECOND, 20).expect("the rate is in range");
         assert_eq!(Rate::from_period(rate.period().get(), rate.burst()), Ok(rate));
         assert_eq!(Rate::from_period(0, 1), Err(RateError::TooFast));
         assert_eq!(Rate::from_period(MIN_PERIOD_TICKS, 0), Err(RateError::ZeroBurst));
@@ -142,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_word_cannot_count_is_refused() {
+    fn rate_out_of_range_is_refused() {
         assert_eq!(Rate::new(0, SECOND, 1), Err(RateError::Zero));
         assert_eq!(Rate::new(1, 0, 1), Err(RateError::Zero));
         assert_eq!(Rate::new(1, SECOND, 0), Err(RateError::ZeroBurst));
         assert_eq!(Rate::new(1, SECOND, 1 << 32), Err(RateError::BurstTooLarge));
         assert!(Rate::new(10_000_000, SECOND, 1).is_ok());
-        // The period is what counts, and it is rounded up: 10,000,001 a second is ten million.
+        // The rounded period is checked: 10,000,001 a second rounds to ten million.
         assert_eq!(Rate::new(10_020_000, SECOND, 1), Err(RateError::TooFast));
         assert!(Rate::new(1, 365 * DAY, 4).is_ok());
         assert_eq!(Rate::new(1, 365 * DAY, 5), Err(RateError::TooSlow));

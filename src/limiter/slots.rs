@@ -1,58 +1,70 @@
-//! Where the words live: an array that grows and never moves, so that charging needs no lock and no copy.
+//! The array of bucket words. It grows but never moves, so that a charge needs neither a lock nor a copy.
 //!
-//! It grows by chunks of 2 MiB (a huge page on x86-64 and arm64). A chunk is written once and stays; a look-up is
-//! two dependent loads, the first of which (the directory) is in the cache of any busy worker.
+//! It grows by chunks of 2 MiB, the size of a huge page on x86-64 and arm64. A chunk is allocated once and
+//! never freed. A lookup takes two dependent loads; the first reads the directory of chunks, which stays
+//! in the cache of a busy worker.
 
 use std::sync::OnceLock;
 
-use crate::limiter::word::Word;
-use crate::sync::{AtomicU64, CHUNK, CHUNKS, Chunk, Ordering, chunk};
+use crate::limiter::rate::Rate;
+use crate::limiter::state::BucketState;
+use crate::sync::{AtomicU64, CHUNK_SLOTS, Chunk, MAX_CHUNKS, Ordering, new_chunk};
 
-/// All buckets' words, by slot number.
+/// A bucket of a published snapshot: its slot, and the rate that its state is read with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketRef {
+    /// Slot number.
+    pub slot: u32,
+    /// Rate of the limit.
+    pub rate: Rate,
+}
+
+/// The words of all buckets, by slot number.
 pub(super) struct Slots {
     chunks: Box<[OnceLock<Chunk>]>,
 }
 
 impl Slots {
     pub(super) fn new() -> Self {
-        Self { chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect() }
+        Self { chunks: (0..MAX_CHUNKS).map(|_| OnceLock::new()).collect() }
     }
 
-    /// Makes sure that `slot` exists. Only the ledger calls this, before it hands the slot out.
+    /// Allocates the chunk of `slot` if it does not exist yet. Only the slot allocator calls this, before it
+    /// assigns the slot.
     pub(super) fn ensure(&self, slot: u32) {
-        if let Some(place) = self.chunks.get(slot as usize / CHUNK) {
-            place.get_or_init(|| chunk(Word::FULL.bits()));
+        if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_SLOTS) {
+            chunk.get_or_init(|| new_chunk(BucketState::FULL.bits()));
         }
     }
 
-    /// The word of a slot that was handed out.
+    /// The word of `slot`; `None` if its chunk does not exist.
     #[inline]
     pub(super) fn get(&self, slot: u32) -> Option<&AtomicU64> {
-        self.chunks.get(slot as usize / CHUNK)?.get()?.get(slot as usize % CHUNK)
+        self.chunks.get(slot as usize / CHUNK_SLOTS)?.get()?.get(slot as usize % CHUNK_SLOTS)
     }
 
     #[inline]
-    pub(super) fn load(&self, slot: u32) -> Word {
-        // A slot that was never handed out reads as superseded: whoever asks has to look again, and gains nothing.
-        let missing = Word::FULL.superseded();
-        self.get(slot).map_or(missing, |word| Word::from_bits(word.load(Ordering::Acquire)))
+    pub(super) fn load(&self, slot: u32) -> BucketState {
+        // A slot that was never assigned reads as superseded: the caller retries, and nothing is admitted.
+        let missing = BucketState::FULL.superseded();
+        self.get(slot).map_or(missing, |word| BucketState::from_bits(word.load(Ordering::Acquire)))
     }
 
-    pub(super) fn store(&self, slot: u32, word: Word) {
-        if let Some(cell) = self.get(slot) {
-            cell.store(word.bits(), Ordering::Release);
+    pub(super) fn store(&self, slot: u32, state: BucketState) {
+        if let Some(word) = self.get(slot) {
+            word.store(state.bits(), Ordering::Release);
         }
     }
 
-    /// Replaces `current` by `next`; `false` if the word has changed meanwhile.
+    /// See [`compare_exchange`].
     #[inline]
-    pub(super) fn swap(&self, slot: u32, current: Word, next: Word) -> bool {
-        self.get(slot).is_some_and(|cell| replace(cell, current, next))
+    pub(super) fn compare_exchange(&self, slot: u32, current: BucketState, next: BucketState) -> bool {
+        self.get(slot).is_some_and(|word| compare_exchange(word, current, next))
     }
 }
 
-/// Replaces `current` by `next`; `false` if the word has changed meanwhile.
+/// Replaces `current` with `next`. Returns `false` if the word has changed, and sometimes for no reason.
 #[inline]
-pub(super) fn replace(cell: &AtomicU64, current: Word, next: Word) -> bool {
-    cell.compare_exchange_weak(current.bits(), next.bits(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+pub(super) fn compare_exchange(word: &AtomicU64, current: BucketState, next: BucketState) -> bool {
+    word.compare_exchange_weak(current.bits(), next.bits(), Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::key_format;
-use crate::source::{Findings, Format, Layout, read};
+use crate::source::{ColumnMapping, Diagnostics, Format, read};
 
 /// 2026-11-21 10:00:00 UTC.
 const NOW: u32 = 1_795_255_200;
@@ -17,14 +17,15 @@ pub(super) fn record(key_id: &str) -> KeyRecord<'_> {
 fn lint(rows: &str) -> Report {
     let limited = |record: &KeyRecord<'_>| !record.limits.is_empty() || record.plan == "pro";
     let mut lints = Lints::new(NOW, &limited);
-    let mut findings = Findings::new("keys.csv");
+    let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink = |line: u64, record: &KeyRecord<'_>| {
         lints.see(line, record);
         Ok(())
     };
     let text = format!("{HEADER}{rows}");
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    assert_eq!(findings.to_string(), "");
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    assert_eq!(diagnostics.to_string(), "");
     lints.finish()
 }
 

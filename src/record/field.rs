@@ -68,7 +68,7 @@ impl Field {
 
     /// Whether it bounds what the key may do, so that a row without it allows more than a row with it.
     pub fn is_restriction(self) -> bool {
-        Fields::RESTRICTIONS.contains(self)
+        FieldSet::RESTRICTIONS.contains(self)
     }
 
     /// The field of this name.
@@ -79,11 +79,11 @@ impl Field {
 
 /// A set of fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Fields(u16);
+pub struct FieldSet(u16);
 
 const _: () = assert!(Field::COUNT <= u16::BITS as usize);
 
-impl Fields {
+impl FieldSet {
     /// No field.
     pub const NONE: Self = Self(0);
 
@@ -124,19 +124,19 @@ impl Fields {
         Self(self.0 | (condition as u16) << field as u16)
     }
 
-    /// Fields of either set.
+    /// FieldSet of either set.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Fields of both sets.
+    /// FieldSet of both sets.
     #[must_use]
     pub const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Fields of this set that are not in `other`.
+    /// FieldSet of this set that are not in `other`.
     #[must_use]
     pub const fn difference(self, other: Self) -> Self {
         Self(self.0 & !other.0)
@@ -158,14 +158,14 @@ impl Fields {
     }
 }
 
-impl FromIterator<Field> for Fields {
+impl FromIterator<Field> for FieldSet {
     fn from_iter<I: IntoIterator<Item = Field>>(fields: I) -> Self {
         fields.into_iter().fold(Self::NONE, Self::with)
     }
 }
 
 /// The names in an export, separated by commas.
-impl fmt::Display for Fields {
+impl fmt::Display for FieldSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, field) in self.iter().enumerate() {
             write!(f, "{}{}", if index == 0 { "" } else { ", " }, field.name())?;
@@ -180,11 +180,11 @@ mod tests {
 
     #[test]
     fn set_has_the_fields_that_were_put_in() {
-        let set = Fields::NONE.with(Field::KeyHash).with(Field::Metadata).with_if(Field::Owner, false);
+        let set = FieldSet::NONE.with(Field::KeyHash).with(Field::Metadata).with_if(Field::Owner, false);
         assert_eq!(set.iter().collect::<Vec<_>>(), [Field::KeyHash, Field::Metadata]);
         assert_eq!(set.to_string(), "key_hash, metadata");
-        assert_eq!(Fields::from_bits(u16::MAX), Field::ALL.into_iter().collect());
-        assert_eq!(Fields::ALL.difference(Fields::ALL), Fields::NONE);
-        assert!(Fields::NONE.is_empty() && !set.intersection(Fields::ALL).is_empty());
+        assert_eq!(FieldSet::from_bits(u16::MAX), Field::ALL.into_iter().collect());
+        assert_eq!(FieldSet::ALL.difference(FieldSet::ALL), FieldSet::NONE);
+        assert!(FieldSet::NONE.is_empty() && !set.intersection(FieldSet::ALL).is_empty());
     }
 }

@@ -19,14 +19,14 @@ mod plan;
 mod quoted;
 mod visible;
 
-pub use field::{Field, Fields};
+pub use field::{Field, FieldSet};
 pub use limits::{LimitError, is_limit_name, parse_limits, parse_rate};
 pub use origin::{Origin, OriginError};
 pub use parts::{is_metadata, is_scope, is_text};
-pub(crate) use plan::on_top;
-pub use plan::{Plans, PlansError, UnknownPlan};
+pub(crate) use plan::merge_limits;
+pub use plan::{Plans, PlansError, UnknownPlanError};
 pub use quoted::Quoted;
-pub use visible::{Visible, is_invisible, visible_json};
+pub use visible::{Escaped, escape_json, is_invisible};
 
 /// SHA-256 of a key.
 pub type Digest = [u8; 32];
@@ -122,7 +122,7 @@ pub struct KeyRecord<'a> {
     /// A JSON object as it was written, or empty.
     pub metadata: &'a str,
     /// The fields that the row has a value for, whatever the value is.
-    pub given: Fields,
+    pub given: FieldSet,
 }
 
 impl<'a> KeyRecord<'a> {
@@ -142,7 +142,7 @@ impl<'a> KeyRecord<'a> {
             allowed_origins: None,
             limits: Arc::default(),
             metadata: "",
-            given: Fields::ALL,
+            given: FieldSet::ALL,
         }
     }
 }

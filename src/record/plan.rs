@@ -32,7 +32,7 @@ pub enum PlansError {
 /// A row's plan that is not defined.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the plan {} is not in the configuration: add [plans.NAME], or correct the row", Quoted(.0))]
-pub struct UnknownPlan(pub Box<str>);
+pub struct UnknownPlanError(pub Box<str>);
 
 impl Plans {
     /// Plans by name, and the name of the one for rows that name none.
@@ -66,18 +66,18 @@ impl Plans {
     ///
     /// # Errors
     /// When there are plans, and this is none of them.
-    pub fn of<'a>(&'a self, plan: &'a str) -> Result<(&'a str, &'a [Limit]), UnknownPlan> {
+    pub fn resolve<'a>(&'a self, plan: &'a str) -> Result<(&'a str, &'a [Limit]), UnknownPlanError> {
         let name = if plan.is_empty() { self.default.as_deref().unwrap_or_default() } else { plan };
         match self.limits.get(name) {
             Some(limits) => Ok((name, limits)),
             None if name.is_empty() || self.limits.is_empty() => Ok((name, &[])),
-            None => Err(UnknownPlan(name.into())),
+            None => Err(UnknownPlanError(name.into())),
         }
     }
 }
 
 /// A plan's limits, and a row's own on top of them.
-pub(crate) fn on_top(plan: &[Limit], row: &Arc<[Limit]>) -> Arc<[Limit]> {
+pub(crate) fn merge_limits(plan: &[Limit], row: &Arc<[Limit]>) -> Arc<[Limit]> {
     if plan.is_empty() {
         return Arc::clone(row);
     }
@@ -98,22 +98,22 @@ mod tests {
     fn a_row_without_a_plan_is_on_the_default_one() {
         let plans = [("free".into(), limits("10/s")), ("pro".into(), limits("100/s"))];
         let plans = Plans::new(plans, Some("free".into())).expect("plans");
-        assert_eq!(plans.of("pro"), Ok(("pro", &*limits("100/s"))));
-        assert_eq!(plans.of(""), Ok(("free", &*limits("10/s"))));
+        assert_eq!(plans.resolve("pro"), Ok(("pro", &*limits("100/s"))));
+        assert_eq!(plans.resolve(""), Ok(("free", &*limits("10/s"))));
         let message = "the plan \"por\" is not in the configuration: add [plans.NAME], or correct the row";
-        assert_eq!(plans.of("por").map_err(|error| error.to_string()), Err(message.to_owned()));
+        assert_eq!(plans.resolve("por").map_err(|error| error.to_string()), Err(message.to_owned()));
     }
 
     #[test]
     fn without_plans_a_name_is_only_a_name() {
-        assert_eq!(Plans::default().of("anything"), Ok(("anything", &[][..])));
-        assert_eq!(Plans::default().of(""), Ok(("", &[][..])));
+        assert_eq!(Plans::default().resolve("anything"), Ok(("anything", &[][..])));
+        assert_eq!(Plans::default().resolve(""), Ok(("", &[][..])));
     }
 
     #[test]
     fn without_a_default_a_row_may_be_on_no_plan() {
         let plans = Plans::new([("pro".into(), limits("100/s"))], None).expect("plans");
-        assert_eq!(plans.of(""), Ok(("", &[][..])));
+        assert_eq!(plans.resolve(""), Ok(("", &[][..])));
     }
 
     #[test]
@@ -130,8 +130,8 @@ mod tests {
         let shared = Limit { per: Per::Owner, ..Limit::new("daily", parse_rate("1000/d").expect("a rate")) };
         let plan = [limits("requests=10/s"), vec![shared.clone()]].concat();
         let row: Arc<[Limit]> = limits("burst=5/s; requests=50/s").into();
-        let all = on_top(&plan, &row);
+        let all = merge_limits(&plan, &row);
         assert_eq!(*all, [vec![shared], limits("burst=5/s; requests=50/s")].concat());
-        assert!(Arc::ptr_eq(&on_top(&[], &row), &row), "nothing is copied where there is no plan");
+        assert!(Arc::ptr_eq(&merge_limits(&[], &row), &row), "nothing is copied where there is no plan");
     }
 }

@@ -52,9 +52,9 @@ pub fn is_invisible(c: char) -> bool {
 /// Displays a text with the characters of [`is_invisible`], and what Rust escapes in a string literal but `'`, escaped; no
 /// quotes are put around it.
 #[derive(Clone, Copy, Debug)]
-pub struct Visible<'a>(pub &'a str);
+pub struct Escaped<'a>(pub &'a str);
 
-impl fmt::Display for Visible<'_> {
+impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut rest = self.0;
         while let Some(at) = rest.find(is_invisible) {
@@ -79,7 +79,7 @@ fn literal(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// A JSON text with the characters of [`is_invisible`] written as JSON's own escapes. They stand in its strings only: blanks
 /// between its parts are ASCII.
-pub fn visible_json(json: &str) -> String {
+pub fn escape_json(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
         if c.is_ascii() || !is_invisible(c) {
@@ -113,7 +113,7 @@ mod tests {
             ("e\u{301}", "e\u{301}"),
             ("\"\\", "\\\"\\\\"),
         ] {
-            assert_eq!(Visible(text).to_string(), shown, "{text:?}");
+            assert_eq!(Escaped(text).to_string(), shown, "{text:?}");
         }
         assert!(INVISIBLE.is_sorted() && INVISIBLE.iter().all(|(first, last)| first <= last));
     }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn json_stays_the_same_value() {
         let value = serde_json::json!({"owner": "a\u{202e}b\u{e0041}é", "n": [1, "\u{200b}"]});
-        let text = visible_json(&value.to_string());
+        let text = escape_json(&value.to_string());
         assert!(!text.contains(is_invisible), "{text}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).expect("JSON"), value);
         assert!(text.contains("\\u202e") && text.contains("\\udb40\\udc41"), "{text}");

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::reload::Failure;
+use crate::reload::ReloadError;
 use crate::snapshot::{Builder, Keys};
-use crate::source::{BadRow, Findings};
+use crate::source::{BadRow, Diagnostics};
 
 /// What a row that cannot be understood does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnBadRow {
+pub enum BadRowPolicy {
     /// It refuses the source.
     #[default]
     Refuse,
@@ -28,7 +28,7 @@ pub struct SetAside {
     /// How many; 0: these are last good keys, which have nothing of the rows but their keys.
     pub rows: u64,
     /// What is wrong with them.
-    pub findings: Option<Findings>,
+    pub findings: Option<Diagnostics>,
     /// Rows whose hash cannot be read, so that their keys are not known.
     pub unreadable: usize,
     /// Keys that are disabled.
@@ -50,21 +50,21 @@ impl SetAside {
     }
 
     /// The rows of a source that have `findings`.
-    pub(super) fn of_source(keys: &Keys, findings: Findings) -> Self {
-        let unreadable = findings.kept_bad_rows().iter().filter(|row| row.hash.is_none()).count();
-        Self { rows: findings.bad_rows(), unreadable, findings: Some(findings), ..Self::of(keys) }
+    pub(super) fn of_source(keys: &Keys, findings: Diagnostics) -> Self {
+        let unreadable = findings.retained_bad_rows().iter().filter(|row| row.hash.is_none()).count();
+        Self { rows: findings.bad_row_count(), unreadable, findings: Some(findings), ..Self::of(keys) }
     }
 }
 
 /// What has come of rows that cannot be understood.
 pub(super) enum BadRows {
     /// Their keys are disabled.
-    SetAside(Findings),
+    SetAside(Diagnostics),
     /// The source is refused. What was read are all other rows.
-    Refuse(Failure),
+    Refuse(ReloadError),
 }
 
-impl OnBadRow {
+impl BadRowPolicy {
     /// How many of them are to be remembered.
     pub(super) fn kept(self) -> usize {
         match self {
@@ -80,20 +80,20 @@ impl OnBadRow {
     /// When it is not certain that all other rows are there.
     pub(super) fn judge(
         self,
-        findings: Findings,
+        findings: Diagnostics,
         builder: &mut Builder,
         contradicting: &BTreeSet<String>,
-    ) -> Result<Option<BadRows>, Failure> {
+    ) -> Result<Option<BadRows>, ReloadError> {
         if findings.is_empty() {
             return Ok(None);
         }
-        if !findings.are_of_rows() {
-            return Err(Failure::Findings(findings));
+        if !findings.are_confined_to_rows() {
+            return Err(ReloadError::Findings(findings));
         }
         Ok(Some(match self {
-            Self::Refuse => BadRows::Refuse(Failure::Findings(findings)),
-            Self::SetAside { max } if findings.bad_rows() > max.into() => {
-                BadRows::Refuse(Failure::TooManyBadRows { findings, max })
+            Self::Refuse => BadRows::Refuse(ReloadError::Findings(findings)),
+            Self::SetAside { max } if findings.bad_row_count() > max.into() => {
+                BadRows::Refuse(ReloadError::TooManyBadRows { findings, max })
             }
             Self::SetAside { .. } => {
                 let findings = set_aside(findings, builder)?;
@@ -104,13 +104,13 @@ impl OnBadRow {
     }
 }
 
-fn set_aside(mut findings: Findings, builder: &mut Builder) -> Result<Findings, Failure> {
+fn set_aside(mut findings: Diagnostics, builder: &mut Builder) -> Result<Diagnostics, ReloadError> {
     builder.note_set_aside();
-    for BadRow { line, hash, key_id } in findings.kept_bad_rows().to_vec() {
+    for BadRow { line, hash, key_id } in findings.retained_bad_rows().to_vec() {
         let Some(hash) = hash else { continue };
         if let Err(error) = builder.set_aside(line, hash, key_id.as_deref()) {
             findings.add(line, None, error);
-            return Err(Failure::Findings(findings));
+            return Err(ReloadError::Findings(findings));
         }
     }
     Ok(findings)

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::reload::compare;
-use crate::reload::load::{FileRead, Settling};
-use crate::reload::room::Room;
+use crate::reload::load::{LoadOutcome, SettleWindow};
+use crate::reload::room::MemoryLimits;
 use crate::reload::{
-    ATTEMPTS, Failure, Policy, Purpose, Running, SetAside, Settings, SourceFile, Stale, Taken,
+    ATTEMPTS, Purpose, ReloadError, ReloadLoop, ReloadPolicy, SetAside, Settings, SourceFile, Stale,
+    TakeawayReport,
 };
-use crate::snapshot::{Diff, Keys, Weighing};
+use crate::snapshot::{CompareOptions, Diff, Keys};
 use crate::source::Format;
 
 /// What would come of reloading a source.
@@ -30,30 +31,36 @@ pub struct Preview {
     /// How long it took.
     pub took: Duration,
     /// What would change; or why it cannot be read, or is wrong.
-    pub result: Result<Judged, Failure>,
+    pub result: Result<Evaluation, ReloadError>,
     /// What a source that is refused would take away.
-    pub taken: Option<Taken>,
+    pub taken: Option<TakeawayReport>,
 }
 
 /// A source that can be read, compared with what is there.
 #[derive(Debug)]
-pub struct Judged {
+pub struct Evaluation {
     /// Keys in it.
     pub keys: usize,
     /// What it would change.
     pub diff: Diff,
     /// What the guard would say against it.
-    pub refused: Option<Failure>,
+    pub refused: Option<ReloadError>,
     /// That it would be too old to be served.
     pub stale: Option<Stale>,
     /// Rows that would be set aside.
     pub set_aside: Option<SetAside>,
 }
 
-impl Judged {
+impl Evaluation {
     /// Weighs `new`, read from `path`, against `old`.
-    pub fn new(policy: &Policy, path: &Path, new: &Keys, old: Option<&Keys>, weighing: Weighing) -> Self {
-        let diff = new.diff_from(old, weighing);
+    pub fn new(
+        policy: &ReloadPolicy,
+        path: &Path,
+        new: &Keys,
+        old: Option<&Keys>,
+        options: CompareOptions,
+    ) -> Self {
+        let diff = new.diff_from(old, options);
         let refused = policy.tolerance.check(path, &diff, old.map_or(0, Keys::len), new.len()).err();
         Self { keys: new.len(), diff, refused, stale: None, set_aside: None }
     }
@@ -61,16 +68,16 @@ impl Judged {
 
 /// A check that is asked for.
 #[derive(Debug)]
-pub struct Asked {
+pub struct CheckRequest {
     /// What to read in place of the daemon's own source.
     pub source: Option<PathBuf>,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Preview>,
 }
 
-impl Running {
+impl ReloadLoop {
     /// Checks what was asked for, unless nobody waits for it any more.
-    pub(super) fn check(&mut self, Asked { source, reply }: Asked) {
+    pub(super) fn check(&mut self, CheckRequest { source, reply }: CheckRequest) {
         if !reply.is_closed() {
             let _nobody_waits = reply.send(self.preview(source));
         }
@@ -92,10 +99,10 @@ impl Running {
         };
         let mut taken = None;
         let result = settings.and_then(|settings| {
-            let settling = Settling::new(settings.policy.settle);
+            let settling = SettleWindow::new(settings.policy.settle);
             let mut result = self.judge(&source, &settings, settling, &mut taken);
             for _ in 1..ATTEMPTS {
-                if !matches!(result, Err(Failure::Changing { .. })) || settling.is_over() {
+                if !matches!(result, Err(ReloadError::Changing { .. })) || settling.is_over() {
                     break;
                 }
                 result = self.judge(&source, &settings, settling, &mut taken);
@@ -116,29 +123,34 @@ impl Running {
         &self,
         source: &SourceFile,
         settings: &Settings,
-        settling: Settling,
-        taken: &mut Option<Taken>,
-    ) -> Result<Judged, Failure> {
-        let seed = getrandom::u64().map_err(Failure::Random)?;
+        settling: SettleWindow,
+        taken: &mut Option<TakeawayReport>,
+    ) -> Result<Evaluation, ReloadError> {
+        let seed = getrandom::u64().map_err(ReloadError::Random)?;
         let loaded = match source.load_settled(seed, settling)? {
-            FileRead::Loaded(loaded) => loaded,
-            FileRead::Refused { failure, rows, .. } => {
-                let served = self.current.as_ref().filter(|_| settings.policy.take_away);
-                *taken = served.map(|served| self.weigh_takeaways(settings, &rows, served, false).1);
+            LoadOutcome::Loaded(loaded) => loaded,
+            LoadOutcome::Refused { failure, rows, .. } => {
+                let served = self.current.as_ref().filter(|_| settings.policy.apply_takeaways);
+                *taken = served.map(|served| self.evaluate_takeaways(settings, &rows, served, false).1);
                 return Err(failure);
             }
         };
-        compare::require(&Room::new(), &loaded.keys)
-            .map_err(|shortage| Failure::Memory { path: source.path.to_path_buf(), shortage })?;
+        compare::require(&MemoryLimits::new(), &loaded.keys)
+            .map_err(|shortage| ReloadError::Memory { path: source.path.to_path_buf(), shortage })?;
         let served = self.current.as_ref().map(|snapshot| snapshot.table());
-        let mut judged =
-            Judged::new(&settings.policy, &source.path, &loaded.keys, served, self.weighing(settings));
+        let mut judged = Evaluation::new(
+            &settings.policy,
+            &source.path,
+            &loaded.keys,
+            served,
+            self.compare_options(settings),
+        );
         let stranded = || self.guard_hashes(settings, &source.path, &loaded.keys).err();
         judged.refused = judged.refused.or_else(stranded);
-        judged.stale = Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.rules);
-        if judged.refused.is_some() && loaded.set_aside.is_some() && settings.policy.take_away {
+        judged.stale = Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.global_policy);
+        if judged.refused.is_some() && loaded.set_aside.is_some() && settings.policy.apply_takeaways {
             let served = self.current.as_ref();
-            *taken = served.map(|served| self.weigh_takeaways(settings, &loaded.keys, served, false).1);
+            *taken = served.map(|served| self.evaluate_takeaways(settings, &loaded.keys, served, false).1);
         }
         judged.set_aside = loaded.set_aside;
         Ok(judged)

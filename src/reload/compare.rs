@@ -1,30 +1,34 @@
 //! Comparing a new set of keys with the one that is served, by several threads where there are many.
 
 use crate::reload::fan;
-use crate::reload::room::{Room, Shortage, THREAD};
-use crate::snapshot::{Comparison, Diff, Kept, Keys, Snapshot, Weighing};
+use crate::reload::room::{MemoryError, MemoryLimits, THREAD};
+use crate::snapshot::{CompareOptions, Comparison, Diff, Kept, Keys, Snapshot};
 
 /// What publishing `new` after `old` would change, and which rows it has already.
-pub(super) fn compare<'s>(new: &Keys, old: Option<&'s Snapshot>, weighing: Weighing) -> (Diff, Kept<'s>) {
-    let Some(old) = old else { return new.compare(None, weighing) };
-    let comparison = Comparison::new(old.table(), new, weighing);
+pub(super) fn compare<'s>(
+    new: &Keys,
+    old: Option<&'s Snapshot>,
+    options: CompareOptions,
+) -> (Diff, Kept<'s>) {
+    let Some(old) = old else { return new.compare(None, options) };
+    let comparison = Comparison::new(old.table(), new, options);
     match in_parts(&comparison, fan::threads()) {
         Some(parts) => comparison.kept(parts, old),
-        None => new.compare(Some(old), weighing),
+        None => new.compare(Some(old), options),
     }
 }
 
 /// What putting `new` in the place of `old` would change.
-pub(super) fn diff(new: &Keys, old: &Keys, weighing: Weighing) -> Diff {
-    let comparison = Comparison::new(old, new, weighing);
+pub(super) fn diff(new: &Keys, old: &Keys, options: CompareOptions) -> Diff {
+    let comparison = Comparison::new(old, new, options);
     match in_parts(&comparison, fan::threads()) {
         Some(parts) => comparison.diff(parts),
-        None => new.diff_from(Some(old), weighing),
+        None => new.diff_from(Some(old), options),
     }
 }
 
 /// Whether there is room for it.
-pub(super) fn require(room: &Room, new: &Keys) -> Result<(), Shortage> {
+pub(super) fn require(room: &MemoryLimits, new: &Keys) -> Result<(), MemoryError> {
     room.require(new.comparing_bytes(), (fan::threads() + 1) * THREAD)
 }
 
@@ -47,11 +51,11 @@ fn in_parts(comparison: &Comparison<'_>, threads: usize) -> Option<Diff> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::{Digest, KeyRecord, Status};
     use crate::snapshot::{Builder, Stamp};
 
-    const WEIGHING: Weighing = Weighing { now: 1, by_key_id: false };
+    const OPTIONS: CompareOptions = CompareOptions { now: 1, by_key_id: false };
 
     /// Rows that take several parts.
     const ROWS: u32 = 80_000;
@@ -70,10 +74,10 @@ mod tests {
 
     #[test]
     fn parts_come_to_what_one_thread_comes_to() {
-        let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
-        let mut claim = ledger.claim(&limiter);
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        let mut allocation = allocator.begin(&limiter);
         let old = keys((0..ROWS).map(|number| (number, "o", Status::Active)));
-        let old = old.publishable(&mut claim, None, Stamp::default()).expect("room");
+        let old = old.publishable(&mut allocation, None, Stamp::default()).expect("room");
         let changed = |number: u32| match number % 1_000 {
             1 => (number, "p", Status::Active),
             2 => (number, "o", Status::Revoked),
@@ -84,17 +88,17 @@ mod tests {
         let thinned = keys((0..ROWS).filter(|number| number % 777 != 5).map(changed));
         let turned = keys((0..ROWS).rev().map(changed));
         for new in [thinned, turned] {
-            let (alone, _) = new.compare(Some(&old), WEIGHING);
+            let (alone, _) = new.compare(Some(&old), OPTIONS);
             assert!(
                 alone.changed > 0 && alone.added > 0 && alone.removed > 0 && alone.revoked > alone.removed
             );
             for threads in [2, 3] {
-                let comparison = Comparison::new(old.table(), &new, WEIGHING);
+                let comparison = Comparison::new(old.table(), &new, OPTIONS);
                 let parts = in_parts(&comparison, threads).expect("several parts");
                 assert_eq!(comparison.diff(parts), alone);
             }
         }
         let none = keys(std::iter::empty());
-        assert!(in_parts(&Comparison::new(old.table(), &none, WEIGHING), 1).is_none());
+        assert!(in_parts(&Comparison::new(old.table(), &none, OPTIONS), 1).is_none());
     }
 }

@@ -3,16 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::audit::Place;
+use crate::audit::FileLocation;
 use crate::reload::guard::{Reasons, Refusal};
-use crate::reload::peppers::{Counted, stranding};
-use crate::reload::room::Shortage;
+use crate::reload::peppers::{KeySample, stranding};
+use crate::reload::room::MemoryError;
 use crate::snapshot::Diff;
-use crate::source::{Column, Findings};
+use crate::source::{Column, Diagnostics};
 
 /// Why an export was not published. The snapshot before it goes on being served (promise 3).
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub enum ReloadError {
     /// The file could not be read.
     #[error("{}: {error}", path.display())]
     Io {
@@ -30,7 +30,7 @@ pub enum Failure {
         /// The file.
         path: PathBuf,
         /// What is in the way.
-        shortage: Shortage,
+        shortage: MemoryError,
     },
     /// Not a file that can be read to an end.
     #[error("{}: not a regular file", path.display())]
@@ -57,7 +57,7 @@ pub enum Failure {
     },
     /// Rows are wrong.
     #[error("{0}")]
-    Findings(Findings),
+    Findings(Diagnostics),
     /// More rows are wrong than may be set aside.
     #[error(
         "{findings}\n{}",
@@ -65,7 +65,7 @@ pub enum Failure {
     )]
     TooManyBadRows {
         /// What is wrong with them.
-        findings: Findings,
+        findings: Diagnostics,
         /// How many may be.
         max: u32,
     },
@@ -101,9 +101,9 @@ pub enum Failure {
         /// Keys being served.
         old: usize,
         /// Those of them that the file still lists with the same hash, and that need that pepper.
-        stranded: Counted,
+        stranded: KeySample,
         /// Those that it lists, and that may need it.
-        unknown: Counted,
+        unknown: KeySample,
     },
     /// More limits than there is room for.
     #[error("{}: {error}", path.display())]
@@ -121,7 +121,7 @@ pub enum Failure {
     Random(getrandom::Error),
 }
 
-impl Failure {
+impl ReloadError {
     /// Whether the same file may well be accepted the next time: what failed is not what is in it.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Memory { .. } | Self::Changing { .. } | Self::Random(_))
@@ -162,8 +162,9 @@ impl Failure {
 
     /// Where it is: numbers only. A column's name and a finding's message are texts of the export, and what looks like a
     /// header may be a row of keys.
-    pub fn place(&self) -> Option<Place> {
-        let of = |path: &Path| Some(Place { file: path.display().to_string(), line: None, column: None });
+    pub fn place(&self) -> Option<FileLocation> {
+        let of =
+            |path: &Path| Some(FileLocation { file: path.display().to_string(), line: None, column: None });
         match self {
             Self::Io { path, .. }
             | Self::Memory { path, .. }
@@ -184,7 +185,7 @@ impl Failure {
                     Some(Column::Named(_) | Column::Unknown(_)) | None => None,
                 });
                 let line = first.map(|first| first.line).filter(|line| *line > 0);
-                Some(Place { file: findings.source().to_owned(), line, column })
+                Some(FileLocation { file: findings.source().to_owned(), line, column })
             }
             Self::Configuration(_) | Self::Random(_) => None,
         }
@@ -208,7 +209,7 @@ impl Failure {
     }
 
     /// What is wrong with its rows.
-    pub fn findings(&self) -> Option<&Findings> {
+    pub fn findings(&self) -> Option<&Diagnostics> {
         match self {
             Self::Findings(findings) | Self::TooManyBadRows { findings, .. } => Some(findings),
             _ => None,
@@ -216,7 +217,7 @@ impl Failure {
     }
 }
 
-fn too_many(findings: &Findings, max: u32) -> String {
-    let (source, rows) = (findings.source(), findings.bad_rows());
+fn too_many(findings: &Diagnostics, max: u32) -> String {
+    let (source, rows) = (findings.source(), findings.bad_row_count());
     format!("{source}: {rows} rows cannot be understood, and source.max_bad_rows lets {max} be set aside")
 }

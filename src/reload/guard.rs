@@ -8,8 +8,8 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::record::{Fields, Quoted};
-use crate::reload::Failure;
+use crate::record::{FieldSet, Quoted};
+use crate::reload::ReloadError;
 use crate::snapshot::{AccessChange, Diff, Example, Impact, Share};
 
 /// How far a reload may change access: shares of keys, from 0 to 1.
@@ -53,7 +53,7 @@ const RETURNS: [AccessChange; 3] =
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
     /// Restrictions that keys have, and that no row of the source has a value for.
-    Lost(Fields),
+    Lost(FieldSet),
     /// A change that applies to more keys than its setting allows.
     Exceeds {
         /// What changes.
@@ -118,14 +118,14 @@ impl Tolerance {
         diff: &Diff,
         keys_before: usize,
         keys_after: usize,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), ReloadError> {
         if keys_after == 0 {
-            return Err(Failure::Empty { path: path.to_path_buf() });
+            return Err(ReloadError::Empty { path: path.to_path_buf() });
         }
         match self.refusals(diff, keys_before) {
             refusals if refusals.is_empty() => Ok(()),
             refusals => {
-                Err(Failure::Guarded { path: path.to_path_buf(), diff: Box::new(diff.clone()), refusals })
+                Err(ReloadError::Guarded { path: path.to_path_buf(), diff: Box::new(diff.clone()), refusals })
             }
         }
     }

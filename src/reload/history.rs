@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::reload::{Failure, SetAside, Stale, Taken};
+use crate::reload::{ReloadError, SetAside, Stale, TakeawayReport};
 use crate::snapshot::Diff;
 
 /// A reload that ended.
@@ -15,14 +15,14 @@ pub struct Outcome {
     /// How long it took.
     pub took: Duration,
     /// What it did.
-    pub result: Result<Accepted, Failure>,
+    pub result: Result<AcceptedReload, ReloadError>,
     /// What a source that was refused has taken away.
-    pub taken: Option<Taken>,
+    pub taken: Option<TakeawayReport>,
 }
 
 /// A snapshot that is in force on every connection.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Accepted {
+pub struct AcceptedReload {
     /// Its number.
     pub generation: u64,
     /// Its keys.
@@ -54,7 +54,7 @@ pub(super) struct Last {
     pub(super) source: Box<Path>,
     pub(super) configuration_refused: Option<String>,
     pub(super) set_aside: Option<Arc<SetAside>>,
-    pub(super) taken: Option<Taken>,
+    pub(super) taken: Option<TakeawayReport>,
 }
 
 impl History {
@@ -98,7 +98,7 @@ impl History {
     }
 
     /// What refused sources have taken away since a source was accepted.
-    pub fn taken(&self) -> Option<Taken> {
+    pub fn taken(&self) -> Option<TakeawayReport> {
         self.lock().taken.clone()
     }
 

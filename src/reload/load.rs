@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::record::{KeyRecord, Plans};
 use crate::reload::bad_rows::BadRows;
 use crate::reload::read::{self, Read};
-use crate::reload::room::Room;
-use crate::reload::{Failure, OnBadRow, SetAside};
+use crate::reload::room::MemoryLimits;
+use crate::reload::{BadRowPolicy, ReloadError, SetAside};
 use crate::snapshot::{Builder, Keys, RowPolicies};
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 
 /// How much longer than `settle` a load waits for a file that is still being written to, before that is its outcome. It bounds how
 /// long a writer that never pauses delays `keyward reload`.
@@ -44,11 +44,11 @@ pub struct SourceFile {
     /// How it is written.
     pub format: Format,
     /// What its columns are called.
-    pub layout: Layout,
+    pub mapping: ColumnMapping,
     /// The plans that its rows may name.
     pub plans: Arc<Plans>,
     /// What is done about a row that cannot be understood.
-    pub on_bad_row: OnBadRow,
+    pub on_bad_row: BadRowPolicy,
 }
 
 /// What tells one state of a file from another, without reading it.
@@ -63,7 +63,7 @@ pub struct FileState {
 }
 
 /// A table, and the file that it was read from.
-pub struct Loaded {
+pub struct LoadedSource {
     /// The keys.
     pub keys: Keys,
     /// What it takes to write them to a compiled file.
@@ -79,28 +79,28 @@ pub struct Loaded {
 }
 
 /// The same with the table still open.
-pub struct Built {
+pub struct ParsedSource {
     /// The rows.
     pub builder: Builder,
-    /// As of [`Loaded`].
+    /// As of [`LoadedSource`].
     pub file: File,
-    /// As of [`Loaded`].
+    /// As of [`LoadedSource`].
     pub state: FileState,
-    /// As of [`Loaded`].
+    /// As of [`LoadedSource`].
     pub written_at: u32,
     bad_rows: Option<BadRows>,
 }
 
 /// A source that was read to its end.
-pub(super) enum FileRead {
-    Loaded(Loaded),
+pub(super) enum LoadOutcome {
+    Loaded(LoadedSource),
     /// It is refused because of rows that cannot be understood.
     Refused {
         /// What is wrong with them.
-        failure: Failure,
+        failure: ReloadError,
         /// All other rows.
         rows: Keys,
-        /// As of [`Loaded`].
+        /// As of [`LoadedSource`].
         state: FileState,
     },
 }
@@ -164,7 +164,7 @@ impl FileState {
     /// done. If it was not complete after all, it is read in vain.
     fn unsettled(&self, settle: Duration) -> Duration {
         let [_, changed] = self.ages();
-        let written = if self.is_placed() { Duration::ZERO } else { self.unwritten(settle) };
+        let written = if self.was_renamed() { Duration::ZERO } else { self.unwritten(settle) };
         written.max(settle.min(TIME_GRANULARITY).saturating_sub(changed))
     }
 
@@ -174,7 +174,7 @@ impl FileState {
     }
 
     /// Whether something else was done to it after it was written: most likely, it was renamed into place, and is complete.
-    fn is_placed(&self) -> bool {
+    fn was_renamed(&self) -> bool {
         self.changed > self.modified
     }
 }
@@ -184,25 +184,25 @@ impl SourceFile {
     ///
     /// # Errors
     /// When it cannot be read, changes meanwhile, or has findings; never a part of it.
-    pub fn load(&self, seed: u64) -> Result<Loaded, Failure> {
-        self.load_settled(seed, Settling::new(Duration::ZERO)).and_then(FileRead::accepted)
+    pub fn load(&self, seed: u64) -> Result<LoadedSource, ReloadError> {
+        self.load_settled(seed, SettleWindow::new(Duration::ZERO)).and_then(LoadOutcome::accepted)
     }
 
     /// As [`load`](Self::load), of a file that has not been written to for `settle`. Waits for that, at most until `give_up`.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub(super) fn load_settled(&self, seed: u64, settling: Settling) -> Result<FileRead, Failure> {
-        self.build_settled(seed, settling, None, &mut |_| {}).map(FileRead::new)
+    pub(super) fn load_settled(&self, seed: u64, settling: SettleWindow) -> Result<LoadOutcome, ReloadError> {
+        self.build_settled(seed, settling, None, &mut |_| {}).map(LoadOutcome::new)
     }
 
     /// As [`load`](Self::load), and shows `see` every row that is taken, with its line; those of a compiled file are counted.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_seen(&self, seed: u64, see: &mut See<'_>) -> Result<Loaded, Failure> {
-        let built = self.build_settled(seed, Settling::new(Duration::ZERO), Some(see), &mut |_| {})?;
-        FileRead::new(built).accepted()
+    pub fn load_seen(&self, seed: u64, see: &mut RowObserver<'_>) -> Result<LoadedSource, ReloadError> {
+        let built = self.build_settled(seed, SettleWindow::new(Duration::ZERO), Some(see), &mut |_| {})?;
+        LoadOutcome::new(built).accepted()
     }
 
     /// As [`load_seen`](Self::load_seen), and leaves the table open. `progress` is told how many bytes have been read.
@@ -212,24 +212,24 @@ impl SourceFile {
     pub fn build(
         &self,
         seed: u64,
-        see: Option<&mut See<'_>>,
-        progress: &mut Tell<'_>,
-    ) -> Result<Built, Failure> {
-        let mut built = self.build_settled(seed, Settling::new(Duration::ZERO), see, progress)?;
+        see: Option<&mut RowObserver<'_>>,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<ParsedSource, ReloadError> {
+        let mut built = self.build_settled(seed, SettleWindow::new(Duration::ZERO), see, progress)?;
         match built.bad_rows.take() {
             Some(BadRows::Refuse(failure)) => Err(failure),
-            bad_rows => Ok(Built { bad_rows, ..built }),
+            bad_rows => Ok(ParsedSource { bad_rows, ..built }),
         }
     }
 
     fn build_settled(
         &self,
         seed: u64,
-        settling: Settling,
-        mut see: Option<&mut See<'_>>,
-        progress: &mut Tell<'_>,
-    ) -> Result<Built, Failure> {
-        let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
+        settling: SettleWindow,
+        mut see: Option<&mut RowObserver<'_>>,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<ParsedSource, ReloadError> {
+        let io = |error| ReloadError::Io { path: self.path.to_path_buf(), error };
         // Everything from here on is about the file that was opened, whatever is renamed over it meanwhile: replacing the file
         // again and again delays no load.
         let mut file = self.open()?;
@@ -237,10 +237,15 @@ impl SourceFile {
         // Who sees the rows sees them once.
         let mut may_repeat = see.is_none();
         loop {
-            let read =
-                read::Source { origin: self, file: &file, size: state.size(), seed, room: Room::new() }
-                    .read(see.take(), progress);
-            if state.is_placed() {
+            let read = read::Source {
+                origin: self,
+                file: &file,
+                size: state.size(),
+                seed,
+                room: MemoryLimits::new(),
+            }
+            .read(see.take(), progress);
+            if state.was_renamed() {
                 thread::sleep(state.unwritten(settling.settle));
             }
             // First whether it was one file at all: what was read of two halves would be blamed on the wrong thing.
@@ -249,10 +254,10 @@ impl SourceFile {
                 let Read { builder, source_time, bad_rows } = read?;
                 let written_at = state.written_at();
                 let written_at = source_time.map_or(written_at, |source| source.min(written_at));
-                return Ok(Built { builder, file, state, written_at, bad_rows });
+                return Ok(ParsedSource { builder, file, state, written_at, bad_rows });
             }
             if !std::mem::take(&mut may_repeat) || !after.is_written_as(&state) {
-                return Err(Failure::Changing { path: self.path.to_path_buf() });
+                return Err(ReloadError::Changing { path: self.path.to_path_buf() });
             }
             // Its times of writing are the same: most likely another file was renamed over it, which changes its link count. But a
             // writer can set the time of writing back, so the same file is read again and must not change at all meanwhile: a
@@ -260,22 +265,22 @@ impl SourceFile {
             drop(read);
             state = self.hold_still(&file, settling)?;
             if !state.is_written_as(&after) {
-                return Err(Failure::Changing { path: self.path.to_path_buf() });
+                return Err(ReloadError::Changing { path: self.path.to_path_buf() });
             }
             file.seek(SeekFrom::Start(0)).map_err(io)?;
         }
     }
 
     /// Opens the file that the path leads to now.
-    fn open(&self) -> Result<File, Failure> {
-        let io = |error| Failure::Io { path: self.path.to_path_buf(), error };
+    fn open(&self) -> Result<File, ReloadError> {
+        let io = |error| ReloadError::Io { path: self.path.to_path_buf(), error };
         let mut openings = 1;
         loop {
             // Without O_NONBLOCK, opening a named pipe would wait for its writer, and with it every later reload.
             let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
             let stat = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Err(Failure::NotAFile { path: self.path.to_path_buf() });
+                return Err(ReloadError::NotAFile { path: self.path.to_path_buf() });
             }
             let state = FileState::new(&stat);
             if openings == OPENINGS || !is_deleted(&file, &stat) {
@@ -283,7 +288,7 @@ impl SourceFile {
             }
             // Renamed over since it was opened, or the path goes on leading to a file that has no name any more.
             if FileState::of(&self.path).is_some_and(|now| now.is_same_file(&state)) {
-                return Err(Failure::Unlinked { path: self.path.to_path_buf() });
+                return Err(ReloadError::Unlinked { path: self.path.to_path_buf() });
             }
             openings += 1;
         }
@@ -292,17 +297,21 @@ impl SourceFile {
     /// Waits until nothing has written to the open file for `settle`, so that a file that is being written in place is not read
     /// half way. A file that was renamed into place is only given the time until a change of it shows; one whose time is in
     /// the future is watched for as long as if it had been written now.
-    fn hold_still(&self, file: &File, Settling { settle, give_up }: Settling) -> Result<FileState, Failure> {
+    fn hold_still(
+        &self,
+        file: &File,
+        SettleWindow { settle, give_up }: SettleWindow,
+    ) -> Result<FileState, ReloadError> {
         let mut before = None;
         loop {
             let state = FileState::of_open(file)
-                .map_err(|error| Failure::Io { path: self.path.to_path_buf(), error })?;
+                .map_err(|error| ReloadError::Io { path: self.path.to_path_buf(), error })?;
             let wait = state.unsettled(settle);
             if wait.is_zero() || before == Some(state) {
                 return Ok(state);
             }
             if Instant::now() >= give_up {
-                return Err(Failure::Changing { path: self.path.to_path_buf() });
+                return Err(ReloadError::Changing { path: self.path.to_path_buf() });
             }
             before = Some(state);
             // File times are coarse: they can be a clock tick behind.
@@ -326,12 +335,12 @@ fn is_deleted(file: &File, stat: &Stat) -> bool {
 
 /// How long a file must not have been written to before it is taken, and until when that is waited for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Settling {
+pub(super) struct SettleWindow {
     settle: Duration,
     give_up: Instant,
 }
 
-impl Settling {
+impl SettleWindow {
     /// Begins to wait now.
     pub(super) fn new(settle: Duration) -> Self {
         Self { settle, give_up: Instant::now() + settle + MAX_UNSETTLED }
@@ -344,29 +353,29 @@ impl Settling {
 }
 
 /// Is shown rows.
-pub type See<'s> = dyn FnMut(u64, &KeyRecord<'_>) + 's;
+pub type RowObserver<'s> = dyn FnMut(u64, &KeyRecord<'_>) + 's;
 
 /// Is told how many bytes have been read.
-pub(crate) type Tell<'t> = dyn FnMut(u64) + Send + 't;
+pub(crate) type ProgressFn<'t> = dyn FnMut(u64) + Send + 't;
 
-impl FileRead {
-    fn new(Built { builder, file, state, written_at, bad_rows }: Built) -> Self {
+impl LoadOutcome {
+    fn new(ParsedSource { builder, file, state, written_at, bad_rows }: ParsedSource) -> Self {
         let (keys, policies) = builder.finish_with_policies();
         let set_aside = match bad_rows {
             None => None,
             Some(BadRows::SetAside(findings)) => Some(SetAside::of_source(&keys, findings)),
             Some(BadRows::Refuse(failure)) => return Self::Refused { failure, rows: keys, state },
         };
-        Self::Loaded(Loaded { keys, policies, file, state, written_at, set_aside })
+        Self::Loaded(LoadedSource { keys, policies, file, state, written_at, set_aside })
     }
 
     pub(super) fn state(&self) -> FileState {
         match self {
-            Self::Loaded(Loaded { state, .. }) | Self::Refused { state, .. } => *state,
+            Self::Loaded(LoadedSource { state, .. }) | Self::Refused { state, .. } => *state,
         }
     }
 
-    pub(super) fn accepted(self) -> Result<Loaded, Failure> {
+    pub(super) fn accepted(self) -> Result<LoadedSource, ReloadError> {
         match self {
             Self::Loaded(loaded) => Ok(loaded),
             Self::Refused { failure, .. } => Err(failure),

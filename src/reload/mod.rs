@@ -1,6 +1,6 @@
 //! Reloading: notice, open, wait until the file holds still, read, weigh, publish, wait, and only then free the old snapshot.
 //!
-//! All of it happens on one thread, one reload at a time, in the order of [`Running::reload`]; no request ever waits for
+//! All of it happens on one thread, one reload at a time, in the order of [`ReloadLoop::reload`]; no request ever waits for
 //! it. Whatever fails before the swap leaves everything as it was; at a start, it leaves the [last good keys](last_good) in force.
 //!
 //! Who asks for a reload while one is running is answered by it if another could come to nothing else: if nobody has forced it, and,
@@ -18,12 +18,12 @@ use tracing::debug;
 
 use crate::audit::{self, Audit};
 use crate::clock::Clock;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::publish::Publisher;
 use crate::record::Plans;
-use crate::revocation::{Keep, Revocations};
-use crate::rules::Rules;
-use crate::snapshot::{Diff, Keys, Snapshot, Weighing};
+use crate::revocation::{Retention, Revocations};
+use crate::rules::GlobalPolicy;
+use crate::snapshot::{CompareOptions, Diff, Keys, Snapshot};
 use crate::state::Generations;
 use crate::systemd;
 
@@ -48,19 +48,19 @@ mod tests;
 mod trigger;
 mod watch;
 
-pub use bad_rows::{OnBadRow, SetAside};
-pub use check::{Asked, Judged, Preview};
-pub use failure::Failure;
+pub use bad_rows::{BadRowPolicy, SetAside};
+pub use check::{CheckRequest, Evaluation, Preview};
+pub use failure::ReloadError;
 pub use guard::{Refusal, Tolerance, counts};
-pub use history::{Accepted, History, Outcome};
+pub use history::{AcceptedReload, History, Outcome};
 pub use last_good::LastGood;
-pub use load::{Built, FileState, Loaded, See, SourceFile};
-use load::{FileRead, Settling, TIME_GRANULARITY};
-pub use peppers::Counted;
-use room::Room;
-pub use room::Shortage;
+pub use load::{FileState, LoadedSource, ParsedSource, RowObserver, SourceFile};
+use load::{LoadOutcome, SettleWindow, TIME_GRANULARITY};
+pub use peppers::KeySample;
+pub use room::MemoryError;
+use room::MemoryLimits;
 pub use stale::Stale;
-pub use takeaways::Taken;
+pub use takeaways::TakeawayReport;
 use trigger::{Batch, Cause, changes};
 pub use trigger::{Trigger, triggers};
 use watch::Watch;
@@ -73,7 +73,7 @@ pub struct Reloader {
     /// What the configuration says of them.
     pub settings: Settings,
     /// Reads the configuration again; called for reloads that somebody asks for.
-    pub configure: Configure,
+    pub configure: ConfigLoader,
     /// Where snapshots go.
     pub publisher: Publisher,
     /// What is revoked in every one of them.
@@ -81,7 +81,7 @@ pub struct Reloader {
     /// The buckets.
     pub limiter: Arc<Limiter>,
     /// Which is whose.
-    pub ledger: Arc<Mutex<Ledger>>,
+    pub allocator: Arc<Mutex<SlotAllocator>>,
     /// For the buckets' balances.
     pub clock: Clock,
     /// Where outcomes go.
@@ -102,15 +102,15 @@ pub struct Settings {
     /// Where keys come from.
     pub source: SourceFile,
     /// When, and how far.
-    pub policy: Policy,
+    pub policy: ReloadPolicy,
     /// What holds for every key.
-    pub rules: Arc<Rules>,
+    pub global_policy: Arc<GlobalPolicy>,
     /// How long revocations outlive the source's agreement.
-    pub keep_revocations: Keep,
+    pub revocation_retention: Retention,
 }
 
 /// Yields the settings as they are now, or what is wrong with them, for people.
-pub type Configure = Box<dyn FnMut(Purpose) -> Result<Settings, String> + Send>;
+pub type ConfigLoader = Box<dyn FnMut(Purpose) -> Result<Settings, String> + Send>;
 
 /// What the configuration is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +123,7 @@ pub enum Purpose {
 
 /// When a source is read, and what of it is believed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Policy {
+pub struct ReloadPolicy {
     /// How often the file is compared, whatever the watch says.
     pub poll: Duration,
     /// How long a file must not have been written to.
@@ -131,7 +131,7 @@ pub struct Policy {
     /// How far it may change access.
     pub tolerance: Tolerance,
     /// Whether a source that is refused for rows that cannot be understood still takes access away.
-    pub take_away: bool,
+    pub apply_takeaways: bool,
 }
 
 /// Where keys come from that are published.
@@ -144,7 +144,7 @@ enum Origin {
 }
 
 /// What the thread remembers between reloads.
-struct Running {
+struct ReloadLoop {
     reloader: Reloader,
     generation: u64,
     current: Option<Arc<Snapshot>>,
@@ -164,11 +164,11 @@ struct Running {
     /// The good rows of a source that this reload refused for its bad rows, if they are to take access away.
     refused_rows: Option<Keys>,
     /// What refused sources have taken away since a source was accepted.
-    taken_away: last_good::TakenAway,
+    taken_away: last_good::AppliedTakeaways,
     /// The rows that were set aside of the source that is served.
     set_aside: Option<Arc<SetAside>>,
     /// Checks that wait until no reload does. As many as there can be connections to the admin socket.
-    checks: VecDeque<Asked>,
+    checks: VecDeque<CheckRequest>,
 }
 
 impl Reloader {
@@ -177,7 +177,7 @@ impl Reloader {
         let noticed = Arc::new(AtomicBool::new(false));
         let watch = Watch::new(&self.settings.source.path, changes(trigger, Arc::clone(&noticed)));
         let taken_away = self.last_good.as_ref().map(LastGood::taken_away).unwrap_or_default();
-        let mut running = Running {
+        let mut running = ReloadLoop {
             reloader: self,
             generation: 0,
             current: None,
@@ -218,7 +218,7 @@ fn lower_priority() {
     }
 }
 
-impl Running {
+impl ReloadLoop {
     /// Waits for a trigger, at most until the next comparison is due, and takes all triggers that are there by then.
     /// `None`: the daemon is going away.
     fn next(&mut self, triggers: &Receiver<Trigger>) -> Option<Batch> {
@@ -248,22 +248,22 @@ impl Running {
     }
 
     fn serve(&mut self, batch: Batch, triggers: &Receiver<Trigger>) {
-        let Batch { signal, asked, forced, checks, any: _ } = batch;
+        let Batch { signal, unforced, forced, checks, any: _ } = batch;
         self.checks.extend(checks);
         let has_changed = FileState::of(&self.reloader.settings.source.path) != self.seen;
         // The file alone has changed: the configuration is read again only where somebody says so.
-        let configure = signal || !asked.is_empty() || !forced.is_empty();
-        let plain = signal || !asked.is_empty() || (has_changed && forced.is_empty());
+        let configure = signal || !unforced.is_empty() || !forced.is_empty();
+        let plain = signal || !unforced.is_empty() || (has_changed && forced.is_empty());
         if plain || !forced.is_empty() {
             systemd::reloading();
         }
         if plain {
-            let trigger = match (asked.is_empty(), signal) {
+            let trigger = match (unforced.is_empty(), signal) {
                 (false, _) => audit::Trigger::Command,
                 (true, true) => audit::Trigger::Signal,
                 (true, false) => audit::Trigger::Change,
             };
-            self.reload(Cause { trigger, askers: asked, configure, force: false }, triggers);
+            self.reload(Cause { trigger, askers: unforced, configure, force: false }, triggers);
         }
         if !forced.is_empty() {
             let trigger = audit::Trigger::Command;
@@ -283,10 +283,10 @@ impl Running {
         let (mut is_other, mut taken) = (false, None);
         let result = settings.and_then(|settings| {
             is_other = settings != self.reloader.settings;
-            let settling = Settling::new(settings.policy.settle);
+            let settling = SettleWindow::new(settings.policy.settle);
             let mut result = self.try_reload(&settings, settling, cause.force);
             for _ in 1..ATTEMPTS {
-                if !matches!(result, Err(Failure::Changing { .. })) || settling.is_over() {
+                if !matches!(result, Err(ReloadError::Changing { .. })) || settling.is_over() {
                     break;
                 }
                 result = self.try_reload(&settings, settling, cause.force);
@@ -296,7 +296,7 @@ impl Running {
             if !fell_back && settings.source.path != self.reloader.settings.source.path {
                 self.refused_rows = None;
             }
-            taken = self.take_away(&settings, cause.force);
+            taken = self.apply_takeaways(&settings, cause.force);
             // The configuration is taken with the keys that were read by it, or not at all.
             if result.is_ok() || fell_back {
                 self.reloader.settings = settings;
@@ -306,7 +306,7 @@ impl Running {
             }
             result
         });
-        if result.as_ref().is_err_and(Failure::is_passing) {
+        if result.as_ref().is_err_and(ReloadError::is_passing) {
             // As if it had not been looked at: the next comparison tries again.
             self.seen = None;
         }
@@ -338,47 +338,47 @@ impl Running {
             return;
         }
         let state = FileState::of(&self.reloader.settings.source.path);
-        if self.waiting.asked.is_empty() || state.is_none() || state != self.seen {
+        if self.waiting.unforced.is_empty() || state.is_none() || state != self.seen {
             return;
         }
         if self.configure(Purpose::Check).is_ok_and(|settings| settings == self.reloader.settings) {
-            cause.join(std::mem::take(&mut self.waiting.asked));
+            cause.join(std::mem::take(&mut self.waiting.unforced));
         }
     }
 
-    fn configure(&mut self, purpose: Purpose) -> Result<Settings, Failure> {
-        (self.reloader.configure)(purpose).map_err(Failure::Configuration)
+    fn configure(&mut self, purpose: Purpose) -> Result<Settings, ReloadError> {
+        (self.reloader.configure)(purpose).map_err(ReloadError::Configuration)
     }
 
     fn try_reload(
         &mut self,
         settings: &Settings,
-        settling: Settling,
+        settling: SettleWindow,
         force: bool,
-    ) -> Result<Accepted, Failure> {
+    ) -> Result<AcceptedReload, ReloadError> {
         let source = &settings.source;
         if let Some(last_good) = &self.reloader.last_good {
             last_good.make_room(self.generation);
         }
         // Before the reading: what changes from here on is seen as a change.
         self.seen = FileState::of(&source.path);
-        let seed = getrandom::u64().map_err(Failure::Random)?;
+        let seed = getrandom::u64().map_err(ReloadError::Random)?;
         self.refused_rows = None;
         let read = source.load_settled(seed, settling)?;
         // What was read, and not what was at the path a moment before: a link may have been turned between the two.
         self.seen = Some(read.state());
         let loaded = match read {
-            FileRead::Loaded(loaded) => loaded,
-            FileRead::Refused { failure, rows, .. } => {
-                self.refused_rows = Some(rows).filter(|_| settings.policy.take_away);
+            LoadOutcome::Loaded(loaded) => loaded,
+            LoadOutcome::Refused { failure, rows, .. } => {
+                self.refused_rows = Some(rows).filter(|_| settings.policy.apply_takeaways);
                 return Err(failure);
             }
         };
         let served = self.current.clone();
-        let weighing = self.weighing(settings);
-        let short = |shortage| Failure::Memory { path: source.path.to_path_buf(), shortage };
-        compare::require(&Room::new(), &loaded.keys).map_err(short)?;
-        let (diff, kept) = compare::compare(&loaded.keys, served.as_deref(), weighing);
+        let options = self.compare_options(settings);
+        let short = |shortage| ReloadError::Memory { path: source.path.to_path_buf(), shortage };
+        compare::require(&MemoryLimits::new(), &loaded.keys).map_err(short)?;
+        let (diff, kept) = compare::compare(&loaded.keys, served.as_deref(), options);
         let since_last_good = match force {
             // For the report: at a start there is nothing else to compare with.
             true if served.is_none() => self.diff_from_last_good(settings, &loaded.keys),
@@ -387,23 +387,23 @@ impl Running {
                 Ok(since_last_good) => since_last_good,
                 Err(failure) => {
                     // Without set-aside, the rows would have refused the source, with the same effect.
-                    let take_away = settings.policy.take_away && loaded.set_aside.is_some();
-                    self.refused_rows = Some(loaded.keys).filter(|_| take_away);
+                    let apply_takeaways = settings.policy.apply_takeaways && loaded.set_aside.is_some();
+                    self.refused_rows = Some(loaded.keys).filter(|_| apply_takeaways);
                     return Err(failure);
                 }
             },
         };
-        let Loaded { mut keys, state, file, policies, written_at, set_aside } = loaded;
+        let LoadedSource { mut keys, state, file, policies, written_at, set_aside } = loaded;
         let diff = since_last_good.unwrap_or(diff);
         if set_aside.is_some() {
             if served.is_none() {
                 self.recover(settings);
             }
             match (&served, &self.recovered) {
-                (Some(served), _) => keys.remember_before_set_aside(served.table(), weighing),
+                (Some(served), _) => keys.remember_before_set_aside(served.table(), options),
                 (None, Some(recovered)) => {
-                    let weighing = recovered.weighing(&settings.rules, weighing.now);
-                    keys.remember_before_set_aside(&recovered.keys, weighing);
+                    let options = recovered.compare_options(&settings.global_policy, options.now);
+                    keys.remember_before_set_aside(&recovered.keys, options);
                 }
                 (None, None) => {}
             }
@@ -412,20 +412,25 @@ impl Running {
         self.keep(settings, state, file, policies);
         self.forget_taken_away();
         self.set_aside = set_aside.map(Arc::new);
-        Ok(Accepted { set_aside: self.set_aside.clone(), ..accepted })
+        Ok(AcceptedReload { set_aside: self.set_aside.clone(), ..accepted })
     }
 
     /// How a source that is read by `settings` is compared with what is served.
-    fn weighing(&self, settings: &Settings) -> Weighing {
+    fn compare_options(&self, settings: &Settings) -> CompareOptions {
         let now = self.reloader.clock.now().unix;
-        let served = self.current.as_ref().map(|snapshot| snapshot.rules());
-        let by_key_id = settings.rules.may_rehash(served);
-        Weighing { now, by_key_id }
+        let served = self.current.as_ref().map(|snapshot| snapshot.global_policy());
+        let by_key_id = settings.global_policy.may_rehash(served);
+        CompareOptions { now, by_key_id }
     }
 
     /// Whether keys that were read may take the place of those that are served, or else of the last good ones.
     /// Returns what has changed since the last good ones, if they were compared.
-    fn guard(&mut self, settings: &Settings, loaded: &Loaded, diff: &Diff) -> Result<Option<Diff>, Failure> {
+    fn guard(
+        &mut self,
+        settings: &Settings,
+        loaded: &LoadedSource,
+        diff: &Diff,
+    ) -> Result<Option<Diff>, ReloadError> {
         let path = &settings.source.path;
         let since_last_good = match &self.current {
             Some(served) => {

@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::record::Quoted;
-use crate::reload::{Failure, Running, Settings};
+use crate::reload::{ReloadError, ReloadLoop, Settings};
 use crate::snapshot::{HashedWith, Keys};
 
 /// Key ids that are named: enough to find out what they have in common.
@@ -17,13 +17,13 @@ const NAMED: usize = 3;
 
 /// Some of the keys that are served: how many, and what the first are called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
+pub struct KeySample {
     /// How many there are.
     pub count: usize,
     first: Vec<Box<str>>,
 }
 
-impl Counted {
+impl KeySample {
     fn add(&mut self, key_id: &str) {
         self.count += 1;
         if self.first.len() < NAMED {
@@ -33,7 +33,7 @@ impl Counted {
 }
 
 /// As in `("a", "b", "c" and others)`.
-impl fmt::Display for Counted {
+impl fmt::Display for KeySample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "(";
         for key_id in &self.first {
@@ -44,19 +44,24 @@ impl fmt::Display for Counted {
     }
 }
 
-impl Running {
+impl ReloadLoop {
     /// Whether `new`, read from `path`, lists keys that would not be found any more by the rules of `settings`.
-    pub(super) fn guard_hashes(&self, settings: &Settings, path: &Path, new: &Keys) -> Result<(), Failure> {
+    pub(super) fn guard_hashes(
+        &self,
+        settings: &Settings,
+        path: &Path,
+        new: &Keys,
+    ) -> Result<(), ReloadError> {
         let Some(old) = self.current.as_deref() else {
             return Ok(());
         };
-        let kept = settings.rules.keep_hashes_of(old.rules());
+        let kept = settings.global_policy.retained_hashes(old.global_policy());
         if kept.current && kept.previous {
             return Ok(());
         }
-        let has_two = old.rules().previous_pepper().is_some();
+        let has_two = old.global_policy().previous_pepper().is_some();
         let now = self.reloader.clock.now().unix;
-        let (mut stranded, mut unknown) = (Counted::default(), Counted::default());
+        let (mut stranded, mut unknown) = (KeySample::default(), KeySample::default());
         for key in old.keys().filter(|key| new.has_use_for(key.digest(), now)) {
             let hashed_with = if has_two { key.hashed_with() } else { Some(HashedWith::CurrentPepper) };
             match hashed_with {
@@ -68,31 +73,31 @@ impl Running {
         }
         match stranded.count + unknown.count {
             0 => Ok(()),
-            _ => Err(Failure::Stranded { path: path.to_path_buf(), old: old.len(), stranded, unknown }),
+            _ => Err(ReloadError::Stranded { path: path.to_path_buf(), old: old.len(), stranded, unknown }),
         }
     }
 }
 
-impl Running {
+impl ReloadLoop {
     /// The same where the keys that `new` follows upon are not served, and all of them were hashed with a pepper that is gone.
-    pub(super) fn guard_stranded(&self, path: &Path, old: &Keys, new: &Keys) -> Result<(), Failure> {
+    pub(super) fn guard_stranded(&self, path: &Path, old: &Keys, new: &Keys) -> Result<(), ReloadError> {
         let now = self.reloader.clock.now().unix;
-        let mut stranded = Counted::default();
+        let mut stranded = KeySample::default();
         for (_, key_id) in old.digests().filter(|(digest, _)| new.has_use_for(digest, now)) {
             stranded.add(key_id);
         }
         match stranded.count {
             0 => Ok(()),
             _ => {
-                let unknown = Counted::default();
-                Err(Failure::Stranded { path: path.to_path_buf(), old: old.len(), stranded, unknown })
+                let unknown = KeySample::default();
+                Err(ReloadError::Stranded { path: path.to_path_buf(), old: old.len(), stranded, unknown })
             }
         }
     }
 }
 
-/// What is wrong, and what can be done, in the words of [`Failure::Stranded`].
-pub(super) fn stranding(old: usize, stranded: &Counted, unknown: &Counted) -> String {
+/// What is wrong, and what can be done, in the words of [`ReloadError::Stranded`].
+pub(super) fn stranding(old: usize, stranded: &KeySample, unknown: &KeySample) -> String {
     const GONE: &str =
         "hashed with a pepper that is neither keys.pepper_file nor keys.previous_pepper_file now";
     let (count, maybe) = (stranded.count, unknown.count);
@@ -122,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_first_are_named_and_none_that_may_be_a_key() {
-        let mut counted = Counted::default();
+        let mut counted = KeySample::default();
         counted.add("a");
         assert_eq!(counted.to_string(), "(\"a\")");
         ["b", "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsE", "d"].into_iter().for_each(|key_id| counted.add(key_id));

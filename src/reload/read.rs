@@ -20,11 +20,11 @@ use std::sync::Arc;
 use crate::record::{KeyRecord, MAX_KEY_ID};
 use crate::reload::bad_rows::BadRows;
 use crate::reload::fan;
-use crate::reload::load::{See, Tell};
-use crate::reload::room::{HEAP, Room, Shortage, THREAD};
-use crate::reload::{Failure, SourceFile};
+use crate::reload::load::{ProgressFn, RowObserver};
+use crate::reload::room::{HEAP, MemoryError, MemoryLimits, THREAD};
+use crate::reload::{ReloadError, SourceFile};
 use crate::snapshot::{Batch, Builder, Bulk, Gather, RowError, compiled};
-use crate::source::{self, Blocks, Findings, Format, NotSplit, Splitter};
+use crate::source::{self, ChunkReader, ChunkSplitter, Diagnostics, Format, SplitError};
 
 /// A text from this size on is read by several threads: a smaller one is read by the time that they are started.
 const LARGE: u64 = 4 << 20;
@@ -54,7 +54,7 @@ pub(super) struct Source<'s> {
     pub(super) file: &'s File,
     pub(super) size: u64,
     pub(super) seed: u64,
-    pub(super) room: Room,
+    pub(super) room: MemoryLimits,
 }
 
 /// A file that was read.
@@ -68,13 +68,13 @@ pub(super) struct Read {
 }
 
 /// Tells how far the reading has come.
-struct Told<'t, R> {
+struct ProgressReader<'t, R> {
     input: R,
     read: u64,
-    tell: &'t mut Tell<'t>,
+    tell: &'t mut ProgressFn<'t>,
 }
 
-impl<R: io::Read> io::Read for Told<'_, R> {
+impl<R: io::Read> io::Read for ProgressReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let bytes = self.input.read(buffer)?;
         self.read += bytes as u64;
@@ -97,8 +97,8 @@ impl From<io::Error> for Stop {
     }
 }
 
-impl From<Shortage> for Stop {
-    fn from(shortage: Shortage) -> Self {
+impl From<MemoryError> for Stop {
+    fn from(shortage: MemoryError) -> Self {
         Self::Io(shortage.into())
     }
 }
@@ -106,7 +106,7 @@ impl From<Shortage> for Stop {
 /// Ends the reading when there is no memory left for what is read.
 struct WhileRoom<'r, R> {
     input: R,
-    shortage: &'r RefCell<Option<Shortage>>,
+    shortage: &'r RefCell<Option<MemoryError>>,
 }
 
 impl<R: io::Read> io::Read for WhileRoom<'_, R> {
@@ -123,7 +123,11 @@ impl Source<'_> {
     ///
     /// # Errors
     /// When it cannot be read. Rows that cannot be understood are none.
-    pub(super) fn read(&self, see: Option<&mut See<'_>>, progress: &mut Tell<'_>) -> Result<Read, Failure> {
+    pub(super) fn read(
+        &self,
+        see: Option<&mut RowObserver<'_>>,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Read, ReloadError> {
         if self.origin.format == Format::Compiled {
             let (builder, source_time) = self.compiled(progress).map_err(|error| self.damaged(error))?;
             self.require(&builder)?;
@@ -133,7 +137,7 @@ impl Source<'_> {
         // What it will take for sure: better refused now than half way.
         let table = Builder::bytes_for(self.expected());
         self.room.require(table, 0).map_err(|shortage| self.unreadable(shortage.into()))?;
-        let mut input = Told { input: self.file, read: 0, tell: progress };
+        let mut input = ProgressReader { input: self.file, read: 0, tell: progress };
         let threads = if self.size >= LARGE && see.is_none() { fan::threads() } else { 1 };
         // One thread needs less. It is slower, and takes the keys.
         if threads > 1 && self.room.require(table, (threads + 1) * (THREAD + HEAP)).is_ok() {
@@ -151,24 +155,24 @@ impl Source<'_> {
     }
 
     /// A compiled file has no columns: what is required has to have a value in some row.
-    fn require(&self, builder: &Builder) -> Result<(), Failure> {
-        let absent = self.origin.layout.required().difference(builder.given());
+    fn require(&self, builder: &Builder) -> Result<(), ReloadError> {
+        let absent = self.origin.mapping.required().difference(builder.given());
         if absent.is_empty() {
             return Ok(());
         }
-        let mut findings = Findings::new(self.origin.path.display().to_string());
+        let mut findings = Diagnostics::new(self.origin.path.display().to_string());
         findings.add(0, None, format_args!("no row has a value for {absent}, and source.required lists it"));
-        Err(Failure::Findings(findings))
+        Err(ReloadError::Findings(findings))
     }
 
-    fn unreadable(&self, error: io::Error) -> Failure {
-        Failure::io(&self.origin.path, error)
+    fn unreadable(&self, error: io::Error) -> ReloadError {
+        ReloadError::io(&self.origin.path, error)
     }
 
-    fn damaged(&self, error: compiled::ReadError) -> Failure {
+    fn damaged(&self, error: compiled::ReadError) -> ReloadError {
         match error {
             compiled::ReadError::Io(error) => self.unreadable(error),
-            error => Failure::Compiled { path: self.origin.path.to_path_buf(), error },
+            error => ReloadError::Compiled { path: self.origin.path.to_path_buf(), error },
         }
     }
 
@@ -192,10 +196,10 @@ impl Source<'_> {
     }
 
     /// Row by row.
-    fn in_order(&self, input: impl io::Read, see: &mut See<'_>) -> Result<Read, Failure> {
+    fn in_order(&self, input: impl io::Read, see: &mut RowObserver<'_>) -> Result<Read, ReloadError> {
         let mut builder = self.builder(self.expected().min(MAX_ROOM));
-        let SourceFile { path, format, layout, on_bad_row, .. } = self.origin;
-        let mut findings = Findings::new(path.display().to_string()).keeping_bad_rows(on_bad_row.kept());
+        let SourceFile { path, format, mapping, on_bad_row, .. } = self.origin;
+        let mut findings = Diagnostics::new(path.display().to_string()).retaining_bad_rows(on_bad_row.kept());
         let shortage = RefCell::new(None);
         let mut rows: u64 = 0;
         // Ids whose rows contradict each other.
@@ -224,12 +228,12 @@ impl Source<'_> {
             Ok(())
         };
         let input = WhileRoom { input, shortage: &shortage };
-        let read = source::read(input, *format, layout, &mut sink, &mut findings);
+        let read = source::read(input, *format, mapping, &mut sink, &mut findings);
         if let Some(shortage) = shortage.take() {
             return Err(self.unreadable(shortage.into()));
         }
         read.map_err(|error| self.unreadable(error))?;
-        let set_aside = findings.kept_bad_rows().len();
+        let set_aside = findings.retained_bad_rows().len();
         let growth = builder.growth(set_aside, set_aside * MAX_KEY_ID, 0);
         let room = self.room.require(growth, builder.reading_bytes());
         room.map_err(|shortage| self.unreadable(shortage.into()))?;
@@ -240,14 +244,14 @@ impl Source<'_> {
     /// Piece by piece, by several threads.
     fn in_pieces(&self, input: impl io::Read + Send, threads: usize) -> Result<Builder, Stop> {
         let mut bulk = self.builder(0).in_bulk(self.expected());
-        let mut splitter = Splitter::new(input, self.origin.format);
-        let mut next = || match splitter.next_piece() {
+        let mut splitter = ChunkSplitter::new(input, self.origin.format);
+        let mut next = || match splitter.next_chunk() {
             Ok(piece) => Ok(piece),
-            Err(NotSplit::Io(error)) => Err(Stop::Io(error)),
-            Err(NotSplit::NoRow) => Err(Stop::Wrong),
+            Err(SplitError::Io(error)) => Err(Stop::Io(error)),
+            Err(SplitError::NoRow) => Err(Stop::Wrong),
         };
         let mut first = next()?.ok_or(Stop::Wrong)?;
-        let blocks = Blocks::new(self.origin.format, &self.origin.layout, &first);
+        let blocks = ChunkReader::new(self.origin.format, &self.origin.mapping, &first);
         let (blocks, header) = blocks.ok_or(Stop::Wrong)?;
         first.drain(..header);
         let mut first = Some(first);
@@ -271,7 +275,7 @@ impl Source<'_> {
         distinct.and_then(|distinct| bulk.finish(distinct, rotated)).map_err(|_| Stop::Wrong)
     }
 
-    fn compiled(&self, progress: &mut Tell<'_>) -> Result<(Builder, u32), compiled::ReadError> {
+    fn compiled(&self, progress: &mut ProgressFn<'_>) -> Result<(Builder, u32), compiled::ReadError> {
         let read = |at, bytes: &mut [u8]| {
             self.room.require_mapped(0)?;
             self.file.read_exact_at(bytes, at)
@@ -320,7 +324,7 @@ impl Source<'_> {
 }
 
 /// What a thread does with a piece; `None` if something is wrong with it.
-fn reader(mut blocks: Blocks, mut gather: Gather) -> impl FnMut(Vec<u8>) -> Option<Batch> + Send {
+fn reader(mut blocks: ChunkReader, mut gather: Gather) -> impl FnMut(Vec<u8>) -> Option<Batch> + Send {
     move |piece| blocks.read(&piece, |record| gather.add(record)).then(|| gather.batch())
 }
 
@@ -329,8 +333,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::reload::OnBadRow;
-    use crate::source::Layout;
+    use crate::reload::BadRowPolicy;
+    use crate::source::ColumnMapping;
 
     /// Bytes of a text that takes several pieces.
     const SEVERAL: usize = 1 << 20;
@@ -352,12 +356,12 @@ mod tests {
         let origin = SourceFile {
             path: Box::from("keys".as_ref()),
             format,
-            layout: Layout::default(),
+            mapping: ColumnMapping::default(),
             plans,
-            on_bad_row: OnBadRow::Refuse,
+            on_bad_row: BadRowPolicy::Refuse,
         };
         let file = file.reopen().expect("opens");
-        then(&Source { origin: &origin, file: &file, size, seed: 7, room: Room::new() })
+        then(&Source { origin: &origin, file: &file, size, seed: 7, room: MemoryLimits::new() })
     }
 
     fn rows(builder: &Builder) -> Vec<String> {
@@ -420,16 +424,17 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), [1; 128]).expect("writes");
         file.as_file().set_len(1 << 40).expect("a length");
-        let (format, layout, plans) = (Format::Compiled, Layout::default(), Arc::default());
+        let (format, mapping, plans) = (Format::Compiled, ColumnMapping::default(), Arc::default());
         let origin = SourceFile {
             path: Box::from("keys".as_ref()),
             format,
-            layout,
+            mapping,
             plans,
-            on_bad_row: OnBadRow::Refuse,
+            on_bad_row: BadRowPolicy::Refuse,
         };
         let file = file.reopen().expect("opens");
-        let source = Source { origin: &origin, file: &file, size: 1 << 40, seed: 7, room: Room::new() };
+        let source =
+            Source { origin: &origin, file: &file, size: 1 << 40, seed: 7, room: MemoryLimits::new() };
         let told = source.read(None, &mut |_| {}).err().expect("it is refused").to_string();
         assert!(told.contains("it has holes"), "{told}");
     }

@@ -7,9 +7,9 @@ use tracing::{debug, error, info, warn};
 use crate::audit::{self, Event};
 use crate::record::Quoted;
 use crate::reload::trigger::Cause;
-use crate::reload::{Accepted, Failure, Outcome, Running, SetAside, Taken, counts};
+use crate::reload::{AcceptedReload, Outcome, ReloadError, ReloadLoop, SetAside, TakeawayReport, counts};
 use crate::snapshot::{Diff, Example};
-use crate::source::Findings;
+use crate::source::Diagnostics;
 use crate::systemd;
 
 /// Keys that the log and the audit trail name: enough to find out what they have in common.
@@ -58,7 +58,7 @@ fn warn_of_set_aside(set_aside: &SetAside) {
     );
 }
 
-fn warn_of_taken(Taken { added, first, total, refused }: &Taken) {
+fn warn_of_taken(TakeawayReport { added, first, total, refused }: &TakeawayReport) {
     match refused {
         Some(refused) => warn!(reason = refused, "the refused source takes no access away"),
         None if *added == 0 => {}
@@ -76,9 +76,9 @@ fn listed(ids: &[Box<str>]) -> String {
     ids.iter().take(NAMED).map(|key_id| Quoted(key_id).to_string()).collect::<Vec<_>>().join(", ")
 }
 
-impl Running {
+impl ReloadLoop {
     /// Whether the log has said so already: a failure that passes by itself is tried again at every poll.
-    fn is_old_news(&self, failure: &Failure) -> bool {
+    fn is_old_news(&self, failure: &ReloadError) -> bool {
         let before = self.reloader.history.last();
         let before = before.as_ref().and_then(|outcome| outcome.result.as_ref().err());
         failure.is_passing() && before.is_some_and(|before| before.to_string() == failure.to_string())
@@ -114,10 +114,10 @@ impl Running {
             keys: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
             changes,
             examples: examples.unwrap_or_default(),
-            reason: refused.map(Failure::kind),
+            reason: refused.map(ReloadError::kind),
             withheld: Box::new(withheld(outcome)),
-            place: refused.and_then(Failure::place),
-            findings: refused.and_then(Failure::findings).map(Findings::total),
+            place: refused.and_then(ReloadError::place),
+            findings: refused.and_then(ReloadError::findings).map(Diagnostics::total),
             took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
         }));
     }
@@ -125,7 +125,7 @@ impl Running {
     pub(super) fn report(&self, outcome: &Arc<Outcome>) {
         let took_ms = u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX);
         match &outcome.result {
-            Ok(Accepted {
+            Ok(AcceptedReload {
                 generation,
                 keys,
                 diff: Diff { added, removed, changed, revoked, impact, examples },
@@ -175,7 +175,7 @@ impl Running {
         if self.current.is_none() && self.reloader.history.last().is_none() {
             warn!("no keys are loaded: every request is answered NOT_READY");
         }
-        let buckets = self.reloader.ledger.lock().unwrap_or_else(PoisonError::into_inner).in_use();
+        let buckets = self.reloader.allocator.lock().unwrap_or_else(PoisonError::into_inner).in_use();
         let taken = self.all_taken(outcome.taken.as_ref());
         let mut last = self.reloader.history.lock();
         (last.set_aside, last.taken) = (self.set_aside.clone(), taken);

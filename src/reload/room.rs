@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Resource, getrlimit};
 
 use crate::memory;
-use crate::reload::Failure;
+use crate::reload::ReloadError;
 
 /// Address space and memory that has to be left by every step, for small allocations of all threads until the next one.
 const MARGIN: usize = 4 << 20;
@@ -31,7 +31,7 @@ const UNLIMITED: u64 = 1 << 60;
 
 /// What does not let the process have enough memory.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Shortage {
+pub enum MemoryError {
     /// RLIMIT_AS.
     #[error(
         "the address space of the process is limited to {} MiB (RLIMIT_AS; LimitAS= in a unit, ulimit -v in a shell)",
@@ -57,30 +57,30 @@ pub enum Shortage {
     },
 }
 
-impl From<Shortage> for io::Error {
-    fn from(shortage: Shortage) -> Self {
+impl From<MemoryError> for io::Error {
+    fn from(shortage: MemoryError) -> Self {
         Self::new(io::ErrorKind::OutOfMemory, shortage)
     }
 }
 
-impl Failure {
+impl ReloadError {
     /// That a file could not be read, or that there was not enough memory for it.
     pub(super) fn io(path: &Path, error: io::Error) -> Self {
         let path = path.to_path_buf();
         if error.kind() != io::ErrorKind::OutOfMemory {
             return Self::Io { path, error };
         }
-        let shortage = error.downcast::<Shortage>().unwrap_or_else(|_| mapping_limit());
+        let shortage = error.downcast::<MemoryError>().unwrap_or_else(|_| mapping_limit());
         Self::Memory { path, shortage }
     }
 }
 
 /// The limits that this process is under.
-pub(super) struct Room {
+pub(super) struct MemoryLimits {
     groups: Vec<Group>,
 }
 
-impl Room {
+impl MemoryLimits {
     /// Looks them up.
     pub(super) fn new() -> Self {
         memory::keep_reserve();
@@ -92,7 +92,7 @@ impl Room {
     ///
     /// # Errors
     /// What is in the way.
-    pub(super) fn require(&self, bytes: usize, beside: usize) -> Result<(), Shortage> {
+    pub(super) fn require(&self, bytes: usize, beside: usize) -> Result<(), MemoryError> {
         self.require_mapped(bytes.saturating_add(beside))?;
         self.groups.iter().try_for_each(|group| group.require(bytes as u64))
     }
@@ -101,7 +101,7 @@ impl Room {
     ///
     /// # Errors
     /// What is in the way.
-    pub(super) fn require_mapped(&self, bytes: usize) -> Result<(), Shortage> {
+    pub(super) fn require_mapped(&self, bytes: usize) -> Result<(), MemoryError> {
         match memory::has_reserve() && memory::has_room(bytes.saturating_add(MARGIN)) {
             true => Ok(()),
             false => Err(mapping_limit()),
@@ -109,8 +109,8 @@ impl Room {
     }
 }
 
-fn mapping_limit() -> Shortage {
-    getrlimit(Resource::As).current.map_or(Shortage::System, |bytes| Shortage::AddressSpace { bytes })
+fn mapping_limit() -> MemoryError {
+    getrlimit(Resource::As).current.map_or(MemoryError::System, |bytes| MemoryError::AddressSpace { bytes })
 }
 
 /// A control group with a limit.
@@ -124,7 +124,7 @@ struct Group {
 }
 
 impl Group {
-    fn require(&self, bytes: u64) -> Result<(), Shortage> {
+    fn require(&self, bytes: u64) -> Result<(), MemoryError> {
         // What cannot be read limits nothing: it is the kernel that does.
         let number = |file: &Path| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
         let Some(limit) = number(&self.limit).filter(|limit| *limit < UNLIMITED) else { return Ok(()) };
@@ -135,7 +135,7 @@ impl Group {
         let caches: u64 = caches.filter_map(|(_, number)| number.parse::<u64>().ok()).sum();
         match usage.saturating_sub(caches).saturating_add(bytes).saturating_add(MARGIN as u64) <= limit {
             true => Ok(()),
-            false => Err(Shortage::Group { file: self.limit.clone(), bytes: limit }),
+            false => Err(MemoryError::Group { file: self.limit.clone(), bytes: limit }),
         }
     }
 }
@@ -217,16 +217,19 @@ mod tests {
 
     #[test]
     fn shortage_travels_in_an_error_of_the_system() {
-        let shortage = Shortage::AddressSpace { bytes: 64 << 20 };
-        let failure = Failure::io("keys".as_ref(), shortage.clone().into());
-        assert!(matches!(&failure, Failure::Memory { shortage: told, .. } if *told == shortage));
+        let shortage = MemoryError::AddressSpace { bytes: 64 << 20 };
+        let failure = ReloadError::io("keys".as_ref(), shortage.clone().into());
+        assert!(matches!(&failure, ReloadError::Memory { shortage: told, .. } if *told == shortage));
         assert!(failure.to_string().contains("limited to 64 MiB (RLIMIT_AS"), "{failure}");
-        assert!(matches!(Failure::io("k".as_ref(), io::ErrorKind::NotFound.into()), Failure::Io { .. }));
+        assert!(matches!(
+            ReloadError::io("k".as_ref(), io::ErrorKind::NotFound.into()),
+            ReloadError::Io { .. }
+        ));
     }
 
     #[test]
     fn more_than_any_system_has_is_refused() {
-        let room = Room::new();
+        let room = MemoryLimits::new();
         assert_eq!(room.require(1 << 10, 0), Ok(()));
         assert!(room.require_mapped(1 << 60).is_err() && room.require(usize::MAX, 1).is_err());
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 
 /// How old a source is, and how old it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -16,14 +16,14 @@ pub struct Stale {
 
 impl Stale {
     /// A source of this age, if that is more than `rules` allow.
-    pub fn of(age: u32, rules: &Rules) -> Option<Self> {
-        let max_staleness_s = rules.max_staleness.filter(|limit| age > *limit)?;
+    pub fn of(age: u32, global_policy: &GlobalPolicy) -> Option<Self> {
+        let max_staleness_s = global_policy.max_staleness.filter(|limit| age > *limit)?;
         Some(Self { age_s: age, max_staleness_s })
     }
 
     /// A source that was written at a Unix second, at another.
-    pub fn at(now: u32, written_at: u32, rules: &Rules) -> Option<Self> {
-        Self::of(now.saturating_sub(written_at), rules)
+    pub fn at(now: u32, written_at: u32, global_policy: &GlobalPolicy) -> Option<Self> {
+        Self::of(now.saturating_sub(written_at), global_policy)
     }
 }
 
@@ -46,10 +46,10 @@ mod tests {
 
     #[test]
     fn source_is_stale_only_past_its_limit() {
-        let limited = Rules { max_staleness: Some(60), ..Rules::default() };
+        let limited = GlobalPolicy { max_staleness: Some(60), ..GlobalPolicy::default() };
         assert_eq!(Stale::at(1_060, 1_000, &limited), None);
         assert_eq!(Stale::at(900, 1_000, &limited), None, "from the future");
-        assert_eq!(Stale::at(1_061, 1_000, &Rules::default()), None);
+        assert_eq!(Stale::at(1_061, 1_000, &GlobalPolicy::default()), None);
         let stale = Stale::at(1_061, 1_000, &limited).expect("stale");
         let text = stale.to_string();
         assert!(

@@ -6,20 +6,20 @@ use std::sync::{Arc, PoisonError};
 use tracing::warn;
 
 use crate::reload::last_good;
-use crate::reload::room::Room;
-use crate::reload::{Accepted, Failure, FileState, Origin, Reloader, Running, Settings, Stale};
+use crate::reload::room::MemoryLimits;
+use crate::reload::{AcceptedReload, FileState, Origin, ReloadError, ReloadLoop, Reloader, Settings, Stale};
 use crate::snapshot::{Diff, Kept, Keys, RowPolicies, Snapshot, Stamp};
 use crate::source::Format;
 
 /// Seconds by which a source may seem to have been written in the future without a warning: clocks of hosts differ.
 const CLOCK_SKEW: u32 = 5;
 
-impl Running {
+impl ReloadLoop {
     /// Records the source that is accepted, and has the keys in force kept for the next start.
     pub(super) fn keep(&self, settings: &Settings, state: FileState, file: File, policies: RowPolicies) {
         if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
             let source = &settings.source;
-            last_good.record_accepted(self.generation, state, source, &settings.rules);
+            last_good.record_accepted(self.generation, state, source, &settings.global_policy);
             last_good.keep(last_good::Job {
                 snapshot: Arc::clone(snapshot),
                 policies,
@@ -40,13 +40,13 @@ impl Running {
         written_at: u32,
         (diff, kept): (Diff, &Kept<'_>),
         origin: Origin,
-    ) -> Result<Accepted, Failure> {
+    ) -> Result<AcceptedReload, ReloadError> {
         let needed = keys.publishing_bytes(&diff, self.current.as_deref());
-        let room = Room::new().require(needed, keys.publishing_heaps());
+        let room = MemoryLimits::new().require(needed, keys.publishing_heaps());
         let path = || settings.source.path.to_path_buf();
-        room.map_err(|shortage| Failure::Memory { path: path(), shortage })?;
+        room.map_err(|shortage| ReloadError::Memory { path: path(), shortage })?;
         let generation = self.reloader.generations.next_number();
-        let Reloader { limiter, ledger, publisher, revocations, audit, runtime, clock, .. } =
+        let Reloader { limiter, allocator, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
         // A source that says the same time as the one before has been served since then: reading it again makes it no younger.
         let loaded = match self.current.as_deref().map(Snapshot::stamp) {
@@ -54,24 +54,32 @@ impl Running {
             _ => clock.now().ticks,
         };
         let ahead_s = written_at.saturating_sub(clock.now().unix);
-        if settings.rules.max_staleness.is_some() && ahead_s > CLOCK_SKEW {
+        if settings.global_policy.max_staleness.is_some() && ahead_s > CLOCK_SKEW {
             warn!(
                 ahead_s,
                 "the source was written in the future: is a clock wrong? For max_staleness its age is counted from now"
             );
         }
         // Held until they are settled: a save of the balances sees none that is on its way from one slot to another.
-        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut claim = ledger.claim(limiter);
+        let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allocation = allocator.begin(limiter);
         let snapshot = keys
             .publishable_after(
-                &mut claim,
+                &mut allocation,
                 kept,
-                Stamp { generation, source_time: written_at, loaded, rules: Arc::clone(&settings.rules) },
+                Stamp {
+                    generation,
+                    source_time: written_at,
+                    loaded,
+                    global_policy: Arc::clone(&settings.global_policy),
+                },
             )
-            .map_err(|error| Failure::TooManyBuckets { path: settings.source.path.to_path_buf(), error })?;
-        let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.rules);
-        let mut accepted = Accepted {
+            .map_err(|error| ReloadError::TooManyBuckets {
+                path: settings.source.path.to_path_buf(),
+                error,
+            })?;
+        let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.global_policy);
+        let mut accepted = AcceptedReload {
             generation,
             keys: snapshot.len(),
             diff,
@@ -84,22 +92,22 @@ impl Running {
         if origin == Origin::LastGood {
             snapshot.take_away(self.taken_away.keys.iter().map(|(hash, takeaway)| (*hash, *takeaway)));
         }
-        let settlement = claim.commit();
+        let pending = allocation.commit();
         let snapshot = Arc::new(snapshot);
         let epoch = revocations.publish(publisher, Arc::clone(&snapshot)).epoch;
         self.generation = generation;
         let old = self.current.replace(Arc::clone(&snapshot));
-        runtime.block_on(publisher.epochs().passed(epoch));
-        audit.in_force(generation);
+        runtime.block_on(publisher.epochs().wait_passed(epoch));
+        audit.set_generation(generation);
         // What has been in force before says nothing new.
         if origin == Origin::Source {
-            let settled = revocations.settle(&snapshot, settings.keep_revocations, audit);
+            let settled = revocations.reconcile(&snapshot, settings.revocation_retention, audit);
             accepted.revocations_agreed = settled.dropped;
             accepted.revocations_conflicting = settled.conflicts;
         }
 
         let buckets = old.iter().flat_map(|old| old.buckets());
-        ledger.settle(limiter, settlement, buckets, clock.now().ticks);
+        allocator.reclaim(limiter, pending, buckets, clock.now().ticks);
         self.retired = old;
         Ok(accepted)
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::record::Digest;
-use crate::reload::{Running, Settings};
+use crate::reload::{ReloadLoop, Settings};
 use crate::snapshot::{Keys, Snapshot, Takeaways};
 
 /// Most keys that refused sources take something away from until a source is accepted. All of them are kept in memory, and in one
@@ -16,7 +16,7 @@ const NAMED: usize = 20;
 
 /// A report of what refused sources have taken away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
+pub struct TakeawayReport {
     /// Keys from which something was taken away for the first time.
     pub added: usize,
     /// Keys from which refused sources have taken something away since one was accepted, these among them.
@@ -27,18 +27,18 @@ pub struct Taken {
     pub refused: Option<String>,
 }
 
-impl Running {
+impl ReloadLoop {
     /// Applies the takeaways of the source of this reload, if it was refused for rows that cannot be understood and the settings
     /// ask for it. When this returns, they are in force on every connection, and on the disk unless the write failed.
-    pub(super) fn take_away(&mut self, settings: &Settings, force: bool) -> Option<Taken> {
+    pub(super) fn apply_takeaways(&mut self, settings: &Settings, force: bool) -> Option<TakeawayReport> {
         let (rows, served) = (self.refused_rows.take()?, self.current.clone()?);
-        let (takeaways, taken) = self.weigh_takeaways(settings, &rows, &served, force);
+        let (takeaways, taken) = self.evaluate_takeaways(settings, &rows, &served, force);
         drop(rows);
         if taken.refused.is_none() && !takeaways.keys.is_empty() {
             served.take_away(takeaways.keys.iter().copied());
             let epochs = self.reloader.publisher.epochs();
             let epoch = epochs.advance();
-            self.reloader.runtime.block_on(epochs.passed(epoch));
+            self.reloader.runtime.block_on(epochs.wait_passed(epoch));
             self.taken_away.extend(takeaways.keys);
             if let Some(last_good) = &self.reloader.last_good {
                 last_good.keep_taken_away(self.generation, &self.taken_away);
@@ -48,13 +48,13 @@ impl Running {
     }
 
     /// The takeaways of the rows of a refused source from the keys that are served, and why they are not applied, if so.
-    pub(super) fn weigh_takeaways(
+    pub(super) fn evaluate_takeaways(
         &self,
         settings: &Settings,
         rows: &Keys,
         served: &Snapshot,
         force: bool,
-    ) -> (Takeaways, Taken) {
+    ) -> (Takeaways, TakeawayReport) {
         let before = &self.taken_away.keys;
         let takeaways = rows.takeaways(served, self.reloader.clock.now().unix, MAX_TAKEN);
         let added = takeaways.keys.iter().filter(|(hash, _)| !before.contains_key(hash)).count();
@@ -72,21 +72,25 @@ impl Running {
         let taken = match refused {
             None => {
                 let hashes = before.keys().chain(takeaways.keys.iter().map(|(hash, _)| hash));
-                Taken { added, total, first: first_ids(served, hashes), refused: None }
+                TakeawayReport { added, total, first: first_ids(served, hashes), refused: None }
             }
-            Some(_) => {
-                Taken { added: 0, total: before.len(), first: first_ids(served, before.keys()), refused }
-            }
+            Some(_) => TakeawayReport {
+                added: 0,
+                total: before.len(),
+                first: first_ids(served, before.keys()),
+                refused,
+            },
         };
         (takeaways, taken)
     }
 
     /// All that refused sources have taken away since a source was accepted, for `keyward status`.
-    pub(super) fn all_taken(&self, latest: Option<&Taken>) -> Option<Taken> {
+    pub(super) fn all_taken(&self, latest: Option<&TakeawayReport>) -> Option<TakeawayReport> {
         let (keys, served) = (&self.taken_away.keys, self.current.as_ref()?);
         let refused = latest.and_then(|taken| taken.refused.clone());
-        let taken = Taken { added: 0, total: keys.len(), first: first_ids(served, keys.keys()), refused };
-        (taken != Taken::default()).then_some(taken)
+        let taken =
+            TakeawayReport { added: 0, total: keys.len(), first: first_ids(served, keys.keys()), refused };
+        (taken != TakeawayReport::default()).then_some(taken)
     }
 
     /// A source was accepted: it says itself what is taken away. On the disk this is so when its keys are the last good ones.

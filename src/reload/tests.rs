@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::audit::Peer;
 use crate::publish::Subscription;
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 use crate::state::disk::trace::Trace;
 use crate::state::{Rotation, StateDir};
 
@@ -50,18 +50,18 @@ impl Fixture {
             source: SourceFile {
                 path: path.into(),
                 format: Format::Csv,
-                layout: Layout::default(),
+                mapping: ColumnMapping::default(),
                 plans: Arc::default(),
-                on_bad_row: OnBadRow::Refuse,
+                on_bad_row: BadRowPolicy::Refuse,
             },
-            policy: Policy {
+            policy: ReloadPolicy {
                 poll,
                 settle: Duration::ZERO,
                 tolerance: Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 },
-                take_away: false,
+                apply_takeaways: false,
             },
-            rules: Arc::default(),
-            keep_revocations: Keep::DEFAULT,
+            global_policy: Arc::default(),
+            revocation_retention: Retention::DEFAULT,
         };
         let configured = Arc::new(Mutex::new(settings.clone()));
         let (publisher, mut workers) = Publisher::new(1);
@@ -73,7 +73,7 @@ impl Fixture {
             revocations: Arc::new(Revocations::open(None, &publisher).expect("none")),
             publisher,
             limiter: Arc::new(Limiter::new()),
-            ledger: Arc::default(),
+            allocator: Arc::default(),
             clock: Clock::new(),
             history: History::new(&settings.source.path),
             audit: Audit::open(&state, rotation).expect("opens"),
@@ -100,7 +100,7 @@ impl Fixture {
     fn ask(&self, force: bool, pid: i32) -> Answer {
         let (reply, answer) = oneshot::channel();
         let peer = Peer { uid: 7, pid: Some(pid) };
-        self.trigger.send(Trigger::Asked { force, peer, reply }).expect("sent");
+        self.trigger.send(Trigger::Command { force, peer, reply }).expect("sent");
         answer
     }
 
@@ -144,7 +144,7 @@ impl Fixture {
     }
 }
 
-fn configure(configured: Arc<Mutex<Settings>>) -> Configure {
+fn configure(configured: Arc<Mutex<Settings>>) -> ConfigLoader {
     Box::new(move |_| Ok(configured.lock().expect("not poisoned").clone()))
 }
 
@@ -230,7 +230,7 @@ fn what_is_not_answered_waits_for_its_turn() {
     let first = fixture.ask(false, 1);
     fixture.swapped(2);
     let (reply, checked) = oneshot::channel();
-    fixture.trigger.send(Trigger::Check(Asked { source: None, reply })).expect("sent");
+    fixture.trigger.send(Trigger::Check(CheckRequest { source: None, reply })).expect("sent");
     let forced = fixture.ask(true, 2);
     fixture.trigger.send(Trigger::Signal).expect("sent");
     let joined = fixture.ask(false, 3);
@@ -267,7 +267,7 @@ fn force_applies_to_no_reload_that_was_asked_for_beside_it() {
     fixture.pass(2);
     assert_eq!(fixture.answer(first).1, 2);
     let refused = fixture.wait(plain).expect("an answer");
-    assert!(matches!(refused.result, Err(Failure::Guarded { .. })), "{:?}", refused.result);
+    assert!(matches!(refused.result, Err(ReloadError::Guarded { .. })), "{:?}", refused.result);
     fixture.pass(3);
     assert_eq!(fixture.answer(forced).1, 3);
     assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2]), ("command", &[3])]));

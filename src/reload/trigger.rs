@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use tokio::sync::oneshot;
 
 use crate::audit::{self, Peer};
-use crate::reload::{Asked, Outcome};
+use crate::reload::{CheckRequest, Outcome};
 
 /// Triggers that may wait; they are taken together, so that more say nothing new.
 const WAITING: usize = 1024;
@@ -23,7 +23,7 @@ pub enum Trigger {
     /// SIGHUP.
     Signal,
     /// `keyward reload`.
-    Asked {
+    Command {
         /// Publish even what the guard refuses.
         force: bool,
         /// Who asks.
@@ -32,7 +32,7 @@ pub enum Trigger {
         reply: oneshot::Sender<Arc<Outcome>>,
     },
     /// `keyward check --daemon`: nothing is published.
-    Check(Asked),
+    Check(CheckRequest),
 }
 
 /// A queue of triggers: bounded, since what waits is taken together.
@@ -59,9 +59,9 @@ pub(super) struct Batch {
     /// Whether there is any: a change is one that nobody waits for.
     pub(super) any: bool,
     pub(super) signal: bool,
-    pub(super) asked: Askers,
-    pub(super) forced: Askers,
-    pub(super) checks: Vec<Asked>,
+    pub(super) unforced: Waiters,
+    pub(super) forced: Waiters,
+    pub(super) checks: Vec<CheckRequest>,
 }
 
 impl Batch {
@@ -70,15 +70,15 @@ impl Batch {
         match trigger {
             Trigger::Changed => {}
             Trigger::Signal => self.signal = true,
-            Trigger::Asked { force: false, peer, reply } => self.asked.add(peer, reply),
-            Trigger::Asked { force: true, peer, reply } => self.forced.add(peer, reply),
-            Trigger::Check(asked) => self.checks.push(asked),
+            Trigger::Command { force: false, peer, reply } => self.unforced.add(peer, reply),
+            Trigger::Command { force: true, peer, reply } => self.forced.add(peer, reply),
+            Trigger::Check(request) => self.checks.push(request),
         }
     }
 
     /// Whether nothing but a change of the directory has arrived.
     pub(super) fn is_change_only(&self) -> bool {
-        let nobody_asks = self.asked.is_empty() && self.forced.is_empty() && self.checks.is_empty();
+        let nobody_asks = self.unforced.is_empty() && self.forced.is_empty() && self.checks.is_empty();
         self.any && !self.signal && nobody_asks
     }
 
@@ -90,12 +90,12 @@ impl Batch {
 
 /// Who asked, and where the outcome goes.
 #[derive(Default)]
-pub(super) struct Askers {
+pub(super) struct Waiters {
     pub(super) peers: Vec<Peer>,
     replies: Vec<oneshot::Sender<Arc<Outcome>>>,
 }
 
-impl Askers {
+impl Waiters {
     fn add(&mut self, peer: Peer, reply: oneshot::Sender<Arc<Outcome>>) {
         self.peers.push(peer);
         self.replies.push(reply);
@@ -114,7 +114,7 @@ impl Askers {
 /// Why a reload is made.
 pub(super) struct Cause {
     pub(super) trigger: audit::Trigger,
-    pub(super) askers: Askers,
+    pub(super) askers: Waiters,
     /// Whether the configuration is read again too.
     pub(super) configure: bool,
     pub(super) force: bool,
@@ -123,11 +123,11 @@ pub(super) struct Cause {
 impl Cause {
     /// Without anybody who asked.
     pub(super) fn of(trigger: audit::Trigger) -> Self {
-        Self { trigger, askers: Askers::default(), configure: false, force: false }
+        Self { trigger, askers: Waiters::default(), configure: false, force: false }
     }
 
     /// Takes on who asked when it was under way, and for whom the configuration has been read.
-    pub(super) fn join(&mut self, askers: Askers) {
+    pub(super) fn join(&mut self, askers: Waiters) {
         // The first load is not made because somebody asks.
         if self.trigger != audit::Trigger::Start {
             self.trigger = audit::Trigger::Command;

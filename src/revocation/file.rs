@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::line::{FORMAT, Header, Line, encode};
 use super::list::List;
-use super::replay::{OpenError, Replayed, replay};
+use super::replay::{LoadError, Replayed, replay};
 use super::watermark::{self, ListClock, Watermark};
 use crate::state::{self, FileError, Journal, Rotation, StateDir};
 
@@ -24,7 +24,7 @@ const NO_ROTATION: Rotation = Rotation { max_file_size: u64::MAX, keep: 0 };
 
 /// Lines that say nothing any more, beyond twice those that do, before the file is written anew: seldom enough that a
 /// command waits for it once in hundreds of times.
-const DEAD_LINES: usize = 1_000;
+const COMPACTION_SLACK: usize = 1_000;
 
 /// The file, and its high-water mark.
 pub(super) struct File {
@@ -61,7 +61,7 @@ pub(super) struct Opened {
     pub(super) file: File,
     pub(super) list: List,
     /// A loss that an operator has accepted.
-    pub(super) accepted: Option<(state::Accepted, OpenError)>,
+    pub(super) accepted: Option<(state::AcceptanceRecord, LoadError)>,
     /// Why the file cannot be written at the moment, if it cannot.
     pub(super) unwritten: Option<FileError>,
 }
@@ -70,8 +70,8 @@ impl File {
     /// Opens the file and reads the list. A file that can be read and not written is in force all the same.
     ///
     /// # Errors
-    /// See [`OpenError`].
-    pub(super) fn open(directory: &StateDir) -> Result<Opened, OpenError> {
+    /// See [`LoadError`].
+    pub(super) fn open(directory: &StateDir) -> Result<Opened, LoadError> {
         let Replayed { list, id, seq, lines, is_unended, mark, accepted } = replay(directory)?;
         let path = directory.path(NAME);
         let is_known = id.is_some();
@@ -93,7 +93,7 @@ impl File {
             self.left = identity(&self.path);
             self.journal = Some(Journal::open(self.path.clone(), NO_ROTATION)?.journal);
         }
-        if !is_whole || self.is_worn(list) {
+        if !is_whole || self.needs_compaction(list) {
             self.rewrite(list)?;
         }
         self.note()
@@ -152,8 +152,8 @@ impl File {
     }
 
     /// Whether most of what is in the file says nothing any more.
-    pub(super) fn is_worn(&self, list: &List) -> bool {
-        self.lines > 2 * list.len() + DEAD_LINES
+    pub(super) fn needs_compaction(&self, list: &List) -> bool {
+        self.lines > 2 * list.len() + COMPACTION_SLACK
     }
 
     /// Writes the list, and nothing else: without the entries that are being dropped.
@@ -197,7 +197,7 @@ impl File {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn settle_mark(&mut self) -> Result<(), FileError> {
+    pub(super) fn sync_mark(&mut self) -> Result<(), FileError> {
         if !self.mark.is_intact() {
             self.note()?;
         }

@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::list::{List, Record, Says, Source, Target};
+use super::list::{List, RevocationRecord, Source, SourceStatus, Target};
 
 /// The format of the list.
 pub(super) const FORMAT: u32 = 1;
@@ -61,18 +61,18 @@ pub(super) struct Line {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by_uid: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    says: Option<SaysLine>,
+    says: Option<StatusLine>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SaysLine {
-    status: Says,
+struct StatusLine {
+    status: SourceStatus,
     since: String,
     clock_ms: u64,
 }
 
-impl SaysLine {
+impl StatusLine {
     fn new(source: Source) -> Self {
         Self { status: source.says, since: source.since.to_string(), clock_ms: source.clock_ms }
     }
@@ -93,8 +93,8 @@ impl Line {
     }
 
     /// An entry, with all that is known of it.
-    pub(super) fn revoke(target: &Target, record: &Record) -> Self {
-        let says = record.source.map(SaysLine::new);
+    pub(super) fn revoke(target: &Target, record: &RevocationRecord) -> Self {
+        let says = record.source.map(StatusLine::new);
         Self { by_uid: Some(record.by_uid), says, ..Self::new(Action::Revoke, target, record.when) }
     }
 
@@ -103,7 +103,7 @@ impl Line {
     }
 
     pub(super) fn source(target: &Target, source: Source) -> Self {
-        Self { says: Some(SaysLine::new(source)), ..Self::new(Action::Source, target, source.since) }
+        Self { says: Some(StatusLine::new(source)), ..Self::new(Action::Source, target, source.since) }
     }
 
     pub(super) fn dropped(target: &Target, when: Timestamp) -> Self {
@@ -123,11 +123,11 @@ impl Line {
         let target = Target::new(self.key_id.as_deref(), self.owner.as_deref());
         let target = target.map_err(|error| error.to_string())?;
         let when = time("when", &self.when)?;
-        let source = self.says.as_ref().map(SaysLine::source).transpose()?;
+        let source = self.says.as_ref().map(StatusLine::source).transpose()?;
         match self.action {
             Action::Revoke => {
                 let by_uid = self.by_uid.ok_or("by_uid is missing")?;
-                list.insert(target, Record { when, by_uid, source, durable: true }, 0);
+                list.insert(target, RevocationRecord { when, by_uid, source, durable: true }, 0);
             }
             Action::Unrevoke | Action::Drop => drop(list.remove(&target)),
             Action::Source => {

@@ -73,7 +73,7 @@ impl Target {
 
 /// A revocation: its operator, its time, and what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct RevocationRecord {
     /// To the second.
     pub when: Timestamp,
     /// The operator's user.
@@ -88,7 +88,7 @@ pub struct Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// What that is.
-    pub says: Says,
+    pub says: SourceStatus,
     /// Since when, to the second.
     pub since: Timestamp,
     /// The list's own clock at that time, which decides when the entry is dropped.
@@ -98,7 +98,7 @@ pub struct Source {
 /// What a snapshot says of a key or an owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Says {
+pub enum SourceStatus {
     /// There are rows, and all of them are revoked.
     Revoked,
     /// A row is active: without the revocation it would be in force.
@@ -107,22 +107,22 @@ pub enum Says {
     Absent,
 }
 
-impl Record {
+impl RevocationRecord {
     /// Since when the source has said `revoked` without a break.
     pub fn agreed_since(&self) -> Option<Timestamp> {
-        self.source.filter(|source| source.says == Says::Revoked).map(|source| source.since)
+        self.source.filter(|source| source.says == SourceStatus::Revoked).map(|source| source.since)
     }
 
     /// Since when the source has said `active` after it had said `revoked`.
     pub fn conflict_since(&self) -> Option<Timestamp> {
-        self.source.filter(|source| source.says == Says::Active).map(|source| source.since)
+        self.source.filter(|source| source.says == SourceStatus::Active).map(|source| source.since)
     }
 }
 
 /// An entry, with what only this process knows of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    pub(super) record: Record,
+    pub(super) record: RevocationRecord,
     /// The number of the line that added it, among those of this process; 0: it was read.
     pub(super) ticket: u64,
     /// A line that drops it is being written.
@@ -138,7 +138,7 @@ pub(super) struct List {
 
 /// What a row's mark was set by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Marked {
+pub(super) struct MarkCounts {
     /// Rows that were looked at.
     pub(super) rows: usize,
     /// Those of them that are revoked now, whoever says so.
@@ -164,7 +164,7 @@ impl List {
         }
     }
 
-    pub(super) fn insert(&mut self, target: Target, record: Record, ticket: u64) {
+    pub(super) fn insert(&mut self, target: Target, record: RevocationRecord, ticket: u64) {
         let entry = Entry { record, ticket, dropping: false };
         match target {
             Target::Key(key_id) => self.keys.insert(key_id, entry),
@@ -194,12 +194,16 @@ impl List {
 
     /// The first `count` entries: those that are not durable or that the source contradicts, then the
     /// latest. `record` completes an entry's record.
-    pub(super) fn latest(&self, count: usize, record: impl Fn(&Entry) -> Record) -> Vec<(Target, Record)> {
+    pub(super) fn latest(
+        &self,
+        count: usize,
+        record: impl Fn(&Entry) -> RevocationRecord,
+    ) -> Vec<(Target, RevocationRecord)> {
         let keys = self.keys.iter().map(|(key_id, entry)| (false, &**key_id, record(entry)));
         let owners = self.owners.iter().map(|(owner, entry)| (true, &**owner, record(entry)));
         let mut entries: Vec<_> = owners.chain(keys).zip(0_u32..).collect();
         // As a stable sort would have them.
-        let rank = |((_, _, record), number): &((bool, &str, Record), u32)| {
+        let rank = |((_, _, record), number): &((bool, &str, RevocationRecord), u32)| {
             let is_in_order = record.durable && record.conflict_since().is_none();
             (is_in_order, Reverse(record.when), *number)
         };
@@ -219,8 +223,8 @@ impl List {
         &self,
         after: Option<&Target>,
         count: usize,
-        record: impl Fn(&Entry) -> Record,
-    ) -> Vec<(Target, Record)> {
+        record: impl Fn(&Entry) -> RevocationRecord,
+    ) -> Vec<(Target, RevocationRecord)> {
         let owners = match after {
             Some(Target::Key(_)) => None,
             after => Some(self.owners.range::<str, _>(behind(after.and_then(Target::owner)))),
@@ -244,8 +248,8 @@ impl List {
     }
 
     /// Marks the rows of `target` as the list has them: a row can be revoked by its key and by its owner.
-    pub(super) fn mark(&self, snapshot: &Snapshot, target: &Target) -> Marked {
-        let mut marked = Marked::default();
+    pub(super) fn mark(&self, snapshot: &Snapshot, target: &Target) -> MarkCounts {
+        let mut marked = MarkCounts::default();
         let mut mark = |key: Key<'_>| {
             key.set_revoked(self.covers(key));
             marked.rows += 1;
@@ -260,7 +264,7 @@ impl List {
 
     /// What `snapshot` says of each entry, and how many rows it has. A row that was set aside could be one of any key and owner, so
     /// beside it nothing is said to be revoked in all of its rows.
-    pub(super) fn compare(&self, snapshot: &Snapshot) -> Vec<(Target, Says, usize)> {
+    pub(super) fn compare(&self, snapshot: &Snapshot) -> Vec<(Target, SourceStatus, usize)> {
         let mut owners: HashMap<&str, Found> = HashMap::new();
         if !self.owners.is_empty() {
             for key in snapshot.rows_of_owners(|owner| self.owners.contains_key(owner)) {
@@ -270,7 +274,7 @@ impl List {
         }
         let is_complete = !snapshot.table().has_set_aside();
         let says = |found: Found| match found.says() {
-            Says::Revoked if !is_complete => Says::Absent,
+            SourceStatus::Revoked if !is_complete => SourceStatus::Absent,
             says => says,
         };
         let keys = self.keys.keys().map(|key_id| {
@@ -308,11 +312,11 @@ impl Found {
         }
     }
 
-    fn says(self) -> Says {
+    fn says(self) -> SourceStatus {
         match self {
-            Self { active: 1.., .. } => Says::Active,
-            Self { rows: 1.., .. } if self.revoked == self.rows => Says::Revoked,
-            _ => Says::Absent,
+            Self { active: 1.., .. } => SourceStatus::Active,
+            Self { rows: 1.., .. } if self.revoked == self.rows => SourceStatus::Revoked,
+            _ => SourceStatus::Absent,
         }
     }
 }
@@ -329,7 +333,7 @@ mod tests {
             let when = Timestamp::from_second(number * 7 % 11).expect("a time");
             let text = format!("{number:02}").into();
             let target = if number % 3 == 0 { Target::Owner(text) } else { Target::Key(text) };
-            list.insert(target, Record { when, by_uid: 0, source: None, durable: true }, 0);
+            list.insert(target, RevocationRecord { when, by_uid: 0, source: None, durable: true }, 0);
         }
         let record = |entry: &Entry| entry.record;
         let all = list.latest(usize::MAX, record);

@@ -21,10 +21,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tracing::{info, warn};
 
-use crate::publish::{Epochs, Published, Publisher, Served};
+use crate::publish::{Epochs, Published, Publisher, SnapshotReader};
 use crate::record::Quoted;
 use crate::snapshot::Snapshot;
-use crate::state::{Accepted, FileError, StateDir, this_second};
+use crate::state::{AcceptanceRecord, FileError, StateDir, current_second};
 
 mod file;
 mod line;
@@ -38,10 +38,10 @@ mod writer;
 
 use file::File;
 use line::Line;
-use list::{Entry, List, Marked};
-pub use list::{Record, Says, Source, Target, TargetError};
-pub use replay::OpenError;
-pub use settle::{Keep, Settled};
+use list::{Entry, List, MarkCounts};
+pub use list::{RevocationRecord, Source, SourceStatus, Target, TargetError};
+pub use replay::LoadError;
+pub use settle::{Reconciliation, Retention};
 use watermark::ListClock;
 pub use writer::Durability;
 use writer::Writer;
@@ -55,11 +55,11 @@ const NO_DIRECTORY: &str =
     "the daemon has no state directory: name one with --state-dir or server.state_dir, and start it again";
 
 /// The ticket of a line that is not given to a disk, or not yet: it is behind all that are durable.
-const NOT_GIVEN: u64 = u64::MAX;
+const NOT_QUEUED: u64 = u64::MAX;
 
 /// The list, and what it is applied to.
 pub struct Revocations {
-    served: Served,
+    snapshots: SnapshotReader,
     epochs: Epochs,
     /// Held by commands and by swaps of snapshots, from the first step to the last but those that wait.
     order: Mutex<Order>,
@@ -77,15 +77,15 @@ struct Order {
 }
 
 /// The list, as it was found in the state directory.
-pub struct Loaded {
+pub struct LoadedList {
     list: List,
     kept: Option<(Arc<StateDir>, File, Option<FileError>)>,
-    accepted: Option<(Accepted, OpenError)>,
+    accepted: Option<(AcceptanceRecord, LoadError)>,
 }
 
 /// A command that was carried out. It may be answered when `epoch` is [passed](Epochs::passed).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct CommandOutcome {
     /// It was so before.
     pub already: bool,
     /// Rows that have that key id or owner; 0 where no keys are loaded.
@@ -102,7 +102,7 @@ pub struct Change {
 
 /// Why a command was not carried out. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum RevokeError {
     /// The source has no such key or owner.
     #[error("no key {} in generation {generation}{}", of(target), advice(target))]
     Unknown {
@@ -165,20 +165,20 @@ fn advice(target: &Target) -> &'static str {
 ///
 /// # Errors
 /// When it cannot be read to its end, or is not complete: what is in it must be in force from the first answer on.
-pub fn load(directory: Option<Arc<StateDir>>) -> Result<Loaded, OpenError> {
+pub fn load(directory: Option<Arc<StateDir>>) -> Result<LoadedList, LoadError> {
     let Some(directory) = directory else {
-        return Ok(Loaded { list: List::default(), kept: None, accepted: None });
+        return Ok(LoadedList { list: List::default(), kept: None, accepted: None });
     };
     let file::Opened { file, list, accepted, unwritten } = File::open(&directory)?;
-    if let Some((Accepted { by_uid, at }, loss)) = &accepted {
+    if let Some((AcceptanceRecord { by_uid, at }, loss)) = &accepted {
         warn!(by_uid, %at, %loss, entries = list.len(), "a loss of revocations has been accepted");
     }
-    Ok(Loaded { list, kept: Some((directory, file, unwritten)), accepted })
+    Ok(LoadedList { list, kept: Some((directory, file, unwritten)), accepted })
 }
 
-impl Loaded {
+impl LoadedList {
     /// The loss that an operator has accepted, if there was one, and how many revocations are left.
-    pub fn accepted_loss(&self) -> Option<(Accepted, usize)> {
+    pub fn accepted_loss(&self) -> Option<(AcceptanceRecord, usize)> {
         self.accepted.as_ref().map(|(accepted, _)| (*accepted, self.list.len()))
     }
 }
@@ -187,8 +187,8 @@ impl Revocations {
     /// [Loads](load) the list and puts it in force.
     ///
     /// # Errors
-    /// See [`OpenError`].
-    pub fn open(directory: Option<Arc<StateDir>>, publisher: &Publisher) -> Result<Self, OpenError> {
+    /// See [`LoadError`].
+    pub fn open(directory: Option<Arc<StateDir>>, publisher: &Publisher) -> Result<Self, LoadError> {
         Self::start(load(directory)?, publisher)
     }
 
@@ -196,8 +196,8 @@ impl Revocations {
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn start(loaded: Loaded, publisher: &Publisher) -> Result<Self, OpenError> {
-        let Loaded { list, kept, .. } = loaded;
+    pub fn start(loaded: LoadedList, publisher: &Publisher) -> Result<Self, LoadError> {
+        let LoadedList { list, kept, .. } = loaded;
         if list.len() > 0 {
             info!(entries = list.len(), conflicts = list.conflicts(), "revocations are in force");
         }
@@ -209,7 +209,7 @@ impl Revocations {
         });
         let writer = writer.transpose()?;
         Ok(Self {
-            served: publisher.served(),
+            snapshots: publisher.reader(),
             epochs: publisher.epochs(),
             order: Mutex::new(Order { since: None }),
             list,
@@ -221,10 +221,10 @@ impl Revocations {
     /// Revokes `target`. Waits for the disk: not for an asynchronous thread.
     ///
     /// # Errors
-    /// See [`Refused`].
-    pub fn revoke(&self, target: Target, by_uid: u32) -> Result<Change, Refused> {
+    /// See [`RevokeError`].
+    pub fn revoke(&self, target: Target, by_uid: u32) -> Result<CommandOutcome, RevokeError> {
         let mut order = self.order();
-        let snapshot = self.served.snapshot();
+        let snapshot = self.snapshots.current();
         let known = self.list().get(&target).copied();
         // One that is being dropped is revoked anew, so that it is not.
         if let Some(known) = known.filter(|entry| !entry.dropping) {
@@ -234,21 +234,24 @@ impl Revocations {
         }
         match (&snapshot, &target) {
             (Some(snapshot), target) if !exists(snapshot, target) => {
-                return Err(Refused::Unknown { target: target.clone(), generation: snapshot.generation() });
+                return Err(RevokeError::Unknown {
+                    target: target.clone(),
+                    generation: snapshot.generation(),
+                });
             }
             (None, target) if may_be_key(target) => {
-                return Err(Refused::MayBeKey { target: target.clone() });
+                return Err(RevokeError::MayBeKey { target: target.clone() });
             }
             _ => {}
         }
         if known.is_none() && self.list().len() >= MAX_ENTRIES {
-            return Err(Refused::Full);
+            return Err(RevokeError::Full);
         }
         let source = known.and_then(|entry| entry.record.source);
-        let record = Record { when: this_second(), by_uid, source, durable: false };
+        let record = RevocationRecord { when: current_second(), by_uid, source, durable: false };
         // On the list before its line is given: where the whole list is written instead of the line, it must be there.
-        self.list_mut().insert(target.clone(), record, NOT_GIVEN);
-        let ticket = self.give([Line::revoke(&target, &record)]);
+        self.list_mut().insert(target.clone(), record, NOT_QUEUED);
+        let ticket = self.enqueue([Line::revoke(&target, &record)]);
         if let Some(entry) = self.list_mut().get_mut(&target) {
             entry.ticket = ticket;
         }
@@ -260,14 +263,14 @@ impl Revocations {
     /// Takes a revocation back: what the source says holds again. One that cannot be written is revoked again after a restart.
     ///
     /// # Errors
-    /// See [`Refused`].
-    pub fn unrevoke(&self, target: Target, by_uid: u32) -> Result<Change, Refused> {
+    /// See [`RevokeError`].
+    pub fn unrevoke(&self, target: Target, by_uid: u32) -> Result<CommandOutcome, RevokeError> {
         let mut order = self.order();
         if self.list_mut().remove(&target).is_none() {
-            return Err(Refused::NotRevoked { target });
+            return Err(RevokeError::NotRevoked { target });
         }
-        let ticket = self.give([Line::unrevoke(&target, this_second(), by_uid)]);
-        let snapshot = self.served.snapshot();
+        let ticket = self.enqueue([Line::unrevoke(&target, current_second(), by_uid)]);
+        let snapshot = self.snapshots.current();
         let pending = self.put_in_force(snapshot.as_deref(), target, &mut order);
         drop(order);
         Ok(self.wait(pending, ticket))
@@ -275,7 +278,7 @@ impl Revocations {
 
     /// Everything on the list: what is not durable or contradicted by the source first, then the latest.
     #[cfg(test)]
-    pub fn entries(&self) -> Vec<(Target, Record)> {
+    pub fn entries(&self) -> Vec<(Target, RevocationRecord)> {
         self.latest(usize::MAX).1
     }
 
@@ -287,13 +290,13 @@ impl Revocations {
 
     /// How many entries are on the list, and the first `count`: what is not durable or contradicted by the
     /// source comes first, then the latest.
-    pub fn latest(&self, count: usize) -> (usize, Vec<(Target, Record)>) {
+    pub fn latest(&self, count: usize) -> (usize, Vec<(Target, RevocationRecord)>) {
         let (written, list) = (self.written(), self.list());
         (list.len(), list.latest(count, |entry| record(entry, written)))
     }
 
     /// How many entries are on the list, and the next `count` behind `after`, in the order of their names.
-    pub fn page(&self, after: Option<&Target>, count: usize) -> (usize, Vec<(Target, Record)>) {
+    pub fn page(&self, after: Option<&Target>, count: usize) -> (usize, Vec<(Target, RevocationRecord)>) {
         let (written, list) = (self.written(), self.list());
         (list.len(), list.page(after, count, |entry| record(entry, written)))
     }
@@ -323,21 +326,21 @@ impl Revocations {
     }
 
     /// Gives lines to the disk, in the order in which the list changes; returns the number of the last.
-    fn give(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
-        self.writer.as_ref().map_or(NOT_GIVEN, |writer| writer.give(lines))
+    fn enqueue(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
+        self.writer.as_ref().map_or(NOT_QUEUED, |writer| writer.enqueue(lines))
     }
 
     /// Completes a change with what has become of its line.
-    fn wait(&self, change: Change, ticket: u64) -> Change {
+    fn wait(&self, change: CommandOutcome, ticket: u64) -> CommandOutcome {
         let durability = match &self.writer {
             Some(writer) => writer.wait(ticket),
             None => Durability::NotDurable(NO_DIRECTORY.into()),
         };
-        Change { durability, ..change }
+        CommandOutcome { durability, ..change }
     }
 
     /// The last steps of a command under the order, once the list is changed.
-    fn put_in_force(&self, snapshot: Option<&Snapshot>, target: Target, order: &mut Order) -> Change {
+    fn put_in_force(&self, snapshot: Option<&Snapshot>, target: Target, order: &mut Order) -> CommandOutcome {
         let change = self.change(snapshot, &target, false);
         if let Some(since) = &mut order.since {
             since.push(target);
@@ -346,13 +349,13 @@ impl Revocations {
     }
 
     /// Marks the rows, and ends the epoch: also where another command has, whose sender may still be waiting for it.
-    fn change(&self, snapshot: Option<&Snapshot>, target: &Target, already: bool) -> Change {
+    fn change(&self, snapshot: Option<&Snapshot>, target: &Target, already: bool) -> CommandOutcome {
         let list = self.list();
-        let Marked { rows, revoked } =
+        let MarkCounts { rows, revoked } =
             snapshot.map(|snapshot| list.mark(snapshot, target)).unwrap_or_default();
         let generation = snapshot.map_or(0, Snapshot::generation);
         let epoch = self.epochs.advance();
-        Change { already, keys: rows, revoked, generation, epoch, durability: Durability::Durable }
+        CommandOutcome { already, keys: rows, revoked, generation, epoch, durability: Durability::Durable }
     }
 
     fn order(&self) -> MutexGuard<'_, Order> {
@@ -369,8 +372,8 @@ impl Revocations {
 }
 
 /// What is known of an entry, given the last line that is durable.
-fn record(entry: &Entry, written: Option<u64>) -> Record {
-    Record { durable: written.is_some_and(|written| entry.ticket <= written), ..entry.record }
+fn record(entry: &Entry, written: Option<u64>) -> RevocationRecord {
+    RevocationRecord { durable: written.is_some_and(|written| entry.ticket <= written), ..entry.record }
 }
 
 fn exists(snapshot: &Snapshot, target: &Target) -> bool {

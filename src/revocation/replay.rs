@@ -11,11 +11,11 @@ use super::file;
 use super::line::{FORMAT, Header, Line};
 use super::list::List;
 use super::watermark::{self, Found, Mark};
-use crate::state::{self, Acceptance, Accepted, FileError, StateDir};
+use crate::state::{self, Acceptance, AcceptanceRecord, FileError, StateDir};
 
 /// Why the daemon does not start with the list of revocations.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum LoadError {
     /// A file cannot be opened, read or mended.
     #[error(transparent)]
     File(#[from] FileError),
@@ -50,11 +50,11 @@ pub enum OpenError {
 /// Largest number of a line. No list comes near it, and sums with numbers up to it do not overflow.
 const MAX_SEQ: u64 = u64::MAX / 2;
 
-/// Completes an [`OpenError`].
+/// Completes an [`LoadError`].
 const HOW_TO_ACCEPT: &str = "or, to go on with the revocations that are left, run once: keyward state accept \
                              lost-revocations (with the daemon's --config or --state-dir), and start again";
 
-impl OpenError {
+impl LoadError {
     /// Whether it is about what the files say, rather than about the system: starting again does not help.
     pub fn is_about_content(&self) -> bool {
         !matches!(self, Self::File(_))
@@ -74,14 +74,14 @@ pub(super) struct Replayed {
     pub(super) is_unended: bool,
     pub(super) mark: Option<Mark>,
     /// A loss that an operator has accepted.
-    pub(super) accepted: Option<(Accepted, OpenError)>,
+    pub(super) accepted: Option<(AcceptanceRecord, LoadError)>,
 }
 
 /// Reads the list in `directory`. An acceptance is taken, needed or not.
 ///
 /// # Errors
-/// See [`OpenError`].
-pub(super) fn replay(directory: &StateDir) -> Result<Replayed, OpenError> {
+/// See [`LoadError`].
+pub(super) fn replay(directory: &StateDir) -> Result<Replayed, LoadError> {
     let path = directory.path(file::NAME);
     let content = state::read(&path)?;
     let found = watermark::read(&directory.path(watermark::NAME))?;
@@ -89,12 +89,12 @@ pub(super) fn replay(directory: &StateDir) -> Result<Replayed, OpenError> {
     let problem = read.damage.or_else(|| {
         let problem = loss(directory, content.as_deref(), read.header.as_ref(), read.seq, &found);
         let problem = problem.or(read.gap);
-        problem.map(|problem| OpenError::Lost { path, problem })
+        problem.map(|problem| LoadError::Lost { path, problem })
     });
     let acceptance = directory.take_acceptance(Acceptance::LostRevocations)?;
     let accepted = match (problem, acceptance) {
         (None, None) => None,
-        (None, Some(Accepted { by_uid, at })) => {
+        (None, Some(AcceptanceRecord { by_uid, at })) => {
             tracing::info!(by_uid, %at, "the list of revocations is complete: nothing was lost that had to be accepted");
             None
         }
@@ -159,7 +159,7 @@ struct Read {
     lines: usize,
     is_unended: bool,
     /// The first line that cannot be understood. Where it is accepted, lines that cannot be parsed count for nothing.
-    damage: Option<OpenError>,
+    damage: Option<LoadError>,
     /// A line whose number does not follow.
     gap: Option<String>,
 }
@@ -180,13 +180,13 @@ impl Read {
             header,
         };
         if let Some(problem) = read.header.as_ref().and_then(header_problem) {
-            read.damage = Some(OpenError::Damaged { path: path.to_path_buf(), line: 1, problem });
+            read.damage = Some(LoadError::Damaged { path: path.to_path_buf(), line: 1, problem });
             read.seq = 0;
         }
         let first = usize::from(read.header.is_some());
         for (line, number) in lines.iter().zip(1..).skip(first) {
             if let Err(problem) = read.take(line, number) {
-                let damaged = || OpenError::Damaged { path: path.to_path_buf(), line: number, problem };
+                let damaged = || LoadError::Damaged { path: path.to_path_buf(), line: number, problem };
                 read.damage.get_or_insert_with(damaged);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! An export can be older than the one before it, for example where it comes from a replica that lags. So an entry that the
 //! source agrees with, by calling all rows of that key or owner revoked, stays on the list until it has done so at every load
-//! for as long as [`Keep`] says, by the [list's own clock](super::watermark). A load with a row that is active, or without
+//! for as long as [`Retention`] says, by the [list's own clock](super::watermark). A load with a row that is active, or without
 //! rows, begins that anew. A source that says active after it had said revoked contradicts the revocation: that is
 //! reported once when it begins, and the key stays revoked.
 
@@ -12,24 +12,24 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::line::Line;
-use super::list::{Entry, Says, Source, Target};
-use super::{Durability, Revocations, this_second};
+use super::list::{Entry, Source, SourceStatus, Target};
+use super::{Durability, Revocations, current_second};
 use crate::audit::{self, Audit, Event};
 use crate::snapshot::Snapshot;
 
 /// Conflicts that are named in the log, of those that begin with one load. The audit trail has all of them.
-const MAX_LOGGED: usize = 20;
+const MAX_LOGGED_CONFLICTS: usize = 20;
 
 /// How long a revocation outlives the source's agreement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
+pub enum Retention {
     /// So long; zero: it is dropped by the first load that agrees.
     For(Duration),
     /// Until it is taken back.
     Forever,
 }
 
-impl Keep {
+impl Retention {
     /// Long enough for an export that lags, or is restored from a backup of last week, to be found.
     pub const DEFAULT: Self = Self::For(Duration::from_secs(7 * 86_400));
 
@@ -40,7 +40,7 @@ impl Keep {
 
 /// What a load changed about the list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
+pub struct Reconciliation {
     /// Entries that the source has made superfluous, and that are off the list.
     pub dropped: usize,
     /// Entries on the list that the source contradicts.
@@ -48,27 +48,31 @@ pub struct Settled {
 }
 
 /// Something that begins with a load.
-pub(super) struct News {
+pub(super) struct StatusChange {
     pub(super) target: Target,
-    pub(super) says: Says,
+    pub(super) says: SourceStatus,
     keys: usize,
 }
 
 impl Revocations {
     /// Compares the list with `snapshot`, which is the one in force, and drops what the source has said itself for as long
     /// as `keep` says; changes go to `audit`. What cannot be dropped durably stays, and is tried again after the next load.
-    pub fn settle(&self, snapshot: &Snapshot, keep: Keep, audit: &Audit) -> Settled {
+    pub fn reconcile(&self, snapshot: &Snapshot, keep: Retention, audit: &Audit) -> Reconciliation {
         let (news, due) = self.compare(snapshot, keep);
         let dropped = self.drop_durably(snapshot, due);
-        audit.in_force(snapshot.generation());
+        audit.set_generation(snapshot.generation());
         report(&news);
         let events: Vec<Event<'_>> = news.iter().map(event_of).chain(dropped.iter().map(drop_of)).collect();
         audit.record_all(&events);
-        Settled { dropped: dropped.len(), conflicts: self.list().conflicts() }
+        Reconciliation { dropped: dropped.len(), conflicts: self.list().conflicts() }
     }
 
     /// Notes what the source says of each entry, and returns what is new, and the entries that are due to be dropped.
-    pub(super) fn compare(&self, snapshot: &Snapshot, keep: Keep) -> (Vec<News>, Vec<(Target, usize)>) {
+    pub(super) fn compare(
+        &self,
+        snapshot: &Snapshot,
+        keep: Retention,
+    ) -> (Vec<StatusChange>, Vec<(Target, usize)>) {
         // The long part, beside commands that go on.
         let before = self.list().clone();
         let found = before.compare(snapshot);
@@ -77,7 +81,7 @@ impl Revocations {
         let (mut news, mut due, mut lines) = (Vec::new(), Vec::new(), Vec::new());
         let _order = self.order();
         let mut list = self.list_mut();
-        let (clock_ms, since) = (self.clock.now_ms(), this_second());
+        let (clock_ms, since) = (self.clock.now_ms(), current_second());
         for (target, says, keys) in found {
             // One that was taken back meanwhile is not there any more.
             let Some(entry) = list.get_mut(&target) else { continue };
@@ -87,13 +91,13 @@ impl Revocations {
                 due.push((target, keys));
             } else if let Some(source) = change {
                 lines.push(Line::source(&target, source));
-                news.push(News { target, says, keys });
+                news.push(StatusChange { target, says, keys });
             }
         }
         drop(list);
         // What is lost of these lines begins anew after a restart: the entry stays for longer.
         if !lines.is_empty() {
-            self.give(lines);
+            self.enqueue(lines);
         }
         (news, due)
     }
@@ -118,7 +122,7 @@ impl Revocations {
                 }
             }
             drop(list);
-            self.give(lines);
+            self.enqueue(lines);
             return Vec::new();
         }
         // One that was revoked again meanwhile stays.
@@ -149,19 +153,19 @@ impl Revocations {
             return None;
         }
         let Some(writer) = &self.writer else { return Some(Durability::Durable) };
-        let when = this_second();
-        let ticket = writer.give_optional(due.iter().map(|(target, _)| Line::dropped(target, when)));
+        let when = current_second();
+        let ticket = writer.enqueue_optional(due.iter().map(|(target, _)| Line::dropped(target, when)));
         // Commands do not wait for the disk.
         drop(order);
-        Some(writer.wait_on(ticket))
+        Some(writer.wait_optional(ticket))
     }
 }
 
 /// Notes what the source says of an entry. Returns what is new about that; a source that has never said `revoked` says
 /// nothing new.
-fn note(entry: &mut Entry, says: Says, since: Timestamp, clock_ms: u64) -> Option<Source> {
+fn note(entry: &mut Entry, says: SourceStatus, since: Timestamp, clock_ms: u64) -> Option<Source> {
     let before = entry.record.source;
-    if before.map_or(says != Says::Revoked, |source| source.says == says) {
+    if before.map_or(says != SourceStatus::Revoked, |source| source.says == says) {
         return None;
     }
     let source = Source { says, since, clock_ms };
@@ -175,10 +179,10 @@ fn agreed_for(entry: &Entry, clock_ms: u64) -> Duration {
     Duration::from_millis(clock_ms.saturating_sub(since_ms))
 }
 
-fn report(news: &[News]) {
-    let of = |says: Says| news.iter().filter(move |news| news.says == says);
-    let conflicts = of(Says::Active).count();
-    for News { target, keys, .. } in of(Says::Active).take(MAX_LOGGED) {
+fn report(news: &[StatusChange]) {
+    let of = |says: SourceStatus| news.iter().filter(move |news| news.says == says);
+    let conflicts = of(SourceStatus::Active).count();
+    for StatusChange { target, keys, .. } in of(SourceStatus::Active).take(MAX_LOGGED_CONFLICTS) {
         let (key_id, owner) = (target.key_id(), target.owner());
         warn!(
             key_id,
@@ -188,26 +192,26 @@ fn report(news: &[News]) {
              keyward unrevoke"
         );
     }
-    if conflicts > MAX_LOGGED {
+    if conflicts > MAX_LOGGED_CONFLICTS {
         warn!(conflicts, "more revocations are contradicted by the source: keyward status --json lists them");
     }
-    let agreed = of(Says::Revoked).count();
+    let agreed = of(SourceStatus::Revoked).count();
     if agreed > 0 {
         info!(agreed, "the source says revoked itself; the revocations are kept for revocation.keep");
     }
 }
 
 /// Everything on the list may be named: it was in a source once, or its text cannot be a key.
-fn named<'a>(target: &'a Target, keys: usize) -> audit::Listed<'a> {
-    audit::Listed { key_id: target.key_id(), owner: target.owner(), keys }
+fn named<'a>(target: &'a Target, keys: usize) -> audit::RevocationStatus<'a> {
+    audit::RevocationStatus { key_id: target.key_id(), owner: target.owner(), keys }
 }
 
-fn event_of(news: &News) -> Event<'_> {
+fn event_of(news: &StatusChange) -> Event<'_> {
     let listed = named(&news.target, news.keys);
     match news.says {
-        Says::Revoked => Event::RevocationAgreed(listed),
-        Says::Active => Event::RevocationConflict(listed),
-        Says::Absent => Event::RevocationUnconfirmed(listed),
+        SourceStatus::Revoked => Event::RevocationAgreed(listed),
+        SourceStatus::Active => Event::RevocationConflict(listed),
+        SourceStatus::Absent => Event::RevocationUnconfirmed(listed),
     }
 }
 

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::audit::Audit;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::{KeyRecord, Status};
 use crate::snapshot::{Builder, Stamp};
 
@@ -27,10 +27,10 @@ fn snapshot(keys: u32, generation: u64, status: impl Fn(u32) -> Status) -> Arc<S
         builder.add(number.into(), &record).expect("a good row");
     }
     let limiter = Limiter::new();
-    let mut ledger = Ledger::new();
+    let mut allocator = SlotAllocator::new();
     let stamp = Stamp { generation, ..Stamp::default() };
     Arc::new(
-        builder.finish().publishable(&mut ledger.claim(&limiter), None, stamp).expect("no limits at all"),
+        builder.finish().publishable(&mut allocator.begin(&limiter), None, stamp).expect("no limits at all"),
     )
 }
 
@@ -58,8 +58,8 @@ fn lines(directory: &TempDir) -> usize {
 }
 
 /// Settles the list with `snapshot`, without an audit trail.
-fn settle(revocations: &Revocations, snapshot: &Snapshot, keep: Keep) -> (usize, usize) {
-    let Settled { dropped, conflicts } = revocations.settle(snapshot, keep, &Audit::off());
+fn reconcile(revocations: &Revocations, snapshot: &Snapshot, keep: Retention) -> (usize, usize) {
+    let Reconciliation { dropped, conflicts } = revocations.reconcile(snapshot, keep, &Audit::disabled());
     (dropped, conflicts)
 }
 
@@ -72,7 +72,7 @@ fn wait_until_durable(revocations: &Revocations) {
     }
 }
 
-fn reason(change: &Change) -> &str {
+fn reason(change: &CommandOutcome) -> &str {
     match &change.durability {
         Durability::NotDurable(reason) => reason,
         Durability::Durable => panic!("durable"),
@@ -88,7 +88,7 @@ fn block(directory: &TempDir) -> std::path::PathBuf {
 }
 
 fn is_revoked(publisher: &Publisher, number: u32) -> bool {
-    let snapshot = publisher.served().snapshot().expect("published");
+    let snapshot = publisher.reader().current().expect("published");
     snapshot.find_by_id(&format!("k{number}")).expect("there").status() == Status::Revoked
 }
 
@@ -108,11 +108,11 @@ fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     assert!(is_revoked(&publisher, 0), "in the next snapshot too");
     let change = revocations.unrevoke(key(0), 0).expect("taken back");
     assert!(reason(&change).contains("no state directory") && !is_revoked(&publisher, 0));
-    assert!(matches!(revocations.unrevoke(key(0), 0), Err(Refused::NotRevoked { .. })));
+    assert!(matches!(revocations.unrevoke(key(0), 0), Err(RevokeError::NotRevoked { .. })));
     // The source agrees and there is nothing that could fail.
     revocations.revoke(key(0), 0).expect("in force");
     let next = snapshot(2, 3, |_| Status::Revoked);
-    assert_eq!(settle(&revocations, &next, Keep::For(Duration::ZERO)), (1, 0));
+    assert_eq!(reconcile(&revocations, &next, Retention::For(Duration::ZERO)), (1, 0));
     assert_eq!(revocations.entries(), []);
 }
 
@@ -236,15 +236,15 @@ fn optional_line_that_was_given_up_is_never_durable() {
     revocations.revoke(key(0), 0).expect("revoked");
     let path = block(&directory);
     let writer = revocations.writer.as_ref().expect("a state directory");
-    let given_up = writer.give_optional([Line::dropped(&key(0), this_second())]);
-    assert!(matches!(writer.wait_on(given_up), Durability::NotDurable(_)));
+    let given_up = writer.enqueue_optional([Line::dropped(&key(0), current_second())]);
+    assert!(matches!(writer.wait_optional(given_up), Durability::NotDurable(_)));
     fs::remove_dir(&path).expect("out of the way");
-    let written = writer.give([Line::revoke(&key(1), &revocations.entries()[0].1)]);
+    let written = writer.enqueue([Line::revoke(&key(1), &revocations.entries()[0].1)]);
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while writer.wait(written) != Durability::Durable {
         assert!(std::time::Instant::now() < deadline, "never written");
     }
-    assert!(matches!(writer.wait_on(given_up), Durability::NotDurable(_)));
+    assert!(matches!(writer.wait_optional(given_up), Durability::NotDurable(_)));
 }
 
 /// A list that another program has removed is there again without another command.
@@ -360,7 +360,7 @@ fn no_command_falls_between_two_snapshots() {
                 generation += 1;
                 let next = active(KEYS, generation);
                 drop(revocations.publish(&publisher, Arc::clone(&next)));
-                assert_eq!(settle(&revocations, &next, Keep::For(Duration::ZERO)), (0, 0));
+                assert_eq!(reconcile(&revocations, &next, Retention::For(Duration::ZERO)), (0, 0));
             }
         });
         let _end = scope.spawn(|| {

@@ -194,7 +194,7 @@ impl Mark {
 
 /// CLOCK_BOOTTIME and the calendar.
 fn moment() -> (u64, u64) {
-    let moment = Clock::moment(None, None);
+    let moment = Clock::reading(None, None);
     (moment.boottime / 1_000_000, moment.realtime / 1_000_000)
 }
 

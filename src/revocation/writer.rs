@@ -98,7 +98,7 @@ impl Writer {
         let shared = Arc::new(Shared { queue, given: Condvar::new(), tried: Condvar::new() });
         let clock = file.clock();
         let health = directory.health().clone();
-        let mut keeping = Keeping {
+        let mut keeping = WriterThread {
             directory,
             file,
             list,
@@ -112,16 +112,16 @@ impl Writer {
     }
 
     /// Gives lines to be written, and returns the number of the last. To be called in the order in which the list changes.
-    pub(super) fn give(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
-        self.give_as(lines, false)
+    pub(super) fn enqueue(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
+        self.enqueue_as(lines, false)
     }
 
     /// The same for lines that are given up if they cannot be written at once.
-    pub(super) fn give_optional(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
-        self.give_as(lines, true)
+    pub(super) fn enqueue_optional(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
+        self.enqueue_as(lines, true)
     }
 
-    fn give_as(&self, lines: impl IntoIterator<Item = Line>, is_optional: bool) -> u64 {
+    fn enqueue_as(&self, lines: impl IntoIterator<Item = Line>, is_optional: bool) -> u64 {
         let mut queue = self.shared.queue();
         let before = queue.lines.len();
         queue.lines.extend(lines.into_iter().map(|line| Queued { line, is_optional }));
@@ -136,7 +136,7 @@ impl Writer {
     }
 
     /// The same for as long as it takes, of optional lines.
-    pub(super) fn wait_on(&self, ticket: u64) -> Durability {
+    pub(super) fn wait_optional(&self, ticket: u64) -> Durability {
         self.wait_for(ticket, None)
     }
 
@@ -199,7 +199,7 @@ impl Shared {
 }
 
 /// The thread's own.
-struct Keeping {
+struct WriterThread {
     directory: Arc<StateDir>,
     file: File,
     list: Arc<RwLock<List>>,
@@ -212,7 +212,7 @@ struct Keeping {
     noted: Instant,
 }
 
-impl Keeping {
+impl WriterThread {
     fn run(&mut self) {
         loop {
             let (given, last, is_ending) = self.next();
@@ -257,7 +257,7 @@ impl Keeping {
         self.waiting.clear();
         self.note();
         let worn = Some(self.list.read().unwrap_or_else(PoisonError::into_inner));
-        let worn = worn.filter(|list| self.file.is_worn(list)).map(|list| list.clone());
+        let worn = worn.filter(|list| self.file.needs_compaction(list)).map(|list| list.clone());
         if let Some(list) = worn {
             match self.file.rewrite(&list) {
                 Ok(()) => self.note(),
@@ -308,7 +308,7 @@ impl Keeping {
         if self.noted.elapsed() >= NOTE {
             self.note();
         }
-        let result = self.file.settle_mark();
+        let result = self.file.sync_mark();
         self.report_mark(result);
     }
 
@@ -322,7 +322,7 @@ impl Keeping {
     fn end(&mut self) {
         if self.retry.is_none() {
             self.note();
-            let result = self.file.settle_mark();
+            let result = self.file.sync_mark();
             self.report_mark(result);
         }
     }

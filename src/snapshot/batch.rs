@@ -7,7 +7,7 @@
 use std::hash::BuildHasher;
 
 use crate::memory::{self, prefetch};
-use crate::record::{Digest, Fields, KeyRecord};
+use crate::record::{Digest, FieldSet, KeyRecord};
 use crate::snapshot::IdHasher;
 use crate::snapshot::build::{Builder, RowError};
 use crate::snapshot::bulk::Bulk;
@@ -47,7 +47,7 @@ pub struct Batch {
     /// What the rows' policies are.
     policies: Vec<PolicyKey>,
     /// The fields that any row has a value for.
-    given: Fields,
+    given: FieldSet,
 }
 
 impl Hashes {

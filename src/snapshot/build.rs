@@ -8,7 +8,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use crate::memory::{self, Huge, HugeText, HugeVec};
-use crate::record::{Digest, Fields, KeyRecord, Plans, UnknownPlan, on_top};
+use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError, merge_limits};
 use crate::snapshot::entry::{Entry, Identity};
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::intern::{Interner, PolicyKey};
@@ -43,9 +43,9 @@ pub struct Keys {
     pub(super) metadata: HugeVec<(u32, u64)>,
     pub(super) metadata_texts: HugeText,
     /// The fields that any row has a value for.
-    pub(super) given: Fields,
+    pub(super) given: FieldSet,
     /// The restrictions that keys had whose rows are set aside.
-    pub(super) set_aside_given: Fields,
+    pub(super) set_aside_given: FieldSet,
     /// Whether rows of the export are set aside.
     pub(super) has_set_aside: bool,
     /// The plans that rows are on.
@@ -77,7 +77,7 @@ pub enum RowError {
     },
     /// A plan that is not defined.
     #[error(transparent)]
-    UnknownPlan(#[from] UnknownPlan),
+    UnknownPlan(#[from] UnknownPlanError),
     /// Entries are numbered with 32 bits.
     #[error("more than {} keys", u32::MAX)]
     TooMany,
@@ -119,8 +119,8 @@ impl Builder {
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
             metadata: HugeVec::new_in(Huge),
             metadata_texts: HugeText::with_capacity(0),
-            given: Fields::NONE,
-            set_aside_given: Fields::NONE,
+            given: FieldSet::NONE,
+            set_aside_given: FieldSet::NONE,
             has_set_aside: false,
             plans: Arc::default(),
         };
@@ -214,7 +214,7 @@ impl Builder {
     }
 
     /// The fields that any row has a value for.
-    pub fn given(&self) -> Fields {
+    pub fn given(&self) -> FieldSet {
         self.keys.given
     }
 
@@ -330,24 +330,24 @@ impl Builder {
         number
     }
 
-    fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlan> {
+    fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlanError> {
         let (number, is_new) = self.interner.number(record);
         self.complete(number, is_new)
     }
 
     /// The number of a policy that other rows may have already.
-    pub(super) fn intern(&mut self, key: PolicyKey) -> Result<u32, UnknownPlan> {
+    pub(super) fn intern(&mut self, key: PolicyKey) -> Result<u32, UnknownPlanError> {
         let (number, is_new) = self.interner.intern(key);
         self.complete(number, is_new)
     }
 
     /// Puts a policy that is new on its plan.
-    fn complete(&mut self, number: u32, is_new: bool) -> Result<u32, UnknownPlan> {
+    fn complete(&mut self, number: u32, is_new: bool) -> Result<u32, UnknownPlanError> {
         if is_new {
             let key = &self.interner.keys()[number as usize];
-            match self.keys.plans.of(&key.plan) {
+            match self.keys.plans.resolve(&key.plan) {
                 Ok((plan, limits)) => {
-                    self.keys.policies.push(Policy::new(key, plan, on_top(limits, &key.limits)));
+                    self.keys.policies.push(Policy::new(key, plan, merge_limits(limits, &key.limits)));
                 }
                 Err(unknown) => {
                     self.interner.forget_last();

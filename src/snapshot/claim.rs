@@ -1,4 +1,4 @@
-//! The buckets of a snapshot: claimed from the [ledger](crate::limiter::Ledger) by their names, so that whatever else changes,
+//! The buckets of a snapshot: claimed from the [allocator](crate::limiter::SlotAllocator) by their names, so that whatever else changes,
 //! a balance goes where its limit goes.
 //!
 //! * A limit `per = "key"` has a bucket for each key id: rows in rotation share it, and it follows the id from snapshot to
@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use crate::limiter::{BucketName, Claim, Rate, Slot};
+use crate::limiter::{Allocation, BucketId, BucketRef, Rate};
 use crate::record::{Limit, Per};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::kept::{Kept, WINDOW};
@@ -21,8 +21,8 @@ use crate::snapshot::{IdHasher, Key, Keys, Policy, Snapshot, Stamp};
 #[error("more than 4294967296 limits in use")]
 pub struct TooManyBuckets;
 
-/// The buckets of each owner's limit, by [its name](BucketName::of_owner): one, or one for each rate.
-pub(super) type OwnerBuckets = HashMap<BucketName, Vec<Slot>, IdHasher>;
+/// The buckets of each owner's limit, by [its name](BucketId::for_owner): one, or one for each rate.
+pub(super) type OwnerBuckets = HashMap<BucketId, Vec<BucketRef>, IdHasher>;
 
 impl Keys {
     /// Claims the buckets of all keys, keeping those that `previous` has, and completes the snapshot.
@@ -31,11 +31,11 @@ impl Keys {
     /// When there are more limits than slots.
     pub fn publishable(
         self,
-        claim: &mut Claim<'_>,
+        allocation: &mut Allocation<'_>,
         previous: Option<&Snapshot>,
         stamp: Stamp,
     ) -> Result<Snapshot, TooManyBuckets> {
-        self.publishable_after(claim, &Kept::unknown(previous), stamp)
+        self.publishable_after(allocation, &Kept::unknown(previous), stamp)
     }
 
     /// The same, where it is known which rows the snapshot before has ([`compare`](Self::compare)): a row that it has under the
@@ -45,12 +45,12 @@ impl Keys {
     /// When there are more limits than slots.
     pub fn publishable_after(
         mut self,
-        claim: &mut Claim<'_>,
+        allocation: &mut Allocation<'_>,
         kept: &Kept<'_>,
         stamp: Stamp,
     ) -> Result<Snapshot, TooManyBuckets> {
-        self.inherit_peppers(kept, &stamp.rules);
-        if kept.old.is_none() && self.claim_rows(claim).is_some() {
+        self.inherit_peppers(kept, &stamp.global_policy);
+        if kept.old.is_none() && self.claim_rows(allocation).is_some() {
             return Ok(Snapshot {
                 stamp,
                 keys: self,
@@ -58,7 +58,7 @@ impl Keys {
                 owner_buckets: OwnerBuckets::default(),
             });
         }
-        let owner_buckets = self.claim_owners(claim, kept.old)?;
+        let owner_buckets = self.claim_owners(allocation, kept.old)?;
         let mut runs = Vec::new();
         for at in 0..self.entries.len() {
             if at.is_multiple_of(WINDOW) {
@@ -66,7 +66,7 @@ impl Keys {
             }
             let first = self.entries[at].buckets as usize;
             let buckets = if first == at {
-                self.claim_key(at, claim, kept, &owner_buckets, &mut runs)?
+                self.claim_key(at, allocation, kept, &owner_buckets, &mut runs)?
             } else {
                 self.entries[first].buckets
             };
@@ -77,19 +77,19 @@ impl Keys {
 
     /// For the first snapshot, where every key has one limit for itself: the bucket of a key has the number of its first row, which every
     /// row has already.
-    fn claim_rows(&self, claim: &mut Claim<'_>) -> Option<()> {
+    fn claim_rows(&self, allocation: &mut Allocation<'_>) -> Option<()> {
         let is_plain = |policy: &Policy| matches!(policy.limits(), [limit] if limit.per == Per::Key);
         if !self.policies.iter().all(is_plain) {
             return None;
         }
         let rows = u32::try_from(self.entries.len()).ok()?;
-        claim.first(rows, self.rotated.iter().map(|(_, row)| *row))
+        allocation.assign_contiguous(rows, self.rotated.iter().map(|(_, row)| *row))
     }
 
     fn claim_key(
         &self,
         at: usize,
-        claim: &mut Claim<'_>,
+        allocation: &mut Allocation<'_>,
         kept: &Kept<'_>,
         owner_buckets: &OwnerBuckets,
         runs: &mut Vec<u32>,
@@ -108,8 +108,8 @@ impl Keys {
                 buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(TooManyBuckets)?.slot
             } else {
                 let had = old.and_then(|old| old.own_bucket(&limit.name));
-                claim
-                    .slot(|| BucketName::of_key(self.key_id(entry), &limit.name), had, limit.rate)
+                allocation
+                    .assign(|| BucketId::for_key(self.key_id(entry), &limit.name), had, limit.rate)
                     .ok_or(TooManyBuckets)?
             };
             if limits.len() > 1 {
@@ -122,21 +122,21 @@ impl Keys {
     /// Claims the buckets of all owners.
     fn claim_owners(
         &self,
-        claim: &mut Claim<'_>,
+        allocation: &mut Allocation<'_>,
         previous: Option<&Snapshot>,
     ) -> Result<OwnerBuckets, TooManyBuckets> {
         let mut owner_buckets = OwnerBuckets::default();
         for (name, rates) in self.rates_of_owners() {
             let had = previous.and_then(|old| old.owner_buckets.get(&name)).map_or(&[][..], Vec::as_slice);
-            let buckets = claim.slots(name, had, &rates).ok_or(TooManyBuckets)?;
+            let buckets = allocation.assign_all(name, had, &rates).ok_or(TooManyBuckets)?;
             owner_buckets.insert(name, buckets);
         }
         Ok(owner_buckets)
     }
 
     /// The limits that owners share, by name, and the rates at which their plans define each.
-    fn rates_of_owners(&self) -> HashMap<BucketName, Vec<Rate>, IdHasher> {
-        let mut rates: HashMap<BucketName, Vec<Rate>, IdHasher> = HashMap::default();
+    fn rates_of_owners(&self) -> HashMap<BucketId, Vec<Rate>, IdHasher> {
+        let mut rates: HashMap<BucketId, Vec<Rate>, IdHasher> = HashMap::default();
         let has_shared: Vec<bool> = self
             .policies
             .iter()
@@ -161,16 +161,16 @@ impl Keys {
         rates
     }
 
-    fn name_of_owner(&self, entry: &Entry, limit: &Limit) -> BucketName {
-        BucketName::of_owner(self.owner(entry), &limit.name)
+    fn name_of_owner(&self, entry: &Entry, limit: &Limit) -> BucketId {
+        BucketId::for_owner(self.owner(entry), &limit.name)
     }
 }
 
 impl Snapshot {
     /// What the bucket is called that a limit of this entry is charged to.
-    pub(super) fn bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketName {
+    pub(super) fn bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketId {
         if !is_shared(entry, limit) {
-            return BucketName::of_key(self.keys.key_id(entry), &limit.name);
+            return BucketId::for_key(self.keys.key_id(entry), &limit.name);
         }
         self.keys.name_of_owner(entry, limit)
     }
@@ -183,9 +183,9 @@ fn is_shared(entry: &Entry, limit: &Limit) -> bool {
 
 impl Key<'_> {
     /// The bucket of its limit with this name, if it has one for itself.
-    fn own_bucket(self, limit: &str) -> Option<Slot> {
+    fn own_bucket(self, limit: &str) -> Option<BucketRef> {
         let mut buckets = self.policy().limits().iter().zip(self.slots());
         let (limit, slot) = buckets.find(|(had, _)| *had.name == *limit && !is_shared(self.entry, had))?;
-        Some(Slot { slot: *slot, rate: limit.rate })
+        Some(BucketRef { slot: *slot, rate: limit.rate })
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::record::{Digest, Fields, Status, rfc3339};
+use crate::record::{Digest, FieldSet, Status, rfc3339};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::example::{Difference, Example, Examples, MAX_EXAMPLES};
 use crate::snapshot::impact::{AccessChanges, Impact, KeyImpact, Matched, PolicyPair, works};
@@ -45,7 +45,7 @@ struct Row<'k> {
 
 /// How two sets of keys are compared.
 #[derive(Clone, Copy, Debug)]
-pub struct Weighing {
+pub struct CompareOptions {
     /// The Unix second at which both sets are weighed.
     pub now: u32,
     /// Whether a key whose hash is gone is looked up by its id: after a change of pepper, hashes say nothing.
@@ -57,9 +57,9 @@ pub struct Comparison<'k> {
     before: &'k Keys,
     after: &'k Keys,
     found: Found,
-    weighing: Weighing,
+    options: CompareOptions,
     /// Restrictions that keys before had, and that no row after has a value for.
-    missing: Fields,
+    missing: FieldSet,
 }
 
 /// Rows of a part: so many that a thread is worth while for several of them, and few enough that threads end together.
@@ -67,10 +67,10 @@ const PART: usize = 1 << 15;
 
 impl<'k> Comparison<'k> {
     /// Of `after` with what was `before` it.
-    pub fn new(before: &'k Keys, after: &'k Keys, weighing: Weighing) -> Self {
+    pub fn new(before: &'k Keys, after: &'k Keys, options: CompareOptions) -> Self {
         let given = before.given.union(before.set_aside_given);
-        let missing = Fields::RESTRICTIONS.intersection(given).difference(after.given);
-        Self { before, after, found: Found::none_of(after.len()), weighing, missing }
+        let missing = FieldSet::RESTRICTIONS.intersection(given).difference(after.given);
+        Self { before, after, found: Found::none_of(after.len()), options, missing }
     }
 
     /// The parts, each to be compared once.
@@ -132,21 +132,21 @@ impl<'k> Comparison<'k> {
 
 impl Keys {
     /// What publishing these keys after `old` would change, and which rows it has already.
-    pub fn compare<'s>(&self, old: Option<&'s Snapshot>, weighing: Weighing) -> (Diff, Kept<'s>) {
+    pub fn compare<'s>(&self, old: Option<&'s Snapshot>, options: CompareOptions) -> (Diff, Kept<'s>) {
         match old {
             Some(snapshot) => {
-                let comparison = Comparison::new(snapshot.table(), self, weighing);
+                let comparison = Comparison::new(snapshot.table(), self, options);
                 let parts = comparison.here();
                 comparison.kept(parts, snapshot)
             }
-            None => (self.diff_from(None, weighing), Kept::unknown(None)),
+            None => (self.diff_from(None, options), Kept::unknown(None)),
         }
     }
 
     /// What there is to be told between `old` and these keys; without `old`, all of them are new.
-    pub fn diff_from(&self, old: Option<&Self>, weighing: Weighing) -> Diff {
+    pub fn diff_from(&self, old: Option<&Self>, options: CompareOptions) -> Diff {
         if let Some(old) = old {
-            let comparison = Comparison::new(old, self, weighing);
+            let comparison = Comparison::new(old, self, options);
             let parts = comparison.here();
             return comparison.finish(parts).0;
         }
@@ -198,7 +198,7 @@ impl Comparison<'_> {
             if was_active {
                 count(&mut diff.revoked, &mut diff.examples.revoked, gone);
             }
-            let successor = if self.weighing.by_key_id { self.successor(before) } else { None };
+            let successor = if self.options.by_key_id { self.successor(before) } else { None };
             self.weigh(diff, before, successor, policies);
             return;
         };
@@ -218,12 +218,12 @@ impl Comparison<'_> {
         let row = |id: u32| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
         let mut rows = self.after.rows_of_key(before.key_id()).filter_map(row);
         let first = rows.next()?;
-        let is_working = |row: &Row<'_>| works(row.entry, self.weighing.now);
+        let is_working = |row: &Row<'_>| works(row.entry, self.options.now);
         Some(std::iter::once(first).chain(rows).find(is_working).unwrap_or(first))
     }
 
     fn weigh(&self, diff: &mut Diff, before: Row<'_>, after: Option<Row<'_>>, policies: &mut Policies) {
-        let now = self.weighing.now;
+        let now = self.options.now;
         let matched = after.map(|after| Matched {
             pair: policies.pair(before, after),
             is_renamed: before.key_id() != after.key_id(),
@@ -233,7 +233,7 @@ impl Comparison<'_> {
             is_set_aside: after.entry.status.is_set_aside(),
             given: match before.entry.status.is_set_aside() {
                 true => after.keys.restrictions(after.entry),
-                false => Fields::NONE,
+                false => FieldSet::NONE,
             },
         });
         let KeyImpact { stops, starts, loosened, changes } =
@@ -366,34 +366,17 @@ fn same_row(a: Row<'_>, b: Row<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::KeyRecord;
-    use crate::snapshot::Builder;
-    use crate::source::{Findings, Format, Layout, read};
+    use crate::snapshot::test_record::{TestRecord, keys, limits, networks, origins};
 
     /// 2026-11-21.
-    const AT: Weighing = Weighing { now: 1_795_255_200, by_key_id: false };
+    const AT: CompareOptions = CompareOptions { now: 1_795_255_200, by_key_id: false };
 
-    const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
-                          allowed_origins,limits,metadata\n";
-
-    fn keys(rows: &[String]) -> Keys {
-        let mut builder = Builder::new(7, 0);
-        let mut findings = Findings::new("keys.csv");
-        let mut sink =
-            |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
-        let text = format!("{HEADER}{}", rows.concat());
-        read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-        assert_eq!(findings.to_string(), "");
-        builder.finish()
+    fn plain(number: usize) -> TestRecord {
+        TestRecord::numbered(number)
     }
 
-    /// `rest` follows the key id.
-    fn row(number: usize, rest: &str) -> String {
-        format!("{number:064x},k{number},{rest}\n")
-    }
-
-    fn plain(number: usize) -> String {
-        row(number, ",,,,,,,,,,")
+    fn with_status(number: usize, status: Status) -> TestRecord {
+        TestRecord { status, ..plain(number) }
     }
 
     fn ids(examples: &[Example]) -> Vec<&str> {
@@ -411,9 +394,14 @@ mod tests {
 
     #[test]
     fn each_kind_is_counted_and_named() {
-        let old = keys(&[plain(1), plain(2), row(3, ",,,disabled,,,,,,,"), plain(4), plain(5)]);
-        let new =
-            keys(&[plain(9), row(2, ",,,revoked,,,,,,,"), plain(5), row(4, "acme,,,,,,,,,,"), plain(8)]);
+        let old = keys(&[plain(1), plain(2), with_status(3, Status::Disabled), plain(4), plain(5)]);
+        let new = keys(&[
+            plain(9),
+            with_status(2, Status::Revoked),
+            plain(5),
+            TestRecord { owner: "acme", ..plain(4) },
+            plain(8),
+        ]);
         let Diff { added, removed, changed, revoked, examples, .. } = new.diff_from(Some(&old), AT);
         assert_eq!((added, removed, changed, revoked), (2, 2, 2, 2));
         assert_eq!(ids(&examples.added), ["k9", "k8"], "in the order of the new export");
@@ -429,9 +417,20 @@ mod tests {
     #[test]
     fn every_field_that_differs_is_told() {
         let old = keys(&[plain(1)]);
-        let everything = "o,e,p,disabled,2026-01-01T00:00:00Z,2027-01-01T00:00:00Z,s,10.0.0.0/8,\
-                          https://a.example,1/s,{}";
-        let new = keys(&[row(1, everything)]);
+        let new = keys(&[TestRecord {
+            owner: "o",
+            environment: "e",
+            plan: "p",
+            status: Status::Disabled,
+            not_before: 1_767_225_600,
+            expires_at: 1_798_761_600,
+            scopes: vec!["s".into()],
+            allowed_ips: Some(networks(&["10.0.0.0/8"])),
+            allowed_origins: Some(origins(&["https://a.example"])),
+            limits: limits("1/s"),
+            metadata: "{}",
+            ..plain(1)
+        }]);
         let told = |from: &Keys, to: &Keys| -> Vec<(&str, Option<[Box<str>; 2]>)> {
             let [example] = to.diff_from(Some(from), AT).examples.changed.try_into().expect("one");
             example.differences.into_iter().map(|told| (told.field, told.values)).collect()
@@ -452,21 +451,23 @@ mod tests {
         ];
         assert_eq!(told(&old, &new), expected);
         assert_eq!(told(&new, &old).len(), expected.len(), "and the other way round");
-        let renamed = keys(&[plain(1).replace("k1", "k2")]);
+        let renamed = keys(&[TestRecord { key_id: "k2".to_owned(), ..plain(1) }]);
         assert_eq!(told(&old, &renamed), [("key_id", both("k1", "k2"))]);
     }
 
     #[test]
     fn an_empty_list_in_the_place_of_none_is_a_change() {
-        for (field, lists) in [("allowed_ips", ",,,,,,,{},,,"), ("allowed_origins", ",,,,,,,,[],,")] {
-            let (open, shut) = (keys(&[plain(1)]), keys(&[row(1, lists)]));
+        let no_address = TestRecord { allowed_ips: Some(Vec::new()), ..plain(1) };
+        let no_origin = TestRecord { allowed_origins: Some(Vec::new()), ..plain(1) };
+        for (field, record) in [("allowed_ips", no_address), ("allowed_origins", no_origin)] {
+            let (open, shut) = (keys(&[plain(1)]), keys(std::slice::from_ref(&record)));
             for (before, after) in [(&open, &shut), (&shut, &open)] {
                 let diff = after.diff_from(Some(before), AT);
                 let differences: Vec<_> =
                     diff.examples.changed.iter().flat_map(|example| &example.differences).collect();
                 assert_eq!(differences, [&Difference::of(field)]);
             }
-            assert!(shut.diff_from(Some(&keys(&[row(1, lists)])), AT).is_unchanged());
+            assert!(shut.diff_from(Some(&keys(&[record])), AT).is_unchanged());
         }
     }
 

@@ -5,7 +5,7 @@
 //! Each count comes with the keys that it could have been, so that a guard can compare shares. A key
 //! that an operator has revoked does not work in either set.
 
-use crate::record::{Field, Fields, Limit, Per, Plans, Status};
+use crate::record::{Field, FieldSet, Limit, Per, Plans, Status};
 use crate::snapshot::Policy;
 use crate::snapshot::entry::Entry;
 
@@ -94,7 +94,7 @@ pub struct Impact {
     /// Keys that would lose a restriction: one that loses several counts once.
     loosened: usize,
     /// Restrictions that a key of both sets had, and that no key of the new set has a value for.
-    pub lost: Fields,
+    pub lost: FieldSet,
 }
 
 impl Impact {
@@ -148,7 +148,7 @@ pub(super) struct Matched {
     /// Whether its row cannot be understood: it says nothing of restrictions.
     pub(super) is_set_aside: bool,
     /// The restrictions that the row has a value for; only where the row before was set aside.
-    pub(super) given: Fields,
+    pub(super) given: FieldSet,
 }
 
 /// What applies to one key.
@@ -177,7 +177,7 @@ impl Impact {
         before: &Entry,
         after: Option<Matched>,
         now: u32,
-        missing: Fields,
+        missing: FieldSet,
     ) -> KeyImpact {
         use AccessChange::{DisabledReturns, ExpiredReturns, RevokedReturns, Stops, WithheldReturns};
         let works_after = after.is_some_and(|after| after.works);
@@ -229,7 +229,7 @@ impl Impact {
             (AccessChange::LosesExpiry, &[Field::ExpiresAt]),
             (AccessChange::GainsScopes, &[Field::Scopes]),
         ] {
-            let any = |of: Fields| fields.iter().any(|field| of.contains(*field));
+            let any = |of: FieldSet| fields.iter().any(|field| of.contains(*field));
             // A key that had no scopes gains those that it comes back with.
             let (carried, loses) = match change {
                 AccessChange::GainsScopes => (true, !any(had) && any(has)),
@@ -269,8 +269,8 @@ impl Impact {
 }
 
 /// The restrictions of a row that are not its policy's.
-pub(super) fn given(entry: &Entry) -> Fields {
-    Fields::NONE
+pub(super) fn given(entry: &Entry) -> FieldSet {
+    FieldSet::NONE
         .with_if(Field::Status, entry.status.of_row() != Status::Active)
         .with_if(Field::NotBefore, entry.not_before != 0)
         .with_if(Field::ExpiresAt, entry.expires_at.get() != u32::MAX)
@@ -288,7 +288,7 @@ pub(super) struct PolicyPair {
     /// Whether the first one has a limit that the keys of an owner share.
     per_owner: bool,
     /// The fields that the first one has a value for.
-    given: Fields,
+    given: FieldSet,
 }
 
 impl PolicyPair {
@@ -342,10 +342,10 @@ impl PolicyPair {
 }
 
 /// The restrictions that a policy has a value for.
-pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> Fields {
+pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> FieldSet {
     let of_plan = limits_of(plans, policy.plan());
     let own_limits = policy.limits().iter().any(|limit| named(of_plan, limit) != Some(limit));
-    Fields::NONE
+    FieldSet::NONE
         .with_if(Field::Environment, !policy.environment().is_empty())
         .with_if(Field::Plan, !policy.plan().is_empty())
         .with_if(Field::Scopes, policy.has_scopes())
@@ -355,7 +355,7 @@ pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> Fields {
 }
 
 fn limits_of<'p>(plans: &'p Plans, plan: &'p str) -> &'p [Limit] {
-    plans.of(plan).map_or(&[], |(_, limits)| limits)
+    plans.resolve(plan).map_or(&[], |(_, limits)| limits)
 }
 
 fn named<'l>(limits: &'l [Limit], like: &Limit) -> Option<&'l Limit> {

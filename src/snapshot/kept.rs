@@ -143,9 +143,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::{KeyRecord, parse_limits};
-    use crate::snapshot::{Builder, Stamp, Weighing};
+    use crate::snapshot::{Builder, CompareOptions, Stamp};
 
     const LIMITS: [&str; 3] = ["10/s", "20/s", "10/s; daily=7/d"];
 
@@ -181,20 +181,20 @@ mod tests {
         ) {
             let after = [&before[..kept.min(before.len())], &after].concat();
             let claimed = [false, true].map(|compared| {
-                let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
-                let mut claim = ledger.claim(&limiter);
-                let old = keys(&before, &limits[..40]).publishable(&mut claim, None, Stamp::default());
+                let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+                let mut allocation = allocator.begin(&limiter);
+                let old = keys(&before, &limits[..40]).publishable(&mut allocation, None, Stamp::default());
                 let old = old.expect("room");
-                let settlement = claim.commit();
-                ledger.settle(&limiter, settlement, old.buckets().take(0), 1);
+                let pending = allocation.commit();
+                allocator.reclaim(&limiter, pending, old.buckets().take(0), 1);
                 let new = keys(&after, &limits[40..]);
-                let mut claim = ledger.claim(&limiter);
+                let mut allocation = allocator.begin(&limiter);
                 let new = match compared {
                     true => {
-                        let (_, kept) = new.compare(Some(&old), Weighing { now: 1, by_key_id: false });
-                        new.publishable_after(&mut claim, &kept, Stamp::default())
+                        let (_, kept) = new.compare(Some(&old), CompareOptions { now: 1, by_key_id: false });
+                        new.publishable_after(&mut allocation, &kept, Stamp::default())
                     }
-                    false => new.publishable(&mut claim, Some(&old), Stamp::default()),
+                    false => new.publishable(&mut allocation, Some(&old), Stamp::default()),
                 };
                 (slots(&old), slots(&new.expect("room")))
             });

@@ -13,10 +13,10 @@ use std::hash::BuildHasher;
 
 use subtle::ConstantTimeEq;
 
-use crate::limiter::{BucketName, Charge, MAX_CHARGES, Slot};
+use crate::limiter::{BucketId, BucketRef, Charge, MAX_CHARGES};
 use crate::memory::prefetch;
 use crate::record::{Digest, Status};
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 
 mod batch;
 mod build;
@@ -43,6 +43,8 @@ mod status;
 mod summary;
 mod take_away;
 #[cfg(test)]
+mod test_record;
+#[cfg(test)]
 pub(crate) mod tests;
 
 pub use batch::{Batch, Gather};
@@ -50,7 +52,7 @@ pub use build::{Builder, Keys, RowError, RowPolicies};
 pub use bulk::Bulk;
 use claim::OwnerBuckets;
 pub use claim::TooManyBuckets;
-pub use diff::{Comparison, Diff, Weighing};
+pub use diff::{CompareOptions, Comparison, Diff};
 use entry::Entry;
 pub use example::{Difference, Example, Examples, MAX_EXAMPLES};
 pub use impact::{AccessChange, AccessChanges, Impact, Share};
@@ -110,8 +112,8 @@ impl Snapshot {
     }
 
     /// The daemon's own rules, as of this snapshot.
-    pub fn rules(&self) -> &Rules {
-        &self.stamp.rules
+    pub fn global_policy(&self) -> &GlobalPolicy {
+        &self.stamp.global_policy
     }
 
     /// Keys in it: rows of the export.
@@ -200,12 +202,12 @@ impl Snapshot {
     }
 
     /// Every bucket of every row, with what names it; rows of one key repeat theirs, and keys of one owner those that they share.
-    pub fn buckets(&self) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
+    pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
                 let name = move || key.snapshot.bucket_name(key.entry, limit);
-                (Slot { slot: *slot, rate: limit.rate }, name)
+                (BucketRef { slot: *slot, rate: limit.rate }, name)
             })
         })
     }

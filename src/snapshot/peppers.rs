@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use zerocopy::FromZeros;
 
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::snapshot::kept::Kept;
 use crate::snapshot::{Key, Keys};
 
@@ -60,9 +60,11 @@ impl Key<'_> {
 
 impl Keys {
     /// Goes on with what is known of the rows that were there before, if the peppers are the same two.
-    pub(super) fn inherit_peppers(&self, kept: &Kept<'_>, rules: &Rules) {
-        let same_two = |old: &Rules| rules.previous_pepper().is_some() && rules.peppers == old.peppers;
-        if !kept.old.is_some_and(|old| same_two(old.rules())) {
+    pub(super) fn inherit_peppers(&self, kept: &Kept<'_>, global_policy: &GlobalPolicy) {
+        let same_two = |old: &GlobalPolicy| {
+            global_policy.previous_pepper().is_some() && global_policy.peppers == old.peppers
+        };
+        if !kept.old.is_some_and(|old| same_two(old.global_policy())) {
             return;
         }
         for (entry, before) in kept.rows_of(&self.entries) {

@@ -1,6 +1,6 @@
 //! Keys that an operator revokes beside the export: found by their id or by their owner, and marked.
 //!
-//! Who marks a key has to end an [epoch](crate::publish::Epochs) after it; who marks a snapshot that is still to be
+//! Who marks a key has to end a publication epoch after it; who marks a snapshot that is still to be
 //! published need not.
 
 use std::collections::HashSet;
@@ -54,7 +54,7 @@ impl Key<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::{KeyRecord, Status};
     use crate::snapshot::{Builder, Stamp};
 
@@ -68,9 +68,9 @@ mod tests {
             builder.add(number.into(), &record(number, key_id, owner, *status)).expect("a good row");
         }
         let limiter = Limiter::new();
-        let mut ledger = Ledger::new();
-        let mut claim = ledger.claim(&limiter);
-        builder.finish().publishable(&mut claim, None, Stamp::default()).expect("few limits")
+        let mut allocator = SlotAllocator::new();
+        let mut allocation = allocator.begin(&limiter);
+        builder.finish().publishable(&mut allocation, None, Stamp::default()).expect("few limits")
     }
 
     /// The numbers of the rows that `keys` are.

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use zerocopy::FromZeros;
 
-use crate::record::{Digest, Field, Fields, KeyRecord, Status};
+use crate::record::{Digest, Field, FieldSet, KeyRecord, Status};
 use crate::snapshot::build::{Keys, RowError};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::impact::{self, given_by_policy, is_within};
@@ -15,7 +15,7 @@ use crate::snapshot::index::Probe;
 use crate::snapshot::peppers::PepperByte;
 use crate::snapshot::same_digest;
 use crate::snapshot::status::{End, StatusByte};
-use crate::snapshot::{Builder, Weighing};
+use crate::snapshot::{Builder, CompareOptions};
 
 /// Bytes of the hash that stand in for the id of such a key, if that cannot be read.
 const NAMED_BY: usize = 8;
@@ -36,12 +36,12 @@ const REMEMBERED: [Field; 7] = [
 ];
 
 impl Had {
-    fn of(fields: Fields) -> Self {
+    fn of(fields: FieldSet) -> Self {
         let bits = (0..).zip(REMEMBERED);
         Self(bits.fold(0, |had, (bit, field)| had | u8::from(fields.contains(field)) << bit))
     }
 
-    pub(super) fn fields(self) -> Fields {
+    pub(super) fn fields(self) -> FieldSet {
         let had = (0..).zip(REMEMBERED).filter(|(bit, _)| self.0 >> bit & 1 == 1);
         had.map(|(_, field)| field).collect()
     }
@@ -81,7 +81,7 @@ impl Builder {
                 let key_id = key_id.map_or_else(by_hash, str::to_owned);
                 let record = KeyRecord {
                     status: Status::Disabled,
-                    given: Fields::NONE,
+                    given: FieldSet::NONE,
                     ..KeyRecord::new(hash, &key_id)
                 };
                 self.add(line, &record)?;
@@ -142,8 +142,12 @@ impl Keys {
 
     /// Notes what the keys that are set aside were `before`, so that the guard sees what they come back with: whether they worked,
     /// and which restrictions they had.
-    pub fn remember_before_set_aside(&mut self, before: &Self, Weighing { now, by_key_id }: Weighing) {
-        let mut given = Fields::NONE;
+    pub fn remember_before_set_aside(
+        &mut self,
+        before: &Self,
+        CompareOptions { now, by_key_id }: CompareOptions,
+    ) {
+        let mut given = FieldSet::NONE;
         for at in 0..self.entries.len() {
             let entry = &self.entries[at];
             if !entry.status.is_set_aside() {
@@ -166,9 +170,9 @@ impl Keys {
     }
 
     /// The restrictions that a row has a value for.
-    pub(super) fn restrictions(&self, entry: &Entry) -> Fields {
+    pub(super) fn restrictions(&self, entry: &Entry) -> FieldSet {
         let policy = self.policies.get(entry.policy as usize);
-        let by_policy = policy.map_or(Fields::NONE, |policy| given_by_policy(policy, &self.plans));
+        let by_policy = policy.map_or(FieldSet::NONE, |policy| given_by_policy(policy, &self.plans));
         impact::given(entry).union(by_policy)
     }
 

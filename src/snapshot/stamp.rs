@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::limiter::TICKS_PER_NANOSECOND;
 use crate::now::Now;
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 
 const TICKS_PER_SECOND: u64 = 1_000_000_000 * TICKS_PER_NANOSECOND;
 
@@ -18,7 +18,7 @@ pub struct Stamp {
     /// [Ticks](Now::ticks) at which this process first loaded a source of that time.
     pub loaded: u64,
     /// The daemon's own rules.
-    pub rules: Arc<Rules>,
+    pub global_policy: Arc<GlobalPolicy>,
 }
 
 impl Stamp {
@@ -38,7 +38,7 @@ impl Stamp {
 
     /// Whether the source is older than its rules allow.
     pub fn is_stale(&self, now: Now) -> bool {
-        self.rules.max_staleness.is_some_and(|limit| self.source_age(now) > limit)
+        self.global_policy.max_staleness.is_some_and(|limit| self.source_age(now) > limit)
     }
 }
 
@@ -91,9 +91,14 @@ mod tests {
             ("1970 and right again", -60, &[(0, -NOON, false), (9, 0, false), (HOUR, 0, true)]),
         ];
         for (what, written, steps) in table {
-            let rules = Arc::new(Rules { max_staleness: Some(HOUR as u32), ..Rules::default() });
-            let stamp =
-                Stamp { source_time: (NOON + written) as u32, loaded: now(0, 0).ticks, rules, generation: 1 };
+            let global_policy =
+                Arc::new(GlobalPolicy { max_staleness: Some(HOUR as u32), ..GlobalPolicy::default() });
+            let stamp = Stamp {
+                source_time: (NOON + written) as u32,
+                loaded: now(0, 0).ticks,
+                global_policy,
+                generation: 1,
+            };
             for (after, ahead, stale) in *steps {
                 assert_eq!(
                     stamp.is_stale(now(*after, *ahead)),

@@ -12,7 +12,7 @@ use crate::snapshot::take_away::Takeaway;
 /// takes away from it.
 ///
 /// Relaxed throughout: what orders a change before the answers that must heed it is the
-/// [epoch](crate::publish::Epochs) that ends after it.
+/// publication epoch that ends after it.
 #[derive(FromZeros)]
 pub(super) struct StatusByte(AtomicU8);
 

@@ -105,7 +105,7 @@ fn works_without_takeaways(entry: &Entry, now: u32) -> bool {
 }
 
 impl Snapshot {
-    /// Marks what is taken away. If the snapshot is served, the caller ends an [epoch](crate::publish::Epochs) after it.
+    /// Marks what is taken away. If the snapshot is served, the caller ends a publication epoch after it.
     pub fn take_away(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (digest, takeaway) in takeaways {
             let Some(key) = self.find(&digest) else { continue };
@@ -124,7 +124,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::{Ledger, Limiter};
+    use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::KeyRecord;
     use crate::snapshot::{Builder, Stamp};
 
@@ -145,8 +145,8 @@ mod tests {
     }
 
     fn snapshot(rows: &[(Status, u32)]) -> Snapshot {
-        let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
-        keys(rows).publishable(&mut ledger.claim(&limiter), None, Stamp::default()).expect("room")
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        keys(rows).publishable(&mut allocator.begin(&limiter), None, Stamp::default()).expect("room")
     }
 
     fn severity(status: Status) -> u8 {

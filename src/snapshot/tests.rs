@@ -10,7 +10,7 @@ use std::io::Cursor;
 use super::compiled::{ReadError, Reader};
 use super::index::Probe;
 use super::*;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::KeyRecord;
 
 const SEED: u64 = 0x0005_eed0_f7e5_7ab1;
@@ -91,10 +91,10 @@ fn in_bulk(seed: u64, digests: &[Digest]) -> Result<Builder, RowError> {
 }
 
 fn snapshot(keys: Keys) -> Snapshot {
-    let (mut ledger, limiter) = (Ledger::new(), Limiter::new());
-    let mut claim = ledger.claim(&limiter);
-    let snapshot = keys.publishable(&mut claim, None, Stamp::default()).expect("room");
-    let _ = claim.commit();
+    let (mut allocator, limiter) = (SlotAllocator::new(), Limiter::new());
+    let mut allocation = allocator.begin(&limiter);
+    let snapshot = keys.publishable(&mut allocation, None, Stamp::default()).expect("room");
+    let _ = allocation.commit();
     snapshot
 }
 
@@ -200,9 +200,9 @@ fn key_replaced_by_one_with_the_same_hash_is_removed_and_added() {
         // In the place where the comparison expects the row, and elsewhere.
         for (old, new) in [([before, other], [after, other]), ([before, other], [other, after])] {
             for (old, new) in tables(&old).into_iter().zip(tables(&new)) {
-                let weighing = Weighing { now: 1, by_key_id: false };
+                let options = CompareOptions { now: 1, by_key_id: false };
                 let Diff { added, removed, changed, revoked, examples, .. } =
-                    new.diff_from(Some(&old), weighing);
+                    new.diff_from(Some(&old), options);
                 assert_eq!((added, removed, changed, revoked), (1, 1, 0, 1), "{}", name(&before));
                 assert_eq!(*examples.removed[0].key_id, *name(&before));
                 assert_eq!(*examples.added[0].key_id, *name(&after));
@@ -210,7 +210,7 @@ fn key_replaced_by_one_with_the_same_hash_is_removed_and_added() {
         }
         for (old, new) in tables(&[before, other, after]).into_iter().zip(tables(&[after])) {
             let Diff { added, removed, changed, .. } =
-                new.diff_from(Some(&old), Weighing { now: 1, by_key_id: false });
+                new.diff_from(Some(&old), CompareOptions { now: 1, by_key_id: false });
             assert_eq!((added, removed, changed), (0, 2, 0));
         }
     }

@@ -5,10 +5,10 @@ use memchr::memmem;
 use crate::record::{Digest, Field, MAX_KEY_ID};
 
 use super::field;
-use super::finding::Findings;
-use super::layout::Layout;
+use super::finding::Diagnostics;
+use super::layout::ColumnMapping;
 
-/// A row with findings.
+/// A row with diagnostics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRow {
     /// The line at which it begins, counted from 1.
@@ -19,42 +19,42 @@ pub struct BadRow {
     pub key_id: Option<Box<str>>,
 }
 
-/// The rows of an export that have findings: all of them counted, and the first of them kept.
+/// The rows of an export that have diagnostics: all of them counted, and the first of them kept.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BadRows {
     /// How many are kept.
     most: usize,
     kept: Vec<BadRow>,
     total: u64,
-    /// Findings that are in them.
-    findings: u64,
+    /// Diagnostics that are in them.
+    diagnostics: u64,
 }
 
-impl Findings {
+impl Diagnostics {
     /// Has up to `most` bad rows kept, beside what is wrong with them.
     #[must_use]
-    pub fn keeping_bad_rows(mut self, most: usize) -> Self {
+    pub fn retaining_bad_rows(mut self, most: usize) -> Self {
         self.bad_rows.most = most;
         self
     }
 
-    /// How many rows have findings.
-    pub fn bad_rows(&self) -> u64 {
+    /// How many rows have diagnostics.
+    pub fn bad_row_count(&self) -> u64 {
         self.bad_rows.total
     }
 
-    /// The first rows that have findings.
-    pub fn kept_bad_rows(&self) -> &[BadRow] {
+    /// The first rows that have diagnostics.
+    pub fn retained_bad_rows(&self) -> &[BadRow] {
         &self.bad_rows.kept
     }
 
-    /// Whether each finding is about one row, and every other row was read: nothing is wrong with the header, the export does not
+    /// Whether each diagnostic is about one row, and every other row was read: nothing is wrong with the header, the export does not
     /// look as if it were cut short, and it is certain where each bad row ends and whose it is.
-    pub fn are_of_rows(&self) -> bool {
-        self.bad_rows.findings == self.total()
+    pub fn are_confined_to_rows(&self) -> bool {
+        self.bad_rows.diagnostics == self.total()
     }
 
-    /// The findings after the first `before` of them are those of the row that begins at `line`. `texts` are those of its hash
+    /// The diagnostics after the first `before` of them are those of the row that begins at `line`. `texts` are those of its hash
     /// and of its key id; `None`: it is not certain which they are, or where the row ends.
     pub(super) fn close_row(&mut self, line: u64, before: u64, texts: Option<KeyTexts>) {
         self.bad_rows.total += 1;
@@ -67,7 +67,7 @@ impl Findings {
             return;
         };
         let rows = &mut self.bad_rows;
-        rows.findings += self.total - before;
+        rows.diagnostics += self.total - before;
         if rows.kept.len() < rows.most {
             rows.kept.push(BadRow {
                 line,
@@ -101,17 +101,17 @@ fn hashes_in(line: &[u8]) -> impl Iterator<Item = (&str, Digest)> {
 
 /// The texts in a line that is no JSON object: the only hash in it, and the string behind the only name of the key id. `None`: there
 /// is more than one hash.
-pub(super) fn texts_in_line(line: &[u8], layout: &Layout) -> Option<KeyTexts> {
+pub(super) fn texts_in_line(line: &[u8], mapping: &ColumnMapping) -> Option<KeyTexts> {
     let mut hashes = hashes_in(line);
     let first = hashes.next();
     if hashes.any(|(_, hash)| first.is_some_and(|(_, first)| first != hash)) {
         return None;
     }
-    Some([first.map(|(text, _)| text.into()), key_id_in_line(line, layout)])
+    Some([first.map(|(text, _)| text.into()), key_id_in_line(line, mapping)])
 }
 
-fn key_id_in_line(line: &[u8], layout: &Layout) -> Option<Box<str>> {
-    let name = format!("\"{}\"", layout.column(Field::KeyId));
+fn key_id_in_line(line: &[u8], mapping: &ColumnMapping) -> Option<Box<str>> {
+    let name = format!("\"{}\"", mapping.column(Field::KeyId));
     let mut places = memmem::find_iter(line, name.as_bytes());
     let (at, None) = (places.next()?, places.next()) else { return None };
     let after = line.get(at + name.len()..)?.trim_ascii_start();

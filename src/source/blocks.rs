@@ -1,15 +1,15 @@
-//! Reading the pieces that a [`Splitter`](super::Splitter) makes of an export, on any thread.
+//! Reading the pieces that a [`ChunkSplitter`](super::ChunkSplitter) makes of an export, on any thread.
 //!
 //! Only for an export with which nothing is wrong: the first thing that is ends it, and [`read`](super::read) has to be asked what
-//! it is. So there is one place that knows lines and words findings, and what is fast need not.
+//! it is. So there is one place that knows lines and words diagnostics, and what is fast need not.
 
 use std::sync::Arc;
 
 use crate::record::KeyRecord;
 
 use super::csv::{self, Header};
-use super::finding::Findings;
-use super::layout::Layout;
+use super::finding::Diagnostics;
+use super::layout::ColumnMapping;
 use super::null::NullTexts;
 use super::row::{Assembler, Rows};
 use super::scan::Scanner;
@@ -17,7 +17,7 @@ use super::{Format, jsonl};
 
 /// Reads pieces of one export. A clone remembers its own lists: one for each thread.
 #[derive(Debug)]
-pub struct Blocks {
+pub struct ChunkReader {
     shape: Shape,
     assembler: Assembler,
     scanner: Scanner,
@@ -26,21 +26,21 @@ pub struct Blocks {
 #[derive(Clone, Debug)]
 enum Shape {
     Csv(Arc<Header>),
-    JsonLines(Arc<Layout>),
+    JsonLines(Arc<ColumnMapping>),
 }
 
-impl Blocks {
+impl ChunkReader {
     /// Takes the header off the first piece, and returns how many bytes it has. `None` where something is wrong with it.
-    pub fn new(format: Format, layout: &Layout, first: &[u8]) -> Option<(Self, usize)> {
+    pub fn new(format: Format, mapping: &ColumnMapping, first: &[u8]) -> Option<(Self, usize)> {
         let (shape, length) = match format {
             Format::Csv => {
-                let (header, length) = csv::header(first, layout)?;
+                let (header, length) = csv::header(first, mapping)?;
                 (Shape::Csv(Arc::new(header)), length)
             }
-            Format::JsonLines => (Shape::JsonLines(Arc::new(layout.clone())), 0),
+            Format::JsonLines => (Shape::JsonLines(Arc::new(mapping.clone())), 0),
             Format::Compiled => return None,
         };
-        Some((Self::of(shape, layout.nulls()), length))
+        Some((Self::of(shape, mapping.nulls()), length))
     }
 
     fn of(shape: Shape, nulls: &NullTexts) -> Self {
@@ -49,24 +49,24 @@ impl Blocks {
 
     /// Hands the records of a piece to `sink`; `false` if something is wrong with any.
     pub fn read(&mut self, piece: &[u8], mut sink: impl FnMut(&KeyRecord<'_>)) -> bool {
-        let mut findings = Findings::new("");
+        let mut diagnostics = Diagnostics::new("");
         let mut sink = |_: u64, record: &KeyRecord<'_>| {
             sink(record);
             Ok(())
         };
-        let mut rows = Rows::new(&mut self.assembler, &mut sink, &mut findings);
+        let mut rows = Rows::new(&mut self.assembler, &mut sink, &mut diagnostics);
         let read = match &self.shape {
             Shape::Csv(header) => {
                 let Ok(text) = str::from_utf8(piece) else { return false };
                 header.scan(text, &mut self.scanner, &mut rows)
             }
-            Shape::JsonLines(layout) => jsonl::read(piece, layout, &mut rows),
+            Shape::JsonLines(mapping) => jsonl::read(piece, mapping, &mut rows),
         };
-        read.is_ok() && findings.is_empty()
+        read.is_ok() && diagnostics.is_empty()
     }
 }
 
-impl Clone for Blocks {
+impl Clone for ChunkReader {
     fn clone(&self) -> Self {
         Self::of(self.shape.clone(), self.assembler.nulls())
     }
@@ -87,28 +87,29 @@ mod tests {
     const LAST: [&str; 8] = ["", "NULL", "\\N", "null", "a", "{}", "\"{a,NULL}\"", "10.0.0.0/8"];
 
     /// Two columns that hold anything, around those that hold a key.
-    fn layout() -> Layout {
-        Layout::new(&BTreeMap::new(), vec!["x".into(), "y".into()]).expect("a layout")
+    fn mapping() -> ColumnMapping {
+        ColumnMapping::new(&BTreeMap::new(), vec!["x".into(), "y".into()]).expect("a mapping")
     }
 
     /// The records of a piece, if nothing is wrong with it.
     fn in_a_piece(rows: &str) -> Option<Vec<String>> {
         let mut records = Vec::new();
-        let (mut blocks, header) = Blocks::new(Format::Csv, &layout(), HEADER.as_bytes()).expect("a header");
+        let (mut blocks, header) =
+            ChunkReader::new(Format::Csv, &mapping(), HEADER.as_bytes()).expect("a header");
         assert_eq!(header, HEADER.len());
         blocks.read(rows.as_bytes(), |record| records.push(format!("{record:?}"))).then_some(records)
     }
 
     /// The same row by row.
     fn in_order(rows: &str) -> Option<Vec<String>> {
-        let (mut records, mut findings) = (Vec::new(), Findings::new(""));
+        let (mut records, mut diagnostics) = (Vec::new(), Diagnostics::new(""));
         let mut sink = |_: u64, record: &KeyRecord<'_>| {
             records.push(format!("{record:?}"));
             Ok(())
         };
         let text = format!("{HEADER}{rows}");
-        read(text.as_bytes(), Format::Csv, &layout(), &mut sink, &mut findings).expect("a slice");
-        findings.is_empty().then_some(records)
+        read(text.as_bytes(), Format::Csv, &mapping(), &mut sink, &mut diagnostics).expect("a slice");
+        diagnostics.is_empty().then_some(records)
     }
 
     #[test]

@@ -6,29 +6,29 @@ use std::sync::Arc;
 use crate::record::{Field, Quoted};
 
 use super::bad_row::{KeyTexts, hash_of};
-use super::finding::{Column, Findings};
-use super::layout::{Layout, Slot, Texts};
+use super::finding::{Column, Diagnostics};
+use super::layout::{ColumnMapping, ColumnRole, Texts};
 use super::records::{Columns, Next, Record, Records, TooLong};
 use super::row::Rows;
 use super::scan::Scanner;
 use super::unknown::{MissingColumn, UnknownColumn};
-use super::{Broken, MAX_ROW};
+use super::{FramingError, MAX_ROW};
 
-/// Reads a CSV export; what is wrong goes to the findings of `rows`.
-pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
+/// Reads a CSV export; what is wrong goes to the diagnostics of `rows`.
+pub(super) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut Rows<'_>) -> io::Result<()> {
     let mut records = Records::default();
     let header = match records.next(&mut input)? {
-        Next::Record(record) => Header::read(&record, layout, rows.findings),
+        Next::Record(record) => Header::read(&record, mapping, rows.diagnostics),
         Next::End => {
-            rows.findings.add(0, None, "there is no header; its columns are key_hash, key_id and others");
+            rows.diagnostics.add(0, None, "there is no header; its columns are key_hash, key_id and others");
             None
         }
-        Next::Broken(line, why) => {
-            rows.findings.add(line, None, why);
+        Next::FramingError(line, why) => {
+            rows.diagnostics.add(line, None, why);
             None
         }
         Next::TooLong(row) => {
-            too_long(&row, None, rows.findings);
+            too_long(&row, None, rows.diagnostics);
             None
         }
     };
@@ -44,18 +44,18 @@ pub(super) fn names(mut input: impl BufRead) -> io::Result<Vec<String>> {
         Next::Record(record) => {
             record.texts().map(|names| names.iter().map(str::to_owned).collect()).unwrap_or_default()
         }
-        Next::End | Next::Broken(..) | Next::TooLong(_) => Vec::new(),
+        Next::End | Next::FramingError(..) | Next::TooLong(_) => Vec::new(),
     };
     Ok(names)
 }
 
 /// Reads the header at the front of a text, and how many bytes it takes; `None` where anything is wrong with it.
-pub(super) fn header(text: &[u8], layout: &Layout) -> Option<(Header, usize)> {
+pub(super) fn header(text: &[u8], mapping: &ColumnMapping) -> Option<(Header, usize)> {
     let (mut records, mut rest) = (Records::default(), text);
-    let mut findings = Findings::new("");
+    let mut diagnostics = Diagnostics::new("");
     let header = match records.next(&mut rest).ok()? {
-        Next::Record(record) => Header::read(&record, layout, &mut findings)?,
-        Next::End | Next::Broken(..) | Next::TooLong(_) => return None,
+        Next::Record(record) => Header::read(&record, mapping, &mut diagnostics)?,
+        Next::End | Next::FramingError(..) | Next::TooLong(_) => return None,
     };
     Some((header, text.len() - rest.len()))
 }
@@ -69,8 +69,8 @@ impl Header {
                 return Ok(true);
             }
             Next::End => {}
-            Next::Broken(line, why) => rows.findings.add(line, None, why),
-            Next::TooLong(row) => too_long(&row, self.name(row.largest.0), rows.findings),
+            Next::FramingError(line, why) => rows.diagnostics.add(line, None, why),
+            Next::TooLong(row) => too_long(&row, self.name(row.largest.0), rows.diagnostics),
         }
         Ok(false)
     }
@@ -78,7 +78,7 @@ impl Header {
     /// Reads all rows of a text in memory, with `scanner`, and with lines that mean nothing.
     pub(super) fn scan(&self, text: &str, scanner: &mut Scanner, rows: &mut Rows<'_>) -> io::Result<()> {
         if text.ends_with('\r') {
-            rows.findings.add(0, None, Broken::NoNewline);
+            rows.diagnostics.add(0, None, FramingError::NoNewline);
         }
         let quotes = memchr::memchr(b'"', text.as_bytes()).is_some();
         let mut rest = text.trim_start_matches(LINE_ENDS);
@@ -114,49 +114,55 @@ pub(super) struct Header {
 
 impl Header {
     /// `None` where a column is wrong or missing: no row would make sense.
-    fn read(record: &Record<'_>, layout: &Layout, findings: &mut Findings) -> Option<Self> {
-        let before = findings.total();
+    fn read(record: &Record<'_>, mapping: &ColumnMapping, diagnostics: &mut Diagnostics) -> Option<Self> {
+        let before = diagnostics.total();
         let mut header = Self { columns: Vec::with_capacity(record.len()) };
         match record.texts() {
-            Ok(names) => header.take(record, &names, layout, findings),
-            Err(place) => not_utf8(record.line, place, None, findings),
+            Ok(names) => header.take(record, &names, mapping, diagnostics),
+            Err(place) => not_utf8(record.line, place, None, diagnostics),
         }
-        (findings.total() == before).then_some(header)
+        (diagnostics.total() == before).then_some(header)
     }
 
-    fn take(&mut self, record: &Record<'_>, names: &Columns<'_>, layout: &Layout, findings: &mut Findings) {
+    fn take(
+        &mut self,
+        record: &Record<'_>,
+        names: &Columns<'_>,
+        mapping: &ColumnMapping,
+        diagnostics: &mut Diagnostics,
+    ) {
         let line = record.line;
         if names.get(0).contains([';', '\t']) {
-            return findings.add(line, None, "the columns of a CSV file are separated by commas");
+            return diagnostics.add(line, None, "the columns of a CSV file are separated by commas");
         }
         if names.get(0).trim_start().starts_with('{') {
             let message = "this looks like JSON Lines, and is read as CSV: name the file .jsonl, or set \
                            source.format to \"jsonl\"";
-            return findings.add(line, None, message);
+            return diagnostics.add(line, None, message);
         }
         if record.wrong_quote().is_some() {
-            return wrong_quote(record, None, findings);
+            return wrong_quote(record, None, diagnostics);
         }
         for (index, name) in names.iter().enumerate() {
             let place = Some(Column::Numbered { number: index + 1, name: None });
-            let field = match layout.slot(name) {
-                Slot::Field(field) if self.index(field).is_some() => {
-                    findings.add(line, place, format_args!("there are two columns {}", Quoted(name)));
+            let field = match mapping.role(name) {
+                ColumnRole::Field(field) if self.index(field).is_some() => {
+                    diagnostics.add(line, place, format_args!("there are two columns {}", Quoted(name)));
                     None
                 }
-                Slot::Field(field) => Some(field),
-                Slot::Ignored => None,
-                Slot::Unknown => {
-                    findings.add(line, place, UnknownColumn(name));
+                ColumnRole::Field(field) => Some(field),
+                ColumnRole::Ignored => None,
+                ColumnRole::Unknown => {
+                    diagnostics.add(line, place, UnknownColumn(name));
                     None
                 }
             };
             self.columns.push((name.into(), field));
         }
         for field in Field::ALL {
-            if layout.expects(field) && self.index(field).is_none() {
-                let column = layout.column(field);
-                findings.add(line, None, MissingColumn { field, column: &column });
+            if mapping.expects(field) && self.index(field).is_none() {
+                let column = mapping.column(field);
+                diagnostics.add(line, None, MissingColumn { field, column: &column });
             }
         }
     }
@@ -172,10 +178,10 @@ impl Header {
 
     fn row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
         rows.count();
-        let before = rows.findings.total();
+        let before = rows.diagnostics.total();
         self.read_row(record, rows);
-        if rows.findings.total() > before {
-            rows.findings.close_row(record.line, before, self.texts_in_row(record));
+        if rows.diagnostics.total() > before {
+            rows.diagnostics.close_row(record.line, before, self.texts_in_row(record));
         }
     }
 
@@ -218,7 +224,7 @@ impl Header {
     fn read_row(&self, record: &Record<'_>, rows: &mut Rows<'_>) {
         let line = record.line;
         if let Some((column, _)) = record.wrong_quote() {
-            return wrong_quote(record, self.name(column), rows.findings);
+            return wrong_quote(record, self.name(column), rows.diagnostics);
         }
         match record.texts() {
             Ok(columns) => self.columns(line, record.len(), columns.iter(), rows),
@@ -227,7 +233,7 @@ impl Header {
                 self.columns(line, record.len(), [].into_iter(), rows)
             }
             Err(place) => {
-                not_utf8(line, place, self.name(place.0), rows.findings);
+                not_utf8(line, place, self.name(place.0), rows.diagnostics);
             }
         }
     }
@@ -242,7 +248,7 @@ impl Header {
         let expected = self.columns.len();
         if count != expected {
             let message = format_args!("the row has {count} columns, the header {expected}");
-            return rows.findings.add(line, None, message);
+            return rows.diagnostics.add(line, None, message);
         }
         let mut texts = Texts::default();
         for ((_, field), text) in self.columns.iter().zip(columns) {
@@ -263,14 +269,14 @@ impl Header {
     }
 }
 
-fn wrong_quote(record: &Record<'_>, name: Option<Arc<str>>, findings: &mut Findings) {
+fn wrong_quote(record: &Record<'_>, name: Option<Arc<str>>, diagnostics: &mut Diagnostics) {
     if let Some((index, error)) = record.wrong_quote() {
-        findings.add(record.line, Some(Column::Numbered { number: index + 1, name }), error);
+        diagnostics.add(record.line, Some(Column::Numbered { number: index + 1, name }), error);
     }
 }
 
 /// `name` is that of the row's largest column.
-fn too_long(row: &TooLong, name: Option<Arc<str>>, findings: &mut Findings) {
+fn too_long(row: &TooLong, name: Option<Arc<str>>, diagnostics: &mut Diagnostics) {
     let TooLong { line, largest: (index, bytes), in_quotes } = *row;
     let column = Column::Numbered { number: index + 1, name };
     let ends = if in_quotes { "a closing quote may be missing" } else { "a newline may be missing" };
@@ -278,12 +284,12 @@ fn too_long(row: &TooLong, name: Option<Arc<str>>, findings: &mut Findings) {
         "the row that begins in this line is longer than {MAX_ROW} bytes, and this is its largest column, with {bytes} \
          bytes so far: {ends}, or the column is as large as that and has to be left out of the export"
     );
-    findings.add(line, Some(column), message);
+    diagnostics.add(line, Some(column), message);
 }
 
 /// `place` is the column and the byte in it, counted from 0.
-fn not_utf8(line: u64, place: (usize, usize), name: Option<Arc<str>>, findings: &mut Findings) {
+fn not_utf8(line: u64, place: (usize, usize), name: Option<Arc<str>>, diagnostics: &mut Diagnostics) {
     let column = Column::Numbered { number: place.0 + 1, name };
     let message = format_args!("byte {} of it is not UTF-8; export the file as UTF-8", place.1 + 1);
-    findings.add(line, Some(column), message);
+    diagnostics.add(line, Some(column), message);
 }

@@ -13,14 +13,14 @@ use serde_json::value::RawValue;
 use crate::record::{Field, Quoted};
 
 use super::bad_row::{KeyTexts, texts_in_line};
-use super::finding::{Column, Findings};
-use super::layout::{Layout, Slot, Texts};
+use super::finding::{Column, Diagnostics};
+use super::layout::{ColumnMapping, ColumnRole, Texts};
 use super::row::Rows;
 use super::unknown::UnknownColumn;
-use super::{Broken, MAX_ROW};
+use super::{FramingError, MAX_ROW};
 
-/// Reads a JSON Lines export; what is wrong goes to the findings of `rows`.
-pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>) -> io::Result<()> {
+/// Reads a JSON Lines export; what is wrong goes to the diagnostics of `rows`.
+pub(super) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut Rows<'_>) -> io::Result<()> {
     let mut line = Vec::with_capacity(4096);
     for number in 1.. {
         line.clear();
@@ -30,19 +30,19 @@ pub(super) fn read(mut input: impl BufRead, layout: &Layout, rows: &mut Rows<'_>
         }
         let Some(bytes) = line.strip_suffix(b"\n") else {
             match line.len() > MAX_ROW {
-                true => rows.findings.add(number, None, TooLong),
-                false => rows.findings.add(number, None, Broken::NoNewline),
+                true => rows.diagnostics.add(number, None, TooLong),
+                false => rows.diagnostics.add(number, None, FramingError::NoNewline),
             }
             break;
         };
         if !bytes.trim_ascii().is_empty() {
             rows.count();
-            let before = rows.findings.total();
-            let values = row(number, bytes, layout, rows);
-            if rows.findings.total() > before {
+            let before = rows.diagnostics.total();
+            let values = row(number, bytes, mapping, rows);
+            if rows.diagnostics.total() > before {
                 let texts =
-                    values.map_or_else(|| texts_in_line(bytes, layout), |values| Some(key_texts(&values)));
-                rows.findings.close_row(number, before, texts);
+                    values.map_or_else(|| texts_in_line(bytes, mapping), |values| Some(key_texts(&values)));
+                rows.diagnostics.close_row(number, before, texts);
             }
         }
     }
@@ -66,41 +66,41 @@ fn key_texts(values: &Values<'_>) -> KeyTexts {
 }
 
 /// Reads a line. Returns its values, if it is an object that has no hash twice.
-fn row<'b>(line: u64, bytes: &'b [u8], layout: &Layout, rows: &mut Rows<'_>) -> Option<Values<'b>> {
+fn row<'b>(line: u64, bytes: &'b [u8], mapping: &ColumnMapping, rows: &mut Rows<'_>) -> Option<Values<'b>> {
     let text = match str::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
             let place = Column::Byte(error.valid_up_to() + 1);
-            rows.findings.add(line, Some(place), "this is not UTF-8; export the file as UTF-8");
+            rows.diagnostics.add(line, Some(place), "this is not UTF-8; export the file as UTF-8");
             return None;
         }
     };
     if !text.trim_start().starts_with('{') {
         let message = "a line of JSON Lines is one object, as in {\"key_hash\":\"...\",\"key_id\":\"...\"}";
-        rows.findings.add(line, None, message);
+        rows.diagnostics.add(line, None, message);
         return None;
     }
     let mut problems = Vec::new();
-    let values = match (Object { layout, problems: &mut problems }).parse(text) {
+    let values = match (Object { mapping, problems: &mut problems }).parse(text) {
         Ok(values) => values,
         Err(error) => {
-            rows.findings.add(line, Some(Column::Byte(error.column())), syntax(&error));
+            rows.diagnostics.add(line, Some(Column::Byte(error.column())), syntax(&error));
             return None;
         }
     };
-    let absent = layout.required().iter().filter(|field| values[*field as usize].is_none());
+    let absent = mapping.required().iter().filter(|field| values[*field as usize].is_none());
     problems.extend(absent.map(Problem::Absent));
-    problems.iter().for_each(|problem| problem.report(line, layout, rows.findings));
-    let decoded = decode(line, &values, layout, rows.findings);
+    problems.iter().for_each(|problem| problem.report(line, mapping, rows.diagnostics));
+    let decoded = decode(line, &values, mapping, rows.diagnostics);
     if let Some(decoded) = decoded.filter(|_| problems.is_empty()) {
         let texts: Texts<'_> = std::array::from_fn(|index| &*decoded[index]);
-        rows.deliver(line, &texts, |field| Column::Named(layout.column(field)));
+        rows.deliver(line, &texts, |field| Column::Named(mapping.column(field)));
     }
     let is_twice = problems.iter().any(|problem| matches!(problem, Problem::Twice(Field::KeyHash)));
     (!is_twice).then_some(values)
 }
 
-/// The message without its place, which the finding has. It holds nothing of the line.
+/// The message without its place, which the diagnostic has. It holds nothing of the line.
 fn syntax(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let bare = message.rsplit_once(" at line ").map_or(message.as_str(), |(bare, _)| bare);
@@ -109,12 +109,12 @@ fn syntax(error: &serde_json::Error) -> String {
 
 type Values<'a> = [Option<&'a RawValue>; Field::COUNT];
 
-/// The text of each value; `None` after telling `findings` of each that is none.
+/// The text of each value; `None` after telling `diagnostics` of each that is none.
 fn decode<'a>(
     line: u64,
     values: &Values<'a>,
-    layout: &Layout,
-    findings: &mut Findings,
+    mapping: &ColumnMapping,
+    diagnostics: &mut Diagnostics,
 ) -> Option<[Cow<'a, str>; Field::COUNT]> {
     let mut texts: [Cow<'a, str>; Field::COUNT] = Default::default();
     let mut good = true;
@@ -124,7 +124,7 @@ fn decode<'a>(
             Ok(text) => texts[field as usize] = text,
             Err(error) => {
                 good = false;
-                findings.add(line, Some(Column::Named(layout.column(field))), error);
+                diagnostics.add(line, Some(Column::Named(mapping.column(field))), error);
             }
         }
     }
@@ -178,21 +178,25 @@ enum Problem {
 }
 
 impl Problem {
-    fn report(&self, line: u64, layout: &Layout, findings: &mut Findings) {
+    fn report(&self, line: u64, mapping: &ColumnMapping, diagnostics: &mut Diagnostics) {
         match self {
             Self::Unknown(name) => {
-                findings.add(
+                diagnostics.add(
                     line,
                     Some(Column::Unknown(Quoted(name).to_string().into())),
                     UnknownColumn(name),
                 );
             }
             Self::Twice(field) => {
-                findings.add(line, Some(Column::Named(layout.column(*field))), "it is in the object twice");
+                diagnostics.add(
+                    line,
+                    Some(Column::Named(mapping.column(*field))),
+                    "it is in the object twice",
+                );
             }
             Self::Absent(field) => {
                 let message = "it is not in the object, and source.required lists it";
-                findings.add(line, Some(Column::Named(layout.column(*field))), message);
+                diagnostics.add(line, Some(Column::Named(mapping.column(*field))), message);
             }
         }
     }
@@ -200,7 +204,7 @@ impl Problem {
 
 /// Takes an object apart, and notes what is wrong with its names: a mistake in JSON itself comes first.
 struct Object<'l> {
-    layout: &'l Layout,
+    mapping: &'l ColumnMapping,
     problems: &'l mut Vec<Problem>,
 }
 
@@ -222,8 +226,8 @@ impl<'de> Visitor<'de> for Object<'_> {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
         let mut values = Values::default();
-        while let Some(slot) = map.next_key_seed(Name { layout: self.layout, problems: self.problems })? {
-            let Slot::Field(field) = slot else {
+        while let Some(role) = map.next_key_seed(Name { mapping: self.mapping, problems: self.problems })? {
+            let ColumnRole::Field(field) = role else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
@@ -237,30 +241,30 @@ impl<'de> Visitor<'de> for Object<'_> {
 
 /// Looks up a name without keeping it.
 struct Name<'l> {
-    layout: &'l Layout,
+    mapping: &'l ColumnMapping,
     problems: &'l mut Vec<Problem>,
 }
 
 impl<'de> DeserializeSeed<'de> for Name<'_> {
-    type Value = Slot;
+    type Value = ColumnRole;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Slot, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ColumnRole, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
 impl Visitor<'_> for Name<'_> {
-    type Value = Slot;
+    type Value = ColumnRole;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a name")
     }
 
-    fn visit_str<E>(self, name: &str) -> Result<Slot, E> {
-        let slot = self.layout.slot(name);
-        if slot == Slot::Unknown {
+    fn visit_str<E>(self, name: &str) -> Result<ColumnRole, E> {
+        let role = self.mapping.role(name);
+        if role == ColumnRole::Unknown {
             self.problems.push(Problem::Unknown(name.to_owned()));
         }
-        Ok(slot)
+        Ok(role)
     }
 }

@@ -6,23 +6,23 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::record::{Field, Fields, Quoted};
+use crate::record::{Field, FieldSet, Quoted};
 
 use super::null::NullTexts;
 
 /// The texts of one row by `Field as usize`; empty where the row has none.
 pub(super) type Texts<'a> = [&'a str; Field::COUNT];
 
-/// Where the columns of an export go. [`Layout::default`] is every field under its own name.
+/// Where the columns of an export go. [`ColumnMapping::default`] is every field under its own name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct ColumnMapping {
     /// The column of each field; `None` where another field or `ignore` has taken the name away.
     columns: [Option<Arc<str>>; Field::COUNT],
-    /// Fields whose column was named on purpose: a header without it is wrong.
+    /// FieldSet whose column was named on purpose: a header without it is wrong.
     mapped: [bool; Field::COUNT],
     ignore: Vec<Arc<str>>,
-    /// Fields that an export has to have.
-    required: Fields,
+    /// FieldSet that an export has to have.
+    required: FieldSet,
     /// Whether columns that are not known are ignored too.
     ignores_unknown: bool,
     nulls: NullTexts,
@@ -30,7 +30,7 @@ pub struct Layout {
 
 /// Why a layout makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LayoutError {
+pub enum ColumnMappingError {
     /// One column for two fields.
     #[error("the column {} is {} already: give each its own", Quoted(.column), .first.name())]
     MappedTwice {
@@ -73,35 +73,40 @@ pub enum LayoutError {
 
 /// What to do with a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Slot {
+pub(super) enum ColumnRole {
     Field(Field),
     Ignored,
     Unknown,
 }
 
-impl Layout {
+impl ColumnMapping {
     /// `columns` maps fields to the names of their columns in the export; a field that it leaves out is found
     /// under its own name. Columns in `ignore` are skipped.
     ///
     /// # Errors
-    /// When the two contradict each other; see [`LayoutError`].
-    pub fn new(columns: &BTreeMap<Field, Arc<str>>, ignore: Vec<Arc<str>>) -> Result<Self, LayoutError> {
-        let mut layout =
+    /// When the two contradict each other; see [`ColumnMappingError`].
+    pub fn new(
+        columns: &BTreeMap<Field, Arc<str>>,
+        ignore: Vec<Arc<str>>,
+    ) -> Result<Self, ColumnMappingError> {
+        let mut mapping =
             Self { columns: Default::default(), mapped: Default::default(), ignore, ..Self::default() };
         for (&field, column) in columns {
-            layout.map(field, Arc::clone(column))?;
+            mapping.map(field, Arc::clone(column))?;
         }
         for field in Field::ALL.into_iter().filter(|field| !columns.contains_key(field)) {
-            match layout.slot(field.name()) {
-                Slot::Unknown => layout.columns[field as usize] = Some(field.name().into()),
-                Slot::Ignored if field.is_required() => return Err(LayoutError::RequiredIgnored { field }),
-                Slot::Field(by) if field.is_required() => {
-                    return Err(LayoutError::RequiredTaken { required: field, by });
+            match mapping.role(field.name()) {
+                ColumnRole::Unknown => mapping.columns[field as usize] = Some(field.name().into()),
+                ColumnRole::Ignored if field.is_required() => {
+                    return Err(ColumnMappingError::RequiredIgnored { field });
                 }
-                Slot::Field(_) | Slot::Ignored => {}
+                ColumnRole::Field(by) if field.is_required() => {
+                    return Err(ColumnMappingError::RequiredTaken { required: field, by });
+                }
+                ColumnRole::Field(_) | ColumnRole::Ignored => {}
             }
         }
-        Ok(layout)
+        Ok(mapping)
     }
 
     /// The same, with these texts for "no value".
@@ -119,11 +124,13 @@ impl Layout {
         &self.nulls
     }
 
-    fn map(&mut self, field: Field, column: Arc<str>) -> Result<(), LayoutError> {
-        match self.slot(&column) {
-            Slot::Unknown => {}
-            Slot::Ignored => return Err(LayoutError::MappedAndIgnored { column, field }),
-            Slot::Field(first) => return Err(LayoutError::MappedTwice { column, first, second: field }),
+    fn map(&mut self, field: Field, column: Arc<str>) -> Result<(), ColumnMappingError> {
+        match self.role(&column) {
+            ColumnRole::Unknown => {}
+            ColumnRole::Ignored => return Err(ColumnMappingError::MappedAndIgnored { column, field }),
+            ColumnRole::Field(first) => {
+                return Err(ColumnMappingError::MappedTwice { column, first, second: field });
+            }
         }
         self.columns[field as usize] = Some(column);
         self.mapped[field as usize] = true;
@@ -131,15 +138,15 @@ impl Layout {
     }
 
     /// What the column `name` of an export holds.
-    pub(super) fn slot(&self, name: &str) -> Slot {
+    pub(super) fn role(&self, name: &str) -> ColumnRole {
         let field =
             Field::ALL.into_iter().find(|&field| self.columns[field as usize].as_deref() == Some(name));
         match field {
-            Some(field) => Slot::Field(field),
+            Some(field) => ColumnRole::Field(field),
             None if self.ignores_unknown || self.ignore.iter().any(|ignored| **ignored == *name) => {
-                Slot::Ignored
+                ColumnRole::Ignored
             }
-            None => Slot::Unknown,
+            None => ColumnRole::Unknown,
         }
     }
 
@@ -157,10 +164,10 @@ impl Layout {
     ///
     /// # Errors
     /// When one of them has no column, because it is ignored or mapped to another field.
-    pub fn requiring(mut self, fields: impl IntoIterator<Item = Field>) -> Result<Self, LayoutError> {
+    pub fn requiring(mut self, fields: impl IntoIterator<Item = Field>) -> Result<Self, ColumnMappingError> {
         for field in fields {
             if self.columns[field as usize].is_none() {
-                return Err(LayoutError::RequiredHasNoColumn { field });
+                return Err(ColumnMappingError::RequiredHasNoColumn { field });
             }
             self.required = self.required.with(field);
         }
@@ -168,19 +175,19 @@ impl Layout {
     }
 
     /// The fields that every row has to have, besides those that no row can do without.
-    pub(crate) fn required(&self) -> Fields {
+    pub(crate) fn required(&self) -> FieldSet {
         self.required
     }
 }
 
-impl Default for Layout {
+impl Default for ColumnMapping {
     fn default() -> Self {
         let columns = Field::ALL.map(|field| Some(field.name().into()));
         Self {
             columns,
             mapped: Default::default(),
             ignore: Vec::new(),
-            required: Fields::NONE,
+            required: FieldSet::NONE,
             ignores_unknown: false,
             nulls: NullTexts::default(),
         }
@@ -191,56 +198,59 @@ impl Default for Layout {
 mod tests {
     use super::*;
 
-    fn layout(columns: &[(Field, &str)], ignore: &[&str]) -> Result<Layout, LayoutError> {
+    fn mapping(columns: &[(Field, &str)], ignore: &[&str]) -> Result<ColumnMapping, ColumnMappingError> {
         let columns = columns.iter().map(|&(field, column)| (field, column.into())).collect();
-        Layout::new(&columns, ignore.iter().map(|&name| name.into()).collect())
+        ColumnMapping::new(&columns, ignore.iter().map(|&name| name.into()).collect())
     }
 
     #[test]
     fn a_field_is_found_by_its_name_unless_it_is_mapped() {
         for (index, field) in Field::ALL.into_iter().enumerate() {
             assert_eq!(field as usize, index);
-            assert_eq!(Layout::default().slot(field.name()), Slot::Field(field));
+            assert_eq!(ColumnMapping::default().role(field.name()), ColumnRole::Field(field));
         }
-        let layout = layout(&[(Field::KeyHash, "sha256"), (Field::Owner, "plan")], &["id", "status"])
-            .expect("a layout");
-        assert_eq!(layout.slot("sha256"), Slot::Field(Field::KeyHash));
-        assert_eq!(layout.slot("key_hash"), Slot::Unknown);
-        assert_eq!(layout.slot("plan"), Slot::Field(Field::Owner));
-        assert_eq!(layout.slot("owner"), Slot::Unknown);
-        assert_eq!(layout.slot("key_id"), Slot::Field(Field::KeyId));
-        assert_eq!(layout.slot("id"), Slot::Ignored);
-        assert_eq!(layout.slot("status"), Slot::Ignored);
-        assert_eq!(layout.slot("Key_ID"), Slot::Unknown);
-        assert!(layout.expects(Field::Owner) && layout.expects(Field::KeyId) && !layout.expects(Field::Plan));
+        let mapping = mapping(&[(Field::KeyHash, "sha256"), (Field::Owner, "plan")], &["id", "status"])
+            .expect("a mapping");
+        assert_eq!(mapping.role("sha256"), ColumnRole::Field(Field::KeyHash));
+        assert_eq!(mapping.role("key_hash"), ColumnRole::Unknown);
+        assert_eq!(mapping.role("plan"), ColumnRole::Field(Field::Owner));
+        assert_eq!(mapping.role("owner"), ColumnRole::Unknown);
+        assert_eq!(mapping.role("key_id"), ColumnRole::Field(Field::KeyId));
+        assert_eq!(mapping.role("id"), ColumnRole::Ignored);
+        assert_eq!(mapping.role("status"), ColumnRole::Ignored);
+        assert_eq!(mapping.role("Key_ID"), ColumnRole::Unknown);
+        assert!(
+            mapping.expects(Field::Owner) && mapping.expects(Field::KeyId) && !mapping.expects(Field::Plan)
+        );
     }
 
     #[test]
     fn a_layout_that_contradicts_itself_is_refused() {
-        let message = |result: Result<Layout, LayoutError>| result.map(|_| ()).map_err(|e| e.to_string());
+        let message =
+            |result: Result<ColumnMapping, ColumnMappingError>| result.map(|_| ()).map_err(|e| e.to_string());
         assert_eq!(
-            message(layout(&[(Field::Owner, "x"), (Field::Plan, "x")], &[])),
+            message(mapping(&[(Field::Owner, "x"), (Field::Plan, "x")], &[])),
             Err(r#"the column "x" is owner already: give each its own"#.to_owned())
         );
         assert_eq!(
-            message(layout(&[(Field::Owner, "x")], &["x"])),
+            message(mapping(&[(Field::Owner, "x")], &["x"])),
             Err(r#"the column "x" is mapped to owner: either read it or ignore it"#.to_owned())
         );
         assert_eq!(
-            message(layout(&[(Field::Owner, "key_id")], &[])),
+            message(mapping(&[(Field::Owner, "key_id")], &[])),
             Err(r#"the column "key_id" is taken from key_id, which is required: map key_id to a column too"#
                 .to_owned())
         );
         assert_eq!(
-            message(layout(&[], &["key_id"])),
+            message(mapping(&[], &["key_id"])),
             Err("key_id is required: do not ignore its column, or map it to another".to_owned())
         );
     }
 
     #[test]
     fn fields_may_swap_their_columns() {
-        let layout = layout(&[(Field::Owner, "plan"), (Field::Plan, "owner")], &[]).expect("a layout");
-        assert_eq!(layout.slot("owner"), Slot::Field(Field::Plan));
-        assert_eq!(layout.slot("plan"), Slot::Field(Field::Owner));
+        let mapping = mapping(&[(Field::Owner, "plan"), (Field::Plan, "owner")], &[]).expect("a mapping");
+        assert_eq!(mapping.role("owner"), ColumnRole::Field(Field::Plan));
+        assert_eq!(mapping.role("plan"), ColumnRole::Field(Field::Owner));
     }
 }

@@ -16,13 +16,13 @@ const MAX_BYTES: usize = 8 << 20;
 
 /// A memo of one kind of list.
 #[derive(Debug)]
-pub(super) struct Memo<T> {
+pub(super) struct ListCache<T> {
     parsed: HashMap<Box<str>, Arc<[T]>, RandomState>,
     bytes: usize,
     nothing: Arc<[T]>,
 }
 
-impl<T> Memo<T> {
+impl<T> ListCache<T> {
     pub(super) fn new() -> Self {
         Self { parsed: HashMap::default(), bytes: 0, nothing: Arc::new([]) }
     }
@@ -57,14 +57,14 @@ impl<T> Memo<T> {
     }
 }
 
-/// Times remembered, at places that their texts decide.
+/// TimeCache remembered, at places that their texts decide.
 const TIMES: usize = 8;
 
 /// The last few points in time, as seconds. Where each row has one of its own, nothing is kept of them for long.
 #[derive(Debug, Default)]
-pub(super) struct Times([(String, u32); TIMES]);
+pub(super) struct TimeCache([(String, u32); TIMES]);
 
-impl Times {
+impl TimeCache {
     /// What `parse` makes of `text`. Failures are not remembered.
     pub(super) fn get<'t, E>(
         &mut self,
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn equal_texts_are_parsed_once_and_shared() {
-        let mut memo = Memo::new();
+        let mut memo = ListCache::new();
         let first = memo.get("a b", words).expect("words");
         let again = memo.get("a b", |_| Err("parsed twice")).expect("remembered");
         assert!(Arc::ptr_eq(&first, &again));
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_time_is_what_it_was_the_last_time() {
-        let mut times = Times::default();
+        let mut times = TimeCache::default();
         let texts: Vec<String> = (0..100).map(|number| (number % 13).to_string()).collect();
         for text in &texts {
             assert_eq!(times.get(text, str::parse::<u32>), text.parse());
@@ -123,13 +123,13 @@ mod tests {
 
     #[test]
     fn it_stops_remembering_and_goes_on_parsing() {
-        let mut memo = Memo::new();
+        let mut memo = ListCache::new();
         for n in 0..=MAX_TEXTS {
             memo.get(&n.to_string(), words).expect("words");
         }
         assert_eq!(memo.parsed.len(), MAX_TEXTS);
 
-        let mut memo = Memo::new();
+        let mut memo = ListCache::new();
         for n in 0..200 {
             let text = format!("{n}{}", "x".repeat(65_000));
             assert_eq!(memo.get(&text, words).map(|list| list.len()), Ok(1));

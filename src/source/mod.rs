@@ -2,17 +2,17 @@
 //!
 //! An *export* is a text with one *row* for each key, in CSV or JSON Lines. [`read`] takes it from any `Read`
 //! and hands the [`KeyRecord`] of each row to a *sink*, one at a time: memory stays the same however long the
-//! export is. What is wrong with a row is a *finding* with its place; reading goes on, so that one pass says
-//! what there is to mend. An export with findings must not be served: that decision, and what to do about a
+//! export is. What is wrong with a row is a *diagnostic* with its place; reading goes on, so that one pass says
+//! what there is to mend. An export with diagnostics must not be served: that decision, and what to do about a
 //! set that is empty or has shrunk, is the caller's.
 //!
 //! ```text
 //! Read -> csv::Records  -> csv::read   \
 //!                                       row::Rows -> field, list, time -> KeyRecord -> sink
-//! Read -> lines         -> jsonl::read /       \-> finding::Findings
+//! Read -> lines         -> jsonl::read /       \-> finding::Diagnostics
 //! ```
 //!
-//! A large export is read by several threads: [`Splitter`] cuts it between rows, and [`Blocks`] reads the pieces, as long as nothing
+//! A large export is read by several threads: [`ChunkSplitter`] cuts it between rows, and [`ChunkReader`] reads the pieces, as long as nothing
 //! is wrong. What is, only [`read`] says. Rows of CSV are found in a piece as a whole, by [`scan`].
 //!
 //! An export that was cut short while it was written looks like a shorter one, so the last row has to end in
@@ -49,11 +49,11 @@ mod unknown;
 
 pub use crate::record::Field;
 pub use bad_row::BadRow;
-pub use blocks::Blocks;
-pub use finding::{Column, Finding, Findings, MAX_FINDINGS, MoreLikeIt};
-pub use layout::{Layout, LayoutError};
+pub use blocks::ChunkReader;
+pub use finding::{Column, Diagnostic, Diagnostics, MAX_FINDINGS, RepeatCount};
+pub use layout::{ColumnMapping, ColumnMappingError};
 pub use null::{MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
-pub use split::{NotSplit, Splitter};
+pub use split::{ChunkSplitter, SplitError};
 
 use row::{Assembler, Rows};
 
@@ -72,8 +72,8 @@ const BUFFER: usize = 64 << 10;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Takes the records of an export, with the line (counted from 1) at which each begins. What it returns as an
-/// error becomes a finding at that line, and reading goes on.
-pub type Sink<'s> = dyn FnMut(u64, &KeyRecord<'_>) -> Result<(), String> + 's;
+/// error becomes a diagnostic at that line, and reading goes on.
+pub type RecordSink<'s> = dyn FnMut(u64, &KeyRecord<'_>) -> Result<(), String> + 's;
 
 /// How an export is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ impl fmt::Display for Format {
 }
 
 /// Reads an export to its end, and returns how many rows it has, good and bad. Each good row goes to `sink`,
-/// also after a bad one; what is wrong goes to `findings`. Only a row that cannot be told from the next
+/// also after a bad one; what is wrong goes to `diagnostics`. Only a row that cannot be told from the next
 /// one ([`MAX_ROW`]) and a header that does not fit `layout` end the reading early.
 ///
 /// # Errors
@@ -147,22 +147,22 @@ impl fmt::Display for Format {
 pub fn read<R: Read>(
     input: R,
     format: Format,
-    layout: &Layout,
-    sink: &mut Sink<'_>,
-    findings: &mut Findings,
+    mapping: &ColumnMapping,
+    sink: &mut RecordSink<'_>,
+    diagnostics: &mut Diagnostics,
 ) -> io::Result<u64> {
     let mut input = without_bom(input)?;
     if fill(&mut input)?.is_empty() {
-        findings.add(0, None, "the file is empty");
+        diagnostics.add(0, None, "the file is empty");
         return Ok(0);
     }
-    let mut assembler = Assembler::new(layout.nulls().clone());
-    let mut rows = Rows::new(&mut assembler, sink, findings);
+    let mut assembler = Assembler::new(mapping.nulls().clone());
+    let mut rows = Rows::new(&mut assembler, sink, diagnostics);
     match format {
-        Format::Csv => csv::read(input, layout, &mut rows)?,
-        Format::JsonLines => jsonl::read(input, layout, &mut rows)?,
+        Format::Csv => csv::read(input, mapping, &mut rows)?,
+        Format::JsonLines => jsonl::read(input, mapping, &mut rows)?,
         Format::Compiled => {
-            rows.findings.add(0, None, "it is read as text, and would be a compiled snapshot")
+            rows.diagnostics.add(0, None, "it is read as text, and would be a compiled snapshot")
         }
     }
     Ok(rows.seen())
@@ -200,7 +200,7 @@ fn fill(input: &mut impl BufRead) -> io::Result<&[u8]> {
 
 /// Why the rest of an export cannot be read as rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Broken {
+enum FramingError {
     #[error("the last line does not end in a newline; the file may be cut short")]
     NoNewline,
     #[error("the file ends inside of quotes; it may be cut short")]

@@ -10,7 +10,7 @@ use std::io::{self, BufRead};
 use csv_core::{ReadRecordResult, Reader};
 
 use super::quotes::{QuoteError, Quotes};
-use super::{Broken, MAX_ROW, fill};
+use super::{FramingError, MAX_ROW, fill};
 
 /// Most columns in a row: twenty times the fields of a record, for exports of whole tables.
 pub(super) const MAX_COLUMNS: usize = 256;
@@ -30,7 +30,7 @@ pub(super) enum Next<'r> {
     Record(Record<'r>),
     End,
     /// Nothing more can be read from here on.
-    Broken(u64, Broken),
+    FramingError(u64, FramingError),
     /// Nor here, because the row does not fit.
     TooLong(TooLong),
 }
@@ -96,26 +96,28 @@ impl Records {
             return Ok(match result {
                 ReadRecordResult::InputEmpty => continue,
                 // A record that only the end of the text has ended.
-                ReadRecordResult::Record if at_end => Next::Broken(line, self.cut_short()),
+                ReadRecordResult::Record if at_end => Next::FramingError(line, self.cut_short()),
                 ReadRecordResult::Record => {
                     let (bytes, ends) = (&self.bytes[..bytes], &self.ends[..columns]);
                     Next::Record(Record { line, bytes, ends, quotes })
                 }
                 // Half a CRLF: the record is whole, but the text is not.
-                ReadRecordResult::End if self.last == b'\r' => Next::Broken(line, Broken::NoNewline),
+                ReadRecordResult::End if self.last == b'\r' => {
+                    Next::FramingError(line, FramingError::NoNewline)
+                }
                 ReadRecordResult::End => Next::End,
                 ReadRecordResult::OutputFull => {
                     let largest = largest(&self.ends[..columns], bytes);
                     let in_quotes = quotes.open() == Some(largest.0);
                     Next::TooLong(TooLong { line, largest, in_quotes })
                 }
-                ReadRecordResult::OutputEndsFull => Next::Broken(line, Broken::TooManyColumns),
+                ReadRecordResult::OutputEndsFull => Next::FramingError(line, FramingError::TooManyColumns),
             });
         }
     }
 
-    fn cut_short(&self) -> Broken {
-        if self.last == b'\n' { Broken::OpenQuote } else { Broken::NoNewline }
+    fn cut_short(&self) -> FramingError {
+        if self.last == b'\n' { FramingError::OpenQuote } else { FramingError::NoNewline }
     }
 
     /// The machine skips blank lines too, but then the line at which the record begins is lost.

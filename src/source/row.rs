@@ -6,29 +6,31 @@ use std::fmt::Display;
 
 use ipnet::IpNet;
 
-use crate::record::{Field, Fields, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits};
+use crate::record::{
+    Field, FieldSet, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits,
+};
 
-use super::finding::{Column, Findings};
+use super::finding::{Column, Diagnostics};
 use super::layout::Texts;
-use super::memo::{Memo, Times};
+use super::memo::{ListCache, TimeCache};
 use super::null::NullTexts;
-use super::{MAX_FIELDS, Sink, field, list, time};
+use super::{MAX_FIELDS, RecordSink, field, list, time};
 
-/// Where the rows of an export go: good ones to the sink, what is wrong with the others to the findings.
+/// Where the rows of an export go: good ones to the sink, what is wrong with the others to the diagnostics.
 pub(super) struct Rows<'s> {
     assembler: &'s mut Assembler,
-    sink: &'s mut Sink<'s>,
-    pub(super) findings: &'s mut Findings,
+    sink: &'s mut RecordSink<'s>,
+    pub(super) diagnostics: &'s mut Diagnostics,
     seen: u64,
 }
 
 impl<'s> Rows<'s> {
     pub(super) fn new(
         assembler: &'s mut Assembler,
-        sink: &'s mut Sink<'s>,
-        findings: &'s mut Findings,
+        sink: &'s mut RecordSink<'s>,
+        diagnostics: &'s mut Diagnostics,
     ) -> Self {
-        Self { assembler, sink, findings, seen: 0 }
+        Self { assembler, sink, diagnostics, seen: 0 }
     }
 
     /// Counts a row, whatever will be found in it.
@@ -47,11 +49,11 @@ impl<'s> Rows<'s> {
         if bytes > MAX_FIELDS {
             return self.too_large(line, bytes, texts, column);
         }
-        let findings = &mut *self.findings;
-        let mut report = |field, message: &dyn Display| findings.add(line, Some(column(field)), message);
+        let diagnostics = &mut *self.diagnostics;
+        let mut report = |field, message: &dyn Display| diagnostics.add(line, Some(column(field)), message);
         let Some(record) = self.assembler.assemble(texts, &mut report) else { return };
         if let Err(message) = (self.sink)(line, &record) {
-            self.findings.add(line, None, message);
+            self.diagnostics.add(line, None, message);
         }
     }
 }
@@ -66,7 +68,7 @@ impl Rows<'_> {
             "the fields of the row have {bytes} bytes, and at most {MAX_FIELDS} are read; this is the largest, with {}",
             texts[largest as usize].len()
         );
-        self.findings.add(line, Some(column(largest)), message);
+        self.diagnostics.add(line, Some(column(largest)), message);
     }
 }
 
@@ -74,24 +76,24 @@ impl Rows<'_> {
 #[derive(Debug)]
 pub(super) struct Assembler {
     nulls: NullTexts,
-    scopes: Memo<Box<str>>,
-    networks: Memo<IpNet>,
-    origins: Memo<Origin>,
-    limits: Memo<Limit>,
-    not_before: Times,
-    expires_at: Times,
+    scopes: ListCache<Box<str>>,
+    networks: ListCache<IpNet>,
+    origins: ListCache<Origin>,
+    limits: ListCache<Limit>,
+    not_before: TimeCache,
+    expires_at: TimeCache,
 }
 
 impl Assembler {
     pub(super) fn new(nulls: NullTexts) -> Self {
         Self {
             nulls,
-            scopes: Memo::new(),
-            networks: Memo::new(),
-            origins: Memo::new(),
-            limits: Memo::new(),
-            not_before: Times::default(),
-            expires_at: Times::default(),
+            scopes: ListCache::new(),
+            networks: ListCache::new(),
+            origins: ListCache::new(),
+            limits: ListCache::new(),
+            not_before: TimeCache::default(),
+            expires_at: TimeCache::default(),
         }
     }
 
@@ -126,7 +128,7 @@ impl Assembler {
         let metadata = row.take(Field::Metadata, field::metadata);
         let (owner, metadata) = (owner?, metadata?);
         // A text that stands for no value gives none.
-        let none = Fields::NONE
+        let none = FieldSet::NONE
             .with_if(Field::Owner, owner.is_empty())
             .with_if(Field::Metadata, metadata.is_empty());
         Some(KeyRecord {
@@ -149,9 +151,9 @@ impl Assembler {
 }
 
 /// The fields that have a text.
-fn given(texts: &Texts<'_>) -> Fields {
+fn given(texts: &Texts<'_>) -> FieldSet {
     let bits = texts.iter().rev().fold(0, |bits, text| bits << 1 | u16::from(!text.is_empty()));
-    Fields::from_bits(bits)
+    FieldSet::from_bits(bits)
 }
 
 /// The texts of one row, and where what is wrong with them is reported.

@@ -135,7 +135,7 @@ mod tests {
         let columns = match records.next(&mut rest).expect("a slice") {
             Next::Record(record) if record.wrong_quote().is_some() => return None,
             Next::Record(record) => record.texts().expect("a text").iter().map(str::to_owned).collect(),
-            Next::End | Next::Broken(..) | Next::TooLong(_) => return None,
+            Next::End | Next::FramingError(..) | Next::TooLong(_) => return None,
         };
         Some((columns, text.len() - rest.len()))
     }

@@ -15,7 +15,7 @@ const PIECE: usize = 128 << 10;
 
 /// Why there is no next piece.
 #[derive(Debug, thiserror::Error)]
-pub enum NotSplit {
+pub enum SplitError {
     /// The input fails.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -25,7 +25,7 @@ pub enum NotSplit {
 }
 
 /// Cuts an export.
-pub struct Splitter<R> {
+pub struct ChunkSplitter<R> {
     input: R,
     format: Format,
     /// What has been read of the next piece.
@@ -33,7 +33,7 @@ pub struct Splitter<R> {
     is_first: bool,
 }
 
-impl<R: Read> Splitter<R> {
+impl<R: Read> ChunkSplitter<R> {
     /// Cuts `input`.
     pub fn new(input: R, format: Format) -> Self {
         Self { input, format, rest: Vec::new(), is_first: true }
@@ -43,7 +43,7 @@ impl<R: Read> Splitter<R> {
     ///
     /// # Errors
     /// When the input fails, or it cannot be cut.
-    pub fn next_piece(&mut self) -> Result<Option<Vec<u8>>, NotSplit> {
+    pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, SplitError> {
         let mut piece = std::mem::take(&mut self.rest);
         let missing = PIECE.saturating_sub(piece.len()) as u64;
         piece.reserve_exact(missing as usize);
@@ -61,7 +61,7 @@ impl<R: Read> Splitter<R> {
             Format::Csv => end_of_rows(&piece),
             Format::JsonLines | Format::Compiled => memrchr(b'\n', &piece).map(|at| at + 1),
         };
-        let end = end.ok_or(NotSplit::NoRow)?;
+        let end = end.ok_or(SplitError::NoRow)?;
         self.rest = piece.split_off(end);
         Ok(Some(piece))
     }
@@ -120,7 +120,7 @@ mod tests {
                 match records.next(&mut rest).expect("a slice") {
                     Next::Record(_) => {}
                     Next::End => break ends.push(end),
-                    Next::Broken(..) | Next::TooLong(_) => break,
+                    Next::FramingError(..) | Next::TooLong(_) => break,
                 }
             }
         }
@@ -155,9 +155,9 @@ mod tests {
         #[test]
         fn the_pieces_are_the_text(rows in prop::collection::vec("[a-z]{0,9}(,\"[a\n]{0,5000}\")?", 0..900)) {
             let text = rows.join("\n").into_bytes();
-            let mut splitter = Splitter::new(&*text, Format::Csv);
+            let mut splitter = ChunkSplitter::new(&*text, Format::Csv);
             let (mut joined, mut pieces) = (Vec::new(), Vec::new());
-            while let Some(piece) = splitter.next_piece().expect("rows are short") {
+            while let Some(piece) = splitter.next_chunk().expect("rows are short") {
                 joined.extend_from_slice(&piece);
                 pieces.push(piece);
             }

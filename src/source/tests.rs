@@ -1,5 +1,5 @@
 //! Whole exports through [`read`]: both formats have to agree, and whatever is done to an export must end in
-//! records or findings.
+//! records or diagnostics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 const RAW_KEY: &str = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
 
-/// What came out: the rows seen, the line and the record of each good one, and the findings.
+/// What came out: the rows seen, the line and the record of each good one, and the diagnostics.
 struct Outcome {
     rows: u64,
     records: Vec<(u64, String)>,
-    findings: Findings,
+    diagnostics: Diagnostics,
 }
 
 impl Outcome {
@@ -27,23 +27,23 @@ impl Outcome {
     }
 }
 
-fn read_from(input: impl Read, format: Format, layout: &Layout) -> io::Result<Outcome> {
+fn read_from(input: impl Read, format: Format, mapping: &ColumnMapping) -> io::Result<Outcome> {
     let mut records = Vec::new();
-    let mut findings = Findings::new("keys");
+    let mut diagnostics = Diagnostics::new("keys");
     let mut sink = |line: u64, record: &KeyRecord<'_>| {
         records.push((line, format!("{record:?}")));
         Ok(())
     };
-    let rows = read(input, format, layout, &mut sink, &mut findings)?;
-    Ok(Outcome { rows, records, findings })
+    let rows = read(input, format, mapping, &mut sink, &mut diagnostics)?;
+    Ok(Outcome { rows, records, diagnostics })
 }
 
 fn csv(text: impl AsRef<[u8]>) -> Outcome {
-    read_from(text.as_ref(), Format::Csv, &Layout::default()).expect("a slice has no I/O errors")
+    read_from(text.as_ref(), Format::Csv, &ColumnMapping::default()).expect("a slice has no I/O errors")
 }
 
 fn jsonl(text: impl AsRef<[u8]>) -> Outcome {
-    read_from(text.as_ref(), Format::JsonLines, &Layout::default()).expect("a slice has no I/O errors")
+    read_from(text.as_ref(), Format::JsonLines, &ColumnMapping::default()).expect("a slice has no I/O errors")
 }
 
 /// Rows at lines 2 and 4: the first is two lines long.
@@ -74,7 +74,7 @@ fn jsonl_example() -> String {
 #[test]
 fn a_row_becomes_a_record_in_either_format() {
     let from_csv = csv(csv_example());
-    assert_eq!(from_csv.findings.to_string(), "");
+    assert_eq!(from_csv.diagnostics.to_string(), "");
     assert_eq!((from_csv.rows, from_csv.lines()), (2, vec![2, 4]));
     let digest = |byte: u8| format!("{:?}", [byte; 32]);
     assert_eq!(
@@ -82,7 +82,7 @@ fn a_row_becomes_a_record_in_either_format() {
         format!(
             "KeyRecord {{ hash: {}, key_id: \"k2\", owner: \"\", environment: \"\", plan: \"\", status: Active, \
              not_before: 0, expires_at: 4294967295, scopes: [], allowed_ips: None, allowed_origins: None, limits: [], \
-             metadata: \"\", given: Fields(3) }}",
+             metadata: \"\", given: FieldSet(3) }}",
             digest(0xbb)
         )
     );
@@ -97,13 +97,13 @@ fn a_row_becomes_a_record_in_either_format() {
         "prefix: \"https://\", suffix: \".example.com\"",
         "name: \"requests\", rate: Rate { period: 80000000, burst: 200 }",
         "name: \"default\", rate: Rate { period: 16000000000, burst: 5 }",
-        "metadata: \"{\\\"a\\\": [1]}\", given: Fields(8191) }",
+        "metadata: \"{\\\"a\\\": [1]}\", given: FieldSet(8191) }",
     ] {
         assert!(first.contains(part), "{part} in {first}");
     }
 
     let from_jsonl = jsonl(jsonl_example());
-    assert_eq!(from_jsonl.findings.to_string(), "");
+    assert_eq!(from_jsonl.diagnostics.to_string(), "");
     assert_eq!((from_jsonl.rows, from_jsonl.lines()), (2, vec![1, 3]));
     for (csv, jsonl) in from_csv.records.iter().zip(&from_jsonl.records) {
         assert_eq!(csv.1, jsonl.1);
@@ -117,7 +117,7 @@ fn line_endings_a_byte_order_mark_and_blank_lines_change_nothing() {
     assert_eq!(csv(&unix).records, expected);
     assert_eq!(csv(format!("\u{feff}{unix}")).records, expected);
     let blank = csv(format!("\n\r\n{}\n\n", unix.replace("\nk2", "\n\n\nk2")));
-    assert_eq!((blank.findings.total(), blank.lines()), (0, vec![4, 8]));
+    assert_eq!((blank.diagnostics.total(), blank.lines()), (0, vec![4, 8]));
     assert_eq!(csv(format!("\u{feff}\u{feff}{unix}")).records, [], "the second is not the file's");
     let marked = jsonl(format!("\u{feff}{}", jsonl_example()));
     assert_eq!(marked.records, jsonl(jsonl_example()).records);
@@ -141,11 +141,11 @@ impl Read for Dripping<'_> {
 fn it_does_not_matter_how_the_bytes_arrive() {
     for (text, format) in [(csv_example(), Format::Csv), (jsonl_example(), Format::JsonLines)] {
         let text = format!("\u{feff}{text}");
-        let whole = read_from(text.as_bytes(), format, &Layout::default()).expect("no I/O error");
-        let dripped =
-            read_from(Dripping(text.as_bytes(), false), format, &Layout::default()).expect("no I/O error");
+        let whole = read_from(text.as_bytes(), format, &ColumnMapping::default()).expect("no I/O error");
+        let dripped = read_from(Dripping(text.as_bytes(), false), format, &ColumnMapping::default())
+            .expect("no I/O error");
         assert_eq!(whole.records, dripped.records);
-        assert_eq!(dripped.findings.total(), 0);
+        assert_eq!(dripped.diagnostics.total(), 0);
     }
 }
 
@@ -158,7 +158,7 @@ fn an_error_of_the_input_is_fatal() {
         }
     }
     for (text, format) in [(csv_example(), Format::Csv), (jsonl_example(), Format::JsonLines)] {
-        let error = read_from(text.as_bytes().chain(Failing), format, &Layout::default()).map(|_| ());
+        let error = read_from(text.as_bytes().chain(Failing), format, &ColumnMapping::default()).map(|_| ());
         assert_eq!(error.map_err(|e| e.to_string()), Err("the disk is gone".to_owned()));
     }
 }
@@ -171,14 +171,14 @@ fn an_export_cut_anywhere_but_at_the_end_of_a_row_is_refused() {
     ] {
         for cut in 0..text.len() {
             let outcome =
-                read_from(&text.as_bytes()[..cut], format, &Layout::default()).expect("no I/O error");
+                read_from(&text.as_bytes()[..cut], format, &ColumnMapping::default()).expect("no I/O error");
             let before = &text.as_bytes()[..cut];
             let complete = cut > 0 && whole_rows.iter().any(|end| before.ends_with(end.as_bytes()));
-            let accepted = outcome.findings.is_empty();
-            assert_eq!(accepted, complete, "cut after {cut} bytes: {}", outcome.findings);
+            let accepted = outcome.diagnostics.is_empty();
+            assert_eq!(accepted, complete, "cut after {cut} bytes: {}", outcome.diagnostics);
         }
     }
-    let message = |text: String| csv(text).findings.to_string();
+    let message = |text: String| csv(text).diagnostics.to_string();
     let unix = csv_example().replace("\r\n", "\n");
     let cut = |at: &str| unix[..unix.find(at).expect("a place") + at.len()].to_owned();
     assert_eq!(
@@ -187,7 +187,7 @@ fn an_export_cut_anywhere_but_at_the_end_of_a_row_is_refused() {
     );
     assert_eq!(message(cut("orders:*\n")), "keys:2: the file ends inside of quotes; it may be cut short");
     assert_eq!(
-        jsonl(jsonl_example().trim_end()).findings.to_string(),
+        jsonl(jsonl_example().trim_end()).diagnostics.to_string(),
         "keys:3: the last line does not end in a newline; the file may be cut short"
     );
 }
@@ -198,8 +198,8 @@ fn a_flipped_bit_never_panics() {
         let mut bytes = text.into_bytes();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let outcome = read_from(&*bytes, format, &Layout::default()).expect("no I/O error");
-            assert!(!outcome.findings.is_empty() || outcome.rows > 0, "bit {bit}");
+            let outcome = read_from(&*bytes, format, &ColumnMapping::default()).expect("no I/O error");
+            assert!(!outcome.diagnostics.is_empty() || outcome.rows > 0, "bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
     }
@@ -208,22 +208,22 @@ fn a_flipped_bit_never_panics() {
 #[test]
 fn an_empty_file_is_wrong_and_one_without_rows_is_not() {
     for text in ["", "\u{feff}"] {
-        assert_eq!(csv(text).findings.to_string(), "keys: the file is empty");
-        assert_eq!(jsonl(text).findings.to_string(), "keys: the file is empty");
+        assert_eq!(csv(text).diagnostics.to_string(), "keys: the file is empty");
+        assert_eq!(jsonl(text).diagnostics.to_string(), "keys: the file is empty");
     }
     assert_eq!(
-        csv("\n\n").findings.to_string(),
+        csv("\n\n").diagnostics.to_string(),
         "keys: there is no header; its columns are key_hash, key_id and others"
     );
     for outcome in [csv("key_id,key_hash\n"), jsonl("\n \r\n")] {
-        assert_eq!((outcome.rows, outcome.findings.total()), (0, 0));
+        assert_eq!((outcome.rows, outcome.diagnostics.total()), (0, 0));
     }
 }
 
 #[test]
 fn a_header_says_all_that_is_wrong_with_it() {
     assert_eq!(
-        csv("key_hash,owners,plan,plan,\"a\"\"b\"\nx\n").findings.to_string(),
+        csv("key_hash,owners,plan,plan,\"a\"\"b\"\nx\n").diagnostics.to_string(),
         "keys:1: column 2: \"owners\" is not a field of a key. Did you mean owner? Read it as a field by source.columns \
          (under [source.columns]: owner = \"owners\"), or skip it by source.ignore (under [source]: ignore = \
          [\"owners\"]). The fields are key_hash, key_id, owner, environment, plan, status, not_before, expires_at, \
@@ -237,21 +237,21 @@ fn a_header_says_all_that_is_wrong_with_it() {
          [source.columns]: key_id = \"COLUMN\")"
     );
     assert_eq!(
-        csv("key_hash,key\"id\n").findings.to_string(),
+        csv("key_hash,key\"id\n").diagnostics.to_string(),
         "keys:1: column 2: there is a quote in a field that does not begin with one; put the whole field in quotes and \
          write the quote twice, as in \"O\"\"Brien\" (RFC 4180)"
     );
     for header in ["key_hash;key_id\n", "\"key_hash\";\"key_id\"\n"] {
         let expected = "keys:1: the columns of a CSV file are separated by commas";
-        assert_eq!(csv(header).findings.to_string(), expected, "{header}");
+        assert_eq!(csv(header).diagnostics.to_string(), expected, "{header}");
     }
     assert_eq!(
-        csv(b"key_hash,key_\xffid\n").findings.to_string(),
+        csv(b"key_hash,key_\xffid\n").diagnostics.to_string(),
         "keys:1: column 2: byte 5 of it is not UTF-8; export the file as UTF-8"
     );
     let missing = csv(format!("{A},{RAW_KEY}\n"));
-    assert_eq!(missing.findings.total(), 4);
-    assert!(!missing.findings.to_string().contains(&A[..9]), "{}", missing.findings);
+    assert_eq!(missing.diagnostics.total(), 4);
+    assert!(!missing.diagnostics.to_string().contains(&A[..9]), "{}", missing.diagnostics);
 }
 
 #[test]
@@ -259,28 +259,28 @@ fn a_layout_maps_and_ignores_columns() {
     let columns: BTreeMap<_, _> = [(Field::KeyHash, "sha256"), (Field::ExpiresAt, "until")]
         .map(|(field, column)| (field, Arc::from(column)))
         .into();
-    let layout = Layout::new(&columns, vec!["id".into()]).expect("a layout");
+    let mapping = ColumnMapping::new(&columns, vec!["id".into()]).expect("a mapping");
     let text = format!("id,sha256,key_id,until\n1,{A},k1,1795255200\n2,{B},k2,soon\n");
-    let outcome = read_from(text.as_bytes(), Format::Csv, &layout).expect("no I/O error");
+    let outcome = read_from(text.as_bytes(), Format::Csv, &mapping).expect("no I/O error");
     assert_eq!(outcome.lines(), [2]);
     assert_eq!(
-        outcome.findings.to_string(),
+        outcome.diagnostics.to_string(),
         "keys:3: column 4 (until): \"soon\" is not a time; write it as 2026-11-21T10:00:00Z"
     );
     let text = "sha256,key_id\n";
-    let outcome = read_from(text.as_bytes(), Format::Csv, &layout).expect("no I/O error");
+    let outcome = read_from(text.as_bytes(), Format::Csv, &mapping).expect("no I/O error");
     assert_eq!(
-        outcome.findings.to_string(),
+        outcome.diagnostics.to_string(),
         "keys:1: there is no column \"until\" in the header; if it has another name, set source.columns (under \
          [source.columns]: expires_at = \"COLUMN\")"
     );
     let text = format!(
         "{{\"id\":{{}},\"sha256\":\"{A}\",\"key_id\":\"k1\"}}\n{{\"sha256\":\"{B}\",\"key_id\":2,\"until\":\"soon\"}}\n"
     );
-    let outcome = read_from(text.as_bytes(), Format::JsonLines, &layout).expect("no I/O error");
+    let outcome = read_from(text.as_bytes(), Format::JsonLines, &mapping).expect("no I/O error");
     assert_eq!(outcome.lines(), [1]);
     assert_eq!(
-        outcome.findings.to_string(),
+        outcome.diagnostics.to_string(),
         "keys:2: until: \"soon\" is not a time; write it as 2026-11-21T10:00:00Z"
     );
 }
@@ -296,7 +296,7 @@ fn a_row_says_all_that_is_wrong_with_it() {
     ));
     assert_eq!((outcome.rows, outcome.lines()), (4, vec![3]));
     assert_eq!(
-        outcome.findings.to_string(),
+        outcome.diagnostics.to_string(),
         "keys:2: column 1 (key_hash): 3 hex digits are not a SHA-256, which has 64; it must be the SHA-256 of the \
          key, not the key itself\n\
          keys:2: column 2 (key_id): key_id is missing\n\
@@ -314,16 +314,16 @@ fn what_is_not_utf8_has_a_place() {
     let row = |owner: &[u8], plan: &[u8]| [header, A.as_bytes(), b",k1,", owner, b",", plan, b"\n"].concat();
     let message = "of it is not UTF-8; export the file as UTF-8";
     assert_eq!(
-        csv(row(b"M\xfcller", b"pro")).findings.to_string(),
+        csv(row(b"M\xfcller", b"pro")).diagnostics.to_string(),
         format!("keys:2: column 3 (owner): byte 2 {message}")
     );
     // Two halves of one character, in two columns.
     assert_eq!(
-        csv(row(b"M\xc3", b"\xbcller")).findings.to_string(),
+        csv(row(b"M\xc3", b"\xbcller")).diagnostics.to_string(),
         format!("keys:2: column 3 (owner): byte 2 {message}")
     );
     assert_eq!(
-        jsonl(b"{\"key_id\":\"\xfc\"}\n").findings.to_string(),
+        jsonl(b"{\"key_id\":\"\xfc\"}\n").diagnostics.to_string(),
         "keys:1: byte 12: this is not UTF-8; export the file as UTF-8"
     );
 }
@@ -362,11 +362,11 @@ fn a_json_line_says_what_is_wrong_with_it() {
         ),
     ] {
         let outcome = jsonl(&text);
-        assert_eq!(outcome.findings.to_string(), format!("keys:{message}"), "{text}");
+        assert_eq!(outcome.diagnostics.to_string(), format!("keys:{message}"), "{text}");
         assert_eq!((outcome.rows, outcome.records.len()), (1, 0));
     }
     assert_eq!(
-        jsonl("{}\n").findings.to_string(),
+        jsonl("{}\n").diagnostics.to_string(),
         "keys:1: key_hash: key_hash is missing\nkeys:1: key_id: key_id is missing"
     );
     let number = jsonl(format!("{{\"key_hash\":\"{A}\",\"key_id\":42,\"owner\":-7}}\n"));
@@ -383,11 +383,11 @@ fn a_key_in_the_wrong_column_is_not_repeated() {
             _ => ("key_id,key_hash", format!("k1,{A}")),
         };
         let outcome = csv(format!("{name},{others}\n{RAW_KEY},{rest}\n"));
-        let text = outcome.findings.to_string();
+        let text = outcome.diagnostics.to_string();
         assert!(!text.contains(&RAW_KEY[..9]), "{text}");
         let accepted =
             matches!(field, Field::KeyId | Field::Owner | Field::Environment | Field::Plan | Field::Scopes);
-        assert_eq!(outcome.findings.is_empty(), accepted, "{name}: {text}");
+        assert_eq!(outcome.diagnostics.is_empty(), accepted, "{name}: {text}");
     }
 }
 
@@ -396,9 +396,9 @@ fn rows_that_are_wrong_in_the_same_way_are_one_finding_and_reading_goes_on() {
     let bad: String = (0..20_000).map(|n| format!("{A},k{n},t{n},\n")).collect();
     let outcome = csv(format!("key_hash,key_id,status,expires_at\n{bad}{A},k,,soon\n{A},k,,\n"));
     assert_eq!((outcome.rows, outcome.lines()), (20_002, vec![20_003]));
-    assert_eq!(outcome.findings.total(), 20_001);
+    assert_eq!(outcome.diagnostics.total(), 20_001);
     assert_eq!(
-        outcome.findings.to_string(),
+        outcome.diagnostics.to_string(),
         "keys:2: column 3 (status): \"t0\" is not a status; it is active, disabled or revoked (and 19999 more like it)\n\
          keys:20002: column 4 (expires_at): \"soon\" is not a time; write it as 2026-11-21T10:00:00Z"
     );
@@ -407,14 +407,14 @@ fn rows_that_are_wrong_in_the_same_way_are_one_finding_and_reading_goes_on() {
 #[test]
 fn the_sink_has_a_say() {
     let text = format!("key_hash,key_id\n{A},k1\n{A},k2\n{B},k3\n");
-    let mut findings = Findings::new("keys");
+    let mut diagnostics = Diagnostics::new("keys");
     let mut sink = |_: u64, record: &KeyRecord<'_>| match record.key_id {
         "k2" => Err("key_hash is that of line 2".to_owned()),
         _ => Ok(()),
     };
-    let rows = read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings);
+    let rows = read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics);
     assert_eq!(rows.expect("no I/O error"), 3);
-    assert_eq!(findings.to_string(), "keys:3: key_hash is that of line 2");
+    assert_eq!(diagnostics.to_string(), "keys:3: key_hash is that of line 2");
 }
 
 #[test]
@@ -441,9 +441,10 @@ fn rows_with_equal_lists_share_them() {
         ));
         Ok(())
     };
-    let mut findings = Findings::new("keys");
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("no I/O error");
-    assert_eq!(findings.to_string(), "");
+    let mut diagnostics = Diagnostics::new("keys");
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("no I/O error");
+    assert_eq!(diagnostics.to_string(), "");
     assert_eq!(records[0], records[1]);
 }
 
@@ -485,9 +486,12 @@ fn a_row_without_an_end_stops_at_the_bound() {
         ("{\"key_hash\":\"", Format::JsonLines, 1, json_message),
     ] {
         let mut taken = 0;
-        let outcome =
-            read_from(Endless { head: head.as_bytes(), taken: &mut taken }, format, &Layout::default());
-        assert_eq!(outcome.expect("no I/O error").findings.to_string(), format!("keys:{line}:{message}"));
+        let outcome = read_from(
+            Endless { head: head.as_bytes(), taken: &mut taken },
+            format,
+            &ColumnMapping::default(),
+        );
+        assert_eq!(outcome.expect("no I/O error").diagnostics.to_string(), format!("keys:{line}:{message}"));
         assert!(taken <= MAX_ROW + 2 * BUFFER, "{taken} bytes were read");
     }
 }
@@ -495,16 +499,17 @@ fn a_row_without_an_end_stops_at_the_bound() {
 #[test]
 fn a_row_has_a_bound_on_its_columns() {
     let names: Vec<_> = (2..records::MAX_COLUMNS).map(|n| format!("c{n}")).collect();
-    let layout = Layout::new(&BTreeMap::new(), names.iter().map(|name| name.as_str().into()).collect())
-        .expect("a layout");
+    let mapping =
+        ColumnMapping::new(&BTreeMap::new(), names.iter().map(|name| name.as_str().into()).collect())
+            .expect("a mapping");
     let header = format!("key_hash,key_id,{}", names.join(","));
     let row = format!("{A},k{}", ",".repeat(names.len()));
     let outcome =
-        read_from(format!("{header}\n{row}\n").as_bytes(), Format::Csv, &layout).expect("no I/O error");
-    assert_eq!((outcome.findings.to_string(), outcome.lines()), (String::new(), vec![2]));
+        read_from(format!("{header}\n{row}\n").as_bytes(), Format::Csv, &mapping).expect("no I/O error");
+    assert_eq!((outcome.diagnostics.to_string(), outcome.lines()), (String::new(), vec![2]));
     let outcome =
-        read_from(format!("{header}\n{row},\n").as_bytes(), Format::Csv, &layout).expect("no I/O error");
-    assert_eq!(outcome.findings.to_string(), "keys:2: the row has more than 256 columns");
+        read_from(format!("{header}\n{row},\n").as_bytes(), Format::Csv, &mapping).expect("no I/O error");
+    assert_eq!(outcome.diagnostics.to_string(), "keys:2: the row has more than 256 columns");
 }
 
 #[test]
@@ -543,7 +548,7 @@ proptest! {
             serde_json::to_string(&owner).expect("a string"),
             serde_json::to_string(&plan).expect("a string"),
         ));
-        prop_assert_eq!(from_csv.findings.to_string(), "");
+        prop_assert_eq!(from_csv.diagnostics.to_string(), "");
         let expected = format!("owner: {owner:?}, environment: \"\", plan: {plan:?},");
         prop_assert!(from_csv.records[0].1.contains(&expected));
         prop_assert_eq!(&from_csv.records[0].1, &from_jsonl.records[0].1);

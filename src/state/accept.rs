@@ -19,7 +19,7 @@ use tracing::warn;
 
 use super::dir::{LOCK, read_pid};
 use super::{
-    FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, disk::sync_directory, failed, replace, this_second,
+    FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, current_second, disk::sync_directory, failed, replace,
 };
 
 /// How old a marker may be when the daemon starts. An operator who accepts something starts the daemon next; a marker
@@ -87,7 +87,7 @@ pub fn is_accepted(directory: &Path, what: Acceptance) -> bool {
 
 /// An acceptance that was found at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Accepted {
+pub struct AcceptanceRecord {
     /// The user who gave the command: the owner of the marker.
     pub by_uid: u32,
     /// When, to the second.
@@ -138,18 +138,18 @@ struct Marker {
 ///
 /// # Errors
 /// See [`AcceptError`].
-pub fn accept(directory: &Path, what: Acceptance) -> Result<Accepted, AcceptError> {
+pub fn accept(directory: &Path, what: Acceptance) -> Result<AcceptanceRecord, AcceptError> {
     if !directory.is_dir() {
         return Err(AcceptError::Missing { path: directory.to_path_buf() });
     }
     let _no_daemon_starts_meanwhile = lock(directory, what)?;
-    let at = this_second();
+    let at = current_second();
     let path = directory.join(what.file());
     replace(&path, |writer| {
         writer.get_ref().set_permissions(Permissions::from_mode(MARKER_MODE))?;
         serde_json::to_writer(writer, &Marker { accepts: what, at: at.to_string() }).map_err(io::Error::from)
     })?;
-    Ok(Accepted { by_uid: rustix::process::geteuid().as_raw(), at })
+    Ok(AcceptanceRecord { by_uid: rustix::process::geteuid().as_raw(), at })
 }
 
 /// Takes the daemon's lock, if there has ever been a daemon. The file is not made: the daemon could not open one that is
@@ -182,7 +182,7 @@ impl StateDir {
     ///
     /// # Errors
     /// When there is one and it cannot be read or removed.
-    pub fn take_acceptance(&self, what: Acceptance) -> Result<Option<Accepted>, FileError> {
+    pub fn take_acceptance(&self, what: Acceptance) -> Result<Option<AcceptanceRecord>, FileError> {
         let path = self.path(what.file());
         let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
         let read = match opened {
@@ -209,7 +209,7 @@ impl StateDir {
 }
 
 /// The marker, or what is wrong with it.
-fn read_marker(file: &File, what: Acceptance) -> Result<Accepted, String> {
+fn read_marker(file: &File, what: Acceptance) -> Result<AcceptanceRecord, String> {
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     if !metadata.is_file() {
         return Err("it is not a regular file".to_owned());
@@ -225,11 +225,11 @@ fn read_marker(file: &File, what: Acceptance) -> Result<Accepted, String> {
     if accepts != what {
         return Err(format!("it accepts {}", accepts.name()));
     }
-    let age = this_second().duration_since(at);
+    let age = current_second().duration_since(at);
     if age > MAX_AGE || age < -MAX_AHEAD {
         return Err(format!("it is of {at}, and holds for an hour"));
     }
-    Ok(Accepted { by_uid, at })
+    Ok(AcceptanceRecord { by_uid, at })
 }
 
 #[cfg(test)]
@@ -290,15 +290,15 @@ mod tests {
         let state = open(&directory);
         let shifts = [MAX_AGE + SignedDuration::from_secs(2), -MAX_AHEAD - SignedDuration::from_secs(5)];
         for shift in shifts {
-            write(&directory, WHAT, this_second() - shift);
+            write(&directory, WHAT, current_second() - shift);
             assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "{shift:?}");
             assert!(!directory.path().join(WHAT.file()).exists());
         }
-        write(&directory, Acceptance::Source, this_second());
+        write(&directory, Acceptance::Source, current_second());
         assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "of another thing");
         fs::write(directory.path().join(WHAT.file()), "{}").expect("a marker");
         assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None);
-        write(&directory, WHAT, this_second() - MAX_AGE + SignedDuration::from_secs(5));
+        write(&directory, WHAT, current_second() - MAX_AGE + SignedDuration::from_secs(5));
         assert!(state.take_acceptance(WHAT).expect("one").is_some(), "just in time");
     }
 
@@ -309,7 +309,7 @@ mod tests {
         let elsewhere = directory.path().join("elsewhere");
         fs::write(
             &elsewhere,
-            serde_json::to_vec(&Marker { accepts: WHAT, at: this_second().to_string() }).expect("JSON"),
+            serde_json::to_vec(&Marker { accepts: WHAT, at: current_second().to_string() }).expect("JSON"),
         )
         .expect("a file");
         symlink(&elsewhere, directory.path().join(WHAT.file())).expect("a link");

@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
-use super::late::takes_nothing;
+use super::late::is_full_or_read_only;
 use super::{FileError, O_NOFOLLOW, O_NONBLOCK, WriteHealth, disk, failed, open};
 
 /// The name of the file that is locked. It holds the process id of who has the lock.
@@ -57,7 +57,7 @@ pub struct StateDir {
 
 /// Why there is no state directory.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum StateDirError {
     /// Another daemon has it.
     #[error(
         "{}: the state directory is in use by another daemon{}; stop it, or give this one a directory of its own (--state-dir)",
@@ -87,7 +87,7 @@ impl StateDir {
     ///
     /// # Errors
     /// When another daemon has it, or it was chosen and cannot be used.
-    pub fn open(path: &Path, explicit: bool) -> Result<Option<Self>, OpenError> {
+    pub fn open(path: &Path, explicit: bool) -> Result<Option<Self>, StateDirError> {
         Self::open_reporting(path, explicit, WriteHealth::default())
     }
 
@@ -100,7 +100,7 @@ impl StateDir {
         path: &Path,
         explicit: bool,
         health: WriteHealth,
-    ) -> Result<Option<Self>, OpenError> {
+    ) -> Result<Option<Self>, StateDirError> {
         Self::open_within(path, explicit, health, PATIENCE)
     }
 
@@ -109,10 +109,10 @@ impl StateDir {
         explicit: bool,
         health: WriteHealth,
         patience: Duration,
-    ) -> Result<Option<Self>, OpenError> {
+    ) -> Result<Option<Self>, StateDirError> {
         match Self::lock(path, health.clone(), patience) {
             Ok(directory) => Ok(Some(directory)),
-            Err(OpenError::Unusable(error)) if !explicit && !may_hold_state(path) => {
+            Err(StateDirError::Unusable(error)) if !explicit && !may_hold_state(path) => {
                 health.absent(&path.display().to_string(), &error);
                 warn!(
                     %error,
@@ -124,7 +124,7 @@ impl StateDir {
         }
     }
 
-    fn lock(path: &Path, health: WriteHealth, patience: Duration) -> Result<Self, OpenError> {
+    fn lock(path: &Path, health: WriteHealth, patience: Duration) -> Result<Self, StateDirError> {
         let is_new = match disk::create_directory(path, DirBuilder::new().mode(DIRECTORY_MODE)) {
             Ok(()) => {
                 disk::sync_directory(path).map_err(failed(path, "make its name durable"))?;
@@ -142,7 +142,7 @@ impl StateDir {
                 Ok(()) => break,
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {}
                 Err(Errno::WOULDBLOCK) => {
-                    return Err(OpenError::Locked { path: path.to_path_buf(), pid: read_pid(&mut lock) });
+                    return Err(StateDirError::Locked { path: path.to_path_buf(), pid: read_pid(&mut lock) });
                 }
                 Err(error) => return Err(failed(&lock_path, "take the lock")(error.into()).into()),
             }
@@ -229,7 +229,7 @@ impl StateDir {
 /// existing file, or else on the directory itself.
 fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().read(true).write(true)).or_else(|error| {
-        if !takes_nothing(&error) || !may_hold_state(directory) {
+        if !is_full_or_read_only(&error) || !may_hold_state(directory) {
             return Err(error);
         }
         let read_only = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);

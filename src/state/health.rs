@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tracing::{debug, error, info};
 
-use super::this_second;
+use super::current_second;
 
 /// Called with the whole list after every change of it.
 type Observer = Box<dyn Fn(&[Unwritten]) + Send + Sync>;
@@ -78,7 +78,7 @@ impl WriteHealth {
             "the file is not being written; what belongs in it is kept in memory and tried again: make room, or make \
              the state directory writable"
         );
-        let state = State { since: this_second(), begun: Instant::now(), error, dropped: 0 };
+        let state = State { since: current_second(), begun: Instant::now(), error, dropped: 0 };
         files.insert(file.into(), state);
         self.changed(&files);
     }
@@ -87,7 +87,7 @@ impl WriteHealth {
     pub(super) fn absent(&self, path: &str, error: &dyn Display) {
         let error =
             format!("no state directory: revocations, balances, usage and audit are not kept: {error}");
-        let state = State { since: this_second(), begun: Instant::now(), error, dropped: 0 };
+        let state = State { since: current_second(), begun: Instant::now(), error, dropped: 0 };
         let mut files = self.files();
         files.insert(path.into(), state);
         self.changed(&files);

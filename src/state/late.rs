@@ -3,19 +3,19 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::lines::{Journal, Opened, Rotation, last_line_of, numbered};
+use super::lines::{Journal, OpenedJournal, Rotation, last_line_of, numbered};
 use super::{FileError, StateDir};
 
 /// A [`Journal`] that is opened at the first write where a read-only or full disk prevents it at the start. A daemon that is
 /// started again on such a disk serves on without what it cannot write.
 #[derive(Debug)]
-pub struct LateJournal {
+pub struct LazyJournal {
     path: PathBuf,
     rotation: Rotation,
     journal: Option<Journal>,
 }
 
-impl LateJournal {
+impl LazyJournal {
     /// The journal called `name` in `directory`, and its last line. That it cannot be written is reported.
     ///
     /// # Errors
@@ -27,8 +27,8 @@ impl LateJournal {
     ) -> Result<(Self, Option<Vec<u8>>), FileError> {
         let path = directory.path(name);
         let (journal, last_line) = match Journal::open(path.clone(), rotation) {
-            Ok(Opened { journal, last_line }) => (Some(journal), last_line),
-            Err(error) if takes_nothing(&error.error) => {
+            Ok(OpenedJournal { journal, last_line }) => (Some(journal), last_line),
+            Err(error) if is_full_or_read_only(&error.error) => {
                 directory.health().failed(name, &error);
                 (None, last_line_of(&path).or_else(|| last_line_of(&numbered(&path, 1))))
             }
@@ -59,7 +59,7 @@ impl LateJournal {
 }
 
 /// Whether the disk is full or read-only, rather than set up in a wrong way.
-pub(super) fn takes_nothing(error: &io::Error) -> bool {
+pub(super) fn is_full_or_read_only(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded)
 }

@@ -44,7 +44,7 @@ pub struct Journal {
 
 /// A journal, as it was found.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedJournal {
     /// The journal.
     pub journal: Journal,
     /// Its last line, without the newline: of the file being written, or else of the one before it.
@@ -57,7 +57,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be opened, read or cut.
-    pub fn open(path: PathBuf, rotation: Rotation) -> Result<Opened, FileError> {
+    pub fn open(path: PathBuf, rotation: Rotation) -> Result<OpenedJournal, FileError> {
         let file = open_file(&path)?;
         let length = length(&file).map_err(failed(&path, "look at it"))?;
         let last = last_line(&file, length).map_err(failed(&path, "read its end"))?;
@@ -71,7 +71,7 @@ impl Journal {
         }
         sync_directory(&path).map_err(failed(&path, "make its name durable"))?;
         let last_line = last.line.or_else(|| last_line_of(&numbered(&path, 1)));
-        Ok(Opened { journal: Self { path, file, rotation, torn_at: None }, last_line })
+        Ok(OpenedJournal { journal: Self { path, file, rotation, torn_at: None }, last_line })
     }
 
     /// Writes whole lines, each ended by a newline: all of them or, if it fails, none. They go into a new file if this one

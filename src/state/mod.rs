@@ -31,11 +31,11 @@ pub mod lines;
 #[cfg(test)]
 mod tests;
 
-pub use accept::{AcceptError, Acceptance, Accepted, accept, is_accepted};
-pub use dir::{OpenError, StateDir};
+pub use accept::{AcceptError, Acceptance, AcceptanceRecord, accept, is_accepted};
+pub use dir::{StateDir, StateDirError};
 pub use generations::Generations;
 pub use health::{Unwritten, WriteHealth};
-pub use late::LateJournal;
+pub use late::LazyJournal;
 pub use lines::{Journal, Rotation};
 
 /// Permissions of every file: what is in it may say who uses what.
@@ -84,7 +84,7 @@ pub fn open_to_read(path: &Path) -> io::Result<std::fs::File> {
 }
 
 /// The time by the calendar, to the second: more is of no use to a reader.
-pub(crate) fn this_second() -> Timestamp {
+pub(crate) fn current_second() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }

@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
 use super::*;
-use crate::state::lines::Opened;
+use crate::state::lines::OpenedJournal;
 
 mod durability;
 
@@ -19,7 +19,7 @@ fn directory() -> TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-fn opened(path: &Path) -> Opened {
+fn opened(path: &Path) -> OpenedJournal {
     Journal::open(path.to_owned(), ROOMY).expect("opens")
 }
 
@@ -38,7 +38,7 @@ fn a_directory_is_made_and_locked_until_it_is_dropped() {
     let error = open().expect_err("in use").to_string();
     assert!(error.contains(&format!("another daemon, pid {};", std::process::id())), "{error}");
     let implicit = StateDir::open_within(&path, false, WriteHealth::default(), Duration::ZERO);
-    assert!(matches!(implicit, Err(OpenError::Locked { .. })), "in use is in use, whoever chose it");
+    assert!(matches!(implicit, Err(StateDirError::Locked { .. })), "in use is in use, whoever chose it");
     drop(first);
     assert!(open().expect("opens").is_some());
 }
@@ -85,7 +85,7 @@ fn default_directory_that_a_daemon_has_used_and_that_cannot_be_used_is_refused()
         if name == "lock" {
             fs::remove_file(directory.path().join("revocations.jsonl")).expect("removes");
         }
-        assert!(matches!(StateDir::open(directory.path(), false), Err(OpenError::Unusable(_))), "{name}");
+        assert!(matches!(StateDir::open(directory.path(), false), Err(StateDirError::Unusable(_))), "{name}");
     }
 }
 
@@ -98,7 +98,7 @@ fn default_directory_that_is_a_link_to_nowhere_is_refused() {
     symlink(&circle, &circle).expect("a link");
     for link in [missing, circle] {
         let opened = StateDir::open(&link, false);
-        assert!(matches!(opened, Err(OpenError::Unusable(_))), "{}", link.display());
+        assert!(matches!(opened, Err(StateDirError::Unusable(_))), "{}", link.display());
     }
 }
 
@@ -154,7 +154,7 @@ fn what_is_torn_is_cut_off_and_the_last_line_found() {
         (&format!("{long}{}", &long[..150_000]), &long, Some(long.trim_end())),
     ] {
         fs::write(&path, found).expect("writes");
-        let Opened { mut journal, last_line } = opened(&path);
+        let OpenedJournal { mut journal, last_line } = opened(&path);
         assert_eq!(text(&path), whole);
         assert_eq!(last_line.as_deref(), last.map(str::as_bytes));
         journal.append(b"{\"n\":3}\n").expect("writes");

@@ -10,7 +10,7 @@ pub const MAX_LISTED: usize = 1000;
 
 /// Whose usage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum UsageQuery {
     /// One key's.
     Key(String),
     /// All keys of an owner.
@@ -21,7 +21,7 @@ pub enum Question {
 
 /// How often, and how much.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
+pub struct UsageCounts {
     /// Requests that were allowed and charged.
     pub allowed: u64,
     /// Requests that were not, by verdict.
@@ -45,7 +45,7 @@ pub struct KeyUsage {
     pub owner: String,
     /// What it used.
     #[serde(flatten)]
-    pub counts: Counts,
+    pub counts: UsageCounts,
     /// Unix second of the first request, allowed or not.
     pub first_used: Option<u32>,
     /// Of the last.
@@ -54,7 +54,7 @@ pub struct KeyUsage {
 
 /// An answer. All of it is since the daemon's start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
+pub struct UsageReport {
     /// The start, RFC 3339.
     pub since: String,
     /// When the question was answered, RFC 3339.
@@ -62,7 +62,7 @@ pub struct Totals {
     /// Keys that were asked for and used.
     pub matched: usize,
     /// What these used together.
-    pub total: Counts,
+    pub total: UsageCounts,
     /// Requests with keys that are not in the source, by verdict; of all that the daemon was asked.
     pub unknown: BTreeMap<String, u64>,
     /// The keys, those first that cost most; [`MAX_LISTED`] at most.

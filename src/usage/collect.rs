@@ -1,6 +1,6 @@
 //! The usage thread: merges logs as they come, writes at intervals, answers questions.
 //!
-//! Before it writes or answers, all workers are told to hand over what they have (a *round*), so that an answer is as of
+//! Before it writes or answers, all workers are told to flush what they have (a *round*), so that an answer is as of
 //! the moment of the question. It never waits for anything but its queue: a write is a walk over the records in short steps,
 //! one between any two messages, and the disk is another thread's.
 
@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::error;
 
 use super::Message;
-use super::answer::{Question, Totals};
+use super::answer::{UsageQuery, UsageReport};
 use super::log::{Batch, Event, Unknown};
 use super::table::{Table, Walk};
 use super::write::{Interval, Writer};
@@ -60,7 +60,7 @@ struct Waiting {
 }
 
 enum Work {
-    Answer { question: Question, reply: oneshot::Sender<Totals> },
+    Answer { question: UsageQuery, reply: oneshot::Sender<UsageReport> },
     Write,
 }
 
@@ -139,13 +139,13 @@ impl Collector {
                 self.table.merge(&mut batch);
                 self.give_back(batch);
             }
-            Message::Handed { worker, round, generation } => {
+            Message::Flushed { worker, round, generation } => {
                 if let Some(worker) = self.workers.get_mut(worker) {
                     worker.round = worker.round.max(round);
                     worker.generation = worker.generation.max(generation);
                 }
                 let oldest = self.workers.iter().map(|worker| worker.generation).min();
-                self.table.left_before(oldest.unwrap_or(0));
+                self.table.release_views_before(oldest.unwrap_or(0));
             }
             Message::Ask { question, reply } => self.after_round(Work::Answer { question, reply }),
             Message::Written { lines, result } => self.written(lines, result),
@@ -165,7 +165,7 @@ impl Collector {
         }
     }
 
-    /// Has all workers hand over what they have, and then does `work`.
+    /// Has all workers flush what they have, and then does `work`.
     fn after_round(&mut self, work: Work) {
         let mut round = 0;
         self.rounds.send_modify(|number| {
@@ -303,11 +303,11 @@ impl Collector {
         }
     }
 
-    fn answer(&self, question: &Question) -> Totals {
+    fn answer(&self, question: &UsageQuery) -> UsageReport {
         let (matched, total, keys) = self.table.answer(question);
         let Unknown { unknown_key, malformed_key } = self.table.all_unknown();
         let unknown = [("UNKNOWN_KEY", unknown_key), ("MALFORMED_KEY", malformed_key)];
-        Totals {
+        UsageReport {
             since: self.since.to_string(),
             as_of: Stamp::now().to_string(),
             matched,

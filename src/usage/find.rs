@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use super::log::Event;
-use super::table::{BLOCK, Cold, NOT_FOUND, Table};
+use super::table::{BLOCK, ColdRecord, NOT_FOUND, Table};
 use crate::snapshot::Key;
 
 impl Table {
@@ -68,7 +68,7 @@ impl Table {
             }
             return record;
         }
-        let record = self.new_record(Cold::new(key_id.into(), Arc::clone(&self.owner)));
+        let record = self.new_record(ColdRecord::new(key_id.into(), Arc::clone(&self.owner)));
         self.by_id.insert_unique(hash, (hash, record), |(hash, _)| *hash);
         record
     }

@@ -7,7 +7,7 @@ use keyward_protocol::Verdict;
 use tokio::sync::{Notify, watch};
 
 use super::{Message, QUEUE, Shared};
-use crate::verify::Tally;
+use crate::verify::RequestUsage;
 
 /// Events in a log: some 2 ms of a busy worker, and 128 KiB, so that they are merged before they leave the second-level cache.
 const CAPACITY: usize = 8 * 1024;
@@ -66,7 +66,7 @@ impl Unknown {
 }
 
 /// One worker's.
-pub struct Log {
+pub struct UsageLog {
     worker: usize,
     events: Vec<Event>,
     unknown: Unknown,
@@ -79,7 +79,7 @@ pub struct Log {
     has_said_so: bool,
 }
 
-impl Log {
+impl UsageLog {
     /// Also returns where empty logs go back to.
     pub(super) fn new(
         worker: usize,
@@ -103,7 +103,7 @@ impl Log {
     }
 
     /// One that nobody reads.
-    pub fn unread() -> Self {
+    pub fn detached() -> Self {
         Self::new(0, sync_channel(0).0, watch::channel(0).1).0
     }
 
@@ -117,21 +117,21 @@ impl Log {
             _ => false,
         };
         if !is_same {
-            self.hand();
+            self.flush();
             self.snapshot = snapshot.cloned();
         }
     }
 
     /// Counts an answer to VERIFY.
     #[inline]
-    pub fn verified(&mut self, verdict: Verdict, shadow: bool, tally: Tally) {
-        let Some(entry) = tally.entry else {
+    pub fn verified(&mut self, verdict: Verdict, shadow: bool, request: RequestUsage) {
+        let Some(entry) = request.entry else {
             return self.unknown(verdict);
         };
-        let what = if verdict.is_allowed() && tally.cost == 0 { PEEKED } else { verdict.value() };
+        let what = if verdict.is_allowed() && request.cost == 0 { PEEKED } else { verdict.value() };
         self.push(Event {
             entry: entry.number(),
-            cost: tally.cost,
+            cost: request.cost,
             unix: self.unix,
             what,
             shadow,
@@ -140,11 +140,11 @@ impl Log {
     }
 
     /// Counts an answer to REFUND.
-    pub fn refunded(&mut self, verdict: Verdict, tally: Tally) {
-        match tally.entry {
-            Some(entry) if tally.cost > 0 => self.push(Event {
+    pub fn refunded(&mut self, verdict: Verdict, request: RequestUsage) {
+        match request.entry {
+            Some(entry) if request.cost > 0 => self.push(Event {
                 entry: entry.number(),
-                cost: tally.cost,
+                cost: request.cost,
                 unix: self.unix,
                 what: REFUNDED,
                 shadow: false,
@@ -176,7 +176,7 @@ impl Log {
     fn make_room(&mut self) {
         if !self.events.is_empty() {
             let snapshot = self.snapshot.clone();
-            self.hand();
+            self.flush();
             self.snapshot = snapshot;
         }
         if self.events.capacity() == 0 {
@@ -185,7 +185,7 @@ impl Log {
     }
 
     /// Hands over what there is, and lets go of the snapshot. Waits where the queue is full: see the [module](super).
-    pub fn hand(&mut self) {
+    pub fn flush(&mut self) {
         let snapshot = self.snapshot.take();
         if self.is_empty() {
             return;
@@ -202,25 +202,25 @@ impl Log {
         self.has_said_so = false;
     }
 
-    /// As [`hand`](Self::hand), and says that there is no more before `round`, and that no snapshot before `generation`
+    /// As [`flush`](Self::flush), and says that there is no more before `round`, and that no snapshot before `generation`
     /// is used any more.
-    pub fn hand_all(&mut self, round: u64, generation: u64) {
-        self.hand();
-        let message = Message::Handed { worker: self.worker, round, generation };
+    pub fn flush_round(&mut self, round: u64, generation: u64) {
+        self.flush();
+        let message = Message::Flushed { worker: self.worker, round, generation };
         let _nobody_reads = self.queue.send(message);
     }
 
-    /// Wakes who waits for [`news`](Self::news), once for each log.
+    /// Wakes who waits for [`wakeup`](Self::wakeup), once for each log.
     #[inline]
-    pub fn tell(&mut self) {
+    pub fn notify(&mut self) {
         if !self.has_said_so && !self.is_empty() {
             self.has_said_so = true;
             self.has_news.notify_one();
         }
     }
 
-    /// Wakes up when the first event after a [`hand`](Self::hand) is there.
-    pub fn news(&self) -> Arc<Notify> {
+    /// Wakes up when the first event after a [`flush`](Self::flush) is there.
+    pub fn wakeup(&self) -> Arc<Notify> {
         Arc::clone(&self.has_news)
     }
 

@@ -40,8 +40,8 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Counts, KeyUsage, MAX_LISTED, Question, Totals};
-pub use log::{Event, Log};
+pub use answer::{KeyUsage, MAX_LISTED, UsageCounts, UsageQuery, UsageReport};
+pub use log::{Event, UsageLog};
 
 /// Logs that may wait for each worker, beside the one that it fills and those that come back empty: some 30 ms of a busy worker, and
 /// two mebibytes.
@@ -61,7 +61,7 @@ pub struct Usage {
 
 /// When usage is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
+pub struct UsagePolicy {
     /// How often.
     pub interval: Duration,
     /// How large files become.
@@ -73,9 +73,9 @@ enum Message {
     /// A worker's log.
     Batch(log::Batch),
     /// A worker has handed over all that it counted before it heard of `round`, and uses no snapshot before `generation`.
-    Handed { worker: usize, round: u64, generation: u64 },
+    Flushed { worker: usize, round: u64, generation: u64 },
     /// An operator asks.
-    Ask { question: Question, reply: oneshot::Sender<Totals> },
+    Ask { question: UsageQuery, reply: oneshot::Sender<UsageReport> },
     /// The writer has written, or not.
     Written { lines: Vec<u8>, result: Result<(), FileError> },
     /// Write all, and say so.
@@ -89,13 +89,13 @@ impl Usage {
     /// When the file cannot be opened or the system has no thread left.
     pub fn start(
         directory: Option<&StateDir>,
-        policy: Policy,
+        policy: UsagePolicy,
         workers: usize,
-    ) -> Result<(Self, Vec<Log>), FileError> {
+    ) -> Result<(Self, Vec<UsageLog>), FileError> {
         let (queue, messages) = sync_channel(workers * QUEUE + OTHER_MESSAGES);
         let (rounds, round) = watch::channel(0);
         let (logs, spares) =
-            (0..workers).map(|worker| Log::new(worker, queue.clone(), round.clone())).unzip();
+            (0..workers).map(|worker| UsageLog::new(worker, queue.clone(), round.clone())).unzip();
         let writer = directory
             .map(|directory| write::Writer::start(directory, policy.files, queue.clone()))
             .transpose()?;
@@ -111,7 +111,7 @@ impl Usage {
     }
 
     /// What was used since the start, up to this moment. `None`: the daemon is ending.
-    pub async fn ask(&self, question: Question) -> Option<Totals> {
+    pub async fn query(&self, question: UsageQuery) -> Option<UsageReport> {
         let (reply, answer) = oneshot::channel();
         self.send(Message::Ask { question, reply }).await;
         answer.await.ok()

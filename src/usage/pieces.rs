@@ -6,18 +6,18 @@ use std::ops::{Index, IndexMut};
 use crate::memory::{HUGE_PAGE, Huge, HugeVec};
 
 /// See the [module](self).
-pub(super) struct Pieces<T> {
+pub(super) struct ChunkedVec<T> {
     /// All but the last are full.
     pieces: Vec<HugeVec<T>>,
 }
 
-impl<T> Default for Pieces<T> {
+impl<T> Default for ChunkedVec<T> {
     fn default() -> Self {
         Self { pieces: Vec::new() }
     }
 }
 
-impl<T> Pieces<T> {
+impl<T> ChunkedVec<T> {
     /// Items of a piece: as many as fit into a huge page, rounded down to a power of two.
     const PIECE: usize = 1 << (HUGE_PAGE / size_of::<T>()).ilog2();
 
@@ -44,7 +44,7 @@ impl<T> Pieces<T> {
     }
 }
 
-impl<T> Index<usize> for Pieces<T> {
+impl<T> Index<usize> for ChunkedVec<T> {
     type Output = T;
 
     #[inline]
@@ -53,7 +53,7 @@ impl<T> Index<usize> for Pieces<T> {
     }
 }
 
-impl<T> IndexMut<usize> for Pieces<T> {
+impl<T> IndexMut<usize> for ChunkedVec<T> {
     #[inline]
     fn index_mut(&mut self, at: usize) -> &mut T {
         &mut self.pieces[at / Self::PIECE][at % Self::PIECE]
@@ -66,16 +66,16 @@ mod tests {
 
     #[test]
     fn it_is_a_list_that_does_not_move() {
-        let mut pieces = Pieces::default();
+        let mut pieces = ChunkedVec::default();
         assert_eq!((pieces.len(), pieces.get(0)), (0, None));
-        let count = Pieces::<[u64; 5]>::PIECE * 2 + 10;
+        let count = ChunkedVec::<[u64; 5]>::PIECE * 2 + 10;
         for number in 0..count as u64 {
             pieces.push([number; 5]);
         }
-        let (second, there) = (std::ptr::from_ref(&pieces[Pieces::<[u64; 5]>::PIECE]), pieces.len());
+        let (second, there) = (std::ptr::from_ref(&pieces[ChunkedVec::<[u64; 5]>::PIECE]), pieces.len());
         assert_eq!(there, count);
         (0..count).for_each(|_| pieces.push([7; 5]));
-        assert_eq!(std::ptr::from_ref(&pieces[Pieces::<[u64; 5]>::PIECE]), second);
+        assert_eq!(std::ptr::from_ref(&pieces[ChunkedVec::<[u64; 5]>::PIECE]), second);
         assert!((0..count).all(|at| pieces[at] == [at as u64; 5] && pieces.get(at) == Some(&pieces[at])));
         pieces[count - 1] = [1; 5];
         assert_eq!((pieces[count - 1], pieces.get(count * 2)), ([1; 5], None));

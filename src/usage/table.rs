@@ -1,9 +1,9 @@
 //! A record for each key that was used, and how logs are merged into them.
 //!
-//! What every request changes is in 32 bytes ([`Hot`]): counts since the last write. What few change, and what only a write
-//! or a question needs, is apart ([`Cold`]): the key's id and owner, denials, totals.
+//! What every request changes is in 32 bytes ([`HotCounters`]): counts since the last write. What few change, and what only a write
+//! or a question needs, is apart ([`ColdRecord`]): the key's id and owner, denials, totals.
 //!
-//! An entry of a snapshot finds its record through a [`View`]: a list of numbers, which takes memory where they are needed. A new
+//! An entry of a snapshot finds its record through a [`SnapshotView`]: a list of numbers, which takes memory where they are needed. A new
 //! snapshot gets a new, empty view, and each of its entries looks its record up by key id once ([`find`](super::find)). So merging
 //! is, for each event, two loads that do not depend on the events around it.
 
@@ -14,9 +14,9 @@ use hashbrown::HashTable;
 use keyward_protocol::Verdict;
 
 use super::Shared;
-use super::answer::{Counts, KeyUsage, MAX_LISTED, Question};
+use super::answer::{KeyUsage, MAX_LISTED, UsageCounts, UsageQuery};
 use super::log::{Batch, Event, PEEKED, REFUNDED, SHADOW_LIMITED, Unknown, VERDICTS};
-use super::pieces::Pieces;
+use super::pieces::ChunkedVec;
 use crate::memory::{HugeVec, prefetch, zeroed};
 
 /// Events whose records are found before any is changed, so that their loads overlap.
@@ -28,7 +28,7 @@ pub(super) const NOT_FOUND: u32 = 0;
 /// What a key used since the last write.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
-struct Hot {
+struct HotCounters {
     allowed: u64,
     cost: u64,
     /// Unix seconds; 0: not used.
@@ -39,11 +39,11 @@ struct Hot {
     reserved: [u8; 7],
 }
 
-const _: () = assert!(size_of::<Hot>() == 32);
+const _: () = assert!(size_of::<HotCounters>() == 32);
 
 /// The rest of a record.
 #[derive(Default)]
-pub(super) struct Cold {
+pub(super) struct ColdRecord {
     /// Empty: the record is free. No key has an empty id.
     pub(super) key_id: Box<str>,
     pub(super) owner: Arc<str>,
@@ -52,12 +52,12 @@ pub(super) struct Cold {
     cost: u64,
     first: u32,
     last: u32,
-    rare: Vec<Rare>,
+    rare: Vec<RareCount>,
 }
 
 /// Something that few keys have: a verdict other than ALLOWED, or one of [`REFUNDED`], [`PEEKED`], [`SHADOW_LIMITED`].
 #[derive(Clone, Copy)]
-struct Rare {
+struct RareCount {
     what: u8,
     /// Since the last write.
     recent: u64,
@@ -66,7 +66,7 @@ struct Rare {
 }
 
 /// Which record each entry of a snapshot has.
-pub(super) struct View {
+pub(super) struct SnapshotView {
     pub(super) snapshot: Shared,
     /// In huge pages, so that finding a number waits for one line and not for its page's place as well.
     records: HugeVec<u32>,
@@ -76,9 +76,9 @@ pub(super) struct View {
 #[derive(Default)]
 pub(super) struct Table {
     /// By generation; more than one only while workers are leaving a snapshot.
-    pub(super) views: Vec<View>,
-    hot: Pieces<Hot>,
-    pub(super) cold: Pieces<Cold>,
+    pub(super) views: Vec<SnapshotView>,
+    hot: ChunkedVec<HotCounters>,
+    pub(super) cold: ChunkedVec<ColdRecord>,
     /// Records by key id. The hash beside each is what a table that grows would otherwise have to ask a million records for.
     pub(super) by_id: HashTable<(u64, u32)>,
     pub(super) hasher: foldhash::fast::RandomState,
@@ -96,7 +96,7 @@ pub(super) struct Table {
 pub(super) struct Delta<'a> {
     pub(super) key_id: &'a str,
     pub(super) owner: &'a str,
-    pub(super) counts: Counts,
+    pub(super) counts: UsageCounts,
     pub(super) first: u32,
     pub(super) last: u32,
 }
@@ -121,7 +121,7 @@ impl Table {
     }
 
     /// All workers use this generation or a later one.
-    pub(super) fn left_before(&mut self, generation: u64) {
+    pub(super) fn release_views_before(&mut self, generation: u64) {
         self.views.retain(|view| view.snapshot.generation() >= generation);
     }
 
@@ -129,7 +129,7 @@ impl Table {
         if let Some(at) = self.views.iter().rposition(|view| Arc::ptr_eq(&view.snapshot, snapshot)) {
             return at;
         }
-        let view = View { snapshot: Arc::clone(snapshot), records: zeroed(snapshot.len()) };
+        let view = SnapshotView { snapshot: Arc::clone(snapshot), records: zeroed(snapshot.len()) };
         let at = self.views.partition_point(|other| other.snapshot.generation() <= snapshot.generation());
         self.views.insert(at, view);
         at
@@ -162,7 +162,7 @@ impl Table {
             if hot.first == 0 {
                 hot.first = event.unix;
             }
-            // Workers hand over one after the other, so that what comes later may be older.
+            // Workers flush one after the other, so that what comes later may be older.
             hot.first = hot.first.min(event.unix);
             hot.last = hot.last.max(event.unix);
         }
@@ -179,14 +179,14 @@ impl Table {
     }
 
     /// A record for what has none yet.
-    pub(super) fn new_record(&mut self, cold: Cold) -> u32 {
+    pub(super) fn new_record(&mut self, cold: ColdRecord) -> u32 {
         match self.free.pop() {
             Some(record) => {
                 self.cold[record as usize] = cold;
                 record
             }
             None => {
-                self.hot.push(Hot::default());
+                self.hot.push(HotCounters::default());
                 self.cold.push(cold);
                 // Records are fewer than entries, which are numbered with 32 bits, or were freed.
                 (self.cold.len() - 1) as u32
@@ -245,7 +245,7 @@ impl Table {
         cold.cost += hot.cost;
         cold.first = earlier(cold.first, hot.first);
         cold.last = cold.last.max(hot.last);
-        let mut counts = Counts { allowed: hot.allowed, cost: hot.cost, ..Counts::default() };
+        let mut counts = UsageCounts { allowed: hot.allowed, cost: hot.cost, ..UsageCounts::default() };
         for rare in &mut cold.rare {
             let recent = std::mem::take(&mut rare.recent);
             rare.before += recent;
@@ -256,12 +256,12 @@ impl Table {
 
     fn remove_if_gone(&mut self, record: usize) {
         let key_id = &self.cold[record].key_id;
-        let is_there = |view: &View| view.snapshot.find_by_id(key_id).is_some();
+        let is_there = |view: &SnapshotView| view.snapshot.find_by_id(key_id).is_some();
         if key_id.is_empty() || self.views.last().is_none_or(is_there) {
             return;
         }
         let hash = self.hasher.hash_one(&**key_id);
-        self.cold[record] = Cold::default();
+        self.cold[record] = ColdRecord::default();
         if let Ok(entry) = self.by_id.find_entry(hash, |(_, other)| *other as usize == record) {
             self.free.push(entry.remove().0.1);
         }
@@ -281,20 +281,20 @@ impl Table {
     }
 
     /// The keys that `question` is about: how many, what they used together, and those that cost most.
-    pub(super) fn answer(&self, question: &Question) -> (usize, Counts, Vec<KeyUsage>) {
+    pub(super) fn answer(&self, question: &UsageQuery) -> (usize, UsageCounts, Vec<KeyUsage>) {
         let mut found: Vec<u32> = match question {
-            Question::Key(key_id) => {
+            UsageQuery::Key(key_id) => {
                 self.known(self.hasher.hash_one(&**key_id), key_id).into_iter().collect()
             }
-            Question::Owner(owner) => {
+            UsageQuery::Owner(owner) => {
                 let is_owners = |record: &u32| *self.cold[*record as usize].owner == **owner;
                 self.records().filter(is_owners).collect()
             }
-            Question::Top(_) => self.records().collect(),
+            UsageQuery::Top(_) => self.records().collect(),
         };
-        let most = if let Question::Top(most) = question { *most } else { MAX_LISTED }.min(MAX_LISTED);
+        let most = if let UsageQuery::Top(most) = question { *most } else { MAX_LISTED }.min(MAX_LISTED);
         let matched = found.len();
-        let mut total = Counts::default();
+        let mut total = UsageCounts::default();
         found.iter().for_each(|record| self.add_to(&mut total, *record as usize));
         let order = |record: &u32| {
             let (hot, cold) = (&self.hot[*record as usize], &self.cold[*record as usize]);
@@ -313,7 +313,7 @@ impl Table {
         self.by_id.iter().map(|(_, record)| *record)
     }
 
-    fn add_to(&self, counts: &mut Counts, record: usize) {
+    fn add_to(&self, counts: &mut UsageCounts, record: usize) {
         let (hot, cold) = (&self.hot[record], &self.cold[record]);
         counts.allowed += cold.allowed + hot.allowed;
         counts.cost += cold.cost + hot.cost;
@@ -324,7 +324,7 @@ impl Table {
 
     fn usage(&self, record: usize) -> KeyUsage {
         let (hot, cold) = (&self.hot[record], &self.cold[record]);
-        let mut counts = Counts::default();
+        let mut counts = UsageCounts::default();
         self.add_to(&mut counts, record);
         KeyUsage {
             key_id: cold.key_id.to_string(),
@@ -336,7 +336,7 @@ impl Table {
     }
 }
 
-impl View {
+impl SnapshotView {
     #[inline]
     pub(super) fn record(&self, entry: u32) -> u32 {
         self.records.get(entry as usize).copied().unwrap_or(NOT_FOUND)
@@ -347,7 +347,7 @@ impl View {
     }
 }
 
-impl Cold {
+impl ColdRecord {
     pub(super) fn new(key_id: Box<str>, owner: Arc<str>) -> Self {
         Self { key_id, owner, ..Self::default() }
     }
@@ -355,12 +355,12 @@ impl Cold {
     fn add(&mut self, what: u8, amount: u64) {
         match self.rare.iter_mut().find(|rare| rare.what == what) {
             Some(rare) => rare.recent += amount,
-            None => self.rare.push(Rare { what, recent: amount, before: 0 }),
+            None => self.rare.push(RareCount { what, recent: amount, before: 0 }),
         }
     }
 }
 
-impl Counts {
+impl UsageCounts {
     fn add_rare(&mut self, what: u8, amount: u64) {
         if amount == 0 {
             return;

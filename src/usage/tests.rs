@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::log::Batch;
 use super::table::Table;
 use super::*;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::KeyRecord;
 use crate::snapshot::{Builder, Snapshot, Stamp};
-use crate::verify::Tally;
+use crate::verify::RequestUsage;
 
 /// Rows, as key, key id and owner.
 fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
@@ -22,23 +22,23 @@ fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
         let record = KeyRecord { owner, ..KeyRecord::new(crate::key_format::hash(key.as_bytes()), key_id) };
         builder.add(line, &record).expect("no duplicates");
     }
-    let (mut ledger, limiter) = (Ledger::new(), Limiter::new());
-    let mut claim = ledger.claim(&limiter);
+    let (mut allocator, limiter) = (SlotAllocator::new(), Limiter::new());
+    let mut allocation = allocator.begin(&limiter);
     let stamp = Stamp { generation, ..Stamp::default() };
-    let snapshot = builder.finish().publishable(&mut claim, None, stamp).expect("room");
-    let _nothing_before = claim.commit();
+    let snapshot = builder.finish().publishable(&mut allocation, None, stamp).expect("room");
+    let _nothing_before = allocation.commit();
     Arc::new(snapshot)
 }
 
-fn tally(snapshot: &Snapshot, key: &str, cost: u32) -> Tally {
+fn request_usage(snapshot: &Snapshot, key: &str, cost: u32) -> RequestUsage {
     let key = snapshot.find(&crate::key_format::hash(key.as_bytes()));
-    Tally { entry: key.map(|key| key.id()), cost }
+    RequestUsage { entry: key.map(|key| key.id()), cost }
 }
 
 /// A log, and what it hands over.
-fn log() -> (Log, Receiver<Message>) {
+fn log() -> (UsageLog, Receiver<Message>) {
     let (queue, messages) = sync_channel(1024);
-    let (log, _spares) = Log::new(0, queue, watch::channel(0).1);
+    let (log, _spares) = UsageLog::new(0, queue, watch::channel(0).1);
     (log, messages)
 }
 
@@ -49,8 +49,8 @@ fn merge(table: &mut Table, messages: &Receiver<Message>) {
     }
 }
 
-fn question(key: &str) -> Question {
-    Question::Key(key.to_owned())
+fn question(key: &str) -> UsageQuery {
+    UsageQuery::Key(key.to_owned())
 }
 
 fn usage(table: &Table, key: &str) -> KeyUsage {
@@ -58,7 +58,7 @@ fn usage(table: &Table, key: &str) -> KeyUsage {
 }
 
 /// Everything since the last write, by key id.
-fn settle(table: &mut Table, step: usize) -> Vec<(String, Counts)> {
+fn settle(table: &mut Table, step: usize) -> Vec<(String, UsageCounts)> {
     let mut walk = table.walk();
     let mut written = Vec::new();
     while !table.step(&mut walk, step, |delta| {
@@ -73,25 +73,25 @@ fn every_kind_of_request_is_counted_where_it_belongs() {
     let one = snapshot(1, &[("k", "a", "acme"), ("k2", "a", "acme"), ("other", "b", "")]);
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
-    log.verified(Verdict::Allowed, false, tally(&one, "k", 3));
-    log.verified(Verdict::RateLimited, false, tally(&one, "k", 0));
-    log.verified(Verdict::RateLimited, true, tally(&one, "k2", 0));
-    log.verified(Verdict::UnknownKey, false, tally(&one, "nobody's", 0));
-    log.verified(Verdict::MalformedKey, false, Tally::default());
-    log.verified(Verdict::NotReady, false, Tally::default());
+    log.verified(Verdict::Allowed, false, request_usage(&one, "k", 3));
+    log.verified(Verdict::RateLimited, false, request_usage(&one, "k", 0));
+    log.verified(Verdict::RateLimited, true, request_usage(&one, "k2", 0));
+    log.verified(Verdict::UnknownKey, false, request_usage(&one, "nobody's", 0));
+    log.verified(Verdict::MalformedKey, false, RequestUsage::default());
+    log.verified(Verdict::NotReady, false, RequestUsage::default());
     log.begin(Some(&one), 90);
-    log.verified(Verdict::Allowed, true, tally(&one, "k2", 1));
-    log.refunded(Verdict::Allowed, tally(&one, "k", 2));
-    log.refunded(Verdict::UnknownKey, Tally::default());
+    log.verified(Verdict::Allowed, true, request_usage(&one, "k2", 1));
+    log.refunded(Verdict::Allowed, request_usage(&one, "k", 2));
+    log.refunded(Verdict::UnknownKey, RequestUsage::default());
     log.begin(Some(&one), 110);
-    log.verified(Verdict::Allowed, false, tally(&one, "k", 0));
-    log.refunded(Verdict::Allowed, tally(&one, "other", 5));
-    log.hand();
+    log.verified(Verdict::Allowed, false, request_usage(&one, "k", 0));
+    log.refunded(Verdict::Allowed, request_usage(&one, "other", 5));
+    log.flush();
     let mut table = Table::default();
     merge(&mut table, &messages);
     let a = usage(&table, "a");
     let denied = [("RATE_LIMITED".to_owned(), 2)].into();
-    let counts = Counts { allowed: 2, cost: 4, denied, refunded: 2, shadow_limited: 2, peeked: 1 };
+    let counts = UsageCounts { allowed: 2, cost: 4, denied, refunded: 2, shadow_limited: 2, peeked: 1 };
     assert_eq!((a.counts.clone(), &*a.owner), (counts, "acme"), "rows of one key are one key");
     assert_eq!((a.first_used, a.last_used), (Some(90), Some(100)), "asking for a balance is no use");
     let b = usage(&table, "b");
@@ -112,8 +112,8 @@ fn a_record_outlives_snapshots_and_goes_with_its_key() {
     let mut table = Table::default();
     let mut use_key = |table: &mut Table, snapshot: &Arc<Snapshot>, key: &str| {
         log.begin(Some(snapshot), 100);
-        log.verified(Verdict::Allowed, false, tally(snapshot, key, 1));
-        log.hand();
+        log.verified(Verdict::Allowed, false, request_usage(snapshot, key, 1));
+        log.flush();
         merge(table, &messages);
     };
     use_key(&mut table, &one, "k");
@@ -125,12 +125,12 @@ fn a_record_outlives_snapshots_and_goes_with_its_key() {
     assert_eq!(settle(&mut table, 100).len(), 2);
     assert_eq!(table.len(), 2, "a worker may still be using the old one");
 
-    table.left_before(2);
+    table.release_views_before(2);
     assert_eq!(Arc::strong_count(&one), 1, "the old snapshot can be freed");
     use_key(&mut table, &two, "new");
     assert_eq!(
         settle(&mut table, 1),
-        [("c".to_owned(), Counts { allowed: 1, cost: 1, ..Counts::default() })]
+        [("c".to_owned(), UsageCounts { allowed: 1, cost: 1, ..UsageCounts::default() })]
     );
     assert_eq!(table.len(), 2, "the record of a key that is gone is free");
     assert!(table.answer(&question("b")).2.is_empty());
@@ -153,19 +153,19 @@ fn the_keys_that_cost_most_are_first_and_an_owners_are_together() {
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
     for (name, cost) in names.iter().zip(1..) {
-        log.verified(Verdict::Allowed, false, tally(&one, name, cost));
+        log.verified(Verdict::Allowed, false, request_usage(&one, name, cost));
     }
-    log.hand();
+    log.flush();
     let mut table = Table::default();
     merge(&mut table, &messages);
-    let (matched, total, keys) = table.answer(&Question::Top(2));
+    let (matched, total, keys) = table.answer(&UsageQuery::Top(2));
     assert_eq!((matched, total.allowed, total.cost), (3000, 3000, 3000 * 3001 / 2));
     let ids: Vec<_> = keys.iter().map(|key| &*key.key_id).collect();
     assert_eq!(ids, ["key_2999", "key_2998"]);
-    let (matched, total, keys) = table.answer(&Question::Owner("even".to_owned()));
+    let (matched, total, keys) = table.answer(&UsageQuery::Owner("even".to_owned()));
     assert_eq!((matched, total.cost, keys.len()), (1500, 1500 * 1500, MAX_LISTED));
     assert_eq!(keys[0].key_id, "key_2998");
-    assert_eq!(table.answer(&Question::Owner("nobody".to_owned())).0, 0);
+    assert_eq!(table.answer(&UsageQuery::Owner("nobody".to_owned())).0, 0);
 }
 
 /// More than one log holds, so that it is handed over on the way, and more entries than one piece of a view has.
@@ -175,9 +175,9 @@ fn a_full_log_is_handed_over() {
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
     for _ in 0..20_000 {
-        log.verified(Verdict::Allowed, false, tally(&one, "k", 1));
+        log.verified(Verdict::Allowed, false, request_usage(&one, "k", 1));
     }
-    log.hand();
+    log.flush();
     let batches: Vec<_> = messages.try_iter().collect();
     let sizes = batches.iter().map(|message| match message {
         Message::Batch(Batch { events, .. }) => (events.len(), events.capacity()),
@@ -196,8 +196,10 @@ fn lines(directory: &Path) -> Vec<Value> {
 fn lines_are_numbered_over_restarts_and_hold_what_is_new() {
     let directory = tempfile::tempdir().expect("a directory");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let policy =
-        Policy { interval: Duration::from_secs(3600), files: Rotation { max_file_size: 1 << 20, keep: 1 } };
+    let policy = UsagePolicy {
+        interval: Duration::from_secs(3600),
+        files: Rotation { max_file_size: 1 << 20, keep: 1 },
+    };
     for round in 1..=2 {
         let state = StateDir::open(directory.path(), true).expect("opens").expect("there");
         let (usage, mut logs) = Usage::start(Some(&state), policy, 1).expect("starts");
@@ -205,19 +207,19 @@ fn lines_are_numbered_over_restarts_and_hold_what_is_new() {
         let mut rounds = log.rounds();
         let one = snapshot(1, &[("k", "a", "acme")]);
         log.begin(Some(&one), 100);
-        log.verified(Verdict::Allowed, false, tally(&one, "k", round));
-        log.verified(Verdict::UnknownKey, false, Tally::default());
+        log.verified(Verdict::Allowed, false, request_usage(&one, "k", round));
+        log.verified(Verdict::UnknownKey, false, RequestUsage::default());
         let totals = runtime.block_on(async {
             let worker = async {
                 rounds.changed().await.expect("a round");
                 let round = *rounds.borrow();
-                log.hand_all(round, 1);
+                log.flush_round(round, 1);
             };
-            let (totals, ()) = tokio::join!(usage.ask(question("a")), worker);
+            let (totals, ()) = tokio::join!(usage.query(question("a")), worker);
             let worker = async {
                 rounds.changed().await.expect("a round");
                 let round = *rounds.borrow();
-                log.hand_all(round, 1);
+                log.flush_round(round, 1);
             };
             tokio::join!(usage.stop(), worker);
             totals.expect("an answer")

@@ -9,11 +9,11 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use serde::{Deserialize, Serialize};
 
 use super::Message;
-use super::answer::Counts;
+use super::answer::UsageCounts;
 use super::log::Unknown;
 use super::table::{Delta, used};
 use crate::clock::Stamp;
-use crate::state::{FileError, LateJournal, Rotation, StateDir, WriteHealth};
+use crate::state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 
 /// The name of the file.
 pub(super) const FILE: &str = "usage.jsonl";
@@ -54,7 +54,7 @@ struct KeyLine<'a> {
     key_id: &'a str,
     owner: &'a str,
     #[serde(flatten)]
-    counts: &'a Counts,
+    counts: &'a UsageCounts,
     first_used: Option<u32>,
     last_used: Option<u32>,
 }
@@ -106,7 +106,7 @@ impl Writer {
         queue: SyncSender<Message>,
     ) -> Result<Self, FileError> {
         let path = directory.path(FILE);
-        let (mut journal, last_line) = LateJournal::open(directory, FILE, files)?;
+        let (mut journal, last_line) = LazyJournal::open(directory, FILE, files)?;
         let health = directory.health().clone();
         let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
         let (chunks, to_write) = sync_channel::<Chunk>(1);
@@ -172,7 +172,7 @@ impl Writer {
 }
 
 fn write(
-    journal: &mut LateJournal,
+    journal: &mut LazyJournal,
     health: &WriteHealth,
     lines: &[u8],
     is_last: bool,
@@ -198,7 +198,7 @@ mod tests {
         let trace = Trace::of(directory.path());
         let rotation = Rotation { max_file_size: 20, keep: 2 };
         let state = StateDir::open(directory.path(), true).expect("opens").expect("there");
-        let mut journal = LateJournal::open(&state, FILE, rotation).expect("opens").0;
+        let mut journal = LazyJournal::open(&state, FILE, rotation).expect("opens").0;
         for is_last in [false, false, true, true] {
             write(&mut journal, state.health(), b"{\"n\":1}\n", is_last).expect("written");
             assert_eq!(trace.volatile().is_empty(), is_last);

@@ -1,62 +1,65 @@
-//! What was decided about a request, and the answer that it makes.
+//! The outcome of a request, and the answer that it makes.
 
 use keyward_protocol::{Answer, LimitState, PreparedAnswer, Verdict};
 
-use crate::limiter::{Balance, Charged, Named};
+use crate::limiter::{Balance, ChargeReport, DecidingLimit};
 use crate::record::Limit;
 use crate::snapshot::{EntryId, Key};
 
-/// What is counted of a request, beside its answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// The row of the snapshot that it was about; `None` where the key is not known.
-    pub entry: Option<EntryId>,
-    /// What was charged, or given back.
-    pub cost: u32,
-}
-
-/// A decision: the numbers; texts are fetched where they are written ([`encode`](Self::encode), [`answer`](Self::answer)).
+/// The outcome of one request.
+///
+/// It holds numbers and references only. The texts of the answer are read when the answer is
+/// written, by [`encode`](Self::encode) or [`answer`](Self::answer).
 #[derive(Clone, Copy)]
 pub struct Decision<'s> {
     pub(super) request_id: u32,
     pub(super) verdict: Verdict,
     pub(super) generation: u64,
     pub(super) key: Option<Key<'s>>,
-    /// The limits to be named.
-    pub(super) charged: Charged,
-    /// What was charged, or given back.
+    /// The limits that the answer names.
+    pub(super) charged: ChargeReport,
+    /// What was charged or refunded.
     pub(super) cost: u32,
     pub(super) want_metadata: bool,
 }
 
+/// What the usage log records about a request, besides its verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestUsage {
+    /// The row of the snapshot that the request was about; `None` if the key is unknown.
+    pub entry: Option<EntryId>,
+    /// What was charged or refunded.
+    pub cost: u32,
+}
+
 impl<'s> Decision<'s> {
-    /// One that knows nothing of a key.
+    /// A decision that concerns no known key.
     #[inline]
     pub(super) fn without_key(request_id: u32, verdict: Verdict, generation: u64) -> Self {
-        let charged = Charged::default();
+        let charged = ChargeReport::default();
         Self { request_id, verdict, generation, key: None, charged, cost: 0, want_metadata: false }
     }
 
-    /// Whether the request may go ahead, and why not.
+    /// Whether the request is allowed, and if not, why.
     #[inline]
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
 
-    /// What is counted of it.
+    /// What the usage log records.
     #[inline]
-    pub fn tally(&self) -> Tally {
-        Tally { entry: self.key.map(Key::id), cost: self.cost }
+    pub fn usage(&self) -> RequestUsage {
+        RequestUsage { entry: self.key.map(Key::id), cost: self.cost }
     }
 
-    /// Whether a limit in shadow mode would have refused.
+    /// Whether a limit in shadow mode would have refused the request.
     #[inline]
     pub fn is_shadow_limited(&self) -> bool {
         self.charged.shadow.is_some()
     }
 
-    /// Appends the answer's frame.
-    // Whatever the compiler thinks: with its callers it is 6 % fewer instructions a request.
+    /// Appends the frame of the answer to `out`.
+    // Measured: inlined into its callers, a request takes 6 % fewer instructions.
     #[inline(always)]
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self.key {
@@ -67,7 +70,7 @@ impl<'s> Decision<'s> {
         }
     }
 
-    /// The answer of a key, from what its policy has encoded already.
+    /// The answer for a known key, with the texts that its policy holds encoded.
     #[inline(always)]
     fn prepared(&self, key: Key<'s>) -> PreparedAnswer<'s> {
         let policy = key.policy();
@@ -84,7 +87,7 @@ impl<'s> Decision<'s> {
             owner,
             texts: policy.texts(None),
         };
-        if let Some(Named { position, balance }) = self.charged.limit {
+        if let Some(DecidingLimit { position, balance }) = self.charged.limit {
             answer.limit = policy.limits().get(position).map_or(0, |limit| limit.rate.burst());
             answer.remaining = balance.remaining;
             answer.retry_after_ms = Balance::milliseconds(balance.retry_after);
@@ -94,7 +97,7 @@ impl<'s> Decision<'s> {
         answer
     }
 
-    /// The answer.
+    /// The answer as a structure.
     pub fn answer(&self) -> Answer<'s> {
         let blank = Answer::without_key(self.request_id, self.verdict, self.generation);
         let Some(key) = self.key else {
@@ -106,7 +109,7 @@ impl<'s> Decision<'s> {
             limit: self
                 .charged
                 .limit
-                .and_then(|named| Some(state(limit(named.position)?, named)))
+                .and_then(|deciding| Some(limit_state(limit(deciding.position)?, deciding.balance)))
                 .unwrap_or_default(),
             shadow_limit: self.charged.shadow.and_then(limit).map(|limit| &*limit.name),
             key_id: key.key_id(),
@@ -120,7 +123,7 @@ impl<'s> Decision<'s> {
 }
 
 #[inline]
-fn state<'s>(limit: &'s Limit, Named { balance, .. }: Named) -> LimitState<'s> {
+fn limit_state(limit: &Limit, balance: Balance) -> LimitState<'_> {
     LimitState {
         name: &limit.name,
         limit: limit.rate.burst(),

@@ -1,64 +1,68 @@
-//! Giving back what was charged (SPEC.md section 5).
+//! Refunds what a request was charged (SPEC.md section 5).
 
 use keyward_protocol::{Credential, Refund, Verdict};
 
-use crate::limiter::{Charged, MAX_CHARGES, Named, Outcome};
+use super::charge::NO_CHARGE;
+use super::{Decision, Superseded, Verifier, credential};
+use crate::limiter::{ChargeReport, DecidingLimit, MAX_CHARGES, Outcome};
 use crate::snapshot::{Key, Snapshot};
-use crate::verify::{Context, Decision, NO_CHARGE, find_by_either};
 
-impl<'s> Context<'s> {
-    /// To all limits of the key, or to the one that is named. Neither the key's status nor its times matter, since what is given
-    /// back was charged when they allowed it, and admits nothing by itself.
+impl<'s> Verifier<'s> {
+    /// Refunds to all limits of a key, or to the one that the request names.
     ///
-    /// `None`: a newer snapshot has taken over the buckets of this one; nothing was given back, and it has to be asked again with the
-    /// newer one.
-    pub fn refund(&self, refund: &Refund<'_>) -> Option<Decision<'s>> {
+    /// The status of the key and its validity do not matter: the key was in force when the cost was
+    /// charged, and a refund by itself admits nothing.
+    ///
+    /// # Errors
+    /// [`Superseded`] if a newer snapshot has taken over the buckets.
+    pub fn refund(&self, refund: &Refund<'_>) -> Result<Decision<'s>, Superseded> {
         let generation = self.snapshot.map_or(0, Snapshot::generation);
         let without_key = |verdict| Decision::without_key(refund.request_id, verdict, generation);
         match self.find(refund.credential) {
-            Err(verdict) => Some(without_key(verdict)),
+            Err(verdict) => Ok(without_key(verdict)),
             Ok(key) => {
-                let charged = self.give_back(key, refund)?;
-                // Given back to one limit only is no refund of the request.
+                let charged = self.refund_key(key, refund)?;
+                // A refund to one limit does not refund the request, so it does not count as such.
                 let cost = if refund.limit.is_none() { refund.cost } else { 0 };
-                Some(Decision { key: Some(key), charged, cost, ..without_key(Verdict::Allowed) })
+                Ok(Decision { key: Some(key), charged, cost, ..without_key(Verdict::Allowed) })
             }
         }
     }
 
-    /// One key, without the stages of a batch.
+    /// Looks up one key, without the stages of a batch.
     fn find(&self, credential: Credential<'_>) -> Result<Key<'s>, Verdict> {
         let snapshot = self.snapshot.ok_or(Verdict::NotReady)?;
         if self.is_stale(snapshot) {
             return Err(Verdict::StaleSnapshot);
         }
         let found = snapshot.find(&self.digest(credential)?);
-        let found = match self.rules.previous_pepper() {
+        let found = match self.global_policy.previous_pepper() {
             None => found,
-            Some(previous) => find_by_either(snapshot, found, credential, previous),
+            Some(previous) => credential::find_with_either_pepper(snapshot, found, credential, previous),
         };
         found.ok_or(Verdict::UnknownKey)
     }
 
-    /// `None`: a newer snapshot has the buckets.
-    fn give_back(&self, key: Key<'s>, refund: &Refund<'_>) -> Option<Charged> {
+    fn refund_key(&self, key: Key<'s>, refund: &Refund<'_>) -> Result<ChargeReport, Superseded> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
         let limits = key.policy().limits();
-        let only = refund.limit.map(|name| limits.iter().position(|limit| *limit.name == *name));
-        let (first, charges) = match only {
+        let (first, charges) = match refund.limit {
             None => (0, &charges[..count]),
-            Some(Some(at)) => (at, &charges[at..=at]),
-            Some(None) => (0, &charges[..0]),
+            Some(name) => match limits.iter().position(|limit| *limit.name == *name) {
+                Some(position) => (position, &charges[position..=position]),
+                None => (0, &charges[..0]),
+            },
         };
         if charges.is_empty() {
-            return Some(Charged::default());
+            return Ok(ChargeReport::default());
         }
         match self.limiter.refund(charges, self.now.ticks, refund.cost) {
-            Outcome::Superseded => None,
+            Outcome::Superseded => Err(Superseded),
             Outcome::Admitted(charged) | Outcome::Refused(charged) | Outcome::ExceedsBurst(charged) => {
-                let limit = charged.limit.map(|named| Named { position: first + named.position, ..named });
-                Some(Charged { limit, ..charged })
+                let limit =
+                    charged.limit.map(|limit| DecidingLimit { position: first + limit.position, ..limit });
+                Ok(ChargeReport { limit, ..charged })
             }
         }
     }

@@ -1,12 +1,13 @@
-//! The order of precedence, and that a batch says what its requests would have been told one by one.
+//! The order of precedence, and that batching does not change the answers.
 
 use std::sync::Arc;
 
-use keyward_protocol::{ScopeMode, Scopes};
+use keyward_protocol::{Credential, ScopeMode, Scopes};
 use proptest::prelude::*;
 
 use super::*;
-use crate::limiter::Ledger;
+use crate::key_format;
+use crate::limiter::{Rate, SlotAllocator};
 use crate::record::{KeyRecord, Limit, Origin, Status};
 use crate::snapshot::{Builder, Stamp};
 
@@ -14,7 +15,7 @@ mod forgery;
 mod metadata;
 mod peppers;
 
-/// What the index of a test's snapshot is keyed with.
+/// The seed of the index of a test's snapshot.
 const SEED: u64 = 0x5eed;
 
 const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
@@ -35,17 +36,18 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
     for (record, line) in records.iter().zip(2..) {
         builder.add(line, record).expect("no duplicates");
     }
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(limiter);
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(limiter);
     let snapshot = builder
         .finish()
         .publishable(
-            &mut claim,
+            &mut allocation,
             None,
             Stamp { generation: 7, source_time: NOW.unix - 100, loaded: NOW.ticks, ..Stamp::default() },
         )
         .expect("room");
-    let _nothing_before = claim.commit();
+    // There is no earlier snapshot, so no bucket is inherited.
+    let _ = allocation.commit();
     snapshot
 }
 
@@ -53,16 +55,16 @@ fn digest(key: &str) -> Credential<'_> {
     Credential::Digest(key_format::hash(key.as_bytes()))
 }
 
-fn verdicts(context: &Context<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
+fn verdicts(verifier: &Verifier<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    assert_eq!(context.verify(requests, |decision| verdicts.push(decision.verdict())), requests.len());
+    assert_eq!(verifier.verify(requests, |decision| verdicts.push(decision.verdict())), requests.len());
     verdicts
 }
 
-/// A key and a request with everything wrong at once; one fault after another is mended, and the next one in SPEC.md's
-/// order comes to light.
+/// Starts with a key and a request to which every denial applies, and removes the cause of each
+/// verdict in turn: the next one in SPEC.md's order must follow.
 #[test]
-fn the_first_fault_in_order_decides() {
+fn first_denial_in_order_of_precedence_is_the_verdict() {
     let mut key = record("k");
     key.status = Status::Revoked;
     key.not_before = NOW.unix + 1;
@@ -78,18 +80,18 @@ fn the_first_fault_in_order_decides() {
         environment: Some("test"),
         ..Verify::new(1, Credential::RawKey(b"acme_live_typo"))
     };
-    let mut rules = Rules {
-        minted: vec!["acme_live_".parse().expect("a prefix")],
+    let mut global_policy = GlobalPolicy {
+        minted_prefixes: vec!["acme_live_".parse().expect("a prefix")],
         max_staleness: Some(99),
         peppers: None,
     };
     let limiter = Limiter::new();
     let mut have_snapshot = false;
 
-    type Mend = fn(&mut KeyRecord<'_>, &mut Verify<'_>, &mut Rules, &mut bool);
-    let steps: [(Verdict, Mend); 14] = [
+    type Fix = fn(&mut KeyRecord<'_>, &mut Verify<'_>, &mut GlobalPolicy, &mut bool);
+    let steps: [(Verdict, Fix); 14] = [
         (Verdict::NotReady, |_, _, _, have| *have = true),
-        (Verdict::StaleSnapshot, |_, _, rules, _| rules.max_staleness = Some(100)),
+        (Verdict::StaleSnapshot, |_, _, global_policy, _| global_policy.max_staleness = Some(100)),
         (Verdict::MalformedKey, |_, request, _, _| request.credential = Credential::RawKey(b"other")),
         (Verdict::UnknownKey, |_, request, _, _| request.credential = digest("k")),
         (Verdict::Revoked, |key, _, _, _| key.status = Status::Disabled),
@@ -107,45 +109,46 @@ fn the_first_fault_in_order_decides() {
         (Verdict::CostExceedsBurst, |_, request, _, _| request.cost = 1),
         (Verdict::Allowed, |_, _, _, _| ()),
     ];
-    for (expected, mend) in steps {
+    for (expected, fix) in steps {
         let built = snapshot(&limiter, std::slice::from_ref(&key));
         let snapshot = have_snapshot.then_some(&built);
-        let context = Context { snapshot, limiter: &limiter, rules: &rules, now: NOW };
+        let verifier = Verifier { snapshot, limiter: &limiter, global_policy: &global_policy, now: NOW };
         let mut got = None;
-        context.verify(&[request], |decision| {
+        verifier.verify(&[request], |decision| {
             let answer = decision.answer();
             got = Some((answer.verdict, answer.generation, answer.key_id.to_owned()))
         });
         let generation = if have_snapshot { 7 } else { 0 };
-        let known = matches!(
+        let without_key = matches!(
             expected,
             Verdict::NotReady | Verdict::StaleSnapshot | Verdict::MalformedKey | Verdict::UnknownKey
         );
-        let key_id = if known { "" } else { "k" };
+        let key_id = if without_key { "" } else { "k" };
         assert_eq!(got, Some((expected, generation, key_id.to_owned())));
         if expected == Verdict::Allowed {
-            // The snapshot is built anew at each step, and its buckets are full: only the last one was charged.
-            assert_eq!(verdicts(&context, &[request]), [Verdict::RateLimited]);
+            // Each step builds a new snapshot with full buckets; only the last one was charged.
+            assert_eq!(verdicts(&verifier, &[request]), [Verdict::RateLimited]);
         }
-        mend(&mut key, &mut request, &mut rules, &mut have_snapshot);
+        fix(&mut key, &mut request, &mut global_policy, &mut have_snapshot);
     }
 }
 
 #[test]
-fn a_denial_charges_nothing() {
+fn denied_request_is_not_charged() {
     let limiter = Limiter::new();
     let mut key = record("k");
     key.limits = limits(&[("only", 1)]);
     key.environment = "live";
     let snapshot = snapshot(&limiter, &[key]);
-    let rules = Rules::default();
-    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     let good = Verify::new(1, digest("k"));
     let wrong = Verify { environment: Some("test"), ..good };
-    let dear = Verify { cost: 2, ..good };
+    let expensive = Verify { cost: 2, ..good };
     let peek = Verify { cost: 0, ..good };
     assert_eq!(
-        verdicts(&context, &[wrong, dear, peek, good, good, peek]),
+        verdicts(&verifier, &[wrong, expensive, peek, good, good, peek]),
         [
             Verdict::WrongEnvironment,
             Verdict::CostExceedsBurst,
@@ -158,22 +161,23 @@ fn a_denial_charges_nothing() {
 }
 
 #[test]
-fn an_empty_list_of_networks_or_origins_refuses_every_request() {
+fn empty_network_or_origin_list_denies_every_request() {
     let limiter = Limiter::new();
     let mut networks = record("no networks");
     networks.allowed_ips = Some([].into());
     let mut origins = record("no origins");
     origins.allowed_origins = Some([].into());
     let snapshot = snapshot(&limiter, &[networks, origins, record("open")]);
-    let rules = Rules::default();
-    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     let ips = [None, Some("::ffff:10.1.1.1"), Some("2001:db8::1"), Some("::")];
     for ip in ips.map(|ip| ip.map(|ip| ip.parse().expect("an address"))) {
         for origin in [None, Some("https://a.test"), Some("")] {
             for environment in [None, Some("")] {
                 let asked = |key| Verify { ip, origin, environment, ..Verify::new(1, digest(key)) };
                 let [networks, origins, open] =
-                    ["no networks", "no origins", "open"].map(|key| verdicts(&context, &[asked(key)])[0]);
+                    ["no networks", "no origins", "open"].map(|key| verdicts(&verifier, &[asked(key)])[0]);
                 let expected = match environment {
                     None => [Verdict::IpNotAllowed, Verdict::OriginNotAllowed, Verdict::Allowed],
                     Some(_) => [Verdict::WrongEnvironment; 3],
@@ -185,32 +189,38 @@ fn an_empty_list_of_networks_or_origins_refuses_every_request() {
 }
 
 #[test]
-fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
+fn superseded_bucket_ends_the_batch_without_a_charge() {
     let limiter = Limiter::new();
-    let (mut ledger, mut builder) = (Ledger::new(), Builder::new(1, 0));
+    let (mut allocator, mut builder) = (SlotAllocator::new(), Builder::new(1, 0));
     let (mut key, free) = (record("k"), record("free"));
     key.limits = limits(&[("only", 9)]);
     builder.add(2, &key).expect("new");
     builder.add(3, &free).expect("new");
-    let mut claim = ledger.claim(&limiter);
+    let mut allocation = allocator.begin(&limiter);
     let old = builder
         .finish()
-        .publishable(&mut claim, None, Stamp { generation: 1, ..Stamp::default() })
+        .publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() })
         .expect("room");
-    let _first = claim.commit();
+    let _ = allocation.commit();
 
     let mut builder = Builder::new(2, 0);
     key.limits = limits(&[("only", 5)]);
     builder.add(2, &key).expect("new");
-    let mut claim = ledger.claim(&limiter);
+    let mut allocation = allocator.begin(&limiter);
     let new = builder
         .finish()
-        .publishable(&mut claim, Some(&old), Stamp { generation: 2, ..Stamp::default() })
+        .publishable(&mut allocation, Some(&old), Stamp { generation: 2, ..Stamp::default() })
         .expect("room");
-    let _unsettled = claim.commit();
+    // The inherited buckets stay unsettled: the old snapshot must still see them as superseded.
+    let _ = allocation.commit();
 
-    let rules = Rules::default();
-    let on = |snapshot| Context { snapshot: Some(snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let global_policy = GlobalPolicy::default();
+    let on = |snapshot| Verifier {
+        snapshot: Some(snapshot),
+        limiter: &limiter,
+        global_policy: &global_policy,
+        now: NOW,
+    };
     let (limited, unlimited) = (Verify::new(1, digest("k")), Verify::new(2, digest("free")));
     assert_eq!(verdicts(&on(&old), &[limited, limited]), [Verdict::Allowed; 2]);
     assert_eq!(verdicts(&on(&new), &[limited]), [Verdict::Allowed]);
@@ -225,9 +235,9 @@ fn what_a_newer_snapshot_has_taken_over_ends_the_batch_and_charges_nothing() {
 }
 
 proptest! {
-    /// Batching is an optimisation: the answers are those of one request after another.
+    /// Batching is an optimisation: it must not change any answer.
     #[test]
-    fn a_batch_answers_as_its_requests_would_one_by_one(
+    fn batched_answers_equal_unbatched_answers(
         picks in prop::collection::vec((0usize..40, 0u32..4), 1..200),
     ) {
         let names: Vec<String> = (0..30).map(|number| format!("key {number}")).collect();
@@ -247,14 +257,14 @@ proptest! {
         let requests: Vec<Verify<'_>> = asked.iter().zip(&picks).zip(0..).map(|((name, (_, cost)), id)| {
             Verify { cost: *cost, ..Verify::new(id, digest(name)) }
         }).collect();
-        let rules = Rules::default();
+        let global_policy = GlobalPolicy::default();
         let answers = |batch: usize| {
             let limiter = Limiter::new();
             let snapshot = build(&limiter);
-            let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+            let verifier = Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
             let mut answers = Vec::new();
             for chunk in requests.chunks(batch) {
-                context.verify(chunk, |decision| {
+                verifier.verify(chunk, |decision| {
                     let answer = decision.answer();
                     let limit = (answer.limit.name.to_owned(), answer.limit.limit, answer.limit.remaining);
                     answers.push((answer.request_id, answer.verdict, answer.key_id.to_owned(), limit));

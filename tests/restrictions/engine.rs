@@ -1,14 +1,14 @@
 //! The deciding half by itself: every combination of the fields of a request, for each restriction
 //! and each two of them.
 
-use keyward::limiter::{Ledger, Limiter};
+use keyward::limiter::{Limiter, SlotAllocator};
 use keyward::now::Now;
 use keyward::pepper::{Pepper, Peppers};
 use keyward::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
-use keyward::rules::Rules;
+use keyward::rules::GlobalPolicy;
 use keyward::snapshot::{Builder, Snapshot, Stamp};
-use keyward::source::{Findings, Format, Layout, read};
-use keyward::verify::{Context, Decision};
+use keyward::source::{ColumnMapping, Diagnostics, Format, read};
+use keyward::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 
 use crate::model::{Ask, Model, PERIOD_DAYS, PLANS, Row, Seen, all_asks, export, pairs, scatter, singles};
@@ -25,27 +25,27 @@ enum Form {
 }
 
 impl Form {
-    fn rules(self) -> Rules {
+    fn global_policy(self) -> GlobalPolicy {
         let pepper = |letter: &[u8]| Pepper::new(&letter.repeat(32)).expect("long enough");
         let peppers = match self {
             Self::Digest | Self::RawKey => None,
             Self::CurrentPepper => Some(Peppers { current: pepper(b"c"), previous: None }),
             Self::PreviousPepper => Some(Peppers { current: pepper(b"c"), previous: Some(pepper(b"p")) }),
         };
-        Rules { peppers, ..Rules::default() }
+        GlobalPolicy { peppers, ..GlobalPolicy::default() }
     }
 
-    fn hash(self, rules: &Rules, key: &str) -> Digest {
-        match (&rules.peppers, rules.previous_pepper()) {
+    fn hash(self, global_policy: &GlobalPolicy, key: &str) -> Digest {
+        match (&global_policy.peppers, global_policy.previous_pepper()) {
             (_, Some(previous)) => previous.hash(key.as_bytes()),
             (Some(peppers), None) => peppers.current.hash(key.as_bytes()),
             (None, None) => keyward::key_format::hash(key.as_bytes()),
         }
     }
 
-    fn credential(self, rules: &Rules, key: &'static str) -> Credential<'static> {
+    fn credential(self, global_policy: &GlobalPolicy, key: &'static str) -> Credential<'static> {
         match self {
-            Self::Digest => Credential::Digest(self.hash(rules, key)),
+            Self::Digest => Credential::Digest(self.hash(global_policy, key)),
             _ => Credential::RawKey(key.as_bytes()),
         }
     }
@@ -66,15 +66,16 @@ fn plans() -> Plans {
 fn snapshot(rows: &[Row], limiter: &Limiter, hash: impl Fn(&str) -> Digest) -> Snapshot {
     let text = export(rows, NOW.unix, 1, |key| const_hex::encode(hash(key)));
     let mut builder = Builder::new(7, rows.len()).with_plans(plans().into());
-    let mut findings = Findings::new("keys.csv");
+    let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink =
         |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
-    read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    assert_eq!(findings.to_string(), "");
-    let mut ledger = Ledger::new();
-    let mut claim = ledger.claim(limiter);
-    let snapshot = builder.finish().publishable(&mut claim, None, Stamp::default()).expect("room");
-    let _ = claim.commit();
+    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+        .expect("reads");
+    assert_eq!(diagnostics.to_string(), "");
+    let mut allocator = SlotAllocator::new();
+    let mut allocation = allocator.begin(limiter);
+    let snapshot = builder.finish().publishable(&mut allocation, None, Stamp::default()).expect("room");
+    let _ = allocation.commit();
     for row in rows.iter().filter(|row| row.revoked_by_operator) {
         snapshot.find_by_id(&row.key).expect("listed").set_revoked(true);
     }
@@ -114,16 +115,17 @@ fn request(ask: &Ask, names: &'static str, credential: Credential<'static>) -> V
 /// each of these groups.
 fn ask_all(rows: Vec<Row>, form: Form, together: usize) {
     let limiter = Limiter::new();
-    let rules = form.rules();
-    let snapshot = snapshot(&rows, &limiter, |key| form.hash(&rules, key));
-    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let global_policy = form.global_policy();
+    let snapshot = snapshot(&rows, &limiter, |key| form.hash(&global_policy, key));
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     // Requests borrow their texts for as long as the test runs.
     let keys: Vec<&'static str> = rows.iter().map(|row| &*row.key.clone().leak()).collect();
     let asks: Vec<(Ask, &'static str)> = all_asks()
         .into_iter()
         .map(|ask| (ask, &*ask.scopes.map_or(String::new(), |(names, _)| names.join(" ")).leak()))
         .collect();
-    let credentials: Vec<_> = keys.iter().map(|key| form.credential(&rules, key)).collect();
+    let credentials: Vec<_> = keys.iter().map(|key| form.credential(&global_policy, key)).collect();
     let everything = asks.iter().flat_map(|asked| (0..rows.len()).map(move |row| (row, asked)));
     let everything = scatter(everything.collect::<Vec<_>>());
     let mut model = Model::new(rows);
@@ -131,13 +133,13 @@ fn ask_all(rows: Vec<Row>, form: Form, together: usize) {
         let requests: Vec<_> =
             group.iter().map(|(row, (ask, names))| request(ask, names, credentials[*row])).collect();
         let mut got = Vec::with_capacity(group.len());
-        assert_eq!(context.verify(&requests, |decision| got.push(seen(decision))), group.len());
+        assert_eq!(verifier.verify(&requests, |decision| got.push(seen(decision))), group.len());
         for ((row, (ask, _)), got) in group.iter().zip(&got) {
             model.verify(*row, ask).assert(got, || format!("{ask:?} of {:?}, {form:?}", model.rows[*row]));
         }
         for (row, _) in group.iter().step_by(5) {
             let refund = Refund { request_id: 1, cost: 2, credential: credentials[*row], limit: None };
-            let got = seen(&context.refund(&refund).expect("no newer snapshot"));
+            let got = seen(&verifier.refund(&refund).expect("no newer snapshot"));
             model.refund(*row, 2).assert(&got, || format!("refund of {:?}, {form:?}", model.rows[*row]));
         }
     }

@@ -3,7 +3,7 @@
 //! Time stands still at tick 1, so that what is admitted plus what is left is the burst, exactly, whatever happened in
 //! between. The explorer itself finds a deadlock, and a thread that waits for ever.
 
-use crate::limiter::{BucketName, Charge, Ledger, Limiter, Outcome, Rate, Slot};
+use crate::limiter::{BucketId, BucketRef, Charge, Limiter, Outcome, Rate, SlotAllocator};
 use crate::sync::{Arc, spawn};
 
 const NOW: u64 = 1;
@@ -13,28 +13,28 @@ fn rate(burst: u64) -> Rate {
     Rate::new(1, 1_000_000_000, burst).expect("in range")
 }
 
-fn enforced(Slot { slot, rate }: Slot) -> Charge {
+fn enforced(BucketRef { slot, rate }: BucketRef) -> Charge {
     Charge { slot, rate, shadow: false }
 }
 
-fn name(number: usize) -> BucketName {
-    BucketName([number as u8; 16])
+fn name(number: usize) -> BucketId {
+    BucketId([number as u8; 16])
 }
 
 /// A bucket for each burst.
-fn buckets<const N: usize>(bursts: [u64; N]) -> (Arc<Limiter>, Ledger, [Charge; N]) {
-    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
-    let mut claim = ledger.claim(&limiter);
+fn buckets<const N: usize>(bursts: [u64; N]) -> (Arc<Limiter>, SlotAllocator, [Charge; N]) {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let mut allocation = allocator.begin(&limiter);
     let mut number = 0;
     let charges = bursts.map(|burst| {
         let rate = rate(burst);
-        let slot = claim.slot(|| name(number), None, rate).expect("room");
+        let slot = allocation.assign(|| name(number), None, rate).expect("room");
         number += 1;
-        enforced(Slot { slot, rate })
+        enforced(BucketRef { slot, rate })
     });
-    let settlement = claim.commit();
-    ledger.settle(&limiter, settlement, std::iter::empty::<(Slot, fn() -> BucketName)>(), NOW);
-    (Arc::new(limiter), ledger, charges)
+    let pending = allocation.commit();
+    allocator.reclaim(&limiter, pending, std::iter::empty::<(BucketRef, fn() -> BucketId)>(), NOW);
+    (Arc::new(limiter), allocator, charges)
 }
 
 /// 1 where it was admitted, 0 where it was refused.
@@ -132,11 +132,12 @@ pub fn charge_and_refund() {
 /// A reload changes a limit's burst, settles and frees the old slot, while a thread charges it with the old rate and then,
 /// when it is sent there, with the new one: the balance is taken over once, and every admission is in it.
 pub fn charge_and_rate_change(others: usize) {
-    let (limiter, mut ledger, [old]) = buckets([2]);
-    let had = Slot { slot: old.slot, rate: old.rate };
-    let mut claim = ledger.claim(&limiter);
-    let new = Slot { rate: rate(4), slot: claim.slot(|| name(0), Some(had), rate(4)).expect("room") };
-    let settlement = claim.commit();
+    let (limiter, mut allocator, [old]) = buckets([2]);
+    let had = BucketRef { slot: old.slot, rate: old.rate };
+    let mut allocation = allocator.begin(&limiter);
+    let new =
+        BucketRef { rate: rate(4), slot: allocation.assign(|| name(0), Some(had), rate(4)).expect("room") };
+    let pending = allocation.commit();
     let charging: Vec<_> = (0..others)
         .map(|_| {
             let limiter = Arc::clone(&limiter);
@@ -150,22 +151,22 @@ pub fn charge_and_rate_change(others: usize) {
     let own = own + admitted(limiter.charge(&[enforced(new)], NOW, 1));
     let sum = own + charging.into_iter().map(|thread| thread.join().expect("it ends")).sum::<u32>();
     // Every worker has passed: they have joined.
-    ledger.settle(&limiter, settlement, [(had, || name(0))].into_iter(), NOW);
+    allocator.reclaim(&limiter, pending, [(had, || name(0))].into_iter(), NOW);
     let left = left(&limiter, enforced(new));
     assert_eq!((sum, left), (2, 0), "what was in the old bucket, whichever was asked for it");
-    assert_eq!(ledger.in_use(), 1);
+    assert_eq!(allocator.in_use(), 1);
 }
 
 /// A charge of two limits, one of which a reload changes: all or nothing, though the first word is held when the second turns
 /// out to be superseded.
 pub fn several_and_rate_change() {
-    let (limiter, mut ledger, charges @ [first, second]) = buckets([2, 2]);
-    let slots = charges.map(|Charge { slot, rate, .. }| Slot { slot, rate });
-    let mut claim = ledger.claim(&limiter);
-    assert_eq!(claim.slot(|| name(0), Some(slots[0]), slots[0].rate), Some(first.slot));
-    let slot = claim.slot(|| name(1), Some(slots[1]), rate(4)).expect("room");
-    let new = enforced(Slot { slot, rate: rate(4) });
-    let settlement = claim.commit();
+    let (limiter, mut allocator, charges @ [first, second]) = buckets([2, 2]);
+    let slots = charges.map(|Charge { slot, rate, .. }| BucketRef { slot, rate });
+    let mut allocation = allocator.begin(&limiter);
+    assert_eq!(allocation.assign(|| name(0), Some(slots[0]), slots[0].rate), Some(first.slot));
+    let slot = allocation.assign(|| name(1), Some(slots[1]), rate(4)).expect("room");
+    let new = enforced(BucketRef { slot, rate: rate(4) });
+    let pending = allocation.commit();
     let charging = spawn({
         let limiter = Arc::clone(&limiter);
         move || match limiter.charge(&[second, first], NOW, 1) {
@@ -175,8 +176,8 @@ pub fn several_and_rate_change() {
     });
     let own = admitted(limiter.charge(&[first, new], NOW, 1));
     let other = charging.join().expect("it ends");
-    ledger.settle(&limiter, settlement, (0..2).map(|at| (slots[at], move || name(at))), NOW);
+    allocator.reclaim(&limiter, pending, (0..2).map(|at| (slots[at], move || name(at))), NOW);
     assert_eq!((own, other), (1, 1));
     assert_eq!((left(&limiter, first), left(&limiter, new)), (0, 0));
-    assert_eq!((left(&limiter, second) > 0, ledger.in_use()), (true, 2), "the old slot is free, and full");
+    assert_eq!((left(&limiter, second) > 0, allocator.in_use()), (true, 2), "the old slot is free, and full");
 }

@@ -7,11 +7,11 @@ use super::report::Outcome;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::record::rfc3339;
-use crate::reload::Judged;
+use crate::reload::Evaluation;
 use crate::reload::last_good::{Recovered, recover};
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::server;
-use crate::snapshot::{Keys, Weighing};
+use crate::snapshot::{CompareOptions, Keys};
 use crate::state::{Acceptance, is_accepted};
 
 /// The last good keys that the source was compared with.
@@ -31,7 +31,12 @@ pub(super) struct LastGood {
 }
 
 /// Compares `new`, which was read by `config`, with the last good keys, if there are any.
-pub(super) fn compare(config: &Config, rules: Option<&Rules>, new: &Keys, outcome: &mut Outcome) {
+pub(super) fn compare(
+    config: &Config,
+    global_policy: Option<&GlobalPolicy>,
+    new: &Keys,
+    outcome: &mut Outcome,
+) {
     if !config.keep_snapshot {
         return;
     }
@@ -39,13 +44,14 @@ pub(super) fn compare(config: &Config, rules: Option<&Rules>, new: &Keys, outcom
     match recover(&config.server.state_dir, &source) {
         Ok(None) => {}
         Ok(Some(recovered)) => {
-            let usable = rules.map(|rules| recovered.kept_by(rules).current);
+            let usable = global_policy.map(|global_policy| recovered.usable_hashes(global_policy).current);
             let now = Clock::new().now().unix;
             // Hashes say nothing where the peppers are not known.
-            let weighing =
-                rules.map_or(Weighing { now, by_key_id: true }, |rules| recovered.weighing(rules, now));
+            let options = global_policy.map_or(CompareOptions { now, by_key_id: true }, |global_policy| {
+                recovered.compare_options(global_policy, now)
+            });
             let Recovered { keys: old, stored, .. } = recovered;
-            let judged = Judged::new(&config.policy(), &source.path, new, Some(&old), weighing);
+            let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
             outcome.diff = Some(server::diff(&judged, stored.generation, old.len()));
             outcome.last_good = Some(LastGood {
                 generation: stored.generation,

@@ -12,15 +12,15 @@ use super::exit::{Exit, Failure};
 use super::options::{AdminSocket, Origin};
 use super::reload::missing;
 use super::streams::Streams;
-use crate::admin::check::{Diff, Findings};
+use crate::admin::message::{CheckDiff, Diagnostics};
 use crate::admin::{self, message};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Overrides};
 use crate::lint::Lints;
 use crate::record::{KeyRecord, Plans};
-use crate::reload::{self, Judged, Loaded, SourceFile, Stale};
+use crate::reload::{self, Evaluation, LoadedSource, SourceFile, Stale};
 use crate::server;
-use crate::snapshot::{Keys, Weighing};
+use crate::snapshot::{CompareOptions, Keys};
 use crate::source::Format;
 
 mod last_good;
@@ -102,14 +102,14 @@ impl Check {
     fn ask(&self) -> Result<Outcome, Failure> {
         let source = self.origin.source.as_deref().map(absolute).transpose()?;
         let command = message::Command::Check { source };
-        let reply = admin::ask(self.socket.path()?.as_path(), &command)?;
+        let reply = admin::send_command(self.socket.path()?.as_path(), &command)?;
         let check = reply.check.ok_or_else(|| missing("check"))?;
         Ok(Outcome {
             source: check.source,
             keys: check.diff.as_ref().map(|diff| diff.keys),
-            // Findings are said one by one.
-            error: check.error.filter(|_| check.findings.is_none()),
-            findings: check.findings,
+            // The diagnostics are reported one by one instead.
+            error: check.error.filter(|_| check.diagnostics.is_none()),
+            diagnostics: check.diagnostics,
             withheld: check.withheld,
             stale: check.diff.as_ref().and_then(|diff| diff.stale.clone()),
             diff: check.diff,
@@ -126,9 +126,11 @@ impl Check {
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
         // What this user may not read, the daemon's may.
-        let (rules, has_peppers) = match config.rules() {
-            Ok(rules) => (rules, true),
-            Err(ConfigError::Pepper { forbidden: true, .. }) => (config.rules_without_peppers(), false),
+        let (global_policy, has_peppers) = match config.global_policy() {
+            Ok(global_policy) => (global_policy, true),
+            Err(ConfigError::Pepper { forbidden: true, .. }) => {
+                (config.global_policy_without_peppers(), false)
+            }
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
         let source = config.file();
@@ -137,7 +139,7 @@ impl Check {
         let now = Clock::new().now().unix;
         let mut lints = Lints::new(now, &is_limited);
         let mut outcome = Outcome { source: source.path.display().to_string(), ..Outcome::default() };
-        let Loaded { keys, written_at, set_aside, .. } =
+        let LoadedSource { keys, written_at, set_aside, .. } =
             match load(&source, &mut |line, record| lints.see(line, record)) {
                 Ok(loaded) => loaded,
                 Err(failure) => return Ok(outcome.refused(&failure)),
@@ -147,11 +149,11 @@ impl Check {
         if let Some(old) = &self.against {
             outcome.diff = Some(compare(&config, old, &keys)?);
         } else if keys.is_empty() {
-            return Ok(outcome.refused(&reload::Failure::Empty { path: source.path.to_path_buf() }));
+            return Ok(outcome.refused(&reload::ReloadError::Empty { path: source.path.to_path_buf() }));
         } else {
-            last_good::compare(&config, has_peppers.then_some(&rules), &keys, &mut outcome);
+            last_good::compare(&config, has_peppers.then_some(&global_policy), &keys, &mut outcome);
         }
-        outcome.stale = Stale::at(now, written_at, &rules).map(|stale| stale.to_string());
+        outcome.stale = Stale::at(now, written_at, &global_policy).map(|stale| stale.to_string());
         outcome.keys = Some(keys.len());
         outcome.withheld = server::withheld(set_aside.as_ref(), None);
         outcome.summary = Some(keys.summary(now));
@@ -167,39 +169,47 @@ impl Outcome {
     }
 
     /// The source is of no use.
-    fn refused(self, failure: &reload::Failure) -> Self {
-        // Findings are said one by one.
-        Self { findings: failure.findings().map(Findings::from), error: failure.beside_findings(), ..self }
+    fn refused(self, failure: &reload::ReloadError) -> Self {
+        // The diagnostics are reported one by one instead.
+        Self {
+            diagnostics: failure.findings().map(Diagnostics::from),
+            error: failure.beside_findings(),
+            ..self
+        }
     }
 }
 
 /// Whether anything refuses a request of the key: a limit in shadow mode does not.
 fn is_limited(plans: &Plans, record: &KeyRecord<'_>) -> bool {
     // A plan that is not there is a finding.
-    let of_plan = plans.of(record.plan).map_or(&[][..], |(_, limits)| limits);
+    let of_plan = plans.resolve(record.plan).map_or(&[][..], |(_, limits)| limits);
     let replaced = |name: &str| record.limits.iter().any(|own| *own.name == *name);
     record.limits.iter().any(|limit| !limit.shadow)
         || of_plan.iter().any(|limit| !limit.shadow && !replaced(&limit.name))
 }
 
-fn load(source: &SourceFile, see: &mut dyn FnMut(u64, &KeyRecord<'_>)) -> Result<Loaded, reload::Failure> {
-    let seed = getrandom::u64().map_err(reload::Failure::Random)?;
+fn load(
+    source: &SourceFile,
+    see: &mut dyn FnMut(u64, &KeyRecord<'_>),
+) -> Result<LoadedSource, reload::ReloadError> {
+    let seed = getrandom::u64().map_err(reload::ReloadError::Random)?;
     source.load_seen(seed, see)
 }
 
 /// What putting `new` in the place of the export `old` would do.
-fn compare(config: &Config, old: &Path, new: &Keys) -> Result<Diff, Failure> {
+fn compare(config: &Config, old: &Path, new: &Keys) -> Result<CheckDiff, Failure> {
     let source = config.file();
     let old = SourceFile {
         format: Format::from_path(old).unwrap_or(source.format),
         path: old.into(),
         ..source.clone()
     };
-    let Loaded { keys: old, .. } = load(&old, &mut |_, _| {})
+    let LoadedSource { keys: old, .. } = load(&old, &mut |_, _| {})
         .map_err(|failure| Failure::new(Exit::BadInput, format_args!("--against: {failure}")))?;
     // Two exports may be hashed with different peppers.
-    let weighing = Weighing { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
-    let judged = Judged::new(&config.policy(), &source.path, new, Some(&old), weighing);
+    let options =
+        CompareOptions { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
+    let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
     Ok(server::diff(&judged, 0, old.len()))
 }
 

@@ -7,7 +7,7 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::secret::{self, Keys};
 use crate::cli::streams::Streams;
 use crate::cli::words::Count;
-use crate::key_format::{CHECKSUM_CHARACTERS, Minted, Prefix, RANDOM_CHARACTERS, check};
+use crate::key_format::{CHECKSUM_CHARACTERS, KeyFormat, Prefix, RANDOM_CHARACTERS, classify};
 
 const HELP: &str = "\
 One key a line, and a line of output for each: of several, with the number of the line. No key is repeated.
@@ -98,11 +98,11 @@ impl Check {
     /// A word for the result, and the reason; nothing of the key but its prefix is in it.
     fn judge(&self, key: &[u8]) -> (&'static str, String) {
         let prefix = self.longest_prefix(key);
-        match (check(key, &self.prefixes), prefix) {
-            (Minted::Valid, _) => (VALID, "the checksum fits".to_owned()),
-            (Minted::Malformed, Some(prefix)) => ("malformed", why(prefix, key)),
+        match (classify(key, &self.prefixes), prefix) {
+            (KeyFormat::Valid, _) => (VALID, "the checksum fits".to_owned()),
+            (KeyFormat::Malformed, Some(prefix)) => ("malformed", why(prefix, key)),
             _ if key.is_empty() => ("no key", "the line is empty".to_owned()),
-            (Minted::Malformed | Minted::NotOurs, _) => {
+            (KeyFormat::Malformed | KeyFormat::Foreign, _) => {
                 let prefixes: Vec<_> = self.prefixes.iter().map(Prefix::as_str).collect();
                 ("not minted here", format!("it does not begin with {}", prefixes.join(" or ")))
             }

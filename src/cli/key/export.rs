@@ -15,7 +15,7 @@ use super::row::Row;
 use crate::cli::exit::{Exit, Failure};
 use crate::record::{KeyRecord, Quoted};
 use crate::snapshot::Builder;
-use crate::source::{self, Field, Findings, Format, Layout};
+use crate::source::{self, ColumnMapping, Diagnostics, Field, Format};
 
 const OPTION: &str = "--append-to";
 
@@ -138,19 +138,19 @@ impl Export {
         }
         new.seek(SeekFrom::Start(0)).map_err(|error| failed(&self.name, error))?;
         let format = if self.header.is_some() { Format::Csv } else { Format::JsonLines };
-        let layout = Layout::default().ignoring_unknown();
-        let mut findings = Findings::new(self.name.clone());
+        let mapping = ColumnMapping::default().ignoring_unknown();
+        let mut diagnostics = Diagnostics::new(self.name.clone());
         let mut builder = Builder::new(0, 0);
-        let sink: &mut source::Sink<'_> =
+        let sink: &mut source::RecordSink<'_> =
             &mut |line, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
-        let read = source::read(new, format, &layout, sink, &mut findings);
+        let read = source::read(new, format, &mapping, sink, &mut diagnostics);
         read.map_err(|error| failed(&self.name, error))?;
         // Rows that are wrong are not among them; an open quote before the new rows would swallow them.
         let has_rows = builder.len() >= count as usize;
-        match findings.is_empty() && has_rows {
+        match diagnostics.is_empty() && has_rows {
             true => Ok(()),
             false => Err(refused(format_args!(
-                "a daemon would refuse {} with the new rows:\n{findings}",
+                "a daemon would refuse {} with the new rows:\n{diagnostics}",
                 self.name
             ))),
         }

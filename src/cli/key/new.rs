@@ -20,7 +20,7 @@ use crate::cli::words::Count;
 use crate::clock::Clock;
 use crate::key_format::{self, Prefix};
 use crate::record::{Digest, Quoted, rfc3339};
-use crate::source::{self, Findings, Format, Layout};
+use crate::source::{self, ColumnMapping, Diagnostics, Format};
 
 /// Most keys at once.
 const MAX_COUNT: i64 = 100_000;
@@ -184,8 +184,8 @@ struct Batch<'a> {
 /// As a daemon would read it.
 fn check(row: &Row<'_>) -> Result<(), Failure> {
     let text = format!("{}\n{}\n", row.header(), row.csv());
-    let mut findings = Findings::new("row");
-    let sink: &mut source::Sink<'_> = &mut |_, record| {
+    let mut diagnostics = Diagnostics::new("row");
+    let sink: &mut source::RecordSink<'_> = &mut |_, record| {
         if record.not_before >= record.expires_at {
             return Err("not_before is not before expires_at: the key would never be valid".to_owned());
         }
@@ -195,13 +195,13 @@ fn check(row: &Row<'_>) -> Result<(), Failure> {
             None => Ok(()),
         }
     };
-    let read = source::read(text.as_bytes(), Format::Csv, &Layout::default(), sink, &mut findings);
+    let read = source::read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), sink, &mut diagnostics);
     read.map_err(|error| Failure::new(Exit::Denied, error))?;
-    let Some(finding) = findings.kept().first() else {
+    let Some(diagnostic) = diagnostics.kept().first() else {
         return Ok(());
     };
-    let column = finding.column.as_ref().map(|column| format!("{column}: ")).unwrap_or_default();
-    let message = format!("the row would be refused: {column}{}", finding.message);
+    let column = diagnostic.column.as_ref().map(|column| format!("{column}: ")).unwrap_or_default();
+    let message = format!("the row would be refused: {column}{}", diagnostic.message);
     Err(Failure::new(Exit::Usage, message))
 }
 
@@ -312,7 +312,7 @@ impl Batch<'_> {
 mod tests {
     use super::*;
     use crate::cli::tests::{parse, run_with};
-    use crate::key_format::Minted;
+    use crate::key_format::KeyFormat;
 
     fn new(arguments: &[&str]) -> (Exit, String, String) {
         run_with(&[&["key", "new"], arguments].concat(), b"")
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
         let lines: Vec<_> = output.lines().collect();
         let key = lines[2].trim();
-        assert_eq!(key_format::check(key.as_bytes(), &[Prefix::default()]), Minted::Valid, "{output}");
+        assert_eq!(key_format::classify(key.as_bytes(), &[Prefix::default()]), KeyFormat::Valid, "{output}");
         let hash = const_hex::encode(key_format::hash(key.as_bytes()));
         assert_eq!(
             lines[3..],
@@ -402,9 +402,9 @@ mod tests {
             export += &format!("{}\n", object["row"]);
         }
         // What is exported is what a daemon reads.
-        let mut findings = Findings::new("keys.jsonl");
+        let mut diagnostics = Diagnostics::new("keys.jsonl");
         let mut rows = 0;
-        let sink: &mut source::Sink<'_> = &mut |_, record| {
+        let sink: &mut source::RecordSink<'_> = &mut |_, record| {
             rows += 1;
             assert_eq!((record.environment, record.owner, record.plan), ("test", "acme", "pro"));
             assert_eq!(record.scopes.len(), 2);
@@ -414,9 +414,9 @@ mod tests {
             assert_eq!(record.not_before, 1_767_225_600);
             Ok(())
         };
-        source::read(export.as_bytes(), Format::JsonLines, &Layout::default(), sink, &mut findings)
+        source::read(export.as_bytes(), Format::JsonLines, &ColumnMapping::default(), sink, &mut diagnostics)
             .expect("reads");
-        assert_eq!((rows, findings.to_string().as_str()), (200, ""));
+        assert_eq!((rows, diagnostics.to_string().as_str()), (200, ""));
         assert!(export.contains("Z\""), "in UTC: {export}");
     }
 

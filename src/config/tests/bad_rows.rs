@@ -1,18 +1,18 @@
 //! Settings for rows that cannot be understood.
 
 use super::*;
-use crate::reload::OnBadRow;
+use crate::reload::BadRowPolicy;
 
 #[test]
 fn bad_rows_refuse_the_source_unless_set_otherwise() {
     let source = good("").source;
-    assert_eq!((source.on_bad_row, source.apply_takeaways_of_refused), (OnBadRow::Refuse, false));
+    assert_eq!((source.on_bad_row, source.apply_takeaways_of_refused), (BadRowPolicy::Refuse, false));
     let source = good("source.on_bad_row = 'refuse'\nsource.apply_takeaways_of_refused = true").source;
-    assert_eq!((source.on_bad_row, source.apply_takeaways_of_refused), (OnBadRow::Refuse, true));
+    assert_eq!((source.on_bad_row, source.apply_takeaways_of_refused), (BadRowPolicy::Refuse, true));
     let on_bad_row = |text: &str| good(text).source.on_bad_row;
-    assert_eq!(on_bad_row("source.on_bad_row = 'set-aside'"), OnBadRow::SetAside { max: 100 });
+    assert_eq!(on_bad_row("source.on_bad_row = 'set-aside'"), BadRowPolicy::SetAside { max: 100 });
     let set = "source.on_bad_row = 'set-aside'\nsource.max_bad_rows = 100000";
-    assert_eq!(on_bad_row(set), OnBadRow::SetAside { max: 100_000 });
+    assert_eq!(on_bad_row(set), BadRowPolicy::SetAside { max: 100_000 });
 }
 
 #[test]

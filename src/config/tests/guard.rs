@@ -24,7 +24,7 @@ fn shares_of_the_guard_are_portions() {
 #[test]
 fn required_fields_have_a_column() {
     let config = good("source.required = ['status', 'allowed_ips']");
-    assert_eq!(config.source.layout.required(), [Field::Status, Field::AllowedIps].into_iter().collect());
+    assert_eq!(config.source.mapping.required(), [Field::Status, Field::AllowedIps].into_iter().collect());
     let message = refused("source.required = ['allowed_ip']");
     assert!(message.contains("source.required") && message.contains("allowed_ips"), "{message}");
     let message = refused("source.required = ['status']\nsource.ignore = ['status']");

@@ -4,11 +4,11 @@ use super::*;
 
 #[test]
 fn null_texts_are_few_and_short() {
-    let layout = |settings: &str| good(settings).source.layout;
-    let defaults = layout("");
-    assert_eq!(layout("source.null_texts = ['NULL', '\\N']"), defaults);
-    assert_ne!(layout("source.null_texts = []"), defaults);
-    assert_ne!(layout("source.null_texts = ['NULL', '(none)']"), defaults);
+    let mapping = |settings: &str| good(settings).source.mapping;
+    let defaults = mapping("");
+    assert_eq!(mapping("source.null_texts = ['NULL', '\\N']"), defaults);
+    assert_ne!(mapping("source.null_texts = []"), defaults);
+    assert_ne!(mapping("source.null_texts = ['NULL', '(none)']"), defaults);
     for text in ["", " ", " NULL", &"x".repeat(33)] {
         let message = refused(&format!("source.null_texts = ['{text}']"));
         assert!(message.contains("source.null_texts") && message.contains("1 to 32 bytes"), "{message}");

@@ -14,9 +14,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::manifest::{kept_by, peppers};
+use super::manifest::{peppers, usable_hashes};
 use crate::reload::FileState;
-use crate::rules::Rules;
+use crate::rules::GlobalPolicy;
 use crate::state::{self, FileError};
 
 /// The name of the record.
@@ -35,8 +35,13 @@ pub(super) struct AcceptedSource {
 
 impl AcceptedSource {
     /// A source in the state `state`, read as `reading` says.
-    pub(super) fn new(generation: u64, state: FileState, reading: String, rules: &Rules) -> Self {
-        Self { generation, state, reading, peppers: peppers(rules) }
+    pub(super) fn new(
+        generation: u64,
+        state: FileState,
+        reading: String,
+        global_policy: &GlobalPolicy,
+    ) -> Self {
+        Self { generation, state, reading, peppers: peppers(global_policy) }
     }
 
     /// The record in `directory`, if there is one that can be read.
@@ -68,7 +73,7 @@ impl AcceptedSource {
     }
 
     /// Whether it is this source, in this state and read in this way, and its hashes are found by `rules`.
-    pub(super) fn is(&self, state: &FileState, reading: &str, rules: &Rules) -> bool {
-        self.state == *state && self.reading == reading && kept_by(&self.peppers, rules).current
+    pub(super) fn is(&self, state: &FileState, reading: &str, global_policy: &GlobalPolicy) -> bool {
+        self.state == *state && self.reading == reading && usable_hashes(&self.peppers, global_policy).current
     }
 }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::reload::last_good::sealed::{self, SealedError};
 use crate::reload::{FileState, SourceFile};
-use crate::rules::{Kept, Rules};
+use crate::rules::{GlobalPolicy, RetainedHashes};
 use crate::state::FileError;
 
 /// The name of the manifest.
@@ -97,17 +97,17 @@ impl Manifest {
     }
 
     /// Which of its hashes are found under the peppers in force.
-    pub(super) fn kept_by(&self, rules: &Rules) -> Kept {
-        kept_by(&self.peppers, rules)
+    pub(super) fn usable_hashes(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
+        usable_hashes(&self.peppers, global_policy)
     }
 }
 
 /// Which hashes are found under the peppers in force, of those that were made under the peppers with these fingerprints.
-pub(super) fn kept_by(peppers_then: &[String], rules: &Rules) -> Kept {
-    let now = peppers(rules);
+pub(super) fn usable_hashes(peppers_then: &[String], global_policy: &GlobalPolicy) -> RetainedHashes {
+    let now = peppers(global_policy);
     match peppers_then {
-        [] => Kept { current: now.is_empty(), previous: now.is_empty() },
-        [current, previous @ ..] => Kept {
+        [] => RetainedHashes { current: now.is_empty(), previous: now.is_empty() },
+        [current, previous @ ..] => RetainedHashes {
             current: now.contains(current),
             previous: !now.is_empty() && previous.iter().all(|previous| now.contains(previous)),
         },
@@ -132,14 +132,14 @@ pub(super) fn head_crc32(file: &File) -> io::Result<u32> {
 /// A digest of everything but the source's content that decides what rows are read from it. A text differs more often than it must
 /// from one version of keyward to the next: then the keys are compared in vain.
 pub(in crate::reload) fn reading(source: &SourceFile) -> String {
-    let SourceFile { path, format, layout, on_bad_row, plans: _ } = source;
-    let text = format!("{} {path:?} {format:?} {layout:?} {on_bad_row:?}", env!("CARGO_PKG_VERSION"));
+    let SourceFile { path, format, mapping, on_bad_row, plans: _ } = source;
+    let text = format!("{} {path:?} {format:?} {mapping:?} {on_bad_row:?}", env!("CARGO_PKG_VERSION"));
     const_hex::encode(&Sha256::digest(text)[..FINGERPRINT])
 }
 
 /// Fingerprints of the peppers in force.
-pub(super) fn peppers(rules: &Rules) -> Vec<String> {
-    rules.pepper_fingerprints().map(const_hex::encode).collect()
+pub(super) fn peppers(global_policy: &GlobalPolicy) -> Vec<String> {
+    global_policy.pepper_fingerprints().map(const_hex::encode).collect()
 }
 
 #[cfg(test)]
@@ -195,19 +195,24 @@ mod tests {
 
     #[test]
     fn hashes_are_kept_as_long_as_their_pepper_is_in_force() {
-        let rules = |peppers: &str| {
+        let global_policy = |peppers: &str| {
             let mut peppers = peppers
                 .chars()
                 .map(|letter| Pepper::new(letter.to_string().repeat(16).as_bytes()).expect("long enough"));
             let peppers = peppers.next().map(|current| Peppers { current, previous: peppers.next() });
-            Rules { peppers, ..Rules::default() }
+            GlobalPolicy { peppers, ..GlobalPolicy::default() }
         };
         let directory = tempfile::tempdir().expect("a directory");
         for then in ["", "a", "ba"] {
             for now in ["", "a", "b", "ba", "ab", "cb", "ca", "c"] {
-                let (then, now) = (rules(then), rules(now));
+                let (then, now) = (global_policy(then), global_policy(now));
                 let manifest = Manifest { peppers: peppers(&then), ..manifest(directory.path()) };
-                assert_eq!(manifest.kept_by(&now), now.keep_hashes_of(&then), "{:?}", manifest.peppers);
+                assert_eq!(
+                    manifest.usable_hashes(&now),
+                    now.retained_hashes(&then),
+                    "{:?}",
+                    manifest.peppers
+                );
             }
         }
     }

@@ -22,8 +22,8 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use crate::reload::{FileState, SourceFile};
-use crate::rules::Rules;
-use crate::state::{Acceptance, Accepted, FileError, StateDir};
+use crate::rules::GlobalPolicy;
+use crate::state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 
 mod accepted;
 mod manifest;
@@ -38,8 +38,8 @@ use accepted::{ACCEPTED, AcceptedSource};
 pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
 pub use recover::{Recovered, Unusable, recover};
+pub(in crate::reload) use taken_away::AppliedTakeaways;
 use taken_away::TAKEN_AWAY;
-pub(in crate::reload) use taken_away::TakenAway;
 pub(super) use writer::Job;
 use writer::Writing;
 
@@ -165,13 +165,14 @@ impl LastGood {
         generation: u64,
         state: FileState,
         source: &SourceFile,
-        rules: &Rules,
+        global_policy: &GlobalPolicy,
     ) {
         let reading = reading(source);
-        if self.shared.slot().accepted.as_ref().is_some_and(|known| known.is(&state, &reading, rules)) {
+        if self.shared.slot().accepted.as_ref().is_some_and(|known| known.is(&state, &reading, global_policy))
+        {
             return;
         }
-        let accepted = AcceptedSource::new(generation, state, reading, rules);
+        let accepted = AcceptedSource::new(generation, state, reading, global_policy);
         let health = self.shared.directory.health();
         match accepted.write(&self.directory()) {
             Ok(()) => {
@@ -183,13 +184,14 @@ impl LastGood {
     }
 
     /// Whether a source was accepted before, so that it need not be compared: recorded as such, or kept with its keys.
-    fn has_accepted(&self, state: &FileState, source: &SourceFile, rules: &Rules) -> bool {
+    fn has_accepted(&self, state: &FileState, source: &SourceFile, global_policy: &GlobalPolicy) -> bool {
         let (slot, reading) = (self.shared.slot(), reading(source));
         // An older record was not replaced when the keys on the disk were accepted.
         let stored = slot.stored.as_ref().map_or(0, |stored| stored.generation);
         let record = slot.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
-        let is_recorded = record.is_some_and(|accepted| accepted.is(state, &reading, rules));
-        let is_stored = |stored: &Manifest| stored.is_of(state, &reading) && stored.kept_by(rules).current;
+        let is_recorded = record.is_some_and(|accepted| accepted.is(state, &reading, global_policy));
+        let is_stored =
+            |stored: &Manifest| stored.is_of(state, &reading) && stored.usable_hashes(global_policy).current;
         is_recorded || slot.stored.as_ref().is_some_and(is_stored)
     }
 
@@ -202,7 +204,7 @@ impl LastGood {
     }
 
     /// The decision of an operator for this start, if there is one; there is none after that.
-    fn take_acceptance(&self) -> Result<Option<Accepted>, FileError> {
+    fn take_acceptance(&self) -> Result<Option<AcceptanceRecord>, FileError> {
         self.shared.directory.take_acceptance(Acceptance::Source)
     }
 

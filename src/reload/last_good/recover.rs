@@ -12,14 +12,16 @@ use super::sealed::SealedError;
 use super::{LastGood, Stored};
 use crate::audit::{self, Event, Peer};
 use crate::record::{Plans, rfc3339};
-use crate::reload::load::Loaded;
-use crate::reload::room::Room;
+use crate::reload::load::LoadedSource;
+use crate::reload::room::MemoryLimits;
 use crate::reload::trigger::Cause;
-use crate::reload::{Failure, OnBadRow, Origin, Running, SetAside, Settings, SourceFile, compare, read};
-use crate::rules::{Kept, Rules};
-use crate::snapshot::{Diff, Keys, Weighing, compiled};
-use crate::source::{Format, Layout};
-use crate::state::{self, Accepted};
+use crate::reload::{
+    BadRowPolicy, Origin, ReloadError, ReloadLoop, SetAside, Settings, SourceFile, compare, read,
+};
+use crate::rules::{GlobalPolicy, RetainedHashes};
+use crate::snapshot::{CompareOptions, Diff, Keys, compiled};
+use crate::source::{ColumnMapping, Format};
+use crate::state::{self, AcceptanceRecord};
 
 /// How often it is tried to open the file that a manifest names, where a daemon may be replacing both.
 const ATTEMPTS: usize = 5;
@@ -97,16 +99,21 @@ fn load(path: &Path, file: &std::fs::File, manifest: &Manifest, plans: Arc<Plans
     let origin = SourceFile {
         path: path.into(),
         format: Format::Compiled,
-        layout: Layout::default(),
+        mapping: ColumnMapping::default(),
         plans,
-        on_bad_row: OnBadRow::Refuse,
+        on_bad_row: BadRowPolicy::Refuse,
     };
     // The seed is in the file.
-    let source = read::Source { origin: &origin, file, size: manifest.bytes, seed: 0, room: Room::new() };
+    let source =
+        read::Source { origin: &origin, file, size: manifest.bytes, seed: 0, room: MemoryLimits::new() };
     let read = source.read(None, &mut |_| {}).map_err(|failure| match &failure {
-        Failure::Compiled { error: compiled::ReadError::Version(_), .. } => Unusable::new("format", failure),
+        ReloadError::Compiled { error: compiled::ReadError::Version(_), .. } => {
+            Unusable::new("format", failure)
+        }
         // What was whole when it was written contradicts the plans as they are now.
-        Failure::Compiled { error: compiled::ReadError::Row { .. }, .. } => Unusable::new("plans", failure),
+        ReloadError::Compiled { error: compiled::ReadError::Row { .. }, .. } => {
+            Unusable::new("plans", failure)
+        }
         _ => Unusable::new("damaged", failure),
     })?;
     match read.builder.len() == manifest.keys {
@@ -117,24 +124,27 @@ fn load(path: &Path, file: &std::fs::File, manifest: &Manifest, plans: Arc<Plans
 
 impl Recovered {
     /// Which of its hashes are found by `rules`.
-    pub fn kept_by(&self, rules: &Rules) -> Kept {
-        self.manifest.kept_by(rules)
+    pub fn usable_hashes(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
+        self.manifest.usable_hashes(global_policy)
     }
 
     /// How a source that is read by `rules` is compared with them, at the Unix second `now`.
-    pub fn weighing(&self, rules: &Rules, now: u32) -> Weighing {
-        let kept = self.kept_by(rules);
-        Weighing { now, by_key_id: rules.previous_pepper().is_some() || !(kept.current && kept.previous) }
+    pub fn compare_options(&self, global_policy: &GlobalPolicy, now: u32) -> CompareOptions {
+        let kept = self.usable_hashes(global_policy);
+        CompareOptions {
+            now,
+            by_key_id: global_policy.previous_pepper().is_some() || !(kept.current && kept.previous),
+        }
     }
 }
 
-impl Running {
+impl ReloadLoop {
     /// The cause of the first load. An operator may have decided, once, that it takes the source whatever the guard says of it.
     pub(in crate::reload) fn first_cause(&self) -> Cause {
         let mut cause = Cause::of(audit::Trigger::Start);
         let accepted = self.reloader.last_good.as_ref().map(LastGood::take_acceptance);
         match accepted {
-            Some(Ok(Some(Accepted { by_uid, at }))) => {
+            Some(Ok(Some(AcceptanceRecord { by_uid, at }))) => {
                 warn!(by_uid, %at, "an operator has accepted the source for this start: it is not compared with the last good keys");
                 cause.force = true;
                 cause.askers.peers.push(Peer { uid: by_uid, pid: None });
@@ -152,11 +162,13 @@ impl Running {
     pub(in crate::reload) fn guard_by_last_good(
         &mut self,
         settings: &Settings,
-        loaded: &Loaded,
-    ) -> Result<Option<Diff>, Failure> {
+        loaded: &LoadedSource,
+    ) -> Result<Option<Diff>, ReloadError> {
         let (path, new) = (&settings.source.path, &loaded.keys);
         let last_good = self.reloader.last_good.as_ref();
-        if last_good.is_some_and(|keys| keys.has_accepted(&loaded.state, &settings.source, &settings.rules)) {
+        if last_good
+            .is_some_and(|keys| keys.has_accepted(&loaded.state, &settings.source, &settings.global_policy))
+        {
             return Ok(None);
         }
         let diff = self.diff_from_last_good(settings, new);
@@ -167,7 +179,7 @@ impl Running {
         };
         tolerance.check(path, &diff, old.keys.len(), new.len())?;
         // The pepper that they were hashed with is gone: keys that the source lists with the same hash would not be found.
-        match old.kept_by(&settings.rules).current {
+        match old.usable_hashes(&settings.global_policy).current {
             true => {}
             false => self.guard_stranded(path, &old.keys, new)?,
         }
@@ -178,7 +190,9 @@ impl Running {
     pub(in crate::reload) fn diff_from_last_good(&mut self, settings: &Settings, new: &Keys) -> Option<Diff> {
         self.recover(settings);
         let now = self.reloader.clock.now().unix;
-        self.recovered.as_ref().map(|old| compare::diff(new, &old.keys, old.weighing(&settings.rules, now)))
+        self.recovered
+            .as_ref()
+            .map(|old| compare::diff(new, &old.keys, old.compare_options(&settings.global_policy, now)))
     }
 
     /// Reads the last good keys, if they have not been read in this reload.
@@ -208,12 +222,12 @@ impl Running {
     }
 
     /// Serves the last good keys, where nothing else is served and the source is refused by `failure`. Returns whether it does.
-    pub(in crate::reload) fn serve_last_good(&mut self, settings: &Settings, failure: &Failure) -> bool {
+    pub(in crate::reload) fn serve_last_good(&mut self, settings: &Settings, failure: &ReloadError) -> bool {
         if self.current.is_some() {
             return false;
         }
         let manifest = self.reloader.last_good.as_ref().and_then(LastGood::manifest);
-        let kept = manifest.map(|manifest| manifest.kept_by(&settings.rules));
+        let kept = manifest.map(|manifest| manifest.usable_hashes(&settings.global_policy));
         if kept.is_some_and(|kept| !kept.current) {
             let why = "they were hashed with another pepper than keys.pepper_file has now, or with none, so that none of them \
                        would be found; name that pepper in keys.previous_pepper_file, or mend the source";
@@ -222,7 +236,7 @@ impl Running {
         }
         self.recover(settings);
         let Some(Recovered { keys, stored, manifest }) = self.recovered.take() else { return false };
-        let (diff, kept) = compare::compare(&keys, None, self.weighing(settings));
+        let (diff, kept) = compare::compare(&keys, None, self.compare_options(settings));
         let set_aside = SetAside::of_last_good(&keys);
         let written_at = stored.written_at;
         if let Err(failure) = self.publish(settings, keys, written_at, (diff, &kept), Origin::LastGood) {
@@ -238,7 +252,7 @@ impl Running {
             taken_away = self.taken_away.keys.len(),
             "the source is refused: the LAST GOOD KEYS are served in its place, until a source is accepted"
         );
-        if !manifest.kept_by(&settings.rules).previous {
+        if !manifest.usable_hashes(&settings.global_policy).previous {
             warn!(
                 "keys.previous_pepper_file is not what it was: last good keys that were hashed with it are not found"
             );

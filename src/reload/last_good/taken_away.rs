@@ -19,7 +19,7 @@ pub(super) const TAKEN_AWAY: &str = "taken_away.json";
 
 /// What was taken away, by the hash of the key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::reload) struct TakenAway {
+pub(in crate::reload) struct AppliedTakeaways {
     pub(in crate::reload) keys: HashMap<Digest, Takeaway>,
 }
 
@@ -41,7 +41,7 @@ struct Key {
     generation: u64,
 }
 
-impl TakenAway {
+impl AppliedTakeaways {
     /// Adds takeaways. Of two for one key, the narrower one is kept.
     pub(in crate::reload) fn extend(&mut self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (hash, takeaway) in takeaways {
@@ -71,8 +71,8 @@ impl LastGood {
     }
 
     /// What was taken away from the last good keys.
-    pub(in crate::reload) fn taken_away(&self) -> TakenAway {
-        let mut taken_away = TakenAway::default();
+    pub(in crate::reload) fn taken_away(&self) -> AppliedTakeaways {
+        let mut taken_away = AppliedTakeaways::default();
         // What is sealed was written here.
         let key = |key: &Key| Some((const_hex::decode_to_array(&key.hash).ok()?, key.takeaway));
         taken_away.extend(self.shared.taken_away().keys.iter().filter_map(key));
@@ -80,7 +80,7 @@ impl LastGood {
     }
 
     /// Keeps what was taken away from the snapshot `generation`, durably.
-    pub(in crate::reload) fn keep_taken_away(&self, generation: u64, taken_away: &TakenAway) {
+    pub(in crate::reload) fn keep_taken_away(&self, generation: u64, taken_away: &AppliedTakeaways) {
         let mut kept = self.shared.taken_away();
         // What was taken from a key before it was taken from this snapshot holds until the last good keys are these.
         let mut keys: HashMap<String, Key> = kept.keys.drain(..).map(|key| (key.hash.clone(), key)).collect();

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
-use crate::limiter::{Ledger, Limiter};
+use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::{KeyRecord, Plans, parse_limits};
-use crate::reload::OnBadRow;
+use crate::reload::BadRowPolicy;
 use crate::snapshot::{Builder, Stamp};
-use crate::source::{Format, Layout};
+use crate::source::{ColumnMapping, Format};
 
 /// How long anything may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,9 +38,9 @@ impl Fixture {
         SourceFile {
             path: self.path("keys.csv").into(),
             format: Format::Csv,
-            layout: Layout::default(),
+            mapping: ColumnMapping::default(),
             plans: Arc::new(Plans::new(plans, None).expect("plans")),
-            on_bad_row: OnBadRow::Refuse,
+            on_bad_row: BadRowPolicy::Refuse,
         }
     }
 
@@ -57,9 +57,9 @@ impl Fixture {
             builder.add(number.into(), &record).expect("a good row");
         }
         let (keys, policies) = builder.finish_with_policies();
-        let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
         let stamp = Stamp { generation, source_time: 1_795_255_200, ..Stamp::default() };
-        let snapshot = keys.publishable(&mut ledger.claim(&limiter), None, stamp).expect("room");
+        let snapshot = keys.publishable(&mut allocator.begin(&limiter), None, stamp).expect("room");
         Job {
             snapshot: Arc::new(snapshot),
             policies,
@@ -113,8 +113,8 @@ fn keys_are_read_as_they_were_accepted_and_one_file_is_left() {
         }
         let recovered = fixture.recover().expect("usable").expect("there");
         let again = fixture.job(generation, 100 + generation as u32, "");
-        let weighing = crate::snapshot::Weighing { now: 1, by_key_id: false };
-        assert!(recovered.keys.diff_from(Some(again.snapshot.table()), weighing).is_unchanged());
+        let options = crate::snapshot::CompareOptions { now: 1, by_key_id: false };
+        assert!(recovered.keys.diff_from(Some(again.snapshot.table()), options).is_unchanged());
         assert_eq!((recovered.stored.generation, recovered.stored.written_at), (generation, 1_795_255_200));
     }
 }
@@ -128,9 +128,9 @@ fn rows_keep_their_own_plans_and_take_the_limits_of_the_current_ones() {
     let plans = Arc::new(Plans::new(other, Some("free".into())).expect("plans"));
     let recovered = recover(fixture.directory.path(), &SourceFile { plans, ..fixture.source() });
     let recovered = recovered.expect("usable").expect("there");
-    let (limiter, mut ledger) = (Limiter::new(), Ledger::new());
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let snapshot =
-        recovered.keys.publishable(&mut ledger.claim(&limiter), None, Stamp::default()).expect("room");
+        recovered.keys.publishable(&mut allocator.begin(&limiter), None, Stamp::default()).expect("room");
     let of = |key_id| snapshot.find_by_id(key_id).expect("a key").policy();
     assert_eq!((of("k0").plan(), of("k0").limits()), ("pro", &*parse_limits("8/d").expect("limits")));
     assert_eq!(of("k1").plan(), "free", "it named none, and there is a default plan now");

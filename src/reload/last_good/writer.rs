@@ -190,7 +190,7 @@ impl Shared {
     fn write(&self, job: &Job, pace: &Pace<'_>) -> Result<Manifest, FileError> {
         let directory = self.directory.path("");
         let stored = self.slot().stored.clone();
-        let rules = job.snapshot.rules();
+        let global_policy = job.snapshot.global_policy();
         let mut manifest = Manifest {
             generation: job.snapshot.generation(),
             file: String::new(),
@@ -202,7 +202,7 @@ impl Shared {
             written_at: job.snapshot.stamp().source_time,
             accepted_at: job.accepted_at,
             reading: job.reading.clone(),
-            peppers: super::manifest::peppers(rules),
+            peppers: super::manifest::peppers(global_policy),
         };
         // The same file, read in the same way: its rows are there already, whatever plans and peppers have become.
         if let Some(stored) = &stored

@@ -12,8 +12,8 @@ fn placed(ago: Duration) -> (tempfile::TempDir, SourceFile) {
     std::fs::write(&path, format!("key_hash,key_id\n{:064x},k\n", 1)).expect("writes");
     let file = File::options().write(true).open(&path).expect("opens");
     file.set_modified(SystemTime::now() - ago).expect("sets the time");
-    let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
-    (directory, SourceFile { path: path.into(), format, layout, plans, on_bad_row: OnBadRow::Refuse })
+    let (format, mapping, plans) = (Format::Csv, ColumnMapping::default(), Arc::default());
+    (directory, SourceFile { path: path.into(), format, mapping, plans, on_bad_row: BadRowPolicy::Refuse })
 }
 
 #[test]
@@ -21,19 +21,19 @@ fn what_was_renamed_into_place_is_read_before_it_has_settled_and_taken_after_tha
     let settle = Duration::from_millis(400);
     let (_directory, source) = placed(Duration::from_millis(100));
     let state = FileState::of(&source.path).expect("a file");
-    assert!(state.is_placed() && state.unsettled(settle) <= TIME_GRANULARITY);
-    let loaded = source.load_settled(7, Settling::new(settle)).expect("loads");
+    assert!(state.was_renamed() && state.unsettled(settle) <= TIME_GRANULARITY);
+    let loaded = source.load_settled(7, SettleWindow::new(settle)).expect("loads");
     let loaded = loaded.accepted().expect("no findings");
     assert_eq!((loaded.keys.len(), loaded.state), (1, state));
     assert_eq!(state.unwritten(settle), Duration::ZERO, "it has not been written to for so long");
 }
 
 /// Loads `source`, and does something whenever some of it has been read.
-fn load_and(source: &SourceFile, mut meanwhile: impl FnMut() + Send) -> Result<Loaded, Failure> {
-    let settling = Settling::new(Duration::from_millis(200));
+fn load_and(source: &SourceFile, mut meanwhile: impl FnMut() + Send) -> Result<LoadedSource, ReloadError> {
+    let settling = SettleWindow::new(Duration::from_millis(200));
     source
         .build_settled(7, settling, None, &mut |_| meanwhile())
-        .and_then(|built| FileRead::new(built).accepted())
+        .and_then(|built| LoadOutcome::new(built).accepted())
 }
 
 #[test]
@@ -65,14 +65,14 @@ fn what_is_written_to_while_it_is_read_is_not_taken_whatever_its_times_say() {
                 file.set_modified(modified).expect("sets the time");
             }
         });
-        assert!(matches!(loaded, Err(Failure::Changing { .. })), "restored: {restored}");
+        assert!(matches!(loaded, Err(ReloadError::Changing { .. })), "restored: {restored}");
     }
 }
 
 /// A source of so many rows at a path.
 fn source(path: std::path::PathBuf) -> SourceFile {
-    let (format, layout, plans) = (Format::Csv, Layout::default(), Arc::default());
-    SourceFile { path: path.into(), format, layout, plans, on_bad_row: OnBadRow::Refuse }
+    let (format, mapping, plans) = (Format::Csv, ColumnMapping::default(), Arc::default());
+    SourceFile { path: path.into(), format, mapping, plans, on_bad_row: BadRowPolicy::Refuse }
 }
 
 /// Does something at intervals until `work` is done, and says how long that took.
@@ -108,7 +108,7 @@ fn source_that_is_replaced_all_the_time_is_loaded_without_delay() {
             std::fs::write(&new, format!("key_hash,key_id\n{number:064x},k\n")).expect("writes");
             std::fs::rename(&new, &source.path).expect("renames");
         };
-        let load = || source.load_settled(7, Settling::new(settle));
+        let load = || source.load_settled(7, SettleWindow::new(settle));
         let (loaded, took) = beside(Duration::from_millis(interval), storm, || [load(), load(), load()]);
         assert!(loaded.iter().all(Result::is_ok), "{interval} ms: {:?}", loaded[0].as_ref().err());
         assert!(took < Duration::from_secs(4), "{interval} ms: {took:?}, and each takes some {settle:?}");
@@ -120,11 +120,13 @@ fn writer_that_never_pauses_is_waited_for_only_so_long() {
     let (_directory, source) = placed(Duration::from_millis(100));
     let file = File::options().write(true).open(&source.path).expect("opens");
     let storm = |number: u32| file.write_all_at(format!("{number}").as_bytes(), 0).expect("writes");
-    let settling =
-        Settling { settle: Duration::from_millis(200), give_up: Instant::now() + Duration::from_millis(600) };
+    let settling = SettleWindow {
+        settle: Duration::from_millis(200),
+        give_up: Instant::now() + Duration::from_millis(600),
+    };
     let (loaded, took) = beside(Duration::from_millis(5), storm, || source.load_settled(7, settling));
     let error = loaded.err().expect("it never holds still");
-    assert!(matches!(error, Failure::Changing { .. }), "{error}");
+    assert!(matches!(error, ReloadError::Changing { .. }), "{error}");
     assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
@@ -159,7 +161,7 @@ fn what_is_written_in_place_has_to_settle_before_it_is_read() {
     let (_directory, source) = placed(Duration::from_millis(100));
     let state = FileState::of(&source.path).expect("a file");
     let written = FileState { changed: state.modified, ..state };
-    assert!(!written.is_placed() && written.unsettled(settle) > settle / 2);
+    assert!(!written.was_renamed() && written.unsettled(settle) > settle / 2);
     let (_directory, old) = placed(Duration::from_secs(7200));
     assert!(FileState::of(&old.path).expect("a file").unsettled(settle) <= TIME_GRANULARITY);
 }

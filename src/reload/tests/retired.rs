@@ -12,7 +12,7 @@ impl Fixture {
     /// The worker takes what is current, and passes the epoch.
     fn follow(&mut self, epoch: u64) -> Weak<Snapshot> {
         self.swapped(epoch);
-        let current = Arc::downgrade(self.worker.load_shared().expect("a snapshot"));
+        let current = Arc::downgrade(self.worker.load_arc().expect("a snapshot"));
         self.worker.passed.send_replace(epoch);
         current
     }
@@ -20,7 +20,7 @@ impl Fixture {
     /// Returns when the reload thread has finished whatever was asked before.
     fn finish(&self) {
         let (reply, checked) = oneshot::channel();
-        self.trigger.send(Trigger::Check(Asked { source: None, reply })).expect("sent");
+        self.trigger.send(Trigger::Check(CheckRequest { source: None, reply })).expect("sent");
         let _ = self.wait(checked).expect("an answer");
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
-const WEEK: Keep = Keep::For(Duration::from_secs(7 * 86_400));
+const WEEK: Retention = Retention::For(Duration::from_secs(7 * 86_400));
 
 /// A source of two keys that says `status` of k0; k1 is active.
 fn source(generation: u64, status: Status) -> Arc<Snapshot> {
@@ -21,7 +21,7 @@ fn revoked(directory: &TempDir) -> (Revocations, Publisher) {
 /// Loads a source as a reload does: published, and then settled.
 fn load(revocations: &Revocations, publisher: &Publisher, next: Arc<Snapshot>) -> (usize, usize) {
     drop(revocations.publish(publisher, Arc::clone(&next)));
-    let settled = settle(revocations, &next, WEEK);
+    let settled = reconcile(revocations, &next, WEEK);
     let is_listed = !revocations.entries().is_empty();
     assert_eq!(is_revoked(publisher, 0), is_listed || settled.0 > 0, "it stays revoked");
     settled
@@ -31,7 +31,7 @@ fn pass(revocations: &mut Revocations, time: Duration) {
     revocations.clock = revocations.clock.after(time);
 }
 
-fn says(revocations: &Revocations) -> Option<Says> {
+fn says(revocations: &Revocations) -> Option<SourceStatus> {
     revocations.entries()[0].1.source.map(|source| source.says)
 }
 
@@ -79,18 +79,18 @@ fn missing_and_disabled_rows_begin_the_time_anew_without_a_conflict() {
     revocations.revoke(Target::Owner("acme".into()), 0).expect("revoked");
     let all = |status| snapshot(2, 2, move |_| status);
     for interruption in [all(Status::Disabled), snapshot(0, 3, |_| Status::Active)] {
-        assert_eq!(settle(&revocations, &all(Status::Revoked), WEEK), (0, 0));
+        assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
         pass(&mut revocations, 8 * DAY);
-        assert_eq!(settle(&revocations, &interruption, WEEK), (0, 0));
+        assert_eq!(reconcile(&revocations, &interruption, WEEK), (0, 0));
         assert!(revocations.entries().iter().all(|(_, record)| record.agreed_since().is_none()));
-        assert_eq!(settle(&revocations, &all(Status::Revoked), WEEK), (0, 0));
+        assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
         pass(&mut revocations, DAY);
-        assert_eq!(settle(&revocations, &all(Status::Revoked), WEEK), (0, 0));
+        assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
     }
     // An owner with a new key that is active.
-    assert_eq!(settle(&revocations, &source(4, Status::Revoked), WEEK), (0, 1));
+    assert_eq!(reconcile(&revocations, &source(4, Status::Revoked), WEEK), (0, 1));
     assert_eq!(revocations.entries()[0].0, Target::Owner("acme".into()), "what is contradicted comes first");
-    assert_eq!(publisher.served().snapshot().expect("published").generation(), 1);
+    assert_eq!(publisher.reader().current().expect("published").generation(), 1);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn agreement_and_conflict_outlive_restarts() {
     drop((revocations, publisher));
 
     let (revocations, publisher) = open(&directory);
-    assert_eq!(says(&revocations), Some(Says::Active));
+    assert_eq!(says(&revocations), Some(SourceStatus::Active));
     assert_eq!(load(&revocations, &publisher, source(1, Status::Active)), (0, 1), "no other news");
     drop((revocations, publisher));
 }
@@ -122,12 +122,16 @@ fn keep_of_zero_drops_with_the_first_load_and_forever_never() {
     let (mut revocations, publisher) = revoked(&directory);
     let agreed = source(2, Status::Revoked);
     drop(revocations.publish(&publisher, Arc::clone(&agreed)));
-    assert_eq!(settle(&revocations, &agreed, Keep::Forever), (0, 0));
+    assert_eq!(reconcile(&revocations, &agreed, Retention::Forever), (0, 0));
     pass(&mut revocations, 10_000 * DAY);
-    assert_eq!(settle(&revocations, &agreed, Keep::Forever), (0, 0));
-    assert_eq!(settle(&revocations, &agreed, Keep::For(Duration::ZERO)), (1, 0));
+    assert_eq!(reconcile(&revocations, &agreed, Retention::Forever), (0, 0));
+    assert_eq!(reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)), (1, 0));
     revocations.revoke(key(0), 0).expect("revoked");
-    assert_eq!(settle(&revocations, &agreed, Keep::For(Duration::ZERO)), (1, 0), "without a line before");
+    assert_eq!(
+        reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)),
+        (1, 0),
+        "without a line before"
+    );
     assert_eq!(revocations.entries(), []);
 }
 
@@ -138,7 +142,7 @@ fn settlement_that_cannot_be_written_keeps_the_entries() {
     let path = block(&directory);
     let agreed = source(2, Status::Revoked);
     drop(revocations.publish(&publisher, Arc::clone(&agreed)));
-    assert_eq!(settle(&revocations, &agreed, Keep::For(Duration::ZERO)), (0, 0));
+    assert_eq!(reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)), (0, 0));
     assert_eq!(revocations.entries().len(), 1);
     fs::remove_dir(&path).expect("out of the way");
     wait_until_durable(&revocations);
@@ -146,7 +150,11 @@ fn settlement_that_cannot_be_written_keeps_the_entries() {
     drop((revocations, publisher));
     let (revocations, _publisher) = open(&directory);
     assert_eq!(revocations.entries(), entries, "on the disk too");
-    assert_eq!(settle(&revocations, &agreed, Keep::For(Duration::ZERO)), (1, 0), "with the next load");
+    assert_eq!(
+        reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)),
+        (1, 0),
+        "with the next load"
+    );
 }
 
 /// A revocation while the entry is being dropped is a new one, in memory and on the disk.
@@ -156,7 +164,7 @@ fn entry_that_is_revoked_while_it_is_dropped_stays() {
     let (revocations, publisher) = revoked(&directory);
     let agreed = source(2, Status::Revoked);
     drop(revocations.publish(&publisher, Arc::clone(&agreed)));
-    let (_, due) = revocations.compare(&agreed, Keep::For(Duration::ZERO));
+    let (_, due) = revocations.compare(&agreed, Retention::For(Duration::ZERO));
     assert_eq!(due, [(key(0), 1)]);
     let change = revocations.revoke(key(0), 5).expect("revoked");
     assert!(!change.already && change.durability == Durability::Durable);
@@ -175,7 +183,7 @@ fn entry_that_is_taken_back_and_revoked_while_it_is_dropped_stays() {
     let (revocations, publisher) = revoked(&directory);
     let agreed = source(2, Status::Revoked);
     drop(revocations.publish(&publisher, Arc::clone(&agreed)));
-    let (_, due) = revocations.compare(&agreed, Keep::For(Duration::ZERO));
+    let (_, due) = revocations.compare(&agreed, Retention::For(Duration::ZERO));
     revocations.unrevoke(key(0), 5).expect("taken back");
     revocations.revoke(key(0), 5).expect("revoked");
     assert_eq!(revocations.drop_durably(&agreed, due), []);

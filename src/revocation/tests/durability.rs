@@ -93,6 +93,6 @@ fn list_and_trail_are_durable_when_the_source_agrees() {
     revocations.revoke(owner(), 0).expect("revoked");
     let agreeing = snapshot(2, 2, |_| Status::Revoked);
     drop(revocations.publish(&publisher, Arc::clone(&agreeing)));
-    revocations.settle(&agreeing, Keep::DEFAULT, &audit);
+    revocations.reconcile(&agreeing, Retention::DEFAULT, &audit);
     assert_eq!(volatile(&trace), NOTHING);
 }

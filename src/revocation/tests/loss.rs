@@ -3,7 +3,7 @@
 use super::*;
 use crate::state::{Acceptance, accept};
 
-fn try_open(directory: &TempDir) -> Result<Loaded, OpenError> {
+fn try_open(directory: &TempDir) -> Result<LoadedList, LoadError> {
     super::super::load(StateDir::open(directory.path(), true).expect("opens").map(Arc::new))
 }
 

@@ -12,7 +12,7 @@ use std::io;
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::record::{Digest, Fields, MAX_OWNER};
+use crate::record::{Digest, FieldSet, MAX_OWNER};
 use crate::snapshot::build::{Builder, RowError};
 use crate::snapshot::compiled::decode::{Block, Decode};
 use crate::snapshot::compiled::ids::Scatter;
@@ -143,7 +143,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             Header { given, set_aside_given, .. }
                 if [given, set_aside_given]
                     .iter()
-                    .any(|bits| Fields::from_bits(bits.get()).bits() != bits.get()) =>
+                    .any(|bits| FieldSet::from_bits(bits.get()).bits() != bits.get()) =>
             {
                 return wrong("it names fields that no row can have");
             }
@@ -177,8 +177,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     /// An empty table for the keys.
     pub fn builder(&self) -> Builder {
         let mut builder = Sizes::of(&self.header).table(self.header.seed.get());
-        builder.keys.given = Fields::from_bits(self.header.given.get());
-        builder.keys.set_aside_given = Fields::from_bits(self.header.set_aside_given.get());
+        builder.keys.given = FieldSet::from_bits(self.header.given.get());
+        builder.keys.set_aside_given = FieldSet::from_bits(self.header.set_aside_given.get());
         builder
     }
 

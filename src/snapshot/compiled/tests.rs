@@ -5,48 +5,50 @@ use std::io::Cursor;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::{KeyRecord, Plans, parse_limits};
+use crate::record::{Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, MIX, Probe};
-use crate::snapshot::{Builder, Keys, Weighing};
-use crate::source::{self, Findings, Format, Layout};
+use crate::snapshot::test_record::{SEED, TestRecord, builder, limits, networks, origins};
+use crate::snapshot::{Builder, CompareOptions, Keys};
 
-const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
-                      allowed_origins,limits,metadata\n";
-
-fn builder(text: &str) -> Builder {
-    let mut builder = Builder::new(7, 0);
-    let mut findings = Findings::new("keys.csv");
-    let mut sink =
-        |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
-    let text = format!("{HEADER}{text}");
-    source::read(text.as_bytes(), Format::Csv, &Layout::default(), &mut sink, &mut findings).expect("reads");
-    assert_eq!(findings.to_string(), "");
-    builder
-}
-
-/// A row in which everything depends on `number`, a little.
-fn row(number: usize) -> String {
-    let hash =
-        format!("{:064x}", (number as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
-    // Every tenth row is of the key before, in rotation.
+/// A record of which every field depends on `number`. Every tenth record shares its key id with the one before.
+fn row(number: usize) -> TestRecord {
+    let mut hash = Digest::default();
+    let low = (number as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+    hash[16..].copy_from_slice(&low.to_be_bytes());
     let key = number - usize::from(number % 10 == 9);
-    let owner = ["", "acme", "bölt"][key % 3];
-    let status = ["", "disabled", "revoked"][number % 3];
-    let lists = [
-        ",,,",
-        "orders:read orders:*,10.0.0.0/8 2001:db8::/32,https://*.example.com https://a.example,10/s",
-        "a,,,requests=100/s burst 200; daily=7/d",
-        ",{},[],1/s",
-        ",,{},1/s",
-        ",{},,1/s",
-    ][key % 6];
-    let metadata = ["", r#""{""team"":""ä""}""#][number % 2];
-    let not_before = 1_000_000_000 + number;
-    format!("{hash},key-{key},{owner},live,,{status},{not_before},,{lists},{metadata}\n")
+    let record = TestRecord {
+        owner: ["", "acme", "bölt"][key % 3],
+        environment: "live",
+        status: [Status::Active, Status::Disabled, Status::Revoked][number % 3],
+        not_before: 1_000_000_000 + number as u32,
+        metadata: ["", r#"{"team":"ä"}"#][number % 2],
+        ..TestRecord::new(hash, format!("key-{key}"))
+    };
+    match key % 6 {
+        0 => record,
+        1 => TestRecord {
+            scopes: vec!["orders:read".into(), "orders:*".into()],
+            allowed_ips: Some(networks(&["10.0.0.0/8", "2001:db8::/32"])),
+            allowed_origins: Some(origins(&["https://*.example.com", "https://a.example"])),
+            limits: limits("10/s"),
+            ..record
+        },
+        2 => TestRecord {
+            scopes: vec!["a".into()],
+            limits: limits("requests=100/s burst 200; daily=7/d"),
+            ..record
+        },
+        other => TestRecord {
+            allowed_ips: (other != 4).then(Vec::new),
+            allowed_origins: (other != 5).then(Vec::new),
+            limits: limits("1/s"),
+            ..record
+        },
+    }
 }
 
-fn rows(count: usize) -> String {
+fn rows(count: usize) -> Vec<TestRecord> {
     (0..count).map(row).collect()
 }
 
@@ -123,7 +125,7 @@ fn what_is_written_is_what_is_read() {
     let header = Header::read_from_prefix(&file).expect("a header").0;
     assert!(header.key_bytes.get() > 2 * BLOCK_BYTES as u64, "there are several blocks");
     let (text, keys) = (text.finish(), load(&file, Plans::default()).expect("a good file"));
-    let diff = keys.diff_from(Some(&text), Weighing { now: 1, by_key_id: false });
+    let diff = keys.diff_from(Some(&text), CompareOptions { now: 1, by_key_id: false });
     assert!((diff.added, diff.removed, diff.changed, diff.revoked) == (0, 0, 0, 0), "{diff:?}");
     assert_eq!(keys.summary(0), text.summary(0));
     assert_eq!(keys.rotated.len(), 4_000);
@@ -144,8 +146,17 @@ fn a_compiled_file_can_be_compiled_again() {
 
 #[test]
 fn an_empty_list_is_read_back_as_an_empty_list() {
-    let key = |number: usize, lists: &str| format!("{number:064x},k{number},,,,,,,{lists},\n");
-    let text = [key(1, ",,,"), key(2, ",{},,"), key(3, ",,[],"), key(4, ",{},[],")].concat();
+    let key = |number: usize, allowed_ips: Option<_>, allowed_origins: Option<_>| TestRecord {
+        allowed_ips,
+        allowed_origins,
+        ..TestRecord::numbered(number)
+    };
+    let text = [
+        key(1, None, None),
+        key(2, Some(vec![]), None),
+        key(3, None, Some(vec![])),
+        key(4, Some(vec![]), Some(vec![])),
+    ];
     let file = compile(&builder(&text));
     let again = build(&file, file.len(), Plans::default()).expect("a good file");
     let mut lists = std::collections::BTreeMap::new();
@@ -160,12 +171,12 @@ fn an_empty_list_is_read_back_as_an_empty_list() {
     assert_eq!(lists.into_values().collect::<Vec<_>>(), expected);
     let (text, keys) = (builder(&text).finish(), again.finish());
     assert_eq!(keys.policies.len(), 4);
-    assert_eq!(keys.diff_from(Some(&text), Weighing { now: 1, by_key_id: false }).changed, 0);
+    assert_eq!(keys.diff_from(Some(&text), CompareOptions { now: 1, by_key_id: false }).changed, 0);
 }
 
 #[test]
 fn a_policy_with_another_mark_than_absent_or_present_is_refused() {
-    let key = policy_key(&builder(&row(0)));
+    let key = policy_key(&builder(&[row(0)]));
     let mut bytes = Vec::new();
     policy::encode(&key, &mut bytes);
     assert!(policy::decode(&mut &*bytes).is_some_and(|again| again == key));
@@ -188,14 +199,14 @@ fn rows_lie_in_the_order_of_their_places() {
 
 #[test]
 fn the_plans_are_those_of_who_loads_it() {
-    let file = compile(&builder(&row(0).replacen(",live,,", ",live,pro,", 1)));
-    let limits = |plans| load(&file, plans).map(|keys| keys.policies[0].limits().to_vec());
-    assert_eq!(limits(Plans::default()).expect("any name").len(), 0);
-    let pro = parse_limits("10/s").expect("limits");
+    let file = compile(&builder(&[TestRecord { plan: "pro", ..row(0) }]));
+    let loaded_limits = |plans| load(&file, plans).map(|keys| keys.policies[0].limits().to_vec());
+    assert_eq!(loaded_limits(Plans::default()).expect("any name").len(), 0);
+    let pro = limits("10/s");
     let plans = Plans::new([("pro".into(), pro.clone())], None).expect("plans");
-    assert_eq!(limits(plans).expect("a plan"), pro);
+    assert_eq!(loaded_limits(plans).expect("a plan"), pro);
     let plans = Plans::new([("free".into(), pro)], None).expect("plans");
-    let error = limits(plans).expect_err("another plan").to_string();
+    let error = loaded_limits(plans).expect_err("another plan").to_string();
     assert!(error.starts_with("policies, block 0: the plan \"pro\" is not in the configuration"), "{error}");
 }
 
@@ -366,11 +377,14 @@ proptest! {
 fn digests_that_were_chosen_for_the_seed_are_refused() {
     let file = |count: u64| {
         let row = |number: u64| {
-            let words = [number, 7_u64.rotate_left(17) ^ MIX, 5, 6];
-            let hash: String = words.iter().map(|word| format!("{:016x}", word.swap_bytes())).collect();
-            format!("{hash},key-{number},,,,,,,,,,,\n")
+            let words = [number, SEED.rotate_left(17) ^ MIX, 5, 6];
+            let mut hash = Digest::default();
+            for (bytes, word) in hash.as_chunks_mut().0.iter_mut().zip(words) {
+                *bytes = word.to_le_bytes();
+            }
+            TestRecord::new(hash, format!("key-{number}"))
         };
-        compile(&builder(&(0..count).map(row).collect::<String>()))
+        compile(&builder(&(0..count).map(row).collect::<Vec<_>>()))
     };
     assert_eq!(refused(&file(8 * MAX_RUN as u64)), "");
     assert!(refused(&file(2_000)).contains("more rows than chance allows"));
@@ -381,19 +395,18 @@ fn digests_that_were_chosen_for_the_seed_are_refused() {
 #[test]
 fn lines_that_were_filled_on_purpose_are_refused() {
     const COUNT: usize = 20_000;
-    let (seed, lines) = (builder("").keys.seed, Index::lines_for(COUNT));
+    let lines = Index::lines_for(COUNT);
     let mut room = vec![8; COUNT / 8];
     let digests = (0_u64..).map(|number| crate::key_format::hash(&number.to_le_bytes()));
-    let chosen = digests.filter(|digest| match room.get_mut(Probe::of_digest(digest, seed).home(lines)) {
+    let chosen = digests.filter(|digest| match room.get_mut(Probe::of_digest(digest, SEED).home(lines)) {
         Some(room) if *room > 0 => {
             *room -= 1;
             true
         }
         _ => false,
     });
-    let hex = |digest: Digest| digest.map(|byte| format!("{byte:02x}")).concat();
-    let row = |(digest, id)| format!("{},key-{id},,,,,,,,,,,\n", hex(digest));
-    let rows: String = chosen.take(COUNT).zip(0..).map(row).collect();
+    let row = |(digest, id): (Digest, usize)| TestRecord::new(digest, format!("key-{id}"));
+    let rows: Vec<_> = chosen.take(COUNT).zip(0..).map(row).collect();
     assert!(refused(&compile(&builder(&rows))).contains("more rows than chance allows"));
 }
 
@@ -401,11 +414,15 @@ fn lines_that_were_filled_on_purpose_are_refused() {
 #[test]
 fn rotations_are_found_whichever_threads_read_their_rows() {
     for (count, of_key) in [(10, 10), (9_000, 3), (9_000, 7), (12_000, 5_000)] {
-        let row = |number: usize| {
-            let hash = crate::key_format::hash(&number.to_le_bytes()).map(|byte| format!("{byte:02x}"));
-            format!("{},key-{},acme,,,,,,,,,10/s,\n", hash.concat(), number % (count / of_key))
+        let row = |number: usize| TestRecord {
+            owner: "acme",
+            limits: limits("10/s"),
+            ..TestRecord::new(
+                crate::key_format::hash(&number.to_le_bytes()),
+                format!("key-{}", number % (count / of_key)),
+            )
         };
-        let text = builder(&(0..count).map(row).collect::<String>());
+        let text = builder(&(0..count).map(row).collect::<Vec<_>>());
         let (file, text) = (compile(&text), text.finish());
         let keys = load(&file, Plans::default()).expect("a good file");
         assert_eq!((keys.summary(0), keys.rotated.len()), (text.summary(0), text.rotated.len()));

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn an_empty_list_is_not_an_absent_one() {
     let lists = |outcome: &Outcome| {
-        assert_eq!(outcome.findings.to_string(), "");
+        assert_eq!(outcome.diagnostics.to_string(), "");
         let record = &outcome.records[0].1;
         let from = record.find("allowed_ips").expect("a field");
         let to = record.find(", limits").expect("a field");
@@ -43,10 +43,10 @@ fn a_list_of_nothing_but_separators_is_refused() {
         for field in ["allowed_ips", "allowed_origins", "scopes"] {
             let quoted = text.replace('"', "\"\"");
             let outcome = csv(format!("key_hash,key_id,{field}\n{A},k,\"{quoted}\"\n"));
-            assert_eq!((outcome.findings.total(), outcome.records.len()), (1, 0), "{field}: {text:?}");
+            assert_eq!((outcome.diagnostics.total(), outcome.records.len()), (1, 0), "{field}: {text:?}");
             let json = serde_json::to_string(text).expect("a string");
             let outcome = jsonl(format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"{field}\":{json}}}\n"));
-            assert_eq!((outcome.findings.total(), outcome.records.len()), (1, 0), "{field}: {text:?}");
+            assert_eq!((outcome.diagnostics.total(), outcome.records.len()), (1, 0), "{field}: {text:?}");
         }
     }
 }
@@ -55,7 +55,7 @@ const EVERY_FIELD: &str = "key_id,key_hash,owner,environment,plan,status,not_bef
                            allowed_origins,limits,metadata";
 
 /// What comes of a row in which `field` is `text`, in CSV, in quoted CSV and in JSON Lines, by `layout`.
-fn with_text(field: Field, text: &str, layout: &Layout) -> [Outcome; 3] {
+fn with_text(field: Field, text: &str, mapping: &ColumnMapping) -> [Outcome; 3] {
     let value = |of: Field| match of {
         of if of == field => text,
         Field::KeyHash => A,
@@ -75,17 +75,17 @@ fn with_text(field: Field, text: &str, layout: &Layout) -> [Outcome; 3] {
         (format!("{EVERY_FIELD}\n{quoted}\n"), Format::Csv),
         (format!("{json}\n"), Format::JsonLines),
     ]
-    .map(|(text, format)| read_from(text.as_bytes(), format, layout).expect("no I/O error"))
+    .map(|(text, format)| read_from(text.as_bytes(), format, mapping).expect("no I/O error"))
 }
 
 #[test]
 fn null_as_text_is_no_owner_and_lifts_no_restriction() {
-    let layout = Layout::default();
+    let mapping = ColumnMapping::default();
     for text in ["NULL", "\\N", "null", " NULL "] {
         for field in Field::ALL {
-            let expected = with_text(field, "", &layout);
-            for (outcome, none) in with_text(field, text, &layout).into_iter().zip(expected) {
-                let message = outcome.findings.to_string();
+            let expected = with_text(field, "", &mapping);
+            for (outcome, none) in with_text(field, text, &mapping).into_iter().zip(expected) {
+                let message = outcome.diagnostics.to_string();
                 let name = field.name();
                 match field {
                     Field::Owner | Field::Metadata => {
@@ -94,7 +94,7 @@ fn null_as_text_is_no_owner_and_lifts_no_restriction() {
                     }
                     _ => {
                         assert_eq!(
-                            (outcome.findings.total(), outcome.records.len()),
+                            (outcome.diagnostics.total(), outcome.records.len()),
                             (1, 0),
                             "{name}: {text}"
                         );
@@ -110,39 +110,39 @@ fn null_as_text_is_no_owner_and_lifts_no_restriction() {
 
 #[test]
 fn null_texts_are_those_of_the_configuration() {
-    let layout = Layout::default().with_null_texts(NullTexts::new(["-".into(), "(none)".into()]));
-    for outcome in with_text(Field::Environment, "NULL", &layout) {
-        assert_eq!(outcome.findings.to_string(), "");
+    let mapping = ColumnMapping::default().with_null_texts(NullTexts::new(["-".into(), "(none)".into()]));
+    for outcome in with_text(Field::Environment, "NULL", &mapping) {
+        assert_eq!(outcome.diagnostics.to_string(), "");
         assert!(outcome.records[0].1.contains("environment: \"NULL\""), "{}", outcome.records[0].1);
     }
     for text in ["-", "(None)"] {
-        for outcome in with_text(Field::Environment, text, &layout) {
+        for outcome in with_text(Field::Environment, text, &mapping) {
             assert!(
-                outcome.findings.to_string().contains("source.null_texts"),
+                outcome.diagnostics.to_string().contains("source.null_texts"),
                 "{text}: {}",
-                outcome.findings
+                outcome.diagnostics
             );
         }
     }
-    let none = Layout::default().with_null_texts(NullTexts::new([]));
+    let none = ColumnMapping::default().with_null_texts(NullTexts::new([]));
     for outcome in with_text(Field::KeyId, "NULL", &none) {
-        assert!(outcome.records[0].1.contains("key_id: \"NULL\""), "{}", outcome.findings);
+        assert!(outcome.records[0].1.contains("key_id: \"NULL\""), "{}", outcome.diagnostics);
     }
 }
 
 #[test]
 fn ignored_columns_do_not_count_against_the_bound_on_fields() {
-    let layout = Layout::new(&BTreeMap::new(), vec!["bio".into()]).expect("a layout");
+    let mapping = ColumnMapping::new(&BTreeMap::new(), vec!["bio".into()]).expect("a mapping");
     let bio = "ä, \"\"x\"\"\n".repeat(60_000);
     let text = format!("key_hash,bio,key_id\n{A},\"{bio}\",k1\n{B},,k2\n");
-    let outcome = read_from(text.as_bytes(), Format::Csv, &layout).expect("no I/O error");
-    assert_eq!((outcome.findings.to_string(), outcome.records.len()), (String::new(), 2));
-    let (mut blocks, header) = Blocks::new(Format::Csv, &layout, text.as_bytes()).expect("a header");
+    let outcome = read_from(text.as_bytes(), Format::Csv, &mapping).expect("no I/O error");
+    assert_eq!((outcome.diagnostics.to_string(), outcome.records.len()), (String::new(), 2));
+    let (mut blocks, header) = ChunkReader::new(Format::Csv, &mapping, text.as_bytes()).expect("a header");
     let mut rows = 0;
     assert!(blocks.read(&text.as_bytes()[header..], |_| rows += 1) && rows == 2, "the fast way");
     let text = format!("{{\"key_hash\":\"{A}\",\"bio\":\"{}\",\"key_id\":\"k1\"}}\n", "x".repeat(900_000));
-    let outcome = read_from(text.as_bytes(), Format::JsonLines, &layout).expect("no I/O error");
-    assert_eq!((outcome.findings.to_string(), outcome.records.len()), (String::new(), 1));
+    let outcome = read_from(text.as_bytes(), Format::JsonLines, &mapping).expect("no I/O error");
+    assert_eq!((outcome.diagnostics.to_string(), outcome.records.len()), (String::new(), 1));
 }
 
 #[test]
@@ -159,25 +159,25 @@ fn the_fields_of_a_row_have_a_bound_and_the_largest_is_named() {
         };
         let place = |name: &str| if fits { String::new() } else { name.to_owned() };
         let text = format!("key_hash,key_id,scopes\n{A},k,{scopes}\n");
-        assert_eq!(csv(&text).findings.to_string(), place("keys:2: column 3 (scopes)") + &message);
+        assert_eq!(csv(&text).diagnostics.to_string(), place("keys:2: column 3 (scopes)") + &message);
         let json = jsonl(format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"scopes\":\"{scopes}\"}}\n"));
-        assert_eq!(json.findings.to_string(), place("keys:1: scopes") + &message);
+        assert_eq!(json.diagnostics.to_string(), place("keys:1: scopes") + &message);
     }
     let wide = csv(format!("key_hash,key_id,scopes\n{A},k,{}\n{B},k2,\n", "a ".repeat(MAX_FIELDS)));
-    assert_eq!((wide.findings.total(), wide.records.len()), (1, 1), "and reading goes on");
+    assert_eq!((wide.diagnostics.total(), wide.records.len()), (1, 1), "and reading goes on");
 }
 
 #[test]
 fn the_longest_row_fits_and_one_byte_more_does_not() {
-    let layout = Layout::new(&BTreeMap::new(), vec!["bio".into()]).expect("a layout");
+    let mapping = ColumnMapping::new(&BTreeMap::new(), vec!["bio".into()]).expect("a mapping");
     let row =
         |bio: usize| format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"bio\":\"{}\"}}\n", "x".repeat(bio));
-    let json = |text: &str| read_from(text.as_bytes(), Format::JsonLines, &layout).expect("no I/O error");
+    let json = |text: &str| read_from(text.as_bytes(), Format::JsonLines, &mapping).expect("no I/O error");
     let longest = row(MAX_ROW + 1 - row(0).len());
     assert_eq!(longest.len(), MAX_ROW + 1);
-    assert_eq!(json(&longest).findings.to_string(), "");
+    assert_eq!(json(&longest).diagnostics.to_string(), "");
     assert_eq!(json(&format!("{longest}\n{longest}")).rows, 2);
-    assert_eq!(json(&format!(" {longest}")).findings.total(), 1);
+    assert_eq!(json(&format!(" {longest}")).diagnostics.total(), 1);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_quote_in_the_wrong_place_is_refused_in_its_column() {
     ] {
         let outcome = row(owner);
         assert_eq!(outcome.lines(), [3], "{owner}: the row is refused and reading goes on");
-        let text = outcome.findings.to_string();
+        let text = outcome.diagnostics.to_string();
         assert!(text.starts_with(&format!("keys:2: column 3 (owner): {message}")), "{owner}: {text}");
         assert!(text.contains("RFC 4180") && text.contains("\"O\"\"Brien\""), "{text}");
     }
@@ -200,7 +200,7 @@ fn a_quote_in_the_wrong_place_is_refused_in_its_column() {
         [("\"O\"\"Brien\"", "O\\\"Brien"), ("\"a\\\\\"", "a\\\\\\\\"), ("O'Brien", "O'Brien")]
     {
         let outcome = row(owner);
-        assert_eq!(outcome.findings.to_string(), "", "{owner}");
+        assert_eq!(outcome.diagnostics.to_string(), "", "{owner}");
         let expected = format!("owner: \"{meant}\"");
         assert!(outcome.records[0].1.contains(&expected), "{}", outcome.records[0].1);
     }
@@ -211,7 +211,7 @@ fn a_quote_in_the_wrong_place_is_refused_in_its_column() {
 fn a_quote_in_the_wrong_place_of_the_header_is_refused() {
     for header in ["key_hash,\"key_\"id", "\"key_hash\",\"key_id\" ", "key_hash,key_id,\"own\"er"] {
         let outcome = csv(format!("{header}\n{A},k1\n"));
-        let text = outcome.findings.to_string();
+        let text = outcome.diagnostics.to_string();
         assert!(text.starts_with("keys:1: column "), "{header}: {text}");
         assert!(text.contains("the closing quote is followed by more text"), "{header}: {text}");
         assert_eq!(outcome.lines(), [0_u64; 0], "{header}");

@@ -1,9 +1,9 @@
-//! Credentials whose digest has the hash of a listed one in the index, and is not listed: unknown,
-//! in whichever way they come.
+//! Digests that collide with a listed digest in the index, but are not listed, are unknown.
 
-use keyward_protocol::Refund;
+use keyward_protocol::{Credential, Refund};
 
 use super::*;
+use crate::key_format;
 use crate::pepper::{Pepper, Peppers};
 use crate::record::Digest;
 use crate::snapshot::tests::forgeries;
@@ -14,17 +14,18 @@ fn names() -> Vec<String> {
     (0..KEYS).map(|number| format!("key {number}")).collect()
 }
 
-fn refund_verdict(context: &Context<'_>, credential: Credential<'_>) -> Verdict {
+fn refund_verdict(verifier: &Verifier<'_>, credential: Credential<'_>) -> Verdict {
     let refund = Refund { request_id: 1, cost: 1, credential, limit: None };
-    context.refund(&refund).expect("no newer snapshot").verdict()
+    verifier.refund(&refund).expect("no newer snapshot").verdict()
 }
 
 #[test]
-fn digest_with_the_hash_of_a_listed_key_is_unknown() {
-    let (limiter, rules, names) = (Limiter::new(), Rules::default(), names());
+fn digest_colliding_with_a_listed_key_is_unknown() {
+    let (limiter, global_policy, names) = (Limiter::new(), GlobalPolicy::default(), names());
     let records: Vec<KeyRecord<'_>> = names.iter().map(|name| record(name)).collect();
     let snapshot = snapshot(&limiter, &records);
-    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     let mut asked: Vec<(Digest, Verdict)> = Vec::new();
     for record in &records {
         asked.push((record.hash, Verdict::Allowed));
@@ -33,25 +34,25 @@ fn digest_with_the_hash_of_a_listed_key_is_unknown() {
     let requests: Vec<Verify<'_>> =
         asked.iter().zip(0..).map(|((digest, _), id)| Verify::new(id, Credential::Digest(*digest))).collect();
     let expected: Vec<Verdict> = asked.iter().map(|(_, verdict)| *verdict).collect();
-    for together in [1, 2, 3, GROUP, BATCH, requests.len()] {
+    for together in [1, 2, 3, GROUP_SIZE, BATCH_SIZE, requests.len()] {
         let got: Vec<Verdict> =
-            requests.chunks(together).flat_map(|requests| verdicts(&context, requests)).collect();
+            requests.chunks(together).flat_map(|requests| verdicts(&verifier, requests)).collect();
         assert_eq!(got, expected, "{together} requests at a time");
     }
     for (digest, expected) in asked {
-        assert_eq!(refund_verdict(&context, Credential::Digest(digest)), expected);
+        assert_eq!(refund_verdict(&verifier, Credential::Digest(digest)), expected);
     }
 }
 
 #[test]
-fn raw_key_with_the_hash_of_a_listed_digest_is_unknown() {
+fn raw_key_colliding_with_a_listed_digest_is_unknown() {
     let pepper = |letter: &[u8]| Pepper::new(&letter.repeat(32)).expect("long enough");
     let peppers = |previous| Peppers { current: pepper(b"c"), previous };
-    let sha256: fn(&Rules, &[u8]) -> Digest = |_, key| key_format::hash(key);
-    let current: fn(&Rules, &[u8]) -> Digest =
-        |rules, key| rules.peppers.as_ref().expect("peppers").current.hash(key);
-    let previous: fn(&Rules, &[u8]) -> Digest =
-        |rules, key| rules.previous_pepper().expect("a pepper").hash(key);
+    let sha256: fn(&GlobalPolicy, &[u8]) -> Digest = |_, key| key_format::hash(key);
+    let current: fn(&GlobalPolicy, &[u8]) -> Digest =
+        |global_policy, key| global_policy.peppers.as_ref().expect("peppers").current.hash(key);
+    let previous: fn(&GlobalPolicy, &[u8]) -> Digest =
+        |global_policy, key| global_policy.previous_pepper().expect("a pepper").hash(key);
     for (peppers, hash) in [
         (None, sha256),
         (Some(peppers(None)), current),
@@ -59,9 +60,9 @@ fn raw_key_with_the_hash_of_a_listed_digest_is_unknown() {
         (Some(peppers(Some(pepper(b"p")))), previous),
     ] {
         let (limiter, names) = (Limiter::new(), names());
-        let rules = Rules { peppers, ..Rules::default() };
-        let hash = |name: &str| hash(&rules, name.as_bytes());
-        // Every other key is listed, and for the others digests that collide with theirs.
+        let global_policy = GlobalPolicy { peppers, ..GlobalPolicy::default() };
+        let hash = |name: &str| hash(&global_policy, name.as_bytes());
+        // Every second key is listed. For the others, digests that collide with theirs are listed.
         let mut records = Vec::new();
         for (number, name) in names.iter().enumerate() {
             match number % 2 {
@@ -70,20 +71,25 @@ fn raw_key_with_the_hash_of_a_listed_digest_is_unknown() {
             }
         }
         let snapshot = snapshot(&limiter, &records);
-        let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+        let verifier = Verifier {
+            snapshot: Some(&snapshot),
+            limiter: &limiter,
+            global_policy: &global_policy,
+            now: NOW,
+        };
         let requests: Vec<Verify<'_>> = names
             .iter()
             .zip(0..)
             .map(|(name, id)| Verify::new(id, Credential::RawKey(name.as_bytes())))
             .collect();
         let expected = [Verdict::Allowed, Verdict::UnknownKey].repeat(KEYS / 2);
-        for together in [1, GROUP, BATCH, KEYS] {
+        for together in [1, GROUP_SIZE, BATCH_SIZE, KEYS] {
             let got: Vec<Verdict> =
-                requests.chunks(together).flat_map(|requests| verdicts(&context, requests)).collect();
+                requests.chunks(together).flat_map(|requests| verdicts(&verifier, requests)).collect();
             assert_eq!(got, expected, "{together} requests at a time");
         }
         for (request, expected) in requests.iter().zip(expected) {
-            assert_eq!(refund_verdict(&context, request.credential), expected);
+            assert_eq!(refund_verdict(&verifier, request.credential), expected);
         }
     }
 }

@@ -1,15 +1,15 @@
-//! Metadata is in the answer if the request asked for it and the key has some, whatever else the
-//! answer says and however it is encoded.
+//! An answer carries metadata exactly if the request asks for it and the key has some, for every
+//! verdict and in every encoding.
 
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, parse_frame};
 
 use super::*;
+use crate::key_format;
 
-/// What metadata is recognised by in a frame.
+/// Marks metadata in a frame.
 const MARK: &str = "metadata-of-a-key";
 
-/// Limits by name, burst and whether they are in shadow mode: every form of answer that limits can
-/// make.
+/// Limits by name, burst and shadow mode: together they produce every form of answer.
 const LIMITS: [&[(&str, u64, bool)]; 8] = [
     &[],
     &[("hard", 2, false)],
@@ -21,7 +21,7 @@ const LIMITS: [&[(&str, u64, bool)]; 8] = [
     &[("hard", 2, false), ("harder", 1, false)],
 ];
 
-/// Around the sizes at which texts are copied in another way.
+/// Lengths around those at which the encoder changes how it copies texts.
 const LENGTHS: [(usize, usize); 9] =
     [(1, 0), (7, 1), (8, 7), (9, 8), (16, 17), (17, 16), (33, 32), (63, 65), (64, 128)];
 
@@ -33,7 +33,7 @@ fn with_shadow(limits: &[(&str, u64, bool)]) -> Arc<[Limit]> {
     limits.iter().map(limit).collect()
 }
 
-/// Checks the decision's answer and its frame, and returns what decided.
+/// Checks the answer and its frame. Returns the verdict and whether a shadow limit is named.
 fn check(decision: &Decision<'_>, expected: Option<&str>, case: &str) -> (Verdict, bool) {
     let answer = decision.answer();
     assert_eq!(answer.metadata, expected, "{case}: {answer:?}");
@@ -70,11 +70,15 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                     metadata,
                     ..KeyRecord::new(key_format::hash(b"k"), &key_id)
                 };
-                let (limiter, rules) = (Limiter::new(), Rules::default());
+                let (limiter, global_policy) = (Limiter::new(), GlobalPolicy::default());
                 let snapshot = snapshot(&limiter, &[record]);
-                let context =
-                    Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
-                // From full buckets to empty ones; the last cost is over every burst.
+                let verifier = Verifier {
+                    snapshot: Some(&snapshot),
+                    limiter: &limiter,
+                    global_policy: &global_policy,
+                    now: NOW,
+                };
+                // The buckets go from full to empty; the last cost exceeds every burst.
                 for cost in [0, 1, 0, 1, 1, 9] {
                     for (environment, want_metadata) in [
                         (None, false),
@@ -87,7 +91,7 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                             Verify { cost, environment, want_metadata, ..Verify::new(1, digest("k")) };
                         let expected = Some(metadata).filter(|text| want_metadata && !text.is_empty());
                         let case = format!("{of_key:?} {status:?} {request:?}");
-                        let answered = context.verify(&[request], |decision| {
+                        let answered = verifier.verify(&[request], |decision| {
                             let (verdict, shadow) = check(decision, expected, &case);
                             seen.insert((verdict.name(), shadow, expected.is_some()));
                         });
@@ -96,14 +100,14 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                 }
                 for limit in [None, Some("hard"), Some("soft"), Some("none")] {
                     let refund = Refund { request_id: 1, cost: 1, credential: digest("k"), limit };
-                    check(&context.refund(&refund).expect("an answer"), None, &format!("{refund:?}"));
+                    check(&verifier.refund(&refund).expect("an answer"), None, &format!("{refund:?}"));
                 }
                 let unknown = Verify { want_metadata: true, ..Verify::new(1, digest("unknown")) };
-                context.verify(&[unknown], |decision| _ = check(decision, None, "an unknown key"));
+                verifier.verify(&[unknown], |decision| _ = check(decision, None, "an unknown key"));
             }
         }
     }
-    // Every combination that there can be has been there.
+    // Every possible combination occurred.
     for (verdict, shadow) in [
         ("ALLOWED", false),
         ("ALLOWED", true),

@@ -1,14 +1,14 @@
-//! Keys whose rows are hashed with either of two peppers: a refund finds what a VERIFY finds.
+//! While two peppers are in force, REFUND and VERIFY find the keys of both.
 
-use keyward_protocol::Refund;
+use keyward_protocol::{Credential, Refund};
 
 use super::*;
 use crate::pepper::{Pepper, Peppers};
 use crate::snapshot::HashedWith;
 
-fn remaining(context: &Context<'_>, request: Verify<'_>) -> (Verdict, u32) {
+fn remaining(verifier: &Verifier<'_>, request: Verify<'_>) -> (Verdict, u32) {
     let mut got = None;
-    assert_eq!(context.verify(&[request], |decision| got = Some(decision.answer())), 1);
+    assert_eq!(verifier.verify(&[request], |decision| got = Some(decision.answer())), 1);
     got.map(|answer| (answer.verdict, answer.limit.remaining)).expect("an answer")
 }
 
@@ -27,46 +27,52 @@ fn refund_finds_keys_of_the_current_and_the_previous_pepper() {
         })
         .collect();
     let peppers = Some(Peppers { current: current.clone(), previous: Some(previous.clone()) });
-    let rules = Rules { peppers, ..Rules::default() };
-    // Whether the refund is the first that is asked of the key, or follows a VERIFY.
+    let global_policy = GlobalPolicy { peppers, ..GlobalPolicy::default() };
+    // The refund is either the first request for the key, or follows a VERIFY.
     for refund_first in [true, false] {
         let limiter = Limiter::new();
         let snapshot = snapshot(&limiter, &records);
-        let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+        let verifier = Verifier {
+            snapshot: Some(&snapshot),
+            limiter: &limiter,
+            global_policy: &global_policy,
+            now: NOW,
+        };
         for (number, key) in keys.iter().enumerate() {
             let credential = Credential::RawKey(key.as_bytes());
-            let give_back = |cost: u32, limit: Option<&str>| {
-                let decision = context.refund(&Refund { request_id: 1, cost, credential, limit });
+            let refund = |cost: u32, limit: Option<&str>| {
+                let decision = verifier.refund(&Refund { request_id: 1, cost, credential, limit });
                 let answer = decision.expect("no newer snapshot").answer();
                 (answer.verdict, answer.key_id, answer.limit.name, answer.limit.remaining)
             };
             let key = key.as_str();
             if refund_first {
-                assert_eq!(give_back(2, None), (Verdict::Allowed, key, "small", 5), "it is full");
+                assert_eq!(refund(2, None), (Verdict::Allowed, key, "small", 5), "it is full");
             }
             let charge = Verify { cost: 4, ..Verify::new(1, credential) };
-            assert_eq!(remaining(&context, charge), (Verdict::Allowed, 1));
-            assert_eq!(give_back(3, None), (Verdict::Allowed, key, "small", 4));
-            assert_eq!(give_back(1, Some("large")), (Verdict::Allowed, key, "large", 9));
-            assert_eq!(remaining(&context, Verify { cost: 0, ..charge }), (Verdict::Allowed, 4));
+            assert_eq!(remaining(&verifier, charge), (Verdict::Allowed, 1));
+            assert_eq!(refund(3, None), (Verdict::Allowed, key, "small", 4));
+            assert_eq!(refund(1, Some("large")), (Verdict::Allowed, key, "large", 9));
+            assert_eq!(remaining(&verifier, Verify { cost: 0, ..charge }), (Verdict::Allowed, 4));
             let with = if number % 2 == 0 { HashedWith::PreviousPepper } else { HashedWith::CurrentPepper };
             assert_eq!(snapshot.find_by_id(key).and_then(Key::hashed_with), Some(with));
         }
         let unknown =
             Refund { request_id: 1, cost: 1, credential: Credential::RawKey(b"no key"), limit: None };
-        assert_eq!(context.refund(&unknown).expect("an answer").verdict(), Verdict::UnknownKey);
+        assert_eq!(verifier.refund(&unknown).expect("an answer").verdict(), Verdict::UnknownKey);
     }
-    // Once the previous pepper is gone, its keys are unknown to both.
+    // Without the previous pepper, its keys are unknown to both requests.
     let peppers = Some(Peppers { current, previous: None });
-    let rules = Rules { peppers, ..Rules::default() };
+    let global_policy = GlobalPolicy { peppers, ..GlobalPolicy::default() };
     let limiter = Limiter::new();
     let snapshot = snapshot(&limiter, &records);
-    let context = Context { snapshot: Some(&snapshot), limiter: &limiter, rules: &rules, now: NOW };
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
     for (number, key) in keys.iter().enumerate() {
         let expected = if number % 2 == 0 { Verdict::UnknownKey } else { Verdict::Allowed };
         let credential = Credential::RawKey(key.as_bytes());
-        assert_eq!(verdicts(&context, &[Verify::new(1, credential)]), [expected]);
+        assert_eq!(verdicts(&verifier, &[Verify::new(1, credential)]), [expected]);
         let refund = Refund { request_id: 1, cost: 1, credential, limit: None };
-        assert_eq!(context.refund(&refund).expect("an answer").verdict(), expected);
+        assert_eq!(verifier.refund(&refund).expect("an answer").verdict(), expected);
     }
 }

@@ -18,13 +18,13 @@ mod sync {
     pub use std::sync::atomic::{AtomicU64, Ordering};
     pub use std::thread::yield_now;
 
-    pub const CHUNK: usize = 16;
-    pub const CHUNKS: usize = 4;
+    pub const CHUNK_SLOTS: usize = 16;
+    pub const MAX_CHUNKS: usize = 4;
 
     pub type Chunk = Box<[AtomicU64]>;
 
-    pub fn chunk(word: u64) -> Chunk {
-        (0..CHUNK).map(|_| AtomicU64::new(word)).collect()
+    pub fn new_chunk(word: u64) -> Chunk {
+        (0..CHUNK_SLOTS).map(|_| AtomicU64::new(word)).collect()
     }
 
     pub fn prefetch<T>(_: &T) {}

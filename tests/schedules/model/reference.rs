@@ -31,10 +31,10 @@ pub enum Verdict {
 }
 
 /// Which limit is named, with (remaining, retry after, reset).
-pub type Named = (usize, (u32, u64, u64));
+pub type DecidingLimit = (usize, (u32, u64, u64));
 
 /// The verdict, the limit that decided, and the first shadow limit that would have refused.
-pub type Answer = (Verdict, Option<Named>, Option<usize>);
+pub type Answer = (Verdict, Option<DecidingLimit>, Option<usize>);
 
 /// A limit of a request: which bucket, in shadow mode or not.
 pub type Limit = (u8, bool);
@@ -159,12 +159,17 @@ impl Model {
         (Verdict::Admitted, self.least(limits), None)
     }
 
-    fn least(&self, limits: &[Limit]) -> Option<Named> {
+    fn least(&self, limits: &[Limit]) -> Option<DecidingLimit> {
         self.named(limits, 0, |(remaining, _, _)| u64::from(remaining))
     }
 
     /// The enforced limit whose balance has the least `measure`; the first of several.
-    fn named(&self, limits: &[Limit], cost: u32, measure: impl Fn((u32, u64, u64)) -> u64) -> Option<Named> {
+    fn named(
+        &self,
+        limits: &[Limit],
+        cost: u32,
+        measure: impl Fn((u32, u64, u64)) -> u64,
+    ) -> Option<DecidingLimit> {
         let enforced = limits.iter().enumerate().filter(|(_, (_, shadow))| !shadow);
         enforced
             .map(|(position, (id, _))| (position, self.buckets[id].balance(cost)))

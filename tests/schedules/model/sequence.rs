@@ -1,8 +1,8 @@
 //! One random sequence of requests, reloads, jumps of the clock and restarts, done by the limiter and by the model.
 
-use crate::limiter::ledger::Settlement;
-use crate::limiter::saved::{SavedAt, decode, encode};
-use crate::limiter::{BucketName, Charge, Ledger, Limiter, Outcome, Rate, Slot};
+use crate::limiter::PendingReclaim;
+use crate::limiter::persist::{decode, encode};
+use crate::limiter::{BucketId, BucketRef, Charge, ClockReading, Limiter, Outcome, Rate, SlotAllocator};
 use crate::reference::{Answer, Limit, Model, Verdict};
 
 /// Steps of a sequence: short ones find nearly everything, and say what they found.
@@ -49,7 +49,7 @@ impl Random {
     }
 }
 
-type Snapshot = Vec<(u8, Slot)>;
+type Snapshot = Vec<(u8, BucketRef)>;
 
 /// A file, the model of what is in it, and the tick at which it was written.
 type Saved = (Vec<u8>, Model, u64);
@@ -58,20 +58,20 @@ pub struct Sequence {
     seed: u64,
     random: Random,
     limiter: Limiter,
-    ledger: Ledger,
+    allocator: SlotAllocator,
     model: Model,
     clock: u64,
     current: Snapshot,
     /// The snapshot before, as long as somebody may have it.
-    old: Option<(Snapshot, Settlement)>,
+    old: Option<(Snapshot, PendingReclaim)>,
     saved: Option<Saved>,
 }
 
-fn name(id: u8) -> BucketName {
-    BucketName([id; 16])
+fn name(id: u8) -> BucketId {
+    BucketId([id; 16])
 }
 
-fn named(snapshot: &Snapshot) -> impl Iterator<Item = (Slot, impl FnOnce() -> BucketName)> {
+fn named(snapshot: &Snapshot) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
     snapshot.iter().map(|(id, slot)| (*slot, || name(*id)))
 }
 
@@ -94,7 +94,7 @@ impl Sequence {
             seed,
             random: Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d)),
             limiter: Limiter::new(),
-            ledger: Ledger::new(),
+            allocator: SlotAllocator::new(),
             model: Model::default(),
             clock: 1,
             current: Vec::new(),
@@ -131,7 +131,7 @@ impl Sequence {
             if snapshot.is_empty() {
                 break;
             }
-            let (id, Slot { slot, rate }) =
+            let (id, BucketRef { slot, rate }) =
                 snapshot.swap_remove(self.random.below(snapshot.len() as u64) as usize);
             let shadow = self.random.one_in(3);
             charges.push(Charge { slot, rate, shadow });
@@ -175,24 +175,24 @@ impl Sequence {
                 wanted.push((id, had.filter(|_| same).unwrap_or_else(|| self.random.rate())));
             }
         }
-        let mut claim = self.ledger.claim(&self.limiter);
+        let mut allocation = self.allocator.begin(&self.limiter);
         let slots = |(id, rate): &(u8, Rate)| {
             let had = self.current.iter().find(|(had, _)| had == id).map(|(_, slot)| *slot);
-            (*id, Slot { slot: claim.slot(|| name(*id), had, *rate).expect("room"), rate: *rate })
+            (*id, BucketRef { slot: allocation.assign(|| name(*id), had, *rate).expect("room"), rate: *rate })
         };
         let slots: Snapshot = wanted.iter().map(slots).collect();
         if self.random.one_in(8) {
             // Refused after all: as if it had never been.
             return;
         }
-        let settlement = claim.commit();
+        let pending = allocation.commit();
         self.model.publish(&wanted);
-        self.old = Some((std::mem::replace(&mut self.current, slots), settlement));
+        self.old = Some((std::mem::replace(&mut self.current, slots), pending));
     }
 
     fn settle(&mut self) {
-        if let Some((old, settlement)) = self.old.take() {
-            self.ledger.settle(&self.limiter, settlement, named(&old), self.clock);
+        if let Some((old, pending)) = self.old.take() {
+            self.allocator.reclaim(&self.limiter, pending, named(&old), self.clock);
             let current: Vec<u8> = self.current.iter().map(|(id, _)| *id).collect();
             self.model.settle(&current, self.clock);
             self.count();
@@ -202,14 +202,14 @@ impl Sequence {
     fn count(&self) {
         let seed = self.seed;
         let (live, parked) = (self.current.len(), self.model.parked.len());
-        assert_eq!(self.ledger.in_use(), (live + parked) as u64, "seed {seed}: buckets in use");
-        assert_eq!(self.ledger.parked(), parked, "seed {seed}: parked buckets");
+        assert_eq!(self.allocator.in_use(), (live + parked) as u64, "seed {seed}: buckets in use");
+        assert_eq!(self.allocator.retained(), parked, "seed {seed}: parked buckets");
     }
 
     fn save(&mut self) {
         self.settle();
-        let listing = self.ledger.list(&self.limiter, named(&self.current), self.clock);
-        let stamp = SavedAt {
+        let listing = self.allocator.scan_balances(&self.limiter, named(&self.current), self.clock);
+        let stamp = ClockReading {
             boot_id: Some([1; 16]),
             boottime: 1 << 40,
             boottime_offset: Some(0),
@@ -231,16 +231,16 @@ impl Sequence {
         let (stamp, buckets) = decode(&mut &*file).expect("intact");
         let passed = self.random.ticks();
         let (now, elapsed) = match self.random.below(3) {
-            0 => (SavedAt { boottime: stamp.boottime + passed, ..stamp }, 8 * passed),
-            1 => (SavedAt { boot_id: None, realtime: stamp.realtime + passed, ..stamp }, 8 * passed),
-            _ => (SavedAt { boot_id: Some([2; 16]), realtime: stamp.realtime - passed, ..stamp }, 0),
+            0 => (ClockReading { boottime: stamp.boottime + passed, ..stamp }, 8 * passed),
+            1 => (ClockReading { boot_id: None, realtime: stamp.realtime + passed, ..stamp }, 8 * passed),
+            _ => (ClockReading { boot_id: Some([2; 16]), realtime: stamp.realtime - passed, ..stamp }, 0),
         };
         assert_eq!(now.ticks_since(&stamp), elapsed, "seed {}: time since the save", self.seed);
-        (self.limiter, self.ledger) = (Limiter::new(), Ledger::new());
+        (self.limiter, self.allocator) = (Limiter::new(), SlotAllocator::new());
         self.clock = 1 + self.random.ticks();
         self.model = model.restarted(saved_at, elapsed, self.clock);
         self.current = Vec::new();
-        let restored = self.ledger.restore(&self.limiter, buckets, elapsed, self.clock);
+        let restored = self.allocator.restore(&self.limiter, buckets, elapsed, self.clock);
         assert_eq!(restored, self.model.parked.len(), "seed {}: restored buckets", self.seed);
         self.count();
     }

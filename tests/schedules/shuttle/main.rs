@@ -15,13 +15,13 @@ mod sync {
     pub use shuttle::sync::{Arc, RwLock};
     pub use shuttle::thread::{spawn, yield_now};
 
-    pub const CHUNK: usize = 4;
-    pub const CHUNKS: usize = 1;
+    pub const CHUNK_SLOTS: usize = 4;
+    pub const MAX_CHUNKS: usize = 1;
 
     pub type Chunk = Box<[AtomicU64]>;
 
-    pub fn chunk(word: u64) -> Chunk {
-        (0..CHUNK).map(|_| AtomicU64::new(word)).collect()
+    pub fn new_chunk(word: u64) -> Chunk {
+        (0..CHUNK_SLOTS).map(|_| AtomicU64::new(word)).collect()
     }
 
     pub fn prefetch<T>(_: &T) {}

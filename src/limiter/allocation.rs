@@ -1,0 +1,180 @@
+//! Assigning slots to the buckets of a new snapshot.
+//!
+//! A bucket can have several slots, one for each rate: an owner's limit, if the owner's keys are on plans
+//! that define it differently. If the wanted rates are exactly the existing ones, each slot continues by
+//! itself. Otherwise every wanted slot starts with the lowest level of all existing ones.
+
+use std::sync::PoisonError;
+
+use crate::limiter::allocator::SlotAllocator;
+use crate::limiter::bucket_id::BucketId;
+use crate::limiter::buckets::{Buckets, Migration};
+use crate::limiter::charge::Limiter;
+use crate::limiter::rate::Rate;
+use crate::limiter::reclaim::PendingReclaim;
+use crate::limiter::slot_set::SlotSet;
+use crate::limiter::slots::BucketRef;
+use crate::limiter::state::BucketState;
+use crate::sync::CHUNK_SLOTS;
+
+/// The slots of a snapshot that is being built. [`commit`](Self::commit) makes them final; dropping the
+/// allocation releases them.
+pub struct Allocation<'a> {
+    allocator: &'a mut SlotAllocator,
+    buckets: &'a Buckets,
+    /// Slots that the new snapshot shares with the previous one, or takes from the retained buckets.
+    reused: SlotSet,
+    new_slots: Vec<u32>,
+    /// The target slot of each migration, and the migration.
+    migrations: Vec<(u32, Migration)>,
+    /// Whether [`assign_contiguous`](Self::assign_contiguous) has assigned all slots of the allocator.
+    is_contiguous: bool,
+    is_committed: bool,
+}
+
+impl SlotAllocator {
+    /// Begins the allocation of slots for a new snapshot.
+    pub fn begin<'a>(&'a mut self, limiter: &'a Limiter) -> Allocation<'a> {
+        // Most slots are reused, so the set gets its full size at once.
+        let reused = SlotSet::with_capacity(self.next);
+        Allocation {
+            allocator: self,
+            buckets: &limiter.buckets,
+            reused,
+            new_slots: Vec::new(),
+            migrations: Vec::new(),
+            is_contiguous: false,
+            is_committed: false,
+        }
+    }
+}
+
+impl Allocation<'_> {
+    /// Assigns a slot at `rate` to the bucket `id`, which has no other slot. `previous` is its slot in the
+    /// snapshot in use. Each bucket of a snapshot must be assigned once.
+    ///
+    /// Returns `None` if all 2^32 slots are in use.
+    pub fn assign(
+        &mut self,
+        id: impl FnOnce() -> BucketId,
+        previous: Option<BucketRef>,
+        rate: Rate,
+    ) -> Option<u32> {
+        if let Some(previous) = previous.filter(|previous| previous.rate == rate) {
+            return Some(self.reuse(previous));
+        }
+        match (previous, self.retained(id)) {
+            (None, []) => self.take(BucketState::FULL),
+            (None, &[only]) if only.rate == rate => Some(self.reuse(only)),
+            (previous, retained) => {
+                let existing: Vec<BucketRef> = previous.iter().chain(retained).copied().collect();
+                self.migrate(&existing, rate)
+            }
+        }
+    }
+
+    /// Assigns a slot for each of `rates` to the bucket `id`. No two rates may be equal. The order of
+    /// `previous`, `rates` and the result is not significant.
+    ///
+    /// Returns `None` if all 2^32 slots are in use.
+    pub fn assign_all(
+        &mut self,
+        id: BucketId,
+        previous: &[BucketRef],
+        rates: &[Rate],
+    ) -> Option<Vec<BucketRef>> {
+        let has_rates = |existing: &[BucketRef]| {
+            existing.len() == rates.len()
+                && rates.iter().all(|rate| existing.iter().any(|bucket| bucket.rate == *rate))
+        };
+        let unchanged = if previous.is_empty() { self.retained(|| id) } else { previous };
+        if has_rates(unchanged) {
+            let unchanged = unchanged.to_vec();
+            unchanged.iter().for_each(|bucket| _ = self.reuse(*bucket));
+            return Some(unchanged);
+        }
+        let existing: Vec<BucketRef> = previous.iter().chain(self.retained(|| id)).copied().collect();
+        rates
+            .iter()
+            .map(|rate| Some(BucketRef { slot: self.migrate(&existing, *rate)?, rate: *rate }))
+            .collect()
+    }
+
+    /// Assigns the slots `0..count` at once, except those in `unused`. This is possible only while no bucket
+    /// exists, because then the ids of the buckets do not matter.
+    ///
+    /// Returns `None` if a slot has been assigned before, or a bucket is retained.
+    pub fn assign_contiguous(&mut self, count: u32, unused: impl Iterator<Item = u32>) -> Option<()> {
+        let SlotAllocator { next, free, retained } = &mut *self.allocator;
+        if *next > 0 || !retained.is_empty() {
+            return None;
+        }
+        // A new chunk holds full buckets, so no state needs to be stored.
+        (0..count)
+            .step_by(CHUNK_SLOTS)
+            .chain(count.checked_sub(1))
+            .for_each(|slot| self.buckets.slots.ensure(slot));
+        free.extend(unused);
+        *next = count.into();
+        self.is_contiguous = true;
+        Some(())
+    }
+
+    /// Makes the allocation final. Call this immediately before publishing the new snapshot.
+    pub fn commit(mut self) -> PendingReclaim {
+        self.is_committed = true;
+        let mut migrations = self.buckets.migrations.write().unwrap_or_else(PoisonError::into_inner);
+        for (slot, migration) in &self.migrations {
+            migrations.entry(*slot).or_default().push(*migration);
+        }
+        drop(migrations);
+        PendingReclaim {
+            reused: std::mem::take(&mut self.reused),
+            new_slots: self.new_slots.len() as u64,
+            migrations: std::mem::take(&mut self.migrations),
+        }
+    }
+
+    fn reuse(&mut self, bucket: BucketRef) -> u32 {
+        self.reused.insert(bucket.slot);
+        bucket.slot
+    }
+
+    /// Takes a slot at `rate` that starts with the lowest level of the `existing` ones.
+    fn migrate(&mut self, existing: &[BucketRef], rate: Rate) -> Option<u32> {
+        if existing.is_empty() {
+            return self.take(BucketState::FULL);
+        }
+        let slot = self.take(BucketState::MIGRATING)?;
+        let migration =
+            |old: &BucketRef| Migration { old_slot: old.slot, old_rate: old.rate, new_rate: rate };
+        self.migrations.extend(existing.iter().map(|old| (slot, migration(old))));
+        Some(slot)
+    }
+
+    /// The retained slots of a bucket. They stay retained until the allocation is reclaimed.
+    fn retained(&self, id: impl FnOnce() -> BucketId) -> &[BucketRef] {
+        // An id costs a hash, and usually no bucket is retained.
+        if self.allocator.retained.is_empty() { &[] } else { self.allocator.retained.get(&id()) }
+    }
+
+    fn take(&mut self, state: BucketState) -> Option<u32> {
+        let slot = self.allocator.take(self.buckets, state)?;
+        self.new_slots.push(slot);
+        Some(slot)
+    }
+}
+
+impl Drop for Allocation<'_> {
+    fn drop(&mut self) {
+        if self.is_committed {
+            return;
+        }
+        if self.is_contiguous {
+            (self.allocator.next, self.allocator.free) = (0, Vec::new());
+        }
+        for slot in self.new_slots.drain(..) {
+            self.allocator.release(self.buckets, slot);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The shared state of all buckets, and the migration of a balance to the slot of a new rate.
+//!
+//! A reload that changes a limit's rate gives it a new slot, marked as migrating, and lists the slots that
+//! hold the old balance ([`Migration`]). The first thread that needs the new slot freezes the old ones and
+//! converts their balance to the new rate. A thread that still charges an old slot finds it superseded and
+//! retries with the new snapshot.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
+use crate::limiter::latest_tick::LatestTick;
+use crate::limiter::rate::Rate;
+use crate::limiter::slots::Slots;
+use crate::limiter::state::BucketState;
+use crate::sync::{RwLock, spin_loop, yield_now};
+
+/// Spins before a waiting thread yields its processor. A lock is held for tens of nanoseconds, unless the
+/// kernel has preempted the thread that holds it.
+const SPINS_BEFORE_YIELD: u32 = 64;
+
+/// The state that all threads share.
+pub(super) struct Buckets {
+    pub(super) slots: Slots,
+    /// Empty except while a reload that changed limits is in progress.
+    pub(super) migrations: RwLock<Migrations>,
+    pub(super) latest_tick: LatestTick,
+}
+
+/// The migrations into each slot, by slot number: one, or several where limits have been merged.
+pub(super) type Migrations = HashMap<u32, Vec<Migration>>;
+
+/// Where the balance of a migrating slot comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Migration {
+    /// The slot of the old rate.
+    pub(super) old_slot: u32,
+    pub(super) old_rate: Rate,
+    pub(super) new_rate: Rate,
+}
+
+impl Buckets {
+    pub(super) fn new() -> Self {
+        Self { slots: Slots::new(), migrations: RwLock::new(HashMap::new()), latest_tick: LatestTick::new() }
+    }
+
+    /// Waits until the state of `slot` has no flags set, and returns it. Completes a pending migration into
+    /// the slot. Returns `None` if a newer snapshot has superseded the slot.
+    pub(super) fn wait_unlocked(&self, slot: u32, now: u64) -> Option<BucketState> {
+        let mut spins = 0;
+        loop {
+            let state = self.slots.load(slot);
+            if state.is_unflagged() {
+                return Some(state);
+            } else if state.is_superseded() {
+                return None;
+            } else if state.is_migrating() {
+                self.complete_migration(slot, now);
+            } else {
+                spin_or_yield(&mut spins);
+            }
+        }
+    }
+
+    /// Freezes the old slots of a migration, and stores the lowest of their levels, converted to the new
+    /// rate, in `slot`.
+    ///
+    /// Any number of threads may do this at once: all read the same frozen states, and the first one to
+    /// store its result wins.
+    pub(super) fn complete_migration(&self, slot: u32, now: u64) {
+        // The lock is held until the end. Once a reload has cleared the list, no thread may freeze an old
+        // slot any more: it may already belong to another bucket.
+        let migrations = self.migrations.read().unwrap_or_else(PoisonError::into_inner);
+        self.migrate(&migrations, slot, now);
+    }
+
+    fn migrate(&self, migrations: &Migrations, slot: u32, now: u64) {
+        let Some(sources) = migrations.get(&slot) else {
+            // Another thread has just completed the migration. The caller loads the state again.
+            return;
+        };
+        for source in sources {
+            self.freeze(migrations, source.old_slot, now);
+        }
+        // An old slot may have been charged at a later tick than `now`. Now that all are frozen, that cannot
+        // happen again.
+        let now = self.latest_tick.advance(now);
+        let converted = sources.iter().map(|Migration { old_slot, old_rate, new_rate }| {
+            self.slots.load(*old_slot).convert(*old_rate, *new_rate, now)
+        });
+        let state = converted.reduce(BucketState::lower_level).unwrap_or(BucketState::FULL);
+        while self.slots.load(slot).is_migrating()
+            && !self.slots.compare_exchange(slot, BucketState::MIGRATING, state)
+        {}
+    }
+
+    /// Marks `slot` as superseded. Its state no longer changes.
+    fn freeze(&self, migrations: &Migrations, slot: u32, now: u64) {
+        let mut spins = 0;
+        loop {
+            let state = self.slots.load(slot);
+            if state.is_superseded() {
+                return;
+            }
+            if state.is_locked() {
+                spin_or_yield(&mut spins);
+            } else if state.is_migrating() {
+                // The rate changed again before this slot was used. First complete the earlier migration.
+                self.migrate(migrations, slot, now);
+            } else if self.slots.compare_exchange(slot, state, state.superseded()) {
+                return;
+            }
+        }
+    }
+}
+
+fn spin_or_yield(spins: &mut u32) {
+    *spins += 1;
+    if spins.is_multiple_of(SPINS_BEFORE_YIELD) {
+        yield_now();
+    } else {
+        spin_loop();
+    }
+}

@@ -1,0 +1,117 @@
+//! Retained buckets: those that belong to no key of the snapshot in use, and are not full yet.
+//!
+//! An id has one retained bucket, or several at different rates: an owner's limit that plans define
+//! differently, or a limit whose rate has changed.
+
+use std::collections::HashMap;
+
+use crate::limiter::bucket_id::BucketId;
+use crate::limiter::slots::BucketRef;
+
+/// Retained buckets, by id.
+#[derive(Default)]
+pub(super) struct RetainedBuckets {
+    by_id: HashMap<BucketId, BucketList>,
+    len: usize,
+}
+
+/// The buckets of one id, at least one. Most ids have one, and millions may be retained, so a list of one
+/// allocates nothing.
+enum BucketList {
+    One(BucketRef),
+    #[expect(clippy::box_collection, reason = "an unboxed vector would enlarge the common case")]
+    Several(Box<Vec<BucketRef>>),
+}
+
+const _: () = assert!(size_of::<BucketList>() == size_of::<BucketRef>());
+
+impl BucketList {
+    fn as_slice(&self) -> &[BucketRef] {
+        match self {
+            Self::One(bucket) => std::slice::from_ref(bucket),
+            Self::Several(buckets) => buckets,
+        }
+    }
+
+    fn push(&mut self, bucket: BucketRef) {
+        match self {
+            Self::One(first) => *self = Self::Several(Box::new(vec![*first, bucket])),
+            Self::Several(buckets) => buckets.push(bucket),
+        }
+    }
+
+    /// Removes the buckets for which `keep` is false. Returns whether any bucket is left.
+    fn retain(&mut self, mut keep: impl FnMut(&BucketRef) -> bool) -> bool {
+        match self {
+            Self::One(bucket) => keep(bucket),
+            Self::Several(buckets) => {
+                buckets.retain(keep);
+                !buckets.is_empty()
+            }
+        }
+    }
+}
+
+impl RetainedBuckets {
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The number of buckets of all ids.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All buckets with this id.
+    pub(super) fn get(&self, id: &BucketId) -> &[BucketRef] {
+        self.by_id.get(id).map_or(&[], BucketList::as_slice)
+    }
+
+    pub(super) fn insert(&mut self, id: BucketId, bucket: BucketRef) {
+        self.by_id.entry(id).and_modify(|buckets| buckets.push(bucket)).or_insert(BucketList::One(bucket));
+        self.len += 1;
+    }
+
+    /// Removes the buckets for which `keep` is false.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&BucketRef) -> bool) {
+        let mut len = 0;
+        self.by_id.retain(|_, buckets| {
+            let is_any_left = buckets.retain(&mut keep);
+            len += if is_any_left { buckets.as_slice().len() } else { 0 };
+            is_any_left
+        });
+        self.len = len;
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (BucketId, BucketRef)> {
+        self.by_id.iter().flat_map(|(id, buckets)| buckets.as_slice().iter().map(|bucket| (*id, *bucket)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::rate::Rate;
+
+    #[test]
+    fn id_with_several_buckets_has_each_until_it_is_removed() {
+        let (one, two) = (BucketId([1; 16]), BucketId([2; 16]));
+        let bucket = |slot| BucketRef { slot, rate: Rate::SLOWEST };
+        let slots = |retained: &RetainedBuckets, id| {
+            retained.get(&id).iter().map(|bucket| bucket.slot).collect::<Vec<_>>()
+        };
+        let mut retained = RetainedBuckets::default();
+        for (id, slot) in [(one, 1), (two, 2), (one, 3), (one, 4)] {
+            retained.insert(id, bucket(slot));
+        }
+        assert_eq!(
+            (slots(&retained, one), slots(&retained, two), retained.len()),
+            (vec![1, 3, 4], vec![2], 4)
+        );
+        retained.retain(|bucket| bucket.slot % 2 == 1);
+        assert_eq!((slots(&retained, one), slots(&retained, two), retained.len()), (vec![1, 3], vec![], 2));
+        assert!(retained.iter().all(|(id, _)| id == one));
+        retained.retain(|_| false);
+        assert!(retained.is_empty() && retained.iter().next().is_none());
+    }
+}

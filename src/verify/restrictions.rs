@@ -1,0 +1,66 @@
+//! Evaluates the restrictions of a key, except its limits.
+//!
+//! To add a restriction: store it in [`Policy`] (or in the entry of the key), and check it here at
+//! its place in the order of SPEC.md section 7. If most keys do not use it, include it in the
+//! condition of the fast path in [`evaluate`].
+
+use keyward_protocol::{ScopeMode, Verdict, Verify};
+
+use crate::record::Status;
+use crate::snapshot::{Key, Policy};
+
+/// Returns the verdict of the first restriction that denies `request` at the Unix second `now`, in
+/// the order of SPEC.md section 7; `None` if the key may be used in this way.
+#[inline]
+pub(super) fn evaluate(request: &Verify<'_>, key: Key<'_>, now: u32) -> Option<Verdict> {
+    match key.status() {
+        Status::Revoked => return Some(Verdict::Revoked),
+        Status::Disabled => return Some(Verdict::Disabled),
+        Status::Active => {}
+    }
+    if now < key.not_before() {
+        return Some(Verdict::NotYetValid);
+    }
+    if now >= key.expires_at() {
+        return Some(Verdict::Expired);
+    }
+    let policy = key.policy();
+    // Fast path: most keys allow any network and origin, and most requests name no environment and
+    // no scopes.
+    if request.environment.is_none() && request.scopes.is_none() && policy.is_for_everyone() {
+        return None;
+    }
+    evaluate_policy(request, policy)
+}
+
+fn evaluate_policy(request: &Verify<'_>, policy: &Policy) -> Option<Verdict> {
+    if !matches_environment(request, policy) {
+        return Some(Verdict::WrongEnvironment);
+    }
+    if !policy.allows_ip(request.ip) {
+        return Some(Verdict::IpNotAllowed);
+    }
+    if !policy.allows_origin(request.origin) {
+        return Some(Verdict::OriginNotAllowed);
+    }
+    if !has_scopes(request, policy) {
+        return Some(Verdict::MissingScope);
+    }
+    None
+}
+
+/// A request that names no environment matches every key. A request that names an empty one matches
+/// none, not even a key without an environment.
+fn matches_environment(request: &Verify<'_>, policy: &Policy) -> bool {
+    request.environment.is_none_or(|name| !name.is_empty() && name == policy.environment())
+}
+
+fn has_scopes(request: &Verify<'_>, policy: &Policy) -> bool {
+    request.scopes.is_none_or(|required| {
+        let mut names = required.names.split(' ');
+        match required.mode {
+            ScopeMode::All => names.all(|name| policy.has_scope(name)),
+            ScopeMode::Any => names.any(|name| policy.has_scope(name)),
+        }
+    })
+}

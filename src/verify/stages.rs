@@ -1,0 +1,105 @@
+//! The four stages of a batch, in their order. Each prefetches what the next one reads.
+
+use keyward_protocol::{Verdict, Verify};
+
+use super::{Batch, Decision, Pending, Verifier};
+use super::{credential, restrictions};
+use crate::snapshot::Snapshot;
+
+impl<'s> Verifier<'s> {
+    /// Stage 1: computes the digests and prefetches their groups of the index.
+    #[inline]
+    pub(super) fn hash(&self, snapshot: &Snapshot, requests: &[Verify<'_>], pending: &mut Batch<'s>) {
+        pending.extend(requests.iter().map(|request| {
+            let (digest, verdict) = match self.digest(request.credential) {
+                Ok(digest) => (digest, None),
+                Err(denied) => ([0; 32], Some(denied)),
+            };
+            Pending {
+                digest,
+                probe: snapshot.probe(&digest),
+                candidate: None,
+                key: None,
+                bucket: None,
+                verdict,
+            }
+        }));
+    }
+}
+
+/// Stage 2: reads the groups of the index and prefetches the entries that most likely hold the
+/// digests.
+#[inline]
+pub(super) fn look_up(snapshot: &Snapshot, pending: &mut [Pending<'_>]) {
+    for pending in pending {
+        if pending.verdict.is_none() {
+            pending.candidate = snapshot.candidate(pending.probe);
+        }
+    }
+}
+
+impl<'s> Verifier<'s> {
+    /// Stage 3: compares the digests, evaluates every restriction but the limits, and prefetches
+    /// the buckets and the texts of the answers.
+    #[inline]
+    pub(super) fn evaluate(
+        &self,
+        snapshot: &'s Snapshot,
+        requests: &[Verify<'_>],
+        pending: &mut [Pending<'s>],
+    ) {
+        let previous = self.global_policy.previous_pepper();
+        for (request, pending) in requests.iter().zip(pending) {
+            if pending.verdict.is_some() {
+                continue;
+            }
+            let found = pending.candidate.and_then(|candidate| snapshot.confirm(candidate, &pending.digest));
+            let found = match previous {
+                None => found,
+                Some(previous) => {
+                    credential::find_with_either_pepper(snapshot, found, request.credential, previous)
+                }
+            };
+            let Some(key) = found else {
+                pending.verdict = Some(Verdict::UnknownKey);
+                continue;
+            };
+            pending.key = Some(key);
+            pending.verdict = restrictions::evaluate(request, key, self.now.unix);
+            key.prefetch_texts();
+            if pending.verdict.is_none() {
+                pending.bucket = key.first_slot().and_then(|slot| self.limiter.bucket(slot));
+            }
+        }
+    }
+
+    /// Stage 4: charges the limits of the requests that are not denied, and answers. Returns the
+    /// number of requests answered; it stops at a bucket that a newer snapshot has taken over.
+    #[inline]
+    pub(super) fn charge(
+        &self,
+        snapshot: &Snapshot,
+        requests: &[Verify<'_>],
+        pending: &[Pending<'s>],
+        answer: &mut impl FnMut(&Decision<'s>),
+    ) -> usize {
+        for (answered, (request, pending)) in requests.iter().zip(pending).enumerate() {
+            // Fail closed: without a key, no request is allowed, even if an earlier stage set no
+            // verdict.
+            let undenied = if pending.key.is_some() { Verdict::Allowed } else { Verdict::UnknownKey };
+            let verdict = pending.verdict.unwrap_or(undenied);
+            let mut decision = Decision::without_key(request.request_id, verdict, snapshot.generation());
+            if let Some(key) = pending.key {
+                decision.key = pending.key;
+                decision.want_metadata = request.want_metadata;
+                if pending.verdict.is_none()
+                    && self.charge_key(key, pending.bucket, request.cost, &mut decision).is_err()
+                {
+                    return answered;
+                }
+            }
+            answer(&decision);
+        }
+        requests.len()
+    }
+}
