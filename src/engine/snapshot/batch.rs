@@ -146,7 +146,7 @@ impl Bulk {
         let keys = &mut builder.keys;
         keys.entries.reserve(entries.len());
         if self.ready < keys.entries.len() + entries.len() {
-            self.ready = memory::populate_some(&mut keys.entries);
+            self.ready = memory::prefault_ahead(&mut keys.entries);
         }
         keys.arena.push_str(&texts);
         let metadata_text = keys.metadata_texts.as_str().len() as u64;

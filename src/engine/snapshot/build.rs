@@ -17,7 +17,7 @@ use crate::snapshot::policy::Policy;
 use crate::snapshot::set_aside::Had;
 use crate::snapshot::status::{End, StatusByte};
 use crate::snapshot::{IdHasher, same_digest};
-use keyward_memory::{self as memory, Huge, HugeText, HugeVec};
+use keyward_memory::{self as memory, HugePages, HugeText, HugeVec};
 
 /// Bytes that a key id and an owner are assumed to have, when room is made for them. Too few are grown; what is too much is
 /// never touched, and so costs no memory.
@@ -113,11 +113,11 @@ impl Builder {
             index: Index::with_capacity(expected),
             ids: Index::with_capacity(expected),
             rotated: Vec::new(),
-            entries: HugeVec::with_capacity_in(expected, Huge),
+            entries: HugeVec::with_capacity_in(expected, HugePages),
             policies: Vec::new(),
             owners: vec![u32::MAX],
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
-            metadata: HugeVec::new_in(Huge),
+            metadata: HugeVec::new_in(HugePages),
             metadata_texts: HugeText::with_capacity(0),
             given: FieldSet::NONE,
             set_aside_given: FieldSet::NONE,

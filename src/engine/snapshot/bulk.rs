@@ -44,8 +44,8 @@ impl Builder {
     /// fewer, it takes the memory of those.
     pub fn in_bulk(mut self, expected: usize) -> Bulk {
         let Keys { entries, arena, .. } = &mut self.keys;
-        memory::make_room(entries, expected);
-        arena.make_room(expected.saturating_mul(IDENTITY_BYTES));
+        memory::reserve_if_possible(entries, expected);
+        arena.reserve_if_possible(expected.saturating_mul(IDENTITY_BYTES));
         Bulk { builder: self, ready: 0 }
     }
 }
@@ -65,7 +65,7 @@ impl Bulk {
         let probe = move |entry: &Entry| Probe::of_digest(&entry.digest, seed);
         // Only now it is known how many there are.
         let room =
-            move |index: &mut Index| *index = memory::populated(|| Index::with_capacity(entries.len()));
+            move |index: &mut Index| *index = memory::with_prefault(|| Index::with_capacity(entries.len()));
         let digests = move || {
             room(index);
             let same = |a: &Entry, b: &Entry| same_digest(&a.digest, &b.digest);

@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::Probe;
 use crate::snapshot::{Key, Keys, Snapshot, same_digest};
-use keyward_memory::{Huge, HugeVec, prefetch};
+use keyward_memory::{HugePages, HugeVec, prefetch};
 
 /// Rows that are looked up together: more than a processor can wait for at once, and few enough that what was fetched for the
 /// first is still there after the last.
@@ -35,7 +35,7 @@ pub struct Kept<'s> {
 impl<'s> Kept<'s> {
     /// Nothing is known of the rows, except what was there before.
     pub(super) fn unknown(old: Option<&'s Snapshot>) -> Self {
-        Self { old, rows: HugeVec::new_in(Huge) }
+        Self { old, rows: HugeVec::new_in(HugePages) }
     }
 
     /// What was found out about the rows.
@@ -74,7 +74,7 @@ pub(super) struct Found(HugeVec<AtomicU32>);
 impl Found {
     /// So far, none of so many rows.
     pub(super) fn none_of(rows: usize) -> Self {
-        let mut found = HugeVec::new_in(Huge);
+        let mut found = HugeVec::new_in(HugePages);
         found.extend((0..rows).map(|_| AtomicU32::new(NEW)));
         Self(found)
     }

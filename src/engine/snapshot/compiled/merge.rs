@@ -10,7 +10,7 @@ use crate::snapshot::compiled::read::{ReadError, damaged};
 use crate::snapshot::compiled::space::Space;
 use crate::snapshot::compiled::{CROWDED, Header, MAX_RUN, OUT_OF_ORDER, Rank, Section};
 use crate::snapshot::index::Probe;
-use keyward_memory::{Huge, HugeText, HugeVec};
+use keyward_memory::{HugePages, HugeText, HugeVec};
 
 /// Puts blocks together.
 pub struct Merge {
@@ -55,7 +55,7 @@ impl Sizes {
     /// A table without entries in which the metadata fits exactly.
     pub(super) fn table(self, seed: u64) -> Builder {
         let mut builder = Builder::new(seed, 0);
-        builder.keys.metadata = HugeVec::with_capacity_in(self.metadata_rows, Huge);
+        builder.keys.metadata = HugeVec::with_capacity_in(self.metadata_rows, HugePages);
         builder.keys.metadata_texts = HugeText::with_capacity(self.metadata_bytes);
         builder
     }

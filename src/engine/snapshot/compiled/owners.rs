@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::record::MAX_OWNER;
 use crate::snapshot::compiled::decode::has_control;
-use keyward_memory::{Huge, HugeText, HugeVec, prefetch};
+use keyward_memory::{HugePages, HugeText, HugeVec, prefetch};
 
 /// Names one after another.
 pub(super) struct Owners {
@@ -48,7 +48,7 @@ impl Name {
 impl Owners {
     /// Nobody, and room for so many names with so many bytes.
     pub(super) fn with_capacity(names: usize, bytes: usize) -> Self {
-        let mut all = HugeVec::with_capacity_in(names.saturating_add(1), Huge);
+        let mut all = HugeVec::with_capacity_in(names.saturating_add(1), HugePages);
         all.push(Name::new(0, 0));
         Self { texts: HugeText::with_capacity(bytes), names: all }
     }

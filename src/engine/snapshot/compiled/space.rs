@@ -5,12 +5,12 @@
 
 use crate::snapshot::entry::{Entry, Identity};
 use crate::snapshot::index::{Index, Probe, Stretch};
-use keyward_memory::{HugeVec, TextPlace, TextSpace, zeroed};
+use keyward_memory::{HugeVec, TextBuffer, TextWriter, zeroed};
 
 /// The table's parts that threads write to.
 pub struct Space {
     pub(super) entries: HugeVec<Entry>,
-    pub(super) texts: TextSpace,
+    pub(super) texts: TextBuffer,
     /// Digest to entry, and key id to the first entry that has it.
     pub(super) index: Index,
     pub(super) ids: Index,
@@ -24,7 +24,7 @@ pub struct Places<'t> {
 /// The place of a block; what of it has not been written.
 pub(super) struct Place<'t> {
     entries: &'t mut [Entry],
-    texts: TextPlace<'t>,
+    texts: TextWriter<'t>,
     /// The lines that its rows belong to, but for those that belong to the next block's first as well.
     lines: Stretch<'t>,
     /// The number of the first entry, and of the first byte.
@@ -37,7 +37,7 @@ impl Space {
     pub(super) fn new(rows: usize, bytes: usize) -> Self {
         Self {
             entries: zeroed(rows),
-            texts: TextSpace::new(bytes),
+            texts: TextBuffer::new(bytes),
             index: Index::with_capacity(rows),
             ids: Index::with_capacity(rows),
         }
@@ -45,7 +45,7 @@ impl Space {
 
     /// Hands all of it out, but for the look-up by key id.
     pub fn places(&mut self) -> Places<'_> {
-        let (entries, texts) = (&mut self.entries[..], self.texts.place());
+        let (entries, texts) = (&mut self.entries[..], self.texts.writer());
         Places { rest: Place { entries, texts, lines: self.index.stretch(), row: 0, byte: 0 } }
     }
 }
@@ -63,7 +63,7 @@ impl<'t> Places<'t> {
     pub(super) fn take(&mut self, rows: u32, bytes: u32, next: Option<Probe>) -> Result<Place<'t>, NoPlace> {
         let rest = &mut self.rest;
         let entries = rest.entries.split_off_mut(..rows as usize).ok_or(NoPlace::Full)?;
-        let texts = rest.texts.take(bytes as usize).ok_or(NoPlace::Full)?;
+        let texts = rest.texts.split(bytes as usize).ok_or(NoPlace::Full)?;
         let lines = match next {
             Some(next) => rest.lines.take_before(next),
             None => rest.lines.take(usize::MAX),
