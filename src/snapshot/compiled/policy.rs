@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::limiter::Rate;
-use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_scope, is_text};
+use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_printable, is_scope};
 use crate::snapshot::intern::PolicyKey;
 
 /// The row has no such list, and so is not restricted by one.
@@ -63,8 +63,8 @@ fn encode_network(network: &IpNet, out: &mut Vec<u8>) {
 
 /// Takes a policy from the front of `bytes`; `None` where there is none that a row could have.
 pub(super) fn decode(bytes: &mut &[u8]) -> Option<PolicyKey> {
-    let environment = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
-    let plan = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
+    let environment = take_text(bytes).filter(|text| is_printable(text, MAX_NAME))?.into();
+    let plan = take_text(bytes).filter(|text| is_printable(text, MAX_NAME))?.into();
     let scopes = list(bytes, |bytes| take_text(bytes).filter(|scope| is_scope(scope)).map(Box::from))?;
     let ips = take_optional(bytes, take_network)?;
     let origins = take_optional(bytes, |bytes| Origin::parse(take_text(bytes)?).ok())?;
