@@ -1,12 +1,14 @@
-//! What the engine executes, counted instead of timed: a program for callgrind, which counts instructions the same on a busy
-//! machine as on an idle one. `benches/ratchet` runs it and compares with what is written down in `benches/instructions.txt`.
+//! The engine's instructions, counted by callgrind. Unlike times, counts do not depend on the
+//! machine's load. `benches/ratchet` runs this program and compares the counts with
+//! `benches/instructions.txt`.
 //!
-//! Each case answers 100 batches from bytes to bytes: frames in, `connection::respond`, frames out. Only what happens inside of
-//! [`measured`] is counted. The table is small, because cache misses cost no instructions.
+//! Each case answers 100 batches from request bytes to answer bytes, by `connection::respond`.
+//! callgrind counts only what [`measured`] executes. The key set is small, because cache misses
+//! execute no instructions.
 //!
-//! Run by itself (`cargo bench --bench instructions`) it does the same work and counts nothing.
+//! Run by itself (`cargo bench --bench instructions`), it does the same work and counts nothing.
 
-#![allow(clippy::expect_used, reason = "a bench that cannot be set up has nothing to measure")]
+#![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 
 use std::hint::black_box;
 
@@ -17,64 +19,65 @@ use keyward::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
 use support::Seeded;
-use support::keys::{self, Tables};
+use support::keys::{self, Fixture};
 
 mod support;
 
 const KEYS: u64 = 1_000;
 const BATCHES: usize = 100;
 
-/// Name, requests in a batch, limits of the keys, and what a request asks besides.
-const CASES: [(&str, usize, &str, Ask); 7] = [
-    ("no_limit_64", 64, "", Ask::Hit),
-    ("one_limit_1", 1, keys::ENDLESS, Ask::Hit),
-    ("one_limit_64", 64, keys::ENDLESS, Ask::Hit),
-    ("two_limits_64", 64, keys::ENDLESS_TWICE, Ask::Hit),
-    ("miss_64", 64, keys::ENDLESS, Ask::Miss),
-    ("rate_limited_64", 64, keys::ONCE, Ask::Hit),
-    ("missing_scope_64", 64, keys::ENDLESS, Ask::Scope),
+/// Name, requests in a batch, limits of the keys, and the kind of request.
+const CASES: [(&str, usize, &str, RequestKind); 7] = [
+    ("no_limit_64", 64, "", RequestKind::KnownKey),
+    ("one_limit_1", 1, keys::HIGH_LIMIT, RequestKind::KnownKey),
+    ("one_limit_64", 64, keys::HIGH_LIMIT, RequestKind::KnownKey),
+    ("two_limits_64", 64, keys::TWO_HIGH_LIMITS, RequestKind::KnownKey),
+    ("miss_64", 64, keys::HIGH_LIMIT, RequestKind::UnknownKey),
+    ("rate_limited_64", 64, keys::ONE_PER_DAY, RequestKind::KnownKey),
+    ("missing_scope_64", 64, keys::HIGH_LIMIT, RequestKind::MissingScope),
 ];
 
 #[derive(Clone, Copy, PartialEq)]
-enum Ask {
-    Hit,
-    Miss,
-    Scope,
+enum RequestKind {
+    KnownKey,
+    UnknownKey,
+    /// A known key, with a scope that it does not have.
+    MissingScope,
 }
 
 fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    for (name, batch, limits, ask) in CASES {
+    for (name, batch, limits, kind) in CASES {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
-            run(batch, limits, ask);
+            run(batch, limits, kind);
             println!("{name}: {} requests", batch * BATCHES);
         }
     }
 }
 
-fn run(batch: usize, limits: &str, ask: Ask) {
-    let mut tables = Tables::new();
-    let snapshot = tables.snapshot(KEYS, limits, None);
+fn run(batch: usize, limits: &str, kind: RequestKind) {
+    let mut fixture = Fixture::new();
+    let snapshot = fixture.snapshot(KEYS, limits, None);
     let (global_policy, counters) = (GlobalPolicy::default(), Counters::default());
     let verifier = Verifier {
         snapshot: Some(&snapshot),
-        limiter: &tables.limiter,
+        limiter: &fixture.limiter,
         global_policy: &global_policy,
         now: keys::START,
     };
     let mut random = Seeded::new(1);
-    let unknown = if ask == Ask::Miss { KEYS } else { 0 };
+    let first_key = if kind == RequestKind::UnknownKey { KEYS } else { 0 };
     let inputs: Vec<Vec<u8>> = (0..BATCHES)
         .map(|_| {
             let mut input = Vec::new();
             for id in 0..batch {
-                let digest = keys::digest(unknown + random.below(KEYS));
+                let digest = keys::digest(first_key + random.below(KEYS));
                 let mut verify = Verify::new(id as u32, Credential::Digest(digest));
-                if ask == Ask::Scope {
+                if kind == RequestKind::MissingScope {
                     verify.scopes = Some(Scopes { names: "orders:read", mode: ScopeMode::All });
                 }
-                verify.encode(&mut input).expect("within all limits");
+                verify.encode(&mut input).expect("all fields fit");
             }
             input
         })
@@ -87,7 +90,7 @@ fn run(batch: usize, limits: &str, ask: Ask) {
     }
 }
 
-/// What is counted, by its name.
+/// The function whose instructions callgrind counts; benches/ratchet has its name.
 #[inline(never)]
 fn measured(
     verifier: &Verifier<'_>,

@@ -1,17 +1,19 @@
-//! The swap of snapshots: what it costs the workers, and what it costs whoever publishes.
+//! The cost of publishing a snapshot, for the workers and for the publisher.
 //!
-//! * `load`: [`Subscription::load`], which a worker calls once for each filled buffer, while nothing is published.
-//! * `verify`: batches of 64 known keys with one limit, each after a `load`, while another thread publishes
-//!   nothing; and while it publishes every millisecond, which is a thousand times as often as anyone exports keys.
-//! * `publish`: [`Publisher::publish`] itself, with two subscriptions: while nobody loads, and while a worker does
-//!   without pause.
+//! * `load`: the load that a worker does once for each filled buffer, while nothing is published
+//! * `verify while publishing`: batches of 64 known keys with one limit, each after a `load`, while
+//!   another thread publishes nothing, and while it publishes every millisecond, a thousand times as
+//!   often as keys are exported
+//! * `publish`: [`Publisher::publish`] with two subscriptions, while no worker loads, and while one
+//!   loads continuously
 //!
-//! The two snapshots that take turns hold the same keys and charge the same buckets; both stay alive, so that no
-//! time is spent on freeing them. With 1 k keys they stay in the caches, and the ratio in the table at the end is
-//! the price of the swaps; with 1 M keys either is larger than most caches. Measured on the first processor; the
-//! other thread is pinned to the second, and where there is only one, what needs two is left out.
+//! The two snapshots that are published in turn hold the same keys and charge the same buckets.
+//! Both stay alive, so no time is spent on freeing them. With 1 k keys they stay in the caches, and
+//! the ratio in the table at the end is the cost of the swaps; with 1 M keys each is larger than
+//! most caches. The measured thread is pinned to the first processor, the other thread to the
+//! second. With only one processor, the measurements with two threads are left out.
 
-#![allow(clippy::expect_used, reason = "a bench that cannot be set up has nothing to measure")]
+#![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -29,31 +31,31 @@ use keyward::verify::{BATCH_SIZE, Verifier};
 use keyward_protocol::{Credential, Verify};
 
 use support::Seeded;
-use support::keys::{self, Tables};
+use support::keys::{self, Fixture};
 use support::pin::{Pinned, processors};
-use support::summary::{Id, Summary};
+use support::summary::{BenchId, Summary};
 
 mod support;
 
-/// Workers, as far as the publisher knows.
+/// The number of workers that the publisher serves.
 const SUBSCRIPTIONS: usize = 2;
 
-/// How often the other thread publishes.
-const EVERY: Duration = Duration::from_millis(1);
+/// Time between two publications by the other thread.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Requests that are prepared at once.
+/// Requests that are prepared outside the measured time at once.
 const PREPARED: usize = 16 * BATCH_SIZE;
 
 /// Time between two batches.
-const BETWEEN: u64 = 10_000 * TICKS_PER_NANOSECOND;
+const BATCH_INTERVAL: u64 = 10_000 * TICKS_PER_NANOSECOND;
 
-const QUIET: &str = "nothing published";
-const BUSY: &str = "published every ms";
+const IDLE: &str = "nothing published";
+const PUBLISHING: &str = "published every ms";
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut summary = Summary::new();
-    let sizes: &[(u64, &str)] = if support::is_trial() {
+    let sizes: &[(u64, &str)] = if support::is_trial_run() {
         &[(1_000, "1 k keys")]
     } else {
         &[(1_000, "1 k keys"), (1_000_000, "1 M keys")]
@@ -61,8 +63,8 @@ fn main() {
     for (keys, name) in sizes {
         verify(&mut criterion, &mut summary, *keys, name);
     }
-    let mut tables = Tables::new();
-    let snapshots = pair(&mut tables, 1_000);
+    let mut fixture = Fixture::new();
+    let snapshots = pair(&mut fixture, 1_000);
     load(&mut criterion, &snapshots);
     publish(&mut criterion, &snapshots);
     criterion.final_summary();
@@ -71,9 +73,9 @@ fn main() {
 
 type Pair = [Arc<Snapshot>; 2];
 
-fn pair(tables: &mut Tables, keys: u64) -> Pair {
-    let first = tables.snapshot(keys, keys::ENDLESS, None);
-    let second = tables.snapshot(keys, keys::ENDLESS, Some(&first));
+fn pair(fixture: &mut Fixture, keys: u64) -> Pair {
+    let first = fixture.snapshot(keys, keys::HIGH_LIMIT, None);
+    let second = fixture.snapshot(keys, keys::HIGH_LIMIT, Some(&first));
     [Arc::new(first), Arc::new(second)]
 }
 
@@ -88,93 +90,94 @@ fn load(criterion: &mut Criterion, [first, _]: &Pair) {
 }
 
 fn verify(criterion: &mut Criterion, summary: &mut Summary, keys: u64, name: &str) {
-    let mut tables = Tables::new();
-    let snapshots = pair(&mut tables, keys);
+    let mut fixture = Fixture::new();
+    let snapshots = pair(&mut fixture, keys);
     let (publisher, mut subscriptions) = Publisher::new(SUBSCRIPTIONS);
     publisher.publish(Arc::clone(&snapshots[0]));
     let mut worker = Worker {
         subscription: subscriptions.remove(0),
-        limiter: &tables.limiter,
+        limiter: &fixture.limiter,
         global_policy: GlobalPolicy::default(),
         keys,
         random: Seeded::new(1),
         now: keys::START,
     };
-    let id = |parameter: &str| Id {
+    let id = |parameter: &str| BenchId {
         group: format!("verify while publishing, {name}"),
         function: format!("batch {BATCH_SIZE}"),
         parameter: parameter.into(),
         requests: BATCH_SIZE as u64,
     };
-    let mut group = criterion.benchmark_group(id(QUIET).group);
+    let mut group = criterion.benchmark_group(id(IDLE).group);
     group.throughput(Throughput::Elements(BATCH_SIZE as u64));
-    group.bench_function(BenchmarkId::new(id(QUIET).function, QUIET), |bencher| {
+    group.bench_function(BenchmarkId::new(id(IDLE).function, IDLE), |bencher| {
         let _pinned = Pinned::to(processors().0);
         bencher.iter_custom(|batches| worker.answer(batches));
     });
-    summary.add(id(QUIET), id(QUIET));
+    summary.add(id(IDLE), id(IDLE));
     if let Some(second) = processors().1 {
-        let mut turn = snapshots.iter().cycle();
+        let mut next = snapshots.iter().cycle();
         let publish = || {
-            thread::sleep(EVERY);
-            turn.next().map(|snapshot| publisher.publish(Arc::clone(snapshot)));
+            thread::sleep(PUBLISH_INTERVAL);
+            next.next().map(|snapshot| publisher.publish(Arc::clone(snapshot)));
         };
-        meanwhile(second, publish, || {
-            group.bench_function(BenchmarkId::new(id(BUSY).function, BUSY), |bencher| {
+        with_background_thread(second, publish, || {
+            group.bench_function(BenchmarkId::new(id(PUBLISHING).function, PUBLISHING), |bencher| {
                 let _pinned = Pinned::to(processors().0);
                 bencher.iter_custom(|batches| worker.answer(batches));
             });
         });
-        summary.add(id(BUSY), id(QUIET));
+        summary.add(id(PUBLISHING), id(IDLE));
     }
     group.finish();
 }
 
 fn publish(criterion: &mut Criterion, snapshots: &Pair) {
     let (publisher, mut subscriptions) = Publisher::new(SUBSCRIPTIONS);
-    let mut turn = snapshots.iter().cycle();
+    let mut next = snapshots.iter().cycle();
     let mut group = criterion.benchmark_group("publish");
     let mut publish = |group: &mut criterion::BenchmarkGroup<'_, _>, name: &str| {
         group.bench_function(name, |bencher| {
             let _pinned = Pinned::to(processors().0);
-            bencher.iter(|| turn.next().map(|snapshot| publisher.publish(Arc::clone(snapshot))));
+            bencher.iter(|| next.next().map(|snapshot| publisher.publish(Arc::clone(snapshot))));
         });
     };
-    publish(&mut group, "nobody loads");
+    publish(&mut group, "no loads");
     if let (Some(second), Some(subscription)) = (processors().1, subscriptions.first_mut()) {
         let load = || {
             black_box(subscription.load());
         };
-        meanwhile(second, load, || publish(&mut group, "a worker loads without pause"));
+        with_background_thread(second, load, || publish(&mut group, "continuous loads"));
     }
     group.finish();
 }
 
-/// Runs `measured` while another thread, pinned to `processor`, does `disturb` over and over.
-fn meanwhile(processor: usize, mut disturb: impl FnMut() + Send, measured: impl FnOnce()) {
+/// Runs `measured` while another thread, pinned to `processor`, calls `background` in a loop.
+fn with_background_thread(processor: usize, mut background: impl FnMut() + Send, measured: impl FnOnce()) {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             let _pinned = Pinned::to(processor);
             while !done.load(Ordering::Relaxed) {
-                disturb();
+                background();
             }
         });
-        // Also when `measured` panics: the scope waits for the thread.
-        let _end = Finally(&done);
+        // Also if `measured` panics, because the scope waits for the thread.
+        let _guard = StopGuard(&done);
         measured();
     });
 }
 
-struct Finally<'a>(&'a AtomicBool);
+/// Stops the background thread when it is dropped.
+struct StopGuard<'a>(&'a AtomicBool);
 
-impl Drop for Finally<'_> {
+impl Drop for StopGuard<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// What a worker does between a read and a write, as far as the snapshot is concerned.
+/// A worker's use of the snapshot between a read and a write.
 struct Worker<'a> {
     subscription: Subscription,
     limiter: &'a Limiter,
@@ -185,18 +188,18 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// How long so many batches take, the preparation of the requests apart.
+    /// The time that `batches` batches take, without preparing their requests.
     fn answer(&mut self, batches: u64) -> Duration {
         let mut total = Duration::ZERO;
-        let mut left = usize::try_from(batches).expect("an iteration count fits") * BATCH_SIZE;
-        while left > 0 {
-            let requests: Vec<Verify<'_>> = (0..left.min(PREPARED))
+        let mut remaining = usize::try_from(batches).expect("an iteration count fits") * BATCH_SIZE;
+        while remaining > 0 {
+            let requests: Vec<Verify<'_>> = (0..remaining.min(PREPARED))
                 .map(|_| keys::digest(self.random.below(self.keys)))
                 .map(|digest| Verify::new(0, Credential::Digest(digest)))
                 .collect();
             let start = Instant::now();
             for requests in requests.chunks(BATCH_SIZE) {
-                self.now.ticks += BETWEEN;
+                self.now.ticks += BATCH_INTERVAL;
                 let Self { limiter, global_policy, now, subscription, .. } = self;
                 let verifier = Verifier { snapshot: subscription.load(), limiter, global_policy, now: *now };
                 let answered = verifier.verify(requests, |decision| {
@@ -205,7 +208,7 @@ impl Worker<'_> {
                 assert_eq!(answered, requests.len());
             }
             total += start.elapsed();
-            left -= requests.len();
+            remaining -= requests.len();
         }
         total
     }

@@ -1,23 +1,25 @@
-//! Round trips through the socket: a real daemon, against a blocking echo that moves as many bytes and decides
-//! nothing.
+//! Round trips through the socket: a real daemon, against a blocking echo that moves as many bytes
+//! and decides nothing.
 //!
-//! * The daemon is `keyward serve` from the same build, with one million keys of one limit each that admits them.
-//! * The echo is a child process: it reads what there is, and for every request's worth of bytes (48) writes an
-//!   answer's worth, of the size that the daemon's answers have.
-//! * The client is this process: one plain blocking connection and frames encoded before, so that what is measured
-//!   is the server and the socket. `1 deep` writes a request and reads its answer; `16 deep` and `128 deep` write
-//!   so many at once and read all their answers. Keys come in random order, each once in a million requests.
+//! * The daemon is `keyward serve` from the same build. It has one million keys, each with one limit
+//!   that the bench does not reach.
+//! * The echo is a child process. For every 48 bytes (a request) that it has read, it writes as many
+//!   bytes as one of the daemon's answers has.
+//! * The client is this process. It uses one blocking connection and frames that were encoded before,
+//!   so the bench measures the server and the socket. `1 deep` writes a request and reads its answer;
+//!   `16 deep` and `128 deep` write as many requests at once and read all their answers. Keys are in
+//!   random order, each once in a million requests.
 //!
-//! Pinning is part of the ids. `same core`: client and server share the first processor. `two cores`: the client is
-//! on the first, the server on the second. Every side sleeps while it waits, so that one request at a time on two
-//! cores is mostly what it costs to wake an idle processor, which on a virtual machine is several times all the
-//! rest.
+//! Pinning is part of the ids. `same core`: client and server share the first processor. `two
+//! cores`: the client runs on the first, the server on the second. Both sides sleep while they
+//! wait, so one request at a time on two cores mostly measures the time to wake an idle processor,
+//! which on a virtual machine is several times that of everything else.
 //!
-//! How to read it: criterion prints the time of a whole round trip and the requests per second. The table at the
-//! end has medians per request; its ratio is to the echo with the same pinning and depth, so 1.00 would be the
-//! socket's own limit.
+//! criterion prints the time of a whole round trip and the requests per second. The table at the
+//! end has medians per request, and their ratios to the echo with the same pinning and depth: 1.00
+//! would be the limit of the socket.
 
-#![allow(clippy::expect_used, reason = "a bench that cannot be set up has nothing to measure")]
+#![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -33,27 +35,27 @@ use support::Seeded;
 use support::keys;
 use support::pin::{Pinned, processors};
 use support::server::{self, Server};
-use support::summary::{Id, Summary};
+use support::summary::{BenchId, Summary};
 
 mod support;
 
 const DEPTHS: [usize; 3] = [1, 16, 128];
 
-/// Keys that the daemon has.
+/// Number of the daemon's keys.
 const KEYS: u64 = 1_000_000;
 
-/// The same where the bench is only tried out.
+/// The same in a trial run.
 const TRIAL_KEYS: u64 = 1_000;
 
 fn main() {
-    server::be_echo_if_asked();
+    server::run_echo_if_requested();
     let mut criterion = Criterion::default().configure_from_args();
     let mut summary = Summary::new();
 
-    let keys = if support::is_trial() { TRIAL_KEYS } else { KEYS };
+    let keys = if support::is_trial_run() { TRIAL_KEYS } else { KEYS };
     let directory = tempfile::tempdir().expect("a temporary directory");
     let directory = directory.path();
-    server::export(&directory.join("keys.csv"), keys, keys::ENDLESS).expect("an export");
+    server::write_export(&directory.join("keys.csv"), keys, keys::HIGH_LIMIT).expect("the export is written");
     let requests = Requests::new(keys);
 
     let (first, second) = processors();
@@ -66,7 +68,8 @@ fn main() {
     summary.print(&format!("one request ({sizes}), against the echo"));
 }
 
-/// Both servers on `processor`, this process on the first. Returns the size of an answer.
+/// Measures both servers on `processor`, with the client on the first. Returns the size of an
+/// answer.
 fn measure(
     criterion: &mut Criterion,
     summary: &mut Summary,
@@ -77,7 +80,7 @@ fn measure(
     let mut daemon = Server::daemon(directory, &directory.join("keys.csv"), processor);
     let mut answer_size = 0;
     let stream = daemon.connect(|stream| {
-        answer_size = ask(stream, requests)?.unwrap_or(0);
+        answer_size = verify_first(stream, requests)?.unwrap_or(0);
         Ok(answer_size > 0)
     });
     let mut daemon_client = Client::new(stream, requests, answer_size);
@@ -87,7 +90,7 @@ fn measure(
     let group_name = format!("socket, {name}");
     let mut group = criterion.benchmark_group(&group_name);
     for depth in DEPTHS {
-        let id = |function: &str| Id {
+        let id = |function: &str| BenchId {
             group: group_name.clone(),
             function: function.into(),
             parameter: format!("{depth} deep"),
@@ -100,18 +103,18 @@ fn measure(
                 let _pinned = Pinned::to(processors().0);
                 bencher.iter_custom(|trips| client.round_trips(trips, depth).expect("the server answers"));
             });
-            summary.add(id.clone(), Id { function: "echo".into(), ..id });
+            summary.add(id.clone(), BenchId { function: "echo".into(), ..id });
         }
-        daemon_client.check(depth);
+        daemon_client.assert_allowed(depth);
     }
     group.finish();
     answer_size
 }
 
-/// Every key of the export, as ordinary requests one after another, in random order.
+/// A request for every key of the export, in random order.
 struct Requests {
     frames: Vec<u8>,
-    /// Bytes of one.
+    /// Bytes of one request.
     size: usize,
 }
 
@@ -119,20 +122,20 @@ impl Requests {
     fn new(keys: u64) -> Self {
         let mut numbers: Vec<u64> = (0..keys).collect();
         let mut random = Seeded::new(1);
-        for at in (1..numbers.len()).rev() {
-            numbers.swap(at, random.below(at as u64 + 1) as usize);
+        for index in (1..numbers.len()).rev() {
+            numbers.swap(index, random.below(index as u64 + 1) as usize);
         }
         let mut frames = Vec::new();
         for number in &numbers {
             let request = Verify::new(*number as u32, Credential::Digest(keys::digest(*number)));
-            request.encode(&mut frames).expect("no field is too long");
+            request.encode(&mut frames).expect("all fields fit");
         }
         Self { size: frames.len() / numbers.len(), frames }
     }
 }
 
-/// Asks one question; the size of the answer if it is the one that all should get.
-fn ask(stream: &mut UnixStream, requests: &Requests) -> io::Result<Option<usize>> {
+/// Sends the first request. Returns the size of its answer if it is ALLOWED.
+fn verify_first(stream: &mut UnixStream, requests: &Requests) -> io::Result<Option<usize>> {
     stream.write_all(&requests.frames[..requests.size])?;
     let mut answer = vec![0; LENGTH_BYTES + MAX_ANSWER_LENGTH as usize];
     stream.read_exact(&mut answer[..LENGTH_BYTES])?;
@@ -153,7 +156,7 @@ fn is_allowed(frame: &[u8]) -> bool {
 struct Client<'a> {
     stream: UnixStream,
     requests: &'a Requests,
-    /// Where the next request is.
+    /// Offset of the next request.
     next: usize,
     answer_size: usize,
     answers: Vec<u8>,
@@ -164,7 +167,7 @@ impl<'a> Client<'a> {
         Self { stream, requests, next: 0, answer_size, answers: Vec::new() }
     }
 
-    /// How long so many round trips of `depth` requests each take.
+    /// The time that `trips` round trips of `depth` requests each take.
     fn round_trips(&mut self, trips: u64, depth: usize) -> io::Result<Duration> {
         self.answers.resize(depth * self.answer_size, 0);
         let bytes = depth * self.requests.size;
@@ -180,10 +183,11 @@ impl<'a> Client<'a> {
         Ok(start.elapsed())
     }
 
-    /// That the answers read last were the ones that all should get. Nothing was read where a filter left it out.
-    fn check(&self, depth: usize) {
+    /// Asserts that the last answers were ALLOWED. If a filter excluded this depth, nothing was
+    /// read.
+    fn assert_allowed(&self, depth: usize) {
         if self.answers.len() == depth * self.answer_size {
-            assert!(self.answers.chunks(self.answer_size).all(is_allowed), "a request was refused");
+            assert!(self.answers.chunks(self.answer_size).all(is_allowed), "a request was denied");
         }
     }
 }

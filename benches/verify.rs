@@ -1,23 +1,24 @@
-//! The decision, without socket or codec: [`Verifier::verify`] on batches of 1, 16 and 64, against the SHA-256 of
-//! the same 40-byte keys by the same crate.
+//! The decision, without socket or codec: [`Verifier::verify`] with batches of 1, 16 and 64,
+//! against the SHA-256 of the same 40-byte keys by the same crate.
 //!
-//! * `hit`: known keys without limits. `miss`: keys that nobody has.
-//! * `one limit`, `two limits`: known keys with limits that admit them. `rate limited`: known keys whose only limit
-//!   refuses them.
-//! * `by digest`: the client has hashed. `by raw key`: the daemon hashes.
-//! * `memory`: cache lines at random places of 128 MiB, the other thing that a look-up cannot be faster than.
-//! * `encoded`: every answer is also written as a frame, which reads the key's texts; the others only look at it.
+//! * `hit`: known keys without limits. `miss`: unknown keys.
+//! * `one limit`, `two limits`: known keys with limits that admit the requests. `rate limited`: known
+//!   keys whose only limit is used up.
+//! * `by digest`: the client has hashed the key. `by raw key`: the daemon hashes it.
+//! * `encoded`: every answer is also encoded as a frame, which reads the key's strings.
+//! * `memory`: cache lines at random addresses in 128 MiB, the other lower bound of a look-up.
 //!
-//! Keys are drawn at random from the whole table, so that a table which does not fit into the caches is read from
-//! memory, as it is in life. Requests are prepared 1,024 at a time outside the measured time, from the keys'
-//! numbers alone. Time goes on by a microsecond for each batch. One thread, pinned to the first processor.
+//! Keys are drawn at random from the whole key set, so a set that does not fit into the caches is
+//! read from memory, as in production. Requests are prepared 1,024 at a time outside the measured
+//! time, from the keys' numbers alone. The clock advances by a microsecond for each batch. One
+//! thread, pinned to the first processor.
 //!
-//! How to read it: criterion prints the time of a whole batch and the requests per second. The table at the end has
-//! medians per request; its ratio is to `sha256` of this run, so 1.00 is what hashing the key once costs, and `by
-//! raw key` contains that. `KEYWARD_BENCH_10M=1` adds a table of ten million keys (2 GiB, and a few minutes more).
-//! With glibc, `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` shows what huge pages are worth to the larger tables.
+//! criterion prints the time of a whole batch and the requests per second. The table at the end has
+//! medians per request, and their ratios to `sha256` of the same run: 1.00 is the cost of hashing a
+//! key once, which `by raw key` includes. `KEYWARD_BENCH_10M=1` adds a set of ten million keys (2
+//! GiB and a few more minutes). benches/targets reads the results by these ids.
 
-#![allow(clippy::expect_used, reason = "a bench that cannot be set up has nothing to measure")]
+#![allow(clippy::expect_used, reason = "a bench panics if its setup fails")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -32,23 +33,23 @@ use keyward_protocol::{Credential, Verdict, Verify};
 use sha2::{Digest, Sha256};
 
 use support::Seeded;
-use support::keys::{self, KEY_BYTES, Tables};
-use support::lines::Lines;
+use support::cache_lines::LineTable;
+use support::keys::{self, Fixture, KEY_BYTES};
 use support::pin::{Pinned, processors};
-use support::summary::{Id, Summary};
+use support::summary::{BenchId, Summary};
 
 mod support;
 
 const BATCHES: [usize; 3] = [1, 16, 64];
 
-/// Requests that are prepared at once: a multiple of every batch, and little enough that they stay in the second-level
-/// cache, where a connection's requests are.
+/// Requests that are prepared at once: a multiple of every batch size, and few enough to stay in
+/// the L2 cache, as a connection's requests do.
 const PREPARED: usize = 1024;
 
 /// Time between two batches.
-const BETWEEN: u64 = 1_000 * TICKS_PER_NANOSECOND;
+const BATCH_INTERVAL: u64 = 1_000 * TICKS_PER_NANOSECOND;
 
-/// Keys of tables, and what they are called.
+/// Sizes of key sets, and their names.
 const SIZES: [(u64, &str); 3] = [(1_000, "1 k keys"), (1_000_000, "1 M keys"), (10_000_000, "10 M keys")];
 
 fn main() {
@@ -56,10 +57,12 @@ fn main() {
     let mut summary = Summary::new();
     let hash = sha256(&mut criterion, &mut summary);
     memory(&mut criterion, &mut summary, &hash);
-    let largest = match (support::is_trial(), std::env::var_os("KEYWARD_BENCH_10M")) {
-        (true, _) => 1_000,
-        (false, None) => 1_000_000,
-        (false, Some(_)) => 10_000_000,
+    let largest = if support::is_trial_run() {
+        1_000
+    } else if std::env::var_os("KEYWARD_BENCH_10M").is_some() {
+        10_000_000
+    } else {
+        1_000_000
     };
     for (keys, name) in SIZES.into_iter().filter(|(keys, _)| *keys <= largest) {
         for case in &CASES {
@@ -70,9 +73,9 @@ fn main() {
     summary.print("one request, against SHA-256 of one key");
 }
 
-/// The baseline.
-fn sha256(criterion: &mut Criterion, summary: &mut Summary) -> Id {
-    let id = Id {
+/// The reference of all ratios.
+fn sha256(criterion: &mut Criterion, summary: &mut Summary) -> BenchId {
+    let id = BenchId {
         group: "sha256".into(),
         function: "keys of 40 bytes".into(),
         parameter: "batch 64".into(),
@@ -94,112 +97,113 @@ fn sha256(criterion: &mut Criterion, summary: &mut Summary) -> Id {
     id
 }
 
-/// The other limit: what a cache line costs that is not in any cache.
-fn memory(criterion: &mut Criterion, summary: &mut Summary, hash: &Id) {
-    let lines = Lines::new();
+/// The cost of a cache line that is in no cache.
+fn memory(criterion: &mut Criterion, summary: &mut Summary, hash: &BenchId) {
+    let lines = LineTable::new();
     let mut group = criterion.benchmark_group("memory");
     group.throughput(Throughput::Elements(BATCHES[2] as u64));
-    let id = |function: &str| Id {
+    let id = |function: &str| BenchId {
         group: "memory".into(),
         function: function.into(),
         parameter: "64 lines".into(),
         requests: 64,
     };
-    let (walk, together) = (id("one after another"), id("asked for together"));
-    let mut at = 0;
-    group.bench_function(BenchmarkId::new(&walk.function, &walk.parameter), |bencher| {
+    let (dependent, prefetched) = (id("dependent loads"), id("prefetched together"));
+    let mut line = 0;
+    group.bench_function(BenchmarkId::new(&dependent.function, &dependent.parameter), |bencher| {
         let _pinned = Pinned::to(processors().0);
-        bencher.iter(|| at = black_box(lines.walk(at, walk.requests)));
+        bencher.iter(|| line = black_box(lines.follow(line, dependent.requests)));
     });
     let mut random = Seeded::new(2);
-    group.bench_function(BenchmarkId::new(&together.function, &together.parameter), |bencher| {
+    group.bench_function(BenchmarkId::new(&prefetched.function, &prefetched.parameter), |bencher| {
         let _pinned = Pinned::to(processors().0);
-        bencher.iter(|| black_box(lines.together::<64>(&mut random)));
+        bencher.iter(|| black_box(lines.read_prefetched::<64>(&mut random)));
     });
     group.finish();
-    summary.add(walk, hash.clone());
-    summary.add(together, hash.clone());
+    summary.add(dependent, hash.clone());
+    summary.add(prefetched, hash.clone());
 }
 
-/// A table, and what it is asked.
+/// A key set, and the workloads that are measured with it.
 struct Case {
     limits: &'static str,
-    /// Charge every key once before.
+    /// Whether every key is charged once before.
     used_up: bool,
-    questions: &'static [Question],
+    workloads: &'static [Workload],
 }
 
 #[derive(Clone, Copy)]
-struct Question {
+struct Workload {
     name: &'static str,
+    /// The verdict of every request.
     verdict: Verdict,
-    raw: bool,
+    raw_key: bool,
     encoded: bool,
 }
 
-const HIT: Question =
-    Question { name: "hit by digest", verdict: Verdict::Allowed, raw: false, encoded: false };
-const MISS: Question = Question { name: "miss by digest", verdict: Verdict::UnknownKey, ..HIT };
+const HIT: Workload =
+    Workload { name: "hit by digest", verdict: Verdict::Allowed, raw_key: false, encoded: false };
+const MISS: Workload = Workload { name: "miss by digest", verdict: Verdict::UnknownKey, ..HIT };
 
 const CASES: [Case; 4] = [
     Case {
         limits: "",
         used_up: false,
-        questions: &[
+        workloads: &[
             HIT,
-            Question { name: "hit by digest, encoded", encoded: true, ..HIT },
-            Question { name: "hit by raw key", raw: true, ..HIT },
+            Workload { name: "hit by digest, encoded", encoded: true, ..HIT },
+            Workload { name: "hit by raw key", raw_key: true, ..HIT },
             MISS,
-            Question { name: "miss by raw key", raw: true, ..MISS },
+            Workload { name: "miss by raw key", raw_key: true, ..MISS },
         ],
     },
     Case {
-        limits: keys::ENDLESS,
+        limits: keys::HIGH_LIMIT,
         used_up: false,
-        questions: &[
-            Question { name: "one limit by digest", ..HIT },
-            Question { name: "one limit by digest, encoded", encoded: true, ..HIT },
-            Question { name: "one limit by raw key", raw: true, ..HIT },
+        workloads: &[
+            Workload { name: "one limit by digest", ..HIT },
+            Workload { name: "one limit by digest, encoded", encoded: true, ..HIT },
+            Workload { name: "one limit by raw key", raw_key: true, ..HIT },
         ],
     },
     Case {
-        limits: keys::ENDLESS_TWICE,
+        limits: keys::TWO_HIGH_LIMITS,
         used_up: false,
-        questions: &[Question { name: "two limits by digest", ..HIT }],
+        workloads: &[Workload { name: "two limits by digest", ..HIT }],
     },
     Case {
-        limits: keys::ONCE,
+        limits: keys::ONE_PER_DAY,
         used_up: true,
-        questions: &[Question { name: "rate limited by digest", verdict: Verdict::RateLimited, ..HIT }],
+        workloads: &[Workload { name: "rate limited by digest", verdict: Verdict::RateLimited, ..HIT }],
     },
 ];
 
 fn measure(
     criterion: &mut Criterion,
     summary: &mut Summary,
-    hash: &Id,
+    hash: &BenchId,
     (keys, name): (u64, &str),
     case: &Case,
 ) {
-    let mut tables = Tables::new();
-    let snapshot = tables.snapshot(keys, case.limits, None);
-    let mut asking = Asking::new(&snapshot, &tables.limiter, keys);
+    let mut fixture = Fixture::new();
+    let snapshot = fixture.snapshot(keys, case.limits, None);
+    let mut driver = Driver::new(&snapshot, &fixture.limiter, keys);
     if case.used_up {
-        asking.use_up();
+        driver.use_up();
     }
     let mut group = criterion.benchmark_group(format!("verify, {name}"));
-    for question in case.questions {
-        asking.check(*question);
+    for workload in case.workloads {
+        driver.assert_verdict(*workload);
         for batch in BATCHES {
             let parameter = format!("batch {batch}");
             group.throughput(Throughput::Elements(batch as u64));
-            group.bench_function(BenchmarkId::new(question.name, &parameter), |bencher| {
+            group.bench_function(BenchmarkId::new(workload.name, &parameter), |bencher| {
                 let _pinned = Pinned::to(processors().0);
-                bencher.iter_custom(|batches| asking.ask(*question, batches, batch));
+                bencher.iter_custom(|batches| driver.run(*workload, batches, batch));
             });
-            let id = Id {
+            let id = BenchId {
                 group: format!("verify, {name}"),
-                function: question.name.into(),
+                function: workload.name.into(),
                 parameter,
                 requests: batch as u64,
             };
@@ -209,8 +213,8 @@ fn measure(
     group.finish();
 }
 
-/// Someone who asks about keys at random.
-struct Asking<'s> {
+/// Verifies random keys.
+struct Driver<'s> {
     snapshot: &'s Snapshot,
     limiter: &'s Limiter,
     global_policy: GlobalPolicy,
@@ -220,7 +224,7 @@ struct Asking<'s> {
     frames: Vec<u8>,
 }
 
-impl<'s> Asking<'s> {
+impl<'s> Driver<'s> {
     fn new(snapshot: &'s Snapshot, limiter: &'s Limiter, keys: u64) -> Self {
         let frames = Vec::with_capacity(1 << 16);
         Self {
@@ -234,29 +238,29 @@ impl<'s> Asking<'s> {
         }
     }
 
-    /// How long so many batches take, their preparation apart.
-    fn ask(&mut self, question: Question, batches: u64, batch: usize) -> Duration {
+    /// The time that `batches` batches take, without preparing them.
+    fn run(&mut self, workload: Workload, batches: u64, batch: usize) -> Duration {
         let mut total = Duration::ZERO;
-        let mut left = usize::try_from(batches).expect("an iteration count fits") * batch;
-        while left > 0 {
-            let raw = self.draw(question, left.min(PREPARED));
-            let requests = requests(question, &raw);
+        let mut remaining = usize::try_from(batches).expect("an iteration count fits") * batch;
+        while remaining > 0 {
+            let keys = self.draw(workload, remaining.min(PREPARED));
+            let requests = requests(workload, &keys);
             let start = Instant::now();
             for requests in requests.chunks(batch) {
-                self.now.ticks += BETWEEN;
-                self.verify(question, requests);
+                self.now.ticks += BATCH_INTERVAL;
+                self.verify(workload, requests);
             }
             total += start.elapsed();
-            left -= requests.len();
+            remaining -= requests.len();
         }
         total
     }
 
     #[inline]
-    fn verify(&mut self, question: Question, requests: &[Verify<'_>]) {
+    fn verify(&mut self, workload: Workload, requests: &[Verify<'_>]) {
         let Self { snapshot, limiter, global_policy, now, frames, .. } = self;
         let verifier = Verifier { snapshot: Some(snapshot), limiter, global_policy, now: *now };
-        let answered = if question.encoded {
+        let answered = if workload.encoded {
             frames.clear();
             verifier.verify(requests, |decision| decision.encode(frames))
         } else {
@@ -267,14 +271,14 @@ impl<'s> Asking<'s> {
         black_box(answered);
     }
 
-    fn draw(&mut self, question: Question, count: usize) -> Vec<[u8; KEY_BYTES]> {
-        let unknown = if question.verdict == Verdict::UnknownKey { self.keys } else { 0 };
-        (0..count).map(|_| keys::raw_key(unknown + self.random.below(self.keys))).collect()
+    fn draw(&mut self, workload: Workload, count: usize) -> Vec<[u8; KEY_BYTES]> {
+        let first_key = if workload.verdict == Verdict::UnknownKey { self.keys } else { 0 };
+        (0..count).map(|_| keys::raw_key(first_key + self.random.below(self.keys))).collect()
     }
 
-    /// That the question has the answer that it is named for.
-    fn check(&mut self, question: Question) {
-        let raw = self.draw(question, PREPARED);
+    /// Asserts that requests get the workload's verdict.
+    fn assert_verdict(&mut self, workload: Workload) {
+        let keys = self.draw(workload, PREPARED);
         let verifier = Verifier {
             snapshot: Some(self.snapshot),
             limiter: self.limiter,
@@ -282,7 +286,7 @@ impl<'s> Asking<'s> {
             now: self.now,
         };
         let answered = verifier
-            .verify(&requests(question, &raw), |decision| assert_eq!(decision.verdict(), question.verdict));
+            .verify(&requests(workload, &keys), |decision| assert_eq!(decision.verdict(), workload.verdict));
         assert_eq!(answered, PREPARED);
     }
 
@@ -301,13 +305,14 @@ impl<'s> Asking<'s> {
     }
 }
 
-fn requests(question: Question, raw: &[[u8; KEY_BYTES]]) -> Vec<Verify<'_>> {
-    raw.iter()
+fn requests(workload: Workload, keys: &[[u8; KEY_BYTES]]) -> Vec<Verify<'_>> {
+    keys.iter()
         .enumerate()
         .map(|(id, key)| {
-            let credential = match question.raw {
-                true => Credential::RawKey(key),
-                false => Credential::Digest(Sha256::digest(key).into()),
+            let credential = if workload.raw_key {
+                Credential::RawKey(key)
+            } else {
+                Credential::Digest(Sha256::digest(key).into())
             };
             Verify::new(id as u32, credential)
         })

@@ -1,5 +1,5 @@
-//! Keys by number: number, key, digest and record can each be computed again from the number, so that a request is
-//! prepared without touching the table that it will be looked up in.
+//! Numbered keys. Key, digest and record are computed from the number, so preparing a request does
+//! not touch the snapshot that it is looked up in.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -12,26 +12,26 @@ use keyward::snapshot::{Builder, Snapshot, Stamp};
 
 use super::Seeded;
 
-/// Bytes of a key: a prefix and 30 characters.
+/// Bytes of a key: a prefix and 30 hexadecimal digits.
 pub(crate) const KEY_BYTES: usize = 40;
 
-/// A limit that no bench can reach.
-pub(crate) const ENDLESS: &str = "10000000/s burst 1000000000";
+/// A limit that no bench reaches.
+pub(crate) const HIGH_LIMIT: &str = "10000000/s burst 1000000000";
 
-/// Two such limits.
-pub(crate) const ENDLESS_TWICE: &str =
+/// Two limits that no bench reaches.
+pub(crate) const TWO_HIGH_LIMITS: &str =
     "requests=10000000/s burst 1000000000; daily=10000000/s burst 2000000000";
 
-/// A limit that is used up by the first request, for a day.
-pub(crate) const ONCE: &str = "1/d burst 1";
+/// A limit that the first request uses up for a day.
+pub(crate) const ONE_PER_DAY: &str = "1/d burst 1";
 
 /// Keys that share an owner.
-const KEYS_OF_OWNER: u64 = 10;
+const KEYS_PER_OWNER: u64 = 10;
 
-/// The moment at which a bench begins: some minutes after the clock's origin, in 2027.
+/// The time at which a bench starts: some minutes after the clock's origin, in 2027.
 pub(crate) const START: Now = Now { ticks: 1 << 42, unix: 1_800_000_000 };
 
-/// The key with this number.
+/// The key with a number.
 pub(crate) fn raw_key(number: u64) -> [u8; KEY_BYTES] {
     let mut random = Seeded::new(number);
     let (high, low) = (random.next(), random.next() >> 8);
@@ -40,47 +40,48 @@ pub(crate) fn raw_key(number: u64) -> [u8; KEY_BYTES] {
     key
 }
 
-/// Its SHA-256.
+/// The SHA-256 of the key with a number.
 pub(crate) fn digest(number: u64) -> Digest {
     key_format::hash(&raw_key(number))
 }
 
-/// What the export calls it; of one length, so that all answers are.
+/// The `key_id` in exports. All have the same length, and so have the answers.
 pub(crate) fn key_id(number: u64) -> String {
     format!("key_{number:08}")
 }
 
-/// Whose it is.
+/// The `owner` in exports.
 pub(crate) fn owner(number: u64) -> String {
-    format!("owner_{:07}", number / KEYS_OF_OWNER)
+    format!("owner_{:07}", number / KEYS_PER_OWNER)
 }
 
-/// The buckets, and the snapshots that charge them.
-pub(crate) struct Tables {
+/// A limiter, and the snapshots that charge its buckets.
+pub(crate) struct Fixture {
     pub(crate) limiter: Limiter,
     allocator: SlotAllocator,
 }
 
-impl Tables {
+impl Fixture {
     pub(crate) fn new() -> Self {
         Self { limiter: Limiter::new(), allocator: SlotAllocator::new() }
     }
 
-    /// A snapshot of the keys `0..keys`, each with `limits` (none where that is empty). One with the same limits as the
-    /// `previous` charges the same buckets.
+    /// A snapshot of the keys `0..keys`, each with `limits` (none if empty). With the same limits
+    /// as `previous`, it charges the same buckets.
     pub(crate) fn snapshot(&mut self, keys: u64, limits: &str, previous: Option<&Snapshot>) -> Snapshot {
-        self.snapshot_of(keys, limits, Stamp::default(), previous, Arc::default(), |_| ())
+        self.snapshot_with(keys, limits, Stamp::default(), previous, Arc::default(), |_| ())
     }
 
-    /// The same by the rules of `stamp`, with plans, and rows that `shape` has given what they carry besides.
-    pub(crate) fn snapshot_of(
+    /// The same with plans, the global policy of the metadata, and records completed by
+    /// `configure`.
+    pub(crate) fn snapshot_with(
         &mut self,
         keys: u64,
         limits: &str,
         stamp: Stamp,
         previous: Option<&Snapshot>,
         plans: Arc<Plans>,
-        shape: impl Fn(&mut KeyRecord<'_>),
+        configure: impl Fn(&mut KeyRecord<'_>),
     ) -> Snapshot {
         let limits = if limits.is_empty() { Vec::new() } else { parse_limits(limits).expect("limits") };
         let mut common = KeyRecord {
@@ -89,8 +90,8 @@ impl Tables {
             limits: limits.into(),
             ..KeyRecord::new([0; 32], "")
         };
-        shape(&mut common);
-        // The seed is random in life; here a fixed one lays the table out alike in every run.
+        configure(&mut common);
+        // The daemon uses a random seed. A fixed one gives every run the same layout.
         let expected = usize::try_from(keys).expect("a number of keys");
         let mut builder = Builder::new(0x5eed, expected).with_plans(plans);
         let peppers = stamp.global_policy.peppers.clone();
@@ -101,7 +102,7 @@ impl Tables {
         for number in 0..keys {
             let (key_id, owner) = (key_id(number), owner(number));
             let record = KeyRecord { hash: hash(number), key_id: &key_id, owner: &owner, ..common.clone() };
-            builder.add(number + 1, &record).expect("no two keys are alike");
+            builder.add(number + 1, &record).expect("all keys differ");
         }
         let generation = previous.map_or(1, |previous| previous.generation() + 1);
         let mut allocation = self.allocator.begin(&self.limiter);

@@ -1,23 +1,23 @@
-//! What the benches share: pinning, numbers that look random, tables of keys, and a table of ratios at the end.
+//! Shared code of the benches: pinning, pseudo-random numbers, key sets, and the summary of ratios.
 
-// Each bench compiles this module, and uses its part of it.
+// Each bench compiles this module and uses a part of it.
 #![allow(dead_code)]
-#![allow(clippy::expect_used, clippy::panic, reason = "a bench that cannot be set up has nothing to measure")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a bench panics if its setup fails")]
 
+pub(crate) mod cache_lines;
 pub(crate) mod keys;
-pub(crate) mod lines;
 pub(crate) mod pin;
 pub(crate) mod server;
 pub(crate) mod summary;
 
-/// Whether the bench is only tried out (`cargo test --benches`, `cargo bench -- --test`): each routine runs once, and a
-/// large table would only take time.
-pub(crate) fn is_trial() -> bool {
+/// Whether each routine runs only once (`cargo test --benches`, `cargo bench -- --test`). Benches
+/// use small key sets then.
+pub(crate) fn is_trial_run() -> bool {
     let has = |flag: &str| std::env::args().any(|argument| argument == flag);
     !has("--bench") || has("--test")
 }
 
-/// A seeded generator (splitmix64): the same numbers in every run, so that runs can be compared.
+/// A seeded generator (splitmix64). Every run has the same numbers, so runs can be compared.
 pub(crate) struct Seeded(u64);
 
 impl Seeded {

@@ -1,5 +1,4 @@
-//! Servers in processes of their own, pinned to a processor: the daemon, and an echo that does nothing but move as
-//! many bytes.
+//! Server processes pinned to a processor: the daemon, and an echo that only moves as many bytes.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -12,16 +11,16 @@ use std::time::{Duration, Instant};
 use super::keys;
 use super::pin::Pinned;
 
-/// Tells the bench's own program to be the echo.
-const ECHO: &str = "KEYWARD_BENCH_ECHO";
+/// Environment variable that makes the bench's own program run as the echo.
+const ECHO_VARIABLE: &str = "KEYWARD_BENCH_ECHO";
 
-/// How long a server may take to answer: the daemon has a million keys to read first.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a server may take to answer. The daemon reads a million keys first.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Bytes that the echo reads at once, at most: as many as the daemon.
-const INPUT: usize = 32 * 1024;
+/// The most bytes that the echo reads at once: as many as the daemon.
+const INPUT_BYTES: usize = 32 * 1024;
 
-/// A running server; it ends with this.
+/// A running server, killed when this is dropped.
 pub(crate) struct Server {
     child: Child,
     socket: PathBuf,
@@ -29,38 +28,38 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// The daemon, with all that it writes in `directory`.
+    /// Starts the daemon. Its socket, state and log are in `directory`.
     pub(crate) fn daemon(directory: &Path, source: &Path, processor: usize) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
         let (socket, state) = (directory.join("keyward.sock"), directory.join("state"));
-        fs::create_dir_all(&state).expect("a directory for state");
+        fs::create_dir_all(&state).expect("the state directory is created");
         command.arg("serve").arg("--source").arg(source).arg("--socket").arg(&socket);
         command.arg("--state-dir").arg(state);
         Self::start(command, socket, &directory.join("daemon.log"), processor)
     }
 
-    /// The echo: for every `request` bytes, `answer` bytes.
+    /// Starts the echo, which writes `answer` bytes for every `request` bytes.
     pub(crate) fn echo(directory: &Path, request: usize, answer: usize, processor: usize) -> Self {
-        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        let mut command = Command::new(std::env::current_exe().expect("the path of this program"));
         let socket = directory.join("echo.sock");
-        command.env(ECHO, format!("{request} {answer} {}", socket.display()));
+        command.env(ECHO_VARIABLE, format!("{request} {answer} {}", socket.display()));
         Self::start(command, socket, &directory.join("echo.log"), processor)
     }
 
-    /// A child inherits the processors of the thread that starts it, and passes them on to its own threads.
+    // A child inherits the affinity of the thread that starts it, and its threads inherit it too.
     fn start(mut command: Command, socket: PathBuf, log: &Path, processor: usize) -> Self {
-        let output = File::create(log).expect("a log");
+        let output = File::create(log).expect("the log is created");
         let _pinned = Pinned::to(processor);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn();
         Self { child: child.expect("the server starts"), socket, log: log.into() }
     }
 
-    /// Calls `ready` with new connections until it says yes.
+    /// Connects until `ready` returns true for a connection.
     pub(crate) fn connect(
         &mut self,
         mut ready: impl FnMut(&mut UnixStream) -> io::Result<bool>,
     ) -> UnixStream {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while Instant::now() < deadline && self.child.try_wait().is_ok_and(|status| status.is_none()) {
             if let Ok(mut stream) = UnixStream::connect(&self.socket)
                 && ready(&mut stream).is_ok_and(|ready| ready)
@@ -76,15 +75,15 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-        let _removed = fs::remove_file(&self.socket);
+        // All of these fail if the server has already ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.socket);
     }
 }
 
 /// Writes an export of the keys `0..count`, each with `limits`.
-pub(crate) fn export(path: &Path, count: u64, limits: &str) -> io::Result<()> {
+pub(crate) fn write_export(path: &Path, count: u64, limits: &str) -> io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     writeln!(file, "key_hash,key_id,owner,environment,plan,limits")?;
     for number in 0..count {
@@ -95,25 +94,25 @@ pub(crate) fn export(path: &Path, count: u64, limits: &str) -> io::Result<()> {
     file.flush()
 }
 
-/// Is the echo, and never returns, if this process was started to be it.
-pub(crate) fn be_echo_if_asked() {
-    let Ok(asked) = std::env::var(ECHO) else {
+/// Runs as the echo, without returning, if [`Server::echo`] started this process.
+pub(crate) fn run_echo_if_requested() {
+    let Ok(arguments) = std::env::var(ECHO_VARIABLE) else {
         return;
     };
-    let mut words = asked.splitn(3, ' ');
-    let mut number = || words.next().and_then(|word| word.parse().ok()).expect("a number of bytes");
+    let mut arguments = arguments.splitn(3, ' ');
+    let mut number = || arguments.next().and_then(|text| text.parse().ok()).expect("a number of bytes");
     let (request, answer): (usize, usize) = (number(), number());
-    let listener = UnixListener::bind(words.next().expect("a path")).expect("the echo can listen");
+    let listener = UnixListener::bind(arguments.next().expect("a path")).expect("the echo listens");
     for stream in listener.incoming().flatten() {
-        // The peer has gone: wait for the next.
-        let _ended = echo(stream, request, answer);
+        // An error means that the client has disconnected.
+        let _ = echo(stream, request, answer);
     }
     std::process::exit(0);
 }
 
 fn echo(mut stream: UnixStream, request: usize, answer: usize) -> io::Result<()> {
-    let mut input = vec![0; INPUT];
-    let answers = vec![0; (INPUT / request + 1) * answer];
+    let mut input = vec![0; INPUT_BYTES];
+    let answers = vec![0; (INPUT_BYTES / request + 1) * answer];
     let mut unanswered = 0;
     loop {
         match stream.read(&mut input)? {

@@ -1,14 +1,15 @@
-//! The table at the end of a run: medians per request, and their ratios to a baseline of the same run.
+//! The table at the end of a run: medians per request, and their ratios to a reference of the same
+//! run.
 //!
-//! Medians are read from the `estimates.json` that criterion leaves; what this run has not measured (a filter,
-//! `--test`) is left out.
+//! Medians are read from criterion's `estimates.json`. Benchmarks that this run has not measured
+//! (because of a filter or `--test`) are left out.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// One benchmark: criterion's group, function and parameter, none of which may hold a `/`.
+/// A benchmark: criterion's group, function and parameter, none of which may contain a `/`.
 #[derive(Clone)]
-pub(crate) struct Id {
+pub(crate) struct BenchId {
     pub(crate) group: String,
     pub(crate) function: String,
     pub(crate) parameter: String,
@@ -16,11 +17,11 @@ pub(crate) struct Id {
     pub(crate) requests: u64,
 }
 
-/// What a run has measured.
+/// The benchmarks of a run.
 pub(crate) struct Summary {
     start: SystemTime,
-    /// A benchmark, and what it is compared with.
-    rows: Vec<(Id, Id)>,
+    /// (benchmark, reference)
+    rows: Vec<(BenchId, BenchId)>,
 }
 
 impl Summary {
@@ -28,28 +29,29 @@ impl Summary {
         Self { start: SystemTime::now(), rows: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, id: Id, baseline: Id) {
-        self.rows.push((id, baseline));
+    pub(crate) fn add(&mut self, id: BenchId, reference: BenchId) {
+        self.rows.push((id, reference));
     }
 
-    /// Prints the rows that this run has measured; `unit` says what one request and the baseline are.
-    pub(crate) fn print(&self, unit: &str) {
-        let mut header = Some(format!("{:<68} {:>12} {:>12} {:>8}", unit, "median", "a second", "ratio"));
-        for (id, baseline) in &self.rows {
+    /// Prints the rows that this run has measured under a title, such as "one request, against
+    /// SHA-256".
+    pub(crate) fn print(&self, title: &str) {
+        let mut header = Some(format!("{:<68} {:>12} {:>12} {:>8}", title, "median", "a second", "ratio"));
+        for (id, reference) in &self.rows {
             let Some(median) = self.median(id) else {
                 continue;
             };
             if let Some(header) = header.take() {
                 println!("\n{header}");
             }
-            let ratio = self.median(baseline).map_or("-".into(), |base| format!("{:.2}", median / base));
+            let ratio = self.median(reference).map_or("-".into(), |value| format!("{:.2}", median / value));
             let name = format!("{} / {} / {}", id.group, id.function, id.parameter);
             println!("{name:<68} {:>9.1} ns {:>10.3} M {ratio:>8}", median, 1e3 / median);
         }
     }
 
-    /// Nanoseconds per request.
-    fn median(&self, id: &Id) -> Option<f64> {
+    /// Nanoseconds per request; `None` if this run has not measured it.
+    fn median(&self, id: &BenchId) -> Option<f64> {
         let directory = criterion_directory().join(&id.group).join(&id.function).join(&id.parameter);
         let file = directory.join("new").join("estimates.json");
         if std::fs::metadata(&file).ok()?.modified().ok()? < self.start {
@@ -61,7 +63,7 @@ impl Summary {
     }
 }
 
-/// Where criterion writes to: its own rule.
+/// criterion's output directory, by criterion's own rule.
 fn criterion_directory() -> PathBuf {
     match std::env::var_os("CRITERION_HOME") {
         Some(home) => home.into(),
