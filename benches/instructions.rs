@@ -12,7 +12,7 @@
 
 use std::hint::black_box;
 
-use keyward::connection::{Counters, Greeting, respond};
+use keyward::connection::{Counters, respond};
 use keyward::rules::GlobalPolicy;
 use keyward::usage::UsageLog;
 use keyward::verify::Verifier;
@@ -99,5 +99,5 @@ fn measured(
     counters: &Counters,
     log: &mut UsageLog,
 ) {
-    black_box(respond(verifier, Greeting::default(), input, output, counters, log));
+    black_box(respond(verifier, 0, input, output, counters, log));
 }

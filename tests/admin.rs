@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward::admin::ask_within;
-use keyward::admin::message::{Command, LATEST_REVOCATIONS, PAGE_OF_REVOCATIONS, Reply, Revoked, Target};
+use keyward::admin::message::{Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked, Target};
+use keyward::admin::send_command_within;
 use support::{Daemon, PATIENCE, Raw, Setup, ask, hex, keyward, wait_for};
 
 /// Far less than the ten seconds that an idle connection may take.
@@ -27,7 +27,7 @@ fn key(key_id: &str) -> Target {
 }
 
 fn give(daemon: &Daemon, command: &Command) -> Reply {
-    ask_within(&daemon.admin(), command, PROMPT).expect("answered at once")
+    send_command_within(&daemon.admin(), command, PROMPT).expect("answered at once")
 }
 
 fn admin(daemon: &Daemon) -> UnixStream {
@@ -120,7 +120,7 @@ fn status_is_bounded_and_pages_list_every_revocation() {
     loop {
         let reply = give(&daemon, &Command::Revocations { after });
         let page = reply.revocations.expect("a page");
-        assert!(page.entries.len() <= PAGE_OF_REVOCATIONS && page.total == REVOKED);
+        assert!(page.entries.len() <= REVOCATIONS_PER_PAGE && page.total == REVOKED);
         all.extend(page.entries.iter().filter_map(latest));
         after = page.entries.last().map(|revoked| revoked.target.clone());
         if !page.more {
@@ -179,6 +179,6 @@ fn overlapping_revocations_wait_a_second_each() {
 }
 
 fn daemon_revokes(daemon: &Daemon, key_id: &str) {
-    let reply = ask_within(&daemon.admin(), &Command::Revoke(key(key_id)), PATIENCE);
+    let reply = send_command_within(&daemon.admin(), &Command::Revoke(key(key_id)), PATIENCE);
     assert!(reply.expect("revoked").revocation.is_some());
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use keyward::admin::message::{Command as Ask, Target};
+use keyward::admin::message::{Command as AdminCommand, Target};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{Daemon, Said, Setup, hex, keyward, replace, wait_for};
@@ -77,12 +77,12 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
         key_id: key_id.map(str::to_owned),
         owner: owner.map(str::to_owned),
     };
-    let ask = |command: Ask| keyward::admin::ask(&daemon.admin(), &command);
-    ask(Ask::Revoke(target(Some("a"), None))).expect("revoked");
-    ask(Ask::Revoke(target(Some("b"), None))).expect("revoked");
-    ask(Ask::Unrevoke(target(Some("a"), None))).expect("taken back");
-    ask(Ask::Revoke(target(None, Some("acme")))).expect("revoked");
-    ask(Ask::Revoke(target(Some(KEY), None))).expect_err("a key is no id");
+    let ask = |command: AdminCommand| keyward::admin::send_command(&daemon.admin(), &command);
+    ask(AdminCommand::Revoke(target(Some("a"), None))).expect("revoked");
+    ask(AdminCommand::Revoke(target(Some("b"), None))).expect("revoked");
+    ask(AdminCommand::Unrevoke(target(Some("a"), None))).expect("taken back");
+    ask(AdminCommand::Revoke(target(None, Some("acme")))).expect("revoked");
+    ask(AdminCommand::Revoke(target(Some(KEY), None))).expect_err("a key is no id");
     let revoked = [(KEY, "a,acme,revoked"), ("second-key-of-this-test", "b,acme,revoked")];
     assert!(daemon.publish(&export(&revoked)).accepted);
     let before = daemon.status().generation;

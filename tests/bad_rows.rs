@@ -6,8 +6,8 @@ mod support;
 
 use std::fs;
 
-use keyward::admin::message::{Command as Ask, Target};
-use keyward::admin::withheld::Withheld;
+use keyward::admin::message::Withheld;
+use keyward::admin::message::{Command as AdminCommand, Target};
 use support::bad_rows::{HEADER, SET_ASIDE, export, good, reload_events, row, start, withheld};
 use support::{Daemon, Setup, hex, keyward, replace, wait_for};
 
@@ -56,7 +56,7 @@ fn key_of_each_kind_of_bad_row_is_disabled_and_all_other_rows_take_effect() {
         let told = outcome.withheld.unwrap_or_else(|| panic!("{kind}: withheld"));
         let disabled = if kind.contains("than its key's") { 2 } else { 1 };
         assert_eq!((told.set_aside, told.unreadable_rows), (disabled, 0), "{kind}: {told:?}");
-        assert!(told.bad_rows >= 1 && !told.findings.is_empty(), "{kind}: {told:?}");
+        assert!(told.bad_rows >= 1 && !told.diagnostics.is_empty(), "{kind}: {told:?}");
         assert_eq!(withheld(&daemon), told, "{kind}");
         assert_eq!(daemon.verdict("k"), "DISABLED", "{kind}");
         // An operator can name it by its id, if that can be read.
@@ -377,7 +377,7 @@ fn revocation_is_not_agreed_beside_rows_that_are_set_aside() {
 fn no_agreement_beside(settings: &str, bad: String) {
     let daemon = start(settings, &export(&[row("k1", "tenant,,,,,"), row("k2", "tenant,,,,,")]));
     let target = Target { key_id: None, owner: Some("tenant".to_owned()) };
-    keyward::admin::ask(&daemon.admin(), &Ask::Revoke(target)).expect("revoked");
+    keyward::admin::send_command(&daemon.admin(), &AdminCommand::Revoke(target)).expect("revoked");
     let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), bad]));
     assert!(outcome.accepted && outcome.revocations_agreed == 0, "{outcome:?}");
     let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), row("k2", "tenant,,,,,")]));

@@ -147,7 +147,7 @@ fn a_revocation_is_in_force_on_connections_that_spin() {
         };
         more(1_000);
         let target = Target { key_id: Some("b".into()), owner: None };
-        let revoked = keyward::admin::ask(&daemon.admin(), &Command::Revoke(target));
+        let revoked = keyward::admin::send_command(&daemon.admin(), &Command::Revoke(target));
         acknowledged.store(true, Ordering::Release);
         more(1_000);
         stop.store(true, Ordering::Release);

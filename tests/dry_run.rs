@@ -9,9 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Output;
 
-use keyward::admin::check::Check;
-use keyward::admin::message::Command as Ask;
-use keyward::admin::{AskError, ask};
+use keyward::admin::message::Check;
+use keyward::admin::message::Command as AdminCommand;
+use keyward::admin::{CommandError, send_command};
 use serde_json::Value;
 use support::{Daemon, Setup, hex, keyward, replace};
 
@@ -34,7 +34,7 @@ fn daemon(rows: &[(&str, &str)]) -> Daemon {
 
 fn check(daemon: &Daemon, source: Option<&Path>) -> Check {
     let source = source.map(|path| path.to_str().expect("UTF-8").to_owned());
-    let reply = ask(&daemon.admin(), &Ask::Check { source }).expect("an answer");
+    let reply = send_command(&daemon.admin(), &AdminCommand::Check { source }).expect("an answer");
     reply.check.expect("a check")
 }
 
@@ -104,7 +104,7 @@ fn what_is_wrong_and_what_the_guard_would_refuse_is_said_in_the_words_of_a_reloa
 
     fs::write(&new, export(&[("a", ",1/s"), ("b", ",fast"), ("c", ",slow")])).expect("writes");
     let checked = check(&daemon, Some(&new));
-    let findings = checked.findings.expect("findings");
+    let findings = checked.diagnostics.expect("findings");
     assert_eq!((findings.total, checked.diff), (2, None));
     let first = &findings.first[0];
     assert_eq!((first.line, first.column, first.name.as_deref()), (Some(3), Some(5), Some("limits")));
@@ -159,9 +159,9 @@ fn checks_and_reloads_do_not_get_in_each_others_way() {
 #[test]
 fn a_relative_path_is_refused() {
     let daemon = daemon(&FOUR);
-    let error =
-        ask(&daemon.admin(), &Ask::Check { source: Some("new.csv".to_owned()) }).expect_err("refused");
-    assert!(matches!(&error, AskError::Refused(said) if said.contains("absolute")), "{error}");
+    let error = send_command(&daemon.admin(), &AdminCommand::Check { source: Some("new.csv".to_owned()) })
+        .expect_err("refused");
+    assert!(matches!(&error, CommandError::Refused(said) if said.contains("absolute")), "{error}");
 }
 
 /// What is wrong with a file is told with parts of it, and the daemon may read what others may not.

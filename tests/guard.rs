@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use keyward::admin::check::Check;
-use keyward::admin::message::{Changes, Command as Ask, Target};
+use keyward::admin::message::{Changes, Check, Command as AdminCommand, Target};
 use keyward::limiter::{Limiter, SlotAllocator};
 use keyward::now::Now;
 use keyward::record::KeyRecord;
@@ -216,11 +215,11 @@ fn restricted() -> String {
 }
 
 fn check(daemon: &Daemon) -> Check {
-    ask(daemon, &Ask::Check { source: None }).check.expect("a check")
+    ask(daemon, &AdminCommand::Check { source: None }).check.expect("a check")
 }
 
-fn ask(daemon: &Daemon, command: &Ask) -> keyward::admin::message::Reply {
-    keyward::admin::ask(&daemon.admin(), command).expect("an answer")
+fn ask(daemon: &Daemon, command: &AdminCommand) -> keyward::admin::message::Reply {
+    keyward::admin::send_command(&daemon.admin(), command).expect("an answer")
 }
 
 fn changes(changes: Option<Changes>) -> [usize; 3] {
@@ -246,7 +245,7 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
     assert!(!diff.accepted && diff.refused.is_some_and(|refused| refused.contains("status, allowed_ips")));
     assert_eq!(changes(Some(diff.changes)), [0, 2, 1]);
     // A compiled file has its keys in an order of its own.
-    let named = |examples: &[keyward::admin::check::Example]| {
+    let named = |examples: &[keyward::admin::message::Example]| {
         examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =
@@ -410,7 +409,7 @@ fn operators_revocations_count_as_no_change() {
     let daemon = Daemon::serving(&format!("{header}{}", rows("a", 4, ",active")));
     for number in 0..3 {
         let target = Target { key_id: Some(format!("k{number}")), owner: None };
-        ask(&daemon, &Ask::Revoke(target));
+        ask(&daemon, &AdminCommand::Revoke(target));
     }
     let active = rows("a", 4, ",active");
     let gone = active.lines().last().expect("a row").to_owned() + "\n";

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward::admin::ask_within;
-use keyward::admin::message::{Command as Ask, LogStatus, Target};
+use keyward::admin::message::{Command as AdminCommand, LogStatus, Target};
+use keyward::admin::send_command_within;
 use rustix::io::ioctl_fionbio;
 use rustix::process::Signal;
 use support::{Daemon, PATIENCE, Raw, Setup, hex, wait_for};
@@ -53,10 +53,10 @@ fn exercise(daemon: &Daemon) {
     assert_eq!(daemon.verdict("a"), "ALLOWED");
     assert!(daemon.reload().accepted);
     let target = Target { key_id: Some("a".to_owned()), owner: None };
-    let give = |command| ask_within(&daemon.admin(), &command, PATIENCE).expect("carried out");
-    give(Ask::Revoke(target.clone()));
+    let give = |command| send_command_within(&daemon.admin(), &command, PATIENCE).expect("carried out");
+    give(AdminCommand::Revoke(target.clone()));
     assert_eq!(daemon.verdict("a"), "REVOKED");
-    give(Ask::Unrevoke(target));
+    give(AdminCommand::Unrevoke(target));
     assert_eq!(daemon.verdict("a"), "ALLOWED");
 }
 

@@ -43,7 +43,7 @@ fn round(daemon: &Daemon, round: usize) {
         replace(&source, &refused);
         assert!(!daemon.reload().accepted);
         let check = Command::Check { source: None };
-        let reply = keyward::admin::ask(&daemon.admin(), &check).expect("an answer");
+        let reply = keyward::admin::send_command(&daemon.admin(), &check).expect("an answer");
         assert!(reply.check.is_some(), "{reply:?}");
     }
 }

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use keyward::admin::message::{Command, Reply, Revocation, Target};
-use keyward::admin::{AskError, ask};
+use keyward::admin::{CommandError, send_command};
 use rustix::process::Signal;
 use support::loader::Loader;
 use support::{Daemon, Raw, Said, Setup, hex, replace};
@@ -26,8 +26,8 @@ fn owner(owner: &str) -> Target {
     Target { key_id: None, owner: Some(owner.to_owned()) }
 }
 
-fn give(admin: &Path, command: &Command) -> Result<Revocation, AskError> {
-    ask(admin, command).map(|reply: Reply| reply.revocation.expect("an outcome"))
+fn give(admin: &Path, command: &Command) -> Result<Revocation, CommandError> {
+    send_command(admin, command).map(|reply: Reply| reply.revocation.expect("an outcome"))
 }
 
 fn revoke(daemon: &Daemon, target: Target) -> Revocation {
@@ -88,7 +88,7 @@ fn revoke_stubbornly(mut daemon: Daemon, number: usize, killed: &mut usize) -> D
                 assert_eq!((revocation.keys, revocation.revoked), (1, 1), "key-{number}");
                 return daemon;
             }
-            Err(AskError::Refused(error)) => panic!("key-{number}: {error}"),
+            Err(CommandError::Refused(error)) => panic!("key-{number}: {error}"),
             Err(_) => {
                 *killed += 1;
                 daemon = daemon.restart();
@@ -127,7 +127,9 @@ fn ten_thousand_keys_revoked_one_at_a_time_under_load() {
             match number {
                 2_500 | 7_500 => {
                     replace(&daemon.setup.source(), &many(&format!("v{number}")));
-                    scope.spawn(move || ask(&admin, &Command::Reload { force: false }).expect("reloaded"));
+                    scope.spawn(move || {
+                        send_command(&admin, &Command::Reload { force: false }).expect("reloaded")
+                    });
                 }
                 5_000 => {
                     // At any moment, as far as this thread is concerned.

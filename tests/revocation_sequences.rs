@@ -132,7 +132,7 @@ fn revoke_all(admin: &Path, subjects: &[Subject]) {
         for part in subjects.chunks(subjects.len().div_ceil(8)) {
             scope.spawn(move || {
                 for subject in part {
-                    keyward::admin::ask(admin, &Command::Revoke(subject.target())).expect("revoked");
+                    keyward::admin::send_command(admin, &Command::Revoke(subject.target())).expect("revoked");
                 }
             });
         }

@@ -345,7 +345,7 @@ fn raw_key_in_a_faulty_frame_is_gone_once_the_fault_is_told() {
         // What follows a frame whose end is not known is read only to be thrown away.
         let key = &keys[1];
         let mut peer = daemon.connect();
-        let beyond_the_buffer = vec![0; keyward::connection::INPUT + 1024];
+        let beyond_the_buffer = vec![0; keyward::connection::INPUT_BYTES + 1024];
         daemon.freeze();
         peer.send(&[&7_u32.to_le_bytes()[..], &beyond_the_buffer, &verify(key)].concat());
         daemon.thaw();

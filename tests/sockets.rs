@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use keyward::admin::message::{Command as Ask, SocketStatus, Status};
+use keyward::admin::message::{Command as AdminCommand, SocketStatus, Status};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
 use rustix::process::Signal;
@@ -21,7 +21,7 @@ fn export() -> String {
 }
 
 fn status(admin: &Path) -> Option<Status> {
-    keyward::admin::ask(admin, &Ask::Status).ok().and_then(|reply| reply.status)
+    keyward::admin::send_command(admin, &AdminCommand::Status).ok().and_then(|reply| reply.status)
 }
 
 fn socket(admin: &Path, name: &str) -> Option<SocketStatus> {

@@ -248,7 +248,7 @@ impl Fixture {
     fn revoke(&mut self) -> String {
         let number = self.random.below(KEYS);
         let target = Target { key_id: Some(format!("k{number}")), owner: None };
-        let ask = |command| keyward::admin::ask(&self.daemon().admin(), &command);
+        let ask = |command| keyward::admin::send_command(&self.daemon().admin(), &command);
         if self.revoked.contains(&number) {
             ask(Command::Unrevoke(target)).expect("taken back");
             self.revoked.remove(&number);

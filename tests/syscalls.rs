@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use keyward::admin::ask;
-use keyward::admin::message::{Command as Ask, Target};
+use keyward::admin::message::{Command as AdminCommand, Target};
+use keyward::admin::send_command;
 use keyward_client::Request;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Daemon, Raw, Said, Setup, hex, replace, wait_for};
@@ -107,15 +107,15 @@ fn commands_are_acknowledged_after_what_they_wrote_is_synced() {
     let trail = |event: &str| (daemon.setup.path("audit.jsonl"), format!(r#"\"event\":\"{event}\""#));
     // With the lines that have to be durable by then.
     let commands = [
-        (Ask::Revoke(target(Some("a"), None)), vec![list("revoke"), trail("revoke")]),
-        (Ask::Revoke(target(None, Some("acme"))), vec![list("revoke"), trail("revoke")]),
-        (Ask::Unrevoke(target(Some("a"), None)), vec![list("unrevoke"), trail("unrevoke")]),
-        (Ask::Reload { force: false }, vec![trail("reload")]),
-        (Ask::Reload { force: true }, vec![trail("reload")]),
+        (AdminCommand::Revoke(target(Some("a"), None)), vec![list("revoke"), trail("revoke")]),
+        (AdminCommand::Revoke(target(None, Some("acme"))), vec![list("revoke"), trail("revoke")]),
+        (AdminCommand::Unrevoke(target(Some("a"), None)), vec![list("unrevoke"), trail("unrevoke")]),
+        (AdminCommand::Reload { force: false }, vec![trail("reload")]),
+        (AdminCommand::Reload { force: true }, vec![trail("reload")]),
     ];
     for (command, _) in &commands {
         replace(&daemon.setup.source(), &export());
-        ask(&daemon.admin(), command).expect("carried out");
+        send_command(&daemon.admin(), command).expect("carried out");
     }
     let lines = strace.end();
     let is_reply = |line: &String| {

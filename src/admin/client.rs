@@ -1,4 +1,4 @@
-//! The command line's side of the admin socket.
+//! The command line's side of the admin socket: sends a command, and waits for the answer.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,51 +10,51 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::admin::message::{Command, Reply};
 
-/// How long the daemon may take to answer. A reload of tens of millions of keys takes a while; one that takes this long
-/// has died.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// How long the daemon may take to answer by default. A reload of tens of millions of keys takes a
+/// while, but not this long.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Why the daemon could not be asked.
+/// Why a command was not carried out.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// Nobody answers at the socket.
-    #[error("cannot reach the daemon at {path}: {error}{}", advice(error))]
+pub enum CommandError {
+    /// Connecting failed.
+    #[error("cannot reach the daemon at {path}: {source}{}", hint(source))]
     Unreachable {
         /// The socket.
         path: String,
-        /// What the system says.
-        error: io::Error,
+        /// The error of the system call.
+        source: io::Error,
     },
-    /// The connection broke.
-    #[error("the daemon at {path} did not answer: {error}")]
+    /// The connection failed before the answer was complete.
+    #[error("the daemon at {path} did not answer: {source}")]
     Broken {
         /// The socket.
         path: String,
-        /// What the system says.
-        error: io::Error,
+        /// The error of the system call.
+        source: io::Error,
     },
-    /// The deadline passed first.
-    #[error("the daemon at {path} did not answer within {within:?}")]
-    Late {
+    /// The time limit was exceeded.
+    #[error("the daemon at {path} did not answer within {limit:?}")]
+    Timeout {
         /// The socket.
         path: String,
-        /// How long it had.
-        within: Duration,
+        /// The time limit.
+        limit: Duration,
     },
-    /// Whoever answers does not speak JSON.
+    /// The answer is not JSON.
     #[error(
-        "what answers at {path} is no admin socket: is this the request socket? status and reload need the admin socket"
+        "{path} is not an admin socket: is this the request socket? status and reload need the admin socket"
     )]
-    Foreign {
+    NotAdminSocket {
         /// The socket.
         path: String,
     },
-    /// The daemon will not.
+    /// The daemon refused the command.
     #[error("{0}")]
     Refused(String),
 }
 
-fn advice(error: &io::Error) -> &'static str {
+fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::PermissionDenied => "; this user may not open it",
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => "; is the daemon running?",
@@ -62,70 +62,72 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// Asks the daemon at the admin socket `path`, and waits for its answer for as long as a reload may take.
+/// Sends a command to the daemon at the admin socket `path`, and waits for the answer as long as a
+/// reload may take.
 ///
 /// # Errors
-/// When there is no daemon, it does not answer, or it says that it will not.
-pub fn ask(path: &Path, command: &Command) -> Result<Reply, AskError> {
-    ask_within(path, command, PATIENCE)
+/// See [`CommandError`].
+pub fn send_command(path: &Path, command: &Command) -> Result<Reply, CommandError> {
+    send_command_within(path, command, DEFAULT_TIMEOUT)
 }
 
-/// As [`ask`], but connecting, asking and answering may not take longer than `within`.
+/// As [`send_command`], but the whole exchange may not take longer than `limit`.
 ///
 /// # Errors
-/// As [`ask`], and when the time is up.
-pub fn ask_within(path: &Path, command: &Command, within: Duration) -> Result<Reply, AskError> {
-    let named = || path.display().to_string();
-    let late = |error: &io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+/// See [`CommandError`].
+pub fn send_command_within(path: &Path, command: &Command, limit: Duration) -> Result<Reply, CommandError> {
+    let path_name = || path.display().to_string();
+    let is_timeout = |error: &io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
     let start = Instant::now();
-    let stream = match open(path, within) {
-        Err(error) if late(&error) => return Err(AskError::Late { path: named(), within }),
-        opened => opened.map_err(|error| AskError::Unreachable { path: named(), error })?,
+    let stream = match connect_within(path, limit) {
+        Err(error) if is_timeout(&error) => return Err(CommandError::Timeout { path: path_name(), limit }),
+        connected => connected.map_err(|source| CommandError::Unreachable { path: path_name(), source })?,
     };
-    let answer = match exchange(&mut Timed { stream, start, within }, command) {
-        Err(error) if late(&error) => return Err(AskError::Late { path: named(), within }),
-        exchanged => exchanged.map_err(|error| AskError::Broken { path: named(), error })?,
+    let answer = match exchange(&mut DeadlineStream { stream, start, limit }, command) {
+        Err(error) if is_timeout(&error) => return Err(CommandError::Timeout { path: path_name(), limit }),
+        exchanged => exchanged.map_err(|source| CommandError::Broken { path: path_name(), source })?,
     };
     let reply: Reply = match serde_json::from_slice(&answer) {
-        Err(error) if error.is_syntax() => return Err(AskError::Foreign { path: named() }),
-        parsed => parsed.map_err(|error| AskError::Broken { path: named(), error: error.into() })?,
+        Err(error) if error.is_syntax() => return Err(CommandError::NotAdminSocket { path: path_name() }),
+        parsed => parsed.map_err(|error| CommandError::Broken { path: path_name(), source: error.into() })?,
     };
     match reply.error {
-        Some(error) if !reply.ok => Err(AskError::Refused(error)),
+        Some(error) if !reply.ok => Err(CommandError::Refused(error)),
         _ => Ok(reply),
     }
 }
 
-/// Connects. The time to send also bounds the wait for a place in the backlog of a daemon that accepts nothing.
-fn open(path: &Path, within: Duration) -> io::Result<UnixStream> {
+/// Connects. The send timeout also limits how long `connect` waits while the backlog of the daemon
+/// is full.
+fn connect_within(path: &Path, limit: Duration) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&socket, Timeout::Send, Some(within))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket.into())
 }
 
-/// A stream that is read and written only until the time is up.
-struct Timed {
+/// A stream whose reads and writes share one time limit.
+struct DeadlineStream {
     stream: UnixStream,
     start: Instant,
-    within: Duration,
+    limit: Duration,
 }
 
-impl Timed {
+impl DeadlineStream {
     fn remaining(&self) -> io::Result<Option<Duration>> {
-        let left = self.within.saturating_sub(self.start.elapsed());
+        let left = self.limit.saturating_sub(self.start.elapsed());
         if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
     }
 }
 
-impl Read for Timed {
+impl Read for DeadlineStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.set_read_timeout(self.remaining()?)?;
         self.stream.read(buffer)
     }
 }
 
-impl Write for Timed {
+impl Write for DeadlineStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream.set_write_timeout(self.remaining()?)?;
         self.stream.write(bytes)
@@ -136,12 +138,13 @@ impl Write for Timed {
     }
 }
 
-/// Asks, and returns what comes back until the end of the line or of the connection.
-fn exchange(stream: &mut Timed, command: &Command) -> io::Result<Vec<u8>> {
+/// Sends a command, and returns the answer up to the end of the line or of the connection.
+fn exchange(stream: &mut DeadlineStream, command: &Command) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(command)?;
     line.push(b'\n');
     match stream.write_all(&line) {
-        // A daemon that refuses this user says so without being asked, and hangs up.
+        // A daemon that refuses this user sends its answer and closes the connection without
+        // reading.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
         sent => sent?,
     }
@@ -152,15 +155,12 @@ fn exchange(stream: &mut Timed, command: &Command) -> io::Result<Vec<u8>> {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // It hung up without reading all that it was sent.
+            // The daemon has closed the connection without reading the whole command.
             Err(error) if error.kind() == ErrorKind::ConnectionReset && !answer.is_empty() => break,
             Err(error) => return Err(error),
         }
     }
-    match answer.is_empty() {
-        true => Err(ErrorKind::UnexpectedEof.into()),
-        false => Ok(answer),
-    }
+    if answer.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
 }
 
 #[cfg(test)]
@@ -170,23 +170,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stopped_daemon_is_given_up_on_even_with_a_full_backlog() {
+    fn command_to_a_stopped_daemon_times_out_even_with_a_full_backlog() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a.sock");
         let listener = UnixListener::bind(&path).expect("binds");
         rustix::net::listen(&listener, 0).expect("listens");
-        let within = Duration::from_millis(50);
+        let limit = Duration::from_millis(50);
         for _ in 0..3 {
-            let error = ask_within(&path, &Command::Status, within).expect_err("stopped");
-            assert!(matches!(error, AskError::Late { .. }), "{error}");
+            let error = send_command_within(&path, &Command::Status, limit).expect_err("stopped");
+            assert!(matches!(error, CommandError::Timeout { .. }), "{error}");
         }
         drop(listener);
-        let error = ask_within(&path, &Command::Status, within).expect_err("gone");
+        let error = send_command_within(&path, &Command::Status, limit).expect_err("gone");
         assert!(error.to_string().ends_with("; is the daemon running?"), "{error}");
     }
 
     #[test]
-    fn another_socket_is_recognised() {
+    fn request_socket_is_recognised() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a.sock");
         let listener = UnixListener::bind(&path).expect("binds");
@@ -194,15 +194,15 @@ mod tests {
             let (mut stream, _) = listener.accept().expect("accepts");
             stream.write_all(&[40, 0, 0, 0, 255]).expect("writes");
         });
-        let error = ask(&path, &Command::Status).expect_err("no admin socket");
+        let error = send_command(&path, &Command::Status).expect_err("no admin socket");
         assert!(error.to_string().contains("is this the request socket?"), "{error}");
         daemon.join().expect("ends");
     }
 
     #[test]
-    fn a_socket_of_another_user_is_no_daemon_that_is_down() {
+    fn permission_error_has_its_own_hint() {
         let denied =
-            AskError::Unreachable { path: "p".to_owned(), error: ErrorKind::PermissionDenied.into() };
+            CommandError::Unreachable { path: "p".to_owned(), source: ErrorKind::PermissionDenied.into() };
         assert!(denied.to_string().ends_with("; this user may not open it"), "{denied}");
     }
 }

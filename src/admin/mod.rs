@@ -1,11 +1,9 @@
-//! The admin socket: status, reload, check, revocations, version, for whoever operates the daemon.
+//! The admin socket: its messages, the daemon's side and the command line's side.
 
-pub mod check;
 mod client;
+mod connection_slots;
 pub mod message;
-mod places;
-mod serve;
-pub mod withheld;
+mod server;
 
-pub use client::{AskError, ask, ask_within};
-pub use serve::{Operate, Peer, serve};
+pub use client::{CommandError, send_command, send_command_within};
+pub use server::{CommandHandler, Peer, serve};

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::exit::{Exit, Failure};
 use super::streams::Streams;
 use crate::admin;
-use crate::admin::message::{Command as Ask, Reload};
+use crate::admin::message::{Command as AdminCommand, Reload};
 use crate::key_format::{self, Prefix};
 
 /// How long the daemon may take to come up, and each answer to come back: a demo on a busy machine must not fail for it.
@@ -223,7 +223,7 @@ impl Scene {
         let new = self.source.with_extension("new");
         fs::write(&new, export).context("cannot write the export")?;
         fs::rename(&new, &self.source).context("cannot replace the export")?;
-        let reply = admin::ask(&self.admin, &Ask::Reload { force: false })?;
+        let reply = admin::send_command(&self.admin, &AdminCommand::Reload { force: false })?;
         reply.reload.context("the daemon did not say how the reload went")
     }
 
@@ -308,7 +308,7 @@ impl Daemon {
     fn wait_until_ready(&mut self, directory: &Path) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let reply = admin::ask(&directory.join("admin.sock"), &Ask::Status);
+            let reply = admin::send_command(&directory.join("admin.sock"), &AdminCommand::Status);
             if reply.is_ok_and(|reply| reply.status.is_some_and(|status| status.ready)) {
                 return Ok(());
             }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
-use crate::admin::AskError;
+use crate::admin::CommandError;
 use crate::bench::Fault;
 use crate::config::ConfigError;
 
@@ -49,13 +49,13 @@ impl From<ConfigError> for Failure {
     }
 }
 
-impl From<AskError> for Failure {
-    fn from(error: AskError) -> Self {
+impl From<CommandError> for Failure {
+    fn from(error: CommandError) -> Self {
         let is_absent =
             |error: &io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);
         match &error {
-            AskError::Refused(_) => Self::new(Exit::Denied, error),
-            AskError::Unreachable { error: system, .. } if is_absent(system) => Self::new(
+            CommandError::Refused(_) => Self::new(Exit::Denied, error),
+            CommandError::Unreachable { source, .. } if is_absent(source) => Self::new(
                 Exit::Unreachable,
                 format_args!(
                     "{error} If it listens elsewhere, say where: --socket, KEYWARD_SOCKET or --admin-socket"
@@ -121,11 +121,11 @@ mod tests {
         };
         assert_eq!(exit(daemon(ErrorCode::PeerRefused)), Exit::Unreachable);
         assert_eq!(exit(daemon(ErrorCode::ShuttingDown)), Exit::Unreachable);
-        assert_eq!(Failure::from(AskError::Refused("no".to_owned())).exit, Exit::Denied);
+        assert_eq!(Failure::from(CommandError::Refused("no".to_owned())).exit, Exit::Denied);
         let broken = || std::io::ErrorKind::UnexpectedEof.into();
-        let unreachable = AskError::Unreachable { path: "p".to_owned(), error: broken() };
+        let unreachable = CommandError::Unreachable { path: "p".to_owned(), source: broken() };
         assert_eq!(Failure::from(unreachable).exit, Exit::Unreachable);
-        let broken = AskError::Broken { path: "p".to_owned(), error: broken() };
+        let broken = CommandError::Broken { path: "p".to_owned(), source: broken() };
         assert_eq!(Failure::from(broken).exit, Exit::Unreachable);
         assert_eq!(Failure::from(ConfigError::NoSource { file: None }).exit, Exit::BadInput);
     }

@@ -3,8 +3,7 @@
 use std::fmt;
 
 use super::words::Word;
-use crate::admin::check::{Difference, Example};
-use crate::admin::message::Changes;
+use crate::admin::message::{Changes, Difference, Example};
 
 /// What a change in access is called, for one key and for several.
 pub(super) const STOP: [&str; 2] = ["stops working", "stop working"];

@@ -44,7 +44,7 @@ pub(super) struct Reload {
 impl Reload {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         let command = message::Command::Reload { force: self.force };
-        let reply = admin::ask_within(self.socket.path()?.as_path(), &command, self.deadline)?;
+        let reply = admin::send_command_within(self.socket.path()?.as_path(), &command, self.deadline)?;
         let outcome = reply.reload.ok_or_else(|| missing("reload"))?;
         self.report(&outcome, streams)
     }
@@ -85,7 +85,7 @@ impl Reload {
 fn withheld(outcome: &message::Reload, streams: &mut Streams<'_>) {
     if let Some(withheld) = &outcome.withheld {
         withheld::lines(withheld).into_iter().for_each(|line| streams.note(line));
-        for finding in &withheld.findings {
+        for finding in &withheld.diagnostics {
             streams.note(format_args!("  line {}", withheld::Place(finding)));
         }
     }

@@ -10,7 +10,7 @@ use super::options::{AdminSocket, deadline};
 use super::reload::missing;
 use super::streams::Streams;
 use super::words::{Count, Word};
-use crate::admin::{self, AskError, message};
+use crate::admin::{self, CommandError, message};
 
 const REVOKE_HELP: &str = "\
 When the command returns, the key is refused on every connection, and stays so through restarts and reloads until the
@@ -100,7 +100,8 @@ impl Order {
     ) -> Result<Exit, Failure> {
         let Target { key_id, owner } = &self.target;
         let target = message::Target { key_id: key_id.clone(), owner: owner.clone() };
-        let reply = admin::ask_within(self.socket.path()?.as_path(), &command(target), self.deadline);
+        let reply =
+            admin::send_command_within(self.socket.path()?.as_path(), &command(target), self.deadline);
         let reply = reply.map_err(unanswered)?;
         let outcome = reply.revocation.ok_or_else(|| missing("revocation"))?;
         match self.json {
@@ -113,8 +114,8 @@ impl Order {
 }
 
 /// What has been asked for and not answered may have been done all the same.
-fn unanswered(error: AskError) -> Failure {
-    let is_asked = matches!(error, AskError::Late { .. } | AskError::Broken { .. });
+fn unanswered(error: CommandError) -> Failure {
+    let is_asked = matches!(error, CommandError::Timeout { .. } | CommandError::Broken { .. });
     let failure = Failure::from(error);
     let hint =
         "what was asked for may still come into force: keyward status --revocations lists what is revoked";

@@ -51,7 +51,7 @@ impl Status {
         if self.revocations {
             return self.list_revocations(path.as_path(), streams);
         }
-        let reply = admin::ask_within(path.as_path(), &message::Command::Status, self.deadline)?;
+        let reply = admin::send_command_within(path.as_path(), &message::Command::Status, self.deadline)?;
         let status = reply.status.ok_or_else(|| missing("status"))?;
         match self.json {
             true => streams.print_json(&status)?,
@@ -66,7 +66,8 @@ impl Status {
     fn list_revocations(&self, path: &Path, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
         let mut after = None;
         loop {
-            let reply = admin::ask_within(path, &message::Command::Revocations { after }, self.deadline)?;
+            let reply =
+                admin::send_command_within(path, &message::Command::Revocations { after }, self.deadline)?;
             let page = reply.revocations.ok_or_else(|| missing("list of revocations"))?;
             for revoked in &page.entries {
                 match self.json {

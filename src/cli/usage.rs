@@ -56,7 +56,8 @@ const DEFAULT_TOP: usize = 20;
 
 impl Usage {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        let reply = admin::ask_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
+        let reply =
+            admin::send_command_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
         let totals = reply.usage.ok_or_else(|| missing("usage"))?;
         match self.named().filter(|_| totals.matched == 0) {
             _ if self.json => streams.print_json(&totals)?,

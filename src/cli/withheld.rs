@@ -3,8 +3,7 @@
 use std::fmt;
 
 use super::words::Count;
-use crate::admin::check::Finding;
-use crate::admin::withheld::Withheld;
+use crate::admin::message::{Diagnostic, Withheld};
 use crate::record::Quoted;
 use crate::source::RepeatCount;
 
@@ -53,11 +52,11 @@ fn named(ids: &[String], of: usize) -> String {
 }
 
 /// Where a finding is, and what it is.
-pub(super) struct Place<'a>(pub(super) &'a Finding);
+pub(super) struct Place<'a>(pub(super) &'a Diagnostic);
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Finding { line, column, name, byte, message, count } = self.0;
+        let Diagnostic { line, column, name, byte, message, count } = self.0;
         if let Some(line) = line {
             write!(f, "{line}:")?;
         }

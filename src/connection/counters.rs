@@ -1,66 +1,67 @@
-//! What a worker has done. Only its own thread writes, so that counting is a plain addition; anyone may read.
+//! Counters of a worker's answers and connections. Only the worker's thread writes them, so that
+//! counting needs no locked instruction; any thread may read them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use keyward_protocol::Verdict;
 
-/// Verdicts have values below this.
+/// Verdict values are below this.
 const VERDICTS: usize = 16;
 
-/// One worker's counters, on cache lines of their own.
+/// One worker's counters. The alignment keeps them off the cache lines of other data.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
     verdicts: [AtomicU64; VERDICTS],
     refunds: AtomicU64,
-    faults: AtomicU64,
+    errors: AtomicU64,
     connections: AtomicU64,
 }
 
-/// One writer needs no locked instruction.
+/// A plain load and store suffice, because there is one writer.
 fn increment(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
 impl Counters {
-    /// An answer with this verdict was made.
-    pub fn verdict(&self, verdict: Verdict) {
+    /// Counts an answer with this verdict.
+    pub fn count_verdict(&self, verdict: Verdict) {
         if let Some(counter) = self.verdicts.get(usize::from(verdict.value())) {
             increment(counter);
         }
     }
 
-    /// A REFUND was answered.
-    pub fn refund(&self) {
+    /// Counts an answer to a REFUND.
+    pub fn count_refund(&self) {
         increment(&self.refunds);
     }
 
-    /// An ERROR was made.
-    pub fn fault(&self) {
-        increment(&self.faults);
+    /// Counts an ERROR frame.
+    pub fn count_error(&self) {
+        increment(&self.errors);
     }
 
-    /// A connection was accepted.
-    pub fn connection(&self) {
+    /// Counts an accepted connection.
+    pub fn count_connection(&self) {
         increment(&self.connections);
     }
 
-    /// How many answers had this verdict.
-    pub fn answered(&self, verdict: Verdict) -> u64 {
+    /// The number of answers with this verdict.
+    pub fn verdicts(&self, verdict: Verdict) -> u64 {
         self.verdicts.get(usize::from(verdict.value())).map_or(0, |counter| counter.load(Ordering::Relaxed))
     }
 
-    /// How many REFUNDs were answered.
+    /// The number of answers to REFUNDs.
     pub fn refunds(&self) -> u64 {
         self.refunds.load(Ordering::Relaxed)
     }
 
-    /// How many ERRORs were made.
-    pub fn faults(&self) -> u64 {
-        self.faults.load(Ordering::Relaxed)
+    /// The number of ERROR frames.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
     }
 
-    /// How many connections were accepted.
+    /// The number of accepted connections.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
     }

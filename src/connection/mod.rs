@@ -1,10 +1,11 @@
-//! One connection: read, answer, write, and nothing else.
+//! A client connection: reads requests, answers them and writes the answers.
 //!
-//! A worker's connections share one buffer for reading and one for writing ([`Shared`]), because between a read and the
-//! write of its answers there is no await: an idle connection costs its task and its socket. A connection has
-//! memory of its own only while it needs it: the rest of a filled buffer that could not be answered yet, or answers
-//! that the peer is not reading. While there are such answers nothing more is read, so that what a peer can make the
-//! daemon hold is bounded by one filled buffer and its answers, whatever it sends or fails to read (promise 6).
+//! The connections of a worker share one buffer for input and one for output ([`WorkerContext`]).
+//! This works because there is no await between a read and the write of its answers. An idle
+//! connection costs its task and its socket. A connection owns memory only while it needs it: for
+//! input that cannot be answered yet, or for answers that the peer has not read. While answers are
+//! unsent the connection reads nothing more. The memory that a peer can occupy is therefore bounded
+//! by one filled buffer and its answers, whatever it sends or fails to read (promise 6).
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -16,146 +17,153 @@ use keyward_protocol::{ErrorCode, ProtocolError, truncated_frame};
 use tokio::time::{Instant, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::connection::bell::{Ring, Seat};
-use crate::connection::busy::Habit;
-use crate::connection::respond::Stop;
+use crate::connection::busy_poll::SpinBackoff;
 use crate::connection::socket::Socket;
+use crate::connection::timers::{NEVER, TimerHandle, Wakeup};
 
-mod bell;
-mod busy;
+mod buffers;
+mod busy_poll;
 mod counters;
 mod in_flight;
 mod respond;
-mod shared;
 mod socket;
-mod timer;
+mod timer_fd;
+mod timers;
+mod worker_context;
 
 #[cfg(test)]
 mod tests;
 
+pub use buffers::INPUT_BYTES;
 pub use counters::Counters;
-pub use respond::{Greeting, Progress, respond};
-pub use shared::{Counted, INPUT, Shared, Stopping, Timeouts};
+pub use respond::{Progress, StopReason, respond};
+pub use worker_context::{Metrics, Shutdown, Timeouts, WorkerContext};
 
-/// How long after a read a connection looks again, without waiting to be told that there is something: a read that
-/// stops at a passed descriptor (SCM_RIGHTS) leaves bytes behind that nobody announces.
+/// How long after a read a connection reads again without having been woken. A read that stops at a
+/// passed descriptor (SCM_RIGHTS) leaves bytes behind, for which epoll reports nothing.
 const PROBE_AFTER: Duration = Duration::from_secs(1);
 
-/// Fills that a connection still answers when the daemon shuts down, and discards after a fault: a peer that never stops
-/// sending must not keep either from ending.
-const LAST_FILLS: usize = 64;
+/// Maximum number of reads that a connection answers at shutdown, or discards after a fatal error.
+/// A peer that never stops sending must not keep the connection open.
+const MAX_FINAL_READS: usize = 64;
 
-/// An alarm for a connection that may be silent for ever.
-const NEVER: Duration = Duration::from_secs(365 * 86_400);
-
-/// One accepted connection.
+/// An accepted connection.
 pub struct Connection {
     socket: Socket,
-    shared: Rc<Shared>,
-    seat: Seat,
-    /// What was read and not answered yet, as the beginning of a frame; it may hold a raw key.
-    rest: Zeroizing<Vec<u8>>,
+    context: Rc<WorkerContext>,
+    timer: TimerHandle,
+    /// Input that was read and not answered yet. It may contain a raw key.
+    unanswered: Zeroizing<Vec<u8>>,
     last_read: Instant,
-    /// Nothing was left behind by the last read.
-    probed: bool,
-    habit: Habit,
+    /// Whether a probe since the last read has found the socket empty.
+    is_probed: bool,
+    spin_backoff: SpinBackoff,
 }
 
-/// What a connection was woken by.
+/// Why a waiting connection was woken.
 #[derive(Clone, Copy)]
-enum Wake {
-    /// So many bytes were read; 0: the peer has finished.
-    Read(usize),
-    Ring(Ring),
+enum WakeReason {
+    /// This many bytes were read. 0: the peer has closed its sending side.
+    Input(usize),
+    Timer(Wakeup),
 }
 
-/// One pass over what has been read.
+/// The result of answering one buffer of input.
 struct Answered {
-    stop: Stop,
-    /// What the socket did not take, and the epoch of its answers.
+    stop: StopReason,
+    /// Answers that did not fit into the socket's send buffer, and their epoch.
     unsent: Option<(Vec<u8>, u64)>,
 }
 
-/// Why a connection ended without an error.
+/// Why a connection ended without an I/O error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The peer finished.
-    Finished,
-    /// The peer broke the protocol, and was told how.
-    Fault,
-    /// Silent for too long.
-    Idle,
-    /// The daemon is going away.
+pub enum CloseReason {
+    /// The peer closed the connection.
+    PeerClosed,
+    /// The peer violated the protocol, and was sent an ERROR.
+    ProtocolError,
+    /// The peer was silent for the idle timeout.
+    IdleTimeout,
+    /// The daemon is shutting down.
     Drained,
 }
 
 impl Connection {
-    /// A connection beside the others that share `shared`.
-    pub fn new(stream: UnixStream, shared: Rc<Shared>) -> Self {
-        let (socket, last_read) = (Socket::new(stream), Instant::now());
-        let seat = shared.bell.seat(last_read + shared.timeouts.idle.unwrap_or(NEVER));
-        let (rest, habit) = (Zeroizing::default(), Habit::default());
-        Self { socket, shared, seat, rest, last_read, probed: true, habit }
-    }
-
-    /// Serves it to its end.
-    ///
-    /// # Errors
-    /// When the socket fails, or the peer does not read its answers in time.
-    pub async fn serve(mut self) -> io::Result<End> {
-        loop {
-            let wake = match self.spin().await? {
-                Some(bytes) => Wake::Read(bytes),
-                None => self.wait().await?,
-            };
-            let end = match wake {
-                Wake::Read(bytes) => self.read(bytes).await?,
-                Wake::Ring(Ring::Alarm) => self.look_again().await?,
-                Wake::Ring(Ring::Drain) => Some(self.drain().await?),
-            };
-            if let Some(end) = end {
-                return Ok(end);
-            }
-            self.seat.set_alarm(self.next_alarm());
+    /// A connection of the worker that `context` belongs to.
+    pub fn new(stream: UnixStream, context: Rc<WorkerContext>) -> Self {
+        let last_read = Instant::now();
+        let timer = context.timers.register(last_read + context.timeouts.idle.unwrap_or(NEVER));
+        Self {
+            socket: Socket::new(stream),
+            context,
+            timer,
+            unanswered: Zeroizing::default(),
+            last_read,
+            is_probed: true,
+            spin_backoff: SpinBackoff::default(),
         }
     }
 
-    /// Waits for bytes, and reads them into the shared buffer.
-    async fn wait(&mut self) -> io::Result<Wake> {
+    /// Serves the connection until it ends.
+    ///
+    /// # Errors
+    /// When the socket fails, or the peer does not read its answers in time.
+    pub async fn serve(mut self) -> io::Result<CloseReason> {
+        loop {
+            let wake = match self.spin().await? {
+                Some(bytes) => WakeReason::Input(bytes),
+                None => self.wait().await?,
+            };
+            let closed = match wake {
+                WakeReason::Input(bytes) => self.on_input(bytes).await?,
+                WakeReason::Timer(Wakeup::Deadline) => self.on_timeout().await?,
+                WakeReason::Timer(Wakeup::Drain) => Some(self.drain().await?),
+            };
+            if let Some(reason) = closed {
+                return Ok(reason);
+            }
+            self.timer.set_deadline(self.next_deadline());
+        }
+    }
+
+    /// Waits for input, and reads it into the shared buffer.
+    async fn wait(&mut self) -> io::Result<WakeReason> {
         std::future::poll_fn(|cx| {
-            // Before the socket: who never stops sending would never be told. Draining answers what has arrived.
-            if self.shared.bell.is_draining() {
-                return Poll::Ready(Ok(Wake::Ring(Ring::Drain)));
+            // Checked before the socket: a peer that never stops sending would otherwise hide the
+            // shutdown. Draining answers the input that has arrived.
+            if self.context.timers.is_draining() {
+                return Poll::Ready(Ok(WakeReason::Timer(Wakeup::Drain)));
             }
-            let mut buffers = self.shared.buffers.borrow_mut();
-            if let Poll::Ready(read) = self.socket.poll_read(cx, buffers.space_after(self.rest.len())) {
-                return Poll::Ready(read.map(Wake::Read));
+            let mut buffers = self.context.buffers.borrow_mut();
+            let space = buffers.space_after(self.unanswered.len());
+            if let Poll::Ready(read) = self.socket.poll_read(cx, space) {
+                return Poll::Ready(read.map(WakeReason::Input));
             }
-            self.seat.listen(cx).map_or(Poll::Pending, |ring| Poll::Ready(Ok(Wake::Ring(ring))))
+            self.timer.poll(cx).map(|wakeup| Ok(WakeReason::Timer(wakeup)))
         })
         .await
     }
 
-    /// Answers what has been read: `bytes` after the rest of what was read before.
-    async fn read(&mut self, bytes: usize) -> io::Result<Option<End>> {
+    /// Answers `bytes` of new input, which follow the input that is still unanswered.
+    async fn on_input(&mut self, bytes: usize) -> io::Result<Option<CloseReason>> {
         if bytes == 0 {
-            return self.finish().await.map(Some);
+            return self.on_peer_closed().map(Some);
         }
         let now = Instant::now();
-        self.habit.learn(now - self.last_read <= self.shared.timeouts.busy_poll);
+        self.spin_backoff.record(now - self.last_read <= self.context.timeouts.busy_poll);
         self.last_read = now;
-        self.probed = false;
+        self.is_probed = false;
         let mut answered = self.answer(bytes)?;
         loop {
             if let Some((unsent, epoch)) = answered.unsent {
                 self.flush(&unsent, epoch).await?;
             }
             answered = match answered.stop {
-                Stop::NeedInput => return Ok(None),
-                Stop::Close => return Ok(Some(self.discard())),
-                Stop::OutputFull => self.answer(0)?,
-                Stop::Superseded => {
-                    // The worker may have to take the new snapshot first.
+                StopReason::NeedInput => return Ok(None),
+                StopReason::Close => return Ok(Some(self.discard_input())),
+                StopReason::OutputFull => self.answer(0)?,
+                StopReason::Superseded => {
+                    // Lets the worker take the new snapshot first.
                     tokio::task::yield_now().await;
                     self.answer(0)?
                 }
@@ -163,114 +171,118 @@ impl Connection {
         }
     }
 
-    /// One pass: from the shared input to the socket. No await, so that the buffers are this connection's throughout.
+    /// Answers the input once, and writes as many answers as the socket takes. There is no await,
+    /// so that the shared buffers belong to this connection throughout.
     fn answer(&mut self, new_bytes: usize) -> io::Result<Answered> {
-        let shared = Rc::clone(&self.shared);
-        let mut buffers = shared.buffers.borrow_mut();
-        let (input, output) = buffers.filled(&mut self.rest, new_bytes);
-        let (progress, epoch) = shared.respond(input, output);
-        let (done, rest) = input.split_at_mut(progress.consumed);
-        self.rest.extend_from_slice(rest);
+        let context = Rc::clone(&self.context);
+        let mut buffers = context.buffers.borrow_mut();
+        let (input, output) = buffers.filled(&mut self.unanswered, new_bytes);
+        let (progress, epoch) = context.respond(input, output);
+        let (consumed, rest) = input.split_at_mut(progress.consumed);
+        self.unanswered.extend_from_slice(rest);
         rest.zeroize();
         if progress.had_raw_key {
-            done.zeroize();
+            consumed.zeroize();
         }
-        let written = self.socket.write_now(output)?;
+        let written = self.socket.try_write(output)?;
         let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
         Ok(Answered { stop: progress.stop, unsent })
     }
 
-    /// Writes all of `bytes`, waiting for the peer to read: as long as it may be silent, or until a reload or a
-    /// revocation cannot be acknowledged because of it.
+    /// Writes all of `bytes`, waiting for the peer to read. Gives up after the idle timeout, or
+    /// when the answers delay the acknowledgement of a reload or a revocation for too long.
     async fn flush(&mut self, mut bytes: &[u8], epoch: u64) -> io::Result<()> {
-        let pending = self.shared.in_flight.enter(epoch);
+        let in_flight = self.context.in_flight.enter(epoch);
         while !bytes.is_empty() {
-            let deadline = Instant::now() + self.shared.timeouts.idle.unwrap_or(NEVER);
+            let deadline = Instant::now() + self.context.timeouts.idle.unwrap_or(NEVER);
             tokio::select! {
                 writable = timeout_at(deadline, self.socket.writable()) => writable
                     .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answers"))??,
-                () = pending.overdue() => {
+                () = in_flight.expired() => {
                     return Err(io::Error::new(
                         io::ErrorKind::TimedOut,
                         "the peer did not read answers that a reload or a revocation has overtaken",
                     ));
                 }
             }
-            bytes = &bytes[self.socket.write_now(bytes)?..];
+            bytes = &bytes[self.socket.try_write(bytes)?..];
         }
         Ok(())
     }
 
-    /// Writes a last ERROR, as far as the socket takes it at once: nobody waits for a peer that is being left.
-    fn say(&self, fault: ProtocolError) -> io::Result<()> {
+    /// Sends a final ERROR as far as the socket takes it at once, without waiting for the peer.
+    fn send_error(&self, error: ProtocolError) -> io::Result<()> {
         let mut frame = Vec::new();
-        fault.encode(&mut frame);
-        self.shared.counters.fault();
-        self.socket.write_now(&frame).map(drop)
+        error.encode(&mut frame);
+        self.context.counters.count_error();
+        self.socket.try_write(&frame).map(drop)
     }
 
-    /// The peer will send no more.
-    async fn finish(&mut self) -> io::Result<End> {
-        if self.rest.is_empty() {
-            return Ok(End::Finished);
+    /// The peer has closed its sending side. An incomplete frame before that is an error.
+    fn on_peer_closed(&self) -> io::Result<CloseReason> {
+        if self.unanswered.is_empty() {
+            return Ok(CloseReason::PeerClosed);
         }
-        self.say(truncated_frame(&self.rest))?;
-        Ok(End::Fault)
+        self.send_error(truncated_frame(&self.unanswered))?;
+        Ok(CloseReason::ProtocolError)
     }
 
-    /// Reads what is left, so that closing the socket does not turn the ERROR into a reset.
-    fn discard(&self) -> End {
-        let mut buffers = self.shared.buffers.borrow_mut();
+    /// Discards the input that has arrived. Closing a socket with unread input would reset the
+    /// connection, and the peer would lose the ERROR.
+    fn discard_input(&self) -> CloseReason {
+        let mut buffers = self.context.buffers.borrow_mut();
         let space = buffers.space_after(0);
-        for _ in 0..LAST_FILLS {
-            if !matches!(self.socket.read_now(space), Ok(Some(1..))) {
+        for _ in 0..MAX_FINAL_READS {
+            if !matches!(self.socket.try_read(space), Ok(Some(1..))) {
                 break;
             }
         }
         space.zeroize();
-        End::Fault
+        CloseReason::ProtocolError
     }
 
-    /// Reads without waiting and without asking tokio, which may not have been told. `None`: nothing is there.
-    fn read_now(&self) -> io::Result<Option<usize>> {
-        let mut buffers = self.shared.buffers.borrow_mut();
-        self.socket.read_now(buffers.space_after(self.rest.len()))
+    /// Reads without waiting, and without asking tokio for the socket's readiness. `None`: there is
+    /// no input.
+    fn try_read(&self) -> io::Result<Option<usize>> {
+        let mut buffers = self.context.buffers.borrow_mut();
+        self.socket.try_read(buffers.space_after(self.unanswered.len()))
     }
 
-    /// The alarm: whether something was left behind, and whether the peer has been silent for too long.
-    async fn look_again(&mut self) -> io::Result<Option<End>> {
-        if !self.probed {
-            if let Some(bytes) = self.read_now()? {
-                return self.read(bytes).await;
+    /// The timer has fired: probes the socket once, and closes the connection after the idle
+    /// timeout.
+    async fn on_timeout(&mut self) -> io::Result<Option<CloseReason>> {
+        if !self.is_probed {
+            if let Some(bytes) = self.try_read()? {
+                return self.on_input(bytes).await;
             }
-            self.probed = true;
+            self.is_probed = true;
         }
-        match self.shared.timeouts.idle {
+        match self.context.timeouts.idle {
             Some(idle) if self.last_read.elapsed() >= idle => {
                 let ms = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
-                self.say(ProtocolError::new(ErrorCode::IdleTimeout, ms, 0))?;
-                Ok(Some(End::Idle))
+                self.send_error(ProtocolError::new(ErrorCode::IdleTimeout, ms, 0))?;
+                Ok(Some(CloseReason::IdleTimeout))
             }
             _ => Ok(None),
         }
     }
 
-    fn next_alarm(&self) -> Instant {
-        let wait = if self.probed { self.shared.timeouts.idle.unwrap_or(NEVER) } else { PROBE_AFTER };
+    fn next_deadline(&self) -> Instant {
+        let wait = if self.is_probed { self.context.timeouts.idle.unwrap_or(NEVER) } else { PROBE_AFTER };
         self.last_read + wait
     }
 
-    /// Answers what has arrived, and says goodbye.
-    async fn drain(&mut self) -> io::Result<End> {
-        for _ in 0..LAST_FILLS {
-            let Some(bytes) = self.read_now()? else {
+    /// Answers the input that has arrived, and sends the ERROR that announces the shutdown.
+    async fn drain(&mut self) -> io::Result<CloseReason> {
+        for _ in 0..MAX_FINAL_READS {
+            let Some(bytes) = self.try_read()? else {
                 break;
             };
-            if let Some(end) = self.read(bytes).await? {
-                return Ok(end);
+            if let Some(reason) = self.on_input(bytes).await? {
+                return Ok(reason);
             }
         }
-        self.say(ProtocolError::new(ErrorCode::ShuttingDown, 0, 0))?;
-        Ok(End::Drained)
+        self.send_error(ProtocolError::new(ErrorCode::ShuttingDown, 0, 0))?;
+        Ok(CloseReason::Drained)
     }
 }

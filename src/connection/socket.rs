@@ -1,8 +1,9 @@
-//! A connection's socket: watched for bytes to read, and for room to write only while there is none.
+//! A connection's socket. It is registered with epoll for reading, and for writing only while its
+//! send buffer is full.
 //!
-//! tokio's own stream is watched for both, always. Every answer that a peer reads makes room for another, so that its worker
-//! would be woken for each, and for nothing. Reads and writes ask the system at once and never wait; tokio is only asked
-//! when something has come.
+//! tokio's own `UnixStream` is always registered for both. Every answer that a peer reads frees
+//! space in the send buffer, so that each would wake the worker for nothing. Reads and writes call
+//! the kernel directly and never block; tokio is asked only whether there is input.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -15,28 +16,29 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A connected socket, closed when it is dropped.
+/// A connected socket.
 pub(super) struct Socket {
     stream: Rc<UnixStream>,
-    /// The same, registered for reading; `None` as long as nothing is to be read.
-    watch: Option<AsyncFd<Rc<UnixStream>>>,
+    /// The same socket, registered for reading. `None` until the first read, and while waiting to
+    /// write.
+    readable: Option<AsyncFd<Rc<UnixStream>>>,
 }
 
 impl Socket {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream: Rc::new(stream), watch: None }
+        Self { stream: Rc::new(stream), readable: None }
     }
 
-    /// Reads into `space` what is there, or leaves word that the task is to be woken when there is something.
+    /// Reads into `space`, or registers the task to be woken when there is input.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
-        let watch = match &mut self.watch {
-            Some(watch) => watch,
-            none => none.insert(watch(Rc::clone(&self.stream), Interest::READABLE)?),
+        let readable = match &mut self.readable {
+            Some(readable) => readable,
+            none => none.insert(register(Rc::clone(&self.stream), Interest::READABLE)?),
         };
         loop {
-            let mut ready = ready!(watch.poll_read_ready(cx))?;
+            let mut ready = ready!(readable.poll_read_ready(cx))?;
             let read = recv(&self.stream, &mut *space, RecvFlags::DONTWAIT);
-            // A read that leaves room has emptied the socket: it saves the read that would only say "nothing there".
+            // A short read has emptied the socket, and saves the read that would return EAGAIN.
             if read.is_ok_and(|(_, count)| count < space.len()) || read == Err(Errno::AGAIN) {
                 ready.clear_ready();
             }
@@ -46,8 +48,8 @@ impl Socket {
         }
     }
 
-    /// Reads without asking tokio, which may not have been told. `None`: nothing is there.
-    pub(super) fn read_now(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
+    /// Reads without waiting, whatever readiness tokio has recorded. `None`: there is no input.
+    pub(super) fn try_read(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
         match recv(&self.stream, space, RecvFlags::DONTWAIT) {
             Ok((_, count)) => Ok(Some(count)),
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
@@ -55,8 +57,8 @@ impl Socket {
         }
     }
 
-    /// Writes what the socket takes without waiting; how much that was.
-    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+    /// Writes as much as the socket takes without waiting; returns the number of bytes.
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut written = 0;
         while written < bytes.len() {
             match send(&self.stream, &bytes[written..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
@@ -70,19 +72,16 @@ impl Socket {
         Ok(written)
     }
 
-    /// Waits for room to write. Nothing is read meanwhile.
+    /// Waits for space in the send buffer. The socket is not registered for reading meanwhile.
     pub(super) async fn writable(&mut self) -> io::Result<()> {
-        // epoll takes a descriptor only once.
-        self.watch = None;
-        watch(Rc::clone(&self.stream), Interest::WRITABLE)?.writable().await.map(drop)
+        // epoll accepts a descriptor only once.
+        self.readable = None;
+        register(Rc::clone(&self.stream), Interest::WRITABLE)?.writable().await.map(drop)
     }
 }
 
-/// Registers a descriptor with the worker's runtime, for one thing only.
-#[expect(
-    deprecated,
-    reason = "what takes its place is `unsafe`, for who watches a descriptor that is not their own"
-)]
-pub(super) fn watch<D: AsRawFd>(descriptor: D, interest: Interest) -> io::Result<AsyncFd<D>> {
+/// Registers a descriptor with the current runtime, for one kind of readiness.
+#[expect(deprecated, reason = "the replacement is `unsafe`, because it accepts borrowed descriptors")]
+pub(super) fn register<D: AsRawFd>(descriptor: D, interest: Interest) -> io::Result<AsyncFd<D>> {
     AsyncFd::with_interest(descriptor, interest)
 }

@@ -1,5 +1,5 @@
-//! Connections of a worker that runs on the test's own thread, as its peers do: who has a turn when is up to the test, and not
-//! to the machine.
+//! Connections of a worker that runs on the test's own thread, as its peers do. The test decides
+//! when each of them runs, so that the results do not depend on the machine.
 
 #![allow(clippy::expect_used)]
 
@@ -11,7 +11,7 @@ use keyward_protocol::{Credential, Verdict, Verify};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 
-use super::busy::PLACES;
+use super::busy_poll::MAX_SPINNING;
 use super::*;
 use crate::clock::Clock;
 use crate::limiter::Limiter;
@@ -21,14 +21,14 @@ use crate::usage::UsageLog;
 
 mod supersession;
 
-/// Longer than a test: who spins does so until something else ends it.
-const FOR_EVER: Duration = Duration::from_secs(60);
+/// Longer than any test: a connection spins until something else ends it.
+const FOREVER: Duration = Duration::from_secs(60);
 
-/// Turns of everybody within which what is to happen at all has happened.
-const TURNS: usize = 1_000;
+/// Yields after which an expected event must have happened.
+const MAX_YIELDS: usize = 1_000;
 
 struct Worker {
-    shared: Rc<Shared>,
+    context: Rc<WorkerContext>,
     drain: watch::Sender<bool>,
 }
 
@@ -36,47 +36,47 @@ impl Worker {
     fn start(busy_poll: Duration) -> Self {
         let (_publisher, mut subscriptions) = Publisher::new(1);
         let (drain, draining) = watch::channel(false);
-        let shared = Shared::new(
+        let context = WorkerContext::new(
             subscriptions.remove(0),
             Limiter::new().into(),
             GlobalPolicy::default().into(),
             Clock::new(),
-            Counted { counters: Arc::default(), usage: UsageLog::detached() },
-            Timeouts { idle: None, overdue: FOR_EVER, busy_poll },
-            Stopping { draining, closed: Arc::new(AtomicBool::new(false)) },
+            Metrics { counters: Arc::default(), usage: UsageLog::detached() },
+            Timeouts { idle: None, stale_answers: FOREVER, busy_poll },
+            Shutdown { draining, closed: Arc::new(AtomicBool::new(false)) },
         );
-        spawn_local(Rc::clone(&shared).ring());
-        Self { shared, drain }
+        spawn_local(Rc::clone(&context).run_timers());
+        Self { context, drain }
     }
 
     fn connect(&self) -> Peer {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        ours.set_nonblocking(true).expect("a socket that does not wait");
-        let served = spawn_local(Connection::new(theirs, Rc::clone(&self.shared)).serve());
+        ours.set_nonblocking(true).expect("a non-blocking socket");
+        let served = spawn_local(Connection::new(theirs, Rc::clone(&self.context)).serve());
         Peer { stream: ours, sent: 0, served }
     }
 
     fn answers(&self) -> u64 {
-        self.shared.counters.answered(Verdict::NotReady)
+        self.context.counters.verdicts(Verdict::NotReady)
     }
 
     fn spinning(&self) -> usize {
-        self.shared.places.taken()
+        self.context.spin_permits.in_use()
     }
 }
 
 struct Peer {
     stream: UnixStream,
-    /// Bytes, in all.
+    /// The total number of bytes.
     sent: usize,
-    served: JoinHandle<io::Result<End>>,
+    served: JoinHandle<io::Result<CloseReason>>,
 }
 
 impl Peer {
-    /// Sends so many requests, as far as there is room.
-    fn ask(&mut self, requests: usize) {
+    /// Sends as many of `requests` requests as the socket takes.
+    fn send(&mut self, requests: usize) {
         let request = request();
-        // The last one may have been sent in part.
+        // The last request may have been sent in part.
         let to_send = &request.repeat(requests + 1)[self.sent % request.len()..][..requests * request.len()];
         match self.stream.write(to_send) {
             Ok(count) => self.sent += count,
@@ -86,8 +86,8 @@ impl Peer {
         }
     }
 
-    /// Reads what there is; how many bytes that were.
-    fn hear(&mut self) -> usize {
+    /// Reads the answers that have arrived; returns the number of bytes.
+    fn receive(&mut self) -> usize {
         let mut answers = vec![0; 1 << 20];
         self.stream.read(&mut answers).unwrap_or(0)
     }
@@ -99,51 +99,52 @@ fn request() -> Vec<u8> {
     frame
 }
 
-/// Gives everybody turns until `is_so`, up to [`TURNS`] times; `meanwhile` is done in each.
-async fn turns_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..TURNS {
-        if is_so() {
+/// Yields to the other tasks until `condition` holds, up to [`MAX_YIELDS`] times.
+async fn yield_until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..MAX_YIELDS {
+        if condition() {
             return;
         }
         yield_now().await;
     }
-    panic!("waited in vain for {what}");
+    panic!("timed out waiting for {what}");
 }
 
 async fn assert_drained(peers: Vec<Peer>) {
     for peer in peers {
-        assert_eq!(peer.served.await.expect("no panic").expect("no error"), End::Drained);
+        assert_eq!(peer.served.await.expect("no panic").expect("no error"), CloseReason::Drained);
     }
 }
 
-/// Whenever a connection looks there is a request, whether it spins or waits.
+/// Every read finds a request, whether the connection spins or waits.
 #[tokio::test(flavor = "local")]
-async fn who_never_stops_sending_is_told_of_the_end_all_the_same() {
-    let worker = Worker::start(FOR_EVER);
-    let fill = INPUT / request().len();
-    // Two that spin give way after each look: there is time to send more before the next.
+async fn peer_that_never_stops_sending_is_drained() {
+    let worker = Worker::start(FOREVER);
+    let fill = INPUT_BYTES / request().len();
+    // Two spinning connections yield after each read, which leaves time to send more before the
+    // next.
     let mut peers = [worker.connect(), worker.connect()];
-    let turn = |peers: &mut [Peer]| {
+    let exchange = |peers: &mut [Peer]| {
         for peer in peers {
-            peer.hear();
-            peer.ask(2 * fill);
+            peer.receive();
+            peer.send(2 * fill);
         }
     };
-    turns_until("both to spin", || {
-        turn(&mut peers);
+    yield_until("both to spin", || {
+        exchange(&mut peers);
         worker.spinning() == 2
     })
     .await;
     for _ in 0..100 {
         let before = worker.answers();
-        turn(&mut peers);
+        exchange(&mut peers);
         yield_now().await;
         let answers = worker.answers() - before;
         assert!(answers >= 2 * fill as u64, "{answers} answers: not two full buffers");
     }
     worker.drain.send_replace(true);
-    turns_until("their end", || {
-        turn(&mut peers);
+    yield_until("the connections to close", || {
+        exchange(&mut peers);
         peers.iter().all(|peer| peer.served.is_finished())
     })
     .await;
@@ -151,52 +152,52 @@ async fn who_never_stops_sending_is_told_of_the_end_all_the_same() {
 }
 
 #[tokio::test(flavor = "local")]
-async fn more_than_may_spin_are_answered_and_end_while_the_others_do() {
-    let worker = Worker::start(FOR_EVER);
-    let mut peers: Vec<Peer> = (0..3 * PLACES).map(|_| worker.connect()).collect();
+async fn connections_beyond_the_spin_limit_are_answered_and_drained() {
+    let worker = Worker::start(FOREVER);
+    let mut peers: Vec<Peer> = (0..3 * MAX_SPINNING).map(|_| worker.connect()).collect();
     for _ in 0..10 {
-        peers.iter_mut().for_each(|peer| peer.ask(1));
+        peers.iter_mut().for_each(|peer| peer.send(1));
         for peer in &mut peers {
-            turns_until("an answer", || peer.hear() > 0).await;
+            yield_until("an answer", || peer.receive() > 0).await;
         }
     }
-    assert_eq!(worker.spinning(), PLACES);
+    assert_eq!(worker.spinning(), MAX_SPINNING);
     worker.drain.send_replace(true);
-    turns_until("their end", || peers.iter().all(|peer| peer.served.is_finished())).await;
+    yield_until("the connections to close", || peers.iter().all(|peer| peer.served.is_finished())).await;
     assert_drained(peers).await;
 }
 
 #[tokio::test(flavor = "local")]
-async fn who_has_been_answered_is_looked_for_until_it_has_been_silent_for_too_long() {
+async fn connection_spins_after_an_answer_for_at_most_busy_poll() {
     let worker = Worker::start(Duration::from_millis(1));
     let mut peer = worker.connect();
     for _ in 0..10 {
         yield_now().await;
-        assert_eq!(worker.spinning(), 0, "it has asked nothing");
+        assert_eq!(worker.spinning(), 0, "it has sent no request");
     }
-    peer.ask(1);
-    // It gives way before it gives up.
-    turns_until("it to spin", || worker.spinning() == 1).await;
-    assert!(peer.hear() > 0, "not before it has answered");
+    peer.send(1);
+    // It yields before it stops spinning.
+    yield_until("the connection to spin", || worker.spinning() == 1).await;
+    assert!(peer.receive() > 0, "it answers before it spins");
     let deadline = Instant::now() + Duration::from_secs(20);
     while worker.spinning() == 1 {
-        assert!(Instant::now() < deadline, "it still spins");
+        assert!(Instant::now() < deadline, "it is still spinning");
         yield_now().await;
     }
-    peer.ask(1);
-    turns_until("an answer", || peer.hear() > 0).await;
-    assert_eq!(worker.spinning(), 0, "it was late");
+    peer.send(1);
+    yield_until("an answer", || peer.receive() > 0).await;
+    assert_eq!(worker.spinning(), 0, "the request was late");
 }
 
 #[tokio::test(flavor = "local")]
-async fn nobody_spins_unless_told_to() {
+async fn connections_do_not_spin_without_busy_poll() {
     let worker = Worker::start(Duration::ZERO);
     let mut peer = worker.connect();
     for _ in 0..100 {
-        peer.ask(1);
-        turns_until("an answer", || {
+        peer.send(1);
+        yield_until("an answer", || {
             assert_eq!(worker.spinning(), 0);
-            peer.hear() > 0
+            peer.receive() > 0
         })
         .await;
     }

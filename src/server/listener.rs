@@ -1,4 +1,4 @@
-//! A listening socket: adopted from systemd, or bound here.
+//! A listening socket, bound by the daemon or adopted from systemd.
 
 use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown};
@@ -8,114 +8,116 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode;
 
 use crate::config::{Group, GroupError};
-use crate::server::socket_file::{Identity, Lock, SocketFile, remove_stale};
+use crate::server::socket_file::{FileId, SocketFile, SocketLock, remove_stale};
 
-/// What a socket that is bound here needs.
+/// The path, permissions and group of a socket to bind.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
-    /// Where to bind it.
+pub(super) struct ListenerSpec {
+    /// The path of the socket.
     pub(super) path: PathBuf,
     /// Its permissions.
     pub(super) mode: u32,
-    /// The group that may open it.
+    /// The group that owns the socket; `None`: the group of the process.
     pub(super) gid: Option<u32>,
 }
 
-/// A listening socket, and what has to be undone at the end.
+/// A listening socket.
 pub(super) struct Listener {
     pub(super) socket: UnixListener,
-    /// `None`: systemd opened it.
-    pub(super) own: Option<Bound>,
+    /// The socket's file. `None`: systemd owns it.
+    pub(super) bound: Option<BoundSocket>,
 }
 
-/// A socket that this process bound: unlinked when it is dropped, while the lock is still held.
-pub(super) struct Bound {
-    wanted: Wanted,
+/// The file of a socket that this process has bound. It is removed on drop, while the lock is still
+/// held.
+pub(super) struct BoundSocket {
+    spec: ListenerSpec,
     pub(super) file: SocketFile,
-    lock: Lock,
+    lock: SocketLock,
 }
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another daemon has it.
+    /// Another daemon uses the socket.
     #[error("{}: another daemon is listening there; stop it, or name another socket (--socket, --admin-socket)", path.display())]
     InUse {
         /// The socket.
         path: PathBuf,
     },
-    /// Something that is not a socket is in the way.
+    /// The path names a file that is not a socket.
     #[error("{}: there is a file that is not a socket; move it away, or name another socket (--socket, --admin-socket)", path.display())]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// Something that is not a regular file is in the place of the lock.
+    /// The path of the lock names something other than a regular file.
     #[error(
         "{}: the lock beside the socket must be a regular file, and this is a link, a directory, a pipe or a device; remove it, \
          or name a socket elsewhere (--socket, --admin-socket)",
         path.display()
     )]
     NotALock {
-        /// The path.
+        /// The lock.
         path: PathBuf,
     },
-    /// There is no such directory.
+    /// The directory of the socket does not exist.
     #[error("{}: there is no such directory to put a socket in; create it, or name another socket (--socket)", path.display())]
     NoDirectory {
         /// The directory.
         path: PathBuf,
     },
-    /// The system says no.
-    #[error("{}: cannot {what}: {error}", path.display())]
+    /// A system call failed.
+    #[error("{}: cannot {what}: {source}", path.display())]
     Io {
         /// The path.
         path: PathBuf,
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// What the system says.
-        error: io::Error,
+        /// The error of the system call.
+        source: io::Error,
     },
-    /// The group is not known.
-    #[error("{}: {error}", path.display())]
+    /// The group does not exist.
+    #[error("{}: {source}", path.display())]
     Group {
         /// The socket.
         path: PathBuf,
-        /// Why.
-        error: GroupError,
+        /// The error of the lookup.
+        source: GroupError,
     },
 }
 
-impl Wanted {
-    /// A socket at `path`.
+impl ListenerSpec {
+    /// A socket at `path` with permissions `mode`.
     ///
     /// # Errors
-    /// When `group` is not known.
+    /// When `group` does not exist.
     pub(super) fn new(path: &Path, mode: u32, group: Option<&Group>) -> Result<Self, ListenError> {
         let gid = group.map(Group::resolve).transpose();
-        let gid = gid.map_err(|error| ListenError::Group { path: path.to_path_buf(), error })?;
+        let gid = gid.map_err(|source| ListenError::Group { path: path.to_path_buf(), source })?;
         Ok(Self { path: path.to_path_buf(), mode, gid })
     }
 }
 
 impl Listener {
-    /// One that systemd opened.
+    /// A socket that systemd opened.
     pub(super) fn adopt(socket: UnixListener) -> Self {
-        Self { socket, own: None }
+        Self { socket, bound: None }
     }
 
-    /// Binds a new one.
+    /// Binds a new socket.
     ///
     /// # Errors
-    /// When it cannot be bound; see [`ListenError`].
-    pub(super) fn bind(wanted: Wanted) -> Result<Self, ListenError> {
-        let lock = Lock::take(&wanted.path)?;
-        let (socket, file) = bind(&wanted)?;
-        Ok(Self { socket, own: Some(Bound { wanted, file, lock }) })
+    /// See [`ListenError`].
+    pub(super) fn bind(spec: ListenerSpec) -> Result<Self, ListenError> {
+        let lock = SocketLock::take(&spec.path)?;
+        let (socket, file) = bind(&spec)?;
+        Ok(Self { socket, bound: Some(BoundSocket { spec, file, lock }) })
     }
 
-    /// The connections that wait to be accepted; call it inside a runtime, once it is [registered](register).
-    pub(super) fn waiting(&self) -> impl Iterator<Item = tokio::net::UnixStream> {
+    /// The connections in the backlog. To be called inside a runtime, once the socket is
+    /// [registered](register).
+    pub(super) fn backlog(&self) -> impl Iterator<Item = tokio::net::UnixStream> {
         std::iter::from_fn(|| self.socket.accept().ok()).filter_map(|(stream, _)| {
             stream.set_nonblocking(true).ok()?;
             tokio::net::UnixStream::from_std(stream).ok()
@@ -123,28 +125,28 @@ impl Listener {
     }
 }
 
-impl Bound {
-    /// Binds a new socket in the place of one whose file is gone.
+impl BoundSocket {
+    /// Binds a new socket in place of one whose file is gone.
     ///
     /// # Errors
-    /// As [`Listener::bind`]; also when another process has put a socket of its own in that place.
-    pub(super) fn bind_again(&mut self) -> Result<UnixListener, ListenError> {
+    /// As [`Listener::bind`]; also when another process listens at the path.
+    pub(super) fn rebind(&mut self) -> Result<UnixListener, ListenError> {
         if !self.lock.is_in_place() {
-            self.lock = Lock::take(&self.wanted.path)?;
+            self.lock = SocketLock::take(&self.spec.path)?;
         }
-        let (socket, file) = bind(&self.wanted)?;
+        let (socket, file) = bind(&self.spec)?;
         self.file = file;
         Ok(socket)
     }
 }
 
-impl Drop for Bound {
+impl Drop for BoundSocket {
     fn drop(&mut self) {
         self.file.remove();
     }
 }
 
-/// The socket for tokio; call it inside a runtime.
+/// Registers the socket with the current runtime.
 ///
 /// # Errors
 /// When it cannot be registered.
@@ -157,30 +159,30 @@ pub(super) fn register(socket: &UnixListener) -> Result<tokio::net::UnixListener
         let address = socket.local_addr().ok();
         let path =
             address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new("(socket)"));
-        ListenError::Io { path: path.to_path_buf(), what: "listen", error }
+        ListenError::Io { path: path.to_path_buf(), what: "listen", source: error }
     })
 }
 
-fn bind(wanted: &Wanted) -> Result<(UnixListener, SocketFile), ListenError> {
-    let path = wanted.path.as_path();
-    let io = |what| move |error| ListenError::Io { path: path.to_path_buf(), what, error };
+fn bind(spec: &ListenerSpec) -> Result<(UnixListener, SocketFile), ListenError> {
+    let path = spec.path.as_path();
+    let io = |what| move |source| ListenError::Io { path: path.to_path_buf(), what, source };
     remove_stale(path)?;
-    // No one may connect between bind and chmod: the file is created with no more than its mode.
-    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+    // The umask keeps clients from connecting between bind and chmod.
+    let previous = rustix::process::umask(Mode::from_raw_mode(0o177));
     let bound = UnixListener::bind(path);
-    rustix::process::umask(before);
+    rustix::process::umask(previous);
     let socket = bound.map_err(io("listen"))?;
-    let identity = Identity::of(path).and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()));
-    let file = SocketFile { path: path.to_path_buf(), identity: identity.map_err(io("look at it"))? };
-    let opened = match wanted.gid {
+    let id = FileId::of(path).and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()));
+    let file = SocketFile { path: path.to_path_buf(), id: id.map_err(io("look at it"))? };
+    let configured = match spec.gid {
         Some(gid) => lchown(path, None, Some(gid)).map_err(io("give the socket to its group")),
         None => Ok(()),
     };
-    let opened = opened.and_then(|()| {
-        let mode = PermissionsExt::from_mode(wanted.mode);
+    let configured = configured.and_then(|()| {
+        let mode = PermissionsExt::from_mode(spec.mode);
         std::fs::set_permissions(path, mode).map_err(io("set its permissions"))
     });
-    match opened {
+    match configured {
         Ok(()) => Ok((socket, file)),
         Err(error) => {
             file.remove();

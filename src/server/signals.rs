@@ -1,53 +1,54 @@
-//! SIGTERM, SIGINT and SIGHUP, caught from the beginning of the start.
+//! SIGTERM, SIGINT and SIGHUP, caught from the beginning of the process.
 //!
-//! A signal that arrives while the daemon starts is kept: SIGTERM and SIGINT end the start, and SIGHUP leads to a reload
-//! once the daemon serves.
+//! A signal that arrives during start-up is kept. SIGTERM and SIGINT end the start-up. SIGHUP
+//! causes a reload once the daemon serves.
 
 use std::io;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals, and the control runtime, which receives them.
+/// The signal handlers, and the control runtime that receives the signals.
 pub struct Signals {
     pub(super) runtime: Runtime,
-    pub(super) caught: Caught,
+    pub(super) receiver: SignalReceiver,
 }
 
-/// The signals that have arrived.
-pub(super) struct Caught {
+/// Receives the signals.
+pub(super) struct SignalReceiver {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
-/// What the daemon is asked to do by a signal.
+/// The action that a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum SignalAction {
     Stop,
     Reload,
 }
 
 impl Signals {
-    /// Catches the signals from now on. To be called first: until then their default action ends the process.
+    /// Installs the signal handlers. To be called first: until then a signal's default action ends
+    /// the process.
     ///
     /// # Errors
-    /// When the system has no descriptors left for it.
+    /// When the process has no descriptors left.
     pub fn catch() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let caught = {
-            let _in_runtime = runtime.enter();
-            // SIGHUP first: it may be sent by a script that has just replaced the export.
+        let receiver = {
+            let _entered = runtime.enter();
+            // SIGHUP first: a script that has just replaced the export may already be sending it.
             let hang_up = signal(SignalKind::hangup())?;
             let terminate = signal(SignalKind::terminate())?;
             let interrupt = signal(SignalKind::interrupt())?;
-            Caught { terminate, interrupt, hang_up }
+            SignalReceiver { terminate, interrupt, hang_up }
         };
-        Ok(Self { runtime, caught })
+        Ok(Self { runtime, receiver })
     }
 }
 
-impl Caught {
+impl SignalReceiver {
     /// Waits for SIGTERM or SIGINT.
     pub(super) async fn stop(&mut self) {
         tokio::select! {
@@ -56,13 +57,13 @@ impl Caught {
         }
     }
 
-    /// Waits for any of them.
-    pub(super) async fn next(&mut self) -> Order {
+    /// Waits for any of the signals.
+    pub(super) async fn next(&mut self) -> SignalAction {
         tokio::select! {
             biased;
-            _ = self.terminate.recv() => Order::Stop,
-            _ = self.interrupt.recv() => Order::Stop,
-            _ = self.hang_up.recv() => Order::Reload,
+            _ = self.terminate.recv() => SignalAction::Stop,
+            _ = self.interrupt.recv() => SignalAction::Stop,
+            _ = self.hang_up.recv() => SignalAction::Reload,
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Files of sockets in the file system: which one it is, the lock beside it, and what may be removed.
+//! The file of a listening socket: its identity, its lock, and the removal of a stale one.
 //!
-//! A socket file that no process listens on is left over from a daemon that was killed, and is replaced; one that a
-//! process listens on is not. A lock beside the file decides between two daemons that start at the same moment: asking
-//! the socket whether it is alive and replacing it are two steps.
+//! A socket file on which no process listens was left behind by a daemon that was killed, and is
+//! replaced. A file on which a process listens is not. Probing a socket and replacing it are two
+//! steps, so a lock file beside the socket decides between two daemons that start at the same
+//! moment.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -16,23 +17,23 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use super::listener::ListenError;
 
-/// No link is followed, and a named pipe in the place of the lock does not wait for its reader.
+/// Symbolic links are not followed, and opening a named pipe does not block.
 const LOCK_FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).bits() as i32;
 
-/// Which file it is, whatever its mode and owner have become. A number of an inode can be used again; the time of birth
-/// tells the two files apart.
+/// Identifies a file independently of its mode and owner. Inode numbers are reused; the birth time
+/// tells such files apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct FileId {
     device: u64,
     inode: u64,
     born: Option<SystemTime>,
 }
 
-impl Identity {
-    /// Of the file called `path`; links are not followed. `None`: there is none.
+impl FileId {
+    /// Identifies the file at `path`; symbolic links are not followed. `None`: there is no file.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// When the file cannot be examined.
     pub(super) fn of(path: &Path) -> io::Result<Option<Self>> {
         match std::fs::symlink_metadata(path) {
             Ok(metadata) => Ok(Some(Self::from(&metadata))),
@@ -44,7 +45,7 @@ impl Identity {
     }
 }
 
-impl From<&Metadata> for Identity {
+impl From<&Metadata> for FileId {
     fn from(metadata: &Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino(), born: metadata.created().ok() }
     }
@@ -54,29 +55,30 @@ impl From<&Metadata> for Identity {
 #[derive(Clone, Debug)]
 pub(super) struct SocketFile {
     pub(super) path: PathBuf,
-    pub(super) identity: Identity,
+    pub(super) id: FileId,
 }
 
 impl SocketFile {
-    /// Removes it, unless its name belongs to another file by now.
+    /// Removes the file, unless another file has taken its name.
     pub(super) fn remove(&self) {
-        if matches!(Identity::of(&self.path), Ok(Some(found)) if found == self.identity) {
-            let _already_gone = std::fs::remove_file(&self.path);
+        if matches!(FileId::of(&self.path), Ok(Some(found)) if found == self.id) {
+            // The file may be gone already.
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// The lock beside a socket file.
-pub(super) struct Lock {
+/// The lock file beside a socket file, held until it is dropped.
+pub(super) struct SocketLock {
     path: PathBuf,
     file: File,
 }
 
-impl Lock {
+impl SocketLock {
     /// Takes the lock of the socket at `path`.
     ///
     /// # Errors
-    /// When another daemon has it, or it cannot be made.
+    /// When another daemon holds the lock, or the lock file cannot be created.
     pub(super) fn take(path: &Path) -> Result<Self, ListenError> {
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
             && !directory.is_dir()
@@ -86,23 +88,25 @@ impl Lock {
         let mut name = path.as_os_str().to_owned();
         name.push(".lock");
         let lock = PathBuf::from(name);
-        // Opening a device can have effects of its own, so that this is asked first as well.
-        let unfit = || ListenError::NotALock { path: lock.clone() };
+        // Checked before opening too, because opening a device can have side effects.
+        let not_a_lock = || ListenError::NotALock { path: lock.clone() };
         if std::fs::symlink_metadata(&lock).is_ok_and(|found| !found.is_file()) {
-            return Err(unfit());
+            return Err(not_a_lock());
         }
         let io = |what| {
             let path = lock.clone();
-            move |error| ListenError::Io { path, what, error }
+            move |source| ListenError::Io { path, what, source }
         };
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(LOCK_FLAGS);
         let file = match options.open(&lock) {
-            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => return Err(unfit()),
+            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                return Err(not_a_lock());
+            }
             opened => opened.map_err(io("open the lock"))?,
         };
         if !file.metadata().map_err(io("look at the lock"))?.is_file() {
-            return Err(unfit());
+            return Err(not_a_lock());
         }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { path: lock, file }),
@@ -111,19 +115,20 @@ impl Lock {
         }
     }
 
-    /// Whether its name still belongs to it: otherwise it keeps no other daemon away.
+    /// Whether the lock file still has its name. A lock without a name does not exclude another
+    /// daemon.
     pub(super) fn is_in_place(&self) -> bool {
-        let own = self.file.metadata().map(|metadata| Identity::from(&metadata));
-        matches!((own, Identity::of(&self.path)), (Ok(own), Ok(Some(found))) if own == found)
+        let own = self.file.metadata().map(|metadata| FileId::from(&metadata));
+        matches!((own, FileId::of(&self.path)), (Ok(own), Ok(Some(found))) if own == found)
     }
 }
 
-/// Removes a socket that no process listens on.
+/// Removes a socket file on which no process listens.
 ///
 /// # Errors
-/// When there is anything else.
+/// When a process listens on the socket, or the file is not a socket.
 pub(super) fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let io = |what| move |error| ListenError::Io { path: path.to_path_buf(), what, error };
+    let io = |what| move |source| ListenError::Io { path: path.to_path_buf(), what, source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io("look at it")(error)),
@@ -134,12 +139,12 @@ pub(super) fn remove_stale(path: &Path) -> Result<(), ListenError> {
     }
     match is_listened_on(path) {
         Ok(false) => std::fs::remove_file(path).map_err(io("remove the stale socket")),
-        // Its queue may be full, or it may be closed to this user: then too a process listens.
+        // An error counts as listening: the socket may be closed to this user.
         Ok(true) | Err(_) => Err(ListenError::InUse { path: path.to_path_buf() }),
     }
 }
 
-/// Whether a process listens on the socket at `path`. Does not wait: a queue of connections that is full would be waited for.
+/// Whether a process listens on the socket at `path`. Does not block if the backlog is full.
 fn is_listened_on(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -1,7 +1,7 @@
-//! A worker: a thread with a runtime of its own, and the connections that were handed to it for good.
+//! A worker: a thread with its own runtime, and the connections that were assigned to it.
 //!
-//! No work is stolen: a connection's buffers, the snapshot's cache line and the bucket it charges stay with one core, and
-//! nothing between a read and its write can be moved elsewhere.
+//! There is no work stealing: a connection stays on its worker, so that its buffers, the snapshot's
+//! cache lines and the buckets that it charges stay in one core's caches.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -14,70 +14,74 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::connection::{Connection, Counters, Shared};
+use crate::connection::{Connection, Counters, WorkerContext};
 
-/// A worker, as the rest of the daemon sees it.
+/// A handle to a worker thread. The thread lives as long as the daemon.
 pub(super) struct Worker {
-    /// What it has done.
     pub(super) counters: Arc<Counters>,
     connections: mpsc::UnboundedSender<UnixStream>,
-    open: Arc<AtomicUsize>,
+    open_connections: Arc<AtomicUsize>,
 }
 
 impl Worker {
-    /// Starts a worker; `shared` makes, on its thread, what its connections share. The thread lives as long as the daemon.
+    /// Starts a worker. `new_context` is called on the worker's thread.
     ///
     /// # Errors
     /// When the system has no thread or no epoll instance left.
     pub(super) fn start(
         number: usize,
         counters: Arc<Counters>,
-        shared: impl FnOnce() -> Rc<Shared> + Send + 'static,
+        new_context: impl FnOnce() -> Rc<WorkerContext> + Send + 'static,
     ) -> io::Result<Self> {
-        let (connections, handed) = mpsc::unbounded_channel();
-        let open = Arc::new(AtomicUsize::new(0));
-        let still_open = Arc::clone(&open);
-        let (say_started, started) = sync_channel(1);
+        let (connections, assigned) = mpsc::unbounded_channel();
+        let open_connections = Arc::new(AtomicUsize::new(0));
+        let open = Arc::clone(&open_connections);
+        let (started_sender, started) = sync_channel(1);
         std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-            // It cannot leave the thread that makes it.
+            // A local runtime cannot leave the thread that builds it.
             let runtime =
                 Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default());
-            let (runtime, outcome) = match runtime {
+            let (runtime, result) = match runtime {
                 Ok(runtime) => (Some(runtime), Ok(())),
                 Err(error) => (None, Err(error)),
             };
-            let _starter_waits = say_started.send(outcome);
+            // The receiver waits until this is sent.
+            let _ = started_sender.send(result);
             if let Some(runtime) = runtime {
-                runtime.block_on(serve(handed, shared(), still_open));
+                runtime.block_on(serve(assigned, new_context(), open));
             }
         })?;
         started.recv().map_err(|_| io::Error::other("the thread has ended"))??;
-        Ok(Self { counters, connections, open })
+        Ok(Self { counters, connections, open_connections })
     }
 
-    /// Connections that it has.
-    pub(super) fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+    /// The number of open connections.
+    pub(super) fn open_connections(&self) -> usize {
+        self.open_connections.load(Ordering::Relaxed)
     }
 
-    /// Gives it a connection.
-    pub(super) fn hand(&self, connection: UnixStream) {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        // Its receiver lives as long as the thread, and the thread as long as the daemon.
-        let _never_closed = self.connections.send(connection);
+    /// Assigns a connection to the worker.
+    pub(super) fn assign(&self, connection: UnixStream) {
+        self.open_connections.fetch_add(1, Ordering::Relaxed);
+        // Cannot fail: the receiver lives as long as the thread.
+        let _ = self.connections.send(connection);
     }
 }
 
-/// Takes connections, and serves each in a task of its own.
-async fn serve(mut handed: mpsc::UnboundedReceiver<UnixStream>, shared: Rc<Shared>, open: Arc<AtomicUsize>) {
-    tokio::task::spawn_local(Rc::clone(&shared).follow());
-    tokio::task::spawn_local(Rc::clone(&shared).account());
-    tokio::task::spawn_local(Rc::clone(&shared).ring());
-    while let Some(stream) = handed.recv().await {
-        let counted = Open(Arc::clone(&open));
-        let connection = Connection::new(stream, Rc::clone(&shared));
+/// Serves each assigned connection in a task of its own.
+async fn serve(
+    mut assigned: mpsc::UnboundedReceiver<UnixStream>,
+    context: Rc<WorkerContext>,
+    open: Arc<AtomicUsize>,
+) {
+    tokio::task::spawn_local(Rc::clone(&context).follow_epochs());
+    tokio::task::spawn_local(Rc::clone(&context).flush_usage());
+    tokio::task::spawn_local(Rc::clone(&context).run_timers());
+    while let Some(stream) = assigned.recv().await {
+        let guard = OpenConnection(Arc::clone(&open));
+        let connection = Connection::new(stream, Rc::clone(&context));
         tokio::task::spawn_local(async move {
-            let _counted = counted;
+            let _guard = guard;
             match connection.serve().await {
                 Ok(end) => debug!(?end, "connection ended"),
                 Err(error) => debug!(%error, "connection failed"),
@@ -86,10 +90,10 @@ async fn serve(mut handed: mpsc::UnboundedReceiver<UnixStream>, shared: Rc<Share
     }
 }
 
-/// An open connection, counted from its hand-over to its end.
-struct Open(Arc<AtomicUsize>);
+/// Counts an open connection from its assignment until it is dropped.
+struct OpenConnection(Arc<AtomicUsize>);
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

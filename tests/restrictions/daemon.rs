@@ -223,7 +223,8 @@ fn start(setup: impl FnOnce(&str) -> Setup, peppers: &[(&str, &str)]) -> (Daemon
     assert!(daemon.status().ready, "{}", daemon.log());
     for row in rows.iter().filter(|row| row.revoked_by_operator) {
         let target = Target { key_id: Some(row.key.clone()), owner: None };
-        let reply = keyward::admin::ask(&daemon.admin(), &Command::Revoke(target)).expect("an answer");
+        let reply =
+            keyward::admin::send_command(&daemon.admin(), &Command::Revoke(target)).expect("an answer");
         assert!(reply.revocation.is_some(), "{reply:?}");
     }
     (daemon, rows)

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::{Command as Ask, Reload, Status};
+use keyward::admin::message::{Command as AdminCommand, Reload, Status};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
 use keyward_protocol::{Answer, MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
@@ -221,7 +221,7 @@ impl Daemon {
     fn wait_until_loaded(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         while self
-            .ask(&Ask::Status)
+            .ask(&AdminCommand::Status)
             .is_none_or(|reply| reply.status.is_none_or(|status| status.last_reload.is_none()))
         {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
@@ -234,8 +234,8 @@ impl Daemon {
         }
     }
 
-    fn ask(&self, command: &Ask) -> Option<keyward::admin::message::Reply> {
-        keyward::admin::ask_within(&self.admin(), command, ANSWER).ok()
+    fn ask(&self, command: &AdminCommand) -> Option<keyward::admin::message::Reply> {
+        keyward::admin::send_command_within(&self.admin(), command, ANSWER).ok()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -264,20 +264,20 @@ impl Daemon {
     }
 
     pub fn status(&self) -> Status {
-        self.ask(&Ask::Status).and_then(|reply| reply.status).expect("a status")
+        self.ask(&AdminCommand::Status).and_then(|reply| reply.status).expect("a status")
     }
 
     /// The same of one that may not be there yet.
     pub fn status_if_any(&self) -> Option<Status> {
-        self.ask(&Ask::Status).and_then(|reply| reply.status)
+        self.ask(&AdminCommand::Status).and_then(|reply| reply.status)
     }
 
     pub fn reload(&self) -> Reload {
-        self.ask(&Ask::Reload { force: false }).and_then(|reply| reply.reload).expect("an outcome")
+        self.ask(&AdminCommand::Reload { force: false }).and_then(|reply| reply.reload).expect("an outcome")
     }
 
     pub fn force_reload(&self) -> Reload {
-        self.ask(&Ask::Reload { force: true }).and_then(|reply| reply.reload).expect("an outcome")
+        self.ask(&AdminCommand::Reload { force: true }).and_then(|reply| reply.reload).expect("an outcome")
     }
 
     /// Replaces the export by rename, and waits until the daemon has it.

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure};
 use super::options::{AdminSocket, Origin};
 use super::reload::missing;
 use super::streams::Streams;
-use crate::admin::check::{Diff, Findings};
+use crate::admin::message::{CheckDiff, Diagnostics};
 use crate::admin::{self, message};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, Overrides};
@@ -102,14 +102,14 @@ impl Check {
     fn ask(&self) -> Result<Outcome, Failure> {
         let source = self.origin.source.as_deref().map(absolute).transpose()?;
         let command = message::Command::Check { source };
-        let reply = admin::ask(self.socket.path()?.as_path(), &command)?;
+        let reply = admin::send_command(self.socket.path()?.as_path(), &command)?;
         let check = reply.check.ok_or_else(|| missing("check"))?;
         Ok(Outcome {
             source: check.source,
             keys: check.diff.as_ref().map(|diff| diff.keys),
-            // Findings are said one by one.
-            error: check.error.filter(|_| check.findings.is_none()),
-            findings: check.findings,
+            // The diagnostics are reported one by one instead.
+            error: check.error.filter(|_| check.diagnostics.is_none()),
+            diagnostics: check.diagnostics,
             withheld: check.withheld,
             stale: check.diff.as_ref().and_then(|diff| diff.stale.clone()),
             diff: check.diff,
@@ -170,8 +170,12 @@ impl Outcome {
 
     /// The source is of no use.
     fn refused(self, failure: &reload::ReloadError) -> Self {
-        // Findings are said one by one.
-        Self { findings: failure.findings().map(Findings::from), error: failure.beside_findings(), ..self }
+        // The diagnostics are reported one by one instead.
+        Self {
+            diagnostics: failure.findings().map(Diagnostics::from),
+            error: failure.beside_findings(),
+            ..self
+        }
     }
 }
 
@@ -193,7 +197,7 @@ fn load(
 }
 
 /// What putting `new` in the place of the export `old` would do.
-fn compare(config: &Config, old: &Path, new: &Keys) -> Result<Diff, Failure> {
+fn compare(config: &Config, old: &Path, new: &Keys) -> Result<CheckDiff, Failure> {
     let source = config.file();
     let old = SourceFile {
         format: Format::from_path(old).unwrap_or(source.format),

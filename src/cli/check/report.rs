@@ -8,8 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::last_good::LastGood;
-use crate::admin::check::{Diff, Example, Findings};
-use crate::admin::withheld::Withheld;
+use crate::admin::message::{CheckDiff, Diagnostics, Example, Withheld};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::key_change::{self, AccessCounts, KeyChange};
 use crate::cli::streams::Streams;
@@ -32,11 +31,11 @@ pub(super) struct Outcome {
     /// Where in the configuration that is.
     pub(super) setting: Option<Setting>,
     /// What is wrong with rows.
-    pub(super) findings: Option<Findings>,
+    pub(super) diagnostics: Option<Diagnostics>,
     /// Keys that a reload would disable or restrict because of rows that cannot be understood.
     pub(super) withheld: Option<Withheld>,
     pub(super) lints: Option<lint::Report>,
-    pub(super) diff: Option<Diff>,
+    pub(super) diff: Option<CheckDiff>,
     /// The last good keys, if the source was compared with them.
     pub(super) last_good: Option<LastGood>,
     /// Why the source was not compared with the last good keys, although there are some.
@@ -82,7 +81,7 @@ impl Outcome {
     pub(super) fn exit(&self, strict: bool) -> Exit {
         let warnings = self.lints.as_ref().map_or(0, lint::Report::warnings);
         let is_accepted = self.last_good.as_ref().is_some_and(|last_good| last_good.source_accepted);
-        if self.error.is_some() || self.findings.is_some() {
+        if self.error.is_some() || self.diagnostics.is_some() {
             Exit::BadInput
         } else if self.stale.is_some()
             || self.diff.as_ref().is_some_and(|diff| !(diff.accepted || is_accepted))
@@ -111,13 +110,13 @@ pub(super) struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<&'a Setting>,
     #[serde(flatten)]
-    findings: Option<&'a Findings>,
+    diagnostics: Option<&'a Diagnostics>,
     #[serde(skip_serializing_if = "Option::is_none")]
     withheld: Option<&'a Withheld>,
     #[serde(skip_serializing_if = "Option::is_none")]
     lints: Option<Lints<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    diff: Option<&'a Diff>,
+    diff: Option<&'a CheckDiff>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_good: Option<&'a LastGood>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,7 +140,7 @@ impl<'a> Report<'a> {
             error: outcome.error.as_deref(),
             stale: outcome.stale.as_deref(),
             config: outcome.setting.as_ref(),
-            findings: outcome.findings.as_ref(),
+            diagnostics: outcome.diagnostics.as_ref(),
             withheld: outcome.withheld.as_ref(),
             lints: outcome.lints.as_ref().map(Lints::from),
             diff: outcome.diff.as_ref(),
@@ -172,8 +171,8 @@ pub(super) struct Lines<'s, 'io>(pub(super) &'s mut Streams<'io>);
 impl Lines<'_, '_> {
     pub(super) fn print(&mut self, outcome: &Outcome) -> Result<(), Failure> {
         let source = &outcome.source;
-        if let Some(findings) = &outcome.findings {
-            self.findings(source, findings);
+        if let Some(diagnostics) = &outcome.diagnostics {
+            self.diagnostics(source, diagnostics);
         }
         if let Some(withheld) = &outcome.withheld {
             self.withheld(source, withheld);
@@ -218,12 +217,12 @@ impl Lines<'_, '_> {
         }
     }
 
-    fn findings(&mut self, source: &str, findings: &Findings) {
-        for finding in &findings.first {
+    fn diagnostics(&mut self, source: &str, diagnostics: &Diagnostics) {
+        for finding in &diagnostics.first {
             self.0.note(format_args!("{source}:{}", Place(finding)));
         }
-        let kept: u64 = findings.first.iter().map(|finding| finding.count).sum();
-        let more = findings.total.saturating_sub(kept);
+        let kept: u64 = diagnostics.first.iter().map(|finding| finding.count).sum();
+        let more = diagnostics.total.saturating_sub(kept);
         if more > 0 {
             self.0.note(format_args!("{source}: and {more} more of other kinds"));
         }
@@ -231,7 +230,7 @@ impl Lines<'_, '_> {
 
     /// In the words of `keyward reload`.
     fn withheld(&mut self, source: &str, withheld: &Withheld) {
-        for finding in &withheld.findings {
+        for finding in &withheld.diagnostics {
             self.0.note(format_args!("{source}:{}", Place(finding)));
         }
         let lines = withheld::lines(withheld);
@@ -261,8 +260,8 @@ impl Lines<'_, '_> {
         }
     }
 
-    fn diff(&mut self, diff: &Diff, judge: &str) -> Result<(), Failure> {
-        let Diff { serving, keys, changes, examples, .. } = diff;
+    fn diff(&mut self, diff: &CheckDiff, judge: &str) -> Result<(), Failure> {
+        let CheckDiff { serving, keys, changes, examples, .. } = diff;
         match diff.unchanged {
             true => self.0.print(format_args!("{}: nothing would change", Count(*serving, "key")))?,
             false => self.0.print(format_args!(

@@ -1,6 +1,6 @@
-//! A newer snapshot takes over buckets while a buffer is being answered: every request before the
-//! first that needs such a bucket is answered by the old snapshot, every other one by the new one,
-//! each once and in order.
+//! A newer snapshot takes over buckets while a buffer is being answered. Every request before the
+//! first one that needs such a bucket is answered from the old snapshot, all others from the new
+//! one, each once and in order.
 
 use std::collections::BTreeMap;
 
@@ -16,17 +16,17 @@ use crate::state::Rotation;
 use crate::usage::{Usage, UsageCounts, UsagePolicy, UsageQuery};
 use crate::verify::{BATCH_SIZE, Verifier};
 
-/// How long what was counted may take to be handed over.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the usage thread may take to receive what was counted.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 const NOW: Now = Now { ticks: 1 << 40, unix: 1_000_000 };
 
 /// A limit: its name, its burst in the old snapshot and in the new one, and whether it is in shadow
 /// mode.
-type OldAndNew = (&'static str, u64, u64, bool);
+type LimitSpec = (&'static str, u64, u64, bool);
 
-/// Limits by key. Those whose burst changes are taken over.
-const KEYS: [(&str, &[OldAndNew]); 5] = [
+/// Limits by key. Limits whose burst changes are taken over.
+const KEYS: [(&str, &[LimitSpec]); 5] = [
     ("free", &[]),
     ("same", &[("only", 5_000, 5_000, false)]),
     ("one", &[("only", 5_000, 4_000, false)]),
@@ -34,10 +34,10 @@ const KEYS: [(&str, &[OldAndNew]); 5] = [
     ("soft", &[("hard", 5_000, 5_000, false), ("soft", 5_000, 4_000, true)]),
 ];
 
-/// Keys of which the new snapshot has other limits.
+/// Keys whose limits differ in the new snapshot.
 const TAKEN_OVER: [&str; 3] = ["one", "two", "soft"];
 
-/// What is asked. Refunds and charges of a key whose limits change end the batch.
+/// A request. Refunds and charges of a key whose limits change end the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Item {
     Verify(&'static str, u32),
@@ -46,7 +46,7 @@ enum Item {
     Malformed,
 }
 
-/// What has to come back.
+/// The expected answer to an [`Item`].
 #[derive(Debug, PartialEq, Eq)]
 enum Reply {
     Answer { id: u32, verdict: Verdict, generation: u64, remaining: u32 },
@@ -91,7 +91,7 @@ impl Item {
             Self::Malformed => {
                 let start = input.len();
                 let encoded = Verify::new(id, credential("free")).encode(input);
-                // A flag that there is not.
+                // An undefined flag.
                 input[start + 7] = 0x80;
                 encoded
             }
@@ -100,19 +100,19 @@ impl Item {
     }
 }
 
-/// What is to come of `items`, of which the first `by_old` are answered by the old snapshot.
+/// The expected answers to `items`, the first `by_old` of them from the old snapshot.
 fn replies(items: &[Item], by_old: usize) -> Vec<Reply> {
     let burst = |key: &str| {
         let limits = KEYS.iter().find(|(name, _)| *name == key).map_or(&[][..], |(_, limits)| *limits);
         limits.iter().filter(|limit| !limit.3).map(|limit| limit.2 as u32).min()
     };
-    // Charged by another worker.
+    // Another worker has charged these keys once.
     let mut spent: BTreeMap<&str, u32> = TAKEN_OVER.map(|key| (key, 1)).into();
     let mut answer = |id: u32, key: &'static str, cost: i64, generation: u64| {
         let spent = spent.entry(key).or_default();
         *spent = u32::try_from((i64::from(*spent) + cost).max(0)).expect("small");
         let verdict = if key == "unknown" { Verdict::UnknownKey } else { Verdict::Allowed };
-        // "two" names the limit that has the least left: the smaller one.
+        // "two" reports the limit with the least left, which is the smaller one.
         Reply::Answer { id, verdict, generation, remaining: burst(key).map_or(0, |burst| burst - *spent) }
     };
     let numbered = items.iter().zip(0_u32..).map(|(item, id)| {
@@ -148,7 +148,7 @@ fn decode(output: &[u8]) -> Vec<Reply> {
     replies
 }
 
-/// Two snapshots, of which the new one has taken over the buckets whose limits have changed.
+/// Two snapshots. The new one has taken over the buckets whose limits have changed.
 struct Snapshots {
     limiter: Arc<Limiter>,
     old: Arc<Snapshot>,
@@ -162,7 +162,7 @@ impl Snapshots {
         let mut build = |generation: u64, previous: Option<&Snapshot>| {
             let mut builder = Builder::new(generation, 0);
             for ((key, limits), line) in KEYS.iter().zip(2..) {
-                let limit = |(name, before, after, shadow): &OldAndNew| {
+                let limit = |(name, before, after, shadow): &LimitSpec| {
                     let burst = if generation == 1 { *before } else { *after };
                     let rate = Rate::new(1, 1_000_000_000_000, burst).expect("in range");
                     Limit { shadow: *shadow, ..Limit::new(*name, rate) }
@@ -174,14 +174,13 @@ impl Snapshots {
             let mut allocation = allocator.begin(&limiter);
             let stamp = Stamp { generation, ..Stamp::default() };
             let snapshot = builder.finish().publishable(&mut allocation, previous, stamp).expect("room");
-            // Not settled: as between the claim and the moment in which all workers have left the
-            // old snapshot.
+            // Not completed, as long as workers still use the old snapshot.
             let _ = allocation.commit();
             Arc::new(snapshot)
         };
         let old = build(1, None);
         let new = build(2, Some(&old));
-        // A bucket is taken over by the first worker that charges it with the new snapshot.
+        // The first worker that charges a bucket with the new snapshot takes it over.
         let digest = |key: &str| Credential::Digest(key_format::hash(key.as_bytes()));
         let charges = TAKEN_OVER.map(|key| Verify::new(1, digest(key)));
         let global_policy = GlobalPolicy::default();
@@ -195,41 +194,41 @@ impl Snapshots {
     }
 }
 
-/// What each key was charged and given back, by the replies that are expected.
+/// The usage of `key` that `items` should have caused.
 fn counts(items: &[Item], key: &str) -> UsageCounts {
     let mut counts = UsageCounts::default();
     for item in items {
         match item {
-            Item::Verify(of, 0) if *of == key => counts.peeked += 1,
-            Item::Verify(of, cost) if *of == key => {
+            Item::Verify(name, 0) if *name == key => counts.peeked += 1,
+            Item::Verify(name, cost) if *name == key => {
                 counts.allowed += 1;
                 counts.cost += u64::from(*cost);
             }
-            Item::Refund(of, cost) if *of == key => counts.refunded += u64::from(*cost),
+            Item::Refund(name, cost) if *name == key => counts.refunded += u64::from(*cost),
             _ => {}
         }
     }
     counts
 }
 
-fn count(items: &[Item], is_it: impl Fn(&Item) -> bool) -> u64 {
-    items.iter().filter(|item| is_it(item)).count() as u64
+fn count(items: &[Item], predicate: impl Fn(&Item) -> bool) -> u64 {
+    items.iter().filter(|item| predicate(item)).count() as u64
 }
 
 fn assert_counted(counters: &Counters, items: &[Item]) {
     let unknown = count(items, |item| matches!(item, Item::Verify("unknown", _)));
     let verified = count(items, |item| matches!(item, Item::Verify(..)));
-    assert_eq!(counters.answered(Verdict::Allowed), verified - unknown);
-    assert_eq!(counters.answered(Verdict::UnknownKey), unknown);
+    assert_eq!(counters.verdicts(Verdict::Allowed), verified - unknown);
+    assert_eq!(counters.verdicts(Verdict::UnknownKey), unknown);
     assert_eq!(counters.refunds(), count(items, |item| matches!(item, Item::Refund(..))));
-    assert_eq!(counters.faults(), count(items, |item| *item == Item::Malformed));
+    assert_eq!(counters.errors(), count(items, |item| *item == Item::Malformed));
 }
 
-/// `first` unaffected requests, then one that is affected, and then both kinds.
+/// `first` unaffected requests, then one affected request, and then both kinds.
 fn items(first: usize, affected: Item, length: usize, only_verify: bool) -> Vec<Item> {
-    let wanted = |item: &&Item| !only_verify || matches!(item, Item::Verify(..));
-    let unaffected = UNAFFECTED.iter().filter(wanted).cycle();
-    let both = AFFECTED.iter().chain(&UNAFFECTED).filter(wanted).cycle();
+    let included = |item: &&Item| !only_verify || matches!(item, Item::Verify(..));
+    let unaffected = UNAFFECTED.iter().filter(included).cycle();
+    let both = AFFECTED.iter().chain(&UNAFFECTED).filter(included).cycle();
     unaffected.take(first).chain([&affected]).chain(both.take(length - first - 1)).copied().collect()
 }
 
@@ -240,22 +239,22 @@ fn usage() -> (Usage, UsageLog) {
     (usage, logs.remove(0))
 }
 
-/// Asks until what was counted has been handed over: it comes from another thread.
+/// Polls the usage thread until it has received what was counted.
 async fn assert_used(usage: &Usage, items: &[Item]) {
     for (key, _) in KEYS {
-        let (expected, deadline) = (counts(items, key), Instant::now() + PATIENCE);
+        let (expected, deadline) = (counts(items, key), Instant::now() + USAGE_TIMEOUT);
         loop {
             let totals = usage.query(UsageQuery::Key(key.to_owned())).await.expect("an answer");
             if totals.total == expected {
                 break;
             }
-            assert!(Instant::now() < deadline, "{key}: {:?}, and not {expected:?}", totals.total);
+            assert!(Instant::now() < deadline, "{key}: {:?} instead of {expected:?}", totals.total);
         }
     }
 }
 
-/// Answers `input` as a connection does: with the old snapshot until it is superseded, and then
-/// with the new one.
+/// Answers `input` as a connection does: from the old snapshot until it is superseded, and then
+/// from the new one.
 fn drive(
     snapshots: &Snapshots,
     input: &[u8],
@@ -263,25 +262,25 @@ fn drive(
     log: &mut UsageLog,
 ) -> (Vec<Reply>, usize) {
     let Snapshots { limiter, old, new } = snapshots;
-    let (global_policy, greeting) = (GlobalPolicy::default(), Greeting::default());
+    let global_policy = GlobalPolicy::default();
     let (mut replies, mut output, mut at) = (Vec::new(), Vec::new(), 0);
     let (mut snapshot, mut by_old) = (old, None);
     loop {
         log.begin(Some(snapshot), NOW.unix);
         let verifier =
             Verifier { snapshot: Some(snapshot), limiter, global_policy: &global_policy, now: NOW };
-        let progress = respond(&verifier, greeting, &input[at..], &mut output, counters, log);
+        let progress = respond(&verifier, 0, &input[at..], &mut output, counters, log);
         at += progress.consumed;
         replies.extend(decode(&output));
         output.clear();
         match progress.stop {
-            Stop::Superseded => {
-                assert!(by_old.replace(replies.len()).is_none(), "the new snapshot is superseded by nothing");
+            StopReason::Superseded => {
+                assert!(by_old.replace(replies.len()).is_none(), "the new snapshot is not superseded");
                 snapshot = new;
             }
-            Stop::OutputFull => {}
-            Stop::NeedInput => break,
-            Stop::Close => panic!("framing is lost"),
+            StopReason::OutputFull => {}
+            StopReason::NeedInput => break,
+            StopReason::Close => panic!("the frame boundaries are lost"),
         }
     }
     assert_eq!(at, input.len());
@@ -289,7 +288,7 @@ fn drive(
 }
 
 #[tokio::test(flavor = "local")]
-async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
+async fn superseded_batch_is_answered_and_counted_once() {
     let edges = [
         0,
         1,
@@ -310,7 +309,7 @@ async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
             cases.extend([true, false].map(|only_verify| (first, affected, 3 * BATCH_SIZE, only_verify)));
         }
     }
-    // More answers than are made at once.
+    // More answers than fit one output buffer.
     cases.extend([700, 1_000, 1_300].map(|first| (first, AFFECTED[0], 2_000, false)));
     for (first, affected, length, only_verify) in cases {
         let (snapshots, counters) = (Snapshots::new(), Counters::default());
@@ -334,7 +333,7 @@ async fn batch_superseded_in_the_middle_is_answered_and_counted_once() {
 
 /// The same through a socket: the connection waits until its worker has the new snapshot.
 #[tokio::test(flavor = "local")]
-async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_snapshot() {
+async fn superseded_connection_continues_with_the_new_snapshot() {
     for (first, affected) in
         [(0, AFFECTED[0]), (BATCH_SIZE + 7, AFFECTED[2]), (BATCH_SIZE, AFFECTED[5]), (150, AFFECTED[3])]
     {
@@ -343,24 +342,24 @@ async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_sn
         publisher.publish(old);
         let (usage, log) = usage();
         let (drain, draining) = watch::channel(false);
-        let shared = Shared::new(
+        let context = WorkerContext::new(
             subscriptions.remove(0),
             limiter,
             GlobalPolicy::default().into(),
             Clock::new(),
-            Counted { counters: Arc::default(), usage: log },
-            Timeouts { idle: None, overdue: FOR_EVER, busy_poll: Duration::ZERO },
-            Stopping { draining, closed: Arc::new(AtomicBool::new(false)) },
+            Metrics { counters: Arc::default(), usage: log },
+            Timeouts { idle: None, stale_answers: FOREVER, busy_poll: Duration::ZERO },
+            Shutdown { draining, closed: Arc::new(AtomicBool::new(false)) },
         );
-        spawn_local(Rc::clone(&shared).ring());
-        spawn_local(Rc::clone(&shared).account());
-        let worker = Worker { shared, drain };
+        spawn_local(Rc::clone(&context).run_timers());
+        spawn_local(Rc::clone(&context).flush_usage());
+        let worker = Worker { context, drain };
         let mut peer = worker.connect();
 
         let items = items(first, affected, 3 * BATCH_SIZE, false);
         let mut input = Vec::new();
         items.iter().zip(0..).for_each(|(item, id)| item.encode(id, &mut input));
-        peer.stream.write_all(&input).expect("there is room");
+        peer.stream.write_all(&input).expect("the socket has room");
         let mut output = Vec::new();
         let mut read = |peer: &mut Peer| {
             let mut bytes = vec![0; 1 << 20];
@@ -369,18 +368,18 @@ async fn connection_superseded_in_the_middle_of_a_buffer_goes_on_with_the_new_sn
             let replies = decode(&output);
             replies.len()
         };
-        turns_until("the answers of the old snapshot", || read(&mut peer) == first).await;
+        yield_until("the answers of the old snapshot", || read(&mut peer) == first).await;
         // Nothing more is answered before the new snapshot is published.
         for _ in 0..10 {
             yield_now().await;
             assert_eq!(read(&mut peer), first);
         }
         publisher.publish(new);
-        turns_until("the answers of the new snapshot", || read(&mut peer) >= items.len()).await;
+        yield_until("the answers of the new snapshot", || read(&mut peer) >= items.len()).await;
         assert_eq!(decode(&output), replies(&items, first), "{first} before {affected:?}");
-        assert_counted(&worker.shared.counters, &items);
+        assert_counted(&worker.context.counters, &items);
         assert_used(&usage, &items).await;
         worker.drain.send_replace(true);
-        turns_until("its end", || peer.served.is_finished()).await;
+        yield_until("the connection to close", || peer.served.is_finished()).await;
     }
 }

@@ -1,8 +1,8 @@
-//! A timer for what a worker does once a second.
+//! A timer built on `timerfd`, for what a worker does once a second.
 //!
-//! tokio's own timers are kept by the wait for events: while one is set, every wait has a timeout, and for every request the
-//! kernel starts a timer and cancels it. This one is a descriptor that becomes readable: it is set once a second, and waits
-//! have none.
+//! tokio passes the earliest of its own timers to epoll as a timeout. While one is set, the kernel
+//! would start and cancel a timer for every request. This timer is a descriptor that becomes
+//! readable: it is set once a second, and epoll waits without a timeout.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,18 +15,18 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use super::socket::watch;
+use super::socket::register;
 
-/// One timer. Where the system has no descriptor left for it, tokio's takes its place.
-pub(super) struct Timer(Option<AsyncFd<OwnedFd>>);
+/// A timer. It falls back to tokio's timer when the process has no descriptor left.
+pub(super) struct TimerFd(Option<AsyncFd<OwnedFd>>);
 
-impl Timer {
-    /// A timer of the worker whose runtime this is called in.
+impl TimerFd {
+    /// A timer of the current runtime.
     pub(super) fn new() -> Self {
-        Self(descriptor().ok())
+        Self(open().ok())
     }
 
-    /// Waits until `deadline`. May be dropped at any time, and called again.
+    /// Waits until `deadline`. Cancel safe.
     pub(super) async fn sleep_until(&self, deadline: Instant) {
         let slept = match &self.0 {
             Some(timer) => sleep(timer, deadline).await,
@@ -38,9 +38,9 @@ impl Timer {
     }
 }
 
-fn descriptor() -> io::Result<AsyncFd<OwnedFd>> {
+fn open() -> io::Result<AsyncFd<OwnedFd>> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-    watch(timerfd_create(TimerfdClockId::Monotonic, flags)?, Interest::READABLE)
+    register(timerfd_create(TimerfdClockId::Monotonic, flags)?, Interest::READABLE)
 }
 
 async fn sleep(timer: &AsyncFd<OwnedFd>, deadline: Instant) -> io::Result<()> {
@@ -57,8 +57,9 @@ async fn sleep(timer: &AsyncFd<OwnedFd>, deadline: Instant) -> io::Result<()> {
             &Itimerspec { it_interval: zero, it_value: left },
         )?;
         let mut fired = timer.readable().await?;
-        // What it says is how often it has fired; it may also have been set to a time before this one, and fired then.
-        let _count = read(timer, &mut [0; 8]);
+        // The number of expirations does not matter. The timer may also have fired for an earlier,
+        // cancelled call, so that the loop checks the deadline again.
+        let _ = read(timer, &mut [0; 8]);
         fired.clear_ready();
     }
 }
@@ -70,12 +71,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_waits_as_long_as_it_should_however_often_it_was_dropped() {
-        for timer in [Timer::new(), Timer(None)] {
+    async fn cancelled_timer_still_waits_until_its_next_deadline() {
+        for timer in [TimerFd::new(), TimerFd(None)] {
             let start = Instant::now();
             let soon = start + Duration::from_millis(20);
-            let cut_short = tokio::time::timeout(Duration::ZERO, timer.sleep_until(soon)).await;
-            assert!(cut_short.is_err());
+            let cancelled = tokio::time::timeout(Duration::ZERO, timer.sleep_until(soon)).await;
+            assert!(cancelled.is_err());
             timer.sleep_until(start + Duration::from_millis(60)).await;
             assert!(start.elapsed() >= Duration::from_millis(60));
             timer.sleep_until(start).await;

@@ -1,9 +1,10 @@
-//! A socket while the daemon serves: connections are accepted, and its file is looked after.
+//! A listening socket while the daemon serves: accepts connections, and watches the socket's file.
 //!
-//! Clients find a socket by its file. A file that is removed, replaced or lost with its directory leaves a socket behind
-//! that works and that no client can reach. The file is therefore compared every [`CHECK_EVERY`]. A socket that the daemon
-//! has bound is bound anew; one of systemd's is systemd's to make, so the daemon only reports it. Connections that exist are
-//! not affected, and those that wait in the old socket are accepted.
+//! Clients find a socket by its file. If the file is removed or replaced, the socket still works
+//! but no client can reach it. The file is therefore checked every [`CHECK_INTERVAL`]. A socket
+//! that the daemon has bound is bound again; the file of an adopted socket belongs to systemd, so
+//! the daemon only reports the problem. Established connections are not affected, and connections
+//! in the backlog of the old socket are accepted.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -21,25 +22,26 @@ use tracing::{error, warn};
 
 use crate::admin::message::SocketStatus;
 use crate::server::listener::{ListenError, Listener, register};
-use crate::server::socket_file::Identity;
+use crate::server::socket_file::FileId;
 
-/// How often the file is compared, and therefore how long clients cannot connect after it was removed.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How often the file is checked, and therefore how long clients cannot connect after it was
+/// removed.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A socket that connections are accepted from.
-pub(super) struct Listening {
+pub(super) struct ListeningSocket {
     name: &'static str,
-    /// `None`: a socket of systemd's without a file, or with one that the daemon cannot see.
+    /// `None`: an adopted socket without a file, or with one that the daemon cannot see.
     path: Option<PathBuf>,
     listener: RefCell<Listener>,
     socket: RefCell<Rc<UnixListener>>,
-    /// Connections to the socket before, which wait to be accepted.
-    waiting: RefCell<VecDeque<UnixStream>>,
+    /// Connections from the backlog of a replaced socket.
+    backlog: RefCell<VecDeque<UnixStream>>,
     replaced: Notify,
-    /// For one more connection when the process has no descriptor left.
+    /// A spare descriptor, to accept one more connection when the process has no other left.
     reserve: RefCell<Option<File>>,
-    /// The file that clients connect by.
-    identity: RefCell<Option<Identity>>,
+    /// The file that clients connect to.
+    file_id: RefCell<Option<FileId>>,
     state: RefCell<State>,
 }
 
@@ -50,20 +52,20 @@ struct State {
     rebound: u64,
 }
 
-impl Listening {
-    /// Begins to listen; `name` is systemd's name for the socket. Call it inside a runtime.
+impl ListeningSocket {
+    /// Registers the socket with the current runtime. `name` is systemd's name for the socket.
     ///
     /// # Errors
     /// When the socket cannot be registered.
     pub(super) fn new(name: &'static str, listener: Listener) -> Result<Rc<Self>, ListenError> {
         let socket = RefCell::new(Rc::new(register(&listener.socket)?));
-        let (path, identity) = match &listener.own {
-            Some(bound) => (Some(bound.file.path.clone()), Some(bound.file.identity)),
+        let (path, file_id) = match &listener.bound {
+            Some(bound) => (Some(bound.file.path.clone()), Some(bound.file.id)),
             None => {
                 let address = listener.socket.local_addr().ok();
                 let path = address.and_then(|address| address.as_pathname().map(PathBuf::from));
-                let identity = path.as_deref().and_then(|path| Identity::of(path).ok().flatten());
-                (path.filter(|_| identity.is_some()), identity)
+                let file_id = path.as_deref().and_then(|path| FileId::of(path).ok().flatten());
+                (path.filter(|_| file_id.is_some()), file_id)
             }
         };
         Ok(Rc::new(Self {
@@ -71,27 +73,27 @@ impl Listening {
             path,
             listener: RefCell::new(listener),
             socket,
-            waiting: RefCell::default(),
+            backlog: RefCell::default(),
             replaced: Notify::new(),
             reserve: RefCell::default(),
-            identity: RefCell::new(identity),
+            file_id: RefCell::new(file_id),
             state: RefCell::default(),
         }))
     }
 
-    /// What systemd calls it.
+    /// systemd's name for the socket.
     pub(super) fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     ///
     /// # Errors
-    /// As accepting has.
+    /// See `accept(2)`.
     pub(super) async fn accept(&self) -> io::Result<UnixStream> {
-        self.keep_reserve();
+        self.refill_reserve();
         loop {
-            if let Some(stream) = self.waiting.borrow_mut().pop_front() {
+            if let Some(stream) = self.backlog.borrow_mut().pop_front() {
                 return Ok(stream);
             }
             let socket = Rc::clone(&self.socket.borrow());
@@ -103,9 +105,9 @@ impl Listening {
         }
     }
 
-    /// Accepts with the descriptor that is kept in reserve, without waiting: to be called when the process has
-    /// no other left. `None`: no connection waits.
-    pub(super) async fn accept_by_reserve(&self) -> Option<io::Result<UnixStream>> {
+    /// Accepts a connection with the reserve descriptor, without waiting. To be called when the
+    /// process has no other descriptor left. `None`: the backlog is empty.
+    pub(super) async fn accept_with_reserve(&self) -> Option<io::Result<UnixStream>> {
         drop(self.reserve.take());
         let socket = Rc::clone(&self.socket.borrow());
         match poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await {
@@ -114,29 +116,29 @@ impl Listening {
         }
     }
 
-    /// Keeps a descriptor in reserve, if there is one to be had.
-    fn keep_reserve(&self) {
+    /// Opens the reserve descriptor, if there is one to be had.
+    fn refill_reserve(&self) {
         let mut reserve = self.reserve.borrow_mut();
         if reserve.is_none() {
             *reserve = File::open("/dev/null").ok();
         }
     }
 
-    /// The connections that wait to be accepted by this process, and by no other.
-    pub(super) fn take_waiting(&self) -> Vec<UnixStream> {
-        let mut waiting: Vec<_> = self.waiting.take().into();
+    /// The connections in the backlog that no other process can accept.
+    pub(super) fn take_backlog(&self) -> Vec<UnixStream> {
+        let mut backlog: Vec<_> = self.backlog.take().into();
         if !self.is_adopted() {
-            waiting.extend(self.listener.borrow().waiting());
+            backlog.extend(self.listener.borrow().backlog());
         }
-        waiting
+        backlog
     }
 
-    /// Whether systemd opened it, and keeps it open when the daemon ends.
+    /// Whether systemd opened the socket, and keeps it open when the daemon ends.
     pub(super) fn is_adopted(&self) -> bool {
-        self.listener.borrow().own.is_none()
+        self.listener.borrow().bound.is_none()
     }
 
-    /// How it is.
+    /// The state of the socket.
     pub(super) fn status(&self) -> SocketStatus {
         let state = self.state.borrow();
         SocketStatus {
@@ -148,27 +150,27 @@ impl Listening {
         }
     }
 
-    /// Looks after the file for ever.
-    pub(super) async fn watch(self: Rc<Self>) {
+    /// Checks the socket's file forever.
+    pub(super) async fn watch_file(self: Rc<Self>) {
         let Some(path) = &self.path else { return };
         loop {
-            tokio::time::sleep(CHECK_EVERY).await;
-            let found = Identity::of(path);
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            let found = FileId::of(path);
             match found {
-                Ok(found) if found.is_some() && found == *self.identity.borrow() => self.set_problem(None),
+                Ok(found) if found.is_some() && found == *self.file_id.borrow() => self.set_problem(None),
                 Ok(found) => {
                     let what = if found.is_some() { "replaced" } else { "removed" };
-                    self.restore(path, what);
+                    self.rebind(path, what);
                 }
                 Err(error) => self.set_problem(Some(format!("cannot look at the socket's file: {error}"))),
             }
         }
     }
 
-    /// Binds the socket anew, if it is the daemon's to bind.
-    fn restore(&self, path: &Path, what: &'static str) {
+    /// Binds the socket again, unless systemd owns it.
+    fn rebind(&self, path: &Path, what: &'static str) {
         let mut listener = self.listener.borrow_mut();
-        let Some(own) = &mut listener.own else {
+        let Some(bound) = &mut listener.bound else {
             return self.set_problem(Some(format!(
                 "{}: the socket's file was {what}. systemd owns the socket: restart its unit, the one with \
                  FileDescriptorName={}",
@@ -176,15 +178,15 @@ impl Listening {
                 self.name
             )));
         };
-        let bound = own.bind_again().and_then(|socket| Ok((register(&socket)?, socket)));
-        let (registered, socket) = match bound {
-            Ok(bound) => bound,
+        let rebound = bound.rebind().and_then(|socket| Ok((register(&socket)?, socket)));
+        let (registered, socket) = match rebound {
+            Ok(sockets) => sockets,
             Err(error) => {
                 return self.set_problem(Some(format!("the socket's file was {what}. {error}")));
             }
         };
-        *self.identity.borrow_mut() = Some(own.file.identity);
-        self.waiting.borrow_mut().extend(listener.waiting());
+        *self.file_id.borrow_mut() = Some(bound.file.id);
+        self.backlog.borrow_mut().extend(listener.backlog());
         listener.socket = socket;
         *self.socket.borrow_mut() = Rc::new(registered);
         self.replaced.notify_one();
@@ -193,7 +195,7 @@ impl Listening {
         warn!(socket = self.name, path = %path.display(), "the socket's file was {what}, and was made again");
     }
 
-    /// Notes a problem, or its end; the log has each once.
+    /// Records a problem or its end, and logs each change once.
     fn set_problem(&self, problem: Option<String>) {
         let mut state = self.state.borrow_mut();
         if state.problem != problem {
@@ -211,26 +213,26 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::server::listener::Wanted;
+    use crate::server::listener::ListenerSpec;
 
-    /// How long anything may take before a test gives up.
-    const PATIENCE: Duration = Duration::from_secs(20);
+    /// How long an operation may take before the test fails.
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
     #[test]
-    fn connections_that_wait_in_a_replaced_socket_are_accepted() {
+    fn backlog_of_a_replaced_socket_is_accepted() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("keyward.sock");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let listener =
-                Listener::bind(Wanted { path: path.clone(), mode: 0o600, gid: None }).expect("binds");
-            let listening = Listening::new("verify", listener).expect("registers");
+                Listener::bind(ListenerSpec { path: path.clone(), mode: 0o600, gid: None }).expect("binds");
+            let listening = ListeningSocket::new("verify", listener).expect("registers");
             let before = [(); 3].map(|()| UnixStream::connect(&path).expect("connects"));
             std::fs::remove_file(&path).expect("removed");
-            listening.restore(&path, "removed");
+            listening.rebind(&path, "removed");
             let after = UnixStream::connect(&path).expect("connects");
             for _ in 0..=before.len() {
-                let accepted = tokio::time::timeout(PATIENCE, listening.accept()).await;
+                let accepted = tokio::time::timeout(TIMEOUT, listening.accept()).await;
                 accepted.expect("in time").expect("accepted");
             }
             drop((before, after));

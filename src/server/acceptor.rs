@@ -1,0 +1,166 @@
+//! Accepts client connections, checks who connects and how many are open, and assigns each to a
+//! worker.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use keyward_protocol::{ErrorCode, ProtocolError};
+use tracing::{info, warn};
+
+use crate::audit::{Audit, Peer, Socket};
+use crate::config::Clients;
+use crate::server::listening_socket::ListeningSocket;
+use crate::server::worker::Worker;
+
+/// The pause after the system has run out of descriptors or memory and the reserve descriptor did
+/// not help either.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Minimum interval between two log lines about refusals: a refused peer can return thousands of
+/// times a second.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Accepts client connections.
+pub(super) struct Acceptor {
+    workers: Arc<[Worker]>,
+    clients: Clients,
+    max_connections: usize,
+    refusals: Arc<RefusalCounters>,
+    audit: Audit,
+    last_logged: Cell<Option<Instant>>,
+}
+
+impl Acceptor {
+    /// Accepts connections of `clients`, up to `max_connections` at a time.
+    pub(super) fn new(
+        workers: Arc<[Worker]>,
+        clients: Clients,
+        max_connections: usize,
+        refusals: Arc<RefusalCounters>,
+        audit: Audit,
+    ) -> Self {
+        Self { workers, clients, max_connections, refusals, audit, last_logged: Cell::new(None) }
+    }
+
+    /// Accepts connections forever. When the process has no descriptor left, the next connection is
+    /// accepted with a reserve descriptor and rejected at once, so that the peer does not wait. If
+    /// that fails too, the acceptor backs off.
+    pub(super) async fn run(&self, socket: &ListeningSocket) {
+        loop {
+            match socket.accept().await {
+                Ok(stream) => self.admit(stream),
+                Err(error) if is_connection_error(&error) => {}
+                Err(error) => {
+                    self.count_system_error("cannot accept connections", &error);
+                    // Does not wait: the peer may be gone, and a descriptor may be free for the
+                    // next one.
+                    match socket.accept_with_reserve().await {
+                        Some(Ok(stream)) => reject(stream.into_std(), self.too_many_connections()),
+                        Some(Err(error)) if !is_connection_error(&error) => {
+                            tokio::time::sleep(BACK_OFF).await;
+                        }
+                        Some(Err(_)) | None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Assigns a connection to the worker with the fewest connections, or rejects it.
+    pub(super) fn admit(&self, stream: tokio::net::UnixStream) {
+        let peer = match stream.peer_cred() {
+            Ok(peer) => peer,
+            Err(error) => return self.count_system_error("cannot read the credentials of a peer", &error),
+        };
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => return self.count_system_error("cannot take over a connection", &error),
+        };
+        let (uid, gid) = (peer.uid(), peer.gid());
+        if !self.clients.admit(uid, gid) {
+            if self.may_log() {
+                let pid = peer.pid();
+                info!(
+                    uid,
+                    gid,
+                    pid,
+                    "connections refused: not an allowed user or group; more of them are counted only"
+                );
+            }
+            self.refusals.peer.fetch_add(1, Ordering::Relaxed);
+            self.audit.refuse_peer(Socket::Verify, Peer { uid, pid: peer.pid() });
+            return reject(Ok(stream), ProtocolError::new(ErrorCode::PeerRefused, uid, 0));
+        }
+        let open: usize = self.workers.iter().map(Worker::open_connections).sum();
+        if open >= self.max_connections {
+            if self.may_log() {
+                warn!(open, "connections refused: max_connections is reached; more of them are counted only");
+            }
+            self.refusals.limit.fetch_add(1, Ordering::Relaxed);
+            return reject(Ok(stream), self.too_many_connections());
+        }
+        if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open_connections()) {
+            worker.counters.count_connection();
+            worker.assign(stream);
+        }
+    }
+
+    fn too_many_connections(&self) -> ProtocolError {
+        let limit = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
+        ProtocolError::new(ErrorCode::TooManyConnections, limit, 0)
+    }
+
+    fn count_system_error(&self, message: &str, error: &io::Error) {
+        if self.may_log() {
+            warn!(%error, "{message}");
+        }
+        self.refusals.system.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn may_log(&self) -> bool {
+        let is_due = self.last_logged.get().is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
+        if is_due {
+            self.last_logged.set(Some(Instant::now()));
+        }
+        is_due
+    }
+}
+
+/// Sends an ERROR as far as the socket takes it at once, and closes the connection.
+fn reject(stream: io::Result<UnixStream>, error: ProtocolError) {
+    let mut frame = Vec::new();
+    error.encode(&mut frame);
+    if let Ok(mut stream) = stream {
+        // The peer may be gone.
+        let _ = stream.write(&frame);
+    }
+}
+
+/// Whether the error concerns one connection only, and not the listening socket or the system.
+fn is_connection_error(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// The number of refused connections, by reason.
+#[derive(Debug, Default)]
+pub(super) struct RefusalCounters {
+    peer: AtomicU64,
+    limit: AtomicU64,
+    system: AtomicU64,
+}
+
+impl RefusalCounters {
+    /// The counts by the name of the reason, as `status` reports them.
+    pub(super) fn by_reason(&self) -> BTreeMap<String, u64> {
+        let all = [("peer", &self.peer), ("limit", &self.limit), ("system", &self.system)];
+        all.into_iter().map(|(name, count)| (name.to_owned(), count.load(Ordering::Relaxed))).collect()
+    }
+}

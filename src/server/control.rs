@@ -1,0 +1,153 @@
+//! The control loop on the main thread: accepting connections, the admin socket, signals, and the
+//! shutdown.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_local};
+use tracing::{error, info, warn};
+
+use crate::admin;
+use crate::log::Log;
+use crate::reload::Trigger;
+use crate::server::StartError;
+use crate::server::acceptor::{Acceptor, RefusalCounters};
+use crate::server::admin_handler::AdminHandler;
+use crate::server::listening_socket::ListeningSocket;
+use crate::server::signals::{SignalAction, SignalReceiver};
+use crate::server::startup::{Daemon, STALE_ANSWER_TIMEOUT};
+use crate::server::worker::Worker;
+use crate::systemd;
+
+/// How often the drain checks whether connections are still open.
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Serves until a signal stops the daemon, and shuts it down. To be run on a `LocalSet`.
+pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log) -> Result<(), StartError> {
+    let verify = ListeningSocket::new(systemd::VERIFY, daemon.sockets.verify)?;
+    let admin = ListeningSocket::new(systemd::ADMIN, daemon.sockets.admin)?;
+    let refusals = Arc::new(RefusalCounters::default());
+    let acceptor = Rc::new(Acceptor::new(
+        Arc::clone(&daemon.workers),
+        daemon.config.server.clients.clone(),
+        daemon.max_connections,
+        Arc::clone(&refusals),
+        daemon.recorders.audit.clone(),
+    ));
+    let accept_task =
+        spawn_local(accept_clients(Rc::clone(&acceptor), Rc::clone(&verify), daemon.reload.first_load));
+    let handler = AdminHandler {
+        workers: Arc::clone(&daemon.workers),
+        refusals,
+        snapshots: daemon.snapshots,
+        epochs: daemon.epochs.clone(),
+        revocations: Arc::clone(&daemon.revocations),
+        history: daemon.reload.history,
+        last_good: daemon.recorders.last_good,
+        trigger: daemon.reload.trigger.clone(),
+        audit: daemon.recorders.audit,
+        usage: daemon.recorders.usage.clone(),
+        health: daemon.recorders.health,
+        clock: daemon.clock,
+        sockets: [Rc::clone(&verify), Rc::clone(&admin)],
+        log,
+        started: Instant::now(),
+    };
+    let admin_uids = daemon.config.server.admin_uids.clone();
+    let admin_task = spawn_local(serve_admin(Rc::clone(&admin), admin_uids, Rc::new(handler)));
+    let watch_tasks = [&verify, &admin].map(|socket| spawn_local(Rc::clone(socket).watch_file()));
+
+    info!(
+        socket = %daemon.config.server.socket.as_path().display(),
+        adopted = verify.is_adopted(),
+        workers = daemon.workers.len(),
+        max_connections = daemon.max_connections,
+        "listening"
+    );
+    while signals.next().await == SignalAction::Reload {
+        // A full queue already contains a reload that has not begun.
+        let _ = daemon.reload.trigger.try_send(Trigger::Signal);
+    }
+
+    info!("draining");
+    systemd::stopping();
+    accept_task.abort();
+    // Waits for the end of the task. The result says only that it was aborted.
+    let _ = accept_task.await;
+    // Connections in the backlog of an adopted socket are accepted by the next daemon. The daemon's
+    // own socket has no next daemon.
+    verify.take_backlog().into_iter().for_each(|stream| acceptor.admit(stream));
+    daemon.draining.send_replace(true);
+    drain(&daemon.workers, daemon.config.server.drain_timeout).await;
+    // The last save would miss later charges, so that remaining connections are not answered any
+    // more.
+    daemon.closed.store(true, Ordering::Release);
+    let closed = daemon.epochs.wait_passed(daemon.epochs.advance());
+    if tokio::time::timeout(2 * STALE_ANSWER_TIMEOUT, closed).await.is_err() {
+        warn!("a worker has not stopped in time; what it still charges is not saved");
+    }
+    tokio::join!(daemon.recorders.usage.stop(), daemon.balances.stop());
+    admin_task.abort();
+    watch_tasks.iter().for_each(JoinHandle::abort);
+    match daemon.revocations.not_durable() {
+        0 => {}
+        entries => {
+            error!(entries, "some revocations could not be made durable; the next start does not know them")
+        }
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// Accepts client connections, and tells systemd when the first load has ended.
+async fn accept_clients(
+    acceptor: Rc<Acceptor>,
+    socket: Rc<ListeningSocket>,
+    first_load: oneshot::Receiver<()>,
+) {
+    let ready = async {
+        // An error means that the reload thread is gone.
+        let _ = first_load.await;
+        systemd::ready();
+    };
+    if socket.is_adopted() {
+        // Clients of systemd's socket have been waiting for the daemon to start, perhaps after a
+        // crash. They wait for the keys too, rather than be denied.
+        ready.await;
+        acceptor.run(&socket).await;
+    } else {
+        // Requests are answered from the first moment, with NOT_READY if need be. systemd's
+        // dependents wait for the keys.
+        tokio::join!(ready, acceptor.run(&socket));
+    }
+}
+
+/// Serves the admin socket, with the reserve descriptor if clients have taken all others.
+async fn serve_admin(socket: Rc<ListeningSocket>, admin_uids: Box<[u32]>, handler: Rc<AdminHandler>) {
+    let accept = async || loop {
+        match socket.accept().await {
+            Ok(stream) => break Ok(stream),
+            Err(_) => {
+                if let Some(accepted) = socket.accept_with_reserve().await {
+                    break accepted;
+                }
+            }
+        }
+    };
+    admin::serve(accept, admin_uids, handler).await;
+}
+
+/// Waits until the workers have no connections, at most for `timeout`.
+async fn drain(workers: &[Worker], timeout: Duration) {
+    let deadline = Instant::now() + timeout;
+    while workers.iter().any(|worker| worker.open_connections() > 0) {
+        if Instant::now() >= deadline {
+            let open: usize = workers.iter().map(Worker::open_connections).sum();
+            return warn!(open, "drain_timeout has passed; the remaining connections are closed unanswered");
+        }
+        tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
+    }
+}

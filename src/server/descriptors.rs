@@ -1,0 +1,29 @@
+//! The limit of open files, and the number of connections that fit below it.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::warn;
+
+/// Descriptors that are not connections: sockets, peers of the admin socket, epoll, inotify, the
+/// source, logs, and a margin.
+const OWN_DESCRIPTORS: u64 = 96;
+
+/// Descriptors of a worker: its epoll instance, the eventfd that wakes it, and two timers.
+const DESCRIPTORS_PER_WORKER: u64 = 4;
+
+/// Raises the limit of open files as far as possible, and returns how many of the `requested`
+/// connections fit below it.
+pub(super) fn connection_limit(requested: usize, workers: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let own = OWN_DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64;
+    let possible = current.map_or(u64::MAX, |files| files.saturating_sub(own));
+    let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
+    if possible < requested {
+        warn!(max_connections = requested, possible, "the limit of open files allows fewer connections");
+    }
+    requested.min(possible)
+}

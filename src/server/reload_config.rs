@@ -1,0 +1,57 @@
+//! The part of the configuration that a reload can change.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tracing::warn;
+
+use crate::audit::{Audit, Event};
+use crate::config::{Config, ConfigError};
+use crate::reload::{ConfigLoader, Purpose, Settings};
+use crate::server::LoadConfig;
+
+/// The settings that a reload can change.
+pub(super) fn settings(config: &Config) -> Result<Settings, ConfigError> {
+    Ok(Settings {
+        source: config.file(),
+        policy: config.policy(),
+        global_policy: Arc::new(config.global_policy()?),
+        revocation_retention: config.revocation_retention,
+    })
+}
+
+/// Reads the configuration again for a reload. Settings outside of [`Settings`] need a restart; if
+/// one of them has changed, the log says so.
+pub(super) fn reload_config(started_with: Config, load_config: LoadConfig, audit: Audit) -> ConfigLoader {
+    Box::new(move |purpose| {
+        let loaded = load_config().and_then(|config| Ok((settings(&config)?, config)));
+        if purpose == Purpose::Reload {
+            audit.record(&configuration_event(started_with.file.as_deref(), loaded.as_ref().err()));
+        }
+        let (settings, config) = loaded.map_err(|error| error.to_string())?;
+        let fixed = |config: &Config| {
+            let state = (config.save_interval, config.keep_snapshot);
+            (config.server.clone(), config.log, state, config.usage, config.audit)
+        };
+        if fixed(&config) != fixed(&started_with) {
+            warn!(
+                "[server], [state], [usage], [audit] or [log] has changed in the configuration; that takes effect at the \
+                 next start"
+            );
+        }
+        Ok(settings)
+    })
+}
+
+/// The audit event of a configuration that was read. It omits the text of the error, which may
+/// quote a setting.
+pub(super) fn configuration_event(file: Option<&Path>, error: Option<&ConfigError>) -> Event<'static> {
+    let position = error.and_then(ConfigError::position);
+    let count = |number: usize| u64::try_from(number).ok();
+    Event::Configuration {
+        file: file.map(|file| file.display().to_string()),
+        valid: error.is_none(),
+        line: position.and_then(|position| count(position.line)),
+        column: position.and_then(|position| count(position.column)),
+    }
+}
