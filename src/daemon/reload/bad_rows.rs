@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::reload::ReloadError;
-use keyward_engine::snapshot::{Builder, Keys};
-use keyward_source::{BadRow, Diagnostics};
+use keyward_engine::snapshot::{Builder, KeyTable};
+use keyward_source::{BadRow, Diagnostics, Location};
 
 /// What a row that cannot be understood does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,18 +39,18 @@ pub struct SetAside {
 
 impl SetAside {
     /// The keys that are disabled in `keys`.
-    fn of(keys: &Keys) -> Self {
+    fn of(keys: &KeyTable) -> Self {
         let first = keys.set_aside().take(NAMED).map(Into::into).collect();
         Self { keys: keys.set_aside().count(), first, ..Self::default() }
     }
 
     /// What last good keys have of rows that were set aside.
-    pub(super) fn of_last_good(keys: &Keys) -> Option<Self> {
+    pub(super) fn of_last_good(keys: &KeyTable) -> Option<Self> {
         Some(Self::of(keys)).filter(|set_aside| set_aside.keys > 0)
     }
 
     /// The rows of a source that have `findings`.
-    pub(super) fn of_source(keys: &Keys, findings: Diagnostics) -> Self {
+    pub(super) fn of_source(keys: &KeyTable, findings: Diagnostics) -> Self {
         let unreadable = findings.retained_bad_rows().iter().filter(|row| row.hash.is_none()).count();
         Self { rows: findings.bad_row_count(), unreadable, findings: Some(findings), ..Self::of(keys) }
     }
@@ -109,7 +109,7 @@ fn set_aside(mut findings: Diagnostics, builder: &mut Builder) -> Result<Diagnos
     for BadRow { line, hash, key_id } in findings.retained_bad_rows().to_vec() {
         let Some(hash) = hash else { continue };
         if let Err(error) = builder.set_aside(line, hash, key_id.as_deref()) {
-            findings.add(line, None, error);
+            findings.add(Location::Row { line }, error);
             return Err(ReloadError::Findings(findings));
         }
     }

@@ -20,7 +20,7 @@ const MARGIN: usize = 4 << 20;
 pub(super) const THREAD: usize = (2 << 20) + (256 << 10);
 
 /// Address space in which the C library's allocator grows for a thread.
-pub(super) const HEAP: usize = keyward_engine::snapshot::HEAP;
+pub(super) const HEAP: usize = keyward_engine::snapshot::MALLOC_HEAP_BYTES;
 
 /// Where control groups are, and the one with the memory of version 1.
 const GROUPS: &str = "/sys/fs/cgroup";

@@ -1,53 +1,42 @@
-//! Keys that an operator revokes beside the export: found by their id or by their owner, and marked.
+//! Keys that an operator revokes beside the source, found by key id or by owner.
 //!
-//! Who marks a key has to end a publication epoch after it; who marks a snapshot that is still to be
-//! published need not.
+//! After marking a key of a published snapshot, the caller ends a publication epoch. A snapshot
+//! that is not published yet can simply be marked.
 
 use std::collections::HashSet;
 
-use crate::snapshot::{EntryId, Key, Keys, Snapshot};
-
-impl Keys {
-    /// The numbers of all entries of a key id, the first of them first.
-    pub(super) fn rows_of_key(&self, key_id: &str) -> impl Iterator<Item = u32> {
-        let first = self.find_by_id(key_id);
-        let rotated = first.map_or(&[][..], |first| {
-            let rotated = &self.rotated[..];
-            let start = rotated.partition_point(|(of, _)| *of < first);
-            let length = rotated[start..].partition_point(|(of, _)| *of == first);
-            &rotated[start..start + length]
-        });
-        first.into_iter().chain(rotated.iter().map(|(_, row)| *row))
-    }
-}
+use crate::snapshot::{EntryId, Key, Snapshot};
 
 impl Snapshot {
-    /// All rows of a key: more than one where it is in rotation. A look-up, however many keys there are.
+    /// All rows of a key: more than one if it is in rotation. The cost does not depend on the
+    /// number of keys.
     pub fn rows_of_key(&self, key_id: &str) -> impl Iterator<Item = Key<'_>> {
         self.keys.rows_of_key(key_id).filter_map(move |row| self.key(row))
     }
 
-    /// All rows of an owner; those without one belong to nobody. Goes over all keys.
+    /// All rows of an owner. Rows without an owner have none in common. Scans all keys.
     pub fn rows_of_owner(&self, owner: &str) -> impl Iterator<Item = Key<'_>> {
         self.rows_of_owners(move |name| name == owner)
     }
 
-    /// All rows of the owners that `wanted` wants. Asks once for each owner, and goes over all keys once.
-    pub fn rows_of_owners(&self, mut wanted: impl FnMut(&str) -> bool) -> impl Iterator<Item = Key<'_>> {
-        // The first is nobody.
+    /// All rows of the owners for which `predicate` returns true. Calls it once for each owner, and
+    /// scans all keys once.
+    pub fn rows_of_owners(&self, mut predicate: impl FnMut(&str) -> bool) -> impl Iterator<Item = Key<'_>> {
+        // Number 0 stands for no owner.
         let named = 1..u32::try_from(self.keys.owners.len()).unwrap_or(u32::MAX);
-        let wanted: HashSet<u32> = named.filter(|number| wanted(self.keys.owner_name(*number))).collect();
-        let entries = if wanted.is_empty() { &[] } else { &self.keys.entries[..] };
+        let selected: HashSet<u32> =
+            named.filter(|number| predicate(self.keys.owner_name(*number))).collect();
+        let entries = if selected.is_empty() { &[] } else { &self.keys.entries[..] };
         let rows = entries.iter().zip((0..).map(EntryId));
-        rows.filter(move |(entry, _)| wanted.contains(&entry.owner))
-            .filter_map(move |(entry, id)| self.with_policy(entry, id))
+        rows.filter(move |(entry, _)| selected.contains(&entry.owner))
+            .filter_map(move |(entry, id)| self.key_of(entry, id))
     }
 }
 
 impl Key<'_> {
-    /// Revokes it, whatever its row says, or takes that back.
+    /// Revokes the key, whatever its row says, or undoes that.
     pub fn set_revoked(self, revoked: bool) {
-        self.entry.status.set_by_operator(revoked);
+        self.entry.status.set_revoked_by_operator(revoked);
     }
 }
 
@@ -56,7 +45,7 @@ mod tests {
     use super::*;
     use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::{KeyRecord, Status};
-    use crate::snapshot::{Builder, Stamp};
+    use crate::snapshot::{Builder, SnapshotMeta};
 
     fn record<'a>(number: u8, key_id: &'a str, owner: &'a str, status: Status) -> KeyRecord<'a> {
         KeyRecord { owner, status, ..KeyRecord::new([number; 32], key_id) }
@@ -70,10 +59,10 @@ mod tests {
         let limiter = Limiter::new();
         let mut allocator = SlotAllocator::new();
         let mut allocation = allocator.begin(&limiter);
-        builder.finish().publishable(&mut allocation, None, Stamp::default()).expect("few limits")
+        builder.finish().into_snapshot(&mut allocation, None, SnapshotMeta::default()).expect("few limits")
     }
 
-    /// The numbers of the rows that `keys` are.
+    /// The numbers of the rows of `keys`.
     fn numbers<'s>(keys: impl Iterator<Item = Key<'s>>) -> Vec<u8> {
         keys.map(|key| key.digest()[0]).collect()
     }
@@ -98,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn all_rows_of_an_owner_are_found_and_nobody_is_none() {
+    fn all_rows_of_an_owner_are_found_and_none_of_the_empty_owner() {
         let snapshot = snapshot(&ROWS);
         assert_eq!(numbers(snapshot.rows_of_owner("acme")), [1, 3, 6, 7]);
         assert_eq!(numbers(snapshot.rows_of_owner("bolt")), [4]);
@@ -107,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_overrules_the_row_and_leaves_it_as_it_was() {
+    fn revocation_overrides_the_row_and_can_be_undone() {
         let snapshot = snapshot(&ROWS);
         let status = || snapshot.rows_of_key("a").map(Key::status).collect::<Vec<_>>();
         snapshot.rows_of_key("a").for_each(|key| key.set_revoked(true));

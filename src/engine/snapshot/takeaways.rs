@@ -1,31 +1,32 @@
-//! Takeaways: what an export that is refused for rows that cannot be understood takes away from the keys that are served. Its other
-//! rows may revoke or disable a key, or bring its end forward; nothing else in them has an effect, and nothing is given back.
+//! Takeaways: the access that a refused source still takes away.
 //!
-//! Takeaways are marked in the snapshot that is served, and end with it: the next snapshot is that of an export that was accepted,
-//! which is believed in full.
+//! A source can be refused because some rows cannot be understood. Its other rows may revoke a key,
+//! disable it or bring its expiry forward; nothing else in them takes effect, and nothing is
+//! granted. Takeaways are marked in the snapshot in force and end with it, because the next
+//! snapshot comes from an accepted source.
 
 use serde::{Deserialize, Serialize};
 
 use crate::record::{Digest, Status};
 use crate::snapshot::entry::Entry;
-use crate::snapshot::{Keys, Share, Snapshot};
+use crate::snapshot::{Key, KeyTable, Share, Snapshot};
 
 /// What is taken away from a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Takeaway {
-    /// It is revoked.
+    /// The key is revoked.
     Revoked,
-    /// It is disabled.
+    /// The key is disabled.
     Disabled,
-    /// It ends at this Unix second.
+    /// The key expires at this Unix second.
     End(u32),
 }
 
 impl Takeaway {
-    /// The narrower of two.
+    /// The stricter of two takeaways.
     #[must_use]
-    pub fn or_narrower(self, other: Self) -> Self {
+    pub fn or_stricter(self, other: Self) -> Self {
         match (self, other) {
             (Self::Revoked, _) | (_, Self::Revoked) => Self::Revoked,
             (Self::Disabled, _) | (_, Self::Disabled) => Self::Disabled,
@@ -34,32 +35,36 @@ impl Takeaway {
     }
 }
 
-/// The takeaways of an export from the keys of a snapshot.
+/// The takeaways of a refused source from the keys of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Takeaways {
-    /// The hash of each key, and what is taken away from it.
+    /// The digest of each key, and what is taken away from it.
     pub keys: Vec<(Digest, Takeaway)>,
-    /// Out of the keys that would work without any takeaway: those that these or earlier takeaways apply to, at once or when an end
-    /// that was brought forward has come.
+    /// Out of the keys that would be usable without any takeaway: those affected by these takeaways
+    /// or earlier ones, either now or when an earlier expiry is reached.
     pub share: Share,
 }
 
-impl Keys {
-    /// What these rows take away from the keys of `served` beyond what has been taken away from them, at the Unix second `now`.
-    /// Keys are found by their hashes. Of more than `most`, only one more is told.
-    pub fn takeaways(&self, served: &Snapshot, now: u32, most: usize) -> Takeaways {
+impl KeyTable {
+    /// Returns what these rows take away from the keys of `served`, beyond earlier takeaways, at
+    /// the Unix second `now`.
+    ///
+    /// Keys are found by digest. Collection stops after `limit` + 1 takeaways: more than `limit`
+    /// are refused as a whole.
+    pub fn takeaways(&self, served: &Snapshot, now: u32, limit: usize) -> Takeaways {
         let mut takeaways = Takeaways::default();
         for before in &served.table().entries {
-            if works_without_takeaways(before, now) {
+            if is_usable_without_takeaways(before, now) {
                 takeaways.share.of += 1;
                 takeaways.share.count += usize::from(before.status.is_taken_away());
             }
         }
         for row in &self.entries {
-            // Most rows take nothing away, and those that are set aside say nothing.
+            // A row that is set aside states nothing reliable.
             if row.status.is_set_aside() {
                 continue;
             }
+            // Most rows take nothing away.
             if row.status.of_row() == Status::Active && row.expires_at.get() == u32::MAX {
                 continue;
             }
@@ -68,10 +73,10 @@ impl Keys {
                 continue;
             };
             if let Some(takeaway) = takeaway(before, row, now) {
-                let is_counted = works_without_takeaways(before, now) && !before.status.is_taken_away();
+                let is_counted = is_usable_without_takeaways(before, now) && !before.status.is_taken_away();
                 takeaways.share.count += usize::from(is_counted);
                 takeaways.keys.push((row.digest, takeaway));
-                if takeaways.keys.len() > most {
+                if takeaways.keys.len() > limit {
                     break;
                 }
             }
@@ -80,43 +85,44 @@ impl Keys {
     }
 }
 
-/// What a row takes away from the key as it is. An earlier end changes nothing about a key that is disabled or revoked.
+/// What a row takes away from the key in its present state. An earlier expiry has no effect on a
+/// disabled or revoked key.
 fn takeaway(before: &Entry, row: &Entry, now: u32) -> Option<Takeaway> {
-    let end = row.expires_at.get();
+    let expires_at = row.expires_at.get();
     match (before.status.without_operator(), row.status.of_row()) {
         (Status::Active | Status::Disabled, Status::Revoked) => Some(Takeaway::Revoked),
         (Status::Active, Status::Disabled) => Some(Takeaway::Disabled),
-        // One that has expired is out of force.
+        // Nothing can be taken away from an expired key.
         (Status::Active, Status::Active)
-            if end < before.expires_at.get() && now < before.expires_at.get() =>
+            if expires_at < before.expires_at.get() && now < before.expires_at.get() =>
         {
-            Some(Takeaway::End(end))
+            Some(Takeaway::End(expires_at))
         }
         _ => None,
     }
 }
 
-/// Whether a key would work if nothing had been taken away from it. One that an operator has revoked does not, as for the guard.
+/// Whether a key would be usable if nothing had been taken away from it. As for the guard, a key
+/// that an operator has revoked is not usable.
 ///
-/// An end that was brought forward counts as none: the end before it is not known any more.
-fn works_without_takeaways(entry: &Entry, now: u32) -> bool {
-    let is_within = entry.not_before <= now && (now < entry.expires_at.get() || entry.status.has_taken_end());
-    entry.status.of_row() == Status::Active && !entry.status.is_by_operator() && is_within
+/// If the expiry was brought forward, the key counts as unexpired, because the original expiry is
+/// not stored.
+fn is_usable_without_takeaways(entry: &Entry, now: u32) -> bool {
+    let is_within =
+        entry.not_before <= now && (now < entry.expires_at.get() || entry.status.has_taken_expiry());
+    entry.status.of_row() == Status::Active && !entry.status.is_revoked_by_operator() && is_within
 }
 
 impl Snapshot {
-    /// Marks what is taken away. If the snapshot is served, the caller ends a publication epoch after it.
+    /// Applies takeaways. If the snapshot is published, the caller then ends a publication epoch.
     pub fn take_away(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (digest, takeaway) in takeaways {
-            let Some(key) = self.find(&digest) else { continue };
-            // First the end, then the bit that says that it was brought forward.
-            if let Takeaway::End(end) = takeaway {
-                if key.entry.status.has_end_of_row(key.entry.expires_at.get()) {
-                    key.entry.status.note_end_of_row();
-                }
-                key.entry.expires_at.bring_forward(end);
+            let Some(Key { entry, .. }) = self.find(&digest) else { continue };
+            match takeaway {
+                Takeaway::Revoked => entry.status.take_revoked(),
+                Takeaway::Disabled => entry.status.take_disabled(),
+                Takeaway::End(expires_at) => entry.status.take_expiry(&entry.expires_at, expires_at),
             }
-            key.entry.status.take_away(takeaway);
         }
     }
 }
@@ -126,11 +132,11 @@ mod tests {
     use super::*;
     use crate::limiter::{Limiter, SlotAllocator};
     use crate::record::KeyRecord;
-    use crate::snapshot::{Builder, Stamp};
+    use crate::snapshot::{Builder, SnapshotMeta};
 
     const NOW: u32 = 1_800_000_000;
 
-    fn keys(rows: &[(Status, u32)]) -> Keys {
+    fn keys(rows: &[(Status, u32)]) -> KeyTable {
         let mut builder = Builder::new(7, 0);
         for (number, (status, expires_at)) in (0_u8..).zip(rows) {
             let key_id = format!("k{number}");
@@ -146,16 +152,16 @@ mod tests {
 
     fn snapshot(rows: &[(Status, u32)]) -> Snapshot {
         let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
-        keys(rows).publishable(&mut allocator.begin(&limiter), None, Stamp::default()).expect("room")
+        keys(rows).into_snapshot(&mut allocator.begin(&limiter), None, SnapshotMeta::default()).expect("room")
     }
 
     fn severity(status: Status) -> u8 {
         status as u8
     }
 
-    /// Every pair of rows, from one to the other.
+    /// Covers every pair of a row in force and a refused row.
     #[test]
-    fn what_is_in_force_afterwards_is_never_wider_than_before_or_than_the_row() {
+    fn access_after_a_takeaway_is_never_wider_than_before_or_than_the_row() {
         let statuses = [Status::Active, Status::Disabled, Status::Revoked];
         let rows: Vec<_> =
             statuses.into_iter().flat_map(|s| [u32::MAX, NOW + 9, NOW - 9].map(|end| (s, end))).collect();
@@ -176,7 +182,7 @@ mod tests {
                     assert_eq!(key.expires_at(), before.1.min(after.1), "{before:?} -> {after:?}");
                 }
                 assert!(!is_over || before.1 <= NOW || after.1 <= NOW, "{before:?} -> {after:?}");
-                assert_eq!(key.status_of_row(), before.0, "what the row says is kept");
+                assert_eq!(key.status_of_row(), before.0, "the row's own status is kept");
             }
             let again = keys(&after).takeaways(&served, NOW, 100);
             assert!(again.keys.is_empty(), "{:?}", again.keys);
@@ -184,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn share_is_of_the_keys_that_would_work_and_has_earlier_takeaways_in_it() {
+    fn share_is_of_usable_keys_and_includes_earlier_takeaways() {
         let rows = [(Status::Active, u32::MAX); 10];
         let served = snapshot(&rows);
         let with = |range: std::ops::Range<usize>, row| {
@@ -202,22 +208,18 @@ mod tests {
     }
 
     #[test]
-    fn key_that_an_operator_has_revoked_counts_as_neither_working_nor_stopping() {
+    fn key_revoked_by_an_operator_is_not_counted_in_the_share() {
         let served = snapshot(&[(Status::Active, u32::MAX); 4]);
         let rows = [Status::Revoked, Status::Revoked, Status::Active, Status::Active];
         let refused = keys(&rows.map(|status| (status, u32::MAX)));
         served.keys().take(1).for_each(|key| key.set_revoked(true));
         let takeaways = refused.takeaways(&served, NOW, 100);
         assert_eq!(takeaways.share, Share { count: 1, of: 3 });
-        assert_eq!(
-            takeaways.keys.len(),
-            2,
-            "it is taken away all the same, for when the revocation is taken back"
-        );
+        assert_eq!(takeaways.keys.len(), 2, "the takeaway is recorded in case the revocation is undone");
     }
 
     #[test]
-    fn row_that_says_revoked_stays_revoked_under_a_takeaway_of_another_generation() {
+    fn revoked_row_stays_revoked_under_a_weaker_takeaway() {
         let served = snapshot(&[(Status::Revoked, u32::MAX), (Status::Active, u32::MAX)]);
         served.take_away([([0; 32], Takeaway::Disabled), ([1; 32], Takeaway::Disabled)]);
         let statuses: Vec<_> = served.keys().map(|key| key.status()).collect();

@@ -1,11 +1,12 @@
-//! Some of the rows that differ between two sets of keys, and how.
+//! Examples of the rows that differ between two tables, and of their differences.
 
-use crate::snapshot::impact::AccessChanges;
+use crate::snapshot::diff::access_change::AccessChanges;
 
 /// Examples of each kind: a screenful.
 pub const MAX_EXAMPLES: usize = 20;
 
-/// The first [`MAX_EXAMPLES`] of each kind, in the order of the export that has them: for what is gone, the old one.
+/// The first [`MAX_EXAMPLES`] of each kind, in the order of the source that lists them. A removed
+/// key is listed by the old source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the counts")]
 pub struct Examples {
@@ -18,35 +19,36 @@ pub struct Examples {
     pub loosened: Vec<Example>,
 }
 
-/// One row.
+/// One row that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// What the key is called; of a key that is renamed, before.
+    /// The key id; of a renamed key, the old one.
     pub key_id: Box<str>,
-    /// The first bytes of its hash, to tell the rows of a rotation apart; too few to be of any use.
+    /// The first bytes of the digest, to tell the rows of a key in rotation apart. They are too few
+    /// to be of any other use.
     pub hash: [u8; 4],
-    /// What is said differently of it.
+    /// The fields that differ.
     pub differences: Vec<Difference>,
-    /// What that changes in access; known of those that stop, start or lose a restriction.
+    /// How access changes. Known for keys that stop working, start working or lose a restriction.
     pub changes: AccessChanges,
 }
 
-/// One field that says something else.
+/// A field whose value differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Its name in an export.
+    /// Its name in a source.
     pub field: &'static str,
-    /// What it says before and after, where that is short. Empty: it says nothing.
+    /// The values before and after, if they are short. An empty text stands for no value.
     pub values: Option<[Box<str>; 2]>,
 }
 
 impl Difference {
-    /// A field that is too long to be shown.
+    /// A difference whose values are too long to be shown.
     pub(super) fn of(field: &'static str) -> Self {
         Self { field, values: None }
     }
 
-    /// A field that is short.
+    /// A difference with its values.
     pub(super) fn between(field: &'static str, before: &str, after: &str) -> Self {
         Self { field, values: Some([before.into(), after.into()]) }
     }
