@@ -1,7 +1,8 @@
-//! One connection of a load: the requests in flight, when each was issued, and the answers received.
+//! One connection of a load: the requests in flight, when each was issued, and the answers
+//! received.
 //!
-//! The latency of a request counts from the moment it is *issued*, even if the socket does not accept it yet:
-//! a server that does not read makes its requests wait, and that wait is latency.
+//! The latency of a request counts from the moment it is *issued*, even if the socket does not
+//! accept it yet: a server that does not read makes its requests wait, and that wait is latency.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -28,7 +29,8 @@ pub(crate) struct Connection<'a> {
     unwritten: usize,
     /// Number of the request whose answer is next, within the ring.
     next_answer: u64,
-    /// Requests in flight: when they were issued (nanoseconds since the start of the load), and how many then.
+    /// Requests in flight: when they were issued (nanoseconds since the start of the load), and how
+    /// many then.
     issued: VecDeque<(u64, usize)>,
     in_flight: usize,
     input: Box<[u8]>,
@@ -106,8 +108,8 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// Reads what has arrived; with `wait`, blocks until something arrives or the socket's timeout passes.
-    /// Returns whether anything was read.
+    /// Reads what has arrived; with `wait`, blocks until something arrives or the socket's timeout
+    /// passes. Returns whether anything was read.
     ///
     /// # Errors
     /// When the server has closed the connection, or the system call fails.
@@ -140,7 +142,8 @@ impl<'a> Connection<'a> {
             if parsed == self.in_flight {
                 return Err(LoadError::Protocol("there are more answers than requests".into()));
             }
-            // Only the first answer of each read is checked in full. At depth 1, that is every answer.
+            // Only the first answer of each read is checked in full. At depth 1, that is every
+            // answer.
             let is_full_check = parsed == 0;
             let input = &self.input[at..self.filled];
             match self.target.parse_answer(input, self.next_answer, is_full_check, tally)? {
@@ -160,8 +163,8 @@ impl<'a> Connection<'a> {
         Ok(parsed)
     }
 
-    /// Records the latency of `answers` answers. They belong to the oldest requests, because answers arrive in
-    /// order.
+    /// Records the latency of `answers` answers. They belong to the oldest requests, because
+    /// answers arrive in order.
     fn record_latency(&mut self, mut answers: usize, now: u64, latency: &mut Latency) {
         while answers > 0 {
             let Some((issued, count)) = self.issued.front_mut() else {
@@ -177,8 +180,8 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Reads to the end of the stream after a failed write: the server's last message may say why it closed the
-    /// connection.
+    /// Reads to the end of the stream after a failed write: the server's last message may say why
+    /// it closed the connection.
     fn read_last_message(&mut self) -> Result<(), LoadError> {
         loop {
             self.read(false)?;

@@ -1,12 +1,15 @@
-//! One thread of a load: waits for answers on its connections, counts them, and issues the next requests.
+//! One thread of a load: waits for answers on its connections, counts them, and issues the next
+//! requests.
 //!
-//! In a closed loop, each connection issues `depth` requests at once, and the next when all are answered, like
-//! `redis-benchmark -P` and benches/socket.rs: figures of the same depth are comparable. In an open loop,
-//! requests become due by a [`Schedule`]. If a connection already has `depth` requests in flight, further ones
-//! wait for it, and their latency counts from when they were due.
+//! In a closed loop, each connection issues `depth` requests at once, and the next when all are
+//! answered, like `redis-benchmark -P` and benches/socket.rs: figures of the same depth are
+//! comparable. In an open loop, requests become due by a [`Schedule`]. If a connection already has
+//! `depth` requests in flight, further ones wait for it, and their latency counts from when they
+//! were due.
 //!
-//! A thread either sleeps or spins while it waits. With one connection it reads the socket, blocking or not;
-//! with several it uses epoll. The choice affects the figures, so the report states it.
+//! A thread either sleeps or spins while it waits. With one connection it reads the socket,
+//! blocking or not; with several it uses epoll. The choice affects the figures, so the report
+//! states it.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
@@ -29,8 +32,8 @@ use crate::target::Tally;
 /// Longest sleep before a thread checks the time.
 const MAX_SLEEP: Duration = Duration::from_millis(50);
 
-/// How long a server may be silent while requests are in flight. Reloading a large key set on a busy machine
-/// must not end a load.
+/// How long a server may be silent while requests are in flight. Reloading a large key set on a
+/// busy machine must not end a load.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait for outstanding answers after the measurement.
@@ -47,7 +50,8 @@ pub(crate) struct RunConfig<'a> {
     pub(crate) warmup: Duration,
     /// Length of the measurement.
     pub(crate) duration: Duration,
-    /// Closed loop: requests that a connection issues at once. Open loop: most requests in flight on it.
+    /// Closed loop: requests that a connection issues at once. Open loop: most requests in flight
+    /// on it.
     pub(crate) depth: usize,
     /// The schedule of an open loop; `None` for a closed loop.
     pub(crate) schedule: Option<Schedule>,
@@ -217,7 +221,8 @@ impl<'a> Driver<'a> {
         self.phase_start = self.now;
     }
 
-    /// Waits until answers arrive, a request is due, or the longest sleep is over. Handles the answers.
+    /// Waits until answers arrive, a request is due, or the longest sleep is over. Handles the
+    /// answers.
     fn wait(&mut self) -> Result<(), LoadError> {
         let has_read = if self.epoll.is_some() {
             self.wait_for_events()?
@@ -271,7 +276,8 @@ impl<'a> Driver<'a> {
         Timespec { tv_sec: 0, tv_nsec: nanoseconds as _ }
     }
 
-    /// Reads the answers of a connection and issues its next requests. Returns whether anything was read.
+    /// Reads the answers of a connection and issues its next requests. Returns whether anything was
+    /// read.
     fn handle_answers(&mut self, index: usize, wait: bool) -> Result<bool, LoadError> {
         let has_read = self.connections[index].read(wait)?;
         if has_read {
@@ -330,7 +336,8 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Writes the issued requests of a connection. If its socket is full, epoll reports when it is writable.
+    /// Writes the issued requests of a connection. If its socket is full, epoll reports when it is
+    /// writable.
     fn write(&mut self, index: usize) -> Result<(), LoadError> {
         let connection = &mut self.connections[index];
         if connection.has_unwritten() {

@@ -1,8 +1,8 @@
-//! An echo server, which shows what a socket costs by itself. For each request's size in bytes it writes an
-//! answer of fixed size, all answers to one read in one write, and decides nothing.
+//! An echo server, which shows what a socket costs by itself. For each request's size in bytes it
+//! writes an answer of fixed size, all answers to one read in one write, and decides nothing.
 //!
-//! With one connection it blocks on the socket, which takes the fewest system calls; with several it uses
-//! epoll. One thread serves, and another accepts connections.
+//! With one connection it blocks on the socket, which takes the fewest system calls; with several
+//! it uses epoll. One thread serves, and another accepts connections.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -116,8 +116,8 @@ impl Buffers {
     }
 }
 
-/// Connections by file descriptor, which is unique while it is open. Finding one of five thousand takes no
-/// search.
+/// Connections by file descriptor, which is unique while it is open. Finding one of five thousand
+/// takes no search.
 #[derive(Default)]
 struct Connections {
     by_descriptor: Vec<Option<Connection>>,

@@ -22,8 +22,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// Hex digits of a SHA-256.
 const DIGITS: usize = 2 * size_of::<Digest>();
 
-/// Reads raw keys, one a line; empty lines are ignored. With `raw` they are kept as they are; otherwise they are
-/// hashed at once.
+/// Reads raw keys, one a line; empty lines are ignored. With `raw` they are kept as they are;
+/// otherwise they are hashed at once.
 pub(crate) fn read_keys(path: &Path, raw: bool) -> Result<Keys, Failure> {
     let mut text = Zeroizing::new(Vec::new());
     open("--keys", path)?.read_to_end(&mut text).map_err(|error| {
@@ -87,8 +87,8 @@ fn read_list(input: &mut impl BufRead, path: &Path) -> Result<Vec<Digest>, Failu
     }
 }
 
-/// Reads the digests of an export. Its other columns must be valid too; columns that keyward does not know are
-/// ignored.
+/// Reads the digests of an export. Its other columns must be valid too; columns that keyward does
+/// not know are ignored.
 fn read_export(
     input: impl BufRead,
     format: Format,

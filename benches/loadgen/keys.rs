@@ -1,14 +1,16 @@
-//! The keys of a load, and the sequence in which requests use them: known keys in random order, mixed with
-//! random unknown ones.
+//! The keys of a load, and the sequence in which requests use them: known keys in random order,
+//! mixed with random unknown ones.
 //!
 //! The sequence is the same in every run with the same keys, so that runs are comparable.
 
 use zeroize::Zeroizing;
 
-/// Most requests that are encoded: 200 MB of ordinary ones. With more keys, a random part of them is used.
+/// Most requests that are encoded: 200 MB of ordinary ones. With more keys, a random part of them
+/// is used.
 pub(crate) const MAX_REQUESTS: usize = 1 << 22;
 
-/// Fewest requests that are encoded: even with a handful of keys, there are many different unknown ones.
+/// Fewest requests that are encoded: even with a handful of keys, there are many different unknown
+/// ones.
 const MIN_REQUESTS: usize = 1 << 12;
 
 /// The known keys: either digests or raw keys.

@@ -1,4 +1,5 @@
-//! The latencies of a load: an HDR histogram in nanoseconds, its percentiles, and its rows for a chart.
+//! The latencies of a load: an HDR histogram in nanoseconds, its percentiles, and its rows for a
+//! chart.
 
 use std::io;
 
@@ -16,8 +17,9 @@ const DIGITS: u8 = 3;
 /// Most rows of a chart: with the rest of the report, they fit on a terminal.
 const MAX_ROWS: usize = 20;
 
-/// Possible ratios between the latencies of successive rows, as powers of 2. The smallest one that needs at most
-/// [`MAX_ROWS`] rows is used. The last one always does, because latencies are below 2^64.
+/// Possible ratios between the latencies of successive rows, as powers of 2. The smallest one that
+/// needs at most [`MAX_ROWS`] rows is used. The last one always does, because latencies are below
+/// 2^64.
 const ROW_STEPS: [f64; 7] = [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
 
 /// A histogram of latencies.
@@ -91,7 +93,8 @@ impl Latency {
         Percentiles { min, p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max, mean }
     }
 
-    /// The buckets that are not empty: the largest latency in nanoseconds, and the number of answers.
+    /// The buckets that are not empty: the largest latency in nanoseconds, and the number of
+    /// answers.
     pub(crate) fn buckets(&self) -> Vec<(u64, u64)> {
         self.0
             .iter_recorded()
@@ -99,8 +102,8 @@ impl Latency {
             .collect()
     }
 
-    /// The histogram in at most [`MAX_ROWS`] rows, whose latencies grow by a constant factor. Consecutive empty rows
-    /// are combined into one.
+    /// The histogram in at most [`MAX_ROWS`] rows, whose latencies grow by a constant factor.
+    /// Consecutive empty rows are combined into one.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         for step in ROW_STEPS {

@@ -1,5 +1,5 @@
-//! Runs a load on a [`Target`]: opens the connections, drives them from threads, and combines what the threads
-//! have measured.
+//! Runs a load on a [`Target`]: opens the connections, drives them from threads, and combines what
+//! the threads have measured.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +21,8 @@ pub(crate) struct LoadConfig {
     pub(crate) socket: PathBuf,
     /// Number of connections, at least 1.
     pub(crate) connections: usize,
-    /// Closed loop: requests that each connection issues at once, at least 1. Open loop: most requests in
-    /// flight on it.
+    /// Closed loop: requests that each connection issues at once, at least 1. Open loop: most
+    /// requests in flight on it.
     pub(crate) depth: usize,
     /// Threads that drive the connections: from 1 to the number of connections.
     pub(crate) threads: usize,
@@ -76,7 +76,8 @@ pub(crate) fn run(target: &dyn Target, config: &LoadConfig, stop: &AtomicBool) -
 }
 
 fn connect<'a>(target: &'a dyn Target, config: &LoadConfig) -> Result<Vec<Connection<'a>>, LoadError> {
-    // The connections start at different requests, so that they do not all use the same keys at the same time.
+    // The connections start at different requests, so that they do not all use the same keys at the
+    // same time.
     let distance = (target.ring().len() / config.connections).max(1) as u64;
     (0..config.connections as u64)
         .map(|number| Ok(Connection::new(target, open(target, &config.socket)?, number * distance)))

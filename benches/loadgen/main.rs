@@ -12,8 +12,9 @@
 //! ```
 //!
 //! The client costs as little as it can, and the same for every target: requests are encoded in
-//! advance ([`ring`]), sockets are blocking, and one thread can drive many connections. The cost that
-//! remains is measured by loading the echo server ([`echo_server`]): it is the cost of the socket.
+//! advance ([`ring`]), sockets are blocking, and one thread can drive many connections. The cost
+//! that remains is measured by loading the echo server ([`echo_server`]): it is the cost of the
+//! socket.
 
 use std::io::Write;
 use std::process::ExitCode;

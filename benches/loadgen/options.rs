@@ -94,7 +94,8 @@ pub(crate) struct Options {
     #[arg(long, requires = "keys")]
     raw: bool,
 
-    /// Share of requests for these keys; the rest are for unknown keys [default: 1, or 0 without keys]
+    /// Share of requests for these keys; the rest are for unknown keys [default: 1, or 0 without
+    /// keys]
     #[arg(long, value_name = "0..1", value_parser = share)]
     hit_rate: Option<f64>,
 
@@ -270,8 +271,8 @@ fn run_until_interrupted(target: &dyn Target, config: &LoadConfig) -> Result<Rep
     })
 }
 
-/// Raises the soft limit on descriptors as far as the connections need. If it cannot be raised far enough, opening
-/// a connection fails with an error.
+/// Raises the soft limit on descriptors as far as the connections need. If it cannot be raised far
+/// enough, opening a connection fails with an error.
 fn raise_descriptor_limit(connections: usize) {
     let mut limit = getrlimit(Resource::Nofile);
     let needed = connections as u64 + OTHER_DESCRIPTORS;

@@ -1,5 +1,5 @@
-//! Which processors the client and the server ran on. Figures depend on it: on one core, the two sides take
-//! turns; on two cores, they wake each other.
+//! Which processors the client and the server ran on. Figures depend on it: on one core, the two
+//! sides take turns; on two cores, they wake each other.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -91,8 +91,8 @@ struct Stat {
 }
 
 impl ServerSample {
-    /// Samples the process at the other end of `stream`. Returns `None` if it is not visible (it is in another
-    /// container), or if systemd created the socket and the server is unknown.
+    /// Samples the process at the other end of `stream`. Returns `None` if it is not visible (it is
+    /// in another container), or if systemd created the socket and the server is unknown.
     pub(crate) fn take(stream: &UnixStream) -> Option<Self> {
         let pid = socket_peercred(stream).ok()?.pid.as_raw_nonzero().get();
         (pid != 1).then(|| Self { pid, threads: threads(pid) })
@@ -124,8 +124,8 @@ fn threads(pid: i32) -> Vec<(String, Stat)> {
         .collect()
 }
 
-/// Parses proc_pid_stat(5): field 2 is comm, 14 utime, 15 stime, 39 processor. A name may contain spaces and
-/// parentheses.
+/// Parses proc_pid_stat(5): field 2 is comm, 14 utime, 15 stime, 39 processor. A name may contain
+/// spaces and parentheses.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (head, rest) = text.rsplit_once(") ")?;
     let (_, name) = head.split_once('(')?;

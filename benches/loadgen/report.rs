@@ -25,7 +25,8 @@ pub(crate) struct Report {
     pub(crate) target: String,
     /// Number of connections.
     pub(crate) connections: usize,
-    /// Closed loop: requests that each connection issues at once. Open loop: most requests in flight on it.
+    /// Closed loop: requests that each connection issues at once. Open loop: most requests in
+    /// flight on it.
     pub(crate) depth: usize,
     /// Requests a second of an open loop; null for a closed loop.
     pub(crate) rate: Option<f64>,
@@ -235,7 +236,8 @@ fn list(counts: &BTreeMap<String, u64>) -> String {
     if texts.is_empty() { "none".into() } else { texts.join(", ") }
 }
 
-/// A bar for a share of the longest one, with a resolution of an eighth of a column. Its minimum is an eighth.
+/// A bar for a share of the longest one, with a resolution of an eighth of a column. Its minimum is
+/// an eighth.
 fn bar(share: f64) -> String {
     let eighths = ((share * BAR_COLUMNS * 8.0).round() as usize).max(1);
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]

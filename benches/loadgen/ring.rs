@@ -1,8 +1,9 @@
-//! The encoded requests of a load. They are encoded before it starts, so that sending costs the client one
-//! system call and nothing else, whatever the target.
+//! The encoded requests of a load. They are encoded before it starts, so that sending costs the
+//! client one system call and nothing else, whatever the target.
 //!
-//! Requests are numbered 0, 1, 2, … without end. Request n is request n modulo the length of the ring. A
-//! connection sends slices of consecutive requests, and their answers must arrive in that order.
+//! Requests are numbered 0, 1, 2, … without end. Request n is request n modulo the length of the
+//! ring. A connection sends slices of consecutive requests, and their answers must arrive in that
+//! order.
 
 use zeroize::Zeroizing;
 
@@ -44,8 +45,8 @@ impl Ring {
             return Err(EmptyRingError);
         }
         let size = first.len();
-        // This is the final size if all requests are equally long. A vector that grows would leave copies of
-        // keys in memory.
+        // This is the final size if all requests are equally long. A vector that grows would leave
+        // copies of keys in memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(size * count));
         let mut ends = Vec::new();
         for number in 0..count {
@@ -70,8 +71,8 @@ impl Ring {
         self.count
     }
 
-    /// The number of the request after `number`, both within the ring. This avoids a division for each of the
-    /// millions of answers a second.
+    /// The number of the request after `number`, both within the ring. This avoids a division for
+    /// each of the millions of answers a second.
     pub(crate) fn following(&self, number: u64) -> u64 {
         let next = number + 1;
         if next == self.count as u64 { 0 } else { next }
@@ -87,8 +88,8 @@ impl Ring {
         self.slice(number, 1).0
     }
 
-    /// The bytes of up to `max` requests (at least 1) starting at `number`, and how many they are: fewer than
-    /// `max` at the end of the ring.
+    /// The bytes of up to `max` requests (at least 1) starting at `number`, and how many they are:
+    /// fewer than `max` at the end of the ring.
     pub(crate) fn slice(&self, number: u64, max: usize) -> (&[u8], usize) {
         let first = (number % self.len() as u64) as usize;
         let count = max.min(self.len() - first);

@@ -1,12 +1,12 @@
 //! When the requests of an open loop are due: at a fixed rate, whatever the server does.
 //!
-//! A closed loop issues a request when it has the answer to the one before. If the server pauses for a second,
-//! only one request is slow, although a thousand would have been issued (*coordinated omission*). In an open
-//! loop, request n is due n / rate after the start and its latency counts from then, even if it could not be
-//! sent in time.
+//! A closed loop issues a request when it has the answer to the one before. If the server pauses
+//! for a second, only one request is slow, although a thousand would have been issued (*coordinated
+//! omission*). In an open loop, request n is due n / rate after the start and its latency counts
+//! from then, even if it could not be sent in time.
 //!
-//! Threads share the rate: thread t of T takes requests t, t + T, t + 2T, …, and distributes them to its
-//! connections in turn.
+//! Threads share the rate: thread t of T takes requests t, t + T, t + 2T, …, and distributes them
+//! to its connections in turn.
 
 /// The requests of one thread.
 #[derive(Clone, Debug)]
@@ -20,7 +20,8 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of thread number `thread`. All `threads` together issue `rate` requests a second.
+    /// The schedule of thread number `thread`. All `threads` together issue `rate` requests a
+    /// second.
     pub(crate) fn new(rate: f64, thread: usize, threads: usize) -> Self {
         Self { interval: 1e9 / rate, next: thread as u64, step: threads as u64 }
     }

@@ -1,8 +1,9 @@
 //! The only module that reads the system's clocks for decisions.
 //!
-//! Token buckets use CLOCK_BOOTTIME: it never steps back, and it continues while the machine is suspended, so
-//! that a laptop opened in the morning does not find yesterday's empty buckets. The validity of a key is given
-//! in calendar time, CLOCK_REALTIME. A worker reads both clocks once for each batch.
+//! Token buckets use CLOCK_BOOTTIME: it never steps back, and it continues while the machine is
+//! suspended, so that a laptop opened in the morning does not find yesterday's empty buckets. The
+//! validity of a key is given in calendar time, CLOCK_REALTIME. A worker reads both clocks once for
+//! each batch.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,9 +17,9 @@ const FIRST_TICK: u64 = 1;
 
 /// Reads [`Now`], in ticks since this clock's origin.
 ///
-/// All parts of a daemon that charge the same buckets must count from the same origin: create one clock at
-/// startup and clone it for each thread. Sharing one clock between threads is correct but slower, because the
-/// cache line of its latest tick would move between their processors.
+/// All parts of a daemon that charge the same buckets must count from the same origin: create one
+/// clock at startup and clone it for each thread. Sharing one clock between threads is correct but
+/// slower, because the cache line of its latest tick would move between their processors.
 #[derive(Debug)]
 pub struct Clock {
     /// CLOCK_BOOTTIME at construction, in nanoseconds.
@@ -40,7 +41,8 @@ impl Clock {
         Now { ticks: self.at_least_latest(ticks), unix: unix_seconds(clock_gettime(ClockId::Realtime)) }
     }
 
-    /// The current time on clocks without an origin, for balances that another process may continue with.
+    /// The current time on clocks without an origin, for balances that another process may continue
+    /// with.
     pub fn reading(boot_id: Option<[u8; 16]>, boottime_offset: Option<i64>) -> ClockReading {
         let since_zero = |clock| u64::try_from(nanoseconds(clock_gettime(clock))).unwrap_or(0);
         ClockReading {
@@ -51,8 +53,8 @@ impl Clock {
         }
     }
 
-    /// Returns the latest tick while the system's clock is behind it. Relaxed ordering is enough, because the
-    /// value is not used to synchronise any other memory.
+    /// Returns the latest tick while the system's clock is behind it. Relaxed ordering is enough,
+    /// because the value is not used to synchronise any other memory.
     fn at_least_latest(&self, ticks: u64) -> u64 {
         self.latest.fetch_max(ticks, Ordering::Relaxed).max(ticks)
     }

@@ -1,5 +1,5 @@
-//! A server that writes one answer of fixed size for each request, such as [`crate::echo_server`]: the limit of the
-//! socket itself.
+//! A server that writes one answer of fixed size for each request, such as [`crate::echo_server`]:
+//! the limit of the socket itself.
 
 use super::{LoadError, Ring, Tally, Target};
 

@@ -79,7 +79,8 @@ impl Target for Keyward {
         &self.ring
     }
 
-    /// Sends HELLO, and checks that the server is keyward, speaks this version, and accepts the credentials.
+    /// Sends HELLO, and checks that the server is keyward, speaks this version, and accepts the
+    /// credentials.
     fn handshake(&self, stream: &mut UnixStream) -> Result<(), LoadError> {
         let mut hello = Vec::new();
         Hello { request_id: u32::MAX, min_version: VERSION, max_version: VERSION }.encode(&mut hello);
@@ -149,8 +150,9 @@ fn parse(input: &[u8]) -> Result<Option<Frame<'_>>, LoadError> {
     }
 }
 
-/// The verdict of an ANSWER, without parsing its texts. Time that the client spends counts as the server's, and parsing
-/// the texts of each answer would be a twentieth of the measurement. A full check parses them.
+/// The verdict of an ANSWER, without parsing its texts. Time that the client spends counts as the
+/// server's, and parsing the texts of each answer would be a twentieth of the measurement. A full
+/// check parses them.
 fn verdict(header: &FrameHeader, body: &[u8]) -> Result<u8, LoadError> {
     let malformed = || LoadError::Protocol(format!("answer {} is malformed", header.request_id));
     let known = answer_flag::METADATA | answer_flag::SHADOW;
@@ -165,7 +167,8 @@ fn refused(error: &ErrorFrame<'_>) -> LoadError {
 }
 
 fn error_name(error: &ErrorFrame<'_>) -> String {
-    ErrorCode::from_u8(error.code).map_or_else(|| format!("ERROR_{}", error.code), |code| code.name().into())
+    ErrorCode::from_value(error.code)
+        .map_or_else(|| format!("ERROR_{}", error.code), |code| code.name().into())
 }
 
 fn protocol_error(error: keyward_protocol::ProtocolError) -> LoadError {

@@ -1,5 +1,6 @@
-//! memcached: `get` of a key's record in the text protocol, pipelined. The key is the digest in base64, so that a
-//! request is about as long as a VERIFY. A hit contains its key, so the order of answers is checked.
+//! memcached: `get` of a key's record in the text protocol, pipelined. The key is the digest in
+//! base64, so that a request is about as long as a VERIFY. A hit contains its key, so the order of
+//! answers is checked.
 
 use std::os::unix::net::UnixStream;
 
@@ -39,7 +40,8 @@ impl Memcached {
         Ok(Self { ring: ring.map_err(|error| LoadError::InvalidOptions(error.to_string()))? })
     }
 
-    /// Checks the value whose first line is `head` and whose data begins at `start`. Returns the end of the answer.
+    /// Checks the value whose first line is `head` and whose data begins at `start`. Returns the
+    /// end of the answer.
     fn parse_value(
         &self,
         input: &[u8],

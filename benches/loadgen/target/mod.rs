@@ -1,8 +1,8 @@
 //! The servers that can be loaded: keyward, and those that it is compared with.
 //!
-//! A target implements one protocol: it encodes the requests once, before the load ([`Ring`]), performs the
-//! handshake of a new connection, and parses one answer at a time. Sending requests and measuring latencies is
-//! the same code for all targets ([`crate::driver`]).
+//! A target implements one protocol: it encodes the requests once, before the load ([`Ring`]),
+//! performs the handshake of a new connection, and parses one answer at a time. Sending requests
+//! and measuring latencies is the same code for all targets ([`crate::driver`]).
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -47,9 +47,9 @@ pub(crate) trait Target: Sync {
         Ok(())
     }
 
-    /// Parses the answer to request `number` at the start of `input`, counts it, and returns its size. Returns `None`
-    /// if the answer is incomplete. With `is_full_check`, every field is checked; otherwise checking the outcome and
-    /// the order is enough.
+    /// Parses the answer to request `number` at the start of `input`, counts it, and returns its
+    /// size. Returns `None` if the answer is incomplete. With `is_full_check`, every field is
+    /// checked; otherwise checking the outcome and the order is enough.
     ///
     /// # Errors
     /// When the bytes are not an answer, or not the one to that request.
@@ -147,8 +147,8 @@ fn round_trip<T>(
     }
 }
 
-/// Parses the line at the start of `input`, at most `max` bytes with its CR LF. Returns the line without it, and the
-/// number of bytes with it; `None` if the line is incomplete.
+/// Parses the line at the start of `input`, at most `max` bytes with its CR LF. Returns the line
+/// without it, and the number of bytes with it; `None` if the line is incomplete.
 fn parse_line(input: &[u8], max: usize) -> Result<Option<(&[u8], usize)>, LoadError> {
     match input.iter().take(max).position(|byte| *byte == b'\n') {
         Some(end) if input[..end].ends_with(b"\r") => Ok(Some((&input[..end - 1], end + 1))),
@@ -170,8 +170,8 @@ fn parse_number(digits: &[u8]) -> Result<usize, LoadError> {
 mod tests {
     use super::*;
 
-    /// Parses all complete answers in `input`, the first of which is to request 0. Returns the tally and the number of
-    /// bytes left.
+    /// Parses all complete answers in `input`, the first of which is to request 0. Returns the
+    /// tally and the number of bytes left.
     pub(super) fn parse_all(target: &dyn Target, mut input: &[u8]) -> Result<(Tally, usize), LoadError> {
         let (mut tally, mut number) = (Tally::default(), 0);
         while let Some(size) = target.parse_answer(input, number, true, &mut tally)? {
@@ -181,7 +181,8 @@ mod tests {
         Ok((tally, input.len()))
     }
 
-    /// Asserts that `answer` is parsed when it is complete, and that every shorter part of it is incomplete.
+    /// Asserts that `answer` is parsed when it is complete, and that every shorter part of it is
+    /// incomplete.
     pub(super) fn assert_complete_only_as_a_whole(target: &dyn Target, answer: &[u8]) {
         for is_full_check in [false, true] {
             for cut in 0..answer.len() {

@@ -1,9 +1,9 @@
-//! PostgreSQL: a SELECT of one row by its indexed hash, prepared once, in the extended query protocol (version 3),
-//! pipelined. Each request is Bind, Execute and Sync, and so a transaction of its own, like a single query of an
-//! application.
+//! PostgreSQL: a SELECT of one row by its indexed hash, prepared once, in the extended query
+//! protocol (version 3), pipelined. Each request is Bind, Execute and Sync, and so a transaction of
+//! its own, like a single query of an application.
 //!
-//! This implements only the messages that are needed, over a Unix socket with `trust` authentication: no client
-//! library can encode requests in advance.
+//! This implements only the messages that are needed, over a Unix socket with `trust`
+//! authentication: no client library can encode requests in advance.
 
 use std::os::unix::net::UnixStream;
 
@@ -72,7 +72,8 @@ fn encode_request(digest: &[u8; 32], out: &mut Vec<u8>) {
     encode_message(b'S', out, |_| ());
 }
 
-/// The startup message, followed by Parse and Sync: without a password, the server needs no message in between.
+/// The startup message, followed by Parse and Sync: without a password, the server needs no message
+/// in between.
 fn handshake_request() -> Vec<u8> {
     let mut startup = Vec::new();
     startup.extend_from_slice(&VERSION.to_be_bytes());

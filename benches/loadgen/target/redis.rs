@@ -1,5 +1,5 @@
-//! Redis: GET of a key's record, or a common token bucket in Lua by EVALSHA, in RESP 2, pipelined. Keys are binary,
-//! so that a GET is about as long as a VERIFY.
+//! Redis: GET of a key's record, or a common token bucket in Lua by EVALSHA, in RESP 2, pipelined.
+//! Keys are binary, so that a GET is about as long as a VERIFY.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -21,8 +21,8 @@ const HIT: u8 = 0;
 const MISS: u8 = 1;
 const LIMITED: u8 = 2;
 
-/// A token bucket as it is commonly written: read the balance, refill it by the server's clock, charge it if it is
-/// enough, and write it back. The policy of the key would take another lookup.
+/// A token bucket as it is commonly written: read the balance, refill it by the server's clock,
+/// charge it if it is enough, and write it back. The policy of the key would take another lookup.
 const BUCKET_SCRIPT: &str = "\
 local rate, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
@@ -59,8 +59,8 @@ impl Redis {
         Self::new(keys, hit_rate, Kind::Get, |digest, out| encode_command(&[b"GET", digest], out))
     }
 
-    /// Loads the script into the server at `path`, and encodes an EVALSHA for each digest. The bucket of a key is named
-    /// `b:` followed by the digest.
+    /// Loads the script into the server at `path`, and encodes an EVALSHA for each digest. The
+    /// bucket of a key is named `b:` followed by the digest.
     ///
     /// # Errors
     /// When the server cannot be reached or refuses the script, or there are no requests.
