@@ -8,7 +8,7 @@ use clap::Args;
 use super::exit::{Exit, Failure};
 use super::options::Origin;
 use crate::config::{Config, ConfigError, Overrides};
-use crate::log::{FLUSH, Log};
+use crate::log::{FLUSH_TIMEOUT, Log};
 use crate::server::{Signals, StartError};
 
 const HELP: &str = "\
@@ -57,7 +57,7 @@ impl Serve {
                 exit
             }
         };
-        log.flush(FLUSH);
+        log.flush(FLUSH_TIMEOUT);
         Ok(exit)
     }
 
