@@ -12,10 +12,10 @@
 
 use std::hint::black_box;
 
-use keyward::connection::{Counters, respond};
-use keyward::rules::GlobalPolicy;
-use keyward::usage::UsageLog;
-use keyward::verify::Verifier;
+use keyward_daemon::connection::{Counters, respond};
+use keyward_daemon::usage::UsageLog;
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
 use support::Seeded;

@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
-use keyward::now::Now;
-use keyward::pepper::{Pepper, Peppers};
-use keyward::record::{KeyRecord, Limit, Origin, Per, Plans, parse_limits};
-use keyward::rules::GlobalPolicy;
-use keyward::snapshot::{Snapshot, Stamp};
-use keyward::verify::Verifier;
+use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
+use keyward_engine::now::Now;
+use keyward_engine::pepper::{Pepper, Peppers};
+use keyward_engine::record::{KeyRecord, Limit, Origin, Per, Plans, parse_limits};
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::snapshot::{Snapshot, Stamp};
+use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 use sha2::{Digest, Sha256};
 

@@ -22,12 +22,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
-use keyward::now::Now;
-use keyward::publish::{Publisher, Subscription};
-use keyward::rules::GlobalPolicy;
-use keyward::snapshot::Snapshot;
-use keyward::verify::{BATCH_SIZE, Verifier};
+use keyward_daemon::publish::{Publisher, Subscription};
+use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
+use keyward_engine::now::Now;
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::snapshot::Snapshot;
+use keyward_engine::verify::{BATCH_SIZE, Verifier};
 use keyward_protocol::{Credential, Verify};
 
 use support::Seeded;

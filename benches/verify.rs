@@ -24,11 +24,11 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use keyward::limiter::{Limiter, TICKS_PER_NANOSECOND};
-use keyward::now::Now;
-use keyward::rules::GlobalPolicy;
-use keyward::snapshot::Snapshot;
-use keyward::verify::Verifier;
+use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
+use keyward_engine::now::Now;
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::snapshot::Snapshot;
+use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, Verdict, Verify};
 use sha2::{Digest, Sha256};
 
@@ -55,8 +55,8 @@ const SIZES: [(u64, &str); 3] = [(1_000, "1 k keys"), (1_000_000, "1 M keys"), (
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut summary = Summary::new();
-    let hash = sha256(&mut criterion, &mut summary);
-    memory(&mut criterion, &mut summary, &hash);
+    let reference = sha256(&mut criterion, &mut summary);
+    memory(&mut criterion, &mut summary, &reference);
     let largest = if support::is_trial_run() {
         1_000
     } else if std::env::var_os("KEYWARD_BENCH_10M").is_some() {
@@ -66,7 +66,7 @@ fn main() {
     };
     for (keys, name) in SIZES.into_iter().filter(|(keys, _)| *keys <= largest) {
         for case in &CASES {
-            measure(&mut criterion, &mut summary, &hash, (keys, name), case);
+            measure(&mut criterion, &mut summary, &reference, (keys, name), case);
         }
     }
     criterion.final_summary();
@@ -98,7 +98,7 @@ fn sha256(criterion: &mut Criterion, summary: &mut Summary) -> BenchId {
 }
 
 /// The cost of a cache line that is in no cache.
-fn memory(criterion: &mut Criterion, summary: &mut Summary, hash: &BenchId) {
+fn memory(criterion: &mut Criterion, summary: &mut Summary, reference: &BenchId) {
     let lines = LineTable::new();
     let mut group = criterion.benchmark_group("memory");
     group.throughput(Throughput::Elements(BATCHES[2] as u64));
@@ -120,8 +120,8 @@ fn memory(criterion: &mut Criterion, summary: &mut Summary, hash: &BenchId) {
         bencher.iter(|| black_box(lines.read_prefetched::<64>(&mut random)));
     });
     group.finish();
-    summary.add(dependent, hash.clone());
-    summary.add(prefetched, hash.clone());
+    summary.add(dependent, reference.clone());
+    summary.add(prefetched, reference.clone());
 }
 
 /// A key set, and the workloads that are measured with it.
@@ -181,7 +181,7 @@ const CASES: [Case; 4] = [
 fn measure(
     criterion: &mut Criterion,
     summary: &mut Summary,
-    hash: &BenchId,
+    reference: &BenchId,
     (keys, name): (u64, &str),
     case: &Case,
 ) {
@@ -207,7 +207,7 @@ fn measure(
                 parameter,
                 requests: batch as u64,
             };
-            summary.add(id, hash.clone());
+            summary.add(id, reference.clone());
         }
     }
     group.finish();
@@ -218,7 +218,7 @@ struct Driver<'s> {
     snapshot: &'s Snapshot,
     limiter: &'s Limiter,
     global_policy: GlobalPolicy,
-    keys: u64,
+    key_count: u64,
     random: Seeded,
     now: Now,
     frames: Vec<u8>,
@@ -231,7 +231,7 @@ impl<'s> Driver<'s> {
             snapshot,
             limiter,
             global_policy: GlobalPolicy::default(),
-            keys,
+            key_count: keys,
             random: Seeded::new(1),
             now: keys::START,
             frames,
@@ -272,8 +272,8 @@ impl<'s> Driver<'s> {
     }
 
     fn draw(&mut self, workload: Workload, count: usize) -> Vec<[u8; KEY_BYTES]> {
-        let first_key = if workload.verdict == Verdict::UnknownKey { self.keys } else { 0 };
-        (0..count).map(|_| keys::raw_key(first_key + self.random.below(self.keys))).collect()
+        let first_key = if workload.verdict == Verdict::UnknownKey { self.key_count } else { 0 };
+        (0..count).map(|_| keys::raw_key(first_key + self.random.below(self.key_count))).collect()
     }
 
     /// Asserts that requests get the workload's verdict.
@@ -298,7 +298,7 @@ impl<'s> Driver<'s> {
             global_policy: &self.global_policy,
             now: self.now,
         };
-        for number in 0..self.keys {
+        for number in 0..self.key_count {
             let request = Verify::new(0, Credential::Digest(keys::digest(number)));
             verifier.verify(&[request], |decision| assert_eq!(decision.verdict(), Verdict::Allowed));
         }

@@ -11,8 +11,10 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::{Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked, Target};
-use keyward::admin::send_command_within;
+use keyward_daemon::admin::message::{
+    Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked, Target,
+};
+use keyward_daemon::admin::send_command_within;
 use support::{Daemon, PATIENCE, Raw, Setup, ask, hex, keyward, wait_for};
 
 /// Far less than the ten seconds that an idle connection may take.

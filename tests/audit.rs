@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use keyward::admin::message::{Command as AdminCommand, Target};
+use keyward_daemon::admin::message::{Command as AdminCommand, Target};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{Daemon, Said, Setup, hex, keyward, replace, wait_for};
@@ -77,7 +77,7 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
         key_id: key_id.map(str::to_owned),
         owner: owner.map(str::to_owned),
     };
-    let ask = |command: AdminCommand| keyward::admin::send_command(&daemon.admin(), &command);
+    let ask = |command: AdminCommand| keyward_daemon::admin::send_command(&daemon.admin(), &command);
     ask(AdminCommand::Revoke(target(Some("a"), None))).expect("revoked");
     ask(AdminCommand::Revoke(target(Some("b"), None))).expect("revoked");
     ask(AdminCommand::Unrevoke(target(Some("a"), None))).expect("taken back");

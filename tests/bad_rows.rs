@@ -6,8 +6,8 @@ mod support;
 
 use std::fs;
 
-use keyward::admin::message::Withheld;
-use keyward::admin::message::{Command as AdminCommand, Target};
+use keyward_daemon::admin::message::Withheld;
+use keyward_daemon::admin::message::{Command as AdminCommand, Target};
 use support::bad_rows::{HEADER, SET_ASIDE, export, good, reload_events, row, start, withheld};
 use support::{Daemon, Setup, hex, keyward, replace, wait_for};
 
@@ -377,7 +377,7 @@ fn revocation_is_not_agreed_beside_rows_that_are_set_aside() {
 fn no_agreement_beside(settings: &str, bad: String) {
     let daemon = start(settings, &export(&[row("k1", "tenant,,,,,"), row("k2", "tenant,,,,,")]));
     let target = Target { key_id: None, owner: Some("tenant".to_owned()) };
-    keyward::admin::send_command(&daemon.admin(), &AdminCommand::Revoke(target)).expect("revoked");
+    keyward_daemon::admin::send_command(&daemon.admin(), &AdminCommand::Revoke(target)).expect("revoked");
     let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), bad]));
     assert!(outcome.accepted && outcome.revocations_agreed == 0, "{outcome:?}");
     let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), row("k2", "tenant,,,,,")]));

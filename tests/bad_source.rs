@@ -8,8 +8,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use keyward::reload::{BadRowPolicy, ReloadError, SourceFile};
-use keyward::source::Format;
+use keyward_daemon::reload::{BadRowPolicy, ReloadError, SourceFile};
+use keyward_source::Format;
 use support::{Daemon, Setup, hex, keyward, wait_for};
 
 const HEADER: &str = "key_hash,key_id,owner,expires_at,allowed_ips,limits\n";

@@ -1,4 +1,4 @@
-//! `keyward bench` against a real daemon: what it prints is what happened, and what it cannot measure it does not print.
+//! `keyward-bench` against a real daemon: what it prints is what happened, and what it cannot measure it does not print.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Daemon, PATIENCE, Setup, hex, keyward, wait_for};
+use support::{Daemon, PATIENCE, Setup, hex, keyward, keyward_bench, wait_for};
 
 const KEYS: usize = 100;
 
@@ -27,8 +27,8 @@ fn export() -> String {
 }
 
 fn command(socket: &Path, options: &[&str]) -> Command {
-    let mut command = keyward();
-    command.arg("bench").arg("--socket").arg(socket).args(options).stdin(Stdio::null());
+    let mut command = keyward_bench();
+    command.arg("--socket").arg(socket).args(options).stdin(Stdio::null());
     for (option, time) in [("--warmup", "20ms"), ("--duration", "100ms")] {
         if !options.contains(&option) {
             command.args([option, time]);
@@ -38,7 +38,7 @@ fn command(socket: &Path, options: &[&str]) -> Command {
 }
 
 fn run(socket: &Path, options: &[&str]) -> Output {
-    command(socket, options).output().expect("keyward bench runs")
+    command(socket, options).output().expect("keyward-bench runs")
 }
 
 /// The JSON of a load that was carried out.
@@ -264,6 +264,25 @@ fn what_is_no_keyward_is_told() {
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+#[test]
+fn unusable_key_files_are_named() {
+    let setup = Setup::without_export();
+    let path = |name: &str| setup.path(name).to_str().expect("UTF-8").to_owned();
+    fs::create_dir(path("directory")).expect("made");
+    fs::write(path("k.csv"), export()).expect("written");
+    let compiled = keyward().args(["compile", &path("k.csv"), "--output", &path("k.kwc")]).output();
+    assert!(compiled.expect("keyward runs").status.success());
+    for (option, name, complaint) in [
+        ("--keys", "directory", "Is a directory"),
+        ("--digests", "k.kwc", "a compiled snapshot has no digests to be read here: give the export"),
+    ] {
+        let output = run(&setup.path("no.sock"), &[option, &path(name)]);
+        let messages = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{messages}");
+        assert!(messages.contains(complaint) && messages.contains(name), "{messages}");
+    }
+}
+
 struct Ended(Child);
 
 impl Drop for Ended {
@@ -278,8 +297,8 @@ fn the_echo_echoes_to_one_and_to_many() {
     let setup = Setup::without_export();
     for spin in [&[][..], &["--busy-poll"]] {
         let path = setup.path(&format!("echo{}.sock", spin.len()));
-        let mut serve = keyward();
-        serve.args(["bench", "--serve-echo", "--answer-size", "70", "--socket"]).arg(&path).args(spin);
+        let mut serve = keyward_bench();
+        serve.args(["--serve-echo", "--answer-size", "70", "--socket"]).arg(&path).args(spin);
         let _server = Ended(serve.spawn().expect("starts"));
         wait_for("the echo", || UnixStream::connect(&path).ok());
         for options in [&["--depth", "128"][..], &["--connections", "9"], &[]] {

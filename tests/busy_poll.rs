@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::{Command, Target};
 use keyward_client::{Client, Options, Request};
+use keyward_daemon::admin::message::{Command, Target};
 use rustix::process::Signal;
 use rustix::time::{ClockId, clock_gettime};
 use support::{Daemon, PATIENCE, Raw, Said, Setup, ask, hex, wait_for};
@@ -147,7 +147,7 @@ fn a_revocation_is_in_force_on_connections_that_spin() {
         };
         more(1_000);
         let target = Target { key_id: Some("b".into()), owner: None };
-        let revoked = keyward::admin::send_command(&daemon.admin(), &Command::Revoke(target));
+        let revoked = keyward_daemon::admin::send_command(&daemon.admin(), &Command::Revoke(target));
         acknowledged.store(true, Ordering::Release);
         more(1_000);
         stop.store(true, Ordering::Release);

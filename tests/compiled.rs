@@ -66,7 +66,7 @@ fn a_compiled_snapshot_is_served_and_reloaded_and_a_damaged_one_changes_nothing(
 const SEED: std::ops::Range<usize> = 16..24;
 
 /// Other digests with the same 64-bit hash under `seed`. A hash is made of two products, whose
-/// factors can be exchanged. The tests of `src/snapshot` assert that these digests collide.
+/// factors can be exchanged. The tests of `src/engine/snapshot` assert that these digests collide.
 fn forgeries(digest: [u8; 32], seed: u64) -> [[u8; 32]; 3] {
     const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
     let exchanged = |digest: [u8; 32], first: usize, mask: u64| {

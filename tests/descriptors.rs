@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::Reply;
+use keyward_daemon::admin::message::Reply;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::{Daemon, PATIENCE, Raw, Said, Setup, ask, hex, wait_for};
 

@@ -94,6 +94,22 @@ fn links_between_pages_resolve() {
 }
 
 #[test]
+fn paths_that_pages_name_exist() {
+    const DIRECTORIES: [&str; 7] = ["src", "protocol", "benches", "tests", "systemd", ".ci", ".github"];
+    let mut missing = Vec::new();
+    for (page, text) in pages() {
+        for span in code_spans(&text) {
+            let path = span.split(' ').next().unwrap_or_default();
+            let is_path = path.split_once('/').is_some_and(|(first, _)| DIRECTORIES.contains(&first));
+            if is_path && !root().join(path).exists() {
+                missing.push(format!("{}: {path}", page.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
 fn commands_are_documented_and_exist() {
     let help = Command::new(env!("CARGO_BIN_EXE_keyward")).arg("--help").output().expect("starts");
     let help = String::from_utf8(help.stdout).expect("UTF-8");

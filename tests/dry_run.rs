@@ -9,9 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Output;
 
-use keyward::admin::message::Check;
-use keyward::admin::message::Command as AdminCommand;
-use keyward::admin::{CommandError, send_command};
+use keyward_daemon::admin::message::Check;
+use keyward_daemon::admin::message::Command as AdminCommand;
+use keyward_daemon::admin::{CommandError, send_command};
 use serde_json::Value;
 use support::{Daemon, Setup, hex, keyward, replace};
 

@@ -8,15 +8,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use keyward::admin::message::{Changes, Check, Command as AdminCommand, Target};
-use keyward::limiter::{Limiter, SlotAllocator};
-use keyward::now::Now;
-use keyward::record::KeyRecord;
-use keyward::rules::GlobalPolicy;
-use keyward::snapshot::{Builder, CompareOptions, Diff, Keys, MAX_EXAMPLES, Stamp};
-use keyward::source::{BadRow, ColumnMapping, Diagnostics, Format, read};
-use keyward::verify::Verifier;
+use keyward_daemon::admin::message::{Changes, Check, Command as AdminCommand, Target};
+use keyward_engine::limiter::{Limiter, SlotAllocator};
+use keyward_engine::now::Now;
+use keyward_engine::record::KeyRecord;
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::snapshot::{Builder, CompareOptions, Diff, Keys, MAX_EXAMPLES, Stamp};
+use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
+use keyward_source::{BadRow, ColumnMapping, Diagnostics, Format, read};
 use proptest::prelude::*;
 use support::{Daemon, Setup, hex, keyward, replace};
 
@@ -141,7 +141,7 @@ fn admitted(keys: Keys, count: usize) -> Vec<Vec<bool>> {
     (0..count).map(|number| requests.iter().map(|request| admits(number, request)).collect()).collect()
 }
 
-fn ids(examples: &[keyward::snapshot::Example]) -> BTreeSet<String> {
+fn ids(examples: &[keyward_engine::snapshot::Example]) -> BTreeSet<String> {
     examples.iter().map(|example| example.key_id.to_string()).collect()
 }
 
@@ -218,8 +218,8 @@ fn check(daemon: &Daemon) -> Check {
     ask(daemon, &AdminCommand::Check { source: None }).check.expect("a check")
 }
 
-fn ask(daemon: &Daemon, command: &AdminCommand) -> keyward::admin::message::Reply {
-    keyward::admin::send_command(&daemon.admin(), command).expect("an answer")
+fn ask(daemon: &Daemon, command: &AdminCommand) -> keyward_daemon::admin::message::Reply {
+    keyward_daemon::admin::send_command(&daemon.admin(), command).expect("an answer")
 }
 
 fn changes(changes: Option<Changes>) -> [usize; 3] {
@@ -245,7 +245,7 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
     assert!(!diff.accepted && diff.refused.is_some_and(|refused| refused.contains("status, allowed_ips")));
     assert_eq!(changes(Some(diff.changes)), [0, 2, 1]);
     // A compiled file has its keys in an order of its own.
-    let named = |examples: &[keyward::admin::message::Example]| {
+    let named = |examples: &[keyward_daemon::admin::message::Example]| {
         examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =

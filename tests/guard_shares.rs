@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use keyward::record::KeyRecord;
-use keyward::reload::{ReloadError, Tolerance};
-use keyward::snapshot::{Builder, CompareOptions, Example, Keys};
-use keyward::source::{ColumnMapping, Diagnostics, Format, read};
+use keyward_daemon::reload::{ReloadError, Tolerance};
+use keyward_engine::record::KeyRecord;
+use keyward_engine::snapshot::{Builder, CompareOptions, Example, Keys};
+use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
 /// The Unix second at which both sets are weighed, and two others.
 const AT: u32 = 1_800_000_000;

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use keyward::admin::message::{Command as AdminCommand, LastGood};
-use keyward::pepper::Pepper;
 use keyward_client::Request;
+use keyward_daemon::admin::message::{Command as AdminCommand, LastGood};
+use keyward_engine::pepper::Pepper;
 use rustix::process::Signal;
 use support::{Daemon, Setup, hex, keyward, replace, wait_for};
 
@@ -145,8 +145,8 @@ fn files_are_the_daemons_own() {
 fn operators_revocations_and_balances_hold_for_last_good_keys() {
     let setup = Setup::new(&export(20)).config("state.save_interval = '1h'");
     let mut daemon = serving(setup);
-    let key = keyward::admin::message::Target { key_id: Some("k1".to_owned()), owner: None };
-    keyward::admin::send_command(&daemon.admin(), &AdminCommand::Revoke(key)).expect("revoked");
+    let key = keyward_daemon::admin::message::Target { key_id: Some("k1".to_owned()), owner: None };
+    keyward_daemon::admin::send_command(&daemon.admin(), &AdminCommand::Revoke(key)).expect("revoked");
     assert!(daemon.client().verify(&Request::new("k0").cost(9)).expect("an answer").is_allowed());
     daemon.signal(Signal::TERM);
     assert!(daemon.ended().success());

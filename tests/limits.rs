@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward::clock::Clock;
-use keyward::limiter::{BucketId, Charge, Limiter, Outcome, Rate, SlotAllocator};
+use keyward_daemon::clock::Clock;
+use keyward_engine::limiter::{BucketId, Charge, Limiter, Outcome, Rate, SlotAllocator};
 
 fn bucket(limiter: &Limiter, rate: Rate) -> Charge {
     let mut allocator = SlotAllocator::new();

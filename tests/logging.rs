@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::{Command as AdminCommand, LogStatus, Target};
-use keyward::admin::send_command_within;
+use keyward_daemon::admin::message::{Command as AdminCommand, LogStatus, Target};
+use keyward_daemon::admin::send_command_within;
 use rustix::io::ioctl_fionbio;
 use rustix::process::Signal;
 use support::{Daemon, PATIENCE, Raw, Setup, hex, wait_for};

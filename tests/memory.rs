@@ -7,7 +7,7 @@ mod support;
 use std::fmt::Write;
 use std::fs;
 
-use keyward::admin::message::Command;
+use keyward_daemon::admin::message::Command;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::{Daemon, Setup, hex, keyward};
 
@@ -69,7 +69,7 @@ fn reload_within_limits(name: &str, small: &[u8], large: &[u8]) {
     for room in ROOM {
         limit(&daemon, Some(room << 20));
         publish(large);
-        let reply = keyward::admin::send_command(&daemon.admin(), &Command::Reload { force: false });
+        let reply = keyward_daemon::admin::send_command(&daemon.admin(), &Command::Reload { force: false });
         let reply = reply.unwrap_or_else(|error| panic!("{room} MiB: {error}: {}", daemon.log()));
         let outcome = reply.reload.expect("an outcome");
         if !outcome.accepted {

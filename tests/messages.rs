@@ -86,8 +86,6 @@ fn a_key_file_that_cannot_be_read_is_named_like_one_that_is_missing() {
     said(run(dir.path(), &["verify", "--key-file", "none"], ""), 2, &["--key-file: cannot open none: "]);
     let empty = run(dir.path(), &["verify", "--key-file", "empty"], "");
     said(empty, 2, &["--key-file: empty: there is no key in it"]);
-    let bench = run(dir.path(), &["bench", "--keys", "keys"], "");
-    said(bench, 2, &["--keys: keys: ", "Is a directory"]);
 }
 
 #[test]
@@ -99,15 +97,6 @@ fn one_argument_too_many_is_told_by_what_the_command_takes() {
     assert!(!messages.contains("read from standard input") && !messages.contains("extra"), "{messages}");
     let (_, _, messages) = run(dir.path(), &["verify", "S3cret"], "");
     assert!(messages.contains("Keys are read from standard input"), "{messages}");
-}
-
-#[test]
-fn a_compiled_file_is_not_taken_for_digests() {
-    let dir = tempfile::tempdir().expect("a directory");
-    fs::write(dir.path().join("k.csv"), format!("key_hash,key_id\n{},a\n", hex("a"))).expect("writes");
-    assert_eq!(run(dir.path(), &["compile", "k.csv", "--output", "k.kwc"], "").0, 0);
-    let bench = run(dir.path(), &["bench", "--digests", "k.kwc"], "");
-    said(bench, 2, &["--digests: k.kwc: a compiled snapshot", "give the export that it was made of"]);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use keyward::pepper::Pepper;
 use keyward_client::{Decision, Refund, Request};
+use keyward_engine::pepper::Pepper;
 use support::mode::Mode;
 use support::{Daemon, Raw, Said, Setup, ask, hex, keyward, wait_for};
 

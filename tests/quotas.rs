@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use keyward::limiter::persist::SavedBucket;
-use keyward::limiter::{Charge, Limiter, Outcome, Rate, SlotAllocator, TICKS_PER_NANOSECOND};
-use keyward::record::{KeyRecord, Limit, Per};
-use keyward::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::limiter::persist::SavedBucket;
+use keyward_engine::limiter::{Charge, Limiter, Outcome, Rate, SlotAllocator, TICKS_PER_NANOSECOND};
+use keyward_engine::record::{KeyRecord, Limit, Per};
+use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
 
 const SEQUENCES: u64 = 2_000;
 const STEPS: u64 = 60;

@@ -5,7 +5,7 @@
 
 mod support;
 
-use keyward::admin::message::Command;
+use keyward_daemon::admin::message::Command;
 use support::{Daemon, Setup, hex, replace, wait_for};
 
 /// Bytes of metadata in an export: what makes a snapshot large for its number of rows.
@@ -43,7 +43,7 @@ fn round(daemon: &Daemon, round: usize) {
         replace(&source, &refused);
         assert!(!daemon.reload().accepted);
         let check = Command::Check { source: None };
-        let reply = keyward::admin::send_command(&daemon.admin(), &check).expect("an answer");
+        let reply = keyward_daemon::admin::send_command(&daemon.admin(), &check).expect("an answer");
         assert!(reply.check.is_some(), "{reply:?}");
     }
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::{Command, Reply, Revocation, Target};
-use keyward::admin::{CommandError, send_command};
+use keyward_daemon::admin::message::{Command, Reply, Revocation, Target};
+use keyward_daemon::admin::{CommandError, send_command};
 use rustix::process::Signal;
 use support::loader::Loader;
 use support::{Daemon, Raw, Said, Setup, hex, replace};

@@ -10,8 +10,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::thread;
 
-use keyward::admin::message::{Command, Target};
 use keyward_client::Request;
+use keyward_daemon::admin::message::{Command, Target};
 use support::{Daemon, Setup, hex, replace};
 
 /// What an export says of a key, which is in rotation: it has two rows.
@@ -132,7 +132,8 @@ fn revoke_all(admin: &Path, subjects: &[Subject]) {
         for part in subjects.chunks(subjects.len().div_ceil(8)) {
             scope.spawn(move || {
                 for subject in part {
-                    keyward::admin::send_command(admin, &Command::Revoke(subject.target())).expect("revoked");
+                    keyward_daemon::admin::send_command(admin, &Command::Revoke(subject.target()))
+                        .expect("revoked");
                 }
             });
         }

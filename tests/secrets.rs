@@ -17,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use data_encoding::BASE64;
-use keyward::pepper::Pepper;
+use keyward_engine::pepper::Pepper;
 use keyward_protocol::{Credential, MAX_KEY, Refund, Verify};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
@@ -345,7 +345,7 @@ fn raw_key_in_a_faulty_frame_is_gone_once_the_fault_is_told() {
         // What follows a frame whose end is not known is read only to be thrown away.
         let key = &keys[1];
         let mut peer = daemon.connect();
-        let beyond_the_buffer = vec![0; keyward::connection::INPUT_BYTES + 1024];
+        let beyond_the_buffer = vec![0; keyward_daemon::connection::INPUT_BYTES + 1024];
         daemon.freeze();
         peer.send(&[&7_u32.to_le_bytes()[..], &beyond_the_buffer, &verify(key)].concat());
         daemon.thaw();

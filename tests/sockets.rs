@@ -9,9 +9,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use keyward::admin::message::{Command as AdminCommand, SocketStatus, Status};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
+use keyward_daemon::admin::message::{Command as AdminCommand, SocketStatus, Status};
 use rustix::process::Signal;
 use support::process::{Process, with_sockets};
 use support::{Daemon, PATIENCE, Said, Setup, ask, hex, keyward, wait_for};
@@ -21,7 +21,7 @@ fn export() -> String {
 }
 
 fn status(admin: &Path) -> Option<Status> {
-    keyward::admin::send_command(admin, &AdminCommand::Status).ok().and_then(|reply| reply.status)
+    keyward_daemon::admin::send_command(admin, &AdminCommand::Status).ok().and_then(|reply| reply.status)
 }
 
 fn socket(admin: &Path, name: &str) -> Option<SocketStatus> {

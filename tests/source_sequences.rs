@@ -10,8 +10,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use keyward::admin::message::{Command, Target};
 use keyward_client::Request;
+use keyward_daemon::admin::message::{Command, Target};
 use rustix::process::Signal;
 use support::{Daemon, Setup, hex, replace, wait_for};
 
@@ -248,7 +248,7 @@ impl Fixture {
     fn revoke(&mut self) -> String {
         let number = self.random.below(KEYS);
         let target = Target { key_id: Some(format!("k{number}")), owner: None };
-        let ask = |command| keyward::admin::send_command(&self.daemon().admin(), &command);
+        let ask = |command| keyward_daemon::admin::send_command(&self.daemon().admin(), &command);
         if self.revoked.contains(&number) {
             ask(Command::Unrevoke(target)).expect("taken back");
             self.revoked.remove(&number);

@@ -51,8 +51,10 @@ fn waiting_for_state(setup: &Setup) -> (Process, File) {
 }
 
 fn generation(setup: &Setup) -> u64 {
-    let status =
-        keyward::admin::send_command(&setup.path("admin.sock"), &keyward::admin::message::Command::Status);
+    let status = keyward_daemon::admin::send_command(
+        &setup.path("admin.sock"),
+        &keyward_daemon::admin::message::Command::Status,
+    );
     status.ok().and_then(|reply| reply.status).map_or(0, |status| status.generation)
 }
 

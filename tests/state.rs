@@ -8,9 +8,9 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 
-use keyward::limiter::ClockReading;
-use keyward::limiter::persist::{SavedBucket, decode, encode};
 use keyward_client::Request;
+use keyward_engine::limiter::ClockReading;
+use keyward_engine::limiter::persist::{SavedBucket, decode, encode};
 use rustix::process::Signal;
 use support::{Daemon, Setup, hex, replace, wait_for};
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::Revoked;
+use keyward_daemon::admin::message::Revoked;
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{Daemon, Setup, hex, outside, wait_for};

@@ -10,9 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use keyward::admin::message::{Command as AdminCommand, Target};
-use keyward::admin::send_command;
 use keyward_client::Request;
+use keyward_daemon::admin::message::{Command as AdminCommand, Target};
+use keyward_daemon::admin::send_command;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Daemon, Raw, Said, Setup, hex, replace, wait_for};
 

@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 
-use keyward::admin::message::Withheld;
+use keyward_daemon::admin::message::Withheld;
 use support::bad_rows::{HEADER, TAKE_AWAY, export, good, reload_events, row, start, withheld};
 use support::{Daemon, keyward, replace, wait_for};
 

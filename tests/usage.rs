@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::Command as AdminCommand;
-use keyward::usage::UsageReport;
 use keyward_client::Request;
+use keyward_daemon::admin::message::Command as AdminCommand;
+use keyward_daemon::usage::UsageReport;
 use keyward_protocol::{Credential, Refund, Verify};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
@@ -27,7 +27,8 @@ type Heard = BTreeMap<(String, String), u64>;
 
 fn usage(daemon: &Daemon, key_id: Option<&str>, owner: Option<&str>, top: Option<usize>) -> UsageReport {
     let [key_id, owner] = [key_id, owner].map(|text| text.map(str::to_owned));
-    let reply = keyward::admin::send_command(&daemon.admin(), &AdminCommand::Usage { key_id, owner, top });
+    let reply =
+        keyward_daemon::admin::send_command(&daemon.admin(), &AdminCommand::Usage { key_id, owner, top });
     reply.expect("an answer").usage.expect("usage")
 }
 

@@ -1,6 +1,6 @@
 """Shared code of benches/rivals, benches/targets and benches/growth. Standard library only.
 
-servers       groups of servers with the same keys      loadgen     one load, run by `keyward bench`
+servers       groups of servers with the same keys      loadgen     one load, run by `keyward-bench`
 server        base class: one server process            rounds      interleaved loads and their medians
 daemon, echo, redis, memcached, postgres: the servers   probe       one request, sent by this process
 cases         the load shapes that are measured         options     common command-line options

@@ -11,8 +11,7 @@ class Echo(Server):
 
     def command(self):
         return [
-            self.workdir.binary,
-            "bench",
+            self.workdir.loadgen,
             "--serve-echo",
             "--socket",
             self.socket,

@@ -1,4 +1,4 @@
-"""Runs one load with `keyward bench`, the load generator for all servers."""
+"""Runs one load with `keyward-bench`, the load generator for all servers."""
 
 import json, subprocess
 
@@ -12,14 +12,13 @@ MIN_WARM_UP = 0.02
 
 
 def run(server, target, case, seconds, *, rate=None):
-    """Returns the figures of `keyward bench`, without its histogram.
+    """Returns the figures of `keyward-bench`, without its histogram.
 
     The client runs on the first processor. Raises RuntimeError unless every request succeeded.
     """
     workdir = server.workdir
     command = [
-        workdir.binary,
-        "bench",
+        workdir.loadgen,
         "--socket",
         server.socket,
         "--target",

@@ -32,7 +32,7 @@ def argument_parser(description, **defaults):
     parser.add_argument(
         "--binary",
         type=Path,
-        help="the keyward binary to measure and to generate load with [a release build]",
+        help="the keyward binary to measure, with keyward-bench beside it [a release build]",
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benches" / "results", help="directory of the result files"

@@ -15,7 +15,7 @@ class Series:
     """The rounds of one server in one case."""
 
     def __init__(self, runs):
-        # The figures of `keyward bench`, one dict a round.
+        # The figures of `keyward-bench`, one dict a round.
         self.runs = runs
 
     def values(self, case):

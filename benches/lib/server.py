@@ -18,7 +18,7 @@ class ServerStartError(RuntimeError):
 
 
 class Server:
-    # The name in tables, and the argument of `keyward bench --target`.
+    # The name in tables, and the argument of `keyward-bench --target`.
     label = target = None
     # {program: Debian package} of the programs that the server needs.
     packages = {}

@@ -27,7 +27,7 @@ class Contender(NamedTuple):
 
     server: Server
     label: str
-    # The argument of `keyward bench --target`.
+    # The argument of `keyward-bench --target`.
     target: str
     spinning: bool
 

@@ -12,6 +12,11 @@ class WorkDir:
         self.first_cpu, self.second_cpu = cpus
 
     @property
+    def loadgen(self):
+        """The load generator, which cargo builds beside the daemon."""
+        return Path(self.binary).with_name("keyward-bench")
+
+    @property
     def cpus(self):
         """All processors of the run."""
         return {self.first_cpu, self.second_cpu} - {None}

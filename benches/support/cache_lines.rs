@@ -2,7 +2,7 @@
 //! cache, as dependent loads and 64 at a time. A verify reads five or six such lines, and no code
 //! can read them faster than this.
 
-use keyward::memory::{Huge, HugeVec, prefetch};
+use keyward_memory::{Huge, HugeVec, prefetch};
 
 use super::Seeded;
 

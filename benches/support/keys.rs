@@ -4,11 +4,11 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use keyward::key_format;
-use keyward::limiter::{Limiter, SlotAllocator};
-use keyward::now::Now;
-use keyward::record::{Digest, KeyRecord, Plans, parse_limits};
-use keyward::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::key_format;
+use keyward_engine::limiter::{Limiter, SlotAllocator};
+use keyward_engine::now::Now;
+use keyward_engine::record::{Digest, KeyRecord, Plans, parse_limits};
+use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
 
 use super::Seeded;
 

@@ -2,7 +2,7 @@
 
 use memchr::memmem;
 
-use crate::record::{Digest, Field, MAX_KEY_ID};
+use keyward_engine::record::{Digest, Field, MAX_KEY_ID};
 
 use super::field;
 use super::finding::Diagnostics;

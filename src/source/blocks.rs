@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::record::KeyRecord;
+use keyward_engine::record::KeyRecord;
 
 use super::csv::{self, Header};
 use super::finding::Diagnostics;
@@ -79,7 +79,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::source::read;
+    use crate::read;
 
     const HEADER: &str = "x,key_hash,key_id,y,owner,environment,scopes,allowed_ips\n";
 

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead};
 use std::sync::Arc;
 
-use crate::record::{Field, Quoted};
+use keyward_engine::record::{Field, Quoted};
 
 use super::bad_row::{KeyTexts, hash_of};
 use super::finding::{Column, Diagnostics};

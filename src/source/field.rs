@@ -3,7 +3,7 @@
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD};
 use serde_json::value::RawValue;
 
-use crate::record::{Digest, MAX_METADATA, Quoted, Status};
+use keyward_engine::record::{Digest, MAX_METADATA, Quoted, Status};
 
 use super::hash_form::{HashForm, recognise};
 

@@ -10,7 +10,7 @@ use std::fmt::{self, Write};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use crate::record::Escaped;
+use keyward_engine::record::Escaped;
 
 use super::bad_row::BadRows;
 

@@ -10,7 +10,7 @@ use std::io::{self, BufRead, Read};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::record::{Field, Quoted};
+use keyward_engine::record::{Field, Quoted};
 
 use super::bad_row::{KeyTexts, texts_in_line};
 use super::finding::{Column, Diagnostics};

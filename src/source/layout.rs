@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::record::{Field, FieldSet, Quoted};
+use keyward_engine::record::{Field, FieldSet, Quoted};
 
 use super::null::NullTexts;
 
@@ -175,7 +175,7 @@ impl ColumnMapping {
     }
 
     /// The fields that every row has to have, besides those that no row can do without.
-    pub(crate) fn required(&self) -> FieldSet {
+    pub fn required(&self) -> FieldSet {
         self.required
     }
 }

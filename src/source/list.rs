@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::record::{MAX_SCOPE, Origin, OriginError, Quoted};
+use keyward_engine::record::{MAX_SCOPE, Origin, OriginError, Quoted};
 
 use super::null::NullTexts;
 

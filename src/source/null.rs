@@ -4,7 +4,7 @@
 //! owner called `NULL`. Read as an empty text, they would lift restrictions. So they mean "none" only where that takes
 //! nothing away, and a restriction that is one of them is refused.
 
-use crate::record::{Field, Quoted};
+use keyward_engine::record::{Field, Quoted};
 
 /// Most texts that can be listed: every field of every row is compared with each of them.
 pub const MAX_NULL_TEXTS: usize = 16;

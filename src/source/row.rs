@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use ipnet::IpNet;
 
-use crate::record::{
+use keyward_engine::record::{
     Field, FieldSet, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits,
 };
 

@@ -12,7 +12,7 @@ use std::fmt;
 use jiff::civil::{self, DateTime};
 use jiff::fmt::temporal::Pieces;
 
-use crate::record::Quoted;
+use keyward_engine::record::Quoted;
 
 /// The first Unix second that a bare number can stand for: March 1973, before any API key. Smaller numbers are dates such as
 /// 20270401, a spreadsheet's days or mistakes. 0 and negative numbers keep their meaning: before all time.

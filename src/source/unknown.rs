@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::record::{Field, Quoted};
+use keyward_engine::record::{Field, Quoted};
 
 /// A name that differs from a field's in fewer letters than this may be a misspelling of it.
 const NEAR: usize = 3;

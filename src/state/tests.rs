@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
 use super::*;
-use crate::state::lines::OpenedJournal;
+use crate::lines::OpenedJournal;
 
 mod durability;
 

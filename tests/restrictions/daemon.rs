@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use keyward::admin::message::{Command, Target};
-use keyward::pepper::Pepper;
 use keyward_client::{Client, Decision, Options, Refund, Request, blocking};
+use keyward_daemon::admin::message::{Command, Target};
+use keyward_engine::pepper::Pepper;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
 use crate::model::{Ask, Model, PERIOD_DAYS, PLANS, Row, Seen, export, scatter, singles, some_asks};
@@ -122,7 +122,7 @@ impl Frames {
     fn credential<'k>(&self, key: &'k str) -> Credential<'k> {
         match self.raw {
             true => Credential::RawKey(key.as_bytes()),
-            false => Credential::Digest(keyward::key_format::hash(key.as_bytes())),
+            false => Credential::Digest(keyward_engine::key_format::hash(key.as_bytes())),
         }
     }
 
@@ -223,8 +223,8 @@ fn start(setup: impl FnOnce(&str) -> Setup, peppers: &[(&str, &str)]) -> (Daemon
     assert!(daemon.status().ready, "{}", daemon.log());
     for row in rows.iter().filter(|row| row.revoked_by_operator) {
         let target = Target { key_id: Some(row.key.clone()), owner: None };
-        let reply =
-            keyward::admin::send_command(&daemon.admin(), &Command::Revoke(target)).expect("an answer");
+        let reply = keyward_daemon::admin::send_command(&daemon.admin(), &Command::Revoke(target))
+            .expect("an answer");
         assert!(reply.revocation.is_some(), "{reply:?}");
     }
     (daemon, rows)

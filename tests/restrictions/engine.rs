@@ -1,15 +1,15 @@
 //! The deciding half by itself: every combination of the fields of a request, for each restriction
 //! and each two of them.
 
-use keyward::limiter::{Limiter, SlotAllocator};
-use keyward::now::Now;
-use keyward::pepper::{Pepper, Peppers};
-use keyward::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
-use keyward::rules::GlobalPolicy;
-use keyward::snapshot::{Builder, Snapshot, Stamp};
-use keyward::source::{ColumnMapping, Diagnostics, Format, read};
-use keyward::verify::{Decision, Verifier};
+use keyward_engine::limiter::{Limiter, SlotAllocator};
+use keyward_engine::now::Now;
+use keyward_engine::pepper::{Pepper, Peppers};
+use keyward_engine::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
+use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
+use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
 use crate::model::{Ask, Model, PERIOD_DAYS, PLANS, Row, Seen, all_asks, export, pairs, scatter, singles};
 
@@ -39,7 +39,7 @@ impl Form {
         match (&global_policy.peppers, global_policy.previous_pepper()) {
             (_, Some(previous)) => previous.hash(key.as_bytes()),
             (Some(peppers), None) => peppers.current.hash(key.as_bytes()),
-            (None, None) => keyward::key_format::hash(key.as_bytes()),
+            (None, None) => keyward_engine::key_format::hash(key.as_bytes()),
         }
     }
 

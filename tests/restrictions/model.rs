@@ -385,7 +385,9 @@ pub(crate) fn export(rows: &[Row], now: u32, unit: i64, hash: impl Fn(&str) -> S
     for row in rows {
         let time = |offset: Option<i64>| {
             offset.map_or(String::new(), |offset| {
-                keyward::record::rfc3339(u32::try_from(i64::from(now) + offset * unit).expect("in range"))
+                keyward_engine::record::rfc3339(
+                    u32::try_from(i64::from(now) + offset * unit).expect("in range"),
+                )
             })
         };
         let limits: Vec<String> =

@@ -2,41 +2,41 @@
 
 #![allow(dead_code, unused_imports, reason = "each test uses a part of the limiter")]
 
-#[path = "../../src/limiter/allocation.rs"]
+#[path = "../../src/engine/limiter/allocation.rs"]
 mod allocation;
-#[path = "../../src/limiter/allocator.rs"]
+#[path = "../../src/engine/limiter/allocator.rs"]
 mod allocator;
-#[path = "../../src/limiter/balance.rs"]
+#[path = "../../src/engine/limiter/balance.rs"]
 mod balance;
-#[path = "../../src/limiter/balance_scan.rs"]
+#[path = "../../src/engine/limiter/balance_scan.rs"]
 mod balance_scan;
-#[path = "../../src/limiter/bucket_id.rs"]
+#[path = "../../src/engine/limiter/bucket_id.rs"]
 mod bucket_id;
-#[path = "../../src/limiter/buckets.rs"]
+#[path = "../../src/engine/limiter/buckets.rs"]
 mod buckets;
-#[path = "../../src/limiter/charge.rs"]
+#[path = "../../src/engine/limiter/charge.rs"]
 mod charge;
-#[path = "../../src/limiter/clock_reading.rs"]
+#[path = "../../src/engine/limiter/clock_reading.rs"]
 mod clock_reading;
-#[path = "../../src/limiter/latest_tick.rs"]
+#[path = "../../src/engine/limiter/latest_tick.rs"]
 mod latest_tick;
-#[path = "../../src/limiter/lock.rs"]
+#[path = "../../src/engine/limiter/lock.rs"]
 mod lock;
-#[path = "../../src/limiter/outcome.rs"]
+#[path = "../../src/engine/limiter/outcome.rs"]
 mod outcome;
-#[path = "../../src/limiter/persist.rs"]
+#[path = "../../src/engine/limiter/persist.rs"]
 pub mod persist;
-#[path = "../../src/limiter/rate.rs"]
+#[path = "../../src/engine/limiter/rate.rs"]
 mod rate;
-#[path = "../../src/limiter/reclaim.rs"]
+#[path = "../../src/engine/limiter/reclaim.rs"]
 mod reclaim;
-#[path = "../../src/limiter/retained.rs"]
+#[path = "../../src/engine/limiter/retained.rs"]
 mod retained;
-#[path = "../../src/limiter/slot_set.rs"]
+#[path = "../../src/engine/limiter/slot_set.rs"]
 mod slot_set;
-#[path = "../../src/limiter/slots.rs"]
+#[path = "../../src/engine/limiter/slots.rs"]
 mod slots;
-#[path = "../../src/limiter/state.rs"]
+#[path = "../../src/engine/limiter/state.rs"]
 mod state;
 
 pub use allocator::SlotAllocator;

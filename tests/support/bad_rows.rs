@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use keyward::admin::message::Withheld;
+use keyward_daemon::admin::message::Withheld;
 
 use super::{Daemon, Setup, hex};
 

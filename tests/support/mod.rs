@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use keyward::admin::message::{Command as AdminCommand, Reload, Status};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
+use keyward_daemon::admin::message::{Command as AdminCommand, Reload, Status};
 use keyward_protocol::{Answer, MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -187,6 +187,13 @@ pub fn keyward() -> Command {
     isolated(env!("CARGO_BIN_EXE_keyward").as_ref())
 }
 
+/// A command of the load generator, which cargo builds beside the daemon.
+pub fn keyward_bench() -> Command {
+    let program = Path::new(env!("CARGO_BIN_EXE_keyward")).with_file_name("keyward-bench");
+    assert!(program.exists(), "{} is missing: cargo build -p keyward-loadgen", program.display());
+    isolated(program.as_ref())
+}
+
 fn isolated(binary: &OsStr) -> Command {
     let mut command = Command::new(binary);
     for name in ["KEYWARD_CONFIG", "KEYWARD_SOCKET", "KEYWARD_ADMIN_SOCKET", "NOTIFY_SOCKET"] {
@@ -234,8 +241,8 @@ impl Daemon {
         }
     }
 
-    fn ask(&self, command: &AdminCommand) -> Option<keyward::admin::message::Reply> {
-        keyward::admin::send_command_within(&self.admin(), command, ANSWER).ok()
+    fn ask(&self, command: &AdminCommand) -> Option<keyward_daemon::admin::message::Reply> {
+        keyward_daemon::admin::send_command_within(&self.admin(), command, ANSWER).ok()
     }
 
     pub fn socket(&self) -> PathBuf {

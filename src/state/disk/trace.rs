@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A system call that was made, or is about to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Call {
+pub enum Call {
     /// A file that was not there is opened.
     Create(PathBuf),
     /// The content or the length of a file changes.
     Write(PathBuf),
     /// fsync or fdatasync of a file.
     Sync(PathBuf),
+    /// rename(2), from the first path to the second.
     Rename(PathBuf, PathBuf),
+    /// unlink(2)
     Remove(PathBuf),
     /// mkdir
     CreateDirectory(PathBuf),
@@ -23,10 +25,10 @@ pub(crate) enum Call {
 }
 
 /// Whether a call is to fail.
-pub(crate) type Fails = fn(&Call) -> bool;
+pub type Fails = fn(&Call) -> bool;
 
 /// The calls that are made on files below a directory, by any thread, while this exists.
-pub(crate) struct Trace {
+pub struct Trace {
     state: Arc<State>,
 }
 
@@ -73,7 +75,8 @@ impl Call {
 }
 
 impl Trace {
-    pub(crate) fn of(directory: &Path) -> Self {
+    /// Traces the calls below `directory` until this is dropped.
+    pub fn of(directory: &Path) -> Self {
         let state =
             State { directory: directory.to_owned(), calls: Mutex::default(), failing: Mutex::default() };
         let state = Arc::new(state);
@@ -84,18 +87,18 @@ impl Trace {
     }
 
     /// From here on, calls for which `fails` says so return an error and are not made.
-    pub(crate) fn fail(&self, fails: Fails) {
+    pub fn fail(&self, fails: Fails) {
         *lock(&self.state.failing) = Some(fails);
     }
 
     /// What has been called so far; the same call several times in a row counts as one.
-    pub(crate) fn calls(&self) -> Vec<Call> {
+    pub fn calls(&self) -> Vec<Call> {
         lock(&self.state.calls).clone()
     }
 
     /// What a loss of power at this moment could undo, or could have damaged since the trace began, for people. Empty: all that
     /// was written survives it.
-    pub(crate) fn volatile(&self) -> Vec<String> {
+    pub fn volatile(&self) -> Vec<String> {
         let mut damaged = Vec::new();
         let (mut contents, mut names) = (BTreeSet::new(), BTreeSet::new());
         let parent = |path: &Path| path.parent().unwrap_or(path).to_owned();

@@ -1,7 +1,7 @@
 //! What a power cut leaves: the order of writes, syncs and renames, observed through [`Trace`].
 
 use super::*;
-use crate::state::disk::trace::{Call, Trace};
+use crate::disk::trace::{Call, Trace};
 
 fn line(number: u32) -> Vec<u8> {
     format!("{{\"n\":{number}}}\n").into_bytes()

@@ -1,0 +1,383 @@
+//! `keyward-bench`: the options of a load, and what is printed of it. [`crate`] carries it out.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::sync::oneshot;
+
+use crate::echo_server;
+use crate::exit::{Exit, Failure};
+use crate::fault::Fault;
+use crate::key_file::{read_digests, read_keys};
+use crate::keys::Keys;
+use crate::load::{self, Load};
+use crate::report::Report;
+use crate::ring::Ring;
+use crate::target::{Echo, Keyward, Memcached, Postgres, Redis, Style, Target};
+
+/// The daemon's default socket.
+const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
+
+/// Connections, at most: a process seldom has more descriptors.
+const MAX_CONNECTIONS: i64 = 65_536;
+
+/// Requests on their way on a connection, at most: 3 MB of them.
+const MAX_DEPTH: i64 = 65_536;
+
+/// Requests a second of an open loop, at most: more than one thread can send.
+const MAX_RATE: f64 = 1e8;
+
+/// Descriptors that are needed besides the connections'.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// Bytes of an ordinary VERIFY: what the echo takes for a request.
+const REQUEST: usize = 48;
+
+const HELP: &str = "\
+Without --rate each connection writes its requests and waits for all their answers before it writes the next (a closed
+loop). With it requests come at a fixed rate whatever the daemon does (an open loop), --depth is how many may wait for
+an answer, and latency counts from when each was due: a pause of the daemon's shows in every request that it held up.
+
+A sleeping client on another processor than the daemon's measures mostly how long the machine takes to wake up. Say
+--pin, pin the daemon (taskset -c 1 keyward serve ...), and compare figures of the same pinning only. --busy-poll is
+for two processors: on one, a client that spins keeps the daemon from answering.
+
+Charges the keys' limits as any client does; --cost 0 charges nothing.
+The exit code is 0 if the load was carried out, whatever the verdicts; 69 if the daemon failed. Ctrl-C prints what there
+is.
+
+Examples:
+  keyward-bench --digests keys.csv
+  keyward-bench --digests keys.csv --depth 128 --pin 0
+  keyward-bench --digests keys.csv --connections 16 --rate 20000 --json | jq .latency_ns.p99";
+
+/// Load a running daemon: throughput, and a histogram of latencies
+#[derive(Debug, Parser)]
+#[command(name = "keyward-bench", version, after_help = HELP)]
+pub(crate) struct Options {
+    /// The daemon's socket
+    #[arg(long, value_name = "PATH", env = "KEYWARD_SOCKET", hide_env_values = true,
+          default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+
+    /// Connections
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
+    connections: u32,
+
+    /// Requests that each connection writes at once, before it reads their answers
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_DEPTH))]
+    depth: u32,
+
+    /// How long to measure
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_time)]
+    duration: Duration,
+
+    /// How long to load before measuring
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    warmup: Duration,
+
+    /// Ask about the keys in this file, one a line
+    #[arg(long, value_name = "FILE", conflicts_with = "digests")]
+    keys: Option<PathBuf>,
+
+    /// Ask about the keys with these SHA-256: 64 hex digits a line, or an export
+    #[arg(long, value_name = "FILE")]
+    digests: Option<PathBuf>,
+
+    /// Send the keys themselves and not their SHA-256, as a daemon with a pepper wants it
+    #[arg(long, requires = "keys")]
+    raw: bool,
+
+    /// Share of the requests that are for those keys; the others are for unknown ones [default: 1, or 0 without keys]
+    #[arg(long, value_name = "0..1", value_parser = share)]
+    hit_rate: Option<f64>,
+
+    /// What each request costs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cost: u32,
+
+    /// Requests a second, all connections together, whatever the daemon does (an open loop)
+    #[arg(long, value_name = "R", value_parser = rate)]
+    rate: Option<f64>,
+
+    /// Threads of this client
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: u32,
+
+    /// Processors for these threads, in turn
+    #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
+    pin: Vec<usize>,
+
+    /// Spin instead of sleeping while waiting for answers
+    #[arg(long)]
+    busy_poll: bool,
+
+    /// Print the figures as one JSON object, with the whole histogram
+    #[arg(long)]
+    json: bool,
+
+    /// What listens at the socket; benches/rivals compares keyward with the others
+    #[arg(long, value_enum, default_value_t = Kind::Keyward, hide = true)]
+    target: Kind,
+
+    /// Bytes of the echo's answers
+    #[arg(long, value_name = "N", default_value_t = 80, hide = true, value_parser = clap::value_parser!(u16).range(1..))]
+    answer_size: u16,
+
+    /// Be the echo at --socket
+    #[arg(long, hide = true)]
+    serve_echo: bool,
+}
+
+/// What can be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Kind {
+    Keyward,
+    Echo,
+    Redis,
+    RedisBucket,
+    Memcached,
+    Postgres,
+}
+
+impl Options {
+    pub(crate) fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        if self.serve_echo {
+            return self.serve_echo();
+        }
+        let load = self.load()?;
+        let keys = self.keys()?;
+        let target = self.target(&keys)?;
+        // What is needed of it is encoded.
+        drop(keys);
+        allow_descriptors(load.connections);
+        let report = until_interrupted(&*target, &load)?;
+        if report.interrupted && report.seconds == 0.0 {
+            return Err(Failure::new(Exit::Failed, "interrupted while warming up: nothing was measured"));
+        }
+        let text = if self.json {
+            serde_json::to_string(&report)
+                .map_err(|error| Failure::new(Exit::Failed, format_args!("cannot write JSON: {error}")))?
+        } else {
+            report.to_string()
+        };
+        match writeln!(out, "{text}") {
+            // A reader such as `head` may close its end early.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Failure::new(Exit::Failed, format_args!("cannot write to standard output: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn load(&self) -> Result<Load, Failure> {
+        if self.threads > self.connections {
+            let message = format!("--threads {}: more than --connections {}", self.threads, self.connections);
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        Ok(Load {
+            socket: self.socket.clone(),
+            connections: self.connections as usize,
+            depth: self.depth as usize,
+            threads: self.threads as usize,
+            pin: self.pin.clone(),
+            warmup: self.warmup,
+            duration: self.duration,
+            rate: self.rate,
+            busy_poll: self.busy_poll,
+        })
+    }
+
+    fn keys(&self) -> Result<Keys, Failure> {
+        match (&self.keys, &self.digests) {
+            (Some(path), _) => read_keys(path, self.raw),
+            (None, Some(path)) => read_digests(path),
+            (None, None) if self.hit_rate.is_some_and(|rate| rate > 0.0) => {
+                Err(Failure::new(Exit::Usage, "--hit-rate: which keys? Give --keys or --digests"))
+            }
+            (None, None) if self.target == Kind::Echo => Ok(Keys::default()),
+            (None, None) => {
+                // Without a standard error the note is lost; the report is not.
+                let _ = writeln!(
+                    io::stderr(),
+                    "keyward-bench: no --keys and no --digests: every request is for an unknown key"
+                );
+                Ok(Keys::default())
+            }
+        }
+    }
+
+    fn target(&self, keys: &Keys) -> Result<Box<dyn Target>, Failure> {
+        let hit_rate = self.hit_rate.unwrap_or(1.0);
+        let path = self.socket.as_path();
+        let keyward = || Keyward::new(keys, Style { cost: self.cost, raw: self.raw, hit_rate });
+        Ok(match self.target {
+            Kind::Keyward => Box::new(keyward()?),
+            Kind::Echo => {
+                let frame = vec![0; REQUEST];
+                let ring = Ring::new(1 << 12, |_, out| out.extend_from_slice(&frame));
+                let ring = ring.map_err(|error| Fault::Unfit(error.to_string()))?;
+                Box::new(Echo::new(ring, usize::from(self.answer_size)))
+            }
+            Kind::Redis => Box::new(Redis::get(keys, hit_rate)?),
+            Kind::RedisBucket => Box::new(Redis::bucket(keys, hit_rate, path)?),
+            Kind::Memcached => Box::new(Memcached::new(keys, hit_rate)?),
+            Kind::Postgres => Box::new(Postgres::new(keys, hit_rate)?),
+        })
+    }
+
+    fn serve_echo(&self) -> Result<(), Failure> {
+        let answer = usize::from(self.answer_size);
+        let echo = echo_server::Echo { request: REQUEST, answer, busy_poll: self.busy_poll };
+        echo.serve(self.socket.as_path())
+            .map_err(|error| Failure::new(Exit::Failed, format_args!("the echo cannot serve: {error}")))
+    }
+}
+
+/// The load has a thread of its own, so that this one can wait for Ctrl-C.
+fn until_interrupted(target: &dyn Target, load: &Load) -> Result<Report, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, format_args!("cannot wait for signals: {error}")))?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (done, mut finished) = oneshot::channel::<()>();
+        let load = scope.spawn(|| {
+            let report = load::run(target, load, &stop);
+            drop(done);
+            report
+        });
+        runtime.block_on(async {
+            tokio::select! {
+                _ = &mut finished => {}
+                // Where signals cannot be had, Ctrl-C ends the process as it does any other.
+                Ok(()) = tokio::signal::ctrl_c() => stop.store(true, Ordering::Relaxed),
+                else => {}
+            }
+        });
+        load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(Failure::from)
+    })
+}
+
+/// Raises the soft limit on descriptors as far as these connections need it. Where it cannot be raised, opening the
+/// connections says so.
+fn allow_descriptors(connections: usize) {
+    let mut limit = getrlimit(Resource::Nofile);
+    let needed = connections as u64 + OTHER_DESCRIPTORS;
+    if limit.current.is_some_and(|current| current < needed) {
+        limit.current = Some(limit.maximum.map_or(needed, |maximum| maximum.min(needed)));
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+}
+
+/// As in `50ms` or `2s`.
+fn positive_time(text: &str) -> Result<Duration, &'static str> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time.is_zero() => Err("must be longer than 0"),
+        Ok(time) => Ok(time),
+        Err(_) => Err("write a time such as 50ms or 2s"),
+    }
+}
+
+fn share(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or("write a share from 0 to 1")
+}
+
+fn rate(text: &str) -> Result<f64, &'static str> {
+    let in_range = |rate: &f64| *rate > 0.0 && *rate <= MAX_RATE;
+    text.parse().ok().filter(in_range).ok_or("write requests a second, as in 20000; at most 100000000")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, String> {
+        Options::try_parse_from(["keyward-bench"].iter().chain(arguments)).map_err(|error| error.to_string())
+    }
+
+    /// The failure of a command that must fail.
+    fn failure(arguments: &[&str]) -> Failure {
+        let mut output = Vec::new();
+        let failure = parse(arguments).expect("good options").run(&mut output).expect_err("a failure");
+        assert!(output.is_empty(), "{arguments:?}");
+        failure
+    }
+
+    #[test]
+    fn command_definition_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn options_make_a_load() {
+        let options = [
+            "--connections",
+            "16",
+            "--depth",
+            "4",
+            "--threads",
+            "2",
+            "--pin",
+            "0,1",
+            "--rate",
+            "2e4",
+            "--duration",
+            "50ms",
+            "--warmup",
+            "0s",
+            "--busy-poll",
+        ];
+        let load = parse(&options).expect("good").load().expect("good");
+        assert_eq!((load.connections, load.depth, load.threads), (16, 4, 2));
+        assert_eq!((load.pin, load.rate, load.busy_poll), (vec![0, 1], Some(20_000.0), true));
+        assert_eq!((load.duration, load.warmup), (Duration::from_millis(50), Duration::ZERO));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for arguments in [
+            &["--connections", "0"][..],
+            &["--depth", "0"],
+            &["--depth", "65537"],
+            &["--duration", "0s"],
+            &["--warmup", "soon"],
+            &["--keys", "a", "--digests", "b"],
+            &["--raw"],
+            &["--hit-rate", "1.1"],
+            &["--hit-rate", "NaN"],
+            &["--rate", "0"],
+            &["--rate", "inf"],
+            &["--pin", "a"],
+            &["--cost", "-1"],
+        ] {
+            assert!(parse(arguments).is_err(), "{arguments:?}");
+        }
+        for (arguments, complaint) in [
+            (&["--threads", "2"][..], "--threads 2: more than --connections 1"),
+            (&["--hit-rate", "0.5"], "--hit-rate: which keys?"),
+            (&["--digests", "no/such"], "--digests: cannot open no/such"),
+        ] {
+            let Failure { exit, message } = failure(arguments);
+            assert_eq!(exit, Exit::Usage, "{arguments:?}");
+            assert!(message.contains(complaint), "{message}");
+        }
+    }
+
+    #[test]
+    fn without_a_daemon_the_exit_code_says_so() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("no.sock");
+        let Failure { exit, message } = failure(&["--socket", socket.to_str().expect("UTF-8")]);
+        assert_eq!(exit, Exit::Unreachable);
+        assert!(message.contains("cannot connect to keyward at "), "{message}");
+    }
+}

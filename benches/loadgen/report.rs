@@ -1,0 +1,298 @@
+//! What a load came to: figures for people and machines, and what they hold for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::drive::Measured;
+use super::fault::Fault;
+use super::latency::{Latency, Percentiles};
+use super::load::Load;
+use super::processors::{Machine, Seat, Server};
+use super::target::{Tally, Target};
+
+/// Columns of the longest bar.
+const BAR: f64 = 40.0;
+
+/// Eighths of a column.
+const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+
+/// A load's figures. Its JSON form is this struct.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    /// What was loaded.
+    pub(crate) target: String,
+    /// Connections.
+    pub(crate) connections: usize,
+    /// Requests that each asks at once; in an open loop, that may be on their way.
+    pub(crate) depth: usize,
+    /// Requests a second that were asked; null for a closed loop.
+    pub(crate) rate: Option<f64>,
+    /// Whether the client span.
+    pub(crate) busy_poll: bool,
+    /// Whether it was ended before its time.
+    pub(crate) interrupted: bool,
+    /// Seconds that were measured.
+    pub(crate) seconds: f64,
+    /// Answers in that time, errors included.
+    pub(crate) answers: u64,
+    /// Answers a second.
+    pub(crate) throughput: f64,
+    /// Bytes of a request and of an answer, on average.
+    pub(crate) bytes: [f64; 2],
+    /// Answers by what they said.
+    pub(crate) outcomes: BTreeMap<String, u64>,
+    /// Requests that were answered with an error, by its name.
+    pub(crate) errors: BTreeMap<String, u64>,
+    /// Requests of an open loop's schedule that the server left no room to send.
+    pub(crate) unsent: u64,
+    /// Requests without an answer a second after the end.
+    pub(crate) unanswered: u64,
+    /// Nanoseconds from a request (in an open loop: from when it was due) to its answer.
+    pub(crate) latency_ns: Percentiles,
+    /// The histogram behind it: the longest time of a bucket, and how many.
+    pub(crate) histogram_ns: Vec<(u64, u64)>,
+    /// Where the client's threads ran.
+    pub(crate) client: Vec<Seat>,
+    /// Where the server's threads ran; null where that cannot be seen.
+    pub(crate) server: Option<Server>,
+    /// What all of it ran on.
+    pub(crate) machine: Machine,
+    /// The client's version.
+    pub(crate) version: &'static str,
+    #[serde(skip)]
+    latency: Latency,
+}
+
+impl Report {
+    pub(super) fn new(
+        target: &dyn Target,
+        load: &Load,
+        measured: &[Measured],
+        server: Option<Server>,
+        interrupted: bool,
+    ) -> Result<Self, Fault> {
+        let (mut tally, mut latency) = (Tally::default(), Latency::new()?);
+        for part in measured {
+            tally.add(&part.tally);
+            latency.add(&part.latency);
+        }
+        let sum = |of: fn(&Measured) -> u64| measured.iter().map(of).sum::<u64>();
+        let answers = sum(|part| part.answers);
+        let rates = measured.iter().filter(|part| !part.time.is_zero());
+        let throughput = rates.map(|part| part.answers as f64 / part.time.as_secs_f64()).sum();
+        let outcomes = tally.outcomes().map(|(outcome, count)| (target.outcome(outcome), count));
+        Ok(Self {
+            target: target.name().to_owned(),
+            connections: load.connections,
+            depth: load.depth,
+            rate: load.rate,
+            busy_poll: load.busy_poll,
+            interrupted,
+            seconds: measured.iter().map(|part| part.time.as_secs_f64()).fold(0.0, f64::max),
+            answers,
+            throughput,
+            bytes: [target.ring().mean_size(), sum(|part| part.received) as f64 / answers.max(1) as f64],
+            outcomes: outcomes.collect(),
+            errors: tally.errors,
+            unsent: sum(|part| part.unsent),
+            unanswered: sum(|part| part.unanswered),
+            latency_ns: latency.percentiles(),
+            histogram_ns: latency.buckets(),
+            client: measured.iter().map(|part| part.seat.clone()).collect(),
+            server,
+            machine: Machine::here(),
+            version: env!("CARGO_PKG_VERSION"),
+            latency,
+        })
+    }
+
+    fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        write!(f, "{}: {} connection{}", self.target, self.connections, plural(self.connections))?;
+        match self.rate {
+            Some(rate) => write!(f, ", open loop at {rate} a second, at most {} on their way", self.depth)?,
+            None => write!(f, ", {} request{} at once", self.depth, plural(self.depth))?,
+        }
+        let end = if self.interrupted { ", interrupted" } else { "" };
+        writeln!(f, " on each, {:.1} s{end}", self.seconds)
+    }
+
+    fn counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [request, answer] = self.bytes;
+        writeln!(
+            f,
+            "throughput   {} a second ({request:.0} B in, {answer:.0} B out)",
+            Grouped(self.throughput as u64)
+        )?;
+        writeln!(f, "answers      {}", listed(&self.outcomes))?;
+        if !self.errors.is_empty() {
+            writeln!(f, "ERRORS       {}", listed(&self.errors))?;
+        }
+        if self.unsent > 0 {
+            writeln!(
+                f,
+                "BEHIND       {} requests were due and could not be sent: the server does not keep up with the rate",
+                Grouped(self.unsent)
+            )?;
+        }
+        if self.unanswered > 0 {
+            writeln!(f, "UNANSWERED   {} requests", Grouped(self.unanswered))?;
+        }
+        Ok(())
+    }
+
+    fn times(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Percentiles { min, p50, p90, p99, p99_9, max, .. } = self.latency_ns;
+        let from = if self.rate.is_some() { ", from when each was due" } else { "" };
+        writeln!(
+            f,
+            "latency      min {}   p50 {}   p90 {}   p99 {}   p99.9 {}   max {}{from}\n",
+            Time(min as f64),
+            Time(p50 as f64),
+            Time(p90 as f64),
+            Time(p99 as f64),
+            Time(p99_9 as f64),
+            Time(max as f64),
+        )?;
+        let rows = self.latency.rows();
+        let most = rows.iter().map(|row| row.count).max().unwrap_or(1).max(1) as f64;
+        for row in &rows {
+            match row.count {
+                0 => writeln!(f, "           ⋮")?,
+                count => {
+                    let share = 100.0 * count as f64 / self.latency.count().max(1) as f64;
+                    let from = Time(row.from).to_string();
+                    writeln!(f, "  {from:>9} {:<40} {share:>6.2} %", bar(count as f64 / most))?;
+                }
+            }
+        }
+        writeln!(f)
+    }
+
+    fn places(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, seat) in self.client.iter().enumerate() {
+            let how = if self.busy_poll { "spinning" } else { "sleeping" };
+            let pinned = if seat.allowed.len() == 1 { ", pinned" } else { "" };
+            writeln!(
+                f,
+                "client       thread {number} on {}{pinned}, {how} while it waits",
+                places(seat.ran_on)
+            )?;
+        }
+        match &self.server {
+            Some(server) => {
+                for thread in &server.threads {
+                    let (name, ran) = (&thread.name, thread.ran_for * 10);
+                    let allowed = &thread.allowed;
+                    writeln!(
+                        f,
+                        "server       {} (pid {}), {name} on {}, may use {allowed}, ran for {ran} ms",
+                        server.name,
+                        server.pid,
+                        places(thread.ran_on)
+                    )?;
+                }
+                if server.threads.is_empty() {
+                    writeln!(f, "server       {} (pid {}), where cannot be seen", server.name, server.pid)?;
+                }
+            }
+            None => writeln!(f, "server       where it ran cannot be seen from here")?,
+        }
+        let Machine { processor, processors, kernel } = &self.machine;
+        write!(f, "machine      {processor}, {processors} usable, {kernel}")
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.head(f)?;
+        self.counts(f)?;
+        self.times(f)?;
+        self.places(f)
+    }
+}
+
+fn places([before, after]: [usize; 2]) -> String {
+    match before == after {
+        true => format!("processor {after}"),
+        false => format!("processors {before} and then {after}"),
+    }
+}
+
+fn listed(counts: &BTreeMap<String, u64>) -> String {
+    let texts: Vec<String> =
+        counts.iter().map(|(name, count)| format!("{name} {}", Grouped(*count))).collect();
+    if texts.is_empty() { "none".into() } else { texts.join(", ") }
+}
+
+/// At least a sliver, where there is anything.
+fn bar(share: f64) -> String {
+    let eighths = ((share * BAR * 8.0).round() as usize).max(1);
+    "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
+}
+
+/// Nanoseconds, to three digits.
+struct Time(f64);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (value, unit) = match self.0 {
+            nanoseconds if nanoseconds < 999.5 => return write!(f, "{nanoseconds:.0} ns"),
+            nanoseconds if nanoseconds < 999.5e3 => (nanoseconds / 1e3, "µs"),
+            nanoseconds if nanoseconds < 999.5e6 => (nanoseconds / 1e6, "ms"),
+            nanoseconds => (nanoseconds / 1e9, "s"),
+        };
+        match value {
+            value if value < 9.995 => write!(f, "{value:.2} {unit}"),
+            value if value < 99.95 => write!(f, "{value:.1} {unit}"),
+            value => write!(f, "{value:.0} {unit}"),
+        }
+    }
+}
+
+/// A number, its thousands apart.
+struct Grouped(u64);
+
+impl fmt::Display for Grouped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.to_string();
+        for (place, digit) in digits.chars().enumerate() {
+            if place > 0 && (digits.len() - place).is_multiple_of(3) {
+                f.write_str(",")?;
+            }
+            write!(f, "{digit}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_digits() {
+        let times = [0.0, 7.0, 999.0, 1_000.0, 9_999.0, 12_340.0, 999_600.0, 5_670_000.0, 1.5e9, 3.6e12];
+        assert_eq!(
+            times.map(|time| Time(time).to_string()),
+            [
+                "0 ns", "7 ns", "999 ns", "1.00 µs", "10.0 µs", "12.3 µs", "1.00 ms", "5.67 ms", "1.50 s",
+                "3600 s"
+            ]
+        );
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        let numbers = [0, 999, 1_000, 12_345_678].map(|number| Grouped(number).to_string());
+        assert_eq!(numbers, ["0", "999", "1,000", "12,345,678"]);
+    }
+
+    #[test]
+    fn a_bar_is_as_long_as_its_share() {
+        assert_eq!([bar(1.0), bar(0.5)].map(|bar| bar.chars().count()), [40, 20]);
+        assert_eq!([bar(0.0), bar(1.0 / 320.0), bar(9.0 / 320.0)], ["▏", "▏", "█▏"]);
+    }
+}

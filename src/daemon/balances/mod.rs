@@ -1,0 +1,277 @@
+//! Saving the balances of rate limits, so that a restart does not refill them.
+//!
+//! Balances are restored before the first keys are loaded, and saved at intervals and when the daemon stops.
+//! The file `balances` in the state directory lists the buckets that are not full
+//! ([format](keyward_engine::limiter::persist)). A restored bucket is [retained](SlotAllocator::restore) as if its key
+//! had been removed: the first load finds it there, even if its rate has changed since.
+//!
+//! * A scan of the buckets holds the lock of the slot allocator. A reload holds the same lock from the
+//!   assignment of slots until they are reclaimed, so a scan never sees a reload in progress. Requests take
+//!   no part in this. The file is written after the scan, without the lock.
+//! * Only what was admitted since the last save can be lost, and only if the daemon has no time to save:
+//!   kill -9, a crash, a power cut. See promise 4 in [`limiter`](keyward_engine::limiter).
+//! * A file that cannot be used costs the balances and nothing else. It is renamed, and an error is logged.
+
+mod boot_clock;
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::{io, thread};
+
+use tokio::sync::oneshot;
+use tracing::{debug, error, info};
+
+use crate::clock::Clock;
+use crate::publish::SnapshotReader;
+use keyward_engine::limiter::persist::{DecodeError, SavedBucket, decode, encode};
+use keyward_engine::limiter::{ClockReading, Limiter, SlotAllocator, TICKS_PER_MILLISECOND};
+use keyward_state::{self as state, FileError, StateDir};
+
+use boot_clock::{boot_id, boottime_offset};
+
+/// Name of the file.
+const FILE: &str = "balances";
+
+/// Name that a file is given if it cannot be used.
+const DAMAGED: &str = "balances.damaged";
+
+/// Priority of the thread: about a third of a processor if the workers need all of it. Saving is never urgent,
+/// but it holds the allocator's lock, which a reload may wait for.
+const NICE: i32 = 5;
+
+/// Longest duration of the last save when the daemon stops.
+const LAST_SAVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest delay before a failed save is retried. A shorter save interval takes precedence.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// The thread that saves balances.
+pub struct BalanceSaver {
+    /// `None` if there is no state directory.
+    stop: Option<SyncSender<oneshot::Sender<()>>>,
+}
+
+/// Where the balances come from.
+pub struct BalanceSource {
+    /// The buckets.
+    pub limiter: Arc<Limiter>,
+    /// The slots of the buckets.
+    pub allocator: Arc<Mutex<SlotAllocator>>,
+    /// The snapshot whose keys own the buckets.
+    pub snapshots: SnapshotReader,
+    /// The clock that the buckets are charged by.
+    pub clock: Clock,
+}
+
+impl BalanceSaver {
+    /// Restores the balances in `directory`, and starts a thread that saves them there every `interval` if
+    /// anything was charged.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(
+        directory: Option<Arc<StateDir>>,
+        interval: Duration,
+        source: BalanceSource,
+    ) -> io::Result<Self> {
+        let Some(directory) = directory else {
+            return Ok(Self { stop: None });
+        };
+        let mut saver = SaverThread {
+            directory,
+            source,
+            boot_id: boot_id(),
+            boottime_offset: boottime_offset(),
+            last_saves: [Version::default(); 2],
+            has_failed: false,
+        };
+        saver.restore();
+        let (stop, stops) = sync_channel(1);
+        thread::Builder::new().name("balances".into()).spawn(move || saver.run(interval, &stops))?;
+        Ok(Self { stop: Some(stop) })
+    }
+
+    /// Saves what was charged since the last save, and stops the thread. Call this once the workers have
+    /// stopped.
+    pub async fn stop(&self) {
+        let (reply, done) = oneshot::channel();
+        let Some(stop) = &self.stop else { return };
+        // The channel has room for one request, and this is the only one.
+        let _ = stop.try_send(reply);
+        if tokio::time::timeout(LAST_SAVE_TIMEOUT, done).await.is_err() {
+            error!(
+                "the balances could not be saved in time; the next start continues from the previous save"
+            );
+        }
+    }
+}
+
+/// The state of the thread.
+struct SaverThread {
+    directory: Arc<StateDir>,
+    source: BalanceSource,
+    boot_id: Option<[u8; 16]>,
+    boottime_offset: Option<i64>,
+    /// The version at the last save, and at the one before.
+    last_saves: [Version; 2],
+    /// Whether the last save failed.
+    has_failed: bool,
+}
+
+/// Changes whenever balances change, apart from the exception in [`SaverThread::save_if_due`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Version {
+    latest_tick: u64,
+    generation: u64,
+}
+
+impl SaverThread {
+    fn run(&mut self, interval: Duration, stops: &Receiver<oneshot::Sender<()>>) {
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            debug!(%error, "balances are saved at the priority of the workers");
+        }
+        loop {
+            let delay = if self.has_failed { interval.min(MAX_RETRY_DELAY) } else { interval };
+            match stops.recv_timeout(delay) {
+                Err(RecvTimeoutError::Timeout) => self.save_if_due(),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(reply) => {
+                    self.save();
+                    // The caller may have given up waiting.
+                    let _ = reply.send(());
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Saves unless the version is that of the last two saves. One is not enough: a whole batch is charged at
+    /// one tick, so charges of that batch after the scan do not change the version. The generation is part of
+    /// the version because a reload changes balances without charging any.
+    fn save_if_due(&mut self) {
+        if self.last_saves != [self.version(); 2] {
+            self.save();
+        }
+    }
+
+    fn version(&self) -> Version {
+        Version {
+            latest_tick: self.source.limiter.latest_tick(),
+            generation: self.source.snapshots.current().map_or(0, |snapshot| snapshot.generation()),
+        }
+    }
+
+    fn save(&mut self) {
+        // Read before the scan: charges during the scan are saved the next time.
+        let version = self.version();
+        let result = self.try_save();
+        self.has_failed = result.is_err();
+        match result {
+            Ok(buckets) => {
+                debug!(buckets, "balances saved");
+                self.last_saves = [version, self.last_saves[0]];
+                self.directory.health().written(FILE);
+            }
+            // A restart continues from the previous save.
+            Err(error) => self.directory.health().failed(FILE, &error),
+        }
+    }
+
+    fn try_save(&self) -> Result<usize, FileError> {
+        let BalanceSource { limiter, allocator, snapshots, clock } = &self.source;
+        let scan = {
+            let allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
+            let snapshot = snapshots.current();
+            let live = snapshot.iter().flat_map(|snapshot| snapshot.buckets());
+            allocator.scan_balances(limiter, live, clock.now().ticks)
+        };
+        let ticks = clock.now().ticks.max(limiter.latest_tick());
+        // Read after the ticks here, and before them when balances are restored. The time in between is not
+        // counted, so nothing is refilled twice.
+        let saved_at = self.read_clock();
+        let buckets = scan.at(ticks);
+        let count = buckets.len();
+        state::replace(&self.directory.path(FILE), |file| encode(&saved_at, buckets, file))?;
+        Ok(count)
+    }
+
+    fn restore(&mut self) {
+        let path = self.directory.path(FILE);
+        let shown = path.display();
+        match read(&path) {
+            Ok(None) => {}
+            Ok(Some((saved_at, buckets))) => {
+                let elapsed = self.read_clock().ticks_since(&saved_at);
+                let count = buckets.len();
+                let BalanceSource { limiter, allocator, clock, .. } = &self.source;
+                let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
+                let restored = allocator.restore(limiter, buckets, elapsed, clock.now().ticks);
+                let away_ms = elapsed / TICKS_PER_MILLISECOND;
+                info!(file = %shown, saved = count, restored, away_ms, "balances restored");
+            }
+            Err(error) => {
+                let aside = self.directory.path(DAMAGED);
+                let renamed = match std::fs::rename(&path, &aside) {
+                    Ok(()) => format!("it is now {}", aside.display()),
+                    Err(error) => format!("it cannot be renamed to {}: {error}", aside.display()),
+                };
+                error!(
+                    file = %shown,
+                    error = error.to_string(),
+                    "the saved balances cannot be used, and buckets begin full; {renamed}"
+                );
+            }
+        }
+        self.last_saves = [self.version(); 2];
+    }
+
+    fn read_clock(&self) -> ClockReading {
+        Clock::reading(self.boot_id, self.boottime_offset)
+    }
+}
+
+/// Why saved balances cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+/// Reads the file at `path`; `None` if it does not exist.
+fn read(path: &Path) -> Result<Option<(ClockReading, Vec<SavedBucket>)>, ReadError> {
+    let content = state::read(path)?;
+    Ok(content.map(|bytes| decode(&mut &*bytes)).transpose()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::Publisher;
+    use keyward_state::disk::trace::{Call, Trace};
+
+    #[tokio::test]
+    async fn last_save_is_durable_once_stop_returns() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(directory.path(), true).expect("the directory opens").map(Arc::new);
+        for _ in 0..2 {
+            let trace = Trace::of(directory.path());
+            let source = BalanceSource {
+                limiter: Arc::new(Limiter::new()),
+                allocator: Arc::default(),
+                snapshots: Publisher::new(1).0.reader(),
+                clock: Clock::new(),
+            };
+            let saver = BalanceSaver::start(state.clone(), Duration::from_secs(3600), source)
+                .expect("the thread starts");
+            saver.stop().await;
+            let (file, new) = (directory.path().join(FILE), directory.path().join("balances.new"));
+            assert_eq!(trace.calls().iter().filter(|call| **call == Call::Sync(new.clone())).count(), 1);
+            assert!(trace.calls().contains(&Call::Rename(new, file)));
+            assert_eq!(trace.volatile(), [""; 0]);
+        }
+    }
+}

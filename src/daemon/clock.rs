@@ -1,0 +1,186 @@
+//! The only place that reads the system's clocks.
+//!
+//! Token buckets need time that never steps back, and that goes on while the machine is suspended, or a
+//! laptop opened in the morning would find yesterday's empty bucket: CLOCK_BOOTTIME. A key's validity is
+//! written in calendar time: CLOCK_REALTIME. A worker reads both once for each batch.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+use keyward_engine::limiter::ClockReading;
+use keyward_engine::limiter::TICKS_PER_NANOSECOND;
+use keyward_engine::now::{MAX_TICKS, MAX_UNIX, Now};
+
+/// The first tick. A bucket whose word is 0 has then been full since before the clock began.
+const FIRST_TICK: u64 = 1;
+
+/// Reads [`Now`], in ticks since this clock's origin.
+///
+/// Every part of a daemon that charges the same buckets must count from the same origin: make one clock at
+/// the start and clone it, one for each thread. Sharing one clock between threads is correct but slower,
+/// because the memory of its latest tick would travel between their processors.
+#[derive(Debug)]
+pub struct Clock {
+    /// CLOCK_BOOTTIME at construction, in nanoseconds.
+    origin: i64,
+    /// The latest tick given out.
+    latest: AtomicU64,
+}
+
+impl Clock {
+    /// A clock whose origin is this moment.
+    #[expect(clippy::new_without_default, reason = "a second origin is a decision, never a default")]
+    pub fn new() -> Self {
+        Self { origin: nanoseconds(clock_gettime(ClockId::Boottime)), latest: AtomicU64::new(FIRST_TICK) }
+    }
+
+    /// This moment. The ticks of one clock never decrease, whatever the system's clock does.
+    pub fn now(&self) -> Now {
+        let ticks = ticks_since(self.origin, clock_gettime(ClockId::Boottime));
+        Now { ticks: self.at_least_latest(ticks), unix: unix_seconds(clock_gettime(ClockId::Realtime)) }
+    }
+
+    /// This moment, for balances that another process may go on with: on clocks that are not counted from an origin.
+    pub fn reading(boot_id: Option<[u8; 16]>, boottime_offset: Option<i64>) -> ClockReading {
+        let since_zero = |clock| u64::try_from(nanoseconds(clock_gettime(clock))).unwrap_or(0);
+        ClockReading {
+            boot_id,
+            boottime: since_zero(ClockId::Boottime),
+            boottime_offset,
+            realtime: since_zero(ClockId::Realtime),
+        }
+    }
+
+    /// Holds the ticks where they are for as long as the system's clock is behind them. Relaxed is enough:
+    /// the one word carries no news of any other.
+    fn at_least_latest(&self, ticks: u64) -> u64 {
+        self.latest.fetch_max(ticks, Ordering::Relaxed).max(ticks)
+    }
+}
+
+impl Clone for Clock {
+    /// A clock with the same origin that is not behind this one, and advances independently of it.
+    fn clone(&self) -> Self {
+        Self { origin: self.origin, latest: AtomicU64::new(self.latest.load(Ordering::Relaxed)) }
+    }
+}
+
+/// A moment of the calendar, for files that people and programs read: RFC 3339 in UTC, with milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(jiff::Timestamp);
+
+impl Stamp {
+    /// This moment.
+    pub fn now() -> Self {
+        Self(jiff::Timestamp::now())
+    }
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
+}
+
+impl serde::Serialize for Stamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Nanoseconds since the zero of a clock; an `i64` has room for 292 years of them.
+fn nanoseconds(time: Timespec) -> i64 {
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+}
+
+fn ticks_since(origin: i64, time: Timespec) -> u64 {
+    let elapsed = u64::try_from(nanoseconds(time).saturating_sub(origin)).unwrap_or(0);
+    elapsed.saturating_mul(TICKS_PER_NANOSECOND).saturating_add(FIRST_TICK).min(MAX_TICKS)
+}
+
+fn unix_seconds(time: Timespec) -> u32 {
+    match u32::try_from(time.tv_sec) {
+        Ok(seconds) => seconds.min(MAX_UNIX),
+        Err(_) if time.tv_sec < 0 => 0,
+        Err(_) => MAX_UNIX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: i64 = 1_000_000_000;
+
+    fn at(tv_sec: i64, tv_nsec: i64) -> Timespec {
+        Timespec { tv_sec, tv_nsec }
+    }
+
+    #[test]
+    fn ticks_begin_at_one_and_count_eighths_of_a_nanosecond() {
+        let origin = 5 * SECOND + 7;
+        assert_eq!(ticks_since(origin, at(5, 7)), 1);
+        assert_eq!(ticks_since(origin, at(5, 8)), 9);
+        assert_eq!(ticks_since(origin, at(6, 7)), 8_000_000_001);
+        assert_eq!(ticks_since(origin, at(6, 6)), 7_999_999_993);
+    }
+
+    #[test]
+    fn a_clock_behind_its_origin_is_at_the_first_tick() {
+        assert_eq!(ticks_since(5 * SECOND, at(4, 0)), 1);
+        assert_eq!(ticks_since(i64::MAX, at(i64::MIN, 0)), 1);
+    }
+
+    #[test]
+    fn ticks_stop_after_nine_years() {
+        let year = 365 * 86_400;
+        assert!(ticks_since(0, at(9 * year, 0)) < MAX_TICKS);
+        assert_eq!(ticks_since(0, at(10 * year, 0)), MAX_TICKS);
+        assert_eq!(ticks_since(0, at(i64::MAX, i64::MAX)), MAX_TICKS);
+        assert_eq!(MAX_TICKS >> 61, 0, "fits 61 bits");
+    }
+
+    #[test]
+    fn unix_seconds_saturate_below_the_end_that_means_never() {
+        assert_eq!(unix_seconds(at(-1, 0)), 0);
+        assert_eq!(unix_seconds(at(1_795_255_200, 999_999_999)), 1_795_255_200);
+        assert_eq!(unix_seconds(at(i64::from(u32::MAX), 0)), u32::MAX - 1);
+        assert_eq!(unix_seconds(at(i64::MAX, 0)), u32::MAX - 1);
+    }
+
+    #[test]
+    fn ticks_never_decrease() {
+        let clock = Clock::new();
+        assert_eq!(clock.at_least_latest(100), 100);
+        assert_eq!(clock.at_least_latest(99), 100, "the system's clock stepped back");
+        assert_eq!(clock.clone().at_least_latest(1), 100, "a clone begins where its original is");
+        assert_eq!(clock.at_least_latest(101), 101);
+
+        let clock = Clock::new();
+        let mut before = 0;
+        for _ in 0..10_000 {
+            let now = clock.now();
+            assert!((1..=MAX_TICKS).contains(&now.ticks));
+            assert!(now.ticks >= before);
+            before = now.ticks;
+        }
+    }
+
+    #[test]
+    fn clones_count_from_the_same_origin() {
+        let clock = Clock::new();
+        let clone = clock.clone();
+        let first = clock.now().ticks;
+        let second = clone.now().ticks;
+        let third = clock.now().ticks;
+        assert!(first <= second && second <= third, "{first} {second} {third}");
+    }
+
+    #[test]
+    fn the_calendar_is_the_systems() {
+        let system = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("the year is past 1970").as_secs();
+        let unix = u64::from(Clock::new().now().unix);
+        assert!((system..=system + 60).contains(&unix), "{system} {unix}");
+    }
+}

@@ -1,0 +1,288 @@
+//! The configuration: a TOML file, and the command line options that override it.
+//!
+//! Parse, don't validate: every value of a [`Config`] is in range and every default is resolved, so
+//! that no other code checks again. `systemd/keyward.toml` lists every setting with its default and
+//! its reason; a test compares it with this module.
+//!
+//! A configuration is read in two steps. serde fills the types of `file` from the text. `resolve`
+//! applies the options, and checks settings that depend on each other.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::reload::BadRowPolicy;
+use crate::revocation::Retention;
+use crate::usage;
+use keyward_engine::key_format::Prefix;
+use keyward_engine::record::Plans;
+use keyward_source::{ColumnMapping, Format};
+use keyward_state::Rotation;
+
+mod conversion;
+mod error;
+mod file;
+mod group;
+mod path;
+mod pepper_file;
+mod plan;
+mod resolve;
+mod text;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+pub use conversion::read_pepper;
+pub use error::{ConfigError, Position};
+pub use group::{Group, GroupError};
+pub use path::{MAX_SOCKET_PATH, SocketPath, SocketPathError};
+pub use pepper_file::PepperFileError;
+pub use value::{Fraction, LogFormat, LogLevel, SocketMode};
+
+/// The file that is read by default.
+pub const DEFAULT_FILE: &str = "/etc/keyward/keyward.toml";
+/// The default verify socket.
+pub const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
+/// The default admin socket: beside [`DEFAULT_SOCKET`].
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/keyward/admin.sock";
+/// The default state directory. The daemon runs without one if it cannot be written.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/keyward";
+
+/// Maximum size of a configuration file, a hundred times that of a long one. A wrong path must not
+/// fill the memory.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Maximum number of worker threads: more processors than one socket can keep busy.
+pub const MAX_WORKERS: u32 = 256;
+/// Maximum number of connections. The kernel's default limit of descriptors is 2^20, and the daemon
+/// needs some itself.
+pub const MAX_CONNECTIONS: u32 = 1_000_000;
+/// Maximum number of a user or a group. The kernel reserves the number above for "none".
+pub const MAX_ID: u32 = u32::MAX - 1;
+
+/// The configuration, complete and valid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The file that was read. `None`: only options were given.
+    pub file: Option<PathBuf>,
+    /// `[server]`
+    pub server: Server,
+    /// `[source]`
+    pub source: Source,
+    /// `[keys]`
+    pub keys: Keys,
+    /// `[plans.NAME]`, and `keys.default_plan`.
+    pub plans: Arc<Plans>,
+    /// `[state]`: the interval between saves of the balances, at least 100 ms.
+    pub save_interval: Duration,
+    /// `[state]`: whether the keys in force are kept for the next start.
+    pub keep_snapshot: bool,
+    /// `[revocation]`: how long a revocation stays on the list after the source agrees with it.
+    pub revocation_retention: Retention,
+    /// `[usage]`: the interval between writes, at least 100 ms, and the maximum size of
+    /// `usage.jsonl`.
+    pub usage: usage::UsagePolicy,
+    /// `[audit]`: the maximum size of `audit.jsonl`.
+    pub audit: Rotation,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// `[server]`: the sockets, their limits and their permissions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// The verify socket.
+    pub socket: SocketPath,
+    /// Permission bits of the verify socket.
+    pub socket_mode: SocketMode,
+    /// Group of the verify socket. `None`: the group of the daemon.
+    pub socket_group: Option<Group>,
+    /// The admin socket. Its path differs from that of `socket`.
+    pub admin_socket: SocketPath,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// Whether `state_dir` was configured. The daemon does not start if it cannot use a configured
+    /// directory.
+    pub state_dir_is_explicit: bool,
+    /// The number of worker threads, `1..=`[`MAX_WORKERS`]. By default one for each processor that
+    /// the daemon may use.
+    pub workers: usize,
+    /// How long a connection spins for the next request before it sleeps, at most a millisecond.
+    /// Zero disables spinning.
+    pub busy_poll: Duration,
+    /// Whether to request huge pages for the keys and their buckets.
+    pub huge_pages: bool,
+    /// Maximum number of open connections, `1..=`[`MAX_CONNECTIONS`].
+    pub max_connections: usize,
+    /// The silence after which a connection is closed, at least a second. `None`: never.
+    pub idle_timeout: Option<Duration>,
+    /// How long the daemon answers requests that have arrived when it is stopped. Zero closes
+    /// connections at once.
+    pub drain_timeout: Duration,
+    /// Which processes may send requests, beyond the permissions of the socket.
+    pub clients: Clients,
+    /// Users that may use the admin socket besides root and the daemon's own user, sorted.
+    pub admin_uids: Box<[u32]>,
+}
+
+/// Users and groups whose processes may send requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clients {
+    uids: Box<[u32]>,
+    gids: Box<[u32]>,
+}
+
+/// `[source]`: where the keys come from, and which changes are accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The exported file. A relative path comes from the command line.
+    pub path: PathBuf,
+    /// The format of the file.
+    pub format: Format,
+    /// The interval between checks for a change that the watcher has missed, at least 100 ms.
+    pub poll: Duration,
+    /// How long a changed file must be unchanged before it is read, at most a minute. Zero reads it
+    /// at once.
+    pub settle: Duration,
+    /// The maximum fraction of the working keys that one reload may stop.
+    pub max_shrink: Fraction,
+    /// The maximum fraction of the revoked, disabled or expired keys that one reload may
+    /// reactivate.
+    pub max_reactivated: Fraction,
+    /// The maximum fraction of the keys with a restriction that may lose it in one reload.
+    pub max_loosened: Fraction,
+    /// How malformed rows are treated.
+    pub on_bad_row: BadRowPolicy,
+    /// Whether a source that is refused because of malformed rows still takes access away.
+    pub apply_takeaways_of_refused: bool,
+    /// The age after which keys are not served (STALE_SNAPSHOT), counted from the last write of
+    /// their file. Longer than `poll`. `None`: unlimited.
+    pub max_staleness: Option<Duration>,
+    /// Which column holds which field.
+    pub mapping: ColumnMapping,
+}
+
+/// `[keys]`: the form of the keys, and the peppers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// Prefixes of the keys that keyward mints, without duplicates. A key with such a prefix and a
+    /// wrong checksum is denied without a look-up.
+    pub minted_prefixes: Vec<Prefix>,
+    /// The file with the secret that keys are hashed with.
+    pub pepper_file: Option<PathBuf>,
+    /// The file with the previous secret, as long as rows use it.
+    pub previous_pepper_file: Option<PathBuf>,
+}
+
+/// `[log]`: the log on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [log]")]
+pub struct Log {
+    /// The least severe level that is logged.
+    pub level: LogLevel,
+    /// The format of a line.
+    pub format: LogFormat,
+}
+
+/// Command line options that override settings. A relative path is relative to the working
+/// directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--source`, for `source.path`. Its extension determines the format; `source.format` applies
+    /// if it does not.
+    pub source: Option<PathBuf>,
+    /// `--socket`, for `server.socket`.
+    pub socket: Option<PathBuf>,
+    /// `--admin-socket`, for `server.admin_socket`.
+    pub admin_socket: Option<PathBuf>,
+    /// `--state-dir`, for `server.state_dir`.
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads `file`, or [`DEFAULT_FILE`] if it exists, and applies `overrides`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        Self::load_with_default(file, Path::new(DEFAULT_FILE), overrides)
+    }
+
+    /// The state directory of a daemon that is started with `file`, and with `option` for
+    /// `--state-dir`. Does not require a source, because the daemon may be started with `--source`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn state_dir(file: Option<&Path>, option: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+        let placeholder = Some(PathBuf::from("keys.csv"));
+        let overrides = Overrides { source: placeholder, state_dir: option, ..Overrides::default() };
+        Ok(Self::load(file, overrides)?.server.state_dir)
+    }
+
+    /// The configuration without a file: the defaults and `overrides`.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoSource`] without a source, [`ConfigError::Option`] for a path that cannot
+    /// be used.
+    pub fn from_options(overrides: Overrides) -> Result<Self, ConfigError> {
+        resolve::resolve(None, file::ConfigFile::default(), overrides)
+    }
+
+    /// As [`load`](Self::load), from `text`. Errors name `file`.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(file: &Path, text: &str, overrides: Overrides) -> Result<Self, ConfigError> {
+        let document = toml::Deserializer::parse(text)
+            .map_err(|error| ConfigError::from_toml(file.to_owned(), text, None, &error))?;
+        let settings = serde_path_to_error::deserialize(document).map_err(|error| {
+            let setting = Some(error.path().to_string()).filter(|path| path != ".");
+            ConfigError::from_toml(file.to_owned(), text, setting, error.inner())
+        })?;
+        resolve::resolve(Some(file), settings, overrides)
+    }
+
+    fn load_with_default(
+        file: Option<&Path>,
+        default: &Path,
+        overrides: Overrides,
+    ) -> Result<Self, ConfigError> {
+        match read_file(file.unwrap_or(default)) {
+            Ok(text) => Self::parse(file.unwrap_or(default), &text, overrides),
+            Err(ConfigError::Unreadable { source, .. })
+                if file.is_none() && source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Self::from_options(overrides)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Clients {
+    /// Whether a process with this user and primary group may send requests: if either is listed,
+    /// or the lists are empty.
+    pub fn allows(&self, uid: u32, gid: u32) -> bool {
+        let allows_everyone = self.uids.is_empty() && self.gids.is_empty();
+        allows_everyone || self.uids.binary_search(&uid).is_ok() || self.gids.binary_search(&gid).is_ok()
+    }
+}
+
+fn read_file(file: &Path) -> Result<String, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable { file: file.to_owned(), source };
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).map_err(unreadable)?;
+    opened.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(ConfigError::TooLarge { file: file.to_owned() });
+    }
+    String::from_utf8(bytes).map_err(|error| ConfigError::Setting {
+        file: file.to_owned(),
+        position: Some(Position::of(error.as_bytes(), error.utf8_error().valid_up_to())),
+        setting: None,
+        problem: "this byte is not UTF-8: save the file as UTF-8".to_owned(),
+    })
+}

@@ -1,0 +1,179 @@
+//! Deserializes strings, integers and durations. There is one visitor for each type, so that the
+//! error about a value of another type contains an example of the right one.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde::de::{Deserializer, Error, Unexpected, Visitor};
+
+use keyward_engine::key_format::Prefix;
+
+/// Maximum of any duration: a year. No deadline that is computed with it can overflow.
+pub(super) const MAX_DURATION: Duration = Duration::from_secs(31_557_600);
+
+/// A value that is written as a string.
+pub(super) trait Text: Sized {
+    /// Completes the error message "expected …" about a value of another type.
+    const EXPECTED: &'static str;
+
+    /// Parses the value. The error says what is wrong, and what to write instead.
+    fn parse(text: &str) -> Result<Self, String>;
+}
+
+/// Deserializes a [`Text`].
+pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(deserializer: D) -> Result<T, D::Error> {
+    struct TextVisitor<T>(PhantomData<T>);
+
+    impl<T: Text> Visitor<'_> for TextVisitor<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(T::EXPECTED)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            T::parse(text).map_err(E::custom)
+        }
+    }
+
+    deserializer.deserialize_str(TextVisitor(PhantomData))
+}
+
+/// Implements `Deserialize` for types that implement [`Text`].
+macro_rules! deserialize_text {
+    ($($type:ty),+) => {$(
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::config::text::text(deserializer)
+            }
+        }
+    )+};
+}
+pub(super) use deserialize_text;
+
+impl Text for Prefix {
+    const EXPECTED: &'static str = "a prefix such as \"acme_live_\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error| format!("{text:?} is not a prefix: {error}"))
+    }
+}
+
+/// A [`Text`] of a type from another crate, for which this crate cannot implement `Deserialize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Parsed<T>(pub(super) T);
+
+impl<'de, T: Text> serde::Deserialize<'de> for Parsed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer).map(Self)
+    }
+}
+
+/// Deserializes an integer in a range.
+pub(super) fn integer<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    range: RangeInclusive<u32>,
+) -> Result<u32, D::Error> {
+    struct IntegerVisitor(RangeInclusive<u32>);
+
+    impl Visitor<'_> for IntegerVisitor {
+        type Value = u32;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "an integer from {} to {}", self.0.start(), self.0.end())
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<u32, E> {
+            match u32::try_from(value) {
+                Ok(value) if self.0.contains(&value) => Ok(value),
+                _ => Err(E::invalid_value(Unexpected::Signed(value), &self)),
+            }
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<u32, E> {
+            match u32::try_from(value) {
+                Ok(value) if self.0.contains(&value) => Ok(value),
+                _ => Err(E::invalid_value(Unexpected::Unsigned(value), &self)),
+            }
+        }
+    }
+
+    deserializer.deserialize_i64(IntegerVisitor(range))
+}
+
+/// Deserializes a duration in a range, as in `"1h 30m"`.
+pub(super) fn duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    range: RangeInclusive<Duration>,
+) -> Result<Duration, D::Error> {
+    let DurationText(duration) = text(deserializer)?;
+    check_range(duration, &range).map_err(D::Error::custom)
+}
+
+/// Deserializes a duration in a range, or `"never"`.
+pub(super) fn duration_or_never<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    range: RangeInclusive<Duration>,
+) -> Result<Option<Duration>, D::Error> {
+    let DurationOrNever(duration) = text(deserializer)?;
+    let checked = duration.map(|duration| check_range(duration, &range)).transpose();
+    checked.map_err(|problem| D::Error::custom(format!("{problem}, or \"never\"")))
+}
+
+/// Deserializes a duration in a range, or `"forever"`.
+pub(super) fn duration_or_forever<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    range: RangeInclusive<Duration>,
+) -> Result<Option<Duration>, D::Error> {
+    let DurationOrForever(duration) = text(deserializer)?;
+    let checked = duration.map(|duration| check_range(duration, &range)).transpose();
+    checked.map_err(|problem| D::Error::custom(format!("{problem}, or \"forever\"")))
+}
+
+fn check_range(duration: Duration, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
+    if range.contains(&duration) {
+        return Ok(duration);
+    }
+    let [given, shortest, longest] = [duration, *range.start(), *range.end()].map(humantime::format_duration);
+    Err(format!("{given} is out of range: write {shortest} to {longest}"))
+}
+
+struct DurationText(Duration);
+
+impl Text for DurationText {
+    const EXPECTED: &'static str = "a duration such as \"90s\", \"5m\" or \"1h 30m\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text).map(Self).map_err(|error| {
+            format!("{text:?} is not a duration: {error}; write one such as \"90s\", \"5m\" or \"1h 30m\"")
+        })
+    }
+}
+
+struct DurationOrNever(Option<Duration>);
+
+impl Text for DurationOrNever {
+    const EXPECTED: &'static str = "a duration such as \"90s\", \"5m\" or \"1h 30m\", or \"never\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "never" => Ok(Self(None)),
+            _ => DurationText::parse(text).map(|DurationText(duration)| Self(Some(duration))),
+        }
+    }
+}
+
+struct DurationOrForever(Option<Duration>);
+
+impl Text for DurationOrForever {
+    const EXPECTED: &'static str = "a duration such as \"90s\", \"12h\" or \"7d\", or \"forever\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "forever" => Ok(Self(None)),
+            _ => DurationText::parse(text).map(|DurationText(duration)| Self(Some(duration))),
+        }
+    }
+}

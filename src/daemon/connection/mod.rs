@@ -1,0 +1,304 @@
+//! A client connection: reads requests, answers them and writes the answers.
+//!
+//! The connections of a worker share one buffer for input and one for output ([`WorkerContext`]).
+//! This works because there is no await between a read and the write of its answers. An idle
+//! connection costs its task and its socket. A connection owns memory only while it needs it: for
+//! input that cannot be answered yet, or for answers that the peer has not read. While answers are
+//! unsent the connection reads nothing more. The memory that a peer can occupy is therefore bounded
+//! by one filled buffer and its answers, whatever it sends or fails to read (promise 6).
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use keyward_protocol::{ErrorCode, ProtocolError, truncated_frame};
+use tokio::time::{Instant, timeout_at};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::connection::busy_poll::SpinBackoff;
+use crate::connection::socket::Socket;
+use crate::connection::timers::{NEVER, TimerHandle, Wakeup};
+
+mod buffers;
+mod busy_poll;
+mod counters;
+mod in_flight;
+mod respond;
+mod socket;
+mod timer_fd;
+mod timers;
+mod worker_context;
+
+#[cfg(test)]
+mod tests;
+
+pub use buffers::INPUT_BYTES;
+pub use counters::Counters;
+pub use respond::{Progress, StopReason, respond};
+pub use worker_context::{Metrics, Shutdown, Timeouts, WorkerContext};
+
+/// How long after a read a connection reads again without having been woken. A read that stops at a
+/// passed descriptor (SCM_RIGHTS) leaves bytes behind, for which epoll reports nothing.
+const PROBE_AFTER: Duration = Duration::from_secs(1);
+
+/// Maximum number of reads that a connection answers at shutdown, or discards after a fatal error.
+/// A peer that never stops sending must not keep the connection open.
+const MAX_FINAL_READS: usize = 64;
+
+/// An accepted connection.
+pub struct Connection {
+    socket: Socket,
+    context: Rc<WorkerContext>,
+    timer: TimerHandle,
+    /// Input that was read and not answered yet. It may contain a raw key.
+    unanswered: Zeroizing<Vec<u8>>,
+    last_read: Instant,
+    /// Whether a probe since the last read has found the socket empty.
+    is_probed: bool,
+    spin_backoff: SpinBackoff,
+}
+
+/// Why a waiting connection was woken.
+#[derive(Clone, Copy)]
+enum WakeReason {
+    /// This many bytes were read. 0: the peer has closed its sending side.
+    Input(usize),
+    Timer(Wakeup),
+}
+
+/// The result of answering one buffer of input.
+struct Answered {
+    stop: StopReason,
+    /// Answers that did not fit into the socket's send buffer, and their epoch.
+    unsent: Option<(Vec<u8>, u64)>,
+}
+
+/// Why a connection ended without an I/O error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer closed the connection.
+    PeerClosed,
+    /// The peer violated the protocol, and was sent an ERROR.
+    ProtocolError,
+    /// The peer was silent for the idle timeout.
+    IdleTimeout,
+    /// The daemon is shutting down.
+    Drained,
+}
+
+impl Connection {
+    /// A connection of the worker that `context` belongs to.
+    pub fn new(stream: UnixStream, context: Rc<WorkerContext>) -> Self {
+        let last_read = Instant::now();
+        let timer = context.timers.register(last_read + context.timeouts.idle.unwrap_or(NEVER));
+        Self {
+            socket: Socket::new(stream),
+            context,
+            timer,
+            unanswered: Zeroizing::default(),
+            last_read,
+            is_probed: true,
+            spin_backoff: SpinBackoff::default(),
+        }
+    }
+
+    /// Serves the connection until it ends.
+    ///
+    /// # Errors
+    /// When the socket fails, or the peer does not read its answers in time.
+    pub async fn serve(mut self) -> io::Result<CloseReason> {
+        loop {
+            let wake = match self.spin().await? {
+                Some(bytes) => WakeReason::Input(bytes),
+                None => self.wait().await?,
+            };
+            let closed = match wake {
+                WakeReason::Input(bytes) => self.on_input(bytes).await?,
+                WakeReason::Timer(Wakeup::Deadline) => self.on_timeout().await?,
+                WakeReason::Timer(Wakeup::Drain) => Some(self.drain().await?),
+            };
+            if let Some(reason) = closed {
+                return Ok(reason);
+            }
+            self.timer.set_deadline(self.next_deadline());
+        }
+    }
+
+    /// Waits for input, and reads it into the shared buffer.
+    async fn wait(&mut self) -> io::Result<WakeReason> {
+        std::future::poll_fn(|cx| {
+            // Checked before the socket: a peer that never stops sending would otherwise hide the
+            // shutdown. Draining answers the input that has arrived.
+            if self.context.timers.is_draining() {
+                return Poll::Ready(Ok(WakeReason::Timer(Wakeup::Drain)));
+            }
+            let mut buffers = self.context.buffers.borrow_mut();
+            let space = buffers.space_after(self.unanswered.len());
+            if let Poll::Ready(read) = self.socket.poll_read(cx, space) {
+                return Poll::Ready(read.map(WakeReason::Input));
+            }
+            self.timer.poll(cx).map(|wakeup| Ok(WakeReason::Timer(wakeup)))
+        })
+        .await
+    }
+
+    /// Answers `bytes` of new input, which follow the input that is still unanswered.
+    async fn on_input(&mut self, bytes: usize) -> io::Result<Option<CloseReason>> {
+        if bytes == 0 {
+            return self.on_peer_closed().map(Some);
+        }
+        let now = Instant::now();
+        self.spin_backoff.record(now - self.last_read <= self.context.timeouts.busy_poll);
+        self.last_read = now;
+        self.is_probed = false;
+        let mut answered = self.answer(bytes)?;
+        loop {
+            if let Some((unsent, epoch)) = answered.unsent {
+                self.flush(&unsent, epoch).await?;
+            }
+            answered = match answered.stop {
+                StopReason::NeedInput => return Ok(None),
+                StopReason::Close => return Ok(Some(self.discard_input())),
+                StopReason::OutputFull => self.answer(0)?,
+                StopReason::Superseded => {
+                    // Lets the worker take the new snapshot first.
+                    tokio::task::yield_now().await;
+                    self.answer(0)?
+                }
+            };
+        }
+    }
+
+    /// Answers the input once, and writes as many answers as the socket takes. There is no await,
+    /// so that the shared buffers belong to this connection throughout.
+    fn answer(&mut self, new_bytes: usize) -> io::Result<Answered> {
+        let context = Rc::clone(&self.context);
+        let mut buffers = context.buffers.borrow_mut();
+        let (input, output) = buffers.filled(&mut self.unanswered, new_bytes);
+        let (progress, epoch) = context.respond(input, output);
+        let (consumed, rest) = input.split_at_mut(progress.consumed);
+        self.unanswered.extend_from_slice(rest);
+        rest.zeroize();
+        if progress.had_raw_key {
+            consumed.zeroize();
+        }
+        let written = self.socket.try_write(output)?;
+        let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
+        Ok(Answered { stop: progress.stop, unsent })
+    }
+
+    /// Writes all of `bytes`, waiting for the peer to read. Gives up after the idle timeout, or
+    /// when the answers delay the acknowledgement of a reload or a revocation for too long.
+    async fn flush(&mut self, mut bytes: &[u8], epoch: u64) -> io::Result<()> {
+        let in_flight = self.context.in_flight.enter(epoch);
+        while !bytes.is_empty() {
+            let deadline = Instant::now() + self.context.timeouts.idle.unwrap_or(NEVER);
+            tokio::select! {
+                writable = timeout_at(deadline, self.socket.writable()) => writable
+                    .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answers"))??,
+                () = in_flight.expired() => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the peer did not read answers that a reload or a revocation has overtaken",
+                    ));
+                }
+            }
+            bytes = &bytes[self.socket.try_write(bytes)?..];
+        }
+        Ok(())
+    }
+
+    /// Sends a final ERROR as far as the socket takes it at once, without waiting for the peer.
+    fn send_error(&self, error: ProtocolError) -> io::Result<()> {
+        let mut frame = Vec::new();
+        error.encode(&mut frame);
+        self.context.counters.count_error();
+        self.socket.try_write(&frame).map(drop)
+    }
+
+    /// The peer has closed its sending side. An incomplete frame before that is an error.
+    fn on_peer_closed(&self) -> io::Result<CloseReason> {
+        if self.unanswered.is_empty() {
+            return Ok(CloseReason::PeerClosed);
+        }
+        self.send_error(truncated_frame(&self.unanswered))?;
+        Ok(CloseReason::ProtocolError)
+    }
+
+    /// Discards the input that has arrived. Closing a socket with unread input would reset the
+    /// connection, and the peer would lose the ERROR.
+    fn discard_input(&self) -> CloseReason {
+        let mut buffers = self.context.buffers.borrow_mut();
+        let space = buffers.space_after(0);
+        for _ in 0..MAX_FINAL_READS {
+            if !matches!(self.socket.try_read(space), Ok(Some(1..))) {
+                break;
+            }
+        }
+        space.zeroize();
+        CloseReason::ProtocolError
+    }
+
+    /// Reads without waiting, and without asking tokio for the socket's readiness. `None`: there is
+    /// no input.
+    fn try_read(&self) -> io::Result<Option<usize>> {
+        let mut buffers = self.context.buffers.borrow_mut();
+        self.socket.try_read(buffers.space_after(self.unanswered.len()))
+    }
+
+    /// The timer has fired: probes the socket once, and closes the connection after the idle
+    /// timeout.
+    async fn on_timeout(&mut self) -> io::Result<Option<CloseReason>> {
+        if !self.is_probed {
+            if let Some(bytes) = self.try_read()? {
+                return self.on_input(bytes).await;
+            }
+            self.is_probed = true;
+        }
+        match self.context.timeouts.idle {
+            Some(idle) if self.last_read.elapsed() >= idle => {
+                let ms = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
+                self.send_error(ProtocolError::new(ErrorCode::IdleTimeout, ms, 0))?;
+                Ok(Some(CloseReason::IdleTimeout))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let wait = if self.is_probed { self.context.timeouts.idle.unwrap_or(NEVER) } else { PROBE_AFTER };
+        self.last_read + wait
+    }
+
+    /// Answers the input that has arrived, and sends the ERROR that announces the shutdown.
+    async fn drain(&mut self) -> io::Result<CloseReason> {
+        for _ in 0..MAX_FINAL_READS {
+            let Some(bytes) = self.try_read()? else {
+                break;
+            };
+            if let Some(reason) = self.on_input(bytes).await? {
+                return Ok(reason);
+            }
+        }
+        self.announce_shutdown().await?;
+        Ok(CloseReason::Drained)
+    }
+
+    /// Sends the ERROR that announces the shutdown. A peer that is still reading its answers may
+    /// leave no space for it at first; the drain timeout bounds the wait.
+    async fn announce_shutdown(&mut self) -> io::Result<()> {
+        let mut frame = Vec::new();
+        ProtocolError::new(ErrorCode::ShuttingDown, 0, 0).encode(&mut frame);
+        self.context.counters.count_error();
+        let mut unsent = &frame[..];
+        loop {
+            unsent = &unsent[self.socket.try_write(unsent)?..];
+            if unsent.is_empty() {
+                return Ok(());
+            }
+            self.socket.writable().await?;
+        }
+    }
+}

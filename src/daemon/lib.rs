@@ -1,0 +1,92 @@
+//! The daemon: everything that touches a socket, a file, a clock or a thread.
+//!
+//! The deciding is done in [`keyward_engine`]; [`keyward_source`] parses exports, and [`keyward_state`]
+//! keeps the files of the state directory.
+//!
+//! # A request
+//!
+//! A request crosses five stops, all on one worker thread, with no await between the read and the write:
+//!
+//! ```text
+//!  app ── Unix socket ──▶ connection ──▶ protocol ──▶ verify ──▶ snapshot
+//!                          fills one      borrows      decides     looks up
+//!                          buffer         the frames   the batch
+//!                             ▲              in it        │
+//!                             │                           └─────▶ limiter
+//!                             └── one write ◀── answers ◀──        charges
+//! ```
+//!
+//! [`connection`] reads as much as has arrived into its worker's buffer, and reads the clock and the
+//! snapshot once for all of it. [`keyward_protocol`] finds the frames and borrows the requests from
+//! them. [`keyward_engine::verify`] decides them. The answers are encoded into the worker's output
+//! buffer and leave in one write.
+//!
+//! # A new set of keys
+//!
+//! The reload thread, in [`reload`], notices a change and waits until the file holds still. The source
+//! is parsed, or a compiled snapshot is decoded, into a builder that refuses duplicates. The guard
+//! compares the new keys with the old ones. Buckets are allocated, [`publish`] swaps the snapshots,
+//! waits until every worker has passed the swap, and frees the old one. A failure before the swap
+//! changes nothing; at a start, the [last good keys](reload::last_good) serve instead. The
+//! acknowledgement comes after the wait: from then on, no answer of an older snapshot can leave on any
+//! connection.
+//!
+//! # A revocation
+//!
+//! A revocation does not wait for a reload. [`revocation`] sets a bit in the entries of the snapshot
+//! that is being served, [`publish`] ends the epoch, and the acknowledgement comes when the line is on
+//! disk (or the disk has refused it) and every worker has passed. A reload marks its snapshot before
+//! the swap, and removes from the list what the source itself has revoked for long enough.
+//!
+//! # Threads
+//!
+//! | thread | does |
+//! | --- | --- |
+//! | `worker-0` … | a current-thread runtime and its connections; no work is stolen |
+//! | main | accepts connections and assigns them to workers; admin socket, signals, systemd, drain ([`server`]) |
+//! | `start` | starts the rest while main waits for it and for signals, then ends |
+//! | `reload` | everything in "A new set of keys"; after start-up at a lower priority than the workers |
+//! | `load` … | parse a large source, or decode a compiled snapshot, then index and compare it |
+//! | `balances` | restores balances at the start, saves them at intervals and at the end ([`balances`]) |
+//! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
+//! | `watch` | tells `reload` about changes on the source's path |
+//! | (blocking) | a revocation, while it waits for the disk |
+//! | `revocations` | writes the list of revocations, and retries what could not be written |
+//! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
+//! | `usage-writer` | writes usage: no disk holds up the merging |
+//! | `log` | writes the log to standard error; no other thread does ([`log`]) |
+//! | `audit` | writes refused peers, one line a minute; other events are written by their threads ([`audit`]) |
+//!
+//! # Invariants
+//!
+//! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that. A
+//!   worker reads the epoch before the snapshot, and passes it only when no answer of an older one
+//!   waits for its peer ([`publish`]).
+//! * A revocation is in force everywhere before it is acknowledged, and durable unless the
+//!   acknowledgement says otherwise ([`revocation`]). Files that cannot be written are listed
+//!   ([`keyward_state::WriteHealth`]).
+//! * The memory held for a peer is bounded by one filled buffer and its answers ([`connection`]).
+//! * Nothing on a request's path waits for a disk.
+//! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
+//! * A load reserves memory before it takes it: keys that do not fit are refused, and the process is
+//!   not aborted ([`keyward_memory::has_room`]).
+
+#![forbid(unsafe_code)]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the modules' pages are for readers of the source, links included"
+)]
+
+pub mod admin;
+pub mod audit;
+pub mod balances;
+pub mod clock;
+pub mod config;
+pub mod connection;
+pub mod log;
+pub mod publish;
+pub mod reload;
+pub mod revocation;
+pub mod server;
+pub mod systemd;
+pub mod usage;

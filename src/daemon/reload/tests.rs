@@ -1,0 +1,333 @@
+//! Who asks while a reload is under way. The test is the worker that the reload waits for: as long as it has not passed the
+//! epoch, everything has been read, and nothing acknowledged.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::audit::Peer;
+use crate::publish::Subscription;
+use keyward_source::{ColumnMapping, Format};
+use keyward_state::disk::trace::Trace;
+use keyward_state::{Rotation, StateDir};
+
+mod retired;
+
+/// How long anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long an acknowledgement that comes too early is given to come.
+const TOO_EARLY: Duration = Duration::from_millis(250);
+
+/// A reload thread and its only worker.
+struct Fixture {
+    directory: TempDir,
+    trigger: SyncSender<Trigger>,
+    worker: Subscription,
+    runtime: tokio::runtime::Runtime,
+    /// What the configuration says.
+    configured: Arc<Mutex<Settings>>,
+    thread: thread::JoinHandle<()>,
+}
+
+type Answer<T = Arc<Outcome>> = oneshot::Receiver<T>;
+
+impl Fixture {
+    /// One that has loaded a key, and is idle.
+    fn new() -> Self {
+        Self::polling(Duration::from_secs(3600))
+    }
+
+    fn polling(poll: Duration) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("keys.csv");
+        replace(&path, 1);
+        let settings = Settings {
+            source: SourceFile {
+                path: path.into(),
+                format: Format::Csv,
+                mapping: ColumnMapping::default(),
+                plans: Arc::default(),
+                on_bad_row: BadRowPolicy::Refuse,
+            },
+            policy: ReloadPolicy {
+                poll,
+                settle: Duration::ZERO,
+                tolerance: Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 },
+                apply_takeaways: false,
+            },
+            global_policy: Arc::default(),
+            revocation_retention: Retention::DEFAULT,
+        };
+        let configured = Arc::new(Mutex::new(settings.clone()));
+        let (publisher, mut workers) = Publisher::new(1);
+        let state = StateDir::open(directory.path(), true).expect("opens").expect("is there");
+        let rotation = Rotation { max_file_size: 1 << 20, keep: 1 };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let reloader = Reloader {
+            configure: configure(Arc::clone(&configured)),
+            revocations: Arc::new(Revocations::open(None, &publisher).expect("none")),
+            publisher,
+            limiter: Arc::new(Limiter::new()),
+            allocator: Arc::default(),
+            clock: Clock::new(),
+            history: History::new(&settings.source.path),
+            audit: Audit::open(&state, rotation).expect("opens"),
+            last_good: None,
+            generations: Generations::open(None, 0),
+            runtime: runtime.handle().clone(),
+            settings,
+        };
+        let (trigger, received) = triggers();
+        // The watch has a queue of its own, that nobody reads: what happens is what the test says.
+        let (watch, _) = triggers();
+        let (say_loaded, loaded) = oneshot::channel();
+        let thread = thread::spawn(move || reloader.run(watch, &received, || _ = say_loaded.send(())));
+        let fixture = Self { directory, trigger, worker: workers.remove(0), runtime, configured, thread };
+        fixture.pass(1);
+        fixture.wait(loaded).expect("loaded");
+        fixture
+    }
+
+    fn source(&self) -> std::path::PathBuf {
+        self.directory.path().join("keys.csv")
+    }
+
+    fn ask(&self, force: bool, pid: i32) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let peer = Peer { uid: 7, pid: Some(pid) };
+        self.trigger.send(Trigger::Command { force, peer, reply }).expect("sent");
+        answer
+    }
+
+    /// What comes of `future`, which is to come soon.
+    fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        let in_time = async { tokio::time::timeout(PATIENCE, future).await };
+        self.runtime.block_on(in_time).expect("in time")
+    }
+
+    /// Waits until a reload has swapped snapshots for the `epoch`th time.
+    fn swapped(&self, epoch: u64) {
+        let mut announced = self.worker.announced.clone();
+        self.wait(announced.wait_for(|now| *now == epoch)).expect("announced");
+    }
+
+    fn pass(&self, epoch: u64) {
+        self.swapped(epoch);
+        self.worker.passed.send_replace(epoch);
+    }
+
+    /// The outcome and the generation that it put in force.
+    fn answer(&self, answer: Answer) -> (Arc<Outcome>, u64) {
+        let outcome = self.wait(answer).expect("an answer");
+        let generation = outcome.result.as_ref().expect("accepted").generation;
+        (outcome, generation)
+    }
+
+    /// Ends it; trigger and processes of each reload in the audit trail.
+    fn trail(self) -> Vec<(String, Vec<i64>)> {
+        drop(self.trigger);
+        self.thread.join().expect("ends");
+        let trail = fs::read_to_string(self.directory.path().join("audit.jsonl")).expect("a trail");
+        let lines = trail.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let reloads = lines.filter(|line| line["event"] == "reload");
+        let described = reloads.map(|line| {
+            let peers = line["peers"].as_array().cloned().unwrap_or_default();
+            let pids = peers.iter().filter_map(|peer| peer["pid"].as_i64()).collect();
+            (line["trigger"].as_str().expect("one").to_owned(), pids)
+        });
+        described.collect()
+    }
+}
+
+fn configure(configured: Arc<Mutex<Settings>>) -> ConfigLoader {
+    Box::new(move |_| Ok(configured.lock().expect("not poisoned").clone()))
+}
+
+/// An export of so many keys, in place of the one before.
+fn replace(path: &Path, keys: u32) {
+    let rows: String = (0..keys).map(|number| format!("{number:064x},k{number}\n")).collect();
+    let new = path.with_extension("new");
+    fs::write(&new, format!("key_hash,key_id\n{rows}")).expect("writes");
+    fs::rename(&new, path).expect("renames");
+}
+
+fn trail(of: &[(&str, &[i64])]) -> Vec<(String, Vec<i64>)> {
+    let start = [("start", &[][..])];
+    start.iter().chain(of).map(|(trigger, pids)| ((*trigger).to_owned(), pids.to_vec())).collect()
+}
+
+#[test]
+fn who_asks_meanwhile_is_answered_by_the_reload_that_is_under_way() {
+    let fixture = Fixture::new();
+    let first = fixture.ask(false, 1);
+    fixture.swapped(2);
+    let second = fixture.ask(false, 2);
+    fixture.pass(2);
+    let (first, second) = (fixture.answer(first).0, fixture.answer(second).0);
+    assert!(Arc::ptr_eq(&first, &second));
+    assert_eq!(fixture.trail(), trail(&[("command", &[1, 2])]));
+}
+
+#[test]
+fn a_reload_of_the_watch_answers_too() {
+    let fixture = Fixture::new();
+    replace(&fixture.source(), 2);
+    fixture.trigger.send(Trigger::Changed).expect("sent");
+    fixture.swapped(2);
+    let asked = fixture.ask(false, 1);
+    fixture.pass(2);
+    assert_eq!(fixture.answer(asked).1, 2);
+    assert_eq!(fixture.trail(), trail(&[("command", &[1])]));
+}
+
+#[test]
+fn another_file_is_read_for_who_asks_after_it_came() {
+    let fixture = Fixture::new();
+    let first = fixture.ask(false, 1);
+    fixture.swapped(2);
+    replace(&fixture.source(), 3);
+    let second = fixture.ask(false, 2);
+    fixture.pass(2);
+    fixture.pass(3);
+    assert_eq!((fixture.answer(first).1, fixture.answer(second).1), (2, 3));
+    assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2])]));
+}
+
+#[test]
+fn another_configuration_is_taken_for_who_asks_after_it_came() {
+    for by_watch in [false, true] {
+        let fixture = Fixture::new();
+        let first = match by_watch {
+            true => {
+                replace(&fixture.source(), 2);
+                fixture.trigger.send(Trigger::Changed).expect("sent");
+                None
+            }
+            false => Some(fixture.ask(false, 1)),
+        };
+        fixture.swapped(2);
+        fixture.configured.lock().expect("not poisoned").policy.tolerance.max_shrink = 0.25;
+        let second = fixture.ask(false, 2);
+        fixture.pass(2);
+        fixture.pass(3);
+        assert_eq!(fixture.answer(second).1, 3);
+        let expected = first.map_or(("change", &[][..]), |first| {
+            assert_eq!(fixture.answer(first).1, 2);
+            ("command", &[1])
+        });
+        assert_eq!(fixture.trail(), trail(&[expected, ("command", &[2])]));
+    }
+}
+
+#[test]
+fn what_is_not_answered_waits_for_its_turn() {
+    let fixture = Fixture::new();
+    let first = fixture.ask(false, 1);
+    fixture.swapped(2);
+    let (reply, checked) = oneshot::channel();
+    fixture.trigger.send(Trigger::Check(CheckRequest { source: None, reply })).expect("sent");
+    let forced = fixture.ask(true, 2);
+    fixture.trigger.send(Trigger::Signal).expect("sent");
+    let joined = fixture.ask(false, 3);
+    for epoch in 2..5 {
+        fixture.pass(epoch);
+    }
+    assert_eq!((fixture.answer(first).1, fixture.answer(joined).1, fixture.answer(forced).1), (2, 2, 4));
+    let preview = fixture.wait(checked).expect("an answer");
+    assert_eq!(preview.generation, 4, "after all reloads");
+    assert_eq!(fixture.trail(), trail(&[("command", &[1, 3]), ("signal", &[]), ("command", &[2])]));
+}
+
+#[test]
+fn nobody_joins_a_reload_that_somebody_has_forced() {
+    let fixture = Fixture::new();
+    let forced = fixture.ask(true, 1);
+    fixture.swapped(2);
+    let asked = fixture.ask(false, 2);
+    fixture.pass(2);
+    fixture.pass(3);
+    assert_eq!((fixture.answer(forced).1, fixture.answer(asked).1), (2, 3));
+    assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2])]));
+}
+
+#[test]
+fn force_applies_to_no_reload_that_was_asked_for_beside_it() {
+    let fixture = Fixture::new();
+    replace(&fixture.source(), 10);
+    let first = fixture.ask(false, 1);
+    fixture.swapped(2);
+    // Both wait together for a source that the guard refuses.
+    replace(&fixture.source(), 2);
+    let (plain, forced) = (fixture.ask(false, 2), fixture.ask(true, 3));
+    fixture.pass(2);
+    assert_eq!(fixture.answer(first).1, 2);
+    let refused = fixture.wait(plain).expect("an answer");
+    assert!(matches!(refused.result, Err(ReloadError::Guarded { .. })), "{:?}", refused.result);
+    fixture.pass(3);
+    assert_eq!(fixture.answer(forced).1, 3);
+    assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2]), ("command", &[3])]));
+}
+
+/// Promise 2: as long as a worker may still write an answer of the old snapshot, the new one is not acknowledged.
+#[test]
+fn reload_is_not_acknowledged_before_every_worker_has_passed_it() {
+    for force in [false, true] {
+        let fixture = Fixture::new();
+        let mut answer = fixture.ask(force, 1);
+        fixture.swapped(2);
+        let early = async { tokio::time::timeout(TOO_EARLY, &mut answer).await };
+        assert!(fixture.runtime.block_on(early).is_err(), "acknowledged, force: {force}");
+        fixture.pass(2);
+        assert_eq!(fixture.answer(answer).1, 2);
+    }
+}
+
+#[test]
+fn outcome_is_durable_in_the_trail_when_it_is_acknowledged() {
+    let fixture = Fixture::new();
+    let trace = Trace::of(fixture.directory.path());
+    for keys in [2, 0] {
+        replace(&fixture.source(), keys);
+        let answer = fixture.ask(false, 1);
+        if keys > 0 {
+            fixture.pass(2);
+        }
+        let outcome = fixture.wait(answer).expect("an answer");
+        assert_eq!(outcome.result.is_ok(), keys > 0);
+        assert!(!trace.calls().is_empty());
+        assert_eq!(trace.volatile(), [""; 0]);
+    }
+}
+
+/// The other settings are in tests/refused_configuration.rs, where a poll cannot be told from the watch.
+#[test]
+fn poll_of_a_refused_configuration_is_not_in_force() {
+    let fixture = Fixture::polling(Duration::from_millis(50));
+    // Refused: there are no keys in it.
+    replace(&fixture.source(), 0);
+    fixture.configured.lock().expect("not poisoned").policy.poll = Duration::from_secs(3600);
+    assert!(fixture.wait(fixture.ask(false, 1)).expect("an answer").result.is_err());
+    replace(&fixture.source(), 2);
+    fixture.pass(2);
+}
+
+/// Refused by the guard that it brings along itself.
+#[test]
+fn guard_of_a_refused_configuration_is_not_in_force() {
+    let fixture = Fixture::new();
+    replace(&fixture.source(), 10);
+    let answer = fixture.ask(false, 1);
+    fixture.pass(2);
+    assert_eq!(fixture.answer(answer).1, 2);
+    fixture.configured.lock().expect("not poisoned").policy.tolerance.max_shrink = 0.0;
+    replace(&fixture.source(), 9);
+    assert!(fixture.wait(fixture.ask(false, 1)).expect("an answer").result.is_err());
+    replace(&fixture.source(), 8);
+    fixture.trigger.send(Trigger::Changed).expect("sent");
+    fixture.pass(3);
+}

@@ -1,0 +1,98 @@
+//! Whenever a command or a reload that changes the list returns, a power cut loses nothing of it.
+
+use super::*;
+use keyward_state::Rotation;
+use keyward_state::disk::trace::{Call, Trace};
+
+const NOTHING: [&str; 0] = [];
+
+/// What a power cut would lose of the list and the audit trail. The high-water mark follows the list, and a
+/// restart completes it.
+fn volatile(trace: &Trace) -> Vec<String> {
+    let names = trace.volatile().into_iter().map(|name| name.to_string());
+    names.filter(|name| !name.contains("revocations.seq")).collect()
+}
+
+fn owner() -> Target {
+    Target::Owner("acme".into())
+}
+
+#[test]
+fn list_is_durable_when_a_command_returns() {
+    let directory = directory();
+    let trace = Trace::of(directory.path());
+    let (revocations, publisher) = open(&directory);
+    assert_eq!(volatile(&trace), NOTHING, "an empty list");
+    drop(revocations.publish(&publisher, active(3, 1)));
+    for target in [key(0), owner(), key(1)] {
+        assert!(!revocations.revoke(target.clone(), 0).expect("revoked").already);
+        assert_eq!(volatile(&trace), NOTHING, "{target:?} is revoked");
+    }
+    for target in [owner(), key(1)] {
+        revocations.unrevoke(target.clone(), 0).expect("taken back");
+        assert_eq!(volatile(&trace), NOTHING, "{target:?} is taken back");
+    }
+    let path = directory.path().join(file::NAME);
+    let synced = trace.calls().into_iter().filter(|call| *call == Call::Sync(path.clone())).count();
+    assert_eq!(synced, 5, "each command syncs its line");
+}
+
+/// Without keys, and again after a restart: the other paths to a line.
+#[test]
+fn list_is_durable_before_keys_are_loaded_and_after_a_restart() {
+    let directory = directory();
+    let trace = Trace::of(directory.path());
+    for number in 0..2 {
+        let (revocations, _publisher) = open(&directory);
+        assert!(!revocations.revoke(key(number), 0).expect("revoked").already);
+        assert_eq!(volatile(&trace), NOTHING);
+    }
+}
+
+#[test]
+fn list_is_durable_when_it_was_rewritten() {
+    let directory = directory();
+    let trace = Trace::of(directory.path());
+    let (revocations, publisher) = open(&directory);
+    drop(revocations.publish(&publisher, active(2, 1)));
+    let rewritten = |trace: &Trace| trace.calls().iter().any(|call| matches!(call, Call::Rename(..)));
+    // Until most lines are superseded.
+    for _ in 0..1_000 {
+        revocations.revoke(key(0), 0).expect("revoked");
+        revocations.unrevoke(key(0), 0).expect("taken back");
+        if rewritten(&trace) {
+            break;
+        }
+    }
+    assert!(rewritten(&trace));
+    assert_eq!(volatile(&trace), NOTHING);
+
+    let path = directory.path().join(file::NAME);
+    let spoils: [fn(&std::path::Path) -> std::io::Result<()>; 2] =
+        [|path| fs::remove_file(path), |path| fs::write(path, "")];
+    for spoil in spoils {
+        spoil(&path).expect("spoilt");
+        let trace = Trace::of(directory.path());
+        revocations.revoke(key(0), 0).expect("revoked");
+        assert!(rewritten(&trace));
+        assert_eq!(volatile(&trace), NOTHING);
+        revocations.unrevoke(key(0), 0).expect("taken back");
+    }
+}
+
+#[test]
+fn list_and_trail_are_durable_when_the_source_agrees() {
+    let directory = directory();
+    let trace = Trace::of(directory.path());
+    let state = StateDir::open(directory.path(), true).expect("opens").map(Arc::new).expect("there");
+    let publisher = Publisher::new(1).0;
+    let revocations = Revocations::open(Some(Arc::clone(&state)), &publisher).expect("reads");
+    let audit = Audit::open(&state, Rotation { max_file_size: 1 << 20, keep: 1 }).expect("opens");
+    drop(revocations.publish(&publisher, active(2, 1)));
+    revocations.revoke(key(0), 0).expect("revoked");
+    revocations.revoke(owner(), 0).expect("revoked");
+    let agreeing = snapshot(2, 2, |_| Status::Revoked);
+    drop(revocations.publish(&publisher, Arc::clone(&agreeing)));
+    revocations.reconcile(&agreeing, Retention::DEFAULT, &audit);
+    assert_eq!(volatile(&trace), NOTHING);
+}

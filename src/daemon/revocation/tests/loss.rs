@@ -1,0 +1,201 @@
+//! Lists that have lost something, and what a start makes of them.
+
+use super::*;
+use keyward_state::{Acceptance, accept};
+
+fn try_open(directory: &TempDir) -> Result<LoadedList, LoadError> {
+    super::super::load(StateDir::open(directory.path(), true).expect("opens").map(Arc::new))
+}
+
+fn refusal(directory: &TempDir) -> String {
+    let error = try_open(directory).err().expect("refused");
+    assert!(error.is_about_content(), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("keyward state accept lost-revocations"), "{text}");
+    text
+}
+
+/// A directory in which k0 was revoked, then k1, and in which a daemon has left other state.
+fn used() -> TempDir {
+    let directory = directory();
+    let (revocations, _publisher) = open(&directory);
+    revocations.revoke(key(0), 0).expect("revoked");
+    fs::copy(directory.path().join(file::NAME), directory.path().join("older")).expect("copies");
+    revocations.revoke(key(1), 0).expect("revoked");
+    fs::write(directory.path().join("balances"), "x").expect("writes");
+    directory
+}
+
+type Spoil = fn(&std::path::Path);
+
+fn list(directory: &std::path::Path) -> std::path::PathBuf {
+    directory.join(file::NAME)
+}
+
+fn text(directory: &std::path::Path) -> String {
+    fs::read_to_string(list(directory)).expect("a list")
+}
+
+fn without_line(directory: &std::path::Path, line: usize) {
+    let text = text(directory);
+    let kept = text.split_inclusive('\n').enumerate().filter(|(number, _)| *number != line);
+    let kept: String = kept.map(|(_, line)| line).collect();
+    fs::write(list(directory), kept).expect("writes");
+}
+
+/// Case by case: what became of the list, what the refusal says, and the revocations that are left where it is accepted.
+const LOSSES: &[(Spoil, &str, usize)] = &[
+    (|dir| fs::remove_file(list(dir)).expect("removes"), "it is missing, and 2 changes", 0),
+    (|dir| fs::write(list(dir), "").expect("empties"), "it is empty, and 2 changes", 0),
+    (
+        |dir| {
+            fs::remove_file(list(dir)).expect("removes");
+            fs::remove_file(dir.join(watermark::NAME)).expect("removes");
+        },
+        "balances is there",
+        0,
+    ),
+    (|dir| fs::remove_file(dir.join(watermark::NAME)).expect("removes"), "revocations.seq is missing", 2),
+    (|dir| fs::write(dir.join(watermark::NAME), "").expect("empties"), "revocations.seq is damaged", 2),
+    (|dir| _ = fs::copy(dir.join("older"), list(dir)).expect("copies"), "it ends with change 1 of 2", 1),
+    (|dir| without_line(dir, 2), "it ends with change 1 of 2", 1),
+    (|dir| without_line(dir, 1), "line 2 is change 2, and change 1 was expected", 1),
+    // The first line is the header: what follows is numbered and cannot be an earlier version's.
+    (|dir| without_line(dir, 0), ":1: not a revocation: it is numbered", 2),
+    (
+        |dir| fs::write(list(dir), text(dir).trim_end().rsplit_once('"').expect("JSON").0).expect("tears"),
+        "it ends with change 1 of 2",
+        1,
+    ),
+    (|dir| fs::write(list(dir), text(dir).replace("k1", "")).expect("writes"), ":3: not a revocation", 1),
+    (
+        |dir| {
+            let other = text(dir).replacen("\"list\":\"", "\"list\":\"0", 1);
+            fs::write(list(dir), other).expect("writes");
+        },
+        "not the list that this state directory had",
+        2,
+    ),
+    (
+        |dir| fs::write(list(dir), text(dir).replacen(":1,", ":2,", 1)).expect("writes"),
+        "format 2; this keyward reads format 1",
+        2,
+    ),
+    (
+        |dir| {
+            let legacy = r#"{"action":"revoke","key_id":"k0","when":"2026-11-21T10:00:00Z","by_uid":0}"#;
+            fs::write(list(dir), format!("{legacy}\n")).expect("writes");
+        },
+        "it has no header",
+        1,
+    ),
+];
+
+#[test]
+fn list_that_has_lost_something_is_refused_until_that_is_accepted_once() {
+    for (spoil, problem, left) in LOSSES {
+        let directory = used();
+        spoil(directory.path());
+        let before = fs::read(list(directory.path())).ok();
+        for _ in 0..2 {
+            let refused = refusal(&directory);
+            assert!(refused.contains(problem), "{problem:?} is not in {refused:?}");
+        }
+        assert_eq!(fs::read(list(directory.path())).ok(), before, "{problem}: nothing is thrown away");
+        accept(directory.path(), Acceptance::LostRevocations).expect("accepted");
+        let loaded = try_open(&directory).unwrap_or_else(|error| panic!("{problem}: {error}"));
+        assert_eq!(loaded.accepted_loss().map(|(_, left)| left), Some(*left), "{problem}");
+        drop(loaded);
+        // From here on the list is whole, and the acceptance is spent.
+        let loaded = try_open(&directory).unwrap_or_else(|error| panic!("{problem}: {error}"));
+        assert_eq!((loaded.accepted_loss(), loaded.list.len()), (None, *left), "{problem}");
+        drop(loaded);
+        fs::write(list(directory.path()), "").expect("empties");
+        assert_eq!(try_open(&directory).is_err(), *left > 0, "{problem}: the next loss is refused again");
+    }
+}
+
+/// Every moment at which a daemon can be killed leaves a list that the next one starts with.
+#[test]
+fn crash_between_the_list_and_its_mark_is_no_loss() {
+    let directory = directory();
+    let mark = directory.path().join(watermark::NAME);
+    let (revocations, publisher) = open(&directory);
+    let mut marks = vec![fs::read(&mark).expect("a mark")];
+    for number in 0..3 {
+        revocations.revoke(key(number), 0).expect("revoked");
+        marks.push(fs::read(&mark).expect("a mark"));
+    }
+    drop((revocations, publisher));
+    for behind in marks {
+        fs::write(&mark, behind).expect("a mark of before");
+        assert_eq!(open(&directory).0.entries().len(), 3);
+    }
+    // A list that is begun has its mark first.
+    let first = self::directory();
+    drop(open(&first));
+    fs::remove_file(list(first.path())).expect("not written yet");
+    fs::write(first.path().join("audit.jsonl"), "x").expect("other state");
+    assert_eq!(open(&first).0.entries(), []);
+}
+
+#[test]
+fn list_of_an_earlier_version_is_taken_over() {
+    let legacy = r#"{"action":"revoke","key_id":"k0","when":"2026-11-21T10:00:00Z","by_uid":0}"#;
+    for (content, entries) in [(String::new(), 0), (format!("{legacy}\n"), 1), (legacy.to_owned(), 1)] {
+        let directory = directory();
+        fs::write(list(directory.path()), content).expect("a list");
+        fs::write(directory.path().join("balances"), "x").expect("other state");
+        for _ in 0..2 {
+            assert_eq!(open(&directory).0.entries().len(), entries);
+            assert!(text(directory.path()).starts_with("{\"revocations\":1,\"list\":\""));
+        }
+    }
+}
+
+/// Numbers at the end of their range neither overflow nor are taken for a list that goes on.
+#[test]
+fn number_of_a_line_beyond_its_range_is_damage() {
+    for (line, number) in [(1, u64::MAX), (1, u64::MAX - 1), (2, u64::MAX)] {
+        let directory = used();
+        let content = text(directory.path());
+        let with_number = |(index, text): (usize, &str)| {
+            let mut value: serde_json::Value = serde_json::from_str(text).expect("JSON");
+            if index + 1 == line {
+                value["seq"] = number.into();
+            }
+            format!("{value}\n")
+        };
+        fs::write(list(directory.path()), content.lines().enumerate().map(with_number).collect::<String>())
+            .expect("writes");
+        let refused = refusal(&directory);
+        assert!(refused.contains(&format!("jsonl:{line}: ")) && refused.contains("the largest"), "{refused}");
+        accept(directory.path(), Acceptance::LostRevocations).expect("accepted");
+        drop(try_open(&directory).expect("accepted"));
+        let (revocations, _publisher) = open(&directory);
+        let change = revocations.revoke(Target::Key("another".into()), 0).expect("revoked");
+        assert_eq!(change.durability, Durability::Durable, "numbers go on");
+    }
+}
+
+#[test]
+fn new_directory_begins_with_a_list_that_is_marked() {
+    let directory = directory();
+    drop(open(&directory));
+    assert_eq!(text(directory.path()).lines().count(), 1);
+    assert!(directory.path().join(watermark::NAME).exists());
+    // Nothing was on it: nothing is lost with it.
+    fs::write(list(directory.path()), "").expect("empties");
+    assert_eq!(open(&directory).0.entries(), []);
+}
+
+#[test]
+fn acceptance_without_a_loss_is_spent_all_the_same() {
+    let directory = used();
+    accept(directory.path(), Acceptance::LostRevocations).expect("accepted");
+    let loaded = try_open(&directory).expect("whole");
+    assert!(loaded.accepted_loss().is_none() && loaded.list.len() == 2);
+    drop(loaded);
+    fs::write(list(directory.path()), "").expect("empties");
+    refusal(&directory);
+}

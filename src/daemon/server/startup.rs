@@ -1,0 +1,312 @@
+//! The start-up: configuration, sockets, state directory, workers, balances and the reload thread,
+//! in this order.
+//!
+//! It runs on a thread of its own, while the main thread waits for it and for signals. SIGTERM can
+//! therefore end a start-up at any moment; [`Rollback`] undoes what has been done by then.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tracing::warn;
+
+use crate::audit::{Audit, Event};
+use crate::balances::{BalanceSaver, BalanceSource};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::connection::{Counters, Metrics, Shutdown, Timeouts, WorkerContext};
+use crate::log::Log;
+use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
+use crate::reload::{History, LastGood, Reloader, Settings, Trigger, triggers};
+use crate::revocation::{self, Revocations};
+use crate::server::descriptors::connection_limit;
+use crate::server::listener::{Listener, ListenerSpec};
+use crate::server::reload_config::{configuration_event, reload_config, settings};
+use crate::server::rollback::Rollback;
+use crate::server::worker::Worker;
+use crate::server::{LoadConfig, SetUpLog, StartError, os_error};
+use crate::systemd;
+use crate::usage::{self, Usage};
+use keyward_engine::limiter::{Limiter, SlotAllocator};
+use keyward_memory as memory;
+use keyward_state::{self as state, Generations, StateDir, Unwritten, WriteHealth};
+
+/// How long a reload or a revocation waits for peers to read answers that were made before it.
+/// After that their connections are closed, so that an acknowledgement does not depend on a peer
+/// that has stopped reading.
+pub(super) const STALE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Permissions of the admin socket. By default only the daemon's own user and root may open it.
+/// Where `admin_uids` names other users, everyone may open it, and the credentials of the peer
+/// decide.
+const ADMIN_MODE: u32 = 0o600;
+const ADMIN_MODE_WITH_UIDS: u32 = 0o666;
+
+/// What the start-up needs.
+pub(super) struct Startup {
+    pub(super) load_config: LoadConfig,
+    pub(super) set_up_log: SetUpLog,
+    pub(super) log: Log,
+    /// The control runtime.
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) rollback: Rollback,
+}
+
+/// A started daemon: its threads run, and its sockets are bound but not accepted from yet.
+pub(super) struct Daemon {
+    pub(super) config: Config,
+    pub(super) max_connections: usize,
+    pub(super) sockets: Sockets,
+    pub(super) recorders: Recorders,
+    pub(super) revocations: Arc<Revocations>,
+    pub(super) snapshots: SnapshotReader,
+    pub(super) epochs: Epochs,
+    pub(super) clock: Clock,
+    pub(super) workers: Arc<[Worker]>,
+    /// Tells the workers to drain their connections.
+    pub(super) draining: watch::Sender<bool>,
+    /// Stops the workers from answering.
+    pub(super) closed: Arc<AtomicBool>,
+    pub(super) balances: BalanceSaver,
+    pub(super) reload: ReloadThread,
+}
+
+impl Startup {
+    /// Starts the daemon.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub(super) fn run(self) -> Result<Daemon, StartError> {
+        let Self { load_config, set_up_log, log, runtime, rollback } = self;
+        let config = load_config()?;
+        set_up_log(config.log, &log).map_err(os_error("start the log"))?;
+        // Before anything large is allocated.
+        memory::set_huge_pages(config.server.huge_pages);
+        memory::keep_reserve();
+        let max_connections = connection_limit(config.server.max_connections, config.server.workers);
+
+        // Before the state directory, which another daemon may still hold: clients that connect
+        // meanwhile wait for their answers.
+        let sockets = Sockets::open(&config, &rollback)?;
+        let State { directory, health, revocations } = State::open(&config)?;
+        let (recorders, usage_logs) =
+            Recorders::start(&config, directory.as_ref(), health, &revocations, &rollback)?;
+
+        let (publisher, subscriptions) = Publisher::new(config.server.workers);
+        // Before any answer, so that every revocation is in force from the first one on.
+        let revocations = Arc::new(Revocations::start(revocations, &publisher)?);
+        let settings = settings(&config)?;
+        let (limiter, clock) = (Arc::new(Limiter::new()), Clock::new());
+        let (draining, drain) = watch::channel(false);
+        let closed = Arc::new(AtomicBool::new(false));
+        let shutdown = Shutdown { draining: drain, closed: Arc::clone(&closed) };
+        let workers =
+            start_workers(&config, &settings, subscriptions, usage_logs, &limiter, &clock, &shutdown)?;
+
+        let (snapshots, epochs) = (publisher.reader(), publisher.epochs());
+        let allocator = Arc::new(Mutex::new(SlotAllocator::new()));
+        let last_generation = recorders.last_good.as_ref().map_or(0, LastGood::generation);
+        let generations = Generations::open(directory.clone(), last_generation);
+        let source = BalanceSource {
+            limiter: Arc::clone(&limiter),
+            allocator: Arc::clone(&allocator),
+            snapshots: snapshots.clone(),
+            clock: clock.clone(),
+        };
+        let balances = BalanceSaver::start(directory, config.save_interval, source)
+            .map_err(os_error("start the thread that saves balances"))?;
+
+        let audit = &recorders.audit;
+        let reload = ReloadThread::start(Reloader {
+            history: History::new(&settings.source.path),
+            settings,
+            configure: reload_config(config.clone(), load_config, audit.clone()),
+            publisher,
+            revocations: Arc::clone(&revocations),
+            limiter,
+            allocator,
+            clock: clock.clone(),
+            audit: audit.clone(),
+            last_good: recorders.last_good.clone(),
+            generations,
+            runtime,
+        })?;
+        Ok(Daemon {
+            config,
+            max_connections,
+            sockets,
+            recorders,
+            revocations,
+            snapshots,
+            epochs,
+            clock,
+            workers,
+            draining,
+            closed,
+            balances,
+            reload,
+        })
+    }
+}
+
+/// The listening sockets.
+pub(super) struct Sockets {
+    pub(super) verify: Listener,
+    pub(super) admin: Listener,
+}
+
+impl Sockets {
+    /// Takes systemd's sockets, or binds new ones.
+    fn open(config: &Config, rollback: &Rollback) -> Result<Self, StartError> {
+        rollback.step(|effects| {
+            if let Some(systemd::Sockets { verify, admin }) = systemd::take_sockets()? {
+                return Ok(Self { verify: Listener::adopt(verify), admin: Listener::adopt(admin) });
+            }
+            let server = &config.server;
+            let verify = ListenerSpec::new(
+                server.socket.as_path(),
+                server.socket_mode.bits(),
+                server.socket_group.as_ref(),
+            )?;
+            let admin_mode = if server.admin_uids.is_empty() { ADMIN_MODE } else { ADMIN_MODE_WITH_UIDS };
+            let admin = ListenerSpec::new(server.admin_socket.as_path(), admin_mode, None)?;
+            let sockets = Self { verify: Listener::bind(verify)?, admin: Listener::bind(admin)? };
+            let bound = [&sockets.verify, &sockets.admin].into_iter().filter_map(|it| it.bound.as_ref());
+            effects.socket_files.extend(bound.map(|bound| bound.file.clone()));
+            Ok(sockets)
+        })
+    }
+}
+
+/// The state directory.
+struct State {
+    /// `None`: the daemon runs without one.
+    directory: Option<Arc<StateDir>>,
+    health: WriteHealth,
+    revocations: revocation::LoadedList,
+}
+
+impl State {
+    /// Opens the state directory, and reads the list of revocations before any other file: where
+    /// there is another file, the list must exist too.
+    fn open(config: &Config) -> Result<Self, StartError> {
+        let health = WriteHealth::default();
+        health.observe(|unwritten| systemd::unwritten(&file_names(unwritten)));
+        let (path, is_explicit) = (&config.server.state_dir, config.server.state_dir_is_explicit);
+        let directory = StateDir::open_reporting(path, is_explicit, health.clone())?.map(Arc::new);
+        let revocations = revocation::load(directory.clone())?;
+        if let Some(directory) = &directory
+            && (directory.is_new() || directory.first_state_file().is_none())
+        {
+            warn!(
+                directory = %directory.path("").display(),
+                "the state directory is new: if there was one before, its revocations, balances and audit trail are lost"
+            );
+        }
+        Ok(Self { directory, health, revocations })
+    }
+}
+
+fn file_names(unwritten: &[Unwritten]) -> String {
+    unwritten.iter().map(|file| &*file.file).collect::<Vec<_>>().join(", ")
+}
+
+/// What the daemon records in the state directory while it runs, balances and revocations apart.
+pub(super) struct Recorders {
+    pub(super) audit: Audit,
+    pub(super) usage: Usage,
+    /// `None`: the last good keys are not kept.
+    pub(super) last_good: Option<LastGood>,
+    /// Which files cannot be written.
+    pub(super) health: WriteHealth,
+}
+
+impl Recorders {
+    /// Opens the audit trail and starts the recording threads. Also returns a usage log for each
+    /// worker.
+    fn start(
+        config: &Config,
+        directory: Option<&Arc<StateDir>>,
+        health: WriteHealth,
+        revocations: &revocation::LoadedList,
+        rollback: &Rollback,
+    ) -> Result<(Self, Vec<usage::UsageLog>), StartError> {
+        let audit = rollback.step(|effects| {
+            let audit = match directory {
+                Some(directory) => Audit::open(directory, config.audit)?,
+                None => Audit::disabled(),
+            };
+            record_start(&audit, config, revocations);
+            effects.audit = Some(audit.clone());
+            Ok::<_, StartError>(audit)
+        })?;
+        let directory_ref = directory.map(|directory| &**directory);
+        let (usage, usage_logs) = Usage::start(directory_ref, config.usage, config.server.workers)?;
+        let last_good = LastGood::open(directory, config.keep_snapshot)
+            .map_err(os_error("start the thread that keeps the keys in force"))?;
+        Ok((Self { audit, usage, last_good, health }, usage_logs))
+    }
+}
+
+/// Records the start, the configuration and a loss of revocations that the operator has accepted.
+fn record_start(audit: &Audit, config: &Config, revocations: &revocation::LoadedList) {
+    let uid = rustix::process::geteuid().as_raw();
+    audit.record(&Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id(), uid });
+    audit.record(&configuration_event(config.file.as_deref(), None));
+    if let Some((state::AcceptanceRecord { by_uid, at }, remaining)) = revocations.accepted_loss() {
+        let at = at.to_string();
+        audit.record(&Event::LostRevocationsAccepted { by_uid, at, revocations: remaining });
+    }
+}
+
+fn start_workers(
+    config: &Config,
+    settings: &Settings,
+    subscriptions: Vec<Subscription>,
+    usage_logs: Vec<usage::UsageLog>,
+    limiter: &Arc<Limiter>,
+    clock: &Clock,
+    shutdown: &Shutdown,
+) -> Result<Arc<[Worker]>, StartError> {
+    let timeouts = Timeouts {
+        idle: config.server.idle_timeout,
+        stale_answers: STALE_ANSWER_TIMEOUT,
+        busy_poll: config.server.busy_poll,
+    };
+    let mut workers = Vec::with_capacity(subscriptions.len());
+    for (number, (subscription, usage)) in subscriptions.into_iter().zip(usage_logs).enumerate() {
+        let counters = Arc::new(Counters::default());
+        let metrics = Metrics { counters: Arc::clone(&counters), usage };
+        let (limiter, global_policy) = (Arc::clone(limiter), Arc::clone(&settings.global_policy));
+        let (clock, shutdown) = (clock.clone(), shutdown.clone());
+        let worker = Worker::start(number, counters, move || {
+            WorkerContext::new(subscription, limiter, global_policy, clock, metrics, timeouts, shutdown)
+        });
+        workers.push(worker.map_err(os_error("start a worker"))?);
+    }
+    Ok(workers.into())
+}
+
+/// The thread that loads the source at the start and reloads it.
+pub(super) struct ReloadThread {
+    pub(super) trigger: SyncSender<Trigger>,
+    pub(super) history: History,
+    /// Resolves when the first load has ended, successfully or not.
+    pub(super) first_load: oneshot::Receiver<()>,
+}
+
+impl ReloadThread {
+    fn start(reloader: Reloader) -> Result<Self, StartError> {
+        let history = reloader.history.clone();
+        let (trigger, triggers) = triggers();
+        let watch_trigger = trigger.clone();
+        let (sender, first_load) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("reload".into())
+            .spawn(move || reloader.run(watch_trigger, &triggers, || _ = sender.send(())))
+            .map_err(os_error("start the reload thread"))?;
+        Ok(Self { trigger, history, first_load })
+    }
+}

@@ -1,0 +1,73 @@
+//! The deciding half of keyward: may this API key do this, now?
+//!
+//! Everything here is a pure function of its arguments, time included. There is no file, socket,
+//! thread, clock, configuration or `unsafe` code in this crate.
+//!
+//! # A request
+//!
+//! The daemon reads the clock once and loads the [`Snapshot`](snapshot::Snapshot) once for all the
+//! requests that a read returned. It gives them to [`verify`] in batches of up to 64. A batch passes
+//! four stages, each a few requests behind the one before, so that memory is prefetched for all of
+//! them:
+//!
+//! | stage | does | in |
+//! | --- | --- | --- |
+//! | hash | SHA-256 of a raw key, or HMAC-SHA256 under each pepper | [`key_format`], [`pepper`] |
+//! | look up | finds the entry of the digest | [`snapshot`] |
+//! | evaluate | compares digests; checks status, times, environment, scopes, networks, origins | [`verify`], [`snapshot`] |
+//! | charge | charges all the limits of the key, or none | [`limiter`] |
+//!
+//! # A key
+//!
+//! A [`KeyRecord`](record::KeyRecord) is one row of an export, parsed and range-checked. A
+//! [`Builder`](snapshot::Builder) takes records, refuses duplicates and makes a
+//! [`Snapshot`](snapshot::Snapshot) of them: an immutable hash table with linear probing, one cache
+//! line for each key. [`snapshot::compiled`] writes a snapshot to a file that is loaded without
+//! parsing. A snapshot takes its policy with it ([`rules`], [`record`]), so that an answer never
+//! mixes two configurations.
+//!
+//! # A limit
+//!
+//! A [`Limiter`](limiter::Limiter) holds the token buckets: one atomic word for each. Buckets outlive
+//! snapshots. Neither a reload nor a rate change refills one.
+//!
+//! # Invariants
+//!
+//! * A snapshot never changes, except for one bit of an entry: that an operator revoked the key.
+//! * A bucket admits at most `burst + rate × t` over any time `t`, whatever the threads and reloads.
+//! * An unknown key costs what a known one costs: there is no shorter path for a miss.
+//! * A denial is an answer, not an error.
+//!
+//! # Glossary
+//!
+//! | term | meaning |
+//! | --- | --- |
+//! | digest | SHA-256 of a key, or its HMAC-SHA256 under a pepper: what the table is keyed by |
+//! | `key_id` | the public name of a key; rows that share one are one key in rotation, with one balance |
+//! | owner | the account that keys belong to; a limit may be shared by all keys of an owner |
+//! | snapshot | the immutable table of all keys and their policy |
+//! | generation | the number of a snapshot; every answer names the one that it came from |
+//! | epoch | the number of a change that answers depend on: a swap of snapshots, or a revocation |
+//! | verdict | the answer's code: `ALLOWED`, or the first reason for a denial |
+//! | restriction | a property of a key that forbids some of its uses: expiry, scopes, networks, origins, environment |
+//! | plan | a named set of limits in the configuration |
+//! | bucket | the state of one limit for one key or owner: its theoretical arrival time (GCRA) |
+//! | pepper | a secret that only the daemon knows, under which keys are hashed |
+//! | compiled | of a snapshot: written to a `.kwc` file, to be loaded without parsing |
+//! | last good | the keys that were in force last, kept for a restart beside a bad source |
+
+#![forbid(unsafe_code)]
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the modules' pages are for readers of the source, links included"
+)]
+
+pub mod key_format;
+pub mod limiter;
+pub mod now;
+pub mod pepper;
+pub mod record;
+pub mod rules;
+pub mod snapshot;
+mod sync;
+pub mod verify;

@@ -1,0 +1,455 @@
+//! `keyward key new`: mints keys, and the rows of the export that make a daemon accept them.
+//!
+//! A row is read back as a daemon would read it before anything is minted: a key whose row is refused is of no use.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use zeroize::Zeroizing;
+
+use super::export::Export;
+use super::header::Header;
+use super::pepper::{Hasher, PepperFile};
+use super::row::Row;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::options::deadline;
+use crate::cli::streams::Streams;
+use crate::cli::words::Count;
+use keyward_daemon::clock::Clock;
+use keyward_engine::key_format::{self, Prefix};
+use keyward_engine::record::{Digest, Quoted, rfc3339};
+use keyward_source::{self as source, ColumnMapping, Diagnostics, Format};
+
+/// Most keys at once.
+const MAX_COUNT: i64 = 100_000;
+
+/// Bytes of the hash in a key id that is not given: 48 bits, which among a million keys collide once in 500 exports.
+const ID_BYTES: usize = 6;
+
+const HELP: &str = "\
+A key is printed once and kept nowhere: hand it to whoever will use it. Its row holds the hash, and goes into the export
+that the daemon reads.
+
+Times are written to the row in UTC; --expires-in counts from now, whatever --not-before says.
+
+With --append-to the row goes into an export, and standard output has the key alone. A file that is missing is made, with a
+column for each field; one that is there keeps its columns, its mode and its owner, and is replaced as a whole. If anything
+is wrong with the row or the file, the file stays as it is and there is no key.
+
+Examples:
+  keyward key new --key-id ci-1 --owner acme --limits '100/s burst 200' --expires-in 90d
+  keyward key new --owner acme --limits 100/s --append-to keys.csv > key.txt
+  keyward key new --key-id ci-2 --limits 100/s --like keys.csv
+  keyward key new --count 3 --scopes 'orders:read orders:write' --json | jq -c .row >> keys.jsonl";
+
+/// Mint keys, with the rows to export
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(in crate::cli) struct New {
+    /// What the keys begin with: a-z, 0-9 and _, ending in _
+    #[arg(long, default_value = "acme_live_")]
+    prefix: Prefix,
+
+    /// How many, at most 100000
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
+    count: u32,
+
+    #[command(flatten)]
+    pepper: PepperFile,
+
+    /// Print the rows to be appended to this export (CSV): the columns that its header has, in its order
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    like: Option<PathBuf>,
+
+    /// Append the rows to this export (CSV or JSON Lines), and print the keys alone
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "like"])]
+    append_to: Option<PathBuf>,
+
+    /// Print one JSON object a line: {"key":…,"row":{…}}
+    #[arg(long)]
+    json: bool,
+
+    /// Name of the key in answers and logs; with --count, -1, -2, … is added [default: derived from the hash]
+    #[arg(long, value_name = "ID")]
+    key_id: Option<String>,
+
+    /// Environment that the key is for, as in live or test
+    #[arg(long)]
+    environment: Option<String>,
+
+    /// Who the key belongs to
+    #[arg(long)]
+    owner: Option<String>,
+
+    /// Plan that the key is on
+    #[arg(long)]
+    plan: Option<String>,
+
+    /// What the key may do, as in 'orders:read invoices:*'
+    #[arg(long)]
+    scopes: Option<String>,
+
+    /// Rate limits, as in '100/s burst 200' or 'requests=100/s; daily=10000/d'
+    #[arg(long)]
+    limits: Option<String>,
+
+    /// When the key begins to be valid, as in 2026-11-21T10:00:00Z [default: at once]
+    #[arg(long, value_name = "TIME")]
+    not_before: Option<String>,
+
+    /// How long from now the key is valid, as in 90d or '1y 6months' [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = lifetime)]
+    expires_in: Option<Duration>,
+}
+
+/// At least a second, which is what a row counts in.
+fn lifetime(text: &str) -> Result<Duration, &'static str> {
+    match deadline(text) {
+        Ok(time) if time.as_secs() == 0 => Err("must be a second or longer"),
+        Ok(time) => Ok(time),
+        Err(_) => Err("write a time such as 90d, 12h or 1y"),
+    }
+}
+
+impl New {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        self.refuse_empty()?;
+        let like = self.like.as_deref().map(|path| Header::read(path, "--like")).transpose()?;
+        let batch = Batch { new: self, times: self.times()?, hasher: self.pepper.hasher()?, like };
+        // The last number is the longest.
+        let last = batch.row(self.count, &[0; 32]);
+        check(&last)?;
+        batch.like.as_ref().map_or(Ok(()), |header| header.refuse_missing(&last))?;
+        match (&self.append_to, self.json) {
+            (Some(path), _) => batch.append(path, &last, streams)?,
+            (None, true) => batch.print_json(streams)?,
+            (None, false) => batch.print(streams)?,
+        }
+        Ok(Exit::Done)
+    }
+
+    /// A shell variable that is not set would mint keys that may do everything for ever.
+    fn refuse_empty(&self) -> Result<(), Failure> {
+        let options =
+            [("--limits", &self.limits), ("--scopes", &self.scopes), ("--not-before", &self.not_before)];
+        let empty = |text: &Option<String>| text.as_deref().is_some_and(|text| text.trim().is_empty());
+        match options.into_iter().find(|(_, text)| empty(text)) {
+            Some((option, _)) => Err(Failure::new(
+                Exit::Usage,
+                format_args!("{option} is empty: leave the option out for none"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// When the keys begin and cease to be valid.
+    fn times(&self) -> Result<Times, Failure> {
+        let expires_at = match self.expires_in {
+            None => None,
+            Some(lifetime) => {
+                let end = u64::from(Clock::new().now().unix).saturating_add(lifetime.as_secs());
+                let end = u32::try_from(end).ok().filter(|end| *end < u32::MAX).ok_or_else(|| {
+                    let message =
+                        "--expires-in ends after 2106, which no row can say: leave it out for never";
+                    Failure::new(Exit::Usage, message)
+                })?;
+                Some(rfc3339(end))
+            }
+        };
+        Ok(Times { not_before: self.not_before.clone(), expires_at })
+    }
+
+    fn mint(&self) -> Result<Zeroizing<String>, Failure> {
+        key_format::mint(&self.prefix).map_err(|error| {
+            Failure::new(Exit::Denied, format_args!("the system has no randomness: {error}"))
+        })
+    }
+}
+
+/// The same for all keys of a batch, and so settled once.
+struct Times {
+    not_before: Option<String>,
+    expires_at: Option<String>,
+}
+
+struct Batch<'a> {
+    new: &'a New,
+    times: Times,
+    hasher: Hasher,
+    like: Option<Header>,
+}
+
+/// As a daemon would read it.
+fn check(row: &Row<'_>) -> Result<(), Failure> {
+    let text = format!("{}\n{}\n", row.header(), row.csv());
+    let mut diagnostics = Diagnostics::new("row");
+    let sink: &mut source::RecordSink<'_> = &mut |_, record| {
+        if record.not_before >= record.expires_at {
+            return Err("not_before is not before expires_at: the key would never be valid".to_owned());
+        }
+        // An owner such as NULL is read as none (source.null_texts).
+        match row.owner.filter(|owner| *owner != record.owner) {
+            Some(owner) => Err(format!("the owner {} would be read as none", Quoted(owner))),
+            None => Ok(()),
+        }
+    };
+    let read = source::read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), sink, &mut diagnostics);
+    read.map_err(|error| Failure::new(Exit::Denied, error))?;
+    let Some(diagnostic) = diagnostics.kept().first() else {
+        return Ok(());
+    };
+    let column = diagnostic.column.as_ref().map(|column| format!("{column}: ")).unwrap_or_default();
+    let message = format!("the row would be refused: {column}{}", diagnostic.message);
+    Err(Failure::new(Exit::Usage, message))
+}
+
+impl Batch<'_> {
+    fn row(&self, number: u32, hash: &Digest) -> Row<'_> {
+        let key_id = match &self.new.key_id {
+            Some(id) if self.new.count > 1 => format!("{id}-{number}"),
+            Some(id) => id.clone(),
+            None => format!("key_{}", const_hex::encode(&hash[..ID_BYTES])),
+        };
+        Row {
+            key_hash: const_hex::encode(hash),
+            key_id,
+            owner: self.new.owner.as_deref(),
+            environment: self.new.environment.as_deref(),
+            plan: self.new.plan.as_deref(),
+            not_before: self.times.not_before.as_deref(),
+            expires_at: self.times.expires_at.as_deref(),
+            scopes: self.new.scopes.as_deref(),
+            limits: self.new.limits.as_deref(),
+        }
+    }
+
+    /// A new key, and its row: the one place that hashes.
+    fn mint(&self, number: u32) -> Result<(Zeroizing<String>, Row<'_>), Failure> {
+        let key = self.new.mint()?;
+        let row = self.row(number, &self.hasher.hash(key.as_bytes()));
+        Ok((key, row))
+    }
+
+    fn print(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
+        let mut rows = String::new();
+        streams.print(match self.new.count {
+            1 => "The key, which is shown only now:",
+            _ => "The keys, which are shown only now:",
+        })?;
+        streams.print("")?;
+        for number in 1..=self.new.count {
+            let (key, row) = self.mint(number)?;
+            let text = match &self.like {
+                Some(header) => row.csv_under(header),
+                None if rows.is_empty() => format!("{}\n{}", row.header(), row.csv()),
+                None => row.csv(),
+            };
+            let separator = if rows.is_empty() { "" } else { "\n" };
+            // A String takes every write.
+            let _infallible = write!(rows, "{separator}{text}");
+            streams.print(format_args!("  {}", *key))?;
+            if streams.is_closed() {
+                return Ok(());
+            }
+        }
+        let place = match &self.like {
+            Some(header) => format!("{}, to be appended to it", header.path),
+            None => "the export (CSV)".to_owned(),
+        };
+        streams.print(match self.new.count {
+            1 => format!("\nIts row for {place}, which is not secret:\n"),
+            _ => format!("\nTheir rows for {place}, in the same order, which are not secret:\n"),
+        })?;
+        streams.print(rows)
+    }
+
+    /// `last` is the longest row.
+    fn append(&self, path: &Path, last: &Row<'_>, streams: &mut Streams<'_>) -> Result<(), Failure> {
+        let export = Export::open(path)?;
+        export.refuse_missing(last)?;
+        let (mut keys, mut rows) = (Vec::new(), String::new());
+        for number in 1..=self.new.count {
+            let (key, row) = self.mint(number)?;
+            rows += &export.line(&row)?;
+            keys.push(key);
+        }
+        export.append(&rows, self.new.count)?;
+        streams.note(format_args!("{} appended to {}", Count(self.new.count, "row"), path.display()));
+        for key in keys {
+            streams.print(&*key)?;
+        }
+        match streams.is_closed() {
+            // The rows are there, and the keys would be nowhere.
+            true => Err(Failure::new(
+                Exit::Denied,
+                format_args!(
+                    "standard output was closed before all keys were printed; remove the last {} from {}",
+                    Count(self.new.count, "row"),
+                    path.display()
+                ),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    fn print_json(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
+        for number in 1..=self.new.count {
+            let (key, row) = self.mint(number)?;
+            let row = row.json()?;
+            // Written around the row, and not by serde, whose buffers are not wiped. A key needs no escapes.
+            streams.print(format_args!("{{\"key\":\"{}\",\"row\":{row}}}", *key))?;
+            if streams.is_closed() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::tests::{parse, run_with};
+    use keyward_engine::key_format::KeyFormat;
+
+    fn new(arguments: &[&str]) -> (Exit, String, String) {
+        run_with(&[&["key", "new"], arguments].concat(), b"")
+    }
+
+    #[test]
+    fn a_key_comes_with_the_row_of_its_hash() {
+        let (exit, output, messages) =
+            new(&["--key-id", "ci-1", "--owner", "Acme, Inc.", "--limits", "a=1/s; b=2/s"]);
+        assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
+        let lines: Vec<_> = output.lines().collect();
+        let key = lines[2].trim();
+        assert_eq!(key_format::classify(key.as_bytes(), &[Prefix::default()]), KeyFormat::Valid, "{output}");
+        let hash = const_hex::encode(key_format::hash(key.as_bytes()));
+        assert_eq!(
+            lines[3..],
+            [
+                "",
+                "Its row for the export (CSV), which is not secret:",
+                "",
+                "key_hash,key_id,owner,limits",
+                &format!("{hash},ci-1,\"Acme, Inc.\",a=1/s; b=2/s"),
+            ]
+        );
+        assert_eq!(lines[..2], ["The key, which is shown only now:", ""]);
+    }
+
+    #[test]
+    fn many_keys_are_in_the_order_of_their_rows() {
+        let (_, output, _) = new(&["--count", "3", "--prefix", "acme_test_", "--key-id", "ci"]);
+        let keys: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+        let rows: Vec<_> = output.lines().skip_while(|line| *line != "key_hash,key_id").skip(1).collect();
+        assert_eq!((keys.len(), rows.len()), (3, 3), "{output}");
+        for ((key, row), number) in keys.iter().zip(&rows).zip(1..) {
+            assert!(key.starts_with("acme_test_"));
+            let hash = const_hex::encode(key_format::hash(key.as_bytes()));
+            assert_eq!(*row, format!("{hash},ci-{number}"));
+        }
+    }
+
+    #[test]
+    fn json_is_an_object_a_line() {
+        let (_, output, _) = new(&["--json", "--count", "2", "--environment", "live"]);
+        assert_eq!(output.lines().count(), 2);
+        for line in output.lines() {
+            let object: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let hash = key_format::hash(object["key"].as_str().expect("a key").as_bytes());
+            let hash = const_hex::encode(hash);
+            let expected = serde_json::json!({
+                "key_hash": hash, "key_id": format!("key_{}", &hash[..12]), "environment": "live"
+            });
+            assert_eq!(object["row"], expected);
+        }
+    }
+
+    #[test]
+    fn a_batch_has_all_that_was_asked_for() {
+        let options = [
+            "--json",
+            "--count",
+            "200",
+            "--prefix",
+            "acme_test_",
+            "--environment",
+            "test",
+            "--owner",
+            "acme",
+            "--plan",
+            "pro",
+            "--scopes",
+            "orders:read, invoices:*",
+            "--limits",
+            "100/s",
+            "--expires-in",
+            "90d",
+            "--not-before",
+            "2026-01-01T00:00:00Z",
+        ];
+        let before = Clock::new().now().unix;
+        let (exit, output, messages) = new(&options);
+        assert_eq!((exit, messages.as_str(), output.lines().count()), (Exit::Done, "", 200));
+        let mut export = String::new();
+        let mut seen = std::collections::HashSet::new();
+        for line in output.lines() {
+            let object: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert!(seen.insert(object["key"].as_str().expect("a key").to_owned()));
+            export += &format!("{}\n", object["row"]);
+        }
+        // What is exported is what a daemon reads.
+        let mut diagnostics = Diagnostics::new("keys.jsonl");
+        let mut rows = 0;
+        let sink: &mut source::RecordSink<'_> = &mut |_, record| {
+            rows += 1;
+            assert_eq!((record.environment, record.owner, record.plan), ("test", "acme", "pro"));
+            assert_eq!(record.scopes.len(), 2);
+            assert_eq!(record.limits.len(), 1);
+            let expected = before + 90 * 86_400;
+            assert!((expected..expected + 60).contains(&record.expires_at), "{}", record.expires_at);
+            assert_eq!(record.not_before, 1_767_225_600);
+            Ok(())
+        };
+        source::read(export.as_bytes(), Format::JsonLines, &ColumnMapping::default(), sink, &mut diagnostics)
+            .expect("reads");
+        assert_eq!((rows, diagnostics.to_string().as_str()), (200, ""));
+        assert!(export.contains("Z\""), "in UTC: {export}");
+    }
+
+    #[test]
+    fn a_key_that_would_never_be_valid_is_not_minted() {
+        let (exit, output, messages) = new(&["--expires-in", "1d", "--not-before", "2099-01-01T00:00:00Z"]);
+        assert_eq!((exit, output.as_str()), (Exit::Usage, ""));
+        assert!(messages.contains("never be valid"), "{messages}");
+        let (exit, _, messages) = new(&["--expires-in", "100y"]);
+        assert_eq!(exit, Exit::Usage);
+        assert!(messages.contains("after 2106"), "{messages}");
+        for time in ["0s", "5ms", "soon", ""] {
+            assert!(parse(&["key", "new", "--expires-in", time]).is_err(), "{time}");
+        }
+        assert_eq!(new(&["--not-before", "tomorrow"]).0, Exit::Usage);
+        assert_eq!(new(&["--scopes", ""]).0, Exit::Usage);
+    }
+
+    #[test]
+    fn a_row_that_would_be_refused_mints_nothing() {
+        let (exit, output, messages) = new(&["--limits", "100"]);
+        assert_eq!((exit, output.as_str()), (Exit::Usage, ""));
+        assert_eq!(
+            messages,
+            "keyward: the row would be refused: column 3 (limits): \"100\" is not a rate; write it as 100/s or \
+             1000/h burst 50\n"
+        );
+        assert_eq!(new(&["--limits", " "]).0, Exit::Usage);
+        let long = "i".repeat(63);
+        assert_eq!(new(&["--key-id", &long]).0, Exit::Done);
+        assert_eq!(new(&["--key-id", &long, "--count", "2"]).0, Exit::Usage, "i…-2 has 65 bytes");
+        for arguments in [&["--count", "0"][..], &["--count", "100001"], &["--prefix", "acme"]] {
+            assert!(parse(&[&["key", "new"], arguments].concat()).is_err(), "{arguments:?}");
+        }
+    }
+}

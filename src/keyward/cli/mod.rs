@@ -1,0 +1,188 @@
+//! The command line: arguments in, text and an exit code out.
+//!
+//! A file for each command, and each of them a struct of its options with one method, `run`. What they have in common:
+//!
+//! * data goes to standard output, everything else to standard error ([`streams`]);
+//! * a key comes from standard input or a file, never from the arguments, which every user of the machine can read
+//!   ([`secret`]); where one is given all the same, it is not repeated ([`misuse`]);
+//! * the exit code says what came of it ([`Exit`]).
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+mod check;
+mod compile;
+mod demo;
+mod exit;
+mod hyphen;
+mod key;
+mod key_change;
+mod log;
+mod misuse;
+mod options;
+mod reload;
+mod revoke;
+mod secret;
+mod serve;
+mod state;
+mod status;
+mod streams;
+mod usage;
+mod verify;
+mod withheld;
+mod words;
+
+pub(crate) use exit::Exit;
+use exit::Failure;
+use streams::Streams;
+
+use keyward_daemon::server::Signals;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   allowed, or done
+  1   denied, or failed
+  2   wrong usage
+  69  the daemon cannot be reached
+  78  the configuration or the source is wrong
+
+Example: validate an export, serve it, ask about a key
+  keyward check --source keys.csv
+  keyward serve --source keys.csv --socket /tmp/keyward.sock &
+  keyward verify --socket /tmp/keyward.sock < key.txt";
+
+/// Validates API keys for the processes of this host, over a Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "keyward", version, after_help = EXIT_CODES, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Check(check::Check),
+    Compile(compile::Compile),
+    Verify(verify::Verify),
+    #[command(subcommand)]
+    Key(key::Key),
+    Status(status::Status),
+    Reload(reload::Reload),
+    Usage(usage::Usage),
+    Revoke(revoke::Revoke),
+    Unrevoke(revoke::Unrevoke),
+    #[command(subcommand)]
+    State(state::State),
+    Demo(demo::Demo),
+}
+
+impl Command {
+    fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        match self {
+            Self::Serve(serve) => serve.run(Signals::catch()),
+            Self::Check(check) => check.run(streams),
+            Self::Compile(compile) => compile.run(streams),
+            Self::Verify(verify) => verify.run(streams),
+            Self::Key(key) => key.run(streams),
+            Self::Status(status) => status.run(streams),
+            Self::Reload(reload) => reload.run(streams),
+            Self::Usage(usage) => usage.run(streams),
+            Self::Revoke(revoke) => revoke.run(streams),
+            Self::Unrevoke(unrevoke) => unrevoke.run(streams),
+            Self::State(state) => state.run(streams),
+            Self::Demo(demo) => demo.run(streams),
+        }
+    }
+}
+
+/// Does what `arguments` ask for; the first is the program's own name.
+pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // Before anything else: whatever the arguments turn out to be, SIGHUP must not end a daemon that has just been started.
+    let signals = arguments.get(1).is_some_and(|command| command == "serve").then(Signals::catch);
+    let command = match command(arguments) {
+        Ok(command) => command,
+        Err(error) => return misuse::report(&error),
+    };
+    // Not std's own handles: their buffers may hold a key, and are never wiped.
+    let (mut input, mut output) = match (unbuffered(io::stdin()), unbuffered(io::stdout())) {
+        (Ok(input), Ok(output)) => (input, output),
+        (Err(error), _) | (_, Err(error)) => {
+            Streams::new(&mut io::empty(), &mut io::sink(), &mut io::stderr())
+                .note(format_args!("keyward: cannot open standard input and output: {error}"));
+            return Exit::Denied;
+        }
+    };
+    let mut messages = io::stderr();
+    let mut streams = Streams::new(&mut input, &mut output, &mut messages);
+    streams.input_is_terminal = io::stdin().is_terminal();
+    let result = match (command, signals) {
+        (Command::Serve(serve), Some(signals)) => serve.run(signals),
+        (command, _) => command.run(&mut streams),
+    };
+    finish(result, &mut streams)
+}
+
+fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let arguments = hyphen::as_values(Cli::command(), arguments)?;
+    Cli::try_parse_from(arguments).map(|cli| cli.command)
+}
+
+fn finish(result: Result<Exit, Failure>, streams: &mut Streams<'_>) -> Exit {
+    result.unwrap_or_else(|Failure { exit, message }| {
+        streams.note(format_args!("keyward: {message}"));
+        exit
+    })
+}
+
+fn unbuffered(stream: impl AsFd) -> io::Result<File> {
+    stream.as_fd().try_clone_to_owned().map(File::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a command; returns its exit code and what it wrote.
+    pub(super) fn run_with(arguments: &[&str], mut input: &[u8]) -> (Exit, String, String) {
+        let command = parse(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+        let (mut output, mut messages) = (Vec::new(), Vec::new());
+        let mut streams = Streams::new(&mut input, &mut output, &mut messages);
+        let result = command.run(&mut streams);
+        let exit = finish(result, &mut streams);
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (exit, text(output), text(messages))
+    }
+
+    pub(super) fn parse(arguments: &[&str]) -> Result<Command, clap::Error> {
+        command(["keyward"].iter().chain(arguments).map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn has_example(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", command.get_name());
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            command.get_subcommands().for_each(has_example);
+        }
+        has_example(&Cli::command());
+    }
+
+    #[test]
+    fn a_failure_says_who_failed_and_how() {
+        let (exit, output, messages) = run_with(&["check", "--source", "missing.csv"], b"");
+        assert_eq!((exit, output.as_str()), (Exit::BadInput, ""));
+        assert_eq!(messages, "keyward: missing.csv: No such file or directory (os error 2)\n");
+    }
+}

@@ -1,0 +1,255 @@
+//! `keyward revoke` and `keyward unrevoke`: take a key, or all keys of an owner, out of force at once, and back.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exit::{Exit, Failure};
+use super::options::{AdminSocket, deadline};
+use super::reload::missing;
+use super::streams::Streams;
+use super::words::{Count, Word};
+use keyward_daemon::admin::{self, CommandError, message};
+
+const REVOKE_HELP: &str = "\
+When the command returns, the key is refused on every connection, and stays so through restarts and reloads until the
+source has said the same for revocation.keep (7 days unless set otherwise), or the revocation is taken back. All keys
+that share the id are revoked. What is revoked is listed by keyward status
+--revocations.
+
+Where the state directory cannot be written, the key is refused all the same. The command then says NOT DURABLE and why,
+and its exit code is 1; the daemon writes the revocation as soon as it can.
+
+Examples:
+  keyward revoke key_1
+  keyward revoke --owner acme";
+
+const UNREVOKE_HELP: &str = "\
+When the command returns, what the source says of the key holds again, on every connection. A key that is revoked by its
+id and by its owner stays revoked until both are taken back. Where the state directory cannot be written, the command
+says NOT DURABLE, and its exit code is 1: a restart before it can be written revokes the key again.
+
+Examples:
+  keyward unrevoke key_1
+  keyward unrevoke --owner acme";
+
+/// Take a key, or all keys of an owner, out of force at once
+#[derive(Debug, Args)]
+#[command(after_help = REVOKE_HELP)]
+pub(super) struct Revoke {
+    #[command(flatten)]
+    order: Order,
+}
+
+/// Take a revocation back
+#[derive(Debug, Args)]
+#[command(after_help = UNREVOKE_HELP)]
+pub(super) struct Unrevoke {
+    #[command(flatten)]
+    order: Order,
+}
+
+#[derive(Debug, Args)]
+struct Order {
+    #[command(flatten)]
+    target: Target,
+
+    #[command(flatten)]
+    socket: AdminSocket,
+
+    /// How long the daemon may take
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = deadline)]
+    deadline: Duration,
+
+    /// Print the outcome as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Target {
+    /// The key's id: never the key itself
+    #[arg(value_name = "KEY_ID")]
+    key_id: Option<String>,
+
+    /// All keys of this owner
+    #[arg(long, value_name = "OWNER")]
+    owner: Option<String>,
+}
+
+impl Revoke {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        self.order.give(message::Command::Revoke, "revoked", streams)
+    }
+}
+
+impl Unrevoke {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        self.order.give(message::Command::Unrevoke, "unrevoked", streams)
+    }
+}
+
+impl Order {
+    fn give(
+        &self,
+        command: fn(message::Target) -> message::Command,
+        done: &'static str,
+        streams: &mut Streams<'_>,
+    ) -> Result<Exit, Failure> {
+        let Target { key_id, owner } = &self.target;
+        let target = message::Target { key_id: key_id.clone(), owner: owner.clone() };
+        let reply =
+            admin::send_command_within(self.socket.path()?.as_path(), &command(target), self.deadline);
+        let reply = reply.map_err(unanswered)?;
+        let outcome = reply.revocation.ok_or_else(|| missing("revocation"))?;
+        match self.json {
+            true => streams.print_json(&outcome)?,
+            false => streams.print(Readable { done, outcome: &outcome })?,
+        }
+        // In force, and not what was asked for: a restart would not find it.
+        Ok(if outcome.durable { Exit::Done } else { Exit::Denied })
+    }
+}
+
+/// What has been asked for and not answered may have been done all the same.
+fn unanswered(error: CommandError) -> Failure {
+    let is_asked = matches!(error, CommandError::Timeout { .. } | CommandError::Broken { .. });
+    let failure = Failure::from(error);
+    let hint =
+        "what was asked for may still come into force: keyward status --revocations lists what is revoked";
+    match is_asked {
+        true => Failure::new(failure.exit, format_args!("{}; {hint}", failure.message)),
+        false => failure,
+    }
+}
+
+/// As in `revoked key_1 (2 keys), in force on every connection, generation 7`.
+struct Readable<'a> {
+    done: &'static str,
+    outcome: &'a message::Revocation,
+}
+
+/// A key's id, or an owner as one.
+pub(super) struct Named<'a>(pub(super) &'a message::Target);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.0.key_id, &self.0.owner) {
+            (Some(key_id), _) => Word(key_id).fmt(f),
+            (None, owner) => write!(f, "owner {}", Word(owner.as_deref().unwrap_or_default())),
+        }
+    }
+}
+
+impl fmt::Display for Readable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message::Revocation { target, already, keys, revoked, generation, .. } = self.outcome;
+        let (named, done) = (Named(target), self.done);
+        match already {
+            true => write!(f, "{named} was {done} already")?,
+            false => write!(f, "{done} {named}")?,
+        }
+        if *generation == 0 {
+            write!(f, "; no keys are loaded yet, and it will hold when they are")?;
+            return self.durability(f);
+        }
+        write!(f, " ({}), in force on every connection, generation {generation}", Count(*keys, "key"))?;
+        if done == "unrevoked" && *revoked > 0 {
+            let are = if *revoked == 1 { "is" } else { "are" };
+            write!(f, "; {revoked} of them {are} still revoked, by the source or by another revocation")?;
+        }
+        self.durability(f)
+    }
+}
+
+impl Readable<'_> {
+    fn durability(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(reason) = &self.outcome.not_durable else { return Ok(()) };
+        let restart = match self.done {
+            "revoked" => "forgets it",
+            _ => "revokes it again",
+        };
+        write!(
+            f,
+            "\nNOT DURABLE: a restart {restart}, unless it can be written before (keyward status): {reason}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::parse;
+    use super::*;
+
+    fn target(key_id: Option<&str>, owner: Option<&str>) -> message::Target {
+        message::Target { key_id: key_id.map(str::to_owned), owner: owner.map(str::to_owned) }
+    }
+
+    fn readable(done: &'static str, outcome: &message::Revocation) -> String {
+        Readable { done, outcome }.to_string()
+    }
+
+    #[test]
+    fn either_a_key_or_an_owner_is_named() {
+        for command in ["revoke", "unrevoke"] {
+            assert!(parse(&[command, "key_1"]).is_ok());
+            assert!(parse(&[command, "--owner", "acme", "--json", "--deadline", "1s"]).is_ok());
+            for wrong in [&[command][..], &[command, "key_1", "--owner", "acme"], &[command, "a", "b"]] {
+                assert!(parse(wrong).is_err(), "{wrong:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_outcome_says_how_many_and_how_far() {
+        let mut outcome = message::Revocation {
+            target: target(Some("key_1"), None),
+            already: false,
+            keys: 2,
+            revoked: 2,
+            generation: 7,
+            durable: true,
+            not_durable: None,
+        };
+        let in_force = "(2 keys), in force on every connection, generation 7";
+        assert_eq!(readable("revoked", &outcome), format!("revoked key_1 {in_force}"));
+        assert_eq!(
+            readable("unrevoked", &outcome),
+            format!(
+                "unrevoked key_1 {in_force}; 2 of them are still revoked, by the source or by another revocation"
+            )
+        );
+        outcome = message::Revocation { already: true, target: target(None, Some("a b")), ..outcome };
+        assert_eq!(readable("revoked", &outcome), format!("owner \"a b\" was revoked already {in_force}"));
+        outcome = message::Revocation { already: false, generation: 0, keys: 0, ..outcome };
+        assert_eq!(
+            readable("revoked", &outcome),
+            "revoked owner \"a b\"; no keys are loaded yet, and it will hold when they are"
+        );
+    }
+
+    #[test]
+    fn the_json_is_flat() {
+        let outcome = message::Revocation {
+            target: target(Some("key_1"), None),
+            already: false,
+            keys: 2,
+            revoked: 2,
+            generation: 7,
+            durable: true,
+            not_durable: None,
+        };
+        let text = serde_json::to_string(&outcome).expect("JSON");
+        assert_eq!(
+            text,
+            r#"{"key_id":"key_1","already":false,"keys":2,"revoked":2,"generation":7,"durable":true}"#
+        );
+        assert_eq!(serde_json::from_str::<message::Revocation>(&text).expect("the same"), outcome);
+        let command: message::Command =
+            serde_json::from_str(r#"{"command":"unrevoke","owner":"acme"}"#).expect("a command");
+        assert_eq!(command, message::Command::Unrevoke(target(None, Some("acme"))));
+        assert!(serde_json::from_str::<message::Command>(r#"{"command":"revoke","key":"x"}"#).is_err());
+    }
+}

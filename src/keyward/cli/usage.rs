@@ -1,0 +1,192 @@
+//! `keyward usage`: what keys have used since the daemon's start.
+
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+
+use super::exit::{Exit, Failure};
+use super::options::{AdminSocket, deadline};
+use super::reload::missing;
+use super::streams::Streams;
+use super::words::{Count, Word};
+use keyward_daemon::admin::{self, message};
+use keyward_daemon::usage::{KeyUsage, MAX_LISTED, UsageCounts, UsageReport};
+
+const HELP: &str = "\
+Counts are those of the running daemon since its start, up to this moment. What was used before is in usage.jsonl in the
+state directory, where each interval has a line for each key that was used; so is what the source no longer lists.
+
+Examples:
+  keyward usage --top 10
+  keyward usage --key key_1042
+  keyward usage --owner acme --json | jq '.total.cost'";
+
+/// Show what keys have used since the daemon's start
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(super) struct Usage {
+    /// One key, by its id
+    #[arg(long, value_name = "ID", conflicts_with_all = ["owner", "top"])]
+    key: Option<String>,
+
+    /// All keys of an owner
+    #[arg(long, value_name = "OWNER", conflicts_with = "top")]
+    owner: Option<String>,
+
+    /// The keys that cost most [default: 20]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=MAX_LISTED as u64))]
+    top: Option<usize>,
+
+    #[command(flatten)]
+    socket: AdminSocket,
+
+    /// How long the daemon may take to answer
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = deadline)]
+    deadline: Duration,
+
+    /// Print the usage as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Keys that are shown unless a number is given: a screenful.
+const DEFAULT_TOP: usize = 20;
+
+impl Usage {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+        let reply =
+            admin::send_command_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
+        let totals = reply.usage.ok_or_else(|| missing("usage"))?;
+        match self.named().filter(|_| totals.matched == 0) {
+            _ if self.json => streams.print_json(&totals)?,
+            Some((what, name)) => streams.print(format_args!(
+                "no usage of the {what} {name} is recorded since the daemon's start, {}: there was none, or there is no such {what}",
+                totals.since
+            ))?,
+            None => streams.print(Readable(&totals))?,
+        }
+        Ok(Exit::Done)
+    }
+
+    /// What is asked about, unless it is all keys.
+    fn named(&self) -> Option<(&'static str, Word<'_>)> {
+        let key = self.key.as_deref().map(|key| ("key", Word(key)));
+        key.or_else(|| self.owner.as_deref().map(|owner| ("owner", Word(owner))))
+    }
+
+    fn command(&self) -> message::Command {
+        let (key_id, owner) = (self.key.clone(), self.owner.clone());
+        let top = (key_id.is_none() && owner.is_none()).then(|| self.top.unwrap_or(DEFAULT_TOP));
+        message::Command::Usage { key_id, owner, top }
+    }
+}
+
+/// A line for each key, what was counted first, and two lines below them.
+struct Readable<'a>(&'a UsageReport);
+
+impl fmt::Display for Readable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let UsageReport { since, matched, total, unknown, keys, .. } = self.0;
+        for key in keys {
+            writeln!(f, "{}", line(key))?;
+        }
+        let listed = match keys.len() {
+            len if len == *matched => String::new(),
+            len => format!(" ({len} listed)"),
+        };
+        writeln!(f, "{}{listed}: {}", Count(*matched, "key"), counts(total))?;
+        let mut others = String::new();
+        for (verdict, count) in unknown.iter().filter(|(_, count)| **count > 0) {
+            // A String takes every write.
+            let _infallible = write!(others, "; {verdict} {count}");
+        }
+        write!(f, "since the daemon's start, {since}{others}")
+    }
+}
+
+fn line(key: &KeyUsage) -> String {
+    let mut text = Word(&key.key_id).to_string();
+    if !key.owner.is_empty() {
+        text += &format!(" ({})", Word(&key.owner));
+    }
+    text += &format!(": {}", counts(&key.counts));
+    if let Some(last) = key.last_used.and_then(|unix| jiff::Timestamp::from_second(unix.into()).ok()) {
+        text += &format!(", last used {last}");
+    }
+    text
+}
+
+/// What there is none of is left out, but for what was allowed.
+fn counts(counts: &UsageCounts) -> String {
+    let UsageCounts { allowed, denied, cost, refunded, shadow_limited, peeked } = counts;
+    let mut text = format!("{allowed} allowed, cost {cost}");
+    let denied = denied.iter().map(|(verdict, count)| (verdict.as_str(), count));
+    let others = [("refunded", refunded), ("shadow-limited", shadow_limited), ("peeked", peeked)];
+    for (name, count) in denied.chain(others).filter(|(_, count)| **count > 0) {
+        // A String takes every write.
+        let _infallible = write!(text, ", {name} {count}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Command;
+    use super::super::tests::parse;
+    use super::*;
+
+    fn command(arguments: &[&str]) -> Option<message::Command> {
+        match parse(&[&["usage"], arguments].concat()) {
+            Ok(Command::Usage(usage)) => Some(usage.command()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn one_question_at_a_time() {
+        let asked = |key_id: Option<&str>, owner: Option<&str>, top| {
+            let [key_id, owner] = [key_id, owner].map(|text| text.map(str::to_owned));
+            Some(message::Command::Usage { key_id, owner, top })
+        };
+        assert_eq!(command(&[]), asked(None, None, Some(20)));
+        assert_eq!(command(&["--top", "3"]), asked(None, None, Some(3)));
+        assert_eq!(command(&["--key", "a"]), asked(Some("a"), None, None));
+        assert_eq!(command(&["--owner", "o"]), asked(None, Some("o"), None));
+        for wrong in [&["--key", "a", "--owner", "o"][..], &["--owner", "o", "--top", "1"], &["--top", "0"]] {
+            assert_eq!(command(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_person_sees_what_there_is() {
+        let key = KeyUsage {
+            key_id: "a".to_owned(),
+            owner: "acme inc".to_owned(),
+            counts: UsageCounts {
+                allowed: 10,
+                cost: 12,
+                denied: [("RATE_LIMITED".to_owned(), 3)].into(),
+                refunded: 2,
+                ..UsageCounts::default()
+            },
+            first_used: Some(1_795_255_200),
+            last_used: Some(1_795_255_201),
+        };
+        let totals = UsageReport {
+            since: "2026-11-21T09:00:00.000Z".to_owned(),
+            as_of: "2026-11-21T10:00:00.000Z".to_owned(),
+            matched: 2,
+            total: UsageCounts { allowed: 11, cost: 13, ..UsageCounts::default() },
+            unknown: [("UNKNOWN_KEY".to_owned(), 7), ("MALFORMED_KEY".to_owned(), 0)].into(),
+            keys: vec![key],
+        };
+        assert_eq!(
+            Readable(&totals).to_string(),
+            "a (\"acme inc\"): 10 allowed, cost 12, RATE_LIMITED 3, refunded 2, last used 2026-11-21T10:00:01Z\n\
+             2 keys (1 listed): 11 allowed, cost 13\n\
+             since the daemon's start, 2026-11-21T09:00:00.000Z; UNKNOWN_KEY 7"
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! Keys that rows that cannot be understood have disabled or restricted, for people.
+
+use std::fmt;
+
+use super::words::Count;
+use keyward_daemon::admin::message::{Diagnostic, Withheld};
+use keyward_engine::record::Quoted;
+use keyward_source::RepeatCount;
+
+/// Key ids that a line names.
+const NAMED: usize = 3;
+
+/// One line for each kind: rows that are set aside, takeaways, and takeaways that were refused.
+pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
+    let Withheld {
+        bad_rows, unreadable_rows, set_aside, set_aside_keys, taken_away, taken_away_keys, ..
+    } = withheld;
+    let mut lines = Vec::new();
+    if *bad_rows > 0 || *set_aside > 0 {
+        let rows = match bad_rows {
+            0 => String::new(),
+            _ => format!("{} set aside, ", Count(*bad_rows, "row")),
+        };
+        let unreadable = match unreadable_rows {
+            0 => String::new(),
+            many => format!("; the hashes of {many} cannot be read"),
+        };
+        let keys = Count(*set_aside, "key");
+        lines.push(format!("{rows}{keys} disabled{}{unreadable}", named(set_aside_keys, *set_aside)));
+    }
+    if *taken_away > 0 {
+        let keys = Count(*taken_away, "key");
+        let named = named(taken_away_keys, *taken_away);
+        lines.push(format!(
+            "{keys}{named} revoked, disabled or ending earlier by a refused source, until a source is accepted"
+        ));
+    }
+    if let Some(refused) = &withheld.takeaways_refused {
+        lines.push(format!("the refused source takes no access away: {refused}"));
+    }
+    lines
+}
+
+/// As in ` (k1, k2 and others)`.
+fn named(ids: &[String], of: usize) -> String {
+    let shown: Vec<String> = ids.iter().take(NAMED).map(|key_id| Quoted(key_id).to_string()).collect();
+    match shown.len() {
+        0 => String::new(),
+        few if few < of => format!(" ({} and others)", shown.join(", ")),
+        _ => format!(" ({})", shown.join(", ")),
+    }
+}
+
+/// Where a finding is, and what it is.
+pub(super) struct Place<'a>(pub(super) &'a Diagnostic);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Diagnostic { line, column, name, byte, message, count } = self.0;
+        if let Some(line) = line {
+            write!(f, "{line}:")?;
+        }
+        match (column, name, byte) {
+            (Some(column), Some(name), _) => write!(f, " column {column} ({name}):")?,
+            (Some(column), None, _) => write!(f, " column {column}:")?,
+            (None, Some(name), _) => write!(f, " {name}:")?,
+            (None, None, Some(byte)) => write!(f, " byte {byte}:")?,
+            (None, None, None) => {}
+        }
+        write!(f, " {message}{}", RepeatCount(*count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_withheld_key_has_a_line() {
+        assert!(lines(&Withheld::default()).is_empty());
+        let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
+        let withheld = Withheld {
+            bad_rows: 5,
+            unreadable_rows: 1,
+            set_aside: 4,
+            set_aside_keys: ids(&["a", "b", "c", "d"]),
+            taken_away: 1,
+            taken_away_keys: ids(&["e"]),
+            takeaways_refused: Some("too many".to_owned()),
+            ..Withheld::default()
+        };
+        assert_eq!(
+            lines(&withheld),
+            [
+                "5 rows set aside, 4 keys disabled (\"a\", \"b\", \"c\" and others); the hashes of 1 cannot be read",
+                "1 key (\"e\") revoked, disabled or ending earlier by a refused source, until a source is accepted",
+                "the refused source takes no access away: too many",
+            ]
+        );
+    }
+}
