@@ -17,7 +17,7 @@ SETTINGS = [
     "max_connections=50",
 ]
 
-# As in tests/postgres.rs: PostgreSQL's own types for hashes, times, arrays, networks and JSON.
+# As in tests/integration/postgres.rs: PostgreSQL's own types for hashes, times, arrays, networks and JSON.
 REAL_TABLE = """
 CREATE UNLOGGED TABLE exported AS SELECT
     sha256(convert_to('key-' || n, 'UTF8')) AS key_hash,

@@ -2,7 +2,7 @@
 //! cache, as dependent loads and 64 at a time. A verify reads five or six such lines, and no code
 //! can read them faster than this.
 
-use keyward_memory::{Huge, HugeVec, prefetch};
+use keyward_memory::{HugePages, HugeVec, prefetch};
 
 use super::Seeded;
 
@@ -19,7 +19,7 @@ pub(crate) struct LineTable(HugeVec<Line>);
 impl LineTable {
     pub(crate) fn new() -> Self {
         let count = TABLE_BYTES / size_of::<Line>();
-        let mut lines = HugeVec::with_capacity_in(count, Huge);
+        let mut lines = HugeVec::with_capacity_in(count, HugePages);
         lines.extend((0..count as u64).map(Line));
         // Sattolo's shuffle yields a single cycle.
         let mut random = Seeded::new(1);

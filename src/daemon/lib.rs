@@ -69,7 +69,7 @@
 //! * Nothing on a request's path waits for a disk.
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
 //! * A load reserves memory before it takes it: keys that do not fit are refused, and the process is
-//!   not aborted ([`keyward_memory::has_room`]).
+//!   not aborted ([`keyward_memory::can_map`]).
 
 #![forbid(unsafe_code)]
 #![allow(

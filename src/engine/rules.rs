@@ -9,7 +9,7 @@ use crate::pepper::{Pepper, Peppers};
 pub struct GlobalPolicy {
     /// Prefixes of keys that keyward minted: raw keys that begin so are refused if their checksum is wrong.
     pub minted_prefixes: Vec<Prefix>,
-    /// [Age of the source](crate::snapshot::Stamp::source_age), in seconds, past which its snapshot may not be served.
+    /// [Age of the source](crate::snapshot::SnapshotMeta::source_age), in seconds, past which its snapshot may not be served.
     pub max_staleness: Option<u32>,
     /// What keys are hashed with, besides SHA-256; digests are not accepted then.
     pub peppers: Option<Peppers>,

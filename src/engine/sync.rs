@@ -4,7 +4,7 @@
 //! The limiter takes these from here and not from `std`, so that it can be compiled against another `sync`:
 //! `tests/schedules` provides one in which every interleaving of threads is explored.
 
-use keyward_memory::{Huge, HugeVec};
+use keyward_memory::{HugePages, HugeVec};
 
 pub(crate) use std::hint::spin_loop;
 pub(crate) use std::sync::RwLock;
@@ -24,7 +24,7 @@ pub(crate) type Chunk = HugeVec<AtomicU64>;
 
 /// A chunk whose words all have the value `word`, in a huge page if the system has one.
 pub(crate) fn new_chunk(word: u64) -> Chunk {
-    let mut words = HugeVec::with_capacity_in(CHUNK_SLOTS, Huge);
+    let mut words = HugeVec::with_capacity_in(CHUNK_SLOTS, HugePages);
     words.extend((0..CHUNK_SLOTS).map(|_| AtomicU64::new(word)));
     words
 }

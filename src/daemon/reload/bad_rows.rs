@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::reload::ReloadError;
-use keyward_engine::snapshot::{Builder, Keys};
+use keyward_engine::snapshot::{Builder, KeyTable};
 use keyward_source::{BadRow, Diagnostics};
 
 /// What a row that cannot be understood does.
@@ -39,18 +39,18 @@ pub struct SetAside {
 
 impl SetAside {
     /// The keys that are disabled in `keys`.
-    fn of(keys: &Keys) -> Self {
+    fn of(keys: &KeyTable) -> Self {
         let first = keys.set_aside().take(NAMED).map(Into::into).collect();
         Self { keys: keys.set_aside().count(), first, ..Self::default() }
     }
 
     /// What last good keys have of rows that were set aside.
-    pub(super) fn of_last_good(keys: &Keys) -> Option<Self> {
+    pub(super) fn of_last_good(keys: &KeyTable) -> Option<Self> {
         Some(Self::of(keys)).filter(|set_aside| set_aside.keys > 0)
     }
 
     /// The rows of a source that have `findings`.
-    pub(super) fn of_source(keys: &Keys, findings: Diagnostics) -> Self {
+    pub(super) fn of_source(keys: &KeyTable, findings: Diagnostics) -> Self {
         let unreadable = findings.retained_bad_rows().iter().filter(|row| row.hash.is_none()).count();
         Self { rows: findings.bad_row_count(), unreadable, findings: Some(findings), ..Self::of(keys) }
     }

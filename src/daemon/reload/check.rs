@@ -16,7 +16,7 @@ use crate::reload::{
     ATTEMPTS, Purpose, ReloadError, ReloadLoop, ReloadPolicy, SetAside, Settings, SourceFile, Stale,
     TakeawayReport,
 };
-use keyward_engine::snapshot::{CompareOptions, Diff, Keys};
+use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable};
 use keyward_source::Format;
 
 /// What would come of reloading a source.
@@ -56,12 +56,12 @@ impl Evaluation {
     pub fn new(
         policy: &ReloadPolicy,
         path: &Path,
-        new: &Keys,
-        old: Option<&Keys>,
+        new: &KeyTable,
+        old: Option<&KeyTable>,
         options: CompareOptions,
     ) -> Self {
         let diff = new.diff_from(old, options);
-        let refused = policy.tolerance.check(path, &diff, old.map_or(0, Keys::len), new.len()).err();
+        let refused = policy.tolerance.check(path, &diff, old.map_or(0, KeyTable::len), new.len()).err();
         Self { keys: new.len(), diff, refused, stale: None, set_aside: None }
     }
 }

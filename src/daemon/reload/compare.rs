@@ -2,33 +2,33 @@
 
 use crate::reload::fan;
 use crate::reload::room::{MemoryError, MemoryLimits, THREAD};
-use keyward_engine::snapshot::{CompareOptions, Comparison, Diff, Kept, Keys, Snapshot};
+use keyward_engine::snapshot::{CompareOptions, Comparison, Diff, KeyTable, RowMap, Snapshot};
 
 /// What publishing `new` after `old` would change, and which rows it has already.
 pub(super) fn compare<'s>(
-    new: &Keys,
+    new: &KeyTable,
     old: Option<&'s Snapshot>,
     options: CompareOptions,
-) -> (Diff, Kept<'s>) {
+) -> (Diff, RowMap<'s>) {
     let Some(old) = old else { return new.compare(None, options) };
     let comparison = Comparison::new(old.table(), new, options);
     match in_parts(&comparison, fan::threads()) {
-        Some(parts) => comparison.kept(parts, old),
+        Some(parts) => comparison.finish_with_row_map(parts, old),
         None => new.compare(Some(old), options),
     }
 }
 
 /// What putting `new` in the place of `old` would change.
-pub(super) fn diff(new: &Keys, old: &Keys, options: CompareOptions) -> Diff {
+pub(super) fn diff(new: &KeyTable, old: &KeyTable, options: CompareOptions) -> Diff {
     let comparison = Comparison::new(old, new, options);
     match in_parts(&comparison, fan::threads()) {
-        Some(parts) => comparison.diff(parts),
+        Some(parts) => comparison.finish(parts),
         None => new.diff_from(Some(old), options),
     }
 }
 
 /// Whether there is room for it.
-pub(super) fn require(room: &MemoryLimits, new: &Keys) -> Result<(), MemoryError> {
+pub(super) fn require(room: &MemoryLimits, new: &KeyTable) -> Result<(), MemoryError> {
     room.require(new.comparing_bytes(), (fan::threads() + 1) * THREAD)
 }
 
@@ -53,14 +53,14 @@ mod tests {
     use super::*;
     use keyward_engine::limiter::{Limiter, SlotAllocator};
     use keyward_engine::record::{Digest, KeyRecord, Status};
-    use keyward_engine::snapshot::{Builder, Stamp};
+    use keyward_engine::snapshot::{Builder, SnapshotMeta};
 
     const OPTIONS: CompareOptions = CompareOptions { now: 1, by_key_id: false };
 
     /// Rows that take several parts.
     const ROWS: u32 = 80_000;
 
-    fn keys(rows: impl Iterator<Item = (u32, &'static str, Status)>) -> Keys {
+    fn keys(rows: impl Iterator<Item = (u32, &'static str, Status)>) -> KeyTable {
         let mut builder = Builder::new(7, ROWS as usize);
         for (number, owner, status) in rows {
             let mut hash = Digest::default();
@@ -77,7 +77,7 @@ mod tests {
         let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
         let mut allocation = allocator.begin(&limiter);
         let old = keys((0..ROWS).map(|number| (number, "o", Status::Active)));
-        let old = old.publishable(&mut allocation, None, Stamp::default()).expect("room");
+        let old = old.into_snapshot(&mut allocation, None, SnapshotMeta::default()).expect("room");
         let changed = |number: u32| match number % 1_000 {
             1 => (number, "p", Status::Active),
             2 => (number, "o", Status::Revoked),
@@ -95,7 +95,7 @@ mod tests {
             for threads in [2, 3] {
                 let comparison = Comparison::new(old.table(), &new, OPTIONS);
                 let parts = in_parts(&comparison, threads).expect("several parts");
-                assert_eq!(comparison.diff(parts), alone);
+                assert_eq!(comparison.finish(parts), alone);
             }
         }
         let none = keys(std::iter::empty());

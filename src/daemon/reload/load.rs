@@ -17,7 +17,7 @@ use crate::reload::read::{self, Read};
 use crate::reload::room::MemoryLimits;
 use crate::reload::{BadRowPolicy, ReloadError, SetAside};
 use keyward_engine::record::{KeyRecord, Plans};
-use keyward_engine::snapshot::{Builder, Keys, RowPolicies};
+use keyward_engine::snapshot::{Builder, KeyTable, RowPolicies};
 use keyward_source::{ColumnMapping, Format};
 
 /// How much longer than `settle` a load waits for a file that is still being written to, before that is its outcome. It bounds how
@@ -65,7 +65,7 @@ pub struct FileState {
 /// A table, and the file that it was read from.
 pub struct LoadedSource {
     /// The keys.
-    pub keys: Keys,
+    pub keys: KeyTable,
     /// What it takes to write them to a compiled file.
     pub policies: RowPolicies,
     /// The file, still open.
@@ -99,7 +99,7 @@ pub(super) enum LoadOutcome {
         /// What is wrong with them.
         failure: ReloadError,
         /// All other rows.
-        rows: Keys,
+        rows: KeyTable,
         /// As of [`LoadedSource`].
         state: FileState,
     },

@@ -24,7 +24,7 @@ use crate::systemd;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::record::Plans;
 use keyward_engine::rules::GlobalPolicy;
-use keyward_engine::snapshot::{CompareOptions, Diff, Keys, Snapshot};
+use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, Snapshot};
 use keyward_state::Generations;
 
 mod bad_rows;
@@ -162,7 +162,7 @@ struct ReloadLoop {
     /// The plans with which the last good keys could not be read.
     unusable_with: Option<Arc<Plans>>,
     /// The good rows of a source that this reload refused for its bad rows, if they are to take access away.
-    refused_rows: Option<Keys>,
+    refused_rows: Option<KeyTable>,
     /// What refused sources have taken away since a source was accepted.
     taken_away: last_good::AppliedTakeaways,
     /// The rows that were set aside of the source that is served.
@@ -400,10 +400,10 @@ impl ReloadLoop {
                 self.recover(settings);
             }
             match (&served, &self.recovered) {
-                (Some(served), _) => keys.remember_before_set_aside(served.table(), options),
+                (Some(served), _) => keys.inherit_prior_state(served.table(), options),
                 (None, Some(recovered)) => {
                     let options = recovered.compare_options(&settings.global_policy, options.now);
-                    keys.remember_before_set_aside(&recovered.keys, options);
+                    keys.inherit_prior_state(&recovered.keys, options);
                 }
                 (None, None) => {}
             }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::reload::{ReloadError, ReloadLoop, Settings};
 use keyward_engine::record::Quoted;
-use keyward_engine::snapshot::{HashedWith, Keys};
+use keyward_engine::snapshot::{HashedWith, KeyTable};
 
 /// Key ids that are named: enough to find out what they have in common.
 const NAMED: usize = 3;
@@ -50,7 +50,7 @@ impl ReloadLoop {
         &self,
         settings: &Settings,
         path: &Path,
-        new: &Keys,
+        new: &KeyTable,
     ) -> Result<(), ReloadError> {
         let Some(old) = self.current.as_deref() else {
             return Ok(());
@@ -62,7 +62,7 @@ impl ReloadLoop {
         let has_two = old.global_policy().previous_pepper().is_some();
         let now = self.reloader.clock.now().unix;
         let (mut stranded, mut unknown) = (KeySample::default(), KeySample::default());
-        for key in old.keys().filter(|key| new.has_use_for(key.digest(), now)) {
+        for key in old.keys().filter(|key| new.has_live_key(key.digest(), now)) {
             let hashed_with = if has_two { key.hashed_with() } else { Some(HashedWith::CurrentPepper) };
             match hashed_with {
                 Some(HashedWith::CurrentPepper) if kept.current => {}
@@ -80,10 +80,15 @@ impl ReloadLoop {
 
 impl ReloadLoop {
     /// The same where the keys that `new` follows upon are not served, and all of them were hashed with a pepper that is gone.
-    pub(super) fn guard_stranded(&self, path: &Path, old: &Keys, new: &Keys) -> Result<(), ReloadError> {
+    pub(super) fn guard_stranded(
+        &self,
+        path: &Path,
+        old: &KeyTable,
+        new: &KeyTable,
+    ) -> Result<(), ReloadError> {
         let now = self.reloader.clock.now().unix;
         let mut stranded = KeySample::default();
-        for (_, key_id) in old.digests().filter(|(digest, _)| new.has_use_for(digest, now)) {
+        for (_, key_id) in old.digests().filter(|(digest, _)| new.has_live_key(digest, now)) {
             stranded.add(key_id);
         }
         match stranded.count {

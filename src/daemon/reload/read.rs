@@ -23,7 +23,7 @@ use crate::reload::load::{ProgressFn, RowObserver};
 use crate::reload::room::{HEAP, MemoryError, MemoryLimits, THREAD};
 use crate::reload::{ReloadError, SourceFile};
 use keyward_engine::record::{KeyRecord, MAX_KEY_ID};
-use keyward_engine::snapshot::{Batch, Builder, Bulk, Gather, RowError, compiled};
+use keyward_engine::snapshot::{BatchBuilder, Builder, ParallelBuilder, RowBatch, RowError, compiled};
 use keyward_source::{self as source, ChunkReader, ChunkSplitter, Diagnostics, Format, SplitError};
 
 /// A text from this size on is read by several threads: a smaller one is read by the time that they are started.
@@ -131,7 +131,7 @@ impl Source<'_> {
         if self.origin.format == Format::Compiled {
             let (builder, source_time) = self.compiled(progress).map_err(|error| self.damaged(error))?;
             self.require(&builder)?;
-            see.into_iter().for_each(|see| builder.records(see));
+            see.into_iter().for_each(|see| builder.for_each_record(see));
             return Ok(Read { builder, source_time: Some(source_time), bad_rows: None });
         }
         // What it will take for sure: better refused now than half way.
@@ -208,7 +208,7 @@ impl Source<'_> {
             let growth = builder.growth(1, record.key_id.len() + record.owner.len(), record.metadata.len());
             rows += 1;
             if growth > 0 || rows.is_multiple_of(ROWS_BETWEEN) {
-                let beside = builder.reading_bytes();
+                let beside = builder.heap_bytes();
                 let room = if growth >= MAPPED {
                     self.room.require(growth, beside)
                 } else {
@@ -235,7 +235,7 @@ impl Source<'_> {
         read.map_err(|error| self.unreadable(error))?;
         let set_aside = findings.retained_bad_rows().len();
         let growth = builder.growth(set_aside, set_aside * MAX_KEY_ID, 0);
-        let room = self.room.require(growth, builder.reading_bytes());
+        let room = self.room.require(growth, builder.heap_bytes());
         room.map_err(|shortage| self.unreadable(shortage.into()))?;
         let bad_rows = on_bad_row.judge(findings, &mut builder, &contradicting)?;
         Ok(Read { builder, source_time: None, bad_rows })
@@ -243,7 +243,7 @@ impl Source<'_> {
 
     /// Piece by piece, by several threads.
     fn in_pieces(&self, input: impl io::Read + Send, threads: usize) -> Result<Builder, Stop> {
-        let mut bulk = self.builder(0).in_bulk(self.expected());
+        let mut builder = self.builder(0).into_parallel(self.expected());
         let mut splitter = ChunkSplitter::new(input, self.origin.format);
         let mut next = || match splitter.next_chunk() {
             Ok(piece) => Ok(piece),
@@ -255,24 +255,24 @@ impl Source<'_> {
         let (blocks, header) = blocks.ok_or(Stop::Wrong)?;
         first.drain(..header);
         let mut first = Some(first);
-        let workers: Vec<_> = (0..threads).map(|_| reader(blocks.clone(), bulk.gather())).collect();
+        let workers: Vec<_> = (0..threads).map(|_| reader(blocks.clone(), builder.batch_builder())).collect();
         let mut pieces: u64 = 0;
-        let merge = |batch: Option<Batch>| {
+        let merge = |batch: Option<RowBatch>| {
             let batch = batch.ok_or(Stop::Wrong)?;
-            let (growth, beside) = (bulk.growth(&batch), Bulk::reading_bytes(&batch, threads));
+            let (growth, beside) = (builder.growth(&batch), ParallelBuilder::heap_bytes(&batch, threads));
             pieces += 1;
             if growth >= MAPPED || pieces.is_multiple_of(PIECES_BETWEEN) {
                 self.room.require(growth, beside)?;
             } else {
                 self.room.require_mapped(growth.saturating_add(beside))?;
             }
-            bulk.add_batch(batch).map_err(|_| Stop::Wrong)
+            builder.add_batch(batch).map_err(|_| Stop::Wrong)
         };
         fan::in_order(workers, || first.take().map_or_else(&mut next, |first| Ok(Some(first))), merge)?;
-        self.room.require(bulk.indexing_bytes(), THREAD)?;
-        let (digests, ids) = bulk.indexes();
-        let (distinct, rotated) = fan::both(digests, ids)?;
-        distinct.and_then(|distinct| bulk.finish(distinct, rotated)).map_err(|_| Stop::Wrong)
+        self.room.require(builder.indexing_bytes(), THREAD)?;
+        let (by_digest, by_id) = builder.index_builders();
+        let (unique, rotated) = fan::both(by_digest, by_id)?;
+        unique.and_then(|unique| builder.finish(unique, rotated)).map_err(|_| Stop::Wrong)
     }
 
     fn compiled(&self, progress: &mut ProgressFn<'_>) -> Result<(Builder, u32), compiled::ReadError> {
@@ -286,46 +286,49 @@ impl Source<'_> {
             return Err(compiled::ReadError::Holes);
         }
         let mut reader = compiled::Reader::open(read, self.size)?;
-        let beside = reader.heaps().saturating_add(2 * fan::threads() * THREAD);
-        self.room.require(reader.bytes(fan::threads()), beside).map_err(io::Error::from)?;
+        let beside = reader.heap_bytes().saturating_add(2 * fan::threads() * THREAD);
+        self.room.require(reader.memory_bytes(fan::threads()), beside).map_err(io::Error::from)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
-        let decode = reader.policies(&mut builder)?;
-        let (mut space, mut merge) = (reader.space(), reader.merging());
-        let mut scatters = reader.scatters(fan::threads());
-        let mut places = space.places();
+        let decoder = reader.read_policies(&mut builder)?;
+        let (mut buffers, mut merge) = (reader.buffers(), reader.merge());
+        let mut partitions = reader.hash_partitions(fan::threads());
+        let mut slots = buffers.block_slots();
         let next = || {
-            let block = reader.keys(&mut places)?;
+            let block = reader.next_block(&mut slots)?;
             block.iter().for_each(|block| progress(block.range().0));
             Ok(block)
         };
-        let workers = scatters.iter_mut().map(|ids| {
-            let (decode, mut payload) = (decode.clone(), Vec::new());
+        let workers = partitions.iter_mut().map(|ids| {
+            let (decoder, mut payload) = (decoder.clone(), Vec::new());
             move |block: compiled::Block<'_>| {
-                let (at, bytes) = block.range();
+                let (start, bytes) = block.range();
                 payload.resize(bytes, 0);
-                self.file.read_exact_at(&mut payload, at).map_err(|error| block.unreadable(error))?;
-                decode.decode(block, &payload, ids)
+                self.file.read_exact_at(&mut payload, start).map_err(|error| block.read_error(error))?;
+                decoder.decode(block, &payload, ids)
             }
         });
         fan::in_order(workers, next, |decoded| merge.add(decoded?, &mut builder))?;
 
-        let mut parts = space.id_parts(&scatters);
-        let workers = scatters.iter().map(|_| |part: compiled::IdsPart<'_>| part.fill(&scatters));
+        let mut parts = buffers.id_partitions(&partitions);
+        let workers = partitions.iter().map(|_| |part: compiled::IdPartition<'_>| part.fill(&partitions));
         let add = |filled| {
             merge.add_ids(filled);
             Ok::<_, io::Error>(())
         };
         fan::in_order(workers, || Ok(parts.next()), add)?;
         drop(parts);
-        merge.finish(space, &decode, &scatters, &mut builder)?;
+        merge.finish(buffers, &decoder, &partitions, &mut builder)?;
         let source_time = reader.source_time();
         Ok((builder, source_time))
     }
 }
 
 /// What a thread does with a piece; `None` if something is wrong with it.
-fn reader(mut blocks: ChunkReader, mut gather: Gather) -> impl FnMut(Vec<u8>) -> Option<Batch> + Send {
-    move |piece| blocks.read(&piece, |record| gather.add(record)).then(|| gather.batch())
+fn reader(
+    mut blocks: ChunkReader,
+    mut batch_builder: BatchBuilder,
+) -> impl FnMut(Vec<u8>) -> Option<RowBatch> + Send {
+    move |piece| blocks.read(&piece, |record| batch_builder.add(record)).then(|| batch_builder.take())
 }
 
 #[cfg(test)]
@@ -366,7 +369,7 @@ mod tests {
 
     fn rows(builder: &Builder) -> Vec<String> {
         let mut rows = Vec::new();
-        builder.records(&mut |_, record| rows.push(format!("{record:?}")));
+        builder.for_each_record(&mut |_, record| rows.push(format!("{record:?}")));
         rows
     }
 

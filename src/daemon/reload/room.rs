@@ -20,7 +20,7 @@ const MARGIN: usize = 4 << 20;
 pub(super) const THREAD: usize = (2 << 20) + (256 << 10);
 
 /// Address space in which the C library's allocator grows for a thread.
-pub(super) const HEAP: usize = keyward_engine::snapshot::HEAP;
+pub(super) const HEAP: usize = keyward_engine::snapshot::MALLOC_HEAP_BYTES;
 
 /// Where control groups are, and the one with the memory of version 1.
 const GROUPS: &str = "/sys/fs/cgroup";
@@ -83,7 +83,7 @@ pub(super) struct MemoryLimits {
 impl MemoryLimits {
     /// Looks them up.
     pub(super) fn new() -> Self {
-        memory::keep_reserve();
+        memory::ensure_reserve();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Self { groups: groups(&own, Path::new(GROUPS), Path::new(MEMORY_GROUPS)) }
     }
@@ -102,7 +102,7 @@ impl MemoryLimits {
     /// # Errors
     /// What is in the way.
     pub(super) fn require_mapped(&self, bytes: usize) -> Result<(), MemoryError> {
-        match memory::has_reserve() && memory::has_room(bytes.saturating_add(MARGIN)) {
+        match memory::has_reserve() && memory::can_map(bytes.saturating_add(MARGIN)) {
             true => Ok(()),
             false => Err(mapping_limit()),
         }

@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::reload::last_good;
 use crate::reload::room::MemoryLimits;
 use crate::reload::{AcceptedReload, FileState, Origin, ReloadError, ReloadLoop, Reloader, Settings, Stale};
-use keyward_engine::snapshot::{Diff, Kept, Keys, RowPolicies, Snapshot, Stamp};
+use keyward_engine::snapshot::{Diff, KeyTable, RowMap, RowPolicies, Snapshot, SnapshotMeta};
 use keyward_source::Format;
 
 /// Seconds by which a source may seem to have been written in the future without a warning: clocks of hosts differ.
@@ -36,20 +36,20 @@ impl ReloadLoop {
     pub(super) fn publish(
         &mut self,
         settings: &Settings,
-        keys: Keys,
+        keys: KeyTable,
         written_at: u32,
-        (diff, kept): (Diff, &Kept<'_>),
+        (diff, kept): (Diff, &RowMap<'_>),
         origin: Origin,
     ) -> Result<AcceptedReload, ReloadError> {
         let needed = keys.publishing_bytes(&diff, self.current.as_deref());
-        let room = MemoryLimits::new().require(needed, keys.publishing_heaps());
+        let room = MemoryLimits::new().require(needed, keys.publishing_heap_bytes());
         let path = || settings.source.path.to_path_buf();
         room.map_err(|shortage| ReloadError::Memory { path: path(), shortage })?;
         let generation = self.reloader.generations.next_number();
         let Reloader { limiter, allocator, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
         // A source that says the same time as the one before has been served since then: reading it again makes it no younger.
-        let loaded = match self.current.as_deref().map(Snapshot::stamp) {
+        let loaded = match self.current.as_deref().map(Snapshot::meta) {
             Some(before) if before.source_time == written_at => before.loaded,
             _ => clock.now().ticks,
         };
@@ -64,10 +64,10 @@ impl ReloadLoop {
         let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
         let mut allocation = allocator.begin(limiter);
         let snapshot = keys
-            .publishable_after(
+            .into_snapshot_with(
                 &mut allocation,
                 kept,
-                Stamp {
+                SnapshotMeta {
                     generation,
                     source_time: written_at,
                     loaded,
@@ -78,7 +78,7 @@ impl ReloadLoop {
                 path: settings.source.path.to_path_buf(),
                 error,
             })?;
-        let stale = Stale::of(snapshot.stamp().source_age(clock.now()), &settings.global_policy);
+        let stale = Stale::of(snapshot.meta().source_age(clock.now()), &settings.global_policy);
         let mut accepted = AcceptedReload {
             generation,
             keys: snapshot.len(),

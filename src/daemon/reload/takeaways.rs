@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::reload::{ReloadLoop, Settings};
 use keyward_engine::record::Digest;
-use keyward_engine::snapshot::{Keys, Snapshot, Takeaways};
+use keyward_engine::snapshot::{KeyTable, Snapshot, Takeaways};
 
 /// Most keys that refused sources take something away from until a source is accepted. All of them are kept in memory, and in one
 /// small file of the state directory. More than this is a source that has to be mended.
@@ -51,7 +51,7 @@ impl ReloadLoop {
     pub(super) fn evaluate_takeaways(
         &self,
         settings: &Settings,
-        rows: &Keys,
+        rows: &KeyTable,
         served: &Snapshot,
         force: bool,
     ) -> (Takeaways, TakeawayReport) {

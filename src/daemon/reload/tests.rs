@@ -304,7 +304,7 @@ fn outcome_is_durable_in_the_trail_when_it_is_acknowledged() {
     }
 }
 
-/// The other settings are in tests/refused_configuration.rs, where a poll cannot be told from the watch.
+/// The other settings are in tests/integration/refused_configuration.rs, where a poll cannot be told from the watch.
 #[test]
 fn poll_of_a_refused_configuration_is_not_in_force() {
     let fixture = Fixture::polling(Duration::from_millis(50));

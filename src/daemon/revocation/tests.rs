@@ -10,7 +10,7 @@ use super::*;
 use crate::audit::Audit;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::record::{KeyRecord, Status};
-use keyward_engine::snapshot::{Builder, Stamp};
+use keyward_engine::snapshot::{Builder, SnapshotMeta};
 
 mod agreement;
 mod durability;
@@ -28,9 +28,12 @@ fn snapshot(keys: u32, generation: u64, status: impl Fn(u32) -> Status) -> Arc<S
     }
     let limiter = Limiter::new();
     let mut allocator = SlotAllocator::new();
-    let stamp = Stamp { generation, ..Stamp::default() };
+    let stamp = SnapshotMeta { generation, ..SnapshotMeta::default() };
     Arc::new(
-        builder.finish().publishable(&mut allocator.begin(&limiter), None, stamp).expect("no limits at all"),
+        builder
+            .finish()
+            .into_snapshot(&mut allocator.begin(&limiter), None, stamp)
+            .expect("no limits at all"),
     )
 }
 

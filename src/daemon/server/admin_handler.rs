@@ -197,8 +197,8 @@ impl AdminHandler {
     fn status_with(&self, revocations_total: usize, revocations: Vec<Revoked>) -> Status {
         let snapshot = self.snapshots.current();
         let now = self.clock.now();
-        let age = snapshot.as_ref().map(|snapshot| snapshot.stamp().source_age(now).into());
-        let stale = snapshot.as_ref().is_some_and(|snapshot| snapshot.stamp().is_stale(now));
+        let age = snapshot.as_ref().map(|snapshot| snapshot.meta().source_age(now).into());
+        let stale = snapshot.as_ref().is_some_and(|snapshot| snapshot.meta().is_stale(now));
         let sum = |count: fn(&Worker) -> u64| self.workers.iter().map(count).sum();
         let verdicts: BTreeMap<String, u64> = Verdict::all()
             .map(|verdict| {

@@ -84,7 +84,7 @@ impl Startup {
         set_up_log(config.log, &log).map_err(os_error("start the log"))?;
         // Before anything large is allocated.
         memory::set_huge_pages(config.server.huge_pages);
-        memory::keep_reserve();
+        memory::ensure_reserve();
         let max_connections = connection_limit(config.server.max_connections, config.server.workers);
 
         // Before the state directory, which another daemon may still hold: clients that connect

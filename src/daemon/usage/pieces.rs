@@ -3,7 +3,7 @@
 
 use std::ops::{Index, IndexMut};
 
-use keyward_memory::{HUGE_PAGE, Huge, HugeVec};
+use keyward_memory::{HUGE_PAGE, HugePages, HugeVec};
 
 /// See the [module](self).
 pub(super) struct ChunkedVec<T> {
@@ -31,7 +31,7 @@ impl<T> ChunkedVec<T> {
             _ => {
                 // The first grows: most daemons have few keys.
                 let room = if self.pieces.is_empty() { 0 } else { Self::PIECE };
-                let mut piece = HugeVec::with_capacity_in(room, Huge);
+                let mut piece = HugeVec::with_capacity_in(room, HugePages);
                 piece.push(item);
                 self.pieces.push(piece);
             }

@@ -12,7 +12,7 @@ use super::table::Table;
 use super::*;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::record::KeyRecord;
-use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 use keyward_engine::verify::RequestUsage;
 
 /// Rows, as key, key id and owner.
@@ -25,8 +25,8 @@ fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
     }
     let (mut allocator, limiter) = (SlotAllocator::new(), Limiter::new());
     let mut allocation = allocator.begin(&limiter);
-    let stamp = Stamp { generation, ..Stamp::default() };
-    let snapshot = builder.finish().publishable(&mut allocation, None, stamp).expect("room");
+    let stamp = SnapshotMeta { generation, ..SnapshotMeta::default() };
+    let snapshot = builder.finish().into_snapshot(&mut allocation, None, stamp).expect("room");
     let _nothing_before = allocation.commit();
     Arc::new(snapshot)
 }

@@ -1,7 +1,8 @@
 //! The limiter under loom: every interleaving of two threads, up to a number of preemptions, and every value
-//! that the memory model lets a load return.
+//! that the memory model allows a load to return.
 //!
-//! More than two are shuttle's part: to loom, who waits for a word may do so for ever as long as another does too.
+//! Scenarios with more threads run under shuttle. Loom would explore schedules in which two threads that wait
+//! for a bucket run in turn forever.
 
 #![allow(clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
@@ -10,14 +11,14 @@ mod limiter;
 #[path = "../scenarios.rs"]
 mod scenarios;
 
-/// What the sources take from the daemon's `sync`, of loom's make.
+/// Loom's versions of the primitives in the daemon's `sync`.
 mod sync {
     pub use loom::hint::spin_loop;
     pub use loom::sync::atomic::{AtomicU64, Ordering};
     pub use loom::sync::{Arc, RwLock};
     pub use loom::thread::{spawn, yield_now};
 
-    /// Each word costs the explorer memory and time, and few are needed.
+    /// Each word costs the explorer memory and time, and the scenarios need few.
     pub const CHUNK_SLOTS: usize = 4;
     pub const MAX_CHUNKS: usize = 1;
 
@@ -30,48 +31,49 @@ mod sync {
     pub fn prefetch<T>(_: &T) {}
 }
 
-/// How often a thread may be taken off its processor against its will. Two find nearly all that more would (the known bugs of
-/// lock-free structures take one or two); three are still a matter of seconds.
-const PREEMPTIONS: usize = 3;
+/// Preemptions in one schedule. Known bugs of lock-free structures take one or two. With three, the
+/// exploration still takes only seconds.
+const MAX_PREEMPTIONS: usize = 3;
 
+/// Runs `scenario` under every schedule.
 fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(PREEMPTIONS);
+    model.preemption_bound = Some(MAX_PREEMPTIONS);
     model.check(scenario);
 }
 
 #[test]
-fn two_in_opposite_orders() {
+fn two_threads_charge_in_opposite_orders() {
     explore(|| scenarios::opposite_orders(2));
 }
 
 #[test]
 #[should_panic(expected = "OVERDRAWN")]
-fn a_charge_that_looks_first_and_adds_then_is_caught() {
+fn racy_charge_is_detected() {
     explore(scenarios::opposite_orders_racily);
 }
 
 #[test]
-fn together_and_alone() {
+fn charge_of_two_limits_beside_a_charge_of_one() {
     explore(scenarios::together_and_alone);
 }
 
 #[test]
-fn shadow() {
+fn shadow_limit_is_charged_by_two_threads() {
     explore(scenarios::shadow);
 }
 
 #[test]
-fn charge_and_refund() {
+fn charge_beside_a_refund() {
     explore(scenarios::charge_and_refund);
 }
 
 #[test]
-fn charge_and_rate_change() {
+fn charge_beside_a_rate_change() {
     explore(|| scenarios::charge_and_rate_change(1));
 }
 
 #[test]
-fn several_and_rate_change() {
+fn charge_of_two_limits_beside_a_rate_change() {
     explore(scenarios::several_and_rate_change);
 }

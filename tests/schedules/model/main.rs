@@ -1,9 +1,10 @@
-//! The limiter beside a model of it, over a million random sequences: every outcome, every balance and every count of
-//! buckets has to be the same.
+//! The limiter compared with a model of it over a million random sequences: every outcome, every balance and
+//! every count of buckets must be the same.
 //!
-//! Of the same sources as the daemon's, but for a `sync` with small chunks: a new limiter for each sequence costs nothing.
+//! The limiter is compiled against a `sync` with small chunks, so that creating one for each sequence is cheap.
 //!
-//! `KEYWARD_MODEL_SEED=N cargo test -p keyward-schedules --test model` runs sequence N alone, which is what a failure names.
+//! A failure names the seed of its sequence. `KEYWARD_MODEL_SEED=N cargo test -p keyward-schedules --test model`
+//! runs that sequence alone.
 
 #![allow(clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
@@ -12,6 +13,7 @@ mod limiter;
 mod reference;
 mod sequence;
 
+/// The primitives in the daemon's `sync`, with small chunks.
 mod sync {
     pub use std::hint::spin_loop;
     pub use std::sync::RwLock;
@@ -32,11 +34,11 @@ mod sync {
 
 use sequence::Sequence;
 
-/// The number of a sequence is its seed.
+/// Sequences to run. The seeds are `0..SEQUENCES`.
 const SEQUENCES: u64 = 1_000_000;
 
 #[test]
-fn the_limiter_is_the_model() {
+fn limiter_behaves_like_the_model() {
     if let Ok(seed) = std::env::var("KEYWARD_MODEL_SEED") {
         return Sequence::new(seed.parse().expect("a number")).run();
     }

@@ -1,8 +1,8 @@
-//! The model: buckets that hold parts of units, and are filled up when somebody looks.
+//! The model: buckets that hold fractions of units, and are refilled whenever they are accessed.
 //!
-//! A bucket of a rate that refills one unit in `period` ticks counts in `1/period` of a unit, so that one tick refills one
-//! part, and nothing is ever rounded. But for one place, [`Bucket::convert`]: under another rate the parts are of another
-//! size, and what does not come out even is rounded down. Everything is in `u128`; nothing overflows.
+//! A bucket whose rate refills one unit in `period` ticks counts in parts of 1/`period` of a unit, so that one
+//! tick refills one part and nothing is rounded. [`Bucket::convert`] is the exception: another rate has parts
+//! of another size, and the level is rounded down. All arithmetic is in `u128`, which cannot overflow here.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,14 @@ use crate::limiter::Rate;
 pub struct Bucket {
     pub rate: Rate,
     pub parts: u128,
-    /// The tick at which it held them.
+    /// The tick at which the bucket held `parts`.
     at: u64,
-    /// The rate that a reload has given it, until somebody asks under that.
-    changed: Option<Rate>,
-    /// What its level comes from beside itself; and once it has been converted, itself too, as it was.
+    /// The rate that a reload has changed to, until a request uses it.
+    new_rate: Option<Rate>,
+    /// The other buckets that a conversion takes its level from. After the conversion, the bucket as it was
+    /// before is one of them.
     former: Vec<Self>,
-    /// Converted since the reload: who has the old snapshot is sent away.
+    /// Whether the bucket has been converted since the reload. Requests of the old snapshot are superseded.
     pub is_superseded: bool,
 }
 
@@ -30,83 +31,90 @@ pub enum Verdict {
     Superseded,
 }
 
-/// Which limit is named, with (remaining, retry after, reset).
-pub type DecidingLimit = (usize, (u32, u64, u64));
+/// Remaining cost, ticks until the requested cost fits, ticks until the bucket is full.
+pub type Balance = (u32, u64, u64);
 
-/// The verdict, the limit that decided, and the first shadow limit that would have refused.
+/// The position of the deciding limit, and its balance.
+pub type DecidingLimit = (usize, Balance);
+
+/// The verdict, the deciding limit, and the first shadow limit that would have refused.
 pub type Answer = (Verdict, Option<DecidingLimit>, Option<usize>);
 
-/// A limit of a request: which bucket, in shadow mode or not.
+/// A limit of a request: the number of its bucket, and whether it is a shadow limit.
 pub type Limit = (u8, bool);
 
 fn period(rate: Rate) -> u128 {
     u128::from(rate.period().get())
 }
 
-fn size(rate: Rate) -> u128 {
+/// The parts in a full bucket.
+fn capacity(rate: Rate) -> u128 {
     period(rate) * u128::from(rate.burst())
 }
 
 impl Bucket {
     fn full(rate: Rate) -> Self {
-        Self { rate, parts: size(rate), at: 0, changed: None, former: Vec::new(), is_superseded: false }
+        Self { rate, parts: capacity(rate), at: 0, new_rate: None, former: Vec::new(), is_superseded: false }
     }
 
-    fn fill(&mut self, now: u64) {
-        self.parts = (self.parts + u128::from(now - self.at)).min(size(self.rate));
+    fn refill(&mut self, now: u64) {
+        self.parts = (self.parts + u128::from(now - self.at)).min(capacity(self.rate));
         self.at = now;
     }
 
     fn full_at(&self) -> u128 {
-        u128::from(self.at) + size(self.rate) - self.parts
+        u128::from(self.at) + capacity(self.rate) - self.parts
     }
 
-    fn is_full_by(&self, now: u64) -> bool {
+    fn is_full_at(&self, now: u64) -> bool {
         self.full_at() <= u128::from(now)
     }
 
-    fn wanted(&self, cost: u32) -> u128 {
+    /// `cost` in parts.
+    fn parts_of(&self, cost: u32) -> u128 {
         period(self.rate) * u128::from(cost)
     }
 
-    /// To the rate that a reload gave it: the one place that rounds, and it rounds down.
+    /// Converts the bucket to its new rate, if it has one. This is the only place that rounds: down.
     fn convert(&mut self, now: u64) {
-        let Some(rate) = self.changed.take() else { return };
+        let Some(rate) = self.new_rate.take() else { return };
         let mut former = std::mem::take(&mut self.former);
         former.push(self.clone());
-        former.iter_mut().for_each(|bucket| bucket.fill(now));
+        former.iter_mut().for_each(|bucket| bucket.refill(now));
         let levels = former.iter().map(|bucket| bucket.parts * period(rate) / period(bucket.rate));
-        let parts = levels.min().expect("itself").min(size(rate));
-        *self = Self { rate, parts, at: now, changed: None, former, is_superseded: true };
+        let lowest = levels.min().expect("the bucket itself is one of them");
+        let parts = lowest.min(capacity(rate));
+        *self = Self { rate, parts, at: now, new_rate: None, former, is_superseded: true };
     }
 
-    fn balance(&self, cost: u32) -> (u32, u64, u64) {
-        let retry_after = self.wanted(cost).saturating_sub(self.parts);
-        let whole = self.parts / period(self.rate);
-        (whole as u32, retry_after as u64, (size(self.rate) - self.parts) as u64)
+    fn balance(&self, cost: u32) -> Balance {
+        let retry_after = self.parts_of(cost).saturating_sub(self.parts);
+        let remaining = self.parts / period(self.rate);
+        (remaining as u32, retry_after as u64, (capacity(self.rate) - self.parts) as u64)
     }
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Model {
-    /// Those of the snapshots in use.
+    /// The buckets of the snapshots in use, by number.
     pub buckets: BTreeMap<u8, Bucket>,
-    /// Those of keys that are away, and of former rates.
-    pub parked: Vec<(u8, Bucket)>,
-    latest: u64,
+    /// The buckets of removed keys and of former rates.
+    pub retained: Vec<(u8, Bucket)>,
+    latest_tick: u64,
 }
 
 impl Model {
-    /// Nobody asks at an earlier time than anyone before.
-    fn now(&mut self, now: u64) -> u64 {
-        self.latest = self.latest.max(now);
-        self.latest
+    /// The tick of a request: not earlier than that of any request before it.
+    fn advance(&mut self, now: u64) -> u64 {
+        self.latest_tick = self.latest_tick.max(now);
+        self.latest_tick
     }
 
-    /// The buckets at `now`, for a request of the newest snapshot or of the one before; `None`: superseded.
-    fn ready(&mut self, limits: &[Limit], now: u64, is_newest: bool) -> Option<()> {
-        let superseded = |id: &u8| self.buckets[id].is_superseded;
-        if !is_newest && limits.iter().any(|(id, _)| superseded(id)) {
+    /// Refills the buckets of a request, which belongs to the newest snapshot or to the one before. `None` if
+    /// one of them is superseded.
+    fn prepare(&mut self, limits: &[Limit], now: u64, is_newest: bool) -> Option<()> {
+        let is_superseded = |id: &u8| self.buckets[id].is_superseded;
+        if !is_newest && limits.iter().any(|(id, _)| is_superseded(id)) {
             return None;
         }
         for (id, _) in limits {
@@ -114,61 +122,62 @@ impl Model {
             if is_newest {
                 bucket.convert(now);
             }
-            bucket.fill(now);
+            bucket.refill(now);
         }
         Some(())
     }
 
     pub fn charge(&mut self, limits: &[Limit], now: u64, cost: u32, is_newest: bool) -> Answer {
-        let now = self.now(now);
+        let now = self.advance(now);
         let enforced: Vec<Limit> = limits.iter().copied().filter(|(_, shadow)| !shadow).collect();
-        // A peek does not look at shadow limits at all.
-        if self.ready(if cost == 0 { &enforced } else { limits }, now, is_newest).is_none() {
+        // A peek ignores shadow limits.
+        if self.prepare(if cost == 0 { &enforced } else { limits }, now, is_newest).is_none() {
             return (Verdict::Superseded, None, None);
         }
-        let has_room = |id: u8| self.buckets[&id].parts >= self.buckets[&id].wanted(cost);
+        let has_room = |id: u8| self.buckets[&id].parts >= self.buckets[&id].parts_of(cost);
         let shadow = (cost > 0).then(|| limits.iter().position(|(id, shadow)| *shadow && !has_room(*id)));
         let shadow = shadow.flatten();
-        let hopeless = limits.iter().position(|(id, shadow)| !shadow && cost > self.buckets[id].rate.burst());
-        if let Some(position) = hopeless {
+        let over_burst =
+            limits.iter().position(|(id, shadow)| !shadow && cost > self.buckets[id].rate.burst());
+        if let Some(position) = over_burst {
             let balance = self.buckets[&limits[position].0].balance(0);
             return (Verdict::ExceedsBurst, Some((position, balance)), shadow);
         }
         if !enforced.iter().all(|(id, _)| has_room(*id)) {
-            let longest = self.named(limits, cost, |(_, retry_after, _)| u64::MAX - retry_after);
-            return (Verdict::Refused, longest, shadow);
+            let longest_wait = self.deciding(limits, cost, |(_, retry_after, _)| u64::MAX - retry_after);
+            return (Verdict::Refused, longest_wait, shadow);
         }
         if cost > 0 {
             for (id, _) in limits.iter().filter(|(id, _)| has_room(*id)).copied().collect::<Vec<_>>() {
-                let bucket = self.buckets.get_mut(&id).expect("it is ready");
-                bucket.parts -= bucket.wanted(cost);
+                let bucket = self.buckets.get_mut(&id).expect("the bucket is prepared");
+                bucket.parts -= bucket.parts_of(cost);
             }
         }
-        (Verdict::Admitted, self.least(limits), shadow)
+        (Verdict::Admitted, self.least_remaining(limits), shadow)
     }
 
     pub fn refund(&mut self, limits: &[Limit], now: u64, cost: u32, is_newest: bool) -> Answer {
-        let now = self.now(now);
-        if self.ready(limits, now, is_newest).is_none() {
+        let now = self.advance(now);
+        if self.prepare(limits, now, is_newest).is_none() {
             return (Verdict::Superseded, None, None);
         }
         for (id, _) in limits {
-            let bucket = self.buckets.get_mut(id).expect("it is ready");
-            bucket.parts = (bucket.parts + bucket.wanted(cost)).min(size(bucket.rate));
+            let bucket = self.buckets.get_mut(id).expect("the bucket is prepared");
+            bucket.parts = (bucket.parts + bucket.parts_of(cost)).min(capacity(bucket.rate));
         }
-        (Verdict::Admitted, self.least(limits), None)
+        (Verdict::Admitted, self.least_remaining(limits), None)
     }
 
-    fn least(&self, limits: &[Limit]) -> Option<DecidingLimit> {
-        self.named(limits, 0, |(remaining, _, _)| u64::from(remaining))
+    fn least_remaining(&self, limits: &[Limit]) -> Option<DecidingLimit> {
+        self.deciding(limits, 0, |(remaining, _, _)| u64::from(remaining))
     }
 
-    /// The enforced limit whose balance has the least `measure`; the first of several.
-    fn named(
+    /// The enforced limit whose balance has the least `measure`; the first of equal ones.
+    fn deciding(
         &self,
         limits: &[Limit],
         cost: u32,
-        measure: impl Fn((u32, u64, u64)) -> u64,
+        measure: impl Fn(Balance) -> u64,
     ) -> Option<DecidingLimit> {
         let enforced = limits.iter().enumerate().filter(|(_, (_, shadow))| !shadow);
         enforced
@@ -176,52 +185,55 @@ impl Model {
             .min_by_key(|(_, balance)| measure(*balance))
     }
 
-    /// A reload publishes a snapshot with these buckets.
+    /// A reload publishes a snapshot with the buckets `wanted`.
     pub fn publish(&mut self, wanted: &[(u8, Rate)]) {
         for (id, rate) in wanted {
             if self.buckets.get(id).is_some_and(|bucket| bucket.rate == *rate) {
                 continue;
             }
-            let mut had: Vec<Bucket> = self.buckets.remove(id).into_iter().collect();
-            let is_back = had.is_empty();
-            had.extend(self.parked.extract_if(.., |(other, _)| other == id).map(|(_, bucket)| bucket));
-            let bucket = match had.first().cloned() {
+            let mut existing: Vec<Bucket> = self.buckets.remove(id).into_iter().collect();
+            let is_added = existing.is_empty();
+            let retained = self.retained.extract_if(.., |(other, _)| other == id);
+            existing.extend(retained.map(|(_, bucket)| bucket));
+            let bucket = match existing.first().cloned() {
                 None => Bucket::full(*rate),
-                Some(only) if is_back && had.len() == 1 && only.rate == *rate => only,
-                Some(first) => Bucket { changed: Some(*rate), former: had.split_off(1), ..first },
+                Some(only) if is_added && existing.len() == 1 && only.rate == *rate => only,
+                Some(first) => Bucket { new_rate: Some(*rate), former: existing.split_off(1), ..first },
             };
             self.buckets.insert(*id, bucket);
         }
     }
 
-    /// Nobody has the old snapshot any more; the one in use has these buckets, and others are remembered until they are full:
-    /// those of keys that are away, and those of former rates, unless what has taken their place is full later still.
-    pub fn settle(&mut self, current: &[u8], now: u64) {
+    /// The old snapshot is no longer in use, and the new one has the buckets `current`. Other buckets are
+    /// retained until they are full, and so are those of former rates that become full later than the buckets
+    /// that replaced them.
+    pub fn reclaim(&mut self, current: &[u8], now: u64) {
         for (id, bucket) in &mut self.buckets {
-            if bucket.changed.is_some() || bucket.is_superseded {
-                self.latest = self.latest.max(now);
+            if bucket.new_rate.is_some() || bucket.is_superseded {
+                self.latest_tick = self.latest_tick.max(now);
             }
             bucket.convert(now);
             bucket.is_superseded = false;
             let former = std::mem::take(&mut bucket.former).into_iter();
-            let outlasts = former.filter(|former| former.full_at() > bucket.full_at());
-            self.parked.extend(outlasts.map(|former| (*id, former)));
+            let full_later = former.filter(|former| former.full_at() > bucket.full_at());
+            self.retained.extend(full_later.map(|former| (*id, former)));
         }
-        let away = self.buckets.extract_if(.., |id, _| !current.contains(id));
-        self.parked.extend(away);
-        self.parked.retain(|(_, bucket)| !bucket.is_full_by(now));
+        let removed = self.buckets.extract_if(.., |id, _| !current.contains(id));
+        self.retained.extend(removed);
+        self.retained.retain(|(_, bucket)| !bucket.is_full_at(now));
     }
 
-    /// What another process finds that begins to count at `now`, `elapsed` ticks after the balances were saved at `saved`.
-    pub fn restarted(&self, saved: u64, elapsed: u64, now: u64) -> Self {
+    /// The model of the next process, whose ticks begin at `now`. The balances were saved at tick `saved_at` of
+    /// the previous process, `elapsed` ticks ago.
+    pub fn restarted(&self, saved_at: u64, elapsed: u64, now: u64) -> Self {
         let live = self.buckets.iter().map(|(id, bucket)| (*id, bucket.clone()));
-        let mut parked: Vec<(u8, Bucket)> = live.chain(self.parked.iter().cloned()).collect();
-        for (_, bucket) in &mut parked {
-            bucket.fill(saved);
-            bucket.fill(saved + elapsed);
+        let mut retained: Vec<(u8, Bucket)> = live.chain(self.retained.iter().cloned()).collect();
+        for (_, bucket) in &mut retained {
+            bucket.refill(saved_at);
+            bucket.refill(saved_at + elapsed);
             bucket.at = now;
         }
-        parked.retain(|(_, bucket)| !bucket.is_full_by(now));
-        Self { buckets: BTreeMap::new(), parked, latest: now }
+        retained.retain(|(_, bucket)| !bucket.is_full_at(now));
+        Self { buckets: BTreeMap::new(), retained, latest_tick: now }
     }
 }

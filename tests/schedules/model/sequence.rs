@@ -1,24 +1,26 @@
-//! One random sequence of requests, reloads, jumps of the clock and restarts, done by the limiter and by the model.
+//! One random sequence of requests, reloads, clock jumps and restarts, performed by the limiter and by the
+//! model.
 
-use crate::limiter::PendingReclaim;
 use crate::limiter::persist::{decode, encode};
-use crate::limiter::{BucketId, BucketRef, Charge, ClockReading, Limiter, Outcome, Rate, SlotAllocator};
+use crate::limiter::{
+    BucketId, BucketRef, Charge, ClockReading, Limiter, Outcome, PendingReclaim, Rate, SlotAllocator,
+};
 use crate::reference::{Answer, Limit, Model, Verdict};
 
-/// Steps of a sequence: short ones find nearly everything, and say what they found.
+/// Steps in a sequence. Short sequences find nearly every fault, and their failures are easy to follow.
 const STEPS: u64 = 24;
 
-/// Buckets that there can be.
-const BUCKETS: u64 = 4;
+/// Most buckets in a snapshot.
+const MAX_BUCKETS: u64 = 4;
 
-/// Limits of a request, at most.
-const LIMITS: u64 = 3;
+/// Most limits in a request.
+const MAX_LIMITS: u64 = 3;
 
-/// (count, nanoseconds, burst): of equal and of coprime periods, and bursts that are spent in a few steps.
+/// (count, nanoseconds, burst): equal and coprime periods, and bursts that a few steps exhaust.
 const RATES: [(u64, u64, u64); 7] =
     [(1, 1_000, 3), (1, 1_000, 5), (3, 1_000, 4), (7, 1_000, 2), (10, 7_001, 1), (1, 100, 6), (9, 5_000, 9)];
 
-/// A generator of numbers that is the same everywhere (SplitMix64).
+/// A random number generator with the same output on every platform (SplitMix64).
 struct Random(u64);
 
 impl Random {
@@ -39,19 +41,20 @@ impl Random {
 
     fn rate(&mut self) -> Rate {
         let (count, per, burst) = RATES[self.below(RATES.len() as u64) as usize];
-        Rate::new(count, per, burst).expect("in range")
+        Rate::new(count, per, burst).expect("the rate is in range")
     }
 
-    /// Nothing, a tick, a part of a unit, some units, or longer than any bucket takes.
+    /// Zero, a tick, part of a unit, some units, or longer than any bucket takes to fill.
     fn ticks(&mut self) -> u64 {
         let end = [1, 2, 1_000, 20_000, 200_000][self.below(5) as usize];
         self.below(end)
     }
 }
 
+/// The buckets of a snapshot, by number.
 type Snapshot = Vec<(u8, BucketRef)>;
 
-/// A file, the model of what is in it, and the tick at which it was written.
+/// A saved file, the model of its contents, and the tick at which it was written.
 type Saved = (Vec<u8>, Model, u64);
 
 pub struct Sequence {
@@ -62,30 +65,30 @@ pub struct Sequence {
     model: Model,
     clock: u64,
     current: Snapshot,
-    /// The snapshot before, as long as somebody may have it.
+    /// The previous snapshot, until its slots are reclaimed.
     old: Option<(Snapshot, PendingReclaim)>,
     saved: Option<Saved>,
 }
 
-fn name(id: u8) -> BucketId {
-    BucketId([id; 16])
+fn id(number: u8) -> BucketId {
+    BucketId([number; 16])
 }
 
-fn named(snapshot: &Snapshot) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
-    snapshot.iter().map(|(id, slot)| (*slot, || name(*id)))
+fn with_ids(snapshot: &Snapshot) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
+    snapshot.iter().map(|(number, bucket)| (*bucket, || id(*number)))
 }
 
 fn answer(outcome: Outcome) -> Answer {
-    let (verdict, charged) = match outcome {
-        Outcome::Admitted(charged) => (Verdict::Admitted, charged),
-        Outcome::Refused(charged) => (Verdict::Refused, charged),
-        Outcome::ExceedsBurst(charged) => (Verdict::ExceedsBurst, charged),
+    let (verdict, report) = match outcome {
+        Outcome::Admitted(report) => (Verdict::Admitted, report),
+        Outcome::Refused(report) => (Verdict::Refused, report),
+        Outcome::ExceedsBurst(report) => (Verdict::ExceedsBurst, report),
         Outcome::Superseded => return (Verdict::Superseded, None, None),
     };
-    let named = charged.limit.map(|named| {
-        (named.position, (named.balance.remaining, named.balance.retry_after, named.balance.reset))
+    let deciding = report.limit.map(|limit| {
+        (limit.position, (limit.balance.remaining, limit.balance.retry_after, limit.balance.reset))
     });
-    (verdict, named, charged.shadow)
+    (verdict, deciding, report.shadow)
 }
 
 impl Sequence {
@@ -111,15 +114,15 @@ impl Sequence {
                 10..=11 => self.refund(step),
                 12..=14 => self.clock += self.random.ticks(),
                 15..=16 => self.publish(),
-                17 => self.settle(),
+                17 => self.reclaim(),
                 18 => self.save(),
                 _ => self.restart(),
             }
         }
-        self.settle();
+        self.reclaim();
     }
 
-    /// Some limits of the newest snapshot or, where there is one, of the one before.
+    /// Some limits of the newest snapshot or, if it is still in use, of the previous one.
     fn limits(&mut self) -> (Vec<Charge>, Vec<Limit>, bool) {
         let is_newest = self.old.is_none() || self.random.one_in(2);
         let mut snapshot = match &self.old {
@@ -127,7 +130,7 @@ impl Sequence {
             _ => self.current.clone(),
         };
         let (mut charges, mut limits) = (Vec::new(), Vec::new());
-        for _ in 0..=self.random.below(LIMITS) {
+        for _ in 0..=self.random.below(MAX_LIMITS) {
             if snapshot.is_empty() {
                 break;
             }
@@ -140,7 +143,7 @@ impl Sequence {
         (charges, limits, is_newest)
     }
 
-    /// The clock, or what a thread that was delayed has read of it.
+    /// The time of a request. A delayed thread has read the clock some time ago.
     fn now(&mut self) -> u64 {
         let lag = if self.random.one_in(4) { self.random.ticks() } else { 0 };
         self.clock.saturating_sub(lag).max(1)
@@ -164,84 +167,86 @@ impl Sequence {
         assert_eq!(outcome, expected, "seed {seed}, step {step}: refund {cost} at {now}: {limits:?}");
     }
 
-    /// A reload that keeps some buckets, changes some, and leaves some out; it is settled some steps later.
+    /// A reload that keeps some buckets, changes some, and removes some. Its slots are reclaimed some steps
+    /// later.
     fn publish(&mut self) {
-        self.settle();
+        self.reclaim();
         let mut wanted = Vec::new();
-        for id in 0..BUCKETS as u8 {
-            let had = self.current.iter().find(|(had, _)| *had == id).map(|(_, slot)| slot.rate);
+        for id in 0..MAX_BUCKETS as u8 {
+            let old = self.current.iter().find(|(other, _)| *other == id).map(|(_, bucket)| bucket.rate);
             if !self.random.one_in(4) {
                 let same = self.random.one_in(2);
-                wanted.push((id, had.filter(|_| same).unwrap_or_else(|| self.random.rate())));
+                wanted.push((id, old.filter(|_| same).unwrap_or_else(|| self.random.rate())));
             }
         }
         let mut allocation = self.allocator.begin(&self.limiter);
-        let slots = |(id, rate): &(u8, Rate)| {
-            let had = self.current.iter().find(|(had, _)| had == id).map(|(_, slot)| *slot);
-            (*id, BucketRef { slot: allocation.assign(|| name(*id), had, *rate).expect("room"), rate: *rate })
+        let assign = |(number, rate): &(u8, Rate)| {
+            let old = self.current.iter().find(|(other, _)| other == number).map(|(_, bucket)| *bucket);
+            let slot = allocation.assign(|| id(*number), old, *rate).expect("a free slot");
+            (*number, BucketRef { slot, rate: *rate })
         };
-        let slots: Snapshot = wanted.iter().map(slots).collect();
+        let new: Snapshot = wanted.iter().map(assign).collect();
         if self.random.one_in(8) {
-            // Refused after all: as if it had never been.
+            // The reload is refused, and dropping the allocation undoes it.
             return;
         }
         let pending = allocation.commit();
         self.model.publish(&wanted);
-        self.old = Some((std::mem::replace(&mut self.current, slots), pending));
+        self.old = Some((std::mem::replace(&mut self.current, new), pending));
     }
 
-    fn settle(&mut self) {
+    fn reclaim(&mut self) {
         if let Some((old, pending)) = self.old.take() {
-            self.allocator.reclaim(&self.limiter, pending, named(&old), self.clock);
+            self.allocator.reclaim(&self.limiter, pending, with_ids(&old), self.clock);
             let current: Vec<u8> = self.current.iter().map(|(id, _)| *id).collect();
-            self.model.settle(&current, self.clock);
-            self.count();
+            self.model.reclaim(&current, self.clock);
+            self.compare_counts();
         }
     }
 
-    fn count(&self) {
+    fn compare_counts(&self) {
         let seed = self.seed;
-        let (live, parked) = (self.current.len(), self.model.parked.len());
-        assert_eq!(self.allocator.in_use(), (live + parked) as u64, "seed {seed}: buckets in use");
-        assert_eq!(self.allocator.retained(), parked, "seed {seed}: parked buckets");
+        let (live, retained) = (self.current.len(), self.model.retained.len());
+        assert_eq!(self.allocator.in_use(), (live + retained) as u64, "seed {seed}: buckets in use");
+        assert_eq!(self.allocator.retained(), retained, "seed {seed}: retained buckets");
     }
 
     fn save(&mut self) {
-        self.settle();
-        let listing = self.allocator.scan_balances(&self.limiter, named(&self.current), self.clock);
-        let stamp = ClockReading {
+        self.reclaim();
+        let scan = self.allocator.scan_balances(&self.limiter, with_ids(&self.current), self.clock);
+        let saved_at = ClockReading {
             boot_id: Some([1; 16]),
             boottime: 1 << 40,
             boottime_offset: Some(0),
             realtime: 1 << 50,
         };
         let mut file = Vec::new();
-        encode(&stamp, listing.at(self.clock), &mut file).expect("memory");
+        encode(&saved_at, scan.at(self.clock), &mut file).expect("a vector can be written");
         self.saved = Some((file, self.model.clone(), self.clock));
     }
 
-    /// The daemon ends, after saving (SIGTERM) or without (kill -9), and another begins: soon or late, on this boot or on the
-    /// next, where the calendar may have been set back.
+    /// The daemon stops, with a save (SIGTERM) or without one (kill -9), and is started again after some time:
+    /// on the same boot or another, where the calendar may have been set back.
     fn restart(&mut self) {
         if self.saved.is_none() || self.random.one_in(2) {
             self.save();
         }
         let Some((file, model, saved_at)) = self.saved.take() else { return };
-        self.settle();
-        let (stamp, buckets) = decode(&mut &*file).expect("intact");
+        self.reclaim();
+        let (saved, buckets) = decode(&mut &*file).expect("the file is intact");
         let passed = self.random.ticks();
         let (now, elapsed) = match self.random.below(3) {
-            0 => (ClockReading { boottime: stamp.boottime + passed, ..stamp }, 8 * passed),
-            1 => (ClockReading { boot_id: None, realtime: stamp.realtime + passed, ..stamp }, 8 * passed),
-            _ => (ClockReading { boot_id: Some([2; 16]), realtime: stamp.realtime - passed, ..stamp }, 0),
+            0 => (ClockReading { boottime: saved.boottime + passed, ..saved }, 8 * passed),
+            1 => (ClockReading { boot_id: None, realtime: saved.realtime + passed, ..saved }, 8 * passed),
+            _ => (ClockReading { boot_id: Some([2; 16]), realtime: saved.realtime - passed, ..saved }, 0),
         };
-        assert_eq!(now.ticks_since(&stamp), elapsed, "seed {}: time since the save", self.seed);
+        assert_eq!(now.ticks_since(&saved), elapsed, "seed {}: time since the save", self.seed);
         (self.limiter, self.allocator) = (Limiter::new(), SlotAllocator::new());
         self.clock = 1 + self.random.ticks();
         self.model = model.restarted(saved_at, elapsed, self.clock);
         self.current = Vec::new();
         let restored = self.allocator.restore(&self.limiter, buckets, elapsed, self.clock);
-        assert_eq!(restored, self.model.parked.len(), "seed {}: restored buckets", self.seed);
-        self.count();
+        assert_eq!(restored, self.model.retained.len(), "seed {}: restored buckets", self.seed);
+        self.compare_counts();
     }
 }

@@ -1,5 +1,6 @@
-//! The limiter under shuttle: more threads than loom can exhaust, and thousands of schedules of them, half of them random
-//! and half built to have few but awkward preemptions (probabilistic concurrency testing).
+//! The limiter under shuttle: more threads than loom can explore, in thousands of schedules. Half of the
+//! schedules are random, and half have a few preemptions at arbitrary points (probabilistic concurrency
+//! testing).
 
 #![allow(clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
@@ -8,7 +9,7 @@ mod limiter;
 #[path = "../scenarios.rs"]
 mod scenarios;
 
-/// What the sources take from the daemon's `sync`, of shuttle's make.
+/// Shuttle's versions of the primitives in the daemon's `sync`.
 mod sync {
     pub use shuttle::hint::spin_loop;
     pub use shuttle::sync::atomic::{AtomicU64, Ordering};
@@ -27,52 +28,53 @@ mod sync {
     pub fn prefetch<T>(_: &T) {}
 }
 
-/// Schedules of each kind for each scenario: some seconds.
+/// Schedules of each kind for each scenario. They take a few seconds.
 const SCHEDULES: usize = 20_000;
 
-/// Preemptions that a schedule of the second kind is built around.
-const DEPTH: usize = 3;
+/// Preemptions in a schedule of the second kind.
+const PREEMPTIONS: usize = 3;
 
-/// A schedule that fails is printed, and can be run again with `shuttle::replay`.
+/// Runs `scenario` under schedules of both kinds. A failing schedule is printed, and `shuttle::replay` repeats
+/// it.
 fn explore(scenario: impl Fn() + Clone + Send + Sync + 'static) {
     shuttle::check_random(scenario.clone(), SCHEDULES);
-    shuttle::check_pct(scenario, SCHEDULES, DEPTH);
+    shuttle::check_pct(scenario, SCHEDULES, PREEMPTIONS);
 }
 
 #[test]
-fn several_in_opposite_orders() {
+fn several_threads_charge_in_opposite_orders() {
     explore(|| scenarios::opposite_orders(3));
     explore(|| scenarios::opposite_orders(5));
 }
 
 #[test]
 #[should_panic(expected = "OVERDRAWN")]
-fn a_charge_that_looks_first_and_adds_then_is_caught() {
+fn racy_charge_is_detected() {
     explore(scenarios::opposite_orders_racily);
 }
 
 #[test]
-fn together_and_alone() {
+fn charge_of_two_limits_beside_a_charge_of_one() {
     explore(scenarios::together_and_alone);
 }
 
 #[test]
-fn shadow() {
+fn shadow_limit_is_charged_by_two_threads() {
     explore(scenarios::shadow);
 }
 
 #[test]
-fn charge_and_refund() {
+fn charge_beside_a_refund() {
     explore(scenarios::charge_and_refund);
 }
 
 #[test]
-fn charge_and_rate_change() {
+fn charge_beside_a_rate_change() {
     explore(|| scenarios::charge_and_rate_change(1));
     explore(|| scenarios::charge_and_rate_change(3));
 }
 
 #[test]
-fn several_and_rate_change() {
+fn charge_of_two_limits_beside_a_rate_change() {
     explore(scenarios::several_and_rate_change);
 }

@@ -19,7 +19,7 @@ use crate::reload::{
 };
 use keyward_engine::record::{Plans, rfc3339};
 use keyward_engine::rules::{GlobalPolicy, RetainedHashes};
-use keyward_engine::snapshot::{CompareOptions, Diff, Keys, compiled};
+use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, compiled};
 use keyward_source::{ColumnMapping, Format};
 use keyward_state::{self as state, AcceptanceRecord};
 
@@ -29,7 +29,7 @@ const ATTEMPTS: usize = 5;
 /// The last good keys, as they would be served.
 pub struct Recovered {
     /// The keys, on the plans of the configuration as it is now.
-    pub keys: Keys,
+    pub keys: KeyTable,
     /// What is known of them.
     pub stored: Stored,
     manifest: Manifest,
@@ -92,7 +92,12 @@ pub fn recover(directory: &Path, source: &SourceFile) -> Result<Option<Recovered
     Ok(None)
 }
 
-fn load(path: &Path, file: &std::fs::File, manifest: &Manifest, plans: Arc<Plans>) -> Result<Keys, Unusable> {
+fn load(
+    path: &Path,
+    file: &std::fs::File,
+    manifest: &Manifest,
+    plans: Arc<Plans>,
+) -> Result<KeyTable, Unusable> {
     if !manifest.names(file).map_err(|error| Unusable::damaged(path, error))? {
         return Err(Unusable::damaged(path, "it is not the file that was written; it is damaged"));
     }
@@ -187,7 +192,11 @@ impl ReloadLoop {
     }
 
     /// What `new` changes since the last good keys, if there are some that can be read.
-    pub(in crate::reload) fn diff_from_last_good(&mut self, settings: &Settings, new: &Keys) -> Option<Diff> {
+    pub(in crate::reload) fn diff_from_last_good(
+        &mut self,
+        settings: &Settings,
+        new: &KeyTable,
+    ) -> Option<Diff> {
         self.recover(settings);
         let now = self.reloader.clock.now().unix;
         self.recovered

@@ -46,7 +46,7 @@ impl AppliedTakeaways {
     pub(in crate::reload) fn extend(&mut self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (hash, takeaway) in takeaways {
             let known = self.keys.entry(hash).or_insert(takeaway);
-            *known = known.or_narrower(takeaway);
+            *known = known.or_stricter(takeaway);
         }
     }
 }
@@ -87,7 +87,7 @@ impl LastGood {
         for (hash, takeaway) in &taken_away.keys {
             let hash = const_hex::encode(hash);
             let before = keys.get(&hash).map_or(*takeaway, |key| key.takeaway);
-            let takeaway = takeaway.or_narrower(before);
+            let takeaway = takeaway.or_stricter(before);
             keys.insert(hash.clone(), Key { hash, takeaway, generation });
         }
         kept.keys = keys.into_values().collect();

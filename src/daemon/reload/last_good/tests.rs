@@ -10,7 +10,7 @@ use super::*;
 use crate::reload::BadRowPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::record::{KeyRecord, Plans, parse_limits};
-use keyward_engine::snapshot::{Builder, Stamp};
+use keyward_engine::snapshot::{Builder, SnapshotMeta};
 use keyward_source::{ColumnMapping, Format};
 
 /// How long anything may take before a test gives up.
@@ -58,8 +58,8 @@ impl Fixture {
         }
         let (keys, policies) = builder.finish_with_policies();
         let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
-        let stamp = Stamp { generation, source_time: 1_795_255_200, ..Stamp::default() };
-        let snapshot = keys.publishable(&mut allocator.begin(&limiter), None, stamp).expect("room");
+        let stamp = SnapshotMeta { generation, source_time: 1_795_255_200, ..SnapshotMeta::default() };
+        let snapshot = keys.into_snapshot(&mut allocator.begin(&limiter), None, stamp).expect("room");
         Job {
             snapshot: Arc::new(snapshot),
             policies,
@@ -129,8 +129,10 @@ fn rows_keep_their_own_plans_and_take_the_limits_of_the_current_ones() {
     let recovered = recover(fixture.directory.path(), &SourceFile { plans, ..fixture.source() });
     let recovered = recovered.expect("usable").expect("there");
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
-    let snapshot =
-        recovered.keys.publishable(&mut allocator.begin(&limiter), None, Stamp::default()).expect("room");
+    let snapshot = recovered
+        .keys
+        .into_snapshot(&mut allocator.begin(&limiter), None, SnapshotMeta::default())
+        .expect("room");
     let of = |key_id| snapshot.find_by_id(key_id).expect("a key").policy();
     assert_eq!((of("k0").plan(), of("k0").limits()), ("pro", &*parse_limits("8/d").expect("limits")));
     assert_eq!(of("k1").plan(), "free", "it named none, and there is a default plan now");

@@ -199,7 +199,7 @@ impl Shared {
             keys: job.snapshot.len(),
             source: job.source.clone(),
             state: job.state,
-            written_at: job.snapshot.stamp().source_time,
+            written_at: job.snapshot.meta().source_time,
             accepted_at: job.accepted_at,
             reading: job.reading.clone(),
             peppers: super::manifest::peppers(global_policy),

@@ -11,7 +11,7 @@ use keyward_daemon::reload::last_good::{Recovered, recover};
 use keyward_daemon::server;
 use keyward_engine::record::rfc3339;
 use keyward_engine::rules::GlobalPolicy;
-use keyward_engine::snapshot::{CompareOptions, Keys};
+use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_state::{Acceptance, is_accepted};
 
 /// The last good keys that the source was compared with.
@@ -34,7 +34,7 @@ pub(super) struct LastGood {
 pub(super) fn compare(
     config: &Config,
     global_policy: Option<&GlobalPolicy>,
-    new: &Keys,
+    new: &KeyTable,
     outcome: &mut Outcome,
 ) {
     if !config.keep_snapshot {

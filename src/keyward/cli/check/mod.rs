@@ -19,7 +19,7 @@ use keyward_daemon::config::{Config, ConfigError, Overrides};
 use keyward_daemon::reload::{self, Evaluation, LoadedSource, SourceFile, Stale};
 use keyward_daemon::server;
 use keyward_engine::record::{KeyRecord, Plans};
-use keyward_engine::snapshot::{CompareOptions, Keys};
+use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_source::Format;
 use keyward_source::lint::Lints;
 
@@ -197,7 +197,7 @@ fn load(
 }
 
 /// What putting `new` in the place of the export `old` would do.
-fn compare(config: &Config, old: &Path, new: &Keys) -> Result<CheckDiff, Failure> {
+fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Failure> {
     let source = config.source_file();
     let old = SourceFile {
         format: Format::from_path(old).unwrap_or(source.format),

@@ -1,0 +1,54 @@
+//! Charges of several limits: all or none, and which limit the report names.
+
+use super::*;
+
+#[test]
+fn refusal_by_one_limit_charges_none() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let charges = new_buckets(&limiter, &mut allocator, &[rate(1, 10), rate(1, 3), rate(1, 5)]);
+    for left in [2, 1, 0] {
+        let Outcome::Admitted(report) = limiter.charge(&charges, 1, 1) else {
+            panic!("the cost is within all bursts")
+        };
+        assert_eq!(deciding(report), (1, left), "the tightest limit decides");
+    }
+    let Outcome::Refused(report) = limiter.charge(&charges, 1, 1) else {
+        panic!("the second bucket is empty")
+    };
+    assert_eq!(deciding(report).0, 1);
+    assert_eq!(report.limit.map(|limit| limit.balance.retry_after), Some(rate(1, 3).period().get()));
+    let left: Vec<u32> = charges.iter().map(|charge| remaining(&limiter, *charge, 1)).collect();
+    assert_eq!(left, [7, 0, 2], "no bucket was charged");
+}
+
+#[test]
+fn refusal_reports_the_limit_with_the_longest_wait() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let charges = new_buckets(&limiter, &mut allocator, &[rate(100, 1), rate(1, 1), rate(10, 1)]);
+    assert!(matches!(limiter.charge(&charges, 1, 1), Outcome::Admitted(_)));
+    let Outcome::Refused(report) = limiter.charge(&charges, 1, 1) else { panic!("all buckets are empty") };
+    assert_eq!(deciding(report).0, 1);
+}
+
+#[test]
+fn peek_charges_nothing() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let charges = new_buckets(&limiter, &mut allocator, &[rate(1, 2), rate(1, 3)]);
+    for _ in 0..10 {
+        let Outcome::Admitted(report) = limiter.charge(&charges, 1, 0) else {
+            panic!("a peek is always admitted")
+        };
+        assert_eq!(deciding(report), (0, 2));
+    }
+}
+
+#[test]
+fn lagging_clock_does_not_cause_a_false_refusal() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    for count in 1..=2 {
+        let charges = new_buckets(&limiter, &mut allocator, &[rate(10, 2), rate(10, 2)][..count]);
+        assert!(matches!(limiter.charge(&charges, 1_000_000, 1), Outcome::Admitted(_)));
+        assert!(matches!(limiter.charge(&charges, 999_000, 1), Outcome::Admitted(_)), "{count} limits");
+        assert!(matches!(limiter.charge(&charges, 999_000, 1), Outcome::Refused(_)), "{count} limits");
+    }
+}

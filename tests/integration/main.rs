@@ -1,0 +1,50 @@
+//! Tests of the running daemon and its command line: each starts daemons of its own on sockets of its
+//! own.
+//!
+//! One binary, so that it links once. `tests/matrix` runs it in every mode of the daemon. Tests that
+//! need outside programs or privileges are ignored unless `tests/run` runs them.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+mod admin;
+mod audit;
+mod bad_rows;
+mod bad_source;
+mod bench;
+mod busy_poll;
+mod compiled;
+mod descriptors;
+mod dry_run;
+mod generations;
+mod guard;
+mod last_good;
+mod lifecycle;
+mod logging;
+mod memory;
+mod messages;
+mod modes;
+mod namespaces;
+mod peers;
+mod policy;
+mod postgres;
+mod refused_configuration;
+mod reload_under_load;
+mod replaced_snapshots;
+mod restrictions;
+mod revocation;
+mod revocation_sequences;
+mod secrets;
+mod shutdown;
+mod sockets;
+mod source_sequences;
+mod staleness;
+mod start;
+mod state;
+mod state_directory;
+mod syscalls;
+mod takeaways;
+mod usage;
+mod verdicts;
+mod watch;

@@ -1,0 +1,87 @@
+//! A source that is older than `max_staleness`: every command says so, and none of them succeeds.
+
+use std::fs::File;
+use std::time::{Duration, SystemTime};
+
+use crate::support::{Daemon, Setup, hex, keyward};
+
+const TOLD: &str = "source.max_staleness is 1h: every request is answered STALE_SNAPSHOT";
+
+fn export(key: &str) -> String {
+    format!("key_hash,key_id\n{},{key}\n", hex(key))
+}
+
+fn setup() -> Setup {
+    // Compiled, a source is as old as what it was compiled from.
+    Setup::text(&export("one")).config("source.max_staleness = '1h'\nsource.poll = '10m'")
+}
+
+/// Has the source be so old.
+fn age(setup: &Setup, hours: u64) {
+    let file = File::options().write(true).open(setup.source()).expect("opens");
+    file.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).expect("sets the time");
+}
+
+/// Exit code, standard output and standard error of a command.
+fn run(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = keyward().args(arguments).arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn reload_of_a_stale_source_takes_its_keys_and_fails() {
+    let daemon = setup().start();
+    assert_eq!(daemon.verdict("one"), "ALLOWED");
+    assert_eq!(run(&daemon, &["reload"]).0, Some(0));
+    crate::support::replace(&daemon.setup.source(), &export("two"));
+    age(&daemon.setup, 3);
+    let (code, output, errors) = run(&daemon, &["check", "--daemon"]);
+    assert!(code == Some(1) && errors.contains(TOLD), "{code:?} {output} {errors}");
+    let (code, output, errors) = run(&daemon, &["reload"]);
+    assert!(code == Some(1) && errors.contains(TOLD) && errors.contains("3h"), "{code:?} {output} {errors}");
+    let (code, output, _) = run(&daemon, &["reload", "--json"]);
+    assert!(code == Some(1) && output.contains("\"accepted\":true") && output.contains(TOLD), "{output}");
+    assert_eq!(daemon.verdict("two"), "STALE_SNAPSHOT");
+    daemon.assert_logged(TOLD);
+    assert!(daemon.status().stale);
+
+    age(&daemon.setup, 0);
+    let (code, _, errors) = run(&daemon, &["reload"]);
+    assert!(code == Some(0) && errors.is_empty(), "{errors}");
+    assert_eq!((daemon.verdict("one"), daemon.verdict("two")), ("UNKNOWN_KEY".into(), "ALLOWED".into()));
+}
+
+#[test]
+fn start_with_a_stale_source_is_loud_and_check_fails() {
+    let setup = setup();
+    age(&setup, 2);
+    let daemon = setup.start();
+    daemon.assert_logged(TOLD);
+    daemon.assert_logged("ERROR");
+    assert_eq!(daemon.verdict("one"), "STALE_SNAPSHOT");
+    let check = |json: &[&str]| {
+        let source = daemon.setup.source();
+        let config = daemon.setup.path("keyward.toml");
+        let arguments = [&["check"], json].concat();
+        keyward()
+            .args(arguments)
+            .arg("--config")
+            .arg(config)
+            .arg("--source")
+            .arg(source)
+            .output()
+            .expect("runs")
+    };
+    let output = check(&[]);
+    assert!(
+        output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains(TOLD),
+        "{output:?}"
+    );
+    let output = check(&["--json"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.code() == Some(1) && text.contains("\"ok\":false") && text.contains("\"stale\":"),
+        "{text}"
+    );
+}

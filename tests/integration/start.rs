@@ -1,0 +1,249 @@
+//! The start: signals that arrive during it, sockets that systemd passes, and what is in the place of a lock.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::process::{Process, with_sockets};
+use crate::support::{Said, Setup, hex, wait_for};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
+use rustix::process::Signal;
+
+/// Longer than the end of a start takes on a busy machine, and shorter than the start waits for a directory.
+const PROMPT: Duration = Duration::from_secs(4);
+
+fn export() -> String {
+    format!("key_hash,key_id\n{},a\n", hex("a"))
+}
+
+fn fifo(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a named pipe");
+}
+
+/// A daemon that waits in its start for its configuration, and the file that it gets then.
+fn waiting_for_configuration(setup: &Setup) -> (Process, Vec<u8>) {
+    let command = setup.command();
+    let path = setup.path("keyward.toml");
+    let configuration = fs::read(&path).expect("the configuration");
+    fs::remove_file(&path).expect("removed");
+    fifo(&path);
+    let process = Process::start(command);
+    process.wait_until_catching();
+    (process, configuration)
+}
+
+/// A daemon that waits in its start for the state directory, with its sockets bound.
+fn waiting_for_state(setup: &Setup) -> (Process, File) {
+    let lock = File::create(setup.path("lock")).expect("the lock");
+    flock(&lock, FlockOperation::LockExclusive).expect("locked");
+    let process = Process::start(setup.command());
+    wait_for("the sockets", || setup.path("admin.sock").exists().then_some(()));
+    (process, lock)
+}
+
+fn generation(setup: &Setup) -> u64 {
+    let status = keyward_daemon::admin::send_command(
+        &setup.path("admin.sock"),
+        &keyward_daemon::admin::message::Command::Status,
+    );
+    status.ok().and_then(|reply| reply.status).map_or(0, |status| status.generation)
+}
+
+#[test]
+fn sighup_before_the_configuration_is_read_leads_to_a_reload() {
+    let setup = Setup::new(&export()).config("[source]\npoll = \"1h\"");
+    let (mut process, configuration) = waiting_for_configuration(&setup);
+    process.signal(Signal::HUP);
+    let path = setup.path("keyward.toml");
+    let mut pipe = File::options().write(true).open(&path).expect("the daemon reads it");
+    // For the reload: a file, in place of the pipe.
+    fs::write(setup.path("next"), &configuration).expect("writes");
+    fs::rename(setup.path("next"), &path).expect("renamed");
+    pipe.write_all(&configuration).expect("the daemon reads it");
+    drop(pipe);
+    wait_for("the reload", || (generation(&setup) == 2).then_some(()));
+    process.signal(Signal::TERM);
+    assert_eq!(process.code(), Some(0));
+}
+
+#[test]
+fn sighup_while_the_state_directory_is_waited_for_leads_to_a_reload() {
+    let setup = Setup::new(&export()).config("[source]\npoll = \"1h\"");
+    let (process, lock) = waiting_for_state(&setup);
+    process.signal(Signal::HUP);
+    drop(lock);
+    wait_for("the reload", || (generation(&setup) == 2).then_some(()));
+}
+
+#[test]
+fn stop_before_the_configuration_is_read_is_prompt() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let setup = Setup::new(&export());
+        let (mut process, _) = waiting_for_configuration(&setup);
+        let start = Instant::now();
+        process.signal(signal);
+        assert_eq!(process.code(), Some(0));
+        assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn stop_while_the_state_directory_is_waited_for_is_prompt_and_leaves_no_socket() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let setup = Setup::new(&export());
+        let (mut process, _lock) = waiting_for_state(&setup);
+        let start = Instant::now();
+        process.signal(signal);
+        assert_eq!(process.code(), Some(0));
+        assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+        assert!(!setup.path("keyward.sock").exists() && !setup.path("admin.sock").exists());
+        let log = fs::read_to_string(setup.path("log")).expect("a log");
+        assert!(log.contains("stopped during the start"), "{log}");
+    }
+}
+
+/// At moments all over the start, with balances to restore: SIGHUP never ends it, and SIGTERM always ends it well.
+#[test]
+fn signals_at_any_moment_of_the_start() {
+    const KEYS: usize = 20_000;
+    let rows: String = (0..KEYS).map(|key| format!("{},k{key},10/h\n", hex(&format!("k{key}")))).collect();
+    let setup = Setup::new(&format!("key_hash,key_id,limits\n{rows}"));
+    let mut daemon = setup.start();
+    let mut peer = daemon.connect();
+    for keys in (0..KEYS).collect::<Vec<_>>().chunks(500) {
+        let requests: Vec<u8> =
+            keys.iter().flat_map(|key| crate::support::ask(1, &format!("k{key}"))).collect();
+        peer.send(&requests);
+        for _ in keys {
+            assert!(matches!(peer.hear(), Said::Answer { verdict: "ALLOWED", .. }));
+        }
+    }
+    daemon.signal(Signal::TERM);
+    assert!(daemon.ended().success());
+    assert!(fs::metadata(daemon.setup.path("balances")).expect("saved").len() > KEYS as u64);
+
+    for step in 0..20_u32 {
+        let offset = Duration::from_millis(100) * step / 20;
+        let mut process = Process::start(daemon.setup.command());
+        wait_for("the signals' handlers", || {
+            let is_bound = daemon.setup.path("keyward.sock").exists();
+            let is_catching = process.is_catching();
+            assert!(is_catching || !is_bound, "the start goes on before signals are caught");
+            is_catching.then_some(())
+        });
+        std::thread::sleep(offset);
+        process.signal(Signal::HUP);
+        process.signal(Signal::TERM);
+        assert_eq!(process.code(), Some(0), "{offset:?}");
+        let sockets = ["keyward.sock", "admin.sock"].map(|name| daemon.setup.path(name).exists());
+        assert_eq!(sockets, [false; 2], "{offset:?}");
+    }
+    let daemon = daemon.start_again();
+    wait_for("the keys", || daemon.status_if_any().filter(|status| status.ready));
+}
+
+#[test]
+fn sockets_that_are_not_the_two_expected_are_refused() {
+    let setup = Setup::new(&export());
+    let listener = |name: &str| -> OwnedFd {
+        let path = setup.path(name);
+        let _not_there = fs::remove_file(&path);
+        UnixListener::bind(path).expect("binds").into()
+    };
+    let datagram = || -> OwnedFd {
+        let _not_there = fs::remove_file(setup.path("datagram"));
+        UnixDatagram::bind(setup.path("datagram")).expect("binds").into()
+    };
+    let connected = || -> OwnedFd { UnixStream::pair().expect("a pair").0.into() };
+    let tcp = || -> OwnedFd { std::net::TcpListener::bind("127.0.0.1:0").expect("binds").into() };
+    let file = || -> OwnedFd { File::open("/dev/null").expect("a device").into() };
+    let own = ["own-verify", "own-admin"].map(|name| setup.path(name).display().to_string());
+    for (sockets, names, said) in [
+        ([listener("own-verify"), listener("own-admin")], "keyward.socket:keyward-admin.socket", &*own[0]),
+        ([listener("own-verify"), listener("own-admin")], "verify", "none is named admin"),
+        ([listener("own-admin"), listener("own-verify")], "admin", "none is named verify"),
+        ([listener("own-verify"), listener("own-admin")], "verify:verify", "more than one \"verify\""),
+        ([datagram(), listener("own-admin")], "verify:admin", "\"verify\" is a Unix datagram socket"),
+        ([connected(), listener("own-admin")], "verify:admin", "a Unix stream socket that does not listen"),
+        ([tcp(), listener("own-admin")], "verify:admin", "\"verify\" is a TCP socket"),
+        ([listener("own-verify"), file()], "verify:admin", "\"admin\" is not a Unix socket"),
+    ] {
+        let mut process = Process::start(with_sockets(&setup, sockets, names));
+        let code = process.code();
+        let text = fs::read_to_string(setup.path("log")).expect("a log");
+        assert_eq!(code, Some(78), "{names}: {text}");
+        assert!(text.contains(said) && text.contains("FileDescriptorName="), "{names}: {text}");
+        let bound = ["keyward.sock", "admin.sock"].map(|name| setup.path(name).exists());
+        assert_eq!(bound, [false; 2], "{names}: the daemon has bound sockets of its own");
+    }
+}
+
+#[test]
+fn names_without_sockets_are_refused() {
+    let setup = Setup::new(&export());
+    let serve = setup.command();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=verify exec \"$0\" \"$@\""])
+        .arg(serve.get_program())
+        .args(serve.get_args());
+    command.stderr(File::create(setup.path("log")).expect("a log"));
+    let mut process = Process::start(command);
+    let code = process.code();
+    let text = fs::read_to_string(setup.path("log")).expect("a log");
+    assert_eq!(code, Some(78), "{text}");
+    assert!(text.contains("LISTEN_FDNAMES"), "{text}");
+}
+
+#[test]
+fn lock_that_is_no_regular_file_is_refused_and_not_followed() {
+    for kind in ["dangling link", "link", "pipe", "directory", "device"] {
+        let setup = Setup::new(&export());
+        let (lock, target) = (setup.path("keyward.sock.lock"), setup.path("target"));
+        match kind {
+            "dangling link" => symlink(&target, &lock).expect("a link"),
+            "link" => {
+                fs::write(&target, "precious").expect("writes");
+                symlink(&target, &lock).expect("a link");
+            }
+            "pipe" => fifo(&lock),
+            "directory" => fs::create_dir(&lock).expect("a directory"),
+            _ => symlink("/dev/null", &lock).expect("a link"),
+        }
+        let mut process = Process::start(setup.command());
+        let start = Instant::now();
+        assert_eq!(process.code(), Some(1), "{kind}");
+        assert!(start.elapsed() < PROMPT, "{kind}");
+        let log = fs::read_to_string(setup.path("log")).expect("a log");
+        assert!(
+            log.contains("keyward.sock.lock: the lock beside the socket must be a regular file"),
+            "{kind}: {log}"
+        );
+        match kind {
+            "dangling link" => assert!(!target.exists(), "the link's target was made"),
+            "link" => assert_eq!(fs::read_to_string(&target).expect("there"), "precious"),
+            _ => {}
+        }
+    }
+}
+
+/// A socket that is listened on and accepts nothing, with a full queue, is in use: asking it must not wait.
+#[test]
+fn socket_with_a_full_queue_is_in_use() {
+    let setup = Setup::new(&export());
+    let path = setup.path("keyward.sock");
+    let listener = UnixListener::bind(&path).expect("binds");
+    rustix::net::listen(&listener, 0).expect("listens");
+    let _queued = UnixStream::connect(&path).expect("the one that has room");
+    let mut process = Process::start(setup.command());
+    let start = Instant::now();
+    assert_eq!(process.code(), Some(1));
+    assert!(start.elapsed() < PROMPT);
+    let log = fs::read_to_string(setup.path("log")).expect("a log");
+    assert!(log.contains("another daemon is listening there"), "{log}");
+}

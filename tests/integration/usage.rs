@@ -1,0 +1,318 @@
+//! Usage, through a real daemon: exact whatever happens meanwhile, and never torn.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Daemon, Raw, Said, Setup, ask, hex, keyward, wait_for};
+use keyward_client::Request;
+use keyward_daemon::admin::message::Command as AdminCommand;
+use keyward_daemon::usage::UsageReport;
+use keyward_protocol::{Credential, Refund, Verify};
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// Key id and what happened to it: ALLOWED or another verdict.
+type Heard = BTreeMap<(String, String), u64>;
+
+fn usage(daemon: &Daemon, key_id: Option<&str>, owner: Option<&str>, top: Option<usize>) -> UsageReport {
+    let [key_id, owner] = [key_id, owner].map(|text| text.map(str::to_owned));
+    let reply =
+        keyward_daemon::admin::send_command(&daemon.admin(), &AdminCommand::Usage { key_id, owner, top });
+    reply.expect("an answer").usage.expect("usage")
+}
+
+/// Usage files, from the oldest to the one that is being written. A daemon that was killed while it moved them up by one has
+/// left a number free, and may have begun no new file.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let age = |path: &Path| -> Option<u32> {
+        match path.file_name()?.to_str()?.strip_prefix("usage.jsonl")? {
+            "" => Some(0),
+            number => number.strip_prefix('.')?.parse().ok(),
+        }
+    };
+    let paths = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<_> = paths.filter_map(|path| Some((age(&path)?, path))).collect();
+    files.sort_by_key(|(age, _)| Reverse(*age));
+    files.into_iter().map(|(_, path)| path).collect()
+}
+
+/// All lines of `files`, each of them whole.
+fn lines(files: &[PathBuf]) -> Vec<Value> {
+    let texts = files.iter().map(|path| fs::read_to_string(path).expect("a file"));
+    let texts: Vec<String> = texts.collect();
+    assert!(texts.iter().all(|text| text.is_empty() || text.ends_with('\n')), "a torn line");
+    let lines = texts.iter().flat_map(|text| text.lines());
+    lines.map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("torn: {line}"))).collect()
+}
+
+fn assert_numbered(lines: &[Value], first: u64) {
+    let seqs: Vec<_> = lines.iter().map(seq).collect();
+    assert_eq!(seqs, (first..first + lines.len() as u64).collect::<Vec<_>>());
+}
+
+fn seq(line: &Value) -> u64 {
+    line["seq"].as_u64().expect("a number")
+}
+
+/// What the lines say, put together.
+fn sum(lines: &[Value]) -> Heard {
+    let mut heard = Heard::new();
+    let mut add = |id: &str, what: &str, count: &Value| {
+        *heard.entry((id.to_owned(), what.to_owned())).or_default() += count.as_u64().expect("a number");
+    };
+    for line in lines {
+        if let Some(unknown) = line.get("unknown") {
+            add("", "UNKNOWN_KEY", &unknown["UNKNOWN_KEY"]);
+            continue;
+        }
+        let id = line["key_id"].as_str().expect("an id");
+        add(id, "ALLOWED", &line["allowed"]);
+        let denied = line["denied"].as_object().expect("an object");
+        denied.iter().for_each(|(verdict, count)| add(id, verdict, count));
+        assert_eq!(line["cost"], line["allowed"], "every request costs 1");
+    }
+    heard.retain(|_, count| *count > 0);
+    heard
+}
+
+fn hear_into(peer: &mut Raw, heard: &mut Heard) {
+    let mut id = String::new();
+    let Said::Answer { verdict, .. } = peer.hear_with(|answer| id = answer.key_id.to_owned()) else {
+        panic!("an answer");
+    };
+    *heard.entry((id, verdict.to_owned())).or_default() += 1;
+}
+
+#[test]
+fn counts_are_exact_over_workers_a_reload_and_a_rotation() {
+    const PEERS: usize = 8;
+    const KEYS: [&str; 6] = ["old", "new", "limited", "revoked", "goes", "nobody's"];
+    let rows = |more: &str| {
+        let row = |key: &str, rest: &str| format!("{},{rest}\n", hex(key));
+        let head = "key_hash,key_id,owner,status,limits\n".to_owned();
+        let rotated = row("old", "rotated,acme,active,") + &row("new", "rotated,acme,active,");
+        let others =
+            row("limited", "limited,acme,active,1/h burst 100") + &row("revoked", "revoked,,revoked,");
+        head + more + &rotated + &others
+    };
+    let goes = format!("{},goes,,active,\n", hex("goes"));
+    let config =
+        "[server]\nworkers = 2\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"4KiB\"\nkeep = 1000";
+    let mut daemon = Setup::new(&rows(&goes)).config(config).start();
+    let enough = AtomicBool::new(false);
+    let mut heard = Heard::new();
+    thread::scope(|scope| {
+        let work = || {
+            let (mut peer, mut heard) = (daemon.connect(), Heard::new());
+            while !enough.load(Ordering::Relaxed) {
+                let requests: Vec<u8> =
+                    (0..120).flat_map(|id| ask(id, KEYS[id as usize % KEYS.len()])).collect();
+                peer.send(&requests);
+                (0..120).for_each(|_| hear_into(&mut peer, &mut heard));
+            }
+            heard
+        };
+        let workers: Vec<_> = (0..PEERS).map(|_| scope.spawn(work)).collect();
+        for round in 0..6 {
+            thread::sleep(Duration::from_millis(120));
+            // A key comes and goes, and every entry has another place.
+            assert!(daemon.publish(&rows(if round % 2 == 0 { "" } else { &goes })).accepted);
+        }
+        enough.store(true, Ordering::Relaxed);
+        for worker in workers {
+            for (what, count) in worker.join().expect("no panic") {
+                *heard.entry(what).or_default() += count;
+            }
+        }
+    });
+
+    let count =
+        |id: &str, verdict: &str| heard.get(&(id.to_owned(), verdict.to_owned())).copied().unwrap_or(0);
+    assert!(count("rotated", "ALLOWED") > 1000 && count("limited", "RATE_LIMITED") > 0, "{heard:?}");
+    // Fresh to the moment of the question.
+    let rotated = usage(&daemon, Some("rotated"), None, None);
+    assert_eq!((rotated.matched, rotated.total.allowed), (1, count("rotated", "ALLOWED")));
+    assert!(rotated.keys[0].first_used <= rotated.keys[0].last_used && rotated.since < rotated.as_of);
+    let acme = usage(&daemon, None, Some("acme"), None);
+    assert_eq!((acme.matched, acme.keys[0].key_id.as_str()), (2, "rotated"));
+    assert_eq!(acme.total.allowed, count("rotated", "ALLOWED") + count("limited", "ALLOWED"));
+    assert_eq!(acme.total.denied["RATE_LIMITED"], count("limited", "RATE_LIMITED"));
+    let top = usage(&daemon, None, None, Some(1));
+    assert_eq!((top.keys.len(), top.keys[0].key_id.as_str()), (1, "rotated"));
+    assert_eq!(top.unknown["UNKNOWN_KEY"], count("", "UNKNOWN_KEY"), "unknown only in total");
+    assert_eq!(usage(&daemon, Some("nobody's"), None, None).matched, 0);
+
+    daemon.signal(Signal::TERM);
+    assert!(daemon.ended().success());
+    let lines = lines(&files(daemon.setup.dir.path()));
+    assert_numbered(&lines, 1);
+    assert_eq!(sum(&lines), heard);
+    assert!(daemon.setup.path("usage.jsonl.2").exists(), "it was rotated on the way");
+    let is_small = |name: &str| fs::metadata(daemon.setup.path(name)).expect("a file").len() <= 4096;
+    assert!(is_small("usage.jsonl") && is_small("usage.jsonl.1"));
+}
+
+#[test]
+fn refunds_peeks_and_shadow_limits_are_told_apart() {
+    let plan = "[plans.free]\nquick = { rate = \"1/h\", shadow = true }\n";
+    let export = format!("key_hash,key_id,plan,limits\n{},a,free,100/h\n", hex("a"));
+    let daemon = Setup::new(&export).config(plan).start();
+    let credential = Credential::Digest(Sha256::digest("a").into());
+    let mut frames = Vec::new();
+    for (id, cost) in [(1, 1), (2, 5), (3, 0)] {
+        Verify { cost, ..Verify::new(id, credential) }.encode(&mut frames).expect("within limits");
+    }
+    Refund { request_id: 4, cost: 5, credential, limit: None }.encode(&mut frames).expect("within limits");
+    let mut peer = daemon.connect();
+    peer.send(&frames);
+    for _ in 0..4 {
+        assert!(matches!(peer.hear(), Said::Answer { verdict: "ALLOWED", .. }));
+    }
+    let counts = usage(&daemon, Some("a"), None, None).total;
+    assert_eq!((counts.allowed, counts.cost, counts.refunded), (2, 6, 5));
+    assert_eq!((counts.shadow_limited, counts.peeked), (1, 1));
+}
+
+#[test]
+fn the_command_prints_what_the_daemon_counts() {
+    let daemon = Daemon::serving(&format!("key_hash,key_id,owner\n{},a,acme\n", hex("a")));
+    assert_eq!(daemon.verdict("a"), "ALLOWED");
+    assert_eq!(daemon.verdict("b"), "UNKNOWN_KEY");
+    let run = |arguments: &[&str]| {
+        let mut command = keyward();
+        let output = command.arg("usage").args(arguments).arg("--admin-socket").arg(daemon.admin()).output();
+        let output = output.expect("runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let text = run(&[]);
+    assert!(text.starts_with("a (acme): 1 allowed, cost 1, last used 2"), "{text}");
+    assert!(text.contains("1 key: 1 allowed, cost 1\nsince the daemon's start, 2"), "{text}");
+    assert!(text.ends_with("Z; UNKNOWN_KEY 1\n"), "{text}");
+    let json: Value = serde_json::from_str(&run(&["--owner", "acme", "--json"])).expect("JSON");
+    assert_eq!((&json["total"]["allowed"], &json["keys"][0]["key_id"]), (&1.into(), &"a".into()));
+    assert!(run(&["--key", "nobody"]).starts_with("no usage of the key nobody is recorded"));
+}
+
+/// A disk that is full for a while: nothing is lost, nothing is there twice, and the daemon goes on answering.
+#[test]
+fn a_full_disk_costs_nothing_once_there_is_room() {
+    const KEYS: u32 = 100;
+    let rows: String = (0..KEYS).map(|key| format!("{},key_{key}\n", hex(&key.to_string()))).collect();
+    let setup = Setup::new(&format!("key_hash,key_id\n{rows}")).config("[usage]\ninterval = \"100ms\"");
+    let serve = setup.command();
+    let mut command = std::process::Command::new("sh");
+    // In units of 512 or 1024 bytes: less than the lines, more than anything else that is written.
+    let limited = "trap '' XFSZ; ulimit -S -f 10; exec \"$0\" \"$@\"";
+    command.arg("-c").arg(limited).arg(serve.get_program()).args(serve.get_args());
+    command.stderr(fs::File::create(setup.path("log")).expect("the log"));
+    let mut daemon = setup.start_as(command);
+    let mut peer = daemon.connect();
+    let mut used = |times: u32| {
+        for _ in 0..times {
+            let requests: Vec<u8> = (0..KEYS).flat_map(|key| ask(key, &key.to_string())).collect();
+            peer.send(&requests);
+            (0..KEYS).for_each(|_| assert!(matches!(peer.hear(), Said::Answer { verdict: "ALLOWED", .. })));
+        }
+    };
+    used(3);
+    wait_for("the failure", || daemon.log().contains("usage.jsonl").then_some(()));
+    let before = fs::metadata(daemon.setup.path("usage.jsonl")).expect("a file").len();
+    assert_eq!(before, 0, "nothing half written is left");
+    used(2);
+    let pid = Pid::from_raw(daemon.pid() as i32);
+    prlimit(pid, Resource::Fsize, Rlimit { current: None, maximum: None }).expect("room");
+    wait_for("the lines", || {
+        let written = fs::read_to_string(daemon.setup.path("usage.jsonl")).unwrap_or_default();
+        (written.lines().count() >= KEYS as usize).then_some(())
+    });
+    daemon.signal(Signal::TERM);
+    assert!(daemon.ended().success());
+    let lines = lines(&files(daemon.setup.dir.path()));
+    assert_numbered(&lines, 1);
+    let heard = sum(&lines);
+    assert_eq!(heard.len(), KEYS as usize);
+    assert!(heard.values().all(|count| *count == 5), "{heard:?}");
+}
+
+/// kill -9 at any moment, 200 times: the next start is clean, no line is torn, and no counter is above what was admitted.
+#[test]
+fn a_daemon_that_is_killed_leaves_whole_lines() {
+    const ROUNDS: u64 = 200;
+    const KEYS: u32 = 100;
+    /// More than is sent; what is refilled meanwhile is next to nothing.
+    const BURST: u32 = 1_000_000;
+    /// Every so many rounds, all files are looked at; in the others that would take long, and it is only the latest.
+    const ALL: u64 = 20;
+    let rows: String =
+        (0..KEYS).map(|key| format!("{},key_{key},{BURST}/30d\n", hex(&key.to_string()))).collect();
+    let setup = Setup::new(&format!("key_hash,key_id,limits\n{rows}"));
+    let setup = setup.config(
+        "[server]\nworkers = 2\n[state]\nsave_interval = \"100ms\"\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"256KiB\"\nkeep = 1000",
+    );
+    let mut daemon = setup.start();
+    let requests: Vec<u8> = (0..KEYS).flat_map(|key| ask(key, &key.to_string())).collect();
+    let (mut sent, mut seen, mut torn, mut remembered) = (0_u64, 0, 0, 0);
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    for round in 1..=ROUNDS {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // Around the moment when the first interval is written.
+        let life = Duration::from_micros(70_000 + (random >> 33) % 60_000);
+        let (start, mut peer) = (Instant::now(), daemon.connect());
+        while start.elapsed() < life {
+            sent += u64::from(KEYS);
+            peer.send(&requests);
+            (0..KEYS).for_each(|_| assert!(matches!(peer.hear(), Said::Answer { .. })));
+        }
+        daemon.kill();
+        if random >> 61 == 7 {
+            // As if it had been killed in the middle of saving balances.
+            fs::write(daemon.setup.path("balances.new"), b"half of what was to be saved")
+                .expect("half a file");
+        }
+        if random >> 62 == 0 {
+            // As if it had been killed in the middle of a write: that is rare, because a write is short.
+            let path = daemon.setup.path("usage.jsonl");
+            // It is not there if the daemon was killed between moving it away and beginning the next.
+            let mut file =
+                fs::OpenOptions::new().append(true).create(true).open(path).expect("a file to write to");
+            file.write_all(b"{\"seq\":7,\"from\":\"2026-").expect("half a line");
+            torn += 1;
+        }
+        daemon = daemon.restart();
+        assert!(daemon.status().ready, "{}", daemon.log());
+        assert!(!daemon.log().contains("cannot be used"), "{}", daemon.log());
+        let peek = daemon.client().verify(&Request::new("7").peek()).expect("an answer");
+        let charged = u64::from(BURST - peek.limit().expect("a limit").remaining);
+        assert!(charged <= sent / u64::from(KEYS) + 1, "{charged} remembered, {sent} sent to {KEYS} keys");
+        remembered = remembered.max(charged);
+        // Nothing is written or moved while it is looked at.
+        daemon.freeze();
+        let files = files(daemon.setup.dir.path());
+        let is_all = round % ALL == 0;
+        let lines = lines(if is_all { &files } else { &files[files.len() - 1..] });
+        assert_numbered(&lines, if is_all { 1 } else { lines.first().map_or(1, seq) });
+        daemon.thaw();
+        if !is_all {
+            continue;
+        }
+        let allowed: u64 = sum(&lines).values().sum();
+        assert!(allowed <= sent && allowed >= seen, "{allowed} counted, {sent} sent, {seen} before");
+        seen = allowed;
+    }
+    assert!(
+        torn > 0 && seen > 0 && remembered > 0,
+        "the test has seen what it is about: {torn} {seen} {remembered}"
+    );
+    let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
+    let trail: Vec<Value> = trail.lines().map(|line| serde_json::from_str(line).expect("whole")).collect();
+    assert_numbered(&trail, 1);
+    assert!(trail.len() as u64 > 2 * ROUNDS);
+}
