@@ -177,14 +177,14 @@ impl ReloadError {
             | Self::Stranded { path, .. }
             | Self::TooManyBuckets { path, .. } => of(path),
             Self::Findings(findings) | Self::TooManyBadRows { findings, .. } => {
-                let first = findings.kept().first();
-                let column = first.and_then(|first| match &first.column {
+                let first = findings.retained().first();
+                let column = first.and_then(|first| match first.location.column() {
                     Some(Column::Numbered { number, .. }) | Some(Column::Byte(number)) => {
                         u64::try_from(*number).ok()
                     }
                     Some(Column::Named(_) | Column::Unknown(_)) | None => None,
                 });
-                let line = first.map(|first| first.line).filter(|line| *line > 0);
+                let line = first.and_then(|first| first.location.line());
                 Some(FileLocation { file: findings.source().to_owned(), line, column })
             }
             Self::Configuration(_) | Self::Random(_) => None,

@@ -24,7 +24,9 @@ use crate::reload::room::{HEAP, MemoryError, MemoryLimits, THREAD};
 use crate::reload::{ReloadError, SourceFile};
 use keyward_engine::record::{KeyRecord, MAX_KEY_ID};
 use keyward_engine::snapshot::{BatchBuilder, Builder, ParallelBuilder, RowBatch, RowError, compiled};
-use keyward_source::{self as source, ChunkReader, ChunkSplitter, Diagnostics, Format, SplitError};
+use keyward_source::{
+    self as source, ChunkReader, ChunkSplitter, Diagnostics, Format, Location, SinkError, SplitError,
+};
 
 /// A text from this size on is read by several threads: a smaller one is read by the time that they are started.
 const LARGE: u64 = 4 << 20;
@@ -161,7 +163,8 @@ impl Source<'_> {
             return Ok(());
         }
         let mut findings = Diagnostics::new(self.origin.path.display().to_string());
-        findings.add(0, None, format_args!("no row has a value for {absent}, and source.required lists it"));
+        let message = format_args!("no row has a value for {absent}, and source.required lists it");
+        findings.add(Location::File, message);
         Err(ReloadError::Findings(findings))
     }
 
@@ -222,7 +225,7 @@ impl Source<'_> {
                 if contradicts && contradicting.len() < on_bad_row.kept() {
                     contradicting.insert(record.key_id.to_owned());
                 }
-                error.to_string()
+                SinkError::from(error)
             })?;
             see(line, record);
             Ok(())
@@ -248,7 +251,7 @@ impl Source<'_> {
         let mut next = || match splitter.next_chunk() {
             Ok(piece) => Ok(piece),
             Err(SplitError::Io(error)) => Err(Stop::Io(error)),
-            Err(SplitError::NoRow) => Err(Stop::Wrong),
+            Err(SplitError::NoRowEnd) => Err(Stop::Wrong),
         };
         let mut first = next()?.ok_or(Stop::Wrong)?;
         let blocks = ChunkReader::new(self.origin.format, &self.origin.mapping, &first);

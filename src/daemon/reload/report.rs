@@ -46,7 +46,7 @@ fn withheld(outcome: &Outcome) -> audit::Withheld {
 fn warn_of_set_aside(set_aside: &SetAside) {
     let SetAside { rows, unreadable, keys, first, findings } = set_aside;
     let finding =
-        findings.as_ref().and_then(|findings| findings.kept().first().map(|first| (findings, first)));
+        findings.as_ref().and_then(|findings| findings.retained().first().map(|first| (findings, first)));
     let finding = finding.map(|(findings, first)| first.display(findings.source()).to_string());
     warn!(
         rows,
