@@ -119,8 +119,8 @@ impl ReloadLoop {
             examples: examples.unwrap_or_default(),
             reason: refused.map(ReloadError::kind),
             withheld: Box::new(withheld(outcome)),
-            place: refused.and_then(ReloadError::location),
-            findings: refused.and_then(ReloadError::diagnostics).map(Diagnostics::total),
+            location: refused.and_then(ReloadError::location),
+            diagnostics: refused.and_then(ReloadError::diagnostics).map(Diagnostics::total),
             took_ms: u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX),
         }));
     }
