@@ -1,6 +1,6 @@
-//! The system calls that durability depends on, in one place, so that a test can observe their order.
+//! The system calls that durability depends on, so that tests can observe their order.
 //!
-//! In production each function is the call that it is named after. In unit tests, a `trace::Trace` of a directory
+//! In production each function is the call that it is named after. In tests, a `trace::Trace` of a directory
 //! records the calls on its files, says what a power cut would lose at that moment, and can have a call fail.
 
 use std::fs::{self, OpenOptions};
@@ -20,7 +20,7 @@ pub struct File {
 }
 
 impl File {
-    /// Opens the file at `path`, and makes it if it is missing (see [`open`](super::open)).
+    /// Opens the file at `path`, and creates it if it is missing (see [`open`](super::open)).
     pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<Self> {
         #[cfg(any(test, feature = "trace"))]
         if !path.exists() {
