@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::reload::load::{LoadOutcome, SettleWindow};
-use crate::reload::room::MemoryLimits;
+use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::{
     Purpose, ReloadError, ReloadLoop, ReloadPolicy, SetAside, Settings, SourceFile, Stale, TakeawayReport,
     compare, retry_while_changing,

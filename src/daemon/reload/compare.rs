@@ -1,7 +1,7 @@
 //! Compares a new set of keys with the current one, on several threads if there are many keys.
 
+use crate::reload::memory_limits::{MemoryError, MemoryLimits, THREAD_BYTES};
 use crate::reload::parallel;
-use crate::reload::room::{MemoryError, MemoryLimits, THREAD_BYTES};
 use keyward_engine::snapshot::{CompareOptions, Comparison, Diff, KeyTable, RowMap, Snapshot};
 
 /// What publishing `new` after `old` would change, and which of its rows `old` has already.

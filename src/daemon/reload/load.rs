@@ -11,8 +11,8 @@ use rustix::fs::{FileType, OFlags, Stat};
 
 use crate::reload::bad_rows::BadRowOutcome;
 use crate::reload::file_state::FileState;
+use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::read::{ParsedRows, ProgressFn, RowObserver, SourceReader};
-use crate::reload::room::MemoryLimits;
 use crate::reload::{ReloadError, SetAside, SourceFile};
 use keyward_engine::snapshot::{Builder, KeyTable, RowPolicies};
 

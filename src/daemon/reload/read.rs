@@ -18,8 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::reload::bad_rows::BadRowOutcome;
+use crate::reload::memory_limits::{ARENA_BYTES, MemoryError, MemoryLimits, THREAD_BYTES};
 use crate::reload::parallel;
-use crate::reload::room::{ARENA_BYTES, MemoryError, MemoryLimits, THREAD_BYTES};
 use crate::reload::{ReloadError, SourceFile};
 use keyward_engine::record::{KeyRecord, MAX_KEY_ID};
 use keyward_engine::snapshot::{BatchBuilder, Builder, ParallelBuilder, RowBatch, RowError, compiled};

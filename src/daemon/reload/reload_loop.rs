@@ -13,9 +13,9 @@ use crate::audit;
 use crate::reload::file_state::TIME_GRANULARITY;
 use crate::reload::last_good::{AppliedTakeaways, LastGoodStore, Recovered};
 use crate::reload::load::{LoadOutcome, SettleWindow};
-use crate::reload::room::MemoryLimits;
+use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::trigger::{Cause, PendingTriggers, change_notifier};
-use crate::reload::watch::Watch;
+use crate::reload::watch::SourceWatch;
 use crate::reload::{
     AcceptedReload, CheckRequest, FileState, LoadedSource, Outcome, Purpose, ReloadError, Reloader, SetAside,
     Settings, Trigger, compare,
@@ -52,7 +52,7 @@ pub(super) struct ReloadLoop {
     last_read: Option<FileState>,
     /// Whether a change waits in the queue of triggers: one is enough.
     change_pending: Arc<AtomicBool>,
-    watch: Watch,
+    watch: SourceWatch,
     /// Triggers that arrived during a reload and do not share its result.
     deferred: PendingTriggers,
     /// The previous snapshot, no longer in use. It is freed after the reload is acknowledged.
@@ -76,7 +76,7 @@ impl Reloader {
     pub fn run(self, trigger: SyncSender<Trigger>, triggers: &Receiver<Trigger>, ready: impl FnOnce()) {
         let change_pending = Arc::new(AtomicBool::new(false));
         let notify = change_notifier(trigger, Arc::clone(&change_pending));
-        let watch = Watch::new(&self.settings.source.path, notify);
+        let watch = SourceWatch::new(&self.settings.source.path, notify);
         let applied_takeaways =
             self.last_good.as_ref().map(LastGoodStore::applied_takeaways).unwrap_or_default();
         let mut reload_loop = ReloadLoop {

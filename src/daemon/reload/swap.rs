@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use tracing::warn;
 
 use crate::reload::last_good;
-use crate::reload::room::MemoryLimits;
+use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::{AcceptedReload, FileState, Origin, ReloadError, ReloadLoop, Reloader, Settings, Stale};
 use keyward_engine::snapshot::{Diff, KeyTable, RowMap, RowPolicies, Snapshot, SnapshotMeta};
 use keyward_source::Format;

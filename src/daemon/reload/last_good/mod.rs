@@ -30,7 +30,7 @@ mod accepted;
 mod manifest;
 mod recover;
 mod sealed;
-mod taken_away;
+mod takeaways;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -40,8 +40,8 @@ pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
 pub use recover::{RecoverError, Recovered, recover};
 pub use sealed::SealedError;
-pub(in crate::reload) use taken_away::AppliedTakeaways;
-use taken_away::TAKEAWAYS_FILE;
+pub(in crate::reload) use takeaways::AppliedTakeaways;
+use takeaways::TAKEAWAYS_FILE;
 pub(super) use writer::Job;
 use writer::Writing;
 
@@ -55,7 +55,7 @@ struct Shared {
     directory: Arc<StateDir>,
     state: Mutex<State>,
     changed: Condvar,
-    takeaways: Mutex<taken_away::TakeawayFile>,
+    takeaways: Mutex<takeaways::TakeawayFile>,
     /// Set at shutdown: the writer must not pause any more.
     stopping: AtomicBool,
 }

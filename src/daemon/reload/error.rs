@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::audit::FileLocation;
+use crate::reload::memory_limits::MemoryError;
 use crate::reload::pepper_in_use::PepperInUse;
 use crate::reload::refusal::{Refusal, RefusalList};
-use crate::reload::room::MemoryError;
 use keyward_engine::snapshot::Diff;
 use keyward_source::{Column, Diagnostics};
 
