@@ -1,8 +1,8 @@
 //! The atomic swap of snapshots, and the wait until no answer of an older one can leave.
 //!
-//! This is RCU with explicit quiescent states. One writer replaces the snapshot that many readers, the
-//! workers, use without a lock. Every change of what is answered ends an *epoch*: a swap to a new
-//! snapshot, and a revocation or a takeaway, which change the current snapshot in place.
+//! This is RCU with explicit quiescent states. One writer replaces the snapshot that many readers,
+//! the workers, use without a lock. Every change of what is answered ends an *epoch*: a swap to a
+//! new snapshot, and a revocation or a takeaway, which change the current snapshot in place.
 //!
 //! Between the change and its acknowledgement happens this:
 //!
@@ -10,9 +10,10 @@
 //! 2. The writer advances the epoch. A worker reads the epoch before the snapshot, once per filled
 //!    buffer, so it sees every change up to the epoch that it tags its answers with.
 //! 3. Each worker *passes* the epoch once it has reached a quiescent state: its cached snapshot is
-//!    refreshed, and no answer of an older epoch waits in a connection's output. It reports the epoch.
-//! 4. The writer waits until all workers have passed the epoch ([`Epochs::wait_passed`]). Only then is the
-//!    reload or the revocation acknowledged (promise 2: acknowledged means in force).
+//!    refreshed, and no answer of an older epoch waits in a connection's output. It reports the
+//!    epoch.
+//! 4. The writer waits until all workers have passed the epoch ([`Epochs::wait_passed`]). Only then
+//!    is the reload or the revocation acknowledged (promise 2: acknowledged means in force).
 //! 5. The thread that reloads drops the old snapshot, so no request pays for freeing it.
 //!
 //! A reload and any number of revocations may wait at the same time. Epochs count changes; a
@@ -51,8 +52,8 @@ pub struct Epochs {
 
 /// The result of a swap.
 pub struct Published {
-    /// The epoch that began with the swap. Once it is [passed](Epochs::wait_passed), the new snapshot
-    /// is in force on every connection.
+    /// The epoch that began with the swap. Once it is [passed](Epochs::wait_passed), the new
+    /// snapshot is in force on every connection.
     pub epoch: u64,
     /// The snapshot that was replaced. Workers may use it until the epoch is passed.
     pub previous: Option<Arc<Snapshot>>,
@@ -96,8 +97,8 @@ impl Publisher {
         self.epochs.clone()
     }
 
-    /// Makes `snapshot` the current one. Every buffer that is filled from now on is answered from it. For
-    /// answers of the previous one, wait with [`Epochs::wait_passed`].
+    /// Makes `snapshot` the current one. Every buffer that is filled from now on is answered from
+    /// it. For answers of the previous one, wait with [`Epochs::wait_passed`].
     pub fn publish(&self, snapshot: Arc<Snapshot>) -> Published {
         let previous = self.current.swap(Some(snapshot));
         Published { epoch: self.epochs.advance(), previous }
@@ -105,8 +106,8 @@ impl Publisher {
 }
 
 impl Epochs {
-    /// Ends the epoch and returns the new one. A buffer that is filled in the new epoch sees everything
-    /// that the caller stored before this call.
+    /// Ends the epoch and returns the new one. A buffer that is filled in the new epoch sees
+    /// everything that the caller stored before this call.
     pub fn advance(&self) -> u64 {
         let mut epoch = 0;
         // Under the channel's lock, so that concurrent callers announce epochs in ascending order.
@@ -136,7 +137,8 @@ impl SnapshotReader {
 }
 
 impl Subscription {
-    /// The current epoch. Read it before [`load`](Self::load): then the snapshot is at least as new.
+    /// The current epoch. Read it before [`load`](Self::load): then the snapshot is at least as
+    /// new.
     #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)

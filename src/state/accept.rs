@@ -1,9 +1,10 @@
-//! One-time acceptances: decisions of an operator, made while the daemon is stopped, for the next start.
+//! One-time acceptances: decisions of an operator, made while the daemon is stopped, for the next
+//! start.
 //!
-//! `keyward state accept` writes a marker file to the state directory. The next start removes it durably before it
-//! acts on it, even if it is not needed, so an acceptance applies to one start. A marker is ignored and removed, with
-//! a warning, if it is older than [`MAX_AGE`], cannot be read, or belongs to a user other than root and the
-//! daemon's own.
+//! `keyward state accept` writes a marker file to the state directory. The next start removes it
+//! durably before it acts on it, even if it is not needed, so an acceptance applies to one start. A
+//! marker is ignored and removed, with a warning, if it is older than [`MAX_AGE`], cannot be read,
+//! or belongs to a user other than root and the daemon's own.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read};
@@ -23,14 +24,16 @@ use super::{
     FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, current_second, disk::sync_directory, failed, replace,
 };
 
-/// The maximum age of a marker. An operator starts the daemon right after the command; a forgotten marker must not
-/// apply to a later loss.
+/// The maximum age of a marker. An operator starts the daemon right after the command; a forgotten
+/// marker must not apply to a later loss.
 const MAX_AGE: SignedDuration = SignedDuration::from_hours(1);
 
-/// How far a marker may be in the future: the clock may be adjusted between the command and the start.
+/// How far a marker may be in the future: the clock may be adjusted between the command and the
+/// start.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(1);
 
-/// How long to wait for the lock of a daemon that fails to start repeatedly. A running daemon holds it longer.
+/// How long to wait for the lock of a daemon that fails to start repeatedly. A running daemon holds
+/// it longer.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The interval between two attempts to take the lock.
@@ -154,8 +157,8 @@ pub fn accept(directory: &Path, what: Acceptance) -> Result<AcceptanceRecord, Ac
     Ok(AcceptanceRecord { by_uid: rustix::process::geteuid().as_raw(), at })
 }
 
-/// Takes the daemon's lock, if the file exists. The file is not created: the daemon could not open one that root
-/// owns.
+/// Takes the daemon's lock, if the file exists. The file is not created: the daemon could not open
+/// one that root owns.
 fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError> {
     let path = directory.join(LOCK);
     let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
@@ -179,8 +182,8 @@ fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError>
 }
 
 impl StateDir {
-    /// Takes the acceptance of `what`, if there is a valid one. The marker is removed durably before this returns.
-    /// Call it at every start, even if the acceptance is not needed.
+    /// Takes the acceptance of `what`, if there is a valid one. The marker is removed durably
+    /// before this returns. Call it at every start, even if the acceptance is not needed.
     ///
     /// # Errors
     /// When there is a marker that cannot be read or removed.

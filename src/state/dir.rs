@@ -1,7 +1,8 @@
 //! The state directory and its lock.
 //!
-//! An flock on a file in the directory prevents two daemons from writing the same files. The kernel releases it when
-//! the process ends. A daemon may still be draining when its successor starts, so opening waits for the lock.
+//! An flock on a file in the directory prevents two daemons from writing the same files. The kernel
+//! releases it when the process ends. A daemon may still be draining when its successor starts, so
+//! opening waits for the lock.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -21,7 +22,8 @@ use super::{FileError, O_NOFOLLOW, O_NONBLOCK, WriteHealth, disk, failed, open};
 /// The name of the lock file. It contains the process id of the lock's holder.
 pub(super) const LOCK: &str = "lock";
 
-/// Files that a daemon writes besides its list of revocations. If one of these exists, so must the list.
+/// Files that a daemon writes besides its list of revocations. If one of these exists, so must the
+/// list.
 const STATE_FILES: &[&str] = &[
     "balances",
     "balances.damaged",
@@ -81,9 +83,9 @@ fn with_pid(pid: Option<u32>) -> String {
 }
 
 impl StateDir {
-    /// Creates the directory at `path` if it is missing, and locks it. A default directory (`explicit` is false) that
-    /// cannot be used and that no daemon has used before is logged, and the result is `None`: keyward can be tried
-    /// out without /var/lib/keyward.
+    /// Creates the directory at `path` if it is missing, and locks it. A default directory
+    /// (`explicit` is false) that cannot be used and that no daemon has used before is logged, and
+    /// the result is `None`: keyward can be tried out without /var/lib/keyward.
     ///
     /// # Errors
     /// When another daemon has locked it, or an explicit directory cannot be used.
@@ -195,7 +197,8 @@ impl StateDir {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the locked file is the one in the directory, or the directory itself ([`open_lock`]).
+    /// Whether the locked file is the one in the directory, or the directory itself
+    /// ([`open_lock`]).
     fn is_in_place(&self, lock: &File) -> bool {
         let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
         let Ok(held) = lock.metadata().map(identity) else { return false };
@@ -225,8 +228,8 @@ impl StateDir {
     }
 }
 
-/// Opens the lock file. On a full or read-only disk, where it cannot be created or written, the existing file is opened
-/// for reading, or else the directory itself.
+/// Opens the lock file. On a full or read-only disk, where it cannot be created or written, the
+/// existing file is opened for reading, or else the directory itself.
 fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().read(true).write(true)).or_else(|error| {
         if !is_full_or_read_only(&error) || !may_hold_state(directory) {
@@ -237,7 +240,8 @@ fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
     })
 }
 
-/// Whether a daemon has used the directory, or that cannot be determined. Then its revocations must not be ignored.
+/// Whether a daemon has used the directory, or that cannot be determined. Then its revocations must
+/// not be ignored.
 fn may_hold_state(directory: &Path) -> bool {
     let may_exist = |name| match std::fs::symlink_metadata(directory.join(name)) {
         Ok(_) => true,

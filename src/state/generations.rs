@@ -1,11 +1,13 @@
-//! Generations: the numbers of snapshots, which are never reused. They are reserved durably in blocks.
+//! Generations: the numbers of snapshots, which are never reused. They are reserved durably in
+//! blocks.
 //!
-//! The file `generation` has the last number of the current block, with a checksum. It is replaced before the first
-//! number of a block is used. So the next start, even after kill -9, continues above all numbers that may have been
-//! used.
+//! The file `generation` has the last number of the current block, with a checksum. It is replaced
+//! before the first number of a block is used. So the next start, even after kill -9, continues
+//! above all numbers that may have been used.
 //!
-//! If the file cannot be written, or is missing or damaged in a directory that has been used, numbers continue from the
-//! system time: above every number that was reserved, and above those of an earlier start with the same problem.
+//! If the file cannot be written, or is missing or damaged in a directory that has been used,
+//! numbers continue from the system time: above every number that was reserved, and above those of
+//! an earlier start with the same problem.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -18,11 +20,12 @@ use super::{StateDir, read, replace};
 /// The name of the file.
 const FILE: &str = "generation";
 
-/// Numbers in a block: one reload in a thousand waits for the disk. A start leaves the rest of a block unused.
+/// Numbers in a block: one reload in a thousand waits for the disk. A start leaves the rest of a
+/// block unused.
 const BLOCK: u64 = 1_000;
 
-/// Numbers per second of the system time: more than a daemon uses. They stay below 2^53 until the year 2242, so every
-/// JSON parser reads them exactly.
+/// Numbers per second of the system time: more than a daemon uses. They stay below 2^53 until the
+/// year 2242, so every JSON parser reads them exactly.
 const PER_SECOND: u64 = 1 << 20;
 
 /// Allocates the numbers of snapshots, in ascending order.
@@ -38,8 +41,8 @@ pub struct Generations {
 }
 
 impl Generations {
-    /// Continues above the numbers that were reserved in `directory`. `used` is a number that is known to have been used
-    /// there; 0 if none is.
+    /// Continues above the numbers that were reserved in `directory`. `used` is a number that is
+    /// known to have been used there; 0 if none is.
     pub fn open(directory: Option<Arc<StateDir>>, used: u64) -> Self {
         let last = directory.as_deref().map_or(0, |directory| last_used(directory, used));
         Self { directory, last, reserved: last, is_failing: false }

@@ -1,8 +1,8 @@
 //! The registry of files that cannot be written at the moment, since when, and why.
 //!
-//! Every thread that writes a file of the state directory reports the results here. `keyward status` and systemd's
-//! status line show the list. The log has one line when the first write of a file fails, and one when a write succeeds
-//! again.
+//! Every thread that writes a file of the state directory reports the results here. `keyward
+//! status` and systemd's status line show the list. The log has one line when the first write of a
+//! file fails, and one when a write succeeds again.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -52,8 +52,8 @@ struct State {
 }
 
 impl WriteHealth {
-    /// Calls `observer` with the list, now and after every change. There can be one observer; a second one is ignored.
-    /// It must not call into this registry.
+    /// Calls `observer` with the list, now and after every change. There can be one observer; a
+    /// second one is ignored. It must not call into this registry.
     pub fn observe(&self, observer: impl Fn(&[Unwritten]) + Send + Sync + 'static) {
         let files = self.files();
         observer(&list(&files));
@@ -84,7 +84,8 @@ impl WriteHealth {
         self.changed(&files);
     }
 
-    /// Reports that there is no state directory at `path`, so nothing is stored while the daemon runs.
+    /// Reports that there is no state directory at `path`, so nothing is stored while the daemon
+    /// runs.
     pub(super) fn absent(&self, path: &str, error: &dyn Display) {
         let error =
             format!("no state directory: revocations, balances, usage and audit are not kept: {error}");
@@ -94,7 +95,8 @@ impl WriteHealth {
         self.changed(&files);
     }
 
-    /// Reports that records for `file` were dropped. They are counted while the file cannot be written.
+    /// Reports that records for `file` were dropped. They are counted while the file cannot be
+    /// written.
     pub fn dropped(&self, file: &str, records: u64) {
         let mut files = self.files();
         if let Some(state) = files.get_mut(file) {

@@ -1,13 +1,14 @@
 //! An append-only file of JSON Lines that never has a partial line.
 //!
-//! * Several lines are appended with one write. A daemon that is killed during a write leaves a torn last line, which
-//!   the next one truncates when it opens the file. A failed write is truncated at once. So the same lines can be written
-//!   again, and no line is in the file twice.
-//! * A file that would exceed its maximum size is renamed to `name.1` (`.1` to `.2`, and so on), and a new one is
-//!   started; the oldest is deleted. Lines are never split between files.
-//! * [`append`](Journal::append) makes lines visible to readers of the file; [`sync`](Journal::sync) makes them survive
-//!   a loss of power.
-//! * Other programs may rotate the file as well: a file that was moved or emptied is noticed before the next write.
+//! * Several lines are appended with one write. A daemon that is killed during a write leaves a
+//!   torn last line, which the next one truncates when it opens the file. A failed write is
+//!   truncated at once. So the same lines can be written again, and no line is in the file twice.
+//! * A file that would exceed its maximum size is renamed to `name.1` (`.1` to `.2`, and so on),
+//!   and a new one is started; the oldest is deleted. Lines are never split between files.
+//! * [`append`](Journal::append) makes lines visible to readers of the file;
+//!   [`sync`](Journal::sync) makes them survive a loss of power.
+//! * Other programs may rotate the file as well: a file that was moved or emptied is noticed before
+//!   the next write.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -52,8 +53,8 @@ pub struct OpenedJournal {
 }
 
 impl Journal {
-    /// Opens the journal at `path`, and creates it if it is missing. Anything after the last complete line is truncated,
-    /// with a warning. A complete line is JSON and ends in a newline.
+    /// Opens the journal at `path`, and creates it if it is missing. Anything after the last
+    /// complete line is truncated, with a warning. A complete line is JSON and ends in a newline.
     ///
     /// # Errors
     /// When the file cannot be opened, read or truncated.
@@ -74,8 +75,8 @@ impl Journal {
         Ok(OpenedJournal { journal: Self { path, file, rotation, torn_at: None }, last_line })
     }
 
-    /// Appends complete lines, each with a newline. If this fails, none of them is in the file. A new file is started if
-    /// this one would become too large.
+    /// Appends complete lines, each with a newline. If this fails, none of them is in the file. A
+    /// new file is started if this one would become too large.
     ///
     /// # Errors
     /// When they cannot be written. The same lines can be appended again.
@@ -99,7 +100,8 @@ impl Journal {
     /// Makes all appended lines survive a loss of power.
     ///
     /// # Errors
-    /// When the sync fails. The lines are in the file and must not be appended again: readers may have seen them.
+    /// When the sync fails. The lines are in the file and must not be appended again: readers may
+    /// have seen them.
     pub fn sync(&self) -> Result<(), FileError> {
         self.file.sync_data().map_err(failed(&self.path, "make it durable"))
     }
@@ -137,8 +139,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Renames all files to the next number, and starts a new one. After an interrupted rotation a number is free, and
-    /// only the files below it are renamed, so no further file is lost.
+    /// Renames all files to the next number, and starts a new one. After an interrupted rotation a
+    /// number is free, and only the files below it are renamed, so no further file is lost.
     fn rotate(&mut self) -> Result<(), FileError> {
         self.sync()?;
         let rename = |from: &Path, to: &Path| disk::rename(from, to).map_err(failed(from, "rotate it"));
@@ -185,8 +187,8 @@ pub(super) fn last_line_of(path: &Path) -> Option<Vec<u8>> {
     last_line(&file, length).ok()?.line
 }
 
-/// Searches backwards for a line that is JSON and ends in a newline. A newline alone is not enough: a loss of power can
-/// leave zeros before it.
+/// Searches backwards for a line that is JSON and ends in a newline. A newline alone is not enough:
+/// a loss of power can leave zeros before it.
 fn last_line(file: &std::fs::File, length: u64) -> io::Result<LastLine> {
     let Some(mut end) = newline_before(file, length)? else {
         return Ok(LastLine { line: None, end: 0 });

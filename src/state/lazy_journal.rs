@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::journal::{Journal, OpenedJournal, Rotation, last_line_of, numbered};
 use super::{FileError, StateDir};
 
-/// A [`Journal`] that is opened at the first write if the disk is full or read-only at the start. So a daemon can start
-/// and serve on such a disk.
+/// A [`Journal`] that is opened at the first write if the disk is full or read-only at the start.
+/// So a daemon can start and serve on such a disk.
 #[derive(Debug)]
 pub struct LazyJournal {
     path: PathBuf,
@@ -16,8 +16,8 @@ pub struct LazyJournal {
 }
 
 impl LazyJournal {
-    /// Opens the journal `name` in `directory`, and returns its last line. A full or read-only disk is reported as a
-    /// failed write.
+    /// Opens the journal `name` in `directory`, and returns its last line. A full or read-only disk
+    /// is reported as a failed write.
     ///
     /// # Errors
     /// When it cannot be opened for any other reason.

@@ -8,9 +8,9 @@
 //! * [`Generations`] numbers snapshots without repetition.
 //! * [`disk`] has all calls that write, sync and rename, so that tests can observe their order.
 //!
-//! All of them guarantee: a daemon that is killed at any moment leaves files that the next one can read; only the
-//! daemon's user can access a file (0600); and no symbolic link leads out of the directory, so in a directory that
-//! others can write to, such as /tmp, only the state is at risk.
+//! All of them guarantee: a daemon that is killed at any moment leaves files that the next one can
+//! read; only the daemon's user can access a file (0600); and no symbolic link leads out of the
+//! directory, so in a directory that others can write to, such as /tmp, only the state is at risk.
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -120,15 +120,16 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     .map_err(failed(path, "remove it"))
 }
 
-/// Replaces the file at `path` by the content that `write` writes. After a crash at any moment there is the complete
-/// old or the complete new file. When this returns without an error, the new file survives a loss of power.
+/// Replaces the file at `path` by the content that `write` writes. After a crash at any moment
+/// there is the complete old or the complete new file. When this returns without an error, the new
+/// file survives a loss of power.
 ///
-/// The new file is written beside the old one, with `.new` added to its name. So only one thread at a time may
-/// replace a file.
+/// The new file is written beside the old one, with `.new` added to its name. So only one thread at
+/// a time may replace a file.
 ///
 /// # Errors
-/// When any operation fails. Then the old file is unchanged, with one exception: if the new name cannot be made
-/// durable, the new file is in place, but may be gone after a loss of power.
+/// When any operation fails. Then the old file is unchanged, with one exception: if the new name
+/// cannot be made durable, the new file is in place, but may be gone after a loss of power.
 pub fn replace(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<disk::File>) -> io::Result<()>,

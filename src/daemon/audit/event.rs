@@ -39,7 +39,8 @@ pub enum Event<'a> {
     },
     /// The source was read.
     Reload(Reload<'a>),
-    /// The source was refused while nothing was served. The last good keys are served instead, or cannot be.
+    /// The source was refused while nothing was served. The last good keys are served instead, or
+    /// cannot be.
     LastGood(LastGood),
     /// An operator revoked a key, or an owner's keys.
     Revoke(Revocation<'a>),
@@ -49,7 +50,8 @@ pub enum Event<'a> {
     RevocationAgreed(RevocationStatus<'a>),
     /// The source lists something as active that is revoked, after it had agreed. It stays revoked.
     RevocationConflict(RevocationStatus<'a>),
-    /// The source no longer agrees with a revocation, and does not list the target as active either.
+    /// The source no longer agrees with a revocation, and does not list the target as active
+    /// either.
     RevocationUnconfirmed(RevocationStatus<'a>),
     /// A revocation has left the list: the source has agreed for `revocation.keep`.
     RevocationDropped(RevocationStatus<'a>),
@@ -229,8 +231,8 @@ pub struct FileLocation {
     pub column: Option<u64>,
 }
 
-/// A revocation by an operator. An operator may have typed a raw key by mistake, so a name is recorded only if
-/// the source lists it as a key id or an owner.
+/// A revocation by an operator. An operator may have typed a raw key by mistake, so a name is
+/// recorded only if the source lists it as a key id or an owner.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Revocation<'a> {
     /// The key's id, if the target is a key.

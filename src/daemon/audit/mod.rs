@@ -1,13 +1,15 @@
-//! The audit trail: changes of what is answered, and refused peers, in `audit.jsonl` of the state directory.
+//! The audit trail: changes of what is answered, and refused peers, in `audit.jsonl` of the state
+//! directory.
 //!
-//! Each line is a JSON object. Lines are only appended; `seq` increases by one from line to line, across rotations
-//! and restarts, so a gap shows. The type of an event determines its content ([`Event`]): ids and numbers, no text
-//! of an export, and so never a key or a hash.
+//! Each line is a JSON object. Lines are only appended; `seq` increases by one from line to line,
+//! across rotations and restarts, so a gap shows. The type of an event determines its content
+//! ([`Event`]): ids and numbers, no text of an export, and so never a key or a hash.
 //!
-//! An event is durable when [`record`](Audit::record) returns. Refusals of peers are the exception: a peer can
-//! be refused thousands of times a second. They are counted ([`refusals`]), and a thread writes one line per
-//! user and minute, without waiting for the disk. A full disk stops nothing: a bounded number of lines waits in
-//! memory, and the write is retried every second. Lines that are lost are reported by a line of their own.
+//! An event is durable when [`record`](Audit::record) returns. Refusals of peers are the exception:
+//! a peer can be refused thousands of times a second. They are counted ([`refusals`]), and a thread
+//! writes one line per user and minute, without waiting for the disk. A full disk stops nothing: a
+//! bounded number of lines waits in memory, and the write is retried every second. Lines that are
+//! lost are reported by a line of their own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -124,7 +126,8 @@ impl Audit {
         }
     }
 
-    /// Records an event, and waits until it is durable. A failure is logged; it is not an error for the caller.
+    /// Records an event, and waits until it is durable. A failure is logged; it is not an error for
+    /// the caller.
     pub fn record(&self, event: &Event<'_>) {
         if let Some(trail) = &self.trail {
             trail.write(&[event], true);

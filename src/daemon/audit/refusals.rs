@@ -1,8 +1,8 @@
 //! Counts refused peers. The rate of their lines and the memory for them are bounded.
 //!
-//! The first refusal of a user at a socket is written within a second. The next line about the same user follows
-//! after a minute at the earliest, with the number of refusals since. Users beyond [`MAX_USERS`] are counted
-//! together.
+//! The first refusal of a user at a socket is written within a second. The next line about the same
+//! user follows after a minute at the earliest, with the number of refusals since. Users beyond
+//! [`MAX_USERS`] are counted together.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

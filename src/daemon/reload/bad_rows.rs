@@ -78,8 +78,8 @@ impl BadRowPolicy {
         }
     }
 
-    /// Applies the policy to `builder`, which has all other rows. `contradicting` lists key ids whose rows
-    /// contradict each other. Returns `None` if there are no bad rows.
+    /// Applies the policy to `builder`, which has all other rows. `contradicting` lists key ids
+    /// whose rows contradict each other. Returns `None` if there are no bad rows.
     ///
     /// # Errors
     /// When the diagnostics do not guarantee that all other rows are there.

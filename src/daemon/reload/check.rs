@@ -1,8 +1,9 @@
-//! Checks: what a reload would do, without publishing. The reading, the guard and the comparison are those
-//! of a reload.
+//! Checks: what a reload would do, without publishing. The reading, the guard and the comparison
+//! are those of a reload.
 //!
-//! A daemon runs a check on its reload thread, one at a time and after all pending reloads. So there are
-//! never more than two sets of keys in memory, and a check and a reload agree about what is served.
+//! A daemon runs a check on its reload thread, one at a time and after all pending reloads. So
+//! there are never more than two sets of keys in memory, and a check and a reload agree about what
+//! is served.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

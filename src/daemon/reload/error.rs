@@ -130,14 +130,15 @@ impl ReloadError {
         }
     }
 
-    /// Whether the same file may be accepted at the next attempt: the error is not about its content.
+    /// Whether the same file may be accepted at the next attempt: the error is not about its
+    /// content.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Memory { .. } | Self::Changing { .. } | Self::Random(_))
     }
 
-    /// Why the configuration that was read with the source is not in force; `None` if it equals the one in
-    /// force, which `settings_differ` says. This outlives the error: the source may be corrected and then
-    /// read by the configuration in force.
+    /// Why the configuration that was read with the source is not in force; `None` if it equals the
+    /// one in force, which `settings_differ` says. This outlives the error: the source may be
+    /// corrected and then read by the configuration in force.
     pub fn config_error(&self, settings_differ: bool) -> Option<String> {
         match self {
             Self::Configuration(_) | Self::PepperInUse { .. } => Some(self.to_string()),
@@ -169,8 +170,8 @@ impl ReloadError {
         }
     }
 
-    /// The location of the error, for the audit trail: numbers only. Column names and messages are text of
-    /// the export, and what looks like a header may be a row of keys.
+    /// The location of the error, for the audit trail: numbers only. Column names and messages are
+    /// text of the export, and what looks like a header may be a row of keys.
     pub fn location(&self) -> Option<FileLocation> {
         match self {
             Self::Io { path, .. }

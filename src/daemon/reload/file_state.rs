@@ -64,8 +64,8 @@ impl FileState {
         u64::try_from(self.size).unwrap_or(0)
     }
 
-    /// The time since the last write to the file, and since the last change of its inode; zero if that is
-    /// in the future.
+    /// The time since the last write to the file, and since the last change of its inode; zero if
+    /// that is in the future.
     fn ages(&self) -> [Duration; 2] {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let nanoseconds =
@@ -77,12 +77,12 @@ impl FileState {
         })
     }
 
-    /// How long to wait before the file may be read. A writer can set the mtime, but not the ctime. If the
-    /// ctime is very recent, a later change could leave the state the same.
+    /// How long to wait before the file may be read. A writer can set the mtime, but not the ctime.
+    /// If the ctime is very recent, a later change could leave the state the same.
     ///
     /// A file that was renamed into place may be read at once, but must [not be written
-    /// to](Self::until_unwritten_for) until the reading is done. If it was not complete, the reading is
-    /// repeated.
+    /// to](Self::until_unwritten_for) until the reading is done. If it was not complete, the
+    /// reading is repeated.
     pub(super) fn until_settled(&self, settle: Duration) -> Duration {
         let [_, changed] = self.ages();
         let written = if self.was_renamed() { Duration::ZERO } else { self.until_unwritten_for(settle) };
@@ -94,8 +94,8 @@ impl FileState {
         settle.saturating_sub(self.ages()[0])
     }
 
-    /// Whether the inode changed after the last write: most likely, the complete file was renamed into
-    /// place.
+    /// Whether the inode changed after the last write: most likely, the complete file was renamed
+    /// into place.
     pub(super) fn was_renamed(&self) -> bool {
         self.changed > self.modified
     }

@@ -1,9 +1,9 @@
 //! The guard: which changes of a reload are more likely a broken export than a decision.
 //!
-//! It evaluates what a new set of keys means for access ([`Impact`]), not the number of rows: keys that
-//! would stop working, keys that would start working, and keys that would lose a restriction. For each
-//! there is a share beyond which the reload is refused. A restriction that disappears from the whole
-//! source is always refused. `keyward reload --force` overrides the guard.
+//! It evaluates what a new set of keys means for access ([`Impact`]), not the number of rows: keys
+//! that would stop working, keys that would start working, and keys that would lose a restriction.
+//! For each there is a share beyond which the reload is refused. A restriction that disappears from
+//! the whole source is always refused. `keyward reload --force` overrides the guard.
 
 use std::path::Path;
 
@@ -25,15 +25,16 @@ pub struct Tolerance {
 /// Keys that a message names: enough to find out what they have in common.
 const NAMED_KEYS: usize = 3;
 
-/// Keys that may always stop working, unless the share is zero: a share says little about very few keys.
+/// Keys that may always stop working, unless the share is zero: a share says little about very few
+/// keys.
 const ALWAYS_STOP: usize = 1;
 
-/// A tenth of all keys, up to this many, may always start to work or lose a restriction: three suspended
-/// keys that work again do not indicate a wrong export.
+/// A tenth of all keys, up to this many, may always start to work or lose a restriction: three
+/// suspended keys that work again do not indicate a wrong export.
 const MAX_ALWAYS_WIDEN: usize = 10;
 
-/// Changes that [`Tolerance::max_loosened`] limits. Raised limits, and environments where there was none,
-/// are only counted: a new price list is ordinary business.
+/// Changes that [`Tolerance::max_loosened`] limits. Raised limits, and environments where there was
+/// none, are only counted: a new price list is ordinary business.
 const LOSSES: [AccessChange; 6] = [
     AccessChange::LosesEnvironment,
     AccessChange::LosesNetworks,
@@ -43,8 +44,8 @@ const LOSSES: [AccessChange; 6] = [
     AccessChange::GainsScopes,
 ];
 
-/// Changes that [`Tolerance::max_reactivated`] limits. Keys that were withheld because of bad rows are only
-/// counted: they return as soon as the export is corrected.
+/// Changes that [`Tolerance::max_reactivated`] limits. Keys that were withheld because of bad rows
+/// are only counted: they return as soon as the export is corrected.
 const RETURNS: [AccessChange; 3] =
     [AccessChange::RevokedReturns, AccessChange::DisabledReturns, AccessChange::ExpiredReturns];
 
@@ -121,8 +122,8 @@ fn first_ids(examples: &[Example], change: AccessChange) -> Vec<Box<str>> {
     of_change.take(NAMED_KEYS).map(|example| example.key_id.clone()).collect()
 }
 
-/// The three counts, as in `2 keys stop working, 1 starts working, 3 lose a restriction`; empty if all are
-/// zero.
+/// The three counts, as in `2 keys stop working, 1 starts working, 3 lose a restriction`; empty if
+/// all are zero.
 pub fn counts(impact: &Impact) -> String {
     let counted = |count: usize, one: &str, many: &str| match count {
         0 => None,

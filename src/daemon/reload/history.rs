@@ -1,4 +1,5 @@
-//! The outcomes of reloads that `keyward status` shows: the latest, and the latest that was accepted.
+//! The outcomes of reloads that `keyward status` shows: the latest, and the latest that was
+//! accepted.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,8 +83,8 @@ impl History {
         self.lock().last_accepted.clone()
     }
 
-    /// Why the configuration that was read last is not in force: it is wrong, or the source that was read
-    /// by it is.
+    /// Why the configuration that was read last is not in force: it is wrong, or the source that
+    /// was read by it is.
     pub fn configuration_refused(&self) -> Option<String> {
         self.lock().configuration_refused.clone()
     }

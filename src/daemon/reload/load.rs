@@ -16,12 +16,12 @@ use crate::reload::read::{ParsedRows, ProgressFn, RowObserver, SourceReader};
 use crate::reload::{ReloadError, SetAside, SourceFile};
 use keyward_engine::snapshot::{Builder, KeyTable, RowPolicies};
 
-/// How much longer than `settle` a load waits for a file that is still being written to. It limits how long
-/// a writer that never pauses delays `keyward reload`.
+/// How much longer than `settle` a load waits for a file that is still being written to. It limits
+/// how long a writer that never pauses delays `keyward reload`.
 const MAX_UNSETTLED: Duration = Duration::from_secs(5);
 
-/// Attempts to open a source that is replaced while it is opened. The last attempt accepts the file: the
-/// path has led to another file each time, which a deleted file behind a mount does not.
+/// Attempts to open a source that is replaced while it is opened. The last attempt accepts the
+/// file: the path has led to another file each time, which a deleted file behind a mount does not.
 const MAX_OPENS: usize = 8;
 
 /// What the kernel appends to the name of an open file whose directory entry is gone.
@@ -73,7 +73,8 @@ pub(super) enum LoadOutcome {
     },
 }
 
-/// How long a file must not have been written to before it is read, and until when to wait for that.
+/// How long a file must not have been written to before it is read, and until when to wait for
+/// that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SettleWindow {
     settle: Duration,
@@ -96,13 +97,14 @@ impl SourceFile {
     /// Reads the whole file. `seed` is the hash seed of the table; a compiled file has its own.
     ///
     /// # Errors
-    /// When the file cannot be read, changes meanwhile, or has errors. A part of it is never returned.
+    /// When the file cannot be read, changes meanwhile, or has errors. A part of it is never
+    /// returned.
     pub fn load(&self, seed: u64) -> Result<LoadedSource, ReloadError> {
         self.load_settled(seed, SettleWindow::new(Duration::ZERO)).and_then(LoadOutcome::accepted)
     }
 
-    /// As [`load`](Self::load), within `window`. All good rows of a source with bad rows are returned as
-    /// well.
+    /// As [`load`](Self::load), within `window`. All good rows of a source with bad rows are
+    /// returned as well.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -110,8 +112,8 @@ impl SourceFile {
         self.parse_settled(seed, window, None, &mut |_| {}).map(LoadOutcome::new)
     }
 
-    /// As [`load`](Self::load), and calls `observer` with every accepted row and its line. Rows of a compiled
-    /// file are counted instead.
+    /// As [`load`](Self::load), and calls `observer` with every accepted row and its line. Rows of
+    /// a compiled file are counted instead.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -125,8 +127,8 @@ impl SourceFile {
         LoadOutcome::new(parsed).accepted()
     }
 
-    /// As [`load_observed`](Self::load_observed), without finishing the table. `progress` is called with the
-    /// number of bytes that have been read.
+    /// As [`load_observed`](Self::load_observed), without finishing the table. `progress` is called
+    /// with the number of bytes that have been read.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -152,8 +154,8 @@ impl SourceFile {
         progress: &mut ProgressFn<'_>,
     ) -> Result<ParsedSource, ReloadError> {
         let io = |error| ReloadError::Io { path: self.path.to_path_buf(), error };
-        // From here on everything is about the open file, even if others are renamed over it. So frequent
-        // replacements do not delay a load.
+        // From here on everything is about the open file, even if others are renamed over it. So
+        // frequent replacements do not delay a load.
         let mut file = self.open()?;
         let mut state = self.wait_settled(&file, window)?;
         // An observer must not be called twice with the same row.
@@ -170,7 +172,8 @@ impl SourceFile {
             if state.was_renamed() {
                 thread::sleep(state.until_unwritten_for(window.settle));
             }
-            // A change of the file takes precedence over errors in it: those of two halves would mislead.
+            // A change of the file takes precedence over errors in it: those of two halves would
+            // mislead.
             let after = FileState::of_open(&file).map_err(io)?;
             if after == state {
                 let ParsedRows { builder, source_time, bad_rows } = parsed?;
@@ -181,9 +184,10 @@ impl SourceFile {
             if !std::mem::take(&mut may_repeat) || !after.is_written_as(&state) {
                 return Err(ReloadError::Changing { path: self.path.to_path_buf() });
             }
-            // The size and mtime are the same: most likely another file was renamed over this one, which
-            // changes its link count. But a writer can reset the mtime. So the same file is read again, and
-            // must not change at all meanwhile. A rename cannot alter an unlinked file; a writer still can.
+            // The size and mtime are the same: most likely another file was renamed over this one,
+            // which changes its link count. But a writer can reset the mtime. So the same file is
+            // read again, and must not change at all meanwhile. A rename cannot alter an unlinked
+            // file; a writer still can.
             drop(parsed);
             state = self.wait_settled(&file, window)?;
             if !state.is_written_as(&after) {
@@ -198,8 +202,8 @@ impl SourceFile {
         let io = |error| ReloadError::Io { path: self.path.to_path_buf(), error };
         let mut opens = 1;
         loop {
-            // Without O_NONBLOCK, opening a named pipe would wait for a writer, and so would every later
-            // reload.
+            // Without O_NONBLOCK, opening a named pipe would wait for a writer, and so would every
+            // later reload.
             let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
             let stat = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -209,8 +213,8 @@ impl SourceFile {
             if opens == MAX_OPENS || !is_deleted(&file, &stat) {
                 return Ok(file);
             }
-            // Either the file has been replaced since it was opened, or the path still leads to the deleted
-            // file.
+            // Either the file has been replaced since it was opened, or the path still leads to the
+            // deleted file.
             if FileState::of(&self.path).is_some_and(|now| now.is_same_file(&state)) {
                 return Err(ReloadError::Unlinked { path: self.path.to_path_buf() });
             }
@@ -218,10 +222,10 @@ impl SourceFile {
         }
     }
 
-    /// Waits until the open file has not been written to for `settle`, so that a file that is written in
-    /// place is not read half-written. A file that was renamed into place is only given the time until a
-    /// change of it shows. A file with a time in the future is observed for as long as if it had been written
-    /// now.
+    /// Waits until the open file has not been written to for `settle`, so that a file that is
+    /// written in place is not read half-written. A file that was renamed into place is only given
+    /// the time until a change of it shows. A file with a time in the future is observed for as
+    /// long as if it had been written now.
     fn wait_settled(
         &self,
         file: &File,
@@ -247,9 +251,9 @@ impl SourceFile {
 
 /// Whether the directory entry through which the file was opened is gone.
 ///
-/// The kernel shows that in the name of the descriptor. The link count alone is not enough: another hard
-/// link can keep it above zero, and some FUSE file systems report zero for every file. It decides only if
-/// /proc cannot be read.
+/// The kernel shows that in the name of the descriptor. The link count alone is not enough: another
+/// hard link can keep it above zero, and some FUSE file systems report zero for every file. It
+/// decides only if /proc cannot be read.
 fn is_deleted(file: &File, stat: &Stat) -> bool {
     let Ok(name) = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else {
         return stat.st_nlink == 0;

@@ -1,9 +1,9 @@
 //! Memory limits: whether there is enough memory for the next step of a load.
 //!
-//! An allocation that fails ends the process: the standard library aborts it if the address space is
-//! limited, and the kernel kills it if a control group is. Both would end the service. So a load checks
-//! before each step, and is refused in time. Small allocations are covered by a margin that every check
-//! leaves free, and by the reserve of [`memory`].
+//! An allocation that fails ends the process: the standard library aborts it if the address space
+//! is limited, and the kernel kills it if a control group is. Both would end the service. So a load
+//! checks before each step, and is refused in time. Small allocations are covered by a margin that
+//! every check leaves free, and by the reserve of [`memory`].
 
 use std::fs;
 use std::io;
@@ -13,11 +13,12 @@ use rustix::process::{Resource, getrlimit};
 
 use keyward_memory as memory;
 
-/// Address space and memory that every check leaves free, for small allocations of all threads until the
-/// next check.
+/// Address space and memory that every check leaves free, for small allocations of all threads
+/// until the next check.
 const MARGIN: usize = 4 << 20;
 
-/// Address space of a thread beside its allocations: the standard library's stack, and one for signals.
+/// Address space of a thread beside its allocations: the standard library's stack, and one for
+/// signals.
 pub(super) const THREAD_BYTES: usize = (2 << 20) + (256 << 10);
 
 /// Address space that the C library's allocator reserves for a thread.
@@ -93,7 +94,8 @@ impl MemoryLimits {
         self.cgroups.iter().try_for_each(|cgroup| cgroup.require(bytes as u64))
     }
 
-    /// Checks that there is address space for `bytes`, with two system calls. Memory is not checked.
+    /// Checks that there is address space for `bytes`, with two system calls. Memory is not
+    /// checked.
     ///
     /// # Errors
     /// The limit that is too low.
@@ -138,9 +140,9 @@ impl Cgroup {
     }
 }
 
-/// The control groups that limit a process, from its own up to the root. `own` is the content of its
-/// `/proc/<pid>/cgroup`. In a container the paths in it may be those of the host, which do not exist
-/// there; the container's root does.
+/// The control groups that limit a process, from its own up to the root. `own` is the content of
+/// its `/proc/<pid>/cgroup`. In a container the paths in it may be those of the host, which do not
+/// exist there; the container's root does.
 fn limited_cgroups(own: &str, version_2: &Path, version_1: &Path) -> Vec<Cgroup> {
     let mut cgroups = Vec::new();
     for line in own.lines() {
@@ -199,7 +201,8 @@ mod tests {
                 .try_for_each(|cgroup| cgroup.require(mebibytes << 20))
                 .map_err(|error| error.to_string())
         };
-        // Of a limit of 200 MiB, 120 are used, 20 of those are caches, and a margin of 4 is left free.
+        // Of a limit of 200 MiB, 120 are used, 20 of those are caches, and a margin of 4 is left
+        // free.
         assert_eq!(require(&found, 96), Ok(()));
         let error = require(&found, 97).expect_err("too much");
         assert!(error.contains("v2/a/memory.max limits") && error.contains("200 MiB"), "{error}");

@@ -1,13 +1,13 @@
-//! Reloads: notice a change, open the file, wait until it settles, read, evaluate, publish, wait for the
-//! workers, and only then free the old snapshot.
+//! Reloads: notice a change, open the file, wait until it settles, read, evaluate, publish, wait
+//! for the workers, and only then free the old snapshot.
 //!
-//! All of it happens on one thread, one reload at a time, in the order of [`ReloadLoop::reload`]. No
-//! request ever waits for it. A reload that fails before the swap changes nothing; at a start, the
-//! [last good keys](last_good) are served instead.
+//! All of it happens on one thread, one reload at a time, in the order of [`ReloadLoop::reload`].
+//! No request ever waits for it. A reload that fails before the swap changes nothing; at a start,
+//! the [last good keys](last_good) are served instead.
 //!
 //! A reload requested while one is running shares its result if a second run could not differ: the
-//! running one is not forced, and, observed after the request, the file and the configuration are the
-//! ones that were read. All other requests that arrive meanwhile share the next reload.
+//! running one is not forced, and, observed after the request, the file and the configuration are
+//! the ones that were read. All other requests that arrive meanwhile share the next reload.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

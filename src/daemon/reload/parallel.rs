@@ -1,13 +1,15 @@
-//! Ordered parallel work: several threads process items, and results arrive in the order of the items.
+//! Ordered parallel work: several threads process items, and results arrive in the order of the
+//! items.
 //!
-//! Items go to the workers round-robin, and results are taken in the same order. Bounded channels limit
-//! how much is in flight.
+//! Items go to the workers round-robin, and results are taken in the same order. Bounded channels
+//! limit how much is in flight.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-/// Items queued for each worker beside the one in progress, so that a worker need not wait for the next.
+/// Items queued for each worker beside the one in progress, so that a worker need not wait for the
+/// next.
 const QUEUED_ITEMS: usize = 2;
 
 /// Most workers for one load: the thread that inserts rows keeps no more than a few busy.
@@ -30,13 +32,13 @@ pub(super) fn worker_count() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS)
 }
 
-/// Runs each of `workers` on a thread of its own. They map the items that `next` yields to results, and
-/// `merge` receives the results in the order of the items. `next` also has a thread of its own, so the
-/// calling thread only merges.
+/// Runs each of `workers` on a thread of its own. They map the items that `next` yields to results,
+/// and `merge` receives the results in the order of the items. `next` also has a thread of its own,
+/// so the calling thread only merges.
 ///
 /// # Errors
-/// The first error of `merge`, after which it is not called again; an error of `next`; or that a thread
-/// cannot be started.
+/// The first error of `merge`, after which it is not called again; an error of `next`; or that a
+/// thread cannot be started.
 pub(super) fn map_ordered<P, R, E, W>(
     workers: impl IntoIterator<Item = W>,
     mut next: impl FnMut() -> Result<Option<P>, E> + Send,
@@ -69,8 +71,8 @@ where
         };
         let feeder =
             thread::Builder::new().name(THREAD_NAME.into()).spawn_scoped(scope, feed).map_err(spawn_error)?;
-        // The first worker without another result is the one that received no further item: the results
-        // of all workers before it have been taken.
+        // The first worker without another result is the one that received no further item: the
+        // results of all workers before it have been taken.
         results.iter().cycle().map_while(|worker| worker.recv().ok()).try_for_each(&mut merge)?;
         feeder.join().unwrap_or_else(|_| Err(io::Error::other("a thread that reads has ended").into()))
     })

@@ -1,9 +1,9 @@
 //! The pepper guard: refuses a change of peppers after which keys would no longer be found.
 //!
-//! With one pepper in force, all rows are hashed with it. With two, the pepper of a row is known only once
-//! its key has been found ([`HashedWith`]). A pepper that any other row may need is not removed without
-//! `--force`. Rows that allow nothing (revoked, or past their expiry) need no pepper, and a key that was
-//! not served before cannot be lost.
+//! With one pepper in force, all rows are hashed with it. With two, the pepper of a row is known
+//! only once its key has been found ([`HashedWith`]). A pepper that any other row may need is not
+//! removed without `--force`. Rows that allow nothing (revoked, or past their expiry) need no
+//! pepper, and a key that was not served before cannot be lost.
 
 use std::path::Path;
 
@@ -12,7 +12,8 @@ use crate::reload::{ReloadError, ReloadLoop, Settings};
 use keyward_engine::snapshot::{HashedWith, KeyTable};
 
 impl ReloadLoop {
-    /// Checks that all keys of `new`, read from `path`, are still found under the peppers of `settings`.
+    /// Checks that all keys of `new`, read from `path`, are still found under the peppers of
+    /// `settings`.
     pub(super) fn guard_peppers(
         &self,
         settings: &Settings,
@@ -41,8 +42,8 @@ impl ReloadLoop {
         refuse_if_any(path, PepperInUse { current: old.len(), certain, possible })
     }
 
-    /// The same at a start, where the keys before `new` are the last good ones, and all of those were
-    /// hashed with a pepper that is gone.
+    /// The same at a start, where the keys before `new` are the last good ones, and all of those
+    /// were hashed with a pepper that is gone.
     pub(super) fn guard_removed_pepper(
         &self,
         path: &Path,

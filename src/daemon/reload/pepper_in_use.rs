@@ -7,8 +7,8 @@ use keyward_engine::record::Quoted;
 /// Key ids that a message names: enough to find out what the keys have in common.
 const NAMED_KEYS: usize = 3;
 
-/// Keys that the source lists with the same hash as the current snapshot, and that would no longer be
-/// found.
+/// Keys that the source lists with the same hash as the current snapshot, and that would no longer
+/// be found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PepperInUse {
     /// The number of current keys.

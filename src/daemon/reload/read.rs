@@ -1,14 +1,14 @@
 //! Reads a file into a table, in the way that suits it.
 //!
-//! * A large text is split into pieces that several threads parse ([`parallel`]), on the assumption that it
-//!   has no errors.
-//! * If it has one, or cannot be split, it is read again row by row: only that way knows line numbers. Both
-//!   ways give the same table, and only a file that needs correction is read twice.
+//! * A large text is split into pieces that several threads parse ([`parallel`]), on the assumption
+//!   that it has no errors.
+//! * If it has one, or cannot be split, it is read again row by row: only that way knows line
+//!   numbers. Both ways give the same table, and only a file that needs correction is read twice.
 //! * A small text is read row by row, and so is one whose rows are observed.
 //! * A compiled file consists of blocks, which several threads decode.
 //!
-//! Beside the table, memory holds a few pieces for each thread, 8 MiB while a text is indexed, and the
-//! hashes of all key ids while a compiled file is read.
+//! Beside the table, memory holds a few pieces for each thread, 8 MiB while a text is indexed, and
+//! the hashes of all key ids while a compiled file is read.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -25,29 +25,29 @@ use keyward_engine::record::{KeyRecord, MAX_KEY_ID};
 use keyward_engine::snapshot::{BatchBuilder, Builder, ParallelBuilder, RowBatch, RowError, compiled};
 use keyward_source::{self as source, ChunkReader, ChunkSplitter, Diagnostics, Format, SplitError};
 
-/// Bytes of a text from which on several threads read it. A smaller one is read by the time that they have
-/// started.
+/// Bytes of a text from which on several threads read it. A smaller one is read by the time that
+/// they have started.
 const PARALLEL_BYTES: u64 = 4 << 20;
 
 /// Bytes of a sample from which the length of rows is estimated, and the number of samples.
 const SAMPLE_BYTES: usize = 16 << 10;
 const SAMPLES: u64 = 16;
 
-/// Bytes of the shortest row: a hash in base64, a comma, an id, and the newline. It limits the estimate of
-/// rows in a file with many lines that are not rows.
+/// Bytes of the shortest row: a hash in base64, a comma, an id, and the newline. It limits the
+/// estimate of rows in a file with many lines that are not rows.
 const MIN_ROW_BYTES: u64 = 46;
 
-/// Most rows that indexes are allocated for in advance, which takes 100 MiB. Even a few rows can touch all
-/// of that, because they are scattered by hash. For more rows, indexes grow.
+/// Most rows that indexes are allocated for in advance, which takes 100 MiB. Even a few rows can
+/// touch all of that, because they are scattered by hash. For more rows, indexes grow.
 const MAX_PREALLOCATED_ROWS: usize = 4 << 20;
 
-/// Rows and pieces between two checks of memory. The margin of a check covers the small allocations of so
-/// many.
+/// Rows and pieces between two checks of memory. The margin of a check covers the small allocations
+/// of so many.
 const ROWS_PER_CHECK: u64 = 1 << 7;
 const PIECES_PER_CHECK: u64 = 64;
 
-/// Bytes of growth from which on the limits of control groups are checked as well, which takes a dozen
-/// system calls.
+/// Bytes of growth from which on the limits of control groups are checked as well, which takes a
+/// dozen system calls.
 const LARGE_GROWTH: usize = 1 << 20;
 
 /// Called with each accepted row and its line.
@@ -194,9 +194,9 @@ impl SourceReader<'_> {
         Builder::new(self.seed, expected).with_plans(Arc::clone(&self.origin.plans))
     }
 
-    /// The estimated number of rows, from the length of rows in a few samples and a little more. The
-    /// estimate can be far off: the samples may have rows, and the rest of the file garbage or holes. So
-    /// memory must not be committed for it.
+    /// The estimated number of rows, from the length of rows in a few samples and a little more.
+    /// The estimate can be far off: the samples may have rows, and the rest of the file garbage or
+    /// holes. So memory must not be committed for it.
     fn estimated_rows(&self) -> usize {
         let mut sample = vec![0; SAMPLE_BYTES];
         let (mut bytes, mut rows) = (0, 0);
@@ -302,8 +302,8 @@ impl SourceReader<'_> {
             self.limits.require_mapped(0)?;
             self.file.read_exact_at(bytes, at)
         };
-        // Memory is allocated by the file's length, so that must be on disk: a length alone costs an
-        // attacker nothing. A file system that cannot report holes reports one at the end.
+        // Memory is allocated by the file's length, so that must be on disk: a length alone costs
+        // an attacker nothing. A file system that cannot report holes reports one at the end.
         if rustix::fs::seek(self.file, rustix::fs::SeekFrom::Hole(0)).is_ok_and(|hole| hole < self.size) {
             return Err(compiled::ReadError::Holes);
         }

@@ -24,11 +24,12 @@ use crate::systemd;
 use keyward_engine::record::Plans;
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, Snapshot};
 
-/// Attempts to read a file that changes while it is read. Each attempt first waits until it settles.
+/// Attempts to read a file that changes while it is read. Each attempt first waits until it
+/// settles.
 const ATTEMPTS: usize = 3;
 
-/// Nice value of the reload thread from the second load on. With no processor free, it still gets at
-/// least a tenth of one: a reload that starves would keep a revoked key in force.
+/// Nice value of the reload thread from the second load on. With no processor free, it still gets
+/// at least a tenth of one: a reload that starves would keep a revoked key in force.
 const NICENESS: i32 = 10;
 
 /// Where published keys come from.
@@ -67,7 +68,8 @@ pub(super) struct ReloadLoop {
     pub(super) applied_takeaways: AppliedTakeaways,
     /// The rows of the current source that were set aside.
     pub(super) set_aside: Option<Arc<SetAside>>,
-    /// Checks, which yield to reloads. There are at most as many as connections to the admin socket.
+    /// Checks, which yield to reloads. There are at most as many as connections to the admin
+    /// socket.
     checks: VecDeque<CheckRequest>,
 }
 
@@ -108,7 +110,8 @@ impl Reloader {
     }
 }
 
-/// Yields to the workers once there are requests to answer. Threads that this one starts inherit it.
+/// Yields to the workers once there are requests to answer. Threads that this one starts inherit
+/// it.
 fn lower_priority() {
     // In Linux, process 0 means the calling thread.
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
@@ -132,8 +135,8 @@ pub(super) fn retry_while_changing<T>(
 }
 
 impl ReloadLoop {
-    /// Waits for a trigger, at most until the next poll is due, and takes all triggers that are queued by
-    /// then. `None`: the daemon is shutting down.
+    /// Waits for a trigger, at most until the next poll is due, and takes all triggers that are
+    /// queued by then. `None`: the daemon is shutting down.
     fn next_triggers(&mut self, triggers: &Receiver<Trigger>) -> Option<PendingTriggers> {
         let mut pending = std::mem::take(&mut self.deferred);
         // A waiting check is next, unless a reload has been requested meanwhile.
@@ -153,8 +156,8 @@ impl ReloadLoop {
         }
         pending.drain_queue(triggers);
         if pending.is_change_only() {
-            // The load would wait for this long anyway. A command right after a rename then shares the
-            // reload that the watch triggered.
+            // The load would wait for this long anyway. A command right after a rename then shares
+            // the reload that the watch triggered.
             thread::sleep(self.reloader.settings.policy.settle.min(TIME_GRANULARITY));
             pending.drain_queue(triggers);
         }
@@ -239,13 +242,13 @@ impl ReloadLoop {
         (self.retired, self.recovered) = (None, None);
     }
 
-    /// Adds requests that arrived during the reload to `cause`, if another reload would read the same file
-    /// by the same settings. Both are observed after the requests arrived. All other triggers wait for the
-    /// next reload.
+    /// Adds requests that arrived during the reload to `cause`, if another reload would read the
+    /// same file by the same settings. Both are observed after the requests arrived. All other
+    /// triggers wait for the next reload.
     fn coalesce(&mut self, cause: &mut Cause, triggers: &Receiver<Trigger>) {
         self.deferred.drain_queue(triggers);
-        // An unforced request must not be recorded as forced, nor be answered with success for what the
-        // guard would refuse.
+        // An unforced request must not be recorded as forced, nor be answered with success for what
+        // the guard would refuse.
         if cause.force {
             return;
         }
@@ -337,8 +340,8 @@ impl ReloadLoop {
         CompareOptions { now, by_key_id: settings.global_policy.may_rehash(current) }
     }
 
-    /// Checks whether the loaded keys may replace the current ones, or else the last good ones. Returns
-    /// the difference from the last good keys, if they were compared.
+    /// Checks whether the loaded keys may replace the current ones, or else the last good ones.
+    /// Returns the difference from the last good keys, if they were compared.
     fn guard(
         &mut self,
         settings: &Settings,

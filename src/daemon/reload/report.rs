@@ -86,8 +86,8 @@ impl ReloadLoop {
         error.is_transient() && before.is_some_and(|before| before.to_string() == error.to_string())
     }
 
-    /// Writes the outcome to the audit trail. This precedes the answer to any client: an outcome that is
-    /// acknowledged is in the trail.
+    /// Writes the outcome to the audit trail. This precedes the answer to any client: an outcome
+    /// that is acknowledged is in the trail.
     pub(super) fn record(&self, cause: &Cause, outcome: &Outcome) {
         let refused = match &outcome.result {
             Ok(_) => None,

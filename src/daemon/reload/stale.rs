@@ -1,5 +1,5 @@
-//! A source that is older than `max_staleness`. Its keys are loaded, because it may revoke some, but every
-//! request is answered STALE_SNAPSHOT.
+//! A source that is older than `max_staleness`. Its keys are loaded, because it may revoke some,
+//! but every request is answered STALE_SNAPSHOT.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,7 +22,8 @@ impl Stale {
         Some(Self { age_s: age, max_staleness_s })
     }
 
-    /// The same for a source that was written at the Unix second `written_at`, at the Unix second `now`.
+    /// The same for a source that was written at the Unix second `written_at`, at the Unix second
+    /// `now`.
     pub fn at(now: u32, written_at: u32, global_policy: &GlobalPolicy) -> Option<Self> {
         Self::of(now.saturating_sub(written_at), global_policy)
     }

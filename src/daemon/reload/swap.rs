@@ -11,7 +11,8 @@ use crate::reload::{AcceptedReload, FileState, Origin, ReloadError, ReloadLoop, 
 use keyward_engine::snapshot::{Diff, KeyTable, RowMap, RowPolicies, Snapshot, SnapshotMeta};
 use keyward_source::Format;
 
-/// Seconds by which a source may appear to be from the future without a warning: clocks of hosts differ.
+/// Seconds by which a source may appear to be from the future without a warning: clocks of hosts
+/// differ.
 const CLOCK_SKEW: u32 = 5;
 
 impl ReloadLoop {
@@ -38,8 +39,9 @@ impl ReloadLoop {
         }
     }
 
-    /// Allocates buckets, swaps the snapshot, waits until every worker has left the previous one, and then
-    /// completes the migration of the buckets. [`publish`](crate::publish) explains the order.
+    /// Allocates buckets, swaps the snapshot, waits until every worker has left the previous one,
+    /// and then completes the migration of the buckets. [`publish`](crate::publish) explains the
+    /// order.
     pub(super) fn publish(
         &mut self,
         settings: &Settings,
@@ -68,8 +70,8 @@ impl ReloadLoop {
                 "the source was written in the future: is a clock wrong? For max_staleness its age is counted from now"
             );
         }
-        // Locked until the migration is complete, so that a save of the balances sees no bucket between two
-        // slots.
+        // Locked until the migration is complete, so that a save of the balances sees no bucket
+        // between two slots.
         let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
         let mut allocation = allocator.begin(limiter);
         let snapshot = keys

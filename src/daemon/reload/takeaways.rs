@@ -1,7 +1,7 @@
 //! Takeaways of refused sources.
 //!
-//! A source may be refused for some of its rows. With `source.apply_takeaways_of_refused`, what its other
-//! rows revoke, disable or let expire earlier still applies to the current keys.
+//! A source may be refused for some of its rows. With `source.apply_takeaways_of_refused`, what its
+//! other rows revoke, disable or let expire earlier still applies to the current keys.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +9,9 @@ use crate::reload::{ReloadLoop, Settings};
 use keyward_engine::record::Digest;
 use keyward_engine::snapshot::{KeyTable, Snapshot, Takeaways};
 
-/// Most keys that refused sources may take access from until a source is accepted. All of them are kept in
-/// memory and in one small file. A source that takes access from more keys needs correction.
+/// Most keys that refused sources may take access from until a source is accepted. All of them are
+/// kept in memory and in one small file. A source that takes access from more keys needs
+/// correction.
 const MAX_KEYS: usize = 100_000;
 
 /// Key ids in a report: a screenful.
@@ -30,8 +31,9 @@ pub struct TakeawayReport {
 }
 
 impl ReloadLoop {
-    /// Applies the takeaways of the source that this reload has refused, if the settings ask for it. When
-    /// this returns, they are in force on every connection, and on disk unless the write failed.
+    /// Applies the takeaways of the source that this reload has refused, if the settings ask for
+    /// it. When this returns, they are in force on every connection, and on disk unless the write
+    /// failed.
     pub(super) fn apply_takeaways(&mut self, settings: &Settings, force: bool) -> Option<TakeawayReport> {
         let (rows, current) = (self.refused_rows.take()?, self.current.clone()?);
         let (takeaways, report) = self.evaluate_takeaways(settings, &rows, &current, force);
@@ -49,8 +51,8 @@ impl ReloadLoop {
         Some(report)
     }
 
-    /// The takeaways of the rows of a refused source from the current keys, and the report, which says
-    /// whether they are to be applied.
+    /// The takeaways of the rows of a refused source from the current keys, and the report, which
+    /// says whether they are to be applied.
     pub(super) fn evaluate_takeaways(
         &self,
         settings: &Settings,
@@ -91,8 +93,8 @@ impl ReloadLoop {
         (report != TakeawayReport::default()).then_some(report)
     }
 
-    /// Forgets all takeaways: the accepted source replaces them. The file of takeaways is cleared when the
-    /// keys of that source are stored.
+    /// Forgets all takeaways: the accepted source replaces them. The file of takeaways is cleared
+    /// when the keys of that source are stored.
     pub(super) fn clear_takeaways(&mut self) {
         self.applied_takeaways.keys.clear();
     }

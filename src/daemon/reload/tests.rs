@@ -1,5 +1,5 @@
-//! Requests that arrive during a reload. The test acts as the worker that the reload waits for: until it
-//! passes the epoch, everything has been read and nothing acknowledged.
+//! Requests that arrive during a reload. The test acts as the worker that the reload waits for:
+//! until it passes the epoch, everything has been read and nothing acknowledged.
 
 use std::fs;
 use std::path::Path;
@@ -204,13 +204,12 @@ fn request_after_a_change_of_the_file_causes_another_reload() {
 fn request_after_a_change_of_the_configuration_causes_another_reload() {
     for by_watch in [false, true] {
         let fixture = Fixture::new();
-        let first = match by_watch {
-            true => {
-                replace(&fixture.source(), 2);
-                fixture.trigger.send(Trigger::Changed).expect("sent");
-                None
-            }
-            false => Some(fixture.request(false, 1)),
+        let first = if by_watch {
+            replace(&fixture.source(), 2);
+            fixture.trigger.send(Trigger::Changed).expect("sent");
+            None
+        } else {
+            Some(fixture.request(false, 1))
         };
         fixture.wait_swapped(2);
         fixture.configured.lock().expect("not poisoned").policy.tolerance.max_shrink = 0.25;
@@ -307,7 +306,8 @@ fn acknowledged_outcome_is_durable_in_the_audit_trail() {
     }
 }
 
-/// tests/integration/refused_configuration.rs tests the other settings. It cannot distinguish a poll from the watch.
+/// tests/integration/refused_configuration.rs tests the other settings. It cannot distinguish a
+/// poll from the watch.
 #[test]
 fn refused_configuration_does_not_change_the_poll_interval() {
     let fixture = Fixture::with_poll(Duration::from_millis(50));

@@ -1,7 +1,7 @@
 //! Triggers of reloads, and the requests that wait for a result.
 //!
-//! Many threads send triggers; the reload thread alone receives them. It takes all that are queued at
-//! once, as [`PendingTriggers`], and answers them together.
+//! Many threads send triggers; the reload thread alone receives them. It takes all that are queued
+//! at once, as [`PendingTriggers`], and answers them together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,8 +40,8 @@ pub fn trigger_channel() -> (SyncSender<Trigger>, Receiver<Trigger>) {
     sync_channel(QUEUE_CAPACITY)
 }
 
-/// Returns a function that sends [`Trigger::Changed`] unless one is queued already: a busy directory must
-/// not crowd out commands.
+/// Returns a function that sends [`Trigger::Changed`] unless one is queued already: a busy
+/// directory must not crowd out commands.
 pub(super) fn change_notifier(
     trigger: SyncSender<Trigger>,
     change_pending: Arc<AtomicBool>,

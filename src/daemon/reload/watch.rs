@@ -1,28 +1,31 @@
-//! Notices that the export may have changed. A report need not be right, only in time: the reload thread
-//! compares the file's state, and its poll finds what the watch misses.
+//! Notices that the export may have changed. A report need not be right, only in time: the reload
+//! thread compares the file's state, and its poll finds what the watch misses.
 //!
-//! The watch covers every directory that the kernel visits on the way along the path ([`path`]), including
-//! those of symbolic links, and in each of them only the name that is looked up there. A new release, a
-//! recreated directory, or a changed link shows in the directory above it; other activity in a busy parent
-//! such as /tmp costs only a comparison of names. The file itself is watched as well, because behind a bind
-//! mount of a single file its own directory is another one.
+//! The watch covers every directory that the kernel visits on the way along the path ([`path`]),
+//! including those of symbolic links, and in each of them only the name that is looked up there. A
+//! new release, a recreated directory, or a changed link shows in the directory above it; other
+//! activity in a busy parent such as /tmp costs only a comparison of names. The file itself is
+//! watched as well, because behind a bind mount of a single file its own directory is another one.
 //!
-//! A directory is watched before a name is looked up in it, so whatever is put there later is an event.
+//! A directory is watched before a name is looked up in it, so whatever is put there later is an
+//! event.
 //!
-//! The `notify` crate identifies its watches by path, the kernel by inode. These rules keep the two in step:
+//! The `notify` crate identifies its watches by path, the kernel by inode. These rules keep the two
+//! in step:
 //!
-//! * Each watched path is stored with its device and inode. If another directory has taken the path, the path
-//!   is unwatched first; otherwise the crate would retain the watch of the old directory.
-//! * An inode is watched under one path only: its events carry the path that was watched last, and unwatching
-//!   either path ends the watch of both.
-//! * Each renewal watches all paths again, including unchanged ones. The crate removes the watch of a path when
-//!   it reads that the path was deleted or renamed, even if the path has been watched again since. It reports
-//!   the event first, so a renewal follows. This also covers an inode number that is reused and so looks
-//!   unchanged.
+//! * Each watched path is stored with its device and inode. If another directory has taken the
+//!   path, the path is unwatched first; otherwise the crate would retain the watch of the old
+//!   directory.
+//! * An inode is watched under one path only: its events carry the path that was watched last, and
+//!   unwatching either path ends the watch of both.
+//! * Each renewal watches all paths again, including unchanged ones. The crate removes the watch of
+//!   a path when it reads that the path was deleted or renamed, even if the path has been watched
+//!   again since. It reports the event first, so a renewal follows. This also covers an inode
+//!   number that is reused and so looks unchanged.
 //!
-//! A separate thread renews the watches ([`renewal`]). The crate answers a call only after it has read all
-//! pending events, which may take as long as a busy directory stays busy. A reload must not wait for that, and
-//! the crate's callback must not wait for itself.
+//! A separate thread renews the watches ([`renewal`]). The crate answers a call only after it has
+//! read all pending events, which may take as long as a busy directory stays busy. A reload must
+//! not wait for that, and the crate's callback must not wait for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -53,10 +56,11 @@ pub(super) struct SourceWatch {
 }
 
 impl SourceWatch {
-    /// Watches `path`. `changed` is called from other threads on anything that might matter, including an
-    /// overflow of the system's queue.
+    /// Watches `path`. `changed` is called from other threads on anything that might matter,
+    /// including an overflow of the system's queue.
     ///
-    /// If the system has no watches left, only the poll remains. That is logged, and is not an error.
+    /// If the system has no watches left, only the poll remains. That is logged, and is not an
+    /// error.
     pub(super) fn new(path: &Path, changed: impl Fn() + Send + Sync + 'static) -> Self {
         let mut watch =
             Self { path: path.to_path_buf(), changed: Arc::new(changed), running: None, logged_error: None };
@@ -64,8 +68,8 @@ impl SourceWatch {
         watch
     }
 
-    /// Watches `path`, which may differ from the previous one, and everything that it leads through now.
-    /// Returns at once. `changed` is called if anything is newly watched.
+    /// Watches `path`, which may differ from the previous one, and everything that it leads through
+    /// now. Returns at once. `changed` is called if anything is newly watched.
     pub(super) fn follow(&mut self, path: &Path) {
         if self.path != path {
             self.path = path.to_path_buf();
@@ -111,12 +115,14 @@ impl Drop for SourceWatch {
     }
 }
 
-/// Starts the crate's thread and the thread that renews the watches. The first renewal is due at once.
+/// Starts the crate's thread and the thread that renews the watches. The first renewal is due at
+/// once.
 fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Shared>> {
     let state = State { path: path.to_path_buf(), requested: 1, ..State::default() };
     let shared = Arc::new(Shared { state: Mutex::new(state), updated: Condvar::new() });
-    // A watcher whose thread could not be started panics on every call, and when it is dropped; the crate
-    // reports no error. So try a thread first. If none is left a moment later, do not drop the watcher.
+    // A watcher whose thread could not be started panics on every call, and when it is dropped; the
+    // crate reports no error. So try a thread first. If none is left a moment later, do not drop
+    // the watcher.
     let _ = thread::Builder::new().spawn(|| ())?.join();
     let (handler, report) = (Arc::clone(&shared), Arc::clone(&changed));
     let watcher = notify::recommended_watcher(move |event| handler.handle(event, &*report));
@@ -133,8 +139,8 @@ fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Sh
     Ok(shared)
 }
 
-/// The state that the threads share. The crate's thread takes the lock for each event, so the lock is never held
-/// while the crate is called.
+/// The state that the threads share. The crate's thread takes the lock for each event, so the lock
+/// is never held while the crate is called.
 struct Shared {
     state: Mutex<State>,
     updated: Condvar,
@@ -143,7 +149,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     path: PathBuf,
-    /// The names that matter in each directory that is watched or about to be. There are none for the file.
+    /// The names that matter in each directory that is watched or about to be. There are none for
+    /// the file.
     names: BTreeMap<PathBuf, BTreeSet<OsString>>,
     /// The number of renewals that have been requested.
     requested: u64,
@@ -184,7 +191,8 @@ impl Shared {
         self.updated.notify_all();
     }
 
-    /// Called by the crate's thread. A change is reported at once, because the renewal may take long.
+    /// Called by the crate's thread. A change is reported at once, because the renewal may take
+    /// long.
     fn handle(&self, event: notify::Result<Event>, changed: &dyn Fn()) {
         let effect = match &event {
             Ok(event) => self.classify(event),
@@ -211,7 +219,8 @@ impl Shared {
             return Effect::Path;
         }
         let effect = match event.kind {
-            // Closing shows that a writer has ended. After writes to mapped memory, it is the only event.
+            // Closing shows that a writer has ended. After writes to mapped memory, it is the only
+            // event.
             EventKind::Access(AccessKind::Close(AccessMode::Write))
             | EventKind::Modify(ModifyKind::Data(_)) => Effect::Content,
             // Reading the export must not cause the next reading.

@@ -7,9 +7,9 @@
 //! {"seq":7,"action":"drop","key_id":"key_1","when":"…"}
 //! ```
 //!
-//! The first line is a header with the format, the list's random id, and the number of the line before the
-//! second one. From there `seq` increases by one from line to line, across rewrites and restarts. The last line
-//! about a key or an owner decides.
+//! The first line is a header with the format, the list's random id, and the number of the line
+//! before the second one. From there `seq` increases by one from line to line, across rewrites and
+//! restarts. The last line about a key or an owner decides.
 
 use std::io::{self, Write};
 

@@ -192,8 +192,8 @@ impl List {
         entries.filter(|entry| entry.record.conflict_since().is_some()).count()
     }
 
-    /// `count` entries: first those that are not durable or that the source contradicts, then the latest. `record`
-    /// completes the record of an entry.
+    /// `count` entries: first those that are not durable or that the source contradicts, then the
+    /// latest. `record` completes the record of an entry.
     pub(super) fn latest(
         &self,
         count: usize,
@@ -247,7 +247,8 @@ impl List {
         of_keys.chain(of_owners).for_each(|key| key.set_revoked(true));
     }
 
-    /// Sets or clears the marks of the rows of `target`. A row can be revoked by its key and by its owner.
+    /// Sets or clears the marks of the rows of `target`. A row can be revoked by its key and by its
+    /// owner.
     pub(super) fn mark(&self, snapshot: &Snapshot, target: &Target) -> MarkCounts {
         let mut marked = MarkCounts::default();
         let mut mark = |key: Key<'_>| {
@@ -262,8 +263,9 @@ impl List {
         marked
     }
 
-    /// The status of each entry in `snapshot`, and the number of its rows. A row that was set aside could belong to
-    /// any key and owner. So with such rows, no target counts as revoked in all of its rows.
+    /// The status of each entry in `snapshot`, and the number of its rows. A row that was set aside
+    /// could belong to any key and owner. So with such rows, no target counts as revoked in all of
+    /// its rows.
     pub(super) fn compare(&self, snapshot: &Snapshot) -> Vec<(Target, SourceStatus, usize)> {
         let mut owners: HashMap<&str, RowCounts> = HashMap::new();
         if !self.owners.is_empty() {

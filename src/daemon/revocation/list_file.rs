@@ -1,8 +1,9 @@
-//! The list on disk: one line per command, synced before the command returns. The file is compacted when most of
-//! its lines are superseded.
+//! The list on disk: one line per command, synced before the command returns. The file is compacted
+//! when most of its lines are superseded.
 //!
-//! Only this daemon writes the file. If another program changes or removes it, or a write fails, the file is
-//! rewritten from memory. A daemon that cannot write it goes on with the list in memory and retries.
+//! Only this daemon writes the file. If another program changes or removes it, or a write fails,
+//! the file is rewritten from memory. A daemon that cannot write it goes on with the list in memory
+//! and retries.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -22,8 +23,8 @@ pub(super) const NAME: &str = "revocations.jsonl";
 /// No rotation: a rotated file would not be read.
 const NO_ROTATION: Rotation = Rotation { max_file_size: u64::MAX, keep: 0 };
 
-/// The file is compacted when it has more lines than twice the entries plus this. So a command waits for a
-/// compaction once in hundreds of times.
+/// The file is compacted when it has more lines than twice the entries plus this. So a command
+/// waits for a compaction once in hundreds of times.
 const COMPACTION_SLACK: usize = 1_000;
 
 /// The file of the list, and its high-water mark.
@@ -68,7 +69,8 @@ pub(super) struct OpenedList {
 }
 
 impl ListFile {
-    /// Opens the file and reads the list. A file that can be read and not written is in force all the same.
+    /// Opens the file and reads the list. A file that can be read and not written is in force all
+    /// the same.
     ///
     /// # Errors
     /// See [`LoadError`].
@@ -101,12 +103,12 @@ impl ListFile {
         self.write_mark()
     }
 
-    /// Appends lines and makes them durable. `list` returns the list with their changes, except for entries that
-    /// are being dropped.
+    /// Appends lines and makes them durable. `list` returns the list with their changes, except for
+    /// entries that are being dropped.
     ///
     /// # Errors
-    /// When they cannot be written or synced. Then the same lines must be added again. Without that,
-    /// [`is_intact`](Self::is_intact) shows whether the file has to be rewritten.
+    /// When they cannot be written or synced. Then the same lines must be added again. Without
+    /// that, [`is_intact`](Self::is_intact) shows whether the file has to be rewritten.
     pub(super) fn add<'l>(
         &mut self,
         lines: impl ExactSizeIterator<Item = &'l Line>,

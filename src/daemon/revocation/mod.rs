@@ -1,6 +1,8 @@
-//! Revocations: keys and owners that an operator has revoked, independent of the source, until the source agrees.
+//! Revocations: keys and owners that an operator has revoked, independent of the source, until the
+//! source agrees.
 //!
-//! A revocation is in force on every connection before its command returns, and on disk unless the disk fails:
+//! A revocation is in force on every connection before its command returns, and on disk unless the
+//! disk fails:
 //!
 //! 1. lock the commands, which excludes other commands and the swap of snapshots;
 //! 2. add the entry to the list in memory, and mark the rows of the current snapshot;
@@ -8,13 +10,13 @@
 //! 4. wait until the line is durable, or the disk fails or takes too long;
 //! 5. wait until every worker has passed the epoch. Only then is the command answered (promise 2).
 //!
-//! Putting a revocation in force never waits for the disk. A command whose line is not durable reports that and
-//! why; the write is retried until it succeeds.
+//! Putting a revocation in force never waits for the disk. A command whose line is not durable
+//! reports that and why; the write is retried until it succeeds.
 //!
-//! A reload marks its new snapshot before the swap, under the same lock, so no revocation is missed between the
-//! two. It does most of the marking before it locks, while commands go on. Under the lock it repeats only the
-//! targets that changed meanwhile. So a revocation never waits for a reload. Once the new snapshot is in force,
-//! the list is [reconciled](reconcile) with the source.
+//! A reload marks its new snapshot before the swap, under the same lock, so no revocation is missed
+//! between the two. It does most of the marking before it locks, while commands go on. Under the
+//! lock it repeats only the targets that changed meanwhile. So a revocation never waits for a
+//! reload. Once the new snapshot is in force, the list is [reconciled](reconcile) with the source.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -45,7 +47,8 @@ use watermark::ListClock;
 pub use writer::Durability;
 use writer::Writer;
 
-/// Most entries on the list. A revocation is a stopgap until the source agrees; so many belong into the source.
+/// Most entries on the list. A revocation is a stopgap until the source agrees; so many belong into
+/// the source.
 pub const MAX_ENTRIES: usize = 100_000;
 
 /// Why nothing is durable without a state directory.
@@ -70,7 +73,8 @@ pub struct Revocations {
 }
 
 struct CommandLock {
-    /// The targets that have changed since a reload began to mark its snapshot; `None`: no reload is marking.
+    /// The targets that have changed since a reload began to mark its snapshot; `None`: no reload
+    /// is marking.
     changed: Option<Vec<Target>>,
 }
 
@@ -109,8 +113,8 @@ pub enum RevokeError {
         /// The current generation.
         generation: u64,
     },
-    /// The name may be a raw key, which must not be written to disk (promise 7). Without keys, an id cannot be
-    /// distinguished from a key.
+    /// The name may be a raw key, which must not be written to disk (promise 7). Without keys, an
+    /// id cannot be distinguished from a key.
     #[error(
         "no keys are loaded, and {} may be a key itself, which is not to be written down: load the source first, then name \
          a key by its id",
@@ -160,11 +164,12 @@ fn advice(target: &Target) -> &'static str {
     }
 }
 
-/// Loads the list. Call it before anything is served and before any other file of the directory is created.
-/// Without a directory the list is empty.
+/// Loads the list. Call it before anything is served and before any other file of the directory is
+/// created. Without a directory the list is empty.
 ///
 /// # Errors
-/// When the list cannot be read or is incomplete: all of it must be in force from the first answer on.
+/// When the list cannot be read or is incomplete: all of it must be in force from the first answer
+/// on.
 pub fn load(directory: Option<Arc<StateDir>>) -> Result<LoadedList, LoadError> {
     let Some(directory) = directory else {
         return Ok(LoadedList { list: List::default(), storage: None, accepted: None });
@@ -177,7 +182,8 @@ pub fn load(directory: Option<Arc<StateDir>>) -> Result<LoadedList, LoadError> {
 }
 
 impl LoadedList {
-    /// The loss that an operator has accepted, if there was one, and the number of remaining revocations.
+    /// The loss that an operator has accepted, if there was one, and the number of remaining
+    /// revocations.
     pub fn accepted_loss(&self) -> Option<(AcceptanceRecord, usize)> {
         self.accepted.as_ref().map(|(accepted, _)| (*accepted, self.list.len()))
     }
@@ -260,8 +266,8 @@ impl Revocations {
         Ok(self.wait(pending, ticket))
     }
 
-    /// Removes a revocation, so the source decides again. If that cannot be written, a restart restores the
-    /// revocation.
+    /// Removes a revocation, so the source decides again. If that cannot be written, a restart
+    /// restores the revocation.
     ///
     /// # Errors
     /// See [`RevokeError`].
@@ -289,8 +295,8 @@ impl Revocations {
         list.iter().filter(|(_, entry)| !record(entry, written).durable).count()
     }
 
-    /// The number of entries, and `count` of them. Entries that are not durable or contradicted by the source come
-    /// first, then the latest.
+    /// The number of entries, and `count` of them. Entries that are not durable or contradicted by
+    /// the source come first, then the latest.
     pub fn latest(&self, count: usize) -> (usize, Vec<(Target, RevocationRecord)>) {
         let (written, list) = (self.written(), self.list());
         (list.len(), list.latest(count, |entry| record(entry, written)))
@@ -354,8 +360,8 @@ impl Revocations {
         change
     }
 
-    /// Marks the rows and advances the epoch. Both are repeated for a command that changes nothing, because the
-    /// earlier one may not be in force yet.
+    /// Marks the rows and advances the epoch. Both are repeated for a command that changes nothing,
+    /// because the earlier one may not be in force yet.
     fn change(&self, snapshot: Option<&Snapshot>, target: &Target, already: bool) -> CommandOutcome {
         let list = self.list();
         let MarkCounts { rows, revoked } =

@@ -1,12 +1,12 @@
-//! Reconciles the list with the source: a revocation may leave the list once the source has agreed with it for
-//! long enough.
+//! Reconciles the list with the source: a revocation may leave the list once the source has agreed
+//! with it for long enough.
 //!
-//! An export can be older than the previous one, for example if it comes from a replica that lags. So an entry
-//! stays on the list until the source has agreed at every load for the time that [`Retention`] sets, by the
-//! [list's clock](super::watermark). The source agrees if it lists all rows of the key or owner as revoked. A
-//! load with an active row, or without rows, restarts that time. A source that lists a row as active after it
-//! had agreed contradicts the revocation. Such a conflict is reported once when it begins, and the key stays
-//! revoked.
+//! An export can be older than the previous one, for example if it comes from a replica that lags.
+//! So an entry stays on the list until the source has agreed at every load for the time that
+//! [`Retention`] sets, by the [list's clock](super::watermark). The source agrees if it lists all
+//! rows of the key or owner as revoked. A load with an active row, or without rows, restarts that
+//! time. A source that lists a row as active after it had agreed contradicts the revocation. Such a
+//! conflict is reported once when it begins, and the key stays revoked.
 
 use std::time::Duration;
 
@@ -57,9 +57,9 @@ pub(super) struct StatusChange {
 }
 
 impl Revocations {
-    /// Compares the list with `snapshot`, which is in force, and drops entries that the source has agreed with for
-    /// `retention`. Changes are recorded in `audit`. An entry whose removal cannot be made durable stays until the
-    /// next load.
+    /// Compares the list with `snapshot`, which is in force, and drops entries that the source has
+    /// agreed with for `retention`. Changes are recorded in `audit`. An entry whose removal cannot
+    /// be made durable stays until the next load.
     pub fn reconcile(&self, snapshot: &Snapshot, retention: Retention, audit: &Audit) -> Reconciliation {
         let (changes, due) = self.compare(snapshot, retention);
         let dropped = self.drop_durably(snapshot, due);
@@ -72,8 +72,8 @@ impl Revocations {
         Reconciliation { dropped: dropped.len(), conflicts: self.list().conflicts() }
     }
 
-    /// Records the status of each entry in the source. Returns the changes, and the entries that are due to be
-    /// dropped with the number of their rows.
+    /// Records the status of each entry in the source. Returns the changes, and the entries that
+    /// are due to be dropped with the number of their rows.
     pub(super) fn compare(
         &self,
         snapshot: &Snapshot,
@@ -108,7 +108,8 @@ impl Revocations {
         (changes, due)
     }
 
-    /// Removes entries from the list on disk, and then from the one in memory. Returns the removed ones.
+    /// Removes entries from the list on disk, and then from the one in memory. Returns the removed
+    /// ones.
     pub(super) fn drop_durably(
         &self,
         snapshot: &Snapshot,
@@ -138,8 +139,8 @@ impl Revocations {
             list.remove(target);
         }
         drop(list);
-        // Clears the marks, so that rows have the status that they will have after a restart. All of them are
-        // revoked by the source, so no answer becomes ALLOWED.
+        // Clears the marks, so that rows have the status that they will have after a restart. All
+        // of them are revoked by the source, so no answer becomes ALLOWED.
         let list = self.list();
         for (target, _) in &dropped {
             list.mark(snapshot, target);
@@ -147,9 +148,9 @@ impl Revocations {
         dropped
     }
 
-    /// Queues the lines that drop the entries, and waits for them. Entries that were revoked again or removed since
-    /// they became due are left out: after the line of that command, a line that drops the entry would undo it at
-    /// the next start. `None`: no entries are left.
+    /// Queues the lines that drop the entries, and waits for them. Entries that were revoked again
+    /// or removed since they became due are left out: after the line of that command, a line that
+    /// drops the entry would undo it at the next start. `None`: no entries are left.
     fn drop_on_disk(&self, due: &mut Vec<(Target, usize)>) -> Option<Durability> {
         let commands = self.lock_commands();
         {
@@ -168,8 +169,8 @@ impl Revocations {
     }
 }
 
-/// Records the status of an entry in the source. Returns the observation if it is a change. Before the source has
-/// agreed for the first time, any other status is no change.
+/// Records the status of an entry in the source. Returns the observation if it is a change. Before
+/// the source has agreed for the first time, any other status is no change.
 fn record_status(
     entry: &mut Entry,
     status: SourceStatus,

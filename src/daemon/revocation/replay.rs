@@ -1,10 +1,10 @@
 //! Reads the list at the start, and verifies that it is complete.
 //!
-//! A lost revocation would make a revoked key work again. So the daemon does not start with a list that may be
-//! incomplete, unless an operator accepts it: a list that is missing although the directory has other state of a
-//! daemon, is empty, is older than its [high-water mark](super::watermark), belongs to another daemon, or is
-//! damaged. A crash causes none of these: the mark is written after the list, and a command whose line is torn
-//! has not returned.
+//! A lost revocation would make a revoked key work again. So the daemon does not start with a list
+//! that may be incomplete, unless an operator accepts it: a list that is missing although the
+//! directory has other state of a daemon, is empty, is older than its [high-water
+//! mark](super::watermark), belongs to another daemon, or is damaged. A crash causes none of these:
+//! the mark is written after the list, and a command whose line is torn has not returned.
 
 use std::path::{Path, PathBuf};
 
@@ -196,7 +196,8 @@ impl ParsedList {
 
     fn add(&mut self, line: &[u8], number: usize) -> Result<(), String> {
         let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-        // Applied even if its number is wrong: if the damage is accepted, this is what remains of the list.
+        // Applied even if its number is wrong: if the damage is accepted, this is what remains of
+        // the list.
         line.apply(&mut self.list)?;
         let seq = match (&self.header, line.seq) {
             (None, None) => return Ok(()),
@@ -228,9 +229,10 @@ fn too_large(seq: u64) -> String {
     format!("seq is {seq}, and the largest number of a line is {MAX_SEQ}")
 }
 
-/// Whether the last line was not written completely, so that its command never returned. A line that lacks only
-/// its newline counts as complete, because an editor may have removed that; revoking too much is safer than too
-/// little. After a loss of power, the beginning of a write may be zeros.
+/// Whether the last line was not written completely, so that its command never returned. A line
+/// that lacks only its newline counts as complete, because an editor may have removed that;
+/// revoking too much is safer than too little. After a loss of power, the beginning of a write may
+/// be zeros.
 fn is_torn(last: &[u8]) -> bool {
     let is_whole =
         || serde_json::from_slice::<Line>(last).is_ok() || serde_json::from_slice::<Header>(last).is_ok();

@@ -16,7 +16,8 @@ mod agreement;
 mod durability;
 mod loss;
 
-/// A snapshot of keys `k0` to `k<keys - 1>`, all of one owner, with the status that `status` returns.
+/// A snapshot of keys `k0` to `k<keys - 1>`, all of one owner, with the status that `status`
+/// returns.
 fn snapshot(keys: u32, generation: u64, status: impl Fn(u32) -> Status) -> Arc<Snapshot> {
     let mut builder = Builder::new(7, keys as usize);
     for number in 0..keys {
@@ -347,8 +348,8 @@ fn file_is_compacted() {
     assert_eq!(open(&directory).0.entries().len(), 1);
 }
 
-/// Snapshots are swapped continuously while keys are revoked and unrevoked. After each command, and in each later
-/// snapshot, the marks match the list.
+/// Snapshots are swapped continuously while keys are revoked and unrevoked. After each command, and
+/// in each later snapshot, the marks match the list.
 #[test]
 fn no_command_is_lost_between_two_snapshots() {
     const KEYS: u32 = 300;

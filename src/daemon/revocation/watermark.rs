@@ -1,15 +1,16 @@
 //! `revocations.seq`: the high-water mark of the list.
 //!
-//! The mark has the list's id and the number of the last durable line. So the next start detects a list that was
-//! emptied, truncated between two lines, or replaced by an older copy. The mark is written after the list is
-//! synced, so it is never ahead of the list, even after a crash. It is synced within seconds, not with every line
-//! ([`Watermark::sync`]): lines are lost to people and programs, which see the page cache.
+//! The mark has the list's id and the number of the last durable line. So the next start detects a
+//! list that was emptied, truncated between two lines, or replaced by an older copy. The mark is
+//! written after the list is synced, so it is never ahead of the list, even after a crash. It is
+//! synced within seconds, not with every line ([`Watermark::sync`]): lines are lost to people and
+//! programs, which see the page cache.
 //!
-//! The mark also stores the list's clock: the milliseconds that a daemon has had the list. It measures how long
-//! the source has agreed with a revocation. Setting the system time does not move it. Across a restart it
-//! advances by the smaller of the differences of CLOCK_BOOTTIME and of the system time. After a reboot,
-//! CLOCK_BOOTTIME is behind the stored value, or ahead of it by less than the time that has passed. So the list's
-//! clock may be late, but never early.
+//! The mark also stores the list's clock: the milliseconds that a daemon has had the list. It
+//! measures how long the source has agreed with a revocation. Setting the system time does not move
+//! it. Across a restart it advances by the smaller of the differences of CLOCK_BOOTTIME and of the
+//! system time. After a reboot, CLOCK_BOOTTIME is behind the stored value, or ahead of it by less
+//! than the time that has passed. So the list's clock may be late, but never early.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -81,8 +82,8 @@ pub(super) struct Watermark {
 }
 
 impl Watermark {
-    /// The mark of the list with the id `list`. Its clock continues from `before`, and is at least `min_clock_ms`,
-    /// which the list contains.
+    /// The mark of the list with the id `list`. Its clock continues from `before`, and is at least
+    /// `min_clock_ms`, which the list contains.
     pub(super) fn new(path: PathBuf, list: String, before: Option<&Mark>, min_clock_ms: u64) -> Self {
         let clock_ms =
             before.map_or(0, |mark| mark.clock_ms.saturating_add(mark.elapsed_ms())).max(min_clock_ms);
@@ -104,7 +105,8 @@ impl Watermark {
         self.open.as_ref().is_some_and(|(_, last)| identity(&self.path) == Some(*last))
     }
 
-    /// Writes the number of the last line: in place if possible, or else by replacing the file durably.
+    /// Writes the number of the last line: in place if possible, or else by replacing the file
+    /// durably.
     ///
     /// # Errors
     /// When it cannot be written. The next call replaces the file.

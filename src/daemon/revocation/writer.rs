@@ -1,9 +1,9 @@
-//! The thread that writes the list. Commands queue lines and wait until they are durable. Putting a revocation in
-//! force does not wait for it.
+//! The thread that writes the list. Commands queue lines and wait until they are durable. Putting a
+//! revocation in force does not wait for it.
 //!
-//! Lines of concurrent commands are written together. A failed write is retried at short intervals, so a
-//! revocation is durable within a second after the disk has recovered. The thread also checks the file once a
-//! second, and rewrites it if another program has removed or changed it.
+//! Lines of concurrent commands are written together. A failed write is retried at short intervals,
+//! so a revocation is durable within a second after the disk has recovered. The thread also checks
+//! the file once a second, and rewrites it if another program has removed or changed it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -81,8 +81,8 @@ pub enum Durability {
 }
 
 impl Writer {
-    /// Starts the thread that writes `list` to `file`. `unwritten` is why the file could not be written when it
-    /// was opened.
+    /// Starts the thread that writes `list` to `file`. `unwritten` is why the file could not be
+    /// written when it was opened.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -112,7 +112,8 @@ impl Writer {
         Ok(Self { shared, clock, health, thread: Some(thread) })
     }
 
-    /// Queues lines, and returns the ticket of the last one. Call it in the order in which the list changes.
+    /// Queues lines, and returns the ticket of the last one. Call it in the order in which the list
+    /// changes.
     pub(super) fn enqueue(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
         self.enqueue_as(lines, false)
     }

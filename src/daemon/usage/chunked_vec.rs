@@ -1,5 +1,5 @@
-//! A vector that grows without moving its items. Moving a hundred megabytes takes a tenth of a second, and the
-//! workers would wait for it.
+//! A vector that grows without moving its items. Moving a hundred megabytes takes a tenth of a
+//! second, and the workers would wait for it.
 
 use std::ops::{Index, IndexMut};
 

@@ -1,8 +1,8 @@
 //! The usage thread: merges logs as they arrive, writes usage at intervals, and answers queries.
 //!
-//! Before a write or a report, all workers flush their logs (a *round*), so a report is as of the moment of its
-//! query. The thread waits for nothing but its queue: a write is a walk over the records in short steps,
-//! interleaved with messages, and the writer thread waits for the disk.
+//! Before a write or a report, all workers flush their logs (a *round*), so a report is as of the
+//! moment of its query. The thread waits for nothing but its queue: a write is a walk over the
+//! records in short steps, interleaved with messages, and the writer thread waits for the disk.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -296,7 +296,8 @@ impl Collector {
         }
     }
 
-    /// Writes the same lines again: they have their numbers, and a reader may have seen a part of them.
+    /// Writes the same lines again: they have their numbers, and a reader may have seen a part of
+    /// them.
     fn retry_write(&mut self) {
         if self.write.is_busy {
             return;

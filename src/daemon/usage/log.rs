@@ -10,8 +10,8 @@ use super::{Message, QUEUED_LOGS};
 use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::RequestUsage;
 
-/// Events in a log: some 2 ms of a busy worker. The 128 KiB are merged before they leave the second-level
-/// cache.
+/// Events in a log: some 2 ms of a busy worker. The 128 KiB are merged before they leave the
+/// second-level cache.
 const CAPACITY: usize = 8 * 1024;
 
 /// Most empty buffers that a worker gets back: as many as may be queued, and one more.
@@ -188,8 +188,8 @@ impl UsageLog {
         }
     }
 
-    /// Sends the content to the usage thread and releases the snapshot. Waits while the queue is full; the
-    /// [module](super) says why.
+    /// Sends the content to the usage thread and releases the snapshot. Waits while the queue is
+    /// full; the [module](super) says why.
     pub fn flush(&mut self) {
         let snapshot = self.snapshot.take();
         if self.is_empty() {
@@ -208,8 +208,8 @@ impl UsageLog {
         self.is_notified = false;
     }
 
-    /// As [`flush`](Self::flush), and reports that everything from before `round` is flushed and that no snapshot
-    /// before `generation` is in use.
+    /// As [`flush`](Self::flush), and reports that everything from before `round` is flushed and
+    /// that no snapshot before `generation` is in use.
     pub fn flush_round(&mut self, round: u64, generation: u64) {
         self.flush();
         let message = Message::Flushed { worker: self.worker, round, generation };

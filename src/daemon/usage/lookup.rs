@@ -1,8 +1,9 @@
-//! Looks up the records of entries that are new in a snapshot. After a start and after each reload these are
-//! all the keys in use, at the rate at which workers verify them.
+//! Looks up the records of entries that are new in a snapshot. After a start and after each reload
+//! these are all the keys in use, at the rate at which workers verify them.
 //!
-//! A look-up reads five places that no cache holds: the entry, its texts, the hash table of key ids, the record,
-//! and the record's key id. So all entries of a block take each step together, and their cache misses overlap.
+//! A look-up reads five places that no cache holds: the entry, its texts, the hash table of key
+//! ids, the record, and the record's key id. So all entries of a block take each step together, and
+//! their cache misses overlap.
 
 use std::hash::BuildHasher;
 use std::hint::black_box;

@@ -1,23 +1,24 @@
 //! The usage of each key: requests allowed, requests denied by verdict, cost, first and last use.
 //!
 //! ```text
-//! worker ──▶ its own log ──┐  16 bytes a request; no shared write, no allocation, no hash   ([`log`])
+//! worker ──▶ its own log ──┐  16 bytes a request; no shared write, allocation or hash  ([`log`])
 //! worker ──▶ its own log ──┤
 //!                          ▼  when full, every second, and for each query
-//!                       usage ── merges the logs into a record for each key                 ([`table`])
-//!                          │  every interval: a line for each key that was used             ([`collector`])
+//!                       usage ── merges the logs into a record for each key           ([`table`])
+//!                          │  every interval: a line for each key that was used   ([`collector`])
 //!                          ▼
-//!                    usage-writer ── usage.jsonl: append, fsync, rotate                     ([`writer`])
+//!                    usage-writer ── usage.jsonl: append, fsync, rotate               ([`writer`])
 //! ```
 //!
-//! * The entries of a log are positions in one snapshot, so a log is flushed together with that snapshot. The
-//!   record of a key is looked up by key id when an entry is first seen ([`lookup`]). Rows of a key in
-//!   rotation share a record, and a record outlives snapshots.
-//! * Nothing is lost, and memory is bounded. The queue to the usage thread holds [`QUEUED_LOGS`] logs per
-//!   worker; a worker that finds it full waits. Workers do not merge themselves: that would need a lock or
-//!   atomic additions on every merge. The queue fills only if no processor is left for the usage thread, and
-//!   then waiting yields one to it. Merging is several times as fast as verifying, except for keys that are
-//!   new in a snapshot, which take as long. The usage thread never waits for a disk; the writer does.
+//! * The entries of a log are positions in one snapshot, so a log is flushed together with that
+//!   snapshot. The record of a key is looked up by key id when an entry is first seen ([`lookup`]).
+//!   Rows of a key in rotation share a record, and a record outlives snapshots.
+//! * Nothing is lost, and memory is bounded. The queue to the usage thread holds [`QUEUED_LOGS`]
+//!   logs per worker; a worker that finds it full waits. Workers do not merge themselves: that
+//!   would need a lock or atomic additions on every merge. The queue fills only if no processor is
+//!   left for the usage thread, and then waiting yields one to it. Merging is several times as fast
+//!   as verifying, except for keys that are new in a snapshot, which take as long. The usage thread
+//!   never waits for a disk; the writer does.
 //! * Unknown keys are counted together: a billion of them cost two numbers.
 //! * A record is retained while its key is in the source, and until its usage is written.
 
@@ -70,7 +71,8 @@ pub struct UsagePolicy {
 enum Message {
     /// A worker has flushed its log.
     Log(log::FlushedLog),
-    /// A worker has flushed everything from before `round`, and uses no snapshot before `generation`.
+    /// A worker has flushed everything from before `round`, and uses no snapshot before
+    /// `generation`.
     Flushed { worker: usize, round: u64, generation: u64 },
     /// An operator requests a report.
     Query { query: UsageQuery, reply: oneshot::Sender<UsageReport> },
@@ -81,7 +83,8 @@ enum Message {
 }
 
 impl Usage {
-    /// Starts the threads, and returns the workers' logs. Usage is written to `directory`, if there is one.
+    /// Starts the threads, and returns the workers' logs. Usage is written to `directory`, if there
+    /// is one.
     ///
     /// # Errors
     /// When the file cannot be opened or the system has no thread left.

@@ -3,9 +3,9 @@
 //! The counts that every request changes take 32 bytes ([`HotCounters`]). Everything else is apart
 //! ([`ColdRecord`]): the key's id and owner, denials, and totals.
 //!
-//! A [`SnapshotView`] maps an entry of a snapshot to its record. A new snapshot gets an empty view, and each of
-//! its entries looks its record up by key id once ([`lookup`](super::lookup)). So merging an event takes two
-//! loads, which do not depend on other events.
+//! A [`SnapshotView`] maps an entry of a snapshot to its record. A new snapshot gets an empty view,
+//! and each of its entries looks its record up by key id once ([`lookup`](super::lookup)). So
+//! merging an event takes two loads, which do not depend on other events.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -22,7 +22,8 @@ use keyward_memory::{HugeVec, prefetch, zeroed};
 /// Events whose records are found before any of them changes, so that their loads overlap.
 pub(super) const BLOCK: usize = 64;
 
-/// A view's value for an entry without a record. Otherwise the value is the record's number plus one.
+/// A view's value for an entry without a record. Otherwise the value is the record's number plus
+/// one.
 pub(super) const NOT_FOUND: u32 = 0;
 
 /// The usage of a key since the last write.
@@ -55,8 +56,8 @@ pub(super) struct ColdRecord {
     rare: Vec<RareCount>,
 }
 
-/// A count that few keys have: of a verdict other than ALLOWED, or one of [`REFUNDED`], [`PEEKED`] and
-/// [`SHADOW_LIMITED`].
+/// A count that few keys have: of a verdict other than ALLOWED, or one of [`REFUNDED`], [`PEEKED`]
+/// and [`SHADOW_LIMITED`].
 #[derive(Clone, Copy)]
 struct RareCount {
     kind: u8,
@@ -204,15 +205,15 @@ impl Table {
         recent
     }
 
-    /// Begins a walk over the usage to be written. If all workers use the same new snapshot, the walk removes the
-    /// records of keys that are not in it.
+    /// Begins a walk over the usage to be written. If all workers use the same new snapshot, the
+    /// walk removes the records of keys that are not in it.
     pub(super) fn walk(&self) -> Walk {
         let newest = self.views.last().map_or(0, |view| view.snapshot.generation());
         Walk { at: 0, sweeps: self.views.len() == 1 && newest > self.swept }
     }
 
-    /// Visits the next `records` records: calls `write` with the usage of each since the last write, until it
-    /// returns `false`. Returns whether the walk is complete.
+    /// Visits the next `records` records: calls `write` with the usage of each since the last
+    /// write, until it returns `false`. Returns whether the walk is complete.
     pub(super) fn step(
         &mut self,
         walk: &mut Walk,
@@ -283,7 +284,8 @@ impl Table {
         all
     }
 
-    /// The keys that match `query`: their number, the sums of their counts, and those with the highest cost.
+    /// The keys that match `query`: their number, the sums of their counts, and those with the
+    /// highest cost.
     pub(super) fn query(&self, query: &UsageQuery) -> (usize, UsageCounts, Vec<KeyUsage>) {
         let mut found: Vec<u32> = match query {
             UsageQuery::Key(key_id) => {

@@ -1,9 +1,9 @@
 //! The lines of `usage.jsonl`, and the thread that writes them.
 //!
-//! A line has the usage of one key in one interval; one more line is for unknown keys. `seq` increases by one
-//! from line to line, across rotations and restarts. A line with a number never changes: if a write fails, the
-//! same bytes are written again. So a reader that has processed a number continues with the next one, and
-//! counts nothing twice.
+//! A line has the usage of one key in one interval; one more line is for unknown keys. `seq`
+//! increases by one from line to line, across rotations and restarts. A line with a number never
+//! changes: if a write fails, the same bytes are written again. So a reader that has processed a
+//! number continues with the next one, and counts nothing twice.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -179,8 +179,8 @@ fn write(
     is_last: bool,
 ) -> Result<(), FileError> {
     journal.append(lines).inspect_err(|error| health.failed(FILE, error))?;
-    // Lines that cannot be synced are in the file, and a program that follows it may have read them. Writing
-    // them again would count them twice. The next sync includes them.
+    // Lines that cannot be synced are in the file, and a program that follows it may have read
+    // them. Writing them again would count them twice. The next sync includes them.
     match if is_last { journal.sync() } else { Ok(()) } {
         Ok(()) => health.written(FILE),
         Err(error) => health.failed(FILE, &error),

@@ -96,8 +96,8 @@ impl Trace {
         lock(&self.state.calls).clone()
     }
 
-    /// Descriptions of what a loss of power at this moment could undo, or could have damaged since the trace began.
-    /// Empty if everything that was written survives.
+    /// Descriptions of what a loss of power at this moment could undo, or could have damaged since
+    /// the trace began. Empty if everything that was written survives.
     pub fn volatile(&self) -> Vec<String> {
         let mut damaged = Vec::new();
         let (mut contents, mut names) = (BTreeSet::new(), BTreeSet::new());

@@ -93,7 +93,8 @@ fn rotation_loses_no_line_that_was_synced() {
     }
 }
 
-/// Usage and refusals are appended many times before they are synced, and a rotation may happen in between.
+/// Usage and refusals are appended many times before they are synced, and a rotation may happen in
+/// between.
 #[test]
 fn rotation_syncs_lines_that_were_not_synced_yet() {
     let directory = directory();

@@ -1,9 +1,9 @@
-//! A connection that continuously verifies keys while they are revoked, and detects each ALLOWED that left the daemon
-//! after the acknowledgement of the revocation.
+//! A connection that continuously verifies keys while they are revoked, and detects each ALLOWED
+//! that left the daemon after the acknowledgement of the revocation.
 //!
-//! Answers are identified by their position in the stream. When a revocation is acknowledged, everything that has left
-//! the daemon has been read or is queued in the socket. An ALLOWED beyond that position left after the
-//! acknowledgement.
+//! Answers are identified by their position in the stream. When a revocation is acknowledged,
+//! everything that has left the daemon has been read or is queued in the socket. An ALLOWED beyond
+//! that position left after the acknowledgement.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,8 +18,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// Most requests in one write.
 const CHUNK: usize = 256;
 
-/// Most requests per revocation: enough that some are always in flight, and few enough to leave processor time for the
-/// revocations.
+/// Most requests per revocation: enough that some are always in flight, and few enough to leave
+/// processor time for the revocations.
 const REQUESTS_PER_REVOCATION: usize = 256;
 
 /// How long a connection pauses after it has sent its share.
@@ -101,8 +101,8 @@ impl Loader {
         answers.count
     }
 
-    /// Sends requests until `stop` is set. The first `acknowledged` keys are revoked. Reconnects when the daemon
-    /// restarts.
+    /// Sends requests until `stop` is set. The first `acknowledged` keys are revoked. Reconnects
+    /// when the daemon restarts.
     pub(crate) fn run(&self, seed: u64, acknowledged: &AtomicU64, stop: &AtomicBool) {
         let mut progress = Progress { random: seed, sent: 0 };
         while !stop.load(Ordering::Acquire) {

@@ -1,12 +1,13 @@
-//! The record of the source that was accepted last. It is written before a reload is answered; the keys
-//! themselves are written in the background.
+//! The record of the source that was accepted last. It is written before a reload is answered; the
+//! keys themselves are written in the background.
 //!
-//! A daemon that is killed between the two leaves keys on disk that are older than those it served. Without
-//! the record, the next start would compare the source with these keys again. It would refuse a source that
-//! an operator had forced, and one whose changes were accepted in several steps.
+//! A daemon that is killed between the two leaves keys on disk that are older than those it served.
+//! Without the record, the next start would compare the source with these keys again. It would
+//! refuse a source that an operator had forced, and one whose changes were accepted in several
+//! steps.
 //!
-//! The record identifies the source by its [`FileState`], not by its content. A damaged or missing record
-//! costs only a comparison, so it has no checksum.
+//! The record identifies the source by its [`FileState`], not by its content. A damaged or missing
+//! record costs only a comparison, so it has no checksum.
 
 use std::io::Write;
 use std::path::Path;

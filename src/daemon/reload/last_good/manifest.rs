@@ -1,8 +1,9 @@
-//! The manifest of the last good keys: a small file that names the compiled file, the source of its keys, and
-//! the configuration that they were read by.
+//! The manifest of the last good keys: a small file that names the compiled file, the source of its
+//! keys, and the configuration that they were read by.
 //!
-//! Each block of the compiled file has its own checksum. The manifest repeats the checksum of the file's
-//! header, which has a random seed, so that a manifest is never used with the file of another.
+//! Each block of the compiled file has its own checksum. The manifest repeats the checksum of the
+//! file's header, which has a random seed, so that a manifest is never used with the file of
+//! another.
 
 use std::fs::File;
 use std::io;
@@ -27,7 +28,7 @@ pub(super) const SUFFIX: &str = ".kwc";
 /// Bytes of a compiled file's header, which identifies the file.
 const HEADER_BYTES: usize = 128;
 
-/// Bytes of a digest of the configuration. An attacker chooses nothing that it is compared with.
+/// Bytes of a digest of the configuration. It is not compared with input of an attacker.
 const DIGEST_BYTES: usize = 8;
 
 /// The manifest.
@@ -89,7 +90,8 @@ impl Manifest {
         Ok(file.metadata()?.len() == self.bytes && header_crc32(file)? == self.head_crc32)
     }
 
-    /// Whether a source with this state and reading has these keys, and so need not be compared with them.
+    /// Whether a source with this state and reading has these keys, and so need not be compared
+    /// with them.
     pub(super) fn is_of(&self, state: &FileState, reading: &str) -> bool {
         self.state == *state && self.reading == reading
     }
@@ -100,7 +102,8 @@ impl Manifest {
     }
 }
 
-/// Which hashes that were made under the peppers with the fingerprints `peppers_then` are still found.
+/// Which hashes that were made under the peppers with the fingerprints `peppers_then` are still
+/// found.
 pub(super) fn retained_hashes(peppers_then: &[String], global_policy: &GlobalPolicy) -> RetainedHashes {
     let now = pepper_fingerprints(global_policy);
     match peppers_then {
@@ -127,8 +130,8 @@ pub(super) fn header_crc32(file: &File) -> io::Result<u32> {
     Ok(crc32fast::hash(&header))
 }
 
-/// A digest of everything except the source's content that decides which rows are read from it. It may differ
-/// between versions of keyward without need; that costs only a comparison.
+/// A digest of everything except the source's content that decides which rows are read from it. It
+/// may differ between versions of keyward without need; that costs only a comparison.
 pub(in crate::reload) fn reading(source: &SourceFile) -> String {
     let SourceFile { path, format, mapping, on_bad_row, plans: _ } = source;
     let text = format!("{} {path:?} {format:?} {mapping:?} {on_bad_row:?}", env!("CARGO_PKG_VERSION"));

@@ -1,18 +1,21 @@
-//! Last good keys: the keys in force outlive the daemon, so a restart with a bad source is not an outage.
+//! Last good keys: the keys in force outlive the daemon, so a restart with a bad source is not an
+//! outage.
 //!
 //! * Before a reload is answered, the accepted source is recorded ([`accepted`]).
-//! * After that, a background thread writes the keys to the state directory, as a compiled file and a small
-//!   [`manifest`] that names it ([`writer`]).
-//! * A start reads the source first, and the guard compares it with the last good keys. If it is refused,
-//!   they are served instead, under the plans and the global policy of the current configuration
-//!   ([`recover`]).
+//! * After that, a background thread writes the keys to the state directory, as a compiled file and
+//!   a small [`manifest`] that names it ([`writer`]).
+//! * A start reads the source first, and the guard compares it with the last good keys. If it is
+//!   refused, they are served instead, under the plans and the global policy of the current
+//!   configuration ([`recover`]).
 //!
-//! There are at most two compiled files on disk: the one that the manifest names, and the one that is being
-//! written. The order is: write the new file, sync, rename, replace the manifest, and only then unlink the
-//! older file. A daemon that is killed at any moment leaves a manifest whose file is complete.
+//! There are at most two compiled files on disk: the one that the manifest names, and the one that
+//! is being written. The order is: write the new file, sync, rename, replace the manifest, and only
+//! then unlink the older file. A daemon that is killed at any moment leaves a manifest whose file
+//! is complete.
 //!
-//! A compiled source is not hard-linked: writing to it in place would damage the last good keys as well, and
-//! they would have its owner and mode. It is cloned if the file system can share blocks, and copied otherwise.
+//! A compiled source is not hard-linked: writing to it in place would damage the last good keys as
+//! well, and they would have its owner and mode. It is cloned if the file system can share blocks,
+//! and copied otherwise.
 
 use std::io;
 use std::path::Path;
@@ -114,8 +117,8 @@ pub struct LastGoodStatus {
 }
 
 impl LastGoodStore {
-    /// Opens the store in `directory` and starts its writer. `None`: there is no directory, or `keep` is
-    /// false. In the latter case stored keys are removed, because they would grow stale.
+    /// Opens the store in `directory` and starts its writer. `None`: there is no directory, or
+    /// `keep` is false. In the latter case stored keys are removed, because they would grow stale.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -127,7 +130,8 @@ impl LastGoodStore {
             return Ok(None);
         }
         let mut state = State { accepted: AcceptedSource::read(&root), ..State::default() };
-        // A manifest that cannot be used stays until other keys are stored. It is reported when it is needed.
+        // A manifest that cannot be used stays until other keys are stored. It is reported when it
+        // is needed.
         if let Ok(stored) = Manifest::read(&root) {
             writer::remove_stale_files(&root, stored.as_ref());
             state.stored = stored;
@@ -161,7 +165,8 @@ impl LastGoodStore {
         }
     }
 
-    /// Records that a source is accepted. This precedes the answer to the reload, and waits for the disk.
+    /// Records that a source is accepted. This precedes the answer to the reload, and waits for the
+    /// disk.
     pub(super) fn record_accepted(
         &self,
         generation: u64,
@@ -190,8 +195,8 @@ impl LastGoodStore {
         }
     }
 
-    /// Whether the source was accepted before, and so need not be compared: the record of accepted sources or
-    /// the manifest names it.
+    /// Whether the source was accepted before, and so need not be compared: the record of accepted
+    /// sources or the manifest names it.
     fn has_accepted(
         &self,
         file_state: &FileState,

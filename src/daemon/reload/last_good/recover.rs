@@ -87,8 +87,8 @@ impl RecoverError {
     }
 }
 
-/// The last good keys in `directory`, with the plans of `source`; `None` if there are none. Takes no lock, so
-/// it does not disturb a daemon that uses the directory.
+/// The last good keys in `directory`, with the plans of `source`; `None` if there are none. Takes
+/// no lock, so it does not disturb a daemon that uses the directory.
 ///
 /// # Errors
 /// When there are last good keys that cannot be used.
@@ -148,7 +148,8 @@ impl Recovered {
         self.manifest.retained_hashes(global_policy)
     }
 
-    /// How a source that is read under `global_policy` is compared with these keys, at the Unix second `now`.
+    /// How a source that is read under `global_policy` is compared with these keys, at the Unix
+    /// second `now`.
     pub fn compare_options(&self, global_policy: &GlobalPolicy, now: u32) -> CompareOptions {
         let retained = self.retained_hashes(global_policy);
         CompareOptions {
@@ -159,8 +160,8 @@ impl Recovered {
 }
 
 impl ReloadLoop {
-    /// The cause of the first load. An operator may have decided that this start accepts the source without
-    /// a comparison.
+    /// The cause of the first load. An operator may have decided that this start accepts the source
+    /// without a comparison.
     pub(in crate::reload) fn start_cause(&self) -> Cause {
         let mut cause = Cause::start();
         let accepted = self.reloader.last_good.as_ref().map(LastGoodStore::take_acceptance);
@@ -178,8 +179,8 @@ impl ReloadLoop {
         cause
     }
 
-    /// Guards the first load: compares the loaded keys with the last good keys. A source that is recorded as
-    /// accepted is not compared.
+    /// Guards the first load: compares the loaded keys with the last good keys. A source that is
+    /// recorded as accepted is not compared.
     pub(in crate::reload) fn guard_by_last_good(
         &mut self,
         settings: &Settings,
@@ -199,7 +200,8 @@ impl ReloadLoop {
             return Ok(None);
         };
         tolerance.check(path, &diff, old.keys.len(), new.len())?;
-        // If their pepper is gone, keys that the source lists with the same hash would not be found.
+        // If their pepper is gone, keys that the source lists with the same hash would not be
+        // found.
         if !old.retained_hashes(&settings.global_policy).current {
             self.guard_removed_pepper(path, &old.keys, new)?;
         }
@@ -245,8 +247,8 @@ impl ReloadLoop {
         }
     }
 
-    /// Serves the last good keys if nothing else is served. `refusal` is why the source was refused. Returns
-    /// whether they are served.
+    /// Serves the last good keys if nothing else is served. `refusal` is why the source was
+    /// refused. Returns whether they are served.
     pub(in crate::reload) fn serve_last_good(&mut self, settings: &Settings, refusal: &ReloadError) -> bool {
         if self.current.is_some() {
             return false;

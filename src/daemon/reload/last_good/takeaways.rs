@@ -1,8 +1,9 @@
-//! The file of takeaways that refused sources have applied, for a restart that serves the last good keys.
+//! The file of takeaways that refused sources have applied, for a restart that serves the last good
+//! keys.
 //!
-//! Each takeaway records the generation of the snapshot that it was applied to. The next accepted source
-//! supersedes it. It is removed once the keys of that source are stored: until then, a restart may serve the
-//! older keys.
+//! Each takeaway records the generation of the snapshot that it was applied to. The next accepted
+//! source supersedes it. It is removed once the keys of that source are stored: until then, a
+//! restart may serve the older keys.
 
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -120,8 +121,8 @@ impl Shared {
         }
     }
 
-    /// Writes or removes the file. The caller holds the lock, because only one thread at a time may replace
-    /// a file.
+    /// Writes or removes the file. The caller holds the lock, because only one thread at a time may
+    /// replace a file.
     fn write_takeaways(&self, file: &mut TakeawayFile) {
         let path = self.directory.path(TAKEAWAYS_FILE);
         let written =

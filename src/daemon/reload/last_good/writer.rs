@@ -1,9 +1,10 @@
 //! The background thread that writes the keys in force to the state directory.
 //!
-//! At most one write is in progress and one is pending. A reload that is accepted meanwhile replaces the
-//! pending one. The write in progress is completed, because frequent reloads would otherwise keep all of them
-//! from the disk. The exception is memory: if a large set has been superseded and the next one is about to be
-//! read, there would be three sets in memory. Then the write is cancelled, and the newest keys are written.
+//! At most one write is in progress and one is pending. A reload that is accepted meanwhile
+//! replaces the pending one. The write in progress is completed, because frequent reloads would
+//! otherwise keep all of them from the disk. The exception is memory: if a large set has been
+//! superseded and the next one is about to be read, there would be three sets in memory. Then the
+//! write is cancelled, and the newest keys are written.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -25,7 +26,8 @@ use keyward_state::{self as state, FileError, disk};
 /// The lowest priority: keys are stored for a restart, while requests are answered now.
 const NICENESS: i32 = 19;
 
-/// Bytes written between two checks for cancellation, and between pauses if the priority could not be lowered.
+/// Bytes written between two checks for cancellation, and between pauses if the priority could not
+/// be lowered.
 const STEP_BYTES: u64 = 4 << 20;
 
 /// Bytes between two syncs: one sync of the whole file would hold up all other I/O on that disk.
@@ -34,7 +36,8 @@ const SYNC_BYTES: u64 = 64 << 20;
 /// Longest pause after a step.
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
-/// Delay before the first retry, unless other keys come into force before. It doubles with each failure.
+/// Delay before the first retry, unless other keys come into force before. It doubles with each
+/// failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// The longest delay between two attempts.
@@ -43,7 +46,8 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 /// How long a shutdown waits for keys that were accepted right before it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Keys from which on a superseded set, of about 32 MiB, must not stay in memory while another is read.
+/// Keys from which on a superseded set, of about 32 MiB, must not stay in memory while another is
+/// read.
 const LARGE_SET: usize = 1 << 18;
 
 /// Keys that came into force, and their source.
@@ -78,8 +82,8 @@ impl LastGoodStore {
         self.shared.changed.notify_all();
     }
 
-    /// Cancels the write of a large set that has been superseded by the generation `in_force`: another set is
-    /// about to be read.
+    /// Cancels the write of a large set that has been superseded by the generation `in_force`:
+    /// another set is about to be read.
     pub(in crate::reload) fn cancel_superseded_write(&self, in_force: u64) {
         if let Some(writing) = &self.shared.state().writing
             && writing.generation != in_force
@@ -89,8 +93,8 @@ impl LastGoodStore {
         }
     }
 
-    /// Waits, for a limited time, until pending keys are written. If they are not, the previous keys stay on
-    /// disk.
+    /// Waits, for a limited time, until pending keys are written. If they are not, the previous
+    /// keys stay on disk.
     pub fn stop(&self) {
         let shared = &self.shared;
         shared.stopping.store(true, Ordering::Relaxed);
@@ -205,7 +209,8 @@ impl Shared {
             reading: job.reading.clone(),
             peppers: super::manifest::pepper_fingerprints(global_policy),
         };
-        // The same file, read by the same settings: its rows are on disk already. Plans and peppers do not matter.
+        // The same file, read by the same settings: its rows are on disk already. Plans and peppers
+        // do not matter.
         if let Some(stored) = &stored
             && stored.is_of(&job.state, &job.reading)
             && stored.keys == manifest.keys
@@ -249,8 +254,8 @@ impl Shared {
     }
 }
 
-/// The name of the next compiled file. It differs from that of the stored one, so that the manifest stays valid
-/// until the next one replaces it.
+/// The name of the next compiled file. It differs from that of the stored one, so that the manifest
+/// stays valid until the next one replaces it.
 fn file_name(generation: u64, stored: Option<&Manifest>) -> String {
     let name = |number: u64| format!("{PREFIX}{number}{SUFFIX}");
     let first = name(generation);
@@ -351,7 +356,8 @@ impl Step {
             sync()?;
             self.unsynced = 0;
         }
-        // A service may not be allowed to change its priority. Then half of the time is left to others.
+        // A service may not be allowed to change its priority. Then half of the time is left to
+        // others.
         if !pace.has_low_priority && !pace.stopping.load(Ordering::Relaxed) {
             std::thread::sleep(self.began.elapsed().min(MAX_PAUSE));
         }

@@ -6,8 +6,9 @@ use std::path::{Component, Path, PathBuf};
 /// Most symbolic links along a path: as many as the kernel follows.
 pub(super) const MAX_LINKS: usize = 40;
 
-/// Resolves `path` as the kernel does. Calls `visit` with each directory and the name that is looked up in it,
-/// before the look-up. Returns what the path leads to; `None` if there is nothing, or a look-up is not permitted.
+/// Resolves `path` as the kernel does. Calls `visit` with each directory and the name that is
+/// looked up in it, before the look-up. Returns what the path leads to; `None` if there is nothing,
+/// or a look-up is not permitted.
 pub(super) fn walk(path: &Path, mut visit: impl FnMut(&Path, &OsStr)) -> Option<PathBuf> {
     // Never contains symbolic links, so its parent is the directory above it.
     let mut directory = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));

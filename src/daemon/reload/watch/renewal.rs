@@ -71,12 +71,14 @@ impl Renewer {
         }
     }
 
-    /// Watches what the path leads through now, and nothing else. Returns whether any of it is newly watched.
+    /// Watches what the path leads through now, and nothing else. Returns whether any of it is
+    /// newly watched.
     fn renew(&mut self, path: &Path) -> bool {
         let is_first = self.watched.is_empty();
         let mut progress = Progress::default();
         let file = walk(path, |directory, name| self.watch(&mut progress, directory, Some(name)));
-        // Whether it is a regular file does not matter here: watching a pipe or a device does no harm.
+        // Whether it is a regular file does not matter here: watching a pipe or a device does no
+        // harm.
         if let Some(file) = &file {
             self.watch(&mut progress, file, None);
         }
@@ -94,7 +96,8 @@ impl Renewer {
 
     /// Watches a directory in which `name` matters, or the file.
     fn watch(&mut self, progress: &mut Progress, path: &Path, name: Option<&OsStr>) {
-        // If it was replaced since it was looked up, here or below, the directory above reports that.
+        // If it was replaced since it was looked up, here or below, the directory above reports
+        // that.
         let Ok(metadata) = fs::symlink_metadata(path) else { return };
         if metadata.is_symlink() || (name.is_some() && !metadata.is_dir()) {
             return;
@@ -139,8 +142,8 @@ impl Renewer {
 }
 
 impl WatchError {
-    /// `None` if the path does not exist. It was replaced since it was looked up, and the directory above reports
-    /// that.
+    /// `None` if the path does not exist. It was replaced since it was looked up, and the directory
+    /// above reports that.
     fn of(error: &notify::Error) -> Option<Self> {
         let errno = match &error.kind {
             ErrorKind::PathNotFound => return None,
@@ -163,7 +166,8 @@ fn unwatch(watcher: &mut RecommendedWatcher, path: &Path) {
     let _ = watcher.unwatch(path);
 }
 
-/// Logs the paths that cannot be watched: once for each error of a path, and only once if no watch is left.
+/// Logs the paths that cannot be watched: once for each error of a path, and only once if no watch
+/// is left.
 fn log_errors(before: &BTreeMap<PathBuf, WatchError>, errors: &BTreeMap<PathBuf, WatchError>) {
     let mut is_logged = before.values().any(|error| *error == WatchError::NoneLeft);
     for (path, error) in errors {

@@ -156,7 +156,8 @@ fn replaced_parent_at_any_level_is_followed() {
     }
 }
 
-/// After a write to mapped memory only the closing is an event, and a writer may never close its file.
+/// After a write to mapped memory only the closing is an event, and a writer may never close its
+/// file.
 #[test]
 fn write_without_close_is_noticed() {
     let fixture = Fixture::new("keys.csv", |root| write(&root.join("keys.csv"), "1"));
@@ -167,7 +168,8 @@ fn write_without_close_is_noticed() {
     fixture.assert_notices("the closing", |_| drop(file));
 }
 
-/// Events of a deletion may be read after its path has been watched again, and inode numbers are reused.
+/// Events of a deletion may be read after its path has been watched again, and inode numbers are
+/// reused.
 #[test]
 fn repeatedly_recreated_directories_are_watched_in_the_end() {
     let fixture = Fixture::new("a/b/keys.csv", |root| write(&root.join("a/b/keys.csv"), "1"));
@@ -253,7 +255,8 @@ fn missing_directory_is_watched_once_it_is_created() {
     fixture.assert_notices("its replacement", |root| replace(&root.join("later/still/keys.csv")));
 }
 
-/// The layout of Kubernetes: `keys.csv` leads to `..data/keys.csv`, and `..data` to a directory that is replaced.
+/// The layout of Kubernetes: `keys.csv` leads to `..data/keys.csv`, and `..data` to a directory
+/// that is replaced.
 #[test]
 fn links_to_links_are_followed() {
     let fixture = Fixture::new("volume/keys.csv", |root| {

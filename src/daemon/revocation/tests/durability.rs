@@ -6,8 +6,8 @@ use keyward_state::disk::trace::{Call, Trace};
 
 const NOTHING: [&str; 0] = [];
 
-/// What a power cut would lose of the list and the audit trail. The high-water mark may be behind; a restart
-/// corrects it.
+/// What a power cut would lose of the list and the audit trail. The high-water mark may be behind;
+/// a restart corrects it.
 fn volatile(trace: &Trace) -> Vec<String> {
     let names = trace.volatile().into_iter().map(|name| name.to_string());
     names.filter(|name| !name.contains("revocations.seq")).collect()

@@ -43,7 +43,8 @@ fn without_line(directory: &std::path::Path, line: usize) {
     fs::write(list(directory), kept).expect("writes");
 }
 
-/// For each case: the damage, a part of the message, and the revocations that remain if it is accepted.
+/// For each case: the damage, a part of the message, and the revocations that remain if it is
+/// accepted.
 const LOSSES: &[(Spoil, &str, usize)] = &[
     (|dir| fs::remove_file(list(dir)).expect("removes"), "it is missing, and 2 changes", 0),
     (|dir| fs::write(list(dir), "").expect("empties"), "it is empty, and 2 changes", 0),
