@@ -1,13 +1,15 @@
-//! Reading the pieces that a [`ChunkSplitter`](super::ChunkSplitter) makes of an export, on any thread.
+//! Reads the chunks that a [`ChunkSplitter`](super::ChunkSplitter) cuts an export into, on any
+//! thread.
 //!
-//! Only for an export with which nothing is wrong: the first thing that is ends it, and [`read`](super::read) has to be asked what
-//! it is. So there is one place that knows lines and words diagnostics, and what is fast need not.
+//! A chunk with any problem is rejected without a reason. The caller then reads the whole export
+//! with [`read`](super::read), which produces the diagnostics. So the fast path needs neither line
+//! numbers nor messages.
 
 use std::sync::Arc;
 
 use keyward_engine::record::KeyRecord;
 
-use super::csv::{self, Header};
+use super::csv::Header;
 use super::finding::Diagnostics;
 use super::layout::ColumnMapping;
 use super::null::NullTexts;
@@ -15,52 +17,55 @@ use super::row::{Assembler, Rows};
 use super::scan::Scanner;
 use super::{Format, jsonl};
 
-/// Reads pieces of one export. A clone remembers its own lists: one for each thread.
+/// Reads chunks of one export. Each thread has a clone, which has a cache of its own.
 #[derive(Debug)]
 pub struct ChunkReader {
-    shape: Shape,
+    rows: RowFormat,
     assembler: Assembler,
     scanner: Scanner,
 }
 
 #[derive(Clone, Debug)]
-enum Shape {
+enum RowFormat {
     Csv(Arc<Header>),
     JsonLines(Arc<ColumnMapping>),
 }
 
 impl ChunkReader {
-    /// Takes the header off the first piece, and returns how many bytes it has. `None` where something is wrong with it.
+    /// Creates a reader for an export that begins with the chunk `first`, and returns the length of
+    /// its header in bytes. Returns `None` if the header has a problem, or if the format is not
+    /// text.
     pub fn new(format: Format, mapping: &ColumnMapping, first: &[u8]) -> Option<(Self, usize)> {
-        let (shape, length) = match format {
+        let (rows, length) = match format {
             Format::Csv => {
-                let (header, length) = csv::header(first, mapping)?;
-                (Shape::Csv(Arc::new(header)), length)
+                let (header, length) = Header::read(first, mapping)?;
+                (RowFormat::Csv(Arc::new(header)), length)
             }
-            Format::JsonLines => (Shape::JsonLines(Arc::new(mapping.clone())), 0),
+            Format::JsonLines => (RowFormat::JsonLines(Arc::new(mapping.clone())), 0),
             Format::Compiled => return None,
         };
-        Some((Self::of(shape, mapping.nulls()), length))
+        Some((Self::with_format(rows, mapping.nulls()), length))
     }
 
-    fn of(shape: Shape, nulls: &NullTexts) -> Self {
-        Self { shape, assembler: Assembler::new(nulls.clone()), scanner: Scanner::default() }
+    fn with_format(rows: RowFormat, nulls: &NullTexts) -> Self {
+        Self { rows, assembler: Assembler::new(nulls.clone()), scanner: Scanner::default() }
     }
 
-    /// Hands the records of a piece to `sink`; `false` if something is wrong with any.
-    pub fn read(&mut self, piece: &[u8], mut sink: impl FnMut(&KeyRecord<'_>)) -> bool {
+    /// Passes the records of `chunk` to `sink`. Returns `false` if there is any problem; some
+    /// records may have been passed by then.
+    pub fn read(&mut self, chunk: &[u8], mut sink: impl FnMut(&KeyRecord<'_>)) -> bool {
         let mut diagnostics = Diagnostics::new("");
         let mut sink = |_: u64, record: &KeyRecord<'_>| {
             sink(record);
             Ok(())
         };
         let mut rows = Rows::new(&mut self.assembler, &mut sink, &mut diagnostics);
-        let read = match &self.shape {
-            Shape::Csv(header) => {
-                let Ok(text) = str::from_utf8(piece) else { return false };
-                header.scan(text, &mut self.scanner, &mut rows)
+        let read = match &self.rows {
+            RowFormat::Csv(header) => {
+                let Ok(text) = str::from_utf8(chunk) else { return false };
+                header.read_chunk(text, &mut self.scanner, &mut rows)
             }
-            Shape::JsonLines(mapping) => jsonl::read(piece, mapping, &mut rows),
+            RowFormat::JsonLines(mapping) => jsonl::read(chunk, mapping, &mut rows),
         };
         read.is_ok() && diagnostics.is_empty()
     }
@@ -68,7 +73,7 @@ impl ChunkReader {
 
 impl Clone for ChunkReader {
     fn clone(&self) -> Self {
-        Self::of(self.shape.clone(), self.assembler.nulls())
+        Self::with_format(self.rows.clone(), self.assembler.nulls())
     }
 }
 
@@ -83,25 +88,25 @@ mod tests {
 
     const HEADER: &str = "x,key_hash,key_id,y,owner,environment,scopes,allowed_ips\n";
 
-    /// Texts of the last four columns: values, and texts that stand for none, or for an empty list.
-    const LAST: [&str; 8] = ["", "NULL", "\\N", "null", "a", "{}", "\"{a,NULL}\"", "10.0.0.0/8"];
+    /// Texts of the last four columns: values, null texts and empty lists.
+    const VALUES: [&str; 8] = ["", "NULL", "\\N", "null", "a", "{}", "\"{a,NULL}\"", "10.0.0.0/8"];
 
-    /// Two columns that hold anything, around those that hold a key.
+    /// Ignores two columns, next to those of a key.
     fn mapping() -> ColumnMapping {
         ColumnMapping::new(&BTreeMap::new(), vec!["x".into(), "y".into()]).expect("a mapping")
     }
 
-    /// The records of a piece, if nothing is wrong with it.
-    fn in_a_piece(rows: &str) -> Option<Vec<String>> {
+    /// Reads the rows as a chunk. Returns the records, if there is no problem.
+    fn read_chunk(rows: &str) -> Option<Vec<String>> {
         let mut records = Vec::new();
-        let (mut blocks, header) =
+        let (mut reader, header) =
             ChunkReader::new(Format::Csv, &mapping(), HEADER.as_bytes()).expect("a header");
         assert_eq!(header, HEADER.len());
-        blocks.read(rows.as_bytes(), |record| records.push(format!("{record:?}"))).then_some(records)
+        reader.read(rows.as_bytes(), |record| records.push(format!("{record:?}"))).then_some(records)
     }
 
-    /// The same row by row.
-    fn in_order(rows: &str) -> Option<Vec<String>> {
+    /// Reads the same rows with [`read`].
+    fn read_rows(rows: &str) -> Option<Vec<String>> {
         let (mut records, mut diagnostics) = (Vec::new(), Diagnostics::new(""));
         let mut sink = |_: u64, record: &KeyRecord<'_>| {
             records.push(format!("{record:?}"));
@@ -113,26 +118,26 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_further_down_is_text() {
+    fn byte_order_mark_inside_the_file_is_text() {
         let rows = format!("\u{feff}x,{:064x},one,b,,,,\n\u{feff}k,{:064x},two,yy,,,,\n", 1, 2);
-        assert_eq!(in_order(&rows).map(|records| records.len()), Some(2));
-        assert_eq!(in_a_piece(&rows), in_order(&rows));
+        assert_eq!(read_rows(&rows).map(|records| records.len()), Some(2));
+        assert_eq!(read_chunk(&rows), read_rows(&rows));
     }
 
     proptest! {
         #[test]
-        fn a_piece_has_the_rows_that_are_read_in_order(
+        fn chunk_has_the_same_records_as_the_whole_file(
             rows in prop::collection::vec(
                 ("\u{feff}?\"?[a\",\r\n]{0,2}", "\"a?\"a?|\"a\"\"\"|[a\u{feff}\",\r\n]{0,4}", prop::array::uniform4(0_usize..8)),
                 1..4,
             )
         ) {
             let row = |(n, (x, y, last)): (usize, (String, String, [usize; 4]))| {
-                let [owner, environment, scopes, ips] = last.map(|at| LAST[at]);
+                let [owner, environment, scopes, ips] = last.map(|at| VALUES[at]);
                 format!("{x},{n:064x},k{n},{y},{owner},{environment},{scopes},{ips}\n")
             };
             let rows: String = (0..).zip(rows).map(row).collect();
-            prop_assert_eq!(in_a_piece(&rows), in_order(&rows));
+            prop_assert_eq!(read_chunk(&rows), read_rows(&rows));
         }
     }
 }

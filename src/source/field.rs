@@ -1,13 +1,13 @@
-//! The fields that are one value: the hash, the texts, the status, the metadata.
+//! Parses the fields that hold one value: the digest, texts, the status and the metadata.
 
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD};
 use serde_json::value::RawValue;
 
 use keyward_engine::record::{Digest, MAX_METADATA, Quoted, Status};
 
-use super::hash_form::{HashForm, recognise};
+use super::hash_form::{HashHint, recognise};
 
-/// Why a text is not the SHA-256 of a key. It never quotes the text, which may be the key itself.
+/// Why a text is not the SHA-256 of a key. No message quotes the text, which may be the key itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum HashError {
     #[error("key_hash is missing")]
@@ -22,36 +22,38 @@ pub(super) enum HashError {
     )]
     Other(usize),
     #[error(transparent)]
-    Recognised(HashForm),
+    Recognised(HashHint),
 }
 
-/// 64 hex digits, Postgres's `\x` form of them, or base64 in either alphabet, padded or not.
+/// Parses a digest: 64 hex digits, with or without PostgreSQL's `\x`, or base64 in either alphabet,
+/// padded or not.
 pub(super) fn hash(text: &str) -> Result<Digest, HashError> {
     if text.is_empty() {
         return Err(HashError::Missing);
     }
-    decoded(text).ok_or_else(|| {
-        if let Some(form) = recognise(text, |text| decoded(text).is_some()) {
-            return HashError::Recognised(form);
+    decode_hash(text).ok_or_else(|| {
+        if let Some(hint) = recognise(text, |text| decode_hash(text).is_some()) {
+            return HashError::Recognised(hint);
         }
         let digits = text.strip_prefix("\\x").unwrap_or(text);
-        match digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            true => HashError::HexLength(digits.len()),
-            false => HashError::Other(text.chars().count()),
+        if digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            HashError::HexLength(digits.len())
+        } else {
+            HashError::Other(text.chars().count())
         }
     })
 }
 
-/// The hash that a text is, in one of the forms that are read.
-pub(super) fn decoded(text: &str) -> Option<Digest> {
+/// Decodes a digest in one of the accepted forms.
+pub(super) fn decode_hash(text: &str) -> Option<Digest> {
     let digits = text.strip_prefix("\\x").unwrap_or(text);
     match digits.len() {
         64 => const_hex::decode_to_array(digits).ok(),
-        _ => base64(text),
+        _ => decode_base64(text),
     }
 }
 
-fn base64(text: &str) -> Option<Digest> {
+fn decode_base64(text: &str) -> Option<Digest> {
     let unpadded = text.strip_suffix('=').filter(|_| text.len() == 44).unwrap_or(text).as_bytes();
     let mut digest = Digest::default();
     [BASE64_NOPAD, BASE64URL_NOPAD].into_iter().find_map(|alphabet| {
@@ -61,28 +63,28 @@ fn base64(text: &str) -> Option<Digest> {
     })
 }
 
-/// Why a text cannot be shown in answers and logs.
+/// Why a text is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TextError {
     #[error("key_id is missing")]
     Missing,
-    #[error("{0} bytes are too long, at most {1} are kept")]
-    TooLong(usize, usize),
+    #[error("{length} bytes are too long, at most {max_length} are kept")]
+    TooLong { length: usize, max_length: usize },
     #[error("there is a control character in it, {}", .0.escape_unicode())]
     Control(char),
 }
 
-/// A text of 1 to `most` bytes.
-pub(super) fn required(text: &str, most: usize) -> Result<&str, TextError> {
-    if text.is_empty() { Err(TextError::Missing) } else { optional(text, most) }
+/// A text of 1 to `max_length` bytes.
+pub(super) fn required(text: &str, max_length: usize) -> Result<&str, TextError> {
+    if text.is_empty() { Err(TextError::Missing) } else { optional(text, max_length) }
 }
 
-/// A text of at most `most` bytes, without control characters: it is shown in terminals.
-pub(super) fn optional(text: &str, most: usize) -> Result<&str, TextError> {
-    if text.len() > most {
-        return Err(TextError::TooLong(text.len(), most));
+/// A text of at most `max_length` bytes without control characters, because terminals show it.
+pub(super) fn optional(text: &str, max_length: usize) -> Result<&str, TextError> {
+    if text.len() > max_length {
+        return Err(TextError::TooLong { length: text.len(), max_length });
     }
-    // Nearly all texts are of nothing else, and that is told at once.
+    // Fast path: most texts are printable ASCII. The fold has no branches and is vectorised.
     if text.bytes().fold(true, |plain, b| plain & (b' '..=b'~').contains(&b)) {
         return Ok(text);
     }
@@ -97,7 +99,7 @@ pub(super) fn optional(text: &str, most: usize) -> Result<&str, TextError> {
 #[error("{} is not a status; it is active, disabled or revoked", Quoted(.0))]
 pub(super) struct StatusError<'a>(&'a str);
 
-/// `active`, `disabled` or `revoked`; empty is active.
+/// Parses `active`, `disabled` or `revoked`. An empty text is active.
 pub(super) fn status(text: &str) -> Result<Status, StatusError<'_>> {
     match text {
         "active" | "" => Ok(Status::Active),
@@ -107,18 +109,18 @@ pub(super) fn status(text: &str) -> Result<Status, StatusError<'_>> {
     }
 }
 
-/// Why a text is not metadata. It is not quoted: applications keep personal data in there.
+/// Why a text is not metadata. No message quotes the text, which may contain personal data.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MetadataError {
     #[error("{0} bytes are too long, at most {MAX_METADATA} are kept")]
     TooLong(usize),
     #[error("it is not JSON: {0}")]
-    Syntax(serde_json::Error),
+    Syntax(#[source] serde_json::Error),
     #[error("it must be a JSON object, as in {{\"team\":\"billing\"}}")]
     NotObject,
 }
 
-/// A JSON object, as it was written but for spaces around it; or nothing.
+/// A JSON object as written, without space around it; or an empty text.
 pub(super) fn metadata(text: &str) -> Result<&str, MetadataError> {
     if text.is_empty() {
         return Ok(text);
@@ -127,10 +129,7 @@ pub(super) fn metadata(text: &str) -> Result<&str, MetadataError> {
         return Err(MetadataError::TooLong(text.len()));
     }
     let json: &RawValue = serde_json::from_str(text).map_err(MetadataError::Syntax)?;
-    match json.get().starts_with('{') {
-        true => Ok(json.get()),
-        false => Err(MetadataError::NotObject),
-    }
+    if json.get().starts_with('{') { Ok(json.get()) } else { Err(MetadataError::NotObject) }
 }
 
 #[cfg(test)]
@@ -144,8 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_hex_or_base64() {
-        // A digest whose base64 has both characters in which the two alphabets differ.
+    fn hash_is_hex_or_base64() {
+        // The base64 of this digest has both characters in which the alphabets differ.
         let (digest, standard) = (0..)
             .map(|n: u32| Digest::from(Sha256::digest(n.to_le_bytes())))
             .map(|digest| (digest, data_encoding::BASE64.encode(&digest)))
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_hash_is_described_and_not_shown() {
+    fn invalid_hash_is_described_but_not_quoted() {
         let other = |n: usize| {
             format!(
                 "{n} characters that are neither 64 hex digits nor base64 of 32 bytes; it must be the SHA-256 \
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_short_and_printable() {
+    fn text_must_be_short_and_printable() {
         assert_eq!(required(&"é".repeat(32), 64), Ok("é".repeat(32).as_str()));
         assert_eq!(optional("", 64), Ok(""));
         assert_eq!(failed(required("", 64)), "key_id is missing");
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_one_of_three() {
+    fn status_is_one_of_three_words() {
         assert_eq!(status(""), Ok(Status::Active));
         assert_eq!(status("active"), Ok(Status::Active));
         assert_eq!(status("disabled"), Ok(Status::Disabled));
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_is_an_object_kept_as_written() {
+    fn metadata_is_an_object_returned_as_written() {
         let written = "{\"b\" : 1.0,\n \"a\":{\"b\":[]}, \"b\":2}";
         assert_eq!(metadata(&format!(" {written}\n")).ok(), Some(written));
         assert_eq!(metadata("").ok(), Some(""));

@@ -1,10 +1,9 @@
-//! What is wrong with an export, and where: a diagnostic for each kind of mistake in each column, with its first row and how
-//! many rows have it.
+//! What is wrong with an export, and where.
 //!
-//! An export with one mistake in a million rows has to be mended by somebody who sees the line; one with a
-//! million mistakes is usually a single mistake. So a reader goes on after a bad row, and rows that are wrong in the same
-//! way are one diagnostic: they do not hide what is wrong in another column. At most [`MAX_FINDINGS`] of them are kept, and
-//! the messages of what lies beyond are not even written.
+//! A reader continues after a bad row, so that one pass reports everything. Rows that are wrong in
+//! the same way make one diagnostic, with the location of the first row and a count: a million
+//! errors usually have one cause, and must not hide what is wrong in another column. At most
+//! [`MAX_DIAGNOSTICS`] are retained; the messages of the others are not even formatted.
 
 use std::fmt::{self, Write};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,33 +13,73 @@ use keyward_engine::record::Escaped;
 
 use super::bad_row::BadRows;
 
-/// Diagnostics kept in full: a screenful. The others are counted.
-pub const MAX_FINDINGS: usize = 20;
+/// Diagnostics retained in full: a screenful. The others are only counted.
+pub const MAX_DIAGNOSTICS: usize = 20;
 
-/// Where in its line a diagnostic is.
+/// Where in an export a problem is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// The file as a whole.
+    File,
+    /// A row.
+    Row {
+        /// The line at which the row begins, counted from 1.
+        line: u64,
+    },
+    /// A part of a row.
+    Column {
+        /// The line at which the row begins, counted from 1.
+        line: u64,
+        /// The part.
+        column: Column,
+    },
+}
+
+/// A part of a row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Column {
     /// A column of a CSV file.
     Numbered {
         /// Counted from 1.
         number: usize,
-        /// Its name in the header; of a column of the header itself, or one that it lacks, none.
+        /// Its name in the header; `None` if the problem is in the header, or if the header has no
+        /// such column.
         name: Option<Arc<str>>,
     },
     /// A field of a JSON object, by its name in the file.
     Named(Arc<str>),
-    /// A field of a JSON object that is none of a key. It is only told from others: the message names it.
+    /// A field of a JSON object that is not a field of a key. It only distinguishes diagnostics:
+    /// the message contains the name.
     Unknown(Arc<str>),
     /// A byte of the line, counted from 1.
     Byte(usize),
 }
 
-impl Column {
-    /// Adds what tells diagnostics apart. The byte at which a line is no JSON differs from row to row.
-    fn hash_kind(&self, hasher: &mut impl Hasher) {
+impl Location {
+    /// The line at which the row begins, counted from 1; `None` for the file as a whole.
+    pub fn line(&self) -> Option<u64> {
         match self {
-            Self::Byte(_) => Self::Byte(0).hash(hasher),
-            column => column.hash(hasher),
+            Self::File => None,
+            Self::Row { line } | Self::Column { line, .. } => Some(*line),
+        }
+    }
+
+    /// The part of the row, if the problem is confined to one.
+    pub fn column(&self) -> Option<&Column> {
+        match self {
+            Self::File | Self::Row { .. } => None,
+            Self::Column { column, .. } => Some(column),
+        }
+    }
+
+    /// Hashes what rows with the same problem have in common: neither the line, nor the byte at
+    /// which the JSON of a line is malformed.
+    fn hash_kind(&self, hasher: &mut impl Hasher) {
+        matches!(self, Self::File).hash(hasher);
+        match self.column() {
+            None => {}
+            Some(Column::Byte(_)) => Column::Byte(0).hash(hasher),
+            Some(column) => column.hash(hasher),
         }
     }
 }
@@ -56,40 +95,39 @@ impl fmt::Display for Column {
     }
 }
 
-/// One thing that is wrong with an export, in one row or in many.
+/// A problem of an export, in one row or in many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// The line, counted from 1, at which the first row begins that has it; 0 where the diagnostic is about the whole export.
-    pub line: u64,
-    /// Where in the line, if it is about a part of it.
-    pub column: Option<Column>,
-    /// What is wrong, and how to write it instead. It never holds a whole text that might be a key.
+    /// Where the problem occurs first.
+    pub location: Location,
+    /// What is wrong, and how to write it instead. It never contains the whole of a text that may
+    /// be a key.
     pub message: String,
-    /// How often it is found, the first time among them.
+    /// How often the problem occurs, including the first time.
     pub count: u64,
 }
 
 impl Diagnostic {
-    /// Displays it after the name of its export, as in
-    /// `keys.csv:17: column 4 (expires_at): "2026-13-01" is not a time; ...`.
+    /// Displays the diagnostic after the name of its source, as in `keys.csv:17: column 4
+    /// (expires_at): "2026-13-01" is not a time; ...`.
     pub fn display<'a>(&'a self, source: &'a str) -> impl fmt::Display + 'a {
-        Located { diagnostic: self, source }
+        InSource { diagnostic: self, source }
     }
 }
 
-struct Located<'a> {
+struct InSource<'a> {
     diagnostic: &'a Diagnostic,
     source: &'a str,
 }
 
-impl fmt::Display for Located<'_> {
+impl fmt::Display for InSource<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Diagnostic { line, column, message, count } = self.diagnostic;
+        let Diagnostic { location, message, count } = self.diagnostic;
         write!(f, "{}:", self.source)?;
-        if *line > 0 {
+        if let Some(line) = location.line() {
             write!(f, "{line}:")?;
         }
-        match column {
+        match location.column() {
             None | Some(Column::Unknown(_)) => {}
             Some(column) => write!(f, " {column}:")?,
         }
@@ -97,7 +135,8 @@ impl fmt::Display for Located<'_> {
     }
 }
 
-/// How many rows beside the first have a diagnostic, behind its message; nothing where there are none.
+/// Displays the number of further occurrences after a message, or nothing if there are none. Holds
+/// the number of all occurrences.
 #[derive(Clone, Copy, Debug)]
 pub struct RepeatCount(pub u64);
 
@@ -110,72 +149,72 @@ impl fmt::Display for RepeatCount {
     }
 }
 
-/// Collects the diagnostics of one export: the first [`MAX_FINDINGS`] kinds in full, the others as a number.
+/// Collects the diagnostics of one export.
 #[derive(Clone, Debug)]
 pub struct Diagnostics {
     source: String,
-    kept: Vec<Diagnostic>,
-    /// What tells each of them from others.
+    retained: Vec<Diagnostic>,
+    /// The hash of the kind of each retained diagnostic.
     kinds: Vec<u64>,
     pub(super) total: u64,
-    /// The rows that have them.
     pub(super) bad_rows: Box<BadRows>,
 }
 
 impl Diagnostics {
-    /// No diagnostics yet; `source` names the export in front of each.
+    /// Creates an empty collection. `source` is displayed in front of each diagnostic.
     pub fn new(source: impl Into<String>) -> Self {
         Self {
             source: source.into(),
-            kept: Vec::new(),
+            retained: Vec::new(),
             kinds: Vec::new(),
             total: 0,
             bad_rows: Box::default(),
         }
     }
 
-    /// Adds one; see [`Diagnostic`] for `line` and `column`. The message is written only if it is the first of its kind, and kept.
-    pub fn add(&mut self, line: u64, column: Option<Column>, message: impl fmt::Display) {
+    /// Adds a problem. Formats the message only if the problem is the first of its kind and is
+    /// retained.
+    pub fn add(&mut self, location: Location, message: impl fmt::Display) {
         self.total += 1;
-        let kind = kind(line == 0, column.as_ref(), &message);
+        let kind = kind(&location, &message);
         if let Some(known) = self.kinds.iter().position(|other| *other == kind) {
-            self.kept[known].count += 1;
-        } else if self.kept.len() < MAX_FINDINGS {
-            self.kept.push(Diagnostic { line, column, message: message.to_string(), count: 1 });
+            self.retained[known].count += 1;
+        } else if self.retained.len() < MAX_DIAGNOSTICS {
+            self.retained.push(Diagnostic { location, message: message.to_string(), count: 1 });
             self.kinds.push(kind);
         }
     }
 
-    /// Whether nothing is wrong.
+    /// Whether no problem was found.
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }
 
-    /// How many there are, kept or not.
+    /// Number of occurrences of all problems.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// The first of each kind, in the order of the export.
-    pub fn kept(&self) -> &[Diagnostic] {
-        &self.kept
+    /// The first of each kind, in the order of the export; at most [`MAX_DIAGNOSTICS`].
+    pub fn retained(&self) -> &[Diagnostic] {
+        &self.retained
     }
 
-    /// How many are of other kinds than those that are kept.
+    /// Number of occurrences of problems that are not retained.
     pub fn omitted(&self) -> u64 {
-        self.total - self.kept.iter().map(|diagnostic| diagnostic.count).sum::<u64>()
+        self.total - self.retained.iter().map(|diagnostic| diagnostic.count).sum::<u64>()
     }
 
-    /// The name of the export.
+    /// The name of the source.
     pub fn source(&self) -> &str {
         &self.source
     }
 }
 
-/// One diagnostic a line, and in the last the number of those that were not kept.
+/// Writes one diagnostic per line, and a last line with the number of those omitted.
 impl fmt::Display for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, diagnostic) in self.kept.iter().enumerate() {
+        for (index, diagnostic) in self.retained.iter().enumerate() {
             let separator = if index == 0 { "" } else { "\n" };
             write!(f, "{separator}{}", diagnostic.display(&self.source))?;
         }
@@ -186,43 +225,42 @@ impl fmt::Display for Diagnostics {
     }
 }
 
-/// What tells a diagnostic from those of another kind: whether it is about the whole export, its column, and its message without
-/// what differs from row to row.
-fn kind(of_all: bool, column: Option<&Column>, message: &impl fmt::Display) -> u64 {
-    let mut template = Template { hasher: DefaultHasher::new(), place: Place::Text, word: Word::default() };
-    of_all.hash(&mut template.hasher);
-    if let Some(column) = column {
-        column.hash_kind(&mut template.hasher);
-    }
-    // A hasher takes every write.
+/// Identifies the kind of a problem: whether it concerns the whole file, its column, and the
+/// template of its message.
+fn kind(location: &Location, message: &impl fmt::Display) -> u64 {
+    let mut template =
+        TemplateHasher { hasher: DefaultHasher::new(), state: State::Text, word: Word::default() };
+    location.hash_kind(&mut template.hasher);
+    // Writing to a hasher does not fail.
     let _ = write!(template, "{message}");
     template.end_word();
     template.hasher.finish()
 }
 
-/// Hashes a message without the texts in quotes and the words with digits in it.
-struct Template {
+/// Hashes the template of a message: the message without quoted texts and without words that
+/// contain digits, which differ from row to row.
+struct TemplateHasher {
     hasher: DefaultHasher,
-    place: Place,
+    state: State,
     word: Word,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+enum State {
     Text,
     Quoted,
-    /// Behind a backslash in quotes.
+    /// After a backslash inside quotes.
     Escaped,
 }
 
-/// A word of a message, as far as it has been written.
+/// The current word of a message.
 #[derive(Default)]
 struct Word {
     hash: DefaultHasher,
     has_digit: bool,
 }
 
-impl Template {
+impl TemplateHasher {
     fn end_word(&mut self) {
         let Word { hash, has_digit } = std::mem::take(&mut self.word);
         if !has_digit {
@@ -231,23 +269,23 @@ impl Template {
     }
 }
 
-impl Write for Template {
+impl Write for TemplateHasher {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            self.place = match (self.place, byte) {
-                (Place::Text, b'"') => Place::Quoted,
-                (Place::Text, b' ' | b'\n') => {
+            self.state = match (self.state, byte) {
+                (State::Text, b'"') => State::Quoted,
+                (State::Text, b' ' | b'\n') => {
                     self.end_word();
-                    Place::Text
+                    State::Text
                 }
-                (Place::Text, _) => {
+                (State::Text, _) => {
                     self.word.has_digit |= byte.is_ascii_digit();
                     self.word.hash.write_u8(byte);
-                    Place::Text
+                    State::Text
                 }
-                (Place::Quoted, b'"') => Place::Text,
-                (Place::Quoted, b'\\') => Place::Escaped,
-                (Place::Quoted | Place::Escaped, _) => Place::Quoted,
+                (State::Quoted, b'"') => State::Text,
+                (State::Quoted, b'\\') => State::Escaped,
+                (State::Quoted | State::Escaped, _) => State::Quoted,
             };
         }
         Ok(())
@@ -258,16 +296,20 @@ impl Write for Template {
 mod tests {
     use super::*;
 
+    fn numbered(line: u64, number: usize, name: Option<&str>) -> Location {
+        Location::Column { line, column: Column::Numbered { number, name: name.map(Arc::from) } }
+    }
+
     #[test]
-    fn a_finding_says_where_it_is() {
+    fn location_is_displayed_before_the_message() {
         let mut diagnostics = Diagnostics::new("keys.csv");
         assert!(diagnostics.is_empty());
-        diagnostics.add(17, Some(Column::Numbered { number: 4, name: Some("until".into()) }), "wrong");
-        diagnostics.add(1, Some(Column::Numbered { number: 4, name: None }), "wrong");
-        diagnostics.add(2, Some(Column::Named("until".into())), "wrong");
-        diagnostics.add(3, Some(Column::Byte(9)), "wrong");
-        diagnostics.add(4, None, "wrong");
-        diagnostics.add(0, None, "wrong");
+        diagnostics.add(numbered(17, 4, Some("until")), "wrong");
+        diagnostics.add(numbered(1, 4, None), "wrong");
+        diagnostics.add(Location::Column { line: 2, column: Column::Named("until".into()) }, "wrong");
+        diagnostics.add(Location::Column { line: 3, column: Column::Byte(9) }, "wrong");
+        diagnostics.add(Location::Row { line: 4 }, "wrong");
+        diagnostics.add(Location::File, "wrong");
         assert_eq!(
             diagnostics.to_string(),
             "keys.csv:17: column 4 (until): wrong\n\
@@ -280,28 +322,26 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_are_wrong_in_the_same_way_are_one_finding() {
-        let status = || Some(Column::Numbered { number: 3, name: Some("status".into()) });
+    fn rows_with_the_same_problem_make_one_diagnostic() {
+        let status = |line| numbered(line, 3, Some("status"));
         let mut diagnostics = Diagnostics::new("keys.csv");
         for line in 2..20_002 {
             let text = ["t", "f", "a \\\" b", "1"][line as usize % 4];
-            diagnostics.add(line, status(), format_args!("\"{text}\" is not a status; it is active"));
+            diagnostics.add(status(line), format_args!("\"{text}\" is not a status; it is active"));
         }
-        diagnostics.add(
-            7,
-            Some(Column::Numbered { number: 4, name: None }),
-            "\"t\" is not a status; it is active",
-        );
-        diagnostics.add(8, status(), "\"t\" is not a time");
+        diagnostics.add(numbered(7, 4, None), "\"t\" is not a status; it is active");
+        diagnostics.add(status(8), "\"t\" is not a time");
         for line in [9, 10] {
-            diagnostics.add(line, None, format_args!("the same key_hash as in line {}", line - 1));
+            let message = format_args!("the same key_hash as in line {}", line - 1);
+            diagnostics.add(Location::Row { line }, message);
         }
         for byte in [3, 4] {
-            diagnostics.add(11, Some(Column::Byte(byte)), "it is not JSON: expected value");
+            let location = Location::Column { line: 11, column: Column::Byte(byte) };
+            diagnostics.add(location, "it is not JSON: expected value");
         }
         for name in ["a", "b"] {
-            let message = format_args!("\"{name}\" is not a field");
-            diagnostics.add(12, Some(Column::Unknown(name.into())), message);
+            let location = Location::Column { line: 12, column: Column::Unknown(name.into()) };
+            diagnostics.add(location, format_args!("\"{name}\" is not a field"));
         }
         assert_eq!(diagnostics.total(), 20_008);
         assert_eq!(
@@ -317,13 +357,16 @@ mod tests {
     }
 
     #[test]
-    fn twenty_kinds_are_kept_and_the_rest_counted() {
+    fn twenty_kinds_are_retained_and_the_others_are_counted() {
         let mut diagnostics = Diagnostics::new("keys.csv");
         let kinds: Vec<String> = (b'a'..=b'y').map(|letter| char::from(letter).to_string()).collect();
         for round in 0..3 {
-            kinds.iter().zip(1..).for_each(|(kind, line)| diagnostics.add(100 * round + line, None, kind));
+            for (kind, line) in kinds.iter().zip(1..) {
+                diagnostics.add(Location::Row { line: 100 * round + line }, kind);
+            }
         }
-        assert_eq!((diagnostics.total(), diagnostics.kept().len(), diagnostics.omitted()), (75, 20, 15));
+        let retained = diagnostics.retained().len();
+        assert_eq!((diagnostics.total(), retained, diagnostics.omitted()), (75, 20, 15));
         let text = diagnostics.to_string();
         assert!(
             text.ends_with("keys.csv:20: t (and 2 more like it)\nkeys.csv: and 15 more of other kinds"),

@@ -1,10 +1,11 @@
-//! Recognises what stands in `key_hash` in the place of a SHA-256: password hashes, other digests, and SHA-256 behind a tag.
+//! Recognises common mistakes in `key_hash`: password hashes, other digests, and SHA-256 with a
+//! prefix.
 //!
-//! The text is described and never shown: it may be the key itself.
+//! The messages describe the text and never quote it, because it may be the key itself.
 
-/// What a text that is no SHA-256 is.
+/// What a text that is not a SHA-256 looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HashForm {
+pub(super) enum HashHint {
     #[error(
         "this looks like {0}, which is salted, so that no key can be looked up by it; key_hash must be the plain SHA-256 of \
          the key. Keys that are kept as such have to be replaced, or hashed anew when they are next presented"
@@ -25,8 +26,8 @@ pub(super) enum HashForm {
     Named(&'static str),
 }
 
-/// How hashes that are salted begin, in lower case; the first that fits.
-const SALTED: [(&str, &str); 25] = [
+/// Prefixes of salted hashes in lower case, and their names. The first match applies.
+const SALTED_PREFIXES: [(&str, &str); 25] = [
     ("$2a$", "bcrypt"),
     ("$2b$", "bcrypt"),
     ("$2x$", "bcrypt"),
@@ -54,8 +55,8 @@ const SALTED: [(&str, &str); 25] = [
     ("{smd5}", "a salted LDAP hash"),
 ];
 
-/// Names of digests, in lower case, longest first, and what they are.
-const NAMES: [(&str, &str); 12] = [
+/// Names of digests in lower case, and their canonical names. A name comes before its own prefixes.
+const DIGEST_NAMES: [(&str, &str); 12] = [
     ("sha2-256", "SHA-256"),
     ("sha-256", "SHA-256"),
     ("sha_256", "SHA-256"),
@@ -70,59 +71,60 @@ const NAMES: [(&str, &str); 12] = [
     ("blake2b", "BLAKE2"),
 ];
 
-/// What stands between the name of a digest and the digest.
+/// Separators between the name of a digest and the digest.
 const SEPARATORS: [&str; 6] = ["$", ":", "-", "=", "}", "("];
 
-/// What a text is, if it can be told; `is_digest` says whether one is a SHA-256 in a form that is read.
-pub(super) fn recognise(text: &str, is_digest: impl Fn(&str) -> bool) -> Option<HashForm> {
+/// Recognises `text`, if possible. `is_digest` tests for a SHA-256 in an accepted form.
+pub(super) fn recognise(text: &str, is_digest: impl Fn(&str) -> bool) -> Option<HashHint> {
     let lower: String = text.chars().take(32).map(|c| c.to_ascii_lowercase()).collect();
-    if let Some((_, name)) = SALTED.into_iter().find(|(begin, _)| lower.starts_with(begin)) {
-        return Some(HashForm::Salted(name));
+    if let Some((_, name)) = SALTED_PREFIXES.into_iter().find(|(begin, _)| lower.starts_with(begin)) {
+        return Some(HashHint::Salted(name));
     }
     let trimmed = text.trim();
     if trimmed.len() < text.len() && is_digest(trimmed) {
-        return Some(HashForm::Tagged("blanks around it"));
+        return Some(HashHint::Tagged("blanks around it"));
     }
     if lower.starts_with("0x") && text.get(2..).is_some_and(&is_digest) {
-        return Some(HashForm::Tagged("0x before it"));
+        return Some(HashHint::Tagged("0x before it"));
     }
-    tagged(text, &lower, is_digest).or_else(|| by_length(text))
+    recognise_named(text, &lower, is_digest).or_else(|| recognise_length(text))
 }
 
-/// `sha256$<hex>`, `sha256:<hex>`, `{SHA256}<base64>`, `SHA256(<hex>)`; with a salt between them, as Django writes it.
-fn tagged(text: &str, lower: &str, is_digest: impl Fn(&str) -> bool) -> Option<HashForm> {
+/// Recognises `sha256$<hex>`, `sha256:<hex>`, `{SHA256}<base64>` and `SHA256(<hex>)`, also with a
+/// salt after the name, as Django writes it.
+fn recognise_named(text: &str, lower: &str, is_digest: impl Fn(&str) -> bool) -> Option<HashHint> {
     let brace = usize::from(lower.starts_with('{'));
-    let (name, digest) = NAMES.into_iter().find(|(name, _)| lower[brace..].starts_with(name))?;
+    let (name, digest) = DIGEST_NAMES.into_iter().find(|(name, _)| lower[brace..].starts_with(name))?;
     let rest = text.get(brace + name.len()..)?;
     let separator = SEPARATORS.into_iter().find(|separator| rest.starts_with(separator))?;
     let rest = &rest[separator.len()..];
     if digest != "SHA-256" {
-        return Some(HashForm::Named(digest));
+        return Some(HashHint::Named(digest));
     }
     if is_digest(rest.strip_suffix(')').unwrap_or(rest)) {
-        return Some(HashForm::Tagged("the name of its algorithm before it"));
+        return Some(HashHint::Tagged("the name of its algorithm before it"));
     }
     let is_salted =
         rest.rsplit_once(['$', ':']).is_some_and(|(salt, last)| !salt.is_empty() && is_digest(last));
-    is_salted.then_some(HashForm::Salted("a SHA-256 with a salt"))
+    is_salted.then_some(HashHint::Salted("a SHA-256 with a salt"))
 }
 
-fn by_length(text: &str) -> Option<HashForm> {
+fn recognise_length(text: &str) -> Option<HashHint> {
     let digits = text.strip_prefix("\\x").unwrap_or(text);
     if digits.bytes().all(|b| b.is_ascii_hexdigit()) {
         return match digits.len() {
-            32 => Some(HashForm::ShortDigest(32, "MD5")),
-            40 => Some(HashForm::ShortDigest(40, "SHA-1")),
-            56 => Some(HashForm::Digest("SHA-224")),
-            96 => Some(HashForm::Digest("SHA-384")),
-            128 => Some(HashForm::Digest("SHA-512")),
+            32 => Some(HashHint::ShortDigest(32, "MD5")),
+            40 => Some(HashHint::ShortDigest(40, "SHA-1")),
+            56 => Some(HashHint::Digest("SHA-224")),
+            96 => Some(HashHint::Digest("SHA-384")),
+            128 => Some(HashHint::Digest("SHA-512")),
             _ => None,
         };
     }
-    // Of 64 bytes in base64. Shorter ones may as well be keys.
+    // 64 bytes in base64. Shorter texts in base64 may be keys.
     let base64 = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'-' | b'_');
     let bare = text.strip_suffix("==").unwrap_or(text);
-    (bare.len() == 86 && bare.bytes().all(base64)).then_some(HashForm::Digest("SHA-512"))
+    (bare.len() == 86 && bare.bytes().all(base64)).then_some(HashHint::Digest("SHA-512"))
 }
 
 #[cfg(test)]
@@ -130,7 +132,7 @@ mod tests {
     use super::super::field;
 
     #[test]
-    fn what_stands_in_the_place_of_a_sha_256_is_named() {
+    fn common_mistakes_are_named() {
         let hex = "a".repeat(64);
         let base64 = format!("{}=", "A".repeat(43));
         for (text, part) in [
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_not_guessed() {
+    fn unrecognised_text_gets_the_general_message() {
         for text in [
             "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT",
             "sha256",

@@ -1,7 +1,7 @@
-//! Which column of an export holds which field of a record.
+//! Maps the columns of an export to the fields of a record.
 //!
-//! Names are compared exactly. A column that is neither a field nor ignored on purpose is refused: it is
-//! more often a misspelt `allowed_ips` than something that nobody needs.
+//! Names are compared exactly. A column that is neither a field nor explicitly ignored is refused,
+//! because it may be a misspelt restriction such as `allowed_ips`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,60 +10,63 @@ use keyward_engine::record::{Field, FieldSet, Quoted};
 
 use super::null::NullTexts;
 
-/// The texts of one row by `Field as usize`; empty where the row has none.
-pub(super) type Texts<'a> = [&'a str; Field::COUNT];
+/// The texts of one row, indexed by `Field as usize`. A text is empty if the row has no value.
+pub(super) type FieldTexts<'a> = [&'a str; Field::COUNT];
 
-/// Where the columns of an export go. [`ColumnMapping::default`] is every field under its own name.
+/// The columns of an export. By [default](ColumnMapping::default), each field is in the column of
+/// its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnMapping {
-    /// The column of each field; `None` where another field or `ignore` has taken the name away.
+    /// The column of each field; `None` if the name of the field is ignored or mapped to another
+    /// field.
     columns: [Option<Arc<str>>; Field::COUNT],
-    /// FieldSet whose column was named on purpose: a header without it is wrong.
+    /// Whether the column of a field was configured; a header must then have it.
     mapped: [bool; Field::COUNT],
     ignore: Vec<Arc<str>>,
-    /// FieldSet that an export has to have.
+    /// Fields that an export must have, besides those that every row needs.
     required: FieldSet,
-    /// Whether columns that are not known are ignored too.
+    /// Whether unknown columns are ignored instead of refused.
     ignores_unknown: bool,
     nulls: NullTexts,
 }
 
-/// Why a layout makes no sense.
+/// Why a mapping contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ColumnMappingError {
-    /// One column for two fields.
+    /// A column is mapped to two fields.
     #[error("the column {} is {} already: give each its own", Quoted(.column), .first.name())]
     MappedTwice {
         /// The column.
         column: Arc<str>,
-        /// The field that has it.
+        /// The first field.
         first: Field,
-        /// The field that wants it too.
+        /// The second field.
         second: Field,
     },
-    /// One column is a field and ignored.
+    /// A column is mapped to a field and ignored.
     #[error("the column {} is mapped to {}: either read it or ignore it", Quoted(.column), .field.name())]
     MappedAndIgnored {
         /// The column.
         column: Arc<str>,
-        /// The field that it is mapped to.
+        /// The field.
         field: Field,
     },
-    /// `key_hash` or `key_id` is left without a column, because its own is ignored.
+    /// `key_hash` or `key_id` has no column, because the column of its name is ignored.
     #[error("{} is required: do not ignore its column, or map it to another", .field.name())]
     RequiredIgnored {
         /// The field.
         field: Field,
     },
-    /// `key_hash` or `key_id` is left without a column, because its own is mapped to another field.
+    /// `key_hash` or `key_id` has no column, because the column of its name is mapped to another
+    /// field.
     #[error("the column \"{0}\" is taken from {0}, which is required: map {0} to a column too", .required.name())]
     RequiredTaken {
         /// The field without a column.
         required: Field,
-        /// The field that has its column.
+        /// The field that is mapped to its column.
         by: Field,
     },
-    /// A field that an export has to have is left without a column.
+    /// A field listed in `source.required` has no column.
     #[error("{} has no column: do not ignore it, or map it to a column of its own", .field.name())]
     RequiredHasNoColumn {
         /// The field.
@@ -71,7 +74,7 @@ pub enum ColumnMappingError {
     },
 }
 
-/// What to do with a column.
+/// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ColumnRole {
     Field(Field),
@@ -80,11 +83,11 @@ pub(super) enum ColumnRole {
 }
 
 impl ColumnMapping {
-    /// `columns` maps fields to the names of their columns in the export; a field that it leaves out is found
-    /// under its own name. Columns in `ignore` are skipped.
+    /// Creates a mapping. `columns` maps fields to the names of their columns; the other fields are
+    /// in the columns of their own names. The columns in `ignore` are skipped.
     ///
     /// # Errors
-    /// When the two contradict each other; see [`ColumnMappingError`].
+    /// If `columns` and `ignore` contradict each other; see [`ColumnMappingError`].
     pub fn new(
         columns: &BTreeMap<Field, Arc<str>>,
         ignore: Vec<Arc<str>>,
@@ -109,12 +112,12 @@ impl ColumnMapping {
         Ok(mapping)
     }
 
-    /// The same, with these texts for "no value".
+    /// Sets the texts that stand for no value.
     pub fn with_null_texts(self, nulls: NullTexts) -> Self {
         Self { nulls, ..self }
     }
 
-    /// The same, with columns that are not known ignored: for a reader that does not know the daemon's configuration.
+    /// Ignores unknown columns: for a reader that does not know the configuration of the daemon.
     pub fn ignoring_unknown(self) -> Self {
         Self { ignores_unknown: true, ..self }
     }
@@ -137,7 +140,7 @@ impl ColumnMapping {
         Ok(())
     }
 
-    /// What the column `name` of an export holds.
+    /// What the column called `name` holds.
     pub(super) fn role(&self, name: &str) -> ColumnRole {
         let field =
             Field::ALL.into_iter().find(|&field| self.columns[field as usize].as_deref() == Some(name));
@@ -150,20 +153,20 @@ impl ColumnMapping {
         }
     }
 
-    /// The name of a field's column in the export.
+    /// The name of the column of a field.
     pub(super) fn column(&self, field: Field) -> Arc<str> {
         self.columns[field as usize].clone().unwrap_or_else(|| field.name().into())
     }
 
-    /// Whether a header has to have a column for the field.
+    /// Whether a header must have a column for `field`.
     pub(super) fn expects(&self, field: Field) -> bool {
         field.is_required() || self.mapped[field as usize] || self.required.contains(field)
     }
 
-    /// The same layout for exports that have to have these fields.
+    /// Requires that an export has these fields.
     ///
     /// # Errors
-    /// When one of them has no column, because it is ignored or mapped to another field.
+    /// If one of them has no column, because it is ignored or mapped to another field.
     pub fn requiring(mut self, fields: impl IntoIterator<Item = Field>) -> Result<Self, ColumnMappingError> {
         for field in fields {
             if self.columns[field as usize].is_none() {
@@ -174,7 +177,7 @@ impl ColumnMapping {
         Ok(self)
     }
 
-    /// The fields that every row has to have, besides those that no row can do without.
+    /// The fields that an export must have, besides `key_hash` and `key_id`.
     pub fn required(&self) -> FieldSet {
         self.required
     }
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_is_found_by_its_name_unless_it_is_mapped() {
+    fn field_is_in_the_column_of_its_name_unless_mapped() {
         for (index, field) in Field::ALL.into_iter().enumerate() {
             assert_eq!(field as usize, index);
             assert_eq!(ColumnMapping::default().role(field.name()), ColumnRole::Field(field));
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_that_contradicts_itself_is_refused() {
+    fn contradictory_mapping_is_refused() {
         let message =
             |result: Result<ColumnMapping, ColumnMappingError>| result.map(|_| ()).map_err(|e| e.to_string());
         assert_eq!(
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_may_swap_their_columns() {
+    fn two_fields_can_swap_their_columns() {
         let mapping = mapping(&[(Field::Owner, "plan"), (Field::Plan, "owner")], &[]).expect("a mapping");
         assert_eq!(mapping.role("owner"), ColumnRole::Field(Field::Plan));
         assert_eq!(mapping.role("plan"), ColumnRole::Field(Field::Owner));

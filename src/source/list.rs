@@ -1,6 +1,7 @@
-//! Lists in one text: names separated by spaces or commas, a JSON array, or a Postgres array literal.
+//! Parses lists: items separated by spaces or commas, a JSON array, or a PostgreSQL array literal.
 //!
-//! An item that is empty is refused rather than skipped: `allowed_ips` of `,` must not turn into "anywhere".
+//! An empty item is refused instead of skipped: an `allowed_ips` of `,` must not allow every
+//! address.
 
 use std::net::IpAddr;
 
@@ -10,7 +11,7 @@ use keyward_engine::record::{MAX_SCOPE, Origin, OriginError, Quoted};
 
 use super::null::NullTexts;
 
-/// Why a text is not a list of what it should be.
+/// Why a text is not a list of valid items.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ListError {
     #[error("it has an empty item; separate items by one comma or by spaces")]
@@ -40,12 +41,12 @@ pub(super) enum ListError {
     Origin(Box<str>, OriginError),
 }
 
-/// Scopes, in the order written.
+/// Parses scopes, in the order written.
 pub(super) fn scopes(text: &str, nulls: &NullTexts) -> Result<Vec<Box<str>>, ListError> {
-    list(text, nulls, scope)
+    parse_list(text, nulls, parse_scope)
 }
 
-fn scope(text: &str) -> Result<Box<str>, ListError> {
+fn parse_scope(text: &str) -> Result<Box<str>, ListError> {
     let printable = |b: u8| b.is_ascii_graphic() && !matches!(b, b',' | b'"' | b'\'' | b'`');
     if !(1..=MAX_SCOPE).contains(&text.len()) || !text.bytes().all(printable) {
         return Err(ListError::Scope(text.into()));
@@ -56,59 +57,62 @@ fn scope(text: &str) -> Result<Box<str>, ListError> {
     Ok(text.into())
 }
 
-/// Networks. An address alone is a network of one, and one of IPv4 in IPv6's clothes (`::ffff:192.0.2.7`) is
-/// what it stands for, so that it is compared with addresses in the same form.
+/// Parses networks. An address is a network of one address. An IPv4-mapped IPv6 network
+/// (`::ffff:192.0.2.7`) becomes an IPv4 network, so that addresses and networks are compared in the
+/// same form.
 pub(super) fn networks(text: &str, nulls: &NullTexts) -> Result<Vec<IpNet>, ListError> {
-    list(text, nulls, network)
+    parse_list(text, nulls, parse_network)
 }
 
-fn network(text: &str) -> Result<IpNet, ListError> {
+fn parse_network(text: &str) -> Result<IpNet, ListError> {
     let address = text.parse::<IpAddr>().map(IpNet::from).ok();
     let network = address.or_else(|| text.parse().ok()).ok_or_else(|| ListError::Ip(text.into()))?;
     if network != network.trunc() {
         return Err(ListError::HostBits(text.into(), network.trunc(), network.addr()));
     }
-    Ok(unmapped(network))
+    Ok(unmap(network))
 }
 
-fn unmapped(network: IpNet) -> IpNet {
+fn unmap(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network };
     let length = v6.prefix_len().checked_sub(96);
     let v4 = v6.addr().to_ipv4_mapped().zip(length).and_then(|(address, n)| Ipv4Net::new(address, n).ok());
     v4.map_or(network, IpNet::V4)
 }
 
-/// Web origins and patterns of them.
+/// Parses web origins and patterns of them.
 pub(super) fn origins(text: &str, nulls: &NullTexts) -> Result<Vec<Origin>, ListError> {
-    list(text, nulls, |item| Origin::parse(item).map_err(|error| ListError::Origin(item.into(), error)))
+    parse_list(text, nulls, |item| Origin::parse(item).map_err(|error| ListError::Origin(item.into(), error)))
 }
 
-/// The items of a list. One that stands for no value is refused: left out, it would change what the list says.
-fn list<T>(
+/// Parses a list. Refuses null texts as items: without them, the list would have another meaning.
+fn parse_list<T>(
     text: &str,
     nulls: &NullTexts,
-    item: impl Fn(&str) -> Result<T, ListError>,
+    parse_item: impl Fn(&str) -> Result<T, ListError>,
 ) -> Result<Vec<T>, ListError> {
-    let item = |text: &str| match nulls.contain(text) {
-        true => Err(ListError::Null(text.into())),
-        false => item(text),
+    let parse_item = |text: &str| {
+        if nulls.contains(text) { Err(ListError::Null(text.into())) } else { parse_item(text) }
     };
     match text.trim_start().as_bytes().first() {
         Some(b'[') => {
             let items: Vec<String> = serde_json::from_str(text).map_err(|_| ListError::Json)?;
-            items.iter().map(|text| item(text)).collect()
+            items.iter().map(|text| parse_item(text)).collect()
         }
-        Some(b'{') => postgres(text.trim())?.iter().map(|text| item(text)).collect(),
-        _ => plain(text, item),
+        Some(b'{') => split_array(text.trim())?.iter().map(|text| parse_item(text)).collect(),
+        _ => parse_separated(text, parse_item),
     }
 }
 
-fn plain<T>(text: &str, item: impl Fn(&str) -> Result<T, ListError>) -> Result<Vec<T>, ListError> {
+fn parse_separated<T>(
+    text: &str,
+    parse_item: impl Fn(&str) -> Result<T, ListError>,
+) -> Result<Vec<T>, ListError> {
     let mut items = Vec::new();
     for part in text.split(',') {
         let before = items.len();
         for text in part.split_ascii_whitespace() {
-            items.push(item(text)?);
+            items.push(parse_item(text)?);
         }
         if items.len() == before {
             return Err(ListError::EmptyItem);
@@ -117,20 +121,21 @@ fn plain<T>(text: &str, item: impl Fn(&str) -> Result<T, ListError>) -> Result<V
     Ok(items)
 }
 
-/// The items of `{a,"b \"c"}`: one dimension, no NULL. What has a brace, comma, quote, backslash or space in it
-/// stands in quotes, and a backslash takes the next character as it is.
-fn postgres(text: &str) -> Result<Vec<String>, ListError> {
+/// Splits a PostgreSQL array literal such as `{a,"b \"c"}`, with one dimension and without NULL.
+/// Items with a brace, comma, quote, backslash or space are quoted; a backslash escapes the next
+/// character.
+fn split_array(text: &str) -> Result<Vec<String>, ListError> {
     let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or(ListError::Postgres)?;
     let mut items = Vec::new();
     let mut rest = inner.trim();
     while !rest.is_empty() {
         let (item, after) = match rest.strip_prefix('"') {
-            Some(quoted) => postgres_quoted(quoted).ok_or(ListError::Postgres)?,
-            None => postgres_bare(rest)?,
+            Some(quoted) => split_quoted_item(quoted).ok_or(ListError::Postgres)?,
+            None => split_bare_item(rest)?,
         };
         items.push(item);
         rest = match after.trim_start().strip_prefix(',') {
-            // Nothing may follow the last item but the end, and a comma is followed by another item.
+            // A comma must be followed by another item, and the last item by the end.
             Some(more) if more.trim_start().is_empty() => return Err(ListError::EmptyItem),
             Some(more) => more.trim_start(),
             None if after.trim_start().is_empty() => "",
@@ -140,8 +145,8 @@ fn postgres(text: &str) -> Result<Vec<String>, ListError> {
     Ok(items)
 }
 
-/// The item up to its closing quote, and what follows that.
-fn postgres_quoted(text: &str) -> Option<(String, &str)> {
+/// The item up to its closing quote, and the text after the quote.
+fn split_quoted_item(text: &str) -> Option<(String, &str)> {
     let mut item = String::new();
     let mut characters = text.chars();
     loop {
@@ -153,7 +158,7 @@ fn postgres_quoted(text: &str) -> Option<(String, &str)> {
     }
 }
 
-fn postgres_bare(text: &str) -> Result<(String, &str), ListError> {
+fn split_bare_item(text: &str) -> Result<(String, &str), ListError> {
     let (item, after) = text.split_at(text.find(',').unwrap_or(text.len()));
     let item = item.trim_end();
     if item.is_empty() {
@@ -179,11 +184,11 @@ mod tests {
     }
 
     fn texts(text: &str) -> Result<Vec<String>, ListError> {
-        list(text, &NullTexts::default(), |item| Ok(item.to_owned()))
+        parse_list(text, &NullTexts::default(), |item| Ok(item.to_owned()))
     }
 
     #[test]
-    fn every_form_of_a_list_is_read() {
+    fn every_form_of_a_list_is_parsed() {
         for text in [
             "a b",
             "a,b",
@@ -205,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_list_says_why() {
+    fn invalid_list_is_refused_with_a_reason() {
         let empty = "it has an empty item; separate items by one comma or by spaces";
         let json = r#"it begins as a JSON array, but is not one of strings only, as in ["a","b"]"#;
         let postgres = "it begins as a Postgres array, but is not one of texts only, as in {a,b}";
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_null_in_a_list_is_refused() {
+    fn null_text_in_a_list_is_refused() {
         let nulls = NullTexts::default();
         for text in
             ["NULL", "a NULL", "null,a", "a,\\N", r#"["a","NULL"]"#, "{NULL}", "{a,null}", r#"{a,"NULL"}"#]
@@ -233,10 +238,10 @@ mod tests {
                 );
             }
         }
-        // PostgreSQL itself writes NULL for an element without a value, whatever else stands for none.
-        let none = NullTexts::new([]);
-        assert!(failed(scopes("{a,NULL}", &none)).contains("stands for no value"));
-        assert_eq!(scopes(r#"{a,"NULL"}"#, &none), Ok(vec!["a".into(), "NULL".into()]));
+        // PostgreSQL writes NULL for a null element, whatever the configured null texts.
+        let no_nulls = NullTexts::new([]);
+        assert!(failed(scopes("{a,NULL}", &no_nulls)).contains("stands for no value"));
+        assert_eq!(scopes(r#"{a,"NULL"}"#, &no_nulls), Ok(vec!["a".into(), "NULL".into()]));
         assert!(
             failed(networks("{10.0.0.0/8,NULL}", &nulls)).starts_with("\"NULL\" in it stands for no value")
         );
@@ -248,9 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_is_printable_and_may_end_in_a_star() {
+    fn scope_is_printable_and_may_end_in_a_wildcard() {
         for text in ["orders:read", "*", "orders:*", "https://api.example.com/a?b=c#d", "{}[]"] {
-            assert_eq!(scope(text), Ok(text.into()), "{text}");
+            assert_eq!(parse_scope(text), Ok(text.into()), "{text}");
         }
         let message = |text: &str| {
             format!(
@@ -263,7 +268,7 @@ mod tests {
         assert_eq!(failed(scopes_of(r#"[""]"#)), message(""));
         assert_eq!(failed(scopes_of("it's")), message("it's"));
         assert_eq!(failed(scopes_of("größe")), message("größe"));
-        assert!(scope(&"a.".repeat(512)).is_ok() && scope(&"a.".repeat(513)).is_err());
+        assert!(parse_scope(&"a.".repeat(512)).is_ok() && parse_scope(&"a.".repeat(513)).is_err());
         for text in ["*:read", "**", "a*b"] {
             assert_eq!(
                 failed(scopes_of(text)),
@@ -273,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_has_no_host_bits() {
+    fn network_must_not_have_host_bits() {
         let read = |text: &str| {
             networks(text, &NullTexts::default())
                 .map(|nets| nets.iter().map(IpNet::to_string).collect::<Vec<_>>())
@@ -320,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_says_which_one_is_wrong() {
+    fn error_names_the_invalid_origin() {
         assert_eq!(
             origins("https://a.example https://*.b.example", &NullTexts::default()).map(|list| list.len()),
             Ok(2)
@@ -333,7 +338,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_names_survive_a_postgres_array(names in prop::collection::vec("\\PC*", 0..5)) {
+        fn quoted_items_of_a_postgresql_array_are_unescaped(names in prop::collection::vec("\\PC*", 0..5)) {
             let items: Vec<_> = names
                 .iter()
                 .map(|name| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\"")))
@@ -342,7 +347,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "[\\[{}\\]\",\\\\ abé/.:0-9]{0,30}") {
+        fn arbitrary_text_does_not_panic(text in "[\\[{}\\]\",\\\\ abé/.:0-9]{0,30}") {
             let nulls = NullTexts::default();
             let _ = (scopes(&text, &nulls), networks(&text, &nulls), origins(&text, &nulls));
         }

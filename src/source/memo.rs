@@ -1,40 +1,43 @@
-//! Parsed lists by their text, because an export repeats the same few in millions of rows: each text is
-//! parsed once, and its rows share the result. And the last few times, which an export may repeat too.
+//! Caches of parsed lists and times, by their texts.
+//!
+//! An export repeats a few lists in millions of rows. Each distinct text is parsed once, and the
+//! rows share the result.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-/// Texts remembered: far more than an export has plans or roles. One that goes on to differ in every row is
-/// parsed row by row, and only slower for it.
+/// Most lists cached: far more than an export has plans or roles. Further lists are parsed in every
+/// row.
 const MAX_TEXTS: usize = 65_536;
 
-/// Bytes of all texts remembered, so that long lists cannot make a memo large either: what is parsed from a
-/// text takes a small multiple of its length.
+/// Most bytes of cached texts, which bounds a cache of long lists. A parsed list takes a small
+/// multiple of its text.
 const MAX_BYTES: usize = 8 << 20;
 
-/// A memo of one kind of list.
+/// A cache of one kind of list.
 #[derive(Debug)]
 pub(super) struct ListCache<T> {
     parsed: HashMap<Box<str>, Arc<[T]>, RandomState>,
     bytes: usize,
-    nothing: Arc<[T]>,
+    empty: Arc<[T]>,
 }
 
 impl<T> ListCache<T> {
     pub(super) fn new() -> Self {
-        Self { parsed: HashMap::default(), bytes: 0, nothing: Arc::new([]) }
+        Self { parsed: HashMap::default(), bytes: 0, empty: Arc::new([]) }
     }
 
-    /// What `parse` makes of `text`; an empty text is an empty list. Failures are not remembered.
+    /// The result of `parse` for `text`, cached. An empty text is an empty list. Errors are not
+    /// cached.
     pub(super) fn get<E>(
         &mut self,
         text: &str,
         parse: impl FnOnce(&str) -> Result<Vec<T>, E>,
     ) -> Result<Arc<[T]>, E> {
         if text.is_empty() {
-            return Ok(Arc::clone(&self.nothing));
+            return Ok(Arc::clone(&self.empty));
         }
         if let Some(parsed) = self.parsed.get(text) {
             return Ok(Arc::clone(parsed));
@@ -47,7 +50,8 @@ impl<T> ListCache<T> {
         Ok(parsed)
     }
 
-    /// The same of a list that a row may lack: an empty text is no list, which is not the same as an empty one.
+    /// As [`get`](Self::get), for a list that may be absent: an empty text is no list, which
+    /// differs from an empty list.
     pub(super) fn get_optional<E>(
         &mut self,
         text: &str,
@@ -57,26 +61,26 @@ impl<T> ListCache<T> {
     }
 }
 
-/// TimeCache remembered, at places that their texts decide.
-const TIMES: usize = 8;
+/// Slots of a [`TimeCache`].
+const TIME_SLOTS: usize = 8;
 
-/// The last few points in time, as seconds. Where each row has one of its own, nothing is kept of them for long.
+/// A direct-mapped cache of the last few times, as Unix seconds.
 #[derive(Debug, Default)]
-pub(super) struct TimeCache([(String, u32); TIMES]);
+pub(super) struct TimeCache([(String, u32); TIME_SLOTS]);
 
 impl TimeCache {
-    /// What `parse` makes of `text`. Failures are not remembered.
+    /// The result of `parse` for `text`, cached. Errors and empty texts are not cached.
     pub(super) fn get<'t, E>(
         &mut self,
         text: &'t str,
         parse: impl FnOnce(&'t str) -> Result<u32, E>,
     ) -> Result<u32, E> {
-        let place = text.bytes().fold(text.len(), |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
-        let (known, seconds) = &mut self.0[place % TIMES];
-        if text.is_empty() || known != text {
+        let hash = text.bytes().fold(text.len(), |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
+        let (cached, seconds) = &mut self.0[hash % TIME_SLOTS];
+        if text.is_empty() || cached != text {
             let parsed = parse(text)?;
-            known.clear();
-            known.push_str(text);
+            cached.clear();
+            cached.push_str(text);
             *seconds = parsed;
         }
         Ok(*seconds)
@@ -92,23 +96,23 @@ mod tests {
     }
 
     #[test]
-    fn equal_texts_are_parsed_once_and_shared() {
-        let mut memo = ListCache::new();
-        let first = memo.get("a b", words).expect("words");
-        let again = memo.get("a b", |_| Err("parsed twice")).expect("remembered");
+    fn equal_texts_are_parsed_once_and_share_the_list() {
+        let mut cache = ListCache::new();
+        let first = cache.get("a b", words).expect("words");
+        let again = cache.get("a b", |_| Err("parsed twice")).expect("cached");
         assert!(Arc::ptr_eq(&first, &again));
-        let nothing = memo.get("", |_| Err("parsed nothing")).expect("an empty list");
+        let nothing = cache.get("", |_| Err("parsed nothing")).expect("an empty list");
         assert!(nothing.is_empty());
-        assert_eq!(memo.get("x", |_| Err("wrong")), Err("wrong"));
-        assert!(memo.get("x", words).is_ok(), "a failure is not remembered");
-        let optional = memo.get_optional("", |_| Err("parsed nothing")).expect("no list");
+        assert_eq!(cache.get("x", |_| Err("wrong")), Err("wrong"));
+        assert!(cache.get("x", words).is_ok(), "errors are not cached");
+        let optional = cache.get_optional("", |_| Err("parsed nothing")).expect("no list");
         assert!(optional.is_none());
-        let empty = memo.get_optional("{}", |_| Ok::<_, ()>(Vec::new())).expect("an empty list");
+        let empty = cache.get_optional("{}", |_| Ok::<_, ()>(Vec::new())).expect("an empty list");
         assert_eq!(empty.map(|list| list.len()), Some(0));
     }
 
     #[test]
-    fn a_time_is_what_it_was_the_last_time() {
+    fn cached_time_equals_the_parsed_time() {
         let mut times = TimeCache::default();
         let texts: Vec<String> = (0..100).map(|number| (number % 13).to_string()).collect();
         for text in &texts {
@@ -116,24 +120,24 @@ mod tests {
         }
         let last = &texts[99];
         assert_eq!(times.get(last, |_| Err("parsed twice")), Ok(99 % 13));
-        assert_eq!(times.get("", |_| Ok::<_, ()>(5)), Ok(5), "an empty text is asked for each time");
+        assert_eq!(times.get("", |_| Ok::<_, ()>(5)), Ok(5), "an empty text is parsed each time");
         assert_eq!(times.get("x", |_| Err("wrong")), Err("wrong"));
-        assert_eq!(times.get("x", |_| Ok::<_, ()>(7)), Ok(7), "a failure is not remembered");
+        assert_eq!(times.get("x", |_| Ok::<_, ()>(7)), Ok(7), "errors are not cached");
     }
 
     #[test]
-    fn it_stops_remembering_and_goes_on_parsing() {
-        let mut memo = ListCache::new();
+    fn full_cache_parses_without_caching() {
+        let mut cache = ListCache::new();
         for n in 0..=MAX_TEXTS {
-            memo.get(&n.to_string(), words).expect("words");
+            cache.get(&n.to_string(), words).expect("words");
         }
-        assert_eq!(memo.parsed.len(), MAX_TEXTS);
+        assert_eq!(cache.parsed.len(), MAX_TEXTS);
 
-        let mut memo = ListCache::new();
+        let mut cache = ListCache::new();
         for n in 0..200 {
             let text = format!("{n}{}", "x".repeat(65_000));
-            assert_eq!(memo.get(&text, words).map(|list| list.len()), Ok(1));
+            assert_eq!(cache.get(&text, words).map(|list| list.len()), Ok(1));
         }
-        assert!(memo.bytes <= MAX_BYTES && memo.parsed.len() < 200);
+        assert!(cache.bytes <= MAX_BYTES && cache.parsed.len() < 200);
     }
 }

@@ -1,21 +1,22 @@
-//! Texts that stand for "no value" in exports whose writer has no other way to say it, such as `NULL` and `\N`.
+//! Null texts: texts such as `NULL` and `\N` that stand for no value.
 //!
-//! Read as they are written, they would be names: two customers whose owner is missing would share the buckets of an
-//! owner called `NULL`. Read as an empty text, they would lift restrictions. So they mean "none" only where that takes
-//! nothing away, and a restriction that is one of them is refused.
+//! Taken literally, they would be names: two customers without an owner would share the buckets of
+//! an owner called `NULL`. Taken as empty, they would lift restrictions. Therefore they mean "no
+//! value" only in fields that restrict nothing, and are refused in the others.
 
 use keyward_engine::record::{Field, Quoted};
 
-/// Most texts that can be listed: every field of every row is compared with each of them.
+/// Most null texts: every field of every row is compared with each of them.
 pub const MAX_NULL_TEXTS: usize = 16;
 
-/// Longest of them, in bytes: far more than the markers that databases write.
+/// Longest null text, in bytes; the ones that databases write are much shorter.
 pub const MAX_NULL_TEXT: usize = 32;
 
-/// What PostgreSQL's text form and MySQL's `INTO OUTFILE` write, and what most clients print.
+/// `\N` as written by PostgreSQL's text format and MySQL's `INTO OUTFILE`, and `NULL` as printed by
+/// most clients.
 const DEFAULT: [&str; 2] = ["NULL", "\\N"];
 
-/// The texts of `source.null_texts`.
+/// The texts of the setting `source.null_texts`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NullTexts {
     texts: Box<[Box<str>]>,
@@ -23,33 +24,36 @@ pub struct NullTexts {
 }
 
 impl NullTexts {
-    /// These texts; the configuration has checked their number and their lengths.
+    /// Creates the set. The caller checks the number of texts and their lengths.
     pub fn new(texts: impl IntoIterator<Item = Box<str>>) -> Self {
         let texts: Box<[Box<str>]> = texts.into_iter().collect();
         let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
         Self { texts, longest }
     }
 
-    /// Whether `text` stands for no value: without regard to ASCII case and to blanks around it.
+    /// Whether `text` is a null text, ignoring ASCII case and white space around it.
     #[inline]
-    pub(super) fn contain(&self, text: &str) -> bool {
+    pub(super) fn contains(&self, text: &str) -> bool {
         let text = text.trim_ascii();
         !text.is_empty()
             && text.len() <= self.longest
             && self.texts.iter().any(|null| null.eq_ignore_ascii_case(text))
     }
 
-    /// What a field's text means: itself, or an empty text where it stands for no value.
+    /// Resolves the text of a field: a null text becomes an empty one.
     ///
     /// # Errors
-    /// When it stands for no value in a field that restricts the key, or that every row must have.
+    /// If `text` is a null text, and the field is required or a restriction.
     #[inline]
-    pub(super) fn read<'t>(&self, field: Field, text: &'t str) -> Result<&'t str, NullError<'t>> {
-        match self.contain(text) {
-            false => Ok(text),
-            true if field.is_required() => Err(NullError::Missing(field, text)),
-            true if field.is_restriction() => Err(NullError::Restriction(text)),
-            true => Ok(""),
+    pub(super) fn resolve<'t>(&self, field: Field, text: &'t str) -> Result<&'t str, NullError<'t>> {
+        if !self.contains(text) {
+            Ok(text)
+        } else if field.is_required() {
+            Err(NullError::Missing(field, text))
+        } else if field.is_restriction() {
+            Err(NullError::Restriction(text))
+        } else {
+            Ok("")
         }
     }
 }
@@ -60,7 +64,7 @@ impl Default for NullTexts {
     }
 }
 
-/// Why a text that stands for no value is refused.
+/// Why a null text is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NullError<'a> {
     #[error("{} is missing: {} stands for no value (source.null_texts)", .0.name(), Quoted(.1))]
@@ -78,30 +82,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn null_texts_are_compared_without_case_and_blanks() {
+    fn null_texts_are_compared_without_case_and_white_space() {
         let nulls = NullTexts::default();
         for text in ["NULL", "null", " Null\t", "\\N", "\\n"] {
-            assert!(nulls.contain(text), "{text:?}");
+            assert!(nulls.contains(text), "{text:?}");
         }
         for text in ["", " ", "NULLS", "N", "\\", "NUL L", "\"NULL\"", "(NULL)", "none"] {
-            assert!(!nulls.contain(text), "{text:?}");
+            assert!(!nulls.contains(text), "{text:?}");
         }
         let nulls = NullTexts::new(["(none)".into()]);
-        assert!(nulls.contain("(None)") && !nulls.contain("NULL"));
-        assert!(!NullTexts::new([]).contain("NULL"));
+        assert!(nulls.contains("(None)") && !nulls.contains("NULL"));
+        assert!(!NullTexts::new([]).contains("NULL"));
     }
 
     #[test]
-    fn every_field_is_required_a_restriction_or_descriptive() {
+    fn null_text_is_refused_in_required_fields_and_restrictions() {
         let nulls = NullTexts::default();
         for field in Field::ALL {
-            let read = nulls.read(field, "NULL");
+            let resolved = nulls.resolve(field, "NULL");
             match field {
-                Field::KeyHash | Field::KeyId => assert!(matches!(read, Err(NullError::Missing(..)))),
-                Field::Owner | Field::Metadata => assert_eq!(read, Ok("")),
-                _ => assert_eq!(read, Err(NullError::Restriction("NULL")), "{}", field.name()),
+                Field::KeyHash | Field::KeyId => assert!(matches!(resolved, Err(NullError::Missing(..)))),
+                Field::Owner | Field::Metadata => assert_eq!(resolved, Ok("")),
+                _ => assert_eq!(resolved, Err(NullError::Restriction("NULL")), "{}", field.name()),
             }
-            assert_eq!(nulls.read(field, "x"), Ok("x"));
+            assert_eq!(nulls.resolve(field, "x"), Ok("x"));
         }
     }
 }

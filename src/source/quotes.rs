@@ -1,23 +1,23 @@
-//! Quotes that RFC 4180 does not allow: behind a closing quote something else than the end of the field, or a quote in a
-//! field that does not begin with one.
+//! Detects quotes that RFC 4180 does not allow: a closing quote that is not followed by the end of
+//! the field, and a quote in a field that does not begin with one.
 //!
-//! `csv-core` reads such fields all the same, and other readers read them differently: what is `acme` and `x` here is one
-//! word there, and a quote that a backslash was to protect moves the ends of all fields behind it. So the bytes of a row
-//! are followed beside `csv-core`, only as far as quotes and separators go.
+//! `csv-core` accepts such fields, but other readers interpret them differently, and a quote
+//! escaped by a backslash moves the ends of all following fields. This state machine runs next to
+//! `csv-core` and tracks only quotes and separators.
 
 use memchr::{memchr, memchr_iter};
 
-/// Where in a row its bytes have led to.
+/// The position in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     FieldStart,
     Unquoted,
     Quoted,
-    /// Behind a quote inside of quotes: the first of two, or the closing one.
+    /// After a quote inside quotes, which is either the first of a pair or the closing quote.
     QuoteInQuoted,
 }
 
-/// A quote in the wrong place.
+/// A misplaced quote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QuoteError {
     #[error(
@@ -37,52 +37,53 @@ pub(super) enum QuoteError {
     Bare,
 }
 
-/// Follows the bytes of one row.
+/// Tracks the quotes of one row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quotes {
     state: State,
-    /// The column at hand, counted from 0.
+    /// The index of the current column.
     column: usize,
     last: u8,
-    /// The byte before the quote that was seen last.
+    /// The byte before the last quote inside quotes.
     before_quote: u8,
-    wrong: Option<(usize, QuoteError)>,
+    misplaced: Option<(usize, QuoteError)>,
 }
 
 impl Quotes {
-    /// At the beginning of a row.
+    /// Starts at the beginning of a row.
     pub(super) fn new() -> Self {
-        Self { state: State::FieldStart, column: 0, last: 0, before_quote: 0, wrong: None }
+        Self { state: State::FieldStart, column: 0, last: 0, before_quote: 0, misplaced: None }
     }
 
-    /// The first quote in the wrong place, and its column, counted from 0.
-    pub(super) fn wrong(&self) -> Option<(usize, QuoteError)> {
-        self.wrong
+    /// The first misplaced quote, with the index of its column.
+    pub(super) fn misplaced(&self) -> Option<(usize, QuoteError)> {
+        self.misplaced
     }
 
-    /// The column whose quotes are open.
-    pub(super) fn open(&self) -> Option<usize> {
+    /// The index of the current column, if it is inside quotes.
+    pub(super) fn open_column(&self) -> Option<usize> {
         (self.state == State::Quoted).then_some(self.column)
     }
 
-    /// The next bytes of the row, up to its end and no further.
-    pub(super) fn follow(&mut self, bytes: &[u8]) {
+    /// Consumes the next bytes of the row. The caller must not pass bytes beyond its end.
+    pub(super) fn consume(&mut self, bytes: &[u8]) {
         let mut bytes = bytes;
         while let Some(&byte) = bytes.first() {
-            let run = self.run(bytes);
+            let run = self.consume_plain(bytes);
             if run > 0 {
                 self.last = bytes[run - 1];
                 bytes = &bytes[run..];
                 continue;
             }
-            self.byte(byte);
+            self.consume_byte(byte);
             self.last = byte;
             bytes = &bytes[1..];
         }
     }
 
-    /// How many of the bytes change nothing but the column: those without a quote.
-    fn run(&mut self, bytes: &[u8]) -> usize {
+    /// Consumes the bytes before the next quote, which affect only the column. Returns their
+    /// number.
+    fn consume_plain(&mut self, bytes: &[u8]) -> usize {
         match self.state {
             State::Quoted => memchr(b'"', bytes).unwrap_or(bytes.len()),
             State::FieldStart | State::Unquoted => {
@@ -97,7 +98,7 @@ impl Quotes {
         }
     }
 
-    fn byte(&mut self, byte: u8) {
+    fn consume_byte(&mut self, byte: u8) {
         self.state = match (self.state, byte) {
             (State::FieldStart, b'"') => State::Quoted,
             (State::Quoted, b'"') => {
@@ -112,19 +113,19 @@ impl Quotes {
             (State::QuoteInQuoted, b'\r' | b'\n') => State::FieldStart,
             (State::QuoteInQuoted, _) => {
                 let is_backslash = self.before_quote == b'\\';
-                self.found(if is_backslash { QuoteError::Backslash } else { QuoteError::AfterClosing });
+                self.report(if is_backslash { QuoteError::Backslash } else { QuoteError::AfterClosing });
                 State::Unquoted
             }
             (State::Unquoted, b'"') => {
-                self.found(QuoteError::Bare);
+                self.report(QuoteError::Bare);
                 State::Unquoted
             }
             (state, _) => state,
         };
     }
 
-    fn found(&mut self, error: QuoteError) {
-        self.wrong = self.wrong.or(Some((self.column, error)));
+    fn report(&mut self, error: QuoteError) {
+        self.misplaced = self.misplaced.or(Some((self.column, error)));
     }
 }
 
@@ -134,14 +135,14 @@ mod tests {
 
     use super::*;
 
-    fn followed(row: &str) -> Quotes {
+    fn consume(row: &str) -> Quotes {
         let mut quotes = Quotes::new();
-        quotes.follow(row.as_bytes());
+        quotes.consume(row.as_bytes());
         quotes
     }
 
     #[test]
-    fn quotes_of_rfc_4180_are_in_order() {
+    fn quotes_of_rfc_4180_are_accepted() {
         for row in [
             "",
             "a,b",
@@ -152,15 +153,15 @@ mod tests {
             "\"a\"\n",
             "\"a\\\\\",b",
         ] {
-            assert_eq!(followed(row).wrong(), None, "{row}");
+            assert_eq!(consume(row).misplaced(), None, "{row}");
         }
-        assert_eq!(followed("a,\"b").open(), Some(1));
-        assert_eq!(followed("a,\"b\"").open(), None);
+        assert_eq!(consume("a,\"b").open_column(), Some(1));
+        assert_eq!(consume("a,\"b\"").open_column(), None);
     }
 
     #[test]
-    fn a_quote_in_the_wrong_place_is_found_with_its_column() {
-        for (row, wrong) in [
+    fn misplaced_quote_is_reported_with_its_column() {
+        for (row, misplaced) in [
             ("\"acme\"x", (0, QuoteError::AfterClosing)),
             ("a,\"acme\" ,b", (1, QuoteError::AfterClosing)),
             ("a,\"\"b", (1, QuoteError::AfterClosing)),
@@ -170,23 +171,23 @@ mod tests {
             ("\"a\\\",b\"", (1, QuoteError::Bare)),
             ("\"a\"x,b\"c", (0, QuoteError::AfterClosing)),
         ] {
-            assert_eq!(followed(row).wrong(), Some(wrong), "{row}");
+            assert_eq!(consume(row).misplaced(), Some(misplaced), "{row}");
         }
     }
 
     proptest! {
         #[test]
-        fn it_does_not_matter_how_the_bytes_are_cut(row in "[a,\"\\\\]{0,20}", cuts in prop::collection::vec(0_usize..20, 0..4)) {
-            let whole = followed(&row);
+        fn result_does_not_depend_on_the_division_of_the_input(row in "[a,\"\\\\]{0,20}", cuts in prop::collection::vec(0_usize..20, 0..4)) {
+            let whole = consume(&row);
             let mut quotes = Quotes::new();
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(row.len())).collect();
             cuts.sort_unstable();
             let mut from = 0;
             for cut in cuts.into_iter().chain([row.len()]) {
-                quotes.follow(&row.as_bytes()[from..cut]);
+                quotes.consume(&row.as_bytes()[from..cut]);
                 from = cut;
             }
-            prop_assert_eq!((quotes.wrong(), quotes.open()), (whole.wrong(), whole.open()));
+            prop_assert_eq!((quotes.misplaced(), quotes.open_column()), (whole.misplaced(), whole.open_column()));
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The records of a CSV text, one at a time, in buffers of a fixed size.
+//! Reads the records of a CSV text one at a time, into buffers of a fixed size.
 //!
-//! This sits on `csv-core`, the state machine inside of the crate `csv`, because the latter's reader grows its
-//! record until the row ends. Here the row has to fit: an unclosed quote stops at the end of the buffer. The
-//! machine also says how the text ended, which a reader that only yields records hides. Quotes in places where RFC 4180
-//! has none, which the machine reads over, are found beside it ([`quotes`](super::quotes)).
+//! This uses `csv-core`, the state machine of the `csv` crate, because the reader of `csv` grows
+//! its buffer until the row ends. With a fixed buffer, an unclosed quote costs bounded memory. The
+//! state machine also shows how the text ends, which that reader hides. It tolerates quotes where
+//! RFC 4180 allows none; [`quotes`](super::quotes) detects them.
 
 use std::io::{self, BufRead};
 
@@ -12,10 +12,12 @@ use csv_core::{ReadRecordResult, Reader};
 use super::quotes::{QuoteError, Quotes};
 use super::{FramingError, MAX_ROW, fill};
 
-/// Most columns in a row: twenty times the fields of a record, for exports of whole tables.
+/// Most columns in a row: twenty times the fields of a record, which is enough for exports of whole
+/// tables.
 pub(super) const MAX_COLUMNS: usize = 256;
 
-/// Reads records, from one text after another: its buffers take longer to make than most rows to read.
+/// Reads records. Reuse it for several texts: allocating its buffers takes longer than reading most
+/// rows.
 #[derive(Debug)]
 pub(super) struct Records {
     machine: Reader,
@@ -25,28 +27,31 @@ pub(super) struct Records {
     last: u8,
 }
 
-/// What comes next in the text.
+/// The next item of a text.
 pub(super) enum Next<'r> {
     Record(Record<'r>),
     End,
-    /// Nothing more can be read from here on.
-    FramingError(u64, FramingError),
-    /// Nor here, because the row does not fit.
+    /// The rest of the text cannot be divided into records. The record at fault begins at `line`.
+    Broken {
+        line: u64,
+        error: FramingError,
+    },
+    /// The record exceeds [`MAX_ROW`], so the rest of the text cannot be read.
     TooLong(TooLong),
 }
 
-/// A row that does not end where every row has ended: what is known of it so far.
+/// What is known about a record that exceeds [`MAX_ROW`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TooLong {
     /// The line at which it begins.
     pub(super) line: u64,
-    /// Its largest column, counted from 0, and the bytes of that.
+    /// The index of its largest column, and the size of that column in bytes.
     pub(super) largest: (usize, usize),
-    /// Whether the quotes of that column are open.
+    /// Whether that column is inside quotes.
     pub(super) in_quotes: bool,
 }
 
-/// One record: its columns one after another, and where each ends.
+/// One record: its columns one after another, and the end of each.
 pub(super) struct Record<'r> {
     /// The line at which it begins, counted from 1.
     pub(super) line: u64,
@@ -66,18 +71,18 @@ impl Default for Records {
 }
 
 impl Records {
-    /// What is read next is the beginning of another text, or of a row in it.
+    /// Prepares to read from the beginning of another text, or of a row inside one.
     pub(super) fn restart(&mut self) {
         self.machine.reset();
-        // The machine takes a byte order mark off the first bytes that it is given, if they come at once. One at the beginning of a
-        // file is taken off before they come here, and at the beginning of a row it is a character like others. An empty line
-        // changes nothing else.
-        let _nothing = self.machine.read_record(b"\n", &mut self.bytes, &mut self.ends);
+        // The machine removes a byte order mark from its first input. The one at the beginning of a
+        // file is already removed, and at the beginning of a row it is ordinary text. An empty line
+        // as the first input disables this and has no other effect.
+        let _ = self.machine.read_record(b"\n", &mut self.bytes, &mut self.ends);
         self.machine.set_line(1);
         self.last = 0;
     }
 
-    /// The next record of `input`, of which no more than that is taken.
+    /// Reads the next record. Consumes no input beyond it.
     pub(super) fn next(&mut self, input: &mut impl BufRead) -> io::Result<Next<'_>> {
         self.skip_blank_lines(input)?;
         let line = self.machine.line();
@@ -89,38 +94,41 @@ impl Records {
             let (result, read, written, ended) =
                 self.machine.read_record(text, &mut self.bytes[bytes..], &mut self.ends[columns..]);
             self.last = read.checked_sub(1).and_then(|n| text.get(n)).copied().unwrap_or(self.last);
-            quotes.follow(&text[..read]);
+            quotes.consume(&text[..read]);
             input.consume(read);
             bytes += written;
             columns += ended;
             return Ok(match result {
                 ReadRecordResult::InputEmpty => continue,
-                // A record that only the end of the text has ended.
-                ReadRecordResult::Record if at_end => Next::FramingError(line, self.cut_short()),
+                // The record is not terminated.
+                ReadRecordResult::Record if at_end => Next::Broken { line, error: self.truncation() },
                 ReadRecordResult::Record => {
                     let (bytes, ends) = (&self.bytes[..bytes], &self.ends[..columns]);
                     Next::Record(Record { line, bytes, ends, quotes })
                 }
-                // Half a CRLF: the record is whole, but the text is not.
+                // Half of a CRLF: the record is complete, but the text is truncated.
                 ReadRecordResult::End if self.last == b'\r' => {
-                    Next::FramingError(line, FramingError::NoNewline)
+                    Next::Broken { line, error: FramingError::NoNewline }
                 }
                 ReadRecordResult::End => Next::End,
                 ReadRecordResult::OutputFull => {
                     let largest = largest(&self.ends[..columns], bytes);
-                    let in_quotes = quotes.open() == Some(largest.0);
+                    let in_quotes = quotes.open_column() == Some(largest.0);
                     Next::TooLong(TooLong { line, largest, in_quotes })
                 }
-                ReadRecordResult::OutputEndsFull => Next::FramingError(line, FramingError::TooManyColumns),
+                ReadRecordResult::OutputEndsFull => {
+                    Next::Broken { line, error: FramingError::TooManyColumns }
+                }
             });
         }
     }
 
-    fn cut_short(&self) -> FramingError {
+    fn truncation(&self) -> FramingError {
         if self.last == b'\n' { FramingError::OpenQuote } else { FramingError::NoNewline }
     }
 
-    /// The machine skips blank lines too, but then the line at which the record begins is lost.
+    /// Skips blank lines. The machine skips them too, but does not report the line at which the
+    /// record begins.
     fn skip_blank_lines(&mut self, input: &mut impl BufRead) -> io::Result<()> {
         while let Some(&byte @ (b'\n' | b'\r')) = fill(input)?.first() {
             self.machine.set_line(self.machine.line() + u64::from(byte == b'\n'));
@@ -131,7 +139,8 @@ impl Records {
     }
 }
 
-/// The largest column of a row whose last one is not at its end, and the bytes of it.
+/// The index and the size of the largest column of a record whose last column is incomplete and
+/// ends at `bytes`.
 fn largest(ends: &[usize], bytes: usize) -> (usize, usize) {
     let lengths = ends.iter().copied().chain([bytes]).enumerate();
     let lengths = lengths.map(|(index, end)| (index, end - start(ends, index)));
@@ -139,33 +148,33 @@ fn largest(ends: &[usize], bytes: usize) -> (usize, usize) {
 }
 
 impl<'r> Record<'r> {
-    /// The first quote in the wrong place, and its column, counted from 0.
-    pub(super) fn wrong_quote(&self) -> Option<(usize, QuoteError)> {
-        self.quotes.wrong()
+    /// The first misplaced quote, with the index of its column.
+    pub(super) fn misplaced_quote(&self) -> Option<(usize, QuoteError)> {
+        self.quotes.misplaced()
     }
 
-    /// How many columns it has.
+    /// Number of columns.
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// The bytes of a column, counted from 0; `None` where there is none.
+    /// The bytes of the column at `index`.
     pub(super) fn bytes(&self, index: usize) -> Option<&'r [u8]> {
         let end = *self.ends.get(index)?;
         self.bytes.get(start(self.ends, index)..end)
     }
 
-    /// The text of a column, whatever the others are; `None` where it is none.
+    /// The column at `index`, if it is UTF-8.
     pub(super) fn text(&self, index: usize) -> Option<&'r str> {
         str::from_utf8(self.bytes(index)?).ok()
     }
 
-    /// Its columns as texts.
+    /// The columns as texts.
     ///
     /// # Errors
-    /// The column, counted from 0, that is not UTF-8, and the byte in it.
-    pub(super) fn texts(&self) -> Result<Columns<'r>, (usize, usize)> {
-        // One pass over the whole record; a column that ends within a character is no text either.
+    /// If a column is not UTF-8.
+    pub(super) fn texts(&self) -> Result<Columns<'r>, NotUtf8> {
+        // One pass over the whole record. A column must also end at a character boundary.
         match str::from_utf8(self.bytes) {
             Ok(text) if self.ends.iter().all(|&end| text.is_char_boundary(end)) => {
                 Ok(Columns { text, ends: self.ends })
@@ -174,12 +183,24 @@ impl<'r> Record<'r> {
         }
     }
 
-    fn not_utf8(&self) -> (usize, usize) {
-        let column = |index| self.bytes.get(start(self.ends, index)..self.ends[index]).unwrap_or_default();
+    fn not_utf8(&self) -> NotUtf8 {
+        let bytes = |index| self.bytes.get(start(self.ends, index)..self.ends[index]).unwrap_or_default();
         (0..self.ends.len())
-            .find_map(|index| Some((index, str::from_utf8(column(index)).err()?.valid_up_to())))
+            .find_map(|index| {
+                let byte = str::from_utf8(bytes(index)).err()?.valid_up_to();
+                Some(NotUtf8 { column: index, byte })
+            })
             .unwrap_or_default()
     }
+}
+
+/// A column that is not UTF-8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct NotUtf8 {
+    /// The index of the column.
+    pub(super) column: usize,
+    /// The index of the first byte in it that is not UTF-8.
+    pub(super) byte: usize,
 }
 
 /// The texts of one record.
@@ -189,7 +210,7 @@ pub(super) struct Columns<'r> {
 }
 
 impl<'r> Columns<'r> {
-    /// The text of a column, counted from 0; empty beyond the last.
+    /// The column at `index`; empty beyond the last one.
     pub(super) fn get(&self, index: usize) -> &'r str {
         let range = self.ends.get(index).map(|&end| start(self.ends, index)..end);
         range.and_then(|range| self.text.get(range)).unwrap_or_default()

@@ -1,8 +1,9 @@
-//! Cutting an export into pieces that begin and end with rows, without reading the rows.
+//! Cuts an export into chunks at the ends of rows, without parsing the rows.
 //!
-//! A line of JSON Lines ends at a newline. One of CSV does too, unless the newline is inside of quotes; and a quote is one only at
-//! the beginning of a field. [`csv-core`](super::records) says the same at greater length, and a test compares the two. A piece is
-//! looked at from its beginning, which is a row's, so that there is never a doubt whether a quote opens or closes.
+//! A row of JSON Lines ends at a newline. So does a row of CSV, unless the newline is inside
+//! quotes, which only open at the beginning of a field. A chunk always begins with a row and is
+//! scanned from its beginning, so it is always known whether a quote opens or closes. A test
+//! compares the result with [`csv-core`](super::records).
 
 use std::io::{self, Read};
 
@@ -10,65 +11,67 @@ use memchr::{memchr, memrchr};
 
 use super::{BOM, Format};
 
-/// Bytes of a piece, or a little less: several of them, and the rows that are made of them, stay in a processor's own cache.
-const PIECE: usize = 128 << 10;
+/// Maximum size of a chunk, in bytes. Several chunks and the records parsed from them fit into the
+/// cache of a core.
+const CHUNK_SIZE: usize = 128 << 10;
 
-/// Why there is no next piece.
+/// Why an export cannot be cut into chunks.
 #[derive(Debug, thiserror::Error)]
 pub enum SplitError {
-    /// The input fails.
+    /// The input cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// No row ends within a piece: something is wrong with it, or its lines end in carriage returns alone.
-    #[error("a row does not end where it should")]
-    NoRow,
+    /// No row ends within a chunk: a row is too long or a quote is not closed, or the lines end in
+    /// carriage returns only.
+    #[error("no row ends within {CHUNK_SIZE} bytes")]
+    NoRowEnd,
 }
 
-/// Cuts an export.
+/// Cuts an export into chunks.
 pub struct ChunkSplitter<R> {
     input: R,
     format: Format,
-    /// What has been read of the next piece.
+    /// The beginning of the next chunk.
     rest: Vec<u8>,
     is_first: bool,
 }
 
 impl<R: Read> ChunkSplitter<R> {
-    /// Cuts `input`.
+    /// Creates a splitter for `input`.
     pub fn new(input: R, format: Format) -> Self {
         Self { input, format, rest: Vec::new(), is_first: true }
     }
 
-    /// The next piece; `None` after the last, which is what is left: it may not end as it should.
+    /// Returns the next chunk, or `None` at the end. The last chunk may end with an incomplete row.
     ///
     /// # Errors
-    /// When the input fails, or it cannot be cut.
+    /// If the input cannot be read, or no row ends within a chunk.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, SplitError> {
-        let mut piece = std::mem::take(&mut self.rest);
-        let missing = PIECE.saturating_sub(piece.len()) as u64;
-        piece.reserve_exact(missing as usize);
-        self.input.by_ref().take(missing).read_to_end(&mut piece)?;
-        if std::mem::take(&mut self.is_first) && piece.starts_with(BOM) {
-            piece.drain(..BOM.len());
+        let mut chunk = std::mem::take(&mut self.rest);
+        let missing = CHUNK_SIZE.saturating_sub(chunk.len()) as u64;
+        chunk.reserve_exact(missing as usize);
+        self.input.by_ref().take(missing).read_to_end(&mut chunk)?;
+        if std::mem::take(&mut self.is_first) && chunk.starts_with(BOM) {
+            chunk.drain(..BOM.len());
         }
-        if piece.is_empty() {
+        if chunk.is_empty() {
             return Ok(None);
         }
-        if piece.len() + BOM.len() < PIECE {
-            return Ok(Some(piece));
+        if chunk.len() + BOM.len() < CHUNK_SIZE {
+            return Ok(Some(chunk));
         }
         let end = match self.format {
-            Format::Csv => end_of_rows(&piece),
-            Format::JsonLines | Format::Compiled => memrchr(b'\n', &piece).map(|at| at + 1),
+            Format::Csv => end_of_last_row(&chunk),
+            Format::JsonLines | Format::Compiled => memrchr(b'\n', &chunk).map(|at| at + 1),
         };
-        let end = end.ok_or(SplitError::NoRow)?;
-        self.rest = piece.split_off(end);
-        Ok(Some(piece))
+        let end = end.ok_or(SplitError::NoRowEnd)?;
+        self.rest = chunk.split_off(end);
+        Ok(Some(chunk))
     }
 }
 
-/// Where the last row ends that ends in `text`, which begins with a row.
-fn end_of_rows(text: &[u8]) -> Option<usize> {
+/// The end of the last complete row of `text`, which begins with a row.
+fn end_of_last_row(text: &[u8]) -> Option<usize> {
     let (mut end, mut at) = (None, 0);
     loop {
         let plain = &text[at..];
@@ -80,21 +83,22 @@ fn end_of_rows(text: &[u8]) -> Option<usize> {
             return end;
         }
         let opens = quote == 0 || matches!(text[quote - 1], b',' | b'\n' | b'\r');
-        at = if opens { closed(text, quote + 1) } else { quote + 1 };
+        at = if opens { end_of_quotes(text, quote + 1) } else { quote + 1 };
         if at >= text.len() {
             return end;
         }
     }
 }
 
-/// Where the quotes end whose inside begins at `at`: after the first quote that is not doubled.
-fn closed(text: &[u8], mut at: usize) -> usize {
+/// The end of the quoted text whose content begins at `at`: after the first quote that is not
+/// doubled.
+fn end_of_quotes(text: &[u8], mut at: usize) -> usize {
     while let Some(quote) = text.get(at..).and_then(|inside| memchr(b'"', inside)) {
         let after = at + quote + 1;
         match text.get(after) {
             Some(b'"') => at = after + 1,
             Some(_) => return after,
-            // Whether it is doubled is not to be seen yet.
+            // The text ends here, so it is unknown whether the quote is doubled.
             None => break,
         }
     }
@@ -108,8 +112,8 @@ mod tests {
     use super::super::records::{Next, Records};
     use super::*;
 
-    /// Where `csv-core` says that rows end which a newline ends.
-    fn ends(text: &[u8]) -> Vec<usize> {
+    /// The ends of rows that end in a newline, as `csv-core` finds them.
+    fn row_ends(text: &[u8]) -> Vec<usize> {
         let mut ends = Vec::new();
         for end in 1..=text.len() {
             if text[end - 1] != b'\n' {
@@ -120,7 +124,7 @@ mod tests {
                 match records.next(&mut rest).expect("a slice") {
                     Next::Record(_) => {}
                     Next::End => break ends.push(end),
-                    Next::FramingError(..) | Next::TooLong(_) => break,
+                    Next::Broken { .. } | Next::TooLong(_) => break,
                 }
             }
         }
@@ -128,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newline_in_quotes_ends_no_row() {
+    fn newline_in_quotes_does_not_end_a_row() {
         let cases: [(&str, Option<usize>); 9] = [
             ("a,b\nc,d\ne", Some(8)),
             ("a,\"x\ny\"\nb", Some(8)),
@@ -141,29 +145,29 @@ mod tests {
             ("a\r\n\"b\n\"\r\nc", Some(9)),
         ];
         for (text, end) in cases {
-            assert_eq!(end_of_rows(text.as_bytes()), end, "{text:?}");
-            assert_eq!(ends(text.as_bytes()).last().copied(), end, "{text:?}");
+            assert_eq!(end_of_last_row(text.as_bytes()), end, "{text:?}");
+            assert_eq!(row_ends(text.as_bytes()).last().copied(), end, "{text:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn rows_end_where_the_reader_ends_them(text in "[a\u{feff},\"\r\n]{0,40}") {
-            prop_assert_eq!(end_of_rows(text.as_bytes()), ends(text.as_bytes()).last().copied());
+        fn last_row_ends_where_csv_core_ends_it(text in "[a\u{feff},\"\r\n]{0,40}") {
+            prop_assert_eq!(end_of_last_row(text.as_bytes()), row_ends(text.as_bytes()).last().copied());
         }
 
         #[test]
-        fn the_pieces_are_the_text(rows in prop::collection::vec("[a-z]{0,9}(,\"[a\n]{0,5000}\")?", 0..900)) {
+        fn chunks_join_to_the_whole_text(rows in prop::collection::vec("[a-z]{0,9}(,\"[a\n]{0,5000}\")?", 0..900)) {
             let text = rows.join("\n").into_bytes();
             let mut splitter = ChunkSplitter::new(&*text, Format::Csv);
-            let (mut joined, mut pieces) = (Vec::new(), Vec::new());
-            while let Some(piece) = splitter.next_chunk().expect("rows are short") {
-                joined.extend_from_slice(&piece);
-                pieces.push(piece);
+            let (mut joined, mut chunks) = (Vec::new(), Vec::new());
+            while let Some(chunk) = splitter.next_chunk().expect("rows are short") {
+                joined.extend_from_slice(&chunk);
+                chunks.push(chunk);
             }
             prop_assert_eq!(joined, text);
-            let Some((_, whole)) = pieces.split_last() else { return Ok(()) };
-            prop_assert!(whole.iter().all(|piece| piece.ends_with(b"\n") && piece.len() <= PIECE));
+            let Some((_, whole)) = chunks.split_last() else { return Ok(()) };
+            prop_assert!(whole.iter().all(|chunk| chunk.ends_with(b"\n") && chunk.len() <= CHUNK_SIZE));
         }
     }
 }

@@ -1,15 +1,15 @@
-//! What is said about a column that is no field of a key, and about a field that has no column: which setting changes that,
-//! and which field may be meant.
+//! Messages about unknown and missing columns: they name the field that is probably meant, and the
+//! setting that resolves the problem.
 
 use std::fmt;
 
 use keyward_engine::record::{Field, Quoted};
 
-/// A name that differs from a field's in fewer letters than this may be a misspelling of it.
-const NEAR: usize = 3;
+/// A name within this edit distance (exclusive) of a field's name may be a misspelling of it.
+const MAX_DISTANCE: usize = 3;
 
-/// What tables call the fields, in lower case and without anything but letters and digits.
-const OTHER_NAMES: [(Field, &[&str]); Field::COUNT] = [
+/// Common names of the fields in database tables, normalised by [`normalise`].
+const ALIASES: [(Field, &[&str]); Field::COUNT] = [
     (
         Field::KeyHash,
         &["hash", "sha256", "digest", "hashedkey", "keysha256", "tokenhash", "keydigest", "apikeyhash"],
@@ -46,7 +46,7 @@ const OTHER_NAMES: [(Field, &[&str]); Field::COUNT] = [
     (Field::Metadata, &["meta", "attributes", "extra", "data", "tags"]),
 ];
 
-/// Why a column that is no field is refused.
+/// A column is not a field of a key.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UnknownColumn<'a>(pub(super) &'a str);
 
@@ -54,11 +54,11 @@ impl fmt::Display for UnknownColumn<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = Quoted(self.0);
         write!(f, "{name} is not a field of a key.")?;
-        let meant = meant(self.0);
-        if let Some(field) = meant {
+        let suggestion = suggest(self.0);
+        if let Some(field) = suggestion {
             write!(f, " Did you mean {}?", field.name())?;
         }
-        let field = meant.map_or("FIELD", Field::name);
+        let field = suggestion.map_or("FIELD", Field::name);
         write!(
             f,
             " Read it as a field by source.columns (under [source.columns]: {field} = {name}), or skip it by \
@@ -68,11 +68,11 @@ impl fmt::Display for UnknownColumn<'_> {
     }
 }
 
-/// Why a header without a column is refused.
+/// A header lacks a column.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MissingColumn<'a> {
     pub(super) field: Field,
-    /// What its column should be called.
+    /// The expected name of the column.
     pub(super) column: &'a str,
 }
 
@@ -89,30 +89,29 @@ impl fmt::Display for MissingColumn<'_> {
     }
 }
 
-/// The field that a name is probably meant for.
-fn meant(name: &str) -> Option<Field> {
-    let plain = plain(name);
-    if plain.is_empty() {
+/// The field that `name` probably stands for: an exact match first, then an alias, then a
+/// misspelling.
+fn suggest(name: &str) -> Option<Field> {
+    let name = normalise(name);
+    if name.is_empty() {
         return None;
     }
-    let by_name = |known: &str| distance(&plain, &self::plain(known));
-    let nearest =
-        Field::ALL.into_iter().map(|field| (by_name(field.name()), field)).min_by_key(|(far, _)| *far);
-    let near = nearest.filter(|(far, field)| *far < NEAR && 2 * far < field.name().len());
-    let other =
-        || OTHER_NAMES.into_iter().find(|(_, names)| names.contains(&&*plain)).map(|(field, _)| field);
-    match near {
+    let distance_to = |field: Field| strsim::damerau_levenshtein(&name, &normalise(field.name()));
+    let nearest = Field::ALL
+        .into_iter()
+        .map(|field| (distance_to(field), field))
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, field)| *distance < MAX_DISTANCE && 2 * distance < field.name().len());
+    let alias = || ALIASES.into_iter().find(|(_, names)| names.contains(&&*name)).map(|(field, _)| field);
+    match nearest {
         Some((0, field)) => Some(field),
-        near => other().or(near.map(|(_, field)| field)),
+        nearest => alias().or(nearest.map(|(_, field)| field)),
     }
 }
 
-fn distance(a: &str, b: &str) -> usize {
-    strsim::damerau_levenshtein(a, b)
-}
-
-fn plain(name: &str) -> String {
-    // A name that is no name need not be compared to its end.
+/// The letters and digits of a name, in lower case.
+fn normalise(name: &str) -> String {
+    // Bounds the work for a text that is not a name.
     let letters = name.chars().take(64).filter(|c| c.is_alphanumeric());
     letters.flat_map(char::to_lowercase).collect()
 }
@@ -122,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_name_is_recognised() {
+    fn misspelt_name_is_recognised() {
         for (name, field) in [
             ("owners", Some(Field::Owner)),
             ("Key_ID", Some(Field::KeyId)),
@@ -142,16 +141,16 @@ mod tests {
             ("", None),
             ("é", None),
         ] {
-            assert_eq!(meant(name), field, "{name}");
+            assert_eq!(suggest(name), field, "{name}");
         }
-        for (field, names) in OTHER_NAMES {
-            assert!(names.iter().all(|name| plain(name) == *name), "{}", field.name());
+        for (field, names) in ALIASES {
+            assert!(names.iter().all(|name| normalise(name) == *name), "{}", field.name());
         }
-        assert_eq!(OTHER_NAMES.map(|(field, _)| field), Field::ALL);
+        assert_eq!(ALIASES.map(|(field, _)| field), Field::ALL);
     }
 
     #[test]
-    fn the_message_names_both_settings_with_a_line_to_paste() {
+    fn message_names_both_settings_and_shows_an_example() {
         let text = UnknownColumn("owners").to_string();
         assert!(text.starts_with("\"owners\" is not a field of a key. Did you mean owner?"), "{text}");
         for part in [
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_the_header_is_not_repeated() {
+    fn key_in_the_header_is_not_quoted() {
         let text = UnknownColumn("acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT").to_string();
         assert!(!text.contains("acme_live_"), "{text}");
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::reload::ReloadError;
 use keyward_engine::snapshot::{Builder, KeyTable};
-use keyward_source::{BadRow, Diagnostics};
+use keyward_source::{BadRow, Diagnostics, Location};
 
 /// What a row that cannot be understood does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,7 +114,7 @@ fn set_aside(mut diagnostics: Diagnostics, builder: &mut Builder) -> Result<Diag
     for BadRow { line, hash, key_id } in diagnostics.retained_bad_rows().to_vec() {
         let Some(hash) = hash else { continue };
         if let Err(error) = builder.set_aside(line, hash, key_id.as_deref()) {
-            diagnostics.add(line, None, error);
+            diagnostics.add(Location::Row { line }, error);
             return Err(ReloadError::Diagnostics(diagnostics));
         }
     }

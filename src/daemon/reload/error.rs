@@ -187,14 +187,14 @@ impl ReloadError {
                 Some(FileLocation { file: path.display().to_string(), line: None, column: None })
             }
             Self::Diagnostics(diagnostics) | Self::TooManyBadRows { diagnostics, .. } => {
-                let first = diagnostics.kept().first();
-                let column = first.and_then(|first| match &first.column {
+                let first = diagnostics.retained().first();
+                let column = first.and_then(|first| match first.location.column() {
                     Some(Column::Numbered { number, .. }) | Some(Column::Byte(number)) => {
                         u64::try_from(*number).ok()
                     }
                     Some(Column::Named(_) | Column::Unknown(_)) | None => None,
                 });
-                let line = first.map(|first| first.line).filter(|line| *line > 0);
+                let line = first.and_then(|first| first.location.line());
                 Some(FileLocation { file: diagnostics.source().to_owned(), line, column })
             }
             Self::Configuration(_) | Self::Random(_) => None,

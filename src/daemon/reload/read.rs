@@ -23,7 +23,9 @@ use crate::reload::parallel;
 use crate::reload::{ReloadError, SourceFile};
 use keyward_engine::record::{KeyRecord, MAX_KEY_ID};
 use keyward_engine::snapshot::{BatchBuilder, Builder, ParallelBuilder, RowBatch, RowError, compiled};
-use keyward_source::{self as source, ChunkReader, ChunkSplitter, Diagnostics, Format, SplitError};
+use keyward_source::{
+    self as source, ChunkReader, ChunkSplitter, Diagnostics, Format, Location, SinkError, SplitError,
+};
 
 /// Bytes of a text from which on several threads read it. A smaller one is read by the time that
 /// they have started.
@@ -242,7 +244,7 @@ impl SourceReader<'_> {
                 if contradicts && contradicting.len() < on_bad_row.retained_rows() {
                     contradicting.insert(record.key_id.to_owned());
                 }
-                error.to_string()
+                SinkError::from(error)
             })?;
             observer(line, record);
             Ok(())
@@ -267,7 +269,7 @@ impl SourceReader<'_> {
         let mut next = || match splitter.next_chunk() {
             Ok(piece) => Ok(piece),
             Err(SplitError::Io(error)) => Err(ParallelError::Io(error)),
-            Err(SplitError::NoRow) => Err(ParallelError::NeedsSequential),
+            Err(SplitError::NoRowEnd) => Err(ParallelError::NeedsSequential),
         };
         let mut first = next()?.ok_or(ParallelError::NeedsSequential)?;
         let blocks = ChunkReader::new(self.origin.format, &self.origin.mapping, &first);

@@ -47,7 +47,7 @@ fn withheld(outcome: &Outcome) -> audit::Withheld {
 fn log_set_aside(set_aside: &SetAside) {
     let SetAside { rows, unreadable, keys, first, diagnostics } = set_aside;
     let finding = diagnostics.as_ref().and_then(|diagnostics| {
-        let first = diagnostics.kept().first()?;
+        let first = diagnostics.retained().first()?;
         Some(first.display(diagnostics.source()).to_string())
     });
     warn!(

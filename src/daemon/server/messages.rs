@@ -39,7 +39,7 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) ->
     let texts = |ids: &[Box<str>]| ids.iter().map(|key_id| key_id.to_string()).collect();
     let mut withheld = Withheld::default();
     if let Some(SetAside { rows, diagnostics, unreadable, keys, first }) = set_aside {
-        let retained = diagnostics.iter().flat_map(|diagnostics| diagnostics.kept());
+        let retained = diagnostics.iter().flat_map(|diagnostics| diagnostics.retained());
         withheld = Withheld {
             bad_rows: *rows,
             unreadable_rows: *unreadable,
@@ -230,13 +230,16 @@ impl From<&snapshot::Difference> for Difference {
 
 impl From<&source::Diagnostics> for Diagnostics {
     fn from(diagnostics: &source::Diagnostics) -> Self {
-        Self { total: diagnostics.total(), first: diagnostics.kept().iter().map(Diagnostic::from).collect() }
+        Self {
+            total: diagnostics.total(),
+            first: diagnostics.retained().iter().map(Diagnostic::from).collect(),
+        }
     }
 }
 
 impl From<&source::Diagnostic> for Diagnostic {
     fn from(diagnostic: &source::Diagnostic) -> Self {
-        let location = match &diagnostic.column {
+        let location = match diagnostic.location.column() {
             // The message contains the name of an unknown field.
             None | Some(Column::Unknown(_)) => Self::default(),
             Some(Column::Numbered { number, name }) => {
@@ -245,7 +248,7 @@ impl From<&source::Diagnostic> for Diagnostic {
             Some(Column::Named(name)) => Self { name: Some(name.to_string()), ..Self::default() },
             Some(Column::Byte(byte)) => Self { byte: Some(*byte), ..Self::default() },
         };
-        let line = Some(diagnostic.line).filter(|line| *line > 0);
+        let line = diagnostic.location.line();
         Self { line, message: diagnostic.message.clone(), count: diagnostic.count, ..location }
     }
 }
