@@ -232,7 +232,7 @@ fn read_marker(file: &File, what: Acceptance) -> Result<AcceptanceRecord, String
     }
     let age = current_second().duration_since(at);
     if age > MAX_AGE || age < -MAX_AHEAD {
-        return Err(format!("it is of {at}, and holds for an hour"));
+        return Err(format!("it was made at {at}, and is valid for an hour"));
     }
     Ok(AcceptanceRecord { by_uid, at })
 }

@@ -95,7 +95,7 @@ fn last_used(directory: &StateDir, used: u64) -> u64 {
         Ok(None) => "it is gone".to_owned(),
         Err(error) => error.to_string(),
     };
-    error!(file = %path.display(), problem, "which generations have been used is not known; they go on from the calendar");
+    error!(file = %path.display(), problem, "which generations have been used is not known; they continue from the system time");
     from_system_time().max(used)
 }
 

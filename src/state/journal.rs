@@ -60,10 +60,10 @@ impl Journal {
     /// When the file cannot be opened, read or truncated.
     pub fn open(path: PathBuf, rotation: Rotation) -> Result<OpenedJournal, FileError> {
         let file = open_file(&path)?;
-        let length = length(&file).map_err(failed(&path, "look at it"))?;
+        let length = length(&file).map_err(failed(&path, "read its metadata"))?;
         let last = last_line(&file, length).map_err(failed(&path, "read its end"))?;
         if last.end < length {
-            file.set_len(last.end).map_err(failed(&path, "cut a torn line off"))?;
+            file.set_len(last.end).map_err(failed(&path, "truncate a torn line"))?;
             warn!(
                 file = %path.display(),
                 bytes = length - last.end,
@@ -112,7 +112,7 @@ impl Journal {
     }
 
     fn length(&self) -> Result<u64, FileError> {
-        length(&self.file).map_err(failed(&self.path, "look at it"))
+        length(&self.file).map_err(failed(&self.path, "read its metadata"))
     }
 
     /// Truncates the remains of a failed write.
@@ -120,7 +120,7 @@ impl Journal {
         if let Some(whole) = self.torn_at {
             // Another program may have emptied the file since.
             if self.length()? > whole {
-                self.file.set_len(whole).map_err(failed(&self.path, "cut a failed write off"))?;
+                self.file.set_len(whole).map_err(failed(&self.path, "truncate a failed write"))?;
             }
             self.torn_at = None;
         }
@@ -129,7 +129,7 @@ impl Journal {
 
     /// Opens a new file if the open one has been moved or removed.
     fn reopen_if_moved(&mut self) -> Result<(), FileError> {
-        let own = self.file.metadata().map_err(failed(&self.path, "look at it"))?;
+        let own = self.file.metadata().map_err(failed(&self.path, "read its metadata"))?;
         let is_in_place = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino()));
         if !is_in_place {

@@ -53,20 +53,20 @@ const O_NOFOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
 
 /// An operation on a file failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: cannot {what}: {error}", path.display())]
+#[error("{}: cannot {action}: {error}", path.display())]
 pub struct FileError {
     /// The file.
     pub path: PathBuf,
     /// The operation, as it follows "cannot".
-    pub what: &'static str,
+    pub action: &'static str,
     /// The system's error.
     #[source]
     pub error: io::Error,
 }
 
 /// Converts an [`io::Error`] about `path`.
-fn failed<'a>(path: &'a Path, what: &'static str) -> impl Fn(io::Error) -> FileError + use<'a> {
-    move |error| FileError { path: path.to_path_buf(), what, error }
+fn failed<'a>(path: &'a Path, action: &'static str) -> impl Fn(io::Error) -> FileError + use<'a> {
+    move |error| FileError { path: path.to_path_buf(), action, error }
 }
 
 /// Opens a file of the state directory, and creates it if it is missing.

@@ -108,7 +108,7 @@ impl Audit {
             std::thread::Builder::new().name("audit".into()).spawn(move || write_refusals(&weak, &woken));
         started.map_err(|error| FileError {
             path: directory.path(FILE),
-            what: "start the thread that writes to it",
+            action: "start the thread that writes to it",
             error,
         })?;
         Ok(Self { trail: Some(trail) })

@@ -173,11 +173,8 @@ impl SourceReader<'_> {
             return Ok(());
         }
         let mut diagnostics = Diagnostics::new(self.origin.path.display().to_string());
-        diagnostics.add(
-            0,
-            None,
-            format_args!("no row has a value for {absent}, and source.required lists it"),
-        );
+        let message = format_args!("no row has a value for {absent}, and source.required lists it");
+        diagnostics.add(Location::File, message);
         Err(ReloadError::Diagnostics(diagnostics))
     }
 

@@ -69,13 +69,13 @@ pub(super) struct OpenedList {
 }
 
 impl ListFile {
-    /// Opens the file and reads the list. A file that can be read and not written is in force all
-    /// the same.
+    /// Opens the file and reads the list. A list that can be read but not written is used all the
+    /// same.
     ///
     /// # Errors
     /// See [`LoadError`].
     pub(super) fn open(directory: &StateDir) -> Result<OpenedList, LoadError> {
-        let Replayed { list, id, seq, lines, is_unended, mark, accepted } = replay(directory)?;
+        let Replayed { list, id, seq, lines, has_torn_end, mark, accepted } = replay(directory)?;
         let path = directory.path(NAME);
         let is_known = id.is_some();
         let id = match id {
@@ -87,7 +87,7 @@ impl ListFile {
         let mark = Watermark::new(directory.path(watermark::NAME), id.clone(), mark.as_ref(), min_clock_ms);
         let mut file =
             Self { path, id, mark, is_marked: is_known, journal: None, lines, seq, last_identity: None };
-        let unwritten = file.prepare(&list, is_known && !is_unended).err();
+        let unwritten = file.prepare(&list, is_known && !has_torn_end).err();
         Ok(OpenedList { file, list, accepted, unwritten })
     }
 
@@ -116,7 +116,7 @@ impl ListFile {
     ) -> Result<(), FileError> {
         if !self.is_intact() {
             if self.last_identity.is_some() {
-                warn!(file = %self.path.display(), "the file was changed or moved by another program; it is written anew");
+                warn!(file = %self.path.display(), "another program has changed or moved the file; it is rewritten");
             }
             return self.rewrite(&list());
         }
@@ -225,6 +225,6 @@ fn is_full(error: &FileError) -> bool {
     matches!(error.error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-fn failed(path: &Path, what: &'static str, error: io::Error) -> FileError {
-    FileError { path: path.to_path_buf(), what, error }
+fn failed(path: &Path, action: &'static str, error: io::Error) -> FileError {
+    FileError { path: path.to_path_buf(), action, error }
 }

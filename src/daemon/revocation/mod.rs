@@ -47,8 +47,8 @@ use watermark::ListClock;
 pub use writer::Durability;
 use writer::Writer;
 
-/// Most entries on the list. A revocation is a stopgap until the source agrees; so many belong into
-/// the source.
+/// Most entries on the list. A revocation is a stopgap until the source agrees; a larger number
+/// belongs in the source.
 pub const MAX_ENTRIES: usize = 100_000;
 
 /// Why nothing is durable without a state directory.
@@ -211,7 +211,7 @@ impl Revocations {
         let writer = storage.map(|(directory, file, unwritten)| {
             let path = directory.path(list_file::NAME);
             let writer = Writer::start(directory, file, Arc::clone(&list), unwritten.as_ref());
-            writer.map_err(|error| FileError { path, what: "start the thread that writes to it", error })
+            writer.map_err(|error| FileError { path, action: "start the thread that writes to it", error })
         });
         let writer = writer.transpose()?;
         Ok(Self {

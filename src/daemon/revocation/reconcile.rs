@@ -201,8 +201,8 @@ fn log(changes: &[StatusChange]) {
             key_id,
             owner,
             keys = rows,
-            "the source says active of what is revoked, and had said revoked: it stays revoked; if it is to be used again: \
-             keyward unrevoke"
+            "the source lists a revoked target as active, after it had agreed: it stays revoked; to use it again: keyward \
+             unrevoke"
         );
     }
     if conflicts > MAX_LOGGED_CONFLICTS {
@@ -210,7 +210,7 @@ fn log(changes: &[StatusChange]) {
     }
     let agreed = with(SourceStatus::Revoked).count();
     if agreed > 0 {
-        info!(agreed, "the source says revoked itself; the revocations are kept for revocation.keep");
+        info!(agreed, "the source agrees with revocations; they stay on the list for revocation.keep");
     }
 }
 

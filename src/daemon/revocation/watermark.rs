@@ -3,8 +3,8 @@
 //! The mark has the list's id and the number of the last durable line. So the next start detects a
 //! list that was emptied, truncated between two lines, or replaced by an older copy. The mark is
 //! written after the list is synced, so it is never ahead of the list, even after a crash. It is
-//! synced within seconds, not with every line ([`Watermark::sync`]): lines are lost to people and
-//! programs, which see the page cache.
+//! synced within seconds, not with every line ([`Watermark::sync`]): it detects losses that people
+//! and programs cause, and those see the page cache.
 //!
 //! The mark also stores the list's clock: the milliseconds that a daemon has had the list. It
 //! measures how long the source has agreed with a revocation. Setting the system time does not move
@@ -153,8 +153,8 @@ impl Watermark {
         Ok(bytes)
     }
 
-    fn failed(&self, what: &'static str, error: io::Error) -> FileError {
-        FileError { path: self.path.clone(), what, error }
+    fn failed(&self, action: &'static str, error: io::Error) -> FileError {
+        FileError { path: self.path.clone(), action, error }
     }
 }
 

@@ -266,7 +266,7 @@ impl WriterThread {
             match self.file.rewrite(&list) {
                 Ok(()) => self.write_mark(),
                 Err(error) => {
-                    error!(%error, "the list of revocations cannot be shortened; it goes on growing")
+                    error!(%error, "the list of revocations cannot be compacted; its file keeps growing")
                 }
             }
         }

@@ -105,7 +105,7 @@ impl Usage {
             std::thread::Builder::new().name("usage".into()).spawn(move || collector.run(&messages));
         started.map_err(|error| FileError {
             path: directory.map(|directory| directory.path(writer::FILE)).unwrap_or_default(),
-            what: "start the thread that counts usage",
+            action: "start the thread that counts usage",
             error,
         })?;
         Ok((Self { queue }, logs))

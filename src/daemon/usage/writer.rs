@@ -120,7 +120,7 @@ impl Writer {
             }
         };
         let started = std::thread::Builder::new().name("usage-writer".into()).spawn(write);
-        started.map_err(|error| FileError { path, what: "start the thread that writes to it", error })?;
+        started.map_err(|error| FileError { path, action: "start the thread that writes to it", error })?;
         let max_bytes = usize::try_from(files.max_file_size).unwrap_or(CHUNK_BYTES);
         let chunk_bytes = CHUNK_BYTES.min(max_bytes).saturating_sub(LINE_BYTES);
         Ok(Self { chunks, seq, chunk_bytes })

@@ -61,7 +61,7 @@ impl LastGoodStore {
         match read {
             Ok(entries) => file.entries = entries.unwrap_or_default(),
             Err(error) => {
-                error!(%error, "what refused exports had taken away before the restart is LOST: it is in force no more");
+                error!(%error, "the takeaways of refused sources before the restart are LOST: they are no longer in force");
                 self.shared.directory.health().failed(TAKEAWAYS_FILE, &error);
                 file.is_dirty = true;
             }

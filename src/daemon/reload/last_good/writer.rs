@@ -247,7 +247,7 @@ impl Shared {
             manifest.bytes = file.get_ref().metadata()?.len();
             Ok(())
         })?;
-        let failed = |error| FileError { path: path.clone(), what: "read it again", error };
+        let failed = |error| FileError { path: path.clone(), action: "read it again", error };
         let file = state::open_to_read(&path).map_err(failed)?;
         manifest.head_crc32 = header_crc32(&file).map_err(failed)?;
         Ok(())
