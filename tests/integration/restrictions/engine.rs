@@ -106,7 +106,7 @@ fn request(ask: &Ask, names: &'static str, credential: Credential<'static>) -> V
         ..Verify::new(1, credential)
     };
     match ask.ip {
-        Some(ip) => request.from_ip(ip.parse().expect("an address")),
+        Some(ip) => request.with_ip(ip.parse().expect("an address")),
         None => request,
     }
 }

@@ -1,4 +1,4 @@
-//! A daemon that does what a test tells it to, and the clients to try on it.
+//! A scripted daemon, and every kind of client to test against it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{Read, Write};
@@ -14,56 +14,56 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-/// No test takes longer.
+/// Time limit of a test.
 const TEST_LIMIT: Duration = Duration::from_secs(60);
 
-/// A deadline that is never reached in a test that does not mean to.
+/// A deadline that a test does not reach unless it fails.
 pub const LONG: Duration = Duration::from_secs(20);
 
-/// A deadline that tests mean to reach.
+/// A deadline that a test reaches intentionally.
 pub const SHORT: Duration = Duration::from_millis(100);
 
-/// Runs a test on a thread of its own, and fails it when it hangs.
-pub fn limited(test: impl FnOnce() + Send + 'static) {
+/// Runs a test on a thread of its own, and fails if it exceeds [`TEST_LIMIT`].
+pub fn with_time_limit(test: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
     let thread = thread::spawn(move || {
         test();
         done.send(()).unwrap();
     });
     match wait.recv_timeout(TEST_LIMIT) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the test hangs"),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the test exceeds its time limit"),
         _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
     }
 }
 
-/// Tries a script on every form of client.
-pub fn each(test: impl Fn(Form) + Send + 'static) {
-    limited(move || {
-        for form in FORMS {
-            println!("{form:?}");
-            test(form);
+/// Runs a test with every kind of client.
+pub fn for_each_client(test: impl Fn(ClientKind) + Send + 'static) {
+    with_time_limit(move || {
+        for kind in CLIENT_KINDS {
+            println!("{kind:?}");
+            test(kind);
         }
     });
 }
 
-/// Waits until `condition` holds, without sleeping for a fixed time.
-pub fn until(what: &str, condition: impl Fn() -> bool) {
+/// Waits until `condition` holds, without sleeping for a fixed time. Panics after [`LONG`].
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let limit = Instant::now() + LONG;
     while !condition() {
-        assert!(Instant::now() < limit, "{what} does not come about");
+        assert!(Instant::now() < limit, "{what} does not happen");
         thread::yield_now();
     }
 }
 
-/// A socket, and a thread that plays the daemon on it.
-pub struct Daemon {
+/// A socket, and a thread that runs a script in the role of the daemon.
+pub struct ScriptedDaemon {
     pub socket: PathBuf,
     thread: Option<JoinHandle<()>>,
     _directory: TempDir,
 }
 
-impl Daemon {
-    pub fn play(script: impl FnOnce(&UnixListener) + Send + 'static) -> Self {
+impl ScriptedDaemon {
+    pub fn start(script: impl FnOnce(&UnixListener) + Send + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("keyward.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -83,13 +83,13 @@ impl Daemon {
 pub struct Peer {
     pub stream: UnixStream,
     buffer: Vec<u8>,
-    /// How often something has been read.
+    /// Number of reads that returned data.
     pub reads: usize,
 }
 
-/// A VERIFY, or a REFUND, as it came.
+/// The contents of a VERIFY or a REFUND.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asked {
+pub struct ReceivedRequest {
     pub id: u32,
     pub cost: u32,
     pub digest: Option<[u8; 32]>,
@@ -99,11 +99,11 @@ pub struct Asked {
     pub origin: Option<String>,
     pub environment: Option<String>,
     pub want_metadata: bool,
-    /// What only a REFUND has: the limit to give back to.
+    /// `Some` for a REFUND, with the limit to give back to.
     pub refund: Option<Option<String>>,
 }
 
-pub fn welcome() -> wire::Welcome<'static> {
+pub fn default_welcome() -> wire::Welcome<'static> {
     wire::Welcome {
         request_id: 0,
         version: 1,
@@ -118,20 +118,21 @@ pub fn welcome() -> wire::Welcome<'static> {
 }
 
 impl Peer {
-    pub fn accept(listener: &UnixListener) -> Self {
+    /// Accepts a connection and does not read HELLO.
+    pub fn accept_silently(listener: &UnixListener) -> Self {
         let (stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
         Self { stream, buffer: Vec::new(), reads: 0 }
     }
 
-    /// Accepts, and answers HELLO.
-    pub fn greet(listener: &UnixListener) -> Self {
-        Self::greet_with(listener, welcome())
+    /// Accepts a connection and responds to HELLO.
+    pub fn accept(listener: &UnixListener) -> Self {
+        Self::accept_with(listener, default_welcome())
     }
 
-    pub fn greet_with(listener: &UnixListener, welcome: wire::Welcome<'_>) -> Self {
-        let mut peer = Self::accept(listener);
-        let request_id = peer.hello();
+    pub fn accept_with(listener: &UnixListener, welcome: wire::Welcome<'_>) -> Self {
+        let mut peer = Self::accept_silently(listener);
+        let request_id = peer.read_hello();
         let mut out = Vec::new();
         wire::Welcome { request_id, ..welcome }.encode(&mut out);
         peer.send(&out);
@@ -139,8 +140,8 @@ impl Peer {
         peer
     }
 
-    pub fn hello(&mut self) -> u32 {
-        let frame = self.frame().expect("a HELLO");
+    pub fn read_hello(&mut self) -> u32 {
+        let frame = self.frame().expect("a frame");
         match decode(&frame) {
             wire::Request::Hello(hello) => hello.request_id,
             other => panic!("not a HELLO: {other:?}"),
@@ -148,7 +149,7 @@ impl Peer {
     }
 
     /// The next request; `None` at the end of the stream.
-    pub fn asked(&mut self) -> Option<Asked> {
+    pub fn read_request(&mut self) -> Option<ReceivedRequest> {
         let frame = self.frame()?;
         let (verify, refund) = match decode(&frame) {
             wire::Request::Verify(verify) => (verify, None),
@@ -162,7 +163,7 @@ impl Peer {
             wire::Credential::Digest(digest) => (Some(digest), None),
             wire::Credential::RawKey(key) => (None, Some(key.to_vec())),
         };
-        Some(Asked {
+        Some(ReceivedRequest {
             id: verify.request_id,
             cost: verify.cost,
             digest,
@@ -176,28 +177,33 @@ impl Peer {
         })
     }
 
-    /// Answers a request that is no legal frame, as the daemon would.
-    pub fn refuse_malformed(&mut self) -> wire::ProtocolError {
+    /// Responds to a malformed request as the daemon would, and returns the error.
+    pub fn reject_malformed(&mut self) -> wire::ProtocolError {
         let frame = self.frame().expect("a request");
         let wire::ParsedFrame::Complete { header, body, .. } =
             wire::parse_frame(&frame, wire::MAX_REQUEST_LENGTH)
         else {
             panic!("not a frame")
         };
-        let fault = wire::Request::decode(&header, body).expect_err("a malformed request");
-        self.fault(fault.code, fault.detail, fault.request_id);
-        fault
+        let error = wire::Request::decode(&header, body).expect_err("a malformed request");
+        self.send_error(error.code, error.detail, error.request_id);
+        error
     }
 
-    /// Answers until the client leaves, as a daemon with a pepper: counts the digests that it refuses.
-    pub fn serve_raw(&mut self) -> usize {
+    /// Responds until the client disconnects, like a daemon with a pepper. Returns the number of
+    /// refused digests.
+    pub fn serve_raw_keys_only(&mut self) -> usize {
         let mut refused = 0;
-        while let Some(asked) = self.asked() {
-            if asked.digest.is_some() {
+        while let Some(request) = self.read_request() {
+            if request.digest.is_some() {
                 refused += 1;
-                self.fault(wire::ErrorCode::CredentialRefused, u32::from(wire::CREDENTIAL_RAW), asked.id);
+                self.send_error(
+                    wire::ErrorCode::CredentialRefused,
+                    u32::from(wire::CREDENTIAL_RAW),
+                    request.id,
+                );
             } else {
-                self.allow(&asked);
+                self.allow(&request);
             }
         }
         refused
@@ -215,7 +221,7 @@ impl Peer {
                 Ok(0) => return None,
                 Ok(count) => self.buffer.extend_from_slice(&space[..count]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("the client says nothing: {error}"),
+                Err(error) => panic!("cannot read from the client: {error}"),
             }
             self.reads += 1;
         }
@@ -225,36 +231,37 @@ impl Peer {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Says yes, and names the key by its digest, whichever way the key came.
-    pub fn allow(&mut self, asked: &Asked) {
-        let frame = allowed(asked);
+    /// Allows a request. The key id in the answer is derived from the digest of the key.
+    pub fn allow(&mut self, request: &ReceivedRequest) {
+        let frame = allowed_frame(request);
         self.send(&frame);
     }
 
-    /// Says yes to the next request, which it returns.
-    pub fn allow_next(&mut self) -> Asked {
-        let asked = self.asked().unwrap();
-        self.allow(&asked);
-        asked
+    /// Allows the next request and returns it.
+    pub fn allow_next(&mut self) -> ReceivedRequest {
+        let request = self.read_request().unwrap();
+        self.allow(&request);
+        request
     }
 
-    /// Refuses the next request for the form of its key, and says yes to it in one of `accepted`; returns both.
-    pub fn allow_only_as(&mut self, accepted: u32) -> [Asked; 2] {
-        let refused = self.asked().unwrap();
-        self.fault(wire::ErrorCode::CredentialRefused, accepted, refused.id);
+    /// Refuses the credential of the next request, with `accepted` as the accepted forms, and
+    /// allows the request after that. Returns both.
+    pub fn refuse_then_allow(&mut self, accepted: u32) -> [ReceivedRequest; 2] {
+        let refused = self.read_request().unwrap();
+        self.send_error(wire::ErrorCode::CredentialRefused, accepted, refused.id);
         [refused, self.allow_next()]
     }
 
-    pub fn fault(&mut self, code: wire::ErrorCode, detail: u32, request_id: u32) {
+    pub fn send_error(&mut self, code: wire::ErrorCode, detail: u32, request_id: u32) {
         let mut out = Vec::new();
         wire::ProtocolError::new(code, detail, request_id).encode(&mut out);
         self.send(&out);
     }
 
-    /// Answers until the client leaves.
+    /// Allows all requests until the client disconnects.
     pub fn serve(&mut self) {
-        while let Some(asked) = self.asked() {
-            let frame = allowed(&asked);
+        while let Some(request) = self.read_request() {
+            let frame = allowed_frame(&request);
             if self.stream.write_all(&frame).is_err() {
                 return;
             }
@@ -270,28 +277,28 @@ fn decode(frame: &[u8]) -> wire::Request<'_> {
     wire::Request::decode(&header, body).unwrap()
 }
 
-/// The id that the script gives to a key.
-pub fn key_id(digest: &[u8; 32]) -> String {
+/// The key id that the script assigns to a key with this digest.
+pub fn key_id_from_digest(digest: &[u8; 32]) -> String {
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-pub fn key_id_of(key: &str) -> String {
-    key_id(&Sha256::digest(key.as_bytes()).into())
+pub fn expected_key_id(key: &str) -> String {
+    key_id_from_digest(&Sha256::digest(key.as_bytes()).into())
 }
 
-pub fn allowed(asked: &Asked) -> Vec<u8> {
-    let digest = asked.digest.unwrap_or_else(|| Sha256::digest(asked.raw.as_ref().unwrap()).into());
-    let id = key_id(&digest);
+pub fn allowed_frame(request: &ReceivedRequest) -> Vec<u8> {
+    let digest = request.digest.unwrap_or_else(|| Sha256::digest(request.raw.as_ref().unwrap()).into());
+    let id = key_id_from_digest(&digest);
     let answer =
-        wire::Answer { key_id: &id, ..wire::Answer::without_key(asked.id, wire::Verdict::Allowed, 1) };
+        wire::Answer { key_id: &id, ..wire::Answer::without_key(request.id, wire::Verdict::Allowed, 1) };
     let mut out = Vec::new();
     answer.encode(&mut out);
     out
 }
 
-/// The clients that every script is tried on.
+/// A kind of client, with or without busy polling.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Form {
+pub enum ClientKind {
     Blocking,
     CurrentThread,
     MultiThread,
@@ -300,16 +307,16 @@ pub enum Form {
     SpinningMultiThread,
 }
 
-pub const FORMS: [Form; 6] = [
-    Form::Blocking,
-    Form::CurrentThread,
-    Form::MultiThread,
-    Form::SpinningBlocking,
-    Form::SpinningCurrentThread,
-    Form::SpinningMultiThread,
+pub const CLIENT_KINDS: [ClientKind; 6] = [
+    ClientKind::Blocking,
+    ClientKind::CurrentThread,
+    ClientKind::MultiThread,
+    ClientKind::SpinningBlocking,
+    ClientKind::SpinningCurrentThread,
+    ClientKind::SpinningMultiThread,
 ];
 
-/// How long the spinning ones do: as long as is possible, so that what could go wrong goes wrong more often.
+/// How long the spinning clients spin: the maximum, to make races more likely.
 const BUSY_POLL: Duration = Duration::from_millis(1);
 
 pub enum AnyClient {
@@ -317,21 +324,23 @@ pub enum AnyClient {
     Async(Runtime, Client),
 }
 
-impl Form {
+impl ClientKind {
     pub fn client(self, options: Options) -> AnyClient {
         let options = match self {
             Self::Blocking | Self::CurrentThread | Self::MultiThread => options,
-            _spinning => options.busy_poll(BUSY_POLL),
+            Self::SpinningBlocking | Self::SpinningCurrentThread | Self::SpinningMultiThread => {
+                options.busy_poll(BUSY_POLL)
+            }
         };
         match self {
             Self::Blocking | Self::SpinningBlocking => {
                 AnyClient::Blocking(Box::new(blocking::Client::with_options(options)))
             }
-            form => AnyClient::Async(form.runtime(), Client::with_options(options)),
+            kind => AnyClient::Async(kind.runtime(), Client::with_options(options)),
         }
     }
 
-    pub fn at(self, socket: &Path) -> AnyClient {
+    pub fn connect_to(self, socket: &Path) -> AnyClient {
         self.client(Options::new(socket).deadline(LONG))
     }
 
@@ -367,7 +376,7 @@ impl AnyClient {
         }
     }
 
-    /// The deadline of the calls that follow, on the same connection.
+    /// Sets the deadline of further calls, on the same connection.
     pub fn set_deadline(&mut self, deadline: Duration) {
         match self {
             Self::Blocking(client) => client.set_deadline(deadline),
@@ -375,10 +384,10 @@ impl AnyClient {
         }
     }
 
-    /// Asks about `key`, and checks that the answer is about this key.
+    /// Verifies `key`, and checks that the answer is about this key.
     pub fn expect_allowed(&mut self, key: &str) {
         let decision = self.verify(&Request::new(key)).unwrap();
         assert!(decision.is_allowed());
-        assert_eq!(decision.key_id(), Some(key_id_of(key).as_str()));
+        assert_eq!(decision.key_id(), Some(expected_key_id(key).as_str()));
     }
 }
