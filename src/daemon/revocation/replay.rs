@@ -22,7 +22,7 @@ pub enum LoadError {
     File(#[from] FileError),
     /// A line cannot be decoded.
     #[error(
-        "{}:{line}: not a revocation: {problem}. The daemon does not start, because a revoked key could come alive: mend the line; \
+        "{}:{line}: not a revocation: {problem}. The daemon does not start, because a revoked key could work again: correct the line; \
          {HOW_TO_ACCEPT}",
         path.display()
     )]
@@ -36,7 +36,7 @@ pub enum LoadError {
     },
     /// Revocations are missing.
     #[error(
-        "{}: {problem}. The daemon does not start, because a revoked key could come alive: restore the file with \
+        "{}: {problem}. The daemon does not start, because a revoked key could work again: restore the file with \
          revocations.seq beside it; {HOW_TO_ACCEPT}",
         path.display()
     )]

@@ -62,7 +62,7 @@ pub enum RecoverError {
     /// None of the keys would be found.
     #[error(
         "they were hashed with another pepper than keys.pepper_file has now, or with none, so that none of them would be \
-         found; name that pepper in keys.previous_pepper_file, or mend the source"
+         found; name that pepper in keys.previous_pepper_file, or correct the source"
     )]
     OtherPepper,
     /// The keys cannot be published.
