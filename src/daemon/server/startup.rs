@@ -194,7 +194,7 @@ impl State {
     fn open(config: &Config) -> Result<Self, StartError> {
         let health = WriteHealth::default();
         health.observe(|unwritten| systemd::unwritten(&file_names(unwritten)));
-        let (path, is_explicit) = (&config.server.state_dir, config.server.state_dir_is_chosen);
+        let (path, is_explicit) = (&config.server.state_dir, config.server.state_dir_is_explicit);
         let directory = StateDir::open_reporting(path, is_explicit, health.clone())?.map(Arc::new);
         let revocations = revocation::load(directory.clone())?;
         if let Some(directory) = &directory

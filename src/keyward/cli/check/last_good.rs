@@ -40,7 +40,7 @@ pub(super) fn compare(
     if !config.keep_snapshot {
         return;
     }
-    let source = config.file();
+    let source = config.source_file();
     match recover(&config.server.state_dir, &source) {
         Ok(None) => {}
         Ok(Some(recovered)) => {
@@ -51,7 +51,7 @@ pub(super) fn compare(
                 recovered.compare_options(global_policy, now)
             });
             let Recovered { keys: old, stored, .. } = recovered;
-            let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
+            let judged = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
             outcome.diff = Some(server::diff(&judged, stored.generation, old.len()));
             outcome.last_good = Some(LastGood {
                 generation: stored.generation,

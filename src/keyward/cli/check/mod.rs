@@ -128,12 +128,12 @@ impl Check {
         // What this user may not read, the daemon's may.
         let (global_policy, has_peppers) = match config.global_policy() {
             Ok(global_policy) => (global_policy, true),
-            Err(ConfigError::Pepper { forbidden: true, .. }) => {
+            Err(ConfigError::Pepper { source, .. }) if source.is_permission_denied() => {
                 (config.global_policy_without_peppers(), false)
             }
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
-        let source = config.file();
+        let source = config.source_file();
         let plans = config.plans.as_ref();
         let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);
         let now = Clock::new().now().unix;
@@ -198,7 +198,7 @@ fn load(
 
 /// What putting `new` in the place of the export `old` would do.
 fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Failure> {
-    let source = config.file();
+    let source = config.source_file();
     let old = SourceFile {
         format: Format::from_path(old).unwrap_or(source.format),
         path: old.into(),
@@ -209,7 +209,7 @@ fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Fai
     // Two exports may be hashed with different peppers.
     let options =
         CompareOptions { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
-    let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
+    let judged = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
     Ok(server::diff(&judged, 0, old.len()))
 }
 

@@ -1,4 +1,5 @@
-//! The configuration as the daemon's parts take it, so that none of them has to know the configuration.
+//! Converts the configuration into the types of the modules that use it, so that these do not
+//! depend on [`Config`].
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,18 +9,18 @@ use crate::reload::{ReloadPolicy, SourceFile, Tolerance};
 use keyward_engine::pepper::{Pepper, Peppers};
 use keyward_engine::rules::GlobalPolicy;
 
-use super::{Config, ConfigError, Keys, Source, pepper};
+use super::{Config, ConfigError, Keys, Source, pepper_file};
 
 impl Config {
-    /// What [`verify`](keyward_engine::verify) has to keep to. Reads the peppers.
+    /// The policy of [`verify`](keyward_engine::verify). Reads the peppers.
     ///
     /// # Errors
-    /// When a pepper's file cannot be read, or can be read by others.
+    /// When a pepper cannot be read, or can be read by other users.
     pub fn global_policy(&self) -> Result<GlobalPolicy, ConfigError> {
         Ok(GlobalPolicy { peppers: self.keys.peppers()?, ..self.global_policy_without_peppers() })
     }
 
-    /// The same as far as they are in the configuration's own file.
+    /// As [`global_policy`](Self::global_policy), without reading the peppers.
     pub fn global_policy_without_peppers(&self) -> GlobalPolicy {
         let seconds = |age: Duration| u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
         GlobalPolicy {
@@ -28,34 +29,9 @@ impl Config {
             peppers: None,
         }
     }
-}
 
-impl Keys {
-    fn peppers(&self) -> Result<Option<Peppers>, ConfigError> {
-        let Some(current) = &self.pepper_file else {
-            return Ok(None);
-        };
-        let current = read_pepper(current)?;
-        let previous = self.previous_pepper_file.as_deref().map(read_pepper).transpose()?;
-        Ok(Some(Peppers { current, previous }))
-    }
-}
-
-/// The pepper in `file`.
-///
-/// # Errors
-/// When it cannot be read, can be read by others, or holds no pepper.
-pub fn read_pepper(file: &Path) -> Result<Pepper, ConfigError> {
-    pepper::read(file).map_err(|error| ConfigError::Pepper {
-        file: file.to_owned(),
-        problem: error.to_string(),
-        forbidden: error.is_forbidden(),
-    })
-}
-
-impl Config {
-    /// Where [`reload`](crate::reload) reads keys.
-    pub fn file(&self) -> SourceFile {
+    /// The source that [`reload`](crate::reload) reads.
+    pub fn source_file(&self) -> SourceFile {
         SourceFile {
             path: self.source.path.as_path().into(),
             format: self.source.format,
@@ -65,8 +41,8 @@ impl Config {
         }
     }
 
-    /// When it does, and what it believes.
-    pub fn policy(&self) -> ReloadPolicy {
+    /// When the source is read, and which changes are accepted.
+    pub fn reload_policy(&self) -> ReloadPolicy {
         let Source {
             poll,
             settle,
@@ -87,4 +63,23 @@ impl Config {
             apply_takeaways: *apply_takeaways_of_refused,
         }
     }
+}
+
+impl Keys {
+    fn peppers(&self) -> Result<Option<Peppers>, ConfigError> {
+        let Some(current) = &self.pepper_file else {
+            return Ok(None);
+        };
+        let current = read_pepper(current)?;
+        let previous = self.previous_pepper_file.as_deref().map(read_pepper).transpose()?;
+        Ok(Some(Peppers { current, previous }))
+    }
+}
+
+/// Reads the pepper in `file`.
+///
+/// # Errors
+/// When it cannot be read, can be read by other users, or contains no pepper.
+pub fn read_pepper(file: &Path) -> Result<Pepper, ConfigError> {
+    pepper_file::read(file).map_err(|source| ConfigError::Pepper { file: file.to_owned(), source })
 }

@@ -1,7 +1,8 @@
-//! Reading a pepper: from a file that nobody else can read.
+//! Reads a pepper from a file that other users cannot read.
 //!
-//! The rule is PostgreSQL's for private keys: a file of the daemon's own user is closed to everyone else (0600 or less); one of
-//! root's may be readable by its group (0640 or less), which is how a service's user gets it.
+//! The rule is PostgreSQL's for private keys. A file that belongs to the daemon's own user must be
+//! closed to all other users (0600 or less). A file that belongs to root may be readable by its
+//! group (0640 or less), through which the user of a service gets access.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,30 +15,41 @@ use zeroize::Zeroizing;
 use keyward_engine::pepper::{MAX_PEPPER, Pepper, PepperError};
 
 /// Permission bits that a file of the daemon's own user must not have.
-const CLOSED: u32 = 0o077;
-/// The same for a file of root's.
-const CLOSED_BUT_GROUP: u32 = 0o037;
+const FORBIDDEN_IF_OWN: u32 = 0o077;
+/// Permission bits that a file of root must not have.
+const FORBIDDEN_IF_ROOT: u32 = 0o037;
 
-/// Without it, opening a named pipe would wait for its writer.
+/// Keeps `open` from waiting for the writer of a named pipe.
 const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 
-/// Why there is no pepper.
+/// Why a pepper cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PepperFileError {
+pub enum PepperFileError {
+    /// The file cannot be read.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The path names a directory, a pipe or a device.
     #[error("is not a regular file")]
     NotAFile,
+    /// The file belongs to another user.
     #[error("belongs to user {0}: it has to be the daemon's own or root's")]
-    Foreign(u32),
+    WrongOwner(u32),
+    /// Other users can read or write the file.
     #[error("has mode {mode:04o}, so that others can read or write the secret: chmod {advice} it")]
-    Open { mode: u32, advice: &'static str },
+    TooPermissive {
+        /// The permission bits of the file.
+        mode: u32,
+        /// The permission bits that it should have.
+        advice: &'static str,
+    },
+    /// The content is not a pepper.
     #[error(transparent)]
     Pepper(#[from] PepperError),
 }
 
 impl PepperFileError {
-    pub(super) fn is_forbidden(&self) -> bool {
+    /// Whether only the permissions of this user prevent reading. The daemon's user may have them.
+    pub fn is_permission_denied(&self) -> bool {
         matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::PermissionDenied)
     }
 }
@@ -48,22 +60,22 @@ pub(super) fn read(path: &Path) -> Result<Pepper, PepperFileError> {
     if !metadata.is_file() {
         return Err(PepperFileError::NotAFile);
     }
-    may_be_trusted(metadata.uid(), metadata.mode() & 0o7777, rustix::process::geteuid().as_raw())?;
-    // Of the final size from the start, so that no part of it is left behind unwiped.
+    check_permissions(metadata.uid(), metadata.mode() & 0o7777, rustix::process::geteuid().as_raw())?;
+    // The full capacity from the start: growing would leave a copy behind that is not wiped.
     let mut secret = Zeroizing::new(Vec::with_capacity(MAX_PEPPER + 3));
     file.take(MAX_PEPPER as u64 + 3).read_to_end(&mut secret)?;
     Ok(Pepper::new(&secret)?)
 }
 
-fn may_be_trusted(owner: u32, mode: u32, own: u32) -> Result<(), PepperFileError> {
+fn check_permissions(owner: u32, mode: u32, own: u32) -> Result<(), PepperFileError> {
     let (forbidden, advice) = match owner {
-        0 => (CLOSED_BUT_GROUP, "0640 or 0600"),
-        _ if owner == own => (CLOSED, "0600"),
-        _ => return Err(PepperFileError::Foreign(owner)),
+        0 => (FORBIDDEN_IF_ROOT, "0640 or 0600"),
+        _ if owner == own => (FORBIDDEN_IF_OWN, "0600"),
+        _ => return Err(PepperFileError::WrongOwner(owner)),
     };
     match mode & forbidden {
         0 => Ok(()),
-        _ => Err(PepperFileError::Open { mode, advice }),
+        _ => Err(PepperFileError::TooPermissive { mode, advice }),
     }
 }
 
@@ -72,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_who_needs_it_may_read_it() {
+    fn file_that_other_users_can_read_is_refused() {
         const OWN: u32 = 990;
         for (owner, mode, trusted) in [
             (OWN, 0o600, true),
@@ -87,15 +99,15 @@ mod tests {
             (0, 0o660, false),
             (1000, 0o600, false),
         ] {
-            assert_eq!(may_be_trusted(owner, mode, OWN).is_ok(), trusted, "{owner} {mode:o}");
+            assert_eq!(check_permissions(owner, mode, OWN).is_ok(), trusted, "{owner} {mode:o}");
         }
-        let message = may_be_trusted(0, 0o644, OWN).expect_err("open to all").to_string();
+        let message = check_permissions(0, 0o644, OWN).expect_err("open to all").to_string();
         let expected = "has mode 0644, so that others can read or write the secret: chmod 0640 or 0600 it";
         assert_eq!(message, expected);
     }
 
     #[test]
-    fn a_directory_is_none() {
+    fn directory_is_refused() {
         assert!(matches!(read(Path::new("/")), Err(PepperFileError::NotAFile)));
     }
 }
