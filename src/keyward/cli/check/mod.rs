@@ -21,7 +21,7 @@ use keyward_daemon::server;
 use keyward_engine::record::{KeyRecord, Plans};
 use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_source::Format;
-use keyward_source::lint::Lints;
+use keyward_source::lint::Linter;
 
 mod last_good;
 mod report;
@@ -137,15 +137,15 @@ impl Check {
         let plans = config.plans.as_ref();
         let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);
         let now = Clock::new().now().unix;
-        let mut lints = Lints::new(now, &is_limited);
+        let mut linter = Linter::new(now, &is_limited);
         let mut outcome = Outcome { source: source.path.display().to_string(), ..Outcome::default() };
         let LoadedSource { keys, written_at, set_aside, .. } =
-            match load(&source, &mut |line, record| lints.see(line, record)) {
+            match load(&source, &mut |line, record| linter.check(line, record)) {
                 Ok(loaded) => loaded,
                 Err(failure) => return Ok(outcome.refused(&failure)),
             };
         // Before another export is read: what the lints remember is as large as a part of it.
-        let lints = lints.finish();
+        let lints = linter.finish();
         if let Some(old) = &self.against {
             outcome.diff = Some(compare(&config, old, &keys)?);
         } else if keys.is_empty() {

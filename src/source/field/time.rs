@@ -41,7 +41,7 @@ const EPOCH: DateTime = civil::datetime(1970, 1, 1, 0, 0, 0, 0);
 
 /// Why a text is not a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TimeError<'a> {
+pub(crate) enum TimeError<'a> {
     #[error("{} is not a time; write it as 2026-11-21T10:00:00Z", Quoted(.0))]
     Form(&'a str),
     #[error("{} has no time of day; write it as 2026-11-21T10:00:00Z", Quoted(.0))]
@@ -58,7 +58,7 @@ pub(super) enum TimeError<'a> {
 
 /// What a number that is not plausible as Unix seconds looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NumberKind {
+pub(crate) enum NumberKind {
     /// `20270401`.
     Date,
     /// `202704011200` or `20270401120000`.
@@ -137,7 +137,7 @@ enum Time {
 /// Parses the first second at which a key is valid. A fraction rounds up. A time before 1970 is 0,
 /// as is an empty text. A time after 2106 is `u32::MAX`, which no [`Now`](keyward_engine::now::Now)
 /// reaches: the key is never valid.
-pub(super) fn not_before(text: &str) -> Result<u32, TimeError<'_>> {
+pub(crate) fn not_before(text: &str) -> Result<u32, TimeError<'_>> {
     if text.is_empty() {
         return Ok(0);
     }
@@ -150,7 +150,7 @@ pub(super) fn not_before(text: &str) -> Result<u32, TimeError<'_>> {
 
 /// Parses the first second at which a key is no longer valid. A fraction rounds down. A time before
 /// 1970 is 0 (expired), and a time after 2106 is `u32::MAX` (never), as is an empty text.
-pub(super) fn expires_at(text: &str) -> Result<u32, TimeError<'_>> {
+pub(crate) fn expires_at(text: &str) -> Result<u32, TimeError<'_>> {
     if text.is_empty() {
         return Ok(u32::MAX);
     }

@@ -1,18 +1,19 @@
-//! What a text looks like: the same for all that are easily taken for each other.
+//! Computes the skeleton of a text, which is the same for texts that are easily confused (UTS 39).
 //!
-//! Case, blanks at the ends, characters that are not shown and `-`, `_` or `.` make no difference, nor does whether an accent is
-//! a character of its own. Look-alikes are those of Unicode's confusables (UTS 39), and `0`, `o`, `1`, `i`, `l` beside.
+//! The skeleton ignores case, spaces at the ends, repeated spaces and invisible characters. It does
+//! not distinguish `-`, `_` and `.`, nor precomposed from combining accents. Besides the
+//! confusables of UTS 39, it maps `0` to `o`, and `1` and `i` to `l`.
 
 use unicode_normalization::UnicodeNormalization;
-use unicode_security::confusable_detection::skeleton;
+use unicode_security::confusable_detection;
 
 use keyward_engine::record::is_invisible;
 
-/// Appends what `text` looks like.
-pub(super) fn look(text: &str, out: &mut String) {
-    // Nearly all texts are of nothing else.
+/// Appends the skeleton of `text` to `out`.
+pub(super) fn skeleton(text: &str, out: &mut String) {
+    // Fast path: most texts are ASCII.
     if text.is_ascii() {
-        return of_characters(text.chars(), out);
+        return fold_characters(text.chars(), out);
     }
     let mut plain = String::with_capacity(text.len());
     for c in text.nfd() {
@@ -20,30 +21,32 @@ pub(super) fn look(text: &str, out: &mut String) {
             c if c.is_ascii() => plain.push(c),
             c if c.is_whitespace() => plain.push(' '),
             c if is_invisible(c) => {}
-            // An ASCII character would have others' look than where it stands in a text without any other.
-            c => plain.extend(skeleton(c.encode_utf8(&mut [0; 4]))),
+            // ASCII characters are excluded, so that they have the same skeleton as in the fast
+            // path.
+            c => plain.extend(confusable_detection::skeleton(c.encode_utf8(&mut [0; 4]))),
         }
     }
-    of_characters(plain.chars(), out);
+    fold_characters(plain.chars(), out);
 }
 
-/// Blanks in a row look like one, and at the ends like none.
-fn of_characters(characters: impl Iterator<Item = char>, out: &mut String) {
+/// Maps confusable ASCII characters, folds case, collapses repeated spaces and trims spaces at the
+/// ends.
+fn fold_characters(characters: impl Iterator<Item = char>, out: &mut String) {
     let begin = out.len();
-    let mut blank = false;
+    let mut pending_space = false;
     for c in characters {
         if c == ' ' {
-            blank = out.len() > begin;
+            pending_space = out.len() > begin;
             continue;
         }
-        if std::mem::take(&mut blank) {
+        if std::mem::take(&mut pending_space) {
             out.push(' ');
         }
         match c.to_ascii_lowercase() {
             '_' | '.' => out.push('-'),
             '0' => out.push('o'),
             '1' | 'i' | '|' => out.push('l'),
-            // What looks like it, Unicode writes so.
+            // UTS 39 maps m to rn, which looks like it.
             'm' => out.push_str("rn"),
             c if c.is_ascii() => out.push(c),
             c => out.extend(c.to_lowercase()),
@@ -55,14 +58,14 @@ fn of_characters(characters: impl Iterator<Item = char>, out: &mut String) {
 mod tests {
     use super::*;
 
-    fn looks(text: &str) -> String {
+    fn of(text: &str) -> String {
         let mut out = String::new();
-        look(text, &mut out);
+        skeleton(text, &mut out);
         out
     }
 
     #[test]
-    fn texts_that_are_easily_taken_for_each_other_look_the_same() {
+    fn confusable_texts_have_the_same_skeleton() {
         for (one, other) in [
             ("acme-1", "acme-1 "),
             ("acme-1", " acme-1"),
@@ -84,12 +87,12 @@ mod tests {
             ("ACME", "acme"),
             ("Größe", "gRÖßE"),
         ] {
-            assert_eq!(looks(one), looks(other), "{one:?} {other:?}");
+            assert_eq!(of(one), of(other), "{one:?} {other:?}");
         }
     }
 
     #[test]
-    fn texts_that_differ_look_different() {
+    fn distinct_texts_have_distinct_skeletons() {
         let texts = [
             "acme",
             "acme-2",
@@ -106,7 +109,7 @@ mod tests {
         ];
         let mut seen = std::collections::HashSet::new();
         for text in texts {
-            assert!(seen.insert(looks(text)), "{text}");
+            assert!(seen.insert(of(text)), "{text}");
         }
     }
 }

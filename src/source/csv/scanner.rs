@@ -8,12 +8,12 @@
 
 use memchr::{memchr, memchr_iter, memchr3};
 
-use super::MAX_ROW;
 use super::records::Records;
+use crate::MAX_ROW;
 
 /// Scans rows. Reusing a scanner reuses its buffers.
 #[derive(Debug, Default)]
-pub(super) struct Scanner {
+pub(crate) struct Scanner {
     columns: Vec<Span>,
     /// The content of columns with doubled quotes, with each pair replaced by one quote.
     unquoted: String,
@@ -29,7 +29,7 @@ struct Span {
 }
 
 /// The columns of one row.
-pub(super) struct Columns<'t> {
+pub(crate) struct Columns<'t> {
     text: &'t str,
     unquoted: &'t str,
     columns: &'t [Span],
@@ -40,7 +40,7 @@ impl Scanner {
     /// including the first byte of the line end. Returns `None` if the row must be read with the
     /// [fallback](Self::fallback). `may_have_quotes` is `false` if the text is known to have no
     /// quotes.
-    pub(super) fn row<'t>(
+    pub(crate) fn row<'t>(
         &'t mut self,
         text: &'t str,
         may_have_quotes: bool,
@@ -72,7 +72,7 @@ impl Scanner {
     }
 
     /// The reader for a row that cannot be scanned; it reads the row from its beginning.
-    pub(super) fn fallback(&mut self) -> &mut Records {
+    pub(crate) fn fallback(&mut self) -> &mut Records {
         self.fallback.restart();
         &mut self.fallback
     }
@@ -111,11 +111,11 @@ impl Scanner {
 }
 
 impl<'t> Columns<'t> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.columns.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &'t str> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'t str> {
         let Self { text, unquoted, columns } = *self;
         // Quotes and separators are ASCII, so every column begins and ends at a character boundary.
         columns.iter().map(move |column| {
@@ -129,8 +129,8 @@ impl<'t> Columns<'t> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::records::Next;
     use super::*;
+    use crate::csv::records::Next;
 
     fn scan(text: &str) -> Option<(Vec<String>, usize)> {
         let mut scanner = Scanner::default();

@@ -10,16 +10,16 @@ use std::io::{self, BufRead};
 use csv_core::{ReadRecordResult, Reader};
 
 use super::quotes::{QuoteError, Quotes};
-use super::{FramingError, MAX_ROW, fill};
+use crate::{FramingError, MAX_ROW, fill};
 
 /// Most columns in a row: twenty times the fields of a record, which is enough for exports of whole
 /// tables.
-pub(super) const MAX_COLUMNS: usize = 256;
+pub(crate) const MAX_COLUMNS: usize = 256;
 
 /// Reads records. Reuse it for several texts: allocating its buffers takes longer than reading most
 /// rows.
 #[derive(Debug)]
-pub(super) struct Records {
+pub(crate) struct Records {
     machine: Reader,
     bytes: Box<[u8]>,
     ends: Box<[usize]>,
@@ -28,7 +28,7 @@ pub(super) struct Records {
 }
 
 /// The next item of a text.
-pub(super) enum Next<'r> {
+pub(crate) enum Next<'r> {
     Record(Record<'r>),
     End,
     /// The rest of the text cannot be divided into records. The record at fault begins at `line`.
@@ -42,19 +42,19 @@ pub(super) enum Next<'r> {
 
 /// What is known about a record that exceeds [`MAX_ROW`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TooLong {
+pub(crate) struct TooLong {
     /// The line at which it begins.
-    pub(super) line: u64,
+    pub(crate) line: u64,
     /// The index of its largest column, and the size of that column in bytes.
-    pub(super) largest: (usize, usize),
+    pub(crate) largest: (usize, usize),
     /// Whether that column is inside quotes.
-    pub(super) in_quotes: bool,
+    pub(crate) in_quotes: bool,
 }
 
 /// One record: its columns one after another, and the end of each.
-pub(super) struct Record<'r> {
+pub(crate) struct Record<'r> {
     /// The line at which it begins, counted from 1.
-    pub(super) line: u64,
+    pub(crate) line: u64,
     bytes: &'r [u8],
     ends: &'r [usize],
     quotes: Quotes,
@@ -72,7 +72,7 @@ impl Default for Records {
 
 impl Records {
     /// Prepares to read from the beginning of another text, or of a row inside one.
-    pub(super) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.machine.reset();
         // The machine removes a byte order mark from its first input. The one at the beginning of a
         // file is already removed, and at the beginning of a row it is ordinary text. An empty line
@@ -83,7 +83,7 @@ impl Records {
     }
 
     /// Reads the next record. Consumes no input beyond it.
-    pub(super) fn next(&mut self, input: &mut impl BufRead) -> io::Result<Next<'_>> {
+    pub(crate) fn next(&mut self, input: &mut impl BufRead) -> io::Result<Next<'_>> {
         self.skip_blank_lines(input)?;
         let line = self.machine.line();
         let (mut bytes, mut columns) = (0, 0);
@@ -149,23 +149,23 @@ fn largest(ends: &[usize], bytes: usize) -> (usize, usize) {
 
 impl<'r> Record<'r> {
     /// The first misplaced quote, with the index of its column.
-    pub(super) fn misplaced_quote(&self) -> Option<(usize, QuoteError)> {
+    pub(crate) fn misplaced_quote(&self) -> Option<(usize, QuoteError)> {
         self.quotes.misplaced()
     }
 
     /// Number of columns.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
 
     /// The bytes of the column at `index`.
-    pub(super) fn bytes(&self, index: usize) -> Option<&'r [u8]> {
+    pub(crate) fn bytes(&self, index: usize) -> Option<&'r [u8]> {
         let end = *self.ends.get(index)?;
         self.bytes.get(start(self.ends, index)..end)
     }
 
     /// The column at `index`, if it is UTF-8.
-    pub(super) fn text(&self, index: usize) -> Option<&'r str> {
+    pub(crate) fn text(&self, index: usize) -> Option<&'r str> {
         str::from_utf8(self.bytes(index)?).ok()
     }
 
@@ -173,7 +173,7 @@ impl<'r> Record<'r> {
     ///
     /// # Errors
     /// If a column is not UTF-8.
-    pub(super) fn texts(&self) -> Result<Columns<'r>, NotUtf8> {
+    pub(crate) fn texts(&self) -> Result<Columns<'r>, NotUtf8> {
         // One pass over the whole record. A column must also end at a character boundary.
         match str::from_utf8(self.bytes) {
             Ok(text) if self.ends.iter().all(|&end| text.is_char_boundary(end)) => {
@@ -196,27 +196,27 @@ impl<'r> Record<'r> {
 
 /// A column that is not UTF-8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct NotUtf8 {
+pub(crate) struct NotUtf8 {
     /// The index of the column.
-    pub(super) column: usize,
+    pub(crate) column: usize,
     /// The index of the first byte in it that is not UTF-8.
-    pub(super) byte: usize,
+    pub(crate) byte: usize,
 }
 
 /// The texts of one record.
-pub(super) struct Columns<'r> {
+pub(crate) struct Columns<'r> {
     text: &'r str,
     ends: &'r [usize],
 }
 
 impl<'r> Columns<'r> {
     /// The column at `index`; empty beyond the last one.
-    pub(super) fn get(&self, index: usize) -> &'r str {
+    pub(crate) fn get(&self, index: usize) -> &'r str {
         let range = self.ends.get(index).map(|&end| start(self.ends, index)..end);
         range.and_then(|range| self.text.get(range)).unwrap_or_default()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &'r str> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'r str> {
         (0..self.ends.len()).map(|index| self.get(index))
     }
 }

@@ -1,15 +1,22 @@
-//! Parses the fields that hold one value: the digest, texts, the status and the metadata.
+//! Parses the values of fields: here digests, texts, statuses and metadata, and in the submodules
+//! lists and times.
 
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD};
 use serde_json::value::RawValue;
 
 use keyward_engine::record::{Digest, MAX_METADATA, Quoted, Status};
 
-use super::hash_form::{HashHint, recognise};
+pub(crate) mod cache;
+mod hash_hint;
+pub(crate) mod list;
+pub(crate) mod null;
+pub(crate) mod time;
+
+use hash_hint::{HashHint, recognise};
 
 /// Why a text is not the SHA-256 of a key. No message quotes the text, which may be the key itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HashError {
+pub(crate) enum HashError {
     #[error("key_hash is missing")]
     Missing,
     #[error(
@@ -27,7 +34,7 @@ pub(super) enum HashError {
 
 /// Parses a digest: 64 hex digits, with or without PostgreSQL's `\x`, or base64 in either alphabet,
 /// padded or not.
-pub(super) fn hash(text: &str) -> Result<Digest, HashError> {
+pub(crate) fn hash(text: &str) -> Result<Digest, HashError> {
     if text.is_empty() {
         return Err(HashError::Missing);
     }
@@ -45,7 +52,7 @@ pub(super) fn hash(text: &str) -> Result<Digest, HashError> {
 }
 
 /// Decodes a digest in one of the accepted forms.
-pub(super) fn decode_hash(text: &str) -> Option<Digest> {
+pub(crate) fn decode_hash(text: &str) -> Option<Digest> {
     let digits = text.strip_prefix("\\x").unwrap_or(text);
     match digits.len() {
         64 => const_hex::decode_to_array(digits).ok(),
@@ -65,7 +72,7 @@ fn decode_base64(text: &str) -> Option<Digest> {
 
 /// Why a text is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TextError {
+pub(crate) enum TextError {
     #[error("key_id is missing")]
     Missing,
     #[error("{length} bytes are too long, at most {max_length} are kept")]
@@ -75,12 +82,12 @@ pub(super) enum TextError {
 }
 
 /// A text of 1 to `max_length` bytes.
-pub(super) fn required(text: &str, max_length: usize) -> Result<&str, TextError> {
+pub(crate) fn required(text: &str, max_length: usize) -> Result<&str, TextError> {
     if text.is_empty() { Err(TextError::Missing) } else { optional(text, max_length) }
 }
 
 /// A text of at most `max_length` bytes without control characters, because terminals show it.
-pub(super) fn optional(text: &str, max_length: usize) -> Result<&str, TextError> {
+pub(crate) fn optional(text: &str, max_length: usize) -> Result<&str, TextError> {
     if text.len() > max_length {
         return Err(TextError::TooLong { length: text.len(), max_length });
     }
@@ -97,10 +104,10 @@ pub(super) fn optional(text: &str, max_length: usize) -> Result<&str, TextError>
 /// Why a text is not a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} is not a status; it is active, disabled or revoked", Quoted(.0))]
-pub(super) struct StatusError<'a>(&'a str);
+pub(crate) struct StatusError<'a>(&'a str);
 
 /// Parses `active`, `disabled` or `revoked`. An empty text is active.
-pub(super) fn status(text: &str) -> Result<Status, StatusError<'_>> {
+pub(crate) fn status(text: &str) -> Result<Status, StatusError<'_>> {
     match text {
         "active" | "" => Ok(Status::Active),
         "disabled" => Ok(Status::Disabled),
@@ -111,7 +118,7 @@ pub(super) fn status(text: &str) -> Result<Status, StatusError<'_>> {
 
 /// Why a text is not metadata. No message quotes the text, which may contain personal data.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum MetadataError {
+pub(crate) enum MetadataError {
     #[error("{0} bytes are too long, at most {MAX_METADATA} are kept")]
     TooLong(usize),
     #[error("it is not JSON: {0}")]
@@ -121,7 +128,7 @@ pub(super) enum MetadataError {
 }
 
 /// A JSON object as written, without space around it; or an empty text.
-pub(super) fn metadata(text: &str) -> Result<&str, MetadataError> {
+pub(crate) fn metadata(text: &str) -> Result<&str, MetadataError> {
     if text.is_empty() {
         return Ok(text);
     }

@@ -9,11 +9,11 @@ use ipnet::{IpNet, Ipv4Net};
 
 use keyward_engine::record::{MAX_SCOPE, Origin, OriginError, Quoted};
 
-use super::null::NullTexts;
+use crate::field::null::NullTexts;
 
 /// Why a text is not a list of valid items.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ListError {
+pub(crate) enum ListError {
     #[error("it has an empty item; separate items by one comma or by spaces")]
     EmptyItem,
     #[error(
@@ -42,7 +42,7 @@ pub(super) enum ListError {
 }
 
 /// Parses scopes, in the order written.
-pub(super) fn scopes(text: &str, nulls: &NullTexts) -> Result<Vec<Box<str>>, ListError> {
+pub(crate) fn scopes(text: &str, nulls: &NullTexts) -> Result<Vec<Box<str>>, ListError> {
     parse_list(text, nulls, parse_scope)
 }
 
@@ -60,7 +60,7 @@ fn parse_scope(text: &str) -> Result<Box<str>, ListError> {
 /// Parses networks. An address is a network of one address. An IPv4-mapped IPv6 network
 /// (`::ffff:192.0.2.7`) becomes an IPv4 network, so that addresses and networks are compared in the
 /// same form.
-pub(super) fn networks(text: &str, nulls: &NullTexts) -> Result<Vec<IpNet>, ListError> {
+pub(crate) fn networks(text: &str, nulls: &NullTexts) -> Result<Vec<IpNet>, ListError> {
     parse_list(text, nulls, parse_network)
 }
 
@@ -81,7 +81,7 @@ fn unmap(network: IpNet) -> IpNet {
 }
 
 /// Parses web origins and patterns of them.
-pub(super) fn origins(text: &str, nulls: &NullTexts) -> Result<Vec<Origin>, ListError> {
+pub(crate) fn origins(text: &str, nulls: &NullTexts) -> Result<Vec<Origin>, ListError> {
     parse_list(text, nulls, |item| Origin::parse(item).map_err(|error| ListError::Origin(item.into(), error)))
 }
 

@@ -1,7 +1,8 @@
-//! Hashes that protect nothing: of a text that can be guessed, or no hash of anything.
+//! Recognises digests of guessable keys, and values of `key_hash` that are probably not digests.
 //!
-//! A hash in an export is as hard to turn round as its key is to guess. Whose key is their id, a word or four digits has
-//! no key; and thirty-two bytes that are a text are more likely that text than a digest.
+//! A digest is only as hard to invert as its key is to guess. A key that equals its id, a word or a
+//! short number protects nothing. Thirty-two bytes that are printable text are more likely that
+//! text than a digest.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,13 +12,14 @@ use foldhash::quality::RandomState;
 use keyward_engine::key_format::hash;
 use keyward_engine::record::{Digest, KeyRecord};
 
-/// Fewer different bytes than this in a digest, and it is none: of the digests of random keys, one in 10^10 has so few.
+/// A value with fewer distinct bytes than this is not a digest: of the digests of random keys, one
+/// in 10^10 has so few.
 const MIN_DISTINCT: u32 = 16;
 
-/// Most digits of a number that is looked for. The digests of all of them are made in a few milliseconds.
+/// Most digits of the numbers that are tried. Computing their digests takes a few milliseconds.
 const MAX_DIGITS: u32 = 4;
 
-/// What is put in the place of a key by mistake, in tests, in templates, or by a program that has no key at hand.
+/// Common placeholders for keys in tests, templates and programs.
 const COMMON: [&str; 64] = [
     "0",
     "1",
@@ -85,17 +87,17 @@ const COMMON: [&str; 64] = [
     "xxx",
 ];
 
-/// Longer numbers that people count to.
-const COUNTED: [&str; 7] =
+/// Common longer numbers.
+const COMMON_NUMBERS: [&str; 7] =
     ["12345", "123456", "1234567", "12345678", "123456789", "1234567890", "0123456789"];
 
-/// Why a hash protects nothing.
+/// Why a digest protects nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Weakness {
     Empty,
     Newline,
     Common(Box<str>),
-    /// With the newline that `echo` adds.
+    /// A common text with the newline that `echo` appends.
     CommonLine(Box<str>),
     OwnKeyId,
     OwnOwner,
@@ -107,7 +109,7 @@ pub(super) enum Weakness {
 impl fmt::Display for Weakness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Empty => write!(f, "key_hash is the SHA-256 of nothing: was there a key?"),
+            Self::Empty => write!(f, "key_hash is the SHA-256 of an empty text: was there a key?"),
             Self::Newline => write!(f, "key_hash is the SHA-256 of an empty line: was there a key?"),
             Self::Common(text) => write!(f, "key_hash is the SHA-256 of {text:?}, which anyone would try"),
             Self::CommonLine(text) => {
@@ -134,19 +136,19 @@ impl fmt::Display for Weakness {
     }
 }
 
-/// The digests of what can be guessed.
-pub(super) struct Hashes {
+/// The digests of guessable texts.
+pub(super) struct WeakHashes {
     known: HashMap<Digest, Weakness, RandomState>,
-    /// The owner of the row before, and the digest of their name: rows of one owner are often together.
-    owner: (String, Digest),
+    /// The last owner and its digest: the rows of an owner are often adjacent.
+    last_owner: (String, Digest),
 }
 
-impl Hashes {
+impl WeakHashes {
     pub(super) fn new() -> Self {
         let digits = (1..=MAX_DIGITS).flat_map(|digits| {
             (0..10_u32.pow(digits)).map(move |number| format!("{number:0w$}", w = digits as usize))
         });
-        let texts = COMMON.into_iter().chain(COUNTED).map(str::to_owned).chain(digits);
+        let texts = COMMON.into_iter().chain(COMMON_NUMBERS).map(str::to_owned).chain(digits);
         let mut known = HashMap::default();
         known.insert(hash(b""), Weakness::Empty);
         known.insert(hash(b"\n"), Weakness::Newline);
@@ -154,9 +156,10 @@ impl Hashes {
             known.insert(hash(format!("{text}\n").as_bytes()), Weakness::CommonLine(text.as_str().into()));
             known.insert(hash(text.as_bytes()), Weakness::Common(text.into()));
         }
-        Self { known, owner: (String::new(), hash(b"")) }
+        Self { known, last_owner: (String::new(), hash(b"")) }
     }
 
+    /// The weakness of the digest of `record`, if it has one.
     pub(super) fn weakness(&mut self, record: &KeyRecord<'_>) -> Option<Weakness> {
         if let Some(known) = self.known.get(&record.hash) {
             return Some(known.clone());
@@ -164,23 +167,24 @@ impl Hashes {
         if record.hash == hash(record.key_id.as_bytes()) {
             return Some(Weakness::OwnKeyId);
         }
-        if self.owner.0 != record.owner {
-            self.owner = (record.owner.to_owned(), hash(record.owner.as_bytes()));
+        if self.last_owner.0 != record.owner {
+            self.last_owner = (record.owner.to_owned(), hash(record.owner.as_bytes()));
         }
-        if record.hash == self.owner.1 {
+        if record.hash == self.last_owner.1 {
             return Some(Weakness::OwnOwner);
         }
-        of_the_bytes(&record.hash)
+        weakness_of_bytes(&record.hash)
     }
 }
 
-/// What the bytes themselves say.
-fn of_the_bytes(digest: &Digest) -> Option<Weakness> {
-    let mut seen = [0_u64; 4];
-    digest.iter().for_each(|byte| seen[usize::from(byte >> 6)] |= 1 << (byte & 63));
+/// The weakness that the bytes show by themselves.
+fn weakness_of_bytes(digest: &Digest) -> Option<Weakness> {
+    // A bit for each value of a byte.
+    let mut distinct = [0_u64; 4];
+    digest.iter().for_each(|byte| distinct[usize::from(byte >> 6)] |= 1 << (byte & 63));
     let is_text = digest.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
-    match seen.iter().map(|word| word.count_ones()).sum() {
-        // Hex digits are few, and say more.
+    match distinct.iter().map(|word| word.count_ones()).sum() {
+        // Tested first: hex digits also have few distinct bytes.
         _ if digest.iter().all(u8::is_ascii_hexdigit) => Some(Weakness::HexText),
         _ if is_text => Some(Weakness::Text),
         distinct if distinct < MIN_DISTINCT => Some(Weakness::FewBytes(distinct)),

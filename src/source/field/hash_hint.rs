@@ -5,7 +5,7 @@
 
 /// What a text that is not a SHA-256 looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HashHint {
+pub(crate) enum HashHint {
     #[error(
         "this looks like {0}, which is salted, so that no key can be looked up by it; key_hash must be the plain SHA-256 of \
          the key. Keys that are kept as such have to be replaced, or hashed anew when they are next presented"
@@ -75,7 +75,7 @@ const DIGEST_NAMES: [(&str, &str); 12] = [
 const SEPARATORS: [&str; 6] = ["$", ":", "-", "=", "}", "("];
 
 /// Recognises `text`, if possible. `is_digest` tests for a SHA-256 in an accepted form.
-pub(super) fn recognise(text: &str, is_digest: impl Fn(&str) -> bool) -> Option<HashHint> {
+pub(crate) fn recognise(text: &str, is_digest: impl Fn(&str) -> bool) -> Option<HashHint> {
     let lower: String = text.chars().take(32).map(|c| c.to_ascii_lowercase()).collect();
     if let Some((_, name)) = SALTED_PREFIXES.into_iter().find(|(begin, _)| lower.starts_with(begin)) {
         return Some(HashHint::Salted(name));
@@ -129,7 +129,7 @@ fn recognise_length(text: &str) -> Option<HashHint> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::field;
+    use crate::field;
 
     #[test]
     fn common_mistakes_are_named() {

@@ -5,17 +5,21 @@ use std::sync::Arc;
 
 use keyward_engine::record::{Field, Quoted};
 
-use super::bad_row::{KeyTexts, parse_hash};
-use super::finding::{Column, Diagnostics, Location};
-use super::layout::{ColumnMapping, ColumnRole, FieldTexts};
-use super::records::{Columns, Next, NotUtf8, Record, Records, TooLong};
-use super::row::Rows;
-use super::scan::Scanner;
-use super::unknown::{MissingColumn, UnknownColumn};
-use super::{FramingError, MAX_ROW};
+mod quotes;
+pub(crate) mod records;
+pub(crate) mod scanner;
+
+use crate::bad_row::{KeyTexts, parse_hash};
+use crate::column_hint::{MissingColumn, UnknownColumn};
+use crate::column_mapping::{ColumnMapping, ColumnRole, FieldTexts};
+use crate::diagnostic::{Column, Diagnostics, Location};
+use crate::row::Rows;
+use crate::{FramingError, MAX_ROW};
+use records::{Columns, Next, NotUtf8, Record, Records, TooLong};
+use scanner::Scanner;
 
 /// Reads a CSV export into `rows`.
-pub(super) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut Rows<'_>) -> io::Result<()> {
+pub(crate) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut Rows<'_>) -> io::Result<()> {
     let mut records = Records::default();
     let header = match records.next(&mut input)? {
         Next::Record(record) => Header::parse(&record, mapping, rows.diagnostics),
@@ -40,7 +44,7 @@ pub(super) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut 
 }
 
 /// Reads the names of the columns, whatever they are; none if the first record is broken.
-pub(super) fn column_names(mut input: impl BufRead) -> io::Result<Vec<String>> {
+pub(crate) fn column_names(mut input: impl BufRead) -> io::Result<Vec<String>> {
     let mut records = Records::default();
     let names = match records.next(&mut input)? {
         Next::Record(record) => {
@@ -53,14 +57,14 @@ pub(super) fn column_names(mut input: impl BufRead) -> io::Result<Vec<String>> {
 
 /// The columns of a CSV export: their names, and the fields that they hold.
 #[derive(Debug)]
-pub(super) struct Header {
+pub(crate) struct Header {
     columns: Vec<(Arc<str>, Option<Field>)>,
 }
 
 impl Header {
     /// Reads the header at the beginning of a text. Returns it with its length in bytes, or `None`
     /// if it has a problem.
-    pub(super) fn read(text: &[u8], mapping: &ColumnMapping) -> Option<(Self, usize)> {
+    pub(crate) fn read(text: &[u8], mapping: &ColumnMapping) -> Option<(Self, usize)> {
         let (mut records, mut rest) = (Records::default(), text);
         let mut diagnostics = Diagnostics::new("");
         let header = match records.next(&mut rest).ok()? {
@@ -129,7 +133,7 @@ impl Header {
 
     /// Reads all rows of a chunk in memory. The numbers of rows stand in for their lines, which are
     /// unknown.
-    pub(super) fn read_chunk(
+    pub(crate) fn read_chunk(
         &self,
         text: &str,
         scanner: &mut Scanner,

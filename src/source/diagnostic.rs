@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use keyward_engine::record::Escaped;
 
-use super::bad_row::BadRows;
+use crate::bad_row::BadRows;
 
 /// Diagnostics retained in full: a screenful. The others are only counted.
 pub const MAX_DIAGNOSTICS: usize = 20;
@@ -156,8 +156,8 @@ pub struct Diagnostics {
     retained: Vec<Diagnostic>,
     /// The hash of the kind of each retained diagnostic.
     kinds: Vec<u64>,
-    pub(super) total: u64,
-    pub(super) bad_rows: Box<BadRows>,
+    pub(crate) total: u64,
+    pub(crate) bad_rows: Box<BadRows>,
 }
 
 impl Diagnostics {

@@ -33,7 +33,7 @@ impl NullTexts {
 
     /// Whether `text` is a null text, ignoring ASCII case and white space around it.
     #[inline]
-    pub(super) fn contains(&self, text: &str) -> bool {
+    pub(crate) fn contains(&self, text: &str) -> bool {
         let text = text.trim_ascii();
         !text.is_empty()
             && text.len() <= self.longest
@@ -45,7 +45,7 @@ impl NullTexts {
     /// # Errors
     /// If `text` is a null text, and the field is required or a restriction.
     #[inline]
-    pub(super) fn resolve<'t>(&self, field: Field, text: &'t str) -> Result<&'t str, NullError<'t>> {
+    pub(crate) fn resolve<'t>(&self, field: Field, text: &'t str) -> Result<&'t str, NullError<'t>> {
         if !self.contains(text) {
             Ok(text)
         } else if field.is_required() {
@@ -66,7 +66,7 @@ impl Default for NullTexts {
 
 /// Why a null text is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NullError<'a> {
+pub(crate) enum NullError<'a> {
     #[error("{} is missing: {} stands for no value (source.null_texts)", .0.name(), Quoted(.1))]
     Missing(Field, &'a str),
     #[error(

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use keyward_engine::record::{Field, FieldSet, Quoted};
 
-use super::null::NullTexts;
+use crate::field::null::NullTexts;
 
 /// The texts of one row, indexed by `Field as usize`. A text is empty if the row has no value.
-pub(super) type FieldTexts<'a> = [&'a str; Field::COUNT];
+pub(crate) type FieldTexts<'a> = [&'a str; Field::COUNT];
 
 /// The columns of an export. By [default](ColumnMapping::default), each field is in the column of
 /// its name.
@@ -76,7 +76,7 @@ pub enum ColumnMappingError {
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ColumnRole {
+pub(crate) enum ColumnRole {
     Field(Field),
     Ignored,
     Unknown,
@@ -123,7 +123,7 @@ impl ColumnMapping {
     }
 
     /// The texts that stand for no value.
-    pub(super) fn nulls(&self) -> &NullTexts {
+    pub(crate) fn nulls(&self) -> &NullTexts {
         &self.nulls
     }
 
@@ -141,7 +141,7 @@ impl ColumnMapping {
     }
 
     /// What the column called `name` holds.
-    pub(super) fn role(&self, name: &str) -> ColumnRole {
+    pub(crate) fn role(&self, name: &str) -> ColumnRole {
         let field =
             Field::ALL.into_iter().find(|&field| self.columns[field as usize].as_deref() == Some(name));
         match field {
@@ -154,12 +154,12 @@ impl ColumnMapping {
     }
 
     /// The name of the column of a field.
-    pub(super) fn column(&self, field: Field) -> Arc<str> {
+    pub(crate) fn column(&self, field: Field) -> Arc<str> {
         self.columns[field as usize].clone().unwrap_or_else(|| field.name().into())
     }
 
     /// Whether a header must have a column for `field`.
-    pub(super) fn expects(&self, field: Field) -> bool {
+    pub(crate) fn expects(&self, field: Field) -> bool {
         field.is_required() || self.mapped[field as usize] || self.required.contains(field)
     }
 

@@ -3,13 +3,13 @@
 //! A row of JSON Lines ends at a newline. So does a row of CSV, unless the newline is inside
 //! quotes, which only open at the beginning of a field. A chunk always begins with a row and is
 //! scanned from its beginning, so it is always known whether a quote opens or closes. A test
-//! compares the result with [`csv-core`](super::records).
+//! compares the result with [`csv-core`](crate::csv::records).
 
 use std::io::{self, Read};
 
 use memchr::{memchr, memrchr};
 
-use super::{BOM, Format};
+use crate::{BOM, Format};
 
 /// Maximum size of a chunk, in bytes. Several chunks and the records parsed from them fit into the
 /// cache of a core.
@@ -109,8 +109,8 @@ fn end_of_quotes(text: &[u8], mut at: usize) -> usize {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::records::{Next, Records};
     use super::*;
+    use crate::csv::records::{Next, Records};
 
     /// The ends of rows that end in a newline, as `csv-core` finds them.
     fn row_ends(text: &[u8]) -> Vec<usize> {

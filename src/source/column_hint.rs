@@ -48,7 +48,7 @@ const ALIASES: [(Field, &[&str]); Field::COUNT] = [
 
 /// A column is not a field of a key.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct UnknownColumn<'a>(pub(super) &'a str);
+pub(crate) struct UnknownColumn<'a>(pub(crate) &'a str);
 
 impl fmt::Display for UnknownColumn<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,10 +70,10 @@ impl fmt::Display for UnknownColumn<'_> {
 
 /// A header lacks a column.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct MissingColumn<'a> {
-    pub(super) field: Field,
+pub(crate) struct MissingColumn<'a> {
+    pub(crate) field: Field,
     /// The expected name of the column.
-    pub(super) column: &'a str,
+    pub(crate) column: &'a str,
 }
 
 impl fmt::Display for MissingColumn<'_> {

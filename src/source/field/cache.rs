@@ -18,20 +18,20 @@ const MAX_BYTES: usize = 8 << 20;
 
 /// A cache of one kind of list.
 #[derive(Debug)]
-pub(super) struct ListCache<T> {
+pub(crate) struct ListCache<T> {
     parsed: HashMap<Box<str>, Arc<[T]>, RandomState>,
     bytes: usize,
     empty: Arc<[T]>,
 }
 
 impl<T> ListCache<T> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { parsed: HashMap::default(), bytes: 0, empty: Arc::new([]) }
     }
 
     /// The result of `parse` for `text`, cached. An empty text is an empty list. Errors are not
     /// cached.
-    pub(super) fn get<E>(
+    pub(crate) fn get<E>(
         &mut self,
         text: &str,
         parse: impl FnOnce(&str) -> Result<Vec<T>, E>,
@@ -52,7 +52,7 @@ impl<T> ListCache<T> {
 
     /// As [`get`](Self::get), for a list that may be absent: an empty text is no list, which
     /// differs from an empty list.
-    pub(super) fn get_optional<E>(
+    pub(crate) fn get_optional<E>(
         &mut self,
         text: &str,
         parse: impl FnOnce(&str) -> Result<Vec<T>, E>,
@@ -66,11 +66,11 @@ const TIME_SLOTS: usize = 8;
 
 /// A direct-mapped cache of the last few times, as Unix seconds.
 #[derive(Debug, Default)]
-pub(super) struct TimeCache([(String, u32); TIME_SLOTS]);
+pub(crate) struct TimeCache([(String, u32); TIME_SLOTS]);
 
 impl TimeCache {
     /// The result of `parse` for `text`, cached. Errors and empty texts are not cached.
-    pub(super) fn get<'t, E>(
+    pub(crate) fn get<'t, E>(
         &mut self,
         text: &'t str,
         parse: impl FnOnce(&'t str) -> Result<u32, E>,

@@ -1,21 +1,21 @@
-//! Reads the chunks that a [`ChunkSplitter`](super::ChunkSplitter) cuts an export into, on any
+//! Reads the chunks that a [`ChunkSplitter`](crate::ChunkSplitter) cuts an export into, on any
 //! thread.
 //!
 //! A chunk with any problem is rejected without a reason. The caller then reads the whole export
-//! with [`read`](super::read), which produces the diagnostics. So the fast path needs neither line
+//! with [`read`](crate::read), which produces the diagnostics. So the fast path needs neither line
 //! numbers nor messages.
 
 use std::sync::Arc;
 
 use keyward_engine::record::KeyRecord;
 
-use super::csv::Header;
-use super::finding::Diagnostics;
-use super::layout::ColumnMapping;
-use super::null::NullTexts;
-use super::row::{Assembler, Rows};
-use super::scan::Scanner;
-use super::{Format, jsonl};
+use crate::column_mapping::ColumnMapping;
+use crate::csv::Header;
+use crate::csv::scanner::Scanner;
+use crate::diagnostic::Diagnostics;
+use crate::field::null::NullTexts;
+use crate::row::{Assembler, Rows};
+use crate::{Format, jsonl};
 
 /// Reads chunks of one export. Each thread has a clone, which has a cache of its own.
 #[derive(Debug)]

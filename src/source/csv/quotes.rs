@@ -19,7 +19,7 @@ enum State {
 
 /// A misplaced quote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum QuoteError {
+pub(crate) enum QuoteError {
     #[error(
         "the closing quote is followed by more text; a quote inside of a quoted field is written twice, as in \
          \"O\"\"Brien\" (RFC 4180)"
@@ -39,7 +39,7 @@ pub(super) enum QuoteError {
 
 /// Tracks the quotes of one row.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Quotes {
+pub(crate) struct Quotes {
     state: State,
     /// The index of the current column.
     column: usize,
@@ -51,22 +51,22 @@ pub(super) struct Quotes {
 
 impl Quotes {
     /// Starts at the beginning of a row.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { state: State::FieldStart, column: 0, last: 0, before_quote: 0, misplaced: None }
     }
 
     /// The first misplaced quote, with the index of its column.
-    pub(super) fn misplaced(&self) -> Option<(usize, QuoteError)> {
+    pub(crate) fn misplaced(&self) -> Option<(usize, QuoteError)> {
         self.misplaced
     }
 
     /// The index of the current column, if it is inside quotes.
-    pub(super) fn open_column(&self) -> Option<usize> {
+    pub(crate) fn open_column(&self) -> Option<usize> {
         (self.state == State::Quoted).then_some(self.column)
     }
 
     /// Consumes the next bytes of the row. The caller must not pass bytes beyond its end.
-    pub(super) fn consume(&mut self, bytes: &[u8]) {
+    pub(crate) fn consume(&mut self, bytes: &[u8]) {
         let mut bytes = bytes;
         while let Some(&byte) = bytes.first() {
             let run = self.consume_plain(bytes);
