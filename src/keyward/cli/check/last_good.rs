@@ -44,7 +44,7 @@ pub(super) fn compare(
     match recover(&config.server.state_dir, &source) {
         Ok(None) => {}
         Ok(Some(recovered)) => {
-            let usable = global_policy.map(|global_policy| recovered.usable_hashes(global_policy).current);
+            let usable = global_policy.map(|global_policy| recovered.retained_hashes(global_policy).current);
             let now = Clock::new().now().unix;
             // Hashes say nothing where the peppers are not known.
             let options = global_policy.map_or(CompareOptions { now, by_key_id: true }, |global_policy| {
@@ -61,6 +61,6 @@ pub(super) fn compare(
                 source_accepted: is_accepted(&config.server.state_dir, Acceptance::Source),
             });
         }
-        Err(unusable) => outcome.not_compared = Some(unusable.why),
+        Err(error) => outcome.not_compared = Some(error.to_string()),
     }
 }

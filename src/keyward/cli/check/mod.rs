@@ -172,8 +172,8 @@ impl Outcome {
     fn refused(self, failure: &reload::ReloadError) -> Self {
         // The diagnostics are reported one by one instead.
         Self {
-            diagnostics: failure.findings().map(Diagnostics::from),
-            error: failure.beside_findings(),
+            diagnostics: failure.diagnostics().map(Diagnostics::from),
+            error: failure.message_beside_diagnostics(),
             ..self
         }
     }
@@ -193,7 +193,7 @@ fn load(
     see: &mut dyn FnMut(u64, &KeyRecord<'_>),
 ) -> Result<LoadedSource, reload::ReloadError> {
     let seed = getrandom::u64().map_err(reload::ReloadError::Random)?;
-    source.load_seen(seed, see)
+    source.load_observed(seed, see)
 }
 
 /// What putting `new` in the place of the export `old` would do.

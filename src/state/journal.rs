@@ -1,13 +1,14 @@
-//! A file of JSON Lines that only grows, and what keeps every line of it whole.
+//! An append-only file of JSON Lines that never has a partial line.
 //!
-//! * A batch of lines is one write. A daemon that is killed in the middle leaves a torn last line behind, which the next
-//!   one cuts off when it opens the file; a write that fails is cut off at once. So what fails can be written again, and
-//!   nothing is in the file twice.
-//! * A file that would grow past its size is renamed to `name.1` (`.1` to `.2`, and so on), and a new one begun; the oldest
-//!   goes. Lines are never divided between files.
-//! * [`append`](Journal::append) makes lines visible to whoever follows the file; [`sync`](Journal::sync) makes them
-//!   survive a loss of power.
-//! * Somebody else may rotate the file as well: one that has been moved away or emptied is noticed before the next batch.
+//! * Several lines are appended with one write. A daemon that is killed during a write leaves a
+//!   torn last line, which the next one truncates when it opens the file. A failed write is
+//!   truncated at once. So the same lines can be written again, and no line is in the file twice.
+//! * A file that would exceed its maximum size is renamed to `name.1` (`.1` to `.2`, and so on),
+//!   and a new one is started; the oldest is deleted. Lines are never split between files.
+//! * [`append`](Journal::append) makes lines visible to readers of the file;
+//!   [`sync`](Journal::sync) makes them survive a loss of power.
+//! * Other programs may rotate the file as well: a file that was moved or emptied is noticed before
+//!   the next write.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -20,49 +21,49 @@ use tracing::warn;
 use super::disk::{self, File, sync_directory};
 use super::{FileError, failed};
 
-/// Bytes read at once in search of the last line.
+/// Bytes that are read at a time in search of the last line.
 const BLOCK: u64 = 64 * 1024;
 
-/// How large a file may become, and how many are kept.
+/// The maximum size of a file, and the number of old files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rotation {
-    /// Bytes after which a new file is begun. A batch that is larger has a file of its own.
+    /// Bytes after which a new file is started. A larger write has a file of its own.
     pub max_file_size: u64,
-    /// Old files that are kept beside the one being written; 0 keeps none.
+    /// Old files that are kept besides the current one.
     pub keep: u32,
 }
 
-/// A file that is written at its end.
+/// An append-only file.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     rotation: Rotation,
-    /// A write failed and could not be cut off: what is behind this length is nobody's.
+    /// Set after a failed write that could not be truncated: bytes after this length are invalid.
     torn_at: Option<u64>,
 }
 
-/// A journal, as it was found.
+/// The result of opening a journal.
 #[derive(Debug)]
 pub struct OpenedJournal {
     /// The journal.
     pub journal: Journal,
-    /// Its last line, without the newline: of the file being written, or else of the one before it.
+    /// The last line, without its newline, of the current file or else of the previous one.
     pub last_line: Option<Vec<u8>>,
 }
 
 impl Journal {
-    /// Opens the journal at `path`, and makes it if it is missing. What is behind its last whole line is cut off, with a
-    /// warning: a line ends in a newline and is JSON.
+    /// Opens the journal at `path`, and creates it if it is missing. Anything after the last
+    /// complete line is truncated, with a warning. A complete line is JSON and ends in a newline.
     ///
     /// # Errors
-    /// When the file cannot be opened, read or cut.
+    /// When the file cannot be opened, read or truncated.
     pub fn open(path: PathBuf, rotation: Rotation) -> Result<OpenedJournal, FileError> {
         let file = open_file(&path)?;
-        let length = length(&file).map_err(failed(&path, "look at it"))?;
+        let length = length(&file).map_err(failed(&path, "read its metadata"))?;
         let last = last_line(&file, length).map_err(failed(&path, "read its end"))?;
         if last.end < length {
-            file.set_len(last.end).map_err(failed(&path, "cut a torn line off"))?;
+            file.set_len(last.end).map_err(failed(&path, "truncate a torn line"))?;
             warn!(
                 file = %path.display(),
                 bytes = length - last.end,
@@ -74,15 +75,15 @@ impl Journal {
         Ok(OpenedJournal { journal: Self { path, file, rotation, torn_at: None }, last_line })
     }
 
-    /// Writes whole lines, each ended by a newline: all of them or, if it fails, none. They go into a new file if this one
-    /// would become too large.
+    /// Appends complete lines, each with a newline. If this fails, none of them is in the file. A
+    /// new file is started if this one would become too large.
     ///
     /// # Errors
-    /// When it cannot be written; the same lines can be given again.
+    /// When they cannot be written. The same lines can be appended again.
     pub fn append(&mut self, lines: &[u8]) -> Result<(), FileError> {
         debug_assert!(lines.is_empty() || lines.ends_with(b"\n"));
-        self.mend()?;
-        self.follow()?;
+        self.truncate_failed_write()?;
+        self.reopen_if_moved()?;
         let mut length = self.length()?;
         if length > 0 && length.saturating_add(lines.len() as u64) > self.rotation.max_file_size {
             self.rotate()?;
@@ -90,55 +91,56 @@ impl Journal {
         }
         self.file.write_all(lines).map_err(|error| {
             self.torn_at = Some(length);
-            // Where it cannot be cut off now, it is tried again before the next write.
-            let _later = self.mend();
+            // If this fails, it is retried before the next write.
+            let _ = self.truncate_failed_write();
             failed(&self.path, "write to it")(error)
         })
     }
 
-    /// Makes what has been appended survive a loss of power.
+    /// Makes all appended lines survive a loss of power.
     ///
     /// # Errors
-    /// When the system cannot say so. The lines are in the file and are not to be given again: who follows it has seen them.
+    /// When the sync fails. The lines are in the file and must not be appended again: readers may
+    /// have seen them.
     pub fn sync(&self) -> Result<(), FileError> {
         self.file.sync_data().map_err(failed(&self.path, "make it durable"))
     }
 
-    /// Where it is.
+    /// The path of the current file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     fn length(&self) -> Result<u64, FileError> {
-        length(&self.file).map_err(failed(&self.path, "look at it"))
+        length(&self.file).map_err(failed(&self.path, "read its metadata"))
     }
 
-    /// Cuts off what a failed write has left.
-    fn mend(&mut self) -> Result<(), FileError> {
+    /// Truncates the remains of a failed write.
+    fn truncate_failed_write(&mut self) -> Result<(), FileError> {
         if let Some(whole) = self.torn_at {
-            // Somebody may have emptied the file since.
+            // Another program may have emptied the file since.
             if self.length()? > whole {
-                self.file.set_len(whole).map_err(failed(&self.path, "cut a failed write off"))?;
+                self.file.set_len(whole).map_err(failed(&self.path, "truncate a failed write"))?;
             }
             self.torn_at = None;
         }
         Ok(())
     }
 
-    /// Opens the file again if the one that is open has been moved away or removed.
-    fn follow(&mut self) -> Result<(), FileError> {
-        let own = self.file.metadata().map_err(failed(&self.path, "look at it"))?;
-        let is_there = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino()));
-        if !is_there {
+    /// Opens a new file if the open one has been moved or removed.
+    fn reopen_if_moved(&mut self) -> Result<(), FileError> {
+        let own = self.file.metadata().map_err(failed(&self.path, "read its metadata"))?;
+        let is_in_place = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino()));
+        if !is_in_place {
             self.file = open_file(&self.path)?;
             sync_directory(&self.path).map_err(failed(&self.path, "make its name durable"))?;
         }
         Ok(())
     }
 
-    /// Moves the files up by one, and begins a new one. Where it was interrupted before, a number is free, and only the
-    /// files below it move: none is lost twice.
+    /// Renames all files to the next number, and starts a new one. After an interrupted rotation a
+    /// number is free, and only the files below it are renamed, so no further file is lost.
     fn rotate(&mut self) -> Result<(), FileError> {
         self.sync()?;
         let rename = |from: &Path, to: &Path| disk::rename(from, to).map_err(failed(from, "rotate it"));
@@ -157,7 +159,7 @@ impl Journal {
     }
 }
 
-/// An old file of a journal: 1 is the latest.
+/// The path of an old file; 1 is the latest.
 pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
@@ -172,10 +174,10 @@ fn length(file: &std::fs::File) -> io::Result<u64> {
     file.metadata().map(|metadata| metadata.len())
 }
 
-/// The last whole line of a file.
-struct Last {
+/// The last complete line of a file.
+struct LastLine {
     line: Option<Vec<u8>>,
-    /// Where it ends, its newline included: what is behind is torn.
+    /// The position after its newline. Anything after it is torn.
     end: u64,
 }
 
@@ -185,11 +187,11 @@ pub(super) fn last_line_of(path: &Path) -> Option<Vec<u8>> {
     last_line(&file, length).ok()?.line
 }
 
-/// Searches backwards for a line that ends in a newline and is JSON. A loss of power can leave holes of zeros behind, so
-/// that a newline alone says little.
-fn last_line(file: &std::fs::File, length: u64) -> io::Result<Last> {
+/// Searches backwards for a line that is JSON and ends in a newline. A newline alone is not enough:
+/// a loss of power can leave zeros before it.
+fn last_line(file: &std::fs::File, length: u64) -> io::Result<LastLine> {
     let Some(mut end) = newline_before(file, length)? else {
-        return Ok(Last { line: None, end: 0 });
+        return Ok(LastLine { line: None, end: 0 });
     };
     loop {
         let before = newline_before(file, end)?;
@@ -197,16 +199,16 @@ fn last_line(file: &std::fs::File, length: u64) -> io::Result<Last> {
         let mut line = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
         file.read_exact_at(&mut line, start)?;
         if serde_json::from_slice::<IgnoredAny>(&line).is_ok() {
-            return Ok(Last { line: Some(line), end: end + 1 });
+            return Ok(LastLine { line: Some(line), end: end + 1 });
         }
         match before {
             Some(newline) => end = newline,
-            None => return Ok(Last { line: None, end: 0 }),
+            None => return Ok(LastLine { line: None, end: 0 }),
         }
     }
 }
 
-/// Position of the last newline in the first `end` bytes.
+/// The position of the last newline in the first `end` bytes.
 fn newline_before(file: &std::fs::File, mut end: u64) -> io::Result<Option<u64>> {
     let mut block = Vec::new();
     while end > 0 {

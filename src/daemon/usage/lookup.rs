@@ -1,8 +1,9 @@
-//! Finding the records of entries that are seen for the first time in a snapshot: all the keys in use, when a daemon has started and
-//! after each reload, as fast as workers ask about them.
+//! Looks up the records of entries that are new in a snapshot. After a start and after each reload
+//! these are all the keys in use, at the rate at which workers verify them.
 //!
-//! It takes five places that no cache holds: the entry, its texts, a place in the look-up by key id, the record found there, and its
-//! key id. So a block's entries take each step together, and their cache misses overlap.
+//! A look-up reads five places that no cache holds: the entry, its texts, the hash table of key
+//! ids, the record, and the record's key id. So all entries of a block take each step together, and
+//! their cache misses overlap.
 
 use std::hash::BuildHasher;
 use std::hint::black_box;
@@ -15,9 +16,9 @@ use super::table::{BLOCK, ColdRecord, NOT_FOUND, Table};
 use keyward_engine::snapshot::Key;
 
 impl Table {
-    /// Fills in the `records` of the events' entries that are [`NOT_FOUND`], with one more than their number.
+    /// Fills in the `records` that are [`NOT_FOUND`], as one more than the record's number.
     #[cold]
-    pub(super) fn find(&mut self, view: usize, events: &[Event], records: &mut [u32; BLOCK]) {
+    pub(super) fn look_up(&mut self, view: usize, events: &[Event], records: &mut [u32; BLOCK]) {
         let snapshot = Arc::clone(&self.views[view].snapshot);
         let missing = || records.iter().zip(events).filter(|(record, _)| **record == NOT_FOUND);
         missing().for_each(|(_, event)| snapshot.prefetch_key(event.entry));
@@ -26,42 +27,43 @@ impl Table {
         keys.iter().for_each(|key| key.prefetch_texts());
         let hashes: ArrayVec<u64, BLOCK> =
             keys.iter().map(|key| self.hasher.hash_one(key.key_id())).collect();
-        let likely: ArrayVec<u32, BLOCK> = hashes.iter().filter_map(|hash| self.likely(*hash)).collect();
+        let likely: ArrayVec<u32, BLOCK> =
+            hashes.iter().filter_map(|hash| self.find_by_hash(*hash)).collect();
         let ids = likely.iter().filter_map(|record| Some(&*self.cold.get(*record as usize)?.key_id));
         black_box(ids.fold(0, |sum, id| sum ^ id.as_bytes().first().copied().unwrap_or(0)));
 
         for (key, hash) in keys.iter().zip(hashes) {
             let entry = key.id().number();
-            // Two events can be about one entry, and two entries have one key id.
+            // Two events can have the same entry, and two entries the same key id.
             if self.views[view].record(entry) == NOT_FOUND {
-                let record = self.record_of(hash, key.key_id(), key.owner());
+                let record = self.find_or_create(hash, key.key_id(), key.owner());
                 self.views[view].set(entry, record + 1);
             }
         }
-        // What is not found now is an entry beyond its snapshot, which cannot be.
+        // All records are known now: no event has an entry beyond its snapshot.
         for (record, event) in records.iter_mut().zip(events) {
             *record = self.views[view].record(event.entry);
         }
     }
 
     /// The record of a key id, if there is one.
-    pub(super) fn known(&self, hash: u64, key_id: &str) -> Option<u32> {
-        let is_it = |(other, record): &(u64, u32)| {
+    pub(super) fn find(&self, hash: u64, key_id: &str) -> Option<u32> {
+        let matches = |(other, record): &(u64, u32)| {
             *other == hash && self.cold.get(*record as usize).is_some_and(|cold| *cold.key_id == *key_id)
         };
-        self.by_id.find(hash, is_it).map(|(_, record)| *record)
+        self.by_id.find(hash, matches).map(|(_, record)| *record)
     }
 
-    /// The record that has most likely the key id of this hash.
-    fn likely(&self, hash: u64) -> Option<u32> {
+    /// The record that most likely has the key id with this hash.
+    fn find_by_hash(&self, hash: u64) -> Option<u32> {
         self.by_id.find(hash, |(other, _)| *other == hash).map(|(_, record)| *record)
     }
 
-    fn record_of(&mut self, hash: u64, key_id: &str, owner: &str) -> u32 {
+    fn find_or_create(&mut self, hash: u64, key_id: &str, owner: &str) -> u32 {
         if *self.owner != *owner {
             self.owner = owner.into();
         }
-        if let Some(record) = self.known(hash, key_id) {
+        if let Some(record) = self.find(hash, key_id) {
             let cold = &mut self.cold[record as usize];
             if *cold.owner != *owner {
                 cold.owner = Arc::clone(&self.owner);

@@ -1,70 +1,70 @@
-//! What operators ask about usage, and what they are told.
+//! Queries of operators and the reports that answer them.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Keys that are listed in one answer, at most: it is one line of JSON, for people and for scripts that look at the top.
-/// Who wants all of them reads usage.jsonl.
+/// Most keys in one report: it is one line of JSON, for people and for scripts that need the top
+/// keys. `usage.jsonl` has all of them.
 pub const MAX_LISTED: usize = 1000;
 
-/// Whose usage.
+/// Whose usage to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UsageQuery {
-    /// One key's.
+    /// One key, by its id.
     Key(String),
     /// All keys of an owner.
     Owner(String),
-    /// The keys that cost most, so many of them.
+    /// This many of the keys with the highest cost.
     Top(usize),
 }
 
-/// How often, and how much.
+/// Counts of requests and cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageCounts {
     /// Requests that were allowed and charged.
     pub allowed: u64,
-    /// Requests that were not, by verdict.
+    /// Requests that were denied, by verdict.
     pub denied: BTreeMap<String, u64>,
-    /// What was charged.
+    /// Cost charged.
     pub cost: u64,
-    /// What was given back.
+    /// Cost refunded.
     pub refunded: u64,
     /// Requests that a limit in shadow mode would have refused.
     pub shadow_limited: u64,
-    /// Requests that asked for the balance and were charged nothing.
+    /// Requests for the balance, which charge nothing.
     pub peeked: u64,
 }
 
-/// One key.
+/// The usage of one key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyUsage {
-    /// Its id.
+    /// The key's id.
     pub key_id: String,
-    /// Whose it is; empty: nobody's.
+    /// The key's owner; empty if it has none.
     pub owner: String,
-    /// What it used.
+    /// Its counts.
     #[serde(flatten)]
     pub counts: UsageCounts,
-    /// Unix second of the first request, allowed or not.
+    /// Unix second of the first request, allowed or denied.
     pub first_used: Option<u32>,
-    /// Of the last.
+    /// Unix second of the last request.
     pub last_used: Option<u32>,
 }
 
-/// An answer. All of it is since the daemon's start.
+/// The usage since the daemon's start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageReport {
-    /// The start, RFC 3339.
+    /// When the daemon started, RFC 3339.
     pub since: String,
-    /// When the question was answered, RFC 3339.
+    /// When the report was made, RFC 3339.
     pub as_of: String,
-    /// Keys that were asked for and used.
+    /// Keys that match the query and were used.
     pub matched: usize,
-    /// What these used together.
+    /// The sums over these keys.
     pub total: UsageCounts,
-    /// Requests with keys that are not in the source, by verdict; of all that the daemon was asked.
+    /// Requests with unknown keys, by verdict, independent of the query.
     pub unknown: BTreeMap<String, u64>,
-    /// The keys, those first that cost most; [`MAX_LISTED`] at most.
+    /// The keys, by descending cost; [`MAX_LISTED`] at most.
     pub keys: Vec<KeyUsage>,
 }

@@ -4,35 +4,37 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::audit::FileLocation;
-use crate::reload::guard::{Reasons, Refusal};
-use crate::reload::peppers::{KeySample, stranding};
-use crate::reload::room::MemoryError;
+use crate::reload::memory_limits::MemoryError;
+use crate::reload::pepper_in_use::PepperInUse;
+use crate::reload::refusal::{Refusal, RefusalList};
 use keyward_engine::snapshot::Diff;
 use keyward_source::{Column, Diagnostics};
 
-/// Why an export was not published. The snapshot before it goes on being served (promise 3).
+/// Why a source was not published. The previous snapshot stays in force (promise 3).
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// The file could not be read.
+    /// The file cannot be read.
     #[error("{}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
+        #[source]
         error: io::Error,
     },
-    /// Two sets of keys do not fit into memory at the same time.
+    /// Memory does not hold two sets of keys at the same time.
     #[error(
-        "{}: there is not enough memory for its keys beside those that are served: {shortage}. Raise that limit, or serve fewer keys",
+        "{}: there is not enough memory for its keys beside those that are served: {limit}. Raise that limit, or serve fewer keys",
         path.display()
     )]
     Memory {
         /// The file.
         path: PathBuf,
-        /// What is in the way.
-        shortage: MemoryError,
+        /// The limit in the way.
+        #[source]
+        limit: MemoryError,
     },
-    /// Not a file that can be read to an end.
+    /// The path does not lead to a regular file.
     #[error("{}: not a regular file", path.display())]
     NotAFile {
         /// The path.
@@ -49,98 +51,106 @@ pub enum ReloadError {
         /// The path.
         path: PathBuf,
     },
-    /// Somebody was writing it.
+    /// The file was written to during the reading.
     #[error("{}: the file changed while it was read; it is read again when it holds still. Write a new file and rename it over this one", path.display())]
     Changing {
         /// The file.
         path: PathBuf,
     },
-    /// Rows are wrong.
+    /// Rows or columns of the file are wrong.
     #[error("{0}")]
-    Findings(Diagnostics),
+    Diagnostics(Diagnostics),
     /// More rows are wrong than may be set aside.
-    #[error(
-        "{findings}\n{}",
-        too_many(findings, *max)
-    )]
+    #[error("{diagnostics}\n{}", too_many_bad_rows(diagnostics, *max))]
     TooManyBadRows {
-        /// What is wrong with them.
-        findings: Diagnostics,
-        /// How many may be.
+        /// What is wrong with the rows.
+        diagnostics: Diagnostics,
+        /// How many rows may be set aside.
         max: u32,
     },
-    /// A compiled file is not what it should be.
+    /// A compiled file cannot be decoded.
     #[error("{}: {error}", path.display())]
     Compiled {
         /// The file.
         path: PathBuf,
-        /// What it is instead.
+        /// What is wrong with it.
+        #[source]
         error: keyward_engine::snapshot::compiled::ReadError,
     },
-    /// No rows.
+    /// The file has no rows.
     #[error("{}: no keys in it. If that is meant, reload with --force (before a start: keyward state accept source)", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
     },
-    /// It would change access in a way that is more likely a mistake than meant.
-    #[error("{}: {}. If that is meant, reload with --force (before a start: keyward state accept source)", path.display(), Reasons(refusals))]
+    /// The guard refuses the changes of access: they are more likely a mistake than a decision.
+    #[error("{}: {}. If that is meant, reload with --force (before a start: keyward state accept source)", path.display(), RefusalList(refusals))]
     Guarded {
         /// The file.
         path: PathBuf,
         /// What it would change.
         diff: Box<Diff>,
-        /// What speaks against it.
+        /// Why the guard refuses it.
         refusals: Vec<Refusal>,
     },
-    /// A pepper is gone, and there are rows that were hashed with it, or may have been.
-    #[error("{}: {}", path.display(), stranding(*old, stranded, unknown))]
-    Stranded {
+    /// A pepper is gone that rows of the file are, or may be, hashed with.
+    #[error("{}: {keys}", path.display())]
+    PepperInUse {
         /// The file.
         path: PathBuf,
-        /// Keys being served.
-        old: usize,
-        /// Those of them that the file still lists with the same hash, and that need that pepper.
-        stranded: KeySample,
-        /// Those that it lists, and that may need it.
-        unknown: KeySample,
+        /// The keys that need the pepper.
+        keys: Box<PepperInUse>,
     },
-    /// More limits than there is room for.
+    /// The keys have more limits than there are buckets.
     #[error("{}: {error}", path.display())]
     TooManyBuckets {
         /// The file.
         path: PathBuf,
         /// How many.
+        #[source]
         error: keyward_engine::snapshot::TooManyBuckets,
     },
     /// The configuration, which is read again with the source, is wrong.
     #[error("{0}")]
     Configuration(String),
-    /// The system has no randomness to give.
+    /// The system provides no randomness.
     #[error("no random seed for the table: {0}")]
-    Random(getrandom::Error),
+    Random(#[source] getrandom::Error),
 }
 
 impl ReloadError {
-    /// Whether the same file may well be accepted the next time: what failed is not what is in it.
-    pub fn is_passing(&self) -> bool {
+    /// The error of reading `path`: [`Memory`](Self::Memory) if memory has run out, or else
+    /// [`Io`](Self::Io).
+    pub(super) fn from_io(path: &Path, error: io::Error) -> Self {
+        let path = path.to_path_buf();
+        if error.kind() == io::ErrorKind::OutOfMemory {
+            Self::Memory { path, limit: MemoryError::from_io(error) }
+        } else {
+            Self::Io { path, error }
+        }
+    }
+
+    /// Whether the same file may be accepted at the next attempt: the error is not about its
+    /// content.
+    pub fn is_transient(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Memory { .. } | Self::Changing { .. } | Self::Random(_))
     }
 
-    /// Why the configuration that was read with the source is not in force; `None` if it says what the one in force says. `is_other`:
-    /// it says anything else. This outlives the failure: the source may be mended, and read by the configuration in force.
-    pub fn of_configuration(&self, is_other: bool) -> Option<String> {
+    /// Why the configuration that was read with the source is not in force; `None` if it equals the
+    /// one in force, which `settings_differ` says. This outlives the error: the source may be
+    /// corrected and then read by the configuration in force.
+    pub fn config_error(&self, settings_differ: bool) -> Option<String> {
         match self {
-            Self::Configuration(_) | Self::Stranded { .. } => Some(self.to_string()),
-            failure => is_other.then(|| {
+            Self::Configuration(_) | Self::PepperInUse { .. } => Some(self.to_string()),
+            error => settings_differ.then(|| {
                 format!(
-                    "it was read with a source that was refused; keyward reload reads both again. What was wrong:\n{failure}"
+                    "it was read with a source that was refused; keyward reload reads both again. What was wrong:\n{error}"
                 )
             }),
         }
     }
 
-    /// What it is, in a word for programs.
+    /// A code for programs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Io { .. } => "unreadable",
@@ -148,23 +158,21 @@ impl ReloadError {
             Self::NotAFile { .. } => "not_a_file",
             Self::Unlinked { .. } => "unlinked",
             Self::Changing { .. } => "changing",
-            Self::Findings(_) => "findings",
+            Self::Diagnostics(_) => "findings",
             Self::TooManyBadRows { .. } => "bad_rows",
             Self::Compiled { .. } => "compiled",
             Self::Empty { .. } => "empty",
             Self::Guarded { refusals, .. } => refusals.first().map_or("guarded", Refusal::kind),
-            Self::Stranded { .. } => "pepper",
+            Self::PepperInUse { .. } => "pepper",
             Self::TooManyBuckets { .. } => "too_many_limits",
             Self::Configuration(_) => "configuration",
             Self::Random(_) => "no_randomness",
         }
     }
 
-    /// Where it is: numbers only. A column's name and a finding's message are texts of the export, and what looks like a
-    /// header may be a row of keys.
-    pub fn place(&self) -> Option<FileLocation> {
-        let of =
-            |path: &Path| Some(FileLocation { file: path.display().to_string(), line: None, column: None });
+    /// The location of the error, for the audit trail: numbers only. Column names and messages are
+    /// text of the export, and what looks like a header may be a row of keys.
+    pub fn location(&self) -> Option<FileLocation> {
         match self {
             Self::Io { path, .. }
             | Self::Memory { path, .. }
@@ -174,10 +182,12 @@ impl ReloadError {
             | Self::Empty { path }
             | Self::Compiled { path, .. }
             | Self::Guarded { path, .. }
-            | Self::Stranded { path, .. }
-            | Self::TooManyBuckets { path, .. } => of(path),
-            Self::Findings(findings) | Self::TooManyBadRows { findings, .. } => {
-                let first = findings.retained().first();
+            | Self::PepperInUse { path, .. }
+            | Self::TooManyBuckets { path, .. } => {
+                Some(FileLocation { file: path.display().to_string(), line: None, column: None })
+            }
+            Self::Diagnostics(diagnostics) | Self::TooManyBadRows { diagnostics, .. } => {
+                let first = diagnostics.retained().first();
                 let column = first.and_then(|first| match first.location.column() {
                     Some(Column::Numbered { number, .. }) | Some(Column::Byte(number)) => {
                         u64::try_from(*number).ok()
@@ -185,13 +195,13 @@ impl ReloadError {
                     Some(Column::Named(_) | Column::Unknown(_)) | None => None,
                 });
                 let line = first.and_then(|first| first.location.line());
-                Some(FileLocation { file: findings.source().to_owned(), line, column })
+                Some(FileLocation { file: diagnostics.source().to_owned(), line, column })
             }
             Self::Configuration(_) | Self::Random(_) => None,
         }
     }
 
-    /// What it would change, where the guard has weighed that.
+    /// What the source would have changed, if the guard has evaluated it.
     pub fn diff(&self) -> Option<&Diff> {
         match self {
             Self::Guarded { diff, .. } => Some(diff),
@@ -199,25 +209,25 @@ impl ReloadError {
         }
     }
 
-    /// What there is to be said beside the findings.
-    pub fn beside_findings(&self) -> Option<String> {
+    /// The message without the diagnostics; `None` if there is nothing else to say.
+    pub fn message_beside_diagnostics(&self) -> Option<String> {
         match self {
-            Self::Findings(_) => None,
-            Self::TooManyBadRows { findings, max } => Some(too_many(findings, *max)),
-            failure => Some(failure.to_string()),
+            Self::Diagnostics(_) => None,
+            Self::TooManyBadRows { diagnostics, max } => Some(too_many_bad_rows(diagnostics, *max)),
+            error => Some(error.to_string()),
         }
     }
 
-    /// What is wrong with its rows.
-    pub fn findings(&self) -> Option<&Diagnostics> {
+    /// What is wrong with the rows of the source.
+    pub fn diagnostics(&self) -> Option<&Diagnostics> {
         match self {
-            Self::Findings(findings) | Self::TooManyBadRows { findings, .. } => Some(findings),
+            Self::Diagnostics(diagnostics) | Self::TooManyBadRows { diagnostics, .. } => Some(diagnostics),
             _ => None,
         }
     }
 }
 
-fn too_many(findings: &Diagnostics, max: u32) -> String {
-    let (source, rows) = (findings.source(), findings.bad_row_count());
+fn too_many_bad_rows(diagnostics: &Diagnostics, max: u32) -> String {
+    let (source, rows) = (diagnostics.source(), diagnostics.bad_row_count());
     format!("{source}: {rows} rows cannot be understood, and source.max_bad_rows lets {max} be set aside")
 }

@@ -1,8 +1,8 @@
-//! The usage thread: merges logs as they come, writes at intervals, answers questions.
+//! The usage thread: merges logs as they arrive, writes usage at intervals, and answers queries.
 //!
-//! Before it writes or answers, all workers are told to flush what they have (a *round*), so that an answer is as of
-//! the moment of the question. It never waits for anything but its queue: a write is a walk over the records in short steps,
-//! one between any two messages, and the disk is another thread's.
+//! Before a write or a report, all workers flush their logs (a *round*), so a report is as of the
+//! moment of its query. The thread waits for nothing but its queue: a write is a walk over the
+//! records in short steps, interleaved with messages, and the writer thread waits for the disk.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -11,69 +11,72 @@ use tokio::sync::{oneshot, watch};
 use tracing::error;
 
 use super::Message;
-use super::answer::{UsageQuery, UsageReport};
-use super::log::{Batch, Event, Unknown};
+use super::log::{Event, FlushedLog, UnknownKeys};
+use super::report::{UsageQuery, UsageReport};
 use super::table::{Table, Walk};
-use super::write::{Interval, Writer};
+use super::writer::{Interval, Writer};
 use crate::clock::Timestamp;
+use keyward_state::FileError;
 
-/// How long a round waits for workers. One that is stopped by a debugger must not stop the answers.
-const ROUND: Duration = Duration::from_secs(1);
+/// How long a round waits for workers. A worker that a debugger has stopped must not stop reports.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Records looked at in one step, so that logs do not have to wait long.
-const STEP: usize = 16 * 1024;
+/// Records visited in one step, so that logs do not wait long.
+const STEP_RECORDS: usize = 16 * 1024;
 
-/// How long a write that failed waits to be tried again, at most.
+/// The longest delay before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long to wait where nothing is due.
+/// How long to wait if nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Everything that the thread has.
+/// The state of the usage thread.
 pub(super) struct Collector {
     table: Table,
     interval: Duration,
     writer: Option<Writer>,
     rounds: watch::Sender<u64>,
     workers: Vec<Worker>,
-    waiting: Vec<Waiting>,
-    write: Write,
+    pending_rounds: Vec<PendingRound>,
+    write: WriteProgress,
     since: Timestamp,
     next_write: Instant,
+    /// Requests to stop, not yet answered.
     stopping: Vec<oneshot::Sender<()>>,
 }
 
-/// What is known of a worker.
+/// What a worker has reported.
 struct Worker {
+    /// Returns empty logs to the worker.
     spares: SyncSender<Vec<Event>>,
-    /// The latest round that it has heard of.
+    /// The latest round that it has flushed for.
     round: u64,
-    /// The oldest snapshot that it may use.
+    /// The generation of the oldest snapshot that it may use.
     generation: u64,
 }
 
-/// Who waits for a round to be over.
-struct Waiting {
+/// What to do when a round is over.
+struct PendingRound {
     round: u64,
     deadline: Instant,
-    work: Work,
+    action: RoundAction,
 }
 
-enum Work {
-    Answer { question: UsageQuery, reply: oneshot::Sender<UsageReport> },
+enum RoundAction {
+    Report { query: UsageQuery, reply: oneshot::Sender<UsageReport> },
     Write,
 }
 
-/// How far a write is.
-struct Write {
-    /// Where the interval that is written next begins.
+/// The progress of a write.
+struct WriteProgress {
+    /// The beginning of the next interval.
     from: Timestamp,
     walk: Option<(Walk, Interval)>,
-    /// Some of the interval's lines have been written, and are not durable yet.
+    /// Whether some of the interval's lines have been written and are not durable yet.
     is_begun: bool,
-    /// The writer has a chunk.
+    /// Whether the writer has a chunk.
     is_busy: bool,
-    /// A chunk that could not be written, and when to try again.
+    /// A chunk that could not be written, and when to retry.
     failed: Option<(Vec<u8>, Instant)>,
     /// An empty buffer.
     spare: Vec<u8>,
@@ -94,8 +97,8 @@ impl Collector {
             writer,
             rounds,
             workers,
-            waiting: Vec::new(),
-            write: Write {
+            pending_rounds: Vec::new(),
+            write: WriteProgress {
                 from: since,
                 walk: None,
                 is_begun: false,
@@ -109,35 +112,35 @@ impl Collector {
         }
     }
 
-    /// Runs until nobody can say anything any more.
+    /// Runs until all senders of messages are gone.
     pub(super) fn run(mut self, messages: &Receiver<Message>) {
         loop {
             match messages.recv_timeout(self.idle_for(Instant::now())) {
-                Ok(message) => self.take(message),
+                Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            self.work(Instant::now());
+            self.advance(Instant::now());
         }
     }
 
-    /// How long nothing is to be done unless a message comes.
+    /// How long to wait for a message before something else is due.
     fn idle_for(&self, now: Instant) -> Duration {
         if self.can_step() {
             return Duration::ZERO;
         }
         let retry = self.write.failed.as_ref().map(|(_, at)| *at);
         let write = (!self.is_writing()).then_some(self.next_write);
-        let rounds = self.waiting.iter().map(|waiting| waiting.deadline);
+        let rounds = self.pending_rounds.iter().map(|pending| pending.deadline);
         let next = rounds.chain(retry).chain(write).min();
         next.map_or(IDLE, |next| next.saturating_duration_since(now))
     }
 
-    fn take(&mut self, message: Message) {
+    fn handle(&mut self, message: Message) {
         match message {
-            Message::Batch(mut batch) => {
-                self.table.merge(&mut batch);
-                self.give_back(batch);
+            Message::Log(mut log) => {
+                self.table.merge(&mut log);
+                self.return_buffer(log);
             }
             Message::Flushed { worker, round, generation } => {
                 if let Some(worker) = self.workers.get_mut(worker) {
@@ -147,99 +150,102 @@ impl Collector {
                 let oldest = self.workers.iter().map(|worker| worker.generation).min();
                 self.table.release_views_before(oldest.unwrap_or(0));
             }
-            Message::Ask { question, reply } => self.after_round(Work::Answer { question, reply }),
-            Message::Written { lines, result } => self.written(lines, result),
+            Message::Query { query, reply } => self.after_round(RoundAction::Report { query, reply }),
+            Message::Written { lines, result } => self.on_written(lines, result),
             Message::Stop { reply } => {
                 self.stopping.push(reply);
-                self.after_round(Work::Write);
+                self.after_round(RoundAction::Write);
             }
         }
     }
 
-    fn give_back(&self, batch: Batch) {
-        if let Some(worker) = self.workers.get(batch.worker)
-            && batch.events.capacity() > 0
+    fn return_buffer(&self, log: FlushedLog) {
+        if let Some(worker) = self.workers.get(log.worker)
+            && log.events.capacity() > 0
         {
-            // It has enough.
-            let _freed = worker.spares.try_send(batch.events);
+            // A worker with enough spares does not take it.
+            let _ = worker.spares.try_send(log.events);
         }
     }
 
-    /// Has all workers flush what they have, and then does `work`.
-    fn after_round(&mut self, work: Work) {
+    /// Requests that all workers flush their logs, and does `action` when they have.
+    fn after_round(&mut self, action: RoundAction) {
         let mut round = 0;
         self.rounds.send_modify(|number| {
             *number += 1;
             round = *number;
         });
-        self.waiting.push(Waiting { round, deadline: Instant::now() + ROUND, work });
+        self.pending_rounds.push(PendingRound { round, deadline: Instant::now() + ROUND_TIMEOUT, action });
     }
 
-    fn work(&mut self, now: Instant) {
+    /// Does everything that is due.
+    fn advance(&mut self, now: Instant) {
         let due = now >= self.next_write && !self.is_writing();
         if due {
             self.next_write = now + self.interval;
-            self.after_round(Work::Write);
+            self.after_round(RoundAction::Write);
         }
-        let heard = self.workers.iter().map(|worker| worker.round).min().unwrap_or(u64::MAX);
-        let is_over = |waiting: &mut Waiting| waiting.round <= heard || waiting.deadline <= now;
-        let over: Vec<Waiting> = self.waiting.extract_if(.., is_over).collect();
-        for Waiting { work, .. } in over {
-            match work {
-                Work::Answer { question, reply } => drop(reply.send(self.answer(&question))),
-                Work::Write => self.begin(),
+        let flushed = self.workers.iter().map(|worker| worker.round).min().unwrap_or(u64::MAX);
+        let is_over = |pending: &mut PendingRound| pending.round <= flushed || pending.deadline <= now;
+        let over: Vec<PendingRound> = self.pending_rounds.extract_if(.., is_over).collect();
+        for PendingRound { action, .. } in over {
+            match action {
+                RoundAction::Report { query, reply } => drop(reply.send(self.report(&query))),
+                RoundAction::Write => self.begin_write(),
             }
         }
         if self.can_step() {
-            self.step();
+            self.step_write();
         } else if self.write.failed.as_ref().is_some_and(|(_, at)| *at <= now || !self.stopping.is_empty()) {
-            self.retry();
+            self.retry_write();
         }
-        let has_written = self.write.walk.is_none() && !self.write.is_busy && !self.is_waiting_to_write();
+        let has_written = self.write.walk.is_none() && !self.write.is_busy && !self.is_write_pending();
         if !self.stopping.is_empty() && has_written {
-            self.say_stopped();
+            self.notify_stopped();
         }
     }
 
-    fn say_stopped(&mut self) {
+    fn notify_stopped(&mut self) {
         for reply in self.stopping.drain(..) {
-            let _gave_up = reply.send(());
+            // The receiver may have timed out.
+            let _ = reply.send(());
         }
     }
 
-    fn is_waiting_to_write(&self) -> bool {
-        self.waiting.iter().any(|waiting| matches!(waiting.work, Work::Write))
+    fn is_write_pending(&self) -> bool {
+        self.pending_rounds.iter().any(|pending| matches!(pending.action, RoundAction::Write))
     }
 
     fn is_writing(&self) -> bool {
         self.write.walk.is_some()
             || self.write.is_busy
             || self.write.failed.is_some()
-            || self.is_waiting_to_write()
+            || self.is_write_pending()
     }
 
     fn can_step(&self) -> bool {
         self.write.walk.is_some() && !self.write.is_busy && self.write.failed.is_none()
     }
 
-    /// Begins a write. One that has begun already goes on, and what came since is in the next.
-    fn begin(&mut self) {
+    /// Begins a write. If one is in progress, it goes on, and later usage is in the next.
+    fn begin_write(&mut self) {
         if self.write.walk.is_none() {
             let to = Timestamp::now();
             let interval = Interval::new(self.write.from, to);
             self.write.from = to;
             self.write.walk = Some((self.table.walk(), interval));
         } else if !self.stopping.is_empty() {
-            self.waiting.push(Waiting { round: 0, deadline: Instant::now(), work: Work::Write });
+            let deadline = Instant::now();
+            self.pending_rounds.push(PendingRound { round: 0, deadline, action: RoundAction::Write });
         }
     }
 
-    /// A step of a write: makes lines until there is a chunk or the step is over.
-    fn step(&mut self) {
+    /// One step of a write: encodes lines until a chunk is full or the step is over.
+    fn step_write(&mut self) {
         let Some((mut walk, interval)) = self.write.walk.take() else { return };
         let Some(writer) = &mut self.writer else {
-            // Without a file there is nothing to be made, but intervals end all the same.
-            let is_done = self.table.step(&mut walk, STEP, |_| true);
+            // Without a file there are no lines, but intervals end all the same.
+            let is_done = self.table.step(&mut walk, STEP_RECORDS, |_| true);
             if is_done {
                 self.table.take_unknown();
             } else {
@@ -248,17 +254,17 @@ impl Collector {
             return;
         };
         let mut lines = std::mem::take(&mut self.write.spare);
-        let is_done = self.table.step(&mut walk, STEP, |delta| {
+        let is_done = self.table.step(&mut walk, STEP_RECORDS, |delta| {
             writer.add(&mut lines, &interval, &delta);
-            lines.len() < writer.chunk()
+            lines.len() < writer.chunk_bytes()
         });
         if is_done {
             let unknown = self.table.take_unknown();
-            if unknown != Unknown::default() {
+            if unknown != UnknownKeys::default() {
                 writer.add_unknown(&mut lines, &interval, unknown);
             }
         }
-        // An interval is made durable at its end. Its last step may have nothing to add.
+        // An interval becomes durable with its last chunk, which may be empty.
         if lines.is_empty() && !(is_done && self.write.is_begun) {
             self.write.spare = lines;
         } else {
@@ -271,7 +277,7 @@ impl Collector {
         }
     }
 
-    fn written(&mut self, mut lines: Vec<u8>, result: Result<(), keyward_state::FileError>) {
+    fn on_written(&mut self, mut lines: Vec<u8>, result: Result<(), FileError>) {
         self.write.is_busy = false;
         match result {
             Ok(()) => {
@@ -285,27 +291,28 @@ impl Collector {
                     error!(%error, lines = lost, "usage that could not be written is lost, and what was counted since");
                 }
                 self.write.failed = Some((lines, Instant::now() + RETRY.min(self.interval)));
-                self.say_stopped();
+                self.notify_stopped();
             }
         }
     }
 
-    /// Tries the same lines again: they have their numbers, and somebody may have seen a part of them.
-    fn retry(&mut self) {
+    /// Writes the same lines again: they have their numbers, and a reader may have seen a part of
+    /// them.
+    fn retry_write(&mut self) {
         if self.write.is_busy {
             return;
         }
         if let (Some(writer), Some((lines, at))) = (&self.writer, &mut self.write.failed) {
             writer.write(std::mem::take(lines), true);
-            // It stays marked as failed until it is written.
+            // It counts as failed until it is written.
             *at = Instant::now() + IDLE;
             self.write.is_busy = true;
         }
     }
 
-    fn answer(&self, question: &UsageQuery) -> UsageReport {
-        let (matched, total, keys) = self.table.answer(question);
-        let Unknown { unknown_key, malformed_key } = self.table.all_unknown();
+    fn report(&self, query: &UsageQuery) -> UsageReport {
+        let (matched, total, keys) = self.table.query(query);
+        let UnknownKeys { unknown_key, malformed_key } = self.table.all_unknown();
         let unknown = [("UNKNOWN_KEY", unknown_key), ("MALFORMED_KEY", malformed_key)];
         UsageReport {
             since: self.since.to_string(),

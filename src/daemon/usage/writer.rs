@@ -1,16 +1,17 @@
-//! `usage.jsonl`: its lines, and the thread that writes them.
+//! The lines of `usage.jsonl`, and the thread that writes them.
 //!
-//! A line is what one key used between two moments; one more is for keys that are not known. `seq` goes up by one from line
-//! to line, over rotations and restarts, and a line that has a number never changes: where a write fails, the same bytes
-//! are tried again. So whoever has read up to a number goes on with the next one, and adds nothing twice.
+//! A line has the usage of one key in one interval; one more line is for unknown keys. `seq`
+//! increases by one from line to line, across rotations and restarts. A line with a number never
+//! changes: if a write fails, the same bytes are written again. So a reader that has processed a
+//! number continues with the next one, and counts nothing twice.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use serde::{Deserialize, Serialize};
 
 use super::Message;
-use super::answer::UsageCounts;
-use super::log::Unknown;
+use super::log::UnknownKeys;
+use super::report::UsageCounts;
 use super::table::{Delta, used};
 use crate::clock::Timestamp;
 use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
@@ -18,28 +19,28 @@ use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 /// The name of the file.
 pub(super) const FILE: &str = "usage.jsonl";
 
-/// Bytes of lines in one write, at most: some 4,000 lines, which take a few milliseconds to make.
-const CHUNK: usize = 1 << 20;
+/// Most bytes in one write: some 4,000 lines, which take a few milliseconds to encode.
+const CHUNK_BYTES: usize = 1 << 20;
 
-/// Room for the line that makes a chunk full.
-const LINE: usize = 1 << 10;
+/// Room for the line that completes a chunk.
+const LINE_BYTES: usize = 1 << 10;
 
 /// Lines on their way to the writer.
 struct Chunk {
     lines: Vec<u8>,
-    /// Whether they are the last of their interval, to be made durable with those before.
+    /// Whether they are the last of their interval, which is synced then.
     is_last: bool,
 }
 
 /// The usage thread's side of the writer.
 pub(super) struct Writer {
     chunks: SyncSender<Chunk>,
-    /// Of the last line that was made.
+    /// The number of the last line.
     seq: u64,
-    chunk: usize,
+    chunk_bytes: usize,
 }
 
-/// The time that lines are about.
+/// The interval of the usage in a line.
 #[derive(Clone)]
 pub(super) struct Interval {
     from: String,
@@ -96,7 +97,7 @@ impl Interval {
 }
 
 impl Writer {
-    /// Goes on with the file in `directory`. What becomes of each chunk is said to `queue`.
+    /// Continues the file in `directory`. The result of each chunk is sent to `queue`.
     ///
     /// # Errors
     /// When the file cannot be opened or the system has no thread left.
@@ -119,24 +120,24 @@ impl Writer {
             }
         };
         let started = std::thread::Builder::new().name("usage-writer".into()).spawn(write);
-        started.map_err(|error| FileError { path, what: "start the thread that writes to it", error })?;
-        let chunk = CHUNK.min(usize::try_from(files.max_file_size).unwrap_or(CHUNK)).saturating_sub(LINE);
-        Ok(Self { chunks, seq, chunk })
+        started.map_err(|error| FileError { path, action: "start the thread that writes to it", error })?;
+        let max_bytes = usize::try_from(files.max_file_size).unwrap_or(CHUNK_BYTES);
+        let chunk_bytes = CHUNK_BYTES.min(max_bytes).saturating_sub(LINE_BYTES);
+        Ok(Self { chunks, seq, chunk_bytes })
     }
 
-    /// How many bytes of lines are enough: they fit in a file.
-    pub(super) fn chunk(&self) -> usize {
-        self.chunk
+    /// The size from which on a chunk is complete. It fits into a file.
+    pub(super) fn chunk_bytes(&self) -> usize {
+        self.chunk_bytes
     }
 
-    /// Has the writer write. It has room for one chunk, and is not to be given another before it has said what became of
-    /// it.
+    /// Sends a chunk to the writer. It accepts the next one after it has reported the result.
     pub(super) fn write(&self, lines: Vec<u8>, is_last: bool) {
-        // Its thread lives as long as this.
-        let _never_closed = self.chunks.send(Chunk { lines, is_last });
+        // Cannot fail: the thread lives as long as this handle.
+        let _ = self.chunks.send(Chunk { lines, is_last });
     }
 
-    /// Adds a key's line.
+    /// Adds the line of a key.
     pub(super) fn add(&mut self, lines: &mut Vec<u8>, interval: &Interval, delta: &Delta<'_>) {
         let line = KeyLine {
             seq: self.seq + 1,
@@ -151,8 +152,8 @@ impl Writer {
     }
 
     /// Adds the line of unknown keys.
-    pub(super) fn add_unknown(&mut self, lines: &mut Vec<u8>, interval: &Interval, unknown: Unknown) {
-        let Unknown { unknown_key, malformed_key } = unknown;
+    pub(super) fn add_unknown(&mut self, lines: &mut Vec<u8>, interval: &Interval, unknown: UnknownKeys) {
+        let UnknownKeys { unknown_key, malformed_key } = unknown;
         let unknown = UnknownCounts { unknown_key, malformed_key };
         let line = UnknownLine { seq: self.seq + 1, interval: interval.between(), unknown };
         self.add_line(lines, &line);
@@ -165,7 +166,7 @@ impl Writer {
                 lines.push(b'\n');
                 self.seq += 1;
             }
-            // Numbers and texts: it cannot fail, but if it does, not by half a line.
+            // Numbers and text always encode. If not, no half line must remain.
             Err(_) => lines.truncate(before),
         }
     }
@@ -178,8 +179,8 @@ fn write(
     is_last: bool,
 ) -> Result<(), FileError> {
     journal.append(lines).inspect_err(|error| health.failed(FILE, error))?;
-    // Lines that cannot be synced are in the file, and a program that follows it has seen them: to write them again would
-    // be to count twice. The next sync takes them along.
+    // Lines that cannot be synced are in the file, and a program that follows it may have read
+    // them. Writing them again would count them twice. The next sync includes them.
     match if is_last { journal.sync() } else { Ok(()) } {
         Ok(()) => health.written(FILE),
         Err(error) => health.failed(FILE, &error),

@@ -1,13 +1,13 @@
-//! A journal whose disk can be full or read-only at the start.
+//! A journal for disks that may be full or read-only at the start.
 
 use std::io;
 use std::path::PathBuf;
 
-use super::lines::{Journal, OpenedJournal, Rotation, last_line_of, numbered};
+use super::journal::{Journal, OpenedJournal, Rotation, last_line_of, numbered};
 use super::{FileError, StateDir};
 
-/// A [`Journal`] that is opened at the first write where a read-only or full disk prevents it at the start. A daemon that is
-/// started again on such a disk serves on without what it cannot write.
+/// A [`Journal`] that is opened at the first write if the disk is full or read-only at the start.
+/// So a daemon can start and serve on such a disk.
 #[derive(Debug)]
 pub struct LazyJournal {
     path: PathBuf,
@@ -16,10 +16,11 @@ pub struct LazyJournal {
 }
 
 impl LazyJournal {
-    /// The journal called `name` in `directory`, and its last line. That it cannot be written is reported.
+    /// Opens the journal `name` in `directory`, and returns its last line. A full or read-only disk
+    /// is reported as a failed write.
     ///
     /// # Errors
-    /// When it cannot be opened for another reason than that the disk takes nothing.
+    /// When it cannot be opened for any other reason.
     pub fn open(
         directory: &StateDir,
         name: &str,
@@ -40,11 +41,11 @@ impl LazyJournal {
     /// As [`Journal::append`].
     ///
     /// # Errors
-    /// When it cannot be opened or written; the same lines can be given again.
+    /// When it cannot be opened or written. The same lines can be appended again.
     pub fn append(&mut self, lines: &[u8]) -> Result<(), FileError> {
         let journal = match &mut self.journal {
             Some(journal) => journal,
-            none => none.insert(Journal::open(self.path.clone(), self.rotation)?.journal),
+            journal => journal.insert(Journal::open(self.path.clone(), self.rotation)?.journal),
         };
         journal.append(lines)
     }
@@ -52,13 +53,13 @@ impl LazyJournal {
     /// As [`Journal::sync`].
     ///
     /// # Errors
-    /// When the system cannot say that the lines are durable.
+    /// When the sync fails.
     pub fn sync(&self) -> Result<(), FileError> {
         self.journal.as_ref().map_or(Ok(()), Journal::sync)
     }
 }
 
-/// Whether the disk is full or read-only, rather than set up in a wrong way.
+/// Whether the disk is full or read-only, in contrast to a wrong set-up.
 pub(super) fn is_full_or_read_only(error: &io::Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded)

@@ -1,8 +1,9 @@
-//! The list on disk: a line for each command, synced before the command returns, and written anew when most of the
-//! lines have nothing to say any more.
+//! The list on disk: one line per command, synced before the command returns. The file is compacted
+//! when most of its lines are superseded.
 //!
-//! The file is this daemon's alone. Should another program have changed or removed it nevertheless, or a write have failed,
-//! it is written anew from memory. A daemon that cannot write it goes on with the list in memory and tries again.
+//! Only this daemon writes the file. If another program changes or removes it, or a write fails,
+//! the file is rewritten from memory. A daemon that cannot write it goes on with the list in memory
+//! and retries.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -16,33 +17,34 @@ use super::replay::{LoadError, Replayed, replay};
 use super::watermark::{self, ListClock, Watermark};
 use keyward_state::{self as state, FileError, Journal, Rotation, StateDir};
 
-/// Its name in the state directory.
+/// The name of the file.
 pub(super) const NAME: &str = "revocations.jsonl";
 
-/// Never: an old file would be one that is not read.
+/// No rotation: a rotated file would not be read.
 const NO_ROTATION: Rotation = Rotation { max_file_size: u64::MAX, keep: 0 };
 
-/// Lines that say nothing any more, beyond twice those that do, before the file is written anew: seldom enough that a
-/// command waits for it once in hundreds of times.
+/// The file is compacted when it has more lines than twice the entries plus this. So a command
+/// waits for a compaction once in hundreds of times.
 const COMPACTION_SLACK: usize = 1_000;
 
-/// The file, and its high-water mark.
-pub(super) struct File {
+/// The file of the list, and its high-water mark.
+pub(super) struct ListFile {
     path: PathBuf,
     id: String,
     mark: Watermark,
-    /// The mark has the list's id: until then there must be no list with it.
+    /// Whether the mark has the list's id. Until then no list with this id may exist.
     is_marked: bool,
-    /// `None`: it could not be opened yet.
+    /// `None` if the file could not be opened yet.
     journal: Option<Journal>,
+    /// Lines after the header.
     lines: usize,
     /// The number of the last line.
     seq: u64,
-    /// How it was left; `None`: what is in it is not known for sure.
-    left: Option<Identity>,
+    /// The file after the last write; `None` if its content is uncertain.
+    last_identity: Option<Identity>,
 }
 
-/// Which file is at a path, as far as a look from outside tells.
+/// Identifies a file and its length by its metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     dev: u64,
@@ -50,29 +52,30 @@ pub(super) struct Identity {
     length: u64,
 }
 
-/// Which file is at `path`.
+/// The identity of the file at `path`.
 pub(super) fn identity(path: &Path) -> Option<Identity> {
     let there = std::fs::symlink_metadata(path).ok()?;
     Some(Identity { dev: there.dev(), inode: there.ino(), length: there.len() })
 }
 
-/// A list that was opened, and what there is to say of that.
-pub(super) struct Opened {
-    pub(super) file: File,
+/// The result of opening the list.
+pub(super) struct OpenedList {
+    pub(super) file: ListFile,
     pub(super) list: List,
-    /// A loss that an operator has accepted.
+    /// A loss of revocations that an operator has accepted.
     pub(super) accepted: Option<(state::AcceptanceRecord, LoadError)>,
-    /// Why the file cannot be written at the moment, if it cannot.
+    /// Why the file cannot be written at the moment.
     pub(super) unwritten: Option<FileError>,
 }
 
-impl File {
-    /// Opens the file and reads the list. A file that can be read and not written is in force all the same.
+impl ListFile {
+    /// Opens the file and reads the list. A list that can be read but not written is used all the
+    /// same.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub(super) fn open(directory: &StateDir) -> Result<Opened, LoadError> {
-        let Replayed { list, id, seq, lines, is_unended, mark, accepted } = replay(directory)?;
+    pub(super) fn open(directory: &StateDir) -> Result<OpenedList, LoadError> {
+        let Replayed { list, id, seq, lines, has_torn_end, mark, accepted } = replay(directory)?;
         let path = directory.path(NAME);
         let is_known = id.is_some();
         let id = match id {
@@ -80,38 +83,40 @@ impl File {
             None => new_id().map_err(|error| failed(&path, "make an id for it", error))?,
         };
         let latest = list.iter().filter_map(|(_, entry)| entry.record.source).map(|source| source.clock_ms);
-        let at_least = latest.max().unwrap_or(0);
-        let mark = Watermark::new(directory.path(watermark::NAME), id.clone(), mark.as_ref(), at_least);
-        let mut file = Self { path, id, mark, is_marked: is_known, journal: None, lines, seq, left: None };
-        let unwritten = file.prepare(&list, is_known && !is_unended).err();
-        Ok(Opened { file, list, accepted, unwritten })
+        let min_clock_ms = latest.max().unwrap_or(0);
+        let mark = Watermark::new(directory.path(watermark::NAME), id.clone(), mark.as_ref(), min_clock_ms);
+        let mut file =
+            Self { path, id, mark, is_marked: is_known, journal: None, lines, seq, last_identity: None };
+        let unwritten = file.prepare(&list, is_known && !has_torn_end).err();
+        Ok(OpenedList { file, list, accepted, unwritten })
     }
 
-    /// Makes the file one that lines can be added to. `is_whole`: it holds the list as it is.
-    fn prepare(&mut self, list: &List, is_whole: bool) -> Result<(), FileError> {
-        if is_whole {
-            self.left = identity(&self.path);
+    /// Prepares the file for appending. `is_complete`: the file has the list as it is.
+    fn prepare(&mut self, list: &List, is_complete: bool) -> Result<(), FileError> {
+        if is_complete {
+            self.last_identity = identity(&self.path);
             self.journal = Some(Journal::open(self.path.clone(), NO_ROTATION)?.journal);
         }
-        if !is_whole || self.needs_compaction(list) {
+        if !is_complete || self.needs_compaction(list) {
             self.rewrite(list)?;
         }
-        self.note()
+        self.write_mark()
     }
 
-    /// Adds lines and makes them durable. `list` is the list with what they say, but for entries that are being dropped.
+    /// Appends lines and makes them durable. `list` returns the list with their changes, except for
+    /// entries that are being dropped.
     ///
     /// # Errors
-    /// When they cannot be written or not made durable. The same lines are to be given again; or else
-    /// [`is_intact`](Self::is_intact) says whether the file has to be written anew.
+    /// When they cannot be written or synced. Then the same lines must be added again. Without
+    /// that, [`is_intact`](Self::is_intact) shows whether the file has to be rewritten.
     pub(super) fn add<'l>(
         &mut self,
         lines: impl ExactSizeIterator<Item = &'l Line>,
         list: impl FnOnce() -> List,
     ) -> Result<(), FileError> {
         if !self.is_intact() {
-            if self.left.is_some() {
-                warn!(file = %self.path.display(), "the file was changed or moved by another program; it is written anew");
+            if self.last_identity.is_some() {
+                warn!(file = %self.path.display(), "another program has changed or moved the file; it is rewritten");
             }
             return self.rewrite(&list());
         }
@@ -123,48 +128,48 @@ impl File {
         }
         match journal.append(&bytes) {
             Ok(()) => {}
-            // Another file needs more room than a line does.
+            // A rewrite would need more space than a line.
             Err(error) if is_full(&error) => return Err(error),
             Err(error) => {
-                self.left = None;
+                self.last_identity = None;
                 return self.rewrite(&list()).map_err(|_| error);
             }
         }
-        // Whether they are durable is not known if this fails, and the system does not tell twice.
-        self.left = None;
+        // If this fails, durability is unknown, and the system does not report the error again.
+        self.last_identity = None;
         if let Err(error) = journal.sync() {
             return self.rewrite(&list()).map_err(|_| error);
         }
-        self.left = identity(&self.path);
+        self.last_identity = identity(&self.path);
         self.lines += count;
         self.seq += count as u64;
         Ok(())
     }
 
-    /// Whether the file is as it was left.
+    /// Whether the file is as the last write left it.
     pub(super) fn is_intact(&self) -> bool {
-        self.journal.is_some() && self.left.is_some() && self.left == identity(&self.path)
+        self.journal.is_some() && self.last_identity.is_some() && self.last_identity == identity(&self.path)
     }
 
-    /// From here on, what is in the file is not known: the next write replaces all of it.
-    pub(super) fn forget(&mut self) {
-        self.left = None;
+    /// Marks the content as uncertain: the next write replaces the file.
+    pub(super) fn invalidate(&mut self) {
+        self.last_identity = None;
     }
 
-    /// Whether most of what is in the file says nothing any more.
+    /// Whether most lines of the file are superseded.
     pub(super) fn needs_compaction(&self, list: &List) -> bool {
         self.lines > 2 * list.len() + COMPACTION_SLACK
     }
 
-    /// Writes the list, and nothing else: without the entries that are being dropped.
+    /// Replaces the file by the list, without entries that are being dropped.
     ///
     /// # Errors
-    /// When that fails; then the file is as it was, or the new one.
+    /// When that fails. Then the file is the previous or the new one.
     pub(super) fn rewrite(&mut self, list: &List) -> Result<(), FileError> {
-        self.left = None;
+        self.last_identity = None;
         if !self.is_marked {
-            // First: a list without a mark would be taken for one that has lost it.
-            self.mark.note(0)?;
+            // The mark comes first: a list without a mark counts as one whose mark was lost.
+            self.mark.write(0)?;
             self.is_marked = true;
         }
         let entries = || list.iter().filter(|(_, entry)| !entry.dropping);
@@ -181,25 +186,25 @@ impl File {
         if self.journal.is_none() {
             self.journal = Some(Journal::open(self.path.clone(), NO_ROTATION)?.journal);
         }
-        self.left = identity(&self.path);
+        self.last_identity = identity(&self.path);
         Ok(())
     }
 
-    /// Writes the number of the last line to the mark. To be called when lines are durable.
+    /// Writes the number of the last line to the mark. Call it when the lines are durable.
     ///
     /// # Errors
-    /// When it cannot be written. The list is no less durable.
-    pub(super) fn note(&mut self) -> Result<(), FileError> {
-        self.mark.note(self.seq)
+    /// When the mark cannot be written. The list itself is durable.
+    pub(super) fn write_mark(&mut self) -> Result<(), FileError> {
+        self.mark.write(self.seq)
     }
 
-    /// Makes the mark durable, and writes it anew where it was changed or moved.
+    /// Makes the mark durable, and rewrites it if it was changed or moved.
     ///
     /// # Errors
     /// When it cannot be written.
     pub(super) fn sync_mark(&mut self) -> Result<(), FileError> {
         if !self.mark.is_intact() {
-            self.note()?;
+            self.write_mark()?;
         }
         self.mark.sync()
     }
@@ -220,6 +225,6 @@ fn is_full(error: &FileError) -> bool {
     matches!(error.error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-fn failed(path: &Path, what: &'static str, error: io::Error) -> FileError {
-    FileError { path: path.to_path_buf(), what, error }
+fn failed(path: &Path, action: &'static str, error: io::Error) -> FileError {
+    FileError { path: path.to_path_buf(), action, error }
 }
