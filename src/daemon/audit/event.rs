@@ -1,6 +1,7 @@
 //! What the audit trail can say. There is no room in it for a text that came from somewhere: a file's path, a key's id and
 //! an owner's name are the only ones.
 
+use keyward_engine::snapshot::ChangeCounts;
 use serde::Serialize;
 
 /// Who gave a command or was refused, as the kernel has it.
@@ -114,7 +115,7 @@ pub struct Reload<'a> {
     pub keys: usize,
     /// What an accepted one changed, or one that the guard refused would have.
     #[serde(flatten)]
-    pub changes: Option<Changes>,
+    pub changes: Option<ChangeCounts>,
     /// Some of the keys.
     #[serde(flatten)]
     pub examples: AccessExamples<'a>,
@@ -182,25 +183,6 @@ impl LastGood {
     pub fn unusable(reason: &'static str) -> Self {
         Self { in_use: false, reason, keys: 0, accepted_at: None, source_written_at: None }
     }
-}
-
-/// What a reload changed.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Changes {
-    /// New hashes.
-    pub added: usize,
-    /// Hashes that are gone.
-    pub removed: usize,
-    /// Hashes whose row says something else.
-    pub changed: usize,
-    /// Keys that were active and are not any more.
-    pub revoked: usize,
-    /// Keys that work and stop working.
-    pub stopping: usize,
-    /// Keys that are listed, do not work, and start working.
-    pub starting: usize,
-    /// Keys that lose a restriction.
-    pub loosened: usize,
 }
 
 /// The first keys whose access a reload changes, by their ids.
