@@ -43,8 +43,7 @@ fn named(hash: usize, key_id: &str, column: &str, value: &str) -> String {
 fn keys(rows: &[String]) -> KeyTable {
     let mut builder = Builder::new(7, 0);
     let mut diagnostics = Diagnostics::new("keys.csv");
-    let mut sink =
-        |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+    let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
     let text = format!("key_hash,key_id,{}\n{}", COLUMNS.join(","), rows.concat());
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
         .expect("reads");

@@ -74,8 +74,7 @@ impl Row {
 fn keys(rows: &[(usize, Row)]) -> KeyTable {
     let mut builder = Builder::new(7, 0);
     let mut diagnostics = Diagnostics::new("keys.csv").retaining_bad_rows(KEYS);
-    let mut sink =
-        |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+    let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
     let rows: String = rows.iter().map(|(number, row)| row.text(*number)).collect();
     let text = format!("{HEADER}{rows}");
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)

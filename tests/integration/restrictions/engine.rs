@@ -67,8 +67,7 @@ fn snapshot(rows: &[Row], limiter: &Limiter, hash: impl Fn(&str) -> Digest) -> S
     let text = export(rows, NOW.unix, 1, |key| const_hex::encode(hash(key)));
     let mut builder = Builder::new(7, rows.len()).with_plans(plans().into());
     let mut diagnostics = Diagnostics::new("keys.csv");
-    let mut sink =
-        |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+    let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
         .expect("reads");
     assert_eq!(diagnostics.to_string(), "");
@@ -107,7 +106,7 @@ fn request(ask: &Ask, names: &'static str, credential: Credential<'static>) -> V
         ..Verify::new(1, credential)
     };
     match ask.ip {
-        Some(ip) => request.from_ip(ip.parse().expect("an address")),
+        Some(ip) => request.with_ip(ip.parse().expect("an address")),
         None => request,
     }
 }

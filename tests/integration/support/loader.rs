@@ -1,8 +1,9 @@
-//! A connection that asks without pause about keys that are being revoked, and knows of each ALLOWED whether it may have
-//! left the daemon before the revocation was acknowledged.
+//! A connection that continuously verifies keys while they are revoked, and detects each ALLOWED
+//! that left the daemon after the acknowledgement of the revocation.
 //!
-//! Answers are told apart by where they are in the stream. When a revocation is acknowledged, everything that has left the
-//! daemon has been read or lies in the socket: an ALLOWED beyond that left after the acknowledgement.
+//! Answers are identified by their position in the stream. When a revocation is acknowledged,
+//! everything that has left the daemon has been read or is queued in the socket. An ALLOWED beyond
+//! that position left after the acknowledgement.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,47 +15,47 @@ use std::time::Duration;
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Requests that are written at once, at most.
+/// Most requests in one write.
 const CHUNK: usize = 256;
 
-/// Requests to each revocation, at most: so many that some are always on their way, and so few that whoever revokes gets
-/// its share of the processors.
+/// Most requests per revocation: enough that some are always in flight, and few enough to leave
+/// processor time for the revocations.
 const REQUESTS_PER_REVOCATION: usize = 256;
 
-/// How long a connection rests that has asked more than its share.
-const REST: Duration = Duration::from_micros(100);
+/// How long a connection pauses after it has sent its share.
+const PAUSE: Duration = Duration::from_micros(100);
 
-/// One connection, whichever socket it has at the moment.
+/// A connection that reconnects when the daemon restarts.
 pub(crate) struct Loader {
     path: PathBuf,
     window: usize,
     frames: Vec<Vec<u8>>,
     stream: Mutex<Stream>,
-    tally: Mutex<Tally>,
+    answers: Mutex<Answers>,
 }
 
 struct Stream {
     socket: Option<UnixStream>,
-    /// Bytes that were read, of all sockets together.
+    /// Bytes read from all sockets so far.
     received: u64,
 }
 
-struct Tally {
-    answers: u64,
-    /// For each key, where its last ALLOWED began.
+struct Answers {
+    count: u64,
+    /// The position of each key's last ALLOWED.
     allowed: Vec<Option<u64>>,
-    /// For each key, how much had left the daemon when its revocation was acknowledged.
-    left: Vec<Option<u64>>,
+    /// The bytes that had left the daemon when each key's revocation was acknowledged.
+    acknowledged: Vec<Option<u64>>,
 }
 
-/// How far a connection has come.
-struct Course {
+/// The progress of a connection.
+struct Progress {
     random: u64,
     sent: u64,
 }
 
-/// What is on its way: keys, and how many were revoked when they were asked about.
-struct Asked {
+/// A request in flight, and the number of acknowledged revocations when it was sent.
+struct InFlight {
     key: usize,
     acknowledged: u64,
 }
@@ -62,12 +63,19 @@ struct Asked {
 impl Loader {
     pub(crate) fn new(path: &Path, keys: &[String], window: usize) -> Self {
         let frames = keys.iter().map(|key| super::ask(0, key)).collect();
-        let tally = Tally { answers: 0, allowed: vec![None; keys.len()], left: vec![None; keys.len()] };
+        let answers =
+            Answers { count: 0, allowed: vec![None; keys.len()], acknowledged: vec![None; keys.len()] };
         let stream = Stream { socket: None, received: 0 };
-        Self { path: path.to_owned(), window, frames, stream: Mutex::new(stream), tally: Mutex::new(tally) }
+        Self {
+            path: path.to_owned(),
+            window,
+            frames,
+            stream: Mutex::new(stream),
+            answers: Mutex::new(answers),
+        }
     }
 
-    /// The key has been revoked: the command has returned.
+    /// Records that the revocation of `key` has been acknowledged.
     pub(crate) fn acknowledge(&self, key: usize) {
         let left = {
             let stream = self.stream();
@@ -76,13 +84,13 @@ impl Loader {
             });
             stream.received + queued
         };
-        self.tally().left[key] = Some(left);
+        self.answers().acknowledged[key] = Some(left);
     }
 
-    /// Panics if an ALLOWED left too late. Returns how many answers there were.
+    /// Panics if an ALLOWED left too late. Returns the number of answers.
     pub(crate) fn check(&self) -> u64 {
-        let tally = self.tally();
-        for (key, (allowed, left)) in tally.allowed.iter().zip(&tally.left).enumerate() {
+        let answers = self.answers();
+        for (key, (allowed, left)) in answers.allowed.iter().zip(&answers.acknowledged).enumerate() {
             let left = left.expect("revoked");
             assert!(
                 allowed.is_none_or(|allowed| allowed < left),
@@ -90,50 +98,56 @@ impl Loader {
                 self.window
             );
         }
-        tally.answers
+        answers.count
     }
 
-    /// Asks until it is told to stop; `acknowledged` keys are revoked, in the order of their numbers. Where the daemon goes
-    /// away it connects again.
+    /// Sends requests until `stop` is set. The first `acknowledged` keys are revoked. Reconnects
+    /// when the daemon restarts.
     pub(crate) fn run(&self, seed: u64, acknowledged: &AtomicU64, stop: &AtomicBool) {
-        let mut course = Course { random: seed, sent: 0 };
+        let mut progress = Progress { random: seed, sent: 0 };
         while !stop.load(Ordering::Acquire) {
             match UnixStream::connect(&self.path) {
-                Ok(socket) => self.converse(socket, &mut course, acknowledged, stop),
+                Ok(socket) => self.run_connection(socket, &mut progress, acknowledged, stop),
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
     }
 
-    fn converse(&self, socket: UnixStream, course: &mut Course, acknowledged: &AtomicU64, stop: &AtomicBool) {
+    fn run_connection(
+        &self,
+        socket: UnixStream,
+        progress: &mut Progress,
+        acknowledged: &AtomicU64,
+        stop: &AtomicBool,
+    ) {
         socket.set_nonblocking(true).expect("set");
         let mut own = socket.try_clone().expect("a second handle");
-        // Where the first unread answer begins.
+        // The position of the first unread answer.
         let mut at = {
             let mut stream = self.stream();
             stream.socket = Some(socket);
             stream.received
         };
-        let mut asked = std::collections::VecDeque::new();
+        let mut in_flight = std::collections::VecDeque::new();
         let (mut output, mut input) = (Vec::new(), Vec::new());
-        // Requests that are to be written before the next rest.
-        let mut to_ask = 0;
+        // Requests to be written before the next pause.
+        let mut to_send = 0;
         while !stop.load(Ordering::Acquire) {
             let acknowledged = acknowledged.load(Ordering::Acquire);
-            if asked.is_empty() && to_ask == 0 {
-                if course.sent > acknowledged * self.share() {
-                    std::thread::sleep(REST);
+            if in_flight.is_empty() && to_send == 0 {
+                if progress.sent > acknowledged * self.share() {
+                    std::thread::sleep(PAUSE);
                     continue;
                 }
-                to_ask = self.window;
+                to_send = self.window;
             }
             if output.is_empty() {
-                for _ in 0..to_ask.min(CHUNK) {
-                    let key = self.pick(&mut course.random, acknowledged);
+                for _ in 0..to_send.min(CHUNK) {
+                    let key = self.pick(&mut progress.random, acknowledged);
                     output.extend_from_slice(&self.frames[key]);
-                    asked.push_back(Asked { key, acknowledged });
-                    course.sent += 1;
-                    to_ask -= 1;
+                    in_flight.push_back(InFlight { key, acknowledged });
+                    progress.sent += 1;
+                    to_send -= 1;
                 }
             }
             let write = if output.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
@@ -148,16 +162,16 @@ impl Loader {
                     Err(_) => output.clear(),
                 }
             } else if !ready.is_empty() {
-                // Nothing more goes out: the answers are read only now, so that they pile up.
+                // Answers are read only when nothing can be written, so that they accumulate.
                 if !self.receive(&mut input) {
                     return;
                 }
-                self.weigh(&mut input, &mut at, &mut asked);
+                self.check_answers(&mut input, &mut at, &mut in_flight);
             }
         }
     }
 
-    /// Reads what is there; false at the end.
+    /// Reads what is available. Returns false at the end of the stream.
     fn receive(&self, input: &mut Vec<u8>) -> bool {
         let mut chunk = [0; 64 * 1024];
         let mut stream = self.stream();
@@ -180,38 +194,46 @@ impl Loader {
         }
     }
 
-    fn weigh(&self, input: &mut Vec<u8>, at: &mut u64, asked: &mut std::collections::VecDeque<Asked>) {
+    fn check_answers(
+        &self,
+        input: &mut Vec<u8>,
+        at: &mut u64,
+        in_flight: &mut std::collections::VecDeque<InFlight>,
+    ) {
         let mut done = 0;
-        let mut tally = self.tally();
+        let mut answers = self.answers();
         while let ParsedFrame::Complete { header, body, size } =
             parse_frame(&input[done..], MAX_ANSWER_LENGTH)
         {
             let Response::Answer(answer) = Response::decode(&header, body).expect("a frame of SPEC.md")
             else {
-                panic!("an answer was asked for");
+                panic!("not an answer");
             };
-            let Asked { key, acknowledged } = asked.pop_front().expect("as many answers as requests");
+            let InFlight { key, acknowledged } = in_flight.pop_front().expect("as many answers as requests");
             match answer.verdict.name() {
                 "ALLOWED" => {
-                    assert!(key as u64 >= acknowledged, "key {key} is allowed, asked after it was revoked");
-                    tally.allowed[key] = Some(*at);
+                    assert!(
+                        key as u64 >= acknowledged,
+                        "key {key} is allowed, but was sent after its revocation"
+                    );
+                    answers.allowed[key] = Some(*at);
                 }
                 "REVOKED" | "NOT_READY" => {}
                 verdict => panic!("{verdict}"),
             }
-            tally.answers += 1;
+            answers.count += 1;
             done += size;
             *at += size as u64;
         }
         input.drain(..done);
     }
 
-    /// Requests to each revocation.
+    /// The number of requests per revocation.
     fn share(&self) -> u64 {
         (8 * self.window).min(REQUESTS_PER_REVOCATION) as u64
     }
 
-    /// Mostly the keys that are about to be revoked or just have been; sometimes any.
+    /// Picks mostly keys that are about to be revoked or just have been, and sometimes any key.
     fn pick(&self, random: &mut u64, acknowledged: u64) -> usize {
         *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let number = *random >> 33;
@@ -227,7 +249,7 @@ impl Loader {
         self.stream.lock().expect("no panic while it was held")
     }
 
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().expect("no panic while it was held")
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().expect("no panic while it was held")
     }
 }

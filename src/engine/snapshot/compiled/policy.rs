@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::limiter::Rate;
-use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_scope, is_text};
+use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_printable, is_scope};
 use crate::snapshot::policy::RowPolicy;
 
 /// The row has no such list and is not restricted by one.
@@ -64,8 +64,8 @@ fn encode_network(network: &IpNet, out: &mut Vec<u8>) {
 
 /// Takes a policy from the front of `bytes`; `None` if there is none that a row can have.
 pub(super) fn decode(bytes: &mut &[u8]) -> Option<RowPolicy> {
-    let environment = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
-    let plan = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
+    let environment = take_text(bytes).filter(|text| is_printable(text, MAX_NAME))?.into();
+    let plan = take_text(bytes).filter(|text| is_printable(text, MAX_NAME))?.into();
     let scopes = list(bytes, |bytes| take_text(bytes).filter(|scope| is_scope(scope)).map(Box::from))?;
     let ips = take_optional(bytes, take_network)?;
     let origins = take_optional(bytes, |bytes| Origin::parse(take_text(bytes)?).ok())?;
