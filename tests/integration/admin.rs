@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, PATIENCE, Raw, Setup, ask, hex, keyward, wait_for};
+use crate::support::{Daemon, RawClient, Setup, TIMEOUT, encode_verify, keyward, sha256_hex, wait_for};
 use keyward_daemon::admin::message::{
     Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked, Target,
 };
@@ -17,7 +17,7 @@ use keyward_daemon::admin::send_command_within;
 const PROMPT: Duration = Duration::from_secs(3);
 
 fn export() -> String {
-    format!("key_hash,key_id\n{},a\n{},b\n", hex("a"), hex("b"))
+    format!("key_hash,key_id\n{},a\n{},b\n", sha256_hex("a"), sha256_hex("b"))
 }
 
 fn key(key_id: &str) -> Target {
@@ -25,12 +25,12 @@ fn key(key_id: &str) -> Target {
 }
 
 fn give(daemon: &Daemon, command: &Command) -> Reply {
-    send_command_within(&daemon.admin(), command, PROMPT).expect("answered at once")
+    send_command_within(&daemon.admin_socket(), command, PROMPT).expect("answered at once")
 }
 
 fn admin(daemon: &Daemon) -> UnixStream {
-    let stream = UnixStream::connect(daemon.admin()).expect("connects");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let stream = UnixStream::connect(daemon.admin_socket()).expect("connects");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     stream
 }
 
@@ -130,8 +130,10 @@ fn status_is_bounded_and_pages_list_every_revocation() {
     all.dedup();
     assert_eq!(all.len(), REVOKED, "each once");
 
-    let output =
-        keyward().args(["status", "--revocations", "--json", "--admin-socket"]).arg(daemon.admin()).output();
+    let output = keyward()
+        .args(["status", "--revocations", "--json", "--admin-socket"])
+        .arg(daemon.admin_socket())
+        .output();
     let output = output.expect("runs");
     assert!(output.status.success());
     assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), REVOKED);
@@ -150,10 +152,10 @@ fn status_is_bounded_and_pages_list_every_revocation() {
 }
 
 /// A peer that has sent many requests, and reads no answers.
-fn stop_reading(daemon: &Daemon) -> Raw {
+fn stop_reading(daemon: &Daemon) -> RawClient {
     let mut peer = daemon.connect();
     peer.stream.set_write_timeout(Some(Duration::from_millis(50))).expect("a timeout");
-    let requests: Vec<u8> = (0..500).flat_map(|id| ask(id, "b")).collect();
+    let requests: Vec<u8> = (0..500).flat_map(|id| encode_verify(id, "b")).collect();
     while peer.stream.write(&requests).is_ok() {}
     peer
 }
@@ -177,6 +179,6 @@ fn overlapping_revocations_wait_a_second_each() {
 }
 
 fn daemon_revokes(daemon: &Daemon, key_id: &str) {
-    let reply = send_command_within(&daemon.admin(), &Command::Revoke(key(key_id)), PATIENCE);
+    let reply = send_command_within(&daemon.admin_socket(), &Command::Revoke(key(key_id)), TIMEOUT);
     assert!(reply.expect("revoked").revocation.is_some());
 }

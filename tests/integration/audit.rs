@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use crate::support::{Daemon, Said, Setup, hex, keyward, replace, wait_for};
+use crate::support::{Daemon, Received, Setup, keyward, replace_export, sha256_hex, wait_for};
 use keyward_daemon::admin::message::{Command as AdminCommand, Target};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use serde_json::Value;
 const KEY: &str = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
 
 fn export(rows: &[(&str, &str)]) -> String {
-    let rows = rows.iter().map(|(key, rest)| format!("{},{rest}\n", hex(key)));
+    let rows = rows.iter().map(|(key, rest)| format!("{},{rest}\n", sha256_hex(key)));
     std::iter::once("key_hash,key_id,owner,status\n".to_owned()).chain(rows).collect()
 }
 
@@ -42,7 +42,7 @@ fn assert_no_key(directory: &Path, keys: &[&str]) {
         let is_ours = path.extension().is_none_or(|extension| extension != "csv" && extension != "new");
         let Ok(text) = fs::read_to_string(&path) else { continue };
         for key in keys.iter().filter(|_| is_ours) {
-            let hash = hex(key);
+            let hash = sha256_hex(key);
             assert!(!text.contains(key) && !text.contains(&hash), "{}: {text}", path.display());
             assert!(!text.contains(&hash[..32]), "{}: half of a hash", path.display());
         }
@@ -64,16 +64,16 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
     assert!(daemon.publish(&export(&[rows[0], ("third-key", "c,,active")])).accepted);
     let broken = export(&rows[..1]) + KEY + ",d,,active\n" + KEY + ",e,,active\n";
     assert!(!daemon.publish(&broken).accepted);
-    replace(&daemon.setup.source(), &export(&[]));
+    replace_export(&daemon.setup.source(), &export(&[]));
     assert!(!daemon.reload().accepted);
-    replace(&daemon.setup.source(), &export(&rows));
+    replace_export(&daemon.setup.source(), &export(&rows));
     assert!(daemon.force_reload().accepted);
 
     let target = |key_id: Option<&str>, owner: Option<&str>| Target {
         key_id: key_id.map(str::to_owned),
         owner: owner.map(str::to_owned),
     };
-    let ask = |command: AdminCommand| keyward_daemon::admin::send_command(&daemon.admin(), &command);
+    let ask = |command: AdminCommand| keyward_daemon::admin::send_command(&daemon.admin_socket(), &command);
     ask(AdminCommand::Revoke(target(Some("a"), None))).expect("revoked");
     ask(AdminCommand::Revoke(target(Some("b"), None))).expect("revoked");
     ask(AdminCommand::Unrevoke(target(Some("a"), None))).expect("taken back");
@@ -86,7 +86,7 @@ fn what_changes_answers_is_written_down_and_no_key_is() {
     // It is in the trail before it is said to have ended.
     wait_for("the signal's reload", || (daemon.status().last_reload?.generation > before).then_some(()));
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
 
     let lines = lines(&directory);
     assert_in_order(&lines);
@@ -151,12 +151,12 @@ fn refused_peers_are_written_down_once_however_often_they_come() {
         .config(&format!("[server]\nallow_uids = [{}]", own + 1))
         .start();
     for _ in 0..TIMES {
-        assert!(matches!(daemon.connect().hear(), Said::Error { code: 11, .. }));
+        assert!(matches!(daemon.connect().receive(), Received::Error { code: 11, .. }));
     }
     let directory = daemon.setup.dir.path().to_owned();
     wait_for("a line", || (!events(&lines(&directory), "peer_refused").is_empty()).then_some(()));
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     let lines = lines(&directory);
     assert_in_order(&lines);
     let refused = events(&lines, "peer_refused");
@@ -180,10 +180,10 @@ fn a_user_who_may_not_give_orders_is_written_down() {
     fs::copy(keyward().get_program(), &binary).expect("a binary that all may run");
     let mut status = std::process::Command::new(binary);
     let status =
-        status.args(["status", "--admin-socket"]).arg(daemon.admin()).uid(UID).output().expect("runs");
+        status.args(["status", "--admin-socket"]).arg(daemon.admin_socket()).uid(UID).output().expect("runs");
     assert!(!status.status.success());
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     let lines = lines(daemon.setup.dir.path());
     let refused = events(&lines, "peer_refused");
     assert_eq!((&refused[0]["socket"], refused[0]["uid"].as_u64()), (&"admin".into(), Some(UID.into())));

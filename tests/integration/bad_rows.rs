@@ -3,13 +3,13 @@
 use std::fs;
 
 use crate::support::bad_rows::{HEADER, SET_ASIDE, export, good, reload_events, row, start, withheld};
-use crate::support::{Daemon, Setup, hex, keyward, replace, wait_for};
+use crate::support::{Daemon, Setup, keyward, replace_export, sha256_hex, wait_for};
 use keyward_daemon::admin::message::Withheld;
 use keyward_daemon::admin::message::{Command as AdminCommand, Target};
 
 /// Rows of `k` that cannot be understood, each in another way. The hash of all of them can be read.
 fn bad_rows() -> Vec<(&'static str, String)> {
-    let hash = hex("k");
+    let hash = sha256_hex("k");
     let field = |rest: &str| row("k", rest);
     vec![
         ("a newline in the owner", field("\"ac\nme\",,,,,")),
@@ -30,11 +30,11 @@ fn bad_rows() -> Vec<(&'static str, String)> {
         ("a duplicate after a bad row", row("k", "ac\tme,,,,,") + &good("k")),
         (
             "another owner than its key's",
-            format!("{},k-rotated,acme,,,,,\n{hash},k-rotated,other,,,,,\n", hex("k2")),
+            format!("{},k-rotated,acme,,,,,\n{hash},k-rotated,other,,,,,\n", sha256_hex("k2")),
         ),
         (
             "other limits than its key's",
-            format!("{},k-rotated,acme,,,,1/s,\n{hash},k-rotated,acme,,,,2/s,\n", hex("k2")),
+            format!("{},k-rotated,acme,,,,1/s,\n{hash},k-rotated,acme,,,,2/s,\n", sha256_hex("k2")),
         ),
     ]
 }
@@ -94,7 +94,9 @@ fn same_rows_refuse_the_source_unless_they_may_be_set_aside() {
 fn hash_that_cannot_be_read_is_reported_and_its_key_unknown() {
     let before = export(&[good("k")]);
     let daemon = start(SET_ASIDE, &before);
-    for bad in [format!("{},k,acme,,,,,\n", &hex("k")[1..]), ",k,acme,,,,,\n".to_owned(), "k\n".to_owned()] {
+    for bad in
+        [format!("{},k,acme,,,,,\n", &sha256_hex("k")[1..]), ",k,acme,,,,,\n".to_owned(), "k\n".to_owned()]
+    {
         assert!(daemon.publish(&before).accepted);
         let outcome = daemon.publish(&export(std::slice::from_ref(&bad)));
         assert!(outcome.accepted, "{bad}: {:?}", outcome.error);
@@ -106,14 +108,14 @@ fn hash_that_cannot_be_read_is_reported_and_its_key_unknown() {
 
 #[test]
 fn bad_lines_of_json_are_set_aside_too() {
-    let good = |id: &str| format!("{{\"key_hash\":\"{}\",\"key_id\":\"{id}\"}}\n", hex(id));
+    let good = |id: &str| format!("{{\"key_hash\":\"{}\",\"key_id\":\"{id}\"}}\n", sha256_hex(id));
     let others: String = (0..20).map(|number| good(&format!("other{number}"))).collect();
-    let setup = Setup::without_export().with_text();
+    let setup = Setup::without_export().text_source();
     let source = setup.path("keys.jsonl");
     fs::write(&source, format!("{others}{}", good("k"))).expect("writes");
     let settings = "source.max_shrink = 1.0\nsource.on_bad_row = 'set-aside'";
     let daemon = setup.config(&format!("source.path = '{}'\n{settings}", source.display())).start();
-    let hash = hex("k");
+    let hash = sha256_hex("k");
     for bad in [
         format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"status\":\"t\"}}\n"),
         format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"what\":1}}\n"),
@@ -128,16 +130,16 @@ fn bad_lines_of_json_are_set_aside_too() {
         format!("{{\"owner\":\"key_hash\",\"key_id\":\"k\",\"key_hash\":\"{hash}\",\"status\":\"t\"}}\n"),
         format!(
             "{{\"metadata\":{{\"key_hash\":\"{}\"}},\"key_id\":\"k\",\"key_hash\":\"{hash}\",\"status\":\"t\"}}\n",
-            hex("other3")
+            sha256_hex("other3")
         ),
         good("k") + &format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"status\":\"revoked\"}}\n"),
         good("k") + &format!("{{\"key_hash\":\"{hash}\",\"status\":\"revoked\",\n"),
     ] {
-        replace(&source, &format!("{others}{}", good("k")));
+        replace_export(&source, &format!("{others}{}", good("k")));
         let mended = daemon.reload();
         assert!(mended.accepted, "{bad}: {:?}", mended.error);
         assert_eq!(daemon.verdict("k"), "ALLOWED");
-        replace(&source, &format!("{others}{bad}"));
+        replace_export(&source, &format!("{others}{bad}"));
         let outcome = daemon.reload();
         assert!(outcome.accepted, "{bad}: {:?}", outcome.error);
         assert_eq!(daemon.verdict("k"), "DISABLED", "{bad}");
@@ -145,16 +147,16 @@ fn bad_lines_of_json_are_set_aside_too() {
     }
     // Whose row it is cannot be told.
     for uncertain in [
-        format!("{{\"key_hash\":\"{hash}\",\"metadata\":{{\"a\":\"{}\"}},\n", hex("other3")),
-        format!("{{\"key_hash\":\"{hash}\",\"key_hash\":\"{}\",\"key_id\":\"k\"}}\n", hex("other3")),
+        format!("{{\"key_hash\":\"{hash}\",\"metadata\":{{\"a\":\"{}\"}},\n", sha256_hex("other3")),
+        format!("{{\"key_hash\":\"{hash}\",\"key_hash\":\"{}\",\"key_id\":\"k\"}}\n", sha256_hex("other3")),
     ] {
-        replace(&source, &format!("{others}{uncertain}"));
+        replace_export(&source, &format!("{others}{uncertain}"));
         let error = daemon.reload().error.expect("refused");
         assert!(error.contains("it cannot be set aside"), "{error}");
         assert_eq!(daemon.verdict("other3"), "ALLOWED");
     }
     // What follows one whose end is missing could be part of it.
-    replace(&source, &format!("{others}{}", good("k").trim_end()));
+    replace_export(&source, &format!("{others}{}", good("k").trim_end()));
     assert!(!daemon.reload().accepted, "an unterminated last line");
 }
 
@@ -213,8 +215,8 @@ fn keys_that_were_set_aside_are_disabled_after_a_restart_and_return_without_forc
 fn row_that_is_set_aside_does_not_hide_that_a_restriction_is_lost() {
     let daemon = start(SET_ASIDE, &export(&[row("a", "acme,,,10.0.0.0/8,,"), good("b")]));
     let header = "key_hash,key_id,status\n";
-    let rows = ["a", "b", "off"].map(|id| format!("{},{id},disabled\n", hex(id))).concat();
-    let outcome = daemon.publish(&format!("{header}{rows}{},bad,t\n", hex("bad")));
+    let rows = ["a", "b", "off"].map(|id| format!("{},{id},disabled\n", sha256_hex(id))).concat();
+    let outcome = daemon.publish(&format!("{header}{rows}{},bad,t\n", sha256_hex("bad")));
     let error = outcome.error.expect("refused");
     assert!(error.contains("no row has a value for allowed_ips"), "{error}");
     assert_eq!(daemon.verdict("a"), "IP_NOT_ALLOWED");
@@ -223,8 +225,10 @@ fn row_that_is_set_aside_does_not_hide_that_a_restriction_is_lost() {
 /// Offline, with the daemon's configuration.
 #[test]
 fn check_tells_what_would_be_set_aside() {
-    let setup =
-        Setup::text(&export(&[row("bad", "ac\tme,,,,,"), format!("{},k,acme,,,,,\n", &hex("k")[1..])]));
+    let setup = Setup::text(&export(&[
+        row("bad", "ac\tme,,,,,"),
+        format!("{},k,acme,,,,,\n", &sha256_hex("k")[1..]),
+    ]));
     let config = setup.path("check.toml");
     let check = |settings: &str, options: &[&str]| {
         let source = setup.source();
@@ -260,9 +264,10 @@ fn check_tells_what_would_be_set_aside() {
 /// A text in one row must neither add a key nor take one out.
 #[test]
 fn row_of_which_the_end_is_not_certain_refuses_the_source() {
-    let evil = hex("evil");
-    let quoted =
-        |id: &str, owner: &str| format!("\"{}\",\"{id}\",\"{owner}\",\"\",\"\",\"\",\"\",\"\"\n", hex(id));
+    let evil = sha256_hex("evil");
+    let quoted = |id: &str, owner: &str| {
+        format!("\"{}\",\"{id}\",\"{owner}\",\"\",\"\",\"\",\"\",\"\"\n", sha256_hex(id))
+    };
     let daemon = start(&format!("{SET_ASIDE}apply_takeaways_of_refused = true\n"), &export(&[good("k")]));
     let revoked = row("k", "acme,revoked,,,,");
     for (kind, rows) in [
@@ -281,7 +286,10 @@ fn row_of_which_the_end_is_not_certain_refuses_the_source() {
             row("a", "\"o3,,,,,") + &good("b") + &good("c") + &row("d", "o12\",,,,,"),
         ),
         ("a quote that ends in the next row", row("a", "\"o3,,,,,") + &row("b", "o4\",,,,,")),
-        ("two hashes in a shifted row", format!("x,{},{},a,acme,,,,,\n", hex("other3"), hex("a"))),
+        (
+            "two hashes in a shifted row",
+            format!("x,{},{},a,acme,,,,,\n", sha256_hex("other3"), sha256_hex("a")),
+        ),
     ] {
         let outcome = daemon.publish(&export(&[revoked.clone(), rows]));
         let error = outcome.error.unwrap_or_else(|| panic!("{kind} was accepted: {:?}", outcome.withheld));
@@ -310,7 +318,7 @@ fn key_that_was_set_aside_does_not_come_back_with_more_than_it_had() {
     let bare = [("r", ",,,,,"), ("n", ",,,,,"), ("e", ",,,,,")];
     let header = |ids: &str| -> String {
         let ids = (0..30).flat_map(|number| ids.chars().map(move |id| format!("{id}{number}")));
-        let rows: String = ids.map(|id| format!("{},{id}\n", hex(&id))).collect();
+        let rows: String = ids.map(|id| format!("{},{id}\n", sha256_hex(&id))).collect();
         format!("key_hash,key_id\n{rows}")
     };
     let mut daemon = start(&format!("{SET_ASIDE}max_bad_rows = 200\n"), &rows(&before, &keep));
@@ -364,7 +372,7 @@ fn key_that_was_set_aside_does_not_come_back_with_more_than_it_had() {
 #[test]
 fn revocation_is_not_agreed_beside_rows_that_are_set_aside() {
     let settings = format!("{SET_ASIDE}[revocation]\nkeep = '0s'\n");
-    let unreadable = format!("{},k2,tenant,,,,,\n", &hex("k2")[1..]);
+    let unreadable = format!("{},k2,tenant,,,,,\n", &sha256_hex("k2")[1..]);
     for bad in [row("k2", "ten\tant,,,,,"), unreadable] {
         no_agreement_beside(&settings, bad);
     }
@@ -373,7 +381,8 @@ fn revocation_is_not_agreed_beside_rows_that_are_set_aside() {
 fn no_agreement_beside(settings: &str, bad: String) {
     let daemon = start(settings, &export(&[row("k1", "tenant,,,,,"), row("k2", "tenant,,,,,")]));
     let target = Target { key_id: None, owner: Some("tenant".to_owned()) };
-    keyward_daemon::admin::send_command(&daemon.admin(), &AdminCommand::Revoke(target)).expect("revoked");
+    keyward_daemon::admin::send_command(&daemon.admin_socket(), &AdminCommand::Revoke(target))
+        .expect("revoked");
     let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), bad]));
     assert!(outcome.accepted && outcome.revocations_agreed == 0, "{outcome:?}");
     let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), row("k2", "tenant,,,,,")]));
@@ -396,7 +405,7 @@ fn compile_refuses_rows_that_the_daemon_would_set_aside() {
     let messages = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && messages.contains("control character"), "{messages}");
     assert!(!output.exists());
-    replace(&setup.source(), &export(&[good("k")]));
+    replace_export(&setup.source(), &export(&[good("k")]));
     let accepted = compile(&setup);
     assert!(accepted.status.success(), "{}", String::from_utf8_lossy(&accepted.stderr));
 }

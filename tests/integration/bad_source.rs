@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::support::{Daemon, Setup, hex, keyward, wait_for};
+use crate::support::{Daemon, Setup, keyward, sha256_hex, wait_for};
 use keyward_daemon::reload::{BadRowPolicy, ReloadError, SourceFile};
 use keyward_source::Format;
 
@@ -14,7 +14,7 @@ fn good() -> String {
     (0..4).fold(HEADER.to_owned(), |text, number| {
         text + &format!(
             "{},key-{number},acme,2099-01-01 00:00:00+00,,100/s burst 200\n",
-            hex(&number.to_string())
+            sha256_hex(&number.to_string())
         )
     })
 }
@@ -26,7 +26,7 @@ fn with_row(row: &str) -> Vec<u8> {
 #[test]
 fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on() {
     let daemon = Daemon::serving_text(&good());
-    let hash = hex("new");
+    let hash = sha256_hex("new");
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty file", Vec::new(), "keys.csv"),
         ("header only", HEADER.into(), "no keys"),
@@ -34,7 +34,7 @@ fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on()
         ("cut in quotes", format!("{}{hash},\"k", good()).into(), "keys.csv:6"),
         (
             "duplicate hash",
-            with_row(&format!("{},again,,,,", hex("1"))),
+            with_row(&format!("{},again,,,,", sha256_hex("1"))),
             "keys.csv:6: the same key_hash as in line 3",
         ),
         ("bad hash", with_row("abc,new,,,,"), "keys.csv:6: column 1 (key_hash)"),
@@ -64,7 +64,7 @@ fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on()
         ),
         (
             "shrunk past the guard",
-            format!("{HEADER}{},key-1,acme,,,\n", hex("1")).into(),
+            format!("{HEADER}{},key-1,acme,,,\n", sha256_hex("1")).into(),
             "3 of 4 working keys would stop working",
         ),
     ];
@@ -83,7 +83,8 @@ fn each_kind_of_bad_export_is_refused_with_its_place_and_the_old_one_serves_on()
         assert_eq!(status.last_accepted.expect("one").generation, 1, "{case}");
     }
     // The command line says it too.
-    let output = keyward().arg("reload").arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
+    let output =
+        keyward().arg("reload").arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("source.max_shrink"), "{output:?}");
     let outcome = daemon.force_reload();
@@ -117,14 +118,15 @@ fn a_file_that_seems_to_have_many_rows_takes_the_memory_of_those_that_it_has() {
     let new = daemon.setup.path("sparse.csv");
     let file = fs::File::create(&new).expect("a file");
     file.set_len(LENGTH).expect("a length");
-    let rows: String = (0..200).map(|number| format!("{},key-{number},acme,,,\n", hex("any"))).collect();
+    let rows: String =
+        (0..200).map(|number| format!("{},key-{number},acme,,,\n", sha256_hex("any"))).collect();
     for at in 0..16 {
         file.write_all_at(rows.as_bytes(), LENGTH / 16 * at).expect("writes");
     }
     file.write_all_at(HEADER.as_bytes(), 0).expect("writes");
     fs::rename(&new, daemon.setup.source()).expect("renamed");
     assert!(!daemon.reload().accepted);
-    let peak = daemon.peak();
+    let peak = daemon.peak_bytes();
     assert!(peak < 128 << 20, "{peak} bytes for a file of holes");
     assert_eq!(daemon.verdict("1"), "ALLOWED");
 }
@@ -169,10 +171,10 @@ fn write_anew(path: &Path, content: &[u8]) {
 fn an_export_cut_or_flipped_anywhere_never_panics_and_never_passes_for_whole_unless_it_ends_a_row() {
     let jsonl = format!(
         "{{\"key_hash\":\"{}\",\"key_id\":\"a\",\"limits\":\"5/s\"}}\n{{\"key_hash\":\"{}\",\"key_id\":\"b\",\"scopes\":[\"x\"]}}\n",
-        hex("a"),
-        hex("b")
+        sha256_hex("a"),
+        sha256_hex("b")
     );
-    let quoted = format!("key_hash,key_id,metadata\n{},\"a\nb\",\"{{\"\"x\"\":\n1}}\"\n", hex("a"));
+    let quoted = format!("key_hash,key_id,metadata\n{},\"a\nb\",\"{{\"\"x\"\":\n1}}\"\n", sha256_hex("a"));
     let directory = Setup::without_export();
     for (name, format, text) in [
         ("a.csv", Format::Csv, good()),
@@ -202,8 +204,8 @@ fn rotation_shares_the_balance_and_metadata_columns_can_be_mapped() {
         .config("[source]\nignore = [\"note\"]\n[source.columns]\nkey_hash = \"sha256\"\nkey_id = \"id\"\n");
     let rows = format!(
         "sha256,id,note,limits\n{},k,old,1/d burst 2\n{},k,new,1/d burst 2\n",
-        hex("old"),
-        hex("new")
+        sha256_hex("old"),
+        sha256_hex("new")
     );
     fs::write(setup.source(), rows).expect("an export");
     let daemon = setup.start();
@@ -216,7 +218,7 @@ fn rotation_shares_the_balance_and_metadata_columns_can_be_mapped() {
 fn a_bad_export_is_not_blamed_on_the_configuration() {
     let setup = Setup::text(&good()).config("plans.p.requests = '10/d'\n[source]\npoll = \"100ms\"\n");
     let daemon = setup.start();
-    let bad = with_row(&format!("{},new,,,,fast", hex("new")));
+    let bad = with_row(&format!("{},new,,,,fast", sha256_hex("new")));
     let publish = |content: &[u8]| {
         let new = daemon.setup.path("new.csv");
         fs::write(&new, content).expect("a file");
@@ -233,7 +235,8 @@ fn a_bad_export_is_not_blamed_on_the_configuration() {
     publish(good().as_bytes());
     taken_up();
     assert_eq!(daemon.status().configuration_refused, None);
-    let output = keyward().arg("status").arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
+    let output =
+        keyward().arg("status").arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(!text.contains("config "), "{text}");
 

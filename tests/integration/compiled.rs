@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Daemon, Raw, Said, Setup, hex, keyward};
+use crate::support::{Daemon, RawClient, Received, Setup, keyward, sha256_hex};
 use keyward_client::Request;
 use keyward_protocol::{Credential, Refund, Verify};
 use sha2::{Digest, Sha256};
 
 fn export(keys: &[&str]) -> String {
-    let rows: String = keys.iter().map(|key| format!("{},id-{key},acme,pro\n", hex(key))).collect();
+    let rows: String = keys.iter().map(|key| format!("{},id-{key},acme,pro\n", sha256_hex(key))).collect();
     format!("key_hash,key_id,owner,plan\n{rows}")
 }
 
@@ -77,9 +77,9 @@ fn forgeries(digest: [u8; 32], seed: u64) -> [[u8; 32]; 3] {
     [first, exchanged(digest, 16, high), exchanged(first, 16, high)]
 }
 
-fn hear(peer: &mut Raw) -> &'static str {
-    match peer.hear() {
-        Said::Answer { verdict, .. } => verdict,
+fn hear(peer: &mut RawClient) -> &'static str {
+    match peer.receive() {
+        Received::Answer { verdict, .. } => verdict,
         other => panic!("{other:?} instead of an answer"),
     }
 }

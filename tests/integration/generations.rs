@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::support::{Daemon, hex};
+use crate::support::{Daemon, sha256_hex};
 
 fn export(number: usize) -> String {
-    format!("key_hash,key_id\n{},k{number}\n", hex(&format!("k{number}")))
+    format!("key_hash,key_id\n{},k{number}\n", sha256_hex(&format!("k{number}")))
 }
 
 #[test]

@@ -5,12 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::thread;
 
-use crate::support::{Daemon, Said, Setup, ask, hex, keyward, wait_for};
+use crate::support::{Daemon, Received, Setup, encode_verify, keyward, sha256_hex, wait_for};
 use keyward_client::Request;
 use rustix::process::Signal;
 
 fn export() -> String {
-    format!("key_hash,key_id\n{},a\n", hex("a"))
+    format!("key_hash,key_id\n{},a\n", sha256_hex("a"))
 }
 
 #[test]
@@ -51,17 +51,17 @@ fn sigterm_answers_what_has_arrived_and_leaves_no_socket() {
     let mut daemon = Daemon::serving(&export());
     let mut idle = daemon.connect();
     let mut busy = daemon.connect();
-    let requests: Vec<u8> = (0..500).flat_map(|id| ask(id, "a")).collect();
+    let requests: Vec<u8> = (0..500).flat_map(|id| encode_verify(id, "a")).collect();
     busy.send(&requests);
     daemon.signal(Signal::TERM);
     for id in 0..500 {
-        assert_eq!(busy.hear(), Said::Answer { request_id: id, verdict: "ALLOWED", generation: 1 });
+        assert_eq!(busy.receive(), Received::Answer { request_id: id, verdict: "ALLOWED", generation: 1 });
     }
-    let goodbye = Said::Error { request_id: 0, code: 14, detail: 0, closing: true };
-    assert_eq!((busy.hear(), busy.hear()), (goodbye.clone(), Said::End));
-    assert_eq!((idle.hear(), idle.hear()), (goodbye, Said::End));
-    assert!(daemon.ended().success());
-    assert!(!daemon.socket().exists() && !daemon.admin().exists());
+    let goodbye = Received::Error { request_id: 0, code: 14, detail: 0, closing: true };
+    assert_eq!((busy.receive(), busy.receive()), (goodbye.clone(), Received::Closed));
+    assert_eq!((idle.receive(), idle.receive()), (goodbye, Received::Closed));
+    assert!(daemon.wait_for_exit().success());
+    assert!(!daemon.socket().exists() && !daemon.admin_socket().exists());
 }
 
 #[test]

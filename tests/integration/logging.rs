@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, PATIENCE, Raw, Setup, hex, wait_for};
+use crate::support::{Daemon, RawClient, Setup, TIMEOUT, sha256_hex, wait_for};
 use keyward_daemon::admin::message::{Command as AdminCommand, LogStatus, Target};
 use keyward_daemon::admin::send_command_within;
 use rustix::io::ioctl_fionbio;
@@ -24,7 +24,7 @@ fn load() -> Duration {
 }
 
 fn export() -> String {
-    format!("key_hash,key_id\n{},a\n{},b\n", hex("a"), hex("b"))
+    format!("key_hash,key_id\n{},a\n{},b\n", sha256_hex("a"), sha256_hex("b"))
 }
 
 /// A pipe that has no room left.
@@ -49,7 +49,7 @@ fn exercise(daemon: &Daemon) {
     assert_eq!(daemon.verdict("a"), "ALLOWED");
     assert!(daemon.reload().accepted);
     let target = Target { key_id: Some("a".to_owned()), owner: None };
-    let give = |command| send_command_within(&daemon.admin(), &command, PATIENCE).expect("carried out");
+    let give = |command| send_command_within(&daemon.admin_socket(), &command, TIMEOUT).expect("carried out");
     give(AdminCommand::Revoke(target.clone()));
     assert_eq!(daemon.verdict("a"), "REVOKED");
     give(AdminCommand::Unrevoke(target));
@@ -59,7 +59,7 @@ fn exercise(daemon: &Daemon) {
 fn stop(mut daemon: Daemon) -> ExitStatus {
     let start = Instant::now();
     daemon.signal(Signal::TERM);
-    let status = daemon.ended();
+    let status = daemon.wait_for_exit();
     assert!(start.elapsed() < PROMPT, "it took {:?} to stop", start.elapsed());
     status
 }
@@ -69,7 +69,7 @@ fn serve(stderr: impl Into<Stdio>) -> Daemon {
     let setup = Setup::new(&export()).config("[log]\nlevel = \"debug\"\n[source]\npoll = \"1h\"");
     let mut command = setup.command();
     command.stderr(stderr);
-    setup.start_as(command)
+    setup.start_with(command)
 }
 
 fn drop_lines(daemon: &Daemon) -> LogStatus {
@@ -106,7 +106,7 @@ fn closed_standard_error_is_survived() {
     let serve = setup.command();
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$0\" \"$@\" 2>&-"]).arg(serve.get_program()).args(serve.get_args());
-    let daemon = setup.start_as(command);
+    let daemon = setup.start_with(command);
     exercise(&daemon);
     assert!(stop(daemon).success());
 }
@@ -158,15 +158,15 @@ fn load_and_refused_connections_beside_a_blocked_log() {
             .config(&format!("[log]\nlevel = \"debug\"\n[source]\npoll = \"1h\"\n[server]\n{clients}"));
         let mut command = setup.command();
         command.stderr(writer);
-        let daemon = setup.start_as(command);
+        let daemon = setup.start_with(command);
         let (end, stop_load) = (Instant::now() + load(), AtomicBool::new(false));
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     while !stop_load.load(Ordering::Relaxed) {
-                        let mut peer = Raw::connect(&daemon.socket());
-                        let _refused_at_once = peer.stream.write_all(&crate::support::ask(1, "b"));
-                        peer.hear();
+                        let mut peer = RawClient::connect(&daemon.socket());
+                        let _refused_at_once = peer.stream.write_all(&crate::support::encode_verify(1, "b"));
+                        peer.receive();
                     }
                 });
             }
@@ -236,7 +236,7 @@ fn command_line_with_a_full_standard_error_keeps_its_exit_codes() {
     let daemon = Daemon::serving(&export());
     let code = |arguments: &[&str]| {
         let mut command = crate::support::keyward();
-        command.args(arguments).arg("--admin-socket").arg(daemon.admin()).stdin(Stdio::null());
+        command.args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).stdin(Stdio::null());
         command
             .stdout(Stdio::null())
             .stderr(File::options().write(true).open("/dev/full").expect("a device"));

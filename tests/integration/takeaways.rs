@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::support::bad_rows::{HEADER, TAKE_AWAY, export, good, reload_events, row, start, withheld};
-use crate::support::{Daemon, keyward, replace, wait_for};
+use crate::support::{Daemon, keyward, replace_export, wait_for};
 use keyward_daemon::admin::message::Withheld;
 
 #[test]
@@ -32,12 +32,12 @@ fn refused_export_takes_away_what_its_good_rows_revoke_disable_and_expire() {
     let check = |daemon: &Daemon| {
         let output = keyward()
             .args(["check", "--daemon", "--admin-socket"])
-            .arg(daemon.admin())
+            .arg(daemon.admin_socket())
             .output()
             .expect("runs");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    replace(&daemon.setup.source(), &refused);
+    replace_export(&daemon.setup.source(), &refused);
     let outcome = daemon.reload();
     assert!(!outcome.accepted);
     let told = outcome.withheld.expect("takeaways");

@@ -4,7 +4,7 @@ use std::fs;
 
 use keyward_daemon::admin::message::Withheld;
 
-use super::{Daemon, Setup, hex};
+use super::{Daemon, Setup, sha256_hex};
 
 pub(crate) const HEADER: &str = "key_hash,key_id,owner,status,expires_at,allowed_ips,limits,metadata\n";
 pub(crate) const SET_ASIDE: &str = "[source]\nmax_shrink = 1.0\non_bad_row = 'set-aside'\n";
@@ -12,7 +12,7 @@ pub(crate) const TAKE_AWAY: &str = "[source]\napply_takeaways_of_refused = true\
 
 /// The row of key `id`; `rest` follows the id.
 pub(crate) fn row(id: &str, rest: &str) -> String {
-    format!("{},{id},{rest}\n", hex(id))
+    format!("{},{id},{rest}\n", sha256_hex(id))
 }
 
 pub(crate) fn good(id: &str) -> String {
@@ -27,7 +27,7 @@ pub(crate) fn export(rows: &[String]) -> String {
 
 pub(crate) fn start(config: &str, export: &str) -> Daemon {
     let mut setup = Setup::text(export);
-    setup.reconfigure(config);
+    setup.replace_config(config);
     let daemon = setup.start();
     assert!(daemon.status().ready, "{}", daemon.log());
     daemon
