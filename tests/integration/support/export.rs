@@ -8,6 +8,8 @@
 //!
 //! Tests of malformed exports write their text out instead.
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
 
 /// SHA-256 of a raw key in hexadecimal, as exports contain it.
@@ -18,13 +20,19 @@ pub(crate) fn sha256_hex(key: impl AsRef<[u8]>) -> String {
 /// A row whose raw key and `key_id` are both `key`, without restrictions.
 pub(crate) fn row(key: impl Into<String>) -> Row {
     let key = key.into();
-    Row { fields: vec![("key_hash", sha256_hex(&key)), ("key_id", key)] }
+    Row { fields: vec![("key_hash", sha256_hex(&key)), ("key_id", key)], literal: None }
+}
+
+/// A literal line of CSV, or several, in place of a row: without its newline, and possibly malformed.
+pub(crate) fn line(text: impl Into<String>) -> Row {
+    Row { fields: Vec::new(), literal: Some(text.into()) }
 }
 
 /// The fields of one key. A field is empty unless it is set.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     fields: Vec<(&'static str, String)>,
+    literal: Option<String>,
 }
 
 impl Row {
@@ -121,11 +129,12 @@ impl Export {
     pub(crate) fn to_csv(&self) -> String {
         let mut text = self.columns.join(",") + "\n";
         for row in &self.rows {
-            for (position, column) in self.columns.iter().enumerate() {
-                if position > 0 {
-                    text.push(',');
+            match &row.literal {
+                Some(literal) => text.push_str(literal),
+                None => {
+                    let fields: Vec<_> = self.columns.iter().map(|column| csv_field(row.get(column))).collect();
+                    text.push_str(&fields.join(","));
                 }
-                push_csv_field(&mut text, row.get(column));
             }
             text.push('\n');
         }
@@ -143,17 +152,15 @@ impl Export {
     }
 }
 
-fn push_csv_field(text: &mut String, field: &str) {
+fn csv_field(field: &str) -> Cow<'_, str> {
     if field.contains([',', '"', '\n', '\r']) {
-        text.push('"');
-        text.push_str(&field.replace('"', "\"\""));
-        text.push('"');
+        format!("\"{}\"", field.replace('"', "\"\"")).into()
     } else {
-        text.push_str(field);
+        field.into()
     }
 }
 
-/// A daemon or a file takes an export as CSV.
+/// Functions that take an export as `impl Into<String>` get it in CSV.
 impl From<Export> for String {
     fn from(export: Export) -> Self {
         export.to_csv()

@@ -13,7 +13,7 @@ mod setup;
 mod wait;
 
 pub(crate) use daemon::{Daemon, key_target, owner_target};
-pub(crate) use export::{Export, Row, row, sha256_hex};
+pub(crate) use export::{Export, Row, line, row, sha256_hex};
 pub(crate) use programs::{keyward, keyward_bench};
 pub(crate) use raw_client::{RawClient, Received, encode_verify};
 pub(crate) use setup::{Setup, replace_export};
