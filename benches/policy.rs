@@ -19,7 +19,7 @@ use keyward_engine::now::Now;
 use keyward_engine::pepper::{Pepper, Peppers};
 use keyward_engine::record::{KeyRecord, Limit, Origin, Per, Plans, parse_limits};
 use keyward_engine::rules::GlobalPolicy;
-use keyward_engine::snapshot::{Snapshot, Stamp};
+use keyward_engine::snapshot::{Snapshot, SnapshotMeta};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 use sha2::{Digest, Sha256};
@@ -172,9 +172,9 @@ impl Workload {
         let plans = Plans::new([("pro".into(), (case.plan)())], None).expect("a plan");
         let pepper = || Pepper::new(b"a pepper of at least 128 bits").expect("a pepper");
         let peppers = case.pepper.then(|| Peppers { current: pepper(), previous: None });
-        let stamp = Stamp {
+        let stamp = SnapshotMeta {
             global_policy: Arc::new(GlobalPolicy { peppers, ..GlobalPolicy::default() }),
-            ..Stamp::default()
+            ..SnapshotMeta::default()
         };
         let mut fixture = Fixture::new();
         let snapshot =

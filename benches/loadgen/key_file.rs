@@ -46,7 +46,7 @@ pub(crate) fn read_digests(path: &Path) -> Result<Keys, Failure> {
     let mut input = BufReader::with_capacity(BUFFER, open("--digests", path)?);
     let unreadable = |error| wrong(path, format_args!("cannot be read: {error}"));
     let head = input.fill_buf().map_err(unreadable)?;
-    if compiled::is_one(head) {
+    if compiled::has_magic(head) {
         let message =
             "a compiled snapshot has no digests to be read here: give the export that it was made of";
         return Err(wrong(path, message));

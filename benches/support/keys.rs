@@ -8,7 +8,7 @@ use keyward_engine::key_format;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::{Digest, KeyRecord, Plans, parse_limits};
-use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 
 use super::Seeded;
 
@@ -69,7 +69,7 @@ impl Fixture {
     /// A snapshot of the keys `0..keys`, each with `limits` (none if empty). With the same limits
     /// as `previous`, it charges the same buckets.
     pub(crate) fn snapshot(&mut self, keys: u64, limits: &str, previous: Option<&Snapshot>) -> Snapshot {
-        self.snapshot_with(keys, limits, Stamp::default(), previous, Arc::default(), |_| ())
+        self.snapshot_with(keys, limits, SnapshotMeta::default(), previous, Arc::default(), |_| ())
     }
 
     /// The same with plans, the global policy of the metadata, and records completed by
@@ -78,7 +78,7 @@ impl Fixture {
         &mut self,
         keys: u64,
         limits: &str,
-        stamp: Stamp,
+        stamp: SnapshotMeta,
         previous: Option<&Snapshot>,
         plans: Arc<Plans>,
         configure: impl Fn(&mut KeyRecord<'_>),
@@ -108,7 +108,11 @@ impl Fixture {
         let mut allocation = self.allocator.begin(&self.limiter);
         let snapshot = builder
             .finish()
-            .publishable(&mut allocation, previous, Stamp { generation, source_time: START.unix, ..stamp })
+            .into_snapshot(
+                &mut allocation,
+                previous,
+                SnapshotMeta { generation, source_time: START.unix, ..stamp },
+            )
             .expect("fewer limits than slots");
         // Nothing to settle: no rate has changed, and no key has gone.
         let _settlement = allocation.commit();

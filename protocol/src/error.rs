@@ -1,37 +1,37 @@
-//! Why bytes are not a frame, in the protocol's own error codes (SPEC.md section 8).
+//! Errors: the codes of ERROR frames (SPEC.md section 8), and fields that are too long to be sent.
 
 /// A code of an ERROR frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// `length` has no room for a header. Framing is lost.
+    /// `length` is too small for a header. The next frame cannot be found.
     FrameTooShort = 1,
-    /// `length` is over the limit. Framing is lost.
+    /// `length` is over the limit. The next frame cannot be found.
     FrameTooLong = 2,
-    /// The frame's version, or none of HELLO's range, is spoken.
+    /// The daemon speaks neither the frame's version nor any of HELLO's range.
     UnsupportedVersion = 3,
-    /// No such kind of frame.
+    /// The kind of frame is unknown.
     UnknownKind = 4,
-    /// A flag that the kind does not define.
+    /// A flag is set that the kind does not define.
     UnknownFlag = 5,
     /// The body ends inside a field.
     BodyTooShort = 6,
-    /// The body goes on after its last field.
+    /// The body continues after its last field.
     TrailingBytes = 7,
-    /// A field is over its limit, not UTF-8, or against its description.
+    /// A field is over its limit, is not UTF-8, or contradicts its description.
     InvalidField = 8,
     /// The stream ended inside a frame.
     TruncatedFrame = 9,
-    /// A raw key where only digests are taken, or the reverse.
+    /// The daemon does not accept the key in this form (digest or raw).
     CredentialRefused = 10,
-    /// The peer's uid or gid is not on the daemon's list.
+    /// The peer's uid and gids are not on the daemon's allow lists.
     PeerRefused = 11,
-    /// The daemon serves as many connections as it may.
+    /// The daemon serves as many connections as its limit allows.
     TooManyConnections = 12,
-    /// The connection was silent for too long.
+    /// The client sent nothing for longer than the idle timeout.
     IdleTimeout = 13,
-    /// The daemon is going away.
+    /// The daemon is shutting down.
     ShuttingDown = 14,
 }
 
@@ -54,12 +54,12 @@ impl ErrorCode {
         Self::ShuttingDown,
     ];
 
-    /// The code with this number, if this version knows it.
-    pub fn from_u8(value: u8) -> Option<Self> {
+    /// The code with this value, if this version knows it.
+    pub fn from_value(value: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|code| *code as u8 == value)
     }
 
-    /// SPEC.md's name, as in `FRAME_TOO_LONG`.
+    /// SPEC.md's name, for example `FRAME_TOO_LONG`.
     pub fn name(self) -> &'static str {
         match self {
             Self::FrameTooShort => "FRAME_TOO_SHORT",
@@ -79,7 +79,7 @@ impl ErrorCode {
         }
     }
 
-    /// Whether the connection ends after this error.
+    /// Whether the daemon closes the connection after this error.
     pub fn closes(self) -> bool {
         matches!(
             self,
@@ -93,47 +93,48 @@ impl ErrorCode {
         )
     }
 
-    /// The sentence for people that the daemon sends along; `{}` stands for the detail.
+    /// The message of the ERROR frame; `{}` stands for the detail.
     fn message(self) -> &'static str {
         match self {
             Self::FrameTooShort => "a frame's length must be at least 8, to hold its header; got {}",
             Self::FrameTooLong => "a frame's length may be at most 4096; got {}",
-            Self::UnsupportedVersion => "version {} is not spoken here; this daemon speaks 1 to 1",
-            Self::UnknownKind => "there is no kind of request {}",
+            Self::UnsupportedVersion => "version {} is not supported; this daemon supports 1 to 1",
+            Self::UnknownKind => "{} is not a kind of request",
             Self::UnknownFlag => "flags {} are not defined for this kind of frame",
             Self::BodyTooShort => "the body of {} bytes ends inside a field",
             Self::TrailingBytes => "the body has {} bytes after its last field",
-            Self::InvalidField => "field {} is over its limit, not UTF-8, or against its description",
+            Self::InvalidField => "field {} is over its limit, is not UTF-8, or contradicts its description",
             Self::TruncatedFrame => "the stream ended {} bytes into a frame",
             Self::CredentialRefused => {
-                "this daemon does not take a key in this form; it takes {} (1 digest, 2 raw)"
+                "this daemon does not accept a key in this form; it accepts {} (1 digest, 2 raw)"
             }
             Self::PeerRefused => "uid {} may not connect here; see allow_uids and allow_gids",
             Self::TooManyConnections => "all {} connections are in use",
-            Self::IdleTimeout => "nothing was sent for {} ms",
+            Self::IdleTimeout => "the client sent nothing for {} ms",
             Self::ShuttingDown => "the daemon is shutting down",
         }
     }
 }
 
-/// One fault: what an ERROR frame says.
+/// A violation of the protocol, or another reason for which the daemon does not answer: the
+/// contents of an ERROR frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProtocolError {
-    /// What is wrong.
+    /// The reason.
     pub code: ErrorCode,
-    /// The offending value; what it is depends on the code.
+    /// The offending value; its meaning depends on the code.
     pub detail: u32,
-    /// The request that is at fault; 0 where there is none.
+    /// The request that caused the error; 0 if there is none.
     pub request_id: u32,
 }
 
 impl ProtocolError {
-    /// A fault of the request `request_id`.
+    /// An error of the request `request_id`.
     pub fn new(code: ErrorCode, detail: u32, request_id: u32) -> Self {
         Self { code, detail, request_id }
     }
 
-    /// The sentence for people.
+    /// The message for people that the ERROR frame carries.
     pub fn message(&self) -> String {
         self.code.message().replace("{}", &self.detail.to_string())
     }
@@ -146,3 +147,15 @@ impl std::fmt::Display for ProtocolError {
 }
 
 impl std::error::Error for ProtocolError {}
+
+/// A field of a request is longer than the protocol allows, so the request cannot be encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {length} bytes long; the protocol allows {max}")]
+pub struct FieldTooLongError {
+    /// SPEC.md's name of the field.
+    pub field: &'static str,
+    /// Length of the field in bytes.
+    pub length: usize,
+    /// Largest length that the protocol allows, in bytes.
+    pub max: usize,
+}

@@ -1,67 +1,73 @@
-//! Frames in a stream (SPEC.md section 3): the header, and where one frame ends and the next begins.
+//! Frames in a stream of bytes (SPEC.md section 3): the header, and where one frame ends and the
+//! next begins.
 
-use bincode::{Decode, Encode};
+use bincode::Encode;
 
-use crate::codec::{Fields, put};
+use crate::codec::{BodyReader, append_fixed};
 use crate::error::{ErrorCode, ProtocolError};
+use crate::layout::{WireSize, wire_struct};
 use crate::limits::{HEADER_BYTES, LENGTH_BYTES, MIN_LENGTH, VERSION};
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// A client's greeting, or ping.
+    /// A client's greeting, or a ping.
     Hello = 0x01,
-    /// A question about a key.
+    /// Asks whether a key may do something now.
     Verify = 0x02,
-    /// What a key was charged goes back to it.
+    /// Gives back what a key was charged.
     Refund = 0x03,
-    /// The daemon's answer to HELLO.
+    /// The daemon's response to HELLO.
     Welcome = 0x81,
-    /// The daemon's answer to VERIFY and REFUND.
+    /// The daemon's response to VERIFY and REFUND.
     Answer = 0x82,
-    /// What the daemon says where it cannot answer.
+    /// The daemon's response to a request that it cannot answer.
     Error = 0xff,
 }
 
-/// The first 12 bytes of every frame, in every version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct FrameHeader {
-    /// Bytes of the frame after this field.
-    pub length: u32,
-    /// Version that the frame is written in.
-    pub version: u8,
-    /// A [`FrameKind`], or something unknown.
-    pub kind: u8,
-    /// Depends on the kind.
-    pub flags: u16,
-    /// The client's own number for the request.
-    pub request_id: u32,
+wire_struct! {
+    /// The first 12 bytes of every frame, in every version of the protocol.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct FrameHeader: 12 bytes {
+        /// Bytes of the frame after this field.
+        0 => pub length: u32,
+        /// Version of the protocol that the frame is written in.
+        4 => pub version: u8,
+        /// A [`FrameKind`], or an unknown value.
+        5 => pub kind: u8,
+        /// Flags of the kind.
+        6 => pub flags: u16,
+        /// The client's number for the request.
+        8 => pub request_id: u32,
+    }
 }
 
-/// What is at the front of a buffer.
+const _: () = assert!(FrameHeader::WIRE_SIZE == HEADER_BYTES);
+
+/// The result of [`parse_frame`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParsedFrame<'a> {
-    /// A whole frame.
+    /// The buffer begins with a complete frame.
     Complete {
-        /// Its header.
+        /// The header of the frame.
         header: FrameHeader,
-        /// Its body.
+        /// The body of the frame.
         body: &'a [u8],
         /// Bytes of the whole frame, at least [`HEADER_BYTES`].
         size: usize,
     },
-    /// Not all of a frame is there yet.
+    /// More bytes are needed.
     Incomplete,
-    /// No frame can begin like this, and where the next one begins is not known.
+    /// The buffer does not begin with a frame, and the start of the next one is unknown.
     Invalid(ProtocolError),
 }
 
-/// Looks at the front of `buffer`; a frame's `length` must not be over `max_length`.
+/// Parses the frame at the front of `buffer`. A `length` over `max_length` is an error.
 ///
-/// Nothing is believed of a header whose length is out of range: a lying length costs the peer its connection and
-/// the reader nothing. Not its request id either, which may or may not have arrived with the length: the fault must
-/// not depend on how the stream was cut into reads.
+/// A header whose length is out of range is not trusted any further: the error has no request id,
+/// even if its bytes have arrived. Otherwise the error would depend on how the stream was divided
+/// into reads.
 pub fn parse_frame(buffer: &[u8], max_length: u32) -> ParsedFrame<'_> {
     let Some(prefix) = buffer.first_chunk::<LENGTH_BYTES>() else {
         return ParsedFrame::Incomplete;
@@ -77,14 +83,15 @@ pub fn parse_frame(buffer: &[u8], max_length: u32) -> ParsedFrame<'_> {
     let Some(frame) = buffer.get(..size) else {
         return ParsedFrame::Incomplete;
     };
-    let (head, body) = frame.split_at(HEADER_BYTES);
-    match Fields::new(head, 0).fixed() {
+    let (header, body) = frame.split_at(HEADER_BYTES);
+    match BodyReader::new(header, 0).read_fixed() {
         Ok(header) => ParsedFrame::Complete { header, body, size },
-        Err(fault) => ParsedFrame::Invalid(fault),
+        Err(error) => ParsedFrame::Invalid(error),
     }
 }
 
-/// The fault of a stream that ends with `rest`, which [`parse_frame`] called incomplete and which is not empty.
+/// The error of a stream that ends with `rest`, which is not empty and for which [`parse_frame`]
+/// returned [`ParsedFrame::Incomplete`].
 pub fn truncated_frame(rest: &[u8]) -> ProtocolError {
     let request_id =
         rest.get(8..HEADER_BYTES).and_then(|id| id.try_into().ok()).map_or(0, u32::from_le_bytes);
@@ -92,47 +99,51 @@ pub fn truncated_frame(rest: &[u8]) -> ProtocolError {
 }
 
 impl FrameHeader {
-    /// The flags, if all of them are among `known`.
-    pub(crate) fn flags(&self, known: u16) -> Result<u16, ProtocolError> {
+    /// The flags, unless there is one that is not in `known`.
+    pub(crate) fn check_flags(&self, known: u16) -> Result<u16, ProtocolError> {
         match self.flags & !known {
             0 => Ok(self.flags),
-            unknown => Err(self.fault(ErrorCode::UnknownFlag, u32::from(unknown))),
+            unknown => Err(self.error(ErrorCode::UnknownFlag, u32::from(unknown))),
         }
     }
 
-    pub(crate) fn version(&self) -> Result<(), ProtocolError> {
+    pub(crate) fn check_version(&self) -> Result<(), ProtocolError> {
         match self.version {
             VERSION => Ok(()),
-            other => Err(self.fault(ErrorCode::UnsupportedVersion, u32::from(other))),
+            other => Err(self.error(ErrorCode::UnsupportedVersion, u32::from(other))),
         }
     }
 
-    pub(crate) fn fault(&self, code: ErrorCode, detail: u32) -> ProtocolError {
+    pub(crate) fn error(&self, code: ErrorCode, detail: u32) -> ProtocolError {
         ProtocolError::new(code, detail, self.request_id)
     }
 }
 
-/// A header, and the part of the body that is of fixed size.
+/// A header, and the part of the body that has a fixed size.
 #[derive(Encode)]
-struct Head<T: Encode> {
+struct FrameStart<T: Encode> {
     header: FrameHeader,
     body: T,
 }
 
-/// Appends a frame whose body is `head` and what `write` appends to it.
+impl<T: Encode + WireSize> WireSize for FrameStart<T> {
+    const WIRE_SIZE: usize = FrameHeader::WIRE_SIZE + T::WIRE_SIZE;
+}
+
+/// Appends a frame whose body is `fixed`, followed by what `append_rest` appends.
 #[inline]
-pub(crate) fn put_frame(
+pub(crate) fn append_frame<T: Encode + WireSize>(
     kind: FrameKind,
     flags: u16,
     request_id: u32,
-    head: impl Encode,
+    fixed: T,
     out: &mut Vec<u8>,
-    write: impl FnOnce(&mut Vec<u8>),
+    append_rest: impl FnOnce(&mut Vec<u8>),
 ) {
     let start = out.len();
     let header = FrameHeader { length: 0, version: VERSION, kind: kind as u8, flags, request_id };
-    put(Head { header, body: head }, out);
-    write(out);
+    append_fixed(FrameStart { header, body: fixed }, out);
+    append_rest(out);
     let length = (out.len() - start - LENGTH_BYTES) as u32;
     if let Some(field) = out.get_mut(start..start + LENGTH_BYTES) {
         field.copy_from_slice(&length.to_le_bytes());

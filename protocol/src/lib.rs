@@ -1,33 +1,55 @@
-//! keyward's wire protocol, and nothing else. `SPEC.md` beside this crate is normative; the section that a piece
-//! of code implements is named where it stands.
+//! keyward's wire protocol: frames, limits and codec.
 //!
-//! * [`FrameHeader`] and [`parse_frame`] find the frames in a stream of bytes ([`frame`](mod@frame)).
-//! * [`Request`] is what a client sends: [`Hello`], [`Verify`], [`Refund`].
-//! * [`Response`] is what the daemon sends: [`Welcome`], [`Answer`], [`ErrorFrame`].
-//! * [`ProtocolError`] says why bytes are not a frame, in the protocol's own error codes.
+//! `SPEC.md` beside this crate is normative, and the code names the section that it implements.
 //!
-//! Decoding borrows from the buffer and allocates nothing; a length is checked before anything is believed.
-//! Encoding appends to a buffer.
+//! * [`parse_frame`] finds the frames in a stream of bytes.
+//! * [`Request`] is what a client sends: [`Hello`], [`Verify`] or [`Refund`].
+//! * [`Response`] is what the daemon sends: [`Welcome`], [`Answer`] or [`ErrorFrame`].
+//! * [`ProtocolError`] is a violation of the protocol, with the code that an ERROR frame reports.
+//!
+//! Decoding borrows from the buffer and allocates nothing; every length is checked before it is
+//! used. Encoding appends to a buffer.
+//!
+//! ```
+//! use keyward_protocol::{Answer, Credential, Verdict, Verify};
+//!
+//! let mut requests = Vec::new();
+//! Verify::new(1, Credential::RawKey(b"acme_live_0123456789")).encode(&mut requests)?;
+//! Verify { environment: Some("live"), ..Verify::new(2, Credential::Digest([0; 32])) }.encode(&mut requests)?;
+//!
+//! let mut responses = Vec::new();
+//! Answer::without_key(1, Verdict::UnknownKey, 9).encode(&mut responses);
+//! # Ok::<(), keyward_protocol::FieldTooLongError>(())
+//! ```
 
+mod answer;
 mod codec;
+mod credential;
 mod error;
-pub mod frame;
+mod error_frame;
+mod frame;
+mod hello;
+mod layout;
 mod limits;
-mod prepared;
+mod prepared_answer;
 mod refund;
 mod request;
 mod response;
+mod verdict;
+mod verify;
+mod welcome;
 
-pub use error::{ErrorCode, ProtocolError};
+pub use answer::{Answer, LimitState, answer_flag};
+pub use credential::{CREDENTIAL_DIGEST, CREDENTIAL_RAW, Credential};
+pub use error::{ErrorCode, FieldTooLongError, ProtocolError};
+pub use error_frame::{ErrorFrame, error_flag};
 pub use frame::{FrameHeader, FrameKind, ParsedFrame, parse_frame, truncated_frame};
+pub use hello::Hello;
 pub use limits::*;
-pub use prepared::{AnswerTexts, PreparedAnswer};
-pub use refund::{Refund, refund_field, refund_flag};
-pub use request::{
-    Credential, FAST_PATH_BYTES, FieldTooLongError, Hello, Request, ScopeMode, Scopes, Verify, verify_field,
-    verify_flag,
-};
-pub use response::{
-    Answer, CREDENTIAL_DIGEST, CREDENTIAL_RAW, ErrorFrame, LimitState, Response, Verdict, Welcome,
-    answer_flag, error_flag,
-};
+pub use prepared_answer::{AnswerTexts, PreparedAnswer};
+pub use refund::{Refund, refund_flag};
+pub use request::Request;
+pub use response::Response;
+pub use verdict::Verdict;
+pub use verify::{FAST_PATH_BYTES, ScopeMode, Scopes, Verify, verify_flag};
+pub use welcome::Welcome;

@@ -1,39 +1,43 @@
-//! Every limit of the protocol, with the reason for its size. `SPEC.md` section 3 lists the same numbers.
+//! The limits of the protocol, each with its reason. SPEC.md section 3 lists the same numbers.
+
+use crate::answer::AnswerFixed;
+use crate::layout::WireSize;
 
 /// The version of the protocol that this crate speaks.
 pub const VERSION: u8 = 1;
 
-/// Bytes of the `length` field, which does not count itself.
+/// Bytes of the `length` field, which the length itself does not include.
 pub const LENGTH_BYTES: usize = 4;
 
-/// Bytes of a whole header: length, version, kind, flags, request id.
+/// Bytes of a header: length, version, kind, flags, request id.
 pub const HEADER_BYTES: usize = 12;
 
-/// Smallest `length`: a header without its length field, and an empty body.
+/// Smallest `length`: the rest of the header, and an empty body.
 pub const MIN_LENGTH: u32 = (HEADER_BYTES - LENGTH_BYTES) as u32;
 
 /// Longest raw key. The longest in common use are signed tokens of a few hundred bytes.
 pub const MAX_KEY: usize = 1024;
 
-/// Longest list of required scopes in one request, in bytes with its separators.
+/// Longest list of required scopes in one request, in bytes including the separators: tens of
+/// names.
 pub const MAX_SCOPES: usize = 1024;
 
 /// Longest origin: a scheme, a DNS name (253 bytes) and a port, with room to spare.
 pub const MAX_ORIGIN: usize = 512;
 
-/// Longest name: an environment, a plan, a limit.
+/// Longest name of an environment, a plan or a limit.
 pub const MAX_NAME: usize = 64;
 
-/// Longest key id: a UUID in text is 36 bytes.
+/// Longest key id: the text of a UUID has 36 bytes.
 pub const MAX_KEY_ID: usize = 64;
 
-/// Longest owner: an address or a URN.
+/// Longest owner: an e-mail address or a URN.
 pub const MAX_OWNER: usize = 128;
 
-/// Longest metadata, in bytes of its JSON text: one page of memory.
+/// Longest metadata, in bytes of its JSON text: one page of memory. It is returned on request only.
 pub const MAX_METADATA: usize = 4096;
 
-/// Longest message of an ERROR, and name of a server: the length of a `text8`.
+/// Longest message of an ERROR and longest `server` of a WELCOME: what a `text8` can hold.
 pub const MAX_MESSAGE: usize = u8::MAX as usize;
 
 /// Largest `length` of a frame that a client sends.
@@ -51,7 +55,7 @@ const LARGEST_VERIFY: usize = HEADER_BYTES - LENGTH_BYTES
     + (1 + MAX_NAME);
 const LARGEST_REFUND: usize = HEADER_BYTES - LENGTH_BYTES + 4 + (2 + MAX_KEY) + (1 + MAX_NAME);
 const LARGEST_ANSWER: usize = HEADER_BYTES - LENGTH_BYTES
-    + 25
+    + AnswerFixed::WIRE_SIZE
     + (1 + MAX_KEY_ID)
     + (1 + MAX_OWNER)
     + 3 * (1 + MAX_NAME)

@@ -1,41 +1,39 @@
-//! REFUND (SPEC.md section 5): what a key was charged is given back.
+//! REFUND (SPEC.md section 5): gives back what a key was charged.
 
-use crate::codec::{Fields, put, put_bytes16, put_text8};
-use crate::error::ProtocolError;
-use crate::frame::{FrameHeader, FrameKind, put_frame};
+use crate::codec::{BodyReader, append_text8};
+use crate::credential::{Credential, RAW_KEY_FLAG};
+use crate::error::{FieldTooLongError, ProtocolError};
+use crate::frame::{FrameHeader, FrameKind, append_frame};
 use crate::limits::{MAX_KEY, MAX_NAME};
-use crate::request::{Credential, FieldTooLongError};
 
 /// Flags of REFUND.
 pub mod refund_flag {
-    /// `key` instead of `digest`: the same bit as VERIFY's.
-    pub const RAW_KEY: u16 = crate::verify_flag::RAW_KEY;
-    /// `limit` is there.
+    /// The frame has `key` instead of `digest`.
+    pub const RAW_KEY: u16 = super::RAW_KEY_FLAG;
+    /// `limit` is present.
     pub const LIMIT: u16 = 0x0002;
     /// All of the above.
     pub const ALL: u16 = 0x0003;
 }
 
-/// Numbers of REFUND's fields, as INVALID_FIELD tells them.
-pub mod refund_field {
-    /// `cost`
-    pub const COST: u32 = 1;
-    /// `key`
-    pub const KEY: u32 = 3;
-    /// `limit`
-    pub const LIMIT: u32 = 4;
+/// Numbers of REFUND's fields, as reported by INVALID_FIELD.
+mod refund_field {
+    pub(super) const COST: u32 = 1;
+    pub(super) const KEY: u32 = 3;
+    pub(super) const LIMIT: u32 = 4;
 }
 
-/// What this key was charged came to nothing: it is to have it back.
+/// Gives back what a request was charged, for a request that came to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refund<'a> {
-    /// Returned in the answer.
+    /// Returned in the response.
     pub request_id: u32,
-    /// What to give back; at least 1, and never above a limit's burst. Zero is no REFUND: the daemon refuses the frame.
+    /// What to give back: at least 1, because the daemon rejects a REFUND of 0. No limit rises
+    /// above its burst.
     pub cost: u32,
     /// The key.
     pub credential: Credential<'a>,
-    /// Name of the only limit to give back to; `None`: every limit of the key.
+    /// Name of the only limit to give back to; `None` means every limit of the key.
     pub limit: Option<&'a str>,
 }
 
@@ -43,32 +41,29 @@ impl<'a> Refund<'a> {
     /// Appends the frame.
     ///
     /// # Errors
-    /// When a field is over its limit; nothing has been appended then.
+    /// If a field is over its limit; `out` is unchanged then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FieldTooLongError> {
         self.check_lengths()?;
-        put_frame(FrameKind::Refund, self.flags(), self.request_id, self.cost, out, |out| {
-            match self.credential {
-                Credential::Digest(digest) => put(digest, out),
-                Credential::RawKey(key) => put_bytes16(key, out),
-            }
+        append_frame(FrameKind::Refund, self.flags(), self.request_id, self.cost, out, |out| {
+            self.credential.append(out);
             if let Some(limit) = self.limit {
-                put_text8(limit, MAX_NAME, out);
+                append_text8(limit, MAX_NAME, out);
             }
         });
         Ok(())
     }
 
     fn flags(&self) -> u16 {
-        let set = |flag, on| if on { flag } else { 0 };
-        set(refund_flag::RAW_KEY, matches!(self.credential, Credential::RawKey(_)))
-            | set(refund_flag::LIMIT, self.limit.is_some())
+        let flag_if = |flag, condition| if condition { flag } else { 0 };
+        flag_if(refund_flag::RAW_KEY, matches!(self.credential, Credential::RawKey(_)))
+            | flag_if(refund_flag::LIMIT, self.limit.is_some())
     }
 
     fn check_lengths(&self) -> Result<(), FieldTooLongError> {
-        let key = if let Credential::RawKey(key) = self.credential { key.len() } else { 0 };
-        for (field, length, max) in
-            [("key", key, MAX_KEY), ("limit", self.limit.map_or(0, str::len), MAX_NAME)]
-        {
+        for (field, length, max) in [
+            ("key", self.credential.raw_key_length(), MAX_KEY),
+            ("limit", self.limit.map_or(0, str::len), MAX_NAME),
+        ] {
             if length > max {
                 return Err(FieldTooLongError { field, length, max });
             }
@@ -77,21 +72,24 @@ impl<'a> Refund<'a> {
     }
 
     pub(crate) fn decode(header: &FrameHeader, body: &'a [u8]) -> Result<Self, ProtocolError> {
-        let flags = header.flags(refund_flag::ALL)?;
+        let flags = header.check_flags(refund_flag::ALL)?;
         let has = |flag| flags & flag != 0;
-        let mut fields = Fields::new(body, header.request_id);
-        let cost = fields.fixed()?;
+        let mut reader = BodyReader::new(body, header.request_id);
+        let cost = reader.read_fixed()?;
         if cost == 0 {
-            return Err(fields.invalid(refund_field::COST));
+            return Err(reader.invalid_field(refund_field::COST));
         }
         let credential = if has(refund_flag::RAW_KEY) {
-            Credential::RawKey(fields.bytes16(MAX_KEY, refund_field::KEY)?)
+            Credential::RawKey(reader.read_bytes16(MAX_KEY, refund_field::KEY)?)
         } else {
-            Credential::Digest(fields.fixed()?)
+            Credential::Digest(reader.read_fixed()?)
         };
-        let limit =
-            if has(refund_flag::LIMIT) { Some(fields.text8(MAX_NAME, refund_field::LIMIT)?) } else { None };
-        fields.end()?;
+        let limit = if has(refund_flag::LIMIT) {
+            Some(reader.read_text8(MAX_NAME, refund_field::LIMIT)?)
+        } else {
+            None
+        };
+        reader.finish()?;
         Ok(Self { request_id: header.request_id, cost, credential, limit })
     }
 }

@@ -1,4 +1,5 @@
-//! Holds the codec against `vectors/vectors.json`, and the file against the protocol: nothing may be missing from it.
+//! Tests the codec against `vectors/vectors.json`, and the completeness of that file against the
+//! protocol.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -15,69 +16,68 @@ use proptest::option;
 use proptest::prelude::*;
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
-use support::{Fields, Frame, From, NameOrNumber, Vector, all, decode, valid};
+use support::{Fields, Frame, NameOrNumber, Sender, Vector, all_vectors, decode, valid_vectors};
 
 #[test]
 fn valid_vectors_encode_to_their_bytes() {
-    for (vector, fields) in valid(&all()) {
-        assert_eq!(const_hex::encode(fields.frame().to_bytes()), hex(vector), "{}", vector.name);
+    for (vector, fields) in valid_vectors(&all_vectors()) {
+        assert_eq!(const_hex::encode(fields.to_frame().to_bytes()), hex(vector), "{}", vector.name);
     }
 }
 
 #[test]
 fn valid_vectors_decode_to_their_fields() {
-    for (vector, fields) in valid(&all()) {
-        let decoded = decode(vector.from, &vector.bytes.0);
-        assert_eq!(decoded, Ok((fields.frame(), vector.bytes.0.len())), "{}", vector.name);
-        if vector.from == From::Client {
+    for (vector, fields) in valid_vectors(&all_vectors()) {
+        let decoded = decode(vector.sender, &vector.bytes.0);
+        assert_eq!(decoded, Ok((fields.to_frame(), vector.bytes.0.len())), "{}", vector.name);
+        if vector.sender == Sender::Client {
             assert_fast_path(&vector.bytes.0);
         }
     }
 }
 
 #[test]
-fn malformed_vectors_have_exactly_their_fault() {
-    for vector in &all() {
+fn malformed_vectors_have_their_error() {
+    for vector in &all_vectors() {
         let Some(expected) = &vector.error else { continue };
-        let fault = fault(vector);
-        assert_eq!(fault.code.name(), expected.code, "{}", vector.name);
-        assert_eq!(fault.detail, expected.detail, "{}", vector.name);
-        assert_eq!(fault.request_id, expected.request_id, "{}", vector.name);
-        let closes = (vector.from == From::Client).then(|| fault.code.closes());
+        let error = decode_error(vector);
+        assert_eq!(error.code.name(), expected.code, "{}", vector.name);
+        assert_eq!(error.detail, expected.detail, "{}", vector.name);
+        assert_eq!(error.request_id, expected.request_id, "{}", vector.name);
+        let closes = (vector.sender == Sender::Client).then(|| error.code.closes());
         assert_eq!(closes, expected.closes, "{}", vector.name);
     }
 }
 
-/// A fault is told in an ERROR frame that a client can read.
 #[test]
-fn faults_encode_to_error_frames() {
-    for vector in all().iter().filter(|vector| vector.error.is_some()) {
-        let fault = fault(vector);
+fn protocol_errors_encode_to_error_frames() {
+    for vector in all_vectors().iter().filter(|vector| vector.error.is_some()) {
+        let error = decode_error(vector);
         let mut bytes = Vec::new();
-        fault.encode(&mut bytes);
-        let message = fault.message();
+        error.encode(&mut bytes);
+        let message = error.message();
         let expected = Frame::Response(Response::Error(ErrorFrame {
-            request_id: fault.request_id,
-            code: fault.code as u8,
-            detail: fault.detail,
-            closing: fault.code.closes(),
+            request_id: error.request_id,
+            code: error.code as u8,
+            detail: error.detail,
+            closing: error.code.closes(),
             message: &message,
         }));
-        assert_eq!(decode(From::Daemon, &bytes), Ok((expected, bytes.len())), "{}", vector.name);
+        assert_eq!(decode(Sender::Daemon, &bytes), Ok((expected, bytes.len())), "{}", vector.name);
     }
 }
 
 #[test]
-fn frames_follow_one_another_in_a_stream() {
-    let vectors = all();
-    for from in [From::Client, From::Daemon] {
-        let frames = || valid(&vectors).filter(|(vector, _)| vector.from == from);
+fn consecutive_frames_of_a_stream_decode() {
+    let vectors = all_vectors();
+    for sender in [Sender::Client, Sender::Daemon] {
+        let frames = || valid_vectors(&vectors).filter(|(vector, _)| vector.sender == sender);
         let mut stream = Vec::new();
-        frames().for_each(|(_, fields)| fields.frame().encode(&mut stream));
+        frames().for_each(|(_, fields)| fields.to_frame().encode(&mut stream));
         let mut rest = stream.as_slice();
         for (vector, fields) in frames() {
-            let (frame, size) = decode(from, rest).unwrap();
-            assert_eq!(frame, fields.frame(), "{}", vector.name);
+            let (frame, size) = decode(sender, rest).unwrap();
+            assert_eq!(frame, fields.to_frame(), "{}", vector.name);
             rest = &rest[size..];
         }
         assert!(rest.is_empty());
@@ -85,13 +85,13 @@ fn frames_follow_one_another_in_a_stream() {
 }
 
 #[test]
-fn a_frame_is_incomplete_until_its_last_byte() {
-    for (vector, fields) in valid(&all()) {
+fn frame_is_incomplete_until_its_last_byte() {
+    for (vector, fields) in valid_vectors(&all_vectors()) {
         let frame = &vector.bytes.0;
         for size in 0..frame.len() {
             let part = &frame[..size];
             assert_eq!(
-                parse_frame(part, vector.from.max_length()),
+                parse_frame(part, vector.sender.max_length()),
                 ParsedFrame::Incomplete,
                 "{}[..{size}]",
                 vector.name
@@ -105,28 +105,28 @@ fn a_frame_is_incomplete_until_its_last_byte() {
     }
 }
 
-/// The same, but the length agrees with the bytes that are there: the body ends inside a field, wherever it ends.
+/// Here `length` agrees with the bytes that are present, so the body ends inside a field.
 #[test]
-fn a_body_is_too_short_until_its_last_byte() {
-    for (vector, fields) in valid(&all()) {
+fn body_is_too_short_until_its_last_byte() {
+    for (vector, fields) in valid_vectors(&all_vectors()) {
         for size in 12..vector.bytes.0.len() {
             let mut frame = vector.bytes.0[..size].to_vec();
             frame[..4].copy_from_slice(&(size as u32 - 4).to_le_bytes());
             let expected = ProtocolError::new(ErrorCode::BodyTooShort, size as u32 - 12, request_id(fields));
-            assert_eq!(decode(vector.from, &frame), Err(expected), "{}[..{size}]", vector.name);
+            assert_eq!(decode(vector.sender, &frame), Err(expected), "{}[..{size}]", vector.name);
         }
     }
 }
 
-/// No frame has two forms: whatever decodes is what encoding writes.
+/// The encoding is canonical: encoding a decoded frame yields the same bytes.
 #[test]
-fn a_flipped_bit_is_a_fault_or_another_canonical_frame() {
-    for (vector, _) in valid(&all()) {
+fn flipped_bit_is_an_error_or_another_canonical_frame() {
+    for (vector, _) in valid_vectors(&all_vectors()) {
         let mut frame = vector.bytes.0.clone();
         for bit in 0..frame.len() * 8 {
             frame[bit / 8] ^= 1 << (bit % 8);
-            for from in [From::Client, From::Daemon] {
-                assert_canonical(from, &frame);
+            for sender in [Sender::Client, Sender::Daemon] {
+                assert_canonical(sender, &frame);
             }
             frame[bit / 8] ^= 1 << (bit % 8);
         }
@@ -134,17 +134,18 @@ fn a_flipped_bit_is_a_fault_or_another_canonical_frame() {
 }
 
 #[test]
-fn malformed_vectors_do_not_panic_wherever_they_end() {
-    for vector in all().iter().filter(|vector| vector.error.is_some()) {
+fn prefixes_of_malformed_vectors_do_not_panic() {
+    for vector in all_vectors().iter().filter(|vector| vector.error.is_some()) {
         for size in 0..=vector.bytes.0.len() {
-            let _fault = decode(vector.from, &vector.bytes.0[..size]);
+            let _ = decode(vector.sender, &vector.bytes.0[..size]);
         }
     }
 }
 
-/// The vector of each field at its limit is valid; one byte more must not be written, and leaves nothing behind.
+/// The vectors contain each field at its limit. One byte more is an error that leaves the buffer
+/// unchanged.
 #[test]
-fn a_verify_over_its_limits_is_not_written() {
+fn verify_over_its_limits_is_not_encoded() {
     let long = "x".repeat(MAX_KEY + 1);
     let plain = Verify::new(1, Credential::Digest([0; 32]));
     let scopes = Scopes { names: &long[..=MAX_SCOPES], mode: ScopeMode::All };
@@ -162,7 +163,7 @@ fn a_verify_over_its_limits_is_not_written() {
 }
 
 #[test]
-fn a_refund_over_its_limits_is_not_written() {
+fn refund_over_its_limits_is_not_encoded() {
     let long = "x".repeat(MAX_KEY + 1);
     let plain = Refund { request_id: 1, cost: 1, credential: Credential::Digest([0; 32]), limit: None };
     for (refund, field, max) in [
@@ -180,8 +181,8 @@ mod coverage {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_groups_stay_together() {
-        let vectors = all();
+    fn names_are_unique_and_groups_are_contiguous() {
+        let vectors = all_vectors();
         let names: HashSet<_> = vectors.iter().map(|vector| &vector.name).collect();
         assert_eq!(names.len(), vectors.len());
         let mut groups: Vec<_> = vectors.iter().map(|vector| &vector.group).collect();
@@ -191,8 +192,8 @@ mod coverage {
     }
 
     #[test]
-    fn every_vector_has_fields_or_an_error() {
-        for vector in all() {
+    fn every_vector_has_either_fields_or_an_error() {
+        for vector in all_vectors() {
             assert!(vector.fields.is_some() != vector.error.is_some(), "{}", vector.name);
         }
     }
@@ -207,14 +208,14 @@ mod coverage {
                 Some((cells.next()?, cells.next()?.parse().ok()?))
             })
             .collect();
-        let vectors = all();
+        let vectors = all_vectors();
         let size = |group| vectors.iter().filter(|vector| vector.group == group).count();
         let groups = vectors.iter().map(|vector| vector.group.as_str());
         assert_eq!(listed, groups.map(|group| (group, size(group))).collect());
     }
 
     #[test]
-    fn every_kind() {
+    fn every_kind_has_a_valid_vector() {
         for kind in [
             FrameKind::Hello,
             FrameKind::Verify,
@@ -223,11 +224,12 @@ mod coverage {
             FrameKind::Answer,
             FrameKind::Error,
         ] {
-            assert!(valid(&all()).any(|(_, fields)| kind_of(fields) == kind), "{kind:?}");
+            assert!(valid_vectors(&all_vectors()).any(|(_, fields)| kind_of(fields) == kind), "{kind:?}");
         }
     }
 
-    /// Exhaustive, so that a new kind does not compile before it is here.
+    /// The second match is exhaustive, so that a new kind does not compile until the tests include
+    /// it.
     fn kind_of(fields: &Fields) -> FrameKind {
         let kind = match fields {
             Fields::Hello { .. } => FrameKind::Hello,
@@ -248,35 +250,35 @@ mod coverage {
     }
 
     #[test]
-    fn every_verdict_and_one_that_is_not_known() {
-        let vectors = all();
-        let seen: HashSet<_> = valid(&vectors)
-            .filter_map(|(_, fields)| match fields.frame() {
+    fn every_verdict_and_an_unknown_one_have_a_vector() {
+        let vectors = all_vectors();
+        let covered: HashSet<_> = valid_vectors(&vectors)
+            .filter_map(|(_, fields)| match fields.to_frame() {
                 Frame::Response(Response::Answer(answer)) => Some(answer.verdict),
                 _ => None,
             })
             .collect();
         for verdict in Verdict::all() {
-            assert!(seen.contains(&verdict), "{}", verdict.name());
+            assert!(covered.contains(&verdict), "{}", verdict.name());
         }
-        assert!(seen.iter().any(|verdict| matches!(verdict, Verdict::Other(_))));
+        assert!(covered.iter().any(|verdict| matches!(verdict, Verdict::Other(_))));
     }
 
     #[test]
-    fn every_code_in_an_error_frame() {
-        let vectors = all();
+    fn every_error_code_has_an_error_frame() {
+        let vectors = all_vectors();
         for code in ErrorCode::ALL {
             let is = |fields: &Fields| {
                 matches!(fields, Fields::Error { code: NameOrNumber::Name(name), .. } if name == code.name())
-                    && fields.has("CLOSING") == code.closes()
+                    && fields.has_flag("CLOSING") == code.closes()
             };
-            assert!(valid(&vectors).any(|(_, fields)| is(fields)), "{}", code.name());
+            assert!(valid_vectors(&vectors).any(|(_, fields)| is(fields)), "{}", code.name());
         }
     }
 
     #[test]
-    fn every_code_that_bytes_can_cause() {
-        let vectors = all();
+    fn every_error_code_caused_by_bytes_has_a_malformed_vector() {
+        let vectors = all_vectors();
         for code in ErrorCode::ALL {
             let needs_a_daemon = matches!(
                 code,
@@ -286,27 +288,27 @@ mod coverage {
                     | ErrorCode::IdleTimeout
                     | ErrorCode::ShuttingDown
             );
-            let seen = vectors.iter().any(|vector| {
-                vector.from == From::Client
+            let covered = vectors.iter().any(|vector| {
+                vector.sender == Sender::Client
                     && vector.error.as_ref().is_some_and(|error| error.code == code.name())
             });
-            assert_eq!(seen, !needs_a_daemon, "{}", code.name());
+            assert_eq!(covered, !needs_a_daemon, "{}", code.name());
         }
     }
 
     #[test]
-    fn every_flag_of_verify_alone_and_all_together() {
-        let seen = flags_of(FrameKind::Verify);
+    fn verify_vectors_have_every_flag_alone_and_all_together() {
+        let covered = flags_of(FrameKind::Verify);
         for flag in (0..16).map(|bit| 1 << bit).filter(|flag| verify_flag::ALL & flag != 0) {
             let alone = if flag == verify_flag::ANY_SCOPE { flag | verify_flag::SCOPES } else { flag };
-            assert!(seen.contains(&alone), "{flag:#06x}");
+            assert!(covered.contains(&alone), "{flag:#06x}");
         }
-        assert!(seen.contains(&0));
-        assert!(seen.contains(&verify_flag::ALL));
+        assert!(covered.contains(&0));
+        assert!(covered.contains(&verify_flag::ALL));
     }
 
     #[test]
-    fn every_set_of_flags_of_refund_and_answer() {
+    fn refund_and_answer_vectors_have_every_combination_of_flags() {
         let refund = [0, refund_flag::RAW_KEY, refund_flag::LIMIT, refund_flag::ALL];
         let answer =
             [0, answer_flag::METADATA, answer_flag::SHADOW, answer_flag::METADATA | answer_flag::SHADOW];
@@ -314,30 +316,32 @@ mod coverage {
         assert_eq!(flags_of(FrameKind::Answer), HashSet::from(answer));
     }
 
-    /// The flags that valid vectors of this kind have.
+    /// The combinations of flags that the valid vectors of this kind have.
     fn flags_of(kind: FrameKind) -> HashSet<u16> {
-        valid(&all()).filter(|(_, fields)| kind_of(fields) == kind).map(|(vector, _)| flags(vector)).collect()
+        valid_vectors(&all_vectors())
+            .filter(|(_, fields)| kind_of(fields) == kind)
+            .map(|(vector, _)| flags(vector))
+            .collect()
     }
 
     #[test]
-    fn every_bit_that_is_no_flag_of_a_request() {
-        let vectors = all();
+    fn every_undefined_flag_of_a_request_has_a_malformed_vector() {
+        let vectors = all_vectors();
         for (kind, known) in [(FrameKind::Verify, verify_flag::ALL), (FrameKind::Refund, refund_flag::ALL)] {
-            let seen = vectors
+            let covered = vectors
                 .iter()
                 .filter(|vector| vector.error.as_ref().is_some_and(|error| error.code == "UNKNOWN_FLAG"))
-                .filter(|vector| vector.from == From::Client && vector.bytes.0[5] == kind as u8)
+                .filter(|vector| vector.sender == Sender::Client && vector.bytes.0[5] == kind as u8)
                 .map(flags)
                 .filter(|flags| flags.is_power_of_two())
-                .fold(0, |seen, flags| seen | flags);
-            assert_eq!(seen, !known, "{kind:?}");
+                .fold(0, |all, flags| all | flags);
+            assert_eq!(covered, !known, "{kind:?}");
         }
     }
 
-    /// The names in the file and the bits in its bytes say the same.
     #[test]
-    fn flags_are_named_right() {
-        for (vector, fields) in valid(&all()) {
+    fn flag_names_match_the_bits() {
+        for (vector, fields) in valid_vectors(&all_vectors()) {
             let value = |name: &String| match (fields, name.as_str()) {
                 (Fields::Verify { .. }, "RAW_KEY") => verify_flag::RAW_KEY,
                 (Fields::Verify { .. }, "SCOPES") => verify_flag::SCOPES,
@@ -366,11 +370,11 @@ mod coverage {
 proptest! {
     #[test]
     fn random_bytes_do_not_panic(bytes in vec(any::<u8>(), 0..256)) {
-        assert_canonical(From::Client, &bytes);
-        assert_canonical(From::Daemon, &bytes);
+        assert_canonical(Sender::Client, &bytes);
+        assert_canonical(Sender::Daemon, &bytes);
     }
 
-    /// Random bytes hardly ever have a legal header; these always do.
+    /// Random bytes hardly ever begin with a valid header; these always do.
     #[test]
     fn random_bodies_do_not_panic(
         kind in prop_oneof![Just(0x01_u8), Just(0x02), Just(0x03), Just(0x81), Just(0x82), Just(0xff)],
@@ -383,18 +387,18 @@ proptest! {
         frame.extend(flags.to_le_bytes());
         frame.extend(request_id.to_le_bytes());
         frame.extend(&body);
-        assert_canonical(From::Client, &frame);
-        assert_canonical(From::Daemon, &frame);
+        assert_canonical(Sender::Client, &frame);
+        assert_canonical(Sender::Daemon, &frame);
     }
 
     #[test]
-    fn hellos_round_trip(request_id in any::<u32>(), min_version in 1..=255_u8, more in any::<u8>()) {
+    fn hello_round_trips(request_id in any::<u32>(), min_version in 1..=255_u8, more in any::<u8>()) {
         let max_version = min_version.saturating_add(more);
         assert_round_trip(Frame::Request(Request::Hello(Hello { request_id, min_version, max_version })));
     }
 
     #[test]
-    fn verifies_round_trip(
+    fn verify_round_trips(
         request_id in any::<u32>(),
         cost in any::<u32>(),
         digest in any::<[u8; 32]>(),
@@ -420,7 +424,7 @@ proptest! {
     }
 
     #[test]
-    fn refunds_round_trip(
+    fn refund_round_trips(
         request_id in any::<u32>(),
         cost in 1..=u32::MAX,
         digest in any::<[u8; 32]>(),
@@ -436,7 +440,7 @@ proptest! {
     }
 
     #[test]
-    fn welcomes_round_trip(
+    fn welcome_round_trips(
         request_id in any::<u32>(),
         [version, min_version, max_version, credentials] in any::<[u8; 4]>(),
         [max_length, idle_timeout_ms] in any::<[u32; 2]>(),
@@ -457,7 +461,7 @@ proptest! {
     }
 
     #[test]
-    fn answers_round_trip(
+    fn answer_round_trips(
         request_id in any::<u32>(),
         verdict in any::<u8>().prop_map(Verdict::from_value),
         generation in any::<u64>(),
@@ -483,7 +487,7 @@ proptest! {
     }
 
     #[test]
-    fn errors_round_trip(
+    fn error_round_trips(
         request_id in any::<u32>(),
         code in any::<u8>(),
         detail in any::<u32>(),
@@ -507,45 +511,46 @@ fn text(max: usize) -> impl Strategy<Value = String> {
     })
 }
 
-/// What is wrong with a malformed vector, by the codec.
-fn fault(vector: &Vector) -> ProtocolError {
-    match decode(vector.from, &vector.bytes.0) {
-        Err(fault) => fault,
+/// The codec's error for a malformed vector.
+fn decode_error(vector: &Vector) -> ProtocolError {
+    match decode(vector.sender, &vector.bytes.0) {
+        Err(error) => error,
         Ok((Frame::Request(Request::Hello(hello)), _)) => hello.version().unwrap_err(),
         Ok((frame, _)) => panic!("{} is {frame:?}", vector.name),
     }
 }
 
-fn assert_canonical(from: From, bytes: &[u8]) {
-    if from == From::Client {
+fn assert_canonical(sender: Sender, bytes: &[u8]) {
+    if sender == Sender::Client {
         assert_fast_path(bytes);
     }
-    if let Ok((frame, size)) = decode(from, bytes) {
+    if let Ok((frame, size)) = decode(sender, bytes) {
         assert_eq!(frame.to_bytes(), bytes[..size], "{frame:?}");
     }
 }
 
-/// The short way to an ordinary request comes to the same as the long one, and takes no other.
+/// The fast path accepts exactly the requests of its form, and decodes them as the general path
+/// does.
 fn assert_fast_path(bytes: &[u8]) {
-    let decoded = decode(From::Client, bytes);
-    let long = match decoded {
+    let decoded = decode(Sender::Client, bytes);
+    let expected = match decoded {
         Ok((Frame::Request(Request::Verify(verify)), _)) => {
             let plain = Verify { cost: verify.cost, ..Verify::new(verify.request_id, verify.credential) };
             (verify == plain && matches!(verify.credential, Credential::Digest(_))).then_some(verify)
         }
         _ => None,
     };
-    assert_eq!(Verify::parse_fast_path(bytes), long);
+    assert_eq!(Verify::parse_fast_path(bytes), expected);
 }
 
 fn assert_round_trip(frame: Frame<'_>) {
     let bytes = frame.to_bytes();
-    let from = if matches!(frame, Frame::Request(_)) { From::Client } else { From::Daemon };
-    assert_eq!(decode(from, &bytes), Ok((frame, bytes.len())));
+    let sender = if matches!(frame, Frame::Request(_)) { Sender::Client } else { Sender::Daemon };
+    assert_eq!(decode(sender, &bytes), Ok((frame, bytes.len())));
 }
 
 fn request_id(fields: &Fields) -> u32 {
-    match fields.frame() {
+    match fields.to_frame() {
         Frame::Request(Request::Hello(hello)) => hello.request_id,
         Frame::Request(Request::Verify(verify)) => verify.request_id,
         Frame::Request(Request::Refund(refund)) => refund.request_id,

@@ -1,5 +1,6 @@
-//! A second implementation reads and writes the same bytes: wincode, through structs that mirror SPEC.md's tables,
-//! agrees with the codec on every valid vector. So the bytes are the contract, and the crate behind them can go.
+//! A second implementation reads and writes the same bytes: wincode, with structs that mirror
+//! SPEC.md's tables, agrees with the codec on every valid vector. This proves that the crate behind
+//! the codec can be replaced.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -10,7 +11,7 @@ use keyward_protocol::{
     Verify, Welcome, answer_flag, error_flag, refund_flag, verify_flag,
 };
 use std::net::Ipv6Addr;
-use support::{Frame, all, decode, valid};
+use support::{Frame, all_vectors, decode, valid_vectors};
 use wincode::config::DefaultConfig;
 use wincode::{SchemaRead, SchemaWrite, containers};
 
@@ -70,7 +71,7 @@ struct ErrorBody {
     message: Text8,
 }
 
-/// Fields that a flag announces are read and written one by one.
+/// The optional fields are read and written one by one, because flags decide about their presence.
 struct VerifyBody {
     cost: u32,
     digest: Option<[u8; 32]>,
@@ -98,24 +99,24 @@ enum Body {
 }
 
 #[test]
-fn wincode_reads_what_the_codec_reads() {
-    for (vector, _) in valid(&all()) {
+fn wincode_decodes_the_same_fields() {
+    for (vector, _) in valid_vectors(&all_vectors()) {
         let (header, body) = read_frame(&vector.bytes.0);
-        let (decoded, size) = decode(vector.from, &vector.bytes.0).unwrap();
+        let (decoded, size) = decode(vector.sender, &vector.bytes.0).unwrap();
         assert_eq!(header.length as usize + 4, size, "{}", vector.name);
         assert_eq!(header.version, 1, "{}", vector.name);
-        assert_eq!(frame(&header, &body), decoded, "{}", vector.name);
+        assert_eq!(to_frame(&header, &body), decoded, "{}", vector.name);
     }
 }
 
 #[test]
-fn wincode_writes_what_the_codec_writes() {
-    for (vector, fields) in valid(&all()) {
+fn wincode_encodes_the_same_bytes() {
+    for (vector, fields) in valid_vectors(&all_vectors()) {
         let (header, body) = read_frame(&vector.bytes.0);
         let written = write_frame(&header, &body);
         assert_eq!(
             const_hex::encode(&written),
-            const_hex::encode(fields.frame().to_bytes()),
+            const_hex::encode(fields.to_frame().to_bytes()),
             "{}",
             vector.name
         );
@@ -137,9 +138,9 @@ fn read_frame(mut bytes: &[u8]) -> (Header, Body) {
             read_if(flags & answer_flag::SHADOW, rest),
         ),
         0xff => Body::Error(read(rest)),
-        other => panic!("no valid vector is of kind {other}"),
+        other => panic!("unexpected kind {other}"),
     };
-    assert!(rest.is_empty(), "{rest:?} is left over");
+    assert!(rest.is_empty(), "trailing bytes: {rest:?}");
     (header, body)
 }
 
@@ -213,8 +214,8 @@ fn write_if<T: SchemaWrite<DefaultConfig, Src = T>>(value: &Option<T>, out: &mut
     }
 }
 
-/// What wincode read, as the codec's own type.
-fn frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
+/// Converts what wincode read to the codec's type.
+fn to_frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
     let request_id = header.request_id;
     match body {
         Body::Hello(hello) => Frame::Request(Request::Hello(Hello {
@@ -222,8 +223,8 @@ fn frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
             min_version: hello.min_version,
             max_version: hello.max_version,
         })),
-        Body::Verify(verify) => Frame::Request(Request::Verify(verify.frame(header))),
-        Body::Refund(refund) => Frame::Request(Request::Refund(refund.frame(header))),
+        Body::Verify(verify) => Frame::Request(Request::Verify(verify.to_frame(header))),
+        Body::Refund(refund) => Frame::Request(Request::Refund(refund.to_frame(header))),
         Body::Welcome(welcome) => Frame::Response(Response::Welcome(Welcome {
             request_id,
             version: welcome.version,
@@ -264,7 +265,7 @@ fn frame<'a>(header: &Header, body: &'a Body) -> Frame<'a> {
 }
 
 impl VerifyBody {
-    fn frame(&self, header: &Header) -> Verify<'_> {
+    fn to_frame(&self, header: &Header) -> Verify<'_> {
         let any = header.flags & verify_flag::ANY_SCOPE != 0;
         let mode = if any { ScopeMode::Any } else { ScopeMode::All };
         Verify {
@@ -281,7 +282,7 @@ impl VerifyBody {
 }
 
 impl RefundBody {
-    fn frame(&self, header: &Header) -> Refund<'_> {
+    fn to_frame(&self, header: &Header) -> Refund<'_> {
         Refund {
             request_id: header.request_id,
             cost: self.cost,
@@ -295,7 +296,7 @@ fn credential(digest: Option<[u8; 32]>, key: Option<&Text16>) -> Credential<'_> 
     match (digest, key) {
         (Some(digest), None) => Credential::Digest(digest),
         (None, Some(key)) => Credential::RawKey(&key.0),
-        _ => panic!("a request has a digest or a key"),
+        _ => panic!("a request has either a digest or a key"),
     }
 }
 

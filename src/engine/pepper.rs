@@ -1,8 +1,9 @@
-//! Peppers: secrets that are hashed with a key, so that an export that leaks is of no use without them.
+//! Peppers: secrets that key the hash of each API key, so that a leaked export alone is useless.
 //!
-//! With a pepper, `key_hash` is HMAC-SHA256 of the key under the pepper instead of its SHA-256. Only who has the pepper can make
-//! it: clients send raw keys then, and the daemon hashes. Two peppers can be in force at once, so that one can be replaced while
-//! exports are still being written with the other.
+//! With a pepper, `key_hash` is the HMAC-SHA256 of the key under the pepper instead of its SHA-256.
+//! Only a holder of the pepper can compute it: clients must send raw keys, and the daemon hashes
+//! them. Two peppers can be in force at once, so that one can be replaced while exports still
+//! contain digests under the other.
 
 use std::fmt;
 
@@ -12,23 +13,24 @@ use zeroize::Zeroize;
 
 use crate::record::Digest;
 
-/// Shortest pepper, in bytes: 128 bits, if they are random.
+/// Shortest pepper, in bytes: 128 bits, if the bytes are random.
 pub const MIN_PEPPER: usize = 16;
 
-/// Longest pepper, in bytes: what is longer than SHA-256's block of 64 is hashed first and gains nothing.
+/// Longest pepper, in bytes. HMAC hashes a key longer than 64 bytes, the block of SHA-256, so more
+/// length adds no strength.
 pub const MAX_PEPPER: usize = 1024;
 
-/// What a pepper's fingerprint is the hash of. No export has a key of this text: it ends in a NUL.
-const FINGERPRINT_OF: &[u8] = b"keyward: fingerprint of a pepper\0";
+/// The message whose HMAC is the fingerprint. It ends in a NUL, which no API key contains.
+const FINGERPRINT_MESSAGE: &[u8] = b"keyward: fingerprint of a pepper\0";
 
-/// Bytes of a fingerprint: enough to tell an operator's peppers apart.
-const FINGERPRINT: usize = 8;
+/// Bytes of a fingerprint: enough to distinguish the peppers of one operator.
+const FINGERPRINT_LENGTH: usize = 8;
 
-/// One secret, with both of its blocks hashed already.
+/// One secret, as an HMAC whose inner and outer key blocks are hashed in advance.
 #[derive(Clone)]
 pub struct Pepper(Hmac<Sha256>);
 
-/// Why a secret is none.
+/// Why a secret cannot be a pepper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PepperError {
     /// Fewer than [`MIN_PEPPER`] bytes.
@@ -40,10 +42,10 @@ pub enum PepperError {
 }
 
 impl Pepper {
-    /// `secret` is taken as it is, a final newline apart, which editors and `openssl rand` write.
+    /// Takes `secret` as it is, without a final newline, which editors and `openssl rand` append.
     ///
     /// # Errors
-    /// When it is too short or too long.
+    /// If the secret is too short or too long.
     pub fn new(secret: &[u8]) -> Result<Self, PepperError> {
         let secret = secret.strip_suffix(b"\n").unwrap_or(secret);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
@@ -53,18 +55,18 @@ impl Pepper {
         if secret.len() > MAX_PEPPER {
             return Err(PepperError::TooLong);
         }
-        // HMAC takes keys of every length.
+        // HMAC accepts a key of any length, so this cannot fail.
         Hmac::new_from_slice(secret).map(Self).map_err(|_| PepperError::TooLong)
     }
 
-    /// Tells it from other peppers, now and after a restart, and does not tell what it is.
-    pub fn fingerprint(&self) -> [u8; FINGERPRINT] {
-        let hash = self.hash(FINGERPRINT_OF);
+    /// Identifies the pepper, also after a restart, without revealing it.
+    pub fn fingerprint(&self) -> [u8; FINGERPRINT_LENGTH] {
+        let hash = self.hash(FINGERPRINT_MESSAGE);
         std::array::from_fn(|at| hash[at])
     }
 
     /// HMAC-SHA256 of `key`.
-    // Never inlined, for the reason that `key_format::hash` has.
+    // Never inlined, for the same reason as `key_format::hash`.
     #[inline(never)]
     pub fn hash(&self, key: &[u8]) -> Digest {
         let mut mac = self.0.clone();
@@ -73,14 +75,14 @@ impl Pepper {
     }
 }
 
-/// A secret must not reach a log through `{:?}`.
+/// Hides the secret, which must not reach a log through `{:?}`.
 impl fmt::Debug for Pepper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Pepper(..)")
     }
 }
 
-/// Two peppers are the same if they hash alike.
+/// Compares the digests of the same message, because the secrets are not stored.
 impl PartialEq for Pepper {
     fn eq(&self, other: &Self) -> bool {
         let [mut own, mut others] = [self, other].map(|pepper| pepper.hash(b""));
@@ -94,14 +96,14 @@ impl PartialEq for Pepper {
 /// The peppers in force.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Peppers {
-    /// What new exports are written with.
+    /// The pepper that new exports use.
     pub current: Pepper,
-    /// What rows may still have been hashed with.
+    /// The pepper that rows of an export may still use.
     pub previous: Option<Pepper>,
 }
 
 impl Peppers {
-    /// Whether keys are found whose rows are hashed with `pepper`.
+    /// Whether `pepper` is one of the two.
     pub fn contains(&self, pepper: &Pepper) -> bool {
         self.current == *pepper || self.previous.as_ref() == Some(pepper)
     }
@@ -114,7 +116,7 @@ mod tests {
     const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
     #[test]
-    fn a_hash_is_hmac_sha_256() {
+    fn hash_is_hmac_sha_256() {
         // Computed with Python's hmac.
         let hash = Pepper::new(SECRET).expect("a pepper").hash(b"what do ya want for nothing?");
         let expected = "137e6557c3c13a1ca5dc7e52a389a0f86be8cb4db4ae61c62396058b00acacd0";
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_final_newline_is_not_part_of_it() {
+    fn final_newline_is_not_part_of_the_secret() {
         let plain = Pepper::new(SECRET);
         assert!(plain.is_ok());
         assert_eq!(Pepper::new(&[SECRET, b"\n"].concat()), plain);
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_out_of_range_is_refused() {
+    fn secret_of_a_length_out_of_range_is_refused() {
         assert_eq!(Pepper::new(&[b'x'; MIN_PEPPER - 1]), Err(PepperError::TooShort));
         assert_eq!(Pepper::new(b"\n"), Err(PepperError::TooShort));
         assert_eq!(Pepper::new(&[b'x'; MAX_PEPPER + 1]), Err(PepperError::TooLong));
@@ -139,16 +141,16 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_tells_peppers_apart() {
+    fn fingerprint_distinguishes_peppers_and_is_stable() {
         let of = |secret: &[u8]| Pepper::new(secret).expect("a pepper").fingerprint();
         assert_eq!(of(SECRET), of(&[SECRET, b"\n"].concat()));
         assert_ne!(of(SECRET), of(&[SECRET, b"x"].concat()));
-        // Stored in state directories: it must not change from version to version.
+        // State directories store it, so it must not change between versions.
         assert_eq!(const_hex::encode(of(SECRET)), "bdc7ce54cc4f6223");
     }
 
     #[test]
-    fn it_is_not_shown() {
+    fn debug_output_hides_the_secret() {
         assert_eq!(format!("{:?}", Pepper::new(SECRET)), "Ok(Pepper(..))");
     }
 }

@@ -1,26 +1,31 @@
-//! The daemon's own rules, which no key can change. They come from the configuration and are part of a snapshot, so that an
-//! answer never mixes the rules of one with the keys of another.
+//! The daemon's policy for all keys, from its configuration.
+//!
+//! It is part of each snapshot, so that no answer combines the keys of one configuration with the
+//! policy of another.
 
 use crate::key_format::Prefix;
 use crate::pepper::{Pepper, Peppers};
 
-/// What holds for every key.
+/// What applies to every key.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GlobalPolicy {
-    /// Prefixes of keys that keyward minted: raw keys that begin so are refused if their checksum is wrong.
+    /// Prefixes of keys minted by keyward. A raw key with one of them and a wrong checksum is
+    /// malformed.
     pub minted_prefixes: Vec<Prefix>,
-    /// [Age of the source](crate::snapshot::Stamp::source_age), in seconds, past which its snapshot may not be served.
+    /// The [age of the source](crate::snapshot::SnapshotMeta::source_age), in seconds, beyond which its
+    /// snapshot is stale.
     pub max_staleness: Option<u32>,
-    /// What keys are hashed with, besides SHA-256; digests are not accepted then.
+    /// The peppers that keys are hashed with. If set, requests must carry raw keys instead of
+    /// digests.
     pub peppers: Option<Peppers>,
 }
 
-/// Which hashes of the rules before are still found.
+/// Which digests of an earlier policy can still be looked up under a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetainedHashes {
-    /// Those of the pepper that was the current one, or of none where there was none.
+    /// Digests under the earlier current pepper, or plain SHA-256 if there was no pepper.
     pub current: bool,
-    /// Those of the one that was the previous one, if there was one.
+    /// Digests under the earlier previous pepper; true if there was none.
     pub previous: bool,
 }
 
@@ -30,7 +35,7 @@ impl GlobalPolicy {
         self.peppers.as_ref()?.previous.as_ref()
     }
 
-    /// The fingerprints of the peppers in force: of the current one, then of the one before it.
+    /// The fingerprints of the current pepper and of the previous one, in this order.
     pub fn pepper_fingerprints(&self) -> impl Iterator<Item = [u8; 8]> {
         let peppers = self.peppers.iter();
         peppers
@@ -38,14 +43,14 @@ impl GlobalPolicy {
             .map(Pepper::fingerprint)
     }
 
-    /// Whether a source that is read by these rules may hash keys otherwise than one that was read by `old`:
-    /// the peppers differ, or there are two, so that rows are hashed anew one by one.
+    /// Whether a key may have another digest in a source read under this policy than in one read
+    /// under `old`: the peppers differ, or two are in force and rows are rehashed one by one.
     pub fn may_rehash(&self, old: Option<&Self>) -> bool {
-        let has_two = |global_policy: &Self| global_policy.previous_pepper().is_some();
+        let has_two = |policy: &Self| policy.previous_pepper().is_some();
         has_two(self) || old.is_some_and(|old| old.peppers != self.peppers || has_two(old))
     }
 
-    /// Which keys are still found that were hashed by the rules of `old`.
+    /// Which digests computed under `old` this policy can still look up.
     pub fn retained_hashes(&self, old: &Self) -> RetainedHashes {
         match (&self.peppers, &old.peppers) {
             (None, None) => RetainedHashes { current: true, previous: true },
@@ -62,8 +67,8 @@ impl GlobalPolicy {
 mod tests {
     use super::*;
 
-    /// `"ba"`: the pepper b is in force, and a is the one before it.
-    fn global_policy(peppers: &str) -> GlobalPolicy {
+    /// One letter per pepper: in `"ba"`, `b` is the current pepper and `a` the previous one.
+    fn policy(peppers: &str) -> GlobalPolicy {
         let mut peppers = peppers
             .chars()
             .map(|letter| Pepper::new(letter.to_string().repeat(16).as_bytes()).expect("long enough"));
@@ -72,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_are_kept_as_long_as_their_pepper_is_one_of_the_two() {
+    fn hashes_are_retained_while_their_pepper_is_in_force() {
         for (old, new, current, previous) in [
             ("", "", true, true),
             ("", "a", false, false),
@@ -88,8 +93,8 @@ mod tests {
             ("ba", "ca", false, true),
             ("ba", "c", false, false),
         ] {
-            let kept = global_policy(new).retained_hashes(&global_policy(old));
-            assert_eq!(kept, RetainedHashes { current, previous }, "{old:?} -> {new:?}");
+            let retained = policy(new).retained_hashes(&policy(old));
+            assert_eq!(retained, RetainedHashes { current, previous }, "{old:?} -> {new:?}");
         }
     }
 }

@@ -1,116 +1,120 @@
-//! Rows that cannot be understood: what is known of them, so that their keys can be kept out of force.
+//! Rows that cannot be parsed: what is known about their keys, so that the keys can be set aside.
 
 use memchr::memmem;
 
 use keyward_engine::record::{Digest, Field, MAX_KEY_ID};
 
-use super::field;
-use super::finding::Diagnostics;
-use super::layout::ColumnMapping;
+use crate::column_mapping::ColumnMapping;
+use crate::diagnostic::{Diagnostics, Location};
+use crate::field;
 
-/// A row with diagnostics.
+/// A row with a problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRow {
-    /// The line at which it begins, counted from 1.
+    /// The line at which the row begins, counted from 1.
     pub line: u64,
-    /// The hash of its key, if that can be read.
+    /// The digest of its key, if it can be read.
     pub hash: Option<Digest>,
-    /// The id of its key, if that can be read.
+    /// The id of its key, if it can be read.
     pub key_id: Option<Box<str>>,
 }
 
-/// The rows of an export that have diagnostics: all of them counted, and the first of them kept.
+/// The bad rows of an export: their number, and the first of them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct BadRows {
-    /// How many are kept.
-    most: usize,
-    kept: Vec<BadRow>,
+pub(crate) struct BadRows {
+    /// How many rows are retained at most.
+    capacity: usize,
+    retained: Vec<BadRow>,
     total: u64,
-    /// Diagnostics that are in them.
-    diagnostics: u64,
+    /// How many problems the rows have together.
+    problems: u64,
 }
 
 impl Diagnostics {
-    /// Has up to `most` bad rows kept, beside what is wrong with them.
+    /// Retains up to `capacity` bad rows, besides the diagnostics.
     #[must_use]
-    pub fn retaining_bad_rows(mut self, most: usize) -> Self {
-        self.bad_rows.most = most;
+    pub fn retaining_bad_rows(mut self, capacity: usize) -> Self {
+        self.bad_rows.capacity = capacity;
         self
     }
 
-    /// How many rows have diagnostics.
+    /// Number of rows with a problem.
     pub fn bad_row_count(&self) -> u64 {
         self.bad_rows.total
     }
 
-    /// The first rows that have diagnostics.
+    /// The first rows with a problem.
     pub fn retained_bad_rows(&self) -> &[BadRow] {
-        &self.bad_rows.kept
+        &self.bad_rows.retained
     }
 
-    /// Whether each diagnostic is about one row, and every other row was read: nothing is wrong with the header, the export does not
-    /// look as if it were cut short, and it is certain where each bad row ends and whose it is.
+    /// Whether every problem is confined to a row, and every other row was read: the header is
+    /// correct, the file is not truncated, and it is certain where each bad row ends and which key
+    /// it belongs to.
     pub fn are_confined_to_rows(&self) -> bool {
-        self.bad_rows.diagnostics == self.total()
+        self.bad_rows.problems == self.total()
     }
 
-    /// The diagnostics after the first `before` of them are those of the row that begins at `line`. `texts` are those of its hash
-    /// and of its key id; `None`: it is not certain which they are, or where the row ends.
-    pub(super) fn close_row(&mut self, line: u64, before: u64, texts: Option<KeyTexts>) {
+    /// Attributes the problems found since the total was `total_before` to the row that begins at
+    /// `line`. `texts` is `None` if it is uncertain where the row ends or which digest belongs to
+    /// it.
+    pub(crate) fn close_row(&mut self, line: u64, total_before: u64, texts: Option<KeyTexts>) {
         self.bad_rows.total += 1;
         let Some([hash, key_id]) = texts else {
-            if self.bad_rows.most > 0 {
+            if self.bad_rows.capacity > 0 {
                 let message = "it is not certain where this row ends, or which hash in it is its own, so that it \
                                cannot be set aside; a quote may be missing or in the wrong place";
-                self.add(line, None, message);
+                self.add(Location::Row { line }, message);
             }
             return;
         };
         let rows = &mut self.bad_rows;
-        rows.diagnostics += self.total - before;
-        if rows.kept.len() < rows.most {
-            rows.kept.push(BadRow {
+        rows.problems += self.total - total_before;
+        if rows.retained.len() < rows.capacity {
+            rows.retained.push(BadRow {
                 line,
-                hash: hash.and_then(|text| hash_of(&text)),
+                hash: hash.and_then(|text| parse_hash(&text)),
                 key_id: key_id.filter(|text| field::required(text, MAX_KEY_ID).is_ok()),
             });
         }
     }
 }
 
-/// The texts of the hash and of the key id of a row, as far as it has them.
-pub(super) type KeyTexts = [Option<Box<str>>; 2];
+/// The texts of the digest and of the key id of a row, as far as the row has them.
+pub(crate) type KeyTexts = [Option<Box<str>>; 2];
 
-/// The hash that a text is.
-pub(super) fn hash_of(text: &str) -> Option<Digest> {
-    field::decoded(text.trim_ascii())
+/// Parses a digest, ignoring white space around it.
+pub(crate) fn parse_hash(text: &str) -> Option<Digest> {
+    field::decode_hash(text.trim_ascii())
 }
 
-/// What separates words in a line of JSON, whatever is wrong with it. Hashes of PostgreSQL begin with an `x` behind backslashes.
+/// Separates words in a line of malformed JSON. PostgreSQL writes digests with an `x` after
+/// backslashes.
 const SEPARATORS: [u8; 9] = *b",;\t\r\n \"'\\";
 
-/// The texts in `line` that are hashes.
+/// The words in `line` that are digests.
 fn hashes_in(line: &[u8]) -> impl Iterator<Item = (&str, Digest)> {
     let words = line.split(|byte| SEPARATORS.contains(byte));
     words.filter_map(|word| {
         let word = str::from_utf8(word).ok()?;
         let word = word.strip_prefix('x').filter(|digits| digits.len() == 64).unwrap_or(word);
-        Some((word, hash_of(word)?))
+        Some((word, parse_hash(word)?))
     })
 }
 
-/// The texts in a line that is no JSON object: the only hash in it, and the string behind the only name of the key id. `None`: there
-/// is more than one hash.
-pub(super) fn texts_in_line(line: &[u8], mapping: &ColumnMapping) -> Option<KeyTexts> {
+/// Finds the digest and the key id in a line that is not a JSON object: the only digest in it, and
+/// the value after the only occurrence of the name of the key id. Returns `None` if the line has
+/// several digests.
+pub(crate) fn find_key_texts(line: &[u8], mapping: &ColumnMapping) -> Option<KeyTexts> {
     let mut hashes = hashes_in(line);
     let first = hashes.next();
     if hashes.any(|(_, hash)| first.is_some_and(|(_, first)| first != hash)) {
         return None;
     }
-    Some([first.map(|(text, _)| text.into()), key_id_in_line(line, mapping)])
+    Some([first.map(|(text, _)| text.into()), find_key_id(line, mapping)])
 }
 
-fn key_id_in_line(line: &[u8], mapping: &ColumnMapping) -> Option<Box<str>> {
+fn find_key_id(line: &[u8], mapping: &ColumnMapping) -> Option<Box<str>> {
     let name = format!("\"{}\"", mapping.column(Field::KeyId));
     let mut places = memmem::find_iter(line, name.as_bytes());
     let (at, None) = (places.next()?, places.next()) else { return None };
@@ -120,6 +124,6 @@ fn key_id_in_line(line: &[u8], mapping: &ColumnMapping) -> Option<Box<str>> {
         let digits = value.iter().take_while(|byte| byte.is_ascii_digit()).count();
         return str::from_utf8(&value[..digits]).ok().map(Into::into);
     };
-    // With its quotes. An id with an escaped quote in it is not read.
+    // The slice includes both quotes. An id with an escaped quote is not found.
     serde_json::from_slice(value.get(..memchr::memchr(b'"', text)? + 2)?).ok()
 }

@@ -1,7 +1,8 @@
-//! JSON Lines exports: an object in each line, its fields in any order, absent or null where the key has none.
+//! Reads JSON Lines exports: one object per line, with its fields in any order. A field without a
+//! value is absent or null.
 //!
-//! The values are taken as they are written and not turned into a tree: a string without escapes, a number and
-//! an array are all texts that the fields' parsers read in place.
+//! The values are not parsed into a tree. Numbers, arrays and strings without escapes are texts
+//! that the parsers of the fields read in place.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,44 +13,48 @@ use serde_json::value::RawValue;
 
 use keyward_engine::record::{Field, Quoted};
 
-use super::bad_row::{KeyTexts, texts_in_line};
-use super::finding::{Column, Diagnostics};
-use super::layout::{ColumnMapping, ColumnRole, Texts};
-use super::row::Rows;
-use super::unknown::UnknownColumn;
-use super::{FramingError, MAX_ROW};
+use crate::bad_row::{KeyTexts, find_key_texts};
+use crate::column_hint::UnknownColumn;
+use crate::column_mapping::{ColumnMapping, ColumnRole, FieldTexts};
+use crate::diagnostic::{Column, Diagnostics, Location};
+use crate::row::Rows;
+use crate::{FramingError, MAX_ROW};
 
-/// Reads a JSON Lines export; what is wrong goes to the diagnostics of `rows`.
-pub(super) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut Rows<'_>) -> io::Result<()> {
+/// Reads a JSON Lines export into `rows`.
+pub(crate) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut Rows<'_>) -> io::Result<()> {
     let mut line = Vec::with_capacity(4096);
     for number in 1.. {
         line.clear();
-        // The bound is on what is read, so that a line without an end cannot grow the buffer.
+        // Bounds the buffer if a line does not end.
         if input.by_ref().take(MAX_ROW as u64 + 1).read_until(b'\n', &mut line)? == 0 {
             break;
         }
         let Some(bytes) = line.strip_suffix(b"\n") else {
-            match line.len() > MAX_ROW {
-                true => rows.diagnostics.add(number, None, TooLong),
-                false => rows.diagnostics.add(number, None, FramingError::NoNewline),
+            let location = Location::Row { line: number };
+            if line.len() > MAX_ROW {
+                rows.diagnostics.add(location, TooLong);
+            } else {
+                rows.diagnostics.add(location, FramingError::NoNewline);
             }
             break;
         };
         if !bytes.trim_ascii().is_empty() {
-            rows.count();
-            let before = rows.diagnostics.total();
-            let values = row(number, bytes, mapping, rows);
-            if rows.diagnostics.total() > before {
-                let texts =
-                    values.map_or_else(|| texts_in_line(bytes, mapping), |values| Some(key_texts(&values)));
-                rows.diagnostics.close_row(number, before, texts);
+            rows.begin();
+            let total_before = rows.diagnostics.total();
+            let values = read_row(number, bytes, mapping, rows);
+            if rows.diagnostics.total() > total_before {
+                let texts = match values {
+                    Some(values) => Some(key_texts(&values)),
+                    None => find_key_texts(bytes, mapping),
+                };
+                rows.diagnostics.close_row(number, total_before, texts);
             }
         }
     }
     Ok(())
 }
 
-/// Why a line is not read to its end.
+/// A line exceeds [`MAX_ROW`].
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error(
     "the line is longer than {MAX_ROW} bytes: the newline behind an object may be missing, or a field is as large as that and \
@@ -57,7 +62,7 @@ pub(super) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut 
 )]
 struct TooLong;
 
-/// The texts of the hash and the key id among the values of an object.
+/// The texts of the digest and the key id of an object.
 fn key_texts(values: &Values<'_>) -> KeyTexts {
     [Field::KeyHash, Field::KeyId].map(|field| {
         let text = value_text(field, values[field as usize]?.get()).ok()?;
@@ -65,51 +70,65 @@ fn key_texts(values: &Values<'_>) -> KeyTexts {
     })
 }
 
-/// Reads a line. Returns its values, if it is an object that has no hash twice.
-fn row<'b>(line: u64, bytes: &'b [u8], mapping: &ColumnMapping, rows: &mut Rows<'_>) -> Option<Values<'b>> {
+/// Reads one line. Returns its values, unless it is not an object or has two digests.
+fn read_row<'b>(
+    line: u64,
+    bytes: &'b [u8],
+    mapping: &ColumnMapping,
+    rows: &mut Rows<'_>,
+) -> Option<Values<'b>> {
     let text = match str::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
-            let place = Column::Byte(error.valid_up_to() + 1);
-            rows.diagnostics.add(line, Some(place), "this is not UTF-8; export the file as UTF-8");
+            let column = Column::Byte(error.valid_up_to() + 1);
+            let message = "this is not UTF-8; export the file as UTF-8";
+            rows.diagnostics.add(Location::Column { line, column }, message);
             return None;
         }
     };
     if !text.trim_start().starts_with('{') {
         let message = "a line of JSON Lines is one object, as in {\"key_hash\":\"...\",\"key_id\":\"...\"}";
-        rows.diagnostics.add(line, None, message);
+        rows.diagnostics.add(Location::Row { line }, message);
         return None;
     }
     let mut problems = Vec::new();
-    let values = match (Object { mapping, problems: &mut problems }).parse(text) {
+    let values = match (ObjectVisitor { mapping, problems: &mut problems }).parse(text) {
         Ok(values) => values,
         Err(error) => {
-            rows.diagnostics.add(line, Some(Column::Byte(error.column())), syntax(&error));
+            let column = Column::Byte(error.column());
+            rows.diagnostics.add(Location::Column { line, column }, SyntaxError(error));
             return None;
         }
     };
     let absent = mapping.required().iter().filter(|field| values[*field as usize].is_none());
-    problems.extend(absent.map(Problem::Absent));
+    problems.extend(absent.map(NameProblem::Absent));
     problems.iter().for_each(|problem| problem.report(line, mapping, rows.diagnostics));
     let decoded = decode(line, &values, mapping, rows.diagnostics);
     if let Some(decoded) = decoded.filter(|_| problems.is_empty()) {
-        let texts: Texts<'_> = std::array::from_fn(|index| &*decoded[index]);
+        let texts: FieldTexts<'_> = std::array::from_fn(|index| &*decoded[index]);
         rows.deliver(line, &texts, |field| Column::Named(mapping.column(field)));
     }
-    let is_twice = problems.iter().any(|problem| matches!(problem, Problem::Twice(Field::KeyHash)));
-    (!is_twice).then_some(values)
+    let has_two_hashes =
+        problems.iter().any(|problem| matches!(problem, NameProblem::Duplicate(Field::KeyHash)));
+    (!has_two_hashes).then_some(values)
 }
 
-/// The message without its place, which the diagnostic has. It holds nothing of the line.
-fn syntax(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    let bare = message.rsplit_once(" at line ").map_or(message.as_str(), |(bare, _)| bare);
-    format!("it is not JSON: {bare}")
+/// A line is not JSON. The message omits the position, which the diagnostic has, and contains
+/// nothing of the line.
+#[derive(Debug)]
+struct SyntaxError(serde_json::Error);
+
+impl fmt::Display for SyntaxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = self.0.to_string();
+        let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
+        write!(f, "it is not JSON: {reason}")
+    }
 }
 
 type Values<'a> = [Option<&'a RawValue>; Field::COUNT];
 
-/// The text of each value; `None` after telling `diagnostics` of each that is none.
+/// Converts each value to text. Returns `None` after adding the problems to `diagnostics`.
 fn decode<'a>(
     line: u64,
     values: &Values<'a>,
@@ -117,21 +136,22 @@ fn decode<'a>(
     diagnostics: &mut Diagnostics,
 ) -> Option<[Cow<'a, str>; Field::COUNT]> {
     let mut texts: [Cow<'a, str>; Field::COUNT] = Default::default();
-    let mut good = true;
+    let mut is_valid = true;
     for field in Field::ALL {
         let Some(value) = values[field as usize] else { continue };
         match value_text(field, value.get()) {
             Ok(text) => texts[field as usize] = text,
             Err(error) => {
-                good = false;
-                diagnostics.add(line, Some(Column::Named(mapping.column(field))), error);
+                is_valid = false;
+                let column = Column::Named(mapping.column(field));
+                diagnostics.add(Location::Column { line, column }, error);
             }
         }
     }
-    good.then_some(texts)
+    is_valid.then_some(texts)
 }
 
-/// Why a JSON value is not that of a field.
+/// Why a JSON value is not a value of its field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum ValueError {
     #[error("it must be a string")]
@@ -146,8 +166,8 @@ enum ValueError {
     Escape,
 }
 
-/// The text that a value stands for: a string's own, and what a number, array or object is written as. Ids are
-/// numbers in many a table, so a number stands for its digits in a text too.
+/// Converts a value to text: the content of a string, or a number, an array or an object as
+/// written. Ids and owners may be numbers, as they are in many tables.
 fn value_text(field: Field, json: &str) -> Result<Cow<'_, str>, ValueError> {
     match (json.as_bytes().first(), field) {
         (Some(b'n'), _) => Ok(Cow::Borrowed("")),
@@ -170,45 +190,41 @@ fn string(json: &str) -> Result<Cow<'_, str>, ValueError> {
     }
 }
 
-/// What is wrong with the names in an object.
-enum Problem {
+/// A problem with the names in an object.
+enum NameProblem {
     Unknown(String),
-    Twice(Field),
+    Duplicate(Field),
     Absent(Field),
 }
 
-impl Problem {
+impl NameProblem {
     fn report(&self, line: u64, mapping: &ColumnMapping, diagnostics: &mut Diagnostics) {
         match self {
             Self::Unknown(name) => {
-                diagnostics.add(
-                    line,
-                    Some(Column::Unknown(Quoted(name).to_string().into())),
-                    UnknownColumn(name),
-                );
+                let column = Column::Unknown(Quoted(name).to_string().into());
+                diagnostics.add(Location::Column { line, column }, UnknownColumn(name));
             }
-            Self::Twice(field) => {
-                diagnostics.add(
-                    line,
-                    Some(Column::Named(mapping.column(*field))),
-                    "it is in the object twice",
-                );
+            Self::Duplicate(field) => {
+                let column = Column::Named(mapping.column(*field));
+                diagnostics.add(Location::Column { line, column }, "it is in the object twice");
             }
             Self::Absent(field) => {
+                let column = Column::Named(mapping.column(*field));
                 let message = "it is not in the object, and source.required lists it";
-                diagnostics.add(line, Some(Column::Named(mapping.column(*field))), message);
+                diagnostics.add(Location::Column { line, column }, message);
             }
         }
     }
 }
 
-/// Takes an object apart, and notes what is wrong with its names: a mistake in JSON itself comes first.
-struct Object<'l> {
+/// Splits an object into its values. Collects problems with names instead of reporting them,
+/// because a syntax error takes precedence.
+struct ObjectVisitor<'l> {
     mapping: &'l ColumnMapping,
-    problems: &'l mut Vec<Problem>,
+    problems: &'l mut Vec<NameProblem>,
 }
 
-impl Object<'_> {
+impl ObjectVisitor<'_> {
     fn parse<'de>(self, text: &'de str) -> serde_json::Result<Values<'de>> {
         let mut json = serde_json::Deserializer::from_str(text);
         let values = json.deserialize_map(self)?;
@@ -217,7 +233,7 @@ impl Object<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Object<'_> {
+impl<'de> Visitor<'de> for ObjectVisitor<'_> {
     type Value = Values<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -226,26 +242,28 @@ impl<'de> Visitor<'de> for Object<'_> {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
         let mut values = Values::default();
-        while let Some(role) = map.next_key_seed(Name { mapping: self.mapping, problems: self.problems })? {
+        while let Some(role) =
+            map.next_key_seed(NameVisitor { mapping: self.mapping, problems: self.problems })?
+        {
             let ColumnRole::Field(field) = role else {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
             if values[field as usize].replace(map.next_value()?).is_some() {
-                self.problems.push(Problem::Twice(field));
+                self.problems.push(NameProblem::Duplicate(field));
             }
         }
         Ok(values)
     }
 }
 
-/// Looks up a name without keeping it.
-struct Name<'l> {
+/// Resolves a name without allocating it.
+struct NameVisitor<'l> {
     mapping: &'l ColumnMapping,
-    problems: &'l mut Vec<Problem>,
+    problems: &'l mut Vec<NameProblem>,
 }
 
-impl<'de> DeserializeSeed<'de> for Name<'_> {
+impl<'de> DeserializeSeed<'de> for NameVisitor<'_> {
     type Value = ColumnRole;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ColumnRole, D::Error> {
@@ -253,7 +271,7 @@ impl<'de> DeserializeSeed<'de> for Name<'_> {
     }
 }
 
-impl Visitor<'_> for Name<'_> {
+impl Visitor<'_> for NameVisitor<'_> {
     type Value = ColumnRole;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -263,7 +281,7 @@ impl Visitor<'_> for Name<'_> {
     fn visit_str<E>(self, name: &str) -> Result<ColumnRole, E> {
         let role = self.mapping.role(name);
         if role == ColumnRole::Unknown {
-            self.problems.push(Problem::Unknown(name.to_owned()));
+            self.problems.push(NameProblem::Unknown(name.to_owned()));
         }
         Ok(role)
     }

@@ -1,23 +1,27 @@
-//! Everything that turns an export into key records.
+//! Parses exports into key records.
 //!
-//! An *export* is a text with one *row* for each key, in CSV or JSON Lines. [`read`] takes it from any `Read`
-//! and hands the [`KeyRecord`] of each row to a *sink*, one at a time: memory stays the same however long the
-//! export is. What is wrong with a row is a *diagnostic* with its place; reading goes on, so that one pass says
-//! what there is to mend. An export with diagnostics must not be served: that decision, and what to do about a
-//! set that is empty or has shrunk, is the caller's.
+//! An *export* is a text file with one *row* per key, in CSV or JSON Lines. [`read`] passes the
+//! [`KeyRecord`] of each row to a *sink*, so memory use does not depend on the length of the
+//! export. A problem of a row becomes a *diagnostic* with its location, and reading continues, so
+//! that one pass reports all problems. Callers must not serve an export with diagnostics unless
+//! they set its bad rows aside. They also decide what to do about an export that is empty or has
+//! shrunk.
 //!
 //! ```text
-//! Read -> csv::Records  -> csv::read   \
-//!                                       row::Rows -> field, list, time -> KeyRecord -> sink
-//! Read -> lines         -> jsonl::read /       \-> finding::Diagnostics
+//! Read -> csv::records -> csv::read   \
+//!                                      row::Rows -> field -> KeyRecord -> sink
+//! Read -> lines        -> jsonl::read /          \-> Diagnostics
 //! ```
 //!
-//! A large export is read by several threads: [`ChunkSplitter`] cuts it between rows, and [`ChunkReader`] reads the pieces, as long as nothing
-//! is wrong. What is, only [`read`] says. Rows of CSV are found in a piece as a whole, by [`scan`].
+//! Several threads read a large export: [`ChunkSplitter`] cuts it into chunks at the ends of rows,
+//! and a [`ChunkReader`] per thread parses them, using [`csv::scanner`] for CSV. This fast path
+//! rejects any problem without a reason; only [`read`] produces diagnostics.
 //!
-//! An export that was cut short while it was written looks like a shorter one, so the last row has to end in
-//! a newline. One cut exactly between two rows cannot be told from a whole one; the guard against shrinking
-//! is there for that.
+//! An export that was truncated while it was written looks like a shorter one, so the last row must
+//! end in a newline. A file truncated exactly between two rows cannot be recognised; the daemon's
+//! guard against shrinking covers that case.
+//!
+//! [`lint`] reports rows that are valid but suspicious.
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -25,132 +29,66 @@
     reason = "the modules' pages are for readers of the source, links included"
 )]
 
-use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::path::Path;
-use std::str::FromStr;
 
-use keyward_engine::record::{KeyRecord, Quoted};
+use keyward_engine::record::KeyRecord;
 
 mod bad_row;
-mod blocks;
+mod chunk_reader;
+mod chunk_splitter;
+mod column_hint;
+mod column_mapping;
 mod csv;
+mod diagnostic;
 mod field;
-mod finding;
-mod hash_form;
+mod format;
 mod jsonl;
-mod layout;
 pub mod lint;
-mod list;
-mod memo;
-mod null;
-mod quotes;
-mod records;
 mod row;
-mod scan;
-mod split;
 #[cfg(test)]
 mod tests;
-mod time;
-mod unknown;
 
 pub use bad_row::BadRow;
-pub use blocks::ChunkReader;
-pub use finding::{Column, Diagnostic, Diagnostics, MAX_FINDINGS, RepeatCount};
+pub use chunk_reader::ChunkReader;
+pub use chunk_splitter::{ChunkSplitter, SplitError};
+pub use column_mapping::{ColumnMapping, ColumnMappingError};
+pub use diagnostic::{Column, Diagnostic, Diagnostics, Location, MAX_DIAGNOSTICS, RepeatCount};
+pub use field::null::{MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
+pub use format::{Format, FormatError};
 pub use keyward_engine::record::Field;
-pub use layout::{ColumnMapping, ColumnMappingError};
-pub use null::{MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
-pub use split::{ChunkSplitter, SplitError};
 
 use row::{Assembler, Rows};
 
-/// Longest row, in bytes, with columns that are ignored: exports of whole tables have texts and pictures in them. A quote that
-/// is never closed ends here too, and not at the end of memory.
+/// Longest row, in bytes, including ignored columns: exports of whole tables contain long texts and
+/// images. The bound also limits the memory that an unclosed quote can take.
 pub const MAX_ROW: usize = 1 << 20;
 
-/// Most bytes that the fields of a row have together. Those with a limit of their own take less than 5 KiB; the rest is for
-/// lists, and a compiled snapshot has room for what comes of as many.
+/// Most bytes that the fields of a row may have together. Fields with a limit of their own take
+/// less than 5 KiB; the rest is for lists. The records of a compiled snapshot are large enough for
+/// lists of this size.
 pub const MAX_FIELDS: usize = 64 << 10;
 
-/// Bytes read at once.
+/// Size of the read buffer, in bytes.
 const BUFFER: usize = 64 << 10;
 
-/// The byte order mark that some spreadsheets put in front of UTF-8.
+/// The byte order mark that some spreadsheets write before UTF-8.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Takes the records of an export, with the line (counted from 1) at which each begins. What it returns as an
-/// error becomes a diagnostic at that line, and reading goes on.
-pub type RecordSink<'s> = dyn FnMut(u64, &KeyRecord<'_>) -> Result<(), String> + 's;
+/// Receives the records of an export, each with the line at which its row begins, counted from 1.
+/// An error becomes a diagnostic of that row, and reading continues.
+pub type RecordSink<'s> = dyn FnMut(u64, &KeyRecord<'_>) -> Result<(), SinkError> + 's;
 
-/// How an export is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Comma-separated values (RFC 4180) with a header.
-    Csv,
-    /// A JSON object in each line.
-    JsonLines,
-    /// What `keyward compile` writes. No text: [`read`] is not for it.
-    Compiled,
-}
+/// Why a sink refuses a record.
+pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A format that cannot be told.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FormatError {
-    /// The name of a file does not say its format.
-    #[error("the name {} does not say the format; end it in .csv, .jsonl or .kwc, or name the format", Quoted(.0))]
-    Path(String),
-    /// Not the name of a format.
-    #[error("{} is not a format; it is csv, jsonl or compiled", Quoted(.0))]
-    Name(String),
-}
-
-impl Format {
-    /// The format that a file's name ends in: `.csv`, or `.jsonl`, `.ndjson` and `.json`, or `.kwc`, in any case.
-    ///
-    /// # Errors
-    /// When it ends in something else.
-    pub fn from_path(path: &Path) -> Result<Self, FormatError> {
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        match extension.to_ascii_lowercase().as_str() {
-            "csv" => Ok(Self::Csv),
-            "jsonl" | "ndjson" | "json" => Ok(Self::JsonLines),
-            "kwc" => Ok(Self::Compiled),
-            _ => Err(FormatError::Path(path.file_name().unwrap_or_default().to_string_lossy().into_owned())),
-        }
-    }
-}
-
-/// `csv`, `jsonl` or `ndjson`, and `compiled`.
-impl FromStr for Format {
-    type Err = FormatError;
-
-    fn from_str(name: &str) -> Result<Self, FormatError> {
-        match name {
-            "csv" => Ok(Self::Csv),
-            "jsonl" | "ndjson" => Ok(Self::JsonLines),
-            "compiled" => Ok(Self::Compiled),
-            _ => Err(FormatError::Name(name.to_owned())),
-        }
-    }
-}
-
-/// As [`FromStr`] takes it.
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Csv => "csv",
-            Self::JsonLines => "jsonl",
-            Self::Compiled => "compiled",
-        })
-    }
-}
-
-/// Reads an export to its end, and returns how many rows it has, good and bad. Each good row goes to `sink`,
-/// also after a bad one; what is wrong goes to `diagnostics`. Only a row that cannot be told from the next
-/// one ([`MAX_ROW`]) and a header that does not fit `layout` end the reading early.
+/// Reads an export to its end. Returns the number of its rows, good and bad.
+///
+/// Passes each good row to `sink`, including those after a bad row, and adds problems to
+/// `diagnostics`. Two problems end the reading early: a header that does not match `mapping`, and a
+/// row without a recognisable end, such as one that exceeds [`MAX_ROW`].
 ///
 /// # Errors
-/// Those of `input` only: an export that cannot be read says nothing about its rows.
+/// If `input` cannot be read.
 pub fn read<R: Read>(
     input: R,
     format: Format,
@@ -160,7 +98,7 @@ pub fn read<R: Read>(
 ) -> io::Result<u64> {
     let mut input = without_bom(input)?;
     if fill(&mut input)?.is_empty() {
-        diagnostics.add(0, None, "the file is empty");
+        diagnostics.add(Location::File, "the file is empty");
         return Ok(0);
     }
     let mut assembler = Assembler::new(mapping.nulls().clone());
@@ -169,18 +107,18 @@ pub fn read<R: Read>(
         Format::Csv => csv::read(input, mapping, &mut rows)?,
         Format::JsonLines => jsonl::read(input, mapping, &mut rows)?,
         Format::Compiled => {
-            rows.diagnostics.add(0, None, "it is read as text, and would be a compiled snapshot")
+            rows.diagnostics.add(Location::File, "it is read as text, and would be a compiled snapshot");
         }
     }
-    Ok(rows.seen())
+    Ok(rows.count())
 }
 
-/// The names in the header of a CSV export; none where there is no header.
+/// Reads the names of the columns of a CSV export; none if there is no header.
 ///
 /// # Errors
-/// Those of `input` only.
-pub fn header<R: Read>(input: R) -> io::Result<Vec<String>> {
-    csv::names(without_bom(input)?)
+/// If `input` cannot be read.
+pub fn column_names<R: Read>(input: R) -> io::Result<Vec<String>> {
+    csv::column_names(without_bom(input)?)
 }
 
 fn without_bom<R: Read>(mut input: R) -> io::Result<impl BufRead> {
@@ -192,7 +130,7 @@ fn without_bom<R: Read>(mut input: R) -> io::Result<impl BufRead> {
     Ok(BufReader::with_capacity(BUFFER, Cursor::new(head).chain(input)))
 }
 
-/// What is buffered, or the next that can be read; empty at the end only.
+/// The buffered input, refilled if necessary. Empty only at the end.
 fn fill(input: &mut impl BufRead) -> io::Result<&[u8]> {
     loop {
         match input.fill_buf() {
@@ -205,13 +143,13 @@ fn fill(input: &mut impl BufRead) -> io::Result<&[u8]> {
     input.fill_buf()
 }
 
-/// Why the rest of an export cannot be read as rows.
+/// Why the rest of an export cannot be divided into rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum FramingError {
     #[error("the last line does not end in a newline; the file may be cut short")]
     NoNewline,
     #[error("the file ends inside of quotes; it may be cut short")]
     OpenQuote,
-    #[error("the row has more than {} columns", records::MAX_COLUMNS)]
+    #[error("the row has more than {} columns", csv::records::MAX_COLUMNS)]
     TooManyColumns,
 }

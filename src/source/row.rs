@@ -1,6 +1,7 @@
-//! One row, whatever it was written in: texts by field, from which a record is assembled and handed on.
+//! Assembles the record of a row from the texts of its fields. Both formats end here.
 //!
-//! Every field is looked at even when another is wrong, so that a row says all that is wrong with it at once.
+//! Every field is parsed even if another one is wrong, so that all problems of a row are reported
+//! at once.
 
 use std::fmt::Display;
 
@@ -10,57 +11,66 @@ use keyward_engine::record::{
     Field, FieldSet, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits,
 };
 
-use super::finding::{Column, Diagnostics};
-use super::layout::Texts;
-use super::memo::{ListCache, TimeCache};
-use super::null::NullTexts;
-use super::{MAX_FIELDS, RecordSink, field, list, time};
+use crate::column_mapping::FieldTexts;
+use crate::diagnostic::{Column, Diagnostics, Location};
+use crate::field::cache::{ListCache, TimeCache};
+use crate::field::null::NullTexts;
+use crate::field::{self, list, time};
+use crate::{MAX_FIELDS, RecordSink};
 
-/// Where the rows of an export go: good ones to the sink, what is wrong with the others to the diagnostics.
-pub(super) struct Rows<'s> {
+/// The destination of the rows of an export: records go to the sink, problems to the diagnostics.
+pub(crate) struct Rows<'s> {
     assembler: &'s mut Assembler,
     sink: &'s mut RecordSink<'s>,
-    pub(super) diagnostics: &'s mut Diagnostics,
-    seen: u64,
+    pub(crate) diagnostics: &'s mut Diagnostics,
+    count: u64,
 }
 
 impl<'s> Rows<'s> {
-    pub(super) fn new(
+    pub(crate) fn new(
         assembler: &'s mut Assembler,
         sink: &'s mut RecordSink<'s>,
         diagnostics: &'s mut Diagnostics,
     ) -> Self {
-        Self { assembler, sink, diagnostics, seen: 0 }
+        Self { assembler, sink, diagnostics, count: 0 }
     }
 
-    /// Counts a row, whatever will be found in it.
-    pub(super) fn count(&mut self) {
-        self.seen += 1;
+    /// Begins a row, good or bad, and returns its number, counted from 1.
+    pub(crate) fn begin(&mut self) -> u64 {
+        self.count += 1;
+        self.count
     }
 
-    /// How many were counted.
-    pub(super) fn seen(&self) -> u64 {
-        self.seen
+    /// Number of rows begun.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
     }
 
-    /// Hands on the row that begins at `line`; `column` says where a field of it is.
-    pub(super) fn deliver(&mut self, line: u64, texts: &Texts<'_>, column: impl Fn(Field) -> Column) {
+    /// Assembles the row that begins at `line` and passes its record to the sink. `column` locates
+    /// a field.
+    pub(crate) fn deliver(&mut self, line: u64, texts: &FieldTexts<'_>, column: impl Fn(Field) -> Column) {
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
         if bytes > MAX_FIELDS {
-            return self.too_large(line, bytes, texts, column);
+            return self.report_too_large(line, bytes, texts, column);
         }
         let diagnostics = &mut *self.diagnostics;
-        let mut report = |field, message: &dyn Display| diagnostics.add(line, Some(column(field)), message);
+        let mut report = |field, message: &dyn Display| {
+            diagnostics.add(Location::Column { line, column: column(field) }, message);
+        };
         let Some(record) = self.assembler.assemble(texts, &mut report) else { return };
-        if let Err(message) = (self.sink)(line, &record) {
-            self.diagnostics.add(line, None, message);
+        if let Err(error) = (self.sink)(line, &record) {
+            self.diagnostics.add(Location::Row { line }, error);
         }
     }
-}
 
-impl Rows<'_> {
     #[cold]
-    fn too_large(&mut self, line: u64, bytes: usize, texts: &Texts<'_>, column: impl Fn(Field) -> Column) {
+    fn report_too_large(
+        &mut self,
+        line: u64,
+        bytes: usize,
+        texts: &FieldTexts<'_>,
+        column: impl Fn(Field) -> Column,
+    ) {
         let Some(largest) = Field::ALL.into_iter().max_by_key(|field| texts[*field as usize].len()) else {
             return;
         };
@@ -68,13 +78,13 @@ impl Rows<'_> {
             "the fields of the row have {bytes} bytes, and at most {MAX_FIELDS} are read; this is the largest, with {}",
             texts[largest as usize].len()
         );
-        self.diagnostics.add(line, Some(column(largest)), message);
+        self.diagnostics.add(Location::Column { line, column: column(largest) }, message);
     }
 }
 
-/// Assembles records, and remembers the lists that it has parsed.
+/// Assembles records, and caches the lists and times that it has parsed.
 #[derive(Debug)]
-pub(super) struct Assembler {
+pub(crate) struct Assembler {
     nulls: NullTexts,
     scopes: ListCache<Box<str>>,
     networks: ListCache<IpNet>,
@@ -85,7 +95,7 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
-    pub(super) fn new(nulls: NullTexts) -> Self {
+    pub(crate) fn new(nulls: NullTexts) -> Self {
         Self {
             nulls,
             scopes: ListCache::new(),
@@ -97,38 +107,39 @@ impl Assembler {
         }
     }
 
-    /// The texts that stand for no value.
-    pub(super) fn nulls(&self) -> &NullTexts {
+    /// The null texts of the export.
+    pub(crate) fn nulls(&self) -> &NullTexts {
         &self.nulls
     }
 
-    /// The record that `texts` make, or `None` after having told `report` of each field that is wrong.
+    /// Parses `texts` into a record. Calls `report` for each field that is wrong, and returns
+    /// `None` if there is one.
     fn assemble<'a>(
         &mut self,
-        texts: &Texts<'a>,
+        texts: &FieldTexts<'a>,
         report: &mut dyn FnMut(Field, &dyn Display),
     ) -> Option<KeyRecord<'a>> {
         let Self { nulls, scopes, networks, origins, limits, not_before, expires_at } = self;
-        let mut row = Row { nulls, texts, report };
-        let hash = row.take(Field::KeyHash, field::hash);
-        let key_id = row.take(Field::KeyId, |text| field::required(text, MAX_KEY_ID));
-        let owner = row.take(Field::Owner, |text| field::optional(text, MAX_OWNER));
-        let environment = row.take(Field::Environment, |text| field::optional(text, MAX_NAME));
-        let plan = row.take(Field::Plan, |text| field::optional(text, MAX_NAME));
-        let status = row.take(Field::Status, field::status);
-        let not_before = row.take(Field::NotBefore, |text| not_before.get(text, time::not_before));
-        let expires_at = row.take(Field::ExpiresAt, |text| expires_at.get(text, time::expires_at));
-        let scopes = row.take(Field::Scopes, |text| scopes.get(text, |text| list::scopes(text, nulls)));
+        let mut row = RowParser { nulls, texts, report };
+        let hash = row.parse(Field::KeyHash, field::hash);
+        let key_id = row.parse(Field::KeyId, |text| field::required(text, MAX_KEY_ID));
+        let owner = row.parse(Field::Owner, |text| field::optional(text, MAX_OWNER));
+        let environment = row.parse(Field::Environment, |text| field::optional(text, MAX_NAME));
+        let plan = row.parse(Field::Plan, |text| field::optional(text, MAX_NAME));
+        let status = row.parse(Field::Status, field::status);
+        let not_before = row.parse(Field::NotBefore, |text| not_before.get(text, time::not_before));
+        let expires_at = row.parse(Field::ExpiresAt, |text| expires_at.get(text, time::expires_at));
+        let scopes = row.parse(Field::Scopes, |text| scopes.get(text, |text| list::scopes(text, nulls)));
         let allowed_ips = row
-            .take(Field::AllowedIps, |text| networks.get_optional(text, |text| list::networks(text, nulls)));
-        let allowed_origins = row.take(Field::AllowedOrigins, |text| {
+            .parse(Field::AllowedIps, |text| networks.get_optional(text, |text| list::networks(text, nulls)));
+        let allowed_origins = row.parse(Field::AllowedOrigins, |text| {
             origins.get_optional(text, |text| list::origins(text, nulls))
         });
-        let limits = row.take(Field::Limits, |text| limits.get(text, parse_limits));
-        let metadata = row.take(Field::Metadata, field::metadata);
+        let limits = row.parse(Field::Limits, |text| limits.get(text, parse_limits));
+        let metadata = row.parse(Field::Metadata, field::metadata);
         let (owner, metadata) = (owner?, metadata?);
-        // A text that stands for no value gives none.
-        let none = FieldSet::NONE
+        // A null text in one of these fields is not a value.
+        let nulls = FieldSet::NONE
             .with_if(Field::Owner, owner.is_empty())
             .with_if(Field::Metadata, metadata.is_empty());
         Some(KeyRecord {
@@ -145,32 +156,31 @@ impl Assembler {
             allowed_origins: allowed_origins?,
             limits: limits?,
             metadata,
-            given: given(texts).difference(none),
+            given: nonempty_fields(texts).difference(nulls),
         })
     }
 }
 
-/// The fields that have a text.
-fn given(texts: &Texts<'_>) -> FieldSet {
+fn nonempty_fields(texts: &FieldTexts<'_>) -> FieldSet {
     let bits = texts.iter().rev().fold(0, |bits, text| bits << 1 | u16::from(!text.is_empty()));
     FieldSet::from_bits(bits)
 }
 
-/// The texts of one row, and where what is wrong with them is reported.
-struct Row<'r, 'a> {
+/// The texts of one row, and the callback for its problems.
+struct RowParser<'r, 'a> {
     nulls: &'r NullTexts,
-    texts: &'r Texts<'a>,
+    texts: &'r FieldTexts<'a>,
     report: &'r mut dyn FnMut(Field, &dyn Display),
 }
 
-impl<'a> Row<'_, 'a> {
-    /// What `parse` makes of a field's text.
-    fn take<T, E: Display>(
+impl<'a> RowParser<'_, 'a> {
+    /// Parses a field with `parse`. Reports the error if there is one.
+    fn parse<T, E: Display>(
         &mut self,
         field: Field,
         parse: impl FnOnce(&'a str) -> Result<T, E>,
     ) -> Option<T> {
-        let text = match self.nulls.read(field, self.texts[field as usize]) {
+        let text = match self.nulls.resolve(field, self.texts[field as usize]) {
             Ok(text) => text,
             Err(error) => {
                 (self.report)(field, &error);

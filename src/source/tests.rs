@@ -1,5 +1,5 @@
-//! Whole exports through [`read`]: both formats have to agree, and whatever is done to an export must end in
-//! records or diagnostics.
+//! Reads whole exports. Both formats must agree, and a damaged export must yield records or
+//! diagnostics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 const RAW_KEY: &str = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
 
-/// What came out: the rows seen, the line and the record of each good one, and the diagnostics.
+/// The result of [`read`]: the number of rows, the line and the record of each good row, and the
+/// diagnostics.
 struct Outcome {
     rows: u64,
     records: Vec<(u64, String)>,
@@ -46,7 +47,7 @@ fn jsonl(text: impl AsRef<[u8]>) -> Outcome {
     read_from(text.as_ref(), Format::JsonLines, &ColumnMapping::default()).expect("a slice has no I/O errors")
 }
 
-/// Rows at lines 2 and 4: the first is two lines long.
+/// Two rows, at lines 2 and 4; the first spans two lines.
 fn csv_example() -> String {
     format!(
         "key_id,key_hash,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,allowed_origins,\
@@ -72,7 +73,7 @@ fn jsonl_example() -> String {
 }
 
 #[test]
-fn a_row_becomes_a_record_in_either_format() {
+fn row_becomes_the_same_record_in_either_format() {
     let from_csv = csv(csv_example());
     assert_eq!(from_csv.diagnostics.to_string(), "");
     assert_eq!((from_csv.rows, from_csv.lines()), (2, vec![2, 4]));
@@ -111,7 +112,7 @@ fn a_row_becomes_a_record_in_either_format() {
 }
 
 #[test]
-fn line_endings_a_byte_order_mark_and_blank_lines_change_nothing() {
+fn line_ends_byte_order_mark_and_blank_lines_do_not_matter() {
     let expected = csv(csv_example()).records;
     let unix = csv_example().replace("\r\n", "\n");
     assert_eq!(csv(&unix).records, expected);
@@ -123,7 +124,7 @@ fn line_endings_a_byte_order_mark_and_blank_lines_change_nothing() {
     assert_eq!(marked.records, jsonl(jsonl_example()).records);
 }
 
-/// Yields a byte at a time, and is interrupted before each.
+/// Yields one byte at a time, with an interruption before each.
 struct Dripping<'a>(&'a [u8], bool);
 
 impl Read for Dripping<'_> {
@@ -138,7 +139,7 @@ impl Read for Dripping<'_> {
 }
 
 #[test]
-fn it_does_not_matter_how_the_bytes_arrive() {
+fn result_does_not_depend_on_the_size_of_reads() {
     for (text, format) in [(csv_example(), Format::Csv), (jsonl_example(), Format::JsonLines)] {
         let text = format!("\u{feff}{text}");
         let whole = read_from(text.as_bytes(), format, &ColumnMapping::default()).expect("no I/O error");
@@ -150,7 +151,7 @@ fn it_does_not_matter_how_the_bytes_arrive() {
 }
 
 #[test]
-fn an_error_of_the_input_is_fatal() {
+fn input_error_ends_reading() {
     struct Failing;
     impl Read for Failing {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -164,7 +165,7 @@ fn an_error_of_the_input_is_fatal() {
 }
 
 #[test]
-fn an_export_cut_anywhere_but_at_the_end_of_a_row_is_refused() {
+fn export_truncated_inside_a_row_is_refused() {
     for (text, format, whole_rows) in [
         (csv_example(), Format::Csv, vec!["metadata\r\n", "[1]}\"\r\n", "\r\n"]),
         (jsonl_example(), Format::JsonLines, vec!["}}\r\n", "}\r\n\r\n", "}\n"]),
@@ -193,7 +194,7 @@ fn an_export_cut_anywhere_but_at_the_end_of_a_row_is_refused() {
 }
 
 #[test]
-fn a_flipped_bit_never_panics() {
+fn flipped_bit_does_not_panic() {
     for (text, format) in [(csv_example(), Format::Csv), (jsonl_example(), Format::JsonLines)] {
         let mut bytes = text.into_bytes();
         for bit in 0..bytes.len() * 8 {
@@ -206,7 +207,7 @@ fn a_flipped_bit_never_panics() {
 }
 
 #[test]
-fn an_empty_file_is_wrong_and_one_without_rows_is_not() {
+fn empty_file_is_refused_and_file_without_rows_is_accepted() {
     for text in ["", "\u{feff}"] {
         assert_eq!(csv(text).diagnostics.to_string(), "keys: the file is empty");
         assert_eq!(jsonl(text).diagnostics.to_string(), "keys: the file is empty");
@@ -221,7 +222,7 @@ fn an_empty_file_is_wrong_and_one_without_rows_is_not() {
 }
 
 #[test]
-fn a_header_says_all_that_is_wrong_with_it() {
+fn all_problems_of_a_header_are_reported() {
     assert_eq!(
         csv("key_hash,owners,plan,plan,\"a\"\"b\"\nx\n").diagnostics.to_string(),
         "keys:1: column 2: \"owners\" is not a field of a key. Did you mean owner? Read it as a field by source.columns \
@@ -255,7 +256,7 @@ fn a_header_says_all_that_is_wrong_with_it() {
 }
 
 #[test]
-fn a_layout_maps_and_ignores_columns() {
+fn mapping_renames_and_ignores_columns() {
     let columns: BTreeMap<_, _> = [(Field::KeyHash, "sha256"), (Field::ExpiresAt, "until")]
         .map(|(field, column)| (field, Arc::from(column)))
         .into();
@@ -286,7 +287,7 @@ fn a_layout_maps_and_ignores_columns() {
 }
 
 #[test]
-fn a_row_says_all_that_is_wrong_with_it() {
+fn all_problems_of_a_row_are_reported() {
     let outcome = csv(format!(
         "key_hash,key_id,status,expires_at,limits,scopes\n\
          abc,,Active,2026-11-21,100/x,\"a,,b\"\n\
@@ -309,7 +310,7 @@ fn a_row_says_all_that_is_wrong_with_it() {
 }
 
 #[test]
-fn what_is_not_utf8_has_a_place() {
+fn invalid_utf8_is_located() {
     let header = b"key_hash,key_id,owner,plan\n".as_slice();
     let row = |owner: &[u8], plan: &[u8]| [header, A.as_bytes(), b",k1,", owner, b",", plan, b"\n"].concat();
     let message = "of it is not UTF-8; export the file as UTF-8";
@@ -317,7 +318,7 @@ fn what_is_not_utf8_has_a_place() {
         csv(row(b"M\xfcller", b"pro")).diagnostics.to_string(),
         format!("keys:2: column 3 (owner): byte 2 {message}")
     );
-    // Two halves of one character, in two columns.
+    // The two halves of one character are in two columns.
     assert_eq!(
         csv(row(b"M\xc3", b"\xbcller")).diagnostics.to_string(),
         format!("keys:2: column 3 (owner): byte 2 {message}")
@@ -329,7 +330,7 @@ fn what_is_not_utf8_has_a_place() {
 }
 
 #[test]
-fn a_json_line_says_what_is_wrong_with_it() {
+fn problem_of_a_json_line_is_reported() {
     let row = |fields: &str| format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k1\",{fields}}}\n");
     for (text, message) in [
         (row("\"plan\":}"), "1: byte 101: it is not JSON: expected value"),
@@ -374,7 +375,7 @@ fn a_json_line_says_what_is_wrong_with_it() {
 }
 
 #[test]
-fn a_key_in_the_wrong_column_is_not_repeated() {
+fn key_in_the_wrong_column_is_not_quoted() {
     for field in Field::ALL {
         let name = field.name();
         let (others, rest) = match field {
@@ -392,7 +393,7 @@ fn a_key_in_the_wrong_column_is_not_repeated() {
 }
 
 #[test]
-fn rows_that_are_wrong_in_the_same_way_are_one_finding_and_reading_goes_on() {
+fn rows_with_the_same_problem_make_one_diagnostic_and_reading_continues() {
     let bad: String = (0..20_000).map(|n| format!("{A},k{n},t{n},\n")).collect();
     let outcome = csv(format!("key_hash,key_id,status,expires_at\n{bad}{A},k,,soon\n{A},k,,\n"));
     assert_eq!((outcome.rows, outcome.lines()), (20_002, vec![20_003]));
@@ -405,11 +406,11 @@ fn rows_that_are_wrong_in_the_same_way_are_one_finding_and_reading_goes_on() {
 }
 
 #[test]
-fn the_sink_has_a_say() {
+fn record_refused_by_the_sink_becomes_a_diagnostic() {
     let text = format!("key_hash,key_id\n{A},k1\n{A},k2\n{B},k3\n");
     let mut diagnostics = Diagnostics::new("keys");
     let mut sink = |_: u64, record: &KeyRecord<'_>| match record.key_id {
-        "k2" => Err("key_hash is that of line 2".to_owned()),
+        "k2" => Err("key_hash is that of line 2".into()),
         _ => Ok(()),
     };
     let rows = read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics);
@@ -432,7 +433,7 @@ fn rows_with_equal_lists_share_them() {
             record.allowed_ips.as_ref().map_or(0, |list| Arc::as_ptr(list) as *const u8 as usize),
             record.allowed_origins.as_ref().map_or(0, |list| Arc::as_ptr(list) as *const u8 as usize),
         ]);
-        // An address stays taken as long as what it belongs to lives.
+        // Keeps the lists alive, so that no address is reused.
         kept.push((
             Arc::clone(&record.scopes),
             Arc::clone(&record.limits),
@@ -448,7 +449,7 @@ fn rows_with_equal_lists_share_them() {
     assert_eq!(records[0], records[1]);
 }
 
-/// Counts what is taken of an endless line.
+/// An endless line. Counts the bytes read.
 struct Endless<'a> {
     head: &'a [u8],
     taken: &'a mut usize,
@@ -467,7 +468,7 @@ impl Read for Endless<'_> {
 }
 
 #[test]
-fn a_row_without_an_end_stops_at_the_bound() {
+fn reading_a_row_without_an_end_stops_at_the_bound() {
     let quoted = format!("key_hash,key_id\n{A},\"");
     let csv_message = |column: &str, bytes: usize, cause: &str| {
         format!(
@@ -497,8 +498,8 @@ fn a_row_without_an_end_stops_at_the_bound() {
 }
 
 #[test]
-fn a_row_has_a_bound_on_its_columns() {
-    let names: Vec<_> = (2..records::MAX_COLUMNS).map(|n| format!("c{n}")).collect();
+fn row_with_too_many_columns_is_refused() {
+    let names: Vec<_> = (2..csv::records::MAX_COLUMNS).map(|n| format!("c{n}")).collect();
     let mapping =
         ColumnMapping::new(&BTreeMap::new(), names.iter().map(|name| name.as_str().into()).collect())
             .expect("a mapping");
@@ -513,7 +514,7 @@ fn a_row_has_a_bound_on_its_columns() {
 }
 
 #[test]
-fn a_format_is_told_by_the_name() {
+fn format_follows_from_the_extension() {
     let path = |path: &str| Format::from_path(Path::new(path)).map_err(|e| e.to_string());
     assert_eq!(path("a/keys.csv"), Ok(Format::Csv));
     assert_eq!(path("a/keys.CSV"), Ok(Format::Csv));
@@ -538,7 +539,7 @@ fn a_format_is_told_by_the_name() {
 
 proptest! {
     #[test]
-    fn any_text_survives_either_format(owner in "\\PC{0,30}", plan in "[\",\\\\é/ ]{0,20}") {
+    fn any_text_is_read_unchanged_from_either_format(owner in "\\PC{0,30}", plan in "[\",\\\\é/ ]{0,20}") {
         let quoted = |text: &str| text.replace('"', "\"\"");
         let from_csv = csv(format!(
             "key_hash,key_id,owner,plan\n{A},k,\"{}\",\"{}\"\n", quoted(&owner), quoted(&plan)
@@ -555,7 +556,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let header = b"key_hash,key_id,scopes\n".as_slice();
         csv(&bytes);
         csv([header, &bytes].concat());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use keyward_daemon::reload::{ReloadError, Tolerance};
 use keyward_engine::record::KeyRecord;
-use keyward_engine::snapshot::{Builder, CompareOptions, Example, Keys};
+use keyward_engine::snapshot::{Builder, CompareOptions, Example, KeyTable};
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
 /// The Unix second at which both sets are weighed, and two others.
@@ -40,11 +40,10 @@ fn named(hash: usize, key_id: &str, column: &str, value: &str) -> String {
     format!("{hash:064x},{key_id},{}\n", values.join(","))
 }
 
-fn keys(rows: &[String]) -> Keys {
+fn keys(rows: &[String]) -> KeyTable {
     let mut builder = Builder::new(7, 0);
     let mut diagnostics = Diagnostics::new("keys.csv");
-    let mut sink =
-        |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+    let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
     let text = format!("key_hash,key_id,{}\n{}", COLUMNS.join(","), rows.concat());
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
         .expect("reads");

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use keyward_engine::limiter::persist::SavedBucket;
 use keyward_engine::limiter::{Charge, Limiter, Outcome, Rate, SlotAllocator, TICKS_PER_NANOSECOND};
 use keyward_engine::record::{KeyRecord, Limit, Per};
-use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 
 const SEQUENCES: u64 = 2_000;
 const STEPS: u64 = 60;
@@ -139,7 +139,7 @@ impl World {
         }
         let mut allocation = self.allocator.begin(&self.limiter);
         let snapshot =
-            builder.finish().publishable(&mut allocation, self.snapshot.as_ref(), Stamp::default());
+            builder.finish().into_snapshot(&mut allocation, self.snapshot.as_ref(), SnapshotMeta::default());
         let snapshot = snapshot.expect("room");
         if self.random.below(10) == 0 {
             // Refused after all: as if it had never been.

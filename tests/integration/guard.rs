@@ -10,7 +10,7 @@ use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::KeyRecord;
 use keyward_engine::rules::GlobalPolicy;
-use keyward_engine::snapshot::{Builder, CompareOptions, Diff, Keys, MAX_EXAMPLES, Stamp};
+use keyward_engine::snapshot::{Builder, CompareOptions, Diff, KeyTable, MAX_EXAMPLES, SnapshotMeta};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
 use keyward_source::{BadRow, ColumnMapping, Diagnostics, Format, read};
@@ -71,11 +71,10 @@ impl Row {
     }
 }
 
-fn keys(rows: &[(usize, Row)]) -> Keys {
+fn keys(rows: &[(usize, Row)]) -> KeyTable {
     let mut builder = Builder::new(7, 0);
     let mut diagnostics = Diagnostics::new("keys.csv").retaining_bad_rows(KEYS);
-    let mut sink =
-        |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+    let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
     let rows: String = rows.iter().map(|(number, row)| row.text(*number)).collect();
     let text = format!("{HEADER}{rows}");
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
@@ -111,11 +110,12 @@ fn requests() -> Vec<Verify<'static>> {
 }
 
 /// Whether a full bucket admits each of the requests, for each of so many keys.
-fn admitted(keys: Keys, count: usize) -> Vec<Vec<bool>> {
+fn admitted(keys: KeyTable, count: usize) -> Vec<Vec<bool>> {
     let limiter = Limiter::new();
     let mut allocator = SlotAllocator::new();
     let mut allocation = allocator.begin(&limiter);
-    let snapshot = keys.publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() });
+    let snapshot =
+        keys.into_snapshot(&mut allocation, None, SnapshotMeta { generation: 1, ..SnapshotMeta::default() });
     let snapshot = snapshot.expect("room");
     let _nothing_before = allocation.commit();
     let global_policy = GlobalPolicy::default();

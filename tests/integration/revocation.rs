@@ -424,7 +424,7 @@ fn a_torn_line_is_dropped_and_a_damaged_one_keeps_the_daemon_from_starting() {
         daemon = refusing;
         let log = daemon.log();
         assert!(log.contains(&format!("revocations.jsonl:{line}: not a revocation: ")), "{damaged}: {log}");
-        assert!(log.contains("mend the line"), "{log}");
+        assert!(log.contains("correct the line"), "{log}");
         assert_eq!(fs::read_to_string(&file).expect("a file"), damaged, "nothing is thrown away");
     }
 }

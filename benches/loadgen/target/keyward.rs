@@ -158,7 +158,8 @@ fn refused(error: &ErrorFrame<'_>) -> Fault {
 }
 
 fn code(error: &ErrorFrame<'_>) -> String {
-    ErrorCode::from_u8(error.code).map_or_else(|| format!("ERROR_{}", error.code), |code| code.name().into())
+    ErrorCode::from_value(error.code)
+        .map_or_else(|| format!("ERROR_{}", error.code), |code| code.name().into())
 }
 
 fn broken(fault: keyward_protocol::ProtocolError) -> Fault {

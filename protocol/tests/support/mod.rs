@@ -1,7 +1,9 @@
-//! Reads `vectors/vectors.json` (its README.md says what the form means) and puts both directions of the protocol
-//! behind one type, so that a test can go through every vector in the same way.
+//! Reads `vectors/vectors.json`, whose format `vectors/README.md` describes.
+//!
+//! [`Frame`] represents both directions of the protocol, so that a test can treat every vector in
+//! the same way.
 
-// Each test crate compiles this module, and uses its part of it.
+// Each test crate compiles this module and uses a part of it.
 #![allow(dead_code)]
 
 use keyward_protocol::{
@@ -14,39 +16,40 @@ use std::net::{IpAddr, Ipv6Addr};
 
 const FILE: &str = include_str!("../../vectors/vectors.json");
 
-/// The side that a frame comes from.
+/// The side that sends a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum From {
+pub(crate) enum Sender {
     Client,
     Daemon,
 }
 
-/// One vector: bytes, and either what they say or what is wrong with them.
+/// One vector: the bytes of a frame, and either its fields or its error.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Vector {
     pub(crate) name: String,
     pub(crate) group: String,
-    pub(crate) from: From,
+    #[serde(rename = "from")]
+    pub(crate) sender: Sender,
     pub(crate) note: Option<String>,
     pub(crate) bytes: Bytes,
     pub(crate) fields: Option<Fields>,
-    pub(crate) error: Option<Error>,
+    pub(crate) error: Option<ExpectedError>,
 }
 
-/// A malformed vector's fault.
+/// The error of a malformed vector.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Error {
+pub(crate) struct ExpectedError {
     pub(crate) code: String,
     pub(crate) detail: u32,
     pub(crate) request_id: u32,
-    /// Only where the client is at fault: nobody answers the daemon.
+    /// Absent if the daemon sent the frame, because a client sends no ERROR.
     pub(crate) closes: Option<bool>,
 }
 
-/// A valid vector's fields, by SPEC.md's names.
+/// The fields of a valid vector, under SPEC.md's names.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "UPPERCASE", deny_unknown_fields)]
 pub(crate) enum Fields {
@@ -113,7 +116,7 @@ pub(crate) enum Fields {
     },
 }
 
-/// A value that SPEC.md names, or one that it does not.
+/// The name of a value, or the number of a value that SPEC.md does not name.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum NameOrNumber {
@@ -121,7 +124,7 @@ pub(crate) enum NameOrNumber {
     Number(u8),
 }
 
-/// Bytes in the file's notation: hex, `|` and spaces for the reader, `61*1024` for a repetition.
+/// Bytes in the file's notation: hex, `|` and spaces as separators, `61*1024` for a repetition.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Bytes(pub(crate) Vec<u8>);
@@ -141,7 +144,7 @@ impl TryFrom<String> for Bytes {
     }
 }
 
-/// A text, or a list of its parts.
+/// A text, given as a string or as a list of its parts.
 #[derive(Debug, Deserialize)]
 #[serde(from = "TextForm")]
 pub(crate) struct Text(pub(crate) String);
@@ -160,7 +163,7 @@ enum Part {
     Repeated { repeat: String, times: usize },
 }
 
-impl std::convert::From<TextForm> for Text {
+impl From<TextForm> for Text {
     fn from(form: TextForm) -> Self {
         let part = |part: &Part| match part {
             Part::Plain(text) => text.clone(),
@@ -180,18 +183,18 @@ pub(crate) enum Frame<'a> {
     Response(Response<'a>),
 }
 
-/// Every vector of the file.
-pub(crate) fn all() -> Vec<Vector> {
-    serde_json::from_str(FILE).expect("vectors.json has the form that its README.md describes")
+/// All vectors of the file.
+pub(crate) fn all_vectors() -> Vec<Vector> {
+    serde_json::from_str(FILE).expect("vectors.json has the format that its README.md describes")
 }
 
-/// Every valid vector, with its fields.
-pub(crate) fn valid(vectors: &[Vector]) -> impl Iterator<Item = (&Vector, &Fields)> {
+/// The valid vectors, with their fields.
+pub(crate) fn valid_vectors(vectors: &[Vector]) -> impl Iterator<Item = (&Vector, &Fields)> {
     vectors.iter().filter_map(|vector| Some((vector, vector.fields.as_ref()?)))
 }
 
-impl From {
-    /// The largest `length` that this side may write.
+impl Sender {
+    /// The largest `length` that this side may send.
     pub(crate) fn max_length(self) -> u32 {
         match self {
             Self::Client => MAX_REQUEST_LENGTH,
@@ -200,17 +203,18 @@ impl From {
     }
 }
 
-/// The frame at the front of `bytes` and its size, or what is wrong when the stream ends after `bytes`.
-pub(crate) fn decode(from: From, bytes: &[u8]) -> Result<(Frame<'_>, usize), ProtocolError> {
-    match (parse_frame(bytes, from.max_length()), from) {
-        (ParsedFrame::Complete { header, body, size }, From::Client) => {
+/// Decodes the frame at the front of `bytes` and returns it with its size. The stream ends after
+/// `bytes`.
+pub(crate) fn decode(sender: Sender, bytes: &[u8]) -> Result<(Frame<'_>, usize), ProtocolError> {
+    match (parse_frame(bytes, sender.max_length()), sender) {
+        (ParsedFrame::Complete { header, body, size }, Sender::Client) => {
             Ok((Frame::Request(Request::decode(&header, body)?), size))
         }
-        (ParsedFrame::Complete { header, body, size }, From::Daemon) => {
+        (ParsedFrame::Complete { header, body, size }, Sender::Daemon) => {
             Ok((Frame::Response(Response::decode(&header, body)?), size))
         }
         (ParsedFrame::Incomplete, _) => Err(truncated_frame(bytes)),
-        (ParsedFrame::Invalid(fault), _) => Err(fault),
+        (ParsedFrame::Invalid(error), _) => Err(error),
     }
 }
 
@@ -218,8 +222,12 @@ impl Frame<'_> {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Request(Request::Hello(hello)) => hello.encode(out),
-            Self::Request(Request::Verify(verify)) => verify.encode(out).expect("no field is over its limit"),
-            Self::Request(Request::Refund(refund)) => refund.encode(out).expect("no field is over its limit"),
+            Self::Request(Request::Verify(verify)) => {
+                verify.encode(out).expect("all fields are within their limits")
+            }
+            Self::Request(Request::Refund(refund)) => {
+                refund.encode(out).expect("all fields are within their limits")
+            }
             Self::Response(Response::Welcome(welcome)) => welcome.encode(out),
             Self::Response(Response::Answer(answer)) => answer.encode(out),
             Self::Response(Response::Error(error)) => error.encode(out),
@@ -245,28 +253,28 @@ impl Fields {
         }
     }
 
-    pub(crate) fn has(&self, flag: &str) -> bool {
+    pub(crate) fn has_flag(&self, flag: &str) -> bool {
         self.flags().iter().any(|name| name == flag)
     }
 
-    /// The same as the codec's own type.
-    pub(crate) fn frame(&self) -> Frame<'_> {
+    /// Converts the fields to the codec's type.
+    pub(crate) fn to_frame(&self) -> Frame<'_> {
         match self {
             Self::Hello { request_id, min_version, max_version, .. } => {
                 let (request_id, min_version, max_version) = (*request_id, *min_version, *max_version);
                 Frame::Request(Request::Hello(Hello { request_id, min_version, max_version }))
             }
             Self::Verify { request_id, cost, digest, key, scopes, ip, origin, environment, .. } => {
-                let mode = if self.has("ANY_SCOPE") { ScopeMode::Any } else { ScopeMode::All };
+                let mode = if self.has_flag("ANY_SCOPE") { ScopeMode::Any } else { ScopeMode::All };
                 Frame::Request(Request::Verify(Verify {
                     request_id: *request_id,
                     cost: *cost,
                     credential: credential(digest.as_ref(), key.as_ref()),
                     scopes: scopes.as_ref().map(|names| Scopes { names: &names.0, mode }),
-                    ip: ip.map(mapped),
+                    ip: ip.map(to_ipv6),
                     origin: origin.as_ref().map(|origin| origin.0.as_str()),
                     environment: environment.as_ref().map(|environment| environment.0.as_str()),
-                    want_metadata: self.has("METADATA"),
+                    want_metadata: self.has_flag("METADATA"),
                 }))
             }
             Self::Refund { request_id, cost, digest, key, limit, .. } => {
@@ -317,7 +325,7 @@ impl Fields {
                 ..
             } => Frame::Response(Response::Answer(Answer {
                 request_id: *request_id,
-                verdict: verdict.verdict(),
+                verdict: verdict.to_verdict(),
                 generation: *generation,
                 limit: LimitState {
                     name: &limit_name.0,
@@ -336,9 +344,9 @@ impl Fields {
             Self::Error { request_id, code, detail, message, .. } => {
                 Frame::Response(Response::Error(ErrorFrame {
                     request_id: *request_id,
-                    code: code.error_code(),
+                    code: code.to_error_code(),
                     detail: *detail,
-                    closing: self.has("CLOSING"),
+                    closing: self.has_flag("CLOSING"),
                     message: &message.0,
                 }))
             }
@@ -350,11 +358,11 @@ fn credential<'a>(digest: Option<&Bytes>, key: Option<&'a Bytes>) -> Credential<
     match (digest, key) {
         (Some(digest), None) => Credential::Digest(digest.0[..].try_into().expect("32 bytes")),
         (None, Some(key)) => Credential::RawKey(&key.0),
-        _ => panic!("a request has a digest or a key"),
+        _ => panic!("a request has either a digest or a key"),
     }
 }
 
-fn mapped(ip: IpAddr) -> Ipv6Addr {
+fn to_ipv6(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         IpAddr::V6(v6) => v6,
@@ -362,7 +370,7 @@ fn mapped(ip: IpAddr) -> Ipv6Addr {
 }
 
 impl NameOrNumber {
-    fn verdict(&self) -> Verdict {
+    fn to_verdict(&self) -> Verdict {
         match self {
             Self::Name(name) => {
                 Verdict::all().find(|verdict| verdict.name() == name).expect("SPEC.md lists the verdict")
@@ -371,7 +379,7 @@ impl NameOrNumber {
         }
     }
 
-    fn error_code(&self) -> u8 {
+    fn to_error_code(&self) -> u8 {
         let named = |name: &String| {
             keyward_protocol::ErrorCode::ALL
                 .into_iter()

@@ -8,7 +8,7 @@ use crate::admin::message::{
     LastGood, LogStatus, Reload, Revoked, Target, Unwritten, Withheld,
 };
 use crate::log;
-use crate::reload::last_good::State;
+use crate::reload::last_good::LastGoodStatus;
 use crate::reload::{Evaluation, Outcome, Preview, ReloadError, SetAside, TakeawayReport};
 use crate::revocation;
 use keyward_engine::snapshot::{self, Snapshot};
@@ -20,14 +20,14 @@ const MAX_ACCESS_EXAMPLES: usize = 3;
 
 impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
-        let Preview { source, generation, serving, took, result, taken } = preview;
-        let diagnostics = result.as_ref().err().and_then(ReloadError::findings).map(Into::into);
+        let Preview { source, generation, serving, took, result, takeaways } = preview;
+        let diagnostics = result.as_ref().err().and_then(ReloadError::diagnostics).map(Into::into);
         let set_aside = result.as_ref().ok().and_then(|judged| judged.set_aside.as_ref());
         Self {
             source: source.display().to_string(),
             error: result.as_ref().err().map(ToString::to_string),
             diagnostics,
-            withheld: withheld(set_aside, taken.as_ref()),
+            withheld: withheld(set_aside, takeaways.as_ref()),
             diff: result.as_ref().ok().map(|judged| diff(judged, *generation, *serving)),
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }
@@ -38,14 +38,14 @@ impl From<&Preview> for Check {
 pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) -> Option<Withheld> {
     let texts = |ids: &[Box<str>]| ids.iter().map(|key_id| key_id.to_string()).collect();
     let mut withheld = Withheld::default();
-    if let Some(SetAside { rows, findings, unreadable, keys, first }) = set_aside {
-        let kept = findings.iter().flat_map(|findings| findings.kept());
+    if let Some(SetAside { rows, diagnostics, unreadable, keys, first }) = set_aside {
+        let retained = diagnostics.iter().flat_map(|diagnostics| diagnostics.retained());
         withheld = Withheld {
             bad_rows: *rows,
             unreadable_rows: *unreadable,
             set_aside: *keys,
             set_aside_keys: texts(first),
-            diagnostics: kept.map(Diagnostic::from).collect(),
+            diagnostics: retained.map(Diagnostic::from).collect(),
             ..withheld
         };
     }
@@ -101,7 +101,7 @@ pub(super) fn reload(outcome: &Outcome, in_force: Option<&Snapshot>) -> Reload {
             keys: in_force.map_or(0, Snapshot::len),
             changes: failure.diff().map(Into::into),
             examples: failure.diff().map(|diff| (&diff.examples).into()).unwrap_or_default(),
-            withheld: withheld(None, outcome.taken.as_ref()),
+            withheld: withheld(None, outcome.takeaways.as_ref()),
             error: Some(failure.to_string()),
             stale: None,
             unchanged: false,
@@ -113,8 +113,8 @@ pub(super) fn reload(outcome: &Outcome, in_force: Option<&Snapshot>) -> Reload {
     }
 }
 
-impl From<State> for LastGood {
-    fn from(State { stored, in_use, unusable }: State) -> Self {
+impl From<LastGoodStatus> for LastGood {
+    fn from(LastGoodStatus { stored, in_use, unusable }: LastGoodStatus) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let age = |second: u32| now.saturating_sub(Duration::from_secs(second.into())).as_secs();
         Self {
@@ -230,13 +230,16 @@ impl From<&snapshot::Difference> for Difference {
 
 impl From<&source::Diagnostics> for Diagnostics {
     fn from(diagnostics: &source::Diagnostics) -> Self {
-        Self { total: diagnostics.total(), first: diagnostics.kept().iter().map(Diagnostic::from).collect() }
+        Self {
+            total: diagnostics.total(),
+            first: diagnostics.retained().iter().map(Diagnostic::from).collect(),
+        }
     }
 }
 
 impl From<&source::Diagnostic> for Diagnostic {
     fn from(diagnostic: &source::Diagnostic) -> Self {
-        let location = match &diagnostic.column {
+        let location = match diagnostic.location.column() {
             // The message contains the name of an unknown field.
             None | Some(Column::Unknown(_)) => Self::default(),
             Some(Column::Numbered { number, name }) => {
@@ -245,7 +248,7 @@ impl From<&source::Diagnostic> for Diagnostic {
             Some(Column::Named(name)) => Self { name: Some(name.to_string()), ..Self::default() },
             Some(Column::Byte(byte)) => Self { byte: Some(*byte), ..Self::default() },
         };
-        let line = Some(diagnostic.line).filter(|line| *line > 0);
+        let line = diagnostic.location.line();
         Self { line, message: diagnostic.message.clone(), count: diagnostic.count, ..location }
     }
 }

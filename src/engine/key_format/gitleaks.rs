@@ -1,35 +1,38 @@
-//! The rule by which [gitleaks](https://github.com/gitleaks/gitleaks) finds minted keys in repositories, logs and pastes.
+//! Generates the rule by which [gitleaks](https://github.com/gitleaks/gitleaks) finds minted keys
+//! in repositories, logs and pastes.
 //!
-//! A key is found by its prefix and its length, and by where it begins and ends: at the edge of a word, or behind an
-//! escape whose last character is a letter (`%3D`, `\n`, `\u003d`), which is how keys stand in URLs, in JSON inside of
-//! JSON, and in coloured logs. The pattern is RE2's syntax: no look-around, no references. The checksum is beyond a
-//! pattern; `keyward key check` tells a key from what looks like one.
+//! The pattern matches the prefix and the length of a key. The key must begin at a word boundary,
+//! or after an escape that ends in a letter or digit (`%3D`, `\n`, `\u003d`), as in URLs, nested
+//! JSON and coloured logs. The pattern uses the syntax of RE2, which has neither look-around nor
+//! backreferences. It cannot verify the checksum; `keyward key check` does.
 //!
-//! `gitleaks.toml` beside this file is the rule for the default prefix; a test holds it to what [`rule`] makes.
+//! `gitleaks.toml` next to this file is the rule for the default prefix. A test compares it with
+//! the output of [`rule`].
 
 use super::{CHECKSUM_CHARACTERS, Prefix, RANDOM_CHARACTERS};
 
-/// What the rule is called in reports and in `.gitleaksignore`. The same for every list of prefixes: what was ignored
-/// stays ignored when a prefix is added.
-const ID: &str = "keyward-api-key";
+/// The id of the rule in reports and in `.gitleaksignore`. It does not depend on the prefixes, so
+/// that ignored matches stay ignored when a prefix is added.
+const RULE_ID: &str = "keyward-api-key";
 
-/// Shannon entropy, in bits a character, up to which a match is taken for a placeholder (`acme_live_xxxx…`). KeyFormat keys
-/// have more than 4, but for one in more than there will ever be.
-const ENTROPY: u32 = 3;
+/// Matches with a Shannon entropy of at most this many bits per character are placeholders such as
+/// `acme_live_xxxx…`. Minted keys have more than 4, except with negligible probability.
+const MIN_ENTROPY: u32 = 3;
 
-/// What may stand before a key although it ends in a letter or digit: a percent escape, the escapes of strings, and the
-/// sequence that colours a terminal.
+/// Escapes that end in a letter or digit and may precede a key: percent encoding, escapes in
+/// strings, and terminal colours.
 const ESCAPES: &str = r"%[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\x[0-9A-Fa-f]{2}|\\[abfnrtv0]|\x1b\[[0-9;]*m";
 
-/// The regular expression; its first group is the key.
+/// The regular expression. Its first group is the key.
 pub fn pattern(prefixes: &[Prefix]) -> String {
-    // A prefix has no character that means something in a pattern.
+    // A prefix has no character with a special meaning in a pattern.
     let prefixes = prefixes.iter().map(Prefix::as_str).collect::<Vec<_>>().join("|");
     let digits = RANDOM_CHARACTERS + CHECKSUM_CHARACTERS;
     format!(r"(?:\b|{ESCAPES})((?:{prefixes})[0-9A-Za-z]{{{digits}}})\b")
 }
 
-/// The rule for keys with these prefixes, in TOML: a part of a configuration of gitleaks, or all of one.
+/// The rule for keys with these prefixes, in TOML: part of a gitleaks configuration, or a whole
+/// one.
 pub fn rule(prefixes: &[Prefix]) -> String {
     let options: String = prefixes.iter().map(|prefix| format!(" --prefix {prefix}")).collect();
     let named = prefixes.iter().map(Prefix::as_str).collect::<Vec<_>>().join(" or ");
@@ -37,14 +40,14 @@ pub fn rule(prefixes: &[Prefix]) -> String {
     format!(
         "# Made by: keyward key rule{options}\n\
          # For gitleaks: alone with --config, or in a .gitleaks.toml that begins with [extend] useDefault = true.\n\
-         # Nothing is exempt: there is no allowlist. What is no key although it looks like one fails `keyward key check`.\n\
+         # Nothing is exempt: there is no allowlist. Text that only resembles a key fails `keyward key check`.\n\
          \n\
          [[rules]]\n\
-         id = \"{ID}\"\n\
+         id = \"{RULE_ID}\"\n\
          description = \"An API key minted by keyward (it begins with {named}): revoke it, and mint another.\"\n\
          regex = '''{pattern}'''\n\
          secretGroup = 1\n\
-         entropy = {ENTROPY}\n\
+         entropy = {MIN_ENTROPY}\n\
          keywords = [{keywords}]\n",
         pattern = pattern(prefixes),
         keywords = keywords.join(", "),
@@ -64,7 +67,7 @@ mod tests {
         texts.iter().map(|text| text.parse().expect("a prefix")).collect()
     }
 
-    /// As Go compiles it: `\b` and classes are ASCII.
+    /// Compiles the pattern as Go does: `\b` and the character classes are ASCII.
     fn compiled(texts: &[&str]) -> Regex {
         RegexBuilder::new(&pattern(&prefixes(texts))).unicode(false).build().expect("a pattern")
     }
@@ -78,7 +81,7 @@ mod tests {
         mint(&prefix.parse().expect("a prefix")).expect("randomness").to_string()
     }
 
-    /// Bits a character, as gitleaks counts it.
+    /// Bits per character, as gitleaks computes them.
     fn entropy(text: &str) -> f64 {
         let mut counts: HashMap<char, f64> = HashMap::new();
         text.chars().for_each(|c| *counts.entry(c).or_default() += 1.0);
@@ -86,8 +89,8 @@ mod tests {
         counts.values().map(|count| -(count / length) * (count / length).log2()).sum()
     }
 
-    /// Where keys are found in the world; `{}` is the key.
-    const SURROUNDINGS: [&str; 44] = [
+    /// Contexts in which keys occur; `{}` stands for the key.
+    const CONTEXTS: [&str; 44] = [
         "{}",
         "{}\n",
         "{}\r\n",
@@ -135,30 +138,30 @@ mod tests {
     ];
 
     #[test]
-    fn every_minted_key_is_found_wherever_it_stands() {
+    fn minted_key_is_found_in_every_context() {
         let all = ["acme_live_", "acme_test_", "acme_", "x2_", "_"];
         for prefix in all {
             for regex in [compiled(&[prefix]), compiled(&all)] {
                 for number in 0..600 {
                     let key = minted(prefix);
-                    // Each key in a few of the places, each place with many keys.
-                    for text in SURROUNDINGS.iter().cycle().skip(number).take(8) {
+                    // Each key is tried in a few contexts, and each context with many keys.
+                    for text in CONTEXTS.iter().cycle().skip(number).take(8) {
                         let text = text.replace("{}", &key);
                         let keys = found(&regex, &text);
                         assert!(!keys.is_empty() && keys.iter().all(|found| *found == key), "{text}");
                     }
-                    assert!(entropy(&key) > f64::from(ENTROPY) + 0.5, "{key}");
+                    assert!(entropy(&key) > f64::from(MIN_ENTROPY) + 0.5, "{key}");
                 }
             }
         }
-        for text in SURROUNDINGS {
+        for text in CONTEXTS {
             let key = minted("acme_live_");
             let keys = found(&compiled(&["acme_live_"]), &text.replace("{}", &key));
             assert_eq!(keys.len(), text.matches("{}").count(), "{text}");
         }
     }
 
-    /// A text as random as a key, made here so that no scanner takes this file for a leak.
+    /// A random text. It is generated so that scanners do not report this file as a leak.
     fn random(alphabet: &str, length: usize) -> String {
         let alphabet: Vec<char> = alphabet.chars().collect();
         let mut bytes = vec![0; length];
@@ -167,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_key_is_not_found() {
+    fn text_that_only_resembles_a_key_is_not_found() {
         const BASE62: &str = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         const HEX: &str = "0123456789abcdef";
         let regex = compiled(&["acme_live_"]);
@@ -175,7 +178,7 @@ mod tests {
             let key = minted("acme_live_");
             let rest = &key["acme_live_".len()..];
             let (half, other) = rest.split_at(18);
-            let own = [
+            let near_misses = [
                 key[..key.len() - 1].to_owned(),
                 key[..20].to_owned(),
                 "acme_live_".to_owned(),
@@ -213,7 +216,7 @@ mod tests {
                 hex.clone(),
                 format!("sha256:{hex}"),
                 format!("{}.{b}.{c}", ["ey", &a].concat()),
-                // What other vendors mint.
+                // Keys of other vendors.
                 format!("{}_live_{}", "sk", &b[..24]),
                 format!("{}_test_{b}", "rk"),
                 format!("{}_{a}", "ghp"),
@@ -227,21 +230,21 @@ mod tests {
                 format!("{}_{}", "npm", &a[..36]),
                 format!("acme_live_id={}", &hex[..32]),
             ];
-            for text in own.iter().chain(&others) {
+            for text in near_misses.iter().chain(&others) {
                 for text in [text.clone(), format!("KEY={text}\n"), format!("{{\"key\":\"{text}\"}}")] {
                     assert_eq!(found(&regex, &text), Vec::<String>::new(), "{text}");
                 }
             }
         }
-        // What a pattern cannot tell, the entropy does.
+        // The entropy excludes placeholders, which the pattern matches.
         for placeholder in ["x", "0", "X0", "abcd"] {
             let text: String = ["acme_live_", &placeholder.repeat(36 / placeholder.len())].concat();
-            assert!(entropy(&text) <= f64::from(ENTROPY), "{text}");
+            assert!(entropy(&text) <= f64::from(MIN_ENTROPY), "{text}");
         }
     }
 
     #[test]
-    fn the_pattern_is_one_that_re2_has() {
+    fn pattern_uses_no_syntax_that_re2_lacks() {
         let pattern = pattern(&prefixes(&["acme_live_", "acme_test_"]));
         for unknown in ["(?=", "(?!", "(?<", "(?>", "(?P=", "\\1", "\\K", "\\Z", "++", "*+", "}+", "'''"] {
             assert!(!pattern.contains(unknown), "{unknown} in {pattern}");
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rule_is_toml_that_gitleaks_reads_and_the_shipped_one_is_the_commands() {
+    fn rule_is_valid_toml_and_equals_the_shipped_file() {
         assert_eq!(rule(&[Prefix::default()]), include_str!("gitleaks.toml"));
         let all = prefixes(&["acme_live_", "acme_test_"]);
         let table: toml::Table = rule(&all).parse().expect("TOML");

@@ -1,13 +1,14 @@
-//! Keys that keyward mints: a prefix, 30 random base62 characters, and a checksum of 6.
+//! The format of the keys that keyward mints: a prefix, 30 random base62 characters and a checksum
+//! of 6 characters.
 //!
 //! ```text
 //! acme_live_ 0123456789ABCDEFGHIJKLMNOPQRST 4MTgoG
-//! prefix     random                         CRC-32 (IEEE) of all before it, most significant digit first
+//! prefix     random                         CRC-32 (IEEE) of everything before it, most significant digit first
 //! ```
 //!
-//! The prefix lets a scanner find a leaked key and its owner; the checksum lets anyone tell a key from a text
-//! that looks like one, and refuse a typo, without asking a daemon. It is no secret and protects nothing: the
-//! 178 random bits do. One base62 alphabet serves both parts: `0-9`, `A-Z`, `a-z`, in this order.
+//! The prefix lets a scanner find a leaked key and its issuer. The checksum detects typos and texts
+//! that only look like a key, without a daemon. It is not a secret; the security of a key is in its
+//! 178 random bits. Both parts use the base62 alphabet `0-9`, `A-Z`, `a-z`, in this order.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,48 +21,50 @@ use crate::record::Digest;
 pub mod gitleaks;
 mod sha256;
 
-/// The digits of base62, in the order of their values.
+/// The digits of base62, by ascending value.
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// Random characters in a key: 178 bits, more than anyone can guess and than UUIDs or AES-128 keys have.
+/// Random characters in a key: 178 bits, more than a UUID or an AES-128 key has.
 pub const RANDOM_CHARACTERS: usize = 30;
 
-/// Characters of the checksum: the fewest base62 digits that can write every CRC-32.
+/// Characters of the checksum: the fewest base62 digits that can represent every CRC-32.
 pub const CHECKSUM_CHARACTERS: usize = 6;
 
-/// Longest prefix, in bytes: room for a company, an environment and a kind of key.
+/// Longest prefix, in bytes: enough for a company, an environment and a kind of key.
 pub const MAX_PREFIX: usize = 32;
 
-/// The first byte value that cannot be mapped evenly: 248 is the largest multiple of 62 that a byte holds.
-const UNBIASED: u8 = 248;
+/// Random bytes below this value map evenly to digits: 248 is the largest multiple of 62 that fits
+/// into a byte. Larger bytes are rejected to avoid modulo bias.
+const REJECTION_BOUND: u8 = 248;
 
-/// Random bytes fetched at a time: one in 32 is thrown away, so one system call is enough for every key that
-/// will ever be minted but perhaps one in 10^15.
+/// Random bytes requested at a time. One byte in 32 is rejected, so a second request is needed for
+/// about one key in 10^15.
 const RANDOM_BYTES: usize = 48;
 
 const _: () = {
     let digits = ALPHABET.len() as u64;
     assert!(digits.pow(CHECKSUM_CHARACTERS as u32) > u32::MAX as u64);
     assert!(digits.pow(CHECKSUM_CHARACTERS as u32 - 1) <= u32::MAX as u64);
-    assert!((UNBIASED as usize).is_multiple_of(ALPHABET.len()));
-    // Every minted key fits a request.
+    assert!((REJECTION_BOUND as usize).is_multiple_of(ALPHABET.len()));
+    // Every minted key fits into a request.
     assert!(MAX_PREFIX + RANDOM_CHARACTERS + CHECKSUM_CHARACTERS <= keyward_protocol::MAX_KEY);
 };
 
-/// What minted keys begin with: 1..=[`MAX_PREFIX`] bytes of `a-z`, `0-9` and `_`, the last of them `_`.
+/// The prefix of minted keys: 1..=[`MAX_PREFIX`] bytes of `a-z`, `0-9` and `_`, of which the last
+/// is `_`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix(Box<str>);
 
 /// Why a text is not a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrefixError {
-    /// No text at all.
+    /// The text is empty.
     #[error("a prefix has at least one character, as in acme_live_")]
     Empty,
-    /// More than [`MAX_PREFIX`] bytes.
+    /// The text has more than [`MAX_PREFIX`] bytes.
     #[error("a prefix has at most {MAX_PREFIX} characters")]
     TooLong,
-    /// A character other than `a-z`, `0-9` and `_`.
+    /// There is a character other than `a-z`, `0-9` and `_`.
     #[error("a prefix consists of a-z, 0-9 and _ only, as in acme_live_")]
     Character,
     /// The last character is not `_`.
@@ -70,7 +73,7 @@ pub enum PrefixError {
 }
 
 impl Prefix {
-    /// The prefix as text, with its final `_`.
+    /// The prefix as text, including its final `_`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -96,8 +99,8 @@ impl FromStr for Prefix {
         if !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
             return Err(PrefixError::Character);
         }
-        // The separator is no base62 digit: it shows where the random part begins, so that a key fits at most
-        // one prefix.
+        // The separator is not a base62 digit, so it marks where the random part begins, and a key
+        // matches at most one prefix.
         if !text.ends_with('_') {
             return Err(PrefixError::End);
         }
@@ -111,51 +114,54 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// What a key's form says about it, before any look-up.
+/// What the format of a key reveals before any look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyFormat {
-    /// It begins with no minted prefix: someone else's key, of any form.
+    /// The key has none of the prefixes: it was issued elsewhere, and may have any format.
     Foreign,
-    /// It was minted with one of the prefixes, or made by someone who knows the form: only a look-up can
-    /// tell.
+    /// The key has one of the prefixes and a correct checksum. It may still be unknown.
     Valid,
-    /// It begins with a minted prefix, and its length, an unexpected character or its checksum is wrong.
+    /// The key has one of the prefixes, but a wrong length, an unexpected character or a wrong
+    /// checksum.
     Malformed,
 }
 
-/// A new key, from the system's random source. The text is wiped when it is dropped.
+/// Mints a key from the system's random source. The text is wiped when it is dropped.
 ///
 /// # Errors
-/// When the system has no randomness to give.
+/// If the system's random source fails.
 pub fn mint(prefix: &Prefix) -> Result<Zeroizing<String>, getrandom::Error> {
     mint_from(prefix, getrandom::fill)
 }
 
-/// Compares a key with the form of the keys minted with `prefixes`; allocates nothing.
+/// Compares a key with the format of the keys minted with `prefixes`. Does not allocate.
 ///
-/// Prefixes may begin alike (`acme_`, `acme_live_`): a key fits at most one of them.
+/// One prefix may begin with another (`acme_`, `acme_live_`); a key still matches at most one of
+/// them.
 pub fn classify(key: &[u8], prefixes: &[Prefix]) -> KeyFormat {
-    let mut minted = KeyFormat::Foreign;
+    let mut format = KeyFormat::Foreign;
     for prefix in prefixes {
         if let Some(rest) = key.strip_prefix(prefix.0.as_bytes()) {
-            if is_complete(key, rest) {
+            if is_well_formed(key, rest) {
                 return KeyFormat::Valid;
             }
-            minted = KeyFormat::Malformed;
+            format = KeyFormat::Malformed;
         }
     }
-    minted
+    format
 }
 
-/// The SHA-256 of a key, as exports and snapshots hold it.
-// Never inlined: what the hasher leaves on the stack is then below every caller's frame, where it can be overwritten.
+/// The SHA-256 of a key, as in exports and snapshots.
+// Never inlined: the residue that the hasher leaves on the stack is then below the frame of every
+// caller, where later calls overwrite it.
 #[inline(never)]
 pub fn hash(key: &[u8]) -> Digest {
-    sha256::of_one_block(key).unwrap_or_else(|| Sha256::digest(key).into())
+    sha256::hash_single_block(key).unwrap_or_else(|| Sha256::digest(key).into())
 }
 
-/// Whether `rest`, which is `key` without its prefix, is a random part and the checksum of all before it.
-fn is_complete(key: &[u8], rest: &[u8]) -> bool {
+/// Whether `rest`, which is `key` without its prefix, consists of a random part and a correct
+/// checksum.
+fn is_well_formed(key: &[u8], rest: &[u8]) -> bool {
     if rest.len() != RANDOM_CHARACTERS + CHECKSUM_CHARACTERS {
         return false;
     }
@@ -164,32 +170,33 @@ fn is_complete(key: &[u8], rest: &[u8]) -> bool {
     random.iter().all(u8::is_ascii_alphanumeric) && written == checksum(covered)
 }
 
-/// CRC-32 in base62, padded with zeros. It detects every change of `text` that stays within 32 bits in a row:
-/// each mistyped character, and each swapped pair of neighbours.
+/// CRC-32 in base62, padded with zeros. It detects every burst error of up to 32 bits, so every
+/// mistyped character and every swap of two neighbouring characters.
 fn checksum(text: &[u8]) -> [u8; CHECKSUM_CHARACTERS] {
-    let mut rest = crc32fast::hash(text) as usize;
+    let mut remainder = crc32fast::hash(text) as usize;
     let mut digits = [0; CHECKSUM_CHARACTERS];
     for digit in digits.iter_mut().rev() {
-        *digit = ALPHABET[rest % ALPHABET.len()];
-        rest /= ALPHABET.len();
+        *digit = ALPHABET[remainder % ALPHABET.len()];
+        remainder /= ALPHABET.len();
     }
     digits
 }
 
-/// Mints from any source of random bytes. A byte that would favour some digits is thrown away, not folded.
+/// Mints a key from any source of random bytes, by rejection sampling.
 fn mint_from<E>(
     prefix: &Prefix,
     mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
 ) -> Result<Zeroizing<String>, E> {
     let length = prefix.0.len() + RANDOM_CHARACTERS;
-    // Of the final size from the start: a string that grows would leave a part of the key behind, unwiped.
+    // Allocated in its final size: a string that grows would leave part of the key behind in freed
+    // memory.
     let mut key = Zeroizing::new(String::with_capacity(length + CHECKSUM_CHARACTERS));
     key.push_str(&prefix.0);
     let mut random = Zeroizing::new([0; RANDOM_BYTES]);
     while key.len() < length {
         fill(random.as_mut_slice())?;
-        let even = random.iter().filter(|byte| **byte < UNBIASED);
-        for byte in even.take(length - key.len()) {
+        let accepted = random.iter().filter(|byte| **byte < REJECTION_BOUND);
+        for byte in accepted.take(length - key.len()) {
             key.push(char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]));
         }
     }
@@ -225,14 +232,14 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_of_everything_before_it() {
-        assert_eq!(&checksum(b"123456789"), b"3jZRME", "CRC-32's check value, 0xCBF43926");
+    fn checksum_covers_prefix_and_random_part() {
+        assert_eq!(&checksum(b"123456789"), b"3jZRME", "the check value of CRC-32, 0xCBF43926");
         let moved = "acme_test_0123456789ABCDEFGHIJKLMNOPQRST4MTgoG";
         assert_eq!(classify(moved.as_bytes(), &[prefix("acme_test_")]), KeyFormat::Malformed);
     }
 
     #[test]
-    fn a_minted_key_is_valid_and_of_known_length() {
+    fn minted_key_is_valid_and_of_the_expected_length() {
         for text in ["_", "acme_live_", "a2345678901234567890123456789_0_"] {
             let prefix = prefix(text);
             let key = mint(&prefix).expect("randomness");
@@ -243,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn every_single_typo_is_refused() {
+    fn every_single_character_error_is_detected() {
         let ours = [prefix("acme_live_")];
         for (_, key) in VECTORS.iter().filter(|(begin, _)| *begin == "acme_live_") {
             for position in 0..key.len() {
@@ -261,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn swapped_neighbours_are_refused() {
+    fn swapped_neighbours_are_detected() {
         let ours = [prefix("acme_live_")];
         for (_, key) in VECTORS.iter().filter(|(begin, _)| *begin == "acme_live_") {
             for position in 10..key.len() - 1 {
@@ -275,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_length_is_malformed() {
+    fn key_of_a_wrong_length_is_malformed() {
         let ours = [prefix("acme_live_")];
         let key = VECTORS[0].1.as_bytes();
         for length in 10..key.len() {
@@ -287,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_character_is_malformed_even_with_a_matching_checksum() {
+    fn key_with_an_invalid_character_is_malformed_even_if_the_checksum_matches() {
         let mut key = b"acme_live_0123456789ABCDEFGHIJKLMNOPQR-\xff".to_vec();
         let sum = checksum(&key);
         key.extend(sum);
@@ -295,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn other_peoples_keys_have_any_form() {
+    fn key_without_a_minted_prefix_is_foreign() {
         let ours = [prefix("acme_live_"), prefix("acme_test_")];
         for key in ["", "a", "acme_live", "ACME_LIVE_", "sk_live_0123", "eyJhbGciOiJIUzI1NiJ9.e30.x"] {
             assert_eq!(classify(key.as_bytes(), &ours), KeyFormat::Foreign, "{key}");
@@ -304,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_may_begin_alike() {
+    fn one_prefix_may_begin_with_another() {
         let (long, short) = (prefix("acme_live_"), prefix("acme_"));
         let (long_key, short_key) = (mint(&long).expect("randomness"), mint(&short).expect("randomness"));
         for prefixes in [[long.clone(), short.clone()], [short, long]] {
@@ -315,10 +322,10 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_below_248_makes_its_digit_and_the_rest_none() {
+    fn bytes_from_248_on_are_rejected() {
         let mut next = 0_u8;
         let mut keys = String::new();
-        // A source that counts: 256 bytes hold each digit four times, and 8 bytes that must not count.
+        // A counting source: 256 bytes yield each digit four times, and 8 bytes are rejected.
         let mut counted = |buffer: &mut [u8]| {
             for byte in buffer {
                 *byte = next;
@@ -331,17 +338,18 @@ mod tests {
             keys.push_str(&key[1..31]);
         }
         assert!(keys.starts_with("0123456789ABCDEFGHIJKLMNOPQRST"), "{keys}");
-        // Each key takes 30 of 48 bytes. The sixth begins at 240: eight digits, and 248..=255 are skipped.
+        // Each key takes 30 of 48 bytes. The sixth begins at 240: eight digits, then 248..=255 are
+        // rejected.
         assert_eq!(&keys[150..180], "stuvwxyz0123456789ABCDEFGHIJKL", "{keys}");
     }
 
     #[test]
-    fn a_source_that_fails_mints_nothing() {
+    fn failing_random_source_mints_nothing() {
         assert_eq!(mint_from(&prefix("_"), |_| Err("dry")).expect_err("fails"), "dry");
     }
 
     #[test]
-    fn digits_are_spread_evenly() {
+    fn digits_are_uniformly_distributed() {
         const KEYS: usize = 20_000;
         let prefix = prefix("acme_live_");
         let mut counts = [0_u32; 256];
@@ -351,9 +359,9 @@ mod tests {
             key[10..40].bytes().for_each(|digit| counts[usize::from(digit)] += 1);
             assert!(seen.insert(key.to_string()), "minted twice");
         }
-        // 600,000 digits, 9,677 of each expected with a standard deviation of 98: seven of those either way
-        // happen once in billions of runs. Folding all 256 values would give eight digits 2 % each, not 1.6
-        // %.
+        // Of 600,000 digits, 9,677 of each are expected, with a standard deviation of 98. A
+        // deviation of seven times that happens once in billions of runs. Modulo bias would give
+        // eight of the digits 2 % each instead of 1.6 %.
         let expected = (KEYS * RANDOM_CHARACTERS / ALPHABET.len()) as u32;
         for digit in ALPHABET {
             let count = counts[usize::from(*digit)];
@@ -362,19 +370,19 @@ mod tests {
     }
 
     #[test]
-    fn the_alphabet_is_sorted_so_it_has_no_digit_twice() {
+    fn alphabet_is_strictly_ascending() {
         assert!(ALPHABET.is_sorted_by(|a, b| a < b));
         assert!(ALPHABET.iter().all(u8::is_ascii_alphanumeric));
     }
 
     #[test]
-    fn a_hash_is_plain_sha_256() {
+    fn hash_is_sha_256() {
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(const_hex::encode(hash(b"abc")), expected);
     }
 
     #[test]
-    fn what_is_not_a_prefix_says_why() {
+    fn invalid_prefix_is_refused_with_a_reason() {
         let refused = |text: &str| text.parse::<Prefix>().expect_err("not a prefix");
         assert_eq!(refused(""), PrefixError::Empty);
         assert_eq!(refused(&format!("{}_", "a".repeat(32))), PrefixError::TooLong);

@@ -1,4 +1,4 @@
-//! The fields of a key record by name, and sets of them.
+//! The fields of a [`KeyRecord`](super::KeyRecord) by name, and sets of them.
 
 use std::fmt;
 
@@ -22,10 +22,10 @@ pub enum Field {
 }
 
 impl Field {
-    /// How many fields a record has.
+    /// Number of fields.
     pub const COUNT: usize = 13;
 
-    /// Every field, in the order of its discriminant.
+    /// Every field, in the order of the discriminants.
     pub const ALL: [Self; Self::COUNT] = [
         Self::KeyHash,
         Self::KeyId,
@@ -61,17 +61,18 @@ impl Field {
         }
     }
 
-    /// Whether every row has to have it.
+    /// Whether every row must have a value for it.
     pub fn is_required(self) -> bool {
         matches!(self, Self::KeyHash | Self::KeyId)
     }
 
-    /// Whether it bounds what the key may do, so that a row without it allows more than a row with it.
+    /// Whether it restricts the use of the key, so that a row without it permits more than a row
+    /// with it.
     pub fn is_restriction(self) -> bool {
         FieldSet::RESTRICTIONS.contains(self)
     }
 
-    /// The field of this name.
+    /// The field with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.name() == name)
     }
@@ -90,7 +91,8 @@ impl FieldSet {
     /// Every field.
     pub const ALL: Self = Self((1 << Field::COUNT) - 1);
 
-    /// The fields that restrict what a key may do. A source that stops carrying one of them would widen access.
+    /// The fields that restrict the use of a key. A source that no longer has one of them would
+    /// widen access.
     pub const RESTRICTIONS: Self = Self::NONE
         .with(Field::Environment)
         .with(Field::Plan)
@@ -102,57 +104,57 @@ impl FieldSet {
         .with(Field::AllowedOrigins)
         .with(Field::Limits);
 
-    /// The set of these bits, by the fields' discriminants; bits of no field are dropped.
+    /// The inverse of [`bits`](Self::bits). Drops bits that stand for no field.
     pub const fn from_bits(bits: u16) -> Self {
         Self(bits & Self::ALL.0)
     }
 
-    /// One bit for each field, by its discriminant.
+    /// The set as a bit mask. The position of each bit is the discriminant of its field.
     pub const fn bits(self) -> u16 {
         self.0
     }
 
-    /// The same set with `field` in it.
+    /// The set with `field` added.
     #[must_use]
     pub const fn with(self, field: Field) -> Self {
         Self(self.0 | 1 << field as u16)
     }
 
-    /// The same set with `field` in it if `condition` holds.
+    /// The set with `field` added if `condition` holds.
     #[must_use]
     pub const fn with_if(self, field: Field, condition: bool) -> Self {
         Self(self.0 | (condition as u16) << field as u16)
     }
 
-    /// FieldSet of either set.
+    /// The fields that are in either set.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// FieldSet of both sets.
+    /// The fields that are in both sets.
     #[must_use]
     pub const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// FieldSet of this set that are not in `other`.
+    /// The fields of this set that are not in `other`.
     #[must_use]
     pub const fn difference(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
-    /// Whether it has `field`.
+    /// Whether `field` is in the set.
     pub const fn contains(self, field: Field) -> bool {
         self.0 >> field as u16 & 1 == 1
     }
 
-    /// Whether it has no field.
+    /// Whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The fields, in the order of [`Field::ALL`].
+    /// The fields of the set, in the order of [`Field::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Field> {
         Field::ALL.into_iter().filter(move |field| self.contains(*field))
     }
@@ -164,7 +166,7 @@ impl FromIterator<Field> for FieldSet {
     }
 }
 
-/// The names in an export, separated by commas.
+/// Writes the names of the fields, separated by commas.
 impl fmt::Display for FieldSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, field) in self.iter().enumerate() {
@@ -179,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn set_has_the_fields_that_were_put_in() {
+    fn set_contains_the_fields_added_to_it() {
         let set = FieldSet::NONE.with(Field::KeyHash).with(Field::Metadata).with_if(Field::Owner, false);
         assert_eq!(set.iter().collect::<Vec<_>>(), [Field::KeyHash, Field::Metadata]);
         assert_eq!(set.to_string(), "key_hash, metadata");

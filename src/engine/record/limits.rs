@@ -1,4 +1,4 @@
-//! The grammar of limits, shared by exports and by the plans of the configuration:
+//! Parses limits, as the rows of an export and the plans of the configuration write them:
 //!
 //! ```text
 //! limits = limit *( ";" limit )
@@ -7,9 +7,9 @@
 //! period = "s" / "m" / "min" / "h" / "d"
 //! ```
 //!
-//! as in `100/s`, `1000/h burst 50`, `1000000/30d` and `requests=100/s burst 200; daily=10000/d`. Spaces may
-//! stand between any two of these words. The burst is the count where none is given: a quota of 1000 an hour
-//! that could not be spent at once would surprise.
+//! Examples are `100/s`, `1000/h burst 50`, `1000000/30d` and `requests=100/s burst 200;
+//! daily=10000/d`. Spaces are allowed between any two tokens. The default burst is the count,
+//! because users expect that a quota of 1000 per hour can be spent at once.
 
 use crate::limiter::{Rate, RateError};
 
@@ -17,41 +17,41 @@ use super::{DEFAULT_LIMIT_NAME, Limit, MAX_LIMITS, MAX_NAME, Quoted};
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Why a text is not a list of limits. Each message quotes the part that is wrong.
+/// Why a text is not a list of limits. Each message quotes the offending part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
-    /// Nothing between two `;`, or before or after one.
+    /// There is nothing between two `;`, or before or after one.
     #[error("there is an empty limit; separate limits by a single ; as in requests=100/s; daily=10000/d")]
     Empty,
-    /// More than [`MAX_LIMITS`].
+    /// There are more than [`MAX_LIMITS`] limits.
     #[error("there are more than {MAX_LIMITS} limits, and every request would be charged to each")]
     TooMany,
-    /// A name with other characters, without any, or longer than [`MAX_NAME`].
+    /// A name is empty, longer than [`MAX_NAME`], or has a character that is not allowed.
     #[error(
         "{} is not a name for a limit: it has 1 to {MAX_NAME} letters, digits, _, . and -", Quoted(.0)
     )]
     Name(Box<str>),
-    /// Two limits of one name; one may have been written without any.
+    /// Two limits have the same name; a limit without a name is called [`DEFAULT_LIMIT_NAME`].
     #[error("there are two limits with the name {}", Quoted(.0))]
     Duplicate(Box<str>),
-    /// Not of the form of a rate.
+    /// The part is not of the form of a rate.
     #[error("{} is not a rate; write it as 100/s or 1000/h burst 50", Quoted(.0))]
     NotRate(Box<str>),
-    /// A number that is none, or that is larger than any limit.
+    /// A number has other characters than digits, or exceeds 64 bits.
     #[error("{} is not a whole number that a limit can have", Quoted(.0))]
     Number(Box<str>),
-    /// Something else than `s`, `m`, `min`, `h` or `d` after the slash.
+    /// The unit after the slash is not `s`, `m`, `min`, `h` or `d`.
     #[error("{} is not a period; it is s, m, h or d, or several of one as in 30d", Quoted(.0))]
     Period(Box<str>),
-    /// A rate that no bucket can count.
+    /// A bucket cannot represent the rate.
     #[error("{}: {}", Quoted(.0), .1)]
     Range(Box<str>, RateError),
 }
 
-/// Parses one or more limits, separated by `;`, in the order written; their names are unique.
+/// Parses one or more limits, separated by `;`, in the order written. Their names must be unique.
 ///
 /// # Errors
-/// See [`LimitError`]; an empty text is one, because the caller knows what no limits mean.
+/// See [`LimitError`]. An empty text is an error, because what it means depends on the caller.
 pub fn parse_limits(text: &str) -> Result<Vec<Limit>, LimitError> {
     let mut limits: Vec<Limit> = Vec::new();
     for part in text.split(';') {
@@ -81,7 +81,7 @@ fn parse_limit(text: &str) -> Result<Limit, LimitError> {
     Ok(Limit::new(name, parse_rate(rate)?))
 }
 
-/// Whether a limit may be called so: 1 to [`MAX_NAME`] letters, digits, `_`, `.` and `-`.
+/// Whether `text` is a name for a limit: 1 to [`MAX_NAME`] letters, digits, `_`, `.` and `-`.
 pub fn is_limit_name(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
@@ -98,12 +98,11 @@ pub fn parse_rate(text: &str) -> Result<Rate, LimitError> {
     let count = parse_number(count.trim_end())?;
     let mut words = rest.split_whitespace();
     let period = words.next().ok_or_else(not_rate)?;
-    let period = match period.bytes().all(|b| b.is_ascii_digit()) {
-        true => parse_period(period, words.next().ok_or_else(not_rate)?)?,
-        false => {
-            let letters = period.trim_start_matches(|c: char| c.is_ascii_digit());
-            parse_period(&period[..period.len() - letters.len()], letters)?
-        }
+    let period = if period.bytes().all(|b| b.is_ascii_digit()) {
+        parse_period(period, words.next().ok_or_else(not_rate)?)?
+    } else {
+        let unit = period.trim_start_matches(|c: char| c.is_ascii_digit());
+        parse_period(&period[..period.len() - unit.len()], unit)?
     };
     let burst = match (words.next(), words.next(), words.next()) {
         (None, ..) => count,
@@ -113,7 +112,8 @@ pub fn parse_rate(text: &str) -> Result<Rate, LimitError> {
     Rate::new(count, period, burst).map_err(|error| LimitError::Range(text.into(), error))
 }
 
-/// Nanoseconds of `multiple` (1 where it is empty) times `unit`; saturated, which [`Rate::new`] refuses.
+/// The nanoseconds of `multiple` units; an empty multiple is 1. Saturates at a value that
+/// [`Rate::new`] refuses.
 fn parse_period(multiple: &str, unit: &str) -> Result<u64, LimitError> {
     let nanoseconds = match unit {
         "s" => SECOND,
@@ -126,7 +126,7 @@ fn parse_period(multiple: &str, unit: &str) -> Result<u64, LimitError> {
     Ok(nanoseconds.saturating_mul(multiple))
 }
 
-/// Digits only: `u64::from_str` would take a `+` too.
+/// Accepts digits only; `u64::from_str` would also accept a `+`.
 fn parse_number(text: &str) -> Result<u64, LimitError> {
     let digits = text.bytes().all(|b| b.is_ascii_digit());
     text.parse().ok().filter(|_| digits).ok_or_else(|| LimitError::Number(text.into()))
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_a_count_and_a_period() {
+    fn rate_is_a_count_and_a_period() {
         for (text, expected) in [
             ("100/s", rate(100, SECOND, 100)),
             ("100/s burst 200", rate(100, SECOND, 200)),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_named_and_keep_their_order() {
+    fn limits_have_names_and_keep_their_order() {
         let limits = parse_limits("requests = 100/s burst 200; daily=10000/d ;5/10s").expect("limits");
         let named: Vec<_> = limits.iter().map(|limit| (&*limit.name, limit.rate)).collect();
         assert_eq!(
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_limit_says_why() {
+    fn invalid_limits_are_refused_with_a_reason() {
         let long = format!("{}=1/s", "n.".repeat(33));
         for (text, message) in [
             (
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_at_most_eight_limits() {
+    fn at_most_eight_limits_are_accepted() {
         let limits = |n: usize| (0..n).map(|i| format!("l{i}=1/s")).collect::<Vec<_>>().join(";");
         assert_eq!(parse_limits(&limits(MAX_LIMITS)).map(|l| l.len()), Ok(MAX_LIMITS));
         assert_eq!(parse_limits(&limits(MAX_LIMITS + 1)), Err(LimitError::TooMany));
@@ -236,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(text in "[0-9a-z/=; .é]{0,40}") {
+        fn arbitrary_text_does_not_panic(text in "[0-9a-z/=; .é]{0,40}") {
             let _ = parse_limits(&text);
         }
     }

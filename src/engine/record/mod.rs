@@ -1,9 +1,10 @@
-//! One row of an export, parsed and range-checked: what a source yields and a [snapshot](crate::snapshot) is
-//! built from.
+//! A key as an export describes it: parsed, range-checked, and ready to be added to a
+//! [snapshot](crate::snapshot).
 //!
-//! Parse, don't validate: a `KeyRecord` that exists is one that can be served. Texts borrow from the reader's
-//! buffer. The lists are shared (`Arc`), because an export repeats the same few scopes and limits in millions
-//! of rows: equal texts are parsed once and compared by pointer first.
+//! Every [`KeyRecord`] can be served; a row that cannot is refused when it is parsed. The texts of
+//! a record borrow from the reader's buffer. Its lists are shared (`Arc`): an export repeats a few
+//! scopes and limits in millions of rows, so each distinct text is parsed once, and lists are first
+//! compared by pointer.
 
 use std::sync::Arc;
 
@@ -22,16 +23,17 @@ mod visible;
 pub use field::{Field, FieldSet};
 pub use limits::{LimitError, is_limit_name, parse_limits, parse_rate};
 pub use origin::{Origin, OriginError};
-pub use parts::{is_metadata, is_scope, is_text};
+pub use parts::{is_metadata, is_printable, is_scope};
 pub(crate) use plan::merge_limits;
 pub use plan::{Plans, PlansError, UnknownPlanError};
 pub use quoted::Quoted;
 pub use visible::{Escaped, escape_json, is_invisible};
 
-/// SHA-256 of a key.
+/// The digest of a key: its SHA-256, or its HMAC-SHA256 under a [pepper](crate::pepper).
 pub type Digest = [u8; 32];
 
-/// Longest `key_id`, in bytes: it is shown in logs and metrics, and an answer's text length is one byte.
+/// Longest `key_id`, in bytes. Logs and metrics show it, and an answer stores the length of a text
+/// in one byte.
 pub const MAX_KEY_ID: usize = keyward_protocol::MAX_KEY_ID;
 /// Longest `owner`, in bytes.
 pub const MAX_OWNER: usize = keyward_protocol::MAX_OWNER;
@@ -39,12 +41,13 @@ pub const MAX_OWNER: usize = keyward_protocol::MAX_OWNER;
 pub const MAX_NAME: usize = keyward_protocol::MAX_NAME;
 /// Longest `metadata`, in bytes of its JSON text.
 pub const MAX_METADATA: usize = keyward_protocol::MAX_METADATA;
-/// Longest single scope, in bytes: as long as a request's whole scope field could ask for.
+/// Longest single scope, in bytes: the longest that fits into the scope field of a request.
 pub const MAX_SCOPE: usize = keyward_protocol::MAX_SCOPES;
-/// Most limits of a row, and most of a plan: each is charged by every request, so this bounds a verify.
+/// Most limits of a row, and most of a plan. Every request charges each limit, so this bounds the
+/// work of a request.
 pub const MAX_LIMITS: usize = 8;
 
-// A key has at most its plan's limits and its row's own.
+// A key has at most the limits of its plan and those of its row.
 const _: () = assert!(2 * MAX_LIMITS <= crate::limiter::MAX_CHARGES);
 
 /// Whether a key is in force.
@@ -53,80 +56,86 @@ pub enum Status {
     /// In force.
     #[default]
     Active,
-    /// Switched off for now; may come back.
+    /// Suspended; it may become active again.
     Disabled,
-    /// Withdrawn for good.
+    /// Withdrawn permanently.
     Revoked,
 }
 
-/// One named limit: a token bucket for each key, or one for all keys of an owner.
+/// One named rate limit: a token bucket per key, or one per owner.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
-    /// Unique among the limits of its key; named in the answer that it decides.
+    /// The name, unique among the limits of a key. An answer names the limit that decided it.
     pub name: Box<str>,
-    /// Its refill and its size.
+    /// The refill rate and the burst.
     pub rate: Rate,
-    /// Who shares its bucket.
+    /// Which requests share a bucket.
     pub per: Per,
-    /// It counts and reports, and refuses nobody.
+    /// Shadow mode: the limit is charged and reported, but never refuses a request.
     pub shadow: bool,
 }
 
-/// Who shares the bucket of a limit.
+/// Which requests share the bucket of a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Per {
-    /// The rows of one key id.
+    /// One bucket for all rows with the same key id.
     #[default]
     Key,
-    /// The keys of one owner, whatever plans they are on. A key without an owner is an owner of its own.
+    /// One bucket for all keys of an owner, whatever their plans. A key without an owner has a
+    /// bucket of its own.
     Owner,
 }
 
 impl Limit {
-    /// A limit of a key alone, in force.
+    /// An enforced limit with a bucket per key.
     pub fn new(name: impl Into<Box<str>>, rate: Rate) -> Self {
         Self { name: name.into(), rate, per: Per::Key, shadow: false }
     }
 }
 
-/// The name of a limit that was written without one.
+/// The name of a limit that is written without one.
 pub const DEFAULT_LIMIT_NAME: &str = "default";
 
-/// One key, borrowing its texts from the reader's buffer. An empty text means that the row has none.
+/// One key. Its texts borrow from the reader's buffer; an empty text means that the row has no
+/// value.
 #[derive(Clone, Debug)]
 pub struct KeyRecord<'a> {
-    /// SHA-256 of the key; unique in an export.
+    /// The digest of the key; unique in an export.
     pub hash: Digest,
-    /// 1..=[`MAX_KEY_ID`] bytes. Rows that share one are one key in rotation: they share buckets.
+    /// 1..=[`MAX_KEY_ID`] bytes. Rows with the same id belong to one key in rotation and share its
+    /// buckets.
     pub key_id: &'a str,
-    /// Who the key belongs to.
+    /// The owner of the key.
     pub owner: &'a str,
-    /// Where the key may be used, as in `live` and `test`.
+    /// The environment that the key belongs to, such as `live` or `test`.
     pub environment: &'a str,
-    /// The plan that the key is on, as the row has it: empty stands for the default plan, if there is one.
+    /// The plan named by the row. Empty selects the default plan, if there is one.
     pub plan: &'a str,
-    /// Active, disabled or revoked.
+    /// Whether the key is active, disabled or revoked.
     pub status: Status,
-    /// First Unix second at which the key is valid; 0 where it always was.
+    /// First Unix second at which the key is valid; 0 if it has no start.
     pub not_before: u32,
-    /// First Unix second at which the key is no longer valid; `u32::MAX` (the year 2106) where it never ends.
+    /// First Unix second at which the key is no longer valid; `u32::MAX` (in the year 2106) if it
+    /// never expires.
     pub expires_at: u32,
-    /// What the key may do; `orders:*` stands for every scope that begins with `orders:`.
+    /// The scopes of the key. `orders:*` covers every scope that begins with `orders:`.
     pub scopes: Arc<[Box<str>]>,
-    /// Networks that requests may come from. `None`: any address is allowed. An empty list allows no address.
+    /// Networks that requests may come from. `None` allows any address, an empty list none.
     pub allowed_ips: Option<Arc<[IpNet]>>,
-    /// Web origins that may use the key. `None`: any origin is allowed. An empty list allows no origin.
+    /// Web origins that may use the key. `None` allows any origin, an empty list none.
     pub allowed_origins: Option<Arc<[Origin]>>,
-    /// The row's own limits, in the order written; names are unique. They come on top of the plan's.
+    /// The limits of the row, in the order written. Each replaces the limit of the plan with the
+    /// same name, or is added to the limits of the plan.
     pub limits: Arc<[Limit]>,
-    /// A JSON object as it was written, or empty.
+    /// A JSON object as written, or empty.
     pub metadata: &'a str,
-    /// The fields that the row has a value for, whatever the value is.
+    /// The fields for which the row has a value.
     pub given: FieldSet,
 }
 
 impl<'a> KeyRecord<'a> {
-    /// The record of a row that says no more than it must: in force for ever, whoever asks, and as often as they ask.
+    /// A record with the required fields only: an active key without restrictions, which never
+    /// expires.
     pub fn new(hash: Digest, key_id: &'a str) -> Self {
         Self {
             hash,
@@ -147,9 +156,9 @@ impl<'a> KeyRecord<'a> {
     }
 }
 
-/// A Unix second in RFC 3339, in UTC.
+/// Formats a Unix second as RFC 3339 in UTC.
 pub fn rfc3339(seconds: u32) -> String {
-    // Every second that a record can have is in a year that has four digits.
+    // A record's seconds end in the year 2106, so this cannot fail.
     jiff::Timestamp::from_second(seconds.into()).map_or_else(|_| seconds.to_string(), |time| time.to_string())
 }
 
@@ -158,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_is_written_in_utc() {
+    fn unix_second_is_formatted_in_utc() {
         assert_eq!(rfc3339(1_795_255_200), "2026-11-21T10:00:00Z");
         assert_eq!([0, u32::MAX].map(rfc3339), ["1970-01-01T00:00:00Z", "2106-02-07T06:28:15Z"]);
     }

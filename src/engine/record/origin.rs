@@ -1,12 +1,15 @@
-//! Web origins (RFC 6454: scheme, host, port) and patterns of them, for keys that are published in pages.
+//! Web origins (RFC 6454: scheme, host and port) and patterns of them, for keys that are published
+//! in web pages.
 
-/// An origin that a key allows: `https://app.example.com`, or `https://*.example.com`, where `*` stands for
-/// exactly one label, as it does in a TLS certificate.
+/// An origin that a key allows, such as `https://app.example.com`, or a pattern such as
+/// `https://*.example.com`.
+///
+/// `*` matches exactly one label, as in a TLS certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// Scheme and, unless it has a wildcard, `://` and the whole rest: all in lower case.
+    /// The part before the wildcard, or the whole origin if there is none; in lower case.
     prefix: Box<str>,
-    /// What follows the one label that the wildcard stands for, from its dot on; empty without a wildcard.
+    /// The part after the wildcard, beginning with a dot; empty if there is none.
     suffix: Box<str>,
     wildcard: bool,
 }
@@ -14,22 +17,22 @@ pub struct Origin {
 /// Why a text is not an origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
-    /// No `://`, or nothing before it.
+    /// There is no scheme followed by `://`.
     #[error("an origin begins with a scheme, as in https://app.example.com")]
     NoScheme,
-    /// Nothing after `://`.
+    /// There is no host after `://`.
     #[error("an origin names a host, as in https://app.example.com")]
     NoHost,
-    /// A path, query, user or space: an origin is scheme, host and port only.
+    /// There is a path, a query, a user or a space.
     #[error("an origin is scheme, host and port only, without a path or user")]
     NotBare,
-    /// `*` anywhere but as the whole first label.
+    /// There is a `*` that is not the whole first label.
     #[error("* may only stand for the whole first label, as in https://*.example.com")]
     Wildcard,
 }
 
 impl Origin {
-    /// Parses an origin or a pattern. Host and scheme are compared without regard to ASCII case.
+    /// Parses an origin or a pattern. Scheme and host are case-insensitive.
     ///
     /// # Errors
     /// See [`OriginError`].
@@ -55,18 +58,18 @@ impl Origin {
         Ok(Self { prefix: prefix.into(), suffix: suffix.into(), wildcard: true })
     }
 
-    /// It as a text that [`parse`](Self::parse) makes it of again.
+    /// The origin as text. [`parse`](Self::parse) turns it into the same origin again.
     pub fn text(&self) -> String {
         let star = if self.wildcard { "*" } else { "" };
         format!("{}{star}{}", self.prefix, self.suffix)
     }
 
-    /// Whether every origin that `other` matches is matched.
+    /// Whether this matches every origin that `other` matches.
     pub fn covers(&self, other: &Self) -> bool {
         self == other || (!other.wildcard && self.matches(&other.prefix))
     }
 
-    /// Whether `origin`, as a browser sends it, is this one or fits this pattern.
+    /// Whether `origin`, as sent by a browser, is this origin or matches this pattern.
     pub fn matches(&self, origin: &str) -> bool {
         let origin = origin.as_bytes();
         let (prefix, suffix) = (self.prefix.as_bytes(), self.suffix.as_bytes());
@@ -89,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_is_compared_whole_and_without_case() {
+    fn origin_is_compared_as_a_whole_and_case_insensitively() {
         let origin = Origin::parse("https://App.Example.com:8443").expect("an origin");
         assert!(origin.matches("https://app.example.com:8443"));
         assert!(origin.matches("HTTPS://APP.EXAMPLE.COM:8443"));
@@ -99,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn its_text_is_it_again() {
+    fn text_parses_to_the_same_origin() {
         for text in ["https://app.example.com:8443", "https://*.example.com"] {
             let origin = Origin::parse(text).expect("an origin");
             assert_eq!((origin.text().as_str(), Origin::parse(&origin.text())), (text, Ok(origin)));
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_is_exactly_one_label() {
+    fn wildcard_matches_exactly_one_label() {
         let origin = Origin::parse("https://*.example.com").expect("a pattern");
         assert!(origin.matches("https://app.example.com"));
         assert!(!origin.matches("https://example.com"));
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_origin_says_why() {
+    fn invalid_origin_is_refused() {
         assert_eq!(Origin::parse("app.example.com"), Err(OriginError::NoScheme));
         assert_eq!(Origin::parse("://app"), Err(OriginError::NoScheme));
         assert_eq!(Origin::parse("https://"), Err(OriginError::NoHost));

@@ -1,41 +1,42 @@
 //! Plans: named sets of limits that the configuration defines and the rows of an export refer to.
 //!
-//! The limits of a key are its plan's, and its row's own on top: a limit of the row takes the place of the plan's limit of the
-//! same name, so that one customer can be given more, or less, without a plan of its own.
+//! The limits of a key are those of its plan and those of its row. A limit of the row replaces the
+//! limit of the plan with the same name, so that one customer can have a higher or a lower limit
+//! without a plan of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Limit, MAX_LIMITS, MAX_NAME, Quoted};
 
-/// All plans of a configuration.
+/// The plans of a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plans {
     limits: BTreeMap<Box<str>, Arc<[Limit]>>,
     default: Option<Box<str>>,
 }
 
-/// Why plans make no sense.
+/// Why a set of plans is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlansError {
-    /// A name that no row could have.
+    /// A name that the plan field of a row cannot hold.
     #[error("{} is not a name for a plan: it has 1 to {MAX_NAME} bytes and no control characters", Quoted(.0))]
     Name(Box<str>),
-    /// More limits than a verify is to be charged to.
+    /// More than [`MAX_LIMITS`] limits.
     #[error("the plan {} has more than {MAX_LIMITS} limits, and every request would be charged to each", Quoted(.0))]
     TooMany(Box<str>),
-    /// The default is none of them.
+    /// The default plan is not defined.
     #[error("the default plan {} is not defined: add [plans.NAME], or leave the default out", Quoted(.0))]
     NoDefault(Box<str>),
 }
 
-/// A row's plan that is not defined.
+/// A row names a plan that is not defined.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the plan {} is not in the configuration: add [plans.NAME], or correct the row", Quoted(.0))]
 pub struct UnknownPlanError(pub Box<str>);
 
 impl Plans {
-    /// Plans by name, and the name of the one for rows that name none.
+    /// Creates the plans from their names and limits. `default` is the plan of rows that name none.
     ///
     /// # Errors
     /// See [`PlansError`].
@@ -44,14 +45,14 @@ impl Plans {
         default: Option<Box<str>>,
     ) -> Result<Self, PlansError> {
         let mut limits = BTreeMap::new();
-        for (name, of_plan) in plans {
+        for (name, plan) in plans {
             if !(1..=MAX_NAME).contains(&name.len()) || name.contains(char::is_control) {
                 return Err(PlansError::Name(name));
             }
-            if of_plan.len() > MAX_LIMITS {
+            if plan.len() > MAX_LIMITS {
                 return Err(PlansError::TooMany(name));
             }
-            limits.insert(name, of_plan.into());
+            limits.insert(name, plan.into());
         }
         match default {
             Some(name) if !limits.contains_key(&name) => Err(PlansError::NoDefault(name)),
@@ -59,13 +60,15 @@ impl Plans {
         }
     }
 
-    /// The plan of a row that says `plan`, by its name and with its limits; both empty for a row that is on none.
+    /// Resolves the plan field of a row to the name and the limits of its plan; both are empty if
+    /// the row is on no plan.
     ///
-    /// Where no plans are defined a row may say anything: a name that only answers repeat. Where some are, one that is not among
-    /// them is more likely misspelt than meant, and would leave its keys without limits.
+    /// If no plans are defined, a row may name any plan, and answers repeat the name. If plans are
+    /// defined, an undefined name is an error: it is probably misspelt, and would leave the key
+    /// without limits.
     ///
     /// # Errors
-    /// When there are plans, and this is none of them.
+    /// If plans are defined, but not this one.
     pub fn resolve<'a>(&'a self, plan: &'a str) -> Result<(&'a str, &'a [Limit]), UnknownPlanError> {
         let name = if plan.is_empty() { self.default.as_deref().unwrap_or_default() } else { plan };
         match self.limits.get(name) {
@@ -76,7 +79,7 @@ impl Plans {
     }
 }
 
-/// A plan's limits, and a row's own on top of them.
+/// The limits of a key: those of its row, and those of its plan that the row does not replace.
 pub(crate) fn merge_limits(plan: &[Limit], row: &Arc<[Limit]>) -> Arc<[Limit]> {
     if plan.is_empty() {
         return Arc::clone(row);
@@ -95,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_a_plan_is_on_the_default_one() {
+    fn row_without_a_plan_is_on_the_default_plan() {
         let plans = [("free".into(), limits("10/s")), ("pro".into(), limits("100/s"))];
         let plans = Plans::new(plans, Some("free".into())).expect("plans");
         assert_eq!(plans.resolve("pro"), Ok(("pro", &*limits("100/s"))));
@@ -105,19 +108,19 @@ mod tests {
     }
 
     #[test]
-    fn without_plans_a_name_is_only_a_name() {
+    fn any_plan_name_is_accepted_if_no_plans_are_defined() {
         assert_eq!(Plans::default().resolve("anything"), Ok(("anything", &[][..])));
         assert_eq!(Plans::default().resolve(""), Ok(("", &[][..])));
     }
 
     #[test]
-    fn without_a_default_a_row_may_be_on_no_plan() {
+    fn row_without_a_plan_has_no_limits_if_there_is_no_default_plan() {
         let plans = Plans::new([("pro".into(), limits("100/s"))], None).expect("plans");
         assert_eq!(plans.resolve(""), Ok(("", &[][..])));
     }
 
     #[test]
-    fn plans_that_make_no_sense_say_why() {
+    fn invalid_plans_are_refused() {
         let long: Box<str> = "p".repeat(MAX_NAME + 1).into();
         assert_eq!(Plans::new([(long.clone(), vec![])], None), Err(PlansError::Name(long)));
         let many = (0..=MAX_LIMITS).map(|n| Limit::new(format!("l{n}"), parse_rate("1/s").expect("a rate")));
@@ -126,12 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn a_rows_own_limit_takes_the_place_of_the_plans() {
+    fn limit_of_the_row_replaces_the_limit_of_the_plan() {
         let shared = Limit { per: Per::Owner, ..Limit::new("daily", parse_rate("1000/d").expect("a rate")) };
         let plan = [limits("requests=10/s"), vec![shared.clone()]].concat();
         let row: Arc<[Limit]> = limits("burst=5/s; requests=50/s").into();
         let all = merge_limits(&plan, &row);
         assert_eq!(*all, [vec![shared], limits("burst=5/s; requests=50/s")].concat());
-        assert!(Arc::ptr_eq(&merge_limits(&[], &row), &row), "nothing is copied where there is no plan");
+        assert!(Arc::ptr_eq(&merge_limits(&[], &row), &row), "without a plan, nothing is copied");
     }
 }

@@ -1,12 +1,13 @@
-//! Characters that a terminal does not show, or that change how it shows others.
+//! Escapes characters that a terminal does not show, or that change how it shows others.
 //!
-//! Key ids and owners are any text without control characters. A zero-width space makes two of them look the same, and a
-//! bidirectional override turns the rest of a line round: wherever a text of an export is shown, these are escaped.
+//! Key ids and owners may be any text without control characters. With a zero-width space, two of
+//! them can look the same; a bidirectional override reverses the rest of a line. Such characters
+//! are escaped wherever a text of an export is displayed.
 
 use std::fmt;
 
-/// What is not shown, beside control characters and blanks: Unicode's `Default_Ignorable_Code_Point` and `Cf`, and the braille
-/// pattern without a dot. Ascending.
+/// Invisible characters other than control characters and white space, as ascending ranges:
+/// Unicode's `Default_Ignorable_Code_Point` and `Cf`, private use, and the blank braille pattern.
 const INVISIBLE: [(char, char); 29] = [
     ('\u{ad}', '\u{ad}'),
     ('\u{34f}', '\u{34f}'),
@@ -39,7 +40,8 @@ const INVISIBLE: [(char, char); 29] = [
     ('\u{100000}', '\u{10fffd}'),
 ];
 
-/// Whether a character is not shown, changes how others are shown, or is a blank other than U+0020.
+/// Whether a character is invisible, changes how others are shown, or is white space other than
+/// U+0020.
 pub fn is_invisible(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control();
@@ -49,8 +51,8 @@ pub fn is_invisible(c: char) -> bool {
     in_table || c.is_control() || c.is_whitespace()
 }
 
-/// Displays a text with the characters of [`is_invisible`], and what Rust escapes in a string literal but `'`, escaped; no
-/// quotes are put around it.
+/// Displays a text without quotes around it. Escapes [invisible](is_invisible) characters, and
+/// those that Rust escapes in a string literal, except `'`.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a str);
 
@@ -59,26 +61,26 @@ impl fmt::Display for Escaped<'_> {
         let mut rest = self.0;
         while let Some(at) = rest.find(is_invisible) {
             let (shown, from) = rest.split_at(at);
-            literal(shown, f)?;
+            write_literal(shown, f)?;
             let mut characters = from.chars();
             if let Some(c) = characters.next() {
                 write!(f, "{}", c.escape_default())?;
             }
             rest = characters.as_str();
         }
-        literal(rest, f)
+        write_literal(rest, f)
     }
 }
 
-fn literal(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn write_literal(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for (index, part) in text.split('\'').enumerate() {
         write!(f, "{}{}", if index == 0 { "" } else { "'" }, part.escape_debug())?;
     }
     Ok(())
 }
 
-/// A JSON text with the characters of [`is_invisible`] written as JSON's own escapes. They stand in its strings only: blanks
-/// between its parts are ASCII.
+/// Replaces the [invisible](is_invisible) characters of a JSON text by JSON escapes, which keeps
+/// its value: outside of strings, JSON is ASCII.
 pub fn escape_json(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_does_not_show_is_escaped() {
+    fn invisible_characters_are_escaped() {
         for (text, shown) in [
             ("acme Inc.", "acme Inc."),
             ("Größe, 名前, हिन्दी", "Größe, 名前, हिन्दी"),
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_the_same_value() {
+    fn escaped_json_has_the_same_value() {
         let value = serde_json::json!({"owner": "a\u{202e}b\u{e0041}é", "n": [1, "\u{200b}"]});
         let text = escape_json(&value.to_string());
         assert!(!text.contains(is_invisible), "{text}");

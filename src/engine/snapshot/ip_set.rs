@@ -1,10 +1,12 @@
-//! A set of networks, looked up by bisection: a list of thousands costs what a list of ten does.
+//! A set of IP networks with binary search: a look-up among thousands costs little more than one
+//! among ten.
 
 use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
-/// Sorted, disjoint ranges; IPv4 and IPv6 apart, so that `::/0` does not admit IPv4 unasked.
+/// Sorted, disjoint ranges of addresses. IPv4 and IPv6 are separate, so that `::/0` does not
+/// silently admit IPv4.
 #[derive(Debug, Default, PartialEq)]
 pub struct IpSet {
     v4: Box<[(u32, u32)]>,
@@ -12,7 +14,8 @@ pub struct IpSet {
 }
 
 impl IpSet {
-    /// The union of `networks`. A network of mapped addresses (`::ffff:10.0.0.0/104`) is the IPv4 network it maps.
+    /// The union of `networks`. A network of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) counts
+    /// as the IPv4 network.
     pub fn new(networks: &[IpNet]) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for network in networks {
@@ -34,7 +37,7 @@ impl IpSet {
         covers(&self.v4, &other.v4) && covers(&self.v6, &other.v6)
     }
 
-    /// Whether `ip` is in the set; an IPv4 address is mapped.
+    /// Whether `ip` is in the set. An IPv4 address is passed in its mapped form.
     pub fn contains(&self, ip: Ipv6Addr) -> bool {
         match ip.to_ipv4_mapped() {
             Some(v4) => within(&self.v4, v4.to_bits()),
@@ -55,7 +58,8 @@ fn disjoint<T: Copy + Ord>(mut ranges: Vec<(T, T)>) -> Box<[(T, T)]> {
     merged.into()
 }
 
-/// Adjacent ranges are not merged, so a range may be covered by several.
+/// Whether `ranges` cover all of `others`. Adjacent ranges are not merged, so it may take several
+/// to cover one.
 fn covers<T: Copy + Ord + Successor>(ranges: &[(T, T)], others: &[(T, T)]) -> bool {
     others.iter().all(|&(first, last)| {
         let mut next = first;
@@ -67,7 +71,7 @@ fn covers<T: Copy + Ord + Successor>(ranges: &[(T, T)], others: &[(T, T)]) -> bo
             if end >= last {
                 return true;
             }
-            // An end below the last address of a range has a successor.
+            // `end` is less than `last`, so it has a successor.
             next = end.successor();
         }
         false
@@ -115,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn each_edge_of_a_network_counts() {
+    fn both_ends_of_a_network_are_included() {
         let set = set(&["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"]);
         for inside in ["10.0.0.0", "10.255.255.255", "192.0.2.7", "2001:db8::", "2001:db8:ffff::1"] {
             assert!(set.contains(v6(inside)), "{inside}");
@@ -126,14 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn all_of_one_family_is_not_all_of_the_other() {
+    fn whole_address_family_does_not_include_the_other() {
         assert!(!set(&["::/0"]).contains(v6("10.0.0.1")));
         assert!(!set(&["0.0.0.0/0"]).contains(v6("2001:db8::1")));
         assert!(set(&["::ffff:10.0.0.0/104"]).contains(v6("10.1.2.3")));
     }
 
     #[test]
-    fn an_empty_set_contains_no_address() {
+    fn empty_set_contains_no_address() {
         for address in ["0.0.0.0", "10.0.0.1", "::", "2001:db8::1"] {
             assert!(!set(&[]).contains(v6(address)), "{address}");
         }
@@ -141,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn set_covers_another_exactly_if_it_has_each_of_its_addresses(
+        fn set_covers_another_if_and_only_if_it_contains_all_its_addresses(
             ours in prop::collection::vec((0_u32..64, 26_u8..=32), 0..12),
             theirs in prop::collection::vec((0_u32..64, 26_u8..=32), 0..6),
         ) {
@@ -158,7 +162,7 @@ mod tests {
         }
 
         #[test]
-        fn bisection_agrees_with_a_linear_scan(
+        fn binary_search_agrees_with_a_linear_scan(
             networks in prop::collection::vec((any::<u32>(), 8u8..=32), 0..60),
             probes in prop::collection::vec(any::<u32>(), 1..60),
         ) {

@@ -1,73 +1,39 @@
-//! Which of two peppers a row is hashed with. The hash does not tell; a key that is found by one of them does.
+//! Which of two peppers a row is hashed with. The digest does not tell; a key that is found with
+//! one of them does.
 //!
-//! Who takes a pepper away wants to know which rows still need it. So, as long as there are two, finding a key writes down by which
-//! of them, and the next snapshot goes on with that for the rows that it has from this one. What is found in a snapshot while its
-//! successor is being made may be lost, and all of it ends with the daemon: such a row has to be asked for again, and until then
-//! nothing is known of it.
-
-use std::sync::atomic::{AtomicU8, Ordering};
-
-use zerocopy::FromZeros;
+//! Before retiring a pepper, an operator checks which rows still use it. While there are two
+//! peppers, each successful look-up therefore records the pepper that found the row, and the next
+//! snapshot inherits the record for the rows that it has in common with this one. A look-up that
+//! runs while the next snapshot is being made may not be recorded in it, and a restart discards all
+//! records. Such a row is unrecorded until it is requested again.
 
 use crate::rules::GlobalPolicy;
-use crate::snapshot::kept::Kept;
-use crate::snapshot::{Key, Keys};
-
-/// What a row was found by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum HashedWith {
-    /// The pepper that exports are to be written with.
-    CurrentPepper = 1,
-    /// The one before it.
-    PreviousPepper = 2,
-}
-
-/// The same for an entry, which nobody may have found yet. Relaxed: nothing else is told by it.
-#[derive(Default, FromZeros)]
-pub(super) struct PepperByte(AtomicU8);
-
-impl PepperByte {
-    fn get(&self) -> Option<HashedWith> {
-        const CURRENT: u8 = HashedWith::CurrentPepper as u8;
-        const PREVIOUS: u8 = HashedWith::PreviousPepper as u8;
-        match self.0.load(Ordering::Relaxed) {
-            CURRENT => Some(HashedWith::CurrentPepper),
-            PREVIOUS => Some(HashedWith::PreviousPepper),
-            _ => None,
-        }
-    }
-
-    /// Written once: a line that every worker keeps writing to would be in no worker's cache.
-    fn set(&self, with: HashedWith) {
-        if self.0.load(Ordering::Relaxed) != with as u8 {
-            self.0.store(with as u8, Ordering::Relaxed);
-        }
-    }
-}
+use crate::snapshot::diff::RowMap;
+use crate::snapshot::entry::HashedWith;
+use crate::snapshot::{Key, KeyTable};
 
 impl Key<'_> {
-    /// Which of the two peppers in force its row is hashed with, if that is known.
+    /// Which of the two peppers in force the row is hashed with, if known.
     pub fn hashed_with(self) -> Option<HashedWith> {
         self.entry.pepper.get()
     }
 
-    /// It has been found by one of them.
+    /// Records the pepper that the row was found with.
     pub fn set_hashed_with(self, with: HashedWith) {
         self.entry.pepper.set(with);
     }
 }
 
-impl Keys {
-    /// Goes on with what is known of the rows that were there before, if the peppers are the same two.
-    pub(super) fn inherit_peppers(&self, kept: &Kept<'_>, global_policy: &GlobalPolicy) {
+impl KeyTable {
+    /// Copies the records of the previous snapshot if the same two peppers are in force.
+    pub(super) fn inherit_peppers(&self, row_map: &RowMap<'_>, global_policy: &GlobalPolicy) {
         let same_two = |old: &GlobalPolicy| {
             global_policy.previous_pepper().is_some() && global_policy.peppers == old.peppers
         };
-        if !kept.old.is_some_and(|old| same_two(old.global_policy())) {
+        if !row_map.old.is_some_and(|old| same_two(old.global_policy())) {
             return;
         }
-        for (entry, before) in kept.rows_of(&self.entries) {
+        for (entry, before) in row_map.matched_entries(&self.entries) {
             before.pepper.get().into_iter().for_each(|with| entry.pepper.set(with));
         }
     }

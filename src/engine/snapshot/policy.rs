@@ -1,105 +1,123 @@
-//! What many keys have in common, held once: most exports repeat a few combinations millions of times.
+//! What many keys have in common, stored once: most sources repeat a few combinations in millions
+//! of rows.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use keyward_protocol::AnswerTexts;
 
 use crate::record::{Limit, Origin};
-use crate::snapshot::example::Difference;
-use crate::snapshot::intern::PolicyKey;
 use crate::snapshot::{IpSet, ScopeSet};
 
-/// Everything of a key but its identity, its status and its times.
+/// Everything about a key except its identity, its status and its times, ready for look-ups.
 #[derive(PartialEq)]
 pub struct Policy {
-    environment: Box<str>,
-    plan: Box<str>,
-    scopes: ScopeSet,
-    /// `None`: any address is allowed; an empty set allows no address.
-    ips: Option<IpSet>,
-    /// `None`: any origin is allowed; an empty list allows no origin.
-    origins: Option<Arc<[Origin]>>,
-    limits: Arc<[Limit]>,
-    /// How answers end: one that names no limit, and then one for each limit.
+    pub(super) environment: Box<str>,
+    pub(super) plan: Box<str>,
+    pub(super) scopes: ScopeSet,
+    /// `None` allows any address; an empty set allows none.
+    pub(super) ips: Option<IpSet>,
+    /// `None` allows any origin; an empty list allows none.
+    pub(super) origins: Option<Arc<[Origin]>>,
+    pub(super) limits: Arc<[Limit]>,
+    /// The texts at the end of an answer: one that names no limit, then one for each limit.
     texts: Box<[AnswerTexts]>,
 }
 
+/// A policy as the rows state it, before their plan is applied. Equal row policies share one
+/// [`Policy`].
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct RowPolicy {
+    pub(super) environment: Arc<str>,
+    pub(super) plan: Arc<str>,
+    pub(super) scopes: Arc<[Box<str>]>,
+    pub(super) ips: Option<Arc<[IpNet]>>,
+    pub(super) origins: Option<Arc<[Origin]>>,
+    pub(super) limits: Arc<[Limit]>,
+}
+
 impl Policy {
-    /// `plan` and `limits` are what the rows' own come to with their plan's.
-    pub(super) fn new(rows: &PolicyKey, plan: &str, limits: Arc<[Limit]>) -> Self {
+    /// The policy of rows on the plan `plan`; `limits` are the plan's limits and the rows' own.
+    pub(super) fn new(row_policy: &RowPolicy, plan: &str, limits: Arc<[Limit]>) -> Self {
         let names = std::iter::once("").chain(limits.iter().map(|limit| &*limit.name));
         Self {
-            texts: names.map(|name| AnswerTexts::new(&rows.environment, plan, name)).collect(),
-            environment: (*rows.environment).into(),
+            texts: names.map(|name| AnswerTexts::new(&row_policy.environment, plan, name)).collect(),
+            environment: (*row_policy.environment).into(),
             plan: plan.into(),
-            scopes: ScopeSet::new(&rows.scopes),
-            ips: rows.ips.as_deref().map(IpSet::new),
-            origins: rows.origins.clone(),
+            scopes: ScopeSet::new(&row_policy.scopes),
+            ips: row_policy.ips.as_deref().map(IpSet::new),
+            origins: row_policy.origins.clone(),
             limits,
         }
     }
 
-    /// What `after` says differently, by the fields' names in an export.
-    pub(super) fn differences(&self, after: &Self, differences: &mut Vec<Difference>) {
-        let texts =
-            [("environment", &self.environment, &after.environment), ("plan", &self.plan, &after.plan)];
-        let texts = texts.into_iter().filter(|(_, before, after)| before != after);
-        differences.extend(texts.map(|(field, before, after)| Difference::between(field, before, after)));
-        let lists = [
-            ("scopes", self.scopes != after.scopes),
-            ("allowed_ips", self.ips != after.ips),
-            ("allowed_origins", self.origins != after.origins),
-            ("limits", self.limits != after.limits),
-        ];
-        differences
-            .extend(lists.into_iter().filter(|(_, differ)| *differ).map(|(field, _)| Difference::of(field)));
-    }
-
-    /// Where the key may be used; empty where it belongs to no environment.
+    /// The environment in which the key may be used; empty if the key belongs to no environment.
     pub fn environment(&self) -> &str {
         &self.environment
     }
 
-    /// The plan that the key is on; empty where there is none.
+    /// The key's plan; empty if there is none.
     pub fn plan(&self) -> &str {
         &self.plan
     }
 
-    /// The limits that a request is charged to: the plan's, and the rows' own on top.
+    /// The limits that a request is charged to: the plan's, then the rows' own.
     pub fn limits(&self) -> &[Limit] {
         &self.limits
     }
 
-    /// The texts of an answer that are the policy's: those that end it, if it names the limit at `position`, or none.
+    /// The policy's texts at the end of an answer that names the limit at `position`, or no limit.
     #[inline]
     pub fn texts(&self, position: Option<usize>) -> &AnswerTexts {
-        // A position is one of the limits'; there is always a first.
+        // The position is that of a limit, and there is always a first text.
         self.texts.get(position.map_or(0, |position| position + 1)).unwrap_or(&self.texts[0])
     }
 
-    /// Whether it does not matter where a request comes from.
+    /// Whether requests are accepted from any address and any origin.
     #[inline]
-    pub fn is_for_everyone(&self) -> bool {
+    pub fn is_unrestricted_by_source(&self) -> bool {
         self.ips.is_none() && self.origins.is_none()
     }
 
-    /// Whether requests are refused by the address that they come from.
+    /// Whether the policy has a list of networks.
     pub fn is_limited_to_networks(&self) -> bool {
         self.ips.is_some()
     }
 
-    /// Whether requests are refused by their web origin.
+    /// Whether the policy has a list of web origins.
     pub fn is_limited_to_origins(&self) -> bool {
         self.origins.is_some()
     }
 
-    /// Whether there is any scope.
+    /// Whether the policy has any scope.
     pub fn has_scopes(&self) -> bool {
         !self.scopes.is_empty()
     }
 
-    /// Whether `before` refuses an address, or a request without one, that is admitted here.
+    /// Whether `scope` is one of the key's scopes, or covered by one that ends in `*`.
+    pub fn has_scope(&self, scope: &str) -> bool {
+        self.scopes.contains(scope)
+    }
+
+    /// Whether a request from `ip` is allowed. A policy without a list of networks allows every
+    /// request. A policy with a list, which may be empty, refuses a request that states no address.
+    pub fn allows_ip(&self, ip: Option<Ipv6Addr>) -> bool {
+        self.ips.as_ref().is_none_or(|ips| ip.is_some_and(|ip| ips.contains(ip)))
+    }
+
+    /// Whether a request from `origin` is allowed, by the rules of [`allows_ip`](Self::allows_ip).
+    pub fn allows_origin(&self, origin: Option<&str>) -> bool {
+        self.origins
+            .as_ref()
+            .is_none_or(|origins| origin.is_some_and(|origin| origins.iter().any(|own| own.matches(origin))))
+    }
+}
+
+/// Comparisons with an earlier policy.
+impl Policy {
+    /// Whether this policy admits an address that `before` refuses, or a request without an
+    /// address.
     pub fn admits_networks_beyond(&self, before: &Self) -> bool {
         match (&before.ips, &self.ips) {
             (None, _) => false,
@@ -108,7 +126,7 @@ impl Policy {
         }
     }
 
-    /// Whether `before` refuses an origin, or a request without one, that is admitted here.
+    /// Whether this policy admits an origin that `before` refuses, or a request without an origin.
     pub fn admits_origins_beyond(&self, before: &Self) -> bool {
         match (&before.origins, &self.origins) {
             (None, _) => false,
@@ -119,26 +137,8 @@ impl Policy {
         }
     }
 
-    /// Whether `before` lacks a scope that is there.
+    /// Whether this policy has a scope that `before` lacks.
     pub fn has_scopes_beyond(&self, before: &Self) -> bool {
         !before.scopes.covers(&self.scopes)
-    }
-
-    /// Whether `scope` is one of the key's, or covered by one that ends in `*`.
-    pub fn has_scope(&self, scope: &str) -> bool {
-        self.scopes.contains(scope)
-    }
-
-    /// Whether a request from `ip` is allowed. A key without a list of networks allows every request; a key with one, which
-    /// may be empty, refuses a request that names no address.
-    pub fn allows_ip(&self, ip: Option<Ipv6Addr>) -> bool {
-        self.ips.as_ref().is_none_or(|ips| ip.is_some_and(|ip| ips.contains(ip)))
-    }
-
-    /// Whether a request from `origin` is allowed; as with [`allows_ip`](Self::allows_ip).
-    pub fn allows_origin(&self, origin: Option<&str>) -> bool {
-        self.origins
-            .as_ref()
-            .is_none_or(|origins| origin.is_some_and(|origin| origins.iter().any(|own| own.matches(origin))))
     }
 }

@@ -1,13 +1,14 @@
-//! What a key may do, made ready for looking up: one bisection for exact names and one for wildcards, however many there are.
+//! A set of scopes with one binary search for exact names and one for wildcards.
 
 use std::sync::Arc;
 
-/// Exact names, and beginnings that stand for every name that begins so.
+/// Exact scopes, and prefixes that stand for every scope that starts with them.
 #[derive(Debug, Default, PartialEq)]
 pub struct ScopeSet {
-    /// Sorted; none that a wildcard covers.
+    /// Sorted, without those that a wildcard covers.
     exact: Box<[Box<str>]>,
-    /// What is before the `*`: sorted, and none begins with another, so that only one of them can be the beginning of a name.
+    /// The prefixes before the `*`, sorted. None starts with another, so at most one of them can
+    /// match a scope.
     wildcards: Box<[Box<str>]>,
 }
 
@@ -16,8 +17,8 @@ impl ScopeSet {
     pub fn new(scopes: &Arc<[Box<str>]>) -> Self {
         let mut wildcards: Vec<&str> = scopes.iter().filter_map(|scope| scope.strip_suffix('*')).collect();
         wildcards.sort_unstable();
-        // A beginning sorts before all that begin with it.
-        wildcards.dedup_by(|next, kept| next.starts_with(*kept));
+        // A prefix sorts before all texts that start with it.
+        wildcards.dedup_by(|next, previous| next.starts_with(*previous));
         let set = Self { exact: Box::default(), wildcards: wildcards.into_iter().map(Box::from).collect() };
         let mut exact: Vec<&str> =
             scopes.iter().map(|scope| &**scope).filter(|scope| !scope.ends_with('*')).collect();
@@ -27,12 +28,12 @@ impl ScopeSet {
         Self { exact: exact.into_iter().map(Box::from).collect(), ..set }
     }
 
-    /// Whether `scope` is one of them, or covered by a wildcard.
+    /// Whether `scope` is in the set, exactly or by a wildcard.
     pub fn contains(&self, scope: &str) -> bool {
         self.exact.binary_search_by(|own| (**own).cmp(scope)).is_ok() || self.is_covered(scope)
     }
 
-    /// Whether there is no scope.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.wildcards.is_empty()
     }
@@ -40,15 +41,15 @@ impl ScopeSet {
     /// Whether every scope that `other` contains is in this set.
     pub fn covers(&self, other: &Self) -> bool {
         other.exact.iter().all(|scope| self.contains(scope))
-            && other.wildcards.iter().all(|begin| self.is_covered(begin))
+            && other.wildcards.iter().all(|prefix| self.is_covered(prefix))
     }
 
     fn is_covered(&self, scope: &str) -> bool {
-        let after = self.wildcards.partition_point(|begin| **begin <= *scope);
+        let after = self.wildcards.partition_point(|prefix| **prefix <= *scope);
         after
             .checked_sub(1)
             .and_then(|at| self.wildcards.get(at))
-            .is_some_and(|begin| scope.starts_with(&**begin))
+            .is_some_and(|prefix| scope.starts_with(&**prefix))
     }
 }
 
@@ -63,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_wildcard_covers_is_not_kept_twice() {
+    fn scopes_covered_by_a_wildcard_are_removed() {
         let set =
             set(&["orders:*", "orders:read", "orders:items:*", "invoices:read", "invoices:read", "order"]);
         assert_eq!(*set.exact, ["invoices:read".into(), "order".into()]);
@@ -77,13 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_star_covers_everything() {
+    fn lone_star_covers_every_scope() {
         assert!(set(&["*", "a:*", "b"]).contains("anything"));
         assert!(!set(&[]).contains("anything"));
     }
 
     #[test]
-    fn set_covers_what_it_contains_exactly_or_by_a_wildcard() {
+    fn set_covers_scopes_that_it_contains_exactly_or_by_a_wildcard() {
         let ours = set(&["orders:*", "invoices:read"]);
         for covered in [&["orders:items:*"][..], &["orders:*", "invoices:read"], &["orders:read"], &[]] {
             assert!(ours.covers(&set(covered)), "{covered:?}");
@@ -95,14 +96,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bisection_agrees_with_a_linear_scan(
+        fn binary_search_agrees_with_a_linear_scan(
             scopes in prop::collection::vec("[ab:]{0,4}\\*?", 0..30),
             probes in prop::collection::vec("[ab:]{0,5}", 1..40),
         ) {
             let set = ScopeSet::new(&scopes.iter().map(|scope| Box::from(scope.as_str())).collect());
             for probe in probes {
                 let linear = scopes.iter().any(|own| match own.strip_suffix('*') {
-                    Some(begin) => probe.starts_with(begin),
+                    Some(prefix) => probe.starts_with(prefix),
                     None => *own == probe,
                 });
                 prop_assert_eq!(set.contains(&probe), linear, "{} in {:?}", probe, scopes);

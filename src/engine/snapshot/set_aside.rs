@@ -1,84 +1,47 @@
-//! Rows that are set aside: they cannot be understood, and all other rows of their export take effect.
+//! Rows that are set aside: they cannot be understood, while all other rows of their source take
+//! effect.
 //!
-//! The key of such a row is disabled, whatever it was before, if its hash can be read; if not, the key is unknown. Nothing else in
-//! the row is believed, so its entry has no restrictions and no limits of its own.
+//! If the digest of such a row can be read, its key is disabled, whatever its status was before.
+//! Otherwise the key is unknown. Nothing else in the row is trusted, so its entry has no
+//! restrictions and no limits of its own.
 
 use std::collections::HashSet;
 
-use zerocopy::FromZeros;
-
-use crate::record::{Digest, Field, FieldSet, KeyRecord, Status};
-use crate::snapshot::build::{Keys, RowError};
-use crate::snapshot::entry::Entry;
-use crate::snapshot::impact::{self, given_by_policy, is_within};
+use crate::record::{Digest, FieldSet, KeyRecord, Status};
+use crate::snapshot::build::RowError;
+use crate::snapshot::diff::is_within;
+use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, PriorRestrictions};
 use crate::snapshot::index::Probe;
-use crate::snapshot::peppers::PepperByte;
-use crate::snapshot::same_digest;
-use crate::snapshot::status::{End, StatusByte};
-use crate::snapshot::{Builder, CompareOptions};
+use crate::snapshot::{Builder, CompareOptions, KeyTable, same_digest};
 
-/// Bytes of the hash that stand in for the id of such a key, if that cannot be read.
-const NAMED_BY: usize = 8;
-
-/// Restrictions that a key had before its row was set aside: those that its status does not tell, in a byte.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
-pub(super) struct Had(u8);
-
-/// By their bits.
-const REMEMBERED: [Field; 7] = [
-    Field::Environment,
-    Field::Plan,
-    Field::ExpiresAt,
-    Field::Scopes,
-    Field::AllowedIps,
-    Field::AllowedOrigins,
-    Field::Limits,
-];
-
-impl Had {
-    fn of(fields: FieldSet) -> Self {
-        let bits = (0..).zip(REMEMBERED);
-        Self(bits.fold(0, |had, (bit, field)| had | u8::from(fields.contains(field)) << bit))
-    }
-
-    pub(super) fn fields(self) -> FieldSet {
-        let had = (0..).zip(REMEMBERED).filter(|(bit, _)| self.0 >> bit & 1 == 1);
-        had.map(|(_, field)| field).collect()
-    }
-
-    pub(super) fn bits(self) -> u8 {
-        self.0
-    }
-
-    /// What a compiled file has.
-    pub(super) fn from_bits(bits: u8) -> Option<Self> {
-        (bits >> REMEMBERED.len() == 0).then_some(Self(bits))
-    }
-}
+/// Bytes of the digest that make up the key id of a row whose own key id cannot be read.
+const DIGEST_BYTES_IN_KEY_ID: usize = 8;
 
 impl Builder {
-    /// Notes that rows of the export are set aside, those among them whose hash cannot be read.
+    /// Records that rows of the source are set aside, including rows whose digest cannot be read.
     pub fn note_set_aside(&mut self) {
         self.keys.has_set_aside = true;
     }
 
-    /// Disables the key of a row that cannot be understood, whatever another row says of the same hash. All good rows have to be in
-    /// the table before: the row joins the identity of those that have its key id.
+    /// Disables the key of a row that cannot be understood, whatever another row with the same
+    /// digest says. All good rows have to be added before, because the row joins the rows that have
+    /// its key id.
     ///
     /// # Errors
-    /// When there are too many rows, or the default plan is not defined.
+    /// If there are too many rows, or the default plan is not defined.
     pub fn set_aside(&mut self, line: u64, hash: Digest, key_id: Option<&str>) -> Result<(), RowError> {
-        let probe = self.hashes().probe(&hash);
-        let Keys { index, entries, .. } = &mut self.keys;
+        let probe = self.hasher().probe(&hash);
+        let KeyTable { index, entries, .. } = &mut self.keys;
         if let Some(id) = index.find(probe, |id| same_digest(&entries[id as usize].digest, &hash)) {
-            entries[id as usize].status = StatusByte::set_aside();
+            entries[id as usize].status = AtomicStatus::set_aside();
             return Ok(());
         }
         match key_id.and_then(|key_id| self.keys.find_by_id(key_id)) {
             Some(first) => self.add_to_rotation(first, line, hash, probe),
             None => {
-                let by_hash = || format!("unreadable-{}", const_hex::encode(&hash[..NAMED_BY]));
-                let key_id = key_id.map_or_else(by_hash, str::to_owned);
+                let from_digest =
+                    || format!("unreadable-{}", const_hex::encode(&hash[..DIGEST_BYTES_IN_KEY_ID]));
+                let key_id = key_id.map_or_else(from_digest, str::to_owned);
                 let record = KeyRecord {
                     status: Status::Disabled,
                     given: FieldSet::NONE,
@@ -86,14 +49,14 @@ impl Builder {
                 };
                 self.add(line, &record)?;
                 if let Some(entry) = self.keys.entries.last_mut() {
-                    entry.status = StatusByte::set_aside();
+                    entry.status = AtomicStatus::set_aside();
                 }
                 Ok(())
             }
         }
     }
 
-    /// Adds a row beside the first one of its id, whose owner and limits it shares.
+    /// Adds a row with the key id, the owner and the limits of the entry `first`.
     fn add_to_rotation(
         &mut self,
         first: u32,
@@ -102,51 +65,54 @@ impl Builder {
         probe: Probe,
     ) -> Result<(), RowError> {
         let id = self.next_id()?;
-        self.claim_digest(id, &digest, probe)?;
+        self.insert_digest(id, &digest, probe)?;
         let Entry { identity, owner, policy, .. } = self.keys.entries[first as usize];
         self.push(Entry {
             digest,
             identity,
             not_before: 0,
-            expires_at: End::new(u32::MAX),
+            expires_at: AtomicExpiry::new(u32::MAX),
             owner,
             policy,
             buckets: first,
-            status: StatusByte::set_aside(),
+            status: AtomicStatus::set_aside(),
             has_metadata: false,
-            had: Had::default(),
-            pepper: PepperByte::default(),
+            prior_restrictions: PriorRestrictions::default(),
+            pepper: AtomicPepper::default(),
         });
         self.lines.push(id, line);
         Ok(())
     }
 
-    /// Disables all keys with these ids, whose rows contradict each other: which of them is right cannot be told.
+    /// Disables all keys with these key ids, whose rows contradict each other: it is unknown which
+    /// row is right.
     pub fn set_aside_ids<'i>(&mut self, key_ids: impl Iterator<Item = &'i str>) {
         let firsts: HashSet<u32> = key_ids.filter_map(|key_id| self.keys.find_by_id(key_id)).collect();
         if firsts.is_empty() {
             return;
         }
-        // While the table is being built, an entry says which is the first of its id.
+        // While the table is being built, `buckets` is the first entry with the same key id.
         for entry in self.keys.entries.iter_mut().filter(|entry| firsts.contains(&entry.buckets)) {
-            entry.status = StatusByte::set_aside();
+            entry.status = AtomicStatus::set_aside();
         }
     }
 }
 
-impl Keys {
-    /// Whether rows of the export that these keys are from are set aside.
+impl KeyTable {
+    /// Whether any row of the source is set aside.
     pub fn has_set_aside(&self) -> bool {
         self.has_set_aside
     }
 
-    /// Notes what the keys that are set aside were `before`, so that the guard sees what they come back with: whether they worked,
-    /// and which restrictions they had.
-    pub fn remember_before_set_aside(
-        &mut self,
-        before: &Self,
-        CompareOptions { now, by_key_id }: CompareOptions,
-    ) {
+    /// The ids of the keys that are disabled because their rows cannot be understood.
+    pub fn set_aside(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().filter(|entry| entry.status.is_set_aside()).map(|entry| self.key_id(entry))
+    }
+
+    /// Copies the previous state of the keys that are set aside from the table `before`: whether
+    /// they were usable, and which restrictions they had. When they return, the guard compares them
+    /// with that state.
+    pub fn inherit_prior_state(&mut self, before: &Self, CompareOptions { now, by_key_id }: CompareOptions) {
         let mut given = FieldSet::NONE;
         for at in 0..self.entries.len() {
             let entry = &self.entries[at];
@@ -154,30 +120,24 @@ impl Keys {
                 continue;
             }
             let by_id = || before.find_by_id(self.key_id(entry)).filter(|_| by_key_id);
-            let was = before.find_exactly(&entry.digest).or_else(by_id);
-            let Some(was) = was.and_then(|id| before.entries.get(id as usize)) else { continue };
-            let status = match was.status.before_set_aside() {
-                // One that has expired is to be counted when it returns.
-                Status::Active if !was.status.is_set_aside() && !is_within(was, now) => Status::Disabled,
+            let previous = before.find_exactly(&entry.digest).or_else(by_id);
+            let Some(previous) = previous.and_then(|id| before.entries.get(id as usize)) else { continue };
+            let was_set_aside = previous.status.is_set_aside();
+            let status = match previous.status.before_set_aside() {
+                // An expired key counts as disabled, so that its return is counted.
+                Status::Active if !was_set_aside && !is_within(previous, now) => Status::Disabled,
                 status => status,
             };
-            let had = if was.status.is_set_aside() { was.had } else { Had::of(before.restrictions(was)) };
-            given = given.union(had.fields());
+            let prior_restrictions = if was_set_aside {
+                previous.prior_restrictions
+            } else {
+                PriorRestrictions::of(before.restrictions(previous))
+            };
+            given = given.union(prior_restrictions.fields());
             let entry = &mut self.entries[at];
-            (entry.status, entry.had) = (StatusByte::set_aside_from(status), had);
+            entry.status = AtomicStatus::set_aside_from(status);
+            entry.prior_restrictions = prior_restrictions;
         }
         self.set_aside_given = given;
-    }
-
-    /// The restrictions that a row has a value for.
-    pub(super) fn restrictions(&self, entry: &Entry) -> FieldSet {
-        let policy = self.policies.get(entry.policy as usize);
-        let by_policy = policy.map_or(FieldSet::NONE, |policy| given_by_policy(policy, &self.plans));
-        impact::given(entry).union(by_policy)
-    }
-
-    /// Keys that are disabled because their rows cannot be understood.
-    pub fn set_aside(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().filter(|entry| entry.status.is_set_aside()).map(|entry| self.key_id(entry))
     }
 }

@@ -1,42 +1,42 @@
-//! What a set of keys consists of, for who looks it through before it is served.
+//! Counts of what a table contains, for a check before it is served.
 
 use std::fmt;
 
 use crate::record::Status;
-use crate::snapshot::Keys;
+use crate::snapshot::KeyTable;
 
-/// How many keys of each kind there are. A key is counted under every heading that is true of it.
+/// Counts of keys by kind. A key is counted once for each kind that applies to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Summary {
-    /// All of them: rows of the export.
+    /// All keys: the rows of the source.
     pub keys: usize,
-    /// Different key ids; fewer than keys where some are in rotation.
+    /// Distinct key ids: fewer than keys if some are in rotation.
     pub key_ids: usize,
-    /// Different owners.
+    /// Distinct owners.
     pub owners: usize,
-    /// Different combinations of environment, plan, scopes, networks, origins and limits.
+    /// Distinct combinations of environment, plan, scopes, networks, origins and limits.
     pub policies: usize,
-    /// Keys in force, their times apart.
+    /// Active keys, whether or not they are valid at this time.
     pub active: usize,
-    /// Keys switched off.
+    /// Disabled keys.
     pub disabled: usize,
-    /// Keys withdrawn for good.
+    /// Revoked keys.
     pub revoked: usize,
-    /// Keys whose time has passed.
+    /// Keys that have expired.
     pub expired: usize,
-    /// Keys whose time has not come.
+    /// Keys that are not valid yet.
     pub not_yet_valid: usize,
-    /// Keys that nothing limits.
+    /// Keys without limits.
     pub without_limits: usize,
 }
 
-impl Keys {
-    /// What there is, as of the Unix second `now`.
+impl KeyTable {
+    /// Counts the keys as of the Unix second `now`.
     pub fn summary(&self, now: u32) -> Summary {
         let mut summary = Summary {
             keys: self.len(),
             key_ids: self.ids.len(),
-            // The first is nobody.
+            // Number 0 stands for no owner.
             owners: self.owners.len() - 1,
             policies: self.policies.len(),
             ..Summary::default()
@@ -56,7 +56,7 @@ impl Keys {
     }
 }
 
-/// One line; what there is none of is left out.
+/// One line. Kinds with a count of 0 are left out.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { keys, key_ids, owners, policies, active, disabled, revoked, .. } = *self;

@@ -3,12 +3,13 @@
 use ipnet::IpNet;
 
 use crate::record::{Digest, KeyRecord, Limit, Origin, Status, parse_limits};
-use crate::snapshot::{Builder, Keys};
+use crate::snapshot::{Builder, KeyTable};
 
 /// The seed of every table that these helpers build.
 pub(super) const SEED: u64 = 7;
 
-/// An owned [`KeyRecord`]: an active key without an owner, restrictions or metadata, until a test sets some.
+/// An owned [`KeyRecord`]: an active key without an owner, restrictions or metadata, until a test
+/// sets some.
 #[derive(Clone)]
 pub(super) struct TestRecord {
     pub(super) hash: Digest,
@@ -52,7 +53,7 @@ impl TestRecord {
         }
     }
 
-    fn record(&self) -> KeyRecord<'_> {
+    fn as_record(&self) -> KeyRecord<'_> {
         KeyRecord {
             owner: self.owner,
             environment: self.environment,
@@ -74,13 +75,13 @@ impl TestRecord {
 pub(super) fn builder(records: &[TestRecord]) -> Builder {
     let mut builder = Builder::new(SEED, 0);
     for (record, line) in records.iter().zip(2..) {
-        builder.add(line, &record.record()).expect("a valid record");
+        builder.add(line, &record.as_record()).expect("a valid record");
     }
     builder
 }
 
 /// The table of `records`.
-pub(super) fn keys(records: &[TestRecord]) -> Keys {
+pub(super) fn keys(records: &[TestRecord]) -> KeyTable {
     builder(records).finish()
 }
 

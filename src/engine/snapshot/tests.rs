@@ -1,12 +1,14 @@
-//! Digests that share the whole 64-bit hash of the index: only a comparison of all 256 bits tells
-//! them apart.
+//! Digests that share the whole 64-bit hash of the index, so that only a comparison of all 256 bits
+//! distinguishes them.
 //!
-//! The index is keyed by a hash under a secret seed, so that a client cannot make such digests. A
-//! table must not depend on that: a look-up that believes the hash, or the 32 bits of it that the
-//! index keeps, admits a key that was never issued.
+//! The index hashes with a secret seed, so that a client cannot find such digests. A table must not
+//! depend on that: a look-up that trusts the hash, or the 32 bits of it that the index stores,
+//! would admit a key that was never issued.
 
+use std::hash::BuildHasher;
 use std::io::Cursor;
 
+use super::build::ParallelBuildError;
 use super::compiled::{ReadError, Reader};
 use super::index::Probe;
 use super::*;
@@ -24,10 +26,10 @@ fn digest_of(words: [u64; 4]) -> Digest {
     digest
 }
 
-/// Other digests with the hash of `digest` under `seed`. Each half of a digest goes through a
+/// Other digests with the hash of `digest` under `seed`. Each half of a digest is hashed by a
 /// multiplication of its two words, whose factors can be exchanged.
 pub(crate) fn forgeries(digest: &Digest, seed: u64) -> [Digest; 3] {
-    let [a, b, c, d] = words(digest);
+    let [a, b, c, d] = as_le_u64s(digest);
     let low = seed ^ seed.rotate_left(17) ^ index::MIX;
     let high = seed.rotate_left(31) ^ seed.rotate_left(47) ^ index::MIX;
     let forged =
@@ -35,8 +37,8 @@ pub(crate) fn forgeries(digest: &Digest, seed: u64) -> [Digest; 3] {
     forged.map(digest_of)
 }
 
-/// Pairs of digests with one hash that differ in a single byte, one pair for each byte. Where one
-/// factor of a multiplication is 0, the other does not count.
+/// Pairs of digests with one hash that differ in a single byte, one pair for each byte. If one
+/// factor of a multiplication is 0, the other has no effect.
 fn neighbours(seed: u64) -> Vec<(Digest, Digest)> {
     let zeros =
         [seed, seed.rotate_left(17) ^ index::MIX, seed.rotate_left(31), seed.rotate_left(47) ^ index::MIX];
@@ -55,7 +57,7 @@ fn neighbours(seed: u64) -> Vec<(Digest, Digest)> {
     pairs
 }
 
-/// Digests to be listed, each with one that is not and has its hash.
+/// Pairs of a listed digest and an unlisted one with the same hash.
 fn collisions(seed: u64) -> Vec<(Digest, Digest)> {
     let ordinary = (0..20_u8).map(|number| crate::key_format::hash(&[number]));
     let exchanged = ordinary.flat_map(|digest| forgeries(&digest, seed).map(|forged| (digest, forged)));
@@ -71,7 +73,7 @@ fn name(digest: &Digest) -> String {
     const_hex::encode(digest)
 }
 
-/// Puts each digest in once, as a key of its own name.
+/// Adds each digest as a key whose id is the digest.
 fn builder(seed: u64, digests: &[Digest]) -> Builder {
     let mut builder = Builder::new(seed, 0);
     for (digest, line) in digests.iter().zip(2..) {
@@ -80,20 +82,20 @@ fn builder(seed: u64, digests: &[Digest]) -> Builder {
     builder
 }
 
-fn in_bulk(seed: u64, digests: &[Digest]) -> Result<Builder, RowError> {
-    let mut bulk = Builder::new(seed, 0).in_bulk(digests.len());
-    let mut gather = bulk.gather();
-    digests.iter().for_each(|digest| gather.add(&KeyRecord::new(*digest, &name(digest))));
-    bulk.add_batch(gather.batch())?;
-    let (digests, ids) = bulk.indexes();
-    let (distinct, rotated) = (digests()?, ids());
-    bulk.finish(distinct, rotated)
+fn in_parallel(seed: u64, digests: &[Digest]) -> Result<Builder, ParallelBuildError> {
+    let mut builder = Builder::new(seed, 0).into_parallel(digests.len());
+    let mut batch_builder = builder.batch_builder();
+    digests.iter().for_each(|digest| batch_builder.add(&KeyRecord::new(*digest, &name(digest))));
+    builder.add_batch(batch_builder.take())?;
+    let (by_digest, by_id) = builder.index_builders();
+    let (unique, rotated) = (by_digest()?, by_id());
+    builder.finish(unique, rotated)
 }
 
-fn snapshot(keys: Keys) -> Snapshot {
+fn snapshot(keys: KeyTable) -> Snapshot {
     let (mut allocator, limiter) = (SlotAllocator::new(), Limiter::new());
     let mut allocation = allocator.begin(&limiter);
-    let snapshot = keys.publishable(&mut allocation, None, Stamp::default()).expect("room");
+    let snapshot = keys.into_snapshot(&mut allocation, None, SnapshotMeta::default()).expect("room");
     let _ = allocation.commit();
     snapshot
 }
@@ -112,34 +114,35 @@ fn load(file: &[u8]) -> Result<Builder, ReadError> {
     };
     let mut reader = Reader::open(read, file.len() as u64)?;
     let mut builder = reader.builder();
-    let decode = reader.policies(&mut builder)?;
-    let (mut space, mut merge, mut scatters) = (reader.space(), reader.merging(), reader.scatters(1));
-    let mut places = space.places();
-    while let Some(block) = reader.keys(&mut places)? {
+    let decoder = reader.read_policies(&mut builder)?;
+    let (mut buffers, mut merge, mut partitions) =
+        (reader.buffers(), reader.merge(), reader.hash_partitions(1));
+    let mut slots = buffers.block_slots();
+    while let Some(block) = reader.next_block(&mut slots)? {
         let (at, bytes) = block.range();
         let mut payload = vec![0; bytes];
-        read(at, &mut payload).map_err(|error| block.unreadable(error))?;
-        merge.add(decode.decode(block, &payload, &mut scatters[0])?, &mut builder)?;
+        read(at, &mut payload).map_err(|error| block.read_error(error))?;
+        merge.add(decoder.decode(block, &payload, &mut partitions[0])?, &mut builder)?;
     }
-    for part in space.id_parts(&scatters) {
-        merge.add_ids(part.fill(&scatters));
+    for part in buffers.id_partitions(&partitions) {
+        merge.add_ids(part.fill(&partitions));
     }
-    merge.finish(space, &decode, &scatters, &mut builder)?;
+    merge.finish(buffers, &decoder, &partitions, &mut builder)?;
     Ok(builder)
 }
 
-/// The same rows in every way that a table is made.
-fn tables(digests: &[Digest]) -> [Keys; 3] {
+/// A table of the same rows from each of the three builders.
+fn tables(digests: &[Digest]) -> [KeyTable; 3] {
     let compiled = load(&compile(&builder(SEED, digests))).expect("a good file");
-    [builder(SEED, digests), in_bulk(SEED, digests).expect("no two digests are the same"), compiled]
+    [builder(SEED, digests), in_parallel(SEED, digests).expect("no two digests are the same"), compiled]
         .map(Builder::finish)
 }
 
 /// Each digest of `all` is found as its own key if it is among the `listed`, and not at all
 /// otherwise.
-fn assert_found(keys: Keys, listed: &[Digest], all: &[Digest]) {
+fn assert_found(keys: KeyTable, listed: &[Digest], all: &[Digest]) {
     for digest in all {
-        assert_eq!(keys.has_use_for(digest, NOW), listed.contains(digest), "{}", name(digest));
+        assert_eq!(keys.has_live_key(digest, NOW), listed.contains(digest), "{}", name(digest));
     }
     let snapshot = snapshot(keys);
     for digest in all {
@@ -162,7 +165,7 @@ fn digest_with_the_hash_of_a_listed_key_is_not_found() {
 }
 
 #[test]
-fn keys_with_one_hash_are_told_apart_by_their_digests() {
+fn keys_with_the_same_hash_are_distinguished_by_their_digests() {
     let digest = crate::key_format::hash(b"a key");
     let all = [&[digest][..], &forgeries(&digest, SEED)].concat();
     for count in 2..=all.len() {
@@ -170,7 +173,7 @@ fn keys_with_one_hash_are_told_apart_by_their_digests() {
             assert_found(keys, &all[..count], &all);
         }
     }
-    // More than a line of the index has places.
+    // More than a group of the index has slots.
     let crowd: Vec<Digest> = (0..40_u8)
         .map(|number| digest_of([SEED, u64::from(number), SEED.rotate_left(31), 1 + u64::from(number)]))
         .collect();
@@ -188,8 +191,8 @@ fn duplicate_is_refused_and_digest_with_the_same_hash_is_not() {
             assert_eq!(refused, Err(RowError::DuplicateHash { line }));
         }
         let digests = [listed, forged, listed];
-        assert!(matches!(in_bulk(SEED, &digests), Err(RowError::DuplicateHash { .. })));
-        assert!(in_bulk(SEED, &digests[..2]).is_ok());
+        assert_eq!(in_parallel(SEED, &digests).err(), Some(ParallelBuildError::DuplicateHash));
+        assert!(in_parallel(SEED, &digests[..2]).is_ok());
     }
 }
 
@@ -197,7 +200,7 @@ fn duplicate_is_refused_and_digest_with_the_same_hash_is_not() {
 fn key_replaced_by_one_with_the_same_hash_is_removed_and_added() {
     let other = crate::key_format::hash(b"in both exports");
     for (before, after) in collisions(SEED) {
-        // In the place where the comparison expects the row, and elsewhere.
+        // Where the comparison expects the row, and elsewhere.
         for (old, new) in [([before, other], [after, other]), ([before, other], [other, after])] {
             for (old, new) in tables(&old).into_iter().zip(tables(&new)) {
                 let options = CompareOptions { now: 1, by_key_id: false };

@@ -139,7 +139,7 @@ impl<'s> Verifier<'s> {
     }
 
     fn is_stale(&self, snapshot: &Snapshot) -> bool {
-        self.global_policy.max_staleness.is_some_and(|limit| snapshot.stamp().source_age(self.now) > limit)
+        self.global_policy.max_staleness.is_some_and(|limit| snapshot.meta().source_age(self.now) > limit)
     }
 }
 

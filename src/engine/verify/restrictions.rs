@@ -27,7 +27,7 @@ pub(super) fn evaluate(request: &Verify<'_>, key: Key<'_>, now: u32) -> Option<V
     let policy = key.policy();
     // Fast path: most keys allow any network and origin, and most requests name no environment and
     // no scopes.
-    if request.environment.is_none() && request.scopes.is_none() && policy.is_for_everyone() {
+    if request.environment.is_none() && request.scopes.is_none() && policy.is_unrestricted_by_source() {
         return None;
     }
     evaluate_policy(request, policy)

@@ -9,7 +9,7 @@ use super::*;
 use crate::key_format;
 use crate::limiter::{Rate, SlotAllocator};
 use crate::record::{KeyRecord, Limit, Origin, Status};
-use crate::snapshot::{Builder, Stamp};
+use crate::snapshot::{Builder, SnapshotMeta};
 
 mod forgery;
 mod metadata;
@@ -40,10 +40,15 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
     let mut allocation = allocator.begin(limiter);
     let snapshot = builder
         .finish()
-        .publishable(
+        .into_snapshot(
             &mut allocation,
             None,
-            Stamp { generation: 7, source_time: NOW.unix - 100, loaded: NOW.ticks, ..Stamp::default() },
+            SnapshotMeta {
+                generation: 7,
+                source_time: NOW.unix - 100,
+                loaded: NOW.ticks,
+                ..SnapshotMeta::default()
+            },
         )
         .expect("room");
     // There is no earlier snapshot, so no bucket is inherited.
@@ -199,7 +204,7 @@ fn superseded_bucket_ends_the_batch_without_a_charge() {
     let mut allocation = allocator.begin(&limiter);
     let old = builder
         .finish()
-        .publishable(&mut allocation, None, Stamp { generation: 1, ..Stamp::default() })
+        .into_snapshot(&mut allocation, None, SnapshotMeta { generation: 1, ..SnapshotMeta::default() })
         .expect("room");
     let _ = allocation.commit();
 
@@ -209,7 +214,7 @@ fn superseded_bucket_ends_the_batch_without_a_charge() {
     let mut allocation = allocator.begin(&limiter);
     let new = builder
         .finish()
-        .publishable(&mut allocation, Some(&old), Stamp { generation: 2, ..Stamp::default() })
+        .into_snapshot(&mut allocation, Some(&old), SnapshotMeta { generation: 2, ..SnapshotMeta::default() })
         .expect("room");
     // The inherited buckets stay unsettled: the old snapshot must still see them as superseded.
     let _ = allocation.commit();

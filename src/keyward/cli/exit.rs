@@ -69,7 +69,7 @@ impl From<keyward_client::Error> for Failure {
     fn from(error: keyward_client::Error) -> Self {
         use keyward_client::Error;
         let exit = match &error {
-            Error::FieldTooLong { .. } | Error::InvalidScope { .. } => Exit::Usage,
+            Error::FieldTooLong(_) | Error::RequestTooLong { .. } | Error::InvalidScope { .. } => Exit::Usage,
             // Connect, Deadline, ConnectionLost, Protocol, Daemon: there is no verdict, and 1 would be taken for one.
             _ => Exit::Unreachable,
         };
@@ -95,10 +95,10 @@ mod tests {
 
     #[test]
     fn every_failure_has_its_code() {
-        use keyward_client::{DaemonError, Error, ErrorCode};
+        use keyward_client::{DaemonError, Error, ErrorCode, ProtocolViolationError};
         let exit = |error: Error| Failure::from(error).exit;
         assert_eq!(exit(Error::ConnectionLost { written: true }), Exit::Unreachable);
-        assert_eq!(exit(Error::Protocol(String::new())), Exit::Unreachable);
+        assert_eq!(exit(Error::Protocol(ProtocolViolationError::UnexpectedWelcome)), Exit::Unreachable);
         assert_eq!(exit(Error::InvalidScope { name: String::new() }), Exit::Usage);
         let daemon = |code: ErrorCode| {
             Error::Daemon(DaemonError { value: code as u8, detail: 0, closing: true, message: String::new() })

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use keyward_client::{Decision, Error, Options, Request, blocking};
+use keyward_client::{Decision, Error, FieldTooLongError, Options, Request, blocking};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -124,7 +124,7 @@ impl Verify {
     fn failure(&self, error: Error) -> Failure {
         match error {
             // A digest is short whatever the key is: only a raw key can be too long.
-            Error::FieldTooLong { field: "key", length, max } => Failure::new(
+            Error::FieldTooLong(FieldTooLongError { field: "key", length, max }) => Failure::new(
                 Exit::Usage,
                 format_args!(
                     "the key is {length} bytes long, and may have {max} to be sent itself: leave out --raw"
@@ -371,7 +371,8 @@ mod tests {
         let (_, _, messages) = run_with(&["verify", "--key-file", "no/key.txt"], b"");
         assert!(messages.contains("cannot open no/key.txt: "), "{messages}");
         let verify = verify(&[]).expect("good");
-        let long = verify.failure(Error::FieldTooLong { field: "key", length: 1025, max: 1024 });
+        let long =
+            verify.failure(Error::FieldTooLong(FieldTooLongError { field: "key", length: 1025, max: 1024 }));
         assert!(long.message.ends_with("leave out --raw"), "{}", long.message);
     }
 }

@@ -1,9 +1,9 @@
-//! What the fields of a row may hold: empty lists, texts that stand for no value, quotes, and how long they are.
+//! The values of fields: empty lists, null texts, quotes and lengths.
 
 use super::*;
 
 #[test]
-fn an_empty_list_is_not_an_absent_one() {
+fn empty_list_differs_from_an_absent_list() {
     let lists = |outcome: &Outcome| {
         assert_eq!(outcome.diagnostics.to_string(), "");
         let record = &outcome.records[0].1;
@@ -38,7 +38,7 @@ fn an_empty_list_is_not_an_absent_one() {
 }
 
 #[test]
-fn a_list_of_nothing_but_separators_is_refused() {
+fn list_of_separators_only_is_refused() {
     for text in [" ", "\t", ",", " , ", ",,", "{,}", "[\"\"]", "{\"\"}", "[null]", "{NULL}", "{{}}", "[[]]"] {
         for field in ["allowed_ips", "allowed_origins", "scopes"] {
             let quoted = text.replace('"', "\"\"");
@@ -54,7 +54,7 @@ fn a_list_of_nothing_but_separators_is_refused() {
 const EVERY_FIELD: &str = "key_id,key_hash,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,\
                            allowed_origins,limits,metadata";
 
-/// What comes of a row in which `field` is `text`, in CSV, in quoted CSV and in JSON Lines, by `layout`.
+/// Reads a row in which `field` is `text`, in CSV, in quoted CSV and in JSON Lines.
 fn with_text(field: Field, text: &str, mapping: &ColumnMapping) -> [Outcome; 3] {
     let value = |of: Field| match of {
         of if of == field => text,
@@ -79,7 +79,7 @@ fn with_text(field: Field, text: &str, mapping: &ColumnMapping) -> [Outcome; 3] 
 }
 
 #[test]
-fn null_as_text_is_no_owner_and_lifts_no_restriction() {
+fn null_text_is_no_owner_and_lifts_no_restriction() {
     let mapping = ColumnMapping::default();
     for text in ["NULL", "\\N", "null", " NULL "] {
         for field in Field::ALL {
@@ -109,7 +109,7 @@ fn null_as_text_is_no_owner_and_lifts_no_restriction() {
 }
 
 #[test]
-fn null_texts_are_those_of_the_configuration() {
+fn configured_null_texts_apply() {
     let mapping = ColumnMapping::default().with_null_texts(NullTexts::new(["-".into(), "(none)".into()]));
     for outcome in with_text(Field::Environment, "NULL", &mapping) {
         assert_eq!(outcome.diagnostics.to_string(), "");
@@ -131,31 +131,32 @@ fn null_texts_are_those_of_the_configuration() {
 }
 
 #[test]
-fn ignored_columns_do_not_count_against_the_bound_on_fields() {
+fn ignored_columns_do_not_count_towards_the_bound_on_fields() {
     let mapping = ColumnMapping::new(&BTreeMap::new(), vec!["bio".into()]).expect("a mapping");
     let bio = "ä, \"\"x\"\"\n".repeat(60_000);
     let text = format!("key_hash,bio,key_id\n{A},\"{bio}\",k1\n{B},,k2\n");
     let outcome = read_from(text.as_bytes(), Format::Csv, &mapping).expect("no I/O error");
     assert_eq!((outcome.diagnostics.to_string(), outcome.records.len()), (String::new(), 2));
-    let (mut blocks, header) = ChunkReader::new(Format::Csv, &mapping, text.as_bytes()).expect("a header");
+    let (mut reader, header) = ChunkReader::new(Format::Csv, &mapping, text.as_bytes()).expect("a header");
     let mut rows = 0;
-    assert!(blocks.read(&text.as_bytes()[header..], |_| rows += 1) && rows == 2, "the fast way");
+    assert!(reader.read(&text.as_bytes()[header..], |_| rows += 1) && rows == 2, "the fast way");
     let text = format!("{{\"key_hash\":\"{A}\",\"bio\":\"{}\",\"key_id\":\"k1\"}}\n", "x".repeat(900_000));
     let outcome = read_from(text.as_bytes(), Format::JsonLines, &mapping).expect("no I/O error");
     assert_eq!((outcome.diagnostics.to_string(), outcome.records.len()), (String::new(), 1));
 }
 
 #[test]
-fn the_fields_of_a_row_have_a_bound_and_the_largest_is_named() {
+fn row_with_too_large_fields_is_refused_and_the_largest_is_named() {
     let room = MAX_FIELDS - A.len() - 1;
     let scopes = "a ".repeat(room);
     for (length, fits) in [(room, true), (room + 1, false)] {
         let scopes = &scopes[..length];
-        let message = match fits {
-            true => String::new(),
-            false => format!(
+        let message = if fits {
+            String::new()
+        } else {
+            format!(
                 ": the fields of the row have 65537 bytes, and at most 65536 are read; this is the largest, with {length}"
-            ),
+            )
         };
         let place = |name: &str| if fits { String::new() } else { name.to_owned() };
         let text = format!("key_hash,key_id,scopes\n{A},k,{scopes}\n");
@@ -168,7 +169,7 @@ fn the_fields_of_a_row_have_a_bound_and_the_largest_is_named() {
 }
 
 #[test]
-fn the_longest_row_fits_and_one_byte_more_does_not() {
+fn longest_row_is_accepted_and_a_longer_one_refused() {
     let mapping = ColumnMapping::new(&BTreeMap::new(), vec!["bio".into()]).expect("a mapping");
     let row =
         |bio: usize| format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k\",\"bio\":\"{}\"}}\n", "x".repeat(bio));
@@ -181,7 +182,7 @@ fn the_longest_row_fits_and_one_byte_more_does_not() {
 }
 
 #[test]
-fn a_quote_in_the_wrong_place_is_refused_in_its_column() {
+fn misplaced_quote_is_reported_with_its_column() {
     let row = |owner: &str| csv(format!("key_hash,key_id,owner,plan\n{A},k1,{owner},pro\n{B},k2,,\n"));
     for (owner, message) in [
         ("\"acme\"x", "the closing quote is followed by more text"),
@@ -206,9 +207,9 @@ fn a_quote_in_the_wrong_place_is_refused_in_its_column() {
     }
 }
 
-/// Without its quotes the name would be that of a column.
+/// Without the misplaced quotes, the header would be correct.
 #[test]
-fn a_quote_in_the_wrong_place_of_the_header_is_refused() {
+fn misplaced_quote_in_the_header_is_refused() {
     for header in ["key_hash,\"key_\"id", "\"key_hash\",\"key_id\" ", "key_hash,key_id,\"own\"er"] {
         let outcome = csv(format!("{header}\n{A},k1\n"));
         let text = outcome.diagnostics.to_string();

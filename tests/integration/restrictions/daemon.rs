@@ -160,7 +160,7 @@ impl Way for Frames {
                 ..Verify::new(id, self.credential(key))
             };
             let request = match ask.ip {
-                Some(ip) => request.from_ip(ip.parse().expect("an address")),
+                Some(ip) => request.with_ip(ip.parse().expect("an address")),
                 None => request,
             };
             request.encode(&mut frames).expect("within all limits");

@@ -6,7 +6,7 @@ use keyward_engine::now::Now;
 use keyward_engine::pepper::{Pepper, Peppers};
 use keyward_engine::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
 use keyward_engine::rules::GlobalPolicy;
-use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 use keyward_engine::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
@@ -67,14 +67,14 @@ fn snapshot(rows: &[Row], limiter: &Limiter, hash: impl Fn(&str) -> Digest) -> S
     let text = export(rows, NOW.unix, 1, |key| const_hex::encode(hash(key)));
     let mut builder = Builder::new(7, rows.len()).with_plans(plans().into());
     let mut diagnostics = Diagnostics::new("keys.csv");
-    let mut sink =
-        |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+    let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
         .expect("reads");
     assert_eq!(diagnostics.to_string(), "");
     let mut allocator = SlotAllocator::new();
     let mut allocation = allocator.begin(limiter);
-    let snapshot = builder.finish().publishable(&mut allocation, None, Stamp::default()).expect("room");
+    let snapshot =
+        builder.finish().into_snapshot(&mut allocation, None, SnapshotMeta::default()).expect("room");
     let _ = allocation.commit();
     for row in rows.iter().filter(|row| row.revoked_by_operator) {
         snapshot.find_by_id(&row.key).expect("listed").set_revoked(true);
@@ -106,7 +106,7 @@ fn request(ask: &Ask, names: &'static str, credential: Credential<'static>) -> V
         ..Verify::new(1, credential)
     };
     match ask.ip {
-        Some(ip) => request.from_ip(ip.parse().expect("an address")),
+        Some(ip) => request.with_ip(ip.parse().expect("an address")),
         None => request,
     }
 }

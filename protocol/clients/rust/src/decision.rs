@@ -1,13 +1,11 @@
-//! What was answered: an owned copy of ANSWER (SPEC.md section 6).
+//! Decisions: an owned copy of ANSWER (SPEC.md section 6).
 
 use std::fmt;
 use std::time::Duration;
 
 use keyward_protocol::{Answer, Verdict};
 
-/// The daemon's answer. A denial is one, too: look at [`is_allowed`](Self::is_allowed).
-///
-/// All texts share one allocation, since most answers are read for two or three fields and dropped.
+/// The daemon's answer. A denial is also an answer: check [`is_allowed`](Self::is_allowed).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Decision {
     verdict: Verdict,
@@ -16,13 +14,15 @@ pub struct Decision {
     remaining: u32,
     retry_after_ms: u32,
     reset_ms: u32,
+    /// All texts in one allocation, because most callers read two or three fields and drop the
+    /// answer.
     texts: Box<str>,
-    /// Where each of the first texts ends; metadata is what is left.
+    /// The end of each text in `texts`; the metadata follows the last one.
     ends: [u16; TEXTS],
     has_metadata: bool,
 }
 
-/// Texts before the metadata: key id, owner, environment, plan, name of the limit, of the shadow limit.
+/// Number of the texts before the metadata, whose indexes follow.
 const TEXTS: usize = 6;
 const KEY_ID: usize = 0;
 const OWNER: usize = 1;
@@ -34,16 +34,16 @@ const SHADOW_LIMIT: usize = 5;
 /// The limit that decided, and its balance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit<'a> {
-    /// Its name, as configured.
+    /// Name of the limit, as configured.
     pub name: &'a str,
-    /// Its burst: the most that it ever holds, in units of cost.
+    /// Burst of the limit: the most that it ever holds, in units of cost.
     pub limit: u32,
     /// What could be spent right now, after this request, in units of cost.
     pub remaining: u32,
-    /// How long until the same cost would be admitted. Zero unless the verdict is RATE_LIMITED. In whole
-    /// milliseconds, rounded up; 49.7 days stands for that long or longer.
+    /// Time until the same cost would be admitted, in whole milliseconds, rounded up; zero unless
+    /// the verdict is RATE_LIMITED. 49.7 days stands for that time or longer.
     pub retry_after: Duration,
-    /// How long until the limit is full again; rounded and capped in the same way.
+    /// Time until the limit is full again, rounded and capped in the same way.
     pub reset: Duration,
 }
 
@@ -58,7 +58,7 @@ impl Decision {
         let mut ends = [0; TEXTS];
         for (text, end) in fields.iter().zip(&mut ends) {
             texts.push_str(text);
-            // At most 64 + 128 + 4 x 64 bytes: the decoder has checked each.
+            // Fits: the decoder has checked that these are at most 64 + 128 + 4 x 64 bytes.
             *end = texts.len() as u16;
         }
         texts.push_str(metadata);
@@ -75,22 +75,24 @@ impl Decision {
         }
     }
 
-    /// Whether the request may go ahead. Only ALLOWED does: a verdict that this version does not know is a denial.
+    /// Whether the request may go ahead: only with ALLOWED. A verdict that this version does not
+    /// know is a denial.
     pub fn is_allowed(&self) -> bool {
         self.verdict.is_allowed()
     }
 
-    /// Why, or why not.
+    /// The verdict, with the reason of a denial.
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
 
-    /// Number of the snapshot that the whole answer was taken from; 0 with NOT_READY.
+    /// The number of the snapshot that the whole answer was taken from; 0 with NOT_READY.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// The limit that decided; `None` where none did (a key without limits, or a denial for another reason).
+    /// The limit that decided; `None` if none did (a key without limits, or a denial for another
+    /// reason).
     pub fn limit(&self) -> Option<Limit<'_>> {
         let name = self.text(LIMIT_NAME)?;
         Some(Limit {
@@ -102,13 +104,13 @@ impl Decision {
         })
     }
 
-    /// Name of the first limit in shadow mode that would have refused this request, had it been enforced; `None` where
-    /// none would. It has no say in the verdict.
+    /// The name of the first limit in shadow mode that would have refused this request, had it been
+    /// enforced. It does not influence the verdict.
     pub fn shadow_limit(&self) -> Option<&str> {
         self.text(SHADOW_LIMIT)
     }
 
-    /// The key's id; `None` where the key is not known.
+    /// The key's id; `None` if the key is unknown.
     pub fn key_id(&self) -> Option<&str> {
         self.text(KEY_ID)
     }
@@ -128,13 +130,14 @@ impl Decision {
         self.text(PLAN)
     }
 
-    /// The key's metadata, the text of a JSON object; `None` where it has none or the request did not ask.
+    /// The key's metadata as the text of a JSON object; `None` if it has none or the request did
+    /// not ask for it.
     pub fn metadata(&self) -> Option<&str> {
         let start = usize::from(self.ends[SHADOW_LIMIT]);
         if self.has_metadata { self.texts.get(start..) } else { None }
     }
 
-    /// One of the texts; empty is how the wire says that there is none.
+    /// The text with this index. On the wire, an absent text is empty.
     fn text(&self, index: usize) -> Option<&str> {
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         let text = self.texts.get(usize::from(start)..usize::from(self.ends[index]))?;

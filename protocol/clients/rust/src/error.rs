@@ -1,4 +1,4 @@
-//! What can go wrong on the way to an answer. A denial is not here: it is an answer.
+//! Errors of the client: why a request has no answer. A denial is an answer, not an error.
 
 use std::fmt;
 use std::io;
@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_protocol::{ErrorCode, ErrorFrame, FieldTooLongError};
+use keyward_protocol::{ErrorCode, ErrorFrame, FieldTooLongError, ProtocolError};
 
-/// Why there is no answer. keyward's advice is to deny then.
+/// Why there is no answer. keyward recommends to deny the request in this case.
 ///
-/// Whether the key may have been charged is in [`may_have_been_charged`](Self::may_have_been_charged); the client has
-/// by itself repeated whatever is safe to repeat.
+/// [`may_have_been_charged`](Self::may_have_been_charged) tells whether the key may have been
+/// charged. The client has already repeated whatever is safe to repeat.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No connection to the daemon; nothing was sent.
+    /// The client could not connect to the daemon; nothing was sent.
     #[error(
         "cannot connect to keyward at {}: {source}; is the daemon running, and may this user open its socket?",
         path.display()
@@ -23,48 +23,47 @@ pub enum Error {
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: Arc<io::Error>,
     },
-    /// The deadline passed first.
-    #[error(
-        "no answer from keyward within {deadline:?}; the request was {}",
-        fate(*written)
-    )]
+    /// The deadline passed before there was an answer.
+    #[error("no answer from keyward within {deadline:?}; the request was {}", describe_delivery(*written))]
     Deadline {
-        /// How long the whole request was allowed to take.
+        /// The time that the whole call was allowed to take.
         deadline: Duration,
-        /// Whether the request, or a part of it, had been written by then.
+        /// Whether any part of the request had been written.
         written: bool,
     },
     /// The connection ended before the answer.
-    #[error("the connection to keyward ended before its answer; the request was {}", fate(*written))]
+    #[error("the connection to keyward ended before its answer; the request was {}", describe_delivery(*written))]
     ConnectionLost {
-        /// Whether the request, or a part of it, had been written by then.
+        /// Whether any part of the request had been written.
         written: bool,
     },
-    /// What the peer sends is not what SPEC.md says; the connection has been dropped.
+    /// The peer violates the protocol; the connection has been closed.
     #[error(
-        "the peer does not keep to keyward's protocol: {0}; is the socket keyward's, and of this version?"
+        "the peer does not follow keyward's protocol: {0}; is the socket keyward's, and of this version?"
     )]
-    Protocol(String),
+    Protocol(#[source] ProtocolViolationError),
     /// The daemon refused to answer.
     #[error("keyward refused the request: {0}")]
-    Daemon(DaemonError),
+    Daemon(#[source] DaemonError),
     /// A field is longer than the protocol allows; nothing was sent.
-    #[error("{field} is {length} bytes long, and may have {max}; shorten it{}", hint(field))]
-    FieldTooLong {
-        /// SPEC.md's name of the field.
-        field: &'static str,
-        /// How long it is, in bytes.
+    #[error("{0}; shorten it{hint}", hint = too_long_hint(.0))]
+    FieldTooLong(#[from] FieldTooLongError),
+    /// The request as a whole is longer than the daemon accepts; nothing was sent.
+    #[error("the whole request is {length} bytes long; the daemon allows {max}; shorten it")]
+    RequestTooLong {
+        /// Length of the request in bytes.
         length: usize,
-        /// How long it may be.
+        /// The daemon's limit in bytes.
         max: usize,
     },
-    /// A required scope is empty or has a space in it, or there is none to choose from; nothing was sent.
-    #[error("{name:?} is not the name of a scope: give at least one, none empty, none with a space")]
+    /// The name of a required scope is empty or contains a space, or `any_scope` got no name;
+    /// nothing was sent.
+    #[error("{name:?} is not the name of a scope: give at least one name, none empty, none with a space")]
     InvalidScope {
-        /// The name; empty where there is no name at all.
+        /// The name; empty if there is none.
         name: String,
     },
     /// A refund of 0; nothing was sent.
@@ -72,12 +71,12 @@ pub enum Error {
     EmptyRefund,
     /// The async client was used outside of a tokio runtime; nothing was sent.
     #[error(
-        "keyward's async client needs a tokio runtime with I/O and time enabled; elsewhere use the blocking one"
+        "keyward's async client needs a tokio runtime with I/O and time enabled; elsewhere use the blocking client"
     )]
     NoRuntime,
 }
 
-fn fate(written: bool) -> &'static str {
+fn describe_delivery(written: bool) -> &'static str {
     if written {
         "sent, and may have been charged (or given back, if it is a refund)"
     } else {
@@ -85,20 +84,22 @@ fn fate(written: bool) -> &'static str {
     }
 }
 
-fn hint(field: &str) -> &'static str {
-    if field == "key" { ", or use a daemon that takes digests: they have no limit" } else { "" }
+fn too_long_hint(error: &FieldTooLongError) -> &'static str {
+    if error.field == "key" { ", or use a daemon that accepts digests: they have no limit" } else { "" }
 }
 
 impl Error {
-    /// Whether the key may have been charged although there is no answer (or, for a [`Refund`](crate::Refund), given
-    /// back to). Where this is `false`, asking again cannot do it twice.
+    /// Whether the key may have been charged although there is no answer, or refunded if the
+    /// request was a [`Refund`](crate::Refund). If this is `false`, repeating the request cannot do
+    /// so twice.
     pub fn may_have_been_charged(&self) -> bool {
         match self {
             Self::Deadline { written, .. } | Self::ConnectionLost { written } => *written,
             Self::Protocol(_) => true,
             Self::Connect { .. }
             | Self::Daemon(_)
-            | Self::FieldTooLong { .. }
+            | Self::FieldTooLong(_)
+            | Self::RequestTooLong { .. }
             | Self::InvalidScope { .. }
             | Self::EmptyRefund
             | Self::NoRuntime => false,
@@ -106,29 +107,61 @@ impl Error {
     }
 }
 
-impl From<FieldTooLongError> for Error {
-    fn from(FieldTooLongError { field, length, max }: FieldTooLongError) -> Self {
-        Self::FieldTooLong { field, length, max }
-    }
+/// How a peer violated the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProtocolViolationError {
+    /// The peer sent bytes that are not a valid frame.
+    // The message of the ProtocolError is addressed to clients of the daemon, so only its code and
+    // detail are shown.
+    #[error("a frame from the daemon is {} ({})", .0.code.name(), .0.detail)]
+    InvalidFrame(#[source] ProtocolError),
+    /// The first response of a connection was an ANSWER instead of WELCOME.
+    #[error("the daemon sent an ANSWER before WELCOME")]
+    AnswerBeforeWelcome,
+    /// A WELCOME came after the first response of a connection.
+    #[error("the daemon sent a WELCOME that was not requested")]
+    UnexpectedWelcome,
+    /// WELCOME chose a version that the client does not speak.
+    #[error("WELCOME chose version {0}")]
+    UnsupportedVersion(u8),
+    /// WELCOME accepts keys neither as digests nor raw.
+    #[error("WELCOME accepts keys neither as digests nor raw")]
+    NoCredentials,
+    /// A response came although no request was waiting for one.
+    #[error("the daemon answered request {request_id}, but no answer was due")]
+    UnexpectedResponse {
+        /// The request id of the response.
+        request_id: u32,
+    },
+    /// A response came out of order.
+    #[error("the daemon answered request {actual}, but the answer to {expected} was due")]
+    WrongRequestId {
+        /// The request id whose response was due.
+        expected: u32,
+        /// The request id of the response.
+        actual: u32,
+    },
 }
 
-/// An ERROR frame (SPEC.md section 8): why the daemon did not answer. It has charged nothing.
+/// An ERROR frame (SPEC.md section 8): why the daemon did not answer. The request has charged
+/// nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DaemonError {
-    /// The code's number; [`code`](Self::code) names those that this version knows.
+    /// The number of the code; [`code`](Self::code) returns it if this version knows it.
     pub value: u8,
-    /// The offending value; what it is depends on the code.
+    /// The offending value; its meaning depends on the code.
     pub detail: u32,
-    /// Whether the daemon ended the connection with it.
+    /// Whether the daemon closed the connection.
     pub closing: bool,
-    /// The daemon's sentence for people.
+    /// The daemon's message for people.
     pub message: String,
 }
 
 impl DaemonError {
     /// The code, if this version knows it.
     pub fn code(&self) -> Option<ErrorCode> {
-        ErrorCode::from_u8(self.value)
+        ErrorCode::from_value(self.value)
     }
 }
 
@@ -152,32 +185,4 @@ impl fmt::Display for DaemonError {
     }
 }
 
-/// What became of one request that got no answer.
-#[derive(Clone, Debug)]
-pub(crate) enum Failure {
-    /// To be told to the caller.
-    Final(Error),
-    /// The daemon has not processed it, and never will: it can be sent again. The error is for when there is no time.
-    Retry(Error),
-    /// The deadline has passed; how long it was is known to the client.
-    Late {
-        /// Whether something of the request had been written by then.
-        written: bool,
-    },
-}
-
-impl Failure {
-    /// What to tell a caller who allowed `deadline`.
-    pub(crate) fn into_error(self, deadline: Duration) -> Error {
-        match self {
-            Self::Final(error) | Self::Retry(error) => error,
-            Self::Late { written } => Error::Deadline { deadline, written },
-        }
-    }
-}
-
-/// The connection ended before the request was written.
-pub(crate) const ENDED: Failure = Failure::Retry(Error::ConnectionLost { written: false });
-
-/// What became of one request.
-pub(crate) type Outcome = Result<crate::Decision, Failure>;
+impl std::error::Error for DaemonError {}

@@ -1,7 +1,8 @@
-//! Rust client for keyward: asks the daemon of this host whether an API key may do something, now.
+//! Rust client for keyward: asks the daemon of this host whether an API key may do something now.
 //!
-//! There are two clients with one vocabulary. [`Client`] is for tokio: it is cheap to clone, and all clones, tasks and
-//! threads share one connection on which their requests are pipelined. [`blocking::Client`] needs no runtime.
+//! There are two clients with the same requests and answers. [`Client`] is for tokio: it is cheap
+//! to clone, and all clones, tasks and threads share one connection on which their requests are
+//! pipelined. [`blocking::Client`] needs no runtime.
 //!
 //! ```no_run
 //! use keyward_client::{Client, Error, Request};
@@ -18,7 +19,7 @@
 //! # }
 //! ```
 //!
-//! and without a runtime:
+//! Without a runtime:
 //!
 //! ```no_run
 //! use keyward_client::{Request, blocking};
@@ -31,39 +32,50 @@
 //! # }
 //! ```
 //!
-//! What both promise:
+//! Both clients guarantee:
 //!
-//! * **A denial is a value.** `Err` is only for what kept the daemon from answering. Decide, explicitly, whether that
-//!   means denial; keyward's advice is that it does.
-//! * **The key stays here.** Its SHA-256 is sent, unless the daemon takes raw keys only: it says so when a connection
-//!   begins, or refuses a digest later (then the request is sent again, raw). Copies that the client makes are
-//!   overwritten.
-//! * **Every call ends by its deadline** (50 ms unless the [`Options`] say otherwise), connecting included.
-//! * **Nothing is charged twice.** A request is sent again only where nothing of it was written, or where the daemon
-//!   said that it was not processed. [`Error::may_have_been_charged`] tells the rest. What was charged for nothing can
-//!   be given [back](Refund), and that is not done twice either.
-//! * A connection is made on first use, and again when it has ended or been silent for too long.
+//! * **A denial is a value.** An `Err` means that there is no answer. Decide explicitly whether
+//!   that means denial; keyward recommends that it does.
+//! * **The key stays in this process.** The client sends its SHA-256, unless the daemon accepts raw
+//!   keys only: the daemon says so when a connection begins, or refuses a digest later (then the
+//!   client sends the raw key). Copies that the client makes of the key are wiped.
+//! * **Every call ends by its deadline** (50 ms unless the [`Options`] say otherwise), connecting
+//!   included.
+//! * **Nothing is charged twice.** A request is sent again only if no part of it was written, or if
+//!   the daemon said that it was not processed. For other requests, see
+//!   [`Error::may_have_been_charged`]. A [`Refund`] gives back what was charged for a request that
+//!   came to nothing; a refund is not carried out twice either.
+//! * **Connections are managed.** The client connects on first use, and again if the connection has
+//!   ended or has been silent for too long.
 //!
-//! Where to read on: `wire` turns requests into bytes and bytes into answers, without any I/O; `forms` decides how keys
-//! are sent; `busy` when to look for an answer and not to sleep; `retry` has the rules for trying again; `pipeline` and `blocking` are the two ways to move the bytes.
+//! # Structure
+//!
+//! `session`, `send_buffer`, `receive_buffer`, `event` and `sequence` convert between requests,
+//! answers and bytes, without I/O. `credential_mode` decides how keys are sent, `retry` when to try
+//! again, and `busy_poll` when to spin for an answer. `pipeline` and `blocking` are the two
+//! clients, and do the I/O.
 
-mod busy;
+pub mod blocking;
+mod busy_poll;
+mod credential_mode;
 mod decision;
 mod error;
-mod forms;
+mod event;
+mod failure;
 mod options;
 mod pipeline;
+mod receive_buffer;
 mod refund;
 mod request;
 mod retry;
+mod send_buffer;
+mod sequence;
+mod session;
 mod socket;
-mod wire;
-
-pub mod blocking;
 
 pub use decision::{Decision, Limit};
-pub use error::{DaemonError, Error};
-pub use keyward_protocol::{ErrorCode, Verdict};
+pub use error::{DaemonError, Error, ProtocolViolationError};
+pub use keyward_protocol::{ErrorCode, FieldTooLongError, ProtocolError, Verdict};
 pub use options::{DEFAULT_DEADLINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_SOCKET, Options};
 pub use pipeline::Client;
 pub use refund::Refund;

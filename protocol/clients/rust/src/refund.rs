@@ -1,23 +1,25 @@
-//! What is given back: SPEC.md section 5, and the advice of section 9.
+//! Refunds: SPEC.md section 5, and the recommendations of section 9.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use crate::Request;
-use crate::request::Purpose;
+use crate::request::Operation;
 
-/// Gives back what a key was charged for a request that came to nothing: its cost, to every limit of the key or to one.
+/// Gives back what a key was charged for a request that came to nothing, to every limit of the key
+/// or to one.
 ///
-/// The daemon remembers balances and not requests, so it is for the caller to refund only what an ALLOWED has charged, once,
-/// and soon; and not what the key's holder can make fail at will. No limit is filled above its burst.
+/// The daemon stores balances, not requests. The caller therefore has to refund only what an
+/// ALLOWED has charged, once, and soon; and must not refund failures that the holder of the key can
+/// cause at will. No limit rises above its burst.
 ///
-/// A refund takes the same way as a [`Request`]: the key is hashed, and wiped with it.
+/// The key is hashed and wiped as that of a [`Request`].
 ///
 /// ```no_run
-/// # fn example(key: &str, mut keyward: keyward_client::blocking::Client) -> Result<(), keyward_client::Error> {
-/// # let render = || Err::<(), ()>(());
-/// use keyward_client::Request;
+/// # fn render() -> std::io::Result<()> { Ok(()) }
+/// use keyward_client::{Error, Request, blocking};
 ///
+/// # fn example(key: &str, mut keyward: blocking::Client) -> Result<(), Error> {
 /// let request = Request::new(key).cost(5);
 /// if keyward.verify(&request)?.is_allowed() && render().is_err() {
 ///     keyward.refund(&request.refund())?;
@@ -29,35 +31,37 @@ use crate::request::Purpose;
 pub struct Refund<'a>(Request<'a>);
 
 impl<'a> Refund<'a> {
-    /// Gives `cost` back to every limit of a key that stays where it is. A cost of 0 fails with
+    /// Gives `cost` back to every limit of `key`, which is borrowed. A cost of 0 fails with
     /// [`Error::EmptyRefund`](crate::Error::EmptyRefund).
     pub fn new<K: AsRef<[u8]> + ?Sized>(key: &'a K, cost: u32) -> Self {
-        Self::of(Request::new(key), cost)
+        Self::from_request(Request::new(key), cost)
     }
 
-    /// The same for a key that the refund takes over (without copying it) and wipes when it is dropped.
+    /// Like [`new`](Self::new), but takes ownership of the key without copying it, and wipes it on
+    /// drop.
     pub fn owned(key: impl Into<Vec<u8>>, cost: u32) -> Self {
-        Self::of(Request::owned(key), cost)
+        Self::from_request(Request::owned(key), cost)
     }
 
-    fn of(request: Request<'a>, cost: u32) -> Self {
-        Self(request.cost(cost).meant_to(Purpose::Refund(None)))
+    fn from_request(request: Request<'a>, cost: u32) -> Self {
+        Self(request.cost(cost).operation(Operation::Refund { limit: None }))
     }
 
-    /// Gives back to the limit of this name only, of at most 64 bytes. Where the key has no such limit, nothing is given
-    /// back, and the answer names no [limit](crate::Decision::limit).
+    /// Gives back only to the limit with this name of at most 64 bytes. If the key has no such
+    /// limit, nothing is given back, and the answer names no [limit](crate::Decision::limit).
     #[must_use]
     pub fn limit(self, name: impl Into<Cow<'a, str>>) -> Self {
-        Self(self.0.meant_to(Purpose::Refund(Some(name.into()))))
+        Self(self.0.operation(Operation::Refund { limit: Some(name.into()) }))
     }
 
-    /// Sends the key itself, where the daemon takes it: as [`Request::raw`].
+    /// Sends the key itself if the daemon accepts that, like [`Request::raw`].
     #[must_use]
     pub fn raw(self) -> Self {
         Self(self.0.raw())
     }
 
-    /// The same refund with nothing borrowed, to be moved to another task or thread. The key is copied.
+    /// Converts into a refund that borrows nothing, so that it can move to another task or thread.
+    /// A borrowed key is copied.
     #[must_use]
     pub fn into_owned(self) -> Refund<'static> {
         Refund(self.0.into_owned())
@@ -68,17 +72,13 @@ impl<'a> Refund<'a> {
     }
 }
 
-/// The key must not reach a log: only its length is shown.
+/// Prints only the length of the key, because the key must not reach a log.
 impl fmt::Debug for Refund<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let limit = match self.0.purpose() {
-            Purpose::Refund(Some(name)) => Some(name),
-            _ => None,
-        };
         f.debug_struct("Refund")
             .field("key", &format_args!("{} bytes", self.0.key().len()))
-            .field("cost", &self.0.units())
-            .field("limit", &limit)
+            .field("cost", &self.0.cost)
+            .field("limit", &self.0.refunded_limit())
             .finish()
     }
 }

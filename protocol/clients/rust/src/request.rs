@@ -1,4 +1,5 @@
-//! What is asked: the key, and what it has to be allowed to do. A refund takes the same way to the daemon.
+//! Requests: the key, and what it has to be allowed to do. A refund is a request with another
+//! operation.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,13 +11,13 @@ use zeroize::Zeroize;
 use crate::Refund;
 use crate::error::Error;
 
-/// The cost of an ordinary request.
-const ORDINARY_COST: u32 = 1;
+/// The default cost of a request.
+const DEFAULT_COST: u32 = 1;
 
-/// One question: may this key do this, now?
+/// Asks whether a key may do something now.
 ///
-/// A request can be asked any number of times. It borrows what it is given where it can; what it owns of the key is
-/// overwritten when it is dropped, and `{:?}` does not show the key.
+/// A request can be sent any number of times. It borrows its arguments if possible. If it owns the
+/// key, it overwrites the key on drop, and `{:?}` does not print the key.
 ///
 /// ```
 /// use keyward_client::Request;
@@ -31,26 +32,28 @@ const ORDINARY_COST: u32 = 1;
 #[derive(Clone)]
 pub struct Request<'a> {
     key: Key<'a>,
-    cost: u32,
+    pub(crate) cost: u32,
     scopes: ScopeNames,
     mode: ScopeMode,
     ip: Option<IpAddr>,
     origin: Option<Cow<'a, str>>,
     environment: Option<Cow<'a, str>>,
     want_metadata: bool,
-    raw: bool,
-    purpose: Purpose<'a>,
+    prefers_raw: bool,
+    operation: Operation<'a>,
 }
 
-/// What the daemon is to do for the key.
+/// What the daemon does with the key.
 #[derive(Clone)]
-pub(crate) enum Purpose<'a> {
+pub(crate) enum Operation<'a> {
     Verify,
-    /// Give the cost back: to the limit of this name, or to all of the key's.
-    Refund(Option<Cow<'a, str>>),
+    Refund {
+        /// Name of the only limit to give back to; `None` means every limit of the key.
+        limit: Option<Cow<'a, str>>,
+    },
 }
 
-/// The raw key. It wipes its own copy, never a borrowed one.
+/// The raw key. An owned key is wiped on drop, a borrowed one is not.
 #[derive(Clone)]
 struct Key<'a>(Cow<'a, [u8]>);
 
@@ -62,60 +65,63 @@ impl Drop for Key<'_> {
     }
 }
 
-/// Required scopes as they are written: names separated by single spaces.
+/// Required scopes.
 #[derive(Clone)]
 enum ScopeNames {
     None,
+    /// Names separated by single spaces, as on the wire.
     Joined(String),
-    /// Kept until the request is asked, so that the builder needs no `Result`.
+    /// An invalid name. The error is reported when the request is sent, so that the builder needs
+    /// no `Result`.
     Invalid(String),
 }
 
 impl<'a> Request<'a> {
-    /// Asks about a key that stays where it is: a `&str`, `&String`, `&[u8]`, `&[u8; N]`...
+    /// A request about a borrowed key: a `&str`, `&String`, `&[u8]`, `&[u8; N]`...
     pub fn new<K: AsRef<[u8]> + ?Sized>(key: &'a K) -> Self {
-        Self::with(Key(Cow::Borrowed(key.as_ref())))
+        Self::with_key(Key(Cow::Borrowed(key.as_ref())))
     }
 
-    /// Asks about a key that the request takes over (without copying it) and wipes when it is dropped.
+    /// A request that takes ownership of the key without copying it, and wipes it on drop.
     pub fn owned(key: impl Into<Vec<u8>>) -> Self {
-        Self::with(Key(Cow::Owned(key.into())))
+        Self::with_key(Key(Cow::Owned(key.into())))
     }
 
-    fn with(key: Key<'a>) -> Self {
+    fn with_key(key: Key<'a>) -> Self {
         Self {
             key,
-            cost: ORDINARY_COST,
+            cost: DEFAULT_COST,
             scopes: ScopeNames::None,
             mode: ScopeMode::All,
             ip: None,
             origin: None,
             environment: None,
             want_metadata: false,
-            raw: false,
-            purpose: Purpose::Verify,
+            prefers_raw: false,
+            operation: Operation::Verify,
         }
     }
 
-    /// What to charge each of the key's limits, in units of the limit; 1 unless this is called. 0 is a
-    /// [`peek`](Self::peek).
+    /// Sets what to charge each of the key's limits, in units of the limit. The default is 1; 0 is
+    /// a [`peek`](Self::peek).
     #[must_use]
     pub fn cost(mut self, cost: u32) -> Self {
         self.cost = cost;
         self
     }
 
-    /// Charges nothing: the answer tells the balance as it is.
+    /// Charges nothing: the answer contains the current balance.
     #[must_use]
     pub fn peek(self) -> Self {
         self.cost(0)
     }
 
-    /// The key must have every one of these scopes. An empty list asks for none. Replaces what an earlier call of
-    /// this or of [`any_scope`](Self::any_scope) asked for.
+    /// Requires all of these scopes. An empty list requires none. Replaces the scopes of an earlier
+    /// call of this method or of [`any_scope`](Self::any_scope).
     ///
-    /// A name that is empty or has a space in it makes the request fail with
-    /// [`Error::InvalidScope`](crate::Error::InvalidScope); together the names may have 1024 bytes.
+    /// If a name is empty or contains a space, sending the request fails with
+    /// [`Error::InvalidScope`](crate::Error::InvalidScope). The names together may have 1024 bytes,
+    /// including separators.
     #[must_use]
     pub fn scopes<S: AsRef<str>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.scopes = ScopeNames::join(names);
@@ -123,8 +129,8 @@ impl<'a> Request<'a> {
         self
     }
 
-    /// The key must have at least one of these scopes. An empty list can be satisfied by no key, and fails with
-    /// [`Error::InvalidScope`](crate::Error::InvalidScope) rather than asking for nothing. Otherwise as
+    /// Requires at least one of these scopes. No key could satisfy an empty list, so sending it
+    /// fails with [`Error::InvalidScope`](crate::Error::InvalidScope). Otherwise like
     /// [`scopes`](Self::scopes).
     #[must_use]
     pub fn any_scope<S: AsRef<str>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
@@ -136,58 +142,61 @@ impl<'a> Request<'a> {
         self
     }
 
-    /// The address that the caller's own request came from, for keys that are bound to networks.
+    /// Sets the address that the caller's own request came from, for keys that are bound to
+    /// networks.
     #[must_use]
     pub fn ip(mut self, ip: IpAddr) -> Self {
         self.ip = Some(ip);
         self
     }
 
-    /// The web origin of the caller's own request as the browser sent it (`https://app.example.com`), for keys that
-    /// are bound to origins. At most 512 bytes.
+    /// Sets the web origin of the caller's own request as the browser sent it
+    /// (`https://app.example.com`), for keys that are bound to origins: at most 512 bytes.
     #[must_use]
     pub fn origin(mut self, origin: impl Into<Cow<'a, str>>) -> Self {
         self.origin = Some(origin.into());
         self
     }
 
-    /// The environment that the caller serves (`live`, `test`): a key of another one is refused. At most 64 bytes.
+    /// Sets the environment that the caller serves (`live`, `test`), at most 64 bytes. A key of
+    /// another environment is denied.
     #[must_use]
     pub fn environment(mut self, environment: impl Into<Cow<'a, str>>) -> Self {
         self.environment = Some(environment.into());
         self
     }
 
-    /// Asks for the key's metadata with the answer, up to 4 KiB.
+    /// Requests the key's metadata with the answer, up to 4 KiB.
     #[must_use]
     pub fn metadata(mut self) -> Self {
         self.want_metadata = true;
         self
     }
 
-    /// Sends the key itself, where the daemon takes it, and not its digest: only then can the daemon tell a typo
-    /// ([`MalformedKey`](crate::Verdict::MalformedKey)) from a key that it does not know. For tools; an application has
-    /// no reason to let the key out of its process.
+    /// Sends the key itself instead of its digest, if the daemon accepts that. Only then can the
+    /// daemon distinguish a typo ([`MalformedKey`](crate::Verdict::MalformedKey)) from an unknown
+    /// key. This is meant for tools; an application has no reason to let the key leave its process.
     #[must_use]
     pub fn raw(mut self) -> Self {
-        self.raw = true;
+        self.prefers_raw = true;
         self
     }
 
-    /// Gives back what this request was charged: the same key, the same cost, every limit. See [`Refund`].
+    /// The refund of this request: the same key, the same cost, every limit. See [`Refund`].
     #[must_use]
     pub fn refund(&self) -> Refund<'_> {
         let refund = Refund::new(self.key(), self.cost);
-        if self.raw { refund.raw() } else { refund }
+        if self.prefers_raw { refund.raw() } else { refund }
     }
 
-    /// The same request, for something else than to be verified.
-    pub(crate) fn meant_to(mut self, purpose: Purpose<'a>) -> Self {
-        self.purpose = purpose;
+    /// Sets what the daemon does with the key.
+    pub(crate) fn operation(mut self, operation: Operation<'a>) -> Self {
+        self.operation = operation;
         self
     }
 
-    /// The same request with nothing borrowed, to be moved to another task or thread. The key is copied.
+    /// Converts into a request that borrows nothing, so that it can move to another task or thread.
+    /// A borrowed key is copied.
     #[must_use]
     pub fn into_owned(mut self) -> Request<'static> {
         let key = std::mem::replace(&mut self.key, Key(Cow::Borrowed(&[])));
@@ -200,38 +209,38 @@ impl<'a> Request<'a> {
             origin: self.origin.map(|origin| Cow::Owned(origin.into_owned())),
             environment: self.environment.map(|environment| Cow::Owned(environment.into_owned())),
             want_metadata: self.want_metadata,
-            raw: self.raw,
-            purpose: self.purpose.into_owned(),
+            prefers_raw: self.prefers_raw,
+            operation: self.operation.into_owned(),
         }
     }
 
-    pub(crate) fn is_raw(&self) -> bool {
-        self.raw
+    pub(crate) fn prefers_raw(&self) -> bool {
+        self.prefers_raw
     }
 
     pub(crate) fn key(&self) -> &[u8] {
         &self.key.0
     }
 
-    pub(crate) fn units(&self) -> u32 {
-        self.cost
+    /// The name of the only limit to refund, if this is a refund and there is one.
+    pub(crate) fn refunded_limit(&self) -> Option<&str> {
+        match &self.operation {
+            Operation::Refund { limit } => limit.as_deref(),
+            Operation::Verify => None,
+        }
     }
 
-    pub(crate) fn purpose(&self) -> &Purpose<'a> {
-        &self.purpose
-    }
-
-    /// Appends the frame; where that fails, nothing has been appended.
+    /// Appends the frame. If that fails, nothing is appended.
     pub(crate) fn encode(
         &self,
         request_id: u32,
         credential: Credential<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        match &self.purpose {
-            Purpose::Verify => self.verify_frame(request_id, credential)?.encode(out)?,
-            Purpose::Refund(_) if self.cost == 0 => return Err(Error::EmptyRefund),
-            Purpose::Refund(limit) => {
+        match &self.operation {
+            Operation::Verify => self.verify_frame(request_id, credential)?.encode(out)?,
+            Operation::Refund { .. } if self.cost == 0 => return Err(Error::EmptyRefund),
+            Operation::Refund { limit } => {
                 RefundFrame { request_id, cost: self.cost, credential, limit: limit.as_deref() }
                     .encode(out)?;
             }
@@ -247,7 +256,7 @@ impl<'a> Request<'a> {
         };
         let mut verify = Verify::new(request_id, credential);
         if let Some(ip) = self.ip {
-            verify = verify.from_ip(ip);
+            verify = verify.with_ip(ip);
         }
         Ok(Verify {
             cost: self.cost,
@@ -260,11 +269,13 @@ impl<'a> Request<'a> {
     }
 }
 
-impl Purpose<'_> {
-    fn into_owned(self) -> Purpose<'static> {
+impl Operation<'_> {
+    fn into_owned(self) -> Operation<'static> {
         match self {
-            Self::Verify => Purpose::Verify,
-            Self::Refund(limit) => Purpose::Refund(limit.map(|name| Cow::Owned(name.into_owned()))),
+            Self::Verify => Operation::Verify,
+            Self::Refund { limit } => {
+                Operation::Refund { limit: limit.map(|name| Cow::Owned(name.into_owned())) }
+            }
         }
     }
 }
@@ -280,7 +291,8 @@ impl ScopeNames {
         let mut joined = String::new();
         for name in names {
             let name = name.as_ref();
-            // A space would turn one required scope into two, and ANY_SCOPE would then be easier to satisfy.
+            // A space would turn one required scope into two, which would make ANY_SCOPE easier to
+            // satisfy.
             if name.is_empty() || name.contains(' ') {
                 return Self::Invalid(name.to_owned());
             }
@@ -293,7 +305,7 @@ impl ScopeNames {
     }
 }
 
-/// The key must not reach a log: only its length is shown.
+/// Prints only the length of the key, because the key must not reach a log.
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")

@@ -1,5 +1,5 @@
-//! What std cannot do with a Unix socket: connect within a time, and look at one that has been idle without touching what
-//! is there to be read.
+//! Operations that std does not offer for Unix sockets: connecting with a timeout, and checking an
+//! idle socket without consuming data.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,38 +13,39 @@ use rustix::net::{
     AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, socket_with,
 };
 
-/// A connection that was used so recently is written to without a look: writing to one that the daemon has closed
-/// meanwhile fails before a byte is written.
-pub(crate) const FRESH: Duration = Duration::from_millis(1);
+/// A connection that was used this recently is written to without a check. Writing to a connection
+/// that the daemon has closed since then fails before any byte is written.
+pub(crate) const CHECK_AFTER: Duration = Duration::from_millis(1);
 
-/// The shortest timeout that can be set: zero would be none.
-pub(crate) const SHORTEST_TIMEOUT: Duration = Duration::from_micros(1);
+/// The shortest timeout of a socket; zero would disable the timeout.
+pub(crate) const MIN_TIMEOUT: Duration = Duration::from_micros(1);
 
-/// What there is to be read.
+/// What a read would return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Idle {
-    /// Nothing, and more may come.
-    Quiet,
-    /// Something.
-    Speaks,
-    /// The end.
-    Ended,
+pub(crate) enum ReadState {
+    /// Nothing yet.
+    Empty,
+    /// Data.
+    Readable,
+    /// The end of the stream, or an error.
+    Closed,
 }
 
-pub(crate) fn look(socket: impl AsFd) -> Idle {
+/// Checks what a read would return, without consuming data.
+pub(crate) fn peek(socket: impl AsFd) -> ReadState {
     match recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Err(Errno::AGAIN | Errno::INTR) => Idle::Quiet,
-        Ok((_, count)) if count > 0 => Idle::Speaks,
-        _ => Idle::Ended,
+        Err(Errno::AGAIN | Errno::INTR) => ReadState::Empty,
+        Ok((_, count)) if count > 0 => ReadState::Readable,
+        _ => ReadState::Closed,
     }
 }
 
-/// Connects; a daemon whose queue of connections is full is waited for until `left` is over (then the error is
-/// `WouldBlock`). std has no such timeout for Unix sockets.
-pub(crate) fn connect_within(socket: &Path, left: Duration) -> io::Result<UnixStream> {
+/// Connects. If the daemon's queue of connections is full, waits for up to `timeout`, and then
+/// fails with `WouldBlock`.
+pub(crate) fn connect_with_timeout(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&fd, Timeout::Send, Some(left.max(SHORTEST_TIMEOUT)))?;
+    set_socket_timeout(&fd, Timeout::Send, Some(timeout.max(MIN_TIMEOUT)))?;
     connect(&fd, &address)?;
     Ok(UnixStream::from(fd))
 }

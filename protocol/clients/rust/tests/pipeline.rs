@@ -1,7 +1,7 @@
-//! What only the async client does: many tasks on one connection.
+//! Tests of the async client: many tasks on one connection.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod script;
+mod support;
 
 use std::future::Future;
 use std::pin::pin;
@@ -10,25 +10,25 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use keyward_client::{Client, Error, ErrorCode, Options, Refund, Request};
-use script::*;
+use support::*;
 use tokio::task::JoinSet;
 
 const TASKS: usize = 64;
 
-fn each(test: impl Fn(Form) + Send + 'static) {
-    limited(move || [Form::CurrentThread, Form::MultiThread].into_iter().for_each(test));
+fn for_each_runtime(test: impl Fn(ClientKind) + Send + 'static) {
+    with_time_limit(move || [ClientKind::CurrentThread, ClientKind::MultiThread].into_iter().for_each(test));
 }
 
-fn client(daemon: &Daemon) -> Client {
+fn client(daemon: &ScriptedDaemon) -> Client {
     Client::with_options(Options::new(&daemon.socket).deadline(LONG))
 }
 
 async fn expect_allowed(client: &Client, key: &str) {
     let decision = client.verify(&Request::new(key)).await.unwrap();
-    assert_eq!(decision.key_id(), Some(key_id_of(key).as_str()));
+    assert_eq!(decision.key_id(), Some(expected_key_id(key).as_str()));
 }
 
-/// Polls `future` once, which must not be enough.
+/// Polls `future` once, and checks that it is pending.
 async fn poll_once(future: &mut (impl Future + Unpin)) {
     std::future::poll_fn(|cx| {
         assert!(std::pin::Pin::new(&mut *future).poll(cx).is_pending());
@@ -37,41 +37,41 @@ async fn poll_once(future: &mut (impl Future + Unpin)) {
     .await;
 }
 
-/// Asks for three keys and drops the second request while all are under way.
-async fn expect_all_but_one(client: &Client, dropped: impl FnOnce()) {
+/// Sends three requests and drops the second while all are in flight; then calls `after_drop`.
+async fn drop_second_of_three(client: &Client, after_drop: impl FnOnce()) {
     let requests = ["a", "b", "c"].map(|key| Request::new(key).into_owned());
     let [mut a, mut b, mut c] = requests.each_ref().map(|request| Box::pin(client.verify(request)));
     poll_once(&mut a).await;
     poll_once(&mut b).await;
     poll_once(&mut c).await;
     drop(b);
-    dropped();
-    assert_eq!(c.await.unwrap().key_id(), Some(key_id_of("c").as_str()));
-    assert_eq!(a.await.unwrap().key_id(), Some(key_id_of("a").as_str()));
+    after_drop();
+    assert_eq!(c.await.unwrap().key_id(), Some(expected_key_id("c").as_str()));
+    assert_eq!(a.await.unwrap().key_id(), Some(expected_key_id("a").as_str()));
 }
 
 #[test]
-fn a_client_and_its_futures_can_go_to_any_thread() {
-    fn anywhere<T: Send + Sync + Clone>(_: &T) {}
-    fn movable<T: Send>(_: T) {}
+fn client_and_its_futures_are_send() {
+    fn assert_shareable<T: Send + Sync + Clone>(_: &T) {}
+    fn assert_send<T: Send>(_: T) {}
     let client = Client::new("unused");
-    anywhere(&client);
-    movable(client.verify(&Request::new("a")));
-    movable(client.verify_many(&[Request::new("a")]));
-    movable(client.refund(&Refund::new("a", 1)));
+    assert_shareable(&client);
+    assert_send(client.verify(&Request::new("a")));
+    assert_send(client.verify_many(&[Request::new("a")]));
+    assert_send(client.refund(&Refund::new("a", 1)));
 }
 
 #[test]
-fn tasks_share_a_connection_and_each_gets_its_own_answer() {
+fn tasks_share_a_connection_and_get_their_own_answers() {
     const ROUNDS: usize = 200;
-    each(|form| {
+    for_each_runtime(|kind| {
         let (count, reads) = mpsc::channel();
-        let daemon = Daemon::play(move |listener| {
-            let mut peer = Peer::greet(listener);
+        let daemon = ScriptedDaemon::start(move |listener| {
+            let mut peer = Peer::accept(listener);
             peer.serve();
             count.send(peer.reads).unwrap();
         });
-        form.runtime().block_on(async {
+        kind.runtime().block_on(async {
             let client = client(&daemon);
             let mut tasks = JoinSet::new();
             for task in 0..TASKS {
@@ -88,26 +88,26 @@ fn tasks_share_a_connection_and_each_gets_its_own_answer() {
         });
         daemon.finish();
         let reads = reads.recv().unwrap();
-        println!("{form:?}: {} requests in {reads} reads", TASKS * ROUNDS);
+        println!("{kind:?}: {} requests in {reads} reads", TASKS * ROUNDS);
         assert!(reads < TASKS * ROUNDS, "{reads} reads");
     });
 }
 
 #[test]
-fn tasks_that_start_together_leave_in_one_write_on_one_connection() {
-    limited(|| {
-        let daemon = Daemon::play(|listener| {
-            let mut peer = Peer::greet(listener);
+fn simultaneous_tasks_share_one_write_on_one_connection() {
+    with_time_limit(|| {
+        let daemon = ScriptedDaemon::start(|listener| {
+            let mut peer = Peer::accept(listener);
             for _ in 0..TASKS {
-                let asked = peer.asked().unwrap();
-                // The first may go alone.
+                let request = peer.read_request().unwrap();
+                // The first request may be written alone.
                 assert!(peer.reads <= 2, "{} reads", peer.reads);
-                peer.allow(&asked);
+                peer.allow(&request);
             }
             listener.set_nonblocking(true).unwrap();
-            assert!(listener.accept().is_err(), "one connection is enough");
+            assert!(listener.accept().is_err(), "there must be one connection only");
         });
-        Form::CurrentThread.runtime().block_on(async {
+        ClientKind::CurrentThread.runtime().block_on(async {
             let client = client(&daemon);
             let mut tasks = JoinSet::new();
             for task in 0..TASKS {
@@ -123,11 +123,11 @@ fn tasks_that_start_together_leave_in_one_write_on_one_connection() {
 }
 
 #[test]
-fn all_who_wait_for_a_connection_hear_that_there_is_none() {
-    limited(|| {
+fn connect_error_reaches_all_waiting_tasks() {
+    with_time_limit(|| {
         let directory = tempfile::tempdir().unwrap();
         let client = Client::with_options(Options::new(directory.path().join("none")).deadline(LONG));
-        Form::CurrentThread.runtime().block_on(async {
+        ClientKind::CurrentThread.runtime().block_on(async {
             let mut tasks = JoinSet::new();
             for _ in 0..TASKS {
                 let client = client.clone();
@@ -141,45 +141,45 @@ fn all_who_wait_for_a_connection_hear_that_there_is_none() {
 }
 
 #[test]
-fn dropping_a_request_leaves_the_others_alone() {
-    each(|form| {
+fn dropped_request_does_not_affect_the_others() {
+    for_each_runtime(|kind| {
         let (dropped, go) = mpsc::channel::<()>();
-        let daemon = Daemon::play(move |listener| {
-            let mut peer = Peer::greet(listener);
+        let daemon = ScriptedDaemon::start(move |listener| {
+            let mut peer = Peer::accept(listener);
             peer.allow_next();
-            let asked: Vec<Asked> = (0..3).map(|_| peer.asked().unwrap()).collect();
+            let received: Vec<ReceivedRequest> = (0..3).map(|_| peer.read_request().unwrap()).collect();
             go.recv().unwrap();
-            asked.iter().for_each(|asked| peer.allow(asked));
+            received.iter().for_each(|request| peer.allow(request));
             peer.serve();
         });
-        form.runtime().block_on(async {
+        kind.runtime().block_on(async {
             let client = client(&daemon);
             expect_allowed(&client, "warm").await;
-            expect_all_but_one(&client, || dropped.send(()).unwrap()).await;
+            drop_second_of_three(&client, || dropped.send(()).unwrap()).await;
             expect_allowed(&client, "d").await;
         });
         daemon.finish();
     });
 }
 
-/// What is dropped before it is written must not be given back either.
 #[test]
-fn a_refund_that_is_dropped_in_time_gives_nothing_back() {
-    limited(|| {
-        let daemon = Daemon::play(move |listener| {
-            let mut peer = Peer::greet(listener);
+fn refund_dropped_before_it_is_written_gives_nothing_back() {
+    with_time_limit(|| {
+        let daemon = ScriptedDaemon::start(move |listener| {
+            let mut peer = Peer::accept(listener);
             for _ in 0..2 {
                 peer.allow_next();
             }
-            let fault = peer.refuse_malformed();
-            assert_eq!((fault.code, fault.detail), (ErrorCode::InvalidField, 1), "a REFUND of cost 0");
+            let error = peer.reject_malformed();
+            assert_eq!((error.code, error.detail), (ErrorCode::InvalidField, 1), "a REFUND of cost 0");
             peer.serve();
         });
-        Form::CurrentThread.runtime().block_on(async {
+        ClientKind::CurrentThread.runtime().block_on(async {
             let client = client(&daemon);
             expect_allowed(&client, "warm").await;
             let (request, refund) = (Request::new("a"), Refund::new("b", 5));
-            // The first is written at once, the other waits for the driver, which does not run before the next await.
+            // The first is written immediately; the other waits for the driver, which does not run
+            // before the next await.
             let mut a = Box::pin(client.verify(&request));
             let mut b = Box::pin(client.refund(&refund));
             poll_once(&mut a).await;
@@ -192,41 +192,41 @@ fn a_refund_that_is_dropped_in_time_gives_nothing_back() {
     });
 }
 
-/// What is dropped before it is written must not be charged.
 #[test]
-fn a_request_that_is_dropped_in_time_charges_nothing() {
-    limited(|| {
-        let daemon = Daemon::play(move |listener| {
-            let mut peer = Peer::greet(listener);
+fn request_dropped_before_it_is_written_charges_nothing() {
+    with_time_limit(|| {
+        let daemon = ScriptedDaemon::start(move |listener| {
+            let mut peer = Peer::accept(listener);
             for cost in [1, 1, 0, 1] {
-                let asked = peer.asked().unwrap();
-                assert_eq!(asked.cost, cost, "{asked:?}");
-                peer.allow(&asked);
+                let request = peer.read_request().unwrap();
+                assert_eq!(request.cost, cost, "{request:?}");
+                peer.allow(&request);
             }
         });
-        Form::CurrentThread.runtime().block_on(async {
+        ClientKind::CurrentThread.runtime().block_on(async {
             let client = client(&daemon);
             expect_allowed(&client, "warm").await;
-            // The first is written at once, the others wait for the driver, which does not run before the next await.
-            expect_all_but_one(&client, || ()).await;
+            // The first is written immediately; the others wait for the driver, which does not run
+            // before the next await.
+            drop_second_of_three(&client, || ()).await;
         });
         daemon.finish();
     });
 }
 
 #[test]
-fn a_deadline_among_others_ends_only_its_own_request() {
-    each(|form| {
+fn expired_deadline_ends_only_its_own_request() {
+    for_each_runtime(|kind| {
         let (late, go) = mpsc::channel::<()>();
-        let daemon = Daemon::play(move |listener| {
-            let mut peer = Peer::greet(listener);
+        let daemon = ScriptedDaemon::start(move |listener| {
+            let mut peer = Peer::accept(listener);
             peer.allow_next();
-            let asked: Vec<Asked> = (0..2).map(|_| peer.asked().unwrap()).collect();
+            let received: Vec<ReceivedRequest> = (0..2).map(|_| peer.read_request().unwrap()).collect();
             go.recv().unwrap();
-            // In one write: the client may leave as soon as it has the first answer.
-            peer.send(&asked.iter().flat_map(allowed).collect::<Vec<u8>>());
+            // In one write, because the client may disconnect as soon as it has the first answer.
+            peer.send(&received.iter().flat_map(allowed_frame).collect::<Vec<u8>>());
         });
-        form.runtime().block_on(async {
+        kind.runtime().block_on(async {
             let patient = client(&daemon);
             expect_allowed(&patient, "connected").await;
             let hasty = patient.with_deadline(SHORT);
@@ -238,27 +238,27 @@ fn a_deadline_among_others_ends_only_its_own_request() {
                     answer
                 })
             };
-            let (kept, lost) = both.await;
-            assert!(kept.unwrap().is_allowed());
-            assert!(matches!(lost, Err(Error::Deadline { written: true, .. })), "{lost:?}");
+            let (answered, expired) = both.await;
+            assert!(answered.unwrap().is_allowed());
+            assert!(matches!(expired, Err(Error::Deadline { written: true, .. })), "{expired:?}");
         });
         daemon.finish();
     });
 }
 
 #[test]
-fn more_than_may_be_in_flight_wait_and_answers_nobody_waits_for_count() {
-    each(|form| {
+fn in_flight_limit_counts_requests_whose_callers_have_stopped_waiting() {
+    for_each_runtime(|kind| {
         let (late, go) = mpsc::channel::<()>();
-        let daemon = Daemon::play(move |listener| {
-            let mut peer = Peer::greet(listener);
+        let daemon = ScriptedDaemon::start(move |listener| {
+            let mut peer = Peer::accept(listener);
             peer.allow_next();
-            let asked = peer.asked().unwrap();
+            let request = peer.read_request().unwrap();
             go.recv().unwrap();
-            peer.allow(&asked);
+            peer.allow(&request);
             peer.serve();
         });
-        form.runtime().block_on(async {
+        kind.runtime().block_on(async {
             let options = Options::new(&daemon.socket).deadline(LONG).max_in_flight(1);
             let patient = Client::with_options(options);
             expect_allowed(&patient, "connected").await;
@@ -277,15 +277,16 @@ fn more_than_may_be_in_flight_wait_and_answers_nobody_waits_for_count() {
     });
 }
 
-/// Many tasks learn at once that digests are refused; each sends its own key again, and gets its own answer.
+/// The digests of many tasks are refused at once. Each task sends its own raw key, and gets its own
+/// answer.
 #[test]
-fn tasks_whose_digests_are_refused_go_on_with_raw_keys() {
-    each(|form| {
-        let daemon = Daemon::play(|listener| {
-            let refused = Peer::greet(listener).serve_raw();
+fn tasks_with_refused_digests_continue_with_raw_keys() {
+    for_each_runtime(|kind| {
+        let daemon = ScriptedDaemon::start(|listener| {
+            let refused = Peer::accept(listener).serve_raw_keys_only();
             assert!((1..=TASKS).contains(&refused), "{refused}");
         });
-        form.runtime().block_on(async {
+        kind.runtime().block_on(async {
             let client = client(&daemon);
             let mut tasks = JoinSet::new();
             for task in 0..TASKS {
@@ -305,45 +306,45 @@ fn tasks_whose_digests_are_refused_go_on_with_raw_keys() {
 }
 
 #[test]
-fn a_client_outlives_the_runtime_that_it_connected_in() {
-    limited(|| {
-        let daemon = Daemon::play(|listener| {
-            Peer::greet(listener).serve();
-            Peer::greet(listener).serve();
+fn client_reconnects_after_its_runtime_has_ended() {
+    with_time_limit(|| {
+        let daemon = ScriptedDaemon::start(|listener| {
+            Peer::accept(listener).serve();
+            Peer::accept(listener).serve();
         });
         let client = client(&daemon);
-        Form::CurrentThread.runtime().block_on(expect_allowed(&client, "a"));
-        Form::CurrentThread.runtime().block_on(expect_allowed(&client, "b"));
+        ClientKind::CurrentThread.runtime().block_on(expect_allowed(&client, "a"));
+        ClientKind::CurrentThread.runtime().block_on(expect_allowed(&client, "b"));
         drop(client);
         daemon.finish();
     });
 }
 
-/// The runtime with the driver stands still; a caller elsewhere must not stand still with it.
+/// The runtime of the driver is not running; a caller in another runtime must not hang.
 #[test]
-fn a_deadline_holds_where_nobody_runs_the_driver() {
-    limited(|| {
-        let daemon = Daemon::play(|listener| Peer::greet(listener).serve());
+fn deadline_is_enforced_while_the_driver_is_not_running() {
+    with_time_limit(|| {
+        let daemon = ScriptedDaemon::start(|listener| Peer::accept(listener).serve());
         let client = client(&daemon);
-        let home = Form::CurrentThread.runtime();
-        home.block_on(expect_allowed(&client, "a"));
+        let driver_runtime = ClientKind::CurrentThread.runtime();
+        driver_runtime.block_on(expect_allowed(&client, "a"));
         let hasty = client.with_deadline(SHORT);
         let start = Instant::now();
-        let elsewhere = Form::CurrentThread.runtime();
-        let answer = elsewhere.block_on(hasty.verify(&Request::new("b")));
+        let other_runtime = ClientKind::CurrentThread.runtime();
+        let answer = other_runtime.block_on(hasty.verify(&Request::new("b")));
         assert!(matches!(answer, Err(Error::Deadline { .. })), "{answer:?}");
-        let answers = elsewhere.block_on(hasty.verify_many(&[Request::new("c")]));
+        let answers = other_runtime.block_on(hasty.verify_many(&[Request::new("c")]));
         assert!(matches!(answers[0], Err(Error::Deadline { .. })), "{answers:?}");
-        // Nothing else ends a call before the script gives up.
+        // Nothing but the deadline can end the calls before the script times out.
         assert!(start.elapsed() < LONG);
-        home.block_on(expect_allowed(&client, "d"));
-        drop((home, client));
+        driver_runtime.block_on(expect_allowed(&client, "d"));
+        drop((driver_runtime, client));
         daemon.finish();
     });
 }
 
 #[test]
-fn without_a_runtime_there_is_an_error_and_no_panic() {
+fn missing_runtime_is_an_error() {
     let client = Client::with_options(Options::new("/nonexistent").deadline(Duration::MAX));
     let request = Request::new("a");
     let mut verify = pin!(client.verify(&request));
@@ -354,10 +355,10 @@ fn without_a_runtime_there_is_an_error_and_no_panic() {
 }
 
 #[test]
-fn the_connection_ends_with_the_last_client() {
-    each(|form| {
-        let daemon = Daemon::play(|listener| Peer::greet(listener).serve());
-        let runtime = form.runtime();
+fn connection_ends_with_the_last_client() {
+    for_each_runtime(|kind| {
+        let daemon = ScriptedDaemon::start(|listener| Peer::accept(listener).serve());
+        let runtime = kind.runtime();
         runtime.block_on(async {
             let client = client(&daemon);
             let clone = client.clone();
@@ -365,7 +366,8 @@ fn the_connection_ends_with_the_last_client() {
             drop(client);
             expect_allowed(&clone, "b").await;
         });
-        // The script ends with the connection, while the runtime is still there to run the driver.
+        // The script ends with the connection. The runtime must run until then, so that the driver
+        // can close it.
         runtime.block_on(async { tokio::task::spawn_blocking(|| daemon.finish()).await.unwrap() });
     });
 }

@@ -1,38 +1,38 @@
-//! Giving back what was charged, by both clients.
+//! Tests of refunds, with both clients.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod script;
+mod support;
 
-use keyward_client::{Error, Refund, Request, Verdict};
+use keyward_client::{Error, FieldTooLongError, Refund, Request, Verdict};
 use keyward_protocol as wire;
-use script::*;
 use sha2::{Digest, Sha256};
+use support::*;
 
 #[test]
-fn a_refund_arrives_and_its_answer_tells_the_balance() {
-    each(|form| {
-        let daemon = Daemon::play(|listener| {
-            let mut peer = Peer::greet(listener);
-            let asked = peer.asked().unwrap();
-            assert_eq!(asked.refund, Some(Some("requests".to_owned())));
-            assert_eq!((asked.cost, asked.digest), (5, Some(Sha256::digest(b"secret").into())));
+fn refund_is_transmitted_and_its_answer_has_the_balance() {
+    for_each_client(|kind| {
+        let daemon = ScriptedDaemon::start(|listener| {
+            let mut peer = Peer::accept(listener);
+            let request = peer.read_request().unwrap();
+            assert_eq!(request.refund, Some(Some("requests".to_owned())));
+            assert_eq!((request.cost, request.digest), (5, Some(Sha256::digest(b"secret").into())));
             let limit =
                 wire::LimitState { name: "requests", limit: 200, remaining: 155, ..Default::default() };
             let answer = wire::Answer {
                 key_id: "key-1",
                 limit,
-                ..wire::Answer::without_key(asked.id, Verdict::Allowed, 9)
+                ..wire::Answer::without_key(request.id, Verdict::Allowed, 9)
             };
             let mut out = Vec::new();
             answer.encode(&mut out);
             peer.send(&out);
-            let asked = peer.asked().unwrap();
-            assert_eq!(asked.refund, Some(None));
+            let request = peer.read_request().unwrap();
+            assert_eq!(request.refund, Some(None));
             out.clear();
-            wire::Answer::without_key(asked.id, Verdict::UnknownKey, 9).encode(&mut out);
+            wire::Answer::without_key(request.id, Verdict::UnknownKey, 9).encode(&mut out);
             peer.send(&out);
         });
-        let mut client = form.at(&daemon.socket);
+        let mut client = kind.connect_to(&daemon.socket);
         let decision = client.refund(&Refund::new("secret", 5).limit("requests")).unwrap();
         assert_eq!((decision.verdict(), decision.key_id()), (Verdict::Allowed, Some("key-1")));
         let limit = decision.limit().unwrap();
@@ -44,10 +44,10 @@ fn a_refund_arrives_and_its_answer_tells_the_balance() {
 }
 
 #[test]
-fn a_request_is_refunded_as_it_was_asked() {
-    each(|form| {
-        let daemon = Daemon::play(|listener| {
-            let mut peer = Peer::greet(listener);
+fn refund_of_a_request_has_its_key_cost_and_form() {
+    for_each_client(|kind| {
+        let daemon = ScriptedDaemon::start(|listener| {
+            let mut peer = Peer::accept(listener);
             for raw in [false, true] {
                 let charged = peer.allow_next();
                 let back = peer.allow_next();
@@ -57,7 +57,7 @@ fn a_request_is_refunded_as_it_was_asked() {
                 assert_eq!(back.raw.is_some(), raw);
             }
         });
-        let mut client = form.at(&daemon.socket);
+        let mut client = kind.connect_to(&daemon.socket);
         let request = Request::new("secret").cost(7).scopes(["a:read"]).environment("live");
         for request in [request.clone(), request.raw()] {
             assert!(client.verify(&request).unwrap().is_allowed());
@@ -68,34 +68,37 @@ fn a_request_is_refunded_as_it_was_asked() {
 }
 
 #[test]
-fn nothing_is_not_refunded_nor_is_a_limit_whose_name_is_too_long() {
-    each(|form| {
-        let daemon = Daemon::play(|listener| assert_eq!(Peer::greet(listener).asked(), None));
-        let mut client = form.at(&daemon.socket);
+fn refund_of_zero_or_with_a_long_limit_name_is_not_sent() {
+    for_each_client(|kind| {
+        let daemon =
+            ScriptedDaemon::start(|listener| assert_eq!(Peer::accept(listener).read_request(), None));
+        let mut client = kind.connect_to(&daemon.socket);
         let peek = Request::new("a").peek();
         assert!(matches!(client.refund(&peek.refund()), Err(Error::EmptyRefund)));
         let long = "l".repeat(wire::MAX_NAME + 1);
         let error = client.refund(&Refund::new("a", 1).limit(long)).unwrap_err();
-        assert!(matches!(error, Error::FieldTooLong { field: "limit", length: 65, max: 64 }), "{error}");
+        assert!(
+            matches!(error, Error::FieldTooLong(FieldTooLongError { field: "limit", length: 65, max: 64 })),
+            "{error}"
+        );
         drop(client);
         daemon.finish();
     });
 }
 
-/// Twice would be once too often.
 #[test]
-fn a_refund_that_was_written_is_not_sent_again() {
-    each(|form| {
-        let daemon = Daemon::play(|listener| {
-            let mut peer = Peer::greet(listener);
-            assert_eq!(peer.asked().unwrap().refund, Some(None));
+fn written_refund_is_not_retried() {
+    for_each_client(|kind| {
+        let daemon = ScriptedDaemon::start(|listener| {
+            let mut peer = Peer::accept(listener);
+            assert_eq!(peer.read_request().unwrap().refund, Some(None));
             drop(peer);
-            let mut peer = Peer::greet(listener);
-            let next = peer.asked().unwrap();
+            let mut peer = Peer::accept(listener);
+            let next = peer.read_request().unwrap();
             assert_eq!(next.refund, None);
             peer.allow(&next);
         });
-        let mut client = form.at(&daemon.socket);
+        let mut client = kind.connect_to(&daemon.socket);
         let error = client.refund(&Refund::new("a", 1)).unwrap_err();
         assert!(matches!(error, Error::ConnectionLost { written: true }), "{error}");
         assert!(error.may_have_been_charged());
@@ -105,7 +108,7 @@ fn a_refund_that_was_written_is_not_sent_again() {
 }
 
 #[test]
-fn a_refund_never_shows_its_key() {
+fn debug_output_of_a_refund_hides_the_key() {
     let refund = Refund::owned("acme_live_secret", 3).limit("requests").into_owned();
     let shown = format!("{refund:?}");
     assert_eq!(shown, "Refund { key: 16 bytes, cost: 3, limit: Some(\"requests\") }");

@@ -12,7 +12,7 @@ use keyward_engine::key_format;
 use keyward_engine::limiter::{Rate, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::{KeyRecord, Limit};
-use keyward_engine::snapshot::{Builder, Snapshot, Stamp};
+use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 use keyward_engine::verify::{BATCH_SIZE, Verifier};
 use keyward_state::Rotation;
 
@@ -172,8 +172,8 @@ impl Snapshots {
                 builder.add(line, &KeyRecord { limits, ..KeyRecord::new(hash, key) }).expect("new");
             }
             let mut allocation = allocator.begin(&limiter);
-            let stamp = Stamp { generation, ..Stamp::default() };
-            let snapshot = builder.finish().publishable(&mut allocation, previous, stamp).expect("room");
+            let stamp = SnapshotMeta { generation, ..SnapshotMeta::default() };
+            let snapshot = builder.finish().into_snapshot(&mut allocation, previous, stamp).expect("room");
             // Not completed, as long as workers still use the old snapshot.
             let _ = allocation.commit();
             Arc::new(snapshot)

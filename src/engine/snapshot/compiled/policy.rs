@@ -1,5 +1,5 @@
-//! A policy in a compiled file: texts and lists with their lengths before them. What is read is held to what a row of an export
-//! is held to.
+//! The encoding of a row policy in a compiled file: texts and lists, each after its length. A
+//! policy that is read has to meet the same requirements as one in a source.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -7,16 +7,17 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::limiter::Rate;
-use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_scope, is_text};
-use crate::snapshot::intern::PolicyKey;
+use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_printable, is_scope};
+use crate::snapshot::policy::RowPolicy;
 
-/// The row has no such list, and so is not restricted by one.
+/// The row has no such list and is not restricted by one.
 const ABSENT: u8 = 0;
-/// A list follows. An empty one admits nothing.
+/// A list follows. An empty list admits nothing.
 const PRESENT: u8 = 1;
 
-/// Appends a policy. Lengths fit: a row of an export is shorter than 64 KiB, and so is any text in it.
-pub(super) fn encode(policy: &PolicyKey, out: &mut Vec<u8>) {
+/// Appends a policy. The lengths fit, because a row of a source is shorter than 64 KiB, and so is
+/// any text in it.
+pub(super) fn encode(policy: &RowPolicy, out: &mut Vec<u8>) {
     text(&policy.environment, out);
     text(&policy.plan, out);
     count(policy.scopes.len(), out);
@@ -31,7 +32,7 @@ pub(super) fn encode(policy: &PolicyKey, out: &mut Vec<u8>) {
     }
 }
 
-/// A list that a row may lack: [`ABSENT`], or [`PRESENT`] and the list, which may be empty.
+/// Appends an optional list: [`ABSENT`], or [`PRESENT`] and the list.
 fn optional<T>(list: Option<&[T]>, out: &mut Vec<u8>, mut item: impl FnMut(&T, &mut Vec<u8>)) {
     let Some(list) = list else { return out.push(ABSENT) };
     out.push(PRESENT);
@@ -61,21 +62,21 @@ fn encode_network(network: &IpNet, out: &mut Vec<u8>) {
     }
 }
 
-/// Takes a policy from the front of `bytes`; `None` where there is none that a row could have.
-pub(super) fn decode(bytes: &mut &[u8]) -> Option<PolicyKey> {
-    let environment = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
-    let plan = take_text(bytes).filter(|text| is_text(text, MAX_NAME))?.into();
+/// Takes a policy from the front of `bytes`; `None` if there is none that a row can have.
+pub(super) fn decode(bytes: &mut &[u8]) -> Option<RowPolicy> {
+    let environment = take_text(bytes).filter(|text| is_printable(text, MAX_NAME))?.into();
+    let plan = take_text(bytes).filter(|text| is_printable(text, MAX_NAME))?.into();
     let scopes = list(bytes, |bytes| take_text(bytes).filter(|scope| is_scope(scope)).map(Box::from))?;
     let ips = take_optional(bytes, take_network)?;
     let origins = take_optional(bytes, |bytes| Origin::parse(take_text(bytes)?).ok())?;
     let limits: Arc<[Limit]> = list(bytes, take_limit)?;
-    let is_named_before =
+    let repeats_a_name =
         |(at, limit): (usize, &Limit)| limits[..at].iter().any(|other| other.name == limit.name);
-    let are_limits = limits.len() <= MAX_LIMITS && !limits.iter().enumerate().any(is_named_before);
-    are_limits.then_some(PolicyKey { environment, plan, scopes, ips, origins, limits })
+    let are_valid = limits.len() <= MAX_LIMITS && !limits.iter().enumerate().any(repeats_a_name);
+    are_valid.then_some(RowPolicy { environment, plan, scopes, ips, origins, limits })
 }
 
-/// The outer `None`: the bytes are not a list, nor the mark that there is none.
+/// Takes an optional list. The outer `None` means that the bytes are neither a list nor [`ABSENT`].
 fn take_optional<T>(
     bytes: &mut &[u8],
     item: impl FnMut(&mut &[u8]) -> Option<T>,
@@ -87,7 +88,8 @@ fn take_optional<T>(
     }
 }
 
-/// Nothing is reserved for a count that is only said: each item takes at least a byte of what is there.
+/// Takes a list. The count is not trusted: no memory is reserved for it, and each item takes at
+/// least a byte of the input.
 fn list<T>(bytes: &mut &[u8], mut item: impl FnMut(&mut &[u8]) -> Option<T>) -> Option<Arc<[T]>> {
     let count = u32::from_le_bytes(take(bytes)?);
     (0..count).map(|_| item(bytes)).collect()

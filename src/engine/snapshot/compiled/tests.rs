@@ -1,17 +1,21 @@
-//! What is written is what is read, and whatever else is read is refused.
+//! A compiled file reads back as it was written, and any other file is refused.
 
 use std::io::Cursor;
 
 use proptest::prelude::*;
+use zerocopy::{FromBytes, IntoBytes};
 
+use super::format::{BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAX_RUN};
 use super::*;
-use crate::record::{Plans, Status};
+use crate::record::{Digest, MAX_OWNER, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, MIX, Probe};
+use crate::snapshot::policy::RowPolicy;
 use crate::snapshot::test_record::{SEED, TestRecord, builder, limits, networks, origins};
-use crate::snapshot::{Builder, CompareOptions, Keys};
+use crate::snapshot::{Builder, CompareOptions, KeyTable};
 
-/// A record of which every field depends on `number`. Every tenth record shares its key id with the one before.
+/// A record of which every field depends on `number`. Every tenth record shares its key id with the
+/// one before.
 fn row(number: usize) -> TestRecord {
     let mut hash = Digest::default();
     let low = (number as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
@@ -58,11 +62,11 @@ fn compile(builder: &Builder) -> Vec<u8> {
     file.into_inner()
 }
 
-fn load(file: &[u8], plans: Plans) -> Result<Keys, ReadError> {
+fn load(file: &[u8], plans: Plans) -> Result<KeyTable, ReadError> {
     build(file, file.len(), plans).map(Builder::finish)
 }
 
-/// What comes of a file that has had `length` bytes when it was opened.
+/// Builds the table of a file that had `length` bytes when it was opened.
 fn build(file: &[u8], length: usize, plans: Plans) -> Result<Builder, ReadError> {
     let read = |at: u64, bytes: &mut [u8]| {
         let from = file.get(at as usize..).and_then(|from| from.get(..bytes.len()));
@@ -71,29 +75,30 @@ fn build(file: &[u8], length: usize, plans: Plans) -> Result<Builder, ReadError>
     };
     let mut reader = Reader::open(read, length as u64)?;
     let mut builder = reader.builder().with_plans(plans.into());
-    let decode = reader.policies(&mut builder)?;
-    let (mut space, mut merge) = (reader.space(), reader.merging());
-    let (mut scatters, mut turn) = (reader.scatters(3), 0);
-    let mut places = space.places();
-    while let Some(block) = reader.keys(&mut places)? {
+    let decoder = reader.read_policies(&mut builder)?;
+    let (mut buffers, mut merge) = (reader.buffers(), reader.merge());
+    let (mut partitions, mut turn) = (reader.hash_partitions(3), 0);
+    let mut slots = buffers.block_slots();
+    while let Some(block) = reader.next_block(&mut slots)? {
         let (at, bytes) = block.range();
         let mut payload = vec![0; bytes];
-        read(at, &mut payload).map_err(|error| block.unreadable(error))?;
-        merge.add(decode.decode(block, &payload, &mut scatters[turn % 3])?, &mut builder)?;
+        read(at, &mut payload).map_err(|error| block.read_error(error))?;
+        merge.add(decoder.decode(block, &payload, &mut partitions[turn % 3])?, &mut builder)?;
         turn += 1;
     }
-    for part in space.id_parts(&scatters) {
-        merge.add_ids(part.fill(&scatters));
+    for part in buffers.id_partitions(&partitions) {
+        merge.add_ids(part.fill(&partitions));
     }
-    merge.finish(space, &decode, &scatters, &mut builder)?;
+    merge.finish(buffers, &decoder, &partitions, &mut builder)?;
     Ok(builder)
 }
 
-fn refused(file: &[u8]) -> String {
+/// The error message for a file; empty if it is accepted.
+fn error_of(file: &[u8]) -> String {
     load(file, Plans::default()).err().map_or_else(String::new, |error| error.to_string())
 }
 
-/// `file` with the header's checksum made right again after `change`.
+/// `file` with a header that is changed and has a correct checksum.
 fn with_header(file: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
     let (header, rest) = Header::read_from_prefix(file).expect("a header");
     let mut header = header;
@@ -102,7 +107,8 @@ fn with_header(file: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
     [header.as_bytes(), rest].concat()
 }
 
-/// `file` with its first block of keys made consistent again after `change` to the header and what follows.
+/// `file` with a first block of keys that is changed (header and payload) and has a correct
+/// checksum.
 fn with_keys(file: &[u8], change: impl FnOnce(&mut BlockHeader, &mut [u8])) -> Vec<u8> {
     let mut file = file.to_vec();
     let (header, _) = Header::read_from_prefix(&file).expect("a header");
@@ -119,7 +125,7 @@ fn with_keys(file: &[u8], change: impl FnOnce(&mut BlockHeader, &mut [u8])) -> V
 }
 
 #[test]
-fn what_is_written_is_what_is_read() {
+fn compiled_file_reads_back_as_it_was_written() {
     let text = builder(&rows(40_000));
     let file = compile(&text);
     let header = Header::read_from_prefix(&file).expect("a header").0;
@@ -132,12 +138,12 @@ fn what_is_written_is_what_is_read() {
 }
 
 #[test]
-fn a_compiled_file_can_be_compiled_again() {
+fn recompiled_file_is_identical() {
     let file = compile(&builder(&rows(100)));
     let again = build(&file, file.len(), Plans::default()).expect("a good file");
     assert!(compile(&again) == file);
     let mut seen = 0;
-    again.records(&mut |number, record| {
+    again.for_each_record(&mut |number, record| {
         seen += 1;
         assert_eq!((number, record.environment), (seen, "live"));
     });
@@ -145,7 +151,7 @@ fn a_compiled_file_can_be_compiled_again() {
 }
 
 #[test]
-fn an_empty_list_is_read_back_as_an_empty_list() {
+fn empty_list_is_read_back_as_an_empty_list() {
     let key = |number: usize, allowed_ips: Option<_>, allowed_origins: Option<_>| TestRecord {
         allowed_ips,
         allowed_origins,
@@ -160,7 +166,7 @@ fn an_empty_list_is_read_back_as_an_empty_list() {
     let file = compile(&builder(&text));
     let again = build(&file, file.len(), Plans::default()).expect("a good file");
     let mut lists = std::collections::BTreeMap::new();
-    again.records(&mut |_, record| {
+    again.for_each_record(&mut |_, record| {
         let lengths = [
             record.allowed_ips.as_ref().map(|list| list.len()),
             record.allowed_origins.as_ref().map(|list| list.len()),
@@ -175,8 +181,8 @@ fn an_empty_list_is_read_back_as_an_empty_list() {
 }
 
 #[test]
-fn a_policy_with_another_mark_than_absent_or_present_is_refused() {
-    let key = policy_key(&builder(&[row(0)]));
+fn policy_with_an_invalid_list_mark_is_refused() {
+    let key = first_policy(&builder(&[row(0)]));
     let mut bytes = Vec::new();
     policy::encode(&key, &mut bytes);
     assert!(policy::decode(&mut &*bytes).is_some_and(|again| again == key));
@@ -186,19 +192,19 @@ fn a_policy_with_another_mark_than_absent_or_present_is_refused() {
     assert!(policy::decode(&mut &*bytes).is_none());
 }
 
-fn policy_key(builder: &Builder) -> crate::snapshot::intern::PolicyKey {
-    builder.interner.keys()[0].clone()
+fn first_policy(builder: &Builder) -> RowPolicy {
+    builder.interner.policies()[0].clone()
 }
 
 #[test]
-fn rows_lie_in_the_order_of_their_places() {
+fn rows_are_in_the_order_of_their_home_groups() {
     let keys = load(&compile(&builder(&rows(3_000))), Plans::default()).expect("a good file");
     let probe = |entry: &Entry| Probe::of_digest(&entry.digest, keys.seed);
-    assert!(keys.entries.iter().map(|entry| probe(entry).home(Index::lines_for(keys.len()))).is_sorted());
+    assert!(keys.entries.iter().map(|entry| probe(entry).home(Index::groups_for(keys.len()))).is_sorted());
 }
 
 #[test]
-fn the_plans_are_those_of_who_loads_it() {
+fn plans_are_those_of_the_loading_configuration() {
     let file = compile(&builder(&[TestRecord { plan: "pro", ..row(0) }]));
     let loaded_limits = |plans| load(&file, plans).map(|keys| keys.policies[0].limits().to_vec());
     assert_eq!(loaded_limits(Plans::default()).expect("any name").len(), 0);
@@ -211,11 +217,11 @@ fn the_plans_are_those_of_who_loads_it() {
 }
 
 #[test]
-fn what_is_no_file_of_ours_says_so() {
+fn file_of_another_format_version_or_size_is_refused() {
     let file = compile(&builder(&rows(20)));
-    assert!(refused(b"key_hash,key_id\n").starts_with("it is not a compiled snapshot"));
-    assert!(refused(b"").starts_with("it is not a compiled snapshot"));
-    let changed = |change: fn(&mut Header)| refused(&with_header(&file, change));
+    assert!(error_of(b"key_hash,key_id\n").starts_with("it is not a compiled snapshot"));
+    assert!(error_of(b"").starts_with("it is not a compiled snapshot"));
+    let changed = |change: fn(&mut Header)| error_of(&with_header(&file, change));
     assert!(changed(|header| header.magic[7] ^= 1).starts_with("it is not a compiled snapshot"));
     assert!(
         changed(|header| header.version = 1.into())
@@ -246,11 +252,11 @@ fn what_is_no_file_of_ours_says_so() {
     }
     assert!(changed(|header| header.key_bytes = u64::MAX.into()).contains("longer or shorter"));
     assert!(changed(|header| header.seed = 9.into()).contains("not in the order of the table"));
-    assert!(refused(&[&*file, b"x"].concat()).contains("longer or shorter"));
+    assert!(error_of(&[&*file, b"x"].concat()).contains("longer or shorter"));
 }
 
 #[test]
-fn a_block_is_checked_beyond_its_checksum() {
+fn block_contents_are_checked_beyond_the_checksum() {
     let file = compile(&builder(&rows(20)));
     type Change = fn(&mut BlockHeader, &mut [u8]);
     let cases: [(Change, &str); 15] = [
@@ -271,24 +277,24 @@ fn a_block_is_checked_beyond_its_checksum() {
         (|_, payload| payload[20 * 56] = 7, "control character"),
     ];
     for (change, message) in cases {
-        let error = refused(&with_keys(&file, change));
+        let error = error_of(&with_keys(&file, change));
         assert!(error.starts_with("keys, block 0: ") && error.contains(message), "{message}: {error}");
     }
     let swapped = with_keys(&file, |_, payload| {
         let (first, rest) = payload.split_at_mut(56);
         first[..32].swap_with_slice(&mut rest[..32]);
     });
-    assert!(refused(&swapped).contains("not in the order of the table"), "{}", refused(&swapped));
+    assert!(error_of(&swapped).contains("not in the order of the table"), "{}", error_of(&swapped));
 }
 
 #[test]
-fn owners_ascend_and_each_has_a_key() {
+fn owners_must_ascend_and_have_keys() {
     let names = |names: &[&[u8]]| {
         let mut owners = owners::Owners::with_capacity(0, 0);
         let block: Vec<u8> = names.iter().flat_map(|name| [&[name.len() as u8], *name].concat()).collect();
         owners.add(&block, names.len() as u32).map(|()| owners)
     };
-    let owners = names(&[b"acme", "bölt".as_bytes()]).expect("good ones");
+    let owners = names(&[b"acme", "bölt".as_bytes()]).expect("valid names");
     let all = [0, 1, 2, 3, u32::MAX].map(|number| owners.name(number));
     assert_eq!((owners.len(), all), (2, [Some(""), Some("acme"), Some("bölt"), None, None]));
     for wrong in [&[&b"b"[..], b"a"][..], &[b"a", b"a"], &[b""]] {
@@ -299,7 +305,7 @@ fn owners_ascend_and_each_has_a_key() {
     assert!(names(&[b"\xff"]).is_err_and(|error| error.contains("UTF-8")));
     assert!(
         names(&[b"a\xc3", b"\xa9"]).is_err_and(|error| error.contains("UTF-8")),
-        "two halves are no whole"
+        "a character may not span two names"
     );
     assert_eq!(owners::Owners::with_capacity(0, 0).add(b"\x05acm", 1), Err("it is shorter than its names"));
     assert_eq!(
@@ -307,74 +313,77 @@ fn owners_ascend_and_each_has_a_key() {
         Err("there is more in it than its names")
     );
 
-    // All rows of one of them become nobody's, and the texts are as long as the header says.
+    // All rows of one owner lose it, and the text lengths in the headers stay correct.
     let file = compile(&builder(&rows(20)));
     let mut bytes = 0;
-    let nobody = with_keys(&file, |header, payload| {
+    let unowned = with_keys(&file, |header, payload| {
         for row in payload[..20 * 56].chunks_exact_mut(56).filter(|row| row[44] == 1) {
             row[44] = 0;
             bytes += "acme".len() as u64;
         }
         header.table_texts = (header.table_texts.get() - bytes as u32).into();
     });
-    let nobody = with_header(&nobody, |header| header.text_bytes = (header.text_bytes.get() - bytes).into());
-    assert!(refused(&nobody).contains("owners: one of them has no key"), "{}", refused(&nobody));
+    let unowned =
+        with_header(&unowned, |header| header.text_bytes = (header.text_bytes.get() - bytes).into());
+    assert!(error_of(&unowned).contains("owners: one of them has no key"), "{}", error_of(&unowned));
 }
 
 #[test]
-fn a_file_cut_anywhere_is_refused() {
+fn file_truncated_at_any_byte_is_refused() {
     let file = compile(&builder(&rows(30)));
     for length in 0..file.len() {
-        assert_ne!(refused(&file[..length]), "", "{length}");
-        // As if the file had been cut while it was read.
+        assert_ne!(error_of(&file[..length]), "", "{length}");
+        // As if the file had been truncated while it was read.
         let read = build(&file[..length], file.len(), Plans::default());
         assert!(matches!(read, Err(ReadError::Damaged { .. })), "{length}");
     }
 }
 
 #[test]
-fn every_flipped_byte_is_noticed() {
+fn every_flipped_bit_is_detected() {
     let file = compile(&builder(&rows(30)));
     for at in 0..file.len() {
         let mut damaged = file.clone();
         damaged[at] ^= 1 << (at % 8);
-        assert_ne!(refused(&damaged), "", "{at}");
+        assert_ne!(error_of(&damaged), "", "{at}");
     }
 }
 
 proptest! {
-    /// With its checksums made right, a file that says anything at all is loaded or refused.
+    /// A file with correct checksums and arbitrary contents is loaded or refused.
     #[test]
-    fn whatever_a_block_says_nothing_panics(
+    fn arbitrary_block_contents_do_not_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
         header in any::<bool>(),
     ) {
         let file = compile(&builder(&rows(30)));
-        let changed = match header {
-            true => with_header(&file, |header| {
+        let changed = if header {
+            with_header(&file, |header| {
                 for (at, byte) in &changes {
                     header.as_mut_bytes()[8 + at.index(HEADER_BYTES - 12)] = *byte;
                 }
-            }),
-            false => with_keys(&file, |_, payload| {
+            })
+        } else {
+            with_keys(&file, |_, payload| {
                 for (at, byte) in &changes {
                     payload[at.index(payload.len())] = *byte;
                 }
-            }),
+            })
         };
         let _ = load(&changed, Plans::default());
     }
 
     #[test]
-    fn whatever_a_policy_says_nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_policy_contents_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut bytes = &*bytes;
         let _ = policy::decode(&mut bytes);
     }
 }
 
-/// What is written by chance never crowds; who can choose both the seed and the digests could have a table searched for hours.
+/// Random digests never collide this often. An author of both the seed and the digests could make
+/// every look-up scan the table.
 #[test]
-fn digests_that_were_chosen_for_the_seed_are_refused() {
+fn colliding_digests_chosen_for_the_seed_are_refused() {
     let file = |count: u64| {
         let row = |number: u64| {
             let words = [number, SEED.rotate_left(17) ^ MIX, 5, 6];
@@ -386,19 +395,19 @@ fn digests_that_were_chosen_for_the_seed_are_refused() {
         };
         compile(&builder(&(0..count).map(row).collect::<Vec<_>>()))
     };
-    assert_eq!(refused(&file(8 * MAX_RUN as u64)), "");
-    assert!(refused(&file(2_000)).contains("more rows than chance allows"));
+    assert_eq!(error_of(&file(8 * MAX_RUN as u64)), "");
+    assert!(error_of(&file(2_000)).contains("more rows than chance allows"));
 }
 
-/// Nor is a run of full lines that no block has the whole of, with every row at home: whoever asks about a key that nobody has would go
-/// through it.
+/// A run of full groups can span several blocks, with every row in its home group. A look-up of an
+/// unknown key would scan the run.
 #[test]
-fn lines_that_were_filled_on_purpose_are_refused() {
+fn full_groups_chosen_for_the_seed_are_refused() {
     const COUNT: usize = 20_000;
-    let lines = Index::lines_for(COUNT);
+    let groups = Index::groups_for(COUNT);
     let mut room = vec![8; COUNT / 8];
     let digests = (0_u64..).map(|number| crate::key_format::hash(&number.to_le_bytes()));
-    let chosen = digests.filter(|digest| match room.get_mut(Probe::of_digest(digest, SEED).home(lines)) {
+    let chosen = digests.filter(|digest| match room.get_mut(Probe::of_digest(digest, SEED).home(groups)) {
         Some(room) if *room > 0 => {
             *room -= 1;
             true
@@ -407,12 +416,12 @@ fn lines_that_were_filled_on_purpose_are_refused() {
     });
     let row = |(digest, id): (Digest, usize)| TestRecord::new(digest, format!("key-{id}"));
     let rows: Vec<_> = chosen.take(COUNT).zip(0..).map(row).collect();
-    assert!(refused(&compile(&builder(&rows))).contains("more rows than chance allows"));
+    assert!(error_of(&compile(&builder(&rows))).contains("more rows than chance allows"));
 }
 
-/// Rows that share a key id, among others, in any order of their hashes and across blocks: what is read goes on as what was written.
+/// Rows of one key id have their hashes in any order and in several blocks.
 #[test]
-fn rotations_are_found_whichever_threads_read_their_rows() {
+fn rotations_do_not_depend_on_the_threads_that_decode_their_rows() {
     for (count, of_key) in [(10, 10), (9_000, 3), (9_000, 7), (12_000, 5_000)] {
         let row = |number: usize| TestRecord {
             owner: "acme",
@@ -427,16 +436,19 @@ fn rotations_are_found_whichever_threads_read_their_rows() {
         let keys = load(&file, Plans::default()).expect("a good file");
         assert_eq!((keys.summary(0), keys.rotated.len()), (text.summary(0), text.rotated.len()));
         let firsts = keys.entries.iter().zip(0..).map(|(entry, row)| {
-            let first = keys.find_by_id(keys.key_id(entry)).expect("it has one");
+            let first = keys.find_by_id(keys.key_id(entry)).expect("its key id is indexed");
             assert_eq!(keys.rotated.binary_search(&(first, row)).is_ok(), first < row);
             (entry.buckets, first)
         });
-        assert!(firsts.into_iter().all(|(said, first)| said == first), "{count} rows, {of_key} of a key");
+        assert!(
+            firsts.into_iter().all(|(buckets, first)| buckets == first),
+            "{count} rows, {of_key} of a key"
+        );
         assert!(keys.entries.iter().all(|entry| keys.find_exactly(&entry.digest).is_some()));
     }
 }
 
-/// Whichever block they are in, and where the lines of the next one begin.
+/// In every block, also if the rows overflow the block's part of the index.
 #[test]
 fn every_row_is_found_by_its_digest() {
     let text = builder(&rows(40_000));

@@ -1,22 +1,23 @@
-//! Writing a compiled file: the rows of a table, written block by block in the order of its index.
+//! Writing a compiled file: the rows of a table, block by block, in the order of its index.
 //!
-//! Beside the table it takes one block.
+//! In addition to the table, this takes the memory of one block.
 
 use std::io::{self, Seek, SeekFrom, Write};
 
 use zerocopy::IntoBytes;
 
-use crate::snapshot::build::{Builder, Keys, RowPolicies};
-use crate::snapshot::compiled::{
-    BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAGIC, Record, Section, VERSION, policy,
+use crate::snapshot::compiled::format::{
+    BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAGIC, Record, Section, VERSION, checksummed,
 };
+use crate::snapshot::compiled::policy;
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::Probe;
-use crate::snapshot::intern::PolicyKey;
+use crate::snapshot::policy::RowPolicy;
+use crate::snapshot::{Builder, KeyTable, RowPolicies};
 
 impl Builder {
-    /// Writes all rows as a compiled file, whose source was written at the Unix second `source_time`. `progress` is told how
-    /// many rows have been written.
+    /// Writes all rows as a compiled file whose source was written at the Unix second
+    /// `source_time`. Calls `progress` with the number of rows written after each block.
     ///
     /// # Errors
     /// Those of `output`.
@@ -26,12 +27,13 @@ impl Builder {
         source_time: u32,
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
-        self.keys.write(self.interner.keys(), output, source_time, progress)
+        self.keys.write(self.interner.policies(), output, source_time, progress)
     }
 }
 
-impl Keys {
-    /// As [`Builder::compile`], of the finished table: `policies` are those that it was finished with.
+impl KeyTable {
+    /// [`Builder::compile`] for a finished table. `policies` are those that it was
+    /// [finished](Builder::finish_with_policies) with.
     ///
     /// # Errors
     /// Those of `output`.
@@ -42,12 +44,12 @@ impl Keys {
         source_time: u32,
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
-        self.write(policies.keys(), output, source_time, progress)
+        self.write(policies.as_slice(), output, source_time, progress)
     }
 
     fn write<W: Write + Seek>(
         &self,
-        policies: &[PolicyKey],
+        policies: &[RowPolicy],
         output: &mut W,
         source_time: u32,
         progress: &mut dyn FnMut(u64),
@@ -77,17 +79,17 @@ impl Keys {
             reserved: [0; 20],
             crc: 0.into(),
         };
-        header.crc = crc32fast::hash(checked(&header)).into();
+        header.crc = crc32fast::hash(checksummed(&header)).into();
         output.seek(SeekFrom::Start(0))?;
         output.write_all(header.as_bytes())
     }
 
-    /// Also returns the numbers in the file of the table's owners.
+    /// Returns the length of the section, and the numbers in the file by the table's owner numbers.
     fn write_owners<W: Write>(&self, output: &mut W) -> io::Result<(u64, Vec<u32>)> {
         let mut owners: Vec<u32> = (0..).take(self.owners.len()).skip(1).collect();
         owners.sort_unstable_by_key(|number| self.owner_name(*number));
         let mut numbers = vec![0; self.owners.len()];
-        let mut blocks = Blocks::new(output, Section::Owners);
+        let mut blocks = BlockWriter::new(output, Section::Owners);
         for (number, owner) in (1..).zip(owners) {
             numbers[owner as usize] = number;
             let name = self.owner_name(owner);
@@ -107,7 +109,7 @@ impl Keys {
         let entries = &self.entries;
         let entry = |id: u32| entries.get(id as usize);
         let digest = |id: u32| &entries[id as usize].digest;
-        let mut blocks = Blocks::new(output, Section::Keys);
+        let mut blocks = BlockWriter::new(output, Section::Keys);
         let mut written = 0;
         self.index.in_order(
             entry,
@@ -126,7 +128,7 @@ impl Keys {
         blocks.finish()
     }
 
-    fn write_key<W: Write>(&self, entry: &Entry, id: u32, owner: u32, blocks: &mut Blocks<'_, W>) {
+    fn write_key<W: Write>(&self, entry: &Entry, id: u32, owner: u32, blocks: &mut BlockWriter<'_, W>) {
         let key_id = self.key_id(entry);
         let metadata = self.metadata_of(id).unwrap_or_default();
         let record = Record {
@@ -138,7 +140,7 @@ impl Keys {
             metadata: (metadata.len() as u16).into(),
             key_id: key_id.len() as u8,
             status: entry.status.code(),
-            had: entry.had.bits(),
+            prior_restrictions: entry.prior_restrictions.bits(),
             reserved: [0; 3],
         };
         blocks.records.extend_from_slice(record.as_bytes());
@@ -148,23 +150,17 @@ impl Keys {
     }
 }
 
-fn write_policies<W: Write>(policies: &[PolicyKey], output: &mut W) -> io::Result<u64> {
-    let mut blocks = Blocks::new(output, Section::Policies);
-    for key in policies {
-        policy::encode(key, &mut blocks.texts);
+fn write_policies<W: Write>(policies: &[RowPolicy], output: &mut W) -> io::Result<u64> {
+    let mut blocks = BlockWriter::new(output, Section::Policies);
+    for policy in policies {
+        policy::encode(policy, &mut blocks.texts);
         blocks.end_row()?;
     }
     blocks.finish()
 }
 
-/// What a checksum at the end of `header` is of.
-pub(super) fn checked(header: &(impl IntoBytes + zerocopy::Immutable)) -> &[u8] {
-    let bytes = header.as_bytes();
-    &bytes[..bytes.len() - size_of::<u32>()]
-}
-
-/// The blocks of a section, written as they are full.
-struct Blocks<'o, W> {
+/// Writes the blocks of a section. A block is written when it is full.
+struct BlockWriter<'o, W> {
     output: &'o mut W,
     section: Section,
     number: u32,
@@ -176,13 +172,13 @@ struct Blocks<'o, W> {
     written: u64,
 }
 
-impl<'o, W: Write> Blocks<'o, W> {
+impl<'o, W: Write> BlockWriter<'o, W> {
     fn new(output: &'o mut W, section: Section) -> Self {
         let (records, texts, metadata) = (Vec::new(), Vec::new(), Vec::new());
         Self { output, section, number: 0, rows: 0, table_texts: 0, records, texts, metadata, written: 0 }
     }
 
-    /// Counts a row; says whether it has completed a block.
+    /// Ends a row. Returns whether it has completed a block.
     fn end_row(&mut self) -> io::Result<bool> {
         self.rows += 1;
         let is_full = self.records.len() + self.texts.len() + self.metadata.len() >= BLOCK_BYTES;
@@ -204,7 +200,7 @@ impl<'o, W: Write> Blocks<'o, W> {
             crc: 0.into(),
         };
         let mut crc = crc32fast::Hasher::new();
-        crc.update(checked(&header));
+        crc.update(checksummed(&header));
         let parts = [&mut self.records, &mut self.texts, &mut self.metadata];
         parts.iter().for_each(|part| crc.update(part));
         header.crc = crc.finalize().into();
@@ -221,7 +217,7 @@ impl<'o, W: Write> Blocks<'o, W> {
         Ok(())
     }
 
-    /// The length of the whole section.
+    /// Writes the last block and returns the length of the section.
     fn finish(mut self) -> io::Result<u64> {
         if self.rows > 0 {
             self.write()?;

@@ -1,56 +1,53 @@
-//! The numbers of an index in the order of their hashes, without sorting all of them.
+//! Visiting the numbers of an index in the order of their hashes, without sorting all of them.
 //!
-//! Homes ascend with hashes, and a number is in its home or in the lines right after it, as far as these are full. So the lines
-//! up to the next one that is not full (a run) hold every hash whose home is among them, and no other but those that have
-//! come round from the end of the table to its beginning: one run is sorted at a time.
+//! Homes ascend with hashes, and a number is in its home group or in the full groups right after
+//! it. A *run* (the groups up to the next one that is not full) therefore holds exactly the hashes
+//! whose homes are in it, except those that have wrapped around from the end of the table to its
+//! beginning. It is enough to sort one run at a time.
 
-use super::{FULL, Index, Line, Probe};
+use super::{Group, Index, Probe};
 use keyward_memory::prefetch;
 
 impl Index {
-    /// Its lines, and how many numbers they hold before there are more.
-    pub(in crate::snapshot) fn size(&self) -> (usize, usize) {
-        (self.lines.len(), self.lines.len() * FULL.0 / FULL.1)
-    }
-
-    /// Calls `visit` with every number and its hash, by hash and then as `tie` orders two numbers of one hash. `fetch` is
-    /// called with a number before `hash` is asked for its hash, so that memory is waited for once for several numbers.
+    /// Calls `visit` with every number, in the order of the hashes; `tie` orders two numbers with
+    /// one hash. `locate` returns what `hash` will read for a number. It is prefetched, so that
+    /// several numbers wait for memory together.
     ///
     /// # Errors
-    /// The first error of `visit`, which ends the walk.
+    /// The first error of `visit`, which ends the iteration.
     pub(in crate::snapshot) fn in_order<'e, T: 'e, E>(
         &self,
-        fetch: impl Fn(u32) -> Option<&'e T>,
+        locate: impl Fn(u32) -> Option<&'e T>,
         hash: impl Fn(u32) -> Probe,
         tie: impl Fn(u32, u32) -> std::cmp::Ordering,
         mut visit: impl FnMut(u32) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut run, mut wrapped) = (Vec::new(), Vec::new());
-        let mut emit = |run: &mut Vec<(Probe, u32)>| {
+        let mut visit_run = |run: &mut Vec<(Probe, u32)>| {
             run.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| tie(a.1, b.1)));
             run.drain(..).try_for_each(|(_, number)| visit(number))
         };
         let mut is_first = true;
-        for (at, line) in self.lines.iter().enumerate() {
-            line.numbers().filter_map(&fetch).for_each(prefetch);
-            run.extend(line.numbers().map(|number| (hash(number), number)));
-            if line.is_full() && at + 1 < self.lines.len() {
+        for (at, group) in self.groups.iter().enumerate() {
+            group.numbers().filter_map(&locate).for_each(prefetch);
+            run.extend(group.numbers().map(|number| (hash(number), number)));
+            if group.is_full() && at + 1 < self.groups.len() {
                 continue;
             }
             if std::mem::take(&mut is_first) {
-                // A home after this run's end is one that the last lines had no room for.
-                wrapped = run.extract_if(.., |(probe, _)| probe.home(self.lines.len()) > at).collect();
+                // A hash whose home is past this run has wrapped around from the last groups.
+                wrapped = run.extract_if(.., |(probe, _)| probe.home(self.groups.len()) > at).collect();
             }
-            if at + 1 == self.lines.len() {
+            if at + 1 == self.groups.len() {
                 run.append(&mut wrapped);
             }
-            emit(&mut run)?;
+            visit_run(&mut run)?;
         }
         Ok(())
     }
 }
 
-impl Line {
+impl Group {
     fn numbers(&self) -> impl Iterator<Item = u32> {
         self.tags.into_iter().zip(self.numbers).take_while(|(tag, _)| *tag != 0).map(|(_, number)| number)
     }
@@ -64,7 +61,7 @@ mod tests {
 
     use super::*;
 
-    /// Hashes whose homes meet often, at both ends of the table too.
+    /// Hashes whose homes often collide, also at both ends of the table.
     fn hash() -> impl Strategy<Value = u64> {
         let home = prop_oneof![Just(0), Just(u64::MAX), Just(u64::MAX - 1), any::<u64>(), 0..4_u64];
         (home, 0..4_u64).prop_map(|(home, tag)| home << 32 | tag)
@@ -72,7 +69,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_are_visited_by_hash_and_each_once(
+        fn every_number_is_visited_once_in_hash_order(
             hashes in prop::collection::vec(hash(), 0..300),
             expected in 0_usize..400,
         ) {

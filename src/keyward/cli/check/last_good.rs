@@ -11,7 +11,7 @@ use keyward_daemon::reload::last_good::{Recovered, recover};
 use keyward_daemon::server;
 use keyward_engine::record::rfc3339;
 use keyward_engine::rules::GlobalPolicy;
-use keyward_engine::snapshot::{CompareOptions, Keys};
+use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_state::{Acceptance, is_accepted};
 
 /// The last good keys that the source was compared with.
@@ -34,24 +34,24 @@ pub(super) struct LastGood {
 pub(super) fn compare(
     config: &Config,
     global_policy: Option<&GlobalPolicy>,
-    new: &Keys,
+    new: &KeyTable,
     outcome: &mut Outcome,
 ) {
     if !config.keep_snapshot {
         return;
     }
-    let source = config.file();
+    let source = config.source_file();
     match recover(&config.server.state_dir, &source) {
         Ok(None) => {}
         Ok(Some(recovered)) => {
-            let usable = global_policy.map(|global_policy| recovered.usable_hashes(global_policy).current);
+            let usable = global_policy.map(|global_policy| recovered.retained_hashes(global_policy).current);
             let now = Clock::new().now().unix;
             // Hashes say nothing where the peppers are not known.
             let options = global_policy.map_or(CompareOptions { now, by_key_id: true }, |global_policy| {
                 recovered.compare_options(global_policy, now)
             });
             let Recovered { keys: old, stored, .. } = recovered;
-            let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
+            let judged = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
             outcome.diff = Some(server::diff(&judged, stored.generation, old.len()));
             outcome.last_good = Some(LastGood {
                 generation: stored.generation,
@@ -61,6 +61,6 @@ pub(super) fn compare(
                 source_accepted: is_accepted(&config.server.state_dir, Acceptance::Source),
             });
         }
-        Err(unusable) => outcome.not_compared = Some(unusable.why),
+        Err(error) => outcome.not_compared = Some(error.to_string()),
     }
 }

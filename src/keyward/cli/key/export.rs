@@ -142,7 +142,7 @@ impl Export {
         let mut diagnostics = Diagnostics::new(self.name.clone());
         let mut builder = Builder::new(0, 0);
         let sink: &mut source::RecordSink<'_> =
-            &mut |line, record: &KeyRecord<'_>| builder.add(line, record).map_err(|error| error.to_string());
+            &mut |line, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
         let read = source::read(new, format, &mapping, sink, &mut diagnostics);
         read.map_err(|error| failed(&self.name, error))?;
         // Rows that are wrong are not among them; an open quote before the new rows would swallow them.

@@ -32,7 +32,8 @@ impl Header {
         };
         let refused = |message: String| Failure::new(Exit::Usage, format_args!("{option}: {message}"));
         let file = File::open(path).map_err(|error| refused(format!("cannot open {name}: {error}")))?;
-        let names = source::header(file).map_err(|error| refused(format!("cannot read {name}: {error}")))?;
+        let names =
+            source::column_names(file).map_err(|error| refused(format!("cannot read {name}: {error}")))?;
         let is_json = names.first().is_some_and(|first| first.starts_with('{'));
         if is_json || matches!(Format::from_path(path), Ok(Format::JsonLines)) {
             return Err(refused(format!(

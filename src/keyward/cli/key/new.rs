@@ -187,20 +187,20 @@ fn check(row: &Row<'_>) -> Result<(), Failure> {
     let mut diagnostics = Diagnostics::new("row");
     let sink: &mut source::RecordSink<'_> = &mut |_, record| {
         if record.not_before >= record.expires_at {
-            return Err("not_before is not before expires_at: the key would never be valid".to_owned());
+            return Err("not_before is not before expires_at: the key would never be valid".into());
         }
         // An owner such as NULL is read as none (source.null_texts).
         match row.owner.filter(|owner| *owner != record.owner) {
-            Some(owner) => Err(format!("the owner {} would be read as none", Quoted(owner))),
+            Some(owner) => Err(format!("the owner {} would be read as none", Quoted(owner)).into()),
             None => Ok(()),
         }
     };
     let read = source::read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), sink, &mut diagnostics);
     read.map_err(|error| Failure::new(Exit::Denied, error))?;
-    let Some(diagnostic) = diagnostics.kept().first() else {
+    let Some(diagnostic) = diagnostics.retained().first() else {
         return Ok(());
     };
-    let column = diagnostic.column.as_ref().map(|column| format!("{column}: ")).unwrap_or_default();
+    let column = diagnostic.location.column().map(|column| format!("{column}: ")).unwrap_or_default();
     let message = format!("the row would be refused: {column}{}", diagnostic.message);
     Err(Failure::new(Exit::Usage, message))
 }

@@ -1,6 +1,7 @@
-//! One attempt to connect, shared by everyone who waits for it; the task that makes it becomes the connection's driver.
+//! Connecting, in a task that all waiting callers share.
 //!
-//! It is a task, so that the attempt outlives the caller that happened to start it.
+//! It is a task so that it outlives the caller that happened to start it. If it succeeds, it
+//! becomes the driver of the connection.
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -12,69 +13,77 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::driver::Driver;
-use super::{Attempt, Link, Shared};
-use crate::error::{ENDED, Error, Failure};
+use super::{ClientInner, ConnectResult, Link};
+use crate::error::Error;
+use crate::failure::{CONNECTION_ENDED, Failure};
 use crate::options::Options;
-use crate::retry::{CONNECT_LIMIT, knock_again};
-use crate::wire::{self, Inbox, Session};
+use crate::receive_buffer::ReceiveBuffer;
+use crate::retry::{CONNECT_TIMEOUT, connect_retry_delay};
+use crate::session::{Session, hello_frame};
 
-/// Connects, tells those who wait, and drives the connection until it ends.
-pub(super) async fn run(shared: Weak<Shared>, options: Options, outcome: watch::Sender<Attempt>) {
-    let attempt = match timeout(CONNECT_LIMIT.max(options.time()), establish(&options)).await {
-        Ok(attempt) => attempt,
-        Err(_) => Err(Failure::Late { written: false }),
+/// Connects, publishes the result, and drives the connection until it ends.
+pub(super) async fn run(client: Weak<ClientInner>, options: Options, sender: watch::Sender<ConnectResult>) {
+    let result = match timeout(CONNECT_TIMEOUT.max(options.deadline), establish(&options)).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::DeadlinePassed { written: false }),
     };
-    // Where every client is gone by now, so is the reason to connect.
-    let Some(owner) = shared.upgrade() else { return };
-    match attempt {
+    // If all clients have been dropped, the connection is not needed.
+    let Some(client) = client.upgrade() else { return };
+    match result {
         Ok(driver) => {
             let connection = driver.connection();
-            *owner.link() = Link::Up(Arc::clone(&connection));
-            outcome.send_replace(Some(Ok(connection)));
-            drop((owner, outcome));
+            *client.link() = Link::Connected(Arc::clone(&connection));
+            sender.send_replace(Some(Ok(connection)));
+            drop((client, sender));
             driver.await;
         }
-        Err(error) => {
-            *owner.link() = Link::Down;
-            outcome.send_replace(Some(Err(error)));
+        Err(failure) => {
+            *client.link() = Link::Disconnected;
+            sender.send_replace(Some(Err(failure)));
         }
     }
 }
 
 async fn establish(options: &Options) -> Result<Driver, Failure> {
-    let mut stream = knock(options.socket()).await.map_err(Failure::Final)?;
-    let mut inbox = Inbox::new();
-    let session = greet(&mut stream, &mut inbox).await?;
-    Ok(Driver::new(stream, inbox, session, options, &Handle::current()))
+    let mut stream = connect(&options.socket).await.map_err(Failure::Final)?;
+    let mut receive_buffer = ReceiveBuffer::new();
+    let session = exchange_hello(&mut stream, &mut receive_buffer).await?;
+    Ok(Driver::new(stream, receive_buffer, session, options, &Handle::current()))
 }
 
-/// Connects, and again after a moment where that may help.
-async fn knock(socket: &Path) -> Result<UnixStream, Error> {
-    let mut knocks = 0;
+/// Connects, with retries if these can help.
+async fn connect(socket: &Path) -> Result<UnixStream, Error> {
+    let mut calls = 0;
     loop {
         let error = match UnixStream::connect(socket).await {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
-        knocks += 1;
-        match knock_again(knocks, &error) {
-            Some(pause) => sleep(pause).await,
+        calls += 1;
+        match connect_retry_delay(calls, &error) {
+            Some(delay) => sleep(delay).await,
             None => return Err(Error::Connect { path: socket.to_owned(), source: Arc::new(error) }),
         }
     }
 }
 
-/// HELLO and WELCOME: how the daemon takes keys has to be known before the first request.
-async fn greet(stream: &mut UnixStream, inbox: &mut Inbox) -> Result<Session, Failure> {
-    // A daemon that turns us away has said why, and closed: the reason is there to be read although the write fails.
-    let _ = stream.write_all(&wire::hello()).await;
+/// Sends HELLO and waits for WELCOME, because the client must know how the daemon accepts keys
+/// before the first request.
+async fn exchange_hello(
+    stream: &mut UnixStream,
+    receive_buffer: &mut ReceiveBuffer,
+) -> Result<Session, Failure> {
+    // If the daemon has refused the connection, the write fails, but the ERROR with the reason can
+    // still be read.
+    let _ = stream.write_all(&hello_frame()).await;
     loop {
-        if let Some(response) = inbox.response().map_err(Failure::Final)? {
-            return wire::greeted(&response);
+        let response = receive_buffer.next_response();
+        if let Some(response) = response.map_err(|error| Failure::Final(Error::Protocol(error)))? {
+            return Session::from_response(&response);
         }
-        match stream.read(inbox.space()).await {
-            Ok(count) if count > 0 => inbox.filled(count),
-            _ => return Err(ENDED),
+        match stream.read(receive_buffer.free_space()).await {
+            Ok(count) if count > 0 => receive_buffer.advance(count),
+            _ => return Err(CONNECTION_ENDED),
         }
     }
 }

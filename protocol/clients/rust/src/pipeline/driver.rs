@@ -1,4 +1,5 @@
-//! The one task of a connection: writes what has gathered, reads what has come, and keeps the deadlines.
+//! The task of a connection: it writes the buffered frames, reads the responses, and enforces the
+//! deadlines.
 
 use std::future::Future;
 use std::io;
@@ -13,50 +14,44 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::connection::{Connection, Due, State};
-use crate::Options;
-use crate::busy::Busy;
-use crate::error::{DaemonError, Error, Failure, Outcome};
-use crate::retry::STALLED;
-use crate::wire::{Event, Inbox, Outbox, Session, due};
+use super::connection::{Connection, Pending, State, register_waker};
+use crate::busy_poll::BusyPoll;
+use crate::error::{Error, ProtocolViolationError};
+use crate::event::Event;
+use crate::failure::{CONNECTION_ENDED, CloseReason, Failure};
+use crate::receive_buffer::ReceiveBuffer;
+use crate::retry::STALL_TIMEOUT;
+use crate::send_buffer::SendBuffer;
+use crate::sequence::check_request_id;
+use crate::session::Session;
+use crate::{Decision, Options};
 
 pub(super) struct Driver {
     connection: Arc<Connection>,
     reader: OwnedReadHalf,
-    inbox: Inbox,
+    receive_buffer: ReceiveBuffer,
     /// Frames that are being written.
-    sending: Outbox,
-    /// Whether writing has failed; answers to what was written before may still come.
-    deaf: bool,
-    busy: Busy,
+    sending: SendBuffer,
+    /// Whether a write has failed. Responses to earlier requests may still arrive.
+    write_failed: bool,
+    busy_poll: BusyPoll,
     timer: Pin<Box<Sleep>>,
-    /// What the timer is set to.
-    armed: Option<Instant>,
-    /// Whether other workers may be about to add requests.
-    many_threads: bool,
-    /// Whether they have been let go first.
+    /// The instant that the timer is set to.
+    timer_deadline: Option<Instant>,
+    /// Whether other threads of the runtime may be about to add requests.
+    multi_threaded: bool,
+    /// Whether the driver has already yielded to them.
     yielded: bool,
-    /// Kept for their memory.
+    /// Empty between polls; a field so that its memory is reused.
     events: Vec<Event>,
+    /// Wakers of callers whose requests have outcomes.
     wakers: Vec<Waker>,
-}
-
-/// Why a connection is over.
-enum End {
-    /// It ended without a word.
-    Lost,
-    /// The daemon closes it; what has no answer has not been processed.
-    Closing(DaemonError),
-    /// What came does not follow the protocol.
-    Fault(Error),
-    /// Nobody needs it.
-    Retired,
 }
 
 impl Driver {
     pub(super) fn new(
         stream: UnixStream,
-        inbox: Inbox,
+        receive_buffer: ReceiveBuffer,
         session: Session,
         options: &Options,
         runtime: &Handle,
@@ -65,13 +60,13 @@ impl Driver {
         Self {
             connection: Arc::new(Connection::new(writer, session, options, runtime.id())),
             reader,
-            inbox,
-            sending: Outbox::new(session),
-            deaf: false,
-            busy: options.busy(),
+            receive_buffer,
+            sending: SendBuffer::new(session),
+            write_failed: false,
+            busy_poll: BusyPoll::new(options.busy_poll),
             timer: Box::pin(sleep_until(Instant::now())),
-            armed: None,
-            many_threads: runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
+            timer_deadline: None,
+            multi_threaded: runtime.runtime_flavor() != RuntimeFlavor::CurrentThread,
             yielded: false,
             events: Vec::new(),
             wakers: Vec::new(),
@@ -82,125 +77,130 @@ impl Driver {
         Arc::clone(&self.connection)
     }
 
-    /// Reading comes first: a connection that has ended must not be written to.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        self.receive(cx)?;
+    /// Does everything that is possible without waiting. Reading comes first, because a connection
+    /// that has ended must not be written to.
+    fn run_once(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
+        self.read_all(cx)?;
         self.flush(cx)?;
-        self.keep_deadlines(cx)?;
-        self.look(cx)
+        self.enforce_deadlines(cx)?;
+        self.spin(cx)
     }
 
-    /// Looks for the answers that are due, if that may pay, and comes back for more once others have had their turn.
-    fn look(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if !self.busy.is_on() || self.connection.state().order.is_empty() {
+    /// Polls for the responses that are due, if that is likely to pay, and asks to be polled again
+    /// after the other tasks.
+    fn spin(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
+        if !self.busy_poll.is_enabled() || self.connection.state().pending.is_empty() {
             return Ok(());
         }
-        match self.busy.look(self.reader.as_ref(), self.inbox.space()) {
+        match self.busy_poll.try_recv(self.reader.as_ref(), self.receive_buffer.free_space()) {
             None => return Ok(()),
-            Some(Ok(count)) => self.take(count)?,
+            Some(Ok(count)) => self.process_read(count)?,
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Some(Err(_)) => return Err(End::Lost),
+            Some(Err(_)) => return Err(CloseReason::Lost),
         }
-        // Polled once, it leaves word that the task is to be polled again after the others and the system's events.
-        let _leaves_word = pin!(yield_now()).poll(cx);
+        // One poll is enough: it schedules the driver after the other tasks and the I/O events.
+        let _ = pin!(yield_now()).poll(cx);
         Ok(())
     }
 
-    /// Reads all that has come. A buffer that is larger than what is there saves asking once more.
-    fn receive(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    /// Reads everything that has arrived. A read that does not fill the buffer has emptied the
+    /// socket, and tokio then returns `Pending` without another system call.
+    fn read_all(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         loop {
-            let mut space = ReadBuf::new(self.inbox.space());
+            let mut space = ReadBuf::new(self.receive_buffer.free_space());
             match Pin::new(&mut self.reader).poll_read(cx, &mut space) {
                 Poll::Pending => return Ok(()),
-                Poll::Ready(Err(_)) => return Err(End::Lost),
+                Poll::Ready(Err(_)) => return Err(CloseReason::Lost),
                 Poll::Ready(Ok(())) => {}
             }
             let count = space.filled().len();
-            self.take(count)?;
+            self.process_read(count)?;
         }
     }
 
-    /// Hands out what so many bytes say that have been read.
-    fn take(&mut self, count: usize) -> Result<(), End> {
+    /// Processes `count` bytes that have been read into the receive buffer.
+    fn process_read(&mut self, count: usize) -> Result<(), CloseReason> {
         if count == 0 {
-            return Err(End::Lost);
+            return Err(CloseReason::Lost);
         }
-        self.busy.answered();
-        self.inbox.filled(count);
-        // Decoded before the lock is taken: others add requests meanwhile.
-        let fault = loop {
-            match self.inbox.event() {
+        self.busy_poll.record_answer();
+        self.receive_buffer.advance(count);
+        // The events are decoded before the lock is taken, so that callers can add requests
+        // meanwhile.
+        let violation = loop {
+            match self.receive_buffer.next_event() {
                 Ok(Some(event)) => self.events.push(event),
                 Ok(None) => break None,
-                Err(error) => break Some(End::Fault(error)),
+                Err(error) => break Some(error),
             }
         };
-        self.deliver()?;
-        fault.map_or(Ok(()), Err)
+        self.dispatch_events()?;
+        violation.map_or(Ok(()), |error| Err(CloseReason::Violation(error)))
     }
 
-    /// Hands out what has been read.
-    fn deliver(&mut self) -> Result<(), End> {
+    /// Completes the requests that have been answered.
+    fn dispatch_events(&mut self) -> Result<(), CloseReason> {
         let mut state = self.connection.state();
-        let before = state.order.len();
-        let mut end = Ok(());
+        let pending_before = state.pending.len();
+        let mut result = Ok(());
         for event in self.events.drain(..) {
-            end = match event {
-                Event::Reply(id, reply) => state.answer(id, reply, &mut self.wakers),
-                Event::Closing(None, error) => Err(End::Closing(error)),
+            result = match event {
+                Event::Reply(id, reply) => state.complete_next(id, reply, &mut self.wakers),
+                Event::Closing(None, error) => Err(CloseReason::ClosedByDaemon(error)),
                 Event::Closing(Some(id), error) => state
-                    .answer(id, Err(Error::Daemon(error.clone())), &mut self.wakers)
-                    .and(Err(End::Closing(error))),
+                    .complete_next(id, Err(Error::Daemon(error.clone())), &mut self.wakers)
+                    .and(Err(CloseReason::ClosedByDaemon(error))),
             };
-            if end.is_err() {
+            if result.is_err() {
                 break;
             }
         }
-        let answered = before - state.order.len();
-        state.alone = answered <= 1 && state.order.is_empty();
+        let answered = pending_before - state.pending.len();
+        state.likely_alone = answered <= 1 && state.pending.is_empty();
         drop(state);
         self.events.clear();
         self.connection.permits.add_permits(answered);
-        self.wake();
-        end
+        self.wake_callers();
+        result
     }
 
-    /// Writes all that has gathered, and leaves word where to find the driver.
-    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    /// Writes all buffered frames, and registers the waker of the driver.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         loop {
-            if !self.deaf && !self.write(cx) {
+            if !self.write_failed && !self.write(cx) {
                 let mut state = self.connection.state();
-                state.wait(cx);
+                state.register_driver(cx);
                 return state.check_needed();
             }
             let mut state = self.connection.state();
             state.check_needed()?;
-            if self.deaf {
+            if self.write_failed {
                 state.open = false;
                 self.connection.permits.close();
-                fail_unwritten(&mut state, self.sending.written(), &mut self.wakers);
-                state.wait(cx);
+                fail_unwritten(&mut state, self.sending.sent_position(), &mut self.wakers);
+                state.register_driver(cx);
                 drop(state);
-                self.wake();
+                self.wake_callers();
                 return Ok(());
             }
             state.driver_writes = false;
-            state.wait(cx);
-            if state.out.unsent().is_empty() {
+            state.register_driver(cx);
+            if state.send_buffer.unsent().is_empty() {
                 self.yielded = false;
                 return Ok(());
             }
-            // A worker runs the task that it has woken last before the others: let these add theirs first.
-            if self.many_threads && !state.alone && !std::mem::replace(&mut self.yielded, true) {
+            // A worker thread runs the task that it woke last before the others. Yield once, so
+            // that the others can add their requests to the same write.
+            if self.multi_threaded && !state.likely_alone && !std::mem::replace(&mut self.yielded, true) {
                 cx.waker().wake_by_ref();
                 return Ok(());
             }
             state.driver_writes = true;
-            self.sending.take_from(&mut state.out);
+            self.sending.take_from(&mut state.send_buffer);
         }
     }
 
-    /// Writes what is being written; `false` where the socket is full.
+    /// Writes the frames in `sending`. Returns `false` if the socket is full.
     fn write(&mut self, cx: &mut Context<'_>) -> bool {
         while !self.sending.unsent().is_empty() {
             match self.connection.writer.try_write(self.sending.unsent()) {
@@ -211,7 +211,7 @@ impl Driver {
                     }
                 }
                 Err(_) => {
-                    self.deaf = true;
+                    self.write_failed = true;
                     return true;
                 }
             }
@@ -219,136 +219,122 @@ impl Driver {
         true
     }
 
-    /// Ends the wait of those whose deadline has passed, and sets the timer for the next.
-    fn keep_deadlines(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    /// Fails the requests whose deadlines have passed, and sets the timer to the next deadline.
+    fn enforce_deadlines(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         loop {
             let wanted = self.connection.state().timer;
-            if wanted != self.armed {
+            if wanted != self.timer_deadline {
                 if let Some(deadline) = wanted {
                     self.timer.as_mut().reset(deadline);
                 }
-                self.armed = wanted;
+                self.timer_deadline = wanted;
             }
-            if self.armed.is_none() || self.timer.as_mut().poll(cx).is_pending() {
+            if self.timer_deadline.is_none() || self.timer.as_mut().poll(cx).is_pending() {
                 return Ok(());
             }
-            self.armed = None;
-            self.expire(Instant::now())?;
+            self.timer_deadline = None;
+            self.fail_expired(Instant::now())?;
         }
     }
 
-    fn expire(&mut self, now: Instant) -> Result<(), End> {
+    fn fail_expired(&mut self, now: Instant) -> Result<(), CloseReason> {
         let connection = Arc::clone(&self.connection);
         let mut guard = connection.state();
         let state = &mut *guard;
-        if state.order.front().is_some_and(|due| due.deadline + STALLED < now) {
-            return Err(End::Lost);
+        if state.pending.front().is_some_and(|pending| pending.deadline + STALL_TIMEOUT < now) {
+            return Err(CloseReason::Lost);
         }
         state.timer = None;
-        for index in 0..state.order.len() {
-            let due = &mut state.order[index];
-            let Some(slot) = due.slot else { continue };
-            if due.deadline > now {
-                state.timer = Some(state.timer.map_or(due.deadline, |timer| timer.min(due.deadline)));
+        for index in 0..state.pending.len() {
+            let pending = &mut state.pending[index];
+            let Some(slot) = pending.slot else { continue };
+            if pending.deadline > now {
+                let timer = state.timer.map_or(pending.deadline, |timer| timer.min(pending.deadline));
+                state.timer = Some(timer);
                 continue;
             }
-            due.slot = None;
-            let written = due.position < written(state.driver_writes, &self.sending, &state.out);
-            let position = due.position;
-            self.sending.withdraw(position);
-            state.out.withdraw(position);
-            let outcome = Err(Failure::Late { written });
-            state.settle(slot, outcome, &mut self.wakers);
+            pending.slot = None;
+            let position = pending.position;
+            let sent_position = sent_position(state.driver_writes, &self.sending, &state.send_buffer);
+            self.sending.cancel(position);
+            state.send_buffer.cancel(position);
+            let outcome = Err(Failure::DeadlinePassed { written: position < sent_position });
+            state.complete(slot, outcome, &mut self.wakers);
         }
         drop(guard);
-        self.wake();
+        self.wake_callers();
         Ok(())
     }
 
-    /// Tells everyone that it is over, and how.
-    fn end(&mut self, end: &End) {
+    /// Closes the connection and fails all pending requests.
+    fn close(&mut self, reason: &CloseReason) {
         let connection = Arc::clone(&self.connection);
         let mut state = connection.state();
         state.open = false;
         self.connection.permits.close();
-        let written = written(state.driver_writes, &self.sending, &state.out);
-        let rest = std::mem::take(&mut state.order);
-        state.first += rest.len() as u64;
-        for Due { position, slot, .. } in rest {
+        let sent_position = sent_position(state.driver_writes, &self.sending, &state.send_buffer);
+        let pending = std::mem::take(&mut state.pending);
+        state.next_response += pending.len() as u64;
+        for Pending { position, slot, .. } in pending {
             if let Some(slot) = slot {
-                let outcome = Err(end.failure(position < written));
-                state.settle(slot, outcome, &mut self.wakers);
+                let outcome = Err(reason.failure(position < sent_position));
+                state.complete(slot, outcome, &mut self.wakers);
             }
         }
         drop(state);
-        // The socket itself lives as long as the client keeps it, but the daemon need not wait for that.
+        // Callers may hold the connection, and thereby the socket, for longer. The daemon need not
+        // wait for them.
         let _ = rustix::net::shutdown(self.connection.writer.as_ref(), rustix::net::Shutdown::Both);
-        self.wake();
+        self.wake_callers();
     }
 
-    fn wake(&mut self) {
+    fn wake_callers(&mut self) {
         self.wakers.drain(..).for_each(Waker::wake);
     }
 }
 
 /// Position of the first byte that has not been written.
-fn written(driver_writes: bool, sending: &Outbox, out: &Outbox) -> u64 {
-    if driver_writes { sending.written() } else { out.written() }
+fn sent_position(driver_writes: bool, sending: &SendBuffer, send_buffer: &SendBuffer) -> u64 {
+    if driver_writes { sending.sent_position() } else { send_buffer.sent_position() }
 }
 
-/// Takes back those requests of which nothing has been written: they can go to another connection.
-fn fail_unwritten(state: &mut State, written: u64, wakers: &mut Vec<Waker>) {
-    while let Some(due) = state.order.pop_back_if(|due| due.position >= written) {
-        if let Some(slot) = due.slot {
-            let lost = Failure::Retry(Error::ConnectionLost { written: false });
-            state.settle(slot, Err(lost), wakers);
+/// Fails the requests of which nothing has been written, so that they can be sent on another
+/// connection.
+fn fail_unwritten(state: &mut State, sent_position: u64, wakers: &mut Vec<Waker>) {
+    while let Some(pending) = state.pending.pop_back_if(|pending| pending.position >= sent_position) {
+        if let Some(slot) = pending.slot {
+            state.complete(slot, Err(CONNECTION_ENDED), wakers);
         }
     }
 }
 
 impl State {
-    /// Settles the request that is due, if `id` is its id.
-    fn answer(
+    /// Completes the request whose response is due. Its id must be `id`.
+    fn complete_next(
         &mut self,
         id: u32,
-        reply: Result<crate::Decision, Error>,
+        reply: Result<Decision, Error>,
         wakers: &mut Vec<Waker>,
-    ) -> Result<(), End> {
-        if self.order.is_empty() {
-            return Err(End::Fault(Error::Protocol(format!("an answer to request {id}, and none was due"))));
+    ) -> Result<(), CloseReason> {
+        if self.pending.is_empty() {
+            return Err(ProtocolViolationError::UnexpectedResponse { request_id: id }.into());
         }
-        due(self.first, id).map_err(End::Fault)?;
-        self.first += 1;
-        if let Some(Due { slot: Some(slot), .. }) = self.order.pop_front() {
-            let outcome: Outcome = reply.map_err(Failure::Final);
-            self.settle(slot, outcome, wakers);
+        check_request_id(self.next_response, id)?;
+        self.next_response += 1;
+        if let Some(Pending { slot: Some(slot), .. }) = self.pending.pop_front() {
+            self.complete(slot, reply.map_err(Failure::Final), wakers);
         }
         Ok(())
     }
 
-    /// Whether anybody waits or may come.
-    fn check_needed(&self) -> Result<(), End> {
-        let over = self.retired && self.order.iter().all(|due| due.slot.is_none());
-        if over { Err(End::Retired) } else { Ok(()) }
+    /// Returns [`CloseReason::Retired`] if the connection is retired and no caller waits.
+    fn check_needed(&self) -> Result<(), CloseReason> {
+        let unneeded = self.retired && self.pending.iter().all(|pending| pending.slot.is_none());
+        if unneeded { Err(CloseReason::Retired) } else { Ok(()) }
     }
 
-    /// Leaves word where to find the driver.
-    fn wait(&mut self, cx: &Context<'_>) {
-        if !self.driver.as_ref().is_some_and(|driver| driver.will_wake(cx.waker())) {
-            self.driver = Some(cx.waker().clone());
-        }
-    }
-}
-
-impl End {
-    /// What it means for a request without an answer.
-    fn failure(&self, written: bool) -> Failure {
-        match self {
-            Self::Closing(error) => Failure::Retry(Error::Daemon(error.clone())),
-            _ if !written => Failure::Retry(Error::ConnectionLost { written }),
-            Self::Fault(error) => Failure::Final(error.clone()),
-            Self::Lost | Self::Retired => Failure::Final(Error::ConnectionLost { written }),
-        }
+    fn register_driver(&mut self, cx: &Context<'_>) {
+        register_waker(&mut self.driver, cx);
     }
 }
 
@@ -356,19 +342,19 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match self.turn(cx) {
+        match self.run_once(cx) {
             Ok(()) => Poll::Pending,
-            Err(end) => {
-                self.end(&end);
+            Err(reason) => {
+                self.close(&reason);
                 Poll::Ready(())
             }
         }
     }
 }
 
-/// Where the runtime ends first, nobody must be left waiting.
+/// If the runtime ends first, callers in other runtimes must not wait forever.
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.end(&End::Lost);
+        self.close(&CloseReason::Lost);
     }
 }

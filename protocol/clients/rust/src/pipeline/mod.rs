@@ -1,12 +1,13 @@
-//! The async client: one connection, shared by all tasks as a pipeline.
+//! The async client: one connection, on which all tasks pipeline their requests.
 //!
-//! A request takes this way: `verify` hashes the key and appends a frame to the connection's buffer
-//! ([`connection`]); the connection's one task ([`driver`]) writes everything that has gathered there in one go, reads
-//! answers in bulk, and wakes those that wait. Where nothing else is going on, `verify` writes the frame itself, so
-//! that a lone request costs one wake-up of the driver (for the answer) and one of the caller.
+//! `verify` hashes the key and appends a frame to the send buffer of the [`connection`]. One task
+//! per connection, the [`driver`], writes all buffered frames at once, reads many responses at
+//! once, and wakes the callers. If no other request is in flight, `verify` writes the frame itself,
+//! so that a single request costs one wake-up of the driver (for the response) and one of the
+//! caller.
 //!
-//! The driver is a task of its own, and not whichever caller happens to be waiting: a caller that is dropped, or not
-//! polled for a while, must not hold up the others.
+//! The driver is a task of its own rather than one of the waiting callers, because a caller may be
+//! dropped or not polled for a while, and must not delay the others.
 
 mod connect;
 mod connection;
@@ -22,108 +23,114 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::error::{ENDED, Error, Failure, Outcome};
-use crate::options::LONGEST_DEADLINE;
-use crate::retry::{PASSES, pause};
+use crate::error::Error;
+use crate::failure::{CONNECTION_ENDED, Failure, Outcome};
+use crate::options::MAX_DEADLINE;
+use crate::retry::{MAX_ATTEMPTS, retry_delay};
 use crate::{Decision, Options, Refund, Request};
-use connection::Connection;
+use connection::{Connection, ResponseBatch};
 
-/// The async client. Clones share one connection; it is made on first use, and ends with the last clone.
+/// The async client. Clones share one connection, which is made on first use and ends with the last
+/// clone.
 ///
-/// Its methods need a tokio runtime with I/O and time enabled (tokio panics where one of these is missing; where there
-/// is no runtime at all, that is an [`Error`]). The connection belongs to the runtime in which it was made, and is
-/// replaced when that runtime is gone.
+/// Its methods need a tokio runtime with I/O and time enabled. Without a runtime, they return an
+/// [`Error`]; in a runtime without I/O or time, tokio panics. The connection belongs to the runtime
+/// in which it was made, and is replaced when that runtime has ended.
 ///
-/// All futures may be dropped at any time: the pipeline goes on, and the answer of a dropped request is ignored. Whether
-/// it was charged is then not known.
+/// All futures may be dropped at any time. The pipeline continues, and the answer to a dropped
+/// request is ignored; whether the request was charged is unknown then.
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
+    inner: Arc<ClientInner>,
     deadline: Duration,
 }
 
-struct Shared {
+struct ClientInner {
     options: Options,
     link: Mutex<Link>,
 }
 
-/// The way to the daemon.
+/// The state of the connection to the daemon.
 enum Link {
-    Down,
-    Connecting(watch::Receiver<Attempt>),
-    Up(Arc<Connection>),
+    Disconnected,
+    Connecting(watch::Receiver<ConnectResult>),
+    Connected(Arc<Connection>),
 }
 
-/// How an attempt to connect went, once it is known.
-type Attempt = Option<Result<Arc<Connection>, Failure>>;
+/// The result of connecting; `None` while it is in progress.
+type ConnectResult = Option<Result<Arc<Connection>, Failure>>;
 
 impl Client {
-    /// A client of the daemon at `socket`, with the default [`Options`]. Does not connect yet.
+    /// A client of the daemon at `socket`, with the default [`Options`]. It does not connect yet.
     pub fn new(socket: impl AsRef<Path>) -> Self {
         Self::with_options(Options::new(socket))
     }
 
-    /// A client with these options. Does not connect yet.
+    /// A client with these options. It does not connect yet.
     pub fn with_options(options: Options) -> Self {
-        let deadline = options.time();
-        Self { shared: Arc::new(Shared { options, link: Mutex::new(Link::Down) }), deadline }
+        let deadline = options.deadline;
+        let link = Mutex::new(Link::Disconnected);
+        Self { inner: Arc::new(ClientInner { options, link }), deadline }
     }
 
-    /// The same client, on the same connection, with another deadline for each call.
+    /// A client on the same connection whose calls have another deadline.
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { shared: Arc::clone(&self.shared), deadline: deadline.min(LONGEST_DEADLINE) }
+        Self { inner: Arc::clone(&self.inner), deadline: deadline.min(MAX_DEADLINE) }
     }
 
-    /// Asks, and waits for the answer. A denial is an `Ok`.
+    /// Sends a request and waits for the answer. A denial is an `Ok`.
     ///
     /// # Errors
-    /// Where there is no answer; [`Error::may_have_been_charged`] tells whether it is safe to ask again.
+    /// If there is no answer. [`Error::may_have_been_charged`] tells whether it is safe to repeat
+    /// the request.
     pub async fn verify(&self, request: &Request<'_>) -> Result<Decision, Error> {
         let deadline = Instant::now() + self.deadline;
-        let mut last = None;
-        for pass in 0..PASSES {
-            if pass > 1 && !rest(pass, deadline).await {
+        let mut last_error = None;
+        for attempt in 0..MAX_ATTEMPTS {
+            if attempt > 1 && !sleep_before_attempt(attempt, deadline).await {
                 break;
             }
             let outcome = match self.connection(deadline).await {
-                Ok(connection) => connection.ask(request, deadline).await,
+                Ok(connection) => connection.send(request, deadline).await,
                 Err(failure) => Err(failure),
             };
             match outcome {
                 Ok(decision) => return Ok(decision),
-                Err(Failure::Retry(error)) => last = Some(error),
+                Err(Failure::Retryable(error)) => last_error = Some(error),
                 Err(failure) => return Err(failure.into_error(self.deadline)),
             }
         }
-        Err(last.unwrap_or_else(|| self.late()))
+        Err(last_error.unwrap_or_else(|| self.deadline_error()))
     }
 
-    /// Gives back what a request was charged, and waits for the answer: ALLOWED, or that the key is not known.
+    /// Gives back what a request was charged, and waits for the answer: ALLOWED, or that the key
+    /// was not found.
     ///
     /// # Errors
-    /// Where there is no answer. Where [`Error::may_have_been_charged`] then says so, the key may have got it back
-    /// already, and another refund would be one too many.
+    /// If there is no answer. If [`Error::may_have_been_charged`] is true, the refund may have been
+    /// carried out, and must not be repeated.
     pub async fn refund(&self, refund: &Refund<'_>) -> Result<Decision, Error> {
         self.verify(refund.request()).await
     }
 
-    /// Asks all of them at once: they leave in one write (as far as [`Options::max_in_flight`] allows), and the task is
-    /// woken once. The answers are in the order of the requests. The deadline is for the whole call.
+    /// Sends all requests at once: in one write, as far as [`Options::max_in_flight`] allows, and
+    /// with one wake-up of the task. The answers are in the order of the requests. The deadline
+    /// applies to the whole call.
     ///
-    /// Each answer stands for itself: one request may fail, and the next be answered.
+    /// The answers are independent: one request may fail and the next be answered.
     pub async fn verify_many(&self, requests: &[Request<'_>]) -> Vec<Result<Decision, Error>> {
         let deadline = Instant::now() + self.deadline;
         let mut outcomes: Vec<Option<Outcome>> = requests.iter().map(|_| None).collect();
         let mut open: Vec<usize> = (0..requests.len()).collect();
-        for pass in 0..PASSES {
-            if open.is_empty() || (pass > 1 && !rest(pass, deadline).await) {
+        for attempt in 0..MAX_ATTEMPTS {
+            if open.is_empty() || (attempt > 1 && !sleep_before_attempt(attempt, deadline).await) {
                 break;
             }
             match self.connection(deadline).await {
                 Ok(connection) => {
                     let window = self.window(open.len());
-                    ask_all(&connection, requests, &open, window, &mut outcomes, deadline).await;
+                    send_windows(&connection, requests, &open, window, &mut outcomes, deadline).await;
                 }
                 Err(failure) => {
                     for &index in &open {
@@ -131,56 +138,57 @@ impl Client {
                     }
                 }
             }
-            open.retain(|&index| matches!(outcomes[index], Some(Err(Failure::Retry(_))) | None));
+            open.retain(|&index| matches!(outcomes[index], Some(Err(Failure::Retryable(_))) | None));
         }
-        let settle = |outcome: Option<Outcome>| match outcome {
+        let into_result = |outcome: Option<Outcome>| match outcome {
             Some(outcome) => outcome.map_err(|failure| failure.into_error(self.deadline)),
-            None => Err(self.late()),
+            None => Err(self.deadline_error()),
         };
-        outcomes.into_iter().map(settle).collect()
+        outcomes.into_iter().map(into_result).collect()
     }
 
-    /// How many of `count` requests are handed over at once: all if they fit, else half of what fits, so that one half
-    /// can be prepared while the other is under way.
+    /// How many of `count` requests are sent at once: all if they may be in flight together,
+    /// otherwise half of the limit, so that one half can be encoded while the other is in flight.
     fn window(&self, count: usize) -> usize {
-        let fits = self.shared.options.in_flight();
-        if count <= fits { count.max(1) } else { fits.div_ceil(2) }
+        let limit = self.inner.options.max_in_flight;
+        if count <= limit { count.max(1) } else { limit.div_ceil(2) }
     }
 
-    /// The connection; makes one where there is none, together with whoever else wants it now.
+    /// The connection. If there is none, the callers of this method make one together.
     async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, Failure> {
         let runtime = Handle::try_current().map_err(|_| Failure::Final(Error::NoRuntime))?;
-        let mut attempt = match &mut *self.shared.link() {
-            Link::Up(connection) if connection.is_usable() => return Ok(Arc::clone(connection)),
-            Link::Connecting(attempt) if attempt.has_changed().is_ok() => attempt.clone(),
+        let mut connecting = match &mut *self.inner.link() {
+            Link::Connected(connection) if connection.is_usable() => return Ok(Arc::clone(connection)),
+            Link::Connecting(receiver) if receiver.has_changed().is_ok() => receiver.clone(),
             link => {
-                if let Link::Up(silent) = link {
-                    silent.retire();
+                if let Link::Connected(unusable) = link {
+                    unusable.retire();
                 }
-                let (outcome, attempt) = watch::channel(None);
-                let shared = Arc::downgrade(&self.shared);
-                runtime.spawn(connect::run(shared, self.shared.options.clone(), outcome));
-                *link = Link::Connecting(attempt.clone());
-                attempt
+                let (sender, receiver) = watch::channel(None);
+                let client = Arc::downgrade(&self.inner);
+                runtime.spawn(connect::run(client, self.inner.options.clone(), sender));
+                *link = Link::Connecting(receiver.clone());
+                receiver
             }
         };
-        match timeout_at(deadline, attempt.wait_for(Option::is_some)).await {
-            Err(_) => Err(Failure::Late { written: false }),
+        match timeout_at(deadline, connecting.wait_for(Option::is_some)).await {
+            Err(_) => Err(Failure::DeadlinePassed { written: false }),
             // The runtime that was connecting has ended.
-            Ok(Err(_)) => Err(ENDED),
-            Ok(Ok(outcome)) => outcome.clone().unwrap_or(Err(ENDED)),
+            Ok(Err(_)) => Err(CONNECTION_ENDED),
+            Ok(Ok(result)) => result.clone().unwrap_or(Err(CONNECTION_ENDED)),
         }
     }
 
-    /// Too late, and nothing written.
-    fn late(&self) -> Error {
+    /// The error of a request that was not written within the deadline.
+    fn deadline_error(&self) -> Error {
         Error::Deadline { deadline: self.deadline, written: false }
     }
 }
 
-/// Waits for as long as is right before pass number `pass`; `false` where the deadline comes first.
-async fn rest(pass: u32, deadline: Instant) -> bool {
-    let until = Instant::now() + pause(pass);
+/// Sleeps before attempt number `attempt`. Returns `false` without sleeping if the deadline comes
+/// first.
+async fn sleep_before_attempt(attempt: u32, deadline: Instant) -> bool {
+    let until = Instant::now() + retry_delay(attempt);
     if until >= deadline {
         return false;
     }
@@ -188,8 +196,9 @@ async fn rest(pass: u32, deadline: Instant) -> bool {
     true
 }
 
-/// Asks those of `requests` that `open` lists, a window at a time, and one window ahead.
-async fn ask_all(
+/// Sends those of `requests` whose indexes are in `open`, a window at a time. The next window is
+/// sent before the responses to the previous one are awaited.
+async fn send_windows(
     connection: &Arc<Connection>,
     requests: &[Request<'_>],
     open: &[usize],
@@ -197,12 +206,12 @@ async fn ask_all(
     outcomes: &mut [Option<Outcome>],
     deadline: Instant,
 ) {
-    let mut ahead = None;
+    let mut previous = None;
     for indexes in open.chunks(window) {
-        let batch = connection.send(requests, indexes, deadline).await;
-        collect(ahead.take(), outcomes).await;
+        let batch = connection.send_batch(requests, indexes, deadline).await;
+        collect_outcomes(previous.take(), outcomes).await;
         match batch {
-            Ok(batch) => ahead = Some((indexes, batch)),
+            Ok(batch) => previous = Some((indexes, batch)),
             Err(failure) => {
                 for &index in indexes {
                     outcomes[index] = Some(Err(failure.clone()));
@@ -211,39 +220,41 @@ async fn ask_all(
             }
         }
     }
-    collect(ahead, outcomes).await;
+    collect_outcomes(previous, outcomes).await;
 }
 
-async fn collect(batch: Option<(&[usize], connection::Batch)>, outcomes: &mut [Option<Outcome>]) {
+async fn collect_outcomes(batch: Option<(&[usize], ResponseBatch)>, outcomes: &mut [Option<Outcome>]) {
     if let Some((indexes, batch)) = batch {
-        for (&index, outcome) in indexes.iter().zip(batch.wait().await) {
+        for (&index, outcome) in indexes.iter().zip(batch.outcomes().await) {
             outcomes[index] = Some(outcome);
         }
     }
 }
 
-/// Waits for `answer`, which the driver of the connection keeps within the deadline. A caller in another runtime must
-/// not depend on that, since nobody may be running the connection's own.
-async fn within<T>(
-    home: tokio::runtime::Id,
+/// Waits for a response until `deadline`, and returns `None` if there is none.
+///
+/// The driver enforces the deadline in its own runtime, whose id is `driver_runtime`. A caller in
+/// another runtime enforces the deadline itself, because the driver's runtime may not be running.
+async fn await_response<T>(
+    driver_runtime: tokio::runtime::Id,
     deadline: Instant,
-    answer: impl Future<Output = T>,
+    response: impl Future<Output = T>,
 ) -> Option<T> {
     match Handle::try_current() {
-        Ok(here) if here.id() != home => timeout_at(deadline, answer).await.ok(),
-        _ => Some(answer.await),
+        Ok(current) if current.id() != driver_runtime => timeout_at(deadline, response).await.ok(),
+        _ => Some(response.await),
     }
 }
 
-impl Shared {
+impl ClientInner {
     fn link(&self) -> MutexGuard<'_, Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Shared {
+impl Drop for ClientInner {
     fn drop(&mut self) {
-        if let Link::Up(connection) = &*self.link() {
+        if let Link::Connected(connection) = &*self.link() {
             connection.retire();
         }
     }
@@ -252,7 +263,7 @@ impl Drop for Shared {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("options", &self.shared.options)
+            .field("options", &self.inner.options)
             .field("deadline", &self.deadline)
             .finish_non_exhaustive()
     }

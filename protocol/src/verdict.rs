@@ -1,0 +1,109 @@
+//! Verdicts (SPEC.md section 7).
+
+/// Whether a request may go ahead, and why not (SPEC.md section 7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The request may go ahead; the cost has been charged (REFUND: given back).
+    Allowed,
+    /// The daemon has no snapshot yet.
+    NotReady,
+    /// The snapshot is older than the daemon is allowed to serve.
+    StaleSnapshot,
+    /// A raw key has a prefix of keyward's own, but a wrong checksum or form.
+    MalformedKey,
+    /// The key is unknown.
+    UnknownKey,
+    /// The key is revoked permanently.
+    Revoked,
+    /// The key is disabled.
+    Disabled,
+    /// The key is not valid yet.
+    NotYetValid,
+    /// The key has expired.
+    Expired,
+    /// The request names an environment that is not the key's.
+    WrongEnvironment,
+    /// The request's address is absent, or in none of the key's networks.
+    IpNotAllowed,
+    /// The request's origin is absent, or matches none of the key's origins.
+    OriginNotAllowed,
+    /// The key lacks a required scope.
+    MissingScope,
+    /// The cost is larger than the burst of a limit: the request can never succeed.
+    CostExceedsBurst,
+    /// The balance of a limit is too low now.
+    RateLimited,
+    /// A value that this version does not know; a client treats it as a denial.
+    Other(u8),
+}
+
+/// The verdicts and their names, indexed by the value on the wire.
+const VERDICTS: [(Verdict, &str); 15] = [
+    (Verdict::Allowed, "ALLOWED"),
+    (Verdict::NotReady, "NOT_READY"),
+    (Verdict::StaleSnapshot, "STALE_SNAPSHOT"),
+    (Verdict::MalformedKey, "MALFORMED_KEY"),
+    (Verdict::UnknownKey, "UNKNOWN_KEY"),
+    (Verdict::Revoked, "REVOKED"),
+    (Verdict::Disabled, "DISABLED"),
+    (Verdict::NotYetValid, "NOT_YET_VALID"),
+    (Verdict::Expired, "EXPIRED"),
+    (Verdict::WrongEnvironment, "WRONG_ENVIRONMENT"),
+    (Verdict::IpNotAllowed, "IP_NOT_ALLOWED"),
+    (Verdict::OriginNotAllowed, "ORIGIN_NOT_ALLOWED"),
+    (Verdict::MissingScope, "MISSING_SCOPE"),
+    (Verdict::CostExceedsBurst, "COST_EXCEEDS_BURST"),
+    (Verdict::RateLimited, "RATE_LIMITED"),
+];
+
+impl Verdict {
+    /// Every verdict of this version, in the order of the values.
+    pub fn all() -> impl Iterator<Item = Self> {
+        VERDICTS.iter().map(|(verdict, _)| *verdict)
+    }
+
+    /// The value on the wire.
+    pub const fn value(self) -> u8 {
+        match self {
+            Self::Allowed => 0,
+            Self::NotReady => 1,
+            Self::StaleSnapshot => 2,
+            Self::MalformedKey => 3,
+            Self::UnknownKey => 4,
+            Self::Revoked => 5,
+            Self::Disabled => 6,
+            Self::NotYetValid => 7,
+            Self::Expired => 8,
+            Self::WrongEnvironment => 9,
+            Self::IpNotAllowed => 10,
+            Self::OriginNotAllowed => 11,
+            Self::MissingScope => 12,
+            Self::CostExceedsBurst => 13,
+            Self::RateLimited => 14,
+            Self::Other(value) => value,
+        }
+    }
+
+    /// The verdict with this value.
+    pub fn from_value(value: u8) -> Self {
+        VERDICTS.get(usize::from(value)).map_or(Self::Other(value), |(verdict, _)| *verdict)
+    }
+
+    /// SPEC.md's name, for example `RATE_LIMITED`; `OTHER` for an unknown value.
+    pub fn name(self) -> &'static str {
+        VERDICTS.get(usize::from(self.value())).map_or("OTHER", |(_, name)| name)
+    }
+
+    /// Whether the request may go ahead. An unknown value is a denial.
+    pub fn is_allowed(self) -> bool {
+        self == Self::Allowed
+    }
+}
+
+const _: () = {
+    let mut value = 0;
+    while value < VERDICTS.len() {
+        assert!(VERDICTS[value].0.value() as usize == value, "VERDICTS is indexed by the value on the wire");
+        value += 1;
+    }
+};

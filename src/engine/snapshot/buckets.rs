@@ -1,0 +1,201 @@
+//! Completing a snapshot: each limit of each key gets its bucket.
+//!
+//! Buckets are allocated by name, so that a balance follows its limit whatever else changes:
+//!
+//! * A limit with `per = "key"` has one bucket per key id. Rows in rotation share it, and it
+//!   follows the key id from snapshot to snapshot, whatever plan the key is on.
+//! * A limit with `per = "owner"` has one bucket per owner, whatever plans the owner's keys are on.
+//!   Changing plans, back and forth or while the daemon is down, does not refill the bucket. If an
+//!   owner's keys are on plans that define the limit differently, there is one bucket per rate, all
+//!   with the same name. Whenever the rates change, even after a time without any bucket, all of
+//!   them start with the lowest balance that any of them had left.
+
+use std::collections::HashMap;
+
+use crate::limiter::{Allocation, BucketId, BucketRef, Rate};
+use crate::record::{Limit, Per};
+use crate::snapshot::diff::RowMap;
+use crate::snapshot::entry::Entry;
+use crate::snapshot::key_table::{IdHasher, WINDOW};
+use crate::snapshot::{Key, KeyTable, Policy, Snapshot, SnapshotMeta};
+
+/// All 2^32 bucket slots are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than 4294967296 limits in use")]
+pub struct TooManyBuckets;
+
+/// The buckets of the limits that owners share, by [name](BucketId::for_owner): one bucket, or one
+/// per rate.
+pub(super) type OwnerBuckets = HashMap<BucketId, Vec<BucketRef>, IdHasher>;
+
+impl KeyTable {
+    /// Allocates the buckets of all keys, reusing those of `previous`, and completes the snapshot.
+    ///
+    /// # Errors
+    /// If there are more limits than slots.
+    pub fn into_snapshot(
+        self,
+        allocation: &mut Allocation<'_>,
+        previous: Option<&Snapshot>,
+        meta: SnapshotMeta,
+    ) -> Result<Snapshot, TooManyBuckets> {
+        self.into_snapshot_with(allocation, &RowMap::unknown(previous), meta)
+    }
+
+    /// [`into_snapshot`](Self::into_snapshot) after a [comparison](Self::compare): a row that the
+    /// previous snapshot has under the same key id is not looked up again.
+    ///
+    /// # Errors
+    /// If there are more limits than slots.
+    pub fn into_snapshot_with(
+        mut self,
+        allocation: &mut Allocation<'_>,
+        row_map: &RowMap<'_>,
+        meta: SnapshotMeta,
+    ) -> Result<Snapshot, TooManyBuckets> {
+        self.inherit_peppers(row_map, &meta.global_policy);
+        if row_map.old.is_none() && self.assign_rows(allocation).is_some() {
+            return Ok(Snapshot {
+                meta,
+                keys: self,
+                slot_lists: Box::default(),
+                owner_buckets: OwnerBuckets::default(),
+            });
+        }
+        let owner_buckets = self.assign_owner_buckets(allocation, row_map.old)?;
+        let mut slot_lists = Vec::new();
+        for at in 0..self.entries.len() {
+            if at.is_multiple_of(WINDOW) {
+                row_map.prefetch(at);
+            }
+            let first = self.entries[at].buckets as usize;
+            let buckets = if first == at {
+                self.assign_key_buckets(at, allocation, row_map, &owner_buckets, &mut slot_lists)?
+            } else {
+                self.entries[first].buckets
+            };
+            self.entries[at].buckets = buckets;
+        }
+        Ok(Snapshot { meta, keys: self, slot_lists: slot_lists.into(), owner_buckets })
+    }
+
+    /// The shortcut for a first snapshot in which every key has one limit of its own: the bucket of
+    /// a key has the number of its first row, which `Entry::buckets` contains already.
+    fn assign_rows(&self, allocation: &mut Allocation<'_>) -> Option<()> {
+        let has_one_own_limit = |policy: &Policy| matches!(policy.limits(), [limit] if limit.per == Per::Key);
+        if !self.policies.iter().all(has_one_own_limit) {
+            return None;
+        }
+        let rows = u32::try_from(self.entries.len()).ok()?;
+        allocation.assign_contiguous(rows, self.rotated.iter().map(|(_, row)| *row))
+    }
+
+    /// The value of `Entry::buckets` for the first row of a key.
+    fn assign_key_buckets(
+        &self,
+        at: usize,
+        allocation: &mut Allocation<'_>,
+        row_map: &RowMap<'_>,
+        owner_buckets: &OwnerBuckets,
+        slot_lists: &mut Vec<u32>,
+    ) -> Result<u32, TooManyBuckets> {
+        let entry = &self.entries[at];
+        let limits = self.policies[entry.policy as usize].limits();
+        if limits.is_empty() {
+            return Ok(0);
+        }
+        let old = row_map.previous_key(at, || self.key_id(entry));
+        let list_start = u32::try_from(slot_lists.len()).map_err(|_| TooManyBuckets)?;
+        let mut slot = 0;
+        for limit in limits {
+            slot = if is_owner_bucket(entry, limit) {
+                let buckets =
+                    owner_buckets.get(&self.owner_bucket_name(entry, limit)).ok_or(TooManyBuckets)?;
+                buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(TooManyBuckets)?.slot
+            } else {
+                let previous = old.and_then(|old| old.own_bucket(&limit.name));
+                allocation
+                    .assign(|| BucketId::for_key(self.key_id(entry), &limit.name), previous, limit.rate)
+                    .ok_or(TooManyBuckets)?
+            };
+            if limits.len() > 1 {
+                slot_lists.push(slot);
+            }
+        }
+        Ok(if limits.len() == 1 { slot } else { list_start })
+    }
+
+    /// Allocates the buckets of all owners.
+    fn assign_owner_buckets(
+        &self,
+        allocation: &mut Allocation<'_>,
+        previous: Option<&Snapshot>,
+    ) -> Result<OwnerBuckets, TooManyBuckets> {
+        let mut owner_buckets = OwnerBuckets::default();
+        for (name, rates) in self.owner_rates() {
+            let previous =
+                previous.and_then(|old| old.owner_buckets.get(&name)).map_or(&[][..], Vec::as_slice);
+            let buckets = allocation.assign_all(name, previous, &rates).ok_or(TooManyBuckets)?;
+            owner_buckets.insert(name, buckets);
+        }
+        Ok(owner_buckets)
+    }
+
+    /// The limits that owners share, by name, with the rates that their plans define.
+    fn owner_rates(&self) -> HashMap<BucketId, Vec<Rate>, IdHasher> {
+        let mut rates: HashMap<BucketId, Vec<Rate>, IdHasher> = HashMap::default();
+        let has_owner_limit: Vec<bool> = self
+            .policies
+            .iter()
+            .map(|policy| policy.limits().iter().any(|limit| limit.per == Per::Owner))
+            .collect();
+        if !has_owner_limit.contains(&true) {
+            return rates;
+        }
+        let sharing = self.entries.iter().zip(0..).filter(|(entry, at)| {
+            // Rows in rotation are charged like the first of them, whose number `buckets` still
+            // contains here.
+            entry.buckets == *at && has_owner_limit[entry.policy as usize]
+        });
+        for (entry, _) in sharing {
+            let limits = self.policies[entry.policy as usize].limits();
+            for limit in limits.iter().filter(|limit| is_owner_bucket(entry, limit)) {
+                let of_name = rates.entry(self.owner_bucket_name(entry, limit)).or_default();
+                if !of_name.contains(&limit.rate) {
+                    of_name.push(limit.rate);
+                }
+            }
+        }
+        rates
+    }
+
+    fn owner_bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketId {
+        BucketId::for_owner(self.owner(entry), &limit.name)
+    }
+}
+
+impl Snapshot {
+    /// The name of the bucket that a limit of this entry is charged to.
+    pub(super) fn bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketId {
+        if !is_owner_bucket(entry, limit) {
+            return BucketId::for_key(self.keys.key_id(entry), &limit.name);
+        }
+        self.keys.owner_bucket_name(entry, limit)
+    }
+}
+
+/// Whether the limit's bucket belongs to the owner. A key without an owner (number 0) has the
+/// bucket to itself.
+fn is_owner_bucket(entry: &Entry, limit: &Limit) -> bool {
+    limit.per == Per::Owner && entry.owner != 0
+}
+
+impl Key<'_> {
+    /// The key's own bucket for the limit with this name, if it has one.
+    fn own_bucket(self, limit: &str) -> Option<BucketRef> {
+        let mut buckets = self.policy().limits().iter().zip(self.slots());
+        let (limit, slot) =
+            buckets.find(|(own, _)| *own.name == *limit && !is_owner_bucket(self.entry, own))?;
+        Some(BucketRef { slot: *slot, rate: limit.rate })
+    }
+}

@@ -1,0 +1,388 @@
+//! Building a table: records in, duplicates and contradictions out.
+//!
+//! There are three ways to the same table:
+//!
+//! * [`Builder::add`] takes the rows one by one. An error names the lines of both rows. Every
+//!   source can be read this way.
+//! * [`ParallelBuilder`] takes batches of rows that other threads have prepared, and builds the
+//!   indexes when all rows are there. It is faster, but an error does not name the rows: the caller
+//!   then starts over with [`Builder::add`].
+//! * A [compiled](super::compiled) file is decoded into place.
+//!
+//! All of them reject a duplicate digest, and rows of one key id that disagree
+//! ([`KeyTable::check_agreement`]). The first two find a duplicate when they insert it into an
+//! index ([`Index::find_or_insert`]); the rows of a compiled file are sorted, so that duplicates
+//! are neighbours.
+//!
+//! A table depends on its source alone and can still be refused. [`KeyTable::into_snapshot`] then
+//! allocates the buckets, which depend on the snapshot in force.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError, merge_limits};
+use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, Identity, PriorRestrictions};
+use crate::snapshot::index::{Index, Probe};
+use crate::snapshot::key_table::{IdHasher, KeyTable};
+use crate::snapshot::policy::{Policy, RowPolicy};
+use crate::snapshot::same_digest;
+use keyward_memory::{self as memory, HugePages, HugeText, HugeVec};
+
+mod batch;
+mod interner;
+mod line_numbers;
+mod parallel;
+
+pub use batch::{BatchBuilder, RowBatch};
+use interner::Interner;
+use line_numbers::LineNumbers;
+pub(super) use parallel::PARTITIONING_BYTES;
+pub use parallel::{ParallelBuildError, ParallelBuilder};
+
+/// Bytes reserved for the key id and the owner of a row. If they are too few, the arena grows; the
+/// rest is never touched and so takes no memory.
+pub(super) const IDENTITY_BYTES: usize = 32;
+
+/// Why a row cannot be added to the rows before it. Lines count from 1.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// Another row has the same digest, so that it is ambiguous which of them decides.
+    #[error("the same key_hash as in line {line}; a key may be listed once")]
+    DuplicateHash {
+        /// The line of the earlier row.
+        line: u64,
+    },
+    /// Rows of one key share its buckets, so their limits must be equal.
+    #[error("line {line} has the same key_id and other limits; rows that share a key_id share its limits")]
+    OtherLimits {
+        /// The line of the earlier row.
+        line: u64,
+    },
+    /// Rows of one key have one identity.
+    #[error(
+        "line {line} has the same key_id and another owner; rows that share a key_id are one key in rotation"
+    )]
+    OtherOwner {
+        /// The line of the earlier row.
+        line: u64,
+    },
+    /// The plan is not defined in the configuration.
+    #[error(transparent)]
+    UnknownPlan(#[from] UnknownPlanError),
+    /// Entries are numbered with 32 bits.
+    #[error("more than {} keys", u32::MAX)]
+    TooMany,
+}
+
+/// How two rows with one key id contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Disagreement {
+    /// Their limits differ, either their own or those of their plans.
+    #[error("two rows have the same key_id and different limits")]
+    Limits,
+    /// Their owners differ.
+    #[error("two rows have the same key_id and different owners")]
+    Owner,
+}
+
+impl Disagreement {
+    fn with_line(self, line: u64) -> RowError {
+        match self {
+            Self::Limits => RowError::OtherLimits { line },
+            Self::Owner => RowError::OtherOwner { line },
+        }
+    }
+}
+
+/// The policies of a [`KeyTable`] as its rows state them, before plans are applied. Only needed to
+/// write the table to a compiled file.
+pub struct RowPolicies(Vec<RowPolicy>);
+
+impl RowPolicies {
+    pub(super) fn as_slice(&self) -> &[RowPolicy] {
+        &self.0
+    }
+}
+
+/// Builds a [`KeyTable`] from records.
+pub struct Builder {
+    pub(super) keys: KeyTable,
+    /// For error messages.
+    pub(super) lines: LineNumbers,
+    /// Owner name to owner number.
+    pub(super) owners: Index,
+    pub(super) interner: Interner,
+}
+
+impl Builder {
+    /// An empty table with room for `expected` rows. Even if fewer rows follow, they may be spread
+    /// over the whole indexes. `seed` should be random and different in every process.
+    pub fn new(seed: u64, expected: usize) -> Self {
+        let keys = KeyTable {
+            seed,
+            hasher: IdHasher::default(),
+            index: Index::with_capacity(expected),
+            ids: Index::with_capacity(expected),
+            rotated: Vec::new(),
+            entries: HugeVec::with_capacity_in(expected, HugePages),
+            policies: Vec::new(),
+            owners: vec![u32::MAX],
+            arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
+            metadata: HugeVec::new_in(HugePages),
+            metadata_texts: HugeText::with_capacity(0),
+            given: FieldSet::NONE,
+            set_aside_given: FieldSet::NONE,
+            has_set_aside: false,
+            plans: Arc::default(),
+        };
+        Self {
+            keys,
+            lines: LineNumbers::default(),
+            owners: Index::with_capacity(0),
+            interner: Interner::default(),
+        }
+    }
+
+    /// Sets the plans that rows may name.
+    pub fn with_plans(mut self, plans: Arc<Plans>) -> Self {
+        self.keys.plans = plans;
+        self
+    }
+
+    /// Adds the row on `line`.
+    ///
+    /// # Errors
+    /// If the row contradicts an earlier one. The table is then unchanged.
+    pub fn add(&mut self, line: u64, record: &KeyRecord<'_>) -> Result<(), RowError> {
+        let id = self.next_id()?;
+        let hasher = self.hasher();
+        let (key_id, owner_name, id_hash) = (record.key_id, record.owner, hasher.text(record.key_id));
+        let policy = self.policy(record)?;
+        let first = self.keys.find_by_id_hash(id_hash, key_id);
+        if let Some(first) = first {
+            let agreement = self.keys.check_agreement(first, owner_name, policy);
+            agreement.map_err(|disagreement| disagreement.with_line(self.lines.of(first)))?;
+        }
+        let first = first.unwrap_or(id);
+        self.insert_digest(id, &record.hash, hasher.probe(&record.hash))?;
+        let owner = self.owner(id, owner_name, hasher.text(owner_name));
+        let identity = self.identity(id, first, id_hash, key_id, owner_name);
+        let has_metadata = self.metadata(id, record.metadata);
+        self.push(Entry {
+            digest: record.hash,
+            identity,
+            not_before: record.not_before,
+            expires_at: AtomicExpiry::new(record.expires_at),
+            owner,
+            policy,
+            buckets: first,
+            status: AtomicStatus::new(record.status),
+            has_metadata,
+            prior_restrictions: PriorRestrictions::default(),
+            pepper: AtomicPepper::default(),
+        });
+        self.keys.given = self.keys.given.union(record.given);
+        self.lines.push(id, line);
+        Ok(())
+    }
+
+    /// The finished table.
+    pub fn finish(self) -> KeyTable {
+        self.finish_with_policies().0
+    }
+
+    /// The finished table, and the row policies with which it can be written to a compiled file.
+    pub fn finish_with_policies(self) -> (KeyTable, RowPolicies) {
+        let Self { mut keys, interner, .. } = self;
+        memory::trim(&mut keys.entries);
+        memory::trim(&mut keys.metadata);
+        keys.metadata_texts.trim();
+        keys.rotated.shrink_to_fit();
+        keys.rotated.sort_unstable();
+        (keys, RowPolicies(interner.into_policies()))
+    }
+
+    /// Calls `visit` with every row as the source stated it, and with its number, counted from 1.
+    pub fn for_each_record(&self, visit: &mut dyn FnMut(u64, &KeyRecord<'_>)) {
+        let keys = &self.keys;
+        for ((entry, id), number) in keys.entries.iter().zip(0..).zip(1..) {
+            let Some(policy) = self.interner.policies().get(entry.policy as usize) else { continue };
+            visit(
+                number,
+                &KeyRecord {
+                    hash: entry.digest,
+                    key_id: keys.key_id(entry),
+                    owner: keys.owner(entry),
+                    environment: &policy.environment,
+                    plan: &policy.plan,
+                    status: entry.status.of_row(),
+                    not_before: entry.not_before,
+                    expires_at: entry.expires_at.get(),
+                    scopes: Arc::clone(&policy.scopes),
+                    allowed_ips: policy.ips.clone(),
+                    allowed_origins: policy.origins.clone(),
+                    limits: Arc::clone(&policy.limits),
+                    metadata: keys.metadata_of(id).unwrap_or_default(),
+                    given: keys.given,
+                },
+            );
+        }
+    }
+
+    /// The fields for which any row has a value.
+    pub fn given(&self) -> FieldSet {
+        self.keys.given
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+/// The steps of adding a row.
+impl Builder {
+    pub(super) fn next_id(&self) -> Result<u32, RowError> {
+        u32::try_from(self.keys.entries.len()).map_err(|_| RowError::TooMany)
+    }
+
+    /// Indexes the digest of the entry `id`, which is about to be added.
+    pub(super) fn insert_digest(&mut self, id: u32, digest: &Digest, probe: Probe) -> Result<(), RowError> {
+        let KeyTable { index, entries, seed, .. } = &mut self.keys;
+        let same = |id: u32| same_digest(&entries[id as usize].digest, digest);
+        let rehash = |id: u32| Probe::of_digest(&entries[id as usize].digest, *seed);
+        match index.find_or_insert(probe, id, same, rehash) {
+            Some(first) => Err(RowError::DuplicateHash { line: self.lines.of(first) }),
+            None => Ok(()),
+        }
+    }
+
+    /// The texts of the entry `id`, which is about to be added. Rows of one key share one copy.
+    fn identity(&mut self, id: u32, first: u32, id_hash: u64, key_id: &str, owner: &str) -> Identity {
+        if first != id {
+            return self.keys.entries[first as usize].identity;
+        }
+        let KeyTable { arena, .. } = &mut self.keys;
+        let identity = Identity::new(arena.as_str().len(), key_id.len(), owner.len());
+        arena.push_str(key_id);
+        arena.push_str(owner);
+        self.insert_id(id, id_hash);
+        identity
+    }
+
+    /// Indexes the key id of the entry `id`, which need not be in `entries` yet.
+    pub(super) fn insert_id(&mut self, id: u32, hash: u64) {
+        let KeyTable { ids, entries, arena, hasher, .. } = &mut self.keys;
+        // The new entry is inserted after the index has grown, so that it is not rehashed.
+        ids.insert(Probe::of_hash(hash), id, |id| {
+            let key_id = entries[id as usize].identity.key_id();
+            Probe::of_hash(hasher.hash_one(arena.as_str().get(key_id).unwrap_or_default()))
+        });
+    }
+
+    /// The number of an owner, for the entry `id`, which is about to be added.
+    fn owner(&mut self, id: u32, owner: &str, hash: u64) -> u32 {
+        if owner.is_empty() {
+            return 0;
+        }
+        let keys = &mut self.keys;
+        let number = keys.owners.len() as u32;
+        let same = |number: u32| keys.owner_name(number) == owner;
+        let rehash = |number: u32| Probe::of_hash(keys.hasher.hash_one(keys.owner_name(number)));
+        if let Some(number) = self.owners.find_or_insert(Probe::of_hash(hash), number, same, rehash) {
+            return number;
+        }
+        keys.owners.push(id);
+        number
+    }
+
+    /// Stores the metadata of the entry `id`, if it has any.
+    fn metadata(&mut self, id: u32, text: &str) -> bool {
+        if !text.is_empty() {
+            self.keys.metadata.push((id, self.keys.metadata_texts.as_str().len() as u64));
+            self.keys.metadata_texts.push_str(text);
+        }
+        !text.is_empty()
+    }
+
+    pub(super) fn push(&mut self, entry: Entry) {
+        let id = self.keys.entries.len() as u32;
+        if entry.buckets != id {
+            self.keys.rotated.push((entry.buckets, id));
+        }
+        self.keys.entries.push(entry);
+    }
+
+    fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlanError> {
+        let (number, is_new) = self.interner.number(record);
+        self.resolve_plan(number, is_new)
+    }
+
+    /// The number of a row policy, which other rows may share.
+    pub(super) fn intern(&mut self, policy: RowPolicy) -> Result<u32, UnknownPlanError> {
+        let (number, is_new) = self.interner.intern(policy);
+        self.resolve_plan(number, is_new)
+    }
+
+    /// Adds the resolved policy if the row policy is new.
+    fn resolve_plan(&mut self, number: u32, is_new: bool) -> Result<u32, UnknownPlanError> {
+        if is_new {
+            let row_policy = &self.interner.policies()[number as usize];
+            match self.keys.plans.resolve(&row_policy.plan) {
+                Ok((plan, limits)) => {
+                    let limits = merge_limits(limits, &row_policy.limits);
+                    self.keys.policies.push(Policy::new(row_policy, plan, limits));
+                }
+                Err(unknown) => {
+                    self.interner.remove_last();
+                    return Err(unknown);
+                }
+            }
+        }
+        Ok(number)
+    }
+}
+
+impl KeyTable {
+    /// Checks that a row with this owner and policy can have the key id of the entry `first`.
+    pub(super) fn check_agreement(&self, first: u32, owner: &str, policy: u32) -> Result<(), Disagreement> {
+        let entry = &self.entries[first as usize];
+        let [first_limits, limits] =
+            [entry.policy, policy].map(|policy| self.policies[policy as usize].limits());
+        if entry.policy != policy && first_limits != limits {
+            return Err(Disagreement::Limits);
+        }
+        if self.owner(entry) != owner {
+            return Err(Disagreement::Owner);
+        }
+        Ok(())
+    }
+}
+
+/// Hashes digests and texts as the indexes of one table do.
+#[derive(Clone)]
+pub(super) struct TableHasher {
+    seed: u64,
+    hasher: IdHasher,
+}
+
+impl TableHasher {
+    pub(super) fn probe(&self, digest: &Digest) -> Probe {
+        Probe::of_digest(digest, self.seed)
+    }
+
+    pub(super) fn text(&self, text: &str) -> u64 {
+        self.hasher.hash_one(text)
+    }
+}
+
+impl Builder {
+    pub(super) fn hasher(&self) -> TableHasher {
+        TableHasher { seed: self.keys.seed, hasher: self.keys.hasher.clone() }
+    }
+}

@@ -1,0 +1,208 @@
+//! The comparison itself.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::record::{FieldSet, Status};
+use crate::snapshot::diff::example::{Example, Examples, MAX_EXAMPLES};
+use crate::snapshot::diff::impact::{KeyImpact, NewState, is_usable};
+use crate::snapshot::diff::policy_change::PolicyChange;
+use crate::snapshot::diff::row::Row;
+use crate::snapshot::diff::row_map::{RowMap, RowMatches};
+use crate::snapshot::diff::{CompareOptions, Diff};
+use crate::snapshot::key_table::{IdHasher, WINDOW};
+use crate::snapshot::{KeyTable, Snapshot};
+
+/// Rows of a part. Large enough to be worth handing to a thread, small enough for all threads to
+/// finish at about the same time.
+const PART_ROWS: usize = 1 << 15;
+
+/// A comparison of two tables. The rows before are divided into parts, which any number of threads
+/// compare.
+pub struct Comparison<'k> {
+    before: &'k KeyTable,
+    after: &'k KeyTable,
+    matches: RowMatches,
+    options: CompareOptions,
+    /// Restrictions that keys had before and that no row after has a value for.
+    missing: FieldSet,
+}
+
+impl<'k> Comparison<'k> {
+    /// A comparison of `after` with `before`.
+    pub fn new(before: &'k KeyTable, after: &'k KeyTable, options: CompareOptions) -> Self {
+        let given = before.given.union(before.set_aside_given);
+        let missing = FieldSet::RESTRICTIONS.intersection(given).difference(after.given);
+        Self { before, after, matches: RowMatches::none_of(after.len()), options, missing }
+    }
+
+    /// The parts. Each is to be compared once.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+        let rows = self.before.len();
+        (0..rows.div_ceil(PART_ROWS)).map(move |part| part * PART_ROWS..rows.min((part + 1) * PART_ROWS))
+    }
+
+    /// A function that compares parts, for one thread.
+    pub fn comparer(&self) -> impl FnMut(Range<usize>) -> Diff {
+        let mut policy_changes = PolicyChanges::default();
+        let mut after_ids = Vec::with_capacity(WINDOW);
+        move |part| {
+            let mut diff = Diff::default();
+            let mut next = part.start as u32;
+            let mut before_ids = (0..).skip(part.start);
+            for window in self.before.entries.get(part).unwrap_or_default().chunks(WINDOW) {
+                self.after.find_window(window, &mut next, &mut after_ids);
+                for ((before, after_id), before_id) in window.iter().zip(&after_ids).zip(&mut before_ids) {
+                    let before = Row { keys: self.before, entry: before, id: before_id };
+                    let row =
+                        |id| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
+                    self.count_row(&mut diff, before, after_id.and_then(row), &mut policy_changes);
+                }
+            }
+            diff
+        }
+    }
+
+    /// Compares all parts on this thread.
+    pub(super) fn run(&self) -> Diff {
+        let mut diff = Diff::default();
+        self.parts().map(self.comparer()).for_each(|part| diff.append(part));
+        diff
+    }
+
+    /// Completes the diff. `parts` are the diffs of all parts, appended in order.
+    pub fn finish(self, parts: Diff) -> Diff {
+        self.finish_with_matches(parts).0
+    }
+
+    /// [`finish`](Self::finish) for the snapshot `old`, whose table was compared. Also returns
+    /// which rows it has.
+    pub fn finish_with_row_map<'s>(self, parts: Diff, old: &'s Snapshot) -> (Diff, RowMap<'s>) {
+        let (diff, matches) = self.finish_with_matches(parts);
+        (diff, RowMap::known(old, matches))
+    }
+
+    fn finish_with_matches(self, parts: Diff) -> (Diff, RowMatches) {
+        let Self { before, after, matches, .. } = self;
+        let mut diff = parts;
+        diff.added = after.len() - (before.len() - diff.removed);
+        if diff.added > 0 {
+            diff.examples.added = after.added_examples(matches.new_rows());
+        }
+        (diff, matches)
+    }
+}
+
+impl Comparison<'_> {
+    /// Counts what has become of the row `before`, and records where it is now.
+    fn count_row(
+        &self,
+        diff: &mut Diff,
+        before: Row<'_>,
+        after: Option<Row<'_>>,
+        policy_changes: &mut PolicyChanges,
+    ) {
+        let was_active = before.entry.status.of_row() == Status::Active;
+        let Some(after) = after else {
+            let removed = || before.example(Vec::new());
+            count(&mut diff.removed, &mut diff.examples.removed, removed);
+            if was_active {
+                count(&mut diff.revoked, &mut diff.examples.revoked, removed);
+            }
+            let successor = if self.options.by_key_id { self.successor(before) } else { None };
+            self.count_impact(diff, before, successor, policy_changes);
+            return;
+        };
+        self.matches.set(after.id, before.id, before.key_id() != after.key_id());
+        let same_policy = policy_changes.between(before, after).is_same;
+        if !same_policy || !before.is_same_except_policy(after) {
+            count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
+        }
+        if was_active && after.entry.status.of_row() != Status::Active {
+            count(&mut diff.revoked, &mut diff.examples.revoked, || before.changed_to(after));
+        }
+        self.count_impact(diff, before, Some(after), policy_changes);
+    }
+
+    /// The row after with the key id of `before`; preferably one that is usable.
+    fn successor(&self, before: Row<'_>) -> Option<Row<'_>> {
+        let row = |id: u32| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
+        let mut rows = self.after.rows_of_key(before.key_id()).filter_map(row);
+        let first = rows.next()?;
+        let is_usable = |row: &Row<'_>| is_usable(row.entry, self.options.now);
+        Some(std::iter::once(first).chain(rows).find(is_usable).unwrap_or(first))
+    }
+
+    fn count_impact(
+        &self,
+        diff: &mut Diff,
+        before: Row<'_>,
+        after: Option<Row<'_>>,
+        policy_changes: &mut PolicyChanges,
+    ) {
+        let now = self.options.now;
+        let new_state = after.map(|after| NewState {
+            policy_change: policy_changes.between(before, after),
+            is_renamed: before.key_id() != after.key_id(),
+            has_other_owner: before.owner() != after.owner(),
+            is_usable: is_usable(after.entry, now),
+            expires_at: after.entry.expires_at.get(),
+            is_set_aside: after.entry.status.is_set_aside(),
+            given: if before.entry.status.is_set_aside() {
+                after.keys.restrictions(after.entry)
+            } else {
+                FieldSet::NONE
+            },
+        });
+        let KeyImpact { stops, starts, loosened, changes } =
+            diff.impact.add(before.entry, new_state, now, self.missing);
+        let example = || {
+            let example = match after {
+                Some(after) => before.changed_to(after),
+                None => before.example(Vec::new()),
+            };
+            Example { changes, ..example }
+        };
+        let Examples { stopping, starting, loosened: loosened_examples, .. } = &mut diff.examples;
+        for (applies, examples) in [(stops, stopping), (starts, starting), (loosened, loosened_examples)] {
+            if applies && examples.len() < MAX_EXAMPLES {
+                examples.push(example());
+            }
+        }
+    }
+}
+
+/// Counts one row, and keeps an example if it is among the first.
+fn count(number: &mut usize, examples: &mut Vec<Example>, example: impl FnOnce() -> Example) {
+    *number += 1;
+    if examples.len() < MAX_EXAMPLES {
+        examples.push(example());
+    }
+}
+
+/// The changes between pairs of policies. Many rows have the same pair, which is compared once.
+#[derive(Default)]
+struct PolicyChanges {
+    known: HashMap<(u32, u32), PolicyChange, IdHasher>,
+    /// The pair of the previous row. In most sources the next row has the same.
+    last: Option<((u32, u32), PolicyChange)>,
+}
+
+impl PolicyChanges {
+    fn between(&mut self, before: Row<'_>, after: Row<'_>) -> PolicyChange {
+        let numbers = (before.entry.policy, after.entry.policy);
+        match self.last {
+            Some((last, change)) if last == numbers => change,
+            _ => {
+                let compare = || {
+                    let [policy_before, policy_after] = [(before, numbers.0), (after, numbers.1)]
+                        .map(|(row, number)| &row.keys.policies[number as usize]);
+                    PolicyChange::new(policy_before, &before.keys.plans, policy_after, &after.keys.plans)
+                };
+                let change = *self.known.entry(numbers).or_insert_with(compare);
+                self.last = Some((numbers, change));
+                change
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Comparing a new table with the one in force, before it is published: counts, a few examples, and
+//! which rows both have.
+//!
+//! Rows are compared with rows: an operator's revocations do not count as changes. What the changes
+//! mean for access is evaluated in [`impact`]. One [`Comparison`] serves a reload, a reload that is
+//! only checked, and the comparison of two files. It can run on several threads, and its [`RowMap`]
+//! later saves the look-ups for the buckets.
+
+use crate::record::FieldSet;
+use crate::snapshot::entry::Entry;
+use crate::snapshot::{KeyTable, Snapshot};
+
+mod access_change;
+mod comparison;
+mod example;
+mod impact;
+mod policy_change;
+mod row;
+mod row_map;
+
+pub use access_change::{AccessChange, AccessChanges};
+pub use comparison::Comparison;
+pub use example::{Difference, Example, Examples, MAX_EXAMPLES};
+pub(super) use impact::is_within;
+pub use impact::{Impact, Share};
+pub use row_map::RowMap;
+
+/// How many keys a new table adds, removes and changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Diff {
+    /// Digests that are new.
+    pub added: usize,
+    /// Digests that are gone.
+    pub removed: usize,
+    /// Digests whose row differs.
+    pub changed: usize,
+    /// Keys that were active and no longer are: removed, disabled or revoked. Most of them are
+    /// counted above too.
+    pub revoked: usize,
+    /// What the changes mean for access.
+    #[serde(skip)]
+    pub impact: Impact,
+    /// The first keys of each kind.
+    #[serde(skip)]
+    pub examples: Examples,
+}
+
+impl Diff {
+    /// Adds what was counted for the rows that follow. The added rows are only known in the end.
+    pub fn append(&mut self, next: Self) {
+        self.removed += next.removed;
+        self.changed += next.changed;
+        self.revoked += next.revoked;
+        self.impact.append(&next.impact);
+        let Examples { added: _, removed, changed, revoked, stopping, starting, loosened } =
+            &mut self.examples;
+        for (examples, next) in [
+            (removed, next.examples.removed),
+            (changed, next.examples.changed),
+            (revoked, next.examples.revoked),
+            (stopping, next.examples.stopping),
+            (starting, next.examples.starting),
+            (loosened, next.examples.loosened),
+        ] {
+            examples.extend(next.into_iter().take(MAX_EXAMPLES - examples.len()));
+        }
+    }
+
+    /// Whether the tables are equal, except for the order of their rows.
+    pub fn is_unchanged(&self) -> bool {
+        (self.added, self.removed, self.changed) == (0, 0, 0)
+    }
+}
+
+/// How two tables are compared.
+#[derive(Clone, Copy, Debug)]
+pub struct CompareOptions {
+    /// The Unix second at which both tables are evaluated.
+    pub now: u32,
+    /// Whether a key whose digest is gone is looked up by its key id. Needed after a change of
+    /// pepper, which changes every digest.
+    pub by_key_id: bool,
+}
+
+impl KeyTable {
+    /// Returns what publishing this table after `old` would change, and which of its rows `old`
+    /// has. Runs on this thread.
+    pub fn compare<'s>(&self, old: Option<&'s Snapshot>, options: CompareOptions) -> (Diff, RowMap<'s>) {
+        match old {
+            Some(snapshot) => {
+                let comparison = Comparison::new(snapshot.table(), self, options);
+                let parts = comparison.run();
+                comparison.finish_with_row_map(parts, snapshot)
+            }
+            None => (self.diff_from(None, options), RowMap::unknown(None)),
+        }
+    }
+
+    /// Returns what differs between `old` and this table. Without `old`, every row is new. Runs on
+    /// this thread.
+    pub fn diff_from(&self, old: Option<&Self>, options: CompareOptions) -> Diff {
+        if let Some(old) = old {
+            let comparison = Comparison::new(old, self, options);
+            let parts = comparison.run();
+            return comparison.finish(parts);
+        }
+        let mut diff = Diff { added: self.len(), ..Diff::default() };
+        diff.examples.added = self.added_examples(0..);
+        diff
+    }
+
+    /// The restrictions that a row has a value for.
+    pub(super) fn restrictions(&self, entry: &Entry) -> FieldSet {
+        let policy = self.policies.get(entry.policy as usize);
+        let by_policy =
+            policy.map_or(FieldSet::NONE, |policy| policy_change::given_by_policy(policy, &self.plans));
+        impact::given_by_row(entry).union(by_policy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Status;
+    use crate::snapshot::test_record::{TestRecord, keys, limits, networks, origins};
+
+    /// 2026-11-21.
+    const AT: CompareOptions = CompareOptions { now: 1_795_255_200, by_key_id: false };
+
+    fn plain(number: usize) -> TestRecord {
+        TestRecord::numbered(number)
+    }
+
+    fn with_status(number: usize, status: Status) -> TestRecord {
+        TestRecord { status, ..plain(number) }
+    }
+
+    fn ids(examples: &[Example]) -> Vec<&str> {
+        examples.iter().map(|example| &*example.key_id).collect()
+    }
+
+    #[test]
+    fn every_row_is_added_to_nothing() {
+        let diff = keys(&[plain(1), plain(2)]).diff_from(None, AT);
+        assert_eq!((diff.added, diff.removed, diff.changed, diff.revoked), (2, 0, 0, 0));
+        assert_eq!(ids(&diff.examples.added), ["k1", "k2"]);
+        let same = keys(&[plain(1), plain(2)]).diff_from(Some(&keys(&[plain(2), plain(1)])), AT);
+        assert!(same.is_unchanged(), "the order of rows does not matter");
+    }
+
+    #[test]
+    fn each_kind_is_counted_and_has_examples() {
+        let old = keys(&[plain(1), plain(2), with_status(3, Status::Disabled), plain(4), plain(5)]);
+        let new = keys(&[
+            plain(9),
+            with_status(2, Status::Revoked),
+            plain(5),
+            TestRecord { owner: "acme", ..plain(4) },
+            plain(8),
+        ]);
+        let Diff { added, removed, changed, revoked, examples, .. } = new.diff_from(Some(&old), AT);
+        assert_eq!((added, removed, changed, revoked), (2, 2, 2, 2));
+        assert_eq!(ids(&examples.added), ["k9", "k8"], "in the order of the new export");
+        assert_eq!(ids(&examples.removed), ["k1", "k3"]);
+        assert_eq!(ids(&examples.changed), ["k2", "k4"]);
+        assert_eq!(ids(&examples.revoked), ["k1", "k2"], "a disabled key was not active");
+        let status = Difference::between("status", "active", "revoked");
+        assert_eq!(examples.revoked[1].differences, [status]);
+        assert_eq!(examples.changed[1].differences, [Difference::between("owner", "", "acme")]);
+        assert_eq!(examples.removed[0].hash, [0; 4]);
+    }
+
+    #[test]
+    fn every_field_that_differs_is_listed() {
+        let old = keys(&[plain(1)]);
+        let new = keys(&[TestRecord {
+            owner: "o",
+            environment: "e",
+            plan: "p",
+            status: Status::Disabled,
+            not_before: 1_767_225_600,
+            expires_at: 1_798_761_600,
+            scopes: vec!["s".into()],
+            allowed_ips: Some(networks(&["10.0.0.0/8"])),
+            allowed_origins: Some(origins(&["https://a.example"])),
+            limits: limits("1/s"),
+            metadata: "{}",
+            ..plain(1)
+        }]);
+        let differences = |from: &KeyTable, to: &KeyTable| -> Vec<(&str, Option<[Box<str>; 2]>)> {
+            let [example] = to.diff_from(Some(from), AT).examples.changed.try_into().expect("one");
+            example.differences.into_iter().map(|difference| (difference.field, difference.values)).collect()
+        };
+        let both = |before: &str, after: &str| Some([before.into(), after.into()]);
+        let expected = [
+            ("owner", both("", "o")),
+            ("status", both("active", "disabled")),
+            ("not_before", both("", "2026-01-01T00:00:00Z")),
+            ("expires_at", both("", "2027-01-01T00:00:00Z")),
+            ("environment", both("", "e")),
+            ("plan", both("", "p")),
+            ("scopes", None),
+            ("allowed_ips", None),
+            ("allowed_origins", None),
+            ("limits", None),
+            ("metadata", None),
+        ];
+        assert_eq!(differences(&old, &new), expected);
+        assert_eq!(differences(&new, &old).len(), expected.len(), "in reverse");
+        let renamed = keys(&[TestRecord { key_id: "k2".to_owned(), ..plain(1) }]);
+        assert_eq!(differences(&old, &renamed), [("key_id", both("k1", "k2"))]);
+    }
+
+    #[test]
+    fn empty_list_in_place_of_no_list_is_a_change() {
+        let no_address = TestRecord { allowed_ips: Some(Vec::new()), ..plain(1) };
+        let no_origin = TestRecord { allowed_origins: Some(Vec::new()), ..plain(1) };
+        for (field, record) in [("allowed_ips", no_address), ("allowed_origins", no_origin)] {
+            let (open, shut) = (keys(&[plain(1)]), keys(std::slice::from_ref(&record)));
+            for (before, after) in [(&open, &shut), (&shut, &open)] {
+                let diff = after.diff_from(Some(before), AT);
+                let differences: Vec<_> =
+                    diff.examples.changed.iter().flat_map(|example| &example.differences).collect();
+                assert_eq!(differences, [&Difference::of(field)]);
+            }
+            assert!(shut.diff_from(Some(&keys(&[record])), AT).is_unchanged());
+        }
+    }
+
+    #[test]
+    fn examples_are_limited_in_number() {
+        let all: Vec<_> = (0..1000).map(plain).collect();
+        let kept: Vec<_> = all.iter().skip(130).step_by(2).cloned().collect();
+        let (all, kept) = (keys(&all), keys(&kept));
+        let fewer = kept.diff_from(Some(&all), AT);
+        assert_eq!((fewer.added, fewer.removed, fewer.revoked), (0, 565, 565));
+        let shown = [&fewer.examples.removed, &fewer.examples.revoked].map(Vec::len);
+        assert_eq!(shown, [MAX_EXAMPLES; 2]);
+        let more = all.diff_from(Some(&kept), AT);
+        assert_eq!((more.added, more.removed, more.examples.added.len()), (565, 0, MAX_EXAMPLES));
+        assert_eq!(more.examples.added[19].key_id.as_ref(), "k19");
+        let last = keys(&(0..1000).map(plain).collect::<Vec<_>>());
+        let without_last = keys(&(0..999).map(plain).collect::<Vec<_>>());
+        assert_eq!(ids(&last.diff_from(Some(&without_last), AT).examples.added), ["k999"]);
+    }
+}

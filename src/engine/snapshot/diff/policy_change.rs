@@ -1,0 +1,100 @@
+//! How one policy differs from another, evaluated once for all keys that go from one to the other.
+
+use crate::record::{Field, FieldSet, Limit, Per, Plans};
+use crate::snapshot::Policy;
+use crate::snapshot::diff::access_change::AccessChange;
+
+/// The change from one policy to another.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PolicyChange {
+    /// Whether the policies are equal.
+    pub(super) is_same: bool,
+    /// The restrictions that the first policy has, as bits of [`AccessChange`].
+    pub(super) carried: u16,
+    /// Those restrictions that the second policy lacks or loosens, and the access it gains.
+    pub(super) loosened: u16,
+    /// Whether the first policy has a limit that the keys of an owner share.
+    pub(super) per_owner: bool,
+    /// The fields that the first policy has a value for.
+    pub(super) given: FieldSet,
+}
+
+impl PolicyChange {
+    /// The change from `before`, under the plans of its table, to `after`, under the plans of its
+    /// table.
+    pub(super) fn new(before: &Policy, plans_before: &Plans, after: &Policy, plans_after: &Plans) -> Self {
+        use AccessChange::{
+            GainsEnvironment, GainsScopes, LosesEnvironment, LosesLimits, LosesNetworks, LosesOrigins,
+            RaisesLimits,
+        };
+        let bits = |conditions: &[(AccessChange, bool)]| {
+            conditions.iter().filter(|(_, holds)| *holds).fold(0, |bits, (change, _)| bits | change.bit())
+        };
+        let (environment, new_environment) = (before.environment(), after.environment());
+        let enforced = || before.limits().iter().filter(|limit| !limit.shadow);
+        let plan_limits_before = limits_of(plans_before, before.plan());
+        let plan_limits_after = limits_of(plans_after, after.plan());
+        // Whether the configuration, and not the source, has changed this limit of the plan.
+        let is_from_configuration = |limit: &Limit| {
+            before.plan() == after.plan()
+                && named(plan_limits_before, limit) == Some(limit)
+                && named(after.limits(), limit) == named(plan_limits_after, limit)
+        };
+        // Changes by the configuration do not count.
+        let mut from_source = enforced().filter(|limit| !is_from_configuration(limit));
+        let enforced_after = |limit: &Limit| named(after.limits(), limit).filter(|after| !after.shadow);
+        let is_lost = |limit: &Limit| enforced_after(limit).is_none();
+        let is_raised =
+            |limit: &Limit| enforced_after(limit).is_some_and(|after| !is_as_strict(after, limit));
+        Self {
+            is_same: before == after,
+            carried: bits(&[
+                (LosesEnvironment, !environment.is_empty()),
+                (LosesNetworks, before.is_limited_to_networks()),
+                (LosesOrigins, before.is_limited_to_origins()),
+                (LosesLimits, enforced().next().is_some()),
+                (RaisesLimits, enforced().next().is_some()),
+            ]),
+            loosened: bits(&[
+                (LosesEnvironment, !environment.is_empty() && environment != new_environment),
+                (LosesNetworks, after.admits_networks_beyond(before)),
+                (LosesOrigins, after.admits_origins_beyond(before)),
+                (LosesLimits, from_source.clone().any(is_lost)),
+                (RaisesLimits, from_source.any(is_raised)),
+                (GainsScopes, after.has_scopes_beyond(before)),
+                (GainsEnvironment, environment.is_empty() && !new_environment.is_empty()),
+            ]),
+            per_owner: before.limits().iter().any(|limit| limit.per == Per::Owner && !limit.shadow),
+            given: given_by_policy(before, plans_before),
+        }
+    }
+}
+
+/// The restrictions that a policy has a value for.
+pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> FieldSet {
+    let plan_limits = limits_of(plans, policy.plan());
+    let has_own_limits = policy.limits().iter().any(|limit| named(plan_limits, limit) != Some(limit));
+    FieldSet::NONE
+        .with_if(Field::Environment, !policy.environment().is_empty())
+        .with_if(Field::Plan, !policy.plan().is_empty())
+        .with_if(Field::Scopes, policy.has_scopes())
+        .with_if(Field::AllowedIps, policy.is_limited_to_networks())
+        .with_if(Field::AllowedOrigins, policy.is_limited_to_origins())
+        .with_if(Field::Limits, has_own_limits)
+}
+
+fn limits_of<'p>(plans: &'p Plans, plan: &'p str) -> &'p [Limit] {
+    plans.resolve(plan).map_or(&[], |(_, limits)| limits)
+}
+
+/// The limit with the name of `like`.
+fn named<'l>(limits: &'l [Limit], like: &Limit) -> Option<&'l Limit> {
+    limits.iter().find(|limit| limit.name == like.name)
+}
+
+/// Whether `after` never admits a request that `before` refuses.
+fn is_as_strict(after: &Limit, before: &Limit) -> bool {
+    after.rate.burst() <= before.rate.burst()
+        && after.rate.period() >= before.rate.period()
+        && after.per == before.per
+}

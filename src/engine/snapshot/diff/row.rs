@@ -1,0 +1,127 @@
+//! A row of a table, as the comparison sees it, and how it differs from another one.
+
+use crate::record::{Digest, Status, rfc3339};
+use crate::snapshot::diff::access_change::AccessChanges;
+use crate::snapshot::diff::example::{Difference, Example, MAX_EXAMPLES};
+use crate::snapshot::entry::{AtomicStatus, Entry};
+use crate::snapshot::{KeyTable, Policy};
+
+/// A row and its table.
+#[derive(Clone, Copy)]
+pub(super) struct Row<'k> {
+    pub(super) keys: &'k KeyTable,
+    pub(super) entry: &'k Entry,
+    pub(super) id: u32,
+}
+
+impl<'k> Row<'k> {
+    pub(super) fn key_id(self) -> &'k str {
+        self.keys.key_id(self.entry)
+    }
+
+    pub(super) fn owner(self) -> &'k str {
+        self.keys.owner(self.entry)
+    }
+
+    /// Whether two rows with the same digest are equal, apart from their policies.
+    pub(super) fn is_same_except_policy(self, other: Row<'_>) -> bool {
+        let status_and_times =
+            |entry: &Entry| (status_name(&entry.status), entry.not_before, entry.expires_at.get());
+        status_and_times(self.entry) == status_and_times(other.entry)
+            && self.key_id() == other.key_id()
+            && self.owner() == other.owner()
+            && self.keys.metadata_of(self.id) == other.keys.metadata_of(other.id)
+    }
+
+    /// The row as an example with these differences.
+    pub(super) fn example(self, differences: Vec<Difference>) -> Example {
+        Example {
+            key_id: self.key_id().into(),
+            hash: digest_prefix(&self.entry.digest),
+            differences,
+            changes: AccessChanges::default(),
+        }
+    }
+
+    /// The row as an example, with its differences from the row `after`.
+    pub(super) fn changed_to(self, after: Row<'_>) -> Example {
+        let [old, new] = [self.entry, after.entry];
+        let mut differences = Vec::new();
+        for (field, before, after) in [
+            ("key_id", self.key_id(), after.key_id()),
+            ("owner", self.owner(), after.owner()),
+            ("status", status_name(&old.status), status_name(&new.status)),
+        ] {
+            if before != after {
+                differences.push(Difference::between(field, before, after));
+            }
+        }
+        for (field, before, after) in [
+            ("not_before", old.not_before, new.not_before),
+            ("expires_at", old.expires_at.get(), new.expires_at.get()),
+        ] {
+            if before != after {
+                differences.push(Difference::between(field, &time(before), &time(after)));
+            }
+        }
+        push_policy_differences(
+            &self.keys.policies[old.policy as usize],
+            &after.keys.policies[new.policy as usize],
+            &mut differences,
+        );
+        if self.keys.metadata_of(self.id) != after.keys.metadata_of(after.id) {
+            differences.push(Difference::of("metadata"));
+        }
+        self.example(differences)
+    }
+}
+
+impl KeyTable {
+    /// The first of these rows, as examples of added keys.
+    pub(super) fn added_examples(&self, ids: impl Iterator<Item = u32>) -> Vec<Example> {
+        let rows = ids.map_while(|id| Some(Row { keys: self, entry: self.entries.get(id as usize)?, id }));
+        rows.take(MAX_EXAMPLES).map(|row| row.example(Vec::new())).collect()
+    }
+}
+
+fn push_policy_differences(before: &Policy, after: &Policy, differences: &mut Vec<Difference>) {
+    for (field, before, after) in
+        [("environment", &before.environment, &after.environment), ("plan", &before.plan, &after.plan)]
+    {
+        if before != after {
+            differences.push(Difference::between(field, before, after));
+        }
+    }
+    for (field, differs) in [
+        ("scopes", before.scopes != after.scopes),
+        ("allowed_ips", before.ips != after.ips),
+        ("allowed_origins", before.origins != after.origins),
+        ("limits", before.limits != after.limits),
+    ] {
+        if differs {
+            differences.push(Difference::of(field));
+        }
+    }
+}
+
+fn digest_prefix(digest: &Digest) -> [u8; 4] {
+    let [a, b, c, d, ..] = *digest;
+    [a, b, c, d]
+}
+
+fn status_name(status: &AtomicStatus) -> &'static str {
+    match status.of_row() {
+        _ if status.is_set_aside() => "set aside",
+        Status::Active => "active",
+        Status::Disabled => "disabled",
+        Status::Revoked => "revoked",
+    }
+}
+
+/// In RFC 3339. As in a source, a time that bounds nothing is empty.
+fn time(seconds: u32) -> String {
+    match seconds {
+        0 | u32::MAX => String::new(),
+        seconds => rfc3339(seconds),
+    }
+}
