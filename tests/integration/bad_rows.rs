@@ -284,10 +284,7 @@ fn row_with_an_uncertain_end_refuses_the_source() {
             "a quote that is closed in the next row",
             vec![line(format!("{a},a,\"o3,,,,,")), line(format!("{b},b,o4\",,,,,"))],
         ),
-        (
-            "two hashes in a shifted row",
-            vec![line(format!("x,{},{a},a,acme,,,,,", sha256_hex("other3")))],
-        ),
+        ("two hashes in a shifted row", vec![line(format!("x,{},{a},a,acme,,,,,", sha256_hex("other3")))]),
     ] {
         let outcome = daemon.publish(export([valid("k").status("revoked")]).rows(rows));
         let error = outcome.error.unwrap_or_else(|| panic!("{kind} was accepted: {:?}", outcome.withheld));
@@ -312,8 +309,7 @@ fn key_set_aside_does_not_return_with_wider_access() {
     };
     // Witnesses keep every restriction in the source.
     let revoked_witness = || row("keep-r").status("revoked");
-    let restricted_witness =
-        || row("keep").expires_at(EXPIRY).allowed_ips("10.0.0.0/8").limits("1/s");
+    let restricted_witness = || row("keep").expires_at(EXPIRY).allowed_ips("10.0.0.0/8").limits("1/s");
     let witnesses = || vec![revoked_witness(), restricted_witness()];
     let before: [(&str, Restrict); 3] = [
         ("r", |row| row.status("revoked")),

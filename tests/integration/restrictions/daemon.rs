@@ -282,25 +282,27 @@ fn few_asks() -> Vec<Ask> {
 
 #[test]
 fn restrictions_of_a_text_export_are_heeded_in_every_way_of_asking() {
-    let (daemon, rows) = start(Setup::text, &[]);
+    let (daemon, rows) = start(|export| Setup::text(export), &[]);
     ask_in_every_way(&daemon, rows, &[false, true]);
 }
 
 #[test]
 fn restrictions_of_a_compiled_export_are_heeded_in_every_way_of_asking() {
-    let (daemon, rows) = start(Setup::compiled, &[]);
+    let (daemon, rows) = start(|export| Setup::compiled(export), &[]);
     ask_in_every_way(&daemon, rows, &[false, true]);
 }
 
 #[test]
 fn restrictions_are_heeded_with_a_pepper() {
-    let (daemon, rows) = start(Setup::new, &[("pepper_file", PEPPER)]);
+    let (daemon, rows) = start(|export| Setup::new(export), &[("pepper_file", PEPPER)]);
     ask_in_every_way(&daemon, rows, &[true]);
 }
 
 #[test]
 fn restrictions_are_heeded_for_keys_of_the_previous_pepper() {
-    let (daemon, rows) =
-        start(Setup::new, &[("pepper_file", PEPPER), ("previous_pepper_file", PREVIOUS_PEPPER)]);
+    let (daemon, rows) = start(
+        |export| Setup::new(export),
+        &[("pepper_file", PEPPER), ("previous_pepper_file", PREVIOUS_PEPPER)],
+    );
     ask_in_every_way(&daemon, rows, &[true]);
 }

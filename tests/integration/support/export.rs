@@ -132,7 +132,8 @@ impl Export {
             match &row.literal {
                 Some(literal) => text.push_str(literal),
                 None => {
-                    let fields: Vec<_> = self.columns.iter().map(|column| csv_field(row.get(column))).collect();
+                    let fields: Vec<_> =
+                        self.columns.iter().map(|column| csv_field(row.get(column))).collect();
                     text.push_str(&fields.join(","));
                 }
             }
