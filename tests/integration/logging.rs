@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Daemon, Export, RawClient, Setup, TIMEOUT, encode_verify, key_target, keyward, wait_for, wait_until,
+    Daemon, Export, RawClient, Setup, encode_verify, key_target, keyward, wait_for, wait_until,
 };
 use keyward_daemon::admin::message::LogStatus;
 use rustix::io::ioctl_fionbio;
