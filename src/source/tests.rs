@@ -2,6 +2,7 @@
 //! diagnostics.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;

@@ -217,7 +217,7 @@ fn endless_rotation_is_reported_once_per_key() {
             .filter(|(lint, _)| *lint == Lint::EndlessRotation)
             .map(|(_, total)| total)
             .collect();
-        warnings.first().copied().unwrap_or(0)
+        rotations.first().copied().unwrap_or(0)
     };
     assert_eq!(rotation(&["active,,"]), 0);
     assert_eq!(rotation(&["active,,", "active,,"]), 1);
