@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::{Daemon, Setup, hex, keyward, replace};
-use keyward_daemon::admin::message::{Changes, Check, Command as AdminCommand, Target};
+use keyward_daemon::admin::message::{ChangeCounts, Check, Command as AdminCommand, Target};
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::KeyRecord;
@@ -218,8 +218,8 @@ fn ask(daemon: &Daemon, command: &AdminCommand) -> keyward_daemon::admin::messag
     keyward_daemon::admin::send_command(&daemon.admin(), command).expect("an answer")
 }
 
-fn changes(changes: Option<Changes>) -> [usize; 3] {
-    let Changes { stopping, starting, loosened, .. } = changes.expect("changes");
+fn changes(changes: Option<ChangeCounts>) -> [usize; 3] {
+    let ChangeCounts { stopping, starting, loosened, .. } = changes.expect("changes");
     [stopping, starting, loosened]
 }
 
@@ -242,7 +242,7 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
     assert_eq!(changes(Some(diff.changes)), [0, 2, 1]);
     // A compiled file has its keys in an order of its own.
     let named = |examples: &[keyward_daemon::admin::message::Example]| {
-        examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
+        examples.iter().map(|example| example.key_id.to_string()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =
         [&["a", "b"][..], &["c"]].map(|ids| ids.iter().map(|id| (*id).to_owned()).collect());

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 
 mod event;
@@ -28,8 +28,8 @@ mod refusals;
 mod tests;
 
 pub use event::{
-    AccessExamples, Changes, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation,
-    RevocationStatus, Socket, Trigger, Withheld,
+    AccessExamples, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation, RevocationStatus,
+    Socket, Trigger, Withheld,
 };
 use refusals::Refusals;
 
@@ -79,7 +79,7 @@ struct Writer {
 #[derive(Serialize)]
 struct Line<'a> {
     seq: u64,
-    time: Stamp,
+    time: Timestamp,
     generation: u64,
     #[serde(flatten)]
     event: &'a Event<'a>,
@@ -199,7 +199,7 @@ impl Writer {
             self.lost += 1;
             return;
         }
-        let line = Line { seq: self.seq + 1, time: Stamp::now(), generation, event };
+        let line = Line { seq: self.seq + 1, time: Timestamp::now(), generation, event };
         let before = self.pending.len();
         match serde_json::to_writer(&mut self.pending, &line) {
             Ok(()) => {

@@ -15,7 +15,7 @@ use super::log::{Event, FlushedLog, UnknownKeys};
 use super::report::{UsageQuery, UsageReport};
 use super::table::{Table, Walk};
 use super::writer::{Interval, Writer};
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 use keyward_state::FileError;
 
 /// How long a round waits for workers. A worker that a debugger has stopped must not stop reports.
@@ -39,7 +39,7 @@ pub(super) struct Collector {
     workers: Vec<Worker>,
     pending_rounds: Vec<PendingRound>,
     write: WriteProgress,
-    since: Stamp,
+    since: Timestamp,
     next_write: Instant,
     /// Requests to stop, not yet answered.
     stopping: Vec<oneshot::Sender<()>>,
@@ -70,7 +70,7 @@ enum RoundAction {
 /// The progress of a write.
 struct WriteProgress {
     /// The beginning of the next interval.
-    from: Stamp,
+    from: Timestamp,
     walk: Option<(Walk, Interval)>,
     /// Whether some of the interval's lines have been written and are not durable yet.
     is_begun: bool,
@@ -89,7 +89,7 @@ impl Collector {
         rounds: watch::Sender<u64>,
         spares: Vec<SyncSender<Vec<Event>>>,
     ) -> Self {
-        let since = Stamp::now();
+        let since = Timestamp::now();
         let workers = spares.into_iter().map(|spares| Worker { spares, round: 0, generation: 0 }).collect();
         Self {
             table: Table::default(),
@@ -230,7 +230,7 @@ impl Collector {
     /// Begins a write. If one is in progress, it goes on, and later usage is in the next.
     fn begin_write(&mut self) {
         if self.write.walk.is_none() {
-            let to = Stamp::now();
+            let to = Timestamp::now();
             let interval = Interval::new(self.write.from, to);
             self.write.from = to;
             self.write.walk = Some((self.table.walk(), interval));
@@ -316,7 +316,7 @@ impl Collector {
         let unknown = [("UNKNOWN_KEY", unknown_key), ("MALFORMED_KEY", malformed_key)];
         UsageReport {
             since: self.since.to_string(),
-            as_of: Stamp::now().to_string(),
+            as_of: Timestamp::now().to_string(),
             matched,
             total,
             unknown: unknown.into_iter().map(|(name, count)| (name.to_owned(), count)).collect(),

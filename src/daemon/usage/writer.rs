@@ -13,7 +13,7 @@ use super::Message;
 use super::log::UnknownKeys;
 use super::report::UsageCounts;
 use super::table::{Delta, used};
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 
 /// The name of the file.
@@ -87,7 +87,7 @@ struct Seq {
 }
 
 impl Interval {
-    pub(super) fn new(from: Stamp, to: Stamp) -> Self {
+    pub(super) fn new(from: Timestamp, to: Timestamp) -> Self {
         Self { from: from.to_string(), to: to.to_string() }
     }
 
