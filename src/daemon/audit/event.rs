@@ -1,5 +1,6 @@
 //! The events of the audit trail. Their only free text is paths of files, key ids and owners.
 
+use keyward_engine::snapshot::ChangeCounts;
 use serde::Serialize;
 
 /// The process that gave a command or was refused, as the kernel reports it.
@@ -115,7 +116,7 @@ pub struct Reload<'a> {
     pub keys: usize,
     /// What the reload changed, or would have changed if the guard had accepted it.
     #[serde(flatten)]
-    pub changes: Option<Changes>,
+    pub changes: Option<ChangeCounts>,
     /// The first of these keys.
     #[serde(flatten)]
     pub examples: AccessExamples<'a>,
@@ -184,26 +185,6 @@ impl LastGood {
         Self { in_use: false, reason, keys: 0, accepted_at: None, source_written_at: None }
     }
 }
-
-/// What a reload changed.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Changes {
-    /// Hashes that are new.
-    pub added: usize,
-    /// Hashes that are gone.
-    pub removed: usize,
-    /// Hashes whose row has changed.
-    pub changed: usize,
-    /// Keys that were active and are not any more.
-    pub revoked: usize,
-    /// Keys that stop working.
-    pub stopping: usize,
-    /// Known keys that start working.
-    pub starting: usize,
-    /// Keys that lose a restriction.
-    pub loosened: usize,
-}
-
 /// The ids of the first keys whose access a reload changes.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct AccessExamples<'a> {

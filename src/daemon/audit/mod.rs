@@ -28,8 +28,8 @@ mod refusals;
 mod tests;
 
 pub use event::{
-    AccessExamples, Changes, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation,
-    RevocationStatus, Socket, Trigger, Withheld,
+    AccessExamples, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation, RevocationStatus,
+    Socket, Trigger, Withheld,
 };
 use refusals::Refusals;
 

@@ -95,15 +95,7 @@ impl ReloadLoop {
             Err(error) => Some(error),
         };
         let diff = diff(outcome);
-        let changes = diff.map(|diff| audit::Changes {
-            added: diff.added,
-            removed: diff.removed,
-            changed: diff.changed,
-            revoked: diff.revoked,
-            stopping: diff.impact.stopping(),
-            starting: diff.impact.starting(),
-            loosened: diff.impact.loosened(),
-        });
+        let changes = diff.map(Diff::counts);
         let examples = diff.map(|diff| audit::AccessExamples {
             stopping: ids(&diff.examples.stopping),
             starting: ids(&diff.examples.starting),
