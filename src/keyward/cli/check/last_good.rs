@@ -51,8 +51,8 @@ pub(super) fn compare(
                 recovered.compare_options(global_policy, now)
             });
             let Recovered { keys: old, stored, .. } = recovered;
-            let judged = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
-            outcome.diff = Some(server::diff(&judged, stored.generation, old.len()));
+            let evaluation = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
+            outcome.diff = Some(server::diff(&evaluation, stored.generation, old.len()));
             outcome.last_good = Some(LastGood {
                 generation: stored.generation,
                 accepted_at: rfc3339(stored.accepted_at),
