@@ -98,7 +98,9 @@ impl ReloadLoop {
         };
 
         if origin == Origin::LastGood {
-            snapshot.take_away(self.applied_takeaways.keys.iter().map(|(hash, takeaway)| (*hash, *takeaway)));
+            snapshot.apply_takeaways(
+                self.applied_takeaways.keys.iter().map(|(hash, takeaway)| (*hash, *takeaway)),
+            );
         }
         let pending = allocation.commit();
         let snapshot = Arc::new(snapshot);

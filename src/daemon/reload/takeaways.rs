@@ -39,7 +39,7 @@ impl ReloadLoop {
         let (takeaways, report) = self.evaluate_takeaways(settings, &rows, &current, force);
         drop(rows);
         if report.refused.is_none() && !takeaways.keys.is_empty() {
-            current.take_away(takeaways.keys.iter().copied());
+            current.apply_takeaways(takeaways.keys.iter().copied());
             let epochs = self.reloader.publisher.epochs();
             let epoch = epochs.advance();
             self.reloader.runtime.block_on(epochs.wait_passed(epoch));

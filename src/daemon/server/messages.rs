@@ -22,13 +22,13 @@ impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
         let Preview { source, generation, serving, took, result, takeaways } = preview;
         let diagnostics = result.as_ref().err().and_then(ReloadError::diagnostics).map(Into::into);
-        let set_aside = result.as_ref().ok().and_then(|judged| judged.set_aside.as_ref());
+        let set_aside = result.as_ref().ok().and_then(|evaluation| evaluation.set_aside.as_ref());
         Self {
             source: source.display().to_string(),
             error: result.as_ref().err().map(ToString::to_string),
             diagnostics,
             withheld: withheld(set_aside, takeaways.as_ref()),
-            diff: result.as_ref().ok().map(|judged| diff(judged, *generation, *serving)),
+            diff: result.as_ref().ok().map(|evaluation| diff(evaluation, *generation, *serving)),
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -57,10 +57,10 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) ->
     (withheld != Withheld::default()).then_some(withheld)
 }
 
-/// The effect of publishing `judged` in place of `serving` keys, which belong to `generation`, or
+/// The effect of publishing `evaluation` in place of `serving` keys, which belong to `generation`, or
 /// to a file if that is 0.
-pub fn diff(judged: &Evaluation, generation: u64, serving: usize) -> CheckDiff {
-    let Evaluation { keys, diff, refused, stale, set_aside: _ } = judged;
+pub fn diff(evaluation: &Evaluation, generation: u64, serving: usize) -> CheckDiff {
+    let Evaluation { keys, diff, refused, stale, set_aside: _ } = evaluation;
     CheckDiff {
         accepted: refused.is_none(),
         refused: refused.as_ref().map(ToString::to_string),

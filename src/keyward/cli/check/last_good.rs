@@ -9,8 +9,8 @@ use keyward_daemon::config::Config;
 use keyward_daemon::reload::Evaluation;
 use keyward_daemon::reload::last_good::{Recovered, recover};
 use keyward_daemon::server;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::record::rfc3339;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_state::{Acceptance, is_accepted};
 
@@ -51,8 +51,8 @@ pub(super) fn compare(
                 recovered.compare_options(global_policy, now)
             });
             let Recovered { keys: old, stored, .. } = recovered;
-            let judged = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
-            outcome.diff = Some(server::diff(&judged, stored.generation, old.len()));
+            let evaluation = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
+            outcome.diff = Some(server::diff(&evaluation, stored.generation, old.len()));
             outcome.last_good = Some(LastGood {
                 generation: stored.generation,
                 accepted_at: rfc3339(stored.accepted_at),

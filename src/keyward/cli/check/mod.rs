@@ -209,8 +209,8 @@ fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Fai
     // Two exports may be hashed with different peppers.
     let options =
         CompareOptions { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
-    let judged = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
-    Ok(server::diff(&judged, 0, old.len()))
+    let evaluation = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
+    Ok(server::diff(&evaluation, 0, old.len()))
 }
 
 /// The daemon has another working directory.
