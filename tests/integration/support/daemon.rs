@@ -207,6 +207,14 @@ impl Daemon {
         self.memory_bytes("VmHWM:")
     }
 
+    /// User and system time of the process, in clock ticks: hundredths of a second.
+    pub(crate) fn processor_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("a process");
+        // The name, in parentheses, is field 2; utime and stime are fields 14 and 15.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name");
+        fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
+    }
+
     fn memory_bytes(&self, field: &str) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a process");
         let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a line");
