@@ -382,19 +382,18 @@ fn three_keys_may_change_one_at_a_time() {
 /// A key that an operator has revoked works neither before nor after a reload, with any source.
 #[test]
 fn keys_revoked_by_an_operator_count_as_unchanged() {
-    let with_status = |row: Row, status: &str| row.status(status);
-    let active = Export::new(rows("a", 4).map(|row| with_status(row, "active")));
-    let disabled = Export::new(
+    let active = Export::new(rows("a", 4).map(|row| row.status("active")));
+    let first_three_disabled = Export::new(
         rows("a", 4)
-            .zip(0..)
-            .map(|(row, number)| with_status(row, if number < 3 { "disabled" } else { "active" })),
+            .zip(["disabled", "disabled", "disabled", "active"])
+            .map(|(row, status)| row.status(status)),
     );
-    let removed = Export::new(rows("a", 4).skip(3).map(|row| with_status(row, "active")));
+    let first_three_removed = Export::new(rows("a", 4).skip(3).map(|row| row.status("active")));
     let daemon = Daemon::serving(&active);
     for key_id in ["k0", "k1", "k2"] {
         daemon.revoke(key_target(key_id));
     }
-    for export in [&active, &disabled, &removed, &active] {
+    for export in [&active, &first_three_disabled, &first_three_removed, &active] {
         let outcome = daemon.publish(export);
         assert!(outcome.accepted, "{:?}", outcome.error);
         assert_eq!(impact(outcome.changes), [0, 0, 0], "{export:?}");

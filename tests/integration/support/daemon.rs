@@ -108,6 +108,19 @@ impl Daemon {
         self.reload()
     }
 
+    /// Overwrites the source with text that every reload refuses.
+    pub(crate) fn spoil_source(&self) {
+        fs::write(self.setup.source(), "nonsense\n").expect("writes");
+    }
+
+    /// Waits until the keys in force are saved as the last good keys.
+    pub(crate) fn wait_until_saved(&self) {
+        wait_until("the keys in force to be saved", || {
+            let status = self.status();
+            status.last_good.is_some_and(|saved| saved.generation == status.generation)
+        });
+    }
+
     pub(crate) fn revoke(&self, target: Target) -> Revocation {
         self.send_command(&AdminCommand::Revoke(target)).expect("a reply").revocation.expect("a revocation")
     }
