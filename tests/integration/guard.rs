@@ -7,10 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::{Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, wait_until};
 use keyward_daemon::admin::message::{ChangeCounts, Check, Command as AdminCommand};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::KeyRecord;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::{Builder, CompareOptions, Diff, KeyTable, MAX_EXAMPLES, SnapshotMeta};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};

@@ -6,9 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use crate::support::{
-    Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, wait_for, wait_until,
-};
+use crate::support::{Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, wait_for};
 use keyward_client::Request;
 use keyward_daemon::admin::message::LastGood;
 use keyward_engine::pepper::Pepper;
