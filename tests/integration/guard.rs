@@ -235,7 +235,7 @@ fn export_without_its_restriction_columns_is_refused_until_forced() {
         examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =
-        [&["a", "b"][..], &["c"]].map(|ids| ids.iter().map(|id| (*id).to_owned()).collect());
+        [&["a", "b"][..], &["c"]].map(|ids| ids.iter().map(|id| Box::from(*id)).collect());
     assert_eq!(ids(&diff.examples.starting), starting);
     assert_eq!(ids(&diff.examples.loosened), loosened);
 
