@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::error::LoadError;
-use crate::latency::Latency;
+use crate::latency::LatencyHistogram;
 use crate::target::{Tally, Target};
 
 /// Size of the input buffer: the answers to several hundred requests.
@@ -135,7 +135,7 @@ impl<'a> Connection<'a> {
         &mut self,
         now: u64,
         tally: &mut Tally,
-        latency: &mut Latency,
+        latency: &mut LatencyHistogram,
     ) -> Result<usize, LoadError> {
         let (mut at, mut parsed) = (0, 0);
         while at < self.filled {
@@ -165,7 +165,7 @@ impl<'a> Connection<'a> {
 
     /// Records the latency of `answers` answers. They belong to the oldest requests, because
     /// answers arrive in order.
-    fn record_latency(&mut self, mut answers: usize, now: u64, latency: &mut Latency) {
+    fn record_latency(&mut self, mut answers: usize, now: u64, latency: &mut LatencyHistogram) {
         while answers > 0 {
             let Some((issued, count)) = self.issued.front_mut() else {
                 return;
@@ -185,7 +185,7 @@ impl<'a> Connection<'a> {
     fn read_last_message(&mut self) -> Result<(), LoadError> {
         loop {
             self.read(false)?;
-            let parsed = self.parse_answers(0, &mut Tally::default(), &mut Latency::new()?)?;
+            let parsed = self.parse_answers(0, &mut Tally::default(), &mut LatencyHistogram::new()?)?;
             if parsed == 0 {
                 return Err(LoadError::Closed { unanswered: self.in_flight });
             }
@@ -250,7 +250,7 @@ mod tests {
         let (mut connection, mut server) = pair(&target);
         connection.issue(2, 100);
         connection.issue(1, 500);
-        let (mut tally, mut latency) = (Tally::default(), Latency::new().expect("memory"));
+        let (mut tally, mut latency) = (Tally::default(), LatencyHistogram::new().expect("memory"));
         assert!(!connection.read(false).expect("nothing has arrived"));
         // Two and a half answers.
         server.write_all(&[0; 25]).expect("the socket has room");
@@ -270,7 +270,7 @@ mod tests {
         connection.issue(1, 0);
         server.write_all(&[0; 20]).expect("the socket has room");
         connection.read(true).expect("bytes have arrived");
-        let (mut tally, mut latency) = (Tally::default(), Latency::new().expect("memory"));
+        let (mut tally, mut latency) = (Tally::default(), LatencyHistogram::new().expect("memory"));
         let error = connection.parse_answers(0, &mut tally, &mut latency).expect_err("two answers to one");
         assert!(error.to_string().contains("more answers than requests"), "{error}");
     }

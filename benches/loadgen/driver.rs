@@ -24,7 +24,7 @@ use rustix::thread::set_current_timer_slack;
 
 use crate::connection::Connection;
 use crate::error::LoadError;
-use crate::latency::Latency;
+use crate::latency::LatencyHistogram;
 use crate::processors::CpuPlacement;
 use crate::schedule::Schedule;
 use crate::target::Tally;
@@ -67,7 +67,7 @@ pub(crate) struct Measurement {
     /// Answers by outcome.
     pub(crate) tally: Tally,
     /// Latencies of the answers.
-    pub(crate) latency: Latency,
+    pub(crate) latency: LatencyHistogram,
     /// Answers received during the measurement.
     pub(crate) answers: u64,
     /// Bytes received during the measurement.
@@ -141,7 +141,7 @@ impl<'a> Driver<'a> {
         }
         let measurement = Measurement {
             tally: Tally::default(),
-            latency: Latency::new()?,
+            latency: LatencyHistogram::new()?,
             answers: 0,
             bytes_received: 0,
             time: Duration::ZERO,

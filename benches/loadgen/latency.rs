@@ -24,7 +24,7 @@ const ROW_STEPS: [f64; 7] = [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
 
 /// A histogram of latencies.
 #[derive(Clone, Debug)]
-pub(crate) struct Latency(Histogram<u64>);
+pub(crate) struct LatencyHistogram(Histogram<u64>);
 
 /// Statistics of a histogram, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -32,13 +32,13 @@ pub(crate) struct Percentiles {
     /// Minimum.
     pub(crate) min: u64,
     /// Median.
-    pub p50: u64,
+    pub(crate) p50: u64,
     /// 90th percentile.
-    pub p90: u64,
+    pub(crate) p90: u64,
     /// 99th percentile.
-    pub p99: u64,
+    pub(crate) p99: u64,
     /// 99.9th percentile.
-    pub p99_9: u64,
+    pub(crate) p99_9: u64,
     /// Maximum.
     pub(crate) max: u64,
     /// Mean.
@@ -54,7 +54,7 @@ pub(crate) struct Row {
     pub(crate) count: u64,
 }
 
-impl Latency {
+impl LatencyHistogram {
     /// An empty histogram.
     ///
     /// # Errors
@@ -139,8 +139,8 @@ impl Latency {
 mod tests {
     use super::*;
 
-    fn histogram(times: &[(u64, u64)]) -> Latency {
-        let mut latency = Latency::new().expect("memory");
+    fn histogram(times: &[(u64, u64)]) -> LatencyHistogram {
+        let mut latency = LatencyHistogram::new().expect("memory");
         for (time, count) in times {
             latency.record(*time, *count);
         }

@@ -40,15 +40,15 @@ impl CpuPlacement {
 ///
 /// # Errors
 /// When the processor does not exist, or this process may not use it.
-pub(super) fn pin(processor: usize) -> Result<(), LoadError> {
+pub(crate) fn pin(processor: usize) -> Result<(), LoadError> {
     let refuse = |error: &str| LoadError::InvalidOptions(format!("--pin: processor {processor} {error}"));
     if processor >= CpuSet::MAX_CPU {
-        return Err(refuse("is beyond all that Linux can have"));
+        return Err(refuse("is beyond the highest that Linux supports"));
     }
     let mut only = CpuSet::new();
     only.set(processor);
     sched_setaffinity(None, &only).map_err(|error| match error {
-        Errno::INVAL => refuse("is not there, or may not be used by this process"),
+        Errno::INVAL => refuse("does not exist, or this process may not use it"),
         error => refuse(&error.to_string()),
     })
 }
@@ -188,7 +188,10 @@ mod tests {
             let pinned = CpuPlacement::at_start();
             assert_eq!((pinned.allowed, pinned.ran_on), (vec![before.allowed[0]], [before.allowed[0]; 2]));
             assert!(
-                pin(CpuSet::MAX_CPU - 1).expect_err("no such processor").to_string().contains("is not there")
+                pin(CpuSet::MAX_CPU - 1)
+                    .expect_err("no such processor")
+                    .to_string()
+                    .contains("does not exist")
             );
             assert!(pin(CpuSet::MAX_CPU).is_err());
         })

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::driver::Measurement;
 use crate::error::LoadError;
-use crate::latency::{Latency, Percentiles};
+use crate::latency::{LatencyHistogram, Percentiles};
 use crate::load::LoadConfig;
 use crate::processors::{CpuPlacement, Machine, Server};
 use crate::target::{Tally, Target};
@@ -63,7 +63,7 @@ pub(crate) struct Report {
     /// Version of the client.
     pub(crate) version: &'static str,
     #[serde(skip)]
-    latency: Latency,
+    latency: LatencyHistogram,
 }
 
 impl Report {
@@ -78,7 +78,7 @@ impl Report {
         server: Option<Server>,
         interrupted: bool,
     ) -> Result<Self, LoadError> {
-        let (mut tally, mut latency) = (Tally::default(), Latency::new()?);
+        let (mut tally, mut latency) = (Tally::default(), LatencyHistogram::new()?);
         for part in measurements {
             tally.add(&part.tally);
             latency.add(&part.latency);

@@ -1,54 +1,55 @@
-//! A daemon that may not come up, or whose sockets a test passes to it: a process, killed at the end whatever happens.
+//! `keyward serve` as a plain process, for daemons that may not start or that inherit sockets.
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Setup, wait_for};
+use super::{Setup, wait_for, wait_until};
 
-/// SIGHUP, SIGINT and SIGTERM in a mask of signals.
-const CAUGHT: u64 = 1 << 0 | 1 << 1 | 1 << 14;
+/// Bits of SIGHUP, SIGINT and SIGTERM in a signal mask.
+const HANDLED_SIGNALS: u64 = 1 << 0 | 1 << 1 | 1 << 14;
 
-pub(crate) struct Process(Child);
+/// A process. It is killed when it is dropped.
+pub(crate) struct ServeProcess(Child);
 
-impl Process {
+impl ServeProcess {
     pub(crate) fn start(mut command: Command) -> Self {
         Self(command.spawn().expect("starts"))
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.0.id() as i32).expect("a pid");
-        kill_process(pid, signal).expect("the daemon is there");
+        kill_process(pid, signal).expect("the daemon runs");
     }
 
-    /// Whether it catches signals, as the kernel shows it.
-    pub(crate) fn is_catching(&self) -> bool {
+    /// Whether the process has installed its signal handlers.
+    pub(crate) fn handles_signals(&self) -> bool {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
         let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        mask.is_some_and(|mask| mask & CAUGHT == CAUGHT)
+        mask.is_some_and(|mask| mask & HANDLED_SIGNALS == HANDLED_SIGNALS)
     }
 
-    pub(crate) fn wait_until_catching(&self) {
-        wait_for("the signals' handlers", || self.is_catching().then_some(()));
+    pub(crate) fn wait_for_signal_handlers(&self) {
+        wait_until("the signal handlers", || self.handles_signals());
     }
 
-    /// Waits for its end, and returns its exit code.
-    pub(crate) fn code(&mut self) -> Option<i32> {
-        wait_for("the end", || self.0.try_wait().expect("a child")).code()
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        wait_for("the process to exit", || self.0.try_wait().expect("a child"))
     }
 }
 
-impl Drop for Process {
+impl Drop for ServeProcess {
     fn drop(&mut self) {
-        let _already_gone = self.0.kill();
-        let _reaped = self.0.wait();
+        // Fails only if the process has exited already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
-/// `keyward serve` with two descriptors as systemd passes them, under `names`.
+/// `keyward serve` with two descriptors passed as systemd passes them, under `names`.
 pub(crate) fn with_sockets(setup: &Setup, sockets: [OwnedFd; 2], names: &str) -> Command {
     let serve = setup.command();
     let [first, second] = sockets;

@@ -1,114 +1,122 @@
-//! A connection that continuously verifies keys while they are revoked, and detects each ALLOWED
-//! that left the daemon after the acknowledgement of the revocation.
+//! Load on keys that are being revoked. It detects an ALLOWED that left the daemon after the
+//! revocation was acknowledged.
 //!
-//! Answers are identified by their position in the stream. When a revocation is acknowledged,
-//! everything that has left the daemon has been read or is queued in the socket. An ALLOWED beyond
-//! that position left after the acknowledgement.
+//! Answers are identified by their offset in the stream. At an acknowledgement, every byte that has
+//! left the daemon has been read or is in the socket's buffer: an ALLOWED at a higher offset left
+//! later.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::thread;
 use std::time::Duration;
 
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Most requests in one write.
+use super::encode_verify;
+
+/// Maximum number of requests per write.
 const CHUNK: usize = 256;
 
-/// Most requests per revocation: enough that some are always in flight, and few enough to leave
-/// processor time for the revocations.
+/// Maximum number of requests per revocation: enough that some are always in flight, and few enough
+/// that the revoking thread gets its share of the processors.
 const REQUESTS_PER_REVOCATION: usize = 256;
 
-/// How long a connection pauses after it has sent its share.
+/// Pause of a connection that has sent more than its share.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// A connection that reconnects when the daemon restarts.
-pub(crate) struct Loader {
+/// Pause before another attempt to connect.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(5);
+
+/// One connection, which reconnects when the daemon restarts.
+pub(crate) struct RevocationLoad {
     path: PathBuf,
+    /// Maximum number of requests in flight.
     window: usize,
     frames: Vec<Vec<u8>>,
     stream: Mutex<Stream>,
-    answers: Mutex<Answers>,
+    tally: Mutex<Tally>,
 }
 
 struct Stream {
     socket: Option<UnixStream>,
-    /// Bytes read from all sockets so far.
+    /// Bytes read so far, over all sockets.
     received: u64,
 }
 
-struct Answers {
-    count: u64,
-    /// The position of each key's last ALLOWED.
-    allowed: Vec<Option<u64>>,
-    /// The bytes that had left the daemon when each key's revocation was acknowledged.
-    acknowledged: Vec<Option<u64>>,
+struct Tally {
+    answers: u64,
+    /// Per key: the offset of its last ALLOWED.
+    last_allowed: Vec<Option<u64>>,
+    /// Per key: the bytes that had left the daemon when its revocation was acknowledged.
+    acknowledged_at: Vec<Option<u64>>,
 }
 
-/// The progress of a connection.
 struct Progress {
     random: u64,
     sent: u64,
 }
 
-/// A request in flight, and the number of acknowledged revocations when it was sent.
-struct InFlight {
+/// A request in flight.
+struct Pending {
     key: usize,
+    /// Keys revoked when it was sent.
     acknowledged: u64,
 }
 
-impl Loader {
+impl RevocationLoad {
     pub(crate) fn new(path: &Path, keys: &[String], window: usize) -> Self {
-        let frames = keys.iter().map(|key| super::ask(0, key)).collect();
-        let answers =
-            Answers { count: 0, allowed: vec![None; keys.len()], acknowledged: vec![None; keys.len()] };
+        let frames = keys.iter().map(|key| encode_verify(0, key)).collect();
+        let tally = Tally {
+            answers: 0,
+            last_allowed: vec![None; keys.len()],
+            acknowledged_at: vec![None; keys.len()],
+        };
         let stream = Stream { socket: None, received: 0 };
-        Self {
-            path: path.to_owned(),
-            window,
-            frames,
-            stream: Mutex::new(stream),
-            answers: Mutex::new(answers),
-        }
+        Self { path: path.to_owned(), window, frames, stream: Mutex::new(stream), tally: Mutex::new(tally) }
     }
 
-    /// Records that the revocation of `key` has been acknowledged.
+    /// Records that the revocation of `key` was acknowledged: its command has returned.
     pub(crate) fn acknowledge(&self, key: usize) {
-        let left = {
+        let offset = {
             let stream = self.stream();
-            let queued = stream.socket.as_ref().map_or(0, |socket| {
-                rustix::io::ioctl_fionread(socket).expect("a socket says how much there is")
-            });
+            let queued = stream
+                .socket
+                .as_ref()
+                .map_or(0, |socket| rustix::io::ioctl_fionread(socket).expect("a socket"));
             stream.received + queued
         };
-        self.answers().acknowledged[key] = Some(left);
+        self.tally().acknowledged_at[key] = Some(offset);
     }
 
-    /// Panics if an ALLOWED left too late. Returns the number of answers.
+    /// Panics if an ALLOWED left after its key's acknowledgement. Returns the number of answers.
     pub(crate) fn check(&self) -> u64 {
-        let answers = self.answers();
-        for (key, (allowed, left)) in answers.allowed.iter().zip(&answers.acknowledged).enumerate() {
-            let left = left.expect("revoked");
+        let tally = self.tally();
+        for (key, (allowed, acknowledged)) in
+            tally.last_allowed.iter().zip(&tally.acknowledged_at).enumerate()
+        {
+            let acknowledged = acknowledged.expect("revoked");
             assert!(
-                allowed.is_none_or(|allowed| allowed < left),
-                "key {key}, window {}: ALLOWED at byte {allowed:?}, after the {left} that had left",
+                allowed.is_none_or(|allowed| allowed < acknowledged),
+                "key {key}, window {}: ALLOWED at byte {allowed:?}, acknowledged at byte {acknowledged}",
                 self.window
             );
         }
-        answers.count
+        tally.answers
     }
 
-    /// Sends requests until `stop` is set. The first `acknowledged` keys are revoked. Reconnects
-    /// when the daemon restarts.
+    /// Sends requests until `stop` is set. Keys are revoked in the order of their numbers:
+    /// `acknowledged` of them so far.
     pub(crate) fn run(&self, seed: u64, acknowledged: &AtomicU64, stop: &AtomicBool) {
         let mut progress = Progress { random: seed, sent: 0 };
         while !stop.load(Ordering::Acquire) {
             match UnixStream::connect(&self.path) {
                 Ok(socket) => self.run_connection(socket, &mut progress, acknowledged, stop),
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => thread::sleep(RECONNECT_INTERVAL),
             }
         }
     }
@@ -122,32 +130,32 @@ impl Loader {
     ) {
         socket.set_nonblocking(true).expect("set");
         let mut own = socket.try_clone().expect("a second handle");
-        // The position of the first unread answer.
-        let mut at = {
+        // The offset of the first answer that has not been parsed.
+        let mut offset = {
             let mut stream = self.stream();
             stream.socket = Some(socket);
             stream.received
         };
-        let mut in_flight = std::collections::VecDeque::new();
+        let mut pending = VecDeque::new();
         let (mut output, mut input) = (Vec::new(), Vec::new());
-        // Requests to be written before the next pause.
-        let mut to_send = 0;
+        // Requests to send before the next pause.
+        let mut remaining = 0;
         while !stop.load(Ordering::Acquire) {
             let acknowledged = acknowledged.load(Ordering::Acquire);
-            if in_flight.is_empty() && to_send == 0 {
-                if progress.sent > acknowledged * self.share() {
-                    std::thread::sleep(PAUSE);
+            if pending.is_empty() && remaining == 0 {
+                if progress.sent > acknowledged * self.requests_per_revocation() {
+                    thread::sleep(PAUSE);
                     continue;
                 }
-                to_send = self.window;
+                remaining = self.window;
             }
             if output.is_empty() {
-                for _ in 0..to_send.min(CHUNK) {
-                    let key = self.pick(&mut progress.random, acknowledged);
+                for _ in 0..remaining.min(CHUNK) {
+                    let key = self.pick_key(&mut progress.random, acknowledged);
                     output.extend_from_slice(&self.frames[key]);
-                    in_flight.push_back(InFlight { key, acknowledged });
+                    pending.push_back(Pending { key, acknowledged });
                     progress.sent += 1;
-                    to_send -= 1;
+                    remaining -= 1;
                 }
             }
             let write = if output.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
@@ -162,11 +170,11 @@ impl Loader {
                     Err(_) => output.clear(),
                 }
             } else if !ready.is_empty() {
-                // Answers are read only when nothing can be written, so that they accumulate.
+                // Answers are read only when nothing more can be written, so that they queue up.
                 if !self.receive(&mut input) {
                     return;
                 }
-                self.check_answers(&mut input, &mut at, &mut in_flight);
+                self.count_answers(&mut input, &mut offset, &mut pending);
             }
         }
     }
@@ -194,47 +202,39 @@ impl Loader {
         }
     }
 
-    fn check_answers(
-        &self,
-        input: &mut Vec<u8>,
-        at: &mut u64,
-        in_flight: &mut std::collections::VecDeque<InFlight>,
-    ) {
-        let mut done = 0;
-        let mut answers = self.answers();
+    fn count_answers(&self, input: &mut Vec<u8>, offset: &mut u64, pending: &mut VecDeque<Pending>) {
+        let mut parsed = 0;
+        let mut tally = self.tally();
         while let ParsedFrame::Complete { header, body, size } =
-            parse_frame(&input[done..], MAX_ANSWER_LENGTH)
+            parse_frame(&input[parsed..], MAX_ANSWER_LENGTH)
         {
             let Response::Answer(answer) = Response::decode(&header, body).expect("a frame of SPEC.md")
             else {
-                panic!("not an answer");
+                panic!("not an ANSWER");
             };
-            let InFlight { key, acknowledged } = in_flight.pop_front().expect("as many answers as requests");
+            let Pending { key, acknowledged } = pending.pop_front().expect("one answer per request");
             match answer.verdict.name() {
                 "ALLOWED" => {
-                    assert!(
-                        key as u64 >= acknowledged,
-                        "key {key} is allowed, but was sent after its revocation"
-                    );
-                    answers.allowed[key] = Some(*at);
+                    let was_revoked = (key as u64) < acknowledged;
+                    assert!(!was_revoked, "key {key} is allowed, but was revoked before the request");
+                    tally.last_allowed[key] = Some(*offset);
                 }
                 "REVOKED" | "NOT_READY" => {}
                 verdict => panic!("{verdict}"),
             }
-            answers.count += 1;
-            done += size;
-            *at += size as u64;
+            tally.answers += 1;
+            parsed += size;
+            *offset += size as u64;
         }
-        input.drain(..done);
+        input.drain(..parsed);
     }
 
-    /// The number of requests per revocation.
-    fn share(&self) -> u64 {
+    fn requests_per_revocation(&self) -> u64 {
         (8 * self.window).min(REQUESTS_PER_REVOCATION) as u64
     }
 
-    /// Picks mostly keys that are about to be revoked or just have been, and sometimes any key.
-    fn pick(&self, random: &mut u64, acknowledged: u64) -> usize {
+    /// Mostly a key around the current revocation, sometimes any key.
+    fn pick_key(&self, random: &mut u64, acknowledged: u64) -> usize {
         *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let number = *random >> 33;
         let keys = self.frames.len() as u64;
@@ -246,10 +246,10 @@ impl Loader {
     }
 
     fn stream(&self) -> MutexGuard<'_, Stream> {
-        self.stream.lock().expect("no panic while it was held")
+        self.stream.lock().expect("not poisoned")
     }
 
-    fn answers(&self) -> MutexGuard<'_, Answers> {
-        self.answers.lock().expect("no panic while it was held")
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().expect("not poisoned")
     }
 }
