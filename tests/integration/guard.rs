@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::{Daemon, Setup, keyward, replace_export, sha256_hex};
 use keyward_daemon::admin::message::{ChangeCounts, Check, Command as AdminCommand, Target};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::KeyRecord;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::{Builder, CompareOptions, Diff, KeyTable, MAX_EXAMPLES, SnapshotMeta};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};

@@ -22,9 +22,9 @@
 
 use subtle::ConstantTimeEq;
 
+use crate::global_policy::GlobalPolicy;
 use crate::limiter::{BucketId, BucketRef};
 use crate::record::Digest;
-use crate::rules::GlobalPolicy;
 use keyward_memory::prefetch;
 
 mod buckets;
