@@ -1,12 +1,13 @@
 //! The daemon's log: a bounded queue in memory, and one thread that writes it to standard error.
 //!
-//! Standard error belongs to the environment. It can be full, closed, or a pipe that is never read, and a write to it can
-//! block for ever. Only the thread `log` writes to it, so nothing else in the daemon waits for it or fails with it. A line
-//! is dropped if the queue is full or if it cannot be written. Dropped lines are counted, in [`Log::health`] and in a line
-//! of the log once lines can be written again.
+//! Standard error belongs to the environment. It can be full, closed, or a pipe that is never read,
+//! and a write to it can block forever. Only the thread `log` writes to it, so nothing else in the
+//! daemon waits for it or fails with it. A line is dropped if the queue is full or if it cannot be
+//! written. Dropped lines are counted, in [`Log::health`] and in a line of the log once lines can
+//! be written again.
 //!
-//! O_NONBLOCK would be no alternative: it is a property of the open file description, which the daemon may share with
-//! other processes.
+//! O_NONBLOCK would be no alternative: it is a property of the open file description, which the
+//! daemon may share with other processes.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::RefCell;
@@ -21,37 +22,38 @@ use rustix::io::Errno;
 use tracing::error;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 
-/// Most bytes that wait to be written: the findings of some hundred refused reloads.
+/// Maximum number of bytes in the queue: the diagnostics of some hundred refused reloads.
 const MAX_BYTES: usize = 1 << 20;
 
-/// Most lines that wait to be written. It bounds what the queue costs beyond its bytes.
+/// Maximum number of lines in the queue. It bounds the memory that the queue needs beyond its
+/// bytes.
 const MAX_LINES: usize = 8_192;
 
-/// Minimum interval between two reports of dropped lines while the queue stays full, so that reports do not displace
-/// other lines.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Minimum interval between two reports of dropped lines while the queue stays full, so that
+/// reports do not displace other lines.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the daemon waits at its end for the queue to be written.
-pub const FLUSH: Duration = Duration::from_millis(200);
+/// How long the daemon waits for the queue to be written before it ends.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
 thread_local! {
-    /// On the thread `log`: where the line goes that it logs itself.
+    /// On the thread `log`: receives the lines that this thread logs itself.
     static CAPTURED: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
 }
 
 /// The log; clones write to the same queue.
 #[derive(Clone)]
 pub struct Log {
-    shared: Arc<Shared>,
+    shared: Arc<SharedQueue>,
 }
 
-struct Shared {
+struct SharedQueue {
     queue: Mutex<Queue>,
-    /// There is a line to be written.
+    /// Signals a new line.
     filled: Condvar,
-    /// All lines have been written or dropped.
+    /// Signals that all lines have been written or dropped.
     emptied: Condvar,
 }
 
@@ -59,31 +61,31 @@ struct Shared {
 struct Queue {
     lines: VecDeque<Box<[u8]>>,
     bytes: usize,
-    /// A line has been taken from the queue and is being written.
+    /// Whether a line has been taken from the queue and is being written.
     is_writing: bool,
     /// Lines dropped since the start.
     dropped: u64,
     /// Lines dropped since the last report.
     unreported: Option<Gap>,
-    /// Why the last write failed.
+    /// The error of the last write.
     error: Option<Errno>,
 }
 
-/// Lines that are missing in the log.
+/// Lines that are missing from the log.
 #[derive(Clone, Copy)]
 struct Gap {
     lines: u64,
-    since: Stamp,
+    since: Timestamp,
 }
 
-/// How the log is.
+/// The state of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
     /// Lines dropped since the start.
     pub dropped: u64,
-    /// Since when lines have been dropped, if writing has not worked again since.
-    pub failing_since: Option<Stamp>,
-    /// What prevents writing.
+    /// Since when lines have been dropped. `None` while writing works.
+    pub failing_since: Option<Timestamp>,
+    /// Why lines cannot be written.
     pub error: Option<String>,
 }
 
@@ -94,7 +96,7 @@ impl Log {
     /// When the system has no thread left.
     pub fn start(output: impl AsFd + Send + 'static) -> io::Result<Self> {
         let queue = Mutex::new(Queue::default());
-        let shared = Arc::new(Shared { queue, filled: Condvar::new(), emptied: Condvar::new() });
+        let shared = Arc::new(SharedQueue { queue, filled: Condvar::new(), emptied: Condvar::new() });
         let writer = Writer { shared: Arc::clone(&shared), output, is_torn: false, reported: None };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run())?;
         Ok(Self { shared })
@@ -112,14 +114,15 @@ impl Log {
         self.shared.filled.notify_one();
     }
 
-    /// Waits until every line has been written or dropped, at most for `patience`.
-    pub fn flush(&self, patience: Duration) {
+    /// Waits until every line has been written or dropped, at most for `timeout`.
+    pub fn flush(&self, timeout: Duration) {
         let queue = self.shared.lock();
         let is_busy = |queue: &mut Queue| queue.is_writing || !queue.lines.is_empty();
-        let _time_is_up = self.shared.emptied.wait_timeout_while(queue, patience, is_busy);
+        // The result says only whether the timeout has expired.
+        let _ = self.shared.emptied.wait_timeout_while(queue, timeout, is_busy);
     }
 
-    /// How it is.
+    /// The state of the log.
     pub fn health(&self) -> Health {
         let queue = self.shared.lock();
         let failing_since = queue.unreported.map(|gap| gap.since);
@@ -130,8 +133,8 @@ impl Log {
         Health { dropped: queue.dropped, failing_since, error }
     }
 
-    /// Sends the messages of panics through the log: the standard hook would write to standard error, and could block
-    /// there instead of letting the process end.
+    /// Writes the messages of panics to the log. The standard hook writes to standard error, and
+    /// could block there instead of letting the process end.
     pub fn catch_panics(&self) {
         let log = self.clone();
         std::panic::set_hook(Box::new(move |panic| {
@@ -142,12 +145,12 @@ impl Log {
                 text += &format!("{backtrace}\n");
             }
             log.write(text.as_bytes());
-            log.flush(FLUSH);
+            log.flush(FLUSH_TIMEOUT);
         }));
     }
 }
 
-impl Shared {
+impl SharedQueue {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,15 +159,15 @@ impl Shared {
 impl Queue {
     fn drop_lines(&mut self, lines: u64) {
         self.dropped += lines;
-        self.unreported.get_or_insert_with(|| Gap { lines: 0, since: Stamp::now() }).lines += lines;
+        self.unreported.get_or_insert_with(|| Gap { lines: 0, since: Timestamp::now() }).lines += lines;
     }
 }
 
-/// The thread's own.
+/// The state of the thread `log`.
 struct Writer<W> {
-    shared: Arc<Shared>,
+    shared: Arc<SharedQueue>,
     output: W,
-    /// The last write ended within a line.
+    /// Whether the last write ended within a line.
     is_torn: bool,
     /// When dropped lines were last reported.
     reported: Option<Instant>,
@@ -174,7 +177,7 @@ impl<W: AsFd> Writer<W> {
     fn run(mut self) {
         loop {
             let (line, gap) = self.take();
-            // Where writes fail, nothing follows the lines that are missing before the log has said so.
+            // After failed writes, the report about the missing lines comes before the next line.
             let written = match gap {
                 Some(gap) => self.report(gap).and_then(|()| self.write(&line)),
                 None => self.write(&line),
@@ -183,7 +186,7 @@ impl<W: AsFd> Writer<W> {
         }
     }
 
-    /// Waits for a line, and takes it. After a write that failed, also says what is missing in front of it.
+    /// Waits for a line and takes it. After a failed write, also returns the gap before this line.
     fn take(&self) -> (Box<[u8]>, Option<Gap>) {
         let mut queue = self.shared.lock();
         loop {
@@ -196,14 +199,15 @@ impl<W: AsFd> Writer<W> {
         }
     }
 
-    /// Counts a line that could not be written. After one that could, reports those that the queue had no room for.
+    /// Counts a line that could not be written. After a successful write, reports lines that were
+    /// dropped because the queue was full.
     fn finish(&mut self, written: Result<(), Errno>) {
         let mut queue = self.shared.lock();
         queue.error = written.err();
         if written.is_err() {
             queue.drop_lines(1);
         } else if let Some(gap) = queue.unreported
-            && (queue.lines.is_empty() || self.reported.is_none_or(|last| last.elapsed() >= REPORT_EVERY))
+            && (queue.lines.is_empty() || self.reported.is_none_or(|last| last.elapsed() >= REPORT_INTERVAL))
         {
             drop(queue);
             let reported = self.report(gap);
@@ -227,7 +231,7 @@ impl<W: AsFd> Writer<W> {
         queue.error = None;
         // More may have been dropped while this was being written.
         let more = queue.unreported.map_or(0, |gap| gap.lines - lines);
-        queue.unreported = (more > 0).then(|| Gap { lines: more, since: Stamp::now() });
+        queue.unreported = (more > 0).then(|| Gap { lines: more, since: Timestamp::now() });
         Ok(())
     }
 
@@ -250,7 +254,8 @@ impl<W: AsFd> Writer<W> {
                 Err(Errno::INTR) => {}
                 // Another process has made the pipe or terminal nonblocking.
                 Err(Errno::AGAIN) => {
-                    let _interrupted = poll(&mut [PollFd::new(&self.output, PollFlags::OUT)], None);
+                    // An interrupted poll is repeated by the loop.
+                    let _ = poll(&mut [PollFd::new(&self.output, PollFlags::OUT)], None);
                 }
                 Err(error) => return Err(error),
             }
@@ -268,7 +273,8 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// Takes one formatted line. Writing it cannot fail: tracing-subscriber would report that on standard error.
+/// Receives one formatted line. Writing it never fails, because tracing-subscriber would report the
+/// error on standard error.
 pub struct Line<'a>(&'a Log);
 
 impl io::Write for Line<'_> {
@@ -294,10 +300,10 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything here takes.
-    const PATIENCE: Duration = Duration::from_secs(20);
+    /// How long an operation may take before the test fails.
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
-    /// A log that writes to a pipe that has no room left.
+    /// A log that writes to a full pipe.
     fn blocked() -> (Log, PipeReader) {
         let (reader, writer) = pipe().expect("a pipe");
         let log = Log::start(writer).expect("a thread");
@@ -332,7 +338,7 @@ mod tests {
         let (log, _reader) = blocked();
         let start = Instant::now();
         log.flush(Duration::from_millis(10));
-        assert!((Duration::from_millis(10)..PATIENCE).contains(&start.elapsed()));
+        assert!((Duration::from_millis(10)..TIMEOUT).contains(&start.elapsed()));
     }
 
     #[test]
@@ -343,7 +349,7 @@ mod tests {
             log.write(&[b'y'; 1024]);
         }
         std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-        log.flush(PATIENCE);
+        log.flush(TIMEOUT);
         let health = log.health();
         assert!(health.dropped > 0 && health.failing_since.is_none(), "{health:?}");
     }
@@ -355,7 +361,7 @@ mod tests {
         for line in ["1\n", "2\n", "3\n"] {
             log.write(line.as_bytes());
         }
-        log.flush(PATIENCE);
+        log.flush(TIMEOUT);
         let mut written = [0; 6];
         reader.read_exact(&mut written).expect("three lines");
         assert_eq!(&written, b"1\n2\n3\n");
@@ -377,7 +383,7 @@ mod tests {
             for _ in 0..10 {
                 log.write(b"line\n");
             }
-            log.flush(PATIENCE);
+            log.flush(TIMEOUT);
             let health = log.health();
             assert_eq!(health.dropped, 10);
             assert!(health.error.as_ref().is_some_and(|error| error.contains(problem)), "{health:?}");

@@ -1,13 +1,14 @@
-//! What is wrong with a configuration, where, and what to do about it.
+//! Errors in the configuration: what is wrong, where, and what to write instead.
 
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use super::pepper_file::PepperFileError;
 use super::{DEFAULT_FILE, MAX_FILE_BYTES};
 
-/// Why a configuration was refused. The text is one line and names the file, the place in it and the setting,
-/// or the command line option.
+/// Why a configuration was refused. The message is one line that names the file, the position and
+/// the setting, or the command line option.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be opened or read.
@@ -15,7 +16,7 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// The file is larger than [`MAX_FILE_BYTES`].
@@ -24,37 +25,35 @@ pub enum ConfigError {
         /// The file.
         file: PathBuf,
     },
-    /// A setting in the file, or its syntax.
-    #[error("{}{}: {}{problem}", file.display(), opt(position, ":"), after(setting.as_deref()))]
+    /// A setting or the syntax of the file is wrong.
+    #[error("{}{}: {}{problem}", file.display(), position_suffix(position), setting_prefix(setting.as_deref()))]
     Setting {
         /// The file.
         file: PathBuf,
-        /// Where in the file, when it is known.
+        /// The position in the file, if it is known.
         position: Option<Position>,
-        /// The setting's path, as in `server.idle_timeout`; `None` for the file's syntax.
+        /// The path of the setting, as in `server.idle_timeout`. `None`: the syntax is wrong.
         setting: Option<String>,
-        /// What is wrong and what to do.
+        /// What is wrong, and what to write instead.
         problem: String,
     },
-    /// A secret, which cannot be read or could be read by others.
-    #[error("{}: the pepper: {problem}", file.display())]
+    /// A pepper cannot be read, or can be read by other users.
+    #[error("{}: the pepper: {source}", file.display())]
     Pepper {
-        /// The file that should hold it.
+        /// The file that should contain it.
         file: PathBuf,
-        /// What is wrong and what to do.
-        problem: String,
-        /// Whether all that is wrong is that this user may not read it; the daemon's may.
-        forbidden: bool,
+        /// What is wrong with the file.
+        source: PepperFileError,
     },
-    /// A command line option.
+    /// A command line option is wrong.
     #[error("{option}: {problem}")]
     Option {
         /// The option, as in `--socket`.
         option: &'static str,
-        /// What is wrong and what to do.
+        /// What is wrong, and what to write instead.
         problem: String,
     },
-    /// Neither the file nor the command line says where the keys come from.
+    /// Neither the file nor the command line names a source.
     #[error("no source of keys: give --source PATH, or set source.path in {}", source_file(file))]
     NoSource {
         /// The file that was read, if any.
@@ -62,17 +61,17 @@ pub enum ConfigError {
     },
 }
 
-/// A place in a text.
+/// A position in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Counted from 1.
+    /// The line, counted from 1.
     pub line: usize,
-    /// In characters, counted from 1.
+    /// The column in characters, counted from 1.
     pub column: usize,
 }
 
 impl Position {
-    /// Where byte `offset` of `text` is; the end for an offset beyond it.
+    /// The position of byte `offset` of `text`, or the end of the text for an offset beyond it.
     pub(super) fn of(text: &[u8], offset: usize) -> Self {
         let before = &text[..offset.min(text.len())];
         let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
@@ -88,7 +87,7 @@ impl std::fmt::Display for Position {
 }
 
 impl ConfigError {
-    /// Where in the file it is, if that is known.
+    /// The position in the file, if it is known.
     pub fn position(&self) -> Option<Position> {
         match self {
             Self::Setting { position, .. } => *position,
@@ -96,9 +95,9 @@ impl ConfigError {
         }
     }
 
-    /// An error of the TOML reader, placed. Its own text is left out, because it repeats the line, which may
-    /// hold a password.
-    pub(super) fn in_text(
+    /// An error of the TOML parser with its position. Omits the parser's own display, because it
+    /// quotes the line, which may contain a password.
+    pub(super) fn from_toml(
         file: PathBuf,
         text: &str,
         setting: Option<String>,
@@ -121,11 +120,11 @@ fn unreadable(error: &io::Error) -> String {
     }
 }
 
-fn opt(position: &Option<Position>, before: &str) -> String {
-    position.map(|position| format!("{before}{position}")).unwrap_or_default()
+fn position_suffix(position: &Option<Position>) -> String {
+    position.map(|position| format!(":{position}")).unwrap_or_default()
 }
 
-fn after(setting: Option<&str>) -> String {
+fn setting_prefix(setting: Option<&str>) -> String {
     setting.map(|setting| format!("{setting}: ")).unwrap_or_default()
 }
 

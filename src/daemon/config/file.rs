@@ -1,7 +1,8 @@
-//! The file as it is written: what serde fills, with the default of every setting.
+//! The configuration file as it is written: the types that serde fills, with the default of every
+//! setting.
 //!
-//! A setting of [`None`] is one whose value depends on another setting, on the command line or on the
-//! machine; [`Config`](super::Config) has it resolved.
+//! The default of a setting is `None` if it depends on another setting, the command line or the
+//! machine. [`Config`](super::Config) contains the resolved value.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -13,42 +14,45 @@ use serde::de::Deserializer;
 use super::path::{AbsolutePath, SocketPath};
 use super::plan::Plan;
 use super::text::{self, MAX_DURATION, Parsed};
-use super::value::{BadRowAction, Column, FileSize, LogFormat, LogLevel, NullTextList, Portion, SocketMode};
+use super::value::{
+    BadRowAction, ColumnName, FileSize, Fraction, LogFormat, LogLevel, NullTextList, SocketMode,
+};
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::revocation::Retention;
 use keyward_engine::key_format::Prefix;
 use keyward_source::{Field, Format};
 
-/// Shorter, and a client that pauses to think would reconnect all the time.
+/// A shorter timeout would make clients reconnect after every pause.
 const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
-/// Zero never spins. To be woken takes some 50 us: whoever waits longer than 20 times that saves next to nothing, and keeps a
-/// processor from the applications.
+/// Zero disables spinning. Waking a worker takes some 50 us. A wait of more than 20 times that
+/// saves next to nothing, and takes a processor from the applications.
 const BUSY_POLL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_millis(1);
 /// Zero closes connections at once.
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
-/// More often is a busy loop: the poll is only a net under the watcher.
+/// A shorter interval would be a busy loop. Polling only finds what the watcher has missed.
 const POLL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
-/// Zero reads a changed file at once; more than a minute would hold up revocations.
+/// Zero reads a changed file at once. More than a minute would delay revocations.
 const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
-/// Largest `max_bad_rows`: each bad row is kept in memory while a source is read.
+/// Maximum of `max_bad_rows`: each malformed row is held in memory while a source is read.
 const MAX_BAD_ROWS: u32 = 100_000;
-/// Enough for a few odd texts, and too few for a broken export.
+/// Enough for a few malformed values, and too few for a broken export.
 const DEFAULT_MAX_BAD_ROWS: u32 = 100;
-/// Compared with `poll` as well.
+/// `max_staleness` must also be longer than `poll`.
 const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURATION;
 
-/// More often, and the walks over a million buckets would follow one upon another.
+/// With a shorter interval, saves of a million buckets would follow each other without a pause.
 const SAVE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
-/// Zero drops a revocation as soon as the source agrees.
+/// Zero removes a revocation as soon as the source agrees.
 const KEEP_REVOCATIONS: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
-/// More often, and most of what is written would be seconds with one request in them.
+/// With a shorter interval, most records would contain a single request.
 const USAGE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
-/// Each rotation renames all of them.
+/// Maximum number of rotated files. Each rotation renames all of them.
 const MAX_KEEP: u32 = 1000;
 
+/// The whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct File {
+pub(super) struct ConfigFile {
     pub(super) server: Server,
     pub(super) source: Source,
     pub(super) keys: Keys,
@@ -93,9 +97,9 @@ pub(super) struct Source {
     pub(super) poll: Duration,
     #[serde(deserialize_with = "settle")]
     pub(super) settle: Duration,
-    pub(super) max_shrink: Portion,
-    pub(super) max_reactivated: Portion,
-    pub(super) max_loosened: Portion,
+    pub(super) max_shrink: Fraction,
+    pub(super) max_reactivated: Fraction,
+    pub(super) max_loosened: Fraction,
     pub(super) required: Vec<Parsed<Field>>,
     pub(super) on_bad_row: BadRowAction,
     #[serde(deserialize_with = "max_bad_rows")]
@@ -103,9 +107,9 @@ pub(super) struct Source {
     pub(super) apply_takeaways_of_refused: bool,
     #[serde(deserialize_with = "max_staleness")]
     pub(super) max_staleness: Option<Duration>,
-    pub(super) ignore: Vec<Column>,
+    pub(super) ignore: Vec<ColumnName>,
     pub(super) null_texts: NullTextList,
-    pub(super) columns: BTreeMap<Parsed<Field>, Column>,
+    pub(super) columns: BTreeMap<Parsed<Field>, ColumnName>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,7 +161,7 @@ pub(super) struct Id(pub(super) u32);
 impl Default for Server {
     fn default() -> Self {
         Self {
-            socket: SocketPath::known(DEFAULT_SOCKET),
+            socket: SocketPath::from_static(DEFAULT_SOCKET),
             socket_mode: SocketMode::DEFAULT,
             socket_group: None,
             admin_socket: None,
@@ -182,9 +186,9 @@ impl Default for Source {
             format: None,
             poll: Duration::from_secs(2),
             settle: Duration::from_millis(50),
-            max_shrink: Portion::MAX_SHRINK,
-            max_reactivated: Portion::WIDE,
-            max_loosened: Portion::WIDE,
+            max_shrink: Fraction::MAX_SHRINK,
+            max_reactivated: Fraction::WIDE,
+            max_loosened: Fraction::WIDE,
             required: Vec::new(),
             on_bad_row: BadRowAction::default(),
             max_bad_rows: DEFAULT_MAX_BAD_ROWS,
@@ -222,14 +226,15 @@ impl Default for Revocation {
 
 impl Default for Usage {
     fn default() -> Self {
-        // Half a gigabyte in all: two million lines, as many as a day of 1,500 active keys a minute has.
+        // Half a gigabyte in all: two million lines, or one day with 1,500 active keys in each
+        // minute.
         Self { interval: Duration::from_secs(60), max_file_size: FileSize::mebibytes(64), keep: 8 }
     }
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        // An event has some 200 bytes, and there are few: years of them.
+        // Years of events: an event has some 200 bytes, and events are rare.
         Self { max_file_size: FileSize::mebibytes(16), keep: 8 }
     }
 }
@@ -304,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn revocations_are_kept_for_a_duration_or_forever() {
+    fn retention_is_a_duration_or_forever() {
         let keep = |text: &str| toml::from_str::<Revocation>(text).map(|table| table.keep);
         let days = |days: u64| Retention::For(Duration::from_secs(days * 86_400));
         for (text, expected) in [

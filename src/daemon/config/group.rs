@@ -1,4 +1,4 @@
-//! The verify socket's group: a name, until the socket is bound.
+//! The group of the verify socket.
 
 use std::fmt;
 
@@ -6,38 +6,38 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::MAX_ID;
 
-/// Longest name of a group, in bytes: what `groupadd` accepts.
+/// Maximum length of a group name in bytes: what `groupadd` accepts.
 const MAX_GROUP_NAME: usize = 32;
 
-/// A group, by name or number.
-///
-/// A name stays a name in the configuration, so that a file can be checked on a machine that lacks the group.
+/// A group, by name or number. A name is resolved only when the socket is bound, so that a
+/// configuration can be checked on a machine without the group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Group {
-    /// Its name: 1..=32 bytes without spaces, `:` and `/`, and not all digits.
+    /// The name: 1..=32 bytes without whitespace, control characters, `:`, `/` and `,`, and not all
+    /// digits.
     Name(Box<str>),
-    /// Its number, at most [`MAX_ID`].
+    /// The number, at most [`MAX_ID`].
     Id(u32),
 }
 
-/// Why a group's number is unknown.
+/// Why a group cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
-    /// The machine has no such group.
+    /// There is no such group.
     #[error("there is no group {0:?}: create it (groupadd --system {0}), or set server.socket_group")]
     Unknown(Box<str>),
-    /// The group database cannot be asked.
-    #[error("cannot look up the group {name:?}: {error}")]
+    /// The look-up failed.
+    #[error("cannot look up the group {name:?}: {source}")]
     LookUp {
-        /// The name.
+        /// The name of the group.
         name: Box<str>,
-        /// What the system said.
-        error: std::io::Error,
+        /// The error of the system.
+        source: std::io::Error,
     },
 }
 
 impl Group {
-    /// The group's number, from wherever the machine keeps its groups (files, systemd, a directory).
+    /// The number of the group.
     ///
     /// # Errors
     /// See [`GroupError`].
@@ -46,23 +46,27 @@ impl Group {
             Self::Id(id) => return Ok(*id),
             Self::Name(name) => name,
         };
-        // The C library's look-up, because /etc/group is not the only place that a group can come from.
+        // The C library's look-up: groups can also come from systemd or a directory service.
         match nix::unistd::Group::from_name(name) {
             Ok(Some(group)) => Ok(group.gid.as_raw()),
             Ok(None) => Err(GroupError::Unknown(name.clone())),
-            Err(errno) => Err(GroupError::LookUp { name: name.clone(), error: errno.into() }),
+            Err(errno) => Err(GroupError::LookUp { name: name.clone(), source: errno.into() }),
         }
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a group: write its name or its number");
+        let not_a_group = || format!("{text:?} is not a group: write its name or its number");
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             let id = text.parse().ok().filter(|id| *id <= MAX_ID);
-            return id.map(Self::Id).ok_or_else(wrong);
+            return id.map(Self::Id).ok_or_else(not_a_group);
         }
-        let foreign = |c: char| c.is_whitespace() || c.is_control() || ":/,".contains(c);
-        if text.is_empty() || text.len() > MAX_GROUP_NAME || text.starts_with('-') || text.contains(foreign) {
-            return Err(wrong());
+        let is_forbidden = |c: char| c.is_whitespace() || c.is_control() || ":/,".contains(c);
+        if text.is_empty()
+            || text.len() > MAX_GROUP_NAME
+            || text.starts_with('-')
+            || text.contains(is_forbidden)
+        {
+            return Err(not_a_group());
         }
         Ok(Self::Name(text.into()))
     }
@@ -100,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_is_a_name_or_a_number() {
+    fn group_is_a_name_or_a_number() {
         assert_eq!(Group::parse("keyward"), Ok(Group::Name("keyward".into())));
         assert_eq!(Group::parse("990"), Ok(Group::Id(990)));
         assert_eq!(Group::parse("4294967294"), Ok(Group::Id(4_294_967_294)));
@@ -111,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn root_is_group_0_and_an_unknown_group_says_what_to_do() {
+    fn known_group_is_resolved_and_unknown_group_is_refused() {
         assert_eq!(Group::Id(7).resolve().expect("a number needs no look-up"), 7);
         assert_eq!(Group::Name("root".into()).resolve().expect("every machine has it"), 0);
         let error = Group::Name("no_such_group_here".into()).resolve().expect_err("unknown");

@@ -1,11 +1,11 @@
-//! What an operator decides: a TOML file, and the command line options that override it.
+//! The configuration: a TOML file, and the command line options that override it.
 //!
-//! Parse, don't validate: a [`Config`] that exists has every value in range and every default resolved, so
-//! nothing behind it checks again. `systemd/keyward.toml` lists every setting with its default and its
-//! reason; a test holds it against this module.
+//! Parse, don't validate: every value of a [`Config`] is in range and every default is resolved, so
+//! that no other code checks again. `systemd/keyward.toml` lists every setting with its default and
+//! its reason; a test compares it with this module.
 //!
-//! Two steps: `file` is what serde makes of the text; `resolve` puts the options over it, and settles and
-//! compares what depends on more than one setting.
+//! A configuration is read in two steps. serde fills the types of `file` from the text. `resolve`
+//! applies the options, and checks settings that depend on each other.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ use keyward_engine::record::Plans;
 use keyward_source::{ColumnMapping, Format};
 use keyward_state::Rotation;
 
+mod conversion;
 mod error;
 mod file;
 mod group;
-mod parts;
 mod path;
-mod pepper;
+mod pepper_file;
 mod plan;
 mod resolve;
 mod text;
@@ -36,34 +36,37 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use conversion::read_pepper;
 pub use error::{ConfigError, Position};
 pub use group::{Group, GroupError};
-pub use parts::read_pepper;
 pub use path::{MAX_SOCKET_PATH, SocketPath, SocketPathError};
-pub use value::{LogFormat, LogLevel, Portion, SocketMode};
+pub use pepper_file::PepperFileError;
+pub use value::{Fraction, LogFormat, LogLevel, SocketMode};
 
-/// The file that is read unless another is named.
+/// The file that is read by default.
 pub const DEFAULT_FILE: &str = "/etc/keyward/keyward.toml";
-/// Where clients connect by default.
+/// The default verify socket.
 pub const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
-/// Where operators connect by default: beside [`DEFAULT_SOCKET`].
+/// The default admin socket: beside [`DEFAULT_SOCKET`].
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/keyward/admin.sock";
-/// Where buckets, revocations, usage and audit are kept by default, if that can be written to.
+/// The default state directory. The daemon runs without one if it cannot be written.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/keyward";
 
-/// Largest file that is read, a hundred times what a long one has: a wrong path must not fill the memory.
+/// Maximum size of a configuration file, a hundred times that of a long one. A wrong path must not
+/// fill the memory.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Most worker threads: more than the processors of any host that one socket can keep busy.
+/// Maximum number of worker threads: more processors than one socket can keep busy.
 pub const MAX_WORKERS: u32 = 256;
-/// Most connections: the kernel's default limit of descriptors is 2^20, and the daemon needs some itself.
+/// Maximum number of connections. The kernel's default limit of descriptors is 2^20, and the daemon
+/// needs some itself.
 pub const MAX_CONNECTIONS: u32 = 1_000_000;
-/// Largest number of a user or a group: the kernel takes the one above as "none".
+/// Maximum number of a user or a group. The kernel reserves the number above for "none".
 pub const MAX_ID: u32 = u32::MAX - 1;
 
-/// Everything an operator decides.
+/// The configuration, complete and valid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The file that was read; none where options are all there is.
+    /// The file that was read. `None`: only options were given.
     pub file: Option<PathBuf>,
     /// `[server]`
     pub server: Server,
@@ -73,52 +76,55 @@ pub struct Config {
     pub keys: Keys,
     /// `[plans.NAME]`, and `keys.default_plan`.
     pub plans: Arc<Plans>,
-    /// `[state]`: how often balances are saved, at least 100 ms apart.
+    /// `[state]`: the interval between saves of the balances, at least 100 ms.
     pub save_interval: Duration,
     /// `[state]`: whether the keys in force are kept for the next start.
     pub keep_snapshot: bool,
-    /// `[revocation]`: how long revocations outlive the source's agreement.
+    /// `[revocation]`: how long a revocation stays on the list after the source agrees with it.
     pub revocation_retention: Retention,
-    /// `[usage]`: how often usage is written, at least 100 ms apart, and how large `usage.jsonl` becomes.
+    /// `[usage]`: the interval between writes, at least 100 ms, and the maximum size of
+    /// `usage.jsonl`.
     pub usage: usage::UsagePolicy,
-    /// `[audit]`: how large `audit.jsonl` becomes.
+    /// `[audit]`: the maximum size of `audit.jsonl`.
     pub audit: Rotation,
     /// `[log]`
     pub log: Log,
 }
 
-/// `[server]`: the sockets, and who may use them how much.
+/// `[server]`: the sockets, their limits and their permissions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Where clients connect.
+    /// The verify socket.
     pub socket: SocketPath,
-    /// The verify socket's permission bits.
+    /// Permission bits of the verify socket.
     pub socket_mode: SocketMode,
-    /// The verify socket's group; the daemon's own without one.
+    /// Group of the verify socket. `None`: the group of the daemon.
     pub socket_group: Option<Group>,
-    /// Where operators connect; never the same path as `socket`.
+    /// The admin socket. Its path differs from that of `socket`.
     pub admin_socket: SocketPath,
-    /// Where the daemon keeps what has to outlive it.
+    /// The state directory.
     pub state_dir: PathBuf,
-    /// Whether somebody chose `state_dir`, so that the daemon must not go without it.
-    pub state_dir_is_chosen: bool,
-    /// Worker threads, `1..=`[`MAX_WORKERS`]; by default one for each processor that the daemon may use.
+    /// Whether `state_dir` was configured. The daemon does not start if it cannot use a configured
+    /// directory.
+    pub state_dir_is_explicit: bool,
+    /// The number of worker threads, `1..=`[`MAX_WORKERS`]. By default one for each processor that
+    /// the daemon may use.
     pub workers: usize,
-    /// How long a connection that has been answered looks for the next request before it sleeps, at most a millisecond; zero
-    /// for not at all.
+    /// How long a connection spins for the next request before it sleeps, at most a millisecond.
+    /// Zero disables spinning.
     pub busy_poll: Duration,
-    /// Whether to ask the system for huge pages for the keys and their buckets.
+    /// Whether to request huge pages for the keys and their buckets.
     pub huge_pages: bool,
-    /// Most connections at a time, `1..=`[`MAX_CONNECTIONS`].
+    /// Maximum number of open connections, `1..=`[`MAX_CONNECTIONS`].
     pub max_connections: usize,
-    /// How long a connection may be silent before it is closed, at least a second; `None` for ever.
+    /// The silence after which a connection is closed, at least a second. `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// How long requests that have been received may take to be answered once the daemon is told to stop;
-    /// zero for not at all.
+    /// How long the daemon answers requests that have arrived when it is stopped. Zero closes
+    /// connections at once.
     pub drain_timeout: Duration,
-    /// Who may send requests, beyond the socket's permissions.
+    /// Which processes may send requests, beyond the permissions of the socket.
     pub clients: Clients,
-    /// Who may use the admin socket besides root and the daemon's own user, sorted.
+    /// Users that may use the admin socket besides root and the daemon's own user, sorted.
     pub admin_uids: Box<[u32]>,
 }
 
@@ -129,61 +135,64 @@ pub struct Clients {
     gids: Box<[u32]>,
 }
 
-/// `[source]`: where the keys come from, and which changes to believe.
+/// `[source]`: where the keys come from, and which changes are accepted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
-    /// The exported file. Relative only if the command line said so.
+    /// The exported file. A relative path comes from the command line.
     pub path: PathBuf,
-    /// How it is written.
+    /// The format of the file.
     pub format: Format,
-    /// How often to look for a change that the watcher missed, at least 100 ms.
+    /// The interval between checks for a change that the watcher has missed, at least 100 ms.
     pub poll: Duration,
-    /// How long a changed file must hold still before it is read; at most a minute, zero for not at all.
+    /// How long a changed file must be unchanged before it is read, at most a minute. Zero reads it
+    /// at once.
     pub settle: Duration,
-    /// The largest portion of the working keys that one reload may stop.
-    pub max_shrink: Portion,
-    /// The largest portion of the revoked, disabled or expired keys that one reload may let work again.
-    pub max_reactivated: Portion,
-    /// The largest portion of the keys with a restriction that one reload may take it from.
-    pub max_loosened: Portion,
-    /// What is done about a row that cannot be understood.
+    /// The maximum fraction of the working keys that one reload may stop.
+    pub max_shrink: Fraction,
+    /// The maximum fraction of the revoked, disabled or expired keys that one reload may
+    /// reactivate.
+    pub max_reactivated: Fraction,
+    /// The maximum fraction of the keys with a restriction that may lose it in one reload.
+    pub max_loosened: Fraction,
+    /// How malformed rows are treated.
     pub on_bad_row: BadRowPolicy,
-    /// Whether a source that is refused for such rows still takes access away.
+    /// Whether a source that is refused because of malformed rows still takes access away.
     pub apply_takeaways_of_refused: bool,
-    /// The age past which keys are not served (STALE_SNAPSHOT), counted from when their file was last written; `None` for
-    /// never. Longer than `poll`.
+    /// The age after which keys are not served (STALE_SNAPSHOT), counted from the last write of
+    /// their file. Longer than `poll`. `None`: unlimited.
     pub max_staleness: Option<Duration>,
     /// Which column holds which field.
     pub mapping: ColumnMapping,
 }
 
-/// `[keys]`: what is known about the keys' form.
+/// `[keys]`: the form of the keys, and the peppers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
-    /// What the keys that keyward minted begin with: a key that begins so and has a wrong checksum is refused
-    /// without a look-up. Without duplicates.
+    /// Prefixes of the keys that keyward mints, without duplicates. A key with such a prefix and a
+    /// wrong checksum is denied without a look-up.
     pub minted_prefixes: Vec<Prefix>,
-    /// Where the secret is that keys are hashed with.
+    /// The file with the secret that keys are hashed with.
     pub pepper_file: Option<PathBuf>,
-    /// Where the one before it is, while there are rows that were hashed with that.
+    /// The file with the previous secret, as long as rows use it.
     pub previous_pepper_file: Option<PathBuf>,
 }
 
-/// `[log]`: what is said on standard error.
+/// `[log]`: the log on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table, [log]")]
 pub struct Log {
-    /// How much.
+    /// The least severe level that is logged.
     pub level: LogLevel,
-    /// For whom.
+    /// The format of a line.
     pub format: LogFormat,
 }
 
-/// Command line options that take the place of settings. A relative path is relative to the working
+/// Command line options that override settings. A relative path is relative to the working
 /// directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// `--source`, for `source.path`. Its extension tells the format; `source.format` only where it does not.
+    /// `--source`, for `source.path`. Its extension determines the format; `source.format` applies
+    /// if it does not.
     pub source: Option<PathBuf>,
     /// `--socket`, for `server.socket`.
     pub socket: Option<PathBuf>,
@@ -194,49 +203,54 @@ pub struct Overrides {
 }
 
 impl Config {
-    /// Reads `file`, or where none is named [`DEFAULT_FILE`] if it exists, and puts `overrides` over it.
+    /// Reads `file`, or [`DEFAULT_FILE`] if it exists, and applies `overrides`.
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
-        Self::load_or(file, Path::new(DEFAULT_FILE), overrides)
+        Self::load_with_default(file, Path::new(DEFAULT_FILE), overrides)
     }
 
-    /// The state directory of the daemon that is started with `file`, or with `option` for `--state-dir`. The daemon's
-    /// source may be an option of its own, so that none is missed here.
+    /// The state directory of a daemon that is started with `file`, and with `option` for
+    /// `--state-dir`. Does not require a source, because the daemon may be started with `--source`.
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn state_dir(file: Option<&Path>, option: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
-        let any_source = Some(PathBuf::from("keys.csv"));
-        let overrides = Overrides { source: any_source, state_dir: option, ..Overrides::default() };
+        let placeholder = Some(PathBuf::from("keys.csv"));
+        let overrides = Overrides { source: placeholder, state_dir: option, ..Overrides::default() };
         Ok(Self::load(file, overrides)?.server.state_dir)
     }
 
-    /// The configuration of a daemon without a file: the defaults, and `overrides` over them.
+    /// The configuration without a file: the defaults and `overrides`.
     ///
     /// # Errors
-    /// [`ConfigError::NoSource`] without a source, [`ConfigError::Option`] for a path that cannot be used.
+    /// [`ConfigError::NoSource`] without a source, [`ConfigError::Option`] for a path that cannot
+    /// be used.
     pub fn from_options(overrides: Overrides) -> Result<Self, ConfigError> {
-        resolve::resolve(None, file::File::default(), overrides)
+        resolve::resolve(None, file::ConfigFile::default(), overrides)
     }
 
-    /// As [`load`](Self::load), from a text; errors name `file`.
+    /// As [`load`](Self::load), from `text`. Errors name `file`.
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn parse(file: &Path, text: &str, overrides: Overrides) -> Result<Self, ConfigError> {
         let document = toml::Deserializer::parse(text)
-            .map_err(|error| ConfigError::in_text(file.to_owned(), text, None, &error))?;
+            .map_err(|error| ConfigError::from_toml(file.to_owned(), text, None, &error))?;
         let settings = serde_path_to_error::deserialize(document).map_err(|error| {
             let setting = Some(error.path().to_string()).filter(|path| path != ".");
-            ConfigError::in_text(file.to_owned(), text, setting, error.inner())
+            ConfigError::from_toml(file.to_owned(), text, setting, error.inner())
         })?;
         resolve::resolve(Some(file), settings, overrides)
     }
 
-    fn load_or(file: Option<&Path>, default: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
-        match read(file.unwrap_or(default)) {
+    fn load_with_default(
+        file: Option<&Path>,
+        default: &Path,
+        overrides: Overrides,
+    ) -> Result<Self, ConfigError> {
+        match read_file(file.unwrap_or(default)) {
             Ok(text) => Self::parse(file.unwrap_or(default), &text, overrides),
             Err(ConfigError::Unreadable { source, .. })
                 if file.is_none() && source.kind() == std::io::ErrorKind::NotFound =>
@@ -249,15 +263,15 @@ impl Config {
 }
 
 impl Clients {
-    /// Whether a process of this user and primary group may send requests: if its user or its group is
-    /// listed, or nothing is.
-    pub fn admit(&self, uid: u32, gid: u32) -> bool {
-        let everyone = self.uids.is_empty() && self.gids.is_empty();
-        everyone || self.uids.binary_search(&uid).is_ok() || self.gids.binary_search(&gid).is_ok()
+    /// Whether a process with this user and primary group may send requests: if either is listed,
+    /// or the lists are empty.
+    pub fn allows(&self, uid: u32, gid: u32) -> bool {
+        let allows_everyone = self.uids.is_empty() && self.gids.is_empty();
+        allows_everyone || self.uids.binary_search(&uid).is_ok() || self.gids.binary_search(&gid).is_ok()
     }
 }
 
-fn read(file: &Path) -> Result<String, ConfigError> {
+fn read_file(file: &Path) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { file: file.to_owned(), source };
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).map_err(unreadable)?;

@@ -1,39 +1,39 @@
-//! Paths that can be used: absolute where a file says them, and short enough where they name a socket.
+//! Paths of sockets, files and directories.
 //!
-//! The file's paths are absolute, because the directory that a service is started in is an accident. On the
-//! command line a relative path means what it means to every other command.
+//! Paths in the configuration file must be absolute, because the working directory of a service is
+//! arbitrary. On the command line a path may be relative, as for any other command.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::text::{Text, deserialize_text};
 
-/// Longest path of a Unix socket, in bytes: `sun_path` has 108, and the last is a NUL.
+/// Maximum length of the path of a Unix socket in bytes: `sun_path` has 108, and the last is a NUL.
 pub const MAX_SOCKET_PATH: usize = 107;
 
-/// The admin socket's name, beside the verify socket.
+/// The default name of the admin socket, in the directory of the verify socket.
 const ADMIN_SOCKET: &str = "admin.sock";
 
-/// A path that a Unix socket can be bound to: 1..=[`MAX_SOCKET_PATH`] bytes, naming a file.
+/// A path that a Unix socket can be bound to: 1..=[`MAX_SOCKET_PATH`] bytes that name a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SocketPath(PathBuf);
 
 /// Why a path cannot name a socket.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SocketPathError {
-    /// No path at all.
+    /// The path is empty.
     #[error("the path is empty: write one such as /run/keyward/keyward.sock")]
     Empty,
-    /// More than [`MAX_SOCKET_PATH`] bytes.
+    /// The path has more than [`MAX_SOCKET_PATH`] bytes.
     #[error("the path has {0} bytes and a Unix socket's has at most {MAX_SOCKET_PATH}: choose a shorter one")]
     TooLong(usize),
-    /// A NUL byte.
+    /// The path contains a NUL byte.
     #[error("the path has a NUL byte in it")]
     Nul,
-    /// Begins with `@`, which other programs write for an abstract socket.
+    /// The path begins with `@`, which by convention means an abstract socket.
     #[error("abstract sockets have no permissions: write a path such as /run/keyward/keyward.sock")]
     Abstract,
-    /// Ends in `/`, `.` or `..`.
+    /// The path ends in `/`, `.` or `..`.
     #[error("the path names a directory: add a file name, as in /run/keyward/keyward.sock")]
     Directory,
 }
@@ -42,7 +42,7 @@ impl SocketPath {
     /// Checks a path, which may be relative.
     ///
     /// # Errors
-    /// See [`SocketPathError`]. Whether the directory exists is for the one who binds to find out.
+    /// See [`SocketPathError`]. Does not check whether the directory exists.
     pub fn new(path: impl Into<PathBuf>) -> Result<Self, SocketPathError> {
         let path = path.into();
         let bytes = path.as_os_str().as_bytes();
@@ -58,16 +58,16 @@ impl SocketPath {
         }
     }
 
-    /// A path that is known to be one, because it is written in this module's constants.
-    pub(super) fn known(path: &'static str) -> Self {
+    /// A valid path from a constant.
+    pub(super) fn from_static(path: &'static str) -> Self {
         debug_assert!(Self::new(path).is_ok());
         Self(path.into())
     }
 
-    /// The admin socket's default place: `admin.sock` in this socket's directory.
+    /// The default admin socket: `admin.sock` in the directory of this socket.
     ///
     /// # Errors
-    /// [`SocketPathError::TooLong`] when the directory leaves no room for the name.
+    /// [`SocketPathError::TooLong`] if the path would be too long.
     pub fn admin_beside(&self) -> Result<Self, SocketPathError> {
         Self::new(self.0.with_file_name(ADMIN_SOCKET))
     }
@@ -89,12 +89,12 @@ impl Text for SocketPath {
 
     fn parse(text: &str) -> Result<Self, String> {
         let path = Self::new(text).map_err(|error| error.to_string())?;
-        absolute(path.as_path())?;
+        check_absolute(path.as_path())?;
         Ok(path)
     }
 }
 
-/// A path that begins at the root.
+/// An absolute path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AbsolutePath(pub(super) PathBuf);
 
@@ -102,17 +102,17 @@ impl Text for AbsolutePath {
     const EXPECTED: &'static str = "a path such as \"/var/lib/keyward\"";
 
     fn parse(text: &str) -> Result<Self, String> {
-        usable(Path::new(text))?;
-        absolute(Path::new(text))?;
+        check_usable(Path::new(text))?;
+        check_absolute(Path::new(text))?;
         Ok(Self(text.into()))
     }
 }
 
 deserialize_text!(SocketPath, AbsolutePath);
 
-/// Whether the system could open the path at all. A URL is refused by name and not repeated: it may hold a
-/// password.
-pub(super) fn usable(path: &Path) -> Result<(), String> {
+/// Refuses paths that cannot be opened. The message about a URL does not quote it, because it may
+/// contain a password.
+pub(super) fn check_usable(path: &Path) -> Result<(), String> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.is_empty() {
         return Err("the path is empty".to_owned());
@@ -126,10 +126,11 @@ pub(super) fn usable(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn absolute(path: &Path) -> Result<(), String> {
-    match path.is_absolute() {
-        true => Ok(()),
-        false => Err(format!("{path:?} is relative: write the whole path, from / on")),
+fn check_absolute(path: &Path) -> Result<(), String> {
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        Err(format!("{path:?} is relative: write the whole path, from / on"))
     }
 }
 
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_path_is_at_most_107_bytes() {
+    fn socket_path_has_at_most_107_bytes() {
         let fits = format!("/{}", "s".repeat(106));
         assert_eq!(SocketPath::new(&fits).expect("107 bytes").as_path(), Path::new(&fits));
         let long = format!("/{}", "s".repeat(107));
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_path_names_a_file() {
+    fn socket_path_names_a_file() {
         assert_eq!(SocketPath::new(""), Err(SocketPathError::Empty));
         assert_eq!(SocketPath::new("a\0b"), Err(SocketPathError::Nul));
         assert_eq!(SocketPath::new("@keyward"), Err(SocketPathError::Abstract));
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_admin_socket_is_beside_the_verify_socket() {
+    fn default_admin_socket_is_beside_the_verify_socket() {
         let beside = |path: &str| SocketPath::new(path).expect("a socket").admin_beside();
         assert_eq!(beside("/run/k/k.sock"), SocketPath::new("/run/k/admin.sock"));
         assert_eq!(beside("k.sock"), SocketPath::new("admin.sock"));

@@ -1,4 +1,4 @@
-//! `[plans.NAME]`: the limits of a plan by their names, each a rate or a table.
+//! `[plans.NAME]`: the limits of a plan by name. A limit is a rate or a table.
 //!
 //! ```toml
 //! [plans.pro]
@@ -18,7 +18,7 @@ use super::text::{Text, deserialize_text};
 use keyward_engine::limiter::Rate;
 use keyward_engine::record::{Limit, MAX_NAME, Per, is_limit_name, parse_rate};
 
-/// A plan's limits, in the order of their names.
+/// The limits of a plan, in the order of their names.
 #[derive(Debug, Default, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Plan(BTreeMap<LimitName, PlanLimit>);
@@ -39,12 +39,12 @@ impl Text for LimitName {
     const EXPECTED: &'static str = "the name of a limit";
 
     fn parse(text: &str) -> Result<Self, String> {
-        match is_limit_name(text) {
-            true => Ok(Self(text.into())),
-            false => Err(format!(
+        if !is_limit_name(text) {
+            return Err(format!(
                 "{text:?} is not a name for a limit: it has 1 to {MAX_NAME} letters, digits, _, . and -"
-            )),
+            ));
         }
+        Ok(Self(text.into()))
     }
 }
 
@@ -84,10 +84,10 @@ struct PlanLimit {
     shadow: bool,
 }
 
-/// The long form of one.
+/// A limit that is written as a table.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Table {
+struct LimitTable {
     rate: RateText,
     #[serde(default)]
     per: PerText,
@@ -97,9 +97,9 @@ struct Table {
 
 impl<'de> Deserialize<'de> for PlanLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
+        struct RateOrTableVisitor;
 
-        impl<'de> Visitor<'de> for Either {
+        impl<'de> Visitor<'de> for RateOrTableVisitor {
             type Value = PlanLimit;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,11 +114,12 @@ impl<'de> Deserialize<'de> for PlanLimit {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<PlanLimit, A::Error> {
-                let Table { rate, per, shadow } = Table::deserialize(MapAccessDeserializer::new(table))?;
+                let LimitTable { rate, per, shadow } =
+                    LimitTable::deserialize(MapAccessDeserializer::new(table))?;
                 Ok(PlanLimit { rate, per, shadow })
             }
         }
 
-        deserializer.deserialize_any(Either)
+        deserializer.deserialize_any(RateOrTableVisitor)
     }
 }

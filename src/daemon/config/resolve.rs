@@ -1,14 +1,14 @@
-//! Puts the command line over the file, and settles what depends on more than one setting.
+//! Applies the command line options to the file, and checks settings that depend on each other.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::file::{self, File, Id};
-use super::path::{AbsolutePath, SocketPath, usable};
+use super::file::{self, ConfigFile, Id};
+use super::path::{AbsolutePath, SocketPath, check_usable};
 use super::plan::Plan;
 use super::text::Parsed;
-use super::value::{BadRowAction, Column, FileSize};
+use super::value::{BadRowAction, ColumnName, FileSize};
 use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
 use crate::reload::BadRowPolicy;
 use crate::usage;
@@ -16,7 +16,7 @@ use keyward_engine::record::{Plans, PlansError};
 use keyward_source::{ColumnMapping, ColumnMappingError, Field, Format};
 use keyward_state::Rotation;
 
-/// Where a value came from, and so what an error about it names.
+/// Where a value comes from. An error about the value names it.
 #[derive(Clone, Copy)]
 enum Origin<'a> {
     Setting(Option<&'a Path>, &'static str),
@@ -24,9 +24,9 @@ enum Origin<'a> {
 }
 
 impl Origin<'_> {
-    fn refuse(self, problem: impl ToString) -> ConfigError {
+    fn error(self, problem: impl ToString) -> ConfigError {
         match self {
-            Self::Setting(file, setting) => wrong(file, setting, problem),
+            Self::Setting(file, setting) => setting_error(file, setting, problem),
             Self::Option(option) => ConfigError::Option { option, problem: problem.to_string() },
         }
     }
@@ -38,10 +38,10 @@ impl Origin<'_> {
     }
 }
 
-/// `file` is `None` for a daemon started with options alone.
+/// Resolves the configuration. `file` is `None` if there are only options.
 pub(super) fn resolve(
     file: Option<&Path>,
-    mut settings: File,
+    mut settings: ConfigFile,
     overrides: Overrides,
 ) -> Result<Config, ConfigError> {
     let Overrides { source, socket, admin_socket, state_dir } = overrides;
@@ -77,14 +77,15 @@ fn resolve_server(
     let (admin_socket, admin_origin) = match (admin_socket, settings.admin_socket) {
         (Some(path), _) => (option_socket(path, "--admin-socket")?, Origin::Option("--admin-socket")),
         (None, Some(path)) => (path, Origin::Setting(file, "server.admin_socket")),
-        (None, None) => (beside(&socket, socket_origin)?, socket_origin),
+        (None, None) => (admin_beside(&socket, socket_origin)?, socket_origin),
     };
     if socket == admin_socket {
-        let problem = match admin_origin.name() == socket_origin.name() {
-            true => "is the admin socket's path: choose another, or set server.admin_socket".to_owned(),
-            false => format!("is the path of {} too: each socket needs its own", socket_origin.name()),
+        let problem = if admin_origin.name() == socket_origin.name() {
+            "is the admin socket's path: choose another, or set server.admin_socket".to_owned()
+        } else {
+            format!("is the path of {} too: each socket needs its own", socket_origin.name())
         };
-        return Err(admin_origin.refuse(problem));
+        return Err(admin_origin.error(problem));
     }
     let state_dir = match state_dir {
         Some(path) => Some(option_path(path, "--state-dir")?),
@@ -95,7 +96,7 @@ fn resolve_server(
         socket_mode: settings.socket_mode,
         socket_group: settings.socket_group,
         admin_socket,
-        state_dir_is_chosen: state_dir.is_some(),
+        state_dir_is_explicit: state_dir.is_some(),
         state_dir: state_dir.unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         workers: settings.workers.map_or_else(available_workers, |workers| workers as usize),
         busy_poll: settings.busy_poll,
@@ -117,30 +118,30 @@ fn resolve_source(
         let [staleness, poll] = [staleness, settings.poll].map(humantime::format_duration);
         let problem =
             format!("{staleness} would pass between two polls: make it longer than source.poll ({poll})");
-        return Err(wrong(file, "source.max_staleness", problem));
+        return Err(setting_error(file, "source.max_staleness", problem));
     }
     let on_bad_row = match settings.on_bad_row {
         BadRowAction::Refuse => BadRowPolicy::Refuse,
         BadRowAction::SetAside => BadRowPolicy::SetAside { max: settings.max_bad_rows },
     };
-    let given_format = settings.format.map(|Parsed(format)| format);
+    let file_format = settings.format.map(|Parsed(format)| format);
     let (path, format) = match (option, &settings.path) {
-        // The file's format belongs to the file's path: a path that tells its own is believed first.
+        // `source.format` describes `source.path`. An option's own extension takes precedence.
         (Some(path), _) => {
             let path = option_path(path, "--source")?;
-            let format = Format::from_path(&path).ok().or(given_format);
+            let format = Format::from_path(&path).ok().or(file_format);
             let Some(format) = format else {
-                return Err(Origin::Option("--source").refuse(no_format(&path)));
+                return Err(Origin::Option("--source").error(no_format(&path)));
             };
             (path, format)
         }
         (None, Some(path)) => {
-            let format = given_format.or_else(|| Format::from_path(&path.0).ok());
+            let format = file_format.or_else(|| Format::from_path(&path.0).ok());
             let Some(format) = format else {
-                return Err(wrong(file, "source.path", no_format(&path.0)));
+                return Err(setting_error(file, "source.path", no_format(&path.0)));
             };
             if format == Format::Compiled {
-                refuse_for_compiled(file, &settings)?;
+                check_compiled(file, &settings)?;
             }
             (path.0.clone(), format)
         }
@@ -163,8 +164,9 @@ fn resolve_source(
     })
 }
 
-/// Refuses settings for bad rows beside a compiled source: `keyward compile` has refused any such row.
-fn refuse_for_compiled(file: Option<&Path>, settings: &file::Source) -> Result<(), ConfigError> {
+/// Refuses settings for malformed rows if the source is compiled: `keyward compile` refuses such
+/// rows.
+fn check_compiled(file: Option<&Path>, settings: &file::Source) -> Result<(), ConfigError> {
     let setting = if settings.on_bad_row == BadRowAction::SetAside {
         "source.on_bad_row"
     } else if settings.apply_takeaways_of_refused {
@@ -174,7 +176,7 @@ fn refuse_for_compiled(file: Option<&Path>, settings: &file::Source) -> Result<(
     };
     let problem = "the source is a compiled snapshot, which has no rows that cannot be understood: keyward compile \
                    refuses them. Serve the text itself, or leave this out";
-    Err(wrong(file, setting, problem))
+    Err(setting_error(file, setting, problem))
 }
 
 fn no_format(path: &Path) -> String {
@@ -187,12 +189,12 @@ fn no_format(path: &Path) -> String {
 
 fn mapping(
     file: Option<&Path>,
-    columns: BTreeMap<Parsed<Field>, Column>,
-    ignore: Vec<Column>,
+    columns: BTreeMap<Parsed<Field>, ColumnName>,
+    ignore: Vec<ColumnName>,
     required: Vec<Parsed<Field>>,
 ) -> Result<ColumnMapping, ConfigError> {
-    let columns = columns.into_iter().map(|(Parsed(field), Column(column))| (field, column)).collect();
-    let ignore = ignore.into_iter().map(|Column(column)| column).collect();
+    let columns = columns.into_iter().map(|(Parsed(field), ColumnName(column))| (field, column)).collect();
+    let ignore = ignore.into_iter().map(|ColumnName(column)| column).collect();
     let mapping = ColumnMapping::new(&columns, ignore)
         .and_then(|mapping| mapping.requiring(required.into_iter().map(|Parsed(field)| field)));
     mapping.map_err(|error| {
@@ -206,7 +208,7 @@ fn mapping(
             }
             ColumnMappingError::RequiredHasNoColumn { .. } => "source.required".to_owned(),
         };
-        wrong(file, setting, error)
+        setting_error(file, setting, error)
     })
 }
 
@@ -221,7 +223,7 @@ fn resolve_plans(
             PlansError::Name(name) | PlansError::TooMany(name) => format!("plans.{name}"),
             PlansError::NoDefault(_) => "keys.default_plan".to_owned(),
         };
-        wrong(file, setting, error)
+        setting_error(file, setting, error)
     })
 }
 
@@ -229,13 +231,13 @@ fn resolve_keys(file: Option<&Path>, keys: file::Keys) -> Result<Keys, ConfigErr
     let file::Keys { pepper_file, previous_pepper_file, .. } = &keys;
     if let (None, Some(_)) = (pepper_file, previous_pepper_file) {
         let problem = "is set without keys.pepper_file: the current pepper belongs there";
-        return Err(wrong(file, "keys.previous_pepper_file", problem));
+        return Err(setting_error(file, "keys.previous_pepper_file", problem));
     }
     let minted_prefixes: Vec<_> = keys.minted_prefixes.into_iter().map(|Parsed(prefix)| prefix).collect();
     for (index, prefix) in minted_prefixes.iter().enumerate() {
         if minted_prefixes[..index].contains(prefix) {
             let problem = format!("\"{prefix}\" is listed already: leave one out");
-            return Err(wrong(file, format!("keys.minted_prefixes[{index}]"), problem));
+            return Err(setting_error(file, format!("keys.minted_prefixes[{index}]"), problem));
         }
     }
     Ok(Keys {
@@ -249,8 +251,9 @@ fn rotation(max_file_size: FileSize, keep: u32) -> Rotation {
     Rotation { max_file_size: max_file_size.bytes(), keep }
 }
 
-/// Without a file every setting has its default, and a default is never wrong: the name is for completeness.
-fn wrong(file: Option<&Path>, setting: impl Into<String>, problem: impl ToString) -> ConfigError {
+/// An error about a setting. Without a file all settings have their defaults, which are valid, so
+/// that the placeholder for its name is never shown.
+fn setting_error(file: Option<&Path>, setting: impl Into<String>, problem: impl ToString) -> ConfigError {
     ConfigError::Setting {
         file: file.unwrap_or(Path::new("defaults")).to_owned(),
         position: None,
@@ -260,23 +263,23 @@ fn wrong(file: Option<&Path>, setting: impl Into<String>, problem: impl ToString
 }
 
 fn option_socket(path: PathBuf, option: &'static str) -> Result<SocketPath, ConfigError> {
-    SocketPath::new(path).map_err(|error| Origin::Option(option).refuse(error))
+    SocketPath::new(path).map_err(|error| Origin::Option(option).error(error))
 }
 
 fn option_path(path: PathBuf, option: &'static str) -> Result<PathBuf, ConfigError> {
-    usable(&path).map_err(|problem| Origin::Option(option).refuse(problem))?;
+    check_usable(&path).map_err(|problem| Origin::Option(option).error(problem))?;
     Ok(path)
 }
 
-fn beside(socket: &SocketPath, origin: Origin<'_>) -> Result<SocketPath, ConfigError> {
+fn admin_beside(socket: &SocketPath, origin: Origin<'_>) -> Result<SocketPath, ConfigError> {
     socket.admin_beside().map_err(|_| {
-        origin.refuse(
+        origin.error(
             "leaves no room for admin.sock beside it: choose a shorter path, or set server.admin_socket",
         )
     })
 }
 
-/// Where the machine does not say how many processors there are, one.
+/// The number of available processors, or 1 if it is not known.
 fn available_workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS as usize)
 }

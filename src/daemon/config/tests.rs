@@ -1,4 +1,4 @@
-//! The configuration from the outside: texts in, settings or exact messages out.
+//! The configuration as a whole: from texts to settings or exact error messages.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,15 +13,15 @@ mod guard;
 mod null_texts;
 
 const EXAMPLE: &str = include_str!("../../../systemd/keyward.toml");
-/// Begins a file that is good but for what a test adds; tables can be opened once only, so `[source]` is
-/// written with a dot.
+/// The beginning of a valid file, to which a test adds settings. A table can be opened only once,
+/// so `source.path` is written with a dot.
 const SOURCE: &str = "source.path = \"/keys.csv\"\n";
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("/etc/keyward/keyward.toml"), text, Overrides::default())
 }
 
-fn good(settings: &str) -> Config {
+fn valid(settings: &str) -> Config {
     parse(&format!("{SOURCE}{settings}")).unwrap_or_else(|error| panic!("{settings}\n{error}"))
 }
 
@@ -29,7 +29,7 @@ fn message(text: &str) -> String {
     parse(text).expect_err(text).to_string()
 }
 
-/// The message for one setting on line 2, without the file's name.
+/// The error about a setting on line 2, without the name of the file.
 fn refused(setting: &str) -> String {
     let message = message(&format!("{SOURCE}{setting}\n"));
     message.strip_prefix("/etc/keyward/keyward.toml").expect("begins with the file").to_owned()
@@ -47,7 +47,7 @@ fn path(text: &str) -> Option<PathBuf> {
     Some(text.into())
 }
 
-/// What serde lists, in backquotes, when it meets a setting that it does not know.
+/// The settings of a section, from the list in serde's error about an unknown one.
 fn known_settings(section: &str) -> Vec<String> {
     let message = message(&format!("{section}unknown = 0"));
     let (_, listed) = message.split_once(", expected ").expect("a list");
@@ -57,7 +57,7 @@ fn known_settings(section: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_the_example_comments_out_can_be_used() {
+fn settings_commented_out_in_the_example_are_valid() {
     let is_setting = |line: &str| {
         let begins = |c: char| c.is_ascii_lowercase() || c == '[';
         line.strip_prefix('#').is_some_and(|rest| rest.starts_with(begins))
@@ -79,12 +79,12 @@ fn what_the_example_comments_out_can_be_used() {
 }
 
 #[test]
-fn the_defaults_are_the_documented_ones() {
-    let Config { server, source, keys, plans, save_interval, usage, audit, log, .. } = good("");
+fn defaults_are_the_documented_ones() {
+    let Config { server, source, keys, plans, save_interval, usage, audit, log, .. } = valid("");
     assert_eq!(server.socket.as_path(), Path::new("/run/keyward/keyward.sock"));
     assert_eq!(server.admin_socket.as_path(), Path::new("/run/keyward/admin.sock"));
     assert_eq!(
-        (server.state_dir.as_path(), server.state_dir_is_chosen),
+        (server.state_dir.as_path(), server.state_dir_is_explicit),
         (Path::new("/var/lib/keyward"), false)
     );
     assert_eq!((server.socket_mode.bits(), server.socket_group), (0o660, None));
@@ -93,7 +93,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(server.max_connections, 4096);
     let [idle, drain] = [300, 5].map(Duration::from_secs);
     assert_eq!((server.idle_timeout, server.drain_timeout), (Some(idle), drain));
-    assert!(server.clients.admit(0, 0) && server.clients.admit(1000, 1000), "everyone");
+    assert!(server.clients.allows(0, 0) && server.clients.allows(1000, 1000), "empty lists allow everyone");
     assert_eq!(*server.admin_uids, [0_u32; 0]);
     assert_eq!((source.path.as_path(), source.format), (Path::new("/keys.csv"), Format::Csv));
     assert_eq!(source.poll, Duration::from_secs(2));
@@ -111,7 +111,7 @@ fn the_defaults_are_the_documented_ones() {
 
 #[test]
 fn settings_are_read() {
-    let config = good(
+    let config = valid(
         r#"
         [server]
         socket = "/tmp/k.sock"
@@ -144,13 +144,13 @@ fn settings_are_read() {
         "#,
     );
     let server = &config.server;
-    assert_eq!(server.admin_socket.as_path(), Path::new("/tmp/admin.sock"), "beside the socket");
+    assert_eq!(server.admin_socket.as_path(), Path::new("/tmp/admin.sock"), "beside the verify socket");
     assert_eq!(server.socket_group, Some(Group::Id(990)));
     assert_eq!((server.workers, server.max_connections), (256, 1_000_000));
     let times = (server.busy_poll, server.idle_timeout, server.drain_timeout);
     assert_eq!((server.huge_pages, times), (false, (Duration::from_millis(1), None, Duration::ZERO)));
-    assert!(server.clients.admit(1000, 5) && server.clients.admit(1001, 5) && server.clients.admit(5, 33));
-    assert!(!server.clients.admit(5, 1000) && !server.clients.admit(33, 5));
+    assert!(server.clients.allows(1000, 5) && server.clients.allows(1001, 5) && server.clients.allows(5, 33));
+    assert!(!server.clients.allows(5, 1000) && !server.clients.allows(33, 5));
     assert_eq!(*server.admin_uids, [1000]);
     assert_eq!(config.keys.minted_prefixes, []);
     assert_eq!(config.save_interval, Duration::from_millis(100));
@@ -159,14 +159,21 @@ fn settings_are_read() {
     assert_eq!(config.audit, Rotation { max_file_size: 1 << 30, keep: 1000 });
     assert_eq!(config.log, Log { level: LogLevel::Trace, format: LogFormat::Json });
 
-    assert_eq!(good("source.max_shrink = 1").source.max_shrink.get(), 1.0);
-    assert_eq!(good("source.max_shrink = 0.0").source.max_shrink.get(), 0.0);
-    assert_eq!(good("source.max_staleness = '1h 30m'").source.max_staleness, Some(Duration::from_secs(5400)));
-    assert_eq!(good("source.format = 'jsonl'").source.format, Format::JsonLines, "over the extension");
+    assert_eq!(valid("source.max_shrink = 1").source.max_shrink.get(), 1.0);
+    assert_eq!(valid("source.max_shrink = 0.0").source.max_shrink.get(), 0.0);
+    assert_eq!(
+        valid("source.max_staleness = '1h 30m'").source.max_staleness,
+        Some(Duration::from_secs(5400))
+    );
+    assert_eq!(
+        valid("source.format = 'jsonl'").source.format,
+        Format::JsonLines,
+        "the setting overrides the extension"
+    );
 }
 
 #[test]
-fn a_value_out_of_range_says_where_and_what_to_write() {
+fn invalid_value_is_refused_with_its_position_and_a_valid_example() {
     let cases = [
         (
             "server.idle_timeout = \"5\"",
@@ -278,12 +285,12 @@ fn a_value_out_of_range_says_where_and_what_to_write() {
     for (setting, expected) in cases {
         assert_eq!(refused(setting), expected, "{setting}");
     }
-    assert!(!good("state.keep_snapshot = false").keep_snapshot && good("").keep_snapshot);
+    assert!(!valid("state.keep_snapshot = false").keep_snapshot && valid("").keep_snapshot);
     assert!(refused("state.save_interval = '99ms'").ends_with("99ms is out of range: write 100ms to 1year"));
 }
 
 #[test]
-fn a_socket_path_that_is_too_long_says_so() {
+fn too_long_socket_path_is_refused() {
     let long = format!("/{}", "s".repeat(107));
     assert_eq!(
         refused(&format!("server.socket = {long:?}")),
@@ -299,7 +306,7 @@ fn a_socket_path_that_is_too_long_says_so() {
 }
 
 #[test]
-fn what_is_misspelt_is_refused() {
+fn unknown_setting_is_refused() {
     assert_eq!(
         refused("server.worker = 1"),
         ":2:8: server.worker: unknown field `worker`, expected one of `socket`, `socket_mode`, `socket_group`, \
@@ -319,14 +326,14 @@ fn what_is_misspelt_is_refused() {
 }
 
 #[test]
-fn bad_syntax_is_placed() {
+fn syntax_error_has_a_position() {
     assert_eq!(refused("server.workers 4"), ":2:16: key with no value, expected `=`");
     assert_eq!(refused("log.level = \"info\"\nlog.level = \"warn\""), ":3:5: duplicate key");
     assert_eq!(refused("server = 5"), ":2:10: server: invalid type: integer `5`, expected a table, [server]");
 }
 
 #[test]
-fn settings_that_contradict_each_other_are_refused() {
+fn contradictory_settings_are_refused() {
     assert_eq!(
         refused("server.admin_socket = \"/run/keyward/keyward.sock\""),
         ": server.admin_socket: is the path of server.socket too: each socket needs its own"
@@ -363,7 +370,7 @@ fn settings_that_contradict_each_other_are_refused() {
 }
 
 #[test]
-fn a_source_is_required_and_its_format_known() {
+fn missing_source_or_format_is_refused() {
     assert_eq!(
         message(""),
         "no source of keys: give --source PATH, or set source.path in /etc/keyward/keyward.toml"
@@ -386,7 +393,7 @@ fn a_source_is_required_and_its_format_known() {
 }
 
 #[test]
-fn a_url_is_refused_without_repeating_its_password() {
+fn url_is_refused_without_repeating_its_password() {
     let url = "postgres://me:secret@db/keys";
     let expected = "URLs are not supported: write the path of a file or directory";
     assert_eq!(
@@ -409,20 +416,27 @@ fn options_override_the_file() {
     assert_eq!((config.source.path, config.source.format), ("b".into(), Format::JsonLines));
 
     let config = with(Overrides { socket: path("b/k.sock"), ..Overrides::default() });
-    assert_eq!(config.server.admin_socket.as_path(), Path::new("b/admin.sock"), "beside the option's");
+    assert_eq!(
+        config.server.admin_socket.as_path(),
+        Path::new("b/admin.sock"),
+        "beside the socket of the option"
+    );
     let config =
         with(Overrides { admin_socket: path("c.sock"), state_dir: path("s"), ..Overrides::default() });
     assert_eq!(config.server.socket.as_path(), Path::new("/a/k.sock"));
     assert_eq!(config.server.admin_socket.as_path(), Path::new("c.sock"));
     assert_eq!(
-        (config.server.state_dir.as_path(), config.server.state_dir_is_chosen),
+        (config.server.state_dir.as_path(), config.server.state_dir_is_explicit),
         (Path::new("s"), true)
     );
-    assert!(good("server.state_dir = '/var/lib/keyward'").server.state_dir_is_chosen, "named is named");
+    assert!(
+        valid("server.state_dir = '/var/lib/keyward'").server.state_dir_is_explicit,
+        "a configured directory is explicit, even if it is the default"
+    );
 }
 
 #[test]
-fn an_option_that_cannot_be_used_is_named() {
+fn invalid_option_is_named() {
     let refused = |overrides: Overrides| {
         let source = overrides.source.or(path("k.csv"));
         from_options(Overrides { source, ..overrides }).expect_err("refused")
@@ -441,7 +455,7 @@ fn an_option_that_cannot_be_used_is_named() {
 }
 
 #[test]
-fn files_that_cannot_be_read_say_why() {
+fn unreadable_file_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("keyward.toml");
     let load = |file: &Path| Config::load(Some(file), Overrides::default()).expect_err("refused").to_string();
@@ -463,37 +477,43 @@ fn files_that_cannot_be_read_say_why() {
 }
 
 #[test]
-fn without_a_named_file_the_default_one_is_read_if_it_exists() {
+fn default_file_is_read_if_it_exists() {
     let dir = tempfile::tempdir().expect("a directory");
     let default = dir.path().join("keyward.toml");
     let overrides = Overrides { source: path("k.csv"), ..Overrides::default() };
-    let config = Config::load_or(None, &default, overrides.clone()).expect("options are enough");
+    let config = Config::load_with_default(None, &default, overrides.clone()).expect("options are enough");
     assert_eq!(config, Config::from_options(overrides.clone()).expect("good"));
     std::fs::write(&default, "server.workers = 3").expect("writes");
-    assert_eq!(Config::load_or(None, &default, overrides.clone()).expect("good").server.workers, 3);
+    assert_eq!(Config::load_with_default(None, &default, overrides.clone()).expect("good").server.workers, 3);
     std::fs::write(&default, "server.workers = 0").expect("writes");
-    assert!(Config::load_or(None, &default, overrides.clone()).is_err(), "broken is not absent");
+    assert!(
+        Config::load_with_default(None, &default, overrides.clone()).is_err(),
+        "an invalid file is not ignored"
+    );
     let missing = dir.path().join("missing.toml");
-    assert!(Config::load_or(Some(&missing), &default, overrides).is_err(), "named is not optional");
+    assert!(
+        Config::load_with_default(Some(&missing), &default, overrides).is_err(),
+        "a named file must exist"
+    );
 }
 
 #[test]
-fn the_parts_get_what_the_configuration_says() {
-    let config = good("source.format = 'jsonl'\nsource.max_shrink = 0.25");
-    let file = config.file();
+fn converted_settings_match_the_configuration() {
+    let config = valid("source.format = 'jsonl'\nsource.max_shrink = 0.25");
+    let file = config.source_file();
     assert_eq!((&*file.path, file.format), (Path::new("/keys.csv"), Format::JsonLines));
     assert_eq!(file.mapping, config.source.mapping);
-    let policy = config.policy();
+    let policy = config.reload_policy();
     assert_eq!((policy.poll, policy.settle), (config.source.poll, config.source.settle));
     assert_eq!(policy.tolerance.max_shrink, 0.25);
     assert_eq!(global_policy(&config).minted_prefixes, config.keys.minted_prefixes);
     assert_eq!(global_policy(&config).max_staleness, None);
-    assert_eq!(global_policy(&good("source.max_staleness = '90s'")).max_staleness, Some(90));
+    assert_eq!(global_policy(&valid("source.max_staleness = '90s'")).max_staleness, Some(90));
 }
 
 proptest::proptest! {
     #[test]
-    fn no_text_panics(text in "\\PC*", key in "[a-z_.]{0,20}", value in "[-+0-9a-z_.\"'\\[\\]{} ]{0,20}") {
+    fn arbitrary_text_does_not_panic(text in "\\PC*", key in "[a-z_.]{0,20}", value in "[-+0-9a-z_.\"'\\[\\]{} ]{0,20}") {
         let _ = parse(&text);
         let _ = parse(&format!("{key} = {value}\n{text}"));
         for setting in ["server.idle_timeout", "server.socket_mode", "server.socket", "server.socket_group",
@@ -508,7 +528,7 @@ proptest::proptest! {
 
 #[test]
 fn plans_are_named_limits() {
-    let config = good(
+    let config = valid(
         r#"
         keys.default_plan = "free"
         [plans.free]
@@ -528,7 +548,7 @@ fn plans_are_named_limits() {
 }
 
 #[test]
-fn a_plan_that_makes_no_sense_is_refused_where_it_is() {
+fn invalid_plan_is_refused_with_its_position() {
     for (setting, expected) in [
         (
             "plans.pro.daily = '100'",
@@ -559,10 +579,10 @@ fn a_plan_that_makes_no_sense_is_refused_where_it_is() {
 }
 
 #[test]
-fn peppers_are_read_with_the_rules() {
+fn peppers_are_read_with_the_global_policy() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("pepper");
-    let config = good(&format!("keys.pepper_file = '{}'", file.display()));
+    let config = valid(&format!("keys.pepper_file = '{}'", file.display()));
     let missing = config.global_policy().expect_err("no such file").to_string();
     assert!(missing.ends_with("/pepper: the pepper: No such file or directory (os error 2)"), "{missing}");
     std::fs::write(&file, "0123456789abcdef0123456789abcdef\n").expect("writes");

@@ -1,5 +1,5 @@
-//! How the file's texts, numbers and durations become values: one visitor for each shape, so that a value of
-//! the wrong shape is answered with an example of the right one.
+//! Deserializes strings, integers and durations. There is one visitor for each type, so that the
+//! error about a value of another type contains an example of the right one.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,19 +10,19 @@ use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
 use keyward_engine::key_format::Prefix;
 
-/// The longest duration that means anything here, a year: no deadline computed with it can overflow.
+/// Maximum of any duration: a year. No deadline that is computed with it can overflow.
 pub(super) const MAX_DURATION: Duration = Duration::from_secs(31_557_600);
 
-/// A value that the file writes as a text.
+/// A value that is written as a string.
 pub(super) trait Text: Sized {
-    /// Completes "expected ...": what to write instead of a number or a table.
+    /// Completes the error message "expected …" about a value of another type.
     const EXPECTED: &'static str;
 
-    /// The value, or what is wrong with the text and what to write.
+    /// Parses the value. The error says what is wrong, and what to write instead.
     fn parse(text: &str) -> Result<Self, String>;
 }
 
-/// Reads a [`Text`].
+/// Deserializes a [`Text`].
 pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(deserializer: D) -> Result<T, D::Error> {
     struct TextVisitor<T>(PhantomData<T>);
 
@@ -41,7 +41,7 @@ pub(super) fn text<'de, D: Deserializer<'de>, T: Text>(deserializer: D) -> Resul
     deserializer.deserialize_str(TextVisitor(PhantomData))
 }
 
-/// Implements `Deserialize` for types that are a [`Text`].
+/// Implements `Deserialize` for types that implement [`Text`].
 macro_rules! deserialize_text {
     ($($type:ty),+) => {$(
         impl<'de> serde::Deserialize<'de> for $type {
@@ -53,7 +53,15 @@ macro_rules! deserialize_text {
 }
 pub(super) use deserialize_text;
 
-/// A [`Text`] of a type that another crate defines.
+impl Text for Prefix {
+    const EXPECTED: &'static str = "a prefix such as \"acme_live_\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error| format!("{text:?} is not a prefix: {error}"))
+    }
+}
+
+/// A [`Text`] of a type from another crate, for which this crate cannot implement `Deserialize`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Parsed<T>(pub(super) T);
 
@@ -63,15 +71,7 @@ impl<'de, T: Text> serde::Deserialize<'de> for Parsed<T> {
     }
 }
 
-impl Text for Prefix {
-    const EXPECTED: &'static str = "a prefix such as \"acme_live_\"";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|error| format!("{text:?} is not a prefix: {error}"))
-    }
-}
-
-/// Reads an integer of a range.
+/// Deserializes an integer in a range.
 pub(super) fn integer<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: RangeInclusive<u32>,
@@ -103,36 +103,36 @@ pub(super) fn integer<'de, D: Deserializer<'de>>(
     deserializer.deserialize_i64(IntegerVisitor(range))
 }
 
-/// Reads a duration of a range, as in `"1h 30m"`.
+/// Deserializes a duration in a range, as in `"1h 30m"`.
 pub(super) fn duration<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: RangeInclusive<Duration>,
 ) -> Result<Duration, D::Error> {
-    let Span(duration) = text(deserializer)?;
-    within(duration, &range).map_err(D::Error::custom)
+    let DurationText(duration) = text(deserializer)?;
+    check_range(duration, &range).map_err(D::Error::custom)
 }
 
-/// Reads a duration of a range, or `"never"`.
+/// Deserializes a duration in a range, or `"never"`.
 pub(super) fn duration_or_never<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: RangeInclusive<Duration>,
 ) -> Result<Option<Duration>, D::Error> {
-    let SpanOrNever(duration) = text(deserializer)?;
-    let checked = duration.map(|duration| within(duration, &range)).transpose();
+    let DurationOrNever(duration) = text(deserializer)?;
+    let checked = duration.map(|duration| check_range(duration, &range)).transpose();
     checked.map_err(|problem| D::Error::custom(format!("{problem}, or \"never\"")))
 }
 
-/// Reads a duration of a range, or `"forever"`.
+/// Deserializes a duration in a range, or `"forever"`.
 pub(super) fn duration_or_forever<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: RangeInclusive<Duration>,
 ) -> Result<Option<Duration>, D::Error> {
-    let SpanOrForever(duration) = text(deserializer)?;
-    let checked = duration.map(|duration| within(duration, &range)).transpose();
+    let DurationOrForever(duration) = text(deserializer)?;
+    let checked = duration.map(|duration| check_range(duration, &range)).transpose();
     checked.map_err(|problem| D::Error::custom(format!("{problem}, or \"forever\"")))
 }
 
-fn within(duration: Duration, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
+fn check_range(duration: Duration, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
     if range.contains(&duration) {
         return Ok(duration);
     }
@@ -140,9 +140,9 @@ fn within(duration: Duration, range: &RangeInclusive<Duration>) -> Result<Durati
     Err(format!("{given} is out of range: write {shortest} to {longest}"))
 }
 
-struct Span(Duration);
+struct DurationText(Duration);
 
-impl Text for Span {
+impl Text for DurationText {
     const EXPECTED: &'static str = "a duration such as \"90s\", \"5m\" or \"1h 30m\"";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -152,28 +152,28 @@ impl Text for Span {
     }
 }
 
-struct SpanOrNever(Option<Duration>);
+struct DurationOrNever(Option<Duration>);
 
-impl Text for SpanOrNever {
+impl Text for DurationOrNever {
     const EXPECTED: &'static str = "a duration such as \"90s\", \"5m\" or \"1h 30m\", or \"never\"";
 
     fn parse(text: &str) -> Result<Self, String> {
         match text {
             "never" => Ok(Self(None)),
-            _ => Span::parse(text).map(|Span(duration)| Self(Some(duration))),
+            _ => DurationText::parse(text).map(|DurationText(duration)| Self(Some(duration))),
         }
     }
 }
 
-struct SpanOrForever(Option<Duration>);
+struct DurationOrForever(Option<Duration>);
 
-impl Text for SpanOrForever {
+impl Text for DurationOrForever {
     const EXPECTED: &'static str = "a duration such as \"90s\", \"12h\" or \"7d\", or \"forever\"";
 
     fn parse(text: &str) -> Result<Self, String> {
         match text {
             "forever" => Ok(Self(None)),
-            _ => Span::parse(text).map(|Span(duration)| Self(Some(duration))),
+            _ => DurationText::parse(text).map(|DurationText(duration)| Self(Some(duration))),
         }
     }
 }

@@ -82,7 +82,7 @@ impl Acceptor {
             Err(error) => return self.count_system_error("cannot take over a connection", &error),
         };
         let (uid, gid) = (peer.uid(), peer.gid());
-        if !self.clients.admit(uid, gid) {
+        if !self.clients.allows(uid, gid) {
             if self.may_log() {
                 let pid = peer.pid();
                 info!(

@@ -13,8 +13,8 @@ use crate::server::LoadConfig;
 /// The settings that a reload can change.
 pub(super) fn settings(config: &Config) -> Result<Settings, ConfigError> {
     Ok(Settings {
-        source: config.file(),
-        policy: config.policy(),
+        source: config.source_file(),
+        policy: config.reload_policy(),
         global_policy: Arc::new(config.global_policy()?),
         revocation_retention: config.revocation_retention,
     })

@@ -102,8 +102,8 @@ impl Compile {
         let bar = bar("reading", self.source.metadata().map_or(0, |metadata| metadata.len()));
         let seed = getrandom::u64().map_err(|error| refused(reload::ReloadError::Random(error)))?;
         // A compiled snapshot does not say what was wrong with rows.
-        let source = SourceFile { on_bad_row: BadRowPolicy::Refuse, ..config.file() };
-        let built = source.build(seed, None, &mut |read| bar.set_position(read));
+        let source = SourceFile { on_bad_row: BadRowPolicy::Refuse, ..config.source_file() };
+        let built = source.parse(seed, None, &mut |read| bar.set_position(read));
         bar.finish_and_clear();
         let built = built.map_err(refused)?;
         match built.builder.is_empty() {

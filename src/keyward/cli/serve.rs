@@ -8,7 +8,7 @@ use clap::Args;
 use super::exit::{Exit, Failure};
 use super::options::Origin;
 use keyward_daemon::config::{Config, ConfigError, Overrides};
-use keyward_daemon::log::{FLUSH, Log};
+use keyward_daemon::log::{FLUSH_TIMEOUT, Log};
 use keyward_daemon::server::{Signals, StartError};
 
 const HELP: &str = "\
@@ -57,7 +57,7 @@ impl Serve {
                 exit
             }
         };
-        log.flush(FLUSH);
+        log.flush(FLUSH_TIMEOUT);
         Ok(exit)
     }
 

@@ -1,10 +1,10 @@
-//! The documented configuration, `systemd/keyward.toml`, against the settings.
+//! Compares the documented configuration, `systemd/keyward.toml`, with the settings.
 
 use super::*;
 use keyward_source::Field;
 
 #[test]
-fn the_example_has_the_defaults() {
+fn example_has_the_defaults() {
     let defaults = from_options(Overrides { source: path("/etc/keyward/keys.csv"), ..Overrides::default() });
     let example = parse(EXAMPLE).expect("the example");
     assert_eq!(example.file.as_deref(), Some(Path::new("/etc/keyward/keyward.toml")));
@@ -12,10 +12,10 @@ fn the_example_has_the_defaults() {
 }
 
 #[test]
-fn the_example_has_every_setting() {
+fn example_has_every_setting() {
     let is_written =
         |begin: &str| EXAMPLE.lines().any(|line| line.trim_start_matches('#').starts_with(begin));
-    // The plans' names are the operator's own.
+    // The names of plans are arbitrary.
     for section in known_settings("").into_iter().filter(|section| section != "plans") {
         assert!(is_written(&format!("[{section}]")), "[{section}] is missing");
         for setting in known_settings(&format!("{section}.")) {

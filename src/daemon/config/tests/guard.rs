@@ -4,7 +4,7 @@ use super::*;
 use keyward_engine::record::Field;
 
 #[test]
-fn shares_of_the_guard_are_portions() {
+fn limits_of_the_guard_are_fractions() {
     for setting in ["max_shrink", "max_reactivated", "max_loosened"] {
         for value in ["1.01", "-0.5", "nan", "2"] {
             let message = refused(&format!("source.{setting} = {value}"));
@@ -15,15 +15,15 @@ fn shares_of_the_guard_are_portions() {
             );
         }
     }
-    let source = good("source.max_reactivated = 0.1\nsource.max_loosened = 1").source;
+    let source = valid("source.max_reactivated = 0.1\nsource.max_loosened = 1").source;
     assert_eq!((source.max_reactivated.get(), source.max_loosened.get()), (0.1, 1.0));
-    let source = good("").source;
+    let source = valid("").source;
     assert_eq!((source.max_reactivated.get(), source.max_loosened.get()), (0.75, 0.75));
 }
 
 #[test]
 fn required_fields_have_a_column() {
-    let config = good("source.required = ['status', 'allowed_ips']");
+    let config = valid("source.required = ['status', 'allowed_ips']");
     assert_eq!(config.source.mapping.required(), [Field::Status, Field::AllowedIps].into_iter().collect());
     let message = refused("source.required = ['allowed_ip']");
     assert!(message.contains("source.required") && message.contains("allowed_ips"), "{message}");

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn null_texts_are_few_and_short() {
-    let mapping = |settings: &str| good(settings).source.mapping;
+    let mapping = |settings: &str| valid(settings).source.mapping;
     let defaults = mapping("");
     assert_eq!(mapping("source.null_texts = ['NULL', '\\N']"), defaults);
     assert_ne!(mapping("source.null_texts = []"), defaults);

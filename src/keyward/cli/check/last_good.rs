@@ -40,19 +40,19 @@ pub(super) fn compare(
     if !config.keep_snapshot {
         return;
     }
-    let source = config.file();
+    let source = config.source_file();
     match recover(&config.server.state_dir, &source) {
         Ok(None) => {}
         Ok(Some(recovered)) => {
-            let usable = global_policy.map(|global_policy| recovered.usable_hashes(global_policy).current);
+            let usable = global_policy.map(|global_policy| recovered.retained_hashes(global_policy).current);
             let now = Clock::new().now().unix;
             // Hashes say nothing where the peppers are not known.
             let options = global_policy.map_or(CompareOptions { now, by_key_id: true }, |global_policy| {
                 recovered.compare_options(global_policy, now)
             });
             let Recovered { keys: old, stored, .. } = recovered;
-            let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
-            outcome.diff = Some(server::diff(&judged, stored.generation, old.len()));
+            let evaluation = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
+            outcome.diff = Some(server::diff(&evaluation, stored.generation, old.len()));
             outcome.last_good = Some(LastGood {
                 generation: stored.generation,
                 accepted_at: rfc3339(stored.accepted_at),
@@ -61,6 +61,6 @@ pub(super) fn compare(
                 source_accepted: is_accepted(&config.server.state_dir, Acceptance::Source),
             });
         }
-        Err(unusable) => outcome.not_compared = Some(unusable.why),
+        Err(error) => outcome.not_compared = Some(error.to_string()),
     }
 }

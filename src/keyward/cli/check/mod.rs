@@ -21,7 +21,7 @@ use keyward_daemon::server;
 use keyward_engine::record::{KeyRecord, Plans};
 use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_source::Format;
-use keyward_source::lint::Lints;
+use keyward_source::lint::Linter;
 
 mod last_good;
 mod report;
@@ -128,24 +128,24 @@ impl Check {
         // What this user may not read, the daemon's may.
         let (global_policy, has_peppers) = match config.global_policy() {
             Ok(global_policy) => (global_policy, true),
-            Err(ConfigError::Pepper { forbidden: true, .. }) => {
+            Err(ConfigError::Pepper { source, .. }) if source.is_permission_denied() => {
                 (config.global_policy_without_peppers(), false)
             }
             Err(error) => return Ok(Outcome::misconfigured(&error)),
         };
-        let source = config.file();
+        let source = config.source_file();
         let plans = config.plans.as_ref();
         let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);
         let now = Clock::new().now().unix;
-        let mut lints = Lints::new(now, &is_limited);
+        let mut linter = Linter::new(now, &is_limited);
         let mut outcome = Outcome { source: source.path.display().to_string(), ..Outcome::default() };
         let LoadedSource { keys, written_at, set_aside, .. } =
-            match load(&source, &mut |line, record| lints.see(line, record)) {
+            match load(&source, &mut |line, record| linter.check(line, record)) {
                 Ok(loaded) => loaded,
                 Err(failure) => return Ok(outcome.refused(&failure)),
             };
         // Before another export is read: what the lints remember is as large as a part of it.
-        let lints = lints.finish();
+        let lints = linter.finish();
         if let Some(old) = &self.against {
             outcome.diff = Some(compare(&config, old, &keys)?);
         } else if keys.is_empty() {
@@ -172,8 +172,8 @@ impl Outcome {
     fn refused(self, failure: &reload::ReloadError) -> Self {
         // The diagnostics are reported one by one instead.
         Self {
-            diagnostics: failure.findings().map(Diagnostics::from),
-            error: failure.beside_findings(),
+            diagnostics: failure.diagnostics().map(Diagnostics::from),
+            error: failure.message_beside_diagnostics(),
             ..self
         }
     }
@@ -193,12 +193,12 @@ fn load(
     see: &mut dyn FnMut(u64, &KeyRecord<'_>),
 ) -> Result<LoadedSource, reload::ReloadError> {
     let seed = getrandom::u64().map_err(reload::ReloadError::Random)?;
-    source.load_seen(seed, see)
+    source.load_observed(seed, see)
 }
 
 /// What putting `new` in the place of the export `old` would do.
 fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Failure> {
-    let source = config.file();
+    let source = config.source_file();
     let old = SourceFile {
         format: Format::from_path(old).unwrap_or(source.format),
         path: old.into(),
@@ -209,8 +209,8 @@ fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Fai
     // Two exports may be hashed with different peppers.
     let options =
         CompareOptions { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
-    let judged = Evaluation::new(&config.policy(), &source.path, new, Some(&old), options);
-    Ok(server::diff(&judged, 0, old.len()))
+    let evaluation = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
+    Ok(server::diff(&evaluation, 0, old.len()))
 }
 
 /// The daemon has another working directory.

@@ -34,7 +34,7 @@ pub(super) struct Outcome {
     pub(super) diagnostics: Option<Diagnostics>,
     /// Keys that a reload would disable or restrict because of rows that cannot be understood.
     pub(super) withheld: Option<Withheld>,
-    pub(super) lints: Option<lint::Report>,
+    pub(super) lints: Option<lint::LintReport>,
     pub(super) diff: Option<CheckDiff>,
     /// The last good keys, if the source was compared with them.
     pub(super) last_good: Option<LastGood>,
@@ -79,7 +79,7 @@ impl Setting {
 
 impl Outcome {
     pub(super) fn exit(&self, strict: bool) -> Exit {
-        let warnings = self.lints.as_ref().map_or(0, lint::Report::warnings);
+        let warnings = self.lints.as_ref().map_or(0, lint::LintReport::warnings);
         let is_accepted = self.last_good.as_ref().is_some_and(|last_good| last_good.source_accepted);
         if self.error.is_some() || self.diagnostics.is_some() {
             Exit::BadInput
@@ -154,13 +154,13 @@ impl<'a> Report<'a> {
     }
 }
 
-impl<'a> From<&'a lint::Report> for Lints<'a> {
-    fn from(report: &'a lint::Report) -> Self {
+impl<'a> From<&'a lint::LintReport> for Lints<'a> {
+    fn from(report: &'a lint::LintReport) -> Self {
         Self {
             warnings: report.warnings(),
             notes: report.total() - report.warnings(),
             counts: report.counts().map(|(lint, total)| (lint.name(), total)).collect(),
-            first: report.shown(lint::MAX_WARNINGS),
+            first: report.select(lint::MAX_WARNINGS),
         }
     }
 }
@@ -237,8 +237,8 @@ impl Lines<'_, '_> {
         lines.into_iter().for_each(|line| self.0.note(format_args!("{source}: after a reload: {line}")));
     }
 
-    fn lints(&mut self, source: &str, lints: &lint::Report) {
-        for Warning { line, lint, message } in lints.shown(lint::FEW) {
+    fn lints(&mut self, source: &str, lints: &lint::LintReport) {
+        for Warning { line, lint, message } in lints.select(lint::MAX_SHOWN_PER_LINT) {
             let level = if lint.is_note() { "note" } else { "warning" };
             self.0.note(format_args!("{source}:{line}: {level}: {message} [{}]", lint.name()));
         }
