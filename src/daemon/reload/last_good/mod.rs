@@ -26,7 +26,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use crate::reload::{FileState, SourceFile};
-use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 
 mod accepted;
