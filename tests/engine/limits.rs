@@ -1,4 +1,5 @@
-//! Promise 4 for the limiter alone: under contention a bucket admits its limit, no more and no less.
+//! Promise 4 for the limiter alone: under contention a bucket admits its limit, no more and no
+//! less.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -25,8 +26,8 @@ fn is_admitted(limiter: &Limiter, charge: Charge, ticks: u64) -> bool {
     matches!(limiter.charge(&[charge], ticks, 1), Outcome::Admitted(_))
 }
 
-/// Eight threads charge one bucket for a second each, by the daemon's clock. It admits at most burst +
-/// rate x t.
+/// Eight threads charge one bucket for a second, with the daemon's clock. It admits at most
+/// burst + rate x t.
 #[test]
 fn contended_bucket_admits_no_more_than_its_limit() {
     const DURATION: Duration = Duration::from_secs(1);
@@ -58,8 +59,8 @@ fn contended_bucket_admits_no_more_than_its_limit() {
     }
 }
 
-/// Eight threads charge one bucket and advance a simulated clock by a quarter of the time in which the
-/// bucket gains a unit. It admits at least 99 % of burst + rate x t, on any machine.
+/// Eight threads charge one bucket. Each charge advances a simulated clock by a quarter of the time
+/// in which the bucket gains a unit. It admits at least 99 % of burst + rate x t, on any machine.
 #[test]
 fn contended_bucket_admits_no_less_than_its_limit() {
     const ATTEMPTS: u64 = 100_000;

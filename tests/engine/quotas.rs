@@ -1,6 +1,6 @@
-//! Promise 4 over reloads, absences and restarts, for snapshots and the slot allocator: keys that are
-//! removed, return or change their plan never get a quota twice. Time is an argument, and every sequence
-//! follows from its seed.
+//! Promise 4 over reloads, absences and restarts, for snapshots and the slot allocator: keys that
+//! are removed, return or change their plan never get a quota twice. Time is an argument, and every
+//! sequence follows from its seed.
 
 use std::collections::HashMap;
 
@@ -60,8 +60,8 @@ impl Allowance {
     }
 }
 
-/// The limits of a key, if it exists: the rate of `own`, which its owner shares, and of `each`, which
-/// it has for itself.
+/// The limits of a key, if it exists: the rate of `own`, which its owner shares, and of `each`,
+/// which it has for itself.
 type Plan = Option<[Option<Rate>; 2]>;
 
 /// The number of the owner or key, the name of the limit, and its rate. `None`: any rate.
@@ -189,8 +189,8 @@ impl Simulation {
                 Allowance::new(rate.burst().into(), fastest),
                 cost,
             );
-            // An owner with one key has one bucket at a time. All rates that it has had may refill it
-            // at once, but its size is at most the largest burst.
+            // An owner with one key has one bucket at a time. All rates that it has had may refill
+            // it at once, but its size is at most the largest burst.
             if !per_owner || self.plans.len() == 1 {
                 self.record_admission((holder, name, None), Allowance::new(largest, together), cost);
             }

@@ -166,8 +166,8 @@ fn load(path: &Path, format: Format) -> Result<usize, ReloadError> {
     source.load(7).map(|loaded| loaded.keys.len())
 }
 
-/// Some file systems flush a file that is overwritten. Removing it first keeps the test from waiting
-/// for thousands of flushes.
+/// Some file systems flush a file that is overwritten. Removing it first keeps the test from
+/// waiting for thousands of flushes.
 fn write_new_file(path: &Path, content: &[u8]) {
     // Fails if there is no such file.
     let _ = fs::remove_file(path);

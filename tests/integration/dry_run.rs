@@ -1,5 +1,5 @@
-//! A check by the running daemon reports what a reload would do, with the daemon's own configuration,
-//! and changes nothing.
+//! A check by the running daemon reports what a reload would do, with the daemon's own
+//! configuration, and changes nothing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! Promise 9: a source cannot widen access unnoticed. A reload is judged by how it changes the access
-//! of each key.
+//! Promise 9: a source cannot widen access unnoticed. A reload is judged by how it changes the
+//! access of each key.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -192,7 +192,8 @@ fn last_good_keys_with_another_pepper_are_not_served() {
     };
     let (a, b) = (pepper("a", "a"), pepper("b", "b"));
     let mut daemon = start_and_save(setup);
-    // The source is valid, but none of its keys would be found any more. A reload refuses that as well.
+    // The source is valid, but none of its keys would be found any more. A reload refuses that as
+    // well.
     daemon.setup.replace_config(&format!("keys.pepper_file = '{a}'"));
     daemon = daemon.restart();
     let error = daemon.status().last_reload.expect("one").error.expect("a reason");
@@ -416,8 +417,8 @@ fn failed_save_leaves_the_previous_last_good_keys() {
 }
 
 /// The daemon is killed before the keys of an accepted source are written. It has recorded that it
-/// accepted the source. Without this record, the first source would be refused for shrinking, and the
-/// second for the sum of two steps that were accepted one by one.
+/// accepted the source. Without this record, the first source would be refused for shrinking, and
+/// the second for the sum of two steps that were accepted one by one.
 #[test]
 fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_saved() {
     for steps in [&[3][..], &[60, 40]] {
