@@ -16,8 +16,8 @@ use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::publish::Publisher;
 use crate::revocation::{Retention, Revocations};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
-use keyward_engine::rules::GlobalPolicy;
 use keyward_state::Generations;
 
 mod bad_rows;

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::global_policy::GlobalPolicy;
 
 /// The age of a stale source, and the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::manifest::{pepper_fingerprints, retained_hashes};
 use crate::reload::FileState;
-use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{self as state, FileError};
 
 /// The name of the file.

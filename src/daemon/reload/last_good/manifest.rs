@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::reload::last_good::sealed::{self, SealedError};
 use crate::reload::{FileState, SourceFile};
-use keyward_engine::rules::{GlobalPolicy, RetainedHashes};
+use keyward_engine::global_policy::{GlobalPolicy, RetainedHashes};
 use keyward_state::FileError;
 
 /// The name of the manifest.

@@ -26,11 +26,12 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use crate::reload::{FileState, SourceFile};
-use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 
 mod accepted;
 mod manifest;
+mod paced;
 mod recover;
 mod sealed;
 mod takeaways;

@@ -9,8 +9,8 @@ use keyward_daemon::config::Config;
 use keyward_daemon::reload::Evaluation;
 use keyward_daemon::reload::last_good::{Recovered, recover};
 use keyward_daemon::server;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::record::rfc3339;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_state::{Acceptance, is_accepted};
 
