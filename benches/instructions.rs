@@ -14,7 +14,7 @@ use std::hint::black_box;
 
 use keyward_daemon::connection::{Counters, respond};
 use keyward_daemon::usage::UsageLog;
-use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
 use keyward_engine::now::Now;
 use keyward_engine::pepper::{Pepper, Peppers};
 use keyward_engine::record::{KeyRecord, Limit, Origin, Per, Plans, parse_limits};
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::{Snapshot, SnapshotMeta};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};

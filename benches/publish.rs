@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use keyward_daemon::publish::{Publisher, Subscription};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
 use keyward_engine::now::Now;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::{BATCH_SIZE, Verifier};
 use keyward_protocol::{Credential, Verify};

@@ -24,9 +24,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, TICKS_PER_NANOSECOND};
 use keyward_engine::now::Now;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, Verdict, Verify};

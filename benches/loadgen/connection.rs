@@ -1,7 +1,8 @@
-//! One connection of a load: which requests are on their way, since when, and the answers that have arrived.
+//! One connection of a load: the requests in flight, when each was issued, and the answers
+//! received.
 //!
-//! A request counts as asked from the moment it is *admitted*, whether or not the socket takes it at once: a server that
-//! does not read makes its requests wait, and that is latency.
+//! The latency of a request counts from the moment it is *issued*, even if the socket does not
+//! accept it yet: a server that does not read makes its requests wait, and that wait is latency.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -9,189 +10,184 @@ use std::os::unix::net::UnixStream;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::fault::Fault;
-use super::latency::Latency;
-use super::target::{Tally, Target};
+use crate::error::LoadError;
+use crate::latency::LatencyHistogram;
+use crate::target::{Tally, Target};
 
-/// Bytes read at once: the answers to several hundred requests.
-const INPUT: usize = 64 << 10;
+/// Size of the input buffer: the answers to several hundred requests.
+const INPUT_BYTES: usize = 64 << 10;
 
-/// A connection.
-pub(super) struct Connection<'a> {
+/// A connection to the server.
+pub(crate) struct Connection<'a> {
     target: &'a dyn Target,
     stream: UnixStream,
-    /// Number of the next request to be written.
-    next: u64,
-    /// Bytes of it that have been written.
+    /// Number of the next request to write.
+    next_request: u64,
+    /// Bytes of that request that have been written.
     partial: usize,
-    /// Admitted, and not written as a whole.
+    /// Requests that have been issued but not completely written.
     unwritten: usize,
-    /// Whose answer is next: its number within the ring.
-    due: u64,
-    /// Requests without an answer: when they were asked (nanoseconds since the load's start), and how many at that moment.
-    asked: VecDeque<(u64, usize)>,
-    unanswered: usize,
+    /// Number of the request whose answer is next, within the ring.
+    next_answer: u64,
+    /// Requests in flight: when they were issued (nanoseconds since the start of the load), and how
+    /// many then.
+    issued: VecDeque<(u64, usize)>,
+    in_flight: usize,
     input: Box<[u8]>,
-    /// Where in `input` the bytes are that no answer has been made of.
+    /// Bytes in `input` that have not been parsed.
     filled: usize,
-    /// Bytes received in all.
-    received: u64,
-}
-
-/// What a look at the socket found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Arrival {
-    /// Nothing there.
-    Nothing,
-    /// Something came.
-    Bytes,
+    bytes_received: u64,
 }
 
 impl<'a> Connection<'a> {
-    /// A connection that begins with request `first`.
-    pub(super) fn new(target: &'a dyn Target, stream: UnixStream, first: u64) -> Self {
+    /// A connection whose first request is number `first` of the target's ring.
+    pub(crate) fn new(target: &'a dyn Target, stream: UnixStream, first: u64) -> Self {
         Self {
             target,
             stream,
-            next: first,
+            next_request: first,
             partial: 0,
             unwritten: 0,
-            due: first % target.ring().len() as u64,
-            asked: VecDeque::new(),
-            unanswered: 0,
-            input: vec![0; INPUT].into(),
+            next_answer: first % target.ring().len() as u64,
+            issued: VecDeque::new(),
+            in_flight: 0,
+            input: vec![0; INPUT_BYTES].into(),
             filled: 0,
-            received: 0,
+            bytes_received: 0,
         }
     }
 
-    /// The socket.
-    pub(super) fn stream(&self) -> &UnixStream {
+    pub(crate) fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
-    /// Requests that wait for an answer.
-    pub(super) fn unanswered(&self) -> usize {
-        self.unanswered
+    /// Requests that have been issued and not answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
-    /// Whether there is something to write.
-    pub(super) fn is_behind(&self) -> bool {
+    /// Whether issued requests remain to be written.
+    pub(crate) fn has_unwritten(&self) -> bool {
         self.unwritten > 0
     }
 
     /// Bytes received so far.
-    pub(super) fn received(&self) -> u64 {
-        self.received
+    pub(crate) fn bytes_received(&self) -> u64 {
+        self.bytes_received
     }
 
-    /// Asks `count` more requests, as of `now`.
-    pub(super) fn admit(&mut self, count: usize, now: u64) {
+    /// Issues `count` requests at time `now`. [`write`](Self::write) sends them.
+    pub(crate) fn issue(&mut self, count: usize, now: u64) {
         self.unwritten += count;
-        self.unanswered += count;
-        self.asked.push_back((now, count));
+        self.in_flight += count;
+        self.issued.push_back((now, count));
     }
 
-    /// Writes what has been admitted, as far as the socket takes it.
+    /// Writes issued requests until the socket is full.
     ///
     /// # Errors
-    /// When the server is not there any more.
-    pub(super) fn write(&mut self) -> Result<(), Fault> {
+    /// When the server has closed the connection, or the system call fails.
+    pub(crate) fn write(&mut self) -> Result<(), LoadError> {
         while self.unwritten > 0 {
-            let (bytes, count) = self.target.ring().run(self.next, self.unwritten);
+            let (bytes, count) = self.target.ring().slice(self.next_request, self.unwritten);
             let rest = &bytes[self.partial..];
             match send(&self.stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(written) if written == rest.len() => {
-                    self.next += count as u64;
+                    self.next_request += count as u64;
                     self.unwritten -= count;
                     self.partial = 0;
                 }
                 Ok(written) => self.partial += written,
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}
-                // What the server said before it went is still to be read.
-                Err(Errno::PIPE | Errno::CONNRESET) => return self.read_to_the_end(),
-                Err(error) => return Err(Fault::system("write to the server")(error)),
+                // The server's last message may still be unread.
+                Err(Errno::PIPE | Errno::CONNRESET) => return self.read_last_message(),
+                Err(error) => return Err(LoadError::system("write to the server")(error)),
             }
         }
         Ok(())
     }
 
-    /// Reads what has arrived; with `wait`, until something has or the socket's timeout passes.
+    /// Reads what has arrived; with `wait`, blocks until something arrives or the socket's timeout
+    /// passes. Returns whether anything was read.
     ///
     /// # Errors
-    /// When the server ends the connection.
-    pub(super) fn read(&mut self, wait: bool) -> Result<Arrival, Fault> {
+    /// When the server has closed the connection, or the system call fails.
+    pub(crate) fn read(&mut self, wait: bool) -> Result<bool, LoadError> {
         let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
         match recv(&self.stream, &mut self.input[self.filled..], flags) {
-            Ok((_, 0)) | Err(Errno::CONNRESET) => Err(Fault::Ended { unanswered: self.unanswered }),
+            Ok((_, 0)) | Err(Errno::CONNRESET) => Err(LoadError::Closed { unanswered: self.in_flight }),
             Ok((_, count)) => {
                 self.filled += count;
-                self.received += count as u64;
-                Ok(Arrival::Bytes)
+                self.bytes_received += count as u64;
+                Ok(true)
             }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(Arrival::Nothing),
-            Err(error) => Err(Fault::system("read from the server")(error)),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(error) => Err(LoadError::system("read from the server")(error)),
         }
     }
 
-    /// Takes the answers that have arrived whole, as of `now`; returns how many.
+    /// Parses the complete answers received, and records them at time `now`. Returns their number.
     ///
     /// # Errors
     /// When the bytes are not the answers that are due.
-    pub(super) fn take(
+    pub(crate) fn parse_answers(
         &mut self,
         now: u64,
         tally: &mut Tally,
-        latency: &mut Latency,
-    ) -> Result<usize, Fault> {
-        let (mut at, mut taken) = (0, 0);
+        latency: &mut LatencyHistogram,
+    ) -> Result<usize, LoadError> {
+        let (mut at, mut parsed) = (0, 0);
         while at < self.filled {
-            if taken == self.unanswered {
-                return Err(Fault::Broken("there are more answers than requests".into()));
+            if parsed == self.in_flight {
+                return Err(LoadError::Protocol("there are more answers than requests".into()));
             }
-            // Of each arrival, the first is looked at closely; at one request at a time, that is each.
+            // Only the first answer of each read is checked in full. At depth 1, that is every
+            // answer.
+            let is_full_check = parsed == 0;
             let input = &self.input[at..self.filled];
-            match self.target.answer(input, self.due, taken == 0, tally)? {
+            match self.target.parse_answer(input, self.next_answer, is_full_check, tally)? {
                 Some(size) => at += size,
                 None => break,
             }
-            self.due = self.target.ring().after(self.due);
-            taken += 1;
+            self.next_answer = self.target.ring().following(self.next_answer);
+            parsed += 1;
         }
         if at == 0 && self.filled == self.input.len() {
-            return Err(Fault::Broken(format!("an answer is longer than {INPUT} bytes")));
+            return Err(LoadError::Protocol(format!("an answer is longer than {INPUT_BYTES} bytes")));
         }
         self.input.copy_within(at..self.filled, 0);
         self.filled -= at;
-        self.unanswered -= taken;
-        self.record(taken, now, latency);
-        Ok(taken)
+        self.in_flight -= parsed;
+        self.record_latency(parsed, now, latency);
+        Ok(parsed)
     }
 
-    /// Answers come in order: the oldest requests are the ones that were answered.
-    fn record(&mut self, mut answers: usize, now: u64, latency: &mut Latency) {
+    /// Records the latency of `answers` answers. They belong to the oldest requests, because
+    /// answers arrive in order.
+    fn record_latency(&mut self, mut answers: usize, now: u64, latency: &mut LatencyHistogram) {
         while answers > 0 {
-            let Some((asked, count)) = self.asked.front_mut() else {
+            let Some((issued, count)) = self.issued.front_mut() else {
                 return;
             };
             let part = answers.min(*count);
-            latency.record(now.saturating_sub(*asked), part as u64);
+            latency.record(now.saturating_sub(*issued), part as u64);
             answers -= part;
             *count -= part;
             if *count == 0 {
-                self.asked.pop_front();
+                self.issued.pop_front();
             }
         }
     }
 
-    /// The server has gone; what it said last may say why.
-    fn read_to_the_end(&mut self) -> Result<(), Fault> {
+    /// Reads to the end of the stream after a failed write: the server's last message may say why
+    /// it closed the connection.
+    fn read_last_message(&mut self) -> Result<(), LoadError> {
         loop {
             self.read(false)?;
-            let taken = self.take(0, &mut Tally::default(), &mut Latency::new()?)?;
-            if taken == 0 {
-                return Err(Fault::Ended { unanswered: self.unanswered });
+            let parsed = self.parse_answers(0, &mut Tally::default(), &mut LatencyHistogram::new()?)?;
+            if parsed == 0 {
+                return Err(LoadError::Closed { unanswered: self.in_flight });
             }
         }
     }
@@ -201,26 +197,26 @@ impl<'a> Connection<'a> {
 mod tests {
     use std::io::{Read, Write};
 
-    use super::super::ring::Ring;
-    use super::super::target::Echo;
     use super::*;
+    use crate::ring::Ring;
+    use crate::target::Echo;
 
     fn echo() -> Echo {
-        Echo::new(Ring::new(3, |number, out| out.extend([number as u8; 48])).expect("three"), 10)
+        Echo::new(Ring::new(3, |number, out| out.extend([number as u8; 48])).expect("three requests"), 10)
     }
 
     fn pair(target: &Echo) -> (Connection<'_>, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().expect("a pair");
-        (Connection::new(target, ours, 1), theirs)
+        let (client, server) = UnixStream::pair().expect("a socket pair");
+        (Connection::new(target, client, 1), server)
     }
 
     #[test]
-    fn requests_go_round_the_ring_in_order() {
+    fn requests_are_written_in_ring_order() {
         let target = echo();
         let (mut connection, mut server) = pair(&target);
-        connection.admit(4, 0);
-        connection.write().expect("written");
-        assert!(!connection.is_behind());
+        connection.issue(4, 0);
+        connection.write().expect("the socket has room");
+        assert!(!connection.has_unwritten());
         let mut requests = [0; 4 * 48];
         server.read_exact(&mut requests).expect("four requests");
         let first_bytes: Vec<u8> = requests.chunks(48).map(|request| request[0]).collect();
@@ -228,59 +224,64 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_full_is_written_on_later_from_the_same_byte() {
+    fn write_to_a_full_socket_continues_at_the_same_byte() {
+        const REQUESTS: usize = 20_000;
         let target = echo();
         let (mut connection, mut server) = pair(&target);
-        const MANY: usize = 20_000;
-        connection.admit(MANY, 0);
-        connection.write().expect("as much as fits");
-        assert!(connection.is_behind(), "960 KB fit into a socket?");
+        connection.issue(REQUESTS, 0);
+        connection.write().expect("the socket takes a part");
+        assert!(connection.has_unwritten(), "a socket does not hold 960 KB");
         let mut requests = Vec::new();
         let mut chunk = [0; 1 << 16];
-        while requests.len() < MANY * 48 {
+        while requests.len() < REQUESTS * 48 {
             let count = server.read(&mut chunk).expect("requests");
             requests.extend_from_slice(&chunk[..count]);
-            connection.write().expect("as much as fits");
+            connection.write().expect("the socket takes a part");
         }
-        assert!(!connection.is_behind());
+        assert!(!connection.has_unwritten());
         for (number, request) in requests.chunks(48).enumerate() {
             assert_eq!(request, [((number + 1) % 3) as u8; 48]);
         }
     }
 
     #[test]
-    fn latency_is_counted_from_the_moment_of_admission() {
+    fn latency_counts_from_the_time_of_issue() {
         let target = echo();
         let (mut connection, mut server) = pair(&target);
-        connection.admit(2, 100);
-        connection.admit(1, 500);
-        let (mut tally, mut latency) = (Tally::default(), Latency::new().expect("memory"));
-        assert_eq!(connection.read(false).expect("nothing yet"), Arrival::Nothing);
-        // Two answers and a half.
-        server.write_all(&[0; 25]).expect("written");
-        assert_eq!(connection.read(true).expect("something"), Arrival::Bytes);
-        assert_eq!(connection.take(600, &mut tally, &mut latency).expect("answers"), 2);
-        assert_eq!((connection.unanswered(), latency.count(), latency.percentiles().max), (1, 2, 500));
-        server.write_all(&[0; 5]).expect("written");
-        connection.read(true).expect("the rest");
-        assert_eq!(connection.take(600, &mut tally, &mut latency).expect("answers"), 1);
-        assert_eq!((latency.percentiles().min, connection.received()), (100, 30));
+        connection.issue(2, 100);
+        connection.issue(1, 500);
+        let (mut tally, mut latency) = (Tally::default(), LatencyHistogram::new().expect("memory"));
+        assert!(!connection.read(false).expect("nothing has arrived"));
+        // Two and a half answers.
+        server.write_all(&[0; 25]).expect("the socket has room");
+        assert!(connection.read(true).expect("bytes have arrived"));
+        assert_eq!(connection.parse_answers(600, &mut tally, &mut latency).expect("answers"), 2);
+        assert_eq!((connection.in_flight(), latency.count(), latency.percentiles().max), (1, 2, 500));
+        server.write_all(&[0; 5]).expect("the socket has room");
+        connection.read(true).expect("the rest has arrived");
+        assert_eq!(connection.parse_answers(600, &mut tally, &mut latency).expect("answers"), 1);
+        assert_eq!((latency.percentiles().min, connection.bytes_received()), (100, 30));
     }
 
     #[test]
-    fn an_answer_too_many_is_an_error_and_so_is_an_end() {
+    fn surplus_answer_is_an_error() {
         let target = echo();
         let (mut connection, mut server) = pair(&target);
-        connection.admit(1, 0);
-        server.write_all(&[0; 20]).expect("written");
-        connection.read(true).expect("something");
-        let taken = connection.take(0, &mut Tally::default(), &mut Latency::new().expect("memory"));
-        assert!(taken.expect_err("too many").to_string().contains("more answers than requests"));
+        connection.issue(1, 0);
+        server.write_all(&[0; 20]).expect("the socket has room");
+        connection.read(true).expect("bytes have arrived");
+        let (mut tally, mut latency) = (Tally::default(), LatencyHistogram::new().expect("memory"));
+        let error = connection.parse_answers(0, &mut tally, &mut latency).expect_err("two answers to one");
+        assert!(error.to_string().contains("more answers than requests"), "{error}");
+    }
 
+    #[test]
+    fn closed_connection_is_an_error() {
+        let target = echo();
         let (mut connection, server) = pair(&target);
-        connection.admit(1, 0);
+        connection.issue(1, 0);
         drop(server);
-        assert!(matches!(connection.read(true), Err(Fault::Ended { unanswered: 1 })));
-        assert!(matches!(connection.write(), Err(Fault::Ended { .. })));
+        assert!(matches!(connection.read(true), Err(LoadError::Closed { unanswered: 1 })));
+        assert!(matches!(connection.write(), Err(LoadError::Closed { .. })));
     }
 }

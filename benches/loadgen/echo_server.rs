@@ -1,8 +1,8 @@
-//! An echo: what a socket costs by itself, to hold every other server against. For every request's worth of bytes it
-//! writes an answer's worth, all of a read in one write, and decides nothing.
+//! An echo server, which shows what a socket costs by itself. For each request's size in bytes it
+//! writes an answer of fixed size, all answers to one read in one write, and decides nothing.
 //!
-//! With one connection it blocks on it, which is the fewest system calls there can be; with more it waits for all by
-//! epoll. Either way it is one thread that serves, beside one that accepts.
+//! With one connection it blocks on the socket, which takes the fewest system calls; with several
+//! it uses epoll. One thread serves, and another accepts connections.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,28 +17,28 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-/// Bytes read at once: as many as the daemon.
-const INPUT: usize = 32 << 10;
+/// Size of the input buffer: the same as the daemon's.
+const INPUT_BYTES: usize = 32 << 10;
 
-/// How long a new connection may wait for the one that is being served alone.
-const TICK: Duration = Duration::from_millis(5);
+/// Longest wait for one connection before new ones are checked for.
+const MAX_WAIT: Duration = Duration::from_millis(5);
 
-/// Sizes and manners of an echo.
+/// The configuration of an echo server.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Echo {
-    /// Bytes of a request, at least 1.
-    pub(crate) request: usize,
-    /// Bytes of an answer.
-    pub(crate) answer: usize,
+pub(crate) struct EchoServer {
+    /// Size of a request in bytes, at least 1.
+    pub(crate) request_bytes: usize,
+    /// Size of an answer in bytes.
+    pub(crate) answer_bytes: usize,
     /// Whether to spin instead of sleeping.
     pub(crate) busy_poll: bool,
 }
 
-impl Echo {
-    /// Serves at `path` for good.
+impl EchoServer {
+    /// Serves at `path` until the process ends.
     ///
     /// # Errors
-    /// When it cannot listen there.
+    /// When it cannot listen there, or a system call fails.
     pub(crate) fn serve(self, path: &Path) -> io::Result<()> {
         let listener = UnixListener::bind(path)?;
         let (sender, receiver) = channel();
@@ -50,29 +50,34 @@ impl Echo {
 
     fn run(self, new: &Receiver<UnixStream>) -> io::Result<()> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let mut peers = Peers::default();
+        let mut connections = Connections::default();
         let mut buffers = Buffers::new(self);
         loop {
-            // Nothing to serve: nothing to spin for either.
-            if peers.count == 0 {
+            // Without a connection there is nothing to spin for.
+            if connections.count == 0 {
                 match new.recv() {
-                    Ok(stream) => peers.add(stream, &epoll)?,
+                    Ok(stream) => connections.add(stream, &epoll)?,
                     Err(_) => return Ok(()),
                 }
             }
             while let Ok(stream) = new.try_recv() {
-                peers.add(stream, &epoll)?;
+                connections.add(stream, &epoll)?;
             }
-            if peers.count == 1 {
-                peers.serve_only(&mut buffers, !self.busy_poll);
+            if connections.count == 1 {
+                connections.serve_only(&mut buffers, !self.busy_poll);
             } else {
-                self.serve_many(&mut peers, &epoll, &mut buffers)?;
+                self.serve_many(&mut connections, &epoll, &mut buffers)?;
             }
         }
     }
 
-    fn serve_many(self, peers: &mut Peers, epoll: &OwnedFd, buffers: &mut Buffers) -> io::Result<()> {
-        let nanoseconds = if self.busy_poll { 0 } else { TICK.subsec_nanos() };
+    fn serve_many(
+        self,
+        connections: &mut Connections,
+        epoll: &OwnedFd,
+        buffers: &mut Buffers,
+    ) -> io::Result<()> {
+        let nanoseconds = if self.busy_poll { 0 } else { MAX_WAIT.subsec_nanos() };
         let timeout = Timespec { tv_sec: 0, tv_nsec: nanoseconds.into() };
         match epoll::wait(epoll, spare_capacity(&mut buffers.events), Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -80,7 +85,7 @@ impl Echo {
         }
         let mut events = std::mem::take(&mut buffers.events);
         for event in events.drain(..) {
-            peers.serve(event.data.u64() as usize, buffers, false);
+            connections.serve(event.data.u64() as usize, buffers, false);
         }
         buffers.events = events;
         Ok(())
@@ -90,7 +95,7 @@ impl Echo {
 fn accept(listener: &UnixListener, server: &Sender<UnixStream>) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(TICK))?;
+        stream.set_read_timeout(Some(MAX_WAIT))?;
         if server.send(stream).is_err() {
             return Ok(());
         }
@@ -98,79 +103,80 @@ fn accept(listener: &UnixListener, server: &Sender<UnixStream>) -> io::Result<()
 }
 
 struct Buffers {
-    echo: Echo,
+    config: EchoServer,
     input: Vec<u8>,
     answers: Vec<u8>,
     events: Vec<epoll::Event>,
 }
 
 impl Buffers {
-    fn new(echo: Echo) -> Self {
-        let answers = vec![0; (INPUT / echo.request + 1) * echo.answer];
-        Self { echo, input: vec![0; INPUT], answers, events: Vec::with_capacity(256) }
+    fn new(config: EchoServer) -> Self {
+        let answers = vec![0; (INPUT_BYTES / config.request_bytes + 1) * config.answer_bytes];
+        Self { config, input: vec![0; INPUT_BYTES], answers, events: Vec::with_capacity(256) }
     }
 }
 
-/// Peers by the number of their descriptor, which is their own for as long as it is open: what one of five thousand costs
-/// must not be the search for it.
+/// Connections by file descriptor, which is unique while it is open. Finding one of five thousand
+/// takes no search.
 #[derive(Default)]
-struct Peers {
-    by_descriptor: Vec<Option<Peer>>,
+struct Connections {
+    by_descriptor: Vec<Option<Connection>>,
     count: usize,
 }
 
-impl Peers {
+impl Connections {
     fn add(&mut self, stream: UnixStream, epoll: &OwnedFd) -> io::Result<()> {
-        let place = stream.as_raw_fd() as usize;
-        epoll::add(epoll, &stream, epoll::EventData::new_u64(place as u64), epoll::EventFlags::IN)?;
-        self.by_descriptor.resize_with(self.by_descriptor.len().max(place + 1), || None);
-        self.by_descriptor[place] = Some(Peer { stream, partial: 0, gone: false });
+        let descriptor = stream.as_raw_fd() as usize;
+        epoll::add(epoll, &stream, epoll::EventData::new_u64(descriptor as u64), epoll::EventFlags::IN)?;
+        self.by_descriptor.resize_with(self.by_descriptor.len().max(descriptor + 1), || None);
+        self.by_descriptor[descriptor] = Some(Connection { stream, partial: 0, is_closed: false });
         self.count += 1;
         Ok(())
     }
 
     fn serve_only(&mut self, buffers: &mut Buffers, wait: bool) {
-        if let Some(place) = self.by_descriptor.iter().position(Option::is_some) {
-            self.serve(place, buffers, wait);
+        if let Some(descriptor) = self.by_descriptor.iter().position(Option::is_some) {
+            self.serve(descriptor, buffers, wait);
         }
     }
 
-    fn serve(&mut self, place: usize, buffers: &mut Buffers, wait: bool) {
-        let Some(Some(peer)) = self.by_descriptor.get_mut(place) else {
+    fn serve(&mut self, descriptor: usize, buffers: &mut Buffers, wait: bool) {
+        let Some(Some(connection)) = self.by_descriptor.get_mut(descriptor) else {
             return;
         };
-        peer.serve(buffers, wait);
-        if peer.gone {
-            self.by_descriptor[place] = None;
+        connection.serve(buffers, wait);
+        if connection.is_closed {
+            self.by_descriptor[descriptor] = None;
             self.count -= 1;
-            // The descriptors in front are few.
+            // Descriptors are assigned from 0, so the vector stays short.
             let used = self.by_descriptor.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
             self.by_descriptor.truncate(used);
         }
     }
 }
 
-struct Peer {
+struct Connection {
     stream: UnixStream,
-    /// Bytes of a request that has not come as a whole.
+    /// Bytes received of an incomplete request.
     partial: usize,
-    gone: bool,
+    is_closed: bool,
 }
 
-impl Peer {
-    /// One read and one write. A peer that ends or fails is gone, and nobody else notices.
+impl Connection {
+    /// Reads once and writes once. An error closes this connection and does not affect the others.
     fn serve(&mut self, buffers: &mut Buffers, wait: bool) {
         let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
         match recv(&self.stream, buffers.input.as_mut_slice(), flags) {
-            Ok((_, 0)) => self.gone = true,
+            Ok((_, 0)) => self.is_closed = true,
             Ok((_, count)) => {
-                let Echo { request, answer, .. } = buffers.echo;
+                let EchoServer { request_bytes, answer_bytes, .. } = buffers.config;
                 let bytes = self.partial + count;
-                self.partial = bytes % request;
-                self.gone = self.write(&buffers.answers[..bytes / request * answer]).is_err();
+                self.partial = bytes % request_bytes;
+                self.is_closed =
+                    self.write(&buffers.answers[..bytes / request_bytes * answer_bytes]).is_err();
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.gone = true,
+            Err(_) => self.is_closed = true,
         }
     }
 

@@ -1,15 +1,15 @@
-//! The exit codes, and which failure has which.
+//! The exit codes, and the code of each failure.
 
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use crate::fault::Fault;
+use crate::error::LoadError;
 
 /// Why the process ends without a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
-    /// The load could not be carried out on this side.
+    /// The load failed on the client's side.
     Failed = 1,
     /// The arguments or the key file are wrong.
     Usage = 2,
@@ -23,7 +23,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Ends the command. The message never holds a key.
+/// Ends the program with a message. The message never contains a key.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
@@ -36,17 +36,17 @@ impl Failure {
     }
 }
 
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
-        let exit = match &fault {
-            Fault::Unfit(_) => Exit::Usage,
-            Fault::System { .. } => Exit::Failed,
-            Fault::Connect { .. }
-            | Fault::Refused(_)
-            | Fault::Broken(_)
-            | Fault::Ended { .. }
-            | Fault::Stalled(_) => Exit::Unreachable,
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        let exit = match &error {
+            LoadError::InvalidOptions(_) => Exit::Usage,
+            LoadError::System { .. } => Exit::Failed,
+            LoadError::Connect { .. }
+            | LoadError::Refused(_)
+            | LoadError::Protocol(_)
+            | LoadError::Closed { .. }
+            | LoadError::Stalled(_) => Exit::Unreachable,
         };
-        Self::new(exit, fault)
+        Self::new(exit, error)
     }
 }

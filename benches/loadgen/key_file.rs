@@ -1,4 +1,4 @@
-//! Keys for a load: raw ones, one a line, or their SHA-256 out of a list or an export.
+//! Reads the keys of a load: raw keys, one a line, or SHA-256 digests from a list or an export.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -16,13 +16,14 @@ use keyward_engine::record::{Digest, Quoted};
 use keyward_engine::snapshot::compiled;
 use keyward_source::{self as source, ColumnMapping, Diagnostics, Field, Format};
 
-/// Bytes read at once.
-const BUFFER: usize = 1 << 20;
+/// Size of the read buffer.
+const BUFFER_BYTES: usize = 1 << 20;
 
-/// Digits of a SHA-256.
+/// Hex digits of a SHA-256.
 const DIGITS: usize = 2 * size_of::<Digest>();
 
-/// Reads raw keys, one a line; empty lines are none. With `raw` they are kept as they are, otherwise hashed at once.
+/// Reads raw keys, one a line; empty lines are ignored. With `raw` they are kept as they are;
+/// otherwise they are hashed at once.
 pub(crate) fn read_keys(path: &Path, raw: bool) -> Result<Keys, Failure> {
     let mut text = Zeroizing::new(Vec::new());
     open("--keys", path)?.read_to_end(&mut text).map_err(|error| {
@@ -31,66 +32,76 @@ pub(crate) fn read_keys(path: &Path, raw: bool) -> Result<Keys, Failure> {
     let (mut keys, mut digests) = (Keys::default(), Vec::new());
     for line in text.split(|byte| *byte == b'\n') {
         let key = line.strip_suffix(b"\r").unwrap_or(line);
-        match (key.is_empty(), raw) {
-            (true, _) => {}
-            (false, true) => keys.add_raw(key),
-            (false, false) => digests.push(key_format::hash(key)),
+        if key.is_empty() {
+            continue;
+        }
+        if raw {
+            keys.add_raw(key);
+        } else {
+            digests.push(key_format::hash(key));
         }
     }
     let keys = if raw { keys } else { Keys::digests(digests) };
-    some("--keys", path, keys)
+    require_keys("--keys", path, keys)
 }
 
-/// Reads digests: 64 hex digits a line, or the `key_hash` of an export in CSV or JSON Lines.
+/// Reads digests: 64 hex digits a line, or the column `key_hash` of an export in CSV or JSON Lines.
 pub(crate) fn read_digests(path: &Path) -> Result<Keys, Failure> {
-    let mut input = BufReader::with_capacity(BUFFER, open("--digests", path)?);
-    let unreadable = |error| wrong(path, format_args!("cannot be read: {error}"));
+    let mut input = BufReader::with_capacity(BUFFER_BYTES, open("--digests", path)?);
+    let unreadable = |error| digests_failure(path, format_args!("cannot be read: {error}"));
     let head = input.fill_buf().map_err(unreadable)?;
     if compiled::has_magic(head) {
         let message =
             "a compiled snapshot has no digests to be read here: give the export that it was made of";
-        return Err(wrong(path, message));
+        return Err(digests_failure(path, message));
     }
     let first = head.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
-    let digests = if digest(first).is_some() {
-        list(&mut input, path)?
+    let digests = if parse_digest(first).is_some() {
+        read_list(&mut input, path)?
     } else {
         let format = match Format::from_path(path) {
             Ok(Format::JsonLines) => Format::JsonLines,
             _ => Format::Csv,
         };
         let header = String::from_utf8_lossy(first).into_owned();
-        export(input, format, &header, path)?
+        read_export(input, format, &header, path)?
     };
-    some("--digests", path, Keys::digests(digests))
+    require_keys("--digests", path, Keys::digests(digests))
 }
 
-fn list(input: &mut impl BufRead, path: &Path) -> Result<Vec<Digest>, Failure> {
+fn read_list(input: &mut impl BufRead, path: &Path) -> Result<Vec<Digest>, Failure> {
     let (mut digests, mut line, mut number) = (Vec::new(), Vec::new(), 0_u64);
     loop {
         line.clear();
         number += 1;
         let read = input.read_until(b'\n', &mut line);
-        if read.map_err(|error| wrong(path, format_args!("cannot be read: {error}")))? == 0 {
+        if read.map_err(|error| digests_failure(path, format_args!("cannot be read: {error}")))? == 0 {
             return Ok(digests);
         }
         match line.trim_ascii_end() {
             [] => {}
-            text => digests.push(digest(text).ok_or_else(|| {
-                wrong(path, format_args!("line {number} is not a SHA-256 in {DIGITS} hex digits"))
+            text => digests.push(parse_digest(text).ok_or_else(|| {
+                digests_failure(path, format_args!("line {number} is not a SHA-256 in {DIGITS} hex digits"))
             })?),
         }
     }
 }
 
-/// What an export says besides has to be in order, too; columns of other people's are passed over.
-fn export(input: impl BufRead, format: Format, header: &str, path: &Path) -> Result<Vec<Digest>, Failure> {
-    let others: Vec<Arc<str>> = match format {
+/// Reads the digests of an export. Its other columns must be valid too; columns that keyward does
+/// not know are ignored.
+fn read_export(
+    input: impl BufRead,
+    format: Format,
+    header: &str,
+    path: &Path,
+) -> Result<Vec<Digest>, Failure> {
+    let columns: Vec<Arc<str>> = match format {
         Format::Csv => header.split(',').map(|name| name.trim_matches('"')).map(Arc::from).collect(),
         Format::JsonLines | Format::Compiled => Vec::new(),
     };
-    let others = others.into_iter().filter(|name| Field::from_name(name).is_none()).collect();
-    let mapping = ColumnMapping::new(&BTreeMap::new(), others).map_err(|error| wrong(path, error))?;
+    let unknown = columns.into_iter().filter(|name| Field::from_name(name).is_none()).collect();
+    let mapping =
+        ColumnMapping::new(&BTreeMap::new(), unknown).map_err(|error| digests_failure(path, error))?;
     let mut digests = Vec::new();
     let mut diagnostics = Diagnostics::new(path.display().to_string());
     let mut sink = |_, record: &keyward_engine::record::KeyRecord<'_>| {
@@ -98,25 +109,23 @@ fn export(input: impl BufRead, format: Format, header: &str, path: &Path) -> Res
         Ok(())
     };
     source::read(input, format, &mapping, &mut sink, &mut diagnostics)
-        .map_err(|error| wrong(path, format_args!("cannot be read: {error}")))?;
-    match diagnostics.is_empty() {
-        true => Ok(digests),
-        false => Err(Failure::new(
-            Exit::Usage,
-            format_args!(
-                "--digests: neither digests, {DIGITS} hex digits a line, nor an export:\n{diagnostics}"
-            ),
-        )),
+        .map_err(|error| digests_failure(path, format_args!("cannot be read: {error}")))?;
+    if !diagnostics.is_empty() {
+        let message = format_args!(
+            "--digests: neither digests, {DIGITS} hex digits a line, nor an export:\n{diagnostics}"
+        );
+        return Err(Failure::new(Exit::Usage, message));
     }
+    Ok(digests)
 }
 
-fn digest(text: &[u8]) -> Option<Digest> {
+fn parse_digest(text: &[u8]) -> Option<Digest> {
     const_hex::decode_to_array(text).ok().filter(|_| text.len() == DIGITS)
 }
 
 fn open(option: &str, path: &Path) -> Result<File, Failure> {
     File::open(path).map_err(|error| {
-        // A key that was given in the place of a path is not repeated.
+        // The path may be a key, given by mistake. It must not be printed.
         let name = match path.to_str() {
             Some(name) if !Quoted(name).may_be_key() => name,
             _ => "it",
@@ -125,14 +134,14 @@ fn open(option: &str, path: &Path) -> Result<File, Failure> {
     })
 }
 
-fn some(option: &str, path: &Path, keys: Keys) -> Result<Keys, Failure> {
-    match keys.is_empty() {
-        true => Err(Failure::new(Exit::Usage, format_args!("{option}: {}: no keys in it", path.display()))),
-        false => Ok(keys),
+fn require_keys(option: &str, path: &Path, keys: Keys) -> Result<Keys, Failure> {
+    if keys.is_empty() {
+        return Err(Failure::new(Exit::Usage, format_args!("{option}: {}: no keys in it", path.display())));
     }
+    Ok(keys)
 }
 
-fn wrong(path: &Path, message: impl Display) -> Failure {
+fn digests_failure(path: &Path, message: impl Display) -> Failure {
     Failure::new(Exit::Usage, format_args!("--digests: {}: {message}", path.display()))
 }
 
@@ -143,10 +152,14 @@ mod tests {
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
-    fn with<T>(name: &str, text: &str, read: impl FnOnce(&Path) -> Result<T, Failure>) -> Result<T, String> {
+    fn read_file<T>(
+        name: &str,
+        text: &str,
+        read: impl FnOnce(&Path) -> Result<T, Failure>,
+    ) -> Result<T, String> {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(name);
-        std::fs::write(&path, text).expect("writes");
+        std::fs::write(&path, text).expect("the file is written");
         read(&path).map_err(|failure| {
             assert_eq!(failure.exit, Exit::Usage);
             failure.message
@@ -154,11 +167,11 @@ mod tests {
     }
 
     fn count(name: &str, text: &str) -> Result<usize, String> {
-        with(name, text, read_digests).map(|keys| keys.len())
+        read_file(name, text, read_digests).map(|keys| keys.len())
     }
 
     #[test]
-    fn digests_come_as_a_list_or_in_an_export() {
+    fn digests_are_read_from_a_list_or_an_export() {
         assert_eq!(count("list", &format!("{A}\n{B}\r\n\n")), Ok(2));
         assert_eq!(count("keys.csv", &format!("key_hash,key_id,theirs\n{A},k1,x\n{B},k2,y\n")), Ok(2));
         assert_eq!(count("no.extension", &format!("key_hash,key_id\n{A},k1\n")), Ok(1));
@@ -167,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_has_its_place() {
+    fn invalid_file_is_refused_with_the_position() {
         let error = count("list", &format!("{A}\nbb\n")).expect_err("short");
         assert!(error.ends_with("line 2 is not a SHA-256 in 64 hex digits"), "{error}");
         let error = count("keys.csv", "key_id\nk1\n").expect_err("no hashes");
@@ -177,12 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn raw_keys_are_hashed_unless_they_are_wanted() {
+    fn raw_keys_are_kept_or_hashed() {
         for raw in [false, true] {
-            let keys = with("keys", "one\ntwo\n\nthree", |path| read_keys(path, raw)).expect("keys");
+            let keys = read_file("keys", "one\ntwo\n\nthree", |path| read_keys(path, raw)).expect("keys");
             assert_eq!(keys.len(), 3);
         }
-        assert!(with("keys", "\n", |path| read_keys(path, false)).err().expect("none").contains("no keys"));
+        assert!(
+            read_file("keys", "\n", |path| read_keys(path, false)).err().expect("none").contains("no keys")
+        );
         let failure = read_keys(Path::new("acme_live_0123456789_secret_key"), false).err().expect("no file");
         assert!(!failure.message.contains("secret"), "{}", failure.message);
     }

@@ -1,97 +1,100 @@
-//! How long answers took: an HDR histogram of nanoseconds, and what is read off it.
+//! The latencies of a load: an HDR histogram in nanoseconds, its percentiles, and its rows for a
+//! chart.
 
 use std::io;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::fault::Fault;
+use crate::error::LoadError;
 
-/// Longest time that is told from longer ones: an hour.
-const LONGEST: u64 = 3_600_000_000_000;
+/// The largest latency that is recorded exactly: an hour.
+const MAX_NANOSECONDS: u64 = 3_600_000_000_000;
 
-/// Significant digits of a time: within 0.1 %.
+/// Significant digits of a latency: its error is within 0.1 %.
 const DIGITS: u8 = 3;
 
-/// Rows of a drawing, at most: what fits on a terminal with the rest of the report.
+/// Most rows of a chart: with the rest of the report, they fit on a terminal.
 const MAX_ROWS: usize = 20;
 
-/// How much longer each row's times may be than the row's before, as powers of 2: the smallest that leaves no more than
-/// [`MAX_ROWS`] is taken, and the last always does (2^64 is longer than everything).
-const STEPS: [f64; 7] = [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
+/// Possible ratios between the latencies of successive rows, as powers of 2. The smallest one that
+/// needs at most [`MAX_ROWS`] rows is used. The last one always does, because latencies are below
+/// 2^64.
+const ROW_STEPS: [f64; 7] = [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
 
-/// Times between a request and its answer.
+/// A histogram of latencies.
 #[derive(Clone, Debug)]
-pub(crate) struct Latency(Histogram<u64>);
+pub(crate) struct LatencyHistogram(Histogram<u64>);
 
-/// What people ask of a latency, in nanoseconds.
+/// Statistics of a histogram, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Percentiles {
-    /// Shortest.
+    /// Minimum.
     pub(crate) min: u64,
-    /// Half were not longer.
-    pub p50: u64,
-    /// 90 % were not longer.
-    pub p90: u64,
-    /// 99 % were not longer.
-    pub p99: u64,
-    /// 99.9 % were not longer.
-    pub p99_9: u64,
-    /// Longest.
+    /// Median.
+    pub(crate) p50: u64,
+    /// 90th percentile.
+    pub(crate) p90: u64,
+    /// 99th percentile.
+    pub(crate) p99: u64,
+    /// 99.9th percentile.
+    pub(crate) p99_9: u64,
+    /// Maximum.
     pub(crate) max: u64,
-    /// Average.
+    /// Mean.
     pub(crate) mean: f64,
 }
 
-/// A row of a drawing: so many answers took at least `from` and less than the next row's.
+/// A row of a chart: answers that took at least `from`, and less than `from` of the next row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Row {
-    /// Nanoseconds.
+    /// Lower bound in nanoseconds.
     pub(crate) from: f64,
-    /// How many.
+    /// Number of answers.
     pub(crate) count: u64,
 }
 
-impl Latency {
-    /// No times yet.
+impl LatencyHistogram {
+    /// An empty histogram.
     ///
     /// # Errors
-    /// When there is no memory for it.
-    pub(crate) fn new() -> Result<Self, Fault> {
-        Histogram::new_with_bounds(1, LONGEST, DIGITS)
+    /// When it cannot be allocated.
+    pub(crate) fn new() -> Result<Self, LoadError> {
+        Histogram::new_with_bounds(1, MAX_NANOSECONDS, DIGITS)
             .map(Self)
-            .map_err(|error| Fault::system("make a histogram")(io::Error::other(error)))
+            .map_err(|error| LoadError::system("make a histogram")(io::Error::other(error)))
     }
 
-    /// `count` answers took `nanoseconds`.
+    /// Records that `count` answers took `nanoseconds` each.
     pub(crate) fn record(&mut self, nanoseconds: u64, count: u64) {
         self.0.saturating_record_n(nanoseconds, count);
     }
 
-    /// Forgets all.
+    /// Removes all latencies.
     pub(crate) fn clear(&mut self) {
         self.0.reset();
     }
 
-    /// Adds the times of another, which has the same bounds.
+    /// Adds the latencies of another histogram.
     pub(crate) fn add(&mut self, other: &Self) {
-        // Only bounds that differ could be refused.
-        let _same_bounds = self.0.add(&other.0);
+        // It fails only if the bounds differ, and they are the same.
+        let _ = self.0.add(&other.0);
     }
 
-    /// How many.
+    /// Number of latencies.
     pub(crate) fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// Where they lie; all 0 where there are none.
+    /// The statistics; all 0 if the histogram is empty.
     pub(crate) fn percentiles(&self) -> Percentiles {
         let at = |quantile| self.0.value_at_quantile(quantile);
         let (min, max, mean) = (self.0.min(), self.0.max(), self.0.mean());
         Percentiles { min, p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max, mean }
     }
 
-    /// Every bucket that has something in it: the longest time in it (nanoseconds), and how many.
+    /// The buckets that are not empty: the largest latency in nanoseconds, and the number of
+    /// answers.
     pub(crate) fn buckets(&self) -> Vec<(u64, u64)> {
         self.0
             .iter_recorded()
@@ -99,11 +102,11 @@ impl Latency {
             .collect()
     }
 
-    /// The same in few rows, each longer than the one before by the same factor. Rows with nothing in them are left out
-    /// where there are several in a row.
+    /// The histogram in at most [`MAX_ROWS`] rows, whose latencies grow by a constant factor.
+    /// Consecutive empty rows are combined into one.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        for step in STEPS {
+        for step in ROW_STEPS {
             rows = self.rows_by(step);
             if rows.len() <= MAX_ROWS {
                 break;
@@ -120,7 +123,7 @@ impl Latency {
             match rows.last_mut() {
                 Some((last, sum)) if *last == row => *sum += count,
                 last => {
-                    // One empty row stands for any number of them.
+                    // One empty row replaces any number of them.
                     if last.is_some_and(|(last, _)| *last + 1 < row) {
                         rows.push((row - 1, 0));
                     }
@@ -136,8 +139,8 @@ impl Latency {
 mod tests {
     use super::*;
 
-    fn latency(times: &[(u64, u64)]) -> Latency {
-        let mut latency = Latency::new().expect("memory");
+    fn histogram(times: &[(u64, u64)]) -> LatencyHistogram {
+        let mut latency = LatencyHistogram::new().expect("memory");
         for (time, count) in times {
             latency.record(*time, *count);
         }
@@ -145,8 +148,8 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_within_a_thousandth() {
-        let mut latency = latency(&[]);
+    fn percentiles_are_accurate_to_a_thousandth() {
+        let mut latency = histogram(&[]);
         (1..=10_000).for_each(|time| latency.record(time * 1_000, 1));
         let found = latency.percentiles();
         for (found, exact) in [
@@ -163,35 +166,35 @@ mod tests {
     }
 
     #[test]
-    fn a_time_beyond_all_bounds_is_counted_as_the_longest() {
-        assert_eq!(latency(&[(u64::MAX, 1)]).count(), 1);
-        assert_eq!(latency(&[]).percentiles().max, 0);
+    fn latency_over_the_maximum_is_counted() {
+        assert_eq!(histogram(&[(u64::MAX, 1)]).count(), 1);
+        assert_eq!(histogram(&[]).percentiles().max, 0);
     }
 
     #[test]
-    fn two_histograms_add_up() {
-        let mut sum = latency(&[(1_000, 2)]);
-        sum.add(&latency(&[(1_000, 3), (9_000, 1)]));
+    fn sum_of_histograms_has_the_latencies_of_both() {
+        let mut sum = histogram(&[(1_000, 2)]);
+        sum.add(&histogram(&[(1_000, 3), (9_000, 1)]));
         assert_eq!(sum.buckets().iter().map(|(_, count)| count).collect::<Vec<_>>(), [&5, &1]);
         sum.clear();
         assert_eq!((sum.count(), sum.buckets().len(), sum.rows().len()), (0, 0, 0));
     }
 
     #[test]
-    fn few_rows_hold_all_however_far_apart_the_times_are() {
+    fn rows_are_few_and_contain_every_latency() {
         for times in [
             &[(5_000, 1)][..],
             &[(5_000, 1), (5_100, 5), (6_000, 2)],
-            &[(1, 1), (10, 1), (1_000, 7), (50_000, 1), (1_000_000, 1), (LONGEST, 1)],
+            &[(1, 1), (10, 1), (1_000, 7), (50_000, 1), (1_000_000, 1), (MAX_NANOSECONDS, 1)],
         ] {
-            let rows = latency(times).rows();
+            let rows = histogram(times).rows();
             assert!((1..=MAX_ROWS).contains(&rows.len()), "{rows:?}");
             let total: u64 = times.iter().map(|(_, count)| count).sum();
             assert_eq!(rows.iter().map(|row| row.count).sum::<u64>(), total);
             assert!(rows.windows(2).all(|pair| pair[0].from < pair[1].from), "{rows:?}");
             assert!(rows[0].from <= times[0].0 as f64, "{rows:?}");
         }
-        let many = latency(&(0..40).map(|power| (1 << power, 1)).collect::<Vec<_>>());
+        let many = histogram(&(0..40).map(|power| (1 << power, 1)).collect::<Vec<_>>());
         assert!(many.rows().len() <= MAX_ROWS, "{}", many.rows().len());
     }
 }

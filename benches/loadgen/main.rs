@@ -8,12 +8,13 @@
 //! key file ─▶ ring of encoded requests ─▶ connection ─▶ socket
 //!                                          ▲  │
 //!                              schedule ───┤  └─▶ target: one answer ─▶ tally, latency ─▶ report
-//!                                        drive
+//!                                       driver
 //! ```
 //!
 //! The client costs as little as it can, and the same for every target: requests are encoded in
-//! advance ([`ring`]), sockets are blocking, and one thread can drive many connections. The cost that
-//! remains is measured by loading the echo server ([`echo_server`]): it is the cost of the socket.
+//! advance ([`ring`]), sockets are blocking, and one thread can drive many connections. The cost
+//! that remains is measured by loading the echo server ([`echo_server`]): it is the cost of the
+//! socket.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -21,10 +22,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod connection;
-mod drive;
+mod driver;
 mod echo_server;
+mod error;
 mod exit;
-mod fault;
 mod key_file;
 mod keys;
 mod latency;

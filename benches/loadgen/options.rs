@@ -1,4 +1,4 @@
-//! `keyward-bench`: the options of a load, and what is printed of it. [`crate`] carries it out.
+//! The command-line options, the load that they describe, and the output of its report.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -10,46 +10,47 @@ use clap::{Parser, ValueEnum};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 
-use crate::echo_server;
+use crate::echo_server::EchoServer;
+use crate::error::LoadError;
 use crate::exit::{Exit, Failure};
-use crate::fault::Fault;
 use crate::key_file::{read_digests, read_keys};
 use crate::keys::Keys;
-use crate::load::{self, Load};
+use crate::load::{self, LoadConfig};
 use crate::report::Report;
 use crate::ring::Ring;
-use crate::target::{Echo, Keyward, Memcached, Postgres, Redis, Style, Target};
+use crate::target::{Echo, Keyward, Memcached, Postgres, Redis, Target, VerifyOptions};
 
 /// The daemon's default socket.
 const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
 
-/// Connections, at most: a process seldom has more descriptors.
+/// Most connections: processes rarely may have more descriptors.
 const MAX_CONNECTIONS: i64 = 65_536;
 
-/// Requests on their way on a connection, at most: 3 MB of them.
+/// Most requests in flight on a connection: 3 MB.
 const MAX_DEPTH: i64 = 65_536;
 
-/// Requests a second of an open loop, at most: more than one thread can send.
+/// The highest rate of an open loop, in requests a second: more than a thread can send.
 const MAX_RATE: f64 = 1e8;
 
-/// Descriptors that are needed besides the connections'.
+/// Descriptors needed in addition to those of the connections.
 const OTHER_DESCRIPTORS: u64 = 64;
 
-/// Bytes of an ordinary VERIFY: what the echo takes for a request.
-const REQUEST: usize = 48;
+/// Size of an ordinary VERIFY in bytes, which the echo server uses as the size of a request.
+const REQUEST_BYTES: usize = 48;
 
 const HELP: &str = "\
-Without --rate each connection writes its requests and waits for all their answers before it writes the next (a closed
-loop). With it requests come at a fixed rate whatever the daemon does (an open loop), --depth is how many may wait for
-an answer, and latency counts from when each was due: a pause of the daemon's shows in every request that it held up.
+Without --rate, each connection writes its requests and waits for all answers before it writes the next (a closed
+loop). With --rate, requests are due at a fixed rate whatever the daemon does (an open loop), --depth limits how many
+may wait for an answer, and latency counts from when each was due: a pause of the daemon shows in every request that
+it delayed.
 
-A sleeping client on another processor than the daemon's measures mostly how long the machine takes to wake up. Say
---pin, pin the daemon (taskset -c 1 keyward serve ...), and compare figures of the same pinning only. --busy-poll is
-for two processors: on one, a client that spins keeps the daemon from answering.
+A client that sleeps on another processor than the daemon mostly measures how long the machine takes to wake up. Use
+--pin, pin the daemon too (taskset -c 1 keyward serve ...), and compare only figures of the same pinning. --busy-poll
+needs two processors: on one, a spinning client keeps the daemon from answering.
 
-Charges the keys' limits as any client does; --cost 0 charges nothing.
-The exit code is 0 if the load was carried out, whatever the verdicts; 69 if the daemon failed. Ctrl-C prints what there
-is.
+The load charges the keys' limits like any client; with --cost 0 it charges nothing.
+The exit code is 0 if the load completed, whatever the verdicts, and 69 if the daemon failed. Ctrl-C ends the load and
+prints the figures so far.
 
 Examples:
   keyward-bench --digests keys.csv
@@ -81,27 +82,28 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     warmup: Duration,
 
-    /// Ask about the keys in this file, one a line
+    /// Verify the keys in this file, one a line
     #[arg(long, value_name = "FILE", conflicts_with = "digests")]
     keys: Option<PathBuf>,
 
-    /// Ask about the keys with these SHA-256: 64 hex digits a line, or an export
+    /// Verify the keys with these SHA-256 digests: 64 hex digits a line, or an export
     #[arg(long, value_name = "FILE")]
     digests: Option<PathBuf>,
 
-    /// Send the keys themselves and not their SHA-256, as a daemon with a pepper wants it
+    /// Send the keys themselves instead of their SHA-256, as a daemon with a pepper requires
     #[arg(long, requires = "keys")]
     raw: bool,
 
-    /// Share of the requests that are for those keys; the others are for unknown ones [default: 1, or 0 without keys]
+    /// Share of requests for these keys; the rest are for unknown keys [default: 1, or 0 without
+    /// keys]
     #[arg(long, value_name = "0..1", value_parser = share)]
     hit_rate: Option<f64>,
 
-    /// What each request costs
+    /// Cost of each request
     #[arg(long, value_name = "N", default_value_t = 1)]
     cost: u32,
 
-    /// Requests a second, all connections together, whatever the daemon does (an open loop)
+    /// Requests a second on all connections together, whatever the daemon does (an open loop)
     #[arg(long, value_name = "R", value_parser = rate)]
     rate: Option<f64>,
 
@@ -109,7 +111,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
 
-    /// Processors for these threads, in turn
+    /// Processors to pin the threads to, in turn
     #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
     pin: Vec<usize>,
 
@@ -117,26 +119,26 @@ pub(crate) struct Options {
     #[arg(long)]
     busy_poll: bool,
 
-    /// Print the figures as one JSON object, with the whole histogram
+    /// Print the figures as one JSON object, including the whole histogram
     #[arg(long)]
     json: bool,
 
-    /// What listens at the socket; benches/rivals compares keyward with the others
-    #[arg(long, value_enum, default_value_t = Kind::Keyward, hide = true)]
-    target: Kind,
+    /// Kind of server at the socket; benches/rivals compares keyward with the others
+    #[arg(long, value_enum, default_value_t = TargetKind::Keyward, hide = true)]
+    target: TargetKind,
 
-    /// Bytes of the echo's answers
+    /// Size of the echo server's answers in bytes
     #[arg(long, value_name = "N", default_value_t = 80, hide = true, value_parser = clap::value_parser!(u16).range(1..))]
     answer_size: u16,
 
-    /// Be the echo at --socket
+    /// Run the echo server at --socket
     #[arg(long, hide = true)]
     serve_echo: bool,
 }
 
-/// What can be loaded.
+/// A kind of server.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum Kind {
+enum TargetKind {
     Keyward,
     Echo,
     Redis,
@@ -150,13 +152,13 @@ impl Options {
         if self.serve_echo {
             return self.serve_echo();
         }
-        let load = self.load()?;
+        let config = self.load_config()?;
         let keys = self.keys()?;
         let target = self.target(&keys)?;
-        // What is needed of it is encoded.
+        // The requests are encoded, and the keys no longer needed.
         drop(keys);
-        allow_descriptors(load.connections);
-        let report = until_interrupted(&*target, &load)?;
+        raise_descriptor_limit(config.connections);
+        let report = run_until_interrupted(&*target, &config)?;
         if report.interrupted && report.seconds == 0.0 {
             return Err(Failure::new(Exit::Failed, "interrupted while warming up: nothing was measured"));
         }
@@ -175,12 +177,12 @@ impl Options {
         }
     }
 
-    fn load(&self) -> Result<Load, Failure> {
+    fn load_config(&self) -> Result<LoadConfig, Failure> {
         if self.threads > self.connections {
             let message = format!("--threads {}: more than --connections {}", self.threads, self.connections);
             return Err(Failure::new(Exit::Usage, message));
         }
-        Ok(Load {
+        Ok(LoadConfig {
             socket: self.socket.clone(),
             connections: self.connections as usize,
             depth: self.depth as usize,
@@ -200,7 +202,7 @@ impl Options {
             (None, None) if self.hit_rate.is_some_and(|rate| rate > 0.0) => {
                 Err(Failure::new(Exit::Usage, "--hit-rate: which keys? Give --keys or --digests"))
             }
-            (None, None) if self.target == Kind::Echo => Ok(Keys::default()),
+            (None, None) if self.target == TargetKind::Echo => Ok(Keys::default()),
             (None, None) => {
                 // Without a standard error the note is lost; the report is not.
                 let _ = writeln!(
@@ -215,32 +217,36 @@ impl Options {
     fn target(&self, keys: &Keys) -> Result<Box<dyn Target>, Failure> {
         let hit_rate = self.hit_rate.unwrap_or(1.0);
         let path = self.socket.as_path();
-        let keyward = || Keyward::new(keys, Style { cost: self.cost, raw: self.raw, hit_rate });
+        let keyward = || Keyward::new(keys, VerifyOptions { cost: self.cost, raw: self.raw, hit_rate });
         Ok(match self.target {
-            Kind::Keyward => Box::new(keyward()?),
-            Kind::Echo => {
-                let frame = vec![0; REQUEST];
+            TargetKind::Keyward => Box::new(keyward()?),
+            TargetKind::Echo => {
+                let frame = vec![0; REQUEST_BYTES];
                 let ring = Ring::new(1 << 12, |_, out| out.extend_from_slice(&frame));
-                let ring = ring.map_err(|error| Fault::Unfit(error.to_string()))?;
+                let ring = ring.map_err(|error| LoadError::InvalidOptions(error.to_string()))?;
                 Box::new(Echo::new(ring, usize::from(self.answer_size)))
             }
-            Kind::Redis => Box::new(Redis::get(keys, hit_rate)?),
-            Kind::RedisBucket => Box::new(Redis::bucket(keys, hit_rate, path)?),
-            Kind::Memcached => Box::new(Memcached::new(keys, hit_rate)?),
-            Kind::Postgres => Box::new(Postgres::new(keys, hit_rate)?),
+            TargetKind::Redis => Box::new(Redis::get(keys, hit_rate)?),
+            TargetKind::RedisBucket => Box::new(Redis::bucket(keys, hit_rate, path)?),
+            TargetKind::Memcached => Box::new(Memcached::new(keys, hit_rate)?),
+            TargetKind::Postgres => Box::new(Postgres::new(keys, hit_rate)?),
         })
     }
 
     fn serve_echo(&self) -> Result<(), Failure> {
-        let answer = usize::from(self.answer_size);
-        let echo = echo_server::Echo { request: REQUEST, answer, busy_poll: self.busy_poll };
-        echo.serve(self.socket.as_path())
+        let server = EchoServer {
+            request_bytes: REQUEST_BYTES,
+            answer_bytes: usize::from(self.answer_size),
+            busy_poll: self.busy_poll,
+        };
+        server
+            .serve(self.socket.as_path())
             .map_err(|error| Failure::new(Exit::Failed, format_args!("the echo cannot serve: {error}")))
     }
 }
 
-/// The load has a thread of its own, so that this one can wait for Ctrl-C.
-fn until_interrupted(target: &dyn Target, load: &Load) -> Result<Report, Failure> {
+/// Runs the load on another thread, while this one waits for Ctrl-C.
+fn run_until_interrupted(target: &dyn Target, config: &LoadConfig) -> Result<Report, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
@@ -249,14 +255,14 @@ fn until_interrupted(target: &dyn Target, load: &Load) -> Result<Report, Failure
     thread::scope(|scope| {
         let (done, mut finished) = oneshot::channel::<()>();
         let load = scope.spawn(|| {
-            let report = load::run(target, load, &stop);
+            let report = load::run(target, config, &stop);
             drop(done);
             report
         });
         runtime.block_on(async {
             tokio::select! {
                 _ = &mut finished => {}
-                // Where signals cannot be had, Ctrl-C ends the process as it does any other.
+                // If the signal cannot be handled, Ctrl-C ends the process.
                 Ok(()) = tokio::signal::ctrl_c() => stop.store(true, Ordering::Relaxed),
                 else => {}
             }
@@ -265,9 +271,9 @@ fn until_interrupted(target: &dyn Target, load: &Load) -> Result<Report, Failure
     })
 }
 
-/// Raises the soft limit on descriptors as far as these connections need it. Where it cannot be raised, opening the
-/// connections says so.
-fn allow_descriptors(connections: usize) {
+/// Raises the soft limit on descriptors as far as the connections need. If it cannot be raised far
+/// enough, opening a connection fails with an error.
+fn raise_descriptor_limit(connections: usize) {
     let mut limit = getrlimit(Resource::Nofile);
     let needed = connections as u64 + OTHER_DESCRIPTORS;
     if limit.current.is_some_and(|current| current < needed) {
@@ -276,7 +282,7 @@ fn allow_descriptors(connections: usize) {
     }
 }
 
-/// As in `50ms` or `2s`.
+/// Parses a time such as `50ms` or `2s`, which must not be zero.
 fn positive_time(text: &str) -> Result<Duration, &'static str> {
     match humantime::parse_duration(text) {
         Ok(time) if time.is_zero() => Err("must be longer than 0"),
@@ -304,10 +310,11 @@ mod tests {
         Options::try_parse_from(["keyward-bench"].iter().chain(arguments)).map_err(|error| error.to_string())
     }
 
-    /// The failure of a command that must fail.
+    /// Runs options that must fail.
     fn failure(arguments: &[&str]) -> Failure {
         let mut output = Vec::new();
-        let failure = parse(arguments).expect("good options").run(&mut output).expect_err("a failure");
+        let failure =
+            parse(arguments).expect("the options are valid").run(&mut output).expect_err("a failure");
         assert!(output.is_empty(), "{arguments:?}");
         failure
     }
@@ -318,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn options_make_a_load() {
+    fn options_are_parsed_into_a_load() {
         let options = [
             "--connections",
             "16",
@@ -336,14 +343,14 @@ mod tests {
             "0s",
             "--busy-poll",
         ];
-        let load = parse(&options).expect("good").load().expect("good");
-        assert_eq!((load.connections, load.depth, load.threads), (16, 4, 2));
-        assert_eq!((load.pin, load.rate, load.busy_poll), (vec![0, 1], Some(20_000.0), true));
-        assert_eq!((load.duration, load.warmup), (Duration::from_millis(50), Duration::ZERO));
+        let config = parse(&options).expect("valid options").load_config().expect("a valid load");
+        assert_eq!((config.connections, config.depth, config.threads), (16, 4, 2));
+        assert_eq!((config.pin, config.rate, config.busy_poll), (vec![0, 1], Some(20_000.0), true));
+        assert_eq!((config.duration, config.warmup), (Duration::from_millis(50), Duration::ZERO));
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_options_are_refused() {
         for arguments in [
             &["--connections", "0"][..],
             &["--depth", "0"],
@@ -373,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_daemon_the_exit_code_says_so() {
+    fn unreachable_daemon_has_its_own_exit_code() {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("no.sock");
         let Failure { exit, message } = failure(&["--socket", socket.to_str().expect("UTF-8")]);

@@ -1,5 +1,5 @@
-//! Which processors each side ran on. A figure without that says little: on one core the two sides take turns, on two
-//! they wake each other.
+//! Which processors the client and the server ran on. Figures depend on it: on one core, the two
+//! sides take turns; on two cores, they wake each other.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -11,74 +11,74 @@ use rustix::system::uname;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use serde::Serialize;
 
-use super::fault::Fault;
+use crate::error::LoadError;
 
-/// Where a thread of ours ran.
+/// Where a thread of the client ran.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Seat {
-    /// The processors that it might use.
+pub(crate) struct CpuPlacement {
+    /// The processors that it was allowed to use.
     pub(crate) allowed: Vec<usize>,
-    /// Where it was at the beginning and at the end.
+    /// The processors that it ran on at the start and at the end.
     pub(crate) ran_on: [usize; 2],
 }
 
-impl Seat {
-    /// That of this thread, which begins.
-    pub(crate) fn taken() -> Self {
+impl CpuPlacement {
+    /// The placement of the current thread at its start.
+    pub(crate) fn at_start() -> Self {
         let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
         let allowed = (0..CpuSet::MAX_CPU).filter(|processor| set.is_set(*processor)).collect();
         Self { allowed, ran_on: [sched_getcpu(); 2] }
     }
 
-    /// It ends.
-    pub(crate) fn left(&mut self) {
+    /// Records where the current thread is at its end.
+    pub(crate) fn record_end(&mut self) {
         self.ran_on[1] = sched_getcpu();
     }
 }
 
-/// Keeps this thread on `processor`.
+/// Pins the current thread to `processor`.
 ///
 /// # Errors
-/// When there is no such processor, or it may not be used.
-pub(super) fn pin(processor: usize) -> Result<(), Fault> {
-    let refuse = |error: &str| Fault::Unfit(format!("--pin: processor {processor} {error}"));
+/// When the processor does not exist, or this process may not use it.
+pub(crate) fn pin(processor: usize) -> Result<(), LoadError> {
+    let refuse = |error: &str| LoadError::InvalidOptions(format!("--pin: processor {processor} {error}"));
     if processor >= CpuSet::MAX_CPU {
-        return Err(refuse("is beyond all that Linux can have"));
+        return Err(refuse("is beyond the highest that Linux supports"));
     }
     let mut only = CpuSet::new();
     only.set(processor);
     sched_setaffinity(None, &only).map_err(|error| match error {
-        Errno::INVAL => refuse("is not there, or may not be used by this process"),
+        Errno::INVAL => refuse("does not exist, or this process may not use it"),
         error => refuse(&error.to_string()),
     })
 }
 
-/// The server's process, as the kernel knows it.
+/// The server's process, as /proc shows it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Server {
-    /// Of whoever listened at the socket.
+    /// Process that called listen(2) on the socket.
     pub(crate) pid: i32,
-    /// Its program.
+    /// Name of the program.
     pub(crate) name: String,
-    /// Its threads that did anything meanwhile.
+    /// The threads that ran during the load.
     pub(crate) threads: Vec<ServerThread>,
 }
 
-/// One of its threads.
+/// A thread of the server.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ServerThread {
-    /// What it calls itself.
+    /// Name of the thread.
     pub(crate) name: String,
-    /// The processors that it may use, as in `0-3,8`.
+    /// The processors that it is allowed to use, in the form `0-3,8`.
     pub(crate) allowed: String,
-    /// Where it was before and after.
+    /// The processors that it ran on before and after the load.
     pub(crate) ran_on: [usize; 2],
-    /// How long it ran, in hundredths of a second.
+    /// Processor time during the load, in hundredths of a second.
     pub(crate) ran_for: u64,
 }
 
-/// The server's threads before the load.
-pub(super) struct Before {
+/// A sample of the server's threads, taken before the load.
+pub(crate) struct ServerSample {
     pid: i32,
     threads: Vec<(String, Stat)>,
 }
@@ -90,17 +90,16 @@ struct Stat {
     processor: usize,
 }
 
-/// Looks at the process at the other end. `None` where it cannot be seen: in another container, or another user's.
-///
-/// Under socket activation whoever made the socket is systemd, which is not the daemon: `None` as well.
-pub(super) fn before(stream: &UnixStream) -> Option<Before> {
-    let pid = socket_peercred(stream).ok()?.pid.as_raw_nonzero().get();
-    (pid != 1).then(|| Before { pid, threads: threads(pid) })
-}
+impl ServerSample {
+    /// Samples the process at the other end of `stream`. Returns `None` if it is not visible (it is
+    /// in another container), or if systemd created the socket and the server is unknown.
+    pub(crate) fn take(stream: &UnixStream) -> Option<Self> {
+        let pid = socket_peercred(stream).ok()?.pid.as_raw_nonzero().get();
+        (pid != 1).then(|| Self { pid, threads: threads(pid) })
+    }
 
-impl Before {
-    /// Looks again.
-    pub(super) fn after(self) -> Server {
+    /// Samples the process again, and returns what has happened in between.
+    pub(crate) fn finish(self) -> Server {
         let threads = threads(self.pid).into_iter().filter_map(|(id, after)| {
             let before = self.threads.iter().find(|(other, _)| *other == id).map(|(_, stat)| stat);
             let ran_for = after.ticks.saturating_sub(before.map_or(0, |stat| stat.ticks));
@@ -125,7 +124,8 @@ fn threads(pid: i32) -> Vec<(String, Stat)> {
         .collect()
 }
 
-/// Fields of proc_pid_stat(5): comm is 2, utime 14, stime 15, processor 39. A name may have spaces and brackets.
+/// Parses proc_pid_stat(5): field 2 is comm, 14 utime, 15 stime, 39 processor. A name may contain
+/// spaces and parentheses.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (head, rest) = text.rsplit_once(") ")?;
     let (_, name) = head.split_once('(')?;
@@ -139,20 +139,20 @@ fn allowed(pid: i32, thread: &str) -> String {
     line.unwrap_or_default().trim().to_owned()
 }
 
-/// What all of it ran on.
+/// The machine that the load ran on.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
-    /// As the processor names itself.
+    /// Model name of the processor.
     pub(crate) processor: String,
-    /// How many this process may use.
+    /// Processors that this process may use.
     pub(crate) processors: usize,
-    /// As in `Linux 6.18.1 x86_64`.
+    /// Kernel and architecture, in the form `Linux 6.18.1 x86_64`.
     pub(crate) kernel: String,
 }
 
 impl Machine {
-    /// This one.
-    pub(crate) fn here() -> Self {
+    /// The current machine.
+    pub(crate) fn current() -> Self {
         let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let name = uname();
@@ -173,38 +173,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_may_be_called_anything() {
+    fn thread_name_may_contain_parentheses() {
         let fields: Vec<String> = (4..=52).map(|number| number.to_string()).collect();
-        let stat = parse_stat(&format!("7 (a) (b) S {}", fields.join(" "))).expect("a stat");
+        let stat = parse_stat(&format!("7 (a) (b) S {}", fields.join(" "))).expect("a valid line");
         assert_eq!(stat, Stat { name: "a) (b".into(), ticks: 14 + 15, processor: 39 });
         assert_eq!(parse_stat("7 (a) S 1"), None);
     }
 
     #[test]
-    fn a_thread_is_pinned_where_it_can_be() {
+    fn thread_is_pinned_to_an_existing_processor() {
         std::thread::spawn(|| {
-            let seat = Seat::taken();
-            pin(seat.allowed[0]).expect("allowed");
-            let pinned = Seat::taken();
-            assert_eq!((pinned.allowed, pinned.ran_on), (vec![seat.allowed[0]], [seat.allowed[0]; 2]));
-            assert!(pin(CpuSet::MAX_CPU - 1).expect_err("no such").to_string().contains("is not there"));
+            let before = CpuPlacement::at_start();
+            pin(before.allowed[0]).expect("the processor is allowed");
+            let pinned = CpuPlacement::at_start();
+            assert_eq!((pinned.allowed, pinned.ran_on), (vec![before.allowed[0]], [before.allowed[0]; 2]));
+            assert!(
+                pin(CpuSet::MAX_CPU - 1)
+                    .expect_err("no such processor")
+                    .to_string()
+                    .contains("does not exist")
+            );
             assert!(pin(CpuSet::MAX_CPU).is_err());
         })
         .join()
-        .expect("no panic");
+        .expect("the thread does not panic");
     }
 
     #[test]
-    fn the_other_end_is_seen() {
-        let (ours, _theirs) = UnixStream::pair().expect("a pair");
-        let before = before(&ours).expect("this process");
-        assert_eq!(before.pid, rustix::process::getpid().as_raw_nonzero().get());
-        // Something to see: at least a hundredth of a second, of the processor's and not of a clock on the wall.
+    fn threads_of_the_server_are_sampled() {
+        let (client, _server) = UnixStream::pair().expect("a socket pair");
+        let sample = ServerSample::take(&client).expect("this process is visible");
+        assert_eq!(sample.pid, rustix::process::getpid().as_raw_nonzero().get());
+        // Use some processor time: the sample counts hundredths of a second.
         let used = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         let start = used();
         while Duration::try_from(used() - start).is_ok_and(|used| used < Duration::from_millis(60)) {}
-        let server = before.after();
+        let server = sample.finish();
         assert!(!server.threads.is_empty() && !server.threads[0].allowed.is_empty(), "{server:?}");
-        assert!(!Machine::here().kernel.is_empty());
+        assert!(!Machine::current().kernel.is_empty());
     }
 }

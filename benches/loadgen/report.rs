@@ -1,114 +1,122 @@
-//! What a load came to: figures for people and machines, and what they hold for.
+//! The report of a load: its figures as text and as JSON, and the conditions that they apply to.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-use super::drive::Measured;
-use super::fault::Fault;
-use super::latency::{Latency, Percentiles};
-use super::load::Load;
-use super::processors::{Machine, Seat, Server};
-use super::target::{Tally, Target};
+use crate::driver::Measurement;
+use crate::error::LoadError;
+use crate::latency::{LatencyHistogram, Percentiles};
+use crate::load::LoadConfig;
+use crate::processors::{CpuPlacement, Machine, Server};
+use crate::target::{Tally, Target};
 
 /// Columns of the longest bar.
-const BAR: f64 = 40.0;
+const BAR_COLUMNS: f64 = 40.0;
 
-/// Eighths of a column.
+/// Block characters of 0 to 7 eighths of a column.
 const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
 
-/// A load's figures. Its JSON form is this struct.
+/// The figures of a load. `--json` prints this struct.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
-    /// What was loaded.
+    /// Name of the target.
     pub(crate) target: String,
-    /// Connections.
+    /// Number of connections.
     pub(crate) connections: usize,
-    /// Requests that each asks at once; in an open loop, that may be on their way.
+    /// Closed loop: requests that each connection issues at once. Open loop: most requests in
+    /// flight on it.
     pub(crate) depth: usize,
-    /// Requests a second that were asked; null for a closed loop.
+    /// Requests a second of an open loop; null for a closed loop.
     pub(crate) rate: Option<f64>,
-    /// Whether the client span.
+    /// Whether the client spins while it waits.
     pub(crate) busy_poll: bool,
-    /// Whether it was ended before its time.
+    /// Whether the load was ended early.
     pub(crate) interrupted: bool,
-    /// Seconds that were measured.
+    /// Length of the measurement in seconds.
     pub(crate) seconds: f64,
-    /// Answers in that time, errors included.
+    /// Answers during the measurement, including errors.
     pub(crate) answers: u64,
     /// Answers a second.
     pub(crate) throughput: f64,
-    /// Bytes of a request and of an answer, on average.
+    /// Mean size of a request and of an answer in bytes.
     pub(crate) bytes: [f64; 2],
-    /// Answers by what they said.
+    /// Answers by outcome.
     pub(crate) outcomes: BTreeMap<String, u64>,
-    /// Requests that were answered with an error, by its name.
+    /// Answers that are errors, by the name of the error.
     pub(crate) errors: BTreeMap<String, u64>,
-    /// Requests of an open loop's schedule that the server left no room to send.
+    /// Requests of an open loop that were due but could not be sent.
     pub(crate) unsent: u64,
-    /// Requests without an answer a second after the end.
+    /// Requests without an answer a second after the measurement.
     pub(crate) unanswered: u64,
-    /// Nanoseconds from a request (in an open loop: from when it was due) to its answer.
+    /// Latencies in nanoseconds. In an open loop, they count from when a request was due.
     pub(crate) latency_ns: Percentiles,
-    /// The histogram behind it: the longest time of a bucket, and how many.
+    /// The whole histogram: the largest latency of each bucket, and the number of answers.
     pub(crate) histogram_ns: Vec<(u64, u64)>,
     /// Where the client's threads ran.
-    pub(crate) client: Vec<Seat>,
-    /// Where the server's threads ran; null where that cannot be seen.
+    pub(crate) client: Vec<CpuPlacement>,
+    /// Where the server's threads ran; null if they are not visible.
     pub(crate) server: Option<Server>,
-    /// What all of it ran on.
+    /// The machine.
     pub(crate) machine: Machine,
-    /// The client's version.
+    /// Version of the client.
     pub(crate) version: &'static str,
     #[serde(skip)]
-    latency: Latency,
+    latency: LatencyHistogram,
 }
 
 impl Report {
-    pub(super) fn new(
+    /// Combines the measurements of all threads.
+    ///
+    /// # Errors
+    /// When the histogram cannot be allocated.
+    pub(crate) fn new(
         target: &dyn Target,
-        load: &Load,
-        measured: &[Measured],
+        config: &LoadConfig,
+        measurements: &[Measurement],
         server: Option<Server>,
         interrupted: bool,
-    ) -> Result<Self, Fault> {
-        let (mut tally, mut latency) = (Tally::default(), Latency::new()?);
-        for part in measured {
+    ) -> Result<Self, LoadError> {
+        let (mut tally, mut latency) = (Tally::default(), LatencyHistogram::new()?);
+        for part in measurements {
             tally.add(&part.tally);
             latency.add(&part.latency);
         }
-        let sum = |of: fn(&Measured) -> u64| measured.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&Measurement) -> u64| measurements.iter().map(of).sum::<u64>();
         let answers = sum(|part| part.answers);
-        let rates = measured.iter().filter(|part| !part.time.is_zero());
+        let rates = measurements.iter().filter(|part| !part.time.is_zero());
         let throughput = rates.map(|part| part.answers as f64 / part.time.as_secs_f64()).sum();
-        let outcomes = tally.outcomes().map(|(outcome, count)| (target.outcome(outcome), count));
+        let outcomes = tally.outcomes().map(|(outcome, count)| (target.outcome_name(outcome), count));
         Ok(Self {
             target: target.name().to_owned(),
-            connections: load.connections,
-            depth: load.depth,
-            rate: load.rate,
-            busy_poll: load.busy_poll,
+            connections: config.connections,
+            depth: config.depth,
+            rate: config.rate,
+            busy_poll: config.busy_poll,
             interrupted,
-            seconds: measured.iter().map(|part| part.time.as_secs_f64()).fold(0.0, f64::max),
+            seconds: measurements.iter().map(|part| part.time.as_secs_f64()).fold(0.0, f64::max),
             answers,
             throughput,
-            bytes: [target.ring().mean_size(), sum(|part| part.received) as f64 / answers.max(1) as f64],
+            bytes: [
+                target.ring().mean_size(),
+                sum(|part| part.bytes_received) as f64 / answers.max(1) as f64,
+            ],
             outcomes: outcomes.collect(),
             errors: tally.errors,
             unsent: sum(|part| part.unsent),
             unanswered: sum(|part| part.unanswered),
             latency_ns: latency.percentiles(),
             histogram_ns: latency.buckets(),
-            client: measured.iter().map(|part| part.seat.clone()).collect(),
+            client: measurements.iter().map(|part| part.placement.clone()).collect(),
             server,
-            machine: Machine::here(),
+            machine: Machine::current(),
             version: env!("CARGO_PKG_VERSION"),
             latency,
         })
     }
 
-    fn head(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_header(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = |count: usize| if count == 1 { "" } else { "s" };
         write!(f, "{}: {} connection{}", self.target, self.connections, plural(self.connections))?;
         match self.rate {
@@ -119,16 +127,16 @@ impl Report {
         writeln!(f, " on each, {:.1} s{end}", self.seconds)
     }
 
-    fn counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [request, answer] = self.bytes;
         writeln!(
             f,
             "throughput   {} a second ({request:.0} B in, {answer:.0} B out)",
             Grouped(self.throughput as u64)
         )?;
-        writeln!(f, "answers      {}", listed(&self.outcomes))?;
+        writeln!(f, "answers      {}", list(&self.outcomes))?;
         if !self.errors.is_empty() {
-            writeln!(f, "ERRORS       {}", listed(&self.errors))?;
+            writeln!(f, "ERRORS       {}", list(&self.errors))?;
         }
         if self.unsent > 0 {
             writeln!(
@@ -143,7 +151,7 @@ impl Report {
         Ok(())
     }
 
-    fn times(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Percentiles { min, p50, p90, p99, p99_9, max, .. } = self.latency_ns;
         let from = if self.rate.is_some() { ", from when each was due" } else { "" };
         writeln!(
@@ -171,14 +179,14 @@ impl Report {
         writeln!(f)
     }
 
-    fn places(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, seat) in self.client.iter().enumerate() {
+    fn write_placement(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, placement) in self.client.iter().enumerate() {
             let how = if self.busy_poll { "spinning" } else { "sleeping" };
-            let pinned = if seat.allowed.len() == 1 { ", pinned" } else { "" };
+            let pinned = if placement.allowed.len() == 1 { ", pinned" } else { "" };
             writeln!(
                 f,
                 "client       thread {number} on {}{pinned}, {how} while it waits",
-                places(seat.ran_on)
+                processors(placement.ran_on)
             )?;
         }
         match &self.server {
@@ -191,14 +199,18 @@ impl Report {
                         "server       {} (pid {}), {name} on {}, may use {allowed}, ran for {ran} ms",
                         server.name,
                         server.pid,
-                        places(thread.ran_on)
+                        processors(thread.ran_on)
                     )?;
                 }
                 if server.threads.is_empty() {
-                    writeln!(f, "server       {} (pid {}), where cannot be seen", server.name, server.pid)?;
+                    writeln!(
+                        f,
+                        "server       {} (pid {}), its threads are not visible",
+                        server.name, server.pid
+                    )?;
                 }
             }
-            None => writeln!(f, "server       where it ran cannot be seen from here")?,
+            None => writeln!(f, "server       its process is not visible from here")?,
         }
         let Machine { processor, processors, kernel } = &self.machine;
         write!(f, "machine      {processor}, {processors} usable, {kernel}")
@@ -207,33 +219,31 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.head(f)?;
-        self.counts(f)?;
-        self.times(f)?;
-        self.places(f)
+        self.write_header(f)?;
+        self.write_counts(f)?;
+        self.write_latency(f)?;
+        self.write_placement(f)
     }
 }
 
-fn places([before, after]: [usize; 2]) -> String {
-    match before == after {
-        true => format!("processor {after}"),
-        false => format!("processors {before} and then {after}"),
-    }
+fn processors([start, end]: [usize; 2]) -> String {
+    if start == end { format!("processor {end}") } else { format!("processors {start} and then {end}") }
 }
 
-fn listed(counts: &BTreeMap<String, u64>) -> String {
+fn list(counts: &BTreeMap<String, u64>) -> String {
     let texts: Vec<String> =
         counts.iter().map(|(name, count)| format!("{name} {}", Grouped(*count))).collect();
     if texts.is_empty() { "none".into() } else { texts.join(", ") }
 }
 
-/// At least a sliver, where there is anything.
+/// A bar for a share of the longest one, with a resolution of an eighth of a column. Its minimum is
+/// an eighth.
 fn bar(share: f64) -> String {
-    let eighths = ((share * BAR * 8.0).round() as usize).max(1);
+    let eighths = ((share * BAR_COLUMNS * 8.0).round() as usize).max(1);
     "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
 }
 
-/// Nanoseconds, to three digits.
+/// Nanoseconds, displayed with three digits.
 struct Time(f64);
 
 impl fmt::Display for Time {
@@ -252,7 +262,7 @@ impl fmt::Display for Time {
     }
 }
 
-/// A number, its thousands apart.
+/// A number, displayed with commas between groups of three digits.
 struct Grouped(u64);
 
 impl fmt::Display for Grouped {
@@ -273,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_have_three_digits() {
+    fn time_is_displayed_with_three_digits() {
         let times = [0.0, 7.0, 999.0, 1_000.0, 9_999.0, 12_340.0, 999_600.0, 5_670_000.0, 1.5e9, 3.6e12];
         assert_eq!(
             times.map(|time| Time(time).to_string()),
@@ -285,13 +295,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_grouped() {
+    fn digits_are_grouped_in_threes() {
         let numbers = [0, 999, 1_000, 12_345_678].map(|number| Grouped(number).to_string());
         assert_eq!(numbers, ["0", "999", "1,000", "12,345,678"]);
     }
 
     #[test]
-    fn a_bar_is_as_long_as_its_share() {
+    fn length_of_a_bar_is_proportional_to_its_share() {
         assert_eq!([bar(1.0), bar(0.5)].map(|bar| bar.chars().count()), [40, 20]);
         assert_eq!([bar(0.0), bar(1.0 / 320.0), bar(9.0 / 320.0)], ["▏", "▏", "█▏"]);
     }

@@ -1,36 +1,38 @@
-//! When requests are due in an open loop: at a fixed rate, whatever the server does.
+//! When the requests of an open loop are due: at a fixed rate, whatever the server does.
 //!
-//! A closed loop asks the next question when it has an answer; where the server stops for a second, that second holds
-//! one slow request, though a thousand were kept from being asked (*coordinated omission*). Here request n is due at
-//! n / rate after the start, its latency counts from then on, and one that could not be sent in time has waited.
+//! A closed loop issues a request when it has the answer to the one before. If the server pauses
+//! for a second, only one request is slow, although a thousand would have been issued (*coordinated
+//! omission*). In an open loop, request n is due n / rate after the start and its latency counts
+//! from then, even if it could not be sent in time.
 //!
-//! Threads share the rate: thread t of T has the requests t, t + T, t + 2T, …, and deals them out to its connections in
-//! turn.
+//! Threads share the rate: thread t of T takes requests t, t + T, t + 2T, …, and distributes them
+//! to its connections in turn.
 
-/// The arrivals of one thread.
+/// The requests of one thread.
 #[derive(Clone, Debug)]
-pub(super) struct Schedule {
-    /// Nanoseconds between two arrivals of all threads together.
+pub(crate) struct Schedule {
+    /// Nanoseconds between two requests, counting all threads.
     interval: f64,
-    /// Number of the next arrival among those of all threads.
+    /// Number of the next request, counting all threads.
     next: u64,
-    /// Arrivals of all threads for each of this one's.
+    /// Distance between the numbers of two requests of this thread.
     step: u64,
 }
 
 impl Schedule {
-    /// Of thread `thread` among `threads`, which ask `rate` requests a second together.
-    pub(super) fn new(rate: f64, thread: usize, threads: usize) -> Self {
+    /// The schedule of thread number `thread`. All `threads` together issue `rate` requests a
+    /// second.
+    pub(crate) fn new(rate: f64, thread: usize, threads: usize) -> Self {
         Self { interval: 1e9 / rate, next: thread as u64, step: threads as u64 }
     }
 
-    /// When the next is due, in nanoseconds since the start.
-    pub(super) fn next_due(&self) -> u64 {
+    /// When the next request is due, in nanoseconds since the start.
+    pub(crate) fn next_due(&self) -> u64 {
         (self.next as f64 * self.interval) as u64
     }
 
-    /// Takes the next, if it is due before `now`; when it was.
-    pub(super) fn arrival(&mut self, now: u64) -> Option<u64> {
+    /// Takes the next request if it was due before `now`, and returns when it was due.
+    pub(crate) fn take_due(&mut self, now: u64) -> Option<u64> {
         let due = self.next_due();
         (due < now).then(|| {
             self.next += self.step;
@@ -43,26 +45,26 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn arrivals(mut schedule: Schedule, until: u64) -> Vec<u64> {
-        std::iter::from_fn(|| schedule.arrival(until)).collect()
+    fn due_before(mut schedule: Schedule, now: u64) -> Vec<u64> {
+        std::iter::from_fn(|| schedule.take_due(now)).collect()
     }
 
     #[test]
-    fn threads_together_have_the_rate() {
+    fn threads_share_the_rate() {
         let mut all: Vec<u64> =
-            (0..3).flat_map(|thread| arrivals(Schedule::new(1_000.0, thread, 3), 10_000_000)).collect();
+            (0..3).flat_map(|thread| due_before(Schedule::new(1_000.0, thread, 3), 10_000_000)).collect();
         all.sort_unstable();
         assert_eq!(all, (0..10).map(|number| number * 1_000_000).collect::<Vec<_>>());
     }
 
     #[test]
-    fn what_was_missed_is_due_when_it_was_due() {
+    fn delay_does_not_move_due_times() {
         let mut schedule = Schedule::new(4.0, 0, 1);
-        assert_eq!(schedule.arrival(0), None);
-        assert_eq!(schedule.arrival(1), Some(0));
-        assert_eq!(schedule.arrival(2), None);
+        assert_eq!(schedule.take_due(0), None);
+        assert_eq!(schedule.take_due(1), Some(0));
+        assert_eq!(schedule.take_due(2), None);
         assert_eq!(schedule.next_due(), 250_000_000);
-        // Nothing was sent for a second: the arrivals are where they would have been.
-        assert_eq!(arrivals(schedule, 1_000_000_000), [250_000_000, 500_000_000, 750_000_000]);
+        // No request was taken for a second.
+        assert_eq!(due_before(schedule, 1_000_000_000), [250_000_000, 500_000_000, 750_000_000]);
     }
 }

@@ -1,47 +1,48 @@
-//! The only place that reads the system's clocks.
+//! The only module that reads the system's clocks for decisions.
 //!
-//! Token buckets need time that never steps back, and that goes on while the machine is suspended, or a
-//! laptop opened in the morning would find yesterday's empty bucket: CLOCK_BOOTTIME. A key's validity is
-//! written in calendar time: CLOCK_REALTIME. A worker reads both once for each batch.
+//! Token buckets use CLOCK_BOOTTIME: it never steps back, and it continues while the machine is
+//! suspended, so that a laptop opened in the morning does not find yesterday's empty buckets. The
+//! validity of a key is given in calendar time, CLOCK_REALTIME. A worker reads both clocks once for
+//! each batch.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use keyward_engine::limiter::ClockReading;
-use keyward_engine::limiter::TICKS_PER_NANOSECOND;
+use keyward_engine::limiter::{ClockReading, TICKS_PER_NANOSECOND};
 use keyward_engine::now::{MAX_TICKS, MAX_UNIX, Now};
 
-/// The first tick. A bucket whose word is 0 has then been full since before the clock began.
+/// The first tick. A bucket whose state is 0 is then already full.
 const FIRST_TICK: u64 = 1;
 
 /// Reads [`Now`], in ticks since this clock's origin.
 ///
-/// Every part of a daemon that charges the same buckets must count from the same origin: make one clock at
-/// the start and clone it, one for each thread. Sharing one clock between threads is correct but slower,
-/// because the memory of its latest tick would travel between their processors.
+/// All parts of a daemon that charge the same buckets must count from the same origin: create one
+/// clock at startup and clone it for each thread. Sharing one clock between threads is correct but
+/// slower, because the cache line of its latest tick would move between their processors.
 #[derive(Debug)]
 pub struct Clock {
     /// CLOCK_BOOTTIME at construction, in nanoseconds.
     origin: i64,
-    /// The latest tick given out.
+    /// The latest tick returned.
     latest: AtomicU64,
 }
 
 impl Clock {
-    /// A clock whose origin is this moment.
-    #[expect(clippy::new_without_default, reason = "a second origin is a decision, never a default")]
+    /// A clock whose origin is the current time.
+    #[expect(clippy::new_without_default, reason = "a second origin must be explicit")]
     pub fn new() -> Self {
         Self { origin: nanoseconds(clock_gettime(ClockId::Boottime)), latest: AtomicU64::new(FIRST_TICK) }
     }
 
-    /// This moment. The ticks of one clock never decrease, whatever the system's clock does.
+    /// The current time. The ticks of one clock never decrease, even if the system's clock does.
     pub fn now(&self) -> Now {
         let ticks = ticks_since(self.origin, clock_gettime(ClockId::Boottime));
         Now { ticks: self.at_least_latest(ticks), unix: unix_seconds(clock_gettime(ClockId::Realtime)) }
     }
 
-    /// This moment, for balances that another process may go on with: on clocks that are not counted from an origin.
+    /// The current time on clocks without an origin, for balances that another process may continue
+    /// with.
     pub fn reading(boot_id: Option<[u8; 16]>, boottime_offset: Option<i64>) -> ClockReading {
         let since_zero = |clock| u64::try_from(nanoseconds(clock_gettime(clock))).unwrap_or(0);
         ClockReading {
@@ -52,44 +53,44 @@ impl Clock {
         }
     }
 
-    /// Holds the ticks where they are for as long as the system's clock is behind them. Relaxed is enough:
-    /// the one word carries no news of any other.
+    /// Returns the latest tick while the system's clock is behind it. Relaxed ordering is enough,
+    /// because the value is not used to synchronise any other memory.
     fn at_least_latest(&self, ticks: u64) -> u64 {
         self.latest.fetch_max(ticks, Ordering::Relaxed).max(ticks)
     }
 }
 
 impl Clone for Clock {
-    /// A clock with the same origin that is not behind this one, and advances independently of it.
+    /// A clock with the same origin that is not behind this one. The two advance independently.
     fn clone(&self) -> Self {
         Self { origin: self.origin, latest: AtomicU64::new(self.latest.load(Ordering::Relaxed)) }
     }
 }
 
-/// A moment of the calendar, for files that people and programs read: RFC 3339 in UTC, with milliseconds.
+/// A calendar time for files and logs, formatted as RFC 3339 in UTC with milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stamp(jiff::Timestamp);
+pub struct Timestamp(jiff::Timestamp);
 
-impl Stamp {
-    /// This moment.
+impl Timestamp {
+    /// The current time.
     pub fn now() -> Self {
         Self(jiff::Timestamp::now())
     }
 }
 
-impl std::fmt::Display for Stamp {
+impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:.3}", self.0)
     }
 }
 
-impl serde::Serialize for Stamp {
+impl serde::Serialize for Timestamp {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-/// Nanoseconds since the zero of a clock; an `i64` has room for 292 years of them.
+/// Nanoseconds since the zero of a clock. An `i64` holds 292 years of them.
 fn nanoseconds(time: Timespec) -> i64 {
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
 }
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_begin_at_one_and_count_eighths_of_a_nanosecond() {
+    fn ticks_start_at_one_and_count_eighths_of_a_nanosecond() {
         let origin = 5 * SECOND + 7;
         assert_eq!(ticks_since(origin, at(5, 7)), 1);
         assert_eq!(ticks_since(origin, at(5, 8)), 9);
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_behind_its_origin_is_at_the_first_tick() {
+    fn clock_behind_its_origin_returns_the_first_tick() {
         assert_eq!(ticks_since(5 * SECOND, at(4, 0)), 1);
         assert_eq!(ticks_since(i64::MAX, at(i64::MIN, 0)), 1);
     }
@@ -138,11 +139,11 @@ mod tests {
         assert!(ticks_since(0, at(9 * year, 0)) < MAX_TICKS);
         assert_eq!(ticks_since(0, at(10 * year, 0)), MAX_TICKS);
         assert_eq!(ticks_since(0, at(i64::MAX, i64::MAX)), MAX_TICKS);
-        assert_eq!(MAX_TICKS >> 61, 0, "fits 61 bits");
+        assert_eq!(MAX_TICKS >> 61, 0, "it fits in 61 bits");
     }
 
     #[test]
-    fn unix_seconds_saturate_below_the_end_that_means_never() {
+    fn unix_seconds_saturate_below_the_value_for_never() {
         assert_eq!(unix_seconds(at(-1, 0)), 0);
         assert_eq!(unix_seconds(at(1_795_255_200, 999_999_999)), 1_795_255_200);
         assert_eq!(unix_seconds(at(i64::from(u32::MAX), 0)), u32::MAX - 1);
@@ -153,8 +154,8 @@ mod tests {
     fn ticks_never_decrease() {
         let clock = Clock::new();
         assert_eq!(clock.at_least_latest(100), 100);
-        assert_eq!(clock.at_least_latest(99), 100, "the system's clock stepped back");
-        assert_eq!(clock.clone().at_least_latest(1), 100, "a clone begins where its original is");
+        assert_eq!(clock.at_least_latest(99), 100, "the system's clock has stepped back");
+        assert_eq!(clock.clone().at_least_latest(1), 100, "a clone starts at its original's latest tick");
         assert_eq!(clock.at_least_latest(101), 101);
 
         let clock = Clock::new();
@@ -178,8 +179,8 @@ mod tests {
     }
 
     #[test]
-    fn the_calendar_is_the_systems() {
-        let system = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("the year is past 1970").as_secs();
+    fn unix_seconds_are_those_of_the_system() {
+        let system = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("it is after 1970").as_secs();
         let unix = u64::from(Clock::new().now().unix);
         assert!((system..=system + 60).contains(&unix), "{system} {unix}");
     }

@@ -46,7 +46,8 @@
 //! | main | accepts connections and assigns them to workers; admin socket, signals, systemd, drain ([`server`]) |
 //! | `start` | starts the rest while main waits for it and for signals, then ends |
 //! | `reload` | everything in "A new set of keys"; after start-up at a lower priority than the workers |
-//! | `load` … | parse a large source, or decode a compiled snapshot, then index and compare it |
+//! | `load-worker` … | parse a large source, or decode a compiled snapshot, then index and compare it |
+//! | `prefault` … | fault in the memory of a large table before it is filled ([`keyward_memory`]) |
 //! | `balances` | restores balances at the start, saves them at intervals and at the end ([`balances`]) |
 //! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
 //! | `watch` | tells `reload` about changes on the source's path |

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use tracing::error;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 
 /// Maximum number of bytes in the queue: the diagnostics of some hundred refused reloads.
 const MAX_BYTES: usize = 1 << 20;
@@ -75,7 +75,7 @@ struct Queue {
 #[derive(Clone, Copy)]
 struct Gap {
     lines: u64,
-    since: Stamp,
+    since: Timestamp,
 }
 
 /// The state of the log.
@@ -84,7 +84,7 @@ pub struct Health {
     /// Lines dropped since the start.
     pub dropped: u64,
     /// Since when lines have been dropped. `None` while writing works.
-    pub failing_since: Option<Stamp>,
+    pub failing_since: Option<Timestamp>,
     /// Why lines cannot be written.
     pub error: Option<String>,
 }
@@ -159,7 +159,7 @@ impl SharedQueue {
 impl Queue {
     fn drop_lines(&mut self, lines: u64) {
         self.dropped += lines;
-        self.unreported.get_or_insert_with(|| Gap { lines: 0, since: Stamp::now() }).lines += lines;
+        self.unreported.get_or_insert_with(|| Gap { lines: 0, since: Timestamp::now() }).lines += lines;
     }
 }
 
@@ -231,7 +231,7 @@ impl<W: AsFd> Writer<W> {
         queue.error = None;
         // More may have been dropped while this was being written.
         let more = queue.unreported.map_or(0, |gap| gap.lines - lines);
-        queue.unreported = (more > 0).then(|| Gap { lines: more, since: Stamp::now() });
+        queue.unreported = (more > 0).then(|| Gap { lines: more, since: Timestamp::now() });
         Ok(())
     }
 

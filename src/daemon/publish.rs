@@ -1,14 +1,23 @@
-//! The atomic swap of snapshots, and the wait until nobody answers as things were before.
+//! The atomic swap of snapshots, and the wait until no answer of an older one can leave.
 //!
-//! Whatever changes what is answered ends an *epoch*: the swap to a new snapshot, and an operator's revocation, which
-//! changes the current one in place. The change is stored first and the epoch advanced after it, while a worker reads the
-//! epoch first and looks at the snapshot after that, once per filled buffer. So a worker that has read an epoch sees
-//! every change up to it, and tags what it answers with an epoch that is never too new.
+//! This is RCU with explicit quiescent states. One writer replaces the snapshot that many readers,
+//! the workers, use without a lock. Every change of what is answered ends an *epoch*: a swap to a
+//! new snapshot, and a revocation or a takeaway, which change the current snapshot in place.
 //!
-//! A worker *passes* an epoch once it can no longer write an answer of an older one: the cached snapshot is refreshed, and
-//! no connection of the worker has such an answer waiting for its peer to read. Only then is a reload or a revocation
-//! acknowledged (promise 2), and only then is an old snapshot freed, by the thread that reloads, so that no request ever
-//! pays for it. A reload and any number of revocations may wait at the same time.
+//! Between the change and its acknowledgement happens this:
+//!
+//! 1. The writer stores the change: it swaps the pointer to the snapshot, or marks entries in it.
+//! 2. The writer advances the epoch. A worker reads the epoch before the snapshot, once per filled
+//!    buffer, so it sees every change up to the epoch that it tags its answers with.
+//! 3. Each worker *passes* the epoch once it has reached a quiescent state: its cached snapshot is
+//!    refreshed, and no answer of an older epoch waits in a connection's output. It reports the
+//!    epoch.
+//! 4. The writer waits until all workers have passed the epoch ([`Epochs::wait_passed`]). Only then
+//!    is the reload or the revocation acknowledged (promise 2: acknowledged means in force).
+//! 5. The thread that reloads drops the old snapshot, so no request pays for freeing it.
+//!
+//! A reload and any number of revocations may wait at the same time. Epochs count changes; a
+//! [generation](keyward_state::Generations) numbers snapshots and is what answers name.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,98 +29,102 @@ use keyward_engine::snapshot::Snapshot;
 
 type Current = Arc<ArcSwapOption<Snapshot>>;
 
-/// The writing side: one, owned by whoever reloads.
+/// The writing side. There is one; the reload thread owns it.
 pub struct Publisher {
     current: Current,
     epochs: Epochs,
 }
 
-/// A look at what is being served, for anyone off the request path.
+/// Reads the current snapshot off the request path.
 #[derive(Clone)]
 pub struct SnapshotReader {
     current: Current,
 }
 
-/// Ends epochs and waits for the workers to have passed them: for whoever changes what is answered.
+/// Advances the epoch and waits until the workers have passed it.
 #[derive(Clone)]
 pub struct Epochs {
-    now: Arc<AtomicU64>,
+    current: Arc<AtomicU64>,
     announce: watch::Sender<u64>,
+    /// The epoch that each worker has passed.
     passed: Arc<[watch::Receiver<u64>]>,
 }
 
-/// A snapshot that was just swapped in.
+/// The result of a swap.
 pub struct Published {
-    /// The epoch that began with it: once it is [passed](Epochs::passed), the snapshot is in force on every connection.
+    /// The epoch that began with the swap. Once it is [passed](Epochs::wait_passed), the new
+    /// snapshot is in force on every connection.
     pub epoch: u64,
-    /// The snapshot before it, which workers may still be using until then.
-    pub old: Option<Arc<Snapshot>>,
+    /// The snapshot that was replaced. Workers may use it until the epoch is passed.
+    pub previous: Option<Arc<Snapshot>>,
 }
 
-/// A worker's side.
+/// A worker's side: its cached snapshot and its report of quiescent states.
 pub struct Subscription {
     cache: Cache<Current, Option<Arc<Snapshot>>>,
-    now: Arc<AtomicU64>,
-    /// Says when there is a new epoch.
+    epoch: Arc<AtomicU64>,
+    /// Notifies the worker of a new epoch.
     pub announced: watch::Receiver<u64>,
-    /// To be told the epoch that the worker has passed.
+    /// Where the worker reports the latest epoch that it has passed.
     pub passed: watch::Sender<u64>,
 }
 
 impl Publisher {
-    /// Nothing published yet, and `workers` subscriptions to it. The first epoch is 0.
+    /// A publisher without a snapshot, in epoch 0, and a subscription for each of `workers`.
     pub fn new(workers: usize) -> (Self, Vec<Subscription>) {
         let current: Current = Arc::default();
-        let now = Arc::new(AtomicU64::new(0));
+        let epoch = Arc::new(AtomicU64::new(0));
         let (announce, announced) = watch::channel(0);
         let (subscriptions, passed): (Vec<_>, Vec<_>) = (0..workers)
             .map(|_| {
                 let (passed, by_worker) = watch::channel(0);
                 let cache = Cache::new(Arc::clone(&current));
-                let (now, announced) = (Arc::clone(&now), announced.clone());
-                (Subscription { cache, now, announced, passed }, by_worker)
+                let (epoch, announced) = (Arc::clone(&epoch), announced.clone());
+                (Subscription { cache, epoch, announced, passed }, by_worker)
             })
             .unzip();
-        (Self { current, epochs: Epochs { now, announce, passed: passed.into() } }, subscriptions)
+        let epochs = Epochs { current: epoch, announce, passed: passed.into() };
+        (Self { current, epochs }, subscriptions)
     }
 
-    /// What is being served.
+    /// A reader of the current snapshot.
     pub fn reader(&self) -> SnapshotReader {
         SnapshotReader { current: Arc::clone(&self.current) }
     }
 
-    /// The epochs, for who waits for them or ends them in another way.
+    /// The epochs, for changes other than a swap.
     pub fn epochs(&self) -> Epochs {
         self.epochs.clone()
     }
 
-    /// Makes `snapshot` the current one. From here on every buffer that is filled is answered from it; what is already
-    /// being answered is waited for with [`Epochs::passed`].
+    /// Makes `snapshot` the current one. Every buffer that is filled from now on is answered from
+    /// it. For answers of the previous one, wait with [`Epochs::wait_passed`].
     pub fn publish(&self, snapshot: Arc<Snapshot>) -> Published {
-        let old = self.current.swap(Some(snapshot));
-        Published { epoch: self.epochs.advance(), old }
+        let previous = self.current.swap(Some(snapshot));
+        Published { epoch: self.epochs.advance(), previous }
     }
 }
 
 impl Epochs {
-    /// Ends the epoch and returns the new one. Whatever the caller stored before is seen by every buffer that is filled
-    /// in it.
+    /// Ends the epoch and returns the new one. A buffer that is filled in the new epoch sees
+    /// everything that the caller stored before this call.
     pub fn advance(&self) -> u64 {
         let mut epoch = 0;
-        // Under the channel's own lock, so that two who change something at once announce in the order that they count.
+        // Under the channel's lock, so that concurrent callers announce epochs in ascending order.
         self.announce.send_modify(|announced| {
             *announced += 1;
             epoch = *announced;
-            self.now.store(epoch, Ordering::Release);
+            self.current.store(epoch, Ordering::Release);
         });
         epoch
     }
 
-    /// Waits until every worker has passed `epoch`. A worker that has ended has passed everything.
+    /// Waits until every worker has passed `epoch`. A worker that has ended has passed all epochs.
     pub async fn wait_passed(&self, epoch: u64) {
         for worker in &*self.passed {
             let mut worker = worker.clone();
-            let _ended = worker.wait_for(|passed| *passed >= epoch).await;
+            // An error means that the worker has ended.
+            let _ = worker.wait_for(|passed| *passed >= epoch).await;
         }
     }
 }
@@ -124,19 +137,19 @@ impl SnapshotReader {
 }
 
 impl Subscription {
-    /// The epoch, as of this call: to be read before the snapshot is [loaded](Self::load), so that what is answered from
-    /// it is at least as new.
+    /// The current epoch. Read it before [`load`](Self::load): then the snapshot is at least as
+    /// new.
     #[inline]
     pub fn epoch(&self) -> u64 {
-        self.now.load(Ordering::Acquire)
+        self.epoch.load(Ordering::Acquire)
     }
 
-    /// The current snapshot, as of this call.
+    /// The current snapshot.
     pub fn load(&mut self) -> Option<&Snapshot> {
         self.cache.load().as_deref()
     }
 
-    /// The same, for who has to keep it.
+    /// As [`load`](Self::load), for callers that retain it.
     pub fn load_arc(&mut self) -> Option<&Arc<Snapshot>> {
         self.cache.load().as_ref()
     }
@@ -154,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_is_passed_when_every_worker_has_passed_it_or_ended() {
+    fn epoch_is_passed_when_every_worker_has_passed_it_or_ended() {
         let (publisher, mut workers) = Publisher::new(2);
         let epochs = publisher.epochs();
         assert_eq!((epochs.advance(), epochs.advance()), (1, 2));
@@ -162,7 +175,7 @@ mod tests {
         workers[0].passed.send_replace(2);
         assert!(!is_passed(&epochs, 1));
         workers[1].passed.send_replace(1);
-        // Two wait at once, for different epochs.
+        // Two waits at the same time, for different epochs.
         assert!(is_passed(&epochs, 1) && !is_passed(&epochs, 2));
         workers.pop();
         assert!(is_passed(&epochs, 2) && !is_passed(&epochs, 3));

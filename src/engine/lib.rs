@@ -23,7 +23,7 @@
 //! [`Builder`](snapshot::Builder) takes records, refuses duplicates and makes a
 //! [`Snapshot`](snapshot::Snapshot) of them: an immutable hash table with linear probing, one cache
 //! line for each key. [`snapshot::compiled`] writes a snapshot to a file that is loaded without
-//! parsing. A snapshot takes its policy with it ([`rules`], [`record`]), so that an answer never
+//! parsing. A snapshot takes its policy with it ([`global_policy`], [`record`]), so that an answer never
 //! mixes two configurations.
 //!
 //! # A limit
@@ -62,12 +62,12 @@
     reason = "the modules' pages are for readers of the source, links included"
 )]
 
+pub mod global_policy;
 pub mod key_format;
 pub mod limiter;
 pub mod now;
 pub mod pepper;
 pub mod record;
-pub mod rules;
 pub mod snapshot;
 mod sync;
 pub mod verify;

@@ -1,8 +1,8 @@
-//! The primitives that the limiter is built on: its atomics, its lock, its ways to wait, and the memory of
-//! its bucket words.
+//! The primitives that the limiter is built on: its atomics, its lock, its ways to wait, and the
+//! memory of its bucket words.
 //!
-//! The limiter takes these from here and not from `std`, so that it can be compiled against another `sync`:
-//! `tests/schedules` provides one in which every interleaving of threads is explored.
+//! The limiter takes these from here and not from `std`, so that it can be compiled against another
+//! `sync`: `tests/schedules` provides one in which every interleaving of threads is explored.
 
 use keyward_memory::{HugePages, HugeVec};
 

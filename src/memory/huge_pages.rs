@@ -24,15 +24,16 @@ pub fn set_huge_pages(enabled: bool) {
     ENABLED.store(enabled, Ordering::Relaxed);
 }
 
-/// An allocator for large tables. A block of at least [`HUGE_PAGE`] bytes is mapped, begins at a huge page
-/// boundary, and is advised to use huge pages. Smaller blocks come from the global allocator.
+/// An allocator for large tables. A block of at least [`HUGE_PAGE`] bytes is mapped, begins at a
+/// huge page boundary, and is advised to use huge pages. Smaller blocks come from the global
+/// allocator.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HugePages;
 
-// SAFETY: A block is either a mapping of its own or comes from `Global`, and is returned to where it came
-// from: `mapped_length` depends only on the layout, which the caller must pass unchanged. A block stays valid
-// until then, whichever copy of this zero-sized allocator is used, and `madvise` changes neither the address
-// nor the contents of a block.
+// SAFETY: A block is either a mapping of its own or comes from `Global`, and is returned to where
+// it came from: `mapped_length` depends only on the layout, which the caller must pass unchanged. A
+// block stays valid until then, whichever copy of this zero-sized allocator is used, and `madvise`
+// changes neither the address nor the contents of a block.
 unsafe impl Allocator for HugePages {
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
         let Some(length) = mapped_length(layout) else { return Global.allocate(layout) };
@@ -58,10 +59,11 @@ unsafe impl Allocator for HugePages {
 
     unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
         match mapped_length(layout) {
-            // SAFETY: The caller passes a block from `allocate` and its layout, so the block is a mapping of
-            // this length.
+            // SAFETY: The caller passes a block from `allocate` and its layout, so the block is a
+            // mapping of this length.
             Some(length) => _ = unsafe { munmap(block.as_ptr().cast(), length) },
-            // SAFETY: The caller passes a block from `allocate` and its layout, so the block is from `Global`.
+            // SAFETY: The caller passes a block from `allocate` and its layout, so the block is
+            // from `Global`.
             None => unsafe { Global.deallocate(block, layout) },
         }
     }
@@ -83,8 +85,8 @@ fn map(length: usize) -> Option<NonNull<u8>> {
     let before = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
     for (offset, surplus) in [(0, before), (before + length, HUGE_PAGE - before)] {
         if surplus > 0 {
-            // SAFETY: The range lies within the new mapping, outside of the block, and nothing refers to it.
-            // A failure only leaves unused address space mapped.
+            // SAFETY: The range lies within the new mapping, outside of the block, and nothing
+            // refers to it. A failure only leaves unused address space mapped.
             let _ = unsafe { munmap(start.byte_add(offset), surplus) };
         }
     }
@@ -92,11 +94,11 @@ fn map(length: usize) -> Option<NonNull<u8>> {
     NonNull::new(unsafe { start.byte_add(before) }.cast())
 }
 
-/// Asks for huge pages for the whole huge pages in `block`. A failure is ignored: the block works without
-/// them, only more slowly.
+/// Asks for huge pages for the whole huge pages in `block`. A failure is ignored: the block works
+/// without them, only more slowly.
 fn advise(block: NonNull<[u8]>) {
     let length = block.len() / HUGE_PAGE * HUGE_PAGE;
-    // SAFETY: The range lies within a block that was just mapped. MADV_HUGEPAGE changes how the system backs
-    // it, not its contents.
+    // SAFETY: The range lies within a block that was just mapped. MADV_HUGEPAGE changes how the
+    // system backs it, not its contents.
     let _ = unsafe { madvise(block.cast().as_ptr(), length, Advice::LinuxHugepage) };
 }

@@ -1,8 +1,8 @@
 //! Prefaulting: backing memory with pages before it is used.
 //!
-//! The system provides a page when it is first written to, and clears it then. Clearing takes longer than
-//! filling, and a single thread that fills a table would wait for it page by page. Prefaulting does it on
-//! several processors at once.
+//! The system provides a page when it is first written to, and clears it then. Clearing takes
+//! longer than filling, and a single thread that fills a table would wait for it page by page.
+//! Prefaulting does it on several processors at once.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -23,8 +23,9 @@ thread_local! {
     static ENABLED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Prefaults the large blocks that `allocate` allocates, completely. Use it for memory whose size is exact and
-/// that will all be used; otherwise use [`prefault_ahead`](super::prefault_ahead) while it is filled.
+/// Prefaults the large blocks that `allocate` allocates, completely. Use it for memory whose size
+/// is exact and that will all be used; otherwise use [`prefault_ahead`](super::prefault_ahead)
+/// while it is filled.
 pub fn with_prefault<T>(allocate: impl FnOnce() -> T) -> T {
     struct Reset;
     impl Drop for Reset {
@@ -42,16 +43,16 @@ pub(super) fn is_wanted(size: usize) -> bool {
     size >= MIN_BYTES && ENABLED.get()
 }
 
-/// Prefaults `bytes`, which begin at a page boundary, with several threads. If the system does not support it
-/// (Linux before 5.14), the memory is faulted in when it is written to.
+/// Prefaults `bytes`, which begin at a page boundary, with several threads. If the system does not
+/// support it (Linux before 5.14), the memory is faulted in when it is written to.
 pub(super) fn prefault(bytes: &mut [MaybeUninit<u8>]) {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     let part = bytes.len().div_ceil(threads).next_multiple_of(HUGE_PAGE).max(HUGE_PAGE);
     thread::scope(|scope| {
         for part in bytes.chunks_mut(part) {
             let populate = move || {
-                // SAFETY: The range is `part`, extended to the end of its last page. MADV_POPULATE_WRITE
-                // changes no byte, whether it belongs to `part` or not.
+                // SAFETY: The range is `part`, extended to the end of its last page.
+                // MADV_POPULATE_WRITE changes no byte, whether it belongs to `part` or not.
                 let _ = unsafe { madvise(part.as_mut_ptr().cast(), part.len(), Advice::LinuxPopulateWrite) };
             };
             // Without a thread, the part is faulted in when it is written to.

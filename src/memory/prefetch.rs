@@ -1,7 +1,7 @@
 //! A hint to the processor to load a cache line.
 
-/// Starts loading the cache line of `place`, which will be read soon. An ordinary read would do that too, but
-/// the processor would have to complete it in order.
+/// Starts loading the cache line of `place`, which will be read soon. An ordinary read would do
+/// that too, but the processor would have to complete it in order.
 #[inline(always)]
 pub fn prefetch<T>(place: &T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]

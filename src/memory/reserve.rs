@@ -1,9 +1,10 @@
-//! A reserve of address space, so that a process that runs out of it can abandon a load instead of aborting.
+//! A reserve of address space, so that a process that runs out of it can abandon a load instead of
+//! aborting.
 //!
-//! Most code cannot continue without the memory that it asks for: a failed allocation aborts the process. A
-//! load therefore asks [`can_map`] before each step, for as much as the step can take. Small allocations in
-//! between are covered by the reserve: the global allocator releases it before it fails, and the load notices
-//! that the reserve is gone.
+//! Most code cannot continue without the memory that it asks for: a failed allocation aborts the
+//! process. A load therefore asks [`can_map`] before each step, for as much as the step can take.
+//! Small allocations in between are covered by the reserve: the global allocator releases it before
+//! it fails, and the load notices that the reserve is gone.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::c_void;
@@ -17,7 +18,8 @@ const RESERVE_BYTES: usize = 8 << 20;
 /// The reserve of this process.
 static RESERVE: Reserve = Reserve::new();
 
-/// Whether `bytes` more could be mapped now, within the limit of address space and the system's commit limit.
+/// Whether `bytes` more could be mapped now, within the limit of address space and the system's
+/// commit limit.
 pub fn can_map(bytes: usize) -> bool {
     if bytes == 0 || cfg!(miri) {
         return true;
@@ -32,13 +34,14 @@ pub fn can_map(bytes: usize) -> bool {
     true
 }
 
-/// Maps the reserve unless it is mapped, and returns whether it is mapped now. It takes address space but no
-/// memory.
+/// Maps the reserve unless it is mapped, and returns whether it is mapped now. It takes address
+/// space but no memory.
 pub fn ensure_reserve() -> bool {
     cfg!(miri) || RESERVE.ensure()
 }
 
-/// Whether the reserve is mapped. If it is not, it was needed, and no optional work should be started.
+/// Whether the reserve is mapped. If it is not, it was needed, and no optional work should be
+/// started.
 pub fn has_reserve() -> bool {
     cfg!(miri) || RESERVE.is_mapped()
 }
@@ -77,13 +80,15 @@ impl Reserve {
     fn release(&self) {
         let start = self.start.swap(std::ptr::null_mut(), Ordering::AcqRel);
         if !start.is_null() {
-            // SAFETY: `ensure` created the mapping with this length, and the swap gives it to one thread only.
+            // SAFETY: `ensure` created the mapping with this length, and the swap gives it to one
+            // thread only.
             let _ = unsafe { munmap(start, RESERVE_BYTES) };
         }
     }
 }
 
-/// The system allocator, which releases the [reserve](ensure_reserve) and tries again before it fails.
+/// The system allocator, which releases the [reserve](ensure_reserve) and tries again before it
+/// fails.
 struct ReservingAllocator;
 
 #[global_allocator]
@@ -95,34 +100,38 @@ fn retry(allocate: impl FnOnce() -> *mut u8) -> *mut u8 {
     allocate()
 }
 
-// SAFETY: Every method calls the same method of `System`, and calls it again if it failed. Blocks come from
-// `System` and are returned to it, and a failed `realloc` leaves its block unchanged. No method unwinds:
-// releasing the reserve is one system call.
+// SAFETY: Every method calls the same method of `System`, and calls it again if it failed. Blocks
+// come from `System` and are returned to it, and a failed `realloc` leaves its block unchanged. No
+// method unwinds: releasing the reserve is one system call.
 unsafe impl GlobalAlloc for ReservingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: The caller guarantees that the size of the layout is not zero, as `System` requires.
+        // SAFETY: The caller guarantees that the size of the layout is not zero, as `System`
+        // requires.
         let allocate = || unsafe { System.alloc(layout) };
         let block = allocate();
         if block.is_null() { retry(allocate) } else { block }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: The caller guarantees that the size of the layout is not zero, as `System` requires.
+        // SAFETY: The caller guarantees that the size of the layout is not zero, as `System`
+        // requires.
         let allocate = || unsafe { System.alloc_zeroed(layout) };
         let block = allocate();
         if block.is_null() { retry(allocate) } else { block }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: The caller passes a block from this allocator and so from `System`, its layout, and a size
-        // that `System` accepts. The second call happens only if the first left the block unchanged.
+        // SAFETY: The caller passes a block from this allocator and so from `System`, its layout,
+        // and a size that `System` accepts. The second call happens only if the first left the
+        // block unchanged.
         let allocate = || unsafe { System.realloc(block, layout, size) };
         let grown = allocate();
         if grown.is_null() { retry(allocate) } else { grown }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: The caller passes a block from this allocator and so from `System`, and its layout.
+        // SAFETY: The caller passes a block from this allocator and so from `System`, and its
+        // layout.
         unsafe { System.dealloc(block, layout) }
     }
 }

@@ -21,9 +21,9 @@ impl HugeText {
     pub fn push_str(&mut self, text: &str) {
         let (length, bytes) = (self.0.len(), text.as_bytes());
         self.0.reserve(bytes.len());
-        // SAFETY: `reserve` has made room for the bytes after the existing ones. `text` cannot overlap this
-        // room, because `self` is borrowed mutably. The bytes are initialised before the length includes them.
-        // (The vector's own method copies byte by byte.)
+        // SAFETY: `reserve` has made room for the bytes after the existing ones. `text` cannot
+        // overlap this room, because `self` is borrowed mutably. The bytes are initialised before
+        // the length includes them. (The vector's own method copies byte by byte.)
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(length), bytes.len());
             self.0.set_len(length + bytes.len());
@@ -43,8 +43,8 @@ impl HugeText {
     /// The text.
     #[inline]
     pub fn as_str(&self) -> &str {
-        // SAFETY: The bytes are UTF-8, because only `push_str` and `TextBuffer::into_text` provide them. The
-        // check is skipped because this is called for each text that is read.
+        // SAFETY: The bytes are UTF-8, because only `push_str` and `TextBuffer::into_text` provide
+        // them. The check is skipped because this is called for each text that is read.
         unsafe { str::from_utf8_unchecked(&self.0) }
     }
 }
@@ -75,8 +75,8 @@ impl TextBuffer {
 
     /// The text, with NUL characters where nothing was written.
     pub fn into_text(self) -> HugeText {
-        // `HugeText::as_str` relies on UTF-8. Each byte has at most one writer, which writes whole texts one
-        // after the other, so every byte is part of a whole text or NUL.
+        // `HugeText::as_str` relies on UTF-8. Each byte has at most one writer, which writes whole
+        // texts one after the other, so every byte is part of a whole text or NUL.
         HugeText(self.bytes)
     }
 }

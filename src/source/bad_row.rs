@@ -4,9 +4,9 @@ use memchr::memmem;
 
 use keyward_engine::record::{Digest, Field, MAX_KEY_ID};
 
-use super::field;
-use super::finding::{Diagnostics, Location};
-use super::layout::ColumnMapping;
+use crate::column_mapping::ColumnMapping;
+use crate::diagnostic::{Diagnostics, Location};
+use crate::field;
 
 /// A row with a problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct BadRow {
 
 /// The bad rows of an export: their number, and the first of them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct BadRows {
+pub(crate) struct BadRows {
     /// How many rows are retained at most.
     capacity: usize,
     retained: Vec<BadRow>,
@@ -58,7 +58,7 @@ impl Diagnostics {
     /// Attributes the problems found since the total was `total_before` to the row that begins at
     /// `line`. `texts` is `None` if it is uncertain where the row ends or which digest belongs to
     /// it.
-    pub(super) fn close_row(&mut self, line: u64, total_before: u64, texts: Option<KeyTexts>) {
+    pub(crate) fn close_row(&mut self, line: u64, total_before: u64, texts: Option<KeyTexts>) {
         self.bad_rows.total += 1;
         let Some([hash, key_id]) = texts else {
             if self.bad_rows.capacity > 0 {
@@ -81,10 +81,10 @@ impl Diagnostics {
 }
 
 /// The texts of the digest and of the key id of a row, as far as the row has them.
-pub(super) type KeyTexts = [Option<Box<str>>; 2];
+pub(crate) type KeyTexts = [Option<Box<str>>; 2];
 
 /// Parses a digest, ignoring white space around it.
-pub(super) fn parse_hash(text: &str) -> Option<Digest> {
+pub(crate) fn parse_hash(text: &str) -> Option<Digest> {
     field::decode_hash(text.trim_ascii())
 }
 
@@ -105,7 +105,7 @@ fn hashes_in(line: &[u8]) -> impl Iterator<Item = (&str, Digest)> {
 /// Finds the digest and the key id in a line that is not a JSON object: the only digest in it, and
 /// the value after the only occurrence of the name of the key id. Returns `None` if the line has
 /// several digests.
-pub(super) fn find_key_texts(line: &[u8], mapping: &ColumnMapping) -> Option<KeyTexts> {
+pub(crate) fn find_key_texts(line: &[u8], mapping: &ColumnMapping) -> Option<KeyTexts> {
     let mut hashes = hashes_in(line);
     let first = hashes.next();
     if hashes.any(|(_, hash)| first.is_some_and(|(_, first)| first != hash)) {

@@ -13,15 +13,15 @@ use serde_json::value::RawValue;
 
 use keyward_engine::record::{Field, Quoted};
 
-use super::bad_row::{KeyTexts, find_key_texts};
-use super::finding::{Column, Diagnostics, Location};
-use super::layout::{ColumnMapping, ColumnRole, FieldTexts};
-use super::row::Rows;
-use super::unknown::UnknownColumn;
-use super::{FramingError, MAX_ROW};
+use crate::bad_row::{KeyTexts, find_key_texts};
+use crate::column_hint::UnknownColumn;
+use crate::column_mapping::{ColumnMapping, ColumnRole, FieldTexts};
+use crate::diagnostic::{Column, Diagnostics, Location};
+use crate::row::Rows;
+use crate::{FramingError, MAX_ROW};
 
 /// Reads a JSON Lines export into `rows`.
-pub(super) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut Rows<'_>) -> io::Result<()> {
+pub(crate) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut Rows<'_>) -> io::Result<()> {
     let mut line = Vec::with_capacity(4096);
     for number in 1.. {
         line.clear();

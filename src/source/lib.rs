@@ -8,14 +8,14 @@
 //! shrunk.
 //!
 //! ```text
-//! Read -> csv::Records  -> csv::read   \
-//!                                       row::Rows -> field, list, time -> KeyRecord -> sink
-//! Read -> lines         -> jsonl::read /       \-> finding::Diagnostics
+//! Read -> csv::records -> csv::read   \
+//!                                      row::Rows -> field -> KeyRecord -> sink
+//! Read -> lines        -> jsonl::read /          \-> Diagnostics
 //! ```
 //!
 //! Several threads read a large export: [`ChunkSplitter`] cuts it into chunks at the ends of rows,
-//! and a [`ChunkReader`] per thread parses them, using [`scan`] for CSV. This fast path rejects any
-//! problem without a reason; only [`read`] produces diagnostics.
+//! and a [`ChunkReader`] per thread parses them, using [`csv::scanner`] for CSV. This fast path
+//! rejects any problem without a reason; only [`read`] produces diagnostics.
 //!
 //! An export that was truncated while it was written looks like a shorter one, so the last row must
 //! end in a newline. A file truncated exactly between two rows cannot be recognised; the daemon's
@@ -29,42 +29,33 @@
     reason = "the modules' pages are for readers of the source, links included"
 )]
 
-use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::path::Path;
-use std::str::FromStr;
 
-use keyward_engine::record::{KeyRecord, Quoted};
+use keyward_engine::record::KeyRecord;
 
 mod bad_row;
-mod blocks;
+mod chunk_reader;
+mod chunk_splitter;
+mod column_hint;
+mod column_mapping;
 mod csv;
+mod diagnostic;
 mod field;
-mod finding;
-mod hash_form;
+mod format;
 mod jsonl;
-mod layout;
 pub mod lint;
-mod list;
-mod memo;
-mod null;
-mod quotes;
-mod records;
 mod row;
-mod scan;
-mod split;
 #[cfg(test)]
 mod tests;
-mod time;
-mod unknown;
 
 pub use bad_row::BadRow;
-pub use blocks::ChunkReader;
-pub use finding::{Column, Diagnostic, Diagnostics, Location, MAX_DIAGNOSTICS, RepeatCount};
+pub use chunk_reader::ChunkReader;
+pub use chunk_splitter::{ChunkSplitter, SplitError};
+pub use column_mapping::{ColumnMapping, ColumnMappingError};
+pub use diagnostic::{Column, Diagnostic, Diagnostics, Location, MAX_DIAGNOSTICS, RepeatCount};
+pub use field::null::{MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
+pub use format::{Format, FormatError};
 pub use keyward_engine::record::Field;
-pub use layout::{ColumnMapping, ColumnMappingError};
-pub use null::{MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
-pub use split::{ChunkSplitter, SplitError};
 
 use row::{Assembler, Rows};
 
@@ -89,71 +80,6 @@ pub type RecordSink<'s> = dyn FnMut(u64, &KeyRecord<'_>) -> Result<(), SinkError
 
 /// Why a sink refuses a record.
 pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
-
-/// The format of an export.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Comma-separated values (RFC 4180) with a header line.
-    Csv,
-    /// One JSON object per line.
-    JsonLines,
-    /// A compiled snapshot, as `keyward compile` writes it. It is not text, and [`read`] does not
-    /// accept it.
-    Compiled,
-}
-
-/// Why the format of an export is unknown.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FormatError {
-    /// The extension of the file is not that of a format.
-    #[error("the name {} does not say the format; end it in .csv, .jsonl or .kwc, or name the format", Quoted(.0))]
-    Path(String),
-    /// The text is not the name of a format.
-    #[error("{} is not a format; it is csv, jsonl or compiled", Quoted(.0))]
-    Name(String),
-}
-
-impl Format {
-    /// The format of a file by its extension: `.csv`, `.jsonl`, `.ndjson`, `.json` or `.kwc`, in
-    /// any case.
-    ///
-    /// # Errors
-    /// If the file has another extension.
-    pub fn from_path(path: &Path) -> Result<Self, FormatError> {
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        match extension.to_ascii_lowercase().as_str() {
-            "csv" => Ok(Self::Csv),
-            "jsonl" | "ndjson" | "json" => Ok(Self::JsonLines),
-            "kwc" => Ok(Self::Compiled),
-            _ => Err(FormatError::Path(path.file_name().unwrap_or_default().to_string_lossy().into_owned())),
-        }
-    }
-}
-
-/// Accepts `csv`, `jsonl`, `ndjson` and `compiled`.
-impl FromStr for Format {
-    type Err = FormatError;
-
-    fn from_str(name: &str) -> Result<Self, FormatError> {
-        match name {
-            "csv" => Ok(Self::Csv),
-            "jsonl" | "ndjson" => Ok(Self::JsonLines),
-            "compiled" => Ok(Self::Compiled),
-            _ => Err(FormatError::Name(name.to_owned())),
-        }
-    }
-}
-
-/// Writes the name that [`FromStr`] accepts.
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Csv => "csv",
-            Self::JsonLines => "jsonl",
-            Self::Compiled => "compiled",
-        })
-    }
-}
 
 /// Reads an export to its end. Returns the number of its rows, good and bad.
 ///
@@ -224,6 +150,6 @@ enum FramingError {
     NoNewline,
     #[error("the file ends inside of quotes; it may be cut short")]
     OpenQuote,
-    #[error("the row has more than {} columns", records::MAX_COLUMNS)]
+    #[error("the row has more than {} columns", csv::records::MAX_COLUMNS)]
     TooManyColumns,
 }

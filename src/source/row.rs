@@ -11,22 +11,23 @@ use keyward_engine::record::{
     Field, FieldSet, KeyRecord, Limit, MAX_KEY_ID, MAX_NAME, MAX_OWNER, Origin, parse_limits,
 };
 
-use super::finding::{Column, Diagnostics, Location};
-use super::layout::FieldTexts;
-use super::memo::{ListCache, TimeCache};
-use super::null::NullTexts;
-use super::{MAX_FIELDS, RecordSink, field, list, time};
+use crate::column_mapping::FieldTexts;
+use crate::diagnostic::{Column, Diagnostics, Location};
+use crate::field::cache::{ListCache, TimeCache};
+use crate::field::null::NullTexts;
+use crate::field::{self, list, time};
+use crate::{MAX_FIELDS, RecordSink};
 
 /// The destination of the rows of an export: records go to the sink, problems to the diagnostics.
-pub(super) struct Rows<'s> {
+pub(crate) struct Rows<'s> {
     assembler: &'s mut Assembler,
     sink: &'s mut RecordSink<'s>,
-    pub(super) diagnostics: &'s mut Diagnostics,
+    pub(crate) diagnostics: &'s mut Diagnostics,
     count: u64,
 }
 
 impl<'s> Rows<'s> {
-    pub(super) fn new(
+    pub(crate) fn new(
         assembler: &'s mut Assembler,
         sink: &'s mut RecordSink<'s>,
         diagnostics: &'s mut Diagnostics,
@@ -35,19 +36,19 @@ impl<'s> Rows<'s> {
     }
 
     /// Begins a row, good or bad, and returns its number, counted from 1.
-    pub(super) fn begin(&mut self) -> u64 {
+    pub(crate) fn begin(&mut self) -> u64 {
         self.count += 1;
         self.count
     }
 
     /// Number of rows begun.
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
     /// Assembles the row that begins at `line` and passes its record to the sink. `column` locates
     /// a field.
-    pub(super) fn deliver(&mut self, line: u64, texts: &FieldTexts<'_>, column: impl Fn(Field) -> Column) {
+    pub(crate) fn deliver(&mut self, line: u64, texts: &FieldTexts<'_>, column: impl Fn(Field) -> Column) {
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
         if bytes > MAX_FIELDS {
             return self.report_too_large(line, bytes, texts, column);
@@ -83,7 +84,7 @@ impl<'s> Rows<'s> {
 
 /// Assembles records, and caches the lists and times that it has parsed.
 #[derive(Debug)]
-pub(super) struct Assembler {
+pub(crate) struct Assembler {
     nulls: NullTexts,
     scopes: ListCache<Box<str>>,
     networks: ListCache<IpNet>,
@@ -94,7 +95,7 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
-    pub(super) fn new(nulls: NullTexts) -> Self {
+    pub(crate) fn new(nulls: NullTexts) -> Self {
         Self {
             nulls,
             scopes: ListCache::new(),
@@ -107,7 +108,7 @@ impl Assembler {
     }
 
     /// The null texts of the export.
-    pub(super) fn nulls(&self) -> &NullTexts {
+    pub(crate) fn nulls(&self) -> &NullTexts {
         &self.nulls
     }
 

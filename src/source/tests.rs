@@ -2,6 +2,7 @@
 //! diagnostics.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -499,7 +500,7 @@ fn reading_a_row_without_an_end_stops_at_the_bound() {
 
 #[test]
 fn row_with_too_many_columns_is_refused() {
-    let names: Vec<_> = (2..records::MAX_COLUMNS).map(|n| format!("c{n}")).collect();
+    let names: Vec<_> = (2..csv::records::MAX_COLUMNS).map(|n| format!("c{n}")).collect();
     let mapping =
         ColumnMapping::new(&BTreeMap::new(), names.iter().map(|name| name.as_str().into()).collect())
             .expect("a mapping");

@@ -1,8 +1,10 @@
-//! One-time acceptances: what an operator has decided while the daemon was stopped, for the next start to act on.
+//! One-time acceptances: decisions of an operator, made while the daemon is stopped, for the next
+//! start.
 //!
-//! `keyward state accept` writes a marker file into the state directory. The next start removes it durably before it acts
-//! on it, needed or not, so that an acceptance holds for one start. A marker that is older than [`MAX_AGE`], that cannot be
-//! read, or that belongs to a user other than root and the daemon's own is removed and ignored, with a warning.
+//! `keyward state accept` writes a marker file to the state directory. The next start removes it
+//! durably before it acts on it, even if it is not needed, so an acceptance applies to one start. A
+//! marker is ignored and removed, with a warning, if it is older than [`MAX_AGE`], cannot be read,
+//! or belongs to a user other than root and the daemon's own.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read};
@@ -22,37 +24,39 @@ use super::{
     FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, current_second, disk::sync_directory, failed, replace,
 };
 
-/// How old a marker may be when the daemon starts. An operator who accepts something starts the daemon next; a marker
-/// that is forgotten must not excuse a loss of another day.
+/// The maximum age of a marker. An operator starts the daemon right after the command; a forgotten
+/// marker must not apply to a later loss.
 const MAX_AGE: SignedDuration = SignedDuration::from_hours(1);
 
-/// How far ahead of the clock a marker may be: the clock was adjusted between the command and the start.
+/// How far a marker may be in the future: the clock may be adjusted between the command and the
+/// start.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(1);
 
-/// How long the lock of a daemon that keeps failing to start is waited for. A running daemon holds it for longer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for the lock of a daemon that fails to start repeatedly. A running daemon holds
+/// it longer.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often the lock is tried meanwhile.
-const RETRY: Duration = Duration::from_millis(5);
+/// The interval between two attempts to take the lock.
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 
-/// Largest marker that is read: one has some 70 bytes.
+/// Most bytes of a marker that are read. A marker has some 70.
 const MAX_BYTES: u64 = 4096;
 
-/// The daemon's user reads what root has written. There is no secret in a marker.
+/// The daemon's user must be able to read a marker that root has written. It has no secrets.
 const MARKER_MODE: u32 = 0o644;
 
 /// What can be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Acceptance {
-    /// The list of revocations is lost, or a part of it: go on with what is left.
+    /// Continue with the remaining revocations after a loss.
     LostRevocations,
-    /// Believe the source at the next start, whatever was served before.
+    /// Accept the source at the next start without comparing it.
     Source,
 }
 
 impl Acceptance {
-    /// As the command line has it.
+    /// The name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::LostRevocations => "lost-revocations",
@@ -68,7 +72,7 @@ impl Acceptance {
         }
     }
 
-    /// What to do instead where the daemon is running.
+    /// What to do instead if the daemon is running.
     const fn while_running(self) -> &'static str {
         match self {
             Self::LostRevocations => {
@@ -80,33 +84,33 @@ impl Acceptance {
     }
 }
 
-/// Whether something is accepted in `directory` for the next start, as far as a marker tells that may still turn out to be too old.
+/// Whether there is a marker in `directory` for the next start. It may turn out to be invalid.
 pub fn is_accepted(directory: &Path, what: Acceptance) -> bool {
     directory.join(what.file()).exists()
 }
 
-/// An acceptance that was found at the start.
+/// An acceptance by an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AcceptanceRecord {
-    /// The user who gave the command: the owner of the marker.
+    /// The user that gave the command: the owner of the marker.
     pub by_uid: u32,
-    /// When, to the second.
+    /// The time of the command, to the second.
     pub at: Timestamp,
 }
 
-/// Why nothing was accepted.
+/// Why an acceptance could not be recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// There is no such directory.
+    /// The state directory does not exist.
     #[error(
         "{}: there is no state directory; name the daemon's (--state-dir), or its configuration (--config)",
         path.display()
     )]
     Missing {
-        /// Where it was looked for.
+        /// The path of the directory.
         path: PathBuf,
     },
-    /// A daemon is using it.
+    /// A daemon is using the directory.
     #[error(
         "{}: a daemon is running with this state directory{}. {}. An acceptance is for the next start: stop the daemon first",
         path.display(),
@@ -116,9 +120,9 @@ pub enum AcceptError {
     Running {
         /// The directory.
         path: PathBuf,
-        /// The daemon's process, if it is known.
+        /// The daemon's process id, if it is known.
         pid: Option<u32>,
-        /// What was to be accepted.
+        /// The requested acceptance.
         what: Acceptance,
     },
     /// The marker cannot be written.
@@ -134,7 +138,7 @@ struct Marker {
     at: String,
 }
 
-/// Leaves an acceptance in `directory` for the next start of the daemon.
+/// Records an acceptance in `directory` for the next start of the daemon.
 ///
 /// # Errors
 /// See [`AcceptError`].
@@ -142,7 +146,8 @@ pub fn accept(directory: &Path, what: Acceptance) -> Result<AcceptanceRecord, Ac
     if !directory.is_dir() {
         return Err(AcceptError::Missing { path: directory.to_path_buf() });
     }
-    let _no_daemon_starts_meanwhile = lock(directory, what)?;
+    // Held until the marker is written, so that no daemon starts meanwhile.
+    let _lock = lock(directory, what)?;
     let at = current_second();
     let path = directory.join(what.file());
     replace(&path, |writer| {
@@ -152,8 +157,8 @@ pub fn accept(directory: &Path, what: Acceptance) -> Result<AcceptanceRecord, Ac
     Ok(AcceptanceRecord { by_uid: rustix::process::geteuid().as_raw(), at })
 }
 
-/// Takes the daemon's lock, if there has ever been a daemon. The file is not made: the daemon could not open one that is
-/// root's.
+/// Takes the daemon's lock, if the file exists. The file is not created: the daemon could not open
+/// one that root owns.
 fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError> {
     let path = directory.join(LOCK);
     let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
@@ -162,11 +167,11 @@ fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(&path, "open the lock")(error).into()),
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(lock)),
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(RETRY),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(LOCK_RETRY),
             Err(Errno::WOULDBLOCK) => {
                 let pid = read_pid(&mut lock);
                 return Err(AcceptError::Running { path: directory.to_path_buf(), pid, what });
@@ -177,11 +182,11 @@ fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError>
 }
 
 impl StateDir {
-    /// The acceptance of `what`, if an operator has left one that is still valid. It is removed, durably, before this returns:
-    /// the next start finds none. To be called at every start, needed or not.
+    /// Takes the acceptance of `what`, if there is a valid one. The marker is removed durably
+    /// before this returns. Call it at every start, even if the acceptance is not needed.
     ///
     /// # Errors
-    /// When there is one and it cannot be read or removed.
+    /// When there is a marker that cannot be read or removed.
     pub fn take_acceptance(&self, what: Acceptance) -> Result<Option<AcceptanceRecord>, FileError> {
         let path = self.path(what.file());
         let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
@@ -208,7 +213,7 @@ impl StateDir {
     }
 }
 
-/// The marker, or what is wrong with it.
+/// Reads and validates the marker. The error is a message about what is wrong with it.
 fn read_marker(file: &File, what: Acceptance) -> Result<AcceptanceRecord, String> {
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     if !metadata.is_file() {
@@ -227,7 +232,7 @@ fn read_marker(file: &File, what: Acceptance) -> Result<AcceptanceRecord, String
     }
     let age = current_second().duration_since(at);
     if age > MAX_AGE || age < -MAX_AHEAD {
-        return Err(format!("it is of {at}, and holds for an hour"));
+        return Err(format!("it was made at {at}, and is valid for an hour"));
     }
     Ok(AcceptanceRecord { by_uid, at })
 }
@@ -257,9 +262,9 @@ mod tests {
     }
 
     #[test]
-    fn acceptance_holds_for_one_start_and_one_thing() {
+    fn acceptance_applies_to_one_start_and_one_decision() {
         let directory = directory();
-        // A directory without a lock, and one in which a daemon has been.
+        // First without a lock file, then with one.
         for _ in 0..2 {
             let given = accept(directory.path(), WHAT).expect("accepted");
             let state = open(&directory);
@@ -271,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn acceptance_is_refused_while_a_daemon_runs_and_where_there_is_no_directory() {
+    fn acceptance_is_refused_while_a_daemon_runs_or_without_a_directory() {
         let directory = directory();
         let state = open(&directory);
         for (what, instead) in [(WHAT, "nothing to accept"), (Acceptance::Source, "keyward reload --force")] {
@@ -285,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn old_early_or_damaged_marker_is_removed_and_ignored() {
+    fn invalid_marker_is_removed_and_ignored() {
         let directory = directory();
         let state = open(&directory);
         let shifts = [MAX_AGE + SignedDuration::from_secs(2), -MAX_AHEAD - SignedDuration::from_secs(5)];
@@ -295,7 +300,7 @@ mod tests {
             assert!(!directory.path().join(WHAT.file()).exists());
         }
         write(&directory, Acceptance::Source, current_second());
-        assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "of another thing");
+        assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "it accepts something else");
         fs::write(directory.path().join(WHAT.file()), "{}").expect("a marker");
         assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None);
         write(&directory, WHAT, current_second() - MAX_AGE + SignedDuration::from_secs(5));
@@ -303,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn linked_marker_is_no_acceptance() {
+    fn symbolic_link_is_no_acceptance() {
         let directory = directory();
         let state = open(&directory);
         let elsewhere = directory.path().join("elsewhere");

@@ -1,7 +1,8 @@
-//! The state directory: there, writable, and one daemon's.
+//! The state directory and its lock.
 //!
-//! A lock on a file in it (flock, gone with the process whatever becomes of it) keeps two daemons from writing the same
-//! files. A daemon that is replaced by its successor may be draining still, so the lock is waited for.
+//! An flock on a file in the directory prevents two daemons from writing the same files. The kernel
+//! releases it when the process ends. A daemon may still be draining when its successor starts, so
+//! opening waits for the lock.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,13 +16,14 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
-use super::late::is_full_or_read_only;
+use super::lazy_journal::is_full_or_read_only;
 use super::{FileError, O_NOFOLLOW, O_NONBLOCK, WriteHealth, disk, failed, open};
 
-/// The name of the file that is locked. It holds the process id of who has the lock.
+/// The name of the lock file. It contains the process id of the lock's holder.
 pub(super) const LOCK: &str = "lock";
 
-/// What a daemon leaves in the directory, beside its list of revocations: where one of these is, so must be the list.
+/// Files that a daemon writes besides its list of revocations. If one of these exists, so must the
+/// list.
 const STATE_FILES: &[&str] = &[
     "balances",
     "balances.damaged",
@@ -34,19 +36,19 @@ const STATE_FILES: &[&str] = &[
     "generation",
 ];
 
-/// Permissions of a directory that is made here.
+/// The permissions of a new state directory.
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// How long a daemon that has the directory may take to end: as long as it drains, unless set otherwise.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for another daemon to end: the default time of draining.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often the lock is tried meanwhile.
-const RETRY: Duration = Duration::from_millis(20);
+/// The interval between two attempts to take the lock.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Most bytes of a process id in the lock file.
 const PID_BYTES: u64 = 20;
 
-/// A state directory that is this process's until it is dropped.
+/// A state directory that this process has locked until this is dropped.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
@@ -55,10 +57,10 @@ pub struct StateDir {
     lock: Mutex<File>,
 }
 
-/// Why there is no state directory.
+/// Why a state directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
-    /// Another daemon has it.
+    /// Another daemon has locked it.
     #[error(
         "{}: the state directory is in use by another daemon{}; stop it, or give this one a directory of its own (--state-dir)",
         path.display(), with_pid(*pid)
@@ -66,10 +68,10 @@ pub enum StateDirError {
     Locked {
         /// The directory.
         path: PathBuf,
-        /// Process id of who has the lock, if it says so.
+        /// The process id of the lock's holder, if it is known.
         pid: Option<u32>,
     },
-    /// It cannot be made or used.
+    /// It cannot be created or used.
     #[error(
         "{0}; let the daemon's user write to its state directory, or name another (--state-dir, server.state_dir)"
     )]
@@ -81,36 +83,35 @@ fn with_pid(pid: Option<u32>) -> String {
 }
 
 impl StateDir {
-    /// Makes the directory at `path` if it is missing, and locks it. Where the directory is the default (`explicit` is
-    /// false), cannot be used, and no daemon has used it before, that is said in the log and there is none: a daemon
-    /// that is tried out has no /var/lib/keyward, and answers all the same.
+    /// Creates the directory at `path` if it is missing, and locks it. A default directory
+    /// (`explicit` is false) that cannot be used and that no daemon has used before is logged, and
+    /// the result is `None`: keyward can be tried out without /var/lib/keyward.
     ///
     /// # Errors
-    /// When another daemon has it, or it was chosen and cannot be used.
+    /// When another daemon has locked it, or an explicit directory cannot be used.
     pub fn open(path: &Path, explicit: bool) -> Result<Option<Self>, StateDirError> {
         Self::open_reporting(path, explicit, WriteHealth::default())
     }
 
-    /// As [`open`](Self::open); `health` has the files of the directory that are not being written, and says so where
-    /// there is no directory.
+    /// As [`open`](Self::open). Failed writes, and a missing directory, are reported to `health`.
     ///
     /// # Errors
-    /// When another daemon has it, or it was chosen and cannot be used.
+    /// As [`open`](Self::open).
     pub fn open_reporting(
         path: &Path,
         explicit: bool,
         health: WriteHealth,
     ) -> Result<Option<Self>, StateDirError> {
-        Self::open_within(path, explicit, health, PATIENCE)
+        Self::open_within(path, explicit, health, LOCK_TIMEOUT)
     }
 
     pub(super) fn open_within(
         path: &Path,
         explicit: bool,
         health: WriteHealth,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Option<Self>, StateDirError> {
-        match Self::lock(path, health.clone(), patience) {
+        match Self::lock(path, health.clone(), timeout) {
             Ok(directory) => Ok(Some(directory)),
             Err(StateDirError::Unusable(error)) if !explicit && !may_hold_state(path) => {
                 health.absent(&path.display().to_string(), &error);
@@ -124,7 +125,7 @@ impl StateDir {
         }
     }
 
-    fn lock(path: &Path, health: WriteHealth, patience: Duration) -> Result<Self, StateDirError> {
+    fn lock(path: &Path, health: WriteHealth, timeout: Duration) -> Result<Self, StateDirError> {
         let is_new = match disk::create_directory(path, DirBuilder::new().mode(DIRECTORY_MODE)) {
             Ok(()) => {
                 disk::sync_directory(path).map_err(failed(path, "make its name durable"))?;
@@ -135,8 +136,8 @@ impl StateDir {
         };
         let lock_path = path.join(LOCK);
         let mut lock = open_lock(path, &lock_path).map_err(failed(&lock_path, "open the lock"))?;
-        let deadline = Instant::now() + patience;
-        let mut said = false;
+        let deadline = Instant::now() + timeout;
+        let mut is_logged = false;
         loop {
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
@@ -146,40 +147,41 @@ impl StateDir {
                 }
                 Err(error) => return Err(failed(&lock_path, "take the lock")(error.into()).into()),
             }
-            if !said {
+            if !is_logged {
                 info!(directory = %path.display(), "waiting for another daemon to leave the state directory");
-                said = true;
+                is_logged = true;
             }
-            sleep(RETRY);
+            sleep(LOCK_RETRY);
         }
         if let Err(error) = write_pid(&mut lock) {
-            // The lock is held all the same.
+            // The lock is held anyway.
             debug!(file = %lock_path.display(), %error, "the process id cannot be written");
         }
         Ok(Self { path: path.to_path_buf(), health, is_new, lock: Mutex::new(lock) })
     }
 
-    /// Whether the lock still keeps other daemons away: its file is in the directory.
+    /// Whether the locked file is still in the directory, so that the lock excludes other daemons.
     pub fn has_lock(&self) -> bool {
         self.is_in_place(&self.held())
     }
 
-    /// Takes the lock again where its file was removed or replaced, alone or with the directory.
+    /// Takes the lock again if its file, or the directory, was removed or replaced.
     ///
     /// # Errors
     /// When another daemon has taken it meanwhile.
-    pub fn keep_lock(&self) -> Result<(), FileError> {
+    pub fn ensure_lock(&self) -> Result<(), FileError> {
         let mut held = self.held();
         if self.is_in_place(&held) {
             return Ok(());
         }
         let path = self.path(LOCK);
-        // Where it cannot be opened, neither can the other files, which is reported with them.
+        // If the lock cannot be opened, neither can the other files, and those report it.
         let Ok(mut lock) = open_lock(&self.path, &path) else { return Ok(()) };
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 warn!(file = %path.display(), "the lock was removed or replaced by another program; it is taken again");
-                let _is_for_people = write_pid(&mut lock);
+                // The process id is informational.
+                let _ = write_pid(&mut lock);
                 *held = lock;
                 Ok(())
             }
@@ -195,7 +197,8 @@ impl StateDir {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it is the lock file, or the directory itself ([`open_lock`]).
+    /// Whether the locked file is the one in the directory, or the directory itself
+    /// ([`open_lock`]).
     fn is_in_place(&self, lock: &File) -> bool {
         let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
         let Ok(held) = lock.metadata().map(identity) else { return false };
@@ -203,30 +206,30 @@ impl StateDir {
         [file, directory].into_iter().flatten().any(|found| identity(found) == held)
     }
 
-    /// Where the outcome of writes is reported.
+    /// The registry that writes report to.
     pub fn health(&self) -> &WriteHealth {
         &self.health
     }
 
-    /// Whether the directory was missing, and has been made by this process.
+    /// Whether this process has created the directory.
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// A file with something in it that a daemon has left in the directory, other than its list of revocations.
+    /// The name of a non-empty file that a daemon has written, other than its list of revocations.
     pub fn first_state_file(&self) -> Option<&'static str> {
         let has_content = |name: &&str| std::fs::metadata(self.path(name)).is_ok_and(|there| there.len() > 0);
         STATE_FILES.iter().copied().find(has_content)
     }
 
-    /// Where the file called `name` is.
+    /// The path of the file `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 }
 
-/// Opens the file that is locked. On a full or read-only disk, where it cannot be made or written, the lock is taken on the
-/// existing file, or else on the directory itself.
+/// Opens the lock file. On a full or read-only disk, where it cannot be created or written, the
+/// existing file is opened for reading, or else the directory itself.
 fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().read(true).write(true)).or_else(|error| {
         if !is_full_or_read_only(&error) || !may_hold_state(directory) {
@@ -237,15 +240,16 @@ fn open_lock(directory: &Path, path: &Path) -> io::Result<File> {
     })
 }
 
-/// Whether a daemon may have used the directory: it has, or that cannot be found out. Then its revocations must not be left out.
+/// Whether a daemon has used the directory, or that cannot be determined. Then its revocations must
+/// not be ignored.
 fn may_hold_state(directory: &Path) -> bool {
-    let may_be_there = |name| match std::fs::symlink_metadata(directory.join(name)) {
+    let may_exist = |name| match std::fs::symlink_metadata(directory.join(name)) {
         Ok(_) => true,
         Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
     };
-    // A link that leads nowhere was made for a directory, which can be on a disk that is not mounted.
-    let leads_nowhere = directory.is_symlink() && !directory.exists();
-    leads_nowhere || may_be_there(LOCK) || may_be_there("revocations.jsonl")
+    // The target of a dangling link may be on a disk that is not mounted.
+    let is_dangling = directory.is_symlink() && !directory.exists();
+    is_dangling || may_exist(LOCK) || may_exist("revocations.jsonl")
 }
 
 pub(super) fn read_pid(lock: &mut File) -> Option<u32> {

@@ -1,7 +1,8 @@
-//! The system calls that durability depends on, in one place, so that a test can observe their order.
+//! The system calls that durability depends on, so that tests can observe their order.
 //!
-//! In production each function is the call that it is named after. In unit tests, a `trace::Trace` of a directory
-//! records the calls on its files, says what a power cut would lose at that moment, and can have a call fail.
+//! In production each function is the call that it is named after. In tests, a `trace::Trace` of a
+//! directory records the calls on its files, says what a power cut would lose at that moment, and
+//! can have a call fail.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -11,7 +12,8 @@ use std::path::Path;
 #[cfg(any(test, feature = "trace"))]
 pub mod trace;
 
-/// An open file whose writes and syncs can be traced. Everything else is done on the [`fs::File`] itself.
+/// An open file whose writes and syncs can be traced. Everything else is done on the [`fs::File`]
+/// itself.
 #[derive(Debug)]
 pub struct File {
     file: fs::File,
@@ -20,7 +22,7 @@ pub struct File {
 }
 
 impl File {
-    /// Opens the file at `path`, and makes it if it is missing (see [`open`](super::open)).
+    /// Opens the file at `path`, and creates it if it is missing (see [`open`](super::open)).
     pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<Self> {
         #[cfg(any(test, feature = "trace"))]
         if !path.exists() {

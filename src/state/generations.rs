@@ -1,10 +1,13 @@
-//! Numbers for snapshots that are not used twice, whenever the daemon ends: reserved durably, a block at a time.
+//! Generations: the numbers of snapshots, which are never reused. They are reserved durably in
+//! blocks.
 //!
-//! The file `generation` holds the last number of the block that is in use, with a checksum. It is replaced before the first
-//! number of a block is used, so that the next start, after kill -9 too, goes on above everything that may have been used.
+//! The file `generation` has the last number of the current block, with a checksum. It is replaced
+//! before the first number of a block is used. So the next start, even after kill -9, continues
+//! above all numbers that may have been used.
 //!
-//! Where the file cannot be written, or says nothing that can be used although the directory has been used before, numbers go
-//! on from the calendar: above every number that was reserved, and above those of an earlier start in the same trouble.
+//! If the file cannot be written, or is missing or damaged in a directory that has been used,
+//! numbers continue from the system time: above every number that was reserved, and above those of
+//! an earlier start with the same problem.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -17,27 +20,29 @@ use super::{StateDir, read, replace};
 /// The name of the file.
 const FILE: &str = "generation";
 
-/// Numbers that are reserved at once: a disk is waited for in one reload of a thousand. A start leaves the rest of a block unused.
+/// Numbers in a block: one reload in a thousand waits for the disk. A start leaves the rest of a
+/// block unused.
 const BLOCK: u64 = 1_000;
 
-/// Numbers for each second of the calendar: more than a daemon uses in one. They stay below 2^53 until the year 2242, so that
-/// every JSON parser reads them exactly.
+/// Numbers per second of the system time: more than a daemon uses. They stay below 2^53 until the
+/// year 2242, so every JSON parser reads them exactly.
 const PER_SECOND: u64 = 1 << 20;
 
-/// Hands out the numbers of snapshots, ascending.
+/// Allocates the numbers of snapshots, in ascending order.
 #[derive(Debug)]
 pub struct Generations {
-    /// `None`: there is none, and numbers start at 1 each time.
+    /// Without a directory, numbers begin at 1 at each start.
     directory: Option<Arc<StateDir>>,
     last: u64,
-    /// The last number that is reserved.
+    /// The last reserved number.
     reserved: u64,
-    /// The last attempt to reserve some failed: they may be used again after a restart.
+    /// Whether the last reservation failed, so that numbers may be reused after a restart.
     is_failing: bool,
 }
 
 impl Generations {
-    /// Goes on above what was reserved in `directory`. `used` is a number that is known to have been used there; 0 if none is.
+    /// Continues above the numbers that were reserved in `directory`. `used` is a number that is
+    /// known to have been used there; 0 if none is.
     pub fn open(directory: Option<Arc<StateDir>>, used: u64) -> Self {
         let last = directory.as_deref().map_or(0, |directory| last_used(directory, used));
         Self { directory, last, reserved: last, is_failing: false }
@@ -52,7 +57,7 @@ impl Generations {
         self.last
     }
 
-    /// Tries again to reserve numbers, if that has failed.
+    /// Retries a failed reservation.
     pub fn retry(&mut self) {
         if self.is_failing {
             self.reserve();
@@ -70,7 +75,7 @@ impl Generations {
                 Err(error) => {
                     directory.health().failed(FILE, &error);
                     if !std::mem::replace(&mut self.is_failing, true) {
-                        self.last = self.last.max(by_calendar());
+                        self.last = self.last.max(from_system_time());
                     }
                 }
             }
@@ -78,7 +83,7 @@ impl Generations {
     }
 }
 
-/// The highest number that may have been used in `directory`; `used` is known to have been.
+/// The highest number that may have been used in `directory`. `used` is known to have been used.
 fn last_used(directory: &StateDir, used: u64) -> u64 {
     let path = directory.path(FILE);
     let problem = match read(&path) {
@@ -90,17 +95,17 @@ fn last_used(directory: &StateDir, used: u64) -> u64 {
         Ok(None) => "it is gone".to_owned(),
         Err(error) => error.to_string(),
     };
-    error!(file = %path.display(), problem, "which generations have been used is not known; they go on from the calendar");
-    by_calendar().max(used)
+    error!(file = %path.display(), problem, "which generations have been used is not known; they continue from the system time");
+    from_system_time().max(used)
 }
 
-/// As if `PER_SECOND` numbers had been used in each second since 1970.
-fn by_calendar() -> u64 {
+/// The number after `PER_SECOND` numbers in each second since 1970.
+fn from_system_time() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_secs().saturating_mul(PER_SECOND)
 }
 
-/// As in `1000 9ae0daaf` and a newline.
+/// Encodes as in `1000 9ae0daaf`, followed by a newline.
 fn encode(reserved: u64) -> String {
     let number = reserved.to_string();
     format!("{number} {:08x}\n", crc32fast::hash(number.as_bytes()))
@@ -129,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_begin_at_1_and_never_repeat_over_restarts() {
+    fn numbers_begin_at_1_and_never_repeat_across_restarts() {
         let path = tempfile::tempdir().expect("a directory");
         let directory = directory(path.path());
         let mut all = numbers(&directory, 0, BLOCK as usize + 5);
         assert_eq!(all[..2], [1, 2]);
         assert_eq!(all[BLOCK as usize], BLOCK + 1);
-        // Nothing is written at the end: each is a kill -9.
+        // Nothing is written at the end, as after a kill -9.
         (0..50).for_each(|_| all.extend(numbers(&directory, 0, 3)));
         assert!(all.is_sorted_by(|a, b| a < b), "{all:?}");
         assert_eq!(fs::metadata(directory.path(FILE)).expect("a file").permissions().mode() & 0o777, 0o600);
@@ -148,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_or_lost_file_never_leads_to_numbers_used_before() {
+    fn damaged_or_lost_file_never_causes_reused_numbers() {
         let path = tempfile::tempdir().expect("a directory");
         let directory = directory(path.path());
         let used = numbers(&directory, 0, 7)[6];
@@ -168,16 +173,16 @@ mod tests {
         assert_eq!(
             numbers(&directory, 5 * BLOCK, 1)[0],
             5 * BLOCK + 1,
-            "what is known to be used counts too"
+            "above the number that is known to be used"
         );
     }
 
     #[test]
-    fn unwritable_file_does_not_repeat_numbers_and_says_so() {
+    fn unwritable_file_is_reported_and_numbers_do_not_repeat() {
         let path = tempfile::tempdir().expect("a directory");
         let directory = directory(path.path());
         numbers(&directory, 0, 3);
-        // Something that a file cannot be written over, for root either.
+        // Not even root can write a file over a directory.
         fs::create_dir(directory.path("generation.new")).expect("a directory");
         let mut generations = Generations::open(Some(Arc::clone(&directory)), 3);
         let first = generations.next_number();
@@ -185,7 +190,7 @@ mod tests {
         assert_eq!(generations.next_number(), first + 1);
         fs::remove_dir(directory.path("generation.new")).expect("removes");
         assert_eq!(generations.next_number(), first + 2);
-        assert!(directory.health().unwritten().is_empty(), "it is tried again for each");
+        assert!(directory.health().unwritten().is_empty(), "each number retries the reservation");
         assert!(numbers(&directory, 3, 1)[0] > first + 2);
     }
 }

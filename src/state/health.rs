@@ -1,8 +1,8 @@
-//! Which durable files are not being written at the moment, since when, and why.
+//! The registry of files that cannot be written at the moment, since when, and why.
 //!
-//! Every file of the state directory reports the outcome of its writes here, from whichever thread makes them.
-//! `keyward status` and systemd's status line show what is listed; the log says once when a file stops being written and
-//! once when it is written again.
+//! Every thread that writes a file of the state directory reports the results here. `keyward
+//! status` and systemd's status line show the list. The log has one line when the first write of a
+//! file fails, and one when a write succeeds again.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -14,10 +14,10 @@ use tracing::{debug, error, info};
 
 use super::current_second;
 
-/// Called with the whole list after every change of it.
+/// Called with the whole list after every change.
 type Observer = Box<dyn Fn(&[Unwritten]) + Send + Sync>;
 
-/// The registry; clones share it.
+/// The registry. Clones share it.
 #[derive(Clone, Default)]
 pub struct WriteHealth {
     shared: Arc<Shared>,
@@ -29,38 +29,39 @@ struct Shared {
     observer: OnceLock<Observer>,
 }
 
-/// A file that is not being written.
+/// A file that cannot be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unwritten {
-    /// Its name in the state directory, or the path of a directory that cannot be used.
+    /// The name of the file, or the path of a directory that cannot be used.
     pub file: Box<str>,
-    /// When the first write failed, by the calendar.
+    /// When the first write failed, by the system time.
     pub since: Timestamp,
-    /// How long ago that was, whatever has become of the calendar.
+    /// How long ago that was, independent of changes of the system time.
     pub lasting: Duration,
     /// Why the latest write failed.
     pub error: String,
-    /// Records that were given up since, because too many were waiting.
+    /// Records that have been dropped since, because too many were waiting.
     pub dropped: u64,
 }
 
 struct State {
     since: Timestamp,
-    begun: Instant,
+    since_instant: Instant,
     error: String,
     dropped: u64,
 }
 
 impl WriteHealth {
-    /// Has `observer` called with what is not being written, now and after every change. There is one observer; a second
-    /// is ignored. It must not call back into this registry.
+    /// Calls `observer` with the list, now and after every change. There can be one observer; a
+    /// second one is ignored. It must not call into this registry.
     pub fn observe(&self, observer: impl Fn(&[Unwritten]) + Send + Sync + 'static) {
         let files = self.files();
         observer(&list(&files));
-        let _first = self.shared.observer.set(Box::new(observer));
+        // Fails if there is an observer already.
+        let _ = self.shared.observer.set(Box::new(observer));
     }
 
-    /// A write of `file` failed.
+    /// Reports that a write of `file` failed.
     pub fn failed(&self, file: &str, error: &dyn Display) {
         let error = error.to_string();
         let mut files = self.files();
@@ -78,22 +79,24 @@ impl WriteHealth {
             "the file is not being written; what belongs in it is kept in memory and tried again: make room, or make \
              the state directory writable"
         );
-        let state = State { since: current_second(), begun: Instant::now(), error, dropped: 0 };
+        let state = State { since: current_second(), since_instant: Instant::now(), error, dropped: 0 };
         files.insert(file.into(), state);
         self.changed(&files);
     }
 
-    /// There is no state directory at `path`: nothing is kept for as long as the daemon runs.
+    /// Reports that there is no state directory at `path`, so nothing is stored while the daemon
+    /// runs.
     pub(super) fn absent(&self, path: &str, error: &dyn Display) {
         let error =
             format!("no state directory: revocations, balances, usage and audit are not kept: {error}");
-        let state = State { since: current_second(), begun: Instant::now(), error, dropped: 0 };
+        let state = State { since: current_second(), since_instant: Instant::now(), error, dropped: 0 };
         let mut files = self.files();
         files.insert(path.into(), state);
         self.changed(&files);
     }
 
-    /// Records that belong in `file` were given up; counted while the file is not being written.
+    /// Reports that records for `file` were dropped. They are counted while the file cannot be
+    /// written.
     pub fn dropped(&self, file: &str, records: u64) {
         let mut files = self.files();
         if let Some(state) = files.get_mut(file) {
@@ -102,7 +105,7 @@ impl WriteHealth {
         }
     }
 
-    /// A write of `file` succeeded.
+    /// Reports that a write of `file` succeeded.
     pub fn written(&self, file: &str) {
         let mut files = self.files();
         if let Some(State { since, dropped, .. }) = files.remove(file) {
@@ -111,7 +114,7 @@ impl WriteHealth {
         }
     }
 
-    /// The files that are not being written, by name.
+    /// The files that cannot be written, by name.
     pub fn unwritten(&self) -> Vec<Unwritten> {
         list(&self.files())
     }
@@ -137,7 +140,7 @@ fn list(files: &BTreeMap<Box<str>, State>) -> Vec<Unwritten> {
     let files = files.iter().map(|(file, state)| Unwritten {
         file: file.clone(),
         since: state.since,
-        lasting: state.begun.elapsed(),
+        lasting: state.since_instant.elapsed(),
         error: state.error.clone(),
         dropped: state.dropped,
     });
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_file_is_listed_from_its_first_failure_until_it_is_written() {
+    fn file_is_listed_from_its_first_failure_until_a_success() {
         let health = WriteHealth::default();
         health.written("a");
         health.dropped("a", 1);
@@ -170,18 +173,18 @@ mod tests {
         health.written("b");
         assert_eq!(files(&health), listed[..1]);
         health.failed("b", &"full");
-        assert_eq!(files(&health)[1], ("b".into(), "full".into(), 0), "counted anew");
+        assert_eq!(files(&health)[1], ("b".into(), "full".into(), 0), "the count restarts");
     }
 
     #[test]
-    fn observer_is_told_the_list_at_once_and_after_every_change() {
+    fn observer_is_called_at_once_and_after_every_change() {
         let health = WriteHealth::default();
         health.failed("a", &"full");
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&seen);
+        let calls = Arc::clone(&seen);
         health.observe(move |unwritten| {
             let names = unwritten.iter().map(|file| file.file.to_string()).collect::<Vec<_>>();
-            told.lock().expect("not poisoned").push(names.join(" "));
+            calls.lock().expect("not poisoned").push(names.join(" "));
         });
         health.failed("b", &"full");
         health.failed("b", &"full");

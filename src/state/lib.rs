@@ -1,16 +1,16 @@
-//! Files that outlive the daemon: nothing but files, whatever is in them.
+//! The files that outlive the daemon.
 //!
-//! * [`StateDir`] is the directory, locked: one daemon has it.
-//! * A [`Journal`] is written at its end only, a batch of whole lines at a time ([`lines`]).
-//! * [`replace`] writes a whole file anew.
-//! * [`WriteHealth`] lists the files that are not being written at the moment.
-//! * [`Acceptance`] is an operator's one-time decision, left in the directory for the next start.
-//! * [`Generations`] numbers snapshots, and never twice the same.
-//! * Both write, sync and rename through [`disk`], where a test observes the order.
+//! * [`StateDir`] is the state directory, locked by one daemon.
+//! * A [`Journal`] is an append-only file of JSON Lines.
+//! * [`replace`] replaces a whole file.
+//! * [`WriteHealth`] lists the files that cannot be written at the moment.
+//! * [`Acceptance`] is an operator's one-time decision for the next start.
+//! * [`Generations`] numbers snapshots without repetition.
+//! * [`disk`] has all calls that write, sync and rename, so that tests can observe their order.
 //!
-//! What all of them keep to: a daemon that is killed at any moment leaves behind files that the next one can read; a file
-//! is the daemon's user's alone (0600); and no path leads out of the directory through a symbolic link, so that a
-//! directory that others can write to, such as /tmp, can cost the state but nobody's files.
+//! All of them guarantee: a daemon that is killed at any moment leaves files that the next one can
+//! read; only the daemon's user can access a file (0600); and no symbolic link leads out of the
+//! directory, so in a directory that others can write to, such as /tmp, only the state is at risk.
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -31,8 +31,8 @@ mod dir;
 pub mod disk;
 mod generations;
 mod health;
-mod late;
-pub mod lines;
+mod journal;
+mod lazy_journal;
 
 #[cfg(test)]
 mod tests;
@@ -41,55 +41,50 @@ pub use accept::{AcceptError, Acceptance, AcceptanceRecord, accept, is_accepted}
 pub use dir::{StateDir, StateDirError};
 pub use generations::Generations;
 pub use health::{Unwritten, WriteHealth};
-pub use late::LazyJournal;
-pub use lines::{Journal, Rotation};
+pub use journal::{Journal, OpenedJournal, Rotation};
+pub use lazy_journal::LazyJournal;
 
-/// Permissions of every file: what is in it may say who uses what.
+/// The permissions of every file: the content may show who uses what.
 const FILE_MODE: u32 = 0o600;
 
-/// A pipe in the place of a file would otherwise wait for its other end.
+/// Without it, opening a named pipe would wait for the other end.
 const O_NONBLOCK: i32 = OFlags::NONBLOCK.bits() as i32;
 const O_NOFOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
 
-/// What could not be done to which file.
+/// An operation on a file failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: cannot {what}: {error}", path.display())]
+#[error("{}: cannot {action}: {error}", path.display())]
 pub struct FileError {
     /// The file.
     pub path: PathBuf,
-    /// What was tried.
-    pub what: &'static str,
-    /// What the system says.
+    /// The operation, as it follows "cannot".
+    pub action: &'static str,
+    /// The system's error.
+    #[source]
     pub error: io::Error,
 }
 
-/// Completes an [`io::Error`] about `path`.
-fn failed<'a>(path: &'a Path, what: &'static str) -> impl Fn(io::Error) -> FileError + use<'a> {
-    move |error| FileError { path: path.to_path_buf(), what, error }
+/// Converts an [`io::Error`] about `path`.
+fn failed<'a>(path: &'a Path, action: &'static str) -> impl Fn(io::Error) -> FileError + use<'a> {
+    move |error| FileError { path: path.to_path_buf(), action, error }
 }
 
-/// Opens a file of the state directory, and makes it if it is missing.
+/// Opens a file of the state directory, and creates it if it is missing.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<std::fs::File> {
     let file = options.create(true).mode(FILE_MODE).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("it is not a regular file")),
-    }
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
-/// Opens a file of the state directory that is there.
+/// Opens an existing file of the state directory for reading.
 ///
 /// # Errors
-/// When it cannot be opened, or is no regular file of the directory's own.
+/// When it cannot be opened, or is not a regular file.
 pub fn open_to_read(path: &Path) -> io::Result<std::fs::File> {
     let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("it is not a regular file")),
-    }
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
-/// The time by the calendar, to the second: more is of no use to a reader.
+/// The current time, to the second.
 pub fn current_second() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now)
@@ -98,7 +93,7 @@ pub fn current_second() -> Timestamp {
 /// The whole file at `path`, if there is one.
 ///
 /// # Errors
-/// When it is there and cannot be read.
+/// When the file exists and cannot be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     let content = open_to_read(path).and_then(|mut file| {
         let mut content = Vec::new();
@@ -125,14 +120,16 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     .map_err(failed(path, "remove it"))
 }
 
-/// Replaces the file at `path` by what `write` writes: after a crash at any moment it is the old one or the new one, whole.
-/// When this returns without an error, the new one survives a loss of power.
+/// Replaces the file at `path` by the content that `write` writes. After a crash at any moment
+/// there is the complete old or the complete new file. When this returns without an error, the new
+/// file survives a loss of power.
 ///
-/// One thread at a time may replace a file: what is being written is beside it, under its name and `.new`.
+/// The new file is written beside the old one, with `.new` added to its name. So only one thread at
+/// a time may replace a file.
 ///
 /// # Errors
-/// When anything fails; then the old file is as it was, but for one case: where the name cannot be made durable, the new
-/// one is there and may be gone after a loss of power.
+/// When any operation fails. Then the old file is unchanged, with one exception: if the new name
+/// cannot be made durable, the new file is in place, but may be gone after a loss of power.
 pub fn replace(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<disk::File>) -> io::Result<()>,
@@ -151,8 +148,8 @@ pub fn replace(
         Err(error) => Err(failed(&new, "write it")(error)),
     };
     if let Err(error) = replaced {
-        // On a full disk the room is worth more than the half of a file.
-        let _not_there = disk::remove_file(&new);
+        // Frees the space of the unfinished file. It may not exist.
+        let _ = disk::remove_file(&new);
         return Err(error);
     }
     disk::sync_directory(path).map_err(failed(path, "make its new name durable"))

@@ -1,4 +1,4 @@
-//! Files of the state directory through kills, full disks and second daemons.
+//! Files of the state directory after kills, with full disks, and with a second daemon.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,18 +9,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
 use super::*;
-use crate::lines::OpenedJournal;
 
 mod durability;
 
-const ROOMY: Rotation = Rotation { max_file_size: 1 << 30, keep: 3 };
+const NO_ROTATION: Rotation = Rotation { max_file_size: 1 << 30, keep: 3 };
 
 fn directory() -> TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
 fn opened(path: &Path) -> OpenedJournal {
-    Journal::open(path.to_owned(), ROOMY).expect("opens")
+    Journal::open(path.to_owned(), NO_ROTATION).expect("opens")
 }
 
 fn text(path: &Path) -> String {
@@ -28,7 +27,7 @@ fn text(path: &Path) -> String {
 }
 
 #[test]
-fn a_directory_is_made_and_locked_until_it_is_dropped() {
+fn directory_is_created_and_locked_until_it_is_dropped() {
     let parent = directory();
     let path = parent.path().join("state");
     let open = || StateDir::open_within(&path, true, WriteHealth::default(), Duration::ZERO);
@@ -38,13 +37,16 @@ fn a_directory_is_made_and_locked_until_it_is_dropped() {
     let error = open().expect_err("in use").to_string();
     assert!(error.contains(&format!("another daemon, pid {};", std::process::id())), "{error}");
     let implicit = StateDir::open_within(&path, false, WriteHealth::default(), Duration::ZERO);
-    assert!(matches!(implicit, Err(StateDirError::Locked { .. })), "in use is in use, whoever chose it");
+    assert!(
+        matches!(implicit, Err(StateDirError::Locked { .. })),
+        "a default directory in use is refused as well"
+    );
     drop(first);
     assert!(open().expect("opens").is_some());
 }
 
 #[test]
-fn a_lock_is_waited_for() {
+fn open_waits_for_the_lock() {
     let directory = directory();
     let first = StateDir::open(directory.path(), true).expect("opens").expect("there");
     let ending = std::thread::spawn(move || {
@@ -56,7 +58,7 @@ fn a_lock_is_waited_for() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_used_is_an_error_only_if_it_was_chosen() {
+fn unusable_directory_is_an_error_only_if_it_is_explicit() {
     let parent = directory();
     let file = parent.path().join("file");
     fs::write(&file, "").expect("writes");
@@ -75,9 +77,9 @@ fn a_directory_that_cannot_be_used_is_an_error_only_if_it_was_chosen() {
     }
 }
 
-/// Its revocations would be left out.
+/// Otherwise its revocations would be ignored.
 #[test]
-fn default_directory_that_a_daemon_has_used_and_that_cannot_be_used_is_refused() {
+fn unusable_default_directory_is_refused_if_a_daemon_has_used_it() {
     for name in ["lock", "revocations.jsonl"] {
         let directory = directory();
         fs::create_dir(directory.path().join("lock")).expect("in the way");
@@ -89,9 +91,9 @@ fn default_directory_that_a_daemon_has_used_and_that_cannot_be_used_is_refused()
     }
 }
 
-/// What it leads to can be a disk that is not mounted.
+/// The target may be on a disk that is not mounted.
 #[test]
-fn default_directory_that_is_a_link_to_nowhere_is_refused() {
+fn default_directory_that_is_a_dangling_link_is_refused() {
     let directory = directory();
     let [missing, circle] = ["missing", "circle"].map(|name| directory.path().join(name));
     symlink(directory.path().join("not mounted"), &missing).expect("a link");
@@ -103,14 +105,14 @@ fn default_directory_that_is_a_link_to_nowhere_is_refused() {
 }
 
 #[test]
-fn a_link_is_not_followed() {
+fn symbolic_links_are_not_followed() {
     let directory = directory();
     let precious = directory.path().join("precious");
     fs::write(&precious, "precious").expect("writes");
     for name in ["usage.jsonl", "lock", "state.new"] {
         symlink(&precious, directory.path().join(name)).expect("a link");
     }
-    assert!(Journal::open(directory.path().join("usage.jsonl"), ROOMY).is_err());
+    assert!(Journal::open(directory.path().join("usage.jsonl"), NO_ROTATION).is_err());
     assert!(StateDir::open(directory.path(), true).is_err());
     let error = replace(&directory.path().join("state"), |file| file.write_all(b"x"));
     assert!(error.is_err());
@@ -118,7 +120,7 @@ fn a_link_is_not_followed() {
 }
 
 #[test]
-fn replacing_is_all_or_nothing() {
+fn failed_replacement_keeps_the_old_file() {
     let directory = directory();
     let path = directory.path().join("state");
     replace(&path, |file| file.write_all(b"one")).expect("writes");
@@ -136,7 +138,7 @@ fn replacing_is_all_or_nothing() {
 }
 
 #[test]
-fn what_is_torn_is_cut_off_and_the_last_line_found() {
+fn torn_line_is_truncated_and_the_last_complete_line_is_returned() {
     let directory = directory();
     let path = directory.path().join("a.jsonl");
     let long = format!("{{\"n\":\"{}\"}}\n", "x".repeat(200_000));
@@ -164,7 +166,7 @@ fn what_is_torn_is_cut_off_and_the_last_line_found() {
 }
 
 #[test]
-fn files_are_rotated_by_size_and_the_oldest_goes() {
+fn files_are_rotated_by_size_and_the_oldest_is_deleted() {
     let directory = directory();
     let path = directory.path().join("a.jsonl");
     let rotation = Rotation { max_file_size: 16, keep: 2 };
@@ -177,11 +179,11 @@ fn files_are_rotated_by_size_and_the_oldest_goes() {
     assert_eq!(text(&numbered(1)), "{\"n\":5}\n{\"n\":6}\n");
     assert_eq!(text(&numbered(2)), "{\"n\":3}\n{\"n\":4}\n");
     assert!(!numbered(3).exists());
-    // A batch is never divided, however large.
+    // Lines of one write are never split.
     journal.append(b"{\"n\":8}\n{\"n\":9}\n{\"n\":10}\n").expect("writes");
     assert_eq!(text(&path), "{\"n\":8}\n{\"n\":9}\n{\"n\":10}\n");
 
-    // Killed between the renaming and the first line: what was last is in the file before.
+    // After a kill between the rename and the first line, the last line is in the previous file.
     fs::write(&path, "").expect("empties");
     assert_eq!(opened(&path).last_line.as_deref(), Some(&b"{\"n\":7}"[..]));
     fs::remove_file(&path).expect("removes");
@@ -189,7 +191,7 @@ fn files_are_rotated_by_size_and_the_oldest_goes() {
 }
 
 #[test]
-fn without_old_files_a_full_one_is_begun_anew() {
+fn rotation_that_keeps_no_files_deletes_the_full_one() {
     let directory = directory();
     let path = directory.path().join("a.jsonl");
     let mut journal =
@@ -201,7 +203,7 @@ fn without_old_files_a_full_one_is_begun_anew() {
 }
 
 #[test]
-fn a_rotation_that_was_interrupted_loses_no_further_file() {
+fn interrupted_rotation_loses_no_further_file() {
     let directory = directory();
     let path = directory.path().join("a.jsonl");
     let numbered = |number: u32| directory.path().join(format!("a.jsonl.{number}"));
@@ -216,7 +218,7 @@ fn a_rotation_that_was_interrupted_loses_no_further_file() {
 }
 
 #[test]
-fn a_file_that_somebody_else_rotates_is_followed() {
+fn file_rotated_by_another_program_is_reopened() {
     let directory = directory();
     let path = directory.path().join("a.jsonl");
     let mut journal = opened(&path).journal;
@@ -229,12 +231,12 @@ fn a_file_that_somebody_else_rotates_is_followed() {
     assert_eq!(text(&path), "{\"n\":3}\n");
 }
 
-/// A disk that is full, as far as a test without root can fill one: the process may write files up to a size.
+/// A limit of the file size simulates a full disk, because a test without root cannot fill one.
 #[test]
-fn a_write_that_fails_half_way_is_cut_off_and_can_be_repeated() {
-    /// More than any other test in this process writes to one file.
+fn partial_write_is_truncated_and_can_be_repeated() {
+    /// Larger than any file that another test in this process writes.
     const LIMIT: u64 = 256 << 20;
-    /// The signal of the limit, which would end the process: handled, the write fails instead.
+    /// The limit's signal, which would end the process. With a handler, the write fails instead.
     const SIGXFSZ: i32 = 25;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let _entered = runtime.enter();
@@ -253,7 +255,7 @@ fn a_write_that_fails_half_way_is_cut_off_and_can_be_repeated() {
     let error = failed.expect_err("the disk is full").to_string();
     assert!(error.contains("a.jsonl: cannot write to it"), "{error}");
     assert!(again.is_err());
-    assert_eq!(fs::metadata(&path).expect("a file").len(), LIMIT - 10, "no half line");
+    assert_eq!(fs::metadata(&path).expect("a file").len(), LIMIT - 10, "no partial line");
     journal.append(b"{\"n\":1}\n{\"n\":2}\n").expect("there is room again");
     assert_eq!(fs::metadata(&path).expect("a file").len(), LIMIT + 6);
 }

@@ -7,7 +7,7 @@ use keyward_engine::record::KeyRecord;
 use keyward_engine::snapshot::{Builder, CompareOptions, Example, KeyTable};
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
-/// The Unix second at which both sets are weighed, and two others.
+/// The Unix second at which both sets are evaluated, and two others.
 const AT: u32 = 1_800_000_000;
 const PAST: &str = "1790000000";
 const FUTURE: &str = "1810000000";

@@ -1,4 +1,4 @@
-//! Promise 4 over reloads, absences and restarts, on snapshots and their allocator: however keys come, go and change plans, nobody is
+//! Promise 4 over reloads, absences and restarts, on snapshots and the slot allocator: however keys come, go and change plans, nobody is
 //! given a quota again. Time is an argument, and every sequence is made from its seed.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The admin socket with many connections and many revocations: a command waits for none of them.
+//! The admin socket with many connections and many revocations: no command waits for them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,101 +7,89 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, PATIENCE, Raw, Setup, ask, hex, keyward, wait_for};
-use keyward_daemon::admin::message::{
-    Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked, Target,
+use crate::support::{
+    Daemon, Export, RawClient, Setup, TIMEOUT, encode_verify, key_target, keyward, wait_until,
 };
+use keyward_daemon::admin::message::{Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked};
 use keyward_daemon::admin::send_command_within;
 
-/// Far less than the ten seconds that an idle connection may take.
-const PROMPT: Duration = Duration::from_secs(3);
+/// Less than the ten seconds after which an idle connection is closed.
+const PROMPT: Duration = Duration::from_secs(8);
 
-fn export() -> String {
-    format!("key_hash,key_id\n{},a\n{},b\n", hex("a"), hex("b"))
+fn send_promptly(daemon: &Daemon, command: &Command) -> Reply {
+    send_command_within(&daemon.admin_socket(), command, PROMPT).expect("a prompt reply")
 }
 
-fn key(key_id: &str) -> Target {
-    Target { key_id: Some(key_id.to_owned()), owner: None }
-}
-
-fn give(daemon: &Daemon, command: &Command) -> Reply {
-    send_command_within(&daemon.admin(), command, PROMPT).expect("answered at once")
-}
-
-fn admin(daemon: &Daemon) -> UnixStream {
-    let stream = UnixStream::connect(daemon.admin()).expect("connects");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+fn connect_admin(daemon: &Daemon) -> UnixStream {
+    let stream = UnixStream::connect(daemon.admin_socket()).expect("connects");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     stream
 }
 
-/// One that sends nothing, half a command, a command byte by byte, or many whose answers it does not read.
+/// A connection that sends nothing, half a command, a single byte, or many commands without reading
+/// their replies.
 fn connect_idle(daemon: &Daemon, number: usize) -> UnixStream {
-    let mut stream = admin(daemon);
-    let sent = match number % 4 {
+    let mut stream = connect_admin(daemon);
+    // Fails if the daemon has closed the connection already, to make room for another one.
+    let _ = match number % 4 {
         0 => Ok(()),
         1 => stream.write_all(b"{\"command\":\"sta"),
         2 => stream.write_all(b"{"),
         _ => stream.write_all(&b"{\"command\":\"status\"}\n".repeat(100)),
     };
-    // Its place may be another's already.
-    let _lost = sent;
     stream
 }
 
 #[test]
-fn idle_connections_delay_no_command() {
-    let daemon = Daemon::serving(&export());
+fn idle_connections_do_not_delay_commands() {
+    let daemon = Daemon::serving(Export::of(["a", "b"]));
     let mut idle: Vec<UnixStream> = Vec::new();
     for number in 0..600 {
         idle.push(connect_idle(&daemon, number));
         if number % 50 == 0 {
-            let start = Instant::now();
-            give(&daemon, &Command::Status);
-            give(&daemon, &Command::Revoke(key("a")));
-            give(&daemon, &Command::Unrevoke(key("a")));
-            assert!(start.elapsed() < PROMPT, "{number} connections: {:?}", start.elapsed());
+            send_promptly(&daemon, &Command::Status);
+            send_promptly(&daemon, &Command::Revoke(key_target("a")));
+            send_promptly(&daemon, &Command::Unrevoke(key_target("a")));
         }
     }
-    // The first has lost its place, and was told so.
-    let mut answer = String::new();
-    let _reset = BufReader::new(&idle[0]).read_line(&mut answer);
-    assert!(answer.contains("need the place of one that sends no command"), "{answer}");
-    // The last still has its own.
-    let mut last = idle.pop().expect("the last");
+    // The first connection was closed, with a reason.
+    let mut reply = String::new();
+    // Fails if the connection was reset after the reply.
+    let _ = BufReader::new(&idle[0]).read_line(&mut reply);
+    assert!(reply.contains("need the place of one that sends no command"), "{reply}");
+    // The last one is still open.
+    let last = idle.pop().expect("the last");
     drop(idle);
-    let mut lines = BufReader::new(last.try_clone().expect("a second handle"));
-    let mut answer = String::new();
-    lines.read_line(&mut answer).expect("an answer");
-    assert!(answer.starts_with("{\"ok\":true"), "{answer}");
-    last.write_all(b"").expect("open");
+    let mut reply = String::new();
+    BufReader::new(last).read_line(&mut reply).expect("a reply");
+    assert!(reply.starts_with("{\"ok\":true"), "{reply}");
 }
 
-/// Connections that wait for a reload are not idle: each is answered.
+/// Connections that wait for a reload are not idle.
 #[test]
-fn connections_that_wait_are_not_closed() {
-    let daemon = Daemon::serving(&export());
+fn connections_that_wait_for_a_reload_are_not_closed() {
+    let daemon = Daemon::serving(Export::of(["a", "b"]));
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..16).map(|_| scope.spawn(|| daemon.reload())).collect();
         let idle: Vec<UnixStream> = (0..200).map(|number| connect_idle(&daemon, number)).collect();
-        assert!(waiting.into_iter().all(|waiting| waiting.join().expect("answered").accepted));
+        assert!(waiting.into_iter().all(|waiting| waiting.join().expect("a reply").accepted));
         drop(idle);
     });
 }
 
-/// A list of the greatest length: neither its size nor its order is the accepting thread's work.
+/// The accepting thread neither copies nor sorts the whole list of revocations.
 #[test]
 fn status_is_bounded_and_pages_list_every_revocation() {
     const REVOKED: usize = 100_000;
-    let setup = Setup::new(&export());
+    let setup = Setup::new(Export::of(["a", "b"]));
     let mut lines = String::new();
     for number in 0..REVOKED {
-        let (hour, minute, second) = (number / 3_600, number / 60 % 60, number % 60);
-        let what = if number % 10 == 0 { "owner" } else { "key_id" };
+        let (day, hour) = (1 + number / 86_400, number / 3_600 % 24);
+        let (minute, second) = (number / 60 % 60, number % 60);
+        let target = if number % 10 == 0 { "owner" } else { "key_id" };
         writeln!(
             lines,
-            "{{\"action\":\"revoke\",\"{what}\":\"r{number:06}\",\"when\":\"2026-11-{:02}T{:02}:{minute:02}:{second:02}Z\",\"by_uid\":0}}",
-            1 + hour / 24,
-            hour % 24
+            r#"{{"action":"revoke","{target}":"r{number:06}","when":"2026-11-{day:02}T{hour:02}:{minute:02}:{second:02}Z","by_uid":0}}"#
         )
         .expect("a String");
     }
@@ -109,17 +97,17 @@ fn status_is_bounded_and_pages_list_every_revocation() {
     let daemon = setup.start();
     let status = daemon.status();
     assert_eq!((status.revocations_total, status.revocations.len()), (REVOKED, LATEST_REVOCATIONS));
-    let latest = |revoked: &Revoked| revoked.target.key_id.clone().or(revoked.target.owner.clone());
+    let name = |revoked: &Revoked| revoked.target.key_id.clone().or(revoked.target.owner.clone());
     for (revoked, number) in status.revocations.iter().zip((0..REVOKED).rev()) {
-        assert_eq!(latest(revoked), Some(format!("r{number:06}")));
+        assert_eq!(name(revoked), Some(format!("r{number:06}")));
     }
 
     let (mut after, mut all) = (None, Vec::new());
     loop {
-        let reply = give(&daemon, &Command::Revocations { after });
+        let reply = send_promptly(&daemon, &Command::Revocations { after });
         let page = reply.revocations.expect("a page");
         assert!(page.entries.len() <= REVOCATIONS_PER_PAGE && page.total == REVOKED);
-        all.extend(page.entries.iter().filter_map(latest));
+        all.extend(page.entries.iter().filter_map(name));
         after = page.entries.last().map(|revoked| revoked.target.clone());
         if !page.more {
             break;
@@ -130,53 +118,62 @@ fn status_is_bounded_and_pages_list_every_revocation() {
     all.dedup();
     assert_eq!(all.len(), REVOKED, "each once");
 
-    let output =
-        keyward().args(["status", "--revocations", "--json", "--admin-socket"]).arg(daemon.admin()).output();
+    let output = keyward()
+        .args(["status", "--revocations", "--json", "--admin-socket"])
+        .arg(daemon.admin_socket())
+        .output();
     let output = output.expect("runs");
     assert!(output.status.success());
     assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), REVOKED);
     assert!(output.stdout.starts_with(b"{\"owner\":\"r000000\","));
 
-    // What the thread that accepts connections has to do for a status, by the processor's count.
-    let main = format!("/proc/{0}/task/{0}/schedstat", daemon.pid());
-    let used = || -> u64 {
-        let text = fs::read_to_string(&main).expect("the main thread");
-        text.split(' ').next().and_then(|number| number.parse().ok()).expect("nanoseconds")
+    // Processor time of the accepting thread for each status.
+    let schedstat = format!("/proc/{0}/task/{0}/schedstat", daemon.pid());
+    let processor_time = || {
+        let text = fs::read_to_string(&schedstat).expect("the main thread");
+        Duration::from_nanos(text.split(' ').next().expect("a field").parse().expect("nanoseconds"))
     };
-    let before = used();
+    let before = processor_time();
     (0..20).for_each(|_| drop(daemon.status()));
-    let each = Duration::from_nanos((used() - before) / 20);
-    assert!(each < Duration::from_millis(5), "a status takes {each:?} of the thread that accepts");
+    let per_status = (processor_time() - before) / 20;
+    assert!(per_status < Duration::from_millis(5), "a status costs the accepting thread {per_status:?}");
 }
 
-/// A peer that has sent many requests, and reads no answers.
-fn stop_reading(daemon: &Daemon) -> Raw {
+/// A connection that has sent many requests and reads no answers.
+fn connect_stalled(daemon: &Daemon) -> RawClient {
     let mut peer = daemon.connect();
     peer.stream.set_write_timeout(Some(Duration::from_millis(50))).expect("a timeout");
-    let requests: Vec<u8> = (0..500).flat_map(|id| ask(id, "b")).collect();
+    let requests: Vec<u8> = (0..500).flat_map(|id| encode_verify(id, "stalled")).collect();
     while peer.stream.write(&requests).is_ok() {}
     peer
 }
 
-/// Promise 2 gives a peer that does not read one second: the next revocation does not wait for the one before.
+/// Promise 2 gives a peer that does not read one second. A revocation waits for its own second, not
+/// for that of the previous revocation as well.
 #[test]
-fn overlapping_revocations_wait_a_second_each() {
-    let daemon = Setup::new(&export()).config("[server]\nworkers = 1").start();
-    let first = stop_reading(&daemon);
-    thread::scope(|scope| {
-        scope.spawn(|| daemon_revokes(&daemon, "a"));
-        wait_for("the first revocation", || (daemon.status().revocations.len() == 1).then_some(()));
-        let second = stop_reading(&daemon);
-        let start = Instant::now();
-        daemon_revokes(&daemon, "b");
-        let took = start.elapsed();
-        assert!((Duration::from_millis(900)..Duration::from_millis(1_600)).contains(&took), "{took:?}");
-        drop(second);
-    });
-    drop(first);
-}
-
-fn daemon_revokes(daemon: &Daemon, key_id: &str) {
-    let reply = send_command_within(&daemon.admin(), &Command::Revoke(key(key_id)), PATIENCE);
-    assert!(reply.expect("revoked").revocation.is_some());
+fn overlapping_revocations_wait_one_second_each() {
+    /// A busy machine may delay some of them.
+    const ATTEMPTS: usize = 10;
+    let keys = (0..2 * ATTEMPTS).map(|number| format!("k{number}"));
+    let export = Export::of(keys.chain(["stalled".to_owned()]));
+    let daemon = Setup::new(export).config("[server]\nworkers = 1").start();
+    let overlapping = |attempt: usize| {
+        let first = connect_stalled(&daemon);
+        let took = thread::scope(|scope| {
+            scope.spawn(|| daemon.revoke(key_target(&format!("k{}", 2 * attempt))));
+            wait_until("the first revocation", || daemon.status().revocations_total == 2 * attempt + 1);
+            let second = connect_stalled(&daemon);
+            let start = Instant::now();
+            daemon.revoke(key_target(&format!("k{}", 2 * attempt + 1)));
+            let took = start.elapsed();
+            drop(second);
+            took
+        });
+        drop(first);
+        assert!(took >= Duration::from_millis(900), "attempt {attempt} took {took:?}");
+        took
+    };
+    // Two seconds in a row take at least 1.9 s.
+    let is_overlapping = |took: Duration| took < Duration::from_millis(1_600);
+    assert!((0..ATTEMPTS).map(overlapping).any(is_overlapping), "each revocation waited for two seconds");
 }

@@ -1,78 +1,80 @@
-//! Rows that cannot be understood: they refuse the source, or their keys are disabled and all other rows take effect.
+//! Invalid rows: an export with one is refused, or its keys are disabled and all other rows take
+//! effect.
 
 use std::fs;
 
-use crate::support::bad_rows::{HEADER, SET_ASIDE, export, good, reload_events, row, start, withheld};
-use crate::support::{Daemon, Setup, hex, keyward, replace, wait_for};
+use crate::support::bad_rows::{SET_ASIDE, export, invalid, start, valid, wait_until_saved, withheld};
+use crate::support::{
+    Daemon, Export, Row, Setup, keyward, line, owner_target, replace_export, row, sha256_hex,
+};
 use keyward_daemon::admin::message::Withheld;
-use keyward_daemon::admin::message::{Command as AdminCommand, Target};
 
-/// Rows of `k` that cannot be understood, each in another way. The hash of all of them can be read.
-fn bad_rows() -> Vec<(&'static str, String)> {
-    let hash = hex("k");
-    let field = |rest: &str| row("k", rest);
+/// Kinds of invalid rows of the key `k`. All have a readable hash.
+fn bad_rows() -> Vec<(&'static str, Vec<Row>)> {
+    let k = || valid("k");
+    let literal = |rest: &str| line(format!("{},k,{rest}", sha256_hex("k")));
+    let large_metadata = format!("{{\"a\":\"{}\"}}", "x".repeat(4_100));
     vec![
-        ("a newline in the owner", field("\"ac\nme\",,,,,")),
-        ("a tab in the owner", field("ac\tme,,,,,")),
-        ("a long owner", field(&format!("{},,,,,", "o".repeat(130)))),
-        ("large metadata", field(&format!("acme,,,,,\"{{\"\"a\"\":\"\"{}\"\"}}\"", "x".repeat(4_100)))),
-        ("a status that is none", field("acme,t,,,,")),
-        ("a time that is none", field("acme,,2026-13-01,,,")),
-        ("a network that is none", field("acme,,,10.0.0.0/33,,")),
-        ("a limit that is none", field("acme,,,,often,")),
-        ("metadata that is no object", field("acme,,,,,[]")),
-        ("no id", format!("{hash},,acme,,,,,\n")),
-        ("a column too many", field("ac,me,,,,,")),
-        ("a column too few", field("acme,,,,")),
-        ("a duplicate", good("k") + &row("k", "acme,revoked,,,,")),
-        ("a duplicate that says the same", good("k") + &good("k")),
-        ("a duplicate that is bad itself", good("k") + &row("k", "ac\tme,,,,,")),
-        ("a duplicate after a bad row", row("k", "ac\tme,,,,,") + &good("k")),
+        ("a newline in the owner", vec![k().owner("ac\nme")]),
+        ("a tab in the owner", vec![k().owner("ac\tme")]),
+        ("a long owner", vec![k().owner("o".repeat(130))]),
+        ("large metadata", vec![k().metadata(large_metadata)]),
+        ("an unknown status", vec![k().status("t")]),
+        ("an impossible time", vec![k().expires_at("2026-13-01")]),
+        ("an impossible network", vec![k().allowed_ips("10.0.0.0/33")]),
+        ("an invalid limit", vec![k().limits("often")]),
+        ("metadata that is not an object", vec![k().metadata("[]")]),
+        ("no id", vec![k().id("")]),
+        ("one column too many", vec![literal("ac,me,,,,,")]),
+        ("one column too few", vec![literal("acme,,,,")]),
+        ("a duplicate", vec![k(), k().status("revoked")]),
+        ("an identical duplicate", vec![k(), k()]),
+        ("an invalid duplicate", vec![k(), invalid("k")]),
+        ("a duplicate of an invalid row", vec![invalid("k"), k()]),
+        ("rotation with two owners", vec![valid("k2").id("rotated"), k().id("rotated").owner("other")]),
         (
-            "another owner than its key's",
-            format!("{},k-rotated,acme,,,,,\n{hash},k-rotated,other,,,,,\n", hex("k2")),
-        ),
-        (
-            "other limits than its key's",
-            format!("{},k-rotated,acme,,,,1/s,\n{hash},k-rotated,acme,,,,2/s,\n", hex("k2")),
+            "rotation with two limits",
+            vec![valid("k2").id("rotated").limits("1/s"), k().id("rotated").limits("2/s")],
         ),
     ]
 }
 
 #[test]
-fn key_of_each_kind_of_bad_row_is_disabled_and_all_other_rows_take_effect() {
-    let before = export(&[good("k"), good("revoked-next")]);
+fn set_aside_key_is_disabled_and_all_other_rows_take_effect() {
+    let before = export([valid("k"), valid("revoked-next")]);
     let daemon = start(SET_ASIDE, &before);
     for (kind, bad) in bad_rows() {
-        let mended = daemon.publish(&before);
-        assert!(mended.accepted, "{kind}: {:?}", mended.error);
+        let restored = daemon.publish(&before);
+        assert!(restored.accepted, "{kind}: {:?}", restored.error);
         assert_eq!(daemon.verdict("k"), "ALLOWED", "{kind}");
-        let outcome = daemon.publish(&export(&[row("revoked-next", "acme,revoked,,,,"), bad, good("new")]));
+        let rows = [valid("revoked-next").status("revoked"), valid("new")];
+        let outcome = daemon.publish(export(rows).rows(bad));
         assert!(outcome.accepted, "{kind}: {:?}", outcome.error);
-        let told = outcome.withheld.unwrap_or_else(|| panic!("{kind}: withheld"));
-        let disabled = if kind.contains("than its key's") { 2 } else { 1 };
-        assert_eq!((told.set_aside, told.unreadable_rows), (disabled, 0), "{kind}: {told:?}");
-        assert!(told.bad_rows >= 1 && !told.diagnostics.is_empty(), "{kind}: {told:?}");
-        assert_eq!(withheld(&daemon), told, "{kind}");
+        let reported = outcome.withheld.unwrap_or_else(|| panic!("{kind}: nothing is withheld"));
+        let is_rotation = kind.starts_with("rotation");
+        let set_aside = if is_rotation { 2 } else { 1 };
+        assert_eq!((reported.set_aside, reported.unreadable_rows), (set_aside, 0), "{kind}: {reported:?}");
+        assert!(reported.bad_rows >= 1 && !reported.diagnostics.is_empty(), "{kind}: {reported:?}");
+        assert_eq!(withheld(&daemon), reported, "{kind}");
         assert_eq!(daemon.verdict("k"), "DISABLED", "{kind}");
-        // An operator can name it by its id, if that can be read.
-        if !["no id", "than its key's"].iter().any(|other| kind.contains(other)) {
-            assert_eq!(told.set_aside_keys, ["k"], "{kind}");
+        // The id is reported if it is readable.
+        if kind != "no id" && !is_rotation {
+            assert_eq!(reported.set_aside_keys, ["k"], "{kind}");
         }
-        assert_eq!(daemon.verdict("revoked-next"), "REVOKED", "{kind}");
-        assert_eq!([daemon.verdict("new"), daemon.verdict("other7")], ["ALLOWED", "ALLOWED"], "{kind}");
-        if kind.contains("than its key's") {
-            assert_eq!(daemon.verdict("k2"), "DISABLED", "{kind}: which row is right cannot be told");
+        if is_rotation {
+            assert_eq!(daemon.verdict("k2"), "DISABLED", "{kind}: either row may be the wrong one");
         }
-        let event = reload_events(&daemon).pop().expect("an event");
+        let verdicts = daemon.verdicts(["revoked-next", "new", "other7"]);
+        assert_eq!(verdicts, ["REVOKED", "ALLOWED", "ALLOWED"], "{kind}");
+        let event = daemon.setup.audit_events("reload").pop().expect("an event");
         assert_eq!(
             (&event["set_aside"], &event["unreadable_rows"]),
-            (&disabled.into(), &0.into()),
+            (&set_aside.into(), &0.into()),
             "{event}"
         );
     }
     daemon.assert_logged("SET ASIDE");
-    // The mended export lets the key work again, and nothing is withheld any more.
+    // After the corrected export the key works again, and nothing is withheld.
     let outcome = daemon.publish(&before);
     assert!(outcome.accepted && outcome.changes.is_some_and(|changes| changes.starting >= 2), "{outcome:?}");
     assert_eq!(daemon.verdict("k"), "ALLOWED");
@@ -80,151 +82,142 @@ fn key_of_each_kind_of_bad_row_is_disabled_and_all_other_rows_take_effect() {
 }
 
 #[test]
-fn same_rows_refuse_the_source_unless_they_may_be_set_aside() {
-    let before = export(&[good("k"), good("revoked-next")]);
-    let daemon = start("", &before);
+fn invalid_rows_refuse_the_source_by_default() {
+    let daemon = start("", export([valid("k"), valid("revoked-next")]));
     for (kind, bad) in bad_rows() {
-        let outcome = daemon.publish(&export(&[row("revoked-next", "acme,revoked,,,,"), bad]));
+        let outcome = daemon.publish(export([valid("revoked-next").status("revoked")]).rows(bad));
         assert!(!outcome.accepted && outcome.withheld.is_none(), "{kind}: {outcome:?}");
-        assert_eq!([daemon.verdict("k"), daemon.verdict("revoked-next")], ["ALLOWED"; 2], "{kind}");
+        assert_eq!(daemon.verdicts(["k", "revoked-next"]), ["ALLOWED"; 2], "{kind}");
     }
 }
 
 #[test]
-fn hash_that_cannot_be_read_is_reported_and_its_key_unknown() {
-    let before = export(&[good("k")]);
+fn key_of_an_unreadable_hash_is_reported_and_unknown() {
+    let before = export([valid("k")]);
     let daemon = start(SET_ASIDE, &before);
-    for bad in [format!("{},k,acme,,,,,\n", &hex("k")[1..]), ",k,acme,,,,,\n".to_owned(), "k\n".to_owned()] {
+    for bad in [valid("k").hash(&sha256_hex("k")[1..]), valid("k").hash(""), line("k")] {
         assert!(daemon.publish(&before).accepted);
-        let outcome = daemon.publish(&export(std::slice::from_ref(&bad)));
-        assert!(outcome.accepted, "{bad}: {:?}", outcome.error);
-        let told = withheld(&daemon);
-        assert_eq!((told.bad_rows, told.unreadable_rows, told.set_aside), (1, 1, 0), "{bad}");
-        assert_eq!(daemon.verdict("k"), "UNKNOWN_KEY", "{bad}");
+        let outcome = daemon.publish(export([bad.clone()]));
+        assert!(outcome.accepted, "{bad:?}: {:?}", outcome.error);
+        let reported = withheld(&daemon);
+        assert_eq!((reported.bad_rows, reported.unreadable_rows, reported.set_aside), (1, 1, 0), "{bad:?}");
+        assert_eq!(daemon.verdict("k"), "UNKNOWN_KEY", "{bad:?}");
     }
 }
 
 #[test]
-fn bad_lines_of_json_are_set_aside_too() {
-    let good = |id: &str| format!("{{\"key_hash\":\"{}\",\"key_id\":\"{id}\"}}\n", hex(id));
-    let others: String = (0..20).map(|number| good(&format!("other{number}"))).collect();
-    let setup = Setup::without_export().with_text();
+fn invalid_lines_of_json_are_set_aside() {
+    let valid = |key: &str| Export::of([key]).to_json_lines();
+    let others = Export::of((0..20).map(|number| format!("other{number}"))).to_json_lines();
+    let setup = Setup::without_export().text_source();
     let source = setup.path("keys.jsonl");
-    fs::write(&source, format!("{others}{}", good("k"))).expect("writes");
+    fs::write(&source, format!("{others}{}", valid("k"))).expect("writes");
     let settings = "source.max_shrink = 1.0\nsource.on_bad_row = 'set-aside'";
     let daemon = setup.config(&format!("source.path = '{}'\n{settings}", source.display())).start();
-    let hash = hex("k");
+    let hash = sha256_hex("k");
+    let other_hash = sha256_hex("other3");
     for bad in [
         format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"status\":\"t\"}}\n"),
         format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"what\":1}}\n"),
         format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"owner\":\"a\tb\"}}\n"),
         format!("{{\"key_id\": 12, \"key_hash\" : \"{hash}\", \"owner\":\n"),
         format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"key_id\":\"k\"}}\n"),
-        // The hash is that of the object, and of nothing that is in it or looks like it.
+        // Only the row object's own field is the hash, not a nested one or one that resembles it.
         format!(
             "{{\"metadata\":{{\"key_hash\":\"x\"}},\"key_id\":\"k\",\"key_hash\":\"{hash}\",\"status\":\"t\"}}\n"
         ),
         format!("{{\"key_id\":\"k\",\"key\\u005fhash\":\"{hash}\",\"status\":\"t\"}}\n"),
         format!("{{\"owner\":\"key_hash\",\"key_id\":\"k\",\"key_hash\":\"{hash}\",\"status\":\"t\"}}\n"),
         format!(
-            "{{\"metadata\":{{\"key_hash\":\"{}\"}},\"key_id\":\"k\",\"key_hash\":\"{hash}\",\"status\":\"t\"}}\n",
-            hex("other3")
+            "{{\"metadata\":{{\"key_hash\":\"{other_hash}\"}},\"key_id\":\"k\",\"key_hash\":\"{hash}\",\"status\":\"t\"}}\n"
         ),
-        good("k") + &format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"status\":\"revoked\"}}\n"),
-        good("k") + &format!("{{\"key_hash\":\"{hash}\",\"status\":\"revoked\",\n"),
+        valid("k") + &format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"k\",\"status\":\"revoked\"}}\n"),
+        valid("k") + &format!("{{\"key_hash\":\"{hash}\",\"status\":\"revoked\",\n"),
     ] {
-        replace(&source, &format!("{others}{}", good("k")));
-        let mended = daemon.reload();
-        assert!(mended.accepted, "{bad}: {:?}", mended.error);
+        replace_export(&source, format!("{others}{}", valid("k")));
+        let restored = daemon.reload();
+        assert!(restored.accepted, "{bad}: {:?}", restored.error);
         assert_eq!(daemon.verdict("k"), "ALLOWED");
-        replace(&source, &format!("{others}{bad}"));
+        replace_export(&source, format!("{others}{bad}"));
         let outcome = daemon.reload();
         assert!(outcome.accepted, "{bad}: {:?}", outcome.error);
-        assert_eq!(daemon.verdict("k"), "DISABLED", "{bad}");
-        assert_eq!(daemon.verdict("other3"), "ALLOWED", "{bad}");
+        assert_eq!(daemon.verdicts(["k", "other3"]), ["DISABLED", "ALLOWED"], "{bad}");
     }
-    // Whose row it is cannot be told.
-    for uncertain in [
-        format!("{{\"key_hash\":\"{hash}\",\"metadata\":{{\"a\":\"{}\"}},\n", hex("other3")),
-        format!("{{\"key_hash\":\"{hash}\",\"key_hash\":\"{}\",\"key_id\":\"k\"}}\n", hex("other3")),
+    // The row's hash is ambiguous.
+    for ambiguous in [
+        format!("{{\"key_hash\":\"{hash}\",\"metadata\":{{\"a\":\"{other_hash}\"}},\n"),
+        format!("{{\"key_hash\":\"{hash}\",\"key_hash\":\"{other_hash}\",\"key_id\":\"k\"}}\n"),
     ] {
-        replace(&source, &format!("{others}{uncertain}"));
+        replace_export(&source, format!("{others}{ambiguous}"));
         let error = daemon.reload().error.expect("refused");
         assert!(error.contains("it cannot be set aside"), "{error}");
         assert_eq!(daemon.verdict("other3"), "ALLOWED");
     }
-    // What follows one whose end is missing could be part of it.
-    replace(&source, &format!("{others}{}", good("k").trim_end()));
+    // An unterminated last line may be incomplete.
+    replace_export(&source, format!("{others}{}", valid("k").trim_end()));
     assert!(!daemon.reload().accepted, "an unterminated last line");
 }
 
 #[test]
-fn rows_are_set_aside_up_to_a_number_and_count_for_max_shrink() {
-    let bad = |id: &str| row(id, "ac\tme,,,,,");
-    let all = export(&[good("a"), good("b"), good("c"), good("d")]);
+fn rows_set_aside_are_limited_by_max_bad_rows_and_max_shrink() {
+    let all = export(["a", "b", "c", "d"].map(valid));
+    let three_invalid = || export([invalid("a"), invalid("b"), invalid("c"), valid("d")]);
     let daemon = start(&format!("{SET_ASIDE}max_bad_rows = 2\n"), &all);
-    let outcome = daemon.publish(&export(&[bad("a"), bad("b"), good("c"), row("d", "acme,revoked,,,,")]));
+    let two_invalid = [invalid("a"), invalid("b"), valid("c"), valid("d").status("revoked")];
+    let outcome = daemon.publish(export(two_invalid));
     assert!(outcome.accepted, "{:?}", outcome.error);
     assert_eq!(outcome.changes.map(|changes| changes.stopping), Some(3));
-    let outcome = daemon.publish(&export(&[bad("a"), bad("b"), bad("c"), good("d")]));
-    let error = outcome.error.expect("refused");
+    let error = daemon.publish(three_invalid()).error.expect("refused");
     assert!(
         error.contains("3 rows cannot be understood") && error.contains("source.max_bad_rows"),
         "{error}"
     );
-    assert_eq!([daemon.verdict("c"), daemon.verdict("d")], ["ALLOWED", "REVOKED"], "as before");
+    assert_eq!(daemon.verdicts(["c", "d"]), ["ALLOWED", "REVOKED"], "unchanged");
 
-    let few = "[source]\nmax_shrink = 0.1\non_bad_row = 'set-aside'\n";
-    let daemon = start(few, &all);
-    let outcome = daemon.publish(&export(&[bad("a"), bad("b"), bad("c"), good("d")]));
+    let max_shrink = "[source]\nmax_shrink = 0.1\non_bad_row = 'set-aside'\n";
+    let daemon = start(max_shrink, &all);
+    let outcome = daemon.publish(three_invalid());
     assert!(outcome.error.is_some_and(|error| error.contains("source.max_shrink")));
     assert_eq!(daemon.verdict("a"), "ALLOWED");
-    // A restriction that only bad rows have is not lost: their keys are out of force.
-    let limited = |rest: &str| export(&[row("a", rest), good("b")]);
-    assert!(daemon.publish(&limited("acme,,,10.0.0.0/8,,")).accepted);
-    let outcome = daemon.publish(&limited("acme,,,10.0.0.0/88,,"));
+    // A restriction that only invalid rows have is not lost: their keys are disabled.
+    let restricted_to = |network: &str| export([valid("a").allowed_ips(network), valid("b")]);
+    assert!(daemon.publish(restricted_to("10.0.0.0/8")).accepted);
+    let outcome = daemon.publish(restricted_to("10.0.0.0/88"));
     assert!(outcome.accepted, "{:?}", outcome.error);
     assert_eq!(daemon.verdict("a"), "DISABLED");
 }
 
 #[test]
-fn keys_that_were_set_aside_are_disabled_after_a_restart_and_return_without_force() {
+fn keys_set_aside_stay_disabled_over_a_restart_and_return_without_force() {
     let ids: Vec<String> = (0..8).map(|number| format!("k{number}")).collect();
-    let bad: Vec<String> = ids.iter().map(|id| row(id, "ac\tme,,,,,")).collect();
-    let all: Vec<String> = ids.iter().map(|id| good(id)).collect();
-    let daemon = start(SET_ASIDE, &export(&all));
-    assert!(daemon.publish(&export(&bad)).accepted);
-    wait_for("the keys to be kept", || {
-        let status = daemon.status();
-        status.last_good.is_some_and(|kept| kept.generation == status.generation).then_some(())
-    });
+    let all = export(ids.iter().map(valid));
+    let daemon = start(SET_ASIDE, &all);
+    assert!(daemon.publish(export(ids.iter().map(invalid))).accepted);
+    wait_until_saved(&daemon);
     fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
     let daemon = daemon.restart();
-    assert!(daemon.status().last_good.is_some_and(|kept| kept.in_use), "{}", daemon.log());
+    assert!(daemon.status().last_good.is_some_and(|saved| saved.in_use), "{}", daemon.log());
     assert_eq!(daemon.verdict("k3"), "DISABLED");
     assert_eq!(withheld(&daemon).set_aside, 8);
-    let outcome = daemon.publish(&export(&all));
-    assert!(outcome.accepted, "all eight return: {:?}", outcome.error);
+    let outcome = daemon.publish(&all);
+    assert!(outcome.accepted, "{:?}", outcome.error);
     assert_eq!(daemon.verdict("k3"), "ALLOWED");
     assert_eq!(outcome.changes.map(|changes| changes.starting), Some(8));
 }
 
 #[test]
-fn row_that_is_set_aside_does_not_hide_that_a_restriction_is_lost() {
-    let daemon = start(SET_ASIDE, &export(&[row("a", "acme,,,10.0.0.0/8,,"), good("b")]));
-    let header = "key_hash,key_id,status\n";
-    let rows = ["a", "b", "off"].map(|id| format!("{},{id},disabled\n", hex(id))).concat();
-    let outcome = daemon.publish(&format!("{header}{rows}{},bad,t\n", hex("bad")));
+fn lost_restriction_is_detected_beside_a_row_set_aside() {
+    let daemon = start(SET_ASIDE, export([valid("a").allowed_ips("10.0.0.0/8"), valid("b")]));
+    let rows = ["a", "b", "off"].map(|key| row(key).status("disabled"));
+    let outcome = daemon.publish(Export::new(rows).rows([row("bad").status("t")]));
     let error = outcome.error.expect("refused");
     assert!(error.contains("no row has a value for allowed_ips"), "{error}");
     assert_eq!(daemon.verdict("a"), "IP_NOT_ALLOWED");
 }
 
-/// Offline, with the daemon's configuration.
 #[test]
-fn check_tells_what_would_be_set_aside() {
-    let setup =
-        Setup::text(&export(&[row("bad", "ac\tme,,,,,"), format!("{},k,acme,,,,,\n", &hex("k")[1..])]));
+fn check_reports_rows_that_would_be_set_aside() {
+    let setup = Setup::text(export([invalid("bad"), valid("k").hash(&sha256_hex("k")[1..])]));
     let config = setup.path("check.toml");
     let check = |settings: &str, options: &[&str]| {
         let source = setup.source();
@@ -245,7 +238,7 @@ fn check_tells_what_would_be_set_aside() {
         "{messages}"
     );
     assert!(output.contains(": ok"), "{output}");
-    assert_eq!(check(set_aside, &["--strict"]).0, Some(1), "no key is without rows that are understood");
+    assert_eq!(check(set_aside, &["--strict"]).0, Some(1));
     let (_, output, _) = check(set_aside, &["--json"]);
     let report: serde_json::Value = serde_json::from_str(&output).expect("JSON");
     assert_eq!(report["withheld"]["set_aside_keys"], serde_json::json!(["bad"]), "{report}");
@@ -257,85 +250,101 @@ fn check_tells_what_would_be_set_aside() {
     );
 }
 
-/// A text in one row must neither add a key nor take one out.
+/// Text inside one row must neither add a key nor remove one.
 #[test]
-fn row_of_which_the_end_is_not_certain_refuses_the_source() {
-    let evil = hex("evil");
-    let quoted =
-        |id: &str, owner: &str| format!("\"{}\",\"{id}\",\"{owner}\",\"\",\"\",\"\",\"\",\"\"\n", hex(id));
-    let daemon = start(&format!("{SET_ASIDE}apply_takeaways_of_refused = true\n"), &export(&[good("k")]));
-    let revoked = row("k", "acme,revoked,,,,");
+fn row_with_an_uncertain_end_refuses_the_source() {
+    let evil = sha256_hex("evil");
+    let [a, b] = ["a", "b"].map(sha256_hex);
+    let quoted = |id: &str, owner: &str| {
+        line(format!("\"{}\",\"{id}\",\"{owner}\",\"\",\"\",\"\",\"\",\"\"", sha256_hex(id)))
+    };
+    let config = format!("{SET_ASIDE}apply_takeaways_of_refused = true\n");
+    let daemon = start(&config, export([valid("k")]));
     for (kind, rows) in [
-        ("text behind a closing quote", row("a", "\"acme\"x,,,,,")),
-        ("a quote in a field without quotes", row("a", "5\" disks,,,,,")),
+        ("text after a closing quote", vec![line(format!("{a},a,\"acme\"x,,,,,"))]),
+        ("a quote in an unquoted field", vec![line(format!("{a},a,5\" disks,,,,,"))]),
         (
-            "a backslash before a quote at the end of a field",
-            quoted("a", &format!("x\\\",,,,,\r{evil},evil,admin,,,,,\rz")),
+            "a backslash before the closing quote of a field",
+            vec![quoted("a", &format!("x\\\",,,,,\r{evil},evil,admin,,,,,\rz"))],
         ),
         (
             "a backslash before a quote",
-            quoted("a", &format!("a\\\"\r{evil},evil,admin,,,,,\r")) + &quoted("b", "o"),
+            vec![quoted("a", &format!("a\\\"\r{evil},evil,admin,,,,,\r")), quoted("b", "o")],
         ),
         (
-            "a quote that ends in another row",
-            row("a", "\"o3,,,,,") + &good("b") + &good("c") + &row("d", "o12\",,,,,"),
+            "a quote that is closed in a later row",
+            vec![
+                line(format!("{a},a,\"o3,,,,,")),
+                valid("b"),
+                valid("c"),
+                line(format!("{},d,o12\",,,,,", sha256_hex("d"))),
+            ],
         ),
-        ("a quote that ends in the next row", row("a", "\"o3,,,,,") + &row("b", "o4\",,,,,")),
-        ("two hashes in a shifted row", format!("x,{},{},a,acme,,,,,\n", hex("other3"), hex("a"))),
+        (
+            "a quote that is closed in the next row",
+            vec![line(format!("{a},a,\"o3,,,,,")), line(format!("{b},b,o4\",,,,,"))],
+        ),
+        ("two hashes in a shifted row", vec![line(format!("x,{},{a},a,acme,,,,,", sha256_hex("other3")))]),
     ] {
-        let outcome = daemon.publish(&export(&[revoked.clone(), rows]));
+        let outcome = daemon.publish(export([valid("k").status("revoked")]).rows(rows));
         let error = outcome.error.unwrap_or_else(|| panic!("{kind} was accepted: {:?}", outcome.withheld));
         assert!(error.contains("it cannot be set aside"), "{kind}: {error}");
-        assert_eq!(outcome.withheld, None, "{kind}: nothing is taken away");
-        assert_eq!([daemon.verdict("k"), daemon.verdict("other3")], ["ALLOWED"; 2], "{kind}");
-        assert_eq!(daemon.verdict("evil"), "UNKNOWN_KEY", "{kind}");
+        assert_eq!(outcome.withheld, None, "{kind}: nothing is withheld");
+        assert_eq!(daemon.verdicts(["k", "other3", "evil"]), ["ALLOWED", "ALLOWED", "UNKNOWN_KEY"], "{kind}");
     }
 }
 
-/// In two steps no more is possible than in one: first rows that cannot be understood, then the same keys without restrictions.
+/// Two reloads must not achieve what one cannot: first invalid rows, then the same keys without
+/// restrictions.
 #[test]
-fn key_that_was_set_aside_does_not_come_back_with_more_than_it_had() {
-    let rows = |groups: &[(&str, &str)], keep: &str| -> String {
-        let of = |(id, rest): (&str, &str)| -> String {
-            (0..30).map(|number| row(&format!("{id}{number}"), rest)).collect()
-        };
-        let groups: String = groups.iter().copied().map(of).collect();
-        let others: String = (0..40).map(|number| good(&format!("p{number}"))).collect();
-        format!("{HEADER}{others}{groups}{keep}")
+fn key_set_aside_does_not_return_with_wider_access() {
+    const EXPIRY: &str = "2040-01-01T00:00:00Z";
+    type Restrict = fn(Row) -> Row;
+    let export = |groups: [(&str, Restrict); 3], witnesses: Vec<Row>| {
+        let groups = groups
+            .into_iter()
+            .flat_map(|(id, restrict)| (0..30).map(move |number| restrict(row(format!("{id}{number}")))));
+        let others = (0..40).map(|number| valid(format!("p{number}")));
+        Export::new(others.chain(groups).chain(witnesses))
     };
-    // One key that stays keeps each restriction in the source.
-    let keep = row("keep-r", ",revoked,,,,") + &row("keep", ",,2040-01-01T00:00:00Z,10.0.0.0/8,1/s,");
-    let before = [("r", ",revoked,,,,"), ("n", ",,,10.0.0.0/8,,"), ("e", ",,2040-01-01T00:00:00Z,,1/s,")];
-    let bad = [("r", ",REVOKED!,,,,"), ("n", ",,,10.0.0.1/8,,"), ("e", ",,2040-01-01T00:00:00Z,,often,")];
-    let bare = [("r", ",,,,,"), ("n", ",,,,,"), ("e", ",,,,,")];
-    let header = |ids: &str| -> String {
-        let ids = (0..30).flat_map(|number| ids.chars().map(move |id| format!("{id}{number}")));
-        let rows: String = ids.map(|id| format!("{},{id}\n", hex(&id))).collect();
-        format!("key_hash,key_id\n{rows}")
-    };
-    let mut daemon = start(&format!("{SET_ASIDE}max_bad_rows = 200\n"), &rows(&before, &keep));
+    // Witnesses keep every restriction in the source.
+    let revoked_witness = || row("keep-r").status("revoked");
+    let restricted_witness = || row("keep").expires_at(EXPIRY).allowed_ips("10.0.0.0/8").limits("1/s");
+    let witnesses = || vec![revoked_witness(), restricted_witness()];
+    let before: [(&str, Restrict); 3] = [
+        ("r", |row| row.status("revoked")),
+        ("n", |row| row.allowed_ips("10.0.0.0/8")),
+        ("e", |row| row.expires_at(EXPIRY).limits("1/s")),
+    ];
+    let invalid: [(&str, Restrict); 3] = [
+        ("r", |row| row.status("REVOKED!")),
+        ("n", |row| row.allowed_ips("10.0.0.1/8")),
+        ("e", |row| row.expires_at(EXPIRY).limits("often")),
+    ];
+    let unrestricted: [(&str, Restrict); 3] = [("r", |row| row), ("n", |row| row), ("e", |row| row)];
+    let without_columns =
+        Export::of((0..30).flat_map(|number| ["r", "n", "e", "p"].map(|id| format!("{id}{number}"))));
+    let config = format!("{SET_ASIDE}max_bad_rows = 200\n");
+    let mut daemon = start(&config, export(before, witnesses()));
     for is_restarted in [false, true] {
-        let outcome = daemon.publish(&rows(&bad, &keep));
+        let outcome = daemon.publish(export(invalid, witnesses()));
         assert!(outcome.accepted, "{:?}", outcome.error);
-        let verdicts = |daemon: &Daemon| ["r1", "n1", "e1"].map(|key| daemon.verdict(key));
+        let verdicts = |daemon: &Daemon| daemon.verdicts(["r1", "n1", "e1"]);
         assert_eq!(verdicts(&daemon), ["DISABLED"; 3]);
         if is_restarted {
-            wait_for("the keys to be kept", || {
-                let status = daemon.status();
-                status.last_good.is_some_and(|kept| kept.generation == status.generation).then_some(())
-            });
-            // Read once more by daemons that have served nothing else.
+            wait_until_saved(&daemon);
+            // The second daemon reads what the first has read from the saved keys alone.
             daemon = daemon.restart().restart();
         }
-        for (what, export, parts) in [
+        for (case, export, messages) in [
             (
                 "columns lost",
-                header("rnep"),
+                &without_columns,
                 &["no row has a value for", "allowed_ips", "30 of 31 revoked keys"][..],
             ),
             (
                 "values lost",
-                rows(&bare, &keep),
+                &export(unrestricted, witnesses()),
                 &[
                     "30 of 31 revoked keys would work again",
                     "30 of 31 keys with allowed_ips",
@@ -344,47 +353,46 @@ fn key_that_was_set_aside_does_not_come_back_with_more_than_it_had() {
                 ],
             ),
         ] {
-            let error = daemon.publish(&export).error.unwrap_or_else(|| panic!("{what}: accepted"));
-            parts.iter().for_each(|part| assert!(error.contains(part), "{what}: {part}: {error}"));
+            let error = daemon.publish(export).error.unwrap_or_else(|| panic!("{case}: accepted"));
+            for message in messages {
+                assert!(error.contains(message), "{case}: {message}: {error}");
+            }
             assert_eq!(verdicts(&daemon), ["DISABLED"; 3]);
         }
-        // One that is still bad hides no restriction, and does not count as having lost it.
-        let mut half = before;
-        half[1] = bad[1];
-        let outcome = daemon.publish(&rows(&half, &row("keep-r", ",revoked,,,,")));
+        // A row that is still invalid neither hides a lost restriction nor counts as one.
+        let mut partly_invalid = before;
+        partly_invalid[1] = invalid[1];
+        let outcome = daemon.publish(export(partly_invalid, vec![revoked_witness()]));
         assert!(outcome.accepted, "{:?}", outcome.error);
-        // Mended as they were, they come back.
-        let outcome = daemon.publish(&rows(&before, &keep));
+        // With the restrictions that they had, the keys return.
+        let outcome = daemon.publish(export(before, witnesses()));
         assert!(outcome.accepted, "{:?}", outcome.error);
         assert_eq!(verdicts(&daemon), ["REVOKED", "IP_NOT_ALLOWED", "ALLOWED"]);
     }
 }
 
-/// Rows of an owner that was revoked here: all that are left in the source are revoked, and one is set aside.
+/// An owner is revoked by an operator. In the next export, one row of this owner is set aside and
+/// all others are revoked.
 #[test]
-fn revocation_is_not_agreed_beside_rows_that_are_set_aside() {
-    let settings = format!("{SET_ASIDE}[revocation]\nkeep = '0s'\n");
-    let unreadable = format!("{},k2,tenant,,,,,\n", &hex("k2")[1..]);
-    for bad in [row("k2", "ten\tant,,,,,"), unreadable] {
-        no_agreement_beside(&settings, bad);
+fn source_with_rows_set_aside_does_not_agree_with_a_revocation() {
+    let unreadable = row("k2").owner("tenant").hash(&sha256_hex("k2")[1..]);
+    for bad in [row("k2").owner("ten\tant"), unreadable] {
+        let tenant = |key: &str| row(key).owner("tenant");
+        let config = format!("{SET_ASIDE}[revocation]\nkeep = '0s'\n");
+        let daemon = start(&config, export(["k1", "k2"].map(tenant)));
+        daemon.revoke(owner_target("tenant"));
+        let outcome = daemon.publish(export([tenant("k1").status("revoked"), bad]));
+        assert!(outcome.accepted && outcome.revocations_agreed == 0, "{outcome:?}");
+        let outcome = daemon.publish(export([tenant("k1").status("revoked"), tenant("k2")]));
+        assert!(outcome.accepted, "{:?}", outcome.error);
+        assert_eq!(daemon.verdict("k2"), "REVOKED");
     }
 }
 
-fn no_agreement_beside(settings: &str, bad: String) {
-    let daemon = start(settings, &export(&[row("k1", "tenant,,,,,"), row("k2", "tenant,,,,,")]));
-    let target = Target { key_id: None, owner: Some("tenant".to_owned()) };
-    keyward_daemon::admin::send_command(&daemon.admin(), &AdminCommand::Revoke(target)).expect("revoked");
-    let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), bad]));
-    assert!(outcome.accepted && outcome.revocations_agreed == 0, "{outcome:?}");
-    let outcome = daemon.publish(&export(&[row("k1", "tenant,revoked,,,,"), row("k2", "tenant,,,,,")]));
-    assert!(outcome.accepted, "{:?}", outcome.error);
-    assert_eq!(daemon.verdict("k2"), "REVOKED");
-}
-
-/// A compiled file could not say what was wrong with a row.
+/// A compiled file cannot describe what is wrong with a row.
 #[test]
 fn compile_refuses_rows_that_the_daemon_would_set_aside() {
-    let setup = Setup::text(&export(&[row("k", "ac\tme,,,,,")]));
+    let setup = Setup::text(export([invalid("k")]));
     let (config, output) = (setup.path("set-aside.toml"), setup.path("keys.kwc"));
     fs::write(&config, SET_ASIDE).expect("writes");
     let compile = |setup: &Setup| {
@@ -396,7 +404,7 @@ fn compile_refuses_rows_that_the_daemon_would_set_aside() {
     let messages = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && messages.contains("control character"), "{messages}");
     assert!(!output.exists());
-    replace(&setup.source(), &export(&[good("k")]));
+    replace_export(&setup.source(), export([valid("k")]));
     let accepted = compile(&setup);
     assert!(accepted.status.success(), "{}", String::from_utf8_lossy(&accepted.stderr));
 }

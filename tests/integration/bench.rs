@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, PATIENCE, Setup, hex, keyward, keyward_bench, wait_for};
+use crate::support::{Daemon, Setup, TIMEOUT, keyward, keyward_bench, sha256_hex, wait_for};
 use serde_json::Value;
 
 const KEYS: usize = 100;
@@ -17,7 +17,7 @@ const KEYS: usize = 100;
 fn export() -> String {
     let mut text = String::from("key_hash,key_id,limits\n");
     for number in 0..KEYS {
-        text += &format!("{},key_{number},\n", hex(&format!("key-{number}")));
+        text += &format!("{},key_{number},\n", sha256_hex(&format!("key-{number}")));
     }
     text
 }
@@ -149,7 +149,7 @@ fn raw_keys_are_for_a_daemon_that_wants_them() {
 
 #[test]
 fn a_limit_shows_in_the_verdicts_and_a_peek_charges_nothing() {
-    let export = format!("key_hash,key_id,limits\n{},k,1/d burst 5\n", hex("k"));
+    let export = format!("key_hash,key_id,limits\n{},k,1/d burst 5\n", sha256_hex("k"));
     let daemon = Daemon::serving(&export);
     let digests = digests_of(&daemon, &export);
     let peeked = figures(&daemon, &["--digests", &digests, "--cost", "0"]);
@@ -210,7 +210,7 @@ fn ctrl_c_prints_what_there_is() {
     let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
     let output = child.wait_with_output().expect("ends");
-    assert!(output.status.success() && begin.elapsed() < PATIENCE);
+    assert!(output.status.success() && begin.elapsed() < TIMEOUT);
     let figures: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(figures["interrupted"], true);
     assert!(number(&figures, "/answers") > 0);

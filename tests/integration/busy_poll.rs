@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, PATIENCE, Raw, Said, Setup, ask, hex, wait_for};
+use crate::support::{Daemon, RawClient, Received, Setup, TIMEOUT, encode_verify, sha256_hex, wait_for};
 use keyward_client::{Client, Options, Request};
 use keyward_daemon::admin::message::{Command, Target};
 use rustix::process::Signal;
@@ -16,23 +16,23 @@ const MANY: u32 = 3_000;
 
 /// Both limits are the longest that there are: what could go wrong goes wrong more often.
 fn spinning(server: &str) -> Daemon {
-    let export = format!("key_hash,key_id\n{},a\n{},b\n", hex("a"), hex("b"));
+    let export = format!("key_hash,key_id\n{},a\n{},b\n", sha256_hex("a"), sha256_hex("b"));
     let config = format!("[server]\nworkers = 1\nbusy_poll = \"1ms\"\n{server}");
     Setup::new(&export).config(&config).start()
 }
 
 fn options(daemon: &Daemon) -> Options {
-    Options::new(daemon.socket()).deadline(PATIENCE).busy_poll(Duration::from_millis(1))
+    Options::new(daemon.socket()).deadline(TIMEOUT).busy_poll(Duration::from_millis(1))
 }
 
-fn answer(request_id: u32, verdict: &'static str) -> Said {
-    Said::Answer { request_id, verdict, generation: 1 }
+fn answer(request_id: u32, verdict: &'static str) -> Received {
+    Received::Answer { request_id, verdict, generation: 1 }
 }
 
-fn ask_many(peer: &mut Raw) {
+fn ask_many(peer: &mut RawClient) {
     for id in 0..MANY {
-        peer.send(&ask(id, "a"));
-        assert_eq!(peer.hear(), answer(id, "ALLOWED"));
+        peer.send(&encode_verify(id, "a"));
+        assert_eq!(peer.receive(), answer(id, "ALLOWED"));
     }
 }
 
@@ -66,11 +66,11 @@ fn clients_that_spin_are_answered_and_keep_their_deadlines() {
         for _ in 0..MANY {
             assert!(client.verify(&Request::new("a")).await.expect("an answer").is_allowed());
         }
-        daemon.freeze();
+        daemon.pause();
         let start = Instant::now();
         let late = client.with_deadline(Duration::from_millis(30)).verify(&Request::new("a")).await;
-        assert!(late.is_err() && start.elapsed() < PATIENCE / 2, "{late:?}");
-        daemon.thaw();
+        assert!(late.is_err() && start.elapsed() < TIMEOUT / 2, "{late:?}");
+        daemon.resume();
         assert!(client.verify(&Request::new("a")).await.expect("an answer").is_allowed());
     });
 }
@@ -81,12 +81,12 @@ fn work_of_waiting(daemon: &Daemon, options: Options, is_blocking: bool) -> Dura
     let own_time =
         || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).expect("time that has passed");
     let in_vain = |ask: &mut dyn FnMut(Duration) -> bool| {
-        assert!(ask(PATIENCE));
-        daemon.freeze();
+        assert!(ask(TIMEOUT));
+        daemon.pause();
         let before = own_time();
         assert!(!ask(Duration::from_millis(50)));
         let work = own_time() - before;
-        daemon.thaw();
+        daemon.resume();
         work
     };
     if is_blocking {
@@ -130,8 +130,8 @@ fn a_revocation_is_in_force_on_connections_that_spin() {
                 let mut peer = daemon.connect();
                 while !stop.load(Ordering::Acquire) {
                     let must_refuse = acknowledged.load(Ordering::Acquire);
-                    peer.send(&ask(1, "b"));
-                    let said = peer.hear();
+                    peer.send(&encode_verify(1, "b"));
+                    let said = peer.receive();
                     assert!(!must_refuse || said == answer(1, "REVOKED"), "{said:?}");
                     rounds.fetch_add(1, Ordering::Relaxed);
                 }
@@ -143,7 +143,7 @@ fn a_revocation_is_in_force_on_connections_that_spin() {
         };
         more(1_000);
         let target = Target { key_id: Some("b".into()), owner: None };
-        let revoked = keyward_daemon::admin::send_command(&daemon.admin(), &Command::Revoke(target));
+        let revoked = keyward_daemon::admin::send_command(&daemon.admin_socket(), &Command::Revoke(target));
         acknowledged.store(true, Ordering::Release);
         more(1_000);
         stop.store(true, Ordering::Release);
@@ -160,22 +160,22 @@ fn sigterm_ends_connections_that_spin() {
         let asking = scope.spawn(|| {
             for id in 0.. {
                 // The answer to this one may be that there will be none.
-                if std::io::Write::write_all(&mut peer.stream, &ask(id, "a")).is_err() {
-                    return Said::End;
+                if std::io::Write::write_all(&mut peer.stream, &encode_verify(id, "a")).is_err() {
+                    return Received::Closed;
                 }
-                match peer.hear() {
+                match peer.receive() {
                     said if said == answer(id, "ALLOWED") => {}
                     other => return other,
                 }
             }
-            Said::End
+            Received::Closed
         });
         daemon.signal(Signal::TERM);
         let start = Instant::now();
-        assert!(daemon.ended().success());
+        assert!(daemon.wait_for_exit().success());
         assert!(start.elapsed() < Duration::from_secs(10), "it did not wait for drain_timeout");
-        let goodbye = Said::Error { request_id: 0, code: 14, detail: 0, closing: true };
-        assert!([goodbye, Said::End].contains(&asking.join().expect("no panic")));
+        let goodbye = Received::Error { request_id: 0, code: 14, detail: 0, closing: true };
+        assert!([goodbye, Received::Closed].contains(&asking.join().expect("no panic")));
     });
 }
 
@@ -184,10 +184,10 @@ fn who_falls_silent_is_timed_out() {
     let daemon = spinning("idle_timeout = \"1s\"");
     let mut peer = daemon.connect();
     // After its first answer, a connection spins in any case.
-    peer.send(&ask(1, "a"));
-    assert_eq!(peer.hear(), answer(1, "ALLOWED"));
+    peer.send(&encode_verify(1, "a"));
+    assert_eq!(peer.receive(), answer(1, "ALLOWED"));
     let start = Instant::now();
-    assert!(matches!(peer.hear(), Said::Error { closing: true, detail: 1_000, .. }));
+    assert!(matches!(peer.receive(), Received::Error { closing: true, detail: 1_000, .. }));
     assert!((900..10_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
 
@@ -204,10 +204,10 @@ fn idle_and_slow_connections_cost_next_to_nothing() {
     let mut busy = daemon.connect();
     ask_many(&mut busy);
     // After its first answer, a connection spins in any case.
-    let mut idle: Vec<Raw> = (0..3).map(|_| daemon.connect()).collect();
+    let mut idle: Vec<RawClient> = (0..3).map(|_| daemon.connect()).collect();
     for peer in &mut idle {
-        peer.send(&ask(1, "a"));
-        assert_eq!(peer.hear(), answer(1, "ALLOWED"));
+        peer.send(&encode_verify(1, "a"));
+        assert_eq!(peer.receive(), answer(1, "ALLOWED"));
     }
     let before = used(&daemon);
     let start = Instant::now();
@@ -215,8 +215,8 @@ fn idle_and_slow_connections_cost_next_to_nothing() {
     // Each spin in vain is a millisecond: some 8 of a peer, and not 100.
     while start.elapsed() < Duration::from_secs(1) {
         id += 1;
-        busy.send(&ask(id, "a"));
-        assert_eq!(busy.hear(), answer(id, "ALLOWED"));
+        busy.send(&encode_verify(id, "a"));
+        assert_eq!(busy.receive(), answer(id, "ALLOWED"));
         thread::sleep(Duration::from_millis(5));
     }
     let ticks = used(&daemon) - before;
@@ -231,8 +231,8 @@ fn fall_silent(daemon: &Daemon, most: u64, connections: u32) -> (u32, u64) {
     let mut silent = Vec::new();
     while cost() < most && silent.len() < connections as usize {
         let mut peer = daemon.connect();
-        peer.send(&ask(1, "a"));
-        assert_eq!(peer.hear(), answer(1, "ALLOWED"));
+        peer.send(&encode_verify(1, "a"));
+        assert_eq!(peer.receive(), answer(1, "ALLOWED"));
         silent.push(peer);
         // Longer than anybody spins.
         thread::sleep(Duration::from_millis(2));
@@ -245,7 +245,7 @@ fn a_daemon_spins_where_it_is_told_to_and_nowhere_else() {
     // Each spin is a millisecond; a machine that has other things to do may cut it short.
     let (connections, cost) = fall_silent(&spinning(""), 10, 300);
     assert!(cost >= 10, "{connections} connections have cost {cost} hundredths of a second");
-    let export = format!("key_hash,key_id\n{},a\n", hex("a"));
+    let export = format!("key_hash,key_id\n{},a\n", sha256_hex("a"));
     let sleeping = Setup::new(&export).config("[server]\nworkers = 1\nbusy_poll = \"0s\"").start();
     let (_all, less) = fall_silent(&sleeping, cost, connections);
     assert!(less <= cost / 2, "{connections} connections have cost {less} and not only {cost}");

@@ -1,52 +1,45 @@
-//! Compiled snapshots through a daemon: served, reloaded, and refused where they are not whole.
+//! Compiled snapshots in a daemon: they are served and reloaded, and refused if they are damaged.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
-use std::process::Command;
 
-use crate::support::{Daemon, Raw, Said, Setup, hex, keyward};
+use crate::support::{Daemon, Export, RawClient, Received, Setup, keyward, row};
 use keyward_client::Request;
 use keyward_protocol::{Credential, Refund, Verify};
 use sha2::{Digest, Sha256};
 
-fn export(keys: &[&str]) -> String {
-    let rows: String = keys.iter().map(|key| format!("{},id-{key},acme,pro\n", hex(key))).collect();
-    format!("key_hash,key_id,owner,plan\n{rows}")
+fn export(keys: impl IntoIterator<Item = impl Into<String>>) -> Export {
+    Export::new(keys.into_iter().map(|key| row(key).owner("acme").plan("pro")))
 }
 
 /// Compiles `export` into `file`.
-fn compile(export: &str, directory: &Path, file: &Path) {
+fn compile(export: &Export, directory: &Path, file: &Path) {
     let source = directory.join("export.csv");
-    fs::write(&source, export).expect("writes");
-    let mut command: Command = keyward();
+    fs::write(&source, export.to_csv()).expect("writes");
+    let mut command = keyward();
     let output = command.arg("compile").arg(&source).arg("--output").arg(file).output().expect("runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
-fn a_compiled_snapshot_is_served_and_reloaded_and_a_damaged_one_changes_nothing() {
+fn damaged_compiled_snapshot_is_refused_and_the_old_one_stays() {
     let setup = Setup::without_export();
     let (source, directory) = (setup.path("keys.kwc"), setup.dir.path().to_owned());
     let path = format!("source.path = '{}'", source.display());
     let setup = setup.config(&path).config("[plans.pro]\ndaily = \"7/d\"");
-    compile(&export(&["a", "b", "c"]), &directory, &source);
+    compile(&export(["a", "b", "c"]), &directory, &source);
     let daemon = setup.start();
-    assert_eq!(
-        ["a", "b", "c", "d"].map(|key| daemon.verdict(key)),
-        ["ALLOWED", "ALLOWED", "ALLOWED", "UNKNOWN_KEY"]
-    );
+    let all = ["a", "b", "c", "d"];
+    assert_eq!(daemon.verdicts(all), ["ALLOWED", "ALLOWED", "ALLOWED", "UNKNOWN_KEY"]);
 
-    // Not by the watch: the reload that is asked for is the one that is looked at.
-    compile(&export(&["a", "b", "d"]), &directory, &source);
+    compile(&export(["a", "b", "d"]), &directory, &source);
     let reload = daemon.reload();
     assert!(reload.accepted, "{:?}", reload.error);
-    assert_eq!(
-        ["a", "b", "c", "d"].map(|key| daemon.verdict(key)),
-        ["ALLOWED", "ALLOWED", "UNKNOWN_KEY", "ALLOWED"]
-    );
+    assert_eq!(daemon.verdicts(all), ["ALLOWED", "ALLOWED", "UNKNOWN_KEY", "ALLOWED"]);
     let decision = daemon.client().verify(&Request::new("a")).expect("an answer");
     let limit = decision.limit().map(|limit| (limit.name, limit.limit, limit.remaining));
-    assert_eq!(limit, Some(("daily", 7, 4)), "the daemon's own plan, and one bucket through the reload");
+    assert_eq!(limit, Some(("daily", 7, 4)), "the daemon's own plan, with one bucket over the reload");
 
     let mut bytes = fs::read(&source).expect("reads");
     let middle = bytes.len() / 2;
@@ -55,15 +48,15 @@ fn a_compiled_snapshot_is_served_and_reloaded_and_a_damaged_one_changes_nothing(
     let refused = daemon.reload();
     let error = refused.error.expect("a reason");
     assert!(!refused.accepted && error.contains("the checksum is wrong"), "{error}");
-    assert_eq!(["a", "c", "d"].map(|key| daemon.verdict(key)), ["ALLOWED", "UNKNOWN_KEY", "ALLOWED"]);
+    assert_eq!(daemon.verdicts(["a", "c", "d"]), ["ALLOWED", "UNKNOWN_KEY", "ALLOWED"]);
 }
 
-/// Where a compiled file has the seed of its table's hashes.
-const SEED: std::ops::Range<usize> = 16..24;
+/// The bytes of a compiled file that contain the seed of its hash table.
+const SEED: Range<usize> = 16..24;
 
-/// Other digests with the same 64-bit hash under `seed`. A hash is made of two products, whose
+/// Other digests with the same 64-bit hash under `seed`. A hash consists of two products, whose
 /// factors can be exchanged. The tests of `src/engine/snapshot` assert that these digests collide.
-fn forgeries(digest: [u8; 32], seed: u64) -> [[u8; 32]; 3] {
+fn colliding_digests(digest: [u8; 32], seed: u64) -> [[u8; 32]; 3] {
     const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
     let exchanged = |digest: [u8; 32], first: usize, mask: u64| {
         let word = |at: usize| u64::from_le_bytes(digest[at..at + 8].try_into().expect("eight bytes"));
@@ -77,62 +70,59 @@ fn forgeries(digest: [u8; 32], seed: u64) -> [[u8; 32]; 3] {
     [first, exchanged(digest, 16, high), exchanged(first, 16, high)]
 }
 
-fn hear(peer: &mut Raw) -> &'static str {
-    match peer.hear() {
-        Said::Answer { verdict, .. } => verdict,
-        other => panic!("{other:?} instead of an answer"),
+fn receive_verdict(peer: &mut RawClient) -> &'static str {
+    match peer.receive() {
+        Received::Answer { verdict, .. } => verdict,
+        other => panic!("not an ANSWER: {other:?}"),
     }
 }
 
-/// Asks for each credential in an ordinary VERIFY, in one that also asks for metadata, and in a
-/// REFUND: each frame alone, and all of them in one write.
+/// The verdict on each credential. It must be the same in a VERIFY, in a VERIFY that requests
+/// metadata, and in a REFUND, sent one by one and in a single write.
 fn verdicts(daemon: &Daemon, credentials: &[Credential<'_>]) -> Vec<&'static str> {
     let mut peer = daemon.connect();
     let mut frames = Vec::new();
     for credential in credentials {
         let plain = Verify::new(1, *credential);
-        let mut forms = [Vec::new(), Vec::new(), Vec::new()];
-        plain.encode(&mut forms[0]).expect("within all limits");
-        Verify { want_metadata: true, ..plain }.encode(&mut forms[1]).expect("within all limits");
+        let mut requests = [Vec::new(), Vec::new(), Vec::new()];
+        plain.encode(&mut requests[0]).expect("within all limits");
+        Verify { want_metadata: true, ..plain }.encode(&mut requests[1]).expect("within all limits");
         let refund = Refund { request_id: 1, cost: 1, credential: *credential, limit: None };
-        refund.encode(&mut forms[2]).expect("within all limits");
-        frames.extend(forms);
+        refund.encode(&mut requests[2]).expect("within all limits");
+        frames.extend(requests);
     }
     let mut alone = Vec::new();
     for frame in &frames {
         peer.send(frame);
-        alone.push(hear(&mut peer));
+        alone.push(receive_verdict(&mut peer));
     }
     peer.send(&frames.concat());
-    let together: Vec<_> = frames.iter().map(|_| hear(&mut peer)).collect();
+    let together: Vec<_> = frames.iter().map(|_| receive_verdict(&mut peer)).collect();
     assert_eq!(alone, together);
-    let of_credential = alone.chunks_exact(3).map(|forms| {
-        assert!(forms.iter().all(|verdict| *verdict == forms[0]), "{forms:?}");
-        forms[0]
+    let per_credential = alone.chunks_exact(3).map(|verdicts| {
+        assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "{verdicts:?}");
+        verdicts[0]
     });
-    of_credential.collect()
+    per_credential.collect()
 }
 
-/// The file holds the seed, so a reader of the file can make digests that collide with its keys'.
+/// The file contains the seed, so a reader of the file can construct colliding digests.
 #[test]
-fn digest_that_collides_with_a_listed_one_under_the_seed_of_the_file_is_unknown() {
+fn digest_that_collides_with_a_listed_one_is_unknown() {
     let setup = Setup::without_export();
     let (source, directory) = (setup.path("keys.kwc"), setup.dir.path().to_owned());
     let setup = setup.config(&format!("source.path = '{}'", source.display()));
     let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
     let listed: Vec<[u8; 32]> = keys.iter().map(|key| Sha256::digest(key).into()).collect();
-    compile(&export(&keys.iter().map(String::as_str).collect::<Vec<_>>()), &directory, &source);
-    let seed_of = |file: &Path| {
-        let file = fs::read(file).expect("reads");
-        u64::from_le_bytes(file[SEED].try_into().expect("eight bytes"))
-    };
-    let seed = seed_of(&source);
+    compile(&export(&keys), &directory, &source);
+    let file = fs::read(&source).expect("reads");
+    let seed = u64::from_le_bytes(file[SEED].try_into().expect("eight bytes"));
     let daemon = setup.config("[plans.pro]\ndaily = \"7000/d\"").start();
     for (digest, key) in listed.iter().zip(&keys) {
-        let asked = [&[*digest][..], &forgeries(*digest, seed)].concat();
-        let asked: Vec<_> = asked.into_iter().map(Credential::Digest).collect();
+        let digests = [&[*digest][..], &colliding_digests(*digest, seed)].concat();
+        let credentials: Vec<_> = digests.into_iter().map(Credential::Digest).collect();
         let expected = ["ALLOWED", "UNKNOWN_KEY", "UNKNOWN_KEY", "UNKNOWN_KEY"];
-        assert_eq!(verdicts(&daemon, &asked), expected);
+        assert_eq!(verdicts(&daemon, &credentials), expected);
         assert_eq!(verdicts(&daemon, &[Credential::RawKey(key.as_bytes())]), ["ALLOWED"]);
     }
 }

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, PATIENCE, Raw, Said, Setup, ask, hex, wait_for};
+use crate::support::{Daemon, RawClient, Received, Setup, TIMEOUT, encode_verify, sha256_hex, wait_for};
 use keyward_daemon::admin::message::Reply;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -31,7 +31,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let setup = Setup::new(&format!("key_hash,key_id\n{},a\n", hex("a")));
+        let setup = Setup::new(&format!("key_hash,key_id\n{},a\n", sha256_hex("a")));
         let daemon = setup.config("[server]\nworkers = 1\n[source]\npoll = \"1h\"").start();
         assert!(daemon.status().ready, "{}", daemon.log());
         let limit = limit_of(&daemon);
@@ -100,15 +100,17 @@ fn limit_of(daemon: &Daemon) -> Rlimit {
     Rlimit { current: value(), maximum: value() }
 }
 
-fn is_served(peer: &mut Raw) -> bool {
-    peer.send(&ask(7, "a"));
-    peer.hear() == Said::Answer { request_id: 7, verdict: "ALLOWED", generation: 1 }
+fn is_served(peer: &mut RawClient) -> bool {
+    peer.send(&encode_verify(7, "a"));
+    peer.receive() == Received::Answer { request_id: 7, verdict: "ALLOWED", generation: 1 }
 }
 
 /// Hears why the connection is refused, and its end.
-fn assert_turned_away(peer: &mut Raw) {
-    match peer.hear() {
-        Said::Error { code: TOO_MANY_CONNECTIONS, closing: true, .. } => assert_eq!(peer.hear(), Said::End),
+fn assert_turned_away(peer: &mut RawClient) {
+    match peer.receive() {
+        Received::Error { code: TOO_MANY_CONNECTIONS, closing: true, .. } => {
+            assert_eq!(peer.receive(), Received::Closed)
+        }
         said => panic!("not turned away: {said:?}"),
     }
 }
@@ -134,7 +136,7 @@ fn clients_beyond_the_last_descriptor_are_turned_away_at_once() {
             assert_turned_away(&mut peer);
             break;
         }
-        peer.stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        peer.stream.set_read_timeout(Some(TIMEOUT)).expect("set");
         assert!(is_served(&mut peer));
         served.push(peer);
         assert!(served.len() <= 8, "the limit is not reached");
@@ -142,7 +144,7 @@ fn clients_beyond_the_last_descriptor_are_turned_away_at_once() {
     assert!(!served.is_empty());
 
     let arrived = Instant::now();
-    let mut surplus: Vec<Raw> = (0..SURPLUS).map(|_| daemon.connect()).collect();
+    let mut surplus: Vec<RawClient> = (0..SURPLUS).map(|_| daemon.connect()).collect();
     surplus.iter_mut().for_each(assert_turned_away);
     let took = arrived.elapsed();
     assert!(took < Duration::from_secs(5), "{SURPLUS} clients were turned away in {took:?}");
@@ -155,12 +157,12 @@ fn clients_beyond_the_last_descriptor_are_turned_away_at_once() {
     drop(served.pop());
     let mut next = wait_for("a free descriptor", || {
         let mut peer = daemon.connect();
-        let _closed_at_once = peer.stream.write_all(&ask(7, "a"));
-        matches!(peer.hear(), Said::Answer { .. }).then_some(peer)
+        let _closed_at_once = peer.stream.write_all(&encode_verify(7, "a"));
+        matches!(peer.receive(), Received::Answer { .. }).then_some(peer)
     });
     assert!(is_served(&mut next) && is_served(&mut first));
     fixture.restore();
-    let mut peers: Vec<Raw> = (0..20).map(|_| daemon.connect()).collect();
+    let mut peers: Vec<RawClient> = (0..20).map(|_| daemon.connect()).collect();
     assert!(peers.iter_mut().all(is_served));
 }
 
@@ -172,16 +174,16 @@ fn daemon_without_any_descriptor_waits_and_accepts_when_there_are_some() {
     assert!(is_served(&mut first));
     let start = Instant::now();
     fixture.leave_none();
-    let mut waiting: Vec<Raw> = (0..5).map(|_| daemon.connect()).collect();
-    waiting.iter_mut().for_each(|peer| peer.send(&ask(7, "a")));
+    let mut waiting: Vec<RawClient> = (0..5).map(|_| daemon.connect()).collect();
+    waiting.iter_mut().for_each(|peer| peer.send(&encode_verify(7, "a")));
     let mut operators: Vec<UnixStream> = (0..5).map(|_| command(daemon)).collect();
     fixture.assert_idle(|| assert!(is_served(&mut first)));
     fixture.restore();
     for peer in &mut waiting {
         // The first may find the daemon with a single descriptor, and be turned away.
-        match peer.hear() {
-            Said::Answer { request_id: 7, verdict: "ALLOWED", .. } => assert!(is_served(peer)),
-            Said::Error { code: TOO_MANY_CONNECTIONS, closing: true, .. } => {}
+        match peer.receive() {
+            Received::Answer { request_id: 7, verdict: "ALLOWED", .. } => assert!(is_served(peer)),
+            Received::Error { code: TOO_MANY_CONNECTIONS, closing: true, .. } => {}
             said => panic!("neither answered nor turned away: {said:?}"),
         }
     }
@@ -205,20 +207,20 @@ fn operators_are_answered_when_clients_have_taken_all_descriptors() {
     fixture.assert_idle(|| ());
     let revoked = std::process::Command::new(crate::support::keyward().get_program())
         .args(["revoke", "a", "--admin-socket"])
-        .arg(daemon.admin())
+        .arg(daemon.admin_socket())
         .output()
         .expect("runs");
     assert!(revoked.status.success(), "{revoked:?}");
-    first.send(&ask(8, "a"));
-    assert_eq!(first.hear(), Said::Answer { request_id: 8, verdict: "REVOKED", generation: 1 });
+    first.send(&encode_verify(8, "a"));
+    assert_eq!(first.receive(), Received::Answer { request_id: 8, verdict: "REVOKED", generation: 1 });
     fixture.restore();
     assert!(daemon.status().ready);
 }
 
 /// Connects to the admin socket and asks for the version.
 fn command(daemon: &Daemon) -> UnixStream {
-    let mut stream = UnixStream::connect(daemon.admin()).expect("the daemon listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut stream = UnixStream::connect(daemon.admin_socket()).expect("the daemon listens");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("set");
     stream.write_all(b"{\"command\":\"version\"}\n").expect("sent");
     stream
 }

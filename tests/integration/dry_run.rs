@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Output;
 
-use crate::support::{Daemon, Setup, hex, keyward, replace};
+use crate::support::{Daemon, Setup, keyward, replace_export, sha256_hex};
 use keyward_daemon::admin::message::Check;
 use keyward_daemon::admin::message::Command as AdminCommand;
 use keyward_daemon::admin::{CommandError, send_command};
@@ -17,7 +17,7 @@ const CONFIG: &str =
 
 fn export(rows: &[(&str, &str)]) -> String {
     rows.iter().fold("sha256,key_id,note,status,limits\n".to_owned(), |text, (key, rest)| {
-        text + &format!("{},{key},,{rest}\n", hex(key))
+        text + &format!("{},{key},,{rest}\n", sha256_hex(key))
     })
 }
 
@@ -30,13 +30,13 @@ fn daemon(rows: &[(&str, &str)]) -> Daemon {
 
 fn check(daemon: &Daemon, source: Option<&Path>) -> Check {
     let source = source.map(|path| path.to_str().expect("UTF-8").to_owned());
-    let reply = send_command(&daemon.admin(), &AdminCommand::Check { source }).expect("an answer");
+    let reply = send_command(&daemon.admin_socket(), &AdminCommand::Check { source }).expect("an answer");
     reply.check.expect("a check")
 }
 
 fn run(daemon: &Daemon, options: &[&str]) -> Output {
     let mut command = keyward();
-    command.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).args(options);
+    command.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket()).args(options);
     command.current_dir(daemon.setup.dir.path()).output().expect("runs")
 }
 
@@ -51,7 +51,7 @@ fn a_check_tells_what_a_reload_would_do_and_does_nothing() {
     let output = run(&daemon, &["--source", "new.csv"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout);
-    let stub = |key: &str| hex(key)[..8].to_owned();
+    let stub = |key: &str| sha256_hex(key)[..8].to_owned();
     let expected = format!(
         "{}: 4 keys: ok\n4 -> 4 keys: 1 added, 1 removed, 2 changed; 2 stop working, 1 loses a restriction\n  + e ({}…)\n  - d ({}…)\n  \
          ~ b ({}…): status active -> revoked\n  ~ c ({}…): limits\n  stops working: b ({}…): status active -> \
@@ -136,7 +136,7 @@ fn checks_and_reloads_do_not_get_in_each_others_way() {
         for round in 0..10 {
             let limit = format!(",{}/s", round + 2);
             let rows = FOUR.map(|(key, _)| (key, limit.as_str()));
-            replace(&daemon.setup.source(), &export(&rows));
+            replace_export(&daemon.setup.source(), &export(&rows));
             let outcome = daemon.reload();
             assert!(outcome.accepted, "{:?}", outcome.error);
         }
@@ -155,8 +155,9 @@ fn checks_and_reloads_do_not_get_in_each_others_way() {
 #[test]
 fn a_relative_path_is_refused() {
     let daemon = daemon(&FOUR);
-    let error = send_command(&daemon.admin(), &AdminCommand::Check { source: Some("new.csv".to_owned()) })
-        .expect_err("refused");
+    let error =
+        send_command(&daemon.admin_socket(), &AdminCommand::Check { source: Some("new.csv".to_owned()) })
+            .expect_err("refused");
     assert!(matches!(&error, CommandError::Refused(said) if said.contains("absolute")), "{error}");
 }
 
@@ -180,7 +181,7 @@ fn who_is_neither_root_nor_the_daemon_cannot_have_it_read_any_file() {
     let daemon = setup.start();
     let check = |options: &[&str]| {
         let mut command = std::process::Command::new(&binary);
-        command.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).args(options);
+        command.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket()).args(options);
         command.uid(NOBODY).current_dir("/").env_remove("KEYWARD_SOCKET").output().expect("runs")
     };
     let output = check(&["--source", secret.to_str().expect("UTF-8")]);

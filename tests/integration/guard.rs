@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::support::{Daemon, Setup, hex, keyward, replace};
-use keyward_daemon::admin::message::{Changes, Check, Command as AdminCommand, Target};
+use crate::support::{Daemon, Setup, keyward, replace_export, sha256_hex};
+use keyward_daemon::admin::message::{ChangeCounts, Check, Command as AdminCommand, Target};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::record::KeyRecord;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::{Builder, CompareOptions, Diff, KeyTable, MAX_EXAMPLES, SnapshotMeta};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
@@ -201,7 +201,8 @@ proptest! {
 }
 
 fn three_keys(header: &str, rows: [&str; 3]) -> String {
-    let rows = ["a", "b", "c"].iter().zip(rows).map(|(key, rest)| format!("{key},{}{rest}\n", hex(key)));
+    let rows =
+        ["a", "b", "c"].iter().zip(rows).map(|(key, rest)| format!("{key},{}{rest}\n", sha256_hex(key)));
     format!("{header}\n{}", rows.collect::<String>())
 }
 
@@ -215,11 +216,11 @@ fn check(daemon: &Daemon) -> Check {
 }
 
 fn ask(daemon: &Daemon, command: &AdminCommand) -> keyward_daemon::admin::message::Reply {
-    keyward_daemon::admin::send_command(&daemon.admin(), command).expect("an answer")
+    keyward_daemon::admin::send_command(&daemon.admin_socket(), command).expect("an answer")
 }
 
-fn changes(changes: Option<Changes>) -> [usize; 3] {
-    let Changes { stopping, starting, loosened, .. } = changes.expect("changes");
+fn changes(changes: Option<ChangeCounts>) -> [usize; 3] {
+    let ChangeCounts { stopping, starting, loosened, .. } = changes.expect("changes");
     [stopping, starting, loosened]
 }
 
@@ -242,7 +243,7 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
     assert_eq!(changes(Some(diff.changes)), [0, 2, 1]);
     // A compiled file has its keys in an order of its own.
     let named = |examples: &[keyward_daemon::admin::message::Example]| {
-        examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
+        examples.iter().map(|example| example.key_id.to_string()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =
         [&["a", "b"][..], &["c"]].map(|ids| ids.iter().map(|id| (*id).to_owned()).collect());
@@ -268,16 +269,17 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
 
 #[test]
 fn json_lines_that_lost_a_restriction_in_every_row_are_refused() {
-    let row =
-        |key: &str, rest: &str| format!("{{\"key_id\":\"{key}\",\"key_hash\":\"{}\"{rest}}}\n", hex(key));
-    let setup = Setup::without_export().with_text();
+    let row = |key: &str, rest: &str| {
+        format!("{{\"key_id\":\"{key}\",\"key_hash\":\"{}\"{rest}}}\n", sha256_hex(key))
+    };
+    let setup = Setup::without_export().text_source();
     let source = setup.path("keys.jsonl");
     let full = [
         row("a", ",\"status\":\"revoked\""),
         row("b", ",\"expires_at\":\"2020-01-01T00:00:00Z\""),
         row("c", ""),
     ];
-    replace(&source, &full.concat());
+    replace_export(&source, &full.concat());
     let setup = setup.config(&format!("source.path = \"{}\"\n", source.display()));
     let daemon = setup.start();
     for (rows, lost) in [
@@ -292,7 +294,7 @@ fn json_lines_that_lost_a_restriction_in_every_row_are_refused() {
         ),
         ([row("a", ",\"status\":\"revoked\""), row("b", ",\"expires_at\":null"), row("c", "")], "expires_at"),
     ] {
-        replace(&source, &rows.concat());
+        replace_export(&source, &rows.concat());
         let outcome = daemon.reload();
         let error = outcome.error.expect("refused");
         assert!(error.contains(&format!("no row has a value for {lost} any more")), "{error}");
@@ -328,7 +330,9 @@ fn compiled_source_that_lost_a_restriction_in_every_row_is_refused() {
 }
 
 fn rows(prefix: &str, count: usize, rest: &str) -> String {
-    (0..count).map(|number| format!("k{number},{}{rest}\n", hex(&format!("{prefix}{number}")))).collect()
+    (0..count)
+        .map(|number| format!("k{number},{}{rest}\n", sha256_hex(&format!("{prefix}{number}"))))
+        .collect()
 }
 
 #[test]
@@ -361,7 +365,7 @@ fn keys_that_come_back_or_lose_a_restriction_are_bounded_by_their_share() {
         let rows = (0..200).map(|number| {
             let networks = if number < restricted { "10.0.0.0/8" } else { "" };
             let status = if number >= 200 - revoked { "revoked" } else { "active" };
-            format!("k{number},{},{status},{networks}\n", hex(&number.to_string()))
+            format!("k{number},{},{status},{networks}\n", sha256_hex(&number.to_string()))
         });
         format!("{header}{}", rows.collect::<String>())
     };
@@ -438,7 +442,7 @@ fn limits_are_compared_as_the_source_changes_them() {
         ("free,acme", 0),
     ];
     for (rest, loosened) in loosened {
-        replace(&daemon.setup.source(), &export(&format!(",{rest}")));
+        replace_export(&daemon.setup.source(), &export(&format!(",{rest}")));
         let outcome = daemon.force_reload();
         assert!(outcome.accepted, "{:?}", outcome.error);
         assert_eq!(changes(outcome.changes), [0, 0, loosened], "{rest}");

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Setup, hex, keyward, replace, wait_for};
+use crate::support::{Daemon, Setup, keyward, replace_export, sha256_hex, wait_for};
 use keyward_client::Request;
 use keyward_daemon::admin::message::{Command as AdminCommand, LastGood};
 use keyward_engine::pepper::Pepper;
@@ -16,7 +16,7 @@ const HEADER: &str = "key_hash,key_id,owner,plan,status,expires_at,limits\n";
 
 /// So many active keys, `k0` and so on, and one of each other kind.
 fn export(keys: usize) -> String {
-    let row = |key: &str, rest: &str| format!("{},{key},acme,{rest}\n", hex(key));
+    let row = |key: &str, rest: &str| format!("{},{key},acme,{rest}\n", sha256_hex(key));
     let others = row("revoked", ",revoked,,")
         + &row("disabled", ",disabled,,")
         + &row("expired", ",,2020-01-01T00:00:00Z,");
@@ -86,8 +86,8 @@ fn start_with_bad_source_serves_last_good_keys_and_says_so() {
             fs::remove_file(&source).expect("removes");
             fs::create_dir(&source).expect("makes");
         }),
-        ("no export", "", &|| replace(&source, "<html>502</html>\n")),
-        ("shrunk", "shrunk", &|| replace(&source, &shrunk)),
+        ("no export", "", &|| replace_export(&source, "<html>502</html>\n")),
+        ("shrunk", "shrunk", &|| replace_export(&source, &shrunk)),
     ];
     for (case, reason, spoil) in cases {
         daemon.kill();
@@ -107,7 +107,7 @@ fn start_with_bad_source_serves_last_good_keys_and_says_so() {
         );
         daemon.assert_logged("LAST GOOD KEYS");
         let output =
-            keyward().arg("status").arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
+            keyward().arg("status").arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains("last good    IN USE for") && text.contains("REFUSED"), "{case}: {text}");
         let event = audited(&daemon, "last_good").pop().expect("an event");
@@ -142,10 +142,10 @@ fn operators_revocations_and_balances_hold_for_last_good_keys() {
     let setup = Setup::new(&export(20)).config("state.save_interval = '1h'");
     let mut daemon = serving(setup);
     let key = keyward_daemon::admin::message::Target { key_id: Some("k1".to_owned()), owner: None };
-    keyward_daemon::admin::send_command(&daemon.admin(), &AdminCommand::Revoke(key)).expect("revoked");
+    keyward_daemon::admin::send_command(&daemon.admin_socket(), &AdminCommand::Revoke(key)).expect("revoked");
     assert!(daemon.client().verify(&Request::new("k0").cost(9)).expect("an answer").is_allowed());
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
     let daemon = daemon.restart();
     assert!(last_good(&daemon).in_use);
@@ -158,15 +158,15 @@ fn operators_revocations_and_balances_hold_for_last_good_keys() {
 fn current_plans_apply_to_last_good_keys() {
     let plan = |limit: &str| format!("[plans.pro]\nquota = '{limit}'\n");
     let mut setup = Setup::text(&export(2));
-    setup.reconfigure(&plan("100/d"));
+    setup.replace_config(&plan("100/d"));
     let mut daemon = serving(setup);
     fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
-    daemon.setup.reconfigure(&plan("3/d"));
+    daemon.setup.replace_config(&plan("3/d"));
     daemon = daemon.restart();
     let decision = daemon.client().verify(&Request::new("k0").peek()).expect("an answer");
     assert_eq!(decision.limit().map(|limit| limit.limit), Some(3), "{}", daemon.log());
     // A plan that is gone would leave its keys without limits.
-    daemon.setup.reconfigure("[plans.other]\nquota = '3/d'\n");
+    daemon.setup.replace_config("[plans.other]\nquota = '3/d'\n");
     daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
     let unusable = last_good(&daemon).unusable.expect("a reason");
@@ -189,11 +189,11 @@ fn max_staleness_counts_from_the_source_of_the_last_good_keys() {
     file.set_modified(written).expect("sets the time");
     let mut daemon = serving(setup);
     fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
-    daemon.setup.reconfigure("source.max_staleness = '1h'");
+    daemon.setup.replace_config("source.max_staleness = '1h'");
     daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
     assert!((600..3600).contains(&daemon.status().source_age_s.expect("an age")));
-    daemon.setup.reconfigure("source.max_staleness = '5m'");
+    daemon.setup.replace_config("source.max_staleness = '5m'");
     daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "STALE_SNAPSHOT");
 }
@@ -210,7 +210,7 @@ fn last_good_keys_of_another_pepper_are_not_served() {
     let (a, b) = (pepper("a", "a"), pepper("b", "b"));
     let mut daemon = serving(setup);
     // The source is fine, but no key in it could be found any more: that is refused as by a reload.
-    daemon.setup.reconfigure(&format!("keys.pepper_file = '{a}'"));
+    daemon.setup.replace_config(&format!("keys.pepper_file = '{a}'"));
     daemon = daemon.restart();
     let error = daemon.status().last_reload.expect("one").error.expect("a reason");
     assert!(error.contains("hashed with a pepper that is neither"), "{error}");
@@ -222,10 +222,10 @@ fn last_good_keys_of_another_pepper_are_not_served() {
     kept(&daemon);
     // From here on they are known to belong to pepper a, whatever the source's rows really are.
     fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
-    daemon.setup.reconfigure(&format!("keys.pepper_file = '{b}'"));
+    daemon.setup.replace_config(&format!("keys.pepper_file = '{b}'"));
     daemon = daemon.restart();
     assert_eq!(daemon.status().generation, 0, "{}", daemon.log());
-    daemon.setup.reconfigure(&format!("keys.pepper_file = '{b}'\nkeys.previous_pepper_file = '{a}'"));
+    daemon.setup.replace_config(&format!("keys.pepper_file = '{b}'\nkeys.previous_pepper_file = '{a}'"));
     daemon = daemon.restart();
     assert!(last_good(&daemon).in_use, "{}", daemon.log());
     let text = fs::read_to_string(daemon.setup.path("last_good.json")).expect("reads");
@@ -237,7 +237,7 @@ fn another_source_path_is_judged_by_the_same_last_good_keys() {
     let mut daemon = serving(Setup::text(&export(20)));
     let other = daemon.setup.path("other.csv");
     fs::write(&other, export(2)).expect("writes");
-    daemon.setup.reconfigure(&format!("source.path = '{}'", other.display()));
+    daemon.setup.replace_config(&format!("source.path = '{}'", other.display()));
     daemon = daemon.restart();
     assert_served(&daemon, "another path");
     let error = daemon.status().last_reload.expect("one").error.expect("refused");
@@ -252,11 +252,11 @@ fn another_source_path_is_judged_by_the_same_last_good_keys() {
 
 #[test]
 fn unchanged_source_that_is_read_otherwise_is_judged_by_the_last_good_keys() {
-    let row = |number: usize| format!("{},k{number},active,disabled\n", hex(&format!("k{number}")));
+    let row = |number: usize| format!("{},k{number},active,disabled\n", sha256_hex(&format!("k{number}")));
     let rows: String = (0..20).map(row).collect();
     let setup = Setup::text(&format!("key_hash,key_id,status,other\n{rows}"));
     let mut daemon = serving(setup.config("source.ignore = ['other']"));
-    daemon.setup.reconfigure("source.ignore = ['status']\nsource.columns.status = 'other'");
+    daemon.setup.replace_config("source.ignore = ['status']\nsource.columns.status = 'other'");
     daemon = daemon.restart();
     let error = daemon.status().last_reload.expect("one").error.expect("refused");
     assert!(error.contains("20 of 20 working keys would stop working"), "{error}");
@@ -267,7 +267,7 @@ fn unchanged_source_that_is_read_otherwise_is_judged_by_the_last_good_keys() {
 /// All rows are hashed anew, with a pepper that has been added meanwhile.
 #[test]
 fn start_beside_rehashed_keys_compares_them_by_their_ids() {
-    let setup = Setup::without_export().with_text();
+    let setup = Setup::without_export().text_source();
     let pepper = |name: &str| {
         let path = setup.path(name);
         fs::write(&path, name.repeat(32)).expect("writes");
@@ -283,11 +283,11 @@ fn start_beside_rehashed_keys_compares_them_by_their_ids() {
         };
         format!("key_hash,key_id\n{}", (0..20).map(row).collect::<String>())
     };
-    setup.export(&hashed_with("a"));
+    setup.write_export(&hashed_with("a"));
     let mut daemon = serving(setup.config(&format!("keys.pepper_file = '{a}'")));
     daemon.kill();
-    replace(&daemon.setup.source(), &hashed_with("b"));
-    daemon.setup.reconfigure(&format!("keys.pepper_file = '{b}'\nkeys.previous_pepper_file = '{a}'"));
+    replace_export(&daemon.setup.source(), &hashed_with("b"));
+    daemon.setup.replace_config(&format!("keys.pepper_file = '{b}'\nkeys.previous_pepper_file = '{a}'"));
     let daemon = daemon.restart();
     assert!(!last_good(&daemon).in_use, "{}", daemon.log());
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
@@ -304,7 +304,7 @@ fn source_accepted_beforehand_is_taken_by_one_start() {
         assert!(output.status.success(), "{output:?}");
     };
     accept();
-    replace(&daemon.setup.source(), &export(3));
+    replace_export(&daemon.setup.source(), &export(3));
     let mut check = keyward();
     check.args(["check", "--config", "/dev/null", "--source"]).arg(daemon.setup.source());
     let output = check.arg("--state-dir").arg(daemon.setup.dir.path()).output().expect("runs");
@@ -323,7 +323,7 @@ fn source_accepted_beforehand_is_taken_by_one_start() {
     assert_eq!(event["stopping"], 17, "compared with the last good keys all the same: {event}");
     kept(&daemon);
     // The next one is compared again.
-    replace(&daemon.setup.source(), &format!("{HEADER}{},k1,acme,pro,,,10/d\n", hex("k1")));
+    replace_export(&daemon.setup.source(), &format!("{HEADER}{},k1,acme,pro,,,10/d\n", sha256_hex("k1")));
     daemon = daemon.restart();
     assert!(last_good(&daemon).in_use, "{}", daemon.log());
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
@@ -356,7 +356,7 @@ fn damaged_last_good_keys_are_reported_and_cost_nothing_else() {
     assert!(last_good(&daemon).unusable.is_none());
     fs::write(daemon.setup.path("last_good.json"), "{}").expect("writes");
     // One that was accepted would not have to be compared.
-    replace(&daemon.setup.source(), &export(21));
+    replace_export(&daemon.setup.source(), &export(21));
     let daemon = daemon.restart();
     assert_served(&daemon, "a damaged manifest beside a good source");
     daemon.assert_logged("it is damaged");
@@ -365,7 +365,7 @@ fn damaged_last_good_keys_are_reported_and_cost_nothing_else() {
 #[test]
 fn nothing_is_kept_if_that_is_turned_off() {
     let mut daemon = serving(Setup::new(&export(2)));
-    daemon.setup.reconfigure("state.keep_snapshot = false");
+    daemon.setup.replace_config("state.keep_snapshot = false");
     daemon = daemon.restart();
     assert_eq!((daemon.status().last_good, files(daemon.setup.dir.path()).len()), (None, 0));
     fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
@@ -376,10 +376,10 @@ fn nothing_is_kept_if_that_is_turned_off() {
 #[test]
 fn keys_accepted_right_before_the_end_are_kept() {
     let mut daemon = serving(Setup::text(&export(1)));
-    replace(&daemon.setup.source(), &export(20_000));
+    replace_export(&daemon.setup.source(), &export(20_000));
     assert!(daemon.reload().accepted);
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
     let daemon = daemon.restart();
     assert_eq!(daemon.verdict("k19999"), "ALLOWED");
@@ -391,7 +391,7 @@ fn kill_while_keys_are_written_leaves_usable_ones() {
     let mut daemon = serving(Setup::text(&export(1)));
     let mut since = 1;
     for round in 1..=ROUNDS {
-        replace(&daemon.setup.source(), &export(round * 400));
+        replace_export(&daemon.setup.source(), &export(round * 400));
         assert!(daemon.reload().accepted);
         // Reached at another moment of the write each time.
         std::thread::sleep(Duration::from_micros(700 * (round as u64 * 7 % 11)));
@@ -414,13 +414,13 @@ fn kill_while_keys_are_written_leaves_usable_ones() {
 fn keys_that_cannot_be_written_leave_those_before_them() {
     let mut daemon = serving(Setup::text(&export(20)));
     daemon.kill();
-    replace(&daemon.setup.source(), &export(5_000));
+    replace_export(&daemon.setup.source(), &export(5_000));
     let serve = daemon.setup.command();
     let mut limited = Command::new("sh");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"]).arg(serve.get_program());
     limited.args(serve.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
     limited.stderr(fs::File::create(daemon.setup.path("log")).expect("the log"));
-    daemon = daemon.restart_as(limited);
+    daemon = daemon.restart_with(limited);
     assert_eq!(daemon.verdict("k4999"), "ALLOWED");
     let failed = wait_for("the failure", || {
         daemon.status().unwritten.into_iter().find(|unwritten| unwritten.file == "last_good.json")
@@ -442,7 +442,7 @@ fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_written()
         // The manifest cannot be replaced.
         fs::create_dir(daemon.setup.path("last_good.json.new")).expect("a directory");
         for keys in steps {
-            replace(&daemon.setup.source(), &export(*keys));
+            replace_export(&daemon.setup.source(), &export(*keys));
             let outcome = if *keys == 3 { daemon.force_reload() } else { daemon.reload() };
             assert!(outcome.accepted, "{:?}", outcome.error);
         }
@@ -453,7 +453,7 @@ fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_written()
         assert_eq!(daemon.status().keys, keys + 3);
         assert_eq!(daemon.verdict(&format!("k{keys}")), "UNKNOWN_KEY");
         // The record is of that source alone.
-        replace(&daemon.setup.source(), &export(2));
+        replace_export(&daemon.setup.source(), &export(2));
         let daemon = daemon.restart();
         assert!(last_good(&daemon).in_use, "{}", daemon.log());
     }

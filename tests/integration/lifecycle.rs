@@ -1,40 +1,43 @@
-//! Starting, stopping, and starting beside another.
+//! Start, stop and restart of a daemon, beside other daemons, and exit codes of the command line.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::process::Stdio;
 use std::thread;
 
-use crate::support::{Daemon, Said, Setup, ask, hex, keyward, wait_for};
+use crate::support::{Daemon, Export, Received, Setup, encode_verify, keyward, wait_until};
 use keyward_client::Request;
 use rustix::process::Signal;
 
-fn export() -> String {
-    format!("key_hash,key_id\n{},a\n", hex("a"))
+fn export() -> Export {
+    Export::of(["a"])
 }
 
 #[test]
-fn a_second_daemon_on_the_same_socket_is_refused_clearly() {
-    let daemon = Daemon::serving(&export());
+fn second_daemon_on_the_same_socket_is_refused() {
+    let daemon = Daemon::serving(export());
     let mut second = keyward();
     second.arg("serve").arg("--source").arg(daemon.setup.source()).arg("--socket").arg(daemon.socket());
     let output = second.arg("--state-dir").arg(daemon.setup.dir.path()).output().expect("runs");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && error.contains("another daemon"), "{error}");
-    assert_eq!(daemon.verdict("a"), "ALLOWED", "and the first one did not notice");
+    assert_eq!(daemon.verdict("a"), "ALLOWED", "the first daemon is not affected");
 }
 
 #[test]
-fn a_stale_socket_is_replaced_and_anything_else_is_not() {
-    let daemon = Daemon::serving(&export());
+fn stale_socket_is_replaced() {
+    let daemon = Daemon::serving(export());
     let socket = daemon.socket();
     let daemon = daemon.restart();
-    assert_eq!(daemon.verdict("a"), "ALLOWED", "what kill -9 left behind was replaced");
+    assert_eq!(daemon.verdict("a"), "ALLOWED");
     assert_eq!(fs::metadata(&socket).expect("a socket").permissions().mode() & 0o777, 0o660);
-    drop(daemon);
+}
 
+#[test]
+fn foreign_file_or_socket_is_not_replaced() {
     for foreign in ["file", "socket"] {
-        let setup = Setup::new(&export());
+        let setup = Setup::new(export());
         let path = setup.path("keyward.sock");
         let _listening = match foreign {
             "file" => fs::write(&path, "precious").map(|()| None).expect("a file"),
@@ -47,69 +50,66 @@ fn a_stale_socket_is_replaced_and_anything_else_is_not() {
 }
 
 #[test]
-fn sigterm_answers_what_has_arrived_and_leaves_no_socket() {
-    let mut daemon = Daemon::serving(&export());
+fn sigterm_answers_received_requests_and_removes_the_sockets() {
+    let mut daemon = Daemon::serving(export());
     let mut idle = daemon.connect();
     let mut busy = daemon.connect();
-    let requests: Vec<u8> = (0..500).flat_map(|id| ask(id, "a")).collect();
+    let requests: Vec<u8> = (0..500).flat_map(|id| encode_verify(id, "a")).collect();
     busy.send(&requests);
     daemon.signal(Signal::TERM);
     for id in 0..500 {
-        assert_eq!(busy.hear(), Said::Answer { request_id: id, verdict: "ALLOWED", generation: 1 });
+        assert_eq!(busy.receive(), Received::Answer { request_id: id, verdict: "ALLOWED", generation: 1 });
     }
-    let goodbye = Said::Error { request_id: 0, code: 14, detail: 0, closing: true };
-    assert_eq!((busy.hear(), busy.hear()), (goodbye.clone(), Said::End));
-    assert_eq!((idle.hear(), idle.hear()), (goodbye, Said::End));
-    assert!(daemon.ended().success());
-    assert!(!daemon.socket().exists() && !daemon.admin().exists());
+    let shutting_down = Received::Error { request_id: 0, code: 14, detail: 0, closing: true };
+    assert_eq!((busy.receive(), busy.receive()), (shutting_down.clone(), Received::Closed));
+    assert_eq!((idle.receive(), idle.receive()), (shutting_down, Received::Closed));
+    assert!(daemon.wait_for_exit().success());
+    assert!(!daemon.socket().exists() && !daemon.admin_socket().exists());
 }
 
 #[test]
 fn sighup_reloads() {
-    let daemon = Setup::new(&export()).config("[source]\npoll = \"1h\"").start();
+    let daemon = Setup::new(export()).config("[source]\npoll = \"1h\"").start();
     daemon.signal(Signal::HUP);
-    wait_for("the second generation", || (daemon.status().generation >= 2).then_some(()));
+    wait_until("the second generation", || daemon.status().generation >= 2);
 }
 
-/// A client that goes on through a restart sees failures while nobody is there, and never a wrong answer.
 #[test]
-fn a_client_outlives_the_daemon() {
-    let daemon = Daemon::serving(&export());
+fn client_reconnects_after_a_restart() {
+    let daemon = Daemon::serving(export());
     let mut client = daemon.client();
     assert!(client.verify(&Request::new("a")).expect("an answer").is_allowed());
     let daemon = daemon.restart();
-    assert!(client.verify(&Request::new("a")).expect("an answer from the new daemon").is_allowed());
+    assert!(client.verify(&Request::new("a")).expect("an answer of the new daemon").is_allowed());
     assert_eq!(daemon.status().errors, 0);
 }
 
 #[test]
-fn the_command_line_has_the_exit_codes_that_it_promises() {
-    let setup = Setup::new(&export());
-    let code = |args: &[&str]| {
+fn command_line_returns_the_documented_exit_codes() {
+    let setup = Setup::new(export());
+    let exit_code = |args: &[&str]| {
         let mut command = keyward();
-        command.args(args).stdin(std::process::Stdio::null());
-        let output = command.output().expect("runs");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        command.args(args).stdin(Stdio::null()).output().expect("runs").status.code()
     };
-    let nowhere = setup.path("nowhere.sock");
-    let nowhere = nowhere.to_str().expect("UTF-8");
-    for unreachable in [&["status", "--admin-socket", nowhere][..], &["reload", "--admin-socket", nowhere]] {
-        assert_eq!(code(unreachable).0, Some(69), "{unreachable:?}");
+    let missing = setup.path("missing.sock");
+    let missing = missing.to_str().expect("UTF-8");
+    for unreachable in [["status", "--admin-socket", missing], ["reload", "--admin-socket", missing]] {
+        assert_eq!(exit_code(&unreachable), Some(69), "{unreachable:?}");
     }
     let key = setup.path("key");
     fs::write(&key, "a\n").expect("a key");
     let mut verify = keyward();
-    verify.args(["verify", "--socket", nowhere]).stdin(fs::File::open(key).expect("a key"));
+    verify.args(["verify", "--socket", missing]).stdin(fs::File::open(key).expect("a key"));
     assert_eq!(verify.output().expect("runs").status.code(), Some(69));
-    assert_eq!(code(&["check", "--source", "/nonexistent/keys.csv"]).0, Some(78));
-    assert_eq!(code(&["nonsense"]).0, Some(2));
+    assert_eq!(exit_code(&["check", "--source", "/nonexistent/keys.csv"]), Some(78));
+    assert_eq!(exit_code(&["nonsense"]), Some(2));
     let source = setup.source();
-    assert_eq!(code(&["check", "--source", source.to_str().expect("UTF-8")]).0, Some(0));
+    assert_eq!(exit_code(&["check", "--source", source.to_str().expect("UTF-8")]), Some(0));
 }
 
-/// Promise 7 begins with the command line: there is no way to give a key as an argument, and the refusal does not repeat it.
+/// Promise 7 on the command line: a key cannot be an argument, and the error does not repeat it.
 #[test]
-fn a_key_in_the_arguments_is_refused_and_not_echoed() {
+fn key_in_the_arguments_is_refused_and_not_echoed() {
     for arguments in [["verify", "acme_live_secret"], ["verify", "--key=acme_live_secret"]] {
         let output = keyward().args(arguments).output().expect("runs");
         let text =
@@ -119,10 +119,9 @@ fn a_key_in_the_arguments_is_refused_and_not_echoed() {
     }
 }
 
-/// Acknowledgements do not wait for each other: reloads that are asked for together are answered together.
 #[test]
-fn reloads_that_are_asked_for_at_once_are_answered() {
-    let daemon = Daemon::serving(&export());
+fn concurrent_reloads_are_all_acknowledged() {
+    let daemon = Daemon::serving(export());
     thread::scope(|scope| {
         for _ in 0..16 {
             scope.spawn(|| {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 
-use crate::support::{Daemon, Setup, hex, keyward};
+use crate::support::{Daemon, Setup, keyward, sha256_hex};
 use keyward_daemon::admin::message::Command;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -23,7 +23,7 @@ fn csv(rows: usize, policies: bool) -> String {
         writeln!(text, "{number:064x},key_{number},owner_{},{environment},10/s", number / 10)
             .expect("memory");
     }
-    writeln!(text, "{},one,,,", hex("one")).expect("memory");
+    writeln!(text, "{},one,,,", sha256_hex("one")).expect("memory");
     text
 }
 
@@ -34,7 +34,7 @@ fn jsonl(rows: usize) -> String {
         writeln!(text, "{{\"key_hash\":\"{number:064x}\",\"key_id\":\"key_{number}\",\"owner\":\"owner_{owner}\",\"limits\":\"10/s\"}}")
             .expect("memory");
     }
-    writeln!(text, "{{\"key_hash\":\"{}\",\"key_id\":\"one\"}}", hex("one")).expect("memory");
+    writeln!(text, "{{\"key_hash\":\"{}\",\"key_id\":\"one\"}}", sha256_hex("one")).expect("memory");
     text
 }
 
@@ -65,7 +65,8 @@ fn reload_within_limits(name: &str, small: &[u8], large: &[u8]) {
     for room in ROOM {
         limit(&daemon, Some(room << 20));
         publish(large);
-        let reply = keyward_daemon::admin::send_command(&daemon.admin(), &Command::Reload { force: false });
+        let reply =
+            keyward_daemon::admin::send_command(&daemon.admin_socket(), &Command::Reload { force: false });
         let reply = reply.unwrap_or_else(|error| panic!("{room} MiB: {error}: {}", daemon.log()));
         let outcome = reply.reload.expect("an outcome");
         if !outcome.accepted {
@@ -76,8 +77,10 @@ fn reload_within_limits(name: &str, small: &[u8], large: &[u8]) {
                 "{room} MiB: {error}"
             );
             if refused == 1 {
-                let check =
-                    keyward().args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).output();
+                let check = keyward()
+                    .args(["check", "--daemon", "--admin-socket"])
+                    .arg(daemon.admin_socket())
+                    .output();
                 let check = String::from_utf8_lossy(&check.expect("runs").stderr).into_owned();
                 assert!(check.contains("not enough memory"), "{room} MiB: {check}");
             }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{Daemon, Setup, hex, keyward};
+use crate::support::{Daemon, Setup, keyward, sha256_hex};
 
 /// Runs a command in a directory; its exit code, and what it wrote to standard output and to standard error.
 fn run(directory: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
@@ -34,7 +34,7 @@ fn said((code, _, messages): (i32, String, String), expected: i32, parts: &[&str
 }
 
 fn daemon() -> Daemon {
-    Daemon::serving_text(&format!("key_hash,key_id\n{},a\n", hex("a")))
+    Daemon::serving_text(&format!("key_hash,key_id\n{},a\n", sha256_hex("a")))
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn one_argument_too_many_is_told_by_what_the_command_takes() {
 #[test]
 fn json_lines_under_the_name_of_csv_are_recognised() {
     let dir = tempfile::tempdir().expect("a directory");
-    let row = format!("{{\"key_hash\":\"{}\",\"key_id\":\"a\",\"scopes\":[\"x\"]}}\n", hex("a"));
+    let row = format!("{{\"key_hash\":\"{}\",\"key_id\":\"a\",\"scopes\":[\"x\"]}}\n", sha256_hex("a"));
     fs::write(dir.path().join("k.csv"), row).expect("writes");
     let check = run(dir.path(), &["check", "--source", "k.csv"], "");
     said(check, 78, &["k.csv:1: this looks like JSON Lines", ".jsonl", "source.format"]);
@@ -107,18 +107,18 @@ fn json_lines_under_the_name_of_csv_are_recognised() {
 #[test]
 fn a_revocation_that_is_not_answered_in_time_may_still_come() {
     let daemon = daemon();
-    daemon.freeze();
+    daemon.pause();
     let revoke = ["revoke", "a", "--socket", "keyward.sock", "--deadline", "100ms"];
     let revoke = run_beside(&daemon, &revoke, "");
-    daemon.thaw();
+    daemon.resume();
     said(revoke, 69, &["within 100ms", "may still come into force", "keyward status"]);
 }
 
 #[test]
 fn ids_and_owners_that_begin_with_a_hyphen_are_revoked() {
     let ids = ["-Vx9", "-hello", "-h", "--help", "-o"];
-    let rows: String = ids.map(|id| format!("{},{id},\n", hex(id))).concat();
-    let export = format!("key_hash,key_id,owner\n{rows}{},c,-hV\n", hex("c"));
+    let rows: String = ids.map(|id| format!("{},{id},\n", sha256_hex(id))).concat();
+    let export = format!("key_hash,key_id,owner\n{rows}{},c,-hV\n", sha256_hex("c"));
     let daemon = Daemon::serving_text(&export);
     let order =
         |arguments: &[&str]| run_beside(&daemon, &[arguments, &["--socket", "keyward.sock"]].concat(), "");
@@ -150,7 +150,7 @@ fn ids_and_owners_that_begin_with_a_hyphen_are_revoked() {
 
 #[test]
 fn texts_that_a_terminal_would_not_show_are_escaped() {
-    let export = format!("key_hash,key_id,owner\n{},a\u{202e}b,\u{200b}acme\n", hex("a"));
+    let export = format!("key_hash,key_id,owner\n{},a\u{202e}b,\u{200b}acme\n", sha256_hex("a"));
     let daemon = Daemon::serving_text(&export);
     let shown = |arguments: &[&str], input| {
         let (_, text, messages) = run_beside(&daemon, arguments, input);
@@ -198,9 +198,9 @@ fn the_most_keys_that_are_minted_at_once_are_in_the_help() {
 fn what_every_row_has_is_told_a_few_times_only() {
     let setup = Setup::without_export();
     let rows: String = (0..100)
-        .map(|number: u32| format!("{},k{number},1/s\n", hex(&format!("no guess {number}"))))
+        .map(|number: u32| format!("{},k{number},1/s\n", sha256_hex(&format!("no guess {number}"))))
         .collect();
-    let rare = format!("{},rare,\n", hex("no guess either"));
+    let rare = format!("{},rare,\n", sha256_hex("no guess either"));
     fs::write(setup.path("k.csv"), format!("key_hash,key_id,limits\n{rows}{rare}")).expect("writes");
     let (_, _, messages) = run(setup.dir.path(), &["check", "--source", "k.csv"], "");
     assert_eq!(messages.matches("[no_expiry]").count(), 3, "{messages}");
@@ -215,7 +215,7 @@ fn a_row_is_made_for_the_file_that_it_is_appended_to() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("k.csv");
     let header = "key_id,note,limits,key_hash,owner,expires_at\n";
-    fs::write(&path, format!("{header}old,,1/s,{},acme,\n", hex("old"))).expect("writes");
+    fs::write(&path, format!("{header}old,,1/s,{},acme,\n", sha256_hex("old"))).expect("writes");
     let new = |arguments: &[&str]| {
         run(dir.path(), &[&["key", "new", "--like", "k.csv", "--key-id", "new"], arguments].concat(), "")
     };
@@ -223,7 +223,7 @@ fn a_row_is_made_for_the_file_that_it_is_appended_to() {
     assert_eq!((code, messages.as_str()), (0, ""));
     let lines: Vec<&str> = text.lines().collect();
     let key = lines[2].trim();
-    let row = format!("new,,,{},\"a, b\",", hex(key));
+    let row = format!("new,,,{},\"a, b\",", sha256_hex(key));
     assert_eq!(lines[3..], ["", "Its row for k.csv, to be appended to it, which is not secret:", "", &*row]);
 
     said(new(&["--plan", "pro"]), 2, &["--like: k.csv has no column plan"]);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use crate::support::mode::Mode;
-use crate::support::{Setup, hex};
+use crate::support::{Setup, sha256_hex};
 
 /// Keys whose table is longer than a huge page.
 const KEYS: usize = 50_000;
@@ -12,7 +12,7 @@ const KEYS: usize = 50_000;
 fn export() -> String {
     let mut text = String::from("key_hash,key_id,limits\n");
     for number in 0..KEYS {
-        writeln!(text, "{},{number},1000/s", hex(&number.to_string())).expect("a String");
+        writeln!(text, "{},{number},1000/s", sha256_hex(&number.to_string())).expect("a String");
     }
     text
 }

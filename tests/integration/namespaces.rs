@@ -4,12 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::support::{Daemon, Setup, hex, keyward, mode, wait_for};
+use crate::support::{Daemon, Setup, keyward, mode, sha256_hex, wait_for};
 use keyward_client::Request;
 use rustix::process::Signal;
 
 fn export(key: &str, limits: &str) -> String {
-    format!("key_hash,key_id,limits\n{},{key},{limits}\n", hex(key))
+    format!("key_hash,key_id,limits\n{},{key},{limits}\n", sha256_hex(key))
 }
 
 /// The daemon of `setup`, run by a program that is given its command line after its own arguments.
@@ -32,7 +32,7 @@ impl Mounted {
     fn new() -> Self {
         let setup = Setup::without_export();
         let (host, container) = (setup.path("host.csv"), setup.path("container.csv"));
-        fs::write(&host, mode::form(&host, &export("one", ""))).expect("an export");
+        fs::write(&host, mode::encode_export(&host, &export("one", ""))).expect("an export");
         fs::write(&container, "").expect("a file");
         let config = format!("source.path = '{}'\nsource.poll = '100ms'", container.display());
         Self { host, setup: setup.config(&config) }
@@ -44,7 +44,7 @@ impl Mounted {
         let script = format!("mount --bind '{host}' '{}' && {then} && exec \"$@\"", container.display());
         let program = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
         let command = command_by(&self.setup, &program);
-        self.setup.start_as(command)
+        self.setup.start_with(command)
     }
 }
 
@@ -59,7 +59,7 @@ fn file_replaced_behind_its_mount_is_reported_once_and_its_keys_are_served_on() 
     assert_eq!(daemon.verdict("one"), "ALLOWED", "{}", daemon.log());
     assert!(daemon.reload().accepted, "it is only mounted");
 
-    crate::support::replace(&host, &export("two", ""));
+    crate::support::replace_export(&host, &export("two", ""));
     let refused = || daemon.status().last_reload.filter(|last| !last.accepted && last.age_s >= 2);
     let last = wait_for("a poll that finds it, and two seconds without another", refused);
     assert!(last.error.is_some_and(|error| error.contains(TOLD) && error.contains("subPath")));
@@ -69,8 +69,11 @@ fn file_replaced_behind_its_mount_is_reported_once_and_its_keys_are_served_on() 
     assert!(outcome.error.is_some_and(|error| error.contains(TOLD)), "nor by a command");
     daemon.signal(Signal::HUP);
     wait_for("the signal's reload", || (daemon.log().matches(TOLD).count() == 3).then_some(()));
-    let output =
-        keyward().args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).output().expect("runs");
+    let output = keyward()
+        .args(["check", "--daemon", "--admin-socket"])
+        .arg(daemon.admin_socket())
+        .output()
+        .expect("runs");
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(TOLD));
     assert_eq!((daemon.verdict("one"), daemon.verdict("two")), ("ALLOWED".into(), "UNKNOWN_KEY".into()));
 }
@@ -96,9 +99,9 @@ fn source_that_cannot_be_watched_is_polled_after_one_warning() {
         let script = format!("echo 0 > /proc/sys/user/max_inotify_{limit} && exec \"$@\"");
         let command =
             command_by(&setup, &["unshare", "--user", "--map-root-user", "sh", "-c", &script, "sh"]);
-        let daemon = setup.start_as(command);
+        let daemon = setup.start_with(command);
         for key in ["two", "three"] {
-            crate::support::replace(&daemon.setup.source(), &export(key, ""));
+            crate::support::replace_export(&daemon.setup.source(), &export(key, ""));
             wait_for("the poll", || (daemon.verdict(key) == "ALLOWED").then_some(()));
         }
         let log = daemon.log();
@@ -115,12 +118,12 @@ fn directory_that_is_reached_by_another_mount_is_watched_there() {
     let (one, two) = (setup.path("one"), setup.path("two"));
     fs::create_dir(&one).and_then(|()| fs::create_dir(&two)).expect("directories");
     let source = one.join("keys.csv");
-    fs::write(&source, mode::form(&source, &export("first", ""))).expect("an export");
+    fs::write(&source, mode::encode_export(&source, &export("first", ""))).expect("an export");
     let setup = setup.config(&format!("source.path = '{}'\nsource.poll = '1h'", source.display()));
     let script = format!("mount --bind '{}' '{}' && exec \"$@\"", one.display(), two.display());
     let program = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
     let command = command_by(&setup, &program);
-    let daemon = setup.start_as(command);
+    let daemon = setup.start_with(command);
     let config = daemon.setup.path("keyward.toml");
     for (round, (from, to)) in [("one", "two"), ("two", "one"), ("one", "two")].into_iter().enumerate() {
         let text = fs::read_to_string(&config).expect("the configuration");
@@ -133,10 +136,10 @@ fn directory_that_is_reached_by_another_mount_is_watched_there() {
         // The source is compared once more when that is watched. A check comes after it, and is no
         // reload.
         let mut check = keyward();
-        check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin());
+        check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket());
         assert!(check.output().expect("runs").status.success());
         let key = format!("{to}-{round}");
-        crate::support::replace(&source, &export(&key, ""));
+        crate::support::replace_export(&source, &export(&key, ""));
         wait_for("the new keys", || (daemon.verdict(&key) == "ALLOWED").then_some(()));
     }
 }
@@ -155,9 +158,9 @@ fn shifted_clock_of_a_time_namespace_refills_no_bucket() {
     assert_eq!(decision.verdict().name(), "ALLOWED");
     for shift in ["86400", "172800", "0"] {
         daemon.signal(Signal::TERM);
-        assert!(daemon.ended().success(), "{}", daemon.log());
+        assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
         let command = command_by(&daemon.setup, &["unshare", "--time", "--boottime", shift]);
-        daemon = daemon.restart_as(command);
+        daemon = daemon.restart_with(command);
         assert!(spent(&daemon), "{shift}: {}", daemon.log());
     }
 }

@@ -6,25 +6,27 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Raw, Said, Setup, ask, hex, replace, wait_for};
+use crate::support::{
+    Daemon, RawClient, Received, Setup, encode_verify, replace_export, sha256_hex, wait_for,
+};
 use keyward_protocol::{Credential, Verify};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 fn export() -> String {
     format!(
         "key_hash,key_id,metadata\n{},a,\n{},big,\"{{\"\"x\"\":\"\"{}\"\"}}\"\n",
-        hex("a"),
-        hex("big"),
+        sha256_hex("a"),
+        sha256_hex("big"),
         "y".repeat(4_000)
     )
 }
 
-fn allowed(request_id: u32) -> Said {
-    Said::Answer { request_id, verdict: "ALLOWED", generation: 1 }
+fn allowed(request_id: u32) -> Received {
+    Received::Answer { request_id, verdict: "ALLOWED", generation: 1 }
 }
 
-fn error(request_id: u32, code: u8, detail: u32, closing: bool) -> Said {
-    Said::Error { request_id, code, detail, closing }
+fn error(request_id: u32, code: u8, detail: u32, closing: bool) -> Received {
+    Received::Error { request_id, code, detail, closing }
 }
 
 fn header(length: u32, version: u8, kind: u8, flags: u16, request_id: u32) -> Vec<u8> {
@@ -36,7 +38,7 @@ fn header(length: u32, version: u8, kind: u8, flags: u16, request_id: u32) -> Ve
 fn a_malformed_frame_is_told_apart_and_costs_only_its_own_connection() {
     let daemon = Daemon::serving(&export());
     let mut witness = daemon.connect();
-    let goes_on: Vec<(Vec<u8>, Said)> = vec![
+    let goes_on: Vec<(Vec<u8>, Received)> = vec![
         (header(8, 9, 2, 0, 5), error(5, 3, 9, false)),
         (header(8, 1, 0x77, 0, 6), error(6, 4, 0x77, false)),
         (header(8, 1, 2, 0x8000, 7), error(7, 5, 0x8000, false)),
@@ -46,10 +48,10 @@ fn a_malformed_frame_is_told_apart_and_costs_only_its_own_connection() {
     ];
     let mut peer = daemon.connect();
     for (frame, expected) in goes_on {
-        peer.send(&[ask(1, "a"), frame, ask(2, "a")].concat());
-        assert_eq!([peer.hear(), peer.hear(), peer.hear()], [allowed(1), expected, allowed(2)]);
+        peer.send(&[encode_verify(1, "a"), frame, encode_verify(2, "a")].concat());
+        assert_eq!([peer.receive(), peer.receive(), peer.receive()], [allowed(1), expected, allowed(2)]);
     }
-    let closes: Vec<(Vec<u8>, Said)> = vec![
+    let closes: Vec<(Vec<u8>, Received)> = vec![
         (header(0, 0, 0, 0, 0), error(0, 1, 0, true)),
         (header(7, 1, 2, 0, 5), error(0, 1, 7, true)),
         (header(4097, 1, 2, 0, 6), error(0, 2, 4097, true)),
@@ -57,31 +59,34 @@ fn a_malformed_frame_is_told_apart_and_costs_only_its_own_connection() {
     ];
     for (frame, expected) in closes {
         let mut peer = daemon.connect();
-        peer.send(&[ask(1, "a"), frame, ask(2, "a")].concat());
-        assert_eq!([peer.hear(), peer.hear(), peer.hear()], [allowed(1), expected, Said::End]);
+        peer.send(&[encode_verify(1, "a"), frame, encode_verify(2, "a")].concat());
+        assert_eq!(
+            [peer.receive(), peer.receive(), peer.receive()],
+            [allowed(1), expected, Received::Closed]
+        );
     }
-    witness.send(&ask(3, "a"));
-    assert_eq!(witness.hear(), allowed(3));
+    witness.send(&encode_verify(3, "a"));
+    assert_eq!(witness.receive(), allowed(3));
 }
 
 #[test]
 fn a_stream_that_ends_in_a_frame_is_told_so_and_one_that_ends_between_frames_is_answered() {
     let daemon = Daemon::serving(&export());
-    let frame = ask(1, "a");
+    let frame = encode_verify(1, "a");
     for end in 0..=frame.len() {
         let mut peer = daemon.connect();
         peer.send(&[&frame[..], &frame[..end]].concat());
         peer.stream.shutdown(Shutdown::Write).expect("half closed");
-        assert_eq!(peer.hear(), allowed(1));
+        assert_eq!(peer.receive(), allowed(1));
         match end {
             0 => {}
-            end if end == frame.len() => assert_eq!(peer.hear(), allowed(1)),
+            end if end == frame.len() => assert_eq!(peer.receive(), allowed(1)),
             end => {
                 let id = if end >= 12 { 1 } else { 0 };
-                assert_eq!(peer.hear(), error(id, 9, end as u32, true), "cut at {end}");
+                assert_eq!(peer.receive(), error(id, 9, end as u32, true), "cut at {end}");
             }
         }
-        assert_eq!(peer.hear(), Said::End);
+        assert_eq!(peer.receive(), Received::Closed);
     }
 }
 
@@ -90,10 +95,10 @@ fn requests_that_trickle_in_are_answered() {
     let daemon = Daemon::serving(&export());
     let mut peer = daemon.connect();
     for id in 0..20 {
-        for byte in ask(id, "a") {
+        for byte in encode_verify(id, "a") {
             peer.send(&[byte]);
         }
-        assert_eq!(peer.hear(), allowed(id));
+        assert_eq!(peer.receive(), allowed(id));
     }
 }
 
@@ -108,12 +113,12 @@ fn peers_that_do_not_read_are_not_read_from() {
     let digest = <sha2::Sha256 as sha2::Digest>::digest("big").into();
     let verify = Verify { want_metadata: true, ..Verify::new(1, Credential::Digest(digest)) };
     verify.encode(&mut frame).expect("within limits");
-    let before = daemon.resident();
-    let mut peers: Vec<Raw> = (0..PEERS).map(|_| daemon.connect()).collect();
+    let before = daemon.resident_bytes();
+    let mut peers: Vec<RawClient> = (0..PEERS).map(|_| daemon.connect()).collect();
     for peer in &mut peers {
-        assert!(peer.flood(&frame) > 0);
+        assert!(peer.send_until_blocked(&frame) > 0);
     }
-    let grown = daemon.resident().saturating_sub(before);
+    let grown = daemon.resident_bytes().saturating_sub(before);
     assert!(grown < PEERS * EACH, "{PEERS} peers cost {grown} bytes");
     let start = Instant::now();
     assert_eq!(daemon.verdict("a"), "ALLOWED");
@@ -125,13 +130,13 @@ fn peers_that_do_not_read_are_not_read_from() {
 fn a_reload_is_acknowledged_although_a_peer_does_not_read() {
     let daemon = Daemon::serving(&export());
     let mut peer = daemon.connect();
-    peer.flood(&ask(1, "a"));
-    replace(&daemon.setup.source(), &export().replace(",a,", ",b,"));
+    peer.send_until_blocked(&encode_verify(1, "a"));
+    replace_export(&daemon.setup.source(), &export().replace(",a,", ",b,"));
     let start = Instant::now();
     assert!(daemon.reload().accepted);
     assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
     // What the kernel already had is the peer's; after it comes the end, not an answer of the old snapshot.
-    let said = peer.hear_to_the_end();
+    let said = peer.receive_until_close();
     assert!(!said.is_empty() && said.iter().all(|said| *said == allowed(1)), "{:?}", said.last());
 }
 
@@ -141,14 +146,14 @@ fn connection_whose_peer_does_not_read_its_answers_is_ended_after_the_idle_timeo
     let daemon = Setup::new(&export()).config("[server]\nidle_timeout = \"1s\"").start();
     let flooding = || {
         let mut peer = daemon.connect();
-        assert!(peer.flood(&ask(1, "a")) > 0);
+        assert!(peer.send_until_blocked(&encode_verify(1, "a")) > 0);
         peer
     };
     let mut peers = [flooding(), flooding(), flooding()];
     wait_for("the end of their connections", || (daemon.status().connections == 0).then_some(()));
     for peer in &mut peers {
         // What the kernel already had is the peer's.
-        let said = peer.hear_to_the_end();
+        let said = peer.receive_until_close();
         assert!(!said.is_empty() && said.iter().all(|said| *said == allowed(1)), "{:?}", said.last());
     }
     assert_eq!(daemon.verdict("a"), "ALLOWED");
@@ -158,10 +163,10 @@ fn connection_whose_peer_does_not_read_its_answers_is_ended_after_the_idle_timeo
 fn a_silent_connection_is_told_and_ended() {
     let daemon = Setup::new(&export()).config("[server]\nidle_timeout = \"1s\"").start();
     let mut peer = daemon.connect();
-    peer.send(&ask(1, "a"));
-    assert_eq!(peer.hear(), allowed(1));
-    assert_eq!(peer.hear(), error(0, 13, 1000, true));
-    assert_eq!(peer.hear(), Said::End);
+    peer.send(&encode_verify(1, "a"));
+    assert_eq!(peer.receive(), allowed(1));
+    assert_eq!(peer.receive(), error(0, 13, 1000, true));
+    assert_eq!(peer.receive(), Received::Closed);
 }
 
 fn descriptors(daemon: &Daemon) -> usize {
@@ -173,11 +178,12 @@ fn descriptors(daemon: &Daemon) -> usize {
 fn requests_behind_a_passed_descriptor_are_answered() {
     let daemon = Daemon::serving(&export());
     let mut peer = daemon.connect();
-    peer.send(&ask(1, "a"));
-    assert_eq!(peer.hear(), allowed(1));
+    peer.send(&encode_verify(1, "a"));
+    assert_eq!(peer.receive(), allowed(1));
     let before = descriptors(&daemon);
     for round in 0..3u32 {
-        let (first, second, third) = (ask(round, "a"), ask(round + 100, "a"), ask(round + 200, "a"));
+        let (first, second, third) =
+            (encode_verify(round, "a"), encode_verify(round + 100, "a"), encode_verify(round + 200, "a"));
         let passed = [std::io::stdin()];
         let descriptors = [passed[0].as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -187,7 +193,7 @@ fn requests_behind_a_passed_descriptor_are_answered() {
         sendmsg(&peer.stream, &[IoSlice::new(&second)], &mut control, SendFlags::empty()).expect("sent");
         peer.send(&third);
         assert_eq!(
-            [peer.hear(), peer.hear(), peer.hear()],
+            [peer.receive(), peer.receive(), peer.receive()],
             [allowed(round), allowed(round + 100), allowed(round + 200)]
         );
     }
@@ -197,19 +203,19 @@ fn requests_behind_a_passed_descriptor_are_answered() {
 #[test]
 fn connections_are_limited_and_the_one_too_many_is_told_so() {
     let daemon = Setup::new(&export()).config("[server]\nmax_connections = 3").start();
-    let mut peers: Vec<Raw> = (0..3).map(|_| daemon.connect()).collect();
+    let mut peers: Vec<RawClient> = (0..3).map(|_| daemon.connect()).collect();
     for peer in &mut peers {
-        peer.send(&ask(1, "a"));
-        assert_eq!(peer.hear(), allowed(1));
+        peer.send(&encode_verify(1, "a"));
+        assert_eq!(peer.receive(), allowed(1));
     }
     let mut surplus = daemon.connect();
-    assert_eq!([surplus.hear(), surplus.hear()], [error(0, 12, 3, true), Said::End]);
+    assert_eq!([surplus.receive(), surplus.receive()], [error(0, 12, 3, true), Received::Closed]);
     assert_eq!(daemon.status().refused_connections["limit"], 1);
     drop(peers.pop());
     crate::support::wait_for("a free place", || {
         let mut peer = daemon.connect();
-        let _closed_at_once = peer.stream.write_all(&ask(2, "a"));
-        (peer.hear() == allowed(2)).then_some(())
+        let _closed_at_once = peer.stream.write_all(&encode_verify(2, "a"));
+        (peer.receive() == allowed(2)).then_some(())
     });
 }
 
@@ -218,6 +224,6 @@ fn a_user_who_is_not_listed_is_told_so() {
     let own = rustix::process::geteuid().as_raw();
     let daemon = Setup::new(&export()).config(&format!("[server]\nallow_uids = [{}]", own + 1)).start();
     let mut peer = daemon.connect();
-    assert_eq!([peer.hear(), peer.hear()], [error(0, 11, own, true), Said::End]);
+    assert_eq!([peer.receive(), peer.receive()], [error(0, 11, own, true), Received::Closed]);
     assert_eq!(daemon.status().refused_connections["peer"], 1);
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::support::mode::Mode;
-use crate::support::{Daemon, Raw, Said, Setup, ask, hex, keyward, wait_for};
+use crate::support::{Daemon, RawClient, Received, Setup, encode_verify, keyward, sha256_hex, wait_for};
 use keyward_client::{Decision, Refund, Request};
 use keyward_engine::pepper::Pepper;
 
@@ -22,7 +22,7 @@ fn export(rows: &[&str]) -> String {
         };
         let (key, key_id) = row.split(' ').next().and_then(|word| word.split_once('=')).expect("key=id");
         let rest = FIELDS[2..].iter().map(|field| of(field));
-        text += &[hex(key), key_id.to_owned()].into_iter().chain(rest).collect::<Vec<_>>().join(",");
+        text += &[sha256_hex(key), key_id.to_owned()].into_iter().chain(rest).collect::<Vec<_>>().join(",");
         text.push('\n');
     }
     text
@@ -180,18 +180,25 @@ fn refunds_are_answered_in_the_order_of_the_requests_around_them() {
     let give_back = |request_id| {
         let mut frame = Vec::new();
         let credential =
-            keyward_protocol::Credential::Digest(const_hex::decode_to_array(hex("a")).expect("hex"));
+            keyward_protocol::Credential::Digest(const_hex::decode_to_array(sha256_hex("a")).expect("hex"));
         let refund = keyward_protocol::Refund { request_id, cost: 1, credential, limit: None };
         refund.encode(&mut frame).expect("within all limits");
         frame
     };
-    let mut connection: Raw = daemon.connect();
-    let frames =
-        [ask(1, "a"), ask(2, "a"), ask(3, "a"), give_back(4), ask(5, "a"), ask(6, "a"), give_back(7)];
+    let mut connection: RawClient = daemon.connect();
+    let frames = [
+        encode_verify(1, "a"),
+        encode_verify(2, "a"),
+        encode_verify(3, "a"),
+        give_back(4),
+        encode_verify(5, "a"),
+        encode_verify(6, "a"),
+        give_back(7),
+    ];
     connection.send(&frames.concat());
     let said: Vec<(u32, &str)> = (0..frames.len())
-        .map(|_| match connection.hear() {
-            Said::Answer { request_id, verdict, .. } => (request_id, verdict),
+        .map(|_| match connection.receive() {
+            Received::Answer { request_id, verdict, .. } => (request_id, verdict),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -296,8 +303,8 @@ fn with_a_pepper_a_leaked_export_is_of_no_use() {
         let hash = Pepper::new(pepper).expect("a pepper").hash(key.as_bytes());
         format!("{},{key}\n", const_hex::encode(hash))
     };
-    let rows = row(OLD, "a") + &row(NEW, "b") + &format!("{},plain\n", hex("plain"));
-    setup.export(&format!("key_hash,key_id\n{rows}"));
+    let rows = row(OLD, "a") + &row(NEW, "b") + &format!("{},plain\n", sha256_hex("plain"));
+    setup.write_export(&format!("key_hash,key_id\n{rows}"));
     let both = format!("keys.pepper_file = '{new}'\nkeys.previous_pepper_file = '{old}'");
     let daemon = setup.config(&both).start();
 
@@ -305,9 +312,9 @@ fn with_a_pepper_a_leaked_export_is_of_no_use() {
     assert_eq!(daemon.verdict("b"), "ALLOWED", "hashed with the new one");
     assert_eq!(daemon.verdict("plain"), "UNKNOWN_KEY", "a plain hash in the export opens nothing");
     let mut connection = daemon.connect();
-    connection.send(&ask(7, "plain"));
-    let refused = Said::Error { request_id: 7, code: 10, detail: 2, closing: false };
-    assert_eq!(connection.hear(), refused, "a digest is refused, and the answer says what is wanted");
+    connection.send(&encode_verify(7, "plain"));
+    let refused = Received::Error { request_id: 7, code: 10, detail: 2, closing: false };
+    assert_eq!(connection.receive(), refused, "a digest is refused, and the answer says what is wanted");
 
     fs::write(daemon.setup.path("keyward.toml"), format!("keys.pepper_file = '{new}'\n")).expect("writes");
     assert!(daemon.force_reload().accepted);
@@ -330,7 +337,7 @@ fn another_pepper_does_not_strand_the_keys_of_the_old_one() {
     };
     let (old, new) = (secret("old"), secret("new"));
     let hash = Pepper::new(b"the old pepper, 128 bits of it").expect("a pepper").hash(b"a");
-    setup.export(&format!("key_hash,key_id\n{},a\n", const_hex::encode(hash)));
+    setup.write_export(&format!("key_hash,key_id\n{},a\n", const_hex::encode(hash)));
     let daemon = setup.config(&format!("keys.pepper_file = '{old}'")).start();
     assert_eq!(daemon.verdict("a"), "ALLOWED");
 
@@ -375,7 +382,7 @@ fn the_previous_pepper_goes_when_no_key_can_need_it_any_more() {
     // What is never allowed again does not hold a pepper back.
     let others =
         [("new", "b", ","), ("new", "c", ","), ("old", "gone", "revoked,"), ("old", "past", ",1000000000")];
-    setup.export(&rows(&[&[("old", "a", ",")], &others[..]].concat()));
+    setup.write_export(&rows(&[&[("old", "a", ",")], &others[..]].concat()));
     let both = format!("keys.pepper_file = '{new}'\nkeys.previous_pepper_file = '{old}'\n");
     let only_new = format!("keys.pepper_file = '{new}'\n");
     let daemon = setup.config(&both).start();
@@ -387,7 +394,7 @@ fn the_previous_pepper_goes_when_no_key_can_need_it_any_more() {
         let names = |key: &&str| error.contains(&format!("\"{key}\""));
         assert!(error.contains(&count) && keys.iter().all(names) && error.contains(what), "{error}");
         let mut check = keyward();
-        let output = check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin()).output();
+        let output = check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket()).output();
         let output = output.expect("runs");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(1) && said.contains(&error), "{said}");
@@ -429,8 +436,8 @@ fn moving_keys_between_plans_gives_an_owner_no_quota_again() {
         }
     }
     daemon.signal(rustix::process::Signal::TERM);
-    assert!(daemon.ended().success());
-    daemon.setup.export(&on("b", "b"));
+    assert!(daemon.wait_for_exit().success());
+    daemon.setup.write_export(&on("b", "b"));
     let daemon = daemon.restart();
     assert_eq!(
         spend(&daemon, "one", 1),
@@ -512,9 +519,9 @@ fn an_owner_whose_plans_change_while_the_daemon_is_down_is_not_given_a_quota_aga
     for (rows, plans, what) in cases {
         let mut daemon = spent();
         daemon.signal(rustix::process::Signal::TERM);
-        assert!(daemon.ended().success());
-        daemon.setup.export(&rows);
-        daemon.setup.reconfigure(&plans);
+        assert!(daemon.wait_for_exit().success());
+        daemon.setup.write_export(&rows);
+        daemon.setup.replace_config(&plans);
         let daemon = daemon.restart();
         assert_eq!(left(&daemon, "one"), 0, "{what} has changed: {}", daemon.log());
         if rows.contains("p2") {

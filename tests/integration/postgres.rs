@@ -134,14 +134,14 @@ fn as_postgres(program: &Path) -> Command {
 fn a_million_keys_from_postgresql_are_served_within_two_seconds() {
     let postgres = Postgres::start();
     postgres.run(TABLE);
-    let setup = Setup::without_export().with_text();
+    let setup = Setup::without_export().text_source();
     let copied = postgres.export(&setup.source());
 
     // The claim is about what users run: the optimised binary, where the script that runs the tests has built one.
     let release = std::env::var_os("KEYWARD_BIN_RELEASE");
     let command = setup.command_of(release.as_deref());
     let start = Instant::now();
-    let daemon = setup.start_as(command);
+    let daemon = setup.start_with(command);
     let served = start.elapsed();
     let status = daemon.status();
     assert!(status.ready && status.keys == KEYS, "{}", daemon.log());

@@ -4,12 +4,12 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Setup, hex, replace, wait_for};
+use crate::support::{Daemon, Setup, replace_export, sha256_hex, wait_for};
 use keyward_client::Request;
 
 /// Keys `0` to `keys - 1`, on plan p.
 fn export(keys: usize) -> String {
-    let rows = (0..keys).map(|number| format!("{},key-{number},p\n", hex(&number.to_string())));
+    let rows = (0..keys).map(|number| format!("{},key-{number},p\n", sha256_hex(&number.to_string())));
     std::iter::once("key_hash,key_id,plan\n".to_owned()).chain(rows).collect()
 }
 
@@ -51,14 +51,14 @@ impl Fixture {
     /// Replaces the export, and waits until the daemon has taken it up without a command.
     fn accepts(&self, export: &str) {
         let before = self.daemon.status().generation;
-        replace(&self.daemon.setup.source(), export);
+        replace_export(&self.daemon.setup.source(), export);
         wait_for("the export to be accepted", || (self.daemon.status().generation > before).then_some(()));
     }
 
     /// Replaces the export, and waits until the daemon has refused it for `reason`.
     fn refuses(&self, export: &str, reason: &str) {
         let before = self.daemon.status().generation;
-        replace(&self.daemon.setup.source(), export);
+        replace_export(&self.daemon.setup.source(), export);
         wait_for("the export to be refused", || {
             let status = self.daemon.status();
             assert_eq!(status.generation, before, "the export was accepted");
@@ -73,14 +73,14 @@ type Spoil = fn(&Daemon);
 
 /// A row that is wrong.
 fn broken(daemon: &Daemon) {
-    replace(&daemon.setup.source(), &(export(10) + "nonsense,k,p\n"));
+    replace_export(&daemon.setup.source(), &(export(10) + "nonsense,k,p\n"));
 }
 
 #[test]
 fn max_shrink_is_not_taken_from_a_refused_reload_whatever_it_was_refused_for() {
     let refusals: [(&str, Spoil); 5] = [
         ("a bad row", broken),
-        ("no keys", |daemon| replace(&daemon.setup.source(), &export(0))),
+        ("no keys", |daemon| replace_export(&daemon.setup.source(), &export(0))),
         ("no file", |daemon| fs::remove_file(daemon.setup.source()).expect("removed")),
         ("no regular file", |daemon| {
             fs::remove_file(daemon.setup.source()).expect("removed");
@@ -116,9 +116,9 @@ fn plans_are_not_taken_from_a_refused_reload() {
     };
     let on_p = (Some("p".to_owned()), 5);
     assert_eq!(limit("1"), on_p, "the snapshot before");
-    fixture.accepts(&(export(10) + &format!("{},new,\n", hex("new"))));
+    fixture.accepts(&(export(10) + &format!("{},new,\n", sha256_hex("new"))));
     assert_eq!([limit("1"), limit("new")], [on_p.clone(), on_p], "the next one");
-    let on_q = export(10) + &format!("{},new,q\n", hex("new"));
+    let on_q = export(10) + &format!("{},new,q\n", sha256_hex("new"));
     fixture.refuses(&on_q, "is not in the configuration");
 }
 
@@ -146,7 +146,7 @@ fn source_path_and_format_are_not_taken_from_a_refused_reload() {
     });
     assert_eq!(fixture.daemon.status().source, own.display().to_string());
     // Good now, in either format that it could be read in; and the daemon's own comes later.
-    replace(&other, &export(12));
+    replace_export(&other, &export(12));
     fixture.accepts(&export(11));
     assert_eq!(["10", "11"].map(|key| fixture.daemon.verdict(key)), ["ALLOWED", "UNKNOWN_KEY"]);
 }
@@ -166,7 +166,7 @@ fn settling_time_is_not_taken_from_a_refused_reload() {
     let fixture = Fixture::new(&[]);
     // An old file has settled already.
     fixture.refuse(&["source.settle = '60s'"], |daemon| replace_by_old(daemon, &export(0)));
-    fixture.daemon.setup.export(&export(11));
+    fixture.daemon.setup.write_export(&export(11));
     wait_for("what was written in place", || (fixture.daemon.verdict("10") == "ALLOWED").then_some(()));
 }
 
@@ -182,7 +182,7 @@ fn staleness_is_not_taken_from_a_refused_reload() {
 /// The pepper is what this reload is refused for: all keys would be stranded.
 #[test]
 fn pepper_is_not_taken_from_a_refused_reload() {
-    let setup = Setup::without_export().with_text();
+    let setup = Setup::without_export().text_source();
     let pepper = |name: &str| {
         use std::os::unix::fs::PermissionsExt;
         let path = setup.path(name);
@@ -202,7 +202,7 @@ fn pepper_is_not_taken_from_a_refused_reload() {
     };
     let [first, second] = ["first", "second"].map(|key| format!("{},{key}\n", hashed(key)));
     let header = "key_hash,key_id\n";
-    setup.export(&format!("{header}{first}"));
+    setup.write_export(&format!("{header}{first}"));
     let fixture = Fixture::serving(setup, &[&before]);
     assert_eq!(fixture.daemon.verdict("first"), "ALLOWED");
     fixture.refuse(&[&after], |_| {});

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::mode::form;
-use crate::support::{Daemon, Raw, Setup, hex, replace};
+use crate::support::mode::encode_export;
+use crate::support::{Daemon, RawClient, Setup, replace_export, sha256_hex};
 use keyward_client::Request;
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 
@@ -29,11 +29,11 @@ fn export(version: usize) -> String {
     for number in 0..RELOADS {
         let status = if number < version { "revoked" } else { "active" };
         let key = format!("rotating-{number}");
-        writeln!(text, "{},{key},v{version},{status},", hex(&key)).expect("a String");
+        writeln!(text, "{},{key},v{version},{status},", sha256_hex(&key)).expect("a String");
     }
     for number in 0..STABLE {
         let key = format!("stable-{number}");
-        writeln!(text, "{},{key},v{version},active,1000000/s", hex(&key)).expect("a String");
+        writeln!(text, "{},{key},v{version},active,1000000/s", sha256_hex(&key)).expect("a String");
     }
     text
 }
@@ -43,7 +43,7 @@ fn mount(source: &Path, version: usize) {
     let (name, parent) = (source.file_name().expect("a file"), source.parent().expect("a directory"));
     let directory = parent.join(format!("..v{version}"));
     fs::create_dir(&directory).expect("a directory");
-    fs::write(directory.join(name), form(source, &export(version))).expect("an export");
+    fs::write(directory.join(name), encode_export(source, &export(version))).expect("an export");
     let link = parent.join("..data_tmp");
     symlink(&directory, &link).expect("a link");
     fs::rename(&link, parent.join("..data")).expect("swapped");
@@ -53,13 +53,13 @@ fn mount(source: &Path, version: usize) {
 }
 
 fn write_in_place(source: &Path, version: usize) {
-    fs::write(source, form(source, &export(version))).expect("written");
+    fs::write(source, encode_export(source, &export(version))).expect("written");
 }
 
 /// Replaces an export that is mounted in one of three ways: renamed, written in place, mounted.
 fn change(source: &Path, version: usize) {
     match version % 3 {
-        0 => replace(&source.canonicalize().expect("a file"), &export(version)),
+        0 => replace_export(&source.canonicalize().expect("a file"), &export(version)),
         1 => write_in_place(source, version),
         _ => mount(source, version),
     }
@@ -151,10 +151,12 @@ fn no_answer_of_an_old_snapshot_leaves_after_the_acknowledgement() {
     let setup = Setup::new(&export(0)).config("[source]\nsettle = \"0s\"\npoll = \"1h\"");
     let daemon = setup.start();
     for (version, forced) in [(1, false), (2, true)] {
-        let mut peers: Vec<Raw> = (0..4).map(|_| daemon.connect()).collect();
-        peers.iter_mut().for_each(|peer| assert!(peer.flood(&crate::support::ask(1, "stable-0")) > 0));
+        let mut peers: Vec<RawClient> = (0..4).map(|_| daemon.connect()).collect();
+        peers.iter_mut().for_each(|peer| {
+            assert!(peer.send_until_blocked(&crate::support::encode_verify(1, "stable-0")) > 0)
+        });
         let before = daemon.status().generation;
-        replace(&daemon.setup.source(), &export(version));
+        replace_export(&daemon.setup.source(), &export(version));
         let outcome = if forced { daemon.force_reload() } else { daemon.reload() };
         let left = peers.iter().map(|peer| rustix::io::ioctl_fionread(&peer.stream).expect("a socket"));
         let left: Vec<u64> = left.collect();
@@ -225,7 +227,7 @@ fn changes_are_noticed_by_the_watch() {
     for (version, by_rename) in [(13, true), (15, false), (17, true), (19, false)] {
         fs::remove_file(&source).expect("removed");
         match by_rename {
-            true => replace(&source, &export(version)),
+            true => replace_export(&source, &export(version)),
             false => write_in_place(&source, version),
         }
         wait_for_version(&daemon, version);

@@ -1,7 +1,7 @@
 //! Promise 6: a daemon holds the snapshot that it serves and the one that it reads, however often
 //! it reloads.
 
-use crate::support::{Daemon, Setup, hex, replace, wait_for};
+use crate::support::{Daemon, Setup, replace_export, sha256_hex, wait_for};
 use keyward_daemon::admin::message::Command;
 
 /// Bytes of metadata in an export: what makes a snapshot large for its number of rows.
@@ -21,7 +21,7 @@ const MAX_GROWTH: usize = ROUNDS * SNAPSHOT / 3;
 fn export(round: usize, rows: usize) -> String {
     let filler = "x".repeat(METADATA);
     let row = |number: usize| {
-        let hash = hex(&format!("key {number}"));
+        let hash = sha256_hex(&format!("key {number}"));
         format!("{hash},id-{number},\"{{\"\"round\"\":{round},\"\"filler\"\":\"\"{filler}\"\"}}\"\n")
     };
     (0..rows).map(row).fold("key_hash,key_id,metadata\n".to_owned(), |text, row| text + &row)
@@ -36,10 +36,10 @@ fn round(daemon: &Daemon, round: usize) {
     assert_eq!(daemon.verdict("key 7"), "ALLOWED");
     let source = daemon.setup.source();
     for refused in [export(round, ROWS / 3), export(round, ROWS) + "no hash,id,\n"] {
-        replace(&source, &refused);
+        replace_export(&source, &refused);
         assert!(!daemon.reload().accepted);
         let check = Command::Check { source: None };
-        let reply = keyward_daemon::admin::send_command(&daemon.admin(), &check).expect("an answer");
+        let reply = keyward_daemon::admin::send_command(&daemon.admin_socket(), &check).expect("an answer");
         assert!(reply.check.is_some(), "{reply:?}");
     }
 }
@@ -51,12 +51,12 @@ fn memory_does_not_grow_with_the_number_of_reloads() {
     for number in 1..=FIRST_ROUNDS {
         round(&daemon, number);
     }
-    let before = daemon.resident();
+    let before = daemon.resident_bytes();
     assert!(before > SNAPSHOT, "the snapshot is in memory");
     for number in 1..=ROUNDS {
         round(&daemon, FIRST_ROUNDS + number);
     }
-    let grown = || daemon.resident().saturating_sub(before);
+    let grown = || daemon.resident_bytes().saturating_sub(before);
     // The last snapshot is freed after the reload has been acknowledged.
     wait_for(
         &format!("memory to have grown by less than {MAX_GROWTH} bytes, instead of {}", grown()),

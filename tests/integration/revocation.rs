@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::loader::Loader;
-use crate::support::{Daemon, Raw, Said, Setup, hex, replace};
+use crate::support::revocation_load::RevocationLoad;
+use crate::support::{Daemon, RawClient, Received, Setup, replace_export, sha256_hex};
 use keyward_daemon::admin::message::{Command, Reply, Revocation, Target};
 use keyward_daemon::admin::{CommandError, send_command};
 use rustix::process::Signal;
@@ -27,15 +27,15 @@ fn give(admin: &Path, command: &Command) -> Result<Revocation, CommandError> {
 }
 
 fn revoke(daemon: &Daemon, target: Target) -> Revocation {
-    give(&daemon.admin(), &Command::Revoke(target)).expect("revoked")
+    give(&daemon.admin_socket(), &Command::Revoke(target)).expect("revoked")
 }
 
 fn unrevoke(daemon: &Daemon, target: Target) -> Revocation {
-    give(&daemon.admin(), &Command::Unrevoke(target)).expect("taken back")
+    give(&daemon.admin_socket(), &Command::Unrevoke(target)).expect("taken back")
 }
 
 fn refusal(daemon: &Daemon, command: &Command) -> String {
-    give(&daemon.admin(), command).expect_err("refused").to_string()
+    give(&daemon.admin_socket(), command).expect_err("refused").to_string()
 }
 
 fn listed(daemon: &Daemon) -> Vec<Target> {
@@ -51,11 +51,11 @@ fn export(status_of_a: &str) -> String {
     format!(
         "key_hash,key_id,owner,status\n{},a,acme,{status_of_a}\n{},a,acme,{status_of_a}\n{},b,acme,active\n\
          {},c,bolt,active\n{},d,bolt,disabled\n",
-        hex("a1"),
-        hex("a2"),
-        hex("b"),
-        hex("c"),
-        hex("d"),
+        sha256_hex("a1"),
+        sha256_hex("a2"),
+        sha256_hex("b"),
+        sha256_hex("c"),
+        sha256_hex("d"),
     )
 }
 
@@ -69,7 +69,7 @@ const WINDOWS: [usize; 8] = [1, 4, 16, 64, 256, 1_024, 8_192, 16_384];
 fn many(environment: &str) -> String {
     let mut text = String::from("key_hash,key_id,environment,limits\n");
     for number in 0..KEYS {
-        writeln!(text, "{},key-{number},{environment},1000000/s", hex(&format!("key-{number}")))
+        writeln!(text, "{},key-{number},{environment},1000000/s", sha256_hex(&format!("key-{number}")))
             .expect("a String");
     }
     text
@@ -79,7 +79,7 @@ fn many(environment: &str) -> String {
 fn revoke_stubbornly(mut daemon: Daemon, number: usize, killed: &mut usize) -> Daemon {
     let command = Command::Revoke(key(&format!("key-{number}")));
     loop {
-        match give(&daemon.admin(), &command) {
+        match give(&daemon.admin_socket(), &command) {
             Ok(revocation) => {
                 assert_eq!((revocation.keys, revocation.revoked), (1, 1), "key-{number}");
                 return daemon;
@@ -106,8 +106,8 @@ fn ten_thousand_keys_revoked_one_at_a_time_under_load() {
     let setup = Setup::new(&many("v1")).config("[source]\nsettle = \"5ms\"\npoll = \"100ms\"");
     let mut daemon = setup.start();
     let keys: Vec<String> = (0..KEYS).map(|number| format!("key-{number}")).collect();
-    let loaders: Vec<Loader> =
-        WINDOWS.iter().map(|window| Loader::new(&daemon.socket(), &keys, *window)).collect();
+    let loaders: Vec<RevocationLoad> =
+        WINDOWS.iter().map(|window| RevocationLoad::new(&daemon.socket(), &keys, *window)).collect();
     let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut killed = 0;
     let start = Instant::now();
@@ -119,10 +119,10 @@ fn ten_thousand_keys_revoked_one_at_a_time_under_load() {
             scope.spawn(move || loader.run(seed, acknowledged, stop));
         }
         for number in 0..KEYS {
-            let admin = daemon.admin();
+            let admin = daemon.admin_socket();
             match number {
                 2_500 | 7_500 => {
-                    replace(&daemon.setup.source(), &many(&format!("v{number}")));
+                    replace_export(&daemon.setup.source(), &many(&format!("v{number}")));
                     scope.spawn(move || {
                         send_command(&admin, &Command::Reload { force: false }).expect("reloaded")
                     });
@@ -143,7 +143,7 @@ fn ten_thousand_keys_revoked_one_at_a_time_under_load() {
     });
     let took = start.elapsed();
     assert_eq!(killed, 1, "the daemon was killed in the middle, and only then");
-    let answers: u64 = loaders.iter().map(Loader::check).sum();
+    let answers: u64 = loaders.iter().map(RevocationLoad::check).sum();
     eprintln!("{KEYS} revocations beside {answers} answers in {took:?}");
     assert!(answers > 20_000, "only {answers} answers: that is no load");
     assert_eq!(daemon.status().revocations_total, KEYS, "{}", daemon.log());
@@ -247,7 +247,7 @@ fn a_revocation_survives_restarts_and_reloads_until_the_source_agrees() {
         .filter(|row| !row.contains("bolt"))
         .map(|row| row.to_owned() + "\n")
         .collect();
-    replace(&daemon.setup.source(), &missing);
+    replace_export(&daemon.setup.source(), &missing);
     assert!(daemon.force_reload().accepted);
     assert_eq!(listed(&daemon), [owner("bolt")]);
     assert!(daemon.publish(&export("active")).accepted);
@@ -297,7 +297,7 @@ fn a_peer_that_does_not_read_holds_no_revocation_up() {
     let daemon = Daemon::serving(&export("active"));
     let mut peer = daemon.connect();
     peer.stream.set_nonblocking(true).expect("set");
-    let frames: Vec<u8> = crate::support::ask(1, "a1").repeat(500);
+    let frames: Vec<u8> = crate::support::encode_verify(1, "a1").repeat(500);
     let mut sent = 0;
     crate::support::wait_for("the daemon to stop reading", || {
         match std::io::Write::write(&mut peer.stream, &frames[sent % frames.len()..]) {
@@ -324,7 +324,7 @@ fn a_peer_that_does_not_read_holds_no_revocation_up() {
     let left = rustix::io::ioctl_fionread(&peer.stream).expect("a socket");
     peer.stream.set_nonblocking(false).expect("set");
     let mut answers = 0_u64;
-    while let Said::Answer { verdict, .. } = peer.hear() {
+    while let Received::Answer { verdict, .. } = peer.receive() {
         assert_eq!(verdict, "ALLOWED");
         answers += 1;
     }
@@ -337,12 +337,12 @@ fn a_peer_that_does_not_read_holds_no_revocation_up() {
 
 /// Bytes of the answer about `b`, which is as long as the one about `a`.
 fn answer_size(daemon: &Daemon) -> u64 {
-    let mut peer: Raw = daemon.connect();
-    peer.send(&crate::support::ask(1, "b"));
+    let mut peer: RawClient = daemon.connect();
+    peer.send(&crate::support::encode_verify(1, "b"));
     let size = crate::support::wait_for("an answer", || {
         rustix::io::ioctl_fionread(&peer.stream).ok().filter(|bytes| *bytes > 0)
     });
-    peer.hear();
+    peer.receive();
     size
 }
 
@@ -419,12 +419,12 @@ fn a_torn_line_is_dropped_and_a_damaged_one_keeps_the_daemon_from_starting() {
         (whole.replacen("\"when\":\"20", "\"when\":\"", 1), 2),
     ] {
         fs::write(&file, &damaged).expect("written");
-        let mut refusing = daemon.start_again();
-        assert_eq!(refusing.ended().code(), Some(78), "{damaged}: {}", refusing.log());
+        let mut refusing = daemon.respawn();
+        assert_eq!(refusing.wait_for_exit().code(), Some(78), "{damaged}: {}", refusing.log());
         daemon = refusing;
         let log = daemon.log();
         assert!(log.contains(&format!("revocations.jsonl:{line}: not a revocation: ")), "{damaged}: {log}");
-        assert!(log.contains("mend the line"), "{log}");
+        assert!(log.contains("correct the line"), "{log}");
         assert_eq!(fs::read_to_string(&file).expect("a file"), damaged, "nothing is thrown away");
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::thread;
 
-use crate::support::{Daemon, Setup, hex, replace};
+use crate::support::{Daemon, Setup, replace_export, sha256_hex};
 use keyward_client::Request;
 use keyward_daemon::admin::message::{Command, Target};
 
@@ -86,7 +86,7 @@ impl Subject {
             State::RevokedAndDisabled => ["revoked", "disabled"],
         };
         let rows = self.keys().into_iter().zip(statuses);
-        rows.map(|(key, status)| format!("{},{},{owner},{status}\n", hex(&key), self.key_id)).collect()
+        rows.map(|(key, status)| format!("{},{},{owner},{status}\n", sha256_hex(&key), self.key_id)).collect()
     }
 
     /// The verdict on both of its keys, once it is revoked.
@@ -102,7 +102,7 @@ impl Subject {
 
 /// The export in which each subject has the state that `state` says; a key beside them is never revoked.
 fn export(subjects: &[Subject], state: impl Fn(&Subject) -> State) -> String {
-    let mut text = format!("key_hash,key_id,owner,status\n{},witness,w,active\n", hex("witness"));
+    let mut text = format!("key_hash,key_id,owner,status\n{},witness,w,active\n", sha256_hex("witness"));
     for subject in subjects {
         write!(text, "{}", subject.rows(state(subject))).expect("a String");
     }
@@ -143,10 +143,10 @@ fn revocation_outlives_every_sequence_of_exports_that_do_not_agree() {
     // Half of the keys may be missing at a time, and reloads are made by this test alone.
     let setup = Setup::new(&export(&subjects, everything_active));
     let mut daemon = setup.config("[source]\nsettle = \"0s\"\npoll = \"1h\"\nmax_shrink = 1.0").start();
-    revoke_all(&daemon.admin(), &subjects);
+    revoke_all(&daemon.admin_socket(), &subjects);
     check(&daemon, &subjects, "revoked", everything_active);
     let publish = |daemon: &Daemon, export: &str| {
-        replace(&daemon.setup.source(), export);
+        replace_export(&daemon.setup.source(), export);
         let outcome = daemon.force_reload();
         assert!(outcome.accepted, "{:?}", outcome.error);
     };

@@ -12,8 +12,8 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use crate::support::memory::{self, Memory, Pieces};
-use crate::support::{Daemon, Raw, Said, Setup, ask, wait_for};
+use crate::support::memory_scan::{Fragments, MemoryDump};
+use crate::support::{Daemon, RawClient, Received, Setup, encode_verify, wait_for};
 use data_encoding::BASE64;
 use keyward_engine::pepper::Pepper;
 use keyward_protocol::{Credential, MAX_KEY, Refund, Verify};
@@ -92,7 +92,7 @@ fn binaries() -> Vec<Option<OsString>> {
 /// A daemon that knows keys and has not been asked about any, and its memory as it was then.
 struct Served {
     daemon: Daemon,
-    before: Memory,
+    before: MemoryDump,
 }
 
 /// `None` where the daemon's memory may not be read.
@@ -114,8 +114,8 @@ fn start(binary: Option<&OsString>, peppers: Peppers, keys: &[String]) -> Option
     }
     setup = setup.config(&config);
     let command = setup.command_of(binary.map(OsString::as_os_str));
-    let daemon = setup.start_as(command);
-    let before = memory::of(&daemon);
+    let daemon = setup.start_with(command);
+    let before = MemoryDump::of(&daemon);
     if before.is_none() {
         eprintln!("skipped: needs root, to look into the daemon's memory");
     }
@@ -140,21 +140,21 @@ fn refund(key: &str) -> Vec<u8> {
     frame
 }
 
-fn hear_verdict(peer: &mut Raw, expected: &str) {
-    match peer.hear() {
-        Said::Answer { verdict, .. } => assert_eq!(verdict, expected),
+fn hear_verdict(peer: &mut RawClient, expected: &str) {
+    match peer.receive() {
+        Received::Answer { verdict, .. } => assert_eq!(verdict, expected),
         other => panic!("{other:?} instead of {expected}"),
     }
 }
 
 impl Served {
-    fn memory(&self) -> Memory {
-        memory::of(&self.daemon).expect("readable")
+    fn memory(&self) -> MemoryDump {
+        MemoryDump::of(&self.daemon).expect("readable")
     }
 
     /// How many bytes of the key are in memory, at least.
     fn traces(&self, key: &str) -> usize {
-        let pieces = Pieces::of_key(key.as_bytes(), &verify(key));
+        let pieces = Fragments::of_key(key.as_bytes(), &verify(key));
         pieces.find(&self.memory(), &self.before).keys().map(Vec::len).sum()
     }
 
@@ -228,14 +228,14 @@ fn half_a_frame_is_kept_once_and_gone_when_it_is_answered_or_its_connection_ends
         let Served { daemon, before } = &served;
         // What the worker's buffer is wiped by has to be read again: no answer may come between the
         // half and the search.
-        let whole = ask(7, &keys[0]);
-        let send_half = |peer: &mut Raw, key: &str| {
+        let whole = encode_verify(7, &keys[0]);
+        let send_half = |peer: &mut RawClient, key: &str| {
             let frame = verify(key);
             let (head, tail) = frame.split_at(frame.len() - key.len() / 4);
             peer.send(&[&whole, head].concat());
             hear_verdict(peer, "ALLOWED");
             let half = &key[..key.len() - key.len() / 4];
-            let pieces = Pieces::of_text(half.as_bytes());
+            let pieces = Fragments::of_text(half.as_bytes());
             let found = wait_for("the half to arrive", || {
                 let found = pieces.find(&served.memory(), before);
                 (found.len() == pieces.len()).then_some(found)
@@ -259,8 +259,8 @@ fn half_a_frame_is_kept_once_and_gone_when_it_is_answered_or_its_connection_ends
             let mut peer = daemon.connect();
             send_half(&mut peer, key);
             peer.stream.shutdown(Shutdown::Write).expect("half closed");
-            assert!(matches!(peer.hear(), Said::Error { code: 9, closing: true, .. }));
-            assert_eq!(peer.hear(), Said::End);
+            assert!(matches!(peer.receive(), Received::Error { code: 9, closing: true, .. }));
+            assert_eq!(peer.receive(), Received::Closed);
             served.wait_until_gone(key, "after its stream ended inside its frame");
 
             // In many parts, each of which is put behind those before it.
@@ -326,14 +326,14 @@ fn raw_key_in_a_faulty_frame_is_gone_once_the_fault_is_told() {
             for (code, is_lost, frame) in faulty(key) {
                 let mut peer = daemon.connect();
                 peer.send(&frame);
-                let heard = peer.hear();
+                let heard = peer.receive();
                 assert!(
-                    matches!(heard, Said::Error { code: heard, closing, .. } if (heard, closing) == (code, is_lost)),
+                    matches!(heard, Received::Error { code: heard, closing, .. } if (heard, closing) == (code, is_lost)),
                     "{heard:?} instead of {code}"
                 );
                 served.assert_gone(key, &format!("after ERROR {code}"));
                 if is_lost {
-                    assert_eq!(peer.hear(), Said::End);
+                    assert_eq!(peer.receive(), Received::Closed);
                     served.wait_until_gone(key, &format!("after the end that follows ERROR {code}"));
                 }
             }
@@ -342,18 +342,18 @@ fn raw_key_in_a_faulty_frame_is_gone_once_the_fault_is_told() {
         let key = &keys[1];
         let mut peer = daemon.connect();
         let beyond_the_buffer = vec![0; keyward_daemon::connection::INPUT_BYTES + 1024];
-        daemon.freeze();
+        daemon.pause();
         peer.send(&[&7_u32.to_le_bytes()[..], &beyond_the_buffer, &verify(key)].concat());
-        daemon.thaw();
-        assert!(matches!(peer.hear(), Said::Error { code: 1, closing: true, .. }));
-        assert_eq!(peer.hear(), Said::End);
+        daemon.resume();
+        assert!(matches!(peer.receive(), Received::Error { code: 1, closing: true, .. }));
+        assert_eq!(peer.receive(), Received::Closed);
         served.wait_until_gone(key, "after it was thrown away");
         assert_not_logged(daemon, &keys);
     }
 }
 
 /// Writes requests until the daemon takes no more, because its answers are not read.
-fn flood(peer: &mut Raw, frame: &[u8]) {
+fn flood(peer: &mut RawClient, frame: &[u8]) {
     let chunk = frame.repeat(500);
     peer.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("a timeout");
     loop {
@@ -373,7 +373,7 @@ fn half_a_raw_key_is_gone_once_its_connection_is_drained() {
         let keys = SOME_LENGTHS.map(|length| key(length, 0));
         let Some(mut served) = start(binary.as_ref(), Peppers::None, &keys) else { return };
         let Served { daemon, .. } = &served;
-        let mut peers: Vec<Raw> = keys
+        let mut peers: Vec<RawClient> = keys
             .iter()
             .map(|key| {
                 let mut peer = daemon.connect();
@@ -383,17 +383,17 @@ fn half_a_raw_key_is_gone_once_its_connection_is_drained() {
             .collect();
         // Answers that are not read keep the daemon from ending.
         let mut unread = daemon.connect();
-        flood(&mut unread, &ask(1, &keys[0]));
+        flood(&mut unread, &encode_verify(1, &keys[0]));
         daemon.signal(Signal::TERM);
         for peer in &mut peers {
-            assert!(matches!(peer.hear(), Said::Error { code: 14, closing: true, .. }));
-            assert_eq!(peer.hear(), Said::End);
+            assert!(matches!(peer.receive(), Received::Error { code: 14, closing: true, .. }));
+            assert_eq!(peer.receive(), Received::Closed);
         }
         for key in &keys {
             served.wait_until_gone(key, "after the drain");
         }
         assert_not_logged(daemon, &keys);
         drop(unread);
-        assert!(served.daemon.ended().success());
+        assert!(served.daemon.wait_for_exit().success());
     }
 }

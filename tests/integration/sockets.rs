@@ -5,15 +5,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use crate::support::process::{Process, with_sockets};
-use crate::support::{Daemon, PATIENCE, Said, Setup, ask, hex, keyward, wait_for};
+use crate::support::serve_process::{ServeProcess, with_sockets};
+use crate::support::{Daemon, Received, Setup, TIMEOUT, encode_verify, keyward, sha256_hex, wait_for};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
 use keyward_daemon::admin::message::{Command as AdminCommand, SocketStatus, Status};
 use rustix::process::Signal;
 
 fn export() -> String {
-    format!("key_hash,key_id\n{},a\n", hex("a"))
+    format!("key_hash,key_id\n{},a\n", sha256_hex("a"))
 }
 
 fn status(admin: &Path) -> Option<Status> {
@@ -25,7 +25,7 @@ fn socket(admin: &Path, name: &str) -> Option<SocketStatus> {
 }
 
 fn is_answered(path: &Path) -> Option<()> {
-    let mut client = Client::with_options(Options::new(path).deadline(PATIENCE));
+    let mut client = Client::with_options(Options::new(path).deadline(TIMEOUT));
     client.verify(&Request::new("a")).ok().filter(|decision| decision.is_allowed()).map(|_| ())
 }
 
@@ -33,21 +33,22 @@ fn is_answered(path: &Path) -> Option<()> {
 fn removed_socket_files_are_made_again() {
     let daemon = Daemon::serving(&export());
     let mut before = daemon.connect();
-    before.send(&ask(1, "a"));
-    assert_eq!(before.hear(), Said::Answer { request_id: 1, verdict: "ALLOWED", generation: 1 });
-    for (name, path) in [("verify", daemon.socket()), ("admin", daemon.admin())] {
-        assert!(socket(&daemon.admin(), name).expect("a status").reachable);
+    before.send(&encode_verify(1, "a"));
+    assert_eq!(before.receive(), Received::Answer { request_id: 1, verdict: "ALLOWED", generation: 1 });
+    for (name, path) in [("verify", daemon.socket()), ("admin", daemon.admin_socket())] {
+        assert!(socket(&daemon.admin_socket(), name).expect("a status").reachable);
         let mode = fs::metadata(&path).expect("a socket").mode();
         fs::remove_file(&path).expect("removed");
         wait_for("the socket's file", || path.exists().then_some(()));
-        let status =
-            wait_for("the status", || socket(&daemon.admin(), name).filter(|socket| socket.rebound == 1));
+        let status = wait_for("the status", || {
+            socket(&daemon.admin_socket(), name).filter(|socket| socket.rebound == 1)
+        });
         assert!(status.reachable && !status.adopted && status.problem.is_none(), "{status:?}");
         assert_eq!(fs::metadata(&path).expect("a socket").mode(), mode);
     }
     wait_for("answers", || is_answered(&daemon.socket()));
-    before.send(&ask(2, "a"));
-    assert_eq!(before.hear(), Said::Answer { request_id: 2, verdict: "ALLOWED", generation: 1 });
+    before.send(&encode_verify(2, "a"));
+    assert_eq!(before.receive(), Received::Answer { request_id: 2, verdict: "ALLOWED", generation: 1 });
     daemon.assert_logged("the socket's file was removed, and was made again");
 }
 
@@ -60,13 +61,14 @@ fn sockets_have_their_configured_modes_also_when_they_are_made_again() {
     ] {
         let daemon = Setup::new(&export()).config(config).start();
         let mode = |path: PathBuf| fs::metadata(path).expect("a socket").mode() & 0o777;
-        let modes = || (mode(daemon.socket()), mode(daemon.admin()));
+        let modes = || (mode(daemon.socket()), mode(daemon.admin_socket()));
         assert_eq!(modes(), (verify, admin), "{config}");
-        for path in [daemon.socket(), daemon.admin()] {
+        for path in [daemon.socket(), daemon.admin_socket()] {
             fs::remove_file(path).expect("removed");
         }
-        let is_again =
-            || status(&daemon.admin())?.sockets.values().all(|socket| socket.rebound == 1).then_some(());
+        let is_again = || {
+            status(&daemon.admin_socket())?.sockets.values().all(|socket| socket.rebound == 1).then_some(())
+        };
         wait_for("the sockets", is_again);
         assert_eq!(modes(), (verify, admin), "{config}, made again");
     }
@@ -78,9 +80,11 @@ fn socket_file_whose_mode_changes_is_left_alone() {
     let daemon = Daemon::serving(&export());
     fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o666)).expect("set");
     // The file that is removed after that is noticed, so that the other has been looked at by then.
-    fs::remove_file(daemon.admin()).expect("removed");
-    wait_for("the admin socket", || socket(&daemon.admin(), "admin").filter(|socket| socket.rebound == 1));
-    let verify = socket(&daemon.admin(), "verify").expect("a status");
+    fs::remove_file(daemon.admin_socket()).expect("removed");
+    wait_for("the admin socket", || {
+        socket(&daemon.admin_socket(), "admin").filter(|socket| socket.rebound == 1)
+    });
+    let verify = socket(&daemon.admin_socket(), "verify").expect("a status");
     assert!(verify.reachable && verify.rebound == 0, "{verify:?}");
     assert_eq!(fs::metadata(daemon.socket()).expect("a socket").mode() & 0o777, 0o666);
 }
@@ -95,7 +99,7 @@ fn sockets_follow_their_directory() {
     command.arg("serve").arg("--source").arg(setup.source()).arg("--socket").arg(&verify);
     command.arg("--state-dir").arg(setup.dir.path());
     command.stderr(fs::File::create(setup.path("log")).expect("a log"));
-    let mut process = Process::start(command);
+    let mut process = ServeProcess::start(command);
     wait_for("the keys", || is_answered(&verify));
     fs::remove_dir_all(&run).expect("removed");
     wait_for("the log", || {
@@ -109,7 +113,7 @@ fn sockets_follow_their_directory() {
     });
     assert!(again.sockets.values().all(|socket| socket.rebound == 1), "{:?}", again.sockets);
     process.signal(Signal::TERM);
-    assert_eq!(process.code(), Some(0));
+    assert_eq!(process.wait_for_exit().code(), Some(0));
     assert!(!verify.exists() && !admin.exists());
 }
 
@@ -121,8 +125,9 @@ fn socket_of_another_process_is_not_taken() {
     fs::remove_file(&path).expect("removed");
     let other = UnixListener::bind(&path).expect("binds");
     let inode = fs::metadata(&path).expect("a socket").ino();
-    let verify =
-        wait_for("the problem", || socket(&daemon.admin(), "verify").filter(|socket| !socket.reachable));
+    let verify = wait_for("the problem", || {
+        socket(&daemon.admin_socket(), "verify").filter(|socket| !socket.reachable)
+    });
     let problem = verify.problem.expect("a problem");
     assert!(problem.contains("another daemon is listening there"), "{problem}");
     assert_eq!(fs::metadata(&path).expect("a socket").ino(), inode);
@@ -134,7 +139,7 @@ fn socket_of_another_process_is_not_taken() {
     fs::remove_file(&path).expect("removed");
     let _other = UnixListener::bind(&path).expect("binds");
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     assert!(path.exists(), "the daemon has removed the socket of another process");
 }
 
@@ -143,8 +148,9 @@ fn file_in_the_place_of_a_socket_is_kept() {
     let daemon = Daemon::serving(&export());
     fs::remove_file(daemon.socket()).expect("removed");
     fs::write(daemon.socket(), "precious").expect("writes");
-    let verify =
-        wait_for("the problem", || socket(&daemon.admin(), "verify").filter(|socket| !socket.reachable));
+    let verify = wait_for("the problem", || {
+        socket(&daemon.admin_socket(), "verify").filter(|socket| !socket.reachable)
+    });
     assert!(verify.problem.expect("a problem").contains("not a socket"));
     assert_eq!(fs::read_to_string(daemon.socket()).expect("a file"), "precious");
     fs::remove_file(daemon.socket()).expect("removed");
@@ -158,7 +164,7 @@ fn removed_file_of_an_adopted_socket_is_reported_only() {
     let paths = ["keyward.sock", "admin.sock"].map(|name| setup.path(name));
     let listeners =
         [&paths[0], &paths[1]].map(|path: &PathBuf| UnixListener::bind(path).expect("binds").into());
-    let _process = Process::start(with_sockets(&setup, listeners, "verify:admin"));
+    let _process = ServeProcess::start(with_sockets(&setup, listeners, "verify:admin"));
     wait_for("the keys", || is_answered(&paths[0]));
     let verify = socket(&paths[1], "verify").expect("a status");
     assert!(verify.adopted && verify.reachable, "{verify:?}");

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use crate::support::{Daemon, Setup, hex, replace, wait_for};
+use crate::support::{Daemon, Setup, replace_export, sha256_hex, wait_for};
 use keyward_client::Request;
 use keyward_daemon::admin::message::{Command, Target};
 use rustix::process::Signal;
@@ -77,7 +77,7 @@ fn key(number: usize) -> String {
 fn export(rows: &Rows) -> String {
     let rows = rows.iter().map(|(number, row)| {
         let network = if row.has_network { "10.0.0.0/8" } else { "" };
-        format!("{},k{number},{},{network}\n", hex(&key(*number)), STATUSES[row.status])
+        format!("{},k{number},{},{network}\n", sha256_hex(&key(*number)), STATUSES[row.status])
     });
     rows.fold("key_hash,key_id,status,allowed_ips\n".to_owned(), |text, row| text + &row)
 }
@@ -161,7 +161,7 @@ impl Fixture {
             rows.values_mut().filter(|row| row.status == SET_ASIDE).for_each(|row| row.status = 0);
         }
         let unreadable = ["", UNREADABLE][self.random.below(2)];
-        replace(&self.daemon().setup.source(), &(export(&rows) + unreadable));
+        replace_export(&self.daemon().setup.source(), &(export(&rows) + unreadable));
         let outcome = self.daemon().reload();
         assert!(outcome.accepted, "{:?} -> {rows:?}: {outcome:?}", self.in_force);
         let withheld = outcome.withheld.unwrap_or_default();
@@ -184,7 +184,7 @@ impl Fixture {
         }
         let export = export(&rows) + &UNREADABLE.repeat(MAX_BAD_ROWS + 1);
         let is_cut = self.random.below(3) == 0;
-        replace(&self.daemon().setup.source(), if is_cut { export.trim_end() } else { &export });
+        replace_export(&self.daemon().setup.source(), if is_cut { export.trim_end() } else { &export });
         let outcome = self.daemon().reload();
         assert!(!outcome.accepted, "{outcome:?}");
         self.source = Source::Bad("too many bad rows");
@@ -233,7 +233,7 @@ impl Fixture {
             let _already_gone = fs::remove_file(&path);
             self.source = Source::Bad("missing");
         } else {
-            replace(&path, &content);
+            replace_export(&path, &content);
             self.source = Source::Bad(what);
         }
         let outcome = self.daemon().reload();
@@ -244,7 +244,7 @@ impl Fixture {
     fn revoke(&mut self) -> String {
         let number = self.random.below(KEYS);
         let target = Target { key_id: Some(format!("k{number}")), owner: None };
-        let ask = |command| keyward_daemon::admin::send_command(&self.daemon().admin(), &command);
+        let ask = |command| keyward_daemon::admin::send_command(&self.daemon().admin_socket(), &command);
         if self.revoked.contains(&number) {
             ask(Command::Unrevoke(target)).expect("taken back");
             self.revoked.remove(&number);
@@ -263,7 +263,7 @@ impl Fixture {
             daemon.kill();
         } else {
             daemon.signal(Signal::TERM);
-            assert!(daemon.ended().success());
+            assert!(daemon.wait_for_exit().success());
         }
         let manifest = fs::read(daemon.setup.path("last_good.json")).expect("a manifest");
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");

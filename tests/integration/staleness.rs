@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Setup, hex, keyward};
+use crate::support::{Daemon, Setup, keyward, sha256_hex};
 
 const TOLD: &str = "source.max_staleness is 1h: every request is answered STALE_SNAPSHOT";
 
 fn export(key: &str) -> String {
-    format!("key_hash,key_id\n{},{key}\n", hex(key))
+    format!("key_hash,key_id\n{},{key}\n", sha256_hex(key))
 }
 
 fn setup() -> Setup {
@@ -24,7 +24,8 @@ fn age(setup: &Setup, hours: u64) {
 
 /// Exit code, standard output and standard error of a command.
 fn run(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = keyward().args(arguments).arg("--admin-socket").arg(daemon.admin()).output().expect("runs");
+    let output =
+        keyward().args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
@@ -34,7 +35,7 @@ fn reload_of_a_stale_source_takes_its_keys_and_fails() {
     let daemon = setup().start();
     assert_eq!(daemon.verdict("one"), "ALLOWED");
     assert_eq!(run(&daemon, &["reload"]).0, Some(0));
-    crate::support::replace(&daemon.setup.source(), &export("two"));
+    crate::support::replace_export(&daemon.setup.source(), &export("two"));
     age(&daemon.setup, 3);
     let (code, output, errors) = run(&daemon, &["check", "--daemon"]);
     assert!(code == Some(1) && errors.contains(TOLD), "{code:?} {output} {errors}");

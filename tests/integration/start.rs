@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::process::{Process, with_sockets};
-use crate::support::{Said, Setup, hex, wait_for};
+use crate::support::serve_process::{ServeProcess, with_sockets};
+use crate::support::{Received, Setup, sha256_hex, wait_for};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 use rustix::process::Signal;
 
@@ -18,7 +18,7 @@ use rustix::process::Signal;
 const PROMPT: Duration = Duration::from_secs(4);
 
 fn export() -> String {
-    format!("key_hash,key_id\n{},a\n", hex("a"))
+    format!("key_hash,key_id\n{},a\n", sha256_hex("a"))
 }
 
 fn fifo(path: &Path) {
@@ -26,22 +26,22 @@ fn fifo(path: &Path) {
 }
 
 /// A daemon that waits in its start for its configuration, and the file that it gets then.
-fn waiting_for_configuration(setup: &Setup) -> (Process, Vec<u8>) {
+fn waiting_for_configuration(setup: &Setup) -> (ServeProcess, Vec<u8>) {
     let command = setup.command();
     let path = setup.path("keyward.toml");
     let configuration = fs::read(&path).expect("the configuration");
     fs::remove_file(&path).expect("removed");
     fifo(&path);
-    let process = Process::start(command);
-    process.wait_until_catching();
+    let process = ServeProcess::start(command);
+    process.wait_for_signal_handlers();
     (process, configuration)
 }
 
 /// A daemon that waits in its start for the state directory, with its sockets bound.
-fn waiting_for_state(setup: &Setup) -> (Process, File) {
+fn waiting_for_state(setup: &Setup) -> (ServeProcess, File) {
     let lock = File::create(setup.path("lock")).expect("the lock");
     flock(&lock, FlockOperation::LockExclusive).expect("locked");
-    let process = Process::start(setup.command());
+    let process = ServeProcess::start(setup.command());
     wait_for("the sockets", || setup.path("admin.sock").exists().then_some(()));
     (process, lock)
 }
@@ -68,7 +68,7 @@ fn sighup_before_the_configuration_is_read_leads_to_a_reload() {
     drop(pipe);
     wait_for("the reload", || (generation(&setup) == 2).then_some(()));
     process.signal(Signal::TERM);
-    assert_eq!(process.code(), Some(0));
+    assert_eq!(process.wait_for_exit().code(), Some(0));
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn stop_before_the_configuration_is_read_is_prompt() {
         let (mut process, _) = waiting_for_configuration(&setup);
         let start = Instant::now();
         process.signal(signal);
-        assert_eq!(process.code(), Some(0));
+        assert_eq!(process.wait_for_exit().code(), Some(0));
         assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
     }
 }
@@ -99,7 +99,7 @@ fn stop_while_the_state_directory_is_waited_for_is_prompt_and_leaves_no_socket()
         let (mut process, _lock) = waiting_for_state(&setup);
         let start = Instant::now();
         process.signal(signal);
-        assert_eq!(process.code(), Some(0));
+        assert_eq!(process.wait_for_exit().code(), Some(0));
         assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
         assert!(!setup.path("keyward.sock").exists() && !setup.path("admin.sock").exists());
         let log = fs::read_to_string(setup.path("log")).expect("a log");
@@ -111,40 +111,41 @@ fn stop_while_the_state_directory_is_waited_for_is_prompt_and_leaves_no_socket()
 #[test]
 fn signals_at_any_moment_of_the_start() {
     const KEYS: usize = 20_000;
-    let rows: String = (0..KEYS).map(|key| format!("{},k{key},10/h\n", hex(&format!("k{key}")))).collect();
+    let rows: String =
+        (0..KEYS).map(|key| format!("{},k{key},10/h\n", sha256_hex(&format!("k{key}")))).collect();
     let setup = Setup::new(&format!("key_hash,key_id,limits\n{rows}"));
     let mut daemon = setup.start();
     let mut peer = daemon.connect();
     for keys in (0..KEYS).collect::<Vec<_>>().chunks(500) {
         let requests: Vec<u8> =
-            keys.iter().flat_map(|key| crate::support::ask(1, &format!("k{key}"))).collect();
+            keys.iter().flat_map(|key| crate::support::encode_verify(1, &format!("k{key}"))).collect();
         peer.send(&requests);
         for _ in keys {
-            assert!(matches!(peer.hear(), Said::Answer { verdict: "ALLOWED", .. }));
+            assert!(matches!(peer.receive(), Received::Answer { verdict: "ALLOWED", .. }));
         }
     }
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     assert!(fs::metadata(daemon.setup.path("balances")).expect("saved").len() > KEYS as u64);
 
     for step in 0..20_u32 {
         let offset = Duration::from_millis(100) * step / 20;
-        let mut process = Process::start(daemon.setup.command());
+        let mut process = ServeProcess::start(daemon.setup.command());
         wait_for("the signals' handlers", || {
             let is_bound = daemon.setup.path("keyward.sock").exists();
-            let is_catching = process.is_catching();
-            assert!(is_catching || !is_bound, "the start goes on before signals are caught");
-            is_catching.then_some(())
+            let handles_signals = process.handles_signals();
+            assert!(handles_signals || !is_bound, "the start goes on before signals are caught");
+            handles_signals.then_some(())
         });
         std::thread::sleep(offset);
         process.signal(Signal::HUP);
         process.signal(Signal::TERM);
-        assert_eq!(process.code(), Some(0), "{offset:?}");
+        assert_eq!(process.wait_for_exit().code(), Some(0), "{offset:?}");
         let sockets = ["keyward.sock", "admin.sock"].map(|name| daemon.setup.path(name).exists());
         assert_eq!(sockets, [false; 2], "{offset:?}");
     }
-    let daemon = daemon.start_again();
-    wait_for("the keys", || daemon.status_if_any().filter(|status| status.ready));
+    let daemon = daemon.respawn();
+    wait_for("the keys", || daemon.try_status().filter(|status| status.ready));
 }
 
 #[test]
@@ -173,8 +174,8 @@ fn sockets_that_are_not_the_two_expected_are_refused() {
         ([tcp(), listener("own-admin")], "verify:admin", "\"verify\" is a TCP socket"),
         ([listener("own-verify"), file()], "verify:admin", "\"admin\" is not a Unix socket"),
     ] {
-        let mut process = Process::start(with_sockets(&setup, sockets, names));
-        let code = process.code();
+        let mut process = ServeProcess::start(with_sockets(&setup, sockets, names));
+        let code = process.wait_for_exit().code();
         let text = fs::read_to_string(setup.path("log")).expect("a log");
         assert_eq!(code, Some(78), "{names}: {text}");
         assert!(text.contains(said) && text.contains("FileDescriptorName="), "{names}: {text}");
@@ -193,8 +194,8 @@ fn names_without_sockets_are_refused() {
         .arg(serve.get_program())
         .args(serve.get_args());
     command.stderr(File::create(setup.path("log")).expect("a log"));
-    let mut process = Process::start(command);
-    let code = process.code();
+    let mut process = ServeProcess::start(command);
+    let code = process.wait_for_exit().code();
     let text = fs::read_to_string(setup.path("log")).expect("a log");
     assert_eq!(code, Some(78), "{text}");
     assert!(text.contains("LISTEN_FDNAMES"), "{text}");
@@ -215,9 +216,9 @@ fn lock_that_is_no_regular_file_is_refused_and_not_followed() {
             "directory" => fs::create_dir(&lock).expect("a directory"),
             _ => symlink("/dev/null", &lock).expect("a link"),
         }
-        let mut process = Process::start(setup.command());
+        let mut process = ServeProcess::start(setup.command());
         let start = Instant::now();
-        assert_eq!(process.code(), Some(1), "{kind}");
+        assert_eq!(process.wait_for_exit().code(), Some(1), "{kind}");
         assert!(start.elapsed() < PROMPT, "{kind}");
         let log = fs::read_to_string(setup.path("log")).expect("a log");
         assert!(
@@ -240,9 +241,9 @@ fn socket_with_a_full_queue_is_in_use() {
     let listener = UnixListener::bind(&path).expect("binds");
     rustix::net::listen(&listener, 0).expect("listens");
     let _queued = UnixStream::connect(&path).expect("the one that has room");
-    let mut process = Process::start(setup.command());
+    let mut process = ServeProcess::start(setup.command());
     let start = Instant::now();
-    assert_eq!(process.code(), Some(1));
+    assert_eq!(process.wait_for_exit().code(), Some(1));
     assert!(start.elapsed() < PROMPT);
     let log = fs::read_to_string(setup.path("log")).expect("a log");
     assert!(log.contains("another daemon is listening there"), "{log}");

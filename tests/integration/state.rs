@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::support::{Daemon, Setup, hex, replace, wait_for};
+use crate::support::{Daemon, Setup, replace_export, sha256_hex, wait_for};
 use keyward_client::Request;
 use keyward_engine::limiter::ClockReading;
 use keyward_engine::limiter::persist::{SavedBucket, decode, encode};
@@ -22,7 +22,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 
 fn export(rows: &[(&str, &str)]) -> String {
     let header = "key_hash,key_id,owner,plan,limits\n".to_owned();
-    rows.iter().fold(header, |text, (key, limits)| text + &format!("{},{key},,,{limits}\n", hex(key)))
+    rows.iter().fold(header, |text, (key, limits)| text + &format!("{},{key},,,{limits}\n", sha256_hex(key)))
 }
 
 fn serve(config: &str) -> Daemon {
@@ -52,7 +52,7 @@ fn saved(daemon: &Daemon) -> Option<(ClockReading, Vec<SavedBucket>)> {
 
 fn end(daemon: &mut Daemon) {
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success(), "{}", daemon.log());
+    assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
 }
 
 /// SIGTERM, and a new start in the same place.
@@ -198,7 +198,7 @@ fn a_key_that_is_away_over_a_restart_is_not_refilled() {
     let mut daemon = serve(NEVER);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     end(&mut daemon);
-    replace(&daemon.setup.source(), &export(&[("two", SLOW)]));
+    replace_export(&daemon.setup.source(), &export(&[("two", SLOW)]));
     let daemon = again(daemon.restart());
     assert_eq!(daemon.verdict("one"), "UNKNOWN_KEY");
     daemon.publish(&export(&[("two", SLOW), ("one", "864/d burst 20")]));
@@ -212,7 +212,7 @@ fn balances_wait_for_a_source_that_is_broken() {
     let mut daemon = serve("state.save_interval = '1h'\nstate.keep_snapshot = false");
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     end(&mut daemon);
-    replace(&daemon.setup.source(), "key_hash,key_id\nnonsense,1\n");
+    replace_export(&daemon.setup.source(), "key_hash,key_id\nnonsense,1\n");
     let daemon = again(daemon.restart());
     assert_eq!(daemon.verdict("one"), "NOT_READY");
     daemon.publish(&export(&[("one", SLOW)]));
@@ -224,13 +224,13 @@ fn an_owners_balance_goes_on_too() {
     let plan = "[plans.team]\nshared = { rate = '864/d burst 10', per = 'owner' }\n";
     let rows = |keys: &[&str]| {
         let header = "key_hash,key_id,owner,plan\n".to_owned();
-        keys.iter().fold(header, |text, key| text + &format!("{},{key},acme,team\n", hex(key)))
+        keys.iter().fold(header, |text, key| text + &format!("{},{key},acme,team\n", sha256_hex(key)))
     };
     let mut daemon = Setup::new(&rows(&["one", "two"])).config(NEVER).config(plan).start();
     assert_eq!(spend(&daemon, "one", 6), "ALLOWED");
     end(&mut daemon);
     // Who leaves takes nothing along, and who comes gets nothing new.
-    replace(&daemon.setup.source(), &rows(&["two", "three"]));
+    replace_export(&daemon.setup.source(), &rows(&["two", "three"]));
     let daemon = daemon.restart();
     assert_eq!((left(&daemon, "two"), left(&daemon, "three")), (4, 4));
 }

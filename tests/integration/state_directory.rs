@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Setup, hex, wait_for};
+use crate::support::{Daemon, Setup, sha256_hex, wait_for};
 use keyward_daemon::admin::message::Revoked;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -20,8 +20,8 @@ fn export() -> String {
 }
 
 fn export_with(status: impl Fn(usize) -> &'static str) -> String {
-    let rows =
-        (0..KEYS).map(|number| format!("{},k{number},{}\n", hex(&format!("k{number}")), status(number)));
+    let rows = (0..KEYS)
+        .map(|number| format!("{},k{number},{}\n", sha256_hex(&format!("k{number}")), status(number)));
     "key_hash,key_id,status\n".to_owned() + &rows.collect::<String>()
 }
 
@@ -214,7 +214,7 @@ fn read_only_disk_at_the_start_leaves_the_list_in_force() {
     let mut daemon = tmpfs.setup(&export()).start();
     assert_eq!(run(&daemon, &["revoke", "k0"]).0, Some(0));
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     let remount = |tmpfs: &mut Tmpfs, how: &str| {
         let command = format!("mount -o remount,{how} {}", tmpfs.inside.display());
         wait_for("the remount", || tmpfs.run(&command).then_some(()));
@@ -272,8 +272,8 @@ fn lost_list_is_refused_until_the_loss_is_accepted() {
     let mut daemon = daemon;
     daemon.kill();
     fs::write(directory.join("revocations.jsonl"), "").expect("empties");
-    let mut daemon = daemon.start_again();
-    assert_eq!(daemon.ended().code(), Some(78), "{}", daemon.log());
+    let mut daemon = daemon.respawn();
+    assert_eq!(daemon.wait_for_exit().code(), Some(78), "{}", daemon.log());
     let log = daemon.log();
     for part in ["revocations.jsonl: it is empty", "keyward state accept lost-revocations"] {
         assert!(log.contains(part), "{part:?} is not in {log}");
@@ -291,8 +291,8 @@ fn lost_list_is_refused_until_the_loss_is_accepted() {
     let mut daemon = daemon;
     daemon.kill();
     fs::remove_file(directory.join("revocations.jsonl")).expect("removes");
-    let mut daemon = daemon.start_again();
-    assert_eq!(daemon.ended().code(), Some(78), "{}", daemon.log());
+    let mut daemon = daemon.respawn();
+    assert_eq!(daemon.wait_for_exit().code(), Some(78), "{}", daemon.log());
 }
 
 #[test]

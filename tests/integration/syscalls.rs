@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::support::{Daemon, Raw, Said, Setup, hex, replace, wait_for};
+use crate::support::{Daemon, RawClient, Received, Setup, replace_export, sha256_hex, wait_for};
 use keyward_client::Request;
 use keyward_daemon::admin::message::{Command as AdminCommand, Target};
 use keyward_daemon::admin::send_command;
@@ -76,7 +76,11 @@ fn returned(lines: &[String], name: &str, path: &Path, text: &str) -> Vec<usize>
 }
 
 fn export() -> String {
-    format!("key_hash,key_id,owner,limits\n{},a,acme,100/d burst 100000\n{},b,acme,\n", hex("a"), hex("b"))
+    format!(
+        "key_hash,key_id,owner,limits\n{},a,acme,100/d burst 100000\n{},b,acme,\n",
+        sha256_hex("a"),
+        sha256_hex("b")
+    )
 }
 
 #[test]
@@ -99,8 +103,8 @@ fn commands_are_acknowledged_after_what_they_wrote_is_synced() {
         (AdminCommand::Reload { force: true }, vec![trail("reload")]),
     ];
     for (command, _) in &commands {
-        replace(&daemon.setup.source(), &export());
-        send_command(&daemon.admin(), command).expect("carried out");
+        replace_export(&daemon.setup.source(), &export());
+        send_command(&daemon.admin_socket(), command).expect("carried out");
     }
     let lines = strace.end();
     let is_reply = |line: &String| {
@@ -135,18 +139,19 @@ fn nothing_is_charged_during_the_last_save() {
     let mut daemon = Setup::new(&export()).config(config).start();
     let new = daemon.setup.path("balances.new");
     let path = new.to_str().expect("UTF-8");
-    let mut peers: Vec<Raw> = (0..3).map(|_| daemon.connect()).collect();
+    let mut peers: Vec<RawClient> = (0..3).map(|_| daemon.connect()).collect();
     for peer in &mut peers {
-        assert!(peer.flood(&crate::support::ask(1, "a")) > 0);
+        assert!(peer.send_until_blocked(&crate::support::encode_verify(1, "a")) > 0);
     }
     let strace =
         Strace::attach(&daemon, &["-P", path, "-e", "trace=fsync", "-e", "inject=fsync:delay_enter=1000000"]);
     daemon.signal(Signal::TERM);
     wait_for("the last save", || new.exists().then_some(()));
-    let is_allowed = |said: &Said| matches!(said, Said::Answer { verdict: "ALLOWED", .. });
-    let received = |peer: &mut Raw| peer.hear_to_the_end().iter().filter(|said| is_allowed(said)).count();
+    let is_allowed = |said: &Received| matches!(said, Received::Answer { verdict: "ALLOWED", .. });
+    let received =
+        |peer: &mut RawClient| peer.receive_until_close().iter().filter(|said| is_allowed(said)).count();
     let received: usize = peers.iter_mut().map(received).sum();
-    assert!(daemon.ended().success(), "{}", daemon.log());
+    assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
     assert!(!returned(&strace.end(), "fsync", &new, "").is_empty(), "the save was held up");
     let daemon = daemon.restart();
     let answer = daemon.client().verify(&Request::new("a").peek()).expect("an answer");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Raw, Said, Setup, ask, hex, keyward, wait_for};
+use crate::support::{Daemon, RawClient, Received, Setup, encode_verify, keyward, sha256_hex, wait_for};
 use keyward_client::Request;
 use keyward_daemon::admin::message::Command as AdminCommand;
 use keyward_daemon::usage::UsageReport;
@@ -23,8 +23,10 @@ type Heard = BTreeMap<(String, String), u64>;
 
 fn usage(daemon: &Daemon, key_id: Option<&str>, owner: Option<&str>, top: Option<usize>) -> UsageReport {
     let [key_id, owner] = [key_id, owner].map(|text| text.map(str::to_owned));
-    let reply =
-        keyward_daemon::admin::send_command(&daemon.admin(), &AdminCommand::Usage { key_id, owner, top });
+    let reply = keyward_daemon::admin::send_command(
+        &daemon.admin_socket(),
+        &AdminCommand::Usage { key_id, owner, top },
+    );
     reply.expect("an answer").usage.expect("usage")
 }
 
@@ -82,9 +84,9 @@ fn sum(lines: &[Value]) -> Heard {
     heard
 }
 
-fn hear_into(peer: &mut Raw, heard: &mut Heard) {
+fn hear_into(peer: &mut RawClient, heard: &mut Heard) {
     let mut id = String::new();
-    let Said::Answer { verdict, .. } = peer.hear_with(|answer| id = answer.key_id.to_owned()) else {
+    let Received::Answer { verdict, .. } = peer.receive_with(|answer| id = answer.key_id.to_owned()) else {
         panic!("an answer");
     };
     *heard.entry((id, verdict.to_owned())).or_default() += 1;
@@ -95,14 +97,14 @@ fn counts_are_exact_over_workers_a_reload_and_a_rotation() {
     const PEERS: usize = 8;
     const KEYS: [&str; 6] = ["old", "new", "limited", "revoked", "goes", "nobody's"];
     let rows = |more: &str| {
-        let row = |key: &str, rest: &str| format!("{},{rest}\n", hex(key));
+        let row = |key: &str, rest: &str| format!("{},{rest}\n", sha256_hex(key));
         let head = "key_hash,key_id,owner,status,limits\n".to_owned();
         let rotated = row("old", "rotated,acme,active,") + &row("new", "rotated,acme,active,");
         let others =
             row("limited", "limited,acme,active,1/h burst 100") + &row("revoked", "revoked,,revoked,");
         head + more + &rotated + &others
     };
-    let goes = format!("{},goes,,active,\n", hex("goes"));
+    let goes = format!("{},goes,,active,\n", sha256_hex("goes"));
     let config =
         "[server]\nworkers = 2\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"4KiB\"\nkeep = 1000";
     let mut daemon = Setup::new(&rows(&goes)).config(config).start();
@@ -113,7 +115,7 @@ fn counts_are_exact_over_workers_a_reload_and_a_rotation() {
             let (mut peer, mut heard) = (daemon.connect(), Heard::new());
             while !enough.load(Ordering::Relaxed) {
                 let requests: Vec<u8> =
-                    (0..120).flat_map(|id| ask(id, KEYS[id as usize % KEYS.len()])).collect();
+                    (0..120).flat_map(|id| encode_verify(id, KEYS[id as usize % KEYS.len()])).collect();
                 peer.send(&requests);
                 (0..120).for_each(|_| hear_into(&mut peer, &mut heard));
             }
@@ -150,7 +152,7 @@ fn counts_are_exact_over_workers_a_reload_and_a_rotation() {
     assert_eq!(usage(&daemon, Some("nobody's"), None, None).matched, 0);
 
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     let lines = lines(&files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
     assert_eq!(sum(&lines), heard);
@@ -162,7 +164,7 @@ fn counts_are_exact_over_workers_a_reload_and_a_rotation() {
 #[test]
 fn refunds_peeks_and_shadow_limits_are_told_apart() {
     let plan = "[plans.free]\nquick = { rate = \"1/h\", shadow = true }\n";
-    let export = format!("key_hash,key_id,plan,limits\n{},a,free,100/h\n", hex("a"));
+    let export = format!("key_hash,key_id,plan,limits\n{},a,free,100/h\n", sha256_hex("a"));
     let daemon = Setup::new(&export).config(plan).start();
     let credential = Credential::Digest(Sha256::digest("a").into());
     let mut frames = Vec::new();
@@ -173,7 +175,7 @@ fn refunds_peeks_and_shadow_limits_are_told_apart() {
     let mut peer = daemon.connect();
     peer.send(&frames);
     for _ in 0..4 {
-        assert!(matches!(peer.hear(), Said::Answer { verdict: "ALLOWED", .. }));
+        assert!(matches!(peer.receive(), Received::Answer { verdict: "ALLOWED", .. }));
     }
     let counts = usage(&daemon, Some("a"), None, None).total;
     assert_eq!((counts.allowed, counts.cost, counts.refunded), (2, 6, 5));
@@ -182,12 +184,13 @@ fn refunds_peeks_and_shadow_limits_are_told_apart() {
 
 #[test]
 fn the_command_prints_what_the_daemon_counts() {
-    let daemon = Daemon::serving(&format!("key_hash,key_id,owner\n{},a,acme\n", hex("a")));
+    let daemon = Daemon::serving(&format!("key_hash,key_id,owner\n{},a,acme\n", sha256_hex("a")));
     assert_eq!(daemon.verdict("a"), "ALLOWED");
     assert_eq!(daemon.verdict("b"), "UNKNOWN_KEY");
     let run = |arguments: &[&str]| {
         let mut command = keyward();
-        let output = command.arg("usage").args(arguments).arg("--admin-socket").arg(daemon.admin()).output();
+        let output =
+            command.arg("usage").args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).output();
         let output = output.expect("runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
@@ -205,7 +208,7 @@ fn the_command_prints_what_the_daemon_counts() {
 #[test]
 fn a_full_disk_costs_nothing_once_there_is_room() {
     const KEYS: u32 = 100;
-    let rows: String = (0..KEYS).map(|key| format!("{},key_{key}\n", hex(&key.to_string()))).collect();
+    let rows: String = (0..KEYS).map(|key| format!("{},key_{key}\n", sha256_hex(&key.to_string()))).collect();
     let setup = Setup::new(&format!("key_hash,key_id\n{rows}")).config("[usage]\ninterval = \"100ms\"");
     let serve = setup.command();
     let mut command = std::process::Command::new("sh");
@@ -213,13 +216,14 @@ fn a_full_disk_costs_nothing_once_there_is_room() {
     let limited = "trap '' XFSZ; ulimit -S -f 10; exec \"$0\" \"$@\"";
     command.arg("-c").arg(limited).arg(serve.get_program()).args(serve.get_args());
     command.stderr(fs::File::create(setup.path("log")).expect("the log"));
-    let mut daemon = setup.start_as(command);
+    let mut daemon = setup.start_with(command);
     let mut peer = daemon.connect();
     let mut used = |times: u32| {
         for _ in 0..times {
-            let requests: Vec<u8> = (0..KEYS).flat_map(|key| ask(key, &key.to_string())).collect();
+            let requests: Vec<u8> = (0..KEYS).flat_map(|key| encode_verify(key, &key.to_string())).collect();
             peer.send(&requests);
-            (0..KEYS).for_each(|_| assert!(matches!(peer.hear(), Said::Answer { verdict: "ALLOWED", .. })));
+            (0..KEYS)
+                .for_each(|_| assert!(matches!(peer.receive(), Received::Answer { verdict: "ALLOWED", .. })));
         }
     };
     used(3);
@@ -234,7 +238,7 @@ fn a_full_disk_costs_nothing_once_there_is_room() {
         (written.lines().count() >= KEYS as usize).then_some(())
     });
     daemon.signal(Signal::TERM);
-    assert!(daemon.ended().success());
+    assert!(daemon.wait_for_exit().success());
     let lines = lines(&files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
     let heard = sum(&lines);
@@ -252,13 +256,13 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
     /// Every so many rounds, all files are looked at; in the others that would take long, and it is only the latest.
     const ALL: u64 = 20;
     let rows: String =
-        (0..KEYS).map(|key| format!("{},key_{key},{BURST}/30d\n", hex(&key.to_string()))).collect();
+        (0..KEYS).map(|key| format!("{},key_{key},{BURST}/30d\n", sha256_hex(&key.to_string()))).collect();
     let setup = Setup::new(&format!("key_hash,key_id,limits\n{rows}"));
     let setup = setup.config(
         "[server]\nworkers = 2\n[state]\nsave_interval = \"100ms\"\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"256KiB\"\nkeep = 1000",
     );
     let mut daemon = setup.start();
-    let requests: Vec<u8> = (0..KEYS).flat_map(|key| ask(key, &key.to_string())).collect();
+    let requests: Vec<u8> = (0..KEYS).flat_map(|key| encode_verify(key, &key.to_string())).collect();
     let (mut sent, mut seen, mut torn, mut remembered) = (0_u64, 0, 0, 0);
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     for round in 1..=ROUNDS {
@@ -269,7 +273,7 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
         while start.elapsed() < life {
             sent += u64::from(KEYS);
             peer.send(&requests);
-            (0..KEYS).for_each(|_| assert!(matches!(peer.hear(), Said::Answer { .. })));
+            (0..KEYS).for_each(|_| assert!(matches!(peer.receive(), Received::Answer { .. })));
         }
         daemon.kill();
         if random >> 61 == 7 {
@@ -294,12 +298,12 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
         assert!(charged <= sent / u64::from(KEYS) + 1, "{charged} remembered, {sent} sent to {KEYS} keys");
         remembered = remembered.max(charged);
         // Nothing is written or moved while it is looked at.
-        daemon.freeze();
+        daemon.pause();
         let files = files(daemon.setup.dir.path());
         let is_all = round % ALL == 0;
         let lines = lines(if is_all { &files } else { &files[files.len() - 1..] });
         assert_numbered(&lines, if is_all { 1 } else { lines.first().map_or(1, seq) });
-        daemon.thaw();
+        daemon.resume();
         if !is_all {
             continue;
         }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::{Daemon, Setup, hex, keyward};
+use crate::support::{Daemon, Setup, keyward, sha256_hex};
 use keyward_client::Request;
 use keyward_protocol::Verdict;
 use serde_json::{Value, json};
@@ -34,10 +34,10 @@ fn export() -> String {
     for (key, status, column) in rows {
         let not_before = if column == "not_before" { later } else { "" };
         let expires_at = if column == "expires_at" { "2001-01-01 00:00:00+00" } else { "" };
-        text += &format!("{},{key},,,,{status},{not_before},{expires_at},,,,,\n", hex(key));
+        text += &format!("{},{key},,,,{status},{not_before},{expires_at},,,,,\n", sha256_hex(key));
     }
     let full = [
-        hex("full"),
+        sha256_hex("full"),
         "full,acme,live,pro,active,,".into(),
         "invoices:read orders:*".into(),
         "\"10.0.0.0/8,2001:db8::/32\"".into(),
@@ -46,8 +46,8 @@ fn export() -> String {
         "\"{\"\"tier\"\":1}\"".into(),
     ];
     // PostgreSQL's empty array and JSON's: lists that admit nothing.
-    text += &format!("{},no-networks,,,,active,,,,{{}},,,\n", hex("no-networks"));
-    text += &format!("{},no-origins,,,,active,,,,,[],,\n", hex("no-origins"));
+    text += &format!("{},no-networks,,,,active,,,,{{}},,,\n", sha256_hex("no-networks"));
+    text += &format!("{},no-origins,,,,active,,,,,[],,\n", sha256_hex("no-origins"));
     text + &full.join(",") + "\n"
 }
 
@@ -221,7 +221,7 @@ fn a_daemon_without_keys_says_so_instead_of_refusing_connections() {
     let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((answer["verdict"].as_str(), answer["generation"].as_u64()), (Some("NOT_READY"), Some(0)));
     assert!(!daemon.status().ready);
-    daemon.setup.export(&export());
+    daemon.setup.write_export(&export());
     crate::support::wait_for("the export", || (daemon.verdict("plain") == "ALLOWED").then_some(()));
 }
 
@@ -243,7 +243,8 @@ fn a_source_that_is_too_old_is_not_served() {
 #[test]
 fn a_key_expires_by_itself() {
     let expires = now() + 2;
-    let daemon = Daemon::serving(&format!("key_hash,key_id,expires_at\n{},short,{expires}\n", hex("short")));
+    let daemon =
+        Daemon::serving(&format!("key_hash,key_id,expires_at\n{},short,{expires}\n", sha256_hex("short")));
     let mut client = daemon.client();
     loop {
         let before = now();

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Setup, hex, mode, replace, wait_for};
+use crate::support::{Daemon, Setup, mode, replace_export, sha256_hex, wait_for};
 
 const NEVER: &str = "poll = '1h'";
 
 fn export(key: &str) -> String {
-    format!("key_hash,key_id\n{},{key}\n", hex(key))
+    format!("key_hash,key_id\n{},{key}\n", sha256_hex(key))
 }
 
 /// A daemon whose source is at a path of its directory.
@@ -24,7 +24,7 @@ fn serving(path: &str, prepare: impl FnOnce(&Path)) -> Daemon {
 
 fn write(path: &Path, key: &str) {
     fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-    fs::write(path, mode::form(path, &export(key))).expect("an export");
+    fs::write(path, mode::encode_export(path, &export(key))).expect("an export");
 }
 
 fn takes(daemon: &Daemon, key: &str) {
@@ -44,7 +44,7 @@ fn release_link_that_is_turned_is_taken_again_and_again() {
         fs::rename(daemon.setup.path("new"), daemon.setup.path("current")).expect("renames");
         takes(&daemon, key);
         let later = format!("{key}-later");
-        replace(&daemon.setup.path(&format!("releases/{key}/keys.csv")), &export(&later));
+        replace_export(&daemon.setup.path(&format!("releases/{key}/keys.csv")), &export(&later));
         takes(&daemon, &later);
     }
     daemon.assert_logged("leads through another directory");
@@ -79,7 +79,7 @@ fn another_source_path_is_watched_from_the_reload_that_takes_it() {
     let outcome = daemon.force_reload();
     assert!(outcome.accepted, "{outcome:?}");
     for key in ["three", "four"] {
-        replace(&path, &export(key));
+        replace_export(&path, &export(key));
         takes(&daemon, key);
     }
 }
@@ -93,7 +93,7 @@ fn source_that_is_replaced_all_the_time_delays_no_reload() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                replace(&source, &export("storm"));
+                replace_export(&source, &export("storm"));
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
@@ -116,7 +116,7 @@ fn source_that_is_replaced_all_the_time_delays_no_reload() {
         stop.store(true, Ordering::Relaxed);
         assert!(took < Duration::from_secs(10), "{took:?}");
     });
-    replace(&source, &export("last"));
+    replace_export(&source, &export("last"));
     takes(&daemon, "last");
 }
 

@@ -48,8 +48,8 @@ pub use rate::Rate;
 pub use reclaim::PendingReclaim;
 pub use slots::BucketRef;
 
-/// A deliberately wrong charge of several limits: it checks all limits first and charges them afterwards,
-/// without locking them. The explorers must find the race.
+/// A deliberately wrong charge of several limits: it checks all limits first and charges them
+/// afterwards, without locking them. The explorers must find the race.
 impl Limiter {
     pub fn charge_racily(&self, charges: &[Charge], now: u64, cost: u32) -> bool {
         let slots = &self.buckets.slots;

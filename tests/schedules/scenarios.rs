@@ -1,14 +1,15 @@
 //! Concurrent uses of the limiter, and what must hold after every interleaving of them.
 //!
-//! Time stands still at tick 1, so the cost admitted plus the cost left always equals the burst. The explorer
-//! itself detects deadlocks and threads that wait forever.
+//! Time stands still at tick 1, so the cost admitted plus the cost left always equals the burst.
+//! The explorer itself detects deadlocks and threads that wait forever.
 
 use crate::limiter::{BucketId, BucketRef, Charge, Limiter, Outcome, Rate, SlotAllocator};
 use crate::sync::{Arc, spawn};
 
 const NOW: u64 = 1;
 
-/// One unit a second: nothing refills while time stands still, and levels are whole numbers at every burst.
+/// One unit a second: nothing refills while time stands still, and levels are whole numbers at
+/// every burst.
 fn rate(burst: u64) -> Rate {
     Rate::new(1, 1_000_000_000, burst).expect("the rate is in range")
 }
@@ -55,8 +56,8 @@ fn left(limiter: &Limiter, charge: Charge) -> u32 {
     }
 }
 
-/// `threads` threads charge two limits in opposite orders. As many charges are admitted as the smaller limit
-/// has room for, and both limits are charged for all of them.
+/// `threads` threads charge two limits in opposite orders. As many charges are admitted as the
+/// smaller limit has room for, and both limits are charged for all of them.
 pub fn opposite_orders(threads: u32) {
     let (limiter, _allocator, [small, large]) = buckets([u64::from(threads) - 1, 5]);
     let charge = move |limiter: &Limiter, thread: u32| {
@@ -86,8 +87,8 @@ pub fn opposite_orders_racily() {
     assert!(sum <= 1, "OVERDRAWN: the burst is 1");
 }
 
-/// One thread charges two limits while another charges one of them. Exactly one charge is admitted, and a
-/// refusal charges neither limit.
+/// One thread charges two limits while another charges one of them. Exactly one charge is admitted,
+/// and a refusal charges neither limit.
 pub fn together_and_alone() {
     let (limiter, _allocator, [small, large]) = buckets([1, 3]);
     let both = spawn({
@@ -100,8 +101,8 @@ pub fn together_and_alone() {
     assert_eq!((left(&limiter, small), left(&limiter, large)), (0, 3 - both), "a refusal charges neither");
 }
 
-/// Two threads charge a shadow limit that has room for one of them. It is charged once, and exactly one of
-/// the threads is told that it would have refused.
+/// Two threads charge a shadow limit that has room for one of them. It is charged once, and exactly
+/// one of the threads is told that it would have refused.
 pub fn shadow() {
     let (limiter, _allocator, [observed, large]) = buckets([1, 3]);
     let charges = [Charge { shadow: true, ..observed }, large];
@@ -133,8 +134,8 @@ pub fn charge_and_refund() {
 }
 
 /// A reload changes a limit's burst, while threads charge it at the old rate and, once they find it
-/// superseded, at the new rate. The balance is migrated once and accounts for every admission. Afterwards the
-/// old slot is reclaimed.
+/// superseded, at the new rate. The balance is migrated once and accounts for every admission.
+/// Afterwards the old slot is reclaimed.
 pub fn charge_and_rate_change(others: usize) {
     let (limiter, mut allocator, [old]) = buckets([2]);
     let old_bucket = BucketRef { slot: old.slot, rate: old.rate };
@@ -160,8 +161,8 @@ pub fn charge_and_rate_change(others: usize) {
     assert_eq!(allocator.in_use(), 1);
 }
 
-/// A thread charges two limits while a reload changes one of them. The charge is all or nothing, even if the
-/// first bucket is already locked when the second is found superseded.
+/// A thread charges two limits while a reload changes one of them. The charge is all or nothing,
+/// even if the first bucket is already locked when the second is found superseded.
 pub fn several_and_rate_change() {
     let (limiter, mut allocator, charges @ [first, second]) = buckets([2, 2]);
     let old = charges.map(|Charge { slot, rate, .. }| BucketRef { slot, rate });

@@ -1,18 +1,18 @@
-//! The socket's own limit: a server that reads requests and writes as many answers, and decides nothing.
-//! [`crate::echo_server`] is one.
+//! A server that writes one answer of fixed size for each request, such as [`crate::echo_server`]:
+//! the limit of the socket itself.
 
-use super::{Fault, Ring, Tally, Target};
+use super::{LoadError, Ring, Tally, Target};
 
-/// An echo to load, with the requests of another target.
+/// An echo server.
 pub(crate) struct Echo {
     ring: Ring,
-    answer: usize,
+    answer_bytes: usize,
 }
 
 impl Echo {
-    /// One that answers each request with `answer` bytes (1 or more).
-    pub(crate) fn new(ring: Ring, answer: usize) -> Self {
-        Self { ring, answer: answer.max(1) }
+    /// A server that answers each request with `answer_bytes` bytes, at least 1.
+    pub(crate) fn new(ring: Ring, answer_bytes: usize) -> Self {
+        Self { ring, answer_bytes: answer_bytes.max(1) }
     }
 }
 
@@ -25,29 +25,35 @@ impl Target for Echo {
         &self.ring
     }
 
-    fn answer(&self, input: &[u8], _: u64, _: bool, tally: &mut Tally) -> Result<Option<usize>, Fault> {
-        if input.len() < self.answer {
+    fn parse_answer(
+        &self,
+        input: &[u8],
+        _: u64,
+        _: bool,
+        tally: &mut Tally,
+    ) -> Result<Option<usize>, LoadError> {
+        if input.len() < self.answer_bytes {
             return Ok(None);
         }
         tally.count(0);
-        Ok(Some(self.answer))
+        Ok(Some(self.answer_bytes))
     }
 
-    fn outcome(&self, _: u8) -> String {
+    fn outcome_name(&self, _: u8) -> String {
         "echoed".into()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{holds_for_every_cut, take_all};
+    use super::super::tests::{assert_complete_only_as_a_whole, parse_all};
     use super::*;
 
     #[test]
-    fn answers_are_counted_by_their_size() {
-        let echo = Echo::new(Ring::new(1, |_, out| out.extend([0; 48])).expect("one"), 80);
-        let (tally, left) = take_all(&echo, &[0; 170]).expect("anything goes");
+    fn answers_are_counted_by_size() {
+        let echo = Echo::new(Ring::new(1, |_, out| out.extend([0; 48])).expect("one request"), 80);
+        let (tally, left) = parse_all(&echo, &[0; 170]).expect("any bytes are valid");
         assert_eq!((tally.outcomes().collect::<Vec<_>>(), left), (vec![(0, 2)], 10));
-        holds_for_every_cut(&echo, &[0; 80]);
+        assert_complete_only_as_a_whole(&echo, &[0; 80]);
     }
 }

@@ -1,57 +1,59 @@
-//! PostgreSQL: one row by its indexed hash, prepared once, in the extended protocol (version 3), pipelined. Every request
-//! is Bind, Execute and Sync, a transaction of its own, as an application asks one question.
+//! PostgreSQL: a SELECT of one row by its indexed hash, prepared once, in the extended query
+//! protocol (version 3), pipelined. Each request is Bind, Execute and Sync, and so a transaction of
+//! its own, like a single query of an application.
 //!
-//! As much of the protocol as that takes, over a Unix socket that trusts its peer: a load has to be encoded in advance,
-//! which no client library does.
+//! This implements only the messages that are needed, over a Unix socket with `trust`
+//! authentication: no client library can encode requests in advance.
 
 use std::os::unix::net::UnixStream;
 
-use super::{Fault, Ring, Tally, Target, ask};
-use crate::keys::{Keys, Wanted};
+use super::{LoadError, Ring, Tally, Target, round_trip};
+use crate::keys::{Keys, RequestedKey};
 
-/// Who asks, and where.
+/// Parameters of the startup message.
 const STARTUP: &[(&str, &str)] = &[("user", "postgres"), ("database", "postgres")];
 
-/// Version 3.0.
+/// Protocol version 3.0.
 const VERSION: i32 = 3 << 16;
 
-/// What is asked, under this name.
+/// Name of the prepared statement.
 const STATEMENT: &[u8] = b"q\0";
+/// The prepared statement.
 const QUERY: &[u8] = b"SELECT key_id, owner, environment, plan, limits FROM api_keys WHERE key_hash = $1\0";
 
 /// The type of the parameter: bytea.
 const BYTEA: i32 = 17;
 
-/// Longest message that is taken for one.
+/// Longest message that is accepted.
 const MAX_MESSAGE: usize = 1 << 20;
 
 const HIT: u8 = 0;
 const MISS: u8 = 1;
 
-/// A PostgreSQL to load: its table is `api_keys`.
+/// A PostgreSQL server with the table `api_keys`.
 pub(crate) struct Postgres {
     ring: Ring,
 }
 
 impl Postgres {
-    /// SELECT by each key's digest.
+    /// Encodes a SELECT of each digest.
     ///
     /// # Errors
-    /// When there is nothing to ask for.
-    pub(crate) fn new(keys: &Keys, hit_rate: f64) -> Result<Self, Fault> {
-        let mut plan = keys.plan(hit_rate);
-        let ring = Ring::new(plan.len(), |_, out| {
-            if let Wanted::Digest(digest) = plan.next_key() {
-                request(&digest, out);
+    /// When there are no requests.
+    pub(crate) fn new(keys: &Keys, hit_rate: f64) -> Result<Self, LoadError> {
+        let mut sequence = keys.sequence(hit_rate);
+        let ring = Ring::new(sequence.len(), |_, out| {
+            if let RequestedKey::Digest(digest) = sequence.next_key() {
+                encode_request(&digest, out);
             }
         });
-        Ok(Self { ring: ring.map_err(|error| Fault::Unfit(error.to_string()))? })
+        Ok(Self { ring: ring.map_err(|error| LoadError::InvalidOptions(error.to_string()))? })
     }
 }
 
-/// Bind to the unnamed portal, Execute, Sync.
-fn request(digest: &[u8; 32], out: &mut Vec<u8>) {
-    message(b'B', out, |out| {
+/// Appends Bind to the unnamed portal, Execute and Sync.
+fn encode_request(digest: &[u8; 32], out: &mut Vec<u8>) {
+    encode_message(b'B', out, |out| {
         out.push(0);
         out.extend_from_slice(STATEMENT);
         // One format for all parameters: binary. One parameter.
@@ -65,13 +67,14 @@ fn request(digest: &[u8; 32], out: &mut Vec<u8>) {
             out.extend_from_slice(&number.to_be_bytes());
         }
     });
-    // Of the unnamed portal, all rows.
-    message(b'E', out, |out| out.extend_from_slice(&[0; 5]));
-    message(b'S', out, |_| ());
+    // The unnamed portal, all rows.
+    encode_message(b'E', out, |out| out.extend_from_slice(&[0; 5]));
+    encode_message(b'S', out, |_| ());
 }
 
-/// Startup, and, as a trusting server needs no answer in between, Parse and Sync.
-fn greeting() -> Vec<u8> {
+/// The startup message, followed by Parse and Sync: without a password, the server needs no message
+/// in between.
+fn handshake_request() -> Vec<u8> {
     let mut startup = Vec::new();
     startup.extend_from_slice(&VERSION.to_be_bytes());
     for (name, value) in STARTUP {
@@ -83,18 +86,18 @@ fn greeting() -> Vec<u8> {
     startup.push(0);
     let mut out = (4 + startup.len() as i32).to_be_bytes().to_vec();
     out.extend_from_slice(&startup);
-    message(b'P', &mut out, |out| {
+    encode_message(b'P', &mut out, |out| {
         out.extend_from_slice(STATEMENT);
         out.extend_from_slice(QUERY);
         out.extend_from_slice(&1_i16.to_be_bytes());
         out.extend_from_slice(&BYTEA.to_be_bytes());
     });
-    message(b'S', &mut out, |_| ());
+    encode_message(b'S', &mut out, |_| ());
     out
 }
 
-/// Appends a message: its type, its length, and what `write` appends.
-fn message(kind: u8, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+/// Appends a message: its type, its length, and the body that `write` appends.
+fn encode_message(kind: u8, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     out.push(kind);
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -106,19 +109,19 @@ fn message(kind: u8, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 /// A message's type, its body and its size.
 type Message<'a> = (u8, &'a [u8], usize);
 
-/// The message at the front of `input`.
-fn split(input: &[u8]) -> Result<Option<Message<'_>>, Fault> {
+/// Parses the message at the start of `input`; `None` if it is incomplete.
+fn parse_message(input: &[u8]) -> Result<Option<Message<'_>>, LoadError> {
     let Some((head, _)) = input.split_first_chunk::<5>() else {
         return Ok(None);
     };
     let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
     if !(4..=MAX_MESSAGE).contains(&length) {
-        return Err(Fault::Broken(format!("a message of {length} bytes")));
+        return Err(LoadError::Protocol(format!("a message of {length} bytes")));
     }
     Ok(input.get(5..1 + length).map(|body| (head[0], body, 1 + length)))
 }
 
-/// What an ErrorResponse says: the text of field M.
+/// The text of an ErrorResponse: its field M.
 fn error_text(body: &[u8]) -> String {
     let text = body.split(|byte| *byte == 0).find_map(|field| field.strip_prefix(b"M"));
     String::from_utf8_lossy(text.unwrap_or(b"an error")).into_owned()
@@ -133,14 +136,16 @@ impl Target for Postgres {
         &self.ring
     }
 
-    fn greet(&self, stream: &mut UnixStream) -> Result<(), Fault> {
-        ask(stream, &greeting(), |input| {
+    fn handshake(&self, stream: &mut UnixStream) -> Result<(), LoadError> {
+        round_trip(stream, &handshake_request(), |input| {
             let (mut at, mut parsed) = (0, false);
-            while let Some((kind, body, size)) = split(&input[at..])? {
+            while let Some((kind, body, size)) = parse_message(&input[at..])? {
                 at += size;
                 match kind {
-                    b'E' => return Err(Fault::Refused(error_text(body))),
-                    b'R' if body != [0; 4] => return Err(Fault::Refused("it asks for a password".into())),
+                    b'E' => return Err(LoadError::Refused(error_text(body))),
+                    b'R' if body != [0; 4] => {
+                        return Err(LoadError::Refused("it asks for a password".into()));
+                    }
                     b'1' => parsed = true,
                     b'Z' if parsed => return Ok(Some(())),
                     _ => {}
@@ -150,10 +155,16 @@ impl Target for Postgres {
         })
     }
 
-    /// Everything up to ReadyForQuery.
-    fn answer(&self, input: &[u8], _: u64, _: bool, tally: &mut Tally) -> Result<Option<usize>, Fault> {
+    /// Parses all messages up to ReadyForQuery.
+    fn parse_answer(
+        &self,
+        input: &[u8],
+        _: u64,
+        _: bool,
+        tally: &mut Tally,
+    ) -> Result<Option<usize>, LoadError> {
         let (mut at, mut bound, mut rows, mut error) = (0, false, 0, None);
-        while let Some((kind, body, size)) = split(&input[at..])? {
+        while let Some((kind, body, size)) = parse_message(&input[at..])? {
             at += size;
             match kind {
                 b'2' => bound = true,
@@ -163,27 +174,29 @@ impl Target for Postgres {
                 b'E' => error = Some(error_text(body)),
                 b'Z' => {
                     match (error, bound, rows) {
-                        (Some(error), ..) => tally.error(error),
+                        (Some(error), ..) => tally.count_error(error),
                         (None, true, 0) => tally.count(MISS),
                         (None, true, 1) => tally.count(HIT),
-                        _ => return Err(Fault::Broken("a query has not one row or none".into())),
+                        _ => return Err(LoadError::Protocol("a query has neither one row nor none".into())),
                     }
                     return Ok(Some(at));
                 }
-                other => return Err(Fault::Broken(format!("a message of type {:?}", char::from(other)))),
+                other => {
+                    return Err(LoadError::Protocol(format!("a message of type {:?}", char::from(other))));
+                }
             }
         }
         Ok(None)
     }
 
-    fn outcome(&self, outcome: u8) -> String {
+    fn outcome_name(&self, outcome: u8) -> String {
         if outcome == HIT { "hit".into() } else { "miss".into() }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{holds_for_every_cut, take_all};
+    use super::super::tests::{assert_complete_only_as_a_whole, parse_all};
     use super::*;
 
     fn target() -> Postgres {
@@ -193,17 +206,17 @@ mod tests {
     fn stream(kinds: &[(u8, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
         for (kind, body) in kinds {
-            message(*kind, &mut out, |out| out.extend_from_slice(body));
+            encode_message(*kind, &mut out, |out| out.extend_from_slice(body));
         }
         out
     }
 
     #[test]
-    fn a_request_is_bind_execute_sync() {
+    fn request_is_bind_execute_and_sync() {
         let target = target();
         let mut input = target.ring.request(0);
         let mut kinds = Vec::new();
-        while let Some((kind, _, size)) = split(input).expect("messages") {
+        while let Some((kind, _, size)) = parse_message(input).expect("messages") {
             kinds.push(kind);
             input = &input[size..];
         }
@@ -212,26 +225,26 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_counted_and_errors_are_named() {
+    fn rows_and_errors_are_counted() {
         let hit = stream(&[(b'2', b""), (b'D', b"row"), (b'C', b"SELECT 1\0"), (b'Z', b"I")]);
         let miss = stream(&[(b'2', b""), (b'C', b"SELECT 0\0"), (b'Z', b"I")]);
         let error = stream(&[(b'E', b"SERROR\0Mno such table\0\0"), (b'Z', b"I")]);
-        let (tally, left) = take_all(&target(), &[&hit[..], &miss, &error].concat()).expect("answers");
+        let (tally, left) = parse_all(&target(), &[&hit[..], &miss, &error].concat()).expect("answers");
         assert_eq!((tally.outcomes().collect::<Vec<_>>(), left), (vec![(HIT, 1), (MISS, 1)], 0));
         assert_eq!(tally.errors["no such table"], 1);
-        holds_for_every_cut(&target(), &hit);
+        assert_complete_only_as_a_whole(&target(), &hit);
     }
 
     #[test]
-    fn what_is_no_answer_is_an_error() {
+    fn invalid_answer_is_an_error() {
         for kinds in [
             &[(b'Z', &b"I"[..])][..],
             &[(b'D', b"row"), (b'Z', b"I")],
             &[(b'2', b""), (b'D', b""), (b'D', b""), (b'Z', b"I")],
             &[(b'?', b"")],
         ] {
-            assert!(take_all(&target(), &stream(kinds)).is_err(), "{kinds:?}");
+            assert!(parse_all(&target(), &stream(kinds)).is_err(), "{kinds:?}");
         }
-        assert!(take_all(&target(), &[b'2', 0, 0, 0, 3]).is_err());
+        assert!(parse_all(&target(), &[b'2', 0, 0, 0, 3]).is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! The binary as a user starts it. `tests/integration/bench.rs` of the workspace runs it against a daemon.
+//! The binary as a user starts it. `tests/integration/bench.rs` of the workspace runs it against a
+//! daemon.
 
 #![allow(clippy::expect_used)]
 

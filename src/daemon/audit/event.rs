@@ -1,76 +1,78 @@
-//! What the audit trail can say. There is no room in it for a text that came from somewhere: a file's path, a key's id and
-//! an owner's name are the only ones.
+//! The events of the audit trail. Their only free text is paths of files, key ids and owners.
 
+use keyward_engine::snapshot::ChangeCounts;
 use serde::Serialize;
 
-/// Who gave a command or was refused, as the kernel has it.
+/// The process that gave a command or was refused, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Peer {
-    /// User.
+    /// The user.
     pub uid: u32,
-    /// Process, where the kernel says.
+    /// The process, if the kernel reports it.
     pub pid: Option<i32>,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event<'a> {
     /// The daemon started.
     Start {
-        /// Its version.
+        /// The version of keyward.
         version: &'static str,
-        /// Its process.
+        /// The daemon's process.
         pid: u32,
-        /// Its user.
+        /// The daemon's user.
         uid: u32,
     },
     /// The configuration was read.
     Configuration {
-        /// The file; none for a daemon with options only.
+        /// The file; `None` for a daemon that is configured by options only.
         file: Option<String>,
-        /// Whether it can be used. Whether it is in force, the reload that comes after it says.
+        /// Whether it is valid. The following reload event records whether it is in force.
         valid: bool,
-        /// Where it is wrong, if it is. Counted from 1.
+        /// The line of the error, from 1.
         #[serde(skip_serializing_if = "Option::is_none")]
         line: Option<u64>,
-        /// Counted from 1.
+        /// The column of the error, from 1.
         #[serde(skip_serializing_if = "Option::is_none")]
         column: Option<u64>,
     },
     /// The source was read.
     Reload(Reload<'a>),
-    /// The source was refused while nothing was served: the last good keys are served in its place, or cannot be.
+    /// The source was refused while nothing was served. The last good keys are served instead, or
+    /// cannot be.
     LastGood(LastGood),
     /// An operator revoked a key, or an owner's keys.
     Revoke(Revocation<'a>),
     /// An operator took a revocation back.
     Unrevoke(Revocation<'a>),
-    /// The source says itself that something is revoked. The revocation stays on the list for `revocation.keep`.
+    /// The source agrees with a revocation. The entry stays on the list for `revocation.keep`.
     RevocationAgreed(RevocationStatus<'a>),
-    /// The source says active of something that is revoked, and that it had called revoked. It stays revoked.
+    /// The source lists something as active that is revoked, after it had agreed. It stays revoked.
     RevocationConflict(RevocationStatus<'a>),
-    /// The source does not say revoked any more, and not active either.
+    /// The source no longer agrees with a revocation, and does not list the target as active
+    /// either.
     RevocationUnconfirmed(RevocationStatus<'a>),
-    /// A revocation has left the list: the source has said the same for `revocation.keep`.
+    /// A revocation has left the list: the source has agreed for `revocation.keep`.
     RevocationDropped(RevocationStatus<'a>),
-    /// The daemon started with a list of revocations that had lost something, because an operator had accepted that.
+    /// The daemon started with an incomplete list of revocations, which an operator had accepted.
     LostRevocationsAccepted {
         /// The operator's user.
         by_uid: u32,
-        /// When, as RFC 3339 has it.
+        /// When the operator accepted it, RFC 3339.
         at: String,
-        /// Revocations that are left.
+        /// Revocations that remain.
         revocations: usize,
     },
-    /// A peer was turned away.
+    /// A peer was refused.
     PeerRefused(PeerRefusal),
-    /// The disk took no lines for so long that some were lost.
+    /// Lines were lost, because the disk accepted none for too long.
     Lost {
-        /// How many.
+        /// The number of lost events.
         events: u64,
     },
-    /// The daemon was told to stop, and has drained.
+    /// The daemon has drained and stops.
     Stop,
 }
 
@@ -78,9 +80,9 @@ pub enum Event<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Socket {
-    /// Requests.
+    /// The socket for requests.
     Verify,
-    /// Operators.
+    /// The socket for operators.
     Admin,
 }
 
@@ -98,78 +100,78 @@ pub enum Trigger {
     Command,
 }
 
-/// A reload that ended.
+/// The outcome of a reload.
 #[derive(Clone, Debug, Serialize)]
 pub struct Reload<'a> {
-    /// Why it was made.
+    /// What triggered it.
     pub trigger: Trigger,
-    /// Who asked for it; several may be answered together.
+    /// The operators that requested it. Several may share a reload.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub peers: &'a [Peer],
-    /// Whether the guard was overruled.
+    /// Whether the guard was overridden.
     pub force: bool,
     /// Whether the new keys are in force.
     pub accepted: bool,
-    /// Keys in force.
+    /// The number of keys in force.
     pub keys: usize,
-    /// What an accepted one changed, or one that the guard refused would have.
+    /// What the reload changed, or would have changed if the guard had accepted it.
     #[serde(flatten)]
-    pub changes: Option<Changes>,
-    /// Some of the keys.
+    pub changes: Option<ChangeCounts>,
+    /// The first of these keys.
     #[serde(flatten)]
     pub examples: AccessExamples<'a>,
-    /// What came of rows that cannot be understood.
+    /// The effects of bad rows.
     #[serde(flatten)]
     pub withheld: Box<Withheld>,
-    /// Why it was refused, in a word.
+    /// Why it was refused, as a code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// Where the first finding is.
+    /// The location of the first diagnostic.
     #[serde(flatten)]
-    pub place: Option<FileLocation>,
-    /// How many findings there are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub findings: Option<u64>,
+    pub location: Option<FileLocation>,
+    /// The number of diagnostics.
+    #[serde(rename = "findings", skip_serializing_if = "Option::is_none")]
+    pub diagnostics: Option<u64>,
     /// How long it took.
     pub took_ms: u64,
 }
 
-/// Keys that a reload has disabled or restricted because of rows that cannot be understood.
+/// Keys that a reload has disabled or restricted because of bad rows.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Withheld {
     /// Rows that were set aside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bad_rows: Option<u64>,
-    /// Those of them whose hash cannot be read.
+    /// Those rows whose hash cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreadable_rows: Option<usize>,
     /// Keys that are disabled because their rows are set aside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub set_aside: Option<usize>,
-    /// Some of them, by id.
+    /// The ids of the first of these keys.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub set_aside_keys: Vec<Box<str>>,
-    /// Keys from which sources that were refused have taken something away since one was accepted.
+    /// Keys that takeaways of refused sources apply to since a source was accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub taken_away: Option<usize>,
-    /// Some of them, by id.
+    /// The ids of the first of these keys.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub taken_away_keys: Vec<Box<str>>,
-    /// Whether what the source takes away has no effect, because it is too much.
+    /// Whether the takeaways of the source are not applied, because they are too many.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub takeaways_refused: bool,
 }
 
-/// What became of the last good keys.
+/// The use of the last good keys.
 #[derive(Clone, Debug, Serialize)]
 pub struct LastGood {
     /// Whether they are served.
     pub in_use: bool,
-    /// Why the source was refused, or else why they cannot be served, in a word.
+    /// Why the source was refused, or else why they cannot be served, as a code.
     pub reason: &'static str,
-    /// How many there are.
+    /// The number of keys.
     pub keys: usize,
-    /// When they had come into force, in UTC.
+    /// When they came into force, in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted_at: Option<String>,
     /// When their source was written, in UTC.
@@ -178,99 +180,79 @@ pub struct LastGood {
 }
 
 impl LastGood {
-    /// They cannot be served.
+    /// The event that they cannot be served.
     pub fn unusable(reason: &'static str) -> Self {
         Self { in_use: false, reason, keys: 0, accepted_at: None, source_written_at: None }
     }
 }
-
-/// What a reload changed.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Changes {
-    /// New hashes.
-    pub added: usize,
-    /// Hashes that are gone.
-    pub removed: usize,
-    /// Hashes whose row says something else.
-    pub changed: usize,
-    /// Keys that were active and are not any more.
-    pub revoked: usize,
-    /// Keys that work and stop working.
-    pub stopping: usize,
-    /// Keys that are listed, do not work, and start working.
-    pub starting: usize,
-    /// Keys that lose a restriction.
-    pub loosened: usize,
-}
-
-/// The first keys whose access a reload changes, by their ids.
+/// The ids of the first keys whose access a reload changes.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct AccessExamples<'a> {
-    /// Those that stop working.
+    /// Keys that stop working.
     #[serde(rename = "stopping_keys", skip_serializing_if = "Vec::is_empty")]
     pub stopping: Vec<&'a str>,
-    /// Those that start working.
+    /// Keys that start working.
     #[serde(rename = "starting_keys", skip_serializing_if = "Vec::is_empty")]
     pub starting: Vec<&'a str>,
-    /// Those that lose a restriction.
+    /// Keys that lose a restriction.
     #[serde(rename = "loosened_keys", skip_serializing_if = "Vec::is_empty")]
     pub loosened: Vec<&'a str>,
 }
 
-/// A place in a file.
+/// A location in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileLocation {
     /// The file.
     pub file: String,
-    /// Counted from 1.
+    /// The line, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
-    /// Counted from 1.
+    /// The column, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<u64>,
 }
 
-/// A revocation by an operator. The texts are those of the source: what somebody typed may be a key, and is not to be
-/// recorded unless the source lists it as a key's id or an owner.
+/// A revocation by an operator. An operator may have typed a raw key by mistake, so a name is
+/// recorded only if the source lists it as a key id or an owner.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Revocation<'a> {
-    /// The key's id, where one key was named.
+    /// The key's id, if the target is a key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_id: Option<&'a str>,
-    /// The owner, where an owner's keys were named.
+    /// The owner, if the target is an owner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<&'a str>,
-    /// Rows that it applies to.
+    /// The number of rows that it applies to.
     pub keys: usize,
-    /// Rows of these that are revoked now, by whomever.
+    /// The rows of these that are revoked now, for any reason.
     pub revoked: usize,
-    /// Who gave the command.
+    /// The operator.
     #[serde(flatten)]
     pub peer: Peer,
 }
 
-/// A revocation on the list, by what the source says of it.
+/// A revocation on the list whose status in the source has changed.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct RevocationStatus<'a> {
-    /// The key's id, where one key was named.
+    /// The key's id, if the target is a key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_id: Option<&'a str>,
-    /// The owner, where an owner's keys were named.
+    /// The owner, if the target is an owner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<&'a str>,
-    /// Rows of the source that it was about; none where the source no longer lists any.
+    /// The rows of the source that it applies to; 0 if the source no longer lists any.
     pub keys: usize,
 }
 
-/// Refusals of one user at one socket, since the line before.
+/// Refusals of one user at one socket since the previous line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PeerRefusal {
-    /// Where.
+    /// The socket.
     pub socket: Socket,
-    /// Who; none for those beyond the number of users that are told apart.
+    /// The user; `None` for users that are counted together.
     pub uid: Option<u32>,
-    /// The process of the first of them.
+    /// The process of the first refusal.
     pub pid: Option<i32>,
-    /// How many.
+    /// The number of refusals.
     pub count: u64,
 }

@@ -1,13 +1,15 @@
-//! The audit trail: who changed what is answered, and who was turned away, in `audit.jsonl` of the state directory.
+//! The audit trail: changes of what is answered, and refused peers, in `audit.jsonl` of the state
+//! directory.
 //!
-//! One JSON object a line, only ever appended; `seq` goes up by one from line to line, over rotations and restarts, so
-//! that a gap shows. What an event may say is fixed by its type ([`Event`]): ids and numbers, no text of an export, and so
-//! never a key or a hash.
+//! Each line is a JSON object. Lines are only appended; `seq` increases by one from line to line,
+//! across rotations and restarts, so a gap shows. The type of an event determines its content
+//! ([`Event`]): ids and numbers, no text of an export, and so never a key or a hash.
 //!
-//! An event is durable when [`record`](Audit::record) returns. Only refusals of peers are not: whoever is refused can come
-//! back thousands of times a second, so they are counted ([`refusals`]) and written by a thread of their own, a line for a
-//! user and a minute, without waiting for the disk. A disk that is full stops nothing: lines wait in memory, a bounded
-//! number of them, and are tried again every second; what was lost is a line of its own.
+//! An event is durable when [`record`](Audit::record) returns. Refusals of peers are the exception:
+//! a peer can be refused thousands of times a second. They are counted ([`refusals`]), and a thread
+//! writes one line per user and minute, without waiting for the disk. A full disk stops nothing: a
+//! bounded number of lines waits in memory, and the write is retried every second. Lines that are
+//! lost are reported by a line of their own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Stamp;
+use crate::clock::Timestamp;
 use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 
 mod event;
@@ -26,37 +28,37 @@ mod refusals;
 mod tests;
 
 pub use event::{
-    AccessExamples, Changes, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation,
-    RevocationStatus, Socket, Trigger, Withheld,
+    AccessExamples, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation, RevocationStatus,
+    Socket, Trigger, Withheld,
 };
 use refusals::Refusals;
 
 /// The name of the file.
 const FILE: &str = "audit.jsonl";
 
-/// Bytes of lines that wait for a disk that takes none: some thousand events.
-const MAX_WAITING: usize = 256 * 1024;
+/// Most bytes of lines that wait in memory for the disk: some thousand events.
+const MAX_PENDING_BYTES: usize = 256 * 1024;
 
-/// Events that are written at once: half of what may wait, with the longest names there are.
-const BATCH: usize = 256;
+/// Events in one write: half of what may wait, even with the longest names.
+const EVENTS_PER_WRITE: usize = 256;
 
-/// How long the thread sleeps when nothing is due.
+/// How long the thread sleeps if nothing is due.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// How long lines that could not be written wait before they are tried again.
+/// Delay before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Writes events down; clones write to the same file. Without a state directory it does nothing.
+/// Records events. Clones write to the same file. Without a state directory it does nothing.
 #[derive(Clone)]
 pub struct Audit {
     trail: Option<Arc<Trail>>,
 }
 
 struct Trail {
-    /// The snapshot in force.
+    /// The generation of the snapshot in force.
     generation: AtomicU64,
     writer: Mutex<Writer>,
-    /// Apart from the writer, so that who accepts connections never waits for a disk.
+    /// Separate from the writer, so that accepting connections never waits for the disk.
     refusals: Mutex<Refusals>,
     wake: SyncSender<()>,
     health: WriteHealth,
@@ -64,19 +66,20 @@ struct Trail {
 
 struct Writer {
     journal: LazyJournal,
-    /// Of the last line.
+    /// The number of the last line.
     seq: u64,
-    /// Lines that could not be written yet.
-    waiting: Vec<u8>,
+    /// Lines that are not written yet.
+    pending: Vec<u8>,
+    /// Events that were lost since the last write.
     lost: u64,
-    /// Lines have been written that are not durable yet, and are to be.
+    /// Whether lines that have to be durable are not synced yet.
     unsynced: bool,
 }
 
 #[derive(Serialize)]
 struct Line<'a> {
     seq: u64,
-    time: Stamp,
+    time: Timestamp,
     generation: u64,
     #[serde(flatten)]
     event: &'a Event<'a>,
@@ -88,14 +91,14 @@ struct Seq {
 }
 
 impl Audit {
-    /// Goes on with the trail in `directory`.
+    /// Continues the trail in `directory`.
     ///
     /// # Errors
     /// When its file cannot be opened.
     pub fn open(directory: &StateDir, rotation: Rotation) -> Result<Self, FileError> {
         let (journal, last_line) = LazyJournal::open(directory, FILE, rotation)?;
         let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
-        let writer = Mutex::new(Writer { journal, seq, waiting: Vec::new(), lost: 0, unsynced: false });
+        let writer = Mutex::new(Writer { journal, seq, pending: Vec::new(), lost: 0, unsynced: false });
         let (wake, woken) = sync_channel(1);
         let refusals = Mutex::new(Refusals::default());
         let health = directory.health().clone();
@@ -105,51 +108,52 @@ impl Audit {
             std::thread::Builder::new().name("audit".into()).spawn(move || write_refusals(&weak, &woken));
         started.map_err(|error| FileError {
             path: directory.path(FILE),
-            what: "start the thread that writes to it",
+            action: "start the thread that writes to it",
             error,
         })?;
         Ok(Self { trail: Some(trail) })
     }
 
-    /// Writes nothing.
+    /// A trail that records nothing.
     pub fn disabled() -> Self {
         Self { trail: None }
     }
 
-    /// From here on, events belong to this snapshot.
+    /// Sets the generation that the following events belong to.
     pub fn set_generation(&self, generation: u64) {
         if let Some(trail) = &self.trail {
             trail.generation.store(generation, Ordering::Relaxed);
         }
     }
 
-    /// Writes an event down, and waits until it is durable. What goes wrong is said in the log and ends nothing.
+    /// Records an event, and waits until it is durable. A failure is logged; it is not an error for
+    /// the caller.
     pub fn record(&self, event: &Event<'_>) {
         if let Some(trail) = &self.trail {
             trail.write(&[event], true);
         }
     }
 
-    /// Writes several down at once, as [`record`](Self::record) does one.
+    /// Records several events, as [`record`](Self::record) does.
     pub fn record_all(&self, events: &[Event<'_>]) {
         if let Some(trail) = &self.trail {
-            for batch in events.chunks(BATCH) {
+            for batch in events.chunks(EVENTS_PER_WRITE) {
                 trail.write(&batch.iter().collect::<Vec<_>>(), true);
             }
         }
     }
 
-    /// A peer may not use a socket. Waits for nothing.
+    /// Counts a peer that may not use a socket. Does not wait.
     pub fn refuse_peer(&self, socket: Socket, peer: Peer) {
         if let Some(trail) = &self.trail
             && lock(&trail.refusals).add(socket, peer, Instant::now())
         {
-            // One that is there already wakes it as well.
-            let _woken = trail.wake.try_send(());
+            // If the channel is full, the thread wakes up anyway.
+            let _ = trail.wake.try_send(());
         }
     }
 
-    /// The daemon ends: writes what was counted, and that.
+    /// Records pending refusals and the end of the daemon.
     pub fn stop(&self) {
         if let Some(trail) = &self.trail {
             let refusals = lock(&trail.refusals).take_all();
@@ -175,49 +179,49 @@ impl Trail {
             Err(error) => {
                 self.health.failed(FILE, &error);
                 self.health.dropped(FILE, newly_lost);
-                // So that the thread tries again; where it has been woken already, it will.
-                let _woken = self.wake.try_send(());
+                // The thread retries. If the channel is full, it wakes up anyway.
+                let _ = self.wake.try_send(());
             }
         }
     }
 
-    /// Whether lines wait for a disk that has taken none.
+    /// Whether lines wait for the disk.
     fn is_behind(&self) -> bool {
         let writer = lock(&self.writer);
-        writer.unsynced || !writer.waiting.is_empty()
+        writer.unsynced || !writer.pending.is_empty()
     }
 }
 
 impl Writer {
-    /// Puts a line behind those that wait.
+    /// Appends a line to the pending ones.
     fn add(&mut self, generation: u64, event: &Event<'_>) {
-        if self.waiting.len() >= MAX_WAITING {
+        if self.pending.len() >= MAX_PENDING_BYTES {
             self.lost += 1;
             return;
         }
-        let line = Line { seq: self.seq + 1, time: Stamp::now(), generation, event };
-        let before = self.waiting.len();
-        match serde_json::to_writer(&mut self.waiting, &line) {
+        let line = Line { seq: self.seq + 1, time: Timestamp::now(), generation, event };
+        let before = self.pending.len();
+        match serde_json::to_writer(&mut self.pending, &line) {
             Ok(()) => {
-                self.waiting.push(b'\n');
+                self.pending.push(b'\n');
                 self.seq += 1;
             }
-            // Numbers and texts: it cannot fail, but if it does, not by half a line.
+            // Numbers and text always encode. If not, no half line must remain.
             Err(_) => {
-                self.waiting.truncate(before);
+                self.pending.truncate(before);
                 self.lost += 1;
             }
         }
     }
 
     fn write(&mut self, generation: u64) -> Result<(), FileError> {
-        self.journal.append(&self.waiting)?;
-        self.waiting.clear();
+        self.journal.append(&self.pending)?;
+        self.pending.clear();
         if self.lost > 0 {
             let events = std::mem::take(&mut self.lost);
             self.add(generation, &Event::Lost { events });
-            self.journal.append(&self.waiting)?;
-            self.waiting.clear();
+            self.journal.append(&self.pending)?;
+            self.pending.clear();
         }
         if self.unsynced {
             self.journal.sync()?;
@@ -227,7 +231,7 @@ impl Writer {
     }
 }
 
-/// The thread: sleeps until a refusal is due, for as long as there is a trail.
+/// The main function of the thread: writes refusals when they are due, while the trail exists.
 fn write_refusals(trail: &Weak<Trail>, woken: &Receiver<()>) {
     let mut wait = IDLE;
     loop {

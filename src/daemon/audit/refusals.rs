@@ -1,23 +1,24 @@
-//! Refused peers, counted: what is written about them is bounded in time and in memory, whatever they do.
+//! Counts refused peers. The rate of their lines and the memory for them are bounded.
 //!
-//! The first refusal of a user at a socket is written within a second; the next line about the same follows a minute
-//! later at the earliest, with the number of those in between. Users beyond [`MAX_USERS`] are counted together.
+//! The first refusal of a user at a socket is written within a second. The next line about the same
+//! user follows after a minute at the earliest, with the number of refusals since. Users beyond
+//! [`MAX_USERS`] are counted together.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::event::{Peer, PeerRefusal, Socket};
 
-/// Users and sockets that are told apart. More than a handful are refused only where something is set up wrongly.
+/// Pairs of user and socket that are counted separately. More than a few indicate a wrong set-up.
 const MAX_USERS: usize = 64;
 
 /// How long the first refusal waits for others of the same burst.
-const FIRST: Duration = Duration::from_secs(1);
+const FIRST_DELAY: Duration = Duration::from_secs(1);
 
-/// How long later ones wait: a line of 150 bytes a minute is 200 KB a day.
-const LATER: Duration = Duration::from_secs(60);
+/// How long later refusals wait: a line of 150 bytes a minute is 200 KB a day.
+const REPEAT_DELAY: Duration = Duration::from_secs(60);
 
-/// Refusals that are not written yet.
+/// Refusals that are not written yet, and users that have been refused recently.
 #[derive(Default)]
 pub(super) struct Refusals {
     by_user: BTreeMap<(Socket, Option<u32>), PendingRefusal>,
@@ -30,7 +31,7 @@ struct PendingRefusal {
 }
 
 impl Refusals {
-    /// Counts one. Whether the writer has to be woken: it does not know of this user yet.
+    /// Counts a refusal. Returns whether the writer must be woken, because the user is new to it.
     pub(super) fn add(&mut self, socket: Socket, peer: Peer, now: Instant) -> bool {
         let is_full = self.by_user.len() >= MAX_USERS;
         let known = self.by_user.contains_key(&(socket, Some(peer.uid)));
@@ -38,7 +39,7 @@ impl Refusals {
         let mut is_new = false;
         let counted = self.by_user.entry((socket, user)).or_insert_with(|| {
             is_new = true;
-            PendingRefusal { count: 0, first_pid: None, due: now + FIRST }
+            PendingRefusal { count: 0, first_pid: None, due: now + FIRST_DELAY }
         });
         if counted.count == 0 {
             counted.first_pid = peer.pid;
@@ -47,24 +48,24 @@ impl Refusals {
         is_new
     }
 
-    /// What is to be written now. Who was not refused again since the line before is forgotten.
+    /// The refusals to be written now. Users without a refusal since their last line are forgotten.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<PeerRefusal> {
         self.by_user.retain(|_, counted| counted.count > 0 || counted.due > now);
         let due = self.by_user.iter_mut().filter(|(_, counted)| counted.due <= now);
         due.map(|(user, counted)| {
-            counted.due = now + LATER;
+            counted.due = now + REPEAT_DELAY;
             take(*user, counted)
         })
         .collect()
     }
 
-    /// All that is not written yet.
+    /// All refusals that are not written yet.
     pub(super) fn take_all(&mut self) -> Vec<PeerRefusal> {
         let counted = self.by_user.iter_mut().filter(|(_, counted)| counted.count > 0);
         counted.map(|(user, counted)| take(*user, counted)).collect()
     }
 
-    /// When to look again.
+    /// When the next refusal is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.by_user.values().map(|counted| counted.due).min()
     }
@@ -88,25 +89,25 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_written_soon_and_a_flood_once_a_minute() {
+    fn first_refusal_is_written_soon_and_repeats_once_a_minute() {
         let mut refusals = Refusals::default();
         let start = Instant::now();
         assert!(refusals.add(Socket::Verify, peer(7, 1), start));
         assert!(!refusals.add(Socket::Verify, peer(7, 2), start));
         assert_eq!(refusals.take_due(start), []);
-        assert_eq!(refusals.next_due(), Some(start + FIRST));
-        assert_eq!(refusals.take_due(start + FIRST), [refused(7, 1, 2)]);
+        assert_eq!(refusals.next_due(), Some(start + FIRST_DELAY));
+        assert_eq!(refusals.take_due(start + FIRST_DELAY), [refused(7, 1, 2)]);
         for second in 2..60 {
             refusals.add(Socket::Verify, peer(7, 3), start);
             assert_eq!(refusals.take_due(start + Duration::from_secs(second)), []);
         }
-        assert_eq!(refusals.take_due(start + FIRST + LATER), [refused(7, 3, 58)]);
-        assert_eq!(refusals.take_due(start + FIRST + 2 * LATER), []);
+        assert_eq!(refusals.take_due(start + FIRST_DELAY + REPEAT_DELAY), [refused(7, 3, 58)]);
+        assert_eq!(refusals.take_due(start + FIRST_DELAY + 2 * REPEAT_DELAY), []);
         assert_eq!(refusals.next_due(), None, "forgotten");
     }
 
     #[test]
-    fn users_beyond_the_bound_are_counted_together() {
+    fn users_beyond_the_limit_are_counted_together() {
         let mut refusals = Refusals::default();
         let now = Instant::now();
         for uid in 0..1000 {

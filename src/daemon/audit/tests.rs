@@ -1,4 +1,4 @@
-//! The trail as it is on disk.
+//! The audit trail on disk.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn lines(directory: &Path) -> Vec<Value> {
 }
 
 #[test]
-fn events_are_numbered_over_restarts() {
+fn events_are_numbered_across_restarts() {
     let directory = tempfile::tempdir().expect("a directory");
     for generation in [1, 2] {
         let (_locked, audit) = opened(directory.path());
@@ -42,7 +42,7 @@ fn events_are_numbered_over_restarts() {
 }
 
 #[test]
-fn an_event_says_what_happened_in_one_flat_object() {
+fn event_is_encoded_as_one_flat_object() {
     let directory = tempfile::tempdir().expect("a directory");
     let (_locked, audit) = opened(directory.path());
     let peer = Peer { uid: 7, pid: Some(8) };
@@ -57,8 +57,8 @@ fn an_event_says_what_happened_in_one_flat_object() {
         changes: None,
         examples: AccessExamples::default(),
         reason: Some("findings"),
-        place: Some(FileLocation { file: "keys.csv".to_owned(), line: Some(4), column: None }),
-        findings: Some(5),
+        location: Some(FileLocation { file: "keys.csv".to_owned(), line: Some(4), column: None }),
+        diagnostics: Some(5),
         took_ms: 6,
     }));
     audit.record(&Event::Configuration { file: None, valid: true, line: None, column: None });
@@ -76,7 +76,7 @@ fn an_event_says_what_happened_in_one_flat_object() {
 }
 
 #[test]
-fn a_refusal_is_written_without_being_asked_for() {
+fn refusal_is_written_by_the_thread() {
     let directory = tempfile::tempdir().expect("a directory");
     let (_locked, audit) = opened(directory.path());
     for _ in 0..1000 {
@@ -92,10 +92,10 @@ fn a_refusal_is_written_without_being_asked_for() {
 }
 
 #[test]
-fn a_disk_that_takes_nothing_costs_a_bounded_number_of_lines() {
+fn lines_beyond_the_limit_are_lost_and_counted_while_the_disk_fails() {
     let directory = tempfile::tempdir().expect("a directory");
     let (locked, audit) = opened(directory.path());
-    // The file is gone and something else is in its place.
+    // A directory replaces the file.
     let path = directory.path().join(FILE);
     fs::remove_file(&path).expect("removes");
     fs::create_dir(&path).expect("in the way");
@@ -116,14 +116,14 @@ fn a_disk_that_takes_nothing_costs_a_bounded_number_of_lines() {
     let lines = lines(directory.path());
     let dropped = lines.last().expect("a line");
     assert_eq!(dropped["event"], "lost");
-    // All but what was written, which is every line but the last; the stop was dropped as well.
+    // All events that were not written. The stop event was lost as well.
     assert_eq!(dropped["events"].as_u64(), Some(total + 1 - (lines.len() as u64 - 1)));
     let seqs: Vec<_> = lines.iter().filter_map(|line| line["seq"].as_u64()).collect();
     assert_eq!(seqs, (1..=lines.len() as u64).collect::<Vec<_>>());
 }
 
 #[test]
-fn waiting_lines_are_written_when_the_disk_takes_them_again_without_another_event() {
+fn pending_lines_are_written_once_the_disk_recovers() {
     let directory = tempfile::tempdir().expect("a directory");
     let (locked, audit) = opened(directory.path());
     let path = directory.path().join(FILE);
@@ -134,28 +134,28 @@ fn waiting_lines_are_written_when_the_disk_takes_them_again_without_another_even
     fs::remove_dir(&path).expect("out of the way");
     let deadline = Instant::now() + Duration::from_secs(20);
     while !locked.health().unwritten().is_empty() {
-        assert!(Instant::now() < deadline, "never tried again");
+        assert!(Instant::now() < deadline, "never retried");
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(lines(directory.path()).len(), 1);
 }
 
-/// Refusals are the exception: they wait for no disk.
+/// Refusals are the exception.
 #[test]
 fn event_is_durable_when_it_is_recorded() {
     let directory = tempfile::tempdir().expect("a directory");
     let trace = Trace::of(directory.path());
     let state = StateDir::open(directory.path(), true).expect("opens").expect("there");
-    // Each event begins a new file.
+    // Each event starts a new file.
     let audit = Audit::open(&state, Rotation { max_file_size: 1, keep: 2 }).expect("opens");
     let event = |pid| Event::Start { version: "0", pid, uid: 2 };
     for pid in 1..5 {
         audit.record(&event(pid));
         assert_eq!(trace.volatile(), [""; 0]);
     }
-    audit.record_all(&(0..2 * BATCH as u32).map(event).collect::<Vec<_>>());
+    audit.record_all(&(0..2 * EVENTS_PER_WRITE as u32).map(event).collect::<Vec<_>>());
     assert_eq!(trace.volatile(), [""; 0]);
     audit.refuse_peer(Socket::Verify, Peer { uid: 7, pid: Some(8) });
     audit.stop();
-    assert_eq!(trace.volatile(), [""; 0], "refusals are durable at the end");
+    assert_eq!(trace.volatile(), [""; 0], "refusals are durable after a stop");
 }

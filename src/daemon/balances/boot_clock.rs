@@ -1,5 +1,5 @@
-//! The identity of this boot and the offset of CLOCK_BOOTTIME, which make clock readings of different
-//! processes comparable.
+//! The identity of this boot and the offset of CLOCK_BOOTTIME, which make clock readings of
+//! different processes comparable.
 
 use std::io;
 use std::path::Path;
@@ -9,15 +9,15 @@ use tracing::info;
 /// The kernel's id for this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The environment variable that holds the boot id where /proc does not show it. keyward.service sets it,
-/// because a service with `ProcSubset=pid` sees only processes there.
+/// The environment variable that holds the boot id where /proc does not show it. keyward.service
+/// sets it, because a service with `ProcSubset=pid` sees only processes there.
 const BOOT_ID_VARIABLE: &str = "KEYWARD_BOOT_ID";
 
 /// The offsets that a time namespace adds to the kernel's clocks, one per line.
 const TIME_OFFSETS: &str = "/proc/self/timens_offsets";
 
-/// The boot id, which tells whether CLOCK_BOOTTIME has counted on since balances were saved. Without it, the
-/// calendar is used instead.
+/// The boot id, which tells whether CLOCK_BOOTTIME has counted on since balances were saved.
+/// Without it, the calendar is used instead.
 pub(super) fn boot_id() -> Option<[u8; 16]> {
     let text = std::fs::read_to_string(BOOT_ID).ok().or_else(|| std::env::var(BOOT_ID_VARIABLE).ok());
     let id = text.as_deref().and_then(parse_boot_id);
@@ -27,12 +27,13 @@ pub(super) fn boot_id() -> Option<[u8; 16]> {
     id
 }
 
-/// The offset of CLOCK_BOOTTIME in this process's time namespace, in nanoseconds. It does not change while
-/// the process runs. `None` if /proc does not show it.
+/// The offset of CLOCK_BOOTTIME in this process's time namespace, in nanoseconds. It does not
+/// change while the process runs. `None` if /proc does not show it.
 pub(super) fn boottime_offset() -> Option<i64> {
     let namespace = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}"));
     match std::fs::read_to_string(TIME_OFFSETS) {
-        // The file shows the offsets of child processes, which may be in another namespace than this one.
+        // The file shows the offsets of child processes, which may be in another namespace than
+        // this one.
         Ok(offsets) if namespace("time").ok()? == namespace("time_for_children").ok()? => {
             parse_boottime_offset(&offsets)
         }

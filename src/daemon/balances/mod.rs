@@ -1,16 +1,18 @@
 //! Saving the balances of rate limits, so that a restart does not refill them.
 //!
-//! Balances are restored before the first keys are loaded, and saved at intervals and when the daemon stops.
-//! The file `balances` in the state directory lists the buckets that are not full
-//! ([format](keyward_engine::limiter::persist)). A restored bucket is [retained](SlotAllocator::restore) as if its key
-//! had been removed: the first load finds it there, even if its rate has changed since.
+//! Balances are restored before the first keys are loaded, and saved at intervals and when the
+//! daemon stops. The file `balances` in the state directory lists the buckets that are not full
+//! ([format](keyward_engine::limiter::persist)). A restored bucket is
+//! [retained](SlotAllocator::restore) as if its key had been removed: the first load finds it
+//! there, even if its rate has changed since.
 //!
-//! * A scan of the buckets holds the lock of the slot allocator. A reload holds the same lock from the
-//!   assignment of slots until they are reclaimed, so a scan never sees a reload in progress. Requests take
-//!   no part in this. The file is written after the scan, without the lock.
-//! * Only what was admitted since the last save can be lost, and only if the daemon has no time to save:
-//!   kill -9, a crash, a power cut. See promise 4 in [`limiter`](keyward_engine::limiter).
-//! * A file that cannot be used costs the balances and nothing else. It is renamed, and an error is logged.
+//! * A scan of the buckets holds the lock of the slot allocator. A reload holds the same lock from
+//!   the assignment of slots until they are reclaimed, so a scan never sees a reload in progress.
+//!   Requests take no part in this. The file is written after the scan, without the lock.
+//! * Only what was admitted since the last save can be lost, and only if the daemon has no time to
+//!   save: kill -9, a crash, a power cut. See promise 4 in [`limiter`](keyward_engine::limiter).
+//! * A file that cannot be used costs the balances and nothing else. It is renamed, and an error is
+//!   logged.
 
 mod boot_clock;
 
@@ -37,8 +39,8 @@ const FILE: &str = "balances";
 /// Name that a file is given if it cannot be used.
 const DAMAGED: &str = "balances.damaged";
 
-/// Priority of the thread: about a third of a processor if the workers need all of it. Saving is never urgent,
-/// but it holds the allocator's lock, which a reload may wait for.
+/// Priority of the thread: about a third of a processor if the workers need all of it. Saving is
+/// never urgent, but it holds the allocator's lock, which a reload may wait for.
 const NICE: i32 = 5;
 
 /// Longest duration of the last save when the daemon stops.
@@ -66,8 +68,8 @@ pub struct BalanceSource {
 }
 
 impl BalanceSaver {
-    /// Restores the balances in `directory`, and starts a thread that saves them there every `interval` if
-    /// anything was charged.
+    /// Restores the balances in `directory`, and starts a thread that saves them there every
+    /// `interval` if anything was charged.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -93,8 +95,8 @@ impl BalanceSaver {
         Ok(Self { stop: Some(stop) })
     }
 
-    /// Saves what was charged since the last save, and stops the thread. Call this once the workers have
-    /// stopped.
+    /// Saves what was charged since the last save, and stops the thread. Call this once the workers
+    /// have stopped.
     pub async fn stop(&self) {
         let (reply, done) = oneshot::channel();
         let Some(stop) = &self.stop else { return };
@@ -147,9 +149,9 @@ impl SaverThread {
         }
     }
 
-    /// Saves unless the version is that of the last two saves. One is not enough: a whole batch is charged at
-    /// one tick, so charges of that batch after the scan do not change the version. The generation is part of
-    /// the version because a reload changes balances without charging any.
+    /// Saves unless the version is that of the last two saves. One is not enough: a whole batch is
+    /// charged at one tick, so charges of that batch after the scan do not change the version. The
+    /// generation is part of the version because a reload changes balances without charging any.
     fn save_if_due(&mut self) {
         if self.last_saves != [self.version(); 2] {
             self.save();
@@ -188,8 +190,8 @@ impl SaverThread {
             allocator.scan_balances(limiter, live, clock.now().ticks)
         };
         let ticks = clock.now().ticks.max(limiter.latest_tick());
-        // Read after the ticks here, and before them when balances are restored. The time in between is not
-        // counted, so nothing is refilled twice.
+        // Read after the ticks here, and before them when balances are restored. The time in
+        // between is not counted, so nothing is refilled twice.
         let saved_at = self.read_clock();
         let buckets = scan.at(ticks);
         let count = buckets.len();

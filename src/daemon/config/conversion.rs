@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::reload::{ReloadPolicy, SourceFile, Tolerance};
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::pepper::{Pepper, Peppers};
-use keyward_engine::rules::GlobalPolicy;
 
 use super::{Config, ConfigError, Keys, Source, pepper_file};
 

@@ -39,7 +39,7 @@ fn from_options(overrides: Overrides) -> Result<Config, String> {
     Config::from_options(overrides).map_err(|error| error.to_string())
 }
 
-fn global_policy(config: &Config) -> keyward_engine::rules::GlobalPolicy {
+fn global_policy(config: &Config) -> keyward_engine::global_policy::GlobalPolicy {
     config.global_policy().expect("no peppers to read")
 }
 

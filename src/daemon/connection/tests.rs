@@ -17,8 +17,8 @@ use super::*;
 use crate::clock::Clock;
 use crate::publish::Publisher;
 use crate::usage::UsageLog;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::Limiter;
-use keyward_engine::rules::GlobalPolicy;
 
 mod supersession;
 

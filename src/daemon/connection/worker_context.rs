@@ -20,8 +20,8 @@ use crate::connection::timer_fd::TimerFd;
 use crate::connection::timers::Timers;
 use crate::publish::Subscription;
 use crate::usage::UsageLog;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::Limiter;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::Verifier;
 

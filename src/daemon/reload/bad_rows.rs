@@ -1,4 +1,4 @@
-//! Rows that cannot be understood: whether they refuse the source, or are set aside.
+//! Rows that cannot be understood: they refuse the source, or are set aside.
 
 use std::collections::BTreeSet;
 
@@ -14,104 +14,109 @@ pub enum BadRowPolicy {
     Refuse,
     /// It is set aside: its key is disabled, and all other rows take effect.
     SetAside {
-        /// How many there may be. More refuse the source.
+        /// How many rows may be set aside. More refuse the source.
         max: u32,
     },
 }
 
-/// Ids that are told.
-const NAMED: usize = 20;
+/// Key ids in a report.
+const REPORTED_KEYS: usize = 20;
 
 /// Rows that were set aside.
 #[derive(Clone, Debug, Default)]
 pub struct SetAside {
-    /// How many; 0: these are last good keys, which have nothing of the rows but their keys.
+    /// The number of rows; 0 for last good keys, which retain only the disabled keys.
     pub rows: u64,
-    /// What is wrong with them.
-    pub findings: Option<Diagnostics>,
-    /// Rows whose hash cannot be read, so that their keys are not known.
+    /// What is wrong with the rows.
+    pub diagnostics: Option<Diagnostics>,
+    /// Rows whose hash cannot be read, so that their keys are unknown.
     pub unreadable: usize,
     /// Keys that are disabled.
     pub keys: usize,
-    /// The first of them, by id.
+    /// The ids of the first of these keys.
     pub first: Vec<Box<str>>,
 }
 
 impl SetAside {
-    /// The keys that are disabled in `keys`.
+    /// The report of the keys that are disabled in `keys`.
     fn of(keys: &KeyTable) -> Self {
-        let first = keys.set_aside().take(NAMED).map(Into::into).collect();
+        let first = keys.set_aside().take(REPORTED_KEYS).map(Into::into).collect();
         Self { keys: keys.set_aside().count(), first, ..Self::default() }
     }
 
-    /// What last good keys have of rows that were set aside.
+    /// The report of last good keys, if any of them is disabled.
     pub(super) fn of_last_good(keys: &KeyTable) -> Option<Self> {
         Some(Self::of(keys)).filter(|set_aside| set_aside.keys > 0)
     }
 
-    /// The rows of a source that have `findings`.
-    pub(super) fn of_source(keys: &KeyTable, findings: Diagnostics) -> Self {
-        let unreadable = findings.retained_bad_rows().iter().filter(|row| row.hash.is_none()).count();
-        Self { rows: findings.bad_row_count(), unreadable, findings: Some(findings), ..Self::of(keys) }
+    /// The report of a source with `diagnostics`.
+    pub(super) fn of_source(keys: &KeyTable, diagnostics: Diagnostics) -> Self {
+        let unreadable = diagnostics.retained_bad_rows().iter().filter(|row| row.hash.is_none()).count();
+        Self {
+            rows: diagnostics.bad_row_count(),
+            unreadable,
+            diagnostics: Some(diagnostics),
+            ..Self::of(keys)
+        }
     }
 }
 
-/// What has come of rows that cannot be understood.
-pub(super) enum BadRows {
+/// The effect of the rows that cannot be understood.
+pub(super) enum BadRowOutcome {
     /// Their keys are disabled.
     SetAside(Diagnostics),
-    /// The source is refused. What was read are all other rows.
+    /// The source is refused. All other rows have been read.
     Refuse(ReloadError),
 }
 
 impl BadRowPolicy {
-    /// How many of them are to be remembered.
-    pub(super) fn kept(self) -> usize {
+    /// How many bad rows are to be retained while the source is read.
+    pub(super) fn retained_rows(self) -> usize {
         match self {
             Self::Refuse => 0,
             Self::SetAside { max } => max as usize,
         }
     }
 
-    /// What comes of the findings, where all other rows are in `builder`; `contradicting` are ids of which rows contradict each
-    /// other. `None`: there are none.
+    /// Applies the policy to `builder`, which has all other rows. `contradicting` lists key ids
+    /// whose rows contradict each other. Returns `None` if there are no bad rows.
     ///
     /// # Errors
-    /// When it is not certain that all other rows are there.
-    pub(super) fn judge(
+    /// When the diagnostics do not guarantee that all other rows are there.
+    pub(super) fn apply(
         self,
-        findings: Diagnostics,
+        diagnostics: Diagnostics,
         builder: &mut Builder,
         contradicting: &BTreeSet<String>,
-    ) -> Result<Option<BadRows>, ReloadError> {
-        if findings.is_empty() {
+    ) -> Result<Option<BadRowOutcome>, ReloadError> {
+        if diagnostics.is_empty() {
             return Ok(None);
         }
-        if !findings.are_confined_to_rows() {
-            return Err(ReloadError::Findings(findings));
+        if !diagnostics.are_confined_to_rows() {
+            return Err(ReloadError::Diagnostics(diagnostics));
         }
         Ok(Some(match self {
-            Self::Refuse => BadRows::Refuse(ReloadError::Findings(findings)),
-            Self::SetAside { max } if findings.bad_row_count() > max.into() => {
-                BadRows::Refuse(ReloadError::TooManyBadRows { findings, max })
+            Self::Refuse => BadRowOutcome::Refuse(ReloadError::Diagnostics(diagnostics)),
+            Self::SetAside { max } if diagnostics.bad_row_count() > max.into() => {
+                BadRowOutcome::Refuse(ReloadError::TooManyBadRows { diagnostics, max })
             }
             Self::SetAside { .. } => {
-                let findings = set_aside(findings, builder)?;
+                let diagnostics = set_aside(diagnostics, builder)?;
                 builder.set_aside_ids(contradicting.iter().map(String::as_str));
-                BadRows::SetAside(findings)
+                BadRowOutcome::SetAside(diagnostics)
             }
         }))
     }
 }
 
-fn set_aside(mut findings: Diagnostics, builder: &mut Builder) -> Result<Diagnostics, ReloadError> {
+fn set_aside(mut diagnostics: Diagnostics, builder: &mut Builder) -> Result<Diagnostics, ReloadError> {
     builder.note_set_aside();
-    for BadRow { line, hash, key_id } in findings.retained_bad_rows().to_vec() {
+    for BadRow { line, hash, key_id } in diagnostics.retained_bad_rows().to_vec() {
         let Some(hash) = hash else { continue };
         if let Err(error) = builder.set_aside(line, hash, key_id.as_deref()) {
-            findings.add(Location::Row { line }, error);
-            return Err(ReloadError::Findings(findings));
+            diagnostics.add(Location::Row { line }, error);
+            return Err(ReloadError::Diagnostics(diagnostics));
         }
     }
-    Ok(findings)
+    Ok(diagnostics)
 }

@@ -1,58 +1,67 @@
-//! What a reload would do, told before it happens: everything but the publishing, with the same reading, the same guard
-//! and the same comparison.
+//! Checks: what a reload would do, without publishing. The reading, the guard and the comparison
+//! are those of a reload.
 //!
-//! A daemon does it on its reload thread, one check at a time and after all reloads that wait: never are there more than
-//! two sets of keys in memory, nor a check and a reload that disagree about what is served.
+//! A daemon runs a check on its reload thread, one at a time and after all pending reloads. So
+//! there are never more than two sets of keys in memory, and a check and a reload agree about what
+//! is served.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::reload::compare;
 use crate::reload::load::{LoadOutcome, SettleWindow};
-use crate::reload::room::MemoryLimits;
+use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::{
-    ATTEMPTS, Purpose, ReloadError, ReloadLoop, ReloadPolicy, SetAside, Settings, SourceFile, Stale,
-    TakeawayReport,
+    Purpose, ReloadError, ReloadLoop, ReloadPolicy, SetAside, Settings, SourceFile, Stale, TakeawayReport,
+    compare, retry_while_changing,
 };
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable};
 use keyward_source::Format;
 
-/// What would come of reloading a source.
+/// A request to check a source.
+#[derive(Debug)]
+pub struct CheckRequest {
+    /// The file to read; `None`: the daemon's own source.
+    pub source: Option<PathBuf>,
+    /// Where the result goes.
+    pub reply: oneshot::Sender<Preview>,
+}
+
+/// What a reload of a source would do.
 #[derive(Debug)]
 pub struct Preview {
     /// The source.
     pub source: PathBuf,
-    /// The snapshot that it was compared with; 0: none is served, or it was compared with a file.
+    /// The snapshot that it was compared with; 0 if none is served.
     pub generation: u64,
-    /// Keys in what it was compared with.
+    /// Keys that are served.
     pub serving: usize,
-    /// How long it took.
+    /// How long the check took.
     pub took: Duration,
-    /// What would change; or why it cannot be read, or is wrong.
+    /// What would change, or why the source cannot be loaded.
     pub result: Result<Evaluation, ReloadError>,
-    /// What a source that is refused would take away.
-    pub taken: Option<TakeawayReport>,
+    /// The takeaways of a source that would be refused.
+    pub takeaways: Option<TakeawayReport>,
 }
 
-/// A source that can be read, compared with what is there.
+/// A source that was loaded, compared with the current keys.
 #[derive(Debug)]
 pub struct Evaluation {
-    /// Keys in it.
+    /// Keys in the source.
     pub keys: usize,
-    /// What it would change.
+    /// What would change.
     pub diff: Diff,
-    /// What the guard would say against it.
+    /// Why the guard would refuse it.
     pub refused: Option<ReloadError>,
-    /// That it would be too old to be served.
+    /// Set if it would be too old to be served.
     pub stale: Option<Stale>,
     /// Rows that would be set aside.
     pub set_aside: Option<SetAside>,
 }
 
 impl Evaluation {
-    /// Weighs `new`, read from `path`, against `old`.
+    /// Compares `new`, read from `path`, with `old`.
     pub fn new(
         policy: &ReloadPolicy,
         path: &Path,
@@ -66,48 +75,33 @@ impl Evaluation {
     }
 }
 
-/// A check that is asked for.
-#[derive(Debug)]
-pub struct CheckRequest {
-    /// What to read in place of the daemon's own source.
-    pub source: Option<PathBuf>,
-    /// Where the answer goes.
-    pub reply: oneshot::Sender<Preview>,
-}
-
 impl ReloadLoop {
-    /// Checks what was asked for, unless nobody waits for it any more.
+    /// Carries out a check, unless its client has gone.
     pub(super) fn check(&mut self, CheckRequest { source, reply }: CheckRequest) {
         if !reply.is_closed() {
-            let _nobody_waits = reply.send(self.preview(source));
+            // The client may go at any time.
+            let _ = reply.send(self.preview(source));
         }
     }
 
-    /// By the configuration as it is now, which a reload that is asked for would read too.
+    /// Uses the configuration as it is now, as a reload that is requested now would.
     fn preview(&mut self, path: Option<PathBuf>) -> Preview {
         let start = Instant::now();
-        let settings = self.configure(Purpose::Check);
+        let settings = self.load_config(Purpose::Check);
         let own = settings.as_ref().map_or(&self.reloader.settings.source, |settings| &settings.source);
         let source = match path {
             None => own.clone(),
-            // The name may tell no format: then it is the daemon's own.
+            // A name that indicates no format has the daemon's own.
             Some(path) => SourceFile {
                 format: Format::from_path(&path).unwrap_or(own.format),
                 path: path.into(),
                 ..own.clone()
             },
         };
-        let mut taken = None;
+        let mut takeaways = None;
         let result = settings.and_then(|settings| {
-            let settling = SettleWindow::new(settings.policy.settle);
-            let mut result = self.judge(&source, &settings, settling, &mut taken);
-            for _ in 1..ATTEMPTS {
-                if !matches!(result, Err(ReloadError::Changing { .. })) || settling.is_over() {
-                    break;
-                }
-                result = self.judge(&source, &settings, settling, &mut taken);
-            }
-            result
+            let window = SettleWindow::new(settings.policy.settle);
+            retry_while_changing(window, || self.evaluate(&source, &settings, window, &mut takeaways))
         });
         Preview {
             source: source.path.to_path_buf(),
@@ -115,44 +109,43 @@ impl ReloadLoop {
             serving: self.current.as_ref().map_or(0, |snapshot| snapshot.len()),
             took: start.elapsed(),
             result,
-            taken,
+            takeaways,
         }
     }
 
-    fn judge(
+    fn evaluate(
         &self,
         source: &SourceFile,
         settings: &Settings,
-        settling: SettleWindow,
-        taken: &mut Option<TakeawayReport>,
+        window: SettleWindow,
+        takeaways: &mut Option<TakeawayReport>,
     ) -> Result<Evaluation, ReloadError> {
+        let takeaways_of = |rows: &KeyTable| {
+            let current = self.current.as_ref().filter(|_| settings.policy.apply_takeaways)?;
+            Some(self.evaluate_takeaways(settings, rows, current, false).1)
+        };
         let seed = getrandom::u64().map_err(ReloadError::Random)?;
-        let loaded = match source.load_settled(seed, settling)? {
+        let loaded = match source.load_settled(seed, window)? {
             LoadOutcome::Loaded(loaded) => loaded,
-            LoadOutcome::Refused { failure, rows, .. } => {
-                let served = self.current.as_ref().filter(|_| settings.policy.apply_takeaways);
-                *taken = served.map(|served| self.evaluate_takeaways(settings, &rows, served, false).1);
-                return Err(failure);
+            LoadOutcome::Refused { error, rows, .. } => {
+                *takeaways = takeaways_of(&rows);
+                return Err(error);
             }
         };
-        compare::require(&MemoryLimits::new(), &loaded.keys)
-            .map_err(|shortage| ReloadError::Memory { path: source.path.to_path_buf(), shortage })?;
-        let served = self.current.as_ref().map(|snapshot| snapshot.table());
-        let mut judged = Evaluation::new(
-            &settings.policy,
-            &source.path,
-            &loaded.keys,
-            served,
-            self.compare_options(settings),
-        );
-        let stranded = || self.guard_hashes(settings, &source.path, &loaded.keys).err();
-        judged.refused = judged.refused.or_else(stranded);
-        judged.stale = Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.global_policy);
-        if judged.refused.is_some() && loaded.set_aside.is_some() && settings.policy.apply_takeaways {
-            let served = self.current.as_ref();
-            *taken = served.map(|served| self.evaluate_takeaways(settings, &loaded.keys, served, false).1);
+        compare::require_memory(&MemoryLimits::new(), &loaded.keys)
+            .map_err(|limit| ReloadError::Memory { path: source.path.to_path_buf(), limit })?;
+        let current = self.current.as_ref().map(|snapshot| snapshot.table());
+        let options = self.compare_options(settings);
+        let mut evaluation = Evaluation::new(&settings.policy, &source.path, &loaded.keys, current, options);
+        if evaluation.refused.is_none() {
+            evaluation.refused = self.guard_peppers(settings, &source.path, &loaded.keys).err();
         }
-        judged.set_aside = loaded.set_aside;
-        Ok(judged)
+        evaluation.stale =
+            Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.global_policy);
+        if evaluation.refused.is_some() && loaded.set_aside.is_some() {
+            *takeaways = takeaways_of(&loaded.keys);
+        }
+        evaluation.set_aside = loaded.set_aside;
+        Ok(evaluation)
     }
 }

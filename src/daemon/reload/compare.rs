@@ -1,10 +1,10 @@
-//! Comparing a new set of keys with the one that is served, by several threads where there are many.
+//! Compares a new set of keys with the current one, on several threads if there are many keys.
 
-use crate::reload::fan;
-use crate::reload::room::{MemoryError, MemoryLimits, THREAD};
+use crate::reload::memory_limits::{MemoryError, MemoryLimits, THREAD_BYTES};
+use crate::reload::parallel;
 use keyward_engine::snapshot::{CompareOptions, Comparison, Diff, KeyTable, RowMap, Snapshot};
 
-/// What publishing `new` after `old` would change, and which rows it has already.
+/// What publishing `new` after `old` would change, and which of its rows `old` has already.
 pub(super) fn compare<'s>(
     new: &KeyTable,
     old: Option<&'s Snapshot>,
@@ -12,28 +12,28 @@ pub(super) fn compare<'s>(
 ) -> (Diff, RowMap<'s>) {
     let Some(old) = old else { return new.compare(None, options) };
     let comparison = Comparison::new(old.table(), new, options);
-    match in_parts(&comparison, fan::threads()) {
+    match compare_in_parallel(&comparison, parallel::worker_count()) {
         Some(parts) => comparison.finish_with_row_map(parts, old),
         None => new.compare(Some(old), options),
     }
 }
 
-/// What putting `new` in the place of `old` would change.
+/// What replacing `old` by `new` would change.
 pub(super) fn diff(new: &KeyTable, old: &KeyTable, options: CompareOptions) -> Diff {
     let comparison = Comparison::new(old, new, options);
-    match in_parts(&comparison, fan::threads()) {
+    match compare_in_parallel(&comparison, parallel::worker_count()) {
         Some(parts) => comparison.finish(parts),
         None => new.diff_from(Some(old), options),
     }
 }
 
-/// Whether there is room for it.
-pub(super) fn require(room: &MemoryLimits, new: &KeyTable) -> Result<(), MemoryError> {
-    room.require(new.comparing_bytes(), (fan::threads() + 1) * THREAD)
+/// Checks that there is memory for a comparison.
+pub(super) fn require_memory(limits: &MemoryLimits, new: &KeyTable) -> Result<(), MemoryError> {
+    limits.require(new.comparing_bytes(), (parallel::worker_count() + 1) * THREAD_BYTES)
 }
 
-/// `None` where it is not worth several threads, or there are none to be had.
-fn in_parts(comparison: &Comparison<'_>, threads: usize) -> Option<Diff> {
+/// `None` if there are too few keys for several threads, or no threads can be started.
+fn compare_in_parallel(comparison: &Comparison<'_>, threads: usize) -> Option<Diff> {
     let mut parts = comparison.parts();
     if parts.len() < 2 || threads < 2 {
         return None;
@@ -44,7 +44,7 @@ fn in_parts(comparison: &Comparison<'_>, threads: usize) -> Option<Diff> {
         diff.append(part);
         Ok::<_, std::io::Error>(())
     };
-    fan::in_order(workers, || Ok(parts.next()), append).ok()?;
+    parallel::map_ordered(workers, || Ok(parts.next()), append).ok()?;
     Some(diff)
 }
 
@@ -57,7 +57,7 @@ mod tests {
 
     const OPTIONS: CompareOptions = CompareOptions { now: 1, by_key_id: false };
 
-    /// Rows that take several parts.
+    /// Enough rows for several parts.
     const ROWS: u32 = 80_000;
 
     fn keys(rows: impl Iterator<Item = (u32, &'static str, Status)>) -> KeyTable {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_to_what_one_thread_comes_to() {
+    fn parallel_comparison_equals_sequential_one() {
         let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
         let mut allocation = allocator.begin(&limiter);
         let old = keys((0..ROWS).map(|number| (number, "o", Status::Active)));
@@ -84,21 +84,21 @@ mod tests {
             3 => (number + ROWS, "o", Status::Active),
             _ => (number, "o", Status::Active),
         };
-        // In the same order, but for rows that are gone; and in another.
+        // In the same order except for removed rows, and in reverse order.
         let thinned = keys((0..ROWS).filter(|number| number % 777 != 5).map(changed));
-        let turned = keys((0..ROWS).rev().map(changed));
-        for new in [thinned, turned] {
+        let reversed = keys((0..ROWS).rev().map(changed));
+        for new in [thinned, reversed] {
             let (alone, _) = new.compare(Some(&old), OPTIONS);
             assert!(
                 alone.changed > 0 && alone.added > 0 && alone.removed > 0 && alone.revoked > alone.removed
             );
             for threads in [2, 3] {
                 let comparison = Comparison::new(old.table(), &new, OPTIONS);
-                let parts = in_parts(&comparison, threads).expect("several parts");
+                let parts = compare_in_parallel(&comparison, threads).expect("several parts");
                 assert_eq!(comparison.finish(parts), alone);
             }
         }
         let none = keys(std::iter::empty());
-        assert!(in_parts(&Comparison::new(old.table(), &none, OPTIONS), 1).is_none());
+        assert!(compare_in_parallel(&Comparison::new(old.table(), &none, OPTIONS), 1).is_none());
     }
 }

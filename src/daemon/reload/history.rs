@@ -1,4 +1,5 @@
-//! What came of reloads: the latest, and the latest that was accepted.
+//! The outcomes of reloads that `keyward status` shows: the latest, and the latest that was
+//! accepted.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,99 +8,100 @@ use std::time::{Duration, Instant};
 use crate::reload::{ReloadError, SetAside, Stale, TakeawayReport};
 use keyward_engine::snapshot::Diff;
 
-/// A reload that ended.
+/// The outcome of a reload.
 #[derive(Debug)]
 pub struct Outcome {
-    /// When it ended.
+    /// When the reload ended.
     pub at: Instant,
     /// How long it took.
     pub took: Duration,
-    /// What it did.
+    /// What was published, or why nothing was.
     pub result: Result<AcceptedReload, ReloadError>,
-    /// What a source that was refused has taken away.
-    pub taken: Option<TakeawayReport>,
+    /// The takeaways of a source that was refused.
+    pub takeaways: Option<TakeawayReport>,
 }
 
-/// A snapshot that is in force on every connection.
+/// A reload whose snapshot is in force on every connection.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AcceptedReload {
-    /// Its number.
+    /// The snapshot's number.
     pub generation: u64,
     /// Its keys.
     pub keys: usize,
     /// What it changed.
     #[serde(flatten)]
     pub diff: Diff,
-    /// Revocations that it says itself, and that are off the list for that.
+    /// Revocations that the source agrees with, and that have left the list for that reason.
     pub revocations_agreed: usize,
-    /// That it is too old to be served: every request is answered STALE_SNAPSHOT.
+    /// Set if the source is too old to be served: every request is answered STALE_SNAPSHOT.
     pub stale: Option<Stale>,
-    /// Revocations that it contradicts, and that stay in force.
+    /// Revocations that the source contradicts, and that stay in force.
     pub revocations_conflicting: usize,
     /// Rows that were set aside.
     #[serde(skip)]
     pub set_aside: Option<Arc<SetAside>>,
 }
 
-/// What is known of reloads, for `keyward status`.
+/// What `keyward status` shows of reloads. Clones share it.
 #[derive(Clone)]
 pub struct History {
-    last: Arc<Mutex<Last>>,
+    state: Arc<Mutex<HistoryState>>,
 }
 
-pub(super) struct Last {
-    pub(super) outcome: Option<Arc<Outcome>>,
-    pub(super) accepted: Option<Arc<Outcome>>,
+pub(super) struct HistoryState {
+    pub(super) last: Option<Arc<Outcome>>,
+    pub(super) last_accepted: Option<Arc<Outcome>>,
     pub(super) buckets: u64,
     pub(super) source: Box<Path>,
     pub(super) configuration_refused: Option<String>,
     pub(super) set_aside: Option<Arc<SetAside>>,
-    pub(super) taken: Option<TakeawayReport>,
+    pub(super) takeaways: Option<TakeawayReport>,
 }
 
 impl History {
-    /// Nothing loaded yet from `source`.
+    /// The history before the first load of `source`.
     pub fn new(source: &Path) -> Self {
-        let last = Last {
-            outcome: None,
-            accepted: None,
+        let state = HistoryState {
+            last: None,
+            last_accepted: None,
             buckets: 0,
             source: source.into(),
             configuration_refused: None,
             set_aside: None,
-            taken: None,
+            takeaways: None,
         };
-        Self { last: Arc::new(Mutex::new(last)) }
+        Self { state: Arc::new(Mutex::new(state)) }
     }
 
     /// The latest reload.
     pub fn last(&self) -> Option<Arc<Outcome>> {
-        self.lock().outcome.clone()
+        self.lock().last.clone()
     }
 
     /// The latest reload that was accepted.
     pub fn last_accepted(&self) -> Option<Arc<Outcome>> {
-        self.lock().accepted.clone()
+        self.lock().last_accepted.clone()
     }
 
-    /// Why the configuration as it was last read is not in force, if it is not: it, or the source that was read by it, is wrong.
+    /// Why the configuration that was read last is not in force: it is wrong, or the source that
+    /// was read by it is.
     pub fn configuration_refused(&self) -> Option<String> {
         self.lock().configuration_refused.clone()
     }
 
-    /// Where the keys come from.
+    /// The path of the source.
     pub fn source(&self) -> Box<Path> {
         self.lock().source.clone()
     }
 
-    /// The rows that were set aside of the source that is served.
+    /// The rows of the current source that were set aside.
     pub fn set_aside(&self) -> Option<Arc<SetAside>> {
         self.lock().set_aside.clone()
     }
 
-    /// What refused sources have taken away since a source was accepted.
-    pub fn taken(&self) -> Option<TakeawayReport> {
-        self.lock().taken.clone()
+    /// The takeaways of refused sources since a source was accepted.
+    pub fn takeaways(&self) -> Option<TakeawayReport> {
+        self.lock().takeaways.clone()
     }
 
     /// Token buckets in use.
@@ -107,7 +109,7 @@ impl History {
         self.lock().buckets
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Last> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, HistoryState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,14 +1,14 @@
-//! Reading a file into a table, by the way that suits it.
+//! Reads a file into a table, in the way that suits it.
 //!
-//! * A text that is small is read row by row, and so is one of which something is wrong, and one whose rows somebody wants to see: only
-//!   that way knows lines.
-//! * A large one is cut into pieces that several threads read ([`fan`]), on the assumption that nothing is wrong. If something is,
-//!   or it cannot be cut, it is read again row by row: so both ways come to the same, and the slow one only where somebody has
-//!   to mend the file anyway.
-//! * A compiled file is cut into blocks already.
+//! * A large text is split into pieces that several threads parse ([`parallel`]), on the assumption
+//!   that it has no errors.
+//! * If it has one, or cannot be split, it is read again row by row: only that way knows line
+//!   numbers. Both ways give the same table, and only a file that needs correction is read twice.
+//! * A small text is read row by row, and so is one whose rows are observed.
+//! * A compiled file consists of blocks, which several threads decode.
 //!
-//! What is held beside the table is a few pieces for each thread, 8 MiB while a text is indexed, and of a compiled file the hashes of its
-//! key ids until all are there.
+//! Beside the table, memory holds a few pieces for each thread, 8 MiB while a text is indexed, and
+//! the hashes of all key ids while a compiled file is read.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -17,10 +17,9 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::reload::bad_rows::BadRows;
-use crate::reload::fan;
-use crate::reload::load::{ProgressFn, RowObserver};
-use crate::reload::room::{HEAP, MemoryError, MemoryLimits, THREAD};
+use crate::reload::bad_rows::BadRowOutcome;
+use crate::reload::memory_limits::{ARENA_BYTES, MemoryError, MemoryLimits, THREAD_BYTES};
+use crate::reload::parallel;
 use crate::reload::{ReloadError, SourceFile};
 use keyward_engine::record::{KeyRecord, MAX_KEY_ID};
 use keyward_engine::snapshot::{BatchBuilder, Builder, ParallelBuilder, RowBatch, RowError, compiled};
@@ -28,153 +27,164 @@ use keyward_source::{
     self as source, ChunkReader, ChunkSplitter, Diagnostics, Format, Location, SinkError, SplitError,
 };
 
-/// A text from this size on is read by several threads: a smaller one is read by the time that they are started.
-const LARGE: u64 = 4 << 20;
+/// Bytes of a text from which on several threads read it. A smaller one is read by the time that
+/// they have started.
+const PARALLEL_BYTES: u64 = 4 << 20;
 
-/// Bytes that are looked at to learn how long rows are, in so many places.
-const SAMPLE: usize = 16 << 10;
+/// Bytes of a sample from which the length of rows is estimated, and the number of samples.
+const SAMPLE_BYTES: usize = 16 << 10;
 const SAMPLES: u64 = 16;
 
-/// Bytes of the shortest row: a hash in base64, a comma, an id, and the newline. However many lines a file has that are none, no
-/// more rows are made room for.
-const SHORTEST_ROW: u64 = 46;
+/// Bytes of the shortest row: a hash in base64, a comma, an id, and the newline. It limits the
+/// estimate of rows in a file with many lines that are not rows.
+const MIN_ROW_BYTES: u64 = 46;
 
-/// Most rows that room is made for in indexes before they are there. A few rows can take all of that room, because they go anywhere in
-/// it: 100 MiB. For more, indexes grow.
-const MAX_ROOM: usize = 4 << 20;
+/// Most rows that indexes are allocated for in advance, which takes 100 MiB. Even a few rows can
+/// touch all of that, because they are scattered by hash. For more rows, indexes grow.
+const MAX_PREALLOCATED_ROWS: usize = 4 << 20;
 
-/// Rows, and pieces, after which it is looked again whether there is memory left: what is small in so many fits into the margin.
-const ROWS_BETWEEN: u64 = 1 << 7;
-const PIECES_BETWEEN: u64 = 64;
+/// Rows and pieces between two checks of memory. The margin of a check covers the small allocations
+/// of so many.
+const ROWS_PER_CHECK: u64 = 1 << 7;
+const PIECES_PER_CHECK: u64 = 64;
 
-/// Growth from this size on is worth a look at the limits of memory, too, which takes a dozen system calls.
-const MAPPED: usize = 1 << 20;
+/// Bytes of growth from which on the limits of control groups are checked as well, which takes a
+/// dozen system calls.
+const LARGE_GROWTH: usize = 1 << 20;
 
-/// A file that is being read.
-pub(super) struct Source<'s> {
+/// Called with each accepted row and its line.
+pub type RowObserver<'o> = dyn FnMut(u64, &KeyRecord<'_>) + 'o;
+
+/// Called with the number of bytes that have been read.
+pub(crate) type ProgressFn<'p> = dyn FnMut(u64) + Send + 'p;
+
+/// An open file, ready to be read.
+pub(super) struct SourceReader<'s> {
     pub(super) origin: &'s SourceFile,
     pub(super) file: &'s File,
     pub(super) size: u64,
     pub(super) seed: u64,
-    pub(super) room: MemoryLimits,
+    pub(super) limits: MemoryLimits,
 }
 
-/// A file that was read.
-pub(super) struct Read {
-    /// Its rows, but for those that cannot be understood; if these are set aside, their keys, disabled.
+/// The rows of a file.
+pub(super) struct ParsedRows {
+    /// All good rows, and the disabled keys of those that are set aside.
     pub(super) builder: Builder,
-    /// The Unix second at which it was a source, if that is in the file itself.
+    /// The Unix second at which the content was written, if the file itself records it.
     pub(super) source_time: Option<u32>,
-    /// What has come of rows that cannot be understood.
-    pub(super) bad_rows: Option<BadRows>,
+    /// The effect of bad rows.
+    pub(super) bad_rows: Option<BadRowOutcome>,
 }
 
-/// Tells how far the reading has come.
-struct ProgressReader<'t, R> {
+/// Reports the progress of the reading.
+struct ProgressReader<'p, R> {
     input: R,
     read: u64,
-    tell: &'t mut ProgressFn<'t>,
+    progress: &'p mut ProgressFn<'p>,
 }
 
 impl<R: io::Read> io::Read for ProgressReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let bytes = self.input.read(buffer)?;
         self.read += bytes as u64;
-        (self.tell)(self.read);
+        (self.progress)(self.read);
         Ok(bytes)
     }
 }
 
-/// Why pieces are not read to the end.
-enum Stop {
-    /// Not enough memory, too.
+/// Why a text is not read in parallel to its end.
+enum ParallelError {
+    /// The reading failed. This includes a lack of memory.
     Io(io::Error),
-    /// Something is wrong, or it cannot be cut.
-    Wrong,
+    /// The text has an error or cannot be split: it has to be read row by row.
+    NeedsSequential,
 }
 
-impl From<io::Error> for Stop {
+impl From<io::Error> for ParallelError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-impl From<MemoryError> for Stop {
-    fn from(shortage: MemoryError) -> Self {
-        Self::Io(shortage.into())
+impl From<MemoryError> for ParallelError {
+    fn from(error: MemoryError) -> Self {
+        Self::Io(error.into())
     }
 }
 
-/// Ends the reading when there is no memory left for what is read.
-struct WhileRoom<'r, R> {
+/// Ends the reading once the parser has run out of memory.
+struct MemoryCheckedReader<'r, R> {
     input: R,
-    shortage: &'r RefCell<Option<MemoryError>>,
+    exceeded: &'r RefCell<Option<MemoryError>>,
 }
 
-impl<R: io::Read> io::Read for WhileRoom<'_, R> {
+impl<R: io::Read> io::Read for MemoryCheckedReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &*self.shortage.borrow() {
-            Some(shortage) => Err(shortage.clone().into()),
+        match &*self.exceeded.borrow() {
+            Some(limit) => Err(limit.clone().into()),
             None => self.input.read(buffer),
         }
     }
 }
 
-impl Source<'_> {
-    /// Reads it to its end.
+impl SourceReader<'_> {
+    /// Reads the file to its end. Bad rows are part of the result, not an error.
     ///
     /// # Errors
-    /// When it cannot be read. Rows that cannot be understood are none.
+    /// When the file cannot be read.
     pub(super) fn read(
         &self,
-        see: Option<&mut RowObserver<'_>>,
+        observer: Option<&mut RowObserver<'_>>,
         progress: &mut ProgressFn<'_>,
-    ) -> Result<Read, ReloadError> {
+    ) -> Result<ParsedRows, ReloadError> {
         if self.origin.format == Format::Compiled {
-            let (builder, source_time) = self.compiled(progress).map_err(|error| self.damaged(error))?;
-            self.require(&builder)?;
-            see.into_iter().for_each(|see| builder.for_each_record(see));
-            return Ok(Read { builder, source_time: Some(source_time), bad_rows: None });
+            let (builder, source_time) =
+                self.read_compiled(progress).map_err(|error| self.compiled_error(error))?;
+            self.check_required_fields(&builder)?;
+            observer.into_iter().for_each(|observer| builder.for_each_record(observer));
+            return Ok(ParsedRows { builder, source_time: Some(source_time), bad_rows: None });
         }
-        // What it will take for sure: better refused now than half way.
-        let table = Builder::bytes_for(self.expected());
-        self.room.require(table, 0).map_err(|shortage| self.unreadable(shortage.into()))?;
-        let mut input = ProgressReader { input: self.file, read: 0, tell: progress };
-        let threads = if self.size >= LARGE && see.is_none() { fan::threads() } else { 1 };
-        // One thread needs less. It is slower, and takes the keys.
-        if threads > 1 && self.room.require(table, (threads + 1) * (THREAD + HEAP)).is_ok() {
-            match self.in_pieces(&mut input, threads) {
-                Ok(builder) => return Ok(Read { builder, source_time: None, bad_rows: None }),
-                Err(Stop::Io(error)) => return Err(self.unreadable(error)),
-                Err(Stop::Wrong) => {
-                    (&*self.file).seek(SeekFrom::Start(0)).map_err(|error| self.unreadable(error))?;
+        // The table is needed in any case: refuse early rather than half-way.
+        let table = Builder::bytes_for(self.estimated_rows());
+        self.limits.require(table, 0).map_err(|limit| self.io_error(limit.into()))?;
+        let mut input = ProgressReader { input: self.file, read: 0, progress };
+        let threads =
+            if self.size >= PARALLEL_BYTES && observer.is_none() { parallel::worker_count() } else { 1 };
+        // A single thread is slower, but needs less memory.
+        if threads > 1 && self.limits.require(table, (threads + 1) * (THREAD_BYTES + ARENA_BYTES)).is_ok() {
+            match self.read_parallel(&mut input, threads) {
+                Ok(builder) => return Ok(ParsedRows { builder, source_time: None, bad_rows: None }),
+                Err(ParallelError::Io(error)) => return Err(self.io_error(error)),
+                Err(ParallelError::NeedsSequential) => {
+                    (&*self.file).seek(SeekFrom::Start(0)).map_err(|error| self.io_error(error))?;
                     input.read = 0;
                 }
             }
         }
         let mut ignore = |_: u64, _: &KeyRecord<'_>| {};
-        self.in_order(input, see.unwrap_or(&mut ignore))
+        self.read_sequential(input, observer.unwrap_or(&mut ignore))
     }
 
-    /// A compiled file has no columns: what is required has to have a value in some row.
-    fn require(&self, builder: &Builder) -> Result<(), ReloadError> {
+    /// A compiled file has no columns: a required field must have a value in some row.
+    fn check_required_fields(&self, builder: &Builder) -> Result<(), ReloadError> {
         let absent = self.origin.mapping.required().difference(builder.given());
         if absent.is_empty() {
             return Ok(());
         }
-        let mut findings = Diagnostics::new(self.origin.path.display().to_string());
+        let mut diagnostics = Diagnostics::new(self.origin.path.display().to_string());
         let message = format_args!("no row has a value for {absent}, and source.required lists it");
-        findings.add(Location::File, message);
-        Err(ReloadError::Findings(findings))
+        diagnostics.add(Location::File, message);
+        Err(ReloadError::Diagnostics(diagnostics))
     }
 
-    fn unreadable(&self, error: io::Error) -> ReloadError {
-        ReloadError::io(&self.origin.path, error)
+    fn io_error(&self, error: io::Error) -> ReloadError {
+        ReloadError::from_io(&self.origin.path, error)
     }
 
-    fn damaged(&self, error: compiled::ReadError) -> ReloadError {
+    fn compiled_error(&self, error: compiled::ReadError) -> ReloadError {
         match error {
-            compiled::ReadError::Io(error) => self.unreadable(error),
+            compiled::ReadError::Io(error) => self.io_error(error),
             error => ReloadError::Compiled { path: self.origin.path.to_path_buf(), error },
         }
     }
@@ -183,10 +193,11 @@ impl Source<'_> {
         Builder::new(self.seed, expected).with_plans(Arc::clone(&self.origin.plans))
     }
 
-    /// Rows that there probably are: from the length of those in a few places, and a little more. It is a guess: a file can have rows
-    /// where they are looked for, and elsewhere garbage or holes. So it must not cost memory.
-    fn expected(&self) -> usize {
-        let mut sample = vec![0; SAMPLE];
+    /// The estimated number of rows, from the length of rows in a few samples and a little more.
+    /// The estimate can be far off: the samples may have rows, and the rest of the file garbage or
+    /// holes. So memory must not be committed for it.
+    fn estimated_rows(&self) -> usize {
+        let mut sample = vec![0; SAMPLE_BYTES];
         let (mut bytes, mut rows) = (0, 0);
         for at in 0..SAMPLES {
             let read = self.file.read_at(&mut sample, self.size / SAMPLES * at).unwrap_or(0);
@@ -194,107 +205,116 @@ impl Source<'_> {
             rows += memchr::memchr_iter(b'\n', &sample[..read]).count() as u64;
         }
         let expected = u128::from(self.size) * u128::from(rows) * 33 / (u128::from(bytes.max(1)) * 32);
-        let expected = expected.min(u128::from(self.size / SHORTEST_ROW));
+        let expected = expected.min(u128::from(self.size / MIN_ROW_BYTES));
         u32::try_from(expected).unwrap_or(u32::MAX) as usize
     }
 
-    /// Row by row.
-    fn in_order(&self, input: impl io::Read, see: &mut RowObserver<'_>) -> Result<Read, ReloadError> {
-        let mut builder = self.builder(self.expected().min(MAX_ROOM));
+    /// Reads a text row by row.
+    fn read_sequential(
+        &self,
+        input: impl io::Read,
+        observer: &mut RowObserver<'_>,
+    ) -> Result<ParsedRows, ReloadError> {
+        let mut builder = self.builder(self.estimated_rows().min(MAX_PREALLOCATED_ROWS));
         let SourceFile { path, format, mapping, on_bad_row, .. } = self.origin;
-        let mut findings = Diagnostics::new(path.display().to_string()).retaining_bad_rows(on_bad_row.kept());
-        let shortage = RefCell::new(None);
+        let mut diagnostics =
+            Diagnostics::new(path.display().to_string()).retaining_bad_rows(on_bad_row.retained_rows());
+        let exceeded = RefCell::new(None);
         let mut rows: u64 = 0;
         // Ids whose rows contradict each other.
         let mut contradicting = BTreeSet::new();
         let mut sink = |line: u64, record: &KeyRecord<'_>| {
             let growth = builder.growth(1, record.key_id.len() + record.owner.len(), record.metadata.len());
             rows += 1;
-            if growth > 0 || rows.is_multiple_of(ROWS_BETWEEN) {
+            if growth > 0 || rows.is_multiple_of(ROWS_PER_CHECK) {
                 let beside = builder.heap_bytes();
-                let room = if growth >= MAPPED {
-                    self.room.require(growth, beside)
+                let checked = if growth >= LARGE_GROWTH {
+                    self.limits.require(growth, beside)
                 } else {
-                    self.room.require_mapped(growth.saturating_add(beside))
+                    self.limits.require_mapped(growth.saturating_add(beside))
                 };
-                room.map_err(|short| shortage.borrow_mut().insert(short).to_string())?;
+                checked.map_err(|limit| exceeded.borrow_mut().insert(limit).to_string())?;
             }
             builder.add(line, record).map_err(|error| {
                 let contradicts = matches!(error, RowError::OtherOwner { .. } | RowError::OtherLimits { .. });
-                // With more bad rows, the source is refused.
-                if contradicts && contradicting.len() < on_bad_row.kept() {
+                // With more bad rows than are retained, the source is refused.
+                if contradicts && contradicting.len() < on_bad_row.retained_rows() {
                     contradicting.insert(record.key_id.to_owned());
                 }
                 SinkError::from(error)
             })?;
-            see(line, record);
+            observer(line, record);
             Ok(())
         };
-        let input = WhileRoom { input, shortage: &shortage };
-        let read = source::read(input, *format, mapping, &mut sink, &mut findings);
-        if let Some(shortage) = shortage.take() {
-            return Err(self.unreadable(shortage.into()));
+        let input = MemoryCheckedReader { input, exceeded: &exceeded };
+        let read = source::read(input, *format, mapping, &mut sink, &mut diagnostics);
+        if let Some(limit) = exceeded.take() {
+            return Err(self.io_error(limit.into()));
         }
-        read.map_err(|error| self.unreadable(error))?;
-        let set_aside = findings.retained_bad_rows().len();
+        read.map_err(|error| self.io_error(error))?;
+        let set_aside = diagnostics.retained_bad_rows().len();
         let growth = builder.growth(set_aside, set_aside * MAX_KEY_ID, 0);
-        let room = self.room.require(growth, builder.heap_bytes());
-        room.map_err(|shortage| self.unreadable(shortage.into()))?;
-        let bad_rows = on_bad_row.judge(findings, &mut builder, &contradicting)?;
-        Ok(Read { builder, source_time: None, bad_rows })
+        self.limits.require(growth, builder.heap_bytes()).map_err(|limit| self.io_error(limit.into()))?;
+        let bad_rows = on_bad_row.apply(diagnostics, &mut builder, &contradicting)?;
+        Ok(ParsedRows { builder, source_time: None, bad_rows })
     }
 
-    /// Piece by piece, by several threads.
-    fn in_pieces(&self, input: impl io::Read + Send, threads: usize) -> Result<Builder, Stop> {
-        let mut builder = self.builder(0).into_parallel(self.expected());
+    /// Reads a text in pieces, with several threads.
+    fn read_parallel(&self, input: impl io::Read + Send, threads: usize) -> Result<Builder, ParallelError> {
+        let mut builder = self.builder(0).into_parallel(self.estimated_rows());
         let mut splitter = ChunkSplitter::new(input, self.origin.format);
         let mut next = || match splitter.next_chunk() {
             Ok(piece) => Ok(piece),
-            Err(SplitError::Io(error)) => Err(Stop::Io(error)),
-            Err(SplitError::NoRowEnd) => Err(Stop::Wrong),
+            Err(SplitError::Io(error)) => Err(ParallelError::Io(error)),
+            Err(SplitError::NoRowEnd) => Err(ParallelError::NeedsSequential),
         };
-        let mut first = next()?.ok_or(Stop::Wrong)?;
+        let mut first = next()?.ok_or(ParallelError::NeedsSequential)?;
         let blocks = ChunkReader::new(self.origin.format, &self.origin.mapping, &first);
-        let (blocks, header) = blocks.ok_or(Stop::Wrong)?;
+        let (blocks, header) = blocks.ok_or(ParallelError::NeedsSequential)?;
         first.drain(..header);
         let mut first = Some(first);
-        let workers: Vec<_> = (0..threads).map(|_| reader(blocks.clone(), builder.batch_builder())).collect();
+        let workers: Vec<_> =
+            (0..threads).map(|_| parse_pieces(blocks.clone(), builder.batch_builder())).collect();
         let mut pieces: u64 = 0;
         let merge = |batch: Option<RowBatch>| {
-            let batch = batch.ok_or(Stop::Wrong)?;
+            let batch = batch.ok_or(ParallelError::NeedsSequential)?;
             let (growth, beside) = (builder.growth(&batch), ParallelBuilder::heap_bytes(&batch, threads));
             pieces += 1;
-            if growth >= MAPPED || pieces.is_multiple_of(PIECES_BETWEEN) {
-                self.room.require(growth, beside)?;
+            if growth >= LARGE_GROWTH || pieces.is_multiple_of(PIECES_PER_CHECK) {
+                self.limits.require(growth, beside)?;
             } else {
-                self.room.require_mapped(growth.saturating_add(beside))?;
+                self.limits.require_mapped(growth.saturating_add(beside))?;
             }
-            builder.add_batch(batch).map_err(|_| Stop::Wrong)
+            builder.add_batch(batch).map_err(|_| ParallelError::NeedsSequential)
         };
-        fan::in_order(workers, || first.take().map_or_else(&mut next, |first| Ok(Some(first))), merge)?;
-        self.room.require(builder.indexing_bytes(), THREAD)?;
+        let next = || first.take().map_or_else(&mut next, |first| Ok(Some(first)));
+        parallel::map_ordered(workers, next, merge)?;
+        self.limits.require(builder.indexing_bytes(), THREAD_BYTES)?;
         let (by_digest, by_id) = builder.index_builders();
-        let (unique, rotated) = fan::both(by_digest, by_id)?;
-        unique.and_then(|unique| builder.finish(unique, rotated)).map_err(|_| Stop::Wrong)
+        let (unique, rotated) = parallel::join(by_digest, by_id)?;
+        unique.and_then(|unique| builder.finish(unique, rotated)).map_err(|_| ParallelError::NeedsSequential)
     }
 
-    fn compiled(&self, progress: &mut ProgressFn<'_>) -> Result<(Builder, u32), compiled::ReadError> {
+    /// Reads a compiled file. Also returns the Unix second at which its source was written.
+    fn read_compiled(&self, progress: &mut ProgressFn<'_>) -> Result<(Builder, u32), compiled::ReadError> {
         let read = |at, bytes: &mut [u8]| {
-            self.room.require_mapped(0)?;
+            self.limits.require_mapped(0)?;
             self.file.read_exact_at(bytes, at)
         };
-        // What room is made for has to be on the disk: a length alone costs nothing. Where a file system cannot tell, the
-        // first hole is at the end.
+        // Memory is allocated by the file's length, so that must be on disk: a length alone costs
+        // an attacker nothing. A file system that cannot report holes reports one at the end.
         if rustix::fs::seek(self.file, rustix::fs::SeekFrom::Hole(0)).is_ok_and(|hole| hole < self.size) {
             return Err(compiled::ReadError::Holes);
         }
         let mut reader = compiled::Reader::open(read, self.size)?;
-        let beside = reader.heap_bytes().saturating_add(2 * fan::threads() * THREAD);
-        self.room.require(reader.memory_bytes(fan::threads()), beside).map_err(io::Error::from)?;
+        let beside = reader.heap_bytes().saturating_add(2 * parallel::worker_count() * THREAD_BYTES);
+        self.limits
+            .require(reader.memory_bytes(parallel::worker_count()), beside)
+            .map_err(io::Error::from)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
         let decoder = reader.read_policies(&mut builder)?;
         let (mut buffers, mut merge) = (reader.buffers(), reader.merge());
-        let mut partitions = reader.hash_partitions(fan::threads());
+        let mut partitions = reader.hash_partitions(parallel::worker_count());
         let mut slots = buffers.block_slots();
         let next = || {
             let block = reader.next_block(&mut slots)?;
@@ -310,7 +330,7 @@ impl Source<'_> {
                 decoder.decode(block, &payload, ids)
             }
         });
-        fan::in_order(workers, next, |decoded| merge.add(decoded?, &mut builder))?;
+        parallel::map_ordered(workers, next, |decoded| merge.add(decoded?, &mut builder))?;
 
         let mut parts = buffers.id_partitions(&partitions);
         let workers = partitions.iter().map(|_| |part: compiled::IdPartition<'_>| part.fill(&partitions));
@@ -318,7 +338,7 @@ impl Source<'_> {
             merge.add_ids(filled);
             Ok::<_, io::Error>(())
         };
-        fan::in_order(workers, || Ok(parts.next()), add)?;
+        parallel::map_ordered(workers, || Ok(parts.next()), add)?;
         drop(parts);
         merge.finish(buffers, &decoder, &partitions, &mut builder)?;
         let source_time = reader.source_time();
@@ -326,8 +346,8 @@ impl Source<'_> {
     }
 }
 
-/// What a thread does with a piece; `None` if something is wrong with it.
-fn reader(
+/// What a worker does with a piece. It returns `None` if the piece has an error.
+fn parse_pieces(
     mut blocks: ChunkReader,
     mut batch_builder: BatchBuilder,
 ) -> impl FnMut(Vec<u8>) -> Option<RowBatch> + Send {
@@ -342,23 +362,28 @@ mod tests {
     use crate::reload::BadRowPolicy;
     use keyward_source::ColumnMapping;
 
-    /// Bytes of a text that takes several pieces.
-    const SEVERAL: usize = 1 << 20;
+    /// Bytes of a text that is split into several pieces.
+    const SEVERAL_PIECES: usize = 1 << 20;
 
-    /// What comes of `text`: every row, or what is wrong.
+    /// The rows of `text`, or its error.
     fn read(text: &[u8], format: Format, size: u64) -> Result<Vec<String>, String> {
         with_source(text, format, size, |source| match source.read(None, &mut |_| {}) {
-            Ok(Read { bad_rows: Some(BadRows::Refuse(failure)), .. }) => Err(failure.to_string()),
-            Ok(read) => Ok(rows(&read.builder)),
-            Err(failure) => Err(failure.to_string()),
+            Ok(ParsedRows { bad_rows: Some(BadRowOutcome::Refuse(error)), .. }) => Err(error.to_string()),
+            Ok(parsed) => Ok(rows(&parsed.builder)),
+            Err(error) => Err(error.to_string()),
         })
     }
 
-    fn with_source<T>(text: &[u8], format: Format, size: u64, then: impl FnOnce(&Source<'_>) -> T) -> T {
+    fn with_source<T>(
+        text: &[u8],
+        format: Format,
+        size: u64,
+        then: impl FnOnce(&SourceReader<'_>) -> T,
+    ) -> T {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), text).expect("writes");
         let plans = Arc::default();
-        // Messages name the path.
+        // The path appears in messages.
         let origin = SourceFile {
             path: Box::from("keys".as_ref()),
             format,
@@ -367,7 +392,7 @@ mod tests {
             on_bad_row: BadRowPolicy::Refuse,
         };
         let file = file.reopen().expect("opens");
-        then(&Source { origin: &origin, file: &file, size, seed: 7, room: MemoryLimits::new() })
+        then(&SourceReader { origin: &origin, file: &file, size, seed: 7, limits: MemoryLimits::new() })
     }
 
     fn rows(builder: &Builder) -> Vec<String> {
@@ -381,7 +406,7 @@ mod tests {
         format!("\u{feff}key_hash,key_id,owner,limits,metadata\r\n{rows}").into_bytes()
     }
 
-    /// Twelve kinds of good rows; some fields are longer than they seem, and have quotes in them.
+    /// Twelve kinds of good rows. Some fields are quoted and contain quotes and newlines.
     fn row(number: usize, kind: u8) -> String {
         let owner = ["", "acme", "\"a, \"\"b\"\"\"", "\"b\"\"c\"", "\"d\""][usize::from(kind % 5)];
         let metadata = ["", "\"{\"\"a\"\":\n\n\"\"b\"\"}\"", "{}"][usize::from(kind % 3)];
@@ -390,19 +415,19 @@ mod tests {
         format!("{number:064x},k{number}{padding},{owner},{}/s,{metadata}{end}", kind + 1)
     }
 
-    /// As many rows as take several pieces, of these kinds in turn.
-    fn many(kinds: &[u8]) -> impl Iterator<Item = String> {
+    /// Enough rows for several pieces, of these kinds in turn.
+    fn many_rows(kinds: &[u8]) -> impl Iterator<Item = String> {
         let mut bytes = 0;
         let rows = (0..).zip(kinds.iter().copied().cycle()).map(|(number, kind)| row(number, kind));
         rows.take_while(move |row| {
             bytes += row.len();
-            bytes < SEVERAL
+            bytes < SEVERAL_PIECES
         })
     }
 
     #[test]
-    fn a_good_export_is_read_in_pieces() {
-        let text = csv(many(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]));
+    fn parallel_reading_gives_the_same_rows_in_the_same_order() {
+        let text = csv(many_rows(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]));
         let json: String = (0..9_000)
             .map(|number| {
                 format!("{{\"key_hash\":\"{number:064x}\",\"key_id\":\"k{number}\",\"limits\":\"1/s\"}}\n\n")
@@ -416,8 +441,8 @@ mod tests {
         let rotated = (csv(rotated), Format::Csv);
         for (text, format) in [(text, Format::Csv), (json.into_bytes(), Format::JsonLines), rotated] {
             for threads in [1, 2, 5] {
-                let pieces = with_source(&text, format, LARGE, |source| {
-                    source.in_pieces(source.file, threads).ok().map(|builder| rows(&builder))
+                let pieces = with_source(&text, format, PARALLEL_BYTES, |source| {
+                    source.read_parallel(source.file, threads).ok().map(|builder| rows(&builder))
                 });
                 let in_order = read(&text, format, 0).expect("nothing is wrong with it");
                 assert_eq!(pieces, Some(in_order), "{format}, {threads} threads");
@@ -426,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compiled_file_of_nothing_but_length_is_refused_before_there_is_room_for_it() {
+    fn sparse_compiled_file_is_refused_before_memory_is_allocated() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), [1; 128]).expect("writes");
         file.as_file().set_len(1 << 40).expect("a length");
@@ -439,15 +464,20 @@ mod tests {
             on_bad_row: BadRowPolicy::Refuse,
         };
         let file = file.reopen().expect("opens");
-        let source =
-            Source { origin: &origin, file: &file, size: 1 << 40, seed: 7, room: MemoryLimits::new() };
-        let told = source.read(None, &mut |_| {}).err().expect("it is refused").to_string();
-        assert!(told.contains("it has holes"), "{told}");
+        let source = SourceReader {
+            origin: &origin,
+            file: &file,
+            size: 1 << 40,
+            seed: 7,
+            limits: MemoryLimits::new(),
+        };
+        let error = source.read(None, &mut |_| {}).err().expect("it is refused").to_string();
+        assert!(error.contains("it has holes"), "{error}");
     }
 
     #[test]
-    fn what_is_wrong_is_told_as_if_it_had_been_read_in_order() {
-        let good: Vec<String> = many(&[0, 1, 2]).collect();
+    fn errors_are_reported_as_in_sequential_reading() {
+        let good: Vec<String> = many_rows(&[0, 1, 2]).collect();
         let last = good.len() - 1;
         let with = |at: usize, row: String| {
             let mut rows = good.clone();
@@ -469,34 +499,37 @@ mod tests {
                 with(last, format!("{last:064x},k,\"a\\\"b\",1/s,\n")),
                 "column 3 (owner): a quote behind a backslash",
             ),
-            (csv(std::iter::once("x".repeat(SEVERAL + 1))), "longer than"),
+            (csv(std::iter::once("x".repeat(SEVERAL_PIECES + 1))), "longer than"),
             (csv(good.iter().cloned()).split_off(9), "is not a field"),
         ];
         for (text, message) in wrong {
-            let told = read(&text, Format::Csv, LARGE).expect_err(message);
-            assert!(told.contains(message), "{message}: {told}");
-            assert_eq!(Err(told), read(&text, Format::Csv, 0));
+            let error = read(&text, Format::Csv, PARALLEL_BYTES).expect_err(message);
+            assert!(error.contains(message), "{message}: {error}");
+            assert_eq!(Err(error), read(&text, Format::Csv, 0));
         }
         let text: Vec<u8> = csv(good.into_iter().map(|row| row.replace('\n', "\r"))).to_vec();
         let text = String::from_utf8(text).expect("UTF-8").replacen("\r\n", "\r", 1) + "\n";
-        assert!(read(text.as_bytes(), Format::Csv, LARGE).is_ok(), "carriage returns alone end rows too");
-        assert_eq!(read(text.as_bytes(), Format::Csv, LARGE), read(text.as_bytes(), Format::Csv, 0));
+        assert!(
+            read(text.as_bytes(), Format::Csv, PARALLEL_BYTES).is_ok(),
+            "carriage returns alone end rows too"
+        );
+        assert_eq!(read(text.as_bytes(), Format::Csv, PARALLEL_BYTES), read(text.as_bytes(), Format::Csv, 0));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
 
         #[test]
-        fn both_ways_come_to_the_same(
+        fn parallel_and_sequential_reading_agree(
             kinds in prop::collection::vec(0_u8..12, 1..40),
             changes in prop::collection::vec((any::<prop::sample::Index>(), "[a\u{feff}\",\n\r]"), 0..3),
         ) {
-            let mut text = csv(many(&kinds));
+            let mut text = csv(many_rows(&kinds));
             for (at, change) in changes {
                 let at = at.index(text.len());
                 text.splice(at..=at, change.bytes());
             }
-            prop_assert_eq!(read(&text, Format::Csv, LARGE), read(&text, Format::Csv, 0));
+            prop_assert_eq!(read(&text, Format::Csv, PARALLEL_BYTES), read(&text, Format::Csv, 0));
         }
     }
 }

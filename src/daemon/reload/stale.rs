@@ -1,27 +1,29 @@
-//! A source that is older than `max_staleness`: its keys are taken, because it may revoke some, but none of them is served.
+//! A source that is older than `max_staleness`. Its keys are loaded, because it may revoke some,
+//! but every request is answered STALE_SNAPSHOT.
 
 use std::fmt;
 use std::time::Duration;
 
-use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::global_policy::GlobalPolicy;
 
-/// How old a source is, and how old it may be.
+/// The age of a stale source, and the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Stale {
-    /// Seconds since it was written.
+    /// Seconds since the source was written.
     pub age_s: u32,
-    /// Seconds that there may be at most.
+    /// The most seconds that are allowed.
     pub max_staleness_s: u32,
 }
 
 impl Stale {
-    /// A source of this age, if that is more than `rules` allow.
+    /// Some if `age` exceeds the limit of the policy.
     pub fn of(age: u32, global_policy: &GlobalPolicy) -> Option<Self> {
         let max_staleness_s = global_policy.max_staleness.filter(|limit| age > *limit)?;
         Some(Self { age_s: age, max_staleness_s })
     }
 
-    /// A source that was written at a Unix second, at another.
+    /// The same for a source that was written at the Unix second `written_at`, at the Unix second
+    /// `now`.
     pub fn at(now: u32, written_at: u32, global_policy: &GlobalPolicy) -> Option<Self> {
         Self::of(now.saturating_sub(written_at), global_policy)
     }

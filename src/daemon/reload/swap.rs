@@ -1,4 +1,4 @@
-//! Putting keys in force, and having them kept for the next start.
+//! Publishes keys, and queues them to be stored for the next start.
 
 use std::fs::File;
 use std::sync::{Arc, PoisonError};
@@ -6,21 +6,28 @@ use std::sync::{Arc, PoisonError};
 use tracing::warn;
 
 use crate::reload::last_good;
-use crate::reload::room::MemoryLimits;
+use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::{AcceptedReload, FileState, Origin, ReloadError, ReloadLoop, Reloader, Settings, Stale};
 use keyward_engine::snapshot::{Diff, KeyTable, RowMap, RowPolicies, Snapshot, SnapshotMeta};
 use keyward_source::Format;
 
-/// Seconds by which a source may seem to have been written in the future without a warning: clocks of hosts differ.
+/// Seconds by which a source may appear to be from the future without a warning: clocks of hosts
+/// differ.
 const CLOCK_SKEW: u32 = 5;
 
 impl ReloadLoop {
-    /// Records the source that is accepted, and has the keys in force kept for the next start.
-    pub(super) fn keep(&self, settings: &Settings, state: FileState, file: File, policies: RowPolicies) {
+    /// Records the accepted source, and queues the keys in force to be stored for the next start.
+    pub(super) fn store_last_good(
+        &self,
+        settings: &Settings,
+        state: FileState,
+        file: File,
+        policies: RowPolicies,
+    ) {
         if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
             let source = &settings.source;
             last_good.record_accepted(self.generation, state, source, &settings.global_policy);
-            last_good.keep(last_good::Job {
+            last_good.enqueue(last_good::Job {
                 snapshot: Arc::clone(snapshot),
                 policies,
                 compiled: (source.format == Format::Compiled).then_some(file),
@@ -32,7 +39,9 @@ impl ReloadLoop {
         }
     }
 
-    /// Claims buckets, swaps, waits until every worker has left the old snapshot, and settles the buckets.
+    /// Allocates buckets, swaps the snapshot, waits until every worker has left the previous one,
+    /// and then completes the migration of the buckets. [`publish`](crate::publish) explains the
+    /// order.
     pub(super) fn publish(
         &mut self,
         settings: &Settings,
@@ -42,13 +51,14 @@ impl ReloadLoop {
         origin: Origin,
     ) -> Result<AcceptedReload, ReloadError> {
         let needed = keys.publishing_bytes(&diff, self.current.as_deref());
-        let room = MemoryLimits::new().require(needed, keys.publishing_heap_bytes());
         let path = || settings.source.path.to_path_buf();
-        room.map_err(|shortage| ReloadError::Memory { path: path(), shortage })?;
+        MemoryLimits::new()
+            .require(needed, keys.publishing_heap_bytes())
+            .map_err(|limit| ReloadError::Memory { path: path(), limit })?;
         let generation = self.reloader.generations.next_number();
         let Reloader { limiter, allocator, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
-        // A source that says the same time as the one before has been served since then: reading it again makes it no younger.
+        // Reading a source of the same time again makes it no younger.
         let loaded = match self.current.as_deref().map(Snapshot::meta) {
             Some(before) if before.source_time == written_at => before.loaded,
             _ => clock.now().ticks,
@@ -60,7 +70,8 @@ impl ReloadLoop {
                 "the source was written in the future: is a clock wrong? For max_staleness its age is counted from now"
             );
         }
-        // Held until they are settled: a save of the balances sees none that is on its way from one slot to another.
+        // Locked until the migration is complete, so that a save of the balances sees no bucket
+        // between two slots.
         let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
         let mut allocation = allocator.begin(limiter);
         let snapshot = keys
@@ -74,10 +85,7 @@ impl ReloadLoop {
                     global_policy: Arc::clone(&settings.global_policy),
                 },
             )
-            .map_err(|error| ReloadError::TooManyBuckets {
-                path: settings.source.path.to_path_buf(),
-                error,
-            })?;
+            .map_err(|error| ReloadError::TooManyBuckets { path: path(), error })?;
         let stale = Stale::of(snapshot.meta().source_age(clock.now()), &settings.global_policy);
         let mut accepted = AcceptedReload {
             generation,
@@ -90,25 +98,27 @@ impl ReloadLoop {
         };
 
         if origin == Origin::LastGood {
-            snapshot.take_away(self.taken_away.keys.iter().map(|(hash, takeaway)| (*hash, *takeaway)));
+            snapshot.apply_takeaways(
+                self.applied_takeaways.keys.iter().map(|(hash, takeaway)| (*hash, *takeaway)),
+            );
         }
         let pending = allocation.commit();
         let snapshot = Arc::new(snapshot);
         let epoch = revocations.publish(publisher, Arc::clone(&snapshot)).epoch;
         self.generation = generation;
-        let old = self.current.replace(Arc::clone(&snapshot));
+        let previous = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().wait_passed(epoch));
         audit.set_generation(generation);
-        // What has been in force before says nothing new.
+        // The last good keys have been compared with the list before.
         if origin == Origin::Source {
-            let settled = revocations.reconcile(&snapshot, settings.revocation_retention, audit);
-            accepted.revocations_agreed = settled.dropped;
-            accepted.revocations_conflicting = settled.conflicts;
+            let reconciliation = revocations.reconcile(&snapshot, settings.revocation_retention, audit);
+            accepted.revocations_agreed = reconciliation.dropped;
+            accepted.revocations_conflicting = reconciliation.conflicts;
         }
 
-        let buckets = old.iter().flat_map(|old| old.buckets());
+        let buckets = previous.iter().flat_map(|previous| previous.buckets());
         allocator.reclaim(limiter, pending, buckets, clock.now().ticks);
-        self.retired = old;
+        self.retired = previous;
         Ok(accepted)
     }
 }

@@ -1,8 +1,9 @@
-//! Who asks while a reload is under way. The test is the worker that the reload waits for: as long as it has not passed the
-//! epoch, everything has been read, and nothing acknowledged.
+//! Requests that arrive during a reload. The test acts as the worker that the reload waits for:
+//! until it passes the epoch, everything has been read and nothing acknowledged.
 
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc::SyncSender;
 use std::thread;
 
 use tempfile::TempDir;
@@ -10,18 +11,19 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::audit::Peer;
-use crate::publish::Subscription;
+use crate::publish::{Publisher, Subscription};
+use keyward_engine::snapshot::Snapshot;
 use keyward_source::{ColumnMapping, Format};
 use keyward_state::disk::trace::Trace;
 use keyward_state::{Rotation, StateDir};
 
 mod retired;
 
-/// How long anything may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for a condition.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long an acknowledgement that comes too early is given to come.
-const TOO_EARLY: Duration = Duration::from_millis(250);
+/// How long a test waits for an acknowledgement that must not come.
+const EARLY_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// A reload thread and its only worker.
 struct Fixture {
@@ -29,7 +31,7 @@ struct Fixture {
     trigger: SyncSender<Trigger>,
     worker: Subscription,
     runtime: tokio::runtime::Runtime,
-    /// What the configuration says.
+    /// The settings of the configuration.
     configured: Arc<Mutex<Settings>>,
     thread: thread::JoinHandle<()>,
 }
@@ -37,12 +39,12 @@ struct Fixture {
 type Answer<T = Arc<Outcome>> = oneshot::Receiver<T>;
 
 impl Fixture {
-    /// One that has loaded a key, and is idle.
+    /// An idle reload thread that has loaded one key.
     fn new() -> Self {
-        Self::polling(Duration::from_secs(3600))
+        Self::with_poll(Duration::from_secs(3600))
     }
 
-    fn polling(poll: Duration) -> Self {
+    fn with_poll(poll: Duration) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("keys.csv");
         replace(&path, 1);
@@ -69,7 +71,7 @@ impl Fixture {
         let rotation = Rotation { max_file_size: 1 << 20, keep: 1 };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         let reloader = Reloader {
-            configure: configure(Arc::clone(&configured)),
+            load_config: config_loader(Arc::clone(&configured)),
             revocations: Arc::new(Revocations::open(None, &publisher).expect("none")),
             publisher,
             limiter: Arc::new(Limiter::new()),
@@ -82,11 +84,11 @@ impl Fixture {
             runtime: runtime.handle().clone(),
             settings,
         };
-        let (trigger, received) = triggers();
-        // The watch has a queue of its own, that nobody reads: what happens is what the test says.
-        let (watch, _) = triggers();
-        let (say_loaded, loaded) = oneshot::channel();
-        let thread = thread::spawn(move || reloader.run(watch, &received, || _ = say_loaded.send(())));
+        let (trigger, received) = trigger_channel();
+        // The watch's queue is not read: only the test sends triggers.
+        let (watch, _) = trigger_channel();
+        let (notify_loaded, loaded) = oneshot::channel();
+        let thread = thread::spawn(move || reloader.run(watch, &received, || _ = notify_loaded.send(())));
         let fixture = Self { directory, trigger, worker: workers.remove(0), runtime, configured, thread };
         fixture.pass(1);
         fixture.wait(loaded).expect("loaded");
@@ -97,38 +99,38 @@ impl Fixture {
         self.directory.path().join("keys.csv")
     }
 
-    fn ask(&self, force: bool, pid: i32) -> Answer {
+    fn request(&self, force: bool, pid: i32) -> Answer {
         let (reply, answer) = oneshot::channel();
         let peer = Peer { uid: 7, pid: Some(pid) };
         self.trigger.send(Trigger::Command { force, peer, reply }).expect("sent");
         answer
     }
 
-    /// What comes of `future`, which is to come soon.
+    /// Waits for `future`.
     fn wait<T>(&self, future: impl Future<Output = T>) -> T {
-        let in_time = async { tokio::time::timeout(PATIENCE, future).await };
-        self.runtime.block_on(in_time).expect("in time")
+        let with_timeout = async { tokio::time::timeout(TIMEOUT, future).await };
+        self.runtime.block_on(with_timeout).expect("in time")
     }
 
-    /// Waits until a reload has swapped snapshots for the `epoch`th time.
-    fn swapped(&self, epoch: u64) {
+    /// Waits until a reload has begun `epoch`.
+    fn wait_swapped(&self, epoch: u64) {
         let mut announced = self.worker.announced.clone();
         self.wait(announced.wait_for(|now| *now == epoch)).expect("announced");
     }
 
     fn pass(&self, epoch: u64) {
-        self.swapped(epoch);
+        self.wait_swapped(epoch);
         self.worker.passed.send_replace(epoch);
     }
 
-    /// The outcome and the generation that it put in force.
+    /// The outcome of an accepted reload, and its generation.
     fn answer(&self, answer: Answer) -> (Arc<Outcome>, u64) {
         let outcome = self.wait(answer).expect("an answer");
         let generation = outcome.result.as_ref().expect("accepted").generation;
         (outcome, generation)
     }
 
-    /// Ends it; trigger and processes of each reload in the audit trail.
+    /// Ends the thread. Returns the trigger and the processes of each reload in the audit trail.
     fn trail(self) -> Vec<(String, Vec<i64>)> {
         drop(self.trigger);
         self.thread.join().expect("ends");
@@ -144,11 +146,11 @@ impl Fixture {
     }
 }
 
-fn configure(configured: Arc<Mutex<Settings>>) -> ConfigLoader {
+fn config_loader(configured: Arc<Mutex<Settings>>) -> ConfigLoader {
     Box::new(move |_| Ok(configured.lock().expect("not poisoned").clone()))
 }
 
-/// An export of so many keys, in place of the one before.
+/// Replaces the export at `path` by one with `keys` keys.
 fn replace(path: &Path, keys: u32) {
     let rows: String = (0..keys).map(|number| format!("{number:064x},k{number}\n")).collect();
     let new = path.with_extension("new");
@@ -162,11 +164,11 @@ fn trail(of: &[(&str, &[i64])]) -> Vec<(String, Vec<i64>)> {
 }
 
 #[test]
-fn who_asks_meanwhile_is_answered_by_the_reload_that_is_under_way() {
+fn request_during_a_reload_shares_its_result() {
     let fixture = Fixture::new();
-    let first = fixture.ask(false, 1);
-    fixture.swapped(2);
-    let second = fixture.ask(false, 2);
+    let first = fixture.request(false, 1);
+    fixture.wait_swapped(2);
+    let second = fixture.request(false, 2);
     fixture.pass(2);
     let (first, second) = (fixture.answer(first).0, fixture.answer(second).0);
     assert!(Arc::ptr_eq(&first, &second));
@@ -174,24 +176,24 @@ fn who_asks_meanwhile_is_answered_by_the_reload_that_is_under_way() {
 }
 
 #[test]
-fn a_reload_of_the_watch_answers_too() {
+fn request_shares_the_result_of_a_reload_by_the_watch() {
     let fixture = Fixture::new();
     replace(&fixture.source(), 2);
     fixture.trigger.send(Trigger::Changed).expect("sent");
-    fixture.swapped(2);
-    let asked = fixture.ask(false, 1);
+    fixture.wait_swapped(2);
+    let asked = fixture.request(false, 1);
     fixture.pass(2);
     assert_eq!(fixture.answer(asked).1, 2);
     assert_eq!(fixture.trail(), trail(&[("command", &[1])]));
 }
 
 #[test]
-fn another_file_is_read_for_who_asks_after_it_came() {
+fn request_after_a_change_of_the_file_causes_another_reload() {
     let fixture = Fixture::new();
-    let first = fixture.ask(false, 1);
-    fixture.swapped(2);
+    let first = fixture.request(false, 1);
+    fixture.wait_swapped(2);
     replace(&fixture.source(), 3);
-    let second = fixture.ask(false, 2);
+    let second = fixture.request(false, 2);
     fixture.pass(2);
     fixture.pass(3);
     assert_eq!((fixture.answer(first).1, fixture.answer(second).1), (2, 3));
@@ -199,20 +201,19 @@ fn another_file_is_read_for_who_asks_after_it_came() {
 }
 
 #[test]
-fn another_configuration_is_taken_for_who_asks_after_it_came() {
+fn request_after_a_change_of_the_configuration_causes_another_reload() {
     for by_watch in [false, true] {
         let fixture = Fixture::new();
-        let first = match by_watch {
-            true => {
-                replace(&fixture.source(), 2);
-                fixture.trigger.send(Trigger::Changed).expect("sent");
-                None
-            }
-            false => Some(fixture.ask(false, 1)),
+        let first = if by_watch {
+            replace(&fixture.source(), 2);
+            fixture.trigger.send(Trigger::Changed).expect("sent");
+            None
+        } else {
+            Some(fixture.request(false, 1))
         };
-        fixture.swapped(2);
+        fixture.wait_swapped(2);
         fixture.configured.lock().expect("not poisoned").policy.tolerance.max_shrink = 0.25;
-        let second = fixture.ask(false, 2);
+        let second = fixture.request(false, 2);
         fixture.pass(2);
         fixture.pass(3);
         assert_eq!(fixture.answer(second).1, 3);
@@ -225,15 +226,15 @@ fn another_configuration_is_taken_for_who_asks_after_it_came() {
 }
 
 #[test]
-fn what_is_not_answered_waits_for_its_turn() {
+fn triggers_that_share_no_result_are_handled_in_turn() {
     let fixture = Fixture::new();
-    let first = fixture.ask(false, 1);
-    fixture.swapped(2);
+    let first = fixture.request(false, 1);
+    fixture.wait_swapped(2);
     let (reply, checked) = oneshot::channel();
     fixture.trigger.send(Trigger::Check(CheckRequest { source: None, reply })).expect("sent");
-    let forced = fixture.ask(true, 2);
+    let forced = fixture.request(true, 2);
     fixture.trigger.send(Trigger::Signal).expect("sent");
-    let joined = fixture.ask(false, 3);
+    let joined = fixture.request(false, 3);
     for epoch in 2..5 {
         fixture.pass(epoch);
     }
@@ -244,11 +245,11 @@ fn what_is_not_answered_waits_for_its_turn() {
 }
 
 #[test]
-fn nobody_joins_a_reload_that_somebody_has_forced() {
+fn unforced_request_does_not_share_a_forced_reload() {
     let fixture = Fixture::new();
-    let forced = fixture.ask(true, 1);
-    fixture.swapped(2);
-    let asked = fixture.ask(false, 2);
+    let forced = fixture.request(true, 1);
+    fixture.wait_swapped(2);
+    let asked = fixture.request(false, 2);
     fixture.pass(2);
     fixture.pass(3);
     assert_eq!((fixture.answer(forced).1, fixture.answer(asked).1), (2, 3));
@@ -256,14 +257,14 @@ fn nobody_joins_a_reload_that_somebody_has_forced() {
 }
 
 #[test]
-fn force_applies_to_no_reload_that_was_asked_for_beside_it() {
+fn force_does_not_apply_to_an_unforced_request_in_the_same_queue() {
     let fixture = Fixture::new();
     replace(&fixture.source(), 10);
-    let first = fixture.ask(false, 1);
-    fixture.swapped(2);
-    // Both wait together for a source that the guard refuses.
+    let first = fixture.request(false, 1);
+    fixture.wait_swapped(2);
+    // Both are queued at the same time, for a source that the guard refuses.
     replace(&fixture.source(), 2);
-    let (plain, forced) = (fixture.ask(false, 2), fixture.ask(true, 3));
+    let (plain, forced) = (fixture.request(false, 2), fixture.request(true, 3));
     fixture.pass(2);
     assert_eq!(fixture.answer(first).1, 2);
     let refused = fixture.wait(plain).expect("an answer");
@@ -273,14 +274,15 @@ fn force_applies_to_no_reload_that_was_asked_for_beside_it() {
     assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2]), ("command", &[3])]));
 }
 
-/// Promise 2: as long as a worker may still write an answer of the old snapshot, the new one is not acknowledged.
+/// Promise 2: while a worker may still write an answer of the previous snapshot, the new one is not
+/// acknowledged.
 #[test]
-fn reload_is_not_acknowledged_before_every_worker_has_passed_it() {
+fn reload_is_not_acknowledged_before_every_worker_has_passed_the_epoch() {
     for force in [false, true] {
         let fixture = Fixture::new();
-        let mut answer = fixture.ask(force, 1);
-        fixture.swapped(2);
-        let early = async { tokio::time::timeout(TOO_EARLY, &mut answer).await };
+        let mut answer = fixture.request(force, 1);
+        fixture.wait_swapped(2);
+        let early = async { tokio::time::timeout(EARLY_TIMEOUT, &mut answer).await };
         assert!(fixture.runtime.block_on(early).is_err(), "acknowledged, force: {force}");
         fixture.pass(2);
         assert_eq!(fixture.answer(answer).1, 2);
@@ -288,12 +290,12 @@ fn reload_is_not_acknowledged_before_every_worker_has_passed_it() {
 }
 
 #[test]
-fn outcome_is_durable_in_the_trail_when_it_is_acknowledged() {
+fn acknowledged_outcome_is_durable_in_the_audit_trail() {
     let fixture = Fixture::new();
     let trace = Trace::of(fixture.directory.path());
     for keys in [2, 0] {
         replace(&fixture.source(), keys);
-        let answer = fixture.ask(false, 1);
+        let answer = fixture.request(false, 1);
         if keys > 0 {
             fixture.pass(2);
         }
@@ -304,29 +306,30 @@ fn outcome_is_durable_in_the_trail_when_it_is_acknowledged() {
     }
 }
 
-/// The other settings are in tests/integration/refused_configuration.rs, where a poll cannot be told from the watch.
+/// tests/integration/refused_configuration.rs tests the other settings. It cannot distinguish a
+/// poll from the watch.
 #[test]
-fn poll_of_a_refused_configuration_is_not_in_force() {
-    let fixture = Fixture::polling(Duration::from_millis(50));
+fn refused_configuration_does_not_change_the_poll_interval() {
+    let fixture = Fixture::with_poll(Duration::from_millis(50));
     // Refused: there are no keys in it.
     replace(&fixture.source(), 0);
     fixture.configured.lock().expect("not poisoned").policy.poll = Duration::from_secs(3600);
-    assert!(fixture.wait(fixture.ask(false, 1)).expect("an answer").result.is_err());
+    assert!(fixture.wait(fixture.request(false, 1)).expect("an answer").result.is_err());
     replace(&fixture.source(), 2);
     fixture.pass(2);
 }
 
-/// Refused by the guard that it brings along itself.
+/// The configuration's own guard refuses the source.
 #[test]
-fn guard_of_a_refused_configuration_is_not_in_force() {
+fn refused_configuration_does_not_change_the_guard() {
     let fixture = Fixture::new();
     replace(&fixture.source(), 10);
-    let answer = fixture.ask(false, 1);
+    let answer = fixture.request(false, 1);
     fixture.pass(2);
     assert_eq!(fixture.answer(answer).1, 2);
     fixture.configured.lock().expect("not poisoned").policy.tolerance.max_shrink = 0.0;
     replace(&fixture.source(), 9);
-    assert!(fixture.wait(fixture.ask(false, 1)).expect("an answer").result.is_err());
+    assert!(fixture.wait(fixture.request(false, 1)).expect("an answer").result.is_err());
     replace(&fixture.source(), 8);
     fixture.trigger.send(Trigger::Changed).expect("sent");
     fixture.pass(3);

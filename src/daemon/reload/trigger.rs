@@ -1,7 +1,7 @@
-//! What makes a reload happen, and who waits for what comes of it.
+//! Triggers of reloads, and the requests that wait for a result.
 //!
-//! Triggers wait in a queue that many fill and the reload thread alone empties. It takes all that are there at once, as a
-//! [`Batch`]: who waits together is answered together.
+//! Many threads send triggers; the reload thread alone receives them. It takes all that are queued
+//! at once, as [`PendingTriggers`], and answers them together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,21 +12,21 @@ use tokio::sync::oneshot;
 use crate::audit::{self, Peer};
 use crate::reload::{CheckRequest, Outcome};
 
-/// Triggers that may wait; they are taken together, so that more say nothing new.
-const WAITING: usize = 1024;
+/// Capacity of the queue. Triggers are taken together, so more add nothing.
+const QUEUE_CAPACITY: usize = 1024;
 
 /// What makes a reload happen.
 #[derive(Debug)]
 pub enum Trigger {
-    /// Something in the source's directory changed: compare.
+    /// Something on the source's path changed: compare the file's state.
     Changed,
     /// SIGHUP.
     Signal,
     /// `keyward reload`.
     Command {
-        /// Publish even what the guard refuses.
+        /// Whether to publish what the guard refuses.
         force: bool,
-        /// Who asks.
+        /// The operator's process.
         peer: Peer,
         /// Where the outcome goes.
         reply: oneshot::Sender<Arc<Outcome>>,
@@ -35,28 +35,29 @@ pub enum Trigger {
     Check(CheckRequest),
 }
 
-/// A queue of triggers: bounded, since what waits is taken together.
-pub fn triggers() -> (SyncSender<Trigger>, Receiver<Trigger>) {
-    sync_channel(WAITING)
+/// The bounded queue of triggers.
+pub fn trigger_channel() -> (SyncSender<Trigger>, Receiver<Trigger>) {
+    sync_channel(QUEUE_CAPACITY)
 }
 
-/// Reports a change, unless one is waiting already: a directory in which much happens must not crowd out who asks.
-pub(super) fn changes(
+/// Returns a function that sends [`Trigger::Changed`] unless one is queued already: a busy
+/// directory must not crowd out commands.
+pub(super) fn change_notifier(
     trigger: SyncSender<Trigger>,
-    noticed: Arc<AtomicBool>,
+    change_pending: Arc<AtomicBool>,
 ) -> impl Fn() + Send + Sync + 'static {
     move || {
-        if !noticed.swap(true, Ordering::AcqRel) {
-            // A queue that is full is about to be taken, and the file to be compared.
-            let _full = trigger.try_send(Trigger::Changed);
+        if !change_pending.swap(true, Ordering::AcqRel) {
+            // A full queue is about to be taken, and the file is compared then.
+            let _ = trigger.try_send(Trigger::Changed);
         }
     }
 }
 
-/// Triggers that were waiting together.
+/// Triggers that were queued at the same time.
 #[derive(Default)]
-pub(super) struct Batch {
-    /// Whether there is any: a change is one that nobody waits for.
+pub(super) struct PendingTriggers {
+    /// Whether there is any trigger, a change included.
     pub(super) any: bool,
     pub(super) signal: bool,
     pub(super) unforced: Waiters,
@@ -64,7 +65,7 @@ pub(super) struct Batch {
     pub(super) checks: Vec<CheckRequest>,
 }
 
-impl Batch {
+impl PendingTriggers {
     pub(super) fn add(&mut self, trigger: Trigger) {
         self.any = true;
         match trigger {
@@ -76,19 +77,19 @@ impl Batch {
         }
     }
 
-    /// Whether nothing but a change of the directory has arrived.
+    /// Whether only changes of files have been reported.
     pub(super) fn is_change_only(&self) -> bool {
-        let nobody_asks = self.unforced.is_empty() && self.forced.is_empty() && self.checks.is_empty();
-        self.any && !self.signal && nobody_asks
+        let has_requests = !(self.unforced.is_empty() && self.forced.is_empty() && self.checks.is_empty());
+        self.any && !self.signal && !has_requests
     }
 
-    /// Adds all that wait in the queue.
-    pub(super) fn take(&mut self, triggers: &Receiver<Trigger>) {
+    /// Adds everything in the queue.
+    pub(super) fn drain_queue(&mut self, triggers: &Receiver<Trigger>) {
         triggers.try_iter().for_each(|trigger| self.add(trigger));
     }
 }
 
-/// Who asked, and where the outcome goes.
+/// Commands that wait for the outcome of a reload.
 #[derive(Default)]
 pub(super) struct Waiters {
     pub(super) peers: Vec<Peer>,
@@ -105,7 +106,7 @@ impl Waiters {
         self.replies.is_empty()
     }
 
-    /// Whoever asked may have gone; the reload was made all the same.
+    /// Sends the outcome to all that still wait.
     pub(super) fn answer(self, outcome: &Arc<Outcome>) {
         self.replies.into_iter().for_each(|reply| drop(reply.send(Arc::clone(outcome))));
     }
@@ -114,27 +115,28 @@ impl Waiters {
 /// Why a reload is made.
 pub(super) struct Cause {
     pub(super) trigger: audit::Trigger,
-    pub(super) askers: Waiters,
-    /// Whether the configuration is read again too.
-    pub(super) configure: bool,
+    pub(super) waiters: Waiters,
+    /// Whether the configuration is read again as well.
+    pub(super) reads_config: bool,
     pub(super) force: bool,
 }
 
 impl Cause {
-    /// Without anybody who asked.
-    pub(super) fn of(trigger: audit::Trigger) -> Self {
-        Self { trigger, askers: Waiters::default(), configure: false, force: false }
+    /// The cause of the first load.
+    pub(super) fn start() -> Self {
+        let trigger = audit::Trigger::Start;
+        Self { trigger, waiters: Waiters::default(), reads_config: false, force: false }
     }
 
-    /// Takes on who asked when it was under way, and for whom the configuration has been read.
-    pub(super) fn join(&mut self, askers: Waiters) {
-        // The first load is not made because somebody asks.
+    /// Adds requests that arrived during the reload, for which the configuration has been read.
+    pub(super) fn add_waiters(&mut self, waiters: Waiters) {
+        // The start remains the cause of the first load, even if requests share its result.
         if self.trigger != audit::Trigger::Start {
             self.trigger = audit::Trigger::Command;
         }
-        self.configure = true;
-        self.askers.peers.extend(askers.peers);
-        self.askers.replies.extend(askers.replies);
+        self.reads_config = true;
+        self.waiters.peers.extend(waiters.peers);
+        self.waiters.replies.extend(waiters.replies);
     }
 }
 
@@ -143,15 +145,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_change_waits_however_many_are_reported() {
-        let (trigger, triggers) = triggers();
-        let noticed = Arc::new(AtomicBool::new(false));
-        let report = changes(trigger, Arc::clone(&noticed));
+    fn repeated_changes_queue_one_trigger() {
+        let (trigger, triggers) = trigger_channel();
+        let change_pending = Arc::new(AtomicBool::new(false));
+        let notify = change_notifier(trigger, Arc::clone(&change_pending));
         for _ in 0..2 {
-            (0..2 * WAITING).for_each(|_| report());
+            (0..2 * QUEUE_CAPACITY).for_each(|_| notify());
             assert_eq!(triggers.try_iter().count(), 1);
-            // As the reload thread does once it has taken what waits.
-            noticed.store(false, Ordering::Release);
+            // As the reload thread does after it has taken the queue.
+            change_pending.store(false, Ordering::Release);
         }
     }
 }

@@ -1,72 +1,75 @@
-//! Notices that the export may have changed. It need not be right, only in time: what it reports is
-//! compared, and what it misses the poll finds.
+//! Notices that the export may have changed. A report need not be right, only in time: the reload
+//! thread compares the file's state, and its poll finds what the watch misses.
 //!
-//! Every directory is watched that the kernel goes through on its way along the path ([`walk`]),
-//! symbolic links included, and of each only the name that is looked up there: a new release, a
-//! directory that is created again, or a link that is turned shows in the directory above it, and a
-//! busy parent such as /tmp wakes nothing but a comparison of names. The file is watched by itself
-//! as well, because behind a bind mount of a single file its own directory is another one.
+//! The watch covers every directory that the kernel visits on the way along the path ([`path`]),
+//! including those of symbolic links, and in each of them only the name that is looked up there. A
+//! new release, a recreated directory, or a changed link shows in the directory above it; other
+//! activity in a busy parent such as /tmp costs only a comparison of names. The file itself is
+//! watched as well, because behind a bind mount of a single file its own directory is another one.
 //!
-//! A directory is watched before a name is looked up in it: whatever is put there later is an
+//! A directory is watched before a name is looked up in it, so whatever is put there later is an
 //! event.
 //!
-//! The `notify` crate keeps its watches by path, the kernel by inode. The two are kept in step by
-//! these rules:
+//! The `notify` crate identifies its watches by path, the kernel by inode. These rules keep the two
+//! in step:
 //!
-//! * Each place is stored with its device and inode. Where another directory has taken a path, the
-//!   path is unwatched first; otherwise the crate would keep the watch of the old directory for
-//!   ever.
-//! * One inode is watched under one path only: events of an inode carry the path that was watched
-//!   last, and unwatching either path ends the watch of both.
-//! * All places are watched again at each renewal, including those that have not changed. The crate
-//!   removes the watch of a path when it reads that the path was deleted or renamed, even if that
-//!   path has been watched again since. It reports the event first, so that a renewal follows. An
-//!   inode number that is used again, and so looks unchanged, is covered too.
+//! * Each watched path is stored with its device and inode. If another directory has taken the
+//!   path, the path is unwatched first; otherwise the crate would retain the watch of the old
+//!   directory.
+//! * An inode is watched under one path only: its events carry the path that was watched last, and
+//!   unwatching either path ends the watch of both.
+//! * Each renewal watches all paths again, including unchanged ones. The crate removes the watch of
+//!   a path when it reads that the path was deleted or renamed, even if the path has been watched
+//!   again since. It reports the event first, so a renewal follows. This also covers an inode
+//!   number that is reused and so looks unchanged.
 //!
-//! Watches are renewed on a thread of their own. The crate answers a call only when it has read all
-//! pending events, which may take as long as a busy directory stays busy. A reload must not wait
-//! for that, and its callback must not wait for itself.
+//! A separate thread renews the watches ([`renewal`]). The crate answers a call only after it has
+//! read all pending events, which may take as long as a busy directory stays busy. A reload must
+//! not wait for that, and the crate's callback must not wait for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{OsStr, OsString};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::{fs, io, mem, thread};
+use std::{io, mem, thread};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
-use notify::{ErrorKind, Event, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{ErrorKind, Event};
 use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
-/// Symbolic links that a path may lead through: as many as the kernel follows.
-const MAX_LINKS: usize = 40;
+mod path;
+mod renewal;
+#[cfg(test)]
+mod tests;
 
-/// Watches a path. Its threads end with it.
-pub(super) struct Watch {
+use renewal::Renewer;
+
+/// Watches a path. Dropping it ends its threads.
+pub(super) struct SourceWatch {
     path: PathBuf,
     changed: Arc<dyn Fn() + Send + Sync>,
-    /// `None`: the system has none to give; that is tried again.
+    /// `None` if the system could not provide a watch. The next renewal retries.
     running: Option<Arc<Shared>>,
-    /// What the log has said of that.
-    refused: Option<String>,
+    /// The error that has been logged for that.
+    logged_error: Option<String>,
 }
 
-impl Watch {
-    /// Watches `path`; `changed` is called from other threads on anything that might matter, an
-    /// overflow of the system's queue included.
+impl SourceWatch {
+    /// Watches `path`. `changed` is called from other threads on anything that might matter,
+    /// including an overflow of the system's queue.
     ///
-    /// Where the system has no watches left, the poll is all there is; that is logged, not an
+    /// If the system has no watches left, only the poll remains. That is logged, and is not an
     /// error.
     pub(super) fn new(path: &Path, changed: impl Fn() + Send + Sync + 'static) -> Self {
         let mut watch =
-            Self { path: path.to_path_buf(), changed: Arc::new(changed), running: None, refused: None };
+            Self { path: path.to_path_buf(), changed: Arc::new(changed), running: None, logged_error: None };
         watch.renew();
         watch
     }
 
-    /// Watches `path` from now on, which may be another than before, and whatever it leads through
-    /// now. Returns at once; `changed` is called if anything has been watched that was not before.
+    /// Watches `path`, which may differ from the previous one, and everything that it leads through
+    /// now. Returns at once. `changed` is called if anything is newly watched.
     pub(super) fn follow(&mut self, path: &Path) {
         if self.path != path {
             self.path = path.to_path_buf();
@@ -78,12 +81,12 @@ impl Watch {
         if let Some(running) = &self.running {
             return running.update(|state| {
                 state.path.clone_from(&self.path);
-                state.asked += 1;
+                state.requested += 1;
             });
         }
         match start(&self.path, Arc::clone(&self.changed)) {
             Ok(running) => {
-                if self.refused.take().is_some() {
+                if self.logged_error.take().is_some() {
                     info!("the source is watched again");
                 }
                 self.running = Some(running);
@@ -95,31 +98,32 @@ impl Watch {
                     }
                     _ => error.to_string(),
                 };
-                if self.refused.as_ref() != Some(&error) {
+                if self.logged_error.as_ref() != Some(&error) {
                     warn!(error, "cannot watch files; changes of the source are found by polling");
-                    self.refused = Some(error);
+                    self.logged_error = Some(error);
                 }
             }
         }
     }
 }
 
-impl Drop for Watch {
+impl Drop for SourceWatch {
     fn drop(&mut self) {
         if let Some(running) = &self.running {
-            running.update(|state| state.is_over = true);
+            running.update(|state| state.is_stopped = true);
         }
     }
 }
 
-/// Starts the crate's thread and the one that renews the watches. The first renewal is due.
+/// Starts the crate's thread and the thread that renews the watches. The first renewal is due at
+/// once.
 fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Shared>> {
-    let state = State { path: path.to_path_buf(), asked: 1, ..State::default() };
+    let state = State { path: path.to_path_buf(), requested: 1, ..State::default() };
     let shared = Arc::new(Shared { state: Mutex::new(state), updated: Condvar::new() });
     // A watcher whose thread could not be started panics on every call, and when it is dropped; the
-    // crate reports no error. So a thread is tried first. If none is left a moment later, the
-    // watcher is not dropped.
-    let _ended = thread::Builder::new().spawn(|| ())?.join();
+    // crate reports no error. So try a thread first. If none is left a moment later, do not drop
+    // the watcher.
+    let _ = thread::Builder::new().spawn(|| ())?.join();
     let (handler, report) = (Arc::clone(&shared), Arc::clone(&changed));
     let watcher = notify::recommended_watcher(move |event| handler.handle(event, &*report));
     let watcher = watcher.map_err(|error| match error.kind {
@@ -130,14 +134,13 @@ fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Sh
         mem::forget(watcher);
         return Err(io::Error::new(io::ErrorKind::WouldBlock, "no thread is left"));
     }
-    let own = Arc::clone(&shared);
-    let mut watches = Watches { watcher, shared: own, places: BTreeMap::new(), failures: BTreeMap::new() };
-    thread::Builder::new().name("watch".into()).spawn(move || watches.run(&*changed))?;
+    let mut renewer = Renewer::new(watcher, Arc::clone(&shared));
+    thread::Builder::new().name("watch".into()).spawn(move || renewer.run(&*changed))?;
     Ok(shared)
 }
 
-/// What the threads share. The crate's thread takes the lock for each event: it is never held while
-/// the crate is called.
+/// The state that the threads share. The crate's thread takes the lock for each event, so the lock
+/// is never held while the crate is called.
 struct Shared {
     state: Mutex<State>,
     updated: Condvar,
@@ -146,29 +149,36 @@ struct Shared {
 #[derive(Default)]
 struct State {
     path: PathBuf,
-    /// The names that matter in each directory that is watched, or is about to be. None for the
-    /// file.
+    /// The names that matter in each directory that is watched or about to be. There are none for
+    /// the file.
     names: BTreeMap<PathBuf, BTreeSet<OsString>>,
-    /// Renewals that were asked for, by an event or otherwise.
-    asked: u64,
-    /// How many of them had been asked for when the renewal began that was finished last.
-    done: u64,
-    /// Whether the next renewal is due to an event.
+    /// The number of renewals that have been requested.
+    requested: u64,
+    /// The value of `requested` when the last completed renewal began.
+    completed: u64,
+    /// Whether an event has requested the next renewal.
     is_event: bool,
-    is_over: bool,
-    /// Paths of all events that have been weighed.
+    is_stopped: bool,
+    /// The paths of all events that have been handled.
     #[cfg(test)]
-    weighed: BTreeSet<PathBuf>,
+    handled: BTreeSet<PathBuf>,
 }
 
 /// What an event may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
     Nothing,
-    /// What is in the file.
+    /// The content of the file.
     Content,
-    /// Which file it is.
-    Way,
+    /// The file that the path leads to.
+    Path,
+}
+
+/// A renewal that is due, as requested in [`State`].
+struct Renewal {
+    path: PathBuf,
+    requested: u64,
+    is_event: bool,
 }
 
 impl Shared {
@@ -181,41 +191,41 @@ impl Shared {
         self.updated.notify_all();
     }
 
-    /// Called by the crate's thread. A change is reported at once, because a renewal may be long in
-    /// coming.
+    /// Called by the crate's thread. A change is reported at once, because the renewal may take
+    /// long.
     fn handle(&self, event: notify::Result<Event>, changed: &dyn Fn()) {
         let effect = match &event {
-            Ok(event) => self.weigh(event),
+            Ok(event) => self.classify(event),
             Err(error) => {
                 debug!(%error, "file watch");
-                Effect::Way
+                Effect::Path
             }
         };
-        if effect == Effect::Way {
+        if effect == Effect::Path {
             self.update(|state| {
-                state.asked += 1;
+                state.requested += 1;
                 state.is_event = true;
             });
         }
         #[cfg(test)]
-        self.update(|state| state.weighed.extend(event.into_iter().flat_map(|event| event.paths)));
+        self.update(|state| state.handled.extend(event.into_iter().flat_map(|event| event.paths)));
         if effect != Effect::Nothing {
             changed();
         }
     }
 
-    fn weigh(&self, event: &Event) -> Effect {
+    fn classify(&self, event: &Event) -> Effect {
         if event.need_rescan() {
-            return Effect::Way;
+            return Effect::Path;
         }
         let effect = match event.kind {
-            // That a file was closed says that its writer has ended, and after writes to mapped
-            // memory nothing else does.
+            // Closing shows that a writer has ended. After writes to mapped memory, it is the only
+            // event.
             EventKind::Access(AccessKind::Close(AccessMode::Write))
             | EventKind::Modify(ModifyKind::Data(_)) => Effect::Content,
-            // Reading the export must not be the cause of the next reading.
+            // Reading the export must not cause the next reading.
             EventKind::Access(_) => return Effect::Nothing,
-            _ => Effect::Way,
+            _ => Effect::Path,
         };
         let state = self.lock();
         let matters = |path: &PathBuf| {
@@ -228,234 +238,15 @@ impl Shared {
         if event.paths.iter().any(matters) { effect } else { Effect::Nothing }
     }
 
-    /// Waits until a renewal is due. `None`: the watch has ended.
-    fn next(&self) -> Option<Renewal> {
-        let is_idle = |state: &mut State| state.asked == state.done && !state.is_over;
+    /// Waits until a renewal is due. `None`: the watch has been dropped.
+    fn next_renewal(&self) -> Option<Renewal> {
+        let is_idle = |state: &mut State| state.requested == state.completed && !state.is_stopped;
         let mut state = self.updated.wait_while(self.lock(), is_idle).unwrap_or_else(PoisonError::into_inner);
         let is_event = mem::take(&mut state.is_event);
-        (!state.is_over).then(|| Renewal { path: state.path.clone(), asked: state.asked, is_event })
+        (!state.is_stopped).then(|| Renewal {
+            path: state.path.clone(),
+            requested: state.requested,
+            is_event,
+        })
     }
 }
-
-/// One that is due, as [`State`] describes it.
-struct Renewal {
-    path: PathBuf,
-    asked: u64,
-    is_event: bool,
-}
-
-/// A file system and an inode in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-}
-
-/// Why a place is not watched.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Refusal {
-    /// The system has no watch left.
-    NoneLeft,
-    Unreadable,
-    Other(String),
-}
-
-/// The side of the thread that renews.
-struct Watches {
-    watcher: RecommendedWatcher,
-    shared: Arc<Shared>,
-    /// What is watched: directories and the file.
-    places: BTreeMap<PathBuf, Identity>,
-    /// What the log has said of places that cannot be watched.
-    failures: BTreeMap<PathBuf, Refusal>,
-}
-
-/// What a renewal has found so far.
-#[derive(Default)]
-struct Found {
-    places: BTreeMap<PathBuf, Identity>,
-    failures: BTreeMap<PathBuf, Refusal>,
-    names: BTreeMap<PathBuf, BTreeSet<OsString>>,
-    /// Whether any place is watched that was not before.
-    has_new: bool,
-    /// The last of them that is a directory.
-    new_directory: Option<PathBuf>,
-}
-
-impl Watches {
-    fn run(&mut self, changed: &dyn Fn()) {
-        while let Some(Renewal { path, asked, is_event }) = self.shared.next() {
-            let has_new = self.renew(&path);
-            // What happened in a directory before it was watched was no event.
-            if is_event || has_new {
-                changed();
-            }
-            self.shared.update(|state| state.done = asked);
-        }
-    }
-
-    /// Watches what the path leads through now, and nothing else. Returns whether any of it was not
-    /// watched before.
-    fn renew(&mut self, path: &Path) -> bool {
-        let is_first = self.places.is_empty();
-        let mut found = Found::default();
-        let file = walk(path, |directory, name| self.watch(&mut found, directory, Some(name)));
-        // Opening a named pipe or a device is none of a watch's business, but watching one does no
-        // harm either.
-        if let Some(file) = &file {
-            self.watch(&mut found, file, None);
-        }
-        for path in self.places.keys().filter(|path| !found.places.contains_key(*path)) {
-            unwatch(&mut self.watcher, path);
-        }
-        report(&self.failures, &found.failures);
-        if !is_first && let Some(directory) = &found.new_directory {
-            info!(directory = %directory.display(), "the source's path leads through another directory; it is watched now");
-        }
-        self.shared.update(|state| state.names = found.names);
-        (self.places, self.failures) = (found.places, found.failures);
-        found.has_new
-    }
-
-    /// Watches a directory, of which `name` matters, or the file.
-    fn watch(&mut self, found: &mut Found, path: &Path, name: Option<&OsStr>) {
-        // Replaced since it was looked up, here and below: the directory above reports that.
-        let Ok(metadata) = fs::symlink_metadata(path) else { return };
-        if metadata.is_symlink() || (name.is_some() && !metadata.is_dir()) {
-            return;
-        }
-        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
-        // By the path under which it is watched already, if another leads to it too.
-        let known = found.places.iter().find(|(_, other)| **other == identity);
-        let known = known.map(|(path, _)| path.clone());
-        let place = known.as_deref().unwrap_or(path);
-        found.names.entry(place.to_path_buf()).or_default().extend(name.map(OsStr::to_os_string));
-        // Before it is watched: its events are weighed from the first on.
-        self.shared
-            .lock()
-            .names
-            .entry(place.to_path_buf())
-            .or_default()
-            .extend(name.map(OsStr::to_os_string));
-        if known.is_some() {
-            return;
-        }
-        let is_watched = self.places.get(path) == Some(&identity);
-        let is_stale = |(at, of): &(&PathBuf, &Identity)| (*at == path) != (**of == identity);
-        let stale: Vec<_> = self.places.iter().filter(is_stale).map(|(at, _)| at.clone()).collect();
-        for path in stale {
-            unwatch(&mut self.watcher, &path);
-            self.places.remove(&path);
-        }
-        match self.watcher.watch(path, RecursiveMode::NonRecursive) {
-            Ok(()) => {
-                found.places.insert(path.to_path_buf(), identity);
-                if !is_watched {
-                    debug!(path = %path.display(), "watching");
-                    found.has_new = true;
-                    if name.is_some() {
-                        found.new_directory = Some(path.to_path_buf());
-                    }
-                }
-            }
-            Err(error) => {
-                if let Some(refusal) = Refusal::of(&error) {
-                    found.failures.insert(path.to_path_buf(), refusal);
-                }
-            }
-        }
-    }
-}
-
-impl Refusal {
-    /// `None`: there is nothing to watch. It was replaced since it was looked up, and the directory
-    /// above reports that.
-    fn of(error: &notify::Error) -> Option<Self> {
-        let errno = match &error.kind {
-            ErrorKind::PathNotFound => return None,
-            ErrorKind::MaxFilesWatch => return Some(Self::NoneLeft),
-            ErrorKind::Io(error) => Errno::from_io_error(error),
-            _ => None,
-        };
-        match errno {
-            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
-            Some(Errno::ACCESS) => Some(Self::Unreadable),
-            Some(errno) => Some(Self::Other(errno.to_string())),
-            None => Some(Self::Other(error.to_string())),
-        }
-    }
-}
-
-fn unwatch(watcher: &mut RecommendedWatcher, path: &Path) {
-    debug!(path = %path.display(), "watch removed");
-    let _already_gone = watcher.unwatch(path);
-}
-
-/// Logs the places that cannot be watched, once for each reason that a place has, and once for all
-/// where no watch is left.
-fn report(before: &BTreeMap<PathBuf, Refusal>, failures: &BTreeMap<PathBuf, Refusal>) {
-    let mut is_told = before.values().any(|refusal| *refusal == Refusal::NoneLeft);
-    for (path, refusal) in failures {
-        if before.get(path) == Some(refusal) {
-            continue;
-        }
-        let path = path.display();
-        match refusal {
-            Refusal::NoneLeft if mem::replace(&mut is_told, true) => {}
-            Refusal::NoneLeft => warn!(
-                %path,
-                "cannot watch: no watch is left; changes there are found by polling. fs.inotify.max_user_watches limits how \
-                 many there can be"
-            ),
-            // To go through a directory takes less than to watch it.
-            Refusal::Unreadable => info!(
-                %path,
-                "cannot watch a directory that the daemon's user may not read; if what the source's path leads through is \
-                 replaced there, that is found by polling"
-            ),
-            Refusal::Other(error) => {
-                warn!(%path, error, "cannot watch; changes there are found by polling");
-            }
-        }
-    }
-}
-
-/// Goes along `path` as the kernel does, and calls `visit` with each directory and the name that is
-/// looked up in it, before that is done. Returns what the path leads to; `None` where there is
-/// nothing, or looking there is not permitted.
-fn walk(path: &Path, mut visit: impl FnMut(&Path, &OsStr)) -> Option<PathBuf> {
-    // Without symbolic links in it: what is above a directory is what its path says.
-    let mut directory = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
-    let mut rest: Vec<OsString> = Vec::new();
-    let push = |rest: &mut Vec<OsString>, path: &Path| {
-        rest.extend(path.components().rev().map(|part| part.as_os_str().to_os_string()));
-    };
-    push(&mut rest, path);
-    let mut links = 0;
-    let mut found = None;
-    while let Some(name) = rest.pop() {
-        match Path::new(&name).components().next() {
-            Some(Component::RootDir) => directory = PathBuf::from("/"),
-            Some(Component::ParentDir) => _ = directory.pop(),
-            Some(Component::Normal(_)) => {
-                visit(&directory, &name);
-                let next = directory.join(&name);
-                if std::fs::symlink_metadata(&next).ok()?.is_symlink() {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return None;
-                    }
-                    push(&mut rest, &std::fs::read_link(&next).ok()?);
-                    continue;
-                }
-                found = Some(next.clone());
-                directory = next;
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,4 +1,4 @@
-//! The lines of the list on disk, as JSON.
+//! The lines of the list on disk, in JSON.
 //!
 //! ```text
 //! {"revocations":1,"list":"<32 hex digits>","seq":4}
@@ -7,15 +7,16 @@
 //! {"seq":7,"action":"drop","key_id":"key_1","when":"…"}
 //! ```
 //!
-//! The first line is a header: the format, the list's random id, and the number before that of the second line. From then on
-//! `seq` goes up by one from line to line, over rewrites and restarts. The last line about a key or an owner decides.
+//! The first line is a header with the format, the list's random id, and the number of the line
+//! before the second one. From there `seq` increases by one from line to line, across rewrites and
+//! restarts. The last line about a key or an owner decides.
 
 use std::io::{self, Write};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::list::{List, RevocationRecord, Source, SourceStatus, Target};
+use super::list::{List, RevocationRecord, SourceObservation, SourceStatus, Target};
 
 /// The format of the list.
 pub(super) const FORMAT: u32 = 1;
@@ -28,25 +29,25 @@ pub(super) struct Header {
     pub(super) revocations: u32,
     /// The list's id.
     pub(super) list: String,
-    /// The number before that of the next line.
+    /// The next line has this number plus one.
     pub(super) seq: u64,
 }
 
-/// What a line does.
+/// The action of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Action {
-    /// An operator has revoked something.
+    /// An operator has revoked the target.
     Revoke,
-    /// An operator has taken it back.
+    /// An operator has removed the revocation.
     Unrevoke,
-    /// The source says something else of it than before.
+    /// The status in the source has changed.
     Source,
-    /// The source has said `revoked` for long enough.
+    /// The source has agreed for long enough.
     Drop,
 }
 
-/// A line after the header. Lists of earlier versions have neither a header nor numbers.
+/// A line after the header. Lists of earlier versions have no header and no numbers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Line {
@@ -60,8 +61,8 @@ pub(super) struct Line {
     when: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by_uid: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    says: Option<StatusLine>,
+    #[serde(default, rename = "says", skip_serializing_if = "Option::is_none")]
+    status: Option<StatusLine>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -73,12 +74,16 @@ struct StatusLine {
 }
 
 impl StatusLine {
-    fn new(source: Source) -> Self {
-        Self { status: source.says, since: source.since.to_string(), clock_ms: source.clock_ms }
+    fn new(source: SourceObservation) -> Self {
+        Self { status: source.status, since: source.since.to_string(), clock_ms: source.clock_ms }
     }
 
-    fn source(&self) -> Result<Source, String> {
-        Ok(Source { says: self.status, since: time("since", &self.since)?, clock_ms: self.clock_ms })
+    fn observation(&self) -> Result<SourceObservation, String> {
+        Ok(SourceObservation {
+            status: self.status,
+            since: time("since", &self.since)?,
+            clock_ms: self.clock_ms,
+        })
     }
 }
 
@@ -89,21 +94,21 @@ fn time(name: &str, text: &str) -> Result<Timestamp, String> {
 impl Line {
     fn new(action: Action, target: &Target, when: Timestamp) -> Self {
         let (key_id, owner) = (target.key_id().map(Into::into), target.owner().map(Into::into));
-        Self { seq: None, action, key_id, owner, when: when.to_string(), by_uid: None, says: None }
+        Self { seq: None, action, key_id, owner, when: when.to_string(), by_uid: None, status: None }
     }
 
-    /// An entry, with all that is known of it.
+    /// A line with the whole record of an entry.
     pub(super) fn revoke(target: &Target, record: &RevocationRecord) -> Self {
-        let says = record.source.map(StatusLine::new);
-        Self { by_uid: Some(record.by_uid), says, ..Self::new(Action::Revoke, target, record.when) }
+        let status = record.source.map(StatusLine::new);
+        Self { by_uid: Some(record.by_uid), status, ..Self::new(Action::Revoke, target, record.when) }
     }
 
     pub(super) fn unrevoke(target: &Target, when: Timestamp, by_uid: u32) -> Self {
         Self { by_uid: Some(by_uid), ..Self::new(Action::Unrevoke, target, when) }
     }
 
-    pub(super) fn source(target: &Target, source: Source) -> Self {
-        Self { says: Some(StatusLine::new(source)), ..Self::new(Action::Source, target, source.since) }
+    pub(super) fn source(target: &Target, source: SourceObservation) -> Self {
+        Self { status: Some(StatusLine::new(source)), ..Self::new(Action::Source, target, source.since) }
     }
 
     pub(super) fn dropped(target: &Target, when: Timestamp) -> Self {
@@ -115,15 +120,15 @@ impl Line {
         Self { seq: Some(seq), ..self }
     }
 
-    /// Does to `list` what the line says. Doing it again changes nothing.
+    /// Applies the line to `list`. This is idempotent.
     ///
     /// # Errors
-    /// What is wrong with the line, for people.
+    /// A message that describes what is wrong with the line.
     pub(super) fn apply(&self, list: &mut List) -> Result<(), String> {
         let target = Target::new(self.key_id.as_deref(), self.owner.as_deref());
         let target = target.map_err(|error| error.to_string())?;
         let when = time("when", &self.when)?;
-        let source = self.says.as_ref().map(StatusLine::source).transpose()?;
+        let source = self.status.as_ref().map(StatusLine::observation).transpose()?;
         match self.action {
             Action::Revoke => {
                 let by_uid = self.by_uid.ok_or("by_uid is missing")?;
@@ -132,7 +137,7 @@ impl Line {
             Action::Unrevoke | Action::Drop => drop(list.remove(&target)),
             Action::Source => {
                 let source = source.ok_or("says is missing")?;
-                // It may have been taken back in the line before.
+                // An earlier line may have removed the entry.
                 if let Some(entry) = list.get_mut(&target) {
                     entry.record.source = Some(source);
                 }

@@ -1,4 +1,4 @@
-//! What has been revoked, and what the source says of it.
+//! The list of revocations in memory.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use keyward_engine::record::{MAX_KEY_ID, MAX_OWNER, Status};
 use keyward_engine::snapshot::{Key, Snapshot};
 
-/// A key, or everything that an owner has.
+/// What a revocation applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// All rows with this key id.
@@ -19,29 +19,29 @@ pub enum Target {
     Owner(Box<str>),
 }
 
-/// What is no key id or owner.
+/// Why a name is not a valid target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// Neither, or both.
     #[error("name either a key_id or an owner")]
     NotOne,
-    /// No export has such a one.
+    /// No export has a key id or owner of this length.
     #[error("{what} must have 1 to {max} bytes, this one has {found}")]
     Length {
         /// `key_id` or `owner`.
         what: &'static str,
-        /// The longest that there is.
+        /// The maximum length.
         max: usize,
-        /// How long it is.
+        /// Its length.
         found: usize,
     },
 }
 
 impl Target {
-    /// The one of the two that is given.
+    /// The target that one of the two names.
     ///
     /// # Errors
-    /// When it is not one, or nothing that an export could have.
+    /// When not exactly one is given, or its length is invalid.
     pub fn new(key_id: Option<&str>, owner: Option<&str>) -> Result<Self, TargetError> {
         let (text, what, max, target): (_, _, _, fn(Box<str>) -> Self) = match (key_id, owner) {
             (Some(key_id), None) => (key_id, "key_id", MAX_KEY_ID, Self::Key),
@@ -62,7 +62,7 @@ impl Target {
         }
     }
 
-    /// The owner, if it is one.
+    /// The owner, if it is an owner.
     pub fn owner(&self) -> Option<&str> {
         match self {
             Self::Key(_) => None,
@@ -71,77 +71,77 @@ impl Target {
     }
 }
 
-/// A revocation: its operator, its time, and what is known of it.
+/// The record of a revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RevocationRecord {
-    /// To the second.
+    /// When it was revoked, to the second.
     pub when: Timestamp,
     /// The operator's user.
     pub by_uid: u32,
-    /// What the source says of it, from the time on when it said `revoked` for the first time.
-    pub source: Option<Source>,
-    /// Whether it would be found again after a restart.
+    /// The status in the source, once the source has agreed for the first time.
+    pub source: Option<SourceObservation>,
+    /// Whether it survives a restart.
     pub durable: bool,
 }
 
-/// What the source says of something that it has called revoked before.
+/// The status in the source of a target that the source has listed as revoked before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// What that is.
-    pub says: SourceStatus,
-    /// Since when, to the second.
+pub struct SourceObservation {
+    /// The status.
+    pub status: SourceStatus,
+    /// When the status was observed first, to the second.
     pub since: Timestamp,
-    /// The list's own clock at that time, which decides when the entry is dropped.
+    /// The list's clock at that time, which decides when the entry is dropped.
     pub(super) clock_ms: u64,
 }
 
-/// What a snapshot says of a key or an owner.
+/// The status of a key or an owner in the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceStatus {
-    /// There are rows, and all of them are revoked.
+    /// All of its rows are revoked.
     Revoked,
-    /// A row is active: without the revocation it would be in force.
+    /// At least one row is active.
     Active,
-    /// There are no rows, or some that are disabled: the next export may have them active.
+    /// There are no rows, or disabled ones, which the next export may list as active.
     Absent,
 }
 
 impl RevocationRecord {
-    /// Since when the source has said `revoked` without a break.
+    /// Since when the source has agreed without interruption.
     pub fn agreed_since(&self) -> Option<Timestamp> {
-        self.source.filter(|source| source.says == SourceStatus::Revoked).map(|source| source.since)
+        self.source.filter(|source| source.status == SourceStatus::Revoked).map(|source| source.since)
     }
 
-    /// Since when the source has said `active` after it had said `revoked`.
+    /// Since when the source has listed the target as active, after it had agreed.
     pub fn conflict_since(&self) -> Option<Timestamp> {
-        self.source.filter(|source| source.says == SourceStatus::Active).map(|source| source.since)
+        self.source.filter(|source| source.status == SourceStatus::Active).map(|source| source.since)
     }
 }
 
-/// An entry, with what only this process knows of it.
+/// An entry of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) record: RevocationRecord,
-    /// The number of the line that added it, among those of this process; 0: it was read.
+    /// The ticket of the line that added it; 0 if it was read from disk.
     pub(super) ticket: u64,
-    /// A line that drops it is being written.
+    /// Whether a line that drops it is being written.
     pub(super) dropping: bool,
 }
 
-/// Everything that is revoked.
+/// The entries, by key id and by owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct List {
     keys: BTreeMap<Box<str>, Entry>,
     owners: BTreeMap<Box<str>, Entry>,
 }
 
-/// What a row's mark was set by.
+/// The counts of a marking.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct MarkCounts {
-    /// Rows that were looked at.
+    /// Rows of the target.
     pub(super) rows: usize,
-    /// Those of them that are revoked now, whoever says so.
+    /// The rows of these that are revoked now, for any reason.
     pub(super) revoked: usize,
 }
 
@@ -179,21 +179,21 @@ impl List {
         }
     }
 
-    /// In no order that means anything.
+    /// All entries, in no particular order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Target, &Entry)> {
         let keys = self.keys.iter().map(|(key_id, entry)| (Target::Key(key_id.clone()), entry));
         let owners = self.owners.iter().map(|(owner, entry)| (Target::Owner(owner.clone()), entry));
         owners.chain(keys)
     }
 
-    /// How many entries the source contradicts.
+    /// The number of entries that the source contradicts.
     pub(super) fn conflicts(&self) -> usize {
         let entries = self.keys.values().chain(self.owners.values());
         entries.filter(|entry| entry.record.conflict_since().is_some()).count()
     }
 
-    /// The first `count` entries: those that are not durable or that the source contradicts, then the
-    /// latest. `record` completes an entry's record.
+    /// `count` entries: first those that are not durable or that the source contradicts, then the
+    /// latest. `record` completes the record of an entry.
     pub(super) fn latest(
         &self,
         count: usize,
@@ -202,7 +202,7 @@ impl List {
         let keys = self.keys.iter().map(|(key_id, entry)| (false, &**key_id, record(entry)));
         let owners = self.owners.iter().map(|(owner, entry)| (true, &**owner, record(entry)));
         let mut entries: Vec<_> = owners.chain(keys).zip(0_u32..).collect();
-        // As a stable sort would have them.
+        // The number makes the order that of a stable sort.
         let rank = |((_, _, record), number): &((bool, &str, RevocationRecord), u32)| {
             let is_in_order = record.durable && record.conflict_since().is_none();
             (is_in_order, Reverse(record.when), *number)
@@ -218,7 +218,7 @@ impl List {
         entries.into_iter().map(|((is_owner, text, record), _)| (target(is_owner, text), record)).collect()
     }
 
-    /// The next `count` behind `after`, in the order of their names: owners, then keys.
+    /// The `count` entries after `after`, in the order of their names: owners, then keys.
     pub(super) fn page(
         &self,
         after: Option<&Target>,
@@ -227,11 +227,11 @@ impl List {
     ) -> Vec<(Target, RevocationRecord)> {
         let owners = match after {
             Some(Target::Key(_)) => None,
-            after => Some(self.owners.range::<str, _>(behind(after.and_then(Target::owner)))),
+            after => Some(self.owners.range::<str, _>(after_bound(after.and_then(Target::owner)))),
         };
         let owners = owners.into_iter().flatten();
         let owners = owners.map(|(owner, entry)| (Target::Owner(owner.clone()), record(entry)));
-        let keys = self.keys.range::<str, _>(behind(after.and_then(Target::key_id)));
+        let keys = self.keys.range::<str, _>(after_bound(after.and_then(Target::key_id)));
         let keys = keys.map(|(key_id, entry)| (Target::Key(key_id.clone()), record(entry)));
         owners.chain(keys).take(count).collect()
     }
@@ -240,14 +240,15 @@ impl List {
         self.keys.contains_key(key.key_id()) || self.owners.contains_key(key.owner())
     }
 
-    /// Marks everything that is revoked in a snapshot where nothing is marked yet.
+    /// Marks everything that is revoked in an unmarked snapshot.
     pub(super) fn mark_all(&self, snapshot: &Snapshot) {
         let of_keys = self.keys.keys().flat_map(|key_id| snapshot.rows_of_key(key_id));
         let of_owners = snapshot.rows_of_owners(|owner| self.owners.contains_key(owner));
         of_keys.chain(of_owners).for_each(|key| key.set_revoked(true));
     }
 
-    /// Marks the rows of `target` as the list has them: a row can be revoked by its key and by its owner.
+    /// Sets or clears the marks of the rows of `target`. A row can be revoked by its key and by its
+    /// owner.
     pub(super) fn mark(&self, snapshot: &Snapshot, target: &Target) -> MarkCounts {
         let mut marked = MarkCounts::default();
         let mut mark = |key: Key<'_>| {
@@ -262,47 +263,48 @@ impl List {
         marked
     }
 
-    /// What `snapshot` says of each entry, and how many rows it has. A row that was set aside could be one of any key and owner, so
-    /// beside it nothing is said to be revoked in all of its rows.
+    /// The status of each entry in `snapshot`, and the number of its rows. A row that was set aside
+    /// could belong to any key and owner. So with such rows, no target counts as revoked in all of
+    /// its rows.
     pub(super) fn compare(&self, snapshot: &Snapshot) -> Vec<(Target, SourceStatus, usize)> {
-        let mut owners: HashMap<&str, Found> = HashMap::new();
+        let mut owners: HashMap<&str, RowCounts> = HashMap::new();
         if !self.owners.is_empty() {
             for key in snapshot.rows_of_owners(|owner| self.owners.contains_key(owner)) {
-                let found = owners.entry(key.owner()).or_default();
-                *found = found.with(key);
+                let counts = owners.entry(key.owner()).or_default();
+                *counts = counts.with(key);
             }
         }
         let is_complete = !snapshot.table().has_set_aside();
-        let says = |found: Found| match found.says() {
+        let status = |counts: RowCounts| match counts.status() {
             SourceStatus::Revoked if !is_complete => SourceStatus::Absent,
-            says => says,
+            status => status,
         };
         let keys = self.keys.keys().map(|key_id| {
-            let found = snapshot.rows_of_key(key_id).fold(Found::default(), Found::with);
-            (Target::Key(key_id.clone()), says(found), found.rows)
+            let counts = snapshot.rows_of_key(key_id).fold(RowCounts::default(), RowCounts::with);
+            (Target::Key(key_id.clone()), status(counts), counts.rows)
         });
         let owners = self.owners.keys().map(|owner| {
-            let found = owners.get(&**owner).copied().unwrap_or_default();
-            (Target::Owner(owner.clone()), says(found), found.rows)
+            let counts = owners.get(&**owner).copied().unwrap_or_default();
+            (Target::Owner(owner.clone()), status(counts), counts.rows)
         });
         keys.chain(owners).collect()
     }
 }
 
-/// Everything behind `text`.
-fn behind(text: Option<&str>) -> (Bound<&str>, Bound<&str>) {
+/// The range after `text`.
+fn after_bound(text: Option<&str>) -> (Bound<&str>, Bound<&str>) {
     (text.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
 }
 
-/// The rows of something that is revoked, by what they say themselves.
+/// The rows of a target, by their own status.
 #[derive(Clone, Copy, Default)]
-struct Found {
+struct RowCounts {
     rows: usize,
     revoked: usize,
     active: usize,
 }
 
-impl Found {
+impl RowCounts {
     fn with(self, key: Key<'_>) -> Self {
         let status = key.status_of_row();
         Self {
@@ -312,7 +314,7 @@ impl Found {
         }
     }
 
-    fn says(self) -> SourceStatus {
+    fn status(self) -> SourceStatus {
         match self {
             Self { active: 1.., .. } => SourceStatus::Active,
             Self { rows: 1.., .. } if self.revoked == self.rows => SourceStatus::Revoked,
@@ -326,10 +328,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latest_and_pages_are_parts_of_all_entries() {
+    fn latest_and_page_return_parts_of_all_entries() {
         let mut list = List::default();
         for number in 0..50_i64 {
-            // Several in each second.
+            // Several entries have the same second.
             let when = Timestamp::from_second(number * 7 % 11).expect("a time");
             let text = format!("{number:02}").into();
             let target = if number % 3 == 0 { Target::Owner(text) } else { Target::Key(text) };

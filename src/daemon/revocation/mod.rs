@@ -1,21 +1,22 @@
-//! Revocations: keys and owners that an operator has taken out of force, whatever the source says of them, until it says
-//! the same.
+//! Revocations: keys and owners that an operator has revoked, independent of the source, until the
+//! source agrees.
 //!
-//! A revocation is in force on every connection before its command returns, and on the list on disk if the disk takes it:
+//! A revocation is in force on every connection before its command returns, and on disk unless the
+//! disk fails:
 //!
-//! 1. take the order, which commands and the swap of snapshots have one after the other;
-//! 2. add the entry to the list in memory, and mark the rows in the snapshot that is being served;
-//! 3. end the [epoch](crate::publish), give the line to the [`writer`], and give the order back;
-//! 4. wait for the line to be durable, or for the disk to refuse it or to take too long;
-//! 5. wait until every worker has passed that epoch; only then is the command answered (promise 2).
+//! 1. lock the commands, which excludes other commands and the swap of snapshots;
+//! 2. add the entry to the list in memory, and mark the rows of the current snapshot;
+//! 3. queue the line for the [`writer`], advance the [epoch](crate::publish), and unlock;
+//! 4. wait until the line is durable, or the disk fails or takes too long;
+//! 5. wait until every worker has passed the epoch. Only then is the command answered (promise 2).
 //!
-//! Nothing that is in force waits for the disk. A command whose line is not durable says so and why; the line is tried
-//! again until it is.
+//! Putting a revocation in force never waits for the disk. A command whose line is not durable
+//! reports that and why; the write is retried until it succeeds.
 //!
-//! A reload marks its new snapshot before the swap, under the same order, so that no revocation falls between the two. It
-//! does the long part of that before, beside commands that go on; under the order it repeats only what they changed
-//! meanwhile. So a revocation waits for no reload. When the new snapshot is in force, the list is [settled](settle) with
-//! what the source says itself.
+//! A reload marks its new snapshot before the swap, under the same lock, so no revocation is missed
+//! between the two. It does most of the marking before it locks, while commands go on. Under the
+//! lock it repeats only the targets that changed meanwhile. So a revocation never waits for a
+//! reload. Once the new snapshot is in force, the list is [reconciled](reconcile) with the source.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -26,108 +27,110 @@ use keyward_engine::record::Quoted;
 use keyward_engine::snapshot::Snapshot;
 use keyward_state::{AcceptanceRecord, FileError, StateDir, current_second};
 
-mod file;
 mod line;
 mod list;
+mod list_file;
+mod reconcile;
 mod replay;
-mod settle;
 #[cfg(test)]
 mod tests;
 mod watermark;
 mod writer;
 
-use file::File;
 use line::Line;
 use list::{Entry, List, MarkCounts};
-pub use list::{RevocationRecord, Source, SourceStatus, Target, TargetError};
+pub use list::{RevocationRecord, SourceObservation, SourceStatus, Target, TargetError};
+use list_file::ListFile;
+pub use reconcile::{Reconciliation, Retention};
 pub use replay::LoadError;
-pub use settle::{Reconciliation, Retention};
 use watermark::ListClock;
 pub use writer::Durability;
 use writer::Writer;
 
-/// Most entries on the list. A revocation here is a stopgap until the source says so too; more than this is a change of the
-/// source.
+/// Most entries on the list. A revocation is a stopgap until the source agrees; a larger number
+/// belongs in the source.
 pub const MAX_ENTRIES: usize = 100_000;
 
-/// Why nothing is durable where there is no state directory.
+/// Why nothing is durable without a state directory.
 const NO_DIRECTORY: &str =
     "the daemon has no state directory: name one with --state-dir or server.state_dir, and start it again";
 
-/// The ticket of a line that is not given to a disk, or not yet: it is behind all that are durable.
+/// The ticket of a line that is not queued (yet): it is larger than that of any durable line.
 const NOT_QUEUED: u64 = u64::MAX;
 
-/// The list, and what it is applied to.
+/// The list, and the snapshots that it applies to.
 pub struct Revocations {
     snapshots: SnapshotReader,
     epochs: Epochs,
-    /// Held by commands and by swaps of snapshots, from the first step to the last but those that wait.
-    order: Mutex<Order>,
-    /// Changed under the order only; on its own so that looking at it waits for no command.
+    /// Serializes commands and swaps of snapshots. It is released before a command waits.
+    commands: Mutex<CommandLock>,
+    /// Changed only under `commands`. It has its own lock, so that reading it waits for no command.
     list: Arc<RwLock<List>>,
-    /// `None`: there is no state directory.
+    /// `None` without a state directory.
     writer: Option<Writer>,
     /// The list's clock.
     clock: ListClock,
 }
 
-struct Order {
-    /// What has changed since a reload began to mark its snapshot.
-    since: Option<Vec<Target>>,
+struct CommandLock {
+    /// The targets that have changed since a reload began to mark its snapshot; `None`: no reload
+    /// is marking.
+    changed: Option<Vec<Target>>,
 }
 
-/// The list, as it was found in the state directory.
+/// The list that was loaded from the state directory.
 pub struct LoadedList {
     list: List,
-    kept: Option<(Arc<StateDir>, File, Option<FileError>)>,
+    storage: Option<(Arc<StateDir>, ListFile, Option<FileError>)>,
     accepted: Option<(AcceptanceRecord, LoadError)>,
 }
 
-/// A command that was carried out. It may be answered when `epoch` is [passed](Epochs::passed).
+/// The result of a command. It may be answered when `epoch` is [passed](Epochs::wait_passed).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandOutcome {
-    /// It was so before.
+    /// Whether the command changed nothing.
     pub already: bool,
-    /// Rows that have that key id or owner; 0 where no keys are loaded.
+    /// Rows with that key id or owner; 0 if no keys are loaded.
     pub keys: usize,
-    /// Those of them that are revoked now: by this command, by another, or by the source.
+    /// The rows of these that are revoked now, by any command or by the source.
     pub revoked: usize,
-    /// The snapshot being served; 0: none yet.
+    /// The current generation; 0 if no keys are loaded.
     pub generation: u64,
-    /// What has to be passed before it is in force everywhere.
+    /// The epoch that workers must pass before the change is in force everywhere.
     pub epoch: u64,
-    /// Whether a restart would find it.
+    /// Whether it survives a restart.
     pub durability: Durability,
 }
 
-/// Why a command was not carried out. Nothing has changed then.
+/// Why a command was refused. It has changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum RevokeError {
     /// The source has no such key or owner.
-    #[error("no key {} in generation {generation}{}", of(target), advice(target))]
+    #[error("no key {} in generation {generation}{}", condition(target), advice(target))]
     Unknown {
-        /// What was named.
+        /// The target of the command.
         target: Target,
-        /// The snapshot that was looked through.
+        /// The current generation.
         generation: u64,
     },
-    /// Without keys nobody can tell an id from a key, and a key must not be written to the disk (promise 7).
+    /// The name may be a raw key, which must not be written to disk (promise 7). Without keys, an
+    /// id cannot be distinguished from a key.
     #[error(
         "no keys are loaded, and {} may be a key itself, which is not to be written down: load the source first, then name \
          a key by its id",
         named(target)
     )]
     MayBeKey {
-        /// What was named.
+        /// The target of the command.
         target: Target,
     },
-    /// It was not revoked here.
+    /// The target is not on the list.
     #[error("{} is not on the list of revocations (keyward status --revocations shows it)", named(target))]
     NotRevoked {
-        /// What was named.
+        /// The target of the command.
         target: Target,
     },
-    /// There are [`MAX_ENTRIES`].
+    /// The list has [`MAX_ENTRIES`] entries.
     #[error(
         "{MAX_ENTRIES} revocations are on the list, and that is as many as it holds: revoke in the source, and reload"
     )]
@@ -141,7 +144,7 @@ fn named(target: &Target) -> String {
     }
 }
 
-fn of(target: &Target) -> String {
+fn condition(target: &Target) -> String {
     match target {
         Target::Key(key_id) => format!("has the id {}", Quoted(key_id)),
         Target::Owner(owner) => format!("belongs to {}", Quoted(owner)),
@@ -154,30 +157,33 @@ fn may_be_key(target: &Target) -> bool {
 }
 
 fn advice(target: &Target) -> &'static str {
-    match may_be_key(target) {
-        true => "; name a key by its id, never by the key itself. If the source has it, reload first",
-        false => "; if the source has it, reload first",
+    if may_be_key(target) {
+        "; name a key by its id, never by the key itself. If the source has it, reload first"
+    } else {
+        "; if the source has it, reload first"
     }
 }
 
-/// Reads the list, before anything is served and before any other file of the directory is made. Without a directory
-/// there is none.
+/// Loads the list. Call it before anything is served and before any other file of the directory is
+/// created. Without a directory the list is empty.
 ///
 /// # Errors
-/// When it cannot be read to its end, or is not complete: what is in it must be in force from the first answer on.
+/// When the list cannot be read or is incomplete: all of it must be in force from the first answer
+/// on.
 pub fn load(directory: Option<Arc<StateDir>>) -> Result<LoadedList, LoadError> {
     let Some(directory) = directory else {
-        return Ok(LoadedList { list: List::default(), kept: None, accepted: None });
+        return Ok(LoadedList { list: List::default(), storage: None, accepted: None });
     };
-    let file::Opened { file, list, accepted, unwritten } = File::open(&directory)?;
+    let list_file::OpenedList { file, list, accepted, unwritten } = ListFile::open(&directory)?;
     if let Some((AcceptanceRecord { by_uid, at }, loss)) = &accepted {
         warn!(by_uid, %at, %loss, entries = list.len(), "a loss of revocations has been accepted");
     }
-    Ok(LoadedList { list, kept: Some((directory, file, unwritten)), accepted })
+    Ok(LoadedList { list, storage: Some((directory, file, unwritten)), accepted })
 }
 
 impl LoadedList {
-    /// The loss that an operator has accepted, if there was one, and how many revocations are left.
+    /// The loss that an operator has accepted, if there was one, and the number of remaining
+    /// revocations.
     pub fn accepted_loss(&self) -> Option<(AcceptanceRecord, usize)> {
         self.accepted.as_ref().map(|(accepted, _)| (*accepted, self.list.len()))
     }
@@ -192,44 +198,44 @@ impl Revocations {
         Self::start(load(directory)?, publisher)
     }
 
-    /// Puts a list in force, before anything is served.
+    /// Puts a list in force. Call it before anything is served.
     ///
     /// # Errors
     /// When the system has no thread left.
     pub fn start(loaded: LoadedList, publisher: &Publisher) -> Result<Self, LoadError> {
-        let LoadedList { list, kept, .. } = loaded;
+        let LoadedList { list, storage, .. } = loaded;
         if list.len() > 0 {
             info!(entries = list.len(), conflicts = list.conflicts(), "revocations are in force");
         }
         let list = Arc::new(RwLock::new(list));
-        let writer = kept.map(|(directory, file, unwritten)| {
-            let path = directory.path(file::NAME);
+        let writer = storage.map(|(directory, file, unwritten)| {
+            let path = directory.path(list_file::NAME);
             let writer = Writer::start(directory, file, Arc::clone(&list), unwritten.as_ref());
-            writer.map_err(|error| FileError { path, what: "start the thread that writes to it", error })
+            writer.map_err(|error| FileError { path, action: "start the thread that writes to it", error })
         });
         let writer = writer.transpose()?;
         Ok(Self {
             snapshots: publisher.reader(),
             epochs: publisher.epochs(),
-            order: Mutex::new(Order { since: None }),
+            commands: Mutex::new(CommandLock { changed: None }),
             list,
             clock: writer.as_ref().map_or_else(ListClock::from_zero, Writer::clock),
             writer,
         })
     }
 
-    /// Revokes `target`. Waits for the disk: not for an asynchronous thread.
+    /// Revokes `target`. This waits for the disk, so do not call it on an asynchronous thread.
     ///
     /// # Errors
     /// See [`RevokeError`].
     pub fn revoke(&self, target: Target, by_uid: u32) -> Result<CommandOutcome, RevokeError> {
-        let mut order = self.order();
+        let mut commands = self.lock_commands();
         let snapshot = self.snapshots.current();
         let known = self.list().get(&target).copied();
-        // One that is being dropped is revoked anew, so that it is not.
+        // An entry that is being dropped is revoked again, so that it stays.
         if let Some(known) = known.filter(|entry| !entry.dropping) {
             let pending = self.change(snapshot.as_deref(), &target, true);
-            drop(order);
+            drop(commands);
             return Ok(self.wait(pending, known.ticket));
         }
         match (&snapshot, &target) {
@@ -249,88 +255,89 @@ impl Revocations {
         }
         let source = known.and_then(|entry| entry.record.source);
         let record = RevocationRecord { when: current_second(), by_uid, source, durable: false };
-        // On the list before its line is given: where the whole list is written instead of the line, it must be there.
+        // Added before its line is queued: the writer may write the whole list instead of the line.
         self.list_mut().insert(target.clone(), record, NOT_QUEUED);
         let ticket = self.enqueue([Line::revoke(&target, &record)]);
         if let Some(entry) = self.list_mut().get_mut(&target) {
             entry.ticket = ticket;
         }
-        let pending = self.put_in_force(snapshot.as_deref(), target, &mut order);
-        drop(order);
+        let pending = self.put_in_force(snapshot.as_deref(), target, &mut commands);
+        drop(commands);
         Ok(self.wait(pending, ticket))
     }
 
-    /// Takes a revocation back: what the source says holds again. One that cannot be written is revoked again after a restart.
+    /// Removes a revocation, so the source decides again. If that cannot be written, a restart
+    /// restores the revocation.
     ///
     /// # Errors
     /// See [`RevokeError`].
     pub fn unrevoke(&self, target: Target, by_uid: u32) -> Result<CommandOutcome, RevokeError> {
-        let mut order = self.order();
+        let mut commands = self.lock_commands();
         if self.list_mut().remove(&target).is_none() {
             return Err(RevokeError::NotRevoked { target });
         }
         let ticket = self.enqueue([Line::unrevoke(&target, current_second(), by_uid)]);
         let snapshot = self.snapshots.current();
-        let pending = self.put_in_force(snapshot.as_deref(), target, &mut order);
-        drop(order);
+        let pending = self.put_in_force(snapshot.as_deref(), target, &mut commands);
+        drop(commands);
         Ok(self.wait(pending, ticket))
     }
 
-    /// Everything on the list: what is not durable or contradicted by the source first, then the latest.
+    /// All entries, in the order of [`latest`](Self::latest).
     #[cfg(test)]
     pub fn entries(&self) -> Vec<(Target, RevocationRecord)> {
         self.latest(usize::MAX).1
     }
 
-    /// How many entries a restart would not find.
+    /// The number of entries that would not survive a restart.
     pub fn not_durable(&self) -> usize {
         let (written, list) = (self.written(), self.list());
         list.iter().filter(|(_, entry)| !record(entry, written).durable).count()
     }
 
-    /// How many entries are on the list, and the first `count`: what is not durable or contradicted by the
-    /// source comes first, then the latest.
+    /// The number of entries, and `count` of them. Entries that are not durable or contradicted by
+    /// the source come first, then the latest.
     pub fn latest(&self, count: usize) -> (usize, Vec<(Target, RevocationRecord)>) {
         let (written, list) = (self.written(), self.list());
         (list.len(), list.latest(count, |entry| record(entry, written)))
     }
 
-    /// How many entries are on the list, and the next `count` behind `after`, in the order of their names.
+    /// The number of entries, and the `count` that follow `after` in the order of their names.
     pub fn page(&self, after: Option<&Target>, count: usize) -> (usize, Vec<(Target, RevocationRecord)>) {
         let (written, list) = (self.written(), self.list());
         (list.len(), list.page(after, count, |entry| record(entry, written)))
     }
 
-    /// The last line that is durable; `None`: nothing is kept.
+    /// The ticket of the last durable line; `None`: nothing is stored.
     fn written(&self) -> Option<u64> {
         self.writer.as_ref().map(Writer::written)
     }
 
-    /// Publishes a snapshot with everything marked in it that is revoked by the time of the swap.
+    /// Publishes a snapshot in which everything is marked that is revoked at the time of the swap.
     pub fn publish(&self, publisher: &Publisher, snapshot: Arc<Snapshot>) -> Published {
-        // The long part, while commands go on.
-        let before = {
-            self.order().since = Some(Vec::new());
-            // A command between the two is in both, and marked twice.
+        // Most of the marking, while commands go on.
+        let list = {
+            self.lock_commands().changed = Some(Vec::new());
+            // A command between these two statements is in both, and its target is marked twice.
             self.list().clone()
         };
-        before.mark_all(&snapshot);
-        drop(before);
+        list.mark_all(&snapshot);
+        drop(list);
 
-        let mut order = self.order();
+        let mut commands = self.lock_commands();
         let list = self.list();
-        for target in order.since.take().unwrap_or_default() {
+        for target in commands.changed.take().unwrap_or_default() {
             list.mark(&snapshot, &target);
         }
         publisher.publish(snapshot)
     }
 
-    /// Gives lines to the disk, in the order in which the list changes; returns the number of the last.
+    /// Queues lines in the order in which the list changes. Returns the ticket of the last one.
     fn enqueue(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
         self.writer.as_ref().map_or(NOT_QUEUED, |writer| writer.enqueue(lines))
     }
 
-    /// Completes a change with what has become of its line.
+    /// Waits for the line of a command, and completes the result.
     fn wait(&self, change: CommandOutcome, ticket: u64) -> CommandOutcome {
         let durability = match &self.writer {
             Some(writer) => writer.wait(ticket),
@@ -339,16 +346,22 @@ impl Revocations {
         CommandOutcome { durability, ..change }
     }
 
-    /// The last steps of a command under the order, once the list is changed.
-    fn put_in_force(&self, snapshot: Option<&Snapshot>, target: Target, order: &mut Order) -> CommandOutcome {
+    /// The last steps of a command under the lock, after the list has changed.
+    fn put_in_force(
+        &self,
+        snapshot: Option<&Snapshot>,
+        target: Target,
+        commands: &mut CommandLock,
+    ) -> CommandOutcome {
         let change = self.change(snapshot, &target, false);
-        if let Some(since) = &mut order.since {
-            since.push(target);
+        if let Some(changed) = &mut commands.changed {
+            changed.push(target);
         }
         change
     }
 
-    /// Marks the rows, and ends the epoch: also where another command has, whose sender may still be waiting for it.
+    /// Marks the rows and advances the epoch. Both are repeated for a command that changes nothing,
+    /// because the earlier one may not be in force yet.
     fn change(&self, snapshot: Option<&Snapshot>, target: &Target, already: bool) -> CommandOutcome {
         let list = self.list();
         let MarkCounts { rows, revoked } =
@@ -358,8 +371,8 @@ impl Revocations {
         CommandOutcome { already, keys: rows, revoked, generation, epoch, durability: Durability::Durable }
     }
 
-    fn order(&self) -> MutexGuard<'_, Order> {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_commands(&self) -> MutexGuard<'_, CommandLock> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn list(&self) -> std::sync::RwLockReadGuard<'_, List> {
@@ -371,7 +384,7 @@ impl Revocations {
     }
 }
 
-/// What is known of an entry, given the last line that is durable.
+/// The record of an entry, given the ticket of the last durable line.
 fn record(entry: &Entry, written: Option<u64>) -> RevocationRecord {
     RevocationRecord { durable: written.is_some_and(|written| entry.ticket <= written), ..entry.record }
 }

@@ -1,4 +1,4 @@
-//! The list through snapshots that come and go, disks that fail, and files that others touch.
+//! The list across snapshots, failing disks, and files that other programs change.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,8 @@ mod agreement;
 mod durability;
 mod loss;
 
-/// A snapshot of keys `k0` to `k<keys - 1>`, all of one owner; `status` says the status of each.
+/// A snapshot of keys `k0` to `k<keys - 1>`, all of one owner, with the status that `status`
+/// returns.
 fn snapshot(keys: u32, generation: u64, status: impl Fn(u32) -> Status) -> Arc<Snapshot> {
     let mut builder = Builder::new(7, keys as usize);
     for number in 0..keys {
@@ -55,14 +56,15 @@ fn key(number: u32) -> Target {
     Target::Key(format!("k{number}").into())
 }
 
-/// Lines after the header.
+/// The number of lines after the header.
 fn lines(directory: &TempDir) -> usize {
-    fs::read_to_string(directory.path().join(file::NAME)).expect("a file").lines().count() - 1
+    fs::read_to_string(directory.path().join(list_file::NAME)).expect("a file").lines().count() - 1
 }
 
-/// Settles the list with `snapshot`, without an audit trail.
-fn reconcile(revocations: &Revocations, snapshot: &Snapshot, keep: Retention) -> (usize, usize) {
-    let Reconciliation { dropped, conflicts } = revocations.reconcile(snapshot, keep, &Audit::disabled());
+/// Reconciles the list with `snapshot`, without an audit trail.
+fn reconcile(revocations: &Revocations, snapshot: &Snapshot, retention: Retention) -> (usize, usize) {
+    let Reconciliation { dropped, conflicts } =
+        revocations.reconcile(snapshot, retention, &Audit::disabled());
     (dropped, conflicts)
 }
 
@@ -70,7 +72,7 @@ fn reconcile(revocations: &Revocations, snapshot: &Snapshot, keep: Retention) ->
 fn wait_until_durable(revocations: &Revocations) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while revocations.entries().iter().any(|(_, record)| !record.durable) {
-        assert!(std::time::Instant::now() < deadline, "never written: {:?}", revocations.entries());
+        assert!(std::time::Instant::now() < deadline, "not durable: {:?}", revocations.entries());
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
@@ -82,11 +84,11 @@ fn reason(change: &CommandOutcome) -> &str {
     }
 }
 
-/// Puts a directory in the place of the list, so that neither it nor another can be written.
+/// Replaces the list by a directory, so that no file can be written there.
 fn block(directory: &TempDir) -> std::path::PathBuf {
-    let path = directory.path().join(file::NAME);
+    let path = directory.path().join(list_file::NAME);
     fs::rename(&path, directory.path().join("moved")).expect("moves");
-    fs::create_dir(&path).expect("in the way");
+    fs::create_dir(&path).expect("an obstacle");
     path
 }
 
@@ -109,19 +111,19 @@ fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     assert!(!revocations.entries()[0].1.durable);
     drop(revocations.publish(&publisher, active(2, 2)));
     assert!(is_revoked(&publisher, 0), "in the next snapshot too");
-    let change = revocations.unrevoke(key(0), 0).expect("taken back");
+    let change = revocations.unrevoke(key(0), 0).expect("unrevoked");
     assert!(reason(&change).contains("no state directory") && !is_revoked(&publisher, 0));
     assert!(matches!(revocations.unrevoke(key(0), 0), Err(RevokeError::NotRevoked { .. })));
-    // The source agrees and there is nothing that could fail.
+    // The source agrees, and there is no disk that could fail.
     revocations.revoke(key(0), 0).expect("in force");
     let next = snapshot(2, 3, |_| Status::Revoked);
     assert_eq!(reconcile(&revocations, &next, Retention::For(Duration::ZERO)), (1, 0));
     assert_eq!(revocations.entries(), []);
 }
 
-/// The epoch that a command ends begins after the marks are set: who has read it sees them.
+/// A worker that has read the epoch of a command sees its marks.
 #[test]
-fn every_command_ends_an_epoch() {
+fn every_command_advances_the_epoch() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
     let published = revocations.publish(&publisher, active(2, 1)).epoch;
@@ -129,14 +131,14 @@ fn every_command_ends_an_epoch() {
     assert_eq!((first.keys, first.revoked, first.generation, first.already), (1, 1, 1, false));
     let again = revocations.revoke(key(0), 8).expect("already");
     assert!(again.already && published < first.epoch && first.epoch < again.epoch);
-    let back = revocations.unrevoke(key(0), 7).expect("taken back");
+    let back = revocations.unrevoke(key(0), 7).expect("unrevoked");
     assert!(again.epoch < back.epoch && !is_revoked(&publisher, 0));
     assert_eq!(revocations.entries(), []);
 }
 
-/// Promise 7: a key that was taken for an id is not written down.
+/// Promise 7: a raw key that was given as an id is not written to disk.
 #[test]
-fn what_may_be_a_key_is_not_written_to_the_disk() {
+fn possible_raw_key_is_not_written_to_disk() {
     let raw = "acme_live_4fQ7mZ0cT2aVw9RkXyB1nLsEoJpHdG3vbKzT";
     let directory = directory();
     let (revocations, publisher) = open(&directory);
@@ -148,22 +150,22 @@ fn what_may_be_a_key_is_not_written_to_the_disk() {
 }
 
 #[test]
-fn a_list_is_found_again_with_who_and_when() {
+fn entries_survive_a_restart() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
     revocations.revoke(key(0), 7).expect("revoked");
     revocations.revoke(Target::Owner("acme \"x\"\n".into()), 8).expect("revoked");
     revocations.revoke(key(1), 9).expect("revoked");
-    revocations.unrevoke(key(1), 9).expect("taken back");
+    revocations.unrevoke(key(1), 9).expect("unrevoked");
     let entries = revocations.entries();
     assert_eq!(entries.len(), 2);
     drop((revocations, publisher));
     assert_eq!(open(&directory).0.entries(), entries);
 }
 
-/// Promise 10: a disk that fails delays no revocation and loses none.
+/// Promise 10: a failing disk neither delays nor loses a revocation.
 #[test]
-fn revocation_that_cannot_be_written_is_in_force_at_once_and_durable_once_it_can() {
+fn unwritable_revocation_is_in_force_at_once_and_durable_once_the_disk_recovers() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
     drop(revocations.publish(&publisher, active(4, 1)));
@@ -175,16 +177,16 @@ fn revocation_that_cannot_be_written_is_in_force_at_once_and_durable_once_it_can
         "{change:?}"
     );
     assert_eq!((change.keys, change.revoked), (1, 1));
-    assert!(!reason(&revocations.unrevoke(key(0), 0).expect("taken back")).is_empty());
+    assert!(!reason(&revocations.unrevoke(key(0), 0).expect("unrevoked")).is_empty());
     assert!(!is_revoked(&publisher, 0) && is_revoked(&publisher, 1));
     let entries = revocations.entries();
     assert_eq!((entries.len(), entries[0].1.durable), (1, false));
     let writer = revocations.writer.as_ref().expect("a writer");
-    assert_eq!(&*writer.health().unwritten()[0].file, file::NAME);
+    assert_eq!(&*writer.health().unwritten()[0].file, list_file::NAME);
     let again = revocations.revoke(key(1), 0).expect("in force");
     assert!(again.already && !reason(&again).is_empty(), "it is not durable yet");
 
-    fs::remove_dir(&path).expect("out of the way");
+    fs::remove_dir(&path).expect("removes the obstacle");
     let begun = std::time::Instant::now();
     wait_until_durable(&revocations);
     assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
@@ -197,33 +199,33 @@ fn revocation_that_cannot_be_written_is_in_force_at_once_and_durable_once_it_can
 }
 
 #[test]
-fn unrevocation_that_cannot_be_written_is_revoked_again_after_a_restart() {
+fn unwritable_unrevocation_is_revoked_again_after_a_restart() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
     drop(revocations.publish(&publisher, active(1, 1)));
     revocations.revoke(key(0), 0).expect("revoked");
     let path = block(&directory);
-    assert!(!reason(&revocations.unrevoke(key(0), 0).expect("taken back")).is_empty());
+    assert!(!reason(&revocations.unrevoke(key(0), 0).expect("unrevoked")).is_empty());
     assert!(!is_revoked(&publisher, 0));
     drop((revocations, publisher));
-    fs::remove_dir(&path).expect("out of the way");
+    fs::remove_dir(&path).expect("removes the obstacle");
     fs::rename(directory.path().join("moved"), &path).expect("as it was");
     assert_eq!(open(&directory).0.entries().len(), 1);
 }
 
-/// Many commands that fail cost no more memory than the list.
+/// Failed writes use no more memory than the list.
 #[test]
-fn commands_that_cannot_be_written_are_written_as_a_list() {
+fn many_unwritable_commands_are_written_as_a_whole_list() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
     drop(revocations.publish(&publisher, active(2, 1)));
     let path = block(&directory);
     for _ in 0..1_200 {
         revocations.revoke(key(0), 0).expect("in force");
-        revocations.unrevoke(key(0), 0).expect("taken back");
+        revocations.unrevoke(key(0), 0).expect("unrevoked");
     }
     revocations.revoke(key(1), 0).expect("in force");
-    fs::remove_dir(&path).expect("out of the way");
+    fs::remove_dir(&path).expect("removes the obstacle");
     wait_until_durable(&revocations);
     assert!(lines(&directory) < 2_000, "{} lines", lines(&directory));
     let entries = revocations.entries();
@@ -231,59 +233,58 @@ fn commands_that_cannot_be_written_are_written_as_a_list() {
     assert_eq!(open(&directory).0.entries(), entries);
 }
 
-/// Lines that were given up are not durable, also if their command looks only after a later attempt has succeeded.
+/// This holds even if the command checks only after a later attempt has succeeded.
 #[test]
-fn optional_line_that_was_given_up_is_never_durable() {
+fn abandoned_optional_line_is_never_durable() {
     let directory = directory();
     let (revocations, _publisher) = open(&directory);
     revocations.revoke(key(0), 0).expect("revoked");
     let path = block(&directory);
     let writer = revocations.writer.as_ref().expect("a state directory");
-    let given_up = writer.enqueue_optional([Line::dropped(&key(0), current_second())]);
-    assert!(matches!(writer.wait_optional(given_up), Durability::NotDurable(_)));
-    fs::remove_dir(&path).expect("out of the way");
+    let abandoned = writer.enqueue_optional([Line::dropped(&key(0), current_second())]);
+    assert!(matches!(writer.wait_optional(abandoned), Durability::NotDurable(_)));
+    fs::remove_dir(&path).expect("removes the obstacle");
     let written = writer.enqueue([Line::revoke(&key(1), &revocations.entries()[0].1)]);
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while writer.wait(written) != Durability::Durable {
         assert!(std::time::Instant::now() < deadline, "never written");
     }
-    assert!(matches!(writer.wait_optional(given_up), Durability::NotDurable(_)));
+    assert!(matches!(writer.wait_optional(abandoned), Durability::NotDurable(_)));
 }
 
-/// A list that another program has removed is there again without another command.
 #[test]
-fn removed_list_is_written_anew_by_itself() {
+fn removed_list_is_restored_without_a_command() {
     let directory = directory();
     let (revocations, _publisher) = open(&directory);
     revocations.revoke(key(0), 0).expect("revoked");
-    let (list, mark) = (directory.path().join(file::NAME), directory.path().join(watermark::NAME));
+    let (list, mark) = (directory.path().join(list_file::NAME), directory.path().join(watermark::NAME));
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     for path in [&list, &mark] {
         fs::remove_file(path).expect("removes");
         while !path.exists() {
-            assert!(std::time::Instant::now() < deadline, "{} stays away", path.display());
+            assert!(std::time::Instant::now() < deadline, "{} is not restored", path.display());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
     assert_eq!(lines(&directory), 1);
 }
 
-/// A directory that takes the place of the daemon's own has no lock of it.
+/// The daemon has no lock on a directory that replaces its own.
 #[test]
-fn list_of_another_daemon_in_the_same_place_is_not_replaced() {
+fn list_of_another_daemon_at_the_same_path_is_not_replaced() {
     let place = directory();
     let [own, moved, other] = ["own", "moved", "other"].map(|name| place.path().join(name));
     let state = StateDir::open(&own, true).expect("opens").map(Arc::new);
     let publisher = Publisher::new(1).0;
     let revocations = Revocations::open(state, &publisher).expect("reads");
     let other_daemon = StateDir::open(&other, true).expect("opens").expect("there");
-    fs::write(other.join(file::NAME), "the other daemon's").expect("writes");
+    fs::write(other.join(list_file::NAME), "the other daemon's").expect("writes");
     fs::rename(&own, &moved).expect("moves");
     fs::rename(&other, &own).expect("moves");
     let change = revocations.revoke(key(0), 0).expect("in force");
     assert!(reason(&change).contains("another daemon has taken it"), "{change:?}");
-    assert_eq!(fs::read_to_string(own.join(file::NAME)).expect("a file"), "the other daemon's");
-    // It ends, and the directory is this daemon's again.
+    assert_eq!(fs::read_to_string(own.join(list_file::NAME)).expect("a file"), "the other daemon's");
+    // The other daemon ends, and this one takes the directory.
     drop(other_daemon);
     wait_until_durable(&revocations);
     let refused = StateDir::open(&own, true).expect_err("in use").to_string();
@@ -291,10 +292,10 @@ fn list_of_another_daemon_in_the_same_place_is_not_replaced() {
 }
 
 #[test]
-fn a_file_that_somebody_has_moved_or_cut_is_written_anew() {
+fn file_that_was_removed_or_changed_is_rewritten() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    let path = directory.path().join(file::NAME);
+    let path = directory.path().join(list_file::NAME);
     let spoils: [fn(&std::path::Path); 3] = [
         |path| fs::write(path, "").expect("empties"),
         |path| fs::remove_file(path).expect("removes"),
@@ -312,9 +313,9 @@ fn a_file_that_somebody_has_moved_or_cut_is_written_anew() {
 }
 
 #[test]
-fn what_power_loss_leaves_of_the_last_line_is_dropped() {
+fn torn_last_line_is_dropped() {
     let directory = directory();
-    let path = directory.path().join(file::NAME);
+    let path = directory.path().join(list_file::NAME);
     let (revocations, publisher) = open(&directory);
     revocations.revoke(key(0), 0).expect("revoked");
     drop((revocations, publisher));
@@ -333,13 +334,13 @@ fn what_power_loss_leaves_of_the_last_line_is_dropped() {
 }
 
 #[test]
-fn the_file_does_not_grow_with_every_command() {
+fn file_is_compacted() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
     revocations.revoke(key(0), 0).expect("revoked");
     for _ in 0..700 {
         revocations.revoke(key(1), 0).expect("revoked");
-        revocations.unrevoke(key(1), 0).expect("taken back");
+        revocations.unrevoke(key(1), 0).expect("unrevoked");
     }
     assert!(lines(&directory) < 1_100, "{} lines", lines(&directory));
     assert_eq!(revocations.entries().len(), 1);
@@ -347,10 +348,10 @@ fn the_file_does_not_grow_with_every_command() {
     assert_eq!(open(&directory).0.entries().len(), 1);
 }
 
-/// Snapshots are swapped without pause while keys are revoked, taken back and revoked again: after each command, and in each
-/// snapshot that comes later, what the list says is what holds.
+/// Snapshots are swapped continuously while keys are revoked and unrevoked. After each command, and
+/// in each later snapshot, the marks match the list.
 #[test]
-fn no_command_falls_between_two_snapshots() {
+fn no_command_is_lost_between_two_snapshots() {
     const KEYS: u32 = 300;
     let directory = directory();
     let (revocations, publisher) = open(&directory);
@@ -366,27 +367,27 @@ fn no_command_falls_between_two_snapshots() {
                 assert_eq!(reconcile(&revocations, &next, Retention::For(Duration::ZERO)), (0, 0));
             }
         });
-        let _end = scope.spawn(|| {
-            let finally = Finally(&done);
+        scope.spawn(|| {
+            let set_done = SetOnDrop(&done);
             for number in 0..KEYS {
                 revocations.revoke(key(number), 0).expect("revoked");
                 assert!(is_revoked(&publisher, number), "k{number}");
                 if number % 3 == 0 {
-                    revocations.unrevoke(key(number), 0).expect("taken back");
+                    revocations.unrevoke(key(number), 0).expect("unrevoked");
                     assert!(!is_revoked(&publisher, number), "k{number}");
                 }
                 for before in 0..number {
                     assert_eq!(is_revoked(&publisher, before), before % 3 != 0, "k{before}");
                 }
             }
-            drop(finally);
+            drop(set_done);
         });
     });
 }
 
-struct Finally<'a>(&'a AtomicBool);
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Finally<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
     }

@@ -1,9 +1,9 @@
-//! The thread that writes the list. Commands give it lines and wait for them to be durable; nothing that is in force
-//! waits for it.
+//! The thread that writes the list. Commands queue lines and wait until they are durable. Putting a
+//! revocation in force does not wait for it.
 //!
-//! Lines of commands that come together are written together. What cannot be written is tried again until it can, at short
-//! intervals, so that a revocation is durable within a second after there is room again. Meanwhile the thread looks at the
-//! file once a second: one that was removed or changed by another program is written anew.
+//! Lines of concurrent commands are written together. A failed write is retried at short intervals,
+//! so a revocation is durable within a second after the disk has recovered. The thread also checks
+//! the file once a second, and rewrites it if another program has removed or changed it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -12,29 +12,29 @@ use std::{io, thread};
 
 use tracing::error;
 
-use super::file::{self, File};
 use super::line::Line;
 use super::list::List;
+use super::list_file::{self, ListFile};
 use super::watermark::{self, ListClock};
 use keyward_state::{FileError, StateDir, WriteHealth};
 
-/// How long a command waits for the disk before it says that it is not durable yet: less than the command line's deadline.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a command waits for the disk. It is less than the deadline of the command line.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How soon what could not be written is tried again. Each further time takes twice as long, up to the second.
+/// The delays before the first retry, and at most. The delay doubles with each failure.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_millis(400);
+const MAX_RETRY: Duration = Duration::from_millis(400);
 
-/// How often the file is looked at.
-const CHECK: Duration = Duration::from_secs(1);
+/// The interval of checking the file.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the mark is written for its clock alone: what a crash can set the clock back by.
-const NOTE: Duration = Duration::from_secs(600);
+/// The interval of writing the mark for its clock alone: a crash sets the clock back by as much.
+const MARK_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Lines that wait for a disk, beyond as many as the list has entries, before the list itself is written instead of them.
-const MAX_WAITING: usize = 1_000;
+/// With more unwritten lines than entries plus this, the list itself is written instead of them.
+const MAX_EXTRA_LINES: usize = 1_000;
 
-/// The commands' side. Ends the thread when it is dropped, after one last attempt to write.
+/// The handle for commands. Dropping it ends the thread after a last attempt to write.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     clock: ListClock,
@@ -44,22 +44,22 @@ pub(super) struct Writer {
 
 struct Shared {
     queue: Mutex<Queue>,
-    /// There are lines, or the end.
-    given: Condvar,
-    /// Lines were tried.
-    tried: Condvar,
+    /// Notified of new lines and of the end.
+    queued: Condvar,
+    /// Notified after each attempt to write.
+    attempted: Condvar,
 }
 
 #[derive(Default)]
 struct Queue {
     lines: Vec<Queued>,
-    /// The number of the last line that was given.
+    /// The ticket of the last queued line. Tickets number the lines of this process.
     last: u64,
-    /// That of the last line that was tried, and that of the last one that is durable.
+    /// The tickets of the last line that was attempted, and of the last durable one.
     attempted: u64,
     written: u64,
-    /// That of the last line of an attempt after which optional lines were given up.
-    given_up: u64,
+    /// The ticket of the last line of an attempt that abandoned optional lines.
+    abandoned: u64,
     /// Why the last attempt failed.
     error: Option<Arc<str>>,
     is_ending: bool,
@@ -67,56 +67,58 @@ struct Queue {
 
 struct Queued {
     line: Line,
-    /// It is given up if it cannot be written at once.
+    /// Whether it is abandoned if the first attempt fails.
     is_optional: bool,
 }
 
-/// What became of a line.
+/// Whether a change is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// It would be found again after a restart and a loss of power.
+    /// It survives a restart and a loss of power.
     Durable,
-    /// It would not, and why.
+    /// It does not, for this reason.
     NotDurable(Arc<str>),
 }
 
 impl Writer {
-    /// Starts the thread that keeps `list` in `file`. `unwritten`: why the file could not be written when it was opened.
+    /// Starts the thread that writes `list` to `file`. `unwritten` is why the file could not be
+    /// written when it was opened.
     ///
     /// # Errors
     /// When the system has no thread left.
     pub(super) fn start(
         directory: Arc<StateDir>,
-        file: File,
+        file: ListFile,
         list: Arc<RwLock<List>>,
         unwritten: Option<&FileError>,
     ) -> io::Result<Self> {
         if let Some(error) = unwritten {
-            directory.health().failed(file::NAME, error);
+            directory.health().failed(list_file::NAME, error);
         }
         let queue = Mutex::new(Queue::default());
-        let shared = Arc::new(Shared { queue, given: Condvar::new(), tried: Condvar::new() });
+        let shared = Arc::new(Shared { queue, queued: Condvar::new(), attempted: Condvar::new() });
         let clock = file.clock();
         let health = directory.health().clone();
-        let mut keeping = WriterThread {
+        let mut writer = WriterThread {
             directory,
             file,
             list,
             shared: Arc::clone(&shared),
-            waiting: Vec::new(),
+            unwritten: Vec::new(),
             retry: unwritten.map(|_| FIRST_RETRY),
-            noted: Instant::now(),
+            marked_at: Instant::now(),
         };
-        let thread = thread::Builder::new().name("revocations".into()).spawn(move || keeping.run())?;
+        let thread = thread::Builder::new().name("revocations".into()).spawn(move || writer.run())?;
         Ok(Self { shared, clock, health, thread: Some(thread) })
     }
 
-    /// Gives lines to be written, and returns the number of the last. To be called in the order in which the list changes.
+    /// Queues lines, and returns the ticket of the last one. Call it in the order in which the list
+    /// changes.
     pub(super) fn enqueue(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
         self.enqueue_as(lines, false)
     }
 
-    /// The same for lines that are given up if they cannot be written at once.
+    /// As [`enqueue`](Self::enqueue), for lines that are abandoned if the first attempt fails.
     pub(super) fn enqueue_optional(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
         self.enqueue_as(lines, true)
     }
@@ -126,48 +128,49 @@ impl Writer {
         let before = queue.lines.len();
         queue.lines.extend(lines.into_iter().map(|line| Queued { line, is_optional }));
         queue.last += (queue.lines.len() - before) as u64;
-        self.shared.given.notify_one();
+        self.shared.queued.notify_one();
         queue.last
     }
 
-    /// Waits until line `ticket` is durable, or was tried in vain, or the disk takes too long.
+    /// Waits until the line `ticket` is durable, an attempt has failed, or the disk takes too long.
     pub(super) fn wait(&self, ticket: u64) -> Durability {
-        self.wait_for(ticket, Some(PATIENCE))
+        self.wait_for(ticket, Some(COMMAND_TIMEOUT))
     }
 
-    /// The same for as long as it takes, of optional lines.
+    /// As [`wait`](Self::wait), for an optional line and without a timeout.
     pub(super) fn wait_optional(&self, ticket: u64) -> Durability {
         self.wait_for(ticket, None)
     }
 
-    /// `patience`: `None` for lines that are optional.
-    fn wait_for(&self, ticket: u64, patience: Option<Duration>) -> Durability {
-        let deadline = patience.map(|patience| Instant::now() + patience);
+    /// `timeout`: `None` for optional lines.
+    fn wait_for(&self, ticket: u64, timeout: Option<Duration>) -> Durability {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut queue = self.shared.queue();
         loop {
-            // A later attempt can have succeeded since, without the lines that were given up.
-            let is_given_up = patience.is_none() && queue.given_up >= ticket;
-            if queue.written >= ticket && !is_given_up {
+            // A later attempt may have succeeded without the abandoned lines.
+            let is_abandoned = timeout.is_none() && queue.abandoned >= ticket;
+            if queue.written >= ticket && !is_abandoned {
                 return Durability::Durable;
             }
-            if is_given_up || queue.attempted >= ticket && queue.error.is_some() {
+            if is_abandoned || queue.attempted >= ticket && queue.error.is_some() {
                 let error = queue.error.clone();
                 return Durability::NotDurable(error.unwrap_or_else(|| "an attempt to write failed".into()));
             }
-            let left = deadline.map_or(CHECK, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = deadline
+                .map_or(CHECK_INTERVAL, |deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                let seconds = PATIENCE.as_secs();
-                let error = format!("{}: the disk has not answered within {seconds} s", file::NAME);
-                // Under the queue's lock: the thread reports what it has written after it has taken that.
-                self.health.failed(file::NAME, &error);
+                let seconds = COMMAND_TIMEOUT.as_secs();
+                let error = format!("{}: the disk has not answered within {seconds} s", list_file::NAME);
+                // Under the queue's lock, because the thread reports a success under it.
+                self.health.failed(list_file::NAME, &error);
                 return Durability::NotDurable(error.into());
             }
-            let waited = self.shared.tried.wait_timeout(queue, left);
+            let waited = self.shared.attempted.wait_timeout(queue, left);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// The number of the last line that is durable.
+    /// The ticket of the last durable line.
     pub(super) fn written(&self) -> u64 {
         self.shared.queue().written
     }
@@ -187,8 +190,9 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.queue().is_ending = true;
-        self.shared.given.notify_one();
-        let _ended = self.thread.take().map(JoinHandle::join);
+        self.shared.queued.notify_one();
+        // A panic of the thread has been reported already.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -198,115 +202,115 @@ impl Shared {
     }
 }
 
-/// The thread's own.
+/// The state of the thread.
 struct WriterThread {
     directory: Arc<StateDir>,
-    file: File,
+    file: ListFile,
     list: Arc<RwLock<List>>,
     shared: Arc<Shared>,
     /// Lines that are not written yet.
-    waiting: Vec<Queued>,
-    /// How long to wait before the next attempt, if the last one failed.
+    unwritten: Vec<Queued>,
+    /// The delay before the next attempt, if the last one failed.
     retry: Option<Duration>,
     /// When the mark was written last.
-    noted: Instant,
+    marked_at: Instant,
 }
 
 impl WriterThread {
     fn run(&mut self) {
         loop {
-            let (given, last, is_ending) = self.next();
+            let (queued, last, is_ending) = self.next();
             let is_disturbed = !self.file.is_intact() || !self.directory.has_lock();
-            let is_due = !given.is_empty() || self.retry.is_some() || is_disturbed;
-            self.waiting.extend(given);
+            let is_due = !queued.is_empty() || self.retry.is_some() || is_disturbed;
+            self.unwritten.extend(queued);
             if is_due {
                 match self.write() {
-                    Ok(()) => self.done(last),
-                    Err(error) => self.undone(last, &error),
+                    Ok(()) => self.on_success(last),
+                    Err(error) => self.on_failure(last, &error),
                 }
             } else {
-                self.keep_mark();
+                self.maintain_mark();
             }
             if is_ending {
-                self.end();
+                self.finish();
                 return;
             }
         }
     }
 
-    /// Waits for lines or for the next attempt, and takes all lines that are there.
+    /// Waits for lines or until the next attempt is due, and takes all queued lines.
     fn next(&self) -> (Vec<Queued>, u64, bool) {
-        let deadline = Instant::now() + self.retry.unwrap_or(CHECK);
+        let deadline = Instant::now() + self.retry.unwrap_or(CHECK_INTERVAL);
         let mut queue = self.shared.queue();
         while queue.lines.is_empty() && !queue.is_ending {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            let waited = self.shared.given.wait_timeout(queue, left);
+            let waited = self.shared.queued.wait_timeout(queue, left);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         (std::mem::take(&mut queue.lines), queue.last, queue.is_ending)
     }
 
     fn write(&mut self) -> Result<(), FileError> {
-        // The list of a daemon that has the directory now must not be replaced.
-        self.directory.keep_lock()?;
+        // Must not replace the list of another daemon that has the directory now.
+        self.directory.ensure_lock()?;
         let list = || self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
-        self.file.add(self.waiting.iter().map(|queued| &queued.line), list)?;
-        self.waiting.clear();
-        self.note();
-        let worn = Some(self.list.read().unwrap_or_else(PoisonError::into_inner));
-        let worn = worn.filter(|list| self.file.needs_compaction(list)).map(|list| list.clone());
-        if let Some(list) = worn {
+        self.file.add(self.unwritten.iter().map(|queued| &queued.line), list)?;
+        self.unwritten.clear();
+        self.write_mark();
+        let list = Some(self.list.read().unwrap_or_else(PoisonError::into_inner));
+        let list = list.filter(|list| self.file.needs_compaction(list)).map(|list| list.clone());
+        if let Some(list) = list {
             match self.file.rewrite(&list) {
-                Ok(()) => self.note(),
+                Ok(()) => self.write_mark(),
                 Err(error) => {
-                    error!(%error, "the list of revocations cannot be shortened; it goes on growing")
+                    error!(%error, "the list of revocations cannot be compacted; its file keeps growing")
                 }
             }
         }
         Ok(())
     }
 
-    fn done(&mut self, last: u64) {
+    fn on_success(&mut self, last: u64) {
         self.retry = None;
         let mut queue = self.shared.queue();
-        self.directory.health().written(file::NAME);
+        self.directory.health().written(list_file::NAME);
         (queue.attempted, queue.written, queue.error) = (last, last, None);
-        self.shared.tried.notify_all();
+        self.shared.attempted.notify_all();
     }
 
-    fn undone(&mut self, last: u64, error: &FileError) {
-        self.directory.health().failed(file::NAME, error);
-        let before = self.waiting.len();
-        self.waiting.retain(|queued| !queued.is_optional);
-        let has_given_up = self.waiting.len() < before;
-        let again = self.retry.map_or(FIRST_RETRY, |retry| (2 * retry).min(LAST_RETRY));
-        self.retry = Some(again);
+    fn on_failure(&mut self, last: u64, error: &FileError) {
+        self.directory.health().failed(list_file::NAME, error);
+        let before = self.unwritten.len();
+        self.unwritten.retain(|queued| !queued.is_optional);
+        let has_abandoned = self.unwritten.len() < before;
+        let retry = self.retry.map_or(FIRST_RETRY, |retry| (2 * retry).min(MAX_RETRY));
+        self.retry = Some(retry);
         let entries = self.list.read().unwrap_or_else(PoisonError::into_inner).len();
-        if self.waiting.len() > entries + MAX_WAITING {
-            // The list says the same.
-            self.waiting.clear();
-            self.file.forget();
+        if self.unwritten.len() > entries + MAX_EXTRA_LINES {
+            // The list has the same content.
+            self.unwritten.clear();
+            self.file.invalidate();
         }
         let mut queue = self.shared.queue();
         (queue.attempted, queue.error) = (last, Some(error.to_string().into()));
-        if has_given_up {
-            queue.given_up = last;
+        if has_abandoned {
+            queue.abandoned = last;
         }
-        self.shared.tried.notify_all();
+        self.shared.attempted.notify_all();
     }
 
-    fn note(&mut self) {
-        self.noted = Instant::now();
-        let result = self.file.note();
+    fn write_mark(&mut self) {
+        self.marked_at = Instant::now();
+        let result = self.file.write_mark();
         self.report_mark(result);
     }
 
-    fn keep_mark(&mut self) {
-        if self.noted.elapsed() >= NOTE {
-            self.note();
+    fn maintain_mark(&mut self) {
+        if self.marked_at.elapsed() >= MARK_INTERVAL {
+            self.write_mark();
         }
         let result = self.file.sync_mark();
         self.report_mark(result);
@@ -319,9 +323,9 @@ impl WriterThread {
         }
     }
 
-    fn end(&mut self) {
+    fn finish(&mut self) {
         if self.retry.is_none() {
-            self.note();
+            self.write_mark();
             let result = self.file.sync_mark();
             self.report_mark(result);
         }

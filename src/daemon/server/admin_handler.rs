@@ -18,7 +18,7 @@ use crate::audit::{self, Audit, Event, Socket};
 use crate::clock::Clock;
 use crate::log::Log;
 use crate::publish::{Epochs, SnapshotReader};
-use crate::reload::{CheckRequest, History, LastGood, Outcome, Trigger};
+use crate::reload::{CheckRequest, History, LastGoodStore, Outcome, Trigger};
 use crate::revocation::{CommandOutcome, Durability, Revocations, RevokeError, Target};
 use crate::server::acceptor::RefusalCounters;
 use crate::server::listening_socket::ListeningSocket;
@@ -37,7 +37,7 @@ pub(super) struct AdminHandler {
     pub(super) epochs: Epochs,
     pub(super) revocations: Arc<Revocations>,
     pub(super) history: History,
-    pub(super) last_good: Option<LastGood>,
+    pub(super) last_good: Option<LastGoodStore>,
     pub(super) trigger: SyncSender<Trigger>,
     pub(super) audit: Audit,
     pub(super) usage: Usage,
@@ -217,8 +217,11 @@ impl AdminHandler {
             last_reload: self.history.last().map(|outcome| self.reload_report(&outcome)),
             configuration_refused: self.history.configuration_refused(),
             last_accepted: self.history.last_accepted().map(|outcome| self.reload_report(&outcome)),
-            last_good: self.last_good.as_ref().map(|last_good| last_good.state().into()),
-            withheld: messages::withheld(self.history.set_aside().as_deref(), self.history.taken().as_ref()),
+            last_good: self.last_good.as_ref().map(|last_good| last_good.status().into()),
+            withheld: messages::withheld(
+                self.history.set_aside().as_deref(),
+                self.history.takeaways().as_ref(),
+            ),
             unwritten: self.health.unwritten().into_iter().map(Into::into).collect(),
             revocations,
             revocations_total,

@@ -4,14 +4,14 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::admin::message::{
-    AccessExamples, Changes, Check, CheckDiff, Diagnostic, Diagnostics, Difference, Example, Examples,
-    LastGood, LogStatus, Reload, Revoked, Target, Unwritten, Withheld,
+    AccessExamples, Check, CheckDiff, Diagnostic, Diagnostics, Example, Examples, LastGood, LogStatus,
+    Reload, Revoked, Target, Unwritten, Withheld,
 };
 use crate::log;
-use crate::reload::last_good::State;
+use crate::reload::last_good::LastGoodStatus;
 use crate::reload::{Evaluation, Outcome, Preview, ReloadError, SetAside, TakeawayReport};
 use crate::revocation;
-use keyward_engine::snapshot::{self, Snapshot};
+use keyward_engine::snapshot::{Diff, Snapshot};
 use keyward_source::{self as source, Column};
 use keyward_state as state;
 
@@ -20,15 +20,15 @@ const MAX_ACCESS_EXAMPLES: usize = 3;
 
 impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
-        let Preview { source, generation, serving, took, result, taken } = preview;
-        let diagnostics = result.as_ref().err().and_then(ReloadError::findings).map(Into::into);
-        let set_aside = result.as_ref().ok().and_then(|judged| judged.set_aside.as_ref());
+        let Preview { source, generation, serving, took, result, takeaways } = preview;
+        let diagnostics = result.as_ref().err().and_then(ReloadError::diagnostics).map(Into::into);
+        let set_aside = result.as_ref().ok().and_then(|evaluation| evaluation.set_aside.as_ref());
         Self {
             source: source.display().to_string(),
             error: result.as_ref().err().map(ToString::to_string),
             diagnostics,
-            withheld: withheld(set_aside, taken.as_ref()),
-            diff: result.as_ref().ok().map(|judged| diff(judged, *generation, *serving)),
+            withheld: withheld(set_aside, takeaways.as_ref()),
+            diff: result.as_ref().ok().map(|evaluation| diff(evaluation, *generation, *serving)),
             took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }
     }
@@ -38,14 +38,14 @@ impl From<&Preview> for Check {
 pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) -> Option<Withheld> {
     let texts = |ids: &[Box<str>]| ids.iter().map(|key_id| key_id.to_string()).collect();
     let mut withheld = Withheld::default();
-    if let Some(SetAside { rows, findings, unreadable, keys, first }) = set_aside {
-        let kept = findings.iter().flat_map(|findings| findings.retained());
+    if let Some(SetAside { rows, diagnostics, unreadable, keys, first }) = set_aside {
+        let retained = diagnostics.iter().flat_map(|diagnostics| diagnostics.retained());
         withheld = Withheld {
             bad_rows: *rows,
             unreadable_rows: *unreadable,
             set_aside: *keys,
             set_aside_keys: texts(first),
-            diagnostics: kept.map(Diagnostic::from).collect(),
+            diagnostics: retained.map(Diagnostic::from).collect(),
             ..withheld
         };
     }
@@ -57,10 +57,10 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) ->
     (withheld != Withheld::default()).then_some(withheld)
 }
 
-/// The effect of publishing `judged` in place of `serving` keys, which belong to `generation`, or
+/// The effect of publishing `evaluation` in place of `serving` keys, which belong to `generation`, or
 /// to a file if that is 0.
-pub fn diff(judged: &Evaluation, generation: u64, serving: usize) -> CheckDiff {
-    let Evaluation { keys, diff, refused, stale, set_aside: _ } = judged;
+pub fn diff(evaluation: &Evaluation, generation: u64, serving: usize) -> CheckDiff {
+    let Evaluation { keys, diff, refused, stale, set_aside: _ } = evaluation;
     CheckDiff {
         accepted: refused.is_none(),
         refused: refused.as_ref().map(ToString::to_string),
@@ -69,8 +69,8 @@ pub fn diff(judged: &Evaluation, generation: u64, serving: usize) -> CheckDiff {
         serving,
         keys: *keys,
         unchanged: diff.is_unchanged(),
-        changes: diff.into(),
-        examples: (&diff.examples).into(),
+        changes: diff.counts(),
+        examples: diff.examples.clone(),
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) fn reload(outcome: &Outcome, in_force: Option<&Snapshot>) -> Reload {
             accepted: true,
             generation: accepted.generation,
             keys: accepted.keys,
-            changes: Some((&accepted.diff).into()),
+            changes: Some(accepted.diff.counts()),
             examples: (&accepted.diff.examples).into(),
             withheld: withheld(accepted.set_aside.as_deref(), None),
             error: None,
@@ -99,9 +99,9 @@ pub(super) fn reload(outcome: &Outcome, in_force: Option<&Snapshot>) -> Reload {
             accepted: false,
             generation: in_force.map_or(0, Snapshot::generation),
             keys: in_force.map_or(0, Snapshot::len),
-            changes: failure.diff().map(Into::into),
+            changes: failure.diff().map(Diff::counts),
             examples: failure.diff().map(|diff| (&diff.examples).into()).unwrap_or_default(),
-            withheld: withheld(None, outcome.taken.as_ref()),
+            withheld: withheld(None, outcome.takeaways.as_ref()),
             error: Some(failure.to_string()),
             stale: None,
             unchanged: false,
@@ -113,8 +113,8 @@ pub(super) fn reload(outcome: &Outcome, in_force: Option<&Snapshot>) -> Reload {
     }
 }
 
-impl From<State> for LastGood {
-    fn from(State { stored, in_use, unusable }: State) -> Self {
+impl From<LastGoodStatus> for LastGood {
+    fn from(LastGoodStatus { stored, in_use, unusable }: LastGoodStatus) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let age = |second: u32| now.saturating_sub(Duration::from_secs(second.into())).as_secs();
         Self {
@@ -165,66 +165,14 @@ impl From<log::Health> for LogStatus {
     }
 }
 
-impl From<&snapshot::Diff> for Changes {
-    fn from(diff: &snapshot::Diff) -> Self {
-        let snapshot::Diff { added, removed, changed, revoked, impact, .. } = diff;
-        Self {
-            added: *added,
-            removed: *removed,
-            changed: *changed,
-            revoked: *revoked,
-            stopping: impact.stopping(),
-            starting: impact.starting(),
-            loosened: impact.loosened(),
-        }
-    }
-}
-
-impl From<&snapshot::Examples> for Examples {
-    fn from(examples: &snapshot::Examples) -> Self {
-        let all = |examples: &[snapshot::Example]| examples.iter().map(Example::from).collect();
-        Self {
-            added: all(&examples.added),
-            removed: all(&examples.removed),
-            changed: all(&examples.changed),
-            revoked: all(&examples.revoked),
-            stopping: all(&examples.stopping),
-            starting: all(&examples.starting),
-            loosened: all(&examples.loosened),
-        }
-    }
-}
-
-impl From<&snapshot::Examples> for AccessExamples {
-    fn from(examples: &snapshot::Examples) -> Self {
-        let first = |examples: &[snapshot::Example]| {
-            examples.iter().take(MAX_ACCESS_EXAMPLES).map(Example::from).collect()
-        };
+impl From<&Examples> for AccessExamples {
+    fn from(examples: &Examples) -> Self {
+        let first = |examples: &[Example]| examples.iter().take(MAX_ACCESS_EXAMPLES).cloned().collect();
         Self {
             stopping: first(&examples.stopping),
             starting: first(&examples.starting),
             loosened: first(&examples.loosened),
         }
-    }
-}
-
-impl From<&snapshot::Example> for Example {
-    fn from(example: &snapshot::Example) -> Self {
-        Self {
-            key_id: example.key_id.to_string(),
-            hash: example.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
-            differences: example.differences.iter().map(Difference::from).collect(),
-        }
-    }
-}
-
-impl From<&snapshot::Difference> for Difference {
-    fn from(difference: &snapshot::Difference) -> Self {
-        let (before, after) = match &difference.values {
-            Some([before, after]) => (Some(before.to_string()), Some(after.to_string())),
-            None => (None, None),
-        };
-        Self { field: difference.field.to_owned(), before, after }
     }
 }
 

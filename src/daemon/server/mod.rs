@@ -13,7 +13,7 @@ use tokio::task::LocalSet;
 
 use crate::config::{self, Config, ConfigError};
 use crate::log::Log;
-use crate::reload::LastGood;
+use crate::reload::LastGoodStore;
 use crate::revocation;
 use crate::server::rollback::Rollback;
 use crate::server::startup::Startup;
@@ -86,7 +86,7 @@ pub fn run(
     let daemon = started.map_err(|error| os_error("start")(io::Error::other(error)))??;
     let (audit, last_good) = (daemon.recorders.audit.clone(), daemon.recorders.last_good.clone());
     let served = LocalSet::new().block_on(&runtime, control::serve(daemon, signals, log.clone()));
-    last_good.iter().for_each(LastGood::stop);
+    last_good.iter().for_each(LastGoodStore::stop);
     audit.stop();
     served
 }

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::connection::{Counters, Metrics, Shutdown, Timeouts, WorkerContext};
 use crate::log::Log;
 use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
-use crate::reload::{History, LastGood, Reloader, Settings, Trigger, triggers};
+use crate::reload::{History, LastGoodStore, Reloader, Settings, Trigger, trigger_channel};
 use crate::revocation::{self, Revocations};
 use crate::server::descriptors::connection_limit;
 use crate::server::listener::{Listener, ListenerSpec};
@@ -107,7 +107,7 @@ impl Startup {
 
         let (snapshots, epochs) = (publisher.reader(), publisher.epochs());
         let allocator = Arc::new(Mutex::new(SlotAllocator::new()));
-        let last_generation = recorders.last_good.as_ref().map_or(0, LastGood::generation);
+        let last_generation = recorders.last_good.as_ref().map_or(0, LastGoodStore::generation);
         let generations = Generations::open(directory.clone(), last_generation);
         let source = BalanceSource {
             limiter: Arc::clone(&limiter),
@@ -122,7 +122,7 @@ impl Startup {
         let reload = ReloadThread::start(Reloader {
             history: History::new(&settings.source.path),
             settings,
-            configure: reload_config(config.clone(), load_config, audit.clone()),
+            load_config: reload_config(config.clone(), load_config, audit.clone()),
             publisher,
             revocations: Arc::clone(&revocations),
             limiter,
@@ -218,7 +218,7 @@ pub(super) struct Recorders {
     pub(super) audit: Audit,
     pub(super) usage: Usage,
     /// `None`: the last good keys are not kept.
-    pub(super) last_good: Option<LastGood>,
+    pub(super) last_good: Option<LastGoodStore>,
     /// Which files cannot be written.
     pub(super) health: WriteHealth,
 }
@@ -244,7 +244,7 @@ impl Recorders {
         })?;
         let directory_ref = directory.map(|directory| &**directory);
         let (usage, usage_logs) = Usage::start(directory_ref, config.usage, config.server.workers)?;
-        let last_good = LastGood::open(directory, config.keep_snapshot)
+        let last_good = LastGoodStore::open(directory, config.keep_snapshot)
             .map_err(os_error("start the thread that keeps the keys in force"))?;
         Ok((Self { audit, usage, last_good, health }, usage_logs))
     }
@@ -300,7 +300,7 @@ pub(super) struct ReloadThread {
 impl ReloadThread {
     fn start(reloader: Reloader) -> Result<Self, StartError> {
         let history = reloader.history.clone();
-        let (trigger, triggers) = triggers();
+        let (trigger, triggers) = trigger_channel();
         let watch_trigger = trigger.clone();
         let (sender, first_load) = oneshot::channel();
         std::thread::Builder::new()

@@ -1,4 +1,4 @@
-//! A worker's log: what it has counted and not handed over yet.
+//! A worker's log: the requests that it has counted since the last flush.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -6,110 +6,114 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use keyward_protocol::Verdict;
 use tokio::sync::{Notify, watch};
 
-use super::{Message, QUEUE, Shared};
+use super::{Message, QUEUED_LOGS};
+use keyward_engine::snapshot::Snapshot;
 use keyward_engine::verify::RequestUsage;
 
-/// Events in a log: some 2 ms of a busy worker, and 128 KiB, so that they are merged before they leave the second-level cache.
+/// Events in a log: some 2 ms of a busy worker. The 128 KiB are merged before they leave the
+/// second-level cache.
 const CAPACITY: usize = 8 * 1024;
 
-/// Empty logs that a worker gets back, at most: one to go on with, and as many as may have waited.
-const SPARES: usize = QUEUE + 1;
+/// Most empty buffers that a worker gets back: as many as may be queued, and one more.
+const SPARES: usize = QUEUED_LOGS + 1;
 
-/// Verdicts have values below this; what is counted besides comes after them.
+/// Verdicts have values below this; the other kinds of events come after them.
 pub(super) const VERDICTS: u8 = 16;
-/// Something was given back.
+/// Cost was refunded.
 pub(super) const REFUNDED: u8 = VERDICTS;
-/// A balance was asked for, and nothing charged.
+/// The balance was requested and nothing charged.
 pub(super) const PEEKED: u8 = VERDICTS + 1;
-/// A limit in shadow mode would have refused.
+/// A limit in shadow mode would have refused the request.
 pub(super) const SHADOW_LIMITED: u8 = VERDICTS + 2;
 
-/// One request that was about a key.
+/// One request with a known key.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Event {
     /// The key's entry in the snapshot.
     pub(super) entry: u32,
     pub(super) cost: u32,
-    /// When, in Unix seconds.
+    /// The Unix second of the request.
     pub(super) unix: u32,
     /// The verdict's value, [`REFUNDED`] or [`PEEKED`].
-    pub(super) what: u8,
-    /// Whether it is [`SHADOW_LIMITED`] as well.
+    pub(super) kind: u8,
+    /// Whether it counts as [`SHADOW_LIMITED`] as well.
     pub(super) shadow: bool,
     pub(super) reserved: [u8; 2],
 }
 
 const _: () = assert!(size_of::<Event>() == 16);
 
-/// A log that is handed over.
-pub(super) struct Batch {
+/// The content of a log on its way to the usage thread.
+pub(super) struct FlushedLog {
     pub(super) worker: usize,
-    /// What the events' entries belong to. A log without events may have none.
-    pub(super) snapshot: Option<Shared>,
+    /// The snapshot of the events' entries. A log without events may have none.
+    pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) events: Vec<Event>,
-    pub(super) unknown: Unknown,
+    pub(super) unknown: UnknownKeys,
 }
 
-/// Requests with keys that are not in the snapshot.
+/// Counts of requests with keys that are not in the snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Unknown {
+pub(super) struct UnknownKeys {
     pub(super) unknown_key: u64,
     pub(super) malformed_key: u64,
 }
 
-impl Unknown {
+impl UnknownKeys {
     pub(super) fn add(&mut self, other: Self) {
         self.unknown_key += other.unknown_key;
         self.malformed_key += other.malformed_key;
     }
 }
 
-/// One worker's.
+/// The log of one worker.
 pub struct UsageLog {
     worker: usize,
     events: Vec<Event>,
-    unknown: Unknown,
+    unknown: UnknownKeys,
+    /// The Unix second of the current requests.
     unix: u32,
-    snapshot: Option<Shared>,
+    snapshot: Option<Arc<Snapshot>>,
     queue: SyncSender<Message>,
     spares: Receiver<Vec<Event>>,
     rounds: watch::Receiver<u64>,
-    has_news: Arc<Notify>,
-    has_said_so: bool,
+    wakeup: Arc<Notify>,
+    /// Whether `wakeup` has been notified since the last flush.
+    is_notified: bool,
 }
 
 impl UsageLog {
-    /// Also returns where empty logs go back to.
+    /// Creates a log. Also returns the channel for empty buffers.
     pub(super) fn new(
         worker: usize,
         queue: SyncSender<Message>,
         rounds: watch::Receiver<u64>,
     ) -> (Self, SyncSender<Vec<Event>>) {
-        let (back, spares) = sync_channel(SPARES);
+        let (return_buffer, spares) = sync_channel(SPARES);
         let log = Self {
             worker,
             events: Vec::new(),
-            unknown: Unknown::default(),
+            unknown: UnknownKeys::default(),
             unix: 0,
             snapshot: None,
             queue,
             spares,
             rounds,
-            has_news: Arc::default(),
-            has_said_so: false,
+            wakeup: Arc::default(),
+            is_notified: false,
         };
-        (log, back)
+        (log, return_buffer)
     }
 
-    /// One that nobody reads.
+    /// A log without a usage thread.
     pub fn detached() -> Self {
         Self::new(0, sync_channel(0).0, watch::channel(0).1).0
     }
 
-    /// What follows is counted for this snapshot, at this Unix second.
+    /// Sets the snapshot and the Unix second of the following requests.
     #[inline]
-    pub fn begin(&mut self, snapshot: Option<&Shared>, unix: u32) {
+    pub fn begin(&mut self, snapshot: Option<&Arc<Snapshot>>, unix: u32) {
         self.unix = unix;
         let is_same = match (&self.snapshot, snapshot) {
             (Some(own), Some(other)) => Arc::ptr_eq(own, other),
@@ -128,12 +132,12 @@ impl UsageLog {
         let Some(entry) = request.entry else {
             return self.unknown(verdict);
         };
-        let what = if verdict.is_allowed() && request.cost == 0 { PEEKED } else { verdict.value() };
+        let kind = if verdict.is_allowed() && request.cost == 0 { PEEKED } else { verdict.value() };
         self.push(Event {
             entry: entry.number(),
             cost: request.cost,
             unix: self.unix,
-            what,
+            kind,
             shadow,
             reserved: [0; 2],
         });
@@ -146,7 +150,7 @@ impl UsageLog {
                 entry: entry.number(),
                 cost: request.cost,
                 unix: self.unix,
-                what: REFUNDED,
+                kind: REFUNDED,
                 shadow: false,
                 reserved: [0; 2],
             }),
@@ -159,7 +163,7 @@ impl UsageLog {
         match verdict {
             Verdict::UnknownKey => self.unknown.unknown_key += 1,
             Verdict::MalformedKey => self.unknown.malformed_key += 1,
-            // No key was looked for.
+            // No key was looked up.
             _ => {}
         }
     }
@@ -167,13 +171,13 @@ impl UsageLog {
     #[inline]
     fn push(&mut self, event: Event) {
         if self.events.len() == self.events.capacity() {
-            self.make_room();
+            self.grow();
         }
         self.events.push(event);
     }
 
     #[cold]
-    fn make_room(&mut self) {
+    fn grow(&mut self) {
         if !self.events.is_empty() {
             let snapshot = self.snapshot.clone();
             self.flush();
@@ -184,52 +188,55 @@ impl UsageLog {
         }
     }
 
-    /// Hands over what there is, and lets go of the snapshot. Waits where the queue is full: see the [module](super).
+    /// Sends the content to the usage thread and releases the snapshot. Waits while the queue is
+    /// full; the [module](super) says why.
     pub fn flush(&mut self) {
         let snapshot = self.snapshot.take();
         if self.is_empty() {
             return;
         }
-        let events = match self.events.is_empty() {
-            true => Vec::new(),
-            false => std::mem::replace(&mut self.events, self.spares.try_recv().unwrap_or_default()),
+        let events = if self.events.is_empty() {
+            Vec::new()
+        } else {
+            std::mem::replace(&mut self.events, self.spares.try_recv().unwrap_or_default())
         };
         let unknown = std::mem::take(&mut self.unknown);
-        let batch = Batch { worker: self.worker, snapshot, events, unknown };
-        if self.queue.send(Message::Batch(batch)).is_err() {
+        let log = FlushedLog { worker: self.worker, snapshot, events, unknown };
+        if self.queue.send(Message::Log(log)).is_err() {
             self.events.clear();
         }
-        self.has_said_so = false;
+        self.is_notified = false;
     }
 
-    /// As [`flush`](Self::flush), and says that there is no more before `round`, and that no snapshot before `generation`
-    /// is used any more.
+    /// As [`flush`](Self::flush), and reports that everything from before `round` is flushed and
+    /// that no snapshot before `generation` is in use.
     pub fn flush_round(&mut self, round: u64, generation: u64) {
         self.flush();
         let message = Message::Flushed { worker: self.worker, round, generation };
-        let _nobody_reads = self.queue.send(message);
+        // Fails only at shutdown, and for a detached log.
+        let _ = self.queue.send(message);
     }
 
-    /// Wakes who waits for [`wakeup`](Self::wakeup), once for each log.
+    /// Notifies [`wakeup`](Self::wakeup), once per flush.
     #[inline]
     pub fn notify(&mut self) {
-        if !self.has_said_so && !self.is_empty() {
-            self.has_said_so = true;
-            self.has_news.notify_one();
+        if !self.is_notified && !self.is_empty() {
+            self.is_notified = true;
+            self.wakeup.notify_one();
         }
     }
 
-    /// Wakes up when the first event after a [`flush`](Self::flush) is there.
+    /// Is notified of the first event after a [`flush`](Self::flush).
     pub fn wakeup(&self) -> Arc<Notify> {
-        Arc::clone(&self.has_news)
+        Arc::clone(&self.wakeup)
     }
 
-    /// Rounds of handing everything over: each has a number.
+    /// The number of the latest round: a request to flush with [`flush_round`](Self::flush_round).
     pub fn rounds(&self) -> watch::Receiver<u64> {
         self.rounds.clone()
     }
 
     fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.unknown == Unknown::default()
+        self.events.is_empty() && self.unknown == UnknownKeys::default()
     }
 }

@@ -1,11 +1,11 @@
-//! A record for each key that was used, and how logs are merged into them.
+//! A record for each key that was used, and the merging of logs into records.
 //!
-//! What every request changes is in 32 bytes ([`HotCounters`]): counts since the last write. What few change, and what only a write
-//! or a question needs, is apart ([`ColdRecord`]): the key's id and owner, denials, totals.
+//! The counts that every request changes take 32 bytes ([`HotCounters`]). Everything else is apart
+//! ([`ColdRecord`]): the key's id and owner, denials, and totals.
 //!
-//! An entry of a snapshot finds its record through a [`SnapshotView`]: a list of numbers, which takes memory where they are needed. A new
-//! snapshot gets a new, empty view, and each of its entries looks its record up by key id once ([`find`](super::find)). So merging
-//! is, for each event, two loads that do not depend on the events around it.
+//! A [`SnapshotView`] maps an entry of a snapshot to its record. A new snapshot gets an empty view,
+//! and each of its entries looks its record up by key id once ([`lookup`](super::lookup)). So
+//! merging an event takes two loads, which do not depend on other events.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -13,28 +13,29 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use keyward_protocol::Verdict;
 
-use super::Shared;
-use super::answer::{KeyUsage, MAX_LISTED, UsageCounts, UsageQuery};
-use super::log::{Batch, Event, PEEKED, REFUNDED, SHADOW_LIMITED, Unknown, VERDICTS};
-use super::pieces::ChunkedVec;
+use super::chunked_vec::ChunkedVec;
+use super::log::{Event, FlushedLog, PEEKED, REFUNDED, SHADOW_LIMITED, UnknownKeys, VERDICTS};
+use super::report::{KeyUsage, MAX_LISTED, UsageCounts, UsageQuery};
+use keyward_engine::snapshot::Snapshot;
 use keyward_memory::{HugeVec, prefetch, zeroed};
 
-/// Events whose records are found before any is changed, so that their loads overlap.
+/// Events whose records are found before any of them changes, so that their loads overlap.
 pub(super) const BLOCK: usize = 64;
 
-/// Not found yet; records are numbered from 0, and written as one more.
+/// A view's value for an entry without a record. Otherwise the value is the record's number plus
+/// one.
 pub(super) const NOT_FOUND: u32 = 0;
 
-/// What a key used since the last write.
+/// The usage of a key since the last write.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct HotCounters {
     allowed: u64,
     cost: u64,
-    /// Unix seconds; 0: not used.
+    /// Unix seconds; 0: none.
     first: u32,
     last: u32,
-    /// Whether there is anything to write.
+    /// Whether there is usage to write.
     changed: bool,
     reserved: [u8; 7],
 }
@@ -44,10 +45,10 @@ const _: () = assert!(size_of::<HotCounters>() == 32);
 /// The rest of a record.
 #[derive(Default)]
 pub(super) struct ColdRecord {
-    /// Empty: the record is free. No key has an empty id.
+    /// Empty for a free record: no key has an empty id.
     pub(super) key_id: Box<str>,
     pub(super) owner: Arc<str>,
-    /// Up to the last write.
+    /// Totals up to the last write.
     allowed: u64,
     cost: u64,
     first: u32,
@@ -55,44 +56,45 @@ pub(super) struct ColdRecord {
     rare: Vec<RareCount>,
 }
 
-/// Something that few keys have: a verdict other than ALLOWED, or one of [`REFUNDED`], [`PEEKED`], [`SHADOW_LIMITED`].
+/// A count that few keys have: of a verdict other than ALLOWED, or one of [`REFUNDED`], [`PEEKED`]
+/// and [`SHADOW_LIMITED`].
 #[derive(Clone, Copy)]
 struct RareCount {
-    what: u8,
-    /// Since the last write.
+    kind: u8,
+    /// The count since the last write.
     recent: u64,
-    /// Up to the last write.
+    /// The count up to the last write.
     before: u64,
 }
 
-/// Which record each entry of a snapshot has.
+/// The record of each entry of a snapshot.
 pub(super) struct SnapshotView {
-    pub(super) snapshot: Shared,
-    /// In huge pages, so that finding a number waits for one line and not for its page's place as well.
+    pub(super) snapshot: Arc<Snapshot>,
+    /// In huge pages, so that a look-up misses the cache but not the TLB.
     records: HugeVec<u32>,
 }
 
 /// All records.
 #[derive(Default)]
 pub(super) struct Table {
-    /// By generation; more than one only while workers are leaving a snapshot.
+    /// By generation. There are several only while workers are leaving a snapshot.
     pub(super) views: Vec<SnapshotView>,
     hot: ChunkedVec<HotCounters>,
     pub(super) cold: ChunkedVec<ColdRecord>,
-    /// Records by key id. The hash beside each is what a table that grows would otherwise have to ask a million records for.
+    /// Records by key id. Each is stored with its hash, so that growing the table reads no records.
     pub(super) by_id: HashTable<(u64, u32)>,
     pub(super) hasher: foldhash::fast::RandomState,
-    /// Records to use again.
+    /// Free records.
     free: Vec<u32>,
-    /// The owner of the record that was made last: neighbours often share it.
+    /// The owner of the latest new record: consecutive rows often have the same owner.
     pub(super) owner: Arc<str>,
-    unknown: Unknown,
-    unknown_before: Unknown,
-    /// The generation whose vanished keys have been removed.
+    unknown: UnknownKeys,
+    unknown_before: UnknownKeys,
+    /// The latest generation for which records of absent keys have been removed.
     swept: u64,
 }
 
-/// What a key used in an interval.
+/// The usage of a key in an interval.
 pub(super) struct Delta<'a> {
     pub(super) key_id: &'a str,
     pub(super) owner: &'a str,
@@ -104,28 +106,30 @@ pub(super) struct Delta<'a> {
 /// A walk over all records, in steps.
 pub(super) struct Walk {
     at: usize,
+    /// Whether to remove the records of keys that are not in the snapshot.
     sweeps: bool,
 }
 
 impl Table {
     /// Merges a log, and empties it.
-    pub(super) fn merge(&mut self, batch: &mut Batch) {
-        self.unknown.add(batch.unknown);
-        if let Some(snapshot) = &batch.snapshot {
+    pub(super) fn merge(&mut self, log: &mut FlushedLog) {
+        self.unknown.add(log.unknown);
+        if let Some(snapshot) = &log.snapshot {
             let view = self.view(snapshot);
-            for block in batch.events.chunks(BLOCK) {
+            for block in log.events.chunks(BLOCK) {
                 self.merge_block(view, block);
             }
         }
-        batch.events.clear();
+        log.events.clear();
     }
 
-    /// All workers use this generation or a later one.
+    /// Drops the views of older generations: no worker uses them.
     pub(super) fn release_views_before(&mut self, generation: u64) {
         self.views.retain(|view| view.snapshot.generation() >= generation);
     }
 
-    fn view(&mut self, snapshot: &Shared) -> usize {
+    /// The index of the snapshot's view, which is created if it is new.
+    fn view(&mut self, snapshot: &Arc<Snapshot>) -> usize {
         if let Some(at) = self.views.iter().rposition(|view| Arc::ptr_eq(&view.snapshot, snapshot)) {
             return at;
         }
@@ -141,9 +145,9 @@ impl Table {
             *record = self.views[view].record(event.entry);
         }
         if records[..events.len()].contains(&NOT_FOUND) {
-            self.find(view, events, &mut records);
+            self.look_up(view, events, &mut records);
         }
-        // What one event changes is on its way while the ones before it are counted.
+        // The record of an event is fetched while the events before it are counted.
         for record in records.iter().filter_map(|record| record.checked_sub(1)) {
             self.hot.get(record as usize).into_iter().for_each(prefetch);
         }
@@ -158,27 +162,27 @@ impl Table {
     fn count(&mut self, record: usize, event: &Event) {
         let hot = &mut self.hot[record];
         hot.changed = true;
-        if event.what < VERDICTS {
+        if event.kind < VERDICTS {
             if hot.first == 0 {
                 hot.first = event.unix;
             }
-            // Workers flush one after the other, so that what comes later may be older.
+            // Workers flush one after the other, so a later event may be older.
             hot.first = hot.first.min(event.unix);
             hot.last = hot.last.max(event.unix);
         }
-        if event.what == Verdict::Allowed.value() {
+        if event.kind == Verdict::Allowed.value() {
             hot.allowed += 1;
             hot.cost += u64::from(event.cost);
         } else {
-            let amount = if event.what == REFUNDED { event.cost.into() } else { 1 };
-            self.cold[record].add(event.what, amount);
+            let amount = if event.kind == REFUNDED { event.cost.into() } else { 1 };
+            self.cold[record].add(event.kind, amount);
         }
         if event.shadow {
             self.cold[record].add(SHADOW_LIMITED, 1);
         }
     }
 
-    /// A record for what has none yet.
+    /// Adds a record, and returns its number.
     pub(super) fn new_record(&mut self, cold: ColdRecord) -> u32 {
         match self.free.pop() {
             Some(record) => {
@@ -188,28 +192,28 @@ impl Table {
             None => {
                 self.hot.push(HotCounters::default());
                 self.cold.push(cold);
-                // Records are fewer than entries, which are numbered with 32 bits, or were freed.
+                // There are at most as many records as entries, whose numbers have 32 bits.
                 (self.cold.len() - 1) as u32
             }
         }
     }
 
     /// Requests with unknown keys since the last call.
-    pub(super) fn take_unknown(&mut self) -> Unknown {
+    pub(super) fn take_unknown(&mut self) -> UnknownKeys {
         let recent = std::mem::take(&mut self.unknown);
         self.unknown_before.add(recent);
         recent
     }
 
-    /// Begins to look for what is to be written. Where there is a new snapshot and no worker uses another, the records of
-    /// keys that are not in it are removed on the way.
+    /// Begins a walk over the usage to be written. If all workers use the same new snapshot, the
+    /// walk removes the records of keys that are not in it.
     pub(super) fn walk(&self) -> Walk {
         let newest = self.views.last().map_or(0, |view| view.snapshot.generation());
         Walk { at: 0, sweeps: self.views.len() == 1 && newest > self.swept }
     }
 
-    /// Goes on for `records` records: gives what each used since the last write to `write`, until that says that it has
-    /// enough. Returns whether that was the last step.
+    /// Visits the next `records` records: calls `write` with the usage of each since the last
+    /// write, until it returns `false`. Returns whether the walk is complete.
     pub(super) fn step(
         &mut self,
         walk: &mut Walk,
@@ -217,17 +221,17 @@ impl Table {
         mut write: impl FnMut(Delta<'_>) -> bool,
     ) -> bool {
         let end = self.hot.len().min(walk.at.saturating_add(records));
-        // A snapshot that has come since may have views on records: then nothing is removed.
+        // The view of a newer snapshot may refer to the records: then none is removed.
         walk.sweeps &= self.views.len() == 1;
         let mut goes_on = true;
         while walk.at < end && goes_on {
             let record = walk.at;
             walk.at += 1;
             if self.hot[record].changed {
-                goes_on = write(self.settle(record));
+                goes_on = write(self.take_delta(record));
             }
             if walk.sweeps {
-                self.remove_if_gone(record);
+                self.remove_if_absent(record);
             }
         }
         let is_done = walk.at >= self.hot.len();
@@ -237,8 +241,8 @@ impl Table {
         is_done
     }
 
-    /// What a record counted since the last write; from here on it is before it.
-    fn settle(&mut self, record: usize) -> Delta<'_> {
+    /// The usage since the last write, which is added to the totals.
+    fn take_delta(&mut self, record: usize) -> Delta<'_> {
         let hot = std::mem::take(&mut self.hot[record]);
         let cold = &mut self.cold[record];
         cold.allowed += hot.allowed;
@@ -249,15 +253,15 @@ impl Table {
         for rare in &mut cold.rare {
             let recent = std::mem::take(&mut rare.recent);
             rare.before += recent;
-            counts.add_rare(rare.what, recent);
+            counts.add_rare(rare.kind, recent);
         }
         Delta { key_id: &cold.key_id, owner: &cold.owner, counts, first: hot.first, last: hot.last }
     }
 
-    fn remove_if_gone(&mut self, record: usize) {
+    fn remove_if_absent(&mut self, record: usize) {
         let key_id = &self.cold[record].key_id;
-        let is_there = |view: &SnapshotView| view.snapshot.find_by_id(key_id).is_some();
-        if key_id.is_empty() || self.views.last().is_none_or(is_there) {
+        let is_present = |view: &SnapshotView| view.snapshot.find_by_id(key_id).is_some();
+        if key_id.is_empty() || self.views.last().is_none_or(is_present) {
             return;
         }
         let hash = self.hasher.hash_one(&**key_id);
@@ -267,24 +271,25 @@ impl Table {
         }
     }
 
-    /// How many records are in use.
+    /// The number of records in use.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
     }
 
     /// Requests with unknown keys since the start.
-    pub(super) fn all_unknown(&self) -> Unknown {
+    pub(super) fn all_unknown(&self) -> UnknownKeys {
         let mut all = self.unknown_before;
         all.add(self.unknown);
         all
     }
 
-    /// The keys that `question` is about: how many, what they used together, and those that cost most.
-    pub(super) fn answer(&self, question: &UsageQuery) -> (usize, UsageCounts, Vec<KeyUsage>) {
-        let mut found: Vec<u32> = match question {
+    /// The keys that match `query`: their number, the sums of their counts, and those with the
+    /// highest cost.
+    pub(super) fn query(&self, query: &UsageQuery) -> (usize, UsageCounts, Vec<KeyUsage>) {
+        let mut found: Vec<u32> = match query {
             UsageQuery::Key(key_id) => {
-                self.known(self.hasher.hash_one(&**key_id), key_id).into_iter().collect()
+                self.find(self.hasher.hash_one(&**key_id), key_id).into_iter().collect()
             }
             UsageQuery::Owner(owner) => {
                 let is_owners = |record: &u32| *self.cold[*record as usize].owner == **owner;
@@ -292,7 +297,7 @@ impl Table {
             }
             UsageQuery::Top(_) => self.records().collect(),
         };
-        let most = if let UsageQuery::Top(most) = question { *most } else { MAX_LISTED }.min(MAX_LISTED);
+        let most = if let UsageQuery::Top(most) = query { *most } else { MAX_LISTED }.min(MAX_LISTED);
         let matched = found.len();
         let mut total = UsageCounts::default();
         found.iter().for_each(|record| self.add_to(&mut total, *record as usize));
@@ -318,7 +323,7 @@ impl Table {
         counts.allowed += cold.allowed + hot.allowed;
         counts.cost += cold.cost + hot.cost;
         for rare in &cold.rare {
-            counts.add_rare(rare.what, rare.before + rare.recent);
+            counts.add_rare(rare.kind, rare.before + rare.recent);
         }
     }
 
@@ -352,20 +357,20 @@ impl ColdRecord {
         Self { key_id, owner, ..Self::default() }
     }
 
-    fn add(&mut self, what: u8, amount: u64) {
-        match self.rare.iter_mut().find(|rare| rare.what == what) {
+    fn add(&mut self, kind: u8, amount: u64) {
+        match self.rare.iter_mut().find(|rare| rare.kind == kind) {
             Some(rare) => rare.recent += amount,
-            None => self.rare.push(RareCount { what, recent: amount, before: 0 }),
+            None => self.rare.push(RareCount { kind, recent: amount, before: 0 }),
         }
     }
 }
 
 impl UsageCounts {
-    fn add_rare(&mut self, what: u8, amount: u64) {
+    fn add_rare(&mut self, kind: u8, amount: u64) {
         if amount == 0 {
             return;
         }
-        match what {
+        match kind {
             REFUNDED => self.refunded += amount,
             PEEKED => self.peeked += amount,
             SHADOW_LIMITED => self.shadow_limited += amount,
@@ -377,7 +382,7 @@ impl UsageCounts {
     }
 }
 
-/// The earlier of two Unix seconds, of which 0 is none.
+/// The earlier of two Unix seconds; 0 means none.
 fn earlier(a: u32, b: u32) -> u32 {
     match (a, b) {
         (0, other) | (other, 0) => other,
@@ -385,7 +390,7 @@ fn earlier(a: u32, b: u32) -> u32 {
     }
 }
 
-/// A Unix second, unless there was no use.
+/// The Unix second; `None` for 0.
 pub(super) fn used(unix: u32) -> Option<u32> {
     (unix > 0).then_some(unix)
 }

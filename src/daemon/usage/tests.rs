@@ -1,13 +1,14 @@
-//! Counting, from logs to records and lines, without a daemon.
+//! Usage from logs to records and lines, without a daemon.
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use keyward_protocol::Verdict;
 use serde_json::Value;
 
-use super::log::Batch;
+use super::log::FlushedLog;
 use super::table::Table;
 use super::*;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
@@ -27,7 +28,8 @@ fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
     let mut allocation = allocator.begin(&limiter);
     let stamp = SnapshotMeta { generation, ..SnapshotMeta::default() };
     let snapshot = builder.finish().into_snapshot(&mut allocation, None, stamp).expect("room");
-    let _nothing_before = allocation.commit();
+    // There is no earlier snapshot whose slots could be reclaimed.
+    let _ = allocation.commit();
     Arc::new(snapshot)
 }
 
@@ -36,7 +38,7 @@ fn request_usage(snapshot: &Snapshot, key: &str, cost: u32) -> RequestUsage {
     RequestUsage { entry: key.map(|key| key.id()), cost }
 }
 
-/// A log, and what it hands over.
+/// A log, and the queue that it flushes to.
 fn log() -> (UsageLog, Receiver<Message>) {
     let (queue, messages) = sync_channel(1024);
     let (log, _spares) = UsageLog::new(0, queue, watch::channel(0).1);
@@ -45,21 +47,21 @@ fn log() -> (UsageLog, Receiver<Message>) {
 
 fn merge(table: &mut Table, messages: &Receiver<Message>) {
     for message in messages.try_iter() {
-        let Message::Batch(mut batch) = message else { panic!("only batches") };
-        table.merge(&mut batch);
+        let Message::Log(mut log) = message else { panic!("not a log") };
+        table.merge(&mut log);
     }
 }
 
-fn question(key: &str) -> UsageQuery {
+fn query(key: &str) -> UsageQuery {
     UsageQuery::Key(key.to_owned())
 }
 
 fn usage(table: &Table, key: &str) -> KeyUsage {
-    table.answer(&question(key)).2.remove(0)
+    table.query(&query(key)).2.remove(0)
 }
 
 /// Everything since the last write, by key id.
-fn settle(table: &mut Table, step: usize) -> Vec<(String, UsageCounts)> {
+fn take_deltas(table: &mut Table, step: usize) -> Vec<(String, UsageCounts)> {
     let mut walk = table.walk();
     let mut written = Vec::new();
     while !table.step(&mut walk, step, |delta| {
@@ -70,7 +72,7 @@ fn settle(table: &mut Table, step: usize) -> Vec<(String, UsageCounts)> {
 }
 
 #[test]
-fn every_kind_of_request_is_counted_where_it_belongs() {
+fn requests_are_counted_by_kind() {
     let one = snapshot(1, &[("k", "a", "acme"), ("k2", "a", "acme"), ("other", "b", "")]);
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
@@ -93,20 +95,20 @@ fn every_kind_of_request_is_counted_where_it_belongs() {
     let a = usage(&table, "a");
     let denied = [("RATE_LIMITED".to_owned(), 2)].into();
     let counts = UsageCounts { allowed: 2, cost: 4, denied, refunded: 2, shadow_limited: 2, peeked: 1 };
-    assert_eq!((a.counts.clone(), &*a.owner), (counts, "acme"), "rows of one key are one key");
-    assert_eq!((a.first_used, a.last_used), (Some(90), Some(100)), "asking for a balance is no use");
+    assert_eq!((a.counts.clone(), &*a.owner), (counts, "acme"), "rows with one key id share a record");
+    assert_eq!((a.first_used, a.last_used), (Some(90), Some(100)), "a request for the balance is no use");
     let b = usage(&table, "b");
     assert_eq!((b.counts.refunded, b.first_used, b.last_used), (5, None, None));
     let unknown = table.all_unknown();
     assert_eq!((unknown.unknown_key, unknown.malformed_key), (2, 1));
 
-    assert_eq!(settle(&mut table, 1).len(), 2);
-    assert_eq!(settle(&mut table, 1), [], "written once");
-    assert_eq!(usage(&table, "a"), a, "totals go on");
+    assert_eq!(take_deltas(&mut table, 1).len(), 2);
+    assert_eq!(take_deltas(&mut table, 1), [], "written once");
+    assert_eq!(usage(&table, "a"), a, "totals remain");
 }
 
 #[test]
-fn a_record_outlives_snapshots_and_goes_with_its_key() {
+fn record_outlives_snapshots_until_its_key_is_removed() {
     let one = snapshot(1, &[("k", "a", "acme"), ("gone", "b", "")]);
     let two = snapshot(2, &[("new", "c", ""), ("k", "a", "inc")]);
     let (mut log, messages) = log();
@@ -121,29 +123,29 @@ fn a_record_outlives_snapshots_and_goes_with_its_key() {
     use_key(&mut table, &one, "gone");
     use_key(&mut table, &two, "k");
     use_key(&mut table, &one, "k");
-    assert_eq!(usage(&table, "a").counts.allowed, 3, "whichever snapshot it was");
+    assert_eq!(usage(&table, "a").counts.allowed, 3, "over all snapshots");
     assert_eq!(usage(&table, "a").owner, "inc");
-    assert_eq!(settle(&mut table, 100).len(), 2);
-    assert_eq!(table.len(), 2, "a worker may still be using the old one");
+    assert_eq!(take_deltas(&mut table, 100).len(), 2);
+    assert_eq!(table.len(), 2, "a worker may still use the old snapshot");
 
     table.release_views_before(2);
     assert_eq!(Arc::strong_count(&one), 1, "the old snapshot can be freed");
     use_key(&mut table, &two, "new");
     assert_eq!(
-        settle(&mut table, 1),
+        take_deltas(&mut table, 1),
         [("c".to_owned(), UsageCounts { allowed: 1, cost: 1, ..UsageCounts::default() })]
     );
-    assert_eq!(table.len(), 2, "the record of a key that is gone is free");
-    assert!(table.answer(&question("b")).2.is_empty());
+    assert_eq!(table.len(), 2, "the record of a removed key is freed");
+    assert!(table.query(&query("b")).2.is_empty());
     let three = snapshot(3, &[("gone", "b", ""), ("k", "a", ""), ("d", "d", "")]);
     use_key(&mut table, &three, "d");
     use_key(&mut table, &three, "gone");
-    assert_eq!(usage(&table, "b").counts.allowed, 1, "and begins anew if the key comes back");
+    assert_eq!(usage(&table, "b").counts.allowed, 1, "a key that returns starts from zero");
     assert_eq!(usage(&table, "a").counts.allowed, 3);
 }
 
 #[test]
-fn the_keys_that_cost_most_are_first_and_an_owners_are_together() {
+fn reports_list_keys_by_cost() {
     let names: Vec<String> = (0..3000).map(|key| format!("key_{key:04}")).collect();
     let rows: Vec<_> = names
         .iter()
@@ -159,19 +161,18 @@ fn the_keys_that_cost_most_are_first_and_an_owners_are_together() {
     log.flush();
     let mut table = Table::default();
     merge(&mut table, &messages);
-    let (matched, total, keys) = table.answer(&UsageQuery::Top(2));
+    let (matched, total, keys) = table.query(&UsageQuery::Top(2));
     assert_eq!((matched, total.allowed, total.cost), (3000, 3000, 3000 * 3001 / 2));
     let ids: Vec<_> = keys.iter().map(|key| &*key.key_id).collect();
     assert_eq!(ids, ["key_2999", "key_2998"]);
-    let (matched, total, keys) = table.answer(&UsageQuery::Owner("even".to_owned()));
+    let (matched, total, keys) = table.query(&UsageQuery::Owner("even".to_owned()));
     assert_eq!((matched, total.cost, keys.len()), (1500, 1500 * 1500, MAX_LISTED));
     assert_eq!(keys[0].key_id, "key_2998");
-    assert_eq!(table.answer(&UsageQuery::Owner("nobody".to_owned())).0, 0);
+    assert_eq!(table.query(&UsageQuery::Owner("nobody".to_owned())).0, 0);
 }
 
-/// More than one log holds, so that it is handed over on the way, and more entries than one piece of a view has.
 #[test]
-fn a_full_log_is_handed_over() {
+fn full_log_is_flushed() {
     let one = snapshot(1, &[("k", "a", "")]);
     let (mut log, messages) = log();
     log.begin(Some(&one), 100);
@@ -179,22 +180,22 @@ fn a_full_log_is_handed_over() {
         log.verified(Verdict::Allowed, false, request_usage(&one, "k", 1));
     }
     log.flush();
-    let batches: Vec<_> = messages.try_iter().collect();
-    let sizes = batches.iter().map(|message| match message {
-        Message::Batch(Batch { events, .. }) => (events.len(), events.capacity()),
+    let logs: Vec<_> = messages.try_iter().collect();
+    let sizes = logs.iter().map(|message| match message {
+        Message::Log(FlushedLog { events, .. }) => (events.len(), events.capacity()),
         _ => (0, 0),
     });
     assert_eq!(sizes.collect::<Vec<_>>(), [(8_192, 8_192), (8_192, 8_192), (3_616, 8_192)]);
-    assert_eq!(Arc::strong_count(&one), 1 + batches.len(), "a log that is empty keeps no snapshot");
+    assert_eq!(Arc::strong_count(&one), 1 + logs.len(), "an empty log holds no snapshot");
 }
 
 fn lines(directory: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(directory.join(write::FILE)).expect("usage");
+    let text = fs::read_to_string(directory.join(writer::FILE)).expect("usage");
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 #[test]
-fn lines_are_numbered_over_restarts_and_hold_what_is_new() {
+fn lines_are_numbered_across_restarts_and_have_only_new_usage() {
     let directory = tempfile::tempdir().expect("a directory");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let policy = UsagePolicy {
@@ -216,7 +217,7 @@ fn lines_are_numbered_over_restarts_and_hold_what_is_new() {
                 let round = *rounds.borrow();
                 log.flush_round(round, 1);
             };
-            let (totals, ()) = tokio::join!(usage.query(question("a")), worker);
+            let (totals, ()) = tokio::join!(usage.query(query("a")), worker);
             let worker = async {
                 rounds.changed().await.expect("a round");
                 let round = *rounds.borrow();
@@ -236,7 +237,7 @@ fn lines_are_numbered_over_restarts_and_hold_what_is_new() {
     );
     assert_eq!((&lines[0]["allowed"], &lines[0]["first_used"]), (&1.into(), &100.into()));
     assert_eq!(lines[1]["unknown"]["UNKNOWN_KEY"], 1);
-    assert_eq!(lines[2]["cost"], 2, "only what was used since the start");
+    assert_eq!(lines[2]["cost"], 2, "only the usage since the start");
     let times = [&lines[0]["from"], &lines[0]["to"]].map(|time| time.as_str().expect("a time"));
     assert!(times[0] <= times[1] && times[1].ends_with('Z'), "{times:?}");
 }

@@ -1,8 +1,9 @@
 //! Assigning slots to the buckets of a new snapshot.
 //!
-//! A bucket can have several slots, one for each rate: an owner's limit, if the owner's keys are on plans
-//! that define it differently. If the wanted rates are exactly the existing ones, each slot continues by
-//! itself. Otherwise every wanted slot starts with the lowest level of all existing ones.
+//! A bucket can have several slots, one for each rate: an owner's limit, if the owner's keys are on
+//! plans that define it differently. If the wanted rates are exactly the existing ones, each slot
+//! continues by itself. Otherwise every wanted slot starts with the lowest level of all existing
+//! ones.
 
 use std::sync::PoisonError;
 
@@ -17,17 +18,19 @@ use crate::limiter::slots::BucketRef;
 use crate::limiter::state::BucketState;
 use crate::sync::CHUNK_SLOTS;
 
-/// The slots of a snapshot that is being built. [`commit`](Self::commit) makes them final; dropping the
-/// allocation releases them.
+/// The slots of a snapshot that is being built. [`commit`](Self::commit) makes them final; dropping
+/// the allocation releases them.
 pub struct Allocation<'a> {
     allocator: &'a mut SlotAllocator,
     buckets: &'a Buckets,
-    /// Slots that the new snapshot shares with the previous one, or takes from the retained buckets.
+    /// Slots that the new snapshot shares with the previous one, or takes from the retained
+    /// buckets.
     reused: SlotSet,
     new_slots: Vec<u32>,
     /// The target slot of each migration, and the migration.
     migrations: Vec<(u32, Migration)>,
-    /// Whether [`assign_contiguous`](Self::assign_contiguous) has assigned all slots of the allocator.
+    /// Whether [`assign_contiguous`](Self::assign_contiguous) has assigned all slots of the
+    /// allocator.
     is_contiguous: bool,
     is_committed: bool,
 }
@@ -50,8 +53,8 @@ impl SlotAllocator {
 }
 
 impl Allocation<'_> {
-    /// Assigns a slot at `rate` to the bucket `id`, which has no other slot. `previous` is its slot in the
-    /// snapshot in use. Each bucket of a snapshot must be assigned once.
+    /// Assigns a slot at `rate` to the bucket `id`, which has no other slot. `previous` is its slot
+    /// in the snapshot in use. Each bucket of a snapshot must be assigned once.
     ///
     /// Returns `None` if all 2^32 slots are in use.
     pub fn assign(
@@ -73,8 +76,8 @@ impl Allocation<'_> {
         }
     }
 
-    /// Assigns a slot for each of `rates` to the bucket `id`. No two rates may be equal. The order of
-    /// `previous`, `rates` and the result is not significant.
+    /// Assigns a slot for each of `rates` to the bucket `id`. No two rates may be equal. The order
+    /// of `previous`, `rates` and the result is not significant.
     ///
     /// Returns `None` if all 2^32 slots are in use.
     pub fn assign_all(
@@ -100,8 +103,8 @@ impl Allocation<'_> {
             .collect()
     }
 
-    /// Assigns the slots `0..count` at once, except those in `unused`. This is possible only while no bucket
-    /// exists, because then the ids of the buckets do not matter.
+    /// Assigns the slots `0..count` at once, except those in `unused`. This is possible only while
+    /// no bucket exists, because then the ids of the buckets do not matter.
     ///
     /// Returns `None` if a slot has been assigned before, or a bucket is retained.
     pub fn assign_contiguous(&mut self, count: u32, unused: impl Iterator<Item = u32>) -> Option<()> {

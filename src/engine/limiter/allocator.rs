@@ -1,12 +1,13 @@
 //! The slot allocator: which slots are in use, which are free, and which buckets are retained.
 //!
-//! A bucket belongs to a key or an owner, and to one of its limits ([`BucketId`](crate::limiter::BucketId)).
-//! A reload changes the buckets in two steps:
+//! A bucket belongs to a key or an owner, and to one of its limits
+//! ([`BucketId`](crate::limiter::BucketId)). A reload changes the buckets in two steps:
 //!
-//! 1. It *assigns* a slot to each bucket of the new snapshot ([`Allocation`](crate::limiter::Allocation)):
-//!    the slot from the previous snapshot if the rate is unchanged, a new slot with a pending migration if
-//!    the rate has changed, and a full bucket if it is new. Workers do not notice before the new snapshot is
-//!    published, and dropping the allocation undoes it.
+//! 1. It *assigns* a slot to each bucket of the new snapshot
+//!    ([`Allocation`](crate::limiter::Allocation)): the slot from the previous snapshot if the rate
+//!    is unchanged, a new slot with a pending migration if the rate has changed, and a full bucket
+//!    if it is new. Workers do not notice before the new snapshot is published, and dropping the
+//!    allocation undoes it.
 //! 2. Once no worker uses the old snapshot, it *reclaims* the slots that are no longer used
 //!    ([`reclaim`](SlotAllocator::reclaim)).
 
@@ -34,7 +35,8 @@ impl SlotAllocator {
         self.next - self.free.len() as u64
     }
 
-    /// The number of retained buckets: those of removed keys and of former rates that are not full yet.
+    /// The number of retained buckets: those of removed keys and of former rates that are not full
+    /// yet.
     pub fn retained(&self) -> usize {
         self.retained.len()
     }

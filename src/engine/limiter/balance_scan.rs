@@ -16,9 +16,9 @@ pub struct BalanceScan {
 }
 
 impl BalanceScan {
-    /// The scanned balances at tick `now`, which must be read after the scan and must not be earlier than any
-    /// charge so far. A bucket that was charged during the scan may become full later than was possible at
-    /// the start of the scan.
+    /// The scanned balances at tick `now`, which must be read after the scan and must not be
+    /// earlier than any charge so far. A bucket that was charged during the scan may become full
+    /// later than was possible at the start of the scan.
     pub fn at(&self, now: u64) -> impl ExactSizeIterator<Item = SavedBucket> {
         self.buckets.iter().map(move |(id, rate, state)| SavedBucket {
             id: *id,
@@ -29,9 +29,9 @@ impl BalanceScan {
 }
 
 impl SlotAllocator {
-    /// Scans everything that a restart would otherwise forget: the buckets that are not full at `now`, both
-    /// those in `live`, which lists the buckets of the snapshot in use, and the retained ones. No reload may
-    /// be between commit and reclaim.
+    /// Scans everything that a restart would otherwise forget: the buckets that are not full at
+    /// `now`, both those in `live`, which lists the buckets of the snapshot in use, and the
+    /// retained ones. No reload may be between commit and reclaim.
     pub fn scan_balances(
         &self,
         limiter: &Limiter,
@@ -55,8 +55,9 @@ impl SlotAllocator {
         BalanceScan { buckets }
     }
 
-    /// Restores the buckets of an earlier process, refilled for `elapsed` ticks, as retained buckets: the
-    /// first snapshot finds them as if their keys had been away. Call this before the first snapshot.
+    /// Restores the buckets of an earlier process, refilled for `elapsed` ticks, as retained
+    /// buckets: the first snapshot finds them as if their keys had been away. Call this before the
+    /// first snapshot.
     ///
     /// Returns the number of buckets that are not full again.
     pub fn restore(

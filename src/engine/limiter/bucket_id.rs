@@ -1,11 +1,13 @@
-//! The identity of a bucket that outlives its slot number: in the retained buckets, and in the saved file.
+//! The identity of a bucket that outlives its slot number: in the retained buckets, and in the
+//! saved file.
 
 use sha2::{Digest as _, Sha256};
 
 /// Identifies a bucket by its limit and its key, or by its limit and its owner.
 ///
-/// The id is a SHA-256 truncated to 128 bits, so names of any length cost the same memory. Two buckets with
-/// equal ids would share a balance; finding such a pair takes about 2^64 tries, which is infeasible.
+/// The id is a SHA-256 truncated to 128 bits, so names of any length cost the same memory. Two
+/// buckets with equal ids would share a balance; finding such a pair takes about 2^64 tries, which
+/// is infeasible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BucketId(pub [u8; 16]);
 
@@ -15,14 +17,15 @@ impl BucketId {
         Self::hash("key", &[key_id, limit])
     }
 
-    /// The id of a limit that all keys of an owner share, whatever their plans. Plans that define the limit
-    /// differently share the id; the bucket then has a slot for each rate.
+    /// The id of a limit that all keys of an owner share, whatever their plans. Plans that define
+    /// the limit differently share the id; the bucket then has a slot for each rate.
     pub fn for_owner(owner: &str, limit: &str) -> Self {
         Self::hash("owner", &[owner, limit])
     }
 
-    /// Hashes the tag and the parts, each preceded by its length, so that different lists never hash the same
-    /// bytes. The saved file contains these ids: changing the hash discards all saved balances.
+    /// Hashes the tag and the parts, each preceded by its length, so that different lists never
+    /// hash the same bytes. The saved file contains these ids: changing the hash discards all saved
+    /// balances.
     fn hash(tag: &str, parts: &[&str]) -> Self {
         let mut hash = Sha256::new();
         for part in std::iter::once(&tag).chain(parts) {

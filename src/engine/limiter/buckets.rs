@@ -1,9 +1,9 @@
 //! The shared state of all buckets, and the migration of a balance to the slot of a new rate.
 //!
-//! A reload that changes a limit's rate gives it a new slot, marked as migrating, and lists the slots that
-//! hold the old balance ([`Migration`]). The first thread that needs the new slot freezes the old ones and
-//! converts their balance to the new rate. A thread that still charges an old slot finds it superseded and
-//! retries with the new snapshot.
+//! A reload that changes a limit's rate gives it a new slot, marked as migrating, and lists the
+//! slots that hold the old balance ([`Migration`]). The first thread that needs the new slot
+//! freezes the old ones and converts their balance to the new rate. A thread that still charges an
+//! old slot finds it superseded and retries with the new snapshot.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
@@ -14,8 +14,8 @@ use crate::limiter::slots::Slots;
 use crate::limiter::state::BucketState;
 use crate::sync::{RwLock, spin_loop, yield_now};
 
-/// Spins before a waiting thread yields its processor. A lock is held for tens of nanoseconds, unless the
-/// kernel has preempted the thread that holds it.
+/// Spins before a waiting thread yields its processor. A lock is held for tens of nanoseconds,
+/// unless the kernel has preempted the thread that holds it.
 const SPINS_BEFORE_YIELD: u32 = 64;
 
 /// The state that all threads share.
@@ -43,8 +43,8 @@ impl Buckets {
         Self { slots: Slots::new(), migrations: RwLock::new(HashMap::new()), latest_tick: LatestTick::new() }
     }
 
-    /// Waits until the state of `slot` has no flags set, and returns it. Completes a pending migration into
-    /// the slot. Returns `None` if a newer snapshot has superseded the slot.
+    /// Waits until the state of `slot` has no flags set, and returns it. Completes a pending
+    /// migration into the slot. Returns `None` if a newer snapshot has superseded the slot.
     pub(super) fn wait_unlocked(&self, slot: u32, now: u64) -> Option<BucketState> {
         let mut spins = 0;
         loop {
@@ -61,14 +61,14 @@ impl Buckets {
         }
     }
 
-    /// Freezes the old slots of a migration, and stores the lowest of their levels, converted to the new
-    /// rate, in `slot`.
+    /// Freezes the old slots of a migration, and stores the lowest of their levels, converted to
+    /// the new rate, in `slot`.
     ///
-    /// Any number of threads may do this at once: all read the same frozen states, and the first one to
-    /// store its result wins.
+    /// Any number of threads may do this at once: all read the same frozen states, and the first
+    /// one to store its result wins.
     pub(super) fn complete_migration(&self, slot: u32, now: u64) {
-        // The lock is held until the end. Once a reload has cleared the list, no thread may freeze an old
-        // slot any more: it may already belong to another bucket.
+        // The lock is held until the end. Once a reload has cleared the list, no thread may freeze
+        // an old slot any more: it may already belong to another bucket.
         let migrations = self.migrations.read().unwrap_or_else(PoisonError::into_inner);
         self.migrate(&migrations, slot, now);
     }
@@ -81,8 +81,8 @@ impl Buckets {
         for source in sources {
             self.freeze(migrations, source.old_slot, now);
         }
-        // An old slot may have been charged at a later tick than `now`. Now that all are frozen, that cannot
-        // happen again.
+        // An old slot may have been charged at a later tick than `now`. Now that all are frozen,
+        // that cannot happen again.
         let now = self.latest_tick.advance(now);
         let converted = sources.iter().map(|Migration { old_slot, old_rate, new_rate }| {
             self.slots.load(*old_slot).convert(*old_rate, *new_rate, now)
@@ -104,7 +104,8 @@ impl Buckets {
             if state.is_locked() {
                 spin_or_yield(&mut spins);
             } else if state.is_migrating() {
-                // The rate changed again before this slot was used. First complete the earlier migration.
+                // The rate changed again before this slot was used. First complete the earlier
+                // migration.
                 self.migrate(migrations, slot, now);
             } else if self.slots.compare_exchange(slot, state, state.superseded()) {
                 return;

@@ -1,11 +1,12 @@
 //! Charging and refunding: all the limits of a key, or none.
 //!
-//! A single limit is charged with one compare-and-swap. Several limits are locked in slot order, which
-//! rules out deadlock, then decided on values that no other thread can change, and then written back.
+//! A single limit is charged with one compare-and-swap. Several limits are locked in slot order,
+//! which rules out deadlock, then decided on values that no other thread can change, and then
+//! written back.
 //!
-//! Charging one limit after the other and undoing the charges when a later limit refuses would be wrong in
-//! both directions. For a moment, other threads would be refused a cost that was never admitted; and a
-//! bucket that became full in that moment would be given the cost twice.
+//! Charging one limit after the other and undoing the charges when a later limit refuses would be
+//! wrong in both directions. For a moment, other threads would be refused a cost that was never
+//! admitted; and a bucket that became full in that moment would be given the cost twice.
 
 use crate::limiter::buckets::Buckets;
 use crate::limiter::lock::LockedBucket;
@@ -39,8 +40,9 @@ impl Limiter {
         Self { buckets: Buckets::new() }
     }
 
-    /// Charges `cost` to every limit in `charges` at tick `now`, or to none of them. A shadow limit that has
-    /// no room for the cost is skipped and reported. A cost of 0 charges nothing and reports the balance.
+    /// Charges `cost` to every limit in `charges` at tick `now`, or to none of them. A shadow limit
+    /// that has no room for the cost is skipped and reported. A cost of 0 charges nothing and
+    /// reports the balance.
     ///
     /// No two limits may have the same slot. More than [`MAX_CHARGES`] limits are refused.
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
@@ -54,11 +56,12 @@ impl Limiter {
         }
     }
 
-    /// Returns `cost` to every limit in `charges`, including shadow limits, up to their bursts; or to none
-    /// of them ([`Outcome::Superseded`]), because the caller will retry and must not refund a limit twice.
-    /// [`Outcome::Admitted`] names the enforced limit with the least remaining.
+    /// Returns `cost` to every limit in `charges`, including shadow limits, up to their bursts; or
+    /// to none of them ([`Outcome::Superseded`]), because the caller will retry and must not refund
+    /// a limit twice. [`Outcome::Admitted`] names the enforced limit with the least remaining.
     ///
-    /// The limiter cannot check that the cost was charged before. That is the caller's responsibility.
+    /// The limiter cannot check that the cost was charged before. That is the caller's
+    /// responsibility.
     pub fn refund(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
         if charges.len() > MAX_CHARGES {
             return Outcome::Refused(ChargeReport::default());
@@ -78,13 +81,14 @@ impl Limiter {
         report.outcome()
     }
 
-    /// The latest tick of any charge, refund or peek. While it stays the same, no charge has happened.
+    /// The latest tick of any charge, refund or peek. While it stays the same, no charge has
+    /// happened.
     pub fn latest_tick(&self) -> u64 {
         self.buckets.latest_tick.advance(0)
     }
 
-    /// Looks up the bucket in `slot` and prefetches it for a charge that will follow. Returns `None` if the
-    /// slot has never been allocated.
+    /// Looks up the bucket in `slot` and prefetches it for a charge that will follow. Returns
+    /// `None` if the slot has never been allocated.
     #[inline]
     pub fn bucket(&self, slot: u32) -> Option<Bucket<'_>> {
         let word = self.buckets.slots.get(slot)?;
@@ -103,8 +107,8 @@ impl Limiter {
         report.outcome()
     }
 
-    /// The fast path of [`charge`](Self::charge): a key with one limit, which is enforced, and a cost that
-    /// is not 0.
+    /// The fast path of [`charge`](Self::charge): a key with one limit, which is enforced, and a
+    /// cost that is not 0.
     #[inline(always)]
     pub fn charge_single(&self, bucket: Bucket<'_>, rate: Rate, now: u64, cost: u32) -> SingleOutcome {
         let mut now = self.buckets.latest_tick.advance(now);
@@ -144,8 +148,8 @@ impl Limiter {
             bucket.state.try_charge(charges[bucket.position].rate, now, cost)
         };
         if locked.buckets().iter().any(|bucket| try_charge(bucket, now).is_none()) {
-            // One of these buckets may have been charged at a later tick than `now`. While they are locked,
-            // that cannot happen again.
+            // One of these buckets may have been charged at a later tick than `now`. While they are
+            // locked, that cannot happen again.
             now = self.buckets.latest_tick.advance(now);
         }
         let refuses =

@@ -12,8 +12,8 @@ pub struct ClockReading {
     pub boot_id: Option<[u8; 16]>,
     /// CLOCK_BOOTTIME in nanoseconds, as the process sees it.
     pub boottime: u64,
-    /// The offset in nanoseconds that the process's time namespace adds to the kernel's CLOCK_BOOTTIME;
-    /// `None` if it is unknown.
+    /// The offset in nanoseconds that the process's time namespace adds to the kernel's
+    /// CLOCK_BOOTTIME; `None` if it is unknown.
     pub boottime_offset: Option<i64>,
     /// CLOCK_REALTIME in nanoseconds since 1970.
     pub realtime: u64,
@@ -22,12 +22,12 @@ pub struct ClockReading {
 impl ClockReading {
     /// Ticks from `saved` to this reading, at most [`MAX_CAPACITY_TICKS`], which fill any bucket.
     ///
-    /// Within one boot, CLOCK_BOOTTIME decides, because it cannot be set. Across boots, or if a boot id is
-    /// unknown, the calendar decides. If the calendar was set back, no time has passed: too little is
-    /// refilled then, never too much.
+    /// Within one boot, CLOCK_BOOTTIME decides, because it cannot be set. Across boots, or if a
+    /// boot id is unknown, the calendar decides. If the calendar was set back, no time has passed:
+    /// too little is refilled then, never too much.
     ///
-    /// A time namespace shifts CLOCK_BOOTTIME, so two containers on one host may see different values. If an
-    /// offset is unknown, the clock that shows less elapsed time decides.
+    /// A time namespace shifts CLOCK_BOOTTIME, so two containers on one host may see different
+    /// values. If an offset is unknown, the clock that shows less elapsed time decides.
     pub fn ticks_since(&self, saved: &Self) -> u64 {
         let by_calendar = self.realtime.saturating_sub(saved.realtime);
         let nanoseconds = if self.boot_id.is_none() || self.boot_id != saved.boot_id {

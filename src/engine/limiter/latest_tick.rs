@@ -4,10 +4,10 @@ use crate::sync::{AtomicU64, Ordering};
 
 /// The maximum of all ticks passed to the limiter, on a cache line of its own.
 ///
-/// A thread reads the clock and charges a little later; meanwhile another thread may have charged at a
-/// later tick. Seen from the earlier tick, that charge looks larger than it was, by the difference, and a
-/// cost that fits could be refused. So no charge uses a tick earlier than a charge before it, and no charge
-/// is refused at such a tick.
+/// A thread reads the clock and charges a little later; meanwhile another thread may have charged
+/// at a later tick. Seen from the earlier tick, that charge looks larger than it was, by the
+/// difference, and a cost that fits could be refused. So no charge uses a tick earlier than a
+/// charge before it, and no charge is refused at such a tick.
 #[repr(align(128))]
 pub(super) struct LatestTick(AtomicU64);
 

@@ -46,11 +46,11 @@ impl Drop for LockedBuckets<'_> {
 }
 
 impl Buckets {
-    /// Locks the buckets of all `charges`: at most [`MAX_CHARGES`], no two with the same slot. Returns `None`
-    /// if a newer snapshot has superseded one of them.
+    /// Locks the buckets of all `charges`: at most [`MAX_CHARGES`], no two with the same slot.
+    /// Returns `None` if a newer snapshot has superseded one of them.
     ///
-    /// Buckets are locked in slot order, whatever the order of the charges. Two threads that want the same
-    /// buckets could otherwise wait for each other forever.
+    /// Buckets are locked in slot order, whatever the order of the charges. Two threads that want
+    /// the same buckets could otherwise wait for each other forever.
     pub(super) fn lock_all(&self, charges: &[Charge], now: u64) -> Option<LockedBuckets<'_>> {
         let mut order: [usize; MAX_CHARGES] = std::array::from_fn(|position| position);
         let order = order.get_mut(..charges.len())?;
@@ -64,7 +64,8 @@ impl Buckets {
         Some(locked)
     }
 
-    /// Waits until `slot` is unlocked, and locks it. Returns `None` if a newer snapshot has superseded it.
+    /// Waits until `slot` is unlocked, and locks it. Returns `None` if a newer snapshot has
+    /// superseded it.
     fn lock(&self, slot: u32, now: u64) -> Option<BucketState> {
         loop {
             let state = self.wait_unlocked(slot, now)?;

@@ -1,5 +1,5 @@
-//! The input and the result of a charge: the limits to charge, whether they were charged, and which limit
-//! decided.
+//! The input and the result of a charge: the limits to charge, whether they were charged, and which
+//! limit decided.
 
 use crate::limiter::balance::Balance;
 use crate::limiter::rate::Rate;
@@ -14,24 +14,24 @@ pub struct Charge {
     pub slot: u32,
     /// The limit's rate in the snapshot that answers the request.
     pub rate: Rate,
-    /// Whether the limit is only observed. A shadow limit is charged if the cost fits and all enforced limits
-    /// admit it. It never refuses, and is never reported as the deciding limit.
+    /// Whether the limit is only observed. A shadow limit is charged if the cost fits and all
+    /// enforced limits admit it. It never refuses, and is never reported as the deciding limit.
     pub shadow: bool,
 }
 
 /// The result of a charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All enforced limits were charged, and every shadow limit that had room. The report names the enforced
-    /// limit with the least remaining.
+    /// All enforced limits were charged, and every shadow limit that had room. The report names the
+    /// enforced limit with the least remaining.
     Admitted(ChargeReport),
     /// No limit was charged. The report names the limit with the longest wait.
     Refused(ChargeReport),
-    /// No limit was charged, and waiting will not help: the cost is over the burst of the limit in the
-    /// report, the first such limit.
+    /// No limit was charged, and waiting will not help: the cost is over the burst of the limit in
+    /// the report, the first such limit.
     ExceedsBurst(ChargeReport),
-    /// No limit was charged, because a newer snapshot has superseded one of the buckets. Retry with that
-    /// snapshot.
+    /// No limit was charged, because a newer snapshot has superseded one of the buckets. Retry with
+    /// that snapshot.
     Superseded,
 }
 
@@ -96,8 +96,8 @@ impl ReportBuilder {
         Self { is_admitted, report: ChargeReport::default() }
     }
 
-    /// Adds an enforced limit. The deciding limit of an admitted charge has the least remaining, that of a
-    /// refused charge the longest wait; of equal limits, it is the first.
+    /// Adds an enforced limit. The deciding limit of an admitted charge has the least remaining,
+    /// that of a refused charge the longest wait; of equal limits, it is the first.
     pub(super) fn add_enforced(&mut self, position: usize, balance: Balance) {
         let decides = self.report.limit.is_none_or(|DecidingLimit { position: first, balance: best }| {
             if self.is_admitted {

@@ -6,7 +6,7 @@
 //!          version      4   2
 //!          boot id     16   of the kernel; zeros: unknown
 //!          boottime     8   CLOCK_BOOTTIME in nanoseconds
-//!          offset       8   what the time namespace adds to it, in nanoseconds, signed; the minimum: unknown
+//!          offset       8   of the time namespace, in nanoseconds, signed; minimum: unknown
 //!          realtime     8   CLOCK_REALTIME in nanoseconds since 1970
 //!          count        8   of records
 //! records  id          16   BucketId
@@ -16,11 +16,13 @@
 //! trailer  checksum     4   CRC-32 of all preceding bytes
 //! ```
 //!
-//! Numbers are little-endian. Only buckets that are not full have a record. Several records may share an
-//! id, each with its own rate. Version 1 is read too; it has no offset, which is then unknown.
+//! Numbers are little-endian. Only buckets that are not full have a record. Several records may
+//! share an id, each with its own rate. Version 1 is read too; it has no offset, which is then
+//! unknown.
 //!
-//! The reader trusts nothing: every field must be in range, the checksum must match before any value is
-//! used, and memory grows with the records that are read, not with the count in the header.
+//! The reader trusts nothing: every field must be in range, the checksum must match before any
+//! value is used, and memory grows with the records that are read, not with the count in the
+//! header.
 
 use std::io::{self, Read, Write};
 

@@ -1,9 +1,10 @@
-//! The arithmetic of a limit: how long one unit of cost takes to refill, and how much can be spent at once.
+//! The arithmetic of a limit: how long one unit of cost takes to refill, and how much can be spent
+//! at once.
 //!
-//! All arithmetic is on integers. Time is counted in *ticks* of an eighth of a nanosecond. A rate that does
-//! not divide a second (3/s, 7/min) is therefore wrong by at most one part in 800 at the fastest accepted
-//! rate, and by less than one part in a million below 10,000/s. The period is rounded up: the limiter errs
-//! towards admitting less, never more.
+//! All arithmetic is on integers. Time is counted in *ticks* of an eighth of a nanosecond. A rate
+//! that does not divide a second (3/s, 7/min) is therefore wrong by at most one part in 800 at the
+//! fastest accepted rate, and by less than one part in a million below 10,000/s. The period is
+//! rounded up: the limiter errs towards admitting less, never more.
 
 use std::num::NonZeroU64;
 
@@ -13,18 +14,19 @@ pub const TICKS_PER_NANOSECOND: u64 = 8;
 /// Ticks in a millisecond, the unit of the times in an answer.
 pub const TICKS_PER_MILLISECOND: u64 = 1_000_000 * TICKS_PER_NANOSECOND;
 
-/// The shortest accepted period, 100 ns. Ten million units a second is more than one daemon can answer, and
-/// at this period the rounding error stays below 0.13 %.
+/// The shortest accepted period, 100 ns. Ten million units a second is more than one daemon can
+/// answer, and at this period the rounding error stays below 0.13 %.
 pub const MIN_PERIOD_TICKS: u64 = 100 * TICKS_PER_NANOSECOND;
 
-/// The longest time from empty to full: 2^60 ticks, or four and a half years. A bucket has 61 bits for the
-/// tick at which it is full, and that tick includes the uptime of the daemon.
+/// The longest time from empty to full: 2^60 ticks, or four and a half years. A bucket has 61 bits
+/// for the tick at which it is full, and that tick includes the uptime of the daemon.
 pub const MAX_CAPACITY_TICKS: u64 = 1 << 60;
 
 /// The largest burst: an answer carries `limit` and `remaining` as 32-bit numbers.
 pub const MAX_BURST: u64 = u32::MAX as u64;
 
-/// The rate and the burst of a token bucket, checked for range so that no arithmetic on them can overflow.
+/// The rate and the burst of a token bucket, checked for range so that no arithmetic on them can
+/// overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rate {
     period: NonZeroU64,
@@ -73,8 +75,8 @@ impl Rate {
         Self::from_period(period, burst)
     }
 
-    /// One unit per `period` ticks, at most `burst` at once: the inverse of [`period`](Self::period) and
-    /// [`burst`](Self::burst).
+    /// One unit per `period` ticks, at most `burst` at once: the inverse of
+    /// [`period`](Self::period) and [`burst`](Self::burst).
     ///
     /// # Errors
     /// See [`new`](Self::new).

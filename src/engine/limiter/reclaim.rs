@@ -1,12 +1,12 @@
 //! Reclaiming slots once no worker uses the old snapshot.
 //!
-//! Pending migrations are completed, and the slots of buckets that no longer exist are freed. Two kinds of
-//! slots are *retained* instead, until their buckets are full:
+//! Pending migrations are completed, and the slots of buckets that no longer exist are freed. Two
+//! kinds of slots are *retained* instead, until their buckets are full:
 //!
-//! * Buckets of removed keys. A key that disappears and comes back (a bad export, a mistaken delete) does
-//!   not get a new quota.
-//! * Old slots of a rate change that become full later than the new ones. Under a smaller limit a bucket is
-//!   soon full, and no longer shows what was spent under the larger one.
+//! * Buckets of removed keys. A key that disappears and comes back (a bad export, a mistaken
+//!   delete) does not get a new quota.
+//! * Old slots of a rate change that become full later than the new ones. Under a smaller limit a
+//!   bucket is soon full, and no longer shows what was spent under the larger one.
 
 use std::sync::PoisonError;
 
@@ -17,8 +17,9 @@ use crate::limiter::charge::Limiter;
 use crate::limiter::slot_set::SlotSet;
 use crate::limiter::slots::BucketRef;
 
-/// Most retained buckets while fewer than this are in use; beyond it, as many as are in use. Memory is
-/// bounded this way, at the price that the buckets dropped beyond the limit count as full too early.
+/// Most retained buckets while fewer than this are in use; beyond it, as many as are in use. Memory
+/// is bounded this way, at the price that the buckets dropped beyond the limit count as full too
+/// early.
 const MIN_RETAINED: usize = 1 << 16;
 
 /// What a committed allocation leaves to [`SlotAllocator::reclaim`].
@@ -33,7 +34,8 @@ pub struct PendingReclaim {
 }
 
 impl SlotAllocator {
-    /// Finishes a reload. No worker may use the old snapshot any more; `old` lists its buckets and their ids.
+    /// Finishes a reload. No worker may use the old snapshot any more; `old` lists its buckets and
+    /// their ids.
     pub fn reclaim(
         &mut self,
         limiter: &Limiter,
@@ -55,8 +57,8 @@ impl SlotAllocator {
         self.release_full(buckets, now);
     }
 
-    /// Releases the old slots of the migrations, except those that become full later than their new slots.
-    /// Returns `done` with the released slots added.
+    /// Releases the old slots of the migrations, except those that become full later than their new
+    /// slots. Returns `done` with the released slots added.
     fn release_migrated(
         &mut self,
         buckets: &Buckets,
@@ -65,7 +67,8 @@ impl SlotAllocator {
     ) -> SlotSet {
         let slots = &buckets.slots;
         for (new_slot, Migration { old_slot, .. }) in migrations {
-            // An old slot may have been migrated to several new ones. One that is full no earlier is enough.
+            // An old slot may have been migrated to several new ones. One that is full no earlier
+            // is enough.
             let is_covered = !slots.load(*old_slot).is_full_later_than(slots.load(*new_slot));
             if is_covered && done.insert(*old_slot) {
                 self.release(buckets, *old_slot);
@@ -79,8 +82,8 @@ impl SlotAllocator {
         done
     }
 
-    /// Retains or releases each bucket of the old snapshot that is not in `done`. `assigned` is the number of
-    /// slots of the new snapshot.
+    /// Retains or releases each bucket of the old snapshot that is not in `done`. `assigned` is the
+    /// number of slots of the new snapshot.
     fn retain_old(
         &mut self,
         buckets: &Buckets,
@@ -89,8 +92,8 @@ impl SlotAllocator {
         assigned: u64,
         now: u64,
     ) {
-        // A slot that is in use, but neither assigned nor retained, belongs to the old snapshot. The count
-        // ends the loop early: often there are none, in a snapshot of a million keys.
+        // A slot that is in use, but neither assigned nor retained, belongs to the old snapshot.
+        // The count ends the loop early: often there are none, in a snapshot of a million keys.
         let mut left = self.in_use().saturating_sub(self.retained.len() as u64 + assigned);
         for (bucket, id) in old {
             if left == 0 {
@@ -108,7 +111,8 @@ impl SlotAllocator {
         }
     }
 
-    /// Releases the retained buckets that are full and, if too many are left, those that will be full soonest.
+    /// Releases the retained buckets that are full and, if too many are left, those that will be
+    /// full soonest.
     fn release_full(&mut self, buckets: &Buckets, now: u64) {
         let live = self.in_use().saturating_sub(self.retained.len() as u64) as usize;
         let debt = |bucket: &BucketRef| buckets.slots.load(bucket.slot).balance(bucket.rate, now, 0).reset;

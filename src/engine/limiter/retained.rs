@@ -15,8 +15,8 @@ pub(super) struct RetainedBuckets {
     len: usize,
 }
 
-/// The buckets of one id, at least one. Most ids have one, and millions may be retained, so a list of one
-/// allocates nothing.
+/// The buckets of one id, at least one. Most ids have one, and millions may be retained, so a list
+/// of one allocates nothing.
 enum BucketList {
     One(BucketRef),
     #[expect(clippy::box_collection, reason = "an unboxed vector would enlarge the common case")]

@@ -1,8 +1,9 @@
-//! The array of bucket words. It grows but never moves, so that a charge needs neither a lock nor a copy.
+//! The array of bucket words. It grows but never moves, so that a charge needs neither a lock nor a
+//! copy.
 //!
-//! It grows by chunks of 2 MiB, the size of a huge page on x86-64 and arm64. A chunk is allocated once and
-//! never freed. A lookup takes two dependent loads; the first reads the directory of chunks, which stays
-//! in the cache of a busy worker.
+//! It grows by chunks of 2 MiB, the size of a huge page on x86-64 and arm64. A chunk is allocated
+//! once and never freed. A lookup takes two dependent loads; the first reads the directory of
+//! chunks, which stays in the cache of a busy worker.
 
 use std::sync::OnceLock;
 
@@ -29,8 +30,8 @@ impl Slots {
         Self { chunks: (0..MAX_CHUNKS).map(|_| OnceLock::new()).collect() }
     }
 
-    /// Allocates the chunk of `slot` if it does not exist yet. Only the slot allocator calls this, before it
-    /// assigns the slot.
+    /// Allocates the chunk of `slot` if it does not exist yet. Only the slot allocator calls this,
+    /// before it assigns the slot.
     pub(super) fn ensure(&self, slot: u32) {
         if let Some(chunk) = self.chunks.get(slot as usize / CHUNK_SLOTS) {
             chunk.get_or_init(|| new_chunk(BucketState::FULL.bits()));
@@ -45,7 +46,8 @@ impl Slots {
 
     #[inline]
     pub(super) fn load(&self, slot: u32) -> BucketState {
-        // A slot that was never assigned reads as superseded: the caller retries, and nothing is admitted.
+        // A slot that was never assigned reads as superseded: the caller retries, and nothing is
+        // admitted.
         let missing = BucketState::FULL.superseded();
         self.get(slot).map_or(missing, |word| BucketState::from_bits(word.load(Ordering::Acquire)))
     }
@@ -63,7 +65,8 @@ impl Slots {
     }
 }
 
-/// Replaces `current` with `next`. Returns `false` if the word has changed, and sometimes for no reason.
+/// Replaces `current` with `next`. Returns `false` if the word has changed, and sometimes for no
+/// reason.
 #[inline]
 pub(super) fn compare_exchange(word: &AtomicU64, current: BucketState, next: BucketState) -> bool {
     word.compare_exchange_weak(current.bits(), next.bits(), Ordering::AcqRel, Ordering::Relaxed).is_ok()

@@ -1,16 +1,18 @@
 //! The state of a bucket in one 64-bit word: its theoretical arrival time (GCRA), and three flags.
 //!
-//! The theoretical arrival time is the tick at which the bucket will be full again. The time until then,
-//! the *debt*, divided by the limit's period is the cost that has not been refilled yet. Level and time are
-//! thus one number, and it carries the fraction of every refill exactly. A time in the past means a full
-//! bucket, so a word of 0, a bucket that was never used and a bucket that has refilled are the same.
+//! The theoretical arrival time is the tick at which the bucket will be full again. The time until
+//! then, the *debt*, divided by the limit's period is the cost that has not been refilled yet.
+//! Level and time are thus one number, and it carries the fraction of every refill exactly. A time
+//! in the past means a full bucket, so a word of 0, a bucket that was never used and a bucket that
+//! has refilled are the same.
 //!
 //! The flags:
 //!
 //! * `LOCKED`: a charge of several limits is in progress. Wait until it ends.
-//! * `MIGRATING`: a reload changed the limit's rate, and the balance is still in the slot of the old rate.
-//! * `SUPERSEDED`: the old slot of a migration. The balance has moved to the slot of the new rate, and this
-//!   word is frozen.
+//! * `MIGRATING`: a reload changed the limit's rate, and the balance is still in the slot of the
+//!   old rate.
+//! * `SUPERSEDED`: the old slot of a migration. The balance has moved to the slot of the new rate,
+//!   and this word is frozen.
 
 use crate::limiter::balance::Balance;
 use crate::limiter::rate::Rate;
@@ -71,7 +73,8 @@ impl BucketState {
         Self(self.0 | SUPERSEDED)
     }
 
-    /// This state without its flags: a superseded bucket continues from the balance at which it was frozen.
+    /// This state without its flags: a superseded bucket continues from the balance at which it was
+    /// frozen.
     pub(super) fn without_flags(self) -> Self {
         Self(self.0 & TIME_MASK)
     }
@@ -106,8 +109,8 @@ impl BucketState {
     pub(super) fn try_charge(self, rate: Rate, now: u64, cost: u32) -> Option<Self> {
         let debt = self.debt(now).saturating_add(u64::from(cost).saturating_mul(rate.period().get()));
         let full_at = now.saturating_add(debt);
-        // After nine years of uptime the time no longer fits its bits. From then on the limiter admits too
-        // little, never too much.
+        // After nine years of uptime the time no longer fits its bits. From then on the limiter
+        // admits too little, never too much.
         if debt > rate.capacity() || full_at > TIME_MASK {
             return None;
         }
@@ -134,11 +137,11 @@ impl BucketState {
         }
     }
 
-    /// The state of the same bucket at another rate. The level stays the same: its fraction is rounded down,
-    /// and it is clamped to the new burst.
+    /// The state of the same bucket at another rate. The level stays the same: its fraction is
+    /// rounded down, and it is clamped to the new burst.
     ///
-    /// A full bucket keeps its level too. If it were full under a larger burst, lowering a limit and raising
-    /// it again would refill the bucket.
+    /// A full bucket keeps its level too. If it were full under a larger burst, lowering a limit
+    /// and raising it again would refill the bucket.
     pub(super) fn convert(self, old: Rate, new: Rate, now: u64) -> Self {
         let level = u128::from(old.capacity().saturating_sub(self.debt(now)));
         let level = level * u128::from(new.period().get()) / u128::from(old.period().get());

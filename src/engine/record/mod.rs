@@ -10,24 +10,24 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::limiter::Rate;
-
+mod escape;
 mod field;
-mod limits;
+mod limit;
+mod limit_syntax;
 mod origin;
-mod parts;
 mod plan;
 mod quoted;
-mod visible;
+mod validation;
 
+pub use escape::{Escaped, escape_json, is_invisible};
 pub use field::{Field, FieldSet};
-pub use limits::{LimitError, is_limit_name, parse_limits, parse_rate};
+pub use limit::{DEFAULT_LIMIT_NAME, Limit, MAX_LIMITS, Per};
+pub use limit_syntax::{LimitError, is_limit_name, parse_limits, parse_rate};
 pub use origin::{Origin, OriginError};
-pub use parts::{is_metadata, is_printable, is_scope};
 pub(crate) use plan::merge_limits;
 pub use plan::{Plans, PlansError, UnknownPlanError};
 pub use quoted::Quoted;
-pub use visible::{Escaped, escape_json, is_invisible};
+pub use validation::{is_metadata, is_printable, is_scope};
 
 /// The digest of a key: its SHA-256, or its HMAC-SHA256 under a [pepper](crate::pepper).
 pub type Digest = [u8; 32];
@@ -43,13 +43,6 @@ pub const MAX_NAME: usize = keyward_protocol::MAX_NAME;
 pub const MAX_METADATA: usize = keyward_protocol::MAX_METADATA;
 /// Longest single scope, in bytes: the longest that fits into the scope field of a request.
 pub const MAX_SCOPE: usize = keyward_protocol::MAX_SCOPES;
-/// Most limits of a row, and most of a plan. Every request charges each limit, so this bounds the
-/// work of a request.
-pub const MAX_LIMITS: usize = 8;
-
-// A key has at most the limits of its plan and those of its row.
-const _: () = assert!(2 * MAX_LIMITS <= crate::limiter::MAX_CHARGES);
-
 /// Whether a key is in force.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Status {
@@ -61,40 +54,6 @@ pub enum Status {
     /// Withdrawn permanently.
     Revoked,
 }
-
-/// One named rate limit: a token bucket per key, or one per owner.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Limit {
-    /// The name, unique among the limits of a key. An answer names the limit that decided it.
-    pub name: Box<str>,
-    /// The refill rate and the burst.
-    pub rate: Rate,
-    /// Which requests share a bucket.
-    pub per: Per,
-    /// Shadow mode: the limit is charged and reported, but never refuses a request.
-    pub shadow: bool,
-}
-
-/// Which requests share the bucket of a limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Per {
-    /// One bucket for all rows with the same key id.
-    #[default]
-    Key,
-    /// One bucket for all keys of an owner, whatever their plans. A key without an owner has a
-    /// bucket of its own.
-    Owner,
-}
-
-impl Limit {
-    /// An enforced limit with a bucket per key.
-    pub fn new(name: impl Into<Box<str>>, rate: Rate) -> Self {
-        Self { name: name.into(), rate, per: Per::Key, shadow: false }
-    }
-}
-
-/// The name of a limit that is written without one.
-pub const DEFAULT_LIMIT_NAME: &str = "default";
 
 /// One key. Its texts borrow from the reader's buffer; an empty text means that the row has no
 /// value.

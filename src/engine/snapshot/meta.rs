@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::global_policy::GlobalPolicy;
 use crate::limiter::TICKS_PER_NANOSECOND;
 use crate::now::Now;
-use crate::rules::GlobalPolicy;
 
 const TICKS_PER_SECOND: u64 = 1_000_000_000 * TICKS_PER_NANOSECOND;
 

@@ -22,9 +22,9 @@
 
 use subtle::ConstantTimeEq;
 
+use crate::global_policy::GlobalPolicy;
 use crate::limiter::{BucketId, BucketRef};
 use crate::record::Digest;
-use crate::rules::GlobalPolicy;
 use keyward_memory::prefetch;
 
 mod buckets;
@@ -56,8 +56,8 @@ pub use build::{
     BatchBuilder, Builder, Disagreement, ParallelBuildError, ParallelBuilder, RowBatch, RowError, RowPolicies,
 };
 pub use diff::{
-    AccessChange, AccessChanges, CompareOptions, Comparison, Diff, Difference, Example, Examples, Impact,
-    MAX_EXAMPLES, RowMap, Share,
+    AccessChange, AccessChanges, ChangeCounts, CompareOptions, Comparison, Diff, Difference, DigestPrefix,
+    Example, Examples, Impact, MAX_EXAMPLES, RowMap, Share,
 };
 use entry::Entry;
 pub use entry::HashedWith;

@@ -7,7 +7,7 @@
 //! runs while the next snapshot is being made may not be recorded in it, and a restart discards all
 //! records. Such a row is unrecorded until it is requested again.
 
-use crate::rules::GlobalPolicy;
+use crate::global_policy::GlobalPolicy;
 use crate::snapshot::diff::RowMap;
 use crate::snapshot::entry::HashedWith;
 use crate::snapshot::{Key, KeyTable};

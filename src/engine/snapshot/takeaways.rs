@@ -115,7 +115,7 @@ fn is_usable_without_takeaways(entry: &Entry, now: u32) -> bool {
 
 impl Snapshot {
     /// Applies takeaways. If the snapshot is published, the caller then ends a publication epoch.
-    pub fn take_away(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
+    pub fn apply_takeaways(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (digest, takeaway) in takeaways {
             let Some(Key { entry, .. }) = self.find(&digest) else { continue };
             match takeaway {
@@ -172,7 +172,7 @@ mod tests {
             let served = snapshot(&before);
             served.keys().for_each(|key| key.set_revoked(is_revoked));
             let takeaways = keys(&after).takeaways(&served, NOW, 100);
-            served.take_away(takeaways.keys.iter().copied());
+            served.apply_takeaways(takeaways.keys.iter().copied());
             served.keys().for_each(|key| key.set_revoked(false));
             for ((before, after), key) in pairs.iter().zip(served.keys()) {
                 let narrower = severity(before.0).max(severity(after.0));
@@ -200,10 +200,10 @@ mod tests {
         };
         let first = with(0..3, (Status::Revoked, u32::MAX));
         assert_eq!((first.keys.len(), first.share), (3, Share { count: 3, of: 10 }));
-        served.take_away(first.keys);
+        served.apply_takeaways(first.keys);
         let second = with(2..6, (Status::Active, NOW + 1));
         assert_eq!((second.keys.len(), second.share), (3, Share { count: 6, of: 10 }), "k2 counts once");
-        served.take_away(second.keys);
+        served.apply_takeaways(second.keys);
         assert_eq!(with(6..7, (Status::Disabled, u32::MAX)).share, Share { count: 7, of: 10 });
     }
 
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn revoked_row_stays_revoked_under_a_weaker_takeaway() {
         let served = snapshot(&[(Status::Revoked, u32::MAX), (Status::Active, u32::MAX)]);
-        served.take_away([([0; 32], Takeaway::Disabled), ([1; 32], Takeaway::Disabled)]);
+        served.apply_takeaways([([0; 32], Takeaway::Disabled), ([1; 32], Takeaway::Disabled)]);
         let statuses: Vec<_> = served.keys().map(|key| key.status()).collect();
         assert_eq!(statuses, [Status::Revoked, Status::Disabled]);
     }

@@ -26,10 +26,10 @@
 use arrayvec::ArrayVec;
 use keyward_protocol::{Verdict, Verify};
 
+use crate::global_policy::GlobalPolicy;
 use crate::limiter::{Bucket, Limiter};
 use crate::now::Now;
 use crate::record::Digest;
-use crate::rules::GlobalPolicy;
 use crate::snapshot::{EntryId, Key, Probe, Snapshot};
 
 mod charge;

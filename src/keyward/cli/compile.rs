@@ -106,7 +106,7 @@ impl Compile {
         let seed = getrandom::u64().map_err(|error| refused(reload::ReloadError::Random(error)))?;
         // A compiled snapshot has no diagnostics of its rows.
         let source = SourceFile { on_bad_row: BadRowPolicy::Refuse, ..config.source_file() };
-        let built = source.build(seed, None, &mut |read| bar.set_position(read));
+        let built = source.parse(seed, None, &mut |read| bar.set_position(read));
         bar.finish_and_clear();
         let built = built.map_err(refused)?;
         if built.builder.is_empty() {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::format::Word;
-use keyward_daemon::admin::message::{Changes, Difference, Example};
+use keyward_daemon::admin::message::{ChangeCounts, Difference, Example};
 
 /// Changes of access, for one key and for several.
 pub(super) const STOP: [&str; 2] = ["stops working", "stop working"];
@@ -11,11 +11,11 @@ pub(super) const START: [&str; 2] = ["starts working", "start working"];
 pub(super) const LOOSEN: [&str; 2] = ["loses a restriction", "lose a restriction"];
 
 /// As in `; 2 stop working, 1 starts working`. Empty if access does not change.
-pub(super) struct AccessCounts<'a>(pub(super) &'a Changes);
+pub(super) struct AccessCounts<'a>(pub(super) &'a ChangeCounts);
 
 impl fmt::Display for AccessCounts<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Changes { stopping, starting, loosened, .. } = *self.0;
+        let ChangeCounts { stopping, starting, loosened, .. } = *self.0;
         let mut separator = "; ";
         for (count, [one, many]) in [(stopping, STOP), (starting, START), (loosened, LOOSEN)] {
             if count > 0 {

@@ -120,8 +120,8 @@ pub(super) fn summary(outcome: &message::Reload) -> String {
 }
 
 /// As in ` (+1 -2 ~0; 2 stop working)`.
-fn changes_text(changes: &message::Changes) -> String {
-    let message::Changes { added, removed, changed, .. } = changes;
+fn changes_text(changes: &message::ChangeCounts) -> String {
+    let message::ChangeCounts { added, removed, changed, .. } = changes;
     format!(" (+{added} -{removed} ~{changed}{})", AccessCounts(changes))
 }
 
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     fn outcome(accepted: bool, error: Option<&str>) -> message::Reload {
-        let changes = message::Changes { added: 1, removed: 2, ..message::Changes::default() };
+        let changes = message::ChangeCounts { added: 1, removed: 2, ..message::ChangeCounts::default() };
         message::Reload {
             accepted,
             generation: 8,
@@ -184,7 +184,8 @@ mod tests {
                         \"changed\":0,\"revoked\":0,\"stopping\":0,\"starting\":0,\"loosened\":0},\"unchanged\":false,\"revocations_agreed\":0,\
                         \"revocations_conflicting\":0,\"took_ms\":3,\"age_s\":0}\n";
         assert_eq!((exit, output.as_str()), (Exit::Done, expected));
-        outcome.changes = Some(message::Changes { stopping: 2, loosened: 1, ..message::Changes::default() });
+        outcome.changes =
+            Some(message::ChangeCounts { stopping: 2, loosened: 1, ..message::ChangeCounts::default() });
         assert_eq!(
             summary(&outcome),
             "generation 8: 1000 keys (+0 -0 ~0; 2 stop working, 1 loses a restriction)"

@@ -288,12 +288,12 @@ mod tests {
             accepted: true,
             generation: 8,
             keys: 1000,
-            changes: Some(message::Changes {
+            changes: Some(message::ChangeCounts {
                 added: 1,
                 removed: 2,
                 revoked: 2,
                 stopping: 2,
-                ..message::Changes::default()
+                ..message::ChangeCounts::default()
             }),
             examples: message::AccessExamples::default(),
             error: None,

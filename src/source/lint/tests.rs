@@ -1,4 +1,4 @@
-//! Every lint on rows as an export has them, and on rows that are nearly so and fine.
+//! Every lint, on rows that trigger it and on similar rows that do not.
 
 use super::*;
 use crate::{ColumnMapping, Diagnostics, Format, read};
@@ -9,50 +9,50 @@ const NOW: u32 = 1_795_255_200;
 
 const HEADER: &str = "key_hash,key_id,owner,status,not_before,expires_at,scopes,allowed_ips,limits\n";
 
-/// A row that says nothing but its id.
+/// A record with the required fields only.
 pub(super) fn record(key_id: &str) -> KeyRecord<'_> {
-    KeyRecord::new(key_format::hash(b"a key that nobody has"), key_id)
+    KeyRecord::new(key_format::hash(b"an unguessable key"), key_id)
 }
 
-fn lint(rows: &str) -> Report {
+fn lint(rows: &str) -> LintReport {
     let limited = |record: &KeyRecord<'_>| !record.limits.is_empty() || record.plan == "pro";
-    let mut lints = Lints::new(NOW, &limited);
+    let mut linter = Linter::new(NOW, &limited);
     let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink = |line: u64, record: &KeyRecord<'_>| {
-        lints.see(line, record);
+        linter.check(line, record);
         Ok(())
     };
     let text = format!("{HEADER}{rows}");
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
         .expect("reads");
     assert_eq!(diagnostics.to_string(), "");
-    lints.finish()
+    linter.finish()
 }
 
 fn hash(text: &str) -> String {
     const_hex::encode(key_format::hash(text.as_bytes()))
 }
 
-/// A row that is fine, but for what follows the key id.
+/// A row with a strong digest. `rest` is what follows the key id.
 fn row(number: usize, rest: &str) -> String {
     format!("{},k{number},{rest}\n", hash(&format!("long and random {number}")))
 }
 
-fn told(report: &Report) -> Vec<(u64, Lint, &str)> {
+fn warnings(report: &LintReport) -> Vec<(u64, Lint, &str)> {
     report
-        .shown(MAX_WARNINGS)
+        .select(MAX_WARNINGS)
         .into_iter()
         .map(|warning| (warning.line, warning.lint, warning.message.as_str()))
         .collect()
 }
 
-/// What is told of one row.
+/// The lints of one row.
 fn of(rest: &str) -> Vec<Lint> {
-    told(&lint(&row(1, rest))).into_iter().map(|(_, lint, _)| lint).collect()
+    warnings(&lint(&row(1, rest))).into_iter().map(|(_, lint, _)| lint).collect()
 }
 
 #[test]
-fn a_row_without_fault_is_passed_over() {
+fn unsuspicious_row_has_no_warning() {
     let fine = "acme,active,2026-01-01T00:00:00Z,2027-01-01T00:00:00Z,orders:read,192.0.2.0/24,100/s";
     assert_eq!(of(fine), []);
     let report = lint(&row(1, fine));
@@ -60,54 +60,54 @@ fn a_row_without_fault_is_passed_over() {
 }
 
 #[test]
-fn an_end_is_missing_past_or_before_the_beginning() {
+fn missing_past_or_impossible_expiry_is_reported() {
     assert_eq!(of(",,,,,,1/s"), [Lint::NoExpiry]);
     assert_eq!(of(",,,infinity,,,1/s"), [Lint::NoExpiry]);
-    assert_eq!(of(&format!(",,,{NOW},,,1/s")), [Lint::Expired], "the second in which it ends");
+    assert_eq!(of(&format!(",,,{NOW},,,1/s")), [Lint::Expired], "the second in which it expires");
     assert_eq!(of(&format!(",,,{},,,1/s", NOW + 1)), []);
-    assert_eq!(of(&format!(",disabled,,{NOW},,,")), [], "out of force, and over");
+    assert_eq!(of(&format!(",disabled,,{NOW},,,")), [], "disabled, so not in force");
     assert_eq!(of(",,2027-01-01T00:00:00Z,2027-01-01T00:00:00Z,,,1/s"), [Lint::NeverValid]);
     assert_eq!(of(",,2028-01-01T00:00:00Z,2027-01-01T00:00:00Z,,,1/s"), [Lint::NeverValid]);
     let report = lint(&row(1, ",,,1700000000,,,"));
-    let message = "active, but over since 2023-11-14T22:13:20Z: leave it out, or mark it as revoked";
-    assert_eq!(told(&report), [(2, Lint::Expired, message)], "and nothing about limits");
+    let message = "active, but expired since 2023-11-14T22:13:20Z: leave it out, or mark it as revoked";
+    assert_eq!(warnings(&report), [(2, Lint::Expired, message)], "the missing limit is not reported");
 }
 
 #[test]
-fn revoked_rows_are_out_of_harms_way() {
+fn permissions_of_revoked_rows_are_not_checked() {
     assert_eq!(of(",revoked,2028-01-01T00:00:00Z,1000000000,*,0.0.0.0/0,"), []);
     assert_eq!(
         of(",disabled,,2030-01-01T00:00:00Z,*,,"),
         [Lint::WildcardScope, Lint::NoLimit],
-        "may come back"
+        "a disabled key may become active again"
     );
 }
 
 #[test]
-fn a_limit_of_the_plan_is_a_limit() {
+fn limit_of_the_plan_counts_as_a_limit() {
     const END: &str = "2030-01-01T00:00:00Z";
     assert_eq!(of(&format!(",,,{END},,,")), [Lint::NoLimit]);
     let mut limited = record("k");
     limited.expires_at = NOW + 1;
     limited.plan = "pro";
     let by_plan = |record: &KeyRecord<'_>| record.plan == "pro";
-    let mut lints = Lints::new(NOW, &by_plan);
-    lints.see(2, &limited);
-    assert_eq!(told(&lints.finish()), []);
+    let mut linter = Linter::new(NOW, &by_plan);
+    linter.check(2, &limited);
+    assert_eq!(warnings(&linter.finish()), []);
 }
 
 #[test]
-fn a_star_alone_is_worse_than_one_at_the_end() {
+fn wildcard_scope_is_a_warning_and_wildcard_ending_a_note() {
     const END: &str = ",,,2030-01-01T00:00:00Z";
     assert_eq!(of(&format!("{END},orders:read *,,1/s")), [Lint::WildcardScope]);
     assert_eq!(of(&format!("{END},a:* orders:*,,1/s")), [Lint::WildcardEnding]);
     let report = lint(&row(1, &format!("{END},orders:*,,1/s")));
-    assert_eq!(told(&report)[0].2, "the scope \"orders:*\" grows with what is named so");
-    assert_eq!((report.total(), report.warnings()), (1, 0), "a note is no warning");
+    assert_eq!(warnings(&report)[0].2, "the scope \"orders:*\" also covers future scopes that begin like it");
+    assert_eq!((report.total(), report.warnings()), (1, 0), "a note is not a warning");
 }
 
 #[test]
-fn a_network_is_wide_unless_it_is_private() {
+fn wide_network_is_reported_unless_it_is_private() {
     for (network, wide) in [
         ("0.0.0.0/0", true),
         ("::/0", true),
@@ -129,45 +129,48 @@ fn a_network_is_wide_unless_it_is_private() {
         let expected: &[Lint] = if wide { &[Lint::WideNetwork] } else { &[] };
         assert_eq!(of(&format!(",,,2030-01-01T00:00:00Z,,{network},1/s")), expected, "{network}");
     }
-    // Rows that share a list are each told about it.
+    // Every row that shares the list gets a warning.
     let rest = ",,,2030-01-01T00:00:00Z,,::/0,1/s";
     let report = lint(&(1..=3).map(|number| row(number, rest)).collect::<String>());
     assert_eq!(report.total(), 3);
-    assert_eq!(told(&report)[0].2, "::/0 is as good as anywhere: wider than /16");
+    assert_eq!(warnings(&report)[0].2, "::/0 restricts little: it is wider than /16");
 }
 
 #[test]
-fn an_empty_list_is_reported_and_an_absent_one_is_not() {
+fn empty_list_is_reported_and_absent_list_is_not() {
     for (list, expected) in [("{}", 1), ("[]", 1), ("\"[ ]\"", 1), ("{ }", 1), ("", 0), ("{192.0.2.7}", 0)] {
         let report = lint(&row(1, &format!(",,,2030-01-01T00:00:00Z,,{list},1/s")));
-        let found = told(&report).iter().filter(|(_, lint, _)| *lint == Lint::EmptyList).count();
+        let found = warnings(&report).iter().filter(|(_, lint, _)| *lint == Lint::EmptyList).count();
         assert_eq!(found, expected, "{list}");
         assert_eq!(report.warnings(), expected as u64, "{list}: it fails a strict check");
     }
     let report = lint(&row(1, ",,,2030-01-01T00:00:00Z,,{},1/s"));
-    assert!(told(&report)[0].2.contains("allowed_ips is an empty list, which admits no address"));
+    assert!(warnings(&report)[0].2.contains("allowed_ips is an empty list, which admits no address"));
     let mut record = record("k");
     (record.allowed_origins, record.plan) = (Some([].into()), "pro");
     record.expires_at = NOW + 1;
     let limited = |_: &KeyRecord<'_>| true;
-    let mut lints = Lints::new(NOW, &limited);
-    lints.see(2, &record);
-    let report = lints.finish();
-    assert!(told(&report)[0].2.contains("allowed_origins is an empty list, which admits no origin"));
+    let mut linter = Linter::new(NOW, &limited);
+    linter.check(2, &record);
+    let report = linter.finish();
+    assert!(warnings(&report)[0].2.contains("allowed_origins is an empty list, which admits no origin"));
 }
 
 #[test]
-fn a_hash_of_what_can_be_guessed_is_told() {
+fn hash_of_a_guessable_key_is_reported() {
     const REST: &str = "Acme Inc.,,,2030-01-01T00:00:00Z,,,1/s";
     let weak = |hash: &str| -> Option<String> {
         let report = lint(&format!("{hash},ci-1,{REST}\n"));
-        let told = told(&report);
-        assert!(told.len() <= 1 && told.iter().all(|(_, lint, _)| *lint == Lint::WeakHash), "{told:?}");
-        told.first().map(|(.., message)| (*message).to_owned())
+        let warnings = warnings(&report);
+        assert!(
+            warnings.len() <= 1 && warnings.iter().all(|(_, lint, _)| *lint == Lint::WeakHash),
+            "{warnings:?}"
+        );
+        warnings.first().map(|(.., message)| (*message).to_owned())
     };
     let text = |text: &[u8]| const_hex::encode(text);
     for (hash, part) in [
-        (hash(""), "nothing"),
+        (hash(""), "an empty text"),
         (hash("\n"), "an empty line"),
         (hash("changeme"), "\"changeme\""),
         (hash("secret\n"), "\"secret\" and a newline"),
@@ -185,7 +188,7 @@ fn a_hash_of_what_can_be_guessed_is_told() {
     ] {
         let message = weak(&hash).unwrap_or_default();
         assert!(message.contains(part), "{hash}: {message:?} does not say {part:?}");
-        assert!(!message.contains(&hash[..8]), "nothing of the hash: {message}");
+        assert!(!message.contains(&hash[..8]), "the message contains no part of the digest: {message}");
     }
     for strong in ["ci-2", "99999", "Acme", "acme_live_0123456789ABCDEFGHIJKLMNOPQRST4MTgoG"] {
         assert_eq!(weak(&hash(strong)), None, "{strong}");
@@ -193,61 +196,61 @@ fn a_hash_of_what_can_be_guessed_is_told() {
 }
 
 #[test]
-fn no_hash_of_a_minted_key_is_taken_for_weak() {
+fn hash_of_a_minted_key_is_never_weak() {
     let prefix = key_format::Prefix::default();
     let rows = (0..20_000).map(|number| {
         let key = key_format::mint(&prefix).expect("randomness");
         format!("{},k{number},acme,,,2030-01-01T00:00:00Z,,,1/s\n", hash(&key))
     });
-    assert_eq!(told(&lint(&rows.collect::<String>())), []);
+    assert_eq!(warnings(&lint(&rows.collect::<String>())), []);
 }
 
 #[test]
-fn a_rotation_without_an_end_is_told_once() {
+fn endless_rotation_is_reported_once_per_key() {
     let rotation = |times: &[&str]| {
         let rows = times.iter().enumerate().map(|(number, time)| {
             let hash = hash(&format!("long and random {number}"));
             format!("{hash},k,,{time},,,1/s\n")
         });
-        let told: Vec<_> = lint(&rows.collect::<String>())
+        let rotations: Vec<_> = lint(&rows.collect::<String>())
             .counts()
             .filter(|(lint, _)| *lint == Lint::EndlessRotation)
             .map(|(_, total)| total)
             .collect();
-        told.first().copied().unwrap_or(0)
+        rotations.first().copied().unwrap_or(0)
     };
     assert_eq!(rotation(&["active,,"]), 0);
     assert_eq!(rotation(&["active,,", "active,,"]), 1);
     assert_eq!(rotation(&["active,,", "active,,", "active,,"]), 1);
-    assert_eq!(rotation(&["active,,2030-01-01T00:00:00Z", "active,,"]), 0, "as it should be");
+    assert_eq!(rotation(&["active,,2030-01-01T00:00:00Z", "active,,"]), 0, "the old key expires");
     assert_eq!(rotation(&["active,,", "active,,", "active,,2030-01-01T00:00:00Z"]), 0);
     assert_eq!(rotation(&["revoked,,", "active,,"]), 0);
-    assert_eq!(rotation(&["active,,1000000000", "active,,"]), 0, "one is over");
+    assert_eq!(rotation(&["active,,1000000000", "active,,"]), 0, "one row is expired");
     assert_eq!(rotation(&["active,,1000000000", "active,,", "active,,"]), 1);
     let rows: String = (0..100)
         .map(|number| format!("{},k{},,,,,,,1/s\n", hash(&format!("random {number}")), number % 50))
         .collect();
     let report = lint(&rows);
     assert!(report.counts().any(|count| count == (Lint::EndlessRotation, 50)));
-    let first = told(&report).into_iter().find(|(_, lint, _)| *lint == Lint::EndlessRotation);
+    let first = warnings(&report).into_iter().find(|(_, lint, _)| *lint == Lint::EndlessRotation);
     assert_eq!(first.map(|(line, ..)| line), Some(2), "at the first row of the first key");
 }
 
 #[test]
-fn an_id_like_another_is_told_with_the_line_of_the_other() {
+fn near_duplicate_is_reported_with_the_line_of_the_other() {
     let rows = format!(
         "{},Ci-1,,,,2030-01-01T00:00:00Z,,,1/s\n{},ci_l,,revoked,,,,,\n",
         hash("long and random"),
         hash("random and long")
     );
-    let message = "the key_id \"ci_l\" is easily taken for that of line 2: they differ only in case, in blanks, in - _ . or in \
-                   characters that are not shown or look alike";
-    assert_eq!(told(&lint(&rows)), [(3, Lint::NearDuplicate, message)]);
+    let message = "the key_id \"ci_l\" is easily mistaken for that of line 2: they differ only in case, in spaces, in - _ . or in \
+                   characters that are invisible or look alike";
+    assert_eq!(warnings(&lint(&rows)), [(3, Lint::NearDuplicate, message)]);
 }
 
 #[test]
-fn twins_among_ids_and_owners_are_told() {
-    let twins = [
+fn look_alikes_among_ids_and_owners_are_reported() {
+    let pairs = [
         ("acme-1", "acme-1 ", true),
         ("acme-1", "acme-1\u{200b}", true),
         ("acme-1", "ac\u{ad}me-1", true),
@@ -260,7 +263,7 @@ fn twins_among_ids_and_owners_are_told() {
     let line = |number: usize, id: &str, owner: &str| {
         format!("{},{id},{owner},,,{end},,,1/s\n", hash(&format!("long and random {number}")))
     };
-    for (one, other, is_hidden) in twins {
+    for (one, other, is_hidden) in pairs {
         for rows in [
             [line(1, one, "o"), line(2, "k", "o"), line(3, other, "o")].concat(),
             [line(1, "k1", one), line(2, "k2", ""), line(3, "k3", other), line(4, "k4", one)].concat(),
@@ -268,18 +271,18 @@ fn twins_among_ids_and_owners_are_told() {
             let report = lint(&rows);
             let mut expected = vec![(4, Lint::NearDuplicate)];
             expected.extend(is_hidden.then_some((4, Lint::HiddenCharacters)));
-            let found: Vec<_> = told(&report).iter().map(|(line, lint, _)| (*line, *lint)).collect();
+            let found: Vec<_> = warnings(&report).iter().map(|(line, lint, _)| (*line, *lint)).collect();
             assert_eq!(found, expected, "{one:?} {other:?}");
             assert!(report.warnings() > 0, "it fails a strict check");
-            for (.., message) in told(&report) {
+            for (.., message) in warnings(&report) {
                 assert!(!message.contains(is_invisible), "{message:?}");
             }
         }
     }
     let alone = lint(&line(1, "a\u{202e}b", " o"));
     assert_eq!(
-        told(&alone).iter().map(|(_, lint, _)| *lint).collect::<Vec<_>>(),
+        warnings(&alone).iter().map(|(_, lint, _)| *lint).collect::<Vec<_>>(),
         [Lint::HiddenCharacters; 2]
     );
-    assert_eq!(told(&lint(&line(1, "名前-é", "Müller und Söhne"))), []);
+    assert_eq!(warnings(&lint(&line(1, "名前-é", "Müller und Söhne"))), []);
 }

@@ -1,4 +1,4 @@
-//! What tests see of the calls in [`disk`](super).
+//! Records the calls in [`disk`](super) for tests, and makes them fail.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// A system call that was made, or is about to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// A file that was not there is opened.
+    /// A new file is created.
     Create(PathBuf),
-    /// The content or the length of a file changes.
+    /// The content or the length of a file is changed.
     Write(PathBuf),
     /// fsync or fdatasync of a file.
     Sync(PathBuf),
@@ -24,10 +24,10 @@ pub enum Call {
     SyncDirectory(PathBuf),
 }
 
-/// Whether a call is to fail.
+/// Decides whether a call fails.
 pub type Fails = fn(&Call) -> bool;
 
-/// The calls that are made on files below a directory, by any thread, while this exists.
+/// Records the calls of all threads on files below a directory, until it is dropped.
 pub struct Trace {
     state: Arc<State>,
 }
@@ -44,7 +44,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Records `call` in the traces of its directory.
+/// Records `call` in the traces of its directory. Fails if a trace says so.
 pub(super) fn call(call: Call) -> io::Result<()> {
     let traces: Vec<_> = lock(&TRACES).iter().filter_map(Weak::upgrade).collect();
     for trace in traces.iter().filter(|trace| call.path().starts_with(&trace.directory)) {
@@ -52,7 +52,7 @@ pub(super) fn call(call: Call) -> io::Result<()> {
             return Err(io::Error::other("a test has this call fail"));
         }
         let mut calls = lock(&trace.calls);
-        // A long text is written in pieces.
+        // Long content takes several writes.
         if calls.last() != Some(&call) {
             calls.push(call.clone());
         }
@@ -86,18 +86,18 @@ impl Trace {
         Self { state }
     }
 
-    /// From here on, calls for which `fails` says so return an error and are not made.
+    /// From now on, calls for which `fails` returns true return an error and are not made.
     pub fn fail(&self, fails: Fails) {
         *lock(&self.state.failing) = Some(fails);
     }
 
-    /// What has been called so far; the same call several times in a row counts as one.
+    /// The calls so far. Repetitions of a call in a row count as one.
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.state.calls).clone()
     }
 
-    /// What a loss of power at this moment could undo, or could have damaged since the trace began, for people. Empty: all that
-    /// was written survives it.
+    /// Descriptions of what a loss of power at this moment could undo, or could have damaged since
+    /// the trace began. Empty if everything that was written survives.
     pub fn volatile(&self) -> Vec<String> {
         let mut damaged = Vec::new();
         let (mut contents, mut names) = (BTreeSet::new(), BTreeSet::new());

@@ -1,4 +1,4 @@
-//! What a power cut leaves: the order of writes, syncs and renames, observed through [`Trace`].
+//! The order of writes, syncs and renames, which decides what a power cut leaves.
 
 use super::*;
 use crate::disk::trace::{Call, Trace};
@@ -13,7 +13,7 @@ fn replaced_file_is_synced_before_the_rename_and_its_name_after_it() {
     let path = directory.path().join("state");
     let new = directory.path().join("state.new");
     let trace = Trace::of(directory.path());
-    // More than the buffer holds, so that there is more than one write.
+    // More than the buffer holds, so there are several writes.
     replace(&path, |file| (0..10_000).try_for_each(|number| file.write_all(&line(number))))
         .expect("replaced");
     let expected = [
@@ -93,7 +93,8 @@ fn rotation_loses_no_line_that_was_synced() {
     }
 }
 
-/// Usage and refusals are appended many times before they are synced, and a rotation can fall between.
+/// Usage and refusals are appended many times before they are synced, and a rotation may happen in
+/// between.
 #[test]
 fn rotation_syncs_lines_that_were_not_synced_yet() {
     let directory = directory();
@@ -108,7 +109,7 @@ fn rotation_syncs_lines_that_were_not_synced_yet() {
 }
 
 #[test]
-fn journal_that_was_moved_away_is_durable_under_its_name_again() {
+fn recreated_journal_is_durable_under_its_name() {
     let directory = directory();
     let path = directory.path().join("a.jsonl");
     let trace = Trace::of(directory.path());
@@ -122,7 +123,7 @@ fn journal_that_was_moved_away_is_durable_under_its_name_again() {
 }
 
 #[test]
-fn name_of_a_new_state_directory_is_durable() {
+fn new_state_directory_is_durable() {
     let parent = directory();
     let trace = Trace::of(parent.path());
     let path = parent.path().join("state");

@@ -11,7 +11,7 @@ use keyward_engine::pepper::Pepper;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
 use super::model::{Ask, Model, PERIOD_DAYS, PLANS, Row, Seen, export, scatter, singles, some_asks};
-use crate::support::{Daemon, PATIENCE, Raw, Said, Setup, hex};
+use crate::support::{Daemon, RawClient, Received, Setup, TIMEOUT, sha256_hex};
 
 /// Seconds that stand for one: longer than any test takes.
 const UNIT: i64 = 86_400;
@@ -40,7 +40,7 @@ struct Async {
 }
 
 struct Frames {
-    peer: Raw,
+    peer: RawClient,
     raw: bool,
 }
 
@@ -128,7 +128,7 @@ impl Frames {
 
     fn hear(&mut self, id: u32) -> Seen {
         let mut got = None;
-        let said = self.peer.hear_with(|answer| {
+        let said = self.peer.receive_with(|answer| {
             got = Some(Seen {
                 verdict: answer.verdict.name().into(),
                 key_id: answer.key_id.into(),
@@ -138,7 +138,7 @@ impl Frames {
                 metadata: answer.metadata.map(str::to_owned),
             });
         });
-        assert!(matches!(said, Said::Answer { request_id, .. } if request_id == id), "{said:?}");
+        assert!(matches!(said, Received::Answer { request_id, .. } if request_id == id), "{said:?}");
         got.expect("an answer")
     }
 }
@@ -180,7 +180,7 @@ impl Way for Frames {
 }
 
 fn ways(daemon: &Daemon, raw: bool) -> [Box<dyn Way>; 3] {
-    let options = Options::new(daemon.socket()).deadline(PATIENCE);
+    let options = Options::new(daemon.socket()).deadline(TIMEOUT);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     [
         Box::new(Blocking { client: blocking::Client::with_options(options.clone()), raw }),
@@ -209,7 +209,7 @@ fn start(setup: impl FnOnce(&str) -> Setup, peppers: &[(&str, &str)]) -> (Daemon
     let pepper = peppers.last().map(|(_, secret)| Pepper::new(secret.as_bytes()).expect("a pepper"));
     let hash = |key: &str| match &pepper {
         Some(pepper) => const_hex::encode(pepper.hash(key.as_bytes())),
-        None => hex(key),
+        None => sha256_hex(key),
     };
     let setup = setup(&export(&rows, now, UNIT, hash));
     let mut config = configuration();
@@ -223,7 +223,7 @@ fn start(setup: impl FnOnce(&str) -> Setup, peppers: &[(&str, &str)]) -> (Daemon
     assert!(daemon.status().ready, "{}", daemon.log());
     for row in rows.iter().filter(|row| row.revoked_by_operator) {
         let target = Target { key_id: Some(row.key.clone()), owner: None };
-        let reply = keyward_daemon::admin::send_command(&daemon.admin(), &Command::Revoke(target))
+        let reply = keyward_daemon::admin::send_command(&daemon.admin_socket(), &Command::Revoke(target))
             .expect("an answer");
         assert!(reply.revocation.is_some(), "{reply:?}");
     }
@@ -282,25 +282,27 @@ fn few_asks() -> Vec<Ask> {
 
 #[test]
 fn restrictions_of_a_text_export_are_heeded_in_every_way_of_asking() {
-    let (daemon, rows) = start(Setup::text, &[]);
+    let (daemon, rows) = start(|export| Setup::text(export), &[]);
     ask_in_every_way(&daemon, rows, &[false, true]);
 }
 
 #[test]
 fn restrictions_of_a_compiled_export_are_heeded_in_every_way_of_asking() {
-    let (daemon, rows) = start(Setup::compiled, &[]);
+    let (daemon, rows) = start(|export| Setup::compiled(export), &[]);
     ask_in_every_way(&daemon, rows, &[false, true]);
 }
 
 #[test]
 fn restrictions_are_heeded_with_a_pepper() {
-    let (daemon, rows) = start(Setup::new, &[("pepper_file", PEPPER)]);
+    let (daemon, rows) = start(|export| Setup::new(export), &[("pepper_file", PEPPER)]);
     ask_in_every_way(&daemon, rows, &[true]);
 }
 
 #[test]
 fn restrictions_are_heeded_for_keys_of_the_previous_pepper() {
-    let (daemon, rows) =
-        start(Setup::new, &[("pepper_file", PEPPER), ("previous_pepper_file", PREVIOUS_PEPPER)]);
+    let (daemon, rows) = start(
+        |export| Setup::new(export),
+        &[("pepper_file", PEPPER), ("previous_pepper_file", PREVIOUS_PEPPER)],
+    );
     ask_in_every_way(&daemon, rows, &[true]);
 }

@@ -1,11 +1,11 @@
 //! The deciding half by itself: every combination of the fields of a request, for each restriction
 //! and each two of them.
 
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
 use keyward_engine::pepper::{Pepper, Peppers};
 use keyward_engine::record::{Digest, KeyRecord, Limit, Per, Plans, parse_rate};
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 use keyward_engine::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};

@@ -1,33 +1,34 @@
-//! Exports with rows that cannot be understood, and daemons that serve them.
-
-use std::fs;
+//! Exports with invalid rows, and daemons that serve them.
 
 use keyward_daemon::admin::message::Withheld;
 
-use super::{Daemon, Setup, hex};
+use super::{Daemon, Export, Row, Setup, row, wait_until};
 
-pub(crate) const HEADER: &str = "key_hash,key_id,owner,status,expires_at,allowed_ips,limits,metadata\n";
+/// The optional columns, in the order in which literal lines have them.
+const COLUMNS: [&str; 6] = ["owner", "status", "expires_at", "allowed_ips", "limits", "metadata"];
+
 pub(crate) const SET_ASIDE: &str = "[source]\nmax_shrink = 1.0\non_bad_row = 'set-aside'\n";
-pub(crate) const TAKE_AWAY: &str = "[source]\napply_takeaways_of_refused = true\n";
+pub(crate) const APPLY_TAKEAWAYS: &str = "[source]\napply_takeaways_of_refused = true\n";
 
-/// The row of key `id`; `rest` follows the id.
-pub(crate) fn row(id: &str, rest: &str) -> String {
-    format!("{},{id},{rest}\n", hex(id))
+pub(crate) fn valid(key: impl Into<String>) -> Row {
+    row(key).owner("acme")
 }
 
-pub(crate) fn good(id: &str) -> String {
-    row(id, "acme,,,,,")
+/// A row with a control character in its owner. Its hash and its id are readable.
+pub(crate) fn invalid(key: impl Into<String>) -> Row {
+    row(key).owner("ac\tme")
 }
 
-/// Twenty good rows, one that is disabled, so that no status is missed, and those that are given.
-pub(crate) fn export(rows: &[String]) -> String {
-    let others: String = (0..20).map(|number| good(&format!("other{number}"))).collect();
-    format!("{HEADER}{others}{}{}", row("off", "acme,disabled,,,,"), rows.concat())
+/// An export of `rows`, after twenty valid rows and a disabled one, so that no export loses all
+/// values of `status`.
+pub(crate) fn export(rows: impl IntoIterator<Item = Row>) -> Export {
+    let others = (0..20).map(|number| valid(format!("other{number}")));
+    Export::new(others).columns(COLUMNS).rows([valid("off").status("disabled")]).rows(rows)
 }
 
-pub(crate) fn start(config: &str, export: &str) -> Daemon {
+pub(crate) fn start(config: &str, export: impl Into<String>) -> Daemon {
     let mut setup = Setup::text(export);
-    setup.reconfigure(config);
+    setup.replace_config(config);
     let daemon = setup.start();
     assert!(daemon.status().ready, "{}", daemon.log());
     daemon
@@ -37,8 +38,10 @@ pub(crate) fn withheld(daemon: &Daemon) -> Withheld {
     daemon.status().withheld.unwrap_or_default()
 }
 
-pub(crate) fn reload_events(daemon: &Daemon) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
-    let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
-    events.filter(|line| line["event"] == "reload").collect()
+/// Waits until the last good keys on disk are those in force.
+pub(crate) fn wait_until_saved(daemon: &Daemon) {
+    wait_until("the last good keys to be saved", || {
+        let status = daemon.status();
+        status.last_good.is_some_and(|saved| saved.generation == status.generation)
+    });
 }

@@ -1,36 +1,37 @@
-//! The mode that a test's daemons run in: every test holds in every mode (`tests/matrix` goes through them).
+//! The mode in which a run starts its daemons. Every test holds in every mode; `tests/matrix` runs
+//! them all.
 //!
-//! `KEYWARD_TEST_MODE` says which, as in `workers=1 busy_poll=50us huge_pages=off source=compiled`; what it leaves out is as the
-//! daemon's defaults have it, and `source=text`. A setting that a test makes itself stays as the test made it.
+//! `KEYWARD_TEST_MODE` sets it, as in `workers=1 busy_poll=50us huge_pages=off source=compiled`.
+//! What it leaves out has the daemon's default, and `source=text`. A setting that a test makes itself
+//! takes precedence.
 
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::OnceLock;
 
-/// Names the mode.
+/// The environment variable with the mode.
 pub(crate) const VARIABLE: &str = "KEYWARD_TEST_MODE";
 
-/// What a compiled export is called, so that the daemon takes it for one.
-pub(crate) const COMPILED: &str = "kwc";
+/// The extension by which the daemon recognises a compiled export.
+pub(crate) const COMPILED_EXTENSION: &str = "kwc";
 
-/// What is in force besides the defaults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mode {
-    /// Settings of `[server]`, and their values in TOML.
+    /// Settings of `[server]` and their values in TOML.
     pub(crate) server: Vec<(&'static str, String)>,
-    /// Whether exports are compiled before the daemon sees them.
+    /// Whether exports are compiled before the daemon reads them.
     pub(crate) compiled: bool,
 }
 
 impl Mode {
-    /// That of this process.
+    /// The mode of this process.
     pub(crate) fn current() -> &'static Self {
         static CURRENT: OnceLock<Mode> = OnceLock::new();
         CURRENT.get_or_init(|| Self::parse(&std::env::var(VARIABLE).unwrap_or_default()))
     }
 
-    /// Panics where it is no mode: a typing error must not pass for a mode in which all tests hold.
+    /// Panics on an unknown setting: a misspelled mode must not pass as one in which all tests hold.
     pub(crate) fn parse(text: &str) -> Self {
         let mut mode = Self::default();
         for word in text.split_whitespace() {
@@ -50,17 +51,17 @@ impl Mode {
         mode
     }
 
-    /// A test's configuration with the mode's settings in it: where `[server]` is, or one is made, so that the lines of
-    /// everything else move as little as they can.
+    /// Adds the mode's settings to a test's configuration: into its `[server]` table, or into a new
+    /// one at the end, so that line numbers before it stay the same.
     pub(crate) fn configure(&self, config: &str) -> String {
-        let own = |name: &str| {
+        let is_set = |name: &str| {
             config.lines().any(|line| {
                 let setting = line.trim_start().trim_start_matches("server.");
                 setting.split('=').next().is_some_and(|word| word.trim() == name)
             })
         };
         let lines = |prefix: &str| -> String {
-            let missing = self.server.iter().filter(|(name, _)| !own(name));
+            let missing = self.server.iter().filter(|(name, _)| !is_set(name));
             missing.map(|(name, value)| format!("{prefix}{name} = {value}\n")).collect()
         };
         if lines("").is_empty() {
@@ -69,18 +70,19 @@ impl Mode {
         if let Some((before, after)) = config.split_once("[server]\n") {
             return format!("{before}[server]\n{}{after}", lines(""));
         }
-        // A table that has been made by dotted names cannot be opened by its header.
-        match config.lines().any(|line| line.starts_with("server.")) {
-            true => lines("server.") + config,
-            false => format!("{config}\n[server]\n{}", lines("")),
+        // TOML does not allow a header for a table that dotted names have created.
+        if config.lines().any(|line| line.starts_with("server.")) {
+            lines("server.") + config
+        } else {
+            format!("{config}\n[server]\n{}", lines(""))
         }
     }
 }
 
-/// The bytes of an export that goes to `path`: compiled, where its name says so. What cannot be compiled goes as it is: the
-/// daemon has to refuse it as well.
-pub(crate) fn form(path: &Path, export: &str) -> Vec<u8> {
-    if path.extension().is_none_or(|extension| extension != COMPILED) {
+/// The bytes of an export for the file `path`: compiled if its extension says so. An export that
+/// cannot be compiled stays text, because the daemon has to refuse that as well.
+pub(crate) fn encode_export(path: &Path, export: &str) -> Vec<u8> {
+    if path.extension().is_none_or(|extension| extension != COMPILED_EXTENSION) {
         return export.into();
     }
     let directory = tempfile::tempdir().expect("a directory");
@@ -89,8 +91,5 @@ pub(crate) fn form(path: &Path, export: &str) -> Vec<u8> {
     let mut compile = super::keyward();
     compile.arg("compile").arg(&source).arg("--output").arg(&output).args(["--config", "/dev/null"]);
     let status = compile.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("keyward runs");
-    match status.success() {
-        true => fs::read(&output).expect("a compiled snapshot"),
-        false => export.into(),
-    }
+    if status.success() { fs::read(&output).expect("a compiled snapshot") } else { export.into() }
 }

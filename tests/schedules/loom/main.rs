@@ -1,8 +1,8 @@
-//! The limiter under loom: every interleaving of two threads, up to a number of preemptions, and every value
-//! that the memory model allows a load to return.
+//! The limiter under loom: every interleaving of two threads, up to a number of preemptions, and
+//! every value that the memory model allows a load to return.
 //!
-//! Scenarios with more threads run under shuttle. Loom would explore schedules in which two threads that wait
-//! for a bucket run in turn forever.
+//! Scenarios with more threads run under shuttle. Loom would explore schedules in which two threads
+//! that wait for a bucket run in turn forever.
 
 #![allow(clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 

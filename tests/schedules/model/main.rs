@@ -1,10 +1,11 @@
-//! The limiter compared with a model of it over a million random sequences: every outcome, every balance and
-//! every count of buckets must be the same.
+//! The limiter compared with a model of it over a million random sequences: every outcome, every
+//! balance and every count of buckets must be the same.
 //!
-//! The limiter is compiled against a `sync` with small chunks, so that creating one for each sequence is cheap.
+//! The limiter is compiled against a `sync` with small chunks, so that creating one for each
+//! sequence is cheap.
 //!
-//! A failure names the seed of its sequence. `KEYWARD_MODEL_SEED=N cargo test -p keyward-schedules --test model`
-//! runs that sequence alone.
+//! A failure names the seed of its sequence. `KEYWARD_MODEL_SEED=N cargo test -p keyward-schedules
+//! --test model` runs that sequence alone.
 
 #![allow(clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 

@@ -1,8 +1,9 @@
 //! The model: buckets that hold fractions of units, and are refilled whenever they are accessed.
 //!
-//! A bucket whose rate refills one unit in `period` ticks counts in parts of 1/`period` of a unit, so that one
-//! tick refills one part and nothing is rounded. [`Bucket::convert`] is the exception: another rate has parts
-//! of another size, and the level is rounded down. All arithmetic is in `u128`, which cannot overflow here.
+//! A bucket whose rate refills one unit in `period` ticks counts in parts of 1/`period` of a unit,
+//! so that one tick refills one part and nothing is rounded. [`Bucket::convert`] is the exception:
+//! another rate has parts of another size, and the level is rounded down. All arithmetic is in
+//! `u128`, which cannot overflow here.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +17,11 @@ pub struct Bucket {
     at: u64,
     /// The rate that a reload has changed to, until a request uses it.
     new_rate: Option<Rate>,
-    /// The other buckets that a conversion takes its level from. After the conversion, the bucket as it was
-    /// before is one of them.
+    /// The other buckets that a conversion takes its level from. After the conversion, the bucket
+    /// as it was before is one of them.
     former: Vec<Self>,
-    /// Whether the bucket has been converted since the reload. Requests of the old snapshot are superseded.
+    /// Whether the bucket has been converted since the reload. Requests of the old snapshot are
+    /// superseded.
     pub is_superseded: bool,
 }
 
@@ -75,7 +77,8 @@ impl Bucket {
         period(self.rate) * u128::from(cost)
     }
 
-    /// Converts the bucket to its new rate, if it has one. This is the only place that rounds: down.
+    /// Converts the bucket to its new rate, if it has one. This is the only place that rounds:
+    /// down.
     fn convert(&mut self, now: u64) {
         let Some(rate) = self.new_rate.take() else { return };
         let mut former = std::mem::take(&mut self.former);
@@ -110,8 +113,8 @@ impl Model {
         self.latest_tick
     }
 
-    /// Refills the buckets of a request, which belongs to the newest snapshot or to the one before. `None` if
-    /// one of them is superseded.
+    /// Refills the buckets of a request, which belongs to the newest snapshot or to the one before.
+    /// `None` if one of them is superseded.
     fn prepare(&mut self, limits: &[Limit], now: u64, is_newest: bool) -> Option<()> {
         let is_superseded = |id: &u8| self.buckets[id].is_superseded;
         if !is_newest && limits.iter().any(|(id, _)| is_superseded(id)) {
@@ -204,9 +207,9 @@ impl Model {
         }
     }
 
-    /// The old snapshot is no longer in use, and the new one has the buckets `current`. Other buckets are
-    /// retained until they are full, and so are those of former rates that become full later than the buckets
-    /// that replaced them.
+    /// The old snapshot is no longer in use, and the new one has the buckets `current`. Other
+    /// buckets are retained until they are full, and so are those of former rates that become full
+    /// later than the buckets that replaced them.
     pub fn reclaim(&mut self, current: &[u8], now: u64) {
         for (id, bucket) in &mut self.buckets {
             if bucket.new_rate.is_some() || bucket.is_superseded {
@@ -223,8 +226,8 @@ impl Model {
         self.retained.retain(|(_, bucket)| !bucket.is_full_at(now));
     }
 
-    /// The model of the next process, whose ticks begin at `now`. The balances were saved at tick `saved_at` of
-    /// the previous process, `elapsed` ticks ago.
+    /// The model of the next process, whose ticks begin at `now`. The balances were saved at tick
+    /// `saved_at` of the previous process, `elapsed` ticks ago.
     pub fn restarted(&self, saved_at: u64, elapsed: u64, now: u64) -> Self {
         let live = self.buckets.iter().map(|(id, bucket)| (*id, bucket.clone()));
         let mut retained: Vec<(u8, Bucket)> = live.chain(self.retained.iter().cloned()).collect();

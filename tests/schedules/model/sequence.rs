@@ -1,5 +1,5 @@
-//! One random sequence of requests, reloads, clock jumps and restarts, performed by the limiter and by the
-//! model.
+//! One random sequence of requests, reloads, clock jumps and restarts, performed by the limiter and
+//! by the model.
 
 use crate::limiter::persist::{decode, encode};
 use crate::limiter::{
@@ -7,7 +7,8 @@ use crate::limiter::{
 };
 use crate::reference::{Answer, Limit, Model, Verdict};
 
-/// Steps in a sequence. Short sequences find nearly every fault, and their failures are easy to follow.
+/// Steps in a sequence. Short sequences find nearly every fault, and their failures are easy to
+/// follow.
 const STEPS: u64 = 24;
 
 /// Most buckets in a snapshot.
@@ -167,8 +168,8 @@ impl Sequence {
         assert_eq!(outcome, expected, "seed {seed}, step {step}: refund {cost} at {now}: {limits:?}");
     }
 
-    /// A reload that keeps some buckets, changes some, and removes some. Its slots are reclaimed some steps
-    /// later.
+    /// A reload that keeps some buckets, changes some, and removes some. Its slots are reclaimed
+    /// some steps later.
     fn publish(&mut self) {
         self.reclaim();
         let mut wanted = Vec::new();
@@ -225,8 +226,8 @@ impl Sequence {
         self.saved = Some((file, self.model.clone(), self.clock));
     }
 
-    /// The daemon stops, with a save (SIGTERM) or without one (kill -9), and is started again after some time:
-    /// on the same boot or another, where the calendar may have been set back.
+    /// The daemon stops, with a save (SIGTERM) or without one (kill -9), and is started again after
+    /// some time: on the same boot or another, where the calendar may have been set back.
     fn restart(&mut self) {
         if self.saved.is_none() || self.random.one_in(2) {
             self.save();

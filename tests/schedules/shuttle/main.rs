@@ -1,6 +1,6 @@
-//! The limiter under shuttle: more threads than loom can explore, in thousands of schedules. Half of the
-//! schedules are random, and half have a few preemptions at arbitrary points (probabilistic concurrency
-//! testing).
+//! The limiter under shuttle: more threads than loom can explore, in thousands of schedules. Half
+//! of the schedules are random, and half have a few preemptions at arbitrary points (probabilistic
+//! concurrency testing).
 
 #![allow(clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
@@ -34,8 +34,8 @@ const SCHEDULES: usize = 20_000;
 /// Preemptions in a schedule of the second kind.
 const PREEMPTIONS: usize = 3;
 
-/// Runs `scenario` under schedules of both kinds. A failing schedule is printed, and `shuttle::replay` repeats
-/// it.
+/// Runs `scenario` under schedules of both kinds. A failing schedule is printed, and
+/// `shuttle::replay` repeats it.
 fn explore(scenario: impl Fn() + Clone + Send + Sync + 'static) {
     shuttle::check_random(scenario.clone(), SCHEDULES);
     shuttle::check_pct(scenario, SCHEDULES, PREEMPTIONS);

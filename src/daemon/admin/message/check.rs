@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::diagnostic::Diagnostics;
-use super::diff::{Changes, Examples};
+use super::diff::{ChangeCounts, Examples};
 use super::withheld::Withheld;
 
 /// The outcome of checking a source. Nothing has been published.
@@ -47,7 +47,7 @@ pub struct CheckDiff {
     /// Whether both sets are the same.
     pub unchanged: bool,
     /// How many keys would change.
-    pub changes: Changes,
+    pub changes: ChangeCounts,
     /// The first of the keys that would change.
     pub examples: Examples,
 }

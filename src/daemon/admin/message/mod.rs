@@ -30,7 +30,7 @@ mod withheld;
 
 pub use check::{Check, CheckDiff};
 pub use diagnostic::{Diagnostic, Diagnostics};
-pub use diff::{AccessExamples, Changes, Difference, Example, Examples};
+pub use diff::{AccessExamples, ChangeCounts, Difference, Example, Examples};
 pub use reload::Reload;
 pub use revocation::{LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Revocation, Revocations, Revoked, Target};
 pub use status::{LastGood, LogStatus, SocketStatus, Status, Unwritten, Version};

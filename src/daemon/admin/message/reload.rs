@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::diff::{AccessExamples, Changes};
+use super::diff::{AccessExamples, ChangeCounts};
 use super::withheld::Withheld;
 
 /// The outcome of a reload.
@@ -17,7 +17,7 @@ pub struct Reload {
     /// What an accepted reload has changed, or what a reload that the guard refused would have
     /// changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub changes: Option<Changes>,
+    pub changes: Option<ChangeCounts>,
     /// The first keys whose access changes.
     #[serde(default, skip_serializing_if = "AccessExamples::is_empty")]
     pub examples: AccessExamples,

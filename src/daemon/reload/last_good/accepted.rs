@@ -1,12 +1,13 @@
-//! Which source was accepted last: recorded before a reload is answered, in contrast to the keys themselves, which are
-//! written in the background.
+//! The record of the source that was accepted last. It is written before a reload is answered; the
+//! keys themselves are written in the background.
 //!
-//! A daemon that is killed between the two finds keys on the disk that are older than those it served. Without the record, the
-//! source would be compared with them again at the next start: one that an operator had forced would be refused, and so
-//! would one whose changes were accepted in several steps.
+//! A daemon that is killed between the two leaves keys on disk that are older than those it served.
+//! Without the record, the next start would compare the source with these keys again. It would
+//! refuse a source that an operator had forced, and one whose changes were accepted in several
+//! steps.
 //!
-//! The record says nothing of the source's content but its [`FileState`]. A record that is damaged or missing costs a
-//! comparison, so it has no checksum.
+//! The record identifies the source by its [`FileState`], not by its content. A damaged or missing
+//! record costs only a comparison, so it has no checksum.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,19 +15,19 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::manifest::{peppers, usable_hashes};
+use super::manifest::{pepper_fingerprints, retained_hashes};
 use crate::reload::FileState;
-use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{self as state, FileError};
 
-/// The name of the record.
-pub(super) const ACCEPTED: &str = "accepted_source.json";
+/// The name of the file.
+pub(super) const ACCEPTED_FILE: &str = "accepted_source.json";
 
 /// A source that was accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AcceptedSource {
-    /// The snapshot that it was accepted as.
+    /// The generation of the snapshot that it became.
     pub(super) generation: u64,
     state: FileState,
     reading: String,
@@ -34,19 +35,19 @@ pub(super) struct AcceptedSource {
 }
 
 impl AcceptedSource {
-    /// A source in the state `state`, read as `reading` says.
+    /// A source in the state `state`, read as the digest `reading` identifies.
     pub(super) fn new(
         generation: u64,
         state: FileState,
         reading: String,
         global_policy: &GlobalPolicy,
     ) -> Self {
-        Self { generation, state, reading, peppers: peppers(global_policy) }
+        Self { generation, state, reading, peppers: pepper_fingerprints(global_policy) }
     }
 
     /// The record in `directory`, if there is one that can be read.
     pub(super) fn read(directory: &Path) -> Option<Self> {
-        let path = directory.join(ACCEPTED);
+        let path = directory.join(ACCEPTED_FILE);
         let content = state::read(&path).map_err(|error| error.to_string());
         let record = content.and_then(|content| {
             content
@@ -64,16 +65,18 @@ impl AcceptedSource {
     /// Replaces the record in `directory`, durably.
     ///
     /// # Errors
-    /// When it cannot be written; then the one before is there.
+    /// When it cannot be written; then the previous record is still there.
     pub(super) fn write(&self, directory: &Path) -> Result<(), FileError> {
-        state::replace(&directory.join(ACCEPTED), |file| {
+        state::replace(&directory.join(ACCEPTED_FILE), |file| {
             serde_json::to_writer(&mut *file, self)?;
             file.write_all(b"\n")
         })
     }
 
-    /// Whether it is this source, in this state and read in this way, and its hashes are found by `rules`.
+    /// Whether it is the source with this state and reading, and its hashes are still found.
     pub(super) fn is(&self, state: &FileState, reading: &str, global_policy: &GlobalPolicy) -> bool {
-        self.state == *state && self.reading == reading && usable_hashes(&self.peppers, global_policy).current
+        self.state == *state
+            && self.reading == reading
+            && retained_hashes(&self.peppers, global_policy).current
     }
 }

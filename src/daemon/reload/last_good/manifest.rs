@@ -1,8 +1,9 @@
-//! What the state directory has as last good keys: a small file that names the compiled one, and says where its keys came
-//! from and by which configuration they were read.
+//! The manifest of the last good keys: a small file that names the compiled file, the source of its
+//! keys, and the configuration that they were read by.
 //!
-//! Each block of the compiled file has a checksum of its own; the manifest repeats that of the file's head, which has a random
-//! seed, so that neither is taken with another's.
+//! Each block of the compiled file has its own checksum. The manifest repeats the checksum of the
+//! file's header, which has a random seed, so that a manifest is never used with the file of
+//! another.
 
 use std::fs::File;
 use std::io;
@@ -14,45 +15,45 @@ use sha2::{Digest, Sha256};
 
 use crate::reload::last_good::sealed::{self, SealedError};
 use crate::reload::{FileState, SourceFile};
-use keyward_engine::rules::{GlobalPolicy, RetainedHashes};
+use keyward_engine::global_policy::{GlobalPolicy, RetainedHashes};
 use keyward_state::FileError;
 
 /// The name of the manifest.
 pub(super) const MANIFEST: &str = "last_good.json";
 
-/// What compiled files are called, with the generation between the two.
+/// The names of compiled files are the prefix, the generation, and the suffix.
 pub(super) const PREFIX: &str = "last_good-";
 pub(super) const SUFFIX: &str = ".kwc";
 
-/// Bytes at the beginning of a compiled file that no other has: its header.
-const HEAD: usize = 128;
+/// Bytes of a compiled file's header, which identifies the file.
+const HEADER_BYTES: usize = 128;
 
-/// Bytes of a digest of the configuration: it is compared with nothing that an attacker chooses.
-const FINGERPRINT: usize = 8;
+/// Bytes of a digest of the configuration. It is not compared with input of an attacker.
+const DIGEST_BYTES: usize = 8;
 
-/// The last good keys, as they were accepted.
+/// The manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
-    /// The snapshot that they were.
+    /// The generation of the snapshot that the keys were.
     pub(super) generation: u64,
-    /// The compiled file's name, in the same directory.
+    /// The name of the compiled file, in the same directory.
     pub(super) file: String,
     /// Its length.
     pub(super) bytes: u64,
-    /// CRC-32 of its head.
+    /// CRC-32 of its header.
     pub(super) head_crc32: u32,
-    /// Keys in it.
+    /// The number of keys in it.
     pub(super) keys: usize,
-    /// Where they came from.
+    /// The path of the source.
     pub(super) source: String,
-    /// What the source was like.
+    /// The state of the source.
     pub(super) state: FileState,
     /// Unix second at which the source was written.
     pub(super) written_at: u32,
     /// Unix second at which the keys came into force.
     pub(super) accepted_at: u32,
-    /// Digest of how the source was read.
+    /// Digest of the settings that the source was read by.
     pub(super) reading: String,
     /// Fingerprints of the peppers that were in force: the current one, then the previous one.
     pub(super) peppers: Vec<String>,
@@ -66,9 +67,7 @@ impl Manifest {
     pub(super) fn read(directory: &Path) -> Result<Option<Self>, SealedError> {
         let path = directory.join(MANIFEST);
         match sealed::read::<Self>(&path)? {
-            Some(manifest) if !manifest.names_own_file() => {
-                Err(SealedError::Damaged(path.display().to_string()))
-            }
+            Some(manifest) if !manifest.names_own_file() => Err(SealedError::Damaged { path }),
             manifest => Ok(manifest),
         }
     }
@@ -76,35 +75,37 @@ impl Manifest {
     /// Replaces the manifest in `directory`, durably.
     ///
     /// # Errors
-    /// When it cannot be written; then the one before is there.
+    /// When it cannot be written; then the previous manifest is still there.
     pub(super) fn write(&self, directory: &Path) -> Result<(), FileError> {
         sealed::write(&directory.join(MANIFEST), self)
     }
 
-    /// Nothing leads out of the directory.
+    /// A manifest must not lead out of the directory.
     fn names_own_file(&self) -> bool {
         is_own(&self.file) && self.file.ends_with(SUFFIX)
     }
 
-    /// Whether `file` is the one that it names, as far as its length and head tell.
+    /// Whether the length and header of `file` are those of the compiled file.
     pub(super) fn names(&self, file: &File) -> io::Result<bool> {
-        Ok(file.metadata()?.len() == self.bytes && head_crc32(file)? == self.head_crc32)
+        Ok(file.metadata()?.len() == self.bytes && header_crc32(file)? == self.head_crc32)
     }
 
-    /// Whether a source in the state `state` has these keys if it is read as `reading` says: it need not be compared with them.
+    /// Whether a source with this state and reading has these keys, and so need not be compared
+    /// with them.
     pub(super) fn is_of(&self, state: &FileState, reading: &str) -> bool {
         self.state == *state && self.reading == reading
     }
 
-    /// Which of its hashes are found under the peppers in force.
-    pub(super) fn usable_hashes(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
-        usable_hashes(&self.peppers, global_policy)
+    /// Which of its hashes are still found.
+    pub(super) fn retained_hashes(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
+        retained_hashes(&self.peppers, global_policy)
     }
 }
 
-/// Which hashes are found under the peppers in force, of those that were made under the peppers with these fingerprints.
-pub(super) fn usable_hashes(peppers_then: &[String], global_policy: &GlobalPolicy) -> RetainedHashes {
-    let now = peppers(global_policy);
+/// Which hashes that were made under the peppers with the fingerprints `peppers_then` are still
+/// found.
+pub(super) fn retained_hashes(peppers_then: &[String], global_policy: &GlobalPolicy) -> RetainedHashes {
+    let now = pepper_fingerprints(global_policy);
     match peppers_then {
         [] => RetainedHashes { current: now.is_empty(), previous: now.is_empty() },
         [current, previous @ ..] => RetainedHashes {
@@ -114,7 +115,7 @@ pub(super) fn usable_hashes(peppers_then: &[String], global_policy: &GlobalPolic
     }
 }
 
-/// Whether `name` is one of the files that are written here, the unfinished ones included.
+/// Whether `name` is the name of a compiled file of this directory, finished or not.
 pub(super) fn is_own(name: &str) -> bool {
     let number = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.'));
     number.is_some_and(|(number, rest)| {
@@ -122,23 +123,23 @@ pub(super) fn is_own(name: &str) -> bool {
     })
 }
 
-/// CRC-32 of the head of a compiled file.
-pub(super) fn head_crc32(file: &File) -> io::Result<u32> {
-    let mut head = [0; HEAD];
-    file.read_exact_at(&mut head, 0)?;
-    Ok(crc32fast::hash(&head))
+/// CRC-32 of the header of a compiled file.
+pub(super) fn header_crc32(file: &File) -> io::Result<u32> {
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, 0)?;
+    Ok(crc32fast::hash(&header))
 }
 
-/// A digest of everything but the source's content that decides what rows are read from it. A text differs more often than it must
-/// from one version of keyward to the next: then the keys are compared in vain.
+/// A digest of everything except the source's content that decides which rows are read from it. It
+/// may differ between versions of keyward without need; that costs only a comparison.
 pub(in crate::reload) fn reading(source: &SourceFile) -> String {
     let SourceFile { path, format, mapping, on_bad_row, plans: _ } = source;
     let text = format!("{} {path:?} {format:?} {mapping:?} {on_bad_row:?}", env!("CARGO_PKG_VERSION"));
-    const_hex::encode(&Sha256::digest(text)[..FINGERPRINT])
+    const_hex::encode(&Sha256::digest(text)[..DIGEST_BYTES])
 }
 
 /// Fingerprints of the peppers in force.
-pub(super) fn peppers(global_policy: &GlobalPolicy) -> Vec<String> {
+pub(super) fn pepper_fingerprints(global_policy: &GlobalPolicy) -> Vec<String> {
     global_policy.pepper_fingerprints().map(const_hex::encode).collect()
 }
 
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn every_damage_to_the_manifest_is_noticed() {
+    fn damaged_manifest_is_refused() {
         let directory = tempfile::tempdir().expect("a directory");
         let directory = directory.path();
         assert!(matches!(Manifest::read(directory), Ok(None)));
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(Manifest::read(directory).expect("whole"), Some(manifest.clone()));
         let path = directory.join(MANIFEST);
         let whole = std::fs::read(&path).expect("a file");
-        // The newline at the end says nothing.
+        // The newline at the end is not part of the content.
         for at in 0..whole.len() - 1 {
             let mut damaged = whole.clone();
             damaged[at] ^= 1;
@@ -185,7 +186,7 @@ mod tests {
             assert!(Manifest::read(directory).is_err(), "cut at {at}");
         }
         std::fs::write(&path, "{\"format\":2,\"what\":[]}").expect("writes");
-        let error = Manifest::read(directory).expect_err("of the future").to_string();
+        let error = Manifest::read(directory).expect_err("a later format").to_string();
         assert!(error.ends_with("it is of format 2, and this keyward reads format 1"), "{error}");
         for file in ["../keys.kwc", "/etc/passwd", "keys.kwc", "last_good-.kwc", "last_good-7.kwc.new"] {
             Manifest { file: file.to_owned(), ..manifest.clone() }.write(directory).expect("writes");
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_are_kept_as_long_as_their_pepper_is_in_force() {
+    fn hashes_are_retained_while_their_pepper_is_in_force() {
         let global_policy = |peppers: &str| {
             let mut peppers = peppers
                 .chars()
@@ -206,9 +207,9 @@ mod tests {
         for then in ["", "a", "ba"] {
             for now in ["", "a", "b", "ba", "ab", "cb", "ca", "c"] {
                 let (then, now) = (global_policy(then), global_policy(now));
-                let manifest = Manifest { peppers: peppers(&then), ..manifest(directory.path()) };
+                let manifest = Manifest { peppers: pepper_fingerprints(&then), ..manifest(directory.path()) };
                 assert_eq!(
-                    manifest.usable_hashes(&now),
+                    manifest.retained_hashes(&now),
                     now.retained_hashes(&then),
                     "{:?}",
                     manifest.peppers
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn only_own_files_are_own() {
+    fn only_compiled_files_of_the_directory_are_own() {
         for own in ["last_good-1.kwc", "last_good-18446744073709551615.kwc", "last_good-12.kwc.new"] {
             assert!(is_own(own), "{own}");
         }

@@ -1,17 +1,21 @@
-//! Last good keys: what was in force outlives the daemon, so that a restart beside a bad source is no outage.
+//! Last good keys: the keys in force outlive the daemon, so a restart with a bad source is not an
+//! outage.
 //!
-//! * After each accepted reload, a thread of its own writes the keys to the state directory, as a compiled file beside a small
-//!   [`manifest`] that names it ([`writer`]).
-//! * At a start the source is read first, and judged against the last good keys. If it is refused, they are served in its
-//!   place, under the plans and rules of the configuration as it is now ([`recover`]).
-//! * Which source was accepted is recorded before that, and before the reload is answered ([`accepted`]).
+//! * Before a reload is answered, the accepted source is recorded ([`accepted`]).
+//! * After that, a background thread writes the keys to the state directory, as a compiled file and
+//!   a small [`manifest`] that names it ([`writer`]).
+//! * A start reads the source first, and the guard compares it with the last good keys. If it is
+//!   refused, they are served instead, under the plans and the global policy of the current
+//!   configuration ([`recover`]).
 //!
-//! On the disk are at most two compiled files: the one that the manifest names, and the one that is being written. The order is:
-//! write the new file, sync, rename, replace the manifest, and only then unlink the older file. A daemon that is killed at any
-//! moment leaves a manifest whose file is whole.
+//! There are at most two compiled files on disk: the one that the manifest names, and the one that
+//! is being written. The order is: write the new file, sync, rename, replace the manifest, and only
+//! then unlink the older file. A daemon that is killed at any moment leaves a manifest whose file
+//! is complete.
 //!
-//! A compiled source is not hard-linked: writing to it in place would damage the last good keys with it, and its owner and its
-//! mode would be theirs. It is cloned where the file system can share blocks, and copied otherwise.
+//! A compiled source is not hard-linked: writing to it in place would damage the last good keys as
+//! well, and they would have its owner and mode. It is cloned if the file system can share blocks,
+//! and copied otherwise.
 
 use std::io;
 use std::path::Path;
@@ -22,77 +26,78 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use crate::reload::{FileState, SourceFile};
-use keyward_engine::rules::GlobalPolicy;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 
 mod accepted;
 mod manifest;
 mod recover;
 mod sealed;
-mod taken_away;
+mod takeaways;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use accepted::{ACCEPTED, AcceptedSource};
+use accepted::{ACCEPTED_FILE, AcceptedSource};
 pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
-pub use recover::{Recovered, Unusable, recover};
-pub(in crate::reload) use taken_away::AppliedTakeaways;
-use taken_away::TAKEN_AWAY;
+pub use recover::{RecoverError, Recovered, recover};
+pub use sealed::SealedError;
+pub(in crate::reload) use takeaways::AppliedTakeaways;
+use takeaways::TAKEAWAYS_FILE;
 pub(super) use writer::Job;
 use writer::Writing;
 
-/// The last good keys of a state directory; clones are the same.
+/// The last good keys of a state directory. Clones share it.
 #[derive(Clone)]
-pub struct LastGood {
+pub struct LastGoodStore {
     shared: Arc<Shared>,
 }
 
 struct Shared {
     directory: Arc<StateDir>,
-    slot: Mutex<Slot>,
+    state: Mutex<State>,
     changed: Condvar,
-    taken_away: Mutex<taken_away::Kept>,
-    /// The daemon ends: what is being written is not to pause.
+    takeaways: Mutex<takeaways::TakeawayFile>,
+    /// Set at shutdown: the writer must not pause any more.
     stopping: AtomicBool,
 }
 
-/// Held for moments: no disk is waited for under it.
+/// The state of the store. Its lock is never held during I/O.
 #[derive(Default)]
-struct Slot {
-    /// What is on the disk.
+struct State {
+    /// The manifest on disk.
     stored: Option<Manifest>,
-    /// The source that was accepted last, as far as it is recorded. Its keys may still have to be written.
+    /// The record of the source that was accepted last. Its keys may not be written yet.
     accepted: Option<AcceptedSource>,
-    /// What is to be written next.
+    /// The keys to be written next.
     pending: Option<Job>,
-    /// When that failed before, when it is tried again.
+    /// When to write again after a failure.
     retry_at: Option<Instant>,
-    /// Attempts that failed one after another.
+    /// Consecutive failures.
     failures: u32,
     writing: Option<Writing>,
     in_use: Option<InUse>,
     unusable: Option<String>,
 }
 
-/// The last good keys are served in place of the source.
+/// The last good keys are in use: they are served instead of the source.
 #[derive(Clone, Debug)]
 pub struct InUse {
     /// Since when.
     pub since: Instant,
-    /// What was wrong with the source.
+    /// Why the source was refused.
     pub why: String,
 }
 
-/// What is on the disk.
+/// The keys on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// The snapshot that the keys were accepted as.
+pub struct StoredKeys {
+    /// The generation of the snapshot that the keys were.
     pub generation: u64,
-    /// How many there are.
+    /// The number of keys.
     pub keys: usize,
-    /// Where they came from.
+    /// The path of the source.
     pub source: String,
     /// Unix second at which the source was written.
     pub written_at: u32,
@@ -100,20 +105,20 @@ pub struct Stored {
     pub accepted_at: u32,
 }
 
-/// How it is, for `keyward status`.
+/// The status of the store, for `keyward status`.
 #[derive(Clone, Debug, Default)]
-pub struct State {
-    /// What is on the disk, if there is anything.
-    pub stored: Option<Stored>,
-    /// Whether it is served, and why.
+pub struct LastGoodStatus {
+    /// The keys on disk, if there are any.
+    pub stored: Option<StoredKeys>,
+    /// Set while they are served.
     pub in_use: Option<InUse>,
-    /// Why it cannot be served.
+    /// Why they cannot be served.
     pub unusable: Option<String>,
 }
 
-impl LastGood {
-    /// The last good keys of `directory`, and the thread that writes the next ones. `None`: there is no directory, or they are
-    /// not to be kept; then what is there is removed, because it would be older from day to day.
+impl LastGoodStore {
+    /// Opens the store in `directory` and starts its writer. `None`: there is no directory, or
+    /// `keep` is false. In the latter case stored keys are removed, because they would grow stale.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -124,110 +129,124 @@ impl LastGood {
             remove_all(&root);
             return Ok(None);
         }
-        let mut slot = Slot { accepted: AcceptedSource::read(&root), ..Slot::default() };
-        // What cannot be used is left as it is until there are other keys to be kept, and reported when it is needed.
+        let mut state = State { accepted: AcceptedSource::read(&root), ..State::default() };
+        // A manifest that cannot be used stays until other keys are stored. It is reported when it
+        // is needed.
         if let Ok(stored) = Manifest::read(&root) {
-            writer::clean(&root, stored.as_ref());
-            slot.stored = stored;
+            writer::remove_stale_files(&root, stored.as_ref());
+            state.stored = stored;
         }
         let shared = Shared {
             directory: Arc::clone(directory),
-            slot: Mutex::new(slot),
+            state: Mutex::new(state),
             changed: Condvar::new(),
-            taken_away: Mutex::default(),
+            takeaways: Mutex::default(),
             stopping: AtomicBool::new(false),
         };
         let last_good = Self { shared: Arc::new(shared) };
-        last_good.read_taken_away();
+        last_good.read_takeaways();
         let writer = Arc::clone(&last_good.shared);
         std::thread::Builder::new().name("keys-writer".into()).spawn(move || writer.run())?;
         Ok(Some(last_good))
     }
 
-    /// The generation that the keys on the disk had; 0 if there are none.
+    /// The generation of the keys on disk; 0 if there are none.
     pub fn generation(&self) -> u64 {
-        self.shared.slot().stored.as_ref().map_or(0, |stored| stored.generation)
+        self.shared.state().stored.as_ref().map_or(0, |stored| stored.generation)
     }
 
-    /// How it is.
-    pub fn state(&self) -> State {
-        let slot = self.shared.slot();
-        State {
-            stored: slot.stored.as_ref().map(Stored::from),
-            in_use: slot.in_use.clone(),
-            unusable: slot.unusable.clone(),
+    /// The status of the store.
+    pub fn status(&self) -> LastGoodStatus {
+        let state = self.shared.state();
+        LastGoodStatus {
+            stored: state.stored.as_ref().map(StoredKeys::from),
+            in_use: state.in_use.clone(),
+            unusable: state.unusable.clone(),
         }
     }
 
-    /// Records that a source is accepted, before the reload is answered. Waits for the disk.
+    /// Records that a source is accepted. This precedes the answer to the reload, and waits for the
+    /// disk.
     pub(super) fn record_accepted(
         &self,
         generation: u64,
-        state: FileState,
+        file_state: FileState,
         source: &SourceFile,
         global_policy: &GlobalPolicy,
     ) {
         let reading = reading(source);
-        if self.shared.slot().accepted.as_ref().is_some_and(|known| known.is(&state, &reading, global_policy))
+        if self
+            .shared
+            .state()
+            .accepted
+            .as_ref()
+            .is_some_and(|known| known.is(&file_state, &reading, global_policy))
         {
             return;
         }
-        let accepted = AcceptedSource::new(generation, state, reading, global_policy);
+        let accepted = AcceptedSource::new(generation, file_state, reading, global_policy);
         let health = self.shared.directory.health();
         match accepted.write(&self.directory()) {
             Ok(()) => {
-                health.written(ACCEPTED);
-                self.shared.slot().accepted = Some(accepted);
+                health.written(ACCEPTED_FILE);
+                self.shared.state().accepted = Some(accepted);
             }
-            Err(error) => health.failed(ACCEPTED, &error),
+            Err(error) => health.failed(ACCEPTED_FILE, &error),
         }
     }
 
-    /// Whether a source was accepted before, so that it need not be compared: recorded as such, or kept with its keys.
-    fn has_accepted(&self, state: &FileState, source: &SourceFile, global_policy: &GlobalPolicy) -> bool {
-        let (slot, reading) = (self.shared.slot(), reading(source));
-        // An older record was not replaced when the keys on the disk were accepted.
-        let stored = slot.stored.as_ref().map_or(0, |stored| stored.generation);
-        let record = slot.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
-        let is_recorded = record.is_some_and(|accepted| accepted.is(state, &reading, global_policy));
-        let is_stored =
-            |stored: &Manifest| stored.is_of(state, &reading) && stored.usable_hashes(global_policy).current;
-        is_recorded || slot.stored.as_ref().is_some_and(is_stored)
+    /// Whether the source was accepted before, and so need not be compared: the record of accepted
+    /// sources or the manifest names it.
+    fn has_accepted(
+        &self,
+        file_state: &FileState,
+        source: &SourceFile,
+        global_policy: &GlobalPolicy,
+    ) -> bool {
+        let (state, reading) = (self.shared.state(), reading(source));
+        // A record older than the keys on disk could not be replaced when they were accepted.
+        let stored = state.stored.as_ref().map_or(0, |stored| stored.generation);
+        let record = state.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
+        let is_recorded = record.is_some_and(|accepted| accepted.is(file_state, &reading, global_policy));
+        let is_stored = |stored: &Manifest| {
+            stored.is_of(file_state, &reading) && stored.retained_hashes(global_policy).current
+        };
+        is_recorded || state.stored.as_ref().is_some_and(is_stored)
     }
 
     fn manifest(&self) -> Option<Manifest> {
-        self.shared.slot().stored.clone()
+        self.shared.state().stored.clone()
     }
 
     pub(super) fn directory(&self) -> std::path::PathBuf {
         self.shared.directory.path("")
     }
 
-    /// The decision of an operator for this start, if there is one; there is none after that.
+    /// Takes an operator's acceptance of the source for this start, if there is one.
     fn take_acceptance(&self) -> Result<Option<AcceptanceRecord>, FileError> {
         self.shared.directory.take_acceptance(Acceptance::Source)
     }
 
-    /// They are served, because of what was wrong with the source.
+    /// The last good keys are served. `why` is the reason why the source was refused.
     pub(super) fn set_in_use(&self, why: String) {
-        let mut slot = self.shared.slot();
-        (slot.in_use, slot.unusable) = (Some(InUse { since: Instant::now(), why }), None);
+        let mut state = self.shared.state();
+        (state.in_use, state.unusable) = (Some(InUse { since: Instant::now(), why }), None);
     }
 
-    /// They cannot be served. Returns whether that was not known.
+    /// The last good keys cannot be served. Returns whether `why` is a new reason.
     pub(super) fn set_unusable(&self, why: &str) -> bool {
-        let before = self.shared.slot().unusable.replace(why.to_owned());
+        let before = self.shared.state().unusable.replace(why.to_owned());
         before.as_deref() != Some(why)
     }
 }
 
 impl Shared {
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl From<&Manifest> for Stored {
+impl From<&Manifest> for StoredKeys {
     fn from(manifest: &Manifest) -> Self {
         let Manifest { generation, keys, source, written_at, accepted_at, .. } = manifest;
         Self {
@@ -242,7 +261,7 @@ impl From<&Manifest> for Stored {
 
 /// Removes the last good keys in `directory`, if there are any.
 fn remove_all(directory: &Path) {
-    for name in [ACCEPTED, TAKEN_AWAY, MANIFEST] {
+    for name in [ACCEPTED_FILE, TAKEAWAYS_FILE, MANIFEST] {
         let file = directory.join(name);
         match std::fs::remove_file(&file) {
             Ok(()) if name == MANIFEST => {
@@ -256,5 +275,5 @@ fn remove_all(directory: &Path) {
             }
         }
     }
-    writer::clean(directory, None);
+    writer::remove_stale_files(directory, None);
 }

@@ -1,92 +1,108 @@
-//! Reading the last good keys, and serving them in place of a source that is refused while nothing else is served.
+//! Recovers the last good keys, and serves them if the source is refused while nothing is served.
 
-use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tracing::{error, warn};
 
 use super::manifest::Manifest;
 use super::sealed::SealedError;
-use super::{LastGood, Stored};
+use super::{LastGoodStore, StoredKeys};
 use crate::audit::{self, Event, Peer};
 use crate::reload::load::LoadedSource;
-use crate::reload::room::MemoryLimits;
+use crate::reload::memory_limits::MemoryLimits;
+use crate::reload::read::SourceReader;
 use crate::reload::trigger::Cause;
-use crate::reload::{
-    BadRowPolicy, Origin, ReloadError, ReloadLoop, SetAside, Settings, SourceFile, compare, read,
-};
+use crate::reload::{BadRowPolicy, Origin, ReloadError, ReloadLoop, SetAside, Settings, SourceFile, compare};
+use keyward_engine::global_policy::{GlobalPolicy, RetainedHashes};
 use keyward_engine::record::{Plans, rfc3339};
-use keyward_engine::rules::{GlobalPolicy, RetainedHashes};
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, compiled};
 use keyward_source::{ColumnMapping, Format};
 use keyward_state::{self as state, AcceptanceRecord};
 
-/// How often it is tried to open the file that a manifest names, where a daemon may be replacing both.
+/// Attempts to open the file that a manifest names. A daemon may be replacing both.
 const ATTEMPTS: usize = 5;
 
-/// The last good keys, as they would be served.
+/// The last good keys, ready to be served.
 pub struct Recovered {
-    /// The keys, on the plans of the configuration as it is now.
+    /// The keys, with the plans of the current configuration.
     pub keys: KeyTable,
-    /// What is known of them.
-    pub stored: Stored,
+    /// What is stored about them.
+    pub stored: StoredKeys,
     manifest: Manifest,
 }
 
 /// Why last good keys cannot be served.
-#[derive(Debug)]
-pub struct Unusable {
-    /// In a word, for programs.
-    pub kind: &'static str,
-    /// For people.
-    pub why: String,
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The manifest cannot be used.
+    #[error(transparent)]
+    Manifest(#[from] SealedError),
+    /// The compiled file cannot be opened.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        error: io::Error,
+    },
+    /// The compiled file is not the one that the manifest describes.
+    #[error("{}: {problem}; it is damaged", path.display())]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// How it differs.
+        problem: &'static str,
+    },
+    /// The compiled file cannot be read.
+    #[error(transparent)]
+    Load(ReloadError),
+    /// None of the keys would be found.
+    #[error(
+        "they were hashed with another pepper than keys.pepper_file has now, or with none, so that none of them would be \
+         found; name that pepper in keys.previous_pepper_file, or correct the source"
+    )]
+    OtherPepper,
+    /// The keys cannot be published.
+    #[error(transparent)]
+    Publish(ReloadError),
 }
 
-impl Unusable {
-    fn new(kind: &'static str, why: impl fmt::Display) -> Self {
-        Self { kind, why: why.to_string() }
-    }
-
-    fn damaged(path: &Path, why: impl fmt::Display) -> Self {
-        Self::new("damaged", format_args!("{}: {why}", path.display()))
-    }
-}
-
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why)
-    }
-}
-
-impl From<SealedError> for Unusable {
-    fn from(error: SealedError) -> Self {
-        let kind = match &error {
-            SealedError::File(_) => "unreadable",
-            SealedError::Damaged(_) => "damaged",
-            SealedError::Format { .. } => "format",
-        };
-        Self::new(kind, error)
+impl RecoverError {
+    /// A code for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Manifest(SealedError::File(_)) => "unreadable",
+            Self::Manifest(SealedError::Damaged { .. }) => "damaged",
+            Self::Manifest(SealedError::Format { .. }) => "format",
+            Self::Load(ReloadError::Compiled { error: compiled::ReadError::Version(_), .. }) => "format",
+            // A file that was valid when it was written contradicts the current plans.
+            Self::Load(ReloadError::Compiled { error: compiled::ReadError::Row { .. }, .. }) => "plans",
+            Self::Io { .. } | Self::Mismatch { .. } | Self::Load(_) => "damaged",
+            Self::OtherPepper => "pepper",
+            Self::Publish(error) => error.kind(),
+        }
     }
 }
 
-/// The last good keys in `directory`, on the plans of `source`; `None` if there are none. Takes no lock: a daemon that uses the
-/// directory is not disturbed.
+/// The last good keys in `directory`, with the plans of `source`; `None` if there are none. Takes
+/// no lock, so it does not disturb a daemon that uses the directory.
 ///
 /// # Errors
-/// When there are some, and they cannot be used.
-pub fn recover(directory: &Path, source: &SourceFile) -> Result<Option<Recovered>, Unusable> {
+/// When there are last good keys that cannot be used.
+pub fn recover(directory: &Path, source: &SourceFile) -> Result<Option<Recovered>, RecoverError> {
     for attempt in 1.. {
         let Some(manifest) = Manifest::read(directory)? else { return Ok(None) };
         let path = directory.join(&manifest.file);
         match state::open_to_read(&path) {
             Ok(file) => {
                 let keys = load(&path, &file, &manifest, Arc::clone(&source.plans))?;
-                return Ok(Some(Recovered { keys, stored: Stored::from(&manifest), manifest }));
+                return Ok(Some(Recovered { keys, stored: StoredKeys::from(&manifest), manifest }));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
-            Err(error) => return Err(Unusable::damaged(&path, error)),
+            Err(error) => return Err(RecoverError::Io { path, error }),
         }
     }
     Ok(None)
@@ -97,9 +113,12 @@ fn load(
     file: &std::fs::File,
     manifest: &Manifest,
     plans: Arc<Plans>,
-) -> Result<KeyTable, Unusable> {
-    if !manifest.names(file).map_err(|error| Unusable::damaged(path, error))? {
-        return Err(Unusable::damaged(path, "it is not the file that was written; it is damaged"));
+) -> Result<KeyTable, RecoverError> {
+    let mismatch = |problem| RecoverError::Mismatch { path: path.to_path_buf(), problem };
+    let is_named =
+        manifest.names(file).map_err(|error| RecoverError::Io { path: path.to_path_buf(), error })?;
+    if !is_named {
+        return Err(mismatch("it is not the file that was written"));
     }
     let origin = SourceFile {
         path: path.into(),
@@ -108,62 +127,60 @@ fn load(
         plans,
         on_bad_row: BadRowPolicy::Refuse,
     };
-    // The seed is in the file.
-    let source =
-        read::Source { origin: &origin, file, size: manifest.bytes, seed: 0, room: MemoryLimits::new() };
-    let read = source.read(None, &mut |_| {}).map_err(|failure| match &failure {
-        ReloadError::Compiled { error: compiled::ReadError::Version(_), .. } => {
-            Unusable::new("format", failure)
-        }
-        // What was whole when it was written contradicts the plans as they are now.
-        ReloadError::Compiled { error: compiled::ReadError::Row { .. }, .. } => {
-            Unusable::new("plans", failure)
-        }
-        _ => Unusable::new("damaged", failure),
-    })?;
-    match read.builder.len() == manifest.keys {
-        true => Ok(read.builder.finish()),
-        false => Err(Unusable::damaged(path, "it does not have as many keys as were written; it is damaged")),
+    let reader = SourceReader {
+        origin: &origin,
+        file,
+        size: manifest.bytes,
+        // A compiled file has its own seed.
+        seed: 0,
+        limits: MemoryLimits::new(),
+    };
+    let parsed = reader.read(None, &mut |_| {}).map_err(RecoverError::Load)?;
+    if parsed.builder.len() != manifest.keys {
+        return Err(mismatch("it does not have as many keys as were written"));
     }
+    Ok(parsed.builder.finish())
 }
 
 impl Recovered {
-    /// Which of its hashes are found by `rules`.
-    pub fn usable_hashes(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
-        self.manifest.usable_hashes(global_policy)
+    /// Which of the hashes are found under `global_policy`.
+    pub fn retained_hashes(&self, global_policy: &GlobalPolicy) -> RetainedHashes {
+        self.manifest.retained_hashes(global_policy)
     }
 
-    /// How a source that is read by `rules` is compared with them, at the Unix second `now`.
+    /// How a source that is read under `global_policy` is compared with these keys, at the Unix
+    /// second `now`.
     pub fn compare_options(&self, global_policy: &GlobalPolicy, now: u32) -> CompareOptions {
-        let kept = self.usable_hashes(global_policy);
+        let retained = self.retained_hashes(global_policy);
         CompareOptions {
             now,
-            by_key_id: global_policy.previous_pepper().is_some() || !(kept.current && kept.previous),
+            by_key_id: global_policy.previous_pepper().is_some() || !(retained.current && retained.previous),
         }
     }
 }
 
 impl ReloadLoop {
-    /// The cause of the first load. An operator may have decided, once, that it takes the source whatever the guard says of it.
-    pub(in crate::reload) fn first_cause(&self) -> Cause {
-        let mut cause = Cause::of(audit::Trigger::Start);
-        let accepted = self.reloader.last_good.as_ref().map(LastGood::take_acceptance);
+    /// The cause of the first load. An operator may have decided that this start accepts the source
+    /// without a comparison.
+    pub(in crate::reload) fn start_cause(&self) -> Cause {
+        let mut cause = Cause::start();
+        let accepted = self.reloader.last_good.as_ref().map(LastGoodStore::take_acceptance);
         match accepted {
             Some(Ok(Some(AcceptanceRecord { by_uid, at }))) => {
                 warn!(by_uid, %at, "an operator has accepted the source for this start: it is not compared with the last good keys");
                 cause.force = true;
-                cause.askers.peers.push(Peer { uid: by_uid, pid: None });
+                cause.waiters.peers.push(Peer { uid: by_uid, pid: None });
             }
             Some(Err(error)) => {
-                error!(%error, "whether the source is accepted for this start is not known; it is compared")
+                error!(%error, "whether the source is accepted for this start is not known; it is compared");
             }
             Some(Ok(None)) | None => {}
         }
         cause
     }
 
-    /// What the guard says of keys that were read, where nothing is served yet: they are compared with the last good keys. A
-    /// source that is the very file that was accepted, read in the same way, need not be.
+    /// Guards the first load: compares the loaded keys with the last good keys. A source that is
+    /// recorded as accepted is not compared.
     pub(in crate::reload) fn guard_by_last_good(
         &mut self,
         settings: &Settings,
@@ -171,9 +188,9 @@ impl ReloadLoop {
     ) -> Result<Option<Diff>, ReloadError> {
         let (path, new) = (&settings.source.path, &loaded.keys);
         let last_good = self.reloader.last_good.as_ref();
-        if last_good
-            .is_some_and(|keys| keys.has_accepted(&loaded.state, &settings.source, &settings.global_policy))
-        {
+        if last_good.is_some_and(|last_good| {
+            last_good.has_accepted(&loaded.state, &settings.source, &settings.global_policy)
+        }) {
             return Ok(None);
         }
         let diff = self.diff_from_last_good(settings, new);
@@ -183,15 +200,15 @@ impl ReloadLoop {
             return Ok(None);
         };
         tolerance.check(path, &diff, old.keys.len(), new.len())?;
-        // The pepper that they were hashed with is gone: keys that the source lists with the same hash would not be found.
-        match old.usable_hashes(&settings.global_policy).current {
-            true => {}
-            false => self.guard_stranded(path, &old.keys, new)?,
+        // If their pepper is gone, keys that the source lists with the same hash would not be
+        // found.
+        if !old.retained_hashes(&settings.global_policy).current {
+            self.guard_removed_pepper(path, &old.keys, new)?;
         }
         Ok(Some(diff))
     }
 
-    /// What `new` changes since the last good keys, if there are some that can be read.
+    /// What `new` changes compared with the last good keys, if there are any that can be read.
     pub(in crate::reload) fn diff_from_last_good(
         &mut self,
         settings: &Settings,
@@ -204,43 +221,42 @@ impl ReloadLoop {
             .map(|old| compare::diff(new, &old.keys, old.compare_options(&settings.global_policy, now)))
     }
 
-    /// Reads the last good keys, if they have not been read in this reload.
+    /// Reads the last good keys, once in a reload.
     pub(in crate::reload) fn recover(&mut self, settings: &Settings) {
         let Some(last_good) = &self.reloader.last_good else { return };
         let plans = &settings.source.plans;
-        // Nothing else can make them usable but other plans.
-        if self.recovered.is_some() || self.unusable_with.as_ref() == Some(plans) {
+        // After a failure, only other plans can make them usable.
+        if self.recovered.is_some() || self.unusable_with_plans.as_ref() == Some(plans) {
             return;
         }
         match recover(&last_good.directory(), &settings.source) {
             Ok(recovered) => self.recovered = recovered,
-            Err(unusable) => {
-                self.give_up_last_good(&unusable);
-                self.unusable_with = Some(Arc::clone(plans));
+            Err(error) => {
+                self.report_unusable(&error);
+                self.unusable_with_plans = Some(Arc::clone(plans));
             }
         }
     }
 
-    /// The last good keys cannot be served; that is said once.
-    fn give_up_last_good(&self, Unusable { kind, why }: &Unusable) {
+    /// Reports, once, that the last good keys cannot be served.
+    fn report_unusable(&self, error: &RecoverError) {
         let Some(last_good) = &self.reloader.last_good else { return };
-        if last_good.set_unusable(why) {
-            error!(error = why, "the last good keys cannot be served");
-            self.reloader.audit.record(&Event::LastGood(audit::LastGood::unusable(kind)));
+        if last_good.set_unusable(&error.to_string()) {
+            error!(%error, "the last good keys cannot be served");
+            self.reloader.audit.record(&Event::LastGood(audit::LastGood::unusable(error.kind())));
         }
     }
 
-    /// Serves the last good keys, where nothing else is served and the source is refused by `failure`. Returns whether it does.
-    pub(in crate::reload) fn serve_last_good(&mut self, settings: &Settings, failure: &ReloadError) -> bool {
+    /// Serves the last good keys if nothing else is served. `refusal` is why the source was
+    /// refused. Returns whether they are served.
+    pub(in crate::reload) fn serve_last_good(&mut self, settings: &Settings, refusal: &ReloadError) -> bool {
         if self.current.is_some() {
             return false;
         }
-        let manifest = self.reloader.last_good.as_ref().and_then(LastGood::manifest);
-        let kept = manifest.map(|manifest| manifest.usable_hashes(&settings.global_policy));
-        if kept.is_some_and(|kept| !kept.current) {
-            let why = "they were hashed with another pepper than keys.pepper_file has now, or with none, so that none of them \
-                       would be found; name that pepper in keys.previous_pepper_file, or mend the source";
-            self.give_up_last_good(&Unusable::new("pepper", why));
+        let manifest = self.reloader.last_good.as_ref().and_then(LastGoodStore::manifest);
+        let retained = manifest.map(|manifest| manifest.retained_hashes(&settings.global_policy));
+        if retained.is_some_and(|retained| !retained.current) {
+            self.report_unusable(&RecoverError::OtherPepper);
             return false;
         }
         self.recover(settings);
@@ -248,33 +264,33 @@ impl ReloadLoop {
         let (diff, kept) = compare::compare(&keys, None, self.compare_options(settings));
         let set_aside = SetAside::of_last_good(&keys);
         let written_at = stored.written_at;
-        if let Err(failure) = self.publish(settings, keys, written_at, (diff, &kept), Origin::LastGood) {
-            self.give_up_last_good(&Unusable::new(failure.kind(), failure));
+        if let Err(error) = self.publish(settings, keys, written_at, (diff, &kept), Origin::LastGood) {
+            self.report_unusable(&RecoverError::Publish(error));
             return false;
         }
         self.set_aside = set_aside.map(Arc::new);
         let [accepted_at, written_at] = [stored.accepted_at, stored.written_at].map(rfc3339);
         let (generation, keys) = (self.generation, stored.keys);
         error!(
-            error = %failure,
+            error = %refusal,
             generation, keys, accepted_at, source_written_at = written_at,
-            taken_away = self.taken_away.keys.len(),
+            taken_away = self.applied_takeaways.keys.len(),
             "the source is refused: the LAST GOOD KEYS are served in its place, until a source is accepted"
         );
-        if !manifest.usable_hashes(&settings.global_policy).previous {
+        if !manifest.retained_hashes(&settings.global_policy).previous {
             warn!(
                 "keys.previous_pepper_file is not what it was: last good keys that were hashed with it are not found"
             );
         }
         self.reloader.audit.record(&Event::LastGood(audit::LastGood {
             in_use: true,
-            reason: failure.kind(),
+            reason: refusal.kind(),
             keys,
             accepted_at: Some(accepted_at),
             source_written_at: Some(written_at),
         }));
         if let Some(last_good) = &self.reloader.last_good {
-            last_good.set_in_use(failure.to_string());
+            last_good.set_in_use(refusal.to_string());
         }
         true
     }

@@ -1,13 +1,13 @@
-//! Small files of the state directory that are believed as a whole or not at all.
+//! Small files of the state directory with a checksum, which are used as a whole or not at all.
 //!
 //! ```text
 //! {"format":1,"crc32":3735928559,"content":{…}}
 //! ```
 //!
-//! The checksum is of the text of `content`.
+//! The checksum covers the text of `content`.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -15,23 +15,26 @@ use serde_json::value::RawValue;
 
 use keyward_state::{self as state, FileError};
 
-/// Increased by every change of a content's fields.
+/// Incremented with every change of a content's fields.
 const FORMAT: u32 = 1;
 
-/// Why a file is of no use.
+/// Why a sealed file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SealedError {
+pub enum SealedError {
     /// It cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// It is not what was written.
-    #[error("{0}: it is damaged")]
-    Damaged(String),
+    /// Its content does not match its checksum.
+    #[error("{}: it is damaged", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another version of keyward wrote it.
-    #[error("{path}: it is of format {format}, and this keyward reads format {FORMAT}")]
+    #[error("{}: it is of format {format}, and this keyward reads format {FORMAT}", path.display())]
     Format {
         /// The file.
-        path: String,
+        path: PathBuf,
         /// Its format.
         format: u32,
     },
@@ -50,24 +53,22 @@ struct Format {
     format: u32,
 }
 
-/// What the file at `path` holds, if there is one.
+/// The content of the file at `path`, if there is one.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SealedError> {
     let Some(bytes) = state::read(path)? else { return Ok(None) };
-    let shown = || path.display().to_string();
-    match serde_json::from_slice::<Format>(&bytes) {
-        Ok(Format { format }) if format != FORMAT => {
-            return Err(SealedError::Format { path: shown(), format });
-        }
-        _ => {}
+    if let Ok(Format { format }) = serde_json::from_slice(&bytes)
+        && format != FORMAT
+    {
+        return Err(SealedError::Format { path: path.to_path_buf(), format });
     }
-    let whole = serde_json::from_slice::<Sealed<'_>>(&bytes)
+    let content = serde_json::from_slice::<Sealed<'_>>(&bytes)
         .ok()
         .filter(|sealed| sealed.crc32 == crc32fast::hash(sealed.content.get().as_bytes()))
         .and_then(|sealed| serde_json::from_str(sealed.content.get()).ok());
-    whole.map(Some).ok_or_else(|| SealedError::Damaged(shown()))
+    content.map(Some).ok_or_else(|| SealedError::Damaged { path: path.to_path_buf() })
 }
 
-/// Replaces the file at `path`, durably. If it cannot be written, the one before is there.
+/// Replaces the file at `path`, durably. If that fails, the previous file is still there.
 pub(super) fn write<T: Serialize>(path: &Path, content: &T) -> Result<(), FileError> {
     state::replace(path, |file| {
         let content = serde_json::value::to_raw_value(content)?;

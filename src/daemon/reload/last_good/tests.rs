@@ -1,4 +1,4 @@
-//! Writing last good keys and reading them again, without a daemon.
+//! Last good keys that are written and recovered without a daemon.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,19 +13,19 @@ use keyward_engine::record::{KeyRecord, Plans, parse_limits};
 use keyward_engine::snapshot::{Builder, SnapshotMeta};
 use keyward_source::{ColumnMapping, Format};
 
-/// How long anything may take before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for a condition.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Fixture {
     directory: TempDir,
-    last_good: LastGood,
+    last_good: LastGoodStore,
 }
 
 impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let state = StateDir::open(directory.path(), true).expect("opens").expect("is there");
-        let last_good = LastGood::open(Some(&Arc::new(state)), true).expect("a thread").expect("kept");
+        let last_good = LastGoodStore::open(Some(&Arc::new(state)), true).expect("a thread").expect("kept");
         Self { directory, last_good }
     }
 
@@ -44,7 +44,7 @@ impl Fixture {
         }
     }
 
-    /// A job of so many keys; `content` is the source's.
+    /// A job with `keys` keys. `content` is written to the source.
     fn job(&self, generation: u64, keys: u32, content: &str) -> Job {
         let source = self.source();
         fs::write(&source.path, content).expect("writes");
@@ -71,21 +71,21 @@ impl Fixture {
         }
     }
 
-    fn wait(&self, what: &str, ready: impl Fn(&Slot) -> bool) {
-        let slot = self.last_good.shared.slot();
-        let is_waiting = |slot: &mut Slot| !ready(slot);
-        let waited = self.last_good.shared.changed.wait_timeout_while(slot, PATIENCE, is_waiting);
-        assert!(waited.is_ok_and(|(_, timeout)| !timeout.timed_out()), "waited in vain for {what}");
+    fn wait(&self, what: &str, ready: impl Fn(&State) -> bool) {
+        let state = self.last_good.shared.state();
+        let is_waiting = |state: &mut State| !ready(state);
+        let waited = self.last_good.shared.changed.wait_timeout_while(state, TIMEOUT, is_waiting);
+        assert!(waited.is_ok_and(|(_, timeout)| !timeout.timed_out()), "timeout: {what}");
     }
 
-    fn stored(&self, generation: u64) {
-        self.wait("the keys", |slot| {
-            slot.writing.is_none()
-                && slot.stored.as_ref().is_some_and(|stored| stored.generation == generation)
+    fn wait_stored(&self, generation: u64) {
+        self.wait("the keys", |state| {
+            state.writing.is_none()
+                && state.stored.as_ref().is_some_and(|stored| stored.generation == generation)
         });
     }
 
-    /// The names of the files that were written.
+    /// The names of the files of last good keys.
     fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.directory.path()).expect("lists").flatten();
         let names = entries.map(|entry| entry.file_name().into_string().expect("UTF-8"));
@@ -94,18 +94,18 @@ impl Fixture {
         names
     }
 
-    fn recover(&self) -> Result<Option<Recovered>, Unusable> {
+    fn recover(&self) -> Result<Option<Recovered>, RecoverError> {
         recover(self.directory.path(), &self.source())
     }
 }
 
 #[test]
-fn keys_are_read_as_they_were_accepted_and_one_file_is_left() {
+fn accepted_keys_are_recovered_and_one_compiled_file_is_left() {
     let fixture = Fixture::new();
     assert!(matches!(fixture.recover(), Ok(None)));
     for generation in 1..4 {
-        fixture.last_good.keep(fixture.job(generation, 100 + generation as u32, &generation.to_string()));
-        fixture.stored(generation);
+        fixture.last_good.enqueue(fixture.job(generation, 100 + generation as u32, &generation.to_string()));
+        fixture.wait_stored(generation);
         assert_eq!(fixture.files(), [format!("last_good-{generation}.kwc"), "last_good.json".to_owned()]);
         for name in fixture.files() {
             let mode = fs::metadata(fixture.path(&name)).expect("a file").permissions().mode();
@@ -120,10 +120,10 @@ fn keys_are_read_as_they_were_accepted_and_one_file_is_left() {
 }
 
 #[test]
-fn rows_keep_their_own_plans_and_take_the_limits_of_the_current_ones() {
+fn recovered_rows_keep_their_plans_with_the_current_limits() {
     let fixture = Fixture::new();
-    fixture.last_good.keep(fixture.job(1, 2, "x"));
-    fixture.stored(1);
+    fixture.last_good.enqueue(fixture.job(1, 2, "x"));
+    fixture.wait_stored(1);
     let other = [("pro".into(), parse_limits("8/d").expect("limits")), ("free".into(), Vec::new())];
     let plans = Arc::new(Plans::new(other, Some("free".into())).expect("plans"));
     let recovered = recover(fixture.directory.path(), &SourceFile { plans, ..fixture.source() });
@@ -135,46 +135,48 @@ fn rows_keep_their_own_plans_and_take_the_limits_of_the_current_ones() {
         .expect("room");
     let of = |key_id| snapshot.find_by_id(key_id).expect("a key").policy();
     assert_eq!((of("k0").plan(), of("k0").limits()), ("pro", &*parse_limits("8/d").expect("limits")));
-    assert_eq!(of("k1").plan(), "free", "it named none, and there is a default plan now");
+    assert_eq!(of("k1").plan(), "free", "a row without a plan has the new default plan");
     let plans = Arc::new(Plans::new([("free".into(), Vec::new())], None).expect("plans"));
     let unusable = recover(fixture.directory.path(), &SourceFile { plans, ..fixture.source() }).err();
-    let Unusable { kind, why } = unusable.expect("a plan is missing");
-    assert!(kind == "plans" && why.contains("the plan \"pro\" is not in the configuration"), "{kind}: {why}");
+    let error = unusable.expect("a plan is missing");
+    let text = error.to_string();
+    assert!(text.contains("the plan \"pro\" is not in the configuration"), "{text}");
+    assert_eq!(error.kind(), "plans");
 }
 
 #[test]
 fn unchanged_source_is_not_written_again() {
     let fixture = Fixture::new();
-    fixture.last_good.keep(fixture.job(1, 100, "x"));
-    fixture.stored(1);
+    fixture.last_good.enqueue(fixture.job(1, 100, "x"));
+    fixture.wait_stored(1);
     let mut again = fixture.job(2, 100, "x");
     again.state = fixture.last_good.manifest().expect("stored").state;
-    fixture.last_good.keep(again);
-    fixture.stored(2);
+    fixture.last_good.enqueue(again);
+    fixture.wait_stored(2);
     assert_eq!(fixture.files(), ["last_good-1.kwc", "last_good.json"]);
     assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.stored.generation == 2));
 }
 
 #[test]
-fn every_cut_and_every_flipped_bit_is_noticed() {
+fn truncated_or_damaged_file_is_refused() {
     let fixture = Fixture::new();
-    fixture.last_good.keep(fixture.job(1, 3, "x"));
-    fixture.stored(1);
+    fixture.last_good.enqueue(fixture.job(1, 3, "x"));
+    fixture.wait_stored(1);
     let path = fixture.path("last_good-1.kwc");
     let whole = fs::read(&path).expect("a file");
     for at in 0..whole.len() {
         let mut damaged = whole.clone();
         damaged[at] ^= 1 << (at % 8);
         fs::write(&path, &damaged).expect("writes");
-        let unusable = fixture.recover().err().unwrap_or_else(|| panic!("bit of byte {at}"));
-        assert!(matches!(unusable.kind, "damaged"), "{unusable:?}");
+        let error = fixture.recover().err().unwrap_or_else(|| panic!("bit of byte {at}"));
+        assert_eq!(error.kind(), "damaged", "{error:?}");
         fs::write(&path, &whole[..at]).expect("writes");
         assert!(fixture.recover().is_err(), "cut at {at}");
     }
     fs::remove_file(&path).expect("removes");
-    assert!(fixture.recover().is_err_and(|unusable| unusable.kind == "damaged"));
+    assert!(fixture.recover().is_err_and(|error| error.kind() == "damaged"));
     std::os::unix::fs::symlink("/etc/passwd", &path).expect("a link");
-    assert!(fixture.recover().is_err(), "nothing leads out of the directory");
+    assert!(fixture.recover().is_err(), "symbolic links are not followed");
 }
 
 #[test]
@@ -189,13 +191,13 @@ fn compiled_source_is_copied_unless_it_has_changed() {
     let mut job = fixture.job(1, 100, "x");
     let (file, state, path) = compile(&job, "source.kwc");
     (job.compiled, job.state) = (Some(file), state);
-    fixture.last_good.keep(job);
-    fixture.stored(1);
+    fixture.last_good.enqueue(job);
+    fixture.wait_stored(1);
     let copied = fs::read(fixture.path("last_good-1.kwc")).expect("a file");
     assert_eq!(copied, fs::read(&path).expect("the source"));
     let recovered = fixture.recover().expect("usable").expect("there");
-    assert_eq!(recovered.stored.written_at, 1_795_255_200, "the manifest's, and not the file's");
-    // Writing to the source in place does not reach the copy.
+    assert_eq!(recovered.stored.written_at, 1_795_255_200, "from the manifest, not the file");
+    // Writing to the source in place does not change the copy.
     fs::write(&path, "something else").expect("writes");
     assert!(fixture.recover().expect("usable").is_some());
 
@@ -203,109 +205,109 @@ fn compiled_source_is_copied_unless_it_has_changed() {
     let (file, state, path) = compile(&job, "other.kwc");
     (job.compiled, job.state) = (Some(file), state);
     fs::write(&path, "it is not what was loaded any more").expect("writes");
-    fixture.last_good.keep(job);
-    fixture.stored(2);
+    fixture.last_good.enqueue(job);
+    fixture.wait_stored(2);
     let recovered = fixture.recover().expect("usable").expect("there");
     assert_eq!(recovered.keys.len(), 100, "written from memory");
 }
 
 #[test]
-fn full_disk_leaves_what_is_there_and_is_reported() {
+fn failed_write_is_reported_and_keeps_the_previous_keys() {
     let fixture = Fixture::new();
-    fixture.last_good.keep(fixture.job(1, 10, "x"));
-    fixture.stored(1);
-    // Something that a file cannot be written over, for root either.
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
+    // Not even root can write a file over a directory.
     fs::create_dir(fixture.path("last_good.json.new")).expect("a directory");
-    fixture.last_good.keep(fixture.job(2, 20, "y"));
-    fixture.wait("the failure", |slot| slot.failures > 0);
+    fixture.last_good.enqueue(fixture.job(2, 20, "y"));
+    fixture.wait("the failure", |state| state.failures > 0);
     let unwritten = || fixture.last_good.shared.directory.health().unwritten();
     assert!(unwritten().iter().any(|file| file.error.contains("last_good.json")), "{:?}", unwritten());
     assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.keys.len() == 10));
     fs::remove_dir(fixture.path("last_good.json.new")).expect("removes");
-    fixture.last_good.keep(fixture.job(3, 30, "z"));
-    fixture.stored(3);
+    fixture.last_good.enqueue(fixture.job(3, 30, "z"));
+    fixture.wait_stored(3);
     assert!(unwritten().is_empty());
     assert_eq!(fixture.files(), ["last_good-3.kwc", "last_good.json"]);
 }
 
 #[test]
-fn write_that_failed_is_tried_again_without_other_keys() {
+fn failed_write_is_retried() {
     let fixture = Fixture::new();
     let obstacle = fixture.path("last_good.json.new");
     fs::create_dir(&obstacle).expect("a directory");
-    fixture.last_good.keep(fixture.job(1, 10, "x"));
-    fixture.wait("the failure", |slot| slot.failures > 0);
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait("the failure", |state| state.failures > 0);
     fs::remove_dir(&obstacle).expect("removes");
-    fixture.stored(1);
+    fixture.wait_stored(1);
     assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.keys.len() == 10));
     assert!(fixture.last_good.shared.directory.health().unwritten().is_empty());
 }
 
 #[test]
-fn other_keys_do_not_wait_for_the_next_attempt() {
+fn new_keys_do_not_wait_for_a_retry() {
     let fixture = Fixture::new();
     {
-        let mut slot = fixture.last_good.shared.slot();
-        (slot.failures, slot.retry_at) = (9, Some(Instant::now() + 100 * PATIENCE));
+        let mut state = fixture.last_good.shared.state();
+        (state.failures, state.retry_at) = (9, Some(Instant::now() + 100 * TIMEOUT));
     }
-    fixture.last_good.keep(fixture.job(1, 10, "x"));
-    fixture.stored(1);
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
 }
 
-/// Numbers are used again where the state directory has lost the last one.
+/// A state directory that has lost its last generation may use one again.
 #[test]
-fn file_that_the_manifest_names_is_not_overwritten_by_one_of_the_same_generation() {
+fn repeated_generation_does_not_overwrite_the_stored_file() {
     let fixture = Fixture::new();
-    fixture.last_good.keep(fixture.job(1, 10, "x"));
-    fixture.stored(1);
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
     fs::create_dir(fixture.path("last_good.json.new")).expect("a directory");
-    fixture.last_good.keep(fixture.job(1, 20, "y"));
-    fixture.wait("the failure", |slot| slot.failures > 0);
+    fixture.last_good.enqueue(fixture.job(1, 20, "y"));
+    fixture.wait("the failure", |state| state.failures > 0);
     assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.keys.len() == 10));
 }
 
 #[test]
-fn file_with_another_number_of_keys_is_damaged() {
+fn file_with_a_different_number_of_keys_is_refused() {
     let fixture = Fixture::new();
-    fixture.last_good.keep(fixture.job(1, 10, "x"));
-    fixture.stored(1);
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
     let mut manifest = fixture.last_good.manifest().expect("stored");
     manifest.keys += 1;
     manifest.write(fixture.directory.path()).expect("writes");
-    assert!(fixture.recover().is_err_and(|unusable| unusable.kind == "damaged"));
+    assert!(fixture.recover().is_err_and(|error| error.kind() == "damaged"));
 }
 
 #[test]
-fn newest_of_many_keys_is_stored() {
+fn newest_of_many_jobs_is_stored() {
     let fixture = Fixture::new();
     for generation in 1..50 {
-        fixture.last_good.keep(fixture.job(generation, 10, &generation.to_string()));
+        fixture.last_good.enqueue(fixture.job(generation, 10, &generation.to_string()));
     }
-    fixture.stored(49);
+    fixture.wait_stored(49);
     assert_eq!(fixture.files(), ["last_good-49.kwc", "last_good.json"]);
 }
 
 #[test]
-fn what_is_not_to_be_kept_is_removed() {
+fn disabled_store_removes_its_files() {
     let fixture = Fixture::new();
-    fixture.last_good.keep(fixture.job(1, 10, "x"));
-    fixture.stored(1);
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
     let state = Arc::clone(&fixture.last_good.shared.directory);
     fs::write(fixture.path("keys.kwc"), "the source's").expect("writes");
-    assert!(LastGood::open(Some(&state), false).expect("no thread").is_none());
+    assert!(LastGoodStore::open(Some(&state), false).expect("no thread").is_none());
     assert!(fixture.files().is_empty());
     assert!(fixture.path("keys.kwc").exists());
 }
 
 #[test]
-fn garbage_of_a_killed_daemon_is_removed_at_the_start() {
+fn stale_files_are_removed_at_the_start() {
     let fixture = Fixture::new();
-    fixture.last_good.keep(fixture.job(1, 10, "x"));
-    fixture.stored(1);
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
     for name in ["last_good-2.kwc", "last_good-3.kwc.new", "last_good.json.new"] {
         fs::write(fixture.path(name), "half").expect("writes");
     }
     let state = Arc::clone(&fixture.last_good.shared.directory);
-    LastGood::open(Some(&state), true).expect("a thread");
+    LastGoodStore::open(Some(&state), true).expect("a thread");
     assert_eq!(fixture.files(), ["last_good-1.kwc", "last_good.json"]);
 }

@@ -1,9 +1,10 @@
-//! Writing the keys that are in force to the state directory, in the background.
+//! The background thread that writes the keys in force to the state directory.
 //!
-//! One write is under way, and at most one waits: a reload that is accepted meanwhile replaces the one that waits. A write that
-//! is under way is completed, so that reloads that follow each other closely do not keep every one of them from the disk. The
-//! exception is memory: where a large set has been superseded and the next one is about to be read, there would be three of
-//! them; then the write is given up, and the newest keys are written instead.
+//! At most one write is in progress and one is pending. A reload that is accepted meanwhile
+//! replaces the pending one. The write in progress is completed, because frequent reloads would
+//! otherwise keep all of them from the disk. The exception is memory: if a large set has been
+//! superseded and the next one is about to be read, there would be three sets in memory. Then the
+//! write is cancelled, and the newest keys are written.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -15,39 +16,41 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
-use super::accepted::ACCEPTED;
-use super::manifest::{MANIFEST, Manifest, PREFIX, SUFFIX, head_crc32, is_own};
-use super::{LastGood, Shared, Slot};
+use super::accepted::ACCEPTED_FILE;
+use super::manifest::{MANIFEST, Manifest, PREFIX, SUFFIX, header_crc32, is_own};
+use super::{LastGoodStore, Shared, State};
 use crate::reload::FileState;
 use keyward_engine::snapshot::{RowPolicies, Snapshot};
 use keyward_state::{self as state, FileError, disk};
 
-/// The lowest priority there is: keys are kept for a restart, and requests are answered now.
-const NICE: i32 = 19;
+/// The lowest priority: keys are stored for a restart, while requests are answered now.
+const NICENESS: i32 = 19;
 
-/// Bytes that are written or copied before it is looked whether to go on, and paused where the priority could not be lowered.
-const STEP: u64 = 4 << 20;
+/// Bytes written between two checks for cancellation, and between pauses if the priority could not
+/// be lowered.
+const STEP_BYTES: u64 = 4 << 20;
 
-/// Bytes after which the disk is waited for: a sync of the whole file at its end would hold up everything else on that disk.
-const SYNC_EVERY: u64 = 64 << 20;
+/// Bytes between two syncs: one sync of the whole file would hold up all other I/O on that disk.
+const SYNC_BYTES: u64 = 64 << 20;
 
 /// Longest pause after a step.
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long after a first failure the writing is tried again, if no other keys come into force before. The time doubles with
-/// each failure.
+/// Delay before the first retry, unless other keys come into force before. It doubles with each
+/// failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
-/// The longest time between two attempts.
+/// The longest delay between two attempts.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
-/// How long the daemon's end waits for keys that were accepted right before it.
-const STOP: Duration = Duration::from_secs(2);
+/// How long a shutdown waits for keys that were accepted right before it.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Keys from which on a superseded set is too much memory to be held while another is read: some 32 MiB.
-const LARGE: usize = 1 << 18;
+/// Keys from which on a superseded set, of about 32 MiB, must not stay in memory while another is
+/// read.
+const LARGE_SET: usize = 1 << 18;
 
-/// Keys that came into force, and where they came from.
+/// Keys that came into force, and their source.
 pub(in crate::reload) struct Job {
     pub(in crate::reload) snapshot: Arc<Snapshot>,
     pub(in crate::reload) policies: RowPolicies,
@@ -59,43 +62,45 @@ pub(in crate::reload) struct Job {
     pub(in crate::reload) accepted_at: u32,
 }
 
-/// A write that is under way.
+/// The write in progress.
 pub(super) struct Writing {
     generation: u64,
     keys: usize,
-    give_up: Arc<AtomicBool>,
+    cancelled: Arc<AtomicBool>,
 }
 
-impl LastGood {
-    /// Has keys written that have come into force. Waits for no disk.
-    pub(in crate::reload) fn keep(&self, job: Job) {
+impl LastGoodStore {
+    /// Queues keys that have come into force. Does not wait for the disk.
+    pub(in crate::reload) fn enqueue(&self, job: Job) {
         let replaced = {
-            let mut slot = self.shared.slot();
-            (slot.in_use, slot.unusable, slot.retry_at) = (None, None, None);
-            slot.pending.replace(job)
+            let mut state = self.shared.state();
+            (state.in_use, state.unusable, state.retry_at) = (None, None, None);
+            state.pending.replace(job)
         };
-        // Freed when the lock is not held any more.
+        // Freed outside the lock.
         drop(replaced);
         self.shared.changed.notify_all();
     }
 
-    /// Another set of keys is about to be read while `in_force` is served: a large one that is neither is given up.
-    pub(in crate::reload) fn make_room(&self, in_force: u64) {
-        if let Some(writing) = &self.shared.slot().writing
+    /// Cancels the write of a large set that has been superseded by the generation `in_force`:
+    /// another set is about to be read.
+    pub(in crate::reload) fn cancel_superseded_write(&self, in_force: u64) {
+        if let Some(writing) = &self.shared.state().writing
             && writing.generation != in_force
-            && writing.keys >= LARGE
+            && writing.keys >= LARGE_SET
         {
-            writing.give_up.store(true, Ordering::Relaxed);
+            writing.cancelled.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The daemon ends: waits a moment for what is still to be written. What is abandoned then leaves the keys before it.
+    /// Waits, for a limited time, until pending keys are written. If they are not, the previous
+    /// keys stay on disk.
     pub fn stop(&self) {
         let shared = &self.shared;
         shared.stopping.store(true, Ordering::Relaxed);
         shared.changed.notify_all();
-        let is_busy = |slot: &mut Slot| slot.writing.is_some() || slot.is_due(Instant::now());
-        let waited = shared.changed.wait_timeout_while(shared.slot(), STOP, is_busy);
+        let is_busy = |state: &mut State| state.writing.is_some() || state.is_due(Instant::now());
+        let waited = shared.changed.wait_timeout_while(shared.state(), STOP_TIMEOUT, is_busy);
         if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
             info!(
                 "the keys in force are not on the disk yet; a start beside a bad source would serve those before them"
@@ -104,50 +109,50 @@ impl LastGood {
     }
 }
 
-impl Slot {
+impl State {
     fn is_due(&self, now: Instant) -> bool {
         self.pending.is_some() && self.retry_at.is_none_or(|at| at <= now)
     }
 }
 
 impl Shared {
-    /// The thread.
+    /// The thread's main function.
     pub(super) fn run(&self) {
-        let is_polite = rustix::process::setpriority_process(None, NICE)
+        let has_low_priority = rustix::process::setpriority_process(None, NICENESS)
             .inspect_err(|error| debug!(%error, "keys are kept at the priority of the workers, with pauses"))
             .is_ok();
-        while let Some((job, give_up)) = self.next() {
-            let pace = Pace { give_up: &give_up, stopping: &self.stopping, is_polite };
+        while let Some((job, cancelled)) = self.next() {
+            let pace = Pace { cancelled: &cancelled, stopping: &self.stopping, has_low_priority };
             let written = self.write(&job, &pace);
-            self.finish(job, written, give_up.load(Ordering::Relaxed));
+            self.finish(job, written, cancelled.load(Ordering::Relaxed));
         }
     }
 
-    /// Waits for what is to be written next; `None` at the end.
+    /// Waits for the next job; `None` at shutdown.
     fn next(&self) -> Option<(Job, Arc<AtomicBool>)> {
-        let mut slot = self.slot();
+        let mut state = self.state();
         loop {
             let now = Instant::now();
-            if slot.is_due(now)
-                && let Some(job) = slot.pending.take()
+            if state.is_due(now)
+                && let Some(job) = state.pending.take()
             {
-                let give_up = Arc::new(AtomicBool::new(false));
+                let cancelled = Arc::new(AtomicBool::new(false));
                 let (generation, keys) = (job.snapshot.generation(), job.snapshot.len());
-                slot.writing = Some(Writing { generation, keys, give_up: Arc::clone(&give_up) });
-                return Some((job, give_up));
+                state.writing = Some(Writing { generation, keys, cancelled: Arc::clone(&cancelled) });
+                return Some((job, cancelled));
             }
             if self.stopping.load(Ordering::Relaxed) {
                 return None;
             }
-            let patience = slot.retry_at.map_or(MAX_RETRY, |at| at.saturating_duration_since(now));
-            slot = match self.changed.wait_timeout(slot, patience) {
-                Ok((slot, _)) => slot,
+            let timeout = state.retry_at.map_or(MAX_RETRY, |at| at.saturating_duration_since(now));
+            state = match self.changed.wait_timeout(state, timeout) {
+                Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
     }
 
-    fn finish(&self, job: Job, written: Result<Manifest, FileError>, was_given_up: bool) {
+    fn finish(&self, job: Job, written: Result<Manifest, FileError>, was_cancelled: bool) {
         let generation = job.snapshot.generation();
         match &written {
             Ok(manifest) => {
@@ -158,38 +163,38 @@ impl Shared {
                     "the keys in force are kept"
                 );
                 self.directory.health().written(MANIFEST);
-                // It names the source, too.
-                self.directory.health().written(ACCEPTED);
-                self.drop_taken_away_before(generation);
+                // The manifest names the accepted source, too.
+                self.directory.health().written(ACCEPTED_FILE);
+                self.remove_takeaways_before(generation);
             }
-            Err(_) if was_given_up => debug!(generation, "others came into force before the keys were kept"),
+            Err(_) if was_cancelled => debug!(generation, "others came into force before the keys were kept"),
             Err(error) => self.directory.health().failed(MANIFEST, error),
         }
-        let mut slot = self.slot();
-        slot.writing = None;
+        let mut state = self.state();
+        state.writing = None;
         let mut done = Some(job);
         match written {
             Ok(manifest) => {
-                slot.stored = Some(manifest);
-                slot.failures = 0;
+                state.stored = Some(manifest);
+                state.failures = 0;
             }
-            Err(_) if was_given_up || slot.pending.is_some() => {}
+            Err(_) if was_cancelled || state.pending.is_some() => {}
             Err(_) => {
-                let retry = FIRST_RETRY.saturating_mul(1 << slot.failures.min(6)).min(MAX_RETRY);
-                slot.failures = slot.failures.saturating_add(1);
-                slot.retry_at = Some(Instant::now() + retry);
-                slot.pending = done.take();
+                let retry = FIRST_RETRY.saturating_mul(1 << state.failures.min(6)).min(MAX_RETRY);
+                state.failures = state.failures.saturating_add(1);
+                state.retry_at = Some(Instant::now() + retry);
+                state.pending = done.take();
             }
         }
-        drop(slot);
+        drop(state);
         self.changed.notify_all();
-        // The last to hold a snapshot frees it: here, if it has been superseded.
+        // Frees the snapshot, if it has been superseded.
         drop(done);
     }
 
     fn write(&self, job: &Job, pace: &Pace<'_>) -> Result<Manifest, FileError> {
         let directory = self.directory.path("");
-        let stored = self.slot().stored.clone();
+        let stored = self.state().stored.clone();
         let global_policy = job.snapshot.global_policy();
         let mut manifest = Manifest {
             generation: job.snapshot.generation(),
@@ -202,9 +207,10 @@ impl Shared {
             written_at: job.snapshot.meta().source_time,
             accepted_at: job.accepted_at,
             reading: job.reading.clone(),
-            peppers: super::manifest::peppers(global_policy),
+            peppers: super::manifest::pepper_fingerprints(global_policy),
         };
-        // The same file, read in the same way: its rows are there already, whatever plans and peppers have become.
+        // The same file, read by the same settings: its rows are on disk already. Plans and peppers
+        // do not matter.
         if let Some(stored) = &stored
             && stored.is_of(&job.state, &job.reading)
             && stored.keys == manifest.keys
@@ -217,14 +223,14 @@ impl Shared {
             manifest.write(&directory)?;
             return Ok(manifest);
         }
-        clean(&directory, stored.as_ref());
-        manifest.file = name_of(manifest.generation, stored.as_ref());
+        remove_stale_files(&directory, stored.as_ref());
+        manifest.file = file_name(manifest.generation, stored.as_ref());
         let written = self.write_file(job, &mut manifest, pace).and_then(|()| manifest.write(&directory));
-        clean(&directory, if written.is_ok() { Some(&manifest) } else { stored.as_ref() });
+        remove_stale_files(&directory, if written.is_ok() { Some(&manifest) } else { stored.as_ref() });
         written.map(|()| manifest)
     }
 
-    /// Writes the compiled file, durably, and completes the manifest.
+    /// Writes the compiled file, durably, and completes `manifest`.
     fn write_file(&self, job: &Job, manifest: &mut Manifest, pace: &Pace<'_>) -> Result<(), FileError> {
         let path = self.directory.path(&manifest.file);
         state::replace(&path, |file| {
@@ -241,15 +247,16 @@ impl Shared {
             manifest.bytes = file.get_ref().metadata()?.len();
             Ok(())
         })?;
-        let failed = |error| FileError { path: path.clone(), what: "read it again", error };
+        let failed = |error| FileError { path: path.clone(), action: "read it again", error };
         let file = state::open_to_read(&path).map_err(failed)?;
-        manifest.head_crc32 = head_crc32(&file).map_err(failed)?;
+        manifest.head_crc32 = header_crc32(&file).map_err(failed)?;
         Ok(())
     }
 }
 
-/// The file that is not being replaced has another name, so that the manifest that names it holds until the next one is there.
-fn name_of(generation: u64, stored: Option<&Manifest>) -> String {
+/// The name of the next compiled file. It differs from that of the stored one, so that the manifest
+/// stays valid until the next one replaces it.
+fn file_name(generation: u64, stored: Option<&Manifest>) -> String {
     let name = |number: u64| format!("{PREFIX}{number}{SUFFIX}");
     let first = name(generation);
     match stored {
@@ -258,8 +265,8 @@ fn name_of(generation: u64, stored: Option<&Manifest>) -> String {
     }
 }
 
-/// Removes the files in `directory` that were written here, but for the one that `manifest` names.
-pub(super) fn clean(directory: &Path, manifest: Option<&Manifest>) {
+/// Removes all compiled files in `directory` except the one that `manifest` names.
+pub(super) fn remove_stale_files(directory: &Path, manifest: Option<&Manifest>) {
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -273,7 +280,7 @@ pub(super) fn clean(directory: &Path, manifest: Option<&Manifest>) {
     }
 }
 
-/// Copies a compiled source that is as it was when it was loaded; `false` if it is not, or was not all the time.
+/// Copies a compiled source. Returns `false` if it differs from `state`, before or after the copy.
 fn copy(source: &File, state: &FileState, to: &File, pace: &Pace<'_>) -> io::Result<bool> {
     if FileState::of_open(source)? != *state {
         return Ok(false);
@@ -288,17 +295,16 @@ fn copy_bytes(source: &File, to: &File, length: u64, pace: &Pace<'_>) -> io::Res
     let (mut at, mut step, mut buffer) = (0, Step::new(), Vec::new());
     let mut in_kernel = true;
     while at < length {
-        let wanted = (length - at).min(STEP) as usize;
-        let copied = match in_kernel {
-            true => {
-                rustix::fs::copy_file_range(source, Some(&mut at.clone()), to, Some(&mut at.clone()), wanted)
-            }
-            false => Ok(0),
+        let wanted = (length - at).min(STEP_BYTES) as usize;
+        let copied = if in_kernel {
+            rustix::fs::copy_file_range(source, Some(&mut at.clone()), to, Some(&mut at.clone()), wanted)
+        } else {
+            Ok(0)
         };
         let copied = match copied {
             Ok(copied) if copied > 0 => copied,
             Err(rustix::io::Errno::NOSPC) => return Err(rustix::io::Errno::NOSPC.into()),
-            // Some file systems cannot, and some say so by copying nothing.
+            // The file system does not support it; some report that by copying nothing.
             _ => {
                 in_kernel = false;
                 buffer.resize(wanted, 0);
@@ -313,14 +319,14 @@ fn copy_bytes(source: &File, to: &File, length: u64, pace: &Pace<'_>) -> io::Res
     Ok(())
 }
 
-/// How fast to write.
+/// Whether and how fast to go on writing.
 struct Pace<'p> {
-    give_up: &'p AtomicBool,
+    cancelled: &'p AtomicBool,
     stopping: &'p AtomicBool,
-    is_polite: bool,
+    has_low_priority: bool,
 }
 
-/// What has been written since the last pause, and since the last sync.
+/// Bytes written since the last pause, and since the last sync.
 struct Step {
     bytes: u64,
     unsynced: u64,
@@ -340,18 +346,19 @@ impl Step {
     ) -> io::Result<()> {
         self.bytes += bytes;
         self.unsynced += bytes;
-        if self.bytes < STEP {
+        if self.bytes < STEP_BYTES {
             return Ok(());
         }
-        if pace.give_up.load(Ordering::Relaxed) {
+        if pace.cancelled.load(Ordering::Relaxed) {
             return Err(io::Error::other("others have come into force"));
         }
-        if self.unsynced >= SYNC_EVERY {
+        if self.unsynced >= SYNC_BYTES {
             sync()?;
             self.unsynced = 0;
         }
-        // A service may not be allowed to lower its priority. Then half of the time is others'.
-        if !pace.is_polite && !pace.stopping.load(Ordering::Relaxed) {
+        // A service may not be allowed to change its priority. Then half of the time is left to
+        // others.
+        if !pace.has_low_priority && !pace.stopping.load(Ordering::Relaxed) {
             std::thread::sleep(self.began.elapsed().min(MAX_PAUSE));
         }
         (self.bytes, self.began) = (0, Instant::now());
@@ -359,7 +366,7 @@ impl Step {
     }
 }
 
-/// A file that is written step by step.
+/// A file that is written in steps.
 struct Paced<'f> {
     file: &'f mut BufWriter<disk::File>,
     pace: &'f Pace<'f>,
@@ -391,51 +398,51 @@ mod tests {
     use keyward_state::StateDir;
 
     #[test]
-    fn large_superseded_write_is_given_up_before_others_are_read() {
+    fn large_superseded_write_is_cancelled_before_a_load() {
         let directory = tempfile::tempdir().expect("a directory");
         let state = StateDir::open(directory.path(), true).expect("opens").expect("is there");
-        let last_good = LastGood::open(Some(&Arc::new(state)), true).expect("a thread").expect("kept");
-        let given_up = |generation, keys, in_force| {
-            let give_up = Arc::new(AtomicBool::new(false));
-            let writing = Writing { generation, keys, give_up: Arc::clone(&give_up) };
-            last_good.shared.slot().writing = Some(writing);
-            last_good.make_room(in_force);
-            give_up.load(Ordering::Relaxed)
+        let last_good = LastGoodStore::open(Some(&Arc::new(state)), true).expect("a thread").expect("kept");
+        let is_cancelled = |generation, keys, in_force| {
+            let cancelled = Arc::new(AtomicBool::new(false));
+            let writing = Writing { generation, keys, cancelled: Arc::clone(&cancelled) };
+            last_good.shared.state().writing = Some(writing);
+            last_good.cancel_superseded_write(in_force);
+            cancelled.load(Ordering::Relaxed)
         };
-        assert!(given_up(1, LARGE, 2));
-        assert!(!given_up(2, LARGE, 2), "it is served anyway");
-        assert!(!given_up(1, LARGE - 1, 2), "it is completed, however fast others follow");
+        assert!(is_cancelled(1, LARGE_SET, 2));
+        assert!(!is_cancelled(2, LARGE_SET, 2), "it is in memory anyway");
+        assert!(!is_cancelled(1, LARGE_SET - 1, 2), "a small set is completed");
     }
 
     #[test]
-    fn write_that_is_given_up_fails_at_its_next_step() {
-        let (give_up, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
-        let pace = Pace { give_up: &give_up, stopping: &stopping, is_polite: true };
+    fn cancelled_write_fails_at_its_next_step() {
+        let (cancelled, stopping) = (AtomicBool::new(false), AtomicBool::new(false));
+        let pace = Pace { cancelled: &cancelled, stopping: &stopping, has_low_priority: true };
         let (mut step, mut synced) = (Step::new(), 0);
-        for _ in 0..2 * SYNC_EVERY / STEP {
+        for _ in 0..2 * SYNC_BYTES / STEP_BYTES {
             let sync = || {
                 synced += 1;
                 Ok(())
             };
-            step.wrote(STEP, &pace, sync).expect("it goes on");
+            step.wrote(STEP_BYTES, &pace, sync).expect("it goes on");
         }
         assert_eq!(synced, 2);
-        give_up.store(true, Ordering::Relaxed);
-        assert!(step.wrote(STEP, &pace, || Ok(())).is_err());
+        cancelled.store(true, Ordering::Relaxed);
+        assert!(step.wrote(STEP_BYTES, &pace, || Ok(())).is_err());
     }
 
     #[test]
     fn copy_has_every_byte() {
         let directory = tempfile::tempdir().expect("a directory");
         let [from, to] = ["from", "to"].map(|name| directory.path().join(name));
-        let bytes: Vec<u8> = (0..2 * STEP + 12_345).map(|number| (number % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..2 * STEP_BYTES + 12_345).map(|number| (number % 251) as u8).collect();
         std::fs::write(&from, &bytes).expect("writes");
-        let (give_up, stopping) = (AtomicBool::new(false), AtomicBool::new(true));
-        let pace = Pace { give_up: &give_up, stopping: &stopping, is_polite: false };
+        let (cancelled, stopping) = (AtomicBool::new(false), AtomicBool::new(true));
+        let pace = Pace { cancelled: &cancelled, stopping: &stopping, has_low_priority: false };
         let source = File::open(&from).expect("opens");
         copy_bytes(&source, &File::create(&to).expect("a file"), bytes.len() as u64, &pace).expect("copies");
         assert!(std::fs::read(&to).expect("reads") == bytes);
-        // Nothing comes of a source that has become shorter.
+        // A source that has become shorter is an error.
         let longer = bytes.len() as u64 + 1;
         assert!(copy_bytes(&source, &File::create(&to).expect("a file"), longer, &pace).is_err());
     }

@@ -1,11 +1,11 @@
-//! What a source says of revocations, over loads, restarts and disks that fail.
+//! Agreement of the source with revocations, across loads, restarts and failing disks.
 
 use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const WEEK: Retention = Retention::For(Duration::from_secs(7 * 86_400));
 
-/// A source of two keys that says `status` of k0; k1 is active.
+/// A source with two keys: k0 has `status`, and k1 is active.
 fn source(generation: u64, status: Status) -> Arc<Snapshot> {
     snapshot(2, generation, move |number| if number == 0 { status } else { Status::Active })
 }
@@ -18,21 +18,21 @@ fn revoked(directory: &TempDir) -> (Revocations, Publisher) {
     (revocations, publisher)
 }
 
-/// Loads a source as a reload does: published, and then settled.
+/// Loads a source as a reload does: publishes it, and then reconciles the list.
 fn load(revocations: &Revocations, publisher: &Publisher, next: Arc<Snapshot>) -> (usize, usize) {
     drop(revocations.publish(publisher, Arc::clone(&next)));
-    let settled = reconcile(revocations, &next, WEEK);
+    let result = reconcile(revocations, &next, WEEK);
     let is_listed = !revocations.entries().is_empty();
-    assert_eq!(is_revoked(publisher, 0), is_listed || settled.0 > 0, "it stays revoked");
-    settled
+    assert_eq!(is_revoked(publisher, 0), is_listed || result.0 > 0, "it stays revoked");
+    result
 }
 
-fn pass(revocations: &mut Revocations, time: Duration) {
+fn advance_clock(revocations: &mut Revocations, time: Duration) {
     revocations.clock = revocations.clock.after(time);
 }
 
-fn says(revocations: &Revocations) -> Option<SourceStatus> {
-    revocations.entries()[0].1.source.map(|source| source.says)
+fn status(revocations: &Revocations) -> Option<SourceStatus> {
+    revocations.entries()[0].1.source.map(|source| source.status)
 }
 
 #[test]
@@ -41,10 +41,10 @@ fn entry_is_dropped_once_the_source_has_agreed_for_the_whole_time() {
     let (mut revocations, publisher) = revoked(&directory);
     assert_eq!(load(&revocations, &publisher, source(2, Status::Revoked)), (0, 0));
     let since = revocations.entries()[0].1.agreed_since().expect("it agrees");
-    pass(&mut revocations, 6 * DAY);
+    advance_clock(&mut revocations, 6 * DAY);
     assert_eq!(load(&revocations, &publisher, source(3, Status::Revoked)), (0, 0));
     assert_eq!(revocations.entries()[0].1.agreed_since(), Some(since));
-    pass(&mut revocations, DAY);
+    advance_clock(&mut revocations, DAY);
     assert_eq!(load(&revocations, &publisher, source(4, Status::Revoked)), (1, 0));
     drop((revocations, publisher));
     assert_eq!(open(&directory).0.entries(), [], "durably");
@@ -55,41 +55,41 @@ fn active_source_after_an_agreement_is_a_conflict_and_loses() {
     let directory = directory();
     let (mut revocations, publisher) = revoked(&directory);
     assert_eq!(load(&revocations, &publisher, source(2, Status::Active)), (0, 0), "it has never agreed");
-    assert_eq!(says(&revocations), None);
+    assert_eq!(status(&revocations), None);
     load(&revocations, &publisher, source(3, Status::Revoked));
-    pass(&mut revocations, 8 * DAY);
-    // The week is over, and a load that disagrees is the first since.
+    advance_clock(&mut revocations, 8 * DAY);
+    // After the week, the first load contradicts.
     for generation in 4..6 {
         assert_eq!(load(&revocations, &publisher, source(generation, Status::Active)), (0, 1));
         let record = revocations.entries()[0].1;
         assert!(record.conflict_since().is_some() && record.agreed_since().is_none());
     }
-    // It begins anew with the next agreement.
+    // The time restarts with the next agreement.
     assert_eq!(load(&revocations, &publisher, source(6, Status::Revoked)), (0, 0));
-    pass(&mut revocations, 6 * DAY);
+    advance_clock(&mut revocations, 6 * DAY);
     assert_eq!(load(&revocations, &publisher, source(7, Status::Revoked)), (0, 0));
-    pass(&mut revocations, DAY);
+    advance_clock(&mut revocations, DAY);
     assert_eq!(load(&revocations, &publisher, source(8, Status::Revoked)), (1, 0));
 }
 
 #[test]
-fn missing_and_disabled_rows_begin_the_time_anew_without_a_conflict() {
+fn missing_and_disabled_rows_restart_the_time_without_a_conflict() {
     let directory = directory();
     let (mut revocations, publisher) = revoked(&directory);
     revocations.revoke(Target::Owner("acme".into()), 0).expect("revoked");
     let all = |status| snapshot(2, 2, move |_| status);
     for interruption in [all(Status::Disabled), snapshot(0, 3, |_| Status::Active)] {
         assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
-        pass(&mut revocations, 8 * DAY);
+        advance_clock(&mut revocations, 8 * DAY);
         assert_eq!(reconcile(&revocations, &interruption, WEEK), (0, 0));
         assert!(revocations.entries().iter().all(|(_, record)| record.agreed_since().is_none()));
         assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
-        pass(&mut revocations, DAY);
+        advance_clock(&mut revocations, DAY);
         assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
     }
     // An owner with a new key that is active.
     assert_eq!(reconcile(&revocations, &source(4, Status::Revoked), WEEK), (0, 1));
-    assert_eq!(revocations.entries()[0].0, Target::Owner("acme".into()), "what is contradicted comes first");
+    assert_eq!(revocations.entries()[0].0, Target::Owner("acme".into()), "contradicted entries come first");
     assert_eq!(publisher.reader().current().expect("published").generation(), 1);
 }
 
@@ -98,45 +98,45 @@ fn agreement_and_conflict_outlive_restarts() {
     let directory = directory();
     let (mut revocations, publisher) = revoked(&directory);
     load(&revocations, &publisher, source(2, Status::Revoked));
-    pass(&mut revocations, 6 * DAY);
+    advance_clock(&mut revocations, 6 * DAY);
     let entries = revocations.entries();
     drop((revocations, publisher));
 
-    // As if six days had passed: the mark has the clock, and the test's was another.
+    // The test's clock was not stored, so advance it again.
     let (mut revocations, publisher) = open(&directory);
     assert_eq!(revocations.entries(), entries);
-    pass(&mut revocations, 6 * DAY);
+    advance_clock(&mut revocations, 6 * DAY);
     assert_eq!(load(&revocations, &publisher, source(1, Status::Revoked)), (0, 0));
     assert_eq!(load(&revocations, &publisher, source(2, Status::Active)), (0, 1));
     drop((revocations, publisher));
 
     let (revocations, publisher) = open(&directory);
-    assert_eq!(says(&revocations), Some(SourceStatus::Active));
-    assert_eq!(load(&revocations, &publisher, source(1, Status::Active)), (0, 1), "no other news");
+    assert_eq!(status(&revocations), Some(SourceStatus::Active));
+    assert_eq!(load(&revocations, &publisher, source(1, Status::Active)), (0, 1), "no further change");
     drop((revocations, publisher));
 }
 
 #[test]
-fn keep_of_zero_drops_with_the_first_load_and_forever_never() {
+fn zero_retention_drops_at_the_first_load_and_forever_never() {
     let directory = directory();
     let (mut revocations, publisher) = revoked(&directory);
     let agreed = source(2, Status::Revoked);
     drop(revocations.publish(&publisher, Arc::clone(&agreed)));
     assert_eq!(reconcile(&revocations, &agreed, Retention::Forever), (0, 0));
-    pass(&mut revocations, 10_000 * DAY);
+    advance_clock(&mut revocations, 10_000 * DAY);
     assert_eq!(reconcile(&revocations, &agreed, Retention::Forever), (0, 0));
     assert_eq!(reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)), (1, 0));
     revocations.revoke(key(0), 0).expect("revoked");
     assert_eq!(
         reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)),
         (1, 0),
-        "without a line before"
+        "without an earlier line"
     );
     assert_eq!(revocations.entries(), []);
 }
 
 #[test]
-fn settlement_that_cannot_be_written_keeps_the_entries() {
+fn unwritable_reconciliation_keeps_the_entries() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
     let path = block(&directory);
@@ -144,12 +144,12 @@ fn settlement_that_cannot_be_written_keeps_the_entries() {
     drop(revocations.publish(&publisher, Arc::clone(&agreed)));
     assert_eq!(reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)), (0, 0));
     assert_eq!(revocations.entries().len(), 1);
-    fs::remove_dir(&path).expect("out of the way");
+    fs::remove_dir(&path).expect("removes the obstacle");
     wait_until_durable(&revocations);
     let entries = revocations.entries();
     drop((revocations, publisher));
     let (revocations, _publisher) = open(&directory);
-    assert_eq!(revocations.entries(), entries, "on the disk too");
+    assert_eq!(revocations.entries(), entries, "on disk as well");
     assert_eq!(
         reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)),
         (1, 0),
@@ -157,9 +157,9 @@ fn settlement_that_cannot_be_written_keeps_the_entries() {
     );
 }
 
-/// A revocation while the entry is being dropped is a new one, in memory and on the disk.
+/// A revocation while its entry is being dropped is a new one, in memory and on disk.
 #[test]
-fn entry_that_is_revoked_while_it_is_dropped_stays() {
+fn entry_revoked_while_it_is_dropped_stays() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
     let agreed = source(2, Status::Revoked);
@@ -174,17 +174,17 @@ fn entry_that_is_revoked_while_it_is_dropped_stays() {
     let entries = revocations.entries();
     assert_eq!((entries.len(), entries[0].1.by_uid), (1, 5));
     drop((revocations, publisher));
-    assert_eq!(open(&directory).0.entries(), entries, "the line that drops the old entry does not follow it");
+    assert_eq!(open(&directory).0.entries(), entries, "no line that drops the old entry follows");
 }
 
 #[test]
-fn entry_that_is_taken_back_and_revoked_while_it_is_dropped_stays() {
+fn entry_unrevoked_and_revoked_while_it_is_dropped_stays() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
     let agreed = source(2, Status::Revoked);
     drop(revocations.publish(&publisher, Arc::clone(&agreed)));
     let (_, due) = revocations.compare(&agreed, Retention::For(Duration::ZERO));
-    revocations.unrevoke(key(0), 5).expect("taken back");
+    revocations.unrevoke(key(0), 5).expect("unrevoked");
     revocations.revoke(key(0), 5).expect("revoked");
     assert_eq!(revocations.drop_durably(&agreed, due), []);
     let entries = revocations.entries();

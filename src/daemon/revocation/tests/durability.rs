@@ -1,4 +1,4 @@
-//! Whenever a command or a reload that changes the list returns, a power cut loses nothing of it.
+//! A power cut after a command or a reload that changes the list loses no change.
 
 use super::*;
 use keyward_state::Rotation;
@@ -6,8 +6,8 @@ use keyward_state::disk::trace::{Call, Trace};
 
 const NOTHING: [&str; 0] = [];
 
-/// What a power cut would lose of the list and the audit trail. The high-water mark follows the list, and a
-/// restart completes it.
+/// What a power cut would lose of the list and the audit trail. The high-water mark may be behind;
+/// a restart corrects it.
 fn volatile(trace: &Trace) -> Vec<String> {
     let names = trace.volatile().into_iter().map(|name| name.to_string());
     names.filter(|name| !name.contains("revocations.seq")).collect()
@@ -29,15 +29,15 @@ fn list_is_durable_when_a_command_returns() {
         assert_eq!(volatile(&trace), NOTHING, "{target:?} is revoked");
     }
     for target in [owner(), key(1)] {
-        revocations.unrevoke(target.clone(), 0).expect("taken back");
-        assert_eq!(volatile(&trace), NOTHING, "{target:?} is taken back");
+        revocations.unrevoke(target.clone(), 0).expect("unrevoked");
+        assert_eq!(volatile(&trace), NOTHING, "{target:?} is unrevoked");
     }
-    let path = directory.path().join(file::NAME);
+    let path = directory.path().join(list_file::NAME);
     let synced = trace.calls().into_iter().filter(|call| *call == Call::Sync(path.clone())).count();
     assert_eq!(synced, 5, "each command syncs its line");
 }
 
-/// Without keys, and again after a restart: the other paths to a line.
+/// Tests the other paths of writing a line.
 #[test]
 fn list_is_durable_before_keys_are_loaded_and_after_a_restart() {
     let directory = directory();
@@ -50,7 +50,7 @@ fn list_is_durable_before_keys_are_loaded_and_after_a_restart() {
 }
 
 #[test]
-fn list_is_durable_when_it_was_rewritten() {
+fn rewritten_list_is_durable() {
     let directory = directory();
     let trace = Trace::of(directory.path());
     let (revocations, publisher) = open(&directory);
@@ -59,7 +59,7 @@ fn list_is_durable_when_it_was_rewritten() {
     // Until most lines are superseded.
     for _ in 0..1_000 {
         revocations.revoke(key(0), 0).expect("revoked");
-        revocations.unrevoke(key(0), 0).expect("taken back");
+        revocations.unrevoke(key(0), 0).expect("unrevoked");
         if rewritten(&trace) {
             break;
         }
@@ -67,7 +67,7 @@ fn list_is_durable_when_it_was_rewritten() {
     assert!(rewritten(&trace));
     assert_eq!(volatile(&trace), NOTHING);
 
-    let path = directory.path().join(file::NAME);
+    let path = directory.path().join(list_file::NAME);
     let spoils: [fn(&std::path::Path) -> std::io::Result<()>; 2] =
         [|path| fs::remove_file(path), |path| fs::write(path, "")];
     for spoil in spoils {
@@ -76,12 +76,12 @@ fn list_is_durable_when_it_was_rewritten() {
         revocations.revoke(key(0), 0).expect("revoked");
         assert!(rewritten(&trace));
         assert_eq!(volatile(&trace), NOTHING);
-        revocations.unrevoke(key(0), 0).expect("taken back");
+        revocations.unrevoke(key(0), 0).expect("unrevoked");
     }
 }
 
 #[test]
-fn list_and_trail_are_durable_when_the_source_agrees() {
+fn list_and_audit_trail_are_durable_after_an_agreement() {
     let directory = directory();
     let trace = Trace::of(directory.path());
     let state = StateDir::open(directory.path(), true).expect("opens").map(Arc::new).expect("there");

@@ -1,4 +1,4 @@
-//! Lists that have lost something, and what a start makes of them.
+//! Incomplete lists at a start.
 
 use super::*;
 use keyward_state::{Acceptance, accept};
@@ -15,12 +15,12 @@ fn refusal(directory: &TempDir) -> String {
     text
 }
 
-/// A directory in which k0 was revoked, then k1, and in which a daemon has left other state.
+/// A directory in which k0 and then k1 were revoked, with other state of a daemon.
 fn used() -> TempDir {
     let directory = directory();
     let (revocations, _publisher) = open(&directory);
     revocations.revoke(key(0), 0).expect("revoked");
-    fs::copy(directory.path().join(file::NAME), directory.path().join("older")).expect("copies");
+    fs::copy(directory.path().join(list_file::NAME), directory.path().join("older")).expect("copies");
     revocations.revoke(key(1), 0).expect("revoked");
     fs::write(directory.path().join("balances"), "x").expect("writes");
     directory
@@ -29,7 +29,7 @@ fn used() -> TempDir {
 type Spoil = fn(&std::path::Path);
 
 fn list(directory: &std::path::Path) -> std::path::PathBuf {
-    directory.join(file::NAME)
+    directory.join(list_file::NAME)
 }
 
 fn text(directory: &std::path::Path) -> String {
@@ -43,7 +43,8 @@ fn without_line(directory: &std::path::Path, line: usize) {
     fs::write(list(directory), kept).expect("writes");
 }
 
-/// Case by case: what became of the list, what the refusal says, and the revocations that are left where it is accepted.
+/// For each case: the damage, a part of the message, and the revocations that remain if it is
+/// accepted.
 const LOSSES: &[(Spoil, &str, usize)] = &[
     (|dir| fs::remove_file(list(dir)).expect("removes"), "it is missing, and 2 changes", 0),
     (|dir| fs::write(list(dir), "").expect("empties"), "it is empty, and 2 changes", 0),
@@ -60,7 +61,7 @@ const LOSSES: &[(Spoil, &str, usize)] = &[
     (|dir| _ = fs::copy(dir.join("older"), list(dir)).expect("copies"), "it ends with change 1 of 2", 1),
     (|dir| without_line(dir, 2), "it ends with change 1 of 2", 1),
     (|dir| without_line(dir, 1), "line 2 is change 2, and change 1 was expected", 1),
-    // The first line is the header: what follows is numbered and cannot be an earlier version's.
+    // Without the header, the remaining lines are numbered, so they are not of an earlier version.
     (|dir| without_line(dir, 0), ":1: not a revocation: it is numbered", 2),
     (
         |dir| fs::write(list(dir), text(dir).trim_end().rsplit_once('"').expect("JSON").0).expect("tears"),
@@ -92,7 +93,7 @@ const LOSSES: &[(Spoil, &str, usize)] = &[
 ];
 
 #[test]
-fn list_that_has_lost_something_is_refused_until_that_is_accepted_once() {
+fn incomplete_list_is_refused_until_the_loss_is_accepted() {
     for (spoil, problem, left) in LOSSES {
         let directory = used();
         spoil(directory.path());
@@ -101,12 +102,12 @@ fn list_that_has_lost_something_is_refused_until_that_is_accepted_once() {
             let refused = refusal(&directory);
             assert!(refused.contains(problem), "{problem:?} is not in {refused:?}");
         }
-        assert_eq!(fs::read(list(directory.path())).ok(), before, "{problem}: nothing is thrown away");
+        assert_eq!(fs::read(list(directory.path())).ok(), before, "{problem}: the refused list is unchanged");
         accept(directory.path(), Acceptance::LostRevocations).expect("accepted");
         let loaded = try_open(&directory).unwrap_or_else(|error| panic!("{problem}: {error}"));
         assert_eq!(loaded.accepted_loss().map(|(_, left)| left), Some(*left), "{problem}");
         drop(loaded);
-        // From here on the list is whole, and the acceptance is spent.
+        // Now the list is complete, and the acceptance has been used.
         let loaded = try_open(&directory).unwrap_or_else(|error| panic!("{problem}: {error}"));
         assert_eq!((loaded.accepted_loss(), loaded.list.len()), (None, *left), "{problem}");
         drop(loaded);
@@ -115,7 +116,7 @@ fn list_that_has_lost_something_is_refused_until_that_is_accepted_once() {
     }
 }
 
-/// Every moment at which a daemon can be killed leaves a list that the next one starts with.
+/// A daemon that is killed at any moment leaves a list that the next start accepts.
 #[test]
 fn crash_between_the_list_and_its_mark_is_no_loss() {
     let directory = directory();
@@ -131,7 +132,7 @@ fn crash_between_the_list_and_its_mark_is_no_loss() {
         fs::write(&mark, behind).expect("a mark of before");
         assert_eq!(open(&directory).0.entries().len(), 3);
     }
-    // A list that is begun has its mark first.
+    // A new list gets its mark first.
     let first = self::directory();
     drop(open(&first));
     fs::remove_file(list(first.path())).expect("not written yet");
@@ -140,7 +141,7 @@ fn crash_between_the_list_and_its_mark_is_no_loss() {
 }
 
 #[test]
-fn list_of_an_earlier_version_is_taken_over() {
+fn list_of_an_earlier_version_is_converted() {
     let legacy = r#"{"action":"revoke","key_id":"k0","when":"2026-11-21T10:00:00Z","by_uid":0}"#;
     for (content, entries) in [(String::new(), 0), (format!("{legacy}\n"), 1), (legacy.to_owned(), 1)] {
         let directory = directory();
@@ -153,9 +154,9 @@ fn list_of_an_earlier_version_is_taken_over() {
     }
 }
 
-/// Numbers at the end of their range neither overflow nor are taken for a list that goes on.
+/// Numbers at the end of their range neither overflow nor count as valid.
 #[test]
-fn number_of_a_line_beyond_its_range_is_damage() {
+fn line_number_out_of_range_is_damage() {
     for (line, number) in [(1, u64::MAX), (1, u64::MAX - 1), (2, u64::MAX)] {
         let directory = used();
         let content = text(directory.path());
@@ -174,23 +175,23 @@ fn number_of_a_line_beyond_its_range_is_damage() {
         drop(try_open(&directory).expect("accepted"));
         let (revocations, _publisher) = open(&directory);
         let change = revocations.revoke(Target::Key("another".into()), 0).expect("revoked");
-        assert_eq!(change.durability, Durability::Durable, "numbers go on");
+        assert_eq!(change.durability, Durability::Durable, "numbering continues");
     }
 }
 
 #[test]
-fn new_directory_begins_with_a_list_that_is_marked() {
+fn new_directory_gets_a_list_with_a_mark() {
     let directory = directory();
     drop(open(&directory));
     assert_eq!(text(directory.path()).lines().count(), 1);
     assert!(directory.path().join(watermark::NAME).exists());
-    // Nothing was on it: nothing is lost with it.
+    // The list was empty, so nothing is lost.
     fs::write(list(directory.path()), "").expect("empties");
     assert_eq!(open(&directory).0.entries(), []);
 }
 
 #[test]
-fn acceptance_without_a_loss_is_spent_all_the_same() {
+fn acceptance_without_a_loss_is_used_up() {
     let directory = used();
     accept(directory.path(), Acceptance::LostRevocations).expect("accepted");
     let loaded = try_open(&directory).expect("whole");

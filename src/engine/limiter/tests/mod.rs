@@ -1,4 +1,5 @@
-//! The guarantees of the limiter that involve more than one bucket: several limits, reloads, threads.
+//! The guarantees of the limiter that involve more than one bucket: several limits, reloads,
+//! threads.
 
 use super::*;
 
@@ -36,7 +37,8 @@ fn remaining(limiter: &Limiter, charge: Charge, now: u64) -> u32 {
     }
 }
 
-/// Reloads to a snapshot that has the buckets `wanted`. The snapshot before it has the buckets `previous`.
+/// Reloads to a snapshot that has the buckets `wanted`. The snapshot before it has the buckets
+/// `previous`.
 fn reload(
     limiter: &Limiter,
     allocator: &mut SlotAllocator,

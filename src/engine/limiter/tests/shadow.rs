@@ -13,8 +13,8 @@ fn admitted(outcome: Outcome) -> ChargeReport {
     }
 }
 
-/// The remaining cost of a limit, shadow or enforced. It is read as enforced, because a peek reports enforced
-/// limits only.
+/// The remaining cost of a limit, shadow or enforced. It is read as enforced, because a peek
+/// reports enforced limits only.
 fn left(limiter: &Limiter, charge: Charge, now: u64) -> u32 {
     remaining(limiter, Charge { shadow: false, ..charge }, now)
 }

@@ -8,8 +8,9 @@ use arc_swap::ArcSwap;
 
 use super::*;
 
-/// Two threads charge both buckets, in opposite orders, and one thread charges each bucket alone, while time
-/// stands still. Exactly the bursts are admitted, and a charge of both buckets is admitted by both or by none.
+/// Two threads charge both buckets, in opposite orders, and one thread charges each bucket alone,
+/// while time stands still. Exactly the bursts are admitted, and a charge of both buckets is
+/// admitted by both or by none.
 #[test]
 fn concurrent_charges_do_not_overdraw_several_limits() {
     const BURST: u64 = 20_000;
@@ -38,8 +39,8 @@ fn concurrent_charges_do_not_overdraw_several_limits() {
     assert_eq!(u64::from(remaining(&limiter, charges[1], 1)), 2 * BURST - second - both);
 }
 
-/// Reloads change a limit back and forth while threads charge it at the rate they saw last. Time stands still
-/// and a rate change does not refill, so no more than the burst is admitted.
+/// Reloads change a limit back and forth while threads charge it at the rate they saw last. Time
+/// stands still and a rate change does not refill, so no more than the burst is admitted.
 #[test]
 fn concurrent_charges_do_not_overdraw_a_limit_whose_rate_changes() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
@@ -77,9 +78,9 @@ fn concurrent_charges_do_not_overdraw_a_limit_whose_rate_changes() {
     assert_eq!(admitted.into_inner() + u64::from(left), 50_000);
 }
 
-/// Slots go through their whole life cycle many times: their limit changes, they are migrated, reclaimed and
-/// immediately assigned to another bucket. Meanwhile threads charge the slots of the newest snapshot, none of
-/// which may stay superseded.
+/// Slots go through their whole life cycle many times: their limit changes, they are migrated,
+/// reclaimed and immediately assigned to another bucket. Meanwhile threads charge the slots of the
+/// newest snapshot, none of which may stay superseded.
 #[test]
 fn slot_in_use_does_not_stay_superseded() {
     const BUCKETS: usize = 64;
@@ -122,7 +123,8 @@ fn slot_in_use_does_not_stay_superseded() {
             let buckets: Vec<BucketRef> = buckets.collect();
             let pending = allocation.commit();
             current.store(Arc::new(buckets));
-            // A thread no longer uses the old buckets once it has started and finished another round.
+            // A thread no longer uses the old buckets once it has started and finished another
+            // round.
             let before: Vec<u64> = rounds.iter().map(|rounds| rounds.load(Ordering::Acquire)).collect();
             let is_behind =
                 |(rounds, before): (&AtomicU64, &u64)| rounds.load(Ordering::Acquire) < before + 2;

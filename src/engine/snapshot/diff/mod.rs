@@ -12,6 +12,7 @@ use crate::snapshot::{KeyTable, Snapshot};
 
 mod access_change;
 mod comparison;
+mod counts;
 mod example;
 mod impact;
 mod policy_change;
@@ -20,7 +21,8 @@ mod row_map;
 
 pub use access_change::{AccessChange, AccessChanges};
 pub use comparison::Comparison;
-pub use example::{Difference, Example, Examples, MAX_EXAMPLES};
+pub use counts::ChangeCounts;
+pub use example::{Difference, DigestPrefix, Example, Examples, MAX_EXAMPLES};
 pub(super) use impact::is_within;
 pub use impact::{Impact, Share};
 pub use row_map::RowMap;
@@ -64,6 +66,13 @@ impl Diff {
         ] {
             examples.extend(next.into_iter().take(MAX_EXAMPLES - examples.len()));
         }
+    }
+
+    /// All counts.
+    pub fn counts(&self) -> ChangeCounts {
+        let Self { added, removed, changed, revoked, ref impact, .. } = *self;
+        let (stopping, starting, loosened) = (impact.stopping(), impact.starting(), impact.loosened());
+        ChangeCounts { added, removed, changed, revoked, stopping, starting, loosened }
     }
 
     /// Whether the tables are equal, except for the order of their rows.
@@ -120,6 +129,8 @@ impl KeyTable {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::*;
     use crate::record::Status;
     use crate::snapshot::test_record::{TestRecord, keys, limits, networks, origins};
@@ -167,7 +178,7 @@ mod tests {
         let status = Difference::between("status", "active", "revoked");
         assert_eq!(examples.revoked[1].differences, [status]);
         assert_eq!(examples.changed[1].differences, [Difference::between("owner", "", "acme")]);
-        assert_eq!(examples.removed[0].hash, [0; 4]);
+        assert_eq!(examples.removed[0].hash.to_string(), "00000000");
     }
 
     #[test]
@@ -187,28 +198,33 @@ mod tests {
             metadata: "{}",
             ..plain(1)
         }]);
-        let differences = |from: &KeyTable, to: &KeyTable| -> Vec<(&str, Option<[Box<str>; 2]>)> {
-            let [example] = to.diff_from(Some(from), AT).examples.changed.try_into().expect("one");
-            example.differences.into_iter().map(|difference| (difference.field, difference.values)).collect()
-        };
-        let both = |before: &str, after: &str| Some([before.into(), after.into()]);
+        let differences =
+            |from: &KeyTable, to: &KeyTable| -> Vec<(Cow<'_, str>, Option<(Box<str>, Box<str>)>)> {
+                let [example] = to.diff_from(Some(from), AT).examples.changed.try_into().expect("one");
+                example
+                    .differences
+                    .into_iter()
+                    .map(|difference| (difference.field, difference.before.zip(difference.after)))
+                    .collect()
+            };
+        let both = |before: &str, after: &str| Some((Box::from(before), Box::from(after)));
         let expected = [
-            ("owner", both("", "o")),
-            ("status", both("active", "disabled")),
-            ("not_before", both("", "2026-01-01T00:00:00Z")),
-            ("expires_at", both("", "2027-01-01T00:00:00Z")),
-            ("environment", both("", "e")),
-            ("plan", both("", "p")),
-            ("scopes", None),
-            ("allowed_ips", None),
-            ("allowed_origins", None),
-            ("limits", None),
-            ("metadata", None),
+            ("owner".into(), both("", "o")),
+            ("status".into(), both("active", "disabled")),
+            ("not_before".into(), both("", "2026-01-01T00:00:00Z")),
+            ("expires_at".into(), both("", "2027-01-01T00:00:00Z")),
+            ("environment".into(), both("", "e")),
+            ("plan".into(), both("", "p")),
+            ("scopes".into(), None),
+            ("allowed_ips".into(), None),
+            ("allowed_origins".into(), None),
+            ("limits".into(), None),
+            ("metadata".into(), None),
         ];
         assert_eq!(differences(&old, &new), expected);
         assert_eq!(differences(&new, &old).len(), expected.len(), "in reverse");
         let renamed = keys(&[TestRecord { key_id: "k2".to_owned(), ..plain(1) }]);
-        assert_eq!(differences(&old, &renamed), [("key_id", both("k1", "k2"))]);
+        assert_eq!(differences(&old, &renamed), [("key_id".into(), both("k1", "k2"))]);
     }
 
     #[test]
@@ -242,5 +258,19 @@ mod tests {
         let last = keys(&(0..1000).map(plain).collect::<Vec<_>>());
         let without_last = keys(&(0..999).map(plain).collect::<Vec<_>>());
         assert_eq!(ids(&last.diff_from(Some(&without_last), AT).examples.added), ["k999"]);
+    }
+
+    #[test]
+    fn examples_read_back_from_json() {
+        let renamed = keys(&[TestRecord { key_id: "k2".to_owned(), ..plain(1) }]);
+        let examples = renamed.diff_from(Some(&keys(&[plain(1)])), AT).examples;
+        let json = serde_json::to_string(&examples.changed).expect("serializable");
+        assert_eq!(
+            json,
+            r#"[{"key_id":"k1","hash":"00000000","differences":[{"field":"key_id","before":"k1","after":"k2"}]}]"#
+        );
+        let again: Vec<Example> = serde_json::from_str(&json).expect("deserializable");
+        assert_eq!(again[0].differences, examples.changed[0].differences);
+        assert_eq!(again[0].hash, examples.changed[0].hash);
     }
 }

@@ -1,8 +1,8 @@
 //! A row of a table, as the comparison sees it, and how it differs from another one.
 
-use crate::record::{Digest, Status, rfc3339};
+use crate::record::{Status, rfc3339};
 use crate::snapshot::diff::access_change::AccessChanges;
-use crate::snapshot::diff::example::{Difference, Example, MAX_EXAMPLES};
+use crate::snapshot::diff::example::{Difference, DigestPrefix, Example, MAX_EXAMPLES};
 use crate::snapshot::entry::{AtomicStatus, Entry};
 use crate::snapshot::{KeyTable, Policy};
 
@@ -37,7 +37,7 @@ impl<'k> Row<'k> {
     pub(super) fn example(self, differences: Vec<Difference>) -> Example {
         Example {
             key_id: self.key_id().into(),
-            hash: digest_prefix(&self.entry.digest),
+            hash: DigestPrefix::of(&self.entry.digest),
             differences,
             changes: AccessChanges::default(),
         }
@@ -102,11 +102,6 @@ fn push_policy_differences(before: &Policy, after: &Policy, differences: &mut Ve
             differences.push(Difference::of(field));
         }
     }
-}
-
-fn digest_prefix(digest: &Digest) -> [u8; 4] {
-    let [a, b, c, d, ..] = *digest;
-    [a, b, c, d]
 }
 
 fn status_name(status: &AtomicStatus) -> &'static str {

@@ -7,8 +7,8 @@ use keyward_daemon::config::Config;
 use keyward_daemon::reload::Evaluation;
 use keyward_daemon::reload::last_good::{Recovered, recover};
 use keyward_daemon::server;
+use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::record::rfc3339;
-use keyward_engine::rules::GlobalPolicy;
 use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_state::{Acceptance, is_accepted};
 
@@ -27,7 +27,7 @@ pub(super) fn compare(
     match recover(&config.server.state_dir, &source) {
         Ok(None) => {}
         Ok(Some(recovered)) => {
-            let usable = global_policy.map(|global_policy| recovered.usable_hashes(global_policy).current);
+            let usable = global_policy.map(|global_policy| recovered.retained_hashes(global_policy).current);
             let now = Clock::new().now().unix;
             // Without the peppers, hashes cannot be compared.
             let options = global_policy.map_or(CompareOptions { now, by_key_id: true }, |global_policy| {
@@ -44,6 +44,6 @@ pub(super) fn compare(
                 source_accepted: is_accepted(&config.server.state_dir, Acceptance::Source),
             });
         }
-        Err(unusable) => outcome.not_compared = Some(unusable.why),
+        Err(error) => outcome.not_compared = Some(error.to_string()),
     }
 }

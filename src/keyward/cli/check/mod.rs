@@ -21,7 +21,7 @@ use keyward_daemon::server;
 use keyward_engine::record::{KeyRecord, Plans};
 use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_source::Format;
-use keyward_source::lint::Lints;
+use keyward_source::lint::Linter;
 
 mod last_good;
 mod outcome;
@@ -141,16 +141,16 @@ impl Check {
         let plans = config.plans.as_ref();
         let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);
         let now = Clock::new().now().unix;
-        let mut lints = Lints::new(now, &is_limited);
+        let mut linter = Linter::new(now, &is_limited);
         let mut outcome =
             CheckOutcome { source: source.path.display().to_string(), ..CheckOutcome::default() };
         let LoadedSource { keys, written_at, set_aside, .. } =
-            match load(&source, &mut |line, record| lints.see(line, record)) {
+            match load(&source, &mut |line, record| linter.check(line, record)) {
                 Ok(loaded) => loaded,
                 Err(failure) => return Ok(outcome.refused(&failure)),
             };
-        // Before another export is read, to free the memory of the lints.
-        let lints = lints.finish();
+        // Before another export is read, to free the memory of the linter.
+        let lints = linter.finish();
         if let Some(old) = &self.against {
             outcome.diff = Some(compare(&config, old, &keys)?);
         } else if keys.is_empty() {
@@ -181,7 +181,7 @@ fn load(
     see: &mut dyn FnMut(u64, &KeyRecord<'_>),
 ) -> Result<LoadedSource, reload::ReloadError> {
     let seed = getrandom::u64().map_err(reload::ReloadError::Random)?;
-    source.load_seen(seed, see)
+    source.load_observed(seed, see)
 }
 
 /// Compares `new` with the export `old`.

@@ -27,7 +27,7 @@ pub(super) struct CheckOutcome {
     pub(super) diagnostics: Option<Diagnostics>,
     /// Keys that a reload would disable or restrict because of malformed rows.
     pub(super) withheld: Option<Withheld>,
-    pub(super) lints: Option<lint::Report>,
+    pub(super) lints: Option<lint::LintReport>,
     pub(super) diff: Option<CheckDiff>,
     /// The last good keys, if the source was compared with them.
     pub(super) last_good: Option<LastGood>,
@@ -80,14 +80,14 @@ impl CheckOutcome {
     pub(super) fn refused(self, failure: &reload::ReloadError) -> Self {
         // The diagnostics are reported one by one instead.
         Self {
-            diagnostics: failure.findings().map(Diagnostics::from),
-            error: failure.beside_findings(),
+            diagnostics: failure.diagnostics().map(Diagnostics::from),
+            error: failure.message_beside_diagnostics(),
             ..self
         }
     }
 
     pub(super) fn exit(&self, strict: bool) -> Exit {
-        let warnings = self.lints.as_ref().map_or(0, lint::Report::warnings);
+        let warnings = self.lints.as_ref().map_or(0, lint::LintReport::warnings);
         let is_accepted = self.last_good.as_ref().is_some_and(|last_good| last_good.source_accepted);
         if self.error.is_some() || self.diagnostics.is_some() {
             Exit::BadInput

@@ -76,13 +76,13 @@ impl<'a> Report<'a> {
     }
 }
 
-impl<'a> From<&'a lint::Report> for Lints<'a> {
-    fn from(report: &'a lint::Report) -> Self {
+impl<'a> From<&'a lint::LintReport> for Lints<'a> {
+    fn from(report: &'a lint::LintReport) -> Self {
         Self {
             warnings: report.warnings(),
             notes: report.total() - report.warnings(),
             counts: report.counts().map(|(lint, total)| (lint.name(), total)).collect(),
-            first: report.shown(lint::MAX_WARNINGS),
+            first: report.select(lint::MAX_WARNINGS),
         }
     }
 }
@@ -159,8 +159,8 @@ impl TextReport<'_, '_> {
         lines.into_iter().for_each(|line| self.0.note(format_args!("{source}: after a reload: {line}")));
     }
 
-    fn lints(&mut self, source: &str, lints: &lint::Report) {
-        for Warning { line, lint, message } in lints.shown(lint::FEW) {
+    fn lints(&mut self, source: &str, lints: &lint::LintReport) {
+        for Warning { line, lint, message } in lints.select(lint::MAX_SHOWN_PER_LINT) {
             let level = if lint.is_note() { "note" } else { "warning" };
             self.0.note(format_args!("{source}:{line}: {level}: {message} [{}]", lint.name()));
         }

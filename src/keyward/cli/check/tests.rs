@@ -122,13 +122,13 @@ fn warnings_are_reported_and_fail_only_with_strict() {
     assert!(output.ends_with(": ok\n"), "{output}");
     assert_eq!(
         messages,
-        "keys.csv:2: warning: nothing limits the key, neither its row nor its plan [no_limit]\n\
-         keys.csv:2: note: the scope \"a:*\" grows with what is named so [wildcard_ending]\n\
-         keys.csv:3: warning: the scope * is everything, and whatever will be added [wildcard_scope]\n\
-         keys.csv:3: warning: nothing limits the key, neither its row nor its plan [no_limit]\n\
-         keys.csv:3: warning: the key never expires: without an expires_at, a leak is for ever [no_expiry]\n\
-         keys.csv:3: warning: the key_id \"K1\" is easily taken for that of line 2: they differ only in case, in \
-         blanks, in - _ . or in characters that are not shown or look alike [near_duplicate]\n\
+        "keys.csv:2: warning: the key has no limit, neither in its row nor in its plan [no_limit]\n\
+         keys.csv:2: note: the scope \"a:*\" also covers future scopes that begin like it [wildcard_ending]\n\
+         keys.csv:3: warning: the scope * covers every scope, including future ones [wildcard_scope]\n\
+         keys.csv:3: warning: the key has no limit, neither in its row nor in its plan [no_limit]\n\
+         keys.csv:3: warning: the key never expires: without expires_at, a leaked key works for ever [no_expiry]\n\
+         keys.csv:3: warning: the key_id \"K1\" is easily mistaken for that of line 2: they differ only in case, in \
+         spaces, in - _ . or in characters that are invisible or look alike [near_duplicate]\n\
          keys.csv: 5 warnings: 1 wildcard_scope, 2 no_limit, 1 no_expiry, 1 near_duplicate\n\
          keys.csv: 1 note: 1 wildcard_ending\n"
     );
@@ -139,7 +139,7 @@ fn warnings_are_reported_and_fail_only_with_strict() {
     assert_eq!((&report["ok"], &report["lints"]["warnings"]), (&false.into(), &5.into()));
     assert_eq!(report["lints"]["counts"]["no_limit"], 2);
     let first = serde_json::json!({
-        "line": 2, "lint": "no_limit", "message": "nothing limits the key, neither its row nor its plan"
+        "line": 2, "lint": "no_limit", "message": "the key has no limit, neither in its row nor in its plan"
     });
     assert_eq!(report["lints"]["first"][0], first);
     let note = format!("key_hash,key_id,expires_at,scopes,limits\n{A},k1,{END},a:*,1/s\n");

@@ -1,0 +1,233 @@
+//! Why a reload changed nothing.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::audit::FileLocation;
+use crate::reload::memory_limits::MemoryError;
+use crate::reload::pepper_in_use::PepperInUse;
+use crate::reload::refusal::{Refusal, RefusalList};
+use keyward_engine::snapshot::Diff;
+use keyward_source::{Column, Diagnostics};
+
+/// Why a source was not published. The previous snapshot stays in force (promise 3).
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        error: io::Error,
+    },
+    /// Memory does not hold two sets of keys at the same time.
+    #[error(
+        "{}: there is not enough memory for its keys beside those that are served: {limit}. Raise that limit, or serve fewer keys",
+        path.display()
+    )]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// The limit in the way.
+        #[source]
+        limit: MemoryError,
+    },
+    /// The path does not lead to a regular file.
+    #[error("{}: not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path leads to a file whose directory entry is gone.
+    #[error(
+        "{}: this file has been deleted, or replaced by another, behind the mount that the path leads through: what can be read \
+         there is what it was before, and every later version will be missed. Mount the directory that the file is in, and not the \
+         file by itself (in Kubernetes: no subPath), and name the file in it as source.path",
+        path.display()
+    )]
+    Unlinked {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file was written to during the reading.
+    #[error("{}: the file changed while it was read; it is read again when it holds still. Write a new file and rename it over this one", path.display())]
+    Changing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Rows or columns of the file are wrong.
+    #[error("{0}")]
+    Diagnostics(Diagnostics),
+    /// More rows are wrong than may be set aside.
+    #[error("{diagnostics}\n{}", too_many_bad_rows(diagnostics, *max))]
+    TooManyBadRows {
+        /// What is wrong with the rows.
+        diagnostics: Diagnostics,
+        /// How many rows may be set aside.
+        max: u32,
+    },
+    /// A compiled file cannot be decoded.
+    #[error("{}: {error}", path.display())]
+    Compiled {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: keyward_engine::snapshot::compiled::ReadError,
+    },
+    /// The file has no rows.
+    #[error("{}: no keys in it. If that is meant, reload with --force (before a start: keyward state accept source)", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The guard refuses the changes of access: they are more likely a mistake than a decision.
+    #[error("{}: {}. If that is meant, reload with --force (before a start: keyward state accept source)", path.display(), RefusalList(refusals))]
+    Guarded {
+        /// The file.
+        path: PathBuf,
+        /// What it would change.
+        diff: Box<Diff>,
+        /// Why the guard refuses it.
+        refusals: Vec<Refusal>,
+    },
+    /// A pepper is gone that rows of the file are, or may be, hashed with.
+    #[error("{}: {keys}", path.display())]
+    PepperInUse {
+        /// The file.
+        path: PathBuf,
+        /// The keys that need the pepper.
+        keys: Box<PepperInUse>,
+    },
+    /// The keys have more limits than there are buckets.
+    #[error("{}: {error}", path.display())]
+    TooManyBuckets {
+        /// The file.
+        path: PathBuf,
+        /// How many.
+        #[source]
+        error: keyward_engine::snapshot::TooManyBuckets,
+    },
+    /// The configuration, which is read again with the source, is wrong.
+    #[error("{0}")]
+    Configuration(String),
+    /// The system provides no randomness.
+    #[error("no random seed for the table: {0}")]
+    Random(#[source] getrandom::Error),
+}
+
+impl ReloadError {
+    /// The error of reading `path`: [`Memory`](Self::Memory) if memory has run out, or else
+    /// [`Io`](Self::Io).
+    pub(super) fn from_io(path: &Path, error: io::Error) -> Self {
+        let path = path.to_path_buf();
+        if error.kind() == io::ErrorKind::OutOfMemory {
+            Self::Memory { path, limit: MemoryError::from_io(error) }
+        } else {
+            Self::Io { path, error }
+        }
+    }
+
+    /// Whether the same file may be accepted at the next attempt: the error is not about its
+    /// content.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Memory { .. } | Self::Changing { .. } | Self::Random(_))
+    }
+
+    /// Why the configuration that was read with the source is not in force; `None` if it equals the
+    /// one in force, which `settings_differ` says. This outlives the error: the source may be
+    /// corrected and then read by the configuration in force.
+    pub fn config_error(&self, settings_differ: bool) -> Option<String> {
+        match self {
+            Self::Configuration(_) | Self::PepperInUse { .. } => Some(self.to_string()),
+            error => settings_differ.then(|| {
+                format!(
+                    "it was read with a source that was refused; keyward reload reads both again. What was wrong:\n{error}"
+                )
+            }),
+        }
+    }
+
+    /// A code for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "unreadable",
+            Self::Memory { .. } => "memory",
+            Self::NotAFile { .. } => "not_a_file",
+            Self::Unlinked { .. } => "unlinked",
+            Self::Changing { .. } => "changing",
+            Self::Diagnostics(_) => "findings",
+            Self::TooManyBadRows { .. } => "bad_rows",
+            Self::Compiled { .. } => "compiled",
+            Self::Empty { .. } => "empty",
+            Self::Guarded { refusals, .. } => refusals.first().map_or("guarded", Refusal::kind),
+            Self::PepperInUse { .. } => "pepper",
+            Self::TooManyBuckets { .. } => "too_many_limits",
+            Self::Configuration(_) => "configuration",
+            Self::Random(_) => "no_randomness",
+        }
+    }
+
+    /// The location of the error, for the audit trail: numbers only. Column names and messages are
+    /// text of the export, and what looks like a header may be a row of keys.
+    pub fn location(&self) -> Option<FileLocation> {
+        match self {
+            Self::Io { path, .. }
+            | Self::Memory { path, .. }
+            | Self::NotAFile { path }
+            | Self::Unlinked { path }
+            | Self::Changing { path }
+            | Self::Empty { path }
+            | Self::Compiled { path, .. }
+            | Self::Guarded { path, .. }
+            | Self::PepperInUse { path, .. }
+            | Self::TooManyBuckets { path, .. } => {
+                Some(FileLocation { file: path.display().to_string(), line: None, column: None })
+            }
+            Self::Diagnostics(diagnostics) | Self::TooManyBadRows { diagnostics, .. } => {
+                let first = diagnostics.retained().first();
+                let column = first.and_then(|first| match first.location.column() {
+                    Some(Column::Numbered { number, .. }) | Some(Column::Byte(number)) => {
+                        u64::try_from(*number).ok()
+                    }
+                    Some(Column::Named(_) | Column::Unknown(_)) | None => None,
+                });
+                let line = first.and_then(|first| first.location.line());
+                Some(FileLocation { file: diagnostics.source().to_owned(), line, column })
+            }
+            Self::Configuration(_) | Self::Random(_) => None,
+        }
+    }
+
+    /// What the source would have changed, if the guard has evaluated it.
+    pub fn diff(&self) -> Option<&Diff> {
+        match self {
+            Self::Guarded { diff, .. } => Some(diff),
+            _ => None,
+        }
+    }
+
+    /// The message without the diagnostics; `None` if there is nothing else to say.
+    pub fn message_beside_diagnostics(&self) -> Option<String> {
+        match self {
+            Self::Diagnostics(_) => None,
+            Self::TooManyBadRows { diagnostics, max } => Some(too_many_bad_rows(diagnostics, *max)),
+            error => Some(error.to_string()),
+        }
+    }
+
+    /// What is wrong with the rows of the source.
+    pub fn diagnostics(&self) -> Option<&Diagnostics> {
+        match self {
+            Self::Diagnostics(diagnostics) | Self::TooManyBadRows { diagnostics, .. } => Some(diagnostics),
+            _ => None,
+        }
+    }
+}
+
+fn too_many_bad_rows(diagnostics: &Diagnostics, max: u32) -> String {
+    let (source, rows) = (diagnostics.source(), diagnostics.bad_row_count());
+    format!("{source}: {rows} rows cannot be understood, and source.max_bad_rows lets {max} be set aside")
+}

@@ -1,0 +1,67 @@
+//! The pepper guard: refuses a change of peppers after which keys would no longer be found.
+//!
+//! With one pepper in force, all rows are hashed with it. With two, the pepper of a row is known
+//! only once its key has been found ([`HashedWith`]). A pepper that any other row may need is not
+//! removed without `--force`. Rows that allow nothing (revoked, or past their expiry) need no
+//! pepper, and a key that was not served before cannot be lost.
+
+use std::path::Path;
+
+use crate::reload::pepper_in_use::{KeySample, PepperInUse};
+use crate::reload::{ReloadError, ReloadLoop, Settings};
+use keyward_engine::snapshot::{HashedWith, KeyTable};
+
+impl ReloadLoop {
+    /// Checks that all keys of `new`, read from `path`, are still found under the peppers of
+    /// `settings`.
+    pub(super) fn guard_peppers(
+        &self,
+        settings: &Settings,
+        path: &Path,
+        new: &KeyTable,
+    ) -> Result<(), ReloadError> {
+        let Some(old) = self.current.as_deref() else {
+            return Ok(());
+        };
+        let retained = settings.global_policy.retained_hashes(old.global_policy());
+        if retained.current && retained.previous {
+            return Ok(());
+        }
+        let has_two = old.global_policy().previous_pepper().is_some();
+        let now = self.reloader.clock.now().unix;
+        let (mut certain, mut possible) = (KeySample::default(), KeySample::default());
+        for key in old.keys().filter(|key| new.has_live_key(key.digest(), now)) {
+            let hashed_with = if has_two { key.hashed_with() } else { Some(HashedWith::CurrentPepper) };
+            match hashed_with {
+                Some(HashedWith::CurrentPepper) if retained.current => {}
+                Some(HashedWith::PreviousPepper) if retained.previous => {}
+                None if retained.current || retained.previous => possible.add(key.key_id()),
+                Some(_) | None => certain.add(key.key_id()),
+            }
+        }
+        refuse_if_any(path, PepperInUse { current: old.len(), certain, possible })
+    }
+
+    /// The same at a start, where the keys before `new` are the last good ones, and all of those
+    /// were hashed with a pepper that is gone.
+    pub(super) fn guard_removed_pepper(
+        &self,
+        path: &Path,
+        old: &KeyTable,
+        new: &KeyTable,
+    ) -> Result<(), ReloadError> {
+        let now = self.reloader.clock.now().unix;
+        let mut certain = KeySample::default();
+        for (_, key_id) in old.digests().filter(|(digest, _)| new.has_live_key(digest, now)) {
+            certain.add(key_id);
+        }
+        refuse_if_any(path, PepperInUse { current: old.len(), certain, possible: KeySample::default() })
+    }
+}
+
+fn refuse_if_any(path: &Path, keys: PepperInUse) -> Result<(), ReloadError> {
+    if keys.certain.count + keys.possible.count == 0 {
+        return Ok(());
+    }
+    Err(ReloadError::PepperInUse { path: path.to_path_buf(), keys: Box::new(keys) })
+}

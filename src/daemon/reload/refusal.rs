@@ -1,0 +1,96 @@
+//! Reasons of the guard to refuse a source.
+
+use std::fmt;
+
+use keyward_engine::record::{FieldSet, Quoted};
+use keyward_engine::snapshot::{AccessChange, Share};
+
+/// Why the guard refuses a source.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// Keys have restrictions that no row of the source has a value for.
+    Lost(FieldSet),
+    /// A change applies to more keys than its setting allows.
+    Exceeds {
+        /// The change.
+        change: AccessChange,
+        /// The keys that it applies to.
+        share: Share,
+        /// The setting that limits it.
+        setting: &'static str,
+        /// The setting's value.
+        max: f64,
+        /// The ids of the first of these keys.
+        first: Vec<Box<str>>,
+    },
+}
+
+impl Refusal {
+    /// A code for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Lost(_) => "lost_restrictions",
+            Self::Exceeds { setting: "max_shrink", .. } => "shrunk",
+            Self::Exceeds { setting: "max_reactivated", .. } => "reactivated",
+            Self::Exceeds { .. } => "loosened",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(fields) => write!(
+                f,
+                "no row has a value for {fields} any more, and keys that are served are restricted by it \
+                 (source.required lists columns that must be there)"
+            ),
+            Self::Exceeds { change, share: Share { count, of }, setting, max, first } => {
+                let description = description(*change);
+                let percent = max * 100.0;
+                write!(f, "{count} of {of} {description}, more than source.{setting} ({percent} %) allows")?;
+                let mut separator = " (";
+                for key_id in first {
+                    write!(f, "{separator}{}", Quoted(key_id))?;
+                    separator = ", ";
+                }
+                match first.len() {
+                    0 => Ok(()),
+                    shown if shown < *count => f.write_str(" and others)"),
+                    _ => f.write_str(")"),
+                }
+            }
+        }
+    }
+}
+
+/// The change as it follows a number of keys.
+fn description(change: AccessChange) -> &'static str {
+    match change {
+        AccessChange::Stops => "working keys would stop working",
+        AccessChange::RevokedReturns => "revoked keys would work again",
+        AccessChange::DisabledReturns => "disabled keys would work again",
+        AccessChange::ExpiredReturns => "keys that have expired or are not valid yet would work",
+        AccessChange::WithheldReturns => "keys that were set aside or taken away would work again",
+        AccessChange::LosesEnvironment => "keys with an environment would lose it or get another one",
+        AccessChange::LosesNetworks => "keys with allowed_ips would admit more addresses",
+        AccessChange::LosesOrigins => "keys with allowed_origins would admit more origins",
+        AccessChange::LosesLimits => "keys with limits would lose one",
+        AccessChange::RaisesLimits => "keys with limits would be allowed more",
+        AccessChange::LosesExpiry => "keys that expire would never expire",
+        AccessChange::GainsScopes => "keys would gain scopes",
+        AccessChange::GainsEnvironment => "keys would gain an environment",
+    }
+}
+
+/// Displays refusals, separated by semicolons.
+pub(super) struct RefusalList<'r>(pub(super) &'r [Refusal]);
+
+impl fmt::Display for RefusalList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, refusal) in self.0.iter().enumerate() {
+            write!(f, "{}{refusal}", if index == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,362 @@
+//! The reload thread: waits for triggers and carries out one reload or check at a time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::debug;
+
+use crate::audit;
+use crate::reload::file_state::TIME_GRANULARITY;
+use crate::reload::last_good::{AppliedTakeaways, LastGoodStore, Recovered};
+use crate::reload::load::{LoadOutcome, SettleWindow};
+use crate::reload::memory_limits::MemoryLimits;
+use crate::reload::trigger::{Cause, PendingTriggers, change_notifier};
+use crate::reload::watch::SourceWatch;
+use crate::reload::{
+    AcceptedReload, CheckRequest, FileState, LoadedSource, Outcome, Purpose, ReloadError, Reloader, SetAside,
+    Settings, Trigger, compare,
+};
+use crate::systemd;
+use keyward_engine::record::Plans;
+use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, Snapshot};
+
+/// Attempts to read a file that changes while it is read. Each attempt first waits until it
+/// settles.
+const ATTEMPTS: usize = 3;
+
+/// Nice value of the reload thread from the second load on. With no processor free, it still gets
+/// at least a tenth of one: a reload that starves would keep a revoked key in force.
+const NICENESS: i32 = 10;
+
+/// Where published keys come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The source.
+    Source,
+    /// The state directory.
+    LastGood,
+}
+
+/// The state of the reload thread.
+pub(super) struct ReloadLoop {
+    pub(super) reloader: Reloader,
+    /// The generation of `current`; 0 if there is none.
+    pub(super) generation: u64,
+    /// The snapshot in force.
+    pub(super) current: Option<Arc<Snapshot>>,
+    /// The state of the file when it was last read, successfully or not. The file is not read again
+    /// until its state differs.
+    last_read: Option<FileState>,
+    /// Whether a change waits in the queue of triggers: one is enough.
+    change_pending: Arc<AtomicBool>,
+    watch: SourceWatch,
+    /// Triggers that arrived during a reload and do not share its result.
+    deferred: PendingTriggers,
+    /// The previous snapshot, no longer in use. It is freed after the reload is acknowledged.
+    pub(super) retired: Option<Arc<Snapshot>>,
+    /// The last good keys, if this reload has read them.
+    pub(super) recovered: Option<Recovered>,
+    /// The plans with which the last good keys could not be read.
+    pub(super) unusable_with_plans: Option<Arc<Plans>>,
+    /// The good rows of a source that this reload refused, if its takeaways are to be applied.
+    pub(super) refused_rows: Option<KeyTable>,
+    /// The takeaways that have been applied since a source was accepted.
+    pub(super) applied_takeaways: AppliedTakeaways,
+    /// The rows of the current source that were set aside.
+    pub(super) set_aside: Option<Arc<SetAside>>,
+    /// Checks, which yield to reloads. There are at most as many as connections to the admin
+    /// socket.
+    checks: VecDeque<CheckRequest>,
+}
+
+impl Reloader {
+    /// Loads the source, calls `ready`, and then reloads until all senders of `triggers` are gone.
+    pub fn run(self, trigger: SyncSender<Trigger>, triggers: &Receiver<Trigger>, ready: impl FnOnce()) {
+        let change_pending = Arc::new(AtomicBool::new(false));
+        let notify = change_notifier(trigger, Arc::clone(&change_pending));
+        let watch = SourceWatch::new(&self.settings.source.path, notify);
+        let applied_takeaways =
+            self.last_good.as_ref().map(LastGoodStore::applied_takeaways).unwrap_or_default();
+        let mut reload_loop = ReloadLoop {
+            reloader: self,
+            generation: 0,
+            current: None,
+            last_read: None,
+            change_pending,
+            watch,
+            deferred: PendingTriggers::default(),
+            retired: None,
+            recovered: None,
+            unusable_with_plans: None,
+            refused_rows: None,
+            applied_takeaways,
+            set_aside: None,
+            checks: VecDeque::new(),
+        };
+        let cause = reload_loop.start_cause();
+        reload_loop.reload(cause, triggers);
+        ready();
+        lower_priority();
+        while let Some(pending) = reload_loop.next_triggers(triggers) {
+            reload_loop.handle(pending, triggers);
+            if let Some(request) = reload_loop.checks.pop_front() {
+                reload_loop.check(request);
+            }
+        }
+    }
+}
+
+/// Yields to the workers once there are requests to answer. Threads that this one starts inherit
+/// it.
+fn lower_priority() {
+    // In Linux, process 0 means the calling thread.
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        debug!(%error, "reloads go on at the workers' priority");
+    }
+}
+
+/// Runs `attempt` again while the file changes during the reading, within the limits of `window`.
+pub(super) fn retry_while_changing<T>(
+    window: SettleWindow,
+    mut attempt: impl FnMut() -> Result<T, ReloadError>,
+) -> Result<T, ReloadError> {
+    let mut result = attempt();
+    for _ in 1..ATTEMPTS {
+        if !matches!(result, Err(ReloadError::Changing { .. })) || window.is_over() {
+            break;
+        }
+        result = attempt();
+    }
+    result
+}
+
+impl ReloadLoop {
+    /// Waits for a trigger, at most until the next poll is due, and takes all triggers that are
+    /// queued by then. `None`: the daemon is shutting down.
+    fn next_triggers(&mut self, triggers: &Receiver<Trigger>) -> Option<PendingTriggers> {
+        let mut pending = std::mem::take(&mut self.deferred);
+        // A waiting check is next, unless a reload has been requested meanwhile.
+        let timeout = if self.checks.is_empty() && !pending.any {
+            self.reloader.settings.policy.poll
+        } else {
+            Duration::ZERO
+        };
+        match triggers.recv_timeout(timeout) {
+            Ok(trigger) => pending.add(trigger),
+            Err(RecvTimeoutError::Timeout) => {
+                self.watch.follow(&self.reloader.settings.source.path);
+                self.reloader.generations.retry();
+                self.reloader.last_good.iter().for_each(LastGoodStore::retry_takeaways);
+            }
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+        pending.drain_queue(triggers);
+        if pending.is_change_only() {
+            // The load would wait for this long anyway. A command right after a rename then shares
+            // the reload that the watch triggered.
+            thread::sleep(self.reloader.settings.policy.settle.min(TIME_GRANULARITY));
+            pending.drain_queue(triggers);
+        }
+        self.change_pending.store(false, Ordering::Release);
+        Some(pending)
+    }
+
+    fn handle(&mut self, pending: PendingTriggers, triggers: &Receiver<Trigger>) {
+        let PendingTriggers { signal, unforced, forced, checks, any: _ } = pending;
+        self.checks.extend(checks);
+        let has_changed = FileState::of(&self.reloader.settings.source.path) != self.last_read;
+        // A change of the file alone does not cause the configuration to be read again.
+        let reads_config = signal || !unforced.is_empty() || !forced.is_empty();
+        let is_unforced_due = signal || !unforced.is_empty() || (has_changed && forced.is_empty());
+        if is_unforced_due || !forced.is_empty() {
+            systemd::reloading();
+        }
+        if is_unforced_due {
+            let trigger = match (unforced.is_empty(), signal) {
+                (false, _) => audit::Trigger::Command,
+                (true, true) => audit::Trigger::Signal,
+                (true, false) => audit::Trigger::Change,
+            };
+            self.reload(Cause { trigger, waiters: unforced, reads_config, force: false }, triggers);
+        }
+        if !forced.is_empty() {
+            let trigger = audit::Trigger::Command;
+            self.reload(Cause { trigger, waiters: forced, reads_config, force: true }, triggers);
+        }
+    }
+
+    /// A whole reload, up to the answer to its waiters.
+    fn reload(&mut self, mut cause: Cause, triggers: &Receiver<Trigger>) {
+        let start = Instant::now();
+        let settings = if cause.reads_config {
+            self.load_config(Purpose::Reload)
+        } else {
+            Ok(self.reloader.settings.clone())
+        };
+        let last_read = self.last_read;
+        let (mut settings_differ, mut takeaways) = (false, None);
+        let result = settings.and_then(|settings| {
+            settings_differ = settings != self.reloader.settings;
+            let is_other_file = settings.source.path != self.reloader.settings.source.path;
+            let window = SettleWindow::new(settings.policy.settle);
+            let result = retry_while_changing(window, || self.try_reload(&settings, window, cause.force));
+            let fell_back = result.as_ref().is_err_and(|error| self.serve_last_good(&settings, error));
+            // A file other than the served one says nothing about the served keys.
+            if !fell_back && is_other_file {
+                self.refused_rows = None;
+            }
+            takeaways = self.apply_takeaways(&settings, cause.force);
+            // The settings come into force with the keys that were read by them, or not at all.
+            if result.is_ok() || fell_back {
+                self.reloader.settings = settings;
+            } else if is_other_file {
+                // The file that was read is not the one that is still followed.
+                self.last_read = last_read;
+            }
+            result
+        });
+        if result.as_ref().is_err_and(ReloadError::is_transient) {
+            // The next poll tries again.
+            self.last_read = None;
+        }
+        let outcome = Arc::new(Outcome { at: Instant::now(), took: start.elapsed(), result, takeaways });
+        if outcome.result.is_ok() {
+            self.coalesce(&mut cause, triggers);
+        }
+        self.record(&cause, &outcome);
+        if cause.reads_config {
+            let error = outcome.result.as_ref().err();
+            let refused = error.and_then(|error| error.config_error(settings_differ));
+            self.reloader.history.lock().configuration_refused = refused;
+        }
+        self.report(&outcome);
+        self.watch.follow(&self.reloader.settings.source.path);
+        if cause.trigger != audit::Trigger::Start {
+            systemd::ready();
+        }
+        cause.waiters.answer(&outcome);
+        (self.retired, self.recovered) = (None, None);
+    }
+
+    /// Adds requests that arrived during the reload to `cause`, if another reload would read the
+    /// same file by the same settings. Both are observed after the requests arrived. All other
+    /// triggers wait for the next reload.
+    fn coalesce(&mut self, cause: &mut Cause, triggers: &Receiver<Trigger>) {
+        self.deferred.drain_queue(triggers);
+        // An unforced request must not be recorded as forced, nor be answered with success for what
+        // the guard would refuse.
+        if cause.force {
+            return;
+        }
+        let state = FileState::of(&self.reloader.settings.source.path);
+        if self.deferred.unforced.is_empty() || state.is_none() || state != self.last_read {
+            return;
+        }
+        if self.load_config(Purpose::Check).is_ok_and(|settings| settings == self.reloader.settings) {
+            cause.add_waiters(std::mem::take(&mut self.deferred.unforced));
+        }
+    }
+
+    pub(super) fn load_config(&mut self, purpose: Purpose) -> Result<Settings, ReloadError> {
+        (self.reloader.load_config)(purpose).map_err(ReloadError::Configuration)
+    }
+
+    fn try_reload(
+        &mut self,
+        settings: &Settings,
+        window: SettleWindow,
+        force: bool,
+    ) -> Result<AcceptedReload, ReloadError> {
+        let source = &settings.source;
+        if let Some(last_good) = &self.reloader.last_good {
+            last_good.cancel_superseded_write(self.generation);
+        }
+        // Taken before the reading: every later change is noticed as one.
+        self.last_read = FileState::of(&source.path);
+        let seed = getrandom::u64().map_err(ReloadError::Random)?;
+        self.refused_rows = None;
+        let outcome = source.load_settled(seed, window)?;
+        // The file that was read. The path may have led to another one a moment before.
+        self.last_read = Some(outcome.state());
+        let loaded = match outcome {
+            LoadOutcome::Loaded(loaded) => loaded,
+            LoadOutcome::Refused { error, rows, .. } => {
+                self.refused_rows = Some(rows).filter(|_| settings.policy.apply_takeaways);
+                return Err(error);
+            }
+        };
+        let current = self.current.clone();
+        let options = self.compare_options(settings);
+        compare::require_memory(&MemoryLimits::new(), &loaded.keys)
+            .map_err(|limit| ReloadError::Memory { path: source.path.to_path_buf(), limit })?;
+        let (diff, kept) = compare::compare(&loaded.keys, current.as_deref(), options);
+        let since_last_good = if !force {
+            match self.guard(settings, &loaded, &diff) {
+                Ok(since_last_good) => since_last_good,
+                Err(error) => {
+                    // If bad rows were not set aside, they would have refused the source, and its
+                    // takeaways would apply as well.
+                    let apply = settings.policy.apply_takeaways && loaded.set_aside.is_some();
+                    self.refused_rows = Some(loaded.keys).filter(|_| apply);
+                    return Err(error);
+                }
+            }
+        } else if current.is_none() {
+            // For the report: at a start there is nothing else to compare with.
+            self.diff_from_last_good(settings, &loaded.keys)
+        } else {
+            None
+        };
+        let LoadedSource { mut keys, state, file, policies, written_at, set_aside } = loaded;
+        let diff = since_last_good.unwrap_or(diff);
+        if set_aside.is_some() {
+            if current.is_none() {
+                self.recover(settings);
+            }
+            match (&current, &self.recovered) {
+                (Some(current), _) => keys.inherit_prior_state(current.table(), options),
+                (None, Some(recovered)) => {
+                    let options = recovered.compare_options(&settings.global_policy, options.now);
+                    keys.inherit_prior_state(&recovered.keys, options);
+                }
+                (None, None) => {}
+            }
+        }
+        let accepted = self.publish(settings, keys, written_at, (diff, &kept), Origin::Source)?;
+        self.store_last_good(settings, state, file, policies);
+        self.clear_takeaways();
+        self.set_aside = set_aside.map(Arc::new);
+        Ok(AcceptedReload { set_aside: self.set_aside.clone(), ..accepted })
+    }
+
+    /// How a source that is read by `settings` is compared with the current keys.
+    pub(super) fn compare_options(&self, settings: &Settings) -> CompareOptions {
+        let now = self.reloader.clock.now().unix;
+        let current = self.current.as_ref().map(|snapshot| snapshot.global_policy());
+        CompareOptions { now, by_key_id: settings.global_policy.may_rehash(current) }
+    }
+
+    /// Checks whether the loaded keys may replace the current ones, or else the last good ones.
+    /// Returns the difference from the last good keys, if they were compared.
+    fn guard(
+        &mut self,
+        settings: &Settings,
+        loaded: &LoadedSource,
+        diff: &Diff,
+    ) -> Result<Option<Diff>, ReloadError> {
+        let path = &settings.source.path;
+        let since_last_good = match &self.current {
+            Some(current) => {
+                settings.policy.tolerance.check(path, diff, current.len(), loaded.keys.len())?;
+                None
+            }
+            None => self.guard_by_last_good(settings, loaded)?,
+        };
+        self.guard_peppers(settings, path, &loaded.keys)?;
+        Ok(since_last_good)
+    }
+}

@@ -1,0 +1,70 @@
+//! Queries of operators and the reports that answer them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Most keys in one report: it is one line of JSON, for people and for scripts that need the top
+/// keys. `usage.jsonl` has all of them.
+pub const MAX_LISTED: usize = 1000;
+
+/// Whose usage to report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UsageQuery {
+    /// One key, by its id.
+    Key(String),
+    /// All keys of an owner.
+    Owner(String),
+    /// This many of the keys with the highest cost.
+    Top(usize),
+}
+
+/// Counts of requests and cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageCounts {
+    /// Requests that were allowed and charged.
+    pub allowed: u64,
+    /// Requests that were denied, by verdict.
+    pub denied: BTreeMap<String, u64>,
+    /// Cost charged.
+    pub cost: u64,
+    /// Cost refunded.
+    pub refunded: u64,
+    /// Requests that a limit in shadow mode would have refused.
+    pub shadow_limited: u64,
+    /// Requests for the balance, which charge nothing.
+    pub peeked: u64,
+}
+
+/// The usage of one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUsage {
+    /// The key's id.
+    pub key_id: String,
+    /// The key's owner; empty if it has none.
+    pub owner: String,
+    /// Its counts.
+    #[serde(flatten)]
+    pub counts: UsageCounts,
+    /// Unix second of the first request, allowed or denied.
+    pub first_used: Option<u32>,
+    /// Unix second of the last request.
+    pub last_used: Option<u32>,
+}
+
+/// The usage since the daemon's start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageReport {
+    /// When the daemon started, RFC 3339.
+    pub since: String,
+    /// When the report was made, RFC 3339.
+    pub as_of: String,
+    /// Keys that match the query and were used.
+    pub matched: usize,
+    /// The sums over these keys.
+    pub total: UsageCounts,
+    /// Requests with unknown keys, by verdict, independent of the query.
+    pub unknown: BTreeMap<String, u64>,
+    /// The keys, by descending cost; [`MAX_LISTED`] at most.
+    pub keys: Vec<KeyUsage>,
+}
