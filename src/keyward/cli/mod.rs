@@ -4,8 +4,9 @@
 //! commands share these rules:
 //!
 //! * Data goes to standard output, everything else to standard error ([`streams`]).
-//! * A key comes from standard input or a file, never from the arguments, which every user of the machine can read
-//!   ([`secret`]). Error messages do not repeat a key that was given as an argument ([`arg_error`]).
+//! * A key comes from standard input or a file, never from the arguments, which every user of the
+//!   machine can read ([`secret`]). Error messages do not repeat a key that was given as an argument
+//!   ([`arg_error`]).
 //! * The exit code tells the outcome ([`Exit`]).
 
 use std::ffi::OsString;

@@ -141,7 +141,8 @@ impl EchoOff {
 
 impl Drop for EchoOff {
     fn drop(&mut self) {
-        let _terminal_has_gone = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        // The terminal may be gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 

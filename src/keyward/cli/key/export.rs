@@ -102,7 +102,7 @@ impl Export {
             .map_err(|error| failed(&self.name, error))?;
         self.write(&mut new.as_file(), rows).map_err(|error| failed(&self.name, error))?;
         self.check(new.as_file(), count)?;
-        self.keep_owner(new.as_file())?;
+        self.copy_owner_and_mode(new.as_file())?;
         new.as_file().sync_all().map_err(|error| failed(&self.name, error))?;
         if let Some(old) = &self.old {
             if !is_at(old, &self.path) {
@@ -162,9 +162,9 @@ impl Export {
         Ok(())
     }
 
-    fn keep_owner(&self, new: &File) -> Result<(), CliError> {
+    fn copy_owner_and_mode(&self, new: &File) -> Result<(), CliError> {
         let Some(old) = &self.old else { return Ok(()) };
-        let kept = || -> io::Result<()> {
+        let copy = || -> io::Result<()> {
             let (before, after) = (old.metadata()?, new.metadata()?);
             if (before.uid(), before.gid()) != (after.uid(), after.gid()) {
                 let (uid, gid) = (Uid::from_raw(before.uid()), Gid::from_raw(before.gid()));
@@ -173,7 +173,7 @@ impl Export {
             // After the owner, because a change of owner can clear bits of the mode.
             new.set_permissions(Permissions::from_mode(before.mode() & 0o7777))
         };
-        kept().map_err(|error| {
+        copy().map_err(|error| {
             refused(format_args!(
                 "cannot keep the owner and the mode of {}: {error}; run it as the file's owner or as root",
                 self.name
