@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_in_a_newline_or_at_the_end() {
+    fn line_ends_at_a_newline_or_the_end_of_input() {
         assert_eq!(lines(b""), Vec::<Vec<u8>>::new());
         assert_eq!(lines(b"a"), [b"a"]);
         assert_eq!(lines(b"a\nb\r\n"), [b"a", b"b"]);

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn last_good_keys_in_use_are_seen() {
+    fn last_good_keys_in_use_are_shown() {
         let mut status = status();
         status.last_good = Some(message::LastGood { generation: 7, keys: 9, ..message::LastGood::default() });
         assert!(!StatusText(&status).to_string().contains("last good"), "nothing is wrong");

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_valid_or_there_is_a_reason() {
+    fn invalid_key_has_a_reason() {
         assert_eq!(check(&format!("{KEY}\n"), &[]), (Exit::Done, "valid: the checksum fits\n".to_owned()));
         for (key, reason) in [
             (KEY.replace('4', "5"), "malformed: the checksum does not fit: there is a typo in it"),
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!((exit, text.as_str()), (Exit::Denied, expected));
     }
     #[test]
-    fn a_batch_has_a_line_for_each() {
+    fn each_key_has_a_line() {
         let typo = KEY.replace('4', "5");
         let input = format!("{KEY}\n{typo}\n\nsk_live_1\n{KEY}\n");
         let (exit, output, messages) = run_with(&["key", "check"], input.as_bytes());
