@@ -61,7 +61,7 @@ impl fmt::Display for UnknownColumn<'_> {
         let field = suggestion.map_or("FIELD", Field::name);
         write!(
             f,
-            " Read it as a field by source.columns (under [source.columns]: {field} = {name}), or skip it by \
+            " Map it to a field with source.columns (under [source.columns]: {field} = {name}), or skip it with \
              source.ignore (under [source]: ignore = [{name}]). The fields are {}",
             Field::ALL.map(Field::name).join(", ")
         )

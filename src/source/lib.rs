@@ -107,7 +107,7 @@ pub fn read<R: Read>(
         Format::Csv => csv::read(input, mapping, &mut rows)?,
         Format::JsonLines => jsonl::read(input, mapping, &mut rows)?,
         Format::Compiled => {
-            rows.diagnostics.add(Location::File, "it is read as text, and would be a compiled snapshot");
+            rows.diagnostics.add(Location::File, "a compiled snapshot cannot be read as text");
         }
     }
     Ok(rows.count())
@@ -146,9 +146,9 @@ fn fill(input: &mut impl BufRead) -> io::Result<&[u8]> {
 /// Why the rest of an export cannot be divided into rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum FramingError {
-    #[error("the last line does not end in a newline; the file may be cut short")]
+    #[error("the last line does not end in a newline; the file may be truncated")]
     NoNewline,
-    #[error("the file ends inside of quotes; it may be cut short")]
+    #[error("the file ends inside quotes; it may be truncated")]
     OpenQuote,
     #[error("the row has more than {} columns", csv::records::MAX_COLUMNS)]
     TooManyColumns,

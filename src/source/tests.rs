@@ -185,12 +185,12 @@ fn export_truncated_inside_a_row_is_refused() {
     let cut = |at: &str| unix[..unix.find(at).expect("a place") + at.len()].to_owned();
     assert_eq!(
         message(unix.trim_end().to_owned()),
-        "keys:4: the last line does not end in a newline; the file may be cut short"
+        "keys:4: the last line does not end in a newline; the file may be truncated"
     );
-    assert_eq!(message(cut("orders:*\n")), "keys:2: the file ends inside of quotes; it may be cut short");
+    assert_eq!(message(cut("orders:*\n")), "keys:2: the file ends inside quotes; it may be truncated");
     assert_eq!(
         jsonl(jsonl_example().trim_end()).diagnostics.to_string(),
-        "keys:3: the last line does not end in a newline; the file may be cut short"
+        "keys:3: the last line does not end in a newline; the file may be truncated"
     );
 }
 
@@ -226,13 +226,13 @@ fn empty_file_is_refused_and_file_without_rows_is_accepted() {
 fn all_problems_of_a_header_are_reported() {
     assert_eq!(
         csv("key_hash,owners,plan,plan,\"a\"\"b\"\nx\n").diagnostics.to_string(),
-        "keys:1: column 2: \"owners\" is not a field of a key. Did you mean owner? Read it as a field by source.columns \
-         (under [source.columns]: owner = \"owners\"), or skip it by source.ignore (under [source]: ignore = \
+        "keys:1: column 2: \"owners\" is not a field of a key. Did you mean owner? Map it to a field with source.columns \
+         (under [source.columns]: owner = \"owners\"), or skip it with source.ignore (under [source]: ignore = \
          [\"owners\"]). The fields are key_hash, key_id, owner, environment, plan, status, not_before, expires_at, \
          scopes, allowed_ips, allowed_origins, limits, metadata\n\
          keys:1: column 4: there are two columns \"plan\"\n\
-         keys:1: column 5: \"a\\\"b\" is not a field of a key. Read it as a field by source.columns (under \
-         [source.columns]: FIELD = \"a\\\"b\"), or skip it by source.ignore (under [source]: ignore = \
+         keys:1: column 5: \"a\\\"b\" is not a field of a key. Map it to a field with source.columns (under \
+         [source.columns]: FIELD = \"a\\\"b\"), or skip it with source.ignore (under [source]: ignore = \
          [\"a\\\"b\"]). The fields are key_hash, key_id, owner, environment, plan, status, not_before, expires_at, \
          scopes, allowed_ips, allowed_origins, limits, metadata\n\
          keys:1: there is no column \"key_id\" in the header; if it has another name, set source.columns (under \
@@ -357,8 +357,8 @@ fn problem_of_a_json_line_is_reported() {
         ),
         (
             row("\"scope\":\"a\""),
-            "1: \"scope\" is not a field of a key. Did you mean scopes? Read it as a field by source.columns (under \
-             [source.columns]: scopes = \"scope\"), or skip it by source.ignore (under [source]: ignore = [\"scope\"]). \
+            "1: \"scope\" is not a field of a key. Did you mean scopes? Map it to a field with source.columns (under \
+             [source.columns]: scopes = \"scope\"), or skip it with source.ignore (under [source]: ignore = [\"scope\"]). \
              The fields are key_hash, key_id, owner, environment, plan, status, not_before, expires_at, scopes, \
              allowed_ips, allowed_origins, limits, metadata",
         ),

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::support::bad_rows::{SET_ASIDE, export, invalid, start, valid, wait_until_saved, withheld};
+use crate::support::bad_rows::{SET_ASIDE, export, invalid, start, valid, withheld};
 use crate::support::{
     Daemon, Export, Row, Setup, keyward, line, owner_target, replace_export, row, sha256_hex,
 };
@@ -193,8 +193,8 @@ fn keys_set_aside_stay_disabled_over_a_restart_and_return_without_force() {
     let all = export(ids.iter().map(valid));
     let daemon = start(SET_ASIDE, &all);
     assert!(daemon.publish(export(ids.iter().map(invalid))).accepted);
-    wait_until_saved(&daemon);
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    daemon.wait_until_saved();
+    daemon.spoil_source();
     let daemon = daemon.restart();
     assert!(daemon.status().last_good.is_some_and(|saved| saved.in_use), "{}", daemon.log());
     assert_eq!(daemon.verdict("k3"), "DISABLED");
@@ -332,7 +332,7 @@ fn key_set_aside_does_not_return_with_wider_access() {
         let verdicts = |daemon: &Daemon| daemon.verdicts(["r1", "n1", "e1"]);
         assert_eq!(verdicts(&daemon), ["DISABLED"; 3]);
         if is_restarted {
-            wait_until_saved(&daemon);
+            daemon.wait_until_saved();
             // The second daemon reads what the first has read from the saved keys alone.
             daemon = daemon.restart().restart();
         }

@@ -1,4 +1,5 @@
-//! `keyward-bench` against a real daemon: what it prints is what happened, and what it cannot measure it does not print.
+//! `keyward-bench` with a running daemon: its figures are what happened, and it prints no figure that
+//! it cannot measure.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -8,18 +9,18 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Setup, TIMEOUT, keyward, keyward_bench, sha256_hex, wait_for};
+use crate::support::{Daemon, Export, Setup, TIMEOUT, keyward, keyward_bench, row, wait_for, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const KEYS: usize = 100;
 
-/// Keys that nothing limits.
-fn export() -> String {
-    let mut text = String::from("key_hash,key_id,limits\n");
-    for number in 0..KEYS {
-        text += &format!("{},key_{number},\n", sha256_hex(&format!("key-{number}")));
-    }
-    text
+fn key(number: usize) -> String {
+    format!("key-{number}")
+}
+
+fn export() -> Export {
+    Export::of((0..KEYS).map(key))
 }
 
 fn command(socket: &Path, options: &[&str]) -> Command {
@@ -37,7 +38,7 @@ fn run(socket: &Path, options: &[&str]) -> Output {
     command(socket, options).output().expect("keyward-bench runs")
 }
 
-/// The JSON of a load that was carried out.
+/// The figures of a successful run.
 fn figures(daemon: &Daemon, options: &[&str]) -> Value {
     let output = run(&daemon.socket(), &[options, &["--json"]].concat());
     let messages = String::from_utf8_lossy(&output.stderr);
@@ -49,20 +50,20 @@ fn number(figures: &Value, path: &str) -> u64 {
     figures.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} of {figures}"))
 }
 
-/// A file with all keys' hashes: the export as text, whatever the daemon reads.
+/// A file with the hashes of all keys: the export as text, even if the daemon reads a compiled one.
 fn digests(daemon: &Daemon) -> String {
     digests_of(daemon, &export())
 }
 
-fn digests_of(daemon: &Daemon, export: &str) -> String {
+fn digests_of(daemon: &Daemon, export: &Export) -> String {
     let path = daemon.setup.path("digests.csv");
-    fs::write(&path, export).expect("written");
+    fs::write(&path, export.to_csv()).expect("written");
     path.to_str().expect("UTF-8").to_owned()
 }
 
 #[test]
-fn every_shape_of_load_is_answered_and_adds_up() {
-    let daemon = Daemon::serving(&export());
+fn figures_add_up_for_every_kind_of_load() {
+    let daemon = Daemon::serving(export());
     let digests = digests(&daemon);
     for options in [
         &[][..],
@@ -74,7 +75,7 @@ fn every_shape_of_load_is_answered_and_adds_up() {
         &["--rate", "2000"],
         &["--rate", "2000", "--connections", "5", "--threads", "2"],
         &["--rate", "2000", "--busy-poll"],
-        // More than fits into the socket at once.
+        // More than fits into the socket buffer.
         &["--depth", "20000"],
     ] {
         let figures = figures(&daemon, &[&["--digests", &digests], options].concat());
@@ -86,7 +87,7 @@ fn every_shape_of_load_is_answered_and_adds_up() {
         assert_eq!(number(&figures, "/unanswered"), 0, "{options:?}: {figures}");
         let buckets = figures["histogram_ns"].as_array().expect("buckets");
         let counted: u64 = buckets.iter().map(|bucket| bucket[1].as_u64().expect("a count")).sum();
-        assert_eq!(counted, allowed, "{options:?}: each answer is in the histogram once");
+        assert_eq!(counted, allowed, "{options:?}: the histogram has each answer once");
         let latency = ["min", "p50", "p90", "p99", "p99_9", "max"]
             .map(|name| number(&figures["latency_ns"], &format!("/{name}")));
         assert!(latency[0] > 0 && latency.is_sorted(), "{options:?}: {latency:?}");
@@ -97,16 +98,16 @@ fn every_shape_of_load_is_answered_and_adds_up() {
 }
 
 #[test]
-fn the_daemon_counts_what_the_client_counts() {
-    let daemon = Daemon::serving(&export());
+fn figures_agree_with_the_counters_of_the_daemon() {
+    let daemon = Daemon::serving(export());
     let figures = figures(&daemon, &["--digests", &digests(&daemon), "--warmup", "0s", "--depth", "8"]);
     let verdicts = daemon.status().verdicts;
     assert_eq!(verdicts.get("ALLOWED").copied(), Some(number(&figures, "/outcomes/ALLOWED")));
 }
 
 #[test]
-fn as_many_are_unknown_as_were_asked_for() {
-    let daemon = Daemon::serving(&export());
+fn hit_rate_sets_the_share_of_known_keys() {
+    let daemon = Daemon::serving(export());
     let digests = digests(&daemon);
     let figures = figures(&daemon, &["--digests", &digests, "--hit-rate", "0.25", "--depth", "64"]);
     let (hits, misses) = (number(&figures, "/outcomes/ALLOWED"), number(&figures, "/outcomes/UNKNOWN_KEY"));
@@ -115,8 +116,8 @@ fn as_many_are_unknown_as_were_asked_for() {
 }
 
 #[test]
-fn without_keys_all_are_unknown_and_it_says_so() {
-    let daemon = Daemon::serving(&export());
+fn run_without_keys_uses_unknown_keys_and_warns() {
+    let daemon = Daemon::serving(export());
     let output = run(&daemon.socket(), &[]);
     let (text, messages) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{messages}");
@@ -135,10 +136,10 @@ fn without_keys_all_are_unknown_and_it_says_so() {
 }
 
 #[test]
-fn raw_keys_are_for_a_daemon_that_wants_them() {
-    let daemon = Daemon::serving(&export());
+fn raw_keys_are_sent_as_digests_or_raw() {
+    let daemon = Daemon::serving(export());
     let keys = daemon.setup.path("keys.txt");
-    fs::write(&keys, (0..KEYS).map(|number| format!("key-{number}\n")).collect::<String>()).expect("written");
+    fs::write(&keys, (0..KEYS).map(|number| key(number) + "\n").collect::<String>()).expect("written");
     let keys = keys.to_str().expect("UTF-8");
     for options in [&["--keys", keys][..], &["--keys", keys, "--raw", "--hit-rate", "0.5"]] {
         let figures = figures(&daemon, options);
@@ -148,8 +149,8 @@ fn raw_keys_are_for_a_daemon_that_wants_them() {
 }
 
 #[test]
-fn a_limit_shows_in_the_verdicts_and_a_peek_charges_nothing() {
-    let export = format!("key_hash,key_id,limits\n{},k,1/d burst 5\n", sha256_hex("k"));
+fn limited_key_shows_in_the_outcomes_and_a_peek_charges_nothing() {
+    let export = Export::new([row("k").limits("1/d burst 5")]);
     let daemon = Daemon::serving(&export);
     let digests = digests_of(&daemon, &export);
     let peeked = figures(&daemon, &["--digests", &digests, "--cost", "0"]);
@@ -159,25 +160,25 @@ fn a_limit_shows_in_the_verdicts_and_a_peek_charges_nothing() {
     assert!(number(&charged, "/outcomes/RATE_LIMITED") > 0);
 }
 
-/// A daemon that does not answer for a while, between two requests' arrivals as much as behind one.
+/// Requests that arrive during a pause count as slow, not only the one that the pause interrupted.
 #[test]
-fn an_open_loop_counts_the_requests_that_a_pause_held_up() {
+fn open_loop_measures_requests_delayed_by_a_pause() {
     const PAUSE: Duration = Duration::from_millis(300);
-    let daemon = Daemon::serving(&export());
+    let daemon = Daemon::serving(export());
     let options =
         ["--digests", &digests(&daemon), "--rate", "1000", "--warmup", "0s", "--duration", "1s", "--json"];
     let mut child = command(&daemon.socket(), &options).stdout(Stdio::piped()).spawn().expect("starts");
-    // So many that it has begun to measure: its first connection only asks who is there.
-    let answered = || daemon.status().verdicts.values().sum::<u64>();
-    wait_for("the load", || (answered() >= 100).then_some(()));
-    daemon.signal(rustix::process::Signal::STOP);
+    // More than the first connection's probe: the measurement has begun.
+    wait_until("the load", || daemon.status().verdicts.values().sum::<u64>() >= 100);
+    daemon.pause();
     thread::sleep(PAUSE);
-    daemon.signal(rustix::process::Signal::CONT);
+    daemon.resume();
     let mut text = String::new();
     child.stdout.take().expect("piped").read_to_string(&mut text).expect("UTF-8");
     assert!(child.wait().expect("ends").success());
     let figures: Value = serde_json::from_str(&text).expect("JSON");
-    // About 300 of 1000 requests fell into the pause, and waited 150 ms on average; a closed loop would have had one.
+    // About 300 of 1000 requests arrive during the pause and wait for 150 ms on average. A closed loop
+    // would have one slow request.
     let slow: u64 = figures["histogram_ns"]
         .as_array()
         .expect("buckets")
@@ -185,30 +186,29 @@ fn an_open_loop_counts_the_requests_that_a_pause_held_up() {
         .filter(|bucket| bucket[0].as_u64() > Some(30_000_000))
         .map(|bucket| bucket[1].as_u64().expect("a count"))
         .sum();
-    assert!(slow > 150, "{slow} slow ones of {}", figures["latency_ns"]);
+    assert!(slow > 150, "{slow} slow requests: {}", figures["latency_ns"]);
 }
 
 #[test]
-fn a_rate_that_cannot_be_kept_is_said_not_to_be() {
-    let daemon = Daemon::serving(&export());
+fn unattainable_rate_is_reported() {
+    let daemon = Daemon::serving(export());
     let output = run(&daemon.socket(), &["--digests", &digests(&daemon), "--rate", "50000000"]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("BEHIND "), "{text}");
 }
 
 fn wait_for_answers(daemon: &Daemon) {
-    wait_for("answers", || daemon.status().verdicts.get("ALLOWED").filter(|count| **count > 100).map(drop));
+    wait_until("answers", || daemon.status().verdicts.get("ALLOWED").is_some_and(|count| *count > 100));
 }
 
 #[test]
-fn ctrl_c_prints_what_there_is() {
-    let daemon = Daemon::serving(&export());
+fn sigint_ends_a_run_and_prints_its_figures() {
+    let daemon = Daemon::serving(export());
     let options = ["--digests", &digests(&daemon), "--duration", "1h", "--warmup", "0s", "--json"];
     let child = command(&daemon.socket(), &options).stdout(Stdio::piped()).spawn().expect("starts");
     wait_for_answers(&daemon);
     let begin = Instant::now();
-    let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    kill_process(Pid::from_child(&child), Signal::INT).expect("it runs");
     let output = child.wait_with_output().expect("ends");
     assert!(output.status.success() && begin.elapsed() < TIMEOUT);
     let figures: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -217,8 +217,8 @@ fn ctrl_c_prints_what_there_is() {
 }
 
 #[test]
-fn a_daemon_that_goes_away_is_no_figure() {
-    let mut daemon = Daemon::serving(&export());
+fn run_without_its_daemon_fails_without_figures() {
+    let mut daemon = Daemon::serving(export());
     let options = ["--digests", &digests(&daemon), "--duration", "1h", "--json"];
     let mut child = command(&daemon.socket(), &options);
     let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
@@ -230,72 +230,79 @@ fn a_daemon_that_goes_away_is_no_figure() {
     assert!(messages.contains("the server"), "{messages}");
 }
 
-/// A server that says `greeting` to everyone.
-fn impostor(path: &Path, greeting: &'static [u8]) {
+/// A server that sends `greeting` to every client and closes the connection.
+fn spawn_foreign_server(path: &Path, greeting: &'static [u8]) {
     let listener = UnixListener::bind(path).expect("a socket");
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            let _hello = stream.read(&mut [0; 64]);
-            let _gone = stream.write_all(greeting);
+            // Fails if the client has closed the connection already.
+            let _ = stream.read(&mut [0; 64]);
+            let _ = stream.write_all(greeting);
         }
     });
 }
 
 #[test]
-fn what_is_no_keyward_is_told() {
+fn foreign_server_is_reported() {
     let setup = Setup::without_export();
-    for (name, greeting, complaint) in [
+    for (name, greeting, error) in [
         ("http", &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "broke the protocol"),
-        ("mute", b"", "ended a connection"),
+        ("silent", b"", "ended a connection"),
     ] {
         let path = setup.path(name);
-        impostor(&path, greeting);
+        spawn_foreign_server(&path, greeting);
         let output = run(&path, &[]);
         let messages = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(69), "{messages}");
-        assert!(messages.contains(complaint), "{messages}");
+        assert!(messages.contains(error), "{messages}");
     }
-    let daemon = Daemon::serving(&export());
+}
+
+#[test]
+fn pin_to_a_missing_processor_is_refused() {
+    let daemon = Daemon::serving(export());
     let output = run(&daemon.socket(), &["--pin", "1000"]);
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
-fn unusable_key_files_are_named() {
+fn unusable_key_file_is_reported_with_its_name() {
     let setup = Setup::without_export();
     let path = |name: &str| setup.path(name).to_str().expect("UTF-8").to_owned();
     fs::create_dir(path("directory")).expect("made");
-    fs::write(path("k.csv"), export()).expect("written");
+    fs::write(path("k.csv"), export().to_csv()).expect("written");
     let compiled = keyward().args(["compile", &path("k.csv"), "--output", &path("k.kwc")]).output();
     assert!(compiled.expect("keyward runs").status.success());
-    for (option, name, complaint) in [
+    for (option, name, error) in [
         ("--keys", "directory", "Is a directory"),
         ("--digests", "k.kwc", "a compiled snapshot has no digests to be read here: give the export"),
     ] {
         let output = run(&setup.path("no.sock"), &[option, &path(name)]);
         let messages = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{messages}");
-        assert!(messages.contains(complaint) && messages.contains(name), "{messages}");
+        assert!(messages.contains(error) && messages.contains(name), "{messages}");
     }
 }
 
-struct Ended(Child);
+/// A child that is killed when it is dropped.
+struct KillOnDrop(Child);
 
-impl Drop for Ended {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        let _already_gone = self.0.kill();
-        let _reaped = self.0.wait();
+        // Fails only if the child has exited already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
 #[test]
-fn the_echo_echoes_to_one_and_to_many() {
+fn echo_server_answers_one_and_many_connections() {
     let setup = Setup::without_export();
     for spin in [&[][..], &["--busy-poll"]] {
         let path = setup.path(&format!("echo{}.sock", spin.len()));
         let mut serve = keyward_bench();
         serve.args(["--serve-echo", "--answer-size", "70", "--socket"]).arg(&path).args(spin);
-        let _server = Ended(serve.spawn().expect("starts"));
+        let _server = KillOnDrop(serve.spawn().expect("starts"));
         wait_for("the echo", || UnixStream::connect(&path).ok());
         for options in [&["--depth", "128"][..], &["--connections", "9"], &[]] {
             let fixed = ["--target", "echo", "--answer-size", "70", "--json"];

@@ -1,5 +1,6 @@
-//! No descriptor left: the daemon's limit is lowered while it runs, so that accept(2) fails with EMFILE. It waits instead of
-//! spinning, turns clients away instead of leaving them in the backlog, and accepts again as soon as it can.
+//! No descriptor left: the daemon's limit is lowered while it runs, so that accept(2) fails with
+//! EMFILE. The daemon waits instead of spinning, refuses clients instead of leaving them in the
+//! backlog, and accepts again as soon as it can.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,23 +8,25 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, RawClient, Received, Setup, TIMEOUT, encode_verify, sha256_hex, wait_for};
+use crate::support::{
+    Daemon, Export, RawClient, Received, Setup, TIMEOUT, encode_verify, key_target, wait_for,
+};
 use keyward_daemon::admin::message::Reply;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-/// How long the daemon is watched for spinning.
+/// How long the daemon's processor time is measured.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Processor time that it may use meanwhile, in clock ticks: a fifth of the window. What spins uses all that it gets, on a busy
-/// machine too.
+/// Maximum processor time of an idle daemon in the window, in clock ticks: a fifth of the window. A
+/// spinning daemon uses all that it gets, even on a busy machine.
 const MAX_TICKS: u64 = 20;
 
-/// Failed accepts that the daemon may count for each second: one back-off is 100 ms long.
+/// Maximum number of failed accepts per second. The back-off is 100 ms.
 const MAX_FAILURES: f64 = 20.0;
 
 const TOO_MANY_CONNECTIONS: u8 = 12;
 
-/// A daemon without any work of its own, and its limit of descriptors.
+/// An idle daemon and its original limit of descriptors.
 struct Fixture {
     daemon: Daemon,
     limit: Rlimit,
@@ -31,68 +34,60 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let setup = Setup::new(&format!("key_hash,key_id\n{},a\n", sha256_hex("a")));
+        let setup = Setup::new(Export::of(["a"]));
         let daemon = setup.config("[server]\nworkers = 1\n[source]\npoll = \"1h\"").start();
         assert!(daemon.status().ready, "{}", daemon.log());
-        let limit = limit_of(&daemon);
+        let limit = descriptor_limit(&daemon);
         Self { daemon, limit }
     }
 
-    /// Leaves the daemon `descriptors` descriptors beside those that it has. Only root can list the
-    /// descriptors of a process that cannot be dumped.
-    fn leave(&self, descriptors: usize) {
-        let taken = fs::read_dir(format!("/proc/{}/fd", self.daemon.pid())).expect("root may list them");
-        let taken: BTreeSet<u64> = taken
+    /// Lowers the limit so that the daemon can open `count` more descriptors. Only root can list the
+    /// descriptors of a process that is not dumpable.
+    fn leave_descriptors(&self, count: usize) {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.daemon.pid())).expect("root may list them");
+        let open: BTreeSet<u64> = entries
             .map(|entry| entry.expect("an entry").file_name().to_string_lossy().parse().expect("a number"))
             .collect();
-        let free = (0..).filter(|number| !taken.contains(number));
-        self.set(free.take(descriptors + 1).last());
+        let free = (0..).filter(|number| !open.contains(number));
+        self.set_limit(free.take(count + 1).last());
     }
 
-    /// Leaves it none, not even one that it gives back itself.
-    fn leave_none(&self) {
-        self.set(Some(1));
+    /// Lowers the limit so that the daemon can open no descriptor, even after it has closed one.
+    fn leave_no_descriptor(&self) {
+        self.set_limit(Some(1));
     }
 
-    fn restore(&self) {
-        self.set(self.limit.current);
+    fn restore_limit(&self) {
+        self.set_limit(self.limit.current);
     }
 
-    fn set(&self, current: Option<u64>) {
+    fn set_limit(&self, current: Option<u64>) {
         let limit = Rlimit { current, maximum: self.limit.maximum };
         let pid = Pid::from_raw(self.daemon.pid() as i32);
         prlimit(pid, Resource::Nofile, limit).expect("the limit of a process of this user");
     }
 
-    /// User and system time of the daemon, in clock ticks.
-    fn ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.daemon.pid())).expect("a process");
-        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
-        // utime and stime are fields 14 and 15, and the state, which is the first here, is field 3.
-        fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
-    }
-
-    /// Fails if the daemon spins, for as long as the window is; `meanwhile` is called in it again and again.
+    /// Panics if the daemon spins during the window. Calls `meanwhile` every 50 ms.
     fn assert_idle(&self, mut meanwhile: impl FnMut()) {
-        let (start, before) = (Instant::now(), self.ticks());
+        let (start, before) = (Instant::now(), self.daemon.processor_ticks());
         while start.elapsed() < WINDOW {
             meanwhile();
             std::thread::sleep(Duration::from_millis(50));
         }
-        let ticks = self.ticks() - before;
+        let ticks = self.daemon.processor_ticks() - before;
         assert!(ticks <= MAX_TICKS, "{ticks} clock ticks in {:?}", start.elapsed());
     }
 
-    /// Fails if accepting has failed more often than a daemon fails that waits after each failure, or turns a client away.
+    /// Panics if accept has failed more often than with a back-off after each failure.
     fn assert_few_failures(&self, since: Instant) {
         let failures = self.daemon.status().refused_connections["system"];
-        let most = MAX_FAILURES * (1.0 + since.elapsed().as_secs_f64());
-        assert!((failures as f64) < most, "{failures} failures in {:?}", since.elapsed());
+        let max = MAX_FAILURES * (1.0 + since.elapsed().as_secs_f64());
+        assert!((failures as f64) < max, "{failures} failures in {:?}", since.elapsed());
     }
 }
 
-/// The daemon's limit of descriptors, which it has raised when it started.
-fn limit_of(daemon: &Daemon) -> Rlimit {
+/// The daemon's limit of descriptors. The daemon raises it at its start.
+fn descriptor_limit(daemon: &Daemon) -> Rlimit {
     let text = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).expect("a process");
     let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a line");
     let mut values = line.split_whitespace().map(|value| value.parse().ok());
@@ -105,35 +100,35 @@ fn is_served(peer: &mut RawClient) -> bool {
     peer.receive() == Received::Answer { request_id: 7, verdict: "ALLOWED", generation: 1 }
 }
 
-/// Hears why the connection is refused, and its end.
-fn assert_turned_away(peer: &mut RawClient) {
+/// Receives the reason for the refusal and the end of the connection.
+fn assert_refused(peer: &mut RawClient) {
     match peer.receive() {
         Received::Error { code: TOO_MANY_CONNECTIONS, closing: true, .. } => {
             assert_eq!(peer.receive(), Received::Closed)
         }
-        said => panic!("not turned away: {said:?}"),
+        received => panic!("not refused: {received:?}"),
     }
 }
 
 #[test]
 #[ignore = "needs root, to list the daemon's descriptors: tests/run runs it"]
-fn clients_beyond_the_last_descriptor_are_turned_away_at_once() {
-    /// More than the daemon turns away if it waits a back-off for each.
-    const SURPLUS: usize = 100;
+fn clients_without_a_descriptor_are_refused_at_once() {
+    /// With a back-off of 100 ms for each, their refusals would take 20 s.
+    const SURPLUS: usize = 200;
     let fixture = Fixture::new();
     let daemon = &fixture.daemon;
     let mut first = daemon.connect();
     assert!(is_served(&mut first));
-    fixture.leave(4);
-    // How many of the four are there for clients is not known for sure: an admin connection may have been open a moment ago.
+    fixture.leave_descriptors(4);
+    // Fewer than four may be left for clients: an admin connection may not be closed yet.
     let mut served = Vec::new();
     loop {
         let mut peer = daemon.connect();
         let mut byte = [0];
         peer.stream.set_read_timeout(Some(Duration::from_millis(200))).expect("set");
-        // A client that is not turned away hears nothing until it asks.
+        // An accepted client receives nothing before its first request.
         if rustix::net::recv(&peer.stream, &mut byte, rustix::net::RecvFlags::PEEK).is_ok() {
-            assert_turned_away(&mut peer);
+            assert_refused(&mut peer);
             break;
         }
         peer.stream.set_read_timeout(Some(TIMEOUT)).expect("set");
@@ -145,87 +140,83 @@ fn clients_beyond_the_last_descriptor_are_turned_away_at_once() {
 
     let arrived = Instant::now();
     let mut surplus: Vec<RawClient> = (0..SURPLUS).map(|_| daemon.connect()).collect();
-    surplus.iter_mut().for_each(assert_turned_away);
+    surplus.iter_mut().for_each(assert_refused);
     let took = arrived.elapsed();
-    assert!(took < Duration::from_secs(5), "{SURPLUS} clients were turned away in {took:?}");
+    assert!(took < Duration::from_secs(10), "{SURPLUS} clients were refused in {took:?}");
 
-    // Those that have a connection notice nothing.
+    // Open connections are not affected.
     assert!(is_served(&mut first) && served.iter_mut().all(is_served));
-    fixture.assert_idle(|| assert_turned_away(&mut daemon.connect()));
+    fixture.assert_idle(|| assert_refused(&mut daemon.connect()));
 
-    // One that goes makes room for one.
+    // A closed connection makes room for another.
     drop(served.pop());
     let mut next = wait_for("a free descriptor", || {
         let mut peer = daemon.connect();
-        let _closed_at_once = peer.stream.write_all(&encode_verify(7, "a"));
+        // Fails if the daemon has closed the connection already.
+        let _ = peer.stream.write_all(&encode_verify(7, "a"));
         matches!(peer.receive(), Received::Answer { .. }).then_some(peer)
     });
     assert!(is_served(&mut next) && is_served(&mut first));
-    fixture.restore();
+    fixture.restore_limit();
     let mut peers: Vec<RawClient> = (0..20).map(|_| daemon.connect()).collect();
     assert!(peers.iter_mut().all(is_served));
 }
 
 #[test]
-fn daemon_without_any_descriptor_waits_and_accepts_when_there_are_some() {
+fn daemon_without_descriptors_accepts_waiting_clients_when_it_has_some() {
     let fixture = Fixture::new();
     let daemon = &fixture.daemon;
     let mut first = daemon.connect();
     assert!(is_served(&mut first));
     let start = Instant::now();
-    fixture.leave_none();
+    fixture.leave_no_descriptor();
     let mut waiting: Vec<RawClient> = (0..5).map(|_| daemon.connect()).collect();
     waiting.iter_mut().for_each(|peer| peer.send(&encode_verify(7, "a")));
-    let mut operators: Vec<UnixStream> = (0..5).map(|_| command(daemon)).collect();
+    let mut operators: Vec<UnixStream> = (0..5).map(|_| send_version(daemon)).collect();
     fixture.assert_idle(|| assert!(is_served(&mut first)));
-    fixture.restore();
+    fixture.restore_limit();
     for peer in &mut waiting {
-        // The first may find the daemon with a single descriptor, and be turned away.
+        // The first one is refused if the daemon has only one descriptor at that time.
         match peer.receive() {
             Received::Answer { request_id: 7, verdict: "ALLOWED", .. } => assert!(is_served(peer)),
             Received::Error { code: TOO_MANY_CONNECTIONS, closing: true, .. } => {}
-            said => panic!("neither answered nor turned away: {said:?}"),
+            received => panic!("neither answered nor refused: {received:?}"),
         }
     }
-    operators.iter_mut().for_each(|stream| assert!(reply(stream).ok));
+    operators.iter_mut().for_each(|stream| assert!(receive_reply(stream).ok));
     assert!(is_served(&mut daemon.connect()));
     fixture.assert_few_failures(start);
 }
 
-/// Commands are served with the descriptor that is kept in reserve for them.
+/// The daemon reserves a descriptor for commands.
 #[test]
 #[ignore = "needs root, to list the daemon's descriptors: tests/run runs it"]
-fn operators_are_answered_when_clients_have_taken_all_descriptors() {
+fn commands_are_answered_without_a_descriptor_for_clients() {
     let fixture = Fixture::new();
     let daemon = &fixture.daemon;
     let mut first = daemon.connect();
     assert!(is_served(&mut first));
-    fixture.leave(0);
+    fixture.leave_descriptors(0);
     for _ in 0..5 {
-        assert!(reply(&mut command(daemon)).ok);
+        assert!(receive_reply(&mut send_version(daemon)).ok);
     }
     fixture.assert_idle(|| ());
-    let revoked = std::process::Command::new(crate::support::keyward().get_program())
-        .args(["revoke", "a", "--admin-socket"])
-        .arg(daemon.admin_socket())
-        .output()
-        .expect("runs");
-    assert!(revoked.status.success(), "{revoked:?}");
+    daemon.revoke(key_target("a"));
     first.send(&encode_verify(8, "a"));
     assert_eq!(first.receive(), Received::Answer { request_id: 8, verdict: "REVOKED", generation: 1 });
-    fixture.restore();
+    fixture.restore_limit();
     assert!(daemon.status().ready);
 }
 
-/// Connects to the admin socket and asks for the version.
-fn command(daemon: &Daemon) -> UnixStream {
+/// Connects to the admin socket and sends the command `version`.
+fn send_version(daemon: &Daemon) -> UnixStream {
     let mut stream = UnixStream::connect(daemon.admin_socket()).expect("the daemon listens");
     stream.set_read_timeout(Some(TIMEOUT)).expect("set");
     stream.write_all(b"{\"command\":\"version\"}\n").expect("sent");
     stream
 }
 
-fn reply(stream: &mut UnixStream) -> Reply {
+fn receive_reply(stream: &mut UnixStream) -> Reply {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).expect("a reply");
     serde_json::from_str(&line).expect("JSON")

@@ -1,73 +1,78 @@
-//! A running daemon says what a reload would do, by its own configuration, and goes on serving what it has.
+//! A check by the running daemon reports what a reload would do, with the daemon's own configuration,
+//! and changes nothing.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Output;
 
-use crate::support::{Daemon, Setup, keyward, replace_export, sha256_hex};
-use keyward_daemon::admin::message::Check;
-use keyward_daemon::admin::message::Command as AdminCommand;
-use keyward_daemon::admin::{CommandError, send_command};
+use crate::support::{Daemon, Export, Row, Setup, keyward, replace_export, row, sha256_hex};
+use keyward_daemon::admin::CommandError;
+use keyward_daemon::admin::message::{Check, Command as AdminCommand};
 use serde_json::Value;
 
-/// The daemon's own names for columns, which no other would understand.
+/// Column names that only this daemon's configuration explains.
 const CONFIG: &str =
     "[source.columns]\nkey_hash = \"sha256\"\n[source]\nignore = [\"note\"]\nmax_shrink = 0.5\n";
 
-fn export(rows: &[(&str, &str)]) -> String {
-    rows.iter().fold("sha256,key_id,note,status,limits\n".to_owned(), |text, (key, rest)| {
-        text + &format!("{},{key},,{rest}\n", sha256_hex(key))
-    })
+fn export(rows: impl IntoIterator<Item = Row>) -> String {
+    let export = Export::new([]).columns(["note", "status", "limits"]).rows(rows);
+    export.to_csv().replacen("key_hash", "sha256", 1)
 }
 
-fn daemon(rows: &[(&str, &str)]) -> Daemon {
-    let setup = Setup::text(&export(rows)).config(CONFIG);
-    let daemon = setup.start();
+/// The keys a to d, with one limit each.
+fn four_keys() -> [Row; 4] {
+    ["a", "b", "c", "d"].map(limited)
+}
+
+fn limited(key: &str) -> Row {
+    row(key).limits("1/s")
+}
+
+fn start_daemon() -> Daemon {
+    let daemon = Setup::text(export(four_keys())).config(CONFIG).start();
     assert!(daemon.status().ready, "{}", daemon.log());
     daemon
 }
 
 fn check(daemon: &Daemon, source: Option<&Path>) -> Check {
     let source = source.map(|path| path.to_str().expect("UTF-8").to_owned());
-    let reply = send_command(&daemon.admin_socket(), &AdminCommand::Check { source }).expect("an answer");
-    reply.check.expect("a check")
+    daemon.send_command(&AdminCommand::Check { source }).expect("a reply").check.expect("a check")
 }
 
-fn run(daemon: &Daemon, options: &[&str]) -> Output {
+fn run_check(daemon: &Daemon, options: &[&str]) -> Output {
     let mut command = keyward();
     command.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket()).args(options);
     command.current_dir(daemon.setup.dir.path()).output().expect("runs")
 }
 
-const FOUR: [(&str, &str); 4] = [("a", ",1/s"), ("b", ",1/s"), ("c", ",1/s"), ("d", ",1/s")];
-
 #[test]
-fn a_check_tells_what_a_reload_would_do_and_does_nothing() {
-    let daemon = daemon(&FOUR);
+fn check_reports_what_a_reload_would_change_and_changes_nothing() {
+    let daemon = start_daemon();
     let new = daemon.setup.path("new.csv");
-    fs::write(&new, export(&[("a", ",1/s"), ("b", "revoked,1/s"), ("c", ",2/s"), ("e", ",1/s")]))
-        .expect("writes");
-    let output = run(&daemon, &["--source", "new.csv"]);
+    let rows = [limited("a"), limited("b").status("revoked"), row("c").limits("2/s"), limited("e")];
+    fs::write(&new, export(rows)).expect("writes");
+    let output = run_check(&daemon, &["--source", "new.csv"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout);
-    let stub = |key: &str| sha256_hex(key)[..8].to_owned();
+    let prefix = |key: &str| sha256_hex(key)[..8].to_owned();
     let expected = format!(
         "{}: 4 keys: ok\n4 -> 4 keys: 1 added, 1 removed, 2 changed; 2 stop working, 1 loses a restriction\n  + e ({}…)\n  - d ({}…)\n  \
          ~ b ({}…): status active -> revoked\n  ~ c ({}…): limits\n  stops working: b ({}…): status active -> \
          revoked\n  stops working: d ({}…)\n  loses a restriction: c ({}…): limits\na reload would accept it\n",
         new.display(),
-        stub("e"),
-        stub("d"),
-        stub("b"),
-        stub("c"),
-        stub("b"),
-        stub("d"),
-        stub("c")
+        prefix("e"),
+        prefix("d"),
+        prefix("b"),
+        prefix("c"),
+        prefix("b"),
+        prefix("d"),
+        prefix("c")
     );
     assert_eq!(text, expected);
 
-    let output = run(&daemon, &["--source", "new.csv", "--json"]);
+    let output = run_check(&daemon, &["--source", "new.csv", "--json"]);
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((&report["ok"], &report["diff"]["generation"]), (&true.into(), &1.into()), "{report}");
 
@@ -75,12 +80,12 @@ fn a_check_tells_what_a_reload_would_do_and_does_nothing() {
     assert_eq!((status.generation, status.keys), (1, 4));
     assert_eq!([daemon.verdict("b"), daemon.verdict("e")], ["ALLOWED", "UNKNOWN_KEY"]);
 
-    // What was said is what happens.
+    // The reload does what the check has reported.
     fs::rename(&new, daemon.setup.source()).expect("renamed");
     let diff = check(&daemon, None).diff;
     let changes = diff.as_ref().map(|diff| diff.changes);
     let reload = daemon.reload();
-    // The watch may have been first.
+    // The watch may have reloaded it already.
     let outcome = if reload.unchanged { daemon.status().last_accepted.expect("one") } else { reload };
     assert_eq!(outcome.generation, daemon.status().generation);
     assert_eq!(daemon.verdict("b"), "REVOKED");
@@ -89,31 +94,33 @@ fn a_check_tells_what_a_reload_would_do_and_does_nothing() {
 }
 
 #[test]
-fn what_is_wrong_and_what_the_guard_would_refuse_is_said_in_the_words_of_a_reload() {
-    let daemon = daemon(&FOUR);
+fn check_reports_errors_and_refusals_with_the_messages_of_a_reload() {
+    let daemon = start_daemon();
     let new = daemon.setup.path("new.csv");
-    fs::write(&new, export(&[("a", ",1/s")])).expect("writes");
+    fs::write(&new, export([limited("a")])).expect("writes");
     let checked = check(&daemon, Some(&new)).diff.expect("a diff");
-    let said = checked.refused.expect("a reason");
-    assert!(!checked.accepted && said.contains("3 of 4 working keys would stop working"), "{said}");
-    assert_eq!(run(&daemon, &["--source", "new.csv"]).status.code(), Some(1));
+    let reason = checked.refused.expect("a reason");
+    assert!(!checked.accepted && reason.contains("3 of 4 working keys would stop working"), "{reason}");
+    assert_eq!(run_check(&daemon, &["--source", "new.csv"]).status.code(), Some(1));
 
-    fs::write(&new, export(&[("a", ",1/s"), ("b", ",fast"), ("c", ",slow")])).expect("writes");
+    let rows = [limited("a"), row("b").limits("fast"), row("c").limits("slow")];
+    fs::write(&new, export(rows)).expect("writes");
     let checked = check(&daemon, Some(&new));
     let findings = checked.diagnostics.expect("findings");
     assert_eq!((findings.total, checked.diff), (2, None));
     let first = &findings.first[0];
     assert_eq!((first.line, first.column, first.name.as_deref()), (Some(3), Some(5), Some("limits")));
-    let output = run(&daemon, &["--source", "new.csv"]);
+    let output = run_check(&daemon, &["--source", "new.csv"]);
     assert_eq!(output.status.code(), Some(78));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.starts_with(&format!("{}:3: column 5 (limits): \"fast\" is not", new.display())), "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let expected = format!("{}:3: column 5 (limits): \"fast\" is not", new.display());
+    assert!(errors.starts_with(&expected), "{errors}");
 
-    for (content, part) in [("sha256,key_id\n", "no keys"), ("", "the file is empty")] {
+    for (content, reason) in [("sha256,key_id\n", "no keys"), ("", "the file is empty")] {
         fs::write(&new, content).expect("writes");
         let checked = check(&daemon, Some(&new));
         let refused = checked.diff.and_then(|diff| diff.refused).or(checked.error).expect("a reason");
-        assert!(refused.contains(part), "{refused}");
+        assert!(refused.contains(reason), "{refused}");
     }
     fs::remove_file(&new).expect("removed");
     let checked = check(&daemon, Some(&new));
@@ -121,27 +128,25 @@ fn what_is_wrong_and_what_the_guard_would_refuse_is_said_in_the_words_of_a_reloa
 
     let status = daemon.status();
     assert_eq!((status.generation, status.keys, daemon.verdict("a").as_str()), (1, 4, "ALLOWED"));
-    assert!(status.last_reload.expect("one").accepted, "a check is no reload");
+    assert!(status.last_reload.expect("one").accepted, "a check is not a reload");
 }
 
 #[test]
-fn checks_and_reloads_do_not_get_in_each_others_way() {
-    let daemon = daemon(&FOUR);
+fn concurrent_checks_and_reloads_do_not_interfere() {
+    let daemon = start_daemon();
     let new = daemon.setup.path("new.csv");
-    let many: Vec<String> = (0..20_000).map(|number| format!("k{number}")).collect();
-    let rows: Vec<_> = many.iter().map(|key| (key.as_str(), ",1/s")).collect();
-    fs::write(&new, export(&rows)).expect("writes");
+    let rows = (0..20_000).map(|number| limited(&format!("k{number}")));
+    fs::write(&new, export(rows)).expect("writes");
     std::thread::scope(|scope| {
         let checks: Vec<_> = (0..8).map(|_| scope.spawn(|| check(&daemon, Some(&new)))).collect();
         for round in 0..10 {
-            let limit = format!(",{}/s", round + 2);
-            let rows = FOUR.map(|(key, _)| (key, limit.as_str()));
-            replace_export(&daemon.setup.source(), &export(&rows));
+            let rows = four_keys().map(|row| row.limits(format!("{}/s", round + 2)));
+            replace_export(&daemon.setup.source(), export(rows));
             let outcome = daemon.reload();
             assert!(outcome.accepted, "{:?}", outcome.error);
         }
         for check in checks {
-            let diff = check.join().expect("answered").diff.expect("a diff");
+            let diff = check.join().expect("no panic").diff.expect("a diff");
             assert_eq!(
                 (diff.keys, diff.serving, diff.changes.added, diff.changes.removed),
                 (20_000, 4, 20_000, 4)
@@ -153,31 +158,31 @@ fn checks_and_reloads_do_not_get_in_each_others_way() {
 }
 
 #[test]
-fn a_relative_path_is_refused() {
-    let daemon = daemon(&FOUR);
-    let error =
-        send_command(&daemon.admin_socket(), &AdminCommand::Check { source: Some("new.csv".to_owned()) })
-            .expect_err("refused");
-    assert!(matches!(&error, CommandError::Refused(said) if said.contains("absolute")), "{error}");
+fn relative_path_is_refused() {
+    let daemon = start_daemon();
+    let check = AdminCommand::Check { source: Some("new.csv".to_owned()) };
+    let error = daemon.send_command(&check).expect_err("refused");
+    assert!(matches!(&error, CommandError::Refused(reason) if reason.contains("absolute")), "{error}");
 }
 
-/// What is wrong with a file is told with parts of it, and the daemon may read what others may not.
+/// Errors quote a file, and the daemon may read files that others may not.
 #[test]
 #[ignore = "needs root, to run as another user: tests/run runs it"]
-fn who_is_neither_root_nor_the_daemon_cannot_have_it_read_any_file() {
+fn other_users_cannot_make_the_daemon_read_a_file() {
     const NOBODY: u32 = 65_534;
-    let setup = Setup::text(&export(&FOUR)).config(&format!("server.admin_uids = [{NOBODY}]\n{CONFIG}"));
+    let config = format!("server.admin_uids = [{NOBODY}]\n{CONFIG}");
+    let setup = Setup::text(export(four_keys())).config(&config);
     let secret = setup.path("secret.csv");
     fs::write(&secret, "sha256,key_id,hunter2\n").expect("writes");
-    let open = |path: &Path, mode| {
-        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("permissions");
+    let set_mode = |path: &Path, mode| {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("permissions");
     };
-    open(setup.dir.path(), 0o755);
-    open(&secret, 0o600);
-    // Where the binary is, others may not look.
+    set_mode(setup.dir.path(), 0o755);
+    set_mode(&secret, 0o600);
+    // Other users may not read the binary's own directory.
     let binary = setup.path("keyward");
     fs::copy(env!("CARGO_BIN_EXE_keyward"), &binary).expect("copied");
-    open(&binary, 0o755);
+    set_mode(&binary, 0o755);
     let daemon = setup.start();
     let check = |options: &[&str]| {
         let mut command = std::process::Command::new(&binary);
@@ -185,9 +190,12 @@ fn who_is_neither_root_nor_the_daemon_cannot_have_it_read_any_file() {
         command.uid(NOBODY).current_dir("/").env_remove("KEYWARD_SOCKET").output().expect("runs")
     };
     let output = check(&["--source", secret.to_str().expect("UTF-8")]);
-    let said = String::from_utf8_lossy(&output.stderr);
+    let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(said.contains("only root and the daemon's own user") && !said.contains("hunter2"), "{said}");
+    assert!(
+        errors.contains("only root and the daemon's own user") && !errors.contains("hunter2"),
+        "{errors}"
+    );
     let output = check(&[]);
-    assert_eq!(output.status.code(), Some(0), "its own source, anyone who may ask: {output:?}");
+    assert_eq!(output.status.code(), Some(0), "its own source may be checked: {output:?}");
 }

@@ -1,11 +1,12 @@
-//! Promise 9: a source cannot quietly widen access. What a reload changes is weighed by what keys may do.
+//! Promise 9: a source cannot widen access unnoticed. A reload is judged by how it changes the access
+//! of each key.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::support::{Daemon, Setup, keyward, replace_export, sha256_hex};
-use keyward_daemon::admin::message::{ChangeCounts, Check, Command as AdminCommand, Target};
+use crate::support::{Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, wait_until};
+use keyward_daemon::admin::message::{ChangeCounts, Check, Command as AdminCommand};
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::now::Now;
@@ -16,14 +17,13 @@ use keyward_protocol::{Credential, ScopeMode, Scopes, Verdict, Verify};
 use keyward_source::{BadRow, ColumnMapping, Diagnostics, Format, read};
 use proptest::prelude::*;
 
-const HEADER: &str = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,allowed_origins,limits\n";
+/// The Unix second at which the model evaluates keys.
+const NOW: u32 = 1_800_000_000;
 
-/// The Unix second at which the model weighs.
-const AT: u32 = 1_800_000_000;
-
+/// Values of the columns of the model. Most rows have the first one.
 const OWNERS: [&str; 3] = ["", "acme", "bolt"];
 const ENVIRONMENTS: [&str; 3] = ["", "live", "test"];
-/// The last is none: such a row is set aside.
+/// The last one is invalid: such a row is set aside.
 const STATUSES: [&str; 5] = ["", "active", "disabled", "revoked", "t"];
 const STARTS: [&str; 3] = ["", "1790000000", "1810000000"];
 const ENDS: [&str; 3] = ["", "1790000000", "1810000000"];
@@ -33,50 +33,43 @@ const ORIGINS: [&str; 4] = ["", "[]", "https://a.test", "https://*.test"];
 const LIMITS: [&str; 5] =
     ["", "1/s burst 2", "1/s burst 4", "other=1/s burst 2", "1/s burst 2; other=1/s burst 4"];
 
-/// A row by the positions of its texts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Row([usize; 9]);
+const COLUMNS: [(&str, &[&str]); 9] = [
+    ("owner", &OWNERS),
+    ("environment", &ENVIRONMENTS),
+    ("status", &STATUSES),
+    ("not_before", &STARTS),
+    ("expires_at", &ENDS),
+    ("scopes", &SCOPES),
+    ("allowed_ips", &NETWORKS),
+    ("allowed_origins", &ORIGINS),
+    ("limits", &LIMITS),
+];
 
-fn row() -> impl Strategy<Value = Row> {
-    let lengths = [
-        OWNERS.len(),
-        ENVIRONMENTS.len(),
-        STATUSES.len(),
-        STARTS.len(),
-        ENDS.len(),
-        SCOPES.len(),
-        NETWORKS.len(),
-        ORIGINS.len(),
-        LIMITS.len(),
-    ];
-    // Most fields are empty: one restriction alone is the interesting case.
-    lengths.map(|length| prop_oneof![2 => Just(0), 1 => 0..length]).prop_map(Row)
+/// A row of the model: per column, the position of its value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Choice([usize; 9]);
+
+fn choice() -> impl Strategy<Value = Choice> {
+    // Most fields are empty: a single restriction is the interesting case.
+    COLUMNS.map(|(_, values)| prop_oneof![2 => Just(0), 1 => 0..values.len()]).prop_map(Choice)
 }
 
-impl Row {
-    fn text(self, number: usize) -> String {
-        let [owner, environment, status, start, end, scopes, networks, origins, limits] = self.0;
-        format!(
-            "{number:064x},k{number},{},{},,{},{},{},{},{},{},{}\n",
-            OWNERS[owner],
-            ENVIRONMENTS[environment],
-            STATUSES[status],
-            STARTS[start],
-            ENDS[end],
-            SCOPES[scopes],
-            NETWORKS[networks],
-            ORIGINS[origins],
-            LIMITS[limits]
-        )
+impl Choice {
+    fn to_row(self, number: usize) -> Row {
+        let key = row(format!("k{number}")).hash(format!("{number:064x}"));
+        COLUMNS
+            .iter()
+            .zip(self.0)
+            .fold(key, |row, ((column, values), position)| row.set(column, values[position]))
     }
 }
 
-fn keys(rows: &[(usize, Row)]) -> KeyTable {
+fn build_table(choices: &[(usize, Choice)]) -> KeyTable {
     let mut builder = Builder::new(7, 0);
     let mut diagnostics = Diagnostics::new("keys.csv").retaining_bad_rows(KEYS);
     let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
-    let rows: String = rows.iter().map(|(number, row)| row.text(*number)).collect();
-    let text = format!("{HEADER}{rows}");
+    let export = Export::new([]).columns(COLUMNS.map(|(column, _)| column));
+    let text = export.rows(choices.iter().map(|(number, choice)| choice.to_row(*number))).to_csv();
     read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
         .expect("reads");
     for BadRow { line, hash, key_id } in diagnostics.retained_bad_rows() {
@@ -85,7 +78,7 @@ fn keys(rows: &[(usize, Row)]) -> KeyTable {
     builder.finish()
 }
 
-/// Every request that the restrictions above can tell apart.
+/// Requests that distinguish all restrictions of the model.
 fn requests() -> Vec<Verify<'static>> {
     let mut requests = Vec::new();
     for cost in [1, 3, 5] {
@@ -109,24 +102,25 @@ fn requests() -> Vec<Verify<'static>> {
     requests
 }
 
-/// Whether a full bucket admits each of the requests, for each of so many keys.
-fn admitted(keys: KeyTable, count: usize) -> Vec<Vec<bool>> {
+/// For each of `count` keys: which of the requests are admitted when all buckets are full.
+fn admitted_requests(keys: KeyTable, count: usize) -> Vec<Vec<bool>> {
     let limiter = Limiter::new();
     let mut allocator = SlotAllocator::new();
     let mut allocation = allocator.begin(&limiter);
     let snapshot =
         keys.into_snapshot(&mut allocation, None, SnapshotMeta { generation: 1, ..SnapshotMeta::default() });
     let snapshot = snapshot.expect("room");
-    let _nothing_before = allocation.commit();
+    // There was no snapshot before.
+    let _ = allocation.commit();
     let global_policy = GlobalPolicy::default();
-    // Long enough for every bucket to be full again.
+    // Each step is long enough to refill every bucket.
     let mut ticks = 1 << 40;
     let mut admits = |number: usize, request: &Verify<'_>| {
         ticks += 1 << 40;
         let mut digest = [0; 32];
         digest[24..].copy_from_slice(&(number as u64).to_be_bytes());
         let request = Verify { credential: Credential::Digest(digest), ..*request };
-        let now = Now { ticks, unix: AT };
+        let now = Now { ticks, unix: NOW };
         let verifier =
             Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now };
         let mut verdict = None;
@@ -141,44 +135,46 @@ fn ids(examples: &[keyward_engine::snapshot::Example]) -> BTreeSet<String> {
     examples.iter().map(|example| example.key_id.to_string()).collect()
 }
 
-fn compared(before: &[(usize, Row)], after: &[(usize, Row)]) -> Diff {
-    keys(after).diff_from(Some(&keys(before)), CompareOptions { now: AT, by_key_id: false })
+fn diff(before: &[(usize, Choice)], after: &[(usize, Choice)]) -> Diff {
+    build_table(after).diff_from(Some(&build_table(before)), CompareOptions { now: NOW, by_key_id: false })
 }
 
-/// Few enough that every key is among the examples.
+/// Keys of the model: few enough that the examples contain all of them.
 const KEYS: usize = 6;
 const _: () = assert!(KEYS <= MAX_EXAMPLES);
 
-type Rows = Vec<Option<Row>>;
+/// Per key: its row, if it has one.
+type Choices = Vec<Option<Choice>>;
 
-fn listed(rows: &Rows) -> Vec<(usize, Row)> {
-    (0..).zip(rows).filter_map(|(number, row)| Some((number, (*row)?))).collect()
+fn listed(choices: &Choices) -> Vec<(usize, Choice)> {
+    (0..).zip(choices).filter_map(|(number, choice)| Some((number, (*choice)?))).collect()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// Whatever rows change, no key goes from denied to allowed without being counted, and a key that no
-    /// longer admits anything at all is counted exactly if it did before.
+    /// A key that goes from denied to allowed is counted in the diff. A key that admits nothing any
+    /// more is counted exactly if it admitted something before.
     #[test]
     fn key_that_goes_from_denied_to_allowed_is_counted(
-        rows in prop::collection::vec((prop::option::of(row()), prop::option::of(row())), KEYS)
+        pairs in prop::collection::vec((prop::option::of(choice()), prop::option::of(choice())), KEYS)
     ) {
-        // Half of the keys keep their row, so that a change of one field alone is common.
-        let (before, mut after): (Rows, Rows) = rows.into_iter().unzip();
+        // Half of the keys keep most of their row, so that changes of one or two fields are common.
+        let (before, mut after): (Choices, Choices) = pairs.into_iter().unzip();
         for number in (0..KEYS).step_by(2) {
             after[number] = match (before[number], after[number]) {
-                (Some(mut row), Some(other)) => {
-                    row.0[number % 9] = other.0[number % 9];
-                    row.0[(number + 5) % 9] = other.0[(number + 5) % 9];
-                    Some(row)
+                (Some(mut choice), Some(other)) => {
+                    choice.0[number % 9] = other.0[number % 9];
+                    choice.0[(number + 5) % 9] = other.0[(number + 5) % 9];
+                    Some(choice)
                 }
                 _ => before[number],
             };
         }
         let (before, after) = (listed(&before), listed(&after));
-        let diff = compared(&before, &after);
-        let (was, is) = (admitted(keys(&before), KEYS), admitted(keys(&after), KEYS));
+        let diff = diff(&before, &after);
+        let (admitted_before, admitted_after) =
+            (admitted_requests(build_table(&before), KEYS), admitted_requests(build_table(&after), KEYS));
         let [added, starting, loosened, stopping] = [
             &diff.examples.added, &diff.examples.starting, &diff.examples.loosened, &diff.examples.stopping,
         ].map(|examples| ids(examples));
@@ -187,79 +183,72 @@ proptest! {
         prop_assert_eq!(diff.impact.stopping(), stopping.len());
         for number in 0..KEYS {
             let id = format!("k{number}");
-            let widened = was[number].iter().zip(&is[number]).any(|(was, is)| !was && *is);
-            let counted = added.contains(&id) || starting.contains(&id) || loosened.contains(&id);
-            prop_assert!(!widened || counted, "{id} of {before:?} -> {after:?} is not counted");
-            // A bare request tells whether a key with no restriction on it works at all.
-            let any = |admits: &[bool]| admits.iter().any(|admits| *admits);
-            if any(&was[number]) && !any(&is[number]) {
-                let restricted = after.iter().any(|(other, _)| *other == number) && !stopping.contains(&id);
-                prop_assert!(restricted || stopping.contains(&id), "{id} stops and is not counted");
+            let (before_key, after_key) = (&admitted_before[number], &admitted_after[number]);
+            let is_widened = before_key.iter().zip(after_key).any(|(before, after)| !before && *after);
+            let is_counted = added.contains(&id) || starting.contains(&id) || loosened.contains(&id);
+            prop_assert!(!is_widened || is_counted, "{id} of {before:?} -> {after:?} is not counted");
+            let admits_any = |admitted: &[bool]| admitted.contains(&true);
+            if admits_any(before_key) && !admits_any(after_key) {
+                // A key that is still listed may admit only requests that the model does not send.
+                let is_listed = after.iter().any(|(other, _)| *other == number);
+                prop_assert!(is_listed || stopping.contains(&id), "{id} stops and is not counted");
             }
         }
     }
 }
 
-fn three_keys(header: &str, rows: [&str; 3]) -> String {
-    let rows =
-        ["a", "b", "c"].iter().zip(rows).map(|(key, rest)| format!("{key},{}{rest}\n", sha256_hex(key)));
-    format!("{header}\n{}", rows.collect::<String>())
-}
-
-/// Three keys with restrictions: one revoked, one disabled, one for a network.
-fn restricted() -> String {
-    three_keys("key_id,key_hash,status,allowed_ips", [",revoked,", ",disabled,", ",active,10.0.0.0/8"])
-}
-
 fn check(daemon: &Daemon) -> Check {
-    ask(daemon, &AdminCommand::Check { source: None }).check.expect("a check")
+    let check = AdminCommand::Check { source: None };
+    daemon.send_command(&check).expect("a reply").check.expect("a check")
 }
 
-fn ask(daemon: &Daemon, command: &AdminCommand) -> keyward_daemon::admin::message::Reply {
-    keyward_daemon::admin::send_command(&daemon.admin_socket(), command).expect("an answer")
-}
-
-fn changes(changes: Option<ChangeCounts>) -> [usize; 3] {
+/// Keys that stop working, that start working, and that lose a restriction.
+fn impact(changes: Option<ChangeCounts>) -> [usize; 3] {
     let ChangeCounts { stopping, starting, loosened, .. } = changes.expect("changes");
     [stopping, starting, loosened]
 }
 
 #[test]
-fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
-    let daemon = Daemon::serving(&restricted());
-    assert_eq!(["a", "b", "c"].map(|key| daemon.verdict(key)), ["REVOKED", "DISABLED", "IP_NOT_ALLOWED"]);
-    let bare = three_keys("key_id,key_hash", [""; 3]);
-    let outcome = daemon.publish(&bare);
+fn export_without_its_restriction_columns_is_refused_until_forced() {
+    let daemon = Daemon::serving(Export::new([
+        row("a").status("revoked"),
+        row("b").status("disabled"),
+        row("c").status("active").allowed_ips("10.0.0.0/8"),
+    ]));
+    let verdicts = || daemon.verdicts(["a", "b", "c"]);
+    let restricted = ["REVOKED", "DISABLED", "IP_NOT_ALLOWED"];
+    assert_eq!(verdicts(), restricted);
+    let outcome = daemon.publish(Export::of(["a", "b", "c"]));
     assert!(!outcome.accepted, "{outcome:?}");
     let error = outcome.error.expect("a reason");
     for part in ["status, allowed_ips", "source.required", "reload with --force"] {
-        assert!(error.contains(part), "{error:?} does not say {part:?}");
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
     }
-    assert_eq!(changes(outcome.changes), [0, 2, 1]);
-    assert_eq!(["a", "b", "c"].map(|key| daemon.verdict(key)), ["REVOKED", "DISABLED", "IP_NOT_ALLOWED"]);
+    assert_eq!(impact(outcome.changes), [0, 2, 1]);
+    assert_eq!(verdicts(), restricted);
 
-    let diff = check(&daemon).diff.expect("a comparison");
+    let diff = check(&daemon).diff.expect("a diff");
     assert!(!diff.accepted && diff.refused.is_some_and(|refused| refused.contains("status, allowed_ips")));
-    assert_eq!(changes(Some(diff.changes)), [0, 2, 1]);
-    // A compiled file has its keys in an order of its own.
-    let named = |examples: &[keyward_daemon::admin::message::Example]| {
-        examples.iter().map(|example| example.key_id.to_string()).collect::<BTreeSet<_>>()
+    assert_eq!(impact(Some(diff.changes)), [0, 2, 1]);
+    // A compiled file does not keep the order of the keys.
+    let ids = |examples: &[keyward_daemon::admin::message::Example]| {
+        examples.iter().map(|example| example.key_id.clone()).collect::<BTreeSet<_>>()
     };
     let [starting, loosened] =
-        [&["a", "b"][..], &["c"]].map(|ids| ids.iter().map(|id| (*id).to_owned()).collect());
-    assert_eq!(named(&diff.examples.starting), starting);
-    assert_eq!(named(&diff.examples.loosened), loosened);
+        [&["a", "b"][..], &["c"]].map(|ids| ids.iter().map(|id| Box::from(*id)).collect());
+    assert_eq!(ids(&diff.examples.starting), starting);
+    assert_eq!(ids(&diff.examples.loosened), loosened);
 
     let outcome = daemon.force_reload();
     assert!(outcome.accepted, "{outcome:?}");
-    assert_eq!(changes(outcome.changes), [0, 2, 1]);
-    assert_eq!(named(&outcome.examples.starting), starting);
-    assert_eq!(["a", "b", "c"].map(|key| daemon.verdict(key)), ["ALLOWED"; 3]);
+    assert_eq!(impact(outcome.changes), [0, 2, 1]);
+    assert_eq!(ids(&outcome.examples.starting), starting);
+    assert_eq!(verdicts(), ["ALLOWED"; 3]);
     daemon.assert_logged("the source widens access: 2 start working, 1 loses a restriction");
     let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
     let refused = |starting: &str| {
-        let access = r#""stopping":0,"starting":2,"loosened":1,"starting_keys""#;
-        format!(r#"{access}:[{starting}],"loosened_keys":["c"],"reason":"lost_restrictions""#)
+        let counts = r#""stopping":0,"starting":2,"loosened":1,"starting_keys""#;
+        format!(r#"{counts}:[{starting}],"loosened_keys":["c"],"reason":"lost_restrictions""#)
     };
     let orders = [r#""a","b""#, r#""b","a""#].map(refused);
     assert!(orders.iter().any(|order| trail.contains(order)), "{trail}");
@@ -268,59 +257,50 @@ fn export_that_lost_its_restriction_columns_is_refused_until_it_is_forced() {
 }
 
 #[test]
-fn json_lines_that_lost_a_restriction_in_every_row_are_refused() {
-    let row = |key: &str, rest: &str| {
-        format!("{{\"key_id\":\"{key}\",\"key_hash\":\"{}\"{rest}}}\n", sha256_hex(key))
-    };
+fn json_lines_without_any_value_of_a_restriction_are_refused() {
+    const EXPIRED: &str = "2020-01-01T00:00:00Z";
     let setup = Setup::without_export().text_source();
     let source = setup.path("keys.jsonl");
-    let full = [
-        row("a", ",\"status\":\"revoked\""),
-        row("b", ",\"expires_at\":\"2020-01-01T00:00:00Z\""),
-        row("c", ""),
-    ];
-    replace_export(&source, &full.concat());
-    let setup = setup.config(&format!("source.path = \"{}\"\n", source.display()));
-    let daemon = setup.start();
+    let publish = |rows: [Row; 3]| replace_export(&source, Export::new(rows).to_json_lines());
+    let (revoked, expired) = (row("a").status("revoked"), row("b").expires_at(EXPIRED));
+    publish([revoked.clone(), expired.clone(), row("c")]);
+    let daemon = setup.config(&format!("source.path = \"{}\"\n", source.display())).start();
+    // An empty field is null.
     for (rows, lost) in [
-        ([row("a", ""), row("b", ""), row("c", "")], "status, expires_at"),
-        (
-            [
-                row("a", ",\"status\":null"),
-                row("b", ",\"expires_at\":\"2020-01-01T00:00:00Z\""),
-                row("c", ""),
-            ],
-            "status",
-        ),
-        ([row("a", ",\"status\":\"revoked\""), row("b", ",\"expires_at\":null"), row("c", "")], "expires_at"),
+        ([row("a"), row("b"), row("c")], "status, expires_at"),
+        ([row("a").status(""), expired, row("c")], "status"),
+        ([revoked, row("b").expires_at(""), row("c")], "expires_at"),
     ] {
-        replace_export(&source, &rows.concat());
+        publish(rows);
         let outcome = daemon.reload();
         let error = outcome.error.expect("refused");
         assert!(error.contains(&format!("no row has a value for {lost} any more")), "{error}");
-        assert_eq!(["a", "b", "c"].map(|key| daemon.verdict(key)), ["REVOKED", "EXPIRED", "ALLOWED"]);
+        assert_eq!(daemon.verdicts(["a", "b", "c"]), ["REVOKED", "EXPIRED", "ALLOWED"]);
     }
 }
 
 #[test]
-fn compiled_source_that_lost_a_restriction_in_every_row_is_refused() {
+fn compiled_source_without_any_value_of_a_restriction_is_refused() {
     let setup = Setup::without_export();
     let (text, source) = (setup.path("export.csv"), setup.path("keys.kwc"));
-    let compile = |rows: [&str; 3]| {
-        fs::write(&text, three_keys("key_id,key_hash,status,expires_at,allowed_ips", rows)).expect("writes");
+    let compile = |rows: [Row; 3]| {
+        let export = Export::new(rows).columns(["status", "expires_at", "allowed_ips"]);
+        fs::write(&text, export.to_csv()).expect("writes");
         let output = keyward().arg("compile").arg(&text).arg("--output").arg(&source).output().expect("runs");
         assert!(output.status.success(), "{output:?}");
     };
-    let [revoked, expired, network] = [",revoked,,", ",,2020-01-01T00:00:00Z,", ",,,10.0.0.0/8"];
-    compile([revoked, expired, network]);
+    let revoked = || row("a").status("revoked");
+    let expired = || row("b").expires_at("2020-01-01T00:00:00Z");
+    let network = || row("c").allowed_ips("10.0.0.0/8");
+    compile([revoked(), expired(), network()]);
     let daemon = setup.config(&format!("source.path = '{}'", source.display())).start();
-    let verdicts = || ["a", "b", "c"].map(|key| daemon.verdict(key));
+    let verdicts = || daemon.verdicts(["a", "b", "c"]);
     assert_eq!(verdicts(), ["REVOKED", "EXPIRED", "IP_NOT_ALLOWED"]);
     for (rows, lost) in [
-        ([",,,"; 3], "status, expires_at, allowed_ips"),
-        ([",,,", expired, network], "status"),
-        ([revoked, ",,,", network], "expires_at"),
-        ([revoked, expired, ",,,"], "allowed_ips"),
+        ([row("a"), row("b"), row("c")], "status, expires_at, allowed_ips"),
+        ([row("a"), expired(), network()], "status"),
+        ([revoked(), row("b"), network()], "expires_at"),
+        ([revoked(), expired(), row("c")], "allowed_ips"),
     ] {
         compile(rows);
         let error = daemon.reload().error.expect("refused");
@@ -329,149 +309,150 @@ fn compiled_source_that_lost_a_restriction_in_every_row_is_refused() {
     }
 }
 
-fn rows(prefix: &str, count: usize, rest: &str) -> String {
-    (0..count)
-        .map(|number| format!("k{number},{}{rest}\n", sha256_hex(&format!("{prefix}{number}"))))
-        .collect()
+/// Rows with the ids `k0` and so on, whose raw keys begin with `prefix`.
+fn rows(prefix: &str, count: usize) -> impl Iterator<Item = Row> {
+    (0..count).map(move |number| row(format!("{prefix}{number}")).id(format!("k{number}")))
 }
 
 #[test]
-fn export_in_which_every_hash_is_another_or_every_key_has_expired_is_refused() {
-    let header = "key_id,key_hash,status,expires_at\n";
-    let daemon = Daemon::serving(&format!("{header}{}", rows("a", 100, ",active,2099-01-01T00:00:00Z")));
-    for export in [
-        rows("b", 100, ",active,2099-01-01T00:00:00Z"),
-        rows("a", 100, ",active,2020-01-01T00:00:00Z"),
-        rows("a", 100, ",disabled,2099-01-01T00:00:00Z"),
-        rows("a", 49, ",active,2099-01-01T00:00:00Z"),
+fn export_in_which_most_keys_stop_working_is_refused() {
+    let export = |prefix: &'static str, count, status: &'static str, expiry: &'static str| {
+        Export::new(rows(prefix, count).map(|row| row.status(status).expires_at(expiry)))
+    };
+    let (past, future) = ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z");
+    let daemon = Daemon::serving(export("a", 100, "active", future));
+    for refused in [
+        export("b", 100, "active", future),
+        export("a", 100, "active", past),
+        export("a", 100, "disabled", future),
+        export("a", 49, "active", future),
     ] {
-        let outcome = daemon.publish(&format!("{header}{export}"));
-        let error = outcome.error.expect("refused");
+        let error = daemon.publish(refused).error.expect("refused");
         assert!(
             error.contains("working keys would stop working, more than source.max_shrink (50 %)"),
             "{error}"
         );
         assert_eq!(daemon.verdict("a99"), "ALLOWED");
     }
-    let half = rows("a", 50, ",active,2099-01-01T00:00:00Z");
-    let outcome = daemon.publish(&format!("{header}{half}"));
-    assert_eq!((outcome.accepted, changes(outcome.changes)), (true, [50, 0, 0]));
+    let outcome = daemon.publish(export("a", 50, "active", future));
+    assert_eq!((outcome.accepted, impact(outcome.changes)), (true, [50, 0, 0]));
 }
 
 #[test]
-fn keys_that_come_back_or_lose_a_restriction_are_bounded_by_their_share() {
-    let header = "key_id,key_hash,status,allowed_ips\n";
+fn shares_of_keys_that_return_or_lose_a_restriction_are_bounded() {
     let export = |restricted: usize, revoked: usize| {
-        let rows = (0..200).map(|number| {
+        Export::new((0..200).map(|number| {
             let networks = if number < restricted { "10.0.0.0/8" } else { "" };
             let status = if number >= 200 - revoked { "revoked" } else { "active" };
-            format!("k{number},{},{status},{networks}\n", sha256_hex(&number.to_string()))
-        });
-        format!("{header}{}", rows.collect::<String>())
+            row(format!("k{number}")).status(status).allowed_ips(networks)
+        }))
     };
-    let daemon = Daemon::serving(&export(60, 60));
-    let refused = daemon.publish(&export(60, 14)).error.expect("refused");
+    let daemon = Daemon::serving(export(60, 60));
+    let refused = daemon.publish(export(60, 14)).error.expect("refused");
     assert!(
         refused.contains("46 of 60 revoked keys would work again, more than source.max_reactivated (75 %)"),
         "{refused}"
     );
-    let refused = daemon.publish(&export(14, 60)).error.expect("refused");
+    let refused = daemon.publish(export(14, 60)).error.expect("refused");
     assert!(
         refused.contains(
             "46 of 60 keys with allowed_ips would admit more addresses, more than source.max_loosened (75 %)"
         ),
         "{refused}"
     );
-    // Ordinary business passes, and so do a few keys however large their share is.
-    assert!(daemon.publish(&export(60, 15)).accepted);
-    assert!(daemon.publish(&export(15, 15)).accepted);
-    assert!(daemon.publish(&export(5, 5)).accepted);
+    // Smaller shares are accepted, and so are a few keys even if their share is large.
+    assert!(daemon.publish(export(60, 15)).accepted);
+    assert!(daemon.publish(export(15, 15)).accepted);
+    assert!(daemon.publish(export(5, 5)).accepted);
 }
 
 #[test]
 fn three_keys_may_change_one_at_a_time() {
-    let header = "key_id,key_hash,status,owner";
-    let daemon = Daemon::serving(&three_keys(header, [",active,o", ",disabled,o", ",revoked,o"]));
-    assert!(daemon.publish(&three_keys(header, [",revoked,o", ",disabled,o", ",revoked,o"])).accepted);
-    assert!(daemon.publish(&three_keys(header, [",revoked,o", ",active,o", ",revoked,o"])).accepted);
-    let both = daemon.publish(&three_keys(header, [",active,o", ",active,o", ",active,o"]));
+    let export = |statuses: [&str; 3]| {
+        let rows = ["a", "b", "c"].into_iter().zip(statuses);
+        Export::new(rows.map(|(key, status)| row(key).status(status).owner("o")))
+    };
+    let daemon = Daemon::serving(export(["active", "disabled", "revoked"]));
+    assert!(daemon.publish(export(["revoked", "disabled", "revoked"])).accepted);
+    assert!(daemon.publish(export(["revoked", "active", "revoked"])).accepted);
+    let both = daemon.publish(export(["active", "active", "active"]));
     assert!(both.error.expect("refused").contains("2 of 2 revoked keys would work again"));
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()
-}
-
-/// A key that an operator has revoked works neither before nor after a reload, whatever the source says of it.
+/// A key that an operator has revoked works neither before nor after a reload, with any source.
 #[test]
-fn operators_revocations_count_as_no_change() {
-    let header = "key_id,key_hash,status\n";
-    let daemon = Daemon::serving(&format!("{header}{}", rows("a", 4, ",active")));
-    for number in 0..3 {
-        let target = Target { key_id: Some(format!("k{number}")), owner: None };
-        ask(&daemon, &AdminCommand::Revoke(target));
+fn keys_revoked_by_an_operator_count_as_unchanged() {
+    let active = Export::new(rows("a", 4).map(|row| row.status("active")));
+    let first_three_disabled = Export::new(
+        rows("a", 4)
+            .zip(["disabled", "disabled", "disabled", "active"])
+            .map(|(row, status)| row.status(status)),
+    );
+    let first_three_removed = Export::new(rows("a", 4).skip(3).map(|row| row.status("active")));
+    let daemon = Daemon::serving(&active);
+    for key_id in ["k0", "k1", "k2"] {
+        daemon.revoke(key_target(key_id));
     }
-    let active = rows("a", 4, ",active");
-    let gone = active.lines().last().expect("a row").to_owned() + "\n";
-    for export in [active.clone(), rows("a", 4, ",active").replacen("active", "disabled", 3), gone, active] {
-        let outcome = daemon.publish(&format!("{header}{export}"));
+    for export in [&active, &first_three_disabled, &first_three_removed, &active] {
+        let outcome = daemon.publish(export);
         assert!(outcome.accepted, "{:?}", outcome.error);
-        assert_eq!(changes(outcome.changes), [0, 0, 0], "{export}");
+        assert_eq!(impact(outcome.changes), [0, 0, 0], "{export:?}");
     }
-    assert_eq!(["a0", "a3"].map(|key| daemon.verdict(key)), ["REVOKED", "ALLOWED"]);
+    assert_eq!(daemon.verdicts(["a0", "a3"]), ["REVOKED", "ALLOWED"]);
 }
 
-/// A plan that the configuration changes is an operator's decision. A key whose bucket is another one may do more.
+/// A change of a plan in the configuration is an operator's decision and does not count. A key that
+/// moves to another bucket may do more, and counts.
 #[test]
 fn limits_are_compared_as_the_source_changes_them() {
-    let header = "key_id,key_hash,plan,owner\n";
     let plans = |quota: &str| {
         format!(
             "[plans.pro]\nquota = {{ rate = '{quota}', per = 'owner' }}\n[plans.free]\nquota = '1/d'\n[plans.none]\n"
         )
     };
-    let export = |rest: &str| format!("{header}{}", rows("a", 3, rest));
-    let daemon = Setup::text(&export(",pro,acme")).config(&plans("10/d")).start();
+    let export = |plan: &'static str, owner: &'static str| {
+        Export::new(rows("a", 3).map(move |row| row.plan(plan).owner(owner)))
+    };
+    let daemon = Setup::text(export("pro", "acme")).config(&plans("10/d")).start();
     fs::write(daemon.setup.path("keyward.toml"), plans("100/d")).expect("writes");
-    let loosened = [
-        ("pro,acme", 0),
-        ("pro,bolt", 3),
-        ("free,bolt", 3),
-        ("none,bolt", 3),
-        ("free,bolt", 0),
-        ("free,acme", 0),
-    ];
-    for (rest, loosened) in loosened {
-        replace_export(&daemon.setup.source(), &export(&format!(",{rest}")));
+    for (plan, owner, loosened) in [
+        ("pro", "acme", 0),
+        ("pro", "bolt", 3),
+        ("free", "bolt", 3),
+        ("none", "bolt", 3),
+        ("free", "bolt", 0),
+        ("free", "acme", 0),
+    ] {
+        replace_export(&daemon.setup.source(), export(plan, owner));
         let outcome = daemon.force_reload();
         assert!(outcome.accepted, "{:?}", outcome.error);
-        assert_eq!(changes(outcome.changes), [0, 0, loosened], "{rest}");
+        assert_eq!(impact(outcome.changes), [0, 0, loosened], "{plan}, {owner}");
     }
 }
 
-/// Both sides are weighed at one instant: keys that have expired since the last reload are no change.
+/// Both sides are evaluated at the same time: a key that has expired since the last reload is
+/// unchanged.
 #[test]
-fn natural_expiry_counts_as_nothing() {
-    let header = "key_id,key_hash,expires_at\n";
-    let soon = now() + 2;
-    let export = format!("{header}{}", rows("a", 10, &format!(",{soon}")));
-    let daemon = Daemon::serving(&export);
-    crate::support::wait_for("the keys to expire", || (daemon.verdict("a0") == "EXPIRED").then_some(()));
-    let outcome = daemon.publish(&export);
-    assert_eq!((outcome.accepted, changes(outcome.changes)), (true, [0, 0, 0]));
-    let renewed = format!("{header}{}", rows("a", 10, ",2099-01-01T00:00:00Z"));
-    let refused = daemon.publish(&renewed).error.expect("refused");
+fn natural_expiry_counts_as_unchanged() {
+    let export = |expiry: &str| Export::new(rows("a", 10).map(|row| row.expires_at(expiry)));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let expiring = export(&(now + 2).to_string());
+    let daemon = Daemon::serving(&expiring);
+    wait_until("the keys to expire", || daemon.verdict("a0") == "EXPIRED");
+    let outcome = daemon.publish(&expiring);
+    assert_eq!((outcome.accepted, impact(outcome.changes)), (true, [0, 0, 0]));
+    let refused = daemon.publish(export("2099-01-01T00:00:00Z")).error.expect("refused");
     assert!(refused.contains("10 of 10 keys that have expired or are not valid yet would work"), "{refused}");
 }
 
 #[test]
-fn required_field_that_is_not_there_is_refused_from_the_first_load_on() {
-    let setup =
-        Setup::text("key_id,key_hash\n").config("[source]\nrequired = [\"status\", \"allowed_ips\"]\n");
-    let daemon = setup.start();
-    let outcome = daemon.publish(&three_keys("key_id,key_hash,status", [","; 3]));
+fn export_without_a_required_column_is_refused_at_the_first_load() {
+    let config = "[source]\nrequired = [\"status\", \"allowed_ips\"]\n";
+    let daemon = Setup::text(Export::new([])).config(config).start();
+    let export = Export::of(["a", "b", "c"]).columns(["status"]);
+    let outcome = daemon.publish(&export);
     let error = outcome.error.expect("refused");
     assert!(error.contains("there is no column \"allowed_ips\" in the header"), "{error}");
     assert_eq!(daemon.verdict("a"), "NOT_READY");
-    assert!(daemon.publish(&three_keys("key_id,key_hash,status,allowed_ips", [",,"; 3])).accepted);
+    assert!(daemon.publish(export.columns(["allowed_ips"])).accepted);
 }

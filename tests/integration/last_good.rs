@@ -1,4 +1,4 @@
-//! A start beside a bad source: the keys that were in force last are served, and said to be.
+//! A start with a bad source: the daemon serves the last good keys, and reports it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,55 +6,39 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Setup, keyward, replace_export, sha256_hex, wait_for};
+use crate::support::{Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, wait_for};
 use keyward_client::Request;
-use keyward_daemon::admin::message::{Command as AdminCommand, LastGood};
+use keyward_daemon::admin::message::LastGood;
 use keyward_engine::pepper::Pepper;
 use rustix::process::Signal;
 
-const HEADER: &str = "key_hash,key_id,owner,plan,status,expires_at,limits\n";
-
-/// So many active keys, `k0` and so on, and one of each other kind.
-fn export(keys: usize) -> String {
-    let row = |key: &str, rest: &str| format!("{},{key},acme,{rest}\n", sha256_hex(key));
-    let others = row("revoked", ",revoked,,")
-        + &row("disabled", ",disabled,,")
-        + &row("expired", ",,2020-01-01T00:00:00Z,");
-    let keys: String = (0..keys).map(|number| row(&format!("k{number}"), "pro,,,10/d")).collect();
-    format!("{HEADER}{others}{keys}")
+/// The active keys `k0` and so on, and one key of each other status.
+fn export(keys: usize) -> Export {
+    let others = [
+        row("revoked").status("revoked"),
+        row("disabled").status("disabled"),
+        row("expired").expires_at("2020-01-01T00:00:00Z"),
+    ];
+    let keys = (0..keys).map(|number| row(format!("k{number}")).plan("pro").limits("10/d"));
+    Export::new(others.into_iter().chain(keys).map(|row| row.owner("acme")))
 }
 
-/// Waits until the keys in force are on the disk.
-fn kept(daemon: &Daemon) {
-    wait_for("the keys to be kept", || {
-        let status = daemon.status();
-        status.last_good.is_some_and(|last_good| last_good.generation == status.generation).then_some(())
-    });
-}
-
-fn serving(setup: Setup) -> Daemon {
+fn start_and_save(setup: Setup) -> Daemon {
     let daemon = setup.start();
     assert!(daemon.status().ready, "{}", daemon.log());
-    kept(&daemon);
+    daemon.wait_until_saved();
     daemon
 }
 
-/// The files of last good keys.
-fn files(directory: &Path) -> Vec<String> {
+/// The names of the files with the last good keys.
+fn last_good_files(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).expect("lists").flatten();
     let names = entries.map(|entry| entry.file_name().into_string().expect("UTF-8"));
     names.filter(|name| name.starts_with("last_good")).collect()
 }
 
 fn last_good(daemon: &Daemon) -> LastGood {
-    daemon.status().last_good.expect("kept")
-}
-
-/// The last audit events of this kind.
-fn audited(daemon: &Daemon, event: &str) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
-    let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
-    events.filter(|line| line["event"] == event).collect()
+    daemon.status().last_good.expect("saved")
 }
 
 fn assert_served(daemon: &Daemon, case: &str) {
@@ -64,7 +48,7 @@ fn assert_served(daemon: &Daemon, case: &str) {
         ("revoked", "REVOKED"),
         ("disabled", "DISABLED"),
         ("expired", "EXPIRED"),
-        ("nobody", "UNKNOWN_KEY"),
+        ("unknown", "UNKNOWN_KEY"),
     ];
     for (key, verdict) in expected {
         assert_eq!(daemon.verdict(key), verdict, "{case}, {key}: {}", daemon.log());
@@ -72,21 +56,21 @@ fn assert_served(daemon: &Daemon, case: &str) {
 }
 
 #[test]
-fn start_with_bad_source_serves_last_good_keys_and_says_so() {
-    let mut daemon = serving(Setup::new(&export(20)));
+fn start_with_a_bad_source_serves_the_last_good_keys_and_reports_it() {
+    let mut daemon = start_and_save(Setup::new(export(20)));
     let source = daemon.setup.source();
     let good = fs::read(&source).expect("an export");
     let shrunk = export(3);
     type Spoil<'s> = &'s dyn Fn();
     let cases: [(&str, &str, Spoil<'_>); 6] = [
         ("missing", "unreadable", &|| fs::remove_file(&source).expect("removes")),
-        ("cut", "", &|| fs::write(&source, &good[..good.len() - 20]).expect("writes")),
+        ("truncated", "", &|| fs::write(&source, &good[..good.len() - 20]).expect("writes")),
         ("empty", "", &|| fs::write(&source, "").expect("writes")),
         ("a directory", "not_a_file", &|| {
             fs::remove_file(&source).expect("removes");
             fs::create_dir(&source).expect("makes");
         }),
-        ("no export", "", &|| replace_export(&source, "<html>502</html>\n")),
+        ("HTML", "", &|| replace_export(&source, "<html>502</html>\n")),
         ("shrunk", "shrunk", &|| replace_export(&source, &shrunk)),
     ];
     for (case, reason, spoil) in cases {
@@ -95,7 +79,7 @@ fn start_with_bad_source_serves_last_good_keys_and_says_so() {
         daemon = daemon.restart();
         assert_served(&daemon, case);
         let status = daemon.status();
-        let last_good = status.last_good.expect("kept");
+        let last_good = status.last_good.expect("saved");
         assert!(status.ready && last_good.in_use && last_good.unusable.is_none(), "{case}: {last_good:?}");
         let refused = status.last_reload.expect("one");
         assert!(!refused.accepted, "{case}");
@@ -110,10 +94,10 @@ fn start_with_bad_source_serves_last_good_keys_and_says_so() {
             keyward().arg("status").arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains("last good    IN USE for") && text.contains("REFUSED"), "{case}: {text}");
-        let event = audited(&daemon, "last_good").pop().expect("an event");
+        let event = daemon.setup.audit_events("last_good").pop().expect("an event");
         assert!(event["in_use"] == true && event["accepted_at"].is_string(), "{case}: {event}");
         assert!(reason.is_empty() || event["reason"] == reason, "{case}: {event}");
-        // A good source takes over, by itself or when it is asked for.
+        // A good source replaces them.
         if case == "a directory" {
             fs::remove_dir(&source).expect("removes");
         }
@@ -121,32 +105,31 @@ fn start_with_bad_source_serves_last_good_keys_and_says_so() {
         fs::write(&new, &good).expect("writes");
         fs::rename(&new, &source).expect("renames");
         assert!(daemon.reload().accepted, "{case}");
-        let after = daemon.status().last_good.expect("kept");
+        let after = daemon.status().last_good.expect("saved");
         assert!(!after.in_use && after.why.is_none(), "{case}: {after:?}");
-        kept(&daemon);
-        assert_eq!(files(daemon.setup.dir.path()).len(), 2, "one and its manifest");
+        daemon.wait_until_saved();
+        assert_eq!(last_good_files(daemon.setup.dir.path()).len(), 2, "the keys and their manifest");
     }
 }
 
 #[test]
-fn files_are_the_daemons_own() {
-    let daemon = serving(Setup::new(&export(1)));
-    for name in files(daemon.setup.dir.path()) {
+fn last_good_files_are_readable_by_the_daemon_only() {
+    let daemon = start_and_save(Setup::new(export(1)));
+    for name in last_good_files(daemon.setup.dir.path()) {
         let mode = fs::metadata(daemon.setup.path(&name)).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
 }
 
 #[test]
-fn operators_revocations_and_balances_hold_for_last_good_keys() {
-    let setup = Setup::new(&export(20)).config("state.save_interval = '1h'");
-    let mut daemon = serving(setup);
-    let key = keyward_daemon::admin::message::Target { key_id: Some("k1".to_owned()), owner: None };
-    keyward_daemon::admin::send_command(&daemon.admin_socket(), &AdminCommand::Revoke(key)).expect("revoked");
+fn revocations_and_balances_apply_to_last_good_keys() {
+    let setup = Setup::new(export(20)).config("state.save_interval = '1h'");
+    let mut daemon = start_and_save(setup);
+    daemon.revoke(key_target("k1"));
     assert!(daemon.client().verify(&Request::new("k0").cost(9)).expect("an answer").is_allowed());
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    daemon.spoil_source();
     let daemon = daemon.restart();
     assert!(last_good(&daemon).in_use);
     assert_eq!(daemon.verdict("k1"), "REVOKED");
@@ -157,22 +140,22 @@ fn operators_revocations_and_balances_hold_for_last_good_keys() {
 #[test]
 fn current_plans_apply_to_last_good_keys() {
     let plan = |limit: &str| format!("[plans.pro]\nquota = '{limit}'\n");
-    let mut setup = Setup::text(&export(2));
+    let mut setup = Setup::text(export(2));
     setup.replace_config(&plan("100/d"));
-    let mut daemon = serving(setup);
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    let mut daemon = start_and_save(setup);
+    daemon.spoil_source();
     daemon.setup.replace_config(&plan("3/d"));
     daemon = daemon.restart();
     let decision = daemon.client().verify(&Request::new("k0").peek()).expect("an answer");
     assert_eq!(decision.limit().map(|limit| limit.limit), Some(3), "{}", daemon.log());
-    // A plan that is gone would leave its keys without limits.
+    // Without their plan, the keys would have no limits.
     daemon.setup.replace_config("[plans.other]\nquota = '3/d'\n");
     daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("the plan \"pro\" is not in the configuration"), "{unusable}");
     daemon.assert_logged("the last good keys cannot be served");
-    // They are tried again with each configuration, and served under that.
+    // Each new configuration is tried with them.
     fs::write(daemon.setup.path("keyward.toml"), plan("4/d")).expect("writes");
     assert!(!daemon.reload().accepted);
     let state = last_good(&daemon);
@@ -183,12 +166,12 @@ fn current_plans_apply_to_last_good_keys() {
 
 #[test]
 fn max_staleness_counts_from_the_source_of_the_last_good_keys() {
-    let setup = Setup::text(&export(2));
+    let setup = Setup::text(export(2));
     let written = SystemTime::now() - Duration::from_secs(600);
     let file = fs::File::options().write(true).open(setup.source()).expect("opens");
     file.set_modified(written).expect("sets the time");
-    let mut daemon = serving(setup);
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    let mut daemon = start_and_save(setup);
+    daemon.spoil_source();
     daemon.setup.replace_config("source.max_staleness = '1h'");
     daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
@@ -199,8 +182,8 @@ fn max_staleness_counts_from_the_source_of_the_last_good_keys() {
 }
 
 #[test]
-fn last_good_keys_of_another_pepper_are_not_served() {
-    let setup = Setup::text(&export(3));
+fn last_good_keys_with_another_pepper_are_not_served() {
+    let setup = Setup::text(export(3));
     let pepper = |name: &str, letter: &str| {
         let path = setup.path(name);
         fs::write(&path, letter.repeat(32)).expect("writes");
@@ -208,20 +191,19 @@ fn last_good_keys_of_another_pepper_are_not_served() {
         path.display().to_string()
     };
     let (a, b) = (pepper("a", "a"), pepper("b", "b"));
-    let mut daemon = serving(setup);
-    // The source is fine, but no key in it could be found any more: that is refused as by a reload.
+    let mut daemon = start_and_save(setup);
+    // The source is valid, but none of its keys would be found any more. A reload refuses that as well.
     daemon.setup.replace_config(&format!("keys.pepper_file = '{a}'"));
     daemon = daemon.restart();
     let error = daemon.status().last_reload.expect("one").error.expect("a reason");
     assert!(error.contains("hashed with a pepper that is neither"), "{error}");
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("keys.previous_pepper_file"), "{unusable}");
-    let asked = daemon.client().verify(&Request::new("k0")).expect("an answer");
-    assert_eq!(asked.verdict().name(), "NOT_READY");
+    assert_eq!(daemon.verdict("k0"), "NOT_READY");
     assert!(daemon.force_reload().accepted);
-    kept(&daemon);
-    // From here on they are known to belong to pepper a, whatever the source's rows really are.
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    daemon.wait_until_saved();
+    // From now on they are recorded as hashed with pepper a, although the rows are not.
+    daemon.spoil_source();
     daemon.setup.replace_config(&format!("keys.pepper_file = '{b}'"));
     daemon = daemon.restart();
     assert_eq!(daemon.status().generation, 0, "{}", daemon.log());
@@ -233,29 +215,28 @@ fn last_good_keys_of_another_pepper_are_not_served() {
 }
 
 #[test]
-fn another_source_path_is_judged_by_the_same_last_good_keys() {
-    let mut daemon = serving(Setup::text(&export(20)));
+fn source_at_another_path_is_compared_with_the_same_last_good_keys() {
+    let mut daemon = start_and_save(Setup::text(export(20)));
     let other = daemon.setup.path("other.csv");
-    fs::write(&other, export(2)).expect("writes");
+    fs::write(&other, export(2).to_csv()).expect("writes");
     daemon.setup.replace_config(&format!("source.path = '{}'", other.display()));
     daemon = daemon.restart();
     assert_served(&daemon, "another path");
     let error = daemon.status().last_reload.expect("one").error.expect("refused");
     assert!(error.contains("other.csv: 18 of 20 working keys would stop working"), "{error}");
-    // What is accepted by force stays accepted: the next start is beside the very same file.
+    // What was forced stays accepted: the next start has the same file.
     assert!(daemon.force_reload().accepted);
-    kept(&daemon);
+    daemon.wait_until_saved();
     let daemon = daemon.restart();
     let status = daemon.status();
-    assert!(status.keys == 5 && !status.last_good.expect("kept").in_use, "{}", daemon.log());
+    assert!(status.keys == 5 && !status.last_good.expect("saved").in_use, "{}", daemon.log());
 }
 
 #[test]
-fn unchanged_source_that_is_read_otherwise_is_judged_by_the_last_good_keys() {
-    let row = |number: usize| format!("{},k{number},active,disabled\n", sha256_hex(&format!("k{number}")));
-    let rows: String = (0..20).map(row).collect();
-    let setup = Setup::text(&format!("key_hash,key_id,status,other\n{rows}"));
-    let mut daemon = serving(setup.config("source.ignore = ['other']"));
+fn unchanged_source_with_other_columns_is_compared_with_the_last_good_keys() {
+    let rows = (0..20).map(|number| row(format!("k{number}")).status("active").set("other", "disabled"));
+    let setup = Setup::text(Export::new(rows));
+    let mut daemon = start_and_save(setup.config("source.ignore = ['other']"));
     daemon.setup.replace_config("source.ignore = ['status']\nsource.columns.status = 'other'");
     daemon = daemon.restart();
     let error = daemon.status().last_reload.expect("one").error.expect("refused");
@@ -264,9 +245,9 @@ fn unchanged_source_that_is_read_otherwise_is_judged_by_the_last_good_keys() {
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
 }
 
-/// All rows are hashed anew, with a pepper that has been added meanwhile.
+/// All rows have new hashes, with a pepper that was added since the last start.
 #[test]
-fn start_beside_rehashed_keys_compares_them_by_their_ids() {
+fn rehashed_keys_are_compared_by_their_ids_at_start() {
     let setup = Setup::without_export().text_source();
     let pepper = |name: &str| {
         let path = setup.path(name);
@@ -277,16 +258,16 @@ fn start_beside_rehashed_keys_compares_them_by_their_ids() {
     let (a, b) = (pepper("a"), pepper("b"));
     let hashed_with = |name: &str| {
         let pepper = Pepper::new(name.repeat(32).as_bytes()).expect("a pepper");
-        let row = |number: usize| {
-            let key = format!("k{number}");
-            format!("{},{key}\n", const_hex::encode(pepper.hash(key.as_bytes())))
+        let peppered = |key: String| -> Row {
+            let hash = const_hex::encode(pepper.hash(key.as_bytes()));
+            row(key).hash(hash)
         };
-        format!("key_hash,key_id\n{}", (0..20).map(row).collect::<String>())
+        Export::new((0..20).map(|number| peppered(format!("k{number}"))))
     };
-    setup.write_export(&hashed_with("a"));
-    let mut daemon = serving(setup.config(&format!("keys.pepper_file = '{a}'")));
+    setup.write_export(hashed_with("a"));
+    let mut daemon = start_and_save(setup.config(&format!("keys.pepper_file = '{a}'")));
     daemon.kill();
-    replace_export(&daemon.setup.source(), &hashed_with("b"));
+    replace_export(&daemon.setup.source(), hashed_with("b"));
     daemon.setup.replace_config(&format!("keys.pepper_file = '{b}'\nkeys.previous_pepper_file = '{a}'"));
     let daemon = daemon.restart();
     assert!(!last_good(&daemon).in_use, "{}", daemon.log());
@@ -294,8 +275,8 @@ fn start_beside_rehashed_keys_compares_them_by_their_ids() {
 }
 
 #[test]
-fn source_accepted_beforehand_is_taken_by_one_start() {
-    let mut daemon = serving(Setup::text(&export(20)));
+fn source_accepted_by_an_operator_passes_the_next_start_only() {
+    let mut daemon = start_and_save(Setup::text(export(20)));
     daemon.kill();
     let accept = || {
         let mut command = keyward();
@@ -304,7 +285,7 @@ fn source_accepted_beforehand_is_taken_by_one_start() {
         assert!(output.status.success(), "{output:?}");
     };
     accept();
-    replace_export(&daemon.setup.source(), &export(3));
+    replace_export(&daemon.setup.source(), export(3));
     let mut check = keyward();
     check.args(["check", "--config", "/dev/null", "--source"]).arg(daemon.setup.source());
     let output = check.arg("--state-dir").arg(daemon.setup.dir.path()).output().expect("runs");
@@ -315,106 +296,113 @@ fn source_accepted_beforehand_is_taken_by_one_start() {
     );
     daemon = daemon.restart();
     let status = daemon.status();
-    assert!(status.keys == 6 && !status.last_good.expect("kept").in_use, "{}", daemon.log());
-    let event = audited(&daemon, "reload").pop().expect("an event");
+    assert!(status.keys == 6 && !status.last_good.expect("saved").in_use, "{}", daemon.log());
+    let event = daemon.setup.audit_events("reload").pop().expect("an event");
     let uid = rustix::process::geteuid().as_raw();
     assert_eq!((&event["trigger"], &event["force"]), (&"start".into(), &true.into()), "{event}");
     assert_eq!(event["peers"][0]["uid"], uid, "{event}");
-    assert_eq!(event["stopping"], 17, "compared with the last good keys all the same: {event}");
-    kept(&daemon);
-    // The next one is compared again.
-    replace_export(&daemon.setup.source(), &format!("{HEADER}{},k1,acme,pro,,,10/d\n", sha256_hex("k1")));
+    assert_eq!(event["stopping"], 17, "still compared with the last good keys: {event}");
+    daemon.wait_until_saved();
+    // The next start compares again.
+    replace_export(&daemon.setup.source(), Export::new([row("k1").owner("acme").plan("pro").limits("10/d")]));
     daemon = daemon.restart();
     assert!(last_good(&daemon).in_use, "{}", daemon.log());
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
 }
 
 #[test]
-fn damaged_last_good_keys_are_reported_and_cost_nothing_else() {
-    let mut daemon = serving(Setup::new(&export(20)));
-    let name =
-        files(daemon.setup.dir.path()).into_iter().find(|name| name.ends_with(".kwc")).expect("a file");
-    let damage = |name: &str, at: usize| {
+fn damaged_last_good_keys_are_reported_and_not_served() {
+    let mut daemon = start_and_save(Setup::new(export(20)));
+    let name = last_good_files(daemon.setup.dir.path())
+        .into_iter()
+        .find(|name| name.ends_with(".kwc"))
+        .expect("a file");
+    let flip_bit = |name: &str, offset: usize| {
         let path = daemon.setup.path(name);
         let mut bytes = fs::read(&path).expect("reads");
-        bytes[at] ^= 1;
+        bytes[offset] ^= 1;
         fs::write(&path, bytes).expect("writes");
     };
-    damage(&name, 300);
+    flip_bit(&name, 300);
     let good = fs::read(daemon.setup.source()).expect("reads");
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    daemon.spoil_source();
     daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("the checksum is wrong"), "{unusable}");
-    let event = audited(&daemon, "last_good").pop().expect("an event");
+    let event = daemon.setup.audit_events("last_good").pop().expect("an event");
     assert_eq!((&event["in_use"], &event["reason"]), (&false.into(), &"damaged".into()), "{event}");
     fs::write(daemon.setup.source(), good).expect("writes");
     assert!(daemon.reload().accepted);
-    kept(&daemon);
-    assert_served(&daemon, "mended");
+    daemon.wait_until_saved();
+    assert_served(&daemon, "after a reload");
     assert!(last_good(&daemon).unusable.is_none());
     fs::write(daemon.setup.path("last_good.json"), "{}").expect("writes");
-    // One that was accepted would not have to be compared.
-    replace_export(&daemon.setup.source(), &export(21));
+    // Another source, because an accepted one is not compared.
+    replace_export(&daemon.setup.source(), export(21));
     let daemon = daemon.restart();
-    assert_served(&daemon, "a damaged manifest beside a good source");
+    assert_served(&daemon, "a damaged manifest and a good source");
     daemon.assert_logged("it is damaged");
 }
 
 #[test]
-fn nothing_is_kept_if_that_is_turned_off() {
-    let mut daemon = serving(Setup::new(&export(2)));
+fn disabled_setting_removes_the_last_good_keys() {
+    let mut daemon = start_and_save(Setup::new(export(2)));
     daemon.setup.replace_config("state.keep_snapshot = false");
     daemon = daemon.restart();
-    assert_eq!((daemon.status().last_good, files(daemon.setup.dir.path()).len()), (None, 0));
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    assert_eq!((daemon.status().last_good, last_good_files(daemon.setup.dir.path()).len()), (None, 0));
+    daemon.spoil_source();
     let daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
 }
 
 #[test]
-fn keys_accepted_right_before_the_end_are_kept() {
-    let mut daemon = serving(Setup::text(&export(1)));
-    replace_export(&daemon.setup.source(), &export(20_000));
+fn keys_accepted_right_before_shutdown_are_saved() {
+    let mut daemon = start_and_save(Setup::text(export(1)));
+    replace_export(&daemon.setup.source(), export(20_000));
     assert!(daemon.reload().accepted);
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    daemon.spoil_source();
     let daemon = daemon.restart();
     assert_eq!(daemon.verdict("k19999"), "ALLOWED");
 }
 
 #[test]
-fn kill_while_keys_are_written_leaves_usable_ones() {
+fn kill_during_a_save_leaves_usable_keys() {
     const ROUNDS: usize = 15;
-    let mut daemon = serving(Setup::text(&export(1)));
-    let mut since = 1;
+    let mut daemon = start_and_save(Setup::text(export(1)));
+    let mut previous = 1;
     for round in 1..=ROUNDS {
-        replace_export(&daemon.setup.source(), &export(round * 400));
+        replace_export(&daemon.setup.source(), export(round * 400));
         assert!(daemon.reload().accepted);
-        // Reached at another moment of the write each time.
+        // Another moment of the write in each round.
         std::thread::sleep(Duration::from_micros(700 * (round as u64 * 7 % 11)));
         daemon.kill();
-        assert!(files(daemon.setup.dir.path()).iter().filter(|name| name.contains(".kwc")).count() <= 2);
-        fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+        assert!(
+            last_good_files(daemon.setup.dir.path()).iter().filter(|name| name.contains(".kwc")).count() <= 2
+        );
+        daemon.spoil_source();
         daemon = daemon.restart();
         let status = daemon.status();
-        assert!(status.last_good.expect("kept").in_use, "{}", daemon.log());
+        assert!(status.last_good.expect("saved").in_use, "{}", daemon.log());
         let keys = status.keys - 3;
-        assert!(keys == since || keys == round * 400, "{keys}, after {since} and {}", round * 400);
+        assert!(keys == previous || keys == round * 400, "{keys}, after {previous} and {}", round * 400);
         assert_eq!(daemon.verdict(&format!("k{}", keys - 1)), "ALLOWED");
-        since = keys;
-        assert!(files(daemon.setup.dir.path()).len() <= 2, "garbage is removed at the start");
+        previous = keys;
+        assert!(
+            last_good_files(daemon.setup.dir.path()).len() <= 2,
+            "leftover files are removed at the start"
+        );
     }
 }
 
-/// As on a full disk: no file may grow beyond some KiB.
+/// A limit on the size of files acts like a full disk.
 #[test]
-fn keys_that_cannot_be_written_leave_those_before_them() {
-    let mut daemon = serving(Setup::text(&export(20)));
+fn failed_save_leaves_the_previous_last_good_keys() {
+    let mut daemon = start_and_save(Setup::text(export(20)));
     daemon.kill();
-    replace_export(&daemon.setup.source(), &export(5_000));
+    replace_export(&daemon.setup.source(), export(5_000));
     let serve = daemon.setup.command();
     let mut limited = Command::new("sh");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"]).arg(serve.get_program());
@@ -426,54 +414,57 @@ fn keys_that_cannot_be_written_leave_those_before_them() {
         daemon.status().unwritten.into_iter().find(|unwritten| unwritten.file == "last_good.json")
     });
     assert!(failed.error.contains("last_good-"), "{failed:?}");
-    assert_eq!(last_good(&daemon).keys, 23, "those before");
+    assert_eq!(last_good(&daemon).keys, 23, "the previous keys");
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    daemon.spoil_source();
     let daemon = daemon.restart();
-    assert_served(&daemon, "those before");
+    assert_served(&daemon, "the previous keys");
 }
 
-/// The daemon is killed while its last good keys are still older ones. Without the record of what was accepted, the first
-/// source would be refused for shrinking, and the second for the sum of two steps that were accepted one by one.
+/// The daemon is killed before the keys of an accepted source are written. It has recorded that it
+/// accepted the source. Without this record, the first source would be refused for shrinking, and the
+/// second for the sum of two steps that were accepted one by one.
 #[test]
-fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_written() {
+fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_saved() {
     for steps in [&[3][..], &[60, 40]] {
-        let daemon = serving(Setup::text(&export(100)));
-        // The manifest cannot be replaced.
+        let daemon = start_and_save(Setup::text(export(100)));
+        // This directory keeps the manifest from being replaced.
         fs::create_dir(daemon.setup.path("last_good.json.new")).expect("a directory");
         for keys in steps {
-            replace_export(&daemon.setup.source(), &export(*keys));
+            replace_export(&daemon.setup.source(), export(*keys));
             let outcome = if *keys == 3 { daemon.force_reload() } else { daemon.reload() };
             assert!(outcome.accepted, "{:?}", outcome.error);
         }
         let keys = steps[steps.len() - 1];
         let daemon = daemon.restart();
         assert!(!last_good(&daemon).in_use, "{steps:?}: {}", daemon.log());
-        assert_eq!(last_good(&daemon).keys, 103, "those on the disk are older");
+        assert_eq!(last_good(&daemon).keys, 103, "the keys on disk are older");
         assert_eq!(daemon.status().keys, keys + 3);
         assert_eq!(daemon.verdict(&format!("k{keys}")), "UNKNOWN_KEY");
-        // The record is of that source alone.
-        replace_export(&daemon.setup.source(), &export(2));
+        // The record is for that source only.
+        replace_export(&daemon.setup.source(), export(2));
         let daemon = daemon.restart();
         assert!(last_good(&daemon).in_use, "{}", daemon.log());
     }
 }
 
 #[test]
-fn compiled_source_is_kept_and_does_not_share_its_fate() {
+fn saved_copy_of_a_compiled_source_is_independent_of_it() {
     let setup = Setup::without_export();
     let (text, source) = (setup.path("export.csv"), setup.path("keys.kwc"));
     let compile = || {
-        fs::write(&text, export(20)).expect("writes");
+        fs::write(&text, export(20).to_csv()).expect("writes");
         let output = keyward().arg("compile").arg(&text).arg("--output").arg(&source).output().expect("runs");
         assert!(output.status.success(), "{output:?}");
     };
     compile();
-    let daemon = serving(setup.config(&format!("source.path = '{}'", source.display())));
-    let name =
-        files(daemon.setup.dir.path()).into_iter().find(|name| name.ends_with(".kwc")).expect("a file");
+    let daemon = start_and_save(setup.config(&format!("source.path = '{}'", source.display())));
+    let name = last_good_files(daemon.setup.dir.path())
+        .into_iter()
+        .find(|name| name.ends_with(".kwc"))
+        .expect("a file");
     assert_eq!(fs::read(daemon.setup.path(&name)).expect("reads"), fs::read(&source).expect("reads"));
-    // In place: whatever shared its bytes would be damaged with it.
+    // Written in place, so that a file with shared blocks would be damaged as well.
     let file = fs::File::options().write(true).open(&source).expect("opens");
     std::os::unix::fs::FileExt::write_all_at(&file, b"damage", 300).expect("writes");
     let daemon = daemon.restart();
@@ -482,8 +473,8 @@ fn compiled_source_is_kept_and_does_not_share_its_fate() {
 }
 
 #[test]
-fn check_tells_what_a_start_would_do() {
-    let daemon = serving(Setup::text(&export(20)));
+fn check_reports_what_a_start_would_do() {
+    let daemon = start_and_save(Setup::text(export(20)));
     let new = daemon.setup.path("new.csv");
     let check = |options: &[&str]| {
         let mut command = keyward();
@@ -493,13 +484,13 @@ fn check_tells_what_a_start_would_do() {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code(), text(&output.stdout), text(&output.stderr))
     };
-    fs::write(&new, export(3)).expect("writes");
+    fs::write(&new, export(3).to_csv()).expect("writes");
     let (code, output, messages) = check(&[]);
     assert_eq!(code, Some(1), "{output}{messages}");
     assert!(output.contains("compared with the last good keys: generation 1, accepted 2"), "{output}");
     assert!(output.contains("23 -> 6 keys: 0 added, 17 removed"), "{output}");
     assert!(messages.contains("a start would refuse it: "), "{messages}");
-    fs::write(&new, export(21)).expect("writes");
+    fs::write(&new, export(21).to_csv()).expect("writes");
     let (code, output, _) = check(&[]);
     assert_eq!(code, Some(0), "{output}");
     assert!(output.contains("a start would accept it"), "{output}");
@@ -509,8 +500,8 @@ fn check_tells_what_a_start_would_do() {
         (&1.into(), &1.into())
     );
     assert_eq!(report["last_good"]["usable"], true, "{report}");
-    assert_eq!(daemon.verdict("k0"), "ALLOWED", "the daemon is not disturbed");
-    // What is not there is nothing to compare with.
+    assert_eq!(daemon.verdict("k0"), "ALLOWED", "the daemon is not affected");
+    // Without last good keys, nothing is compared.
     fs::remove_file(daemon.setup.path("last_good.json")).expect("removes");
     assert!(!check(&[]).1.contains("last good"));
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::ops::Range;
 
-use crate::support::bad_rows::{APPLY_TAKEAWAYS, export, invalid, start, valid, wait_until_saved, withheld};
+use crate::support::bad_rows::{APPLY_TAKEAWAYS, export, invalid, start, valid, withheld};
 use crate::support::{Daemon, Export, Row, keyward, replace_export, wait_for, wait_until};
 use keyward_daemon::admin::message::Withheld;
 
@@ -57,7 +57,7 @@ fn refused_export_takes_away_keys_that_its_valid_rows_revoke_disable_or_expire()
     // A later refused export does not undo a takeaway.
     assert!(!daemon.publish(export([valid("r"), valid("d"), invalid("bad")])).accepted);
     assert_eq!(verdicts(&daemon), taken_away);
-    wait_until_saved(&daemon);
+    daemon.wait_until_saved();
     daemon = daemon.restart();
     assert!(daemon.status().last_good.is_some_and(|saved| saved.in_use), "{}", daemon.log());
     assert_eq!(verdicts(&daemon), taken_away, "after a restart with a refused source");
@@ -143,7 +143,7 @@ fn takeaways_survive_a_crash_before_the_accepted_keys_are_written() {
     fs::create_dir_all(blocked("last_good.json").join("x")).expect("a directory");
     assert!(daemon.publish(export([valid("k").status("revoked")])).accepted);
     assert_eq!(daemon.verdict("k"), "REVOKED");
-    fs::write(daemon.setup.source(), "nonsense\n").expect("writes");
+    daemon.spoil_source();
     let daemon = daemon.restart();
     assert!(daemon.status().last_good.is_some_and(|saved| saved.in_use), "{}", daemon.log());
     assert_eq!(daemon.verdict("k"), "REVOKED", "the keys are the previous ones, with the takeaway");

@@ -1,10 +1,11 @@
 //! A key of a snapshot, as a look-up returns it.
 
+use keyward_memory::prefetch;
+
 use crate::limiter::{Charge, MAX_CHARGES};
 use crate::record::{Digest, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::{EntryId, Policy, Snapshot};
-use keyward_memory::prefetch;
 
 /// One key of a snapshot.
 #[derive(Clone, Copy)]

@@ -4,13 +4,13 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+use keyward_memory::{HugeText, HugeVec, prefetch};
 
 use crate::record::{Digest, FieldSet, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::policy::Policy;
 use crate::snapshot::same_digest;
-use keyward_memory::{HugeText, HugeVec, prefetch};
 
 /// Hashes short texts several times as fast as the standard library's hasher. Seeded per process.
 pub(super) type IdHasher = foldhash::quality::RandomState;

@@ -5,13 +5,14 @@
 //! allocations and those in proportion to one batch are not included; a load leaves a margin for
 //! them.
 
+use keyward_memory::growth;
+
 use crate::limiter::MAX_CHARGES;
 use crate::record::Per;
 use crate::snapshot::build::{IDENTITY_BYTES, PARTITIONING_BYTES};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::Index;
 use crate::snapshot::{Builder, Diff, KeyTable, ParallelBuilder, Policy, RowBatch, Snapshot};
-use keyward_memory::growth;
 
 /// The address space in which the C library's allocator grows for one thread. If no such space is
 /// left, it maps a page for every small allocation, and no margin suffices for many of them.

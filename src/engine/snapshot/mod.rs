@@ -20,12 +20,12 @@
 //! key ([`revocation`]), what a refused source takes away from it ([`takeaways`]), and which of two
 //! peppers its row is hashed with ([`peppers`]).
 
+use keyward_memory::prefetch;
 use subtle::ConstantTimeEq;
 
 use crate::global_policy::GlobalPolicy;
 use crate::limiter::{BucketId, BucketRef};
 use crate::record::Digest;
-use keyward_memory::prefetch;
 
 mod buckets;
 mod build;

@@ -22,16 +22,16 @@ pub(crate) enum ListError {
         Quoted(.0)
     )]
     Null(Box<str>),
-    #[error("it begins as a JSON array, but is not one of strings only, as in [\"a\",\"b\"]")]
+    #[error("it begins like a JSON array, but is not an array of strings, as in [\"a\",\"b\"]")]
     Json,
-    #[error("it begins as a Postgres array, but is not one of texts only, as in {{a,b}}")]
+    #[error("it begins like a PostgreSQL array, but is not an array of texts, as in {{a,b}}")]
     Postgres,
     #[error(
         "{} is not a scope: it has 1 to {MAX_SCOPE} printable ASCII characters, but no space, comma or quote",
         Quoted(.0)
     )]
     Scope(Box<str>),
-    #[error("{} has a * before its end; it stands for any ending, as in orders:*", Quoted(.0))]
+    #[error("{} has a * before its end; * is a wildcard at the end only, as in orders:*", Quoted(.0))]
     Star(Box<str>),
     #[error("{} is not an IP address or network; write it as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32", Quoted(.0))]
     Ip(Box<str>),
@@ -212,8 +212,8 @@ mod tests {
     #[test]
     fn invalid_list_is_refused_with_a_reason() {
         let empty = "it has an empty item; separate items by one comma or by spaces";
-        let json = r#"it begins as a JSON array, but is not one of strings only, as in ["a","b"]"#;
-        let postgres = "it begins as a Postgres array, but is not one of texts only, as in {a,b}";
+        let json = r#"it begins like a JSON array, but is not an array of strings, as in ["a","b"]"#;
+        let postgres = "it begins like a PostgreSQL array, but is not an array of texts, as in {a,b}";
         for text in ["", " ", ",", "a,", ",a", "a,,b", "a, ,b", "{a,}", "{,a}", "{a,,b}", "{,}"] {
             assert_eq!(failed(texts(text)), empty, "{text}");
         }
@@ -272,7 +272,7 @@ mod tests {
         for text in ["*:read", "**", "a*b"] {
             assert_eq!(
                 failed(scopes_of(text)),
-                format!("\"{text}\" has a * before its end; it stands for any ending, as in orders:*")
+                format!("\"{text}\" has a * before its end; * is a wildcard at the end only, as in orders:*")
             );
         }
     }

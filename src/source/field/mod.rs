@@ -77,7 +77,7 @@ pub(crate) enum TextError {
     Missing,
     #[error("{length} bytes are too long, at most {max_length} are kept")]
     TooLong { length: usize, max_length: usize },
-    #[error("there is a control character in it, {}", .0.escape_unicode())]
+    #[error("it contains the control character {}", .0.escape_unicode())]
     Control(char),
 }
 
@@ -211,8 +211,8 @@ mod tests {
         assert_eq!(optional("", 64), Ok(""));
         assert_eq!(failed(required("", 64)), "key_id is missing");
         assert_eq!(failed(optional(&"a".repeat(65), 64)), "65 bytes are too long, at most 64 are kept");
-        assert_eq!(failed(optional("a\tb", 64)), r"there is a control character in it, \u{9}");
-        assert_eq!(failed(optional("a\u{85}b", 64)), r"there is a control character in it, \u{85}");
+        assert_eq!(failed(optional("a\tb", 64)), r"it contains the control character \u{9}");
+        assert_eq!(failed(optional("a\u{85}b", 64)), r"it contains the control character \u{85}");
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(crate) enum TimeError<'a> {
     #[error("{} has no time of day; write it as 2026-11-21T10:00:00Z", Quoted(.0))]
     NoTime(&'a str),
     #[error(
-        "{} could be any of a day's hours, because it has no offset from UTC; write it as \
+        "{} is ambiguous, because it has no offset from UTC; write it as \
          2026-11-21T10:00:00Z, or with an offset as 2026-11-21T10:00:00+02:00",
         Quoted(.0)
     )]
@@ -454,7 +454,7 @@ mod tests {
         );
         assert_eq!(
             not_before("2026-11-21 10:00:00").map_err(|e| e.to_string()),
-            Err("\"2026-11-21 10:00:00\" could be any of a day's hours, because it has no offset from UTC; write \
+            Err("\"2026-11-21 10:00:00\" is ambiguous, because it has no offset from UTC; write \
                  it as 2026-11-21T10:00:00Z, or with an offset as 2026-11-21T10:00:00+02:00"
                 .to_owned())
         );

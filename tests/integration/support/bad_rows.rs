@@ -2,7 +2,7 @@
 
 use keyward_daemon::admin::message::Withheld;
 
-use super::{Daemon, Export, Row, Setup, row, wait_until};
+use super::{Daemon, Export, Row, Setup, row};
 
 /// The optional columns, in the order in which literal lines have them.
 const COLUMNS: [&str; 6] = ["owner", "status", "expires_at", "allowed_ips", "limits", "metadata"];
@@ -36,12 +36,4 @@ pub(crate) fn start(config: &str, export: impl Into<String>) -> Daemon {
 
 pub(crate) fn withheld(daemon: &Daemon) -> Withheld {
     daemon.status().withheld.unwrap_or_default()
-}
-
-/// Waits until the last good keys on disk are those in force.
-pub(crate) fn wait_until_saved(daemon: &Daemon) {
-    wait_until("the last good keys to be saved", || {
-        let status = daemon.status();
-        status.last_good.is_some_and(|saved| saved.generation == status.generation)
-    });
 }

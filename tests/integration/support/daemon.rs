@@ -108,6 +108,19 @@ impl Daemon {
         self.reload()
     }
 
+    /// Overwrites the source with text that every reload refuses.
+    pub(crate) fn spoil_source(&self) {
+        fs::write(self.setup.source(), "nonsense\n").expect("writes");
+    }
+
+    /// Waits until the keys in force are saved as the last good keys.
+    pub(crate) fn wait_until_saved(&self) {
+        wait_until("the keys in force to be saved", || {
+            let status = self.status();
+            status.last_good.is_some_and(|saved| saved.generation == status.generation)
+        });
+    }
+
     pub(crate) fn revoke(&self, target: Target) -> Revocation {
         self.send_command(&AdminCommand::Revoke(target)).expect("a reply").revocation.expect("a revocation")
     }
@@ -205,6 +218,14 @@ impl Daemon {
     /// The largest resident memory so far.
     pub(crate) fn peak_bytes(&self) -> usize {
         self.memory_bytes("VmHWM:")
+    }
+
+    /// User and system time of the process, in clock ticks: hundredths of a second.
+    pub(crate) fn processor_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("a process");
+        // The name, in parentheses, is field 2; utime and stime are fields 14 and 15.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name");
+        fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
     }
 
     fn memory_bytes(&self, field: &str) -> usize {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 use ipnet::IpNet;
+use keyward_memory::growth;
 
 use crate::record::{KeyRecord, Limit, Origin};
 use crate::snapshot::key_table::IdHasher;
 use crate::snapshot::policy::RowPolicy;
-use keyward_memory::growth;
 
 /// Assigns equal row policies the same number.
 #[derive(Default)]

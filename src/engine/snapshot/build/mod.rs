@@ -20,13 +20,14 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use keyward_memory::{HugePages, HugeText, HugeVec};
+
 use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError, merge_limits};
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, Identity, PriorRestrictions};
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::key_table::{IdHasher, KeyTable};
 use crate::snapshot::policy::{Policy, RowPolicy};
 use crate::snapshot::same_digest;
-use keyward_memory::{self as memory, HugePages, HugeText, HugeVec};
 
 mod batch;
 mod interner;
@@ -194,8 +195,8 @@ impl Builder {
     /// The finished table, and the row policies with which it can be written to a compiled file.
     pub fn finish_with_policies(self) -> (KeyTable, RowPolicies) {
         let Self { mut keys, interner, .. } = self;
-        memory::trim(&mut keys.entries);
-        memory::trim(&mut keys.metadata);
+        keyward_memory::trim(&mut keys.entries);
+        keyward_memory::trim(&mut keys.metadata);
         keys.metadata_texts.trim();
         keys.rotated.shrink_to_fit();
         keys.rotated.sort_unstable();

@@ -12,6 +12,8 @@
 
 use std::hash::BuildHasher;
 
+use keyward_memory::prefetch;
+
 use crate::record::UnknownPlanError;
 use crate::snapshot::build::batch::{BatchBuilder, RowBatch};
 use crate::snapshot::build::{Builder, Disagreement, IDENTITY_BYTES};
@@ -19,7 +21,6 @@ use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, Probe};
 use crate::snapshot::key_table::{KeyTable, WINDOW};
 use crate::snapshot::same_digest;
-use keyward_memory::{self as memory, prefetch};
 
 /// Partitions of an index. The index of a million keys takes 12 MiB, so that one partition of it
 /// fits in the L1 and L2 caches.
@@ -67,7 +68,7 @@ impl Builder {
     /// follow, the memory of the others stays reserved.
     pub fn into_parallel(mut self, expected: usize) -> ParallelBuilder {
         let KeyTable { entries, arena, .. } = &mut self.keys;
-        memory::reserve_if_possible(entries, expected);
+        keyward_memory::reserve_if_possible(entries, expected);
         arena.reserve_if_possible(expected.saturating_mul(IDENTITY_BYTES));
         ParallelBuilder { builder: self, populated: 0 }
     }
@@ -96,7 +97,7 @@ impl ParallelBuilder {
         let keys = &mut builder.keys;
         keys.entries.reserve(entries.len());
         if self.populated < keys.entries.len() + entries.len() {
-            self.populated = memory::prefault_ahead(&mut keys.entries);
+            self.populated = keyward_memory::prefault_ahead(&mut keys.entries);
         }
         keys.arena.push_str(&texts);
         let metadata_text = keys.metadata_texts.as_str().len() as u64;
@@ -129,8 +130,9 @@ impl ParallelBuilder {
         let (entries, arena, seed, hasher) = (&**entries, &*arena, *seed, &*hasher);
         let probe = move |entry: &Entry| Probe::of_digest(&entry.digest, seed);
         // The number of rows is known only now.
-        let allocate =
-            move |index: &mut Index| *index = memory::with_prefault(|| Index::with_capacity(entries.len()));
+        let allocate = move |index: &mut Index| {
+            *index = keyward_memory::with_prefault(|| Index::with_capacity(entries.len()))
+        };
         let by_digest = move || {
             allocate(index);
             let same = |a: &Entry, b: &Entry| same_digest(&a.digest, &b.digest);

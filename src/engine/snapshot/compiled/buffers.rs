@@ -4,9 +4,10 @@
 //! It is not cleared first, and comes into memory as it is written. Every byte is written before it
 //! is read: a block that does not fill its slot is refused, and the file with it.
 
+use keyward_memory::{HugeVec, TextBuffer, TextWriter, zeroed};
+
 use crate::snapshot::entry::{Entry, Identity};
 use crate::snapshot::index::{Index, IndexPartition, Probe};
-use keyward_memory::{HugeVec, TextBuffer, TextWriter, zeroed};
 
 /// The parts of the table that threads write to.
 pub struct Buffers {

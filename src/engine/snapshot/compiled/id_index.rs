@@ -8,10 +8,11 @@
 //! A row whose hash suggests that it shares its key id with another row is resolved when the index
 //! is complete.
 
+use keyward_memory::{HugeVec, prefetch, zeroed};
+
 use crate::snapshot::compiled::buffers::Buffers;
 use crate::snapshot::index::{Index, IndexPartition, Probe};
 use crate::snapshot::key_table::WINDOW;
-use keyward_memory::{HugeVec, prefetch, zeroed};
 
 /// The smallest number of groups in a part: 256 KiB.
 const MIN_PART_GROUPS: usize = 1 << 12;

@@ -4,6 +4,8 @@
 //! it checks that they follow upon each other, and inserts the few rows that overflowed an index
 //! partition or may share a key id.
 
+use keyward_memory::{HugePages, HugeText, HugeVec};
+
 use crate::snapshot::Builder;
 use crate::snapshot::build::Disagreement;
 use crate::snapshot::compiled::buffers::Buffers;
@@ -12,7 +14,6 @@ use crate::snapshot::compiled::error::{CROWDED, OTHER_SIZES, OUT_OF_ORDER, ReadE
 use crate::snapshot::compiled::format::{MAX_RUN, Section, Sizes, SortKey};
 use crate::snapshot::compiled::id_index::{FilledIds, HashPartitions, overflow};
 use crate::snapshot::index::Probe;
-use keyward_memory::{HugePages, HugeText, HugeVec};
 
 /// Merges decoded blocks into a table.
 pub struct Merge {

@@ -5,9 +5,10 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use keyward_memory::{HugePages, HugeText, HugeVec, prefetch};
+
 use crate::record::MAX_OWNER;
 use crate::snapshot::compiled::format::has_control;
-use keyward_memory::{HugePages, HugeText, HugeVec, prefetch};
 
 /// All names, one after another.
 pub(super) struct Owners {

@@ -129,8 +129,6 @@ impl KeyTable {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
     use crate::record::Status;
     use crate::snapshot::test_record::{TestRecord, keys, limits, networks, origins};
@@ -198,33 +196,28 @@ mod tests {
             metadata: "{}",
             ..plain(1)
         }]);
-        let differences =
-            |from: &KeyTable, to: &KeyTable| -> Vec<(Cow<'_, str>, Option<(Box<str>, Box<str>)>)> {
-                let [example] = to.diff_from(Some(from), AT).examples.changed.try_into().expect("one");
-                example
-                    .differences
-                    .into_iter()
-                    .map(|difference| (difference.field, difference.before.zip(difference.after)))
-                    .collect()
-            };
-        let both = |before: &str, after: &str| Some((Box::from(before), Box::from(after)));
+        let differences = |from: &KeyTable, to: &KeyTable| {
+            let [example] = to.diff_from(Some(from), AT).examples.changed.try_into().expect("one");
+            let Example { differences, .. } = example;
+            differences
+        };
         let expected = [
-            ("owner".into(), both("", "o")),
-            ("status".into(), both("active", "disabled")),
-            ("not_before".into(), both("", "2026-01-01T00:00:00Z")),
-            ("expires_at".into(), both("", "2027-01-01T00:00:00Z")),
-            ("environment".into(), both("", "e")),
-            ("plan".into(), both("", "p")),
-            ("scopes".into(), None),
-            ("allowed_ips".into(), None),
-            ("allowed_origins".into(), None),
-            ("limits".into(), None),
-            ("metadata".into(), None),
+            Difference::between("owner", "", "o"),
+            Difference::between("status", "active", "disabled"),
+            Difference::between("not_before", "", "2026-01-01T00:00:00Z"),
+            Difference::between("expires_at", "", "2027-01-01T00:00:00Z"),
+            Difference::between("environment", "", "e"),
+            Difference::between("plan", "", "p"),
+            Difference::of("scopes"),
+            Difference::of("allowed_ips"),
+            Difference::of("allowed_origins"),
+            Difference::of("limits"),
+            Difference::of("metadata"),
         ];
         assert_eq!(differences(&old, &new), expected);
         assert_eq!(differences(&new, &old).len(), expected.len(), "in reverse");
         let renamed = keys(&[TestRecord { key_id: "k2".to_owned(), ..plain(1) }]);
-        assert_eq!(differences(&old, &renamed), [("key_id".into(), both("k1", "k2"))]);
+        assert_eq!(differences(&old, &renamed), [Difference::between("key_id", "k1", "k2")]);
     }
 
     #[test]
@@ -246,13 +239,13 @@ mod tests {
     #[test]
     fn examples_are_limited_in_number() {
         let all: Vec<_> = (0..1000).map(plain).collect();
-        let kept: Vec<_> = all.iter().skip(130).step_by(2).cloned().collect();
-        let (all, kept) = (keys(&all), keys(&kept));
-        let fewer = kept.diff_from(Some(&all), AT);
+        let some: Vec<_> = all.iter().skip(130).step_by(2).cloned().collect();
+        let (all, some) = (keys(&all), keys(&some));
+        let fewer = some.diff_from(Some(&all), AT);
         assert_eq!((fewer.added, fewer.removed, fewer.revoked), (0, 565, 565));
         let shown = [&fewer.examples.removed, &fewer.examples.revoked].map(Vec::len);
         assert_eq!(shown, [MAX_EXAMPLES; 2]);
-        let more = all.diff_from(Some(&kept), AT);
+        let more = all.diff_from(Some(&some), AT);
         assert_eq!((more.added, more.removed, more.examples.added.len()), (565, 0, MAX_EXAMPLES));
         assert_eq!(more.examples.added[19].key_id.as_ref(), "k19");
         let last = keys(&(0..1000).map(plain).collect::<Vec<_>>());

@@ -8,10 +8,11 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
+use keyward_memory::{HugePages, HugeVec};
+
 use crate::snapshot::entry::Entry;
 use crate::snapshot::key_table::WINDOW;
 use crate::snapshot::{Key, Snapshot};
-use keyward_memory::{HugePages, HugeVec};
 
 /// Where the previous snapshot has each row of a new table.
 pub struct RowMap<'s> {

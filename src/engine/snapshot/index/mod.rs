@@ -14,10 +14,10 @@
 //! fill the table from its beginning to its end, and several threads can fill it at once, each its
 //! own [`IndexPartition`] ([`compiled`](super::compiled)).
 
+use keyward_memory::{HugeVec, prefetch, zeroed};
 use zerocopy::FromZeros;
 
 use crate::record::Digest;
-use keyward_memory::{HugeVec, prefetch, zeroed};
 
 mod order;
 mod partition;

@@ -5,8 +5,9 @@
 //! whose homes are in it, except those that have wrapped around from the end of the table to its
 //! beginning. It is enough to sort one run at a time.
 
-use super::{Group, Index, Probe};
 use keyward_memory::prefetch;
+
+use super::{Group, Index, Probe};
 
 impl Index {
     /// Calls `visit` with every number, in the order of the hashes; `tie` orders two numbers with

@@ -1,7 +1,8 @@
 //! A part of an index that one thread fills, while other threads fill the others.
 
-use super::{Group, Probe, SLOTS};
 use keyward_memory::prefetch;
+
+use super::{Group, Probe, SLOTS};
 
 /// Consecutive groups of a table that is being filled. No one reads the table meanwhile.
 ///
