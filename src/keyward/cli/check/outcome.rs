@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::cli::exit::{CliError, Exit};
+use crate::cli::exit::Exit;
 use keyward_daemon::admin::message::{CheckDiff, Diagnostics, Withheld};
 use keyward_daemon::config::ConfigError;
 use keyward_daemon::reload;
