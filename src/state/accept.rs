@@ -85,8 +85,8 @@ impl Acceptance {
 }
 
 /// Whether there is a marker in `directory` for the next start. It may turn out to be invalid.
-pub fn is_accepted(directory: &Path, what: Acceptance) -> bool {
-    directory.join(what.file()).exists()
+pub fn is_accepted(directory: &Path, acceptance: Acceptance) -> bool {
+    directory.join(acceptance.file()).exists()
 }
 
 /// An acceptance by an operator.
@@ -115,7 +115,7 @@ pub enum AcceptError {
         "{}: a daemon is running with this state directory{}. {}. An acceptance is for the next start: stop the daemon first",
         path.display(),
         pid.map(|pid| format!(", pid {pid}")).unwrap_or_default(),
-        what.while_running()
+        acceptance.while_running()
     )]
     Running {
         /// The directory.
@@ -123,7 +123,7 @@ pub enum AcceptError {
         /// The daemon's process id, if it is known.
         pid: Option<u32>,
         /// The requested acceptance.
-        what: Acceptance,
+        acceptance: Acceptance,
     },
     /// The marker cannot be written.
     #[error("{0}; run the command as root or as the daemon's user")]
@@ -142,24 +142,25 @@ struct Marker {
 ///
 /// # Errors
 /// See [`AcceptError`].
-pub fn accept(directory: &Path, what: Acceptance) -> Result<AcceptanceRecord, AcceptError> {
+pub fn accept(directory: &Path, acceptance: Acceptance) -> Result<AcceptanceRecord, AcceptError> {
     if !directory.is_dir() {
         return Err(AcceptError::Missing { path: directory.to_path_buf() });
     }
     // Held until the marker is written, so that no daemon starts meanwhile.
-    let _lock = lock(directory, what)?;
+    let _lock = lock(directory, acceptance)?;
     let at = current_second();
-    let path = directory.join(what.file());
+    let path = directory.join(acceptance.file());
     replace(&path, |writer| {
         writer.get_ref().set_permissions(Permissions::from_mode(MARKER_MODE))?;
-        serde_json::to_writer(writer, &Marker { accepts: what, at: at.to_string() }).map_err(io::Error::from)
+        serde_json::to_writer(writer, &Marker { accepts: acceptance, at: at.to_string() })
+            .map_err(io::Error::from)
     })?;
     Ok(AcceptanceRecord { by_uid: rustix::process::geteuid().as_raw(), at })
 }
 
 /// Takes the daemon's lock, if the file exists. The file is not created: the daemon could not open
 /// one that root owns.
-fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError> {
+fn lock(directory: &Path, acceptance: Acceptance) -> Result<Option<File>, AcceptError> {
     let path = directory.join(LOCK);
     let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
     let mut lock = match opened {
@@ -174,7 +175,7 @@ fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError>
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(LOCK_RETRY),
             Err(Errno::WOULDBLOCK) => {
                 let pid = read_pid(&mut lock);
-                return Err(AcceptError::Running { path: directory.to_path_buf(), pid, what });
+                return Err(AcceptError::Running { path: directory.to_path_buf(), pid, acceptance });
             }
             Err(error) => return Err(failed(&path, "take the lock")(error.into()).into()),
         }
@@ -182,16 +183,16 @@ fn lock(directory: &Path, what: Acceptance) -> Result<Option<File>, AcceptError>
 }
 
 impl StateDir {
-    /// Takes the acceptance of `what`, if there is a valid one. The marker is removed durably
+    /// Takes the acceptance, if there is a valid one. The marker is removed durably
     /// before this returns. Call it at every start, even if the acceptance is not needed.
     ///
     /// # Errors
     /// When there is a marker that cannot be read or removed.
-    pub fn take_acceptance(&self, what: Acceptance) -> Result<Option<AcceptanceRecord>, FileError> {
-        let path = self.path(what.file());
+    pub fn take_acceptance(&self, acceptance: Acceptance) -> Result<Option<AcceptanceRecord>, FileError> {
+        let path = self.path(acceptance.file());
         let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(&path);
         let read = match opened {
-            Ok(file) => read_marker(&file, what),
+            Ok(file) => read_marker(&file, acceptance),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(&path, "read the acceptance")(error)),
         };
@@ -205,7 +206,7 @@ impl StateDir {
                     file = %path.display(),
                     problem,
                     "an acceptance is ignored and has been removed; if it is still meant: keyward state accept {}",
-                    what.name()
+                    acceptance.name()
                 );
                 Ok(None)
             }
@@ -214,7 +215,7 @@ impl StateDir {
 }
 
 /// Reads and validates the marker. The error is a message about what is wrong with it.
-fn read_marker(file: &File, what: Acceptance) -> Result<AcceptanceRecord, String> {
+fn read_marker(file: &File, acceptance: Acceptance) -> Result<AcceptanceRecord, String> {
     let metadata = file.metadata().map_err(|error| error.to_string())?;
     if !metadata.is_file() {
         return Err("it is not a regular file".to_owned());
@@ -227,7 +228,7 @@ fn read_marker(file: &File, what: Acceptance) -> Result<AcceptanceRecord, String
     file.take(MAX_BYTES).read_to_end(&mut text).map_err(|error| error.to_string())?;
     let Marker { accepts, at } = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     let at: Timestamp = at.parse().map_err(|error| format!("at: {error}"))?;
-    if accepts != what {
+    if accepts != acceptance {
         return Err(format!("it accepts {}", accepts.name()));
     }
     let age = current_second().duration_since(at);
@@ -246,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    const WHAT: Acceptance = Acceptance::LostRevocations;
+    const LOST: Acceptance = Acceptance::LostRevocations;
 
     fn directory() -> TempDir {
         tempfile::tempdir().expect("a directory")
@@ -256,9 +257,9 @@ mod tests {
         StateDir::open(directory.path(), true).expect("opens").expect("there")
     }
 
-    fn write(directory: &TempDir, what: Acceptance, at: Timestamp) {
-        let marker = serde_json::to_vec(&Marker { accepts: what, at: at.to_string() }).expect("JSON");
-        fs::write(directory.path().join(WHAT.file()), marker).expect("a marker");
+    fn write(directory: &TempDir, acceptance: Acceptance, at: Timestamp) {
+        let marker = serde_json::to_vec(&Marker { accepts: acceptance, at: at.to_string() }).expect("JSON");
+        fs::write(directory.path().join(LOST.file()), marker).expect("a marker");
     }
 
     #[test]
@@ -266,11 +267,11 @@ mod tests {
         let directory = directory();
         // First without a lock file, then with one.
         for _ in 0..2 {
-            let given = accept(directory.path(), WHAT).expect("accepted");
+            let given = accept(directory.path(), LOST).expect("accepted");
             let state = open(&directory);
             assert_eq!(state.take_acceptance(Acceptance::Source).expect("none"), None);
-            assert_eq!(state.take_acceptance(WHAT).expect("one"), Some(given));
-            assert_eq!(state.take_acceptance(WHAT).expect("none"), None);
+            assert_eq!(state.take_acceptance(LOST).expect("one"), Some(given));
+            assert_eq!(state.take_acceptance(LOST).expect("none"), None);
         }
         assert_eq!(fs::read_dir(directory.path()).expect("lists").count(), 1, "only the lock is left");
     }
@@ -279,13 +280,15 @@ mod tests {
     fn acceptance_is_refused_while_a_daemon_runs_or_without_a_directory() {
         let directory = directory();
         let state = open(&directory);
-        for (what, instead) in [(WHAT, "nothing to accept"), (Acceptance::Source, "keyward reload --force")] {
-            let refused = accept(directory.path(), what).expect_err("running").to_string();
+        for (acceptance, instead) in
+            [(LOST, "nothing to accept"), (Acceptance::Source, "keyward reload --force")]
+        {
+            let refused = accept(directory.path(), acceptance).expect_err("running").to_string();
             let pid = format!("pid {}", std::process::id());
             assert!(refused.contains(&pid) && refused.contains(instead), "{refused}");
-            assert_eq!(state.take_acceptance(what).expect("none"), None);
+            assert_eq!(state.take_acceptance(acceptance).expect("none"), None);
         }
-        let refused = accept(&directory.path().join("missing"), WHAT).expect_err("missing");
+        let refused = accept(&directory.path().join("missing"), LOST).expect_err("missing");
         assert!(matches!(refused, AcceptError::Missing { .. }));
     }
 
@@ -295,16 +298,16 @@ mod tests {
         let state = open(&directory);
         let shifts = [MAX_AGE + SignedDuration::from_secs(2), -MAX_AHEAD - SignedDuration::from_secs(5)];
         for shift in shifts {
-            write(&directory, WHAT, current_second() - shift);
-            assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "{shift:?}");
-            assert!(!directory.path().join(WHAT.file()).exists());
+            write(&directory, LOST, current_second() - shift);
+            assert_eq!(state.take_acceptance(LOST).expect("ignored"), None, "{shift:?}");
+            assert!(!directory.path().join(LOST.file()).exists());
         }
         write(&directory, Acceptance::Source, current_second());
-        assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None, "it accepts something else");
-        fs::write(directory.path().join(WHAT.file()), "{}").expect("a marker");
-        assert_eq!(state.take_acceptance(WHAT).expect("ignored"), None);
-        write(&directory, WHAT, current_second() - MAX_AGE + SignedDuration::from_secs(5));
-        assert!(state.take_acceptance(WHAT).expect("one").is_some(), "just in time");
+        assert_eq!(state.take_acceptance(LOST).expect("ignored"), None, "it accepts something else");
+        fs::write(directory.path().join(LOST.file()), "{}").expect("a marker");
+        assert_eq!(state.take_acceptance(LOST).expect("ignored"), None);
+        write(&directory, LOST, current_second() - MAX_AGE + SignedDuration::from_secs(5));
+        assert!(state.take_acceptance(LOST).expect("one").is_some(), "just in time");
     }
 
     #[test]
@@ -314,10 +317,10 @@ mod tests {
         let elsewhere = directory.path().join("elsewhere");
         fs::write(
             &elsewhere,
-            serde_json::to_vec(&Marker { accepts: WHAT, at: current_second().to_string() }).expect("JSON"),
+            serde_json::to_vec(&Marker { accepts: LOST, at: current_second().to_string() }).expect("JSON"),
         )
         .expect("a file");
-        symlink(&elsewhere, directory.path().join(WHAT.file())).expect("a link");
-        assert!(state.take_acceptance(WHAT).is_err());
+        symlink(&elsewhere, directory.path().join(LOST.file())).expect("a link");
+        assert!(state.take_acceptance(LOST).is_err());
     }
 }

@@ -26,10 +26,10 @@ pub enum TargetError {
     #[error("name either a key_id or an owner")]
     NotOne,
     /// No export has a key id or owner of this length.
-    #[error("{what} must have 1 to {max} bytes, this one has {found}")]
+    #[error("{field} must have 1 to {max} bytes, this one has {found}")]
     Length {
         /// `key_id` or `owner`.
-        what: &'static str,
+        field: &'static str,
         /// The maximum length.
         max: usize,
         /// Its length.
@@ -43,13 +43,13 @@ impl Target {
     /// # Errors
     /// When not exactly one is given, or its length is invalid.
     pub fn new(key_id: Option<&str>, owner: Option<&str>) -> Result<Self, TargetError> {
-        let (text, what, max, target): (_, _, _, fn(Box<str>) -> Self) = match (key_id, owner) {
+        let (text, field, max, target): (_, _, _, fn(Box<str>) -> Self) = match (key_id, owner) {
             (Some(key_id), None) => (key_id, "key_id", MAX_KEY_ID, Self::Key),
             (None, Some(owner)) => (owner, "owner", MAX_OWNER, Self::Owner),
             _ => return Err(TargetError::NotOne),
         };
         match text.len() {
-            found if !(1..=max).contains(&found) => Err(TargetError::Length { what, max, found }),
+            found if !(1..=max).contains(&found) => Err(TargetError::Length { field, max, found }),
             _ => Ok(target(text.into())),
         }
     }

@@ -1,8 +1,9 @@
 //! Evaluates the restrictions of a key, except its limits.
 //!
-//! To add a restriction: store it in [`Policy`] (or in the entry of the key), and check it here at
-//! its place in the order of SPEC.md section 7. If most keys do not use it, include it in the
-//! condition of the fast path in [`evaluate`].
+//! To add a restriction, store it in [`Policy`] (or in the entry of the key), and check it here at
+//! its place in the order of SPEC.md section 7. A restriction that is checked after the fast path
+//! of [`evaluate`] must also be part of its condition, or the fast path would allow requests that
+//! the restriction denies.
 
 use keyward_protocol::{ScopeMode, Verdict, Verify};
 

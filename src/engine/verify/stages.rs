@@ -2,8 +2,7 @@
 
 use keyward_protocol::{Verdict, Verify};
 
-use super::{Batch, Decision, Pending, Verifier};
-use super::{credential, restrictions};
+use super::{Batch, Decision, Pending, Verifier, credential, restrictions};
 use crate::snapshot::Snapshot;
 
 impl<'s> Verifier<'s> {

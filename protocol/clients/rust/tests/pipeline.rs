@@ -65,11 +65,11 @@ fn client_and_its_futures_are_send() {
 fn tasks_share_a_connection_and_get_their_own_answers() {
     const ROUNDS: usize = 200;
     for_each_runtime(|kind| {
-        let (count, reads) = mpsc::channel();
+        let (reads_sender, reads) = mpsc::channel();
         let daemon = ScriptedDaemon::start(move |listener| {
             let mut peer = Peer::accept(listener);
             peer.serve();
-            count.send(peer.reads).unwrap();
+            reads_sender.send(peer.reads).unwrap();
         });
         kind.runtime().block_on(async {
             let client = client(&daemon);
@@ -143,19 +143,19 @@ fn connect_error_reaches_all_waiting_tasks() {
 #[test]
 fn dropped_request_does_not_affect_the_others() {
     for_each_runtime(|kind| {
-        let (dropped, go) = mpsc::channel::<()>();
+        let (release, released) = mpsc::channel::<()>();
         let daemon = ScriptedDaemon::start(move |listener| {
             let mut peer = Peer::accept(listener);
             peer.allow_next();
             let received: Vec<ReceivedRequest> = (0..3).map(|_| peer.read_request().unwrap()).collect();
-            go.recv().unwrap();
+            released.recv().unwrap();
             received.iter().for_each(|request| peer.allow(request));
             peer.serve();
         });
         kind.runtime().block_on(async {
             let client = client(&daemon);
             expect_allowed(&client, "warm").await;
-            drop_second_of_three(&client, || dropped.send(()).unwrap()).await;
+            drop_second_of_three(&client, || release.send(()).unwrap()).await;
             expect_allowed(&client, "d").await;
         });
         daemon.finish();
@@ -217,12 +217,12 @@ fn request_dropped_before_it_is_written_charges_nothing() {
 #[test]
 fn expired_deadline_ends_only_its_own_request() {
     for_each_runtime(|kind| {
-        let (late, go) = mpsc::channel::<()>();
+        let (release, released) = mpsc::channel::<()>();
         let daemon = ScriptedDaemon::start(move |listener| {
             let mut peer = Peer::accept(listener);
             peer.allow_next();
             let received: Vec<ReceivedRequest> = (0..2).map(|_| peer.read_request().unwrap()).collect();
-            go.recv().unwrap();
+            released.recv().unwrap();
             // In one write, because the client may disconnect as soon as it has the first answer.
             peer.send(&received.iter().flat_map(allowed_frame).collect::<Vec<u8>>());
         });
@@ -234,7 +234,7 @@ fn expired_deadline_ends_only_its_own_request() {
             let both = async {
                 tokio::join!(patient.verify(&a), async {
                     let answer = hasty.verify(&b).await;
-                    late.send(()).unwrap();
+                    release.send(()).unwrap();
                     answer
                 })
             };
@@ -249,12 +249,12 @@ fn expired_deadline_ends_only_its_own_request() {
 #[test]
 fn in_flight_limit_counts_requests_whose_callers_have_stopped_waiting() {
     for_each_runtime(|kind| {
-        let (late, go) = mpsc::channel::<()>();
+        let (release, released) = mpsc::channel::<()>();
         let daemon = ScriptedDaemon::start(move |listener| {
             let mut peer = Peer::accept(listener);
             peer.allow_next();
             let request = peer.read_request().unwrap();
-            go.recv().unwrap();
+            released.recv().unwrap();
             peer.allow(&request);
             peer.serve();
         });
@@ -267,7 +267,7 @@ fn in_flight_limit_counts_requests_whose_callers_have_stopped_waiting() {
             assert!(matches!(first, Err(Error::Deadline { written: true, .. })), "{first:?}");
             let second = hasty.verify(&Request::new("b")).await;
             assert!(matches!(second, Err(Error::Deadline { written: false, .. })), "{second:?}");
-            late.send(()).unwrap();
+            release.send(()).unwrap();
             expect_allowed(&patient, "c").await;
             let keys: Vec<String> = (0..10).map(|key| key.to_string()).collect();
             let requests: Vec<Request<'_>> = keys.iter().map(Request::new).collect();

@@ -221,19 +221,19 @@ fn written_request_is_not_retried_after_connection_loss() {
 #[test]
 fn connection_closed_while_idle_is_replaced() {
     for_each_client(|kind| {
-        let (closed, wait) = mpsc::channel();
+        let (closed_sender, closed) = mpsc::channel();
         let daemon = ScriptedDaemon::start(move |listener| {
             for _ in 0..3 {
                 let mut peer = Peer::accept(listener);
                 peer.allow_next();
                 drop(peer);
-                closed.send(()).unwrap();
+                closed_sender.send(()).unwrap();
             }
         });
         let mut client = kind.connect_to(&daemon.socket);
         for key in ["a", "b", "c"] {
             client.expect_allowed(key);
-            wait.recv().unwrap();
+            closed.recv().unwrap();
         }
         daemon.finish();
     });
@@ -242,17 +242,17 @@ fn connection_closed_while_idle_is_replaced() {
 #[test]
 fn half_closed_idle_connection_is_detected_before_writing() {
     for_each_client(|kind| {
-        let (closed, wait) = mpsc::channel();
+        let (closed_sender, closed) = mpsc::channel();
         let daemon = ScriptedDaemon::start(move |listener| {
             let mut peer = Peer::accept(listener);
             peer.allow_next();
             peer.stream.shutdown(std::net::Shutdown::Write).unwrap();
-            closed.send(Instant::now()).unwrap();
+            closed_sender.send(Instant::now()).unwrap();
             Peer::accept(listener).serve();
         });
         let mut client = kind.connect_to(&daemon.socket);
         client.expect_allowed("a");
-        let since = wait.recv().unwrap();
+        let since = closed.recv().unwrap();
         // The clients check only connections that have been idle for a while.
         wait_until("idle time", || since.elapsed() > Duration::from_millis(5));
         client.expect_allowed("b");
@@ -283,12 +283,12 @@ fn absent_daemon_is_a_connect_error() {
 fn missing_answer_ends_the_call_at_its_deadline_and_keeps_the_connection() {
     for_each_client(|kind| {
         assert_ends_at_deadline(SHORT, || {
-            let (late, go) = mpsc::channel::<()>();
+            let (release, released) = mpsc::channel::<()>();
             let daemon = ScriptedDaemon::start(move |listener| {
                 let mut peer = Peer::accept(listener);
                 peer.allow_next();
                 let late = peer.read_request().unwrap();
-                go.recv().unwrap();
+                released.recv().unwrap();
                 peer.allow(&late);
                 peer.serve();
             });
@@ -299,7 +299,7 @@ fn missing_answer_ends_the_call_at_its_deadline_and_keeps_the_connection() {
             let (took, result) = timed(|| client.verify(&Request::new("a")));
             let error = result.unwrap_err();
             assert!(matches!(error, Error::Deadline { deadline: SHORT, written: true }), "{error}");
-            late.send(()).unwrap();
+            release.send(()).unwrap();
             client.set_deadline(LONG);
             client.expect_allowed("b");
             client.expect_allowed("c");
@@ -314,20 +314,20 @@ fn missing_answer_ends_the_call_at_its_deadline_and_keeps_the_connection() {
 fn deadline_includes_reconnecting() {
     for_each_client(|kind| {
         assert_ends_at_deadline(SHORT, || {
-            let (closed, wait) = mpsc::channel();
+            let (closed_sender, closed) = mpsc::channel();
             let (end, ended) = mpsc::channel::<()>();
             let daemon = ScriptedDaemon::start(move |listener| {
                 let mut peer = Peer::accept(listener);
                 peer.allow_next();
                 drop(peer);
-                closed.send(()).unwrap();
+                closed_sender.send(()).unwrap();
                 // Never sends WELCOME.
-                let _silent = Peer::accept_silently(listener);
+                let _silent = Peer::accept_without_hello(listener);
                 ended.recv().unwrap();
             });
             let mut client = kind.connect_to(&daemon.socket);
             client.expect_allowed("a");
-            wait.recv().unwrap();
+            closed.recv().unwrap();
             client.set_deadline(SHORT);
             let (took, result) = timed(|| client.verify(&Request::new("b")));
             let error = result.unwrap_err();
@@ -534,10 +534,10 @@ fn connection_near_its_idle_timeout_is_replaced() {
 fn refused_connection_reports_the_reason() {
     for_each_client(|kind| {
         let daemon = ScriptedDaemon::start(|listener| {
-            let mut peer = Peer::accept_silently(listener);
+            let mut peer = Peer::accept_without_hello(listener);
             peer.send_error(ErrorCode::PeerRefused, 1000, 0);
             drop(peer);
-            let mut peer = Peer::accept_silently(listener);
+            let mut peer = Peer::accept_without_hello(listener);
             peer.send_error(ErrorCode::TooManyConnections, 10, 0);
             drop(peer);
             Peer::accept(listener).serve();

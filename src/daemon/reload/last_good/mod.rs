@@ -31,6 +31,7 @@ use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 
 mod accepted;
 mod manifest;
+mod paced;
 mod recover;
 mod sealed;
 mod takeaways;

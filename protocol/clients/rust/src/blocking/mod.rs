@@ -63,7 +63,7 @@ impl Client {
         let mut outcome = [None];
         self.run(std::slice::from_ref(request), &mut outcome);
         let [outcome] = outcome;
-        self.into_result(outcome)
+        self.result(outcome)
     }
 
     /// Gives back what a request was charged, and waits for the answer: ALLOWED, or that the key
@@ -83,10 +83,10 @@ impl Client {
     pub fn verify_many(&mut self, requests: &[Request<'_>]) -> Vec<Result<Decision, Error>> {
         let mut outcomes: Vec<_> = requests.iter().map(|_| None).collect();
         self.run(requests, &mut outcomes);
-        outcomes.into_iter().map(|outcome| self.into_result(outcome)).collect()
+        outcomes.into_iter().map(|outcome| self.result(outcome)).collect()
     }
 
-    fn into_result(&self, outcome: Option<Outcome>) -> Result<Decision, Error> {
+    fn result(&self, outcome: Option<Outcome>) -> Result<Decision, Error> {
         let outcome = outcome.unwrap_or(Err(Failure::DeadlinePassed { written: false }));
         outcome.map_err(|failure| failure.into_error(self.options.deadline))
     }

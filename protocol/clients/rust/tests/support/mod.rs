@@ -63,6 +63,7 @@ pub struct ScriptedDaemon {
 }
 
 impl ScriptedDaemon {
+    /// Starts `script` with a listener on a new socket.
     pub fn start(script: impl FnOnce(&UnixListener) + Send + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("keyward.sock");
@@ -103,6 +104,7 @@ pub struct ReceivedRequest {
     pub refund: Option<Option<String>>,
 }
 
+/// A WELCOME that accepts both forms of credentials and has no idle timeout.
 pub fn default_welcome() -> wire::Welcome<'static> {
     wire::Welcome {
         request_id: 0,
@@ -119,7 +121,7 @@ pub fn default_welcome() -> wire::Welcome<'static> {
 
 impl Peer {
     /// Accepts a connection and does not read HELLO.
-    pub fn accept_silently(listener: &UnixListener) -> Self {
+    pub fn accept_without_hello(listener: &UnixListener) -> Self {
         let (stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
         Self { stream, buffer: Vec::new(), reads: 0 }
@@ -130,8 +132,9 @@ impl Peer {
         Self::accept_with(listener, default_welcome())
     }
 
+    /// Accepts a connection and responds to HELLO with `welcome`, whose request id is replaced.
     pub fn accept_with(listener: &UnixListener, welcome: wire::Welcome<'_>) -> Self {
-        let mut peer = Self::accept_silently(listener);
+        let mut peer = Self::accept_without_hello(listener);
         let request_id = peer.read_hello();
         let mut out = Vec::new();
         wire::Welcome { request_id, ..welcome }.encode(&mut out);
@@ -140,8 +143,9 @@ impl Peer {
         peer
     }
 
+    /// Reads a HELLO and returns its request id.
     pub fn read_hello(&mut self) -> u32 {
-        let frame = self.frame().expect("a frame");
+        let frame = self.read_frame().expect("a frame");
         match decode(&frame) {
             wire::Request::Hello(hello) => hello.request_id,
             other => panic!("not a HELLO: {other:?}"),
@@ -150,7 +154,7 @@ impl Peer {
 
     /// The next request; `None` at the end of the stream.
     pub fn read_request(&mut self) -> Option<ReceivedRequest> {
-        let frame = self.frame()?;
+        let frame = self.read_frame()?;
         let (verify, refund) = match decode(&frame) {
             wire::Request::Verify(verify) => (verify, None),
             wire::Request::Refund(wire::Refund { request_id, cost, credential, limit }) => {
@@ -179,7 +183,7 @@ impl Peer {
 
     /// Responds to a malformed request as the daemon would, and returns the error.
     pub fn reject_malformed(&mut self) -> wire::ProtocolError {
-        let frame = self.frame().expect("a request");
+        let frame = self.read_frame().expect("a request");
         let wire::ParsedFrame::Complete { header, body, .. } =
             wire::parse_frame(&frame, wire::MAX_REQUEST_LENGTH)
         else {
@@ -209,7 +213,8 @@ impl Peer {
         refused
     }
 
-    fn frame(&mut self) -> Option<Vec<u8>> {
+    /// The next frame; `None` at the end of the stream.
+    fn read_frame(&mut self) -> Option<Vec<u8>> {
         loop {
             if let wire::ParsedFrame::Complete { size, .. } =
                 wire::parse_frame(&self.buffer, wire::MAX_REQUEST_LENGTH)
@@ -252,6 +257,7 @@ impl Peer {
         [refused, self.allow_next()]
     }
 
+    /// Sends an ERROR. Does not close the connection.
     pub fn send_error(&mut self, code: wire::ErrorCode, detail: u32, request_id: u32) {
         let mut out = Vec::new();
         wire::ProtocolError::new(code, detail, request_id).encode(&mut out);
@@ -282,10 +288,12 @@ pub fn key_id_from_digest(digest: &[u8; 32]) -> String {
     digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The key id that the script assigns to `key`.
 pub fn expected_key_id(key: &str) -> String {
     key_id_from_digest(&Sha256::digest(key.as_bytes()).into())
 }
 
+/// The ANSWER that allows `request`.
 pub fn allowed_frame(request: &ReceivedRequest) -> Vec<u8> {
     let digest = request.digest.unwrap_or_else(|| Sha256::digest(request.raw.as_ref().unwrap()).into());
     let id = key_id_from_digest(&digest);
