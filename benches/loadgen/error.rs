@@ -4,6 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use keyward_protocol::FieldTooLongError;
+
+use crate::ring::EmptyRingError;
+
 /// Why a load failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
@@ -20,9 +24,20 @@ pub(crate) enum LoadError {
     /// The server refused the connection or the requests.
     #[error("the server refuses: {0}")]
     Refused(String),
-    /// The options or the keys do not make a valid load.
-    #[error("{0}")]
-    InvalidOptions(String),
+    /// A key is too long for a request.
+    #[error("--keys: {0}")]
+    KeyTooLong(#[source] FieldTooLongError),
+    /// There are no requests to send.
+    #[error(transparent)]
+    EmptyRing(#[from] EmptyRingError),
+    /// A thread cannot be pinned.
+    #[error("--pin: processor {processor} does not exist, or this process may not use it: {source}")]
+    Pin {
+        /// Number of the processor.
+        processor: usize,
+        /// The cause.
+        source: io::Error,
+    },
     /// The server sent bytes that are not an answer, or not the next one.
     #[error("the server broke the protocol: {0}")]
     Protocol(String),

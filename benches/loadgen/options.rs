@@ -223,7 +223,7 @@ impl Options {
             TargetKind::Echo => {
                 let frame = vec![0; REQUEST_BYTES];
                 let ring = Ring::new(1 << 12, |_, out| out.extend_from_slice(&frame));
-                let ring = ring.map_err(|error| LoadError::InvalidOptions(error.to_string()))?;
+                let ring = ring.map_err(LoadError::EmptyRing)?;
                 Box::new(Echo::new(ring, usize::from(self.answer_size)))
             }
             TargetKind::Redis => Box::new(Redis::get(keys, hit_rate)?),

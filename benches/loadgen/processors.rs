@@ -41,16 +41,14 @@ impl CpuPlacement {
 /// # Errors
 /// When the processor does not exist, or this process may not use it.
 pub(crate) fn pin(processor: usize) -> Result<(), LoadError> {
-    let refuse = |error: &str| LoadError::InvalidOptions(format!("--pin: processor {processor} {error}"));
+    let unusable = |error: Errno| LoadError::Pin { processor, source: error.into() };
+    // A larger number does not fit in the set.
     if processor >= CpuSet::MAX_CPU {
-        return Err(refuse("is beyond the highest that Linux supports"));
+        return Err(unusable(Errno::INVAL));
     }
     let mut only = CpuSet::new();
     only.set(processor);
-    sched_setaffinity(None, &only).map_err(|error| match error {
-        Errno::INVAL => refuse("does not exist, or this process may not use it"),
-        error => refuse(&error.to_string()),
-    })
+    sched_setaffinity(None, &only).map_err(unusable)
 }
 
 /// The server's process, as /proc shows it.

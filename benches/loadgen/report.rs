@@ -205,7 +205,7 @@ impl Report {
                 if server.threads.is_empty() {
                     writeln!(
                         f,
-                        "server       {} (pid {}), its threads are not visible",
+                        "server       {} (pid {}), no thread is visible that ran for 10 ms",
                         server.name, server.pid
                     )?;
                 }

@@ -15,7 +15,7 @@
 //!   ([`text`]).
 //! * [`can_map`] and the reserve let a load that runs out of address space fail without aborting
 //!   the process ([`reserve`]).
-//! * [`prefetch`] starts loading a cache line.
+//! * [`prefetch()`] starts loading a cache line.
 //!
 //! This is the only crate with `unsafe` code. An allocator cannot be written without it, nor a
 //! prefetch. Huge pages and the layout of texts reduced a verify from 181 and 191 ns to 136 and 151

@@ -1,4 +1,5 @@
-//! Promise 9, one change at a time: what the guard says of many keys that change in a single field.
+//! Promise 9, one field at a time: the guard refuses a change of a field by the share of keys that
+//! it affects.
 
 use std::path::Path;
 
@@ -7,14 +8,14 @@ use keyward_engine::record::KeyRecord;
 use keyward_engine::snapshot::{Builder, CompareOptions, Example, KeyTable};
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
-/// The Unix second at which both sets are evaluated, and two others.
-const AT: u32 = 1_800_000_000;
+/// The Unix second at which both sets are evaluated.
+const NOW: u32 = 1_800_000_000;
 const PAST: &str = "1790000000";
 const FUTURE: &str = "1810000000";
 
-const BY_DEFAULT: Tolerance = Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 };
-const EVERYTHING: Tolerance = Tolerance { max_shrink: 1.0, max_reactivated: 1.0, max_loosened: 1.0 };
-const NOTHING: Tolerance = Tolerance { max_shrink: 0.0, max_reactivated: 0.0, max_loosened: 0.0 };
+const DEFAULT_TOLERANCE: Tolerance = Tolerance { max_shrink: 0.5, max_reactivated: 0.75, max_loosened: 0.75 };
+const TOLERATE_ALL: Tolerance = Tolerance { max_shrink: 1.0, max_reactivated: 1.0, max_loosened: 1.0 };
+const TOLERATE_NONE: Tolerance = Tolerance { max_shrink: 0.0, max_reactivated: 0.0, max_loosened: 0.0 };
 
 /// The optional columns.
 const COLUMNS: [&str; 9] = [
@@ -29,18 +30,18 @@ const COLUMNS: [&str; 9] = [
     "limits",
 ];
 
-/// A row with a value in one column.
+/// The row of the key `k{number}` with a value in one column.
 fn row(number: usize, column: &str, value: &str) -> String {
-    named(number, &format!("k{number}"), column, value)
+    row_with_id(number, &format!("k{number}"), column, value)
 }
 
-fn named(hash: usize, key_id: &str, column: &str, value: &str) -> String {
+fn row_with_id(hash: usize, key_id: &str, column: &str, value: &str) -> String {
     assert!(COLUMNS.contains(&column), "{column}");
     let values = COLUMNS.map(|other| if other == column { value } else { "" });
     format!("{hash:064x},{key_id},{}\n", values.join(","))
 }
 
-fn keys(rows: &[String]) -> KeyTable {
+fn build_table(rows: &[String]) -> KeyTable {
     let mut builder = Builder::new(7, 0);
     let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
@@ -51,34 +52,34 @@ fn keys(rows: &[String]) -> KeyTable {
     builder.finish()
 }
 
-/// Why the guard refuses `after` in the place of `before`.
-fn refused(before: &[String], after: &[String], tolerance: &Tolerance) -> Option<String> {
-    let (old, new) = (keys(before), keys(after));
-    let diff = new.diff_from(Some(&old), CompareOptions { now: AT, by_key_id: false });
+/// Why the guard refuses a change from `before` to `after`, or `None` if it accepts it.
+fn refusal(before: &[String], after: &[String], tolerance: &Tolerance) -> Option<String> {
+    let (old, new) = (build_table(before), build_table(after));
+    let diff = new.diff_from(Some(&old), CompareOptions { now: NOW, by_key_id: false });
     let failure = tolerance.check(Path::new("keys.csv"), &diff, old.len(), new.len()).err()?;
     assert!(matches!(failure, ReloadError::Guarded { .. }), "{failure}");
     Some(failure.to_string())
 }
 
-/// The same of so many keys whose `column` goes from one value to another.
-fn refused_change(
+/// As [`refusal`], for `count` keys whose `column` changes from one value to another.
+fn refusal_of_change(
     count: usize,
     column: &str,
     [from, to]: [&str; 2],
     tolerance: &Tolerance,
 ) -> Option<String> {
-    // Changes that are none in access, in the first rows: no message may name their keys.
+    // The first rows change without any effect on access. No message may name their keys.
     let mut before = vec![row(3_000, "status", "revoked")];
     before.extend((2_000..2_004).map(|number| row(number, "owner", "acme")));
     let mut after: Vec<_> = (2_000..2_004).map(|number| row(number, "owner", "bolt")).collect();
     before.extend((0..count).map(|number| row(number, column, from)));
     after.extend((0..count).map(|number| row(number, column, to)));
-    // Both values stay in the source, so that no restriction is missing from all of it.
+    // Both values stay in the source, so that no restriction is lost as a whole.
     for (number, value) in [(1_000, from), (1_001, to)] {
         before.push(row(number, column, value));
         after.push(row(number, column, value));
     }
-    refused(&before, &after, tolerance)
+    refusal(&before, &after, tolerance)
 }
 
 const STOP: Option<&str> = Some("working keys would stop working");
@@ -87,7 +88,7 @@ const ENVIRONMENT: Option<&str> = Some("keys with an environment would lose it o
 const NETWORKS: Option<&str> = Some("keys with allowed_ips would admit more addresses");
 const ORIGINS: Option<&str> = Some("keys with allowed_origins would admit more origins");
 
-/// A change, and what the guard calls it where it refuses it.
+/// Changes of a column, and the text of their refusal. `None`: the change is always accepted.
 const CHANGES: [(&str, [&str; 2], Option<&str>); 30] = [
     ("status", ["active", "disabled"], STOP),
     ("status", ["active", "revoked"], STOP),
@@ -122,30 +123,34 @@ const CHANGES: [(&str, [&str; 2], Option<&str>); 30] = [
 ];
 
 #[test]
-fn each_kind_of_change_is_refused_beyond_its_share() {
+fn change_of_access_is_refused_beyond_its_share() {
     for (column, values, expected) in CHANGES {
         let change = format!("{column} {values:?}");
-        let said = refused_change(40, column, values, &BY_DEFAULT);
-        match (&said, expected) {
-            (Some(said), Some(expected)) => {
+        let message = refusal_of_change(40, column, values, &DEFAULT_TOLERANCE);
+        match (&message, expected) {
+            (Some(message), Some(expected)) => {
                 for part in
                     [": 40 of 4", expected, "more than source.max_", "(\"k0\", \"k1\", \"k2\" and others)"]
                 {
-                    assert!(said.contains(part), "{change}: {said:?} does not say {part:?}");
+                    assert!(message.contains(part), "{change}: {part:?} is not in {message:?}");
                 }
             }
-            (said, expected) => assert!(said.is_none() && expected.is_none(), "{change}: {said:?}"),
+            (message, expected) => assert!(message.is_none() && expected.is_none(), "{change}: {message:?}"),
         }
-        assert_eq!(refused_change(40, column, values, &EVERYTHING), None, "{change}");
-        // One key may change in any way, unless its share is zero.
-        assert_eq!(refused_change(1, column, values, &BY_DEFAULT), None, "{change}");
-        assert_eq!(refused_change(1, column, values, &NOTHING).is_some(), expected.is_some(), "{change}");
+        assert_eq!(refusal_of_change(40, column, values, &TOLERATE_ALL), None, "{change}");
+        // A single key may change in any way, unless the tolerated share is zero.
+        assert_eq!(refusal_of_change(1, column, values, &DEFAULT_TOLERANCE), None, "{change}");
+        assert_eq!(
+            refusal_of_change(1, column, values, &TOLERATE_NONE).is_some(),
+            expected.is_some(),
+            "{change}"
+        );
     }
 }
 
-/// Keys with another change, in rows before them, are not named.
+/// The keys in earlier rows have another change.
 #[test]
-fn refusal_names_the_keys_of_its_own_change() {
+fn refusal_names_only_keys_with_its_change() {
     let rows = |values: [(&str, &str); 2], others: [(&str, &str); 2]| -> Vec<_> {
         let [(few, of_few), (many, of_many)] = values;
         let staying = others.into_iter().zip(500..).flat_map(|((column, value), at)| {
@@ -165,63 +170,64 @@ fn refusal_names_the_keys_of_its_own_change() {
         let staying = [row(90_000, many, before_many)];
         let before = [rows([(few, before_few), (many, before_many)], others), staying.to_vec()].concat();
         let after = [rows([(few, after_few), (many, after_many)], others), staying.to_vec()].concat();
-        let said = refused(&before, &after, &BY_DEFAULT).expect("refused");
+        let message = refusal(&before, &after, &DEFAULT_TOLERANCE).expect("refused");
         assert!(
-            said.contains("40 of 41 ") && said.contains("(\"k100\", \"k101\", \"k102\" and others)"),
-            "{said}"
+            message.contains("40 of 41 ") && message.contains("(\"k100\", \"k101\", \"k102\" and others)"),
+            "{message}"
         );
     }
 }
 
-/// A tenth of the keys may be widened, and ten at most, however large their share is.
+/// A tenth of all keys, and at most ten, may be widened even if all restricted keys are among them.
 #[test]
-fn few_keys_may_be_widened_whatever_their_share() {
+fn few_keys_may_be_widened_beyond_the_tolerated_share() {
     for (count, few) in [(5, 1), (40, 4), (109, 10), (500, 10)] {
         for (returning, is_accepted) in [(few, true), (few + 1, false)] {
             let rows = |status| -> Vec<_> {
                 let status = |number| if number < returning { status } else { "disabled" };
                 (0..count).map(|number| row(number, "status", status(number))).collect()
             };
-            let said = refused(&rows("revoked"), &rows("active"), &BY_DEFAULT);
-            assert_eq!(said.is_none(), is_accepted, "{returning} of {count} keys: {said:?}");
+            let message = refusal(&rows("revoked"), &rows("active"), &DEFAULT_TOLERANCE);
+            assert_eq!(message.is_none(), is_accepted, "{returning} of {count} keys: {message:?}");
         }
     }
 }
 
-/// Neither keys that did not work nor keys that are new make room for more that stop.
+/// Neither keys that did not work nor new keys raise the number of keys that may stop working.
 #[test]
-fn stopping_keys_are_a_share_of_those_that_worked() {
+fn share_of_stopping_keys_is_relative_to_working_keys() {
     let rows = |active: &mut dyn Iterator<Item = usize>| -> Vec<_> {
         let active = active.map(|number| row(number, "status", "active"));
         active.chain((100..160).map(|number| row(number, "status", "revoked"))).collect()
     };
     let before = rows(&mut (0..40));
-    assert_eq!(refused(&before, &rows(&mut (20..40).chain(200..400)), &BY_DEFAULT), None);
-    let said = refused(&before, &rows(&mut (21..40).chain(200..400)), &BY_DEFAULT).expect("refused");
-    assert!(said.contains("21 of 40 working keys would stop working"), "{said}");
+    assert_eq!(refusal(&before, &rows(&mut (20..40).chain(200..400)), &DEFAULT_TOLERANCE), None);
+    let message =
+        refusal(&before, &rows(&mut (21..40).chain(200..400)), &DEFAULT_TOLERANCE).expect("refused");
+    assert!(message.contains("21 of 40 working keys would stop working"), "{message}");
 }
 
-/// After a change of pepper the hashes are others, and the ids are the same.
+/// A change of pepper changes the hashes and keeps the ids.
 #[test]
 fn rehashed_keys_are_matched_by_their_id() {
     let before = ["active", "active", "active", "revoked", "active"];
     let before: Vec<_> = (0..).zip(before).map(|(number, status)| row(number, "status", status)).collect();
     let after = [
-        named(100, "k0", "status", "active"),
-        named(101, "k1", "status", "disabled"),
-        // In rotation: one of the two works.
-        named(102, "k2", "status", "disabled"),
-        named(103, "k2", "status", "active"),
-        named(104, "k3", "status", "active"),
+        row_with_id(100, "k0", "status", "active"),
+        row_with_id(101, "k1", "status", "disabled"),
+        // A key in rotation: one of its two rows works.
+        row_with_id(102, "k2", "status", "disabled"),
+        row_with_id(103, "k2", "status", "active"),
+        row_with_id(104, "k3", "status", "active"),
     ];
-    let (before, after) = (keys(&before), keys(&after));
+    let (before, after) = (build_table(&before), build_table(&after));
     let ids =
         |examples: &[Example]| examples.iter().map(|example| example.key_id.to_string()).collect::<Vec<_>>();
-    let compared = |by_key_id| {
-        let diff = after.diff_from(Some(&before), CompareOptions { now: AT, by_key_id });
+    let stopping_and_starting = |by_key_id| {
+        let diff = after.diff_from(Some(&before), CompareOptions { now: NOW, by_key_id });
         (ids(&diff.examples.stopping), ids(&diff.examples.starting))
     };
-    let all = |ids: &[&str]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(compared(true), (all(&["k1", "k4"]), all(&["k3"])));
-    assert_eq!(compared(false), (all(&["k0", "k1", "k2", "k4"]), Vec::new()));
+    let owned = |ids: &[&str]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(stopping_and_starting(true), (owned(&["k1", "k4"]), owned(&["k3"])));
+    assert_eq!(stopping_and_starting(false), (owned(&["k0", "k1", "k2", "k4"]), Vec::new()));
 }

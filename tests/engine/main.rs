@@ -1,4 +1,4 @@
-//! Promises of the engine that many sequences or threads test, without a daemon.
+//! Promises of the engine, tested without a daemon over many sequences and threads.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 

@@ -1,5 +1,6 @@
-//! Promise 4 over reloads, absences and restarts, on snapshots and the slot allocator: however keys come, go and change plans, nobody is
-//! given a quota again. Time is an argument, and every sequence is made from its seed.
+//! Promise 4 over reloads, absences and restarts, for snapshots and the slot allocator: keys that
+//! are removed, return or change their plan never get a quota twice. Time is an argument, and every
+//! sequence follows from its seed.
 
 use std::collections::HashMap;
 
@@ -13,11 +14,11 @@ const STEPS: u64 = 60;
 const KEYS: usize = 3;
 const HOUR: u64 = 3_600 * 1_000_000_000 * TICKS_PER_NANOSECOND;
 
-/// (count, hours, burst): of one period and of several, and bursts that are larger or smaller than that of another.
+/// Rates as (count, hours, burst), with equal and different periods and bursts.
 const RATES: [(u64, u64, u64); 6] =
     [(30, 24, 30), (20, 24, 20), (31, 24, 31), (20, 24, 40), (1, 1, 3), (40, 24, 5)];
 
-/// A generator of numbers that is the same everywhere (SplitMix64).
+/// The SplitMix64 generator.
 struct Random(u64);
 
 impl Random {
@@ -28,7 +29,7 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 
-    /// None, some units of some rates, or longer than any bucket takes.
+    /// No time, time for some units of some rates, or longer than any bucket needs to refill.
     fn ticks(&mut self) -> u64 {
         let end = [1, HOUR, 30 * HOUR][self.below(3) as usize];
         self.below(end)
@@ -39,7 +40,7 @@ fn rate((count, hours, burst): (u64, u64, u64)) -> Rate {
     Rate::new(count, hours * 3_600 * 1_000_000_000, burst).expect("in range")
 }
 
-/// What may be admitted at most: a bucket of this burst, refilled at this pace.
+/// The upper bound of what a bucket may admit: a burst, refilled by one unit per period.
 struct Allowance {
     period: u64,
     capacity: u64,
@@ -59,14 +60,15 @@ impl Allowance {
     }
 }
 
-/// What a key is on: `own` of its owner, and `each` of its own.
+/// The limits of a key, if it exists: the rate of `own`, which its owner shares, and of `each`,
+/// which it has for itself.
 type Plan = Option<[Option<Rate>; 2]>;
 
-/// The owner's or key's number, the limit's name, and its rate: `None` stands for whichever.
+/// The number of the owner or key, the name of the limit, and its rate. `None`: any rate.
 type Bucket = (usize, &'static str, Option<Rate>);
 
-/// What a daemon does, without one, and what may be admitted from each bucket.
-struct World {
+/// A simulated daemon, and what each bucket may admit.
+struct Simulation {
     seed: u64,
     random: Random,
     rates: Vec<Rate>,
@@ -78,8 +80,8 @@ struct World {
     allowances: HashMap<Bucket, Allowance>,
 }
 
-impl World {
-    /// Of as many keys, all of one owner.
+impl Simulation {
+    /// A daemon with `keys` keys of one owner.
     fn new(seed: u64, keys: usize) -> Self {
         let mut random = Random(seed);
         let rates = (0..2 + random.below(2)).map(|_| rate(RATES[random.below(RATES.len() as u64) as usize]));
@@ -100,17 +102,17 @@ impl World {
     fn run(&mut self) {
         for _ in 0..STEPS {
             match self.random.below(16) {
-                0..=6 => self.spend(),
+                0..=6 => self.verify(),
                 7..=8 => self.now += self.random.ticks(),
-                9..=12 => self.change(),
+                9..=12 => self.change_plan(),
                 13..=14 => self.publish(),
                 _ => self.restart(),
             }
         }
     }
 
-    /// Another plan for a key; it counts with the next snapshot.
-    fn change(&mut self) {
+    /// Changes the plan of a key or removes it, and publishes the change.
+    fn change_plan(&mut self) {
         let key = self.random.below(self.plans.len() as u64) as usize;
         let mut rate = || {
             let chosen = self.random.below(self.rates.len() as u64 + 1) as usize;
@@ -142,7 +144,7 @@ impl World {
             builder.finish().into_snapshot(&mut allocation, self.snapshot.as_ref(), SnapshotMeta::default());
         let snapshot = snapshot.expect("room");
         if self.random.below(10) == 0 {
-            // Refused after all: as if it had never been.
+            // The reload is refused after all, which must have no effect.
             return;
         }
         let pending = allocation.commit();
@@ -151,7 +153,7 @@ impl World {
         self.allocator.reclaim(&self.limiter, pending, buckets, self.now);
     }
 
-    /// The daemon ends, and another finds what it has saved, and keys that have changed meanwhile.
+    /// Restarts the daemon from its saved balances, with keys that have changed in the meantime.
     fn restart(&mut self) {
         let live = self.snapshot.iter().flat_map(|snapshot| snapshot.buckets());
         let saved: Vec<SavedBucket> =
@@ -160,10 +162,10 @@ impl World {
         self.now += elapsed;
         (self.limiter, self.allocator, self.snapshot) = (Limiter::new(), SlotAllocator::new(), None);
         self.allocator.restore(&self.limiter, saved, elapsed, self.now);
-        self.change();
+        self.change_plan();
     }
 
-    fn spend(&mut self) {
+    fn verify(&mut self) {
         let key = self.random.below(self.plans.len() as u64) as usize;
         let cost = 1 + self.random.below(12) as u32;
         let found = self.snapshot.as_ref().and_then(|snapshot| snapshot.find(&[key as u8; 32]));
@@ -176,31 +178,38 @@ impl World {
         let limits: Vec<(bool, Rate)> =
             found.policy().limits().iter().map(|limit| (limit.per == Per::Owner, limit.rate)).collect();
         let periods = self.rates.iter().map(|rate| rate.period().get());
-        let fastest = periods.clone().min().expect("there are some");
+        let fastest = periods.clone().min().expect("a rate");
         let together = (1.0 / periods.map(|period| 1.0 / period as f64).sum::<f64>()) as u64;
-        let largest = self.rates.iter().map(|rate| u64::from(rate.burst())).max().expect("there are some");
-        for (is_owners, rate) in limits {
-            let (who, name) = if is_owners { (KEYS, "own") } else { (key, "each") };
-            // What a bucket had left moves from rate to rate, and so may what another has refilled.
-            self.admitted((who, name, Some(rate)), Allowance::new(rate.burst().into(), fastest), cost);
-            // Where the owner has one key, there is one bucket at a time. All rates that it has had may be refilling at once, but
-            // it is as large as the largest, and no larger.
-            if !is_owners || self.plans.len() == 1 {
-                self.admitted((who, name, None), Allowance::new(largest, together), cost);
+        let largest = self.rates.iter().map(|rate| u64::from(rate.burst())).max().expect("a rate");
+        for (per_owner, rate) in limits {
+            let (holder, name) = if per_owner { (KEYS, "own") } else { (key, "each") };
+            // A balance moves from rate to rate, and so may units that another rate has refilled.
+            self.record_admission(
+                (holder, name, Some(rate)),
+                Allowance::new(rate.burst().into(), fastest),
+                cost,
+            );
+            // An owner with one key has one bucket at a time. All rates that it has had may refill
+            // it at once, but its size is at most the largest burst.
+            if !per_owner || self.plans.len() == 1 {
+                self.record_admission((holder, name, None), Allowance::new(largest, together), cost);
             }
         }
     }
 
-    fn admitted(&mut self, bucket: Bucket, at_most: Allowance, cost: u32) {
+    fn record_admission(&mut self, bucket: Bucket, allowance: Allowance, cost: u32) {
         let (seed, keys, now) = (self.seed, self.plans.len(), self.now);
-        let is_allowed = self.allowances.entry(bucket).or_insert(at_most).spend(now, cost);
-        assert!(is_allowed, "seed {seed}, {keys} keys: {cost} more than {bucket:?} ever has at {now}");
+        let is_allowed = self.allowances.entry(bucket).or_insert(allowance).spend(now, cost);
+        assert!(
+            is_allowed,
+            "seed {seed}, {keys} keys: {bucket:?} exceeds its limit by a cost of {cost} at {now}"
+        );
     }
 }
 
 #[test]
-fn no_change_of_plans_no_absence_and_no_restart_gives_a_quota_again() {
+fn quota_is_not_granted_again_by_reloads_absences_or_restarts() {
     for seed in 0..SEQUENCES {
-        World::new(seed, 1 + seed as usize % KEYS).run();
+        Simulation::new(seed, 1 + seed as usize % KEYS).run();
     }
 }

@@ -7,9 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{
-    Daemon, Export, RawClient, Setup, TIMEOUT, encode_verify, key_target, keyward, wait_until,
-};
+use crate::support::{Daemon, Export, RawClient, Setup, TIMEOUT, encode_verify, key_target, wait_until};
 use keyward_daemon::admin::message::{Command, LATEST_REVOCATIONS, REVOCATIONS_PER_PAGE, Reply, Revoked};
 use keyward_daemon::admin::send_command_within;
 
@@ -118,14 +116,10 @@ fn status_is_bounded_and_pages_list_every_revocation() {
     all.dedup();
     assert_eq!(all.len(), REVOKED, "each once");
 
-    let output = keyward()
-        .args(["status", "--revocations", "--json", "--admin-socket"])
-        .arg(daemon.admin_socket())
-        .output();
-    let output = output.expect("runs");
-    assert!(output.status.success());
-    assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), REVOKED);
-    assert!(output.stdout.starts_with(b"{\"owner\":\"r000000\","));
+    let output = daemon.run_keyward(&["status", "--revocations", "--json"]);
+    assert_eq!(output.code, Some(0));
+    assert_eq!(output.stdout.lines().count(), REVOKED);
+    assert!(output.stdout.starts_with("{\"owner\":\"r000000\","));
 
     // Processor time of the accepting thread for each status.
     let schedstat = format!("/proc/{0}/task/{0}/schedstat", daemon.pid());

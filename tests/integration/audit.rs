@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::{
-    Daemon, Export, Received, Row, Setup, key_target, keyward, line, owner_target, replace_export, row,
+    Daemon, Export, Received, Row, Setup, key_target, keyward, line, owner_target, replace_export, row, run,
     sha256_hex, wait_until,
 };
 use keyward_daemon::admin::message::Command as AdminCommand;
@@ -167,10 +168,9 @@ fn refused_admin_peer_is_recorded() {
     let mut daemon = setup.start();
     let binary = daemon.setup.path("keyward");
     fs::copy(keyward().get_program(), &binary).expect("a binary that all users may run");
-    let mut status = std::process::Command::new(binary);
-    let status =
-        status.args(["status", "--admin-socket"]).arg(daemon.admin_socket()).uid(UID).output().expect("runs");
-    assert!(!status.status.success());
+    let mut status = Command::new(binary);
+    status.args(["status", "--admin-socket"]).arg(daemon.admin_socket()).uid(UID);
+    assert_ne!(run(&mut status).code, Some(0));
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
     let refused = &daemon.setup.audit_events("peer_refused")[0];

@@ -5,7 +5,8 @@ use std::fs;
 
 use crate::support::bad_rows::{SET_ASIDE, export, invalid, start, valid, withheld};
 use crate::support::{
-    Daemon, Export, Row, Setup, keyward, line, owner_target, replace_export, row, sha256_hex,
+    CommandOutput, Daemon, Export, Row, Setup, keyward, line, owner_target, replace_export, row, run,
+    sha256_hex,
 };
 use keyward_daemon::admin::message::Withheld;
 
@@ -224,29 +225,25 @@ fn check_reports_rows_that_would_be_set_aside() {
         fs::write(&config, format!("[source]\npath = '{}'\n{settings}", source.display())).expect("writes");
         let mut command = keyward();
         command.args(["check", "--config"]).arg(&config).arg("--state-dir").arg(setup.dir.path());
-        let output = command.args(options).output().expect("runs");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code(), text(&output.stdout), text(&output.stderr))
+        run(command.args(options))
     };
-    let (code, _, messages) = check("", &[]);
-    assert_eq!(code, Some(78), "{messages}");
+    let output = check("", &[]);
+    assert_eq!(output.code, Some(78), "{output:?}");
     let set_aside = "on_bad_row = 'set-aside'\n";
-    let (code, output, messages) = check(set_aside, &[]);
-    assert_eq!(code, Some(0), "{messages}");
-    assert!(
-        messages.contains("control character") && messages.contains("2 rows set aside, 1 key disabled"),
-        "{messages}"
-    );
-    assert!(output.contains(": ok"), "{output}");
-    assert_eq!(check(set_aside, &["--strict"]).0, Some(1));
-    let (_, output, _) = check(set_aside, &["--json"]);
-    let report: serde_json::Value = serde_json::from_str(&output).expect("JSON");
+    let CommandOutput { code, stdout, stderr } = check(set_aside, &[]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("control character"), "{stderr}");
+    assert!(stderr.contains("2 rows set aside, 1 key disabled"), "{stderr}");
+    assert!(stdout.contains(": ok"), "{stdout}");
+    assert_eq!(check(set_aside, &["--strict"]).code, Some(1));
+    let report = check(set_aside, &["--json"]).stdout;
+    let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
     assert_eq!(report["withheld"]["set_aside_keys"], serde_json::json!(["bad"]), "{report}");
-    let (code, _, messages) = check(&format!("{set_aside}max_bad_rows = 1\n"), &[]);
-    assert_eq!(code, Some(78), "{messages}");
+    let CommandOutput { code, stderr, .. } = check(&format!("{set_aside}max_bad_rows = 1\n"), &[]);
+    assert_eq!(code, Some(78), "{stderr}");
     assert!(
-        messages.contains("2 rows cannot be understood, and source.max_bad_rows lets 1 be set aside"),
-        "{messages}"
+        stderr.contains("2 rows cannot be understood, and source.max_bad_rows lets 1 be set aside"),
+        "{stderr}"
     );
 }
 
@@ -398,13 +395,13 @@ fn compile_refuses_rows_that_the_daemon_would_set_aside() {
     let compile = |setup: &Setup| {
         let mut command = keyward();
         command.arg("compile").arg(setup.source()).arg("--output").arg(&output);
-        command.arg("--config").arg(&config).output().expect("runs")
+        run(command.arg("--config").arg(&config))
     };
     let refused = compile(&setup);
-    let messages = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && messages.contains("control character"), "{messages}");
+    assert_ne!(refused.code, Some(0), "{refused:?}");
+    assert!(refused.stderr.contains("control character"), "{refused:?}");
     assert!(!output.exists());
     replace_export(&setup.source(), export([valid("k")]));
     let accepted = compile(&setup);
-    assert!(accepted.status.success(), "{}", String::from_utf8_lossy(&accepted.stderr));
+    assert_eq!(accepted.code, Some(0), "{accepted:?}");
 }

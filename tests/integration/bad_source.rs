@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::support::{Daemon, Export, Row, Setup, keyward, line, row, sha256_hex, wait_until};
+use crate::support::{
+    CommandOutput, Daemon, Export, Row, Setup, keyward, line, row, run, sha256_hex, wait_until,
+};
 use keyward_daemon::reload::{BadRowPolicy, ReloadError, SourceFile};
 use keyward_source::Format;
 
@@ -84,10 +86,9 @@ fn refused_export_changes_nothing_and_is_reported_with_its_place() {
         assert_eq!(status.last_accepted.expect("one").generation, 1, "{case}");
     }
     // The command line reports it as well.
-    let output =
-        keyward().arg("reload").arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("source.max_shrink"), "{output:?}");
+    let output = daemon.run_keyward(&["reload"]);
+    assert_eq!(output.code, Some(1));
+    assert!(output.stderr.contains("source.max_shrink"), "{output:?}");
     let outcome = daemon.force_reload();
     assert!(outcome.accepted && outcome.keys == 1, "force overrides the guard: {:?}", outcome.error);
     assert!(daemon.publish(valid()).accepted);
@@ -153,11 +154,10 @@ fn missing_source_is_refused() {
 #[test]
 fn check_reports_repeated_errors_once_with_their_number() {
     let setup = Setup::text(export((0..30).map(|_| row("k").hash("abc"))));
-    let output = keyward().arg("check").arg("--source").arg(setup.source()).output().expect("runs");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(78), "{errors}");
-    assert_eq!(errors.matches("column 1 (key_hash)").count(), 1, "{errors}");
-    assert!(errors.contains("(and 29 more like it)"), "{errors}");
+    let CommandOutput { code, stderr, .. } = run(keyward().args(["check", "--source"]).arg(setup.source()));
+    assert_eq!(code, Some(78), "{stderr}");
+    assert_eq!(stderr.matches("column 1 (key_hash)").count(), 1, "{stderr}");
+    assert!(stderr.contains("(and 29 more like it)"), "{stderr}");
 }
 
 fn load(path: &Path, format: Format) -> Result<usize, ReloadError> {
@@ -166,8 +166,8 @@ fn load(path: &Path, format: Format) -> Result<usize, ReloadError> {
     source.load(7).map(|loaded| loaded.keys.len())
 }
 
-/// Some file systems flush a file that is overwritten. Removing it first keeps the test from waiting
-/// for thousands of flushes.
+/// Some file systems flush a file that is overwritten. Removing it first keeps the test from
+/// waiting for thousands of flushes.
 fn write_new_file(path: &Path, content: &[u8]) {
     // Fails if there is no such file.
     let _ = fs::remove_file(path);
@@ -239,10 +239,8 @@ fn refused_export_does_not_refuse_an_unchanged_configuration() {
     replace_source(&daemon, valid().to_csv());
     wait_for_watch();
     assert_eq!(daemon.status().configuration_refused, None);
-    let output =
-        keyward().arg("status").arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(!text.contains("config "), "{text}");
+    let status = daemon.run_keyward(&["status"]).stdout;
+    assert!(!status.contains("config "), "{status}");
 
     // A changed configuration does not take effect with a refused export.
     let config = daemon.setup.path("keyward.toml");

@@ -1,5 +1,5 @@
-//! `keyward-bench` with a running daemon: its figures are what happened, and it prints no figure that
-//! it cannot measure.
+//! `keyward-bench` with a running daemon: its figures are what happened, and it prints no figure
+//! that it cannot measure.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -177,8 +177,8 @@ fn open_loop_measures_requests_delayed_by_a_pause() {
     child.stdout.take().expect("piped").read_to_string(&mut text).expect("UTF-8");
     assert!(child.wait().expect("ends").success());
     let figures: Value = serde_json::from_str(&text).expect("JSON");
-    // About 300 of 1000 requests arrive during the pause and wait for 150 ms on average. A closed loop
-    // would have one slow request.
+    // About 300 of 1000 requests arrive during the pause and wait for 150 ms on average. A closed
+    // loop would have one slow request.
     let slow: u64 = figures["histogram_ns"]
         .as_array()
         .expect("buckets")

@@ -1,4 +1,5 @@
-//! A daemon that busy-polls keeps every promise of one that sleeps, and sleeps when no requests come.
+//! A daemon that busy-polls keeps every promise of one that sleeps, and sleeps when no requests
+//! come.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -208,7 +209,8 @@ fn idle_and_slow_connections_use_little_processor_time() {
     let before = daemon.processor_ticks();
     let start = Instant::now();
     let mut id = 0;
-    // An unsuccessful spin takes a millisecond. With the back-off, a peer has about 8 of them, not 100.
+    // An unsuccessful spin takes a millisecond. With the back-off, a peer has about 8 of them, not
+    // 100.
     while start.elapsed() < Duration::from_secs(1) {
         id += 1;
         busy.send(&encode_verify(id, "a"));
@@ -219,8 +221,8 @@ fn idle_and_slow_connections_use_little_processor_time() {
     assert!(ticks <= 10, "{ticks} clock ticks in a second");
 }
 
-/// Opens connections that fall silent after one answer, until they have used `max_ticks` of processor
-/// time or there are `max_connections`. Returns their number and the processor time.
+/// Opens connections that fall silent after one answer, until they have used `max_ticks` of
+/// processor time or there are `max_connections`. Returns their number and the processor time.
 fn open_silent_connections(daemon: &Daemon, max_ticks: u64, max_connections: usize) -> (usize, u64) {
     let before = daemon.processor_ticks();
     let ticks = || daemon.processor_ticks() - before;

@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
 
-use crate::support::{Daemon, Export, RawClient, Received, Setup, keyward, row};
+use crate::support::{Daemon, Export, RawClient, Received, Setup, replace_export, row};
 use keyward_client::Request;
 use keyward_protocol::{Credential, Refund, Verify};
 use sha2::{Digest, Sha256};
@@ -13,27 +12,18 @@ fn export(keys: impl IntoIterator<Item = impl Into<String>>) -> Export {
     Export::new(keys.into_iter().map(|key| row(key).owner("acme").plan("pro")))
 }
 
-/// Compiles `export` into `file`.
-fn compile(export: &Export, directory: &Path, file: &Path) {
-    let source = directory.join("export.csv");
-    fs::write(&source, export.to_csv()).expect("writes");
-    let mut command = keyward();
-    let output = command.arg("compile").arg(&source).arg("--output").arg(file).output().expect("runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[test]
 fn damaged_compiled_snapshot_is_refused_and_the_old_one_stays() {
     let setup = Setup::without_export();
-    let (source, directory) = (setup.path("keys.kwc"), setup.dir.path().to_owned());
+    let source = setup.path("keys.kwc");
     let path = format!("source.path = '{}'", source.display());
     let setup = setup.config(&path).config("[plans.pro]\ndaily = \"7/d\"");
-    compile(&export(["a", "b", "c"]), &directory, &source);
+    replace_export(&source, export(["a", "b", "c"]));
     let daemon = setup.start();
     let all = ["a", "b", "c", "d"];
     assert_eq!(daemon.verdicts(all), ["ALLOWED", "ALLOWED", "ALLOWED", "UNKNOWN_KEY"]);
 
-    compile(&export(["a", "b", "d"]), &directory, &source);
+    replace_export(&source, export(["a", "b", "d"]));
     let reload = daemon.reload();
     assert!(reload.accepted, "{:?}", reload.error);
     assert_eq!(daemon.verdicts(all), ["ALLOWED", "ALLOWED", "UNKNOWN_KEY", "ALLOWED"]);
@@ -110,11 +100,11 @@ fn verdicts(daemon: &Daemon, credentials: &[Credential<'_>]) -> Vec<&'static str
 #[test]
 fn digest_that_collides_with_a_listed_one_is_unknown() {
     let setup = Setup::without_export();
-    let (source, directory) = (setup.path("keys.kwc"), setup.dir.path().to_owned());
+    let source = setup.path("keys.kwc");
     let setup = setup.config(&format!("source.path = '{}'", source.display()));
     let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
     let listed: Vec<[u8; 32]> = keys.iter().map(|key| Sha256::digest(key).into()).collect();
-    compile(&export(&keys), &directory, &source);
+    replace_export(&source, export(&keys));
     let file = fs::read(&source).expect("reads");
     let seed = u64::from_le_bytes(file[SEED].try_into().expect("eight bytes"));
     let daemon = setup.config("[plans.pro]\ndaily = \"7000/d\"").start();

@@ -41,8 +41,8 @@ impl Fixture {
         Self { daemon, limit }
     }
 
-    /// Lowers the limit so that the daemon can open `count` more descriptors. Only root can list the
-    /// descriptors of a process that is not dumpable.
+    /// Lowers the limit so that the daemon can open `count` more descriptors. Only root can list
+    /// the descriptors of a process that is not dumpable.
     fn leave_descriptors(&self, count: usize) {
         let entries = fs::read_dir(format!("/proc/{}/fd", self.daemon.pid())).expect("root may list them");
         let open: BTreeSet<u64> = entries

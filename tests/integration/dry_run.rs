@@ -1,13 +1,13 @@
-//! A check by the running daemon reports what a reload would do, with the daemon's own configuration,
-//! and changes nothing.
+//! A check by the running daemon reports what a reload would do, with the daemon's own
+//! configuration, and changes nothing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Output;
+use std::process::Command;
 
-use crate::support::{Daemon, Export, Row, Setup, keyward, replace_export, row, sha256_hex};
+use crate::support::{CommandOutput, Daemon, Export, Row, Setup, replace_export, row, run, sha256_hex};
 use keyward_daemon::admin::CommandError;
 use keyward_daemon::admin::message::{Check, Command as AdminCommand};
 use serde_json::Value;
@@ -41,10 +41,9 @@ fn check(daemon: &Daemon, source: Option<&Path>) -> Check {
     daemon.send_command(&AdminCommand::Check { source }).expect("a reply").check.expect("a check")
 }
 
-fn run_check(daemon: &Daemon, options: &[&str]) -> Output {
-    let mut command = keyward();
-    command.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket()).args(options);
-    command.current_dir(daemon.setup.dir.path()).output().expect("runs")
+/// Checks `new.csv` with the command line.
+fn run_check(daemon: &Daemon, options: &[&str]) -> CommandOutput {
+    daemon.run_keyward(&[&["check", "--daemon", "--source", "new.csv"], options].concat())
 }
 
 #[test]
@@ -53,9 +52,8 @@ fn check_reports_what_a_reload_would_change_and_changes_nothing() {
     let new = daemon.setup.path("new.csv");
     let rows = [limited("a"), limited("b").status("revoked"), row("c").limits("2/s"), limited("e")];
     fs::write(&new, export(rows)).expect("writes");
-    let output = run_check(&daemon, &["--source", "new.csv"]);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let text = String::from_utf8_lossy(&output.stdout);
+    let output = run_check(&daemon, &[]);
+    assert_eq!(output.code, Some(0), "{output:?}");
     let prefix = |key: &str| sha256_hex(key)[..8].to_owned();
     let expected = format!(
         "{}: 4 keys: ok\n4 -> 4 keys: 1 added, 1 removed, 2 changed; 2 stop working, 1 loses a restriction\n  + e ({}…)\n  - d ({}…)\n  \
@@ -70,15 +68,15 @@ fn check_reports_what_a_reload_would_change_and_changes_nothing() {
         prefix("d"),
         prefix("c")
     );
-    assert_eq!(text, expected);
+    assert_eq!(output.stdout, expected);
 
-    let output = run_check(&daemon, &["--source", "new.csv", "--json"]);
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let output = run_check(&daemon, &["--json"]);
+    let report: Value = serde_json::from_str(&output.stdout).expect("JSON");
     assert_eq!((&report["ok"], &report["diff"]["generation"]), (&true.into(), &1.into()), "{report}");
 
     let status = daemon.status();
     assert_eq!((status.generation, status.keys), (1, 4));
-    assert_eq!([daemon.verdict("b"), daemon.verdict("e")], ["ALLOWED", "UNKNOWN_KEY"]);
+    assert_eq!(daemon.verdicts(["b", "e"]), ["ALLOWED", "UNKNOWN_KEY"]);
 
     // The reload does what the check has reported.
     fs::rename(&new, daemon.setup.source()).expect("renamed");
@@ -101,7 +99,7 @@ fn check_reports_errors_and_refusals_with_the_messages_of_a_reload() {
     let checked = check(&daemon, Some(&new)).diff.expect("a diff");
     let reason = checked.refused.expect("a reason");
     assert!(!checked.accepted && reason.contains("3 of 4 working keys would stop working"), "{reason}");
-    assert_eq!(run_check(&daemon, &["--source", "new.csv"]).status.code(), Some(1));
+    assert_eq!(run_check(&daemon, &[]).code, Some(1));
 
     let rows = [limited("a"), row("b").limits("fast"), row("c").limits("slow")];
     fs::write(&new, export(rows)).expect("writes");
@@ -110,11 +108,10 @@ fn check_reports_errors_and_refusals_with_the_messages_of_a_reload() {
     assert_eq!((findings.total, checked.diff), (2, None));
     let first = &findings.first[0];
     assert_eq!((first.line, first.column, first.name.as_deref()), (Some(3), Some(5), Some("limits")));
-    let output = run_check(&daemon, &["--source", "new.csv"]);
-    assert_eq!(output.status.code(), Some(78));
-    let errors = String::from_utf8_lossy(&output.stderr);
+    let output = run_check(&daemon, &[]);
+    assert_eq!(output.code, Some(78));
     let expected = format!("{}:3: column 5 (limits): \"fast\" is not", new.display());
-    assert!(errors.starts_with(&expected), "{errors}");
+    assert!(output.stderr.starts_with(&expected), "{output:?}");
 
     for (content, reason) in [("sha256,key_id\n", "no keys"), ("", "the file is empty")] {
         fs::write(&new, content).expect("writes");
@@ -185,17 +182,14 @@ fn other_users_cannot_make_the_daemon_read_a_file() {
     set_mode(&binary, 0o755);
     let daemon = setup.start();
     let check = |options: &[&str]| {
-        let mut command = std::process::Command::new(&binary);
+        let mut command = Command::new(&binary);
         command.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket()).args(options);
-        command.uid(NOBODY).current_dir("/").env_remove("KEYWARD_SOCKET").output().expect("runs")
+        run(command.uid(NOBODY).current_dir("/").env_remove("KEYWARD_SOCKET"))
     };
     let output = check(&["--source", secret.to_str().expect("UTF-8")]);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(
-        errors.contains("only root and the daemon's own user") && !errors.contains("hunter2"),
-        "{errors}"
-    );
+    assert_eq!(output.code, Some(1), "{output:?}");
+    assert!(output.stderr.contains("only root and the daemon's own user"), "{output:?}");
+    assert!(!output.stderr.contains("hunter2"), "{output:?}");
     let output = check(&[]);
-    assert_eq!(output.status.code(), Some(0), "its own source may be checked: {output:?}");
+    assert_eq!(output.code, Some(0), "its own source may be checked: {output:?}");
 }

@@ -1,4 +1,5 @@
-//! A generation identifies one set of keys forever: after a crash, no number returns with other keys.
+//! A generation identifies one set of keys forever: after a crash, no number returns with other
+//! keys.
 
 use std::collections::HashMap;
 

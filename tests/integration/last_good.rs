@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, wait_for};
+use crate::support::{
+    CommandOutput, Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, run, wait_for,
+};
 use keyward_client::Request;
 use keyward_daemon::admin::message::LastGood;
 use keyward_engine::pepper::Pepper;
@@ -90,10 +92,8 @@ fn start_with_a_bad_source_serves_the_last_good_keys_and_reports_it() {
                 && last_good.source_age_s.is_some()
         );
         daemon.assert_logged("LAST GOOD KEYS");
-        let output =
-            keyward().arg("status").arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("last good    IN USE for") && text.contains("REFUSED"), "{case}: {text}");
+        let status = daemon.run_keyward(&["status"]).stdout;
+        assert!(status.contains("last good    IN USE for") && status.contains("REFUSED"), "{case}: {status}");
         let event = daemon.setup.audit_events("last_good").pop().expect("an event");
         assert!(event["in_use"] == true && event["accepted_at"].is_string(), "{case}: {event}");
         assert!(reason.is_empty() || event["reason"] == reason, "{case}: {event}");
@@ -192,7 +192,8 @@ fn last_good_keys_with_another_pepper_are_not_served() {
     };
     let (a, b) = (pepper("a", "a"), pepper("b", "b"));
     let mut daemon = start_and_save(setup);
-    // The source is valid, but none of its keys would be found any more. A reload refuses that as well.
+    // The source is valid, but none of its keys would be found any more. A reload refuses that as
+    // well.
     daemon.setup.replace_config(&format!("keys.pepper_file = '{a}'"));
     daemon = daemon.restart();
     let error = daemon.status().last_reload.expect("one").error.expect("a reason");
@@ -278,22 +279,16 @@ fn rehashed_keys_are_compared_by_their_ids_at_start() {
 fn source_accepted_by_an_operator_passes_the_next_start_only() {
     let mut daemon = start_and_save(Setup::text(export(20)));
     daemon.kill();
-    let accept = || {
-        let mut command = keyward();
-        command.args(["state", "accept", "source", "--state-dir"]).arg(daemon.setup.dir.path());
-        let output = command.output().expect("runs");
-        assert!(output.status.success(), "{output:?}");
-    };
-    accept();
+    let mut accept = keyward();
+    accept.args(["state", "accept", "source", "--state-dir"]).arg(daemon.setup.dir.path());
+    let output = run(&mut accept);
+    assert_eq!(output.code, Some(0), "{output:?}");
     replace_export(&daemon.setup.source(), export(3));
     let mut check = keyward();
     check.args(["check", "--config", "/dev/null", "--source"]).arg(daemon.setup.source());
-    let output = check.arg("--state-dir").arg(daemon.setup.dir.path()).output().expect("runs");
-    assert!(output.status.success(), "{output:?}");
-    assert!(
-        String::from_utf8_lossy(&output.stdout).contains("an operator has accepted the source"),
-        "{output:?}"
-    );
+    let output = run(check.arg("--state-dir").arg(daemon.setup.dir.path()));
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.stdout.contains("an operator has accepted the source"), "{output:?}");
     daemon = daemon.restart();
     let status = daemon.status();
     assert!(status.keys == 6 && !status.last_good.expect("saved").in_use, "{}", daemon.log());
@@ -422,8 +417,8 @@ fn failed_save_leaves_the_previous_last_good_keys() {
 }
 
 /// The daemon is killed before the keys of an accepted source are written. It has recorded that it
-/// accepted the source. Without this record, the first source would be refused for shrinking, and the
-/// second for the sum of two steps that were accepted one by one.
+/// accepted the source. Without this record, the first source would be refused for shrinking, and
+/// the second for the sum of two steps that were accepted one by one.
 #[test]
 fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_saved() {
     for steps in [&[3][..], &[60, 40]] {
@@ -451,13 +446,8 @@ fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_saved() {
 #[test]
 fn saved_copy_of_a_compiled_source_is_independent_of_it() {
     let setup = Setup::without_export();
-    let (text, source) = (setup.path("export.csv"), setup.path("keys.kwc"));
-    let compile = || {
-        fs::write(&text, export(20).to_csv()).expect("writes");
-        let output = keyward().arg("compile").arg(&text).arg("--output").arg(&source).output().expect("runs");
-        assert!(output.status.success(), "{output:?}");
-    };
-    compile();
+    let source = setup.path("keys.kwc");
+    replace_export(&source, export(20));
     let daemon = start_and_save(setup.config(&format!("source.path = '{}'", source.display())));
     let name = last_good_files(daemon.setup.dir.path())
         .into_iter()
@@ -479,22 +469,19 @@ fn check_reports_what_a_start_would_do() {
     let check = |options: &[&str]| {
         let mut command = keyward();
         command.args(["check", "--config", "/dev/null", "--source"]).arg(&new);
-        let output =
-            command.arg("--state-dir").arg(daemon.setup.dir.path()).args(options).output().expect("runs");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code(), text(&output.stdout), text(&output.stderr))
+        run(command.arg("--state-dir").arg(daemon.setup.dir.path()).args(options))
     };
     fs::write(&new, export(3).to_csv()).expect("writes");
-    let (code, output, messages) = check(&[]);
-    assert_eq!(code, Some(1), "{output}{messages}");
-    assert!(output.contains("compared with the last good keys: generation 1, accepted 2"), "{output}");
-    assert!(output.contains("23 -> 6 keys: 0 added, 17 removed"), "{output}");
-    assert!(messages.contains("a start would refuse it: "), "{messages}");
+    let CommandOutput { code, stdout, stderr } = check(&[]);
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    assert!(stdout.contains("compared with the last good keys: generation 1, accepted 2"), "{stdout}");
+    assert!(stdout.contains("23 -> 6 keys: 0 added, 17 removed"), "{stdout}");
+    assert!(stderr.contains("a start would refuse it: "), "{stderr}");
     fs::write(&new, export(21).to_csv()).expect("writes");
-    let (code, output, _) = check(&[]);
-    assert_eq!(code, Some(0), "{output}");
-    assert!(output.contains("a start would accept it"), "{output}");
-    let report: serde_json::Value = serde_json::from_str(&check(&["--json"]).1).expect("JSON");
+    let CommandOutput { code, stdout, .. } = check(&[]);
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(stdout.contains("a start would accept it"), "{stdout}");
+    let report: serde_json::Value = serde_json::from_str(&check(&["--json"]).stdout).expect("JSON");
     assert_eq!(
         (&report["last_good"]["generation"], &report["diff"]["changes"]["added"]),
         (&1.into(), &1.into())
@@ -503,5 +490,5 @@ fn check_reports_what_a_start_would_do() {
     assert_eq!(daemon.verdict("k0"), "ALLOWED", "the daemon is not affected");
     // Without last good keys, nothing is compared.
     fs::remove_file(daemon.setup.path("last_good.json")).expect("removes");
-    assert!(!check(&[]).1.contains("last good"));
+    assert!(!check(&[]).stdout.contains("last good"));
 }

@@ -6,7 +6,9 @@ use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 use std::thread;
 
-use crate::support::{Daemon, Export, Received, Setup, encode_verify, keyward, wait_until};
+use crate::support::{
+    CommandOutput, Daemon, Export, Received, Setup, encode_verify, keyward, run, wait_until,
+};
 use keyward_client::Request;
 use rustix::process::Signal;
 
@@ -19,9 +21,9 @@ fn second_daemon_on_the_same_socket_is_refused() {
     let daemon = Daemon::serving(export());
     let mut second = keyward();
     second.arg("serve").arg("--source").arg(daemon.setup.source()).arg("--socket").arg(daemon.socket());
-    let output = second.arg("--state-dir").arg(daemon.setup.dir.path()).output().expect("runs");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && error.contains("another daemon"), "{error}");
+    let output = run(second.arg("--state-dir").arg(daemon.setup.dir.path()));
+    assert_ne!(output.code, Some(0));
+    assert!(output.stderr.contains("another daemon"), "{output:?}");
     assert_eq!(daemon.verdict("a"), "ALLOWED", "the first daemon is not affected");
 }
 
@@ -89,7 +91,7 @@ fn command_line_returns_the_documented_exit_codes() {
     let setup = Setup::new(export());
     let exit_code = |args: &[&str]| {
         let mut command = keyward();
-        command.args(args).stdin(Stdio::null()).output().expect("runs").status.code()
+        run(command.args(args).stdin(Stdio::null())).code
     };
     let missing = setup.path("missing.sock");
     let missing = missing.to_str().expect("UTF-8");
@@ -100,7 +102,7 @@ fn command_line_returns_the_documented_exit_codes() {
     fs::write(&key, "a\n").expect("a key");
     let mut verify = keyward();
     verify.args(["verify", "--socket", missing]).stdin(fs::File::open(key).expect("a key"));
-    assert_eq!(verify.output().expect("runs").status.code(), Some(69));
+    assert_eq!(run(&mut verify).code, Some(69));
     assert_eq!(exit_code(&["check", "--source", "/nonexistent/keys.csv"]), Some(78));
     assert_eq!(exit_code(&["nonsense"]), Some(2));
     let source = setup.source();
@@ -111,11 +113,9 @@ fn command_line_returns_the_documented_exit_codes() {
 #[test]
 fn key_in_the_arguments_is_refused_and_not_echoed() {
     for arguments in [["verify", "acme_live_secret"], ["verify", "--key=acme_live_secret"]] {
-        let output = keyward().args(arguments).output().expect("runs");
-        let text =
-            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(!text.contains("secret"), "{text}");
+        let CommandOutput { code, stdout, stderr } = run(keyward().args(arguments));
+        assert_eq!(code, Some(2), "{stdout}{stderr}");
+        assert!(!stdout.contains("secret") && !stderr.contains("secret"), "{stdout}{stderr}");
     }
 }
 

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Daemon, Export, RawClient, Setup, encode_verify, key_target, keyward, wait_for, wait_until,
+    Daemon, Export, RawClient, Setup, encode_verify, key_target, keyward, run, wait_for, wait_until,
 };
 use keyward_daemon::admin::message::LogStatus;
 use rustix::io::ioctl_fionbio;
@@ -186,11 +186,10 @@ fn wait_for_exit(child: &mut Child) -> ExitStatus {
 fn failed_start_has_its_exit_code_and_message_with_any_standard_error() {
     let setup = Setup::new(export()).config("[server]\nworkers = 0");
     let mut command = setup.command();
-    let output = command.stderr(Stdio::piped()).output().expect("runs");
-    let text = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(78));
-    assert!(text.starts_with("keyward: ") && text.contains("server.workers"), "{text}");
-    assert_eq!(text.matches("server.workers").count(), 1, "{text}");
+    let output = run(command.stderr(Stdio::piped()));
+    assert_eq!(output.code, Some(78));
+    assert!(output.stderr.starts_with("keyward: "), "{output:?}");
+    assert_eq!(output.stderr.matches("server.workers").count(), 1, "{output:?}");
 
     let (never_read, full) = full_pipe();
     let (reader, gone) = pipe().expect("a pipe");
@@ -210,11 +209,10 @@ fn failed_start_has_its_exit_code_and_message_with_any_standard_error() {
 fn message_of_a_late_start_failure_follows_the_log() {
     let setup = Setup::new(export()).config("[log]\nlevel = \"debug\"");
     std::fs::write(setup.path("revocations.jsonl"), "nonsense\nnonsense\n").expect("writes");
-    let output = setup.command().stderr(Stdio::piped()).output().expect("runs");
-    let text = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(78), "{text}");
-    let last = text.lines().last().expect("a line");
-    assert!(last.starts_with("keyward: ") && last.contains("revocations.jsonl:1"), "{text}");
+    let output = run(setup.command().stderr(Stdio::piped()));
+    assert_eq!(output.code, Some(78), "{output:?}");
+    let last = output.stderr.lines().last().expect("a line");
+    assert!(last.starts_with("keyward: ") && last.contains("revocations.jsonl:1"), "{output:?}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! Tests of the running daemon and its command line: each starts daemons of its own on sockets of its
-//! own.
+//! Tests of the running daemon and its command line. Each test starts its own daemons on its own
+//! sockets.
 //!
-//! One binary, so that it links once. `tests/matrix` runs it in every mode of the daemon. Tests that
-//! need outside programs or privileges are ignored unless `tests/run` runs them.
+//! All tests are one binary, so that it links once. `tests/matrix` runs it in every mode of the
+//! daemon. Tests that need outside programs or privileges are ignored; `tests/run` runs them.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 
 use crate::support::bad_rows::{APPLY_TAKEAWAYS, export, invalid, start, valid, withheld};
-use crate::support::{Daemon, Export, Row, keyward, replace_export, wait_for, wait_until};
+use crate::support::{Daemon, Export, Row, replace_export, wait_for, wait_until};
 use keyward_daemon::admin::message::Withheld;
 
 #[test]
@@ -41,10 +41,8 @@ fn refused_export_takes_away_keys_that_its_valid_rows_revoke_disable_or_expire()
     let event = daemon.setup.audit_events("reload").pop().expect("an event");
     assert_eq!((&event["accepted"], &event["taken_away"]), (&false.into(), &4.into()), "{event}");
     daemon.assert_logged("TAKES AWAY");
-    let mut check = keyward();
-    check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket());
-    let messages = String::from_utf8_lossy(&check.output().expect("runs").stderr).into_owned();
-    assert!(messages.contains("control character"), "{messages}");
+    let output = daemon.run_keyward(&["check", "--daemon"]);
+    assert!(output.stderr.contains("control character"), "{output:?}");
 
     // A truncated export takes nothing away, and earlier takeaways stay.
     let truncated = export([valid("n").status("revoked"), invalid("bad")]).to_csv();

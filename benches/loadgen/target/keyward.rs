@@ -51,9 +51,8 @@ impl Keyward {
             }
         });
         match (too_long, ring) {
-            (Some(error), _) => Err(LoadError::InvalidOptions(format!("--keys: {error}"))),
-            (None, Err(error)) => Err(LoadError::InvalidOptions(error.to_string())),
-            (None, Ok(ring)) => Ok(Self { ring, options }),
+            (Some(error), _) => Err(LoadError::KeyTooLong(error)),
+            (None, ring) => Ok(Self { ring: ring?, options }),
         }
     }
 

@@ -37,7 +37,7 @@ impl Memcached {
                 out.extend_from_slice(b"\r\n");
             }
         });
-        Ok(Self { ring: ring.map_err(|error| LoadError::InvalidOptions(error.to_string()))? })
+        Ok(Self { ring: ring? })
     }
 
     /// Checks the value whose first line is `head` and whose data begins at `start`. Returns the

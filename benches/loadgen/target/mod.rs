@@ -29,7 +29,7 @@ pub(crate) use redis::Redis;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Number of different outcomes that a target can report.
-pub(crate) const MAX_OUTCOMES: usize = 256;
+const MAX_OUTCOMES: usize = 256;
 
 /// A kind of server.
 pub(crate) trait Target: Sync {
@@ -117,14 +117,13 @@ pub(crate) fn open(target: &dyn Target, path: &Path) -> Result<UnixStream, LoadE
 }
 
 fn connect(target: &'static str, path: &Path) -> Result<UnixStream, LoadError> {
-    let stream = UnixStream::connect(path)
+    UnixStream::connect(path)
         .and_then(|stream| {
             stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
             stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
             Ok(stream)
         })
-        .map_err(|source| LoadError::Connect { target, path: path.into(), source })?;
-    Ok(stream)
+        .map_err(|source| LoadError::Connect { target, path: path.into(), source })
 }
 
 /// Writes `request`, and reads until `parse` finds a complete response.

@@ -47,7 +47,7 @@ impl Postgres {
                 encode_request(&digest, out);
             }
         });
-        Ok(Self { ring: ring.map_err(|error| LoadError::InvalidOptions(error.to_string()))? })
+        Ok(Self { ring: ring? })
     }
 }
 

@@ -93,7 +93,7 @@ impl Redis {
                 encode(&digest, out);
             }
         });
-        Ok(Self { ring: ring.map_err(|error| LoadError::InvalidOptions(error.to_string()))?, kind })
+        Ok(Self { ring: ring?, kind })
     }
 }
 

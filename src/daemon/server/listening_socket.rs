@@ -116,7 +116,7 @@ impl ListeningSocket {
         }
     }
 
-    /// Opens the reserve descriptor, if there is one to be had.
+    /// Opens the reserve descriptor again, if one is free.
     fn refill_reserve(&self) {
         let mut reserve = self.reserve.borrow_mut();
         if reserve.is_none() {

@@ -1,4 +1,4 @@
-//! `keyward compile`: any source in, a file out that a daemon loads without parsing.
+//! `keyward compile`: converts a source into a snapshot file that a daemon loads without parsing.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -9,24 +9,25 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
 use super::streams::Streams;
 use keyward_daemon::config::{Config, Overrides};
 use keyward_daemon::reload::{self, BadRowPolicy, ParsedSource, SourceFile};
 use keyward_source::Format;
 
 const HELP: &str = "\
-The file is written beside FILE and renamed over it: a daemon that serves FILE reloads it, and never sees half of it. Who may
-read SOURCE may read FILE. Rows name their plans: the limits are those of the configuration of the daemon that loads it.
+The file is written beside FILE and renamed over it, so that a daemon that serves FILE never reads a part of it. FILE has
+the permissions of SOURCE. Rows contain the names of plans; their limits come from the configuration of the daemon that
+loads FILE.
 
-Memory: as much as a daemon needs to serve the keys once (128 bytes a key and its texts).
+The command needs as much memory as a daemon that serves the keys (128 bytes for each key, and its texts).
 
-The exit code is 78 if the configuration or the source is wrong; FILE is then as it was.
+The exit code is 78 if the configuration or the source is invalid. FILE is then unchanged.
 
 Example:
   keyward compile keys.csv --output /etc/keyward/keys.kwc";
 
-/// Bytes written at once.
+/// Size of the write buffer.
 const BUFFER: usize = 1 << 20;
 
 /// Turn a source into a compiled snapshot, which loads at the speed of the disk
@@ -41,7 +42,8 @@ pub(super) struct Compile {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 
-    /// Configuration file, for the source's columns and the plans [default: /etc/keyward/keyward.toml, if it exists]
+    /// Configuration file, for the source's columns and the plans [default:
+    /// /etc/keyward/keyward.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "KEYWARD_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
 
@@ -50,7 +52,7 @@ pub(super) struct Compile {
     json: bool,
 }
 
-/// What has been written.
+/// The result.
 #[derive(Serialize)]
 struct Written<'a> {
     output: &'a Path,
@@ -59,14 +61,14 @@ struct Written<'a> {
 }
 
 impl Compile {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let overrides = Overrides { source: Some(self.source.clone()), ..Overrides::default() };
         let config = Config::load(self.config.as_deref(), overrides)?;
-        self.refuse_source()?;
+        self.check_output()?;
         let built = self.read(&config)?;
         let keys = built.builder.len();
         let bytes = self.write(&built).map_err(|error| {
-            Failure::new(Exit::Denied, format_args!("{}: cannot write it: {error}", self.output.display()))
+            CliError::new(Exit::Denied, format_args!("{}: cannot write it: {error}", self.output.display()))
         })?;
         if Format::from_path(&self.output) != Ok(Format::Compiled) {
             let output = self.output.display();
@@ -74,21 +76,22 @@ impl Compile {
                 "{output}: its name does not end in .kwc: set source.format = \"compiled\""
             ));
         }
-        match self.json {
-            true => streams.print_json(&Written { output: &self.output, keys, bytes })?,
-            false => streams.print(format_args!("{}: {keys} keys, {bytes} bytes", self.output.display()))?,
+        if self.json {
+            streams.print_json(&Written { output: &self.output, keys, bytes })?;
+        } else {
+            streams.print(format_args!("{}: {keys} keys, {bytes} bytes", self.output.display()))?;
         }
         Ok(Exit::Done)
     }
 
-    /// The source must survive, to be compiled again.
-    fn refuse_source(&self) -> Result<(), Failure> {
+    /// Refuses an output that is the source, which must survive to be compiled again.
+    fn check_output(&self) -> Result<(), CliError> {
         let [source, output] = [&self.source, &self.output].map(|path| path.metadata().ok());
-        let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        match source.map(place).zip(output.map(place)) {
+        let file_id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        match source.map(file_id).zip(output.map(file_id)) {
             Some((source, output)) if source == output => {
                 let output = self.output.display();
-                Err(Failure::new(
+                Err(CliError::new(
                     Exit::Usage,
                     format_args!("--output {output} is the source: name another file"),
                 ))
@@ -97,22 +100,22 @@ impl Compile {
         }
     }
 
-    fn read(&self, config: &Config) -> Result<ParsedSource, Failure> {
-        let refused = |failure: reload::ReloadError| Failure::new(Exit::BadInput, failure);
-        let bar = bar("reading", self.source.metadata().map_or(0, |metadata| metadata.len()));
+    fn read(&self, config: &Config) -> Result<ParsedSource, CliError> {
+        let refused = |failure: reload::ReloadError| CliError::new(Exit::BadInput, failure);
+        let bar = progress_bar("reading", self.source.metadata().map_or(0, |metadata| metadata.len()));
         let seed = getrandom::u64().map_err(|error| refused(reload::ReloadError::Random(error)))?;
-        // A compiled snapshot does not say what was wrong with rows.
+        // A compiled snapshot has no diagnostics of its rows.
         let source = SourceFile { on_bad_row: BadRowPolicy::Refuse, ..config.source_file() };
         let built = source.parse(seed, None, &mut |read| bar.set_position(read));
         bar.finish_and_clear();
         let built = built.map_err(refused)?;
-        match built.builder.is_empty() {
-            true => Err(refused(reload::ReloadError::Empty { path: self.source.clone() })),
-            false => Ok(built),
+        if built.builder.is_empty() {
+            return Err(refused(reload::ReloadError::Empty { path: self.source.clone() }));
         }
+        Ok(built)
     }
 
-    /// The bytes of the new file.
+    /// Writes the new file and renames it over the output. Returns its size in bytes.
     fn write(&self, built: &ParsedSource) -> io::Result<u64> {
         let directory = self.output.parent().filter(|directory| !directory.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));
@@ -121,7 +124,7 @@ impl Compile {
             .prefix(".keyward-compile-")
             .permissions(Permissions::from_mode(mode))
             .tempfile_in(directory)?;
-        let bar = bar("writing", built.builder.len() as u64);
+        let bar = progress_bar("writing", built.builder.len() as u64);
         let mut writer = BufWriter::with_capacity(BUFFER, new.as_file());
         let written =
             built.builder.compile(&mut writer, built.written_at, &mut |rows| bar.set_position(rows));
@@ -129,7 +132,7 @@ impl Compile {
         written?;
         writer.flush()?;
         drop(writer);
-        // The mode above is subject to the umask; the source's was chosen.
+        // Again, because the mode at creation is subject to the umask.
         new.as_file().set_permissions(Permissions::from_mode(mode))?;
         new.as_file().sync_all()?;
         let file = new.persist(&self.output).map_err(|error| error.error)?;
@@ -138,8 +141,8 @@ impl Compile {
     }
 }
 
-/// Shown on a terminal only.
-fn bar(what: &'static str, length: u64) -> ProgressBar {
+/// A progress bar that is shown only on a terminal.
+fn progress_bar(what: &'static str, length: u64) -> ProgressBar {
     let bar = if io::stderr().is_terminal() { ProgressBar::new(length) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} %, {eta} left");
     style.into_iter().for_each(|style| bar.set_style(style));
@@ -154,7 +157,7 @@ mod tests {
     const HASH: &str = "6bb7e067447fa2f1d1b9c6ea2b5c1f4a1ff1a2f8cb2b1de0a0d32a6a87f1b9a1";
 
     #[test]
-    fn a_source_becomes_a_file_that_check_takes_for_the_same() {
+    fn compiled_file_has_the_keys_of_the_source() {
         let directory = tempfile::tempdir().expect("a directory");
         let [source, output, text] =
             ["keys.csv", "keys.kwc", "text.kwc"].map(|name| directory.path().join(name));
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_leaves_the_output_alone() {
+    fn refused_source_leaves_the_output_unchanged() {
         let directory = tempfile::tempdir().expect("a directory");
         let [source, output] = ["keys.csv", "keys.kwc"].map(|name| directory.path().join(name));
         std::fs::write(&source, "key_hash,key_id\nx,k1\n").expect("writes");

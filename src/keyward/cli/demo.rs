@@ -1,4 +1,4 @@
-//! `keyward demo`: the whole thing in one command, on a daemon of its own that ends with it.
+//! `keyward demo`: shows the features of keyward with a temporary daemon.
 
 use std::fmt::{Display, Write as _};
 use std::fs;
@@ -12,29 +12,32 @@ use keyward_client::blocking::Client;
 use keyward_client::{Decision, Options, Request};
 use zeroize::Zeroizing;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
 use super::streams::Streams;
 use keyward_daemon::admin;
 use keyward_daemon::admin::message::{Command as AdminCommand, Reload};
 use keyward_engine::key_format::{self, Prefix};
 
-/// How long the daemon may take to come up, and each answer to come back: a demo on a busy machine must not fail for it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the daemon may take to start and to answer. Long, so that the demo does not fail on a
+/// busy machine.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Keys in the export beside the ones that are shown.
-const CROWD: usize = 1_000;
+/// Keys in the export besides those that are shown.
+const BACKGROUND_KEYS: usize = 1_000;
 
-/// Requests of the closing measurement, and how many of them are written at once.
-const MEASURED: usize = 200_000;
-const PIPELINE: usize = 128;
+/// Requests of the throughput measurement.
+const MEASURED_REQUESTS: usize = 200_000;
+
+/// Requests that are sent in one write.
+const PIPELINE_DEPTH: usize = 128;
 
 const HELP: &str = "\
-Nothing is left behind: the daemon, its sockets and its export live in a temporary directory.
+Nothing is left behind: the daemon, its sockets and its export are in a temporary directory.
 
 Example:
   keyward demo";
 
-/// Show it all at work: keys, limits, a revocation, a bad export, and how fast it is
+/// Show keyward at work: keys, limits, a revocation, a bad export, and its speed
 ///
 /// Starts a daemon of its own in a temporary directory, and ends it.
 #[derive(Debug, Args)]
@@ -42,49 +45,49 @@ Example:
 pub(super) struct Demo {}
 
 impl Demo {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        play(streams).map_err(|error| Failure::new(Exit::Denied, format_args!("{error:#}")))?;
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
+        run(streams).map_err(|error| CliError::new(Exit::Denied, format_args!("{error:#}")))?;
         Ok(Exit::Done)
     }
 }
 
-fn play(out: &mut Streams<'_>) -> anyhow::Result<()> {
+fn run(out: &mut Streams<'_>) -> anyhow::Result<()> {
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-    let scene = Scene::set(directory.path())?;
+    let fixture = Fixture::create(directory.path())?;
     let mut client =
-        Client::with_options(Options::new(directory.path().join("keyward.sock")).deadline(PATIENCE));
+        Client::with_options(Options::new(directory.path().join("keyward.sock")).deadline(TIMEOUT));
 
-    show(out, "\n1. Keys are minted, and shown once. The export holds their SHA-256 and nothing else:")?;
+    show(out, "\n1. Keys are minted and shown once. The export contains only their SHA-256:")?;
     show(
         out,
         format_args!(
-            "     {}    (a scanner can find it, a typo is told without a look-up)",
-            scene.web.as_str()
+            "     {}    (scanners can find it, and a typo is detected without a look-up)",
+            fixture.web.as_str()
         ),
     )?;
-    for line in scene.export(Web::Active).lines().take(3) {
+    for line in fixture.export(WebKey::Active).lines().take(3) {
         show(out, format_args!("     {line}"))?;
     }
-    let _daemon = Daemon::start(directory.path(), &scene.source)?;
-    show(out, format_args!("     ... {} keys in {}", CROWD + 3, scene.source.display()))?;
+    let _daemon = Daemon::start(directory.path(), &fixture.source)?;
+    show(out, format_args!("     ... {} keys in {}", BACKGROUND_KEYS + 3, fixture.source.display()))?;
 
     show(out, "\n2. The daemon answers on a Unix socket: may this key do this, now?")?;
     expect(
         &mut client,
         out,
-        "a key in order",
-        &Request::new(scene.web.as_bytes()).scopes(["orders:write"]),
+        "a valid key",
+        &Request::new(fixture.web.as_bytes()).scopes(["orders:write"]),
         "ALLOWED",
     )?;
     expect(
         &mut client,
         out,
         "without that scope",
-        &Request::new(scene.web.as_bytes()).scopes(["admin"]),
+        &Request::new(fixture.web.as_bytes()).scopes(["admin"]),
         "MISSING_SCOPE",
     )?;
-    expect(&mut client, out, "nobody's key", &Request::new("something else"), "UNKNOWN_KEY")?;
-    expect(&mut client, out, "an expired key", &Request::new(scene.expired.as_bytes()), "EXPIRED")?;
+    expect(&mut client, out, "an unknown key", &Request::new("something else"), "UNKNOWN_KEY")?;
+    expect(&mut client, out, "an expired key", &Request::new(fixture.expired.as_bytes()), "EXPIRED")?;
 
     show(out, "\n3. Each answer charges a token bucket: 1 a minute, 3 at once.")?;
     for attempt in 1..=4 {
@@ -93,7 +96,7 @@ fn play(out: &mut Streams<'_>) -> anyhow::Result<()> {
             &mut client,
             out,
             &format!("request {attempt}"),
-            &Request::new(scene.limited.as_bytes()),
+            &Request::new(fixture.limited.as_bytes()),
             verdict,
         )?;
     }
@@ -102,26 +105,26 @@ fn play(out: &mut Streams<'_>) -> anyhow::Result<()> {
         out,
         "\n4. The export changes: the web key is revoked. A reload swaps all keys at once, and keeps the buckets.",
     )?;
-    scene.publish(out, Web::Revoked)?;
-    expect(&mut client, out, "the revoked key", &Request::new(scene.web.as_bytes()), "REVOKED")?;
-    expect(&mut client, out, "the empty bucket", &Request::new(scene.limited.as_bytes()), "RATE_LIMITED")?;
+    fixture.publish(out, WebKey::Revoked)?;
+    expect(&mut client, out, "the revoked key", &Request::new(fixture.web.as_bytes()), "REVOKED")?;
+    expect(&mut client, out, "the empty bucket", &Request::new(fixture.limited.as_bytes()), "RATE_LIMITED")?;
 
     show(out, "\n5. A broken export changes nothing, and says where it is broken.")?;
-    scene.refuse(out)?;
-    expect(&mut client, out, "still served", &Request::new(scene.web.as_bytes()), "REVOKED")?;
+    fixture.publish_malformed(out)?;
+    expect(&mut client, out, "still served", &Request::new(fixture.web.as_bytes()), "REVOKED")?;
 
-    show(out, "\n6. And it is quick. One connection, this process on one side, the daemon on the other:")?;
-    scene.measure(out, &mut client)?;
+    show(out, "\n6. Speed. One connection between this process and the daemon:")?;
+    fixture.measure(out, &mut client)?;
     show(out, "\nThat was keyward. Next: keyward serve --help, or README.md.")?;
     Ok(())
 }
 
-/// Prints a line of the demo. Whoever has stopped listening does not stop it.
+/// Prints a line of the demo.
 fn show(out: &mut Streams<'_>, line: impl Display) -> anyhow::Result<()> {
     out.print(line).map_err(|failure| anyhow::anyhow!(failure.message))
 }
 
-/// Asks, prints the answer, and holds it against what the demo is about.
+/// Sends a request, prints the decision, and checks its verdict.
 fn expect(
     client: &mut Client,
     out: &mut Streams<'_>,
@@ -137,43 +140,43 @@ fn expect(
     Ok(())
 }
 
-/// Whether the web key of the demo is in force.
+/// The status of the web key.
 #[derive(Clone, Copy)]
-enum Web {
+enum WebKey {
     Active,
     Revoked,
 }
 
-/// The keys and the export.
-struct Scene {
+/// The keys and the export of the demo.
+struct Fixture {
     web: Zeroizing<String>,
     limited: Zeroizing<String>,
     expired: Zeroizing<String>,
-    crowd: Vec<String>,
+    background_keys: Vec<String>,
     source: PathBuf,
     admin: PathBuf,
 }
 
-impl Scene {
-    fn set(directory: &Path) -> anyhow::Result<Self> {
+impl Fixture {
+    fn create(directory: &Path) -> anyhow::Result<Self> {
         let prefix = Prefix::default();
         let mint = || key_format::mint(&prefix).context("the system gives no randomness");
-        let scene = Self {
+        let fixture = Self {
             web: mint()?,
             limited: mint()?,
             expired: mint()?,
-            crowd: (0..CROWD).map(|number| format!("crowd-{number}")).collect(),
+            background_keys: (0..BACKGROUND_KEYS).map(|number| format!("background-{number}")).collect(),
             source: directory.join("keys.csv"),
             admin: directory.join("admin.sock"),
         };
-        fs::write(&scene.source, scene.export(Web::Active)).context("cannot write the export")?;
-        Ok(scene)
+        fs::write(&fixture.source, fixture.export(WebKey::Active)).context("cannot write the export")?;
+        Ok(fixture)
     }
 
-    fn export(&self, web: Web) -> String {
+    fn export(&self, web: WebKey) -> String {
         let status = match web {
-            Web::Active => "active",
-            Web::Revoked => "revoked",
+            WebKey::Active => "active",
+            WebKey::Revoked => "revoked",
         };
         let hash = |key: &str| const_hex::encode(key_format::hash(key.as_bytes()));
         let mut text = String::from("key_hash,key_id,owner,status,expires_at,scopes,limits\n");
@@ -182,16 +185,17 @@ impl Scene {
             (hash(&self.limited), "batch,acme,active,,,1/m burst 3".to_owned()),
             (hash(&self.expired), "old,acme,active,2020-01-01 00:00:00+00,,".to_owned()),
         ];
-        let crowd = self.crowd.iter().map(|key| (hash(key), format!("{key},,active,,,1000000/s")));
-        for (hash, rest) in shown.into_iter().chain(crowd) {
+        let background =
+            self.background_keys.iter().map(|key| (hash(key), format!("{key},,active,,,1000000/s")));
+        for (hash, rest) in shown.into_iter().chain(background) {
             // Writing to a String cannot fail.
-            let _infallible = writeln!(text, "{hash},{rest}");
+            let _ = writeln!(text, "{hash},{rest}");
         }
         text
     }
 
-    /// Writes the export as every export should be written: beside the old one, and renamed over it.
-    fn publish(&self, out: &mut Streams<'_>, web: Web) -> anyhow::Result<()> {
+    /// Replaces the export, and prints the outcome of the reload.
+    fn publish(&self, out: &mut Streams<'_>, web: WebKey) -> anyhow::Result<()> {
         let outcome = self.replace(&self.export(web))?;
         if !outcome.accepted {
             bail!("the export was refused: {}", outcome.error.unwrap_or_default());
@@ -206,7 +210,8 @@ impl Scene {
         Ok(())
     }
 
-    fn refuse(&self, out: &mut Streams<'_>) -> anyhow::Result<()> {
+    /// Replaces the export by a malformed one, and prints the diagnostics.
+    fn publish_malformed(&self, out: &mut Streams<'_>) -> anyhow::Result<()> {
         let outcome = self.replace("key_hash,key_id\nnot a hash,web\n")?;
         match outcome.error {
             Some(error) if !outcome.accepted => {
@@ -219,6 +224,8 @@ impl Scene {
         }
     }
 
+    /// Writes a new export beside the old one and renames it, as every export should be replaced.
+    /// Reloads it.
     fn replace(&self, export: &str) -> anyhow::Result<Reload> {
         let new = self.source.with_extension("new");
         fs::write(&new, export).context("cannot write the export")?;
@@ -228,9 +235,10 @@ impl Scene {
     }
 
     fn measure(&self, out: &mut Streams<'_>, client: &mut Client) -> anyhow::Result<()> {
-        let requests: Vec<Request<'_>> = self.crowd.iter().map(|key| Request::new(key.as_bytes())).collect();
-        let mut latencies: Vec<Duration> = Vec::with_capacity(CROWD * 5);
-        for request in requests.iter().cycle().take(CROWD * 5) {
+        let requests: Vec<Request<'_>> =
+            self.background_keys.iter().map(|key| Request::new(key.as_bytes())).collect();
+        let mut latencies: Vec<Duration> = Vec::with_capacity(BACKGROUND_KEYS * 5);
+        for request in requests.iter().cycle().take(BACKGROUND_KEYS * 5) {
             let start = Instant::now();
             client.verify(request)?;
             latencies.push(start.elapsed());
@@ -247,8 +255,8 @@ impl Scene {
 
         let start = Instant::now();
         let mut answered = 0;
-        for batch in requests.chunks(PIPELINE).cycle() {
-            if answered >= MEASURED {
+        for batch in requests.chunks(PIPELINE_DEPTH).cycle() {
+            if answered >= MEASURED_REQUESTS {
                 break;
             }
             for answer in client.verify_many(batch) {
@@ -259,7 +267,10 @@ impl Scene {
         let rate = answered as f64 / start.elapsed().as_secs_f64();
         show(
             out,
-            format_args!("     {PIPELINE} at a time       {:>9.0} verifies a second, hashing included", rate),
+            format_args!(
+                "     {PIPELINE_DEPTH} at a time       {:>9.0} verifies a second, hashing included",
+                rate
+            ),
         )?;
         Ok(())
     }
@@ -272,18 +283,18 @@ fn micros(time: Duration) -> f64 {
 fn describe(answer: &Decision) -> String {
     let mut text = format!("{:<14} generation {}", answer.verdict().name(), answer.generation());
     if let Some(key_id) = answer.key_id() {
-        let _infallible = write!(text, ", key {key_id}");
+        let _ = write!(text, ", key {key_id}");
     }
     if let Some(limit) = answer.limit() {
-        let _infallible = write!(text, ", {} of {} left", limit.remaining, limit.limit);
+        let _ = write!(text, ", {} of {} left", limit.remaining, limit.limit);
         if !limit.retry_after.is_zero() {
-            let _infallible = write!(text, ", retry in {:.0} s", limit.retry_after.as_secs_f64());
+            let _ = write!(text, ", retry in {:.0} s", limit.retry_after.as_secs_f64());
         }
     }
     text
 }
 
-/// The demo's own daemon.
+/// The daemon of the demo, ended when it is dropped.
 struct Daemon(Child);
 
 impl Daemon {
@@ -306,7 +317,7 @@ impl Daemon {
     }
 
     fn wait_until_ready(&mut self, directory: &Path) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let reply = admin::send_command(&directory.join("admin.sock"), &AdminCommand::Status);
             if reply.is_ok_and(|reply| reply.status.is_some_and(|status| status.ready)) {
@@ -323,7 +334,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _already_gone = self.0.kill();
-        let _reaped = self.0.wait();
+        // The process may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

@@ -1,4 +1,4 @@
-//! What a command's exit code says, and which failure has which.
+//! Exit codes, and the errors that end a command.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind};
@@ -7,19 +7,19 @@ use std::process::ExitCode;
 use keyward_daemon::admin::CommandError;
 use keyward_daemon::config::ConfigError;
 
-/// How a command ended.
+/// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
-    /// Allowed, or done.
+    /// The key is allowed, or the command has succeeded.
     Done = 0,
-    /// Denied, or failed.
+    /// The key is denied, or the command has failed.
     Denied = 1,
-    /// The arguments, or what was given as a key, make no sense.
+    /// The arguments or the input are invalid.
     Usage = 2,
     /// The daemon cannot be reached (`EX_UNAVAILABLE`).
     Unreachable = 69,
-    /// The configuration or the source is wrong (`EX_CONFIG`).
+    /// The configuration or the source is invalid (`EX_CONFIG`).
     BadInput = 78,
 }
 
@@ -29,26 +29,33 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// What ends a command early. The message is for people and never holds a key.
+/// An error that ends a command. The message never contains a key.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CliError {
     pub(super) exit: Exit,
     pub(super) message: String,
 }
 
-impl Failure {
+impl CliError {
     pub(super) fn new(exit: Exit, message: impl Display) -> Self {
         Self { exit, message: message.to_string() }
     }
+
+    /// The daemon's reply has no `part`: it may be of another version.
+    pub(super) fn missing_in_reply(part: &str) -> Self {
+        let message =
+            format!("the daemon's answer has no {part} in it: are keyward and the daemon of one version?");
+        Self::new(Exit::Denied, message)
+    }
 }
 
-impl From<ConfigError> for Failure {
+impl From<ConfigError> for CliError {
     fn from(error: ConfigError) -> Self {
         Self::new(Exit::BadInput, error)
     }
 }
 
-impl From<CommandError> for Failure {
+impl From<CommandError> for CliError {
     fn from(error: CommandError) -> Self {
         let is_absent =
             |error: &io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused);
@@ -65,12 +72,12 @@ impl From<CommandError> for Failure {
     }
 }
 
-impl From<keyward_client::Error> for Failure {
+impl From<keyward_client::Error> for CliError {
     fn from(error: keyward_client::Error) -> Self {
         use keyward_client::Error;
         let exit = match &error {
             Error::FieldTooLong(_) | Error::RequestTooLong { .. } | Error::InvalidScope { .. } => Exit::Usage,
-            // Connect, Deadline, ConnectionLost, Protocol, Daemon: there is no verdict, and 1 would be taken for one.
+            // There is no verdict, and exit code 1 would mean a denial.
             _ => Exit::Unreachable,
         };
         match error {
@@ -88,15 +95,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_codes_are_the_documented_ones() {
+    fn exit_codes_are_the_documented_ones() {
         let codes = [Exit::Done, Exit::Denied, Exit::Usage, Exit::Unreachable, Exit::BadInput];
         assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 69, 78]);
     }
 
     #[test]
-    fn every_failure_has_its_code() {
+    fn each_error_has_its_exit_code() {
         use keyward_client::{DaemonError, Error, ErrorCode, ProtocolViolationError};
-        let exit = |error: Error| Failure::from(error).exit;
+        let exit = |error: Error| CliError::from(error).exit;
         assert_eq!(exit(Error::ConnectionLost { written: true }), Exit::Unreachable);
         assert_eq!(exit(Error::Protocol(ProtocolViolationError::UnexpectedWelcome)), Exit::Unreachable);
         assert_eq!(exit(Error::InvalidScope { name: String::new() }), Exit::Usage);
@@ -105,12 +112,12 @@ mod tests {
         };
         assert_eq!(exit(daemon(ErrorCode::PeerRefused)), Exit::Unreachable);
         assert_eq!(exit(daemon(ErrorCode::ShuttingDown)), Exit::Unreachable);
-        assert_eq!(Failure::from(CommandError::Refused("no".to_owned())).exit, Exit::Denied);
+        assert_eq!(CliError::from(CommandError::Refused("no".to_owned())).exit, Exit::Denied);
         let broken = || std::io::ErrorKind::UnexpectedEof.into();
         let unreachable = CommandError::Unreachable { path: "p".to_owned(), source: broken() };
-        assert_eq!(Failure::from(unreachable).exit, Exit::Unreachable);
+        assert_eq!(CliError::from(unreachable).exit, Exit::Unreachable);
         let broken = CommandError::Broken { path: "p".to_owned(), source: broken() };
-        assert_eq!(Failure::from(broken).exit, Exit::Unreachable);
-        assert_eq!(Failure::from(ConfigError::NoSource { file: None }).exit, Exit::BadInput);
+        assert_eq!(CliError::from(broken).exit, Exit::Unreachable);
+        assert_eq!(CliError::from(ConfigError::NoSource { file: None }).exit, Exit::BadInput);
     }
 }

@@ -1,16 +1,18 @@
-//! Arguments that begin with a hyphen and are no options: key ids and owners may begin so.
+//! Arguments that begin with a hyphen but are values: key ids and owners may begin with one.
 //!
-//! keyward has no short options but `-h` and `-V`, and clap reads a word such as `-Vx9` as `-V` with others behind it: it prints
-//! the version and the command does nothing. So before clap sees it, such a word becomes what it must be: the value of the
-//! option before it, or an argument behind `--`.
+//! keyward has no short options other than `-h` and `-V`. clap would read a word such as `-Vx9` as
+//! `-V` with other options behind it, and print the version. Such a word is therefore rewritten
+//! before clap sees it: it is joined to the option before it (`--owner=-Vx9`), or moved behind
+//! `--`.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::Command;
 use clap::error::ErrorKind;
 
-/// `arguments`, the program's own name first, with such words where clap takes them as they are.
-pub(super) fn as_values(
+/// Rewrites `arguments` so that clap takes such words as values. The first argument is the name of
+/// the program.
+pub(super) fn escape_values(
     mut root: Command,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Vec<OsString>, clap::Error> {
@@ -26,16 +28,18 @@ pub(super) fn as_values(
                 break;
             }
             [b'-', b'-', ..] => {
-                let next = arguments
-                    .next_if(|next| takes_value(at(&root, &path), &argument) && begins_with_hyphen(next));
+                let next = arguments.next_if(|next| {
+                    takes_value(subcommand_at(&root, &path), &argument) && begins_with_hyphen(next)
+                });
                 kept.push(match next {
-                    Some(value) => joined(&mut root, argument, &value)?,
+                    Some(value) => join_value(&mut root, argument, &value)?,
                     None => argument,
                 });
             }
             [b'-', _, _, ..] => values.push(argument),
             _ => {
-                let command = argument.to_str().and_then(|name| at(&root, &path).find_subcommand(name));
+                let command =
+                    argument.to_str().and_then(|name| subcommand_at(&root, &path).find_subcommand(name));
                 path.extend(command.map(|command| command.get_name().to_owned()));
                 kept.push(argument);
             }
@@ -48,8 +52,8 @@ pub(super) fn as_values(
     Ok(kept)
 }
 
-/// The command that the names lead to.
-fn at<'c>(root: &'c Command, path: &[String]) -> &'c Command {
+/// The subcommand with this path of names.
+fn subcommand_at<'c>(root: &'c Command, path: &[String]) -> &'c Command {
     path.iter().fold(root, |command, name| command.find_subcommand(name).unwrap_or(command))
 }
 
@@ -63,8 +67,9 @@ fn begins_with_hyphen(argument: &OsStr) -> bool {
     matches!(argument.as_encoded_bytes(), [b'-', _, ..])
 }
 
-/// An option and its value as one word. What looks like another option is refused: a value was more likely forgotten.
-fn joined(root: &mut Command, option: OsString, value: &OsStr) -> Result<OsString, clap::Error> {
+/// Joins an option and its value into one word. A value that looks like another option is refused,
+/// because the value was more likely forgotten.
+fn join_value(root: &mut Command, option: OsString, value: &OsStr) -> Result<OsString, clap::Error> {
     if value.as_encoded_bytes().starts_with(b"--") {
         let option = option.to_string_lossy();
         return Err(root.error(
@@ -90,12 +95,12 @@ mod tests {
 
     fn passed(line: &str) -> Result<String, String> {
         let arguments = line.split(' ').map(OsString::from);
-        let passed = as_values(Cli::command(), arguments).map_err(|error| error.to_string())?;
+        let passed = escape_values(Cli::command(), arguments).map_err(|error| error.to_string())?;
         Ok(passed.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" "))
     }
 
     #[test]
-    fn a_word_behind_one_hyphen_is_a_value() {
+    fn word_with_one_hyphen_is_a_value() {
         for (line, expected) in [
             ("keyward revoke -Vx9", "keyward revoke -- -Vx9"),
             ("keyward revoke -hello --json", "keyward revoke --json -- -hello"),
@@ -126,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_and_owners_that_begin_with_a_hyphen_reach_the_commands() {
+    fn ids_and_owners_that_begin_with_a_hyphen_are_accepted() {
         for line in [
             &["revoke", "-Vx9"][..],
             &["revoke", "-hello"],
@@ -136,7 +141,6 @@ mod tests {
             &["usage", "--owner", "-hV"],
         ] {
             assert!(parse(line).is_ok(), "{line:?}");
-            // Not even a daemon is asked: there is none.
             let arguments = [line, &["--socket", "/nonexistent/k.sock"]].concat();
             assert_eq!(run_with(&arguments, b"").0, Exit::Unreachable, "{line:?}");
         }
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_value_of_a_command_is_an_error_and_no_help() {
+    fn unexpected_word_with_a_hyphen_is_an_error() {
         for line in [
             &["-hello"][..],
             &["status", "-Vx9"],

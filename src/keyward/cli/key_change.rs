@@ -1,16 +1,16 @@
-//! One key whose row changes, on one line.
+//! Formats changes of a key, one line for each key.
 
 use std::fmt;
 
-use super::words::Word;
+use super::format::Word;
 use keyward_daemon::admin::message::{ChangeCounts, Difference, Example};
 
-/// What a change in access is called, for one key and for several.
+/// Changes of access, for one key and for several.
 pub(super) const STOP: [&str; 2] = ["stops working", "stop working"];
 pub(super) const START: [&str; 2] = ["starts working", "start working"];
 pub(super) const LOOSEN: [&str; 2] = ["loses a restriction", "lose a restriction"];
 
-/// As in `; 2 stop working, 1 starts working`; nothing where access does not change.
+/// As in `; 2 stop working, 1 starts working`. Empty if access does not change.
 pub(super) struct AccessCounts<'a>(pub(super) &'a ChangeCounts);
 
 impl fmt::Display for AccessCounts<'_> {
@@ -42,7 +42,7 @@ impl fmt::Display for KeyChange<'_> {
     }
 }
 
-/// As in `status active -> revoked`; of a list, its name.
+/// As in `status active -> revoked`, or only the name of a field without values.
 struct FieldChange<'a>(&'a Difference);
 
 impl fmt::Display for FieldChange<'_> {

@@ -1,17 +1,17 @@
-//! The form of the daemon's log.
+//! Sets up the log of the daemon.
 
 use std::io;
 
 use keyward_daemon::config::{self, LogFormat};
 use keyward_daemon::log::Log;
 
-/// Logs as configured, through `log`; to be called once.
+/// Sets up tracing to write to `log` as configured. To be called once.
 ///
 /// # Errors
-/// When this process logs already.
+/// When the process logs already.
 pub(super) fn start(settings: config::Log, log: &Log) -> io::Result<()> {
-    // Whatever a crate that is built beside the daemon brings in: a log has no colours. Errors of the formatter would be
-    // written to standard error, past the queue.
+    // No colours, whatever features other crates enable. Errors of the formatter would be written
+    // to standard error and bypass the queue.
     let builder = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::from(settings.level))
         .with_writer(log.clone())

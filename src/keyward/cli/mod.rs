@@ -1,11 +1,13 @@
-//! The command line: arguments in, text and an exit code out.
+//! The command line: parses the arguments, runs a command, and returns an exit code.
 //!
-//! A file for each command, and each of them a struct of its options with one method, `run`. What they have in common:
+//! Each command is a struct of its options with one method, `run`, in a file of its own. The
+//! commands share these rules:
 //!
-//! * data goes to standard output, everything else to standard error ([`streams`]);
-//! * a key comes from standard input or a file, never from the arguments, which every user of the machine can read
-//!   ([`secret`]); where one is given all the same, it is not repeated ([`misuse`]);
-//! * the exit code says what came of it ([`Exit`]).
+//! * Data goes to standard output, everything else to standard error ([`streams`]).
+//! * A key comes from standard input or a file, never from the arguments, which every user of the
+//!   machine can read ([`secret`]). Error messages do not repeat a key that was given as an argument
+//!   ([`arg_error`]).
+//! * The exit code tells the outcome ([`Exit`]).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,15 +16,16 @@ use std::os::fd::AsFd;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod arg_error;
 mod check;
 mod compile;
 mod demo;
 mod exit;
+mod format;
 mod hyphen;
 mod key;
 mod key_change;
 mod log;
-mod misuse;
 mod options;
 mod reload;
 mod revoke;
@@ -34,10 +37,9 @@ mod streams;
 mod usage;
 mod verify;
 mod withheld;
-mod words;
 
+use exit::CliError;
 pub(crate) use exit::Exit;
-use exit::Failure;
 use streams::Streams;
 
 use keyward_daemon::server::Signals;
@@ -82,7 +84,7 @@ enum Command {
 }
 
 impl Command {
-    fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         match self {
             Self::Serve(serve) => serve.run(Signals::catch()),
             Self::Check(check) => check.run(streams),
@@ -100,16 +102,17 @@ impl Command {
     }
 }
 
-/// Does what `arguments` ask for; the first is the program's own name.
+/// Runs the command that `arguments` name. The first argument is the name of the program.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    // Before anything else: whatever the arguments turn out to be, SIGHUP must not end a daemon that has just been started.
+    // Before anything else, parsing included: SIGHUP must not end a daemon that has just been
+    // started.
     let signals = arguments.get(1).is_some_and(|command| command == "serve").then(Signals::catch);
-    let command = match command(arguments) {
+    let command = match parse(arguments) {
         Ok(command) => command,
-        Err(error) => return misuse::report(&error),
+        Err(error) => return arg_error::report(&error),
     };
-    // Not std's own handles: their buffers may hold a key, and are never wiped.
+    // Not std's own handles, because their buffers are never wiped and may contain a key.
     let (mut input, mut output) = match (unbuffered(io::stdin()), unbuffered(io::stdout())) {
         (Ok(input), Ok(output)) => (input, output),
         (Err(error), _) | (_, Err(error)) => {
@@ -128,13 +131,13 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     finish(result, &mut streams)
 }
 
-fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
-    let arguments = hyphen::as_values(Cli::command(), arguments)?;
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let arguments = hyphen::escape_values(Cli::command(), arguments)?;
     Cli::try_parse_from(arguments).map(|cli| cli.command)
 }
 
-fn finish(result: Result<Exit, Failure>, streams: &mut Streams<'_>) -> Exit {
-    result.unwrap_or_else(|Failure { exit, message }| {
+fn finish(result: Result<Exit, CliError>, streams: &mut Streams<'_>) -> Exit {
+    result.unwrap_or_else(|CliError { exit, message }| {
         streams.note(format_args!("keyward: {message}"));
         exit
     })
@@ -148,7 +151,7 @@ fn unbuffered(stream: impl AsFd) -> io::Result<File> {
 mod tests {
     use super::*;
 
-    /// Runs a command; returns its exit code and what it wrote.
+    /// Runs a command. Returns its exit code, its output and its messages.
     pub(super) fn run_with(arguments: &[&str], mut input: &[u8]) -> (Exit, String, String) {
         let command = parse(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
         let (mut output, mut messages) = (Vec::new(), Vec::new());
@@ -160,11 +163,11 @@ mod tests {
     }
 
     pub(super) fn parse(arguments: &[&str]) -> Result<Command, clap::Error> {
-        command(["keyward"].iter().chain(arguments).map(OsString::from))
+        super::parse(["keyward"].iter().chain(arguments).map(OsString::from))
     }
 
     #[test]
-    fn the_definition_is_consistent() {
+    fn command_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_who_failed_and_how() {
+    fn error_names_the_program_and_the_cause() {
         let (exit, output, messages) = run_with(&["check", "--source", "missing.csv"], b"");
         assert_eq!((exit, output.as_str()), (Exit::BadInput, ""));
         assert_eq!(messages, "keyward: missing.csv: No such file or directory (os error 2)\n");

@@ -1,4 +1,4 @@
-//! Options that several commands have.
+//! Options that several commands share.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,22 +6,23 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
 use keyward_daemon::config::{DEFAULT_SOCKET, SocketPath};
 
-/// Where the configuration and the keys come from.
+/// The configuration file and the source.
 #[derive(Debug, Args)]
-pub(super) struct Origin {
+pub(super) struct ConfigOptions {
     /// Configuration file [default: /etc/keyward/keyward.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "KEYWARD_CONFIG", hide_env_values = true)]
     pub(super) config: Option<PathBuf>,
 
-    /// Export with the keys, .csv or .jsonl, or what `keyward compile` made of one, .kwc; overrides source.path
+    /// Export with the keys, .csv or .jsonl, or what `keyward compile` made of one, .kwc; overrides
+    /// source.path
     #[arg(long, value_name = "PATH")]
     pub(super) source: Option<PathBuf>,
 }
 
-/// Where the daemon answers.
+/// The socket for requests.
 #[derive(Debug, Args)]
 pub(super) struct VerifySocket {
     /// The daemon's socket
@@ -30,7 +31,7 @@ pub(super) struct VerifySocket {
     pub(super) socket: SocketPath,
 }
 
-/// Where the daemon takes orders.
+/// The socket for operators.
 #[derive(Debug, Args)]
 pub(super) struct AdminSocket {
     /// The daemon's admin socket [default: admin.sock beside --socket]
@@ -43,17 +44,18 @@ pub(super) struct AdminSocket {
 }
 
 impl AdminSocket {
-    pub(super) fn path(&self) -> Result<SocketPath, Failure> {
+    pub(super) fn path(&self) -> Result<SocketPath, CliError> {
         match &self.admin_socket {
             Some(path) => Ok(path.clone()),
             None => self.verify.socket.admin_beside().map_err(|error| {
-                Failure::new(Exit::Usage, format_args!("--socket: no admin.sock beside it: {error}"))
+                CliError::new(Exit::Usage, format_args!("--socket: no admin.sock beside it: {error}"))
             }),
         }
     }
 }
 
-/// As in `50ms` or `2s`. What is wrong with it is not repeated.
+/// Parses a time limit, as in `50ms` or `2s`. The error does not repeat the text, which may be a
+/// key.
 pub(super) fn deadline(text: &str) -> Result<Duration, &'static str> {
     match humantime::parse_duration(text) {
         Ok(deadline) if deadline.is_zero() => Err("must be longer than 0"),
@@ -75,25 +77,25 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Only {
+    struct TestCli {
         #[command(flatten)]
         admin: AdminSocket,
     }
 
     fn path(arguments: &[&str]) -> Result<SocketPath, String> {
-        let only = Only::try_parse_from(["keyward"].iter().chain(arguments)).map_err(|e| e.to_string())?;
-        only.admin.path().map_err(|failure| failure.message)
+        let cli = TestCli::try_parse_from(["keyward"].iter().chain(arguments)).map_err(|e| e.to_string())?;
+        cli.admin.path().map_err(|failure| failure.message)
     }
 
     #[test]
-    fn a_deadline_is_in_the_future() {
+    fn deadline_is_longer_than_zero() {
         assert_eq!(deadline("2s"), Ok(Duration::from_secs(2)));
         assert_eq!(deadline("0s"), Err("must be longer than 0"));
         assert!(deadline("soon").is_err());
     }
 
     #[test]
-    fn the_admin_socket_is_beside_the_verify_socket_unless_it_is_named() {
+    fn admin_socket_is_beside_the_verify_socket_by_default() {
         let given = |arguments: &[&str]| path(arguments).expect("a path").as_path().to_owned();
         assert_eq!(given(&["--socket", "/tmp/k.sock"]), Path::new("/tmp/admin.sock"));
         assert_eq!(given(&["--socket", "/tmp/k.sock", "--admin-socket", "a.sock"]), Path::new("a.sock"));

@@ -1,15 +1,16 @@
-//! `keyward reload`: tells the daemon to read its source again, and waits until the outcome is in force.
+//! `keyward reload`: makes the daemon read its source again, and waits until the result is in
+//! force.
 
 use std::time::Duration;
 
 use clap::Args;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
+use super::format::Count;
 use super::key_change::{self, AccessCounts, KeyChange};
 use super::options::{AdminSocket, deadline};
 use super::streams::Streams;
 use super::withheld;
-use super::words::Count;
 use keyward_daemon::admin::{self, message};
 
 const HELP: &str = "\
@@ -24,8 +25,9 @@ Example, when more than half of the keys are meant to go:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(super) struct Reload {
-    /// Accept a source that the guard refuses: one without keys, one that changes access for more keys than max_shrink,
-    /// max_reactivated or max_loosened allow, that lost a restriction, or whose keys need a pepper which is gone
+    /// Accept a source that the guard refuses: one without keys, one that changes access for more
+    /// keys than max_shrink, max_reactivated or max_loosened allow, that lost a restriction, or
+    /// whose keys need a pepper which is gone
     #[arg(long)]
     force: bool,
 
@@ -42,14 +44,14 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let command = message::Command::Reload { force: self.force };
         let reply = admin::send_command_within(self.socket.path()?.as_path(), &command, self.deadline)?;
-        let outcome = reply.reload.ok_or_else(|| missing("reload"))?;
+        let outcome = reply.reload.ok_or_else(|| CliError::missing_in_reply("reload"))?;
         self.report(&outcome, streams)
     }
 
-    fn report(&self, outcome: &message::Reload, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    fn report(&self, outcome: &message::Reload, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         if self.json {
             streams.print_json(outcome)?;
         } else if outcome.accepted {
@@ -57,13 +59,13 @@ impl Reload {
             for line in examples(&outcome.examples) {
                 streams.print(line)?;
             }
-            withheld(outcome, streams);
+            print_withheld(outcome, streams);
             if let Some(stale) = &outcome.stale {
                 streams.note(format_args!("keyward: {stale}"));
             }
         } else {
             streams.note(outcome.error.as_deref().unwrap_or("the source was refused"));
-            withheld(outcome, streams);
+            print_withheld(outcome, streams);
             if let Some(changes) = outcome.changes {
                 streams.note(format_args!("it would change{}", changes_text(&changes)));
             }
@@ -81,12 +83,12 @@ impl Reload {
     }
 }
 
-/// What came of rows that cannot be understood, and what is wrong with them.
-fn withheld(outcome: &message::Reload, streams: &mut Streams<'_>) {
+/// Prints the effects of malformed rows, and their diagnostics.
+fn print_withheld(outcome: &message::Reload, streams: &mut Streams<'_>) {
     if let Some(withheld) = &outcome.withheld {
         withheld::lines(withheld).into_iter().for_each(|line| streams.note(line));
-        for finding in &withheld.diagnostics {
-            streams.note(format_args!("  line {}", withheld::Place(finding)));
+        for diagnostic in &withheld.diagnostics {
+            streams.note(format_args!("  line {}", withheld::DiagnosticText(diagnostic)));
         }
     }
 }
@@ -105,7 +107,8 @@ pub(super) fn summary(outcome: &message::Reload) -> String {
         many => format!(", {many} revocations conflict with the source"),
     };
     let revocations = agreed + &conflicting;
-    // What was taken away by a source that was refused returns with one that says what the one before it said.
+    // Keys that a refused source has taken away return with an accepted source that is otherwise
+    // unchanged.
     let is_unchanged = outcome.unchanged && outcome.changes.is_none_or(|changes| changes.starting == 0);
     if is_unchanged {
         return text + ", unchanged" + &revocations;
@@ -122,7 +125,7 @@ fn changes_text(changes: &message::ChangeCounts) -> String {
     format!(" (+{added} -{removed} ~{changed}{})", AccessCounts(changes))
 }
 
-/// The first keys whose access changes, a line for each.
+/// The first keys whose access changes, one line for each.
 fn examples(examples: &message::AccessExamples) -> Vec<String> {
     let groups = [
         (key_change::STOP, &examples.stopping),
@@ -133,13 +136,6 @@ fn examples(examples: &message::AccessExamples) -> Vec<String> {
         examples.iter().map(move |example| format!("  {what}: {}", KeyChange(example)))
     });
     lines.collect()
-}
-
-/// A daemon of another version may answer in another way.
-pub(super) fn missing(what: &str) -> Failure {
-    let message =
-        format!("the daemon's answer has no {what} in it: are keyward and the daemon of one version?");
-    Failure::new(Exit::Denied, message)
 }
 
 #[cfg(test)]
@@ -179,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_accepted_reload_says_what_it_changed() {
+    fn accepted_reload_reports_its_changes() {
         let mut outcome = outcome(true, None);
         let expected = "generation 8: 1000 keys (+1 -2 ~0)\n".to_owned();
         assert_eq!(report(&[], &outcome), (Exit::Done, expected, String::new()));
@@ -206,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn reload_of_a_stale_source_fails_although_it_is_accepted() {
+    fn accepted_reload_of_a_stale_source_fails() {
         let outcome = message::Reload { stale: Some("too old".to_owned()), ..outcome(true, None) };
         let (exit, output, messages) = report(&[], &outcome);
         assert_eq!((exit, messages.as_str()), (Exit::Denied, "keyward: too old\n"));
@@ -216,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_reload_says_why_and_what_is_served() {
+    fn refused_reload_reports_the_reason_and_the_served_keys() {
         let mut refused = outcome(false, Some("keys.csv:2: wrong\nkeys.csv:3: wrong"));
         let expected =
             "keys.csv:2: wrong\nkeys.csv:3: wrong\nstill serving generation 8: 1000 keys\n".to_owned();

@@ -1,45 +1,44 @@
-//! `keyward revoke` and `keyward unrevoke`: take a key, or all keys of an owner, out of force at once, and back.
+//! `keyward revoke` and `keyward unrevoke`: revoke a key or all keys of an owner, and take a
+//! revocation back.
 
 use std::fmt;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
+use super::format::{Count, Word};
 use super::options::{AdminSocket, deadline};
-use super::reload::missing;
 use super::streams::Streams;
-use super::words::{Count, Word};
 use keyward_daemon::admin::{self, CommandError, message};
 
 const REVOKE_HELP: &str = "\
-When the command returns, the key is refused on every connection, and stays so through restarts and reloads until the
-source has said the same for revocation.keep (7 days unless set otherwise), or the revocation is taken back. All keys
-that share the id are revoked. What is revoked is listed by keyward status
---revocations.
+When the command returns, the key is refused on every connection. It stays refused through restarts and reloads until
+the source has had it as revoked for revocation.keep (by default 7 days), or the revocation is taken back. All keys that
+share the id are revoked. keyward status --revocations lists all revocations.
 
-Where the state directory cannot be written, the key is refused all the same. The command then says NOT DURABLE and why,
-and its exit code is 1; the daemon writes the revocation as soon as it can.
+If the state directory cannot be written, the key is refused all the same. The command then prints NOT DURABLE and the
+reason, and its exit code is 1. The daemon writes the revocation as soon as it can.
 
 Examples:
   keyward revoke key_1
   keyward revoke --owner acme";
 
 const UNREVOKE_HELP: &str = "\
-When the command returns, what the source says of the key holds again, on every connection. A key that is revoked by its
-id and by its owner stays revoked until both are taken back. Where the state directory cannot be written, the command
-says NOT DURABLE, and its exit code is 1: a restart before it can be written revokes the key again.
+When the command returns, the status of the key in the source applies again, on every connection. A key that is revoked by
+its id and by its owner stays revoked until both revocations are taken back. If the state directory cannot be written, the
+command prints NOT DURABLE, and its exit code is 1: a restart before it can be written revokes the key again.
 
 Examples:
   keyward unrevoke key_1
   keyward unrevoke --owner acme";
 
-/// Take a key, or all keys of an owner, out of force at once
+/// Revoke a key, or all keys of an owner, at once
 #[derive(Debug, Args)]
 #[command(after_help = REVOKE_HELP)]
 pub(super) struct Revoke {
     #[command(flatten)]
-    order: Order,
+    options: RevocationOptions,
 }
 
 /// Take a revocation back
@@ -47,11 +46,11 @@ pub(super) struct Revoke {
 #[command(after_help = UNREVOKE_HELP)]
 pub(super) struct Unrevoke {
     #[command(flatten)]
-    order: Order,
+    options: RevocationOptions,
 }
 
 #[derive(Debug, Args)]
-struct Order {
+struct RevocationOptions {
     #[command(flatten)]
     target: Target,
 
@@ -80,61 +79,60 @@ struct Target {
 }
 
 impl Revoke {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        self.order.give(message::Command::Revoke, "revoked", streams)
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
+        self.options.send(message::Command::Revoke, "revoked", streams)
     }
 }
 
 impl Unrevoke {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        self.order.give(message::Command::Unrevoke, "unrevoked", streams)
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
+        self.options.send(message::Command::Unrevoke, "unrevoked", streams)
     }
 }
 
-impl Order {
-    fn give(
+impl RevocationOptions {
+    fn send(
         &self,
         command: fn(message::Target) -> message::Command,
         done: &'static str,
         streams: &mut Streams<'_>,
-    ) -> Result<Exit, Failure> {
+    ) -> Result<Exit, CliError> {
         let Target { key_id, owner } = &self.target;
         let target = message::Target { key_id: key_id.clone(), owner: owner.clone() };
         let reply =
             admin::send_command_within(self.socket.path()?.as_path(), &command(target), self.deadline);
-        let reply = reply.map_err(unanswered)?;
-        let outcome = reply.revocation.ok_or_else(|| missing("revocation"))?;
-        match self.json {
-            true => streams.print_json(&outcome)?,
-            false => streams.print(Readable { done, outcome: &outcome })?,
+        let reply = reply.map_err(with_hint)?;
+        let outcome = reply.revocation.ok_or_else(|| CliError::missing_in_reply("revocation"))?;
+        if self.json {
+            streams.print_json(&outcome)?;
+        } else {
+            streams.print(OutcomeText { done, outcome: &outcome })?;
         }
-        // In force, and not what was asked for: a restart would not find it.
+        // A revocation that does not survive a restart is in force, but it is not what was
+        // requested.
         Ok(if outcome.durable { Exit::Done } else { Exit::Denied })
     }
 }
 
-/// What has been asked for and not answered may have been done all the same.
-fn unanswered(error: CommandError) -> Failure {
-    let is_asked = matches!(error, CommandError::Timeout { .. } | CommandError::Broken { .. });
-    let failure = Failure::from(error);
+/// A command that was sent but not answered may have been carried out: adds a hint to the error.
+fn with_hint(error: CommandError) -> CliError {
+    let may_be_done = matches!(error, CommandError::Timeout { .. } | CommandError::Broken { .. });
+    let error = CliError::from(error);
     let hint =
         "what was asked for may still come into force: keyward status --revocations lists what is revoked";
-    match is_asked {
-        true => Failure::new(failure.exit, format_args!("{}; {hint}", failure.message)),
-        false => failure,
-    }
+    if may_be_done { CliError::new(error.exit, format_args!("{}; {hint}", error.message)) } else { error }
 }
 
 /// As in `revoked key_1 (2 keys), in force on every connection, generation 7`.
-struct Readable<'a> {
+struct OutcomeText<'a> {
     done: &'static str,
     outcome: &'a message::Revocation,
 }
 
-/// A key's id, or an owner as one.
-pub(super) struct Named<'a>(pub(super) &'a message::Target);
+/// The target of a revocation, as in `key_1` or `owner acme`.
+pub(super) struct TargetName<'a>(pub(super) &'a message::Target);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for TargetName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.0.key_id, &self.0.owner) {
             (Some(key_id), _) => Word(key_id).fmt(f),
@@ -143,13 +141,14 @@ impl fmt::Display for Named<'_> {
     }
 }
 
-impl fmt::Display for Readable<'_> {
+impl fmt::Display for OutcomeText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message::Revocation { target, already, keys, revoked, generation, .. } = self.outcome;
-        let (named, done) = (Named(target), self.done);
-        match already {
-            true => write!(f, "{named} was {done} already")?,
-            false => write!(f, "{done} {named}")?,
+        let (named, done) = (TargetName(target), self.done);
+        if *already {
+            write!(f, "{named} was {done} already")?;
+        } else {
+            write!(f, "{done} {named}")?;
         }
         if *generation == 0 {
             write!(f, "; no keys are loaded yet, and it will hold when they are")?;
@@ -164,7 +163,7 @@ impl fmt::Display for Readable<'_> {
     }
 }
 
-impl Readable<'_> {
+impl OutcomeText<'_> {
     fn durability(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(reason) = &self.outcome.not_durable else { return Ok(()) };
         let restart = match self.done {
@@ -187,12 +186,12 @@ mod tests {
         message::Target { key_id: key_id.map(str::to_owned), owner: owner.map(str::to_owned) }
     }
 
-    fn readable(done: &'static str, outcome: &message::Revocation) -> String {
-        Readable { done, outcome }.to_string()
+    fn outcome_text(done: &'static str, outcome: &message::Revocation) -> String {
+        OutcomeText { done, outcome }.to_string()
     }
 
     #[test]
-    fn either_a_key_or_an_owner_is_named() {
+    fn exactly_one_target_is_required() {
         for command in ["revoke", "unrevoke"] {
             assert!(parse(&[command, "key_1"]).is_ok());
             assert!(parse(&[command, "--owner", "acme", "--json", "--deadline", "1s"]).is_ok());
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outcome_says_how_many_and_how_far() {
+    fn outcome_reports_the_number_of_keys() {
         let mut outcome = message::Revocation {
             target: target(Some("key_1"), None),
             already: false,
@@ -214,24 +213,27 @@ mod tests {
             not_durable: None,
         };
         let in_force = "(2 keys), in force on every connection, generation 7";
-        assert_eq!(readable("revoked", &outcome), format!("revoked key_1 {in_force}"));
+        assert_eq!(outcome_text("revoked", &outcome), format!("revoked key_1 {in_force}"));
         assert_eq!(
-            readable("unrevoked", &outcome),
+            outcome_text("unrevoked", &outcome),
             format!(
                 "unrevoked key_1 {in_force}; 2 of them are still revoked, by the source or by another revocation"
             )
         );
         outcome = message::Revocation { already: true, target: target(None, Some("a b")), ..outcome };
-        assert_eq!(readable("revoked", &outcome), format!("owner \"a b\" was revoked already {in_force}"));
+        assert_eq!(
+            outcome_text("revoked", &outcome),
+            format!("owner \"a b\" was revoked already {in_force}")
+        );
         outcome = message::Revocation { already: false, generation: 0, keys: 0, ..outcome };
         assert_eq!(
-            readable("revoked", &outcome),
+            outcome_text("revoked", &outcome),
             "revoked owner \"a b\"; no keys are loaded yet, and it will hold when they are"
         );
     }
 
     #[test]
-    fn the_json_is_flat() {
+    fn json_of_a_revocation_is_flat() {
         let outcome = message::Revocation {
             target: target(Some("key_1"), None),
             already: false,

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::exit::{Exit, Failure};
-use super::options::Origin;
+use super::exit::{CliError, Exit};
+use super::options::ConfigOptions;
 use keyward_daemon::config::{Config, ConfigError, Overrides};
 use keyward_daemon::log::{FLUSH_TIMEOUT, Log};
 use keyward_daemon::server::{Signals, StartError};
@@ -25,34 +25,36 @@ Example:
 #[command(after_help = HELP)]
 pub(super) struct Serve {
     #[command(flatten)]
-    origin: Origin,
+    config: ConfigOptions,
 
     /// Socket to answer at; overrides server.socket [default: /run/keyward/keyward.sock]
     #[arg(long, value_name = "PATH", env = "KEYWARD_SOCKET", hide_env_values = true)]
     socket: Option<PathBuf>,
 
-    /// Socket to take orders at; overrides server.admin_socket [default: admin.sock beside --socket]
+    /// Socket for operators; overrides server.admin_socket [default: admin.sock beside --socket]
     #[arg(long, value_name = "PATH", env = "KEYWARD_ADMIN_SOCKET", hide_env_values = true)]
     admin_socket: Option<PathBuf>,
 
-    /// Where what has to outlive the daemon is kept; overrides server.state_dir [default: /var/lib/keyward]
+    /// Directory for the state that outlives the daemon; overrides server.state_dir [default:
+    /// /var/lib/keyward]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
 
 impl Serve {
-    /// Runs the daemon. `signals` have been caught from the beginning.
-    pub(super) fn run(&self, signals: io::Result<Signals>) -> Result<Exit, Failure> {
-        let system = |error| Failure::new(Exit::Denied, format_args!("cannot start the daemon: {error}"));
-        let signals = signals.map_err(system)?;
-        let log = Log::start(stderr()).map_err(system)?;
+    /// Runs the daemon. `signals` were caught at the beginning of the process.
+    pub(super) fn run(&self, signals: io::Result<Signals>) -> Result<Exit, CliError> {
+        let os_error = |error| CliError::new(Exit::Denied, format_args!("cannot start the daemon: {error}"));
+        let signals = signals.map_err(os_error)?;
+        let log = Log::start(stderr()).map_err(os_error)?;
         log.catch_panics();
-        let configuration = Box::new(self.configuration());
-        let exit = match keyward_daemon::server::run(signals, &log, configuration, super::log::start) {
+        let load_config = Box::new(self.load_config());
+        let exit = match keyward_daemon::server::run(signals, &log, load_config, super::log::start) {
             Ok(()) => Exit::Done,
             Err(error) => {
-                // Behind what has been logged, and without waiting for standard error.
-                let Failure { exit, message } = error.into();
+                // Through the log, which does not wait for standard error and keeps the order of
+                // the lines.
+                let CliError { exit, message } = error.into();
                 log.write(format!("keyward: {message}\n").as_bytes());
                 exit
             }
@@ -61,11 +63,11 @@ impl Serve {
         Ok(exit)
     }
 
-    /// Reads the configuration.
-    fn configuration(&self) -> impl Fn() -> Result<Config, ConfigError> + Send + use<> {
-        let file = self.origin.config.clone();
+    /// A function that reads the configuration.
+    fn load_config(&self) -> impl Fn() -> Result<Config, ConfigError> + Send + use<> {
+        let file = self.config.config.clone();
         let overrides = Overrides {
-            source: self.origin.source.clone(),
+            source: self.config.source.clone(),
             socket: self.socket.clone(),
             admin_socket: self.admin_socket.clone(),
             state_dir: self.state_dir.clone(),
@@ -74,11 +76,11 @@ impl Serve {
     }
 }
 
-impl From<StartError> for Failure {
+impl From<StartError> for CliError {
     fn from(error: StartError) -> Self {
         let exit = match &error {
             StartError::Config(_) | StartError::Sockets(_) => Exit::BadInput,
-            // Starting again does not help.
+            // A restart does not help.
             StartError::Revocations(error) if error.is_about_content() => Exit::BadInput,
             _ => Exit::Denied,
         };
@@ -107,20 +109,20 @@ mod tests {
         let file = dir.path().join("keyward.toml");
         std::fs::write(&file, "source.path = '/a.csv'\nserver.socket = '/a.sock'\n").expect("writes");
         let file = file.to_str().expect("UTF-8");
-        let config = serve(&["--config", file, "--source", "b.jsonl", "--state-dir", "s"]).configuration()()
+        let config = serve(&["--config", file, "--source", "b.jsonl", "--state-dir", "s"]).load_config()()
             .expect("good");
         assert_eq!(config.source.path, Path::new("b.jsonl"));
         assert_eq!(config.server.socket.as_path(), Path::new("/a.sock"));
         assert_eq!(config.server.state_dir, Path::new("s"));
         let options = ["--config", file, "--socket", "/c/k.sock", "--admin-socket", "/d.sock"];
-        let config = serve(&options).configuration()().expect("good");
+        let config = serve(&options).load_config()().expect("good");
         assert_eq!(config.server.socket.as_path(), Path::new("/c/k.sock"));
         assert_eq!(config.server.admin_socket.as_path(), Path::new("/d.sock"));
     }
 
     #[test]
-    fn a_wrong_configuration_is_bad_input() {
-        let error = serve(&["--config", "missing.toml"]).configuration()().expect_err("missing");
-        assert_eq!(Failure::from(StartError::from(error)).exit, Exit::BadInput);
+    fn invalid_configuration_is_bad_input() {
+        let error = serve(&["--config", "missing.toml"]).load_config()().expect_err("missing");
+        assert_eq!(CliError::from(StartError::from(error)).exit, Exit::BadInput);
     }
 }

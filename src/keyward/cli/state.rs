@@ -1,10 +1,10 @@
-//! `keyward state`: decisions about the state directory, for while the daemon is stopped.
+//! `keyward state`: decisions about the state directory while the daemon is stopped.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
 use super::streams::Streams;
 use keyward_daemon::config::Config;
 use keyward_state::{self as state, AcceptError, Acceptance};
@@ -14,14 +14,14 @@ Example:
   keyward state accept lost-revocations";
 
 const ACCEPT_HELP: &str = "\
-What is accepted holds for the next start of the daemon, within an hour, and for that one only. The start writes it to
-the log and to the audit trail, with the user and the time. The command is refused while the daemon is running. Run it as
-root or as the daemon's user.
+The acceptance applies only to the next start of the daemon, within an hour. The start records it in the log and the audit
+trail, with the user and the time. The command is refused while the daemon is running. Run it as root or as the daemon's
+user.
 
-  lost-revocations  the list of revocations is gone, emptied, truncated, damaged, or an older copy: start with what is left
-                    of it. A key that was revoked by `keyward revoke` alone is allowed again. Compare with the
-                    events `revoke` and `unrevoke` in audit.jsonl, and revoke again what is missing.
-  source            believe the source at the next start, whatever was served before
+  lost-revocations  The list of revocations is missing, empty, truncated, damaged or an older copy: start with the rest of
+                    it. A key that was revoked only by `keyward revoke` is allowed again. Compare the list with the
+                    events `revoke` and `unrevoke` in audit.jsonl, and repeat the missing revocations.
+  source            Accept the source at the next start, whatever was served before.
 
 Example:
   keyward state accept lost-revocations --state-dir /var/lib/keyward";
@@ -57,7 +57,7 @@ enum What {
 }
 
 impl State {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         match self {
             Self::Accept(accept) => accept.run(streams),
         }
@@ -65,15 +65,15 @@ impl State {
 }
 
 impl Accept {
-    fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let what = match self.what {
             What::LostRevocations => Acceptance::LostRevocations,
             What::Source => Acceptance::Source,
         };
         let directory = Config::state_dir(self.config.as_deref(), self.state_dir.clone())?;
         state::accept(&directory, what).map_err(|error| match error {
-            AcceptError::Missing { .. } => Failure::new(Exit::BadInput, error),
-            AcceptError::Running { .. } | AcceptError::File(_) => Failure::new(Exit::Denied, error),
+            AcceptError::Missing { .. } => CliError::new(Exit::BadInput, error),
+            AcceptError::Running { .. } | AcceptError::File(_) => CliError::new(Exit::Denied, error),
         })?;
         let (name, directory) = (what.name(), directory.display());
         streams.print(format_args!("accepted for the next start within an hour: {name}, in {directory}"))?;
@@ -87,10 +87,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn acceptance_is_left_in_the_directory_that_the_configuration_names() {
+    fn acceptance_is_written_to_the_configured_directory() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("keyward.toml");
-        // Without a source: it may be an option of the daemon's.
+        // Without a source, which may be an option of the daemon.
         let text = format!("server.state_dir = '{}'\n", directory.path().display());
         std::fs::write(&file, text).expect("a configuration");
         let path = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();

@@ -1,4 +1,4 @@
-//! `keyward status`: how the daemon is.
+//! `keyward status`: the state of the daemon.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -7,22 +7,22 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
+use super::format::{Ago, Count, HumanDuration};
 use super::options::{AdminSocket, deadline};
-use super::reload::{missing, summary};
-use super::revoke::Named;
+use super::reload::summary;
+use super::revoke::TargetName;
 use super::streams::Streams;
 use super::withheld;
-use super::words::{Ago, Count, Span};
 use keyward_daemon::admin::{self, message};
 
 const HELP: &str = "\
-The exit code is 0 if the daemon answered, whatever it said; 69 if it did not.
+The exit code is 0 if the daemon answered, and 69 if it did not. The state of the daemon does not matter.
 
 Example, for a monitor:
   keyward status --json | jq -e '.ready and (.stale | not)'";
 
-/// Revocations that are shown, the latest: as many as leave the rest on the screen.
+/// Maximum number of revocations that are shown, so that the rest fits a screen.
 const SHOWN_REVOCATIONS: usize = 20;
 
 /// Show the daemon's state: keys, last reload, answers
@@ -46,33 +46,33 @@ pub(super) struct Status {
 }
 
 impl Status {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let path = self.socket.path()?;
         if self.revocations {
             return self.list_revocations(path.as_path(), streams);
         }
         let reply = admin::send_command_within(path.as_path(), &message::Command::Status, self.deadline)?;
-        let status = reply.status.ok_or_else(|| missing("status"))?;
-        match self.json {
-            true => streams.print_json(&status)?,
-            false => streams.print(Readable(&status))?,
+        let status = reply.status.ok_or_else(|| CliError::missing_in_reply("status"))?;
+        if self.json {
+            streams.print_json(&status)?;
+        } else {
+            streams.print(StatusText(&status))?;
         }
         Ok(Exit::Done)
     }
-}
 
-impl Status {
-    /// Prints a line for each revocation, page by page; with `--json`, each is an object.
-    fn list_revocations(&self, path: &Path, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    /// Prints a line for each revocation, page by page. With `--json`, each line is an object.
+    fn list_revocations(&self, path: &Path, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let mut after = None;
         loop {
             let reply =
                 admin::send_command_within(path, &message::Command::Revocations { after }, self.deadline)?;
-            let page = reply.revocations.ok_or_else(|| missing("list of revocations"))?;
+            let page = reply.revocations.ok_or_else(|| CliError::missing_in_reply("list of revocations"))?;
             for revoked in &page.entries {
-                match self.json {
-                    true => streams.print_json(revoked)?,
-                    false => streams.print(Revoked(revoked))?,
+                if self.json {
+                    streams.print_json(revoked)?;
+                } else {
+                    streams.print(RevokedText(revoked))?;
                 }
             }
             after = page.entries.last().map(|revoked| revoked.target.clone());
@@ -84,12 +84,12 @@ impl Status {
 }
 
 /// As in `key_1 since 2026-11-21T10:00:00Z, by user 0`.
-struct Revoked<'a>(&'a message::Revoked);
+struct RevokedText<'a>(&'a message::Revoked);
 
-impl fmt::Display for Revoked<'_> {
+impl fmt::Display for RevokedText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message::Revoked { target, when, by_uid, durable, agreed_since, conflict_since } = self.0;
-        write!(f, "{} since {when}, by user {by_uid}", Named(target))?;
+        write!(f, "{} since {when}, by user {by_uid}", TargetName(target))?;
         if let Some(since) = agreed_since {
             write!(f, "; the source says the same since {since}")?;
         }
@@ -100,10 +100,10 @@ impl fmt::Display for Revoked<'_> {
     }
 }
 
-/// A line for each part, its name in front.
-struct Readable<'a>(&'a message::Status);
+/// The status as text: a line for each part, which begins with its name.
+struct StatusText<'a>(&'a message::Status);
 
-impl fmt::Display for Readable<'_> {
+impl fmt::Display for StatusText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.0;
         let message::Status { generation, connections, .. } = status;
@@ -132,8 +132,8 @@ impl fmt::Display for Readable<'_> {
     }
 }
 
-impl Readable<'_> {
-    /// Nothing, as long as they are only kept.
+impl StatusText<'_> {
+    /// The last good keys, if they are in use or unusable.
     fn last_good(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(last_good) = &self.0.last_good else { return Ok(()) };
         let message::LastGood { in_use_s, accepted_age_s, source_age_s, generation, .. } = last_good;
@@ -142,7 +142,7 @@ impl Readable<'_> {
                 f,
                 "last good    IN USE for {}, because the source was refused: keys accepted {} as generation {generation}, \
                  written {}",
-                Span::seconds(*since),
+                HumanDuration::seconds(*since),
                 Ago(*accepted),
                 Ago(*written)
             )?;
@@ -170,7 +170,7 @@ impl Readable<'_> {
             error.lines().try_for_each(|line| writeln!(f, "             {line}"))?;
         }
         if last.accepted {
-            let took = Span::milliseconds(last.took_ms);
+            let took = HumanDuration::milliseconds(last.took_ms);
             return writeln!(f, "reload       {age}, in {took}: {}", summary(last));
         }
         writeln!(f, "reload       REFUSED {age}:")?;
@@ -202,7 +202,7 @@ impl Readable<'_> {
         let revocations = &self.0.revocations;
         let mut heading = "revoked";
         for revoked in revocations.iter().take(SHOWN_REVOCATIONS) {
-            writeln!(f, "{heading:12} {}", Revoked(revoked))?;
+            writeln!(f, "{heading:12} {}", RevokedText(revoked))?;
             heading = "";
         }
         match self.0.revocations_total.saturating_sub(revocations.len().min(SHOWN_REVOCATIONS)) {
@@ -210,9 +210,7 @@ impl Readable<'_> {
             more => writeln!(f, "{heading:12} and {more} more: keyward status --revocations lists them"),
         }
     }
-}
 
-impl Readable<'_> {
     /// Sockets that clients cannot reach.
     fn sockets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let problems =
@@ -222,7 +220,7 @@ impl Readable<'_> {
             .try_for_each(|(name, problem)| writeln!(f, "socket       {name} UNREACHABLE: {problem}"))
     }
 
-    /// What is missing in the log.
+    /// Lines that are missing from the log.
     fn log(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message::LogStatus { dropped, failing_since, error } = &self.0.log;
         let lines = Count(*dropped, "line");
@@ -240,13 +238,13 @@ impl Readable<'_> {
 fn refused(status: &message::Status) -> String {
     match status.refused_connections.values().sum::<u64>() {
         0 => String::new(),
-        total => format!(", {total} refused ({})", listed(&status.refused_connections)),
+        total => format!(", {total} refused ({})", list_counts(&status.refused_connections)),
     }
 }
 
 fn answers(status: &message::Status) -> String {
     let mut text = status.verdicts.values().sum::<u64>().to_string();
-    let verdicts = listed(&status.verdicts);
+    let verdicts = list_counts(&status.verdicts);
     if !verdicts.is_empty() {
         text += &format!(" ({verdicts})");
     }
@@ -259,15 +257,15 @@ fn answers(status: &message::Status) -> String {
     text
 }
 
-/// The largest first; what there is none of is left out.
-fn listed(counts: &BTreeMap<String, u64>) -> String {
+/// The counts in descending order, without those that are zero.
+fn list_counts(counts: &BTreeMap<String, u64>) -> String {
     let mut counts: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     let mut text = String::new();
     for (name, count) in counts {
         let separator = if text.is_empty() { "" } else { ", " };
-        // A String takes every write.
-        let _infallible = write!(text, "{separator}{name} {count}");
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{separator}{name} {count}");
     }
     text
 }
@@ -275,12 +273,9 @@ fn listed(counts: &BTreeMap<String, u64>) -> String {
 fn process(status: &message::Status) -> String {
     let message::Status { pid, workers, uptime_s, version, .. } = status;
     let [lowest, highest] = version.protocol;
-    let protocol = match lowest == highest {
-        true => lowest.to_string(),
-        false => format!("{lowest} to {highest}"),
-    };
+    let protocol = if lowest == highest { lowest.to_string() } else { format!("{lowest} to {highest}") };
     let workers = Count(*workers, "worker");
-    let up = Span::seconds(*uptime_s);
+    let up = HumanDuration::seconds(*uptime_s);
     format!("keyward {}, protocol {protocol}, pid {pid}, {workers}, up {up}", version.keyward)
 }
 
@@ -344,9 +339,9 @@ mod tests {
     }
 
     #[test]
-    fn a_healthy_daemon_takes_six_lines() {
+    fn healthy_daemon_has_six_lines() {
         assert_eq!(
-            Readable(&status()).to_string(),
+            StatusText(&status()).to_string(),
             "ready        generation 8: 1000 keys, 42 buckets\n\
              source       /etc/keyward/keys.csv, written 1 min 20 s ago\n\
              reload       1 min 15 s ago, in 3 ms: generation 8: 1000 keys (+1 -2 ~0; 2 stop working)\n\
@@ -357,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn revocations_are_listed_as_far_as_there_is_room() {
+    fn revocations_are_listed_up_to_the_limit() {
         let mut status = status();
         let revoked = |number: usize| message::Revoked {
             target: match number {
@@ -372,7 +367,7 @@ mod tests {
         };
         status.revocations = (0..22).map(revoked).collect();
         status.revocations_total = 1_022;
-        let text = Readable(&status).to_string();
+        let text = StatusText(&status).to_string();
         let first =
             "revoked      owner acme since 2026-11-21T10:00:00Z, by user 0\n             key_1 since ";
         let last = "key_19 since 2026-11-21T10:00:00Z, by user 0\n             \
@@ -380,7 +375,7 @@ mod tests {
         assert!(text.contains(first) && text.contains(last), "{text}");
         status.revocations.truncate(20);
         status.revocations_total = 20;
-        assert!(!Readable(&status).to_string().contains("more"));
+        assert!(!StatusText(&status).to_string().contains("more"));
     }
 
     #[test]
@@ -399,15 +394,15 @@ mod tests {
             /s/audit.jsonl: cannot write to it: No space left on device (os error 28)\n             \
             balances, since 2026-11-21T10:00:00Z (1 min 15 s ago): \
             /s/balances: cannot write to it: No space left on device (os error 28)\n";
-        let text = Readable(&status).to_string();
+        let text = StatusText(&status).to_string();
         assert!(text.contains(expected), "{text}");
     }
 
     #[test]
-    fn last_good_keys_in_use_are_seen() {
+    fn last_good_keys_in_use_are_shown() {
         let mut status = status();
         status.last_good = Some(message::LastGood { generation: 7, keys: 9, ..message::LastGood::default() });
-        assert!(!Readable(&status).to_string().contains("last good"), "nothing is wrong");
+        assert!(!StatusText(&status).to_string().contains("last good"), "nothing is wrong");
         status.last_good = Some(message::LastGood {
             in_use: true,
             in_use_s: Some(5),
@@ -418,14 +413,14 @@ mod tests {
             source_age_s: Some(80),
             ..message::LastGood::default()
         });
-        let text = Readable(&status).to_string();
+        let text = StatusText(&status).to_string();
         let expected = "last good    IN USE for 5 s, because the source was refused: keys accepted 1 min 15 s ago as \
                         generation 7, written 1 min 20 s ago\nreload ";
         assert!(text.contains(expected), "{text}");
     }
 
     #[test]
-    fn an_unreachable_socket_and_a_failing_log_are_shown() {
+    fn unreachable_socket_and_failing_log_are_shown() {
         let mut status = status();
         let socket = |problem: Option<&str>| message::SocketStatus {
             path: Some("/run/k.sock".to_owned()),
@@ -437,20 +432,20 @@ mod tests {
         status.sockets.insert("admin".to_owned(), socket(None));
         status.sockets.insert("verify".to_owned(), socket(Some("the socket's file was removed")));
         status.log.dropped = 3;
-        let text = Readable(&status).to_string();
+        let text = StatusText(&status).to_string();
         let expected = "socket       verify UNREACHABLE: the socket's file was removed\n\
                         log          3 lines dropped since the start\nconnections ";
         assert!(text.contains(expected), "{text}");
         status.log.failing_since = Some("2026-11-21T10:00:00.000Z".to_owned());
         status.log.error = Some("standard error is not being read".to_owned());
-        let text = Readable(&status).to_string();
+        let text = StatusText(&status).to_string();
         let expected = "log          FAILING since 2026-11-21T10:00:00.000Z: standard error is not being read; \
                         3 lines dropped since the start\n";
         assert!(text.contains(expected), "{text}");
     }
 
     #[test]
-    fn a_refused_reload_is_seen() {
+    fn refused_reload_is_shown() {
         let mut status = status();
         if let Some(last) = &mut status.last_reload {
             *last = message::Reload {
@@ -461,14 +456,14 @@ mod tests {
                 ..last.clone()
             };
         }
-        let text = Readable(&status).to_string();
+        let text = StatusText(&status).to_string();
         let expected = "reload       REFUSED 5 s ago:\n             \
                         keys.csv:2: wrong\n             keys.csv:3: wrong\n             \
                         accepted 1 min 15 s ago: generation 8: 1000 keys (+1 -2 ~0; 2 stop working)\n";
         assert!(text.contains(expected), "{text}");
         (status.stale, status.ready) = (true, false);
-        assert!(Readable(&status).to_string().starts_with("STALE "));
+        assert!(StatusText(&status).to_string().starts_with("STALE "));
         status.stale = false;
-        assert!(Readable(&status).to_string().starts_with("NOT READY "));
+        assert!(StatusText(&status).to_string().starts_with("NOT READY "));
     }
 }

@@ -1,25 +1,26 @@
-//! Where a command reads and writes: data to standard output, everything else to standard error.
+//! The standard streams of a command: data goes to standard output, everything else to standard
+//! error.
 //!
-//! A reader who has seen enough (`| head`) is no failure: what is left is not printed, and the exit code says what it
-//! would have said.
+//! A closed standard output (`| head`) is no error. The rest of the data is not printed, and the
+//! exit code is the same.
 
 use std::fmt::Display;
 use std::io::{self, Read, Write};
 
 use serde::Serialize;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
 use keyward_engine::record::escape_json;
 
-/// The three standard streams, or what a test gives instead. Output is not buffered, so that a key in it is nowhere
-/// else.
+/// The three standard streams, or those of a test. Output is not buffered, because a buffer could
+/// keep a copy of a key.
 pub(super) struct Streams<'a> {
     pub(super) input: &'a mut dyn Read,
-    /// Whether somebody is typing.
+    /// Whether the input is a terminal.
     pub(super) input_is_terminal: bool,
     output: &'a mut dyn Write,
     messages: &'a mut dyn Write,
-    closed: bool,
+    is_closed: bool,
 }
 
 impl<'a> Streams<'a> {
@@ -28,47 +29,48 @@ impl<'a> Streams<'a> {
         output: &'a mut dyn Write,
         messages: &'a mut dyn Write,
     ) -> Self {
-        Self { input, input_is_terminal: false, output, messages, closed: false }
+        Self { input, input_is_terminal: false, output, messages, is_closed: false }
     }
 
-    /// The input, to print while it is being read; none is left.
+    /// Takes the input out, so that a command can print while it reads.
     pub(super) fn take_input(&mut self) -> &'a mut dyn Read {
-        // Of no size: nothing is allocated, and nothing leaks.
+        // `Empty` has no size, so that the box allocates nothing and nothing leaks.
         std::mem::replace(&mut self.input, Box::leak(Box::new(io::empty())))
     }
 
     /// Prints a line of data.
-    pub(super) fn print(&mut self, line: impl Display) -> Result<(), Failure> {
-        if self.closed {
+    pub(super) fn print(&mut self, line: impl Display) -> Result<(), CliError> {
+        if self.is_closed {
             return Ok(());
         }
         match writeln!(self.output, "{line}") {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.closed = true;
+                self.is_closed = true;
                 Ok(())
             }
             Err(error) => {
-                Err(Failure::new(Exit::Denied, format_args!("cannot write to standard output: {error}")))
+                Err(CliError::new(Exit::Denied, format_args!("cannot write to standard output: {error}")))
             }
         }
     }
 
-    /// Prints a value as one line of JSON, in which a terminal shows every character.
-    pub(super) fn print_json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+    /// Prints a value as one line of JSON, with invisible characters escaped.
+    pub(super) fn print_json(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         let line = serde_json::to_string(value)
-            .map_err(|error| Failure::new(Exit::Denied, format_args!("cannot write JSON: {error}")))?;
+            .map_err(|error| CliError::new(Exit::Denied, format_args!("cannot write JSON: {error}")))?;
         self.print(escape_json(&line))
     }
 
-    /// Says something to the person at the terminal. Where nobody listens, nobody is told.
+    /// Prints a message to standard error. Errors are ignored, because there is nowhere to report
+    /// them.
     pub(super) fn note(&mut self, line: impl Display) {
-        let _nobody_listens = writeln!(self.messages, "{line}");
+        let _ = writeln!(self.messages, "{line}");
     }
 
-    /// Whether nobody reads the output any more.
+    /// Whether standard output was closed by its reader.
     pub(super) fn is_closed(&self) -> bool {
-        self.closed
+        self.is_closed
     }
 }
 
@@ -89,14 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_who_has_gone_is_no_failure_and_a_full_disk_is() {
+    fn closed_output_is_ignored_and_full_disk_is_an_error() {
         let mut head = Broken(io::ErrorKind::BrokenPipe);
         let mut messages = Broken(io::ErrorKind::BrokenPipe);
         let mut input = io::empty();
         let mut streams = Streams::new(&mut input, &mut head, &mut messages);
         assert!(streams.print("data").is_ok());
         assert!(streams.is_closed());
-        streams.note("nobody listens");
+        streams.note("not read");
 
         let mut full = Broken(io::ErrorKind::StorageFull);
         let mut streams = Streams::new(&mut input, &mut full, &mut messages);

@@ -1,4 +1,4 @@
-//! `keyward usage`: what keys have used since the daemon's start.
+//! `keyward usage`: the usage of keys since the start of the daemon.
 
 use std::fmt::{self, Write};
 use std::time::Duration;
@@ -6,17 +6,16 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
+use super::format::{Count, Word};
 use super::options::{AdminSocket, deadline};
-use super::reload::missing;
 use super::streams::Streams;
-use super::words::{Count, Word};
 use keyward_daemon::admin::{self, message};
 use keyward_daemon::usage::{KeyUsage, MAX_LISTED, UsageCounts, UsageReport};
 
 const HELP: &str = "\
-Counts are those of the running daemon since its start, up to this moment. What was used before is in usage.jsonl in the
-state directory, where each interval has a line for each key that was used; so is what the source no longer lists.
+The counts are those of the running daemon since its start. Earlier usage, and the usage of keys that are no longer in the
+source, is in usage.jsonl in the state directory, with a line for each used key in each interval.
 
 Examples:
   keyward usage --top 10
@@ -51,27 +50,27 @@ pub(super) struct Usage {
     json: bool,
 }
 
-/// Keys that are shown unless a number is given: a screenful.
+/// The default number of keys that are shown.
 const DEFAULT_TOP: usize = 20;
 
 impl Usage {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let reply =
             admin::send_command_within(self.socket.path()?.as_path(), &self.command(), self.deadline)?;
-        let totals = reply.usage.ok_or_else(|| missing("usage"))?;
-        match self.named().filter(|_| totals.matched == 0) {
+        let totals = reply.usage.ok_or_else(|| CliError::missing_in_reply("usage"))?;
+        match self.target().filter(|_| totals.matched == 0) {
             _ if self.json => streams.print_json(&totals)?,
             Some((what, name)) => streams.print(format_args!(
                 "no usage of the {what} {name} is recorded since the daemon's start, {}: there was none, or there is no such {what}",
                 totals.since
             ))?,
-            None => streams.print(Readable(&totals))?,
+            None => streams.print(UsageText(&totals))?,
         }
         Ok(Exit::Done)
     }
 
-    /// What is asked about, unless it is all keys.
-    fn named(&self) -> Option<(&'static str, Word<'_>)> {
+    /// The key or owner that is queried, if any.
+    fn target(&self) -> Option<(&'static str, Word<'_>)> {
         let key = self.key.as_deref().map(|key| ("key", Word(key)));
         key.or_else(|| self.owner.as_deref().map(|owner| ("owner", Word(owner))))
     }
@@ -83,10 +82,10 @@ impl Usage {
     }
 }
 
-/// A line for each key, what was counted first, and two lines below them.
-struct Readable<'a>(&'a UsageReport);
+/// The usage as text: a line for each key, and two lines with the totals.
+struct UsageText<'a>(&'a UsageReport);
 
-impl fmt::Display for Readable<'_> {
+impl fmt::Display for UsageText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let UsageReport { since, matched, total, unknown, keys, .. } = self.0;
         for key in keys {
@@ -99,8 +98,8 @@ impl fmt::Display for Readable<'_> {
         writeln!(f, "{}{listed}: {}", Count(*matched, "key"), counts(total))?;
         let mut others = String::new();
         for (verdict, count) in unknown.iter().filter(|(_, count)| **count > 0) {
-            // A String takes every write.
-            let _infallible = write!(others, "; {verdict} {count}");
+            // Writing to a String cannot fail.
+            let _ = write!(others, "; {verdict} {count}");
         }
         write!(f, "since the daemon's start, {since}{others}")
     }
@@ -118,15 +117,15 @@ fn line(key: &KeyUsage) -> String {
     text
 }
 
-/// What there is none of is left out, but for what was allowed.
+/// As in `10 allowed, cost 12, RATE_LIMITED 3`, without other counts that are zero.
 fn counts(counts: &UsageCounts) -> String {
     let UsageCounts { allowed, denied, cost, refunded, shadow_limited, peeked } = counts;
     let mut text = format!("{allowed} allowed, cost {cost}");
     let denied = denied.iter().map(|(verdict, count)| (verdict.as_str(), count));
     let others = [("refunded", refunded), ("shadow-limited", shadow_limited), ("peeked", peeked)];
     for (name, count) in denied.chain(others).filter(|(_, count)| **count > 0) {
-        // A String takes every write.
-        let _infallible = write!(text, ", {name} {count}");
+        // Writing to a String cannot fail.
+        let _ = write!(text, ", {name} {count}");
     }
     text
 }
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn one_question_at_a_time() {
+    fn at_most_one_query_is_accepted() {
         let asked = |key_id: Option<&str>, owner: Option<&str>, top| {
             let [key_id, owner] = [key_id, owner].map(|text| text.map(str::to_owned));
             Some(message::Command::Usage { key_id, owner, top })
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_sees_what_there_is() {
+    fn text_lists_keys_and_totals() {
         let key = KeyUsage {
             key_id: "a".to_owned(),
             owner: "acme inc".to_owned(),
@@ -183,7 +182,7 @@ mod tests {
             keys: vec![key],
         };
         assert_eq!(
-            Readable(&totals).to_string(),
+            UsageText(&totals).to_string(),
             "a (\"acme inc\"): 10 allowed, cost 12, RATE_LIMITED 3, refunded 2, last used 2026-11-21T10:00:01Z\n\
              2 keys (1 listed): 11 allowed, cost 13\n\
              since the daemon's start, 2026-11-21T09:00:00.000Z; UNKNOWN_KEY 7"

@@ -1,4 +1,4 @@
-//! `keyward verify`: asks the daemon about one key.
+//! `keyward verify`: sends one key to the daemon, and prints the decision.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,11 +10,11 @@ use keyward_client::{Decision, Error, FieldTooLongError, Options, Request, block
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
+use super::format::{HumanDuration, Word};
 use super::options::{VerifySocket, deadline};
 use super::secret;
 use super::streams::Streams;
-use super::words::{Span, Word};
 
 const HELP: &str = "\
 The key is read from standard input or a file, never from the arguments. The line end after it is not part of it.
@@ -64,7 +64,8 @@ pub(super) struct Verify {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cost: u32,
 
-    /// Charge nothing, and show the balance: rate limits are not applied, the verdict is ALLOWED even at 0
+    /// Charge nothing, and show the balance: rate limits are not applied, the verdict is ALLOWED
+    /// even at 0
     #[arg(long, conflicts_with = "cost")]
     peek: bool,
 
@@ -76,33 +77,32 @@ pub(super) struct Verify {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = deadline)]
     deadline: Duration,
 
-    /// Send the key itself and not its SHA-256, so that a typo is told from an unknown key (MALFORMED_KEY)
+    /// Send the key itself and not its SHA-256, so that a typo is told from an unknown key
+    /// (MALFORMED_KEY)
     #[arg(long)]
     raw: bool,
 }
 
 impl Verify {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let key = secret::read_key(self.key_file.as_deref(), streams)?;
         let options = Options::new(&self.socket.socket).deadline(self.deadline);
         let decision = blocking::Client::with_options(options)
             .verify(&self.request(&key))
-            .map_err(|error| self.failure(error))?;
+            .map_err(|error| self.error(error))?;
         drop(key);
         let report = Report::from(&decision);
-        match self.json {
-            true => streams.print_json(&report)?,
-            false => streams.print(&report)?,
+        if self.json {
+            streams.print_json(&report)?;
+        } else {
+            streams.print(&report)?;
         }
         Ok(exit(&decision))
     }
 
     fn request<'a>(&'a self, key: &'a [u8]) -> Request<'a> {
         let mut request = Request::new(key).cost(if self.peek { 0 } else { self.cost });
-        request = match self.any_scope {
-            true => request.any_scope(&self.scopes),
-            false => request.scopes(&self.scopes),
-        };
+        request = if self.any_scope { request.any_scope(&self.scopes) } else { request.scopes(&self.scopes) };
         if let Some(ip) = self.ip {
             request = request.ip(ip);
         }
@@ -121,17 +121,17 @@ impl Verify {
         request
     }
 
-    fn failure(&self, error: Error) -> Failure {
+    fn error(&self, error: Error) -> CliError {
         match error {
-            // A digest is short whatever the key is: only a raw key can be too long.
-            Error::FieldTooLong(FieldTooLongError { field: "key", length, max }) => Failure::new(
+            // Only a raw key can be too long.
+            Error::FieldTooLong(FieldTooLongError { field: "key", length, max }) => CliError::new(
                 Exit::Usage,
                 format_args!(
                     "the key is {length} bytes long, and may have {max} to be sent itself: leave out --raw"
                 ),
             ),
-            // The admin socket is beside it, and speaks JSON.
-            Error::Protocol(what) => Failure::new(
+            // It may be the admin socket, which is in the same directory.
+            Error::Protocol(what) => CliError::new(
                 Exit::Unreachable,
                 format_args!(
                     "what answers at {} does not keep to keyward's protocol: {what}; is this the admin socket? verify needs \
@@ -145,13 +145,10 @@ impl Verify {
 }
 
 fn exit(decision: &Decision) -> Exit {
-    match decision.is_allowed() {
-        true => Exit::Done,
-        false => Exit::Denied,
-    }
+    if decision.is_allowed() { Exit::Done } else { Exit::Denied }
 }
 
-/// The answer under SPEC.md's names; what it does not say is left out.
+/// The decision with the names of SPEC.md. Absent fields are omitted.
 #[derive(Debug, Default, Serialize)]
 struct Report<'a> {
     verdict: &'a str,
@@ -200,7 +197,7 @@ impl<'a> From<&'a Decision> for Report<'a> {
                 reset_ms: milliseconds(limit.reset),
             }),
             shadow_limit: decision.shadow_limit(),
-            // The source has checked that it is JSON.
+            // Cannot fail: the metadata of every row has been parsed as JSON.
             metadata: decision.metadata().and_then(|text| serde_json::from_str(text).ok()),
         }
     }
@@ -223,10 +220,10 @@ impl fmt::Display for Report<'_> {
         if let Some(Limit { limit_name, limit, remaining, retry_after_ms, reset_ms }) = &self.limit {
             write!(f, "  limit {} {remaining}/{limit}", Word(limit_name))?;
             if *retry_after_ms > 0 {
-                write!(f, ", retry in {}", Span::milliseconds(*retry_after_ms))?;
+                write!(f, ", retry in {}", HumanDuration::milliseconds(*retry_after_ms))?;
             }
             if *reset_ms > 0 {
-                write!(f, ", full in {}", Span::milliseconds(*reset_ms))?;
+                write!(f, ", full in {}", HumanDuration::milliseconds(*reset_ms))?;
             }
         }
         if let Some(shadow_limit) = self.shadow_limit {
@@ -255,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_one_line_with_the_verdict_first() {
+    fn answer_is_one_line_with_the_verdict_first() {
         let metadata: Box<RawValue> = serde_json::from_str(r#"{"team":"a\u001bb"}"#).expect("JSON");
         let limit =
             Limit { limit_name: "default", limit: 200, remaining: 199, retry_after_ms: 0, reset_ms: 5 };
@@ -282,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_says_what_there_is_to_say() {
+    fn denial_omits_absent_fields() {
         let unknown = Report { verdict: "UNKNOWN_KEY", generation: 7, ..Report::default() };
         assert_eq!(unknown.to_string(), "UNKNOWN_KEY  generation 7");
         assert_eq!(
@@ -300,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn options_make_a_request() {
+    fn options_become_a_request() {
         let verify = verify(&[
             "--scope",
             "a:b",
@@ -329,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_options_are_refused() {
         for arguments in [
             &["--any-scope"][..],
             &["--peek", "--cost", "2"],
@@ -345,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peek_costs_nothing() {
+    fn peek_has_cost_zero() {
         let request = |arguments: &[&str]| {
             let verify = verify(arguments).expect("good");
             format!("{:?}", verify.request(b"k"))
@@ -355,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_daemon_the_exit_code_says_so() {
+    fn missing_daemon_is_unreachable() {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("no.sock");
         let socket = socket.to_str().expect("UTF-8");
@@ -372,7 +369,7 @@ mod tests {
         assert!(messages.contains("cannot open no/key.txt: "), "{messages}");
         let verify = verify(&[]).expect("good");
         let long =
-            verify.failure(Error::FieldTooLong(FieldTooLongError { field: "key", length: 1025, max: 1024 }));
+            verify.error(Error::FieldTooLong(FieldTooLongError { field: "key", length: 1025, max: 1024 }));
         assert!(long.message.ends_with("leave out --raw"), "{}", long.message);
     }
 }

@@ -1,16 +1,16 @@
-//! Keys that rows that cannot be understood have disabled or restricted, for people.
+//! Formats the effects of malformed rows for people.
 
 use std::fmt;
 
-use super::words::Count;
+use super::format::Count;
 use keyward_daemon::admin::message::{Diagnostic, Withheld};
 use keyward_engine::record::Quoted;
 use keyward_source::RepeatCount;
 
-/// Key ids that a line names.
-const NAMED: usize = 3;
+/// Maximum number of key ids in a line.
+const MAX_NAMED: usize = 3;
 
-/// One line for each kind: rows that are set aside, takeaways, and takeaways that were refused.
+/// One line for each effect: rows that are set aside, takeaways, and takeaways that were refused.
 pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
     let Withheld {
         bad_rows, unreadable_rows, set_aside, set_aside_keys, taken_away, taken_away_keys, ..
@@ -26,13 +26,13 @@ pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
             many => format!("; the hashes of {many} cannot be read"),
         };
         let keys = Count(*set_aside, "key");
-        lines.push(format!("{rows}{keys} disabled{}{unreadable}", named(set_aside_keys, *set_aside)));
+        lines.push(format!("{rows}{keys} disabled{}{unreadable}", list_ids(set_aside_keys, *set_aside)));
     }
     if *taken_away > 0 {
         let keys = Count(*taken_away, "key");
-        let named = named(taken_away_keys, *taken_away);
+        let ids = list_ids(taken_away_keys, *taken_away);
         lines.push(format!(
-            "{keys}{named} revoked, disabled or ending earlier by a refused source, until a source is accepted"
+            "{keys}{ids} revoked, disabled or ending earlier by a refused source, until a source is accepted"
         ));
     }
     if let Some(refused) = &withheld.takeaways_refused {
@@ -42,19 +42,19 @@ pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
 }
 
 /// As in ` (k1, k2 and others)`.
-fn named(ids: &[String], of: usize) -> String {
-    let shown: Vec<String> = ids.iter().take(NAMED).map(|key_id| Quoted(key_id).to_string()).collect();
+fn list_ids(ids: &[String], total: usize) -> String {
+    let shown: Vec<String> = ids.iter().take(MAX_NAMED).map(|key_id| Quoted(key_id).to_string()).collect();
     match shown.len() {
         0 => String::new(),
-        few if few < of => format!(" ({} and others)", shown.join(", ")),
+        few if few < total => format!(" ({} and others)", shown.join(", ")),
         _ => format!(" ({})", shown.join(", ")),
     }
 }
 
-/// Where a finding is, and what it is.
-pub(super) struct Place<'a>(pub(super) &'a Diagnostic);
+/// A diagnostic without the name of the file, as in `2: column 3 (limits): …`.
+pub(super) struct DiagnosticText<'a>(pub(super) &'a Diagnostic);
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for DiagnosticText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Diagnostic { line, column, name, byte, message, count } = self.0;
         if let Some(line) = line {
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_of_withheld_key_has_a_line() {
+    fn each_effect_has_a_line() {
         assert!(lines(&Withheld::default()).is_empty());
         let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
         let withheld = Withheld {

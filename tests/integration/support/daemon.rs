@@ -11,6 +11,7 @@ use keyward_daemon::admin::message::{Command as AdminCommand, Reload, Reply, Rev
 use keyward_daemon::admin::{CommandError, send_command_within};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::programs::{CommandOutput, keyward, run};
 use super::raw_client::RawClient;
 use super::setup::{Setup, replace_export};
 use super::wait::{TIMEOUT, wait_for, wait_until};
@@ -80,6 +81,13 @@ impl Daemon {
 
     pub(crate) fn send_command(&self, command: &AdminCommand) -> Result<Reply, CommandError> {
         send_command_within(&self.admin_socket(), command, COMMAND_TIMEOUT)
+    }
+
+    /// Runs `keyward ARGUMENTS` with the admin socket of this daemon, in its directory.
+    pub(crate) fn run_keyward(&self, arguments: &[&str]) -> CommandOutput {
+        let mut command = keyward();
+        command.args(arguments).arg("--admin-socket").arg(self.admin_socket());
+        run(command.current_dir(self.setup.dir.path()))
     }
 
     pub(crate) fn status(&self) -> Status {

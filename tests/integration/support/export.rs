@@ -23,7 +23,8 @@ pub(crate) fn row(key: impl Into<String>) -> Row {
     Row { fields: vec![("key_hash", sha256_hex(&key)), ("key_id", key)], literal: None }
 }
 
-/// A literal line of CSV, or several, in place of a row: without its newline, and possibly malformed.
+/// A literal line of CSV, or several, in place of a row: without its newline, and possibly
+/// malformed.
 pub(crate) fn line(text: impl Into<String>) -> Row {
     Row { fields: Vec::new(), literal: Some(text.into()) }
 }
@@ -147,7 +148,8 @@ impl Export {
         text
     }
 
-    /// One object per row, with the fields that the row sets. A field set to the empty string is null.
+    /// One object per row, with the fields that the row sets. A field set to the empty string is
+    /// null.
     pub(crate) fn to_json_lines(&self) -> String {
         let line = |row: &Row| {
             let value = |value: &str| Some(value.to_owned()).filter(|value| !value.is_empty()).into();

@@ -71,8 +71,8 @@ impl MemoryDump {
     }
 }
 
-/// Fragments of secrets. A trace contains a whole fragment if it has at least 15 bytes, or if it has
-/// at least 8 and ends with the secret.
+/// Fragments of secrets. A trace contains a whole fragment if it has at least 15 bytes, or if it
+/// has at least 8 and ends with the secret.
 pub(crate) struct Fragments {
     by_prefix: HashMap<u64, Vec<Vec<u8>>>,
     filter: Vec<bool>,

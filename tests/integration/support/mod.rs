@@ -14,7 +14,7 @@ mod wait;
 
 pub(crate) use daemon::{Daemon, key_target, owner_target};
 pub(crate) use export::{Export, Row, line, row, sha256_hex};
-pub(crate) use programs::{keyward, keyward_bench};
+pub(crate) use programs::{CommandOutput, keyward, keyward_bench, run};
 pub(crate) use raw_client::{RawClient, Received, encode_verify};
 pub(crate) use setup::{Setup, replace_export};
 pub(crate) use wait::{TIMEOUT, wait_for, wait_until};

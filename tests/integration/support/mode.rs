@@ -2,8 +2,8 @@
 //! them all.
 //!
 //! `KEYWARD_TEST_MODE` sets it, as in `workers=1 busy_poll=50us huge_pages=off source=compiled`.
-//! What it leaves out has the daemon's default, and `source=text`. A setting that a test makes itself
-//! takes precedence.
+//! What it leaves out has the daemon's default, and `source=text`. A setting that a test makes
+//! itself takes precedence.
 
 use std::fs;
 use std::path::Path;
@@ -31,7 +31,8 @@ impl Mode {
         CURRENT.get_or_init(|| Self::parse(&std::env::var(VARIABLE).unwrap_or_default()))
     }
 
-    /// Panics on an unknown setting: a misspelled mode must not pass as one in which all tests hold.
+    /// Panics on an unknown setting: a misspelled mode must not pass as one in which all tests
+    /// hold.
     pub(crate) fn parse(text: &str) -> Self {
         let mut mode = Self::default();
         for word in text.split_whitespace() {

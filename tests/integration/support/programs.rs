@@ -4,6 +4,22 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
+/// The outcome of a command that has ended.
+#[derive(Debug)]
+pub(crate) struct CommandOutput {
+    /// The exit code. `None`: a signal ended the process.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(command: &mut Command) -> CommandOutput {
+    let output = command.output().expect("runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    CommandOutput { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
 /// The `keyward` binary.
 pub(crate) fn keyward() -> Command {
     without_settings(env!("CARGO_BIN_EXE_keyward").as_ref())

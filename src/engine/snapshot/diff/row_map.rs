@@ -2,8 +2,8 @@
 //!
 //! Comparing two tables of a million rows means finding every row of one in the other. Most rows
 //! are found right after the row before. The others take look-ups that miss every cache, so
-//! [`KeyTable::find_window`] overlaps them. The [comparison](super::Comparison) does this once; the
-//! buckets then reuse the result.
+//! [`find_window`](crate::snapshot::KeyTable::find_window) overlaps them. The
+//! [comparison](super::Comparison) does this once; the buckets then reuse the result.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;

@@ -1,9 +1,7 @@
-//! What a start of the daemon would make of the source: a comparison with the last good keys in the state directory. A
-//! daemon that uses the directory is not disturbed.
+//! Compares the source with the last good keys in the state directory, as a start of the daemon
+//! would. A daemon that uses the directory is not disturbed.
 
-use serde::Serialize;
-
-use super::report::Outcome;
+use super::outcome::{CheckOutcome, LastGood};
 use keyward_daemon::clock::Clock;
 use keyward_daemon::config::Config;
 use keyward_daemon::reload::Evaluation;
@@ -14,28 +12,13 @@ use keyward_engine::record::rfc3339;
 use keyward_engine::snapshot::{CompareOptions, KeyTable};
 use keyward_state::{Acceptance, is_accepted};
 
-/// The last good keys that the source was compared with.
-#[derive(Serialize)]
-pub(super) struct LastGood {
-    /// The snapshot that they were accepted as.
-    pub(super) generation: u64,
-    /// When they came into force, in UTC.
-    pub(super) accepted_at: String,
-    /// Where they came from.
-    pub(super) source: String,
-    /// Whether they would be served if the source were refused; unknown where this user may not read the peppers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) usable: Option<bool>,
-    /// Whether the next start takes the source all the same, because of `keyward state accept source`.
-    pub(super) source_accepted: bool,
-}
-
-/// Compares `new`, which was read by `config`, with the last good keys, if there are any.
+/// Compares `new` with the last good keys, if there are any. `global_policy` is `None` if this user
+/// may not read the peppers.
 pub(super) fn compare(
     config: &Config,
     global_policy: Option<&GlobalPolicy>,
     new: &KeyTable,
-    outcome: &mut Outcome,
+    outcome: &mut CheckOutcome,
 ) {
     if !config.keep_snapshot {
         return;
@@ -46,7 +29,7 @@ pub(super) fn compare(
         Ok(Some(recovered)) => {
             let usable = global_policy.map(|global_policy| recovered.retained_hashes(global_policy).current);
             let now = Clock::new().now().unix;
-            // Hashes say nothing where the peppers are not known.
+            // Without the peppers, hashes cannot be compared.
             let options = global_policy.map_or(CompareOptions { now, by_key_id: true }, |global_policy| {
                 recovered.compare_options(global_policy, now)
             });

@@ -1,18 +1,18 @@
-//! `keyward check`: whether a daemon would start with this configuration and serve this source, what is suspicious about
-//! it, and what would change.
+//! `keyward check`: validates the configuration and the source, warns about suspicious rows, and
+//! shows what would change.
 //!
-//! The source is compared with the last good keys, if there are any; with `--against` with another export; with `--daemon` a running daemon compares it with what it
-//! serves, by its own configuration. What is wrong is an error, what is only suspicious a warning.
+//! By default the source is compared with the last good keys, if there are any. With `--against` it
+//! is compared with another export. With `--daemon` a running daemon compares it with the keys that
+//! it serves, using its own configuration.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::exit::{Exit, Failure};
-use super::options::{AdminSocket, Origin};
-use super::reload::missing;
+use super::exit::{CliError, Exit};
+use super::options::{AdminSocket, ConfigOptions};
 use super::streams::Streams;
-use keyward_daemon::admin::message::{CheckDiff, Diagnostics};
+use keyward_daemon::admin::message::CheckDiff;
 use keyward_daemon::admin::{self, message};
 use keyward_daemon::clock::Clock;
 use keyward_daemon::config::{Config, ConfigError, Overrides};
@@ -24,21 +24,24 @@ use keyward_source::Format;
 use keyward_source::lint::Linter;
 
 mod last_good;
+mod outcome;
 mod report;
 
-use report::{Lines, Outcome, Report, Setting};
+use outcome::CheckOutcome;
+use report::{Report, TextReport};
 
 const HELP: &str = "\
-Everything that is wrong with the source is reported with its line and column: rows that are wrong in the same way are
-one finding, with their number, and the first 20 findings are shown; then what is suspicious about it, the first 3 of each
-kind (with --json, 20 of all). Revoked keys are not suspicious. A pepper that this user may not read is left to the daemon.
+All errors in the source are reported with their lines and columns. Rows with the same kind of error are reported once,
+with their number, and the first 20 kinds are shown. Warnings about suspicious rows follow, the first 3 of each kind (with
+--json, 20 in all). Revoked keys cause no warnings. A pepper that this user may not read is left to the daemon.
 
-If the state directory has last good keys, and this user may read them, the source is compared with them: they are what a
-start of the daemon compares it with, and serves if it is refused. --against and --daemon compare it with something else.
+If the state directory has last good keys, and this user may read them, the source is compared with them. A start of the
+daemon makes the same comparison, and serves these keys if it refuses the source. --against and --daemon compare the
+source with other keys.
 
-The exit code is 78 if the configuration or the source is wrong, 1 if a start or a reload would refuse the source, if it is
-older than max_staleness, or if there are warnings (--strict). A running daemon is not touched; with --daemon it reads the source, takes
-its time for it, and goes on serving what it has.
+The exit code is 78 if the configuration or the source is invalid. It is 1 if a start or a reload would refuse the source,
+if the source is older than max_staleness, or if there are warnings (--strict). A running daemon is not affected; with
+--daemon it reads the source and goes on serving its keys.
 
 Examples, before an export replaces the one that is served:
   keyward check --source new.csv && mv new.csv /etc/keyward/keys.csv
@@ -50,9 +53,9 @@ Examples, before an export replaces the one that is served:
 #[command(after_help = HELP)]
 pub(super) struct Check {
     #[command(flatten)]
-    origin: Origin,
+    config: ConfigOptions,
 
-    /// Say what replacing this export by the source would change
+    /// Show what replacing this export by the source would change
     #[arg(long, value_name = "OLD", conflicts_with = "daemon")]
     against: Option<PathBuf>,
 
@@ -60,7 +63,8 @@ pub(super) struct Check {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["daemon", "against"])]
     state_dir: Option<PathBuf>,
 
-    /// Have the running daemon say what a reload would change; without --source, of its own source
+    /// Let the running daemon show what a reload would change; without --source, it reads its own
+    /// source
     #[arg(long, conflicts_with = "strict")]
     daemon: bool,
 
@@ -77,8 +81,8 @@ pub(super) struct Check {
 }
 
 impl Check {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        let outcome = if self.daemon { self.ask() } else { self.read() };
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
+        let outcome = if self.daemon { self.check_by_daemon() } else { self.check_here() };
         match outcome {
             Ok(outcome) if self.json => {
                 let exit = outcome.exit(self.strict);
@@ -86,25 +90,25 @@ impl Check {
                 Ok(exit)
             }
             Ok(outcome) => {
-                Lines(streams).print(&outcome)?;
+                TextReport(streams).print(&outcome)?;
                 Ok(outcome.exit(self.strict))
             }
-            // The failure is the result: for a machine, it is on standard output.
-            Err(failure) if self.json => {
-                streams.print_json(&Report::failed(&failure))?;
-                Ok(failure.exit)
+            // The error is the result, so that the JSON on standard output contains it.
+            Err(error) if self.json => {
+                streams.print_json(&Report::failed(&error))?;
+                Ok(error.exit)
             }
-            Err(failure) => Err(failure),
+            Err(error) => Err(error),
         }
     }
 
-    /// Asks the daemon.
-    fn ask(&self) -> Result<Outcome, Failure> {
-        let source = self.origin.source.as_deref().map(absolute).transpose()?;
+    /// Sends the check to the daemon.
+    fn check_by_daemon(&self) -> Result<CheckOutcome, CliError> {
+        let source = self.config.source.as_deref().map(absolute).transpose()?;
         let command = message::Command::Check { source };
         let reply = admin::send_command(self.socket.path()?.as_path(), &command)?;
-        let check = reply.check.ok_or_else(|| missing("check"))?;
-        Ok(Outcome {
+        let check = reply.check.ok_or_else(|| CliError::missing_in_reply("check"))?;
+        Ok(CheckOutcome {
             source: check.source,
             keys: check.diff.as_ref().map(|diff| diff.keys),
             // The diagnostics are reported one by one instead.
@@ -113,38 +117,39 @@ impl Check {
             withheld: check.withheld,
             stale: check.diff.as_ref().and_then(|diff| diff.stale.clone()),
             diff: check.diff,
-            ..Outcome::default()
+            ..CheckOutcome::default()
         })
     }
 
-    /// Reads the source here, as a reload would.
-    fn read(&self) -> Result<Outcome, Failure> {
-        let (source, state_dir) = (self.origin.source.clone(), self.state_dir.clone());
+    /// Reads the source in this process, as a reload would.
+    fn check_here(&self) -> Result<CheckOutcome, CliError> {
+        let (source, state_dir) = (self.config.source.clone(), self.state_dir.clone());
         let overrides = Overrides { source, state_dir, ..Overrides::default() };
-        let config = match Config::load(self.origin.config.as_deref(), overrides) {
+        let config = match Config::load(self.config.config.as_deref(), overrides) {
             Ok(config) => config,
-            Err(error) => return Ok(Outcome::misconfigured(&error)),
+            Err(error) => return Ok(CheckOutcome::misconfigured(&error)),
         };
-        // What this user may not read, the daemon's may.
+        // The user of the daemon may be able to read a pepper that this user cannot read.
         let (global_policy, has_peppers) = match config.global_policy() {
             Ok(global_policy) => (global_policy, true),
             Err(ConfigError::Pepper { source, .. }) if source.is_permission_denied() => {
                 (config.global_policy_without_peppers(), false)
             }
-            Err(error) => return Ok(Outcome::misconfigured(&error)),
+            Err(error) => return Ok(CheckOutcome::misconfigured(&error)),
         };
         let source = config.source_file();
         let plans = config.plans.as_ref();
         let is_limited = |record: &KeyRecord<'_>| is_limited(plans, record);
         let now = Clock::new().now().unix;
         let mut linter = Linter::new(now, &is_limited);
-        let mut outcome = Outcome { source: source.path.display().to_string(), ..Outcome::default() };
+        let mut outcome =
+            CheckOutcome { source: source.path.display().to_string(), ..CheckOutcome::default() };
         let LoadedSource { keys, written_at, set_aside, .. } =
             match load(&source, &mut |line, record| linter.check(line, record)) {
                 Ok(loaded) => loaded,
                 Err(failure) => return Ok(outcome.refused(&failure)),
             };
-        // Before another export is read: what the lints remember is as large as a part of it.
+        // Before another export is read, to free the memory of the linter.
         let lints = linter.finish();
         if let Some(old) = &self.against {
             outcome.diff = Some(compare(&config, old, &keys)?);
@@ -162,26 +167,9 @@ impl Check {
     }
 }
 
-impl Outcome {
-    /// There is no telling where the source would be.
-    fn misconfigured(error: &ConfigError) -> Self {
-        Self { error: Some(error.to_string()), setting: Setting::of(error), ..Self::default() }
-    }
-
-    /// The source is of no use.
-    fn refused(self, failure: &reload::ReloadError) -> Self {
-        // The diagnostics are reported one by one instead.
-        Self {
-            diagnostics: failure.diagnostics().map(Diagnostics::from),
-            error: failure.message_beside_diagnostics(),
-            ..self
-        }
-    }
-}
-
-/// Whether anything refuses a request of the key: a limit in shadow mode does not.
+/// Whether any limit applies to the key, other than in shadow mode.
 fn is_limited(plans: &Plans, record: &KeyRecord<'_>) -> bool {
-    // A plan that is not there is a finding.
+    // An unknown plan has a diagnostic of its own.
     let of_plan = plans.resolve(record.plan).map_or(&[][..], |(_, limits)| limits);
     let replaced = |name: &str| record.limits.iter().any(|own| *own.name == *name);
     record.limits.iter().any(|limit| !limit.shadow)
@@ -196,8 +184,8 @@ fn load(
     source.load_observed(seed, see)
 }
 
-/// What putting `new` in the place of the export `old` would do.
-fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Failure> {
+/// Compares `new` with the export `old`.
+fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, CliError> {
     let source = config.source_file();
     let old = SourceFile {
         format: Format::from_path(old).unwrap_or(source.format),
@@ -205,7 +193,7 @@ fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Fai
         ..source.clone()
     };
     let LoadedSource { keys: old, .. } = load(&old, &mut |_, _| {})
-        .map_err(|failure| Failure::new(Exit::BadInput, format_args!("--against: {failure}")))?;
+        .map_err(|failure| CliError::new(Exit::BadInput, format_args!("--against: {failure}")))?;
     // Two exports may be hashed with different peppers.
     let options =
         CompareOptions { now: Clock::new().now().unix, by_key_id: config.keys.pepper_file.is_some() };
@@ -213,10 +201,10 @@ fn compare(config: &Config, old: &Path, new: &KeyTable) -> Result<CheckDiff, Fai
     Ok(server::diff(&evaluation, 0, old.len()))
 }
 
-/// The daemon has another working directory.
-fn absolute(path: &Path) -> Result<String, Failure> {
+/// The absolute path, because the daemon has another working directory.
+fn absolute(path: &Path) -> Result<String, CliError> {
     let refused =
-        |problem: &dyn std::fmt::Display| Failure::new(Exit::Usage, format_args!("--source: {problem}"));
+        |problem: &dyn std::fmt::Display| CliError::new(Exit::Usage, format_args!("--source: {problem}"));
     let path = std::path::absolute(path).map_err(|error| refused(&error))?;
     path.into_os_string()
         .into_string()

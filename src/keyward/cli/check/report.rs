@@ -1,100 +1,22 @@
-//! What a check found, for people and for machines.
+//! Reports the outcome of a check, as text or as JSON.
 //!
-//! For people the result is on standard output; what is wrong, or suspicious, is on standard error.
+//! The text of the result goes to standard output, errors and warnings go to standard error.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::Serialize;
 
-use super::last_good::LastGood;
-use crate::cli::exit::{Exit, Failure};
+use super::outcome::{CheckOutcome, LastGood, Setting};
+use crate::cli::exit::CliError;
+use crate::cli::format::Count;
 use crate::cli::key_change::{self, AccessCounts, KeyChange};
 use crate::cli::streams::Streams;
-use crate::cli::withheld::{self, Place};
-use crate::cli::words::Count;
+use crate::cli::withheld::{self, DiagnosticText};
 use keyward_daemon::admin::message::{CheckDiff, Diagnostics, Example, Withheld};
-use keyward_daemon::config::ConfigError;
 use keyward_engine::snapshot::Summary;
 use keyward_source::lint::{self, Warning};
 
-/// What a check found. What does not apply is left out.
-#[derive(Default)]
-pub(super) struct Outcome {
-    pub(super) source: String,
-    pub(super) keys: Option<usize>,
-    pub(super) summary: Option<Summary>,
-    /// What is wrong with the whole.
-    pub(super) error: Option<String>,
-    /// That it is too old to be served.
-    pub(super) stale: Option<String>,
-    /// Where in the configuration that is.
-    pub(super) setting: Option<Setting>,
-    /// What is wrong with rows.
-    pub(super) diagnostics: Option<Diagnostics>,
-    /// Keys that a reload would disable or restrict because of rows that cannot be understood.
-    pub(super) withheld: Option<Withheld>,
-    pub(super) lints: Option<lint::LintReport>,
-    pub(super) diff: Option<CheckDiff>,
-    /// The last good keys, if the source was compared with them.
-    pub(super) last_good: Option<LastGood>,
-    /// Why the source was not compared with the last good keys, although there are some.
-    pub(super) not_compared: Option<String>,
-}
-
-/// A place in the configuration, or an option; what is not known is left out.
-#[derive(Default, Serialize)]
-pub(super) struct Setting {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    file: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    line: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    column: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    setting: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    option: Option<&'static str>,
-}
-
-impl Setting {
-    pub(super) fn of(error: &ConfigError) -> Option<Self> {
-        let name = |file: &Path| Some(file.display().to_string());
-        match error {
-            ConfigError::Setting { file, position, setting, .. } => Some(Self {
-                file: name(file),
-                line: position.map(|position| position.line),
-                column: position.map(|position| position.column),
-                setting: setting.clone(),
-                option: None,
-            }),
-            ConfigError::Option { option, .. } => Some(Self { option: Some(option), ..Self::default() }),
-            ConfigError::Unreadable { file, .. } | ConfigError::TooLarge { file } => {
-                Some(Self { file: name(file), ..Self::default() })
-            }
-            _ => None,
-        }
-    }
-}
-
-impl Outcome {
-    pub(super) fn exit(&self, strict: bool) -> Exit {
-        let warnings = self.lints.as_ref().map_or(0, lint::LintReport::warnings);
-        let is_accepted = self.last_good.as_ref().is_some_and(|last_good| last_good.source_accepted);
-        if self.error.is_some() || self.diagnostics.is_some() {
-            Exit::BadInput
-        } else if self.stale.is_some()
-            || self.diff.as_ref().is_some_and(|diff| !(diff.accepted || is_accepted))
-            || (strict && (warnings > 0 || self.withheld.is_some()))
-        {
-            Exit::Denied
-        } else {
-            Exit::Done
-        }
-    }
-}
-
-/// For machines.
+/// The report as JSON.
 #[derive(Default, Serialize)]
 pub(super) struct Report<'a> {
     ok: bool,
@@ -106,7 +28,7 @@ pub(super) struct Report<'a> {
     error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stale: Option<&'a str>,
-    /// Where in the configuration the error is.
+    /// The location of an error in the configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<&'a Setting>,
     #[serde(flatten)]
@@ -132,7 +54,7 @@ struct Lints<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub(super) fn new(outcome: &'a Outcome, ok: bool) -> Self {
+    pub(super) fn new(outcome: &'a CheckOutcome, ok: bool) -> Self {
         Self {
             ok,
             source: Some(outcome.source.as_str()).filter(|source| !source.is_empty()),
@@ -149,7 +71,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    pub(super) fn failed(failure: &'a Failure) -> Self {
+    pub(super) fn failed(failure: &'a CliError) -> Self {
         Self { error: Some(&failure.message), ..Self::default() }
     }
 }
@@ -165,11 +87,11 @@ impl<'a> From<&'a lint::LintReport> for Lints<'a> {
     }
 }
 
-/// For people.
-pub(super) struct Lines<'s, 'io>(pub(super) &'s mut Streams<'io>);
+/// The report as text.
+pub(super) struct TextReport<'s, 'io>(pub(super) &'s mut Streams<'io>);
 
-impl Lines<'_, '_> {
-    pub(super) fn print(&mut self, outcome: &Outcome) -> Result<(), Failure> {
+impl TextReport<'_, '_> {
+    pub(super) fn print(&mut self, outcome: &CheckOutcome) -> Result<(), CliError> {
         let source = &outcome.source;
         if let Some(diagnostics) = &outcome.diagnostics {
             self.diagnostics(source, diagnostics);
@@ -194,9 +116,9 @@ impl Lines<'_, '_> {
         if let Some(why) = &outcome.not_compared {
             self.0.note(format_args!("{source}: not compared with the last good keys: {why}"));
         }
-        let mut judge = "a reload";
+        let mut action = "a reload";
         if let Some(LastGood { generation, accepted_at, source: from, usable, .. }) = &outcome.last_good {
-            judge = "a start";
+            action = "a start";
             self.0.print(format_args!(
                 "compared with the last good keys: generation {generation}, accepted {accepted_at}, from {from}"
             ))?;
@@ -207,7 +129,7 @@ impl Lines<'_, '_> {
             }
         }
         if let Some(diff) = &outcome.diff {
-            self.diff(diff, judge)?;
+            self.diff(diff, action)?;
         }
         match &outcome.last_good {
             Some(LastGood { source_accepted: true, .. }) => self
@@ -218,20 +140,20 @@ impl Lines<'_, '_> {
     }
 
     fn diagnostics(&mut self, source: &str, diagnostics: &Diagnostics) {
-        for finding in &diagnostics.first {
-            self.0.note(format_args!("{source}:{}", Place(finding)));
+        for diagnostic in &diagnostics.first {
+            self.0.note(format_args!("{source}:{}", DiagnosticText(diagnostic)));
         }
-        let kept: u64 = diagnostics.first.iter().map(|finding| finding.count).sum();
+        let kept: u64 = diagnostics.first.iter().map(|diagnostic| diagnostic.count).sum();
         let more = diagnostics.total.saturating_sub(kept);
         if more > 0 {
             self.0.note(format_args!("{source}: and {more} more of other kinds"));
         }
     }
 
-    /// In the words of `keyward reload`.
+    /// In the same words as `keyward reload`.
     fn withheld(&mut self, source: &str, withheld: &Withheld) {
-        for finding in &withheld.diagnostics {
-            self.0.note(format_args!("{source}:{}", Place(finding)));
+        for diagnostic in &withheld.diagnostics {
+            self.0.note(format_args!("{source}:{}", DiagnosticText(diagnostic)));
         }
         let lines = withheld::lines(withheld);
         lines.into_iter().for_each(|line| self.0.note(format_args!("{source}: after a reload: {line}")));
@@ -260,18 +182,19 @@ impl Lines<'_, '_> {
         }
     }
 
-    fn diff(&mut self, diff: &CheckDiff, judge: &str) -> Result<(), Failure> {
+    fn diff(&mut self, diff: &CheckDiff, action: &str) -> Result<(), CliError> {
         let CheckDiff { serving, keys, changes, examples, .. } = diff;
-        match diff.unchanged {
-            true => self.0.print(format_args!("{}: nothing would change", Count(*serving, "key")))?,
-            false => self.0.print(format_args!(
+        if diff.unchanged {
+            self.0.print(format_args!("{}: nothing would change", Count(*serving, "key")))?;
+        } else {
+            self.0.print(format_args!(
                 "{serving} -> {}: {} added, {} removed, {} changed{}",
                 Count(*keys, "key"),
                 changes.added,
                 changes.removed,
                 changes.changed,
                 AccessCounts(changes)
-            ))?,
+            ))?;
         }
         self.examples("+", changes.added, &examples.added)?;
         self.examples("-", changes.removed, &examples.removed)?;
@@ -284,13 +207,13 @@ impl Lines<'_, '_> {
             self.examples(&format!("{what}:"), count, examples)?;
         }
         match &diff.refused {
-            Some(refused) => self.0.note(format_args!("{judge} would refuse it: {refused}")),
-            None => self.0.print(format_args!("{judge} would accept it"))?,
+            Some(refused) => self.0.note(format_args!("{action} would refuse it: {refused}")),
+            None => self.0.print(format_args!("{action} would accept it"))?,
         }
         Ok(())
     }
 
-    fn examples(&mut self, sign: &str, total: usize, examples: &[Example]) -> Result<(), Failure> {
+    fn examples(&mut self, sign: &str, total: usize, examples: &[Example]) -> Result<(), CliError> {
         for example in examples {
             self.0.print(format_args!("  {sign} {}", KeyChange(example)))?;
         }

@@ -1,4 +1,4 @@
-//! A check of exports that are good, wrong, suspicious, and compared.
+//! Checks of valid, malformed and suspicious exports, and comparisons.
 
 use super::super::tests::run_with;
 use super::*;
@@ -8,7 +8,7 @@ const B: &str = "f123456789abcdeffedcba98765432100f1e2d3c4b5a69788796a5b4c3d2e1f
 
 const END: &str = "2099-01-01T00:00:00Z";
 
-/// Checks an export; the directory's name is left out of the output. `old` is in `old.csv`.
+/// Checks an export, with `old` in `old.csv`. The name of the directory is removed from the output.
 fn compared(old: &str, export: &str, options: &[&str]) -> (Exit, String, String) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("keys.csv");
@@ -34,7 +34,7 @@ fn json(output: &str) -> serde_json::Value {
 }
 
 #[test]
-fn a_good_export_is_summed_up() {
+fn valid_export_is_summarized() {
     let export = format!(
         "key_hash,key_id,owner,status,expires_at,limits\n{A},k1,acme,,{END},100/s\n{B},k1,acme,revoked,1000000000,100/s\n"
     );
@@ -56,7 +56,7 @@ fn a_good_export_is_summed_up() {
 }
 
 #[test]
-fn every_finding_has_its_place() {
+fn each_diagnostic_has_its_location() {
     let export = format!("key_hash,key_id,limits\n{A},k1,100\n{A},k2,\n{A},k3,\n");
     let (exit, output, messages) = check(&export, &[]);
     assert_eq!((exit, output.as_str()), (Exit::BadInput, ""));
@@ -77,7 +77,7 @@ fn every_finding_has_its_place() {
 }
 
 #[test]
-fn a_column_that_is_always_wrong_does_not_hide_another() {
+fn diagnostics_of_one_kind_do_not_hide_another_kind() {
     let rows: String = (0..30).map(|n| format!("{A},k{n},t{n},\n")).collect();
     let export = format!("key_hash,key_id,status,limits\n{rows}{B},k,,fast\n");
     let (_, _, messages) = check(&export, &[]);
@@ -93,7 +93,7 @@ fn a_column_that_is_always_wrong_does_not_hide_another() {
 }
 
 #[test]
-fn the_first_twenty_findings_are_shown_and_the_rest_counted() {
+fn first_twenty_diagnostics_are_shown_and_the_rest_counted() {
     let header: String = (0..30).map(|n| format!(",c{n}")).collect();
     let (_, _, messages) = check(&format!("key_hash,key_id{header}\n"), &[]);
     assert_eq!(messages.lines().count(), 21);
@@ -105,7 +105,7 @@ fn the_first_twenty_findings_are_shown_and_the_rest_counted() {
 }
 
 #[test]
-fn an_export_without_keys_is_wrong() {
+fn export_without_keys_is_refused() {
     let (exit, _, messages) = check("key_hash,key_id\n", &[]);
     assert_eq!(exit, Exit::BadInput);
     assert!(messages.starts_with("keyward: keys.csv: no keys in it"), "{messages}");
@@ -115,7 +115,7 @@ fn an_export_without_keys_is_wrong() {
 }
 
 #[test]
-fn warnings_are_told_counted_and_fail_only_where_that_is_asked_for() {
+fn warnings_are_reported_and_fail_only_with_strict() {
     let export = format!("key_hash,key_id,expires_at,scopes\n{A},k1,{END},a:*\n{B},K1,,*\n");
     let (exit, output, messages) = check(&export, &[]);
     assert_eq!(exit, Exit::Done);
@@ -147,7 +147,7 @@ fn warnings_are_told_counted_and_fail_only_where_that_is_asked_for() {
 }
 
 #[test]
-fn a_wrong_configuration_has_its_place_too() {
+fn configuration_error_has_its_location() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("keyward.toml");
     std::fs::write(&path, "[source]\npath = '/keys.csv'\npoll = 'soon'\n").expect("writes");
@@ -164,7 +164,7 @@ fn a_wrong_configuration_has_its_place_too() {
 }
 
 #[test]
-fn a_plan_limits_unless_it_only_watches() {
+fn plan_in_shadow_mode_does_not_limit() {
     let dir = tempfile::tempdir().expect("a directory");
     let [source, config] = ["keys.csv", "keyward.toml"].map(|name| dir.path().join(name));
     std::fs::write(
@@ -187,7 +187,7 @@ fn a_plan_limits_unless_it_only_watches() {
 }
 
 #[test]
-fn what_would_change_is_told_before_it_happens() {
+fn changes_are_shown_with_examples() {
     let header = "key_hash,key_id,owner,status,expires_at,limits\n";
     let row = |number: u32, rest: &str| format!("{number:08x}{},k{number},{rest}\n", &A[8..]);
     let same = format!(",,{END},1/s");
@@ -237,7 +237,7 @@ fn what_would_change_is_told_before_it_happens() {
 }
 
 #[test]
-fn what_the_guard_would_refuse_is_told_and_fails() {
+fn source_that_the_guard_would_refuse_fails() {
     let header = "key_hash,key_id,expires_at,limits\n";
     let rows = |count: u32| -> String {
         (0..count).map(|number| format!("{number:08x}{},k{number},{END},1/s\n", &A[8..])).collect()
@@ -266,7 +266,7 @@ fn what_the_guard_would_refuse_is_told_and_fails() {
 }
 
 #[test]
-fn a_daemon_that_is_not_there_is_unreachable() {
+fn missing_daemon_is_unreachable() {
     let (exit, _, messages) = run_with(&["check", "--daemon", "--admin-socket", "/nowhere/a.sock"], b"");
     assert_eq!(exit, Exit::Unreachable);
     assert!(messages.contains("is the daemon running?"), "{messages}");

@@ -1,17 +1,17 @@
-//! `keyward key check`: whether texts are keys that keyward minted, as far as their form can tell.
+//! `keyward key check`: checks the form and the checksum of keys.
 
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::exit::{Exit, Failure};
-use crate::cli::secret::{self, Keys};
+use crate::cli::exit::{CliError, Exit};
+use crate::cli::format::Count;
+use crate::cli::secret::{self, KeyReader};
 use crate::cli::streams::Streams;
-use crate::cli::words::Count;
 use keyward_engine::key_format::{CHECKSUM_CHARACTERS, KeyFormat, Prefix, RANDOM_CHARACTERS, classify};
 
 const HELP: &str = "\
-One key a line, and a line of output for each: of several, with the number of the line. No key is repeated.
-The exit code is 0 if every checksum fits, else 1. Whether a key is in force, only a daemon can tell.
+Reads one key from each line, and prints a line for each; several are numbered. No key is printed.
+The exit code is 0 if every checksum fits, else 1. Only a daemon knows whether a key is in force.
 
 Examples:
   keyward key check --prefix acme_live_ --prefix acme_test_ < key.txt
@@ -35,12 +35,12 @@ struct Report {
     line: u64,
     valid: bool,
     #[serde(skip)]
-    word: &'static str,
+    result: &'static str,
     reason: String,
 }
 
 impl Check {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         if streams.input_is_terminal {
             let key = secret::read_key(None, streams)?;
             let report = self.report(1, &key);
@@ -50,17 +50,17 @@ impl Check {
         self.check_all(streams)
     }
 
-    fn check_all(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        let mut keys = Keys::new(streams.take_input());
-        // Held back until it is known whether it is the only one.
-        let mut first = match keys.next()? {
+    fn check_all(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
+        let mut keys = KeyReader::new(streams.take_input());
+        // Printed later, because the format depends on whether there are more keys.
+        let mut first = match keys.next_key()? {
             Some(key) if !key.is_empty() => Some(self.report(1, key)),
-            _ => return Err(Failure::new(Exit::Usage, secret::NO_KEY)),
+            _ => return Err(CliError::new(Exit::Usage, secret::NO_KEY)),
         };
         let mut valid = first.iter().filter(|first| first.valid).count() as u64;
-        while let Some(key) = keys.next()? {
-            let (word, reason) = self.judge(key);
-            let key = Report { line: keys.lines, valid: word == VALID, word, reason };
+        while let Some(key) = keys.next_key()? {
+            let (result, reason) = self.classify(key);
+            let key = Report { line: keys.lines, valid: result == VALID, result, reason };
             if let Some(first) = first.take() {
                 self.print(&first, true, streams)?;
             }
@@ -82,25 +82,25 @@ impl Check {
     }
 
     fn report(&self, line: u64, key: &[u8]) -> Report {
-        let (word, reason) = self.judge(key);
-        Report { line, valid: word == VALID, word, reason }
+        let (result, reason) = self.classify(key);
+        Report { line, valid: result == VALID, result, reason }
     }
 
-    fn print(&self, report: &Report, of_many: bool, streams: &mut Streams<'_>) -> Result<(), Failure> {
-        let Report { line, word, reason, .. } = report;
+    fn print(&self, report: &Report, of_many: bool, streams: &mut Streams<'_>) -> Result<(), CliError> {
+        let Report { line, result, reason, .. } = report;
         match (self.json, of_many) {
             (true, _) => streams.print_json(report),
-            (false, true) => streams.print(format_args!("line {line}: {word}: {reason}")),
-            (false, false) => streams.print(format_args!("{word}: {reason}")),
+            (false, true) => streams.print(format_args!("line {line}: {result}: {reason}")),
+            (false, false) => streams.print(format_args!("{result}: {reason}")),
         }
     }
 
-    /// A word for the result, and the reason; nothing of the key but its prefix is in it.
-    fn judge(&self, key: &[u8]) -> (&'static str, String) {
+    /// The result and the reason. They contain nothing of the key but its prefix.
+    fn classify(&self, key: &[u8]) -> (&'static str, String) {
         let prefix = self.longest_prefix(key);
         match (classify(key, &self.prefixes), prefix) {
             (KeyFormat::Valid, _) => (VALID, "the checksum fits".to_owned()),
-            (KeyFormat::Malformed, Some(prefix)) => ("malformed", why(prefix, key)),
+            (KeyFormat::Malformed, Some(prefix)) => ("malformed", malformed_reason(prefix, key)),
             _ if key.is_empty() => ("no key", "the line is empty".to_owned()),
             (KeyFormat::Malformed | KeyFormat::Foreign, _) => {
                 let prefixes: Vec<_> = self.prefixes.iter().map(Prefix::as_str).collect();
@@ -110,8 +110,8 @@ impl Check {
     }
 
     fn longest_prefix(&self, key: &[u8]) -> Option<&Prefix> {
-        let fitting = self.prefixes.iter().filter(|prefix| key.starts_with(prefix.as_str().as_bytes()));
-        fitting.max_by_key(|prefix| prefix.as_str().len())
+        let matching = self.prefixes.iter().filter(|prefix| key.starts_with(prefix.as_str().as_bytes()));
+        matching.max_by_key(|prefix| prefix.as_str().len())
     }
 }
 
@@ -121,7 +121,7 @@ fn exit(all_valid: bool) -> Exit {
     if all_valid { Exit::Done } else { Exit::Denied }
 }
 
-fn why(prefix: &Prefix, key: &[u8]) -> String {
+fn malformed_reason(prefix: &Prefix, key: &[u8]) -> String {
     let rest = key.get(prefix.as_str().len()..).unwrap_or_default();
     let due = RANDOM_CHARACTERS + CHECKSUM_CHARACTERS;
     if rest.len() != due {
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_valid_or_there_is_a_reason() {
+    fn invalid_key_has_a_reason() {
         assert_eq!(check(&format!("{KEY}\n"), &[]), (Exit::Done, "valid: the checksum fits\n".to_owned()));
         for (key, reason) in [
             (KEY.replace('4', "5"), "malformed: the checksum does not fit: there is a typo in it"),
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!((exit, text.as_str()), (Exit::Denied, expected));
     }
     #[test]
-    fn a_batch_has_a_line_for_each() {
+    fn each_key_has_a_line() {
         let typo = KEY.replace('4', "5");
         let input = format!("{KEY}\n{typo}\n\nsk_live_1\n{KEY}\n");
         let (exit, output, messages) = run_with(&["key", "check"], input.as_bytes());

@@ -1,7 +1,9 @@
-//! The export that `key new --append-to` adds rows to: replaced as a whole by one that has them, or left as it is.
+//! Appends rows to an export for `key new --append-to`. The export is replaced as a whole, or left
+//! unchanged.
 //!
-//! The daemon watches the name, so the new file is written beside the old one and renamed over it. Two commands at a time wait
-//! for each other: they lock the directory, which is not replaced as the file is.
+//! The daemon watches the name of the export, so the new file is written beside the old one and
+//! renamed over it. Concurrent commands are serialized by a lock on the directory, because the file
+//! itself is replaced.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,35 +14,35 @@ use rustix::fs::{FlockOperation, Gid, OFlags, Uid, fchown, flock};
 
 use super::header::Header;
 use super::row::Row;
-use crate::cli::exit::{Exit, Failure};
+use crate::cli::exit::{CliError, Exit};
 use keyward_engine::record::{KeyRecord, Quoted};
 use keyward_engine::snapshot::Builder;
 use keyward_source::{self as source, ColumnMapping, Diagnostics, Field, Format};
 
 const OPTION: &str = "--append-to";
 
-/// Permissions of a new file before the umask: it holds hashes, and no key.
+/// Permissions of a new file before the umask. The file contains hashes but no keys.
 const NEW_MODE: u32 = 0o644;
 
-/// An export that rows are about to be appended to.
+/// An export to which rows are appended.
 pub(super) struct Export {
-    /// The file itself, behind symbolic links.
+    /// The path with symbolic links resolved.
     path: PathBuf,
-    /// Its directory, locked.
+    /// The directory of the file, locked.
     directory: File,
-    /// How it was named.
+    /// The name of the file in messages.
     name: String,
-    /// `None`: it has to be made.
+    /// The existing file. `None`: it will be created.
     old: Option<File>,
-    /// The columns of a CSV file; `None`: JSON Lines.
+    /// The header of a CSV file. `None`: the format is JSON Lines.
     header: Option<Header>,
     is_empty: bool,
 }
 
 impl Export {
-    /// Opens the file at `path`, and waits for others that append to it.
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        let name = name(path);
+    /// Opens the file at `path`. Waits for other commands that append to it.
+    pub(super) fn open(path: &Path) -> Result<Self, CliError> {
+        let name = display_name(path);
         let format = match Format::from_path(path) {
             Ok(format @ (Format::Csv | Format::JsonLines)) => format,
             Ok(Format::Compiled) => {
@@ -56,7 +58,7 @@ impl Export {
         let real = real.map_err(unopened)?;
         let directory = File::open(real.parent().unwrap_or(Path::new("/"))).map_err(unopened)?;
         flock(&directory, FlockOperation::LockExclusive).map_err(|error| unopened(error.into()))?;
-        let old = existing(&real).map_err(unopened)?;
+        let old = open_existing(&real).map_err(unopened)?;
         let is_empty = match &old {
             None => true,
             Some(file) => {
@@ -75,21 +77,24 @@ impl Export {
         Ok(Self { path: real, directory, name, old, header, is_empty })
     }
 
-    /// Whatever the row has must have its place.
-    pub(super) fn refuse_missing(&self, row: &Row<'_>) -> Result<(), Failure> {
-        self.header.as_ref().map_or(Ok(()), |header| header.refuse_missing(row))
+    /// Checks that there is a column for each field of the row.
+    pub(super) fn check_fields(&self, row: &Row<'_>) -> Result<(), CliError> {
+        match &self.header {
+            Some(header) => header.check_fields(row.fields().map(|(field, _)| field)),
+            None => Ok(()),
+        }
     }
 
     /// The row as a line of the file.
-    pub(super) fn line(&self, row: &Row<'_>) -> Result<String, Failure> {
+    pub(super) fn line(&self, row: &Row<'_>) -> Result<String, CliError> {
         Ok(match &self.header {
             Some(header) => row.csv_under(header),
             None => row.json()?,
         } + "\n")
     }
 
-    /// Puts a file in the place of this one that has `rows`, which are `count`, behind its own.
-    pub(super) fn append(mut self, rows: &str, count: u32) -> Result<(), Failure> {
+    /// Replaces the file by one with `rows`, which are `count` lines, appended.
+    pub(super) fn append(mut self, rows: &str, count: u32) -> Result<(), CliError> {
         let new = tempfile::Builder::new()
             .prefix(".keyward-")
             .permissions(Permissions::from_mode(NEW_MODE))
@@ -97,7 +102,7 @@ impl Export {
             .map_err(|error| failed(&self.name, error))?;
         self.write(&mut new.as_file(), rows).map_err(|error| failed(&self.name, error))?;
         self.check(new.as_file(), count)?;
-        self.keep_owner(new.as_file())?;
+        self.copy_owner_and_mode(new.as_file())?;
         new.as_file().sync_all().map_err(|error| failed(&self.name, error))?;
         if let Some(old) = &self.old {
             if !is_at(old, &self.path) {
@@ -107,10 +112,10 @@ impl Export {
         } else {
             new.persist_noclobber(&self.path).map_err(|error| failed(&self.name, error.error))?;
         }
-        // The name has to be on the disk before the key is handed out.
+        // The rename must be durable before the key is printed.
         self.directory.sync_all().map_err(|error| {
             let rest = "the rows are in it and their keys are not printed: remove them";
-            Failure::new(Exit::Denied, format_args!("{OPTION}: {}: {error}; {rest}", self.name))
+            CliError::new(Exit::Denied, format_args!("{OPTION}: {}: {error}; {rest}", self.name))
         })
     }
 
@@ -124,8 +129,9 @@ impl Export {
         new.write_all(rows.as_bytes())
     }
 
-    /// Reads the new file as a daemon would, columns apart that only its configuration knows.
-    fn check(&self, mut new: &File, count: u32) -> Result<(), Failure> {
+    /// Reads the new file as a daemon would. Unknown columns are ignored, because the configuration
+    /// of the daemon may map them.
+    fn check(&self, mut new: &File, count: u32) -> Result<(), CliError> {
         if let Some(mut old) = self.old.as_ref().filter(|_| !self.is_empty) {
             let mut last = [0];
             old.seek(SeekFrom::End(-1))
@@ -145,29 +151,29 @@ impl Export {
             &mut |line, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
         let read = source::read(new, format, &mapping, sink, &mut diagnostics);
         read.map_err(|error| failed(&self.name, error))?;
-        // Rows that are wrong are not among them; an open quote before the new rows would swallow them.
+        // An open quote before the new rows would swallow them.
         let has_rows = builder.len() >= count as usize;
-        match diagnostics.is_empty() && has_rows {
-            true => Ok(()),
-            false => Err(refused(format_args!(
+        if !(diagnostics.is_empty() && has_rows) {
+            return Err(refused(format_args!(
                 "a daemon would refuse {} with the new rows:\n{diagnostics}",
                 self.name
-            ))),
+            )));
         }
+        Ok(())
     }
 
-    fn keep_owner(&self, new: &File) -> Result<(), Failure> {
+    fn copy_owner_and_mode(&self, new: &File) -> Result<(), CliError> {
         let Some(old) = &self.old else { return Ok(()) };
-        let kept = || -> io::Result<()> {
+        let copy = || -> io::Result<()> {
             let (before, after) = (old.metadata()?, new.metadata()?);
             if (before.uid(), before.gid()) != (after.uid(), after.gid()) {
                 let (uid, gid) = (Uid::from_raw(before.uid()), Gid::from_raw(before.gid()));
                 fchown(new, Some(uid), Some(gid))?;
             }
-            // After the owner: a change of owner can clear bits of the mode.
+            // After the owner, because a change of owner can clear bits of the mode.
             new.set_permissions(Permissions::from_mode(before.mode() & 0o7777))
         };
-        kept().map_err(|error| {
+        copy().map_err(|error| {
             refused(format_args!(
                 "cannot keep the owner and the mode of {}: {error}; run it as the file's owner or as root",
                 self.name
@@ -176,8 +182,8 @@ impl Export {
     }
 }
 
-/// The file at `path`; `None` where there is none. A FIFO is not waited for.
-fn existing(path: &Path) -> io::Result<Option<File>> {
+/// Opens the file at `path`, if it exists. Does not wait for the writer of a FIFO.
+fn open_existing(path: &Path) -> io::Result<Option<File>> {
     match OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -185,28 +191,29 @@ fn existing(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Whether `path` still leads to the file.
+/// Whether `path` still names the file.
 fn is_at(file: &File, path: &Path) -> bool {
     let [here, there] = [file.metadata(), path.metadata()];
-    let identity =
+    let file_id =
         |metadata: io::Result<std::fs::Metadata>| metadata.ok().map(|found| (found.dev(), found.ino()));
-    identity(here).is_some_and(|here| identity(there) == Some(here))
+    file_id(here).is_some_and(|here| file_id(there) == Some(here))
 }
 
-/// A path that may be a key, given in the wrong place, is not repeated.
-fn name(path: &Path) -> String {
+/// The name of the file in messages. A path that looks like a key was probably given by mistake,
+/// and is not repeated.
+fn display_name(path: &Path) -> String {
     match path.to_str() {
         Some(name) if !Quoted(name).may_be_key() => name.to_owned(),
         _ => "it".to_owned(),
     }
 }
 
-fn refused(message: impl std::fmt::Display) -> Failure {
-    Failure::new(Exit::Usage, format_args!("{OPTION}: {message}"))
+fn refused(message: impl std::fmt::Display) -> CliError {
+    CliError::new(Exit::Usage, format_args!("{OPTION}: {message}"))
 }
 
-fn failed(name: &str, error: impl std::fmt::Display) -> Failure {
-    Failure::new(
+fn failed(name: &str, error: impl std::fmt::Display) -> CliError {
+    CliError::new(
         Exit::Denied,
         format_args!("{OPTION}: {name}: {error}; the file is as it was, and no key was made"),
     )
@@ -233,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_made_and_the_key_is_printed_alone() {
+    fn missing_file_is_created_and_only_the_key_is_printed() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("keys.csv");
         let (exit, key, messages) =
@@ -252,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_keeps_its_columns_and_its_mode() {
+    fn existing_file_keeps_its_columns_and_mode() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("keys.csv");
         let old = format!("note,key_id,key_hash,owner\nx,old,{},acme\n", "a".repeat(64));
@@ -268,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_are_appended_to_as_such() {
+    fn rows_are_appended_to_json_lines() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("keys.jsonl");
         let (exit, first, _) = append(&path, &["--key-id", "a"]);
@@ -283,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_leaves_the_file_untouched_and_prints_no_key() {
+    fn refused_row_leaves_the_file_unchanged_and_prints_no_key() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("keys.csv");
         let row = format!("{},old,acme,1/s\n", "a".repeat(64));

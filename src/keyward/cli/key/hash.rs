@@ -1,15 +1,15 @@
-//! `keyward key hash`: keys in, hashes out, for an export of keys that exist already.
+//! `keyward key hash`: hashes keys that exist already, for an export.
 
 use clap::Args;
 
 use super::pepper::PepperFile;
-use crate::cli::exit::{Exit, Failure};
-use crate::cli::secret::Keys;
+use crate::cli::exit::{CliError, Exit};
+use crate::cli::secret::KeyReader;
 use crate::cli::streams::Streams;
 
 const HELP: &str = "\
-One key a line in, its SHA-256 in hex out: what key_hash is in an export. An empty line is an error, because line n of
-the output has to belong to line n of the input.
+Reads one key from each line, and prints its SHA-256 in hex, as for key_hash in an export. An empty line is an error,
+because line n of the output has to belong to line n of the input.
 
 Example:
   keyward key hash < key.txt";
@@ -23,12 +23,12 @@ pub(in crate::cli) struct Hash {
 }
 
 impl Hash {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let hasher = self.pepper.hasher()?;
-        let mut keys = Keys::new(streams.take_input());
-        while let Some(key) = keys.next()? {
+        let mut keys = KeyReader::new(streams.take_input());
+        while let Some(key) = keys.next_key()? {
             if key.is_empty() {
-                return Err(Failure::new(Exit::Denied, format_args!("line {} is empty", keys.lines)));
+                return Err(CliError::new(Exit::Denied, format_args!("line {} is empty", keys.lines)));
             }
             streams.print(const_hex::encode(hasher.hash(key)))?;
             if streams.is_closed() {
@@ -36,7 +36,7 @@ impl Hash {
             }
         }
         if keys.lines == 0 {
-            return Err(Failure::new(Exit::Usage, "there is no key: give one a line on standard input"));
+            return Err(CliError::new(Exit::Usage, "there is no key: give one a line on standard input"));
         }
         Ok(Exit::Done)
     }
@@ -51,14 +51,14 @@ mod tests {
     const KEY: &str = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683";
 
     #[test]
-    fn a_line_is_a_key() {
+    fn each_line_is_a_key() {
         let (exit, output, messages) = run_with(&["key", "hash"], b"abc\r\nkey");
         assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
         assert_eq!(output, format!("{ABC}\n{KEY}\n"));
     }
 
     #[test]
-    fn a_pepper_is_hashed_with_the_key() {
+    fn pepper_is_used_for_the_hash() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("pepper");
@@ -78,14 +78,18 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_line_ends_it() {
+    fn empty_or_too_long_line_is_an_error() {
         let (exit, output, messages) = run_with(&["key", "hash"], b"abc\n\nabc\n");
         assert_eq!((exit, output), (Exit::Denied, format!("{ABC}\n")));
         assert_eq!(messages, "keyward: line 2 is empty\n");
         assert_eq!(run_with(&["key", "hash"], b"").0, Exit::Usage);
         let long = [b"abc\n", &[b'k'; 70_000][..]].concat();
         let (exit, output, messages) = run_with(&["key", "hash"], &long);
-        assert_eq!((exit, output), (Exit::Usage, format!("{ABC}\n")), "what came before is out already");
+        assert_eq!(
+            (exit, output),
+            (Exit::Usage, format!("{ABC}\n")),
+            "hashes of earlier lines are printed already"
+        );
         assert!(messages.contains("line 2 is longer than"), "{messages}");
     }
 }

@@ -1,36 +1,35 @@
-//! The header of an export that rows are to be appended to: a row of other columns would put its texts in the wrong places, and
-//! where there are as many of them, nobody would notice.
+//! The header of a CSV export to which rows are appended. A row with other columns would put values
+//! into the wrong fields, unnoticed if the number of columns is the same.
 
 use std::fs::File;
 use std::path::Path;
 
-use super::row::Row;
-use crate::cli::exit::{Exit, Failure};
+use crate::cli::exit::{CliError, Exit};
 use keyward_engine::record::Quoted;
 use keyward_source::{self as source, Field, Format};
 
-/// Which field each column holds, if it holds one.
+/// The columns of an export, and the field that each contains.
 pub(super) struct Header {
     pub(super) path: String,
-    /// The option that named it.
+    /// The option that named the file.
     option: &'static str,
     pub(super) columns: Vec<Option<Field>>,
 }
 
 impl Header {
-    /// A column for each field.
+    /// A header with a column for each field.
     pub(super) fn of_all_fields(path: String, option: &'static str) -> Self {
         Self { path, option, columns: Field::ALL.map(Some).into() }
     }
 
-    /// Reads that of the file at `path`, which `option` named.
-    pub(super) fn read(path: &Path, option: &'static str) -> Result<Self, Failure> {
-        // A path that may be a key, given in the wrong place, is not repeated.
+    /// Reads the header of the file at `path`, which `option` named.
+    pub(super) fn read(path: &Path, option: &'static str) -> Result<Self, CliError> {
+        // A path that looks like a key was probably given by mistake, and is not repeated.
         let name = match path.to_str() {
             Some(name) if !Quoted(name).may_be_key() => name,
             _ => "it",
         };
-        let refused = |message: String| Failure::new(Exit::Usage, format_args!("{option}: {message}"));
+        let refused = |message: String| CliError::new(Exit::Usage, format_args!("{option}: {message}"));
         let file = File::open(path).map_err(|error| refused(format!("cannot open {name}: {error}")))?;
         let names =
             source::column_names(file).map_err(|error| refused(format!("cannot read {name}: {error}")))?;
@@ -47,10 +46,10 @@ impl Header {
         Ok(Self { path: name.to_owned(), option, columns })
     }
 
-    /// Whatever the row has must have its place.
-    pub(super) fn refuse_missing(&self, row: &Row<'_>) -> Result<(), Failure> {
-        match row.fields().find(|(field, _)| !self.columns.contains(&Some(*field))) {
-            Some((field, _)) => Err(Failure::new(
+    /// Checks that there is a column for each of the fields.
+    pub(super) fn check_fields(&self, mut fields: impl Iterator<Item = Field>) -> Result<(), CliError> {
+        match fields.find(|field| !self.columns.contains(&Some(*field))) {
+            Some(field) => Err(CliError::new(
                 Exit::Usage,
                 format_args!("{}: {} has no column {} in its header", self.option, self.path, field.name()),
             )),

@@ -1,8 +1,8 @@
-//! `keyward key`: everything about keys that needs no daemon.
+//! `keyward key`: commands about keys that need no daemon.
 
 use clap::Subcommand;
 
-use super::exit::{Exit, Failure};
+use super::exit::{CliError, Exit};
 use super::streams::Streams;
 
 mod check;
@@ -25,7 +25,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         match self {
             Self::New(new) => new.run(streams),
             Self::Hash(hash) => hash.run(streams),

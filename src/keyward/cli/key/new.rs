@@ -1,6 +1,7 @@
-//! `keyward key new`: mints keys, and the rows of the export that make a daemon accept them.
+//! `keyward key new`: mints keys, and prints or appends their rows for an export.
 //!
-//! A row is read back as a daemon would read it before anything is minted: a key whose row is refused is of no use.
+//! Before a key is minted, its row is parsed as a daemon would parse it, because a key whose row is
+//! refused is useless.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -13,30 +14,31 @@ use super::export::Export;
 use super::header::Header;
 use super::pepper::{Hasher, PepperFile};
 use super::row::Row;
-use crate::cli::exit::{Exit, Failure};
+use crate::cli::exit::{CliError, Exit};
+use crate::cli::format::Count;
 use crate::cli::options::deadline;
 use crate::cli::streams::Streams;
-use crate::cli::words::Count;
 use keyward_daemon::clock::Clock;
 use keyward_engine::key_format::{self, Prefix};
 use keyward_engine::record::{Digest, Quoted, rfc3339};
 use keyward_source::{self as source, ColumnMapping, Diagnostics, Format};
 
-/// Most keys at once.
+/// Maximum number of keys at once.
 const MAX_COUNT: i64 = 100_000;
 
-/// Bytes of the hash in a key id that is not given: 48 bits, which among a million keys collide once in 500 exports.
+/// Bytes of the hash in a generated key id. 48 bits collide among a million keys with a probability
+/// of 1 in 500.
 const ID_BYTES: usize = 6;
 
 const HELP: &str = "\
-A key is printed once and kept nowhere: hand it to whoever will use it. Its row holds the hash, and goes into the export
-that the daemon reads.
+A key is printed once and stored nowhere: give it to its user. Its row contains the hash, and belongs in the export that
+the daemon reads.
 
-Times are written to the row in UTC; --expires-in counts from now, whatever --not-before says.
+Times are written to the row in UTC. --expires-in counts from now, regardless of --not-before.
 
-With --append-to the row goes into an export, and standard output has the key alone. A file that is missing is made, with a
-column for each field; one that is there keeps its columns, its mode and its owner, and is replaced as a whole. If anything
-is wrong with the row or the file, the file stays as it is and there is no key.
+With --append-to the row is appended to an export, and only the key is printed to standard output. A missing file is created
+with a column for each field. An existing file keeps its columns, mode and owner, and is replaced as a whole. If the row or
+the file is invalid, the file is not changed and no key is minted.
 
 Examples:
   keyward key new --key-id ci-1 --owner acme --limits '100/s burst 200' --expires-in 90d
@@ -59,7 +61,8 @@ pub(in crate::cli) struct New {
     #[command(flatten)]
     pepper: PepperFile,
 
-    /// Print the rows to be appended to this export (CSV): the columns that its header has, in its order
+    /// Print the rows to be appended to this export (CSV): the columns that its header has, in its
+    /// order
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     like: Option<PathBuf>,
 
@@ -71,7 +74,8 @@ pub(in crate::cli) struct New {
     #[arg(long)]
     json: bool,
 
-    /// Name of the key in answers and logs; with --count, -1, -2, … is added [default: derived from the hash]
+    /// Name of the key in answers and logs; with --count, -1, -2, … is added [default: derived from
+    /// the hash]
     #[arg(long, value_name = "ID")]
     key_id: Option<String>,
 
@@ -99,12 +103,12 @@ pub(in crate::cli) struct New {
     #[arg(long, value_name = "TIME")]
     not_before: Option<String>,
 
-    /// How long from now the key is valid, as in 90d or '1y 6months' [default: for ever]
+    /// How long from now the key is valid, as in 90d or '1y 6months' [default: forever]
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
     expires_in: Option<Duration>,
 }
 
-/// At least a second, which is what a row counts in.
+/// Parses a lifetime of at least a second, which is the resolution of a row.
 fn lifetime(text: &str) -> Result<Duration, &'static str> {
     match deadline(text) {
         Ok(time) if time.as_secs() == 0 => Err("must be a second or longer"),
@@ -114,14 +118,17 @@ fn lifetime(text: &str) -> Result<Duration, &'static str> {
 }
 
 impl New {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
-        self.refuse_empty()?;
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
+        self.check_empty_options()?;
         let like = self.like.as_deref().map(|path| Header::read(path, "--like")).transpose()?;
-        let batch = Batch { new: self, times: self.times()?, hasher: self.pepper.hasher()?, like };
-        // The last number is the longest.
+        let batch =
+            KeyBatch { options: self, validity: self.validity()?, hasher: self.pepper.hasher()?, like };
+        // The last row has the longest key id.
         let last = batch.row(self.count, &[0; 32]);
-        check(&last)?;
-        batch.like.as_ref().map_or(Ok(()), |header| header.refuse_missing(&last))?;
+        check_row(&last)?;
+        if let Some(header) = &batch.like {
+            header.check_fields(last.fields().map(|(field, _)| field))?;
+        }
         match (&self.append_to, self.json) {
             (Some(path), _) => batch.append(path, &last, streams)?,
             (None, true) => batch.print_json(streams)?,
@@ -130,13 +137,14 @@ impl New {
         Ok(Exit::Done)
     }
 
-    /// A shell variable that is not set would mint keys that may do everything for ever.
-    fn refuse_empty(&self) -> Result<(), Failure> {
+    /// Refuses empty options. An unset shell variable would otherwise mint keys without
+    /// restrictions.
+    fn check_empty_options(&self) -> Result<(), CliError> {
         let options =
             [("--limits", &self.limits), ("--scopes", &self.scopes), ("--not-before", &self.not_before)];
-        let empty = |text: &Option<String>| text.as_deref().is_some_and(|text| text.trim().is_empty());
-        match options.into_iter().find(|(_, text)| empty(text)) {
-            Some((option, _)) => Err(Failure::new(
+        let is_empty = |text: &Option<String>| text.as_deref().is_some_and(|text| text.trim().is_empty());
+        match options.into_iter().find(|(_, text)| is_empty(text)) {
+            Some((option, _)) => Err(CliError::new(
                 Exit::Usage,
                 format_args!("{option} is empty: leave the option out for none"),
             )),
@@ -144,8 +152,8 @@ impl New {
         }
     }
 
-    /// When the keys begin and cease to be valid.
-    fn times(&self) -> Result<Times, Failure> {
+    /// When the keys become valid and expire.
+    fn validity(&self) -> Result<Validity, CliError> {
         let expires_at = match self.expires_in {
             None => None,
             Some(lifetime) => {
@@ -153,93 +161,94 @@ impl New {
                 let end = u32::try_from(end).ok().filter(|end| *end < u32::MAX).ok_or_else(|| {
                     let message =
                         "--expires-in ends after 2106, which no row can say: leave it out for never";
-                    Failure::new(Exit::Usage, message)
+                    CliError::new(Exit::Usage, message)
                 })?;
                 Some(rfc3339(end))
             }
         };
-        Ok(Times { not_before: self.not_before.clone(), expires_at })
+        Ok(Validity { not_before: self.not_before.clone(), expires_at })
     }
 
-    fn mint(&self) -> Result<Zeroizing<String>, Failure> {
+    fn mint(&self) -> Result<Zeroizing<String>, CliError> {
         key_format::mint(&self.prefix).map_err(|error| {
-            Failure::new(Exit::Denied, format_args!("the system has no randomness: {error}"))
+            CliError::new(Exit::Denied, format_args!("the system has no randomness: {error}"))
         })
     }
 }
 
-/// The same for all keys of a batch, and so settled once.
-struct Times {
+/// The validity period of all keys of a batch, computed once.
+struct Validity {
     not_before: Option<String>,
     expires_at: Option<String>,
 }
 
-struct Batch<'a> {
-    new: &'a New,
-    times: Times,
+/// Keys that are minted together.
+struct KeyBatch<'a> {
+    options: &'a New,
+    validity: Validity,
     hasher: Hasher,
     like: Option<Header>,
 }
 
-/// As a daemon would read it.
-fn check(row: &Row<'_>) -> Result<(), Failure> {
+/// Parses the row as a daemon would.
+fn check_row(row: &Row<'_>) -> Result<(), CliError> {
     let text = format!("{}\n{}\n", row.header(), row.csv());
     let mut diagnostics = Diagnostics::new("row");
     let sink: &mut source::RecordSink<'_> = &mut |_, record| {
         if record.not_before >= record.expires_at {
             return Err("not_before is not before expires_at: the key would never be valid".into());
         }
-        // An owner such as NULL is read as none (source.null_texts).
+        // An owner such as NULL would be parsed as no owner (source.null_texts).
         match row.owner.filter(|owner| *owner != record.owner) {
             Some(owner) => Err(format!("the owner {} would be read as none", Quoted(owner)).into()),
             None => Ok(()),
         }
     };
     let read = source::read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), sink, &mut diagnostics);
-    read.map_err(|error| Failure::new(Exit::Denied, error))?;
+    read.map_err(|error| CliError::new(Exit::Denied, error))?;
     let Some(diagnostic) = diagnostics.retained().first() else {
         return Ok(());
     };
     let column = diagnostic.location.column().map(|column| format!("{column}: ")).unwrap_or_default();
     let message = format!("the row would be refused: {column}{}", diagnostic.message);
-    Err(Failure::new(Exit::Usage, message))
+    Err(CliError::new(Exit::Usage, message))
 }
 
-impl Batch<'_> {
+impl KeyBatch<'_> {
     fn row(&self, number: u32, hash: &Digest) -> Row<'_> {
-        let key_id = match &self.new.key_id {
-            Some(id) if self.new.count > 1 => format!("{id}-{number}"),
+        let key_id = match &self.options.key_id {
+            Some(id) if self.options.count > 1 => format!("{id}-{number}"),
             Some(id) => id.clone(),
             None => format!("key_{}", const_hex::encode(&hash[..ID_BYTES])),
         };
         Row {
             key_hash: const_hex::encode(hash),
             key_id,
-            owner: self.new.owner.as_deref(),
-            environment: self.new.environment.as_deref(),
-            plan: self.new.plan.as_deref(),
-            not_before: self.times.not_before.as_deref(),
-            expires_at: self.times.expires_at.as_deref(),
-            scopes: self.new.scopes.as_deref(),
-            limits: self.new.limits.as_deref(),
+            owner: self.options.owner.as_deref(),
+            environment: self.options.environment.as_deref(),
+            plan: self.options.plan.as_deref(),
+            not_before: self.validity.not_before.as_deref(),
+            expires_at: self.validity.expires_at.as_deref(),
+            scopes: self.options.scopes.as_deref(),
+            limits: self.options.limits.as_deref(),
         }
     }
 
-    /// A new key, and its row: the one place that hashes.
-    fn mint(&self, number: u32) -> Result<(Zeroizing<String>, Row<'_>), Failure> {
-        let key = self.new.mint()?;
+    /// Mints a key, and makes its row.
+    fn mint(&self, number: u32) -> Result<(Zeroizing<String>, Row<'_>), CliError> {
+        let key = self.options.mint()?;
         let row = self.row(number, &self.hasher.hash(key.as_bytes()));
         Ok((key, row))
     }
 
-    fn print(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
+    fn print(&self, streams: &mut Streams<'_>) -> Result<(), CliError> {
         let mut rows = String::new();
-        streams.print(match self.new.count {
+        streams.print(match self.options.count {
             1 => "The key, which is shown only now:",
             _ => "The keys, which are shown only now:",
         })?;
         streams.print("")?;
-        for number in 1..=self.new.count {
+        for number in 1..=self.options.count {
             let (key, row) = self.mint(number)?;
             let text = match &self.like {
                 Some(header) => row.csv_under(header),
@@ -247,58 +256,58 @@ impl Batch<'_> {
                 None => row.csv(),
             };
             let separator = if rows.is_empty() { "" } else { "\n" };
-            // A String takes every write.
-            let _infallible = write!(rows, "{separator}{text}");
+            // Writing to a String cannot fail.
+            let _ = write!(rows, "{separator}{text}");
             streams.print(format_args!("  {}", *key))?;
             if streams.is_closed() {
                 return Ok(());
             }
         }
-        let place = match &self.like {
+        let target = match &self.like {
             Some(header) => format!("{}, to be appended to it", header.path),
             None => "the export (CSV)".to_owned(),
         };
-        streams.print(match self.new.count {
-            1 => format!("\nIts row for {place}, which is not secret:\n"),
-            _ => format!("\nTheir rows for {place}, in the same order, which are not secret:\n"),
+        streams.print(match self.options.count {
+            1 => format!("\nIts row for {target}, which is not secret:\n"),
+            _ => format!("\nTheir rows for {target}, in the same order, which are not secret:\n"),
         })?;
         streams.print(rows)
     }
 
-    /// `last` is the longest row.
-    fn append(&self, path: &Path, last: &Row<'_>, streams: &mut Streams<'_>) -> Result<(), Failure> {
+    /// Appends the rows to the export, and prints the keys. `last` is the longest row.
+    fn append(&self, path: &Path, last: &Row<'_>, streams: &mut Streams<'_>) -> Result<(), CliError> {
         let export = Export::open(path)?;
-        export.refuse_missing(last)?;
+        export.check_fields(last)?;
         let (mut keys, mut rows) = (Vec::new(), String::new());
-        for number in 1..=self.new.count {
+        for number in 1..=self.options.count {
             let (key, row) = self.mint(number)?;
             rows += &export.line(&row)?;
             keys.push(key);
         }
-        export.append(&rows, self.new.count)?;
-        streams.note(format_args!("{} appended to {}", Count(self.new.count, "row"), path.display()));
+        export.append(&rows, self.options.count)?;
+        streams.note(format_args!("{} appended to {}", Count(self.options.count, "row"), path.display()));
         for key in keys {
             streams.print(&*key)?;
         }
-        match streams.is_closed() {
-            // The rows are there, and the keys would be nowhere.
-            true => Err(Failure::new(
+        if streams.is_closed() {
+            // The rows have been appended, but their keys are lost.
+            return Err(CliError::new(
                 Exit::Denied,
                 format_args!(
                     "standard output was closed before all keys were printed; remove the last {} from {}",
-                    Count(self.new.count, "row"),
+                    Count(self.options.count, "row"),
                     path.display()
                 ),
-            )),
-            false => Ok(()),
+            ));
         }
+        Ok(())
     }
 
-    fn print_json(&self, streams: &mut Streams<'_>) -> Result<(), Failure> {
-        for number in 1..=self.new.count {
+    fn print_json(&self, streams: &mut Streams<'_>) -> Result<(), CliError> {
+        for number in 1..=self.options.count {
             let (key, row) = self.mint(number)?;
             let row = row.json()?;
-            // Written around the row, and not by serde, whose buffers are not wiped. A key needs no escapes.
+            // Formatted without serde, whose buffers are not wiped. A key needs no escapes.
             streams.print(format_args!("{{\"key\":\"{}\",\"row\":{row}}}", *key))?;
             if streams.is_closed() {
                 return Ok(());
@@ -319,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_comes_with_the_row_of_its_hash() {
+    fn key_is_printed_with_its_row() {
         let (exit, output, messages) =
             new(&["--key-id", "ci-1", "--owner", "Acme, Inc.", "--limits", "a=1/s; b=2/s"]);
         assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
@@ -341,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn many_keys_are_in_the_order_of_their_rows() {
+    fn keys_and_rows_have_the_same_order() {
         let (_, output, _) = new(&["--count", "3", "--prefix", "acme_test_", "--key-id", "ci"]);
         let keys: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("  ")).collect();
         let rows: Vec<_> = output.lines().skip_while(|line| *line != "key_hash,key_id").skip(1).collect();
@@ -354,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_an_object_a_line() {
+    fn json_has_one_object_in_each_line() {
         let (_, output, _) = new(&["--json", "--count", "2", "--environment", "live"]);
         assert_eq!(output.lines().count(), 2);
         for line in output.lines() {
@@ -369,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_has_all_that_was_asked_for() {
+    fn all_keys_of_a_batch_have_the_requested_fields() {
         let options = [
             "--json",
             "--count",
@@ -421,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_would_never_be_valid_is_not_minted() {
+    fn key_that_would_never_be_valid_is_not_minted() {
         let (exit, output, messages) = new(&["--expires-in", "1d", "--not-before", "2099-01-01T00:00:00Z"]);
         assert_eq!((exit, output.as_str()), (Exit::Usage, ""));
         assert!(messages.contains("never be valid"), "{messages}");
@@ -436,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_would_be_refused_mints_nothing() {
+    fn key_with_an_invalid_row_is_not_minted() {
         let (exit, output, messages) = new(&["--limits", "100"]);
         assert_eq!((exit, output.as_str()), (Exit::Usage, ""));
         assert_eq!(

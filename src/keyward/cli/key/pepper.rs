@@ -1,16 +1,17 @@
-//! `--pepper-file`, for the commands that hash keys: with the daemon's pepper, or nobody finds them.
+//! `--pepper-file`, for commands that hash keys. The hashes must be made with the pepper of the
+//! daemon.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::cli::exit::Failure;
+use crate::cli::exit::CliError;
 use keyward_daemon::config;
 use keyward_engine::key_format;
 use keyward_engine::pepper::Pepper;
 use keyward_engine::record::Digest;
 
-/// Where the secret is that the daemon hashes keys with, if it does.
+/// The pepper of the daemon, if it has one.
 #[derive(Debug, Args)]
 pub(super) struct PepperFile {
     /// Hash with the secret in this file, as a daemon with keys.pepper_file does (HMAC-SHA256)
@@ -18,11 +19,11 @@ pub(super) struct PepperFile {
     pepper_file: Option<PathBuf>,
 }
 
-/// What makes a `key_hash` of a key.
+/// Computes the `key_hash` of a key.
 pub(super) struct Hasher(Option<Pepper>);
 
 impl PepperFile {
-    pub(super) fn hasher(&self) -> Result<Hasher, Failure> {
+    pub(super) fn hasher(&self) -> Result<Hasher, CliError> {
         Ok(Hasher(self.pepper_file.as_deref().map(config::read_pepper).transpose()?))
     }
 }

@@ -3,10 +3,10 @@
 use serde::{Serialize, Serializer};
 
 use super::header::Header;
-use crate::cli::exit::{Exit, Failure};
+use crate::cli::exit::{CliError, Exit};
 use keyward_source::Field;
 
-/// What is exported of a key.
+/// The exported fields of a key.
 pub(super) struct Row<'a> {
     pub(super) key_hash: String,
     pub(super) key_id: String,
@@ -19,7 +19,7 @@ pub(super) struct Row<'a> {
     pub(super) limits: Option<&'a str>,
 }
 
-/// An object of the fields that it has.
+/// An object with the fields that are present.
 impl Serialize for Row<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.fields().map(|(field, text)| (field.name(), text)))
@@ -27,7 +27,7 @@ impl Serialize for Row<'_> {
 }
 
 impl Row<'_> {
-    /// What it has, in the order of the header.
+    /// The fields that are present, in the order of the header.
     pub(super) fn fields(&self) -> impl Iterator<Item = (Field, &str)> {
         let optional = [
             (Field::Owner, self.owner),
@@ -43,8 +43,8 @@ impl Row<'_> {
     }
 
     /// As a line of JSON Lines.
-    pub(super) fn json(&self) -> Result<String, Failure> {
-        serde_json::to_string(self).map_err(|error| Failure::new(Exit::Denied, error))
+    pub(super) fn json(&self) -> Result<String, CliError> {
+        serde_json::to_string(self).map_err(|error| CliError::new(Exit::Denied, error))
     }
 
     pub(super) fn header(&self) -> String {
@@ -55,7 +55,7 @@ impl Row<'_> {
         self.fields().map(|(_, text)| quoted(text)).collect::<Vec<_>>().join(",")
     }
 
-    /// Under another header: what it does not have is empty.
+    /// As a line of CSV under another header. Absent fields are empty.
     pub(super) fn csv_under(&self, header: &Header) -> String {
         let text =
             |column: &Field| self.fields().find(|(field, _)| field == column).map_or("", |(_, text)| text);
@@ -64,7 +64,7 @@ impl Row<'_> {
     }
 }
 
-/// RFC 4180.
+/// Quotes a value as in RFC 4180.
 fn quoted(text: &str) -> String {
     let is_plain = !text.contains([',', '"', '\r', '\n']) && text.trim() == text;
     if is_plain { text.to_owned() } else { format!("\"{}\"", text.replace('"', "\"\"")) }

@@ -1,8 +1,8 @@
-//! `keyward key rule`: what a scanner needs to find leaked keys.
+//! `keyward key rule`: the rule with which a scanner finds leaked keys.
 
 use clap::Args;
 
-use crate::cli::exit::{Exit, Failure};
+use crate::cli::exit::{CliError, Exit};
 use crate::cli::streams::Streams;
 use keyward_engine::key_format::{Prefix, gitleaks};
 
@@ -22,7 +22,7 @@ pub(in crate::cli) struct Rule {
 }
 
 impl Rule {
-    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, Failure> {
+    pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
         let mut prefixes: Vec<Prefix> = Vec::with_capacity(self.prefixes.len());
         for prefix in &self.prefixes {
             if !prefixes.contains(prefix) {
@@ -40,14 +40,14 @@ mod tests {
     use crate::cli::tests::run_with;
 
     #[test]
-    fn the_rule_of_the_default_prefix_is_the_shipped_one() {
+    fn rule_of_the_default_prefix_is_the_shipped_one() {
         let (exit, output, messages) = run_with(&["key", "rule"], b"");
         assert_eq!((exit, messages.as_str()), (Exit::Done, ""));
         assert_eq!(output, include_str!("../../../engine/key_format/gitleaks.toml"));
     }
 
     #[test]
-    fn a_prefix_counts_once() {
+    fn repeated_prefix_is_used_once() {
         let prefixes = ["--prefix", "a_", "--prefix", "b_", "--prefix", "a_"];
         let (_, output, _) = run_with(&[&["key", "rule"], &prefixes[..]].concat(), b"");
         assert!(output.starts_with("# Made by: keyward key rule --prefix a_ --prefix b_\n"), "{output}");

@@ -1,14 +1,14 @@
-//! Times, numbers and texts as people read them.
+//! Formats durations, counts and texts for people.
 
 use std::fmt;
 use std::time::Duration;
 
 use keyward_engine::record::{Escaped, is_invisible};
 
-/// A time in its two largest units, as in `5 ms`, `2.5 s`, `3 min 20 s`, `4 d 1 h`.
-pub(super) struct Span(pub(super) Duration);
+/// A duration in its two largest units, as in `5 ms`, `2.5 s`, `3 min 20 s`, `4 d 1 h`.
+pub(super) struct HumanDuration(pub(super) Duration);
 
-impl Span {
+impl HumanDuration {
     pub(super) fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
@@ -18,7 +18,7 @@ impl Span {
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, milliseconds) = (self.0.as_secs(), self.0.subsec_millis());
         let two = |f: &mut fmt::Formatter<'_>, unit: u64, name: &str, part: u64, part_name: &str| {
@@ -39,37 +39,39 @@ impl fmt::Display for Span {
     }
 }
 
-/// How long ago, to the second.
+/// A number of seconds in the past, as in `5 s ago`.
 pub(super) struct Ago(pub(super) u64);
 
 impl fmt::Display for Ago {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => f.write_str("just now"),
-            seconds => write!(f, "{} ago", Span::seconds(seconds)),
+            seconds => write!(f, "{} ago", HumanDuration::seconds(seconds)),
         }
     }
 }
 
-/// A number of things, whose plural ends in s.
+/// A number and a noun whose plural ends in s, as in `2 keys`.
 pub(super) struct Count<N>(pub(super) N, pub(super) &'static str);
 
 impl<N: fmt::Display + PartialEq + From<u8>> fmt::Display for Count<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(number, thing) = self;
-        write!(f, "{number} {thing}{}", if *number == N::from(1) { "" } else { "s" })
+        let Self(number, noun) = self;
+        write!(f, "{number} {noun}{}", if *number == N::from(1) { "" } else { "s" })
     }
 }
 
-/// A text from an export, on one line of a terminal: in quotes where it would not be one word otherwise.
+/// A text from an export, on one line of a terminal. It is quoted and escaped unless it is a single
+/// word.
 pub(super) struct Word<'a>(pub(super) &'a str);
 
 impl fmt::Display for Word<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_word = |c: char| c != ' ' && c != '"' && c != '\\' && !is_invisible(c);
-        match !self.0.is_empty() && self.0.chars().all(is_word) {
-            true => f.write_str(self.0),
-            false => write!(f, "\"{}\"", Escaped(self.0)),
+        if !self.0.is_empty() && self.0.chars().all(is_word) {
+            f.write_str(self.0)
+        } else {
+            write!(f, "\"{}\"", Escaped(self.0))
         }
     }
 }
@@ -79,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_has_two_units_at_most() {
+    fn duration_has_at_most_two_units() {
         for (milliseconds, text) in [
             (0, "0 ms"),
             (999, "999 ms"),
@@ -92,19 +94,19 @@ mod tests {
             (7_500_000, "2 h 5 min"),
             (349_200_000, "4 d 1 h"),
         ] {
-            assert_eq!(Span::milliseconds(milliseconds).to_string(), text);
+            assert_eq!(HumanDuration::milliseconds(milliseconds).to_string(), text);
         }
     }
 
     #[test]
-    fn one_is_not_many() {
+    fn counts_have_singular_and_plural() {
         let counts = [0_usize, 1, 2].map(|number| Count(number, "key").to_string());
         assert_eq!(counts, ["0 keys", "1 key", "2 keys"]);
         assert_eq!([Ago(0).to_string(), Ago(61).to_string()], ["just now", "1 min 1 s ago"]);
     }
 
     #[test]
-    fn a_text_cannot_move_the_cursor_or_pretend_to_be_two() {
+    fn control_characters_and_spaces_are_quoted() {
         assert_eq!(Word("acme").to_string(), "acme");
         assert_eq!(Word("a b").to_string(), r#""a b""#);
         assert_eq!(Word("\u{1b}[2J").to_string(), r#""\u{1b}[2J""#);

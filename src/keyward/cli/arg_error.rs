@@ -1,41 +1,38 @@
-//! What is said about wrong arguments: what clap says, unless it would repeat a key.
+//! Reports invalid arguments in clap's words, unless these would repeat a key.
 //!
-//! People do pass keys as arguments. The message about it must not carry the key into a log, where it would outlive the
-//! process list.
+//! Keys are sometimes passed as arguments by mistake. The error message must not carry the key into
+//! a log, where it would outlive the process list.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::exit::Exit;
 use keyward_engine::record::Quoted;
 
-/// Longest word that is taken for a misspelt command and repeated.
-const LONGEST_COMMAND: usize = 12;
+/// Maximum length of a word that is taken for a misspelt command and repeated.
+const MAX_COMMAND_LENGTH: usize = 12;
 
-/// What to do instead with an argument too many, for commands that are given one and never a key.
-const TAKE_NO_KEY: [(&str, &str); 3] = [
+/// Advice about a surplus argument, for commands that take one argument and never a key.
+const SURPLUS_ADVICE: [(&str, &str); 3] = [
     ("compile", "One source is compiled at a time, as in: keyward compile keys.csv --output keys.kwc"),
     ("revoke", "One key is named by its id at a time, as in: keyward revoke key_1"),
     ("unrevoke", "One key is named by its id at a time, as in: keyward unrevoke key_1"),
 ];
 
-/// Prints the help, or what is wrong with the arguments.
+/// Prints the help, or the error in the arguments.
 pub(super) fn report(error: &clap::Error) -> Exit {
-    // Where nobody listens, the exit code says enough.
-    let _nobody_listens = match without_keys(error) {
+    // Errors are ignored, because there is nowhere to report them.
+    let _ = match redacted_message(error) {
         Some(message) => {
             use std::io::Write;
             writeln!(std::io::stderr(), "{message}")
         }
         None => error.print(),
     };
-    match error.use_stderr() {
-        true => Exit::Usage,
-        false => Exit::Done,
-    }
+    if error.use_stderr() { Exit::Usage } else { Exit::Done }
 }
 
-/// What to say instead of what clap would; `None` where its own words are harmless.
-fn without_keys(error: &clap::Error) -> Option<String> {
+/// The message that replaces clap's. `None`: clap's message contains no key.
+fn redacted_message(error: &clap::Error) -> Option<String> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
@@ -48,7 +45,7 @@ fn without_keys(error: &clap::Error) -> Option<String> {
         }
         ErrorKind::InvalidSubcommand => {
             let command = text(ContextKind::InvalidSubcommand)?;
-            let is_command = command.len() <= LONGEST_COMMAND
+            let is_command = command.len() <= MAX_COMMAND_LENGTH
                 && command.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
             (!is_command).then(|| "there is no such command".to_owned())
         }
@@ -60,17 +57,17 @@ fn without_keys(error: &clap::Error) -> Option<String> {
         _ => None,
     }?;
     let usage = error.get(ContextKind::Usage).map(|usage| format!("\n\n{usage}")).unwrap_or_default();
-    let due = TAKE_NO_KEY.iter().find(|(command, _)| usage.contains(&format!(" keyward {command} ")));
-    let due =
-        due.map_or("Keys are read from standard input, as in: keyward verify < key.txt", |(_, due)| due);
+    let advice = SURPLUS_ADVICE.iter().find(|(command, _)| usage.contains(&format!(" keyward {command} ")));
+    let advice = advice
+        .map_or("Keys are read from standard input, as in: keyward verify < key.txt", |(_, advice)| advice);
     Some(format!(
-        "error: {problem} (not repeated here: it may be a key)\n\n  {due}\n  \
+        "error: {problem} (not repeated here: it may be a key)\n\n  {advice}\n  \
          The arguments of a process are public: if this was a key, replace it{usage}\n\n\
          For more information, try '--help'."
     ))
 }
 
-/// As everywhere: what [`Quoted`] would cut down.
+/// Whether [`Quoted`] would shorten the text.
 fn may_be_key(text: &str) -> bool {
     Quoted(text).may_be_key()
 }
@@ -84,11 +81,11 @@ mod tests {
 
     fn message(arguments: &[&str]) -> String {
         let error = parse(arguments).expect_err("wrong");
-        without_keys(&error).unwrap_or_else(|| error.to_string())
+        redacted_message(&error).unwrap_or_else(|| error.to_string())
     }
 
     #[test]
-    fn a_key_among_the_arguments_is_not_repeated() {
+    fn key_in_the_arguments_is_not_repeated() {
         let option = format!("--{KEY}");
         let deadline = format!("5{KEY}");
         for arguments in [
@@ -116,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_typo_is_repeated_with_what_was_meant() {
+    fn typo_is_repeated_with_a_suggestion() {
         let text = message(&["verfy"]);
         assert!(text.contains("'verfy'") && text.contains("'verify'"), "{text}");
         let text = message(&["verify", "--jsn"]);
@@ -126,10 +123,10 @@ mod tests {
     }
 
     #[test]
-    fn help_is_done_and_anything_else_is_usage() {
-        let exit = |arguments: &[&str]| match parse(arguments).expect_err("no command").use_stderr() {
-            true => Exit::Usage,
-            false => Exit::Done,
+    fn help_succeeds_and_errors_are_wrong_usage() {
+        let exit = |arguments: &[&str]| {
+            let error = parse(arguments).expect_err("no command");
+            if error.use_stderr() { Exit::Usage } else { Exit::Done }
         };
         assert_eq!(exit(&["--help"]), Exit::Done);
         assert_eq!(exit(&["verify", "--version"]), Exit::Done);
