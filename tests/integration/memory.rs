@@ -51,8 +51,8 @@ fn limit_address_space(daemon: &Daemon, headroom: Option<u64>) {
     prlimit(pid, Resource::As, Rlimit { current, maximum: None }).expect("limits");
 }
 
-/// Reloads `large` with increasing headroom. The key `one` is allowed throughout, and without a limit
-/// the reload is accepted.
+/// Reloads `large` with increasing headroom. The key `one` is allowed throughout, and without a
+/// limit the reload is accepted.
 fn reload_with_increasing_headroom(name: &str, small: &[u8], large: &[u8]) {
     let setup = Setup::without_export();
     let source = setup.path(name);

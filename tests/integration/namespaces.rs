@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::support::{Daemon, Export, Setup, keyward, mode, row, wait_for, wait_until};
+use crate::support::{Daemon, Export, Setup, keyward, mode, replace_export, row, wait_for, wait_until};
 use keyward_client::Request;
 use rustix::process::Signal;
 
@@ -108,7 +108,8 @@ fn unwatchable_source_is_polled_after_one_warning() {
     }
 }
 
-/// One inode has one watch, whichever path leads to it. The poll interval of an hour detects nothing.
+/// One inode has one watch, whichever path leads to it. The poll interval of an hour detects
+/// nothing.
 #[test]
 #[ignore = "needs root and unshare: tests/run runs it"]
 fn directory_reached_through_another_mount_is_watched() {

@@ -30,8 +30,8 @@ fn header(length: u32, version: u8, kind: u8, flags: u16, request_id: u32) -> Ve
     [&length.to_le_bytes()[..], &[version, kind], &flags.to_le_bytes(), &request_id.to_le_bytes()].concat()
 }
 
-/// Each invalid frame is answered by its own ERROR, in order. The connection survives if its framing
-/// does.
+/// Each invalid frame is answered by its own ERROR, in order. The connection survives if its
+/// framing does.
 #[test]
 fn invalid_frame_gets_its_error_and_affects_only_its_connection() {
     let daemon = Daemon::serving(&export());
@@ -100,8 +100,8 @@ fn requests_sent_byte_by_byte_are_answered() {
     }
 }
 
-/// Promise 6: clients that request the largest answers and read none cost a bounded amount of memory
-/// each, and delay no other client.
+/// Promise 6: clients that request the largest answers and read none cost a bounded amount of
+/// memory each, and delay no other client.
 #[test]
 fn peers_that_do_not_read_cost_bounded_memory() {
     const PEERS: usize = 32;
@@ -143,7 +143,7 @@ fn peer_that_does_not_read_does_not_delay_a_reload() {
 #[test]
 fn peer_that_does_not_read_is_disconnected_after_the_idle_timeout() {
     let daemon = Setup::new(&export()).config("[server]\nidle_timeout = \"1s\"").start();
-    let flooding = || {
+    let blocked_peer = || {
         let mut peer = daemon.connect();
         assert!(peer.send_until_blocked(&encode_verify(1, "a")) > 0);
         peer
@@ -173,7 +173,8 @@ fn count_descriptors(daemon: &Daemon) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("a process").count()
 }
 
-/// A read stops at a passed descriptor (SCM_RIGHTS), and epoll does not announce the bytes after it.
+/// A read stops at a passed descriptor (SCM_RIGHTS), and epoll does not announce the bytes after
+/// it.
 #[test]
 fn requests_after_a_passed_descriptor_are_answered() {
     let daemon = Daemon::serving(&export());

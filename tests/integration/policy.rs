@@ -346,8 +346,8 @@ fn pepper_change_that_strands_keys_is_refused_unless_forced() {
     assert_eq!(daemon.verdict("a"), "UNKNOWN_KEY");
 }
 
-/// Only the raw key shows which of two peppers a row is hashed with, so a row whose key has not been
-/// used yet may need either.
+/// Only the raw key shows which of two peppers a row is hashed with, so a row whose key has not
+/// been used yet may need either.
 #[test]
 fn previous_pepper_can_be_removed_when_no_row_may_need_it() {
     let setup = Setup::without_export();

@@ -1,5 +1,5 @@
-//! A million keys from PostgreSQL: the output of its COPY is served within two seconds of the daemon's
-//! start.
+//! A million keys from PostgreSQL: the output of its COPY is served within two seconds of the
+//! daemon's start.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -118,8 +118,8 @@ fn id(what: &str) -> u32 {
     String::from_utf8_lossy(&output.stdout).trim().parse().expect("the user postgres exists")
 }
 
-/// A command that runs as the user `postgres` if the test runs as root. setpriv executes the program,
-/// so its pid is the program's.
+/// A command that runs as the user `postgres` if the test runs as root. setpriv executes the
+/// program, so its pid is the program's.
 fn as_postgres(program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);

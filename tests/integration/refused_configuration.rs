@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Export, Setup, line, replace_export, row, wait_until};
+use crate::support::{Daemon, Export, Setup, keyward, line, replace_export, row, wait_until};
 use keyward_client::Request;
 
 /// Keys `0` to `keys - 1`, on plan `p`.
@@ -40,7 +40,8 @@ impl Fixture {
         Self { daemon }
     }
 
-    /// Writes a configuration, spoils the source with `spoil`, and expects the reload to be refused.
+    /// Writes a configuration, spoils the source with `spoil`, and expects the reload to be
+    /// refused.
     fn refuse_configuration(&self, settings: &[&str], spoil: impl FnOnce(&Daemon)) {
         fs::write(self.daemon.setup.path("keyward.toml"), configuration(settings)).expect("written");
         spoil(&self.daemon);

@@ -1,5 +1,5 @@
-//! Promise 6: a daemon holds at most the snapshot in force and the one that it builds, however often it
-//! reloads.
+//! Promise 6: a daemon holds at most the snapshot in force and the one that it builds, however
+//! often it reloads.
 
 use crate::support::{Daemon, Export, Setup, line, replace_export, row, wait_until};
 use keyward_daemon::admin::message::Command;

@@ -1,5 +1,5 @@
-//! Promise 2 for revocations: when `keyward revoke` returns, the key is denied on every connection. It
-//! stays denied until it is unrevoked, or until the source revokes it too.
+//! Promise 2 for revocations: when `keyward revoke` returns, the key is denied on every connection.
+//! It stays denied until it is unrevoked, or until the source revokes it too.
 
 use std::fs;
 use std::path::Path;
@@ -30,7 +30,8 @@ fn listed(daemon: &Daemon) -> Vec<Target> {
     daemon.status().revocations.into_iter().map(|revoked| revoked.target).collect()
 }
 
-/// Rows of acme: two of the key `a`, which is in rotation, and one of `b`. Rows of bolt: `c` and `d`.
+/// Rows of acme: two of the key `a`, which is in rotation, and one of `b`. Rows of bolt: `c` and
+/// `d`.
 fn export(status_of_a: &str) -> Export {
     let acme = ["a1", "a2"].map(|key| row(key).id("a").owner("acme").status(status_of_a));
     Export::new(acme).rows([
@@ -43,8 +44,8 @@ fn export(status_of_a: &str) -> Export {
 /// Keys that are revoked one at a time, in the order of their numbers.
 const KEYS: usize = 10_000;
 
-/// Requests in flight on each connection. The answers to the largest windows do not fit into the socket,
-/// so the daemon has to buffer them.
+/// Requests in flight on each connection. The answers to the largest windows do not fit into the
+/// socket, so the daemon has to buffer them.
 const WINDOWS: [usize; 8] = [1, 4, 16, 64, 256, 1_024, 8_192, 16_384];
 
 fn load_export(environment: &str) -> Export {
@@ -57,7 +58,7 @@ fn load_export(environment: &str) -> Export {
 fn revoke_with_restarts(mut daemon: Daemon, number: usize, restarts: &mut usize) -> Daemon {
     let command = Command::Revoke(key_target(&format!("key-{number}")));
     loop {
-        match give(&daemon.admin_socket(), &command) {
+        match send(&daemon.admin_socket(), &command) {
             Ok(revocation) => {
                 assert_eq!((revocation.keys, revocation.revoked), (1, 1), "key-{number}");
                 return daemon;
@@ -203,8 +204,8 @@ fn revocation_survives_restarts_and_reloads_until_the_source_agrees() {
     assert_eq!(daemon.verdicts(["a1", "a2"]), ["REVOKED"; 2]);
     assert_eq!(listed(&daemon).len(), 2);
 
-    // The source now agrees about the key, but not about the owner. Either the watch's reload or the
-    // command's detects that, so the test checks the list and the audit trail.
+    // The source now agrees about the key, but not about the owner. Either the watch's reload or
+    // the command's detects that, so the test checks the list and the audit trail.
     assert!(daemon.publish(export("revoked")).accepted);
     assert_eq!(daemon.verdicts(["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
     assert_eq!(listed(&daemon), [owner_target("bolt")]);
@@ -268,8 +269,8 @@ fn revocation_before_the_first_load_applies_to_it() {
     assert_eq!(daemon.verdicts(["a1", "a2", "b"]), ["REVOKED", "REVOKED", "ALLOWED"]);
 }
 
-/// A peer that does not read may find old answers in its socket, but no others, and does not delay the
-/// command.
+/// A peer that does not read may find old answers in its socket, but no others, and does not delay
+/// the command.
 #[test]
 fn peer_that_does_not_read_does_not_delay_a_revocation() {
     let daemon = Daemon::serving(export("active"));

@@ -1,5 +1,6 @@
-//! Promise 2 over reloads: a revoked key or owner stays revoked through every sequence of source states
-//! in which no export revokes all of its rows. `tests/integration/revocation.rs` tests exports that do.
+//! Promise 2 over reloads: a revoked key or owner stays revoked through every sequence of source
+//! states in which no export revokes all of its rows. `tests/integration/revocation.rs` tests
+//! exports that do.
 
 use std::path::Path;
 use std::thread;
@@ -103,7 +104,8 @@ impl Subject {
     }
 }
 
-/// The export in which each subject has the state that `state` returns, and a key that is never revoked.
+/// The export in which each subject has the state that `state` returns, and a key that is never
+/// revoked.
 fn export(subjects: &[Subject], state: impl Fn(&Subject) -> State) -> Export {
     let rows = subjects.iter().flat_map(|subject| subject.rows(state(subject)));
     Export::new([row("witness").owner("w").status("active")]).rows(rows)
@@ -141,11 +143,11 @@ fn revocation_survives_every_sequence_of_disagreeing_exports() {
     let subjects = Subject::all();
     let everything_active = |_: &Subject| State::Active;
     // Half of the keys may be missing at a time. Only this test starts reloads.
-    let setup = Setup::new(&export(&subjects, everything_active));
+    let setup = Setup::new(export(&subjects, everything_active));
     let mut daemon = setup.config("[source]\nsettle = \"0s\"\npoll = \"1h\"\nmax_shrink = 1.0").start();
     revoke_all(&daemon.admin_socket(), &subjects);
     assert_revoked(&daemon, &subjects, "revoked", everything_active);
-    let publish = |daemon: &Daemon, export: &str| {
+    let publish = |daemon: &Daemon, export: Export| {
         replace_export(&daemon.setup.source(), export);
         let outcome = daemon.force_reload();
         assert!(outcome.accepted, "{:?}", outcome.error);

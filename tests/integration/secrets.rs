@@ -1,8 +1,9 @@
 //! Promise 7: a raw key is wiped from the daemon's memory before its answer is sent, and is never
 //! logged.
 //!
-//! The lengths of the keys cover every change in the number of blocks that SHA-256 and HMAC process.
-//! The daemons have one worker, so no other thread overwrites what a request leaves on a stack.
+//! The lengths of the keys cover every change in the number of blocks that SHA-256 and HMAC
+//! process. The daemons have one worker, so no other thread overwrites what a request leaves on a
+//! stack.
 
 use std::ffi::OsString;
 use std::net::Shutdown;
@@ -15,8 +16,8 @@ use keyward_protocol::{Credential, MAX_KEY, Refund, Verify};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
-/// A block of SHA-256 has 64 bytes, of which padding takes at least 9. HMAC hashes one block before the
-/// key.
+/// A block of SHA-256 has 64 bytes, of which padding takes at least 9. HMAC hashes one block before
+/// the key.
 const LENGTHS: [usize; 23] = [
     1,
     8,
@@ -77,7 +78,8 @@ fn hash(peppers: Peppers, key: &str) -> String {
     })
 }
 
-/// The binary under test, and the optimised binary if there is one, because its stack frames differ.
+/// The binary under test, and the optimised binary if there is one, because its stack frames
+/// differ.
 fn binaries() -> Vec<Option<OsString>> {
     let release = std::env::var_os("KEYWARD_BIN_RELEASE");
     [None].into_iter().chain(release.map(Some)).collect()
@@ -214,8 +216,8 @@ fn partial_frame_is_stored_once_and_wiped_with_its_answer_or_connection() {
         let keys = SOME_LENGTHS.map(|length| key(length, 0));
         let Some(observed) = start(binary.as_ref(), Peppers::None, &keys) else { return };
         let Observed { daemon, before } = &observed;
-        // The first part follows a whole frame in one write, so no later answer wipes the worker's buffer
-        // between its arrival and the scan.
+        // The first part follows a whole frame in one write, so no later answer wipes the worker's
+        // buffer between its arrival and the scan.
         let whole = encode_verify(7, &keys[0]);
         let send_part = |peer: &mut RawClient, key: &str| {
             let frame = verify(key);

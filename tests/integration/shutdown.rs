@@ -24,8 +24,8 @@ fn start(drain_timeout: &str) -> Daemon {
     daemon
 }
 
-/// Receives until the connection closes. Returns the number of ALLOWED answers, and whether the last
-/// frame was SHUTTING_DOWN.
+/// Receives until the connection closes. Returns the number of ALLOWED answers, and whether the
+/// last frame was SHUTTING_DOWN.
 fn receive_all(peer: &mut RawClient) -> (usize, bool) {
     let mut received = peer.receive_until_close();
     let has_notice = received.pop_if(|last| *last == SHUTTING_DOWN).is_some();
@@ -75,8 +75,8 @@ fn drain_timeout_ends_answers_and_earlier_ones_are_in_the_last_save() {
     assert!(charged >= received, "{received} were admitted, but only {charged} are in the last save");
 }
 
-/// The daemon is paused while the peers connect, so it finds them and the signal at the same time. It may
-/// handle either first, hence several rounds.
+/// The daemon is paused while the peers connect, so it finds them and the signal at the same time.
+/// It may handle either first, hence several rounds.
 #[test]
 fn connections_in_the_backlog_are_answered_at_shutdown() {
     const ROUNDS: usize = 6;

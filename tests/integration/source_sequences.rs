@@ -1,5 +1,5 @@
-//! Promises 9 and 10 over random sequences: the source changes, and the daemon is killed or stopped.
-//! After each round, every verdict is compared with a simple model of the keys in force.
+//! Promises 9 and 10 over random sequences: the source changes, and the daemon is killed or
+//! stopped. After each round, every verdict is compared with a simple model of the keys in force.
 //!
 //! `KEYWARD_TEST_ROUNDS` sets the number of rounds, and `KEYWARD_TEST_SEED` the sequence.
 
@@ -131,8 +131,8 @@ impl Fixture {
         self.daemon.as_ref().expect("running")
     }
 
-    /// Waits until the keys in force are on the disk.
-    fn keep(&mut self) {
+    /// Waits until the keys in force are saved.
+    fn wait_until_saved(&mut self) {
         if !self.is_saved && matches!(self.source, Source::Good(_)) {
             self.daemon().wait_until_saved();
             self.is_saved = true;
@@ -168,8 +168,8 @@ impl Fixture {
         "a change".to_owned()
     }
 
-    /// An export that is refused for its bad rows, while others revoke or disable keys. A truncated export
-    /// takes nothing away.
+    /// An export that is refused for its bad rows, while others revoke or disable keys. A truncated
+    /// export takes nothing away.
     fn publish_takeaways(&mut self) -> String {
         let mut rows = self.in_force.clone();
         for _ in 0..=self.random.below(2) {

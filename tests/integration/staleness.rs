@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Export, Setup, keyward};
+use crate::support::{Daemon, Export, Setup, keyward, replace_export};
 
 const STALE: &str = "source.max_staleness is 1h: every request is answered STALE_SNAPSHOT";
 

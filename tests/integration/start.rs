@@ -1,4 +1,5 @@
-//! The start: signals during it, sockets inherited from systemd, and files in the place of the lock.
+//! The start: signals during it, sockets inherited from systemd, and files in the place of the
+//! lock.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -108,8 +109,8 @@ fn sigterm_or_sigint_while_waiting_for_the_state_directory_exits_promptly() {
     }
 }
 
-/// At moments throughout the start, with balances to restore, SIGHUP does not end it and SIGTERM always
-/// exits with code 0.
+/// At moments throughout the start, with balances to restore, SIGHUP does not end it and SIGTERM
+/// always exits with code 0.
 #[test]
 fn sigterm_at_any_moment_of_the_start_exits_with_success() {
     const KEYS: usize = 20_000;

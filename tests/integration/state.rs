@@ -1,10 +1,10 @@
-//! Balances over restarts of a daemon: they are restored and aged by the elapsed time. A damaged file
-//! loses the balances and nothing else.
+//! Balances over restarts of a daemon: they are restored and aged by the elapsed time. A damaged
+//! file loses the balances and nothing else.
 
 use std::fs;
 use std::path::PathBuf;
 
-use crate::support::{Daemon, Export, Row, Setup, keyward, replace_export, row, wait_for};
+use crate::support::{Daemon, Export, Row, Setup, replace_export, row, wait_for};
 use keyward_client::Request;
 use keyward_engine::limiter::ClockReading;
 use keyward_engine::limiter::persist::{SavedBucket, decode, encode};

@@ -1,5 +1,5 @@
-//! A state directory that is full, read-only, removed or lost: revocations are in force all the same, and
-//! the daemon reports what is not durable.
+//! A state directory that is full, read-only, removed or lost: revocations are in force all the
+//! same, and the daemon reports what is not durable.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -54,7 +54,8 @@ fn accept_loss(directory: &Path) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
 }
 
-/// A tmpfs of one mebibyte in a mount namespace, reached through `/proc` of the process that holds it.
+/// A tmpfs of one mebibyte in a mount namespace, reached through `/proc` of the process that holds
+/// it.
 struct Tmpfs {
     holder: Child,
     input: ChildStdin,
@@ -85,7 +86,7 @@ impl Tmpfs {
         tmpfs
     }
 
-    /// Has the holder run a command; whether it succeeded.
+    /// Runs a command in the holder. Returns whether it succeeded.
     fn run(&mut self, command: &str) -> bool {
         if writeln!(self.input, "{command} && echo yes || echo no").is_err() {
             return false;
@@ -98,14 +99,14 @@ impl Tmpfs {
         self.path.join("filler")
     }
 
-    /// Fills it to the last page.
+    /// Fills the file system to the last page.
     fn fill(&self) {
         let mut file = fs::File::create(self.filler()).expect("a file");
         let page = [b'x'; 4096];
         while file.write_all(&page).is_ok() {}
     }
 
-    fn make_room(&self) {
+    fn free_space(&self) {
         fs::remove_file(self.filler()).expect("removes");
     }
 

@@ -1,6 +1,6 @@
-//! Durability of a daemon, observed by strace: writes are synced before they are acknowledged, and charges
-//! are saved. Killing the daemon cannot show that, because the kernel keeps unsynced writes.
-//! `src/state/tests/durability.rs` asserts the same order without strace for each file.
+//! Durability of a daemon, observed by strace: writes are synced before they are acknowledged, and
+//! charges are saved. Killing the daemon cannot show that, because the kernel keeps unsynced
+//! writes. `src/state/tests/durability.rs` asserts the same order without strace for each file.
 
 use std::fs;
 use std::path::{Path, PathBuf};

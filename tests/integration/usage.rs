@@ -30,8 +30,8 @@ fn usage(daemon: &Daemon, key_id: Option<&str>, owner: Option<&str>, top: Option
     reply.expect("an answer").usage.expect("usage")
 }
 
-/// Usage files, from the oldest to the current one. A daemon killed while it renumbered them leaves a gap,
-/// and may leave no current file.
+/// Usage files, from the oldest to the current one. A daemon killed while it renumbered them leaves
+/// a gap, and may leave no current file.
 fn usage_files(directory: &Path) -> Vec<PathBuf> {
     let age = |path: &Path| -> Option<u32> {
         match path.file_name()?.to_str()?.strip_prefix("usage.jsonl")? {
@@ -108,7 +108,7 @@ fn counts_are_exact_over_workers_reloads_and_rotation() {
     let config =
         "[server]\nworkers = 2\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"4KiB\"\nkeep = 1000";
     let mut daemon = Setup::new(export(true)).config(config).start();
-    let enough = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let mut counts = VerdictCounts::new();
     thread::scope(|scope| {
         let work = || {
@@ -248,15 +248,16 @@ fn full_disk_loses_no_usage() {
     assert!(counts.values().all(|count| *count == 5), "{counts:?}");
 }
 
-/// SIGKILL at random moments, 200 times: the next start succeeds, no line is torn, and no counter exceeds
-/// the admitted requests.
+/// SIGKILL at random moments, 200 times: the next start succeeds, no line is torn, and no counter
+/// exceeds the admitted requests.
 #[test]
 fn killed_daemon_leaves_whole_lines() {
     const ROUNDS: u64 = 200;
     const KEYS: u32 = 100;
     /// More than is sent. The refill during the test is negligible.
     const BURST: u32 = 1_000_000;
-    /// Interval of the rounds that read all files. The others read only the current file, to save time.
+    /// Interval of the rounds that read all files. The others read only the current file, to save
+    /// time.
     const FULL_CHECK_INTERVAL: u64 = 20;
     let row = |key: u32| row(key.to_string()).id(format!("key_{key}")).limits(format!("{BURST}/30d"));
     let setup = Setup::new(Export::new((0..KEYS).map(row)));

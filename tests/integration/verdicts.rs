@@ -101,8 +101,8 @@ fn expectations() -> Vec<Value> {
     list
 }
 
-/// Asks with the Rust client.
-fn ask(daemon: &Daemon, case: &Value) -> keyward_client::Decision {
+/// Verifies with the Rust client.
+fn verify(daemon: &Daemon, case: &Value) -> keyward_client::Decision {
     let key = case["key"].as_str().expect("a key");
     let mut request = Request::new(key).cost(case["cost"].as_u64().unwrap_or(1) as u32);
     if let Some(scopes) = case["scopes"].as_array() {
@@ -149,8 +149,8 @@ fn rust_client_gets_every_verdict() {
     }
 }
 
-/// `keyward verify` with what the case says.
-fn run(daemon: &Daemon, case: &Value, json: bool) -> Output {
+/// Verifies with `keyward verify`.
+fn run_verify(daemon: &Daemon, case: &Value, json: bool) -> Output {
     let mut command = keyward();
     command.arg("verify").arg("--socket").arg(daemon.socket()).arg("--deadline").arg("20s");
     if json {
@@ -176,7 +176,7 @@ fn run(daemon: &Daemon, case: &Value, json: bool) -> Output {
     run_with_input(command, case["key"].as_str().expect("a key"))
 }
 
-fn pipe(mut command: Command, input: &str) -> Output {
+fn run_with_input(mut command: Command, input: &str) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

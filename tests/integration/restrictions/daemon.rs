@@ -1,5 +1,5 @@
-//! A daemon through frames and both clients: text and compiled exports, digests and raw keys, with and
-//! without peppers, single and batched requests.
+//! A daemon through frames and both clients: text and compiled exports, digests and raw keys, with
+//! and without peppers, single and batched requests.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -227,7 +227,8 @@ fn start(setup: impl FnOnce(Export) -> Setup, peppers: &[(&str, &str)]) -> (Daem
     (daemon, rows)
 }
 
-/// Verifies `cases` through one transport, `batch_size` at a time, and sends refunds after the batches.
+/// Verifies `cases` through one transport, `batch_size` at a time, and sends refunds after the
+/// batches.
 fn verify_all(
     transport: &mut dyn Transport,
     model: &mut Model,
@@ -274,8 +275,8 @@ fn verify_through_every_transport(daemon: &Daemon, rows: Vec<Row>, raw_modes: &[
     }
 }
 
-/// Few cases, for requests that each wait for their answer: the plain request, and one value of each field
-/// that does not match.
+/// Few cases, for requests that each wait for their answer: the plain request, and one value of
+/// each field that does not match.
 fn few_cases() -> Vec<RequestCase> {
     let plain = RequestCase { cost: 1, ..RequestCase::default() };
     vec![

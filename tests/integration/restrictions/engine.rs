@@ -1,5 +1,5 @@
-//! The engine without the daemon: every combination of the fields of a request, for each restriction
-//! and each pair of restrictions.
+//! The engine without the daemon: every combination of the fields of a request, for each
+//! restriction and each pair of restrictions.
 
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
@@ -114,8 +114,8 @@ fn request(case: &RequestCase, names: &'static str, credential: Credential<'stat
     }
 }
 
-/// Verifies every row with every case, `batch_size` requests at a time, and sends refunds after each
-/// batch.
+/// Verifies every row with every case, `batch_size` requests at a time, and sends refunds after
+/// each batch.
 fn verify_all(rows: Vec<Row>, key_form: KeyForm, batch_size: usize) {
     let limiter = Limiter::new();
     let global_policy = key_form.global_policy();

@@ -1,5 +1,5 @@
-//! A second implementation of SPEC.md section 7, as plain as possible, on the fields of an export. It
-//! shares no code with the daemon.
+//! A second implementation of SPEC.md section 7, as plain as possible, on the fields of an export.
+//! It shares no code with the daemon.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -253,8 +253,8 @@ fn is_origin(origin: &str, allowed: &str) -> bool {
 /// Changes a row, usually by a restriction.
 type Restrict = fn(&mut Row);
 
-/// All of them by name. Exports scale the seconds of validity by a `unit`, so that no key expires during
-/// a slow test.
+/// All of them by name. Exports scale the seconds of validity by a `unit`, so that no key expires
+/// during a slow test.
 pub(crate) const RESTRICTIONS: [(&str, Restrict); 29] = [
     ("none", |_| ()),
     ("revoked", |row| row.status = "revoked"),
@@ -347,7 +347,8 @@ pub(crate) fn all_cases() -> Vec<RequestCase> {
     shuffle(cases)
 }
 
-/// The plain request, and each value of each field alone and combined with valid values of the others.
+/// The plain request, and each value of each field alone and combined with valid values of the
+/// others.
 pub(crate) fn typical_cases() -> Vec<RequestCase> {
     let plain = RequestCase { cost: 1, ..RequestCase::default() };
     let permitted = RequestCase {
@@ -376,8 +377,8 @@ pub(crate) fn shuffle<T: Clone>(all: Vec<T>) -> Vec<T> {
     (0..all.len()).map(|number| all[number * step % all.len()].clone()).collect()
 }
 
-/// The export of these rows. `hash` returns the hash of a key, and a second of validity lasts `unit`
-/// seconds.
+/// The export of these rows. `hash` returns the hash of a key, and a second of validity lasts
+/// `unit` seconds.
 pub(crate) fn export(rows: &[Row], now: u32, unit: i64, hash: impl Fn(&str) -> String) -> Export {
     let time = |offset: Option<i64>| {
         offset.map_or(String::new(), |offset| {
