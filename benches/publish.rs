@@ -81,7 +81,7 @@ fn pair(fixture: &mut Fixture, keys: u64) -> Pair {
 
 fn load(criterion: &mut Criterion, [first, _]: &Pair) {
     let (publisher, mut subscriptions) = Publisher::new(SUBSCRIPTIONS);
-    publisher.publish(Arc::clone(first));
+    publisher.swap(Arc::clone(first));
     let subscription = subscriptions.first_mut().expect("a subscription");
     criterion.bench_function("load, nothing published", |bencher| {
         let _pinned = Pinned::to(processors().0);
@@ -93,7 +93,7 @@ fn verify(criterion: &mut Criterion, summary: &mut Summary, keys: u64, name: &st
     let mut fixture = Fixture::new();
     let snapshots = pair(&mut fixture, keys);
     let (publisher, mut subscriptions) = Publisher::new(SUBSCRIPTIONS);
-    publisher.publish(Arc::clone(&snapshots[0]));
+    publisher.swap(Arc::clone(&snapshots[0]));
     let mut worker = Worker {
         subscription: subscriptions.remove(0),
         limiter: &fixture.limiter,
@@ -119,7 +119,7 @@ fn verify(criterion: &mut Criterion, summary: &mut Summary, keys: u64, name: &st
         let mut next = snapshots.iter().cycle();
         let publish = || {
             thread::sleep(PUBLISH_INTERVAL);
-            next.next().map(|snapshot| publisher.publish(Arc::clone(snapshot)));
+            next.next().map(|snapshot| publisher.swap(Arc::clone(snapshot)));
         };
         with_background_thread(second, publish, || {
             group.bench_function(BenchmarkId::new(id(PUBLISHING).function, PUBLISHING), |bencher| {
@@ -139,7 +139,7 @@ fn publish(criterion: &mut Criterion, snapshots: &Pair) {
     let mut publish = |group: &mut criterion::BenchmarkGroup<'_, _>, name: &str| {
         group.bench_function(name, |bencher| {
             let _pinned = Pinned::to(processors().0);
-            bencher.iter(|| next.next().map(|snapshot| publisher.publish(Arc::clone(snapshot))));
+            bencher.iter(|| next.next().map(|snapshot| publisher.swap(Arc::clone(snapshot))));
         });
     };
     publish(&mut group, "no loads");

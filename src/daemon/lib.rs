@@ -16,20 +16,24 @@
 //!                             └── one write ◀── answers ◀──        charges
 //! ```
 //!
-//! [`connection`] reads as much as has arrived into its worker's buffer, and reads the clock and the
-//! snapshot once for all of it. [`keyward_protocol`] finds the frames and borrows the requests from
-//! them. [`keyward_engine::verify`] decides them. The answers are encoded into the worker's output
+//! [`connection`] reads as much as has arrived into its worker's buffer, and reads the clock and
+//! the snapshot once for all of it. `connection/respond.rs` collects consecutive requests into
+//! batches: [`keyward_protocol`] finds the frames and borrows the requests from them, and
+//! [`keyward_engine::verify`] decides a batch. The answers are encoded into the worker's output
 //! buffer and leave in one write.
 //!
 //! # A new set of keys
 //!
-//! The reload thread, in [`reload`], notices a change and waits until the file holds still. The source
-//! is parsed, or a compiled snapshot is decoded, into a builder that refuses duplicates. The guard
-//! compares the new keys with the old ones. Buckets are allocated, [`publish`] swaps the snapshots,
-//! waits until every worker has passed the swap, and frees the old one. A failure before the swap
-//! changes nothing; at a start, the [last good keys](reload::last_good) serve instead. The
-//! acknowledgement comes after the wait: from then on, no answer of an older snapshot can leave on any
-//! connection.
+//! The reload thread (`reload/reload_loop.rs`) notices a change and waits until the file settles
+//! (`source.settle`). The source is parsed, or a compiled snapshot is decoded, into a builder that
+//! refuses duplicates. The guard compares the new keys with the old ones. Then `reload/swap.rs`
+//! allocates buckets, swaps the snapshots, and waits until every worker has passed the swap
+//! ([`publish`]). From then on, no answer of an older snapshot can leave on any connection. After
+//! the wait, the audit event is written, systemd is told, the command is answered, and the old
+//! snapshot is freed, in this order.
+//!
+//! A failure before the swap changes nothing; at a start, the
+//! [last good keys](reload::last_good) are served instead.
 //!
 //! # A revocation
 //!

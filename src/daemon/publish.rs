@@ -13,7 +13,7 @@
 //!    refreshed, and no answer of an older epoch waits in a connection's output. It reports the
 //!    epoch.
 //! 4. The writer waits until all workers have passed the epoch ([`Epochs::wait_passed`]). Only then
-//!    is the reload or the revocation acknowledged (promise 2: acknowledged means in force).
+//!    is the reload or the revocation acknowledged: acknowledged means in force.
 //! 5. The thread that reloads drops the old snapshot, so no request pays for freeing it.
 //!
 //! A reload and any number of revocations may wait at the same time. Epochs count changes; a
@@ -99,7 +99,7 @@ impl Publisher {
 
     /// Makes `snapshot` the current one. Every buffer that is filled from now on is answered from
     /// it. For answers of the previous one, wait with [`Epochs::wait_passed`].
-    pub fn publish(&self, snapshot: Arc<Snapshot>) -> Published {
+    pub fn swap(&self, snapshot: Arc<Snapshot>) -> Published {
         let previous = self.current.swap(Some(snapshot));
         Published { epoch: self.epochs.advance(), previous }
     }

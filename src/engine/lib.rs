@@ -1,7 +1,8 @@
 //! The deciding half of keyward: may this API key do this, now?
 //!
-//! Everything here is a pure function of its arguments, time included. There is no file, socket,
-//! thread, clock, configuration or `unsafe` code in this crate.
+//! Every decision is deterministic: it depends only on its arguments, time included, and changes
+//! only buckets and atomic fields of entries. There is no file, socket, thread, clock,
+//! configuration or `unsafe` code in this crate.
 //!
 //! # A request
 //!
@@ -33,7 +34,8 @@
 //!
 //! # Invariants
 //!
-//! * A snapshot never changes, except for one bit of an entry: that an operator revoked the key.
+//! * Only three atomic parts of an entry change after publication: an operator's revocation,
+//!   takeaways of a refused source (status and expiry), and the pepper that it was found with.
 //! * A bucket admits at most `burst + rate × t` over any time `t`, whatever the threads and reloads.
 //! * An unknown key costs what a known one costs: there is no shorter path for a miss.
 //! * A denial is an answer, not an error.
@@ -49,12 +51,23 @@
 //! | generation | the number of a snapshot; every answer names the one that it came from |
 //! | epoch | the number of a change that answers depend on: a swap of snapshots, or a revocation |
 //! | verdict | the answer's code: `ALLOWED`, or the first reason for a denial |
-//! | restriction | a property of a key that forbids some of its uses: expiry, scopes, networks, origins, environment |
+//! | restriction | a property of a key that decides what it may do: status, times, environment,
+//! plan, scopes, networks, origins, limits
+//! ([`FieldSet::RESTRICTIONS`](record::FieldSet::RESTRICTIONS)) |
 //! | plan | a named set of limits in the configuration |
 //! | bucket | the state of one limit for one key or owner: its theoretical arrival time (GCRA) |
 //! | pepper | a secret that only the daemon knows, under which keys are hashed |
 //! | compiled | of a snapshot: written to a `.kwc` file, to be loaded without parsing |
 //! | last good | the keys that were in force last, kept for a restart beside a bad source |
+//! | settle | of a source file: not to be written to for a while, so that it can be read |
+//! | guard | the comparison that refuses a source that changes the access of too many keys |
+//! | set aside | of a row that cannot be parsed: its keys are disabled, and all other rows take
+//! effect |
+//! | takeaway | access that a refused source takes from a key of the snapshot in force |
+//! | row policy | the policy that a row alone states, before rows in rotation are combined |
+//! | shadow limit | a limit that is charged and reported, but never refuses a request |
+//! | superseded | of a snapshot: a newer one has taken over one of its buckets, so the request is
+//! decided again |
 
 #![forbid(unsafe_code)]
 #![allow(

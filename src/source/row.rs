@@ -139,7 +139,7 @@ impl Assembler {
         let metadata = row.parse(Field::Metadata, field::metadata);
         let (owner, metadata) = (owner?, metadata?);
         // A null text in one of these fields is not a value.
-        let nulls = FieldSet::NONE
+        let null_fields = FieldSet::NONE
             .with_if(Field::Owner, owner.is_empty())
             .with_if(Field::Metadata, metadata.is_empty());
         Some(KeyRecord {
@@ -156,7 +156,7 @@ impl Assembler {
             allowed_origins: allowed_origins?,
             limits: limits?,
             metadata,
-            given: nonempty_fields(texts).difference(nulls),
+            given: nonempty_fields(texts).difference(null_fields),
         })
     }
 }

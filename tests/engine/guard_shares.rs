@@ -1,5 +1,5 @@
-//! Promise 9, one field at a time: the guard refuses a change of a field by the share of keys that
-//! it affects.
+//! Nothing fails open by omission, one field at a time: the guard refuses a change of a field by
+//! the share of keys that it affects.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Promise 4 for the limiter alone: under contention a bucket admits its limit, no more and no
-//! less.
+//! Never more than the limit, for the limiter alone: under contention a bucket admits its limit, no
+//! more and no less.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;

@@ -1,6 +1,6 @@
-//! Promise 4 over reloads, absences and restarts, for snapshots and the slot allocator: keys that
-//! are removed, return or change their plan never get a quota twice. Time is an argument, and every
-//! sequence follows from its seed.
+//! Never more than the limit, over reloads, absences and restarts, for snapshots and the slot
+//! allocator: keys that are removed, return or change their plan never get a quota twice. Time is
+//! an argument, and every sequence follows from its seed.
 
 use std::collections::HashMap;
 

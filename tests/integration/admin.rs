@@ -142,8 +142,8 @@ fn connect_stalled(daemon: &Daemon) -> RawClient {
     peer
 }
 
-/// Promise 2 gives a peer that does not read one second. A revocation waits for its own second, not
-/// for that of the previous revocation as well.
+/// A peer that does not read has one second until it is not waited for. A revocation waits for its
+/// own second, not for that of the previous revocation as well.
 #[test]
 fn overlapping_revocations_wait_one_second_each() {
     /// A busy machine may delay some of them.

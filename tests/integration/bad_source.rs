@@ -1,4 +1,4 @@
-//! Promise 3: a refused reload changes nothing, and its error names the place and the reason.
+//! A refused reload changes nothing, and its error names the place and the reason.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-//! Promise 9: a source cannot widen access unnoticed. A reload is judged by how it changes the
+//! A source cannot widen access unnoticed. The guard evaluates a reload by how it changes the
 //! access of each key.
 
 use std::collections::BTreeSet;

@@ -109,7 +109,7 @@ fn command_line_returns_the_documented_exit_codes() {
     assert_eq!(exit_code(&["check", "--source", source.to_str().expect("UTF-8")]), Some(0));
 }
 
-/// Promise 7 on the command line: a key cannot be an argument, and the error does not repeat it.
+/// No raw key in the process list: a key cannot be an argument, and the error does not repeat it.
 #[test]
 fn key_in_the_arguments_is_refused_and_not_echoed() {
     for arguments in [["verify", "acme_live_secret"], ["verify", "--key=acme_live_secret"]] {

@@ -1,4 +1,4 @@
-//! Clients that misbehave affect only their own connections (promises 5 and 6).
+//! Clients that misbehave affect only their own connections.
 
 use std::io::{IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -100,7 +100,7 @@ fn requests_sent_byte_by_byte_are_answered() {
     }
 }
 
-/// Promise 6: clients that request the largest answers and read none cost a bounded amount of
+/// Clients that request the largest answers and read none cost a bounded amount of
 /// memory each, and delay no other client.
 #[test]
 fn peers_that_do_not_read_cost_bounded_memory() {
@@ -123,7 +123,7 @@ fn peers_that_do_not_read_cost_bounded_memory() {
     assert_eq!(daemon.verdict("a"), "ALLOWED", "other clients are served");
 }
 
-/// Promise 2: a client that never reads does not delay the acknowledgement of a reload, and gets no
+/// A client that never reads does not delay the acknowledgement of a reload, and gets no
 /// answer of the old snapshot after it.
 #[test]
 fn peer_that_does_not_read_does_not_delay_a_reload() {

@@ -1,5 +1,5 @@
-//! Promise 3 for the configuration: a reload reads it together with the source. If the reload is
-//! refused, no setting of it takes effect, and later reloads of the watch use the previous
+//! A reload reads the configuration together with the source. If the reload is refused, no setting
+//! of it takes effect, and later reloads of the watch use the previous
 //! configuration.
 
 use std::fs;

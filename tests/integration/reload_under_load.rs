@@ -1,10 +1,10 @@
-//! Promises 1, 2 and 5 under load: sixteen connections send requests without pause while the export
+//! Reloads under load: sixteen connections send requests without pause while the export
 //! is replaced two hundred times, in each of the three ways in which files are replaced.
 //!
 //! In export n, the keys `rotating-0` to `rotating-(n-1)` are revoked, and every row has the plan
 //! `v<n>`. Every answer therefore names its export. A key that is allowed although its export
-//! revokes it breaks promise 1. An answer from an export older than the last one acknowledged
-//! before the request breaks promise 2.
+//! revokes it does not come from one complete snapshot. An answer from an export older than the
+//! last one acknowledged before the request breaks "acknowledged means in force".
 
 use std::fs;
 use std::io::Read;
@@ -144,8 +144,9 @@ fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
     assert!(answers > 10_000, "{answers} answers are no load");
 }
 
-/// Promise 2, deterministically: the daemon buffers answers of the old snapshot because their peer
-/// does not read. Those that are still buffered when the reload is acknowledged must not be sent.
+/// Acknowledged means in force, deterministically: the daemon buffers answers of the old snapshot
+/// because their peer does not read. Those that are still buffered when the reload is acknowledged
+/// must not be sent.
 #[test]
 fn no_answer_of_an_old_snapshot_is_sent_after_the_acknowledgement() {
     let setup = Setup::new(export(0)).config("[source]\nsettle = \"0s\"\npoll = \"1h\"");

@@ -1,4 +1,4 @@
-//! Promise 6: a daemon holds at most the snapshot in force and the one that it builds, however
+//! Bounded memory: a daemon holds at most the snapshot in force and the one that it builds, however
 //! often it reloads.
 
 use crate::support::{Daemon, Export, Setup, line, replace_export, row, wait_until};

@@ -1,5 +1,5 @@
-//! Promise 2 for revocations: when `keyward revoke` returns, the key is denied on every connection.
-//! It stays denied until it is unrevoked, or until the source revokes it too.
+//! Acknowledged means in force, for revocations: when `keyward revoke` returns, the key is denied
+//! on every connection. It stays denied until it is unrevoked, or until the source revokes it too.
 
 use std::fs;
 use std::path::Path;

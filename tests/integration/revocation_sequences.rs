@@ -1,4 +1,4 @@
-//! Promise 2 over reloads: a revoked key or owner stays revoked through every sequence of source
+//! A revoked key or owner stays revoked through every sequence of source
 //! states in which no export revokes all of its rows. `tests/integration/revocation.rs` tests
 //! exports that do.
 

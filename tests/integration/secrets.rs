@@ -1,5 +1,5 @@
-//! Promise 7: a raw key is wiped from the daemon's memory before its answer is sent, and is never
-//! logged.
+//! No raw key at rest: a key is wiped from the daemon's memory before its answer is sent, and is
+//! never logged.
 //!
 //! The lengths of the keys cover every change in the number of blocks that SHA-256 and HMAC
 //! process. The daemons have one worker, so no other thread overwrites what a request leaves on a

@@ -51,7 +51,7 @@ fn removed_socket_files_are_recreated() {
     wait_until("answers", || is_served(&daemon.socket()));
     before.send(&encode_verify(2, "a"));
     assert_eq!(before.receive(), Received::Answer { request_id: 2, verdict: "ALLOWED", generation: 1 });
-    daemon.assert_logged("the socket's file was removed, and was made again");
+    daemon.assert_logged("the socket's file was removed; socket bound again");
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Promises 9 and 10 over random sequences: the source changes, and the daemon is killed or
-//! stopped. After each round, every verdict is compared with a simple model of the keys in force.
+//! What was in force stays in force, over random sequences: the source changes, and the daemon is
+//! killed or stopped. After each round, every verdict is compared with a simple model of the keys
+//! in force.
 //!
 //! `KEYWARD_TEST_ROUNDS` sets the number of rounds, and `KEYWARD_TEST_SEED` the sequence.
 

@@ -10,7 +10,8 @@
 //!   the assignment of slots until they are reclaimed, so a scan never sees a reload in progress.
 //!   Requests take no part in this. The file is written after the scan, without the lock.
 //! * Only what was admitted since the last save can be lost, and only if the daemon has no time to
-//!   save: kill -9, a crash, a power cut. See promise 4 in [`limiter`](keyward_engine::limiter).
+//!   save: kill -9, a crash, a power cut. See the guarantees of
+//! [`limiter`](keyward_engine::limiter).
 //! * A file that cannot be used costs the balances and nothing else. It is renamed, and an error is
 //!   logged.
 
@@ -39,9 +40,10 @@ const FILE: &str = "balances";
 /// Name that a file is given if it cannot be used.
 const DAMAGED: &str = "balances.damaged";
 
-/// Priority of the thread: about a third of a processor if the workers need all of it. Saving is
-/// never urgent, but it holds the allocator's lock, which a reload may wait for.
-const NICE: i32 = 5;
+/// Nice value of the thread. Against one busy thread of nice 0, it gets about a quarter of a
+/// processor (weights 335 and 1024). Saving is never urgent, but it holds the allocator's lock,
+/// which a reload may wait for.
+const NICENESS: i32 = 5;
 
 /// Longest duration of the last save when the daemon stops.
 const LAST_SAVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -131,7 +133,7 @@ struct Version {
 
 impl SaverThread {
     fn run(&mut self, interval: Duration, stops: &Receiver<oneshot::Sender<()>>) {
-        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
             debug!(%error, "balances are saved at the priority of the workers");
         }
         loop {

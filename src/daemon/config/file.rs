@@ -268,7 +268,7 @@ fn busy_poll<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::
 }
 
 fn idle_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    text::duration_or_never(deserializer, IDLE_TIMEOUT)
+    text::duration_or_word(deserializer, IDLE_TIMEOUT, "never")
 }
 
 fn drain_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -280,7 +280,7 @@ fn save_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration,
 }
 
 fn revocation_retention<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Retention, D::Error> {
-    let keep = text::duration_or_forever(deserializer, KEEP_REVOCATIONS)?;
+    let keep = text::duration_or_word(deserializer, KEEP_REVOCATIONS, "forever")?;
     Ok(keep.map_or(Retention::Forever, Retention::For))
 }
 
@@ -301,7 +301,7 @@ fn settle<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Err
 }
 
 fn max_staleness<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    text::duration_or_never(deserializer, MAX_STALENESS)
+    text::duration_or_word(deserializer, MAX_STALENESS, "never")
 }
 
 #[cfg(test)]
@@ -323,7 +323,7 @@ mod tests {
         for (text, problem) in [
             ("keep = '400d'", "is out of range: write 0s to 1year, or \"forever\""),
             ("keep = 'never'", "\"never\" is not a duration"),
-            ("keep = 7", "a duration such as \"90s\", \"12h\" or \"7d\", or \"forever\""),
+            ("keep = 7", "a duration such as \"90s\", \"5m\" or \"1h 30m\", or \"forever\""),
             ("hold = '7d'", "unknown field `hold`"),
         ] {
             let refused = keep(text).expect_err(text).to_string();

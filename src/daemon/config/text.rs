@@ -112,24 +112,32 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(
     check_range(duration, &range).map_err(D::Error::custom)
 }
 
-/// Deserializes a duration in a range, or `"never"`.
-pub(super) fn duration_or_never<'de, D: Deserializer<'de>>(
+/// Deserializes a duration in a range, or a word for no limit, such as `"never"`.
+pub(super) fn duration_or_word<'de, D: Deserializer<'de>>(
     deserializer: D,
     range: RangeInclusive<Duration>,
+    word: &'static str,
 ) -> Result<Option<Duration>, D::Error> {
-    let DurationOrNever(duration) = text(deserializer)?;
-    let checked = duration.map(|duration| check_range(duration, &range)).transpose();
-    checked.map_err(|problem| D::Error::custom(format!("{problem}, or \"never\"")))
-}
+    struct DurationOrWord(&'static str);
 
-/// Deserializes a duration in a range, or `"forever"`.
-pub(super) fn duration_or_forever<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    range: RangeInclusive<Duration>,
-) -> Result<Option<Duration>, D::Error> {
-    let DurationOrForever(duration) = text(deserializer)?;
+    impl Visitor<'_> for DurationOrWord {
+        type Value = Option<Duration>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{}, or {:?}", DurationText::EXPECTED, self.0)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Option<Duration>, E> {
+            if text == self.0 {
+                return Ok(None);
+            }
+            DurationText::parse(text).map(|DurationText(duration)| Some(duration)).map_err(E::custom)
+        }
+    }
+
+    let duration = deserializer.deserialize_str(DurationOrWord(word))?;
     let checked = duration.map(|duration| check_range(duration, &range)).transpose();
-    checked.map_err(|problem| D::Error::custom(format!("{problem}, or \"forever\"")))
+    checked.map_err(|problem| D::Error::custom(format!("{problem}, or {word:?}")))
 }
 
 fn check_range(duration: Duration, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
@@ -149,31 +157,5 @@ impl Text for DurationText {
         humantime::parse_duration(text).map(Self).map_err(|error| {
             format!("{text:?} is not a duration: {error}; write one such as \"90s\", \"5m\" or \"1h 30m\"")
         })
-    }
-}
-
-struct DurationOrNever(Option<Duration>);
-
-impl Text for DurationOrNever {
-    const EXPECTED: &'static str = "a duration such as \"90s\", \"5m\" or \"1h 30m\", or \"never\"";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "never" => Ok(Self(None)),
-            _ => DurationText::parse(text).map(|DurationText(duration)| Self(Some(duration))),
-        }
-    }
-}
-
-struct DurationOrForever(Option<Duration>);
-
-impl Text for DurationOrForever {
-    const EXPECTED: &'static str = "a duration such as \"90s\", \"12h\" or \"7d\", or \"forever\"";
-
-    fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "forever" => Ok(Self(None)),
-            _ => DurationText::parse(text).map(|DurationText(duration)| Self(Some(duration))),
-        }
     }
 }

@@ -10,7 +10,7 @@ use crate::reload::refusal::{Refusal, RefusalList};
 use keyward_engine::snapshot::Diff;
 use keyward_source::{Column, Diagnostics};
 
-/// Why a source was not published. The previous snapshot stays in force (promise 3).
+/// Why a source was not published. The previous snapshot stays in force.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// The file cannot be read.

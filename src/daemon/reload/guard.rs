@@ -7,6 +7,7 @@
 
 use std::path::Path;
 
+use crate::reload::NAMED_KEYS;
 use crate::reload::ReloadError;
 use crate::reload::refusal::Refusal;
 use keyward_engine::snapshot::{AccessChange, Diff, Example, Impact, Share};
@@ -21,9 +22,6 @@ pub struct Tolerance {
     /// The share of the keys with a restriction that may lose it.
     pub max_loosened: f64,
 }
-
-/// Keys that a message names: enough to find out what they have in common.
-const NAMED_KEYS: usize = 3;
 
 /// Keys that may always stop working, unless the share is zero: a share says little about very few
 /// keys.

@@ -1,5 +1,6 @@
-//! Reloads: notice a change, open the file, wait until it settles, read, evaluate, publish, wait
-//! for the workers, and only then free the old snapshot.
+//! Reloads: notice a change, open the file, wait until it settles, read, evaluate, swap, wait for
+//! the workers, record the outcome in the audit trail, report it to the log and systemd,
+//! acknowledge it to the waiting commands, and only then free the old snapshot.
 //!
 //! All of it happens on one thread, one reload at a time, in the order of [`ReloadLoop::reload`].
 //! No request ever waits for it. A reload that fails before the swap changes nothing; at a start,
@@ -57,11 +58,15 @@ pub use load::{LoadedSource, ParsedSource};
 pub use memory_limits::MemoryError;
 pub use read::RowObserver;
 pub use refusal::Refusal;
-use reload_loop::{Origin, ReloadLoop, retry_while_changing};
+use reload_loop::{LoadedFrom, ReloadLoop, retry_while_changing};
 pub use source_file::SourceFile;
 pub use stale::Stale;
 pub use takeaways::TakeawayReport;
 pub use trigger::{Trigger, trigger_channel};
+
+/// Keys that a message, the log or the audit trail names: enough to find out what they have in
+/// common.
+pub const NAMED_KEYS: usize = 3;
 
 /// Everything that a reload needs. [`run`](Self::run) is the reload thread.
 pub struct Reloader {

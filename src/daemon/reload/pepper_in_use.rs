@@ -2,10 +2,8 @@
 
 use std::fmt;
 
+use crate::reload::NAMED_KEYS;
 use keyward_engine::record::Quoted;
-
-/// Key ids that a message names: enough to find out what the keys have in common.
-const NAMED_KEYS: usize = 3;
 
 /// Keys that the source lists with the same hash as the current snapshot, and that would no longer
 /// be found.

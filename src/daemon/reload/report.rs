@@ -7,14 +7,13 @@ use tracing::{debug, error, info, warn};
 
 use crate::audit::{self, Event};
 use crate::reload::trigger::Cause;
-use crate::reload::{AcceptedReload, Outcome, ReloadError, ReloadLoop, SetAside, TakeawayReport, counts};
+use crate::reload::{
+    AcceptedReload, NAMED_KEYS, Outcome, ReloadError, ReloadLoop, SetAside, TakeawayReport, counts,
+};
 use crate::systemd;
 use keyward_engine::record::Quoted;
 use keyward_engine::snapshot::{Diff, Example};
 use keyward_source::Diagnostics;
-
-/// Keys that the log and the audit trail name: enough to find out what they have in common.
-const NAMED_KEYS: usize = 3;
 
 fn ids(examples: &[Example]) -> Vec<&str> {
     examples.iter().take(NAMED_KEYS).map(|example| &*example.key_id).collect()
@@ -68,8 +67,8 @@ fn log_takeaways(TakeawayReport { added, first, total, refused }: &TakeawayRepor
             keys = joined(first),
             added,
             total,
-            "the refused source TAKES AWAY access: what it revokes, disables or lets end earlier is in force until a source is \
-             accepted"
+            "the refused source TAKES AWAY access: its revocations, disabled keys and earlier expiry times apply until a \
+             source is accepted"
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! Publishes keys, and queues them to be stored for the next start.
+//! Swaps snapshots, and queues them to be stored for the next start.
 
 use std::fs::File;
 use std::sync::{Arc, PoisonError};
@@ -7,7 +7,9 @@ use tracing::warn;
 
 use crate::reload::last_good;
 use crate::reload::memory_limits::MemoryLimits;
-use crate::reload::{AcceptedReload, FileState, Origin, ReloadError, ReloadLoop, Reloader, Settings, Stale};
+use crate::reload::{
+    AcceptedReload, FileState, LoadedFrom, ReloadError, ReloadLoop, Reloader, Settings, Stale,
+};
 use keyward_engine::snapshot::{Diff, KeyTable, RowMap, RowPolicies, Snapshot, SnapshotMeta};
 use keyward_source::Format;
 
@@ -42,13 +44,14 @@ impl ReloadLoop {
     /// Allocates buckets, swaps the snapshot, waits until every worker has left the previous one,
     /// and then completes the migration of the buckets. [`publish`](crate::publish) explains the
     /// order.
-    pub(super) fn publish(
+    pub(super) fn swap_and_wait(
         &mut self,
         settings: &Settings,
         keys: KeyTable,
         written_at: u32,
-        (diff, kept): (Diff, &RowMap<'_>),
-        origin: Origin,
+        diff: Diff,
+        row_map: &RowMap<'_>,
+        loaded_from: LoadedFrom,
     ) -> Result<AcceptedReload, ReloadError> {
         let needed = keys.publishing_bytes(&diff, self.current.as_deref());
         let path = || settings.source.path.to_path_buf();
@@ -77,7 +80,7 @@ impl ReloadLoop {
         let snapshot = keys
             .into_snapshot_with(
                 &mut allocation,
-                kept,
+                row_map,
                 SnapshotMeta {
                     generation,
                     source_time: written_at,
@@ -97,20 +100,20 @@ impl ReloadLoop {
             set_aside: None,
         };
 
-        if origin == Origin::LastGood {
+        if loaded_from == LoadedFrom::LastGood {
             snapshot.apply_takeaways(
                 self.applied_takeaways.keys.iter().map(|(hash, takeaway)| (*hash, *takeaway)),
             );
         }
         let pending = allocation.commit();
         let snapshot = Arc::new(snapshot);
-        let epoch = revocations.publish(publisher, Arc::clone(&snapshot)).epoch;
+        let epoch = revocations.mark_and_swap(publisher, Arc::clone(&snapshot)).epoch;
         self.generation = generation;
         let previous = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().wait_passed(epoch));
         audit.set_generation(generation);
         // The last good keys have been compared with the list before.
-        if origin == Origin::Source {
+        if loaded_from == LoadedFrom::Source {
             let reconciliation = revocations.reconcile(&snapshot, settings.revocation_retention, audit);
             accepted.revocations_agreed = reconciliation.dropped;
             accepted.revocations_conflicting = reconciliation.conflicts;

@@ -274,8 +274,8 @@ fn force_does_not_apply_to_an_unforced_request_in_the_same_queue() {
     assert_eq!(fixture.trail(), trail(&[("command", &[1]), ("command", &[2]), ("command", &[3])]));
 }
 
-/// Promise 2: while a worker may still write an answer of the previous snapshot, the new one is not
-/// acknowledged.
+/// Acknowledged means in force: while a worker may still write an answer of the previous snapshot,
+/// the new one is not acknowledged.
 #[test]
 fn reload_is_not_acknowledged_before_every_worker_has_passed_the_epoch() {
     for force in [false, true] {

@@ -14,7 +14,7 @@ use tracing::warn;
 use super::line::{FORMAT, Header, Line, encode};
 use super::list::List;
 use super::replay::{LoadError, Replayed, replay};
-use super::watermark::{self, ListClock, Watermark};
+use super::watermark::{self, ListClock, WatermarkFile};
 use keyward_state::{self as state, FileError, Journal, Rotation, StateDir};
 
 /// The name of the file.
@@ -31,7 +31,7 @@ const COMPACTION_SLACK: usize = 1_000;
 pub(super) struct ListFile {
     path: PathBuf,
     id: String,
-    mark: Watermark,
+    watermark: WatermarkFile,
     /// Whether the mark has the list's id. Until then no list with this id may exist.
     is_marked: bool,
     /// `None` if the file could not be opened yet.
@@ -84,9 +84,10 @@ impl ListFile {
         };
         let latest = list.iter().filter_map(|(_, entry)| entry.record.source).map(|source| source.clock_ms);
         let min_clock_ms = latest.max().unwrap_or(0);
-        let mark = Watermark::new(directory.path(watermark::NAME), id.clone(), mark.as_ref(), min_clock_ms);
+        let watermark =
+            WatermarkFile::new(directory.path(watermark::NAME), id.clone(), mark.as_ref(), min_clock_ms);
         let mut file =
-            Self { path, id, mark, is_marked: is_known, journal: None, lines, seq, last_identity: None };
+            Self { path, id, watermark, is_marked: is_known, journal: None, lines, seq, last_identity: None };
         let unwritten = file.prepare(&list, is_known && !has_torn_end).err();
         Ok(OpenedList { file, list, accepted, unwritten })
     }
@@ -169,7 +170,7 @@ impl ListFile {
         self.last_identity = None;
         if !self.is_marked {
             // The mark comes first: a list without a mark counts as one whose mark was lost.
-            self.mark.write(0)?;
+            self.watermark.write(0)?;
             self.is_marked = true;
         }
         let entries = || list.iter().filter(|(_, entry)| !entry.dropping);
@@ -195,7 +196,7 @@ impl ListFile {
     /// # Errors
     /// When the mark cannot be written. The list itself is durable.
     pub(super) fn write_mark(&mut self) -> Result<(), FileError> {
-        self.mark.write(self.seq)
+        self.watermark.write(self.seq)
     }
 
     /// Makes the mark durable, and rewrites it if it was changed or moved.
@@ -203,15 +204,15 @@ impl ListFile {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn sync_mark(&mut self) -> Result<(), FileError> {
-        if !self.mark.is_intact() {
+        if !self.watermark.is_intact() {
             self.write_mark()?;
         }
-        self.mark.sync()
+        self.watermark.sync()
     }
 
     /// The list's clock.
     pub(super) fn clock(&self) -> ListClock {
-        self.mark.clock()
+        self.watermark.clock()
     }
 }
 

@@ -8,7 +8,7 @@
 //! 2. add the entry to the list in memory, and mark the rows of the current snapshot;
 //! 3. queue the line for the [`writer`], advance the [epoch](crate::publish), and unlock;
 //! 4. wait until the line is durable, or the disk fails or takes too long;
-//! 5. wait until every worker has passed the epoch. Only then is the command answered (promise 2).
+//! 5. wait until every worker has passed the epoch. Only then is the command answered.
 //!
 //! Putting a revocation in force never waits for the disk. A command whose line is not durable
 //! reports that and why; the write is retried until it succeeds.
@@ -113,7 +113,7 @@ pub enum RevokeError {
         /// The current generation.
         generation: u64,
     },
-    /// The name may be a raw key, which must not be written to disk (promise 7). Without keys, an
+    /// The name may be a raw key, which must not be written to disk. Without keys, an
     /// id cannot be distinguished from a key.
     #[error(
         "no keys are loaded, and {} may be a key itself, which is not to be written down: load the source first, then name \
@@ -313,8 +313,8 @@ impl Revocations {
         self.writer.as_ref().map(Writer::written)
     }
 
-    /// Publishes a snapshot in which everything is marked that is revoked at the time of the swap.
-    pub fn publish(&self, publisher: &Publisher, snapshot: Arc<Snapshot>) -> Published {
+    /// Marks everything in `snapshot` that is revoked at the time of the swap, and swaps it in.
+    pub fn mark_and_swap(&self, publisher: &Publisher, snapshot: Arc<Snapshot>) -> Published {
         // Most of the marking, while commands go on.
         let list = {
             self.lock_commands().changed = Some(Vec::new());
@@ -329,7 +329,7 @@ impl Revocations {
         for target in commands.changed.take().unwrap_or_default() {
             list.mark(&snapshot, &target);
         }
-        publisher.publish(snapshot)
+        publisher.swap(snapshot)
     }
 
     /// Queues lines in the order in which the list changes. Returns the ticket of the last one.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::line::{FORMAT, Header, Line};
 use super::list::List;
 use super::list_file;
-use super::watermark::{self, Mark, StoredMark};
+use super::watermark::{self, StoredRecord, WatermarkRecord};
 use keyward_state::{self as state, Acceptance, AcceptanceRecord, FileError, StateDir};
 
 /// Why the daemon does not start with the list of revocations.
@@ -73,7 +73,7 @@ pub(super) struct Replayed {
     pub(super) lines: usize,
     /// Whether the file ends in a torn line, or without a newline.
     pub(super) has_torn_end: bool,
-    pub(super) mark: Option<Mark>,
+    pub(super) mark: Option<WatermarkRecord>,
     /// A loss that an operator has accepted.
     pub(super) accepted: Option<(AcceptanceRecord, LoadError)>,
 }
@@ -102,7 +102,7 @@ pub(super) fn replay(directory: &StateDir) -> Result<Replayed, LoadError> {
         (Some(problem), None) => return Err(problem),
         (Some(problem), Some(accepted)) => Some((accepted, problem)),
     };
-    let mark = if let StoredMark::Valid(mark) = mark { Some(mark) } else { None };
+    let mark = if let StoredRecord::Valid(mark) = mark { Some(mark) } else { None };
     // An incomplete list gets a new id, so that the lost copy cannot replace it later.
     let id = parsed.header.map(|header| header.list).filter(|_| accepted.is_none());
     let (list, seq, lines, has_torn_end) = (parsed.list, parsed.seq, parsed.lines, parsed.has_torn_end);
@@ -115,38 +115,38 @@ fn detect_loss(
     content: Option<&[u8]>,
     header: Option<&Header>,
     seq: u64,
-    mark: &StoredMark,
+    mark: &StoredRecord,
 ) -> Option<String> {
     match (content, header, mark) {
-        (_, _, StoredMark::Damaged(problem)) => Some(format!(
+        (_, _, StoredRecord::Damaged(problem)) => Some(format!(
             "whether it is complete cannot be told, because {} is damaged: {problem}",
             watermark::NAME
         )),
-        (_, Some(header), StoredMark::Valid(mark)) if header.list != mark.list => {
+        (_, Some(header), StoredRecord::Valid(mark)) if header.list != mark.list => {
             Some("it is not the list that this state directory had before".to_owned())
         }
-        (_, Some(_), StoredMark::Valid(mark)) if seq < mark.seq => Some(format!(
+        (_, Some(_), StoredRecord::Valid(mark)) if seq < mark.seq => Some(format!(
             "it ends with change {seq} of {}: it was truncated, or replaced by an older copy",
             mark.seq
         )),
-        (_, Some(_), StoredMark::Missing) => {
+        (_, Some(_), StoredRecord::Missing) => {
             Some(format!("whether it is complete cannot be told, because {} is missing", watermark::NAME))
         }
-        (_, Some(_), StoredMark::Valid(_)) => None,
+        (_, Some(_), StoredRecord::Valid(_)) => None,
         // A new list gets its mark first. Without the list itself, nothing can be on it.
-        (_, None, StoredMark::Valid(Mark { seq: 0, .. })) => None,
-        (Some([]), None, StoredMark::Valid(mark)) => {
+        (_, None, StoredRecord::Valid(WatermarkRecord { seq: 0, .. })) => None,
+        (Some([]), None, StoredRecord::Valid(mark)) => {
             Some(format!("it is empty, and {} changes had been written to it", mark.seq))
         }
-        (None, None, StoredMark::Valid(mark)) => {
+        (None, None, StoredRecord::Valid(mark)) => {
             Some(format!("it is missing, and {} changes had been written to it", mark.seq))
         }
-        (Some(_), None, StoredMark::Valid(_)) => {
+        (Some(_), None, StoredRecord::Valid(_)) => {
             Some("it has no header: an older copy, or a part of the list, has taken its place".to_owned())
         }
         // A list of an earlier version has no header and no mark.
-        (Some(_), None, StoredMark::Missing) => None,
-        (None, None, StoredMark::Missing) => directory
+        (Some(_), None, StoredRecord::Missing) => None,
+        (None, None, StoredRecord::Missing) => directory
             .first_state_file()
             .map(|other| format!("it is missing, and the state directory is not new: {other} is there")),
     }

@@ -3,14 +3,14 @@
 //! The mark has the list's id and the number of the last durable line. So the next start detects a
 //! list that was emptied, truncated between two lines, or replaced by an older copy. The mark is
 //! written after the list is synced, so it is never ahead of the list, even after a crash. It is
-//! synced within seconds, not with every line ([`Watermark::sync`]): it detects losses that people
-//! and programs cause, and those see the page cache.
+//! synced within seconds, not with every line ([`WatermarkFile::sync`]). It detects files changed
+//! by people or programs, for which the page cache suffices.
 //!
 //! The mark also stores the list's clock: the milliseconds that a daemon has had the list. It
 //! measures how long the source has agreed with a revocation. Setting the system time does not move
 //! it. Across a restart it advances by the smaller of the differences of CLOCK_BOOTTIME and of the
 //! system time. After a reboot, CLOCK_BOOTTIME is behind the stored value, or ahead of it by less
-//! than the time that has passed. So the list's clock may be late, but never early.
+//! than the time that has passed. So the list's clock may run behind, never ahead.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -34,7 +34,7 @@ const SIZE: usize = 256;
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Mark {
+pub(super) struct WatermarkRecord {
     /// The list's id.
     pub(super) list: String,
     /// The number of the list's last line.
@@ -49,9 +49,9 @@ pub(super) struct Mark {
 
 /// The mark on disk.
 #[derive(Debug)]
-pub(super) enum StoredMark {
+pub(super) enum StoredRecord {
     Missing,
-    Valid(Mark),
+    Valid(WatermarkRecord),
     /// The file cannot be decoded; the message says why.
     Damaged(String),
 }
@@ -60,16 +60,16 @@ pub(super) enum StoredMark {
 ///
 /// # Errors
 /// When the file exists and cannot be read.
-pub(super) fn read(path: &Path) -> Result<StoredMark, FileError> {
-    let Some(content) = state::read(path)? else { return Ok(StoredMark::Missing) };
+pub(super) fn read(path: &Path) -> Result<StoredRecord, FileError> {
+    let Some(content) = state::read(path)? else { return Ok(StoredRecord::Missing) };
     Ok(match serde_json::from_slice(&content) {
-        Ok(mark) => StoredMark::Valid(mark),
-        Err(error) => StoredMark::Damaged(error.to_string()),
+        Ok(mark) => StoredRecord::Valid(mark),
+        Err(error) => StoredRecord::Damaged(error.to_string()),
     })
 }
 
-/// The file.
-pub(super) struct Watermark {
+/// Writes the mark, in place if possible.
+pub(super) struct WatermarkFile {
     path: PathBuf,
     list: String,
     /// The file to be written in place, and its identity after the last write.
@@ -81,10 +81,15 @@ pub(super) struct Watermark {
     started: Instant,
 }
 
-impl Watermark {
+impl WatermarkFile {
     /// The mark of the list with the id `list`. Its clock continues from `before`, and is at least
     /// `min_clock_ms`, which the list contains.
-    pub(super) fn new(path: PathBuf, list: String, before: Option<&Mark>, min_clock_ms: u64) -> Self {
+    pub(super) fn new(
+        path: PathBuf,
+        list: String,
+        before: Option<&WatermarkRecord>,
+        min_clock_ms: u64,
+    ) -> Self {
         let clock_ms =
             before.map_or(0, |mark| mark.clock_ms.saturating_add(mark.elapsed_ms())).max(min_clock_ms);
         Self { path, list, open: None, dirty: false, clock_ms, started: Instant::now() }
@@ -146,7 +151,13 @@ impl Watermark {
 
     fn encode(&self, seq: u64) -> io::Result<Vec<u8>> {
         let (boottime_ms, realtime_ms) = clocks_ms();
-        let mark = Mark { list: self.list.clone(), seq, clock_ms: self.clock_ms(), boottime_ms, realtime_ms };
+        let mark = WatermarkRecord {
+            list: self.list.clone(),
+            seq,
+            clock_ms: self.clock_ms(),
+            boottime_ms,
+            realtime_ms,
+        };
         let mut bytes = serde_json::to_vec(&mark)?;
         bytes.resize(SIZE.max(bytes.len() + 1) - 1, b' ');
         bytes.push(b'\n');
@@ -183,7 +194,7 @@ impl ListClock {
     }
 }
 
-impl Mark {
+impl WatermarkRecord {
     /// By how much the list's clock has advanced since the mark was written.
     fn elapsed_ms(&self) -> u64 {
         let (boottime_ms, realtime_ms) = clocks_ms();
@@ -210,8 +221,8 @@ fn milliseconds(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn mark(boottime_ms: u64, realtime_ms: u64) -> Mark {
-        Mark { list: "x".repeat(32), seq: 1, clock_ms: 5_000, boottime_ms, realtime_ms }
+    fn mark(boottime_ms: u64, realtime_ms: u64) -> WatermarkRecord {
+        WatermarkRecord { list: "x".repeat(32), seq: 1, clock_ms: 5_000, boottime_ms, realtime_ms }
     }
 
     #[test]
@@ -226,10 +237,10 @@ mod tests {
         ] {
             assert_eq!(mark(1_000, 900_000).elapsed_until(boottime, realtime), expected, "{what}");
         }
-        let behind = Watermark::new("m".into(), String::new(), None, 77);
+        let behind = WatermarkFile::new("m".into(), String::new(), None, 77);
         assert!(behind.clock_ms() >= 77, "not behind the list");
-        let last = Mark { clock_ms: u64::MAX, ..mark(0, 0) };
-        let last = Watermark::new("m".into(), String::new(), Some(&last), u64::MAX);
+        let last = WatermarkRecord { clock_ms: u64::MAX, ..mark(0, 0) };
+        let last = WatermarkFile::new("m".into(), String::new(), Some(&last), u64::MAX);
         assert_eq!(last.clock_ms(), u64::MAX, "a damaged mark saturates");
     }
 
@@ -238,11 +249,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join(NAME);
         let found = |path: &Path| match read(path).expect("reads") {
-            StoredMark::Valid(mark) => (mark.list, mark.seq),
+            StoredRecord::Valid(mark) => (mark.list, mark.seq),
             other => panic!("{other:?}"),
         };
-        assert!(matches!(read(&path), Ok(StoredMark::Missing)));
-        let mut watermark = Watermark::new(path.clone(), "id".to_owned(), None, 0);
+        assert!(matches!(read(&path), Ok(StoredRecord::Missing)));
+        let mut watermark = WatermarkFile::new(path.clone(), "id".to_owned(), None, 0);
         watermark.write(u64::MAX).expect("writes");
         let inode = identity(&path);
         watermark.write(3).expect("writes");
@@ -253,6 +264,6 @@ mod tests {
         watermark.write(4).expect("writes");
         assert_eq!(found(&path), ("id".to_owned(), 4));
         std::fs::write(&path, "").expect("empties");
-        assert!(matches!(read(&path), Ok(StoredMark::Damaged(_))));
+        assert!(matches!(read(&path), Ok(StoredRecord::Damaged(_))));
     }
 }

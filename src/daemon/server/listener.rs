@@ -173,7 +173,7 @@ fn bind(spec: &ListenerSpec) -> Result<(UnixListener, SocketFile), ListenError> 
     rustix::process::umask(previous);
     let socket = bound.map_err(io("listen"))?;
     let id = FileId::of(path).and_then(|found| found.ok_or_else(|| io::ErrorKind::NotFound.into()));
-    let file = SocketFile { path: path.to_path_buf(), id: id.map_err(io("look at it"))? };
+    let file = SocketFile { path: path.to_path_buf(), id: id.map_err(io("examine the file"))? };
     let configured = match spec.gid {
         Some(gid) => lchown(path, None, Some(gid)).map_err(io("give the socket to its group")),
         None => Ok(()),

@@ -36,7 +36,7 @@ pub(super) struct ListeningSocket {
     listener: RefCell<Listener>,
     socket: RefCell<Rc<UnixListener>>,
     /// Connections from the backlog of a replaced socket.
-    backlog: RefCell<VecDeque<UnixStream>>,
+    inherited: RefCell<VecDeque<UnixStream>>,
     replaced: Notify,
     /// A spare descriptor, to accept one more connection when the process has no other left.
     reserve: RefCell<Option<File>>,
@@ -73,7 +73,7 @@ impl ListeningSocket {
             path,
             listener: RefCell::new(listener),
             socket,
-            backlog: RefCell::default(),
+            inherited: RefCell::default(),
             replaced: Notify::new(),
             reserve: RefCell::default(),
             file_id: RefCell::new(file_id),
@@ -93,7 +93,7 @@ impl ListeningSocket {
     pub(super) async fn accept(&self) -> io::Result<UnixStream> {
         self.refill_reserve();
         loop {
-            if let Some(stream) = self.backlog.borrow_mut().pop_front() {
+            if let Some(stream) = self.inherited.borrow_mut().pop_front() {
                 return Ok(stream);
             }
             let socket = Rc::clone(&self.socket.borrow());
@@ -126,7 +126,7 @@ impl ListeningSocket {
 
     /// The connections in the backlog that no other process can accept.
     pub(super) fn take_backlog(&self) -> Vec<UnixStream> {
-        let mut backlog: Vec<_> = self.backlog.take().into();
+        let mut backlog: Vec<_> = self.inherited.take().into();
         if !self.is_adopted() {
             backlog.extend(self.listener.borrow().backlog());
         }
@@ -162,7 +162,7 @@ impl ListeningSocket {
                     let what = if found.is_some() { "replaced" } else { "removed" };
                     self.rebind(path, what);
                 }
-                Err(error) => self.set_problem(Some(format!("cannot look at the socket's file: {error}"))),
+                Err(error) => self.set_problem(Some(format!("cannot examine the socket's file: {error}"))),
             }
         }
     }
@@ -186,13 +186,13 @@ impl ListeningSocket {
             }
         };
         *self.file_id.borrow_mut() = Some(bound.file.id);
-        self.backlog.borrow_mut().extend(listener.backlog());
+        self.inherited.borrow_mut().extend(listener.backlog());
         listener.socket = socket;
         *self.socket.borrow_mut() = Rc::new(registered);
         self.replaced.notify_one();
         let mut state = self.state.borrow_mut();
         (state.rebound, state.problem) = (state.rebound + 1, None);
-        warn!(socket = self.name, path = %path.display(), "the socket's file was {what}, and was made again");
+        warn!(socket = self.name, path = %path.display(), "the socket's file was {what}; socket bound again");
     }
 
     /// Records a problem or its end, and logs each change once.

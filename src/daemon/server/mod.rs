@@ -55,7 +55,7 @@ pub fn run(
     load_config: LoadConfig,
     set_up_log: SetUpLog,
 ) -> Result<(), StartError> {
-    // A core dump would contain the keys that are being verified (promise 7).
+    // A core dump would write the raw keys that are being verified to disk.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| os_error("forbid core dumps")(error.into()))?;
     let Signals { runtime, receiver: mut signals } = signals;

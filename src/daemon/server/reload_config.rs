@@ -22,18 +22,18 @@ pub(super) fn settings(config: &Config) -> Result<Settings, ConfigError> {
 
 /// Reads the configuration again for a reload. Settings outside of [`Settings`] need a restart; if
 /// one of them has changed, the log says so.
-pub(super) fn reload_config(started_with: Config, load_config: LoadConfig, audit: Audit) -> ConfigLoader {
+pub(super) fn config_loader(started_with: Config, load_config: LoadConfig, audit: Audit) -> ConfigLoader {
     Box::new(move |purpose| {
         let loaded = load_config().and_then(|config| Ok((settings(&config)?, config)));
         if purpose == Purpose::Reload {
             audit.record(&configuration_event(started_with.file.as_deref(), loaded.as_ref().err()));
         }
         let (settings, config) = loaded.map_err(|error| error.to_string())?;
-        let fixed = |config: &Config| {
+        let restart_only = |config: &Config| {
             let state = (config.save_interval, config.keep_snapshot);
             (config.server.clone(), config.log, state, config.usage, config.audit)
         };
-        if fixed(&config) != fixed(&started_with) {
+        if restart_only(&config) != restart_only(&started_with) {
             warn!(
                 "[server], [state], [usage], [audit] or [log] has changed in the configuration; that takes effect at the \
                  next start"

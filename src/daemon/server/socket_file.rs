@@ -26,7 +26,7 @@ const LOCK_FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::C
 pub(super) struct FileId {
     device: u64,
     inode: u64,
-    born: Option<SystemTime>,
+    birth_time: Option<SystemTime>,
 }
 
 impl FileId {
@@ -47,7 +47,7 @@ impl FileId {
 
 impl From<&Metadata> for FileId {
     fn from(metadata: &Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino(), born: metadata.created().ok() }
+        Self { device: metadata.dev(), inode: metadata.ino(), birth_time: metadata.created().ok() }
     }
 }
 
@@ -105,7 +105,7 @@ impl SocketLock {
             }
             opened => opened.map_err(io("open the lock"))?,
         };
-        if !file.metadata().map_err(io("look at the lock"))?.is_file() {
+        if !file.metadata().map_err(io("examine the lock"))?.is_file() {
             return Err(not_a_lock());
         }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -131,7 +131,7 @@ pub(super) fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let io = |what| move |source| ListenError::Io { path: path.to_path_buf(), what, source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io("look at it")(error)),
+        Err(error) => return Err(io("examine the file")(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(ListenError::NotASocket { path: path.to_path_buf() });
         }

@@ -23,7 +23,7 @@ use crate::reload::{History, LastGoodStore, Reloader, Settings, Trigger, trigger
 use crate::revocation::{self, Revocations};
 use crate::server::descriptors::connection_limit;
 use crate::server::listener::{Listener, ListenerSpec};
-use crate::server::reload_config::{configuration_event, reload_config, settings};
+use crate::server::reload_config::{config_loader, configuration_event, settings};
 use crate::server::rollback::Rollback;
 use crate::server::worker::Worker;
 use crate::server::{LoadConfig, SetUpLog, StartError, os_error};
@@ -122,7 +122,7 @@ impl Startup {
         let reload = ReloadThread::start(Reloader {
             history: History::new(&settings.source.path),
             settings,
-            load_config: reload_config(config.clone(), load_config, audit.clone()),
+            load_config: config_loader(config.clone(), load_config, audit.clone()),
             publisher,
             revocations: Arc::clone(&revocations),
             limiter,

@@ -81,8 +81,8 @@ impl Limiter {
         report.outcome()
     }
 
-    /// The latest tick of any charge, refund or peek. While it stays the same, no charge has
-    /// happened.
+    /// The latest tick of any charge, refund or peek. An unchanged tick does not prove that no
+    /// charge has happened: all requests of a batch are charged at the same tick.
     pub fn latest_tick(&self) -> u64 {
         self.buckets.latest_tick.advance(0)
     }

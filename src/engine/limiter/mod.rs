@@ -29,7 +29,7 @@
 //! [`persist`] is the file that carries balances to the next process; [`balance_scan`] collects and
 //! restores them.
 //!
-//! # Guarantees (promise 4)
+//! # Guarantees
 //!
 //! Over any interval t, the admitted cost of a bucket is at most burst + rate × t, whatever the
 //! number of threads and reloads. A cost that fits is never refused, and a refusal charges nothing.

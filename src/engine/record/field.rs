@@ -66,8 +66,7 @@ impl Field {
         matches!(self, Self::KeyHash | Self::KeyId)
     }
 
-    /// Whether it restricts the use of the key, so that a row without it permits more than a row
-    /// with it.
+    /// Whether it decides what a key may do. Losing it may change access.
     pub fn is_restriction(self) -> bool {
         FieldSet::RESTRICTIONS.contains(self)
     }
@@ -91,8 +90,7 @@ impl FieldSet {
     /// Every field.
     pub const ALL: Self = Self((1 << Field::COUNT) - 1);
 
-    /// The fields that restrict the use of a key. A source that no longer has one of them would
-    /// widen access.
+    /// The fields that decide what a key may do. Losing one may change access.
     pub const RESTRICTIONS: Self = Self::NONE
         .with(Field::Environment)
         .with(Field::Plan)

@@ -76,7 +76,7 @@ impl Policy {
 
     /// Whether requests are accepted from any address and any origin.
     #[inline]
-    pub fn is_unrestricted_by_source(&self) -> bool {
+    pub fn allows_any_ip_and_origin(&self) -> bool {
         self.ips.is_none() && self.origins.is_none()
     }
 

@@ -50,12 +50,12 @@ impl<'s> Verifier<'s> {
                 };
                 decision.charged.limit = Some(DecidingLimit { position: 0, balance });
             }
-            _ => return self.charge_all(key, cost, decision),
+            _ => return self.charge_limits(key, cost, decision),
         }
         Ok(())
     }
 
-    fn charge_all(&self, key: Key<'s>, cost: u32, decision: &mut Decision<'s>) -> Result<(), Superseded> {
+    fn charge_limits(&self, key: Key<'s>, cost: u32, decision: &mut Decision<'s>) -> Result<(), Superseded> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
         let (verdict, charged) = match self.limiter.charge(&charges[..count], self.now.ticks, cost) {

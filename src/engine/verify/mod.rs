@@ -1,4 +1,5 @@
-//! Decides requests: a pure function of a snapshot, the buckets, the time and the requests.
+//! Decides requests. A decision is deterministic: it depends only on the snapshot, the buckets, the
+//! time and the request, and changes only buckets and atomic fields of entries.
 //!
 //! [`Verifier::verify`] decides a batch and reports one [`Decision`] per request, in order. Each
 //! request passes through four stages:
@@ -6,8 +7,7 @@
 //! 1. **Hash** the raw key, if the request carries one ([`credential`]).
 //! 2. **Look up** the digest in the index of the snapshot.
 //! 3. **Evaluate** the restrictions of the key: status, validity, environment, network, origin and
-//!    scopes ([`restrictions`]). A new restriction is one more check there, at its place in the
-//!    order of precedence.
+//!    scopes ([`restrictions`]). `.github/CONTRIBUTING.md` lists what a new restriction needs.
 //! 4. **Charge** the limits of the key ([`charge`]), and answer.
 //!
 //! The order of precedence is that of SPEC.md section 7: problems of the daemon come first (no

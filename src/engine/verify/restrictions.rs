@@ -1,9 +1,9 @@
 //! Evaluates the restrictions of a key, except its limits.
 //!
-//! To add a restriction, store it in [`Policy`] (or in the entry of the key), and check it here at
-//! its place in the order of SPEC.md section 7. A restriction that is checked after the fast path
-//! of [`evaluate`] must also be part of its condition, or the fast path would allow requests that
-//! the restriction denies.
+//! A new restriction is checked here, at its place in the order of SPEC.md section 7. If it is
+//! checked after the fast path of [`evaluate`], it must also be part of the fast path's condition,
+//! or the fast path would allow requests that the restriction denies. "Adding a restriction" in
+//! `.github/CONTRIBUTING.md` lists all other places.
 
 use keyward_protocol::{ScopeMode, Verdict, Verify};
 
@@ -28,7 +28,7 @@ pub(super) fn evaluate(request: &Verify<'_>, key: Key<'_>, now: u32) -> Option<V
     let policy = key.policy();
     // Fast path: most keys allow any network and origin, and most requests name no environment and
     // no scopes.
-    if request.environment.is_none() && request.scopes.is_none() && policy.is_unrestricted_by_source() {
+    if request.environment.is_none() && request.scopes.is_none() && policy.allows_any_ip_and_origin() {
         return None;
     }
     evaluate_policy(request, policy)

@@ -85,8 +85,8 @@ impl<'s> Verifier<'s> {
         for (answered, (request, pending)) in requests.iter().zip(pending).enumerate() {
             // Fail closed: without a key, no request is allowed, even if an earlier stage set no
             // verdict.
-            let undenied = if pending.key.is_some() { Verdict::Allowed } else { Verdict::UnknownKey };
-            let verdict = pending.verdict.unwrap_or(undenied);
+            let default_verdict = if pending.key.is_some() { Verdict::Allowed } else { Verdict::UnknownKey };
+            let verdict = pending.verdict.unwrap_or(default_verdict);
             let mut decision = Decision::without_key(request.request_id, verdict, snapshot.generation());
             if let Some(key) = pending.key {
                 decision.key = pending.key;

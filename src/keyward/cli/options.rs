@@ -54,12 +54,12 @@ impl AdminSocket {
     }
 }
 
-/// Parses a time limit, as in `50ms` or `2s`. The error does not repeat the text, which may be a
-/// key.
-pub(super) fn deadline(text: &str) -> Result<Duration, &'static str> {
+/// Parses a duration longer than zero, as in `50ms` or `2s`. The error does not repeat the text,
+/// which may be a key.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     match humantime::parse_duration(text) {
-        Ok(deadline) if deadline.is_zero() => Err("must be longer than 0"),
-        Ok(deadline) => Ok(deadline),
+        Ok(duration) if duration.is_zero() => Err("must be longer than 0"),
+        Ok(duration) => Ok(duration),
         Err(_) => Err("write a time such as 50ms or 2s"),
     }
 }
@@ -88,10 +88,10 @@ mod tests {
     }
 
     #[test]
-    fn deadline_is_longer_than_zero() {
-        assert_eq!(deadline("2s"), Ok(Duration::from_secs(2)));
-        assert_eq!(deadline("0s"), Err("must be longer than 0"));
-        assert!(deadline("soon").is_err());
+    fn zero_duration_is_refused() {
+        assert_eq!(parse_duration("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_duration("0s"), Err("must be longer than 0"));
+        assert!(parse_duration("soon").is_err());
     }
 
     #[test]

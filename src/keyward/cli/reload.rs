@@ -8,7 +8,7 @@ use clap::Args;
 use super::exit::{CliError, Exit};
 use super::format::Count;
 use super::key_change::{self, AccessCounts, KeyChange};
-use super::options::{AdminSocket, deadline};
+use super::options::{AdminSocket, parse_duration};
 use super::streams::Streams;
 use super::withheld;
 use keyward_daemon::admin::{self, message};
@@ -35,7 +35,7 @@ pub(super) struct Reload {
     socket: AdminSocket,
 
     /// How long the daemon may take
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = deadline)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     deadline: Duration,
 
     /// Print the outcome as one JSON object

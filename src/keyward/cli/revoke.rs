@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::exit::{CliError, Exit};
 use super::format::{Count, Word};
-use super::options::{AdminSocket, deadline};
+use super::options::{AdminSocket, parse_duration};
 use super::streams::Streams;
 use keyward_daemon::admin::{self, CommandError, message};
 
@@ -58,7 +58,7 @@ struct RevocationOptions {
     socket: AdminSocket,
 
     /// How long the daemon may take
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = deadline)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     deadline: Duration,
 
     /// Print the outcome as one JSON object

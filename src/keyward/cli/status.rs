@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::exit::{CliError, Exit};
 use super::format::{Ago, Count, HumanDuration};
-use super::options::{AdminSocket, deadline};
+use super::options::{AdminSocket, parse_duration};
 use super::reload::summary;
 use super::revoke::TargetName;
 use super::streams::Streams;
@@ -37,7 +37,7 @@ pub(super) struct Status {
     revocations: bool,
 
     /// How long the daemon may take to answer
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = deadline)]
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
     deadline: Duration,
 
     /// Print the status as one JSON object

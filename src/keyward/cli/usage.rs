@@ -8,7 +8,7 @@ use clap::builder::RangedU64ValueParser;
 
 use super::exit::{CliError, Exit};
 use super::format::{Count, Word};
-use super::options::{AdminSocket, deadline};
+use super::options::{AdminSocket, parse_duration};
 use super::streams::Streams;
 use keyward_daemon::admin::{self, message};
 use keyward_daemon::usage::{KeyUsage, MAX_LISTED, UsageCounts, UsageReport};
@@ -42,7 +42,7 @@ pub(super) struct Usage {
     socket: AdminSocket,
 
     /// How long the daemon may take to answer
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = deadline)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     deadline: Duration,
 
     /// Print the usage as one JSON object

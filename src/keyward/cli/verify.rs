@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::exit::{CliError, Exit};
 use super::format::{HumanDuration, Word};
-use super::options::{VerifySocket, deadline};
+use super::options::{VerifySocket, parse_duration};
 use super::secret;
 use super::streams::Streams;
 
@@ -74,7 +74,7 @@ pub(super) struct Verify {
     metadata: bool,
 
     /// How long the answer may take
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = deadline)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     deadline: Duration,
 
     /// Send the key itself and not its SHA-256, so that a typo is told from an unknown key

@@ -4,11 +4,9 @@ use std::fmt;
 
 use super::format::Count;
 use keyward_daemon::admin::message::{Diagnostic, Withheld};
+use keyward_daemon::reload::NAMED_KEYS;
 use keyward_engine::record::Quoted;
 use keyward_source::RepeatCount;
-
-/// Maximum number of key ids in a line.
-const MAX_NAMED: usize = 3;
 
 /// One line for each effect: rows that are set aside, takeaways, and takeaways that were refused.
 pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
@@ -43,7 +41,7 @@ pub(super) fn lines(withheld: &Withheld) -> Vec<String> {
 
 /// As in ` (k1, k2 and others)`.
 fn list_ids(ids: &[String], total: usize) -> String {
-    let shown: Vec<String> = ids.iter().take(MAX_NAMED).map(|key_id| Quoted(key_id).to_string()).collect();
+    let shown: Vec<String> = ids.iter().take(NAMED_KEYS).map(|key_id| Quoted(key_id).to_string()).collect();
     match shown.len() {
         0 => String::new(),
         few if few < total => format!(" ({} and others)", shown.join(", ")),

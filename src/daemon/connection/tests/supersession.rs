@@ -339,7 +339,7 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
     {
         let Snapshots { limiter, old, new } = Snapshots::new();
         let (publisher, mut subscriptions) = Publisher::new(1);
-        publisher.publish(old);
+        publisher.swap(old);
         let (usage, log) = usage();
         let (drain, draining) = watch::channel(false);
         let context = WorkerContext::new(
@@ -374,7 +374,7 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
             yield_now().await;
             assert_eq!(read(&mut peer), first);
         }
-        publisher.publish(new);
+        publisher.swap(new);
         yield_until("the answers of the new snapshot", || read(&mut peer) >= items.len()).await;
         assert_eq!(decode(&output), replies(&items, first), "{first} before {affected:?}");
         assert_counted(&worker.context.counters, &items);

@@ -14,7 +14,9 @@ use crate::reload::load::LoadedSource;
 use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::read::SourceReader;
 use crate::reload::trigger::Cause;
-use crate::reload::{BadRowPolicy, Origin, ReloadError, ReloadLoop, SetAside, Settings, SourceFile, compare};
+use crate::reload::{
+    BadRowPolicy, LoadedFrom, ReloadError, ReloadLoop, SetAside, Settings, SourceFile, compare,
+};
 use keyward_engine::global_policy::{GlobalPolicy, RetainedHashes};
 use keyward_engine::record::{Plans, rfc3339};
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, compiled};
@@ -261,10 +263,12 @@ impl ReloadLoop {
         }
         self.recover(settings);
         let Some(Recovered { keys, stored, manifest }) = self.recovered.take() else { return false };
-        let (diff, kept) = compare::compare(&keys, None, self.compare_options(settings));
+        let (diff, row_map) = compare::compare(&keys, None, self.compare_options(settings));
         let set_aside = SetAside::of_last_good(&keys);
         let written_at = stored.written_at;
-        if let Err(error) = self.publish(settings, keys, written_at, (diff, &kept), Origin::LastGood) {
+        if let Err(error) =
+            self.swap_and_wait(settings, keys, written_at, diff, &row_map, LoadedFrom::LastGood)
+        {
             self.report_unusable(&RecoverError::Publish(error));
             return false;
         }

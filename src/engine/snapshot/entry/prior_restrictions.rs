@@ -8,7 +8,7 @@ use crate::record::{Field, FieldSet};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromZeros)]
 pub(in crate::snapshot) struct PriorRestrictions(u8);
 
-/// The restrictions that the status does not tell. The position is the bit number, also in a
+/// The restrictions that the status does not imply. The position is the bit number, also in a
 /// compiled file.
 const TRACKED: [Field; 7] = [
     Field::Environment,
@@ -19,6 +19,8 @@ const TRACKED: [Field; 7] = [
     Field::AllowedOrigins,
     Field::Limits,
 ];
+
+const _: () = assert!(TRACKED.len() <= u8::BITS as usize);
 
 impl PriorRestrictions {
     pub(in crate::snapshot) fn of(fields: FieldSet) -> Self {
@@ -38,6 +40,6 @@ impl PriorRestrictions {
 
     /// The set of a byte in a compiled file; `None` if unknown bits are set.
     pub(in crate::snapshot) fn from_bits(bits: u8) -> Option<Self> {
-        (bits >> TRACKED.len() == 0).then_some(Self(bits))
+        (u16::from(bits) >> TRACKED.len() == 0).then_some(Self(bits))
     }
 }

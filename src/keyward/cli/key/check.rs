@@ -11,7 +11,7 @@ use keyward_engine::key_format::{CHECKSUM_CHARACTERS, KeyFormat, Prefix, RANDOM_
 
 const HELP: &str = "\
 Reads one key from each line, and prints a line for each; several are numbered. No key is printed.
-The exit code is 0 if every checksum fits, else 1. Only a daemon knows whether a key is in force.
+The exit code is 0 if every checksum matches, else 1. Only a daemon knows whether a key is in force.
 
 Examples:
   keyward key check --prefix acme_live_ --prefix acme_test_ < key.txt
@@ -73,7 +73,7 @@ impl Check {
         match first {
             Some(only) => self.print(&only, false, streams)?,
             None => streams.note(format_args!(
-                "{}: {valid} valid, {} not",
+                "{}: {valid} valid, {} invalid",
                 Count(keys.lines, "key"),
                 keys.lines - valid
             )),
@@ -99,7 +99,7 @@ impl Check {
     fn classify(&self, key: &[u8]) -> (&'static str, String) {
         let prefix = self.longest_prefix(key);
         match (classify(key, &self.prefixes), prefix) {
-            (KeyFormat::Valid, _) => (VALID, "the checksum fits".to_owned()),
+            (KeyFormat::Valid, _) => (VALID, "the checksum matches".to_owned()),
             (KeyFormat::Malformed, Some(prefix)) => ("malformed", malformed_reason(prefix, key)),
             _ if key.is_empty() => ("no key", "the line is empty".to_owned()),
             (KeyFormat::Malformed | KeyFormat::Foreign, _) => {
@@ -123,9 +123,9 @@ fn exit(all_valid: bool) -> Exit {
 
 fn malformed_reason(prefix: &Prefix, key: &[u8]) -> String {
     let rest = key.get(prefix.as_str().len()..).unwrap_or_default();
-    let due = RANDOM_CHARACTERS + CHECKSUM_CHARACTERS;
-    if rest.len() != due {
-        return format!("{due} characters are due after {prefix}, and there are {}", rest.len());
+    let expected = RANDOM_CHARACTERS + CHECKSUM_CHARACTERS;
+    if rest.len() != expected {
+        return format!("expected {expected} characters after {prefix}, found {}", rest.len());
     }
     match rest.iter().position(|byte| !byte.is_ascii_alphanumeric()) {
         Some(at) => format!("character {} is neither a letter nor a digit", prefix.as_str().len() + at + 1),
@@ -148,10 +148,10 @@ mod tests {
 
     #[test]
     fn invalid_key_has_a_reason() {
-        assert_eq!(check(&format!("{KEY}\n"), &[]), (Exit::Done, "valid: the checksum fits\n".to_owned()));
+        assert_eq!(check(&format!("{KEY}\n"), &[]), (Exit::Done, "valid: the checksum matches\n".to_owned()));
         for (key, reason) in [
             (KEY.replace('4', "5"), "malformed: the checksum does not fit: there is a typo in it"),
-            (KEY[..45].to_owned(), "malformed: 36 characters are due after acme_live_, and there are 35"),
+            (KEY[..45].to_owned(), "malformed: expected 36 characters after acme_live_, found 35"),
             (KEY.replace('0', "-"), "malformed: character 11 is neither a letter nor a digit"),
             ("sk_live_1".to_owned(), "not minted here: it does not begin with acme_live_"),
         ] {
@@ -176,18 +176,18 @@ mod tests {
         let (exit, output, messages) = run_with(&["key", "check"], input.as_bytes());
         assert_eq!(
             output,
-            "line 1: valid: the checksum fits\n\
+            "line 1: valid: the checksum matches\n\
              line 2: malformed: the checksum does not fit: there is a typo in it\n\
              line 3: no key: the line is empty\n\
              line 4: not minted here: it does not begin with acme_live_\n\
-             line 5: valid: the checksum fits\n"
+             line 5: valid: the checksum matches\n"
         );
-        assert_eq!((exit, messages.as_str()), (Exit::Denied, "5 keys: 2 valid, 3 not\n"));
+        assert_eq!((exit, messages.as_str()), (Exit::Denied, "5 keys: 2 valid, 3 invalid\n"));
         let (exit, output, _) = run_with(&["key", "check", "--json"], format!("{KEY}\n{KEY}").as_bytes());
         assert_eq!(exit, Exit::Done);
         assert_eq!(
             output.lines().nth(1),
-            Some("{\"line\":2,\"valid\":true,\"reason\":\"the checksum fits\"}")
+            Some("{\"line\":2,\"valid\":true,\"reason\":\"the checksum matches\"}")
         );
         for nothing in ["", "\n", "\nkey\n"] {
             let (exit, output, messages) = run_with(&["key", "check"], nothing.as_bytes());

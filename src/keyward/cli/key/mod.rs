@@ -14,7 +14,7 @@ mod pepper;
 mod row;
 mod rule;
 
-/// Mint, hash, check and find keys, without a daemon
+/// Mint, hash and check keys, and print a gitleaks rule for them
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Example:\n  keyward key new --key-id ci-1 --limits 100/s")]
 pub(super) enum Key {

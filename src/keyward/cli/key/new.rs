@@ -16,7 +16,7 @@ use super::pepper::{Hasher, PepperFile};
 use super::row::Row;
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::format::Count;
-use crate::cli::options::deadline;
+use crate::cli::options::parse_duration;
 use crate::cli::streams::Streams;
 use keyward_daemon::clock::Clock;
 use keyward_engine::key_format::{self, Prefix};
@@ -54,7 +54,7 @@ pub(in crate::cli) struct New {
     #[arg(long, default_value = "acme_live_")]
     prefix: Prefix,
 
-    /// How many, at most 100000
+    /// Number of keys, at most 100000
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
     count: u32,
 
@@ -110,7 +110,7 @@ pub(in crate::cli) struct New {
 
 /// Parses a lifetime of at least a second, which is the resolution of a row.
 fn lifetime(text: &str) -> Result<Duration, &'static str> {
-    match deadline(text) {
+    match parse_duration(text) {
         Ok(time) if time.as_secs() == 0 => Err("must be a second or longer"),
         Ok(time) => Ok(time),
         Err(_) => Err("write a time such as 90d, 12h or 1y"),
@@ -160,7 +160,7 @@ impl New {
                 let end = u64::from(Clock::new().now().unix).saturating_add(lifetime.as_secs());
                 let end = u32::try_from(end).ok().filter(|end| *end < u32::MAX).ok_or_else(|| {
                     let message =
-                        "--expires-in ends after 2106, which no row can say: leave it out for never";
+                        "--expires-in ends after 2106, which is later than an export can represent: leave it out for never";
                     CliError::new(Exit::Usage, message)
                 })?;
                 Some(rfc3339(end))
