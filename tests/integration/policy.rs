@@ -410,14 +410,14 @@ fn moving_keys_between_plans_does_not_refill_an_owner_quota() {
     let mut daemon = start(plans, [row("one").owner("acme").plan("a"), row("two").owner("acme").plan("a")]);
     assert_eq!(spend(&daemon, "one", 5), "ALLOWED");
     for (one, two) in [("b", "b"), ("a", "b"), ("a", "a"), ("b", "c"), ("a", "c"), ("c", "c"), ("a", "a")] {
-        assert!(daemon.publish(&on(one, two)).accepted);
+        assert!(daemon.publish(on(one, two)).accepted);
         for key in ["one", "two"] {
             assert_eq!(spend(&daemon, key, 1), "RATE_LIMITED", "{key}, with plans {one} and {two}");
         }
     }
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.wait_for_exit().success());
-    daemon.setup.write_export(&on("b", "b"));
+    daemon.setup.write_export(on("b", "b"));
     let daemon = daemon.restart();
     assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED", "after a plan change during a restart");
 }
@@ -439,7 +439,7 @@ fn rotated_rows_on_two_plans_share_one_bucket() {
     assert_eq!(spend(&daemon, "old", 5), "ALLOWED");
     let buckets = daemon.status().buckets;
     for (first, second) in [("b", "a"), ("a", "b"), ("a", "a"), ("b", "a")] {
-        assert!(daemon.publish(&rows(first, second)).accepted);
+        assert!(daemon.publish(rows(first, second)).accepted);
         assert_eq!(spend(&daemon, "new", 1), "RATE_LIMITED", "plans {first} and {second}");
     }
     assert_eq!(daemon.status().buckets, buckets, "no bucket is leaked");
