@@ -1,4 +1,5 @@
-//! A daemon whose address space is limited to little more than it uses: a reload that does not fit is refused, and nothing else happens.
+//! A reload that exceeds the daemon's address space (RLIMIT_AS) is refused. The keys in force are
+//! served as before.
 
 use std::fmt::Write;
 use std::fs;
@@ -7,19 +8,20 @@ use crate::support::{Daemon, Setup, keyward, sha256_hex};
 use keyward_daemon::admin::message::Command;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-/// Rows of the export that is too large.
+/// Rows of the large CSV export.
 const ROWS: usize = 400_000;
 
-/// Rows of the others, which are read in the same two ways.
-const FEWER: usize = 150_000;
+/// Rows of the other large exports, which need more memory for each row.
+const FEWER_ROWS: usize = 150_000;
 
-/// Mebibytes beyond what is in use.
-const ROOM: [u64; 7] = [0, 8, 16, 32, 64, 96, 320];
+/// Mebibytes of address space beyond what is in use.
+const HEADROOM_MIB: [u64; 7] = [0, 8, 16, 32, 64, 96, 320];
 
-fn csv(rows: usize, policies: bool) -> String {
+/// Rows with the same policy, or each with a policy of its own, and the key `one`.
+fn csv(rows: usize, distinct_policies: bool) -> String {
     let mut text = "key_hash,key_id,owner,environment,limits\n".to_owned();
     for number in 0..rows {
-        let environment = if policies { format!("e{number}") } else { "live".to_owned() };
+        let environment = if distinct_policies { format!("e{number}") } else { "live".to_owned() };
         writeln!(text, "{number:064x},key_{number},owner_{},{environment},10/s", number / 10)
             .expect("memory");
     }
@@ -38,18 +40,20 @@ fn jsonl(rows: usize) -> String {
     text
 }
 
-/// Limits the daemon's address space to what it uses and so many bytes more; `None` for no limit.
-fn limit(daemon: &Daemon, room: Option<u64>) {
+/// Limits the daemon's address space to its current size and `headroom` bytes. `None` removes the
+/// limit.
+fn limit_address_space(daemon: &Daemon, headroom: Option<u64>) {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("a process");
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).expect("a line");
     let size: u64 = size.trim().trim_end_matches(" kB").parse().expect("a number");
-    let current = room.map(|room| size * 1024 + room);
+    let current = headroom.map(|headroom| size * 1024 + headroom);
     let pid = Pid::from_raw(daemon.pid() as i32);
     prlimit(pid, Resource::As, Rlimit { current, maximum: None }).expect("limits");
 }
 
-/// Reloads with little room, then with less little, until it fits; the keys are served throughout, and taken in the end.
-fn reload_within_limits(name: &str, small: &[u8], large: &[u8]) {
+/// Reloads `large` with increasing headroom. The key `one` is allowed throughout, and without a
+/// limit the reload is accepted.
+fn reload_with_increasing_headroom(name: &str, small: &[u8], large: &[u8]) {
     let setup = Setup::without_export();
     let source = setup.path(name);
     fs::write(&source, small).expect("an export");
@@ -62,19 +66,19 @@ fn reload_within_limits(name: &str, small: &[u8], large: &[u8]) {
         fs::rename(&new, &source).expect("renames");
     };
     let mut refused = 0;
-    for room in ROOM {
-        limit(&daemon, Some(room << 20));
+    for headroom in HEADROOM_MIB {
+        limit_address_space(&daemon, Some(headroom << 20));
         publish(large);
         let reply =
             keyward_daemon::admin::send_command(&daemon.admin_socket(), &Command::Reload { force: false });
-        let reply = reply.unwrap_or_else(|error| panic!("{room} MiB: {error}: {}", daemon.log()));
+        let reply = reply.unwrap_or_else(|error| panic!("{headroom} MiB: {error}: {}", daemon.log()));
         let outcome = reply.reload.expect("an outcome");
         if !outcome.accepted {
             refused += 1;
             let error = outcome.error.expect("a reason");
             assert!(
                 error.contains("not enough memory") && error.contains("RLIMIT_AS"),
-                "{room} MiB: {error}"
+                "{headroom} MiB: {error}"
             );
             if refused == 1 {
                 let check = keyward()
@@ -82,40 +86,40 @@ fn reload_within_limits(name: &str, small: &[u8], large: &[u8]) {
                     .arg(daemon.admin_socket())
                     .output();
                 let check = String::from_utf8_lossy(&check.expect("runs").stderr).into_owned();
-                assert!(check.contains("not enough memory"), "{room} MiB: {check}");
+                assert!(check.contains("not enough memory"), "{headroom} MiB: {check}");
             }
         }
-        assert_eq!(daemon.verdict("one"), "ALLOWED", "{room} MiB: {}", daemon.log());
-        limit(&daemon, None);
-        // From a small set again, whatever was taken.
+        assert_eq!(daemon.verdict("one"), "ALLOWED", "{headroom} MiB: {}", daemon.log());
+        limit_address_space(&daemon, None);
+        // The next attempt starts from the small export again.
         publish(small);
         let outcome = daemon.reload();
         assert!(outcome.accepted, "{outcome:?}");
     }
-    assert!(refused >= 2, "{refused} were refused");
+    assert!(refused >= 2, "only {refused} reloads were refused");
     publish(large);
     let outcome = daemon.reload();
-    assert!(outcome.accepted && outcome.keys > FEWER, "{outcome:?}");
+    assert!(outcome.accepted && outcome.keys > FEWER_ROWS, "{outcome:?}");
     assert_eq!(daemon.verdict("one"), "ALLOWED");
 }
 
 #[test]
-fn reload_of_text_without_memory_is_refused_and_its_keys_are_served_on() {
-    reload_within_limits("keys.csv", csv(3, false).as_bytes(), csv(ROWS, false).as_bytes());
+fn csv_reload_that_exceeds_memory_is_refused() {
+    reload_with_increasing_headroom("keys.csv", csv(3, false).as_bytes(), csv(ROWS, false).as_bytes());
 }
 
 #[test]
-fn reload_of_rows_with_policies_of_their_own_without_memory_is_refused() {
-    reload_within_limits("keys.csv", csv(3, true).as_bytes(), csv(FEWER, true).as_bytes());
+fn reload_of_distinct_policies_that_exceeds_memory_is_refused() {
+    reload_with_increasing_headroom("keys.csv", csv(3, true).as_bytes(), csv(FEWER_ROWS, true).as_bytes());
 }
 
 #[test]
-fn reload_of_json_lines_without_memory_is_refused_and_its_keys_are_served_on() {
-    reload_within_limits("keys.jsonl", jsonl(3).as_bytes(), jsonl(FEWER).as_bytes());
+fn json_lines_reload_that_exceeds_memory_is_refused() {
+    reload_with_increasing_headroom("keys.jsonl", jsonl(3).as_bytes(), jsonl(FEWER_ROWS).as_bytes());
 }
 
 #[test]
-fn reload_of_a_compiled_source_without_memory_is_refused_and_its_keys_are_served_on() {
+fn compiled_reload_that_exceeds_memory_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let compiled = |name: &str, text: &str| {
         let (text_file, file) = (directory.path().join(format!("{name}.csv")), directory.path().join(name));
@@ -126,6 +130,7 @@ fn reload_of_a_compiled_source_without_memory_is_refused_and_its_keys_are_served
         assert!(output.status.success(), "{output:?}");
         fs::read(&file).expect("a compiled file")
     };
-    let (small, large) = (compiled("small.kwc", &csv(3, false)), compiled("large.kwc", &csv(FEWER, false)));
-    reload_within_limits("keys.kwc", &small, &large);
+    let (small, large) =
+        (compiled("small.kwc", &csv(3, false)), compiled("large.kwc", &csv(FEWER_ROWS, false)));
+    reload_with_increasing_headroom("keys.kwc", &small, &large);
 }

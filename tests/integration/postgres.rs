@@ -1,4 +1,5 @@
-//! A million keys out of a real PostgreSQL: what its COPY writes is served within two seconds of the daemon's start.
+//! A million keys from PostgreSQL: the output of its COPY is served within two seconds of the
+//! daemon's start.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 
 const KEYS: usize = 1_000_000;
 
-/// A table as a real system has it: the database's own types for hashes, times, arrays, networks and JSON.
+/// A table with PostgreSQL's own types for hashes, times, arrays, networks and JSON.
 const TABLE: &str = "
 CREATE TABLE api_keys AS SELECT
     sha256(convert_to('key-' || n, 'UTF8')) AS key_hash,
@@ -30,7 +31,7 @@ CREATE TABLE api_keys AS SELECT
     CASE WHEN n % 1000 = 9 THEN jsonb_build_object('tier', n) END AS metadata
 FROM generate_series(1, 1000000) AS n";
 
-/// A PostgreSQL of the test's own, on a Unix socket in its directory.
+/// A PostgreSQL server of this test, on a Unix socket in its directory.
 struct Postgres {
     dir: TempDir,
     bin: PathBuf,
@@ -44,7 +45,7 @@ impl Postgres {
         if rustix::process::geteuid().is_root() {
             // PostgreSQL refuses to run as root; Debian's package brings a user.
             let (uid, gid) = (id("-u"), id("-g"));
-            chown(dir.path(), Some(uid), Some(gid)).expect("given away");
+            chown(dir.path(), Some(uid), Some(gid)).expect("chown");
         }
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("readable");
         let data = dir.path().join("data");
@@ -80,7 +81,7 @@ impl Postgres {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// `COPY … TO STDOUT` into a file of ours; how long it took.
+    /// Writes `COPY … TO STDOUT` to a file. Returns how long that took.
     fn export(&self, to: &Path) -> Duration {
         let file = fs::File::create(to).expect("a file");
         let start = Instant::now();
@@ -91,16 +92,17 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// SIGINT is PostgreSQL's fast shutdown: it takes its own processes with it.
+    /// SIGINT is PostgreSQL's fast shutdown, which ends its child processes too.
     fn drop(&mut self) {
         if let Some(pid) = rustix::process::Pid::from_raw(self.server.id() as i32) {
-            let _already_gone = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+            // Fails only if the server has exited already.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
-        let _reaped = self.server.wait();
+        let _ = self.server.wait();
     }
 }
 
-/// Debian keeps a directory for each version, and none of it on the path.
+/// The binaries of the newest version. Debian installs each version in a directory outside PATH.
 fn binaries() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").expect("postgresql is installed: run tests/run");
     let mut found: Vec<PathBuf> = versions
@@ -116,7 +118,8 @@ fn id(what: &str) -> u32 {
     String::from_utf8_lossy(&output.stdout).trim().parse().expect("the user postgres exists")
 }
 
-/// setpriv replaces itself by the program, so that the pid is the program's.
+/// A command that runs as the user `postgres` if the test runs as root. setpriv executes the
+/// program, so its pid is the program's.
 fn as_postgres(program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);
@@ -131,13 +134,13 @@ fn as_postgres(program: &Path) -> Command {
 
 #[test]
 #[ignore = "needs PostgreSQL: tests/run runs it"]
-fn a_million_keys_from_postgresql_are_served_within_two_seconds() {
+fn postgresql_export_of_a_million_keys_is_served_within_two_seconds() {
     let postgres = Postgres::start();
     postgres.run(TABLE);
     let setup = Setup::without_export().text_source();
     let copied = postgres.export(&setup.source());
 
-    // The claim is about what users run: the optimised binary, where the script that runs the tests has built one.
+    // The bound holds for the optimised binary. `tests/run` builds it and sets this variable.
     let release = std::env::var_os("KEYWARD_BIN_RELEASE");
     let command = setup.command_of(release.as_deref());
     let start = Instant::now();
@@ -149,21 +152,25 @@ fn a_million_keys_from_postgresql_are_served_within_two_seconds() {
     assert!(release.is_none() || served < Duration::from_secs(2), "it took {served:?}");
 
     let mut client = daemon.client();
-    let mut ask = |request: Request<'_>| {
+    let mut verify = |request: Request<'_>| {
         let answer = client.verify(&request).expect("an answer");
         (answer.verdict().name(), answer.key_id().map(str::to_owned), answer.metadata().map(str::to_owned))
     };
-    assert_eq!(ask(Request::new("key-2")), ("ALLOWED", Some("id_2".into()), None));
-    assert_eq!(ask(Request::new("key-10")).0, "EXPIRED");
-    assert_eq!(ask(Request::new("key-11")).0, "ALLOWED", "infinity never comes");
-    assert_eq!(ask(Request::new("key-999007")).0, "REVOKED");
-    assert_eq!(ask(Request::new("key-3").ip([10, 1, 2, 3].into())).0, "ALLOWED");
-    assert_eq!(ask(Request::new("key-103").ip([11, 1, 2, 3].into())).0, "IP_NOT_ALLOWED");
-    assert_eq!(ask(Request::new("key-104").ip([10, 1, 2, 3].into())).0, "IP_NOT_ALLOWED", "an empty list");
-    assert_eq!(ask(Request::new("key-6").scopes(["orders:write"])).0, "ALLOWED");
-    assert_eq!(ask(Request::new("key-5").scopes(["orders:write"])).0, "MISSING_SCOPE");
-    assert_eq!(ask(Request::new("key-9").metadata()).2.as_deref(), Some("{\"tier\": 9}"));
-    assert_eq!(ask(Request::new("key-1000001")).0, "UNKNOWN_KEY");
+    assert_eq!(verify(Request::new("key-2")), ("ALLOWED", Some("id_2".into()), None));
+    assert_eq!(verify(Request::new("key-10")).0, "EXPIRED");
+    assert_eq!(verify(Request::new("key-11")).0, "ALLOWED", "infinity does not expire");
+    assert_eq!(verify(Request::new("key-999007")).0, "REVOKED");
+    assert_eq!(verify(Request::new("key-3").ip([10, 1, 2, 3].into())).0, "ALLOWED");
+    assert_eq!(verify(Request::new("key-103").ip([11, 1, 2, 3].into())).0, "IP_NOT_ALLOWED");
+    assert_eq!(
+        verify(Request::new("key-104").ip([10, 1, 2, 3].into())).0,
+        "IP_NOT_ALLOWED",
+        "an empty list admits no address"
+    );
+    assert_eq!(verify(Request::new("key-6").scopes(["orders:write"])).0, "ALLOWED");
+    assert_eq!(verify(Request::new("key-5").scopes(["orders:write"])).0, "MISSING_SCOPE");
+    assert_eq!(verify(Request::new("key-9").metadata()).2.as_deref(), Some("{\"tier\": 9}"));
+    assert_eq!(verify(Request::new("key-1000001")).0, "UNKNOWN_KEY");
 
     postgres.run("UPDATE api_keys SET status = 'revoked' WHERE key_id = 'id_2'");
     let next = daemon.setup.path("next.csv");
@@ -173,5 +180,5 @@ fn a_million_keys_from_postgresql_are_served_within_two_seconds() {
     let outcome = daemon.reload();
     println!("a changed export of {KEYS} keys was in force {:?} after its rename", start.elapsed());
     assert!(outcome.accepted, "{:?}", outcome.error);
-    assert_eq!(ask(Request::new("key-2")).0, "REVOKED");
+    assert_eq!(verify(Request::new("key-2")).0, "REVOKED");
 }

@@ -1,11 +1,11 @@
-//! Promises 1, 2 and 5 together: sixteen connections ask without pause while the export is replaced two hundred times, in
-//! each of the three ways that files are replaced.
+//! Promises 1, 2 and 5 under load: sixteen connections send requests without pause while the export
+//! is replaced two hundred times, in each of the three ways in which files are replaced.
 //!
-//! In export n, the keys `rotating-0` to `rotating-(n-1)` are revoked, and every row's plan is `v<n>`. So each answer
-//! says which export it was taken from, and can be held against it: a key that is allowed in an export which revokes it,
-//! or an export older than the last one that was acknowledged before the question, is a broken promise.
+//! In export n, the keys `rotating-0` to `rotating-(n-1)` are revoked, and every row has the plan
+//! `v<n>`. Every answer therefore names its export. A key that is allowed although its export
+//! revokes it breaks promise 1. An answer from an export older than the last one acknowledged
+//! before the request breaks promise 2.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::symlink;
@@ -16,34 +16,33 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::mode::encode_export;
-use crate::support::{Daemon, RawClient, Setup, replace_export, sha256_hex};
+use crate::support::{Daemon, Export, RawClient, Setup, encode_verify, replace_export, row, wait_until};
 use keyward_client::Request;
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 
 const CONNECTIONS: usize = 16;
 const RELOADS: usize = 200;
+
+/// Keys that are never revoked.
 const STABLE: usize = 300;
 
-fn export(version: usize) -> String {
-    let mut text = String::from("key_hash,key_id,plan,status,limits\n");
-    for number in 0..RELOADS {
+fn export(version: usize) -> Export {
+    let rotating = (0..RELOADS).map(|number| {
         let status = if number < version { "revoked" } else { "active" };
-        let key = format!("rotating-{number}");
-        writeln!(text, "{},{key},v{version},{status},", sha256_hex(&key)).expect("a String");
-    }
-    for number in 0..STABLE {
-        let key = format!("stable-{number}");
-        writeln!(text, "{},{key},v{version},active,1000000/s", sha256_hex(&key)).expect("a String");
-    }
-    text
+        row(format!("rotating-{number}")).status(status)
+    });
+    let stable =
+        (0..STABLE).map(|number| row(format!("stable-{number}")).status("active").limits("1000000/s"));
+    Export::new(rotating.chain(stable).map(|row| row.plan(format!("v{version}"))))
 }
 
-/// The layout of a Kubernetes volume: keys.csv -> ..data/keys.csv, ..data -> a directory.
-fn mount(source: &Path, version: usize) {
+/// Replaces the export as Kubernetes updates a volume: keys.csv -> ..data/keys.csv, ..data -> a
+/// directory.
+fn swap_directory(source: &Path, version: usize) {
     let (name, parent) = (source.file_name().expect("a file"), source.parent().expect("a directory"));
     let directory = parent.join(format!("..v{version}"));
     fs::create_dir(&directory).expect("a directory");
-    fs::write(directory.join(name), encode_export(source, &export(version))).expect("an export");
+    fs::write(directory.join(name), encode_export(source, &export(version).to_csv())).expect("an export");
     let link = parent.join("..data_tmp");
     symlink(&directory, &link).expect("a link");
     fs::rename(&link, parent.join("..data")).expect("swapped");
@@ -53,15 +52,15 @@ fn mount(source: &Path, version: usize) {
 }
 
 fn write_in_place(source: &Path, version: usize) {
-    fs::write(source, encode_export(source, &export(version))).expect("written");
+    fs::write(source, encode_export(source, &export(version).to_csv())).expect("written");
 }
 
-/// Replaces an export that is mounted in one of three ways: renamed, written in place, mounted.
-fn change(source: &Path, version: usize) {
+/// Replaces an export by a rename, in place, or by swapping its directory.
+fn replace(source: &Path, version: usize) {
     match version % 3 {
-        0 => replace_export(&source.canonicalize().expect("a file"), &export(version)),
+        0 => replace_export(&source.canonicalize().expect("a file"), export(version)),
         1 => write_in_place(source, version),
-        _ => mount(source, version),
+        _ => swap_directory(source, version),
     }
 }
 
@@ -75,14 +74,15 @@ struct Load<'a> {
 impl Load<'_> {
     fn run(&self, seed: usize) {
         let mut client = self.daemon.client();
-        let mut turn = seed;
+        let mut random = seed;
         while !self.stop.load(Ordering::Acquire) {
             let acknowledged = self.acknowledged.load(Ordering::Acquire);
             let keys: Vec<(usize, String)> = (0..24)
                 .map(|_| {
-                    turn =
-                        turn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    let pick = turn >> 33;
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    let pick = random >> 33;
                     match pick % 3 {
                         0 => (usize::MAX, format!("stable-{}", pick / 3 % STABLE)),
                         _ => (pick / 3 % RELOADS, format!("rotating-{}", pick / 3 % RELOADS)),
@@ -92,12 +92,12 @@ impl Load<'_> {
             let requests: Vec<Request<'_>> = keys.iter().map(|(_, key)| Request::new(key)).collect();
             let answers = client.verify_many(&requests);
             for ((number, key), answer) in keys.iter().zip(answers) {
-                let answer = answer.expect("no connection is dropped, no request is lost");
+                let answer = answer.expect("no connection is dropped and no request is lost");
                 let version: usize =
                     answer.plan().and_then(|plan| plan.strip_prefix('v')?.parse().ok()).expect("a known key");
                 let expected = if *number < version { "REVOKED" } else { "ALLOWED" };
                 assert_eq!(answer.verdict().name(), expected, "{key} in export {version}");
-                assert_eq!(answer.key_id(), Some(key.as_str()), "the answer is to the question");
+                assert_eq!(answer.key_id(), Some(key.as_str()), "the answer belongs to its request");
                 assert!(
                     version >= acknowledged,
                     "{key}: export {version} after {acknowledged} was acknowledged"
@@ -109,10 +109,10 @@ impl Load<'_> {
 }
 
 #[test]
-fn two_hundred_reloads_under_load() {
+fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
     let setup = Setup::without_export().config("[source]\nsettle = \"5ms\"\npoll = \"100ms\"");
     let source = setup.source();
-    mount(&source, 0);
+    swap_directory(&source, 0);
     let daemon = setup.start();
     let load = Load {
         daemon: &daemon,
@@ -126,7 +126,7 @@ fn two_hundred_reloads_under_load() {
             scope.spawn(move || load.run(seed));
         }
         for version in 1..=RELOADS {
-            change(&source, version);
+            replace(&source, version);
             let outcome = daemon.reload();
             assert!(outcome.accepted, "export {version}: {:?}", outcome.error);
             load.acknowledged.store(version, Ordering::Release);
@@ -138,37 +138,35 @@ fn two_hundred_reloads_under_load() {
     assert_eq!(
         (status.errors, status.accepted_connections),
         (0, CONNECTIONS as u64),
-        "nobody had to reconnect"
+        "no client had to reconnect"
     );
     let answers = load.answers.into_inner();
-    assert!(answers > 10_000, "only {answers} answers: that is no load");
+    assert!(answers > 10_000, "{answers} answers are no load");
 }
 
-/// Promise 2 without chance: the daemon keeps answers of the old snapshot, because their peer does not read. Whatever of them
-/// is still to leave when the reload is acknowledged must not leave any more.
+/// Promise 2, deterministically: the daemon buffers answers of the old snapshot because their peer
+/// does not read. Those that are still buffered when the reload is acknowledged must not be sent.
 #[test]
-fn no_answer_of_an_old_snapshot_leaves_after_the_acknowledgement() {
-    let setup = Setup::new(&export(0)).config("[source]\nsettle = \"0s\"\npoll = \"1h\"");
+fn no_answer_of_an_old_snapshot_is_sent_after_the_acknowledgement() {
+    let setup = Setup::new(export(0)).config("[source]\nsettle = \"0s\"\npoll = \"1h\"");
     let daemon = setup.start();
     for (version, forced) in [(1, false), (2, true)] {
         let mut peers: Vec<RawClient> = (0..4).map(|_| daemon.connect()).collect();
-        peers.iter_mut().for_each(|peer| {
-            assert!(peer.send_until_blocked(&crate::support::encode_verify(1, "stable-0")) > 0)
-        });
+        peers.iter_mut().for_each(|peer| assert!(peer.send_until_blocked(&encode_verify(1, "stable-0")) > 0));
         let before = daemon.status().generation;
-        replace_export(&daemon.setup.source(), &export(version));
+        replace_export(&daemon.setup.source(), export(version));
         let outcome = if forced { daemon.force_reload() } else { daemon.reload() };
-        let left = peers.iter().map(|peer| rustix::io::ioctl_fionread(&peer.stream).expect("a socket"));
-        let left: Vec<u64> = left.collect();
+        let sent: Vec<u64> =
+            peers.iter().map(|peer| rustix::io::ioctl_fionread(&peer.stream).expect("a socket")).collect();
         assert!(outcome.accepted && outcome.generation > before, "{:?}", outcome.error);
-        for (peer, left) in peers.into_iter().zip(left) {
+        for (peer, sent) in peers.into_iter().zip(sent) {
             let (mut position, mut answers) = (0, 0);
-            for (size, generation) in answers_until_the_end(peer.stream) {
+            for (size, generation) in receive_answers(peer.stream) {
                 position += size;
                 answers += 1;
                 assert!(
-                    generation >= outcome.generation || position <= left,
-                    "an answer of generation {generation} at byte {position}; {left} had left"
+                    generation >= outcome.generation || position <= sent,
+                    "an answer of generation {generation} at byte {position}; {sent} bytes had been sent"
                 );
             }
             assert!(answers > 0);
@@ -176,8 +174,9 @@ fn no_answer_of_an_old_snapshot_leaves_after_the_acknowledgement() {
     }
 }
 
-/// Size and generation of each answer, up to the end of the connection, or until nothing comes any more.
-fn answers_until_the_end(mut stream: UnixStream) -> Vec<(u64, u64)> {
+/// Size and generation of each answer until the connection closes, or until no data arrives for
+/// half a second.
+fn receive_answers(mut stream: UnixStream) -> Vec<(u64, u64)> {
     stream.set_read_timeout(Some(Duration::from_millis(500))).expect("set");
     let (mut bytes, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
     while let Ok(count @ 1..) = stream.read(&mut chunk) {
@@ -194,15 +193,15 @@ fn answers_until_the_end(mut stream: UnixStream) -> Vec<(u64, u64)> {
 }
 
 fn wait_for_version(daemon: &Daemon, version: usize) {
-    crate::support::wait_for("the new export", || {
+    wait_until("the new export", || {
         let answer = daemon.client().verify(&Request::new("stable-0")).expect("an answer");
-        (answer.plan() == Some(&format!("v{version}"))).then_some(())
+        answer.plan() == Some(&format!("v{version}"))
     });
 }
 
-/// A daemon whose export is in a separate directory. Changes of the daemon's own files in the state directory would wake the
-/// watch too.
-fn unattended(poll: &str, prepare: impl FnOnce(&Path)) -> (Daemon, PathBuf) {
+/// A daemon whose export is in a separate directory. In the state directory, the daemon's own files
+/// would wake the watch.
+fn start_with_own_directory(poll: &str, prepare: impl FnOnce(&Path)) -> (Daemon, PathBuf) {
     let setup = Setup::without_export();
     let directory = setup.path("exports");
     fs::create_dir(&directory).expect("a directory");
@@ -213,22 +212,23 @@ fn unattended(poll: &str, prepare: impl FnOnce(&Path)) -> (Daemon, PathBuf) {
     (setup.config(&config).start(), source)
 }
 
-/// The poll comes too late for these.
+/// The poll interval of an hour detects nothing.
 #[test]
-fn changes_are_noticed_by_the_watch() {
-    let (daemon, source) = unattended("1h", |source| mount(source, 0));
+fn every_kind_of_replacement_is_detected_by_the_watch() {
+    let (daemon, source) = start_with_own_directory("1h", |source| swap_directory(source, 0));
     for version in 1..=12 {
-        change(&source, version);
+        replace(&source, version);
         wait_for_version(&daemon, version);
-        // Its answer comes when the reload has ended: what is changed from here on is watched for at its new place.
+        // Acknowledged after the reload, when the watch has moved to the new path.
         assert!(daemon.reload().accepted);
     }
-    // A file without any links: removed and made anew, then written over.
+    // A file without links is removed and recreated, then overwritten.
     for (version, by_rename) in [(13, true), (15, false), (17, true), (19, false)] {
         fs::remove_file(&source).expect("removed");
-        match by_rename {
-            true => replace_export(&source, &export(version)),
-            false => write_in_place(&source, version),
+        if by_rename {
+            replace_export(&source, export(version));
+        } else {
+            write_in_place(&source, version);
         }
         wait_for_version(&daemon, version);
         write_in_place(&source, version + 1);
@@ -236,10 +236,10 @@ fn changes_are_noticed_by_the_watch() {
     }
 }
 
-/// A change that is made through a hard link in another directory is not seen by a watch on this one.
+/// A watch on one directory does not detect a write through a hard link in another.
 #[test]
-fn changes_that_the_watch_does_not_see_are_noticed_by_the_poll() {
-    let (daemon, source) = unattended("100ms", |source| write_in_place(source, 0));
+fn write_through_a_hard_link_is_detected_by_the_poll() {
+    let (daemon, source) = start_with_own_directory("100ms", |source| write_in_place(source, 0));
     let elsewhere = daemon.setup.path("elsewhere");
     fs::create_dir(&elsewhere).expect("a directory");
     let link = elsewhere.join(source.file_name().expect("a file"));

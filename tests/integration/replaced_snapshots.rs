@@ -1,42 +1,38 @@
-//! Promise 6: a daemon holds the snapshot that it serves and the one that it reads, however often
-//! it reloads.
+//! Promise 6: a daemon holds at most the snapshot in force and the one that it builds, however
+//! often it reloads.
 
-use crate::support::{Daemon, Setup, replace_export, sha256_hex, wait_for};
+use crate::support::{Daemon, Export, Setup, line, replace_export, row, wait_until};
 use keyward_daemon::admin::message::Command;
 
-/// Bytes of metadata in an export: what makes a snapshot large for its number of rows.
+/// Bytes of metadata in each row, so that few rows make a large snapshot.
 const METADATA: usize = 4_000;
 const ROWS: usize = 2_000;
 
-/// A snapshot has at least its metadata.
-const SNAPSHOT: usize = ROWS * METADATA;
+/// The minimum size of a snapshot: its metadata.
+const SNAPSHOT_BYTES: usize = ROWS * METADATA;
 
-/// Before anything is compared, for buffers to get their size.
-const FIRST_ROUNDS: usize = 2;
+/// Rounds before the first measurement, in which buffers grow to their size.
+const WARMUP_ROUNDS: usize = 2;
 const ROUNDS: usize = 6;
 
-/// What may have been added by then: a third of what one leaked snapshot in each round would be.
-const MAX_GROWTH: usize = ROUNDS * SNAPSHOT / 3;
+/// Allowed growth: a third of what one leaked snapshot per round would add.
+const MAX_GROWTH: usize = ROUNDS * SNAPSHOT_BYTES / 3;
 
-fn export(round: usize, rows: usize) -> String {
-    let filler = "x".repeat(METADATA);
-    let row = |number: usize| {
-        let hash = sha256_hex(&format!("key {number}"));
-        format!("{hash},id-{number},\"{{\"\"round\"\":{round},\"\"filler\"\":\"\"{filler}\"\"}}\"\n")
-    };
-    (0..rows).map(row).fold("key_hash,key_id,metadata\n".to_owned(), |text, row| text + &row)
+fn export(round: usize, rows: usize) -> Export {
+    let metadata = format!(r#"{{"round":{round},"filler":"{}"}}"#, "x".repeat(METADATA));
+    let row = |number| row(format!("key {number}")).id(format!("id-{number}")).metadata(&*metadata);
+    Export::new((0..rows).map(row))
 }
 
-/// A reload that is accepted, one that is refused by the guard, one that is refused for a row, and
-/// a check.
-fn round(daemon: &Daemon, round: usize) {
-    let reload = daemon.publish(&export(round, ROWS));
+/// An accepted reload, one refused by the guard, one refused for an invalid row, and a check.
+fn run_round(daemon: &Daemon, round: usize) {
+    let reload = daemon.publish(export(round, ROWS));
     assert!(reload.accepted, "{:?}", reload.error);
-    // Usage is counted by rows of the snapshot.
+    // Usage counters refer to the rows of the snapshot.
     assert_eq!(daemon.verdict("key 7"), "ALLOWED");
     let source = daemon.setup.source();
-    for refused in [export(round, ROWS / 3), export(round, ROWS) + "no hash,id,\n"] {
-        replace_export(&source, &refused);
+    for refused in [export(round, ROWS / 3), export(round, ROWS).rows([line("no hash,id,")])] {
+        replace_export(&source, refused);
         assert!(!daemon.reload().accepted);
         let check = Command::Check { source: None };
         let reply = keyward_daemon::admin::send_command(&daemon.admin_socket(), &check).expect("an answer");
@@ -46,20 +42,20 @@ fn round(daemon: &Daemon, round: usize) {
 
 #[test]
 fn memory_does_not_grow_with_the_number_of_reloads() {
-    let daemon = Setup::new(&export(0, ROWS)).config("source.poll = \"1h\"").start();
+    let daemon = Setup::new(export(0, ROWS)).config("source.poll = \"1h\"").start();
     assert!(daemon.status().ready, "{}", daemon.log());
-    for number in 1..=FIRST_ROUNDS {
-        round(&daemon, number);
+    for number in 1..=WARMUP_ROUNDS {
+        run_round(&daemon, number);
     }
     let before = daemon.resident_bytes();
-    assert!(before > SNAPSHOT, "the snapshot is in memory");
+    assert!(before > SNAPSHOT_BYTES, "the snapshot is in memory");
     for number in 1..=ROUNDS {
-        round(&daemon, FIRST_ROUNDS + number);
+        run_round(&daemon, WARMUP_ROUNDS + number);
     }
     let grown = || daemon.resident_bytes().saturating_sub(before);
     // The last snapshot is freed after the reload has been acknowledged.
-    wait_for(
+    wait_until(
         &format!("memory to have grown by less than {MAX_GROWTH} bytes, instead of {}", grown()),
-        || (grown() < MAX_GROWTH).then_some(()),
+        || grown() < MAX_GROWTH,
     );
 }

@@ -1,4 +1,4 @@
-//! The files of the sockets while the daemon runs: removed, replaced, or gone with their directory.
+//! The socket files while the daemon runs: removed, replaced, or removed with their directory.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -6,92 +6,93 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crate::support::serve_process::{ServeProcess, with_sockets};
-use crate::support::{Daemon, Received, Setup, TIMEOUT, encode_verify, keyward, sha256_hex, wait_for};
+use crate::support::{
+    Daemon, Export, Received, Setup, TIMEOUT, encode_verify, keyward, wait_for, wait_until,
+};
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
 use keyward_daemon::admin::message::{Command as AdminCommand, SocketStatus, Status};
 use rustix::process::Signal;
 
-fn export() -> String {
-    format!("key_hash,key_id\n{},a\n", sha256_hex("a"))
+fn export() -> Export {
+    Export::of(["a"])
 }
 
 fn status(admin: &Path) -> Option<Status> {
     keyward_daemon::admin::send_command(admin, &AdminCommand::Status).ok().and_then(|reply| reply.status)
 }
 
-fn socket(admin: &Path, name: &str) -> Option<SocketStatus> {
+fn socket_status(admin: &Path, name: &str) -> Option<SocketStatus> {
     status(admin).map(|status| status.sockets[name].clone())
 }
 
-fn is_answered(path: &Path) -> Option<()> {
+fn is_served(path: &Path) -> bool {
     let mut client = Client::with_options(Options::new(path).deadline(TIMEOUT));
-    client.verify(&Request::new("a")).ok().filter(|decision| decision.is_allowed()).map(|_| ())
+    client.verify(&Request::new("a")).is_ok_and(|decision| decision.is_allowed())
 }
 
 #[test]
-fn removed_socket_files_are_made_again() {
-    let daemon = Daemon::serving(&export());
+fn removed_socket_files_are_recreated() {
+    let daemon = Daemon::serving(export());
     let mut before = daemon.connect();
     before.send(&encode_verify(1, "a"));
     assert_eq!(before.receive(), Received::Answer { request_id: 1, verdict: "ALLOWED", generation: 1 });
     for (name, path) in [("verify", daemon.socket()), ("admin", daemon.admin_socket())] {
-        assert!(socket(&daemon.admin_socket(), name).expect("a status").reachable);
+        assert!(socket_status(&daemon.admin_socket(), name).expect("a status").reachable);
         let mode = fs::metadata(&path).expect("a socket").mode();
         fs::remove_file(&path).expect("removed");
-        wait_for("the socket's file", || path.exists().then_some(()));
+        wait_until("the socket's file", || path.exists());
         let status = wait_for("the status", || {
-            socket(&daemon.admin_socket(), name).filter(|socket| socket.rebound == 1)
+            socket_status(&daemon.admin_socket(), name).filter(|socket| socket.rebound == 1)
         });
         assert!(status.reachable && !status.adopted && status.problem.is_none(), "{status:?}");
         assert_eq!(fs::metadata(&path).expect("a socket").mode(), mode);
     }
-    wait_for("answers", || is_answered(&daemon.socket()));
+    wait_until("answers", || is_served(&daemon.socket()));
     before.send(&encode_verify(2, "a"));
     assert_eq!(before.receive(), Received::Answer { request_id: 2, verdict: "ALLOWED", generation: 1 });
     daemon.assert_logged("the socket's file was removed, and was made again");
 }
 
 #[test]
-fn sockets_have_their_configured_modes_also_when_they_are_made_again() {
+fn recreated_sockets_have_their_configured_modes() {
     for (config, verify, admin) in [
         ("", 0o660, 0o600),
         ("server.socket_mode = '0600'", 0o600, 0o600),
         ("server.socket_mode = '0666'\nserver.admin_uids = [7]", 0o666, 0o666),
     ] {
-        let daemon = Setup::new(&export()).config(config).start();
+        let daemon = Setup::new(export()).config(config).start();
         let mode = |path: PathBuf| fs::metadata(path).expect("a socket").mode() & 0o777;
         let modes = || (mode(daemon.socket()), mode(daemon.admin_socket()));
         assert_eq!(modes(), (verify, admin), "{config}");
         for path in [daemon.socket(), daemon.admin_socket()] {
             fs::remove_file(path).expect("removed");
         }
-        let is_again = || {
-            status(&daemon.admin_socket())?.sockets.values().all(|socket| socket.rebound == 1).then_some(())
-        };
-        wait_for("the sockets", is_again);
-        assert_eq!(modes(), (verify, admin), "{config}, made again");
+        wait_until("the sockets to be recreated", || {
+            let status = status(&daemon.admin_socket());
+            status.is_some_and(|status| status.sockets.values().all(|socket| socket.rebound == 1))
+        });
+        assert_eq!(modes(), (verify, admin), "{config}, recreated");
     }
 }
 
-/// A change of mode or owner is no replacement.
 #[test]
-fn socket_file_whose_mode_changes_is_left_alone() {
-    let daemon = Daemon::serving(&export());
+fn mode_change_of_a_socket_file_does_not_recreate_it() {
+    let daemon = Daemon::serving(export());
     fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o666)).expect("set");
-    // The file that is removed after that is noticed, so that the other has been looked at by then.
+    // The daemon examines both files when it notices the removal of the admin socket's file.
     fs::remove_file(daemon.admin_socket()).expect("removed");
     wait_for("the admin socket", || {
-        socket(&daemon.admin_socket(), "admin").filter(|socket| socket.rebound == 1)
+        socket_status(&daemon.admin_socket(), "admin").filter(|socket| socket.rebound == 1)
     });
-    let verify = socket(&daemon.admin_socket(), "verify").expect("a status");
+    let verify = socket_status(&daemon.admin_socket(), "verify").expect("a status");
     assert!(verify.reachable && verify.rebound == 0, "{verify:?}");
     assert_eq!(fs::metadata(daemon.socket()).expect("a socket").mode() & 0o777, 0o666);
 }
 
 #[test]
-fn sockets_follow_their_directory() {
-    let setup = Setup::new(&export());
+fn sockets_are_recreated_with_their_directory() {
+    let setup = Setup::new(export());
     let run = setup.path("run");
     fs::create_dir(&run).expect("a directory");
     let (verify, admin) = (run.join("keyward.sock"), run.join("admin.sock"));
@@ -100,14 +101,14 @@ fn sockets_follow_their_directory() {
     command.arg("--state-dir").arg(setup.dir.path());
     command.stderr(fs::File::create(setup.path("log")).expect("a log"));
     let mut process = ServeProcess::start(command);
-    wait_for("the keys", || is_answered(&verify));
+    wait_until("the keys", || is_served(&verify));
     fs::remove_dir_all(&run).expect("removed");
-    wait_for("the log", || {
+    wait_until("the log", || {
         let log = fs::read_to_string(setup.path("log")).expect("a log");
-        log.contains("there is no such directory").then_some(())
+        log.contains("there is no such directory")
     });
     fs::create_dir(&run).expect("a directory");
-    wait_for("answers", || is_answered(&verify));
+    wait_until("answers", || is_served(&verify));
     let again = wait_for("the status", || {
         status(&admin).filter(|status| status.sockets.values().all(|socket| socket.reachable))
     });
@@ -117,70 +118,73 @@ fn sockets_follow_their_directory() {
     assert!(!verify.exists() && !admin.exists());
 }
 
-/// What another process has put there is its own, now and at the end.
+/// Neither while the daemon runs, nor when it exits.
 #[test]
-fn socket_of_another_process_is_not_taken() {
-    let mut daemon = Daemon::serving(&export());
+fn socket_of_another_process_is_not_replaced() {
+    let mut daemon = Daemon::serving(export());
     let path = daemon.socket();
     fs::remove_file(&path).expect("removed");
     let other = UnixListener::bind(&path).expect("binds");
     let inode = fs::metadata(&path).expect("a socket").ino();
     let verify = wait_for("the problem", || {
-        socket(&daemon.admin_socket(), "verify").filter(|socket| !socket.reachable)
+        socket_status(&daemon.admin_socket(), "verify").filter(|socket| !socket.reachable)
     });
     let problem = verify.problem.expect("a problem");
     assert!(problem.contains("another daemon is listening there"), "{problem}");
     assert_eq!(fs::metadata(&path).expect("a socket").ino(), inode);
     daemon.assert_logged("clients cannot connect");
 
-    // When the other has gone, its file is stale.
+    // The file of a closed socket is stale, and is replaced.
     drop(other);
-    wait_for("answers", || is_answered(&path));
+    wait_until("answers", || is_served(&path));
     fs::remove_file(&path).expect("removed");
     let _other = UnixListener::bind(&path).expect("binds");
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
-    assert!(path.exists(), "the daemon has removed the socket of another process");
+    assert!(path.exists(), "the daemon removed the socket of another process");
 }
 
 #[test]
-fn file_in_the_place_of_a_socket_is_kept() {
-    let daemon = Daemon::serving(&export());
+fn regular_file_in_place_of_a_socket_is_kept() {
+    let daemon = Daemon::serving(export());
     fs::remove_file(daemon.socket()).expect("removed");
     fs::write(daemon.socket(), "precious").expect("writes");
     let verify = wait_for("the problem", || {
-        socket(&daemon.admin_socket(), "verify").filter(|socket| !socket.reachable)
+        socket_status(&daemon.admin_socket(), "verify").filter(|socket| !socket.reachable)
     });
     assert!(verify.problem.expect("a problem").contains("not a socket"));
     assert_eq!(fs::read_to_string(daemon.socket()).expect("a file"), "precious");
     fs::remove_file(daemon.socket()).expect("removed");
-    wait_for("answers", || is_answered(&daemon.socket()));
+    wait_until("answers", || is_served(&daemon.socket()));
 }
 
-/// systemd's sockets are reported, and not made again: it would not know of the new ones.
+/// A socket inherited from systemd is not recreated, because systemd would not know the new one.
 #[test]
-fn removed_file_of_an_adopted_socket_is_reported_only() {
-    let setup = Setup::new(&export());
+fn removed_file_of_an_inherited_socket_is_only_reported() {
+    let setup = Setup::new(export());
     let paths = ["keyward.sock", "admin.sock"].map(|name| setup.path(name));
     let listeners =
         [&paths[0], &paths[1]].map(|path: &PathBuf| UnixListener::bind(path).expect("binds").into());
     let _process = ServeProcess::start(with_sockets(&setup, listeners, "verify:admin"));
-    wait_for("the keys", || is_answered(&paths[0]));
-    let verify = socket(&paths[1], "verify").expect("a status");
+    wait_until("the keys", || is_served(&paths[0]));
+    let verify = socket_status(&paths[1], "verify").expect("a status");
     assert!(verify.adopted && verify.reachable, "{verify:?}");
-    // One that is put back is the same.
+    // A file that is moved back is the same socket.
     let aside = setup.path("aside");
     fs::rename(&paths[0], &aside).expect("renames");
-    wait_for("the problem", || socket(&paths[1], "verify").filter(|socket| !socket.reachable));
+    wait_for("the problem", || socket_status(&paths[1], "verify").filter(|socket| !socket.reachable));
     fs::rename(&aside, &paths[0]).expect("renames");
-    let verify = wait_for("its end", || socket(&paths[1], "verify").filter(|socket| socket.reachable));
+    let verify = wait_for("the problem to end", || {
+        socket_status(&paths[1], "verify").filter(|socket| socket.reachable)
+    });
     assert!(verify.problem.is_none() && verify.rebound == 0, "{verify:?}");
     fs::remove_file(&paths[0]).expect("removed");
-    let verify = wait_for("the problem", || socket(&paths[1], "verify").filter(|socket| !socket.reachable));
+    let verify =
+        wait_for("the problem", || socket_status(&paths[1], "verify").filter(|socket| !socket.reachable));
     let problem = verify.problem.expect("a problem");
     assert!(
         problem.contains("systemd owns the socket") && problem.contains("FileDescriptorName=verify"),
         "{problem}"
     );
-    assert!(!paths[0].exists(), "the daemon has bound a socket in systemd's place");
+    assert!(!paths[0].exists(), "the daemon replaced systemd's socket");
 }

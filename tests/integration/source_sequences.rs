@@ -1,30 +1,29 @@
-//! Promises 9 and 10 over many rounds: the source changes at random, and the daemon is killed or stopped at random. After each
-//! round, every answer is compared with a simple model of what has to be in force.
+//! Promises 9 and 10 over random sequences: the source changes, and the daemon is killed or
+//! stopped. After each round, every verdict is compared with a simple model of the keys in force.
 //!
 //! `KEYWARD_TEST_ROUNDS` sets the number of rounds, and `KEYWARD_TEST_SEED` the sequence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use crate::support::{Daemon, Setup, replace_export, sha256_hex, wait_for};
+use crate::support::{Daemon, Export, Setup, key_target, replace_export, row};
 use keyward_client::Request;
-use keyward_daemon::admin::message::{Command, Target};
 use rustix::process::Signal;
 
-/// Few enough for a round to be short, and enough for the guard's shares to mean something.
+/// Few, so that a round is short, but enough for the guard's shares.
 const KEYS: usize = 40;
 
-/// Rounds, unless the environment says otherwise. A round waits for the disk some ten times.
+/// The default number of rounds. A round waits for the disk about ten times.
 const ROUNDS: u64 = 60;
 
-/// The last is none: such a row is set aside.
+/// The last one is invalid: its row is set aside.
 const STATUSES: [&str; 4] = ["active", "disabled", "revoked", "t"];
 const SET_ASIDE: usize = 3;
 
-/// Rows that may be set aside.
+/// `source.max_bad_rows` of [`CONFIG`].
 const MAX_BAD_ROWS: usize = 5;
 
-/// A row whose hash cannot be read.
+/// A row with an invalid hash.
 const UNREADABLE: &str = "no hash,x,active,\n";
 
 const CONFIG: &str = "source.settle = '0s'\nsource.poll = '1h'\nsource.on_bad_row = 'set-aside'\nsource.max_bad_rows = 5\n\
@@ -38,12 +37,12 @@ struct Row {
 
 type Rows = BTreeMap<usize, Row>;
 
-/// The verdicts by severity: 0 for active, 1 for disabled, 2 for revoked.
+/// Severity of a status: 0 for active, 1 for disabled, 2 for revoked.
 fn severity(status: usize) -> usize {
     if status == SET_ASIDE { 1 } else { status }
 }
 
-/// The source as the file has it.
+/// The content of the source file.
 #[derive(Clone, Debug)]
 enum Source {
     Good(Rows),
@@ -75,26 +74,26 @@ fn key(number: usize) -> String {
 }
 
 fn export(rows: &Rows) -> String {
-    let rows = rows.iter().map(|(number, row)| {
-        let network = if row.has_network { "10.0.0.0/8" } else { "" };
-        format!("{},k{number},{},{network}\n", sha256_hex(&key(*number)), STATUSES[row.status])
+    let rows = rows.iter().map(|(number, state)| {
+        let network = if state.has_network { "10.0.0.0/8" } else { "" };
+        row(key(*number)).id(format!("k{number}")).status(STATUSES[state.status]).allowed_ips(network)
     });
-    rows.fold("key_hash,key_id,status,allowed_ips\n".to_owned(), |text, row| text + &row)
+    Export::new(rows).to_csv()
 }
 
-/// The daemon beside the model.
+/// The daemon and the model.
 struct Fixture {
     daemon: Option<Daemon>,
     random: Random,
     source: Source,
     in_force: Rows,
-    /// What was in force by the number of its snapshot.
+    /// The keys in force by their generation.
     history: BTreeMap<u64, Rows>,
     revoked: BTreeSet<usize>,
-    /// What refused sources have taken away, by severity.
+    /// Takeaways of refused sources, with their severity.
     taken: BTreeMap<usize, usize>,
-    /// Whether the keys in force are known to be on the disk.
-    is_kept: bool,
+    /// Whether the keys in force are known to be saved.
+    is_saved: bool,
 }
 
 impl Fixture {
@@ -106,7 +105,7 @@ impl Fixture {
                 (number, Row { status, has_network: random.below(4) == 0 })
             })
             .collect();
-        // These two stay: a restriction of each kind is there at any time.
+        // These rows never change, so both kinds of restrictions are always present.
         rows.insert(0, Row { status: 2, has_network: false });
         rows.insert(1, Row { status: 0, has_network: true });
         let setup = Setup::text(&export(&rows)).config(CONFIG);
@@ -122,9 +121,9 @@ impl Fixture {
             history,
             revoked: BTreeSet::new(),
             taken: BTreeMap::new(),
-            is_kept: false,
+            is_saved: false,
         };
-        fixture.keep();
+        fixture.wait_until_saved();
         fixture
     }
 
@@ -132,20 +131,16 @@ impl Fixture {
         self.daemon.as_ref().expect("running")
     }
 
-    /// Waits until the keys in force are on the disk.
-    fn keep(&mut self) {
-        if !self.is_kept && matches!(self.source, Source::Good(_)) {
-            let daemon = self.daemon();
-            wait_for("the keys to be kept", || {
-                let status = daemon.status();
-                status.last_good.is_some_and(|kept| kept.generation == status.generation).then_some(())
-            });
-            self.is_kept = true;
+    /// Waits until the keys in force are saved.
+    fn wait_until_saved(&mut self) {
+        if !self.is_saved && matches!(self.source, Source::Good(_)) {
+            self.daemon().wait_until_saved();
+            self.is_saved = true;
         }
     }
 
-    /// A change as exports have it every day: one or two keys, some of whose rows cannot be understood.
-    fn change(&mut self) -> String {
+    /// An ordinary change of one or two keys. Some rows may be invalid.
+    fn publish_change(&mut self) -> String {
         let mut rows = self.in_force.clone();
         for _ in 0..=self.random.below(2) {
             let number = 2 + self.random.below(KEYS - 2);
@@ -165,16 +160,17 @@ impl Fixture {
         let outcome = self.daemon().reload();
         assert!(outcome.accepted, "{:?} -> {rows:?}: {outcome:?}", self.in_force);
         let withheld = outcome.withheld.unwrap_or_default();
-        let told = (withheld.set_aside, withheld.unreadable_rows);
-        assert_eq!(told, (set_aside(&rows), usize::from(!unreadable.is_empty())));
+        let reported = (withheld.set_aside, withheld.unreadable_rows);
+        assert_eq!(reported, (set_aside(&rows), usize::from(!unreadable.is_empty())));
         self.taken.clear();
         self.history.insert(outcome.generation, rows.clone());
-        (self.source, self.in_force, self.is_kept) = (Source::Good(rows.clone()), rows, false);
+        (self.source, self.in_force, self.is_saved) = (Source::Good(rows.clone()), rows, false);
         "a change".to_owned()
     }
 
-    /// An export that is refused for its bad rows, while others revoke or disable keys. One that is cut takes nothing away.
-    fn take_away(&mut self) -> String {
+    /// An export that is refused for its bad rows, while others revoke or disable keys. A truncated
+    /// export takes nothing away.
+    fn publish_takeaways(&mut self) -> String {
         let mut rows = self.in_force.clone();
         for _ in 0..=self.random.below(2) {
             let number = 2 + self.random.below(KEYS - 2);
@@ -183,13 +179,13 @@ impl Fixture {
             }
         }
         let export = export(&rows) + &UNREADABLE.repeat(MAX_BAD_ROWS + 1);
-        let is_cut = self.random.below(3) == 0;
-        replace_export(&self.daemon().setup.source(), if is_cut { export.trim_end() } else { &export });
+        let is_truncated = self.random.below(3) == 0;
+        replace_export(&self.daemon().setup.source(), if is_truncated { export.trim_end() } else { &export });
         let outcome = self.daemon().reload();
         assert!(!outcome.accepted, "{outcome:?}");
         self.source = Source::Bad("too many bad rows");
         let mut taken = self.taken.clone();
-        for (number, row) in rows.iter().filter(|(_, row)| !is_cut && row.status != SET_ASIDE) {
+        for (number, row) in rows.iter().filter(|(_, row)| !is_truncated && row.status != SET_ASIDE) {
             if row.status > self.severity(*number) {
                 taken.insert(*number, row.status);
             }
@@ -202,15 +198,15 @@ impl Fixture {
             self.taken = taken;
         }
         assert_eq!(self.daemon().status().withheld.unwrap_or_default().taken_away, self.taken.len());
-        format!("{:?}, cut: {is_cut}", self.source)
+        format!("{:?}, truncated: {is_truncated}", self.source)
     }
 
-    /// An export that must not be taken.
-    fn spoil(&mut self) -> String {
+    /// An export that must be refused.
+    fn publish_invalid(&mut self) -> String {
         let path = self.daemon().setup.source();
         let good = export(&self.in_force);
         let few: Rows = self.in_force.iter().take(KEYS / 5).map(|(number, row)| (*number, *row)).collect();
-        let lost = |column: usize| {
+        let without_column = |column: usize| {
             let without = |line: &str| {
                 let fields = line.split(',').enumerate().filter(|(number, _)| *number != column);
                 fields.map(|(_, field)| field).collect::<Vec<_>>().join(",") + "\n"
@@ -220,17 +216,18 @@ impl Fixture {
         let revived: Rows =
             self.in_force.iter().map(|(number, row)| (*number, Row { status: 0, ..*row })).collect();
         let (what, content) = match self.random.below(8) {
-            0 => ("cut short", good[..good.len() - 20].to_owned()),
-            1 => ("rows that cannot be read", good.clone() + &UNREADABLE.repeat(MAX_BAD_ROWS + 1)),
+            0 => ("truncated", good[..good.len() - 20].to_owned()),
+            1 => ("too many invalid rows", good.clone() + &UNREADABLE.repeat(MAX_BAD_ROWS + 1)),
             2 => ("empty", String::new()),
             3 => ("a header alone", "key_hash,key_id,status,allowed_ips\n".to_owned()),
             4 => ("shrunk", export(&few)),
-            5 => ("without the column status", lost(2)),
-            6 => ("without the column allowed_ips", lost(3)),
+            5 => ("without the column status", without_column(2)),
+            6 => ("without the column allowed_ips", without_column(3)),
             _ => ("every key active", export(&revived)),
         };
         if self.random.below(10) == 0 {
-            let _already_gone = fs::remove_file(&path);
+            // Fails if the file is missing already.
+            let _ = fs::remove_file(&path);
             self.source = Source::Bad("missing");
         } else {
             replace_export(&path, &content);
@@ -243,19 +240,17 @@ impl Fixture {
 
     fn revoke(&mut self) -> String {
         let number = self.random.below(KEYS);
-        let target = Target { key_id: Some(format!("k{number}")), owner: None };
-        let ask = |command| keyward_daemon::admin::send_command(&self.daemon().admin_socket(), &command);
-        if self.revoked.contains(&number) {
-            ask(Command::Unrevoke(target)).expect("taken back");
-            self.revoked.remove(&number);
+        let target = key_target(&format!("k{number}"));
+        if self.revoked.remove(&number) {
+            self.daemon().unrevoke(target);
         } else if self.in_force.contains_key(&number) {
-            ask(Command::Revoke(target)).expect("revoked");
+            self.daemon().revoke(target);
             self.revoked.insert(number);
         }
         format!("revoke or unrevoke k{number}")
     }
 
-    /// kill -9 or SIGTERM at any moment, and a start beside whatever the source is then.
+    /// SIGKILL or SIGTERM, and a start with the current source.
     fn restart(&mut self) -> String {
         let mut daemon = self.daemon.take().expect("running");
         let is_killed = self.random.below(2) == 0;
@@ -276,12 +271,12 @@ impl Fixture {
                 assert!(!in_use && status.ready, "{}", daemon.log());
                 self.in_force = rows.clone();
                 self.taken.clear();
-                self.is_kept = false;
+                self.is_saved = false;
             }
             Source::Bad(what) => {
                 assert!(in_use, "{what} was accepted at a start: {}", daemon.log());
                 self.in_force = self.history[&on_disk].clone();
-                self.is_kept = true;
+                self.is_saved = true;
             }
         }
         let (last, _) = self.history.last_key_value().expect("some");
@@ -319,17 +314,17 @@ impl Fixture {
 }
 
 #[test]
-fn answers_are_those_of_the_model_over_changes_refusals_and_restarts() {
+fn answers_match_the_model_over_changes_refusals_and_restarts() {
     let seed = environment("KEYWARD_TEST_SEED", 0x9e37_79b9_7f4a_7c15);
     let mut fixture = Fixture::new(seed);
     fixture.compare("the start");
     for round in 0..environment("KEYWARD_TEST_ROUNDS", ROUNDS) {
-        // A restart compares with what is on the disk: no more than one change behind.
-        fixture.keep();
+        // A restart compares with the saved keys, which must be at most one change behind.
+        fixture.wait_until_saved();
         let mut what = match fixture.random.below(6) {
-            0 | 1 => fixture.change(),
-            2 | 3 => fixture.spoil(),
-            4 => fixture.take_away(),
+            0 | 1 => fixture.publish_change(),
+            2 | 3 => fixture.publish_invalid(),
+            4 => fixture.publish_takeaways(),
             _ => fixture.revoke(),
         };
         fixture.compare(&format!("round {round} of seed {seed}: {what}"));

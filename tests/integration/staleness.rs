@@ -1,28 +1,24 @@
-//! A source that is older than `max_staleness`: every command says so, and none of them succeeds.
+//! A source older than `max_staleness`: every command reports it and fails.
 
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Setup, keyward, sha256_hex};
+use crate::support::{Daemon, Export, Setup, keyward, replace_export};
 
-const TOLD: &str = "source.max_staleness is 1h: every request is answered STALE_SNAPSHOT";
-
-fn export(key: &str) -> String {
-    format!("key_hash,key_id\n{},{key}\n", sha256_hex(key))
-}
+const STALE: &str = "source.max_staleness is 1h: every request is answered STALE_SNAPSHOT";
 
 fn setup() -> Setup {
-    // Compiled, a source is as old as what it was compiled from.
-    Setup::text(&export("one")).config("source.max_staleness = '1h'\nsource.poll = '10m'")
+    // The age of a compiled source is that of the export it was compiled from.
+    Setup::text(Export::of(["one"])).config("source.max_staleness = '1h'\nsource.poll = '10m'")
 }
 
-/// Has the source be so old.
-fn age(setup: &Setup, hours: u64) {
+/// Sets the age of the source.
+fn set_age(setup: &Setup, hours: u64) {
     let file = File::options().write(true).open(setup.source()).expect("opens");
     file.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).expect("sets the time");
 }
 
-/// Exit code, standard output and standard error of a command.
+/// Runs a command. Returns its exit code, standard output and standard error.
 fn run(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output =
         keyward().args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
@@ -31,34 +27,34 @@ fn run(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn reload_of_a_stale_source_takes_its_keys_and_fails() {
+fn reload_of_a_stale_source_is_accepted_but_fails() {
     let daemon = setup().start();
     assert_eq!(daemon.verdict("one"), "ALLOWED");
     assert_eq!(run(&daemon, &["reload"]).0, Some(0));
-    crate::support::replace_export(&daemon.setup.source(), &export("two"));
-    age(&daemon.setup, 3);
+    replace_export(&daemon.setup.source(), Export::of(["two"]));
+    set_age(&daemon.setup, 3);
     let (code, output, errors) = run(&daemon, &["check", "--daemon"]);
-    assert!(code == Some(1) && errors.contains(TOLD), "{code:?} {output} {errors}");
+    assert!(code == Some(1) && errors.contains(STALE), "{code:?} {output} {errors}");
     let (code, output, errors) = run(&daemon, &["reload"]);
-    assert!(code == Some(1) && errors.contains(TOLD) && errors.contains("3h"), "{code:?} {output} {errors}");
+    assert!(code == Some(1) && errors.contains(STALE) && errors.contains("3h"), "{code:?} {output} {errors}");
     let (code, output, _) = run(&daemon, &["reload", "--json"]);
-    assert!(code == Some(1) && output.contains("\"accepted\":true") && output.contains(TOLD), "{output}");
+    assert!(code == Some(1) && output.contains("\"accepted\":true") && output.contains(STALE), "{output}");
     assert_eq!(daemon.verdict("two"), "STALE_SNAPSHOT");
-    daemon.assert_logged(TOLD);
+    daemon.assert_logged(STALE);
     assert!(daemon.status().stale);
 
-    age(&daemon.setup, 0);
+    set_age(&daemon.setup, 0);
     let (code, _, errors) = run(&daemon, &["reload"]);
     assert!(code == Some(0) && errors.is_empty(), "{errors}");
     assert_eq!((daemon.verdict("one"), daemon.verdict("two")), ("UNKNOWN_KEY".into(), "ALLOWED".into()));
 }
 
 #[test]
-fn start_with_a_stale_source_is_loud_and_check_fails() {
+fn start_with_a_stale_source_logs_an_error_and_check_fails() {
     let setup = setup();
-    age(&setup, 2);
+    set_age(&setup, 2);
     let daemon = setup.start();
-    daemon.assert_logged(TOLD);
+    daemon.assert_logged(STALE);
     daemon.assert_logged("ERROR");
     assert_eq!(daemon.verdict("one"), "STALE_SNAPSHOT");
     let check = |json: &[&str]| {
@@ -76,7 +72,7 @@ fn start_with_a_stale_source_is_loud_and_check_fails() {
     };
     let output = check(&[]);
     assert!(
-        output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains(TOLD),
+        output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains(STALE),
         "{output:?}"
     );
     let output = check(&["--json"]);

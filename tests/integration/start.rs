@@ -1,4 +1,5 @@
-//! The start: signals that arrive during it, sockets that systemd passes, and what is in the place of a lock.
+//! The start: signals during it, sockets inherited from systemd, and files in the place of the
+//! lock.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,39 +11,40 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::serve_process::{ServeProcess, with_sockets};
-use crate::support::{Received, Setup, sha256_hex, wait_for};
+use crate::support::{Export, Received, Setup, encode_verify, row, wait_for, wait_until};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 use rustix::process::Signal;
 
-/// Longer than the end of a start takes on a busy machine, and shorter than the start waits for a directory.
+/// Longer than an exit takes on a busy machine, and shorter than the start waits for the state
+/// directory.
 const PROMPT: Duration = Duration::from_secs(4);
 
-fn export() -> String {
-    format!("key_hash,key_id\n{},a\n", sha256_hex("a"))
+fn export() -> Export {
+    Export::of(["a"])
 }
 
-fn fifo(path: &Path) {
+fn make_fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("a named pipe");
 }
 
-/// A daemon that waits in its start for its configuration, and the file that it gets then.
-fn waiting_for_configuration(setup: &Setup) -> (ServeProcess, Vec<u8>) {
+/// A daemon whose start waits for its configuration, and the text of that configuration.
+fn start_blocked_on_configuration(setup: &Setup) -> (ServeProcess, Vec<u8>) {
     let command = setup.command();
     let path = setup.path("keyward.toml");
     let configuration = fs::read(&path).expect("the configuration");
     fs::remove_file(&path).expect("removed");
-    fifo(&path);
+    make_fifo(&path);
     let process = ServeProcess::start(command);
     process.wait_for_signal_handlers();
     (process, configuration)
 }
 
-/// A daemon that waits in its start for the state directory, with its sockets bound.
-fn waiting_for_state(setup: &Setup) -> (ServeProcess, File) {
+/// A daemon whose start waits for the lock of the state directory, with its sockets bound.
+fn start_blocked_on_state(setup: &Setup) -> (ServeProcess, File) {
     let lock = File::create(setup.path("lock")).expect("the lock");
     flock(&lock, FlockOperation::LockExclusive).expect("locked");
     let process = ServeProcess::start(setup.command());
-    wait_for("the sockets", || setup.path("admin.sock").exists().then_some(()));
+    wait_until("the sockets", || setup.path("admin.sock").exists());
     (process, lock)
 }
 
@@ -55,36 +57,36 @@ fn generation(setup: &Setup) -> u64 {
 }
 
 #[test]
-fn sighup_before_the_configuration_is_read_leads_to_a_reload() {
-    let setup = Setup::new(&export()).config("[source]\npoll = \"1h\"");
-    let (mut process, configuration) = waiting_for_configuration(&setup);
+fn sighup_before_the_configuration_is_read_causes_a_reload() {
+    let setup = Setup::new(export()).config("[source]\npoll = \"1h\"");
+    let (mut process, configuration) = start_blocked_on_configuration(&setup);
     process.signal(Signal::HUP);
     let path = setup.path("keyward.toml");
     let mut pipe = File::options().write(true).open(&path).expect("the daemon reads it");
-    // For the reload: a file, in place of the pipe.
+    // The reload reads a regular file in place of the pipe.
     fs::write(setup.path("next"), &configuration).expect("writes");
     fs::rename(setup.path("next"), &path).expect("renamed");
     pipe.write_all(&configuration).expect("the daemon reads it");
     drop(pipe);
-    wait_for("the reload", || (generation(&setup) == 2).then_some(()));
+    wait_until("the reload", || generation(&setup) == 2);
     process.signal(Signal::TERM);
     assert_eq!(process.wait_for_exit().code(), Some(0));
 }
 
 #[test]
-fn sighup_while_the_state_directory_is_waited_for_leads_to_a_reload() {
-    let setup = Setup::new(&export()).config("[source]\npoll = \"1h\"");
-    let (process, lock) = waiting_for_state(&setup);
+fn sighup_while_waiting_for_the_state_directory_causes_a_reload() {
+    let setup = Setup::new(export()).config("[source]\npoll = \"1h\"");
+    let (process, lock) = start_blocked_on_state(&setup);
     process.signal(Signal::HUP);
     drop(lock);
-    wait_for("the reload", || (generation(&setup) == 2).then_some(()));
+    wait_until("the reload", || generation(&setup) == 2);
 }
 
 #[test]
-fn stop_before_the_configuration_is_read_is_prompt() {
+fn sigterm_or_sigint_before_the_configuration_is_read_exits_promptly() {
     for signal in [Signal::TERM, Signal::INT] {
-        let setup = Setup::new(&export());
-        let (mut process, _) = waiting_for_configuration(&setup);
+        let setup = Setup::new(export());
+        let (mut process, _) = start_blocked_on_configuration(&setup);
         let start = Instant::now();
         process.signal(signal);
         assert_eq!(process.wait_for_exit().code(), Some(0));
@@ -93,10 +95,10 @@ fn stop_before_the_configuration_is_read_is_prompt() {
 }
 
 #[test]
-fn stop_while_the_state_directory_is_waited_for_is_prompt_and_leaves_no_socket() {
+fn sigterm_or_sigint_while_waiting_for_the_state_directory_exits_promptly() {
     for signal in [Signal::TERM, Signal::INT] {
-        let setup = Setup::new(&export());
-        let (mut process, _lock) = waiting_for_state(&setup);
+        let setup = Setup::new(export());
+        let (mut process, _lock) = start_blocked_on_state(&setup);
         let start = Instant::now();
         process.signal(signal);
         assert_eq!(process.wait_for_exit().code(), Some(0));
@@ -107,18 +109,16 @@ fn stop_while_the_state_directory_is_waited_for_is_prompt_and_leaves_no_socket()
     }
 }
 
-/// At moments all over the start, with balances to restore: SIGHUP never ends it, and SIGTERM always ends it well.
+/// At moments throughout the start, with balances to restore, SIGHUP does not end it and SIGTERM
+/// always exits with code 0.
 #[test]
-fn signals_at_any_moment_of_the_start() {
+fn sigterm_at_any_moment_of_the_start_exits_with_success() {
     const KEYS: usize = 20_000;
-    let rows: String =
-        (0..KEYS).map(|key| format!("{},k{key},10/h\n", sha256_hex(&format!("k{key}")))).collect();
-    let setup = Setup::new(&format!("key_hash,key_id,limits\n{rows}"));
+    let setup = Setup::new(Export::new((0..KEYS).map(|key| row(format!("k{key}")).limits("10/h"))));
     let mut daemon = setup.start();
     let mut peer = daemon.connect();
     for keys in (0..KEYS).collect::<Vec<_>>().chunks(500) {
-        let requests: Vec<u8> =
-            keys.iter().flat_map(|key| crate::support::encode_verify(1, &format!("k{key}"))).collect();
+        let requests: Vec<u8> = keys.iter().flat_map(|key| encode_verify(1, &format!("k{key}"))).collect();
         peer.send(&requests);
         for _ in keys {
             assert!(matches!(peer.receive(), Received::Answer { verdict: "ALLOWED", .. }));
@@ -131,11 +131,11 @@ fn signals_at_any_moment_of_the_start() {
     for step in 0..20_u32 {
         let offset = Duration::from_millis(100) * step / 20;
         let mut process = ServeProcess::start(daemon.setup.command());
-        wait_for("the signals' handlers", || {
+        wait_until("the signal handlers", || {
             let is_bound = daemon.setup.path("keyward.sock").exists();
             let handles_signals = process.handles_signals();
-            assert!(handles_signals || !is_bound, "the start goes on before signals are caught");
-            handles_signals.then_some(())
+            assert!(handles_signals || !is_bound, "sockets were bound before signals were handled");
+            handles_signals
         });
         std::thread::sleep(offset);
         process.signal(Signal::HUP);
@@ -149,22 +149,24 @@ fn signals_at_any_moment_of_the_start() {
 }
 
 #[test]
-fn sockets_that_are_not_the_two_expected_are_refused() {
-    let setup = Setup::new(&export());
+fn unexpected_inherited_sockets_are_refused() {
+    let setup = Setup::new(export());
     let listener = |name: &str| -> OwnedFd {
         let path = setup.path(name);
-        let _not_there = fs::remove_file(&path);
+        // Fails if there is no such file.
+        let _ = fs::remove_file(&path);
         UnixListener::bind(path).expect("binds").into()
     };
     let datagram = || -> OwnedFd {
-        let _not_there = fs::remove_file(setup.path("datagram"));
+        // Fails if there is no such file.
+        let _ = fs::remove_file(setup.path("datagram"));
         UnixDatagram::bind(setup.path("datagram")).expect("binds").into()
     };
     let connected = || -> OwnedFd { UnixStream::pair().expect("a pair").0.into() };
     let tcp = || -> OwnedFd { std::net::TcpListener::bind("127.0.0.1:0").expect("binds").into() };
     let file = || -> OwnedFd { File::open("/dev/null").expect("a device").into() };
     let own = ["own-verify", "own-admin"].map(|name| setup.path(name).display().to_string());
-    for (sockets, names, said) in [
+    for (sockets, names, reason) in [
         ([listener("own-verify"), listener("own-admin")], "keyward.socket:keyward-admin.socket", &*own[0]),
         ([listener("own-verify"), listener("own-admin")], "verify", "none is named admin"),
         ([listener("own-admin"), listener("own-verify")], "admin", "none is named verify"),
@@ -178,15 +180,15 @@ fn sockets_that_are_not_the_two_expected_are_refused() {
         let code = process.wait_for_exit().code();
         let text = fs::read_to_string(setup.path("log")).expect("a log");
         assert_eq!(code, Some(78), "{names}: {text}");
-        assert!(text.contains(said) && text.contains("FileDescriptorName="), "{names}: {text}");
+        assert!(text.contains(reason) && text.contains("FileDescriptorName="), "{names}: {text}");
         let bound = ["keyward.sock", "admin.sock"].map(|name| setup.path(name).exists());
-        assert_eq!(bound, [false; 2], "{names}: the daemon has bound sockets of its own");
+        assert_eq!(bound, [false; 2], "{names}: the daemon bound sockets of its own");
     }
 }
 
 #[test]
-fn names_without_sockets_are_refused() {
-    let setup = Setup::new(&export());
+fn socket_names_without_sockets_are_refused() {
+    let setup = Setup::new(export());
     let serve = setup.command();
     let mut command = Command::new("sh");
     command
@@ -202,9 +204,9 @@ fn names_without_sockets_are_refused() {
 }
 
 #[test]
-fn lock_that_is_no_regular_file_is_refused_and_not_followed() {
+fn lock_that_is_not_a_regular_file_is_refused() {
     for kind in ["dangling link", "link", "pipe", "directory", "device"] {
-        let setup = Setup::new(&export());
+        let setup = Setup::new(export());
         let (lock, target) = (setup.path("keyward.sock.lock"), setup.path("target"));
         match kind {
             "dangling link" => symlink(&target, &lock).expect("a link"),
@@ -212,7 +214,7 @@ fn lock_that_is_no_regular_file_is_refused_and_not_followed() {
                 fs::write(&target, "precious").expect("writes");
                 symlink(&target, &lock).expect("a link");
             }
-            "pipe" => fifo(&lock),
+            "pipe" => make_fifo(&lock),
             "directory" => fs::create_dir(&lock).expect("a directory"),
             _ => symlink("/dev/null", &lock).expect("a link"),
         }
@@ -226,21 +228,21 @@ fn lock_that_is_no_regular_file_is_refused_and_not_followed() {
             "{kind}: {log}"
         );
         match kind {
-            "dangling link" => assert!(!target.exists(), "the link's target was made"),
+            "dangling link" => assert!(!target.exists(), "the link's target was created"),
             "link" => assert_eq!(fs::read_to_string(&target).expect("there"), "precious"),
             _ => {}
         }
     }
 }
 
-/// A socket that is listened on and accepts nothing, with a full queue, is in use: asking it must not wait.
+/// A listening socket with a full backlog is in use. Probing it must not block.
 #[test]
-fn socket_with_a_full_queue_is_in_use() {
-    let setup = Setup::new(&export());
+fn socket_with_a_full_backlog_is_in_use() {
+    let setup = Setup::new(export());
     let path = setup.path("keyward.sock");
     let listener = UnixListener::bind(&path).expect("binds");
     rustix::net::listen(&listener, 0).expect("listens");
-    let _queued = UnixStream::connect(&path).expect("the one that has room");
+    let _queued = UnixStream::connect(&path).expect("the only place in the backlog");
     let mut process = ServeProcess::start(setup.command());
     let start = Instant::now();
     assert_eq!(process.wait_for_exit().code(), Some(1));

@@ -1,32 +1,31 @@
-//! Balances over a restart, through a real daemon: they go on from where they were, aged by the time that has passed, and
-//! a file that is damaged costs nothing but them.
+//! Balances over restarts of a daemon: they are restored and aged by the elapsed time. A damaged
+//! file loses the balances and nothing else.
 
 use std::fs;
 use std::path::PathBuf;
 
-use crate::support::{Daemon, Setup, replace_export, sha256_hex, wait_for};
+use crate::support::{Daemon, Export, Row, Setup, replace_export, row, wait_for};
 use keyward_client::Request;
 use keyward_engine::limiter::ClockReading;
 use keyward_engine::limiter::persist::{SavedBucket, decode, encode};
 use rustix::process::Signal;
 
-/// Nothing refills in the time that a test takes: one unit in 100 seconds.
+/// Refills one unit in 100 seconds, so nothing during a test.
 const SLOW: &str = "864/d burst 10";
 const UNIT_SECONDS: u64 = 100;
 
-/// Only the end of the daemon saves.
-const NEVER: &str = "state.save_interval = '1h'";
-const OFTEN: &str = "state.save_interval = '100ms'";
+/// Balances are saved at shutdown only.
+const SAVE_AT_SHUTDOWN: &str = "state.save_interval = '1h'";
+const SAVE_OFTEN: &str = "state.save_interval = '100ms'";
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
-fn export(rows: &[(&str, &str)]) -> String {
-    let header = "key_hash,key_id,owner,plan,limits\n".to_owned();
-    rows.iter().fold(header, |text, (key, limits)| text + &format!("{},{key},,,{limits}\n", sha256_hex(key)))
+fn slow(key: &str) -> Row {
+    row(key).limits(SLOW)
 }
 
-fn serve(config: &str) -> Daemon {
-    let daemon = Setup::new(&export(&[("one", SLOW), ("two", SLOW)])).config(config).start();
+fn start(config: &str) -> Daemon {
+    let daemon = Setup::new(Export::new(["one", "two"].map(slow))).config(config).start();
     assert!(daemon.status().ready, "{}", daemon.log());
     daemon
 }
@@ -36,53 +35,53 @@ fn spend(daemon: &Daemon, key: &str, cost: u32) -> String {
     decision.verdict().name().to_owned()
 }
 
-fn left(daemon: &Daemon, key: &str) -> u32 {
+fn remaining(daemon: &Daemon, key: &str) -> u32 {
     let decision = daemon.client().verify(&Request::new(key).peek()).expect("an answer");
     decision.limit().expect("a limit").remaining
 }
 
-fn file(daemon: &Daemon) -> PathBuf {
+fn balances_path(daemon: &Daemon) -> PathBuf {
     daemon.setup.path("balances")
 }
 
 fn saved(daemon: &Daemon) -> Option<(ClockReading, Vec<SavedBucket>)> {
-    let bytes = fs::read(file(daemon)).ok()?;
-    Some(decode(&mut &*bytes).expect("whole, at every moment"))
+    let bytes = fs::read(balances_path(daemon)).ok()?;
+    Some(decode(&mut &*bytes).expect("a complete file at every moment"))
 }
 
-fn end(daemon: &mut Daemon) {
+fn stop(daemon: &mut Daemon) {
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
 }
 
-/// SIGTERM, and a new start in the same place.
-fn again(mut daemon: Daemon) -> Daemon {
-    end(&mut daemon);
+/// Stops the daemon with SIGTERM, so that it saves, and starts it again.
+fn stop_and_restart(mut daemon: Daemon) -> Daemon {
+    stop(&mut daemon);
     daemon.restart()
 }
 
 #[test]
-fn a_balance_goes_on_over_a_restart() {
-    let daemon = serve(NEVER);
+fn balance_survives_a_restart() {
+    let daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 7), "ALLOWED");
-    let daemon = again(daemon);
-    assert_eq!((left(&daemon, "one"), left(&daemon, "two")), (3, 10));
+    let daemon = stop_and_restart(daemon);
+    assert_eq!((remaining(&daemon, "one"), remaining(&daemon, "two")), (3, 10));
     assert_eq!(spend(&daemon, "one", 4), "RATE_LIMITED");
     assert_eq!(spend(&daemon, "one", 3), "ALLOWED");
-    let daemon = again(daemon);
+    let daemon = stop_and_restart(daemon);
     assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED");
     daemon.assert_logged("balances restored");
-    assert_eq!(saved(&daemon).expect("a file").1.len(), 1, "a full bucket needs no record");
+    assert_eq!(saved(&daemon).expect("a file").1.len(), 1, "a full bucket is not saved");
 }
 
 #[test]
-fn a_balance_is_aged_by_the_clock_of_its_boot_or_else_by_the_calendar() {
-    let mut daemon = serve(NEVER);
+fn balance_ages_by_boot_time_or_after_a_reboot_by_wall_clock() {
+    let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    end(&mut daemon);
+    stop(&mut daemon);
     let (stamp, buckets) = saved(&daemon).expect("a file");
-    assert!(stamp.boot_id.is_some(), "/proc is there");
-    // As if it had been saved so many seconds before.
+    assert!(stamp.boot_id.is_some(), "the boot ID is known");
+    // As if the balances had been saved this many seconds earlier.
     let before = |stamp: ClockReading, boottime: u64, realtime: u64| ClockReading {
         boottime: stamp.boottime - boottime * NANOSECONDS,
         realtime: stamp.realtime - realtime * NANOSECONDS,
@@ -91,64 +90,64 @@ fn a_balance_is_aged_by_the_clock_of_its_boot_or_else_by_the_calendar() {
     let other = ClockReading { boot_id: Some([1; 16]), ..stamp };
     let unknown = ClockReading { boottime_offset: None, ..stamp };
     let future = ClockReading { realtime: stamp.realtime + 1_000_000 * NANOSECONDS, ..other };
-    // The test machine may have booted a moment ago: what is subtracted from its own clock has to be there.
+    // The test machine may have booted less than a unit ago, which cannot be subtracted then.
     let boottime = stamp.boottime / NANOSECONDS >= UNIT_SECONDS;
     let cases = [
         ("the same boot", before(stamp, if boottime { UNIT_SECONDS } else { 0 }, 500), u32::from(boottime)),
         ("an unknown time namespace", before(unknown, if boottime { UNIT_SECONDS } else { 0 }, 0), 0),
         ("another boot", before(other, 0, 3 * UNIT_SECONDS), 3),
-        ("no boot that is known", before(ClockReading { boot_id: None, ..stamp }, 0, 2 * UNIT_SECONDS), 2),
+        ("an unknown boot", before(ClockReading { boot_id: None, ..stamp }, 0, 2 * UNIT_SECONDS), 2),
         ("long ago", before(other, 0, 86_400), 10),
         ("a calendar that was set back", future, 0),
     ];
     for (what, stamp, expected) in cases {
         let mut bytes = Vec::new();
         encode(&stamp, buckets.iter().copied(), &mut bytes).expect("memory");
-        fs::write(file(&daemon), bytes).expect("a file");
+        fs::write(balances_path(&daemon), bytes).expect("a file");
         daemon = daemon.restart();
-        assert_eq!(left(&daemon, "one"), expected, "{what}: {}", daemon.log());
+        assert_eq!(remaining(&daemon, "one"), expected, "{what}: {}", daemon.log());
         daemon.kill();
     }
 }
 
 #[test]
-fn a_daemon_that_is_killed_goes_on_from_its_last_save() {
-    let daemon = serve(NEVER);
+fn killed_daemon_restores_its_last_save() {
+    let daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
-    let daemon = again(daemon);
+    let daemon = stop_and_restart(daemon);
     assert_eq!(spend(&daemon, "one", 3), "ALLOWED");
     let daemon = daemon.restart();
-    assert_eq!(left(&daemon, "one"), 6, "what was spent since the save is forgotten, and no more");
+    assert_eq!(remaining(&daemon, "one"), 6, "only charges since the last save are lost");
 }
 
 #[test]
-fn balances_are_saved_in_between() {
-    let daemon = serve(OFTEN);
+fn balances_are_saved_periodically() {
+    let daemon = start(SAVE_OFTEN);
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
     wait_for("a save", || saved(&daemon).filter(|(_, buckets)| buckets.len() == 1));
     assert_eq!(spend(&daemon, "two", 3), "ALLOWED");
     wait_for("another save", || saved(&daemon).filter(|(_, buckets)| buckets.len() == 2));
     let daemon = daemon.restart();
-    assert_eq!((left(&daemon, "one"), left(&daemon, "two")), (6, 7));
+    assert_eq!((remaining(&daemon, "one"), remaining(&daemon, "two")), (6, 7));
 }
 
 #[test]
-fn restarts_without_a_request_between_them_forget_nothing() {
-    let mut daemon = serve(NEVER);
+fn restarts_without_requests_lose_no_balance() {
+    let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
     for _ in 0..3 {
-        daemon = again(daemon);
+        daemon = stop_and_restart(daemon);
         assert!(saved(&daemon).is_some());
     }
-    assert_eq!(left(&daemon, "one"), 6);
+    assert_eq!(remaining(&daemon, "one"), 6);
 }
 
 #[test]
-fn a_damaged_file_costs_the_balances_and_nothing_else() {
-    let mut daemon = serve(NEVER);
+fn damaged_file_loses_only_the_balances() {
+    let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    end(&mut daemon);
-    let whole = fs::read(file(&daemon)).expect("a file");
+    stop(&mut daemon);
+    let whole = fs::read(balances_path(&daemon)).expect("a file");
     let changed = |at: usize, to: u8| {
         let mut bytes = whole.clone();
         bytes[at] = to;
@@ -166,71 +165,66 @@ fn a_damaged_file_costs_the_balances_and_nothing_else() {
     ];
     let aside = daemon.setup.path("balances.damaged");
     for (bytes, reason) in cases {
-        fs::write(file(&daemon), &bytes).expect("a file");
+        fs::write(balances_path(&daemon), &bytes).expect("a file");
         daemon = daemon.restart();
-        assert_eq!(left(&daemon, "one"), 10, "{reason}");
+        assert_eq!(remaining(&daemon, "one"), 10, "{reason}");
         assert_eq!(spend(&daemon, "one", 10), "ALLOWED", "{reason}");
         for part in [reason, "cannot be used", "ERROR", &*aside.display().to_string()] {
             daemon.assert_logged(part);
         }
-        assert_eq!(fs::read(&aside).expect("the damaged one"), bytes, "{reason}: kept for who wants to look");
-        daemon = again(daemon);
-        assert_eq!(left(&daemon, "one"), 0, "{reason}: saved anew");
-        end(&mut daemon);
+        assert_eq!(fs::read(&aside).expect("the damaged one"), bytes, "{reason}: kept for diagnosis");
+        daemon = stop_and_restart(daemon);
+        assert_eq!(remaining(&daemon, "one"), 0, "{reason}: saved again");
+        stop(&mut daemon);
     }
 }
 
-/// Something that is in the way, and is no file at all.
 #[test]
-fn a_directory_in_its_place_is_moved_aside() {
-    let mut daemon = serve(NEVER);
+fn directory_in_place_of_the_file_is_moved_aside() {
+    let mut daemon = start(SAVE_AT_SHUTDOWN);
     daemon.kill();
-    fs::create_dir(file(&daemon)).expect("a directory");
+    fs::create_dir(balances_path(&daemon)).expect("a directory");
     let daemon = daemon.restart();
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     daemon.assert_logged("cannot be used");
-    let daemon = again(daemon);
-    assert_eq!(left(&daemon, "one"), 0);
+    let daemon = stop_and_restart(daemon);
+    assert_eq!(remaining(&daemon, "one"), 0);
 }
 
 #[test]
-fn a_key_that_is_away_over_a_restart_is_not_refilled() {
-    let mut daemon = serve(NEVER);
+fn key_absent_over_a_restart_is_not_refilled() {
+    let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    end(&mut daemon);
-    replace_export(&daemon.setup.source(), &export(&[("two", SLOW)]));
-    let daemon = again(daemon.restart());
+    stop(&mut daemon);
+    replace_export(&daemon.setup.source(), Export::new([slow("two")]));
+    let daemon = stop_and_restart(daemon.restart());
     assert_eq!(daemon.verdict("one"), "UNKNOWN_KEY");
-    daemon.publish(&export(&[("two", SLOW), ("one", "864/d burst 20")]));
-    assert_eq!(left(&daemon, "one"), 0, "nor by another rate");
-    assert_eq!(left(&daemon, "two"), 10);
+    daemon.publish(Export::new([slow("two"), row("one").limits("864/d burst 20")]));
+    assert_eq!(remaining(&daemon, "one"), 0, "another rate does not refill it either");
+    assert_eq!(remaining(&daemon, "two"), 10);
 }
 
-/// A source that cannot be read at the start is no reason to forget.
 #[test]
-fn balances_wait_for_a_source_that_is_broken() {
-    let mut daemon = serve("state.save_interval = '1h'\nstate.keep_snapshot = false");
+fn balances_survive_a_start_with_a_broken_source() {
+    let mut daemon = start("state.save_interval = '1h'\nstate.keep_snapshot = false");
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
-    end(&mut daemon);
-    replace_export(&daemon.setup.source(), "key_hash,key_id\nnonsense,1\n");
-    let daemon = again(daemon.restart());
+    stop(&mut daemon);
+    daemon.spoil_source();
+    let daemon = stop_and_restart(daemon.restart());
     assert_eq!(daemon.verdict("one"), "NOT_READY");
-    daemon.publish(&export(&[("one", SLOW)]));
-    assert_eq!(left(&daemon, "one"), 0);
+    daemon.publish(Export::new([slow("one")]));
+    assert_eq!(remaining(&daemon, "one"), 0);
 }
 
 #[test]
-fn an_owners_balance_goes_on_too() {
+fn owner_balance_survives_a_restart() {
     let plan = "[plans.team]\nshared = { rate = '864/d burst 10', per = 'owner' }\n";
-    let rows = |keys: &[&str]| {
-        let header = "key_hash,key_id,owner,plan\n".to_owned();
-        keys.iter().fold(header, |text, key| text + &format!("{},{key},acme,team\n", sha256_hex(key)))
-    };
-    let mut daemon = Setup::new(&rows(&["one", "two"])).config(NEVER).config(plan).start();
+    let export = |keys: [&str; 2]| Export::new(keys.map(|key| row(key).owner("acme").plan("team")));
+    let mut daemon = Setup::new(export(["one", "two"])).config(SAVE_AT_SHUTDOWN).config(plan).start();
     assert_eq!(spend(&daemon, "one", 6), "ALLOWED");
-    end(&mut daemon);
-    // Who leaves takes nothing along, and who comes gets nothing new.
-    replace_export(&daemon.setup.source(), &rows(&["two", "three"]));
+    stop(&mut daemon);
+    // Neither removing a key nor adding one refills the bucket of the owner.
+    replace_export(&daemon.setup.source(), export(["two", "three"]));
     let daemon = daemon.restart();
-    assert_eq!((left(&daemon, "two"), left(&daemon, "three")), (4, 4));
+    assert_eq!((remaining(&daemon, "two"), remaining(&daemon, "three")), (4, 4));
 }

@@ -1,4 +1,4 @@
-//! Usage, through a real daemon: exact whatever happens meanwhile, and never torn.
+//! Usage counters of a daemon: exact over reloads, rotation, full disks and kills.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, RawClient, Received, Setup, encode_verify, keyward, sha256_hex, wait_for};
+use crate::support::{Daemon, Export, RawClient, Received, Setup, encode_verify, keyward, row, wait_until};
 use keyward_client::Request;
 use keyward_daemon::admin::message::Command as AdminCommand;
 use keyward_daemon::usage::UsageReport;
@@ -18,8 +18,8 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Key id and what happened to it: ALLOWED or another verdict.
-type Heard = BTreeMap<(String, String), u64>;
+/// Number of answers for each key id and verdict.
+type VerdictCounts = BTreeMap<(String, String), u64>;
 
 fn usage(daemon: &Daemon, key_id: Option<&str>, owner: Option<&str>, top: Option<usize>) -> UsageReport {
     let [key_id, owner] = [key_id, owner].map(|text| text.map(str::to_owned));
@@ -30,9 +30,9 @@ fn usage(daemon: &Daemon, key_id: Option<&str>, owner: Option<&str>, top: Option
     reply.expect("an answer").usage.expect("usage")
 }
 
-/// Usage files, from the oldest to the one that is being written. A daemon that was killed while it moved them up by one has
-/// left a number free, and may have begun no new file.
-fn files(directory: &Path) -> Vec<PathBuf> {
+/// Usage files, from the oldest to the current one. A daemon killed while it renumbered them leaves
+/// a gap, and may leave no current file.
+fn usage_files(directory: &Path) -> Vec<PathBuf> {
     let age = |path: &Path| -> Option<u32> {
         match path.file_name()?.to_str()?.strip_prefix("usage.jsonl")? {
             "" => Some(0),
@@ -45,8 +45,8 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     files.into_iter().map(|(_, path)| path).collect()
 }
 
-/// All lines of `files`, each of them whole.
-fn lines(files: &[PathBuf]) -> Vec<Value> {
+/// All lines of `files`. None of them is torn.
+fn parse_lines(files: &[PathBuf]) -> Vec<Value> {
     let texts = files.iter().map(|path| fs::read_to_string(path).expect("a file"));
     let texts: Vec<String> = texts.collect();
     assert!(texts.iter().all(|text| text.is_empty() || text.ends_with('\n')), "a torn line");
@@ -63,11 +63,11 @@ fn seq(line: &Value) -> u64 {
     line["seq"].as_u64().expect("a number")
 }
 
-/// What the lines say, put together.
-fn sum(lines: &[Value]) -> Heard {
-    let mut heard = Heard::new();
+/// The sum of the counts of all lines.
+fn sum_counts(lines: &[Value]) -> VerdictCounts {
+    let mut counts = VerdictCounts::new();
     let mut add = |id: &str, what: &str, count: &Value| {
-        *heard.entry((id.to_owned(), what.to_owned())).or_default() += count.as_u64().expect("a number");
+        *counts.entry((id.to_owned(), what.to_owned())).or_default() += count.as_u64().expect("a number");
     };
     for line in lines {
         if let Some(unknown) = line.get("unknown") {
@@ -80,65 +80,64 @@ fn sum(lines: &[Value]) -> Heard {
         denied.iter().for_each(|(verdict, count)| add(id, verdict, count));
         assert_eq!(line["cost"], line["allowed"], "every request costs 1");
     }
-    heard.retain(|_, count| *count > 0);
-    heard
+    counts.retain(|_, count| *count > 0);
+    counts
 }
 
-fn hear_into(peer: &mut RawClient, heard: &mut Heard) {
+fn count_answer(peer: &mut RawClient, counts: &mut VerdictCounts) {
     let mut id = String::new();
     let Received::Answer { verdict, .. } = peer.receive_with(|answer| id = answer.key_id.to_owned()) else {
         panic!("an answer");
     };
-    *heard.entry((id, verdict.to_owned())).or_default() += 1;
+    *counts.entry((id, verdict.to_owned())).or_default() += 1;
 }
 
 #[test]
-fn counts_are_exact_over_workers_a_reload_and_a_rotation() {
+fn counts_are_exact_over_workers_reloads_and_rotation() {
     const PEERS: usize = 8;
-    const KEYS: [&str; 6] = ["old", "new", "limited", "revoked", "goes", "nobody's"];
-    let rows = |more: &str| {
-        let row = |key: &str, rest: &str| format!("{},{rest}\n", sha256_hex(key));
-        let head = "key_hash,key_id,owner,status,limits\n".to_owned();
-        let rotated = row("old", "rotated,acme,active,") + &row("new", "rotated,acme,active,");
-        let others =
-            row("limited", "limited,acme,active,1/h burst 100") + &row("revoked", "revoked,,revoked,");
-        head + more + &rotated + &others
+    const KEYS: [&str; 6] = ["old", "new", "limited", "revoked", "temporary", "unlisted"];
+    // The temporary key comes first, so that it moves the other rows.
+    let export = |has_temporary: bool| {
+        Export::new(has_temporary.then(|| row("temporary"))).rows([
+            row("old").id("rotated").owner("acme").status("active"),
+            row("new").id("rotated").owner("acme").status("active"),
+            row("limited").owner("acme").status("active").limits("1/h burst 100"),
+            row("revoked").status("revoked"),
+        ])
     };
-    let goes = format!("{},goes,,active,\n", sha256_hex("goes"));
     let config =
         "[server]\nworkers = 2\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"4KiB\"\nkeep = 1000";
-    let mut daemon = Setup::new(&rows(&goes)).config(config).start();
-    let enough = AtomicBool::new(false);
-    let mut heard = Heard::new();
+    let mut daemon = Setup::new(export(true)).config(config).start();
+    let stop = AtomicBool::new(false);
+    let mut counts = VerdictCounts::new();
     thread::scope(|scope| {
         let work = || {
-            let (mut peer, mut heard) = (daemon.connect(), Heard::new());
-            while !enough.load(Ordering::Relaxed) {
+            let (mut peer, mut counts) = (daemon.connect(), VerdictCounts::new());
+            while !stop.load(Ordering::Relaxed) {
                 let requests: Vec<u8> =
                     (0..120).flat_map(|id| encode_verify(id, KEYS[id as usize % KEYS.len()])).collect();
                 peer.send(&requests);
-                (0..120).for_each(|_| hear_into(&mut peer, &mut heard));
+                (0..120).for_each(|_| count_answer(&mut peer, &mut counts));
             }
-            heard
+            counts
         };
         let workers: Vec<_> = (0..PEERS).map(|_| scope.spawn(work)).collect();
         for round in 0..6 {
             thread::sleep(Duration::from_millis(120));
-            // A key comes and goes, and every entry has another place.
-            assert!(daemon.publish(&rows(if round % 2 == 0 { "" } else { &goes })).accepted);
+            assert!(daemon.publish(export(round % 2 == 1)).accepted);
         }
-        enough.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         for worker in workers {
             for (what, count) in worker.join().expect("no panic") {
-                *heard.entry(what).or_default() += count;
+                *counts.entry(what).or_default() += count;
             }
         }
     });
 
     let count =
-        |id: &str, verdict: &str| heard.get(&(id.to_owned(), verdict.to_owned())).copied().unwrap_or(0);
-    assert!(count("rotated", "ALLOWED") > 1000 && count("limited", "RATE_LIMITED") > 0, "{heard:?}");
-    // Fresh to the moment of the question.
+        |id: &str, verdict: &str| counts.get(&(id.to_owned(), verdict.to_owned())).copied().unwrap_or(0);
+    assert!(count("rotated", "ALLOWED") > 1000 && count("limited", "RATE_LIMITED") > 0, "{counts:?}");
+    // The report includes counts that are not yet written.
     let rotated = usage(&daemon, Some("rotated"), None, None);
     assert_eq!((rotated.matched, rotated.total.allowed), (1, count("rotated", "ALLOWED")));
     assert!(rotated.keys[0].first_used <= rotated.keys[0].last_used && rotated.since < rotated.as_of);
@@ -148,24 +147,27 @@ fn counts_are_exact_over_workers_a_reload_and_a_rotation() {
     assert_eq!(acme.total.denied["RATE_LIMITED"], count("limited", "RATE_LIMITED"));
     let top = usage(&daemon, None, None, Some(1));
     assert_eq!((top.keys.len(), top.keys[0].key_id.as_str()), (1, "rotated"));
-    assert_eq!(top.unknown["UNKNOWN_KEY"], count("", "UNKNOWN_KEY"), "unknown only in total");
-    assert_eq!(usage(&daemon, Some("nobody's"), None, None).matched, 0);
+    assert_eq!(
+        top.unknown["UNKNOWN_KEY"],
+        count("", "UNKNOWN_KEY"),
+        "unknown keys are counted in total only"
+    );
+    assert_eq!(usage(&daemon, Some("unlisted"), None, None).matched, 0);
 
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
-    let lines = lines(&files(daemon.setup.dir.path()));
+    let lines = parse_lines(&usage_files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
-    assert_eq!(sum(&lines), heard);
-    assert!(daemon.setup.path("usage.jsonl.2").exists(), "it was rotated on the way");
+    assert_eq!(sum_counts(&lines), counts);
+    assert!(daemon.setup.path("usage.jsonl.2").exists(), "the files were rotated");
     let is_small = |name: &str| fs::metadata(daemon.setup.path(name)).expect("a file").len() <= 4096;
     assert!(is_small("usage.jsonl") && is_small("usage.jsonl.1"));
 }
 
 #[test]
-fn refunds_peeks_and_shadow_limits_are_told_apart() {
+fn refunds_peeks_and_shadow_limits_are_counted_separately() {
     let plan = "[plans.free]\nquick = { rate = \"1/h\", shadow = true }\n";
-    let export = format!("key_hash,key_id,plan,limits\n{},a,free,100/h\n", sha256_hex("a"));
-    let daemon = Setup::new(&export).config(plan).start();
+    let daemon = Setup::new(Export::new([row("a").plan("free").limits("100/h")])).config(plan).start();
     let credential = Credential::Digest(Sha256::digest("a").into());
     let mut frames = Vec::new();
     for (id, cost) in [(1, 1), (2, 5), (3, 0)] {
@@ -177,14 +179,14 @@ fn refunds_peeks_and_shadow_limits_are_told_apart() {
     for _ in 0..4 {
         assert!(matches!(peer.receive(), Received::Answer { verdict: "ALLOWED", .. }));
     }
-    let counts = usage(&daemon, Some("a"), None, None).total;
-    assert_eq!((counts.allowed, counts.cost, counts.refunded), (2, 6, 5));
-    assert_eq!((counts.shadow_limited, counts.peeked), (1, 1));
+    let total = usage(&daemon, Some("a"), None, None).total;
+    assert_eq!((total.allowed, total.cost, total.refunded), (2, 6, 5));
+    assert_eq!((total.shadow_limited, total.peeked), (1, 1));
 }
 
 #[test]
-fn the_command_prints_what_the_daemon_counts() {
-    let daemon = Daemon::serving(&format!("key_hash,key_id,owner\n{},a,acme\n", sha256_hex("a")));
+fn usage_command_prints_the_counters() {
+    let daemon = Daemon::serving(Export::new([row("a").owner("acme")]));
     assert_eq!(daemon.verdict("a"), "ALLOWED");
     assert_eq!(daemon.verdict("b"), "UNKNOWN_KEY");
     let run = |arguments: &[&str]| {
@@ -201,24 +203,24 @@ fn the_command_prints_what_the_daemon_counts() {
     assert!(text.ends_with("Z; UNKNOWN_KEY 1\n"), "{text}");
     let json: Value = serde_json::from_str(&run(&["--owner", "acme", "--json"])).expect("JSON");
     assert_eq!((&json["total"]["allowed"], &json["keys"][0]["key_id"]), (&1.into(), &"a".into()));
-    assert!(run(&["--key", "nobody"]).starts_with("no usage of the key nobody is recorded"));
+    assert!(run(&["--key", "unlisted"]).starts_with("no usage of the key unlisted is recorded"));
 }
 
-/// A disk that is full for a while: nothing is lost, nothing is there twice, and the daemon goes on answering.
+/// While the disk is full, the daemon answers. Afterwards no count is lost or duplicated.
 #[test]
-fn a_full_disk_costs_nothing_once_there_is_room() {
+fn full_disk_loses_no_usage() {
     const KEYS: u32 = 100;
-    let rows: String = (0..KEYS).map(|key| format!("{},key_{key}\n", sha256_hex(&key.to_string()))).collect();
-    let setup = Setup::new(&format!("key_hash,key_id\n{rows}")).config("[usage]\ninterval = \"100ms\"");
+    let rows = (0..KEYS).map(|key| row(key.to_string()).id(format!("key_{key}")));
+    let setup = Setup::new(Export::new(rows)).config("[usage]\ninterval = \"100ms\"");
     let serve = setup.command();
     let mut command = std::process::Command::new("sh");
-    // In units of 512 or 1024 bytes: less than the lines, more than anything else that is written.
+    // 10 units of 512 or 1024 bytes: less than the lines of usage, more than any other file.
     let limited = "trap '' XFSZ; ulimit -S -f 10; exec \"$0\" \"$@\"";
     command.arg("-c").arg(limited).arg(serve.get_program()).args(serve.get_args());
     command.stderr(fs::File::create(setup.path("log")).expect("the log"));
     let mut daemon = setup.start_with(command);
     let mut peer = daemon.connect();
-    let mut used = |times: u32| {
+    let mut verify_all = |times: u32| {
         for _ in 0..times {
             let requests: Vec<u8> = (0..KEYS).flat_map(|key| encode_verify(key, &key.to_string())).collect();
             peer.send(&requests);
@@ -226,48 +228,49 @@ fn a_full_disk_costs_nothing_once_there_is_room() {
                 .for_each(|_| assert!(matches!(peer.receive(), Received::Answer { verdict: "ALLOWED", .. })));
         }
     };
-    used(3);
-    wait_for("the failure", || daemon.log().contains("usage.jsonl").then_some(()));
+    verify_all(3);
+    wait_until("the failure", || daemon.log().contains("usage.jsonl"));
     let before = fs::metadata(daemon.setup.path("usage.jsonl")).expect("a file").len();
-    assert_eq!(before, 0, "nothing half written is left");
-    used(2);
+    assert_eq!(before, 0, "a partial write is truncated");
+    verify_all(2);
     let pid = Pid::from_raw(daemon.pid() as i32);
-    prlimit(pid, Resource::Fsize, Rlimit { current: None, maximum: None }).expect("room");
-    wait_for("the lines", || {
+    prlimit(pid, Resource::Fsize, Rlimit { current: None, maximum: None }).expect("no limit");
+    wait_until("the lines", || {
         let written = fs::read_to_string(daemon.setup.path("usage.jsonl")).unwrap_or_default();
-        (written.lines().count() >= KEYS as usize).then_some(())
+        written.lines().count() >= KEYS as usize
     });
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
-    let lines = lines(&files(daemon.setup.dir.path()));
+    let lines = parse_lines(&usage_files(daemon.setup.dir.path()));
     assert_numbered(&lines, 1);
-    let heard = sum(&lines);
-    assert_eq!(heard.len(), KEYS as usize);
-    assert!(heard.values().all(|count| *count == 5), "{heard:?}");
+    let counts = sum_counts(&lines);
+    assert_eq!(counts.len(), KEYS as usize);
+    assert!(counts.values().all(|count| *count == 5), "{counts:?}");
 }
 
-/// kill -9 at any moment, 200 times: the next start is clean, no line is torn, and no counter is above what was admitted.
+/// SIGKILL at random moments, 200 times: the next start succeeds, no line is torn, and no counter
+/// exceeds the admitted requests.
 #[test]
-fn a_daemon_that_is_killed_leaves_whole_lines() {
+fn killed_daemon_leaves_whole_lines() {
     const ROUNDS: u64 = 200;
     const KEYS: u32 = 100;
-    /// More than is sent; what is refilled meanwhile is next to nothing.
+    /// More than is sent. The refill during the test is negligible.
     const BURST: u32 = 1_000_000;
-    /// Every so many rounds, all files are looked at; in the others that would take long, and it is only the latest.
-    const ALL: u64 = 20;
-    let rows: String =
-        (0..KEYS).map(|key| format!("{},key_{key},{BURST}/30d\n", sha256_hex(&key.to_string()))).collect();
-    let setup = Setup::new(&format!("key_hash,key_id,limits\n{rows}"));
+    /// Interval of the rounds that read all files. The others read only the current file, to save
+    /// time.
+    const FULL_CHECK_INTERVAL: u64 = 20;
+    let row = |key: u32| row(key.to_string()).id(format!("key_{key}")).limits(format!("{BURST}/30d"));
+    let setup = Setup::new(Export::new((0..KEYS).map(row)));
     let setup = setup.config(
         "[server]\nworkers = 2\n[state]\nsave_interval = \"100ms\"\n[usage]\ninterval = \"100ms\"\nmax_file_size = \"256KiB\"\nkeep = 1000",
     );
     let mut daemon = setup.start();
     let requests: Vec<u8> = (0..KEYS).flat_map(|key| encode_verify(key, &key.to_string())).collect();
-    let (mut sent, mut seen, mut torn, mut remembered) = (0_u64, 0, 0, 0);
+    let (mut sent, mut counted, mut torn, mut restored) = (0_u64, 0, 0, 0);
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     for round in 1..=ROUNDS {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // Around the moment when the first interval is written.
+        // Around the moment when the first interval ends.
         let life = Duration::from_micros(70_000 + (random >> 33) % 60_000);
         let (start, mut peer) = (Instant::now(), daemon.connect());
         while start.elapsed() < life {
@@ -277,14 +280,14 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
         }
         daemon.kill();
         if random >> 61 == 7 {
-            // As if it had been killed in the middle of saving balances.
+            // As if it had been killed while it saved balances.
             fs::write(daemon.setup.path("balances.new"), b"half of what was to be saved")
                 .expect("half a file");
         }
         if random >> 62 == 0 {
-            // As if it had been killed in the middle of a write: that is rare, because a write is short.
+            // As if it had been killed during a write, which is rare because a write is short.
             let path = daemon.setup.path("usage.jsonl");
-            // It is not there if the daemon was killed between moving it away and beginning the next.
+            // The file is missing if the daemon was killed during the rotation.
             let mut file =
                 fs::OpenOptions::new().append(true).create(true).open(path).expect("a file to write to");
             file.write_all(b"{\"seq\":7,\"from\":\"2026-").expect("half a line");
@@ -295,28 +298,27 @@ fn a_daemon_that_is_killed_leaves_whole_lines() {
         assert!(!daemon.log().contains("cannot be used"), "{}", daemon.log());
         let peek = daemon.client().verify(&Request::new("7").peek()).expect("an answer");
         let charged = u64::from(BURST - peek.limit().expect("a limit").remaining);
-        assert!(charged <= sent / u64::from(KEYS) + 1, "{charged} remembered, {sent} sent to {KEYS} keys");
-        remembered = remembered.max(charged);
-        // Nothing is written or moved while it is looked at.
+        assert!(charged <= sent / u64::from(KEYS) + 1, "{charged} restored, {sent} sent to {KEYS} keys");
+        restored = restored.max(charged);
+        // The daemon must not write or rotate files while they are read.
         daemon.pause();
-        let files = files(daemon.setup.dir.path());
-        let is_all = round % ALL == 0;
-        let lines = lines(if is_all { &files } else { &files[files.len() - 1..] });
+        let files = usage_files(daemon.setup.dir.path());
+        let is_all = round % FULL_CHECK_INTERVAL == 0;
+        let lines = parse_lines(if is_all { &files } else { &files[files.len() - 1..] });
         assert_numbered(&lines, if is_all { 1 } else { lines.first().map_or(1, seq) });
         daemon.resume();
         if !is_all {
             continue;
         }
-        let allowed: u64 = sum(&lines).values().sum();
-        assert!(allowed <= sent && allowed >= seen, "{allowed} counted, {sent} sent, {seen} before");
-        seen = allowed;
+        let allowed: u64 = sum_counts(&lines).values().sum();
+        assert!(allowed <= sent && allowed >= counted, "{allowed} counted, {sent} sent, {counted} before");
+        counted = allowed;
     }
     assert!(
-        torn > 0 && seen > 0 && remembered > 0,
-        "the test has seen what it is about: {torn} {seen} {remembered}"
+        torn > 0 && counted > 0 && restored > 0,
+        "nothing was tested: {torn} torn lines, {counted} counted, {restored} restored"
     );
-    let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
-    let trail: Vec<Value> = trail.lines().map(|line| serde_json::from_str(line).expect("whole")).collect();
+    let trail = daemon.setup.audit_trail();
     assert_numbered(&trail, 1);
     assert!(trail.len() as u64 > 2 * ROUNDS);
 }

@@ -1,4 +1,4 @@
-//! Changes of the source that only a watch can notice in time: the poll of these daemons is an hour.
+//! Changes of the source that the watch must detect: the poll interval of these daemons is an hour.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -6,94 +6,93 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Setup, mode, replace_export, sha256_hex, wait_for};
+use crate::support::{Daemon, Export, Setup, TIMEOUT, mode, replace_export, wait_until};
 
-const NEVER: &str = "poll = '1h'";
+const POLL: &str = "poll = '1h'";
 
-fn export(key: &str) -> String {
-    format!("key_hash,key_id\n{},{key}\n", sha256_hex(key))
+fn export(key: &str) -> Export {
+    Export::of([key])
 }
 
-/// A daemon whose source is at a path of its directory.
-fn serving(path: &str, prepare: impl FnOnce(&Path)) -> Daemon {
+/// A daemon whose source has this path in the daemon's directory.
+fn start(path: &str, prepare: impl FnOnce(&Path)) -> Daemon {
     let setup = Setup::without_export();
     prepare(setup.dir.path());
     let path = setup.path(path);
-    setup.config(&format!("source.path = '{}'\nsource.{NEVER}", path.display())).start()
+    setup.config(&format!("source.path = '{}'\nsource.{POLL}", path.display())).start()
 }
 
 fn write(path: &Path, key: &str) {
     fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
-    fs::write(path, mode::encode_export(path, &export(key))).expect("an export");
+    fs::write(path, mode::encode_export(path, &export(key).to_csv())).expect("an export");
 }
 
-fn takes(daemon: &Daemon, key: &str) {
-    wait_for(&format!("the keys of {key}"), || (daemon.verdict(key) == "ALLOWED").then_some(()));
+fn wait_until_served(daemon: &Daemon, key: &str) {
+    wait_until(&format!("the keys of {key}"), || daemon.verdict(key) == "ALLOWED");
 }
 
 #[test]
-fn release_link_that_is_turned_is_taken_again_and_again() {
-    let daemon = serving("current/keys.csv", |root| {
+fn changed_release_link_is_followed() {
+    let daemon = start("current/keys.csv", |root| {
         write(&root.join("releases/one/keys.csv"), "one");
         symlink("releases/one", root.join("current")).expect("a link");
     });
-    takes(&daemon, "one");
+    wait_until_served(&daemon, "one");
     for key in ["two", "three"] {
         write(&daemon.setup.path(&format!("releases/{key}/keys.csv")), key);
         symlink(format!("releases/{key}"), daemon.setup.path("new")).expect("a link");
         fs::rename(daemon.setup.path("new"), daemon.setup.path("current")).expect("renames");
-        takes(&daemon, key);
+        wait_until_served(&daemon, key);
         let later = format!("{key}-later");
-        replace_export(&daemon.setup.path(&format!("releases/{key}/keys.csv")), &export(&later));
-        takes(&daemon, &later);
+        replace_export(&daemon.setup.path(&format!("releases/{key}/keys.csv")), export(&later));
+        wait_until_served(&daemon, &later);
     }
     daemon.assert_logged("leads through another directory");
 }
 
 #[test]
-fn directory_that_is_created_again_or_later_is_taken() {
-    let daemon = serving("a/b/keys.csv", |_| ());
+fn directory_created_later_or_again_is_watched() {
+    let daemon = start("a/b/keys.csv", |_| ());
     assert!(!daemon.status().ready);
     write(&daemon.setup.path("a/b/keys.csv"), "one");
-    takes(&daemon, "one");
+    wait_until_served(&daemon, "one");
     for (key, level) in [("two", "a/b"), ("three", "a")] {
         fs::remove_dir_all(daemon.setup.path(level)).expect("removes");
-        wait_for("the absence to be noticed", || {
-            daemon.status().last_reload.is_some_and(|last| !last.accepted).then_some(())
+        wait_until("the absence to be noticed", || {
+            daemon.status().last_reload.is_some_and(|last| !last.accepted)
         });
         write(&daemon.setup.path("a/b/keys.csv"), key);
-        takes(&daemon, key);
+        wait_until_served(&daemon, key);
     }
 }
 
 #[test]
-fn another_source_path_is_watched_from_the_reload_that_takes_it() {
-    let daemon = serving("one/keys.csv", |root| {
+fn changed_source_path_is_watched() {
+    let daemon = start("one/keys.csv", |root| {
         write(&root.join("one/keys.csv"), "one");
         write(&root.join("two/keys.csv"), "two");
     });
-    takes(&daemon, "one");
+    wait_until_served(&daemon, "one");
     let path = daemon.setup.path("two/keys.csv");
-    let config = format!("source.path = '{}'\nsource.{NEVER}\n", path.display());
+    let config = format!("source.path = '{}'\nsource.{POLL}\n", path.display());
     fs::write(daemon.setup.path("keyward.toml"), config).expect("writes");
     let outcome = daemon.force_reload();
     assert!(outcome.accepted, "{outcome:?}");
     for key in ["three", "four"] {
-        replace_export(&path, &export(key));
-        takes(&daemon, key);
+        replace_export(&path, export(key));
+        wait_until_served(&daemon, key);
     }
 }
 
-/// Whatever arrives meanwhile, a reload takes what is there; and a change is taken without one.
 #[test]
-fn source_that_is_replaced_all_the_time_delays_no_reload() {
-    let daemon = Daemon::serving(&export("one"));
+fn constant_replacement_does_not_delay_reloads() {
+    let daemon = Daemon::serving(export("one"));
     let source = daemon.setup.source();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                replace_export(&source, &export("storm"));
+                replace_export(&source, export("storm"));
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
@@ -105,30 +104,30 @@ fn source_that_is_replaced_all_the_time_delays_no_reload() {
                 }
             }
         });
-        takes(&daemon, "storm");
+        wait_until_served(&daemon, "storm");
         let start = Instant::now();
         for _ in 0..5 {
             let outcome = daemon.reload();
             assert!(outcome.accepted, "{outcome:?}");
         }
-        // Each took up to ten seconds.
         let took = start.elapsed();
         stop.store(true, Ordering::Relaxed);
-        assert!(took < Duration::from_secs(10), "{took:?}");
+        // Delayed reloads would take up to ten seconds each.
+        assert!(took < TIMEOUT, "five reloads took {took:?}");
     });
-    replace_export(&source, &export("last"));
-    takes(&daemon, "last");
+    replace_export(&source, export("last"));
+    wait_until_served(&daemon, "last");
 }
 
 #[test]
-fn writer_that_never_pauses_is_an_error_and_not_a_delay() {
-    // Far longer than the writer pauses on a loaded machine.
-    let daemon = Setup::text(&export("one")).config("source.settle = '1s'").start();
+fn reload_beside_a_writer_that_never_pauses_is_refused() {
+    // Far longer than the pauses of the writer on a busy machine.
+    let daemon = Setup::text(export("one")).config("source.settle = '1s'").start();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                fs::write(daemon.setup.source(), export("two")).expect("writes");
+                fs::write(daemon.setup.source(), export("two").to_csv()).expect("writes");
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
@@ -136,9 +135,9 @@ fn writer_that_never_pauses_is_an_error_and_not_a_delay() {
         let outcome = daemon.reload();
         let took = start.elapsed();
         stop.store(true, Ordering::Relaxed);
-        assert!(!outcome.accepted && took < Duration::from_secs(12), "{took:?} {outcome:?}");
+        assert!(!outcome.accepted && took < TIMEOUT, "{took:?} {outcome:?}");
         let error = outcome.error.expect("a reason");
         assert!(error.contains("changed while it was read") && error.contains("rename it"), "{error}");
     });
-    takes(&daemon, "two");
+    wait_until_served(&daemon, "two");
 }

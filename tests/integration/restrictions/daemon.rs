@@ -1,31 +1,31 @@
-//! A running daemon, through frames and both clients: text and compiled exports, digests and raw
-//! keys, with and without peppers, requests one at a time and many in one write.
+//! A daemon through frames and both clients: text and compiled exports, digests and raw keys, with
+//! and without peppers, single and batched requests.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use keyward_client::{Client, Decision, Options, Refund, Request, blocking};
-use keyward_daemon::admin::message::{Command, Target};
 use keyward_engine::pepper::Pepper;
 use keyward_protocol::{Credential, ScopeMode, Scopes, Verify};
 
-use super::model::{Ask, Model, PERIOD_DAYS, PLANS, Row, Seen, export, scatter, singles, some_asks};
-use crate::support::{Daemon, RawClient, Received, Setup, TIMEOUT, sha256_hex};
+use super::model::{
+    Model, Outcome, PERIOD_DAYS, PLANS, RequestCase, Row, export, rows_with_one_restriction, shuffle,
+    typical_cases,
+};
+use crate::support::{Daemon, Export, RawClient, Received, Setup, TIMEOUT, key_target, sha256_hex};
 
-/// Seconds that stand for one: longer than any test takes.
-const UNIT: i64 = 86_400;
+/// The length of a second of validity in exports: longer than any test.
+const UNIT_SECONDS: i64 = 86_400;
 
-/// Requests in one write.
-const TOGETHER: usize = 150;
+/// Requests per batch.
+const BATCH_SIZE: usize = 150;
 
 const PEPPER: &str = "the pepper that is in force now";
 const PREVIOUS_PEPPER: &str = "the pepper that was in force before";
 
-/// Asks about keys in one way: the rows' keys, and what is asked of each.
-trait Way {
-    fn verify(&mut self, asked: &[(&str, Ask)]) -> Vec<Seen>;
-    fn refund(&mut self, key: &str, cost: u32) -> Seen;
+/// A way to send requests to the daemon.
+trait Transport {
+    fn verify(&mut self, batch: &[(&str, RequestCase)]) -> Vec<Outcome>;
+    fn refund(&mut self, key: &str, cost: u32) -> Outcome;
 }
 
 struct Blocking {
@@ -44,23 +44,23 @@ struct Frames {
     raw: bool,
 }
 
-fn request<'k>(key: &'k str, ask: &Ask, raw: bool) -> Request<'k> {
-    let mut request = Request::new(key).cost(ask.cost);
-    if let Some(environment) = ask.environment {
+fn request<'k>(key: &'k str, case: &RequestCase, raw: bool) -> Request<'k> {
+    let mut request = Request::new(key).cost(case.cost);
+    if let Some(environment) = case.environment {
         request = request.environment(environment);
     }
-    request = match ask.scopes {
+    request = match case.scopes {
         Some((names, true)) => request.any_scope(names),
         Some((names, false)) => request.scopes(names),
         None => request,
     };
-    if let Some(ip) = ask.ip {
+    if let Some(ip) = case.ip {
         request = request.ip(ip.parse().expect("an address"));
     }
-    if let Some(origin) = ask.origin {
+    if let Some(origin) = case.origin {
         request = request.origin(origin);
     }
-    if ask.metadata {
+    if case.metadata {
         request = request.metadata();
     }
     if raw { request.raw() } else { request }
@@ -71,8 +71,8 @@ fn refund(key: &str, cost: u32, raw: bool) -> Refund<'_> {
     if raw { refund.raw() } else { refund }
 }
 
-fn seen(decision: &Decision) -> Seen {
-    Seen {
+fn outcome_of(decision: &Decision) -> Outcome {
+    Outcome {
         verdict: decision.verdict().name().into(),
         key_id: decision.key_id().unwrap_or_default().into(),
         limit: decision.limit().map(|limit| (limit.name.into(), limit.remaining)),
@@ -81,55 +81,58 @@ fn seen(decision: &Decision) -> Seen {
     }
 }
 
-impl Way for Blocking {
-    fn verify(&mut self, asked: &[(&str, Ask)]) -> Vec<Seen> {
-        match asked {
-            [(key, ask)] => vec![seen(&self.client.verify(&request(key, ask, self.raw)).expect("an answer"))],
+impl Transport for Blocking {
+    fn verify(&mut self, batch: &[(&str, RequestCase)]) -> Vec<Outcome> {
+        match batch {
+            [(key, case)] => {
+                vec![outcome_of(&self.client.verify(&request(key, case, self.raw)).expect("an answer"))]
+            }
             many => {
-                let requests: Vec<_> = many.iter().map(|(key, ask)| request(key, ask, self.raw)).collect();
+                let requests: Vec<_> = many.iter().map(|(key, case)| request(key, case, self.raw)).collect();
                 let decisions = self.client.verify_many(&requests);
-                decisions.into_iter().map(|decision| seen(&decision.expect("an answer"))).collect()
+                decisions.into_iter().map(|decision| outcome_of(&decision.expect("an answer"))).collect()
             }
         }
     }
 
-    fn refund(&mut self, key: &str, cost: u32) -> Seen {
-        seen(&self.client.refund(&refund(key, cost, self.raw)).expect("an answer"))
+    fn refund(&mut self, key: &str, cost: u32) -> Outcome {
+        outcome_of(&self.client.refund(&refund(key, cost, self.raw)).expect("an answer"))
     }
 }
 
-impl Way for Async {
-    fn verify(&mut self, asked: &[(&str, Ask)]) -> Vec<Seen> {
-        let requests: Vec<_> = asked.iter().map(|(key, ask)| request(key, ask, self.raw)).collect();
+impl Transport for Async {
+    fn verify(&mut self, batch: &[(&str, RequestCase)]) -> Vec<Outcome> {
+        let requests: Vec<_> = batch.iter().map(|(key, case)| request(key, case, self.raw)).collect();
         self.runtime.block_on(async {
             match &*requests {
-                [request] => vec![seen(&self.client.verify(request).await.expect("an answer"))],
+                [request] => vec![outcome_of(&self.client.verify(request).await.expect("an answer"))],
                 many => {
                     let decisions = self.client.verify_many(many).await;
-                    decisions.into_iter().map(|decision| seen(&decision.expect("an answer"))).collect()
+                    decisions.into_iter().map(|decision| outcome_of(&decision.expect("an answer"))).collect()
                 }
             }
         })
     }
 
-    fn refund(&mut self, key: &str, cost: u32) -> Seen {
+    fn refund(&mut self, key: &str, cost: u32) -> Outcome {
         let refund = refund(key, cost, self.raw);
-        seen(&self.runtime.block_on(self.client.refund(&refund)).expect("an answer"))
+        outcome_of(&self.runtime.block_on(self.client.refund(&refund)).expect("an answer"))
     }
 }
 
 impl Frames {
     fn credential<'k>(&self, key: &'k str) -> Credential<'k> {
-        match self.raw {
-            true => Credential::RawKey(key.as_bytes()),
-            false => Credential::Digest(keyward_engine::key_format::hash(key.as_bytes())),
+        if self.raw {
+            Credential::RawKey(key.as_bytes())
+        } else {
+            Credential::Digest(keyward_engine::key_format::hash(key.as_bytes()))
         }
     }
 
-    fn hear(&mut self, id: u32) -> Seen {
-        let mut got = None;
-        let said = self.peer.receive_with(|answer| {
-            got = Some(Seen {
+    fn receive(&mut self, id: u32) -> Outcome {
+        let mut outcome = None;
+        let received = self.peer.receive_with(|answer| {
+            outcome = Some(Outcome {
                 verdict: answer.verdict.name().into(),
                 key_id: answer.key_id.into(),
                 limit: (!answer.limit.name.is_empty())
@@ -138,48 +141,48 @@ impl Frames {
                 metadata: answer.metadata.map(str::to_owned),
             });
         });
-        assert!(matches!(said, Received::Answer { request_id, .. } if request_id == id), "{said:?}");
-        got.expect("an answer")
+        assert!(matches!(received, Received::Answer { request_id, .. } if request_id == id), "{received:?}");
+        outcome.expect("an answer")
     }
 }
 
-impl Way for Frames {
-    fn verify(&mut self, asked: &[(&str, Ask)]) -> Vec<Seen> {
+impl Transport for Frames {
+    fn verify(&mut self, batch: &[(&str, RequestCase)]) -> Vec<Outcome> {
         let mut frames = Vec::new();
-        for ((key, ask), id) in asked.iter().zip(0..) {
-            let names = ask.scopes.map(|(names, any)| (names.join(" "), any));
+        for ((key, case), id) in batch.iter().zip(0..) {
+            let names = case.scopes.map(|(names, any)| (names.join(" "), any));
             let request = Verify {
-                cost: ask.cost,
-                environment: ask.environment,
+                cost: case.cost,
+                environment: case.environment,
                 scopes: names.as_ref().map(|(names, any)| Scopes {
                     names,
                     mode: if *any { ScopeMode::Any } else { ScopeMode::All },
                 }),
-                origin: ask.origin,
-                want_metadata: ask.metadata,
+                origin: case.origin,
+                want_metadata: case.metadata,
                 ..Verify::new(id, self.credential(key))
             };
-            let request = match ask.ip {
+            let request = match case.ip {
                 Some(ip) => request.with_ip(ip.parse().expect("an address")),
                 None => request,
             };
             request.encode(&mut frames).expect("within all limits");
         }
         self.peer.send(&frames);
-        (0..asked.len() as u32).map(|id| self.hear(id)).collect()
+        (0..batch.len() as u32).map(|id| self.receive(id)).collect()
     }
 
-    fn refund(&mut self, key: &str, cost: u32) -> Seen {
+    fn refund(&mut self, key: &str, cost: u32) -> Outcome {
         let mut frame = Vec::new();
         let credential = self.credential(key);
         let refund = keyward_protocol::Refund { request_id: 7, cost, credential, limit: None };
         refund.encode(&mut frame).expect("within all limits");
         self.peer.send(&frame);
-        self.hear(7)
+        self.receive(7)
     }
 }
 
-fn ways(daemon: &Daemon, raw: bool) -> [Box<dyn Way>; 3] {
+fn transports(daemon: &Daemon, raw: bool) -> [Box<dyn Transport>; 3] {
     let options = Options::new(daemon.socket()).deadline(TIMEOUT);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     [
@@ -202,107 +205,111 @@ fn configuration() -> String {
     text
 }
 
-fn start(setup: impl FnOnce(&str) -> Setup, peppers: &[(&str, &str)]) -> (Daemon, Vec<Row>) {
+fn start(setup: impl FnOnce(Export) -> Setup, peppers: &[(&str, &str)]) -> (Daemon, Vec<Row>) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs() as u32;
-    let rows = singles();
-    // Keys are listed as the last of the peppers hashes them.
+    let rows = rows_with_one_restriction();
+    // Keys are hashed with the last pepper.
     let pepper = peppers.last().map(|(_, secret)| Pepper::new(secret.as_bytes()).expect("a pepper"));
     let hash = |key: &str| match &pepper {
         Some(pepper) => const_hex::encode(pepper.hash(key.as_bytes())),
         None => sha256_hex(key),
     };
-    let setup = setup(&export(&rows, now, UNIT, hash));
+    let setup = setup(export(&rows, now, UNIT_SECONDS, hash));
     let mut config = configuration();
     for (setting, secret) in peppers {
-        let path = setup.path(setting);
-        fs::write(&path, secret).expect("writes");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("sets permissions");
-        config += &format!("keys.{setting} = '{}'\n", path.display());
+        config += &format!("keys.{setting} = '{}'\n", setup.write_secret(setting, secret));
     }
     let daemon = setup.config(&config).start();
     assert!(daemon.status().ready, "{}", daemon.log());
     for row in rows.iter().filter(|row| row.revoked_by_operator) {
-        let target = Target { key_id: Some(row.key.clone()), owner: None };
-        let reply = keyward_daemon::admin::send_command(&daemon.admin_socket(), &Command::Revoke(target))
-            .expect("an answer");
-        assert!(reply.revocation.is_some(), "{reply:?}");
+        daemon.revoke(key_target(&row.key));
     }
     (daemon, rows)
 }
 
-/// Asks `asked` in one way, so many at a time, and gives something back after each of these groups.
-fn ask_all(way: &mut dyn Way, model: &mut Model, asked: &[(usize, Ask)], together: usize, case: &str) {
-    for (group, number) in asked.chunks(together).zip(0..) {
-        let keys: Vec<_> = group.iter().map(|(row, ask)| (model.rows[*row].key.clone(), *ask)).collect();
-        let keys: Vec<_> = keys.iter().map(|(key, ask)| (key.as_str(), *ask)).collect();
-        let got = way.verify(&keys);
-        assert_eq!(got.len(), group.len());
-        for ((row, ask), got) in group.iter().zip(&got) {
-            model.verify(*row, ask).assert(got, || format!("{ask:?} of {:?}, {case}", model.rows[*row]));
+/// Verifies `cases` through one transport, `batch_size` at a time, and sends refunds after the
+/// batches.
+fn verify_all(
+    transport: &mut dyn Transport,
+    model: &mut Model,
+    cases: &[(usize, RequestCase)],
+    batch_size: usize,
+    context: &str,
+) {
+    for (group, number) in cases.chunks(batch_size).zip(0..) {
+        let keys: Vec<_> = group.iter().map(|(row, case)| (model.rows[*row].key.clone(), *case)).collect();
+        let keys: Vec<_> = keys.iter().map(|(key, case)| (key.as_str(), *case)).collect();
+        let outcomes = transport.verify(&keys);
+        assert_eq!(outcomes.len(), group.len());
+        for ((row, case), outcome) in group.iter().zip(&outcomes) {
+            model
+                .verify(*row, case)
+                .assert(outcome, || format!("{case:?} of {:?}, {context}", model.rows[*row]));
         }
-        if together > 1 || number % 5 == 0 {
+        if batch_size > 1 || number % 5 == 0 {
             for (row, _) in group.iter().step_by(5) {
-                let got = way.refund(&model.rows[*row].key.clone(), 2);
-                model.refund(*row, 2).assert(&got, || format!("refund of {:?}, {case}", model.rows[*row]));
+                let outcome = transport.refund(&model.rows[*row].key.clone(), 2);
+                model
+                    .refund(*row, 2)
+                    .assert(&outcome, || format!("refund of {:?}, {context}", model.rows[*row]));
             }
         }
     }
 }
 
-fn ask_in_every_way(daemon: &Daemon, rows: Vec<Row>, forms: &[bool]) {
+fn verify_through_every_transport(daemon: &Daemon, rows: Vec<Row>, raw_modes: &[bool]) {
     let mut model = Model::new(rows);
-    let of_all_rows = |asks: &[Ask]| {
-        let all = (0..model.rows.len()).flat_map(|row| asks.iter().map(move |ask| (row, *ask)));
-        scatter(all.collect())
+    let of_all_rows = |cases: &[RequestCase]| {
+        let all = (0..model.rows.len()).flat_map(|row| cases.iter().map(move |case| (row, *case)));
+        shuffle(all.collect())
     };
-    let (asks, few) = (some_asks(), few_asks());
-    let (all, few) = (of_all_rows(&asks), of_all_rows(&few));
-    for raw in forms {
-        for (mut way, name) in ways(daemon, *raw).into_iter().zip(["blocking", "async", "frames"]) {
-            let case = |together: usize| format!("{name}, raw keys: {raw}, {together} at a time");
-            ask_all(&mut *way, &mut model, &few, 1, &case(1));
-            ask_all(&mut *way, &mut model, &all, TOGETHER, &case(TOGETHER));
+    let (cases, few) = (typical_cases(), few_cases());
+    let (all, few) = (of_all_rows(&cases), of_all_rows(&few));
+    for raw in raw_modes {
+        for (mut transport, name) in transports(daemon, *raw).into_iter().zip(["blocking", "async", "frames"])
+        {
+            let context = |batch_size: usize| format!("{name}, raw keys: {raw}, {batch_size} at a time");
+            verify_all(&mut *transport, &mut model, &few, 1, &context(1));
+            verify_all(&mut *transport, &mut model, &all, BATCH_SIZE, &context(BATCH_SIZE));
         }
     }
 }
 
-/// For requests that each take their way to the daemon and back: the plain one, and one foreign
-/// value of each field.
-fn few_asks() -> Vec<Ask> {
-    let plain = Ask { cost: 1, ..Ask::default() };
+/// Few cases, for requests that each wait for their answer: the plain request, and one value of
+/// each field that does not match.
+fn few_cases() -> Vec<RequestCase> {
+    let plain = RequestCase { cost: 1, ..RequestCase::default() };
     vec![
         plain,
-        Ask { cost: 0, metadata: true, ..plain },
-        Ask { environment: Some("test"), ..plain },
-        Ask { scopes: Some((&["orders:write"], false)), ..plain },
-        Ask { ip: Some("11.0.0.1"), ..plain },
-        Ask { origin: Some("https://evil.test"), ..plain },
+        RequestCase { cost: 0, metadata: true, ..plain },
+        RequestCase { environment: Some("test"), ..plain },
+        RequestCase { scopes: Some((&["orders:write"], false)), ..plain },
+        RequestCase { ip: Some("11.0.0.1"), ..plain },
+        RequestCase { origin: Some("https://evil.test"), ..plain },
     ]
 }
 
 #[test]
-fn restrictions_of_a_text_export_are_heeded_in_every_way_of_asking() {
-    let (daemon, rows) = start(|export| Setup::text(export), &[]);
-    ask_in_every_way(&daemon, rows, &[false, true]);
+fn restrictions_of_a_text_export_apply_through_every_transport() {
+    let (daemon, rows) = start(Setup::text, &[]);
+    verify_through_every_transport(&daemon, rows, &[false, true]);
 }
 
 #[test]
-fn restrictions_of_a_compiled_export_are_heeded_in_every_way_of_asking() {
-    let (daemon, rows) = start(|export| Setup::compiled(export), &[]);
-    ask_in_every_way(&daemon, rows, &[false, true]);
+fn restrictions_of_a_compiled_export_apply_through_every_transport() {
+    let (daemon, rows) = start(Setup::compiled, &[]);
+    verify_through_every_transport(&daemon, rows, &[false, true]);
 }
 
 #[test]
-fn restrictions_are_heeded_with_a_pepper() {
-    let (daemon, rows) = start(|export| Setup::new(export), &[("pepper_file", PEPPER)]);
-    ask_in_every_way(&daemon, rows, &[true]);
+fn restrictions_apply_with_a_pepper() {
+    let (daemon, rows) = start(Setup::new, &[("pepper_file", PEPPER)]);
+    verify_through_every_transport(&daemon, rows, &[true]);
 }
 
 #[test]
-fn restrictions_are_heeded_for_keys_of_the_previous_pepper() {
-    let (daemon, rows) = start(
-        |export| Setup::new(export),
-        &[("pepper_file", PEPPER), ("previous_pepper_file", PREVIOUS_PEPPER)],
-    );
-    ask_in_every_way(&daemon, rows, &[true]);
+fn restrictions_apply_to_keys_of_the_previous_pepper() {
+    let (daemon, rows) =
+        start(Setup::new, &[("pepper_file", PEPPER), ("previous_pepper_file", PREVIOUS_PEPPER)]);
+    verify_through_every_transport(&daemon, rows, &[true]);
 }

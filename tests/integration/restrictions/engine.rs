@@ -1,5 +1,5 @@
-//! The deciding half by itself: every combination of the fields of a request, for each restriction
-//! and each two of them.
+//! The engine without the daemon: every combination of the fields of a request, for each
+//! restriction and each pair of restrictions.
 
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
@@ -11,20 +11,23 @@ use keyward_engine::verify::{Decision, Verifier};
 use keyward_protocol::{Credential, Refund, ScopeMode, Scopes, Verify};
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
-use super::model::{Ask, Model, PERIOD_DAYS, PLANS, Row, Seen, all_asks, export, pairs, scatter, singles};
+use super::model::{
+    Model, Outcome, PERIOD_DAYS, PLANS, RequestCase, Row, all_cases, export, rows_with_one_restriction,
+    rows_with_two_restrictions, shuffle,
+};
 
 const NOW: Now = Now { ticks: 1 << 40, unix: 1_700_000_000 };
 
-/// How keys are listed and sent.
+/// How keys are hashed in the export and sent in requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Form {
+enum KeyForm {
     Digest,
     RawKey,
     CurrentPepper,
     PreviousPepper,
 }
 
-impl Form {
+impl KeyForm {
     fn global_policy(self) -> GlobalPolicy {
         let pepper = |letter: &[u8]| Pepper::new(&letter.repeat(32)).expect("long enough");
         let peppers = match self {
@@ -64,11 +67,11 @@ fn plans() -> Plans {
 }
 
 fn snapshot(rows: &[Row], limiter: &Limiter, hash: impl Fn(&str) -> Digest) -> Snapshot {
-    let text = export(rows, NOW.unix, 1, |key| const_hex::encode(hash(key)));
+    let export = export(rows, NOW.unix, 1, |key| const_hex::encode(hash(key)));
     let mut builder = Builder::new(7, rows.len()).with_plans(plans().into());
     let mut diagnostics = Diagnostics::new("keys.csv");
     let mut sink = |line: u64, record: &KeyRecord<'_>| builder.add(line, record).map_err(Into::into);
-    read(text.as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
+    read(export.to_csv().as_bytes(), Format::Csv, &ColumnMapping::default(), &mut sink, &mut diagnostics)
         .expect("reads");
     assert_eq!(diagnostics.to_string(), "");
     let mut allocator = SlotAllocator::new();
@@ -82,10 +85,10 @@ fn snapshot(rows: &[Row], limiter: &Limiter, hash: impl Fn(&str) -> Digest) -> S
     snapshot
 }
 
-fn seen(decision: &Decision<'_>) -> Seen {
+fn outcome_of(decision: &Decision<'_>) -> Outcome {
     let answer = decision.answer();
     let limit = answer.limit;
-    Seen {
+    Outcome {
         verdict: answer.verdict.name().into(),
         key_id: answer.key_id.into(),
         limit: (!limit.name.is_empty()).then(|| (limit.name.into(), limit.remaining)),
@@ -94,67 +97,71 @@ fn seen(decision: &Decision<'_>) -> Seen {
     }
 }
 
-fn request(ask: &Ask, names: &'static str, credential: Credential<'static>) -> Verify<'static> {
+fn request(case: &RequestCase, names: &'static str, credential: Credential<'static>) -> Verify<'static> {
     let request = Verify {
-        cost: ask.cost,
-        environment: ask.environment,
-        scopes: ask
+        cost: case.cost,
+        environment: case.environment,
+        scopes: case
             .scopes
             .map(|(_, any)| Scopes { names, mode: if any { ScopeMode::Any } else { ScopeMode::All } }),
-        origin: ask.origin,
-        want_metadata: ask.metadata,
+        origin: case.origin,
+        want_metadata: case.metadata,
         ..Verify::new(1, credential)
     };
-    match ask.ip {
+    match case.ip {
         Some(ip) => request.with_ip(ip.parse().expect("an address")),
         None => request,
     }
 }
 
-/// Asks everything about every row, so many requests `together`, and gives something back after
-/// each of these groups.
-fn ask_all(rows: Vec<Row>, form: Form, together: usize) {
+/// Verifies every row with every case, `batch_size` requests at a time, and sends refunds after
+/// each batch.
+fn verify_all(rows: Vec<Row>, key_form: KeyForm, batch_size: usize) {
     let limiter = Limiter::new();
-    let global_policy = form.global_policy();
-    let snapshot = snapshot(&rows, &limiter, |key| form.hash(&global_policy, key));
+    let global_policy = key_form.global_policy();
+    let snapshot = snapshot(&rows, &limiter, |key| key_form.hash(&global_policy, key));
     let verifier =
         Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
-    // Requests borrow their texts for as long as the test runs.
+    // Requests borrow their texts until the end of the test.
     let keys: Vec<&'static str> = rows.iter().map(|row| &*row.key.clone().leak()).collect();
-    let asks: Vec<(Ask, &'static str)> = all_asks()
+    let cases: Vec<(RequestCase, &'static str)> = all_cases()
         .into_iter()
-        .map(|ask| (ask, &*ask.scopes.map_or(String::new(), |(names, _)| names.join(" ")).leak()))
+        .map(|case| (case, &*case.scopes.map_or(String::new(), |(names, _)| names.join(" ")).leak()))
         .collect();
-    let credentials: Vec<_> = keys.iter().map(|key| form.credential(&global_policy, key)).collect();
-    let everything = asks.iter().flat_map(|asked| (0..rows.len()).map(move |row| (row, asked)));
-    let everything = scatter(everything.collect::<Vec<_>>());
+    let credentials: Vec<_> = keys.iter().map(|key| key_form.credential(&global_policy, key)).collect();
+    let everything = cases.iter().flat_map(|case| (0..rows.len()).map(move |row| (row, case)));
+    let everything = shuffle(everything.collect::<Vec<_>>());
     let mut model = Model::new(rows);
-    for group in everything.chunks(together) {
+    for group in everything.chunks(batch_size) {
         let requests: Vec<_> =
-            group.iter().map(|(row, (ask, names))| request(ask, names, credentials[*row])).collect();
-        let mut got = Vec::with_capacity(group.len());
-        assert_eq!(verifier.verify(&requests, |decision| got.push(seen(decision))), group.len());
-        for ((row, (ask, _)), got) in group.iter().zip(&got) {
-            model.verify(*row, ask).assert(got, || format!("{ask:?} of {:?}, {form:?}", model.rows[*row]));
+            group.iter().map(|(row, (case, names))| request(case, names, credentials[*row])).collect();
+        let mut outcomes = Vec::with_capacity(group.len());
+        assert_eq!(verifier.verify(&requests, |decision| outcomes.push(outcome_of(decision))), group.len());
+        for ((row, (case, _)), outcome) in group.iter().zip(&outcomes) {
+            model
+                .verify(*row, case)
+                .assert(outcome, || format!("{case:?} of {:?}, {key_form:?}", model.rows[*row]));
         }
         for (row, _) in group.iter().step_by(5) {
             let refund = Refund { request_id: 1, cost: 2, credential: credentials[*row], limit: None };
-            let got = seen(&verifier.refund(&refund).expect("no newer snapshot"));
-            model.refund(*row, 2).assert(&got, || format!("refund of {:?}, {form:?}", model.rows[*row]));
+            let outcome = outcome_of(&verifier.refund(&refund).expect("no newer snapshot"));
+            model
+                .refund(*row, 2)
+                .assert(&outcome, || format!("refund of {:?}, {key_form:?}", model.rows[*row]));
         }
     }
 }
 
 #[test]
-fn each_restriction_alone_is_heeded_for_every_request() {
-    for form in [Form::Digest, Form::RawKey, Form::CurrentPepper, Form::PreviousPepper] {
-        for together in [1, 150] {
-            ask_all(singles(), form, together);
+fn each_restriction_applies_to_every_request() {
+    for key_form in [KeyForm::Digest, KeyForm::RawKey, KeyForm::CurrentPepper, KeyForm::PreviousPepper] {
+        for batch_size in [1, 150] {
+            verify_all(rows_with_one_restriction(), key_form, batch_size);
         }
     }
 }
 
 #[test]
-fn any_two_restrictions_are_heeded_together_for_every_request() {
-    ask_all(pairs(), Form::Digest, 150);
+fn each_pair_of_restrictions_applies_to_every_request() {
+    verify_all(rows_with_two_restrictions(), KeyForm::Digest, 150);
 }

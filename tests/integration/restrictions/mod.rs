@@ -1,8 +1,7 @@
-//! Each restriction that a key can have, alone and beside every other, is heeded in every way that
-//! a request can take.
+//! Every restriction of a key, alone and combined with every other, applies to every request.
 //!
-//! What is expected is decided by a small [model] that shares no code with the daemon. The [engine]
-//! is asked for all of it, and a [daemon] through its sockets for each restriction alone.
+//! A small [model] that shares no code with the daemon predicts the answers. The [engine] is tested
+//! with all combinations, and a [daemon] through its clients with each restriction alone.
 
 mod daemon;
 mod engine;

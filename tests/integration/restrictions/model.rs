@@ -1,8 +1,10 @@
-//! What a key allows: SPEC.md section 7 implemented a second time, as plainly as possible and on
-//! the fields as an export has them. It shares no code with the daemon.
+//! A second implementation of SPEC.md section 7, as plain as possible, on the fields of an export.
+//! It shares no code with the daemon.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+
+use crate::support::{self, Export};
 
 /// A limit of a plan: its name, its burst, whether the keys of an owner share it, and whether it is
 /// in shadow mode.
@@ -17,14 +19,13 @@ pub(crate) const PLANS: [(&str, &[PlanLimit]); 6] = [
     ("watched", &[("hard", 3, false, false), ("soft", 1, false, true)]),
 ];
 
-/// So slow that nothing comes back within a test.
+/// So long that nothing is refilled during a test.
 pub(crate) const PERIOD_DAYS: u32 = 30;
 
-/// A row of the export. Times are relative to now; an empty text is a field that the row does not
-/// have.
+/// A row of the export. Times are relative to the current time. An empty text is an empty field.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
-    /// The key, and its id.
+    /// The raw key, and its `key_id`.
     pub(crate) key: String,
     pub(crate) owner: String,
     pub(crate) environment: &'static str,
@@ -37,25 +38,25 @@ pub(crate) struct Row {
     pub(crate) origins: &'static [&'static str],
     pub(crate) limits: &'static [(&'static str, u32)],
     pub(crate) metadata: &'static str,
-    /// What the export does not say.
+    /// Revoked by a command, not by the export.
     pub(crate) revoked_by_operator: bool,
 }
 
-/// What is asked about a key.
+/// The fields of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Ask {
+pub(crate) struct RequestCase {
     pub(crate) cost: u32,
     pub(crate) environment: Option<&'static str>,
-    /// Names, and whether one of them is enough.
+    /// Names, and whether any one of them suffices.
     pub(crate) scopes: Option<(&'static [&'static str], bool)>,
     pub(crate) ip: Option<&'static str>,
     pub(crate) origin: Option<&'static str>,
     pub(crate) metadata: bool,
 }
 
-/// What came back, or has to come back.
+/// The relevant fields of an answer.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Seen {
+pub(crate) struct Outcome {
     pub(crate) verdict: String,
     pub(crate) key_id: String,
     pub(crate) limit: Option<(String, u32)>,
@@ -63,7 +64,7 @@ pub(crate) struct Seen {
     pub(crate) metadata: Option<String>,
 }
 
-/// What has to come back: where several limits decide alike, any of them may be named.
+/// The expected outcome. If several limits decide alike, the answer may name any of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Expected {
     verdict: &'static str,
@@ -75,25 +76,25 @@ pub(crate) struct Expected {
 
 impl Expected {
     #[track_caller]
-    pub(crate) fn assert(&self, seen: &Seen, case: impl FnOnce() -> String) {
-        let limit = seen.limit.as_ref().map(|(name, remaining)| (name.as_str(), *remaining));
+    pub(crate) fn assert(&self, outcome: &Outcome, context: impl FnOnce() -> String) {
+        let limit = outcome.limit.as_ref().map(|(name, remaining)| (name.as_str(), *remaining));
         let names_limit = match limit {
             Some(limit) => self.limits.contains(&limit),
             None => self.limits.is_empty(),
         };
-        let is_as_expected = self.verdict == seen.verdict
-            && self.key_id == seen.key_id
+        let is_as_expected = self.verdict == outcome.verdict
+            && self.key_id == outcome.key_id
             && names_limit
-            && self.shadow == seen.shadow.as_deref()
-            && self.metadata == seen.metadata.as_deref();
-        assert!(is_as_expected, "{seen:?} instead of {self:?}: {}", case());
+            && self.shadow == outcome.shadow.as_deref()
+            && self.metadata == outcome.metadata.as_deref();
+        assert!(is_as_expected, "{outcome:?} instead of {self:?}: {}", context());
     }
 }
 
-/// The rows, and what is left of their limits.
+/// The rows, and the remaining units of their limits.
 pub(crate) struct Model {
     pub(crate) rows: Vec<Row>,
-    left: BTreeMap<(String, &'static str), u32>,
+    remaining: BTreeMap<(String, &'static str), u32>,
 }
 
 /// A limit of a key.
@@ -105,7 +106,7 @@ struct Limit {
 
 impl Model {
     pub(crate) fn new(rows: Vec<Row>) -> Self {
-        Self { rows, left: BTreeMap::new() }
+        Self { rows, remaining: BTreeMap::new() }
     }
 
     fn limits(&self, row: &Row) -> Vec<Limit> {
@@ -128,41 +129,41 @@ impl Model {
         of_plan.chain(own).collect()
     }
 
-    fn left(&self, limit: &Limit) -> u32 {
-        self.left.get(&limit.bucket).copied().unwrap_or(limit.burst)
+    fn remaining(&self, limit: &Limit) -> u32 {
+        self.remaining.get(&limit.bucket).copied().unwrap_or(limit.burst)
     }
 
-    pub(crate) fn verify(&mut self, row: usize, ask: &Ask) -> Expected {
+    pub(crate) fn verify(&mut self, row: usize, case: &RequestCase) -> Expected {
         let row = self.rows[row].clone();
         let mut expected = Expected {
             verdict: "ALLOWED",
             key_id: row.key.clone(),
             limits: Vec::new(),
             shadow: None,
-            metadata: Some(row.metadata).filter(|text| ask.metadata && !text.is_empty()),
+            metadata: Some(row.metadata).filter(|text| case.metadata && !text.is_empty()),
         };
-        if let Some(denial) = denial(&row, ask) {
+        if let Some(denial) = denial(&row, case) {
             expected.verdict = denial;
             return expected;
         }
         let limits = self.limits(&row);
         let enforced = || limits.iter().filter(|limit| !limit.shadow);
-        let has_room = |limit: &Limit| ask.cost <= self.left(limit);
+        let has_room = |limit: &Limit| case.cost <= self.remaining(limit);
         let is_admitted = enforced().all(has_room);
-        if ask.cost > 0 {
+        if case.cost > 0 {
             expected.shadow =
                 limits.iter().find(|limit| limit.shadow && !has_room(limit)).map(|limit| limit.bucket.1);
         }
-        let of = |limit: &Limit, spent: u32| (limit.bucket.1, self.left(limit) - spent);
-        if enforced().any(|limit| ask.cost > limit.burst) {
+        let of = |limit: &Limit, spent: u32| (limit.bucket.1, self.remaining(limit) - spent);
+        if enforced().any(|limit| case.cost > limit.burst) {
             expected.verdict = "COST_EXCEEDS_BURST";
             expected.limits =
-                enforced().filter(|limit| ask.cost > limit.burst).map(|limit| of(limit, 0)).collect();
+                enforced().filter(|limit| case.cost > limit.burst).map(|limit| of(limit, 0)).collect();
         } else if is_admitted {
-            expected.limits = least(enforced().map(|limit| of(limit, ask.cost)).collect());
+            expected.limits = with_least_remaining(enforced().map(|limit| of(limit, case.cost)).collect());
             for limit in &limits {
-                if let Some(left) = self.left(limit).checked_sub(ask.cost) {
-                    self.left.insert(limit.bucket.clone(), left);
+                if let Some(remaining) = self.remaining(limit).checked_sub(case.cost) {
+                    self.remaining.insert(limit.bucket.clone(), remaining);
                 }
             }
         } else {
@@ -176,21 +177,22 @@ impl Model {
         let row = self.rows[row].clone();
         let limits = self.limits(&row);
         for limit in &limits {
-            let left = (self.left(limit) + cost).min(limit.burst);
-            self.left.insert(limit.bucket.clone(), left);
+            let remaining = (self.remaining(limit) + cost).min(limit.burst);
+            self.remaining.insert(limit.bucket.clone(), remaining);
         }
         let enforced = limits.iter().filter(|limit| !limit.shadow);
-        let limits = least(enforced.map(|limit| (limit.bucket.1, self.left(limit))).collect());
+        let limits =
+            with_least_remaining(enforced.map(|limit| (limit.bucket.1, self.remaining(limit))).collect());
         Expected { verdict: "ALLOWED", key_id: row.key, limits, shadow: None, metadata: None }
     }
 }
 
-fn least(limits: Vec<(&'static str, u32)>) -> Vec<(&'static str, u32)> {
-    let least = limits.iter().map(|(_, left)| *left).min();
-    limits.into_iter().filter(|(_, left)| Some(*left) == least).collect()
+fn with_least_remaining(limits: Vec<(&'static str, u32)>) -> Vec<(&'static str, u32)> {
+    let least = limits.iter().map(|(_, remaining)| *remaining).min();
+    limits.into_iter().filter(|(_, remaining)| Some(*remaining) == least).collect()
 }
 
-fn denial(row: &Row, ask: &Ask) -> Option<&'static str> {
+fn denial(row: &Row, case: &RequestCase) -> Option<&'static str> {
     if row.status == "revoked" || row.revoked_by_operator {
         return Some("REVOKED");
     }
@@ -203,14 +205,14 @@ fn denial(row: &Row, ask: &Ask) -> Option<&'static str> {
     if row.expires_at.is_some_and(|until| until <= 0) {
         return Some("EXPIRED");
     }
-    if ask.environment.is_some_and(|environment| environment.is_empty() || environment != row.environment) {
+    if case.environment.is_some_and(|environment| environment.is_empty() || environment != row.environment) {
         return Some("WRONG_ENVIRONMENT");
     }
-    let from_network = |network: &&str| ask.ip.is_some_and(|ip| is_in_network(ip, network));
+    let from_network = |network: &&str| case.ip.is_some_and(|ip| is_in_network(ip, network));
     if !row.ips.is_empty() && !row.ips.iter().any(from_network) {
         return Some("IP_NOT_ALLOWED");
     }
-    let from_origin = |allowed: &&str| ask.origin.is_some_and(|origin| is_origin(origin, allowed));
+    let from_origin = |allowed: &&str| case.origin.is_some_and(|origin| is_origin(origin, allowed));
     if !row.origins.is_empty() && !row.origins.iter().any(from_origin) {
         return Some("ORIGIN_NOT_ALLOWED");
     }
@@ -219,7 +221,7 @@ fn denial(row: &Row, ask: &Ask) -> Option<&'static str> {
             .iter()
             .any(|own| own.strip_suffix('*').map_or(own == scope, |start| scope.starts_with(start)))
     };
-    let has_scopes = match ask.scopes {
+    let has_scopes = match case.scopes {
         None => true,
         Some((names, true)) => names.iter().any(has),
         Some((names, false)) => names.iter().all(has),
@@ -227,7 +229,7 @@ fn denial(row: &Row, ask: &Ask) -> Option<&'static str> {
     if has_scopes { None } else { Some("MISSING_SCOPE") }
 }
 
-/// Networks as text, addresses as their bits.
+/// Compares addresses as texts of bits.
 fn is_in_network(ip: &str, network: &str) -> bool {
     let (start, length) = network.split_once('/').expect("a network");
     let length: usize = length.parse().expect("a number");
@@ -239,7 +241,7 @@ fn is_in_network(ip: &str, network: &str) -> bool {
     ip.len() == start.len() && ip[..length] == start[..length]
 }
 
-/// `*` stands for the first label.
+/// `*` matches the first label.
 fn is_origin(origin: &str, allowed: &str) -> bool {
     let Some((scheme, domain)) = allowed.split_once("*.") else {
         return origin == allowed;
@@ -248,11 +250,11 @@ fn is_origin(origin: &str, allowed: &str) -> bool {
     host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == domain)
 }
 
-/// A restriction, or something else that a row can say.
+/// Changes a row, usually by a restriction.
 type Restrict = fn(&mut Row);
 
-/// Each of them, by name. Seconds of validity are counted in `unit`s in exports, so that a test
-/// that takes a while sees no key expire.
+/// All of them by name. Exports scale the seconds of validity by a `unit`, so that no key expires
+/// during a slow test.
 pub(crate) const RESTRICTIONS: [(&str, Restrict); 29] = [
     ("none", |_| ()),
     ("revoked", |row| row.status = "revoked"),
@@ -286,16 +288,15 @@ pub(crate) const RESTRICTIONS: [(&str, Restrict); 29] = [
 ];
 
 /// Rows with one restriction each.
-pub(crate) fn singles() -> Vec<Row> {
+pub(crate) fn rows_with_one_restriction() -> Vec<Row> {
     let rows = RESTRICTIONS.iter().map(|(name, restrict)| with(name.replace([' ', '\''], "-"), &[*restrict]));
     rows.collect()
 }
 
-/// Rows with two each.
-pub(crate) fn pairs() -> Vec<Row> {
+/// Rows with two restrictions each.
+pub(crate) fn rows_with_two_restrictions() -> Vec<Row> {
     let all = RESTRICTIONS.iter().enumerate();
-    let pairs = all.flat_map(|(at, first)| RESTRICTIONS[at + 1..].iter().map(move |second| (first, second)));
-    pairs
+    all.flat_map(|(at, first)| RESTRICTIONS[at + 1..].iter().map(move |second| (first, second)))
         .zip(0..)
         .map(|((first, second), number)| with(format!("pair-{number}"), &[first.1, second.1]))
         .collect()
@@ -328,30 +329,29 @@ const ORIGINS: [Option<&str>; 5] = [
     Some("https://evil.test"),
 ];
 
-/// Every combination of the fields of a request, in no particular order; costs and metadata take
-/// turns.
-pub(crate) fn all_asks() -> Vec<Ask> {
-    let mut asks = Vec::new();
+/// Every combination of the fields of a request, shuffled. Cost and metadata alternate.
+pub(crate) fn all_cases() -> Vec<RequestCase> {
+    let mut cases = Vec::new();
     for environment in ENVIRONMENTS {
         for scopes in SCOPES {
             for ip in IPS {
                 for origin in ORIGINS {
-                    let number = asks.len();
+                    let number = cases.len();
                     let cost = [1, 1, 0, 2, 1, 4, 3][number % 7];
                     let metadata = (number / 3).is_multiple_of(2);
-                    asks.push(Ask { cost, environment, scopes, ip, origin, metadata });
+                    cases.push(RequestCase { cost, environment, scopes, ip, origin, metadata });
                 }
             }
         }
     }
-    scatter(asks)
+    shuffle(cases)
 }
 
-/// The plain request, and each value of each field alone and beside values of the others that suit
-/// every key.
-pub(crate) fn some_asks() -> Vec<Ask> {
-    let plain = Ask { cost: 1, ..Ask::default() };
-    let welcome = Ask {
+/// The plain request, and each value of each field alone and combined with valid values of the
+/// others.
+pub(crate) fn typical_cases() -> Vec<RequestCase> {
+    let plain = RequestCase { cost: 1, ..RequestCase::default() };
+    let permitted = RequestCase {
         environment: Some("live"),
         scopes: SCOPES[1],
         ip: Some("10.1.2.3"),
@@ -359,57 +359,48 @@ pub(crate) fn some_asks() -> Vec<Ask> {
         metadata: true,
         ..plain
     };
-    let mut asks = vec![plain, Ask { metadata: true, ..plain }, Ask { cost: 0, ..plain }, welcome];
-    for base in [plain, welcome] {
-        asks.extend(ENVIRONMENTS.map(|environment| Ask { environment, ..base }));
-        asks.extend(SCOPES.map(|scopes| Ask { scopes, ..base }));
-        asks.extend(IPS.map(|ip| Ask { ip, ..base }));
-        asks.extend(ORIGINS.map(|origin| Ask { origin, ..base }));
-        asks.extend([0, 2, 3, 4].map(|cost| Ask { cost, ..base }));
+    let mut cases =
+        vec![plain, RequestCase { metadata: true, ..plain }, RequestCase { cost: 0, ..plain }, permitted];
+    for base in [plain, permitted] {
+        cases.extend(ENVIRONMENTS.map(|environment| RequestCase { environment, ..base }));
+        cases.extend(SCOPES.map(|scopes| RequestCase { scopes, ..base }));
+        cases.extend(IPS.map(|ip| RequestCase { ip, ..base }));
+        cases.extend(ORIGINS.map(|origin| RequestCase { origin, ..base }));
+        cases.extend([0, 2, 3, 4].map(|cost| RequestCase { cost, ..base }));
     }
-    asks
+    cases
 }
 
-/// An order in which neighbours have little in common, the same in each run.
-pub(crate) fn scatter<T: Clone>(all: Vec<T>) -> Vec<T> {
+/// A deterministic order in which neighbours have little in common.
+pub(crate) fn shuffle<T: Clone>(all: Vec<T>) -> Vec<T> {
     let step = [787, 311, 97, 13, 1].into_iter().find(|step| !all.len().is_multiple_of(*step)).unwrap_or(1);
     (0..all.len()).map(|number| all[number * step % all.len()].clone()).collect()
 }
 
-/// The export of these rows: `hash` says what a key is listed as, and a second of validity has
+/// The export of these rows. `hash` returns the hash of a key, and a second of validity lasts
 /// `unit` seconds.
-pub(crate) fn export(rows: &[Row], now: u32, unit: i64, hash: impl Fn(&str) -> String) -> String {
-    let mut text = "key_hash,key_id,owner,environment,plan,status,not_before,expires_at,scopes,allowed_ips,allowed_origins,\
-                    limits,metadata\n"
-        .to_owned();
-    for row in rows {
-        let time = |offset: Option<i64>| {
-            offset.map_or(String::new(), |offset| {
-                keyward_engine::record::rfc3339(
-                    u32::try_from(i64::from(now) + offset * unit).expect("in range"),
-                )
-            })
-        };
+pub(crate) fn export(rows: &[Row], now: u32, unit: i64, hash: impl Fn(&str) -> String) -> Export {
+    let time = |offset: Option<i64>| {
+        offset.map_or(String::new(), |offset| {
+            keyward_engine::record::rfc3339(u32::try_from(i64::from(now) + offset * unit).expect("in range"))
+        })
+    };
+    let listed = |row: &Row| {
         let limits: Vec<String> =
             row.limits.iter().map(|(name, burst)| format!("{name}={burst}/{PERIOD_DAYS}d")).collect();
-        let fields = [
-            hash(&row.key),
-            row.key.clone(),
-            row.owner.clone(),
-            row.environment.into(),
-            row.plan.into(),
-            row.status.into(),
-            time(row.not_before),
-            time(row.expires_at),
-            row.scopes.join(" "),
-            row.ips.join(" "),
-            row.origins.join(" "),
-            limits.join("; "),
-            row.metadata.into(),
-        ];
-        let quoted = fields.map(|field| format!("\"{}\"", field.replace('"', "\"\"")));
-        text += &quoted.join(",");
-        text.push('\n');
-    }
-    text
+        support::row(&*row.key)
+            .hash(hash(&row.key))
+            .owner(&*row.owner)
+            .environment(row.environment)
+            .plan(row.plan)
+            .status(row.status)
+            .set("not_before", time(row.not_before))
+            .expires_at(time(row.expires_at))
+            .set("scopes", row.scopes.join(" "))
+            .allowed_ips(row.ips.join(" "))
+            .set("allowed_origins", row.origins.join(" "))
+            .limits(limits.join("; "))
+            .metadata(row.metadata)
+    };
+    Export::new(rows.iter().map(listed))
 }

@@ -117,6 +117,11 @@ impl Export {
         self
     }
 
+    /// Changes every row.
+    pub(crate) fn map_rows(self, change: impl FnMut(Row) -> Row) -> Self {
+        Self { columns: self.columns, rows: Vec::new() }.rows(self.rows.into_iter().map(change))
+    }
+
     /// Adds columns that no row needs to set.
     pub(crate) fn columns(mut self, columns: impl IntoIterator<Item = &'static str>) -> Self {
         for column in columns {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -60,6 +61,14 @@ impl Setup {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Writes a file that only its owner may read. Returns its path.
+    pub(crate) fn write_secret(&self, name: &str, secret: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        fs::write(&path, secret).expect("a secret");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+        path.to_str().expect("UTF-8").to_owned()
     }
 
     /// The path of the export. Its extension says whether it is text or compiled.
