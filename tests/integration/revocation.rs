@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::support::revocation_load::RevocationLoad;
 use crate::support::{
     CommandOutput, Daemon, Export, RawClient, Received, Setup, TIMEOUT, encode_verify, key_target, keyward,
-    owner_target, replace_export, row, wait_for,
+    line, owner_target, replace_export, row, wait_for,
 };
 use keyward_daemon::admin::message::{Command, Reply, Revocation, Target};
 use keyward_daemon::admin::{CommandError, send_command};
@@ -305,7 +305,7 @@ fn answer_size(daemon: &Daemon) -> u64 {
 fn revocation_does_not_wait_for_a_reload() {
     // Enough for a reload of a second as text, and of almost half a second compiled.
     const ROWS: usize = 600_000;
-    let rows = (0..ROWS).map(|number| row(format!("key-{number}")).hash(format!("{number:064x}")));
+    let rows = (0..ROWS).map(|number| line(format!("{number:064x},key-{number}")));
     let daemon = Setup::new(Export::new(rows)).config("[source]\nsettle = \"5ms\"\npoll = \"1h\"").start();
     let reloaded = AtomicBool::new(false);
     let mut during = 0;
