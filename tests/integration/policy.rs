@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::support::mode::Mode;
 use crate::support::{
-    Daemon, Export, RawClient, Received, Row, Setup, encode_verify, keyward, row, sha256_hex, wait_until,
+    Daemon, Export, RawClient, Received, Row, Setup, encode_verify, row, sha256_hex, wait_until,
 };
 use keyward_client::{Decision, Refund, Request};
 use keyward_engine::pepper::Pepper;
@@ -373,11 +373,8 @@ fn previous_pepper_can_be_removed_when_no_row_may_need_it() {
         let count = format!("{} of 5 keys (", keys.len());
         let names = |key: &&str| error.contains(&format!("\"{key}\""));
         assert!(error.contains(&count) && keys.iter().all(names) && error.contains(reason), "{error}");
-        let mut check = keyward();
-        let output = check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket()).output();
-        let output = output.expect("runs");
-        let messages = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(1) && messages.contains(&error), "{messages}");
+        let check = daemon.run_keyward(&["check", "--daemon"]);
+        assert!(check.code == Some(1) && check.stderr.contains(&error), "{check:?}");
     };
 
     configure(&only_new);
