@@ -81,11 +81,7 @@ fn reload_with_increasing_headroom(name: &str, small: &[u8], large: &[u8]) {
                 "{headroom} MiB: {error}"
             );
             if refused == 1 {
-                let check = keyward()
-                    .args(["check", "--daemon", "--admin-socket"])
-                    .arg(daemon.admin_socket())
-                    .output();
-                let check = String::from_utf8_lossy(&check.expect("runs").stderr).into_owned();
+                let check = daemon.run_keyward(&["check", "--daemon"]).stderr;
                 assert!(check.contains("not enough memory"), "{headroom} MiB: {check}");
             }
         }

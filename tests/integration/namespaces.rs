@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::support::{Daemon, Export, Setup, keyward, mode, replace_export, row, wait_for, wait_until};
+use crate::support::{Daemon, Export, Setup, mode, replace_export, row, wait_for, wait_until};
 use keyward_client::Request;
 use rustix::process::Signal;
 
@@ -67,12 +67,8 @@ fn file_replaced_behind_its_mount_is_reported_once_and_its_keys_stay_in_force() 
     assert!(outcome.error.is_some_and(|error| error.contains(REPLACED)), "a command reports it too");
     daemon.signal(Signal::HUP);
     wait_until("the signal's reload", || daemon.log().matches(REPLACED).count() == 3);
-    let output = keyward()
-        .args(["check", "--daemon", "--admin-socket"])
-        .arg(daemon.admin_socket())
-        .output()
-        .expect("runs");
-    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains(REPLACED));
+    let check = daemon.run_keyward(&["check", "--daemon"]);
+    assert!(check.code != Some(0) && check.stderr.contains(REPLACED), "{check:?}");
     assert_eq!((daemon.verdict("one"), daemon.verdict("two")), ("ALLOWED".into(), "UNKNOWN_KEY".into()));
 }
 
@@ -134,9 +130,7 @@ fn directory_reached_through_another_mount_is_watched() {
         wait_until("the other path", is_noticed);
         // The daemon compares the source once more after it has moved the watch. A check runs after
         // that, and does not reload.
-        let mut check = keyward();
-        check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket());
-        assert!(check.output().expect("runs").status.success());
+        assert_eq!(daemon.run_keyward(&["check", "--daemon"]).code, Some(0));
         let key = format!("{to}-{round}");
         replace_export(&source, Export::of([key.clone()]));
         wait_until("the new keys", || daemon.verdict(&key) == "ALLOWED");

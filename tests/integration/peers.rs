@@ -34,7 +34,7 @@ fn header(length: u32, version: u8, kind: u8, flags: u16, request_id: u32) -> Ve
 /// framing does.
 #[test]
 fn invalid_frame_gets_its_error_and_affects_only_its_connection() {
-    let daemon = Daemon::serving(&export());
+    let daemon = Daemon::serving(export());
     let mut witness = daemon.connect();
     let recoverable: Vec<(Vec<u8>, Received)> = vec![
         (header(8, 9, 2, 0, 5), error(5, 3, 9, false)),
@@ -69,7 +69,7 @@ fn invalid_frame_gets_its_error_and_affects_only_its_connection() {
 
 #[test]
 fn stream_that_ends_inside_a_frame_gets_an_error() {
-    let daemon = Daemon::serving(&export());
+    let daemon = Daemon::serving(export());
     let frame = encode_verify(1, "a");
     for end in 0..=frame.len() {
         let mut peer = daemon.connect();
@@ -90,7 +90,7 @@ fn stream_that_ends_inside_a_frame_gets_an_error() {
 
 #[test]
 fn requests_sent_byte_by_byte_are_answered() {
-    let daemon = Daemon::serving(&export());
+    let daemon = Daemon::serving(export());
     let mut peer = daemon.connect();
     for id in 0..20 {
         for byte in encode_verify(id, "a") {
@@ -108,7 +108,7 @@ fn peers_that_do_not_read_cost_bounded_memory() {
     /// A full input buffer, the answers encoded before the output counts as full, and room for the
     /// allocator.
     const BYTES_PER_PEER: usize = 1 << 20;
-    let daemon = Daemon::serving(&export());
+    let daemon = Daemon::serving(export());
     let mut frame = Vec::new();
     let digest = <sha2::Sha256 as sha2::Digest>::digest("big").into();
     let verify = Verify { want_metadata: true, ..Verify::new(1, Credential::Digest(digest)) };
@@ -127,7 +127,7 @@ fn peers_that_do_not_read_cost_bounded_memory() {
 /// answer of the old snapshot after it.
 #[test]
 fn peer_that_does_not_read_does_not_delay_a_reload() {
-    let daemon = Daemon::serving(&export());
+    let daemon = Daemon::serving(export());
     let mut peer = daemon.connect();
     peer.send_until_blocked(&encode_verify(1, "a"));
     replace_export(&daemon.setup.source(), export().to_csv().replace(",a,", ",b,"));
@@ -142,7 +142,7 @@ fn peer_that_does_not_read_does_not_delay_a_reload() {
 
 #[test]
 fn peer_that_does_not_read_is_disconnected_after_the_idle_timeout() {
-    let daemon = Setup::new(&export()).config("[server]\nidle_timeout = \"1s\"").start();
+    let daemon = Setup::new(export()).config("[server]\nidle_timeout = \"1s\"").start();
     let blocked_peer = || {
         let mut peer = daemon.connect();
         assert!(peer.send_until_blocked(&encode_verify(1, "a")) > 0);
@@ -161,7 +161,7 @@ fn peer_that_does_not_read_is_disconnected_after_the_idle_timeout() {
 
 #[test]
 fn idle_connection_gets_an_error_and_is_closed() {
-    let daemon = Setup::new(&export()).config("[server]\nidle_timeout = \"1s\"").start();
+    let daemon = Setup::new(export()).config("[server]\nidle_timeout = \"1s\"").start();
     let mut peer = daemon.connect();
     peer.send(&encode_verify(1, "a"));
     assert_eq!(peer.receive(), allowed(1));
@@ -177,7 +177,7 @@ fn count_descriptors(daemon: &Daemon) -> usize {
 /// it.
 #[test]
 fn requests_after_a_passed_descriptor_are_answered() {
-    let daemon = Daemon::serving(&export());
+    let daemon = Daemon::serving(export());
     let mut peer = daemon.connect();
     peer.send(&encode_verify(1, "a"));
     assert_eq!(peer.receive(), allowed(1));
@@ -203,7 +203,7 @@ fn requests_after_a_passed_descriptor_are_answered() {
 
 #[test]
 fn connection_above_the_limit_is_refused() {
-    let daemon = Setup::new(&export()).config("[server]\nmax_connections = 3").start();
+    let daemon = Setup::new(export()).config("[server]\nmax_connections = 3").start();
     let mut peers: Vec<RawClient> = (0..3).map(|_| daemon.connect()).collect();
     for peer in &mut peers {
         peer.send(&encode_verify(1, "a"));
@@ -224,7 +224,7 @@ fn connection_above_the_limit_is_refused() {
 #[test]
 fn unlisted_user_is_refused() {
     let own = rustix::process::geteuid().as_raw();
-    let daemon = Setup::new(&export()).config(&format!("[server]\nallow_uids = [{}]", own + 1)).start();
+    let daemon = Setup::new(export()).config(&format!("[server]\nallow_uids = [{}]", own + 1)).start();
     let mut peer = daemon.connect();
     assert_eq!([peer.receive(), peer.receive()], [error(0, 11, own, true), Received::Closed]);
     assert_eq!(daemon.status().refused_connections["peer"], 1);

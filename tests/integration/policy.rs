@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::support::mode::Mode;
 use crate::support::{
-    Daemon, Export, RawClient, Received, Row, Setup, encode_verify, keyward, row, sha256_hex, wait_until,
+    Daemon, Export, RawClient, Received, Row, Setup, encode_verify, row, sha256_hex, wait_until,
 };
 use keyward_client::{Decision, Refund, Request};
 use keyward_engine::pepper::Pepper;
@@ -373,11 +373,8 @@ fn previous_pepper_can_be_removed_when_no_row_may_need_it() {
         let count = format!("{} of 5 keys (", keys.len());
         let names = |key: &&str| error.contains(&format!("\"{key}\""));
         assert!(error.contains(&count) && keys.iter().all(names) && error.contains(reason), "{error}");
-        let mut check = keyward();
-        let output = check.args(["check", "--daemon", "--admin-socket"]).arg(daemon.admin_socket()).output();
-        let output = output.expect("runs");
-        let messages = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(1) && messages.contains(&error), "{messages}");
+        let check = daemon.run_keyward(&["check", "--daemon"]);
+        assert!(check.code == Some(1) && check.stderr.contains(&error), "{check:?}");
     };
 
     configure(&only_new);
@@ -410,14 +407,14 @@ fn moving_keys_between_plans_does_not_refill_an_owner_quota() {
     let mut daemon = start(plans, [row("one").owner("acme").plan("a"), row("two").owner("acme").plan("a")]);
     assert_eq!(spend(&daemon, "one", 5), "ALLOWED");
     for (one, two) in [("b", "b"), ("a", "b"), ("a", "a"), ("b", "c"), ("a", "c"), ("c", "c"), ("a", "a")] {
-        assert!(daemon.publish(&on(one, two)).accepted);
+        assert!(daemon.publish(on(one, two)).accepted);
         for key in ["one", "two"] {
             assert_eq!(spend(&daemon, key, 1), "RATE_LIMITED", "{key}, with plans {one} and {two}");
         }
     }
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.wait_for_exit().success());
-    daemon.setup.write_export(&on("b", "b"));
+    daemon.setup.write_export(on("b", "b"));
     let daemon = daemon.restart();
     assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED", "after a plan change during a restart");
 }
@@ -439,7 +436,7 @@ fn rotated_rows_on_two_plans_share_one_bucket() {
     assert_eq!(spend(&daemon, "old", 5), "ALLOWED");
     let buckets = daemon.status().buckets;
     for (first, second) in [("b", "a"), ("a", "b"), ("a", "a"), ("b", "a")] {
-        assert!(daemon.publish(&rows(first, second)).accepted);
+        assert!(daemon.publish(rows(first, second)).accepted);
         assert_eq!(spend(&daemon, "new", 1), "RATE_LIMITED", "plans {first} and {second}");
     }
     assert_eq!(daemon.status().buckets, buckets, "no bucket is leaked");

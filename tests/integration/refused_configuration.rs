@@ -31,7 +31,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(before: &[&str]) -> Self {
-        Self::serving(Setup::text(&export(10)), before)
+        Self::serving(Setup::text(export(10)), before)
     }
 
     fn serving(setup: Setup, before: &[&str]) -> Self {
@@ -82,7 +82,7 @@ fn add_invalid_row(daemon: &Daemon) {
 fn refused_reload_does_not_change_max_shrink() {
     let refusals: [(&str, Spoil); 5] = [
         ("a bad row", add_invalid_row),
-        ("no keys", |daemon| replace_export(&daemon.setup.source(), &export(0))),
+        ("no keys", |daemon| replace_export(&daemon.setup.source(), export(0))),
         ("no file", |daemon| fs::remove_file(daemon.setup.source()).expect("removed")),
         ("no regular file", |daemon| {
             fs::remove_file(daemon.setup.source()).expect("removed");
@@ -100,13 +100,13 @@ fn refused_reload_does_not_change_max_shrink() {
         // Fails unless the source is a directory.
         let _ = fs::remove_dir(fixture.daemon.setup.source());
         eprintln!("refusal: {what}");
-        fixture.assert_refused(&export(1), "source.max_shrink");
+        fixture.assert_refused(export(1), "source.max_shrink");
         assert_eq!(fixture.daemon.verdict("9"), "ALLOWED", "refused for {what}");
     }
     // A stricter guard does not take effect either.
     let fixture = Fixture::new(&["source.max_shrink = 1.0"]);
     fixture.refuse_configuration(&["source.max_shrink = 0.0"], add_invalid_row);
-    fixture.assert_accepted(&export(1));
+    fixture.assert_accepted(export(1));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn refused_reload_does_not_change_columns() {
     let fixture = Fixture::new(&[]);
     fixture.refuse_configuration(&["source.columns.plan = 'tier'"], add_invalid_row);
     fixture.assert_refused(&renamed, "tier");
-    fixture.assert_accepted(&export(11));
+    fixture.assert_accepted(export(11));
     let fixture = Fixture::new(&[]);
     fixture.refuse_configuration(&["source.ignore = ['tier']"], add_invalid_row);
     fixture.assert_refused(&renamed, "tier");
@@ -141,7 +141,7 @@ fn refused_reload_does_not_change_columns() {
 
 #[test]
 fn refused_reload_does_not_change_source_path_or_format() {
-    let setup = Setup::text(&export(10));
+    let setup = Setup::text(export(10));
     let (own, other) = (setup.source(), setup.path("other.csv"));
     let path = |path: &std::path::Path| format!("source.path = '{}'", path.display());
     let (before, after) = (path(&own), path(&other));
@@ -151,8 +151,8 @@ fn refused_reload_does_not_change_source_path_or_format() {
     });
     assert_eq!(fixture.daemon.status().source, own.display().to_string());
     // The other source becomes valid before the daemon's own changes.
-    replace_export(&other, &export(12));
-    fixture.assert_accepted(&export(11));
+    replace_export(&other, export(12));
+    fixture.assert_accepted(export(11));
     assert_eq!(fixture.daemon.verdicts(["10", "11"]), ["ALLOWED", "UNKNOWN_KEY"]);
 }
 
@@ -171,7 +171,7 @@ fn refused_reload_does_not_change_settling_time() {
     let fixture = Fixture::new(&[]);
     // An old file needs no settling time.
     fixture.refuse_configuration(&["source.settle = '60s'"], |daemon| replace_by_old(daemon, export(0)));
-    fixture.daemon.setup.write_export(&export(11));
+    fixture.daemon.setup.write_export(export(11));
     wait_until("the export written in place", || fixture.daemon.verdict("10") == "ALLOWED");
 }
 

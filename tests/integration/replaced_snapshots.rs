@@ -26,12 +26,13 @@ fn export(round: usize, rows: usize) -> Export {
 
 /// An accepted reload, one refused by the guard, one refused for an invalid row, and a check.
 fn run_round(daemon: &Daemon, round: usize) {
-    let reload = daemon.publish(export(round, ROWS));
+    let export_of_round = export(round, ROWS);
+    let reload = daemon.publish(&export_of_round);
     assert!(reload.accepted, "{:?}", reload.error);
     // Usage counters refer to the rows of the snapshot.
     assert_eq!(daemon.verdict("key 7"), "ALLOWED");
     let source = daemon.setup.source();
-    for refused in [export(round, ROWS / 3), export(round, ROWS).rows([line("no hash,id,")])] {
+    for refused in [export(round, ROWS / 3), export_of_round.rows([line("no hash,id,")])] {
         replace_export(&source, refused);
         assert!(!daemon.reload().accepted);
         let check = Command::Check { source: None };

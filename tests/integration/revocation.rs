@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use crate::support::revocation_load::RevocationLoad;
 use crate::support::{
-    Daemon, Export, RawClient, Received, Setup, TIMEOUT, encode_verify, key_target, keyward, owner_target,
-    replace_export, row, wait_for,
+    CommandOutput, Daemon, Export, RawClient, Received, Setup, TIMEOUT, encode_verify, key_target, keyward,
+    line, owner_target, replace_export, row, wait_for,
 };
 use keyward_daemon::admin::message::{Command, Reply, Revocation, Target};
 use keyward_daemon::admin::{CommandError, send_command};
@@ -305,7 +305,7 @@ fn answer_size(daemon: &Daemon) -> u64 {
 fn revocation_does_not_wait_for_a_reload() {
     // Enough for a reload of a second as text, and of almost half a second compiled.
     const ROWS: usize = 600_000;
-    let rows = (0..ROWS).map(|number| row(format!("key-{number}")).hash(format!("{number:064x}")));
+    let rows = (0..ROWS).map(|number| line(format!("{number:064x},key-{number}")));
     let daemon = Setup::new(Export::new(rows)).config("[source]\nsettle = \"5ms\"\npoll = \"1h\"").start();
     let reloaded = AtomicBool::new(false);
     let mut during = 0;
@@ -377,32 +377,27 @@ fn torn_line_is_dropped_and_damaged_line_prevents_the_start() {
 #[test]
 fn command_line_reports_what_is_in_force() {
     let daemon = Daemon::serving(export("active"));
-    let run = |arguments: &[&str]| {
-        let mut command = keyward();
-        let output =
-            command.args(arguments).arg("--socket").arg(daemon.socket()).output().expect("keyward runs");
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        (output.status.code(), text(output.stdout), text(output.stderr))
+    let assert_prints = |arguments: &[&str], text: &str| {
+        let output = daemon.run_keyward(arguments);
+        assert_eq!((output.code, &*output.stderr), (Some(0), ""), "{arguments:?}");
+        assert_eq!(output.stdout, format!("{text}\n"), "{arguments:?}");
     };
-    let success = |text: &str| (Some(0), format!("{text}\n"), String::new());
-    assert_eq!(
-        run(&["revoke", "a"]),
-        success("revoked a (2 keys), in force on every connection, generation 1")
+    assert_prints(&["revoke", "a"], "revoked a (2 keys), in force on every connection, generation 1");
+    assert_prints(
+        &["revoke", "--owner", "acme"],
+        "revoked owner acme (3 keys), in force on every connection, generation 1",
     );
-    assert_eq!(
-        run(&["revoke", "--owner", "acme"]),
-        success("revoked owner acme (3 keys), in force on every connection, generation 1")
-    );
-    let (_, status, _) = run(&["status"]);
+    let status = daemon.run_keyward(&["status"]).stdout;
     assert!(
         status.contains("revoked      owner acme since ") && status.contains("             a since "),
         "{status}"
     );
-    assert_eq!(
-        run(&["unrevoke", "--owner", "acme", "--json"]),
-        success(r#"{"owner":"acme","already":false,"keys":3,"revoked":2,"generation":1,"durable":true}"#)
+    assert_prints(
+        &["unrevoke", "--owner", "acme", "--json"],
+        r#"{"owner":"acme","already":false,"keys":3,"revoked":2,"generation":1,"durable":true}"#,
     );
-    let (code, output, messages) = run(&["revoke", "unlisted"]);
+    let CommandOutput { code, stdout: output, stderr: messages } =
+        daemon.run_keyward(&["revoke", "unlisted"]);
     assert_eq!((code, output.as_str()), (Some(1), ""));
     assert!(messages.starts_with("keyward: no key has the id \"unlisted\""), "{messages}");
     let gone = daemon.setup.path("gone.sock");

@@ -109,7 +109,7 @@ impl Fixture {
         // These rows never change, so both kinds of restrictions are always present.
         rows.insert(0, Row { status: 2, has_network: false });
         rows.insert(1, Row { status: 0, has_network: true });
-        let setup = Setup::text(&export(&rows)).config(CONFIG);
+        let setup = Setup::text(export(&rows)).config(CONFIG);
         let daemon = setup.start();
         let generation = daemon.status().generation;
         let history = [(generation, rows.clone())].into();

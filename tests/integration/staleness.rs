@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Daemon, Export, Setup, keyward, replace_export};
+use crate::support::{CommandOutput, Export, Setup, keyward, replace_export};
 
 const STALE: &str = "source.max_staleness is 1h: every request is answered STALE_SNAPSHOT";
 
@@ -18,33 +18,25 @@ fn set_age(setup: &Setup, hours: u64) {
     file.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).expect("sets the time");
 }
 
-/// Runs a command. Returns its exit code, standard output and standard error.
-fn run(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        keyward().args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).output().expect("runs");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
-}
-
 #[test]
 fn reload_of_a_stale_source_is_accepted_but_fails() {
     let daemon = setup().start();
     assert_eq!(daemon.verdict("one"), "ALLOWED");
-    assert_eq!(run(&daemon, &["reload"]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["reload"]).code, Some(0));
     replace_export(&daemon.setup.source(), Export::of(["two"]));
     set_age(&daemon.setup, 3);
-    let (code, output, errors) = run(&daemon, &["check", "--daemon"]);
+    let CommandOutput { code, stdout: output, stderr: errors } = daemon.run_keyward(&["check", "--daemon"]);
     assert!(code == Some(1) && errors.contains(STALE), "{code:?} {output} {errors}");
-    let (code, output, errors) = run(&daemon, &["reload"]);
+    let CommandOutput { code, stdout: output, stderr: errors } = daemon.run_keyward(&["reload"]);
     assert!(code == Some(1) && errors.contains(STALE) && errors.contains("3h"), "{code:?} {output} {errors}");
-    let (code, output, _) = run(&daemon, &["reload", "--json"]);
+    let CommandOutput { code, stdout: output, .. } = daemon.run_keyward(&["reload", "--json"]);
     assert!(code == Some(1) && output.contains("\"accepted\":true") && output.contains(STALE), "{output}");
     assert_eq!(daemon.verdict("two"), "STALE_SNAPSHOT");
     daemon.assert_logged(STALE);
     assert!(daemon.status().stale);
 
     set_age(&daemon.setup, 0);
-    let (code, _, errors) = run(&daemon, &["reload"]);
+    let CommandOutput { code, stderr: errors, .. } = daemon.run_keyward(&["reload"]);
     assert!(code == Some(0) && errors.is_empty(), "{errors}");
     assert_eq!((daemon.verdict("one"), daemon.verdict("two")), ("UNKNOWN_KEY".into(), "ALLOWED".into()));
 }

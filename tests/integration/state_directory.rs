@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::support::{Daemon, Export, Setup, keyward, row, wait_for, wait_until};
+use crate::support::{CommandOutput, Daemon, Export, Setup, keyward, row, wait_for, wait_until};
 use keyward_daemon::admin::message::Revoked;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -24,16 +24,9 @@ fn export() -> Export {
     export_with("active")
 }
 
-/// Runs a command. Returns its exit code, standard output and standard error.
-fn run(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = keyward();
-    let output = command.args(arguments).arg("--socket").arg(daemon.socket()).output().expect("keyward runs");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
 fn revoke_json(daemon: &Daemon, key_id: &str) -> (Option<i32>, Value) {
-    let (code, output, messages) = run(daemon, &["revoke", key_id, "--json"]);
+    let CommandOutput { code, stdout: output, stderr: messages } =
+        daemon.run_keyward(&["revoke", key_id, "--json"]);
     (code, serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}{messages}")))
 }
 
@@ -146,7 +139,7 @@ fn revocation_on_a_full_disk_is_in_force_at_once_and_durable_once_there_is_space
     let last = revoke_until_full(&daemon, 0);
     let key = format!("k{}", last + 1);
     assert_eq!(verdict(&key), "ALLOWED");
-    let (code, output, _) = run(&daemon, &["revoke", &key]);
+    let CommandOutput { code, stdout: output, .. } = daemon.run_keyward(&["revoke", &key]);
     assert_eq!(code, Some(1), "{output}");
     for part in
         ["in force on every connection", "NOT DURABLE", "revocations.jsonl", "No space left on device"]
@@ -163,14 +156,14 @@ fn revocation_on_a_full_disk_is_in_force_at_once_and_durable_once_there_is_space
         let all = ["audit.jsonl", "revocations.jsonl", "usage.jsonl"];
         all.iter().all(|file| files.iter().any(|name| name == file))
     });
-    let (_, status, _) = run(&daemon, &["status"]);
+    let status = daemon.run_keyward(&["status"]).stdout;
     assert!(status.contains("NOT WRITTEN  ") && status.contains("; NOT DURABLE\n"), "{status}");
     assert!(!revocation(&daemon, &key).expect("listed").durable);
     assert!(revocation(&daemon, "k0").expect("listed").durable, "it was written before the disk was full");
 
     tmpfs.free_space();
     wait_for("the revocation to be durable", || revocation(&daemon, &key).filter(|revoked| revoked.durable));
-    assert_eq!(run(&daemon, &["revoke", &key]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["revoke", &key]).code, Some(0));
     wait_until("everything to be written", || unwritten(&daemon).is_empty());
     daemon.assert_logged("the file is being written again");
     let log = daemon.log();
@@ -190,7 +183,7 @@ fn revocation_on_a_full_disk_is_in_force_at_once_and_durable_once_there_is_space
 fn full_disk_at_the_start_does_not_prevent_serving() {
     let tmpfs = Tmpfs::mount();
     let mut daemon = tmpfs.setup(export()).start();
-    assert_eq!(run(&daemon, &["revoke", "k0"]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["revoke", "k0"]).code, Some(0));
     tmpfs.fill();
     let last = revoke_until_full(&daemon, 1);
     daemon.kill();
@@ -198,7 +191,7 @@ fn full_disk_at_the_start_does_not_prevent_serving() {
     assert_eq!([daemon.verdict("k0"), daemon.verdict("k199")], ["REVOKED", "ALLOWED"]);
     // A revocation that was never durable is lost, as the command reported.
     assert_eq!(daemon.verdict(&format!("k{last}")), "ALLOWED");
-    assert_eq!(run(&daemon, &["revoke", "k199"]).0, Some(1));
+    assert_eq!(daemon.run_keyward(&["revoke", "k199"]).code, Some(1));
     assert_eq!(daemon.verdict("k199"), "REVOKED");
     tmpfs.free_space();
     wait_for("the revocation to be durable", || {
@@ -212,7 +205,7 @@ fn full_disk_at_the_start_does_not_prevent_serving() {
 fn read_only_disk_at_the_start_keeps_revocations_in_force() {
     let mut tmpfs = Tmpfs::mount();
     let mut daemon = tmpfs.setup(export()).start();
-    assert_eq!(run(&daemon, &["revoke", "k0"]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["revoke", "k0"]).code, Some(0));
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
     let remount = |tmpfs: &mut Tmpfs, option: &str| {
@@ -222,12 +215,12 @@ fn read_only_disk_at_the_start_keeps_revocations_in_force() {
     remount(&mut tmpfs, "ro");
     let daemon = daemon.restart();
     assert_eq!([daemon.verdict("k0"), daemon.verdict("k1")], ["REVOKED", "ALLOWED"]);
-    let (code, output, _) = run(&daemon, &["revoke", "k1"]);
+    let CommandOutput { code, stdout: output, .. } = daemon.run_keyward(&["revoke", "k1"]);
     assert!(code == Some(1) && output.contains("Read-only file system"), "{output}");
     assert_eq!(daemon.verdict("k1"), "REVOKED");
     assert!(unwritten(&daemon).iter().any(|file| file == "revocations.jsonl"), "{:?}", daemon.status());
     // An unrevocation that is not durable is undone by a restart, which is the safe direction.
-    let (code, output, _) = run(&daemon, &["unrevoke", "k0"]);
+    let CommandOutput { code, stdout: output, .. } = daemon.run_keyward(&["unrevoke", "k0"]);
     assert!(code == Some(1) && output.contains("a restart revokes it again"), "{output}");
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
     remount(&mut tmpfs, "rw");
@@ -241,12 +234,12 @@ fn removed_state_directory_is_reported_and_rewritten_when_recreated() {
     let place = tempfile::tempdir().expect("a directory");
     let state = place.path().join("state");
     let daemon = Setup::new(export()).state_dir(&state).start();
-    assert_eq!(run(&daemon, &["revoke", "k0"]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["revoke", "k0"]).code, Some(0));
     fs::remove_dir_all(&state).expect("removes");
     wait_until("the daemon to report the directory without a command", || {
         unwritten(&daemon).iter().any(|file| file == "revocations.jsonl")
     });
-    let (code, output, _) = run(&daemon, &["revoke", "k1"]);
+    let CommandOutput { code, stdout: output, .. } = daemon.run_keyward(&["revoke", "k1"]);
     assert!(code == Some(1) && output.contains("NOT DURABLE"), "{output}");
     assert_eq!([daemon.verdict("k0"), daemon.verdict("k1")], ["REVOKED", "REVOKED"]);
     fs::create_dir(&state).expect("makes");
@@ -262,7 +255,7 @@ fn removed_state_directory_is_reported_and_rewritten_when_recreated() {
 #[test]
 fn lost_revocation_list_prevents_the_start_until_accepted() {
     let daemon = Setup::new(export()).start();
-    assert_eq!(run(&daemon, &["revoke", "k0"]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["revoke", "k0"]).code, Some(0));
     let directory = daemon.setup.dir.path().to_owned();
     let (code, messages) = accept_loss(&directory);
     assert!(
@@ -287,7 +280,7 @@ fn lost_revocation_list_prevents_the_start_until_accepted() {
     let event = format!("\"event\":\"lost_revocations_accepted\",\"by_uid\":{uid},");
     assert!(trail.contains(&event), "{trail}");
     // A second loss is refused again.
-    assert_eq!(run(&daemon, &["revoke", "k0"]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["revoke", "k0"]).code, Some(0));
     let mut daemon = daemon;
     daemon.kill();
     fs::remove_file(directory.join("revocations.jsonl")).expect("removes");
@@ -314,7 +307,7 @@ fn lost_state_directory_is_logged() {
 #[test]
 fn revocation_survives_agreement_and_a_conflict_is_reported() {
     let daemon = Setup::new(export()).start();
-    assert_eq!(run(&daemon, &["revoke", "k0"]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["revoke", "k0"]).code, Some(0));
     assert!(daemon.publish(export_with("revoked")).accepted);
     assert!(revocation(&daemon, "k0").expect("still listed").agreed_since.is_some());
     // The export of a lagging replica, then a restart.
@@ -324,9 +317,9 @@ fn revocation_survives_agreement_and_a_conflict_is_reported() {
     let daemon = daemon.restart();
     assert_eq!(daemon.verdict("k0"), "REVOKED");
     assert!(revocation(&daemon, "k0").expect("listed").conflict_since.is_some());
-    let (_, status, _) = run(&daemon, &["status"]);
+    let status = daemon.run_keyward(&["status"]).stdout;
     assert!(status.contains("CONFLICT: the source says active since "), "{status}");
-    let (_, output, _) = run(&daemon, &["reload"]);
+    let output = daemon.run_keyward(&["reload"]).stdout;
     assert!(output.contains("1 revocation conflicts with the source"), "{output}");
     let trail = fs::read_to_string(daemon.setup.path("audit.jsonl")).expect("a trail");
     let count = |event: &str| trail.matches(&format!("\"event\":\"{event}\",\"key_id\":\"k0\"")).count();
@@ -335,6 +328,6 @@ fn revocation_survives_agreement_and_a_conflict_is_reported() {
         [1, 1],
         "one event per change: {trail}"
     );
-    assert_eq!(run(&daemon, &["unrevoke", "k0"]).0, Some(0));
+    assert_eq!(daemon.run_keyward(&["unrevoke", "k0"]).code, Some(0));
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Export, RawClient, Received, Setup, encode_verify, keyward, row, wait_until};
+use crate::support::{Daemon, Export, RawClient, Received, Setup, encode_verify, row, wait_until};
 use keyward_client::Request;
 use keyward_daemon::admin::message::Command as AdminCommand;
 use keyward_daemon::usage::UsageReport;
@@ -190,12 +190,9 @@ fn usage_command_prints_the_counters() {
     assert_eq!(daemon.verdict("a"), "ALLOWED");
     assert_eq!(daemon.verdict("b"), "UNKNOWN_KEY");
     let run = |arguments: &[&str]| {
-        let mut command = keyward();
-        let output =
-            command.arg("usage").args(arguments).arg("--admin-socket").arg(daemon.admin_socket()).output();
-        let output = output.expect("runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("UTF-8")
+        let output = daemon.run_keyward(&[&["usage"], arguments].concat());
+        assert_eq!(output.code, Some(0), "{}", output.stderr);
+        output.stdout
     };
     let text = run(&[]);
     assert!(text.starts_with("a (acme): 1 allowed, cost 1, last used 2"), "{text}");

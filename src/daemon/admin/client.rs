@@ -160,6 +160,11 @@ fn exchange(stream: &mut DeadlineStream, command: &Command) -> io::Result<Vec<u8
             Err(error) => return Err(error),
         }
     }
+    // The reply is one line. If the daemon evicts the idle connection before the reply is read, an
+    // error follows it.
+    if let Some(end) = answer.iter().position(|byte| *byte == b'\n') {
+        answer.truncate(end);
+    }
     if answer.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
 }
 
