@@ -4,7 +4,7 @@
 //! * `verify while publishing`: batches of 64 known keys with one limit, each after a `load`, while
 //!   another thread publishes nothing, and while it publishes every millisecond, a thousand times as
 //!   often as keys are exported
-//! * `publish`: [`Publisher::publish`] with two subscriptions, while no worker loads, and while one
+//! * `publish`: [`Publisher::swap`] with two subscriptions, while no worker loads, and while one
 //!   loads continuously
 //!
 //! The two snapshots that are published in turn hold the same keys and charge the same buckets.

@@ -32,8 +32,8 @@
 //! the wait, the audit event is written, systemd is told, the command is answered, and the old
 //! snapshot is freed, in this order.
 //!
-//! A failure before the swap changes nothing; at a start, the
-//! [last good keys](reload::last_good) are served instead.
+//! A failure before the swap changes nothing; at a start, the [last good
+//! keys](reload::last_good) are served instead.
 //!
 //! # A revocation
 //!

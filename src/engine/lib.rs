@@ -51,9 +51,7 @@
 //! | generation | the number of a snapshot; every answer names the one that it came from |
 //! | epoch | the number of a change that answers depend on: a swap of snapshots, or a revocation |
 //! | verdict | the answer's code: `ALLOWED`, or the first reason for a denial |
-//! | restriction | a property of a key that decides what it may do: status, times, environment,
-//! plan, scopes, networks, origins, limits
-//! ([`FieldSet::RESTRICTIONS`](record::FieldSet::RESTRICTIONS)) |
+//! | restriction | a property of a key that decides what it may do: status, times, environment, plan, scopes, networks, origins, limits ([`FieldSet::RESTRICTIONS`](record::FieldSet::RESTRICTIONS)) |
 //! | plan | a named set of limits in the configuration |
 //! | bucket | the state of one limit for one key or owner: its theoretical arrival time (GCRA) |
 //! | pepper | a secret that only the daemon knows, under which keys are hashed |
@@ -61,13 +59,11 @@
 //! | last good | the keys that were in force last, kept for a restart beside a bad source |
 //! | settle | of a source file: not to be written to for a while, so that it can be read |
 //! | guard | the comparison that refuses a source that changes the access of too many keys |
-//! | set aside | of a row that cannot be parsed: its keys are disabled, and all other rows take
-//! effect |
+//! | set aside | of a row that cannot be parsed: its keys are disabled, and all other rows take effect |
 //! | takeaway | access that a refused source takes from a key of the snapshot in force |
-//! | row policy | the policy that a row alone states, before rows in rotation are combined |
+//! | row policy | the policy as a row states it, before plans are applied; written to compiled files |
 //! | shadow limit | a limit that is charged and reported, but never refuses a request |
-//! | superseded | of a snapshot: a newer one has taken over one of its buckets, so the request is
-//! decided again |
+//! | superseded | of a snapshot: a newer one has taken over one of its buckets, so the request is decided again |
 
 #![forbid(unsafe_code)]
 #![allow(

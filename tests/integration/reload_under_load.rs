@@ -1,5 +1,5 @@
-//! Reloads under load: sixteen connections send requests without pause while the export
-//! is replaced two hundred times, in each of the three ways in which files are replaced.
+//! Reloads under load: sixteen connections send requests without pause while the export is replaced
+//! two hundred times, in each of the three ways in which files are replaced.
 //!
 //! In export n, the keys `rotating-0` to `rotating-(n-1)` are revoked, and every row has the plan
 //! `v<n>`. Every answer therefore names its export. A key that is allowed although its export

@@ -11,7 +11,7 @@
 //!   Requests take no part in this. The file is written after the scan, without the lock.
 //! * Only what was admitted since the last save can be lost, and only if the daemon has no time to
 //!   save: kill -9, a crash, a power cut. See the guarantees of
-//! [`limiter`](keyward_engine::limiter).
+//!   [`limiter`](keyward_engine::limiter).
 //! * A file that cannot be used costs the balances and nothing else. It is renamed, and an error is
 //!   logged.
 
