@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::LoadError;
 
-/// The largest latency that is recorded exactly: an hour.
+/// The largest latency of the histogram, an hour.
 const MAX_NANOSECONDS: u64 = 3_600_000_000_000;
 
 /// Significant digits of a latency: its error is within 0.1 %.

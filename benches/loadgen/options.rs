@@ -45,7 +45,7 @@ may wait for an answer, and latency counts from when each was due: a pause of th
 it delayed.
 
 A client that sleeps on another processor than the daemon mostly measures how long the machine takes to wake up. Use
---pin, pin the daemon too (taskset -c 1 keyward serve ...), and compare only figures of the same pinning. --busy-poll
+--pin, pin the daemon too (taskset -c 1 keyward serve ...), and compare only figures measured with the same pinning. --busy-poll
 needs two processors: on one, a spinning client keeps the daemon from answering.
 
 The load charges the keys' limits like any client; with --cost 0 it charges nothing.
@@ -70,7 +70,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     connections: u32,
 
-    /// Requests that each connection writes at once, before it reads their answers
+    /// Requests in flight on each connection: written together, or with --rate at most
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_DEPTH))]
     depth: u32,
 

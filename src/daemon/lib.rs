@@ -29,8 +29,9 @@
 //! refuses duplicates. The guard compares the new keys with the old ones. Then `reload/swap.rs`
 //! allocates buckets, swaps the snapshots, and waits until every worker has passed the swap
 //! ([`publish`]). From then on, no answer of an older snapshot can leave on any connection. After
-//! the wait, the audit event is written, systemd is told, the command is answered, and the old
-//! snapshot is freed, in this order.
+//! the wait, revocations that the source confirms leave the list, and the keys are queued for the
+//! next start. The outcome goes to the audit trail, the log and `keyward status`, and systemd; the
+//! command is answered; and the old snapshot is freed, in this order.
 //!
 //! A failure before the swap changes nothing; at a start, the [last good
 //! keys](reload::last_good) are served instead.

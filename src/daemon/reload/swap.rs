@@ -41,9 +41,10 @@ impl ReloadLoop {
         }
     }
 
-    /// Allocates buckets, swaps the snapshot, waits until every worker has left the previous one,
-    /// and then completes the migration of the buckets. [`publish`](crate::publish) explains the
-    /// order.
+    /// Puts `keys` into force: checks the memory, allocates buckets, marks revocations, swaps the
+    /// snapshot and waits until every worker has left the previous one. Then it reconciles the list
+    /// of revocations with the source, and completes the migration of the buckets.
+    /// [`publish`](crate::publish) explains the order.
     pub(super) fn swap_and_wait(
         &mut self,
         settings: &Settings,
@@ -112,7 +113,7 @@ impl ReloadLoop {
         let previous = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().wait_passed(epoch));
         audit.set_generation(generation);
-        // The last good keys have been compared with the list before.
+        // The last good keys were compared with the list of revocations when they were accepted.
         if loaded_from == LoadedFrom::Source {
             let reconciliation = revocations.reconcile(&snapshot, settings.revocation_retention, audit);
             accepted.revocations_agreed = reconciliation.dropped;

@@ -13,12 +13,12 @@
 //! * The entries of a log are positions in one snapshot, so a log is flushed together with that
 //!   snapshot. The record of a key is looked up by key id when an entry is first seen ([`lookup`]).
 //!   Rows of a key in rotation share a record, and a record outlives snapshots.
-//! * Nothing is lost, and memory is bounded. The queue to the usage thread holds [`QUEUED_LOGS`]
-//!   logs per worker; a worker that finds it full waits. Workers do not merge themselves: that
-//!   would need a lock or atomic additions on every merge. The queue fills only if no processor is
-//!   left for the usage thread, and then waiting yields one to it. Merging is several times as fast
-//!   as verifying, except for keys that are new in a snapshot, which take as long. The usage thread
-//!   never waits for a disk; the writer does.
+//! * While the daemon runs, no event is dropped, and memory is bounded. The queue to the usage
+//!   thread holds [`QUEUED_LOGS`] logs per worker; a worker that finds it full waits. Workers do
+//!   not merge themselves: that would need a lock or atomic additions on every merge. The queue
+//!   fills only if no processor is left for the usage thread, and then waiting yields one to it.
+//!   Merging is several times as fast as verifying, except for keys that are new in a snapshot,
+//!   which take as long. The usage thread never waits for a disk; the writer does.
 //! * Unknown keys are counted together: a billion of them cost two numbers.
 //! * A record is retained while its key is in the source, and until its usage is written.
 
