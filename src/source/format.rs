@@ -13,8 +13,8 @@ pub enum Format {
     Csv,
     /// One JSON object per line.
     JsonLines,
-    /// A compiled snapshot, as `keyward compile` writes it. It is not text, and [`read`] does not
-    /// accept it.
+    /// A compiled snapshot, as `keyward compile` writes it. It is not text, and
+    /// [`read`](crate::read) does not accept it.
     Compiled,
 }
 
