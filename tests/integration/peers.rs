@@ -4,10 +4,10 @@ use std::io::{IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::support::{
-    Daemon, Export, RawClient, Received, Setup, TIMEOUT, encode_verify, replace_export, row, wait_until,
+    Daemon, Export, RawClient, Received, Setup, encode_verify, replace_export, row, wait_until,
 };
 use keyward_protocol::{Credential, Verify};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -120,7 +120,9 @@ fn peers_that_do_not_read_cost_bounded_memory() {
     }
     let grown = daemon.resident_bytes().saturating_sub(before);
     assert!(grown < PEERS * BYTES_PER_PEER, "{PEERS} peers cost {grown} bytes");
+    let start = Instant::now();
     assert_eq!(daemon.verdict("a"), "ALLOWED", "other clients are served");
+    assert!(start.elapsed() < Duration::from_secs(1), "other clients wait for them");
 }
 
 /// A client that never reads does not delay the acknowledgement of a reload, and gets no
@@ -133,7 +135,7 @@ fn peer_that_does_not_read_does_not_delay_a_reload() {
     replace_export(&daemon.setup.source(), export().to_csv().replace(",a,", ",b,"));
     let start = Instant::now();
     assert!(daemon.reload().accepted);
-    assert!(start.elapsed() < TIMEOUT, "the reload took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "the reload took {:?}", start.elapsed());
     // The answers already in the socket are followed by the end of the stream.
     let received = peer.receive_until_close();
     assert!(!received.is_empty(), "nothing was received");

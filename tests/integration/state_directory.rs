@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::support::{CommandOutput, Daemon, Export, Setup, keyward, row, wait_for, wait_until};
 use keyward_daemon::admin::message::Revoked;
@@ -162,7 +163,9 @@ fn revocation_on_a_full_disk_is_in_force_at_once_and_durable_once_there_is_space
     assert!(revocation(&daemon, "k0").expect("listed").durable, "it was written before the disk was full");
 
     tmpfs.free_space();
+    let start = Instant::now();
     wait_for("the revocation to be durable", || revocation(&daemon, &key).filter(|revoked| revoked.durable));
+    assert!(start.elapsed() < Duration::from_secs(1), "it took {:?}", start.elapsed());
     assert_eq!(daemon.run_keyward(&["revoke", &key]).code, Some(0));
     wait_until("everything to be written", || unwritten(&daemon).is_empty());
     daemon.assert_logged("the file is being written again");
