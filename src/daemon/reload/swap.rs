@@ -35,7 +35,7 @@ impl ReloadLoop {
                 compiled: (source.format == Format::Compiled).then_some(file),
                 source: source.path.display().to_string(),
                 state,
-                reading: last_good::reading(source),
+                parse_settings: last_good::parse_settings_digest(source),
                 accepted_at: self.reloader.clock.now().unix,
             });
         }

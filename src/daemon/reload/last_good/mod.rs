@@ -32,6 +32,7 @@ use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 mod accepted;
 mod manifest;
 mod paced;
+mod parse_settings;
 mod recover;
 mod sealed;
 mod takeaways;
@@ -40,8 +41,8 @@ mod tests;
 mod writer;
 
 use accepted::{ACCEPTED_FILE, AcceptedSource};
-pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
+pub(super) use parse_settings::parse_settings_digest;
 pub use recover::{RecoverError, Recovered, recover};
 pub use sealed::SealedError;
 pub(in crate::reload) use takeaways::AppliedTakeaways;
@@ -175,17 +176,17 @@ impl LastGoodStore {
         source: &SourceFile,
         global_policy: &GlobalPolicy,
     ) {
-        let reading = reading(source);
+        let parse_settings = parse_settings_digest(source);
         if self
             .shared
             .state()
             .accepted
             .as_ref()
-            .is_some_and(|known| known.is(&file_state, &reading, global_policy))
+            .is_some_and(|known| known.is(&file_state, &parse_settings, global_policy))
         {
             return;
         }
-        let accepted = AcceptedSource::new(generation, file_state, reading, global_policy);
+        let accepted = AcceptedSource::new(generation, file_state, parse_settings, global_policy);
         let health = self.shared.directory.health();
         match accepted.write(&self.directory()) {
             Ok(()) => {
@@ -204,13 +205,14 @@ impl LastGoodStore {
         source: &SourceFile,
         global_policy: &GlobalPolicy,
     ) -> bool {
-        let (state, reading) = (self.shared.state(), reading(source));
+        let (state, parse_settings) = (self.shared.state(), parse_settings_digest(source));
         // A record older than the keys on disk could not be replaced when they were accepted.
         let stored = state.stored.as_ref().map_or(0, |stored| stored.generation);
         let record = state.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
-        let is_recorded = record.is_some_and(|accepted| accepted.is(file_state, &reading, global_policy));
+        let is_recorded =
+            record.is_some_and(|accepted| accepted.is(file_state, &parse_settings, global_policy));
         let is_stored = |stored: &Manifest| {
-            stored.is_of(file_state, &reading) && stored.retained_hashes(global_policy).current
+            stored.is_of(file_state, &parse_settings) && stored.retained_hashes(global_policy).current
         };
         is_recorded || state.stored.as_ref().is_some_and(is_stored)
     }

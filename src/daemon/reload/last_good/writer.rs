@@ -48,7 +48,7 @@ pub(in crate::reload) struct Job {
     pub(in crate::reload) compiled: Option<File>,
     pub(in crate::reload) source: String,
     pub(in crate::reload) state: FileState,
-    pub(in crate::reload) reading: String,
+    pub(in crate::reload) parse_settings: String,
     pub(in crate::reload) accepted_at: u32,
 }
 
@@ -196,13 +196,13 @@ impl Shared {
             state: job.state,
             written_at: job.snapshot.meta().source_time,
             accepted_at: job.accepted_at,
-            reading: job.reading.clone(),
+            parse_settings: job.parse_settings.clone(),
             peppers: super::manifest::pepper_fingerprints(global_policy),
         };
-        // The same file, read by the same settings: its rows are on disk already. Plans and peppers
-        // do not matter.
+        // The same file, parsed with the same settings: its rows are on disk already. Plans and
+        // peppers do not matter.
         if let Some(stored) = &stored
-            && stored.is_of(&job.state, &job.reading)
+            && stored.is_of(&job.state, &job.parse_settings)
             && stored.keys == manifest.keys
             && state::open_to_read(&directory.join(&stored.file))
                 .and_then(|file| stored.names(&file))
