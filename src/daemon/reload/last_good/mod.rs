@@ -4,9 +4,10 @@
 //! * Before a reload is answered, the accepted source is recorded ([`accepted`]).
 //! * After that, a background thread writes the keys to the state directory, as a compiled file and
 //!   a small [`manifest`] that names it ([`writer`]).
-//! * A start reads the source first, and the guard compares it with the last good keys. If it is
-//!   refused, they are served instead, under the plans and the global policy of the current
-//!   configuration ([`recover`]).
+//! * A start reads the source first, and the guard compares it with the last good keys
+//!   ([`start_guard`]), which [`recover`](mod@recover) reads from the state directory.
+//! * If the source is refused, the last good keys are served instead, under the plans and the
+//!   global policy of the current configuration ([`fallback`]).
 //!
 //! There are at most two compiled files on disk: the one that the manifest names, and the one that
 //! is being written. The order is: write the new file, sync, rename, replace the manifest, and only
@@ -30,11 +31,13 @@ use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 
 mod accepted;
+mod fallback;
 mod manifest;
 mod paced;
 mod parse_settings;
 mod recover;
 mod sealed;
+mod start_guard;
 mod takeaways;
 #[cfg(test)]
 mod tests;
