@@ -108,7 +108,7 @@ impl ReloadLoop {
         }
         let pending = allocation.commit();
         let snapshot = Arc::new(snapshot);
-        let epoch = revocations.mark_and_swap(publisher, Arc::clone(&snapshot)).epoch;
+        let epoch = revocations.mark_and_swap(publisher, Arc::clone(&snapshot));
         self.generation = generation;
         let previous = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().wait_passed(epoch));
