@@ -233,7 +233,7 @@ fn commands_are_answered_without_a_descriptor_for_clients() {
         assert!(receive_reply(&mut send_version(daemon)).ok);
     }
     fixture.assert_idle(|| ());
-    daemon.revoke(key_target("a"));
+    assert!(daemon.revoke(key_target("a")).durable);
     first.send(&encode_verify(8, "a"));
     assert_eq!(first.receive(), Received::Answer { request_id: 8, verdict: "REVOKED", generation: 1 });
     fixture.restore_limit();
