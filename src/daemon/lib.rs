@@ -55,7 +55,7 @@
 //! | `reload` | everything in "A new set of keys"; after start-up at a lower priority than the workers |
 //! | `load-worker` … | parse a large source, or decode a compiled snapshot, then index and compare it |
 //! | `prefault` … | fault in the memory of a large table before it is filled ([`keyward_memory`]) |
-//! | `balances` | restores balances at the start, saves them at intervals and at the end ([`balances`]) |
+//! | `balances` | saves balances at intervals and at the end; `start` has restored them ([`balances`]) |
 //! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
 //! | `watch` | tells `reload` about changes on the source's path |
 //! | (blocking) | a revocation, while it waits for the disk |
@@ -63,7 +63,7 @@
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes usage: no disk holds up the merging |
 //! | `log` | writes the log to standard error; no other thread does ([`log`]) |
-//! | `audit` | writes refused peers, one line a minute; other events are written by their threads ([`audit`]) |
+//! | `audit` | writes refused peers, at most one line a minute for each user and socket; other events are written by their threads ([`audit`]) |
 //!
 //! # Invariants
 //!

@@ -280,7 +280,8 @@ fn unusable_key_file_is_reported_with_its_name() {
         let output = run(&setup.path("no.sock"), &[option, &path(name)]);
         let messages = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{messages}");
-        assert!(messages.contains(error) && messages.contains(name), "{messages}");
+        let named = format!("{option}: {}: ", path(name));
+        assert!(messages.contains(&named) && messages.contains(error), "{messages}");
     }
 }
 
