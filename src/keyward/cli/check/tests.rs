@@ -9,6 +9,7 @@ const B: &str = "f123456789abcdeffedcba98765432100f1e2d3c4b5a69788796a5b4c3d2e1f
 const END: &str = "2099-01-01T00:00:00Z";
 
 /// Checks an export, with `old` in `old.csv`. The name of the directory is removed from the output.
+/// The state directory is empty: in the default one, a daemon of this machine may have stored keys.
 fn compared(old: &str, export: &str, options: &[&str]) -> (Exit, String, String) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("keys.csv");
@@ -16,8 +17,11 @@ fn compared(old: &str, export: &str, options: &[&str]) -> (Exit, String, String)
     std::fs::write(dir.path().join("old.csv"), old).expect("writes");
     let path = path.to_str().expect("UTF-8");
     let old = path.replace("keys.csv", "old.csv");
+    let config = dir.path().join("keyward.toml");
+    std::fs::write(&config, format!("server.state_dir = '{}'\n", dir.path().display())).expect("writes");
+    let config = config.to_str().expect("UTF-8");
     let options: Vec<_> = options.iter().map(|option| option.replace("old.csv", &old)).collect();
-    let mut arguments = vec!["check", "--source", path];
+    let mut arguments = vec!["check", "--config", config, "--source", path];
     arguments.extend(options.iter().map(String::as_str));
     let (exit, output, messages) = run_with(&arguments, b"");
     let short = |text: String| text.replace(path, "keys.csv").replace(&old, "old.csv");
@@ -173,7 +177,9 @@ fn plan_in_shadow_mode_does_not_limit() {
     )
     .expect("writes");
     let check = |limits: &str| {
-        let text = format!("source.path = '{}'\n{limits}\n[plans.free]\n", source.display());
+        let (source, state) = (source.display(), dir.path().display());
+        let text =
+            format!("source.path = '{source}'\nserver.state_dir = '{state}'\n{limits}\n[plans.free]\n");
         std::fs::write(&config, text).expect("writes");
         let config = config.to_str().expect("UTF-8");
         let (exit, output, messages) = run_with(&["check", "--json", "--config", config], b"");
