@@ -87,7 +87,7 @@ pub(super) struct Table {
     /// Free records.
     free: Vec<u32>,
     /// The owner of the latest new record: consecutive rows often have the same owner.
-    pub(super) owner: Arc<str>,
+    pub(super) last_owner: Arc<str>,
     unknown: UnknownKeys,
     unknown_before: UnknownKeys,
     /// The latest generation for which records of absent keys have been removed.
@@ -192,7 +192,8 @@ impl Table {
             None => {
                 self.hot.push(HotCounters::default());
                 self.cold.push(cold);
-                // There are at most as many records as entries, whose numbers have 32 bits.
+                // Records outlive snapshots, so no snapshot bounds their number. But 2^32 of them
+                // would take half a terabyte of memory.
                 (self.cold.len() - 1) as u32
             }
         }
@@ -223,12 +224,12 @@ impl Table {
         let end = self.hot.len().min(walk.at.saturating_add(records));
         // The view of a newer snapshot may refer to the records: then none is removed.
         walk.sweeps &= self.views.len() == 1;
-        let mut goes_on = true;
-        while walk.at < end && goes_on {
+        let mut has_room = true;
+        while walk.at < end && has_room {
             let record = walk.at;
             walk.at += 1;
             if self.hot[record].changed {
-                goes_on = write(self.take_delta(record));
+                has_room = write(self.take_delta(record));
             }
             if walk.sweeps {
                 self.remove_if_absent(record);
@@ -297,7 +298,7 @@ impl Table {
             }
             UsageQuery::Top(_) => self.records().collect(),
         };
-        let most = if let UsageQuery::Top(most) = query { *most } else { MAX_LISTED }.min(MAX_LISTED);
+        let limit = if let UsageQuery::Top(limit) = query { *limit } else { MAX_LISTED }.min(MAX_LISTED);
         let matched = found.len();
         let mut total = UsageCounts::default();
         found.iter().for_each(|record| self.add_to(&mut total, *record as usize));
@@ -306,10 +307,10 @@ impl Table {
             let used = (cold.cost + hot.cost, cold.allowed + hot.allowed);
             (std::cmp::Reverse(used), &*cold.key_id)
         };
-        if matched > most && most > 0 {
-            found.select_nth_unstable_by(most - 1, |a, b| order(a).cmp(&order(b)));
+        if matched > limit && limit > 0 {
+            found.select_nth_unstable_by(limit - 1, |a, b| order(a).cmp(&order(b)));
         }
-        found.truncate(most);
+        found.truncate(limit);
         found.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
         (matched, total, found.into_iter().map(|record| self.usage(record as usize)).collect())
     }
