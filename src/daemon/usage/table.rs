@@ -11,10 +11,10 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
-use keyward_protocol::Verdict;
+use keyward_protocol::{VERDICT_LIMIT, Verdict};
 
 use super::chunked_vec::ChunkedVec;
-use super::log::{Event, FlushedLog, PEEKED, REFUNDED, SHADOW_LIMITED, UnknownKeys, VERDICTS};
+use super::log::{Event, FlushedLog, PEEKED, REFUNDED, SHADOW_LIMITED, UnknownKeys};
 use super::report::{KeyUsage, MAX_LISTED, UsageCounts, UsageQuery};
 use keyward_engine::snapshot::Snapshot;
 use keyward_memory::{HugeVec, prefetch, zeroed};
@@ -162,7 +162,7 @@ impl Table {
     fn count(&mut self, record: usize, event: &Event) {
         let hot = &mut self.hot[record];
         hot.changed = true;
-        if event.kind < VERDICTS {
+        if event.kind < VERDICT_LIMIT {
             if hot.first == 0 {
                 hot.first = event.unix;
             }
