@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::audit::FileLocation;
+use crate::config::ConfigError;
 use crate::reload::memory_limits::MemoryError;
 use crate::reload::pepper_in_use::PepperInUse;
 use crate::reload::refusal::{Refusal, RefusalList};
@@ -112,7 +113,7 @@ pub enum ReloadError {
     },
     /// The configuration, which is read again with the source, is wrong.
     #[error("{0}")]
-    Configuration(String),
+    Configuration(#[source] ConfigError),
     /// The system provides no randomness.
     #[error("no random seed for the table: {0}")]
     Random(#[source] getrandom::Error),
@@ -230,4 +231,21 @@ impl ReloadError {
 fn too_many_bad_rows(diagnostics: &Diagnostics, max: u32) -> String {
     let (source, rows) = (diagnostics.source(), diagnostics.bad_row_count());
     format!("{source}: {rows} rows cannot be understood, and source.max_bad_rows lets {max} be set aside")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn refused_configuration_is_the_source_of_the_error() {
+        let refused = ConfigError::NoSource { file: None };
+        let message = refused.to_string();
+        let error = ReloadError::Configuration(refused);
+        assert_eq!(error.to_string(), message);
+        let source = error.source().and_then(|source| source.downcast_ref());
+        assert!(matches!(source, Some(ConfigError::NoSource { file: None })), "{source:?}");
+    }
 }

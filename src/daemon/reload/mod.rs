@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::audit::Audit;
 use crate::clock::Clock;
+use crate::config::ConfigError;
 use crate::publish::Publisher;
 use crate::revocation::{Retention, Revocations};
 use keyward_engine::global_policy::GlobalPolicy;
@@ -110,7 +111,7 @@ pub struct Settings {
 }
 
 /// Reads the current settings. The error is a message for operators.
-pub type ConfigLoader = Box<dyn FnMut(Purpose) -> Result<Settings, String> + Send>;
+pub type ConfigLoader = Box<dyn FnMut(Purpose) -> Result<Settings, ConfigError> + Send>;
 
 /// What the configuration is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
