@@ -22,6 +22,7 @@ use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_state::Generations;
 
+mod apply_takeaways;
 mod bad_rows;
 mod check;
 mod compare;
@@ -42,12 +43,12 @@ mod report;
 mod source_file;
 mod stale;
 mod swap;
-mod takeaways;
 #[cfg(test)]
 mod tests;
 mod trigger;
 mod watch;
 
+pub use apply_takeaways::TakeawayReport;
 pub use bad_rows::{BadRowPolicy, SetAside};
 pub use check::{CheckRequest, Evaluation, Preview};
 pub use error::ReloadError;
@@ -62,7 +63,6 @@ pub use refusal::Refusal;
 use reload_loop::{LoadedFrom, ReloadLoop, retry_while_changing};
 pub use source_file::SourceFile;
 pub use stale::Stale;
-pub use takeaways::TakeawayReport;
 pub use trigger::{Trigger, trigger_channel};
 
 /// Keys that a message, the log or the audit trail names: enough to find out what they have in

@@ -34,7 +34,7 @@ mod manifest;
 mod paced;
 mod recover;
 mod sealed;
-mod takeaways;
+mod takeaway_file;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -44,8 +44,8 @@ pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
 pub use recover::{RecoverError, Recovered, recover};
 pub use sealed::SealedError;
-pub(in crate::reload) use takeaways::AppliedTakeaways;
-use takeaways::TAKEAWAYS_FILE;
+pub(in crate::reload) use takeaway_file::AppliedTakeaways;
+use takeaway_file::{TAKEAWAYS_FILE, TakeawayFile};
 pub(super) use writer::Job;
 use writer::Writing;
 
@@ -59,7 +59,7 @@ struct Shared {
     directory: Arc<StateDir>,
     state: Mutex<State>,
     changed: Condvar,
-    takeaways: Mutex<takeaways::TakeawayFile>,
+    takeaways: Mutex<TakeawayFile>,
     /// Set at shutdown: the writer must not pause any more.
     stopping: AtomicBool,
 }
