@@ -52,10 +52,10 @@ use writer::Writing;
 /// The last good keys of a state directory. Clones share it.
 #[derive(Clone)]
 pub struct LastGoodStore {
-    shared: Arc<Shared>,
+    shared: Arc<SharedStore>,
 }
 
-struct Shared {
+struct SharedStore {
     directory: Arc<StateDir>,
     state: Mutex<State>,
     changed: Condvar,
@@ -137,7 +137,7 @@ impl LastGoodStore {
             writer::remove_stale_files(&root, stored.as_ref());
             state.stored = stored;
         }
-        let shared = Shared {
+        let shared = SharedStore {
             directory: Arc::clone(directory),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -241,7 +241,7 @@ impl LastGoodStore {
     }
 }
 
-impl Shared {
+impl SharedStore {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
