@@ -138,34 +138,14 @@ class Client:
         self.socket.connect(path)
         self.stream = self.socket.makefile("rb")
 
-    def verify(
-        self,
-        key,
-        cost=1,
-        scopes=None,
-        any_scope=False,
-        ip=None,
-        origin=None,
-        environment=None,
-        metadata=False,
-        raw=False,
-    ):
-        """Returns the fields of the ANSWER. `scopes` is a list of names.
+    def verify(self, key, cost=1, scopes=None, raw=False, **fields):
+        """Returns the fields of the ANSWER.
 
-        No verdict other than "ALLOWED" allows the request.
+        `scopes` is a list of names, and `fields` are the other optional parameters of the function
+        `verify`. No verdict other than "ALLOWED" allows the request.
         """
-        return self.send(
-            verify,
-            key,
-            cost,
-            raw,
-            scopes=None if scopes is None else " ".join(scopes),
-            any_scope=any_scope,
-            ip=ip,
-            origin=origin,
-            environment=environment,
-            metadata=metadata,
-        )
+        scopes = None if scopes is None else " ".join(scopes)
+        return self.send(verify, key, cost, raw, scopes=scopes, **fields)
 
     def refund(self, key, cost=1, limit=None):
         """Refunds what an ALLOWED request was charged. Do not retry it, even without an answer."""

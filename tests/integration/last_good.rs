@@ -354,14 +354,13 @@ fn disabled_setting_removes_the_last_good_keys() {
 #[test]
 fn keys_accepted_right_before_shutdown_are_saved() {
     let mut daemon = start_and_save(Setup::text(export(1)));
-    // Few enough to be written within the two seconds that a shutdown waits, on a slow machine too.
-    replace_export(&daemon.setup.source(), export(4_000));
+    replace_export(&daemon.setup.source(), export(20_000));
     assert!(daemon.reload().accepted);
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
     daemon.spoil_source();
     let daemon = daemon.restart();
-    assert_eq!(daemon.verdict("k3999"), "ALLOWED");
+    assert_eq!(daemon.verdict("k19999"), "ALLOWED");
 }
 
 #[test]

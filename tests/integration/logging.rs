@@ -16,6 +16,10 @@ use keyward_daemon::admin::message::LogStatus;
 use rustix::io::ioctl_fionbio;
 use rustix::process::Signal;
 
+/// Much less than a daemon that waits for its standard error takes, and much more than one that does
+/// not.
+const PROMPT: Duration = Duration::from_secs(8);
+
 /// How long the load lasts: a second, or `KEYWARD_TEST_LOAD_S` seconds.
 fn load_duration() -> Duration {
     let seconds = std::env::var("KEYWARD_TEST_LOAD_S").ok().and_then(|text| text.parse().ok());
@@ -52,9 +56,16 @@ fn exercise(daemon: &Daemon) {
     assert_eq!(daemon.verdict("a"), "ALLOWED");
 }
 
+fn assert_prompt<T>(what: &str, run: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = run();
+    assert!(start.elapsed() < PROMPT, "{what} took {:?}", start.elapsed());
+    result
+}
+
 fn stop(mut daemon: Daemon) -> ExitStatus {
     daemon.signal(Signal::TERM);
-    daemon.wait_for_exit()
+    assert_prompt("the shutdown", || daemon.wait_for_exit())
 }
 
 /// A daemon that logs each connection to `stderr`.
@@ -128,12 +139,14 @@ fn dropped_lines_are_reported_once_the_pipe_is_read() {
     wait_until("the log's recovery", || daemon.status().log.failing_since.is_none());
     let dropped = daemon.status().log.dropped;
     exercise(&daemon);
+    // The keys in force would be saved, and that logged, after "stopped".
+    daemon.wait_until_saved();
     assert!(stop(daemon).success());
     let text = text.join().expect("no panic");
     let report = text.lines().find(|line| line.contains(" log lines were dropped since ")).expect(&text);
     assert!(report.contains("ERROR") && report.contains("since=20"), "{report}");
     // The queued lines are there, from the start to the end.
-    assert!(text.contains("listening") && text.lines().any(|line| line.ends_with("stopped")), "{text}");
+    assert!(text.contains("listening") && text.trim_end().ends_with("stopped"), "{text}");
     let reported: u64 = text
         .lines()
         .filter_map(|line| line.split("dropped=").nth(1)?.split(' ').next()?.parse::<u64>().ok())
@@ -165,12 +178,14 @@ fn blocked_log_does_not_affect_a_daemon_under_load() {
                 });
             }
             while Instant::now() < end {
-                if allow_uids.is_empty() {
-                    exercise(&daemon);
-                } else {
-                    assert!(daemon.reload().accepted);
-                }
-                daemon.status();
+                assert_prompt("a round of commands", || {
+                    if allow_uids.is_empty() {
+                        exercise(&daemon);
+                    } else {
+                        assert!(daemon.reload().accepted);
+                    }
+                    daemon.status();
+                });
             }
             stop_load.store(true, Ordering::Relaxed);
         });
@@ -179,7 +194,7 @@ fn blocked_log_does_not_affect_a_daemon_under_load() {
 }
 
 fn wait_for_exit(child: &mut Child) -> ExitStatus {
-    wait_for("the daemon to exit", || child.try_wait().expect("a child"))
+    assert_prompt("the exit", || wait_for("the daemon to exit", || child.try_wait().expect("a child")))
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::audit::FileLocation;
-use crate::config::ConfigError;
+use crate::reload::ConfigLoadError;
 use crate::reload::memory_limits::MemoryError;
 use crate::reload::pepper_in_use::PepperInUse;
 use crate::reload::refusal::{Refusal, RefusalList};
@@ -113,7 +113,7 @@ pub enum ReloadError {
     },
     /// The configuration, which is read again with the source, is wrong.
     #[error("{0}")]
-    Configuration(#[source] ConfigError),
+    Configuration(#[source] ConfigLoadError),
     /// The system provides no randomness.
     #[error("no random seed for the table: {0}")]
     Random(#[source] getrandom::Error),
@@ -241,11 +241,10 @@ mod tests {
 
     #[test]
     fn refused_configuration_is_the_source_of_the_error() {
-        let refused = ConfigError::NoSource { file: None };
-        let message = refused.to_string();
-        let error = ReloadError::Configuration(refused);
-        assert_eq!(error.to_string(), message);
-        let source = error.source().and_then(|source| source.downcast_ref());
-        assert!(matches!(source, Some(ConfigError::NoSource { file: None })), "{source:?}");
+        let error =
+            ReloadError::Configuration(MemoryError::from_io(io::ErrorKind::OutOfMemory.into()).into());
+        let source = error.source().expect("a source");
+        assert!(source.is::<MemoryError>(), "{source:?}");
+        assert_eq!(error.to_string(), source.to_string());
     }
 }

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use crate::audit::Audit;
 use crate::clock::Clock;
-use crate::config::ConfigError;
 use crate::publish::Publisher;
 use crate::revocation::{Retention, Revocations};
 use keyward_engine::global_policy::GlobalPolicy;
@@ -110,8 +109,12 @@ pub struct Settings {
     pub revocation_retention: Retention,
 }
 
-/// Reads the current settings. The error is a message for operators.
-pub type ConfigLoader = Box<dyn FnMut(Purpose) -> Result<Settings, ConfigError> + Send>;
+/// Why the configuration was refused. Reloads do not depend on the module that reads it, which
+/// depends on theirs.
+pub type ConfigLoadError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Reads the current settings.
+pub type ConfigLoader = Box<dyn FnMut(Purpose) -> Result<Settings, ConfigLoadError> + Send>;
 
 /// What the configuration is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
