@@ -1,13 +1,14 @@
 //! Rules of the source that neither the compiler nor a lint checks.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, reason = "a test may panic")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The engine reads no file, socket, environment or clock, and starts no thread. Its manifest keeps
 /// tokio and rustix out; this keeps the standard library's out.
-const IMPURE: [&str; 9] = [
+const IMPURE: [&str; 11] = [
     "std::fs",
     "std::net::Tcp",
     "std::net::Udp",
@@ -17,6 +18,8 @@ const IMPURE: [&str; 9] = [
     "Instant::now",
     "SystemTime",
     "thread::spawn",
+    "thread::scope",
+    "thread::Builder",
 ];
 
 /// The Rust sources below `directory`, with paths relative to the workspace.
@@ -74,4 +77,75 @@ fn every_file_begins_with_its_purpose() {
         .map(|(path, _)| path)
         .collect();
     assert!(silent.is_empty(), "{silent:#?}");
+}
+
+/// The modules of a crate that a module imports, by name; both are files or directories of the
+/// crate's root.
+type Imports = BTreeMap<String, BTreeSet<String>>;
+
+fn imports(crate_root: &str) -> Imports {
+    let is_test = |path: &Path| path.iter().any(|part| part == "tests" || part == "tests.rs");
+    let modules: Vec<(String, String)> = sources(crate_root)
+        .into_iter()
+        .filter(|(path, _)| !is_test(path))
+        .map(|(path, text)| {
+            let inside = path.strip_prefix(crate_root).expect("inside").with_extension("");
+            let module = inside.iter().next().expect("a name").to_string_lossy().into_owned();
+            (module, code(&text))
+        })
+        .collect();
+    let names: BTreeSet<&str> = modules.iter().map(|(module, _)| module.as_str()).collect();
+    let mut imports = Imports::new();
+    for (module, code) in modules.iter().filter(|(module, _)| module != "lib" && module != "main") {
+        let imported = imports.entry(module.clone()).or_default();
+        for path in code.split("crate::").skip(1) {
+            // `crate::{a, b}` names several modules, at the beginning of each path in the braces.
+            let paths = match path.strip_prefix('{') {
+                Some(group) => group.split('}').next().unwrap_or_default().split(',').collect(),
+                None => vec![path],
+            };
+            let first_name = |path: &str| {
+                let end = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+                path.trim().split(end).next().unwrap_or_default().to_owned()
+            };
+            let others = paths.into_iter().map(first_name).filter(|name| name != module);
+            imported.extend(others.filter(|name| names.contains(name.as_str())));
+        }
+    }
+    imports
+}
+
+/// Removes the modules that import none of the others until only modules that import each other in
+/// a circle, or such modules, are left.
+fn circular(mut imports: Imports) -> Imports {
+    loop {
+        let leaves: BTreeSet<String> = imports
+            .iter()
+            .filter(|(_, imported)| imported.is_empty())
+            .map(|(module, _)| module.clone())
+            .collect();
+        if leaves.is_empty() {
+            return imports;
+        }
+        imports.retain(|module, _| !leaves.contains(module));
+        imports.values_mut().for_each(|imported| imported.retain(|module| !leaves.contains(module)));
+    }
+}
+
+#[test]
+fn modules_do_not_import_each_other_in_a_circle() {
+    for crate_root in [
+        "src/memory",
+        "src/engine",
+        "src/source",
+        "src/state",
+        "src/daemon",
+        "protocol/src",
+        "protocol/clients/rust/src",
+    ] {
+        let imports = imports(crate_root);
+        assert!(imports.len() > 1, "no modules found in {crate_root}");
+        let circular = circular(imports);
+        assert!(circular.is_empty(), "{crate_root}: {circular:#?}");
+    }
 }

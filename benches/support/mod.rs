@@ -1,7 +1,7 @@
 //! Shared code of the benches: pinning, pseudo-random numbers, key sets, and the summary of ratios.
 
 // Each bench compiles this module and uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each program uses a part of it")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a bench panics if its setup fails")]
 
 pub(crate) mod cache_lines;

@@ -3,8 +3,10 @@
 use crate::codec::{BodyReader, append_bytes16, append_text8, truncate_text};
 use crate::error::ProtocolError;
 use crate::frame::{FrameHeader, FrameKind, append_frame};
-use crate::layout::wire_struct;
-use crate::limits::{MAX_KEY_ID, MAX_METADATA, MAX_NAME, MAX_OWNER};
+use crate::layout::{WireSize, wire_struct};
+use crate::limits::{
+    HEADER_BYTES, LENGTH_BYTES, MAX_ANSWER_LENGTH, MAX_KEY_ID, MAX_METADATA, MAX_NAME, MAX_OWNER,
+};
 use crate::verdict::Verdict;
 
 /// Flags of ANSWER.
@@ -79,6 +81,17 @@ wire_struct! {
         21 => reset_ms: u32,
     }
 }
+
+/// The `length` of an answer whose texts are all as long as they may be.
+const LARGEST_ANSWER: usize = HEADER_BYTES - LENGTH_BYTES
+    + AnswerFixed::WIRE_SIZE
+    + (1 + MAX_KEY_ID)
+    + (1 + MAX_OWNER)
+    + 3 * (1 + MAX_NAME)
+    + (2 + MAX_METADATA)
+    + (1 + MAX_NAME);
+
+const _: () = assert!(LARGEST_ANSWER == 4585 && LARGEST_ANSWER <= MAX_ANSWER_LENGTH as usize);
 
 impl<'a> Answer<'a> {
     /// An answer that carries nothing but a verdict, for a request whose key was not found or not

@@ -1,8 +1,5 @@
 //! The limits of the protocol, each with its reason. SPEC.md section 3 lists the same numbers.
 
-use crate::answer::AnswerFixed;
-use crate::layout::WireSize;
-
 /// The version of the protocol that this crate speaks.
 pub const VERSION: u8 = 1;
 
@@ -54,14 +51,6 @@ const LARGEST_VERIFY: usize = HEADER_BYTES - LENGTH_BYTES
     + (2 + MAX_ORIGIN)
     + (1 + MAX_NAME);
 const LARGEST_REFUND: usize = HEADER_BYTES - LENGTH_BYTES + 4 + (2 + MAX_KEY) + (1 + MAX_NAME);
-const LARGEST_ANSWER: usize = HEADER_BYTES - LENGTH_BYTES
-    + AnswerFixed::WIRE_SIZE
-    + (1 + MAX_KEY_ID)
-    + (1 + MAX_OWNER)
-    + 3 * (1 + MAX_NAME)
-    + (2 + MAX_METADATA)
-    + (1 + MAX_NAME);
 
 const _: () = assert!(LARGEST_VERIFY == 2659 && LARGEST_VERIFY <= MAX_REQUEST_LENGTH as usize);
 const _: () = assert!(LARGEST_REFUND == 1103 && LARGEST_REFUND <= LARGEST_VERIFY);
-const _: () = assert!(LARGEST_ANSWER == 4585 && LARGEST_ANSWER <= MAX_ANSWER_LENGTH as usize);

@@ -1,7 +1,7 @@
 //! Tests the codec against `vectors/vectors.json`, and the completeness of that file against the
 //! protocol.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! The only module that reads the system's clocks for decisions.
+//! The only module that reads the system's clocks for verdicts and balances.
 //!
 //! Token buckets use CLOCK_BOOTTIME: it never steps back, and it continues while the machine is
 //! suspended, so that a laptop opened in the morning does not find yesterday's empty buckets. The

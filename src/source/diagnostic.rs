@@ -11,7 +11,10 @@ use std::sync::Arc;
 
 use keyward_engine::record::Escaped;
 
-use crate::bad_row::BadRows;
+mod bad_row;
+
+pub use bad_row::BadRow;
+use bad_row::BadRows;
 
 /// Diagnostics retained in full: a screenful. The others are only counted.
 pub const MAX_DIAGNOSTICS: usize = 20;
@@ -156,8 +159,8 @@ pub struct Diagnostics {
     retained: Vec<Diagnostic>,
     /// The hash of the kind of each retained diagnostic.
     kinds: Vec<u64>,
-    pub(crate) total: u64,
-    pub(crate) bad_rows: Box<BadRows>,
+    total: u64,
+    bad_rows: Box<BadRows>,
 }
 
 impl Diagnostics {

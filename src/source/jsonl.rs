@@ -13,10 +13,10 @@ use serde_json::value::RawValue;
 
 use keyward_engine::record::{Field, Quoted};
 
-use crate::bad_row::{KeyTexts, find_key_texts};
 use crate::column_hint::UnknownColumn;
 use crate::column_mapping::{ColumnMapping, ColumnRole, FieldTexts};
 use crate::diagnostic::{Column, Diagnostics, Location};
+use crate::key_texts::{KeyTexts, find_key_texts};
 use crate::row::Rows;
 use crate::{FramingError, MAX_ROW};
 

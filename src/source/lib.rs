@@ -33,7 +33,6 @@ use std::io::{self, BufRead, BufReader, Cursor, Read};
 
 use keyward_engine::record::KeyRecord;
 
-mod bad_row;
 mod chunk_reader;
 mod chunk_splitter;
 mod column_hint;
@@ -43,16 +42,16 @@ mod diagnostic;
 mod field;
 mod format;
 mod jsonl;
+mod key_texts;
 pub mod lint;
 mod row;
 #[cfg(test)]
 mod tests;
 
-pub use bad_row::BadRow;
 pub use chunk_reader::ChunkReader;
 pub use chunk_splitter::{ChunkSplitter, SplitError};
 pub use column_mapping::{ColumnMapping, ColumnMappingError};
-pub use diagnostic::{Column, Diagnostic, Diagnostics, Location, MAX_DIAGNOSTICS, RepeatCount};
+pub use diagnostic::{BadRow, Column, Diagnostic, Diagnostics, Location, MAX_DIAGNOSTICS, RepeatCount};
 pub use field::null::{MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
 pub use format::{Format, FormatError};
 pub use keyward_engine::record::Field;

@@ -77,7 +77,7 @@ impl Acceptance {
         match self {
             Self::LostRevocations => {
                 "It has its list of revocations in memory and writes it anew when the file is damaged or lost, so that there \
-                 is nothing to accept; keyward status lists what is revoked"
+                 is nothing to accept; keyward status --revocations lists what is revoked"
             }
             Self::Source => "To have it believe its source now, use keyward reload --force",
         }

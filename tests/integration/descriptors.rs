@@ -12,6 +12,7 @@ use crate::support::{
     Daemon, Export, RawClient, Received, Setup, TIMEOUT, encode_verify, key_target, wait_for,
 };
 use keyward_daemon::admin::message::Reply;
+use rustix::net::RecvFlags;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 /// How long the daemon's processor time is measured.
@@ -120,6 +121,16 @@ fn is_served_or_refused(peer: &mut RawClient) -> bool {
     }
 }
 
+/// Receives the reason for the refusal, and the end of the connection.
+fn assert_refused(mut peer: RawClient) {
+    let received = peer.receive();
+    assert!(
+        matches!(received, Received::Error { code: TOO_MANY_CONNECTIONS, closing: true, .. }),
+        "{received:?}"
+    );
+    assert_eq!(peer.receive(), Received::Closed);
+}
+
 /// Opens connections until the daemon refuses one, and adds the others to `served`.
 fn open_until_refused(daemon: &Daemon, served: &mut Vec<RawClient>) {
     loop {
@@ -153,6 +164,19 @@ fn clients_without_a_descriptor_are_refused_at_once() {
     let took = arrived.elapsed();
     assert!(took < Duration::from_secs(5), "{SURPLUS} clients were refused in {took:?}");
     assert!(served.len() <= MAX_SERVED, "{} clients are served", served.len());
+
+    // A client that has sent nothing is refused as well.
+    let silent = wait_for("a refusal", || {
+        let mut peer = daemon.connect();
+        peer.stream.set_read_timeout(Some(Duration::from_millis(500))).expect("set");
+        let is_refused = rustix::net::recv(&peer.stream, &mut [0], RecvFlags::PEEK).is_ok();
+        peer.stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+        if !is_refused {
+            assert!(is_served_or_refused(&mut peer));
+        }
+        is_refused.then_some(peer)
+    });
+    assert_refused(silent);
 
     // Open connections are not affected.
     assert!(is_served(&mut first) && served.iter_mut().all(is_served));

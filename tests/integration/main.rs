@@ -4,7 +4,7 @@
 //! All tests are one binary, so that it links once. `tests/matrix` runs it in every mode of the
 //! daemon. Tests that need outside programs or privileges are ignored; `tests/run` runs them.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! The binary as a user starts it. `tests/integration/bench.rs` of the workspace runs it against a
 //! daemon.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, reason = "a test may panic")]
 
 use std::process::Command;
 

@@ -4,7 +4,7 @@
 //! the same way.
 
 // Each test crate compiles this module and uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 use keyward_protocol::{
     Answer, Credential, ErrorFrame, Hello, LimitState, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, ParsedFrame,

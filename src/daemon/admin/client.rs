@@ -204,6 +204,21 @@ mod tests {
         daemon.join().expect("ends");
     }
 
+    /// The daemon evicts idle connections with an error, which may arrive with the reply.
+    #[test]
+    fn only_the_first_line_is_the_reply() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.sock");
+        let listener = UnixListener::bind(&path).expect("binds");
+        let daemon = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accepts");
+            stream.write_all(b"{\"ok\":true}\n{\"ok\":false,\"error\":\"evicted\"}\n").expect("writes");
+        });
+        let reply = send_command(&path, &Command::Status).expect("a reply");
+        assert!(reply.ok && reply.error.is_none(), "{reply:?}");
+        daemon.join().expect("ends");
+    }
+
     #[test]
     fn permission_error_has_its_own_hint() {
         let denied =

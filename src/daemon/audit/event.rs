@@ -185,6 +185,7 @@ impl LastGood {
         Self { in_use: false, reason, keys: 0, accepted_at: None, source_written_at: None }
     }
 }
+
 /// The ids of the first keys whose access a reload changes.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct AccessExamples<'a> {
@@ -213,7 +214,8 @@ pub struct FileLocation {
 }
 
 /// A revocation by an operator. An operator may have typed a raw key by mistake, so a name is
-/// recorded only if the source lists it as a key id or an owner.
+/// recorded only if the source lists it as a key id or an owner or, before keys are loaded, if it
+/// cannot be a key.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Revocation<'a> {
     /// The key's id, if the target is a key.

@@ -323,7 +323,7 @@ mod tests {
         for (text, problem) in [
             ("keep = '400d'", "is out of range: write 0s to 1year, or \"forever\""),
             ("keep = 'never'", "\"never\" is not a duration"),
-            ("keep = 7", "a duration such as \"90s\", \"5m\" or \"1h 30m\", or \"forever\""),
+            ("keep = 7", "a duration such as \"90s\", \"1h 30m\" or \"7d\", or \"forever\""),
             ("hold = '7d'", "unknown field `hold`"),
         ] {
             let refused = keep(text).expect_err(text).to_string();

@@ -177,7 +177,7 @@ fn invalid_value_is_refused_with_its_position_and_a_valid_example() {
     let cases = [
         (
             "server.idle_timeout = \"5\"",
-            r#":2:23: server.idle_timeout: "5" is not a duration: time unit needed, for example 5sec or 5ms; write one such as "90s", "5m" or "1h 30m""#,
+            r#":2:23: server.idle_timeout: "5" is not a duration: time unit needed, for example 5sec or 5ms; write one such as "90s", "1h 30m" or "7d""#,
         ),
         (
             "server.idle_timeout = \"0s\"",
@@ -185,7 +185,7 @@ fn invalid_value_is_refused_with_its_position_and_a_valid_example() {
         ),
         (
             "server.idle_timeout = 300",
-            r#":2:23: server.idle_timeout: invalid type: integer `300`, expected a duration such as "90s", "5m" or "1h 30m", or "never""#,
+            r#":2:23: server.idle_timeout: invalid type: integer `300`, expected a duration such as "90s", "1h 30m" or "7d", or "never""#,
         ),
         (
             "server.drain_timeout = \"2years\"",

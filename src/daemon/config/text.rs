@@ -151,11 +151,11 @@ fn check_range(duration: Duration, range: &RangeInclusive<Duration>) -> Result<D
 struct DurationText(Duration);
 
 impl Text for DurationText {
-    const EXPECTED: &'static str = "a duration such as \"90s\", \"5m\" or \"1h 30m\"";
+    const EXPECTED: &'static str = "a duration such as \"90s\", \"1h 30m\" or \"7d\"";
 
     fn parse(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text).map(Self).map_err(|error| {
-            format!("{text:?} is not a duration: {error}; write one such as \"90s\", \"5m\" or \"1h 30m\"")
+            format!("{text:?} is not a duration: {error}; write one such as \"90s\", \"1h 30m\" or \"7d\"")
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Connections of a worker that runs on the test's own thread, as its peers do. The test decides
 //! when each of them runs, so that the results do not depend on the machine.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, reason = "a test may panic")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;

@@ -75,7 +75,7 @@ pub struct WorkerContext {
     subscription: RefCell<Subscription>,
     usage: RefCell<UsageLog>,
     limiter: Arc<Limiter>,
-    /// The global_policy until there is a snapshot. A snapshot carries its own.
+    /// The global policy until there is a snapshot. A snapshot carries its own.
     global_policy: Arc<GlobalPolicy>,
     clock: Clock,
     shutdown: Shutdown,

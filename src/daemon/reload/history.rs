@@ -22,14 +22,13 @@ pub struct Outcome {
 }
 
 /// A reload whose snapshot is in force on every connection.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug)]
 pub struct AcceptedReload {
     /// The snapshot's number.
     pub generation: u64,
     /// Its keys.
     pub keys: usize,
     /// What it changed.
-    #[serde(flatten)]
     pub diff: Diff,
     /// Revocations that the source agrees with, and that have left the list for that reason.
     pub revocations_agreed: usize,
@@ -38,7 +37,6 @@ pub struct AcceptedReload {
     /// Revocations that the source contradicts, and that stay in force.
     pub revocations_conflicting: usize,
     /// Rows that were set aside.
-    #[serde(skip)]
     pub set_aside: Option<Arc<SetAside>>,
 }
 

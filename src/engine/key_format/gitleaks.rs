@@ -24,7 +24,7 @@ const MIN_ENTROPY: u32 = 3;
 const ESCAPES: &str = r"%[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\x[0-9A-Fa-f]{2}|\\[abfnrtv0]|\x1b\[[0-9;]*m";
 
 /// The regular expression. Its first group is the key.
-pub fn pattern(prefixes: &[Prefix]) -> String {
+pub(crate) fn pattern(prefixes: &[Prefix]) -> String {
     // A prefix has no character with a special meaning in a pattern.
     let prefixes = prefixes.iter().map(Prefix::as_str).collect::<Vec<_>>().join("|");
     let digits = RANDOM_CHARACTERS + CHECKSUM_CHARACTERS;

@@ -80,7 +80,7 @@ impl Allocation<'_> {
     /// of `previous`, `rates` and the result is not significant.
     ///
     /// Returns `None` if all 2^32 slots are in use.
-    pub fn assign_all(
+    pub(crate) fn assign_all(
         &mut self,
         id: BucketId,
         previous: &[BucketRef],
@@ -107,7 +107,7 @@ impl Allocation<'_> {
     /// no bucket exists, because then the ids of the buckets do not matter.
     ///
     /// Returns `None` if a slot has been assigned before, or a bucket is retained.
-    pub fn assign_contiguous(&mut self, count: u32, unused: impl Iterator<Item = u32>) -> Option<()> {
+    pub(crate) fn assign_contiguous(&mut self, count: u32, unused: impl Iterator<Item = u32>) -> Option<()> {
         let SlotAllocator { next, free, retained } = &mut *self.allocator;
         if *next > 0 || !retained.is_empty() {
             return None;

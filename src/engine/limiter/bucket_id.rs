@@ -19,7 +19,7 @@ impl BucketId {
 
     /// The id of a limit that all keys of an owner share, whatever their plans. Plans that define
     /// the limit differently share the id; the bucket then has a slot for each rate.
-    pub fn for_owner(owner: &str, limit: &str) -> Self {
+    pub(crate) fn for_owner(owner: &str, limit: &str) -> Self {
         Self::hash("owner", &[owner, limit])
     }
 

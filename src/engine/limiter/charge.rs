@@ -110,7 +110,7 @@ impl Limiter {
     /// The fast path of [`charge`](Self::charge): a key with one limit, which is enforced, and a
     /// cost that is not 0.
     #[inline(always)]
-    pub fn charge_single(&self, bucket: Bucket<'_>, rate: Rate, now: u64, cost: u32) -> SingleOutcome {
+    pub(crate) fn charge_single(&self, bucket: Bucket<'_>, rate: Rate, now: u64, cost: u32) -> SingleOutcome {
         let mut now = self.buckets.latest_tick.advance(now);
         let Bucket { slot, word } = bucket;
         loop {

@@ -79,7 +79,8 @@ pub use balance_scan::BalanceScan;
 pub use bucket_id::BucketId;
 pub use charge::{Bucket, Limiter};
 pub use clock_reading::ClockReading;
-pub use outcome::{Charge, ChargeReport, DecidingLimit, MAX_CHARGES, Outcome, SingleOutcome};
+pub(crate) use outcome::SingleOutcome;
+pub use outcome::{Charge, ChargeReport, DecidingLimit, MAX_CHARGES, Outcome};
 pub use rate::{
     MAX_BURST, MAX_CAPACITY_TICKS, MIN_PERIOD_TICKS, Rate, RateError, TICKS_PER_MILLISECOND,
     TICKS_PER_NANOSECOND,

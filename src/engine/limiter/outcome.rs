@@ -37,7 +37,7 @@ pub enum Outcome {
 
 /// The result of charging a key's only limit: an [`Outcome`] small enough to stay in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SingleOutcome {
+pub(crate) enum SingleOutcome {
     /// The limit was charged.
     Admitted(Balance),
     /// The limit was not charged.

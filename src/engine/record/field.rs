@@ -132,7 +132,7 @@ impl FieldSet {
 
     /// The fields that are in both sets.
     #[must_use]
-    pub const fn intersection(self, other: Self) -> Self {
+    pub(crate) const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 

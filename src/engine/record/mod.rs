@@ -27,7 +27,7 @@ pub use origin::{Origin, OriginError};
 pub(crate) use plan::merge_limits;
 pub use plan::{Plans, PlansError, UnknownPlanError};
 pub use quoted::Quoted;
-pub use validation::{is_metadata, is_printable, is_scope};
+pub(crate) use validation::{is_metadata, is_printable, is_scope};
 
 /// The digest of a key: its SHA-256, or its HMAC-SHA256 under a [pepper](crate::pepper).
 pub type Digest = [u8; 32];

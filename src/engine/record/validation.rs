@@ -9,13 +9,13 @@ use super::{MAX_METADATA, MAX_SCOPE};
 
 /// Whether `text` has at most `max_length` bytes and no control characters, so that a terminal can
 /// show it.
-pub fn is_printable(text: &str, max_length: usize) -> bool {
+pub(crate) fn is_printable(text: &str, max_length: usize) -> bool {
     text.len() <= max_length && !text.chars().any(char::is_control)
 }
 
 /// Whether `text` is a scope: 1 to [`MAX_SCOPE`] printable ASCII characters without spaces, commas
 /// and quotes, and with `*` as its last character only.
-pub fn is_scope(text: &str) -> bool {
+pub(crate) fn is_scope(text: &str) -> bool {
     let printable = |b: u8| b.is_ascii_graphic() && !matches!(b, b',' | b'"' | b'\'' | b'`');
     (1..=MAX_SCOPE).contains(&text.len())
         && text.bytes().all(printable)
@@ -23,7 +23,7 @@ pub fn is_scope(text: &str) -> bool {
 }
 
 /// Whether `text` is a JSON object of at most [`MAX_METADATA`] bytes, with no space around it.
-pub fn is_metadata(text: &str) -> bool {
+pub(crate) fn is_metadata(text: &str) -> bool {
     let is_object = text.starts_with('{') && text.ends_with('}');
     is_object && text.len() <= MAX_METADATA && serde_json::from_str::<&RawValue>(text).is_ok()
 }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 /// Sorted, disjoint ranges of addresses. IPv4 and IPv6 are separate, so that `::/0` does not
 /// silently admit IPv4.
 #[derive(Debug, Default, PartialEq)]
-pub struct IpSet {
+pub(crate) struct IpSet {
     v4: Box<[(u32, u32)]>,
     v6: Box<[(u128, u128)]>,
 }
@@ -16,7 +16,7 @@ pub struct IpSet {
 impl IpSet {
     /// The union of `networks`. A network of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) counts
     /// as the IPv4 network.
-    pub fn new(networks: &[IpNet]) -> Self {
+    pub(crate) fn new(networks: &[IpNet]) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for network in networks {
             match network {
@@ -33,12 +33,12 @@ impl IpSet {
     }
 
     /// Whether every address of `other` is in the set.
-    pub fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         covers(&self.v4, &other.v4) && covers(&self.v6, &other.v6)
     }
 
     /// Whether `ip` is in the set. An IPv4 address is passed in its mapped form.
-    pub fn contains(&self, ip: Ipv6Addr) -> bool {
+    pub(crate) fn contains(&self, ip: Ipv6Addr) -> bool {
         match ip.to_ipv4_mapped() {
             Some(v4) => within(&self.v4, v4.to_bits()),
             None => within(&self.v6, ip.to_bits()),

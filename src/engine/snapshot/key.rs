@@ -93,7 +93,7 @@ impl<'s> Key<'s> {
 
     /// The slot of the first limit: the one to prefetch ahead of a charge.
     #[inline]
-    pub fn first_slot(self) -> Option<u32> {
+    pub(crate) fn first_slot(self) -> Option<u32> {
         self.slots().first().copied()
     }
 

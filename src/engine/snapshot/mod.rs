@@ -61,15 +61,15 @@ pub use diff::{
 };
 use entry::Entry;
 pub use entry::HashedWith;
-pub use index::Probe;
-pub use ip_set::IpSet;
+pub(crate) use index::Probe;
+pub(crate) use ip_set::IpSet;
 pub use key::Key;
 pub use key_table::KeyTable;
 pub use memory_estimate::MALLOC_HEAP_BYTES;
 pub use meta::SnapshotMeta;
 
 pub use policy::Policy;
-pub use scope_set::ScopeSet;
+pub(crate) use scope_set::ScopeSet;
 pub use summary::Summary;
 pub use takeaways::{Takeaway, Takeaways};
 
@@ -113,7 +113,7 @@ fn same_digest(a: &Digest, b: &Digest) -> bool {
 impl Snapshot {
     /// Step 1: hashes the digest and prefetches the group of the index that may hold it.
     #[inline]
-    pub fn probe(&self, digest: &Digest) -> Probe {
+    pub(crate) fn probe(&self, digest: &Digest) -> Probe {
         let probe = Probe::of_digest(digest, self.keys.seed);
         self.keys.index.prefetch(probe);
         probe
@@ -122,7 +122,7 @@ impl Snapshot {
     /// Step 2: reads the group and prefetches the entry that the digest most likely belongs to.
     /// `None` if no key has this digest.
     #[inline]
-    pub fn candidate(&self, probe: Probe) -> Option<EntryId> {
+    pub(crate) fn candidate(&self, probe: Probe) -> Option<EntryId> {
         let number = self.keys.index.candidate(probe)?;
         prefetch(self.keys.entries.get(number as usize)?);
         Some(EntryId(number))
@@ -131,7 +131,7 @@ impl Snapshot {
     /// Step 3: compares the whole digest with the [candidate](Self::candidate). Only this result
     /// may be relied on.
     #[inline]
-    pub fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
+    pub(crate) fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(candidate.0 as usize)?;
         if same_digest(&entry.digest, digest) {
             return self.key_of(entry, candidate);

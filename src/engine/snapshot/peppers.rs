@@ -19,7 +19,7 @@ impl Key<'_> {
     }
 
     /// Records the pepper that the row was found with.
-    pub fn set_hashed_with(self, with: HashedWith) {
+    pub(crate) fn set_hashed_with(self, with: HashedWith) {
         self.entry.pepper.set(with);
     }
 }

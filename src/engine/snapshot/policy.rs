@@ -76,17 +76,17 @@ impl Policy {
 
     /// Whether requests are accepted from any address and any origin.
     #[inline]
-    pub fn allows_any_ip_and_origin(&self) -> bool {
+    pub(crate) fn allows_any_ip_and_origin(&self) -> bool {
         self.ips.is_none() && self.origins.is_none()
     }
 
     /// Whether the policy has a list of networks.
-    pub fn is_limited_to_networks(&self) -> bool {
+    pub(crate) fn is_limited_to_networks(&self) -> bool {
         self.ips.is_some()
     }
 
     /// Whether the policy has a list of web origins.
-    pub fn is_limited_to_origins(&self) -> bool {
+    pub(crate) fn is_limited_to_origins(&self) -> bool {
         self.origins.is_some()
     }
 
@@ -96,18 +96,18 @@ impl Policy {
     }
 
     /// Whether `scope` is one of the key's scopes, or covered by one that ends in `*`.
-    pub fn has_scope(&self, scope: &str) -> bool {
+    pub(crate) fn has_scope(&self, scope: &str) -> bool {
         self.scopes.contains(scope)
     }
 
     /// Whether a request from `ip` is allowed. A policy without a list of networks allows every
     /// request. A policy with a list, which may be empty, refuses a request that states no address.
-    pub fn allows_ip(&self, ip: Option<Ipv6Addr>) -> bool {
+    pub(crate) fn allows_ip(&self, ip: Option<Ipv6Addr>) -> bool {
         self.ips.as_ref().is_none_or(|ips| ip.is_some_and(|ip| ips.contains(ip)))
     }
 
     /// Whether a request from `origin` is allowed, by the rules of [`allows_ip`](Self::allows_ip).
-    pub fn allows_origin(&self, origin: Option<&str>) -> bool {
+    pub(crate) fn allows_origin(&self, origin: Option<&str>) -> bool {
         self.origins
             .as_ref()
             .is_none_or(|origins| origin.is_some_and(|origin| origins.iter().any(|own| own.matches(origin))))
@@ -118,7 +118,7 @@ impl Policy {
 impl Policy {
     /// Whether this policy admits an address that `before` refuses, or a request without an
     /// address.
-    pub fn admits_networks_beyond(&self, before: &Self) -> bool {
+    pub(crate) fn admits_networks_beyond(&self, before: &Self) -> bool {
         match (&before.ips, &self.ips) {
             (None, _) => false,
             (Some(_), None) => true,
@@ -127,7 +127,7 @@ impl Policy {
     }
 
     /// Whether this policy admits an origin that `before` refuses, or a request without an origin.
-    pub fn admits_origins_beyond(&self, before: &Self) -> bool {
+    pub(crate) fn admits_origins_beyond(&self, before: &Self) -> bool {
         match (&before.origins, &self.origins) {
             (None, _) => false,
             (Some(_), None) => true,
@@ -138,7 +138,7 @@ impl Policy {
     }
 
     /// Whether this policy has a scope that `before` lacks.
-    pub fn has_scopes_beyond(&self, before: &Self) -> bool {
+    pub(crate) fn has_scopes_beyond(&self, before: &Self) -> bool {
         !before.scopes.covers(&self.scopes)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 /// Exact scopes, and prefixes that stand for every scope that starts with them.
 #[derive(Debug, Default, PartialEq)]
-pub struct ScopeSet {
+pub(crate) struct ScopeSet {
     /// Sorted, without those that a wildcard covers.
     exact: Box<[Box<str>]>,
     /// The prefixes before the `*`, sorted. None starts with another, so at most one of them can
@@ -14,7 +14,7 @@ pub struct ScopeSet {
 
 impl ScopeSet {
     /// The set of `scopes`; one that ends in `*` is a wildcard.
-    pub fn new(scopes: &Arc<[Box<str>]>) -> Self {
+    pub(crate) fn new(scopes: &Arc<[Box<str>]>) -> Self {
         let mut wildcards: Vec<&str> = scopes.iter().filter_map(|scope| scope.strip_suffix('*')).collect();
         wildcards.sort_unstable();
         // A prefix sorts before all texts that start with it.
@@ -29,17 +29,17 @@ impl ScopeSet {
     }
 
     /// Whether `scope` is in the set, exactly or by a wildcard.
-    pub fn contains(&self, scope: &str) -> bool {
+    pub(crate) fn contains(&self, scope: &str) -> bool {
         self.exact.binary_search_by(|own| (**own).cmp(scope)).is_ok() || self.is_covered(scope)
     }
 
     /// Whether the set is empty.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.wildcards.is_empty()
     }
 
     /// Whether every scope that `other` contains is in this set.
-    pub fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         other.exact.iter().all(|scope| self.contains(scope))
             && other.wildcards.iter().all(|prefix| self.is_covered(prefix))
     }

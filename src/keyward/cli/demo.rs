@@ -46,9 +46,20 @@ pub(super) struct Demo {}
 
 impl Demo {
     pub(super) fn run(&self, streams: &mut Streams<'_>) -> Result<Exit, CliError> {
-        run(streams).map_err(|error| CliError::new(Exit::Denied, format_args!("{error:#}")))?;
+        run(streams).map_err(|error| CliError::new(Exit::Denied, error_text(&error)))?;
         Ok(Exit::Done)
     }
+}
+
+/// The error with its causes. The messages of typed errors already contain their cause.
+fn error_text(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run(out: &mut Streams<'_>) -> anyhow::Result<()> {

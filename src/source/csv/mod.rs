@@ -9,10 +9,10 @@ mod quotes;
 pub(crate) mod records;
 pub(crate) mod scanner;
 
-use crate::bad_row::{KeyTexts, parse_hash};
 use crate::column_hint::{MissingColumn, UnknownColumn};
 use crate::column_mapping::{ColumnMapping, ColumnRole, FieldTexts};
 use crate::diagnostic::{Column, Diagnostics, Location};
+use crate::key_texts::{KeyTexts, parse_hash};
 use crate::row::Rows;
 use crate::{FramingError, MAX_ROW};
 use records::{Columns, Next, NotUtf8, Record, Records, TooLong};

@@ -22,24 +22,25 @@ const MARGIN: usize = 64;
 pub(crate) struct MemoryDump(Vec<(u64, Vec<u8>)>);
 
 impl MemoryDump {
-    /// The writable memory of the daemon, or `None` if this user may not read it.
-    pub(crate) fn of(daemon: &Daemon) -> Option<Self> {
+    /// The writable memory of the daemon. Only root may read it.
+    pub(crate) fn of(daemon: &Daemon) -> Self {
         let pid = daemon.pid();
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-        let mem = File::open(format!("/proc/{pid}/mem")).ok()?;
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("root may read it");
+        let mem = File::open(format!("/proc/{pid}/mem")).expect("root may read it");
         let is_writable =
             |line: &&str| line.split(' ').nth(1).is_some_and(|permissions| permissions.starts_with("rw"));
         let mut regions = Vec::new();
         for line in maps.lines().filter(is_writable) {
-            let (start, end) = line.split(' ').next()?.split_once('-')?;
-            let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
-            let mut bytes = vec![0; usize::try_from(end - start).ok()?];
+            let (start, end) =
+                line.split(' ').next().and_then(|range| range.split_once('-')).expect("a range of addresses");
+            let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).expect("an address"));
+            let mut bytes = vec![0; usize::try_from(end - start).expect("64 bits")];
             // Guard pages and reservations cannot be read, and hold nothing.
             if mem.read_exact_at(&mut bytes, start).is_ok() {
                 regions.push((start, bytes));
             }
         }
-        Some(Self(regions))
+        Self(regions)
     }
 
     fn page(&self, address: u64) -> Option<&[u8]> {

@@ -98,7 +98,7 @@ impl BusyPoll {
 }
 
 #[cfg(test)]
-#[allow(clippy::panic, clippy::unwrap_used)]
+#[allow(clippy::panic, clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use std::io::Write;
     use std::os::unix::net::UnixStream;

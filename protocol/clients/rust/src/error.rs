@@ -12,6 +12,8 @@ use keyward_protocol::{ErrorCode, ErrorFrame, FieldTooLongError, ProtocolError};
 ///
 /// [`may_have_been_charged`](Self::may_have_been_charged) tells whether the key may have been
 /// charged. The client has already repeated whatever is safe to repeat.
+///
+/// The message includes the cause. Print it alone, not followed by the chain of its sources.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

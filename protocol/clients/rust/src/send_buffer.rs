@@ -141,7 +141,7 @@ impl Drop for SendBuffer {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use keyward_protocol::CREDENTIAL_DIGEST;
 

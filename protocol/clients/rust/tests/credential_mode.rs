@@ -1,5 +1,5 @@
 //! Tests of both clients with a daemon that refuses a key in the form in which it was sent.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod support;
 

@@ -65,7 +65,7 @@ pub struct RotatedRows(Vec<(u32, u32)>);
 
 impl Builder {
     /// Turns an empty builder into a parallel one with room for `expected` rows. If fewer rows
-    /// follow, the memory of the others stays reserved.
+    /// follow, only address space is taken for the others.
     pub fn into_parallel(mut self, expected: usize) -> ParallelBuilder {
         let KeyTable { entries, arena, .. } = &mut self.keys;
         keyward_memory::reserve_if_possible(entries, expected);

@@ -43,7 +43,7 @@ impl AccessChange {
         [Self::RevokedReturns, Self::DisabledReturns, Self::ExpiredReturns, Self::WithheldReturns];
 
     /// Changes by which a key loses a restriction.
-    pub const LOOSENS: [Self; 8] = [
+    pub(crate) const LOOSENS: [Self; 8] = [
         Self::LosesEnvironment,
         Self::LosesNetworks,
         Self::LosesOrigins,

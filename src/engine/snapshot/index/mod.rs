@@ -26,7 +26,7 @@ pub(super) use partition::IndexPartition;
 
 /// A 64-bit hash, as the table uses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Probe {
+pub(crate) struct Probe {
     hash: u64,
 }
 

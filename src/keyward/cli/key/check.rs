@@ -129,7 +129,7 @@ fn malformed_reason(prefix: &Prefix, key: &[u8]) -> String {
     }
     match rest.iter().position(|byte| !byte.is_ascii_alphanumeric()) {
         Some(at) => format!("character {} is neither a letter nor a digit", prefix.as_str().len() + at + 1),
-        None => "the checksum does not fit: there is a typo in it".to_owned(),
+        None => "the checksum does not match: there is a typo in it".to_owned(),
     }
 }
 
@@ -150,7 +150,7 @@ mod tests {
     fn invalid_key_has_a_reason() {
         assert_eq!(check(&format!("{KEY}\n"), &[]), (Exit::Done, "valid: the checksum matches\n".to_owned()));
         for (key, reason) in [
-            (KEY.replace('4', "5"), "malformed: the checksum does not fit: there is a typo in it"),
+            (KEY.replace('4', "5"), "malformed: the checksum does not match: there is a typo in it"),
             (KEY[..45].to_owned(), "malformed: expected 36 characters after acme_live_, found 35"),
             (KEY.replace('0', "-"), "malformed: character 11 is neither a letter nor a digit"),
             ("sk_live_1".to_owned(), "not minted here: it does not begin with acme_live_"),
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(
             output,
             "line 1: valid: the checksum matches\n\
-             line 2: malformed: the checksum does not fit: there is a typo in it\n\
+             line 2: malformed: the checksum does not match: there is a typo in it\n\
              line 3: no key: the line is empty\n\
              line 4: not minted here: it does not begin with acme_live_\n\
              line 5: valid: the checksum matches\n"

@@ -1,5 +1,6 @@
 //! A scripted daemon, and every kind of client to test against it.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, unreachable_pub, reason = "each program uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
