@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::error::LoadError;
 
-/// Why the process ends without a report.
+/// Why the program ends without a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -13,8 +13,8 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The arguments or the key file are wrong.
     Usage = 2,
-    /// The server cannot be reached, or failed (`EX_UNAVAILABLE`).
-    Unreachable = 69,
+    /// The server cannot be reached, refused the load, or failed (`EX_UNAVAILABLE`).
+    Unavailable = 69,
 }
 
 impl From<Exit> for ExitCode {
@@ -45,7 +45,7 @@ impl From<LoadError> for Failure {
             | LoadError::Refused(_)
             | LoadError::Protocol(_)
             | LoadError::Closed { .. }
-            | LoadError::Stalled(_) => Exit::Unreachable,
+            | LoadError::Stalled(_) => Exit::Unavailable,
         };
         Self::new(exit, error)
     }

@@ -1,11 +1,9 @@
-//! Reads the keys of a load: raw keys, one a line, or SHA-256 digests from a list or an export.
+//! Reads the keys of a load: raw keys, one per line, or SHA-256 digests from a list or an export.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -14,7 +12,7 @@ use crate::keys::Keys;
 use keyward_engine::key_format;
 use keyward_engine::record::{Digest, Quoted};
 use keyward_engine::snapshot::compiled;
-use keyward_source::{self as source, ColumnMapping, Diagnostics, Field, Format};
+use keyward_source::{self as source, ColumnMapping, Diagnostics, Format};
 
 /// Size of the read buffer.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -22,8 +20,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// Hex digits of a SHA-256.
 const DIGITS: usize = 2 * size_of::<Digest>();
 
-/// Reads raw keys, one a line; empty lines are ignored. With `raw` they are kept as they are;
-/// otherwise they are hashed at once.
+/// Reads raw keys, one per line; empty lines are ignored. Without `raw`, only their digests are
+/// retained.
 pub(crate) fn read_keys(path: &Path, raw: bool) -> Result<Keys, Failure> {
     let mut text = Zeroizing::new(Vec::new());
     open("--keys", path)?.read_to_end(&mut text).map_err(|error| {
@@ -45,16 +43,20 @@ pub(crate) fn read_keys(path: &Path, raw: bool) -> Result<Keys, Failure> {
     require_keys("--keys", path, keys)
 }
 
-/// Reads digests: 64 hex digits a line, or the column `key_hash` of an export in CSV or JSON Lines.
+/// Reads digests: 64 hex digits per line, or the column `key_hash` of an export in CSV or JSON
+/// Lines.
 pub(crate) fn read_digests(path: &Path) -> Result<Keys, Failure> {
     let mut input = BufReader::with_capacity(BUFFER_BYTES, open("--digests", path)?);
     let unreadable = |error| digests_failure(path, format_args!("cannot be read: {error}"));
     let head = input.fill_buf().map_err(unreadable)?;
     if compiled::has_magic(head) {
         let message =
-            "a compiled snapshot has no digests to be read here: give the export that it was made of";
+            "digests are not read from a compiled snapshot; give the export that it was compiled from";
         return Err(digests_failure(path, message));
     }
+    // The content shows whether it is a list: an export begins with a header or an object. Which
+    // export it is depends on the name, as for the daemon. A file with any other name is read as
+    // CSV, the usual format, and its header must have the columns of an export.
     let first = head.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
     let digests = if parse_digest(first).is_some() {
         read_list(&mut input, path)?
@@ -63,8 +65,7 @@ pub(crate) fn read_digests(path: &Path) -> Result<Keys, Failure> {
             Ok(Format::JsonLines) => Format::JsonLines,
             _ => Format::Csv,
         };
-        let header = String::from_utf8_lossy(first).into_owned();
-        read_export(input, format, &header, path)?
+        read_export(input, format, path)?
     };
     require_keys("--digests", path, Keys::digests(digests))
 }
@@ -87,21 +88,10 @@ fn read_list(input: &mut impl BufRead, path: &Path) -> Result<Vec<Digest>, Failu
     }
 }
 
-/// Reads the digests of an export. Its other columns must be valid too; columns that keyward does
-/// not know are ignored.
-fn read_export(
-    input: impl BufRead,
-    format: Format,
-    header: &str,
-    path: &Path,
-) -> Result<Vec<Digest>, Failure> {
-    let columns: Vec<Arc<str>> = match format {
-        Format::Csv => header.split(',').map(|name| name.trim_matches('"')).map(Arc::from).collect(),
-        Format::JsonLines | Format::Compiled => Vec::new(),
-    };
-    let unknown = columns.into_iter().filter(|name| Field::from_name(name).is_none()).collect();
-    let mapping =
-        ColumnMapping::new(&BTreeMap::new(), unknown).map_err(|error| digests_failure(path, error))?;
+/// Reads the digests of an export. The fields that keyward knows must be valid; all other columns
+/// are ignored, because the daemon's configuration, which may name them, is not known here.
+fn read_export(input: impl BufRead, format: Format, path: &Path) -> Result<Vec<Digest>, Failure> {
+    let mapping = ColumnMapping::default().ignoring_unknown();
     let mut digests = Vec::new();
     let mut diagnostics = Diagnostics::new(path.display().to_string());
     let mut sink = |_, record: &keyward_engine::record::KeyRecord<'_>| {
@@ -112,7 +102,7 @@ fn read_export(
         .map_err(|error| digests_failure(path, format_args!("cannot be read: {error}")))?;
     if !diagnostics.is_empty() {
         let message = format_args!(
-            "--digests: neither digests, {DIGITS} hex digits a line, nor an export:\n{diagnostics}"
+            "--digests: this is neither a list of digests, {DIGITS} hex digits per line, nor an export:\n{diagnostics}"
         );
         return Err(Failure::new(Exit::Usage, message));
     }
@@ -175,7 +165,9 @@ mod tests {
         assert_eq!(count("list", &format!("{A}\n{B}\r\n\n")), Ok(2));
         assert_eq!(count("keys.csv", &format!("key_hash,key_id,theirs\n{A},k1,x\n{B},k2,y\n")), Ok(2));
         assert_eq!(count("no.extension", &format!("key_hash,key_id\n{A},k1\n")), Ok(1));
-        let json = format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k1\"}}\n");
+        let quoted = format!("key_hash,\"theirs, \"\"and\"\" ours\",key_id\n{A},x,k1\n");
+        assert_eq!(count("keys.csv", &quoted), Ok(1));
+        let json = format!("{{\"key_hash\":\"{A}\",\"key_id\":\"k1\",\"theirs\":7}}\n");
         assert_eq!(count("keys.jsonl", &json), Ok(1));
     }
 

@@ -11,15 +11,15 @@ use crate::error::LoadError;
 /// The largest latency of the histogram, an hour.
 const MAX_NANOSECONDS: u64 = 3_600_000_000_000;
 
-/// Significant digits of a latency: its error is within 0.1 %.
+/// Significant digits of a latency: a recorded latency is at most 0.1 % off.
 const DIGITS: u8 = 3;
 
-/// Most rows of a chart: with the rest of the report, they fit on a terminal.
+/// Most rows of a chart, so that the whole report fits on a terminal.
 const MAX_ROWS: usize = 20;
 
-/// Possible ratios between the latencies of successive rows, as powers of 2. The smallest one that
-/// needs at most [`MAX_ROWS`] rows is used. The last one always does, because latencies are below
-/// 2^64.
+/// The possible widths of a row, as binary logarithms: the lower bound of the next row is `2^step`
+/// times as high. [`LatencyHistogram::rows`] uses the first with which [`MAX_ROWS`] rows suffice.
+/// With the last one, 16 rows cover the latencies up to 2^64.
 const ROW_STEPS: [f64; 7] = [0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0];
 
 /// A histogram of latencies.
@@ -77,7 +77,7 @@ impl LatencyHistogram {
 
     /// Adds the latencies of another histogram.
     pub(crate) fn add(&mut self, other: &Self) {
-        // It fails only if the bounds differ, and they are the same.
+        // This fails only if the bounds of the histograms differ, and all have the same.
         let _ = self.0.add(&other.0);
     }
 
@@ -93,8 +93,8 @@ impl LatencyHistogram {
         Percentiles { min, p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999), max, mean }
     }
 
-    /// The buckets that are not empty: the largest latency in nanoseconds, and the number of
-    /// answers.
+    /// The buckets that are not empty: the largest latency of each, in nanoseconds, and its number
+    /// of answers.
     pub(crate) fn buckets(&self) -> Vec<(u64, u64)> {
         self.0
             .iter_recorded()
@@ -102,8 +102,8 @@ impl LatencyHistogram {
             .collect()
     }
 
-    /// The histogram in at most [`MAX_ROWS`] rows, whose latencies grow by a constant factor.
-    /// Consecutive empty rows are combined into one.
+    /// The histogram in at most [`MAX_ROWS`] rows, on a logarithmic scale. Consecutive empty rows
+    /// are combined into one.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         for step in ROW_STEPS {
@@ -160,7 +160,7 @@ mod tests {
             (found.p99_9, 9_990_000.0),
             (found.max, 10_000_000.0),
         ] {
-            assert!((found as f64 / exact - 1.0).abs() < 0.002, "{found} of {exact}");
+            assert!((found as f64 / exact - 1.0).abs() < 0.001, "{found} of {exact}");
         }
         assert_eq!(latency.count(), 10_000);
     }

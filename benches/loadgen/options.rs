@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use keyward_protocol::DEFAULT_SOCKET;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 
@@ -20,37 +21,37 @@ use crate::report::Report;
 use crate::ring::Ring;
 use crate::target::{Echo, Keyward, Memcached, Postgres, Redis, Target, VerifyOptions};
 
-/// The daemon's default socket.
-const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
-
-/// Most connections: processes rarely may have more descriptors.
+/// Most connections. A process is rarely allowed more descriptors.
 const MAX_CONNECTIONS: i64 = 65_536;
 
-/// Most requests in flight on a connection: 3 MB.
+/// Most requests in flight on a connection: 3 MiB of requests.
 const MAX_DEPTH: i64 = 65_536;
 
-/// The highest rate of an open loop, in requests a second: more than a thread can send.
+/// The highest rate of an open loop, in requests per second. A client cannot send as many.
 const MAX_RATE: f64 = 1e8;
 
 /// Descriptors needed in addition to those of the connections.
 const OTHER_DESCRIPTORS: u64 = 64;
 
-/// Size of an ordinary VERIFY in bytes, which the echo server uses as the size of a request.
+/// Size of a request to the echo server in bytes: that of a VERIFY with a digest and nothing else.
 const REQUEST_BYTES: usize = 48;
 
 const HELP: &str = "\
-Without --rate, each connection writes its requests and waits for all answers before it writes the next (a closed
-loop). With --rate, requests are due at a fixed rate whatever the daemon does (an open loop), --depth limits how many
-may wait for an answer, and latency counts from when each was due: a pause of the daemon shows in every request that
-it delayed.
+Without --rate, each connection writes --depth requests, waits for all answers, and repeats (a
+closed loop). With --rate, requests are due at a fixed rate, however slow the daemon is (an open
+loop). --depth then limits the requests in flight, and the latency of a request counts from the time
+at which it was due, so that a pause of the daemon shows in every request that it delayed.
 
-A client that sleeps on another processor than the daemon mostly measures how long the machine takes to wake up. Use
---pin, pin the daemon too (taskset -c 1 keyward serve ...), and compare only figures measured with the same pinning. --busy-poll
-needs two processors: on one, a spinning client keeps the daemon from answering.
+If the client sleeps on one processor and the daemon on another, the latency is mostly the time that
+the machine takes to wake them up. Use --pin, pin the daemon too (taskset -c 1 keyward serve ...),
+and compare only figures that were measured with the same pinning. --busy-poll needs two processors:
+on one, the client spins while the daemon has to answer.
 
-The load charges the keys' limits like any client; with --cost 0 it charges nothing.
-The exit code is 0 if the load completed, whatever the verdicts, and 69 if the daemon failed. Ctrl-C ends the load and
-prints the figures so far.
+The load charges the limits of the keys, as every client does; with --cost 0 it charges nothing.
+
+The exit code is 0 if the load completed, whatever the verdicts, 1 if the client failed, 2 if an
+option or a file with keys is wrong, and 69 if the daemon cannot be reached or failed. Ctrl-C ends
+the load and prints the figures so far.
 
 Examples:
   keyward-bench --digests keys.csv
@@ -70,7 +71,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     connections: u32,
 
-    /// Requests in flight on each connection: written together, or with --rate at most
+    /// Requests in flight on each connection; with --rate, the maximum
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_DEPTH))]
     depth: u32,
 
@@ -82,11 +83,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
     warmup: Duration,
 
-    /// Verify the keys in this file, one a line
+    /// Verify the keys in this file, one per line
     #[arg(long, value_name = "FILE", conflicts_with = "digests")]
     keys: Option<PathBuf>,
 
-    /// Verify the keys with these SHA-256 digests: 64 hex digits a line, or an export
+    /// Verify the keys with these SHA-256 digests: 64 hex digits per line, or an export
     #[arg(long, value_name = "FILE")]
     digests: Option<PathBuf>,
 
@@ -94,8 +95,8 @@ pub(crate) struct Options {
     #[arg(long, requires = "keys")]
     raw: bool,
 
-    /// Share of requests for these keys; the rest are for unknown keys [default: 1, or 0 without
-    /// keys]
+    /// Share of requests that are for these keys; the others are for unknown keys [default: 1, or 0
+    /// without keys]
     #[arg(long, value_name = "0..1", value_parser = share)]
     hit_rate: Option<f64>,
 
@@ -103,7 +104,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cost: u32,
 
-    /// Requests a second on all connections together, whatever the daemon does (an open loop)
+    /// Requests per second on all connections together, however slow the daemon is (an open loop)
     #[arg(long, value_name = "R", value_parser = rate)]
     rate: Option<f64>,
 
@@ -111,7 +112,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
 
-    /// Processors to pin the threads to, in turn
+    /// Processors to pin the threads to, one after the other
     #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
     pin: Vec<usize>,
 
@@ -155,7 +156,7 @@ impl Options {
         let config = self.load_config()?;
         let keys = self.keys()?;
         let target = self.target(&keys)?;
-        // The requests are encoded, and the keys no longer needed.
+        // The requests are encoded, so the keys are no longer needed.
         drop(keys);
         raise_descriptor_limit(config.connections);
         let report = run_until_interrupted(&*target, &config)?;
@@ -200,11 +201,11 @@ impl Options {
             (Some(path), _) => read_keys(path, self.raw),
             (None, Some(path)) => read_digests(path),
             (None, None) if self.hit_rate.is_some_and(|rate| rate > 0.0) => {
-                Err(Failure::new(Exit::Usage, "--hit-rate: which keys? Give --keys or --digests"))
+                Err(Failure::new(Exit::Usage, "--hit-rate needs keys: give --keys or --digests"))
             }
             (None, None) if self.target == TargetKind::Echo => Ok(Keys::default()),
             (None, None) => {
-                // Without a standard error the note is lost; the report is not.
+                // A closed standard error loses this note, but must not prevent the report.
                 let _ = writeln!(
                     io::stderr(),
                     "keyward-bench: no --keys and no --digests: every request is for an unknown key"
@@ -241,7 +242,7 @@ impl Options {
         };
         server
             .serve(self.socket.as_path())
-            .map_err(|error| Failure::new(Exit::Failed, format_args!("the echo cannot serve: {error}")))
+            .map_err(|error| Failure::new(Exit::Failed, format_args!("the echo server failed: {error}")))
     }
 }
 
@@ -285,7 +286,7 @@ fn raise_descriptor_limit(connections: usize) {
 /// Parses a time such as `50ms` or `2s`, which must not be zero.
 fn positive_time(text: &str) -> Result<Duration, &'static str> {
     match humantime::parse_duration(text) {
-        Ok(time) if time.is_zero() => Err("must be longer than 0"),
+        Ok(time) if time.is_zero() => Err("must be longer than 0 s"),
         Ok(time) => Ok(time),
         Err(_) => Err("write a time such as 50ms or 2s"),
     }
@@ -297,7 +298,7 @@ fn share(text: &str) -> Result<f64, &'static str> {
 
 fn rate(text: &str) -> Result<f64, &'static str> {
     let in_range = |rate: &f64| *rate > 0.0 && *rate <= MAX_RATE;
-    text.parse().ok().filter(in_range).ok_or("write requests a second, as in 20000; at most 100000000")
+    text.parse().ok().filter(in_range).ok_or("write a number of requests per second, at most 100000000")
 }
 
 #[cfg(test)]
@@ -370,7 +371,7 @@ mod tests {
         }
         for (arguments, complaint) in [
             (&["--threads", "2"][..], "--threads 2: more than --connections 1"),
-            (&["--hit-rate", "0.5"], "--hit-rate: which keys?"),
+            (&["--hit-rate", "0.5"], "--hit-rate needs keys"),
             (&["--digests", "no/such"], "--digests: cannot open no/such"),
         ] {
             let Failure { exit, message } = failure(arguments);
@@ -380,11 +381,11 @@ mod tests {
     }
 
     #[test]
-    fn unreachable_daemon_has_its_own_exit_code() {
+    fn unreachable_daemon_ends_the_load_with_exit_code_69() {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("no.sock");
         let Failure { exit, message } = failure(&["--socket", socket.to_str().expect("UTF-8")]);
-        assert_eq!(exit, Exit::Unreachable);
+        assert_eq!(exit, Exit::Unavailable);
         assert!(message.contains("cannot connect to keyward at "), "{message}");
     }
 }

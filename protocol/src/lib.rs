@@ -53,3 +53,6 @@ pub use response::Response;
 pub use verdict::Verdict;
 pub use verify::{FAST_PATH_BYTES, ScopeMode, Scopes, Verify, verify_flag};
 pub use welcome::Welcome;
+
+/// The socket of the daemon by default (SPEC.md section 1).
+pub const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";

@@ -1,11 +1,12 @@
 //! The daemon: everything that touches a socket, a file, a clock or a thread.
 //!
-//! The deciding is done in [`keyward_engine`]; [`keyward_source`] parses exports, and [`keyward_state`]
-//! keeps the files of the state directory.
+//! [`keyward_engine`] decides requests, [`keyward_source`] parses exports, and [`keyward_state`]
+//! writes the files of the state directory.
 //!
 //! # A request
 //!
-//! A request crosses five stops, all on one worker thread, with no await between the read and the write:
+//! A request crosses five stops, all on one worker thread, with no await between the read and the
+//! write:
 //!
 //! ```text
 //!  app ── Unix socket ──▶ connection ──▶ protocol ──▶ verify ──▶ snapshot
@@ -38,10 +39,11 @@
 //!
 //! # A revocation
 //!
-//! A revocation does not wait for a reload. [`revocation`] sets a bit in the entries of the snapshot
-//! that is being served, [`publish`] ends the epoch, and the acknowledgement comes when the line is on
-//! disk (or the disk has refused it) and every worker has passed. A reload marks its snapshot before
-//! the swap, and removes from the list what the source itself has revoked for long enough.
+//! A revocation does not wait for a reload. [`revocation`] sets a bit in the entries of the
+//! snapshot that is being served, [`publish`] ends the epoch, and the acknowledgement comes when
+//! the line is on disk (or the disk has refused it) and every worker has passed. A reload marks its
+//! snapshot before the swap, and removes from the list what the source itself has revoked for long
+//! enough.
 //!
 //! # Threads
 //!
@@ -65,17 +67,17 @@
 //!
 //! # Invariants
 //!
-//! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that. A
-//!   worker reads the epoch before the snapshot, and passes it only when no answer of an older one
-//!   waits for its peer ([`publish`]).
+//! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that.
+//!   A worker reads the epoch before the snapshot, and passes it only when no answer of an older
+//!   one waits for its peer ([`publish`]).
 //! * A revocation is in force everywhere before it is acknowledged, and durable unless the
 //!   acknowledgement says otherwise ([`revocation`]). Files that cannot be written are listed
 //!   ([`keyward_state::WriteHealth`]).
 //! * The memory held for a peer is bounded by one filled buffer and its answers ([`connection`]).
 //! * Nothing on a request's path waits for a disk.
 //! * A denial is an answer; an error is about bytes or about the daemon. Each is counted once.
-//! * A load reserves memory before it takes it: keys that do not fit are refused, and the process is
-//!   not aborted ([`keyward_memory::can_map`]).
+//! * A load reserves memory before it takes it: keys that do not fit are refused, and the process
+//!   is not aborted ([`keyward_memory::can_map`]).
 
 #![forbid(unsafe_code)]
 #![allow(
@@ -90,6 +92,7 @@ pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod log;
+mod log_limit;
 pub mod publish;
 pub mod reload;
 pub mod revocation;

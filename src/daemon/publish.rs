@@ -50,15 +50,6 @@ pub struct Epochs {
     passed: Arc<[watch::Receiver<u64>]>,
 }
 
-/// The result of a swap.
-pub struct Published {
-    /// The epoch that began with the swap. Once it is [passed](Epochs::wait_passed), the new
-    /// snapshot is in force on every connection.
-    pub epoch: u64,
-    /// The snapshot that was replaced. Workers may use it until the epoch is passed.
-    pub previous: Option<Arc<Snapshot>>,
-}
-
 /// A worker's side: its cached snapshot and its report of quiescent states.
 pub struct Subscription {
     cache: Cache<Current, Option<Arc<Snapshot>>>,
@@ -97,11 +88,13 @@ impl Publisher {
         self.epochs.clone()
     }
 
-    /// Makes `snapshot` the current one. Every buffer that is filled from now on is answered from
-    /// it. For answers of the previous one, wait with [`Epochs::wait_passed`].
-    pub fn swap(&self, snapshot: Arc<Snapshot>) -> Published {
-        let previous = self.current.swap(Some(snapshot));
-        Published { epoch: self.epochs.advance(), previous }
+    /// Makes `snapshot` the current one, and returns the epoch that begins with it. Every buffer
+    /// that is filled from now on is answered from it. Once the epoch is
+    /// [passed](Epochs::wait_passed), it is in force on every connection, and no worker uses the
+    /// previous one. To free the previous one later and elsewhere, the caller holds it too.
+    pub fn swap(&self, snapshot: Arc<Snapshot>) -> u64 {
+        self.current.store(Some(snapshot));
+        self.epochs.advance()
     }
 }
 

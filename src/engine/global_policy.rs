@@ -12,8 +12,8 @@ pub struct GlobalPolicy {
     /// Prefixes of keys minted by keyward. A raw key with one of them and a wrong checksum is
     /// malformed.
     pub minted_prefixes: Vec<Prefix>,
-    /// The [age of the source](crate::snapshot::SnapshotMeta::source_age), in seconds, beyond which its
-    /// snapshot is stale.
+    /// The [age of the source](crate::snapshot::SnapshotMeta::source_age), in seconds, beyond which
+    /// its snapshot is stale.
     pub max_staleness: Option<u32>,
     /// The peppers that keys are hashed with. If set, requests must carry raw keys instead of
     /// digests.

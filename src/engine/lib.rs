@@ -7,9 +7,9 @@
 //! # A request
 //!
 //! The daemon reads the clock once and loads the [`Snapshot`](snapshot::Snapshot) once for all the
-//! requests that a read returned. It gives them to [`verify`] in batches of up to 64. A batch passes
-//! four stages, each a few requests behind the one before, so that memory is prefetched for all of
-//! them:
+//! requests that a read returned. It gives them to [`verify`] in batches of up to 64. A batch
+//! passes four stages, each a few requests behind the one before, so that memory is prefetched for
+//! all of them:
 //!
 //! | stage | does | in |
 //! | --- | --- | --- |
@@ -24,19 +24,20 @@
 //! [`Builder`](snapshot::Builder) takes records, refuses duplicates and makes a
 //! [`Snapshot`](snapshot::Snapshot) of them: an immutable hash table with linear probing, one cache
 //! line for each key. [`snapshot::compiled`] writes a snapshot to a file that is loaded without
-//! parsing. A snapshot takes its policy with it ([`global_policy`], [`record`]), so that an answer never
-//! mixes two configurations.
+//! parsing. A snapshot takes its policy with it ([`global_policy`], [`record`]), so that an answer
+//! never mixes two configurations.
 //!
 //! # A limit
 //!
-//! A [`Limiter`](limiter::Limiter) holds the token buckets: one atomic word for each. Buckets outlive
-//! snapshots. Neither a reload nor a rate change refills one.
+//! A [`Limiter`](limiter::Limiter) holds the token buckets: one atomic word for each. Buckets
+//! outlive snapshots. Neither a reload nor a rate change refills one.
 //!
 //! # Invariants
 //!
 //! * Only three atomic parts of an entry change after publication: an operator's revocation,
 //!   takeaways of a refused source (status and expiry), and the pepper that it was found with.
-//! * A bucket admits at most `burst + rate × t` over any time `t`, whatever the threads and reloads.
+//! * A bucket admits at most `burst + rate × t` over any time `t`, whatever the threads and
+//!   reloads.
 //! * An unknown key costs what a known one costs: there is no shorter path for a miss.
 //! * A denial is an answer, not an error.
 //!
@@ -56,7 +57,7 @@
 //! | bucket | the state of one limit for one key or owner: its theoretical arrival time (GCRA) |
 //! | pepper | a secret that only the daemon knows, under which keys are hashed |
 //! | compiled | of a snapshot: written to a `.kwc` file, to be loaded without parsing |
-//! | last good | the keys that were in force last, kept for a restart beside a bad source |
+//! | last good | the keys that were in force last, stored for a start whose source is refused |
 //! | settle | of a source file: not to be written to for a while, so that it can be read |
 //! | guard | the comparison that refuses a source that changes the access of too many keys |
 //! | set aside | of a row that cannot be parsed: its keys are disabled, and all other rows take effect |

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keyward_engine::record::{Field, FieldSet, Quoted};
+use serde::{Serialize, Serializer};
 
 use crate::field::null::NullTexts;
 
@@ -183,6 +184,39 @@ impl ColumnMapping {
     }
 }
 
+/// The serialized form of a mapping. The daemon stores a digest of it, to recognise after a restart
+/// that a source was parsed with the same mapping, so it must be stable. It contains names of
+/// fields as in an export, and settings; the names of this struct's members are part of it. After a
+/// change of the form, each daemon compares its source with the last good keys once more.
+#[derive(Serialize)]
+struct SerializedMapping<'m> {
+    /// Each field with its column.
+    columns: Vec<(&'static str, Option<&'m str>)>,
+    mapped: Vec<&'static str>,
+    ignore: Vec<&'m str>,
+    required: Vec<&'static str>,
+    ignores_unknown: bool,
+    null_texts: Vec<&'m str>,
+}
+
+/// Two mappings are equal if and only if they serialize to the same text.
+impl Serialize for ColumnMapping {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // Without `..`: a new setting must be added to the form.
+        let Self { columns, mapped, ignore, required, ignores_unknown, nulls } = self;
+        let is_mapped = |field: &Field| mapped[*field as usize];
+        SerializedMapping {
+            columns: Field::ALL.map(|field| (field.name(), columns[field as usize].as_deref())).into(),
+            mapped: Field::ALL.into_iter().filter(is_mapped).map(Field::name).collect(),
+            ignore: ignore.iter().map(AsRef::as_ref).collect(),
+            required: required.iter().map(Field::name).collect(),
+            ignores_unknown: *ignores_unknown,
+            null_texts: nulls.iter().collect(),
+        }
+        .serialize(serializer)
+    }
+}
+
 impl Default for ColumnMapping {
     fn default() -> Self {
         let columns = Field::ALL.map(|field| Some(field.name().into()));
@@ -255,5 +289,29 @@ mod tests {
         let mapping = mapping(&[(Field::Owner, "plan"), (Field::Plan, "owner")], &[]).expect("a mapping");
         assert_eq!(mapping.role("owner"), ColumnRole::Field(Field::Plan));
         assert_eq!(mapping.role("plan"), ColumnRole::Field(Field::Owner));
+    }
+
+    /// Daemons store a digest of this text. A change makes each of them compare its source with the
+    /// last good keys once more, so it is worth a line in the change log.
+    #[test]
+    fn serialized_form_is_stable() {
+        let mapping = mapping(&[(Field::KeyHash, "sha256"), (Field::Owner, "plan")], &["note", "status"])
+            .expect("a mapping")
+            .requiring([Field::Scopes, Field::ExpiresAt])
+            .expect("they have columns")
+            .ignoring_unknown()
+            .with_null_texts(NullTexts::new(["NULL".into(), "\\N".into(), "\"-\"".into()]));
+        let columns = concat!(
+            r#"[["key_hash","sha256"],["key_id","key_id"],["owner","plan"],["environment","environment"],"#,
+            r#"["plan",null],["status",null],["not_before","not_before"],["expires_at","expires_at"],"#,
+            r#"["scopes","scopes"],["allowed_ips","allowed_ips"],["allowed_origins","allowed_origins"],"#,
+            r#"["limits","limits"],["metadata","metadata"]]"#,
+        );
+        let rest = concat!(
+            r#""mapped":["key_hash","owner"],"ignore":["note","status"],"required":["expires_at","scopes"],"#,
+            r#""ignores_unknown":true,"null_texts":["NULL","\\N","\"-\""]"#,
+        );
+        let expected = format!(r#"{{"columns":{columns},{rest}}}"#);
+        assert_eq!(serde_json::to_string(&mapping).expect("text"), expected);
     }
 }

@@ -275,7 +275,7 @@ fn unusable_key_file_is_reported_with_its_name() {
     assert!(compiled.expect("keyward runs").status.success());
     for (option, name, error) in [
         ("--keys", "directory", "Is a directory"),
-        ("--digests", "k.kwc", "a compiled snapshot has no digests to be read here: give the export"),
+        ("--digests", "k.kwc", "digests are not read from a compiled snapshot; give the export"),
     ] {
         let output = run(&setup.path("no.sock"), &[option, &path(name)]);
         let messages = String::from_utf8_lossy(&output.stderr);

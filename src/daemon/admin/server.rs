@@ -1,10 +1,9 @@
 //! The daemon's side of the admin socket: accepts connections of operators, and answers their
 //! commands.
 
-use std::cell::Cell;
 use std::io::{self, Write};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -14,6 +13,7 @@ use tracing::{debug, warn};
 use crate::admin::connection_slots::{ConnectionSlots, Slot};
 use crate::admin::message::{Command, Reply};
 pub use crate::audit::Peer;
+use crate::log_limit::LogLimit;
 
 /// Maximum length of a command: a path in which each byte is written as `\u0041`, and some sixty
 /// bytes more.
@@ -21,9 +21,6 @@ const MAX_LINE: u64 = 6 * 4096 + 256;
 
 /// How long a peer may take to send a command, and to read the answer.
 const IO_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Minimum interval between two log lines about refused connections, and about failures to accept.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The pause after a connection could not be accepted.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -160,20 +157,4 @@ fn encode(reply: &Reply) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     Ok(line)
-}
-
-/// Limits log lines of one kind to one in [`LOG_INTERVAL`].
-#[derive(Default)]
-struct LogLimit {
-    last_logged: Cell<Option<Instant>>,
-}
-
-impl LogLimit {
-    fn may_log(&self) -> bool {
-        let is_due = self.last_logged.get().is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
-        if is_due {
-            self.last_logged.set(Some(Instant::now()));
-        }
-        is_due
-    }
 }

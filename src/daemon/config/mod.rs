@@ -39,14 +39,13 @@ mod tests;
 pub use conversion::read_pepper;
 pub use error::{ConfigError, Position};
 pub use group::{Group, GroupError};
+pub use keyward_protocol::DEFAULT_SOCKET;
 pub use path::{MAX_SOCKET_PATH, SocketPath, SocketPathError};
 pub use pepper_file::PepperFileError;
 pub use value::{Fraction, LogFormat, LogLevel, SocketMode};
 
 /// The file that is read by default.
 pub const DEFAULT_FILE: &str = "/etc/keyward/keyward.toml";
-/// The default verify socket.
-pub const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
 /// The default admin socket: beside [`DEFAULT_SOCKET`].
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/keyward/admin.sock";
 /// The default state directory. The daemon runs without one if it cannot be written.

@@ -116,7 +116,7 @@ impl Reloader {
 fn lower_priority() {
     // In Linux, process 0 means the calling thread.
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        debug!(%error, "reloads go on at the workers' priority");
+        debug!(%error, "the priority of this thread cannot be lowered; reloads compete with the workers");
     }
 }
 
@@ -330,7 +330,7 @@ impl ReloadLoop {
         let diff = since_last_good.unwrap_or(diff);
         if set_aside.is_some() {
             if current.is_none() {
-                self.recover(settings);
+                self.recover_once(settings);
             }
             match (&current, &self.recovered) {
                 (Some(current), _) => keys.inherit_prior_state(current.table(), options),

@@ -35,7 +35,7 @@ impl ReloadLoop {
                 compiled: (source.format == Format::Compiled).then_some(file),
                 source: source.path.display().to_string(),
                 state,
-                reading: last_good::reading(source),
+                parse_settings: last_good::parse_settings_digest(source),
                 accepted_at: self.reloader.clock.now().unix,
             });
         }
@@ -108,7 +108,7 @@ impl ReloadLoop {
         }
         let pending = allocation.commit();
         let snapshot = Arc::new(snapshot);
-        let epoch = revocations.mark_and_swap(publisher, Arc::clone(&snapshot)).epoch;
+        let epoch = revocations.mark_and_swap(publisher, Arc::clone(&snapshot));
         self.generation = generation;
         let previous = self.current.replace(Arc::clone(&snapshot));
         runtime.block_on(publisher.epochs().wait_passed(epoch));

@@ -14,18 +14,18 @@
 //! in step:
 //!
 //! * Each watched path is stored with its device and inode. If another directory has taken the
-//!   path, the path is unwatched first; otherwise the crate would retain the watch of the old
+//!   path, the path is unwatched first; otherwise `notify` would retain the watch of the old
 //!   directory.
 //! * An inode is watched under one path only: its events carry the path that was watched last, and
 //!   unwatching either path ends the watch of both.
-//! * Each renewal watches all paths again, including unchanged ones. The crate removes the watch of
+//! * Each renewal watches all paths again, including unchanged ones. `notify` removes the watch of
 //!   a path when it reads that the path was deleted or renamed, even if the path has been watched
 //!   again since. It reports the event first, so a renewal follows. This also covers an inode
 //!   number that is reused and so looks unchanged.
 //!
-//! A separate thread renews the watches ([`renewal`]). The crate answers a call only after it has
+//! A separate thread renews the watches ([`renewal`]). `notify` answers a call only after it has
 //! read all pending events, which may take as long as a busy directory stays busy. A reload must
-//! not wait for that, and the crate's callback must not wait for itself.
+//! not wait for that, and the callback of `notify` must not wait for itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -115,13 +115,13 @@ impl Drop for SourceWatch {
     }
 }
 
-/// Starts the crate's thread and the thread that renews the watches. The first renewal is due at
-/// once.
+/// Starts the thread of `notify` and the thread that renews the watches. The first renewal is due
+/// at once.
 fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Shared>> {
     let state = State { path: path.to_path_buf(), requested: 1, ..State::default() };
     let shared = Arc::new(Shared { state: Mutex::new(state), updated: Condvar::new() });
-    // A watcher whose thread could not be started panics on every call, and when it is dropped; the
-    // crate reports no error. So try a thread first. If none is left a moment later, do not drop
+    // A watcher whose thread could not be started panics on every call, and when it is dropped;
+    // `notify` reports no error. So try a thread first. If none is left a moment later, do not drop
     // the watcher.
     let _ = thread::Builder::new().spawn(|| ())?.join();
     let (handler, report) = (Arc::clone(&shared), Arc::clone(&changed));
@@ -139,8 +139,8 @@ fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Sh
     Ok(shared)
 }
 
-/// The state that the threads share. The crate's thread takes the lock for each event, so the lock
-/// is never held while the crate is called.
+/// The state that the threads share. The thread of `notify` takes the lock for each event, so the
+/// lock is never held while `notify` is called.
 struct Shared {
     state: Mutex<State>,
     updated: Condvar,
@@ -191,7 +191,7 @@ impl Shared {
         self.updated.notify_all();
     }
 
-    /// Called by the crate's thread. A change is reported at once, because the renewal may take
+    /// Called by the thread of `notify`. A change is reported at once, because the renewal may take
     /// long.
     fn handle(&self, event: notify::Result<Event>, changed: &dyn Fn()) {
         let effect = match &event {

@@ -32,8 +32,8 @@ pub(super) struct ListFile {
     path: PathBuf,
     id: String,
     watermark: WatermarkFile,
-    /// Whether the mark has the list's id. Until then no list with this id may exist.
-    is_marked: bool,
+    /// Whether the high-water mark has the list's id. Until then no list with this id may exist.
+    has_watermark: bool,
     /// `None` if the file could not be opened yet.
     journal: Option<Journal>,
     /// Lines after the header.
@@ -75,7 +75,7 @@ impl ListFile {
     /// # Errors
     /// See [`LoadError`].
     pub(super) fn open(directory: &StateDir) -> Result<OpenedList, LoadError> {
-        let Replayed { list, id, seq, lines, has_torn_end, mark, accepted } = replay(directory)?;
+        let Replayed { list, id, seq, lines, has_torn_end, watermark, accepted } = replay(directory)?;
         let path = directory.path(NAME);
         let is_known = id.is_some();
         let id = match id {
@@ -85,9 +85,17 @@ impl ListFile {
         let latest = list.iter().filter_map(|(_, entry)| entry.record.source).map(|source| source.clock_ms);
         let min_clock_ms = latest.max().unwrap_or(0);
         let watermark =
-            WatermarkFile::new(directory.path(watermark::NAME), id.clone(), mark.as_ref(), min_clock_ms);
-        let mut file =
-            Self { path, id, watermark, is_marked: is_known, journal: None, lines, seq, last_identity: None };
+            WatermarkFile::new(directory.path(watermark::NAME), id.clone(), watermark.as_ref(), min_clock_ms);
+        let mut file = Self {
+            path,
+            id,
+            watermark,
+            has_watermark: is_known,
+            journal: None,
+            lines,
+            seq,
+            last_identity: None,
+        };
         let unwritten = file.prepare(&list, is_known && !has_torn_end).err();
         Ok(OpenedList { file, list, accepted, unwritten })
     }
@@ -101,7 +109,7 @@ impl ListFile {
         if !is_complete || self.needs_compaction(list) {
             self.rewrite(list)?;
         }
-        self.write_mark()
+        self.write_watermark()
     }
 
     /// Appends lines and makes them durable. `list` returns the list with their changes, except for
@@ -168,10 +176,11 @@ impl ListFile {
     /// When that fails. Then the file is the previous or the new one.
     pub(super) fn rewrite(&mut self, list: &List) -> Result<(), FileError> {
         self.last_identity = None;
-        if !self.is_marked {
-            // The mark comes first: a list without a mark counts as one whose mark was lost.
+        if !self.has_watermark {
+            // The high-water mark comes first: a list without one counts as one whose high-water
+            // mark was lost.
             self.watermark.write(0)?;
-            self.is_marked = true;
+            self.has_watermark = true;
         }
         let entries = || list.iter().filter(|(_, entry)| !entry.dropping);
         let header = Header { revocations: FORMAT, list: self.id.clone(), seq: self.seq };
@@ -191,21 +200,22 @@ impl ListFile {
         Ok(())
     }
 
-    /// Writes the number of the last line to the mark. Call it when the lines are durable.
+    /// Writes the number of the last line to the high-water mark. Call it when the lines are
+    /// durable.
     ///
     /// # Errors
-    /// When the mark cannot be written. The list itself is durable.
-    pub(super) fn write_mark(&mut self) -> Result<(), FileError> {
+    /// When the high-water mark cannot be written. The list itself is durable.
+    pub(super) fn write_watermark(&mut self) -> Result<(), FileError> {
         self.watermark.write(self.seq)
     }
 
-    /// Makes the mark durable, and rewrites it if it was changed or moved.
+    /// Makes the high-water mark durable, and rewrites it if it was changed or moved.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn sync_mark(&mut self) -> Result<(), FileError> {
+    pub(super) fn sync_watermark(&mut self) -> Result<(), FileError> {
         if !self.watermark.is_intact() {
-            self.write_mark()?;
+            self.write_watermark()?;
         }
         self.watermark.sync()
     }

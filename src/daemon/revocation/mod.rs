@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tracing::{info, warn};
 
-use crate::publish::{Epochs, Published, Publisher, SnapshotReader};
+use crate::publish::{Epochs, Publisher, SnapshotReader};
 use keyward_engine::record::Quoted;
 use keyward_engine::snapshot::Snapshot;
 use keyward_state::{AcceptanceRecord, FileError, StateDir, current_second};
@@ -314,7 +314,8 @@ impl Revocations {
     }
 
     /// Marks everything in `snapshot` that is revoked at the time of the swap, and swaps it in.
-    pub fn mark_and_swap(&self, publisher: &Publisher, snapshot: Arc<Snapshot>) -> Published {
+    /// Returns the epoch that begins with the swap.
+    pub fn mark_and_swap(&self, publisher: &Publisher, snapshot: Arc<Snapshot>) -> u64 {
         // Most of the marking, while commands go on.
         let list = {
             self.lock_commands().changed = Some(Vec::new());

@@ -73,7 +73,7 @@ pub(super) struct Replayed {
     pub(super) lines: usize,
     /// Whether the file ends in a torn line, or without a newline.
     pub(super) has_torn_end: bool,
-    pub(super) mark: Option<WatermarkRecord>,
+    pub(super) watermark: Option<WatermarkRecord>,
     /// A loss that an operator has accepted.
     pub(super) accepted: Option<(AcceptanceRecord, LoadError)>,
 }
@@ -85,10 +85,11 @@ pub(super) struct Replayed {
 pub(super) fn replay(directory: &StateDir) -> Result<Replayed, LoadError> {
     let path = directory.path(list_file::NAME);
     let content = state::read(&path)?;
-    let mark = watermark::read(&directory.path(watermark::NAME))?;
+    let watermark = watermark::read(&directory.path(watermark::NAME))?;
     let parsed = ParsedList::new(&path, content.as_deref());
     let problem = parsed.damage.or_else(|| {
-        let problem = detect_loss(directory, content.as_deref(), parsed.header.as_ref(), parsed.seq, &mark);
+        let problem =
+            detect_loss(directory, content.as_deref(), parsed.header.as_ref(), parsed.seq, &watermark);
         let problem = problem.or(parsed.gap);
         problem.map(|problem| LoadError::Lost { path, problem })
     });
@@ -102,11 +103,11 @@ pub(super) fn replay(directory: &StateDir) -> Result<Replayed, LoadError> {
         (Some(problem), None) => return Err(problem),
         (Some(problem), Some(accepted)) => Some((accepted, problem)),
     };
-    let mark = if let StoredRecord::Valid(mark) = mark { Some(mark) } else { None };
+    let watermark = if let StoredRecord::Valid(record) = watermark { Some(record) } else { None };
     // An incomplete list gets a new id, so that the lost copy cannot replace it later.
     let id = parsed.header.map(|header| header.list).filter(|_| accepted.is_none());
     let (list, seq, lines, has_torn_end) = (parsed.list, parsed.seq, parsed.lines, parsed.has_torn_end);
-    Ok(Replayed { list, id, seq, lines, has_torn_end, mark, accepted })
+    Ok(Replayed { list, id, seq, lines, has_torn_end, watermark, accepted })
 }
 
 /// Returns a message if revocations are missing.
@@ -115,36 +116,36 @@ fn detect_loss(
     content: Option<&[u8]>,
     header: Option<&Header>,
     seq: u64,
-    mark: &StoredRecord,
+    watermark: &StoredRecord,
 ) -> Option<String> {
-    match (content, header, mark) {
+    match (content, header, watermark) {
         (_, _, StoredRecord::Damaged(problem)) => Some(format!(
             "whether it is complete cannot be told, because {} is damaged: {problem}",
             watermark::NAME
         )),
-        (_, Some(header), StoredRecord::Valid(mark)) if header.list != mark.list => {
+        (_, Some(header), StoredRecord::Valid(record)) if header.list != record.list => {
             Some("it is not the list that this state directory had before".to_owned())
         }
-        (_, Some(_), StoredRecord::Valid(mark)) if seq < mark.seq => Some(format!(
+        (_, Some(_), StoredRecord::Valid(record)) if seq < record.seq => Some(format!(
             "it ends with change {seq} of {}: it was truncated, or replaced by an older copy",
-            mark.seq
+            record.seq
         )),
         (_, Some(_), StoredRecord::Missing) => {
             Some(format!("whether it is complete cannot be told, because {} is missing", watermark::NAME))
         }
         (_, Some(_), StoredRecord::Valid(_)) => None,
-        // A new list gets its mark first. Without the list itself, nothing can be on it.
+        // A new list gets its high-water mark first. Without the list itself, nothing can be on it.
         (_, None, StoredRecord::Valid(WatermarkRecord { seq: 0, .. })) => None,
-        (Some([]), None, StoredRecord::Valid(mark)) => {
-            Some(format!("it is empty, and {} changes had been written to it", mark.seq))
+        (Some([]), None, StoredRecord::Valid(record)) => {
+            Some(format!("it is empty, and {} changes had been written to it", record.seq))
         }
-        (None, None, StoredRecord::Valid(mark)) => {
-            Some(format!("it is missing, and {} changes had been written to it", mark.seq))
+        (None, None, StoredRecord::Valid(record)) => {
+            Some(format!("it is missing, and {} changes had been written to it", record.seq))
         }
         (Some(_), None, StoredRecord::Valid(_)) => {
             Some("it has no header: an older copy, or a part of the list, has taken its place".to_owned())
         }
-        // A list of an earlier version has no header and no mark.
+        // A list of an earlier version has no header and no high-water mark.
         (Some(_), None, StoredRecord::Missing) => None,
         (None, None, StoredRecord::Missing) => directory
             .first_state_file()

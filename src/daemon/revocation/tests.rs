@@ -101,7 +101,7 @@ fn is_revoked(publisher: &Publisher, number: u32) -> bool {
 fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     let publisher = Publisher::new(1).0;
     let revocations = Revocations::open(None, &publisher).expect("opens");
-    drop(revocations.mark_and_swap(&publisher, active(2, 1)));
+    revocations.mark_and_swap(&publisher, active(2, 1));
     for already in [false, true] {
         let change = revocations.revoke(key(0), 0).expect("in force");
         assert_eq!((change.already, change.revoked), (already, 1));
@@ -109,7 +109,7 @@ fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     }
     assert!(is_revoked(&publisher, 0) && !is_revoked(&publisher, 1));
     assert!(!revocations.entries()[0].1.durable);
-    drop(revocations.mark_and_swap(&publisher, active(2, 2)));
+    revocations.mark_and_swap(&publisher, active(2, 2));
     assert!(is_revoked(&publisher, 0), "in the next snapshot too");
     let change = revocations.unrevoke(key(0), 0).expect("unrevoked");
     assert!(reason(&change).contains("no state directory") && !is_revoked(&publisher, 0));
@@ -126,7 +126,7 @@ fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
 fn every_command_advances_the_epoch() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    let published = revocations.mark_and_swap(&publisher, active(2, 1)).epoch;
+    let published = revocations.mark_and_swap(&publisher, active(2, 1));
     let first = revocations.revoke(key(0), 7).expect("revoked");
     assert_eq!((first.keys, first.revoked, first.generation, first.already), (1, 1, 1, false));
     let again = revocations.revoke(key(0), 8).expect("already");
@@ -144,7 +144,7 @@ fn possible_raw_key_is_not_written_to_disk() {
     let (revocations, publisher) = open(&directory);
     let refuse = || revocations.revoke(Target::Key(raw.into()), 0).expect_err("refused").to_string();
     assert!(!refuse().contains(&raw[10..]));
-    drop(revocations.mark_and_swap(&publisher, active(1, 1)));
+    revocations.mark_and_swap(&publisher, active(1, 1));
     assert!(!refuse().contains(&raw[10..]));
     assert_eq!(lines(&directory), 0);
 }
@@ -168,7 +168,7 @@ fn entries_survive_a_restart() {
 fn unwritable_revocation_is_in_force_at_once_and_durable_once_the_disk_recovers() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    drop(revocations.mark_and_swap(&publisher, active(4, 1)));
+    revocations.mark_and_swap(&publisher, active(4, 1));
     assert_eq!(revocations.revoke(key(0), 0).expect("revoked").durability, Durability::Durable);
     let path = block(&directory);
     let change = revocations.revoke(key(1), 0).expect("in force");
@@ -202,7 +202,7 @@ fn unwritable_revocation_is_in_force_at_once_and_durable_once_the_disk_recovers(
 fn unwritable_unrevocation_is_revoked_again_after_a_restart() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    drop(revocations.mark_and_swap(&publisher, active(1, 1)));
+    revocations.mark_and_swap(&publisher, active(1, 1));
     revocations.revoke(key(0), 0).expect("revoked");
     let path = block(&directory);
     assert!(!reason(&revocations.unrevoke(key(0), 0).expect("unrevoked")).is_empty());
@@ -218,7 +218,7 @@ fn unwritable_unrevocation_is_revoked_again_after_a_restart() {
 fn many_unwritable_commands_are_written_as_a_whole_list() {
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    drop(revocations.mark_and_swap(&publisher, active(2, 1)));
+    revocations.mark_and_swap(&publisher, active(2, 1));
     let path = block(&directory);
     for _ in 0..1_200 {
         revocations.revoke(key(0), 0).expect("in force");
@@ -355,7 +355,7 @@ fn no_command_is_lost_between_two_snapshots() {
     const KEYS: u32 = 300;
     let directory = directory();
     let (revocations, publisher) = open(&directory);
-    drop(revocations.mark_and_swap(&publisher, active(KEYS, 1)));
+    revocations.mark_and_swap(&publisher, active(KEYS, 1));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -363,7 +363,7 @@ fn no_command_is_lost_between_two_snapshots() {
             while !done.load(Ordering::Acquire) {
                 generation += 1;
                 let next = active(KEYS, generation);
-                drop(revocations.mark_and_swap(&publisher, Arc::clone(&next)));
+                revocations.mark_and_swap(&publisher, Arc::clone(&next));
                 assert_eq!(reconcile(&revocations, &next, Retention::For(Duration::ZERO)), (0, 0));
             }
         });

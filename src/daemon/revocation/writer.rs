@@ -28,8 +28,9 @@ const MAX_RETRY: Duration = Duration::from_millis(400);
 /// The interval of checking the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The interval of writing the mark for its clock alone: a crash sets the clock back by as much.
-const MARK_INTERVAL: Duration = Duration::from_secs(600);
+/// The interval of writing the high-water mark for its clock alone: a crash sets the clock back by
+/// as much.
+const WATERMARK_INTERVAL: Duration = Duration::from_secs(600);
 
 /// With more unwritten lines than entries plus this, the list itself is written instead of them.
 const MAX_EXTRA_LINES: usize = 1_000;
@@ -106,7 +107,7 @@ impl Writer {
             shared: Arc::clone(&shared),
             unwritten: Vec::new(),
             retry: unwritten.map(|_| FIRST_RETRY),
-            marked_at: Instant::now(),
+            watermark_written_at: Instant::now(),
         };
         let thread = thread::Builder::new().name("revocations".into()).spawn(move || writer.run())?;
         Ok(Self { shared, clock, health, thread: Some(thread) })
@@ -212,8 +213,8 @@ struct WriterThread {
     unwritten: Vec<Queued>,
     /// The delay before the next attempt, if the last one failed.
     retry: Option<Duration>,
-    /// When the mark was written last.
-    marked_at: Instant,
+    /// When the high-water mark was written last.
+    watermark_written_at: Instant,
 }
 
 impl WriterThread {
@@ -229,7 +230,7 @@ impl WriterThread {
                     Err(error) => self.on_failure(last, &error),
                 }
             } else {
-                self.maintain_mark();
+                self.maintain_watermark();
             }
             if is_ending {
                 self.finish();
@@ -259,12 +260,12 @@ impl WriterThread {
         let list = || self.list.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.file.add(self.unwritten.iter().map(|queued| &queued.line), list)?;
         self.unwritten.clear();
-        self.write_mark();
+        self.write_watermark();
         let list = Some(self.list.read().unwrap_or_else(PoisonError::into_inner));
         let list = list.filter(|list| self.file.needs_compaction(list)).map(|list| list.clone());
         if let Some(list) = list {
             match self.file.rewrite(&list) {
-                Ok(()) => self.write_mark(),
+                Ok(()) => self.write_watermark(),
                 Err(error) => {
                     error!(%error, "the list of revocations cannot be compacted; its file keeps growing")
                 }
@@ -302,21 +303,21 @@ impl WriterThread {
         self.shared.attempted.notify_all();
     }
 
-    fn write_mark(&mut self) {
-        self.marked_at = Instant::now();
-        let result = self.file.write_mark();
-        self.report_mark(result);
+    fn write_watermark(&mut self) {
+        self.watermark_written_at = Instant::now();
+        let result = self.file.write_watermark();
+        self.report_watermark(result);
     }
 
-    fn maintain_mark(&mut self) {
-        if self.marked_at.elapsed() >= MARK_INTERVAL {
-            self.write_mark();
+    fn maintain_watermark(&mut self) {
+        if self.watermark_written_at.elapsed() >= WATERMARK_INTERVAL {
+            self.write_watermark();
         }
-        let result = self.file.sync_mark();
-        self.report_mark(result);
+        let result = self.file.sync_watermark();
+        self.report_watermark(result);
     }
 
-    fn report_mark(&self, result: Result<(), FileError>) {
+    fn report_watermark(&self, result: Result<(), FileError>) {
         match result {
             Ok(()) => self.directory.health().written(watermark::NAME),
             Err(error) => self.directory.health().failed(watermark::NAME, &error),
@@ -325,9 +326,9 @@ impl WriterThread {
 
     fn finish(&mut self) {
         if self.retry.is_none() {
-            self.write_mark();
-            let result = self.file.sync_mark();
-            self.report_mark(result);
+            self.write_watermark();
+            let result = self.file.sync_watermark();
+            self.report_watermark(result);
         }
     }
 }

@@ -1,29 +1,25 @@
-//! Accepts client connections, checks who connects and how many are open, and assigns each to a
+//! Accepts client connections, checks their peers and how many are open, and assigns each to a
 //! worker.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use keyward_protocol::{ErrorCode, ProtocolError};
 use tracing::{info, warn};
 
 use crate::audit::{Audit, Peer, Socket};
 use crate::config::Clients;
+use crate::log_limit::LogLimit;
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::worker::Worker;
 
 /// The pause after the system has run out of descriptors or memory and the reserve descriptor did
 /// not help either.
 const BACK_OFF: Duration = Duration::from_millis(100);
-
-/// Minimum interval between two log lines about refusals: a refused peer can return thousands of
-/// times a second.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Accepts client connections.
 pub(super) struct Acceptor {
@@ -32,7 +28,7 @@ pub(super) struct Acceptor {
     max_connections: usize,
     refusals: Arc<RefusalCounters>,
     audit: Audit,
-    last_logged: Cell<Option<Instant>>,
+    log_limit: LogLimit,
 }
 
 impl Acceptor {
@@ -44,7 +40,7 @@ impl Acceptor {
         refusals: Arc<RefusalCounters>,
         audit: Audit,
     ) -> Self {
-        Self { workers, clients, max_connections, refusals, audit, last_logged: Cell::new(None) }
+        Self { workers, clients, max_connections, refusals, audit, log_limit: LogLimit::default() }
     }
 
     /// Accepts connections forever. When the process has no descriptor left, the next connection is
@@ -83,7 +79,7 @@ impl Acceptor {
         };
         let (uid, gid) = (peer.uid(), peer.gid());
         if !self.clients.allows(uid, gid) {
-            if self.may_log() {
+            if self.log_limit.may_log() {
                 let pid = peer.pid();
                 info!(
                     uid,
@@ -98,7 +94,7 @@ impl Acceptor {
         }
         let open: usize = self.workers.iter().map(Worker::open_connections).sum();
         if open >= self.max_connections {
-            if self.may_log() {
+            if self.log_limit.may_log() {
                 warn!(open, "connections refused: max_connections is reached; more of them are counted only");
             }
             self.refusals.limit.fetch_add(1, Ordering::Relaxed);
@@ -116,18 +112,10 @@ impl Acceptor {
     }
 
     fn count_system_error(&self, message: &str, error: &io::Error) {
-        if self.may_log() {
+        if self.log_limit.may_log() {
             warn!(%error, "{message}");
         }
         self.refusals.system.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn may_log(&self) -> bool {
-        let is_due = self.last_logged.get().is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
-        if is_due {
-            self.last_logged.set(Some(Instant::now()));
-        }
-        is_due
     }
 }
 

@@ -57,8 +57,8 @@ pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) ->
     (withheld != Withheld::default()).then_some(withheld)
 }
 
-/// The effect of publishing `evaluation` in place of `serving` keys, which belong to `generation`, or
-/// to a file if that is 0.
+/// The effect of publishing `evaluation` in place of `serving` keys, which belong to `generation`,
+/// or to a file if that is 0.
 pub fn diff(evaluation: &Evaluation, generation: u64, serving: usize) -> CheckDiff {
     let Evaluation { keys, diff, refused, stale, set_aside: _ } = evaluation;
     CheckDiff {

@@ -17,8 +17,8 @@ pub(crate) enum Exit {
     Denied = 1,
     /// The arguments or the input are invalid.
     Usage = 2,
-    /// The daemon cannot be reached (`EX_UNAVAILABLE`).
-    Unreachable = 69,
+    /// The daemon cannot be reached, or sent no result (`EX_UNAVAILABLE`).
+    Unavailable = 69,
     /// The configuration or the source is invalid (`EX_CONFIG`).
     BadInput = 78,
 }
@@ -62,12 +62,12 @@ impl From<CommandError> for CliError {
         match &error {
             CommandError::Refused(_) => Self::new(Exit::Denied, error),
             CommandError::Unreachable { source, .. } if is_absent(source) => Self::new(
-                Exit::Unreachable,
+                Exit::Unavailable,
                 format_args!(
                     "{error} If it listens elsewhere, say where: --socket, KEYWARD_SOCKET or --admin-socket"
                 ),
             ),
-            _ => Self::new(Exit::Unreachable, error),
+            _ => Self::new(Exit::Unavailable, error),
         }
     }
 }
@@ -78,7 +78,7 @@ impl From<keyward_client::Error> for CliError {
         let exit = match &error {
             Error::FieldTooLong(_) | Error::RequestTooLong { .. } | Error::InvalidScope { .. } => Exit::Usage,
             // There is no verdict, and exit code 1 would mean a denial.
-            _ => Exit::Unreachable,
+            _ => Exit::Unavailable,
         };
         match error {
             Error::Connect { .. } => Self::new(
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn exit_codes_are_the_documented_ones() {
-        let codes = [Exit::Done, Exit::Denied, Exit::Usage, Exit::Unreachable, Exit::BadInput];
+        let codes = [Exit::Done, Exit::Denied, Exit::Usage, Exit::Unavailable, Exit::BadInput];
         assert_eq!(codes.map(|exit| exit as u8), [0, 1, 2, 69, 78]);
     }
 
@@ -104,20 +104,20 @@ mod tests {
     fn each_error_has_its_exit_code() {
         use keyward_client::{DaemonError, Error, ErrorCode, ProtocolViolationError};
         let exit = |error: Error| CliError::from(error).exit;
-        assert_eq!(exit(Error::ConnectionLost { written: true }), Exit::Unreachable);
-        assert_eq!(exit(Error::Protocol(ProtocolViolationError::UnexpectedWelcome)), Exit::Unreachable);
+        assert_eq!(exit(Error::ConnectionLost { written: true }), Exit::Unavailable);
+        assert_eq!(exit(Error::Protocol(ProtocolViolationError::UnexpectedWelcome)), Exit::Unavailable);
         assert_eq!(exit(Error::InvalidScope { name: String::new() }), Exit::Usage);
         let daemon = |code: ErrorCode| {
             Error::Daemon(DaemonError { value: code as u8, detail: 0, closing: true, message: String::new() })
         };
-        assert_eq!(exit(daemon(ErrorCode::PeerRefused)), Exit::Unreachable);
-        assert_eq!(exit(daemon(ErrorCode::ShuttingDown)), Exit::Unreachable);
+        assert_eq!(exit(daemon(ErrorCode::PeerRefused)), Exit::Unavailable);
+        assert_eq!(exit(daemon(ErrorCode::ShuttingDown)), Exit::Unavailable);
         assert_eq!(CliError::from(CommandError::Refused("no".to_owned())).exit, Exit::Denied);
         let broken = || std::io::ErrorKind::UnexpectedEof.into();
         let unreachable = CommandError::Unreachable { path: "p".to_owned(), source: broken() };
-        assert_eq!(CliError::from(unreachable).exit, Exit::Unreachable);
+        assert_eq!(CliError::from(unreachable).exit, Exit::Unavailable);
         let broken = CommandError::Broken { path: "p".to_owned(), source: broken() };
-        assert_eq!(CliError::from(broken).exit, Exit::Unreachable);
+        assert_eq!(CliError::from(broken).exit, Exit::Unavailable);
         assert_eq!(CliError::from(ConfigError::NoSource { file: None }).exit, Exit::BadInput);
     }
 }

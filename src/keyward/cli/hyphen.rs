@@ -142,7 +142,7 @@ mod tests {
         ] {
             assert!(parse(line).is_ok(), "{line:?}");
             let arguments = [line, &["--socket", "/nonexistent/k.sock"]].concat();
-            assert_eq!(run_with(&arguments, b"").0, Exit::Unreachable, "{line:?}");
+            assert_eq!(run_with(&arguments, b"").0, Exit::Unavailable, "{line:?}");
         }
         let (exit, output, _) = run_with(&["key", "new", "--key-id", "-Vx9", "--owner", "-h"], b"");
         assert_eq!(exit, Exit::Done);

@@ -190,6 +190,19 @@ mod tests {
         OutcomeText { done, outcome }.to_string()
     }
 
+    /// A command for `key_1`, which has two rows.
+    fn two_keys() -> message::Revocation {
+        message::Revocation {
+            target: target(Some("key_1"), None),
+            already: false,
+            keys: 2,
+            revoked: 2,
+            generation: 7,
+            durable: true,
+            not_durable: None,
+        }
+    }
+
     #[test]
     fn exactly_one_target_is_required() {
         for command in ["revoke", "unrevoke"] {
@@ -203,15 +216,7 @@ mod tests {
 
     #[test]
     fn outcome_reports_the_number_of_keys() {
-        let mut outcome = message::Revocation {
-            target: target(Some("key_1"), None),
-            already: false,
-            keys: 2,
-            revoked: 2,
-            generation: 7,
-            durable: true,
-            not_durable: None,
-        };
+        let mut outcome = two_keys();
         let in_force = "(2 keys), in force on every connection, generation 7";
         assert_eq!(outcome_text("revoked", &outcome), format!("revoked key_1 {in_force}"));
         assert_eq!(
@@ -234,15 +239,7 @@ mod tests {
 
     #[test]
     fn json_of_a_revocation_is_flat() {
-        let outcome = message::Revocation {
-            target: target(Some("key_1"), None),
-            already: false,
-            keys: 2,
-            revoked: 2,
-            generation: 7,
-            durable: true,
-            not_durable: None,
-        };
+        let outcome = two_keys();
         let text = serde_json::to_string(&outcome).expect("JSON");
         assert_eq!(
             text,

@@ -132,7 +132,7 @@ impl Verify {
             ),
             // It may be the admin socket, which is in the same directory.
             Error::Protocol(what) => CliError::new(
-                Exit::Unreachable,
+                Exit::Unavailable,
                 format_args!(
                     "what answers at {} does not keep to keyward's protocol: {what}; is this the admin socket? verify needs \
                      the request socket, of a daemon of this version",
@@ -357,7 +357,7 @@ mod tests {
         let socket = dir.path().join("no.sock");
         let socket = socket.to_str().expect("UTF-8");
         let (exit, output, messages) = run_with(&["verify", "--socket", socket], b"secret\n");
-        assert_eq!((exit, output.as_str()), (Exit::Unreachable, ""));
+        assert_eq!((exit, output.as_str()), (Exit::Unavailable, ""));
         assert!(messages.starts_with("keyward: cannot connect to keyward at "), "{messages}");
         assert!(!messages.contains("secret"), "{messages}");
         let (exit, ..) = run_with(&["verify", "--socket", socket], b"");

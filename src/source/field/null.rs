@@ -31,6 +31,11 @@ impl NullTexts {
         Self { texts, longest }
     }
 
+    /// The texts, in the order of the setting.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(AsRef::as_ref)
+    }
+
     /// Whether `text` is a null text, ignoring ASCII case and white space around it.
     #[inline]
     pub(crate) fn contains(&self, text: &str) -> bool {

@@ -75,8 +75,8 @@ mod socket;
 
 pub use decision::{Decision, Limit};
 pub use error::{DaemonError, Error, ProtocolViolationError};
-pub use keyward_protocol::{ErrorCode, FieldTooLongError, ProtocolError, Verdict};
-pub use options::{DEFAULT_DEADLINE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_SOCKET, Options};
+pub use keyward_protocol::{DEFAULT_SOCKET, ErrorCode, FieldTooLongError, ProtocolError, Verdict};
+pub use options::{DEFAULT_DEADLINE, DEFAULT_MAX_IN_FLIGHT, Options};
 pub use pipeline::Client;
 pub use refund::Refund;
 pub use request::Request;

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The default socket of the daemon (SPEC.md section 1).
-pub const DEFAULT_SOCKET: &str = "/run/keyward/keyward.sock";
+use keyward_protocol::DEFAULT_SOCKET;
 
 /// How long a call may take by default, connecting included. An answer takes a thousandth of this;
 /// the request of the application that waits for it usually takes longer (SPEC.md section 9).

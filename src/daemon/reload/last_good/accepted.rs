@@ -30,19 +30,21 @@ pub(super) struct AcceptedSource {
     /// The generation of the snapshot that it became.
     pub(super) generation: u64,
     state: FileState,
-    reading: String,
+    #[serde(rename = "reading")]
+    parse_settings: String,
     peppers: Vec<String>,
 }
 
 impl AcceptedSource {
-    /// A source in the state `state`, read as the digest `reading` identifies.
+    /// A source in the state `state`, parsed with the settings that have the digest
+    /// `parse_settings`.
     pub(super) fn new(
         generation: u64,
         state: FileState,
-        reading: String,
+        parse_settings: String,
         global_policy: &GlobalPolicy,
     ) -> Self {
-        Self { generation, state, reading, peppers: pepper_fingerprints(global_policy) }
+        Self { generation, state, parse_settings, peppers: pepper_fingerprints(global_policy) }
     }
 
     /// The record in `directory`, if there is one that can be read.
@@ -73,10 +75,11 @@ impl AcceptedSource {
         })
     }
 
-    /// Whether it is the source with this state and reading, and its hashes are still found.
-    pub(super) fn is(&self, state: &FileState, reading: &str, global_policy: &GlobalPolicy) -> bool {
+    /// Whether it is a file in this state, parsed with these settings, and its hashes are still
+    /// found.
+    pub(super) fn is(&self, state: &FileState, parse_settings: &str, global_policy: &GlobalPolicy) -> bool {
         self.state == *state
-            && self.reading == reading
+            && self.parse_settings == parse_settings
             && retained_hashes(&self.peppers, global_policy).current
     }
 }

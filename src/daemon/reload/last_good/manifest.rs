@@ -11,10 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use crate::reload::FileState;
 use crate::reload::last_good::sealed::{self, SealedError};
-use crate::reload::{FileState, SourceFile};
 use keyward_engine::global_policy::{GlobalPolicy, RetainedHashes};
 use keyward_state::FileError;
 
@@ -27,9 +26,6 @@ pub(super) const SUFFIX: &str = ".kwc";
 
 /// Bytes of a compiled file's header, which identifies the file.
 const HEADER_BYTES: usize = 128;
-
-/// Bytes of a digest of the configuration. It is not compared with input of an attacker.
-const DIGEST_BYTES: usize = 8;
 
 /// The manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +49,9 @@ pub(super) struct Manifest {
     pub(super) written_at: u32,
     /// Unix second at which the keys came into force.
     pub(super) accepted_at: u32,
-    /// Digest of the settings that the source was read by.
-    pub(super) reading: String,
+    /// The [digest of the settings](super::parse_settings) that the source was parsed with.
+    #[serde(rename = "reading")]
+    pub(super) parse_settings: String,
     /// Fingerprints of the peppers that were in force: the current one, then the previous one.
     pub(super) peppers: Vec<String>,
 }
@@ -90,10 +87,10 @@ impl Manifest {
         Ok(file.metadata()?.len() == self.bytes && header_crc32(file)? == self.head_crc32)
     }
 
-    /// Whether a source with this state and reading has these keys, and so need not be compared
-    /// with them.
-    pub(super) fn is_of(&self, state: &FileState, reading: &str) -> bool {
-        self.state == *state && self.reading == reading
+    /// Whether a file in this state, parsed with these settings, has these keys, and so need not be
+    /// compared with them.
+    pub(super) fn is_of(&self, state: &FileState, parse_settings: &str) -> bool {
+        self.state == *state && self.parse_settings == parse_settings
     }
 
     /// Which of its hashes are still found.
@@ -130,14 +127,6 @@ pub(super) fn header_crc32(file: &File) -> io::Result<u32> {
     Ok(crc32fast::hash(&header))
 }
 
-/// A digest of everything except the source's content that decides which rows are read from it. It
-/// may differ between versions of keyward without need; that costs only a comparison.
-pub(in crate::reload) fn reading(source: &SourceFile) -> String {
-    let SourceFile { path, format, mapping, on_bad_row, plans: _ } = source;
-    let text = format!("{} {path:?} {format:?} {mapping:?} {on_bad_row:?}", env!("CARGO_PKG_VERSION"));
-    const_hex::encode(&Sha256::digest(text)[..DIGEST_BYTES])
-}
-
 /// Fingerprints of the peppers in force.
 pub(super) fn pepper_fingerprints(global_policy: &GlobalPolicy) -> Vec<String> {
     global_policy.pepper_fingerprints().map(const_hex::encode).collect()
@@ -161,7 +150,7 @@ mod tests {
             state: FileState::of(&file).expect("a file"),
             written_at: 1_795_255_200,
             accepted_at: 1_795_255_201,
-            reading: "0011".to_owned(),
+            parse_settings: "0011".to_owned(),
             peppers: Vec::new(),
         }
     }

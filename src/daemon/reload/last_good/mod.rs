@@ -4,9 +4,10 @@
 //! * Before a reload is answered, the accepted source is recorded ([`accepted`]).
 //! * After that, a background thread writes the keys to the state directory, as a compiled file and
 //!   a small [`manifest`] that names it ([`writer`]).
-//! * A start reads the source first, and the guard compares it with the last good keys. If it is
-//!   refused, they are served instead, under the plans and the global policy of the current
-//!   configuration ([`recover`]).
+//! * A start reads the source first, and the guard compares it with the last good keys
+//!   ([`start_guard`]), which [`recover`](mod@recover) reads from the state directory.
+//! * If the source is refused, the last good keys are served instead, under the plans and the
+//!   global policy of the current configuration ([`fallback`]).
 //!
 //! There are at most two compiled files on disk: the one that the manifest names, and the one that
 //! is being written. The order is: write the new file, sync, rename, replace the manifest, and only
@@ -30,18 +31,21 @@ use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir};
 
 mod accepted;
+mod fallback;
 mod manifest;
 mod paced;
+mod parse_settings;
 mod recover;
 mod sealed;
+mod start_guard;
 mod takeaways;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use accepted::{ACCEPTED_FILE, AcceptedSource};
-pub(super) use manifest::reading;
 use manifest::{MANIFEST, Manifest};
+pub(super) use parse_settings::parse_settings_digest;
 pub use recover::{RecoverError, Recovered, recover};
 pub use sealed::SealedError;
 pub(in crate::reload) use takeaways::AppliedTakeaways;
@@ -175,17 +179,17 @@ impl LastGoodStore {
         source: &SourceFile,
         global_policy: &GlobalPolicy,
     ) {
-        let reading = reading(source);
+        let parse_settings = parse_settings_digest(source);
         if self
             .shared
             .state()
             .accepted
             .as_ref()
-            .is_some_and(|known| known.is(&file_state, &reading, global_policy))
+            .is_some_and(|known| known.is(&file_state, &parse_settings, global_policy))
         {
             return;
         }
-        let accepted = AcceptedSource::new(generation, file_state, reading, global_policy);
+        let accepted = AcceptedSource::new(generation, file_state, parse_settings, global_policy);
         let health = self.shared.directory.health();
         match accepted.write(&self.directory()) {
             Ok(()) => {
@@ -204,13 +208,14 @@ impl LastGoodStore {
         source: &SourceFile,
         global_policy: &GlobalPolicy,
     ) -> bool {
-        let (state, reading) = (self.shared.state(), reading(source));
+        let (state, parse_settings) = (self.shared.state(), parse_settings_digest(source));
         // A record older than the keys on disk could not be replaced when they were accepted.
         let stored = state.stored.as_ref().map_or(0, |stored| stored.generation);
         let record = state.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
-        let is_recorded = record.is_some_and(|accepted| accepted.is(file_state, &reading, global_policy));
+        let is_recorded =
+            record.is_some_and(|accepted| accepted.is(file_state, &parse_settings, global_policy));
         let is_stored = |stored: &Manifest| {
-            stored.is_of(file_state, &reading) && stored.retained_hashes(global_policy).current
+            stored.is_of(file_state, &parse_settings) && stored.retained_hashes(global_policy).current
         };
         is_recorded || state.stored.as_ref().is_some_and(is_stored)
     }

@@ -66,7 +66,7 @@ impl Fixture {
             compiled: None,
             source: source.path.display().to_string(),
             state: FileState::of(&source.path).expect("a file"),
-            reading: reading(&source),
+            parse_settings: parse_settings_digest(&source),
             accepted_at: 1_795_255_201,
         }
     }
@@ -142,6 +142,29 @@ fn recovered_rows_keep_their_plans_with_the_current_limits() {
     let text = error.to_string();
     assert!(text.contains("the plan \"pro\" is not in the configuration"), "{text}");
     assert_eq!(error.kind(), "plans");
+}
+
+/// As after an upgrade that changes the text of the settings: the source is compared once more.
+#[test]
+fn source_is_recognised_only_with_the_settings_that_it_was_accepted_with() {
+    let fixture = Fixture::new();
+    let (source, global_policy) = (fixture.source(), GlobalPolicy::default());
+    fs::write(&source.path, "x").expect("writes");
+    let state = FileState::of(&source.path).expect("a file");
+    let is_accepted =
+        |store: &LastGoodStore, source: &SourceFile| store.has_accepted(&state, source, &global_policy);
+    assert!(!is_accepted(&fixture.last_good, &source));
+    fixture.last_good.record_accepted(1, state, &source, &global_policy);
+    let directory = Arc::clone(&fixture.last_good.shared.directory);
+    let reopen = || LastGoodStore::open(Some(&directory), true).expect("a thread").expect("kept");
+    assert!(is_accepted(&reopen(), &source));
+    let other = SourceFile { mapping: ColumnMapping::default().ignoring_unknown(), ..source.clone() };
+    assert!(!is_accepted(&reopen(), &other));
+    let record = fs::read_to_string(fixture.path(ACCEPTED_FILE)).expect("a file");
+    let earlier = record.replace(&parse_settings_digest(&source), "0123456789abcdef");
+    assert_ne!(earlier, record);
+    fs::write(fixture.path(ACCEPTED_FILE), earlier).expect("writes");
+    assert!(!is_accepted(&reopen(), &source));
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub(in crate::reload) struct Job {
     pub(in crate::reload) compiled: Option<File>,
     pub(in crate::reload) source: String,
     pub(in crate::reload) state: FileState,
-    pub(in crate::reload) reading: String,
+    pub(in crate::reload) parse_settings: String,
     pub(in crate::reload) accepted_at: u32,
 }
 
@@ -93,7 +93,7 @@ impl LastGoodStore {
         let waited = shared.changed.wait_timeout_while(shared.state(), STOP_TIMEOUT, is_busy);
         if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
             info!(
-                "the keys in force are not on the disk yet; a start beside a bad source would serve those before them"
+                "the keys in force are not stored yet: if the next start refuses the source, it serves the last good keys before them"
             );
         }
     }
@@ -109,7 +109,7 @@ impl Shared {
     /// The thread's main function.
     pub(super) fn run(&self) {
         let has_low_priority = rustix::process::setpriority_process(None, NICENESS)
-            .inspect_err(|error| debug!(%error, "keys are kept at the priority of the workers, with pauses"))
+            .inspect_err(|error| debug!(%error, "the priority of this thread cannot be lowered; it pauses while it writes the last good keys"))
             .is_ok();
         while let Some((job, cancelled)) = self.next() {
             let pace = Pace { cancelled: &cancelled, stopping: &self.stopping, has_low_priority };
@@ -150,14 +150,16 @@ impl Shared {
                     generation,
                     keys = manifest.keys,
                     bytes = manifest.bytes,
-                    "the keys in force are kept"
+                    "the keys in force are stored for the next start"
                 );
                 self.directory.health().written(MANIFEST);
                 // The manifest names the accepted source, too.
                 self.directory.health().written(ACCEPTED_FILE);
                 self.remove_takeaways_before(generation);
             }
-            Err(_) if was_cancelled => debug!(generation, "others came into force before the keys were kept"),
+            Err(_) if was_cancelled => {
+                debug!(generation, "newer keys came into force before these were stored")
+            }
             Err(error) => self.directory.health().failed(MANIFEST, error),
         }
         let mut state = self.state();
@@ -196,13 +198,13 @@ impl Shared {
             state: job.state,
             written_at: job.snapshot.meta().source_time,
             accepted_at: job.accepted_at,
-            reading: job.reading.clone(),
+            parse_settings: job.parse_settings.clone(),
             peppers: super::manifest::pepper_fingerprints(global_policy),
         };
-        // The same file, read by the same settings: its rows are on disk already. Plans and peppers
-        // do not matter.
+        // The same file, parsed with the same settings: its rows are on disk already. Plans and
+        // peppers do not matter.
         if let Some(stored) = &stored
-            && stored.is_of(&job.state, &job.reading)
+            && stored.is_of(&job.state, &job.parse_settings)
             && stored.keys == manifest.keys
             && state::open_to_read(&directory.join(&stored.file))
                 .and_then(|file| stored.names(&file))
@@ -265,7 +267,7 @@ pub(super) fn remove_stale_files(directory: &Path, manifest: Option<&Manifest>) 
             (is_own(name) && !is_kept) || name.strip_suffix(".new") == Some(MANIFEST)
         });
         if is_garbage && let Err(error) = std::fs::remove_file(entry.path()) {
-            debug!(file = %entry.path().display(), %error, "a file that is not needed any more cannot be removed");
+            debug!(file = %entry.path().display(), %error, "a file that is no longer needed cannot be removed");
         }
     }
 }

@@ -23,7 +23,7 @@ fn list_is_durable_when_a_command_returns() {
     let trace = Trace::of(directory.path());
     let (revocations, publisher) = open(&directory);
     assert_eq!(volatile(&trace), NOTHING, "an empty list");
-    drop(revocations.mark_and_swap(&publisher, active(3, 1)));
+    revocations.mark_and_swap(&publisher, active(3, 1));
     for target in [key(0), owner(), key(1)] {
         assert!(!revocations.revoke(target.clone(), 0).expect("revoked").already);
         assert_eq!(volatile(&trace), NOTHING, "{target:?} is revoked");
@@ -54,7 +54,7 @@ fn rewritten_list_is_durable() {
     let directory = directory();
     let trace = Trace::of(directory.path());
     let (revocations, publisher) = open(&directory);
-    drop(revocations.mark_and_swap(&publisher, active(2, 1)));
+    revocations.mark_and_swap(&publisher, active(2, 1));
     let rewritten = |trace: &Trace| trace.calls().iter().any(|call| matches!(call, Call::Rename(..)));
     // Until most lines are superseded.
     for _ in 0..1_000 {
@@ -88,11 +88,11 @@ fn list_and_audit_trail_are_durable_after_an_agreement() {
     let publisher = Publisher::new(1).0;
     let revocations = Revocations::open(Some(Arc::clone(&state)), &publisher).expect("reads");
     let audit = Audit::open(&state, Rotation { max_file_size: 1 << 20, keep: 1 }).expect("opens");
-    drop(revocations.mark_and_swap(&publisher, active(2, 1)));
+    revocations.mark_and_swap(&publisher, active(2, 1));
     revocations.revoke(key(0), 0).expect("revoked");
     revocations.revoke(owner(), 0).expect("revoked");
     let agreeing = snapshot(2, 2, |_| Status::Revoked);
-    drop(revocations.mark_and_swap(&publisher, Arc::clone(&agreeing)));
+    revocations.mark_and_swap(&publisher, Arc::clone(&agreeing));
     revocations.reconcile(&agreeing, Retention::DEFAULT, &audit);
     assert_eq!(volatile(&trace), NOTHING);
 }

@@ -1,58 +1,59 @@
 //! A compiled file reads back as it was written, and any other file is refused.
 
 use std::io::Cursor;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAX_RUN};
 use super::*;
-use crate::record::{Digest, MAX_OWNER, Plans, Status};
+use crate::record::{Digest, KeyRecord, MAX_OWNER, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, MIX, Probe};
 use crate::snapshot::policy::RowPolicy;
-use crate::snapshot::test_record::{SEED, TestRecord, builder, limits, networks, origins};
+use crate::snapshot::test_record::{SEED, builder, limits, networks, numbered, origins, record};
 use crate::snapshot::{Builder, CompareOptions, KeyTable};
 
 /// A record of which every field depends on `number`. Every tenth record shares its key id with the
 /// one before.
-fn row(number: usize) -> TestRecord {
+fn row(number: usize) -> KeyRecord<'static> {
     let mut hash = Digest::default();
     let low = (number as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
     hash[16..].copy_from_slice(&low.to_be_bytes());
     let key = number - usize::from(number % 10 == 9);
-    let record = TestRecord {
+    let record = KeyRecord {
         owner: ["", "acme", "bölt"][key % 3],
         environment: "live",
         status: [Status::Active, Status::Disabled, Status::Revoked][number % 3],
         not_before: 1_000_000_000 + number as u32,
         metadata: ["", r#"{"team":"ä"}"#][number % 2],
-        ..TestRecord::new(hash, format!("key-{key}"))
+        ..record(hash, format!("key-{key}"))
     };
     match key % 6 {
         0 => record,
-        1 => TestRecord {
-            scopes: vec!["orders:read".into(), "orders:*".into()],
+        1 => KeyRecord {
+            scopes: ["orders:read", "orders:*"].map(Into::into).into(),
             allowed_ips: Some(networks(&["10.0.0.0/8", "2001:db8::/32"])),
             allowed_origins: Some(origins(&["https://*.example.com", "https://a.example"])),
             limits: limits("10/s"),
             ..record
         },
-        2 => TestRecord {
-            scopes: vec!["a".into()],
+        2 => KeyRecord {
+            scopes: Arc::new(["a".into()]),
             limits: limits("requests=100/s burst 200; daily=7/d"),
             ..record
         },
-        other => TestRecord {
-            allowed_ips: (other != 4).then(Vec::new),
-            allowed_origins: (other != 5).then(Vec::new),
+        other => KeyRecord {
+            allowed_ips: (other != 4).then(Arc::default),
+            allowed_origins: (other != 5).then(Arc::default),
             limits: limits("1/s"),
             ..record
         },
     }
 }
 
-fn rows(count: usize) -> Vec<TestRecord> {
+fn rows(count: usize) -> Vec<KeyRecord<'static>> {
     (0..count).map(row).collect()
 }
 
@@ -152,16 +153,16 @@ fn recompiled_file_is_identical() {
 
 #[test]
 fn empty_list_is_read_back_as_an_empty_list() {
-    let key = |number: usize, allowed_ips: Option<_>, allowed_origins: Option<_>| TestRecord {
+    let key = |number: usize, allowed_ips: Option<_>, allowed_origins: Option<_>| KeyRecord {
         allowed_ips,
         allowed_origins,
-        ..TestRecord::numbered(number)
+        ..numbered(number)
     };
     let text = [
         key(1, None, None),
-        key(2, Some(vec![]), None),
-        key(3, None, Some(vec![])),
-        key(4, Some(vec![]), Some(vec![])),
+        key(2, Some(Arc::default()), None),
+        key(3, None, Some(Arc::default())),
+        key(4, Some(Arc::default()), Some(Arc::default())),
     ];
     let file = compile(&builder(&text));
     let again = build(&file, file.len(), Plans::default()).expect("a good file");
@@ -205,10 +206,10 @@ fn rows_are_in_the_order_of_their_home_groups() {
 
 #[test]
 fn plans_are_those_of_the_loading_configuration() {
-    let file = compile(&builder(&[TestRecord { plan: "pro", ..row(0) }]));
+    let file = compile(&builder(&[KeyRecord { plan: "pro", ..row(0) }]));
     let loaded_limits = |plans| load(&file, plans).map(|keys| keys.policies[0].limits().to_vec());
     assert_eq!(loaded_limits(Plans::default()).expect("any name").len(), 0);
-    let pro = limits("10/s");
+    let pro = limits("10/s").to_vec();
     let plans = Plans::new([("pro".into(), pro.clone())], None).expect("plans");
     assert_eq!(loaded_limits(plans).expect("a plan"), pro);
     let plans = Plans::new([("free".into(), pro)], None).expect("plans");
@@ -391,7 +392,7 @@ fn colliding_digests_chosen_for_the_seed_are_refused() {
             for (bytes, word) in hash.as_chunks_mut().0.iter_mut().zip(words) {
                 *bytes = word.to_le_bytes();
             }
-            TestRecord::new(hash, format!("key-{number}"))
+            record(hash, format!("key-{number}"))
         };
         compile(&builder(&(0..count).map(row).collect::<Vec<_>>()))
     };
@@ -414,7 +415,7 @@ fn full_groups_chosen_for_the_seed_are_refused() {
         }
         _ => false,
     });
-    let row = |(digest, id): (Digest, usize)| TestRecord::new(digest, format!("key-{id}"));
+    let row = |(digest, id): (Digest, usize)| record(digest, format!("key-{id}"));
     let rows: Vec<_> = chosen.take(COUNT).zip(0..).map(row).collect();
     assert!(error_of(&compile(&builder(&rows))).contains("more rows than chance allows"));
 }
@@ -423,10 +424,10 @@ fn full_groups_chosen_for_the_seed_are_refused() {
 #[test]
 fn rotations_do_not_depend_on_the_threads_that_decode_their_rows() {
     for (count, of_key) in [(10, 10), (9_000, 3), (9_000, 7), (12_000, 5_000)] {
-        let row = |number: usize| TestRecord {
+        let row = |number: usize| KeyRecord {
             owner: "acme",
             limits: limits("10/s"),
-            ..TestRecord::new(
+            ..record(
                 crate::key_format::hash(&number.to_le_bytes()),
                 format!("key-{}", number % (count / of_key)),
             )

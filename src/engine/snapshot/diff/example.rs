@@ -11,8 +11,8 @@ use crate::snapshot::diff::access_change::AccessChanges;
 /// Examples of each kind: a screenful.
 pub const MAX_EXAMPLES: usize = 20;
 
-/// The first [`MAX_EXAMPLES`] of each kind, in the order of the source that lists them. A removed key
-/// is listed by the old source.
+/// The first [`MAX_EXAMPLES`] of each kind, in the order of the source that lists them. A removed
+/// key is listed by the old source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Examples {
     /// New keys.

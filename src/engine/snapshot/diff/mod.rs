@@ -129,19 +129,21 @@ impl KeyTable {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::record::Status;
-    use crate::snapshot::test_record::{TestRecord, keys, limits, networks, origins};
+    use crate::record::{KeyRecord, Status};
+    use crate::snapshot::test_record::{keys, limits, networks, numbered, origins};
 
     /// 2026-11-21.
     const AT: CompareOptions = CompareOptions { now: 1_795_255_200, by_key_id: false };
 
-    fn plain(number: usize) -> TestRecord {
-        TestRecord::numbered(number)
+    fn plain(number: usize) -> KeyRecord<'static> {
+        numbered(number)
     }
 
-    fn with_status(number: usize, status: Status) -> TestRecord {
-        TestRecord { status, ..plain(number) }
+    fn with_status(number: usize, status: Status) -> KeyRecord<'static> {
+        KeyRecord { status, ..plain(number) }
     }
 
     fn ids(examples: &[Example]) -> Vec<&str> {
@@ -164,7 +166,7 @@ mod tests {
             plain(9),
             with_status(2, Status::Revoked),
             plain(5),
-            TestRecord { owner: "acme", ..plain(4) },
+            KeyRecord { owner: "acme", ..plain(4) },
             plain(8),
         ]);
         let Diff { added, removed, changed, revoked, examples, .. } = new.diff_from(Some(&old), AT);
@@ -182,14 +184,14 @@ mod tests {
     #[test]
     fn every_field_that_differs_is_listed() {
         let old = keys(&[plain(1)]);
-        let new = keys(&[TestRecord {
+        let new = keys(&[KeyRecord {
             owner: "o",
             environment: "e",
             plan: "p",
             status: Status::Disabled,
             not_before: 1_767_225_600,
             expires_at: 1_798_761_600,
-            scopes: vec!["s".into()],
+            scopes: Arc::new(["s".into()]),
             allowed_ips: Some(networks(&["10.0.0.0/8"])),
             allowed_origins: Some(origins(&["https://a.example"])),
             limits: limits("1/s"),
@@ -216,14 +218,14 @@ mod tests {
         ];
         assert_eq!(differences(&old, &new), expected);
         assert_eq!(differences(&new, &old).len(), expected.len(), "in reverse");
-        let renamed = keys(&[TestRecord { key_id: "k2".to_owned(), ..plain(1) }]);
+        let renamed = keys(&[KeyRecord { key_id: "k2", ..plain(1) }]);
         assert_eq!(differences(&old, &renamed), [Difference::between("key_id", "k1", "k2")]);
     }
 
     #[test]
     fn empty_list_in_place_of_no_list_is_a_change() {
-        let no_address = TestRecord { allowed_ips: Some(Vec::new()), ..plain(1) };
-        let no_origin = TestRecord { allowed_origins: Some(Vec::new()), ..plain(1) };
+        let no_address = KeyRecord { allowed_ips: Some(Arc::default()), ..plain(1) };
+        let no_origin = KeyRecord { allowed_origins: Some(Arc::default()), ..plain(1) };
         for (field, record) in [("allowed_ips", no_address), ("allowed_origins", no_origin)] {
             let (open, shut) = (keys(&[plain(1)]), keys(std::slice::from_ref(&record)));
             for (before, after) in [(&open, &shut), (&shut, &open)] {
@@ -255,7 +257,7 @@ mod tests {
 
     #[test]
     fn examples_read_back_from_json() {
-        let renamed = keys(&[TestRecord { key_id: "k2".to_owned(), ..plain(1) }]);
+        let renamed = keys(&[KeyRecord { key_id: "k2", ..plain(1) }]);
         let examples = renamed.diff_from(Some(&keys(&[plain(1)])), AT).examples;
         let json = serde_json::to_string(&examples.changed).expect("serializable");
         assert_eq!(

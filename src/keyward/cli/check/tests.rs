@@ -268,7 +268,7 @@ fn source_that_the_guard_would_refuse_fails() {
 #[test]
 fn missing_daemon_is_unreachable() {
     let (exit, _, messages) = run_with(&["check", "--daemon", "--admin-socket", "/nowhere/a.sock"], b"");
-    assert_eq!(exit, Exit::Unreachable);
+    assert_eq!(exit, Exit::Unavailable);
     assert!(messages.contains("is the daemon running?"), "{messages}");
     for options in [&["--daemon", "--strict"][..], &["--daemon", "--against", "a.csv"]] {
         assert!(super::super::tests::parse(&[&["check"], options].concat()).is_err(), "{options:?}");

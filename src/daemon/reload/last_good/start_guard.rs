@@ -1,0 +1,75 @@
+//! The guard at a start, where no snapshot is in force yet. The source is compared with the last
+//! good keys, unless it was accepted before or an operator has accepted it for this start.
+
+use tracing::{error, warn};
+
+use super::LastGoodStore;
+use crate::audit::Peer;
+use crate::reload::load::LoadedSource;
+use crate::reload::trigger::Cause;
+use crate::reload::{ReloadError, ReloadLoop, Settings, compare};
+use keyward_engine::snapshot::{Diff, KeyTable};
+use keyward_state::AcceptanceRecord;
+
+impl ReloadLoop {
+    /// The cause of the first load. An operator may have decided that this start accepts the source
+    /// without a comparison.
+    pub(in crate::reload) fn start_cause(&self) -> Cause {
+        let mut cause = Cause::start();
+        let accepted = self.reloader.last_good.as_ref().map(LastGoodStore::take_acceptance);
+        match accepted {
+            Some(Ok(Some(AcceptanceRecord { by_uid, at }))) => {
+                warn!(by_uid, %at, "an operator has accepted the source for this start: it is not compared with the last good keys");
+                cause.force = true;
+                cause.waiters.peers.push(Peer { uid: by_uid, pid: None });
+            }
+            Some(Err(error)) => {
+                error!(%error, "whether the source is accepted for this start is not known; it is compared");
+            }
+            Some(Ok(None)) | None => {}
+        }
+        cause
+    }
+
+    /// Guards the first load: compares the loaded keys with the last good keys. A source that is
+    /// recorded as accepted is not compared.
+    pub(in crate::reload) fn guard_by_last_good(
+        &mut self,
+        settings: &Settings,
+        loaded: &LoadedSource,
+    ) -> Result<Option<Diff>, ReloadError> {
+        let (path, new) = (&settings.source.path, &loaded.keys);
+        let has_accepted = |last_good: &LastGoodStore| {
+            last_good.has_accepted(&loaded.state, &settings.source, &settings.global_policy)
+        };
+        if self.reloader.last_good.as_ref().is_some_and(has_accepted) {
+            return Ok(None);
+        }
+        let diff = self.diff_from_last_good(settings, new);
+        let tolerance = &settings.policy.tolerance;
+        let Some((old, diff)) = self.recovered.as_ref().zip(diff) else {
+            tolerance.check(path, &Diff::default(), 0, new.len())?;
+            return Ok(None);
+        };
+        tolerance.check(path, &diff, old.keys.len(), new.len())?;
+        // Without the pepper that was current for the last good keys, requests would not find a key
+        // that the source lists with the hash that it had then.
+        if !old.retained_hashes(&settings.global_policy).current {
+            self.guard_removed_pepper(path, &old.keys, new)?;
+        }
+        Ok(Some(diff))
+    }
+
+    /// What `new` changes compared with the last good keys, if there are any that can be read.
+    pub(in crate::reload) fn diff_from_last_good(
+        &mut self,
+        settings: &Settings,
+        new: &KeyTable,
+    ) -> Option<Diff> {
+        self.recover_once(settings);
+        let now = self.reloader.clock.now().unix;
+        self.recovered
+            .as_ref()
+            .map(|old| compare::diff(new, &old.keys, old.compare_options(&settings.global_policy, now)))
+    }
+}
