@@ -68,13 +68,24 @@ fn idle_connections_do_not_delay_commands() {
 /// Connections that wait for a reload are not idle.
 #[test]
 fn connections_that_wait_for_a_reload_are_not_closed() {
-    let daemon = Daemon::serving(Export::of(["a", "b"]));
-    thread::scope(|scope| {
-        let waiting: Vec<_> = (0..16).map(|_| scope.spawn(|| daemon.reload())).collect();
-        let idle: Vec<UnixStream> = (0..200).map(|number| connect_idle(&daemon, number)).collect();
-        assert!(waiting.into_iter().all(|waiting| waiting.join().expect("a reply").accepted));
-        drop(idle);
-    });
+    let export = Export::of(["a", "b"]);
+    let daemon = Setup::text(&export).config("source.settle = '1s'").start();
+    // A reload waits until a source that was written in place has settled.
+    daemon.setup.write_export(&export);
+    let mut reload = serde_json::to_vec(&Command::Reload { force: false }).expect("JSON");
+    reload.push(b'\n');
+    let mut waiting: Vec<UnixStream> = (0..16).map(|_| connect_admin(&daemon)).collect();
+    waiting.iter_mut().for_each(|stream| stream.write_all(&reload).expect("the daemon reads"));
+    // The daemon reads commands in the order of their arrival.
+    send_promptly(&daemon, &Command::Status);
+    let idle: Vec<UnixStream> = (0..200).map(|number| connect_idle(&daemon, number)).collect();
+    for stream in waiting {
+        let mut reply = String::new();
+        BufReader::new(stream).read_line(&mut reply).expect("a reply");
+        let reply: Reply = serde_json::from_str(&reply).expect("JSON");
+        assert!(reply.reload.as_ref().is_some_and(|reload| reload.accepted), "{reply:?}");
+    }
+    drop(idle);
 }
 
 /// The accepting thread neither copies nor sorts the whole list of revocations.
