@@ -27,7 +27,7 @@ pub(crate) struct Connection<'a> {
     partial: usize,
     /// Requests that have been issued but not completely written.
     unwritten: usize,
-    /// Number of the request whose answer is next, within the ring.
+    /// Number of the request whose answer is next, below the number of different requests.
     next_answer: u64,
     /// Requests in flight: when they were issued (nanoseconds since the start of the load), and how
     /// many then.
@@ -40,7 +40,7 @@ pub(crate) struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    /// A connection whose first request is number `first` of the target's ring.
+    /// A connection whose first request is number `first` of the target's requests.
     pub(crate) fn new(target: &'a dyn Target, stream: UnixStream, first: u64) -> Self {
         Self {
             target,
@@ -48,7 +48,7 @@ impl<'a> Connection<'a> {
             next_request: first,
             partial: 0,
             unwritten: 0,
-            next_answer: first % target.ring().len() as u64,
+            next_answer: first % target.requests().len() as u64,
             issued: VecDeque::new(),
             in_flight: 0,
             input: vec![0; INPUT_BYTES].into(),
@@ -89,7 +89,7 @@ impl<'a> Connection<'a> {
     /// When the server has closed the connection, or the system call fails.
     pub(crate) fn write(&mut self) -> Result<(), LoadError> {
         while self.unwritten > 0 {
-            let (bytes, count) = self.target.ring().slice(self.next_request, self.unwritten);
+            let (bytes, count) = self.target.requests().slice(self.next_request, self.unwritten);
             let rest = &bytes[self.partial..];
             match send(&self.stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(written) if written == rest.len() => {
@@ -150,7 +150,7 @@ impl<'a> Connection<'a> {
                 Some(size) => at += size,
                 None => break,
             }
-            self.next_answer = self.target.ring().following(self.next_answer);
+            self.next_answer = self.target.requests().following(self.next_answer);
             parsed += 1;
         }
         if at == 0 && self.filled == self.input.len() {
@@ -198,11 +198,14 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
-    use crate::ring::Ring;
+    use crate::encoded_requests::EncodedRequests;
     use crate::target::Echo;
 
     fn echo() -> Echo {
-        Echo::new(Ring::new(3, |number, out| out.extend([number as u8; 48])).expect("three requests"), 10)
+        Echo::new(
+            EncodedRequests::new(3, |number, out| out.extend([number as u8; 48])).expect("three requests"),
+            10,
+        )
     }
 
     fn pair(target: &Echo) -> (Connection<'_>, UnixStream) {

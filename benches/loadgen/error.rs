@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keyward_protocol::FieldTooLongError;
 
-use crate::ring::EmptyRingError;
+use crate::encoded_requests::NoRequestsError;
 
 /// Why a load failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,7 @@ pub(crate) enum LoadError {
     KeyTooLong(#[source] FieldTooLongError),
     /// There are no requests to send.
     #[error(transparent)]
-    EmptyRing(#[from] EmptyRingError),
+    NoRequests(#[from] NoRequestsError),
     /// A thread cannot be pinned.
     #[error("--pin: processor {processor} does not exist, or this process may not use it: {source}")]
     Pin {

@@ -39,7 +39,7 @@ impl Failure {
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
         let exit = match &error {
-            LoadError::KeyTooLong(_) | LoadError::EmptyRing(_) | LoadError::Pin { .. } => Exit::Usage,
+            LoadError::KeyTooLong(_) | LoadError::NoRequests(_) | LoadError::Pin { .. } => Exit::Usage,
             LoadError::System { .. } => Exit::Failed,
             LoadError::Connect { .. }
             | LoadError::Refused(_)

@@ -78,7 +78,7 @@ pub(crate) fn run(target: &dyn Target, config: &LoadConfig, stop: &AtomicBool) -
 fn connect<'a>(target: &'a dyn Target, config: &LoadConfig) -> Result<Vec<Connection<'a>>, LoadError> {
     // The connections start at different requests, so that they do not all use the same keys at the
     // same time.
-    let distance = (target.ring().len() / config.connections).max(1) as u64;
+    let distance = (target.requests().len() / config.connections).max(1) as u64;
     (0..config.connections as u64)
         .map(|number| Ok(Connection::new(target, open(target, &config.socket)?, number * distance)))
         .collect()

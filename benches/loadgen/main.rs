@@ -5,16 +5,16 @@
 //! that `benches/rivals` compares servers and not clients.
 //!
 //! ```text
-//! key file ─▶ ring of encoded requests ─▶ connection ─▶ socket
+//! key file ─▶ encoded requests ─▶ connection ─▶ socket
 //!                                          ▲  │
 //!                              schedule ───┤  └─▶ target: one answer ─▶ tally, latency ─▶ report
 //!                                       driver
 //! ```
 //!
 //! The client costs as little as it can, and the same for every target: requests are encoded in
-//! advance ([`ring`]), sockets are blocking, and one thread can drive many connections. The cost
-//! that remains is measured by loading the echo server ([`echo_server`]): it is the cost of the
-//! socket.
+//! advance ([`encoded_requests`]), sockets are blocking, and one thread can drive many connections.
+//! The cost that remains is measured by loading the echo server ([`echo_server`]): it is the cost
+//! of the socket.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -24,6 +24,7 @@ use clap::Parser;
 mod connection;
 mod driver;
 mod echo_server;
+mod encoded_requests;
 mod error;
 mod exit;
 mod key_file;
@@ -33,7 +34,6 @@ mod load;
 mod options;
 mod processors;
 mod report;
-mod ring;
 mod schedule;
 mod target;
 

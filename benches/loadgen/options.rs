@@ -12,13 +12,13 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 
 use crate::echo_server::EchoServer;
+use crate::encoded_requests::EncodedRequests;
 use crate::error::LoadError;
 use crate::exit::{Exit, Failure};
 use crate::key_file::{read_digests, read_keys};
 use crate::keys::Keys;
 use crate::load::{self, LoadConfig};
 use crate::report::Report;
-use crate::ring::Ring;
 use crate::target::{Echo, Keyward, Memcached, Postgres, Redis, Target, VerifyOptions};
 
 /// Most connections. A process is rarely allowed more descriptors.
@@ -223,9 +223,9 @@ impl Options {
             TargetKind::Keyward => Box::new(keyward()?),
             TargetKind::Echo => {
                 let frame = vec![0; REQUEST_BYTES];
-                let ring = Ring::new(1 << 12, |_, out| out.extend_from_slice(&frame));
-                let ring = ring.map_err(LoadError::EmptyRing)?;
-                Box::new(Echo::new(ring, usize::from(self.answer_size)))
+                let requests = EncodedRequests::new(1 << 12, |_, out| out.extend_from_slice(&frame));
+                let requests = requests.map_err(LoadError::NoRequests)?;
+                Box::new(Echo::new(requests, usize::from(self.answer_size)))
             }
             TargetKind::Redis => Box::new(Redis::get(keys, hit_rate)?),
             TargetKind::RedisBucket => Box::new(Redis::bucket(keys, hit_rate, path)?),

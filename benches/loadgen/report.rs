@@ -99,7 +99,7 @@ impl Report {
             answers,
             throughput,
             bytes: [
-                target.ring().mean_size(),
+                target.requests().mean_size(),
                 sum(|part| part.bytes_received) as f64 / answers.max(1) as f64,
             ],
             outcomes: outcomes.collect(),

@@ -50,7 +50,7 @@ pub use prepared_answer::{AnswerTexts, PreparedAnswer};
 pub use refund::{Refund, refund_flag};
 pub use request::Request;
 pub use response::Response;
-pub use verdict::Verdict;
+pub use verdict::{UnknownVerdict, VERDICT_LIMIT, Verdict};
 pub use verify::{FAST_PATH_BYTES, ScopeMode, Scopes, Verify, verify_flag};
 pub use welcome::Welcome;
 

@@ -34,8 +34,22 @@ pub enum Verdict {
     /// The balance of a limit is too low now.
     RateLimited,
     /// A value that this version does not know; a client treats it as a denial.
-    Other(u8),
+    Other(UnknownVerdict),
 }
+
+/// A value on the wire that is not the value of a known verdict. Only [`Verdict::from_value`]
+/// creates it, so no known verdict is ever taken for an unknown one, nor an unknown one for
+/// ALLOWED.
+///
+/// ```compile_fail,E0423
+/// let _ = keyward_protocol::Verdict::Other(keyward_protocol::UnknownVerdict(0));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UnknownVerdict(u8);
+
+/// The values of all verdicts of this version are below this limit, so that a table for each
+/// verdict can have a fixed size. It leaves room for one more verdict.
+pub const VERDICT_LIMIT: u8 = 16;
 
 /// The verdicts and their names, indexed by the value on the wire.
 const VERDICTS: [(Verdict, &str); 15] = [
@@ -80,13 +94,13 @@ impl Verdict {
             Self::MissingScope => 12,
             Self::CostExceedsBurst => 13,
             Self::RateLimited => 14,
-            Self::Other(value) => value,
+            Self::Other(UnknownVerdict(value)) => value,
         }
     }
 
     /// The verdict with this value.
     pub fn from_value(value: u8) -> Self {
-        VERDICTS.get(usize::from(value)).map_or(Self::Other(value), |(verdict, _)| *verdict)
+        VERDICTS.get(usize::from(value)).map_or(Self::Other(UnknownVerdict(value)), |(verdict, _)| *verdict)
     }
 
     /// SPEC.md's name, for example `RATE_LIMITED`; `OTHER` for an unknown value.
@@ -101,9 +115,27 @@ impl Verdict {
 }
 
 const _: () = {
+    assert!(VERDICTS.len() <= VERDICT_LIMIT as usize, "every verdict has a value below VERDICT_LIMIT");
     let mut value = 0;
     while value < VERDICTS.len() {
         assert!(VERDICTS[value].0.value() as usize == value, "VERDICTS is indexed by the value on the wire");
         value += 1;
     }
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_values_are_denials_without_a_name_of_their_own() {
+        for value in 0..=u8::MAX {
+            let verdict = Verdict::from_value(value);
+            assert_eq!(verdict.value(), value);
+            assert_eq!(verdict.is_allowed(), value == 0);
+            let is_known = Verdict::all().any(|known| known == verdict);
+            assert_eq!(is_known, !matches!(verdict, Verdict::Other(_)));
+            assert_eq!(is_known, verdict.name() != "OTHER");
+        }
+    }
+}

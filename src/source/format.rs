@@ -22,10 +22,10 @@ pub enum Format {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// The extension of the file is not that of a format.
-    #[error("the name {} does not say the format; end it in .csv, .jsonl or .kwc, or name the format", Quoted(.0))]
+    #[error("the extension of {} is not that of a format: expected .csv, .jsonl, .ndjson, .json or .kwc", Quoted(.0))]
     Path(String),
     /// The text is not the name of a format.
-    #[error("{} is not a format; it is csv, jsonl or compiled", Quoted(.0))]
+    #[error("{} is not a format: expected csv, jsonl, ndjson, json or compiled", Quoted(.0))]
     Name(String),
 }
 
@@ -46,14 +46,14 @@ impl Format {
     }
 }
 
-/// Accepts `csv`, `jsonl`, `ndjson` and `compiled`.
+/// Accepts `csv`, `compiled`, and `jsonl` or its other extensions, `ndjson` and `json`.
 impl FromStr for Format {
     type Err = FormatError;
 
     fn from_str(name: &str) -> Result<Self, FormatError> {
         match name {
             "csv" => Ok(Self::Csv),
-            "jsonl" | "ndjson" => Ok(Self::JsonLines),
+            "jsonl" | "ndjson" | "json" => Ok(Self::JsonLines),
             "compiled" => Ok(Self::Compiled),
             _ => Err(FormatError::Name(name.to_owned())),
         }

@@ -519,13 +519,16 @@ fn format_follows_from_the_extension() {
     let path = |path: &str| Format::from_path(Path::new(path)).map_err(|e| e.to_string());
     assert_eq!(path("a/keys.csv"), Ok(Format::Csv));
     assert_eq!(path("a/keys.CSV"), Ok(Format::Csv));
-    for name in ["keys.jsonl", "keys.ndjson", "keys.json", "keys.csv.jsonl"] {
-        assert_eq!(path(name), Ok(Format::JsonLines), "{name}");
+    for extension in ["jsonl", "ndjson", "json", "csv.jsonl"] {
+        assert_eq!(path(&format!("keys.{extension}")), Ok(Format::JsonLines), "{extension}");
+    }
+    for name in ["jsonl", "ndjson", "json"] {
+        assert_eq!(name.parse(), Ok(Format::JsonLines), "a format is also named by its extensions");
     }
     assert_eq!(path("keys.kwc"), Ok(Format::Compiled));
     for name in ["keys", "keys.txt", ".csv"] {
         let message = format!(
-            "the name \"{name}\" does not say the format; end it in .csv, .jsonl or .kwc, or name the format"
+            "the extension of \"{name}\" is not that of a format: expected .csv, .jsonl, .ndjson, .json or .kwc"
         );
         assert_eq!(path(&format!("a/{name}")), Err(message));
     }
@@ -534,7 +537,7 @@ fn format_follows_from_the_extension() {
     }
     assert_eq!(
         "xml".parse::<Format>().map_err(|e| e.to_string()),
-        Err("\"xml\" is not a format; it is csv, jsonl or compiled".to_owned())
+        Err("\"xml\" is not a format: expected csv, jsonl, ndjson, json or compiled".to_owned())
     );
 }
 

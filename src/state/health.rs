@@ -20,11 +20,11 @@ type Observer = Box<dyn Fn(&[Unwritten]) + Send + Sync>;
 /// The registry. Clones share it.
 #[derive(Clone, Default)]
 pub struct WriteHealth {
-    shared: Arc<Shared>,
+    shared: Arc<Registry>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct Registry {
     files: Mutex<BTreeMap<Box<str>, State>>,
     observer: OnceLock<Observer>,
 }

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Daemon, Export, RawClient, Received, Setup, TIMEOUT, encode_verify, key_target, wait_for, wait_until,
+    Daemon, Export, RawClient, Received, SetOnDrop, Setup, TIMEOUT, encode_verify, key_target, wait_for,
+    wait_until,
 };
 use keyward_client::{Client, Options, Request, blocking};
 use rustix::process::Signal;
@@ -132,6 +133,7 @@ fn acknowledged_revocation_is_in_force_on_spinning_connections() {
     let daemon = start_spinning("");
     let (stop, rounds, acknowledged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
+        let _end = SetOnDrop(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 let mut peer = daemon.connect();
@@ -152,7 +154,6 @@ fn acknowledged_revocation_is_in_force_on_spinning_connections() {
         daemon.revoke(key_target("b"));
         acknowledged.store(true, Ordering::Release);
         wait_for_rounds(1_000);
-        stop.store(true, Ordering::Release);
     });
 }
 

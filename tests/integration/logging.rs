@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Daemon, Export, RawClient, Setup, encode_verify, key_target, keyward, run, wait_for, wait_until,
+    Daemon, Export, RawClient, SetOnDrop, Setup, encode_verify, key_target, keyward, run, wait_for,
+    wait_until,
 };
 use keyward_daemon::admin::message::LogStatus;
 use rustix::io::ioctl_fionbio;
@@ -167,6 +168,7 @@ fn blocked_log_does_not_affect_a_daemon_under_load() {
         let daemon = setup.start_with(command);
         let (end, stop_load) = (Instant::now() + load_duration(), AtomicBool::new(false));
         thread::scope(|scope| {
+            let _end = SetOnDrop(&stop_load);
             for _ in 0..4 {
                 scope.spawn(|| {
                     while !stop_load.load(Ordering::Relaxed) {
@@ -187,7 +189,6 @@ fn blocked_log_does_not_affect_a_daemon_under_load() {
                     daemon.status();
                 });
             }
-            stop_load.store(true, Ordering::Relaxed);
         });
         assert!(stop(daemon).success());
     }

@@ -16,7 +16,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::mode::encode_export;
-use crate::support::{Daemon, Export, RawClient, Setup, encode_verify, replace_export, row, wait_until};
+use crate::support::{
+    Daemon, Export, RawClient, SetOnDrop, Setup, encode_verify, replace_export, row, wait_until,
+};
 use keyward_client::Request;
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 
@@ -121,6 +123,7 @@ fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
         answers: AtomicU64::new(0),
     };
     thread::scope(|scope| {
+        let _end = SetOnDrop(&load.stop);
         for seed in 0..CONNECTIONS {
             let load = &load;
             scope.spawn(move || load.run(seed));
@@ -131,7 +134,6 @@ fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
             assert!(outcome.accepted, "export {version}: {:?}", outcome.error);
             load.acknowledged.store(version, Ordering::Release);
         }
-        load.stop.store(true, Ordering::Release);
     });
     let status = daemon.status();
     assert!(status.generation as usize > RELOADS);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::revocation_load::RevocationLoad;
 use crate::support::{
-    CommandOutput, Daemon, Export, RawClient, Received, Setup, encode_verify, key_target, keyward, line,
-    owner_target, replace_export, row, wait_for,
+    CommandOutput, Daemon, Export, RawClient, Received, SetOnDrop, Setup, encode_verify, key_target, keyward,
+    line, owner_target, replace_export, row, wait_for,
 };
 use keyward_daemon::admin::message::{Command, Reply, Revocation, Target};
 use keyward_daemon::admin::{CommandError, send_command};
@@ -69,15 +69,6 @@ fn revoke_with_restarts(mut daemon: Daemon, number: usize, restarts: &mut usize)
                 daemon = daemon.restart();
             }
         }
-    }
-}
-
-/// Sets a flag when it is dropped, also by a panic: other threads of the scope run until then.
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
     }
 }
 

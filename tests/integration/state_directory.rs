@@ -216,7 +216,9 @@ fn read_only_disk_at_the_start_keeps_revocations_in_force() {
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
     let remount = |tmpfs: &mut Tmpfs, option: &str| {
-        let command = format!("mount -o remount,{option} {}", tmpfs.inside.display());
+        // With the source and the target, mount(8) does not pass the ids of the mount again, which
+        // are unknown in a user namespace.
+        let command = format!("mount -t tmpfs -o remount,{option} keyward {}", tmpfs.inside.display());
         wait_until("the remount", || tmpfs.run(&command));
     };
     remount(&mut tmpfs, "ro");

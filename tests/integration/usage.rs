@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Export, RawClient, Received, Setup, encode_verify, row, wait_until};
+use crate::support::{Daemon, Export, RawClient, Received, SetOnDrop, Setup, encode_verify, row, wait_until};
 use keyward_client::Request;
 use keyward_daemon::admin::message::Command as AdminCommand;
 use keyward_daemon::usage::UsageReport;
@@ -111,6 +111,7 @@ fn counts_are_exact_over_workers_reloads_and_rotation() {
     let stop = AtomicBool::new(false);
     let mut counts = VerdictCounts::new();
     thread::scope(|scope| {
+        let end = SetOnDrop(&stop);
         let work = || {
             let (mut peer, mut counts) = (daemon.connect(), VerdictCounts::new());
             while !stop.load(Ordering::Relaxed) {
@@ -126,7 +127,7 @@ fn counts_are_exact_over_workers_reloads_and_rotation() {
             thread::sleep(Duration::from_millis(120));
             assert!(daemon.publish(export(round % 2 == 1)).accepted);
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         for worker in workers {
             for (what, count) in worker.join().expect("no panic") {
                 *counts.entry(what).or_default() += count;

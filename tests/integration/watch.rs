@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Export, Setup, mode, replace_export, wait_until};
+use crate::support::{Daemon, Export, SetOnDrop, Setup, mode, replace_export, wait_until};
 
 const POLL: &str = "poll = '1h'";
 
@@ -90,6 +90,7 @@ fn constant_replacement_does_not_delay_reloads() {
     let source = daemon.setup.source();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _end = SetOnDrop(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 replace_export(&source, export("storm"));
@@ -111,7 +112,6 @@ fn constant_replacement_does_not_delay_reloads() {
             assert!(outcome.accepted, "{outcome:?}");
         }
         let took = start.elapsed();
-        stop.store(true, Ordering::Relaxed);
         // Delayed reloads would take up to ten seconds each.
         assert!(took < Duration::from_secs(10), "five reloads took {took:?}");
     });
@@ -125,6 +125,7 @@ fn reload_beside_a_writer_that_never_pauses_is_refused() {
     let daemon = Setup::text(export("one")).config("source.settle = '1s'").start();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _end = SetOnDrop(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 fs::write(daemon.setup.source(), export("two").to_csv()).expect("writes");
@@ -134,7 +135,6 @@ fn reload_beside_a_writer_that_never_pauses_is_refused() {
         let start = Instant::now();
         let outcome = daemon.reload();
         let took = start.elapsed();
-        stop.store(true, Ordering::Relaxed);
         assert!(!outcome.accepted && took < Duration::from_secs(12), "{took:?} {outcome:?}");
         let error = outcome.error.expect("a reason");
         assert!(error.contains("changed while it was read") && error.contains("rename it"), "{error}");

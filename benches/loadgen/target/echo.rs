@@ -1,18 +1,18 @@
 //! A server that writes one answer of fixed size for each request, such as [`crate::echo_server`]:
 //! the limit of the socket itself.
 
-use super::{LoadError, Ring, Tally, Target};
+use super::{EncodedRequests, LoadError, Tally, Target};
 
 /// An echo server.
 pub(crate) struct Echo {
-    ring: Ring,
+    requests: EncodedRequests,
     answer_bytes: usize,
 }
 
 impl Echo {
     /// A server that answers each request with `answer_bytes` bytes, at least 1.
-    pub(crate) fn new(ring: Ring, answer_bytes: usize) -> Self {
-        Self { ring, answer_bytes: answer_bytes.max(1) }
+    pub(crate) fn new(requests: EncodedRequests, answer_bytes: usize) -> Self {
+        Self { requests, answer_bytes: answer_bytes.max(1) }
     }
 }
 
@@ -21,8 +21,8 @@ impl Target for Echo {
         "echo"
     }
 
-    fn ring(&self) -> &Ring {
-        &self.ring
+    fn requests(&self) -> &EncodedRequests {
+        &self.requests
     }
 
     fn parse_answer(
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn answers_are_counted_by_size() {
-        let echo = Echo::new(Ring::new(1, |_, out| out.extend([0; 48])).expect("one request"), 80);
+        let echo = Echo::new(EncodedRequests::new(1, |_, out| out.extend([0; 48])).expect("one request"), 80);
         let (tally, left) = parse_all(&echo, &[0; 170]).expect("any bytes are valid");
         assert_eq!((tally.outcomes().collect::<Vec<_>>(), left), (vec![(0, 2)], 10));
         assert_complete_only_as_a_whole(&echo, &[0; 80]);

@@ -7,7 +7,7 @@ use keyward_protocol::{
     MAX_ANSWER_LENGTH, ParsedFrame, Response, VERSION, Verdict, Verify, Welcome, answer_flag, parse_frame,
 };
 
-use super::{LoadError, Ring, Tally, Target, round_trip};
+use super::{EncodedRequests, LoadError, Tally, Target, round_trip};
 use crate::keys::{Keys, RequestedKey};
 
 /// Smallest body of an ANSWER in bytes: its fixed part, and a length for each of its five texts.
@@ -26,19 +26,19 @@ pub(crate) struct VerifyOptions {
 
 /// A keyward daemon.
 pub(crate) struct Keyward {
-    ring: Ring,
+    requests: EncodedRequests,
     options: VerifyOptions,
 }
 
 impl Keyward {
-    /// Encodes the requests. The id of a request is its number in the ring.
+    /// Encodes the requests. The id of a request is its number in the sequence.
     ///
     /// # Errors
     /// When a key is longer than the protocol allows.
     pub(crate) fn new(keys: &Keys, options: VerifyOptions) -> Result<Self, LoadError> {
         let mut too_long = None;
         let mut sequence = keys.sequence(options.hit_rate);
-        let ring = Ring::new(sequence.len(), |number, out| {
+        let requests = EncodedRequests::new(sequence.len(), |number, out| {
             let key = sequence.next_key();
             let credential = match (&key, options.raw) {
                 (RequestedKey::Raw(key), _) => Credential::RawKey(key),
@@ -50,9 +50,9 @@ impl Keyward {
                 too_long.get_or_insert(error);
             }
         });
-        match (too_long, ring) {
+        match (too_long, requests) {
             (Some(error), _) => Err(LoadError::KeyTooLong(error)),
-            (None, ring) => Ok(Self { ring: ring?, options }),
+            (None, requests) => Ok(Self { requests: requests?, options }),
         }
     }
 
@@ -74,8 +74,8 @@ impl Target for Keyward {
         "keyward"
     }
 
-    fn ring(&self) -> &Ring {
-        &self.ring
+    fn requests(&self) -> &EncodedRequests {
+        &self.requests
     }
 
     /// Sends HELLO, and checks that the server is keyward, speaks this version, and accepts the
@@ -131,7 +131,7 @@ impl Target for Keyward {
 
     fn outcome_name(&self, outcome: u8) -> String {
         match Verdict::from_value(outcome) {
-            Verdict::Other(value) => format!("OTHER_{value}"),
+            Verdict::Other(_) => format!("OTHER_{outcome}"),
             verdict => verdict.name().into(),
         }
     }
@@ -197,7 +197,8 @@ mod tests {
     #[test]
     fn request_is_an_ordinary_verify() {
         let target = target();
-        let (header, body, size) = parse(target.ring.request(1)).expect("a frame").expect("it is complete");
+        let (header, body, size) =
+            parse(target.requests.request(1)).expect("a frame").expect("it is complete");
         assert_eq!(size, 48);
         let expected = Verify { cost: 2, ..Verify::new(1, Credential::Digest([7; 32])) };
         assert_eq!(Request::decode(&header, body), Ok(Request::Verify(expected)));
@@ -211,7 +212,7 @@ mod tests {
             Keyward::new(&keys, VerifyOptions { raw: true, hit_rate: 0.5, ..OPTIONS }).expect("a key");
         let key = |number| {
             let (header, body, _) =
-                parse(target.ring.request(number)).expect("a frame").expect("it is complete");
+                parse(target.requests.request(number)).expect("a frame").expect("it is complete");
             match Request::decode(&header, body) {
                 Ok(Request::Verify(Verify { credential: Credential::RawKey(key), .. })) => key.len(),
                 other => panic!("{other:?}"),

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use data_encoding::BASE64URL_NOPAD;
 
-use super::{LoadError, Ring, Tally, Target, parse_line, parse_number, round_trip};
+use super::{EncodedRequests, LoadError, Tally, Target, parse_line, parse_number, round_trip};
 use crate::keys::{Keys, RequestedKey};
 
 /// Longest line of an answer: `VALUE`, a key of 250 bytes, and three numbers.
@@ -20,7 +20,7 @@ const MISS: u8 = 1;
 
 /// A memcached server.
 pub(crate) struct Memcached {
-    ring: Ring,
+    requests: EncodedRequests,
 }
 
 impl Memcached {
@@ -30,14 +30,14 @@ impl Memcached {
     /// When there are no requests.
     pub(crate) fn new(keys: &Keys, hit_rate: f64) -> Result<Self, LoadError> {
         let mut sequence = keys.sequence(hit_rate);
-        let ring = Ring::new(sequence.len(), |_, out| {
+        let requests = EncodedRequests::new(sequence.len(), |_, out| {
             if let RequestedKey::Digest(digest) = sequence.next_key() {
                 out.extend_from_slice(b"get ");
                 out.extend_from_slice(BASE64URL_NOPAD.encode(&digest).as_bytes());
                 out.extend_from_slice(b"\r\n");
             }
         });
-        Ok(Self { ring: ring? })
+        Ok(Self { requests: requests? })
     }
 
     /// Checks the value whose first line is `head` and whose data begins at `start`. Returns the
@@ -51,7 +51,7 @@ impl Memcached {
     ) -> Result<Option<usize>, LoadError> {
         let mut words = head.split(|byte| *byte == b' ');
         let (key, length) = (words.next().unwrap_or_default(), words.nth(1).unwrap_or_default());
-        let due = self.ring.request(number);
+        let due = self.requests.request(number);
         if due.get(4..due.len() - 2) != Some(key) {
             return Err(LoadError::Protocol("it sent the value of another key".into()));
         }
@@ -73,8 +73,8 @@ impl Target for Memcached {
         "memcached get"
     }
 
-    fn ring(&self) -> &Ring {
-        &self.ring
+    fn requests(&self) -> &EncodedRequests {
+        &self.requests
     }
 
     fn handshake(&self, stream: &mut UnixStream) -> Result<(), LoadError> {
@@ -130,8 +130,8 @@ mod tests {
 
     #[test]
     fn get_is_about_as_long_as_a_verify() {
-        assert_eq!(target().ring.request(0), format!("get {KEY}\r\n").as_bytes());
-        assert_eq!(target().ring.request(0).len(), 49);
+        assert_eq!(target().requests.request(0), format!("get {KEY}\r\n").as_bytes());
+        assert_eq!(target().requests.request(0).len(), 49);
     }
 
     #[test]

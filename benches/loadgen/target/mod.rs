@@ -1,8 +1,9 @@
 //! The servers that can be loaded: keyward, and those that it is compared with.
 //!
-//! A target implements one protocol: it encodes the requests once, before the load ([`Ring`]),
-//! performs the handshake of a new connection, and parses one answer at a time. Sending requests
-//! and measuring latencies is the same code for all targets ([`crate::driver`]).
+//! A target implements one protocol: it encodes the requests once, before the load
+//! ([`EncodedRequests`]), performs the handshake of a new connection, and parses one answer at a
+//! time. Sending requests and measuring latencies is the same code for all targets
+//! ([`crate::driver`]).
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -10,8 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::encoded_requests::EncodedRequests;
 use crate::error::LoadError;
-use crate::ring::Ring;
 
 mod echo;
 mod keyward;
@@ -37,7 +38,7 @@ pub(crate) trait Target: Sync {
     fn name(&self) -> &'static str;
 
     /// The encoded requests.
-    fn ring(&self) -> &Ring;
+    fn requests(&self) -> &EncodedRequests;
 
     /// Performs the handshake on a new connection, and reads the whole response.
     ///

@@ -7,7 +7,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use super::{LoadError, Ring, Tally, Target, round_trip};
+use super::{EncodedRequests, LoadError, Tally, Target, round_trip};
 use crate::keys::{Keys, RequestedKey};
 
 /// Parameters of the startup message.
@@ -32,7 +32,7 @@ const MISS: u8 = 1;
 
 /// A PostgreSQL server with the table `api_keys`.
 pub(crate) struct Postgres {
-    ring: Ring,
+    requests: EncodedRequests,
 }
 
 impl Postgres {
@@ -42,12 +42,12 @@ impl Postgres {
     /// When there are no requests.
     pub(crate) fn new(keys: &Keys, hit_rate: f64) -> Result<Self, LoadError> {
         let mut sequence = keys.sequence(hit_rate);
-        let ring = Ring::new(sequence.len(), |_, out| {
+        let requests = EncodedRequests::new(sequence.len(), |_, out| {
             if let RequestedKey::Digest(digest) = sequence.next_key() {
                 encode_request(&digest, out);
             }
         });
-        Ok(Self { ring: ring? })
+        Ok(Self { requests: requests? })
     }
 }
 
@@ -132,8 +132,8 @@ impl Target for Postgres {
         "PostgreSQL SELECT"
     }
 
-    fn ring(&self) -> &Ring {
-        &self.ring
+    fn requests(&self) -> &EncodedRequests {
+        &self.requests
     }
 
     fn handshake(&self, stream: &mut UnixStream) -> Result<(), LoadError> {
@@ -214,14 +214,14 @@ mod tests {
     #[test]
     fn request_is_bind_execute_and_sync() {
         let target = target();
-        let mut input = target.ring.request(0);
+        let mut input = target.requests.request(0);
         let mut kinds = Vec::new();
         while let Some((kind, _, size)) = parse_message(input).expect("messages") {
             kinds.push(kind);
             input = &input[size..];
         }
         assert_eq!((kinds.as_slice(), input.len()), (&b"BES"[..], 0));
-        assert_eq!(target.ring.request(0).len(), 69);
+        assert_eq!(target.requests.request(0).len(), 69);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::{LoadError, Ring, Tally, Target, connect, parse_line, parse_number, round_trip};
+use super::{EncodedRequests, LoadError, Tally, Target, connect, parse_line, parse_number, round_trip};
 use crate::keys::{Keys, RequestedKey};
 
 /// Longest line of a reply, which may be an error message.
@@ -40,7 +40,7 @@ return {allowed, math.floor(tokens)}";
 
 /// A Redis server.
 pub(crate) struct Redis {
-    ring: Ring,
+    requests: EncodedRequests,
     kind: Kind,
 }
 
@@ -88,12 +88,12 @@ impl Redis {
         encode: impl Fn(&[u8], &mut Vec<u8>),
     ) -> Result<Self, LoadError> {
         let mut sequence = keys.sequence(hit_rate);
-        let ring = Ring::new(sequence.len(), |_, out| {
+        let requests = EncodedRequests::new(sequence.len(), |_, out| {
             if let RequestedKey::Digest(digest) = sequence.next_key() {
                 encode(&digest, out);
             }
         });
-        Ok(Self { ring: ring?, kind })
+        Ok(Self { requests: requests?, kind })
     }
 }
 
@@ -105,8 +105,8 @@ impl Target for Redis {
         }
     }
 
-    fn ring(&self) -> &Ring {
-        &self.ring
+    fn requests(&self) -> &EncodedRequests {
+        &self.requests
     }
 
     fn handshake(&self, stream: &mut UnixStream) -> Result<(), LoadError> {
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn get_is_about_as_long_as_a_verify() {
         let expected = b"*2\r\n$3\r\nGET\r\n$32\r\n0123456789abcdef0123456789abcdef\r\n";
-        assert_eq!(get().ring.request(0), expected);
+        assert_eq!(get().requests.request(0), expected);
         assert_eq!(expected.len(), 52);
     }
 

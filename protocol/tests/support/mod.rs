@@ -375,7 +375,7 @@ impl NameOrNumber {
             Self::Name(name) => {
                 Verdict::all().find(|verdict| verdict.name() == name).expect("SPEC.md lists the verdict")
             }
-            Self::Number(value) => Verdict::Other(*value),
+            Self::Number(value) => Verdict::from_value(*value),
         }
     }
 

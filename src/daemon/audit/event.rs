@@ -89,7 +89,7 @@ pub enum Socket {
 /// Why the source was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Trigger {
+pub enum TriggerKind {
     /// The daemon started.
     Start,
     /// The file changed.
@@ -104,7 +104,7 @@ pub enum Trigger {
 #[derive(Clone, Debug, Serialize)]
 pub struct Reload<'a> {
     /// What triggered it.
-    pub trigger: Trigger,
+    pub trigger: TriggerKind,
     /// The operators that requested it. Several may share a reload.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub peers: &'a [Peer],

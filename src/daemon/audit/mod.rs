@@ -29,7 +29,7 @@ mod tests;
 
 pub use event::{
     AccessExamples, Event, FileLocation, LastGood, Peer, PeerRefusal, Reload, Revocation, RevocationStatus,
-    Socket, Trigger, Withheld,
+    Socket, TriggerKind, Withheld,
 };
 use refusals::Refusals;
 

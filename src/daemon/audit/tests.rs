@@ -49,7 +49,7 @@ fn event_is_encoded_as_one_flat_object() {
     audit.record(&Event::Revoke(Revocation { key_id: Some("a"), owner: None, keys: 2, revoked: 2, peer }));
     audit.record(&Event::Reload(Reload {
         withheld: Box::default(),
-        trigger: Trigger::Command,
+        trigger: TriggerKind::Command,
         peers: &[peer],
         force: false,
         accepted: false,

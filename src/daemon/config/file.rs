@@ -126,7 +126,7 @@ pub(super) struct Usage {
     #[serde(deserialize_with = "interval")]
     pub(super) interval: Duration,
     pub(super) max_file_size: FileSize,
-    #[serde(deserialize_with = "keep")]
+    #[serde(deserialize_with = "kept_files")]
     pub(super) keep: u32,
 }
 
@@ -134,7 +134,7 @@ pub(super) struct Usage {
 #[serde(default, deny_unknown_fields, expecting = "a table, [audit]")]
 pub(super) struct Audit {
     pub(super) max_file_size: FileSize,
-    #[serde(deserialize_with = "keep")]
+    #[serde(deserialize_with = "kept_files")]
     pub(super) keep: u32,
 }
 
@@ -288,7 +288,7 @@ fn interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     text::duration(deserializer, USAGE_INTERVAL)
 }
 
-fn keep<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+fn kept_files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     text::integer(deserializer, 0..=MAX_KEEP)
 }
 

@@ -254,7 +254,10 @@ fn invalid_value_is_refused_with_its_position_and_a_valid_example() {
             "source.max_shrink = -1",
             r#":2:21: source.max_shrink: invalid value: integer `-1`, expected a number from 0.0 (no key) to 1.0 (every key)"#,
         ),
-        ("source.format = \"xml\"", r#":2:17: source.format: "xml" is not a format: write "csv" or "jsonl""#),
+        (
+            "source.format = \"xml\"",
+            r#":2:17: source.format: "xml" is not a format: write "csv", "jsonl" or "compiled""#,
+        ),
         (
             "source.ignore = [\"\"]",
             r#":2:18: source.ignore[0]: a column's name has 1 to 128 bytes and no control characters"#,

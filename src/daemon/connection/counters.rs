@@ -3,16 +3,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use keyward_protocol::Verdict;
-
-/// Verdict values are below this.
-const VERDICTS: usize = 16;
+use keyward_protocol::{VERDICT_LIMIT, Verdict};
 
 /// One worker's counters. The alignment keeps them off the cache lines of other data.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
-    verdicts: [AtomicU64; VERDICTS],
+    verdicts: [AtomicU64; VERDICT_LIMIT as usize],
     refunds: AtomicU64,
     errors: AtomicU64,
     connections: AtomicU64,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::audit::FileLocation;
+use crate::reload::ConfigLoadError;
 use crate::reload::memory_limits::MemoryError;
 use crate::reload::pepper_in_use::PepperInUse;
 use crate::reload::refusal::{Refusal, RefusalList};
@@ -112,7 +113,7 @@ pub enum ReloadError {
     },
     /// The configuration, which is read again with the source, is wrong.
     #[error("{0}")]
-    Configuration(String),
+    Configuration(#[source] ConfigLoadError),
     /// The system provides no randomness.
     #[error("no random seed for the table: {0}")]
     Random(#[source] getrandom::Error),
@@ -230,4 +231,20 @@ impl ReloadError {
 fn too_many_bad_rows(diagnostics: &Diagnostics, max: u32) -> String {
     let (source, rows) = (diagnostics.source(), diagnostics.bad_row_count());
     format!("{source}: {rows} rows cannot be understood, and source.max_bad_rows lets {max} be set aside")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn refused_configuration_is_the_source_of_the_error() {
+        let error =
+            ReloadError::Configuration(MemoryError::from_io(io::ErrorKind::OutOfMemory.into()).into());
+        let source = error.source().expect("a source");
+        assert!(source.is::<MemoryError>(), "{source:?}");
+        assert_eq!(error.to_string(), source.to_string());
+    }
 }

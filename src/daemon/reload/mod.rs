@@ -21,6 +21,7 @@ use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_state::Generations;
 
+mod apply_takeaways;
 mod bad_rows;
 mod check;
 mod compare;
@@ -41,12 +42,12 @@ mod report;
 mod source_file;
 mod stale;
 mod swap;
-mod takeaways;
 #[cfg(test)]
 mod tests;
 mod trigger;
 mod watch;
 
+pub use apply_takeaways::TakeawayReport;
 pub use bad_rows::{BadRowPolicy, SetAside};
 pub use check::{CheckRequest, Evaluation, Preview};
 pub use error::ReloadError;
@@ -61,7 +62,6 @@ pub use refusal::Refusal;
 use reload_loop::{LoadedFrom, ReloadLoop, retry_while_changing};
 pub use source_file::SourceFile;
 pub use stale::Stale;
-pub use takeaways::TakeawayReport;
 pub use trigger::{Trigger, trigger_channel};
 
 /// Keys that a message, the log or the audit trail names: enough to find out what they have in
@@ -109,8 +109,12 @@ pub struct Settings {
     pub revocation_retention: Retention,
 }
 
-/// Reads the current settings. The error is a message for operators.
-pub type ConfigLoader = Box<dyn FnMut(Purpose) -> Result<Settings, String> + Send>;
+/// Why the configuration was refused. Reloads do not depend on the module that reads it, which
+/// depends on theirs.
+pub type ConfigLoadError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Reads the current settings.
+pub type ConfigLoader = Box<dyn FnMut(Purpose) -> Result<Settings, ConfigLoadError> + Send>;
 
 /// What the configuration is read for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

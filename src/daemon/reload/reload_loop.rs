@@ -178,14 +178,14 @@ impl ReloadLoop {
         }
         if is_unforced_due {
             let trigger = match (unforced.is_empty(), signal) {
-                (false, _) => audit::Trigger::Command,
-                (true, true) => audit::Trigger::Signal,
-                (true, false) => audit::Trigger::Change,
+                (false, _) => audit::TriggerKind::Command,
+                (true, true) => audit::TriggerKind::Signal,
+                (true, false) => audit::TriggerKind::Change,
             };
             self.reload(Cause { trigger, waiters: unforced, reads_config, force: false }, triggers);
         }
         if !forced.is_empty() {
-            let trigger = audit::Trigger::Command;
+            let trigger = audit::TriggerKind::Command;
             self.reload(Cause { trigger, waiters: forced, reads_config, force: true }, triggers);
         }
     }
@@ -250,7 +250,7 @@ impl ReloadLoop {
         }
         self.report(&outcome);
         self.watch.follow(&self.reloader.settings.source.path);
-        if cause.trigger != audit::Trigger::Start {
+        if cause.trigger != audit::TriggerKind::Start {
             systemd::ready();
         }
         cause.waiters.answer(&outcome);

@@ -114,7 +114,7 @@ impl Waiters {
 
 /// Why a reload is made.
 pub(super) struct Cause {
-    pub(super) trigger: audit::Trigger,
+    pub(super) trigger: audit::TriggerKind,
     pub(super) waiters: Waiters,
     /// Whether the configuration is read again as well.
     pub(super) reads_config: bool,
@@ -124,15 +124,15 @@ pub(super) struct Cause {
 impl Cause {
     /// The cause of the first load.
     pub(super) fn start() -> Self {
-        let trigger = audit::Trigger::Start;
+        let trigger = audit::TriggerKind::Start;
         Self { trigger, waiters: Waiters::default(), reads_config: false, force: false }
     }
 
     /// Adds requests that arrived during the reload, for which the configuration has been read.
     pub(super) fn add_waiters(&mut self, waiters: Waiters) {
         // The start remains the cause of the first load, even if requests share its result.
-        if self.trigger != audit::Trigger::Start {
-            self.trigger = audit::Trigger::Command;
+        if self.trigger != audit::TriggerKind::Start {
+            self.trigger = audit::TriggerKind::Command;
         }
         self.reads_config = true;
         self.waiters.peers.extend(waiters.peers);

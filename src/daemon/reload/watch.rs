@@ -50,7 +50,7 @@ pub(super) struct SourceWatch {
     path: PathBuf,
     changed: Arc<dyn Fn() + Send + Sync>,
     /// `None` if the system could not provide a watch. The next renewal retries.
-    running: Option<Arc<Shared>>,
+    running: Option<Arc<SharedWatchState>>,
     /// The error that has been logged for that.
     logged_error: Option<String>,
 }
@@ -117,9 +117,9 @@ impl Drop for SourceWatch {
 
 /// Starts the thread of `notify` and the thread that renews the watches. The first renewal is due
 /// at once.
-fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Shared>> {
+fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<SharedWatchState>> {
     let state = State { path: path.to_path_buf(), requested: 1, ..State::default() };
-    let shared = Arc::new(Shared { state: Mutex::new(state), updated: Condvar::new() });
+    let shared = Arc::new(SharedWatchState { state: Mutex::new(state), updated: Condvar::new() });
     // A watcher whose thread could not be started panics on every call, and when it is dropped;
     // `notify` reports no error. So try a thread first. If none is left a moment later, do not drop
     // the watcher.
@@ -141,7 +141,7 @@ fn start(path: &Path, changed: Arc<dyn Fn() + Send + Sync>) -> io::Result<Arc<Sh
 
 /// The state that the threads share. The thread of `notify` takes the lock for each event, so the
 /// lock is never held while `notify` is called.
-struct Shared {
+struct SharedWatchState {
     state: Mutex<State>,
     updated: Condvar,
 }
@@ -181,7 +181,7 @@ struct Renewal {
     is_event: bool,
 }
 
-impl Shared {
+impl SharedWatchState {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

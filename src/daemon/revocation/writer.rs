@@ -37,13 +37,13 @@ const MAX_EXTRA_LINES: usize = 1_000;
 
 /// The handle for commands. Dropping it ends the thread after a last attempt to write.
 pub(super) struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<WriteQueue>,
     clock: ListClock,
     health: WriteHealth,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct WriteQueue {
     queue: Mutex<Queue>,
     /// Notified of new lines and of the end.
     queued: Condvar,
@@ -97,7 +97,7 @@ impl Writer {
             directory.health().failed(list_file::NAME, error);
         }
         let queue = Mutex::new(Queue::default());
-        let shared = Arc::new(Shared { queue, queued: Condvar::new(), attempted: Condvar::new() });
+        let shared = Arc::new(WriteQueue { queue, queued: Condvar::new(), attempted: Condvar::new() });
         let clock = file.clock();
         let health = directory.health().clone();
         let mut writer = WriterThread {
@@ -197,7 +197,7 @@ impl Drop for Writer {
     }
 }
 
-impl Shared {
+impl WriteQueue {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -208,7 +208,7 @@ struct WriterThread {
     directory: Arc<StateDir>,
     file: ListFile,
     list: Arc<RwLock<List>>,
-    shared: Arc<Shared>,
+    shared: Arc<WriteQueue>,
     /// Lines that are not written yet.
     unwritten: Vec<Queued>,
     /// The delay before the next attempt, if the last one failed.

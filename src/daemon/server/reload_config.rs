@@ -28,7 +28,7 @@ pub(super) fn config_loader(started_with: Config, load_config: LoadConfig, audit
         if purpose == Purpose::Reload {
             audit.record(&configuration_event(started_with.file.as_deref(), loaded.as_ref().err()));
         }
-        let (settings, config) = loaded.map_err(|error| error.to_string())?;
+        let (settings, config) = loaded?;
         let restart_only = |config: &Config| {
             let state = (config.save_interval, config.keep_snapshot);
             (config.server.clone(), config.log, state, config.usage, config.audit)

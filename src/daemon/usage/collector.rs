@@ -18,6 +18,9 @@ use super::writer::{Interval, Writer};
 use crate::clock::Timestamp;
 use keyward_state::FileError;
 
+#[cfg(test)]
+mod tests;
+
 /// How long a round waits for workers. A worker that a debugger has stopped must not stop reports.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -72,11 +75,13 @@ struct WriteProgress {
     /// The beginning of the next interval.
     from: Timestamp,
     walk: Option<(Walk, Interval)>,
+    /// Whether to begin a walk. If one is in progress, the new one follows it.
+    is_requested: bool,
     /// Whether some of the interval's lines have been written and are not durable yet.
     is_begun: bool,
     /// Whether the writer has a chunk.
     is_busy: bool,
-    /// A chunk that could not be written, and when to retry.
+    /// A chunk that could not be written, and when to retry. The writer is idle until then.
     failed: Option<(Vec<u8>, Instant)>,
     /// An empty buffer.
     spare: Vec<u8>,
@@ -101,6 +106,7 @@ impl Collector {
             write: WriteProgress {
                 from: since,
                 walk: None,
+                is_requested: false,
                 is_begun: false,
                 is_busy: false,
                 failed: None,
@@ -112,7 +118,9 @@ impl Collector {
         }
     }
 
-    /// Runs until all senders of messages are gone.
+    /// Runs until the process ends, if usage is written to a file: the writer thread has a sender
+    /// of messages, and lives as long as this thread. Without a file, it runs until the workers'
+    /// logs and all handles are dropped.
     pub(super) fn run(mut self, messages: &Receiver<Message>) {
         loop {
             match messages.recv_timeout(self.idle_for(Instant::now())) {
@@ -191,16 +199,18 @@ impl Collector {
         for PendingRound { action, .. } in over {
             match action {
                 RoundAction::Report { query, reply } => drop(reply.send(self.report(&query))),
-                RoundAction::Write => self.begin_write(),
+                RoundAction::Write => self.write.is_requested = true,
             }
         }
         if self.can_step() {
+            if self.write.walk.is_none() {
+                self.begin_write();
+            }
             self.step_write();
         } else if self.write.failed.as_ref().is_some_and(|(_, at)| *at <= now || !self.stopping.is_empty()) {
             self.retry_write();
         }
-        let has_written = self.write.walk.is_none() && !self.write.is_busy && !self.is_write_pending();
-        if !self.stopping.is_empty() && has_written {
+        if !self.stopping.is_empty() && !self.is_writing() {
             self.notify_stopped();
         }
     }
@@ -217,27 +227,24 @@ impl Collector {
     }
 
     fn is_writing(&self) -> bool {
-        self.write.walk.is_some()
+        self.write.is_requested
+            || self.write.walk.is_some()
             || self.write.is_busy
             || self.write.failed.is_some()
             || self.is_write_pending()
     }
 
     fn can_step(&self) -> bool {
-        self.write.walk.is_some() && !self.write.is_busy && self.write.failed.is_none()
+        let has_step = self.write.walk.is_some() || self.write.is_requested;
+        has_step && !self.write.is_busy && self.write.failed.is_none()
     }
 
-    /// Begins a write. If one is in progress, it goes on, and later usage is in the next.
     fn begin_write(&mut self) {
-        if self.write.walk.is_none() {
-            let to = Timestamp::now();
-            let interval = Interval::new(self.write.from, to);
-            self.write.from = to;
-            self.write.walk = Some((self.table.walk(), interval));
-        } else if !self.stopping.is_empty() {
-            let deadline = Instant::now();
-            self.pending_rounds.push(PendingRound { round: 0, deadline, action: RoundAction::Write });
-        }
+        let to = Timestamp::now();
+        let interval = Interval::new(self.write.from, to);
+        self.write.from = to;
+        self.write.is_requested = false;
+        self.write.walk = Some((self.table.walk(), interval));
     }
 
     /// One step of a write: encodes lines until a chunk is full or the step is over.
@@ -281,7 +288,6 @@ impl Collector {
         self.write.is_busy = false;
         match result {
             Ok(()) => {
-                self.write.failed = None;
                 lines.clear();
                 self.write.spare = lines;
             }
@@ -299,13 +305,8 @@ impl Collector {
     /// Writes the same lines again: they have their numbers, and a reader may have seen a part of
     /// them.
     fn retry_write(&mut self) {
-        if self.write.is_busy {
-            return;
-        }
-        if let (Some(writer), Some((lines, at))) = (&self.writer, &mut self.write.failed) {
-            writer.write(std::mem::take(lines), true);
-            // It counts as failed until it is written.
-            *at = Instant::now() + IDLE;
+        if let (Some(writer), Some((lines, _))) = (&self.writer, self.write.failed.take()) {
+            writer.write(lines, true);
             self.write.is_busy = true;
         }
     }

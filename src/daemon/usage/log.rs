@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use keyward_protocol::Verdict;
+use keyward_protocol::{VERDICT_LIMIT, Verdict};
 use tokio::sync::{Notify, watch};
 
 use super::{Message, QUEUED_LOGS};
@@ -17,14 +17,14 @@ const CAPACITY: usize = 8 * 1024;
 /// Most empty buffers that a worker gets back: as many as may be queued, and one more.
 const SPARES: usize = QUEUED_LOGS + 1;
 
-/// Verdicts have values below this; the other kinds of events come after them.
-pub(super) const VERDICTS: u8 = 16;
+// The kind of an event is the value of a verdict, or one of the following.
+
 /// Cost was refunded.
-pub(super) const REFUNDED: u8 = VERDICTS;
+pub(super) const REFUNDED: u8 = VERDICT_LIMIT;
 /// The balance was requested and nothing charged.
-pub(super) const PEEKED: u8 = VERDICTS + 1;
+pub(super) const PEEKED: u8 = VERDICT_LIMIT + 1;
 /// A limit in shadow mode would have refused the request.
-pub(super) const SHADOW_LIMITED: u8 = VERDICTS + 2;
+pub(super) const SHADOW_LIMITED: u8 = VERDICT_LIMIT + 2;
 
 /// One request with a known key.
 #[derive(Clone, Copy, Debug)]

@@ -30,6 +30,8 @@ impl Table {
         let likely: ArrayVec<u32, BLOCK> =
             hashes.iter().filter_map(|hash| self.find_by_hash(*hash)).collect();
         let ids = likely.iter().filter_map(|record| Some(&*self.cold.get(*record as usize)?.key_id));
+        // Reads a byte of each id and ignores it: `black_box` keeps the compiler from removing the
+        // loads, which bring the ids into the cache before they are compared.
         black_box(ids.fold(0, |sum, id| sum ^ id.as_bytes().first().copied().unwrap_or(0)));
 
         for (key, hash) in keys.iter().zip(hashes) {
@@ -60,17 +62,17 @@ impl Table {
     }
 
     fn find_or_create(&mut self, hash: u64, key_id: &str, owner: &str) -> u32 {
-        if *self.owner != *owner {
-            self.owner = owner.into();
+        if *self.last_owner != *owner {
+            self.last_owner = owner.into();
         }
         if let Some(record) = self.find(hash, key_id) {
             let cold = &mut self.cold[record as usize];
             if *cold.owner != *owner {
-                cold.owner = Arc::clone(&self.owner);
+                cold.owner = Arc::clone(&self.last_owner);
             }
             return record;
         }
-        let record = self.new_record(ColdRecord::new(key_id.into(), Arc::clone(&self.owner)));
+        let record = self.new_record(ColdRecord::new(key_id.into(), Arc::clone(&self.last_owner)));
         self.by_id.insert_unique(hash, (hash, record), |(hash, _)| *hash);
         record
     }

@@ -11,13 +11,15 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
-use keyward_protocol::Verdict;
+use keyward_protocol::{VERDICT_LIMIT, Verdict};
 
 use super::chunked_vec::ChunkedVec;
-use super::log::{Event, FlushedLog, PEEKED, REFUNDED, SHADOW_LIMITED, UnknownKeys, VERDICTS};
-use super::report::{KeyUsage, MAX_LISTED, UsageCounts, UsageQuery};
+use super::log::{Event, FlushedLog, PEEKED, REFUNDED, SHADOW_LIMITED, UnknownKeys};
+use super::report::UsageCounts;
 use keyward_engine::snapshot::Snapshot;
 use keyward_memory::{HugeVec, prefetch, zeroed};
+
+mod query;
 
 /// Events whose records are found before any of them changes, so that their loads overlap.
 pub(super) const BLOCK: usize = 64;
@@ -87,7 +89,7 @@ pub(super) struct Table {
     /// Free records.
     free: Vec<u32>,
     /// The owner of the latest new record: consecutive rows often have the same owner.
-    pub(super) owner: Arc<str>,
+    pub(super) last_owner: Arc<str>,
     unknown: UnknownKeys,
     unknown_before: UnknownKeys,
     /// The latest generation for which records of absent keys have been removed.
@@ -162,7 +164,7 @@ impl Table {
     fn count(&mut self, record: usize, event: &Event) {
         let hot = &mut self.hot[record];
         hot.changed = true;
-        if event.kind < VERDICTS {
+        if event.kind < VERDICT_LIMIT {
             if hot.first == 0 {
                 hot.first = event.unix;
             }
@@ -192,7 +194,8 @@ impl Table {
             None => {
                 self.hot.push(HotCounters::default());
                 self.cold.push(cold);
-                // There are at most as many records as entries, whose numbers have 32 bits.
+                // Records outlive snapshots, so no snapshot bounds their number. But 2^32 of them
+                // would take half a terabyte of memory.
                 (self.cold.len() - 1) as u32
             }
         }
@@ -223,12 +226,12 @@ impl Table {
         let end = self.hot.len().min(walk.at.saturating_add(records));
         // The view of a newer snapshot may refer to the records: then none is removed.
         walk.sweeps &= self.views.len() == 1;
-        let mut goes_on = true;
-        while walk.at < end && goes_on {
+        let mut has_room = true;
+        while walk.at < end && has_room {
             let record = walk.at;
             walk.at += 1;
             if self.hot[record].changed {
-                goes_on = write(self.take_delta(record));
+                has_room = write(self.take_delta(record));
             }
             if walk.sweeps {
                 self.remove_if_absent(record);
@@ -282,62 +285,6 @@ impl Table {
         let mut all = self.unknown_before;
         all.add(self.unknown);
         all
-    }
-
-    /// The keys that match `query`: their number, the sums of their counts, and those with the
-    /// highest cost.
-    pub(super) fn query(&self, query: &UsageQuery) -> (usize, UsageCounts, Vec<KeyUsage>) {
-        let mut found: Vec<u32> = match query {
-            UsageQuery::Key(key_id) => {
-                self.find(self.hasher.hash_one(&**key_id), key_id).into_iter().collect()
-            }
-            UsageQuery::Owner(owner) => {
-                let is_owners = |record: &u32| *self.cold[*record as usize].owner == **owner;
-                self.records().filter(is_owners).collect()
-            }
-            UsageQuery::Top(_) => self.records().collect(),
-        };
-        let most = if let UsageQuery::Top(most) = query { *most } else { MAX_LISTED }.min(MAX_LISTED);
-        let matched = found.len();
-        let mut total = UsageCounts::default();
-        found.iter().for_each(|record| self.add_to(&mut total, *record as usize));
-        let order = |record: &u32| {
-            let (hot, cold) = (&self.hot[*record as usize], &self.cold[*record as usize]);
-            let used = (cold.cost + hot.cost, cold.allowed + hot.allowed);
-            (std::cmp::Reverse(used), &*cold.key_id)
-        };
-        if matched > most && most > 0 {
-            found.select_nth_unstable_by(most - 1, |a, b| order(a).cmp(&order(b)));
-        }
-        found.truncate(most);
-        found.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
-        (matched, total, found.into_iter().map(|record| self.usage(record as usize)).collect())
-    }
-
-    fn records(&self) -> impl Iterator<Item = u32> {
-        self.by_id.iter().map(|(_, record)| *record)
-    }
-
-    fn add_to(&self, counts: &mut UsageCounts, record: usize) {
-        let (hot, cold) = (&self.hot[record], &self.cold[record]);
-        counts.allowed += cold.allowed + hot.allowed;
-        counts.cost += cold.cost + hot.cost;
-        for rare in &cold.rare {
-            counts.add_rare(rare.kind, rare.before + rare.recent);
-        }
-    }
-
-    fn usage(&self, record: usize) -> KeyUsage {
-        let (hot, cold) = (&self.hot[record], &self.cold[record]);
-        let mut counts = UsageCounts::default();
-        self.add_to(&mut counts, record);
-        KeyUsage {
-            key_id: cold.key_id.to_string(),
-            owner: cold.owner.to_string(),
-            counts,
-            first_used: used(earlier(cold.first, hot.first)),
-            last_used: used(cold.last.max(hot.last)),
-        }
     }
 }
 

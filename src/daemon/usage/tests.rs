@@ -17,7 +17,7 @@ use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 use keyward_engine::verify::RequestUsage;
 
 /// Rows, as key, key id and owner.
-fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
+pub(super) fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
     let mut builder = Builder::new(0x5eed, 0);
     for ((key, key_id, owner), line) in rows.iter().zip(2..) {
         let record =
@@ -33,13 +33,13 @@ fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snapshot> {
     Arc::new(snapshot)
 }
 
-fn request_usage(snapshot: &Snapshot, key: &str, cost: u32) -> RequestUsage {
+pub(super) fn request_usage(snapshot: &Snapshot, key: &str, cost: u32) -> RequestUsage {
     let key = snapshot.find(&keyward_engine::key_format::hash(key.as_bytes()));
     RequestUsage { entry: key.map(|key| key.id()), cost }
 }
 
 /// A log, and the queue that it flushes to.
-fn log() -> (UsageLog, Receiver<Message>) {
+pub(super) fn log() -> (UsageLog, Receiver<Message>) {
     let (queue, messages) = sync_channel(1024);
     let (log, _spares) = UsageLog::new(0, queue, watch::channel(0).1);
     (log, messages)

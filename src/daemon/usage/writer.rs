@@ -5,6 +5,8 @@
 //! changes: if a write fails, the same bytes are written again. So a reader that has processed a
 //! number continues with the next one, and counts nothing twice.
 
+#[cfg(test)]
+use std::sync::mpsc::Receiver;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use serde::{Deserialize, Serialize};
@@ -26,8 +28,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 const LINE_BYTES: usize = 1 << 10;
 
 /// Lines on their way to the writer.
-struct Chunk {
-    lines: Vec<u8>,
+pub(super) struct Chunk {
+    pub(super) lines: Vec<u8>,
     /// Whether they are the last of their interval, which is synced then.
     is_last: bool,
 }
@@ -41,7 +43,7 @@ pub(super) struct Writer {
 }
 
 /// The interval of the usage in a line.
-#[derive(Clone)]
+#[derive(Serialize)]
 pub(super) struct Interval {
     from: String,
     to: String,
@@ -51,7 +53,7 @@ pub(super) struct Interval {
 struct KeyLine<'a> {
     seq: u64,
     #[serde(flatten)]
-    interval: Between<'a>,
+    interval: &'a Interval,
     key_id: &'a str,
     owner: &'a str,
     #[serde(flatten)]
@@ -64,14 +66,8 @@ struct KeyLine<'a> {
 struct UnknownLine<'a> {
     seq: u64,
     #[serde(flatten)]
-    interval: Between<'a>,
+    interval: &'a Interval,
     unknown: UnknownCounts,
-}
-
-#[derive(Clone, Copy, Serialize)]
-struct Between<'a> {
-    from: &'a str,
-    to: &'a str,
 }
 
 #[derive(Serialize)]
@@ -89,10 +85,6 @@ struct Seq {
 impl Interval {
     pub(super) fn new(from: Timestamp, to: Timestamp) -> Self {
         Self { from: from.to_string(), to: to.to_string() }
-    }
-
-    fn between(&self) -> Between<'_> {
-        Between { from: &self.from, to: &self.to }
     }
 }
 
@@ -126,6 +118,13 @@ impl Writer {
         Ok(Self { chunks, seq, chunk_bytes })
     }
 
+    /// A writer without a thread: the test receives the chunks. Each line completes one.
+    #[cfg(test)]
+    pub(super) fn detached() -> (Self, Receiver<Chunk>) {
+        let (chunks, to_write) = sync_channel(1);
+        (Self { chunks, seq: 0, chunk_bytes: 1 }, to_write)
+    }
+
     /// The size from which on a chunk is complete. It fits into a file.
     pub(super) fn chunk_bytes(&self) -> usize {
         self.chunk_bytes
@@ -141,7 +140,7 @@ impl Writer {
     pub(super) fn add(&mut self, lines: &mut Vec<u8>, interval: &Interval, delta: &Delta<'_>) {
         let line = KeyLine {
             seq: self.seq + 1,
-            interval: interval.between(),
+            interval,
             key_id: delta.key_id,
             owner: delta.owner,
             counts: &delta.counts,
@@ -155,7 +154,7 @@ impl Writer {
     pub(super) fn add_unknown(&mut self, lines: &mut Vec<u8>, interval: &Interval, unknown: UnknownKeys) {
         let UnknownKeys { unknown_key, malformed_key } = unknown;
         let unknown = UnknownCounts { unknown_key, malformed_key };
-        let line = UnknownLine { seq: self.seq + 1, interval: interval.between(), unknown };
+        let line = UnknownLine { seq: self.seq + 1, interval, unknown };
         self.add_line(lines, &line);
     }
 

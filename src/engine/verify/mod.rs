@@ -8,7 +8,7 @@
 //! 2. **Look up** the digest in the index of the snapshot.
 //! 3. **Evaluate** the restrictions of the key: status, validity, environment, network, origin and
 //!    scopes ([`restrictions`]). `.github/CONTRIBUTING.md` lists what a new restriction needs.
-//! 4. **Charge** the limits of the key ([`charge`]), and answer.
+//! 4. **Charge** the limits of the key ([`charge_key`]), and answer.
 //!
 //! The order of precedence is that of SPEC.md section 7: problems of the daemon come first (no
 //! snapshot, a stale one), then problems of the key (malformed, unknown, revoked, disabled), then
@@ -32,7 +32,7 @@ use crate::now::Now;
 use crate::record::Digest;
 use crate::snapshot::{EntryId, Key, Probe, Snapshot};
 
-mod charge;
+mod charge_key;
 mod credential;
 mod decision;
 mod refund;
@@ -41,7 +41,7 @@ mod stages;
 #[cfg(test)]
 mod tests;
 
-pub use charge::Superseded;
+pub use charge_key::Superseded;
 pub use decision::{Decision, RequestUsage};
 
 /// Requests that are decided together. More than 64 gains nothing, and the working set of the batch
@@ -128,8 +128,12 @@ impl<'s> Verifier<'s> {
             evaluated = to_evaluate.end;
             self.evaluate(snapshot, &requests[to_evaluate.clone()], &mut pending[to_evaluate]);
 
-            let done =
-                self.charge(snapshot, &requests[to_charge.clone()], &pending[to_charge.clone()], answer);
+            let done = self.charge_and_answer(
+                snapshot,
+                &requests[to_charge.clone()],
+                &pending[to_charge.clone()],
+                answer,
+            );
             if done < to_charge.len() {
                 return charged + done;
             }

@@ -2,7 +2,7 @@
 
 use keyward_protocol::{Credential, Refund, Verdict};
 
-use super::charge::NO_CHARGE;
+use super::charge_key::NO_CHARGE;
 use super::{Decision, Superseded, Verifier, credential};
 use crate::limiter::{ChargeReport, DecidingLimit, MAX_CHARGES, Outcome};
 use crate::snapshot::{Key, Snapshot};

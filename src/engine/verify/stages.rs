@@ -75,7 +75,7 @@ impl<'s> Verifier<'s> {
     /// Stage 4: charges the limits of the requests that are not denied, and answers. Returns the
     /// number of requests answered; it stops at a bucket that a newer snapshot has taken over.
     #[inline]
-    pub(super) fn charge(
+    pub(super) fn charge_and_answer(
         &self,
         snapshot: &Snapshot,
         requests: &[Verify<'_>],

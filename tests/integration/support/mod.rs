@@ -9,6 +9,7 @@ mod programs;
 mod raw_client;
 pub(crate) mod revocation_load;
 pub(crate) mod serve_process;
+mod set_on_drop;
 mod setup;
 mod wait;
 
@@ -16,5 +17,6 @@ pub(crate) use daemon::{Daemon, key_target, owner_target};
 pub(crate) use export::{Export, Row, line, row, sha256_hex};
 pub(crate) use programs::{CommandOutput, keyward, keyward_bench, run};
 pub(crate) use raw_client::{RawClient, Received, encode_verify};
+pub(crate) use set_on_drop::SetOnDrop;
 pub(crate) use setup::{Setup, replace_export};
 pub(crate) use wait::{TIMEOUT, wait_for, wait_until};

@@ -75,7 +75,9 @@ mod socket;
 
 pub use decision::{Decision, Limit};
 pub use error::{DaemonError, Error, ProtocolViolationError};
-pub use keyward_protocol::{DEFAULT_SOCKET, ErrorCode, FieldTooLongError, ProtocolError, Verdict};
+pub use keyward_protocol::{
+    DEFAULT_SOCKET, ErrorCode, FieldTooLongError, ProtocolError, UnknownVerdict, Verdict,
+};
 pub use options::{DEFAULT_DEADLINE, DEFAULT_MAX_IN_FLIGHT, Options};
 pub use pipeline::Client;
 pub use refund::Refund;

@@ -31,7 +31,7 @@ impl Text for BadRowAction {
 }
 
 impl Text for Format {
-    const EXPECTED: &'static str = "\"csv\" or \"jsonl\"";
+    const EXPECTED: &'static str = "\"csv\", \"jsonl\" or \"compiled\"";
 
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| format!("{text:?} is not a format: write {}", Self::EXPECTED))

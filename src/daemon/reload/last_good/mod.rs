@@ -38,7 +38,7 @@ mod parse_settings;
 mod recover;
 mod sealed;
 mod start_guard;
-mod takeaways;
+mod takeaway_file;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -48,22 +48,22 @@ use manifest::{MANIFEST, Manifest};
 pub(super) use parse_settings::parse_settings_digest;
 pub use recover::{RecoverError, Recovered, recover};
 pub use sealed::SealedError;
-pub(in crate::reload) use takeaways::AppliedTakeaways;
-use takeaways::TAKEAWAYS_FILE;
+pub(in crate::reload) use takeaway_file::AppliedTakeaways;
+use takeaway_file::{TAKEAWAYS_FILE, TakeawayFile};
 pub(super) use writer::Job;
 use writer::Writing;
 
 /// The last good keys of a state directory. Clones share it.
 #[derive(Clone)]
 pub struct LastGoodStore {
-    shared: Arc<Shared>,
+    shared: Arc<SharedStore>,
 }
 
-struct Shared {
+struct SharedStore {
     directory: Arc<StateDir>,
     state: Mutex<State>,
     changed: Condvar,
-    takeaways: Mutex<takeaways::TakeawayFile>,
+    takeaways: Mutex<TakeawayFile>,
     /// Set at shutdown: the writer must not pause any more.
     stopping: AtomicBool,
 }
@@ -141,7 +141,7 @@ impl LastGoodStore {
             writer::remove_stale_files(&root, stored.as_ref());
             state.stored = stored;
         }
-        let shared = Shared {
+        let shared = SharedStore {
             directory: Arc::clone(directory),
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -246,7 +246,7 @@ impl LastGoodStore {
     }
 }
 
-impl Shared {
+impl SharedStore {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -18,7 +18,7 @@ use tracing::{debug, info};
 use super::accepted::ACCEPTED_FILE;
 use super::manifest::{MANIFEST, Manifest, PREFIX, SUFFIX, header_crc32, is_own};
 use super::paced::{Pace, PacedWriter, copy};
-use super::{LastGoodStore, Shared, State};
+use super::{LastGoodStore, SharedStore, State};
 use crate::reload::FileState;
 use keyward_engine::snapshot::{RowPolicies, Snapshot};
 use keyward_state::{self as state, FileError};
@@ -105,7 +105,7 @@ impl State {
     }
 }
 
-impl Shared {
+impl SharedStore {
     /// The thread's main function.
     pub(super) fn run(&self) {
         let has_low_priority = rustix::process::setpriority_process(None, NICENESS)

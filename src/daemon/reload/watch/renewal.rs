@@ -13,12 +13,12 @@ use rustix::io::Errno;
 use tracing::{debug, info, warn};
 
 use super::path::walk;
-use super::{Renewal, Shared};
+use super::{Renewal, SharedWatchState};
 
 /// The state of the thread that renews the watches.
 pub(super) struct Renewer {
     watcher: RecommendedWatcher,
-    shared: Arc<Shared>,
+    shared: Arc<SharedWatchState>,
     /// The watched directories, and the file.
     watched: BTreeMap<PathBuf, Identity>,
     /// The errors that have been logged.
@@ -55,7 +55,7 @@ struct Progress {
 }
 
 impl Renewer {
-    pub(super) fn new(watcher: RecommendedWatcher, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(watcher: RecommendedWatcher, shared: Arc<SharedWatchState>) -> Self {
         Self { watcher, shared, watched: BTreeMap::new(), errors: BTreeMap::new() }
     }
 

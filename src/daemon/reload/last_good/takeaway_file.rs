@@ -11,7 +11,7 @@ use std::sync::{MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use super::{LastGoodStore, Shared, sealed};
+use super::{LastGoodStore, SharedStore, sealed};
 use keyward_engine::record::Digest;
 use keyward_engine::snapshot::Takeaway;
 use keyward_state as state;
@@ -106,7 +106,7 @@ impl LastGoodStore {
     }
 }
 
-impl Shared {
+impl SharedStore {
     fn takeaways(&self) -> MutexGuard<'_, TakeawayFile> {
         self.takeaways.lock().unwrap_or_else(PoisonError::into_inner)
     }

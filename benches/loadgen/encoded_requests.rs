@@ -1,14 +1,13 @@
 //! The encoded requests of a load. They are encoded before it starts, so that sending costs the
 //! client one system call and nothing else, whatever the target.
 //!
-//! Requests are numbered 0, 1, 2, … without end. Request n is request n modulo the length of the
-//! ring. A connection sends slices of consecutive requests, and their answers must arrive in that
-//! order.
+//! Requests are numbered 0, 1, 2, … without end: after the last one, the first follows. A connection
+//! sends slices of consecutive requests, and their answers must arrive in that order.
 
 use zeroize::Zeroizing;
 
 /// Encoded requests, stored one after another.
-pub(crate) struct Ring {
+pub(crate) struct EncodedRequests {
     // They may contain raw keys.
     bytes: Zeroizing<Vec<u8>>,
     count: usize,
@@ -23,12 +22,12 @@ enum Layout {
     Ends(Vec<usize>),
 }
 
-/// The ring would have no requests, or an empty request.
+/// There are no requests, or one of them is empty.
 #[derive(Debug, thiserror::Error)]
 #[error("there is nothing to ask")]
-pub(crate) struct EmptyRingError;
+pub(crate) struct NoRequestsError;
 
-impl Ring {
+impl EncodedRequests {
     /// Encodes `count` requests; `encode(n, out)` appends request `n` to `out`.
     ///
     /// # Errors
@@ -36,13 +35,13 @@ impl Ring {
     pub(crate) fn new(
         count: usize,
         mut encode: impl FnMut(usize, &mut Vec<u8>),
-    ) -> Result<Self, EmptyRingError> {
+    ) -> Result<Self, NoRequestsError> {
         let mut first = Zeroizing::new(Vec::new());
         if count > 0 {
             encode(0, &mut first);
         }
         if first.is_empty() {
-            return Err(EmptyRingError);
+            return Err(NoRequestsError);
         }
         let size = first.len();
         // This is the final size if all requests are equally long. A vector that grows would leave
@@ -56,7 +55,7 @@ impl Ring {
                 ends.extend((1..=number).map(|number| number * size));
             }
             if bytes.len() == start {
-                return Err(EmptyRingError);
+                return Err(NoRequestsError);
             }
             if bytes.len() != (number + 1) * size || !ends.is_empty() {
                 ends.push(bytes.len());
@@ -66,12 +65,12 @@ impl Ring {
         Ok(Self { bytes, count, layout })
     }
 
-    /// Requests in the ring, at least 1.
+    /// The number of different requests, at least 1.
     pub(crate) fn len(&self) -> usize {
         self.count
     }
 
-    /// The number of the request after `number`, both within the ring. This avoids a division for
+    /// The number of the request after `number`, both below [`len`](Self::len). This avoids a division for
     /// each of the millions of answers a second.
     pub(crate) fn following(&self, number: u64) -> u64 {
         let next = number + 1;
@@ -89,7 +88,7 @@ impl Ring {
     }
 
     /// The bytes of up to `max` requests (at least 1) starting at `number`, and how many they are:
-    /// fewer than `max` at the end of the ring.
+    /// fewer than `max` if the last one comes first.
     pub(crate) fn slice(&self, number: u64, max: usize) -> (&[u8], usize) {
         let first = (number % self.len() as u64) as usize;
         let count = max.min(self.len() - first);
@@ -110,30 +109,32 @@ mod tests {
 
     #[test]
     fn slice_stops_at_the_end_of_the_ring() {
-        let ring = Ring::new(3, |number, out| out.extend([number as u8; 4])).expect("three requests");
-        assert_eq!((ring.len(), ring.mean_size()), (3, 4.0));
-        assert_eq!(ring.slice(1, 9), (&[1, 1, 1, 1, 2, 2, 2, 2][..], 2));
-        assert_eq!(ring.slice(3, 1), (&[0; 4][..], 1));
-        assert_eq!(ring.request(5), [2; 4]);
+        let requests =
+            EncodedRequests::new(3, |number, out| out.extend([number as u8; 4])).expect("three requests");
+        assert_eq!((requests.len(), requests.mean_size()), (3, 4.0));
+        assert_eq!(requests.slice(1, 9), (&[1, 1, 1, 1, 2, 2, 2, 2][..], 2));
+        assert_eq!(requests.slice(3, 1), (&[0; 4][..], 1));
+        assert_eq!(requests.request(5), [2; 4]);
     }
 
     #[test]
     fn requests_of_different_sizes_are_found() {
         for sizes in [[2, 2, 1, 3], [1, 2, 3, 4], [3, 1, 3, 3], [1, 1, 1, 2]] {
-            let ring = Ring::new(4, |number, out| out.extend(vec![number as u8; sizes[number]]))
-                .expect("four requests");
-            assert_eq!(ring.len(), 4);
+            let requests =
+                EncodedRequests::new(4, |number, out| out.extend(vec![number as u8; sizes[number]]))
+                    .expect("four requests");
+            assert_eq!(requests.len(), 4);
             for (number, size) in sizes.iter().enumerate() {
-                assert_eq!(ring.request(4 + number as u64), vec![number as u8; *size], "{sizes:?}");
+                assert_eq!(requests.request(4 + number as u64), vec![number as u8; *size], "{sizes:?}");
             }
-            assert_eq!(ring.slice(1, 2).0.len(), sizes[1] + sizes[2]);
+            assert_eq!(requests.slice(1, 2).0.len(), sizes[1] + sizes[2]);
         }
     }
 
     #[test]
     fn ring_without_requests_or_with_an_empty_request_is_an_error() {
-        assert!(Ring::new(0, |_, out| out.push(1)).is_err());
-        assert!(Ring::new(2, |_, _| ()).is_err());
-        assert!(Ring::new(2, |number, out| out.extend(vec![0; 1 - number])).is_err());
+        assert!(EncodedRequests::new(0, |_, out| out.push(1)).is_err());
+        assert!(EncodedRequests::new(2, |_, _| ()).is_err());
+        assert!(EncodedRequests::new(2, |number, out| out.extend(vec![0; 1 - number])).is_err());
     }
 }
