@@ -8,7 +8,8 @@
 //! Spinning does not starve other connections. Every few reads the task yields to the worker's
 //! other tasks, and the worker polls epoll. Spinning stops where it does not pay ([`SpinBackoff`]):
 //! a connection sleeps as if there were no busy polling when it is idle, when its requests come
-//! later than the spin is long, or when its client needs the same processor.
+//! later than the spin is long, or when its client needs the same processor. A spin without this
+//! back-off is slower there than no spin (`benches/profile.md`).
 //!
 //! The thread itself does not yield (`sched_yield`). If the client shares its processor, yielding
 //! would find most requests; but any other process on that processor, even one of the lowest
