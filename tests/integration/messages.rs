@@ -62,11 +62,19 @@ fn source_with_an_unknown_extension_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     for source in [".", "keys.txt"] {
         let check = run(dir.path(), &["check", "--source", source], "");
-        assert_fails(check, 78, &[&format!("--source: {source}: the name's extension tells no format")]);
+        assert_fails(
+            check,
+            78,
+            &[&format!("--source: {source}: the extension of its name is not that of a format")],
+        );
     }
     fs::write(dir.path().join("k.toml"), "source.path = '/srv/keys.txt'\n").expect("writes");
     let check = run(dir.path(), &["check", "--config", "k.toml"], "");
-    assert_fails(check, 78, &["source.path: /srv/keys.txt: the name's extension tells no format"]);
+    assert_fails(
+        check,
+        78,
+        &["source.path: /srv/keys.txt: the extension of its name is not that of a format"],
+    );
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn check_compiled(file: Option<&Path>, settings: &file::Source) -> Result<(), Co
 
 fn no_format(path: &Path) -> String {
     format!(
-        "{}: the name's extension tells no format: name it .csv, .jsonl or .kwc, or set source.format to \"csv\", \
+        "{}: the extension of its name is not that of a format: name it .csv, .jsonl or .kwc, or set source.format to \"csv\", \
          \"jsonl\" or \"compiled\"",
         path.display()
     )

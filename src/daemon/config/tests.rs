@@ -383,7 +383,7 @@ fn missing_source_or_format_is_refused() {
         Err("no source of keys: give --source PATH, or set source.path in /etc/keyward/keyward.toml"
             .to_owned())
     );
-    let no_format = "the name's extension tells no format: name it .csv, .jsonl or .kwc, or set source.format to \"csv\", \"jsonl\" \
+    let no_format = "the extension of its name is not that of a format: name it .csv, .jsonl or .kwc, or set source.format to \"csv\", \"jsonl\" \
                      or \"compiled\"";
     assert_eq!(
         message("source.path = \"/keys\""),
