@@ -55,6 +55,8 @@ pub(super) struct ReloadLoop {
     /// Whether a change waits in the queue of triggers: one is enough.
     change_pending: Arc<AtomicBool>,
     watch: SourceWatch,
+    /// When [`maintain`](Self::maintain) last ran.
+    maintained: Instant,
     /// Triggers that arrived during a reload and do not share its result.
     deferred: PendingTriggers,
     /// The previous snapshot, no longer in use. It is freed after the reload is acknowledged.
@@ -89,6 +91,7 @@ impl Reloader {
             last_read: None,
             change_pending,
             watch,
+            maintained: Instant::now(),
             deferred: PendingTriggers::default(),
             retired: None,
             recovered: None,
@@ -137,23 +140,19 @@ pub(super) fn retry_while_changing<T>(
 
 impl ReloadLoop {
     /// Waits for a trigger, at most until the next poll is due, and takes all triggers that are
-    /// queued by then. `None`: the daemon is shutting down.
+    /// queued by then. A poll is due `source.poll` after the previous one: triggers do not postpone
+    /// it. `None`: the daemon is shutting down.
     fn next_triggers(&mut self, triggers: &Receiver<Trigger>) -> Option<PendingTriggers> {
         let mut pending = std::mem::take(&mut self.deferred);
         // A waiting check is next, unless a reload has been requested meanwhile.
-        let timeout = if self.checks.is_empty() && !pending.any {
-            self.reloader.settings.policy.poll
-        } else {
-            Duration::ZERO
-        };
+        let timeout = if self.checks.is_empty() && !pending.any { self.until_poll() } else { Duration::ZERO };
         match triggers.recv_timeout(timeout) {
             Ok(trigger) => pending.add(trigger),
-            Err(RecvTimeoutError::Timeout) => {
-                self.watch.follow(&self.reloader.settings.source.path);
-                self.reloader.generations.retry();
-                self.reloader.last_good.iter().for_each(LastGoodStore::retry_takeaways);
-            }
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return None,
+        }
+        if self.until_poll().is_zero() {
+            self.maintain();
         }
         pending.drain_queue(triggers);
         if pending.is_change_only() {
@@ -164,6 +163,18 @@ impl ReloadLoop {
         }
         self.change_pending.store(false, Ordering::Release);
         Some(pending)
+    }
+
+    fn until_poll(&self) -> Duration {
+        self.reloader.settings.policy.poll.saturating_sub(self.maintained.elapsed())
+    }
+
+    /// Renews the watch, and retries the writes of small files that have failed.
+    fn maintain(&mut self) {
+        self.watch.follow(&self.reloader.settings.source.path);
+        self.reloader.generations.retry();
+        self.reloader.last_good.iter().for_each(LastGoodStore::retry_takeaways);
+        self.maintained = Instant::now();
     }
 
     fn handle(&mut self, pending: PendingTriggers, triggers: &Receiver<Trigger>) {
@@ -228,9 +239,8 @@ impl ReloadLoop {
         self.finish(cause, outcome, settings_differ, triggers);
     }
 
-    /// Makes the outcome known, in this order: the audit trail, so that an acknowledged outcome is
-    /// always in it; the log, `keyward status` and systemd; the waiting commands; and only then the
-    /// freeing of the old snapshot, which no command waits for.
+    /// Makes the outcome known, and frees the old snapshot: steps 10 to 12 of
+    /// [a reload](crate::reload#the-order-of-a-reload).
     fn finish(
         &mut self,
         mut cause: Cause,
@@ -357,7 +367,7 @@ impl ReloadLoop {
 
     /// Checks whether the loaded keys may replace the current ones, or else the last good ones.
     /// Returns the difference from the last good keys, if they were compared.
-    fn guard(
+    pub(super) fn guard(
         &mut self,
         settings: &Settings,
         loaded: &LoadedSource,

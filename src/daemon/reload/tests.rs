@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::mpsc::SyncSender;
 use std::thread;
+use std::time::Instant;
 
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -45,6 +46,10 @@ impl Fixture {
     }
 
     fn with_poll(poll: Duration) -> Self {
+        Self::with_generations(poll, |_| Generations::open(None, 0))
+    }
+
+    fn with_generations(poll: Duration, open: impl FnOnce(StateDir) -> Generations) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("keys.csv");
         replace(&path, 1);
@@ -80,7 +85,7 @@ impl Fixture {
             history: History::new(&settings.source.path),
             audit: Audit::open(&state, rotation).expect("opens"),
             last_good: None,
-            generations: Generations::open(None, 0),
+            generations: open(state),
             runtime: runtime.handle().clone(),
             settings,
         };
@@ -317,6 +322,28 @@ fn refused_configuration_does_not_change_the_poll_interval() {
     assert!(fixture.wait(fixture.request(false, 1)).expect("an answer").result.is_err());
     replace(&fixture.source(), 2);
     fixture.pass(2);
+}
+
+/// Like a monitor that checks the daemon more often than `source.poll`.
+#[test]
+fn frequent_checks_do_not_postpone_the_retry_of_a_failed_write() {
+    let mut file = None;
+    let fixture = Fixture::with_generations(Duration::from_millis(500), |state| {
+        // A directory of that name cannot be replaced by a file.
+        let path = file.insert(state.path("generation"));
+        let generations = Generations::open(Some(Arc::new(state)), 0);
+        fs::create_dir(path).expect("a directory");
+        generations
+    });
+    let file = file.expect("a path");
+    fs::remove_dir(&file).expect("removes");
+    let start = Instant::now();
+    while !file.exists() {
+        assert!(start.elapsed() < TIMEOUT, "not retried");
+        let (reply, checked) = oneshot::channel();
+        fixture.trigger.send(Trigger::Check(CheckRequest { source: None, reply })).expect("sent");
+        let _ = fixture.wait(checked).expect("an answer");
+    }
 }
 
 /// The configuration's own guard refuses the source.
