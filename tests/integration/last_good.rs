@@ -201,6 +201,10 @@ fn last_good_keys_with_another_pepper_are_not_served() {
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("keys.previous_pepper_file"), "{unusable}");
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
+    // So does a check.
+    let checked = daemon.run_keyward(&["check", "--daemon"]);
+    assert_eq!(checked.code, Some(1), "{checked:?}");
+    assert!(format!("{checked:?}").contains("hashed with a pepper that is neither"), "{checked:?}");
     assert!(daemon.force_reload().accepted);
     daemon.wait_until_saved();
     // From now on they are recorded as hashed with pepper a, although the rows are not.

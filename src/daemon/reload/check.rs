@@ -101,8 +101,10 @@ impl ReloadLoop {
         let mut takeaways = None;
         let result = settings.and_then(|settings| {
             let window = SettleWindow::new(settings.policy.settle);
-            retry_while_changing(window, || self.evaluate(&source, &settings, window, &mut takeaways))
+            let settings = Settings { source: source.clone(), ..settings };
+            retry_while_changing(window, || self.evaluate(&settings, window, &mut takeaways))
         });
+        self.recovered = None;
         Preview {
             source: source.path.to_path_buf(),
             generation: self.generation,
@@ -114,21 +116,17 @@ impl ReloadLoop {
     }
 
     fn evaluate(
-        &self,
-        source: &SourceFile,
+        &mut self,
         settings: &Settings,
         window: SettleWindow,
         takeaways: &mut Option<TakeawayReport>,
     ) -> Result<Evaluation, ReloadError> {
-        let takeaways_of = |rows: &KeyTable| {
-            let current = self.current.as_ref().filter(|_| settings.policy.apply_takeaways)?;
-            Some(self.evaluate_takeaways(settings, rows, current, false).1)
-        };
+        let source = &settings.source;
         let seed = getrandom::u64().map_err(ReloadError::Random)?;
         let loaded = match source.load_settled(seed, window)? {
             LoadOutcome::Loaded(loaded) => loaded,
             LoadOutcome::Refused { error, rows, .. } => {
-                *takeaways = takeaways_of(&rows);
+                *takeaways = self.takeaways_of(settings, &rows);
                 return Err(error);
             }
         };
@@ -136,16 +134,20 @@ impl ReloadLoop {
             .map_err(|limit| ReloadError::Memory { path: source.path.to_path_buf(), limit })?;
         let current = self.current.as_ref().map(|snapshot| snapshot.table());
         let options = self.compare_options(settings);
-        let mut evaluation = Evaluation::new(&settings.policy, &source.path, &loaded.keys, current, options);
-        if evaluation.refused.is_none() {
-            evaluation.refused = self.guard_peppers(settings, &source.path, &loaded.keys).err();
+        let diff = loaded.keys.diff_from(current, options);
+        // Without served keys, the guard compares with the last good keys; `diff` remains the
+        // difference from what is served.
+        let refused = self.guard(settings, &loaded, &diff).err();
+        if refused.is_some() && loaded.set_aside.is_some() {
+            *takeaways = self.takeaways_of(settings, &loaded.keys);
         }
-        evaluation.stale =
-            Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.global_policy);
-        if evaluation.refused.is_some() && loaded.set_aside.is_some() {
-            *takeaways = takeaways_of(&loaded.keys);
-        }
-        evaluation.set_aside = loaded.set_aside;
-        Ok(evaluation)
+        let stale = Stale::at(self.reloader.clock.now().unix, loaded.written_at, &settings.global_policy);
+        Ok(Evaluation { keys: loaded.keys.len(), diff, refused, stale, set_aside: loaded.set_aside })
+    }
+
+    /// The takeaways of `rows` from the current keys, if the settings ask for them.
+    fn takeaways_of(&self, settings: &Settings, rows: &KeyTable) -> Option<TakeawayReport> {
+        let current = self.current.as_ref().filter(|_| settings.policy.apply_takeaways)?;
+        Some(self.evaluate_takeaways(settings, rows, current, false).1)
     }
 }
