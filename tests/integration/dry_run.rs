@@ -193,3 +193,18 @@ fn other_users_cannot_make_the_daemon_read_a_file() {
     let output = check(&[]);
     assert_eq!(output.code, Some(0), "its own source may be checked: {output:?}");
 }
+
+#[test]
+fn only_a_reload_warns_about_settings_that_need_a_restart() {
+    let daemon = start_daemon();
+    let config = daemon.setup.path("keyward.toml");
+    let text = fs::read_to_string(&config).expect("reads");
+    fs::write(&config, format!("{text}\n[audit]\nmax_file_size = \"1MiB\"\n")).expect("writes");
+    let warning = "take effect at the next start only";
+    check(&daemon, None);
+    assert!(!daemon.log().contains(warning), "{}", daemon.log());
+    daemon.reload();
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains(warning)).expect("a warning");
+    assert!(line.contains("[audit]") && !line.contains("[server]"), "{line}");
+}

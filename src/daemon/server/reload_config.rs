@@ -21,7 +21,7 @@ pub(super) fn settings(config: &Config) -> Result<Settings, ConfigError> {
 }
 
 /// Reads the configuration again for a reload. Settings outside of [`Settings`] need a restart; if
-/// one of them has changed, the log says so.
+/// one of them has changed at a reload, the log names its section.
 pub(super) fn config_loader(started_with: Config, load_config: LoadConfig, audit: Audit) -> ConfigLoader {
     Box::new(move |purpose| {
         let loaded = load_config().and_then(|config| Ok((settings(&config)?, config)));
@@ -29,18 +29,28 @@ pub(super) fn config_loader(started_with: Config, load_config: LoadConfig, audit
             audit.record(&configuration_event(started_with.file.as_deref(), loaded.as_ref().err()));
         }
         let (settings, config) = loaded?;
-        let restart_only = |config: &Config| {
-            let state = (config.save_interval, config.keep_snapshot);
-            (config.server.clone(), config.log, state, config.usage, config.audit)
-        };
-        if restart_only(&config) != restart_only(&started_with) {
+        let sections = restart_only_changes(&started_with, &config);
+        if purpose == Purpose::Reload && !sections.is_empty() {
             warn!(
-                "[server], [state], [usage], [audit] or [log] has changed in the configuration; that takes effect at the \
-                 next start"
+                sections = sections.join(", "),
+                "the configuration has changes in sections that take effect at the next start only"
             );
         }
         Ok(settings)
     })
+}
+
+/// The sections with changes that need a restart.
+fn restart_only_changes(before: &Config, after: &Config) -> Vec<&'static str> {
+    let state = |config: &Config| (config.save_interval, config.keep_snapshot);
+    let sections = [
+        ("[server]", before.server != after.server),
+        ("[state]", state(before) != state(after)),
+        ("[usage]", before.usage != after.usage),
+        ("[audit]", before.audit != after.audit),
+        ("[log]", before.log != after.log),
+    ];
+    sections.into_iter().filter(|(_, has_changed)| *has_changed).map(|(name, _)| name).collect()
 }
 
 /// The audit event of a configuration that was read. It omits the text of the error, which may
