@@ -75,7 +75,7 @@ fn decode_base64(text: &str) -> Option<Digest> {
 pub(crate) enum TextError {
     #[error("key_id is missing")]
     Missing,
-    #[error("{length} bytes are too long, at most {max_length} are kept")]
+    #[error("{length} bytes; at most {max_length} are allowed")]
     TooLong { length: usize, max_length: usize },
     #[error("it contains the control character {}", .0.escape_unicode())]
     Control(char),
@@ -119,7 +119,7 @@ pub(crate) fn status(text: &str) -> Result<Status, StatusError<'_>> {
 /// Why a text is not metadata. No message quotes the text, which may contain personal data.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MetadataError {
-    #[error("{0} bytes are too long, at most {MAX_METADATA} are kept")]
+    #[error("{0} bytes; at most {MAX_METADATA} are allowed")]
     TooLong(usize),
     #[error("it is not JSON: {0}")]
     Syntax(#[source] serde_json::Error),
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(required(&"é".repeat(32), 64), Ok("é".repeat(32).as_str()));
         assert_eq!(optional("", 64), Ok(""));
         assert_eq!(failed(required("", 64)), "key_id is missing");
-        assert_eq!(failed(optional(&"a".repeat(65), 64)), "65 bytes are too long, at most 64 are kept");
+        assert_eq!(failed(optional(&"a".repeat(65), 64)), "65 bytes; at most 64 are allowed");
         assert_eq!(failed(optional("a\tb", 64)), r"it contains the control character \u{9}");
         assert_eq!(failed(optional("a\u{85}b", 64)), r"it contains the control character \u{85}");
     }
@@ -234,10 +234,7 @@ mod tests {
         assert_eq!(metadata("").ok(), Some(""));
         let object = |n: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(n - 8));
         assert!(metadata(&object(MAX_METADATA)).is_ok());
-        assert_eq!(
-            failed(metadata(&object(MAX_METADATA + 1))),
-            "4097 bytes are too long, at most 4096 are kept"
-        );
+        assert_eq!(failed(metadata(&object(MAX_METADATA + 1))), "4097 bytes; at most 4096 are allowed");
         for text in ["[]", "null", "\"{}\"", "1"] {
             assert_eq!(
                 failed(metadata(text)),
