@@ -41,10 +41,8 @@ impl ReloadLoop {
         }
     }
 
-    /// Puts `keys` into force: checks the memory, allocates buckets, marks revocations, swaps the
-    /// snapshot and waits until every worker has left the previous one. Then it reconciles the list
-    /// of revocations with the source, and completes the migration of the buckets.
-    /// [`publish`](crate::publish) explains the order.
+    /// Puts `keys` into force: steps 4 to 7 of [a reload](crate::reload#the-order-of-a-reload).
+    /// When it returns, no answer of the previous snapshot can leave any more.
     pub(super) fn swap_and_wait(
         &mut self,
         settings: &Settings,
@@ -63,8 +61,8 @@ impl ReloadLoop {
         let Reloader { limiter, allocator, publisher, revocations, audit, runtime, clock, .. } =
             &mut self.reloader;
         // Reading a source of the same time again makes it no younger.
-        let loaded = match self.current.as_deref().map(Snapshot::meta) {
-            Some(before) if before.source_time == written_at => before.loaded,
+        let first_loaded_ticks = match self.current.as_deref().map(Snapshot::meta) {
+            Some(before) if before.source_time == written_at => before.first_loaded_ticks,
             _ => clock.now().ticks,
         };
         let ahead_s = written_at.saturating_sub(clock.now().unix);
@@ -85,7 +83,7 @@ impl ReloadLoop {
                 SnapshotMeta {
                     generation,
                     source_time: written_at,
-                    loaded,
+                    first_loaded_ticks,
                     global_policy: Arc::clone(&settings.global_policy),
                 },
             )

@@ -35,7 +35,7 @@ impl Table {
         black_box(ids.fold(0, |sum, id| sum ^ id.as_bytes().first().copied().unwrap_or(0)));
 
         for (key, hash) in keys.iter().zip(hashes) {
-            let entry = key.id().number();
+            let entry = key.entry_number().number();
             // Two events can have the same entry, and two entries the same key id.
             if self.views[view].record(entry) == NOT_FOUND {
                 let record = self.find_or_create(hash, key.key_id(), key.owner());

@@ -35,7 +35,7 @@ pub(super) fn snapshot(generation: u64, rows: &[(&str, &str, &str)]) -> Arc<Snap
 
 pub(super) fn request_usage(snapshot: &Snapshot, key: &str, cost: u32) -> RequestUsage {
     let key = snapshot.find(&keyward_engine::key_format::hash(key.as_bytes()));
-    RequestUsage { entry: key.map(|key| key.id()), cost }
+    RequestUsage { entry: key.map(|key| key.entry_number()), cost }
 }
 
 /// A log, and the queue that it flushes to.

@@ -44,7 +44,8 @@ impl Limiter {
     /// that has no room for the cost is skipped and reported. A cost of 0 charges nothing and
     /// reports the balance.
     ///
-    /// No two limits may have the same slot. More than [`MAX_CHARGES`] limits are refused.
+    /// No two limits may have the same slot. More than [`MAX_CHARGES`] limits are refused, unless
+    /// the cost is 0: reading balances locks nothing, so it has no such bound.
     pub fn charge(&self, charges: &[Charge], now: u64, cost: u32) -> Outcome {
         match charges {
             _ if cost == 0 => self.peek(charges, self.buckets.latest_tick.advance(now)),
@@ -58,7 +59,8 @@ impl Limiter {
 
     /// Returns `cost` to every limit in `charges`, including shadow limits, up to their bursts; or
     /// to none of them ([`Outcome::Superseded`]), because the caller will retry and must not refund
-    /// a limit twice. [`Outcome::Admitted`] names the enforced limit with the least remaining.
+    /// a limit twice. [`Outcome::Admitted`] names the enforced limit with the least remaining. More
+    /// than [`MAX_CHARGES`] limits are not refunded: [`Outcome::Refused`], with an empty report.
     ///
     /// The limiter cannot check that the cost was charged before. That is the caller's
     /// responsibility.

@@ -109,8 +109,7 @@ impl KeyTable {
         let mut slot = 0;
         for limit in limits {
             slot = if is_owner_bucket(entry, limit) {
-                let buckets =
-                    owner_buckets.get(&self.owner_bucket_name(entry, limit)).ok_or(TooManyBuckets)?;
+                let buckets = owner_buckets.get(&self.owner_bucket_id(entry, limit)).ok_or(TooManyBuckets)?;
                 buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(TooManyBuckets)?.slot
             } else {
                 let previous = old.and_then(|old| old.own_bucket(&limit.name));
@@ -132,16 +131,15 @@ impl KeyTable {
         previous: Option<&Snapshot>,
     ) -> Result<OwnerBuckets, TooManyBuckets> {
         let mut owner_buckets = OwnerBuckets::default();
-        for (name, rates) in self.owner_rates() {
-            let previous =
-                previous.and_then(|old| old.owner_buckets.get(&name)).map_or(&[][..], Vec::as_slice);
-            let buckets = allocation.assign_all(name, previous, &rates).ok_or(TooManyBuckets)?;
-            owner_buckets.insert(name, buckets);
+        for (id, rates) in self.owner_rates() {
+            let previous = previous.and_then(|old| old.owner_buckets.get(&id)).map_or(&[][..], Vec::as_slice);
+            let buckets = allocation.assign_all(id, previous, &rates).ok_or(TooManyBuckets)?;
+            owner_buckets.insert(id, buckets);
         }
         Ok(owner_buckets)
     }
 
-    /// The limits that owners share, by name, with the rates that their plans define.
+    /// The buckets that owners share, with the rates that their plans define.
     fn owner_rates(&self) -> HashMap<BucketId, Vec<Rate>, IdHasher> {
         let mut rates: HashMap<BucketId, Vec<Rate>, IdHasher> = HashMap::default();
         let has_owner_limit: Vec<bool> = self
@@ -160,27 +158,27 @@ impl KeyTable {
         for (entry, _) in sharing {
             let limits = self.policies[entry.policy as usize].limits();
             for limit in limits.iter().filter(|limit| is_owner_bucket(entry, limit)) {
-                let of_name = rates.entry(self.owner_bucket_name(entry, limit)).or_default();
-                if !of_name.contains(&limit.rate) {
-                    of_name.push(limit.rate);
+                let of_bucket = rates.entry(self.owner_bucket_id(entry, limit)).or_default();
+                if !of_bucket.contains(&limit.rate) {
+                    of_bucket.push(limit.rate);
                 }
             }
         }
         rates
     }
 
-    fn owner_bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketId {
+    fn owner_bucket_id(&self, entry: &Entry, limit: &Limit) -> BucketId {
         BucketId::for_owner(self.owner(entry), &limit.name)
     }
 }
 
 impl Snapshot {
-    /// The name of the bucket that a limit of this entry is charged to.
-    pub(super) fn bucket_name(&self, entry: &Entry, limit: &Limit) -> BucketId {
+    /// The id of the bucket that a limit of this entry is charged to.
+    pub(super) fn bucket_id(&self, entry: &Entry, limit: &Limit) -> BucketId {
         if !is_owner_bucket(entry, limit) {
             return BucketId::for_key(self.keys.key_id(entry), &limit.name);
         }
-        self.keys.owner_bucket_name(entry, limit)
+        self.keys.owner_bucket_id(entry, limit)
     }
 }
 

@@ -5,7 +5,7 @@ use keyward_memory::prefetch;
 use crate::limiter::{Charge, MAX_CHARGES};
 use crate::record::{Digest, Status};
 use crate::snapshot::entry::Entry;
-use crate::snapshot::{EntryId, Policy, Snapshot};
+use crate::snapshot::{EntryNumber, Policy, Snapshot};
 
 /// One key of a snapshot.
 #[derive(Clone, Copy)]
@@ -13,13 +13,13 @@ pub struct Key<'s> {
     pub(super) snapshot: &'s Snapshot,
     pub(super) entry: &'s Entry,
     pub(super) policy: &'s Policy,
-    pub(super) id: EntryId,
+    pub(super) number: EntryNumber,
 }
 
 impl<'s> Key<'s> {
     /// The number of its entry.
-    pub fn id(self) -> EntryId {
-        self.id
+    pub fn entry_number(self) -> EntryNumber {
+        self.number
     }
 
     /// The SHA-256 digest of the key.
@@ -75,7 +75,7 @@ impl<'s> Key<'s> {
 
     /// The key's metadata, a JSON object, if it has any.
     pub fn metadata(self) -> Option<&'s str> {
-        self.snapshot.keys.metadata_of(self.id.0)
+        self.snapshot.keys.metadata_of(self.number.0)
     }
 
     /// The bucket slots of the key's limits, in the order of the limits.

@@ -17,8 +17,8 @@ pub struct SnapshotMeta {
     /// future.
     pub source_time: u32,
     /// [Ticks](Now::ticks) at which this process first loaded a source with this `source_time`.
-    pub loaded: u64,
-    /// The daemon-wide rules.
+    pub first_loaded_ticks: u64,
+    /// The daemon-wide policy.
     pub global_policy: Arc<GlobalPolicy>,
 }
 
@@ -37,11 +37,11 @@ impl SnapshotMeta {
     ///   clock is set back.
     pub fn source_age(&self, now: Now) -> u32 {
         let by_wall_clock = now.unix.saturating_sub(self.source_time);
-        let since_load = now.ticks.saturating_sub(self.loaded) / TICKS_PER_SECOND;
+        let since_load = now.ticks.saturating_sub(self.first_loaded_ticks) / TICKS_PER_SECOND;
         by_wall_clock.max(u32::try_from(since_load).unwrap_or(u32::MAX))
     }
 
-    /// Whether the source is older than its rules allow.
+    /// Whether the source is older than the policy allows.
     pub fn is_stale(&self, now: Now) -> bool {
         self.global_policy.max_staleness.is_some_and(|limit| self.source_age(now) > limit)
     }
@@ -101,7 +101,7 @@ mod tests {
                 Arc::new(GlobalPolicy { max_staleness: Some(HOUR as u32), ..GlobalPolicy::default() });
             let meta = SnapshotMeta {
                 source_time: (NOON + written) as u32,
-                loaded: now(0, 0).ticks,
+                first_loaded_ticks: now(0, 0).ticks,
                 global_policy,
                 generation: 1,
             };

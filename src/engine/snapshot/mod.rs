@@ -84,9 +84,9 @@ pub struct Snapshot {
 
 /// The number of an entry in its snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryId(u32);
+pub struct EntryNumber(u32);
 
-impl EntryId {
+impl EntryNumber {
     /// The number itself. The first entry is 0.
     #[inline]
     pub fn number(self) -> u32 {
@@ -122,16 +122,16 @@ impl Snapshot {
     /// Step 2: reads the group and prefetches the entry that the digest most likely belongs to.
     /// `None` if no key has this digest.
     #[inline]
-    pub(crate) fn candidate(&self, probe: Probe) -> Option<EntryId> {
+    pub(crate) fn candidate(&self, probe: Probe) -> Option<EntryNumber> {
         let number = self.keys.index.candidate(probe)?;
         prefetch(self.keys.entries.get(number as usize)?);
-        Some(EntryId(number))
+        Some(EntryNumber(number))
     }
 
     /// Step 3: compares the whole digest with the [candidate](Self::candidate). Only this result
     /// may be relied on.
     #[inline]
-    pub(crate) fn confirm(&self, candidate: EntryId, digest: &Digest) -> Option<Key<'_>> {
+    pub(crate) fn confirm(&self, candidate: EntryNumber, digest: &Digest) -> Option<Key<'_>> {
         let entry = self.keys.entries.get(candidate.0 as usize)?;
         if same_digest(&entry.digest, digest) {
             return self.key_of(entry, candidate);
@@ -155,25 +155,25 @@ impl Snapshot {
         self.key(self.keys.find_by_id(key_id)?)
     }
 
-    /// The key with this [entry number](EntryId::number).
+    /// The key with this [entry number](EntryNumber::number).
     pub fn key_at(&self, number: u32) -> Option<Key<'_>> {
         self.key(number)
     }
 
-    /// Prefetches the entry with this [number](EntryId::number).
+    /// Prefetches the entry with this [number](EntryNumber::number).
     pub fn prefetch_key(&self, number: u32) {
         self.keys.entries.get(number as usize).into_iter().for_each(prefetch);
     }
 
-    fn key(&self, id: u32) -> Option<Key<'_>> {
-        self.key_of(self.keys.entries.get(id as usize)?, EntryId(id))
+    fn key(&self, number: u32) -> Option<Key<'_>> {
+        self.key_of(self.keys.entries.get(number as usize)?, EntryNumber(number))
     }
 
     /// Every entry has a policy, so that this is never `None`.
     #[inline]
-    fn key_of<'s>(&'s self, entry: &'s Entry, id: EntryId) -> Option<Key<'s>> {
+    fn key_of<'s>(&'s self, entry: &'s Entry, number: EntryNumber) -> Option<Key<'s>> {
         let policy = self.keys.policies.get(entry.policy as usize)?;
-        Some(Key { snapshot: self, entry, policy, id })
+        Some(Key { snapshot: self, entry, policy, number })
     }
 }
 
@@ -183,12 +183,12 @@ impl Snapshot {
         self.meta.generation
     }
 
-    /// The generation, the age and the rules.
+    /// The generation, the age and the daemon-wide policy.
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
     }
 
-    /// The daemon-wide rules in force with this snapshot.
+    /// The daemon-wide policy in force with this snapshot.
     pub fn global_policy(&self) -> &GlobalPolicy {
         &self.meta.global_policy
     }
@@ -210,18 +210,18 @@ impl Snapshot {
 
     /// All keys, in the order of the source.
     pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
-        let ids = (0..).map(EntryId);
-        self.keys.entries.iter().zip(ids).filter_map(|(entry, id)| self.key_of(entry, id))
+        let numbers = (0..).map(EntryNumber);
+        self.keys.entries.iter().zip(numbers).filter_map(|(entry, number)| self.key_of(entry, number))
     }
 
-    /// The buckets of every row, each with a function that returns its name. Buckets that several
+    /// The buckets of every row, each with a function that returns its id. Buckets that several
     /// rows share are repeated.
     pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
-                let name = move || key.snapshot.bucket_name(key.entry, limit);
-                (BucketRef { slot: *slot, rate: limit.rate }, name)
+                let id = move || key.snapshot.bucket_id(key.entry, limit);
+                (BucketRef { slot: *slot, rate: limit.rate }, id)
             })
         })
     }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::snapshot::{EntryId, Key, Snapshot};
+use crate::snapshot::{EntryNumber, Key, Snapshot};
 
 impl Snapshot {
     /// All rows of a key: more than one if it is in rotation. The cost does not depend on the
@@ -27,9 +27,9 @@ impl Snapshot {
         let selected: HashSet<u32> =
             named.filter(|number| predicate(self.keys.owner_name(*number))).collect();
         let entries = if selected.is_empty() { &[] } else { &self.keys.entries[..] };
-        let rows = entries.iter().zip((0..).map(EntryId));
+        let rows = entries.iter().zip((0..).map(EntryNumber));
         rows.filter(move |(entry, _)| selected.contains(&entry.owner))
-            .filter_map(move |(entry, id)| self.key_of(entry, id))
+            .filter_map(move |(entry, number)| self.key_of(entry, number))
     }
 }
 

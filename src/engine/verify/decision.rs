@@ -4,7 +4,7 @@ use keyward_protocol::{Answer, LimitState, PreparedAnswer, Verdict};
 
 use crate::limiter::{Balance, ChargeReport, DecidingLimit};
 use crate::record::Limit;
-use crate::snapshot::{EntryId, Key};
+use crate::snapshot::{EntryNumber, Key};
 
 /// The outcome of one request.
 ///
@@ -27,7 +27,7 @@ pub struct Decision<'s> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestUsage {
     /// The row of the snapshot that the request was about; `None` if the key is unknown.
-    pub entry: Option<EntryId>,
+    pub entry: Option<EntryNumber>,
     /// What was charged or refunded.
     pub cost: u32,
 }
@@ -49,7 +49,7 @@ impl<'s> Decision<'s> {
     /// What the usage log records.
     #[inline]
     pub fn usage(&self) -> RequestUsage {
-        RequestUsage { entry: self.key.map(Key::id), cost: self.cost }
+        RequestUsage { entry: self.key.map(Key::entry_number), cost: self.cost }
     }
 
     /// Whether a limit in shadow mode would have refused the request.

@@ -30,7 +30,7 @@ use crate::global_policy::GlobalPolicy;
 use crate::limiter::{Bucket, Limiter};
 use crate::now::Now;
 use crate::record::Digest;
-use crate::snapshot::{EntryId, Key, Probe, Snapshot};
+use crate::snapshot::{EntryNumber, Key, Probe, Snapshot};
 
 mod charge_key;
 mod credential;
@@ -72,9 +72,10 @@ pub struct Verifier<'s> {
 struct Pending<'s> {
     digest: Digest,
     probe: Probe,
-    candidate: Option<EntryId>,
+    candidate: Option<EntryNumber>,
     key: Option<Key<'s>>,
-    /// The bucket of the key's first limit.
+    /// The bucket of the key's first limit. `None`: the key has no limits, or the slot has never
+    /// been allocated. The latter counts as [`Superseded`], so that no request goes uncharged.
     bucket: Option<Bucket<'s>>,
     /// Set by the stage that denies the request. The later stages skip it.
     verdict: Option<Verdict>,

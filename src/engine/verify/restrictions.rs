@@ -1,9 +1,9 @@
 //! Evaluates the restrictions of a key, except its limits.
 //!
 //! A new restriction is checked here, at its place in the order of SPEC.md section 7. If it is
-//! checked after the fast path of [`evaluate`], it must also be part of the fast path's condition,
-//! or the fast path would allow requests that the restriction denies. "Adding a restriction" in
-//! `.github/CONTRIBUTING.md` lists all other places.
+//! checked after the fast path of [`first_denial`], it must also be part of the fast path's
+//! condition, or the fast path would allow requests that the restriction denies. "Adding a
+//! restriction" in `.github/CONTRIBUTING.md` lists all other places.
 
 use keyward_protocol::{ScopeMode, Verdict, Verify};
 
@@ -13,7 +13,7 @@ use crate::snapshot::{Key, Policy};
 /// Returns the verdict of the first restriction that denies `request` at the Unix second `now`, in
 /// the order of SPEC.md section 7; `None` if the key may be used in this way.
 #[inline]
-pub(super) fn evaluate(request: &Verify<'_>, key: Key<'_>, now: u32) -> Option<Verdict> {
+pub(super) fn first_denial(request: &Verify<'_>, key: Key<'_>, now: u32) -> Option<Verdict> {
     match key.status() {
         Status::Revoked => return Some(Verdict::Revoked),
         Status::Disabled => return Some(Verdict::Disabled),
@@ -31,10 +31,10 @@ pub(super) fn evaluate(request: &Verify<'_>, key: Key<'_>, now: u32) -> Option<V
     if request.environment.is_none() && request.scopes.is_none() && policy.allows_any_ip_and_origin() {
         return None;
     }
-    evaluate_policy(request, policy)
+    first_denial_by_policy(request, policy)
 }
 
-fn evaluate_policy(request: &Verify<'_>, policy: &Policy) -> Option<Verdict> {
+fn first_denial_by_policy(request: &Verify<'_>, policy: &Policy) -> Option<Verdict> {
     if !matches_environment(request, policy) {
         return Some(Verdict::WrongEnvironment);
     }

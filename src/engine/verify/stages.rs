@@ -64,7 +64,7 @@ impl<'s> Verifier<'s> {
                 continue;
             };
             pending.key = Some(key);
-            pending.verdict = restrictions::evaluate(request, key, self.now.unix);
+            pending.verdict = restrictions::first_denial(request, key, self.now.unix);
             key.prefetch_texts();
             if pending.verdict.is_none() {
                 pending.bucket = key.first_slot().and_then(|slot| self.limiter.bucket(slot));

@@ -46,7 +46,7 @@ fn snapshot(limiter: &Limiter, records: &[KeyRecord<'_>]) -> Snapshot {
             SnapshotMeta {
                 generation: 7,
                 source_time: NOW.unix - 100,
-                loaded: NOW.ticks,
+                first_loaded_ticks: NOW.ticks,
                 ..SnapshotMeta::default()
             },
         )

@@ -27,9 +27,12 @@ pub(super) struct Entry {
     pub(super) owner: u32,
     /// Index into `KeyTable::policies`.
     pub(super) policy: u32,
-    /// With one limit: its bucket slot. With several: where their list starts in
-    /// `Snapshot::slot_lists`. While the table is being built: the first entry with the same key
-    /// id.
+    /// Until buckets are allocated: the number of the first entry with the same `key_id`. After
+    /// that, by the number of the key's limits:
+    ///
+    /// * one: the slot of its bucket
+    /// * several: where the list of their slots starts in `Snapshot::slot_lists`
+    /// * none: 0, unused
     pub(super) buckets: u32,
     pub(super) status: AtomicStatus,
     /// Whether `KeyTable::metadata` lists this entry. Few keys have metadata, and fewer answers ask
