@@ -25,17 +25,14 @@
 //!
 //! # A new set of keys
 //!
-//! The reload thread (`reload/reload_loop.rs`) notices a change and waits until the file settles
-//! (`source.settle`). The source is parsed, or a compiled snapshot is decoded, into a builder that
-//! refuses duplicates. The guard compares the new keys with the old ones. Then `reload/swap.rs`
-//! allocates buckets, swaps the snapshots, and waits until every worker has passed the swap
-//! ([`publish`]). From then on, no answer of an older snapshot can leave on any connection. After
-//! the wait, revocations that the source confirms leave the list, and the keys are queued for the
-//! next start. The outcome goes to the audit trail, the log and `keyward status`, and systemd; the
-//! command is answered; and the old snapshot is freed, in this order.
+//! The reload thread notices a change, reads the source, and lets the guard compare the new keys
+//! with the old ones. It swaps the snapshots, waits until every worker has passed the swap
+//! ([`publish`]), records the outcome, and only then acknowledges it. [`reload`] lists all steps in
+//! their order.
 //!
-//! A failure before the swap changes nothing; at a start, the [last good
-//! keys](reload::last_good) are served instead.
+//! A failure before the swap grants nothing, and takes away only what
+//! `source.apply_takeaways_of_refused` allows. At a start, the [last good keys](reload::last_good)
+//! are served instead.
 //!
 //! # A revocation
 //!

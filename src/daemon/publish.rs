@@ -4,7 +4,7 @@
 //! the workers, use without a lock. Every change of what is answered ends an *epoch*: a swap to a
 //! new snapshot, and a revocation or a takeaway, which change the current snapshot in place.
 //!
-//! Between the change and its acknowledgement happens this:
+//! From a change to its acknowledgement, and after it:
 //!
 //! 1. The writer stores the change: it swaps the pointer to the snapshot, or marks entries in it.
 //! 2. The writer advances the epoch. A worker reads the epoch before the snapshot, once per filled
@@ -15,6 +15,12 @@
 //! 4. The writer waits until all workers have passed the epoch ([`Epochs::wait_passed`]). Only then
 //!    is the reload or the revocation acknowledged: acknowledged means in force.
 //! 5. The thread that reloads drops the old snapshot, so no request pays for freeing it.
+//!
+//! [A reload](crate::reload#the-order-of-a-reload) has more steps before and after these. Tests of
+//! the promise are `no_answer_of_an_old_snapshot_is_sent_after_the_acknowledgement` in
+//! `tests/integration/reload_under_load.rs`, and in `reload/tests.rs`
+//! `reload_is_not_acknowledged_before_every_worker_has_passed_the_epoch`; for revocations,
+//! `tests/integration/revocation.rs` and `tests/integration/revocation_sequences.rs`.
 //!
 //! A reload and any number of revocations may wait at the same time. Epochs count changes; a
 //! [generation](keyward_state::Generations) numbers snapshots and is what answers name.
@@ -44,7 +50,7 @@ pub struct SnapshotReader {
 /// Advances the epoch and waits until the workers have passed it.
 #[derive(Clone)]
 pub struct Epochs {
-    current: Arc<AtomicU64>,
+    epoch: Arc<AtomicU64>,
     announce: watch::Sender<u64>,
     /// The epoch that each worker has passed.
     passed: Arc<[watch::Receiver<u64>]>,
@@ -74,7 +80,7 @@ impl Publisher {
                 (Subscription { cache, epoch, announced, passed }, by_worker)
             })
             .unzip();
-        let epochs = Epochs { current: epoch, announce, passed: passed.into() };
+        let epochs = Epochs { epoch, announce, passed: passed.into() };
         (Self { current, epochs }, subscriptions)
     }
 
@@ -107,7 +113,7 @@ impl Epochs {
         self.announce.send_modify(|announced| {
             *announced += 1;
             epoch = *announced;
-            self.current.store(epoch, Ordering::Release);
+            self.epoch.store(epoch, Ordering::Release);
         });
         epoch
     }

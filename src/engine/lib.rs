@@ -18,6 +18,9 @@
 //! | evaluate | compares digests; checks status, times, environment, scopes, networks, origins | [`verify`], [`snapshot`] |
 //! | charge | charges all the limits of the key, or none | [`limiter`] |
 //!
+//! `src/daemon/lib.rs` follows a request from the socket and back, and a reload. The map of the
+//! code in `.github/CONTRIBUTING.md` lists all crates.
+//!
 //! # A key
 //!
 //! A [`KeyRecord`](record::KeyRecord) is one row of an export, parsed and range-checked. A
@@ -54,7 +57,10 @@
 //! | verdict | the answer's code: `ALLOWED`, or the first reason for a denial |
 //! | restriction | a property of a key that decides what it may do: status, times, environment, plan, scopes, networks, origins, limits ([`FieldSet::RESTRICTIONS`](record::FieldSet::RESTRICTIONS)) |
 //! | plan | a named set of limits in the configuration |
+//! | row | a line of an export, or a record of a compiled file: one digest of one key |
+//! | entry | a row in the table of a snapshot: one cache line; it is located by its entry number |
 //! | bucket | the state of one limit for one key or owner: its theoretical arrival time (GCRA) |
+//! | slot | the place of a bucket's word in the limiter's array; a bucket whose rate changes gets another one |
 //! | pepper | a secret that only the daemon knows, under which keys are hashed |
 //! | compiled | of a snapshot: written to a `.kwc` file, to be loaded without parsing |
 //! | last good | the keys that were in force last, stored for a start whose source is refused |

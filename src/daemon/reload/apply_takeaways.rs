@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::reload::{ReloadLoop, Settings};
+use crate::reload::{REPORTED_KEYS, ReloadLoop, Settings};
 use keyward_engine::record::Digest;
 use keyward_engine::snapshot::{KeyTable, Snapshot, Takeaways};
 
@@ -13,9 +13,6 @@ use keyward_engine::snapshot::{KeyTable, Snapshot, Takeaways};
 /// kept in memory and in one small file. A source that takes access from more keys needs
 /// correction.
 const MAX_KEYS: usize = 100_000;
-
-/// Key ids in a report: a screenful.
-const REPORTED_KEYS: usize = 20;
 
 /// A report of takeaways.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::reload::REPORTED_KEYS;
 use crate::reload::ReloadError;
 use keyward_engine::snapshot::{Builder, KeyTable};
 use keyward_source::{BadRow, Diagnostics, Location};
@@ -18,9 +19,6 @@ pub enum BadRowPolicy {
         max: u32,
     },
 }
-
-/// Key ids in a report.
-const REPORTED_KEYS: usize = 20;
 
 /// Rows that were set aside.
 #[derive(Clone, Debug, Default)]

@@ -1,4 +1,5 @@
-//! Why a reload changed nothing.
+//! Why a reload was refused: it granted nothing, and took away only what
+//! `source.apply_takeaways_of_refused` allows.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,37 @@
-//! Reloads: notice a change, open the file, wait until it settles, read, evaluate, swap, wait for
-//! the workers, record the outcome in the audit trail, report it to the log and systemd,
-//! acknowledge it to the waiting commands, and only then free the old snapshot.
+//! Reloads: new keys come into force, or are refused.
 //!
-//! All of it happens on one thread, one reload at a time, in the order of [`ReloadLoop::reload`].
-//! No request ever waits for it. A reload that fails before the swap changes nothing; at a start,
-//! the [last good keys](last_good) are served instead.
+//! # The order of a reload
+//!
+//! All of it happens on one thread, one reload at a time ([`ReloadLoop::reload`]). No request ever
+//! waits for it.
+//!
+//! 1. The thread is triggered: by the [`watch`], the poll, a signal or a command ([`trigger`]). For
+//!    a signal or a command, it reads the configuration again.
+//! 2. It opens the source, waits until the file settles, reads it, and verifies that it was one
+//!    file from beginning to end ([`load`], [`read`]).
+//! 3. It compares the new keys with those in force, or at a start with the last good ones, and the
+//!    [`guard`] and the [pepper guard](pepper_guard) decide. Keys of rows that are set aside
+//!    inherit the state that they had.
+//! 4. It checks the memory, takes the next generation, allocates buckets, and marks revocations in
+//!    the new snapshot ([`swap`]).
+//! 5. It swaps the snapshots, which begins an epoch ([`publish`](crate::publish)).
+//! 6. It waits until every worker has passed the epoch. From then on, no answer of an older
+//!    snapshot can leave on any connection.
+//! 7. Revocations that the source has confirmed for long enough leave the list, and the slots of
+//!    buckets that are no longer used are reclaimed.
+//! 8. The accepted source is recorded in `accepted_source.json`, durably, and the keys are queued
+//!    to be written for the next start ([`last_good`]).
+//! 9. The settings that the source was read with come into force.
+//! 10. The outcome is recorded in the audit trail, so that an acknowledged outcome is always in it;
+//!     then it goes to the log and `keyward status`, and to systemd ([`report`]).
+//! 11. The waiting commands are answered.
+//! 12. The old snapshot is freed. No command waits for that.
+//!
+//! A reload that fails before the swap grants nothing. It takes away only what
+//! `source.apply_takeaways_of_refused` allows ([`apply_takeaways`]). At a start, the last good keys
+//! are served instead. Steps 10 and 11 follow either way.
+//!
+//! # Shared reloads
 //!
 //! A reload requested while one is running shares its result if a second run could not differ: the
 //! running one is not forced, and, observed after the request, the file and the configuration are
@@ -63,6 +90,9 @@ use reload_loop::{LoadedFrom, ReloadLoop, retry_while_changing};
 pub use source_file::SourceFile;
 pub use stale::Stale;
 pub use trigger::{Trigger, trigger_channel};
+
+/// Key ids in a report of takeaways or of rows that were set aside: a screenful.
+const REPORTED_KEYS: usize = 20;
 
 /// Keys that a message, the log or the audit trail names: enough to find out what they have in
 /// common.

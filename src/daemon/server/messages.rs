@@ -9,14 +9,11 @@ use crate::admin::message::{
 };
 use crate::log;
 use crate::reload::last_good::LastGoodStatus;
-use crate::reload::{Evaluation, Outcome, Preview, ReloadError, SetAside, TakeawayReport};
+use crate::reload::{Evaluation, NAMED_KEYS, Outcome, Preview, ReloadError, SetAside, TakeawayReport};
 use crate::revocation;
 use keyward_engine::snapshot::{Diff, Snapshot};
 use keyward_source::{self as source, Column};
 use keyward_state as state;
-
-/// Keys of each kind that the report of a reload names: enough to see what they have in common.
-const MAX_ACCESS_EXAMPLES: usize = 3;
 
 impl From<&Preview> for Check {
     fn from(preview: &Preview) -> Self {
@@ -167,7 +164,7 @@ impl From<log::Health> for LogStatus {
 
 impl From<&Examples> for AccessExamples {
     fn from(examples: &Examples) -> Self {
-        let first = |examples: &[Example]| examples.iter().take(MAX_ACCESS_EXAMPLES).cloned().collect();
+        let first = |examples: &[Example]| examples.iter().take(NAMED_KEYS).cloned().collect();
         Self {
             stopping: first(&examples.stopping),
             starting: first(&examples.starting),
