@@ -94,8 +94,9 @@ pub(super) struct SpinBackoff {
 }
 
 impl SpinBackoff {
-    /// A permit to spin for the next request, if the connection should.
-    fn should_spin<'a>(&mut self, permits: &'a SpinPermits) -> Option<SpinPermit<'a>> {
+    /// Begins a spin for the next request, if the connection should spin, and returns the permit.
+    /// Otherwise, the answer counts as skipped if a permit was available.
+    fn begin_spin<'a>(&mut self, permits: &'a SpinPermits) -> Option<SpinPermit<'a>> {
         if !std::mem::take(&mut self.has_answered) {
             return None;
         }
@@ -129,7 +130,7 @@ impl Connection {
         if limit == Duration::ZERO {
             return Ok(None);
         }
-        let Some(_permit) = self.spin_backoff.should_spin(&context.spin_permits) else {
+        let Some(_permit) = self.spin_backoff.begin_spin(&context.spin_permits) else {
             return Ok(None);
         };
         loop {
@@ -157,7 +158,7 @@ mod tests {
     fn spins(backoff: &mut SpinBackoff, answers: u32, in_time: bool) -> u32 {
         let mut spins = 0;
         for _ in 0..answers {
-            spins += u32::from(backoff.should_spin(&SpinPermits::default()).is_some());
+            spins += u32::from(backoff.begin_spin(&SpinPermits::default()).is_some());
             backoff.record(in_time);
         }
         spins
@@ -202,17 +203,17 @@ mod tests {
     fn timers_are_neither_answers_nor_requests() {
         let permits = SpinPermits::default();
         let never_spins =
-            |backoff: &mut SpinBackoff| (0..100).all(|_| backoff.should_spin(&permits).is_none());
+            |backoff: &mut SpinBackoff| (0..100).all(|_| backoff.begin_spin(&permits).is_none());
         let mut backoff = SpinBackoff::default();
         assert!(never_spins(&mut backoff), "a new connection has no answer yet");
         backoff.record(true);
         assert_eq!(spins(&mut backoff, 1, false), 1);
         assert_eq!(backoff.skip, 1);
-        assert!(backoff.should_spin(&permits).is_none() && never_spins(&mut backoff));
+        assert!(backoff.begin_spin(&permits).is_none() && never_spins(&mut backoff));
         assert_eq!(backoff.skip, 0, "one answer was skipped");
         backoff.record(false);
         assert_eq!(backoff.skip, 0, "the connection did not spin for that request");
-        assert!(backoff.should_spin(&permits).is_some() && never_spins(&mut backoff));
+        assert!(backoff.begin_spin(&permits).is_some() && never_spins(&mut backoff));
         backoff.record(false);
         assert_eq!(backoff.skip, 3, "the connection spun for that request, before the timers");
     }
@@ -222,7 +223,7 @@ mod tests {
         let permits = SpinPermits::default();
         let acquired: Vec<_> = (0..MAX_SPINNING).filter_map(|_| permits.acquire()).collect();
         let mut backoff = SpinBackoff { has_answered: true, skip: 1, ..SpinBackoff::default() };
-        assert!(backoff.should_spin(&permits).is_none());
+        assert!(backoff.begin_spin(&permits).is_none());
         backoff.record(false);
         assert_eq!(backoff.skip, 1);
         drop(acquired);

@@ -1,13 +1,13 @@
 //! Reads a file into a table, in the way that suits it.
 //!
-//! * A large text is split into pieces that several threads parse ([`parallel`]), on the assumption
+//! * A large text is split into chunks that several threads parse ([`parallel`]), on the assumption
 //!   that it has no errors.
 //! * If it has one, or cannot be split, it is read again row by row: only that way knows line
 //!   numbers. Both ways give the same table, and only a file that needs correction is read twice.
 //! * A small text is read row by row, and so is one whose rows are observed.
 //! * A compiled file consists of blocks, which several threads decode.
 //!
-//! Beside the table, memory holds a few pieces for each thread, 8 MiB while a text is indexed, and
+//! Beside the table, memory holds a few chunks for each thread, 8 MiB while a text is indexed, and
 //! the hashes of all key ids while a compiled file is read.
 
 use std::cell::RefCell;
@@ -46,10 +46,10 @@ const MIN_ROW_BYTES: u64 = 46;
 /// touch all of that, because they are scattered by hash. For more rows, indexes grow.
 const MAX_PREALLOCATED_ROWS: usize = 4 << 20;
 
-/// Rows and pieces between two checks of memory. The margin of a check covers the small allocations
+/// Rows and chunks between two checks of memory. The margin of a check covers the small allocations
 /// of so many.
 const ROWS_PER_CHECK: u64 = 1 << 7;
-const PIECES_PER_CHECK: u64 = 64;
+const CHUNKS_PER_CHECK: u64 = 64;
 
 /// Bytes of growth from which on the limits of control groups are checked as well, which takes a
 /// dozen system calls.
@@ -262,28 +262,28 @@ impl SourceReader<'_> {
         Ok(ParsedRows { builder, source_time: None, bad_rows })
     }
 
-    /// Reads a text in pieces, with several threads.
+    /// Reads a text in chunks, with several threads.
     fn read_parallel(&self, input: impl io::Read + Send, threads: usize) -> Result<Builder, ParallelError> {
         let mut builder = self.builder(0).into_parallel(self.estimated_rows());
         let mut splitter = ChunkSplitter::new(input, self.origin.format);
         let mut next = || match splitter.next_chunk() {
-            Ok(piece) => Ok(piece),
+            Ok(chunk) => Ok(chunk),
             Err(SplitError::Io(error)) => Err(ParallelError::Io(error)),
             Err(SplitError::NoRowEnd) => Err(ParallelError::NeedsSequential),
         };
         let mut first = next()?.ok_or(ParallelError::NeedsSequential)?;
-        let blocks = ChunkReader::new(self.origin.format, &self.origin.mapping, &first);
-        let (blocks, header) = blocks.ok_or(ParallelError::NeedsSequential)?;
+        let chunk_reader = ChunkReader::new(self.origin.format, &self.origin.mapping, &first);
+        let (chunk_reader, header) = chunk_reader.ok_or(ParallelError::NeedsSequential)?;
         first.drain(..header);
         let mut first = Some(first);
         let workers: Vec<_> =
-            (0..threads).map(|_| parse_pieces(blocks.clone(), builder.batch_builder())).collect();
-        let mut pieces: u64 = 0;
+            (0..threads).map(|_| parse_chunks(chunk_reader.clone(), builder.batch_builder())).collect();
+        let mut chunks: u64 = 0;
         let merge = |batch: Option<RowBatch>| {
             let batch = batch.ok_or(ParallelError::NeedsSequential)?;
             let (growth, beside) = (builder.growth(&batch), ParallelBuilder::heap_bytes(&batch, threads));
-            pieces += 1;
-            if growth >= LARGE_GROWTH || pieces.is_multiple_of(PIECES_PER_CHECK) {
+            chunks += 1;
+            if growth >= LARGE_GROWTH || chunks.is_multiple_of(CHUNKS_PER_CHECK) {
                 self.limits.require(growth, beside)?;
             } else {
                 self.limits.require_mapped(growth.saturating_add(beside))?;
@@ -349,10 +349,10 @@ impl SourceReader<'_> {
     }
 }
 
-/// What a worker does with a piece. It returns `None` if the piece has an error.
-fn parse_pieces(
-    mut blocks: ChunkReader,
+/// What a worker does with a chunk. It returns `None` if the chunk has an error.
+fn parse_chunks(
+    mut chunk_reader: ChunkReader,
     mut batch_builder: BatchBuilder,
 ) -> impl FnMut(Vec<u8>) -> Option<RowBatch> + Send {
-    move |piece| blocks.read(&piece, |record| batch_builder.add(record)).then(|| batch_builder.take())
+    move |chunk| chunk_reader.read(&chunk, |record| batch_builder.add(record)).then(|| batch_builder.take())
 }

@@ -30,9 +30,21 @@ impl Refusal {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Lost(_) => "lost_restrictions",
-            Self::Exceeds { setting: "max_shrink", .. } => "shrunk",
-            Self::Exceeds { setting: "max_reactivated", .. } => "reactivated",
-            Self::Exceeds { .. } => "loosened",
+            Self::Exceeds { change, .. } => match change {
+                AccessChange::Stops => "shrunk",
+                AccessChange::RevokedReturns
+                | AccessChange::DisabledReturns
+                | AccessChange::ExpiredReturns
+                | AccessChange::WithheldReturns => "reactivated",
+                AccessChange::LosesEnvironment
+                | AccessChange::LosesNetworks
+                | AccessChange::LosesOrigins
+                | AccessChange::LosesLimits
+                | AccessChange::RaisesLimits
+                | AccessChange::LosesExpiry
+                | AccessChange::GainsScopes
+                | AccessChange::GainsEnvironment => "loosened",
+            },
         }
     }
 }

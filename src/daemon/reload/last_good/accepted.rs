@@ -75,9 +75,14 @@ impl AcceptedSource {
         })
     }
 
-    /// Whether it is a file in this state, parsed with these settings, and its hashes are still
-    /// found.
-    pub(super) fn is(&self, state: &FileState, parse_settings: &str, global_policy: &GlobalPolicy) -> bool {
+    /// Whether a file in this state, parsed with these settings, is the accepted source, and its
+    /// hashes are still found.
+    pub(super) fn matches(
+        &self,
+        state: &FileState,
+        parse_settings: &str,
+        global_policy: &GlobalPolicy,
+    ) -> bool {
         self.state == *state
             && self.parse_settings == parse_settings
             && retained_hashes(&self.peppers, global_policy).current

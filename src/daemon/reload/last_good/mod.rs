@@ -185,7 +185,7 @@ impl LastGoodStore {
             .state()
             .accepted
             .as_ref()
-            .is_some_and(|known| known.is(&file_state, &parse_settings, global_policy))
+            .is_some_and(|known| known.matches(&file_state, &parse_settings, global_policy))
         {
             return;
         }
@@ -213,7 +213,7 @@ impl LastGoodStore {
         let stored = state.stored.as_ref().map_or(0, |stored| stored.generation);
         let record = state.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
         let is_recorded =
-            record.is_some_and(|accepted| accepted.is(file_state, &parse_settings, global_policy));
+            record.is_some_and(|accepted| accepted.matches(file_state, &parse_settings, global_policy));
         let is_stored = |stored: &Manifest| {
             stored.is_of(file_state, &parse_settings) && stored.retained_hashes(global_policy).current
         };

@@ -6,8 +6,8 @@ use super::*;
 use crate::reload::BadRowPolicy;
 use keyward_source::ColumnMapping;
 
-/// Bytes of a text that is split into several pieces.
-const SEVERAL_PIECES: usize = 1 << 20;
+/// Bytes of a text that is split into several chunks.
+const SEVERAL_CHUNKS: usize = 1 << 20;
 
 /// The rows of `text`, or its error.
 fn read(text: &[u8], format: Format, size: u64) -> Result<Vec<String>, String> {
@@ -54,13 +54,13 @@ fn row(number: usize, kind: u8) -> String {
     format!("{number:064x},k{number}{padding},{owner},{}/s,{metadata}{end}", kind + 1)
 }
 
-/// Enough rows for several pieces, of these kinds in turn.
+/// Enough rows for several chunks, of these kinds in turn.
 fn many_rows(kinds: &[u8]) -> impl Iterator<Item = String> {
     let mut bytes = 0;
     let rows = (0..).zip(kinds.iter().copied().cycle()).map(|(number, kind)| row(number, kind));
     rows.take_while(move |row| {
         bytes += row.len();
-        bytes < SEVERAL_PIECES
+        bytes < SEVERAL_CHUNKS
     })
 }
 
@@ -80,11 +80,11 @@ fn parallel_reading_gives_the_same_rows_in_the_same_order() {
     let rotated = (csv(rotated), Format::Csv);
     for (text, format) in [(text, Format::Csv), (json.into_bytes(), Format::JsonLines), rotated] {
         for threads in [1, 2, 5] {
-            let pieces = with_source(&text, format, PARALLEL_BYTES, |source| {
+            let chunks = with_source(&text, format, PARALLEL_BYTES, |source| {
                 source.read_parallel(source.file, threads).ok().map(|builder| rows(&builder))
             });
             let in_order = read(&text, format, 0).expect("nothing is wrong with it");
-            assert_eq!(pieces, Some(in_order), "{format}, {threads} threads");
+            assert_eq!(chunks, Some(in_order), "{format}, {threads} threads");
         }
     }
 }
@@ -133,7 +133,7 @@ fn errors_are_reported_as_in_sequential_reading() {
             with(last, format!("{last:064x},k,\"a\\\"b\",1/s,\n")),
             "column 3 (owner): a quote behind a backslash",
         ),
-        (csv(std::iter::once("x".repeat(SEVERAL_PIECES + 1))), "longer than"),
+        (csv(std::iter::once("x".repeat(SEVERAL_CHUNKS + 1))), "longer than"),
         (csv(good.iter().cloned()).split_off(9), "is not a field"),
     ];
     for (text, message) in wrong {
