@@ -7,7 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{CommandOutput, Daemon, Export, Row, Setup, replace_export, row, run, sha256_hex};
+use crate::support::{
+    CommandOutput, Daemon, Export, Row, Setup, replace_export, row, run, sha256_hex, wait_until,
+};
 use keyward_daemon::admin::CommandError;
 use keyward_daemon::admin::message::{Check, Command as AdminCommand};
 use serde_json::Value;
@@ -202,9 +204,9 @@ fn only_a_reload_warns_about_settings_that_need_a_restart() {
     fs::write(&config, format!("{text}\n[audit]\nmax_file_size = \"1MiB\"\n")).expect("writes");
     let warning = "take effect at the next start only";
     check(&daemon, None);
-    assert!(!daemon.log().contains(warning), "{}", daemon.log());
     daemon.reload();
+    wait_until("a warning", || daemon.log().contains(warning));
     let log = daemon.log();
-    let line = log.lines().find(|line| line.contains(warning)).expect("a warning");
-    assert!(line.contains("[audit]") && !line.contains("[server]"), "{line}");
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(warning)).collect();
+    assert!(matches!(lines[..], [line] if line.contains("[audit]") && !line.contains("[server]")), "{log}");
 }
