@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::serve_process::{ServeProcess, with_sockets};
 use crate::support::{
-    Daemon, Export, Received, Setup, TIMEOUT, encode_verify, keyward, wait_for, wait_until,
+    Daemon, Export, Received, Setup, TIMEOUT, encode_verify, keyward, remove_dir_in_use, wait_for, wait_until,
 };
 use keyward_client::blocking::Client;
 use keyward_client::{Options, Request};
@@ -102,7 +102,7 @@ fn sockets_are_recreated_with_their_directory() {
     command.stderr(fs::File::create(setup.path("log")).expect("a log"));
     let mut process = ServeProcess::start(command);
     wait_until("the keys", || is_served(&verify));
-    fs::remove_dir_all(&run).expect("removed");
+    remove_dir_in_use(&run);
     wait_until("the log", || {
         let log = fs::read_to_string(setup.path("log")).expect("a log");
         log.contains("there is no such directory")

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{CommandOutput, Daemon, Export, Setup, keyward, row, wait_for, wait_until};
+use crate::support::{
+    CommandOutput, Daemon, Export, Setup, keyward, remove_dir_in_use, row, wait_for, wait_until,
+};
 use keyward_daemon::admin::message::Revoked;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -244,7 +246,7 @@ fn removed_state_directory_is_reported_and_rewritten_when_recreated() {
     let state = place.path().join("state");
     let daemon = Setup::new(export()).state_dir(&state).start();
     assert_eq!(daemon.run_keyward(&["revoke", "k0"]).code, Some(0));
-    fs::remove_dir_all(&state).expect("removes");
+    remove_dir_in_use(&state);
     wait_until("the daemon to report the directory without a command", || {
         unwritten(&daemon).iter().any(|file| file == "revocations.jsonl")
     });

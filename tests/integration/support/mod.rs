@@ -19,4 +19,4 @@ pub(crate) use programs::{CommandOutput, keyward, keyward_bench, run};
 pub(crate) use raw_client::{RawClient, Received, encode_verify};
 pub(crate) use set_on_drop::SetOnDrop;
 pub(crate) use setup::{Setup, replace_export};
-pub(crate) use wait::{TIMEOUT, wait_for, wait_until};
+pub(crate) use wait::{TIMEOUT, remove_dir_in_use, wait_for, wait_until};

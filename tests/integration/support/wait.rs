@@ -1,7 +1,8 @@
 //! Waiting for a condition, with one time limit for all tests.
 
-use std::thread;
+use std::path::Path;
 use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
 /// How long anything may take before a test fails.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,4 +27,15 @@ pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || condition().then_some(()));
+}
+
+/// Removes a directory in which the daemon may still create files.
+#[track_caller]
+pub(crate) fn remove_dir_in_use(path: &Path) {
+    wait_until("the directory to be empty and removed", || {
+        let removed = fs::remove_dir_all(path);
+        let is_refilled = |error: &io::Error| error.kind() == io::ErrorKind::DirectoryNotEmpty;
+        assert!(removed.as_ref().map_or_else(is_refilled, |()| true), "{removed:?}");
+        removed.is_ok()
+    });
 }
