@@ -93,18 +93,22 @@ fn connections_that_wait_for_a_reload_are_not_closed() {
 fn status_is_bounded_and_pages_list_every_revocation() {
     const REVOKED: usize = 100_000;
     let setup = Setup::new(Export::of(["a", "b"]));
-    let mut lines = String::new();
+    let list = "0".repeat(32);
+    let mut lines = format!("{{\"revocations\":1,\"list\":\"{list}\",\"seq\":0}}\n");
     for number in 0..REVOKED {
+        let seq = number + 1;
         let (day, hour) = (1 + number / 86_400, number / 3_600 % 24);
         let (minute, second) = (number / 60 % 60, number % 60);
         let target = if number % 10 == 0 { "owner" } else { "key_id" };
         writeln!(
             lines,
-            r#"{{"action":"revoke","{target}":"r{number:06}","when":"2026-11-{day:02}T{hour:02}:{minute:02}:{second:02}Z","by_uid":0}}"#
+            r#"{{"seq":{seq},"action":"revoke","{target}":"r{number:06}","when":"2026-11-{day:02}T{hour:02}:{minute:02}:{second:02}Z","by_uid":0}}"#
         )
         .expect("a String");
     }
     fs::write(setup.path("revocations.jsonl"), lines).expect("writes");
+    let mark = format!(r#"{{"list":"{list}","seq":{REVOKED},"clock_ms":0,"boottime_ms":0,"realtime_ms":0}}"#);
+    fs::write(setup.path("revocations.seq"), mark).expect("writes");
     let daemon = setup.start();
     let status = daemon.status();
     assert_eq!((status.revocations_total, status.revocations.len()), (REVOKED, LATEST_REVOCATIONS));

@@ -47,7 +47,7 @@ enum Action {
     Drop,
 }
 
-/// A line after the header. Lists of earlier versions have no header and no numbers.
+/// A line after the header. It gets its number when it is written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Line {

@@ -145,8 +145,10 @@ fn detect_loss(
         (Some(_), None, StoredRecord::Valid(_)) => {
             Some("it has no header: an older copy, or a part of the list, has taken its place".to_owned())
         }
-        // A list of an earlier version has no header and no high-water mark.
-        (Some(_), None, StoredRecord::Missing) => None,
+        // The mark is written first, so an interrupted first start does not leave a list alone.
+        (Some(_), None, StoredRecord::Missing) => {
+            Some(format!("it has no header, and {} is missing", watermark::NAME))
+        }
         (None, None, StoredRecord::Missing) => directory
             .first_state_file()
             .map(|other| format!("it is missing, and the state directory is not new: {other} is there")),
@@ -201,8 +203,7 @@ impl ParsedList {
         // the list.
         line.apply(&mut self.list)?;
         let seq = match (&self.header, line.seq) {
-            (None, None) => return Ok(()),
-            (None, Some(_)) => return Err("it is numbered, and the list's header is missing".to_owned()),
+            (None, _) => return Err("the list's header is missing".to_owned()),
             (Some(_), None) => return Err("seq is missing".to_owned()),
             (Some(_), Some(seq)) if seq > MAX_SEQ => return Err(too_large(seq)),
             (Some(_), Some(seq)) => seq,

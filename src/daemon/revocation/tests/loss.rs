@@ -1,6 +1,7 @@
 //! Incomplete lists at a start.
 
 use super::*;
+use keyward_state::disk::trace::{Call, Trace};
 use keyward_state::{Acceptance, accept};
 
 fn try_open(directory: &TempDir) -> Result<LoadedList, LoadError> {
@@ -43,6 +44,9 @@ fn without_line(directory: &std::path::Path, line: usize) {
     fs::write(list(directory), kept).expect("writes");
 }
 
+/// A line without a number.
+const UNNUMBERED: &str = r#"{"action":"revoke","key_id":"k0","when":"2026-11-21T10:00:00Z","by_uid":0}"#;
+
 /// For each case: the damage, a part of the message, and the revocations that remain if it is
 /// accepted.
 const LOSSES: &[(Spoil, &str, usize)] = &[
@@ -61,8 +65,7 @@ const LOSSES: &[(Spoil, &str, usize)] = &[
     (|dir| _ = fs::copy(dir.join("older"), list(dir)).expect("copies"), "it ends with change 1 of 2", 1),
     (|dir| without_line(dir, 2), "it ends with change 1 of 2", 1),
     (|dir| without_line(dir, 1), "line 2 is change 2, and change 1 was expected", 1),
-    // Without the header, the remaining lines are numbered, so they are not of an earlier version.
-    (|dir| without_line(dir, 0), ":1: not a revocation: it is numbered", 2),
+    (|dir| without_line(dir, 0), ":1: not a revocation: the list's header is missing", 2),
     (
         |dir| fs::write(list(dir), text(dir).trim_end().rsplit_once('"').expect("JSON").0).expect("tears"),
         "it ends with change 1 of 2",
@@ -84,10 +87,26 @@ const LOSSES: &[(Spoil, &str, usize)] = &[
     ),
     (
         |dir| {
-            let legacy = r#"{"action":"revoke","key_id":"k0","when":"2026-11-21T10:00:00Z","by_uid":0}"#;
-            fs::write(list(dir), format!("{legacy}\n")).expect("writes");
+            fs::write(list(dir), format!("{UNNUMBERED}\n")).expect("writes");
         },
-        "it has no header",
+        ":1: not a revocation: the list's header is missing",
+        1,
+    ),
+    (|dir| fs::write(list(dir), "\0").expect("writes"), "it has no header", 0),
+    (
+        |dir| {
+            fs::write(list(dir), "").expect("empties");
+            fs::remove_file(dir.join(watermark::NAME)).expect("removes");
+        },
+        "it has no header, and revocations.seq is missing",
+        0,
+    ),
+    (
+        |dir| {
+            fs::write(list(dir), format!("{UNNUMBERED}\n")).expect("writes");
+            fs::remove_file(dir.join(watermark::NAME)).expect("removes");
+        },
+        ":1: not a revocation: the list's header is missing",
         1,
     ),
 ];
@@ -140,17 +159,35 @@ fn crash_between_the_list_and_its_mark_is_no_loss() {
     assert_eq!(open(&first).0.entries(), []);
 }
 
+/// A list without its header is refused even if the directory has no other state: a first start
+/// writes the mark before the list.
 #[test]
-fn list_of_an_earlier_version_is_converted() {
-    let legacy = r#"{"action":"revoke","key_id":"k0","when":"2026-11-21T10:00:00Z","by_uid":0}"#;
-    for (content, entries) in [(String::new(), 0), (format!("{legacy}\n"), 1), (legacy.to_owned(), 1)] {
+fn list_without_header_and_mark_is_refused_in_a_directory_without_other_state() {
+    for content in [String::new(), format!("{UNNUMBERED}\n"), UNNUMBERED.to_owned()] {
         let directory = directory();
-        fs::write(list(directory.path()), content).expect("a list");
-        fs::write(directory.path().join("balances"), "x").expect("other state");
-        for _ in 0..2 {
-            assert_eq!(open(&directory).0.entries().len(), entries);
-            assert!(text(directory.path()).starts_with("{\"revocations\":1,\"list\":\""));
+        fs::write(list(directory.path()), &content).expect("a list");
+        refusal(&directory);
+        assert_eq!(text(directory.path()), content, "the refused list is unchanged");
+        assert!(!directory.path().join(watermark::NAME).exists(), "no mark makes it complete");
+    }
+}
+
+/// A first start that is interrupted at any write leaves a directory in which the next one starts.
+#[test]
+fn interrupted_first_start_is_no_loss() {
+    let complete = directory();
+    let trace = Trace::of(complete.path());
+    drop(open(&complete));
+    let renamed = |call| if let Call::Rename(_, to) = call { Some(to) } else { None };
+    let created: Vec<_> = trace.calls().into_iter().filter_map(renamed).collect();
+    let names = [watermark::NAME, list_file::NAME].map(|name| complete.path().join(name));
+    assert_eq!(created, names, "the mark comes first");
+    for count in 0..=created.len() {
+        let interrupted = directory();
+        for path in &created[..count] {
+            fs::copy(path, interrupted.path().join(path.file_name().expect("a name"))).expect("copies");
         }
+        assert_eq!(open(&interrupted).0.entries(), [], "{count} files");
     }
 }
 
