@@ -280,7 +280,8 @@ fn drive(
             }
             StopReason::OutputFull => {}
             StopReason::NeedInput => break,
-            StopReason::Close => panic!("the frame boundaries are lost"),
+            StopReason::FramingLost => panic!("the frame boundaries are lost"),
+            StopReason::ShutDown => panic!("`respond` does not shut down"),
         }
     }
     assert_eq!(at, input.len());
