@@ -31,7 +31,8 @@
 //! allocates buckets, swaps the snapshots, and waits until every worker has passed the swap
 //! ([`publish`]). From then on, no answer of an older snapshot can leave on any connection. After
 //! the wait, revocations that the source confirms leave the list, and the keys are queued for the
-//! next start. The outcome goes to the audit trail, the log and `keyward status`, and systemd; the
+//! next start. Removing a revocation waits for one attempt to write that, without a limit: a disk
+//! that hangs then holds up the acknowledgement, though the new keys are in force. The outcome goes to the audit trail, the log and `keyward status`, and systemd; the
 //! command is answered; and the old snapshot is freed, in this order.
 //!
 //! A failure before the swap changes nothing; at a start, the [last good
@@ -57,8 +58,9 @@
 //! | `prefault` … | fault in the memory of a large table before it is filled ([`keyward_memory`]) |
 //! | `balances` | saves balances at intervals and at the end; `start` has restored them ([`balances`]) |
 //! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
-//! | `watch` | tells `reload` about changes on the source's path |
-//! | (blocking) | a revocation, while it waits for the disk |
+//! | `notify-rs …` | the `notify` crate's: tells `reload` about changes on the source's path |
+//! | `watch` | renews the watches on the source's path |
+//! | (blocking) | a revocation, while it waits for the disk; reads pages of the list, encodes long replies, and queues messages for `usage` |
 //! | `revocations` | writes the list of revocations, and retries what could not be written |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes usage: no disk holds up the merging |
