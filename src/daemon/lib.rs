@@ -54,8 +54,9 @@
 //! | `prefault` … | fault in the memory of a large table before it is filled ([`keyward_memory`]) |
 //! | `balances` | saves balances at intervals and at the end; `start` has restored them ([`balances`]) |
 //! | `keys-writer` | after each accepted reload, writes the keys in force for the next start ([`reload::last_good`]) |
-//! | `watch` | tells `reload` about changes on the source's path |
-//! | (blocking) | a revocation, while it waits for the disk |
+//! | `notify-rs …` | the `notify` crate's: tells `reload` about changes on the source's path |
+//! | `watch` | renews the watches on the source's path |
+//! | (blocking) | a revocation, while it waits for the disk; reads pages of the list, encodes long replies, and queues messages for `usage` |
 //! | `revocations` | writes the list of revocations, and retries what could not be written |
 //! | `usage` | merges what workers have counted into a record for each key, and answers `keyward usage` ([`usage`]) |
 //! | `usage-writer` | writes usage: no disk holds up the merging |

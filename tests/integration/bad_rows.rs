@@ -1,4 +1,4 @@
-//! Invalid rows: an export with one is refused, or its keys are disabled and all other rows take
+//! Bad rows: an export with one is refused, or its keys are disabled and all other rows take
 //! effect.
 
 use std::fs;
@@ -10,7 +10,7 @@ use crate::support::{
 };
 use keyward_daemon::admin::message::Withheld;
 
-/// Kinds of invalid rows of the key `k`. All have a readable hash.
+/// Kinds of bad rows of the key `k`. All have a readable hash.
 fn bad_rows() -> Vec<(&'static str, Vec<Row>)> {
     let k = || valid("k");
     let literal = |rest: &str| line(format!("{},k,{rest}", sha256_hex("k")));
@@ -31,7 +31,7 @@ fn bad_rows() -> Vec<(&'static str, Vec<Row>)> {
         ("a duplicate", vec![k(), k().status("revoked")]),
         ("an identical duplicate", vec![k(), k()]),
         ("an invalid duplicate", vec![k(), invalid("k")]),
-        ("a duplicate of an invalid row", vec![invalid("k"), k()]),
+        ("a duplicate of a bad row", vec![invalid("k"), k()]),
         ("rotation with two owners", vec![valid("k2").id("rotated"), k().id("rotated").owner("other")]),
         (
             "rotation with two limits",
@@ -180,7 +180,7 @@ fn rows_set_aside_are_limited_by_max_bad_rows_and_max_shrink() {
     let outcome = daemon.publish(three_invalid());
     assert!(outcome.error.is_some_and(|error| error.contains("source.max_shrink")));
     assert_eq!(daemon.verdict("a"), "ALLOWED");
-    // A restriction that only invalid rows have is not lost: their keys are disabled.
+    // A restriction that only bad rows have is not lost: their keys are disabled.
     let restricted_to = |network: &str| export([valid("a").allowed_ips(network), valid("b")]);
     assert!(daemon.publish(restricted_to("10.0.0.0/8")).accepted);
     let outcome = daemon.publish(restricted_to("10.0.0.0/88"));
@@ -196,7 +196,7 @@ fn keys_set_aside_stay_disabled_over_a_restart_and_return_without_force() {
     assert!(daemon.publish(export(ids.iter().map(invalid))).accepted);
     daemon.wait_until_saved();
     daemon.spoil_source();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert!(daemon.status().last_good.is_some_and(|saved| saved.in_use), "{}", daemon.log());
     assert_eq!(daemon.verdict("k3"), "DISABLED");
     assert_eq!(withheld(&daemon).set_aside, 8);
@@ -291,7 +291,7 @@ fn row_with_an_uncertain_end_refuses_the_source() {
     }
 }
 
-/// Two reloads must not achieve what one cannot: first invalid rows, then the same keys without
+/// Two reloads must not achieve what one cannot: first bad rows, then the same keys without
 /// restrictions.
 #[test]
 fn key_set_aside_does_not_return_with_wider_access() {
@@ -331,7 +331,7 @@ fn key_set_aside_does_not_return_with_wider_access() {
         if is_restarted {
             daemon.wait_until_saved();
             // The second daemon reads what the first has read from the saved keys alone.
-            daemon = daemon.restart().restart();
+            daemon = daemon.kill_and_restart().kill_and_restart();
         }
         for (case, export, messages) in [
             (

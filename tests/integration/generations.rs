@@ -17,7 +17,7 @@ fn generations_do_not_repeat_over_50_kills() {
         assert!(outcome.accepted && outcome.generation > last, "{outcome:?}");
         last = outcome.generation;
         assert_eq!(exports.insert(outcome.generation, number), None, "a generation of another export");
-        daemon = daemon.restart();
+        daemon = daemon.kill_and_restart();
         let generation = daemon.status().generation;
         assert!(generation > last, "{generation} after {last}");
         last = generation;

@@ -78,7 +78,7 @@ fn start_with_a_bad_source_serves_the_last_good_keys_and_reports_it() {
     for (case, reason, spoil) in cases {
         daemon.kill();
         spoil();
-        daemon = daemon.restart();
+        daemon = daemon.kill_and_restart();
         assert_served(&daemon, case);
         let status = daemon.status();
         let last_good = status.last_good.expect("saved");
@@ -130,7 +130,7 @@ fn revocations_and_balances_apply_to_last_good_keys() {
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
     daemon.spoil_source();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert!(last_good(&daemon).in_use);
     assert_eq!(daemon.verdict("k1"), "REVOKED");
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
@@ -145,12 +145,12 @@ fn current_plans_apply_to_last_good_keys() {
     let mut daemon = start_and_save(setup);
     daemon.spoil_source();
     daemon.setup.replace_config(&plan("3/d"));
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     let decision = daemon.client().verify(&Request::new("k0").peek()).expect("an answer");
     assert_eq!(decision.limit().map(|limit| limit.limit), Some(3), "{}", daemon.log());
     // Without their plan, the keys would have no limits.
     daemon.setup.replace_config("[plans.other]\nquota = '3/d'\n");
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("the plan \"pro\" is not in the configuration"), "{unusable}");
@@ -173,11 +173,11 @@ fn max_staleness_counts_from_the_source_of_the_last_good_keys() {
     let mut daemon = start_and_save(setup);
     daemon.spoil_source();
     daemon.setup.replace_config("source.max_staleness = '1h'");
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
     assert!((600..3600).contains(&daemon.status().source_age_s.expect("an age")));
     daemon.setup.replace_config("source.max_staleness = '5m'");
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k0"), "STALE_SNAPSHOT");
 }
 
@@ -195,7 +195,7 @@ fn last_good_keys_with_another_pepper_are_not_served() {
     // The source is valid, but none of its keys would be found any more. A reload refuses that as
     // well.
     daemon.setup.replace_config(&format!("keys.pepper_file = '{a}'"));
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     let error = daemon.status().last_reload.expect("one").error.expect("a reason");
     assert!(error.contains("hashed with a pepper that is neither"), "{error}");
     let unusable = last_good(&daemon).unusable.expect("a reason");
@@ -210,10 +210,10 @@ fn last_good_keys_with_another_pepper_are_not_served() {
     // From now on they are recorded as hashed with pepper a, although the rows are not.
     daemon.spoil_source();
     daemon.setup.replace_config(&format!("keys.pepper_file = '{b}'"));
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert_eq!(daemon.status().generation, 0, "{}", daemon.log());
     daemon.setup.replace_config(&format!("keys.pepper_file = '{b}'\nkeys.previous_pepper_file = '{a}'"));
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert!(last_good(&daemon).in_use, "{}", daemon.log());
     let text = fs::read_to_string(daemon.setup.path("last_good.json")).expect("reads");
     assert!(!text.contains(&"a".repeat(16)), "{text}");
@@ -225,14 +225,14 @@ fn source_at_another_path_is_compared_with_the_same_last_good_keys() {
     let other = daemon.setup.path("other.csv");
     fs::write(&other, export(2).to_csv()).expect("writes");
     daemon.setup.replace_config(&format!("source.path = '{}'", other.display()));
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert_served(&daemon, "another path");
     let error = daemon.status().last_reload.expect("one").error.expect("refused");
     assert!(error.contains("other.csv: 18 of 20 working keys would stop working"), "{error}");
     // What was forced stays accepted: the next start has the same file.
     assert!(daemon.force_reload().accepted);
     daemon.wait_until_saved();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     let status = daemon.status();
     assert!(status.keys == 5 && !status.last_good.expect("saved").in_use, "{}", daemon.log());
 }
@@ -243,7 +243,7 @@ fn unchanged_source_with_other_columns_is_compared_with_the_last_good_keys() {
     let setup = Setup::text(Export::new(rows));
     let mut daemon = start_and_save(setup.config("source.ignore = ['other']"));
     daemon.setup.replace_config("source.ignore = ['status']\nsource.columns.status = 'other'");
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     let error = daemon.status().last_reload.expect("one").error.expect("refused");
     assert!(error.contains("20 of 20 working keys would stop working"), "{error}");
     assert!(last_good(&daemon).in_use, "{}", daemon.log());
@@ -274,7 +274,7 @@ fn rehashed_keys_are_compared_by_their_ids_at_start() {
     daemon.kill();
     replace_export(&daemon.setup.source(), hashed_with("b"));
     daemon.setup.replace_config(&format!("keys.pepper_file = '{b}'\nkeys.previous_pepper_file = '{a}'"));
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert!(!last_good(&daemon).in_use, "{}", daemon.log());
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
 }
@@ -293,7 +293,7 @@ fn source_accepted_by_an_operator_passes_the_next_start_only() {
     let output = run(check.arg("--state-dir").arg(daemon.setup.dir.path()));
     assert_eq!(output.code, Some(0), "{output:?}");
     assert!(output.stdout.contains("an operator has accepted the source"), "{output:?}");
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     let status = daemon.status();
     assert!(status.keys == 6 && !status.last_good.expect("saved").in_use, "{}", daemon.log());
     let event = daemon.setup.audit_events("reload").pop().expect("an event");
@@ -304,7 +304,7 @@ fn source_accepted_by_an_operator_passes_the_next_start_only() {
     daemon.wait_until_saved();
     // The next start compares again.
     replace_export(&daemon.setup.source(), Export::new([row("k1").owner("acme").plan("pro").limits("10/d")]));
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert!(last_good(&daemon).in_use, "{}", daemon.log());
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
 }
@@ -325,7 +325,7 @@ fn damaged_last_good_keys_are_reported_and_not_served() {
     flip_bit(&name, 300);
     let good = fs::read(daemon.setup.source()).expect("reads");
     daemon.spoil_source();
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
     let unusable = last_good(&daemon).unusable.expect("a reason");
     assert!(unusable.contains("the checksum is wrong"), "{unusable}");
@@ -339,7 +339,7 @@ fn damaged_last_good_keys_are_reported_and_not_served() {
     fs::write(daemon.setup.path("last_good.json"), "{}").expect("writes");
     // Another source, because an accepted one is not compared.
     replace_export(&daemon.setup.source(), export(21));
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_served(&daemon, "a damaged manifest and a good source");
     daemon.assert_logged("it is damaged");
 }
@@ -348,10 +348,10 @@ fn damaged_last_good_keys_are_reported_and_not_served() {
 fn disabled_setting_removes_the_last_good_keys() {
     let mut daemon = start_and_save(Setup::new(export(2)));
     daemon.setup.replace_config("state.keep_snapshot = false");
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert_eq!((daemon.status().last_good, last_good_files(daemon.setup.dir.path()).len()), (None, 0));
     daemon.spoil_source();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k0"), "NOT_READY");
 }
 
@@ -363,7 +363,7 @@ fn keys_accepted_right_before_shutdown_are_saved() {
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
     daemon.spoil_source();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k19999"), "ALLOWED");
 }
 
@@ -382,7 +382,7 @@ fn kill_during_a_save_leaves_usable_keys() {
             last_good_files(daemon.setup.dir.path()).iter().filter(|name| name.contains(".kwc")).count() <= 2
         );
         daemon.spoil_source();
-        daemon = daemon.restart();
+        daemon = daemon.kill_and_restart();
         let status = daemon.status();
         assert!(status.last_good.expect("saved").in_use, "{}", daemon.log());
         let keys = status.keys - 3;
@@ -407,7 +407,7 @@ fn failed_save_leaves_the_previous_last_good_keys() {
     limited.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"]).arg(serve.get_program());
     limited.args(serve.get_args()).stdin(Stdio::null()).stdout(Stdio::null());
     limited.stderr(fs::File::create(daemon.setup.path("log")).expect("the log"));
-    daemon = daemon.restart_with(limited);
+    daemon = daemon.kill_and_restart_with(limited);
     assert_eq!(daemon.verdict("k4999"), "ALLOWED");
     let failed = wait_for("the failure", || {
         daemon.status().unwritten.into_iter().find(|unwritten| unwritten.file == "last_good.json")
@@ -416,7 +416,7 @@ fn failed_save_leaves_the_previous_last_good_keys() {
     assert_eq!(last_good(&daemon).keys, 23, "the previous keys");
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
     daemon.spoil_source();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_served(&daemon, "the previous keys");
 }
 
@@ -435,14 +435,14 @@ fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_saved() {
             assert!(outcome.accepted, "{:?}", outcome.error);
         }
         let keys = steps[steps.len() - 1];
-        let daemon = daemon.restart();
+        let daemon = daemon.kill_and_restart();
         assert!(!last_good(&daemon).in_use, "{steps:?}: {}", daemon.log());
         assert_eq!(last_good(&daemon).keys, 103, "the keys on disk are older");
         assert_eq!(daemon.status().keys, keys + 3);
         assert_eq!(daemon.verdict(&format!("k{keys}")), "UNKNOWN_KEY");
         // The record is for that source only.
         replace_export(&daemon.setup.source(), export(2));
-        let daemon = daemon.restart();
+        let daemon = daemon.kill_and_restart();
         assert!(last_good(&daemon).in_use, "{}", daemon.log());
     }
 }
@@ -461,7 +461,7 @@ fn saved_copy_of_a_compiled_source_is_independent_of_it() {
     // Written in place, so that a file with shared blocks would be damaged as well.
     let file = fs::File::options().write(true).open(&source).expect("opens");
     std::os::unix::fs::FileExt::write_all_at(&file, b"damage", 300).expect("writes");
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_served(&daemon, "a damaged compiled source");
     assert!(last_good(&daemon).in_use);
 }

@@ -31,7 +31,7 @@ fn second_daemon_on_the_same_socket_is_refused() {
 fn stale_socket_is_replaced() {
     let daemon = Daemon::serving(export());
     let socket = daemon.socket();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("a"), "ALLOWED");
     assert_eq!(fs::metadata(&socket).expect("a socket").permissions().mode() & 0o777, 0o660);
 }
@@ -81,7 +81,7 @@ fn client_reconnects_after_a_restart() {
     let daemon = Daemon::serving(export());
     let mut client = daemon.client();
     assert!(client.verify(&Request::new("a")).expect("an answer").is_allowed());
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert!(client.verify(&Request::new("a")).expect("an answer of the new daemon").is_allowed());
     assert_eq!(daemon.status().errors, 0);
 }

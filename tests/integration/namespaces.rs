@@ -154,7 +154,7 @@ fn clock_shift_of_a_time_namespace_refills_no_bucket() {
         daemon.signal(Signal::TERM);
         assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
         let command = wrap_command(&daemon.setup, &["unshare", "--time", "--boottime", shift]);
-        daemon = daemon.restart_with(command);
+        daemon = daemon.kill_and_restart_with(command);
         assert!(is_spent(&daemon), "{shift}: {}", daemon.log());
     }
 }

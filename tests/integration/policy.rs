@@ -415,7 +415,7 @@ fn moving_keys_between_plans_does_not_refill_an_owner_quota() {
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.wait_for_exit().success());
     daemon.setup.write_export(on("b", "b"));
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(spend(&daemon, "one", 1), "RATE_LIMITED", "after a plan change during a restart");
 }
 
@@ -506,7 +506,7 @@ fn plan_changes_while_the_daemon_is_down_do_not_refill_an_owner_quota() {
         assert!(daemon.wait_for_exit().success());
         daemon.setup.write_export(&export);
         daemon.setup.replace_config(&plans);
-        let daemon = daemon.restart();
+        let daemon = daemon.kill_and_restart();
         assert_eq!(remaining(&daemon, "one"), 0, "{what}: {}", daemon.log());
         if export.to_csv().contains("p2") {
             assert_eq!(remaining(&daemon, "two"), 0, "{what}: {}", daemon.log());

@@ -73,7 +73,7 @@ impl Fixture {
 /// Makes the source or the configuration invalid.
 type Spoil = fn(&Daemon);
 
-/// Adds an invalid row to the source.
+/// Adds a bad row to the source.
 fn add_invalid_row(daemon: &Daemon) {
     replace_export(&daemon.setup.source(), export(10).rows([line("nonsense,k,p")]));
 }

@@ -24,7 +24,7 @@ fn export(round: usize, rows: usize) -> Export {
     Export::new((0..rows).map(row))
 }
 
-/// An accepted reload, one refused by the guard, one refused for an invalid row, and a check.
+/// An accepted reload, one refused by the guard, one refused for a bad row, and a check.
 fn run_round(daemon: &Daemon, round: usize) {
     let export_of_round = export(round, ROWS);
     let reload = daemon.publish(&export_of_round);

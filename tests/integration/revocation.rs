@@ -66,7 +66,7 @@ fn revoke_with_restarts(mut daemon: Daemon, number: usize, restarts: &mut usize)
             Err(CommandError::Refused(error)) => panic!("key-{number}: {error}"),
             Err(_) => {
                 *restarts += 1;
-                daemon = daemon.restart();
+                daemon = daemon.kill_and_restart();
             }
         }
     }
@@ -181,7 +181,7 @@ fn revocation_survives_restarts_and_reloads_until_the_source_agrees() {
     let daemon = Setup::new(export("active")).config(tolerant).start();
     daemon.revoke(key_target("a"));
     daemon.revoke(owner_target("bolt"));
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdicts(["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
 
     // The source changes every row, and does not agree.
@@ -200,7 +200,7 @@ fn revocation_survives_restarts_and_reloads_until_the_source_agrees() {
     assert!(daemon.publish(export("revoked")).accepted);
     assert_eq!(daemon.verdicts(["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
     assert_eq!(listed(&daemon), [owner_target("bolt")]);
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(listed(&daemon), [owner_target("bolt")], "a dropped revocation stays dropped");
 
     // Rows that are disabled or missing may return with the next export, which is no agreement.
@@ -347,7 +347,7 @@ fn torn_line_is_dropped_and_damaged_line_prevents_the_start() {
         fs::write(&file, &whole[..torn]).expect("written");
         fs::write(&sequence, &sequence_before).expect("written");
         for _ in 0..2 {
-            daemon = daemon.restart();
+            daemon = daemon.kill_and_restart();
             assert_eq!(daemon.verdicts(["a1", "b"]), ["REVOKED", b]);
             daemon.kill();
             assert!(fs::read_to_string(&file).expect("a file").ends_with("}\n"));

@@ -156,12 +156,12 @@ fn revocation_survives_every_sequence_of_disagreeing_exports() {
         publish(&daemon, export(&subjects, |subject| subject.states[at]));
         assert_revoked(&daemon, &subjects, &format!("export {at}"), |subject| subject.states[at]);
         if at == 1 {
-            daemon = daemon.restart();
+            daemon = daemon.kill_and_restart();
             assert_revoked(&daemon, &subjects, "restarted", |subject| subject.states[at]);
         }
     }
     publish(&daemon, export(&subjects, everything_active));
     assert_revoked(&daemon, &subjects, "all active again", everything_active);
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_revoked(&daemon, &subjects, "restarted at the end", everything_active);
 }

@@ -36,7 +36,7 @@ fn receive_all(peer: &mut RawClient) -> (usize, bool) {
 /// The remaining units of the limit after a restart.
 fn remaining_after_restart(mut daemon: Daemon) -> usize {
     assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     let answer = daemon.client().verify(&Request::new("a").peek()).expect("an answer");
     answer.limit().expect("a limit").remaining as usize
 }

@@ -218,7 +218,7 @@ impl Fixture {
             self.in_force.iter().map(|(number, row)| (*number, Row { status: 0, ..*row })).collect();
         let (what, content) = match self.random.below(8) {
             0 => ("truncated", good[..good.len() - 20].to_owned()),
-            1 => ("too many invalid rows", good.clone() + &UNREADABLE.repeat(MAX_BAD_ROWS + 1)),
+            1 => ("too many bad rows", good.clone() + &UNREADABLE.repeat(MAX_BAD_ROWS + 1)),
             2 => ("empty", String::new()),
             3 => ("a header alone", "key_hash,key_id,status,allowed_ips\n".to_owned()),
             4 => ("shrunk", export(&few)),
@@ -264,7 +264,7 @@ impl Fixture {
         let manifest = fs::read(daemon.setup.path("last_good.json")).expect("a manifest");
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
         let on_disk = manifest["content"]["generation"].as_u64().expect("a number");
-        let daemon = daemon.restart();
+        let daemon = daemon.kill_and_restart();
         let status = daemon.status();
         let in_use = status.last_good.as_ref().is_some_and(|last_good| last_good.in_use);
         match &self.source {

@@ -182,7 +182,7 @@ fn revocation_on_a_full_disk_is_in_force_at_once_and_durable_within_a_second_of_
     let counts = [count("the file is not being written"), count("the file is being written again")];
     assert_eq!(counts, [1, 1], "logged once each: {log}");
 
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict(&key), "REVOKED");
     assert_eq!(daemon.status().revocations.len(), last + 2);
 }
@@ -196,7 +196,7 @@ fn full_disk_at_the_start_does_not_prevent_serving() {
     tmpfs.fill();
     let last = revoke_until_full(&daemon, 1);
     daemon.kill();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!([daemon.verdict("k0"), daemon.verdict("k199")], ["REVOKED", "ALLOWED"]);
     // A revocation that was never durable is lost, as the command reported.
     assert_eq!(daemon.verdict(&format!("k{last}")), "ALLOWED");
@@ -206,7 +206,7 @@ fn full_disk_at_the_start_does_not_prevent_serving() {
     wait_for("the revocation to be durable", || {
         revocation(&daemon, "k199").filter(|revoked| revoked.durable)
     });
-    assert_eq!(daemon.restart().verdict("k199"), "REVOKED");
+    assert_eq!(daemon.kill_and_restart().verdict("k199"), "REVOKED");
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn read_only_disk_at_the_start_keeps_revocations_in_force() {
         wait_until("the remount", || tmpfs.run(&command));
     };
     remount(&mut tmpfs, "ro");
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!([daemon.verdict("k0"), daemon.verdict("k1")], ["REVOKED", "ALLOWED"]);
     let CommandOutput { code, stdout: output, .. } = daemon.run_keyward(&["revoke", "k1"]);
     assert!(code == Some(1) && output.contains("Read-only file system"), "{output}");
@@ -236,7 +236,7 @@ fn read_only_disk_at_the_start_keeps_revocations_in_force() {
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
     remount(&mut tmpfs, "rw");
     wait_until("everything to be written", || unwritten(&daemon).is_empty());
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!([daemon.verdict("k0"), daemon.verdict("k1")], ["ALLOWED", "REVOKED"]);
 }
 
@@ -259,7 +259,7 @@ fn removed_state_directory_is_reported_and_rewritten_when_recreated() {
         let files = unwritten(&daemon);
         files.is_empty() && revocations.iter().all(|revoked| revoked.durable)
     });
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!([daemon.verdict("k0"), daemon.verdict("k1")], ["REVOKED", "REVOKED"]);
 }
 
@@ -283,7 +283,7 @@ fn lost_revocation_list_prevents_the_start_until_accepted() {
         assert!(log.contains(part), "{part:?} is not in {log}");
     }
     assert_eq!(accept_loss(&directory), (Some(0), String::new()));
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k0"), "ALLOWED");
     daemon.assert_logged("a loss of revocations has been accepted");
     let trail = fs::read_to_string(directory.join("audit.jsonl")).expect("a trail");
@@ -305,12 +305,12 @@ fn lost_state_directory_is_logged() {
     let state = place.path().join("state");
     let mut daemon = Setup::new(export()).state_dir(&state).start();
     daemon.kill();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert!(!daemon.log().contains("the state directory is new"), "{}", daemon.log());
     let mut daemon = daemon;
     daemon.kill();
     fs::remove_dir_all(&state).expect("removes");
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     daemon.assert_logged("the state directory is new");
     daemon.assert_logged("WARN");
 }
@@ -325,7 +325,7 @@ fn revocation_survives_agreement_and_a_conflict_is_reported() {
     let outcome = daemon.publish(export());
     assert_eq!((outcome.accepted, outcome.revocations_conflicting), (true, 1));
     assert_eq!(daemon.verdict("k0"), "REVOKED");
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdict("k0"), "REVOKED");
     assert!(revocation(&daemon, "k0").expect("listed").conflict_since.is_some());
     let status = daemon.run_keyward(&["status"]).stdout;

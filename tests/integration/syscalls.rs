@@ -149,7 +149,7 @@ fn nothing_is_charged_during_the_last_save() {
     let received: usize = peers.iter_mut().map(count_allowed).sum();
     assert!(daemon.wait_for_exit().success(), "{}", daemon.log());
     assert!(!return_lines(&strace.finish(), "fsync", &new, "").is_empty(), "the save was delayed");
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     let answer = daemon.client().verify(&Request::new("a").peek()).expect("an answer");
     let charged = 100_000 - answer.limit().expect("a limit").remaining as usize;
     assert!(charged >= received, "{received} were admitted, but only {charged} are in the last save");

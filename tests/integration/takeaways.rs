@@ -56,7 +56,7 @@ fn refused_export_takes_away_keys_that_its_valid_rows_revoke_disable_or_expire()
     assert!(!daemon.publish(export([valid("r"), valid("d"), invalid("bad")])).accepted);
     assert_eq!(verdicts(&daemon), taken_away);
     daemon.wait_until_saved();
-    daemon = daemon.restart();
+    daemon = daemon.kill_and_restart();
     assert!(daemon.status().last_good.is_some_and(|saved| saved.in_use), "{}", daemon.log());
     assert_eq!(verdicts(&daemon), taken_away, "after a restart with a refused source");
     // The next accepted export ends them.
@@ -142,7 +142,7 @@ fn takeaways_survive_a_crash_before_the_accepted_keys_are_written() {
     assert!(daemon.publish(export([valid("k").status("revoked")])).accepted);
     assert_eq!(daemon.verdict("k"), "REVOKED");
     daemon.spoil_source();
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert!(daemon.status().last_good.is_some_and(|saved| saved.in_use), "{}", daemon.log());
     assert_eq!(daemon.verdict("k"), "REVOKED", "the keys are the previous ones, with the takeaway");
 }

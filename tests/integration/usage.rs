@@ -291,7 +291,7 @@ fn killed_daemon_leaves_whole_lines() {
             file.write_all(b"{\"seq\":7,\"from\":\"2026-").expect("half a line");
             torn += 1;
         }
-        daemon = daemon.restart();
+        daemon = daemon.kill_and_restart();
         assert!(daemon.status().ready, "{}", daemon.log());
         assert!(!daemon.log().contains("cannot be used"), "{}", daemon.log());
         let peek = daemon.client().verify(&Request::new("7").peek()).expect("an answer");

@@ -33,7 +33,7 @@ const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 const POLL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
 /// Zero reads a changed file at once. More than a minute would delay revocations.
 const SETTLE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
-/// Maximum of `max_bad_rows`: each malformed row is held in memory while a source is read.
+/// Maximum of `max_bad_rows`: each bad row is held in memory while a source is read.
 const MAX_BAD_ROWS: u32 = 100_000;
 /// Enough for a few malformed values, and too few for a broken export.
 const DEFAULT_MAX_BAD_ROWS: u32 = 100;

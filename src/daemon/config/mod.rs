@@ -153,9 +153,9 @@ pub struct Source {
     pub max_reactivated: Fraction,
     /// The maximum fraction of the keys with a restriction that may lose it in one reload.
     pub max_loosened: Fraction,
-    /// How malformed rows are treated.
+    /// How bad rows are treated.
     pub on_bad_row: BadRowPolicy,
-    /// Whether a source that is refused because of malformed rows still takes access away.
+    /// Whether a source that is refused because of bad rows still takes access away.
     pub apply_takeaways_of_refused: bool,
     /// The age after which keys are not served (STALE_SNAPSHOT), counted from the last write of
     /// their file. Longer than `poll`. `None`: unlimited.

@@ -164,7 +164,7 @@ fn resolve_source(
     })
 }
 
-/// Refuses settings for malformed rows if the source is compiled: `keyward compile` refuses such
+/// Refuses settings for bad rows if the source is compiled: `keyward compile` refuses such
 /// rows.
 fn check_compiled(file: Option<&Path>, settings: &file::Source) -> Result<(), ConfigError> {
     let setting = if settings.on_bad_row == BadRowAction::SetAside {

@@ -84,8 +84,10 @@ pub enum CloseReason {
     ProtocolError,
     /// The peer was silent for the idle timeout.
     IdleTimeout,
-    /// The daemon is shutting down.
+    /// The daemon is shutting down: the input was answered, and an ERROR announced it.
     Drained,
+    /// The drain timeout has passed: the input was discarded unanswered, without an ERROR.
+    ShutDown,
 }
 
 impl Connection {
@@ -160,7 +162,14 @@ impl Connection {
             }
             answered = match answered.stop {
                 StopReason::NeedInput => return Ok(None),
-                StopReason::Close => return Ok(Some(self.discard_input())),
+                StopReason::FramingLost => {
+                    self.discard_input();
+                    return Ok(Some(CloseReason::ProtocolError));
+                }
+                StopReason::ShutDown => {
+                    self.discard_input();
+                    return Ok(Some(CloseReason::ShutDown));
+                }
                 StopReason::OutputFull => self.answer(0)?,
                 StopReason::Superseded => {
                     // Lets the worker take the new snapshot first.
@@ -229,7 +238,7 @@ impl Connection {
 
     /// Discards the input that has arrived. Closing a socket with unread input would reset the
     /// connection, and the peer would lose the ERROR.
-    fn discard_input(&self) -> CloseReason {
+    fn discard_input(&self) {
         let mut buffers = self.context.buffers.borrow_mut();
         let space = buffers.space_after(0);
         for _ in 0..MAX_FINAL_READS {
@@ -238,7 +247,6 @@ impl Connection {
             }
         }
         space.zeroize();
-        CloseReason::ProtocolError
     }
 
     /// Reads without waiting, and without asking tokio for the socket's readiness. `None`: there is

@@ -40,8 +40,12 @@ pub enum StopReason {
     OutputFull,
     /// A newer snapshot has taken over a bucket: load it and continue.
     Superseded,
-    /// The frame boundaries are lost: write the answers and close the connection.
-    Close,
+    /// The frame boundaries are lost: write the answers, which end with an ERROR, and close the
+    /// connection.
+    FramingLost,
+    /// Requests are not answered any more: close the connection. Only the [worker's
+    /// context](super::WorkerContext) returns it.
+    ShutDown,
 }
 
 /// Answers the requests at the front of `input` into `output`. Each answer and each error is
@@ -91,7 +95,7 @@ pub fn respond(
             Some(Terminator::Error(error)) => write_error(error, counters, output),
             Some(Terminator::FramingLost(error)) => {
                 write_error(error, counters, output);
-                return Progress { consumed: input.len(), stop: StopReason::Close, had_raw_key: true };
+                return Progress { consumed: input.len(), stop: StopReason::FramingLost, had_raw_key: true };
             }
             None if answered < BATCH_SIZE => return progress,
             Some(Terminator::Refund(_)) | None => {}

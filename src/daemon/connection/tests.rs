@@ -5,7 +5,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyward_protocol::{Credential, Verdict, Verify};
 use rustix::net::sockopt::set_socket_send_buffer_size;
@@ -31,12 +31,14 @@ const MAX_YIELDS: usize = 1_000;
 struct Worker {
     context: Rc<WorkerContext>,
     drain: watch::Sender<bool>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Worker {
     fn start(busy_poll: Duration) -> Self {
         let (_publisher, mut subscriptions) = Publisher::new(1);
         let (drain, draining) = watch::channel(false);
+        let closed = Arc::new(AtomicBool::new(false));
         let context = WorkerContext::new(
             subscriptions.remove(0),
             Limiter::new().into(),
@@ -44,10 +46,10 @@ impl Worker {
             Clock::new(),
             Metrics { counters: Arc::default(), usage: UsageLog::detached() },
             Timeouts { idle: None, stale_answers: FOREVER, busy_poll },
-            Shutdown { draining, closed: Arc::new(AtomicBool::new(false)) },
+            Shutdown { draining, closed: Arc::clone(&closed) },
         );
         spawn_local(Rc::clone(&context).run_timers());
-        Self { context, drain }
+        Self { context, drain, closed }
     }
 
     fn connect(&self) -> Peer {
@@ -119,6 +121,19 @@ async fn assert_drained(peers: Vec<Peer>) {
     for peer in peers {
         assert_eq!(peer.served.await.expect("no panic").expect("no error"), CloseReason::Drained);
     }
+}
+
+/// No ERROR was sent, so the log must not report a violation of the protocol.
+#[tokio::test(flavor = "local")]
+async fn request_after_the_drain_timeout_ends_the_connection_without_an_error() {
+    let worker = Worker::start(Duration::ZERO);
+    let mut peer = worker.connect();
+    worker.closed.store(true, Ordering::Release);
+    peer.send(1);
+    let mut received = Vec::new();
+    let ended = peer.served.await.expect("no panic").expect("no error");
+    peer.stream.read_to_end(&mut received).expect("the end");
+    assert_eq!((ended, received), (CloseReason::ShutDown, Vec::new()));
 }
 
 /// The answers alone fill the socket's send buffer for many numbers of requests.

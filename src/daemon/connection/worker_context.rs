@@ -116,7 +116,7 @@ impl WorkerContext {
         // Read before any state that ends an epoch when it changes.
         let epoch = subscription.epoch();
         if self.shutdown.closed.load(Ordering::Relaxed) {
-            let progress = Progress { consumed: input.len(), stop: StopReason::Close, had_raw_key: true };
+            let progress = Progress { consumed: input.len(), stop: StopReason::ShutDown, had_raw_key: true };
             return (progress, epoch);
         }
         let shared = subscription.load_arc();

@@ -9,7 +9,7 @@ use crate::reload::ConfigLoadError;
 use crate::reload::memory_limits::MemoryError;
 use crate::reload::pepper_in_use::PepperInUse;
 use crate::reload::refusal::{Refusal, RefusalList};
-use keyward_engine::snapshot::Diff;
+use keyward_engine::snapshot::{BucketError, Diff};
 use keyward_source::{Column, Diagnostics};
 
 /// Why a source was not published. The previous snapshot stays in force.
@@ -37,10 +37,12 @@ pub enum ReloadError {
         limit: MemoryError,
     },
     /// The path does not lead to a regular file.
-    #[error("{}: not a regular file", path.display())]
+    #[error("{}: not a regular file but {found}: name a file as source.path", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
+        /// What it leads to.
+        found: &'static str,
     },
     /// The path leads to a file whose directory entry is gone.
     #[error(
@@ -103,14 +105,14 @@ pub enum ReloadError {
         /// The keys that need the pepper.
         keys: Box<PepperInUse>,
     },
-    /// The keys have more limits than there are buckets.
+    /// The limits of the keys cannot be given buckets.
     #[error("{}: {error}", path.display())]
-    TooManyBuckets {
+    Buckets {
         /// The file.
         path: PathBuf,
-        /// How many.
+        /// Why.
         #[source]
-        error: keyward_engine::snapshot::TooManyBuckets,
+        error: BucketError,
     },
     /// The configuration, which is read again with the source, is wrong.
     #[error("{0}")]
@@ -166,7 +168,8 @@ impl ReloadError {
             Self::Empty { .. } => "empty",
             Self::Guarded { refusals, .. } => refusals.first().map_or("guarded", Refusal::kind),
             Self::PepperInUse { .. } => "pepper",
-            Self::TooManyBuckets { .. } => "too_many_limits",
+            Self::Buckets { error: BucketError::TooMany, .. } => "too_many_limits",
+            Self::Buckets { error: BucketError::Inconsistent, .. } => "internal",
             Self::Configuration(_) => "configuration",
             Self::Random(_) => "no_randomness",
         }
@@ -178,14 +181,14 @@ impl ReloadError {
         match self {
             Self::Io { path, .. }
             | Self::Memory { path, .. }
-            | Self::NotAFile { path }
+            | Self::NotAFile { path, .. }
             | Self::Unlinked { path }
             | Self::Changing { path }
             | Self::Empty { path }
             | Self::Compiled { path, .. }
             | Self::Guarded { path, .. }
             | Self::PepperInUse { path, .. }
-            | Self::TooManyBuckets { path, .. } => {
+            | Self::Buckets { path, .. } => {
                 Some(FileLocation { file: path.display().to_string(), line: None, column: None })
             }
             Self::Diagnostics(diagnostics) | Self::TooManyBadRows { diagnostics, .. } => {

@@ -206,8 +206,14 @@ impl SourceFile {
             // later reload.
             let file = File::options().read(true).custom_flags(O_NONBLOCK).open(&self.path).map_err(io)?;
             let stat = rustix::fs::fstat(&file).map_err(|error| io(error.into()))?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Err(ReloadError::NotAFile { path: self.path.to_path_buf() });
+            let found = match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => None,
+                FileType::Directory => Some("a directory"),
+                FileType::Fifo => Some("a named pipe"),
+                _ => Some("a device"),
+            };
+            if let Some(found) = found {
+                return Err(ReloadError::NotAFile { path: self.path.to_path_buf(), found });
             }
             let state = FileState::new(&stat);
             if opens == MAX_OPENS || !is_deleted(&file, &stat) {

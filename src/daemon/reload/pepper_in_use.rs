@@ -72,7 +72,7 @@ impl fmt::Display for PepperInUse {
         write!(
             f,
             ". Name the old pepper as the previous one{until}, or export hashes of the new one; if it is meant, reload \
-             with --force"
+             with --force (before a start: keyward state accept source)"
         )
     }
 }
@@ -90,6 +90,6 @@ mod tests {
         assert_eq!(keys.to_string(), "(\"a\", \"b\", \"acme_liv…\" and others)");
         let text = PepperInUse { current: 9, certain: keys.clone(), possible: keys }.to_string();
         assert!(text.starts_with("4 of 9 keys (\"a\", ") && text.contains("; 4 more (\"a\", "), "{text}");
-        assert!(text.ends_with("until they have been verified, or export hashes of the new one; if it is meant, reload with --force"));
+        assert!(text.ends_with("until they have been verified, or export hashes of the new one; if it is meant, reload with --force (before a start: keyward state accept source)"));
     }
 }

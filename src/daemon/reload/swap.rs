@@ -87,7 +87,7 @@ impl ReloadLoop {
                     global_policy: Arc::clone(&settings.global_policy),
                 },
             )
-            .map_err(|error| ReloadError::TooManyBuckets { path: path(), error })?;
+            .map_err(|error| ReloadError::Buckets { path: path(), error })?;
         let stale = Stale::of(snapshot.meta().source_age(clock.now()), &settings.global_policy);
         let mut accepted = AcceptedReload {
             generation,

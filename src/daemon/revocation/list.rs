@@ -104,7 +104,8 @@ pub enum SourceStatus {
     /// At least one row is active.
     Active,
     /// There are no rows, or disabled ones, which the next export may list as active.
-    Absent,
+    #[serde(rename = "absent")]
+    Unconfirmed,
 }
 
 impl RevocationRecord {
@@ -276,7 +277,7 @@ impl List {
         }
         let is_complete = !snapshot.table().has_set_aside();
         let status = |counts: RowCounts| match counts.status() {
-            SourceStatus::Revoked if !is_complete => SourceStatus::Absent,
+            SourceStatus::Revoked if !is_complete => SourceStatus::Unconfirmed,
             status => status,
         };
         let keys = self.keys.keys().map(|key_id| {
@@ -318,7 +319,7 @@ impl RowCounts {
         match self {
             Self { active: 1.., .. } => SourceStatus::Active,
             Self { rows: 1.., .. } if self.revoked == self.rows => SourceStatus::Revoked,
-            _ => SourceStatus::Absent,
+            _ => SourceStatus::Unconfirmed,
         }
     }
 }

@@ -87,6 +87,17 @@ pub struct LoadedList {
     accepted: Option<(AcceptanceRecord, LoadError)>,
 }
 
+/// A change in force whose line is not known to be durable yet.
+struct PendingCommand {
+    /// The ticket of the line.
+    ticket: u64,
+    already_applied: bool,
+    keys: usize,
+    revoked: usize,
+    generation: u64,
+    epoch: u64,
+}
+
 /// The result of a command. It may be answered when `epoch` is [passed](Epochs::wait_passed).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandOutcome {
@@ -174,9 +185,9 @@ impl Revocations {
         let known = self.list().get(&target).copied();
         // An entry that is being dropped is revoked again, so that it stays.
         if let Some(known) = known.filter(|entry| !entry.dropping) {
-            let pending = self.change(snapshot.as_deref(), &target, true);
+            let pending = self.apply_marks(snapshot.as_deref(), &target, known.ticket, true);
             drop(commands);
-            return Ok(self.wait(pending, known.ticket));
+            return Ok(self.wait_durable(pending));
         }
         match (&snapshot, &target) {
             (Some(snapshot), target) if !exists(snapshot, target) => {
@@ -201,9 +212,9 @@ impl Revocations {
         if let Some(entry) = self.list_mut().get_mut(&target) {
             entry.ticket = ticket;
         }
-        let pending = self.put_in_force(snapshot.as_deref(), target, &mut commands);
+        let pending = self.apply_change(snapshot.as_deref(), target, ticket, &mut commands);
         drop(commands);
-        Ok(self.wait(pending, ticket))
+        Ok(self.wait_durable(pending))
     }
 
     /// Removes a revocation, so the source decides again. If that cannot be written, a restart
@@ -218,9 +229,9 @@ impl Revocations {
         }
         let ticket = self.enqueue([Line::unrevoke(&target, current_second(), by_uid)]);
         let snapshot = self.snapshots.current();
-        let pending = self.put_in_force(snapshot.as_deref(), target, &mut commands);
+        let pending = self.apply_change(snapshot.as_deref(), target, ticket, &mut commands);
         drop(commands);
-        Ok(self.wait(pending, ticket))
+        Ok(self.wait_durable(pending))
     }
 
     /// All entries, in the order of [`latest`](Self::latest).
@@ -278,38 +289,46 @@ impl Revocations {
         self.writer.as_ref().map_or(NOT_QUEUED, |writer| writer.enqueue(lines))
     }
 
-    /// Waits for the line of a command, and completes the result.
-    fn wait(&self, change: CommandOutcome, ticket: u64) -> CommandOutcome {
+    /// Waits for the line of a command, and returns the result.
+    fn wait_durable(&self, pending: PendingCommand) -> CommandOutcome {
+        let PendingCommand { ticket, already_applied: already, keys, revoked, generation, epoch } = pending;
         let durability = match &self.writer {
             Some(writer) => writer.wait(ticket),
             None => Durability::NotDurable(NO_DIRECTORY.into()),
         };
-        CommandOutcome { durability, ..change }
+        CommandOutcome { already, keys, revoked, generation, epoch, durability }
     }
 
     /// The last steps of a command under the lock, after the list has changed.
-    fn put_in_force(
+    fn apply_change(
         &self,
         snapshot: Option<&Snapshot>,
         target: Target,
+        ticket: u64,
         commands: &mut CommandLock,
-    ) -> CommandOutcome {
-        let change = self.change(snapshot, &target, false);
+    ) -> PendingCommand {
+        let pending = self.apply_marks(snapshot, &target, ticket, false);
         if let Some(changed) = &mut commands.changed {
             changed.push(target);
         }
-        change
+        pending
     }
 
     /// Marks the rows and advances the epoch. Both are repeated for a command that changes nothing,
     /// because the earlier one may not be in force yet.
-    fn change(&self, snapshot: Option<&Snapshot>, target: &Target, already: bool) -> CommandOutcome {
+    fn apply_marks(
+        &self,
+        snapshot: Option<&Snapshot>,
+        target: &Target,
+        ticket: u64,
+        already_applied: bool,
+    ) -> PendingCommand {
         let list = self.list();
-        let MarkCounts { rows, revoked } =
+        let MarkCounts { rows: keys, revoked } =
             snapshot.map(|snapshot| list.mark(snapshot, target)).unwrap_or_default();
         let generation = snapshot.map_or(0, Snapshot::generation);
         let epoch = self.epochs.advance();
-        CommandOutcome { already, keys: rows, revoked, generation, epoch, durability: Durability::Durable }
+        PendingCommand { ticket, already_applied, keys, revoked, generation, epoch }
     }
 
     fn lock_commands(&self) -> MutexGuard<'_, CommandLock> {

@@ -224,6 +224,6 @@ fn change_event(change: &StatusChange) -> Event<'_> {
     match change.status {
         SourceStatus::Revoked => Event::RevocationAgreed(described),
         SourceStatus::Active => Event::RevocationConflict(described),
-        SourceStatus::Absent => Event::RevocationUnconfirmed(described),
+        SourceStatus::Unconfirmed => Event::RevocationUnconfirmed(described),
     }
 }

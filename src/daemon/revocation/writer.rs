@@ -68,8 +68,16 @@ struct Queue {
 
 struct Queued {
     line: Line,
-    /// Whether it is abandoned if the first attempt fails.
-    is_optional: bool,
+    importance: Importance,
+}
+
+/// Whether a line must be written in the end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Importance {
+    /// Retried until it is written. A command waits for it for [`COMMAND_TIMEOUT`].
+    Required,
+    /// Abandoned if the first attempt fails. A reload waits for that attempt without a limit.
+    Optional,
 }
 
 /// Whether a change is durable.
@@ -116,18 +124,18 @@ impl Writer {
     /// Queues lines, and returns the ticket of the last one. Call it in the order in which the list
     /// changes.
     pub(super) fn enqueue(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
-        self.enqueue_as(lines, false)
+        self.enqueue_as(lines, Importance::Required)
     }
 
     /// As [`enqueue`](Self::enqueue), for lines that are abandoned if the first attempt fails.
     pub(super) fn enqueue_optional(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
-        self.enqueue_as(lines, true)
+        self.enqueue_as(lines, Importance::Optional)
     }
 
-    fn enqueue_as(&self, lines: impl IntoIterator<Item = Line>, is_optional: bool) -> u64 {
+    fn enqueue_as(&self, lines: impl IntoIterator<Item = Line>, importance: Importance) -> u64 {
         let mut queue = self.shared.queue();
         let before = queue.lines.len();
-        queue.lines.extend(lines.into_iter().map(|line| Queued { line, is_optional }));
+        queue.lines.extend(lines.into_iter().map(|line| Queued { line, importance }));
         queue.last += (queue.lines.len() - before) as u64;
         self.shared.queued.notify_one();
         queue.last
@@ -135,21 +143,23 @@ impl Writer {
 
     /// Waits until the line `ticket` is durable, an attempt has failed, or the disk takes too long.
     pub(super) fn wait(&self, ticket: u64) -> Durability {
-        self.wait_for(ticket, Some(COMMAND_TIMEOUT))
+        self.wait_for(ticket, Importance::Required)
     }
 
     /// As [`wait`](Self::wait), for an optional line and without a timeout.
     pub(super) fn wait_optional(&self, ticket: u64) -> Durability {
-        self.wait_for(ticket, None)
+        self.wait_for(ticket, Importance::Optional)
     }
 
-    /// `timeout`: `None` for optional lines.
-    fn wait_for(&self, ticket: u64, timeout: Option<Duration>) -> Durability {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    fn wait_for(&self, ticket: u64, importance: Importance) -> Durability {
+        let deadline = match importance {
+            Importance::Required => Some(Instant::now() + COMMAND_TIMEOUT),
+            Importance::Optional => None,
+        };
         let mut queue = self.shared.queue();
         loop {
             // A later attempt may have succeeded without the abandoned lines.
-            let is_abandoned = timeout.is_none() && queue.abandoned >= ticket;
+            let is_abandoned = importance == Importance::Optional && queue.abandoned >= ticket;
             if queue.written >= ticket && !is_abandoned {
                 return Durability::Durable;
             }
@@ -285,7 +295,7 @@ impl WriterThread {
     fn on_failure(&mut self, last: u64, error: &FileError) {
         self.directory.health().failed(list_file::NAME, error);
         let before = self.unwritten.len();
-        self.unwritten.retain(|queued| !queued.is_optional);
+        self.unwritten.retain(|queued| queued.importance == Importance::Required);
         let has_abandoned = self.unwritten.len() < before;
         let retry = self.retry.map_or(FIRST_RETRY, |retry| (2 * retry).min(MAX_RETRY));
         self.retry = Some(retry);

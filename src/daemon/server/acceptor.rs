@@ -95,7 +95,10 @@ impl Acceptor {
         let open: usize = self.workers.iter().map(Worker::open_connections).sum();
         if open >= self.max_connections {
             if self.log_limit.may_log() {
-                warn!(open, "connections refused: max_connections is reached; more of them are counted only");
+                warn!(
+                    open,
+                    "connections refused: server.max_connections is reached; more of them are counted only"
+                );
             }
             self.refusals.limit.fetch_add(1, Ordering::Relaxed);
             return reject(Ok(stream), self.too_many_connections());

@@ -95,7 +95,11 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
     match daemon.revocations.not_durable() {
         0 => {}
         entries => {
-            error!(entries, "some revocations could not be made durable; the next start does not know them")
+            error!(
+                entries,
+                "some revocations could not be written to revocations.jsonl, and the next start does not know them: \
+                 correct what the log says about the file or the state directory, start again, and revoke them again"
+            )
         }
     }
     info!("stopped");
@@ -146,7 +150,10 @@ async fn drain(workers: &[Worker], timeout: Duration) {
     while workers.iter().any(|worker| worker.open_connections() > 0) {
         if Instant::now() >= deadline {
             let open: usize = workers.iter().map(Worker::open_connections).sum();
-            return warn!(open, "drain_timeout has passed; the remaining connections are closed unanswered");
+            return warn!(
+                open,
+                "server.drain_timeout has passed; the remaining connections are closed unanswered"
+            );
         }
         tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
     }

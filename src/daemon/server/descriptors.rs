@@ -23,7 +23,12 @@ pub(super) fn connection_limit(requested: usize, workers: usize) -> usize {
     let possible = current.map_or(u64::MAX, |files| files.saturating_sub(own));
     let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
     if possible < requested {
-        warn!(max_connections = requested, possible, "the limit of open files allows fewer connections");
+        warn!(
+            max_connections = requested,
+            possible,
+            "the limit of open files allows fewer connections than server.max_connections: raise LimitNOFILE= in the unit \
+             (or ulimit -n), or lower the setting"
+        );
     }
     requested.min(possible)
 }

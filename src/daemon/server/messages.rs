@@ -31,7 +31,7 @@ impl From<&Preview> for Check {
     }
 }
 
-/// The effects of malformed rows. `None` if there are none.
+/// The effects of bad rows. `None` if there are none.
 pub fn withheld(set_aside: Option<&SetAside>, taken: Option<&TakeawayReport>) -> Option<Withheld> {
     let texts = |ids: &[Box<str>]| ids.iter().map(|key_id| key_id.to_string()).collect();
     let mut withheld = Withheld::default();

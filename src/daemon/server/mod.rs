@@ -83,7 +83,8 @@ pub fn run(
         rollback.abandon();
         return Ok(());
     };
-    let daemon = started.map_err(|error| os_error("start")(io::Error::other(error)))??;
+    // The thread sends its result unless it panics.
+    let daemon = started.map_err(|_| StartError::Panicked)??;
     let (audit, last_good) = (daemon.recorders.audit.clone(), daemon.recorders.last_good.clone());
     let served = LocalSet::new().block_on(&runtime, control::serve(daemon, signals, log.clone()));
     last_good.iter().for_each(LastGoodStore::stop);
@@ -115,6 +116,9 @@ pub enum StartError {
     /// A signal stopped the daemon before it served.
     #[error("stopped during the start")]
     Abandoned,
+    /// The start-up thread panicked.
+    #[error("the start-up thread panicked: the log has its message")]
+    Panicked,
     /// A system call failed.
     #[error("cannot {what}: {source}")]
     Os {

@@ -19,10 +19,16 @@ use crate::snapshot::entry::Entry;
 use crate::snapshot::key_table::{IdHasher, WINDOW};
 use crate::snapshot::{Key, KeyTable, Policy, Snapshot, SnapshotMeta};
 
-/// All 2^32 bucket slots are in use.
+/// Why the limits of a snapshot get no buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than 4294967296 limits in use")]
-pub struct TooManyBuckets;
+pub enum BucketError {
+    /// All 2^32 bucket slots are in use.
+    #[error("more than 4294967296 limits in use")]
+    TooMany,
+    /// An owner's limit has no bucket, although the buckets of all owners are allocated first.
+    #[error("internal error: a limit of an owner has no bucket. Report this as a bug of keyward")]
+    Inconsistent,
+}
 
 /// The buckets of the limits that owners share, by [name](BucketId::for_owner): one bucket, or one
 /// per rate.
@@ -38,7 +44,7 @@ impl KeyTable {
         allocation: &mut Allocation<'_>,
         previous: Option<&Snapshot>,
         meta: SnapshotMeta,
-    ) -> Result<Snapshot, TooManyBuckets> {
+    ) -> Result<Snapshot, BucketError> {
         self.into_snapshot_with(allocation, &RowMap::unknown(previous), meta)
     }
 
@@ -52,7 +58,7 @@ impl KeyTable {
         allocation: &mut Allocation<'_>,
         row_map: &RowMap<'_>,
         meta: SnapshotMeta,
-    ) -> Result<Snapshot, TooManyBuckets> {
+    ) -> Result<Snapshot, BucketError> {
         self.inherit_peppers(row_map, &meta.global_policy);
         if row_map.old.is_none() && self.assign_rows(allocation).is_some() {
             return Ok(Snapshot {
@@ -98,24 +104,26 @@ impl KeyTable {
         row_map: &RowMap<'_>,
         owner_buckets: &OwnerBuckets,
         slot_lists: &mut Vec<u32>,
-    ) -> Result<u32, TooManyBuckets> {
+    ) -> Result<u32, BucketError> {
         let entry = &self.entries[at];
         let limits = self.policies[entry.policy as usize].limits();
         if limits.is_empty() {
             return Ok(0);
         }
         let old = row_map.previous_key(at, || self.key_id(entry));
-        let list_start = u32::try_from(slot_lists.len()).map_err(|_| TooManyBuckets)?;
+        let list_start = u32::try_from(slot_lists.len()).map_err(|_| BucketError::TooMany)?;
         let mut slot = 0;
         for limit in limits {
             slot = if is_owner_bucket(entry, limit) {
-                let buckets = owner_buckets.get(&self.owner_bucket_id(entry, limit)).ok_or(TooManyBuckets)?;
-                buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(TooManyBuckets)?.slot
+                let buckets = owner_buckets
+                    .get(&self.owner_bucket_id(entry, limit))
+                    .ok_or(BucketError::Inconsistent)?;
+                buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(BucketError::Inconsistent)?.slot
             } else {
                 let previous = old.and_then(|old| old.own_bucket(&limit.name));
                 allocation
                     .assign(|| BucketId::for_key(self.key_id(entry), &limit.name), previous, limit.rate)
-                    .ok_or(TooManyBuckets)?
+                    .ok_or(BucketError::TooMany)?
             };
             if limits.len() > 1 {
                 slot_lists.push(slot);
@@ -129,11 +137,11 @@ impl KeyTable {
         &self,
         allocation: &mut Allocation<'_>,
         previous: Option<&Snapshot>,
-    ) -> Result<OwnerBuckets, TooManyBuckets> {
+    ) -> Result<OwnerBuckets, BucketError> {
         let mut owner_buckets = OwnerBuckets::default();
         for (id, rates) in self.owner_rates() {
             let previous = previous.and_then(|old| old.owner_buckets.get(&id)).map_or(&[][..], Vec::as_slice);
-            let buckets = allocation.assign_all(id, previous, &rates).ok_or(TooManyBuckets)?;
+            let buckets = allocation.assign_all(id, previous, &rates).ok_or(BucketError::TooMany)?;
             owner_buckets.insert(id, buckets);
         }
         Ok(owner_buckets)

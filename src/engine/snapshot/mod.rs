@@ -50,8 +50,8 @@ mod test_record;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use buckets::BucketError;
 use buckets::OwnerBuckets;
-pub use buckets::TooManyBuckets;
 pub use build::{
     BatchBuilder, Builder, Disagreement, ParallelBuildError, ParallelBuilder, RowBatch, RowError, RowPolicies,
 };

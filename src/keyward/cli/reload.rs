@@ -83,7 +83,7 @@ impl Reload {
     }
 }
 
-/// Prints the effects of malformed rows, and their diagnostics.
+/// Prints the effects of bad rows, and their diagnostics.
 fn print_withheld(outcome: &message::Reload, streams: &mut Streams<'_>) {
     if let Some(withheld) = &outcome.withheld {
         withheld::lines(withheld).into_iter().for_each(|line| streams.note(line));

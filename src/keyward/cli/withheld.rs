@@ -1,4 +1,4 @@
-//! Formats the effects of malformed rows for people.
+//! Formats the effects of bad rows for people.
 
 use std::fmt;
 

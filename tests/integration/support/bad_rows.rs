@@ -1,4 +1,4 @@
-//! Exports with invalid rows, and daemons that serve them.
+//! Exports with bad rows, and daemons that serve them.
 
 use keyward_daemon::admin::message::Withheld;
 

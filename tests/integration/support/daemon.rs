@@ -189,21 +189,21 @@ impl Daemon {
     }
 
     /// Kills the daemon with SIGKILL and starts it again in the same place.
-    pub(crate) fn restart(self) -> Self {
+    pub(crate) fn kill_and_restart(self) -> Self {
         let mut daemon = self.respawn();
         daemon.wait_until_loaded();
         daemon
     }
 
-    /// As [`Daemon::restart`], with a command of the test's own.
-    pub(crate) fn restart_with(mut self, mut command: Command) -> Self {
+    /// As [`Daemon::kill_and_restart`], with a command of the test's own.
+    pub(crate) fn kill_and_restart_with(mut self, mut command: Command) -> Self {
         self.kill();
         self.child = Some(command.stdin(Stdio::null()).spawn().expect("the daemon starts"));
         self.wait_until_loaded();
         self
     }
 
-    /// As [`Daemon::restart`], for a daemon that may refuse to start: does not wait.
+    /// As [`Daemon::kill_and_restart`], for a daemon that may refuse to start: does not wait.
     pub(crate) fn respawn(mut self) -> Self {
         self.kill();
         self.child = Some(self.setup.command().spawn().expect("the daemon starts"));

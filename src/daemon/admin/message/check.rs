@@ -17,7 +17,7 @@ pub struct Check {
     /// The errors in the rows of the source.
     #[serde(rename = "findings", default, skip_serializing_if = "Option::is_none")]
     pub diagnostics: Option<Diagnostics>,
-    /// Keys that a reload would disable or restrict because of malformed rows.
+    /// Keys that a reload would disable or restrict because of bad rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withheld: Option<Withheld>,
     /// What a reload would change.

@@ -21,7 +21,7 @@ pub struct Reload {
     /// The first keys whose access changes.
     #[serde(default, skip_serializing_if = "AccessExamples::is_empty")]
     pub examples: AccessExamples,
-    /// Keys that were disabled or restricted because of malformed rows.
+    /// Keys that were disabled or restricted because of bad rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withheld: Option<Withheld>,
     /// Why the reload was refused, as text: one line for each diagnostic.

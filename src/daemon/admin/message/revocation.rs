@@ -36,7 +36,6 @@ pub struct Revocation {
     /// The generation in force. 0: there is no snapshot yet.
     pub generation: u64,
     /// Whether the change survives a restart.
-    #[serde(default = "durable_by_default")]
     pub durable: bool,
     /// Why the change would not survive a restart. The daemon retries the write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,7 +53,6 @@ pub struct Revoked {
     /// The user that revoked it.
     pub by_uid: u32,
     /// Whether the revocation survives a restart.
-    #[serde(default = "durable_by_default")]
     pub durable: bool,
     /// Since when the source has had the keys as revoked too, without interruption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,9 +71,4 @@ pub struct Revocations {
     pub entries: Vec<Revoked>,
     /// Whether another page follows.
     pub more: bool,
-}
-
-/// Daemons without the field acknowledged a revocation only when it was durable.
-fn durable_by_default() -> bool {
-    true
 }

@@ -36,7 +36,7 @@ pub struct Status {
     /// kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_good: Option<LastGood>,
-    /// Keys that are disabled or restricted because of malformed rows.
+    /// Keys that are disabled or restricted because of bad rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withheld: Option<Withheld>,
     /// Files of the state directory that cannot be written.

@@ -1,12 +1,12 @@
-//! Keys that malformed rows have disabled or restricted, as `status`, `reload` and `check` report
+//! Keys that bad rows have disabled or restricted, as `status`, `reload` and `check` report
 //! them.
 
 use serde::{Deserialize, Serialize};
 
 use super::diagnostic::Diagnostic;
 
-/// Keys that malformed rows have disabled or restricted. Rows that are set aside disable their own
-/// keys. A source that was refused because of malformed rows can take access away from other keys.
+/// Keys that bad rows have disabled or restricted. Rows that are set aside disable their own
+/// keys. A source that was refused because of bad rows can take access away from other keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Withheld {
     /// The number of rows that are set aside.

@@ -1,4 +1,4 @@
-//! Settings for malformed rows.
+//! Settings for bad rows.
 
 use super::*;
 use crate::reload::BadRowPolicy;

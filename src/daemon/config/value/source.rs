@@ -10,7 +10,7 @@ use keyward_source::{Field, Format, MAX_NULL_TEXT, MAX_NULL_TEXTS, NullTexts};
 /// Maximum length of the name of a column in bytes. PostgreSQL allows 63.
 const MAX_COLUMN_NAME: usize = 128;
 
-/// How malformed rows are treated.
+/// How bad rows are treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::config) enum BadRowAction {
     #[default]

@@ -280,7 +280,8 @@ fn drive(
             }
             StopReason::OutputFull => {}
             StopReason::NeedInput => break,
-            StopReason::Close => panic!("the frame boundaries are lost"),
+            StopReason::FramingLost => panic!("the frame boundaries are lost"),
+            StopReason::ShutDown => panic!("`respond` does not shut down"),
         }
     }
     assert_eq!(at, input.len());
@@ -342,6 +343,7 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
         publisher.swap(old);
         let (usage, log) = usage();
         let (drain, draining) = watch::channel(false);
+        let closed = Arc::new(AtomicBool::new(false));
         let context = WorkerContext::new(
             subscriptions.remove(0),
             limiter,
@@ -349,11 +351,11 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
             Clock::new(),
             Metrics { counters: Arc::default(), usage: log },
             Timeouts { idle: None, stale_answers: FOREVER, busy_poll: Duration::ZERO },
-            Shutdown { draining, closed: Arc::new(AtomicBool::new(false)) },
+            Shutdown { draining, closed: Arc::clone(&closed) },
         );
         spawn_local(Rc::clone(&context).run_timers());
         spawn_local(Rc::clone(&context).flush_usage());
-        let worker = Worker { context, drain };
+        let worker = Worker { context, drain, closed };
         let mut peer = worker.connect();
 
         let items = items(first, affected, 3 * BATCH_SIZE, false);

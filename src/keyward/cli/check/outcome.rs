@@ -25,7 +25,7 @@ pub(super) struct CheckOutcome {
     pub(super) setting: Option<Setting>,
     /// The errors in the rows.
     pub(super) diagnostics: Option<Diagnostics>,
-    /// Keys that a reload would disable or restrict because of malformed rows.
+    /// Keys that a reload would disable or restrict because of bad rows.
     pub(super) withheld: Option<Withheld>,
     pub(super) lints: Option<lint::LintReport>,
     pub(super) diff: Option<CheckDiff>,

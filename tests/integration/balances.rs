@@ -57,7 +57,7 @@ fn stop(daemon: &mut Daemon) {
 /// Stops the daemon with SIGTERM, so that it saves, and starts it again.
 fn stop_and_restart(mut daemon: Daemon) -> Daemon {
     stop(&mut daemon);
-    daemon.restart()
+    daemon.kill_and_restart()
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn balance_ages_by_boot_time_or_after_a_reboot_by_wall_clock() {
         let mut bytes = Vec::new();
         encode(&stamp, buckets.iter().copied(), &mut bytes).expect("memory");
         fs::write(balances_path(&daemon), bytes).expect("a file");
-        daemon = daemon.restart();
+        daemon = daemon.kill_and_restart();
         assert_eq!(remaining(&daemon, "one"), expected, "{what}: {}", daemon.log());
         daemon.kill();
     }
@@ -116,7 +116,7 @@ fn killed_daemon_restores_its_last_save() {
     assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
     let daemon = stop_and_restart(daemon);
     assert_eq!(spend(&daemon, "one", 3), "ALLOWED");
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(remaining(&daemon, "one"), 6, "only charges since the last save are lost");
 }
 
@@ -127,7 +127,7 @@ fn balances_are_saved_periodically() {
     wait_for("a save", || saved(&daemon).filter(|(_, buckets)| buckets.len() == 1));
     assert_eq!(spend(&daemon, "two", 3), "ALLOWED");
     wait_for("another save", || saved(&daemon).filter(|(_, buckets)| buckets.len() == 2));
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!((remaining(&daemon, "one"), remaining(&daemon, "two")), (6, 7));
 }
 
@@ -166,7 +166,7 @@ fn damaged_file_loses_only_the_balances() {
     let aside = daemon.setup.path("balances.damaged");
     for (bytes, reason) in cases {
         fs::write(balances_path(&daemon), &bytes).expect("a file");
-        daemon = daemon.restart();
+        daemon = daemon.kill_and_restart();
         assert_eq!(remaining(&daemon, "one"), 10, "{reason}");
         assert_eq!(spend(&daemon, "one", 10), "ALLOWED", "{reason}");
         for part in [reason, "cannot be used", "ERROR", &*aside.display().to_string()] {
@@ -184,7 +184,7 @@ fn directory_in_place_of_the_file_is_moved_aside() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     daemon.kill();
     fs::create_dir(balances_path(&daemon)).expect("a directory");
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     daemon.assert_logged("cannot be used");
     let daemon = stop_and_restart(daemon);
@@ -197,7 +197,7 @@ fn key_absent_over_a_restart_is_not_refilled() {
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     stop(&mut daemon);
     replace_export(&daemon.setup.source(), Export::new([slow("two")]));
-    let daemon = stop_and_restart(daemon.restart());
+    let daemon = stop_and_restart(daemon.kill_and_restart());
     assert_eq!(daemon.verdict("one"), "UNKNOWN_KEY");
     daemon.publish(Export::new([slow("two"), row("one").limits("864/d burst 20")]));
     assert_eq!(remaining(&daemon, "one"), 0, "another rate does not refill it either");
@@ -210,7 +210,7 @@ fn balances_survive_a_start_with_a_broken_source() {
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
     stop(&mut daemon);
     daemon.spoil_source();
-    let daemon = stop_and_restart(daemon.restart());
+    let daemon = stop_and_restart(daemon.kill_and_restart());
     assert_eq!(daemon.verdict("one"), "NOT_READY");
     daemon.publish(Export::new([slow("one")]));
     assert_eq!(remaining(&daemon, "one"), 0);
@@ -225,6 +225,6 @@ fn owner_balance_survives_a_restart() {
     stop(&mut daemon);
     // Neither removing a key nor adding one refills the bucket of the owner.
     replace_export(&daemon.setup.source(), export(["two", "three"]));
-    let daemon = daemon.restart();
+    let daemon = daemon.kill_and_restart();
     assert_eq!((remaining(&daemon, "two"), remaining(&daemon, "three")), (4, 4));
 }
