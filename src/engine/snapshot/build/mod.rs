@@ -7,8 +7,8 @@
 //! * [`ParallelBuilder`] takes batches of rows that other threads have prepared, and builds the
 //!   indexes when all rows are there. It is faster, but an error does not name the rows: the caller
 //!   then starts over with [`Builder::add`].
-//! * A [compiled](super::compiled) file is decoded into place, in half the time that the parallel
-//!   builder takes without parsing (`benches/profile.md`).
+//! * A [compiled](super::compiled) file is decoded into place, in a third of the time that the
+//!   parallel builder takes for finished records (`benches/profile.md`).
 //!
 //! All of them reject a duplicate digest, and rows of one key id that disagree
 //! ([`KeyTable::check_agreement`]). The first two find a duplicate when they insert it into an
