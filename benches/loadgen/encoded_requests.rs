@@ -70,8 +70,8 @@ impl EncodedRequests {
         self.count
     }
 
-    /// The number of the request after `number`, both below [`len`](Self::len). This avoids a division for
-    /// each of the millions of answers a second.
+    /// The number of the request after `number`, both below [`len`](Self::len). This avoids a
+    /// division for each of the millions of answers per second.
     pub(crate) fn following(&self, number: u64) -> u64 {
         let next = number + 1;
         if next == self.count as u64 { 0 } else { next }
@@ -88,7 +88,7 @@ impl EncodedRequests {
     }
 
     /// The bytes of up to `max` requests (at least 1) starting at `number`, and how many they are:
-    /// fewer than `max` if the last one comes first.
+    /// fewer than `max` if the last request is reached.
     pub(crate) fn slice(&self, number: u64, max: usize) -> (&[u8], usize) {
         let first = (number % self.len() as u64) as usize;
         let count = max.min(self.len() - first);
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slice_stops_at_the_end_of_the_ring() {
+    fn slice_stops_at_the_last_request() {
         let requests =
             EncodedRequests::new(3, |number, out| out.extend([number as u8; 4])).expect("three requests");
         assert_eq!((requests.len(), requests.mean_size()), (3, 4.0));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn ring_without_requests_or_with_an_empty_request_is_an_error() {
+    fn no_requests_and_an_empty_request_are_errors() {
         assert!(EncodedRequests::new(0, |_, out| out.push(1)).is_err());
         assert!(EncodedRequests::new(2, |_, _| ()).is_err());
         assert!(EncodedRequests::new(2, |number, out| out.extend(vec![0; 1 - number])).is_err());

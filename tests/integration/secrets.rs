@@ -91,7 +91,7 @@ struct Observed {
     before: MemoryDump,
 }
 
-/// Returns `None` if the daemon's memory may not be read.
+/// A daemon that lists `keys`, and its memory before any request.
 fn start(binary: Option<&OsString>, peppers: Peppers, keys: &[String]) -> Observed {
     let rows = keys.iter().enumerate();
     let rows =

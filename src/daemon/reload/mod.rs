@@ -18,7 +18,9 @@
 //! 6. It waits until every worker has passed the epoch. From then on, no answer of an older
 //!    snapshot can leave on any connection.
 //! 7. Revocations that the source has confirmed for long enough leave the list, and the slots of
-//!    buckets that are no longer used are reclaimed.
+//!    buckets that are no longer used are reclaimed. Removing a revocation waits for one attempt to
+//!    write that, without a limit: a disk that hangs holds up the acknowledgement, although the new
+//!    keys are in force.
 //! 8. The accepted source is recorded in `accepted_source.json`, durably, and the keys are queued
 //!    to be written for the next start ([`last_good`]).
 //! 9. The settings that the source was read with come into force.

@@ -145,7 +145,8 @@ fn detect_loss(
         (Some(_), None, StoredRecord::Valid(_)) => {
             Some("it has no header: an older copy, or a part of the list, has taken its place".to_owned())
         }
-        // The mark is written first, so an interrupted first start does not leave a list alone.
+        // The high-water mark is written first, so an interrupted first start does not leave a list
+        // alone.
         (Some(_), None, StoredRecord::Missing) => {
             Some(format!("it has no header, and {} is missing", watermark::NAME))
         }

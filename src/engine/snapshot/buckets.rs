@@ -30,7 +30,7 @@ pub enum BucketError {
     Inconsistent,
 }
 
-/// The buckets of the limits that owners share, by [name](BucketId::for_owner): one bucket, or one
+/// The buckets of the limits that owners share, by [id](BucketId::for_owner): one bucket, or one
 /// per rate.
 pub(super) type OwnerBuckets = HashMap<BucketId, Vec<BucketRef>, IdHasher>;
 
