@@ -20,6 +20,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::connection::busy_poll::SpinBackoff;
 use crate::connection::socket::Socket;
 use crate::connection::timers::{NEVER, TimerHandle, Wakeup};
+use crate::connection::turns::TurnHandle;
 
 mod buffers;
 mod busy_poll;
@@ -29,6 +30,7 @@ mod respond;
 mod socket;
 mod timer_fd;
 mod timers;
+mod turns;
 mod worker_context;
 
 #[cfg(test)]
@@ -37,7 +39,8 @@ mod tests;
 pub use buffers::INPUT_BYTES;
 pub use counters::Counters;
 pub use respond::{Progress, StopReason, respond};
-pub use worker_context::{Metrics, Shutdown, Timeouts, WorkerContext};
+pub use turns::IdleCount;
+pub use worker_context::{Metrics, Shutdown, Timeouts, VerifyInputs, WorkerContext};
 
 /// How long after a read a connection reads again without having been woken. A read that stops at a
 /// passed descriptor (SCM_RIGHTS) leaves bytes behind, for which epoll reports nothing.
@@ -52,6 +55,7 @@ pub struct Connection {
     socket: Socket,
     context: Rc<WorkerContext>,
     timer: TimerHandle,
+    turn: TurnHandle,
     /// Input that was read and not answered yet. It may contain a raw key.
     unanswered: Zeroizing<Vec<u8>>,
     last_read: Instant,
@@ -91,14 +95,16 @@ pub enum CloseReason {
 }
 
 impl Connection {
-    /// A connection of the worker that `context` belongs to.
-    pub fn new(stream: UnixStream, context: Rc<WorkerContext>) -> Self {
+    /// A connection of a peer with this uid, on the worker that `context` belongs to.
+    pub fn new(stream: UnixStream, uid: u32, context: Rc<WorkerContext>) -> Self {
         let last_read = Instant::now();
         let timer = context.timers.register(last_read + context.timeouts.idle.unwrap_or(NEVER));
+        let turn = context.turns.register(uid);
         Self {
             socket: Socket::new(stream),
             context,
             timer,
+            turn,
             unanswered: Zeroizing::default(),
             last_read,
             is_probed: true,
@@ -128,7 +134,7 @@ impl Connection {
         }
     }
 
-    /// Waits for input, and reads it into the shared buffer.
+    /// Waits for input and the connection's turn, and reads into the shared buffer.
     async fn wait(&mut self) -> io::Result<WakeReason> {
         std::future::poll_fn(|cx| {
             // Checked before the socket: a peer that never stops sending would otherwise hide the
@@ -136,10 +142,19 @@ impl Connection {
             if self.context.timers.is_draining() {
                 return Poll::Ready(Ok(WakeReason::Timer(Wakeup::Drain)));
             }
-            let mut buffers = self.context.buffers.borrow_mut();
-            let space = buffers.space_after(self.unanswered.len());
-            if let Poll::Ready(read) = self.socket.poll_read(cx, space) {
-                return Poll::Ready(read.map(WakeReason::Input));
+            while let Poll::Ready(readable) = self.socket.poll_readable(cx) {
+                let mut readable = readable?;
+                if self.turn.poll_begin(cx).is_pending() {
+                    // Only a shutdown matters while input waits: the peer is not silent.
+                    let _ = self.timer.poll(cx);
+                    return Poll::Pending;
+                }
+                let mut buffers = self.context.buffers.borrow_mut();
+                let space = buffers.space_after(self.unanswered.len());
+                if let Some(bytes) = readable.read(space)? {
+                    return Poll::Ready(Ok(WakeReason::Input(bytes)));
+                }
+                self.turn.give_up();
             }
             self.timer.poll(cx).map(|wakeup| Ok(WakeReason::Timer(wakeup)))
         })
@@ -170,18 +185,22 @@ impl Connection {
                     self.discard_input();
                     return Ok(Some(CloseReason::ShutDown));
                 }
-                StopReason::OutputFull => self.answer(0)?,
+                StopReason::OutputFull => {
+                    self.turn.begin().await;
+                    self.answer(0)?
+                }
                 StopReason::Superseded => {
                     // Lets the worker take the new snapshot first.
                     tokio::task::yield_now().await;
+                    self.turn.begin().await;
                     self.answer(0)?
                 }
             };
         }
     }
 
-    /// Answers the input once, and writes as many answers as the socket takes. There is no await,
-    /// so that the shared buffers belong to this connection throughout.
+    /// Answers the input once, writes as many answers as the socket takes, and ends the connection's
+    /// turn. There is no await, so that the shared buffers belong to this connection throughout.
     fn answer(&mut self, new_bytes: usize) -> io::Result<Answered> {
         let context = Rc::clone(&self.context);
         let mut buffers = context.buffers.borrow_mut();
@@ -194,6 +213,7 @@ impl Connection {
             consumed.zeroize();
         }
         let written = self.socket.try_write(output)?;
+        self.turn.end(progress.consumed + output.len());
         let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
         Ok(Answered { stop: progress.stop, unsent })
     }
@@ -282,6 +302,7 @@ impl Connection {
 
     /// Answers the input that has arrived, and sends the ERROR that announces the shutdown.
     async fn drain(&mut self) -> io::Result<CloseReason> {
+        self.turn.give_up();
         for _ in 0..MAX_FINAL_READS {
             let Some(bytes) = self.try_read()? else {
                 break;

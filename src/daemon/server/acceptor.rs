@@ -105,7 +105,7 @@ impl Acceptor {
         }
         if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open_connections()) {
             worker.counters.count_connection();
-            worker.assign(stream);
+            worker.assign(stream, uid);
         }
     }
 

@@ -16,7 +16,7 @@ use crate::audit::{Audit, Event};
 use crate::balances::{BalanceSaver, BalanceSource};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::connection::{Counters, Metrics, Shutdown, Timeouts, WorkerContext};
+use crate::connection::{Counters, Metrics, Shutdown, Timeouts, VerifyInputs, WorkerContext};
 use crate::log::Log;
 use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
 use crate::reload::{History, LastGoodStore, Reloader, Settings, Trigger, trigger_channel};
@@ -279,10 +279,15 @@ fn start_workers(
     for (number, (subscription, usage)) in subscriptions.into_iter().zip(usage_logs).enumerate() {
         let counters = Arc::new(Counters::default());
         let metrics = Metrics { counters: Arc::clone(&counters), usage };
-        let (limiter, global_policy) = (Arc::clone(limiter), Arc::clone(&settings.global_policy));
-        let (clock, shutdown) = (clock.clone(), shutdown.clone());
-        let worker = Worker::start(number, counters, move || {
-            WorkerContext::new(subscription, limiter, global_policy, clock, metrics, timeouts, shutdown)
+        let inputs = VerifyInputs {
+            subscription,
+            limiter: Arc::clone(limiter),
+            global_policy: Arc::clone(&settings.global_policy),
+            clock: clock.clone(),
+        };
+        let shutdown = shutdown.clone();
+        let worker = Worker::start(number, counters, move |idle_count| {
+            WorkerContext::new(inputs, metrics, timeouts, shutdown, idle_count)
         });
         workers.push(worker.map_err(os_error("start a worker"))?);
     }
