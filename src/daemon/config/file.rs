@@ -79,6 +79,8 @@ pub(super) struct Server {
     pub(super) huge_pages: bool,
     #[serde(deserialize_with = "max_connections")]
     pub(super) max_connections: u32,
+    #[serde(deserialize_with = "max_connections_per_uid")]
+    pub(super) max_connections_per_uid: Option<u32>,
     #[serde(deserialize_with = "idle_timeout")]
     pub(super) idle_timeout: Option<Duration>,
     #[serde(deserialize_with = "drain_timeout")]
@@ -170,6 +172,7 @@ impl Default for Server {
             busy_poll: Duration::ZERO,
             huge_pages: true,
             max_connections: 4096,
+            max_connections_per_uid: None,
             idle_timeout: Some(Duration::from_secs(300)),
             drain_timeout: Duration::from_secs(5),
             allow_uids: Vec::new(),
@@ -257,6 +260,10 @@ fn workers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D:
 
 fn max_connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     text::integer(deserializer, 1..=MAX_CONNECTIONS)
+}
+
+fn max_connections_per_uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    text::integer(deserializer, 1..=MAX_CONNECTIONS).map(Some)
 }
 
 fn max_bad_rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {

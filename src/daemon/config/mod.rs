@@ -116,6 +116,8 @@ pub struct Server {
     pub huge_pages: bool,
     /// Maximum number of open connections, `1..=`[`MAX_CONNECTIONS`].
     pub max_connections: usize,
+    /// Maximum number of connections of one uid. `None`: seven eighths of `max_connections`.
+    pub max_connections_per_uid: Option<usize>,
     /// The silence after which a connection is closed, at least a second. `None`: never.
     pub idle_timeout: Option<Duration>,
     /// How long the daemon answers requests that have arrived when it is stopped. Zero closes

@@ -102,6 +102,7 @@ fn resolve_server(
         busy_poll: settings.busy_poll,
         huge_pages: settings.huge_pages,
         max_connections: settings.max_connections as usize,
+        max_connections_per_uid: settings.max_connections_per_uid.map(|max| max as usize),
         idle_timeout: settings.idle_timeout,
         drain_timeout: settings.drain_timeout,
         clients: Clients { uids: sorted(settings.allow_uids), gids: sorted(settings.allow_gids) },

@@ -90,7 +90,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!((server.socket_mode.bits(), server.socket_group), (0o660, None));
     assert!((1..=256).contains(&server.workers));
     assert!(server.huge_pages && server.busy_poll.is_zero());
-    assert_eq!(server.max_connections, 4096);
+    assert_eq!((server.max_connections, server.max_connections_per_uid), (4096, None));
     let [idle, drain] = [300, 5].map(Duration::from_secs);
     assert_eq!((server.idle_timeout, server.drain_timeout), (Some(idle), drain));
     assert!(server.clients.allows(0, 0) && server.clients.allows(1000, 1000), "empty lists allow everyone");
@@ -122,6 +122,7 @@ fn settings_are_read() {
         busy_poll = "1ms"
         huge_pages = false
         max_connections = 1_000_000
+        max_connections_per_uid = 1
         idle_timeout = "never"
         drain_timeout = "0s"
         allow_uids = [1001, 1000, 1001]
@@ -147,6 +148,7 @@ fn settings_are_read() {
     assert_eq!(server.admin_socket.as_path(), Path::new("/tmp/admin.sock"), "beside the verify socket");
     assert_eq!(server.socket_group, Some(Group::Id(990)));
     assert_eq!((server.workers, server.max_connections), (256, 1_000_000));
+    assert_eq!(server.max_connections_per_uid, Some(1));
     let times = (server.busy_poll, server.idle_timeout, server.drain_timeout);
     assert_eq!((server.huge_pages, times), (false, (Duration::from_millis(1), None, Duration::ZERO)));
     assert!(server.clients.allows(1000, 5) && server.clients.allows(1001, 5) && server.clients.allows(5, 33));
@@ -313,8 +315,8 @@ fn unknown_setting_is_refused() {
     assert_eq!(
         refused("server.worker = 1"),
         ":2:8: server.worker: unknown field `worker`, expected one of `socket`, `socket_mode`, `socket_group`, \
-         `admin_socket`, `state_dir`, `workers`, `busy_poll`, `huge_pages`, `max_connections`, `idle_timeout`, \
-         `drain_timeout`, `allow_uids`, `allow_gids`, `admin_uids`"
+         `admin_socket`, `state_dir`, `workers`, `busy_poll`, `huge_pages`, `max_connections`, \
+         `max_connections_per_uid`, `idle_timeout`, `drain_timeout`, `allow_uids`, `allow_gids`, `admin_uids`"
     );
     assert_eq!(
         refused("[sever]"),

@@ -241,8 +241,8 @@ mod tests {
         let turns = Turns::new(IdleCount::default());
         let handles: Vec<_> = uids.iter().map(|uid| turns.register(*uid)).collect();
         turns.cost.set(COST_PER_POLL);
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(handles.iter().all(|handle| handle.poll_begin(&mut cx).is_pending()));
+        let cx = Context::from_waker(Waker::noop());
+        assert!(handles.iter().all(|handle| handle.poll_begin(&cx).is_pending()));
         let mut order = Vec::new();
         for _ in 0..uids.len() {
             turns.cost.set(0);
@@ -266,10 +266,10 @@ mod tests {
     fn idle_worker_makes_no_connection_wait() {
         let turns = Turns::new(IdleCount::default());
         let (first, second) = (turns.register(1), turns.register(1));
-        let mut cx = Context::from_waker(Waker::noop());
+        let cx = Context::from_waker(Waker::noop());
         for _ in 0..100 {
             for handle in [&first, &second] {
-                assert!(handle.poll_begin(&mut cx).is_ready());
+                assert!(handle.poll_begin(&cx).is_ready());
                 handle.end(1_000);
             }
             turns.idle_count.increment();
@@ -280,9 +280,9 @@ mod tests {
     fn worker_polls_epoll_after_a_bounded_cost() {
         let turns = Turns::new(IdleCount::default());
         let handle = turns.register(1);
-        let mut cx = Context::from_waker(Waker::noop());
+        let cx = Context::from_waker(Waker::noop());
         let mut cost = 0;
-        while handle.poll_begin(&mut cx).is_ready() {
+        while handle.poll_begin(&cx).is_ready() {
             handle.end(1_000);
             cost += SYSTEM_CALL_COST + 1_000;
             assert!(cost < 2 * COST_PER_POLL);
@@ -296,16 +296,16 @@ mod tests {
         let turns = Turns::new(IdleCount::default());
         let [first, second, third] = [1, 1, 1].map(|uid| turns.register(uid));
         turns.cost.set(COST_PER_POLL);
-        let mut cx = Context::from_waker(Waker::noop());
+        let cx = Context::from_waker(Waker::noop());
         for handle in [&first, &second, &third] {
-            assert!(handle.poll_begin(&mut cx).is_pending());
+            assert!(handle.poll_begin(&cx).is_pending());
         }
         turns.cost.set(0);
         turns.grant_next();
         drop(second);
-        assert!(third.poll_begin(&mut cx).is_pending());
+        assert!(third.poll_begin(&cx).is_pending());
         drop(first);
-        assert!(third.poll_begin(&mut cx).is_ready());
+        assert!(third.poll_begin(&cx).is_ready());
         drop(third);
         assert!(turns.is_uncontended());
     }

@@ -21,6 +21,7 @@ use crate::log::Log;
 use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
 use crate::reload::{History, LastGoodStore, Reloader, Settings, Trigger, trigger_channel};
 use crate::revocation::{self, Revocations};
+use crate::server::connection_limits::{ConnectionLimits, OpenConnections};
 use crate::server::descriptors::connection_limit;
 use crate::server::listener::{Listener, ListenerSpec};
 use crate::server::reload_config::{config_loader, configuration_event, settings};
@@ -57,7 +58,7 @@ pub(super) struct Startup {
 /// A started daemon: its threads run, and its sockets are bound but not accepted from yet.
 pub(super) struct Daemon {
     pub(super) config: Config,
-    pub(super) max_connections: usize,
+    pub(super) open_connections: OpenConnections,
     pub(super) sockets: Sockets,
     pub(super) recorders: Recorders,
     pub(super) revocations: Arc<Revocations>,
@@ -86,6 +87,7 @@ impl Startup {
         memory::set_huge_pages(config.server.huge_pages);
         memory::ensure_reserve();
         let max_connections = connection_limit(config.server.max_connections, config.server.workers);
+        let limits = ConnectionLimits::new(max_connections, config.server.max_connections_per_uid);
 
         // Before the state directory, which another daemon may still hold: clients that connect
         // meanwhile wait for their answers.
@@ -135,7 +137,7 @@ impl Startup {
         })?;
         Ok(Daemon {
             config,
-            max_connections,
+            open_connections: OpenConnections::new(limits),
             sockets,
             recorders,
             revocations,

@@ -15,12 +15,21 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::connection::{Connection, Counters, IdleCount, WorkerContext};
+use crate::server::connection_limits::ConnectionGuard;
 
 /// A handle to a worker thread. The thread lives as long as the daemon.
 pub(super) struct Worker {
     pub(super) counters: Arc<Counters>,
-    connections: mpsc::UnboundedSender<(UnixStream, u32)>,
+    connections: mpsc::UnboundedSender<AssignedConnection>,
     open_connections: Arc<AtomicUsize>,
+}
+
+/// A connection on its way to its worker.
+pub(super) struct AssignedConnection {
+    pub(super) stream: UnixStream,
+    /// The peer's uid.
+    pub(super) uid: u32,
+    pub(super) guard: ConnectionGuard,
 }
 
 impl Worker {
@@ -65,17 +74,17 @@ impl Worker {
         self.open_connections.load(Ordering::Relaxed)
     }
 
-    /// Assigns a connection of a peer with this uid to the worker.
-    pub(super) fn assign(&self, connection: UnixStream, uid: u32) {
+    /// Assigns a connection to the worker.
+    pub(super) fn assign(&self, connection: AssignedConnection) {
         self.open_connections.fetch_add(1, Ordering::Relaxed);
         // Cannot fail: the receiver lives as long as the thread.
-        let _ = self.connections.send((connection, uid));
+        let _ = self.connections.send(connection);
     }
 }
 
 /// Serves each assigned connection in a task of its own.
 async fn serve(
-    mut assigned: mpsc::UnboundedReceiver<(UnixStream, u32)>,
+    mut assigned: mpsc::UnboundedReceiver<AssignedConnection>,
     context: Rc<WorkerContext>,
     open: Arc<AtomicUsize>,
 ) {
@@ -83,11 +92,11 @@ async fn serve(
     tokio::task::spawn_local(Rc::clone(&context).flush_usage());
     tokio::task::spawn_local(Rc::clone(&context).run_timers());
     tokio::task::spawn_local(Rc::clone(&context).run_turns());
-    while let Some((stream, uid)) = assigned.recv().await {
-        let guard = OpenConnection(Arc::clone(&open));
+    while let Some(AssignedConnection { stream, uid, guard }) = assigned.recv().await {
+        let open = OpenConnection(Arc::clone(&open));
         let connection = Connection::new(stream, uid, Rc::clone(&context));
         tokio::task::spawn_local(async move {
-            let _guard = guard;
+            let _counted = (guard, open);
             match connection.serve().await {
                 Ok(end) => debug!(?end, "connection ended"),
                 Err(error) => debug!(%error, "connection failed"),
