@@ -53,7 +53,7 @@
 //! | owner | the account that keys belong to; a limit may be shared by all keys of an owner |
 //! | snapshot | the immutable table of all keys and their policy |
 //! | generation | the number of a snapshot; every answer names the one that it came from |
-//! | epoch | the number of a change that answers depend on: a swap of snapshots, or a revocation |
+//! | epoch | a counter that every change of answers advances (as in RCU: a grace period ends when all workers have passed it) |
 //! | verdict | the answer's code: `ALLOWED`, or the first reason for a denial |
 //! | restriction | a property of a key that decides what it may do: status, times, environment, plan, scopes, networks, origins, limits ([`FieldSet::RESTRICTIONS`](record::FieldSet::RESTRICTIONS)) |
 //! | plan | a named set of limits in the configuration |
@@ -63,11 +63,14 @@
 //! | slot | the place of a bucket's word in the limiter's array; a bucket whose rate changes gets another one |
 //! | pepper | a secret that only the daemon knows, under which keys are hashed |
 //! | compiled | of a snapshot: written to a `.kwc` file, to be loaded without parsing |
-//! | last good | the keys that were in force last, stored for a start whose source is refused |
-//! | settle | of a source file: not to be written to for a while, so that it can be read |
+//! | last good | the last known good keys, as in Envoy: those that were in force last, stored for a start whose source is refused |
+//! | settle | the quiet period before a file is read |
 //! | guard | the comparison that refuses a source that changes the access of too many keys |
-//! | set aside | of a row that cannot be parsed: its keys are disabled, and all other rows take effect |
+//! | source | the configured export file |
+//! | bad row | a row that cannot be parsed, repeats a hash, or contradicts another row of its key |
+//! | set aside | of a bad row: its key is disabled, and all other rows take effect |
 //! | takeaway | access that a refused source takes from a key of the snapshot in force |
+//! | withheld | of access: disabled by a row that is set aside, or taken by a takeaway |
 //! | row policy | the policy as a row states it, before plans are applied; written to compiled files |
 //! | shadow limit | a limit that is charged and reported, but never refuses a request |
 //! | superseded | of a snapshot: a newer one has taken over one of its buckets, so the request is decided again |

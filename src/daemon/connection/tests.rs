@@ -45,7 +45,7 @@ impl Worker {
             GlobalPolicy::default().into(),
             Clock::new(),
             Metrics { counters: Arc::default(), usage: UsageLog::detached() },
-            Timeouts { idle: None, stale_answers: FOREVER, busy_poll },
+            Timeouts { idle: None, unsent_answers: FOREVER, busy_poll },
             Shutdown { draining, closed: Arc::clone(&closed) },
         );
         spawn_local(Rc::clone(&context).run_timers());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Most keys in one report: it is one line of JSON, for people and for scripts that need the top
+/// Maximum number of keys in one report: it is one line of JSON, for people and for scripts that need the top
 /// keys. `usage.jsonl` has all of them.
 pub const MAX_LISTED: usize = 1000;
 

@@ -133,7 +133,7 @@ fn compiled_file_reads_back_as_it_was_written() {
     assert!(header.key_bytes.get() > 2 * BLOCK_BYTES as u64, "there are several blocks");
     let (text, keys) = (text.finish(), load(&file, Plans::default()).expect("a good file"));
     let diff = keys.diff_from(Some(&text), CompareOptions { now: 1, by_key_id: false });
-    assert!((diff.added, diff.removed, diff.changed, diff.revoked) == (0, 0, 0, 0), "{diff:?}");
+    assert!((diff.added, diff.removed, diff.changed, diff.deactivated) == (0, 0, 0, 0), "{diff:?}");
     assert_eq!(keys.summary(0), text.summary(0));
     assert_eq!(keys.rotated.len(), 4_000);
 }

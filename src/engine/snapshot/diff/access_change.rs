@@ -12,8 +12,8 @@ pub enum AccessChange {
     DisabledReturns,
     /// The key has expired, or is not valid yet, and would be valid. Out of all such keys.
     ExpiredReturns,
-    /// Rows that cannot be understood keep the key from working, and it would work: its own row was
-    /// set aside, or a source that was refused for other rows took the access away. Out of all such
+    /// The access is withheld because of bad rows, and the key would work: its own row was set
+    /// aside, or a source that was refused for other rows took the access away. Out of all such
     /// keys.
     WithheldReturns,
     /// The environment disappears or changes. Out of the keys that have one.

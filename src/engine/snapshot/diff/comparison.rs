@@ -107,7 +107,7 @@ impl Comparison<'_> {
             let removed = || before.example(Vec::new());
             count(&mut diff.removed, &mut diff.examples.removed, removed);
             if was_active {
-                count(&mut diff.revoked, &mut diff.examples.revoked, removed);
+                count(&mut diff.deactivated, &mut diff.examples.deactivated, removed);
             }
             let successor = if self.options.by_key_id { self.successor(before) } else { None };
             self.count_impact(diff, before, successor, policy_changes);
@@ -119,7 +119,7 @@ impl Comparison<'_> {
             count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
         }
         if was_active && after.entry.status.of_row() != Status::Active {
-            count(&mut diff.revoked, &mut diff.examples.revoked, || before.changed_to(after));
+            count(&mut diff.deactivated, &mut diff.examples.deactivated, || before.changed_to(after));
         }
         self.count_impact(diff, before, Some(after), policy_changes);
     }
