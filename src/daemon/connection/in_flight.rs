@@ -71,8 +71,8 @@ impl Drop for InFlightGuard {
 /// Tracks which epochs the worker has passed.
 ///
 /// Changes can follow each other faster than peers read. The unsent answers of every epoch get the
-/// same timeout, counted from the advance past their own epoch. Waiting for them after one change therefore
-/// does not delay the next change again.
+/// same timeout, counted from the advance past their own epoch. Waiting for them after one change
+/// therefore does not delay the next change again.
 pub(super) struct EpochTracker {
     in_flight: Rc<InFlight>,
     timeout: Duration,

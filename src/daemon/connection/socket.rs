@@ -48,7 +48,8 @@ impl Socket {
         }
     }
 
-    /// Reads without waiting, regardless of the readiness that tokio has recorded. `None`: there is no input.
+    /// Reads without waiting, regardless of the readiness that tokio has recorded. `None`: there is
+    /// no input.
     pub(super) fn try_read(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
         match recv(&self.stream, space, RecvFlags::DONTWAIT) {
             Ok((_, count)) => Ok(Some(count)),

@@ -31,8 +31,8 @@ const ALWAYS_STOP: usize = 1;
 /// suspended keys that work again do not indicate a wrong export.
 const MAX_ALWAYS_WIDEN: usize = 10;
 
-/// The changes of `AccessChange::LOOSENS` that [`Tolerance::max_loosened`] limits. Raised limits, and
-/// environments where there was none, are only counted: a new price list is ordinary business.
+/// The changes of `AccessChange::LOOSENS` that [`Tolerance::max_loosened`] limits. Raised limits,
+/// and environments where there was none, are only counted: a new price list is ordinary business.
 const CHECKED_LOOSENS: [AccessChange; 6] = [
     AccessChange::LosesEnvironment,
     AccessChange::LosesNetworks,

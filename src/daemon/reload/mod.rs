@@ -19,16 +19,16 @@
 //!    snapshot can leave on any connection.
 //! 7. Revocations that the source has confirmed for long enough leave the list, and the slots of
 //!    buckets that are no longer used are reclaimed. Removing an entry waits, without a timeout,
-//!    for one attempt to write the removal: a disk that hangs holds up the acknowledgement, although
-//!    the new keys are in force.
+//!    for one attempt to write the removal: a disk that hangs holds up the acknowledgement,
+//!    although the new keys are in force.
 //! 8. The accepted source is recorded in `accepted_source.json`, durably, and the keys are queued
 //!    to be written for the next start ([`last_good`]). Takeaways of refused sources are forgotten.
 //! 9. The settings that the source was read with come into force. If commands have arrived
 //!    meanwhile, the file's state and the configuration are read again, to decide which of them
 //!    share the result ([below](#shared-reloads)).
 //! 10. The outcome is recorded in the audit trail, so an acknowledged outcome is always in it. Then
-//!     it goes to the log, `keyward status` and systemd ([`report`]), and the watch follows the path
-//!     in force.
+//!     it goes to the log, `keyward status` and systemd ([`report`]), and the watch follows the
+//!     path in force.
 //! 11. The waiting commands are answered.
 //! 12. The old snapshot is freed. No command waits for that.
 //!

@@ -12,7 +12,8 @@ use std::thread;
 /// next.
 const QUEUED_ITEMS: usize = 2;
 
-/// Maximum number of workers for one load: the thread that inserts rows keeps no more than a few busy.
+/// Maximum number of workers for one load: the thread that inserts rows keeps no more than a few
+/// busy.
 const MAX_WORKERS: usize = 6;
 
 /// Name of the threads that [`map_ordered`] and [`join`] start.

@@ -42,8 +42,8 @@ const SAMPLES: u64 = 16;
 /// estimate of rows in a file with many lines that are not rows.
 const MIN_ROW_BYTES: u64 = 46;
 
-/// Maximum number of rows that indexes are allocated for in advance, which takes 100 MiB. Even a few rows can
-/// touch all of that, because they are scattered by hash. For more rows, indexes grow.
+/// Maximum number of rows that indexes are allocated for in advance, which takes 100 MiB. Even a
+/// few rows can touch all of that, because they are scattered by hash. For more rows, indexes grow.
 const MAX_PREALLOCATED_ROWS: usize = 4 << 20;
 
 /// Rows and chunks between two checks of memory. The margin of a check covers the small allocations

@@ -2,8 +2,8 @@
 //! the source confirms them.
 //!
 //! A revocation is in force on every connection before its command is answered, and on disk unless
-//! the disk fails. [`Revocations::revoke`] takes steps 1 to 4, and its caller, `edit_revocations` in
-//! `server/admin_handler.rs`, takes step 5:
+//! the disk fails. [`Revocations::revoke`] takes steps 1 to 4, and its caller, `edit_revocations`
+//! in `server/admin_handler.rs`, takes step 5:
 //!
 //! 1. lock the commands, which excludes other commands and the swap of snapshots;
 //! 2. add the entry to the list in memory, and mark the rows of the current snapshot;

@@ -11,7 +11,8 @@ pub struct ChangeCounts {
     pub removed: usize,
     /// Digests whose row differs.
     pub changed: usize,
-    /// Keys that were active and no longer are: removed, disabled or revoked. Most of them are counted above too.
+    /// Keys that were active and no longer are: removed, disabled or revoked. Most of them are
+    /// counted above too.
     #[serde(rename = "revoked")]
     pub deactivated: usize,
     /// Keys that stop working: removed, disabled, revoked, or outside their period of validity.
