@@ -171,7 +171,7 @@ impl SourceReader<'_> {
 
     /// A compiled file has no columns: a required field must have a value in some row.
     fn check_required_fields(&self, builder: &Builder) -> Result<(), ReloadError> {
-        let absent = self.origin.mapping.required().difference(builder.given());
+        let absent = self.origin.mapping.required().difference(builder.present_fields());
         if absent.is_empty() {
             return Ok(());
         }

@@ -34,7 +34,7 @@ impl Snapshot {
 }
 
 impl Key<'_> {
-    /// Revokes the key, whatever its row says, or undoes that.
+    /// Revokes the key, regardless of its row, or undoes that.
     pub fn set_revoked(self, revoked: bool) {
         self.entry.status.set_revoked_by_operator(revoked);
     }

@@ -70,7 +70,7 @@ impl KeyTable {
                 continue;
             }
             let before = served.table().find_exactly(&row.digest);
-            let Some(before) = before.and_then(|id| served.table().entries.get(id as usize)) else {
+            let Some(before) = before.and_then(|number| served.table().entries.get(number as usize)) else {
                 continue;
             };
             if let Some(takeaway) = takeaway(before, row, now) {

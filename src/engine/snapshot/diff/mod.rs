@@ -27,23 +27,23 @@ pub(super) use impact::is_within;
 pub use impact::{Impact, Share};
 pub use row_map::RowMap;
 
-/// How many keys a new table adds, removes and changes.
+/// How many rows a new table adds, removes and changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Diff {
-    /// Digests that are new.
+    /// Rows with a digest that is new.
     pub added: usize,
-    /// Digests that are gone.
+    /// Rows with a digest that is gone.
     pub removed: usize,
-    /// Digests whose row differs.
+    /// Rows that differ from the old row with the same digest.
     pub changed: usize,
-    /// Keys that were active and no longer are: removed, disabled or revoked. Most of them are
+    /// Rows that were active and no longer are: removed, disabled or revoked. Most of them are
     /// counted above too.
     #[serde(rename = "revoked")]
     pub deactivated: usize,
     /// What the changes mean for access.
     #[serde(skip)]
     pub impact: Impact,
-    /// The first keys of each kind.
+    /// The first rows of each kind.
     #[serde(skip)]
     pub examples: Examples,
 }
@@ -123,8 +123,8 @@ impl KeyTable {
     pub(super) fn restrictions(&self, entry: &Entry) -> FieldSet {
         let policy = self.policies.get(entry.policy as usize);
         let by_policy =
-            policy.map_or(FieldSet::NONE, |policy| policy_change::given_by_policy(policy, &self.plans));
-        impact::given_by_row(entry).union(by_policy)
+            policy.map_or(FieldSet::NONE, |policy| policy_change::policy_fields(policy, &self.plans));
+        impact::row_fields(entry).union(by_policy)
     }
 }
 
