@@ -1,7 +1,7 @@
-//! Digests that share the whole 64-bit hash of the index, so that only a comparison of all 256 bits
+//! Digests that share the whole 64-bit hash of the index, so only a comparison of all 256 bits
 //! distinguishes them.
 //!
-//! The index hashes with a secret seed, so that a client cannot find such digests. A table must not
+//! The index hashes with a secret seed, so a client cannot find such digests. A table must not
 //! depend on that: a look-up that trusts the hash, or the 32 bits of it that the index stores,
 //! would admit a key that was never issued.
 
