@@ -5,8 +5,8 @@
 //!
 //! # A request
 //!
-//! A request crosses five stops, all on one worker thread, with no await between the read and the
-//! write:
+//! All of it happens on one worker thread, with no await between the read and the write. The four
+//! stages of [`keyward_engine`] are within `verify`:
 //!
 //! ```text
 //!  app ── Unix socket ──▶ connection ──▶ protocol ──▶ verify ──▶ snapshot
@@ -26,19 +26,20 @@
 //! # A new set of keys
 //!
 //! The reload thread notices a change, reads the source, and lets the guard compare the new keys
-//! with the old ones. It swaps the snapshots, waits until every worker has passed the swap
+//! with the old ones. It swaps the snapshots, waits until every worker has passed the epoch
 //! ([`publish`]), records the outcome, and only then acknowledges it. [`reload`] lists all steps in
 //! their order.
 //!
 //! A failure before the swap grants nothing, and takes away only what
-//! `source.apply_takeaways_of_refused` allows. At a start, the [last good keys](reload::last_good)
+//! `source.apply_takeaways_of_refused` allows. At startup, the [last good keys](reload::last_good)
 //! are served instead.
 //!
 //! # A revocation
 //!
 //! A revocation does not wait for a reload. [`revocation`] sets a bit in the entries of the
-//! snapshot that is being served, [`publish`] ends the epoch, and the acknowledgement comes when
-//! the line is on disk (or the disk has refused it) and every worker has passed. A reload marks its
+//! snapshot that is being served, [`publish`] advances the epoch, and the acknowledgement comes
+//! when the line is on disk (or the disk has refused it) and every worker has passed the epoch. A
+//! reload marks its
 //! snapshot before the swap, and removes from the list what the source itself has revoked for long
 //! enough.
 //!
@@ -65,9 +66,8 @@
 //!
 //! # Invariants
 //!
-//! * What changes the answers (a swap, a revocation) is stored first and ends an epoch after that.
-//!   A worker reads the epoch before the snapshot, and passes it only when no answer of an older
-//!   one waits for its peer ([`publish`]).
+//! * A writer stores the change, then advances the epoch. A worker reports an epoch as passed only
+//!   when no answer computed in an earlier one is unsent ([`publish`]).
 //! * A revocation is in force everywhere before it is acknowledged, and durable unless the
 //!   acknowledgement says otherwise ([`revocation`]). Files that cannot be written are listed
 //!   ([`keyward_state::WriteHealth`]).

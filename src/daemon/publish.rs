@@ -1,8 +1,8 @@
 //! The atomic swap of snapshots, and the wait until no answer of an older one can leave.
 //!
 //! This is RCU with explicit quiescent states. One writer replaces the snapshot that many readers,
-//! the workers, use without a lock. Every change of what is answered ends an *epoch*: a swap to a
-//! new snapshot, and a revocation or a takeaway, which change the current snapshot in place.
+//! the workers, use without a lock. Every change of answers advances the *epoch*: a swap to a new
+//! snapshot, and a revocation or a takeaway, which change the current snapshot in place.
 //!
 //! From a change to its acknowledgement, and after it:
 //!
@@ -17,10 +17,18 @@
 //! 5. The thread that reloads drops the old snapshot, so no request pays for freeing it.
 //!
 //! [A reload](crate::reload#the-order-of-a-reload) has more steps before and after these. Tests of
-//! the promise are `no_answer_of_an_old_snapshot_is_sent_after_the_acknowledgement` in
-//! `tests/integration/reload_under_load.rs`, and in `reload/tests.rs`
-//! `reload_is_not_acknowledged_before_every_worker_has_passed_the_epoch`; for revocations,
-//! `tests/integration/revocation.rs` and `tests/integration/revocation_sequences.rs`.
+//! the promise:
+//!
+//! * reloads: `no_answer_of_an_old_snapshot_is_sent_after_the_acknowledgement` in
+//!   `tests/integration/reload_under_load.rs`, and
+//!   `reload_is_not_acknowledged_before_every_worker_has_passed_the_epoch` in `reload/tests.rs`;
+//! * revocations: `revoked_keys_are_denied_on_every_connection_under_load` and
+//!   `peer_that_does_not_read_does_not_delay_a_revocation` in `tests/integration/revocation.rs`,
+//!   `overlapping_revocations_wait_one_second_each` in `tests/integration/admin.rs`, and
+//!   `revocation_is_not_acknowledged_before_every_worker_has_passed_the_epoch` in
+//!   `server/admin_handler/tests.rs`;
+//! * takeaways: `takeaways_are_not_acknowledged_before_every_worker_has_passed_the_epoch` in
+//!   `reload/tests.rs`.
 //!
 //! A reload and any number of revocations may wait at the same time. Epochs count changes; a
 //! [generation](keyward_state::Generations) numbers snapshots and is what answers name.
@@ -94,7 +102,7 @@ impl Publisher {
         self.epochs.clone()
     }
 
-    /// Makes `snapshot` the current one, and returns the epoch that begins with it. Every buffer
+    /// Makes `snapshot` the current one, advances the epoch, and returns it. Every buffer
     /// that is filled from now on is answered from it. Once the epoch is
     /// [passed](Epochs::wait_passed), it is in force on every connection, and no worker uses the
     /// previous one. To free the previous one later and elsewhere, the caller holds it too.
@@ -105,8 +113,8 @@ impl Publisher {
 }
 
 impl Epochs {
-    /// Ends the epoch and returns the new one. A buffer that is filled in the new epoch sees
-    /// everything that the caller stored before this call.
+    /// Advances the epoch and returns it. A buffer that is filled in the new epoch sees everything
+    /// that the caller stored before this call.
     pub fn advance(&self) -> u64 {
         let mut epoch = 0;
         // Under the channel's lock, so that concurrent callers announce epochs in ascending order.
@@ -118,7 +126,8 @@ impl Epochs {
         epoch
     }
 
-    /// Waits until every worker has passed `epoch`. A worker that has ended has passed all epochs.
+    /// Waits until every worker has passed `epoch`. From then on, no answer that contradicts the
+    /// changes up to it can leave on any connection. A worker that has ended has passed all epochs.
     pub async fn wait_passed(&self, epoch: u64) {
         for worker in &*self.passed {
             let mut worker = worker.clone();

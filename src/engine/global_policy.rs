@@ -1,7 +1,7 @@
-//! The daemon's policy for all keys, from its configuration.
+//! The global policy: the daemon's policy for all keys, from its configuration.
 //!
-//! It is part of each snapshot, so that no answer combines the keys of one configuration with the
-//! policy of another.
+//! It is part of each snapshot, so no answer combines the keys of one configuration with the policy
+//! of another.
 
 use crate::key_format::Prefix;
 use crate::pepper::{Pepper, Peppers};

@@ -15,7 +15,7 @@ use super::HUGE_PAGE;
 /// The smallest block that is worth several threads.
 pub(super) const MIN_BYTES: usize = 16 << 20;
 
-/// Most threads that prefault one block. More do not make it faster.
+/// Maximum number of threads that prefault one block. More do not make it faster.
 const MAX_THREADS: usize = 8;
 
 thread_local! {

@@ -62,9 +62,9 @@ use row::{Assembler, Rows};
 /// images. The bound also limits the memory that an unclosed quote can take.
 pub const MAX_ROW: usize = 1 << 20;
 
-/// Most bytes that the fields of a row may have together. Fields with a limit of their own take
-/// less than 5 KiB; the rest is for lists. The records of a compiled snapshot are large enough for
-/// lists of this size.
+/// Maximum number of bytes that the fields of a row may have together. Fields with a limit of their
+/// own take less than 5 KiB; the rest is for lists. The records of a compiled snapshot are large
+/// enough for lists of this size.
 pub const MAX_FIELDS: usize = 64 << 10;
 
 /// Size of the read buffer, in bytes.

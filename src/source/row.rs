@@ -156,7 +156,7 @@ impl Assembler {
             allowed_origins: allowed_origins?,
             limits: limits?,
             metadata,
-            given: nonempty_fields(texts).difference(null_fields),
+            present_fields: nonempty_fields(texts).difference(null_fields),
         })
     }
 }

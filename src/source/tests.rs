@@ -84,7 +84,7 @@ fn row_becomes_the_same_record_in_either_format() {
         format!(
             "KeyRecord {{ hash: {}, key_id: \"k2\", owner: \"\", environment: \"\", plan: \"\", status: Active, \
              not_before: 0, expires_at: 4294967295, scopes: [], allowed_ips: None, allowed_origins: None, limits: [], \
-             metadata: \"\", given: FieldSet(3) }}",
+             metadata: \"\", present_fields: FieldSet(3) }}",
             digest(0xbb)
         )
     );
@@ -99,7 +99,7 @@ fn row_becomes_the_same_record_in_either_format() {
         "prefix: \"https://\", suffix: \".example.com\"",
         "name: \"requests\", rate: Rate { period: 80000000, burst: 200 }",
         "name: \"default\", rate: Rate { period: 16000000000, burst: 5 }",
-        "metadata: \"{\\\"a\\\": [1]}\", given: FieldSet(8191) }",
+        "metadata: \"{\\\"a\\\": [1]}\", present_fields: FieldSet(8191) }",
     ] {
         assert!(first.contains(part), "{part} in {first}");
     }

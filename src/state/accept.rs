@@ -39,7 +39,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The interval between two attempts to take the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(5);
 
-/// Most bytes of a marker that are read. A marker has some 70.
+/// Maximum number of bytes of a marker that are read. A marker has some 70.
 const MAX_BYTES: u64 = 4096;
 
 /// The daemon's user must be able to read a marker that root has written. It has no secrets.

@@ -45,7 +45,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The interval between two attempts to take the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// Most bytes of a process id in the lock file.
+/// Maximum number of bytes of a process id in the lock file.
 const PID_BYTES: u64 = 20;
 
 /// A state directory that this process has locked until this is dropped.
@@ -160,7 +160,7 @@ impl StateDir {
         Ok(Self { path: path.to_path_buf(), health, is_new, lock: Mutex::new(lock) })
     }
 
-    /// Whether the locked file is still in the directory, so that the lock excludes other daemons.
+    /// Whether the locked file is still in the directory, so the lock excludes other daemons.
     pub fn has_lock(&self) -> bool {
         self.is_in_place(&self.held())
     }

@@ -36,7 +36,7 @@ pub struct Generations {
     last: u64,
     /// The last reserved number.
     reserved: u64,
-    /// Whether the last reservation failed, so that numbers may be reused after a restart.
+    /// Whether the last reservation failed, so numbers may be reused after a restart.
     is_failing: bool,
 }
 

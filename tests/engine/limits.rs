@@ -6,9 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use keyward_daemon::clock::Clock;
-use keyward_engine::limiter::{
-    BucketId, Charge, Limiter, Outcome, Rate, SlotAllocator, TICKS_PER_NANOSECOND,
-};
+use keyward_engine::limiter::{Charge, LimitId, Limiter, Outcome, Rate, SlotAllocator, TICKS_PER_NANOSECOND};
 
 const THREADS: u64 = 8;
 const SECOND: u64 = 1_000_000_000;
@@ -16,7 +14,7 @@ const SECOND: u64 = 1_000_000_000;
 fn allocate_bucket(limiter: &Limiter, rate: Rate) -> Charge {
     let mut allocator = SlotAllocator::new();
     let mut allocation = allocator.begin(limiter);
-    let slot = allocation.assign(|| BucketId::for_key("key", "default"), None, rate).expect("room for one");
+    let slot = allocation.assign(|| LimitId::for_key("key", "default"), None, rate).expect("room for one");
     // There is no previous bucket to reclaim.
     let _ = allocation.commit();
     Charge { slot, rate, shadow: false }

@@ -46,7 +46,7 @@ fn assert_no_key(directory: &Path, keys: &[&str]) {
 }
 
 /// The events of every change, in order: accepted, refused and forced reloads, a signal,
-/// revocations, and the agreement of the source with them.
+/// revocations, and their confirmation by the source.
 #[test]
 fn changes_are_recorded_with_their_peers_and_without_keys() {
     let of_acme = |key: &str, id: &str| row(key).id(id).owner("acme").status("active");
@@ -129,8 +129,8 @@ fn changes_are_recorded_with_their_peers_and_without_keys() {
     assert_eq!((&revocations[0]["key_id"], &revocations[2]["owner"]), (&"a".into(), &"acme".into()));
     assert_eq!(events(&trail, "unrevoke")[0]["key_id"], "a");
     assert!(revocations.into_iter().chain(events(&trail, "unrevoke")).all(is_own));
-    let agreed = events(&trail, "revocation_agreed");
-    assert_eq!(agreed.len(), 2, "the source agrees with the revocations of b and of acme");
+    let confirmed = events(&trail, "revocation_agreed");
+    assert_eq!(confirmed.len(), 2, "the source confirms the revocations of b and of acme");
     assert!(events(&trail, "revocation_dropped").is_empty());
 
     assert_no_key(daemon.setup.dir.path(), &[KEY, SECOND_KEY, "third-key"]);

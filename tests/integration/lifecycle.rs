@@ -28,7 +28,7 @@ fn second_daemon_on_the_same_socket_is_refused() {
 }
 
 #[test]
-fn stale_socket_is_replaced() {
+fn leftover_socket_is_replaced() {
     let daemon = Daemon::serving(export());
     let socket = daemon.socket();
     let daemon = daemon.kill_and_restart();

@@ -176,7 +176,7 @@ fn revocation_of_an_unknown_target_is_refused() {
 }
 
 #[test]
-fn revocation_survives_restarts_and_reloads_until_the_source_agrees() {
+fn revocation_survives_restarts_and_reloads_until_the_source_confirms_it() {
     let tolerant = "revocation.keep = '0s'\nsource.max_reactivated = 1.0\nsource.max_shrink = 1.0";
     let daemon = Setup::new(export("active")).config(tolerant).start();
     daemon.revoke(key_target("a"));
@@ -184,18 +184,18 @@ fn revocation_survives_restarts_and_reloads_until_the_source_agrees() {
     let daemon = daemon.kill_and_restart();
     assert_eq!(daemon.verdicts(["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
 
-    // The source changes every row, and does not agree.
+    // The source changes every row, and confirms nothing.
     assert!(daemon.publish(export("active").map_rows(|row| row.metadata("{}"))).accepted);
     assert_eq!(daemon.verdicts(["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
     assert_eq!(listed(&daemon).len(), 2);
 
-    // One row of the key is still active, which is no agreement.
+    // One row of the key is still active, which is no confirmation.
     let half = export("active").to_csv().replacen(",active", ",revoked", 1);
     assert!(daemon.publish(half).accepted);
     assert_eq!(daemon.verdicts(["a1", "a2"]), ["REVOKED"; 2]);
     assert_eq!(listed(&daemon).len(), 2);
 
-    // The source now agrees about the key, but not about the owner. Either the watch's reload or
+    // The source now confirms the key, but not the owner. Either the watch's reload or
     // the command's detects that, so the test checks the list and the audit trail.
     assert!(daemon.publish(export("revoked")).accepted);
     assert_eq!(daemon.verdicts(["a1", "a2", "c", "d"]), ["REVOKED"; 4]);
@@ -203,7 +203,7 @@ fn revocation_survives_restarts_and_reloads_until_the_source_agrees() {
     let daemon = daemon.kill_and_restart();
     assert_eq!(listed(&daemon), [owner_target("bolt")], "a dropped revocation stays dropped");
 
-    // Rows that are disabled or missing may return with the next export, which is no agreement.
+    // Rows that are disabled or missing may return with the next export, which is no confirmation.
     let disabled = export("revoked").to_csv().replace("bolt,active", "bolt,disabled");
     assert!(daemon.publish(disabled).accepted);
     assert_eq!(listed(&daemon), [owner_target("bolt")]);
@@ -219,11 +219,11 @@ fn revocation_survives_restarts_and_reloads_until_the_source_agrees() {
     assert!(daemon.publish(export("active")).accepted);
     assert_eq!(listed(&daemon), [owner_target("bolt")]);
     assert_eq!(daemon.verdicts(["a1", "a2", "c", "d"]), ["ALLOWED", "ALLOWED", "REVOKED", "REVOKED"]);
-    let agreed = export("active")
+    let confirmed = export("active")
         .to_csv()
         .replace("bolt,active", "bolt,revoked")
         .replace("bolt,disabled", "bolt,revoked");
-    assert!(daemon.publish(agreed).accepted);
+    assert!(daemon.publish(confirmed).accepted);
     assert!(listed(&daemon).is_empty());
     // The source alone decides from here on.
     assert!(daemon.publish(export("active")).accepted);

@@ -134,7 +134,7 @@ fn socket_of_another_process_is_not_replaced() {
     assert_eq!(fs::metadata(&path).expect("a socket").ino(), inode);
     daemon.assert_logged("clients cannot connect");
 
-    // The file of a closed socket is stale, and is replaced.
+    // The file of a closed socket is a leftover, and is replaced.
     drop(other);
     wait_until("answers", || is_served(&path));
     fs::remove_file(&path).expect("removed");

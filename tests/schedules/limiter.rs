@@ -10,8 +10,6 @@ mod allocator;
 mod balance;
 #[path = "../../src/engine/limiter/balance_scan.rs"]
 mod balance_scan;
-#[path = "../../src/engine/limiter/bucket_id.rs"]
-mod bucket_id;
 #[path = "../../src/engine/limiter/buckets.rs"]
 mod buckets;
 #[path = "../../src/engine/limiter/charge.rs"]
@@ -20,6 +18,8 @@ mod charge;
 mod clock_reading;
 #[path = "../../src/engine/limiter/latest_tick.rs"]
 mod latest_tick;
+#[path = "../../src/engine/limiter/limit_id.rs"]
+mod limit_id;
 #[path = "../../src/engine/limiter/lock.rs"]
 mod lock;
 #[path = "../../src/engine/limiter/outcome.rs"]
@@ -40,9 +40,9 @@ mod slots;
 mod state;
 
 pub use allocator::SlotAllocator;
-pub use bucket_id::BucketId;
 pub use charge::Limiter;
 pub use clock_reading::ClockReading;
+pub use limit_id::LimitId;
 pub use outcome::{Charge, Outcome};
 pub use rate::Rate;
 pub use reclaim::PendingReclaim;

@@ -3,7 +3,7 @@
 //! Time stands still at tick 1, so the cost admitted plus the cost left always equals the burst.
 //! The explorer itself detects deadlocks and threads that wait forever.
 
-use crate::limiter::{BucketId, BucketRef, Charge, Limiter, Outcome, Rate, SlotAllocator};
+use crate::limiter::{BucketRef, Charge, LimitId, Limiter, Outcome, Rate, SlotAllocator};
 use crate::sync::{Arc, spawn};
 
 const NOW: u64 = 1;
@@ -18,8 +18,8 @@ fn enforced(BucketRef { slot, rate }: BucketRef) -> Charge {
     Charge { slot, rate, shadow: false }
 }
 
-fn id(number: usize) -> BucketId {
-    BucketId([number as u8; 16])
+fn id(number: usize) -> LimitId {
+    LimitId([number as u8; 16])
 }
 
 /// A limiter with a full bucket for each burst.
@@ -34,7 +34,7 @@ fn buckets<const N: usize>(bursts: [u64; N]) -> (Arc<Limiter>, SlotAllocator, [C
         enforced(BucketRef { slot, rate })
     });
     let pending = allocation.commit();
-    let no_buckets = std::iter::empty::<(BucketRef, fn() -> BucketId)>();
+    let no_buckets = std::iter::empty::<(BucketRef, fn() -> LimitId)>();
     allocator.reclaim(&limiter, pending, no_buckets, NOW);
     (Arc::new(limiter), allocator, charges)
 }

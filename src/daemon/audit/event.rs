@@ -47,14 +47,16 @@ pub enum Event<'a> {
     Revoke(Revocation<'a>),
     /// An operator took a revocation back.
     Unrevoke(Revocation<'a>),
-    /// The source agrees with a revocation. The entry stays on the list for `revocation.keep`.
-    RevocationAgreed(RevocationStatus<'a>),
-    /// The source lists something as active that is revoked, after it had agreed. It stays revoked.
+    /// The source confirms a revocation. The entry stays on the list for `revocation.keep`.
+    #[serde(rename = "revocation_agreed")]
+    RevocationConfirmed(RevocationStatus<'a>),
+    /// The source lists something as active that is revoked, after it had confirmed the
+    /// revocation. It stays revoked.
     RevocationConflict(RevocationStatus<'a>),
-    /// The source no longer agrees with a revocation, and does not list the target as active
+    /// The source no longer confirms a revocation, and does not list the target as active
     /// either.
     RevocationUnconfirmed(RevocationStatus<'a>),
-    /// A revocation has left the list: the source has agreed for `revocation.keep`.
+    /// A revocation has left the list: the source has confirmed it for `revocation.keep`.
     RevocationDropped(RevocationStatus<'a>),
     /// The daemon started with an incomplete list of revocations, which an operator had accepted.
     LostRevocationsAccepted {

@@ -36,7 +36,7 @@ use refusals::Refusals;
 /// The name of the file.
 const FILE: &str = "audit.jsonl";
 
-/// Most bytes of lines that wait in memory for the disk: some thousand events.
+/// Maximum number of bytes of lines that wait in memory for the disk: some thousand events.
 const MAX_PENDING_BYTES: usize = 256 * 1024;
 
 /// Events in one write: half of what may wait, even with the longest names.

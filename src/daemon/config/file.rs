@@ -42,7 +42,7 @@ const MAX_STALENESS: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DUR
 
 /// With a shorter interval, saves of a million buckets would follow each other without a pause.
 const SAVE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;
-/// Zero removes a revocation as soon as the source agrees.
+/// Zero removes a revocation as soon as the source confirms it.
 const KEEP_REVOCATIONS: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 /// With a shorter interval, most records would contain a single request.
 const USAGE_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=MAX_DURATION;

@@ -79,7 +79,7 @@ pub struct Config {
     pub save_interval: Duration,
     /// `[state]`: whether the keys in force are kept for the next start.
     pub keep_snapshot: bool,
-    /// `[revocation]`: how long a revocation stays on the list after the source agrees with it.
+    /// `[revocation]`: how long a revocation stays on the list after the source confirms it.
     pub revocation_retention: Retention,
     /// `[usage]`: the interval between writes, at least 100 ms, and the maximum size of
     /// `usage.jsonl`.

@@ -35,7 +35,7 @@ const READS_PER_YIELD: u32 = 16;
 
 /// Maximum number of answers after which a connection does not spin, before it tries again. At 50
 /// us a spin, a connection that is always too slow costs the worker less than a thousandth of its
-/// time, whatever its request rate.
+/// time, regardless of its request rate.
 const MAX_SKIP: u32 = 1023;
 
 /// One skipped answer in [`SpinBackoff::penalty`], as a fixed-point number with room for eighths.
@@ -79,8 +79,8 @@ impl Drop for SpinPermit<'_> {
 /// five of six spins succeed: a failed spin costs more than a successful one saves.
 #[derive(Default)]
 pub(super) struct SpinBackoff {
-    /// An answer was given, and the connection has not waited since. A timer ends a wait without a
-    /// request: waiting goes on afterwards, and this answer has already been spun for or skipped.
+    /// Set by an answer, cleared when the connection first waits after it, so that each answer is
+    /// spun for or skipped once.
     has_answered: bool,
     /// Answers still to be skipped.
     skip: u32,
@@ -110,8 +110,8 @@ impl SpinBackoff {
     pub(super) fn record(&mut self, in_time: bool) {
         self.has_answered = true;
         if !std::mem::take(&mut self.has_spun) {
-            // A sleep teaches nothing: a client on the same processor may be quick only because the
-            // worker sleeps.
+            // A request found after sleeping says nothing about spinning. A client on the same
+            // processor may be quick only because the worker sleeps.
         } else if in_time {
             self.penalty -= self.penalty / 8;
         } else {

@@ -1,4 +1,4 @@
-//! Counters of a worker's answers and connections. Only the worker's thread writes them, so that
+//! Counters of a worker's answers and connections. Only the worker's thread writes them, so
 //! counting needs no locked instruction; any thread may read them.
 
 use std::sync::atomic::{AtomicU64, Ordering};

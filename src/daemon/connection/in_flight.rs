@@ -1,7 +1,7 @@
 //! Answers in flight: made, but not yet taken by the socket, counted by epoch.
 //!
 //! A reload or a revocation is acknowledged only when no answer of an older epoch can be sent any
-//! more. Most answers leave with the write that follows their making. [`InFlight`] counts the
+//! more. Most answers leave with the write that follows. [`InFlight`] counts the
 //! others, and [`EpochTracker`] ends connections whose peers hold up an acknowledgement for too
 //! long.
 
@@ -70,9 +70,9 @@ impl Drop for InFlightGuard {
 
 /// Tracks which epochs the worker has passed.
 ///
-/// Changes can follow each other faster than peers read. The unsent answers of every epoch have the
-/// same time, counted from the end of their own epoch. Waiting for them after one change therefore
-/// does not delay the next change again.
+/// Changes can follow each other faster than peers read. The unsent answers of every epoch get the
+/// same timeout, counted from the advance past their own epoch. Waiting for them after one change
+/// therefore does not delay the next change again.
 pub(super) struct EpochTracker {
     in_flight: Rc<InFlight>,
     timeout: Duration,

@@ -5,7 +5,7 @@
 //! connection costs its task and its socket. A connection owns memory only while it needs it: for
 //! input that cannot be answered yet, or for answers that the peer has not read. While answers are
 //! unsent the connection reads nothing more. The memory that a peer can occupy is therefore bounded
-//! by one filled buffer and its answers, whatever it sends or fails to read.
+//! by one filled buffer and its answers, regardless of what it sends or fails to read.
 
 use std::io;
 use std::os::unix::net::UnixStream;

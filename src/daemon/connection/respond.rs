@@ -203,7 +203,7 @@ fn write_error(error: ProtocolError, counters: &Counters, output: &mut Vec<u8>) 
     error.encode(output);
 }
 
-/// SPEC.md section 4.
+/// Negotiates the version and the limits of a connection (SPEC.md section 4).
 fn welcome(
     hello: Hello,
     verifier: &Verifier<'_>,

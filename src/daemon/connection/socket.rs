@@ -2,7 +2,7 @@
 //! send buffer is full.
 //!
 //! tokio's own `UnixStream` is always registered for both. Every answer that a peer reads frees
-//! space in the send buffer, so that each would wake the worker for nothing. Reads and writes call
+//! space in the send buffer, so each would wake the worker for nothing. Reads and writes call
 //! the kernel directly and never block; tokio is asked only whether there is input.
 
 use std::io;
@@ -39,7 +39,8 @@ impl Socket {
         readable.poll_read_ready(cx).map_ok(|readiness| Readable { stream, readiness })
     }
 
-    /// Reads without waiting, whatever readiness tokio has recorded. `None`: there is no input.
+    /// Reads without waiting, regardless of the readiness that tokio has recorded. `None`: there is
+    /// no input.
     pub(super) fn try_read(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
         match recv(&self.stream, space, RecvFlags::DONTWAIT) {
             Ok((_, count)) => Ok(Some(count)),

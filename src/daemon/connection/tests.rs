@@ -48,7 +48,7 @@ impl Worker {
                 clock: Clock::new(),
             },
             Metrics { counters: Arc::default(), usage: UsageLog::detached() },
-            Timeouts { idle: None, stale_answers: FOREVER, busy_poll },
+            Timeouts { idle: None, unsent_answers: FOREVER, busy_poll },
             Shutdown { draining, closed: Arc::clone(&closed) },
             IdleCount::default(),
         );

@@ -41,7 +41,7 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// How long a reload or a revocation waits for peers to read answers that were made before it.
     /// After that their connections are closed.
-    pub stale_answers: Duration,
+    pub unsent_answers: Duration,
     /// How long a connection spins for the next request before it sleeps. Zero disables busy
     /// polling.
     pub busy_poll: Duration,
@@ -60,8 +60,8 @@ pub struct Metrics {
 pub struct Shutdown {
     /// Turns true when connections are to answer the input that has arrived, and close.
     pub draining: watch::Receiver<bool>,
-    /// Requests are not answered any more, because balances are being saved. Must be set before an
-    /// epoch ends.
+    /// Once set, workers stop answering: balances are being saved. Set it before advancing the
+    /// epoch.
     pub closed: Arc<AtomicBool>,
 }
 
@@ -126,7 +126,7 @@ impl WorkerContext {
     #[inline(never)]
     pub(super) fn respond(&self, input: &[u8], output: &mut Vec<u8>) -> (Progress, u64) {
         let mut subscription = self.subscription.borrow_mut();
-        // Read before any state that ends an epoch when it changes.
+        // Read before any state whose change advances the epoch.
         let epoch = subscription.epoch();
         if self.shutdown.closed.load(Ordering::Relaxed) {
             let progress = Progress { consumed: input.len(), stop: StopReason::ShutDown, had_raw_key: true };
@@ -168,7 +168,7 @@ impl WorkerContext {
             let subscription = self.subscription.borrow();
             (subscription.announced.clone(), subscription.passed.clone())
         };
-        let mut epochs = EpochTracker::new(Rc::clone(&self.in_flight), self.timeouts.stale_answers);
+        let mut epochs = EpochTracker::new(Rc::clone(&self.in_flight), self.timeouts.unsent_answers);
         loop {
             tokio::select! {
                 changed = announced.changed() => {

@@ -9,9 +9,9 @@ use crate::reload::{REPORTED_KEYS, ReloadLoop, Settings};
 use keyward_engine::record::Digest;
 use keyward_engine::snapshot::{KeyTable, Snapshot, Takeaways};
 
-/// Most keys that refused sources may take access from until a source is accepted. All of them are
-/// kept in memory and in one small file. A source that takes access from more keys needs
-/// correction.
+/// Maximum number of keys that refused sources may take access from until a source is accepted. All
+/// of them are kept in memory and in one small file. A source that takes access from more keys
+/// needs correction.
 const MAX_KEYS: usize = 100_000;
 
 /// A report of takeaways.

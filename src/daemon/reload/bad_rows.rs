@@ -1,4 +1,4 @@
-//! Rows that cannot be understood: they refuse the source, or are set aside.
+//! Bad rows: they refuse the source, or are set aside.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use crate::reload::ReloadError;
 use keyward_engine::snapshot::{Builder, KeyTable};
 use keyward_source::{BadRow, Diagnostics, Location};
 
-/// What a row that cannot be understood does.
+/// What a bad row does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BadRowPolicy {
     /// It refuses the source.
@@ -27,7 +27,7 @@ pub struct SetAside {
     pub rows: u64,
     /// What is wrong with the rows.
     pub diagnostics: Option<Diagnostics>,
-    /// Rows whose hash cannot be read, so that their keys are unknown.
+    /// Rows whose hash cannot be read, so their keys are unknown.
     pub unreadable: usize,
     /// Keys that are disabled.
     pub keys: usize,
@@ -59,7 +59,7 @@ impl SetAside {
     }
 }
 
-/// The effect of the rows that cannot be understood.
+/// The effect of the bad rows.
 pub(super) enum BadRowOutcome {
     /// Their keys are disabled.
     SetAside(Diagnostics),

@@ -31,7 +31,7 @@ pub struct CheckRequest {
 /// What a reload of a source would do.
 #[derive(Debug)]
 pub struct Preview {
-    /// The source.
+    /// The file that was checked: the one named in the request, or the configured one.
     pub source: PathBuf,
     /// The snapshot that it was compared with; 0 if none is served.
     pub generation: u64,

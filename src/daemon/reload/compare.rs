@@ -90,7 +90,10 @@ mod tests {
         for new in [thinned, reversed] {
             let (alone, _) = new.compare(Some(&old), OPTIONS);
             assert!(
-                alone.changed > 0 && alone.added > 0 && alone.removed > 0 && alone.revoked > alone.removed
+                alone.changed > 0
+                    && alone.added > 0
+                    && alone.removed > 0
+                    && alone.deactivated > alone.removed
             );
             for threads in [2, 3] {
                 let comparison = Comparison::new(old.table(), &new, OPTIONS);

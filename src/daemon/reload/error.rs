@@ -14,11 +14,11 @@ use keyward_source::{Column, Diagnostics};
 
 /// Why a source was not published. The previous snapshot stays in force.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "every `path` is that of the source")]
 pub enum ReloadError {
     /// The file cannot be read.
     #[error("{}: {error}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
         /// The system's error.
         #[source]
@@ -30,7 +30,6 @@ pub enum ReloadError {
         path.display()
     )]
     Memory {
-        /// The file.
         path: PathBuf,
         /// The limit in the way.
         #[source]
@@ -39,7 +38,6 @@ pub enum ReloadError {
     /// The path does not lead to a regular file.
     #[error("{}: not a regular file but {found}: name a file as source.path", path.display())]
     NotAFile {
-        /// The path.
         path: PathBuf,
         /// What it leads to.
         found: &'static str,
@@ -51,16 +49,10 @@ pub enum ReloadError {
          file by itself (in Kubernetes: no subPath), and name the file in it as source.path",
         path.display()
     )]
-    Unlinked {
-        /// The path.
-        path: PathBuf,
-    },
+    Unlinked { path: PathBuf },
     /// The file was written to during the reading.
     #[error("{}: the file changed while it was read; it is read again when it holds still. Write a new file and rename it over this one", path.display())]
-    Changing {
-        /// The file.
-        path: PathBuf,
-    },
+    Changing { path: PathBuf },
     /// Rows or columns of the file are wrong.
     #[error("{0}")]
     Diagnostics(Diagnostics),
@@ -75,7 +67,6 @@ pub enum ReloadError {
     /// A compiled file cannot be decoded.
     #[error("{}: {error}", path.display())]
     Compiled {
-        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         #[source]
@@ -83,14 +74,10 @@ pub enum ReloadError {
     },
     /// The file has no rows.
     #[error("{}: no keys in it. If that is meant, reload with --force (before a start: keyward state accept source)", path.display())]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
+    Empty { path: PathBuf },
     /// The guard refuses the changes of access: they are more likely a mistake than a decision.
     #[error("{}: {}. If that is meant, reload with --force (before a start: keyward state accept source)", path.display(), RefusalList(refusals))]
     Guarded {
-        /// The file.
         path: PathBuf,
         /// What it would change.
         diff: Box<Diff>,
@@ -100,7 +87,6 @@ pub enum ReloadError {
     /// A pepper is gone that rows of the file are, or may be, hashed with.
     #[error("{}: {keys}", path.display())]
     PepperInUse {
-        /// The file.
         path: PathBuf,
         /// The keys that need the pepper.
         keys: Box<PepperInUse>,
@@ -108,9 +94,8 @@ pub enum ReloadError {
     /// The limits of the keys cannot be given buckets.
     #[error("{}: {error}", path.display())]
     Buckets {
-        /// The file.
         path: PathBuf,
-        /// Why.
+        /// What prevents the allocation.
         #[source]
         error: BucketError,
     },

@@ -31,9 +31,9 @@ const ALWAYS_STOP: usize = 1;
 /// suspended keys that work again do not indicate a wrong export.
 const MAX_ALWAYS_WIDEN: usize = 10;
 
-/// Changes that [`Tolerance::max_loosened`] limits. Raised limits, and environments where there was
-/// none, are only counted: a new price list is ordinary business.
-const LOSSES: [AccessChange; 6] = [
+/// The changes of `AccessChange::LOOSENS` that [`Tolerance::max_loosened`] limits. Raised limits,
+/// and environments where there was none, are only counted: a new price list is ordinary business.
+const CHECKED_LOOSENS: [AccessChange; 6] = [
     AccessChange::LosesEnvironment,
     AccessChange::LosesNetworks,
     AccessChange::LosesOrigins,
@@ -42,9 +42,10 @@ const LOSSES: [AccessChange; 6] = [
     AccessChange::GainsScopes,
 ];
 
-/// Changes that [`Tolerance::max_reactivated`] limits. Keys that were withheld because of bad rows
-/// are only counted: they return as soon as the export is corrected.
-const RETURNS: [AccessChange; 3] =
+/// The changes of [`AccessChange::STARTS`] that [`Tolerance::max_reactivated`] limits. Keys whose
+/// access was withheld because of bad rows are only counted: they return as soon as the export is
+/// corrected.
+const CHECKED_STARTS: [AccessChange; 3] =
     [AccessChange::RevokedReturns, AccessChange::DisabledReturns, AccessChange::ExpiredReturns];
 
 impl Tolerance {
@@ -67,10 +68,15 @@ impl Tolerance {
         let lost = Some(impact.lost).filter(|lost| !lost.is_empty()).map(Refusal::Lost);
         let stopping =
             exceeding(&[AccessChange::Stops], ALWAYS_STOP, "max_shrink", self.max_shrink, &examples.stopping);
-        let starting =
-            exceeding(&RETURNS, always_widen, "max_reactivated", self.max_reactivated, &examples.starting);
+        let starting = exceeding(
+            &CHECKED_STARTS,
+            always_widen,
+            "max_reactivated",
+            self.max_reactivated,
+            &examples.starting,
+        );
         let loosened =
-            exceeding(&LOSSES, always_widen, "max_loosened", self.max_loosened, &examples.loosened);
+            exceeding(&CHECKED_LOOSENS, always_widen, "max_loosened", self.max_loosened, &examples.loosened);
         lost.into_iter().chain(stopping).chain(starting).chain(loosened).collect()
     }
 

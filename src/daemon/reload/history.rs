@@ -30,8 +30,8 @@ pub struct AcceptedReload {
     pub keys: usize,
     /// What it changed.
     pub diff: Diff,
-    /// Revocations that the source agrees with, and that have left the list for that reason.
-    pub revocations_agreed: usize,
+    /// Revocations that the source confirms, and that have left the list for that reason.
+    pub revocations_confirmed: usize,
     /// Set if the source is too old to be served: every request is answered STALE_SNAPSHOT.
     pub stale: Option<Stale>,
     /// Revocations that the source contradicts, and that stay in force.

@@ -17,7 +17,7 @@ use keyward_memory as memory;
 /// until the next check.
 const MARGIN: usize = 4 << 20;
 
-/// Address space of a thread beside its allocations: the standard library's stack, and one for
+/// Address space of a thread, apart from its allocations: the standard library's stack, and one for
 /// signals.
 pub(super) const THREAD_BYTES: usize = (2 << 20) + (256 << 10);
 
@@ -40,7 +40,7 @@ pub enum MemoryError {
         bytes >> 20
     )]
     AddressSpace {
-        /// The limit.
+        /// The size that RLIMIT_AS allows.
         bytes: u64,
     },
     /// Any other reason for a mapping to fail.
@@ -54,7 +54,7 @@ pub enum MemoryError {
     Cgroup {
         /// The file that has the limit.
         file: PathBuf,
-        /// The limit.
+        /// The size that the file allows.
         bytes: u64,
     },
 }
@@ -85,12 +85,12 @@ impl MemoryLimits {
         Self { cgroups: limited_cgroups(&own, Path::new(CGROUP_ROOT), Path::new(CGROUP_V1_MEMORY_ROOT)) }
     }
 
-    /// Checks that there is memory for `bytes`, and address space for `beside` more.
+    /// Checks that there is memory for `bytes`, and address space for `address_space` more.
     ///
     /// # Errors
     /// The limit that is too low.
-    pub(super) fn require(&self, bytes: usize, beside: usize) -> Result<(), MemoryError> {
-        self.require_mapped(bytes.saturating_add(beside))?;
+    pub(super) fn require(&self, bytes: usize, address_space: usize) -> Result<(), MemoryError> {
+        self.require_mapped(bytes.saturating_add(address_space))?;
         self.cgroups.iter().try_for_each(|cgroup| cgroup.require(bytes as u64))
     }
 

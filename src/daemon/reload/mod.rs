@@ -9,28 +9,31 @@
 //!    a signal or a command, it reads the configuration again.
 //! 2. It opens the source, waits until the file settles, reads it, and verifies that it was one
 //!    file from beginning to end ([`load`], [`read`]).
-//! 3. It compares the new keys with those in force, or at a start with the last good ones, and the
-//!    [`guard`] and the [pepper guard](pepper_guard) decide. Keys of rows that are set aside
-//!    inherit the state that they had.
-//! 4. It checks the memory, takes the next generation, allocates buckets, and marks revocations in
-//!    the new snapshot ([`swap`]).
-//! 5. It swaps the snapshots, which begins an epoch ([`publish`](crate::publish)).
+//! 3. It checks the memory for a comparison. It compares the new keys with those in force, or at
+//!    startup with the last good ones, and the [`guard`] and the [pepper guard](pepper_guard)
+//!    decide. Keys of rows that are set aside inherit the state that they had.
+//! 4. It checks the memory for a snapshot, takes the next generation, allocates buckets, and marks
+//!    revocations in the new snapshot ([`swap`]).
+//! 5. It swaps the snapshots, which advances the epoch ([`publish`](crate::publish)).
 //! 6. It waits until every worker has passed the epoch. From then on, no answer of an older
 //!    snapshot can leave on any connection.
 //! 7. Revocations that the source has confirmed for long enough leave the list, and the slots of
-//!    buckets that are no longer used are reclaimed. Removing a revocation waits for one attempt to
-//!    write that, without a limit: a disk that hangs holds up the acknowledgement, although the new
-//!    keys are in force.
+//!    buckets that are no longer used are reclaimed. Removing an entry waits, without a timeout,
+//!    for one attempt to write the removal: a disk that hangs holds up the acknowledgement,
+//!    although the new keys are in force.
 //! 8. The accepted source is recorded in `accepted_source.json`, durably, and the keys are queued
-//!    to be written for the next start ([`last_good`]).
-//! 9. The settings that the source was read with come into force.
-//! 10. The outcome is recorded in the audit trail, so that an acknowledged outcome is always in it;
-//!     then it goes to the log and `keyward status`, and to systemd ([`report`]).
+//!    to be written for the next start ([`last_good`]). Takeaways of refused sources are forgotten.
+//! 9. The settings that the source was read with come into force. If commands have arrived
+//!    meanwhile, the file's state and the configuration are read again, to decide which of them
+//!    share the result ([below](#shared-reloads)).
+//! 10. The outcome is recorded in the audit trail, so an acknowledged outcome is always in it. Then
+//!     it goes to the log, `keyward status` and systemd ([`report`]), and the watch follows the
+//!     path in force.
 //! 11. The waiting commands are answered.
 //! 12. The old snapshot is freed. No command waits for that.
 //!
 //! A reload that fails before the swap grants nothing. It takes away only what
-//! `source.apply_takeaways_of_refused` allows ([`apply_takeaways`]). At a start, the last good keys
+//! `source.apply_takeaways_of_refused` allows ([`apply_takeaways`]). At startup, the last good keys
 //! are served instead. Steps 10 and 11 follow either way.
 //!
 //! # Shared reloads
@@ -114,7 +117,7 @@ pub struct Reloader {
     pub limiter: Arc<Limiter>,
     /// The allocation of buckets to keys.
     pub allocator: Arc<Mutex<SlotAllocator>>,
-    /// The time.
+    /// The time source of `max_staleness` and of buckets.
     pub clock: Clock,
     /// The latest outcomes, for `keyward status`.
     pub history: History,
@@ -137,7 +140,7 @@ pub struct Settings {
     pub policy: ReloadPolicy,
     /// What holds for every key.
     pub global_policy: Arc<GlobalPolicy>,
-    /// How long a revocation stays on the list after the source agrees with it.
+    /// How long a revocation stays on the list after the source confirms it.
     pub revocation_retention: Retention,
 }
 

@@ -8,11 +8,12 @@ use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-/// Items queued for each worker beside the one in progress, so that a worker need not wait for the
+/// Items queued for each worker besides the one in progress, so that a worker need not wait for the
 /// next.
 const QUEUED_ITEMS: usize = 2;
 
-/// Most workers for one load: the thread that inserts rows keeps no more than a few busy.
+/// Maximum number of workers for one load: the thread that inserts rows keeps no more than a few
+/// busy.
 const MAX_WORKERS: usize = 6;
 
 /// Name of the threads that [`map_ordered`] and [`join`] start.

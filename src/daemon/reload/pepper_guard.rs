@@ -42,7 +42,7 @@ impl ReloadLoop {
         refuse_if_any(path, PepperInUse { current: old.len(), certain, possible })
     }
 
-    /// The same at a start, where the keys before `new` are the last good ones, and all of those
+    /// The same at startup, where the keys before `new` are the last good ones, and all of those
     /// were hashed with a pepper that is gone.
     pub(super) fn guard_removed_pepper(
         &self,

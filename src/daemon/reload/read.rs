@@ -42,8 +42,8 @@ const SAMPLES: u64 = 16;
 /// estimate of rows in a file with many lines that are not rows.
 const MIN_ROW_BYTES: u64 = 46;
 
-/// Most rows that indexes are allocated for in advance, which takes 100 MiB. Even a few rows can
-/// touch all of that, because they are scattered by hash. For more rows, indexes grow.
+/// Maximum number of rows that indexes are allocated for in advance, which takes 100 MiB. Even a
+/// few rows can touch all of that, because they are scattered by hash. For more rows, indexes grow.
 const MAX_PREALLOCATED_ROWS: usize = 4 << 20;
 
 /// Rows and chunks between two checks of memory. The margin of a check covers the small allocations
@@ -171,7 +171,7 @@ impl SourceReader<'_> {
 
     /// A compiled file has no columns: a required field must have a value in some row.
     fn check_required_fields(&self, builder: &Builder) -> Result<(), ReloadError> {
-        let absent = self.origin.mapping.required().difference(builder.given());
+        let absent = self.origin.mapping.required().difference(builder.present_fields());
         if absent.is_empty() {
             return Ok(());
         }
@@ -230,11 +230,11 @@ impl SourceReader<'_> {
             let growth = builder.growth(1, record.key_id.len() + record.owner.len(), record.metadata.len());
             rows += 1;
             if growth > 0 || rows.is_multiple_of(ROWS_PER_CHECK) {
-                let beside = builder.heap_bytes();
+                let heap_bytes = builder.heap_bytes();
                 let checked = if growth >= LARGE_GROWTH {
-                    self.limits.require(growth, beside)
+                    self.limits.require(growth, heap_bytes)
                 } else {
-                    self.limits.require_mapped(growth.saturating_add(beside))
+                    self.limits.require_mapped(growth.saturating_add(heap_bytes))
                 };
                 checked.map_err(|limit| exceeded.borrow_mut().insert(limit).to_string())?;
             }
@@ -281,12 +281,12 @@ impl SourceReader<'_> {
         let mut chunks: u64 = 0;
         let merge = |batch: Option<RowBatch>| {
             let batch = batch.ok_or(ParallelError::NeedsSequential)?;
-            let (growth, beside) = (builder.growth(&batch), ParallelBuilder::heap_bytes(&batch, threads));
+            let (growth, heap_bytes) = (builder.growth(&batch), ParallelBuilder::heap_bytes(&batch, threads));
             chunks += 1;
             if growth >= LARGE_GROWTH || chunks.is_multiple_of(CHUNKS_PER_CHECK) {
-                self.limits.require(growth, beside)?;
+                self.limits.require(growth, heap_bytes)?;
             } else {
-                self.limits.require_mapped(growth.saturating_add(beside))?;
+                self.limits.require_mapped(growth.saturating_add(heap_bytes))?;
             }
             builder.add_batch(batch).map_err(|_| ParallelError::NeedsSequential)
         };
@@ -310,9 +310,9 @@ impl SourceReader<'_> {
             return Err(compiled::ReadError::Holes);
         }
         let mut reader = compiled::Reader::open(read, self.size)?;
-        let beside = reader.heap_bytes().saturating_add(2 * parallel::worker_count() * THREAD_BYTES);
+        let heap_bytes = reader.heap_bytes().saturating_add(2 * parallel::worker_count() * THREAD_BYTES);
         self.limits
-            .require(reader.memory_bytes(parallel::worker_count()), beside)
+            .require(reader.memory_bytes(parallel::worker_count()), heap_bytes)
             .map_err(io::Error::from)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
         let decoder = reader.read_policies(&mut builder)?;

@@ -12,7 +12,7 @@ pub enum Refusal {
     Lost(FieldSet),
     /// A change applies to more keys than its setting allows.
     Exceeds {
-        /// The change.
+        /// What changes for the keys.
         change: AccessChange,
         /// The keys that it applies to.
         share: Share,

@@ -36,7 +36,7 @@ const NICENESS: i32 = 10;
 /// Where published keys come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LoadedFrom {
-    /// The source.
+    /// The configured file.
     Source,
     /// The state directory.
     LastGood,
@@ -298,7 +298,7 @@ impl ReloadLoop {
     ) -> Result<AcceptedReload, ReloadError> {
         let source = &settings.source;
         if let Some(last_good) = &self.reloader.last_good {
-            last_good.cancel_superseded_write(self.generation);
+            last_good.cancel_outdated_write(self.generation);
         }
         // Taken before the reading: every later change is noticed as one.
         self.last_read = FileState::of(&source.path);
@@ -331,7 +331,7 @@ impl ReloadLoop {
                 }
             }
         } else if current.is_none() {
-            // For the report: at a start there is nothing else to compare with.
+            // For the report: at startup there is nothing else to compare with.
             self.diff_from_last_good(settings, &loaded.keys)
         } else {
             None
@@ -351,7 +351,7 @@ impl ReloadLoop {
                 (None, None) => {}
             }
         }
-        let accepted = self.swap_and_wait(settings, keys, written_at, diff, &row_map, LoadedFrom::Source)?;
+        let accepted = self.put_in_force(settings, keys, written_at, diff, &row_map, LoadedFrom::Source)?;
         self.store_last_good(settings, state, file, policies);
         self.clear_takeaways();
         self.set_aside = set_aside.map(Arc::new);

@@ -18,6 +18,6 @@ pub struct SourceFile {
     pub mapping: ColumnMapping,
     /// The plans that its rows may name.
     pub plans: Arc<Plans>,
-    /// What a row that cannot be understood does.
+    /// What a bad row does.
     pub on_bad_row: BadRowPolicy,
 }

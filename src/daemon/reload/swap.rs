@@ -1,4 +1,4 @@
-//! Swaps snapshots, and queues them to be stored for the next start.
+//! Puts keys in force, and queues them to be stored for the next start.
 
 use std::fs::File;
 use std::sync::{Arc, PoisonError};
@@ -41,9 +41,9 @@ impl ReloadLoop {
         }
     }
 
-    /// Puts `keys` into force: steps 4 to 7 of [a reload](crate::reload#the-order-of-a-reload).
-    /// When it returns, no answer of the previous snapshot can leave any more.
-    pub(super) fn swap_and_wait(
+    /// Puts `keys` in force, on every connection: steps 4 to 7 of
+    /// [a reload](crate::reload#the-order-of-a-reload).
+    pub(super) fn put_in_force(
         &mut self,
         settings: &Settings,
         keys: KeyTable,
@@ -93,7 +93,7 @@ impl ReloadLoop {
             generation,
             keys: snapshot.len(),
             diff,
-            revocations_agreed: 0,
+            revocations_confirmed: 0,
             revocations_conflicting: 0,
             stale,
             set_aside: None,
@@ -109,12 +109,13 @@ impl ReloadLoop {
         let epoch = revocations.mark_and_swap(publisher, Arc::clone(&snapshot));
         self.generation = generation;
         let previous = self.current.replace(Arc::clone(&snapshot));
+        // When this returns, no answer of the previous snapshot can leave any more.
         runtime.block_on(publisher.epochs().wait_passed(epoch));
         audit.set_generation(generation);
         // The last good keys were compared with the list of revocations when they were accepted.
         if loaded_from == LoadedFrom::Source {
             let reconciliation = revocations.reconcile(&snapshot, settings.revocation_retention, audit);
-            accepted.revocations_agreed = reconciliation.dropped;
+            accepted.revocations_confirmed = reconciliation.dropped;
             accepted.revocations_conflicting = reconciliation.conflicts;
         }
 

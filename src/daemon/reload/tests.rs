@@ -117,14 +117,14 @@ impl Fixture {
         self.runtime.block_on(with_timeout).expect("in time")
     }
 
-    /// Waits until a reload has begun `epoch`.
-    fn wait_swapped(&self, epoch: u64) {
+    /// Waits until a reload has advanced the epoch to `epoch`.
+    fn wait_for_epoch(&self, epoch: u64) {
         let mut announced = self.worker.announced.clone();
         self.wait(announced.wait_for(|now| *now == epoch)).expect("announced");
     }
 
     fn pass(&self, epoch: u64) {
-        self.wait_swapped(epoch);
+        self.wait_for_epoch(epoch);
         self.worker.passed.send_replace(epoch);
     }
 
@@ -158,8 +158,12 @@ fn config_loader(configured: Arc<Mutex<Settings>>) -> ConfigLoader {
 /// Replaces the export at `path` by one with `keys` keys.
 fn replace(path: &Path, keys: u32) {
     let rows: String = (0..keys).map(|number| format!("{number:064x},k{number}\n")).collect();
+    replace_by(path, &format!("key_hash,key_id\n{rows}"));
+}
+
+fn replace_by(path: &Path, export: &str) {
     let new = path.with_extension("new");
-    fs::write(&new, format!("key_hash,key_id\n{rows}")).expect("writes");
+    fs::write(&new, export).expect("writes");
     fs::rename(&new, path).expect("renames");
 }
 
@@ -172,7 +176,7 @@ fn trail(of: &[(&str, &[i64])]) -> Vec<(String, Vec<i64>)> {
 fn request_during_a_reload_shares_its_result() {
     let fixture = Fixture::new();
     let first = fixture.request(false, 1);
-    fixture.wait_swapped(2);
+    fixture.wait_for_epoch(2);
     let second = fixture.request(false, 2);
     fixture.pass(2);
     let (first, second) = (fixture.answer(first).0, fixture.answer(second).0);
@@ -185,7 +189,7 @@ fn request_shares_the_result_of_a_reload_by_the_watch() {
     let fixture = Fixture::new();
     replace(&fixture.source(), 2);
     fixture.trigger.send(Trigger::Changed).expect("sent");
-    fixture.wait_swapped(2);
+    fixture.wait_for_epoch(2);
     let asked = fixture.request(false, 1);
     fixture.pass(2);
     assert_eq!(fixture.answer(asked).1, 2);
@@ -196,7 +200,7 @@ fn request_shares_the_result_of_a_reload_by_the_watch() {
 fn request_after_a_change_of_the_file_causes_another_reload() {
     let fixture = Fixture::new();
     let first = fixture.request(false, 1);
-    fixture.wait_swapped(2);
+    fixture.wait_for_epoch(2);
     replace(&fixture.source(), 3);
     let second = fixture.request(false, 2);
     fixture.pass(2);
@@ -216,7 +220,7 @@ fn request_after_a_change_of_the_configuration_causes_another_reload() {
         } else {
             Some(fixture.request(false, 1))
         };
-        fixture.wait_swapped(2);
+        fixture.wait_for_epoch(2);
         fixture.configured.lock().expect("not poisoned").policy.tolerance.max_shrink = 0.25;
         let second = fixture.request(false, 2);
         fixture.pass(2);
@@ -234,7 +238,7 @@ fn request_after_a_change_of_the_configuration_causes_another_reload() {
 fn triggers_that_share_no_result_are_handled_in_turn() {
     let fixture = Fixture::new();
     let first = fixture.request(false, 1);
-    fixture.wait_swapped(2);
+    fixture.wait_for_epoch(2);
     let (reply, checked) = oneshot::channel();
     fixture.trigger.send(Trigger::Check(CheckRequest { source: None, reply })).expect("sent");
     let forced = fixture.request(true, 2);
@@ -253,7 +257,7 @@ fn triggers_that_share_no_result_are_handled_in_turn() {
 fn unforced_request_does_not_share_a_forced_reload() {
     let fixture = Fixture::new();
     let forced = fixture.request(true, 1);
-    fixture.wait_swapped(2);
+    fixture.wait_for_epoch(2);
     let asked = fixture.request(false, 2);
     fixture.pass(2);
     fixture.pass(3);
@@ -266,7 +270,7 @@ fn force_does_not_apply_to_an_unforced_request_in_the_same_queue() {
     let fixture = Fixture::new();
     replace(&fixture.source(), 10);
     let first = fixture.request(false, 1);
-    fixture.wait_swapped(2);
+    fixture.wait_for_epoch(2);
     // Both are queued at the same time, for a source that the guard refuses.
     replace(&fixture.source(), 2);
     let (plain, forced) = (fixture.request(false, 2), fixture.request(true, 3));
@@ -286,12 +290,29 @@ fn reload_is_not_acknowledged_before_every_worker_has_passed_the_epoch() {
     for force in [false, true] {
         let fixture = Fixture::new();
         let mut answer = fixture.request(force, 1);
-        fixture.wait_swapped(2);
+        fixture.wait_for_epoch(2);
         let early = async { tokio::time::timeout(EARLY_TIMEOUT, &mut answer).await };
         assert!(fixture.runtime.block_on(early).is_err(), "acknowledged, force: {force}");
         fixture.pass(2);
         assert_eq!(fixture.answer(answer).1, 2);
     }
+}
+
+/// The same for the takeaways of a refused source.
+#[test]
+fn takeaways_are_not_acknowledged_before_every_worker_has_passed_the_epoch() {
+    let fixture = Fixture::new();
+    fixture.configured.lock().expect("not poisoned").policy.apply_takeaways = true;
+    let (revoked, bad) = (format!("{:064x},k0,revoked", 0), "bad,k1,active");
+    replace_by(&fixture.source(), &format!("key_hash,key_id,status\n{revoked}\n{bad}\n"));
+    let mut answer = fixture.request(false, 1);
+    fixture.wait_for_epoch(2);
+    let early = async { tokio::time::timeout(EARLY_TIMEOUT, &mut answer).await };
+    assert!(fixture.runtime.block_on(early).is_err(), "acknowledged");
+    fixture.pass(2);
+    let outcome = fixture.wait(answer).expect("an answer");
+    assert!(outcome.result.is_err());
+    assert_eq!(outcome.takeaways.as_ref().map(|takeaways| takeaways.total), Some(1));
 }
 
 #[test]

@@ -43,7 +43,7 @@ enum Action {
     Unrevoke,
     /// The status in the source has changed.
     Source,
-    /// The source has agreed for long enough.
+    /// The source has confirmed it for long enough.
     Drop,
 }
 

@@ -78,7 +78,7 @@ pub struct RevocationRecord {
     pub when: Timestamp,
     /// The operator's user.
     pub by_uid: u32,
-    /// The status in the source, once the source has agreed for the first time.
+    /// The status in the source, once the source has confirmed it for the first time.
     pub source: Option<SourceObservation>,
     /// Whether it survives a restart.
     pub durable: bool,
@@ -109,12 +109,13 @@ pub enum SourceStatus {
 }
 
 impl RevocationRecord {
-    /// Since when the source has agreed without interruption.
-    pub fn agreed_since(&self) -> Option<Timestamp> {
+    /// Since when the source has confirmed it without interruption.
+    pub fn confirmed_since(&self) -> Option<Timestamp> {
         self.source.filter(|source| source.status == SourceStatus::Revoked).map(|source| source.since)
     }
 
-    /// Since when the source has listed the target as active, after it had agreed.
+    /// Since when the source has listed the target as active, after it had confirmed
+    /// the revocation.
     pub fn conflict_since(&self) -> Option<Timestamp> {
         self.source.filter(|source| source.status == SourceStatus::Active).map(|source| source.since)
     }

@@ -1,14 +1,15 @@
-//! Revocations: keys and owners that an operator has revoked, independent of the source, until the
-//! source agrees.
+//! Revocations: keys and owners that an operator has revoked, independently of the source, until
+//! the source confirms them.
 //!
-//! A revocation is in force on every connection before its command returns, and on disk unless the
-//! disk fails:
+//! A revocation is in force on every connection before its command is answered, and on disk unless
+//! the disk fails. [`Revocations::revoke`] takes steps 1 to 4, and its caller, `edit_revocations`
+//! in `server/admin_handler.rs`, takes step 5:
 //!
 //! 1. lock the commands, which excludes other commands and the swap of snapshots;
 //! 2. add the entry to the list in memory, and mark the rows of the current snapshot;
 //! 3. queue the line for the [`writer`], advance the [epoch](crate::publish), and unlock;
 //! 4. wait until the line is durable, or the disk fails or takes too long;
-//! 5. wait until every worker has passed the epoch. Only then is the command answered.
+//! 5. the caller waits until every worker has passed the epoch, and only then answers the command.
 //!
 //! Putting a revocation in force never waits for the disk. A command whose line is not durable
 //! reports that and why; the write is retried until it succeeds.
@@ -49,8 +50,8 @@ use watermark::ListClock;
 pub use writer::Durability;
 use writer::Writer;
 
-/// Most entries on the list. A revocation is a stopgap until the source agrees; a larger number
-/// belongs in the source.
+/// Maximum number of entries on the list. A revocation is a stopgap until the source confirms it; a
+/// larger number belongs in the source.
 pub const MAX_ENTRIES: usize = 100_000;
 
 /// Why nothing is durable without a state directory.
@@ -91,7 +92,7 @@ pub struct LoadedList {
 struct PendingCommand {
     /// The ticket of the line.
     ticket: u64,
-    already_applied: bool,
+    unchanged: bool,
     keys: usize,
     revoked: usize,
     generation: u64,
@@ -102,7 +103,7 @@ struct PendingCommand {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandOutcome {
     /// Whether the command changed nothing.
-    pub already: bool,
+    pub unchanged: bool,
     /// Rows with that key id or owner; 0 if no keys are loaded.
     pub keys: usize,
     /// The rows of these that are revoked now, by any command or by the source.
@@ -265,9 +266,9 @@ impl Revocations {
     }
 
     /// Marks everything in `snapshot` that is revoked at the time of the swap, and swaps it in.
-    /// Returns the epoch that begins with the swap.
+    /// Returns the epoch that the swap advances to.
     pub fn mark_and_swap(&self, publisher: &Publisher, snapshot: Arc<Snapshot>) -> u64 {
-        // Most of the marking, while commands go on.
+        // The larger part of the marking, while commands go on.
         let list = {
             self.lock_commands().changed = Some(Vec::new());
             // A command between these two statements is in both, and its target is marked twice.
@@ -291,12 +292,12 @@ impl Revocations {
 
     /// Waits for the line of a command, and returns the result.
     fn wait_durable(&self, pending: PendingCommand) -> CommandOutcome {
-        let PendingCommand { ticket, already_applied: already, keys, revoked, generation, epoch } = pending;
+        let PendingCommand { ticket, unchanged, keys, revoked, generation, epoch } = pending;
         let durability = match &self.writer {
             Some(writer) => writer.wait(ticket),
             None => Durability::NotDurable(NO_DIRECTORY.into()),
         };
-        CommandOutcome { already, keys, revoked, generation, epoch, durability }
+        CommandOutcome { unchanged, keys, revoked, generation, epoch, durability }
     }
 
     /// The last steps of a command under the lock, after the list has changed.
@@ -321,14 +322,14 @@ impl Revocations {
         snapshot: Option<&Snapshot>,
         target: &Target,
         ticket: u64,
-        already_applied: bool,
+        unchanged: bool,
     ) -> PendingCommand {
         let list = self.list();
         let MarkCounts { rows: keys, revoked } =
             snapshot.map(|snapshot| list.mark(snapshot, target)).unwrap_or_default();
         let generation = snapshot.map_or(0, Snapshot::generation);
         let epoch = self.epochs.advance();
-        PendingCommand { ticket, already_applied, keys, revoked, generation, epoch }
+        PendingCommand { ticket, unchanged, keys, revoked, generation, epoch }
     }
 
     fn lock_commands(&self) -> MutexGuard<'_, CommandLock> {

@@ -1,12 +1,12 @@
-//! Reconciles the list with the source: a revocation may leave the list once the source has agreed
-//! with it for long enough.
+//! Reconciles the list with the source: a revocation may leave the list once the source has
+//! confirmed it for long enough.
 //!
 //! An export can be older than the previous one, for example if it comes from a replica that lags.
-//! So an entry stays on the list until the source has agreed at every load for the time that
-//! [`Retention`] sets, by the [list's clock](super::watermark). The source agrees if it lists all
-//! rows of the key or owner as revoked. A load with an active row, or without rows, restarts that
-//! time. A source that lists a row as active after it had agreed contradicts the revocation. Such a
-//! conflict is reported once when it begins, and the key stays revoked.
+//! So an entry stays on the list until the source has confirmed it at every load for the time that
+//! [`Retention`] sets, by the [list's clock](super::watermark). The source confirms it by listing
+//! all rows of the key or owner as revoked. A load with an active row, or without rows, restarts
+//! that time. A source that lists a row as active after it had confirmed the revocation contradicts
+//! it. Such a conflict is reported once when it begins, and the key stays revoked.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use super::{Durability, Revocations, current_second};
 use crate::audit::{self, Audit, Event};
 use keyward_engine::snapshot::Snapshot;
 
-/// Most conflicts of one load that the log names. The audit trail has all of them.
+/// Maximum number of conflicts of one load that the log names. The audit trail has all of them.
 const MAX_LOGGED_CONFLICTS: usize = 20;
 
-/// How long a revocation stays on the list after the source has agreed.
+/// How long a revocation stays on the list after the source has confirmed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
-    /// For this time; zero: until the first load that agrees.
+    /// For this time; zero: until the first load that confirms it.
     For(Duration),
     /// Until an operator removes it.
     Forever,
@@ -35,8 +35,8 @@ impl Retention {
     /// Long enough to notice an export that lags or was restored from a backup of last week.
     pub const DEFAULT: Self = Self::For(Duration::from_secs(7 * 86_400));
 
-    fn is_over(self, agreed: Duration) -> bool {
-        matches!(self, Self::For(retention) if agreed >= retention)
+    fn is_over(self, confirmed: Duration) -> bool {
+        matches!(self, Self::For(retention) if confirmed >= retention)
     }
 }
 
@@ -58,7 +58,7 @@ pub(super) struct StatusChange {
 
 impl Revocations {
     /// Compares the list with `snapshot`, which is in force, and drops entries that the source has
-    /// agreed with for `retention`. Changes are recorded in `audit`. An entry whose removal cannot
+    /// confirmed for `retention`. Changes are recorded in `audit`. An entry whose removal cannot
     /// be made durable stays until the next load.
     pub fn reconcile(&self, snapshot: &Snapshot, retention: Retention, audit: &Audit) -> Reconciliation {
         let (changes, due) = self.compare(snapshot, retention);
@@ -92,7 +92,7 @@ impl Revocations {
             // A command may have removed the entry meanwhile.
             let Some(entry) = list.get_mut(&target) else { continue };
             let change = record_status(entry, status, since, clock_ms);
-            if entry.record.agreed_since().is_some() && retention.is_over(agreed_for(entry, clock_ms)) {
+            if entry.record.confirmed_since().is_some() && retention.is_over(confirmed_for(entry, clock_ms)) {
                 entry.dropping = true;
                 due.push((target, rows));
             } else if let Some(observation) = change {
@@ -170,7 +170,7 @@ impl Revocations {
 }
 
 /// Records the status of an entry in the source. Returns the observation if it is a change. Before
-/// the source has agreed for the first time, any other status is no change.
+/// the source has confirmed it for the first time, any other status is no change.
 fn record_status(
     entry: &mut Entry,
     status: SourceStatus,
@@ -186,8 +186,8 @@ fn record_status(
     Some(observation)
 }
 
-/// How long the source has agreed with an entry.
-fn agreed_for(entry: &Entry, clock_ms: u64) -> Duration {
+/// How long the source has confirmed an entry.
+fn confirmed_for(entry: &Entry, clock_ms: u64) -> Duration {
     let since_ms = entry.record.source.map_or(clock_ms, |source| source.clock_ms);
     Duration::from_millis(clock_ms.saturating_sub(since_ms))
 }
@@ -208,9 +208,12 @@ fn log(changes: &[StatusChange]) {
     if conflicts > MAX_LOGGED_CONFLICTS {
         warn!(conflicts, "more revocations are contradicted by the source: keyward status --json lists them");
     }
-    let agreed = with(SourceStatus::Revoked).count();
-    if agreed > 0 {
-        info!(agreed, "the source agrees with revocations; they stay on the list for revocation.keep");
+    let confirmed = with(SourceStatus::Revoked).count();
+    if confirmed > 0 {
+        info!(
+            agreed = confirmed,
+            "the source agrees with revocations; they stay on the list for revocation.keep"
+        );
     }
 }
 
@@ -222,7 +225,7 @@ fn describe(target: &Target, rows: usize) -> audit::RevocationStatus<'_> {
 fn change_event(change: &StatusChange) -> Event<'_> {
     let described = describe(&change.target, change.rows);
     match change.status {
-        SourceStatus::Revoked => Event::RevocationAgreed(described),
+        SourceStatus::Revoked => Event::RevocationConfirmed(described),
         SourceStatus::Active => Event::RevocationConflict(described),
         SourceStatus::Unconfirmed => Event::RevocationUnconfirmed(described),
     }

@@ -56,7 +56,7 @@ const HOW_TO_ACCEPT: &str = "or, to go on with the revocations that are left, ru
                              lost-revocations (with the daemon's --config or --state-dir), and start again";
 
 impl LoadError {
-    /// Whether it is about the content of the files, so that another start does not help.
+    /// Whether it is about the content of the files, so another start does not help.
     pub fn is_about_content(&self) -> bool {
         !matches!(self, Self::File(_))
     }
@@ -232,7 +232,7 @@ fn too_large(seq: u64) -> String {
     format!("seq is {seq}, and the largest number of a line is {MAX_SEQ}")
 }
 
-/// Whether the last line was not written completely, so that its command never returned. A line
+/// Whether the last line was not written completely, so its command never returned. A line
 /// that lacks only its newline counts as complete, because an editor may have removed that;
 /// revoking too much is safer than too little. After a loss of power, the beginning of a write may
 /// be zeros.

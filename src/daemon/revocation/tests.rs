@@ -12,7 +12,7 @@ use keyward_engine::limiter::{Limiter, SlotAllocator};
 use keyward_engine::record::{KeyRecord, Status};
 use keyward_engine::snapshot::{Builder, SnapshotMeta};
 
-mod agreement;
+mod confirmation;
 mod durability;
 mod loss;
 
@@ -102,9 +102,9 @@ fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     let publisher = Publisher::new(1).0;
     let revocations = Revocations::open(None, &publisher).expect("opens");
     revocations.mark_and_swap(&publisher, active(2, 1));
-    for already in [false, true] {
+    for unchanged in [false, true] {
         let change = revocations.revoke(key(0), 0).expect("in force");
-        assert_eq!((change.already, change.revoked), (already, 1));
+        assert_eq!((change.unchanged, change.revoked), (unchanged, 1));
         assert!(reason(&change).contains("--state-dir"), "{change:?}");
     }
     assert!(is_revoked(&publisher, 0) && !is_revoked(&publisher, 1));
@@ -114,7 +114,7 @@ fn revocation_without_a_state_directory_is_in_force_and_not_durable() {
     let change = revocations.unrevoke(key(0), 0).expect("unrevoked");
     assert!(reason(&change).contains("no state directory") && !is_revoked(&publisher, 0));
     assert!(matches!(revocations.unrevoke(key(0), 0), Err(RevokeError::NotRevoked { .. })));
-    // The source agrees, and there is no disk that could fail.
+    // The source confirms it, and there is no disk that could fail.
     revocations.revoke(key(0), 0).expect("in force");
     let next = snapshot(2, 3, |_| Status::Revoked);
     assert_eq!(reconcile(&revocations, &next, Retention::For(Duration::ZERO)), (1, 0));
@@ -128,9 +128,9 @@ fn every_command_advances_the_epoch() {
     let (revocations, publisher) = open(&directory);
     let published = revocations.mark_and_swap(&publisher, active(2, 1));
     let first = revocations.revoke(key(0), 7).expect("revoked");
-    assert_eq!((first.keys, first.revoked, first.generation, first.already), (1, 1, 1, false));
-    let again = revocations.revoke(key(0), 8).expect("already");
-    assert!(again.already && published < first.epoch && first.epoch < again.epoch);
+    assert_eq!((first.keys, first.revoked, first.generation, first.unchanged), (1, 1, 1, false));
+    let again = revocations.revoke(key(0), 8).expect("unchanged");
+    assert!(again.unchanged && published < first.epoch && first.epoch < again.epoch);
     let back = revocations.unrevoke(key(0), 7).expect("unrevoked");
     assert!(again.epoch < back.epoch && !is_revoked(&publisher, 0));
     assert_eq!(revocations.entries(), []);
@@ -184,7 +184,7 @@ fn unwritable_revocation_is_in_force_at_once_and_durable_once_the_disk_recovers(
     let writer = revocations.writer.as_ref().expect("a writer");
     assert_eq!(&*writer.health().unwritten()[0].file, list_file::NAME);
     let again = revocations.revoke(key(1), 0).expect("in force");
-    assert!(again.already && !reason(&again).is_empty(), "it is not durable yet");
+    assert!(again.unchanged && !reason(&again).is_empty(), "it is not durable yet");
 
     fs::remove_dir(&path).expect("removes the obstacle");
     let begun = std::time::Instant::now();

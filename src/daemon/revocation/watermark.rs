@@ -7,7 +7,7 @@
 //! by people or programs, for which the page cache suffices.
 //!
 //! The mark also stores the list's clock: the milliseconds that a daemon has had the list. It
-//! measures how long the source has agreed with a revocation. Setting the system time does not move
+//! measures how long the source has confirmed a revocation. Setting the system time does not move
 //! it. Across a restart it advances by the smaller of the differences of CLOCK_BOOTTIME and of the
 //! system time. After a reboot, CLOCK_BOOTTIME is behind the stored value, or ahead of it by less
 //! than the time that has passed. So the list's clock may run behind, never ahead.

@@ -28,6 +28,9 @@ use crate::usage::{Usage, UsageQuery};
 use keyward_engine::record::Quoted;
 use keyward_state::WriteHealth;
 
+#[cfg(test)]
+mod tests;
+
 /// Access to all parts of the daemon. It changes only the queue of reloads and the list of
 /// revocations.
 pub(super) struct AdminHandler {
@@ -131,7 +134,7 @@ impl AdminHandler {
                 Edit::Revoke => revocations.revoke(target.clone(), peer.uid),
                 Edit::Unrevoke => revocations.unrevoke(target.clone(), peer.uid),
             }?;
-            if !change.already {
+            if !change.unchanged {
                 let event = revocation_event(&target, &change, peer);
                 audit.record(&match edit {
                     Edit::Revoke => Event::Revoke(event),
@@ -147,7 +150,7 @@ impl AdminHandler {
             Err(_) => return shutting_down(),
         };
         self.epochs.wait_passed(change.epoch).await;
-        let CommandOutcome { already, keys, revoked, generation, durability, .. } = change;
+        let CommandOutcome { unchanged: already, keys, revoked, generation, durability, .. } = change;
         let not_durable = match durability {
             Durability::Durable => None,
             Durability::NotDurable(reason) => Some(reason.to_string()),

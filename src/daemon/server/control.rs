@@ -18,7 +18,7 @@ use crate::server::acceptor::{Acceptor, RefusalCounters};
 use crate::server::admin_handler::AdminHandler;
 use crate::server::listening_socket::ListeningSocket;
 use crate::server::signals::{SignalAction, SignalReceiver};
-use crate::server::startup::{Daemon, STALE_ANSWER_TIMEOUT};
+use crate::server::startup::{Daemon, UNSENT_ANSWER_TIMEOUT};
 use crate::server::worker::Worker;
 use crate::systemd;
 
@@ -84,11 +84,11 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
     verify.take_backlog().into_iter().for_each(|stream| acceptor.admit(stream));
     daemon.draining.send_replace(true);
     drain(&daemon.workers, daemon.config.server.drain_timeout).await;
-    // The last save would miss later charges, so that remaining connections are not answered any
+    // The last save would miss later charges, so remaining connections are not answered any
     // more.
     daemon.closed.store(true, Ordering::Release);
     let closed = daemon.epochs.wait_passed(daemon.epochs.advance());
-    if tokio::time::timeout(2 * STALE_ANSWER_TIMEOUT, closed).await.is_err() {
+    if tokio::time::timeout(2 * UNSENT_ANSWER_TIMEOUT, closed).await.is_err() {
         warn!("a worker has not stopped in time; what it still charges is not saved");
     }
     tokio::join!(daemon.recorders.usage.stop(), daemon.balances.stop());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode;
 
 use crate::config::{Group, GroupError};
-use crate::server::socket_file::{FileId, SocketFile, SocketLock, remove_stale};
+use crate::server::socket_file::{FileId, SocketFile, SocketLock, remove_leftover};
 
 /// The path, permissions and group of a socket to bind.
 #[derive(Clone, Debug)]
@@ -38,53 +38,30 @@ pub(super) struct BoundSocket {
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages show what the fields are")]
 pub enum ListenError {
     /// Another daemon uses the socket.
     #[error("{}: another daemon is listening there; stop it, or name another socket (--socket, --admin-socket)", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
+    InUse { path: PathBuf },
     /// The path names a file that is not a socket.
     #[error("{}: there is a file that is not a socket; move it away, or name another socket (--socket, --admin-socket)", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
+    NotASocket { path: PathBuf },
     /// The path of the lock names something other than a regular file.
     #[error(
         "{}: the lock beside the socket must be a regular file, and this is a link, a directory, a pipe or a device; remove it, \
          or name a socket elsewhere (--socket, --admin-socket)",
         path.display()
     )]
-    NotALock {
-        /// The lock.
-        path: PathBuf,
-    },
+    NotALock { path: PathBuf },
     /// The directory of the socket does not exist.
     #[error("{}: there is no such directory to put a socket in; create it, or name another socket (--socket)", path.display())]
-    NoDirectory {
-        /// The directory.
-        path: PathBuf,
-    },
+    NoDirectory { path: PathBuf },
     /// A system call failed.
     #[error("{}: cannot {what}: {source}", path.display())]
-    Io {
-        /// The path.
-        path: PathBuf,
-        /// The operation.
-        what: &'static str,
-        /// The error of the system call.
-        source: io::Error,
-    },
+    Io { path: PathBuf, what: &'static str, source: io::Error },
     /// The group does not exist.
     #[error("{}: {source}", path.display())]
-    Group {
-        /// The socket.
-        path: PathBuf,
-        /// The error of the lookup.
-        source: GroupError,
-    },
+    Group { path: PathBuf, source: GroupError },
 }
 
 impl ListenerSpec {
@@ -166,7 +143,7 @@ pub(super) fn register(socket: &UnixListener) -> Result<tokio::net::UnixListener
 fn bind(spec: &ListenerSpec) -> Result<(UnixListener, SocketFile), ListenError> {
     let path = spec.path.as_path();
     let io = |what| move |source| ListenError::Io { path: path.to_path_buf(), what, source };
-    remove_stale(path)?;
+    remove_leftover(path)?;
     // The umask keeps clients from connecting between bind and chmod.
     let previous = rustix::process::umask(Mode::from_raw_mode(0o177));
     let bound = UnixListener::bind(path);

@@ -87,7 +87,7 @@ pub(super) fn reload(outcome: &Outcome, in_force: Option<&Snapshot>) -> Reload {
             error: None,
             stale: accepted.stale.as_ref().map(ToString::to_string),
             unchanged: accepted.diff.is_unchanged(),
-            revocations_agreed: accepted.revocations_agreed,
+            revocations_agreed: accepted.revocations_confirmed,
             revocations_conflicting: accepted.revocations_conflicting,
             took_ms,
             age_s,
@@ -138,7 +138,7 @@ impl From<(revocation::Target, revocation::RevocationRecord)> for Revoked {
             when: record.when.to_string(),
             by_uid: record.by_uid,
             durable: record.durable,
-            agreed_since: record.agreed_since().map(|since| since.to_string()),
+            agreed_since: record.confirmed_since().map(|since| since.to_string()),
             conflict_since: record.conflict_since().map(|since| since.to_string()),
         }
     }

@@ -127,7 +127,7 @@ impl SocketLock {
 ///
 /// # Errors
 /// When a process listens on the socket, or the file is not a socket.
-pub(super) fn remove_stale(path: &Path) -> Result<(), ListenError> {
+pub(super) fn remove_leftover(path: &Path) -> Result<(), ListenError> {
     let io = |what| move |source| ListenError::Io { path: path.to_path_buf(), what, source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -37,7 +37,7 @@ use keyward_state::{self as state, Generations, StateDir, Unwritten, WriteHealth
 /// How long a reload or a revocation waits for peers to read answers that were made before it.
 /// After that their connections are closed, so that an acknowledgement does not depend on a peer
 /// that has stopped reading.
-pub(super) const STALE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const UNSENT_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Permissions of the admin socket. By default only the daemon's own user and root may open it.
 /// Where `admin_uids` names other users, everyone may open it, and the credentials of the peer
@@ -274,7 +274,7 @@ fn start_workers(
 ) -> Result<Arc<[Worker]>, StartError> {
     let timeouts = Timeouts {
         idle: config.server.idle_timeout,
-        stale_answers: STALE_ANSWER_TIMEOUT,
+        unsent_answers: UNSENT_ANSWER_TIMEOUT,
         busy_poll: config.server.busy_poll,
     };
     let mut workers = Vec::with_capacity(subscriptions.len());

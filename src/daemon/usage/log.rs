@@ -14,7 +14,7 @@ use keyward_engine::verify::RequestUsage;
 /// second-level cache.
 const CAPACITY: usize = 8 * 1024;
 
-/// Most empty buffers that a worker gets back: as many as may be queued, and one more.
+/// Maximum number of empty buffers that a worker gets back: as many as may be queued, and one more.
 const SPARES: usize = QUEUED_LOGS + 1;
 
 // The kind of an event is the value of a verdict, or one of the following.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Most keys in one report: it is one line of JSON, for people and for scripts that need the top
-/// keys. `usage.jsonl` has all of them.
+/// Maximum number of keys in one report: it is one line of JSON, for people and for scripts that
+/// need the top keys. `usage.jsonl` has all of them.
 pub const MAX_LISTED: usize = 1000;
 
 /// Whose usage to report.

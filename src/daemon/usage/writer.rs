@@ -21,7 +21,7 @@ use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
 /// The name of the file.
 pub(super) const FILE: &str = "usage.jsonl";
 
-/// Most bytes in one write: some 4,000 lines, which take a few milliseconds to encode.
+/// Maximum number of bytes in one write: some 4,000 lines, which take a few milliseconds to encode.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Room for the line that completes a chunk.

@@ -1,16 +1,16 @@
 //! Assigning slots to the buckets of a new snapshot.
 //!
-//! A bucket can have several slots, one for each rate: an owner's limit, if the owner's keys are on
-//! plans that define it differently. If the wanted rates are exactly the existing ones, each slot
-//! continues by itself. Otherwise every wanted slot starts with the lowest level of all existing
-//! ones.
+//! A bucket is one slot at one rate. A limit can have several buckets, one for each rate: an
+//! owner's limit, if the owner's keys are on plans that define it differently. If the wanted rates
+//! are exactly the existing ones, each bucket continues by itself. Otherwise every wanted bucket
+//! starts with the lowest level of all existing ones.
 
 use std::sync::PoisonError;
 
 use crate::limiter::allocator::SlotAllocator;
-use crate::limiter::bucket_id::BucketId;
 use crate::limiter::buckets::{Buckets, Migration};
 use crate::limiter::charge::Limiter;
+use crate::limiter::limit_id::LimitId;
 use crate::limiter::rate::Rate;
 use crate::limiter::reclaim::PendingReclaim;
 use crate::limiter::slot_set::SlotSet;
@@ -53,13 +53,13 @@ impl SlotAllocator {
 }
 
 impl Allocation<'_> {
-    /// Assigns a slot at `rate` to the bucket `id`, which has no other slot. `previous` is its slot
-    /// in the snapshot in use. Each bucket of a snapshot must be assigned once.
+    /// Assigns a slot to the only bucket of the limit `id`, whose rate is `rate`. `previous` is the
+    /// limit's bucket in the snapshot in use. Each limit of a snapshot must be assigned once.
     ///
     /// Returns `None` if all 2^32 slots are in use.
     pub fn assign(
         &mut self,
-        id: impl FnOnce() -> BucketId,
+        id: impl FnOnce() -> LimitId,
         previous: Option<BucketRef>,
         rate: Rate,
     ) -> Option<u32> {
@@ -76,13 +76,13 @@ impl Allocation<'_> {
         }
     }
 
-    /// Assigns a slot for each of `rates` to the bucket `id`. No two rates may be equal. The order
-    /// of `previous`, `rates` and the result is not significant.
+    /// Assigns a slot to each bucket of the limit `id`, which has one for each of `rates`. No two
+    /// rates may be equal. The order of `previous`, `rates` and the result is not significant.
     ///
     /// Returns `None` if all 2^32 slots are in use.
     pub(crate) fn assign_all(
         &mut self,
-        id: BucketId,
+        id: LimitId,
         previous: &[BucketRef],
         rates: &[Rate],
     ) -> Option<Vec<BucketRef>> {
@@ -104,7 +104,7 @@ impl Allocation<'_> {
     }
 
     /// Assigns the slots `0..count` at once, except those in `unused`. This is possible only while
-    /// no bucket exists, because then the ids of the buckets do not matter.
+    /// no bucket exists, because then the ids of the limits do not matter.
     ///
     /// Returns `None` if a slot has been assigned before, or a bucket is retained.
     pub(crate) fn assign_contiguous(&mut self, count: u32, unused: impl Iterator<Item = u32>) -> Option<()> {
@@ -155,8 +155,8 @@ impl Allocation<'_> {
         Some(slot)
     }
 
-    /// The retained slots of a bucket. They stay retained until the allocation is reclaimed.
-    fn retained(&self, id: impl FnOnce() -> BucketId) -> &[BucketRef] {
+    /// The retained buckets of a limit. They stay retained until the allocation is reclaimed.
+    fn retained(&self, id: impl FnOnce() -> LimitId) -> &[BucketRef] {
         // An id costs a hash, and usually no bucket is retained.
         if self.allocator.retained.is_empty() { &[] } else { self.allocator.retained.get(&id()) }
     }

@@ -1,7 +1,7 @@
 //! The slot allocator: which slots are in use, which are free, and which buckets are retained.
 //!
-//! A bucket belongs to a key or an owner, and to one of its limits
-//! ([`BucketId`](crate::limiter::BucketId)). A reload changes the buckets in two steps:
+//! A bucket belongs to a limit of a key or of an owner ([`LimitId`](crate::limiter::LimitId)), and
+//! has one rate. A reload changes the buckets in two steps:
 //!
 //! 1. It *assigns* a slot to each bucket of the new snapshot
 //!    ([`Allocation`](crate::limiter::Allocation)): the slot from the previous snapshot if the rate

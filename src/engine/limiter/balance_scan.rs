@@ -1,8 +1,8 @@
 //! Collecting the balances to save, and restoring them in the next process.
 
 use crate::limiter::allocator::SlotAllocator;
-use crate::limiter::bucket_id::BucketId;
 use crate::limiter::charge::Limiter;
+use crate::limiter::limit_id::LimitId;
 use crate::limiter::persist::SavedBucket;
 use crate::limiter::rate::Rate;
 use crate::limiter::slot_set::SlotSet;
@@ -12,7 +12,7 @@ use crate::limiter::state::BucketState;
 /// The buckets that were not full when they were scanned.
 #[must_use]
 pub struct BalanceScan {
-    buckets: Vec<(BucketId, Rate, BucketState)>,
+    buckets: Vec<(LimitId, Rate, BucketState)>,
 }
 
 impl BalanceScan {
@@ -35,7 +35,7 @@ impl SlotAllocator {
     pub fn scan_balances(
         &self,
         limiter: &Limiter,
-        live: impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)>,
+        live: impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)>,
         now: u64,
     ) -> BalanceScan {
         let slots = &limiter.buckets.slots;

@@ -1,9 +1,9 @@
 //! The shared state of all buckets, and the migration of a balance to the slot of a new rate.
 //!
-//! A reload that changes a limit's rate gives it a new slot, marked as migrating, and lists the
-//! slots that hold the old balance ([`Migration`]). The first thread that needs the new slot
-//! freezes the old ones and converts their balance to the new rate. A thread that still charges an
-//! old slot finds it superseded and retries with the new snapshot.
+//! A reload that changes a limit's rate gives it a bucket in a new slot, marked as migrating, and
+//! lists the slots that hold the old balance ([`Migration`]). The first thread that needs the new
+//! slot freezes the old ones and converts their balance to the new rate. A thread that still
+//! charges an old slot finds it superseded and retries with the new snapshot.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;

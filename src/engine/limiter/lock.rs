@@ -49,8 +49,8 @@ impl Buckets {
     /// Locks the buckets of all `charges`: at most [`MAX_CHARGES`], no two with the same slot.
     /// Returns `None` if a newer snapshot has superseded one of them.
     ///
-    /// Buckets are locked in slot order, whatever the order of the charges. Two threads that want
-    /// the same buckets could otherwise wait for each other forever.
+    /// Buckets are locked in slot order, regardless of the order of the charges. Two threads that
+    /// want the same buckets could otherwise wait for each other forever.
     pub(super) fn lock_all(&self, charges: &[Charge], now: u64) -> Option<LockedBuckets<'_>> {
         let mut order: [usize; MAX_CHARGES] = std::array::from_fn(|position| position);
         let order = order.get_mut(..charges.len())?;

@@ -10,19 +10,20 @@
 //! * [`Charge`] is one limit to charge. [`Outcome`] is the result, and names the limit that decided
 //!   it ([`outcome`]). Shadow limits are charged and reported, but never refuse.
 //! * [`Rate`] is the arithmetic of one limit, checked for range ([`rate`]).
-//! * The words live in an array that grows and never moves, so that a charge takes no lock
-//!   ([`slots`]). A charge of several limits locks the words themselves ([`lock`]).
+//! * The words live in an array that grows and never moves, so a charge takes no lock ([`slots`]).
+//!   A charge of several limits locks the words themselves ([`lock`]).
 //!
 //! # Reloads
 //!
-//! * [`SlotAllocator`] decides which slot each bucket has, and changes only during a reload
-//!   ([`allocator`]). A reload gets the slots for its new snapshot from an [`Allocation`]
-//!   ([`allocation`]) and, once no worker uses the old snapshot, [reclaims](SlotAllocator::reclaim)
-//!   the slots that are no longer used ([`reclaim`]).
-//! * A limit whose rate changes gets a new slot. Its balance is migrated by the first thread that
+//! * A bucket is one slot at one rate. [`SlotAllocator`] decides which slot each bucket has, and
+//!   changes only during a reload ([`allocator`]). A reload gets the slots for its new snapshot
+//!   from an [`Allocation`] ([`allocation`]) and, once no worker uses the old snapshot,
+//!   [reclaims](SlotAllocator::reclaim) the slots that are no longer used ([`reclaim`]).
+//! * A limit whose rate changes gets a new bucket. Its balance is migrated by the first thread that
 //!   needs it ([`buckets`]).
 //! * A bucket that has lost its key is retained until it is full ([`retained`]).
-//! * [`BucketId`] identifies a bucket when its slot number is gone ([`bucket_id`]).
+//! * [`LimitId`] identifies a limit: its buckets are found by it once their slot numbers are gone
+//!   ([`limit_id`]).
 //!
 //! # Restarts
 //!
@@ -31,9 +32,9 @@
 //!
 //! # Guarantees
 //!
-//! Over any interval t, the admitted cost of a bucket is at most burst + rate × t, whatever the
-//! number of threads and reloads. A cost that fits is never refused, and a refusal charges nothing.
-//! A refunded cost counts as not admitted.
+//! Over any interval t, the admitted cost of a bucket is at most burst + rate × t, regardless of
+//! the number of threads and reloads. A cost that fits is never refused, and a refusal charges
+//! nothing. A refunded cost counts as not admitted.
 //!
 //! Neither a rate change nor removing and re-adding a key refills its bucket: what was spent under
 //! a rate is remembered until it has been refilled at that rate. If a limit has had several rates,
@@ -55,11 +56,11 @@ mod allocation;
 mod allocator;
 mod balance;
 mod balance_scan;
-mod bucket_id;
 mod buckets;
 mod charge;
 mod clock_reading;
 mod latest_tick;
+mod limit_id;
 mod lock;
 mod outcome;
 pub mod persist;
@@ -76,9 +77,9 @@ pub use allocation::Allocation;
 pub use allocator::SlotAllocator;
 pub use balance::Balance;
 pub use balance_scan::BalanceScan;
-pub use bucket_id::BucketId;
 pub use charge::{Bucket, Limiter};
 pub use clock_reading::ClockReading;
+pub use limit_id::LimitId;
 pub(crate) use outcome::SingleOutcome;
 pub use outcome::{Charge, ChargeReport, DecidingLimit, MAX_CHARGES, Outcome};
 pub use rate::{

@@ -4,7 +4,7 @@
 use crate::limiter::balance::Balance;
 use crate::limiter::rate::Rate;
 
-/// Most limits in one charge: a key's own limits and those of its plan.
+/// Maximum number of limits in one charge: a key's own limits and those of its plan.
 pub const MAX_CHARGES: usize = 16;
 
 /// One limit to charge.

@@ -9,7 +9,7 @@
 //!          offset       8   of the time namespace, in nanoseconds, signed; minimum: unknown
 //!          realtime     8   CLOCK_REALTIME in nanoseconds since 1970
 //!          count        8   of records
-//! records  id          16   BucketId
+//! records  id          16   LimitId
 //!          period       8   ticks for one unit
 //!          debt         8   ticks until the bucket is full, at the time in the header
 //!          burst        4
@@ -26,8 +26,8 @@
 
 use std::io::{self, Read, Write};
 
-use crate::limiter::bucket_id::BucketId;
 use crate::limiter::clock_reading::ClockReading;
+use crate::limiter::limit_id::LimitId;
 use crate::limiter::rate::Rate;
 
 const MAGIC: &[u8; 8] = b"keyward\0";
@@ -40,14 +40,14 @@ const VERSION_WITHOUT_OFFSET: u32 = 1;
 /// Stands for an offset that is not known.
 const UNKNOWN_OFFSET: i64 = i64::MIN;
 
-/// Most records that memory is reserved for before any of them is read.
+/// Maximum number of records that memory is reserved for before any of them is read.
 const MAX_RESERVED_RECORDS: usize = 1 << 12;
 
 /// The balance of one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedBucket {
-    /// Identity of the bucket.
-    pub id: BucketId,
+    /// Identity of its limit.
+    pub id: LimitId,
     /// The rate that the balance refills at.
     pub rate: Rate,
     /// Ticks until the bucket is full, at most the capacity of `rate`.
@@ -139,7 +139,7 @@ pub fn decode(from: &mut impl Read) -> Result<(ClockReading, Vec<SavedBucket>), 
     let reserved = usize::try_from(count).unwrap_or(MAX_RESERVED_RECORDS).min(MAX_RESERVED_RECORDS);
     let mut buckets = Vec::with_capacity(reserved);
     for number in 1..=count {
-        let id = BucketId(from.read_array()?);
+        let id = LimitId(from.read_array()?);
         let period = u64::from_le_bytes(from.read_array()?);
         let debt = u64::from_le_bytes(from.read_array()?);
         let burst = u32::from_le_bytes(from.read_array()?);
@@ -195,7 +195,7 @@ mod tests {
 
     fn bucket(id: u8, debt: u64) -> SavedBucket {
         let rate = Rate::new(10, SECOND, 100).expect("the rate is in range");
-        SavedBucket { id: BucketId([id; 16]), rate, debt }
+        SavedBucket { id: LimitId([id; 16]), rate, debt }
     }
 
     fn encoded(buckets: &[SavedBucket]) -> Vec<u8> {

@@ -100,7 +100,7 @@ impl Rate {
         self.period
     }
 
-    /// The most that can be spent at once.
+    /// The maximum that can be spent at once.
     pub fn burst(self) -> u32 {
         self.burst
     }

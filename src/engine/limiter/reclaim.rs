@@ -11,15 +11,14 @@
 use std::sync::PoisonError;
 
 use crate::limiter::allocator::SlotAllocator;
-use crate::limiter::bucket_id::BucketId;
 use crate::limiter::buckets::{Buckets, Migration};
 use crate::limiter::charge::Limiter;
+use crate::limiter::limit_id::LimitId;
 use crate::limiter::slot_set::SlotSet;
 use crate::limiter::slots::BucketRef;
 
-/// Most retained buckets while fewer than this are in use; beyond it, as many as are in use. Memory
-/// is bounded this way, at the price that the buckets dropped beyond the limit count as full too
-/// early.
+/// Maximum number of retained buckets: the larger of this and the number in use. Buckets evicted
+/// beyond it count as full early.
 const MIN_RETAINED: usize = 1 << 16;
 
 /// What a committed allocation leaves to [`SlotAllocator::reclaim`].
@@ -35,12 +34,12 @@ pub struct PendingReclaim {
 
 impl SlotAllocator {
     /// Finishes a reload. No worker may use the old snapshot any more; `old` lists its buckets and
-    /// their ids.
+    /// the ids of their limits.
     pub fn reclaim(
         &mut self,
         limiter: &Limiter,
         pending: PendingReclaim,
-        old: impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)>,
+        old: impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)>,
         now: u64,
     ) {
         let buckets = &limiter.buckets;
@@ -87,7 +86,7 @@ impl SlotAllocator {
     fn retain_old(
         &mut self,
         buckets: &Buckets,
-        old: impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)>,
+        old: impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)>,
         mut done: SlotSet,
         assigned: u64,
         now: u64,

@@ -1,22 +1,22 @@
 //! Retained buckets: those that belong to no key of the snapshot in use, and are not full yet.
 //!
-//! An id has one retained bucket, or several at different rates: an owner's limit that plans define
-//! differently, or a limit whose rate has changed.
+//! A limit has one retained bucket, or several at different rates: an owner's limit that plans
+//! define differently, or a limit whose rate has changed.
 
 use std::collections::HashMap;
 
-use crate::limiter::bucket_id::BucketId;
+use crate::limiter::limit_id::LimitId;
 use crate::limiter::slots::BucketRef;
 
-/// Retained buckets, by id.
+/// Retained buckets, by the id of their limit.
 #[derive(Default)]
 pub(super) struct RetainedBuckets {
-    by_id: HashMap<BucketId, BucketList>,
+    by_limit: HashMap<LimitId, BucketList>,
     len: usize,
 }
 
-/// The buckets of one id, at least one. Most ids have one, and millions may be retained, so a list
-/// of one allocates nothing.
+/// The buckets of one limit, at least one. Most limits have one, and millions may be retained, so a
+/// list of one allocates nothing.
 enum BucketList {
     One(BucketRef),
     #[expect(clippy::box_collection, reason = "an unboxed vector would enlarge the common case")]
@@ -57,25 +57,25 @@ impl RetainedBuckets {
         self.len == 0
     }
 
-    /// The number of buckets of all ids.
+    /// The number of buckets of all limits.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// All buckets with this id.
-    pub(super) fn get(&self, id: &BucketId) -> &[BucketRef] {
-        self.by_id.get(id).map_or(&[], BucketList::as_slice)
+    pub(super) fn get(&self, id: &LimitId) -> &[BucketRef] {
+        self.by_limit.get(id).map_or(&[], BucketList::as_slice)
     }
 
-    pub(super) fn insert(&mut self, id: BucketId, bucket: BucketRef) {
-        self.by_id.entry(id).and_modify(|buckets| buckets.push(bucket)).or_insert(BucketList::One(bucket));
+    pub(super) fn insert(&mut self, id: LimitId, bucket: BucketRef) {
+        self.by_limit.entry(id).and_modify(|buckets| buckets.push(bucket)).or_insert(BucketList::One(bucket));
         self.len += 1;
     }
 
     /// Removes the buckets for which `keep` is false.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&BucketRef) -> bool) {
         let mut len = 0;
-        self.by_id.retain(|_, buckets| {
+        self.by_limit.retain(|_, buckets| {
             let is_any_left = buckets.retain(&mut keep);
             len += if is_any_left { buckets.as_slice().len() } else { 0 };
             is_any_left
@@ -83,8 +83,8 @@ impl RetainedBuckets {
         self.len = len;
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (BucketId, BucketRef)> {
-        self.by_id.iter().flat_map(|(id, buckets)| buckets.as_slice().iter().map(|bucket| (*id, *bucket)))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (LimitId, BucketRef)> {
+        self.by_limit.iter().flat_map(|(id, buckets)| buckets.as_slice().iter().map(|bucket| (*id, *bucket)))
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn id_with_several_buckets_has_each_until_it_is_removed() {
-        let (one, two) = (BucketId([1; 16]), BucketId([2; 16]));
+        let (one, two) = (LimitId([1; 16]), LimitId([2; 16]));
         let bucket = |slot| BucketRef { slot, rate: Rate::SLOWEST };
         let slots = |retained: &RetainedBuckets, id| {
             retained.get(&id).iter().map(|bucket| bucket.slot).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! The array of bucket words. It grows but never moves, so that a charge needs neither a lock nor a
+//! The array of bucket words. It grows but never moves, so a charge needs neither a lock nor a
 //! copy.
 //!
 //! It grows by chunks of 2 MiB, the size of a huge page on x86-64 and arm64. A chunk is allocated

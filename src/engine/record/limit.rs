@@ -2,8 +2,8 @@
 
 use crate::limiter::Rate;
 
-/// Most limits of a row, and most of a plan. Every request charges each limit, so this bounds the
-/// work of a request.
+/// Maximum number of limits of a row, and of a plan. Every request charges each limit, so this
+/// bounds the work of a request.
 pub const MAX_LIMITS: usize = 8;
 
 // A key has at most the limits of its plan and those of its row.
@@ -28,7 +28,7 @@ pub enum Per {
     /// One bucket for all rows with the same key id.
     #[default]
     Key,
-    /// One bucket for all keys of an owner, whatever their plans. A key without an owner has a
+    /// One bucket for all keys of an owner, regardless of their plans. A key without an owner has a
     /// bucket of its own.
     Owner,
 }

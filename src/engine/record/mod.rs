@@ -43,6 +43,7 @@ pub const MAX_NAME: usize = keyward_protocol::MAX_NAME;
 pub const MAX_METADATA: usize = keyward_protocol::MAX_METADATA;
 /// Longest single scope, in bytes: the longest that fits into the scope field of a request.
 pub const MAX_SCOPE: usize = keyward_protocol::MAX_SCOPES;
+
 /// Whether a key is in force.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Status {
@@ -88,8 +89,9 @@ pub struct KeyRecord<'a> {
     pub limits: Arc<[Limit]>,
     /// A JSON object as written, or empty.
     pub metadata: &'a str,
-    /// The fields for which the row has a value.
-    pub given: FieldSet,
+    /// The fields for which the row has a value. The fields that no row of a source has a value for
+    /// tell the guard that a column was lost.
+    pub present_fields: FieldSet,
 }
 
 impl<'a> KeyRecord<'a> {
@@ -110,7 +112,8 @@ impl<'a> KeyRecord<'a> {
             allowed_origins: None,
             limits: Arc::default(),
             metadata: "",
-            given: FieldSet::ALL,
+            // A record that is made in code lacks no column: no field may count as lost.
+            present_fields: FieldSet::ALL,
         }
     }
 }

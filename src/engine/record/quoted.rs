@@ -8,10 +8,10 @@ use std::fmt;
 
 use super::is_invisible;
 
-/// Most characters shown. The longest form of a timestamp has 32.
+/// Maximum number of characters shown. The longest form of a timestamp has 32.
 const MAX_LENGTH: usize = 40;
 
-/// Most characters shown of a text that may be a key.
+/// Maximum number of characters shown of a text that may be a key.
 const MAX_KEY_LENGTH: usize = 8;
 
 /// Shortest run of letters, digits, `_` and `-` that may be a key. Keys in common use have at least

@@ -1,18 +1,19 @@
-//! Completing a snapshot: each limit of each key gets its bucket.
+//! Completing a snapshot: each limit of each key gets its bucket, which is one slot at one rate.
 //!
-//! Buckets are allocated by name, so that a balance follows its limit whatever else changes:
+//! Buckets are allocated by the identity of their limit ([`LimitId`]), so a balance follows its
+//! limit regardless of other changes:
 //!
 //! * A limit with `per = "key"` has one bucket per key id. Rows in rotation share it, and it
-//!   follows the key id from snapshot to snapshot, whatever plan the key is on.
-//! * A limit with `per = "owner"` has one bucket per owner, whatever plans the owner's keys are on.
-//!   Changing plans, back and forth or while the daemon is down, does not refill the bucket. If an
-//!   owner's keys are on plans that define the limit differently, there is one bucket per rate, all
-//!   with the same name. Whenever the rates change, even after a time without any bucket, all of
-//!   them start with the lowest balance that any of them had left.
+//!   follows the key id from snapshot to snapshot, regardless of the key's plan.
+//! * A limit with `per = "owner"` has one bucket per owner, regardless of the plans of the owner's
+//!   keys. Changing plans, back and forth or while the daemon is down, does not refill the bucket.
+//!   If an owner's keys are on plans that define the limit differently, there is one bucket per
+//!   rate, all with the same limit identity. Whenever the rates change, even after a time without
+//!   any bucket, all of them start with the lowest balance that any of them had left.
 
 use std::collections::HashMap;
 
-use crate::limiter::{Allocation, BucketId, BucketRef, Rate};
+use crate::limiter::{Allocation, BucketRef, LimitId, Rate};
 use crate::record::{Limit, Per};
 use crate::snapshot::diff::RowMap;
 use crate::snapshot::entry::Entry;
@@ -30,9 +31,9 @@ pub enum BucketError {
     Inconsistent,
 }
 
-/// The buckets of the limits that owners share, by [id](BucketId::for_owner): one bucket, or one
-/// per rate.
-pub(super) type OwnerBuckets = HashMap<BucketId, Vec<BucketRef>, IdHasher>;
+/// The buckets of the limits that owners share, by [id](LimitId::for_owner): one bucket, or one per
+/// rate.
+pub(super) type OwnerBuckets = HashMap<LimitId, Vec<BucketRef>, IdHasher>;
 
 impl KeyTable {
     /// Allocates the buckets of all keys, reusing those of `previous`, and completes the snapshot.
@@ -115,14 +116,13 @@ impl KeyTable {
         let mut slot = 0;
         for limit in limits {
             slot = if is_owner_bucket(entry, limit) {
-                let buckets = owner_buckets
-                    .get(&self.owner_bucket_id(entry, limit))
-                    .ok_or(BucketError::Inconsistent)?;
+                let buckets =
+                    owner_buckets.get(&self.owner_limit_id(entry, limit)).ok_or(BucketError::Inconsistent)?;
                 buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(BucketError::Inconsistent)?.slot
             } else {
                 let previous = old.and_then(|old| old.own_bucket(&limit.name));
                 allocation
-                    .assign(|| BucketId::for_key(self.key_id(entry), &limit.name), previous, limit.rate)
+                    .assign(|| LimitId::for_key(self.key_id(entry), &limit.name), previous, limit.rate)
                     .ok_or(BucketError::TooMany)?
             };
             if limits.len() > 1 {
@@ -148,8 +148,8 @@ impl KeyTable {
     }
 
     /// The buckets that owners share, with the rates that their plans define.
-    fn owner_rates(&self) -> HashMap<BucketId, Vec<Rate>, IdHasher> {
-        let mut rates: HashMap<BucketId, Vec<Rate>, IdHasher> = HashMap::default();
+    fn owner_rates(&self) -> HashMap<LimitId, Vec<Rate>, IdHasher> {
+        let mut rates: HashMap<LimitId, Vec<Rate>, IdHasher> = HashMap::default();
         let has_owner_limit: Vec<bool> = self
             .policies
             .iter()
@@ -166,7 +166,7 @@ impl KeyTable {
         for (entry, _) in sharing {
             let limits = self.policies[entry.policy as usize].limits();
             for limit in limits.iter().filter(|limit| is_owner_bucket(entry, limit)) {
-                let of_bucket = rates.entry(self.owner_bucket_id(entry, limit)).or_default();
+                let of_bucket = rates.entry(self.owner_limit_id(entry, limit)).or_default();
                 if !of_bucket.contains(&limit.rate) {
                     of_bucket.push(limit.rate);
                 }
@@ -175,18 +175,18 @@ impl KeyTable {
         rates
     }
 
-    fn owner_bucket_id(&self, entry: &Entry, limit: &Limit) -> BucketId {
-        BucketId::for_owner(self.owner(entry), &limit.name)
+    fn owner_limit_id(&self, entry: &Entry, limit: &Limit) -> LimitId {
+        LimitId::for_owner(self.owner(entry), &limit.name)
     }
 }
 
 impl Snapshot {
-    /// The id of the bucket that a limit of this entry is charged to.
-    pub(super) fn bucket_id(&self, entry: &Entry, limit: &Limit) -> BucketId {
+    /// The id of a limit of this entry.
+    pub(super) fn limit_id(&self, entry: &Entry, limit: &Limit) -> LimitId {
         if !is_owner_bucket(entry, limit) {
-            return BucketId::for_key(self.keys.key_id(entry), &limit.name);
+            return LimitId::for_key(self.keys.key_id(entry), &limit.name);
         }
-        self.keys.owner_bucket_id(entry, limit)
+        self.keys.owner_limit_id(entry, limit)
     }
 }
 

@@ -5,8 +5,8 @@ use std::net::Ipv6Addr;
 
 use ipnet::IpNet;
 
-/// Sorted, disjoint ranges of addresses. IPv4 and IPv6 are separate, so that `::/0` does not
-/// silently admit IPv4.
+/// Sorted, disjoint ranges of addresses. IPv4 and IPv6 are separate, so `::/0` does not silently
+/// admit IPv4.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct IpSet {
     v4: Box<[(u32, u32)]>,

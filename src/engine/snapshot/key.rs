@@ -22,7 +22,7 @@ impl<'s> Key<'s> {
         self.number
     }
 
-    /// The SHA-256 digest of the key.
+    /// The digest of the key.
     pub fn digest(self) -> &'s Digest {
         &self.entry.digest
     }

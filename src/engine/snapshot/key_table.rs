@@ -8,7 +8,7 @@ use keyward_memory::{HugeText, HugeVec, prefetch};
 
 use crate::record::{Digest, FieldSet, Plans, Status};
 use crate::snapshot::entry::Entry;
-use crate::snapshot::index::{Index, Probe};
+use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::policy::Policy;
 use crate::snapshot::same_digest;
 
@@ -25,10 +25,10 @@ pub(super) const WINDOW: usize = 64;
 pub struct KeyTable {
     pub(super) seed: u64,
     pub(super) hasher: IdHasher,
-    /// Digest to entry.
-    pub(super) index: Index,
-    /// Key id to the first entry that has it.
-    pub(super) ids: Index,
+    /// Digest to entry number.
+    pub(super) digest_index: Index,
+    /// Key id to the number of the first entry that has it.
+    pub(super) key_id_index: Index,
     /// For keys in rotation: (first entry of the key id, later entry), ascending.
     pub(super) rotated: Vec<(u32, u32)>,
     pub(super) entries: HugeVec<Entry>,
@@ -43,9 +43,9 @@ pub struct KeyTable {
     pub(super) metadata: HugeVec<(u32, u64)>,
     pub(super) metadata_texts: HugeText,
     /// The fields for which any row has a value.
-    pub(super) given: FieldSet,
+    pub(super) present_fields: FieldSet,
     /// The restrictions that keys had before their rows were set aside.
-    pub(super) set_aside_given: FieldSet,
+    pub(super) prior_restrictions: FieldSet,
     /// Whether any row of the source is set aside.
     pub(super) has_set_aside: bool,
     /// The plans of the configuration that the policies were resolved with.
@@ -71,7 +71,7 @@ impl KeyTable {
     /// Whether the table lists `digest` as a key that is neither revoked nor expired at the Unix
     /// second `now`.
     pub fn has_live_key(&self, digest: &Digest, now: u32) -> bool {
-        let entry = self.find_exactly(digest).and_then(|id| self.entries.get(id as usize));
+        let entry = self.find_exactly(digest).and_then(|number| self.entries.get(number as usize));
         entry.is_some_and(|entry| entry.status.of_row() != Status::Revoked && entry.expires_at.get() > now)
     }
 
@@ -104,9 +104,10 @@ impl KeyTable {
 impl KeyTable {
     /// The entry with this digest.
     pub(super) fn find_exactly(&self, digest: &Digest) -> Option<u32> {
-        let same =
-            |id: u32| self.entries.get(id as usize).is_some_and(|entry| same_digest(&entry.digest, digest));
-        self.index.find(Probe::of_digest(digest, self.seed), same)
+        let same = |number: u32| {
+            self.entries.get(number as usize).is_some_and(|entry| same_digest(&entry.digest, digest))
+        };
+        self.digest_index.find(IndexHash::of_digest(digest, self.seed), same)
     }
 
     /// The first entry with this key id.
@@ -116,8 +117,9 @@ impl KeyTable {
 
     /// [`find_by_id`](Self::find_by_id) with the hash already computed.
     pub(super) fn find_by_id_hash(&self, hash: u64, key_id: &str) -> Option<u32> {
-        let same = |id: u32| self.entries.get(id as usize).is_some_and(|entry| self.key_id(entry) == key_id);
-        self.ids.find(Probe::of_hash(hash), same)
+        let same =
+            |number: u32| self.entries.get(number as usize).is_some_and(|entry| self.key_id(entry) == key_id);
+        self.key_id_index.find(IndexHash::of_hash(hash), same)
     }
 
     /// All entries of a key id, the first one first.
@@ -134,13 +136,12 @@ impl KeyTable {
 
     /// Finds the entries with the digests of up to [`WINDOW`] rows of another table.
     ///
-    /// `next` is the entry expected for the first row. Most sources keep their order, so that each
-    /// row is found right after the one before and nothing has to be looked up. The other rows are
-    /// looked up together. Whatever the caller compares next (the entry and its texts) is
-    /// prefetched.
+    /// `next` is the entry expected for the first row. Most sources keep their order, so each row
+    /// is found right after the one before and nothing has to be looked up. The other rows are
+    /// looked up together. What the caller compares next (the entry and its texts) is prefetched.
     pub(super) fn find_window(&self, rows: &[Entry], next: &mut u32, found: &mut Vec<Option<u32>>) {
         found.clear();
-        let mut elsewhere: ArrayVec<(usize, Probe), WINDOW> = ArrayVec::new();
+        let mut elsewhere: ArrayVec<(usize, IndexHash), WINDOW> = ArrayVec::new();
         for (at, row) in rows.iter().enumerate().take(WINDOW) {
             let expected = self.entries.get(*next as usize);
             if expected.is_some_and(|entry| same_digest(&entry.digest, &row.digest)) {
@@ -148,15 +149,15 @@ impl KeyTable {
                 *next += 1;
             } else {
                 found.push(None);
-                elsewhere.push((at, Probe::of_digest(&row.digest, self.seed)));
+                elsewhere.push((at, IndexHash::of_digest(&row.digest, self.seed)));
             }
         }
         if elsewhere.is_empty() {
             return;
         }
-        elsewhere.iter().for_each(|(_, probe)| self.index.prefetch(*probe));
-        for (at, probe) in &elsewhere {
-            found[*at] = self.index.candidate(*probe);
+        elsewhere.iter().for_each(|(_, index_hash)| self.digest_index.prefetch(*index_hash));
+        for (at, index_hash) in &elsewhere {
+            found[*at] = self.digest_index.candidate(*index_hash);
             self.entry_at(found[*at]).into_iter().for_each(prefetch);
         }
         for (at, _) in &elsewhere {
@@ -174,7 +175,7 @@ impl KeyTable {
         }
     }
 
-    fn entry_at(&self, id: Option<u32>) -> Option<&Entry> {
-        self.entries.get(id? as usize)
+    fn entry_at(&self, number: Option<u32>) -> Option<&Entry> {
+        self.entries.get(number? as usize)
     }
 }

@@ -102,7 +102,7 @@ impl Builder {
     }
 
     fn index_growth(&self, rows: usize) -> usize {
-        large(self.keys.index.growth(rows)) + large(self.keys.ids.growth(rows))
+        large(self.keys.digest_index.growth(rows)) + large(self.keys.key_id_index.growth(rows))
     }
 
     fn policy_growth(&self, policies: usize) -> usize {
@@ -175,7 +175,7 @@ impl KeyTable {
         let limits = max_limits(self).max(old.map_or(0, |old| max_limits(old.table()))).min(MAX_CHARGES);
         let has_owner_limit = |policy: &Policy| policy.limits().iter().any(|limit| limit.per == Per::Owner);
         let owners = if self.policies.iter().any(has_owner_limit) { self.owners.len() } else { 0 };
-        // At a start, `diff` may be the difference from the last good keys, which have no buckets.
+        // At startup, `diff` may be the difference from the last good keys, which have no buckets.
         let allocated = if old.is_none() { self.len() } else { diff.added.saturating_add(diff.changed) };
         let of = |buckets: usize, bytes: usize| buckets.saturating_mul(limits).saturating_mul(bytes);
         [
@@ -202,7 +202,13 @@ mod tests {
             let entries = keys.entries.capacity() * size_of::<Entry>();
             let metadata = keys.metadata.capacity() * size_of::<(u32, u64)>();
             let policies = keys.policies.capacity() * size_of::<Policy>();
-            [entries, metadata, policies, keys.index.size().0 * GROUP_BYTES, keys.ids.size().0 * GROUP_BYTES]
+            [
+                entries,
+                metadata,
+                policies,
+                keys.digest_index.size().0 * GROUP_BYTES,
+                keys.key_id_index.size().0 * GROUP_BYTES,
+            ]
         };
         let mut estimates = 0;
         for number in 0..20_000_u32 {
@@ -212,7 +218,7 @@ mod tests {
             let record =
                 KeyRecord { environment: &environment, metadata: "{}", ..KeyRecord::new(hash, &key_id) };
             let (estimate, before) = (builder.growth(1, key_id.len(), 2), sizes(&builder));
-            builder.add(1, &record).expect("no contradictions");
+            builder.add(1, &record).expect("no conflict");
             let grown = sizes(&builder).into_iter().zip(before).filter(|(after, before)| after != before);
             let allocated: usize = grown.map(|(after, _)| after).filter(|bytes| *bytes >= SMALL).sum();
             assert!(estimate >= allocated, "row {number}: {estimate} estimated, {allocated} allocated");
@@ -238,8 +244,8 @@ mod tests {
     fn table_takes_no_more_than_the_estimate() {
         let keys = Builder::new(7, 100_000).keys;
         let entries = keys.entries.capacity() * size_of::<Entry>();
-        let indexes = (keys.index.size().0 + keys.ids.size().0) * GROUP_BYTES;
+        let indexes = (keys.digest_index.size().0 + keys.key_id_index.size().0) * GROUP_BYTES;
         assert!(Builder::bytes_for(100_000) >= entries + indexes + 100_000 * IDENTITY_BYTES);
-        assert_eq!(keys.index.growth(100_000), 0);
+        assert_eq!(keys.digest_index.growth(100_000), 0);
     }
 }

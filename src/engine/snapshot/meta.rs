@@ -18,7 +18,7 @@ pub struct SnapshotMeta {
     pub source_time: u32,
     /// [Ticks](Now::ticks) at which this process first loaded a source with this `source_time`.
     pub first_loaded_ticks: u64,
-    /// The daemon-wide policy.
+    /// The global policy.
     pub global_policy: Arc<GlobalPolicy>,
 }
 

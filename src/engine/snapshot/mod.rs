@@ -1,4 +1,4 @@
-//! The immutable table of keys that every worker reads: a SHA-256 digest in, a [`Key`] out.
+//! The immutable table of keys that every worker reads: the digest of a key in, a [`Key`] out.
 //!
 //! A reload takes these steps:
 //!
@@ -10,21 +10,22 @@
 //!    ([`buckets`]).
 //!
 //! A key is an [`Entry`] of one cache line: the digest, the times, and numbers that locate the
-//! rest. Whatever many keys have in common (environment, plan, scopes, networks, origins, limits)
-//! is stored once, as a [`Policy`]. The [`index`] maps digests to entry numbers. It hashes the
+//! rest. What many rows have in common (environment, plan, scopes, networks, origins, limits) is
+//! stored once, as a [`Policy`]. The [`index`] maps digests to entry numbers. It hashes the
 //! digest's own bits with a seed: SHA-256 is uniform already, but a source may list values that are
 //! not SHA-256 digests. The index stays small, and the entries lie side by side in the order of the
 //! source.
 //!
-//! Three atomic fields of an entry change after publication: whether an operator has revoked the
-//! key ([`revocation`]), what a refused source takes away from it ([`takeaways`]), and which of two
-//! peppers its row is hashed with ([`peppers`]).
+//! Three atomic fields of an entry change after publication: `status` (an operator's revocation,
+//! [`revocation`], and what a refused source takes away, [`takeaways`]), `expires_at` (a refused
+//! source can bring it forward), and `pepper` (which of two peppers the row is hashed with,
+//! [`peppers`]).
 
 use keyward_memory::prefetch;
 use subtle::ConstantTimeEq;
 
 use crate::global_policy::GlobalPolicy;
-use crate::limiter::{BucketId, BucketRef};
+use crate::limiter::{BucketRef, LimitId};
 use crate::record::Digest;
 
 mod buckets;
@@ -53,7 +54,7 @@ pub(crate) mod tests;
 pub use buckets::BucketError;
 use buckets::OwnerBuckets;
 pub use build::{
-    BatchBuilder, Builder, Disagreement, ParallelBuildError, ParallelBuilder, RowBatch, RowError, RowPolicies,
+    BatchBuilder, Builder, Conflict, ParallelBuildError, ParallelBuilder, RowBatch, RowError, RowPolicies,
 };
 pub use diff::{
     AccessChange, AccessChanges, ChangeCounts, CompareOptions, Comparison, Diff, Difference, DigestPrefix,
@@ -61,7 +62,7 @@ pub use diff::{
 };
 use entry::Entry;
 pub use entry::HashedWith;
-pub(crate) use index::Probe;
+pub(crate) use index::IndexHash;
 pub(crate) use ip_set::IpSet;
 pub use key::Key;
 pub use key_table::KeyTable;
@@ -113,17 +114,17 @@ fn same_digest(a: &Digest, b: &Digest) -> bool {
 impl Snapshot {
     /// Step 1: hashes the digest and prefetches the group of the index that may hold it.
     #[inline]
-    pub(crate) fn probe(&self, digest: &Digest) -> Probe {
-        let probe = Probe::of_digest(digest, self.keys.seed);
-        self.keys.index.prefetch(probe);
-        probe
+    pub(crate) fn index_hash(&self, digest: &Digest) -> IndexHash {
+        let index_hash = IndexHash::of_digest(digest, self.keys.seed);
+        self.keys.digest_index.prefetch(index_hash);
+        index_hash
     }
 
     /// Step 2: reads the group and prefetches the entry that the digest most likely belongs to.
     /// `None` if no key has this digest.
     #[inline]
-    pub(crate) fn candidate(&self, probe: Probe) -> Option<EntryNumber> {
-        let number = self.keys.index.candidate(probe)?;
+    pub(crate) fn candidate(&self, index_hash: IndexHash) -> Option<EntryNumber> {
+        let number = self.keys.digest_index.candidate(index_hash)?;
         prefetch(self.keys.entries.get(number as usize)?);
         Some(EntryNumber(number))
     }
@@ -147,7 +148,7 @@ impl Snapshot {
 
     /// The key with this digest: all three steps at once.
     pub fn find(&self, digest: &Digest) -> Option<Key<'_>> {
-        self.confirm(self.candidate(self.probe(digest))?, digest)
+        self.confirm(self.candidate(self.index_hash(digest))?, digest)
     }
 
     /// The first row with this key id. A key in rotation has more than one row.
@@ -169,7 +170,7 @@ impl Snapshot {
         self.key_of(self.keys.entries.get(number as usize)?, EntryNumber(number))
     }
 
-    /// Every entry has a policy, so that this is never `None`.
+    /// Every entry has a policy, so this is never `None`.
     #[inline]
     fn key_of<'s>(&'s self, entry: &'s Entry, number: EntryNumber) -> Option<Key<'s>> {
         let policy = self.keys.policies.get(entry.policy as usize)?;
@@ -183,22 +184,22 @@ impl Snapshot {
         self.meta.generation
     }
 
-    /// The generation, the age and the daemon-wide policy.
+    /// The generation, the age and the global policy.
     pub fn meta(&self) -> &SnapshotMeta {
         &self.meta
     }
 
-    /// The daemon-wide policy in force with this snapshot.
+    /// The global policy in force with this snapshot.
     pub fn global_policy(&self) -> &GlobalPolicy {
         &self.meta.global_policy
     }
 
-    /// The number of keys: rows of the source.
+    /// The number of rows. A key in rotation has several.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether the snapshot has no keys.
+    /// Whether the snapshot has no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -208,19 +209,19 @@ impl Snapshot {
         &self.keys
     }
 
-    /// All keys, in the order of the source.
+    /// All rows, in the order of the source.
     pub fn keys(&self) -> impl Iterator<Item = Key<'_>> {
         let numbers = (0..).map(EntryNumber);
         self.keys.entries.iter().zip(numbers).filter_map(|(entry, number)| self.key_of(entry, number))
     }
 
-    /// The buckets of every row, each with a function that returns its id. Buckets that several
-    /// rows share are repeated.
-    pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
+    /// The buckets of every row, each with a function that returns the id of its limit. Buckets
+    /// that several rows share are repeated.
+    pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)> {
         self.keys().flat_map(|key| {
             let limits = key.policy().limits().iter().zip(key.slots());
             limits.map(move |(limit, slot)| {
-                let id = move || key.snapshot.bucket_id(key.entry, limit);
+                let id = move || key.snapshot.limit_id(key.entry, limit);
                 (BucketRef { slot: *slot, rate: limit.rate }, id)
             })
         })

@@ -1,5 +1,5 @@
-//! Which of two peppers a row is hashed with. The digest does not tell; a key that is found with
-//! one of them does.
+//! Which of two peppers a row is hashed with. The digest does not show which; a successful look-up
+//! does.
 //!
 //! Before retiring a pepper, an operator checks which rows still use it. While there are two
 //! peppers, each successful look-up therefore records the pepper that found the row, and the next

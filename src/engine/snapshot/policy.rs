@@ -10,7 +10,7 @@ use keyward_protocol::AnswerTexts;
 use crate::record::{Limit, Origin};
 use crate::snapshot::{IpSet, ScopeSet};
 
-/// Everything about a key except its identity, its status and its times, ready for look-ups.
+/// The environment, plan, scopes, networks, origins and limits that rows share, ready for look-ups.
 #[derive(PartialEq)]
 pub struct Policy {
     pub(super) environment: Box<str>,
@@ -74,9 +74,11 @@ impl Policy {
         self.texts.get(position.map_or(0, |position| position + 1)).unwrap_or(&self.texts[0])
     }
 
-    /// Whether requests are accepted from any address and any origin.
+    /// Whether no property of a request other than its key, environment and scopes can be refused.
+    /// This is the condition of the fast path of `first_denial`: every new restriction that a row
+    /// can state must be part of it.
     #[inline]
-    pub(crate) fn allows_any_ip_and_origin(&self) -> bool {
+    pub(crate) fn accepts_any_request_context(&self) -> bool {
         self.ips.is_none() && self.origins.is_none()
     }
 

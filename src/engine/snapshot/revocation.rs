@@ -1,6 +1,6 @@
 //! Keys that an operator revokes beside the source, found by key id or by owner.
 //!
-//! After marking a key of a published snapshot, the caller ends a publication epoch. A snapshot
+//! After marking a key of a published snapshot, the caller advances the epoch. A snapshot
 //! that is not published yet can simply be marked.
 
 use std::collections::HashSet;
@@ -34,7 +34,7 @@ impl Snapshot {
 }
 
 impl Key<'_> {
-    /// Revokes the key, whatever its row says, or undoes that.
+    /// Revokes the key, regardless of its row, or undoes that.
     pub fn set_revoked(self, revoked: bool) {
         self.entry.status.set_revoked_by_operator(revoked);
     }

@@ -1,7 +1,7 @@
 //! Rows that are set aside: they cannot be understood, while all other rows of their source take
 //! effect.
 //!
-//! If the digest of such a row can be read, its key is disabled, whatever its status was before.
+//! If the digest of such a row can be read, its key is disabled, regardless of its previous status.
 //! Otherwise the key is unknown. Nothing else in the row is trusted, so its entry has no
 //! restrictions and no limits of its own.
 
@@ -11,7 +11,7 @@ use crate::record::{Digest, FieldSet, KeyRecord, Status};
 use crate::snapshot::build::RowError;
 use crate::snapshot::diff::is_within;
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, PriorRestrictions};
-use crate::snapshot::index::Probe;
+use crate::snapshot::index::IndexHash;
 use crate::snapshot::{Builder, CompareOptions, KeyTable, same_digest};
 
 /// Bytes of the digest that make up the key id of a row whose own key id cannot be read.
@@ -23,28 +23,30 @@ impl Builder {
         self.keys.has_set_aside = true;
     }
 
-    /// Disables the key of a row that cannot be understood, whatever another row with the same
-    /// digest says. All good rows have to be added before, because the row joins the rows that have
+    /// Disables the key of a row that cannot be understood, regardless of any other row with the
+    /// same digest. All good rows have to be added before, because the row joins the rows that have
     /// its key id.
     ///
     /// # Errors
     /// If there are too many rows, or the default plan is not defined.
     pub fn set_aside(&mut self, line: u64, hash: Digest, key_id: Option<&str>) -> Result<(), RowError> {
-        let probe = self.hasher().probe(&hash);
-        let KeyTable { index, entries, .. } = &mut self.keys;
-        if let Some(id) = index.find(probe, |id| same_digest(&entries[id as usize].digest, &hash)) {
-            entries[id as usize].status = AtomicStatus::set_aside();
+        let index_hash = self.hasher().digest(&hash);
+        let KeyTable { digest_index, entries, .. } = &mut self.keys;
+        if let Some(number) =
+            digest_index.find(index_hash, |number| same_digest(&entries[number as usize].digest, &hash))
+        {
+            entries[number as usize].status = AtomicStatus::set_aside();
             return Ok(());
         }
         match key_id.and_then(|key_id| self.keys.find_by_id(key_id)) {
-            Some(first) => self.add_to_rotation(first, line, hash, probe),
+            Some(first) => self.add_to_rotation(first, line, hash, index_hash),
             None => {
                 let from_digest =
                     || format!("unreadable-{}", const_hex::encode(&hash[..DIGEST_BYTES_IN_KEY_ID]));
                 let key_id = key_id.map_or_else(from_digest, str::to_owned);
                 let record = KeyRecord {
                     status: Status::Disabled,
-                    given: FieldSet::NONE,
+                    present_fields: FieldSet::NONE,
                     ..KeyRecord::new(hash, &key_id)
                 };
                 self.add(line, &record)?;
@@ -62,10 +64,10 @@ impl Builder {
         first: u32,
         line: u64,
         digest: Digest,
-        probe: Probe,
+        index_hash: IndexHash,
     ) -> Result<(), RowError> {
-        let id = self.next_id()?;
-        self.insert_digest(id, &digest, probe)?;
+        let number = self.next_entry()?;
+        self.index_digest(number, &digest, index_hash)?;
         let Entry { identity, owner, policy, .. } = self.keys.entries[first as usize];
         self.push(Entry {
             digest,
@@ -80,12 +82,11 @@ impl Builder {
             prior_restrictions: PriorRestrictions::default(),
             pepper: AtomicPepper::default(),
         });
-        self.lines.push(id, line);
+        self.lines.push(number, line);
         Ok(())
     }
 
-    /// Disables all keys with these key ids, whose rows contradict each other: it is unknown which
-    /// row is right.
+    /// Disables all keys with these key ids, whose rows conflict: it is unknown which row is right.
     pub fn set_aside_ids<'i>(&mut self, key_ids: impl Iterator<Item = &'i str>) {
         let firsts: HashSet<u32> = key_ids.filter_map(|key_id| self.keys.find_by_id(key_id)).collect();
         if firsts.is_empty() {
@@ -113,7 +114,7 @@ impl KeyTable {
     /// they were usable, and which restrictions they had. When they return, the guard compares them
     /// with that state.
     pub fn inherit_prior_state(&mut self, before: &Self, CompareOptions { now, by_key_id }: CompareOptions) {
-        let mut given = FieldSet::NONE;
+        let mut all_prior = FieldSet::NONE;
         for at in 0..self.entries.len() {
             let entry = &self.entries[at];
             if !entry.status.is_set_aside() {
@@ -121,7 +122,9 @@ impl KeyTable {
             }
             let by_id = || before.find_by_id(self.key_id(entry)).filter(|_| by_key_id);
             let previous = before.find_exactly(&entry.digest).or_else(by_id);
-            let Some(previous) = previous.and_then(|id| before.entries.get(id as usize)) else { continue };
+            let Some(previous) = previous.and_then(|number| before.entries.get(number as usize)) else {
+                continue;
+            };
             let was_set_aside = previous.status.is_set_aside();
             let status = match previous.status.before_set_aside() {
                 // An expired key counts as disabled, so that its return is counted.
@@ -133,11 +136,11 @@ impl KeyTable {
             } else {
                 PriorRestrictions::of(before.restrictions(previous))
             };
-            given = given.union(prior_restrictions.fields());
+            all_prior = all_prior.union(prior_restrictions.fields());
             let entry = &mut self.entries[at];
             entry.status = AtomicStatus::set_aside_from(status);
             entry.prior_restrictions = prior_restrictions;
         }
-        self.set_aside_given = given;
+        self.prior_restrictions = all_prior;
     }
 }

@@ -5,37 +5,38 @@ use std::fmt;
 use crate::record::Status;
 use crate::snapshot::KeyTable;
 
-/// Counts of keys by kind. A key is counted once for each kind that applies to it.
+/// Counts of rows by kind. A row is counted once for each kind that applies to it. The field names
+/// are those of the status report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Summary {
-    /// All keys: the rows of the source.
+    /// All rows of the source.
     pub keys: usize,
-    /// Distinct key ids: fewer than keys if some are in rotation.
+    /// Distinct key ids: fewer than rows if some keys are in rotation.
     pub key_ids: usize,
     /// Distinct owners.
     pub owners: usize,
     /// Distinct combinations of environment, plan, scopes, networks, origins and limits.
     pub policies: usize,
-    /// Active keys, whether or not they are valid at this time.
+    /// Active rows, whether or not they are valid at this time.
     pub active: usize,
-    /// Disabled keys.
+    /// Disabled rows.
     pub disabled: usize,
-    /// Revoked keys.
+    /// Revoked rows.
     pub revoked: usize,
-    /// Keys that have expired.
+    /// Rows that have expired.
     pub expired: usize,
-    /// Keys that are not valid yet.
+    /// Rows that are not valid yet.
     pub not_yet_valid: usize,
-    /// Keys without limits.
+    /// Rows without limits.
     pub without_limits: usize,
 }
 
 impl KeyTable {
-    /// Counts the keys as of the Unix second `now`.
+    /// Counts the rows as of the Unix second `now`.
     pub fn summary(&self, now: u32) -> Summary {
         let mut summary = Summary {
             keys: self.len(),
-            key_ids: self.ids.len(),
+            key_ids: self.key_id_index.len(),
             // Number 0 stands for no owner.
             owners: self.owners.len() - 1,
             policies: self.policies.len(),

@@ -20,7 +20,8 @@ pub enum Takeaway {
     /// The key is disabled.
     Disabled,
     /// The key expires at this Unix second.
-    End(u32),
+    #[serde(rename = "end")]
+    ExpiresAt(u32),
 }
 
 impl Takeaway {
@@ -30,7 +31,7 @@ impl Takeaway {
         match (self, other) {
             (Self::Revoked, _) | (_, Self::Revoked) => Self::Revoked,
             (Self::Disabled, _) | (_, Self::Disabled) => Self::Disabled,
-            (Self::End(one), Self::End(another)) => Self::End(one.min(another)),
+            (Self::ExpiresAt(one), Self::ExpiresAt(another)) => Self::ExpiresAt(one.min(another)),
         }
     }
 }
@@ -69,7 +70,7 @@ impl KeyTable {
                 continue;
             }
             let before = served.table().find_exactly(&row.digest);
-            let Some(before) = before.and_then(|id| served.table().entries.get(id as usize)) else {
+            let Some(before) = before.and_then(|number| served.table().entries.get(number as usize)) else {
                 continue;
             };
             if let Some(takeaway) = takeaway(before, row, now) {
@@ -96,7 +97,7 @@ fn takeaway(before: &Entry, row: &Entry, now: u32) -> Option<Takeaway> {
         (Status::Active, Status::Active)
             if expires_at < before.expires_at.get() && now < before.expires_at.get() =>
         {
-            Some(Takeaway::End(expires_at))
+            Some(Takeaway::ExpiresAt(expires_at))
         }
         _ => None,
     }
@@ -114,14 +115,14 @@ fn is_usable_without_takeaways(entry: &Entry, now: u32) -> bool {
 }
 
 impl Snapshot {
-    /// Applies takeaways. If the snapshot is published, the caller then ends a publication epoch.
+    /// Applies takeaways. If the snapshot is published, the caller then advances the epoch.
     pub fn apply_takeaways(&self, takeaways: impl IntoIterator<Item = (Digest, Takeaway)>) {
         for (digest, takeaway) in takeaways {
             let Some(Key { entry, .. }) = self.find(&digest) else { continue };
             match takeaway {
                 Takeaway::Revoked => entry.status.take_revoked(),
                 Takeaway::Disabled => entry.status.take_disabled(),
-                Takeaway::End(expires_at) => entry.status.take_expiry(&entry.expires_at, expires_at),
+                Takeaway::ExpiresAt(expires_at) => entry.status.take_expiry(&entry.expires_at, expires_at),
             }
         }
     }

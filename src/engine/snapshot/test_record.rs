@@ -10,8 +10,8 @@ use crate::snapshot::{Builder, KeyTable};
 /// The seed of every table that these helpers build.
 pub(super) const SEED: u64 = 7;
 
-/// An active key without an owner, restrictions or metadata. Its id is leaked, so that a test can
-/// pass the record on.
+/// An active key without an owner, restrictions or metadata. Its id is leaked, so a test can pass
+/// the record on.
 pub(super) fn record(hash: Digest, key_id: String) -> KeyRecord<'static> {
     KeyRecord::new(hash, key_id.leak())
 }

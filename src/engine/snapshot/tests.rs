@@ -1,7 +1,7 @@
-//! Digests that share the whole 64-bit hash of the index, so that only a comparison of all 256 bits
+//! Digests that share the whole 64-bit hash of the index, so only a comparison of all 256 bits
 //! distinguishes them.
 //!
-//! The index hashes with a secret seed, so that a client cannot find such digests. A table must not
+//! The index hashes with a secret seed, so a client cannot find such digests. A table must not
 //! depend on that: a look-up that trusts the hash, or the 32 bits of it that the index stores,
 //! would admit a key that was never issued.
 
@@ -10,7 +10,7 @@ use std::io::Cursor;
 
 use super::build::ParallelBuildError;
 use super::compiled::{ReadError, Reader};
-use super::index::Probe;
+use super::index::IndexHash;
 use super::*;
 use crate::limiter::{Limiter, SlotAllocator};
 use crate::record::KeyRecord;
@@ -64,7 +64,7 @@ fn collisions(seed: u64) -> Vec<(Digest, Digest)> {
     let pairs: Vec<_> = exchanged.chain(neighbours(seed)).collect();
     for (listed, forged) in &pairs {
         assert_ne!(listed, forged);
-        assert_eq!(Probe::of_digest(listed, seed), Probe::of_digest(forged, seed), "a collision");
+        assert_eq!(IndexHash::of_digest(listed, seed), IndexHash::of_digest(forged, seed), "a collision");
     }
     pairs
 }
@@ -149,7 +149,7 @@ fn assert_found(keys: KeyTable, listed: &[Digest], all: &[Digest]) {
         let expected = listed.contains(digest).then(|| name(digest));
         let found = snapshot.find(digest).map(|key| (key.key_id().to_owned(), *key.digest()));
         assert_eq!(found, expected.map(|name| (name, *digest)));
-        let candidate = snapshot.candidate(snapshot.probe(digest)).expect("the hash is in the index");
+        let candidate = snapshot.candidate(snapshot.index_hash(digest)).expect("the hash is in the index");
         let confirmed = snapshot.confirm(candidate, digest).map(|key| *key.digest());
         assert_eq!(confirmed, listed.contains(digest).then_some(*digest));
     }

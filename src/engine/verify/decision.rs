@@ -16,8 +16,8 @@ pub struct Decision<'s> {
     pub(super) verdict: Verdict,
     pub(super) generation: u64,
     pub(super) key: Option<Key<'s>>,
-    /// The limits that the answer names.
-    pub(super) charged: ChargeReport,
+    /// The limits that the answer names. A refusal names them too, although it charges nothing.
+    pub(super) limit_report: ChargeReport,
     /// What was charged or refunded.
     pub(super) cost: u32,
     pub(super) want_metadata: bool,
@@ -36,8 +36,8 @@ impl<'s> Decision<'s> {
     /// A decision that concerns no known key.
     #[inline]
     pub(super) fn without_key(request_id: u32, verdict: Verdict, generation: u64) -> Self {
-        let charged = ChargeReport::default();
-        Self { request_id, verdict, generation, key: None, charged, cost: 0, want_metadata: false }
+        let limit_report = ChargeReport::default();
+        Self { request_id, verdict, generation, key: None, limit_report, cost: 0, want_metadata: false }
     }
 
     /// Whether the request is allowed, and if not, why.
@@ -55,7 +55,7 @@ impl<'s> Decision<'s> {
     /// Whether a limit in shadow mode would have refused the request.
     #[inline]
     pub fn is_shadow_limited(&self) -> bool {
-        self.charged.shadow.is_some()
+        self.limit_report.shadow.is_some()
     }
 
     /// Appends the frame of the answer to `out`.
@@ -63,7 +63,7 @@ impl<'s> Decision<'s> {
     #[inline(always)]
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self.key {
-            Some(key) if !self.want_metadata && self.charged.shadow.is_none() => {
+            Some(key) if !self.want_metadata && self.limit_report.shadow.is_none() => {
                 self.prepared(key).encode(out);
             }
             _ => self.answer().encode(out),
@@ -87,7 +87,7 @@ impl<'s> Decision<'s> {
             owner,
             texts: policy.texts(None),
         };
-        if let Some(DecidingLimit { position, balance }) = self.charged.limit {
+        if let Some(DecidingLimit { position, balance }) = self.limit_report.limit {
             answer.limit = policy.limits().get(position).map_or(0, |limit| limit.rate.burst());
             answer.remaining = balance.remaining;
             answer.retry_after_ms = Balance::milliseconds(balance.retry_after);
@@ -107,11 +107,11 @@ impl<'s> Decision<'s> {
         let limit = |position: usize| policy.limits().get(position);
         Answer {
             limit: self
-                .charged
+                .limit_report
                 .limit
                 .and_then(|deciding| Some(limit_state(limit(deciding.position)?, deciding.balance)))
                 .unwrap_or_default(),
-            shadow_limit: self.charged.shadow.and_then(limit).map(|limit| &*limit.name),
+            shadow_limit: self.limit_report.shadow.and_then(limit).map(|limit| &*limit.name),
             key_id: key.key_id(),
             owner: key.owner(),
             environment: policy.environment(),

@@ -8,7 +8,7 @@
 //! 2. **Look up** the digest in the index of the snapshot.
 //! 3. **Evaluate** the restrictions of the key: status, validity, environment, network, origin and
 //!    scopes ([`restrictions`]). `.github/CONTRIBUTING.md` lists what a new restriction needs.
-//! 4. **Charge** the limits of the key ([`charge_key`]), and answer.
+//! 4. **Charge** the limits of the key ([`charge_limits`]), and answer.
 //!
 //! The order of precedence is that of SPEC.md section 7: problems of the daemon come first (no
 //! snapshot, a stale one), then problems of the key (malformed, unknown, revoked, disabled), then
@@ -20,8 +20,9 @@
 //! A table of a million keys exceeds every cache, so each request waits for memory about four
 //! times. The waits of neighbouring requests overlap only if no instruction between them serialises
 //! the processor, and both a compare-and-swap and a branch-free comparison do. Therefore each stage
-//! is a loop over a group of requests, and prefetches what the next stage reads. The groups of a
-//! batch form a pipeline: while the last stage computes, the data for the other three arrives.
+//! is a loop over a sub-batch of requests, and prefetches what the next stage reads. The
+//! sub-batches of a batch form a pipeline: while the last stage computes, the data for the other
+//! three arrives.
 
 use arrayvec::ArrayVec;
 use keyward_protocol::{Verdict, Verify};
@@ -30,9 +31,9 @@ use crate::global_policy::GlobalPolicy;
 use crate::limiter::{Bucket, Limiter};
 use crate::now::Now;
 use crate::record::Digest;
-use crate::snapshot::{EntryNumber, Key, Probe, Snapshot};
+use crate::snapshot::{EntryNumber, IndexHash, Key, Snapshot};
 
-mod charge_key;
+mod charge_limits;
 mod credential;
 mod decision;
 mod refund;
@@ -41,19 +42,19 @@ mod stages;
 #[cfg(test)]
 mod tests;
 
-pub use charge_key::Superseded;
+pub use charge_limits::Superseded;
 pub use decision::{Decision, RequestUsage};
 
 /// Requests that are decided together. More than 64 gains nothing, and the working set of the batch
 /// (15 KiB with the requests) would leave the first-level cache.
 pub const BATCH_SIZE: usize = 64;
 
-/// Requests in a stage at a time. The group must be large enough that prefetched data arrives while
-/// the next group passes through the stages, and small enough not to fill the processor's queue of
-/// outstanding loads (24 cache lines on the machine measured). A verify took 90 ns with 64 requests
-/// in a group, 80 ns with 16 and 70 ns with 4; with its answer, 122, 107 and 82 ns
+/// Requests in a stage at a time. The sub-batch must be large enough that prefetched data arrives
+/// while the next one passes through the stages, and small enough not to fill the processor's queue
+/// of outstanding loads (24 cache lines on the machine measured). A verify took 90 ns with 64
+/// requests in a sub-batch, 80 ns with 16 and 70 ns with 4; with its answer, 122, 107 and 82 ns
 /// (`benches/verify.rs`, 1 M keys).
-const GROUP_SIZE: usize = 4;
+const SUB_BATCH_SIZE: usize = 4;
 
 /// The inputs of a decision.
 #[derive(Clone, Copy)]
@@ -62,7 +63,7 @@ pub struct Verifier<'s> {
     pub snapshot: Option<&'s Snapshot>,
     /// The token buckets.
     pub limiter: &'s Limiter,
-    /// The daemon's policy for all keys.
+    /// The global policy in force.
     pub global_policy: &'s GlobalPolicy,
     /// The time, read once for the whole batch.
     pub now: Now,
@@ -71,11 +72,11 @@ pub struct Verifier<'s> {
 /// A request between two stages.
 struct Pending<'s> {
     digest: Digest,
-    probe: Probe,
+    index_hash: IndexHash,
     candidate: Option<EntryNumber>,
     key: Option<Key<'s>>,
     /// The bucket of the key's first limit. `None`: the key has no limits, or the slot has never
-    /// been allocated. The latter counts as [`Superseded`], so that no request goes uncharged.
+    /// been allocated. The latter counts as [`Superseded`], so no request goes uncharged.
     bucket: Option<Bucket<'s>>,
     /// Set by the stage that denies the request. The later stages skip it.
     verdict: Option<Verdict>,
@@ -119,7 +120,7 @@ impl<'s> Verifier<'s> {
             let (to_look_up, to_evaluate, to_charge) =
                 (looked_up..hashed, evaluated..looked_up, charged..evaluated);
 
-            let to_hash = hashed..requests.len().min(hashed + GROUP_SIZE);
+            let to_hash = hashed..requests.len().min(hashed + SUB_BATCH_SIZE);
             hashed = to_hash.end;
             self.hash(snapshot, &requests[to_hash], &mut pending);
 

@@ -2,7 +2,7 @@
 
 use keyward_protocol::{Credential, Refund, Verdict};
 
-use super::charge_key::NO_CHARGE;
+use super::charge_limits::NO_CHARGE;
 use super::{Decision, Superseded, Verifier, credential};
 use crate::limiter::{ChargeReport, DecidingLimit, MAX_CHARGES, Outcome};
 use crate::snapshot::{Key, Snapshot};
@@ -21,10 +21,10 @@ impl<'s> Verifier<'s> {
         match self.find(refund.credential) {
             Err(verdict) => Ok(without_key(verdict)),
             Ok(key) => {
-                let charged = self.refund_key(key, refund)?;
+                let limit_report = self.refund_limits(key, refund)?;
                 // A refund to one limit does not refund the request, so it does not count as such.
                 let cost = if refund.limit.is_none() { refund.cost } else { 0 };
-                Ok(Decision { key: Some(key), charged, cost, ..without_key(Verdict::Allowed) })
+                Ok(Decision { key: Some(key), limit_report, cost, ..without_key(Verdict::Allowed) })
             }
         }
     }
@@ -43,7 +43,7 @@ impl<'s> Verifier<'s> {
         found.ok_or(Verdict::UnknownKey)
     }
 
-    fn refund_key(&self, key: Key<'s>, refund: &Refund<'_>) -> Result<ChargeReport, Superseded> {
+    fn refund_limits(&self, key: Key<'s>, refund: &Refund<'_>) -> Result<ChargeReport, Superseded> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
         let limits = key.policy().limits();
@@ -59,10 +59,10 @@ impl<'s> Verifier<'s> {
         }
         match self.limiter.refund(charges, self.now.ticks, refund.cost) {
             Outcome::Superseded => Err(Superseded),
-            Outcome::Admitted(charged) | Outcome::Refused(charged) | Outcome::ExceedsBurst(charged) => {
+            Outcome::Admitted(report) | Outcome::Refused(report) | Outcome::ExceedsBurst(report) => {
                 let limit =
-                    charged.limit.map(|limit| DecidingLimit { position: first + limit.position, ..limit });
-                Ok(ChargeReport { limit, ..charged })
+                    report.limit.map(|limit| DecidingLimit { position: first + limit.position, ..limit });
+                Ok(ChargeReport { limit, ..report })
             }
         }
     }

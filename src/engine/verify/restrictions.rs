@@ -28,7 +28,7 @@ pub(super) fn first_denial(request: &Verify<'_>, key: Key<'_>, now: u32) -> Opti
     let policy = key.policy();
     // Fast path: most keys allow any network and origin, and most requests name no environment and
     // no scopes.
-    if request.environment.is_none() && request.scopes.is_none() && policy.allows_any_ip_and_origin() {
+    if request.environment.is_none() && request.scopes.is_none() && policy.accepts_any_request_context() {
         return None;
     }
     first_denial_by_policy(request, policy)

@@ -6,7 +6,7 @@ use super::{Batch, Decision, Pending, Verifier, credential, restrictions};
 use crate::snapshot::Snapshot;
 
 impl<'s> Verifier<'s> {
-    /// Stage 1: computes the digests and prefetches their groups of the index.
+    /// Stage 1: computes the digests and prefetches their home groups of the index.
     #[inline]
     pub(super) fn hash(&self, snapshot: &Snapshot, requests: &[Verify<'_>], pending: &mut Batch<'s>) {
         pending.extend(requests.iter().map(|request| {
@@ -16,7 +16,7 @@ impl<'s> Verifier<'s> {
             };
             Pending {
                 digest,
-                probe: snapshot.probe(&digest),
+                index_hash: snapshot.index_hash(&digest),
                 candidate: None,
                 key: None,
                 bucket: None,
@@ -26,13 +26,13 @@ impl<'s> Verifier<'s> {
     }
 }
 
-/// Stage 2: reads the groups of the index and prefetches the entries that most likely hold the
+/// Stage 2: reads the home groups of the index and prefetches the entries that most likely hold the
 /// digests.
 #[inline]
 pub(super) fn look_up(snapshot: &Snapshot, pending: &mut [Pending<'_>]) {
     for pending in pending {
         if pending.verdict.is_none() {
-            pending.candidate = snapshot.candidate(pending.probe);
+            pending.candidate = snapshot.candidate(pending.index_hash);
         }
     }
 }
@@ -92,7 +92,7 @@ impl<'s> Verifier<'s> {
                 decision.key = pending.key;
                 decision.want_metadata = request.want_metadata;
                 if pending.verdict.is_none()
-                    && self.charge_key(key, pending.bucket, request.cost, &mut decision).is_err()
+                    && self.charge_limits(key, pending.bucket, request.cost, &mut decision).is_err()
                 {
                     return answered;
                 }

@@ -10,8 +10,8 @@ use keyward_daemon::log::Log;
 /// # Errors
 /// When the process logs already.
 pub(super) fn start(settings: config::Log, log: &Log) -> io::Result<()> {
-    // No colours, whatever features other crates enable. Errors of the formatter would be written
-    // to standard error and bypass the queue.
+    // No colours, regardless of the features that other crates enable. Errors of the formatter
+    // would be written to standard error and bypass the queue.
     let builder = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::from(settings.level))
         .with_writer(log.clone())

@@ -291,7 +291,7 @@ mod tests {
             changes: Some(message::ChangeCounts {
                 added: 1,
                 removed: 2,
-                revoked: 2,
+                deactivated: 2,
                 stopping: 2,
                 ..message::ChangeCounts::default()
             }),

@@ -34,7 +34,7 @@ impl<'a> Streams<'a> {
 
     /// Takes the input out, so that a command can print while it reads.
     pub(super) fn take_input(&mut self) -> &'a mut dyn Read {
-        // `Empty` has no size, so that the box allocates nothing and nothing leaks.
+        // `Empty` has no size, so the box allocates nothing and nothing leaks.
         std::mem::replace(&mut self.input, Box::leak(Box::new(io::empty())))
     }
 

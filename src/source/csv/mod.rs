@@ -43,7 +43,7 @@ pub(crate) fn read(mut input: impl BufRead, mapping: &ColumnMapping, rows: &mut 
     Ok(())
 }
 
-/// Reads the names of the columns, whatever they are; none if the first record is broken.
+/// Reads the names of the columns without checking them; none if the first record is broken.
 pub(crate) fn column_names(mut input: impl BufRead) -> io::Result<Vec<String>> {
     let mut records = Records::default();
     let names = match records.next(&mut input)? {

@@ -12,8 +12,8 @@ use csv_core::{ReadRecordResult, Reader};
 use super::quotes::{QuoteError, Quotes};
 use crate::{FramingError, MAX_ROW, fill};
 
-/// Most columns in a row: twenty times the fields of a record, which is enough for exports of whole
-/// tables.
+/// Maximum number of columns in a row: twenty times the fields of a record, which is enough for
+/// exports of whole tables.
 pub(crate) const MAX_COLUMNS: usize = 256;
 
 /// Reads records. Reuse it for several texts: allocating its buffers takes longer than reading most

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-/// Most lists cached: far more than an export has plans or roles. Further lists are parsed in every
-/// row.
+/// Maximum number of lists cached: far more than an export has plans or roles. Further lists are
+/// parsed in every row.
 const MAX_TEXTS: usize = 65_536;
 
-/// Most bytes of cached texts, which bounds a cache of long lists. A parsed list takes a small
-/// multiple of its text.
+/// Maximum number of bytes of cached texts, which bounds a cache of long lists. A parsed list takes
+/// a small multiple of its text.
 const MAX_BYTES: usize = 8 << 20;
 
 /// A cache of one kind of list.

@@ -238,7 +238,7 @@ mod tests {
                 );
             }
         }
-        // PostgreSQL writes NULL for a null element, whatever the configured null texts.
+        // PostgreSQL writes NULL for a null element, regardless of the configured null texts.
         let no_nulls = NullTexts::new([]);
         assert!(failed(scopes("{a,NULL}", &no_nulls)).contains("stands for no value"));
         assert_eq!(scopes(r#"{a,"NULL"}"#, &no_nulls), Ok(vec!["a".into(), "NULL".into()]));

@@ -6,7 +6,7 @@
 
 use keyward_engine::record::{Field, Quoted};
 
-/// Most null texts: every field of every row is compared with each of them.
+/// Maximum number of null texts: every field of every row is compared with each of them.
 pub const MAX_NULL_TEXTS: usize = 16;
 
 /// Longest null text, in bytes; the ones that databases write are much shorter.

@@ -34,7 +34,7 @@ const SERIAL_DAYS: std::ops::RangeInclusive<i64> = 20_000..=80_000;
 /// 2200.
 const DATE_BOUND: i64 = 22_000_101;
 
-/// Most digits of a year: the last year of PostgreSQL is 294276.
+/// Maximum number of digits of a year: the last year of PostgreSQL is 294276.
 const MAX_YEAR_DIGITS: usize = 6;
 
 const EPOCH: DateTime = civil::datetime(1970, 1, 1, 0, 0, 0, 0);

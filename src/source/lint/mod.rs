@@ -96,7 +96,7 @@ impl Lint {
     }
 }
 
-/// Private networks. Allowing all of one is not a mistake, whatever its size.
+/// Private networks. Allowing all of one is not a mistake, regardless of its size.
 const PRIVATE_NETWORKS: [IpNet; 8] = [
     v4([10, 0, 0, 0], 8),
     v4([172, 16, 0, 0], 12),

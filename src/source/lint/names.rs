@@ -16,7 +16,7 @@ use super::report::MAX_WARNINGS;
 use super::skeleton::skeleton;
 use keyward_engine::record::KeyRecord;
 
-/// Most names in the table: the number that 2^24 slots hold before the table grows.
+/// Maximum number of names in the table: the number that 2^24 slots hold before the table grows.
 const MAX_NAMES: usize = (1 << 24) / 8 * 7;
 
 /// A name. The hashes of two different skeletons collide with probability 2^-64, which causes a

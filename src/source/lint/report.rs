@@ -4,10 +4,11 @@ use std::fmt;
 
 use super::Lint;
 
-/// Most warnings retained of each kind, and most shown in all: a screenful.
+/// Maximum number of warnings retained of each kind, and of warnings shown in all: a screenful.
 pub const MAX_WARNINGS: usize = 20;
 
-/// Most warnings of each kind in output for people. The count shows how common a kind is.
+/// Maximum number of warnings of each kind in output for people. The count shows how common a kind
+/// is.
 pub const MAX_SHOWN_PER_LINT: usize = 3;
 
 /// One warning.

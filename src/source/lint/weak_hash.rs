@@ -16,7 +16,8 @@ use keyward_engine::record::{Digest, KeyRecord};
 /// in 10^10 has so few.
 const MIN_DISTINCT: u32 = 16;
 
-/// Most digits of the numbers that are tried. Computing their digests takes a few milliseconds.
+/// Maximum number of digits of the numbers that are tried. Computing their digests takes a few
+/// milliseconds.
 const MAX_DIGITS: u32 = 4;
 
 /// Common placeholders for keys in tests, templates and programs.

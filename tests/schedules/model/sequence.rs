@@ -3,7 +3,7 @@
 
 use crate::limiter::persist::{decode, encode};
 use crate::limiter::{
-    BucketId, BucketRef, Charge, ClockReading, Limiter, Outcome, PendingReclaim, Rate, SlotAllocator,
+    BucketRef, Charge, ClockReading, LimitId, Limiter, Outcome, PendingReclaim, Rate, SlotAllocator,
 };
 use crate::reference::{Answer, Limit, Model, Verdict};
 
@@ -71,11 +71,11 @@ pub struct Sequence {
     saved: Option<Saved>,
 }
 
-fn id(number: u8) -> BucketId {
-    BucketId([number; 16])
+fn id(number: u8) -> LimitId {
+    LimitId([number; 16])
 }
 
-fn with_ids(snapshot: &Snapshot) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> BucketId)> {
+fn with_ids(snapshot: &Snapshot) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)> {
     snapshot.iter().map(|(number, bucket)| (*bucket, || id(*number)))
 }
 

@@ -12,7 +12,7 @@ pub struct Withheld {
     /// The number of rows that are set aside.
     #[serde(default)]
     pub bad_rows: u64,
-    /// How many of these rows have an unreadable hash, so that the daemon does not know their keys.
+    /// How many of these rows have an unreadable hash, so the daemon does not know their keys.
     #[serde(default)]
     pub unreadable_rows: usize,
     /// The number of keys that are disabled because their rows are set aside.

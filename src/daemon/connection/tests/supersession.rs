@@ -352,7 +352,7 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
                 clock: Clock::new(),
             },
             Metrics { counters: Arc::default(), usage: log },
-            Timeouts { idle: None, stale_answers: FOREVER, busy_poll: Duration::ZERO },
+            Timeouts { idle: None, unsent_answers: FOREVER, busy_poll: Duration::ZERO },
             Shutdown { draining, closed: Arc::clone(&closed) },
             IdleCount::default(),
         );

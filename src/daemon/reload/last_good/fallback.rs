@@ -31,7 +31,7 @@ impl ReloadLoop {
         let set_aside = SetAside::of_last_good(&keys);
         let written_at = stored.written_at;
         if let Err(error) =
-            self.swap_and_wait(settings, keys, written_at, diff, &row_map, LoadedFrom::LastGood)
+            self.put_in_force(settings, keys, written_at, diff, &row_map, LoadedFrom::LastGood)
         {
             self.report_unusable(&RecoverError::Swap(error));
             return false;

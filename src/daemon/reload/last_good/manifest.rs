@@ -2,7 +2,7 @@
 //! keys, and the configuration that they were read by.
 //!
 //! Each block of the compiled file has its own checksum. The manifest repeats the checksum of the
-//! file's header, which has a random seed, so that a manifest is never used with the file of
+//! file's header, which has a random seed, so a manifest is never used with the file of
 //! another.
 
 use std::fs::File;
@@ -27,7 +27,7 @@ pub(super) const SUFFIX: &str = ".kwc";
 /// Bytes of a compiled file's header, which identifies the file.
 const HEADER_BYTES: usize = 128;
 
-/// The manifest.
+/// Describes the compiled file of the last good keys, and what they were read from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {

@@ -138,7 +138,7 @@ impl LastGoodStore {
         // A manifest that cannot be used stays until other keys are stored. It is reported when it
         // is needed.
         if let Ok(stored) = Manifest::read(&root) {
-            writer::remove_stale_files(&root, stored.as_ref());
+            writer::remove_leftover_files(&root, stored.as_ref());
             state.stored = stored;
         }
         let shared = SharedStore {
@@ -281,5 +281,5 @@ fn remove_all(directory: &Path) {
             }
         }
     }
-    writer::remove_stale_files(directory, None);
+    writer::remove_leftover_files(directory, None);
 }

@@ -38,7 +38,7 @@ pub enum RecoverError {
     /// The compiled file cannot be opened.
     #[error("{}: {error}", path.display())]
     Io {
-        /// The file.
+        /// The path of the compiled file.
         path: PathBuf,
         /// The system's error.
         #[source]
@@ -47,7 +47,7 @@ pub enum RecoverError {
     /// The compiled file is not the one that the manifest describes.
     #[error("{}: {problem}; it is damaged", path.display())]
     Mismatch {
-        /// The file.
+        /// The path of the compiled file.
         path: PathBuf,
         /// How it differs.
         problem: &'static str,

@@ -27,13 +27,13 @@ pub enum SealedError {
     /// Its content does not match its checksum.
     #[error("{}: it is damaged, and the next accepted source replaces it", path.display())]
     Damaged {
-        /// The file.
+        /// The path of the sealed file.
         path: PathBuf,
     },
     /// Another version of keyward wrote it.
     #[error("{}: it is of format {format}, and this keyward reads format {FORMAT}", path.display())]
     Format {
-        /// The file.
+        /// The path of the sealed file.
         path: PathBuf,
         /// Its format.
         format: u32,

@@ -1,4 +1,4 @@
-//! The guard at a start, where no snapshot is in force yet. The source is compared with the last
+//! The guard at startup, where no snapshot is in force yet. The source is compared with the last
 //! good keys, unless it was accepted before or an operator has accepted it for this start.
 
 use tracing::{error, warn};

@@ -2,7 +2,7 @@
 //! keys.
 //!
 //! Each takeaway records the generation of the snapshot that it was applied to. The next accepted
-//! source supersedes it. It is removed once the keys of that source are stored: until then, a
+//! source makes it outdated. It is removed once the keys of that source are stored: until then, a
 //! restart may serve the older keys.
 
 use std::collections::HashMap;
@@ -68,7 +68,7 @@ impl LastGoodStore {
         }
         let (stored, read) = (self.generation(), file.entries.len());
         file.entries.retain(|entry| entry.generation >= stored);
-        // A crash left superseded takeaways behind.
+        // A crash left outdated takeaways behind.
         file.is_dirty |= file.entries.len() < read;
     }
 
@@ -111,7 +111,7 @@ impl SharedStore {
         self.takeaways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes superseded takeaways after the keys of the snapshot `generation` have been stored.
+    /// Removes outdated takeaways after the keys of the snapshot `generation` have been stored.
     pub(super) fn remove_takeaways_before(&self, generation: u64) {
         let mut file = self.takeaways();
         let before = file.entries.len();

@@ -323,7 +323,7 @@ fn disabled_store_removes_its_files() {
 }
 
 #[test]
-fn stale_files_are_removed_at_the_start() {
+fn leftover_files_are_removed_at_startup() {
     let fixture = Fixture::new();
     fixture.last_good.enqueue(fixture.job(1, 10, "x"));
     fixture.wait_stored(1);

@@ -2,8 +2,8 @@
 //!
 //! At most one write is in progress and one is pending. A reload that is accepted meanwhile
 //! replaces the pending one. The write in progress is completed, because frequent reloads would
-//! otherwise keep all of them from the disk. The exception is memory: if a large set has been
-//! superseded and the next one is about to be read, there would be three sets in memory. Then the
+//! otherwise keep all of them from the disk. The exception is memory: if a large set is
+//! outdated and the next one is about to be read, there would be three sets in memory. Then the
 //! write is cancelled, and the newest keys are written.
 
 use std::fs::File;
@@ -36,7 +36,7 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 /// How long a shutdown waits for keys that were accepted right before it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Keys from which on a superseded set, of about 32 MiB, must not stay in memory while another is
+/// Keys from which on an outdated set, of about 32 MiB, must not stay in memory while another is
 /// read.
 const LARGE_SET: usize = 1 << 18;
 
@@ -72,9 +72,9 @@ impl LastGoodStore {
         self.shared.changed.notify_all();
     }
 
-    /// Cancels the write of a large set that has been superseded by the generation `in_force`:
-    /// another set is about to be read.
-    pub(in crate::reload) fn cancel_superseded_write(&self, in_force: u64) {
+    /// Cancels the write of a large set that the generation `in_force` has made outdated: another
+    /// set is about to be read.
+    pub(in crate::reload) fn cancel_outdated_write(&self, in_force: u64) {
         if let Some(writing) = &self.shared.state().writing
             && writing.generation != in_force
             && writing.keys >= LARGE_SET
@@ -215,10 +215,10 @@ impl SharedStore {
             manifest.write(&directory)?;
             return Ok(manifest);
         }
-        remove_stale_files(&directory, stored.as_ref());
+        remove_leftover_files(&directory, stored.as_ref());
         manifest.file = file_name(manifest.generation, stored.as_ref());
         let written = self.write_file(job, &mut manifest, pace).and_then(|()| manifest.write(&directory));
-        remove_stale_files(&directory, if written.is_ok() { Some(&manifest) } else { stored.as_ref() });
+        remove_leftover_files(&directory, if written.is_ok() { Some(&manifest) } else { stored.as_ref() });
         written.map(|()| manifest)
     }
 
@@ -258,7 +258,7 @@ fn file_name(generation: u64, stored: Option<&Manifest>) -> String {
 }
 
 /// Removes all compiled files in `directory` except the one that `manifest` names.
-pub(super) fn remove_stale_files(directory: &Path, manifest: Option<&Manifest>) {
+pub(super) fn remove_leftover_files(directory: &Path, manifest: Option<&Manifest>) {
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -278,7 +278,7 @@ mod tests {
     use keyward_state::StateDir;
 
     #[test]
-    fn large_superseded_write_is_cancelled_before_a_load() {
+    fn large_outdated_write_is_cancelled_before_a_load() {
         let directory = tempfile::tempdir().expect("a directory");
         let state = StateDir::open(directory.path(), true).expect("opens").expect("is there");
         let last_good = LastGoodStore::open(Some(&Arc::new(state)), true).expect("a thread").expect("kept");
@@ -286,7 +286,7 @@ mod tests {
             let cancelled = Arc::new(AtomicBool::new(false));
             let writing = Writing { generation, keys, cancelled: Arc::clone(&cancelled) };
             last_good.shared.state().writing = Some(writing);
-            last_good.cancel_superseded_write(in_force);
+            last_good.cancel_outdated_write(in_force);
             cancelled.load(Ordering::Relaxed)
         };
         assert!(is_cancelled(1, LARGE_SET, 2));

@@ -1,4 +1,4 @@
-//! Replaced snapshots are freed, whatever the outcomes of the reloads in between.
+//! Replaced snapshots are freed, regardless of the outcomes of the reloads in between.
 
 use std::sync::Weak;
 
@@ -10,7 +10,7 @@ const RELOADS: u64 = 8;
 impl Fixture {
     /// The worker loads the current snapshot and passes the epoch.
     fn follow(&mut self, epoch: u64) -> Weak<Snapshot> {
-        self.wait_swapped(epoch);
+        self.wait_for_epoch(epoch);
         let current = Arc::downgrade(self.worker.load_arc().expect("a snapshot"));
         self.worker.passed.send_replace(epoch);
         current
@@ -38,7 +38,7 @@ fn replaced_snapshots_are_freed_once_every_worker_has_passed() {
         }
         replace(&fixture.source(), epoch as u32);
         let answer = fixture.request(epoch % 3 == 1, 1);
-        fixture.wait_swapped(epoch);
+        fixture.wait_for_epoch(epoch);
         assert!(current.upgrade().is_some(), "the worker still uses it");
         replaced.push(std::mem::replace(&mut current, fixture.follow(epoch)));
         assert_eq!(fixture.answer(answer).1, epoch);

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 
-/// Most symbolic links along a path: as many as the kernel follows.
+/// Maximum number of symbolic links along a path: as many as the kernel follows.
 pub(super) const MAX_LINKS: usize = 40;
 
 /// Resolves `path` as the kernel does. Calls `visit` with each directory and the name that is

@@ -25,7 +25,7 @@ fn list_is_durable_when_a_command_returns() {
     assert_eq!(volatile(&trace), NOTHING, "an empty list");
     revocations.mark_and_swap(&publisher, active(3, 1));
     for target in [key(0), owner(), key(1)] {
-        assert!(!revocations.revoke(target.clone(), 0).expect("revoked").already);
+        assert!(!revocations.revoke(target.clone(), 0).expect("revoked").unchanged);
         assert_eq!(volatile(&trace), NOTHING, "{target:?} is revoked");
     }
     for target in [owner(), key(1)] {
@@ -44,7 +44,7 @@ fn list_is_durable_before_keys_are_loaded_and_after_a_restart() {
     let trace = Trace::of(directory.path());
     for number in 0..2 {
         let (revocations, _publisher) = open(&directory);
-        assert!(!revocations.revoke(key(number), 0).expect("revoked").already);
+        assert!(!revocations.revoke(key(number), 0).expect("revoked").unchanged);
         assert_eq!(volatile(&trace), NOTHING);
     }
 }
@@ -81,7 +81,7 @@ fn rewritten_list_is_durable() {
 }
 
 #[test]
-fn list_and_audit_trail_are_durable_after_an_agreement() {
+fn list_and_audit_trail_are_durable_after_a_confirmation() {
     let directory = directory();
     let trace = Trace::of(directory.path());
     let state = StateDir::open(directory.path(), true).expect("opens").map(Arc::new).expect("there");
@@ -91,8 +91,8 @@ fn list_and_audit_trail_are_durable_after_an_agreement() {
     revocations.mark_and_swap(&publisher, active(2, 1));
     revocations.revoke(key(0), 0).expect("revoked");
     revocations.revoke(owner(), 0).expect("revoked");
-    let agreeing = snapshot(2, 2, |_| Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&agreeing));
-    revocations.reconcile(&agreeing, Retention::DEFAULT, &audit);
+    let confirming = snapshot(2, 2, |_| Status::Revoked);
+    revocations.mark_and_swap(&publisher, Arc::clone(&confirming));
+    revocations.reconcile(&confirming, Retention::DEFAULT, &audit);
     assert_eq!(volatile(&trace), NOTHING);
 }

@@ -1,4 +1,4 @@
-//! Incomplete lists at a start.
+//! Incomplete lists at startup.
 
 use super::*;
 use keyward_state::disk::trace::{Call, Trace};

@@ -15,8 +15,8 @@ fn rate(count: u64, burst: u64) -> Rate {
     Rate::new(count, SECOND, burst).expect("the rate is in range")
 }
 
-fn id(name: &str) -> BucketId {
-    BucketId::for_key(name, "default")
+fn id(name: &str) -> LimitId {
+    LimitId::for_key(name, "default")
 }
 
 fn enforced(BucketRef { slot, rate }: BucketRef) -> Charge {

@@ -138,7 +138,7 @@ fn contiguous_slots_are_assigned_only_while_no_bucket_exists() {
     let mut allocation = allocator.begin(&limiter);
     assert_eq!(allocation.assign_contiguous(300_000, [7, 9].into_iter()), Some(()));
     let pending = allocation.commit();
-    let no_buckets = std::iter::empty::<(BucketRef, fn() -> BucketId)>();
+    let no_buckets = std::iter::empty::<(BucketRef, fn() -> LimitId)>();
     allocator.reclaim(&limiter, pending, no_buckets, 1);
     assert_eq!(allocator.in_use(), 299_998);
     for slot in [0, 6, 299_999] {

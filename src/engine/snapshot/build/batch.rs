@@ -26,7 +26,7 @@ pub struct RowBatch {
     pub(super) metadata_texts: String,
     pub(super) policies: Vec<RowPolicy>,
     /// The fields for which any row has a value.
-    pub(super) given: FieldSet,
+    pub(super) present_fields: FieldSet,
 }
 
 impl RowBatch {
@@ -62,8 +62,9 @@ impl BatchBuilder {
     /// Adds a row.
     pub fn add(&mut self, record: &KeyRecord<'_>) {
         let (policy, _) = self.interner.number(record);
-        let RowBatch { entries, owner_hashes, texts, metadata, metadata_texts, given, .. } = &mut self.batch;
-        *given = given.union(record.given);
+        let RowBatch { entries, owner_hashes, texts, metadata, metadata_texts, present_fields, .. } =
+            &mut self.batch;
+        *present_fields = present_fields.union(record.present_fields);
         let identity = Identity::new(texts.len(), record.key_id.len(), record.owner.len());
         texts.push_str(record.key_id);
         texts.push_str(record.owner);

@@ -1,4 +1,4 @@
-//! Building a table: records in, duplicates and contradictions out.
+//! Building a table: records in, duplicates and conflicts out.
 //!
 //! There are three ways to the same table:
 //!
@@ -10,10 +10,10 @@
 //! * A [compiled](super::compiled) file is decoded into place, in a third of the time that the
 //!   parallel builder takes for finished records (`benches/profile.md`).
 //!
-//! All of them reject a duplicate digest, and rows of one key id that disagree
-//! ([`KeyTable::check_agreement`]). The first two find a duplicate when they insert it into an
-//! index ([`Index::find_or_insert`]); the rows of a compiled file are sorted, so that duplicates
-//! are neighbours.
+//! All of them reject a duplicate digest, and rows of one key id that conflict
+//! ([`KeyTable::check_conflict`]). The first two find a duplicate when they insert it into an index
+//! ([`Index::find_or_insert`]); the rows of a compiled file are sorted, so duplicates are
+//! neighbours.
 //!
 //! A table depends on its source alone and can still be refused. [`KeyTable::into_snapshot`] then
 //! allocates the buckets, which depend on the snapshot in force.
@@ -25,7 +25,7 @@ use keyward_memory::{HugePages, HugeText, HugeVec};
 
 use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError, merge_limits};
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, Identity, PriorRestrictions};
-use crate::snapshot::index::{Index, Probe};
+use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::{IdHasher, KeyTable};
 use crate::snapshot::policy::{Policy, RowPolicy};
 use crate::snapshot::same_digest;
@@ -48,7 +48,7 @@ pub(super) const IDENTITY_BYTES: usize = 32;
 /// Why a row cannot be added to the rows before it. Lines count from 1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
-    /// Another row has the same digest, so that it is ambiguous which of them decides.
+    /// Another row has the same digest, so it is ambiguous which of them decides.
     #[error("the same key_hash as in line {line}; a key may be listed once")]
     DuplicateHash {
         /// The line of the earlier row.
@@ -76,9 +76,9 @@ pub enum RowError {
     TooMany,
 }
 
-/// How two rows with one key id contradict each other.
+/// How two rows with one key id conflict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Disagreement {
+pub enum Conflict {
     /// Their limits differ, either their own or those of their plans.
     #[error("two rows have the same key_id and different limits")]
     Limits,
@@ -87,7 +87,7 @@ pub enum Disagreement {
     Owner,
 }
 
-impl Disagreement {
+impl Conflict {
     fn with_line(self, line: u64) -> RowError {
         match self {
             Self::Limits => RowError::OtherLimits { line },
@@ -123,8 +123,8 @@ impl Builder {
         let keys = KeyTable {
             seed,
             hasher: IdHasher::default(),
-            index: Index::with_capacity(expected),
-            ids: Index::with_capacity(expected),
+            digest_index: Index::with_capacity(expected),
+            key_id_index: Index::with_capacity(expected),
             rotated: Vec::new(),
             entries: HugeVec::with_capacity_in(expected, HugePages),
             policies: Vec::new(),
@@ -132,8 +132,8 @@ impl Builder {
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
             metadata: HugeVec::new_in(HugePages),
             metadata_texts: HugeText::with_capacity(0),
-            given: FieldSet::NONE,
-            set_aside_given: FieldSet::NONE,
+            present_fields: FieldSet::NONE,
+            prior_restrictions: FieldSet::NONE,
             has_set_aside: false,
             plans: Arc::default(),
         };
@@ -154,22 +154,23 @@ impl Builder {
     /// Adds the row on `line`.
     ///
     /// # Errors
-    /// If the row contradicts an earlier one. The table is then unchanged.
+    /// If the row is a duplicate of an earlier one or conflicts with it. The table is then
+    /// unchanged.
     pub fn add(&mut self, line: u64, record: &KeyRecord<'_>) -> Result<(), RowError> {
-        let id = self.next_id()?;
+        let number = self.next_entry()?;
         let hasher = self.hasher();
-        let (key_id, owner_name, id_hash) = (record.key_id, record.owner, hasher.text(record.key_id));
+        let (key_id, owner_name, key_id_hash) = (record.key_id, record.owner, hasher.text(record.key_id));
         let policy = self.policy(record)?;
-        let first = self.keys.find_by_id_hash(id_hash, key_id);
+        let first = self.keys.find_by_id_hash(key_id_hash, key_id);
         if let Some(first) = first {
-            let agreement = self.keys.check_agreement(first, owner_name, policy);
-            agreement.map_err(|disagreement| disagreement.with_line(self.lines.of(first)))?;
+            let checked = self.keys.check_conflict(first, owner_name, policy);
+            checked.map_err(|conflict| conflict.with_line(self.lines.of(first)))?;
         }
-        let first = first.unwrap_or(id);
-        self.insert_digest(id, &record.hash, hasher.probe(&record.hash))?;
-        let owner = self.owner(id, owner_name, hasher.text(owner_name));
-        let identity = self.identity(id, first, id_hash, key_id, owner_name);
-        let has_metadata = self.metadata(id, record.metadata);
+        let first = first.unwrap_or(number);
+        self.index_digest(number, &record.hash, hasher.digest(&record.hash))?;
+        let owner = self.owner(number, owner_name, hasher.text(owner_name));
+        let identity = self.identity(number, first, key_id_hash, key_id, owner_name);
+        let has_metadata = self.metadata(number, record.metadata);
         self.push(Entry {
             digest: record.hash,
             identity,
@@ -183,8 +184,8 @@ impl Builder {
             prior_restrictions: PriorRestrictions::default(),
             pepper: AtomicPepper::default(),
         });
-        self.keys.given = self.keys.given.union(record.given);
-        self.lines.push(id, line);
+        self.keys.present_fields = self.keys.present_fields.union(record.present_fields);
+        self.lines.push(number, line);
         Ok(())
     }
 
@@ -207,10 +208,10 @@ impl Builder {
     /// Calls `visit` with every row as the source stated it, and with its number, counted from 1.
     pub fn for_each_record(&self, visit: &mut dyn FnMut(u64, &KeyRecord<'_>)) {
         let keys = &self.keys;
-        for ((entry, id), number) in keys.entries.iter().zip(0..).zip(1..) {
+        for ((entry, number), row) in keys.entries.iter().zip(0..).zip(1..) {
             let Some(policy) = self.interner.policies().get(entry.policy as usize) else { continue };
             visit(
-                number,
+                row,
                 &KeyRecord {
                     hash: entry.digest,
                     key_id: keys.key_id(entry),
@@ -224,16 +225,16 @@ impl Builder {
                     allowed_ips: policy.ips.clone(),
                     allowed_origins: policy.origins.clone(),
                     limits: Arc::clone(&policy.limits),
-                    metadata: keys.metadata_of(id).unwrap_or_default(),
-                    given: keys.given,
+                    metadata: keys.metadata_of(number).unwrap_or_default(),
+                    present_fields: keys.present_fields,
                 },
             );
         }
     }
 
     /// The fields for which any row has a value.
-    pub fn given(&self) -> FieldSet {
-        self.keys.given
+    pub fn present_fields(&self) -> FieldSet {
+        self.keys.present_fields
     }
 
     /// The number of rows.
@@ -249,73 +250,78 @@ impl Builder {
 
 /// The steps of adding a row.
 impl Builder {
-    pub(super) fn next_id(&self) -> Result<u32, RowError> {
+    pub(super) fn next_entry(&self) -> Result<u32, RowError> {
         u32::try_from(self.keys.entries.len()).map_err(|_| RowError::TooMany)
     }
 
-    /// Indexes the digest of the entry `id`, which is about to be added.
-    pub(super) fn insert_digest(&mut self, id: u32, digest: &Digest, probe: Probe) -> Result<(), RowError> {
-        let KeyTable { index, entries, seed, .. } = &mut self.keys;
-        let same = |id: u32| same_digest(&entries[id as usize].digest, digest);
-        let rehash = |id: u32| Probe::of_digest(&entries[id as usize].digest, *seed);
-        match index.find_or_insert(probe, id, same, rehash) {
+    /// Indexes the digest of the entry `number`, which is about to be added.
+    pub(super) fn index_digest(
+        &mut self,
+        number: u32,
+        digest: &Digest,
+        index_hash: IndexHash,
+    ) -> Result<(), RowError> {
+        let KeyTable { digest_index, entries, seed, .. } = &mut self.keys;
+        let same = |number: u32| same_digest(&entries[number as usize].digest, digest);
+        let rehash = |number: u32| IndexHash::of_digest(&entries[number as usize].digest, *seed);
+        match digest_index.find_or_insert(index_hash, number, same, rehash) {
             Some(first) => Err(RowError::DuplicateHash { line: self.lines.of(first) }),
             None => Ok(()),
         }
     }
 
-    /// The texts of the entry `id`, which is about to be added. Rows of one key share one copy.
-    fn identity(&mut self, id: u32, first: u32, id_hash: u64, key_id: &str, owner: &str) -> Identity {
-        if first != id {
+    /// The texts of the entry `number`, which is about to be added. Rows of one key share one copy.
+    fn identity(&mut self, number: u32, first: u32, key_id_hash: u64, key_id: &str, owner: &str) -> Identity {
+        if first != number {
             return self.keys.entries[first as usize].identity;
         }
         let KeyTable { arena, .. } = &mut self.keys;
         let identity = Identity::new(arena.as_str().len(), key_id.len(), owner.len());
         arena.push_str(key_id);
         arena.push_str(owner);
-        self.insert_id(id, id_hash);
+        self.index_key_id(number, key_id_hash);
         identity
     }
 
-    /// Indexes the key id of the entry `id`, which need not be in `entries` yet.
-    pub(super) fn insert_id(&mut self, id: u32, hash: u64) {
-        let KeyTable { ids, entries, arena, hasher, .. } = &mut self.keys;
-        // The new entry is inserted after the index has grown, so that it is not rehashed.
-        ids.insert(Probe::of_hash(hash), id, |id| {
-            let key_id = entries[id as usize].identity.key_id();
-            Probe::of_hash(hasher.hash_one(arena.as_str().get(key_id).unwrap_or_default()))
+    /// Indexes the key id of the entry `number`, which need not be in `entries` yet.
+    pub(super) fn index_key_id(&mut self, number: u32, hash: u64) {
+        let KeyTable { key_id_index, entries, arena, hasher, .. } = &mut self.keys;
+        // The new entry is inserted after the index has grown, so it is not rehashed.
+        key_id_index.insert(IndexHash::of_hash(hash), number, |number| {
+            let key_id = entries[number as usize].identity.key_id();
+            IndexHash::of_hash(hasher.hash_one(arena.as_str().get(key_id).unwrap_or_default()))
         });
     }
 
-    /// The number of an owner, for the entry `id`, which is about to be added.
-    fn owner(&mut self, id: u32, owner: &str, hash: u64) -> u32 {
+    /// The number of an owner, for the entry `first`, which is about to be added.
+    fn owner(&mut self, first: u32, owner: &str, hash: u64) -> u32 {
         if owner.is_empty() {
             return 0;
         }
         let keys = &mut self.keys;
         let number = keys.owners.len() as u32;
         let same = |number: u32| keys.owner_name(number) == owner;
-        let rehash = |number: u32| Probe::of_hash(keys.hasher.hash_one(keys.owner_name(number)));
-        if let Some(number) = self.owners.find_or_insert(Probe::of_hash(hash), number, same, rehash) {
+        let rehash = |number: u32| IndexHash::of_hash(keys.hasher.hash_one(keys.owner_name(number)));
+        if let Some(number) = self.owners.find_or_insert(IndexHash::of_hash(hash), number, same, rehash) {
             return number;
         }
-        keys.owners.push(id);
+        keys.owners.push(first);
         number
     }
 
-    /// Stores the metadata of the entry `id`, if it has any.
-    fn metadata(&mut self, id: u32, text: &str) -> bool {
+    /// Stores the metadata of the entry `number`, if it has any.
+    fn metadata(&mut self, number: u32, text: &str) -> bool {
         if !text.is_empty() {
-            self.keys.metadata.push((id, self.keys.metadata_texts.as_str().len() as u64));
+            self.keys.metadata.push((number, self.keys.metadata_texts.as_str().len() as u64));
             self.keys.metadata_texts.push_str(text);
         }
         !text.is_empty()
     }
 
     pub(super) fn push(&mut self, entry: Entry) {
-        let id = self.keys.entries.len() as u32;
-        if entry.buckets != id {
-            self.keys.rotated.push((entry.buckets, id));
+        let number = self.keys.entries.len() as u32;
+        if entry.buckets != number {
+            self.keys.rotated.push((entry.buckets, number));
         }
         self.keys.entries.push(entry);
     }
@@ -352,15 +358,15 @@ impl Builder {
 
 impl KeyTable {
     /// Checks that a row with this owner and policy can have the key id of the entry `first`.
-    pub(super) fn check_agreement(&self, first: u32, owner: &str, policy: u32) -> Result<(), Disagreement> {
+    pub(super) fn check_conflict(&self, first: u32, owner: &str, policy: u32) -> Result<(), Conflict> {
         let entry = &self.entries[first as usize];
         let [first_limits, limits] =
             [entry.policy, policy].map(|policy| self.policies[policy as usize].limits());
         if entry.policy != policy && first_limits != limits {
-            return Err(Disagreement::Limits);
+            return Err(Conflict::Limits);
         }
         if self.owner(entry) != owner {
-            return Err(Disagreement::Owner);
+            return Err(Conflict::Owner);
         }
         Ok(())
     }
@@ -374,8 +380,8 @@ pub(super) struct TableHasher {
 }
 
 impl TableHasher {
-    pub(super) fn probe(&self, digest: &Digest) -> Probe {
-        Probe::of_digest(digest, self.seed)
+    pub(super) fn digest(&self, digest: &Digest) -> IndexHash {
+        IndexHash::of_digest(digest, self.seed)
     }
 
     pub(super) fn text(&self, text: &str) -> u64 {

@@ -6,9 +6,8 @@
 //! of the index is cached. The two indexes, by digest and by key id, are built at the same time by
 //! two threads.
 //!
-//! The price: a contradiction between rows is found late, and without their lines. To report the
-//! lines, start over with [`Builder::add`]. The texts of a key in rotation are stored once for each
-//! row.
+//! The price: a conflict between rows is found late, and without their lines. To report the lines,
+//! start over with [`Builder::add`]. The texts of a key in rotation are stored once for each row.
 
 use std::hash::BuildHasher;
 
@@ -16,14 +15,14 @@ use keyward_memory::prefetch;
 
 use crate::record::UnknownPlanError;
 use crate::snapshot::build::batch::{BatchBuilder, RowBatch};
-use crate::snapshot::build::{Builder, Disagreement, IDENTITY_BYTES};
+use crate::snapshot::build::{Builder, Conflict, IDENTITY_BYTES};
 use crate::snapshot::entry::Entry;
-use crate::snapshot::index::{Index, Probe};
+use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::{KeyTable, WINDOW};
 use crate::snapshot::same_digest;
 
-/// Partitions of an index. The index of a million keys takes 12 MiB, so that one partition of it
-/// fits in the L1 and L2 caches.
+/// Partitions of an index. The index of a million keys takes 12 MiB, so one partition of it fits in
+/// the L1 and L2 caches.
 const PARTITIONS: usize = 256;
 
 /// Rows that are collected for a partition before they are inserted.
@@ -31,7 +30,7 @@ const PARTITION_ROWS: usize = 1024;
 
 /// Memory for the collected rows of all partitions.
 pub(in crate::snapshot) const PARTITIONING_BYTES: usize =
-    PARTITIONS * PARTITION_ROWS * size_of::<(Probe, u32)>();
+    PARTITIONS * PARTITION_ROWS * size_of::<(IndexHash, u32)>();
 
 /// Builds a table from [batches](RowBatch) of rows.
 pub struct ParallelBuilder {
@@ -46,9 +45,9 @@ pub enum ParallelBuildError {
     /// Two rows have the same digest.
     #[error("two rows have the same key_hash")]
     DuplicateHash,
-    /// Two rows of one key contradict each other.
+    /// Two rows of one key conflict.
     #[error(transparent)]
-    Disagreement(#[from] Disagreement),
+    Conflict(#[from] Conflict),
     /// The plan of a row is not defined in the configuration.
     #[error(transparent)]
     UnknownPlan(#[from] UnknownPlanError),
@@ -85,15 +84,16 @@ impl ParallelBuilder {
     /// # Errors
     /// If a row names an unknown plan, or there are too many rows. The table is then unusable.
     pub fn add_batch(&mut self, batch: RowBatch) -> Result<(), ParallelBuildError> {
-        let RowBatch { entries, owner_hashes, texts, metadata, metadata_texts, policies, given } = batch;
+        let RowBatch { entries, owner_hashes, texts, metadata, metadata_texts, policies, present_fields } =
+            batch;
         let builder = &mut self.builder;
-        builder.keys.given = builder.keys.given.union(given);
+        builder.keys.present_fields = builder.keys.present_fields.union(present_fields);
         let policies =
             policies.into_iter().map(|policy| builder.intern(policy)).collect::<Result<Vec<u32>, _>>()?;
-        let first_id = u32::try_from(builder.keys.entries.len());
-        let mut id = first_id.map_err(|_| ParallelBuildError::TooMany)?;
+        let first_number = u32::try_from(builder.keys.entries.len());
+        let mut number = first_number.map_err(|_| ParallelBuildError::TooMany)?;
         let text = builder.keys.arena.as_str().len();
-        u32::try_from(id as usize + entries.len()).map_err(|_| ParallelBuildError::TooMany)?;
+        u32::try_from(number as usize + entries.len()).map_err(|_| ParallelBuildError::TooMany)?;
         let keys = &mut builder.keys;
         keys.entries.reserve(entries.len());
         if self.populated < keys.entries.len() + entries.len() {
@@ -101,7 +101,7 @@ impl ParallelBuilder {
         }
         keys.arena.push_str(&texts);
         let metadata_text = keys.metadata_texts.as_str().len() as u64;
-        keys.metadata.extend(metadata.iter().map(|(row, start)| (id + row, metadata_text + start)));
+        keys.metadata.extend(metadata.iter().map(|(row, start)| (number + row, metadata_text + start)));
         keys.metadata_texts.push_str(&metadata_texts);
 
         let mut entries = entries.into_iter();
@@ -109,11 +109,11 @@ impl ParallelBuilder {
             builder.prefetch_owners(hashes);
             for (hash, entry) in hashes.iter().zip(&mut entries) {
                 let name = texts.get(entry.identity.owner()).unwrap_or_default();
-                let owner = builder.owner(id, name, *hash);
+                let owner = builder.owner(number, name, *hash);
                 let policy = policies.get(entry.policy as usize).copied().unwrap_or_default();
                 let identity = entry.identity.moved(text);
-                builder.keys.entries.push(Entry { identity, owner, policy, buckets: id, ..entry });
-                id += 1;
+                builder.keys.entries.push(Entry { identity, owner, policy, buckets: number, ..entry });
+                number += 1;
             }
         }
         Ok(())
@@ -126,24 +126,25 @@ impl ParallelBuilder {
         impl FnOnce() -> Result<UniqueDigests, ParallelBuildError> + Send,
         impl FnOnce() -> RotatedRows + Send,
     ) {
-        let KeyTable { index, ids, entries, arena, seed, hasher, .. } = &mut self.builder.keys;
+        let KeyTable { digest_index, key_id_index, entries, arena, seed, hasher, .. } =
+            &mut self.builder.keys;
         let (entries, arena, seed, hasher) = (&**entries, &*arena, *seed, &*hasher);
-        let probe = move |entry: &Entry| Probe::of_digest(&entry.digest, seed);
+        let index_hash = move |entry: &Entry| IndexHash::of_digest(&entry.digest, seed);
         // The number of rows is known only now.
         let allocate = move |index: &mut Index| {
             *index = keyward_memory::with_prefault(|| Index::with_capacity(entries.len()))
         };
         let by_digest = move || {
-            allocate(index);
+            allocate(digest_index);
             let same = |a: &Entry, b: &Entry| same_digest(&a.digest, &b.digest);
-            let duplicates = insert_all(index, entries, probe, same);
+            let duplicates = insert_all(digest_index, entries, index_hash, same);
             if duplicates.is_empty() { Ok(UniqueDigests(())) } else { Err(ParallelBuildError::DuplicateHash) }
         };
         let key_id = move |entry: &Entry| arena.as_str().get(entry.identity.key_id()).unwrap_or_default();
         let by_id = move || {
-            allocate(ids);
-            let probe = |entry: &Entry| Probe::of_hash(hasher.hash_one(key_id(entry)));
-            RotatedRows(insert_all(ids, entries, probe, |a, b| key_id(a) == key_id(b)))
+            allocate(key_id_index);
+            let index_hash = |entry: &Entry| IndexHash::of_hash(hasher.hash_one(key_id(entry)));
+            RotatedRows(insert_all(key_id_index, entries, index_hash, |a, b| key_id(a) == key_id(b)))
         };
         (by_digest, by_id)
     }
@@ -151,22 +152,22 @@ impl ParallelBuilder {
     /// Returns the table that [`Builder::add`] would have built from the same rows.
     ///
     /// # Errors
-    /// If rows with the same key id contradict each other.
+    /// If rows with the same key id conflict.
     pub fn finish(
         self,
         _: UniqueDigests,
         RotatedRows(mut rotated): RotatedRows,
     ) -> Result<Builder, ParallelBuildError> {
         let Self { mut builder, .. } = self;
-        rotated.sort_unstable_by_key(|(_, id)| *id);
-        for (first, id) in rotated {
+        rotated.sort_unstable_by_key(|(_, number)| *number);
+        for (first, number) in rotated {
             let keys = &mut builder.keys;
-            let entry = &keys.entries[id as usize];
-            keys.check_agreement(first, keys.owner(entry), entry.policy)?;
+            let entry = &keys.entries[number as usize];
+            keys.check_conflict(first, keys.owner(entry), entry.policy)?;
             let identity = keys.entries[first as usize].identity;
-            let entry = &mut keys.entries[id as usize];
+            let entry = &mut keys.entries[number as usize];
             (entry.identity, entry.buckets) = (identity, first);
-            keys.rotated.push((first, id));
+            keys.rotated.push((first, number));
         }
         Ok(builder)
     }
@@ -177,29 +178,30 @@ impl ParallelBuilder {
 fn insert_all(
     index: &mut Index,
     entries: &[Entry],
-    probe: impl Fn(&Entry) -> Probe,
+    index_hash: impl Fn(&Entry) -> IndexHash,
     same: impl Fn(&Entry, &Entry) -> bool,
 ) -> Vec<(u32, u32)> {
     let mut repeated = Vec::new();
-    let mut insert = |rows: &[(Probe, u32)]| {
+    let mut insert = |rows: &[(IndexHash, u32)]| {
         for window in rows.chunks(WINDOW) {
-            window.iter().for_each(|(probe, _)| index.prefetch(*probe));
-            for (of_entry, id) in window {
-                let entry = &entries[*id as usize];
+            window.iter().for_each(|(index_hash, _)| index.prefetch(*index_hash));
+            for (of_entry, number) in window {
+                let entry = &entries[*number as usize];
                 let same = |other: u32| same(&entries[other as usize], entry);
-                let rehash = |other: u32| probe(&entries[other as usize]);
-                repeated.extend(index.find_or_insert(*of_entry, *id, same, rehash).map(|first| (first, *id)));
+                let rehash = |other: u32| index_hash(&entries[other as usize]);
+                repeated.extend(
+                    index.find_or_insert(*of_entry, *number, same, rehash).map(|first| (first, *number)),
+                );
             }
         }
     };
-    // Within a partition the rows keep their order, so that the first of several equal ones is
-    // inserted.
-    let mut partitions: Vec<Vec<(Probe, u32)>> =
+    // Within a partition the rows keep their order, so the first of several equal ones is inserted.
+    let mut partitions: Vec<Vec<(IndexHash, u32)>> =
         (0..PARTITIONS).map(|_| Vec::with_capacity(PARTITION_ROWS)).collect();
-    for (entry, id) in entries.iter().zip(0..) {
-        let probe = probe(entry);
-        let partition = &mut partitions[probe.home(PARTITIONS)];
-        partition.push((probe, id));
+    for (entry, number) in entries.iter().zip(0..) {
+        let index_hash = index_hash(entry);
+        let partition = &mut partitions[index_hash.home(PARTITIONS)];
+        partition.push((index_hash, number));
         if partition.len() == PARTITION_ROWS {
             insert(partition);
             partition.clear();
@@ -215,9 +217,9 @@ impl Builder {
     fn prefetch_owners(&self, hashes: &[u64]) {
         let keys = &self.keys;
         let mut firsts = [u32::MAX; WINDOW];
-        hashes.iter().for_each(|hash| self.owners.prefetch(Probe::of_hash(*hash)));
+        hashes.iter().for_each(|hash| self.owners.prefetch(IndexHash::of_hash(*hash)));
         for (hash, first) in hashes.iter().zip(&mut firsts) {
-            let owner = self.owners.candidate(Probe::of_hash(*hash));
+            let owner = self.owners.candidate(IndexHash::of_hash(*hash));
             *first = owner.and_then(|number| keys.owners.get(number as usize)).copied().unwrap_or(u32::MAX);
             keys.entries.get(*first as usize).into_iter().for_each(prefetch);
         }
@@ -258,11 +260,11 @@ mod tests {
 
     fn described(builder: &Builder) -> (Vec<String>, Vec<(u32, u32)>) {
         let keys = &builder.keys;
-        let entries = keys.entries.iter().zip(0..).map(|(entry, id)| {
+        let entries = keys.entries.iter().zip(0..).map(|(entry, number)| {
             let Entry { owner, policy, buckets, not_before, .. } = entry;
             let (found, first) = (keys.find_exactly(&entry.digest), keys.find_by_id(keys.key_id(entry)));
             let (key_id, owner_name) = (keys.key_id(entry), keys.owner(entry));
-            let metadata = keys.metadata_of(id);
+            let metadata = keys.metadata_of(number);
             format!("{key_id} {owner_name} {owner} {policy} {buckets} {not_before} {found:?} {first:?} {metadata:?}")
         });
         (entries.collect(), keys.rotated.clone())

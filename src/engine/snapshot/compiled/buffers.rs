@@ -1,22 +1,22 @@
 //! The memory of the table: allocated at once, and handed out block by block to the threads that
 //! fill it.
 //!
-//! It is not cleared first, and comes into memory as it is written. Every byte is written before it
-//! is read: a block that does not fill its slot is refused, and the file with it.
+//! It is not cleared first, and is faulted in as it is written. Every byte is written before it is
+//! read: a block that does not fill its slot is refused, and the file with it.
 
 use keyward_memory::{HugeVec, TextBuffer, TextWriter, zeroed};
 
 use crate::snapshot::entry::{Entry, Identity};
-use crate::snapshot::index::{Index, IndexPartition, Probe};
+use crate::snapshot::index::{Index, IndexHash, IndexPartition};
 
 /// The parts of the table that threads write to.
 pub struct Buffers {
     pub(super) entries: HugeVec<Entry>,
     pub(super) texts: TextBuffer,
-    /// Digest to entry.
-    pub(super) index: Index,
-    /// Key id to the first entry that has it.
-    pub(super) ids: Index,
+    /// Digest to entry number.
+    pub(super) digest_index: Index,
+    /// Key id to the number of the first entry that has it.
+    pub(super) key_id_index: Index,
 }
 
 impl Buffers {
@@ -25,15 +25,17 @@ impl Buffers {
         Self {
             entries: zeroed(rows),
             texts: TextBuffer::new(bytes),
-            index: Index::with_capacity(rows),
-            ids: Index::with_capacity(rows),
+            digest_index: Index::with_capacity(rows),
+            key_id_index: Index::with_capacity(rows),
         }
     }
 
     /// Everything except the index by key id, to be divided into slots.
     pub fn block_slots(&mut self) -> BlockSlots<'_> {
         let (entries, texts) = (&mut self.entries[..], self.texts.writer());
-        BlockSlots { rest: BlockSlot { entries, texts, index: self.index.partition(), row: 0, byte: 0 } }
+        BlockSlots {
+            rest: BlockSlot { entries, texts, index: self.digest_index.partition(), row: 0, byte: 0 },
+        }
     }
 }
 
@@ -51,13 +53,13 @@ pub(super) enum NoSlot {
 }
 
 impl<'t> BlockSlots<'t> {
-    /// The slot of a block with `rows` rows and `bytes` bytes of texts. `next` is the first hash of
-    /// the next block, before which the homes of this block's rows are.
+    /// The slot of a block with `rows` rows and `bytes` bytes of texts. `next`: first hash of the
+    /// next block; all home groups of this block lie before it.
     pub(super) fn take(
         &mut self,
         rows: u32,
         bytes: u32,
-        next: Option<Probe>,
+        next: Option<IndexHash>,
     ) -> Result<BlockSlot<'t>, NoSlot> {
         let rest = &mut self.rest;
         let entries = rest.entries.split_off_mut(..rows as usize).ok_or(NoSlot::Full)?;
@@ -78,7 +80,7 @@ impl<'t> BlockSlots<'t> {
 pub(super) struct BlockSlot<'t> {
     entries: &'t mut [Entry],
     texts: TextWriter<'t>,
-    /// The home groups of the rows, except those that the next block's first row has as home, too.
+    /// The home groups of the rows, except the home group of the next block's first row.
     index: IndexPartition<'t>,
     /// The number of the first entry left, and the position of the first byte left.
     row: u32,
@@ -98,8 +100,8 @@ impl BlockSlot<'_> {
 
     /// Indexes the entry that is written next by its digest. `None` if it overflows this partition.
     #[inline]
-    pub(super) fn index(&mut self, probe: Probe) -> Option<()> {
-        self.index.push(probe, self.row)
+    pub(super) fn index(&mut self, index_hash: IndexHash) -> Option<()> {
+        self.index.push(index_hash, self.row)
     }
 
     /// Writes the next entry and its texts. `entry` receives the position of the texts and the

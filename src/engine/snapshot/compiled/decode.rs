@@ -13,7 +13,7 @@ use crate::snapshot::compiled::format::{BlockHeader, Record, Section, SortKey, h
 use crate::snapshot::compiled::id_index::HashPartitions;
 use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, PriorRestrictions};
-use crate::snapshot::index::Probe;
+use crate::snapshot::index::IndexHash;
 
 /// How many rows ahead the position of an owner's name is prefetched, and how many rows ahead the
 /// name itself. A row takes some thirty nanoseconds, a read from memory at most a few hundred.
@@ -44,7 +44,7 @@ pub struct DecodedBlock {
     /// The sort keys of the first and the last row.
     pub(super) ends: Option<[SortKey; 2]>,
     /// Rows that overflow this block's part of the index.
-    pub(super) overflow: Vec<(Probe, u32)>,
+    pub(super) overflow: Vec<(IndexHash, u32)>,
     pub(super) text_bytes: usize,
     pub(super) metadata: String,
     /// (row, start of its text in `metadata`)
@@ -66,7 +66,7 @@ impl Block<'_> {
 
 impl BlockDecoder {
     /// Checks a block with this `payload`, as far as it does not depend on other blocks, and writes
-    /// its rows. The hashes of the key ids go to `ids`, which belongs to the thread.
+    /// its rows. The hashes of the key ids go to `hash_partitions`, which belongs to the thread.
     ///
     /// # Errors
     /// If the block is not as it was written, or has a row that cannot exist.
@@ -74,11 +74,11 @@ impl BlockDecoder {
         &self,
         block: Block<'_>,
         payload: &[u8],
-        ids: &mut HashPartitions,
+        hash_partitions: &mut HashPartitions,
     ) -> Result<DecodedBlock, ReadError> {
         let number = block.header.number.get();
         let checked = block.header.check(payload);
-        let decoded = checked.and_then(|()| self.rows(block, payload, ids));
+        let decoded = checked.and_then(|()| self.rows(block, payload, hash_partitions));
         decoded.map_err(|problem| ReadError::damaged(Section::Keys, Some(number), problem))
     }
 
@@ -86,7 +86,7 @@ impl BlockDecoder {
         &self,
         block: Block<'_>,
         payload: &[u8],
-        ids: &mut HashPartitions,
+        hash_partitions: &mut HashPartitions,
     ) -> Result<DecodedBlock, &'static str> {
         const SHORT: &str = "it is shorter than its rows";
         let BlockHeader { number, rows, texts, metadata, table_texts, .. } = &block.header;
@@ -105,10 +105,10 @@ impl BlockDecoder {
             metadata,
             metadata_starts: Vec::new(),
             overflow: Vec::new(),
-            ids,
+            hash_partitions,
         };
         let mut first = None;
-        let mut last: Option<(Probe, &Record)> = None;
+        let mut last: Option<(IndexHash, &Record)> = None;
         for (at, record) in records.iter().enumerate() {
             if let Some(ahead) = records.get(at + PREFETCH_POSITION) {
                 self.owners.prefetch(ahead.owner.get());
@@ -116,17 +116,17 @@ impl BlockDecoder {
             if let Some(ahead) = records.get(at + PREFETCH_NAME) {
                 self.owners.prefetch_name(ahead.owner.get());
             }
-            let probe = self.hasher.probe(&record.digest);
+            let index_hash = self.hasher.digest(&record.digest);
             // The common case first: the hashes differ.
-            let is_after = |(before, other): (Probe, &Record)| {
-                before < probe || (before == probe && other.digest < record.digest)
+            let is_after = |(before, other): (IndexHash, &Record)| {
+                before < index_hash || (before == index_hash && other.digest < record.digest)
             };
             if !last.is_none_or(is_after) {
                 return Err(OUT_OF_ORDER);
             }
-            last = Some((probe, record));
-            first.get_or_insert(probe);
-            self.row(record, probe, metadata.len(), &mut rows)?;
+            last = Some((index_hash, record));
+            first.get_or_insert(index_hash);
+            self.row(record, index_hash, metadata.len(), &mut rows)?;
         }
         if !(rows.texts.is_empty() && rows.metadata.is_empty() && rows.slot.is_full()) {
             return Err("there is more or less text in it than its rows have");
@@ -151,7 +151,7 @@ impl BlockDecoder {
     fn row(
         &self,
         record: &Record,
-        probe: Probe,
+        index_hash: IndexHash,
         all_metadata: usize,
         rows: &mut Rows<'_, '_>,
     ) -> Result<(), &'static str> {
@@ -178,10 +178,10 @@ impl BlockDecoder {
         let policy = *self.policies.get(record.policy.get() as usize).ok_or("a policy is not there")?;
         let owner = self.owners.name_of_row(record.owner.get(), row).ok_or("an owner is not there")?;
         let status = AtomicStatus::from_code(record.status).ok_or("a status is none")?;
-        if rows.slot.index(probe).is_none() {
-            rows.overflow.push((probe, row));
+        if rows.slot.index(index_hash).is_none() {
+            rows.overflow.push((index_hash, row));
         }
-        rows.ids.put(self.hasher.text(key_id), row);
+        rows.hash_partitions.put(self.hasher.text(key_id), row);
         let written = rows.slot.write(key_id, owner, |identity, buckets| Entry {
             digest: record.digest,
             identity,
@@ -205,8 +205,8 @@ struct Rows<'b, 't> {
     texts: &'b str,
     metadata: &'b str,
     metadata_starts: Vec<(u32, u64)>,
-    overflow: Vec<(Probe, u32)>,
-    ids: &'b mut HashPartitions,
+    overflow: Vec<(IndexHash, u32)>,
+    hash_partitions: &'b mut HashPartitions,
 }
 
 fn split_off<'t>(text: &mut &'t str, at: usize) -> Option<&'t str> {

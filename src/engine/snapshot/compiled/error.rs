@@ -3,7 +3,7 @@
 use std::{fmt, io};
 
 use crate::record::UnknownPlanError;
-use crate::snapshot::build::Disagreement;
+use crate::snapshot::build::Conflict;
 use crate::snapshot::compiled::format::{Section, VERSION};
 
 /// Why a compiled file cannot be loaded.
@@ -27,22 +27,14 @@ pub enum ReadError {
     Version(u32),
     /// The file is not as it was written.
     #[error("{section}{}: {problem}; the file is damaged: compile the source again", Numbered(*block))]
-    Damaged {
-        /// Where.
-        section: Section,
-        /// Which block of the section, counted from 0.
-        block: Option<u32>,
-        /// What is wrong.
-        problem: &'static str,
-    },
+    #[expect(missing_docs, reason = "the names say it; blocks count from 0 within their section")]
+    Damaged { section: Section, block: Option<u32>, problem: &'static str },
     /// The file is intact, but a row cannot be served.
     #[error("{section}, block {block}: {problem}")]
+    #[expect(missing_docs, reason = "the names say it; blocks count from 0 within their section")]
     Row {
-        /// Where.
         section: Section,
-        /// Which block of the section, counted from 0.
         block: u32,
-        /// What is wrong.
         #[source]
         problem: RowProblem,
     },
@@ -57,7 +49,7 @@ pub enum RowProblem {
          key_id share its limits"
     )]
     OtherLimits,
-    /// The writer checks this, so that the file has been forged.
+    /// The writer checks this, so the file has been forged.
     #[error("two rows have the same key_id and different owners: compile the source again")]
     OtherOwner,
     /// The plan is not defined in the configuration.
@@ -65,11 +57,11 @@ pub enum RowProblem {
     UnknownPlan(#[from] UnknownPlanError),
 }
 
-impl From<Disagreement> for RowProblem {
-    fn from(disagreement: Disagreement) -> Self {
-        match disagreement {
-            Disagreement::Limits => Self::OtherLimits,
-            Disagreement::Owner => Self::OtherOwner,
+impl From<Conflict> for RowProblem {
+    fn from(conflict: Conflict) -> Self {
+        match conflict {
+            Conflict::Limits => Self::OtherLimits,
+            Conflict::Owner => Self::OtherOwner,
         }
     }
 }
@@ -93,10 +85,10 @@ impl ReadError {
 }
 
 // Problems that are found in several places.
-pub(super) const CUT_SHORT: &str = "the file ends in it";
+pub(super) const CUT_SHORT: &str = "truncated";
 pub(super) const OUT_OF_ORDER: &str = "the rows are not in the order of the table, or one is there twice";
-pub(super) const CROWDED: &str = "more rows than chance allows have one place in the table";
-pub(super) const OTHER_SIZES: &str = "there are more or fewer, or other texts, than the header says";
+pub(super) const CROWDED: &str = "too many rows share one index position";
+pub(super) const OTHER_SIZES: &str = "row counts or string sizes do not match the header";
 
 struct Numbered(Option<u32>);
 

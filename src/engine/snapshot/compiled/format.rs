@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::record::{Digest, MAX_KEY_ID, MAX_METADATA, MAX_OWNER};
-use crate::snapshot::index::Probe;
+use crate::snapshot::index::IndexHash;
 
 /// Not text, and visibly damaged by any conversion of line ends, as in PNG.
 pub(super) const MAGIC: [u8; 8] = *b"\x89KWC\r\n\x1a\n";
@@ -58,9 +58,9 @@ pub(super) struct Header {
     pub(super) metadata_bytes: U64,
     pub(super) source_time: U32,
     /// The fields for which any row of the source has a value, as bits.
-    pub(super) given: U16,
+    pub(super) present_fields: U16,
     /// The restrictions that keys had before their rows were set aside, as bits.
-    pub(super) set_aside_given: U16,
+    pub(super) prior_restrictions: U16,
     pub(super) reserved: [u8; 20],
     /// Of everything before it.
     pub(super) crc: U32,
@@ -89,7 +89,7 @@ pub(super) struct BlockHeader {
 
 const _: () = assert!(size_of::<BlockHeader>() == 32 && align_of::<BlockHeader>() == 1);
 
-/// A row.
+/// A row as stored on disk.
 #[derive(Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Record {
@@ -113,18 +113,18 @@ pub(super) struct Record {
 const _: () = assert!(size_of::<Record>() == 56 && align_of::<Record>() == 1);
 
 /// The position of a row in the file: by hash, and among equal hashes by digest.
-pub(super) type SortKey = (Probe, Digest);
+pub(super) type SortKey = (IndexHash, Digest);
 
 /// A part of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
-    /// At the beginning.
+    /// The fixed-size header at the beginning.
     Header,
-    /// What rows have in common.
+    /// The row policies, which rows refer to by number.
     Policies,
     /// The names of the owners.
     Owners,
-    /// The rows.
+    /// The rows, in the order of the index.
     Keys,
 }
 

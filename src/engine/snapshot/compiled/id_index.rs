@@ -11,16 +11,16 @@
 use keyward_memory::{HugeVec, prefetch, zeroed};
 
 use crate::snapshot::compiled::buffers::Buffers;
-use crate::snapshot::index::{Index, IndexPartition, Probe};
+use crate::snapshot::index::{Index, IndexHash, IndexPartition};
 use crate::snapshot::key_table::WINDOW;
 
 /// The smallest number of groups in a part: 256 KiB.
 const MIN_PART_GROUPS: usize = 1 << 12;
 
-/// The most partitions that a thread writes to: the ends of all of them stay in its cache.
+/// Maximum number of partitions that a thread writes to: the ends of all of them stay in its cache.
 const MAX_PARTITIONS: usize = 512;
 
-/// Groups that are handed to a thread together: a huge page, which comes into memory when it is
+/// Groups that are handed to a thread together: a huge page, which is faulted in when it is
 /// written.
 const GROUPS_PER_TASK: usize = 1 << 15;
 
@@ -50,7 +50,7 @@ impl HashPartitions {
         let part_groups = groups.div_ceil(MAX_PARTITIONS).next_power_of_two().max(MIN_PART_GROUPS);
         let partitions = groups.div_ceil(part_groups);
         let share = rows.div_ceil(threads.max(1) * partitions.max(1));
-        // Hashes are uniform, so that a partition hardly ever exceeds its share by more than this.
+        // Hashes are uniform, so a partition hardly ever exceeds its share by more than this.
         let capacity = share + share / 16 + 64;
         Self {
             groups,
@@ -66,7 +66,7 @@ impl HashPartitions {
     #[inline]
     pub(super) fn put(&mut self, hash: u64, row: u32) {
         // A division by a power of two.
-        let partition = Probe::of_hash(hash).home(self.groups) >> self.part_groups.trailing_zeros();
+        let partition = IndexHash::of_hash(hash).home(self.groups) >> self.part_groups.trailing_zeros();
         let start = partition * self.capacity;
         if let Some(length) =
             self.lengths.get_mut(partition).filter(|length| (**length as usize) < self.capacity)
@@ -81,10 +81,10 @@ impl HashPartitions {
         }
     }
 
-    fn partition(&self, partition: usize) -> impl Iterator<Item = (Probe, u32)> + Clone {
+    fn partition(&self, partition: usize) -> impl Iterator<Item = (IndexHash, u32)> + Clone {
         let length = self.lengths.get(partition).map_or(0, |length| *length as usize);
         let hashes = self.hashes.get(partition * self.capacity..).into_iter().flatten().take(length);
-        hashes.map(|[low, high, row]| (Probe::of_hash(u64::from(*high) << 32 | u64::from(*low)), *row))
+        hashes.map(|[low, high, row]| (IndexHash::of_hash(u64::from(*high) << 32 | u64::from(*low)), *row))
     }
 }
 
@@ -108,7 +108,7 @@ impl Buffers {
         let groups_per_task = partitions
             .first()
             .map_or(GROUPS_PER_TASK, |partitions| partitions.part_groups.max(GROUPS_PER_TASK));
-        let mut rest = self.ids.partition();
+        let mut rest = self.key_id_index.partition();
         std::iter::from_fn(move || {
             rest.take(groups_per_task)
                 .map(|index| IdPartition { index })
@@ -128,10 +128,10 @@ impl IdPartition<'_> {
             let partition = part.first() / part_groups;
             let rows = partitions.iter().flat_map(|partitions| partitions.partition(partition));
             let mut ahead = rows.clone().skip(WINDOW);
-            for (probe, row) in rows {
+            for (index_hash, row) in rows {
                 // The part was allocated as zeros, but is not in this processor's cache.
-                ahead.next().into_iter().for_each(|(probe, _)| part.prefetch(probe));
-                match part.insert(probe, row) {
+                ahead.next().into_iter().for_each(|(index_hash, _)| part.prefetch(index_hash));
+                match part.insert(index_hash, row) {
                     None => filled.inserted += 1,
                     Some(unresolved) => filled.unresolved.push(unresolved),
                 }

@@ -7,13 +7,13 @@
 use keyward_memory::{HugePages, HugeText, HugeVec};
 
 use crate::snapshot::Builder;
-use crate::snapshot::build::Disagreement;
+use crate::snapshot::build::Conflict;
 use crate::snapshot::compiled::buffers::Buffers;
 use crate::snapshot::compiled::decode::{BlockDecoder, DecodedBlock};
 use crate::snapshot::compiled::error::{CROWDED, OTHER_SIZES, OUT_OF_ORDER, ReadError};
 use crate::snapshot::compiled::format::{MAX_RUN, Section, Sizes, SortKey};
 use crate::snapshot::compiled::id_index::{FilledIds, HashPartitions, overflow};
-use crate::snapshot::index::Probe;
+use crate::snapshot::index::IndexHash;
 
 /// Merges decoded blocks into a table.
 pub struct Merge {
@@ -25,16 +25,16 @@ pub struct Merge {
     /// The first row of each block.
     first_rows: Vec<u32>,
     /// Rows that are not in the index by digest yet.
-    overflow: Vec<(Probe, u32)>,
-    ids: FilledIds,
+    overflow: Vec<(IndexHash, u32)>,
+    filled_ids: FilledIds,
 }
 
 impl Merge {
     pub(super) fn new(expected: Sizes) -> Self {
         let Sizes { owners, owner_bytes, .. } = expected;
         let so_far = Sizes { owners, owner_bytes, ..Sizes::default() };
-        let ids = FilledIds::default();
-        Self { expected, so_far, last: None, first_rows: Vec::new(), overflow: Vec::new(), ids }
+        let filled_ids = FilledIds::default();
+        Self { expected, so_far, last: None, first_rows: Vec::new(), overflow: Vec::new(), filled_ids }
     }
 
     /// Adds a block. Blocks are added in their order.
@@ -68,15 +68,15 @@ impl Merge {
 
     /// Adds the result of filling a part of the index by key id.
     pub fn add_ids(&mut self, filled: FilledIds) {
-        self.ids.inserted += filled.inserted;
-        self.ids.unresolved.extend(filled.unresolved);
+        self.filled_ids.inserted += filled.inserted;
+        self.filled_ids.unresolved.extend(filled.unresolved);
     }
 
     /// Completes the table with the rows in `buffers` once all blocks have been added.
     ///
     /// # Errors
     /// If there are other sizes than the header says, an owner without a key, or rows that
-    /// contradict each other.
+    /// conflict.
     pub fn finish(
         mut self,
         buffers: Buffers,
@@ -87,11 +87,11 @@ impl Merge {
         if self.so_far != self.expected {
             return Err(ReadError::damaged(Section::Keys, None, OTHER_SIZES));
         }
-        let Buffers { entries, texts, mut index, mut ids } = buffers;
-        index.count(self.so_far.keys - self.overflow.len());
-        ids.count(self.ids.inserted);
-        for (probe, row) in self.overflow {
-            if index.put_overflow(probe, row) > MAX_RUN {
+        let Buffers { entries, texts, mut digest_index, mut key_id_index } = buffers;
+        digest_index.count(self.so_far.keys - self.overflow.len());
+        key_id_index.count(self.filled_ids.inserted);
+        for (index_hash, row) in self.overflow {
+            if digest_index.put_overflow(index_hash, row) > MAX_RUN {
                 return Err(ReadError::damaged(
                     Section::Keys,
                     Some(block_of(&self.first_rows, row)),
@@ -100,22 +100,23 @@ impl Merge {
             }
         }
         // Over the whole index, because a run can continue past the end of a block.
-        if index.longest_run() > MAX_RUN {
+        if digest_index.longest_run() > MAX_RUN {
             return Err(ReadError::damaged(Section::Keys, None, CROWDED));
         }
         let keys = &mut builder.keys;
-        (keys.entries, keys.arena, keys.index, keys.ids) = (entries, texts.into_text(), index, ids);
+        (keys.entries, keys.arena, keys.digest_index, keys.key_id_index) =
+            (entries, texts.into_text(), digest_index, key_id_index);
         let owners = decoder.owners.first_rows();
         keys.owners =
             owners.ok_or_else(|| ReadError::damaged(Section::Owners, None, "one of them has no key"))?;
 
-        self.ids.unresolved.extend(overflow(partitions));
-        // In the order of the file, so that each row meets the first row of its key id.
-        self.ids.unresolved.sort_unstable();
-        for row in self.ids.unresolved {
+        self.filled_ids.unresolved.extend(overflow(partitions));
+        // In the order of the file, so each row meets the first row of its key id.
+        self.filled_ids.unresolved.sort_unstable();
+        for row in self.filled_ids.unresolved {
             let inserted = builder.insert_or_rotate(row);
-            inserted.map_err(|disagreement| {
-                ReadError::row(Section::Keys, block_of(&self.first_rows, row), disagreement)
+            inserted.map_err(|conflict| {
+                ReadError::row(Section::Keys, block_of(&self.first_rows, row), conflict)
             })?;
         }
         Ok(())
@@ -136,22 +137,22 @@ impl Builder {
         builder
     }
 
-    /// Indexes an unresolved row by its key id, or adds it to the rotation of the row that has the
-    /// same. Unresolved rows come in the order of the file.
-    fn insert_or_rotate(&mut self, row: u32) -> Result<(), Disagreement> {
+    /// Indexes an unresolved row by its key id, or adds it to the rotation of the first row with
+    /// that key id. Unresolved rows come in the order of the file.
+    fn insert_or_rotate(&mut self, row: u32) -> Result<(), Conflict> {
         let keys = &self.keys;
         let Some(entry) = keys.entries.get(row as usize) else { return Ok(()) };
         let key_id = keys.key_id(entry);
         let hash = self.hasher().text(key_id);
         let Some(other) = keys.find_by_id_hash(hash, key_id) else {
-            self.insert_id(row, hash);
+            self.index_key_id(row, hash);
             return Ok(());
         };
-        keys.check_agreement(other, keys.owner(entry), entry.policy)?;
+        keys.check_conflict(other, keys.owner(entry), entry.policy)?;
         // A row that was indexed at once can come after this one. It is then the only other row so
         // far.
         if other > row {
-            self.keys.ids.replace(Probe::of_hash(hash), other, row);
+            self.keys.key_id_index.replace(IndexHash::of_hash(hash), other, row);
         }
         let (first, later) = (row.min(other), row.max(other));
         self.keys.rotated.push((first, later));

@@ -8,17 +8,17 @@
 //! keys      blocks: 56 bytes for each row, then the rows' key ids, then their metadata
 //! ```
 //!
-//! * All numbers are little-endian. The header and each block have a CRC-32 of their own, so that
-//!   damage is located before anything of the block is used. The checksum protects against
-//!   accidents only: anyone who can write the file can write any checksum, and any keys. A SHA-256
-//!   would protect from no more, and would cost as much as all the rest of loading.
+//! * All numbers are little-endian. The header and each block have a CRC-32 of their own, so damage
+//!   is located before anything of the block is used. The checksum protects against accidents only:
+//!   anyone who can write the file can write any checksum, and any keys. A SHA-256 would protect
+//!   from no more, and would cost as much as all the rest of loading.
 //! * Blocks are independent of each other, and each states how much it takes in the table. The
 //!   table is allocated in its final size, and threads read blocks, check them and write their rows
 //!   in place ([`read`], [`decode`], [`buffers`]). What depends on several blocks is left to one
 //!   thread ([`merge`]). In addition to the table, loading holds one block per thread and, until
 //!   the index by key id is filled ([`id_index`]), 13 bytes per row. Nothing in the file is
-//!   trusted: every length, number and text is checked as in a source, and contradictions are
-//!   refused as the [builder](super::Builder) refuses them.
+//!   trusted: every length, number and text is checked as in a source, and conflicts are refused as
+//!   the [builder](super::Builder) refuses them.
 //! * Rows are sorted by hash (`SortKey`), which is their order in the index. Each block therefore
 //!   fills groups of its own, from the first to the last. Hashes depend on the seed, which is drawn
 //!   when the file is written and stored in it.

@@ -26,7 +26,7 @@ use crate::snapshot::compiled::id_index::HashPartitions;
 use crate::snapshot::compiled::merge::Merge;
 use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::compiled::policy;
-use crate::snapshot::index::Probe;
+use crate::snapshot::index::IndexHash;
 use crate::snapshot::memory_estimate::{heap_bytes, rows_bytes};
 
 /// Finds the blocks of a file, one after another. `F` fills a buffer with the bytes from a position
@@ -71,8 +71,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             Header { byte_order, .. } if byte_order.get() != BYTE_ORDER => {
                 return wrong("the order of bytes is wrong");
             }
-            Header { given, set_aside_given, .. }
-                if [given, set_aside_given]
+            Header { present_fields, prior_restrictions, .. }
+                if [present_fields, prior_restrictions]
                     .iter()
                     .any(|bits| FieldSet::from_bits(bits.get()).bits() != bits.get()) =>
             {
@@ -89,7 +89,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         let total = sections
             .into_iter()
             .try_fold(size_of::<Header>() as u64, |sum, section| sum.checked_add(section.get()));
-        // A row takes at least its record, so that the memory reserved by the number of rows is in
+        // A row takes at least its record, so the memory reserved by the number of rows is in
         // proportion to the file.
         let least = header.keys.get().checked_mul(size_of::<Record>() as u64);
         if total != Some(length) || least.is_none_or(|least| least > header.key_bytes.get()) {
@@ -110,8 +110,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     /// An empty table for the rows.
     pub fn builder(&self) -> Builder {
         let mut builder = Builder::with_metadata_room(self.header.seed.get(), Sizes::of(&self.header));
-        builder.keys.given = FieldSet::from_bits(self.header.given.get());
-        builder.keys.set_aside_given = FieldSet::from_bits(self.header.set_aside_given.get());
+        builder.keys.present_fields = FieldSet::from_bits(self.header.present_fields.get());
+        builder.keys.prior_restrictions = FieldSet::from_bits(self.header.prior_restrictions.get());
         builder
     }
 
@@ -119,8 +119,8 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     pub fn memory_bytes(&self, threads: usize) -> usize {
         /// A policy as in the file and as in the table, each in a list that doubles.
         const POLICY: usize = 1 << 10;
-        /// For each thread, a block, its rows and what remains to be merged, and as much that
-        /// waits.
+        /// For each thread, the block that it decodes, with its rows and what remains to be merged;
+        /// and as much again for blocks that wait to be decoded or merged.
         const BLOCKS: usize = 4 * (BLOCK_BYTES + MAX_ITEM_BYTES);
         let sizes = Sizes::of(&self.header);
         let policies = usize::try_from(self.header.policies.get()).unwrap_or(usize::MAX);
@@ -228,7 +228,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     /// If the block cannot be read, is too long, or has no slot.
     pub fn next_block<'t>(&mut self, slots: &mut BlockSlots<'t>) -> Result<Option<Block<'t>>, ReadError> {
         let Some((header, start, _)) = self.next(Section::Keys)? else { return Ok(None) };
-        let next = self.next_block_probe()?;
+        let next = self.next_block_hash()?;
         let slot = slots.take(header.rows.get(), header.table_texts.get(), next);
         let slot = slot.map_err(|no_slot| match no_slot {
             NoSlot::Full => ReadError::damaged(Section::Keys, None, OTHER_SIZES),
@@ -239,7 +239,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
 
     /// The hash of the first row of the following block of keys. It is checked later, with its
     /// block.
-    fn next_block_probe(&mut self) -> Result<Option<Probe>, ReadError> {
+    fn next_block_hash(&mut self) -> Result<Option<IndexHash>, ReadError> {
         if self.at >= self.end {
             return Ok(None);
         }
@@ -247,7 +247,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         // A record begins with its digest.
         (self.read)(self.at + size_of::<BlockHeader>() as u64, &mut digest)
             .map_err(|error| ReadError::from_read(error, Section::Keys, Some(self.number)))?;
-        Ok(Some(Probe::of_digest(&digest, self.header.seed.get())))
+        Ok(Some(IndexHash::of_digest(&digest, self.header.seed.get())))
     }
 
     /// The next block, read and checked.

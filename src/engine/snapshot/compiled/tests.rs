@@ -10,7 +10,7 @@ use super::format::{BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, 
 use super::*;
 use crate::record::{Digest, KeyRecord, MAX_OWNER, Plans, Status};
 use crate::snapshot::entry::Entry;
-use crate::snapshot::index::{Index, MIX, Probe};
+use crate::snapshot::index::{Index, IndexHash, MIX};
 use crate::snapshot::policy::RowPolicy;
 use crate::snapshot::test_record::{SEED, builder, limits, networks, numbered, origins, record};
 use crate::snapshot::{Builder, CompareOptions, KeyTable};
@@ -133,7 +133,7 @@ fn compiled_file_reads_back_as_it_was_written() {
     assert!(header.key_bytes.get() > 2 * BLOCK_BYTES as u64, "there are several blocks");
     let (text, keys) = (text.finish(), load(&file, Plans::default()).expect("a good file"));
     let diff = keys.diff_from(Some(&text), CompareOptions { now: 1, by_key_id: false });
-    assert!((diff.added, diff.removed, diff.changed, diff.revoked) == (0, 0, 0, 0), "{diff:?}");
+    assert!((diff.added, diff.removed, diff.changed, diff.deactivated) == (0, 0, 0, 0), "{diff:?}");
     assert_eq!(keys.summary(0), text.summary(0));
     assert_eq!(keys.rotated.len(), 4_000);
 }
@@ -200,8 +200,10 @@ fn first_policy(builder: &Builder) -> RowPolicy {
 #[test]
 fn rows_are_in_the_order_of_their_home_groups() {
     let keys = load(&compile(&builder(&rows(3_000))), Plans::default()).expect("a good file");
-    let probe = |entry: &Entry| Probe::of_digest(&entry.digest, keys.seed);
-    assert!(keys.entries.iter().map(|entry| probe(entry).home(Index::groups_for(keys.len()))).is_sorted());
+    let index_hash = |entry: &Entry| IndexHash::of_digest(&entry.digest, keys.seed);
+    assert!(
+        keys.entries.iter().map(|entry| index_hash(entry).home(Index::groups_for(keys.len()))).is_sorted()
+    );
 }
 
 #[test]
@@ -232,7 +234,7 @@ fn file_of_another_format_version_or_size_is_refused() {
     assert!(changed(|header| header.reserved[5] = 1).contains("header: reserved bytes are set"));
     assert!(changed(|header| header.keys = (1 << 32).into()).contains("too many keys"));
     assert!(changed(|header| header.keys = 1_000_000.into()).contains("longer or shorter"));
-    assert!(changed(|header| header.keys = 19.into()).contains("keys: there are more or fewer"));
+    assert!(changed(|header| header.keys = 19.into()).contains("keys: row counts or string sizes"));
     assert!(changed(|header| header.policies = 1.into()).contains("policies: there are more or fewer"));
     assert!(changed(|header| header.owners = 1.into()).contains("owners: there are more or fewer"));
     assert!(changed(|header| header.owners = 21.into()).contains("too many owners"));
@@ -242,7 +244,7 @@ fn file_of_another_format_version_or_size_is_refused() {
         |header| header.metadata_rows = 1.into(),
         |header| header.metadata_bytes = 0.into(),
     ] {
-        assert!(changed(change).contains("keys: there are more or fewer, or other texts"));
+        assert!(changed(change).contains("keys: row counts or string sizes do not match"));
     }
     for change in [
         (|header: &mut Header| header.text_bytes = u64::MAX.into()) as fn(&mut Header),
@@ -397,7 +399,7 @@ fn colliding_digests_chosen_for_the_seed_are_refused() {
         compile(&builder(&(0..count).map(row).collect::<Vec<_>>()))
     };
     assert_eq!(error_of(&file(8 * MAX_RUN as u64)), "");
-    assert!(error_of(&file(2_000)).contains("more rows than chance allows"));
+    assert!(error_of(&file(2_000)).contains("too many rows share one index position"));
 }
 
 /// A run of full groups can span several blocks, with every row in its home group. A look-up of an
@@ -408,16 +410,17 @@ fn full_groups_chosen_for_the_seed_are_refused() {
     let groups = Index::groups_for(COUNT);
     let mut room = vec![8; COUNT / 8];
     let digests = (0_u64..).map(|number| crate::key_format::hash(&number.to_le_bytes()));
-    let chosen = digests.filter(|digest| match room.get_mut(Probe::of_digest(digest, SEED).home(groups)) {
-        Some(room) if *room > 0 => {
-            *room -= 1;
-            true
-        }
-        _ => false,
-    });
+    let chosen =
+        digests.filter(|digest| match room.get_mut(IndexHash::of_digest(digest, SEED).home(groups)) {
+            Some(room) if *room > 0 => {
+                *room -= 1;
+                true
+            }
+            _ => false,
+        });
     let row = |(digest, id): (Digest, usize)| record(digest, format!("key-{id}"));
     let rows: Vec<_> = chosen.take(COUNT).zip(0..).map(row).collect();
-    assert!(error_of(&compile(&builder(&rows))).contains("more rows than chance allows"));
+    assert!(error_of(&compile(&builder(&rows))).contains("too many rows share one index position"));
 }
 
 /// Rows of one key id have their hashes in any order and in several blocks.
@@ -454,7 +457,7 @@ fn rotations_do_not_depend_on_the_threads_that_decode_their_rows() {
 fn every_row_is_found_by_its_digest() {
     let text = builder(&rows(40_000));
     let keys = load(&compile(&text), Plans::default()).expect("a good file");
-    assert_eq!(keys.index.len(), 40_000);
+    assert_eq!(keys.digest_index.len(), 40_000);
     for row in text.keys.entries.iter() {
         let found = keys.find_exactly(&row.digest).and_then(|row| keys.entries.get(row as usize));
         assert_eq!(found.map(|found| keys.key_id(found)), Some(text.keys.key_id(row)));

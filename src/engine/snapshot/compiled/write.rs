@@ -11,7 +11,7 @@ use crate::snapshot::compiled::format::{
 };
 use crate::snapshot::compiled::policy;
 use crate::snapshot::entry::Entry;
-use crate::snapshot::index::Probe;
+use crate::snapshot::index::IndexHash;
 use crate::snapshot::policy::RowPolicy;
 use crate::snapshot::{Builder, KeyTable, RowPolicies};
 
@@ -74,8 +74,8 @@ impl KeyTable {
             metadata_rows: (self.metadata.len() as u64).into(),
             metadata_bytes: (self.metadata_texts.as_str().len() as u64).into(),
             source_time: source_time.into(),
-            given: self.given.bits().into(),
-            set_aside_given: self.set_aside_given.bits().into(),
+            present_fields: self.present_fields.bits().into(),
+            prior_restrictions: self.prior_restrictions.bits().into(),
             reserved: [0; 20],
             crc: 0.into(),
         };
@@ -107,17 +107,17 @@ impl KeyTable {
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<u64> {
         let entries = &self.entries;
-        let entry = |id: u32| entries.get(id as usize);
-        let digest = |id: u32| &entries[id as usize].digest;
+        let entry = |number: u32| entries.get(number as usize);
+        let digest = |number: u32| &entries[number as usize].digest;
         let mut blocks = BlockWriter::new(output, Section::Keys);
         let mut written = 0;
-        self.index.in_order(
+        self.digest_index.in_order(
             entry,
-            |id| Probe::of_digest(digest(id), self.seed),
+            |number| IndexHash::of_digest(digest(number), self.seed),
             |a, b| digest(a).cmp(digest(b)),
-            |id| {
-                let entry = &entries[id as usize];
-                self.write_key(entry, id, owners[entry.owner as usize], &mut blocks);
+            |number| {
+                let entry = &entries[number as usize];
+                self.write_key(entry, number, owners[entry.owner as usize], &mut blocks);
                 written += 1;
                 if blocks.end_row()? {
                     progress(written);
@@ -128,9 +128,9 @@ impl KeyTable {
         blocks.finish()
     }
 
-    fn write_key<W: Write>(&self, entry: &Entry, id: u32, owner: u32, blocks: &mut BlockWriter<'_, W>) {
+    fn write_key<W: Write>(&self, entry: &Entry, number: u32, owner: u32, blocks: &mut BlockWriter<'_, W>) {
         let key_id = self.key_id(entry);
-        let metadata = self.metadata_of(id).unwrap_or_default();
+        let metadata = self.metadata_of(number).unwrap_or_default();
         let record = Record {
             digest: entry.digest,
             not_before: entry.not_before.into(),

@@ -4,33 +4,33 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum AccessChange {
-    /// The key works and would stop working. Out of the keys that work.
+    /// The key works and would stop working. Denominator: keys that work.
     Stops,
-    /// The row says revoked and would say active. Out of the revoked keys.
+    /// The row says revoked and would say active. Denominator: revoked keys.
     RevokedReturns,
-    /// The row says disabled and would say active. Out of the disabled keys.
+    /// The row says disabled and would say active. Denominator: disabled keys.
     DisabledReturns,
-    /// The key has expired, or is not valid yet, and would be valid. Out of all such keys.
+    /// The key has expired, or is not valid yet, and would be valid. Denominator: all such keys.
     ExpiredReturns,
-    /// Rows that cannot be understood keep the key from working, and it would work: its own row was
-    /// set aside, or a source that was refused for other rows took the access away. Out of all such
-    /// keys.
+    /// The access is withheld because of bad rows, and the key would work: its own row was set
+    /// aside, or a source that was refused for other rows took the access away. Denominator: all
+    /// such keys.
     WithheldReturns,
-    /// The environment disappears or changes. Out of the keys that have one.
+    /// The environment disappears or changes. Denominator: keys that have one.
     LosesEnvironment,
-    /// Addresses are admitted that were refused. Out of the keys that are limited to networks.
+    /// Addresses are admitted that were refused. Denominator: keys that are limited to networks.
     LosesNetworks,
-    /// Origins are admitted that were refused. Out of the keys that are limited to origins.
+    /// Origins are admitted that were refused. Denominator: keys that are limited to origins.
     LosesOrigins,
-    /// A limit disappears or becomes a shadow limit. Out of the keys that have limits.
+    /// A limit disappears or becomes a shadow limit. Denominator: keys that have limits.
     LosesLimits,
-    /// A limit admits more, or its bucket starts over. Out of the keys that have limits.
+    /// A limit admits more, or its bucket starts over. Denominator: keys that have limits.
     RaisesLimits,
-    /// The expiry disappears. Out of the keys that have one.
+    /// The expiry disappears. Denominator: keys that have one.
     LosesExpiry,
-    /// The key gains scopes. Out of all keys that remain.
+    /// The key gains scopes. Denominator: all keys that remain.
     GainsScopes,
-    /// The key gains an environment and had none. Out of all keys that remain.
+    /// The key gains an environment and had none. Denominator: all keys that remain.
     GainsEnvironment,
 }
 

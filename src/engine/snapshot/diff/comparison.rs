@@ -1,4 +1,4 @@
-//! The comparison itself.
+//! Comparing two tables row by row, in parts that threads can share.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,22 +17,23 @@ use crate::snapshot::{KeyTable, Snapshot};
 /// finish at about the same time.
 const PART_ROWS: usize = 1 << 15;
 
-/// A comparison of two tables. The rows before are divided into parts, which any number of threads
-/// compare.
+/// A comparison of an old table with a new one. The rows of the old table are divided into parts,
+/// which any number of threads compare.
 pub struct Comparison<'k> {
     before: &'k KeyTable,
     after: &'k KeyTable,
     matches: RowMatches,
     options: CompareOptions,
-    /// Restrictions that keys had before and that no row after has a value for.
+    /// Restrictions that rows of the old table have, or had before they were set aside, and that no
+    /// row of the new table has a value for.
     missing: FieldSet,
 }
 
 impl<'k> Comparison<'k> {
     /// A comparison of `after` with `before`.
     pub fn new(before: &'k KeyTable, after: &'k KeyTable, options: CompareOptions) -> Self {
-        let given = before.given.union(before.set_aside_given);
-        let missing = FieldSet::RESTRICTIONS.intersection(given).difference(after.given);
+        let present_fields = before.present_fields.union(before.prior_restrictions);
+        let missing = FieldSet::RESTRICTIONS.intersection(present_fields).difference(after.present_fields);
         Self { before, after, matches: RowMatches::none_of(after.len()), options, missing }
     }
 
@@ -45,18 +46,25 @@ impl<'k> Comparison<'k> {
     /// A function that compares parts, for one thread.
     pub fn comparer(&self) -> impl FnMut(Range<usize>) -> Diff {
         let mut policy_changes = PolicyChanges::default();
-        let mut after_ids = Vec::with_capacity(WINDOW);
+        let mut after_numbers = Vec::with_capacity(WINDOW);
         move |part| {
             let mut diff = Diff::default();
             let mut next = part.start as u32;
-            let mut before_ids = (0..).skip(part.start);
+            let mut before_numbers = (0..).skip(part.start);
             for window in self.before.entries.get(part).unwrap_or_default().chunks(WINDOW) {
-                self.after.find_window(window, &mut next, &mut after_ids);
-                for ((before, after_id), before_id) in window.iter().zip(&after_ids).zip(&mut before_ids) {
-                    let before = Row { keys: self.before, entry: before, id: before_id };
-                    let row =
-                        |id| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
-                    self.count_row(&mut diff, before, after_id.and_then(row), &mut policy_changes);
+                self.after.find_window(window, &mut next, &mut after_numbers);
+                for ((before, after_number), before_number) in
+                    window.iter().zip(&after_numbers).zip(&mut before_numbers)
+                {
+                    let before = Row { keys: self.before, entry: before, number: before_number };
+                    let row = |number| {
+                        Some(Row {
+                            keys: self.after,
+                            entry: self.after.entries.get(number as usize)?,
+                            number,
+                        })
+                    };
+                    self.count_row(&mut diff, before, after_number.and_then(row), &mut policy_changes);
                 }
             }
             diff
@@ -107,26 +115,28 @@ impl Comparison<'_> {
             let removed = || before.example(Vec::new());
             count(&mut diff.removed, &mut diff.examples.removed, removed);
             if was_active {
-                count(&mut diff.revoked, &mut diff.examples.revoked, removed);
+                count(&mut diff.deactivated, &mut diff.examples.deactivated, removed);
             }
             let successor = if self.options.by_key_id { self.successor(before) } else { None };
             self.count_impact(diff, before, successor, policy_changes);
             return;
         };
-        self.matches.set(after.id, before.id, before.key_id() != after.key_id());
+        self.matches.set(after.number, before.number, before.key_id() != after.key_id());
         let same_policy = policy_changes.between(before, after).is_same;
         if !same_policy || !before.is_same_except_policy(after) {
             count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
         }
         if was_active && after.entry.status.of_row() != Status::Active {
-            count(&mut diff.revoked, &mut diff.examples.revoked, || before.changed_to(after));
+            count(&mut diff.deactivated, &mut diff.examples.deactivated, || before.changed_to(after));
         }
         self.count_impact(diff, before, Some(after), policy_changes);
     }
 
-    /// The row after with the key id of `before`; preferably one that is usable.
+    /// The row of the new table with the key id of `before`; preferably one that is usable.
     fn successor(&self, before: Row<'_>) -> Option<Row<'_>> {
-        let row = |id: u32| Some(Row { keys: self.after, entry: self.after.entries.get(id as usize)?, id });
+        let row = |number: u32| {
+            Some(Row { keys: self.after, entry: self.after.entries.get(number as usize)?, number })
+        };
         let mut rows = self.after.rows_of_key(before.key_id()).filter_map(row);
         let first = rows.next()?;
         let is_usable = |row: &Row<'_>| is_usable(row.entry, self.options.now);
@@ -148,7 +158,7 @@ impl Comparison<'_> {
             is_usable: is_usable(after.entry, now),
             expires_at: after.entry.expires_at.get(),
             is_set_aside: after.entry.status.is_set_aside(),
-            given: if before.entry.status.is_set_aside() {
+            present_fields: if before.entry.status.is_set_aside() {
                 after.keys.restrictions(after.entry)
             } else {
                 FieldSet::NONE

@@ -2,24 +2,26 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How many keys a new table adds, removes and changes, and what that means for access.
+/// How many rows a new table adds, removes and changes, and what that means for access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeCounts {
-    /// Digests that are new.
+    /// Rows with a digest that is new.
     pub added: usize,
-    /// Digests that are gone.
+    /// Rows with a digest that is gone.
     pub removed: usize,
-    /// Digests whose row differs.
+    /// Rows that differ from the old row with the same digest.
     pub changed: usize,
-    /// Keys that were active and no longer are. Most of them are counted above too.
-    pub revoked: usize,
-    /// Keys that stop working: removed, disabled, revoked, or outside their period of validity.
+    /// Rows that were active and no longer are: removed, disabled or revoked. Most of them are
+    /// counted above too.
+    #[serde(rename = "revoked")]
+    pub deactivated: usize,
+    /// Rows that stop working: removed, disabled, revoked, or outside their period of validity.
     #[serde(default)]
     pub stopping: usize,
-    /// Keys that were listed before, did not work, and start working.
+    /// Rows that were listed before, did not work, and start working.
     #[serde(default)]
     pub starting: usize,
-    /// Keys that lose a restriction.
+    /// Rows that lose a restriction.
     #[serde(default)]
     pub loosened: usize,
 }

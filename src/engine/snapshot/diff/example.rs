@@ -22,7 +22,8 @@ pub struct Examples {
     /// Keys whose row differs.
     pub changed: Vec<Example>,
     /// Keys that are no longer active. Most of them are listed above too.
-    pub revoked: Vec<Example>,
+    #[serde(rename = "revoked")]
+    pub deactivated: Vec<Example>,
     /// Keys that stop working.
     #[serde(default)]
     pub stopping: Vec<Example>,

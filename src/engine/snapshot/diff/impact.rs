@@ -1,9 +1,10 @@
 //! How a new table changes access: keys that would stop working, keys that would start working, and
 //! keys that would lose a restriction.
 //!
-//! Both tables are evaluated at the same time, so that a key that has expired in the meantime
-//! counts as unchanged. Each count comes with the number of keys that it could have applied to, so
-//! that the guard can compare shares. A key that an operator has revoked works in neither table.
+//! Both tables are evaluated at the same time, so a key that has expired in the meantime counts as
+//! unchanged. Each count comes with the number of keys that it could have applied to, so that the
+//! guard can compare shares. A key in rotation is counted once for each of its rows. A key that an
+//! operator has revoked works in neither table.
 
 use crate::record::{Field, FieldSet, Status};
 use crate::snapshot::diff::access_change::{AccessChange, AccessChanges};
@@ -25,8 +26,8 @@ pub struct Impact {
     shares: [Share; AccessChange::COUNT],
     /// Keys that would lose a restriction. A key that loses several counts once.
     loosened: usize,
-    /// Restrictions that a key of both tables had, and that no key of the new table has a value
-    /// for.
+    /// Restrictions that a key of both tables had in the old one, and that no row of the new table
+    /// has a value for.
     pub lost: FieldSet,
 }
 
@@ -72,7 +73,7 @@ impl Impact {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NewState {
     pub(super) policy_change: PolicyChange,
-    /// Whether the key id is another one, and with it the name of the buckets.
+    /// Whether the key id is another one, and with it the identity of the limits.
     pub(super) is_renamed: bool,
     pub(super) has_other_owner: bool,
     /// Whether the key would work.
@@ -81,7 +82,7 @@ pub(super) struct NewState {
     /// Whether the row is set aside. It then states no restrictions.
     pub(super) is_set_aside: bool,
     /// The restrictions that the row has a value for. Only filled in if the old row was set aside.
-    pub(super) given: FieldSet,
+    pub(super) present_fields: FieldSet,
 }
 
 /// What the changes mean for one key.
@@ -139,15 +140,15 @@ impl Impact {
         }
         // A row that is set aside states no restrictions.
         if let Some(after) = after.filter(|after| !after.is_set_aside) {
-            let (loosened, given) = if status.is_set_aside() {
+            let (loosened, present_fields) = if status.is_set_aside() {
                 (self.add_prior_restrictions(before, &after), before.prior_restrictions.fields())
             } else {
-                let given = after.policy_change.given.union(given_by_row(before));
-                (self.add_restrictions(before, &after), given)
+                let present_fields = after.policy_change.present_fields.union(row_fields(before));
+                (self.add_restrictions(before, &after), present_fields)
             };
             impact.loosened = loosened != 0;
             changes |= loosened;
-            self.lost = self.lost.union(given.intersection(missing));
+            self.lost = self.lost.union(present_fields.intersection(missing));
         }
         impact.changes = AccessChanges(changes);
         impact
@@ -156,7 +157,7 @@ impl Impact {
     /// Counts the restrictions of a key whose old row was set aside. It is known which restrictions
     /// the key had, but not how strict they were.
     fn add_prior_restrictions(&mut self, before: &Entry, after: &NewState) -> u16 {
-        let (had, has) = (before.prior_restrictions.fields(), after.given);
+        let (had, has) = (before.prior_restrictions.fields(), after.present_fields);
         let mut loosened = 0;
         for (change, fields) in [
             (AccessChange::LosesEnvironment, &[Field::Environment][..]),
@@ -206,7 +207,7 @@ impl Impact {
 }
 
 /// The restrictions that a row has a value for, apart from those of its policy.
-pub(super) fn given_by_row(entry: &Entry) -> FieldSet {
+pub(super) fn row_fields(entry: &Entry) -> FieldSet {
     FieldSet::NONE
         .with_if(Field::Status, entry.status.of_row() != Status::Active)
         .with_if(Field::NotBefore, entry.not_before != 0)

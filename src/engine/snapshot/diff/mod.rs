@@ -27,22 +27,23 @@ pub(super) use impact::is_within;
 pub use impact::{Impact, Share};
 pub use row_map::RowMap;
 
-/// How many keys a new table adds, removes and changes.
+/// How many rows a new table adds, removes and changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Diff {
-    /// Digests that are new.
+    /// Rows with a digest that is new.
     pub added: usize,
-    /// Digests that are gone.
+    /// Rows with a digest that is gone.
     pub removed: usize,
-    /// Digests whose row differs.
+    /// Rows that differ from the old row with the same digest.
     pub changed: usize,
-    /// Keys that were active and no longer are: removed, disabled or revoked. Most of them are
+    /// Rows that were active and no longer are: removed, disabled or revoked. Most of them are
     /// counted above too.
-    pub revoked: usize,
+    #[serde(rename = "revoked")]
+    pub deactivated: usize,
     /// What the changes mean for access.
     #[serde(skip)]
     pub impact: Impact,
-    /// The first keys of each kind.
+    /// The first rows of each kind.
     #[serde(skip)]
     pub examples: Examples,
 }
@@ -52,14 +53,14 @@ impl Diff {
     pub fn append(&mut self, next: Self) {
         self.removed += next.removed;
         self.changed += next.changed;
-        self.revoked += next.revoked;
+        self.deactivated += next.deactivated;
         self.impact.append(&next.impact);
-        let Examples { added: _, removed, changed, revoked, stopping, starting, loosened } =
+        let Examples { added: _, removed, changed, deactivated, stopping, starting, loosened } =
             &mut self.examples;
         for (examples, next) in [
             (removed, next.examples.removed),
             (changed, next.examples.changed),
-            (revoked, next.examples.revoked),
+            (deactivated, next.examples.deactivated),
             (stopping, next.examples.stopping),
             (starting, next.examples.starting),
             (loosened, next.examples.loosened),
@@ -70,9 +71,9 @@ impl Diff {
 
     /// All counts.
     pub fn counts(&self) -> ChangeCounts {
-        let Self { added, removed, changed, revoked, ref impact, .. } = *self;
+        let Self { added, removed, changed, deactivated, ref impact, .. } = *self;
         let (stopping, starting, loosened) = (impact.stopping(), impact.starting(), impact.loosened());
-        ChangeCounts { added, removed, changed, revoked, stopping, starting, loosened }
+        ChangeCounts { added, removed, changed, deactivated, stopping, starting, loosened }
     }
 
     /// Whether the tables are equal, except for the order of their rows.
@@ -122,8 +123,8 @@ impl KeyTable {
     pub(super) fn restrictions(&self, entry: &Entry) -> FieldSet {
         let policy = self.policies.get(entry.policy as usize);
         let by_policy =
-            policy.map_or(FieldSet::NONE, |policy| policy_change::given_by_policy(policy, &self.plans));
-        impact::given_by_row(entry).union(by_policy)
+            policy.map_or(FieldSet::NONE, |policy| policy_change::policy_fields(policy, &self.plans));
+        impact::row_fields(entry).union(by_policy)
     }
 }
 
@@ -153,7 +154,7 @@ mod tests {
     #[test]
     fn every_row_is_added_to_nothing() {
         let diff = keys(&[plain(1), plain(2)]).diff_from(None, AT);
-        assert_eq!((diff.added, diff.removed, diff.changed, diff.revoked), (2, 0, 0, 0));
+        assert_eq!((diff.added, diff.removed, diff.changed, diff.deactivated), (2, 0, 0, 0));
         assert_eq!(ids(&diff.examples.added), ["k1", "k2"]);
         let same = keys(&[plain(1), plain(2)]).diff_from(Some(&keys(&[plain(2), plain(1)])), AT);
         assert!(same.is_unchanged(), "the order of rows does not matter");
@@ -169,14 +170,14 @@ mod tests {
             KeyRecord { owner: "acme", ..plain(4) },
             plain(8),
         ]);
-        let Diff { added, removed, changed, revoked, examples, .. } = new.diff_from(Some(&old), AT);
-        assert_eq!((added, removed, changed, revoked), (2, 2, 2, 2));
+        let Diff { added, removed, changed, deactivated, examples, .. } = new.diff_from(Some(&old), AT);
+        assert_eq!((added, removed, changed, deactivated), (2, 2, 2, 2));
         assert_eq!(ids(&examples.added), ["k9", "k8"], "in the order of the new export");
         assert_eq!(ids(&examples.removed), ["k1", "k3"]);
         assert_eq!(ids(&examples.changed), ["k2", "k4"]);
-        assert_eq!(ids(&examples.revoked), ["k1", "k2"], "a disabled key was not active");
+        assert_eq!(ids(&examples.deactivated), ["k1", "k2"], "a disabled key was not active");
         let status = Difference::between("status", "active", "revoked");
-        assert_eq!(examples.revoked[1].differences, [status]);
+        assert_eq!(examples.deactivated[1].differences, [status]);
         assert_eq!(examples.changed[1].differences, [Difference::between("owner", "", "acme")]);
         assert_eq!(examples.removed[0].hash.to_string(), "00000000");
     }
@@ -244,8 +245,8 @@ mod tests {
         let some: Vec<_> = all.iter().skip(130).step_by(2).cloned().collect();
         let (all, some) = (keys(&all), keys(&some));
         let fewer = some.diff_from(Some(&all), AT);
-        assert_eq!((fewer.added, fewer.removed, fewer.revoked), (0, 565, 565));
-        let shown = [&fewer.examples.removed, &fewer.examples.revoked].map(Vec::len);
+        assert_eq!((fewer.added, fewer.removed, fewer.deactivated), (0, 565, 565));
+        let shown = [&fewer.examples.removed, &fewer.examples.deactivated].map(Vec::len);
         assert_eq!(shown, [MAX_EXAMPLES; 2]);
         let more = all.diff_from(Some(&some), AT);
         assert_eq!((more.added, more.removed, more.examples.added.len()), (565, 0, MAX_EXAMPLES));

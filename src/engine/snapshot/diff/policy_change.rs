@@ -16,7 +16,7 @@ pub(super) struct PolicyChange {
     /// Whether the first policy has a limit that the keys of an owner share.
     pub(super) per_owner: bool,
     /// The fields that the first policy has a value for.
-    pub(super) given: FieldSet,
+    pub(super) present_fields: FieldSet,
 }
 
 impl PolicyChange {
@@ -65,13 +65,13 @@ impl PolicyChange {
                 (GainsEnvironment, environment.is_empty() && !new_environment.is_empty()),
             ]),
             per_owner: before.limits().iter().any(|limit| limit.per == Per::Owner && !limit.shadow),
-            given: given_by_policy(before, plans_before),
+            present_fields: policy_fields(before, plans_before),
         }
     }
 }
 
 /// The restrictions that a policy has a value for.
-pub(super) fn given_by_policy(policy: &Policy, plans: &Plans) -> FieldSet {
+pub(super) fn policy_fields(policy: &Policy, plans: &Plans) -> FieldSet {
     let plan_limits = limits_of(plans, policy.plan());
     let has_own_limits = policy.limits().iter().any(|limit| named(plan_limits, limit) != Some(limit));
     FieldSet::NONE

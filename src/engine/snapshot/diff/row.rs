@@ -11,7 +11,8 @@ use crate::snapshot::{KeyTable, Policy};
 pub(super) struct Row<'k> {
     pub(super) keys: &'k KeyTable,
     pub(super) entry: &'k Entry,
-    pub(super) id: u32,
+    /// The entry number.
+    pub(super) number: u32,
 }
 
 impl<'k> Row<'k> {
@@ -30,7 +31,7 @@ impl<'k> Row<'k> {
         status_and_times(self.entry) == status_and_times(other.entry)
             && self.key_id() == other.key_id()
             && self.owner() == other.owner()
-            && self.keys.metadata_of(self.id) == other.keys.metadata_of(other.id)
+            && self.keys.metadata_of(self.number) == other.keys.metadata_of(other.number)
     }
 
     /// The row as an example with these differences.
@@ -69,7 +70,7 @@ impl<'k> Row<'k> {
             &after.keys.policies[new.policy as usize],
             &mut differences,
         );
-        if self.keys.metadata_of(self.id) != after.keys.metadata_of(after.id) {
+        if self.keys.metadata_of(self.number) != after.keys.metadata_of(after.number) {
             differences.push(Difference::of("metadata"));
         }
         self.example(differences)
@@ -78,8 +79,9 @@ impl<'k> Row<'k> {
 
 impl KeyTable {
     /// The first of these rows, as examples of added keys.
-    pub(super) fn added_examples(&self, ids: impl Iterator<Item = u32>) -> Vec<Example> {
-        let rows = ids.map_while(|id| Some(Row { keys: self, entry: self.entries.get(id as usize)?, id }));
+    pub(super) fn added_examples(&self, numbers: impl Iterator<Item = u32>) -> Vec<Example> {
+        let row = |number: u32| Some(Row { keys: self, entry: self.entries.get(number as usize)?, number });
+        let rows = numbers.map_while(row);
         rows.take(MAX_EXAMPLES).map(|row| row.example(Vec::new())).collect()
     }
 }

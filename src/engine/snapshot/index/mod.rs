@@ -4,11 +4,11 @@
 //! The table is an array of *groups*, each one cache line with eight slots. A slot holds a *tag*
 //! (32 bits of the hash) and a number. The upper bits of a hash select its *home* group. If the
 //! home is full, linear probing continues with the groups after it. Groups fill from the front and
-//! nothing is ever removed, so that a look-up ends at the first group that is not full.
+//! nothing is ever removed, so a look-up ends at the first group that is not full.
 //!
-//! hashbrown stores tags and values apart, so that a look-up in a table of a million keys waits for
-//! two cache lines, one after the other. Its capacity is a power of two, which takes 10 to 21 bytes
-//! a key; this table takes 12.
+//! hashbrown stores tags and values apart, so a look-up in a table of a million keys waits for two
+//! cache lines, one after the other. Its capacity is a power of two, which takes 10 to 21 bytes a
+//! key; this table takes 12.
 //!
 //! Homes ascend with hashes for any number of groups. Rows in the order of their hashes therefore
 //! fill the table from its beginning to its end, and several threads can fill it at once, each its
@@ -24,13 +24,13 @@ mod partition;
 
 pub(super) use partition::IndexPartition;
 
-/// A 64-bit hash, as the table uses it.
+/// A 64-bit hash of a digest or a text: its bits give the home group and the tag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Probe {
-    hash: u64,
+pub(crate) struct IndexHash {
+    bits: u64,
 }
 
-impl Probe {
+impl IndexHash {
     /// Every bit of the digest counts, under a secret seed. Otherwise an author of a source could
     /// choose a million digests that collide.
     #[inline]
@@ -38,25 +38,25 @@ impl Probe {
         let [a, b, c, d] = super::as_le_u64s(digest);
         let low = fold(a ^ seed, b ^ seed.rotate_left(17) ^ MIX);
         let high = fold(c ^ seed.rotate_left(31), d ^ seed.rotate_left(47) ^ MIX);
-        Self { hash: low ^ high.rotate_left(32) }
+        Self { bits: low ^ high.rotate_left(32) }
     }
 
     /// Of something that is well hashed already. All 64 bits are used.
     #[inline]
     pub(super) fn of_hash(hash: u64) -> Self {
-        Self { hash }
+        Self { bits: hash }
     }
 
     /// Never 0, which marks a free slot.
     #[inline]
     fn tag(self) -> u32 {
-        (self.hash as u32).max(1)
+        (self.bits as u32).max(1)
     }
 
     /// The home group among `groups` groups, or the partition among as many partitions.
     #[inline]
     pub(super) fn home(self, groups: usize) -> usize {
-        ((u128::from(self.hash) * groups as u128) >> 64) as usize
+        ((u128::from(self.bits) * groups as u128) >> 64) as usize
     }
 }
 
@@ -107,9 +107,9 @@ impl Group {
 
     /// Fills the first free slot. The group must not be full.
     #[inline]
-    fn put(&mut self, probe: Probe, number: u32) {
+    fn put(&mut self, hash: IndexHash, number: u32) {
         let slot = self.with(0).next().unwrap_or(SLOTS - 1);
-        self.tags[slot] = probe.tag();
+        self.tags[slot] = hash.tag();
         self.numbers[slot] = number;
     }
 }
@@ -165,43 +165,43 @@ impl Index {
 impl Index {
     /// Prefetches the home group of a hash.
     #[inline]
-    pub(super) fn prefetch(&self, probe: Probe) {
-        if let Some(group) = self.groups.get(probe.home(self.groups.len())) {
+    pub(super) fn prefetch(&self, hash: IndexHash) {
+        if let Some(group) = self.groups.get(hash.home(self.groups.len())) {
             prefetch(group);
         }
     }
 
     /// The first number with the tag of this hash. It is the wrong one about once in 2^29 look-ups.
     #[inline]
-    pub(super) fn candidate(&self, probe: Probe) -> Option<u32> {
-        let home = probe.home(self.groups.len());
+    pub(super) fn candidate(&self, hash: IndexHash) -> Option<u32> {
+        let home = hash.home(self.groups.len());
         let group = self.groups.get(home)?;
         // The common case: one in six absent hashes and one in thirty present ones continue past
         // their home.
-        match group.with(probe.tag()).next() {
+        match group.with(hash.tag()).next() {
             Some(slot) => Some(group.numbers[slot]),
-            None if group.is_full() => self.find_after(home, probe, |_| true),
+            None if group.is_full() => self.find_after(home, hash, |_| true),
             None => None,
         }
     }
 
     /// The number with this hash for which `is_it` returns true.
     #[inline]
-    pub(super) fn find(&self, probe: Probe, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
-        let home = probe.home(self.groups.len());
+    pub(super) fn find(&self, hash: IndexHash, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+        let home = hash.home(self.groups.len());
         let group = self.groups.get(home)?;
-        match find_in(group, probe, &mut is_it) {
-            None if group.is_full() => self.find_after(home, probe, is_it),
+        match find_in(group, hash, &mut is_it) {
+            None if group.is_full() => self.find_after(home, hash, is_it),
             found => found,
         }
     }
 
     /// Continues a look-up in the groups after the home.
     #[cold]
-    fn find_after(&self, home: usize, probe: Probe, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
+    fn find_after(&self, home: usize, hash: IndexHash, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let (before, from) = self.groups.split_at(home + 1);
         for group in from.iter().chain(before) {
-            let found = find_in(group, probe, &mut is_it);
+            let found = find_in(group, hash, &mut is_it);
             if found.is_some() || !group.is_full() {
                 return found;
             }
@@ -211,20 +211,20 @@ impl Index {
 }
 
 #[inline]
-fn find_in(group: &Group, probe: Probe, is_it: &mut impl FnMut(u32) -> bool) -> Option<u32> {
-    group.with(probe.tag()).map(|slot| group.numbers[slot]).find(|number| is_it(*number))
+fn find_in(group: &Group, hash: IndexHash, is_it: &mut impl FnMut(u32) -> bool) -> Option<u32> {
+    group.with(hash.tag()).map(|slot| group.numbers[slot]).find(|number| is_it(*number))
 }
 
-/// Insertion.
+/// Insertion. The caller rehashes, because the table stores only part of each hash.
 impl Index {
     /// Inserts `number`, next to any numbers with the same hash. If the table has to grow, `rehash`
     /// returns the hash of a number.
     #[inline]
-    pub(super) fn insert(&mut self, probe: Probe, number: u32, rehash: impl Fn(u32) -> Probe) {
+    pub(super) fn insert(&mut self, hash: IndexHash, number: u32, rehash: impl Fn(u32) -> IndexHash) {
         if self.len >= self.size().1 {
             self.grow(rehash);
         }
-        self.put(probe, number);
+        self.put(hash, number);
     }
 
     /// Inserts `number` unless there is a number with this hash for which `same` returns true;
@@ -232,31 +232,31 @@ impl Index {
     #[inline]
     pub(super) fn find_or_insert(
         &mut self,
-        probe: Probe,
+        hash: IndexHash,
         number: u32,
         same: impl FnMut(u32) -> bool,
-        rehash: impl Fn(u32) -> Probe,
+        rehash: impl Fn(u32) -> IndexHash,
     ) -> Option<u32> {
-        let found = self.find(probe, same);
+        let found = self.find(hash, same);
         if found.is_none() {
-            self.insert(probe, number, rehash);
+            self.insert(hash, number, rehash);
         }
         found
     }
 
     /// Inserts a number for which there is room.
     #[inline]
-    fn put(&mut self, probe: Probe, number: u32) {
-        let home = probe.home(self.groups.len());
+    fn put(&mut self, hash: IndexHash, number: u32) {
+        let home = hash.home(self.groups.len());
         let (before, from) = self.groups.split_at_mut(home);
         if let Some(group) = from.iter_mut().chain(before).find(|group| !group.is_full()) {
-            group.put(probe, number);
+            group.put(hash, number);
             self.len += 1;
         }
     }
 
     #[cold]
-    fn grow(&mut self, rehash: impl Fn(u32) -> Probe) {
+    fn grow(&mut self, rehash: impl Fn(u32) -> IndexHash) {
         let grown = Self::with_groups((self.groups.len() * 2).max(4));
         for group in std::mem::replace(self, grown).groups {
             let taken = group.tags.iter().zip(group.numbers).filter(|(tag, _)| **tag != 0);
@@ -265,8 +265,8 @@ impl Index {
     }
 
     /// Replaces the number `old`, which has this hash, by `new`, which has the same hash.
-    pub(super) fn replace(&mut self, probe: Probe, old: u32, new: u32) {
-        let home = probe.home(self.groups.len());
+    pub(super) fn replace(&mut self, hash: IndexHash, old: u32, new: u32) {
+        let home = hash.home(self.groups.len());
         let (before, from) = self.groups.split_at_mut(home);
         let numbers = from.iter_mut().chain(before).flat_map(|group| &mut group.numbers);
         numbers.filter(|number| **number == old).take(1).for_each(|number| *number = new);
@@ -288,11 +288,11 @@ impl Index {
 
     /// Inserts a number that had no room in its partition, and returns its distance from its home
     /// in groups.
-    pub(super) fn put_overflow(&mut self, probe: Probe, number: u32) -> usize {
-        let home = probe.home(self.groups.len());
+    pub(super) fn put_overflow(&mut self, hash: IndexHash, number: u32) -> usize {
+        let home = hash.home(self.groups.len());
         let (before, from) = self.groups.split_at(home);
         let distance = from.iter().chain(before).position(|group| !group.is_full()).unwrap_or(0);
-        self.put(probe, number);
+        self.put(hash, number);
         distance
     }
 
@@ -333,21 +333,22 @@ mod tests {
             let mut index = Index::with_capacity(expected);
             let mut model: HashMap<u64, Vec<u32>> = HashMap::new();
             for (number, hash) in (0..).zip(&hashes) {
-                index.insert(Probe::of_hash(*hash), number, |other| Probe::of_hash(hashes[other as usize]));
+                let rehash = |other: u32| IndexHash::of_hash(hashes[other as usize]);
+                index.insert(IndexHash::of_hash(*hash), number, rehash);
                 model.entry(*hash).or_default().push(number);
             }
             prop_assert_eq!(index.len(), hashes.len());
-            for hash in hashes.iter().chain(&others) {
-                let probe = Probe::of_hash(*hash);
-                let numbers = model.get(hash).map(Vec::as_slice).unwrap_or_default();
+            for bits in hashes.iter().chain(&others) {
+                let hash = IndexHash::of_hash(*bits);
+                let numbers = model.get(bits).map(Vec::as_slice).unwrap_or_default();
                 for number in numbers {
-                    prop_assert_eq!(index.find(probe, |other| other == *number), Some(*number));
+                    prop_assert_eq!(index.find(hash, |other| other == *number), Some(*number));
                 }
-                let is_it = |other: u32| hashes[other as usize] == *hash;
-                prop_assert_eq!(index.find(probe, is_it).is_some(), !numbers.is_empty());
-                prop_assert!(numbers.is_empty() || index.candidate(probe).is_some());
+                let is_it = |other: u32| hashes[other as usize] == *bits;
+                prop_assert_eq!(index.find(hash, is_it).is_some(), !numbers.is_empty());
+                prop_assert!(numbers.is_empty() || index.candidate(hash).is_some());
                 let mut seen = 0;
-                prop_assert_eq!(index.find(probe, |other| { seen += u32::from(is_it(other)); false }), None);
+                prop_assert_eq!(index.find(hash, |other| { seen += u32::from(is_it(other)); false }), None);
                 prop_assert_eq!(seen as usize, numbers.len(), "each number is present once");
             }
         }
@@ -360,7 +361,7 @@ mod tests {
             let groups = index.groups.len();
             for number in 0..expected as u32 {
                 let hash = u64::from(number).wrapping_mul(MIX);
-                index.insert(Probe::of_hash(hash), number, |_| unreachable!("it grows"));
+                index.insert(IndexHash::of_hash(hash), number, |_| unreachable!("it grows"));
             }
             assert_eq!((index.len(), index.groups.len()), (expected, groups));
         }
@@ -373,9 +374,9 @@ mod tests {
         let mut displaced = 0;
         for number in 0..keys as u32 {
             let digest: Digest = crate::key_format::hash(&number.to_le_bytes());
-            let probe = Probe::of_digest(&digest, 7);
-            displaced += u32::from(index.groups[probe.home(index.groups.len())].is_full());
-            index.insert(probe, number, |_| unreachable!("it grows"));
+            let hash = IndexHash::of_digest(&digest, 7);
+            displaced += u32::from(index.groups[hash.home(index.groups.len())].is_full());
+            index.insert(hash, number, |_| unreachable!("it grows"));
         }
         let full = index.groups.iter().filter(|group| group.is_full()).count();
         assert!(full * 4 < index.groups.len(), "{full} of {}", index.groups.len());
@@ -388,7 +389,7 @@ mod tests {
         hashes.sort_unstable();
         for expected in [1, 77, 100_000] {
             let groups = Index::groups_for(expected);
-            assert!(hashes.iter().map(|hash| Probe::of_hash(*hash).home(groups)).is_sorted());
+            assert!(hashes.iter().map(|hash| IndexHash::of_hash(*hash).home(groups)).is_sorted());
         }
     }
 
@@ -410,22 +411,22 @@ mod tests {
             for end in ends.into_iter().map(Some).chain([None]) {
                 let until = end.map_or(sorted.len(), |end| sorted.partition_point(|hash| *hash < end));
                 let mut partition = match end {
-                    Some(end) => rest.take_before(Probe::of_hash(end)),
+                    Some(end) => rest.take_before(IndexHash::of_hash(end)),
                     None => rest.take(usize::MAX),
                 }
                 .expect("they ascend");
                 for (hash, at) in sorted.iter().zip(0..).take(until).skip(from) {
-                    let probe = Probe::of_hash(*hash);
-                    if partition.push(probe, at).is_none() {
-                        overflow.push((probe, at));
+                    let hash = IndexHash::of_hash(*hash);
+                    if partition.push(hash, at).is_none() {
+                        overflow.push((hash, at));
                     }
                 }
                 from = until;
             }
             index.count(sorted.len() - overflow.len());
-            overflow.into_iter().for_each(|(probe, row)| _ = index.put_overflow(probe, row));
+            overflow.into_iter().for_each(|(hash, row)| _ = index.put_overflow(hash, row));
             for (hash, at) in sorted.iter().zip(0..) {
-                prop_assert_eq!(index.find(Probe::of_hash(*hash), |other| other == at), Some(at));
+                prop_assert_eq!(index.find(IndexHash::of_hash(*hash), |other| other == at), Some(at));
             }
 
             let mut index = Index::with_capacity(hashes.len());
@@ -434,9 +435,9 @@ mod tests {
                 let (first, total) = (partition.first(), Index::groups_for(hashes.len()));
                 // In descending order: the lowest number still wins.
                 for at in (0..hashes.len()).rev() {
-                    let probe = Probe::of_hash(hashes[at]);
-                    if (first..first + partition.len()).contains(&probe.home(total)) {
-                        match partition.insert(probe, number(at)) {
+                    let hash = IndexHash::of_hash(hashes[at]);
+                    if (first..first + partition.len()).contains(&hash.home(total)) {
+                        match partition.insert(hash, number(at)) {
                             None => put += 1,
                             Some(other) => unresolved.push(other),
                         }
@@ -447,14 +448,15 @@ mod tests {
             unresolved.sort_unstable();
             for at in unresolved {
                 let hash = hashes[at as usize];
-                match index.find(Probe::of_hash(hash), |other| hashes[other as usize] == hash) {
+                match index.find(IndexHash::of_hash(hash), |other| hashes[other as usize] == hash) {
                     Some(first) => prop_assert!(first < at),
-                    None => index.insert(Probe::of_hash(hash), at, |_| unreachable!("it grows")),
+                    None => index.insert(IndexHash::of_hash(hash), at, |_| unreachable!("it grows")),
                 }
             }
             for hash in &hashes {
                 let first = hashes.iter().position(|other| other == hash).map(number);
-                prop_assert_eq!(index.find(Probe::of_hash(*hash), |other| hashes[other as usize] == *hash), first);
+                let is_it = |other: u32| hashes[other as usize] == *hash;
+                prop_assert_eq!(index.find(IndexHash::of_hash(*hash), is_it), first);
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use keyward_memory::prefetch;
 
-use super::{Group, Index, Probe};
+use super::{Group, Index, IndexHash};
 
 impl Index {
     /// Calls `visit` with every number, in the order of the hashes; `tie` orders two numbers with
@@ -19,12 +19,12 @@ impl Index {
     pub(in crate::snapshot) fn in_order<'e, T: 'e, E>(
         &self,
         locate: impl Fn(u32) -> Option<&'e T>,
-        hash: impl Fn(u32) -> Probe,
+        hash: impl Fn(u32) -> IndexHash,
         tie: impl Fn(u32, u32) -> std::cmp::Ordering,
         mut visit: impl FnMut(u32) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut run, mut wrapped) = (Vec::new(), Vec::new());
-        let mut visit_run = |run: &mut Vec<(Probe, u32)>| {
+        let mut visit_run = |run: &mut Vec<(IndexHash, u32)>| {
             run.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| tie(a.1, b.1)));
             run.drain(..).try_for_each(|(_, number)| visit(number))
         };
@@ -37,7 +37,7 @@ impl Index {
             }
             if std::mem::take(&mut is_first) {
                 // A hash whose home is past this run has wrapped around from the last groups.
-                wrapped = run.extract_if(.., |(probe, _)| probe.home(self.groups.len()) > at).collect();
+                wrapped = run.extract_if(.., |(hash, _)| hash.home(self.groups.len()) > at).collect();
             }
             if at + 1 == self.groups.len() {
                 run.append(&mut wrapped);
@@ -74,7 +74,7 @@ mod tests {
             hashes in prop::collection::vec(hash(), 0..300),
             expected in 0_usize..400,
         ) {
-            let of = |number: u32| Probe::of_hash(hashes[number as usize]);
+            let of = |number: u32| IndexHash::of_hash(hashes[number as usize]);
             let mut index = Index::with_capacity(expected);
             (0..).take(hashes.len()).for_each(|number| index.insert(of(number), number, of));
             let mut visited = Vec::new();

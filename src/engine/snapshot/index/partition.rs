@@ -2,7 +2,7 @@
 
 use keyward_memory::prefetch;
 
-use super::{Group, Probe, SLOTS};
+use super::{Group, IndexHash, SLOTS};
 
 /// Consecutive groups of a table that is being filled. No one reads the table meanwhile.
 ///
@@ -27,8 +27,8 @@ impl<'t> IndexPartition<'t> {
     }
 
     /// Splits off the groups before the home of a hash; `None` if the home is before all of them.
-    pub(in crate::snapshot) fn take_before(&mut self, probe: Probe) -> Option<Self> {
-        self.take(probe.home(self.total).checked_sub(self.first)?)
+    pub(in crate::snapshot) fn take_before(&mut self, hash: IndexHash) -> Option<Self> {
+        self.take(hash.home(self.total).checked_sub(self.first)?)
     }
 
     /// Splits off the first `count` groups, or all if there are fewer.
@@ -51,8 +51,8 @@ impl<'t> IndexPartition<'t> {
 
     /// Appends a number whose home is not before that of the previous one. `None` if it overflows.
     #[inline]
-    pub(in crate::snapshot) fn push(&mut self, probe: Probe, number: u32) -> Option<()> {
-        let home = probe.home(self.total).checked_sub(self.first)?;
+    pub(in crate::snapshot) fn push(&mut self, hash: IndexHash, number: u32) -> Option<()> {
+        let home = hash.home(self.total).checked_sub(self.first)?;
         let is_full = self.taken == SLOTS;
         // All groups between a number's home and its own group are full.
         let at = home.max(self.at + usize::from(is_full));
@@ -60,7 +60,7 @@ impl<'t> IndexPartition<'t> {
         if at != self.at {
             (self.at, self.taken) = (at, 0);
         }
-        group.tags[self.taken] = probe.tag();
+        group.tags[self.taken] = hash.tag();
         group.numbers[self.taken] = number;
         self.taken += 1;
         Some(())
@@ -68,8 +68,8 @@ impl<'t> IndexPartition<'t> {
 
     /// Prefetches the home group of a hash.
     #[inline]
-    pub(in crate::snapshot) fn prefetch(&self, probe: Probe) {
-        let home = probe.home(self.total).checked_sub(self.first);
+    pub(in crate::snapshot) fn prefetch(&self, hash: IndexHash) {
+        let home = hash.home(self.total).checked_sub(self.first);
         home.and_then(|home| self.groups.get(home)).into_iter().for_each(prefetch);
     }
 
@@ -77,16 +77,16 @@ impl<'t> IndexPartition<'t> {
     /// the other is returned. So is a number that overflows. The caller resolves returned numbers
     /// when the table is complete.
     #[inline]
-    pub(in crate::snapshot) fn insert(&mut self, probe: Probe, number: u32) -> Option<u32> {
-        let home = probe.home(self.total).checked_sub(self.first);
+    pub(in crate::snapshot) fn insert(&mut self, hash: IndexHash, number: u32) -> Option<u32> {
+        let home = hash.home(self.total).checked_sub(self.first);
         let from = home.and_then(|home| self.groups.get_mut(home..));
         for group in from.into_iter().flatten() {
-            if let Some(slot) = group.with(probe.tag()).next() {
+            if let Some(slot) = group.with(hash.tag()).next() {
                 let present = &mut group.numbers[slot];
                 return Some(if number < *present { std::mem::replace(present, number) } else { number });
             }
             if !group.is_full() {
-                group.put(probe, number);
+                group.put(hash, number);
                 return None;
             }
         }

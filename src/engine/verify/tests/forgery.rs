@@ -34,7 +34,7 @@ fn digest_colliding_with_a_listed_key_is_unknown() {
     let requests: Vec<Verify<'_>> =
         asked.iter().zip(0..).map(|((digest, _), id)| Verify::new(id, Credential::Digest(*digest))).collect();
     let expected: Vec<Verdict> = asked.iter().map(|(_, verdict)| *verdict).collect();
-    for together in [1, 2, 3, GROUP_SIZE, BATCH_SIZE, requests.len()] {
+    for together in [1, 2, 3, SUB_BATCH_SIZE, BATCH_SIZE, requests.len()] {
         let got: Vec<Verdict> =
             requests.chunks(together).flat_map(|requests| verdicts(&verifier, requests)).collect();
         assert_eq!(got, expected, "{together} requests at a time");
@@ -83,7 +83,7 @@ fn raw_key_colliding_with_a_listed_digest_is_unknown() {
             .map(|(name, id)| Verify::new(id, Credential::RawKey(name.as_bytes())))
             .collect();
         let expected = [Verdict::Allowed, Verdict::UnknownKey].repeat(KEYS / 2);
-        for together in [1, GROUP_SIZE, BATCH_SIZE, KEYS] {
+        for together in [1, SUB_BATCH_SIZE, BATCH_SIZE, KEYS] {
             let got: Vec<Verdict> =
                 requests.chunks(together).flat_map(|requests| verdicts(&verifier, requests)).collect();
             assert_eq!(got, expected, "{together} requests at a time");

@@ -71,7 +71,7 @@ impl Setting {
 }
 
 impl CheckOutcome {
-    /// The configuration is invalid, so that the source is not known.
+    /// The configuration is invalid, so the source is not known.
     pub(super) fn misconfigured(error: &ConfigError) -> Self {
         Self { error: Some(error.to_string()), setting: Setting::of(error), ..Self::default() }
     }

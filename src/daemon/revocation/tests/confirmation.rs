@@ -1,4 +1,4 @@
-//! Agreement of the source with revocations, across loads, restarts and failing disks.
+//! Confirmation of revocations by the source, across loads, restarts and failing disks.
 
 use super::*;
 
@@ -36,14 +36,14 @@ fn status(revocations: &Revocations) -> Option<SourceStatus> {
 }
 
 #[test]
-fn entry_is_dropped_once_the_source_has_agreed_for_the_whole_time() {
+fn entry_is_dropped_once_the_source_has_confirmed_it_for_the_whole_time() {
     let directory = directory();
     let (mut revocations, publisher) = revoked(&directory);
     assert_eq!(load(&revocations, &publisher, source(2, Status::Revoked)), (0, 0));
-    let since = revocations.entries()[0].1.agreed_since().expect("it agrees");
+    let since = revocations.entries()[0].1.confirmed_since().expect("confirmed");
     advance_clock(&mut revocations, 6 * DAY);
     assert_eq!(load(&revocations, &publisher, source(3, Status::Revoked)), (0, 0));
-    assert_eq!(revocations.entries()[0].1.agreed_since(), Some(since));
+    assert_eq!(revocations.entries()[0].1.confirmed_since(), Some(since));
     advance_clock(&mut revocations, DAY);
     assert_eq!(load(&revocations, &publisher, source(4, Status::Revoked)), (1, 0));
     drop((revocations, publisher));
@@ -51,10 +51,10 @@ fn entry_is_dropped_once_the_source_has_agreed_for_the_whole_time() {
 }
 
 #[test]
-fn active_source_after_an_agreement_is_a_conflict_and_loses() {
+fn active_source_after_a_confirmation_is_a_conflict_and_loses() {
     let directory = directory();
     let (mut revocations, publisher) = revoked(&directory);
-    assert_eq!(load(&revocations, &publisher, source(2, Status::Active)), (0, 0), "it has never agreed");
+    assert_eq!(load(&revocations, &publisher, source(2, Status::Active)), (0, 0), "never confirmed");
     assert_eq!(status(&revocations), None);
     load(&revocations, &publisher, source(3, Status::Revoked));
     advance_clock(&mut revocations, 8 * DAY);
@@ -62,9 +62,9 @@ fn active_source_after_an_agreement_is_a_conflict_and_loses() {
     for generation in 4..6 {
         assert_eq!(load(&revocations, &publisher, source(generation, Status::Active)), (0, 1));
         let record = revocations.entries()[0].1;
-        assert!(record.conflict_since().is_some() && record.agreed_since().is_none());
+        assert!(record.conflict_since().is_some() && record.confirmed_since().is_none());
     }
-    // The time restarts with the next agreement.
+    // The time restarts with the next confirmation.
     assert_eq!(load(&revocations, &publisher, source(6, Status::Revoked)), (0, 0));
     advance_clock(&mut revocations, 6 * DAY);
     assert_eq!(load(&revocations, &publisher, source(7, Status::Revoked)), (0, 0));
@@ -82,7 +82,7 @@ fn missing_and_disabled_rows_restart_the_time_without_a_conflict() {
         assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
         advance_clock(&mut revocations, 8 * DAY);
         assert_eq!(reconcile(&revocations, &interruption, WEEK), (0, 0));
-        assert!(revocations.entries().iter().all(|(_, record)| record.agreed_since().is_none()));
+        assert!(revocations.entries().iter().all(|(_, record)| record.confirmed_since().is_none()));
         assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
         advance_clock(&mut revocations, DAY);
         assert_eq!(reconcile(&revocations, &all(Status::Revoked), WEEK), (0, 0));
@@ -94,7 +94,7 @@ fn missing_and_disabled_rows_restart_the_time_without_a_conflict() {
 }
 
 #[test]
-fn agreement_and_conflict_outlive_restarts() {
+fn confirmation_and_conflict_outlive_restarts() {
     let directory = directory();
     let (mut revocations, publisher) = revoked(&directory);
     load(&revocations, &publisher, source(2, Status::Revoked));
@@ -120,15 +120,15 @@ fn agreement_and_conflict_outlive_restarts() {
 fn zero_retention_drops_at_the_first_load_and_forever_never() {
     let directory = directory();
     let (mut revocations, publisher) = revoked(&directory);
-    let agreed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&agreed));
-    assert_eq!(reconcile(&revocations, &agreed, Retention::Forever), (0, 0));
+    let confirmed = source(2, Status::Revoked);
+    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    assert_eq!(reconcile(&revocations, &confirmed, Retention::Forever), (0, 0));
     advance_clock(&mut revocations, 10_000 * DAY);
-    assert_eq!(reconcile(&revocations, &agreed, Retention::Forever), (0, 0));
-    assert_eq!(reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)), (1, 0));
+    assert_eq!(reconcile(&revocations, &confirmed, Retention::Forever), (0, 0));
+    assert_eq!(reconcile(&revocations, &confirmed, Retention::For(Duration::ZERO)), (1, 0));
     revocations.revoke(key(0), 0).expect("revoked");
     assert_eq!(
-        reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)),
+        reconcile(&revocations, &confirmed, Retention::For(Duration::ZERO)),
         (1, 0),
         "without an earlier line"
     );
@@ -140,9 +140,9 @@ fn unwritable_reconciliation_keeps_the_entries() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
     let path = block(&directory);
-    let agreed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&agreed));
-    assert_eq!(reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)), (0, 0));
+    let confirmed = source(2, Status::Revoked);
+    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    assert_eq!(reconcile(&revocations, &confirmed, Retention::For(Duration::ZERO)), (0, 0));
     assert_eq!(revocations.entries().len(), 1);
     fs::remove_dir(&path).expect("removes the obstacle");
     wait_until_durable(&revocations);
@@ -151,7 +151,7 @@ fn unwritable_reconciliation_keeps_the_entries() {
     let (revocations, _publisher) = open(&directory);
     assert_eq!(revocations.entries(), entries, "on disk as well");
     assert_eq!(
-        reconcile(&revocations, &agreed, Retention::For(Duration::ZERO)),
+        reconcile(&revocations, &confirmed, Retention::For(Duration::ZERO)),
         (1, 0),
         "with the next load"
     );
@@ -162,13 +162,13 @@ fn unwritable_reconciliation_keeps_the_entries() {
 fn entry_revoked_while_it_is_dropped_stays() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
-    let agreed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&agreed));
-    let (_, due) = revocations.compare(&agreed, Retention::For(Duration::ZERO));
+    let confirmed = source(2, Status::Revoked);
+    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    let (_, due) = revocations.compare(&confirmed, Retention::For(Duration::ZERO));
     assert_eq!(due, [(key(0), 1)]);
     let change = revocations.revoke(key(0), 5).expect("revoked");
-    assert!(!change.already && change.durability == Durability::Durable);
-    assert_eq!(revocations.drop_durably(&agreed, due), []);
+    assert!(!change.unchanged && change.durability == Durability::Durable);
+    assert_eq!(revocations.drop_durably(&confirmed, due), []);
     revocations.mark_and_swap(&publisher, source(3, Status::Active));
     assert!(is_revoked(&publisher, 0));
     let entries = revocations.entries();
@@ -181,12 +181,12 @@ fn entry_revoked_while_it_is_dropped_stays() {
 fn entry_unrevoked_and_revoked_while_it_is_dropped_stays() {
     let directory = directory();
     let (revocations, publisher) = revoked(&directory);
-    let agreed = source(2, Status::Revoked);
-    revocations.mark_and_swap(&publisher, Arc::clone(&agreed));
-    let (_, due) = revocations.compare(&agreed, Retention::For(Duration::ZERO));
+    let confirmed = source(2, Status::Revoked);
+    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    let (_, due) = revocations.compare(&confirmed, Retention::For(Duration::ZERO));
     revocations.unrevoke(key(0), 5).expect("unrevoked");
     revocations.revoke(key(0), 5).expect("revoked");
-    assert_eq!(revocations.drop_durably(&agreed, due), []);
+    assert_eq!(revocations.drop_durably(&confirmed, due), []);
     let entries = revocations.entries();
     drop((revocations, publisher));
     assert_eq!(open(&directory).0.entries(), entries);

@@ -1,30 +1,31 @@
-//! The identity of a bucket that outlives its slot number: in the retained buckets, and in the
-//! saved file.
+//! The identity of a limit. It outlives the slot numbers of the limit's buckets: in the retained
+//! buckets, and in the saved file.
 
 use sha2::{Digest as _, Sha256};
 
-/// Identifies a bucket by its limit and its key, or by its limit and its owner.
+/// The identity of a limit: key id and limit name, or owner and limit name. A limit has one bucket
+/// for each rate at which it is charged.
 ///
 /// The id is a SHA-256 truncated to 128 bits, so names of any length cost the same memory. Two
-/// buckets with equal ids would share a balance; finding such a pair takes about 2^64 tries, which
+/// limits with equal ids would share a balance; finding such a pair takes about 2^64 tries, which
 /// is infeasible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BucketId(pub [u8; 16]);
+pub struct LimitId(pub [u8; 16]);
 
-impl BucketId {
+impl LimitId {
     /// The id of a limit that a key has for itself.
     pub fn for_key(key_id: &str, limit: &str) -> Self {
         Self::hash("key", &[key_id, limit])
     }
 
-    /// The id of a limit that all keys of an owner share, whatever their plans. Plans that define
-    /// the limit differently share the id; the bucket then has a slot for each rate.
+    /// The id of a limit that all keys of an owner share, regardless of their plans. Plans that
+    /// define the limit differently share the id; the limit then has a bucket for each rate.
     pub(crate) fn for_owner(owner: &str, limit: &str) -> Self {
         Self::hash("owner", &[owner, limit])
     }
 
-    /// Hashes the tag and the parts, each preceded by its length, so that different lists never
-    /// hash the same bytes. The saved file contains these ids: changing the hash discards all saved
+    /// Hashes the tag and the parts, each preceded by its length, so different lists never hash the
+    /// same bytes. The saved file contains these ids: changing the hash discards all saved
     /// balances.
     fn hash(tag: &str, parts: &[&str]) -> Self {
         let mut hash = Sha256::new();
@@ -42,16 +43,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn different_buckets_have_different_ids() {
+    fn different_limits_have_different_ids() {
         let ids = [
-            BucketId::for_key("a", "b"),
-            BucketId::for_key("ab", ""),
-            BucketId::for_key("", "ab"),
-            BucketId::for_key("a\0b", "c"),
-            BucketId::for_key("a", "b\0c"),
-            BucketId::for_owner("a", "b"),
-            BucketId::for_owner("ab", ""),
-            BucketId::for_owner("", "ab"),
+            LimitId::for_key("a", "b"),
+            LimitId::for_key("ab", ""),
+            LimitId::for_key("", "ab"),
+            LimitId::for_key("a\0b", "c"),
+            LimitId::for_key("a", "b\0c"),
+            LimitId::for_owner("a", "b"),
+            LimitId::for_owner("ab", ""),
+            LimitId::for_owner("", "ab"),
         ];
         for (at, id) in ids.iter().enumerate() {
             assert!(!ids[..at].contains(id), "{at}");
@@ -61,7 +62,7 @@ mod tests {
     /// The expected value was computed with Python's hashlib.
     #[test]
     fn id_of_a_key_has_its_documented_value() {
-        let id = BucketId::for_key("key_1", "default");
+        let id = LimitId::for_key("key_1", "default");
         assert_eq!(const_hex::encode(id.0), "04c9e65b108897dd8e6e9c5813a20a94");
     }
 }

@@ -20,7 +20,7 @@ impl<'s> Verifier<'s> {
     // The outcome is written to the decision field by field. Copying a structure as a whole right
     // after its words were written one by one stalls on store forwarding.
     #[inline(always)]
-    pub(super) fn charge_key(
+    pub(super) fn charge_limits(
         &self,
         key: Key<'s>,
         bucket: Option<Bucket<'s>>,
@@ -48,24 +48,29 @@ impl<'s> Verifier<'s> {
                     }
                     SingleOutcome::Superseded => return Err(Superseded),
                 };
-                decision.charged.limit = Some(DecidingLimit { position: 0, balance });
+                decision.limit_report.limit = Some(DecidingLimit { position: 0, balance });
             }
-            _ => return self.charge_limits(key, cost, decision),
+            _ => return self.charge_several_limits(key, cost, decision),
         }
         Ok(())
     }
 
-    fn charge_limits(&self, key: Key<'s>, cost: u32, decision: &mut Decision<'s>) -> Result<(), Superseded> {
+    fn charge_several_limits(
+        &self,
+        key: Key<'s>,
+        cost: u32,
+        decision: &mut Decision<'s>,
+    ) -> Result<(), Superseded> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
-        let (verdict, charged) = match self.limiter.charge(&charges[..count], self.now.ticks, cost) {
-            Outcome::Admitted(charged) => (Verdict::Allowed, charged),
-            Outcome::Refused(charged) => (Verdict::RateLimited, charged),
-            Outcome::ExceedsBurst(charged) => (Verdict::CostExceedsBurst, charged),
+        let (verdict, report) = match self.limiter.charge(&charges[..count], self.now.ticks, cost) {
+            Outcome::Admitted(report) => (Verdict::Allowed, report),
+            Outcome::Refused(report) => (Verdict::RateLimited, report),
+            Outcome::ExceedsBurst(report) => (Verdict::CostExceedsBurst, report),
             Outcome::Superseded => return Err(Superseded),
         };
         decision.verdict = verdict;
-        decision.charged = charged;
+        decision.limit_report = report;
         decision.cost = if verdict.is_allowed() { cost } else { 0 };
         Ok(())
     }
