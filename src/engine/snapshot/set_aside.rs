@@ -1,5 +1,4 @@
-//! Rows that are set aside: they cannot be understood, while all other rows of their source take
-//! effect.
+//! Bad rows that are set aside, while all other rows of their source take effect.
 //!
 //! If the digest of such a row can be read, its key is disabled, regardless of its previous status.
 //! Otherwise the key is unknown. Nothing else in the row is trusted, so its entry has no
@@ -23,9 +22,8 @@ impl Builder {
         self.keys.has_set_aside = true;
     }
 
-    /// Disables the key of a row that cannot be understood, regardless of any other row with the
-    /// same digest. All good rows have to be added before, because the row joins the rows that have
-    /// its key id.
+    /// Disables the key of a bad row, regardless of any other row with the same digest. All good
+    /// rows have to be added before, because the row joins the rows that have its key id.
     ///
     /// # Errors
     /// If there are too many rows, or the default plan is not defined.
@@ -105,7 +103,7 @@ impl KeyTable {
         self.has_set_aside
     }
 
-    /// The ids of the keys that are disabled because their rows cannot be understood.
+    /// The ids of the keys that are disabled because their rows are bad.
     pub fn set_aside(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().filter(|entry| entry.status.is_set_aside()).map(|entry| self.key_id(entry))
     }

@@ -204,9 +204,9 @@ fn key_replaced_by_one_with_the_same_hash_is_removed_and_added() {
         for (old, new) in [([before, other], [after, other]), ([before, other], [other, after])] {
             for (old, new) in tables(&old).into_iter().zip(tables(&new)) {
                 let options = CompareOptions { now: 1, by_key_id: false };
-                let Diff { added, removed, changed, revoked, examples, .. } =
+                let Diff { added, removed, changed, deactivated, examples, .. } =
                     new.diff_from(Some(&old), options);
-                assert_eq!((added, removed, changed, revoked), (1, 1, 0, 1), "{}", name(&before));
+                assert_eq!((added, removed, changed, deactivated), (1, 1, 0, 1), "{}", name(&before));
                 assert_eq!(*examples.removed[0].key_id, *name(&before));
                 assert_eq!(*examples.added[0].key_id, *name(&after));
             }

@@ -1,7 +1,7 @@
 //! The status and the expiry of an entry, which can change while the snapshot is served. Both are
 //! only ever narrowed; the exception is an operator's revocation, which can be undone.
 //!
-//! All accesses are relaxed: the publication epoch that ends after a change orders it before the
+//! All accesses are relaxed: advancing the epoch after a change orders the change before the
 //! answers that must respect it.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
