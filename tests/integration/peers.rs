@@ -226,7 +226,7 @@ fn connection_above_the_limit_is_refused() {
 #[test]
 fn connection_above_the_limit_of_its_uid_is_refused() {
     let setup = Setup::new(export());
-    let daemon = setup.config("[server]\nmax_connections = 8\nmax_connections_per_uid = 2").start();
+    let daemon = setup.config("[server]\nmax_connections = 8\n[uid_quotas]\nconnections = 2").start();
     let mut peers: Vec<RawClient> = (0..2).map(|_| daemon.connect()).collect();
     for peer in &mut peers {
         peer.send(&encode_verify(1, "a"));

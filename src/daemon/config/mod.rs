@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::connection::UidQuotas;
 use crate::reload::BadRowPolicy;
 use crate::revocation::Retention;
 use crate::usage;
@@ -69,6 +70,11 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// `[server]`
     pub server: Server,
+    /// `[uid_quotas]`: the maximum number of connections of one uid. `None`: seven eighths of
+    /// `server.max_connections`.
+    pub max_connections_per_uid: Option<usize>,
+    /// `[uid_quotas]`: the other quotas.
+    pub uid_quotas: UidQuotas,
     /// `[source]`
     pub source: Source,
     /// `[keys]`
@@ -116,8 +122,6 @@ pub struct Server {
     pub huge_pages: bool,
     /// Maximum number of open connections, `1..=`[`MAX_CONNECTIONS`].
     pub max_connections: usize,
-    /// Maximum number of connections of one uid. `None`: seven eighths of `max_connections`.
-    pub max_connections_per_uid: Option<usize>,
     /// The silence after which a connection is closed, at least a second. `None`: never.
     pub idle_timeout: Option<Duration>,
     /// How long the daemon answers requests that have arrived when it is stopped. Zero closes

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use keyward_engine::limiter::Rate;
 use keyward_engine::record::{Limit, Per};
 use keyward_source::Field;
 
@@ -80,7 +81,19 @@ fn settings_commented_out_in_the_example_are_valid() {
 
 #[test]
 fn defaults_are_the_documented_ones() {
-    let Config { server, source, keys, plans, save_interval, usage, audit, log, .. } = valid("");
+    let Config {
+        server,
+        max_connections_per_uid,
+        uid_quotas,
+        source,
+        keys,
+        plans,
+        save_interval,
+        usage,
+        audit,
+        log,
+        ..
+    } = valid("");
     assert_eq!(server.socket.as_path(), Path::new("/run/keyward/keyward.sock"));
     assert_eq!(server.admin_socket.as_path(), Path::new("/run/keyward/admin.sock"));
     assert_eq!(
@@ -90,7 +103,8 @@ fn defaults_are_the_documented_ones() {
     assert_eq!((server.socket_mode.bits(), server.socket_group), (0o660, None));
     assert!((1..=256).contains(&server.workers));
     assert!(server.huge_pages && server.busy_poll.is_zero());
-    assert_eq!((server.max_connections, server.max_connections_per_uid), (4096, None));
+    assert_eq!((server.max_connections, max_connections_per_uid), (4096, None));
+    assert_eq!(uid_quotas, UidQuotas::default());
     let [idle, drain] = [300, 5].map(Duration::from_secs);
     assert_eq!((server.idle_timeout, server.drain_timeout), (Some(idle), drain));
     assert!(server.clients.allows(0, 0) && server.clients.allows(1000, 1000), "empty lists allow everyone");
@@ -122,12 +136,16 @@ fn settings_are_read() {
         busy_poll = "1ms"
         huge_pages = false
         max_connections = 1_000_000
-        max_connections_per_uid = 1
         idle_timeout = "never"
         drain_timeout = "0s"
         allow_uids = [1001, 1000, 1001]
         allow_gids = [33]
         admin_uids = [1000]
+        [uid_quotas]
+        connections = 1
+        buffered = "128KiB"
+        in_flight = 1024
+        rate = "100000/s burst 200000"
         [keys]
         minted_prefixes = []
         [state]
@@ -148,7 +166,9 @@ fn settings_are_read() {
     assert_eq!(server.admin_socket.as_path(), Path::new("/tmp/admin.sock"), "beside the verify socket");
     assert_eq!(server.socket_group, Some(Group::Id(990)));
     assert_eq!((server.workers, server.max_connections), (256, 1_000_000));
-    assert_eq!(server.max_connections_per_uid, Some(1));
+    assert_eq!(config.max_connections_per_uid, Some(1));
+    let rate = Rate::new(100_000, 1_000_000_000, 200_000).ok();
+    assert_eq!(config.uid_quotas, UidQuotas { buffered_bytes: Some(131_072), in_flight: Some(1024), rate });
     let times = (server.busy_poll, server.idle_timeout, server.drain_timeout);
     assert_eq!((server.huge_pages, times), (false, (Duration::from_millis(1), None, Duration::ZERO)));
     assert!(server.clients.allows(1000, 5) && server.clients.allows(1001, 5) && server.clients.allows(5, 33));
@@ -211,6 +231,14 @@ fn invalid_value_is_refused_with_its_position_and_a_valid_example() {
         (
             "server.workers = \"4\"",
             r#":2:18: server.workers: invalid type: string "4", expected an integer from 1 to 256"#,
+        ),
+        (
+            "[uid_quotas]\nbuffered = \"127KiB\"",
+            r#": uid_quotas.buffered: one connection can need 128KiB: write "128KiB" or more"#,
+        ),
+        (
+            "[uid_quotas]\nin_flight = 1023",
+            r#":3:13: uid_quotas.in_flight: invalid value: integer `1023`, expected an integer from 1024 to 4294967295"#,
         ),
         (
             "server.max_connections = -1",
@@ -315,12 +343,12 @@ fn unknown_setting_is_refused() {
     assert_eq!(
         refused("server.worker = 1"),
         ":2:8: server.worker: unknown field `worker`, expected one of `socket`, `socket_mode`, `socket_group`, \
-         `admin_socket`, `state_dir`, `workers`, `busy_poll`, `huge_pages`, `max_connections`, \
-         `max_connections_per_uid`, `idle_timeout`, `drain_timeout`, `allow_uids`, `allow_gids`, `admin_uids`"
+         `admin_socket`, `state_dir`, `workers`, `busy_poll`, `huge_pages`, `max_connections`, `idle_timeout`, \
+         `drain_timeout`, `allow_uids`, `allow_gids`, `admin_uids`"
     );
     assert_eq!(
         refused("[sever]"),
-        ":2:2: sever: unknown field `sever`, expected one of `server`, `source`, `keys`, `plans`, `state`, `revocation`, `usage`, `audit`, `log`"
+        ":2:2: sever: unknown field `sever`, expected one of `server`, `uid_quotas`, `source`, `keys`, `plans`, `state`, `revocation`, `usage`, `audit`, `log`"
     );
     assert_eq!(
         refused("source.columns.ownr = \"o\""),

@@ -10,6 +10,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::connection::busy_poll::SpinBackoff;
 use crate::connection::socket::Socket;
 use crate::connection::timers::{NEVER, TimerHandle, Wakeup};
 use crate::connection::turns::TurnHandle;
+use crate::connection::uid_account::{Held, QuotaExceededError};
 
 mod buffers;
 mod busy_poll;
@@ -31,6 +33,7 @@ mod socket;
 mod timer_fd;
 mod timers;
 mod turns;
+mod uid_account;
 mod worker_context;
 
 #[cfg(test)]
@@ -40,6 +43,7 @@ pub use buffers::INPUT_BYTES;
 pub use counters::Counters;
 pub use respond::{Progress, StopReason, respond};
 pub use turns::IdleCount;
+pub use uid_account::{UidAccount, UidQuotas};
 pub use worker_context::{Metrics, Shutdown, Timeouts, VerifyInputs, WorkerContext};
 
 /// How long after a read a connection reads again without having been woken. A read that stops at a
@@ -56,8 +60,11 @@ pub struct Connection {
     context: Rc<WorkerContext>,
     timer: TimerHandle,
     turn: TurnHandle,
+    account: Arc<UidAccount>,
     /// Input that was read and not answered yet. It may contain a raw key.
     unanswered: Zeroizing<Vec<u8>>,
+    /// Counts `unanswered`.
+    held_input: Held,
     last_read: Instant,
     /// Whether a probe since the last read has found the socket empty.
     is_probed: bool,
@@ -77,6 +84,8 @@ struct Answered {
     stop: StopReason,
     /// Answers that did not fit into the socket's send buffer, and their epoch.
     unsent: Option<(Vec<u8>, u64)>,
+    /// The number of requests that were answered.
+    requests: usize,
 }
 
 /// Why a connection ended without an I/O error.
@@ -86,6 +95,8 @@ pub enum CloseReason {
     PeerClosed,
     /// The peer violated the protocol, and was sent an ERROR.
     ProtocolError,
+    /// The connection would exceed a quota of the peer's uid.
+    QuotaExceeded,
     /// The peer was silent for the idle timeout.
     IdleTimeout,
     /// The daemon is shutting down: the input was answered, and an ERROR announced it.
@@ -95,17 +106,19 @@ pub enum CloseReason {
 }
 
 impl Connection {
-    /// A connection of a peer with this uid, on the worker that `context` belongs to.
-    pub fn new(stream: UnixStream, uid: u32, context: Rc<WorkerContext>) -> Self {
+    /// A connection on the worker that `context` belongs to, and the account of the peer's uid.
+    pub fn new(stream: UnixStream, account: Arc<UidAccount>, context: Rc<WorkerContext>) -> Self {
         let last_read = Instant::now();
         let timer = context.timers.register(last_read + context.timeouts.idle.unwrap_or(NEVER));
-        let turn = context.turns.register(uid);
+        let turn = context.turns.register(account.uid());
         Self {
             socket: Socket::new(stream),
             context,
             timer,
             turn,
+            account,
             unanswered: Zeroizing::default(),
+            held_input: Held::default(),
             last_read,
             is_probed: true,
             spin_backoff: SpinBackoff::default(),
@@ -118,10 +131,14 @@ impl Connection {
     /// When the socket fails, or the peer does not read its answers in time.
     pub async fn serve(mut self) -> io::Result<CloseReason> {
         loop {
-            let wake = match self.spin().await? {
-                Some(bytes) => WakeReason::Input(bytes),
-                None => self.wait().await?,
+            let wake = match self.account.delay() {
+                Some(delay) => self.sleep(delay).await,
+                None => match self.spin().await? {
+                    Some(bytes) => Some(WakeReason::Input(bytes)),
+                    None => Some(self.wait().await?),
+                },
             };
+            let Some(wake) = wake else { continue };
             let closed = match wake {
                 WakeReason::Input(bytes) => self.on_input(bytes).await?,
                 WakeReason::Timer(Wakeup::Deadline) => self.on_timeout().await?,
@@ -161,6 +178,14 @@ impl Connection {
         .await
     }
 
+    /// Sleeps for as long as the rate of the peer's uid requires, or until the daemon shuts down.
+    async fn sleep(&mut self, delay: Duration) -> Option<WakeReason> {
+        let deadline = Instant::now() + delay;
+        self.timer.set_deadline(deadline + NEVER);
+        let woken = std::future::poll_fn(|cx| self.timer.poll(cx).map(WakeReason::Timer));
+        timeout_at(deadline, woken).await.ok()
+    }
+
     /// Answers `bytes` of new input, which follow the input that is still unanswered.
     async fn on_input(&mut self, bytes: usize) -> io::Result<Option<CloseReason>> {
         if bytes == 0 {
@@ -173,7 +198,20 @@ impl Connection {
         let mut answered = self.answer(bytes)?;
         loop {
             if let Some((unsent, epoch)) = answered.unsent {
+                let Ok(_held) = self.account.hold(unsent.len(), answered.requests) else {
+                    // There is no space for an ERROR.
+                    return Ok(Some(CloseReason::QuotaExceeded));
+                };
                 self.flush(&unsent, epoch).await?;
+            }
+            match self.account.hold(self.unanswered.len(), 0) {
+                Ok(held) => self.held_input = held,
+                Err(QuotaExceededError { quota }) => {
+                    let detail = u32::try_from(quota).unwrap_or(u32::MAX);
+                    self.send_error(ProtocolError::new(ErrorCode::QuotaExceeded, detail, 0))?;
+                    self.discard_input();
+                    return Ok(Some(CloseReason::QuotaExceeded));
+                }
             }
             answered = match answered.stop {
                 StopReason::NeedInput => return Ok(None),
@@ -214,8 +252,9 @@ impl Connection {
         }
         let written = self.socket.try_write(output)?;
         self.turn.end(progress.consumed + output.len());
+        self.account.charge(progress.requests);
         let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
-        Ok(Answered { stop: progress.stop, unsent })
+        Ok(Answered { stop: progress.stop, unsent, requests: progress.requests })
     }
 
     /// Writes all of `bytes`, waiting for the peer to read. Gives up after the idle timeout, or

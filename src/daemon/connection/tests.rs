@@ -21,6 +21,7 @@ use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::Limiter;
 
 mod fairness;
+mod quotas;
 mod supersession;
 
 /// Longer than any test: a connection spins until something else ends it.
@@ -64,12 +65,12 @@ impl Worker {
     /// Connects as a peer with this uid.
     fn connect_as(&self, uid: u32) -> Peer {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        self.serve(ours, theirs, uid)
+        self.serve(ours, theirs, UidAccount::new(uid, UidQuotas::default()))
     }
 
-    fn serve(&self, ours: UnixStream, theirs: UnixStream, uid: u32) -> Peer {
+    fn serve(&self, ours: UnixStream, theirs: UnixStream, account: Arc<UidAccount>) -> Peer {
         ours.set_nonblocking(true).expect("a non-blocking socket");
-        let served = spawn_local(Connection::new(theirs, uid, Rc::clone(&self.context)).serve());
+        let served = spawn_local(Connection::new(theirs, account, Rc::clone(&self.context)).serve());
         Peer { stream: ours, sent: 0, served }
     }
 
@@ -157,7 +158,7 @@ async fn slow_reader_receives_all_answers_and_the_shutdown_error() {
             let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
             // The kernel rounds it up to its minimum.
             set_socket_send_buffer_size(&theirs, 1).expect("a send buffer");
-            let mut peer = worker.serve(ours, theirs, 0);
+            let mut peer = worker.serve(ours, theirs, UidAccount::new(0, UidQuotas::default()));
             peer.send(requests);
             (peer, requests)
         })

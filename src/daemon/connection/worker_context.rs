@@ -129,7 +129,12 @@ impl WorkerContext {
         // Read before any state whose change advances the epoch.
         let epoch = subscription.epoch();
         if self.shutdown.closed.load(Ordering::Relaxed) {
-            let progress = Progress { consumed: input.len(), stop: StopReason::ShutDown, had_raw_key: true };
+            let progress = Progress {
+                consumed: input.len(),
+                requests: 0,
+                stop: StopReason::ShutDown,
+                had_raw_key: true,
+            };
             return (progress, epoch);
         }
         let shared = subscription.load_arc();

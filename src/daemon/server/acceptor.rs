@@ -102,7 +102,7 @@ impl Acceptor {
         };
         if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open_connections()) {
             worker.counters.count_connection();
-            worker.assign(AssignedConnection { stream, uid, guard });
+            worker.assign(AssignedConnection { stream, guard });
         }
     }
 
@@ -111,9 +111,7 @@ impl Acceptor {
         let limits = self.open.limits();
         let (counter, limit, setting) = match reached {
             LimitReached::Total => (&self.refusals.limit, limits.total, "server.max_connections"),
-            LimitReached::PerUid => {
-                (&self.refusals.uid_limit, limits.per_uid, "server.max_connections_per_uid")
-            }
+            LimitReached::PerUid => (&self.refusals.uid_limit, limits.per_uid, "uid_quotas.connections"),
         };
         if self.log_limit.may_log() {
             warn!(uid, limit, "connections refused: {setting} is reached; more of them are counted only");

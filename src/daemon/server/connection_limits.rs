@@ -1,7 +1,10 @@
-//! The number of open connections, in total and for each uid, and their limits.
+//! The number of open connections, in total and for each uid, their limits, and the accounts of the
+//! uids.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::connection::{UidAccount, UidQuotas};
 
 /// Maximum numbers of open connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,18 +27,24 @@ impl ConnectionLimits {
 #[derive(Clone)]
 pub(super) struct OpenConnections {
     limits: ConnectionLimits,
+    quotas: UidQuotas,
     counts: Arc<Mutex<Counts>>,
 }
 
 #[derive(Default)]
 struct Counts {
     total: usize,
-    by_uid: BTreeMap<u32, usize>,
+    by_uid: BTreeMap<u32, UidConnections>,
+}
+
+struct UidConnections {
+    count: usize,
+    account: Arc<UidAccount>,
 }
 
 /// Counts an open connection until it is dropped.
 pub(super) struct ConnectionGuard {
-    uid: u32,
+    account: Arc<UidAccount>,
     counts: Arc<Mutex<Counts>>,
 }
 
@@ -49,8 +58,8 @@ pub(super) enum LimitReached {
 }
 
 impl OpenConnections {
-    pub(super) fn new(limits: ConnectionLimits) -> Self {
-        Self { limits, counts: Arc::default() }
+    pub(super) fn new(limits: ConnectionLimits, quotas: UidQuotas) -> Self {
+        Self { limits, quotas, counts: Arc::default() }
     }
 
     /// The limits.
@@ -67,13 +76,26 @@ impl OpenConnections {
         if counts.total >= self.limits.total {
             return Err(LimitReached::Total);
         }
-        let of_uid = counts.by_uid.get(&uid).copied().unwrap_or_default();
-        if of_uid >= self.limits.per_uid {
+        if !counts.by_uid.contains_key(&uid) {
+            // An account outlives its connections until its rate allows a whole burst again.
+            counts.by_uid.retain(|_, uid| uid.count > 0 || !uid.account.is_unused());
+        }
+        let new = || UidConnections { count: 0, account: UidAccount::new(uid, self.quotas) };
+        let of_uid = counts.by_uid.entry(uid).or_insert_with(new);
+        if of_uid.count >= self.limits.per_uid {
             return Err(LimitReached::PerUid);
         }
-        counts.by_uid.insert(uid, of_uid + 1);
+        of_uid.count += 1;
+        let account = Arc::clone(&of_uid.account);
         counts.total += 1;
-        Ok(ConnectionGuard { uid, counts: Arc::clone(&self.counts) })
+        Ok(ConnectionGuard { account, counts: Arc::clone(&self.counts) })
+    }
+}
+
+impl ConnectionGuard {
+    /// The account of the peer's uid.
+    pub(super) fn account(&self) -> &Arc<UidAccount> {
+        &self.account
     }
 }
 
@@ -81,11 +103,8 @@ impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let mut counts = lock(&self.counts);
         counts.total -= 1;
-        if let Some(of_uid) = counts.by_uid.get_mut(&self.uid) {
-            *of_uid -= 1;
-            if *of_uid == 0 {
-                counts.by_uid.remove(&self.uid);
-            }
+        if let Some(of_uid) = counts.by_uid.get_mut(&self.account.uid()) {
+            of_uid.count -= 1;
         }
     }
 }
@@ -114,7 +133,7 @@ mod tests {
 
     #[test]
     fn uid_at_its_limit_leaves_connections_for_others() {
-        let open = OpenConnections::new(ConnectionLimits::new(8, None));
+        let open = OpenConnections::new(ConnectionLimits::new(8, None), UidQuotas::default());
         let mut guards: Vec<_> = (0..7).map(|_| open.add(1).expect("below the limit")).collect();
         assert_eq!(open.add(1).err(), Some(LimitReached::PerUid));
         let other = open.add(2).expect("reserved");
@@ -122,7 +141,8 @@ mod tests {
         guards.pop();
         assert!(open.add(1).is_ok() && open.add(2).is_ok());
         drop((guards, other));
+        drop(open.add(3));
         let counts = lock(&open.counts);
-        assert!(counts.total == 0 && counts.by_uid.is_empty());
+        assert_eq!((counts.total, counts.by_uid.len()), (0, 1), "unused accounts are forgotten");
     }
 }

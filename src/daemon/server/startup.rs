@@ -87,7 +87,7 @@ impl Startup {
         memory::set_huge_pages(config.server.huge_pages);
         memory::ensure_reserve();
         let max_connections = connection_limit(config.server.max_connections, config.server.workers);
-        let limits = ConnectionLimits::new(max_connections, config.server.max_connections_per_uid);
+        let limits = ConnectionLimits::new(max_connections, config.max_connections_per_uid);
 
         // Before the state directory, which another daemon may still hold: clients that connect
         // meanwhile wait for their answers.
@@ -136,8 +136,8 @@ impl Startup {
             runtime,
         })?;
         Ok(Daemon {
+            open_connections: OpenConnections::new(limits, config.uid_quotas),
             config,
-            open_connections: OpenConnections::new(limits),
             sockets,
             recorders,
             revocations,

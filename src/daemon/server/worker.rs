@@ -27,8 +27,6 @@ pub(super) struct Worker {
 /// A connection on its way to its worker.
 pub(super) struct AssignedConnection {
     pub(super) stream: UnixStream,
-    /// The peer's uid.
-    pub(super) uid: u32,
     pub(super) guard: ConnectionGuard,
 }
 
@@ -92,9 +90,9 @@ async fn serve(
     tokio::task::spawn_local(Rc::clone(&context).flush_usage());
     tokio::task::spawn_local(Rc::clone(&context).run_timers());
     tokio::task::spawn_local(Rc::clone(&context).run_turns());
-    while let Some(AssignedConnection { stream, uid, guard }) = assigned.recv().await {
+    while let Some(AssignedConnection { stream, guard }) = assigned.recv().await {
         let open = OpenConnection(Arc::clone(&open));
-        let connection = Connection::new(stream, uid, Rc::clone(&context));
+        let connection = Connection::new(stream, Arc::clone(guard.account()), Rc::clone(&context));
         tokio::task::spawn_local(async move {
             let _counted = (guard, open);
             match connection.serve().await {
