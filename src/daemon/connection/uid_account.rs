@@ -36,9 +36,9 @@ pub struct UidAccount {
 
 /// A connection would exceed a quota of its uid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QuotaExceededError {
+pub(super) struct QuotaExceededError {
     /// The quota.
-    pub quota: usize,
+    pub(super) quota: usize,
 }
 
 /// Bytes and requests that a connection holds, until it is dropped.
