@@ -68,11 +68,12 @@ fn settings_commented_out_in_the_example_are_valid() {
         .map(|line| if is_setting(line) { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
-    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 16);
+    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 20);
     let config = parse(&used).expect("the example with everything in it");
     assert_eq!(config.server.socket_group, Some(Group::Name("keyward".into())));
     assert_eq!(config.server.admin_socket.as_path(), Path::new(DEFAULT_ADMIN_SOCKET));
-    assert_eq!(config.server.workers, 2);
+    assert_eq!((config.server.workers, config.max_connections_per_uid), (2, Some(3584)));
+    assert_eq!(config.uid_quotas.in_flight, Some(10_000));
     assert_eq!(config.plans.resolve("").map(|(name, limits)| (name, limits.len())), Ok(("free", 2)));
     assert_eq!(config.keys.pepper_file.as_deref(), Some(Path::new("/etc/keyward/pepper")));
     let columns = [(Field::KeyHash, "sha256".into()), (Field::KeyId, "id".into())].into();
