@@ -24,6 +24,8 @@ use crate::connection::timers::{NEVER, TimerHandle, Wakeup};
 mod buffers;
 mod busy_poll;
 mod counters;
+#[cfg(feature = "fuzzing")]
+mod exchange;
 mod in_flight;
 mod respond;
 mod socket;
@@ -36,6 +38,8 @@ mod tests;
 
 pub use buffers::INPUT_BYTES;
 pub use counters::Counters;
+#[cfg(feature = "fuzzing")]
+pub use exchange::Exchange;
 pub use respond::{Progress, StopReason, respond};
 pub use worker_context::{Metrics, Shutdown, Timeouts, WorkerContext};
 
@@ -185,14 +189,8 @@ impl Connection {
     fn answer(&mut self, new_bytes: usize) -> io::Result<Answered> {
         let context = Rc::clone(&self.context);
         let mut buffers = context.buffers.borrow_mut();
-        let (input, output) = buffers.filled(&mut self.unanswered, new_bytes);
-        let (progress, epoch) = context.respond(input, output);
-        let (consumed, rest) = input.split_at_mut(progress.consumed);
-        self.unanswered.extend_from_slice(rest);
-        rest.zeroize();
-        if progress.had_raw_key {
-            consumed.zeroize();
-        }
+        let (progress, epoch, output) = buffers
+            .answer(&mut self.unanswered, new_bytes, |input, output| context.respond(input, output));
         let written = self.socket.try_write(output)?;
         let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
         Ok(Answered { stop: progress.stop, unsent })
