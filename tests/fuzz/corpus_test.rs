@@ -78,7 +78,9 @@ fn targets_are_complete() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let stems = |directory: &str| -> BTreeSet<String> {
         let files = fs::read_dir(root.join(directory)).expect("a directory");
-        files.map(|file| file.expect("an entry").path().file_stem().expect("a name").to_string_lossy().into()).collect()
+        files
+            .map(|file| file.expect("an entry").path().file_stem().expect("a name").to_string_lossy().into())
+            .collect()
     };
     assert_eq!(stems("corpus"), names);
     assert_eq!(stems("cargo-fuzz/targets"), names);

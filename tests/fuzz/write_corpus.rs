@@ -97,7 +97,11 @@ fn frames_and_streams() {
         if text("from") == "client" && vector["error"]["closes"] != true {
             stream.extend(bytes);
         } else if text("from") == "client" {
-            write("stream", &format!("closed-by-{}", text("name")), &[&[0, 1, 2, 3, 4], &stream[..200], &bytes]);
+            write(
+                "stream",
+                &format!("closed-by-{}", text("name")),
+                &[&[0, 1, 2, 3, 4], &stream[..200], &bytes],
+            );
         }
     }
     write("stream", "golden-frames", &[&[0, 1, 2, 3, 4], &stream]);
@@ -112,7 +116,8 @@ fn frames_and_streams() {
 }
 
 fn exports() {
-    for (target, text, cut) in [("csv_exports", CSV, "k3,\"open"), ("jsonl_exports", JSONL, "{\"key_hash\":")] {
+    for (target, text, cut) in [("csv_exports", CSV, "k3,\"open"), ("jsonl_exports", JSONL, "{\"key_hash\":")]
+    {
         write(target, "all-fields", &[b"00", text.as_bytes()]);
         write(target, "byte-order-mark", &[b"00\xef\xbb\xbf", text.as_bytes()]);
         write(target, "cut-short", &[b"00", text.as_bytes(), cut.as_bytes()]);
@@ -177,9 +182,8 @@ fn configurations() {
     write("configuration", "nothing", &[b"+"]);
     write("configuration", "no-source", &[b"[server]\nworkers = 2\n"]);
     for (number, line) in settings.lines().filter(|line| !line.starts_with('[')).enumerate() {
-        let section = settings.split(line).next().and_then(|before| {
-            before.lines().rfind(|line| line.starts_with('['))
-        });
+        let section =
+            settings.split(line).next().and_then(|before| before.lines().rfind(|line| line.starts_with('[')));
         let text = format!("+{}\n{line}\n", section.unwrap_or_default());
         write("configuration", &format!("setting-{number}"), &[text.as_bytes()]);
     }
@@ -188,8 +192,12 @@ fn configurations() {
 }
 
 fn balances() {
-    let saved_at =
-        ClockReading { boot_id: Some([7; 16]), boottime: 5_000_000_000, boottime_offset: Some(-2), realtime: 1 << 60 };
+    let saved_at = ClockReading {
+        boot_id: Some([7; 16]),
+        boottime: 5_000_000_000,
+        boottime_offset: Some(-2),
+        realtime: 1 << 60,
+    };
     let bucket = |id: u8, debt: u64| SavedBucket {
         id: BucketId([id; 16]),
         rate: Rate::new(10, 1_000_000_000, 100).expect("in range"),
@@ -223,7 +231,11 @@ fn revocations() {
     write("revocations", "lost-line", &[mark(11).as_bytes(), b"1\n", list]);
     write("revocations", "no-mark", &[b"\n1\n", list]);
     write("revocations", "nothing", &[b"\n1"]);
-    write("revocations", "empty-list", &[mark(4).as_bytes(), b"1\n", &list[..LIST.find('\n').unwrap_or(0) + 1]]);
+    write(
+        "revocations",
+        "empty-list",
+        &[mark(4).as_bytes(), b"1\n", &list[..LIST.find('\n').unwrap_or(0) + 1]],
+    );
     let three: String = LIST.split_inclusive('\n').take(4).collect();
     write("revocations", "in-force", &[mark(7).as_bytes(), b"321\n", three.as_bytes()]);
 }

@@ -141,7 +141,9 @@ fn correct_checksums(file: &mut [u8]) {
         let length = rows
             .checked_mul(RECORD_BYTES)
             .and_then(|records| records.checked_add(number(12) as usize)?.checked_add(number(16) as usize));
-        let Some((payload, rest)) = length.and_then(|length| rest.split_at_mut_checked(length)) else { return };
+        let Some((payload, rest)) = length.and_then(|length| rest.split_at_mut_checked(length)) else {
+            return;
+        };
         correct(header, payload);
         blocks = rest;
     }

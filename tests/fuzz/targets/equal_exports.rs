@@ -114,7 +114,8 @@ fn csv(rows: &[Row]) -> String {
     let names: Vec<&str> = Field::ALL.iter().map(|field| field.name()).collect();
     let mut text = names.join(",") + "\n";
     for row in rows {
-        let quoted: Vec<String> = row.iter().map(|text| format!("\"{}\"", text.replace('"', "\"\""))).collect();
+        let quoted: Vec<String> =
+            row.iter().map(|text| format!("\"{}\"", text.replace('"', "\"\""))).collect();
         text += &(quoted.join(",") + "\n");
     }
     text

@@ -82,7 +82,8 @@ fn after_filler(format: Format, distance: usize, rows: &[u8]) -> Vec<u8> {
     let (before, after) = match format {
         Format::Csv => {
             let names: Vec<&str> = Field::ALL.iter().map(|field| field.name()).collect();
-            let head = format!("{},{IGNORED}\n{hash},filler{}", names.join(","), ",".repeat(Field::COUNT - 1));
+            let head =
+                format!("{},{IGNORED}\n{hash},filler{}", names.join(","), ",".repeat(Field::COUNT - 1));
             (head, "\n")
         }
         _ => (format!("{{\"key_hash\":\"{hash}\",\"key_id\":\"filler\",\"{IGNORED}\":\""), "\"}\n"),
@@ -158,7 +159,8 @@ fn build(text: &[u8], format: Format) {
     let mut builder = Builder::new(1, 0);
     let mut diagnostics = Diagnostics::new("keys");
     let mut sink = |line: u64, record: &KeyRecord<'_>| match builder.add(line, record) {
-        Ok(()) | Err(RowError::DuplicateHash { .. } | RowError::OtherLimits { .. } | RowError::OtherOwner { .. }) => {
+        Ok(())
+        | Err(RowError::DuplicateHash { .. } | RowError::OtherLimits { .. } | RowError::OtherOwner { .. }) => {
             Ok(())
         }
         Err(error) => panic!("{error}"),

@@ -22,8 +22,7 @@ const MAX_ERROR_FRAME: usize = HEADER_BYTES + 5 + 256;
 
 pub(crate) fn run(data: &[u8]) -> Outcome {
     let request = parse(data, MAX_REQUEST_LENGTH).map(|(header, body, frame)| request(&header, body, frame));
-    let response =
-        parse(data, MAX_ANSWER_LENGTH).map(|(header, body, frame)| response(&header, body, frame));
+    let response = parse(data, MAX_ANSWER_LENGTH).map(|(header, body, frame)| response(&header, body, frame));
     fast_path(data);
     Outcome::accepted_if(request == Some(true) || response == Some(true))
 }
@@ -131,9 +130,8 @@ fn fast_path(data: &[u8]) {
     let expected = match decoded {
         Some(Request::Verify(verify)) => {
             let plain = Verify { cost: verify.cost, ..Verify::new(verify.request_id, verify.credential) };
-            Some(verify).filter(|verify| {
-                *verify == plain && matches!(verify.credential, Credential::Digest(_))
-            })
+            Some(verify)
+                .filter(|verify| *verify == plain && matches!(verify.credential, Credential::Digest(_)))
         }
         _ => None,
     };

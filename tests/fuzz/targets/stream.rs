@@ -23,8 +23,8 @@ use keyward_engine::record::{KeyRecord, Limit, Per, Plans};
 use keyward_engine::snapshot::{Builder, Snapshot, SnapshotMeta};
 use keyward_engine::verify::Verifier;
 use keyward_protocol::{
-    Credential, HEADER_BYTES, Hello, LENGTH_BYTES, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, ParsedFrame, Refund,
-    Response, ScopeMode, Scopes, VERSION, Verify, parse_frame,
+    Credential, HEADER_BYTES, Hello, LENGTH_BYTES, MAX_ANSWER_LENGTH, MAX_REQUEST_LENGTH, ParsedFrame,
+    Refund, Response, ScopeMode, Scopes, VERSION, Verify, parse_frame,
 };
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
 
