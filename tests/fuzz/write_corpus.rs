@@ -33,6 +33,12 @@ k1,aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa,\"Müller, \
 requests=100/s burst 200; 5/10s,\"{\"\"a\"\": [1]}\"\r\n\
 k2,\\xbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb,,,,,,,,,,,\r\n";
 
+/// Rows with newlines in quotes, with doubled quotes before them, in the columns of the target's
+/// filler.
+const BEHIND_FILLER: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa,k1,\"Müller, \"\"Söhne\"\"\",\
+,,,,,\"orders:*\nusers:read\",,,,\"{\"\"a\"\":\n1}\",\r\n\
+bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb,k2,,,,,,,,,,,,\n";
+
 const JSONL: &str = "{\"key_id\":\"k1\",\"key_hash\":\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\",\
 \"owner\":\"M\\u00fcller\",\"environment\":\"live\",\"plan\":\"pro\",\"status\":\"revoked\",\
 \"not_before\":\"2026-11-21T10:00:00Z\",\"expires_at\":1795255201,\"scopes\":[\"orders:*\",\"users:read\"],\
@@ -121,10 +127,15 @@ fn exports() {
         write(target, "all-fields", &[b"00", text.as_bytes()]);
         write(target, "byte-order-mark", &[b"00\xef\xbb\xbf", text.as_bytes()]);
         write(target, "cut-short", &[b"00", text.as_bytes(), cut.as_bytes()]);
-        // The header of the target's filler is part of its own.
-        let rows = text.split_once("metadata\r\n").map_or(text, |(_, rows)| rows);
-        write(target, "at-the-end-of-a-chunk", &[b"\x05\x20", rows.as_bytes()]);
-        write(target, "quotes-at-the-end-of-a-chunk", &[b"\x05\x03", rows.as_bytes()]);
+        // The header, with an ignored column at the end, is part of the target's filler.
+        let rows = if target == "csv_exports" { BEHIND_FILLER } else { JSONL };
+        for (end, _) in rows.match_indices('\n') {
+            // One byte behind a newline, and three bytes behind it.
+            for distance in [end + 1, end + 3] {
+                let place = [1 + 16 * (distance >> 8) as u8, distance as u8];
+                write(target, &format!("chunk-end-at-{distance}"), &[&place, rows.as_bytes()]);
+            }
+        }
     }
     write("csv_exports", "two-columns", &[b"00key_hash,key_id\n", "ab".repeat(32).as_bytes(), b",k\n"]);
     write("csv_exports", "bad-row", &[b"00key_hash,key_id\n", "ab".repeat(30).as_bytes(), b",k,x\n"]);

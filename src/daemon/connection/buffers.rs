@@ -47,11 +47,7 @@ impl Buffers {
 
     /// The connection's input, and an empty output. The input consists of the `unanswered` bytes,
     /// which are moved here, and the `new_bytes` that were read behind them.
-    fn filled(
-        &mut self,
-        unanswered: &mut Zeroizing<Vec<u8>>,
-        new_bytes: usize,
-    ) -> (&mut [u8], &mut Vec<u8>) {
+    fn filled(&mut self, unanswered: &mut Zeroizing<Vec<u8>>, new_bytes: usize) -> (&mut [u8], &mut Vec<u8>) {
         let filled = (unanswered.len() + new_bytes).min(self.input.len());
         if let Some(front) = self.input.get_mut(..unanswered.len()) {
             front.copy_from_slice(unanswered);

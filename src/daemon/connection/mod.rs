@@ -189,8 +189,8 @@ impl Connection {
     fn answer(&mut self, new_bytes: usize) -> io::Result<Answered> {
         let context = Rc::clone(&self.context);
         let mut buffers = context.buffers.borrow_mut();
-        let (progress, epoch, output) = buffers
-            .answer(&mut self.unanswered, new_bytes, |input, output| context.respond(input, output));
+        let (progress, epoch, output) =
+            buffers.answer(&mut self.unanswered, new_bytes, |input, output| context.respond(input, output));
         let written = self.socket.try_write(output)?;
         let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
         Ok(Answered { stop: progress.stop, unsent })

@@ -15,6 +15,7 @@ use super::Outcome;
 use crate::input::Input;
 use crate::limiter::persist::{SavedBucket, decode, encode};
 use crate::limiter::{Charge, ClockReading, Limiter, Outcome as Charged, SlotAllocator};
+use crate::mutation::damaged;
 
 /// The tick at which balances are restored: the daemon has just started.
 const NOW: u64 = 1;
@@ -60,12 +61,9 @@ fn encodes_to_the_same(file: &[u8], saved_at: &ClockReading, buckets: &[SavedBuc
 }
 
 fn refuses_damage(file: &[u8], position: usize) {
-    let bit = position % (8 * file.len());
-    let mut damaged = file.to_vec();
-    damaged[bit / 8] ^= 1 << (bit % 8);
-    assert!(decode(&mut &*damaged).is_err(), "bit {bit} is changed");
-    let length = position % file.len();
-    assert!(decode(&mut &file[..length]).is_err(), "it ends after {length} bytes");
+    for damaged in damaged(file, position) {
+        assert!(decode(&mut &*damaged).is_err(), "damage is accepted: {}", const_hex::encode(damaged));
+    }
 }
 
 fn restores(buckets: &[SavedBucket], elapsed: u64) {

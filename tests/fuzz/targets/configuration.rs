@@ -16,6 +16,9 @@ use super::Outcome;
 /// The file that errors name.
 const FILE: &str = "/etc/keyward/keyward.toml";
 
+/// The byte order mark.
+const BOM: &str = "\u{feff}";
+
 /// Longest accepted duration: `systemd/keyward.toml` says that all are at most a year.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -36,7 +39,9 @@ pub(crate) fn run(data: &[u8]) -> Outcome {
         let overrides = Overrides { source: source.clone(), ..Overrides::default() };
         Config::parse(Path::new(FILE), text, overrides)
     };
-    let commented = format!("# a comment\n\n{text}");
+    // A byte order mark is one only at the beginning of the file.
+    let mark = if text.starts_with(BOM) { BOM } else { "" };
+    let commented = format!("{mark}# a comment\n\n{}", &text[mark.len()..]);
     match (parse(text), parse(&commented)) {
         (Ok(config), Ok(same)) => {
             assert_eq!(config, same);

@@ -18,7 +18,7 @@ use crate::input::Input;
 
 /// The names of the files in the state directory.
 const FILE: &str = "usage.jsonl";
-const ROTATED: [&str; 2] = ["usage.jsonl.1", "usage.jsonl.2"];
+const ROTATED: [&str; 3] = ["usage.jsonl.1", "usage.jsonl.2", "usage.jsonl.3"];
 
 /// The largest number that is continued: another one counts as none.
 const MAX_SEQ: u64 = u64::MAX / 2;
@@ -36,7 +36,7 @@ pub(crate) fn run(data: &[u8]) -> Outcome {
 
 fn check(scratch: &Scratch, data: &[u8]) -> Outcome {
     let mut input = Input::new(data);
-    let files = Rotation { max_file_size: input.choose(&[u64::MAX, 1, 300]), keep: 2 };
+    let files = Rotation { max_file_size: input.choose(&[u64::MAX, 1, 300]), keep: ROTATED.len() as u32 };
     let lines = input.below(MAX_LINES + 1);
     let content = input.rest();
     ROTATED.iter().for_each(|name| scratch.put(name, None));
@@ -55,8 +55,8 @@ fn check(scratch: &Scratch, data: &[u8]) -> Outcome {
     let (_, last) = last_line(&whole);
     assert_eq!(last, seq + lines as u64);
     assert_eq!(continue_usage(&scratch.state, files, 0).expect("the disk is writable"), last);
-    // Each new line may be in a file of its own, and two old files are kept.
-    if lines < ROTATED.len() || files.max_file_size == u64::MAX {
+    // Each new line may be in a file of its own. As many old files are kept.
+    if lines <= ROTATED.len() || files.max_file_size == u64::MAX {
         assert!(whole.starts_with(&content[..end]), "a line is lost");
     }
     Outcome::accepted_if(end > 0)
