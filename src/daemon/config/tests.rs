@@ -58,6 +58,13 @@ fn known_settings(section: &str) -> Vec<String> {
 }
 
 #[test]
+fn byte_order_mark_has_no_column() {
+    let position = |text: &str| parse(text).expect_err(text).position();
+    assert_eq!(position("\u{feff}servers.workers = 2"), Some(Position { line: 1, column: 1 }));
+    assert_eq!(position("\u{feff}# text\n server = 1"), position("# text\n server = 1"));
+}
+
+#[test]
 fn settings_commented_out_in_the_example_are_valid() {
     let is_setting = |line: &str| {
         let begins = |c: char| c.is_ascii_lowercase() || c == '[';

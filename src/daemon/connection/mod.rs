@@ -27,6 +27,8 @@ use crate::connection::uid_account::{Held, QuotaExceededError};
 mod buffers;
 mod busy_poll;
 mod counters;
+#[cfg(feature = "fuzzing")]
+mod exchange;
 mod in_flight;
 mod respond;
 mod socket;
@@ -41,6 +43,8 @@ mod tests;
 
 pub use buffers::INPUT_BYTES;
 pub use counters::Counters;
+#[cfg(feature = "fuzzing")]
+pub use exchange::Exchange;
 pub use respond::{Progress, StopReason, respond};
 pub use turns::IdleCount;
 pub use uid_account::{UidAccount, UidQuotas};
@@ -242,14 +246,8 @@ impl Connection {
     fn answer(&mut self, new_bytes: usize) -> io::Result<Answered> {
         let context = Rc::clone(&self.context);
         let mut buffers = context.buffers.borrow_mut();
-        let (input, output) = buffers.filled(&mut self.unanswered, new_bytes);
-        let (progress, epoch) = context.respond(input, output);
-        let (consumed, rest) = input.split_at_mut(progress.consumed);
-        self.unanswered.extend_from_slice(rest);
-        rest.zeroize();
-        if progress.had_raw_key {
-            consumed.zeroize();
-        }
+        let (progress, epoch, output) =
+            buffers.answer(&mut self.unanswered, new_bytes, |input, output| context.respond(input, output));
         let written = self.socket.try_write(output)?;
         self.turn.end(progress.consumed + output.len());
         self.account.charge(progress.requests);
