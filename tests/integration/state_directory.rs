@@ -95,9 +95,11 @@ impl Tmpfs {
         self.path.join("filler")
     }
 
-    /// Fills the file system to the last page.
+    /// Fills the file system to the last page. What the daemon writes to a temporary file when the
+    /// system is full becomes free again, so a test has to repeat this until it sees the effect.
     fn fill(&self) {
-        let mut file = fs::File::create(self.filler()).expect("a file");
+        let filler = fs::File::options().create(true).append(true).open(self.filler());
+        let mut file = filler.expect("a file");
         let page = [b'x'; 4096];
         while file.write_all(&page).is_ok() {}
     }
@@ -157,8 +159,11 @@ fn revocation_on_a_full_disk_is_in_force_at_once_and_durable_within_a_second_of_
 
     // Every file is reported, and the daemon continues to serve.
     wait_until("all files to be reported", || {
-        // Usage of all keys does not fit into the rest of the last page of its file.
+        tmpfs.fill();
+        // The last page of a file has room for some lines. Usage of all keys does not fit into it,
+        // and neither do the records of many commands.
         (0..KEYS).for_each(|number| drop(verdict(&format!("k{number}"))));
+        revoke_json(&daemon, &key);
         let files = unwritten(&daemon);
         let all = ["audit.jsonl", "revocations.jsonl", "usage.jsonl"];
         all.iter().all(|file| files.iter().any(|name| name == file))
