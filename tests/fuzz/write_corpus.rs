@@ -10,7 +10,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use keyward_engine::limiter::persist::{SavedBucket, encode};
-use keyward_engine::limiter::{BucketId, ClockReading, Rate};
+use keyward_engine::limiter::{ClockReading, LimitId, Rate};
 use keyward_engine::record::KeyRecord;
 use keyward_engine::snapshot::Builder;
 use keyward_source::{ColumnMapping, Diagnostics, Format, read};
@@ -210,7 +210,7 @@ fn balances() {
         realtime: 1 << 60,
     };
     let bucket = |id: u8, debt: u64| SavedBucket {
-        id: BucketId([id; 16]),
+        id: LimitId([id; 16]),
         rate: Rate::new(10, 1_000_000_000, 100).expect("in range"),
         debt,
     };
