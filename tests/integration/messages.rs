@@ -61,7 +61,7 @@ fn verify_on_the_admin_socket_is_diagnosed() {
 fn source_with_an_unknown_extension_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     for source in [".", "keys.txt"] {
-        let check = run(dir.path(), &["check", "--source", source], "");
+        let check = run(dir.path(), &["check", "--state-dir", "state", "--source", source], "");
         assert_fails(
             check,
             78,
@@ -112,7 +112,7 @@ fn json_lines_in_a_csv_file_are_diagnosed() {
     let dir = tempfile::tempdir().expect("a directory");
     let row = format!("{{\"key_hash\":\"{}\",\"key_id\":\"a\",\"scopes\":[\"x\"]}}\n", sha256_hex("a"));
     fs::write(dir.path().join("k.csv"), row).expect("writes");
-    let check = run(dir.path(), &["check", "--source", "k.csv"], "");
+    let check = run(dir.path(), &["check", "--state-dir", "state", "--source", "k.csv"], "");
     assert_fails(check, 78, &["k.csv:1: this looks like JSON Lines", ".jsonl", "source.format"]);
 }
 
@@ -213,11 +213,12 @@ fn repeated_warnings_are_summarised() {
         (0..100).map(|number| row(format!("unguessable {number}")).id(format!("k{number}")).limits("1/s"));
     let export = Export::new(limited).rows([row("unguessable too").id("rare")]);
     fs::write(setup.path("k.csv"), export.to_csv()).expect("writes");
-    let (_, _, messages) = run(setup.dir.path(), &["check", "--source", "k.csv"], "");
+    let (_, _, messages) = run(setup.dir.path(), &["check", "--state-dir", "state", "--source", "k.csv"], "");
     assert_eq!(messages.matches("[no_expiry]").count(), 3, "{messages}");
     assert_eq!(messages.matches("[no_limit]").count(), 1, "{messages}");
     assert!(messages.ends_with("k.csv: 102 warnings: 1 no_limit, 101 no_expiry\n"), "{messages}");
-    let (_, report, _) = run(setup.dir.path(), &["check", "--source", "k.csv", "--json"], "");
+    let (_, report, _) =
+        run(setup.dir.path(), &["check", "--state-dir", "state", "--source", "k.csv", "--json"], "");
     assert_eq!(report.matches("\"lint\":\"no_expiry\"").count(), 19, "JSON lists more of them: {report}");
 }
 

@@ -108,14 +108,15 @@ fn constant_replacement_does_not_delay_reloads() {
             }
         });
         wait_until_served(&daemon, "storm");
-        let start = Instant::now();
-        for _ in 0..5 {
+        // Replacements that delay reloads delay all of them, by up to ten seconds. A busy disk
+        // delays some.
+        let mut times = (0..20).map(|_| {
+            let start = Instant::now();
             let outcome = daemon.reload();
             assert!(outcome.accepted, "{outcome:?}");
-        }
-        let took = start.elapsed();
-        // Delayed reloads would take up to ten seconds each.
-        assert!(took < Duration::from_secs(10), "five reloads took {took:?}");
+            start.elapsed()
+        });
+        assert!(times.any(|took| took < Duration::from_secs(2)), "each of 20 reloads took 2 s or more");
     });
     replace_export(&source, export("last"));
     wait_until_served(&daemon, "last");
