@@ -113,6 +113,7 @@ fn symbolic_links_are_not_followed() {
         symlink(&precious, directory.path().join(name)).expect("a link");
     }
     assert!(Journal::open(directory.path().join("usage.jsonl"), NO_ROTATION).is_err());
+    assert!(read(&directory.path().join("usage.jsonl")).is_err());
     assert!(StateDir::open(directory.path(), true).is_err());
     let error = replace(&directory.path().join("state"), |file| file.write_all(b"x"));
     assert!(error.is_err());
