@@ -230,6 +230,11 @@ fn file_rotated_by_another_program_is_reopened() {
     fs::write(&path, "").expect("empties");
     journal.append(b"{\"n\":3}\n").expect("writes");
     assert_eq!(text(&path), "{\"n\":3}\n");
+    let moved = directory.path().join("moved");
+    fs::rename(&path, &moved).expect("moves");
+    fs::write(&path, "").expect("creates another file");
+    journal.append(b"{\"n\":4}\n").expect("writes");
+    assert_eq!([text(&path), text(&moved)], ["{\"n\":4}\n", "{\"n\":3}\n"]);
 }
 
 /// A limit of the file size simulates a full disk, because a test without root cannot fill one.
