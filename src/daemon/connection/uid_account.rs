@@ -101,7 +101,7 @@ impl UidAccount {
         let rate = self.quotas.rate?;
         let full_at = self.full_at.load(Ordering::Relaxed);
         // At this tick the bucket has refilled by one request.
-        let next = (full_at + rate.period().get()).saturating_sub(rate.capacity());
+        let next = full_at.saturating_add(rate.period().get()).saturating_sub(rate.capacity());
         let ticks = next.checked_sub(self.now()).filter(|ticks| *ticks > 0)?;
         Some(Duration::from_nanos(ticks.div_ceil(TICKS_PER_NANOSECOND)))
     }
@@ -174,5 +174,24 @@ mod tests {
         account.charge(10);
         let delay = account.delay().expect("the bucket is below zero");
         assert!((11 * 360 - 10..=11 * 360).contains(&delay.as_secs()), "{delay:?}");
+    }
+
+    #[test]
+    fn account_that_was_idle_has_its_burst_and_no_more() {
+        let rate = Rate::new(10, 3_600 * SECOND, 5).expect("a rate");
+        let mut account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::default() });
+        // In an hour, twice the burst refills.
+        Arc::get_mut(&mut account).expect("not shared").origin -= Duration::from_secs(3_600);
+        account.charge(5);
+        let delay = account.delay().expect("the bucket is empty");
+        assert!((350..=360).contains(&delay.as_secs()), "{delay:?}");
+    }
+
+    #[test]
+    fn requests_beyond_what_the_time_can_count_are_delayed() {
+        let rate = Rate::new(1, 365 * 86_400 * SECOND, 1).expect("a rate");
+        let account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::default() });
+        account.charge(usize::MAX);
+        assert!(account.delay().is_some());
     }
 }
