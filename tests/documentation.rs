@@ -183,7 +183,7 @@ fn settings() -> BTreeSet<String> {
 fn settings_that_pages_name_exist() {
     const SECTIONS: [&str; 9] =
         ["server", "uid_quotas", "source", "keys", "state", "revocation", "usage", "audit", "log"];
-    const FILES: [&str; 2] = [".csv", ".jsonl"];
+    const FILES: [&str; 3] = [".csv", ".jsonl", ".rs"];
     let settings = settings();
     for (page, text) in pages() {
         for span in code_spans(&text) {
