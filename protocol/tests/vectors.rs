@@ -327,6 +327,7 @@ mod coverage {
                     | ErrorCode::TooManyConnections
                     | ErrorCode::IdleTimeout
                     | ErrorCode::ShuttingDown
+                    | ErrorCode::QuotaExceeded
             );
             let covered = vectors.iter().any(|vector| {
                 vector.sender == Sender::Client
