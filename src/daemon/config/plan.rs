@@ -49,7 +49,7 @@ impl Text for LimitName {
 }
 
 #[derive(Debug)]
-struct RateText(Rate);
+pub(super) struct RateText(pub(super) Rate);
 
 impl Text for RateText {
     const EXPECTED: &'static str = "a rate such as \"100/s\" or \"1000/h burst 50\"";

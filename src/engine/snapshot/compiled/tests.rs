@@ -288,6 +288,8 @@ fn block_contents_are_checked_beyond_the_checksum() {
         first[..32].swap_with_slice(&mut rest[..32]);
     });
     assert!(error_of(&swapped).contains("not in the order of the table"), "{}", error_of(&swapped));
+    let repeated = with_keys(&file, |_, payload| payload.copy_within(..32, 56));
+    assert!(error_of(&repeated).contains("one is there twice"), "{}", error_of(&repeated));
 }
 
 #[test]

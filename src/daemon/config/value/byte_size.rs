@@ -1,12 +1,12 @@
-//! Sizes of files, such as `usage.max_file_size`.
+//! Sizes in bytes, such as `usage.max_file_size`.
 
 use crate::config::text::{Text, deserialize_text};
 
-/// Maximum size of a file.
+/// Maximum size of a file, or of buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::config) struct FileSize(u64);
+pub(in crate::config) struct ByteSize(u64);
 
-impl FileSize {
+impl ByteSize {
     /// Smaller files would be rotated after a few lines.
     const MIN: u64 = 4 << 10;
     /// More than any tool reads in one piece.
@@ -23,7 +23,7 @@ impl FileSize {
     }
 }
 
-impl Text for FileSize {
+impl Text for ByteSize {
     const EXPECTED: &'static str = "a size such as \"64MiB\"";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -42,7 +42,7 @@ impl Text for FileSize {
     }
 }
 
-deserialize_text!(FileSize);
+deserialize_text!(ByteSize);
 
 #[cfg(test)]
 mod tests {
@@ -51,14 +51,14 @@ mod tests {
     #[test]
     fn size_has_a_unit_and_a_range() {
         for (text, bytes) in [("4KiB", 4096), ("64MiB", 64 << 20), ("1024 GiB", 1 << 40)] {
-            assert_eq!(FileSize::parse(text).map(FileSize::bytes), Ok(bytes), "{text}");
+            assert_eq!(ByteSize::parse(text).map(ByteSize::bytes), Ok(bytes), "{text}");
         }
         for text in ["", "64", "MiB", "64MB", "-1MiB", "1.5MiB", "0x1MiB"] {
-            let refused = FileSize::parse(text).expect_err("not a size");
+            let refused = ByteSize::parse(text).expect_err("not a size");
             assert!(refused.ends_with("write a number and KiB, MiB or GiB, such as \"64MiB\""), "{refused}");
         }
         for text in ["3KiB", "0MiB", "1025GiB", "99999999999999999999GiB"] {
-            let refused = FileSize::parse(text).expect_err("out of range");
+            let refused = ByteSize::parse(text).expect_err("out of range");
             assert_eq!(refused, format!("{text:?} is out of range: write \"4KiB\" to \"1024GiB\""));
         }
     }
