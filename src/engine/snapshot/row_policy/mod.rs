@@ -1,122 +1,163 @@
-//! The encoding of a row policy in a compiled file: texts and lists, each after its length. A
-//! policy that is read has to meet the same requirements as one in a source.
+//! A policy as a row states it, before its plan is applied: texts and lists, each after its length.
+//! The bytes in memory are those of a compiled file, and equal policies have equal bytes.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use ipnet::IpNet;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use crate::record::{KeyRecord, LimitRef, OriginRef};
 
-use crate::limiter::Rate;
-use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Origin, is_limit_name, is_printable, is_scope};
-use crate::snapshot::policy::RowPolicy;
+mod encode;
+mod list;
+mod policies;
+mod validate;
+
+pub(super) use encode::encode;
+use list::{List, take, take_limit, take_network, take_text};
+pub use policies::RowPolicies;
 
 /// The row has no such list and is not restricted by one.
 const ABSENT: u8 = 0;
 /// A list follows. An empty list admits nothing.
 const PRESENT: u8 = 1;
 
-/// Appends a policy. The lengths fit, because a row of a source is shorter than 64 KiB, and so is
-/// any text in it.
-pub(super) fn encode(policy: &RowPolicy, out: &mut Vec<u8>) {
-    text(&policy.environment, out);
-    text(&policy.plan, out);
-    count(policy.scopes.len(), out);
-    policy.scopes.iter().for_each(|scope| text(scope, out));
-    optional(policy.ips.as_deref(), out, encode_network);
-    optional(policy.origins.as_deref(), out, |origin, out| text(&origin.text(), out));
-    count(policy.limits.len(), out);
-    for limit in policy.limits.iter() {
-        text(&limit.name, out);
-        out.extend(limit.rate.period().get().to_le_bytes());
-        out.extend(limit.rate.burst().to_le_bytes());
+/// Marks of a limit, in the bits of its period that no period needs. Only plans have limits of
+/// these kinds, so a limit with a mark is no limit of a row in a compiled file.
+const SHADOW: u64 = 1 << 63;
+const PER_OWNER: u64 = 1 << 62;
+
+/// A view of an encoded row policy.
+#[derive(Clone, Copy)]
+pub(super) struct RowPolicy<'b> {
+    pub(super) environment: &'b str,
+    pub(super) plan: &'b str,
+    scopes: List<'b>,
+    /// `None` allows any address, an empty list none.
+    networks: Option<List<'b>>,
+    /// `None` allows any origin, an empty list none.
+    origins: Option<List<'b>>,
+    limits: List<'b>,
+}
+
+impl<'b> RowPolicy<'b> {
+    /// A policy that admits no request: what bytes stand for that are not a policy.
+    const NONE: Self = Self {
+        environment: "",
+        plan: "",
+        scopes: List::EMPTY,
+        networks: Some(List::EMPTY),
+        origins: Some(List::EMPTY),
+        limits: List::EMPTY,
+    };
+
+    /// The policy with these bytes, which [`encode`] returned or [`take_valid`](Self::take_valid)
+    /// accepted.
+    pub(super) fn new(mut bytes: &'b [u8]) -> Self {
+        Self::take(&mut bytes).unwrap_or(Self::NONE)
     }
-}
 
-/// Appends an optional list: [`ABSENT`], or [`PRESENT`] and the list.
-fn optional<T>(list: Option<&[T]>, out: &mut Vec<u8>, mut item: impl FnMut(&T, &mut Vec<u8>)) {
-    let Some(list) = list else { return out.push(ABSENT) };
-    out.push(PRESENT);
-    count(list.len(), out);
-    list.iter().for_each(|element| item(element, out));
-}
+    /// Takes a policy from the front of `bytes`, without checking its values.
+    fn take(bytes: &mut &'b [u8]) -> Option<Self> {
+        Some(Self {
+            environment: take_text(bytes)?,
+            plan: take_text(bytes)?,
+            scopes: List::take(bytes, take_text)?,
+            networks: take_optional(bytes, take_network)?,
+            origins: take_optional(bytes, take_text)?,
+            limits: List::take(bytes, take_limit)?,
+        })
+    }
 
-fn count(items: usize, out: &mut Vec<u8>) {
-    out.extend((items as u32).to_le_bytes());
-}
+    pub(super) fn scopes(self) -> impl Iterator<Item = &'b str> + Clone {
+        self.scopes.items(take_text)
+    }
 
-fn text(text: &str, out: &mut Vec<u8>) {
-    out.extend((text.len() as u16).to_le_bytes());
-    out.extend(text.as_bytes());
-}
+    pub(super) fn networks(self) -> Option<impl Iterator<Item = IpNet> + Clone> {
+        self.networks.map(|list| list.items(take_network))
+    }
 
-fn encode_network(network: &IpNet, out: &mut Vec<u8>) {
-    match network {
-        IpNet::V4(v4) => {
-            out.extend([4, v4.prefix_len()]);
-            out.extend(v4.addr().octets());
-        }
-        IpNet::V6(v6) => {
-            out.extend([6, v6.prefix_len()]);
-            out.extend(v6.addr().octets());
+    pub(super) fn origins(self) -> Option<impl Iterator<Item = OriginRef<'b>> + Clone> {
+        self.origins.map(|list| list.items(take_text).map(OriginRef::from_text))
+    }
+
+    pub(super) fn limits(self) -> impl Iterator<Item = LimitRef<'b>> + Clone {
+        self.limits.items(take_limit)
+    }
+
+    /// A record with the values of this policy.
+    pub(super) fn to_record(self) -> KeyRecord<'b> {
+        KeyRecord {
+            environment: self.environment,
+            plan: self.plan,
+            scopes: self.scopes().map(Box::from).collect(),
+            allowed_ips: self.networks().map(Iterator::collect),
+            allowed_origins: self.origins().map(|origins| origins.map(OriginRef::to_origin).collect()),
+            limits: self.limits().map(LimitRef::to_limit).collect(),
+            ..KeyRecord::new([0; 32], "")
         }
     }
-}
-
-/// Takes a policy from the front of `bytes`; `None` if there is none that a row can have.
-pub(super) fn decode(bytes: &mut &[u8]) -> Option<RowPolicy> {
-    let environment = take_text(bytes).filter(|text| is_printable(text, MAX_NAME))?.into();
-    let plan = take_text(bytes).filter(|text| is_printable(text, MAX_NAME))?.into();
-    let scopes = list(bytes, |bytes| take_text(bytes).filter(|scope| is_scope(scope)).map(Box::from))?;
-    let ips = take_optional(bytes, take_network)?;
-    let origins = take_optional(bytes, |bytes| Origin::parse(take_text(bytes)?).ok())?;
-    let limits: Arc<[Limit]> = list(bytes, take_limit)?;
-    let repeats_a_name =
-        |(at, limit): (usize, &Limit)| limits[..at].iter().any(|other| other.name == limit.name);
-    let are_valid = limits.len() <= MAX_LIMITS && !limits.iter().enumerate().any(repeats_a_name);
-    are_valid.then_some(RowPolicy { environment, plan, scopes, ips, origins, limits })
 }
 
 /// Takes an optional list. The outer `None` means that the bytes are neither a list nor [`ABSENT`].
-fn take_optional<T>(
-    bytes: &mut &[u8],
-    item: impl FnMut(&mut &[u8]) -> Option<T>,
-) -> Option<Option<Arc<[T]>>> {
+fn take_optional<'b, T>(
+    bytes: &mut &'b [u8],
+    item: impl FnMut(&mut &'b [u8]) -> Option<T>,
+) -> Option<Option<List<'b>>> {
     match take(bytes)? {
         [ABSENT] => Some(None),
-        [PRESENT] => list(bytes, item).map(Some),
+        [PRESENT] => List::take(bytes, item).map(Some),
         _ => None,
     }
 }
 
-/// Takes a list. The count is not trusted: no memory is reserved for it, and each item takes at
-/// least a byte of the input.
-fn list<T>(bytes: &mut &[u8], mut item: impl FnMut(&mut &[u8]) -> Option<T>) -> Option<Arc<[T]>> {
-    let count = u32::from_le_bytes(take(bytes)?);
-    (0..count).map(|_| item(bytes)).collect()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Limit, Per};
+    use crate::snapshot::test_record::{limits, networks, numbered, origins};
 
-fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
-    bytes.split_off(..N)?.first_chunk().copied()
-}
+    fn encoded(record: &KeyRecord<'_>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(record, &mut bytes);
+        bytes
+    }
 
-fn take_text<'b>(bytes: &mut &'b [u8]) -> Option<&'b str> {
-    let length = u16::from_le_bytes(take(bytes)?);
-    str::from_utf8(bytes.split_off(..usize::from(length))?).ok()
-}
+    fn described(record: &KeyRecord<'_>) -> String {
+        let KeyRecord { environment, plan, scopes, allowed_ips, allowed_origins, limits, .. } = record;
+        format!("{environment} {plan} {scopes:?} {allowed_ips:?} {allowed_origins:?} {limits:?}")
+    }
 
-fn take_network(bytes: &mut &[u8]) -> Option<IpNet> {
-    let [family, prefix] = take(bytes)?;
-    let network = match family {
-        4 => Ipv4Net::new(Ipv4Addr::from(take::<4>(bytes)?), prefix).ok()?.into(),
-        6 => Ipv6Net::new(Ipv6Addr::from(take::<16>(bytes)?), prefix).ok()?.into(),
-        _ => return None,
-    };
-    (IpNet::trunc(&network) == network).then_some(network)
-}
+    #[test]
+    fn encoded_policy_reads_back_as_it_was() {
+        let shared = Limit { per: Per::Owner, shadow: true, ..limits("2/s burst 7")[0].clone() };
+        let full = KeyRecord {
+            environment: "live",
+            plan: "pro",
+            scopes: ["orders:*", "a"].map(Into::into).into(),
+            allowed_ips: Some(networks(&["10.0.0.0/8", "2001:db8::/32"])),
+            allowed_origins: Some(origins(&["https://*.example.com", "https://a.example"])),
+            limits: limits("requests=100/s burst 200; daily=7/d"),
+            ..numbered(1)
+        };
+        let empty = || Some(std::sync::Arc::default());
+        for record in [
+            numbered(1),
+            KeyRecord { allowed_ips: None, ..full.clone() },
+            KeyRecord { allowed_ips: Some(std::sync::Arc::default()), ..full.clone() },
+            KeyRecord { allowed_origins: empty(), ..full.clone() },
+            KeyRecord { limits: [shared].into(), ..full.clone() },
+            full,
+        ] {
+            let bytes = encoded(&record);
+            assert_eq!(described(&RowPolicy::new(&bytes).to_record()), described(&record));
+        }
+    }
 
-fn take_limit(bytes: &mut &[u8]) -> Option<Limit> {
-    let name = take_text(bytes).filter(|name| is_limit_name(name))?;
-    let period = u64::from_le_bytes(take(bytes)?);
-    let burst = u32::from_le_bytes(take(bytes)?);
-    Some(Limit::new(name, Rate::from_period(period, burst).ok()?))
+    #[test]
+    fn truncated_policy_admits_nothing() {
+        let record = KeyRecord { limits: limits("1/s"), ..numbered(1) };
+        let bytes = encoded(&record);
+        for length in 0..bytes.len() {
+            let policy = RowPolicy::new(&bytes[..length]);
+            assert_eq!(policy.networks().map(Iterator::count), Some(0), "{length}");
+        }
+    }
 }
