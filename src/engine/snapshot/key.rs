@@ -82,7 +82,7 @@ impl<'s> Key<'s> {
     /// The bucket slots of the key's limits, in the order of the limits.
     #[inline]
     pub(super) fn slots(self) -> &'s [u32] {
-        match self.policy().limits().len() {
+        match self.policy().limit_count() {
             0 => &[],
             1 => std::slice::from_ref(&self.entry.buckets),
             many => {

@@ -13,6 +13,8 @@ mod origin_set;
 mod restrictions;
 mod scope_set;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use ip_set::IpSet;
 use origin_set::OriginSet;
@@ -42,6 +44,12 @@ impl<'s> Policy<'s> {
     #[inline]
     pub fn limits(self) -> &'s [Limit] {
         self.table.limits(self.record)
+    }
+
+    /// The number of [limits](Self::limits).
+    #[inline]
+    pub(super) fn limit_count(self) -> usize {
+        self.record.limit_count.into()
     }
 
     /// The policy's texts at the end of an answer that names the limit at `position`, or no limit.

@@ -37,7 +37,7 @@ pub(in crate::snapshot) struct PolicyRecord {
     restrictions: u64,
     /// Index into `PolicyTable::bases`.
     base: u32,
-    limit_count: u16,
+    pub(super) limit_count: u16,
     /// Whether there is a list of networks. It may be empty, and then admits no address.
     pub(super) has_networks: bool,
     /// Whether there is a list of origins. It may be empty, and then admits no origin.
@@ -45,6 +45,17 @@ pub(in crate::snapshot) struct PolicyRecord {
 }
 
 const _: () = assert!(size_of::<PolicyRecord>() == 24);
+
+#[cfg(test)]
+impl PolicyRecord {
+    pub(super) fn limits_start(&self) -> u64 {
+        self.limits
+    }
+
+    pub(super) fn restrictions_start(&self) -> u64 {
+        self.restrictions
+    }
+}
 
 /// The texts of a policy. Nearly all policies of a table share a few of them.
 pub(super) struct PolicyBase {
@@ -239,6 +250,11 @@ impl PolicyTable {
         let start = self.restrictions.len() as u64;
         push_bytes(&mut self.restrictions, encoded);
         start
+    }
+
+    #[cfg(test)]
+    pub(super) fn base_count(&self) -> usize {
+        self.bases.len()
     }
 
     /// Bytes of each list.
