@@ -197,7 +197,7 @@ fn described(record: &KeyRecord<'_>) -> String {
 fn empty_list_admits_nothing_and_a_missing_one_everything() {
     let shut =
         KeyRecord { allowed_ips: Some(Arc::default()), allowed_origins: Some(Arc::default()), ..numbered(0) };
-    let (numbers, table) = table(&[numbers_scope(1), shut, numbered(0)], Plans::default());
+    let (numbers, table) = table(&[with_own_scope(1), shut, numbered(0)], Plans::default());
     let [scoped, shut, open] = [0, 1, 2].map(|at| table.get(numbers[at]).expect("a policy"));
     let (ip, origin) = (Some(address("10.0.0.1")), Some("https://a.example"));
     for open in [scoped, open] {
@@ -211,7 +211,7 @@ fn empty_list_admits_nothing_and_a_missing_one_everything() {
     assert!(!open.has_scope("") && !open.has_scopes());
 }
 
-fn numbers_scope(number: usize) -> KeyRecord<'static> {
+fn with_own_scope(number: usize) -> KeyRecord<'static> {
     KeyRecord { scopes: [format!("tenant:{number}:*").into()].into(), ..numbered(0) }
 }
 
@@ -219,11 +219,14 @@ fn numbers_scope(number: usize) -> KeyRecord<'static> {
 #[test]
 fn policies_that_differ_in_one_part_share_the_others() {
     let of_scopes: Vec<_> = (0..1000)
-        .map(|number| KeyRecord { limits: limits(LIMITS[number % 3]), ..numbers_scope(number) })
+        .map(|number| KeyRecord { limits: limits(LIMITS[number % 3]), ..with_own_scope(number) })
         .collect();
     let (_, by_scope) = table(&of_scopes, Plans::default());
     let of_limits: Vec<_> = (0..1000)
-        .map(|number| KeyRecord { limits: limits(&format!("{}/s", number + 1)), ..numbers_scope(number % 3) })
+        .map(|number| KeyRecord {
+            limits: limits(&format!("{}/s", number + 1)),
+            ..with_own_scope(number % 3)
+        })
         .collect();
     let (_, by_limit) = table(&of_limits, Plans::default());
     assert_eq!((by_scope.len(), by_limit.len()), (1000, 1000));
@@ -251,7 +254,7 @@ fn distinct_policy_is_small() {
     type Row = fn(usize) -> (KeyRecord<'static>, usize);
     let kinds: [(&str, Row); 5] = [
         ("scopes", |number| {
-            let record = KeyRecord { limits: limits("100/s"), ..numbers_scope(number) };
+            let record = KeyRecord { limits: limits("100/s"), ..with_own_scope(number) };
             let texts = record.scopes.iter().map(|scope| scope.len()).sum();
             (record, texts)
         }),
@@ -278,7 +281,6 @@ fn distinct_policy_is_small() {
         let (policies, bytes) = bytes(&records);
         assert_eq!(policies, KEYS, "{kind}");
         let each = bytes.saturating_sub(shared + texts.iter().sum::<usize>()) / KEYS;
-        println!("{kind}: {each} bytes");
         assert!(each <= 100, "{kind}: {each} bytes");
     }
 }
