@@ -189,7 +189,9 @@ impl Builder {
 
     /// The finished table, and the row policies with which it can be written to a compiled file.
     pub fn finish_with_policies(self) -> (KeyTable, RowPolicies) {
-        let Self { mut keys, interner, .. } = self;
+        let Self { mut keys, interner, policy_indexes, .. } = self;
+        // Trimming a list takes memory for its copy.
+        drop(policy_indexes);
         keyward_memory::trim(&mut keys.entries);
         keys.policies.trim();
         keyward_memory::trim(&mut keys.metadata);

@@ -170,7 +170,7 @@ impl PolicyTable {
             limits: self.add_limits(&limits, base, indexes),
             restrictions: self.add_restrictions(row_policy, indexes),
             base,
-            // Rows and plans have at most 8 limits each.
+            // Rows and plans have at most `MAX_LIMITS` each.
             limit_count: u16::try_from(limits.len()).unwrap_or(u16::MAX),
             has_networks: row_policy.networks().is_some(),
             has_origins: row_policy.origins().is_some(),
