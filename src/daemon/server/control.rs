@@ -30,11 +30,10 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
     let verify = ListeningSocket::new(systemd::VERIFY, daemon.sockets.verify)?;
     let admin = ListeningSocket::new(systemd::ADMIN, daemon.sockets.admin)?;
     let refusals = Arc::new(RefusalCounters::default());
-    let limits = daemon.open_connections.limits();
     let acceptor = Rc::new(Acceptor::new(
         Arc::clone(&daemon.workers),
         daemon.config.server.clients.clone(),
-        daemon.open_connections,
+        daemon.max_connections,
         Arc::clone(&refusals),
         daemon.recorders.audit.clone(),
     ));
@@ -65,8 +64,7 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
         socket = %daemon.config.server.socket.as_path().display(),
         adopted = verify.is_adopted(),
         workers = daemon.workers.len(),
-        max_connections = limits.total,
-        max_connections_per_uid = limits.per_uid,
+        max_connections = daemon.max_connections,
         "listening"
     );
     while signals.next().await == SignalAction::Reload {

@@ -31,6 +31,7 @@ mod format;
 mod id_index;
 mod merge;
 mod owners;
+mod policy;
 mod read;
 #[cfg(test)]
 mod tests;
