@@ -39,9 +39,8 @@
 //! A revocation does not wait for a reload. [`revocation`] sets a bit in the entries of the
 //! snapshot that is being served, [`publish`] advances the epoch, and the acknowledgement comes
 //! when the line is on disk (or the disk has refused it) and every worker has passed the epoch. A
-//! reload marks its
-//! snapshot before the swap, and removes from the list what the source itself has revoked for long
-//! enough.
+//! reload marks its snapshot before the swap, and removes from the list what the source itself has
+//! revoked for long enough.
 //!
 //! # Threads
 //!

@@ -102,10 +102,10 @@ impl Publisher {
         self.epochs.clone()
     }
 
-    /// Makes `snapshot` the current one, advances the epoch, and returns it. Every buffer
-    /// that is filled from now on is answered from it. Once the epoch is
-    /// [passed](Epochs::wait_passed), it is in force on every connection, and no worker uses the
-    /// previous one. To free the previous one later and elsewhere, the caller holds it too.
+    /// Makes `snapshot` the current one, advances the epoch, and returns it. Every buffer that is
+    /// filled from now on is answered from it. Once the epoch is [passed](Epochs::wait_passed), it
+    /// is in force on every connection, and no worker uses the previous one. To free the previous
+    /// one later and elsewhere, the caller holds it too.
     pub fn swap(&self, snapshot: Arc<Snapshot>) -> u64 {
         self.current.store(Some(snapshot));
         self.epochs.advance()

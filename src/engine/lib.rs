@@ -69,7 +69,7 @@
 //! | settle | the quiet period before a file is read |
 //! | guard | the comparison that refuses a source that changes the access of too many keys |
 //! | source | the configured export file |
-//! | bad row | a row that cannot be parsed, repeats a hash, or contradicts another row of its key |
+//! | bad row | a row that cannot be parsed, repeats a hash, or conflicts with another row of its key |
 //! | set aside | of a bad row: its key is disabled, and all other rows take effect |
 //! | takeaway | access that a refused source takes from a key of the snapshot in force |
 //! | withheld | of access: disabled by a row that is set aside, or taken by a takeaway |

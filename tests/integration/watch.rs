@@ -108,15 +108,18 @@ fn constant_replacement_does_not_delay_reloads() {
             }
         });
         wait_until_served(&daemon, "storm");
-        // Replacements that delay reloads delay all of them, by up to ten seconds. A busy disk
-        // delays some.
-        let mut times = (0..20).map(|_| {
+        // Delayed reloads would take up to ten seconds each, in every attempt. A busy disk delays
+        // some.
+        let mut attempts = (0..5).map(|_| {
             let start = Instant::now();
-            let outcome = daemon.reload();
-            assert!(outcome.accepted, "{outcome:?}");
+            for _ in 0..5 {
+                let outcome = daemon.reload();
+                assert!(outcome.accepted, "{outcome:?}");
+            }
             start.elapsed()
         });
-        assert!(times.any(|took| took < Duration::from_secs(2)), "each of 20 reloads took 2 s or more");
+        let is_prompt = attempts.any(|took| took < Duration::from_secs(10));
+        assert!(is_prompt, "in each of five attempts, five reloads took ten seconds or more");
     });
     replace_export(&source, export("last"));
     wait_until_served(&daemon, "last");
@@ -129,11 +132,13 @@ fn reload_beside_a_writer_that_never_pauses_is_refused() {
     // A busy file system can make the writer pause for longer than that; then the reload proves
     // nothing.
     let is_refused = (0..10).any(|_| {
+        let start = Instant::now();
         let (outcome, longest_pause) = reload_beside_a_writer(&daemon);
+        let took = start.elapsed();
         if longest_pause >= SETTLE / 2 {
             return false;
         }
-        assert!(!outcome.accepted, "{outcome:?}");
+        assert!(!outcome.accepted && took < Duration::from_secs(12), "{took:?} {outcome:?}");
         let error = outcome.error.expect("a reason");
         assert!(error.contains("changed while it was read") && error.contains("rename it"), "{error}");
         true

@@ -1,9 +1,8 @@
 //! Answers in flight: made, but not yet taken by the socket, counted by epoch.
 //!
 //! A reload or a revocation is acknowledged only when no answer of an older epoch can be sent any
-//! more. Most answers leave with the write that follows. [`InFlight`] counts the
-//! others, and [`EpochTracker`] ends connections whose peers hold up an acknowledgement for too
-//! long.
+//! more. Most answers leave with the write that follows. [`InFlight`] counts the others, and
+//! [`EpochTracker`] ends connections whose peers hold up an acknowledgement for too long.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};

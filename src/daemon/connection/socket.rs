@@ -2,8 +2,8 @@
 //! send buffer is full.
 //!
 //! tokio's own `UnixStream` is always registered for both. Every answer that a peer reads frees
-//! space in the send buffer, so each would wake the worker for nothing. Reads and writes call
-//! the kernel directly and never block; tokio is asked only whether there is input.
+//! space in the send buffer, so each would wake the worker for nothing. Reads and writes call the
+//! kernel directly and never block; tokio is asked only whether there is input.
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -310,9 +310,12 @@ impl SourceReader<'_> {
             return Err(compiled::ReadError::Holes);
         }
         let mut reader = compiled::Reader::open(read, self.size)?;
-        let heap_bytes = reader.heap_bytes().saturating_add(2 * parallel::worker_count() * THREAD_BYTES);
+        let stacks = 2 * parallel::worker_count() * THREAD_BYTES;
         self.limits
-            .require(reader.memory_bytes(parallel::worker_count()), heap_bytes)
+            .require(
+                reader.memory_bytes(parallel::worker_count()),
+                reader.heap_bytes().saturating_add(stacks),
+            )
             .map_err(io::Error::from)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
         let decoder = reader.read_policies(&mut builder)?;

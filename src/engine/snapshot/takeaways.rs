@@ -1,8 +1,9 @@
 //! Takeaways: the access that a refused source still takes away.
 //!
-//! A source can be refused because of bad rows. Its other rows may revoke a key, disable it or bring
-//! its expiry forward; nothing else in them takes effect, and nothing is granted. Takeaways are marked in the snapshot in force and end with it, because the next
-//! snapshot comes from an accepted source.
+//! A source can be refused because of bad rows. Its other rows may revoke a key, disable it or
+//! bring its expiry forward; nothing else in them takes effect, and nothing is granted. Takeaways
+//! are marked in the snapshot in force and end with it, because the next snapshot comes from an
+//! accepted source.
 
 use serde::{Deserialize, Serialize};
 

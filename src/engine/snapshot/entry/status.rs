@@ -95,7 +95,7 @@ impl AtomicStatus {
         match self.0.load(Ordering::Relaxed) {
             ACTIVE => Status::Active,
             TAKEN_REVOKED.. => Status::Revoked,
-            // A revoked row stays revoked. The last known good keys may predate the withdrawal, so
+            // A revoked row stays revoked. The last known good keys may predate the takeaway, so
             // their row may already be revoked.
             byte @ TAKEN_DISABLED.. if decode(byte & ROW_STATUS) == Status::Active => Status::Disabled,
             byte => decode(byte & ROW_STATUS),
