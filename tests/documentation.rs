@@ -109,6 +109,24 @@ fn paths_that_pages_name_exist() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
+/// `F.rs::test` stands for the test in the file `F.rs` of tests/integration.
+#[test]
+fn tests_that_pages_name_exist() {
+    let mut named = 0;
+    for (page, text) in pages() {
+        for span in code_spans(&text) {
+            let Some((file, test)) = span.split_once("::").filter(|(file, _)| file.ends_with(".rs")) else {
+                continue;
+            };
+            let source = fs::read_to_string(root().join("tests/integration").join(file));
+            let exists = source.is_ok_and(|source| source.contains(&format!("fn {test}()")));
+            assert!(exists, "{}: `{span}` is no test", page.display());
+            named += 1;
+        }
+    }
+    assert!(named > 10, "the threat model names its tests");
+}
+
 #[test]
 fn commands_are_documented_and_exist() {
     let help = Command::new(env!("CARGO_BIN_EXE_keyward")).arg("--help").output().expect("starts");
@@ -163,8 +181,9 @@ fn settings() -> BTreeSet<String> {
 
 #[test]
 fn settings_that_pages_name_exist() {
-    const SECTIONS: [&str; 8] = ["server", "source", "keys", "state", "revocation", "usage", "audit", "log"];
-    const FILES: [&str; 2] = [".csv", ".jsonl"];
+    const SECTIONS: [&str; 9] =
+        ["server", "uid_quotas", "source", "keys", "state", "revocation", "usage", "audit", "log"];
+    const FILES: [&str; 3] = [".csv", ".jsonl", ".rs"];
     let settings = settings();
     for (page, text) in pages() {
         for span in code_spans(&text) {

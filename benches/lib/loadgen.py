@@ -11,10 +11,10 @@ WARM_UP_SHARE = 0.25
 MIN_WARM_UP = 0.02
 
 
-def run(server, target, case, seconds, *, rate=None):
+def run(server, target, case, seconds, *, rate=None, prepare=None):
     """Returns the figures of `keyward-bench`, without its histogram.
 
-    The client runs on the first processor. Raises RuntimeError unless every request succeeded.
+    The client runs on the first processor; `prepare` is called in its process first. Raises RuntimeError unless every request succeeded.
     """
     workdir = server.workdir
     command = [
@@ -40,7 +40,9 @@ def run(server, target, case, seconds, *, rate=None):
     command += ["--busy-poll"] if case.spinning else []
     command += ["--rate", str(rate)] if rate else []
     command += ["--answer-size", str(server.answer_size)] if target == "echo" else []
-    process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT + 2 * seconds)
+    process = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT + 2 * seconds, preexec_fn=prepare
+    )
     if process.returncode != 0:
         raise RuntimeError(f"{server.name}, {case.name}: {process.stderr.strip()}")
     figures = json.loads(process.stdout)

@@ -33,11 +33,13 @@ pub enum ErrorCode {
     IdleTimeout = 13,
     /// The daemon is shutting down.
     ShuttingDown = 14,
+    /// The connections of the peer's uid hold more than a quota allows.
+    QuotaExceeded = 15,
 }
 
 impl ErrorCode {
     /// Every code, in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::FrameTooShort,
         Self::FrameTooLong,
         Self::UnsupportedVersion,
@@ -52,6 +54,7 @@ impl ErrorCode {
         Self::TooManyConnections,
         Self::IdleTimeout,
         Self::ShuttingDown,
+        Self::QuotaExceeded,
     ];
 
     /// The code with this value, if this version knows it.
@@ -76,6 +79,7 @@ impl ErrorCode {
             Self::TooManyConnections => "TOO_MANY_CONNECTIONS",
             Self::IdleTimeout => "IDLE_TIMEOUT",
             Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::QuotaExceeded => "QUOTA_EXCEEDED",
         }
     }
 
@@ -90,6 +94,7 @@ impl ErrorCode {
                 | Self::TooManyConnections
                 | Self::IdleTimeout
                 | Self::ShuttingDown
+                | Self::QuotaExceeded
         )
     }
 
@@ -109,9 +114,10 @@ impl ErrorCode {
                 "this daemon does not accept a key in this form; it accepts {} (1 digest, 2 raw)"
             }
             Self::PeerRefused => "uid {} may not connect here; see allow_uids and allow_gids",
-            Self::TooManyConnections => "all {} connections are in use",
+            Self::TooManyConnections => "the limit of {} connections is reached",
             Self::IdleTimeout => "the client sent nothing for {} ms",
             Self::ShuttingDown => "the daemon is shutting down",
+            Self::QuotaExceeded => "the connections of this uid hold more than the quota of {}",
         }
     }
 }

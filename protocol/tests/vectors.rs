@@ -6,10 +6,10 @@
 mod support;
 
 use keyward_protocol::{
-    Answer, Credential, ErrorCode, ErrorFrame, FrameKind, Hello, LimitState, MAX_KEY, MAX_KEY_ID, MAX_NAME,
-    MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, ParsedFrame, ProtocolError, Refund, Request, Response, ScopeMode,
-    Scopes, Verdict, Verify, Welcome, answer_flag, error_flag, parse_frame, refund_flag, truncated_frame,
-    verify_flag,
+    Answer, Credential, ErrorCode, ErrorFrame, FrameKind, Hello, LimitState, MAX_KEY, MAX_KEY_ID,
+    MAX_METADATA, MAX_NAME, MAX_ORIGIN, MAX_OWNER, MAX_SCOPES, ParsedFrame, ProtocolError, Refund, Request,
+    Response, ScopeMode, Scopes, Verdict, Verify, Welcome, answer_flag, error_flag, parse_frame, refund_flag,
+    truncated_frame, verify_flag,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -177,6 +177,46 @@ fn refund_over_its_limits_is_not_encoded() {
     }
 }
 
+/// A text that is cut within a character cannot be decoded.
+#[test]
+fn texts_over_their_limits_are_truncated_at_a_character() {
+    let two_bytes_each = "é".repeat(MAX_METADATA);
+    // Even limits are within a character of this text, odd ones within one of the other.
+    let shifted = format!("a{two_bytes_each}");
+    let up_to = |max: usize| if max.is_multiple_of(2) { &shifted[..max - 1] } else { &shifted[..max] };
+    let limit = LimitState { name: &shifted, ..LimitState::default() };
+    let blank = Answer::without_key(1, Verdict::Allowed, 7);
+    let answer = Answer {
+        limit,
+        key_id: &shifted,
+        owner: &shifted,
+        environment: &shifted,
+        plan: &shifted,
+        metadata: Some(&shifted),
+        shadow_limit: Some(&shifted),
+        ..blank
+    };
+    let truncated = Answer {
+        limit: LimitState { name: up_to(MAX_NAME), ..limit },
+        key_id: up_to(MAX_KEY_ID),
+        owner: up_to(MAX_OWNER),
+        environment: up_to(MAX_NAME),
+        plan: up_to(MAX_NAME),
+        metadata: Some(up_to(MAX_METADATA)),
+        shadow_limit: Some(up_to(MAX_NAME)),
+        ..blank
+    };
+    let error = ErrorFrame { request_id: 1, code: 1, detail: 0, closing: false, message: &two_bytes_each };
+    let shorter = ErrorFrame { message: &two_bytes_each[..254], ..error };
+    for (long, expected) in [
+        (Response::Answer(answer), Response::Answer(truncated)),
+        (Response::Error(error), Response::Error(shorter)),
+    ] {
+        let bytes = Frame::Response(long).to_bytes();
+        assert_eq!(decode(Sender::Daemon, &bytes), Ok((Frame::Response(expected), bytes.len())));
+    }
+}
+
 mod coverage {
     use super::*;
 
@@ -287,6 +327,7 @@ mod coverage {
                     | ErrorCode::TooManyConnections
                     | ErrorCode::IdleTimeout
                     | ErrorCode::ShuttingDown
+                    | ErrorCode::QuotaExceeded
             );
             let covered = vectors.iter().any(|vector| {
                 vector.sender == Sender::Client

@@ -88,6 +88,9 @@ pub mod balances;
 pub mod clock;
 pub mod config;
 pub mod connection;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod log;
 mod log_limit;
 pub mod publish;

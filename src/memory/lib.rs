@@ -44,7 +44,7 @@ pub use prefault::with_prefault;
 pub use prefetch::prefetch;
 pub use reserve::{can_map, ensure_reserve, has_reserve};
 pub use text::{HugeText, TextBuffer, TextWriter};
-pub use vector::{growth, prefault_ahead, reserve_if_possible, trim, zeroed};
+pub use vector::{growth, prefault_ahead, push_bytes, reserve_if_possible, trim, zeroed};
 
 /// The size of a huge page on x86-64, and on arm64 with pages of 4 KiB. On other systems the
 /// request for huge pages has no effect.

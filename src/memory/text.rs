@@ -1,7 +1,7 @@
 //! Texts in huge pages.
 
 use super::huge_pages::{HugePages, HugeVec};
-use super::vector::{growth, reserve_if_possible, trim, zeroed};
+use super::vector::{growth, push_bytes, reserve_if_possible, trim, zeroed};
 
 /// A string in huge pages that only grows.
 pub struct HugeText(HugeVec<u8>);
@@ -19,15 +19,7 @@ impl HugeText {
 
     /// Appends `text`.
     pub fn push_str(&mut self, text: &str) {
-        let (length, bytes) = (self.0.len(), text.as_bytes());
-        self.0.reserve(bytes.len());
-        // SAFETY: `reserve` has made room for the bytes after the existing ones. `text` cannot
-        // overlap this room, because `self` is borrowed mutably. The bytes are initialised before
-        // the length includes them. (The vector's own method copies byte by byte.)
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(length), bytes.len());
-            self.0.set_len(length + bytes.len());
-        }
+        push_bytes(&mut self.0, text.as_bytes());
     }
 
     /// See [`trim`].

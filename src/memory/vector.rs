@@ -37,6 +37,19 @@ pub fn reserve_if_possible<T>(vector: &mut HugeVec<T>, length: usize) {
     let _ = vector.try_reserve_exact(length);
 }
 
+/// Appends `bytes`.
+pub fn push_bytes(vector: &mut HugeVec<u8>, bytes: &[u8]) {
+    let length = vector.len();
+    vector.reserve(bytes.len());
+    // SAFETY: `reserve` has made room for the bytes after the existing ones. `bytes` cannot overlap
+    // this room, because `vector` is borrowed mutably. The bytes are initialised before the length
+    // includes them. (The vector's own method copies byte by byte.)
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), vector.as_mut_ptr().add(length), bytes.len());
+        vector.set_len(length + bytes.len());
+    }
+}
+
 /// Prefaults the next part of the unused capacity of a large vector. Returns the length up to which
 /// it is prefaulted; for a small vector, its capacity.
 pub fn prefault_ahead<T>(vector: &mut HugeVec<T>) -> usize {

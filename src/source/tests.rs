@@ -288,6 +288,28 @@ fn mapping_renames_and_ignores_columns() {
 }
 
 #[test]
+fn required_field_must_be_in_the_header_and_in_every_object() {
+    let mapping = ColumnMapping::default().requiring([Field::Scopes]).expect("it has a column");
+    let text = format!("key_hash,key_id\n{A},k1\n");
+    let outcome = read_from(text.as_bytes(), Format::Csv, &mapping).expect("no I/O error");
+    assert!(outcome.records.is_empty());
+    assert_eq!(
+        outcome.diagnostics.to_string(),
+        "keys:1: there is no column \"scopes\" in the header; if it has another name, set source.columns (under \
+         [source.columns]: scopes = \"COLUMN\")"
+    );
+    let text = format!(
+        "{{\"key_hash\":\"{A}\",\"key_id\":\"k1\"}}\n{{\"key_hash\":\"{B}\",\"key_id\":\"k2\",\"scopes\":null}}\n"
+    );
+    let outcome = read_from(text.as_bytes(), Format::JsonLines, &mapping).expect("no I/O error");
+    assert_eq!(outcome.lines(), [2]);
+    assert_eq!(
+        outcome.diagnostics.to_string(),
+        "keys:1: scopes: it is not in the object, and source.required lists it"
+    );
+}
+
+#[test]
 fn all_problems_of_a_row_are_reported() {
     let outcome = csv(format!(
         "key_hash,key_id,status,expires_at,limits,scopes\n\

@@ -113,6 +113,7 @@ fn symbolic_links_are_not_followed() {
         symlink(&precious, directory.path().join(name)).expect("a link");
     }
     assert!(Journal::open(directory.path().join("usage.jsonl"), NO_ROTATION).is_err());
+    assert!(read(&directory.path().join("usage.jsonl")).is_err());
     assert!(StateDir::open(directory.path(), true).is_err());
     let error = replace(&directory.path().join("state"), |file| file.write_all(b"x"));
     assert!(error.is_err());
@@ -229,6 +230,11 @@ fn file_rotated_by_another_program_is_reopened() {
     fs::write(&path, "").expect("empties");
     journal.append(b"{\"n\":3}\n").expect("writes");
     assert_eq!(text(&path), "{\"n\":3}\n");
+    let moved = directory.path().join("moved");
+    fs::rename(&path, &moved).expect("moves");
+    fs::write(&path, "").expect("creates another file");
+    journal.append(b"{\"n\":4}\n").expect("writes");
+    assert_eq!([text(&path), text(&moved)], ["{\"n\":4}\n", "{\"n\":3}\n"]);
 }
 
 /// A limit of the file size simulates a full disk, because a test without root cannot fill one.

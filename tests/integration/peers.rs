@@ -224,6 +224,28 @@ fn connection_above_the_limit_is_refused() {
 }
 
 #[test]
+fn connection_above_the_limit_of_its_uid_is_refused() {
+    let setup = Setup::new(export());
+    let daemon = setup.config("[server]\nmax_connections = 8\n[uid_quotas]\nconnections = 2").start();
+    let mut peers: Vec<RawClient> = (0..2).map(|_| daemon.connect()).collect();
+    for peer in &mut peers {
+        peer.send(&encode_verify(1, "a"));
+        assert_eq!(peer.receive(), allowed(1));
+    }
+    let mut surplus = daemon.connect();
+    assert_eq!([surplus.receive(), surplus.receive()], [error(0, 12, 2, true), Received::Closed]);
+    let refused = daemon.status().refused_connections;
+    assert_eq!((refused["uid_limit"], refused["limit"]), (1, 0));
+    drop(peers.pop());
+    wait_until("a free connection", || {
+        let mut peer = daemon.connect();
+        // Fails if the daemon has closed the connection already.
+        let _ = peer.stream.write_all(&encode_verify(2, "a"));
+        peer.receive() == allowed(2)
+    });
+}
+
+#[test]
 fn unlisted_user_is_refused() {
     let own = rustix::process::geteuid().as_raw();
     let daemon = Setup::new(export()).config(&format!("[server]\nallow_uids = [{}]", own + 1)).start();

@@ -76,7 +76,10 @@ impl Position {
         let before = &text[..offset.min(text.len())];
         let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        Self { line, column: 1 + String::from_utf8_lossy(&before[line_start..]).chars().count() }
+        let in_line = &before[line_start..];
+        // Editors do not count a byte order mark.
+        let in_line = in_line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(in_line);
+        Self { line, column: 1 + String::from_utf8_lossy(in_line).chars().count() }
     }
 }
 

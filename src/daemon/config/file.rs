@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde::de::Deserializer;
 
 use super::path::{AbsolutePath, SocketPath};
-use super::plan::Plan;
+use super::plan::{Plan, RateText};
 use super::text::{self, MAX_DURATION, Parsed};
 use super::value::{
-    BadRowAction, ColumnName, FileSize, Fraction, LogFormat, LogLevel, NullTextList, SocketMode,
+    BadRowAction, ByteSize, ColumnName, Fraction, LogFormat, LogLevel, NullTextList, SocketMode,
 };
 use super::{DEFAULT_SOCKET, Group, Log, MAX_CONNECTIONS, MAX_ID, MAX_WORKERS};
 use crate::revocation::Retention;
@@ -27,6 +27,8 @@ const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_DURA
 /// Zero disables spinning. Waking a worker takes some 50 us. A wait of more than 20 times that
 /// saves next to nothing, and takes a processor from the applications.
 const BUSY_POLL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_millis(1);
+/// One connection can have the requests of a whole read in flight.
+const MIN_IN_FLIGHT: u32 = 1024;
 /// Zero closes connections at once.
 const DRAIN_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 /// A shorter interval would be a busy loop. Polling only finds what the watcher has missed.
@@ -54,6 +56,7 @@ const MAX_KEEP: u32 = 1000;
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ConfigFile {
     pub(super) server: Server,
+    pub(super) uid_quotas: UidQuotas,
     pub(super) source: Source,
     pub(super) keys: Keys,
     pub(super) plans: BTreeMap<Box<str>, Plan>,
@@ -86,6 +89,17 @@ pub(super) struct Server {
     pub(super) allow_uids: Vec<Id>,
     pub(super) allow_gids: Vec<Id>,
     pub(super) admin_uids: Vec<Id>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table, [uid_quotas]")]
+pub(super) struct UidQuotas {
+    #[serde(deserialize_with = "uid_connections")]
+    pub(super) connections: Option<u32>,
+    pub(super) buffered: Option<ByteSize>,
+    #[serde(deserialize_with = "uid_in_flight")]
+    pub(super) in_flight: Option<u32>,
+    pub(super) rate: Option<RateText>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -125,7 +139,7 @@ pub(super) struct State {
 pub(super) struct Usage {
     #[serde(deserialize_with = "interval")]
     pub(super) interval: Duration,
-    pub(super) max_file_size: FileSize,
+    pub(super) max_file_size: ByteSize,
     #[serde(deserialize_with = "kept_files")]
     pub(super) keep: u32,
 }
@@ -133,7 +147,7 @@ pub(super) struct Usage {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table, [audit]")]
 pub(super) struct Audit {
-    pub(super) max_file_size: FileSize,
+    pub(super) max_file_size: ByteSize,
     #[serde(deserialize_with = "kept_files")]
     pub(super) keep: u32,
 }
@@ -228,14 +242,14 @@ impl Default for Usage {
     fn default() -> Self {
         // Half a gigabyte in all: two million lines, or one day with 1,500 active keys in each
         // minute.
-        Self { interval: Duration::from_secs(60), max_file_size: FileSize::mebibytes(64), keep: 8 }
+        Self { interval: Duration::from_secs(60), max_file_size: ByteSize::mebibytes(64), keep: 8 }
     }
 }
 
 impl Default for Audit {
     fn default() -> Self {
         // Years of events: an event has some 200 bytes, and events are rare.
-        Self { max_file_size: FileSize::mebibytes(16), keep: 8 }
+        Self { max_file_size: ByteSize::mebibytes(16), keep: 8 }
     }
 }
 
@@ -257,6 +271,14 @@ fn workers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D:
 
 fn max_connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     text::integer(deserializer, 1..=MAX_CONNECTIONS)
+}
+
+fn uid_connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    text::integer(deserializer, 1..=MAX_CONNECTIONS).map(Some)
+}
+
+fn uid_in_flight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    text::integer(deserializer, MIN_IN_FLIGHT..=u32::MAX).map(Some)
 }
 
 fn max_bad_rows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {

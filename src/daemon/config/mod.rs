@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::connection::UidQuotas;
 use crate::reload::BadRowPolicy;
 use crate::revocation::Retention;
 use crate::usage;
@@ -69,6 +70,11 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// `[server]`
     pub server: Server,
+    /// `[uid_quotas]`: the maximum number of connections of one uid. `None`: seven eighths of
+    /// `server.max_connections`.
+    pub max_connections_per_uid: Option<usize>,
+    /// `[uid_quotas]`: the other quotas.
+    pub uid_quotas: UidQuotas,
     /// `[source]`
     pub source: Source,
     /// `[keys]`

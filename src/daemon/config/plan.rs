@@ -26,7 +26,7 @@ pub(super) struct Plan(BTreeMap<LimitName, PlanLimit>);
 impl Plan {
     pub(super) fn limits(self) -> Vec<Limit> {
         let limit = |(LimitName(name), PlanLimit { rate: RateText(rate), per: PerText(per), shadow })| {
-            Limit { name, rate, per, shadow }
+            Limit { name: name.into(), rate, per, shadow }
         };
         self.0.into_iter().map(limit).collect()
     }
@@ -49,7 +49,7 @@ impl Text for LimitName {
 }
 
 #[derive(Debug)]
-struct RateText(Rate);
+pub(super) struct RateText(pub(super) Rate);
 
 impl Text for RateText {
     const EXPECTED: &'static str = "a rate such as \"100/s\" or \"1000/h burst 50\"";

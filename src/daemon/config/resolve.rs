@@ -6,15 +6,19 @@ use std::sync::Arc;
 
 use super::file::{self, ConfigFile, Id};
 use super::path::{AbsolutePath, SocketPath, check_usable};
-use super::plan::Plan;
+use super::plan::{Plan, RateText};
 use super::text::Parsed;
-use super::value::{BadRowAction, ColumnName, FileSize};
+use super::value::{BadRowAction, ByteSize, ColumnName};
 use super::{Clients, Config, ConfigError, DEFAULT_STATE_DIR, Keys, MAX_WORKERS, Overrides, Server, Source};
+use crate::connection::UidQuotas;
 use crate::reload::BadRowPolicy;
 use crate::usage;
 use keyward_engine::record::{Plans, PlansError};
 use keyward_source::{ColumnMapping, ColumnMappingError, Field, Format};
 use keyward_state::Rotation;
+
+/// Minimum of `uid_quotas.buffered`: the answers to one full read can be larger than the read.
+const MIN_BUFFERED: u64 = 128 << 10;
 
 /// Where a value comes from. An error about the value names it.
 #[derive(Clone, Copy)]
@@ -47,6 +51,8 @@ pub(super) fn resolve(
     let Overrides { source, socket, admin_socket, state_dir } = overrides;
     Ok(Config {
         server: resolve_server(file, settings.server, socket, admin_socket, state_dir)?,
+        max_connections_per_uid: settings.uid_quotas.connections.map(|connections| connections as usize),
+        uid_quotas: resolve_uid_quotas(file, settings.uid_quotas)?,
         source: resolve_source(file, settings.source, source)?,
         plans: resolve_plans(file, settings.plans, settings.keys.default_plan.take())?,
         keys: resolve_keys(file, settings.keys)?,
@@ -106,6 +112,19 @@ fn resolve_server(
         drain_timeout: settings.drain_timeout,
         clients: Clients { uids: sorted(settings.allow_uids), gids: sorted(settings.allow_gids) },
         admin_uids: sorted(settings.admin_uids),
+    })
+}
+
+fn resolve_uid_quotas(file: Option<&Path>, settings: file::UidQuotas) -> Result<UidQuotas, ConfigError> {
+    let buffered = settings.buffered.map(ByteSize::bytes);
+    if buffered.is_some_and(|bytes| bytes < MIN_BUFFERED) {
+        let problem = "one connection can need 128KiB: write \"128KiB\" or more";
+        return Err(setting_error(file, "uid_quotas.buffered", problem));
+    }
+    Ok(UidQuotas {
+        buffered_bytes: buffered.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        in_flight: settings.in_flight.map(|requests| requests as usize),
+        rate: settings.rate.map(|RateText(rate)| rate),
     })
 }
 
@@ -247,7 +266,7 @@ fn resolve_keys(file: Option<&Path>, keys: file::Keys) -> Result<Keys, ConfigErr
     })
 }
 
-fn rotation(max_file_size: FileSize, keep: u32) -> Rotation {
+fn rotation(max_file_size: ByteSize, keep: u32) -> Rotation {
     Rotation { max_file_size: max_file_size.bytes(), keep }
 }
 

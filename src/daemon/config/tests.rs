@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use keyward_engine::limiter::Rate;
 use keyward_engine::record::{Limit, Per};
 use keyward_source::Field;
 
@@ -57,6 +58,13 @@ fn known_settings(section: &str) -> Vec<String> {
 }
 
 #[test]
+fn byte_order_mark_has_no_column() {
+    let position = |text: &str| parse(text).expect_err(text).position();
+    assert_eq!(position("\u{feff}servers.workers = 2"), Some(Position { line: 1, column: 1 }));
+    assert_eq!(position("\u{feff}# text\n server = 1"), position("# text\n server = 1"));
+}
+
+#[test]
 fn settings_commented_out_in_the_example_are_valid() {
     let is_setting = |line: &str| {
         let begins = |c: char| c.is_ascii_lowercase() || c == '[';
@@ -67,11 +75,12 @@ fn settings_commented_out_in_the_example_are_valid() {
         .map(|line| if is_setting(line) { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
-    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 16);
+    assert_eq!(EXAMPLE.lines().filter(|line| is_setting(line)).count(), 20);
     let config = parse(&used).expect("the example with everything in it");
     assert_eq!(config.server.socket_group, Some(Group::Name("keyward".into())));
     assert_eq!(config.server.admin_socket.as_path(), Path::new(DEFAULT_ADMIN_SOCKET));
-    assert_eq!(config.server.workers, 2);
+    assert_eq!((config.server.workers, config.max_connections_per_uid), (2, Some(3584)));
+    assert_eq!(config.uid_quotas.in_flight, Some(10_000));
     assert_eq!(config.plans.resolve("").map(|(name, limits)| (name, limits.len())), Ok(("free", 2)));
     assert_eq!(config.keys.pepper_file.as_deref(), Some(Path::new("/etc/keyward/pepper")));
     let columns = [(Field::KeyHash, "sha256".into()), (Field::KeyId, "id".into())].into();
@@ -80,7 +89,19 @@ fn settings_commented_out_in_the_example_are_valid() {
 
 #[test]
 fn defaults_are_the_documented_ones() {
-    let Config { server, source, keys, plans, save_interval, usage, audit, log, .. } = valid("");
+    let Config {
+        server,
+        max_connections_per_uid,
+        uid_quotas,
+        source,
+        keys,
+        plans,
+        save_interval,
+        usage,
+        audit,
+        log,
+        ..
+    } = valid("");
     assert_eq!(server.socket.as_path(), Path::new("/run/keyward/keyward.sock"));
     assert_eq!(server.admin_socket.as_path(), Path::new("/run/keyward/admin.sock"));
     assert_eq!(
@@ -90,7 +111,8 @@ fn defaults_are_the_documented_ones() {
     assert_eq!((server.socket_mode.bits(), server.socket_group), (0o660, None));
     assert!((1..=256).contains(&server.workers));
     assert!(server.huge_pages && server.busy_poll.is_zero());
-    assert_eq!(server.max_connections, 4096);
+    assert_eq!((server.max_connections, max_connections_per_uid), (4096, None));
+    assert_eq!(uid_quotas, UidQuotas::default());
     let [idle, drain] = [300, 5].map(Duration::from_secs);
     assert_eq!((server.idle_timeout, server.drain_timeout), (Some(idle), drain));
     assert!(server.clients.allows(0, 0) && server.clients.allows(1000, 1000), "empty lists allow everyone");
@@ -127,6 +149,11 @@ fn settings_are_read() {
         allow_uids = [1001, 1000, 1001]
         allow_gids = [33]
         admin_uids = [1000]
+        [uid_quotas]
+        connections = 1
+        buffered = "128KiB"
+        in_flight = 1024
+        rate = "100000/s burst 200000"
         [keys]
         minted_prefixes = []
         [state]
@@ -147,6 +174,9 @@ fn settings_are_read() {
     assert_eq!(server.admin_socket.as_path(), Path::new("/tmp/admin.sock"), "beside the verify socket");
     assert_eq!(server.socket_group, Some(Group::Id(990)));
     assert_eq!((server.workers, server.max_connections), (256, 1_000_000));
+    assert_eq!(config.max_connections_per_uid, Some(1));
+    let rate = Rate::new(100_000, 1_000_000_000, 200_000).ok();
+    assert_eq!(config.uid_quotas, UidQuotas { buffered_bytes: Some(131_072), in_flight: Some(1024), rate });
     let times = (server.busy_poll, server.idle_timeout, server.drain_timeout);
     assert_eq!((server.huge_pages, times), (false, (Duration::from_millis(1), None, Duration::ZERO)));
     assert!(server.clients.allows(1000, 5) && server.clients.allows(1001, 5) && server.clients.allows(5, 33));
@@ -209,6 +239,14 @@ fn invalid_value_is_refused_with_its_position_and_a_valid_example() {
         (
             "server.workers = \"4\"",
             r#":2:18: server.workers: invalid type: string "4", expected an integer from 1 to 256"#,
+        ),
+        (
+            "[uid_quotas]\nbuffered = \"127KiB\"",
+            r#": uid_quotas.buffered: one connection can need 128KiB: write "128KiB" or more"#,
+        ),
+        (
+            "[uid_quotas]\nin_flight = 1023",
+            r#":3:13: uid_quotas.in_flight: invalid value: integer `1023`, expected an integer from 1024 to 4294967295"#,
         ),
         (
             "server.max_connections = -1",
@@ -318,7 +356,7 @@ fn unknown_setting_is_refused() {
     );
     assert_eq!(
         refused("[sever]"),
-        ":2:2: sever: unknown field `sever`, expected one of `server`, `source`, `keys`, `plans`, `state`, `revocation`, `usage`, `audit`, `log`"
+        ":2:2: sever: unknown field `sever`, expected one of `server`, `uid_quotas`, `source`, `keys`, `plans`, `state`, `revocation`, `usage`, `audit`, `log`"
     );
     assert_eq!(
         refused("source.columns.ownr = \"o\""),

@@ -138,9 +138,13 @@ impl Connection {
             if self.spin_backoff.reads >= reads_per_yield {
                 self.spin_backoff.reads = 0;
                 yield_now().await;
+                context.turns.record_poll();
                 if self.last_read.elapsed() > limit || context.timers.is_draining() {
                     return Ok(None);
                 }
+            }
+            if !context.turns.is_uncontended() {
+                return Ok(None);
             }
             self.spin_backoff.reads += 1;
             if let Some(bytes) = self.try_read()? {

@@ -10,6 +10,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -20,15 +21,21 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::connection::busy_poll::SpinBackoff;
 use crate::connection::socket::Socket;
 use crate::connection::timers::{NEVER, TimerHandle, Wakeup};
+use crate::connection::turns::TurnHandle;
+use crate::connection::uid_account::{Held, QuotaExceededError};
 
 mod buffers;
 mod busy_poll;
 mod counters;
+#[cfg(feature = "fuzzing")]
+mod exchange;
 mod in_flight;
 mod respond;
 mod socket;
 mod timer_fd;
 mod timers;
+mod turns;
+mod uid_account;
 mod worker_context;
 
 #[cfg(test)]
@@ -36,8 +43,12 @@ mod tests;
 
 pub use buffers::INPUT_BYTES;
 pub use counters::Counters;
+#[cfg(feature = "fuzzing")]
+pub use exchange::Exchange;
 pub use respond::{Progress, StopReason, respond};
-pub use worker_context::{Metrics, Shutdown, Timeouts, WorkerContext};
+pub use turns::IdleCount;
+pub use uid_account::{UidAccount, UidQuotas};
+pub use worker_context::{Metrics, Shutdown, Timeouts, VerifyInputs, WorkerContext};
 
 /// How long after a read a connection reads again without having been woken. A read that stops at a
 /// passed descriptor (SCM_RIGHTS) leaves bytes behind, for which epoll reports nothing.
@@ -52,8 +63,12 @@ pub struct Connection {
     socket: Socket,
     context: Rc<WorkerContext>,
     timer: TimerHandle,
+    turn: TurnHandle,
+    account: Arc<UidAccount>,
     /// Input that was read and not answered yet. It may contain a raw key.
     unanswered: Zeroizing<Vec<u8>>,
+    /// Counts `unanswered`.
+    held_input: Held,
     last_read: Instant,
     /// Whether a probe since the last read has found the socket empty.
     is_probed: bool,
@@ -73,6 +88,8 @@ struct Answered {
     stop: StopReason,
     /// Answers that did not fit into the socket's send buffer, and their epoch.
     unsent: Option<(Vec<u8>, u64)>,
+    /// The number of requests that were answered.
+    requests: usize,
 }
 
 /// Why a connection ended without an I/O error.
@@ -82,6 +99,8 @@ pub enum CloseReason {
     PeerClosed,
     /// The peer violated the protocol, and was sent an ERROR.
     ProtocolError,
+    /// The connection would exceed a quota of the peer's uid.
+    QuotaExceeded,
     /// The peer was silent for the idle timeout.
     IdleTimeout,
     /// The daemon is shutting down: the input was answered, and an ERROR announced it.
@@ -91,15 +110,19 @@ pub enum CloseReason {
 }
 
 impl Connection {
-    /// A connection of the worker that `context` belongs to.
-    pub fn new(stream: UnixStream, context: Rc<WorkerContext>) -> Self {
+    /// A connection on the worker that `context` belongs to, and the account of the peer's uid.
+    pub fn new(stream: UnixStream, account: Arc<UidAccount>, context: Rc<WorkerContext>) -> Self {
         let last_read = Instant::now();
         let timer = context.timers.register(last_read + context.timeouts.idle.unwrap_or(NEVER));
+        let turn = context.turns.register(account.uid());
         Self {
             socket: Socket::new(stream),
             context,
             timer,
+            turn,
+            account,
             unanswered: Zeroizing::default(),
+            held_input: Held::default(),
             last_read,
             is_probed: true,
             spin_backoff: SpinBackoff::default(),
@@ -112,10 +135,14 @@ impl Connection {
     /// When the socket fails, or the peer does not read its answers in time.
     pub async fn serve(mut self) -> io::Result<CloseReason> {
         loop {
-            let wake = match self.spin().await? {
-                Some(bytes) => WakeReason::Input(bytes),
-                None => self.wait().await?,
+            let wake = match self.account.delay() {
+                Some(delay) => self.sleep(delay).await,
+                None => match self.spin().await? {
+                    Some(bytes) => Some(WakeReason::Input(bytes)),
+                    None => Some(self.wait().await?),
+                },
             };
+            let Some(wake) = wake else { continue };
             let closed = match wake {
                 WakeReason::Input(bytes) => self.on_input(bytes).await?,
                 WakeReason::Timer(Wakeup::Deadline) => self.on_timeout().await?,
@@ -128,7 +155,7 @@ impl Connection {
         }
     }
 
-    /// Waits for input, and reads it into the shared buffer.
+    /// Waits for input and the connection's turn, and reads into the shared buffer.
     async fn wait(&mut self) -> io::Result<WakeReason> {
         std::future::poll_fn(|cx| {
             // Checked before the socket: a peer that never stops sending would otherwise hide the
@@ -136,14 +163,31 @@ impl Connection {
             if self.context.timers.is_draining() {
                 return Poll::Ready(Ok(WakeReason::Timer(Wakeup::Drain)));
             }
-            let mut buffers = self.context.buffers.borrow_mut();
-            let space = buffers.space_after(self.unanswered.len());
-            if let Poll::Ready(read) = self.socket.poll_read(cx, space) {
-                return Poll::Ready(read.map(WakeReason::Input));
+            while let Poll::Ready(readable) = self.socket.poll_readable(cx) {
+                let mut readable = readable?;
+                if self.turn.poll_begin(cx).is_pending() {
+                    // Only a shutdown matters while input waits: the peer is not silent.
+                    let _ = self.timer.poll(cx);
+                    return Poll::Pending;
+                }
+                let mut buffers = self.context.buffers.borrow_mut();
+                let space = buffers.space_after(self.unanswered.len());
+                if let Some(bytes) = readable.read(space)? {
+                    return Poll::Ready(Ok(WakeReason::Input(bytes)));
+                }
+                self.turn.give_up();
             }
             self.timer.poll(cx).map(|wakeup| Ok(WakeReason::Timer(wakeup)))
         })
         .await
+    }
+
+    /// Sleeps for as long as the rate of the peer's uid requires, or until the daemon shuts down.
+    async fn sleep(&mut self, delay: Duration) -> Option<WakeReason> {
+        let deadline = Instant::now() + delay;
+        self.timer.set_deadline(deadline + NEVER);
+        let woken = std::future::poll_fn(|cx| self.timer.poll(cx).map(WakeReason::Timer));
+        timeout_at(deadline, woken).await.ok()
     }
 
     /// Answers `bytes` of new input, which follow the input that is still unanswered.
@@ -158,7 +202,20 @@ impl Connection {
         let mut answered = self.answer(bytes)?;
         loop {
             if let Some((unsent, epoch)) = answered.unsent {
+                let Ok(_held) = self.account.hold(unsent.len(), answered.requests) else {
+                    // There is no space for an ERROR.
+                    return Ok(Some(CloseReason::QuotaExceeded));
+                };
                 self.flush(&unsent, epoch).await?;
+            }
+            match self.account.hold(self.unanswered.len(), 0) {
+                Ok(held) => self.held_input = held,
+                Err(QuotaExceededError { quota }) => {
+                    let detail = u32::try_from(quota).unwrap_or(u32::MAX);
+                    self.send_error(ProtocolError::new(ErrorCode::QuotaExceeded, detail, 0))?;
+                    self.discard_input();
+                    return Ok(Some(CloseReason::QuotaExceeded));
+                }
             }
             answered = match answered.stop {
                 StopReason::NeedInput => return Ok(None),
@@ -170,32 +227,32 @@ impl Connection {
                     self.discard_input();
                     return Ok(Some(CloseReason::ShutDown));
                 }
-                StopReason::OutputFull => self.answer(0)?,
+                StopReason::OutputFull => {
+                    self.turn.begin().await;
+                    self.answer(0)?
+                }
                 StopReason::Superseded => {
                     // Lets the worker take the new snapshot first.
                     tokio::task::yield_now().await;
+                    self.turn.begin().await;
                     self.answer(0)?
                 }
             };
         }
     }
 
-    /// Answers the input once, and writes as many answers as the socket takes. There is no await,
-    /// so that the shared buffers belong to this connection throughout.
+    /// Answers the input once, writes as many answers as the socket takes, and ends the connection's
+    /// turn. There is no await, so that the shared buffers belong to this connection throughout.
     fn answer(&mut self, new_bytes: usize) -> io::Result<Answered> {
         let context = Rc::clone(&self.context);
         let mut buffers = context.buffers.borrow_mut();
-        let (input, output) = buffers.filled(&mut self.unanswered, new_bytes);
-        let (progress, epoch) = context.respond(input, output);
-        let (consumed, rest) = input.split_at_mut(progress.consumed);
-        self.unanswered.extend_from_slice(rest);
-        rest.zeroize();
-        if progress.had_raw_key {
-            consumed.zeroize();
-        }
+        let (progress, epoch, output) =
+            buffers.answer(&mut self.unanswered, new_bytes, |input, output| context.respond(input, output));
         let written = self.socket.try_write(output)?;
+        self.turn.end(progress.consumed + output.len());
+        self.account.charge(progress.requests);
         let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
-        Ok(Answered { stop: progress.stop, unsent })
+        Ok(Answered { stop: progress.stop, unsent, requests: progress.requests })
     }
 
     /// Writes all of `bytes`, waiting for the peer to read. Gives up after the idle timeout, or
@@ -282,6 +339,7 @@ impl Connection {
 
     /// Answers the input that has arrived, and sends the ERROR that announces the shutdown.
     async fn drain(&mut self) -> io::Result<CloseReason> {
+        self.turn.give_up();
         for _ in 0..MAX_FINAL_READS {
             let Some(bytes) = self.try_read()? else {
                 break;

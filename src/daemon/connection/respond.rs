@@ -25,6 +25,8 @@ const OUTPUT_FULL: usize = 64 * 1024;
 pub struct Progress {
     /// Bytes of input that have been answered.
     pub consumed: usize,
+    /// The number of frames in them.
+    pub requests: usize,
     /// Why it stopped.
     pub stop: StopReason,
     /// Whether these bytes may contain a raw key and must be wiped.
@@ -59,7 +61,7 @@ pub fn respond(
     counters: &Counters,
     usage: &mut UsageLog,
 ) -> Progress {
-    let mut progress = Progress { consumed: 0, stop: StopReason::NeedInput, had_raw_key: false };
+    let mut progress = Progress { consumed: 0, requests: 0, stop: StopReason::NeedInput, had_raw_key: false };
     let mut batch = RequestBatch::default();
     loop {
         if output.len() >= OUTPUT_FULL {
@@ -72,6 +74,7 @@ pub fn respond(
             usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.usage());
             decision.encode(output);
         });
+        progress.requests += answered;
         let answered_bytes = answered.checked_sub(1).map_or(0, |last| batch.ends[last]);
         if answered < batch.requests.len() {
             progress.consumed += answered_bytes;
@@ -87,6 +90,7 @@ pub fn respond(
             decision.encode(output);
         }
         progress.consumed += batch.end;
+        progress.requests += usize::from(batch.terminator.is_some());
         match batch.terminator.take() {
             Some(Terminator::Hello(hello)) => match welcome(hello, verifier, idle_timeout_ms) {
                 Ok(welcome) => welcome.encode(output),
@@ -95,7 +99,12 @@ pub fn respond(
             Some(Terminator::Error(error)) => write_error(error, counters, output),
             Some(Terminator::FramingLost(error)) => {
                 write_error(error, counters, output);
-                return Progress { consumed: input.len(), stop: StopReason::FramingLost, had_raw_key: true };
+                return Progress {
+                    consumed: input.len(),
+                    stop: StopReason::FramingLost,
+                    had_raw_key: true,
+                    ..progress
+                };
             }
             None if answered < BATCH_SIZE => return progress,
             Some(Terminator::Refund(_)) | None => {}

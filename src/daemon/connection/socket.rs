@@ -9,12 +9,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 /// A connected socket.
 pub(super) struct Socket {
@@ -29,23 +29,14 @@ impl Socket {
         Self { stream: Rc::new(stream), readable: None }
     }
 
-    /// Reads into `space`, or registers the task to be woken when there is input.
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
+    /// Waits until there may be input; otherwise registers the task to be woken when there is.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Readable<'_>>> {
         let readable = match &mut self.readable {
             Some(readable) => readable,
             none => none.insert(register(Rc::clone(&self.stream), Interest::READABLE)?),
         };
-        loop {
-            let mut ready = ready!(readable.poll_read_ready(cx))?;
-            let read = recv(&self.stream, &mut *space, RecvFlags::DONTWAIT);
-            // A short read has emptied the socket, and saves the read that would return EAGAIN.
-            if read.is_ok_and(|(_, count)| count < space.len()) || read == Err(Errno::AGAIN) {
-                ready.clear_ready();
-            }
-            if !matches!(read, Err(Errno::AGAIN | Errno::INTR)) {
-                return Poll::Ready(read.map(|(_, count)| count).map_err(Into::into));
-            }
-        }
+        let stream = &self.stream;
+        readable.poll_read_ready(cx).map_ok(|readiness| Readable { stream, readiness })
     }
 
     /// Reads without waiting, regardless of the readiness that tokio has recorded. `None`: there is
@@ -78,6 +69,31 @@ impl Socket {
         // epoll accepts a descriptor only once.
         self.readable = None;
         register(Rc::clone(&self.stream), Interest::WRITABLE)?.writable().await.map(drop)
+    }
+}
+
+/// A socket that may have input.
+pub(super) struct Readable<'a> {
+    stream: &'a UnixStream,
+    readiness: AsyncFdReadyGuard<'a, Rc<UnixStream>>,
+}
+
+impl Readable<'_> {
+    /// Reads into `space`. `None`: there is no input.
+    pub(super) fn read(&mut self, space: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            let read = recv(self.stream, &mut *space, RecvFlags::DONTWAIT);
+            // A short read has emptied the socket, and saves the read that would return EAGAIN.
+            if read.is_ok_and(|(_, count)| count < space.len()) || read == Err(Errno::AGAIN) {
+                self.readiness.clear_ready();
+            }
+            return match read {
+                Ok((_, count)) => Ok(Some(count)),
+                Err(Errno::AGAIN) => Ok(None),
+                Err(Errno::INTR) => continue,
+                Err(error) => Err(error.into()),
+            };
+        }
     }
 }
 

@@ -20,6 +20,8 @@ use crate::usage::UsageLog;
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_engine::limiter::Limiter;
 
+mod fairness;
+mod quotas;
 mod supersession;
 
 /// Longer than any test: a connection spins until something else ends it.
@@ -40,26 +42,35 @@ impl Worker {
         let (drain, draining) = watch::channel(false);
         let closed = Arc::new(AtomicBool::new(false));
         let context = WorkerContext::new(
-            subscriptions.remove(0),
-            Limiter::new().into(),
-            GlobalPolicy::default().into(),
-            Clock::new(),
+            VerifyInputs {
+                subscription: subscriptions.remove(0),
+                limiter: Limiter::new().into(),
+                global_policy: GlobalPolicy::default().into(),
+                clock: Clock::new(),
+            },
             Metrics { counters: Arc::default(), usage: UsageLog::detached() },
             Timeouts { idle: None, unsent_answers: FOREVER, busy_poll },
             Shutdown { draining, closed: Arc::clone(&closed) },
+            IdleCount::default(),
         );
         spawn_local(Rc::clone(&context).run_timers());
+        spawn_local(Rc::clone(&context).run_turns());
         Self { context, drain, closed }
     }
 
     fn connect(&self) -> Peer {
-        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        self.serve(ours, theirs)
+        self.connect_as(0)
     }
 
-    fn serve(&self, ours: UnixStream, theirs: UnixStream) -> Peer {
+    /// Connects as a peer with this uid.
+    fn connect_as(&self, uid: u32) -> Peer {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        self.serve(ours, theirs, UidAccount::new(uid, UidQuotas::default()))
+    }
+
+    fn serve(&self, ours: UnixStream, theirs: UnixStream, account: Arc<UidAccount>) -> Peer {
         ours.set_nonblocking(true).expect("a non-blocking socket");
-        let served = spawn_local(Connection::new(theirs, Rc::clone(&self.context)).serve());
+        let served = spawn_local(Connection::new(theirs, account, Rc::clone(&self.context)).serve());
         Peer { stream: ours, sent: 0, served }
     }
 
@@ -147,7 +158,7 @@ async fn slow_reader_receives_all_answers_and_the_shutdown_error() {
             let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
             // The kernel rounds it up to its minimum.
             set_socket_send_buffer_size(&theirs, 1).expect("a send buffer");
-            let mut peer = worker.serve(ours, theirs);
+            let mut peer = worker.serve(ours, theirs, UidAccount::new(0, UidQuotas::default()));
             peer.send(requests);
             (peer, requests)
         })
@@ -175,14 +186,14 @@ async fn slow_reader_receives_all_answers_and_the_shutdown_error() {
 #[tokio::test(flavor = "local")]
 async fn peer_that_never_stops_sending_is_drained() {
     let worker = Worker::start(FOREVER);
-    let fill = INPUT_BYTES / request().len();
     // Two spinning connections yield after each read, which leaves time to send more before the
-    // next.
+    // next. Together, their reads are smaller than a turn: larger ones end the spinning.
+    let requests = INPUT_BYTES / request().len() / 8;
     let mut peers = [worker.connect(), worker.connect()];
     let exchange = |peers: &mut [Peer]| {
         for peer in peers {
             peer.receive();
-            peer.send(2 * fill);
+            peer.send(requests);
         }
     };
     yield_until("both to spin", || {
@@ -195,7 +206,7 @@ async fn peer_that_never_stops_sending_is_drained() {
         exchange(&mut peers);
         yield_now().await;
         let answers = worker.answers() - before;
-        assert!(answers >= 2 * fill as u64, "{answers} answers: not two full buffers");
+        assert!(answers >= 2 * requests as u64, "{answers} answers: a connection found no input");
     }
     worker.drain.send_replace(true);
     yield_until("the connections to close", || {

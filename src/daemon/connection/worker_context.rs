@@ -18,6 +18,7 @@ use crate::connection::in_flight::{EpochTracker, InFlight};
 use crate::connection::respond::{Progress, StopReason, respond};
 use crate::connection::timer_fd::TimerFd;
 use crate::connection::timers::Timers;
+use crate::connection::turns::{IdleCount, Turns};
 use crate::publish::Subscription;
 use crate::usage::UsageLog;
 use keyward_engine::global_policy::GlobalPolicy;
@@ -64,6 +65,18 @@ pub struct Shutdown {
     pub closed: Arc<AtomicBool>,
 }
 
+/// What requests are decided by.
+pub struct VerifyInputs {
+    /// The snapshots, as they are published.
+    pub subscription: Subscription,
+    /// The buckets.
+    pub limiter: Arc<Limiter>,
+    /// The global policy until there is a snapshot.
+    pub global_policy: Arc<GlobalPolicy>,
+    /// The time of the decisions.
+    pub clock: Clock,
+}
+
 /// The state that the connections of one worker share.
 pub struct WorkerContext {
     pub(super) buffers: RefCell<Buffers>,
@@ -72,6 +85,7 @@ pub struct WorkerContext {
     pub(super) timeouts: Timeouts,
     pub(super) spin_permits: SpinPermits,
     pub(super) timers: Rc<Timers>,
+    pub(super) turns: Rc<Turns>,
     subscription: RefCell<Subscription>,
     usage: RefCell<UsageLog>,
     limiter: Arc<Limiter>,
@@ -84,13 +98,11 @@ pub struct WorkerContext {
 impl WorkerContext {
     /// The context of a worker. To be created on the worker's thread.
     pub fn new(
-        subscription: Subscription,
-        limiter: Arc<Limiter>,
-        global_policy: Arc<GlobalPolicy>,
-        clock: Clock,
+        VerifyInputs { subscription, limiter, global_policy, clock }: VerifyInputs,
         Metrics { counters, usage }: Metrics,
         timeouts: Timeouts,
         shutdown: Shutdown,
+        idle_count: IdleCount,
     ) -> Rc<Self> {
         Rc::new(Self {
             buffers: RefCell::new(Buffers::new()),
@@ -99,6 +111,7 @@ impl WorkerContext {
             timeouts,
             spin_permits: SpinPermits::default(),
             timers: Timers::new(),
+            turns: Turns::new(idle_count),
             subscription: RefCell::new(subscription),
             usage: RefCell::new(usage),
             limiter,
@@ -116,7 +129,12 @@ impl WorkerContext {
         // Read before any state whose change advances the epoch.
         let epoch = subscription.epoch();
         if self.shutdown.closed.load(Ordering::Relaxed) {
-            let progress = Progress { consumed: input.len(), stop: StopReason::ShutDown, had_raw_key: true };
+            let progress = Progress {
+                consumed: input.len(),
+                requests: 0,
+                stop: StopReason::ShutDown,
+                had_raw_key: true,
+            };
             return (progress, epoch);
         }
         let shared = subscription.load_arc();
@@ -140,6 +158,11 @@ impl WorkerContext {
     /// Fires the connections' timers for as long as the worker runs.
     pub async fn run_timers(self: Rc<Self>) {
         Rc::clone(&self.timers).run(self.shutdown.draining.clone()).await;
+    }
+
+    /// Lets the connections take turns for as long as the worker runs.
+    pub async fn run_turns(self: Rc<Self>) {
+        Rc::clone(&self.turns).run().await;
     }
 
     /// Follows the epochs until the publisher is gone. Takes a new snapshot at once, so that an

@@ -227,7 +227,7 @@ impl SourceReader<'_> {
         // Ids whose rows contradict each other.
         let mut contradicting = BTreeSet::new();
         let mut sink = |line: u64, record: &KeyRecord<'_>| {
-            let growth = builder.growth(1, record.key_id.len() + record.owner.len(), record.metadata.len());
+            let growth = builder.growth(record);
             rows += 1;
             if growth > 0 || rows.is_multiple_of(ROWS_PER_CHECK) {
                 let heap_bytes = builder.heap_bytes();
@@ -256,7 +256,7 @@ impl SourceReader<'_> {
         }
         read.map_err(|error| self.io_error(error))?;
         let set_aside = diagnostics.retained_bad_rows().len();
-        let growth = builder.growth(set_aside, set_aside * MAX_KEY_ID, 0);
+        let growth = builder.set_aside_growth(set_aside, set_aside * MAX_KEY_ID);
         self.limits.require(growth, builder.heap_bytes()).map_err(|limit| self.io_error(limit.into()))?;
         let bad_rows = on_bad_row.apply(diagnostics, &mut builder, &contradicting)?;
         Ok(ParsedRows { builder, source_time: None, bad_rows })

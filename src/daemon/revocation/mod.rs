@@ -134,6 +134,12 @@ pub fn load(directory: Option<Arc<StateDir>>) -> Result<LoadedList, LoadError> {
 }
 
 impl LoadedList {
+    /// All entries, in the order of their names.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn entries(&self) -> Vec<(Target, RevocationRecord)> {
+        self.list.page(None, usize::MAX, |entry| entry.record)
+    }
+
     /// The loss that an operator has accepted, if there was one, and the number of remaining
     /// revocations.
     pub fn accepted_loss(&self) -> Option<(AcceptanceRecord, usize)> {

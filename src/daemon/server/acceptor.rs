@@ -14,8 +14,9 @@ use tracing::{info, warn};
 use crate::audit::{Audit, Peer, Socket};
 use crate::config::Clients;
 use crate::log_limit::LogLimit;
+use crate::server::connection_limits::{LimitReached, OpenConnections};
 use crate::server::listening_socket::ListeningSocket;
-use crate::server::worker::Worker;
+use crate::server::worker::{AssignedConnection, Worker};
 
 /// The pause after the system has run out of descriptors or memory and the reserve descriptor did
 /// not help either.
@@ -25,22 +26,22 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 pub(super) struct Acceptor {
     workers: Arc<[Worker]>,
     clients: Clients,
-    max_connections: usize,
+    open: OpenConnections,
     refusals: Arc<RefusalCounters>,
     audit: Audit,
     log_limit: LogLimit,
 }
 
 impl Acceptor {
-    /// Accepts connections of `clients`, up to `max_connections` at a time.
+    /// Accepts connections of `clients`, up to the limits of `open`.
     pub(super) fn new(
         workers: Arc<[Worker]>,
         clients: Clients,
-        max_connections: usize,
+        open: OpenConnections,
         refusals: Arc<RefusalCounters>,
         audit: Audit,
     ) -> Self {
-        Self { workers, clients, max_connections, refusals, audit, log_limit: LogLimit::default() }
+        Self { workers, clients, open, refusals, audit, log_limit: LogLimit::default() }
     }
 
     /// Accepts connections forever. When the process has no descriptor left, the next connection is
@@ -56,7 +57,10 @@ impl Acceptor {
                     // Does not wait: the peer may be gone, and a descriptor may be free for the
                     // next one.
                     match socket.accept_with_reserve().await {
-                        Some(Ok(stream)) => reject(stream.into_std(), self.too_many_connections()),
+                        Some(Ok(stream)) => {
+                            let limits = self.open.limits();
+                            reject(stream.into_std(), too_many_connections(limits.total));
+                        }
                         Some(Err(error)) if !is_connection_error(&error) => {
                             tokio::time::sleep(BACK_OFF).await;
                         }
@@ -92,26 +96,28 @@ impl Acceptor {
             self.audit.refuse_peer(Socket::Verify, Peer { uid, pid: peer.pid() });
             return reject(Ok(stream), ProtocolError::new(ErrorCode::PeerRefused, uid, 0));
         }
-        let open: usize = self.workers.iter().map(Worker::open_connections).sum();
-        if open >= self.max_connections {
-            if self.log_limit.may_log() {
-                warn!(
-                    open,
-                    "connections refused: server.max_connections is reached; more of them are counted only"
-                );
-            }
-            self.refusals.limit.fetch_add(1, Ordering::Relaxed);
-            return reject(Ok(stream), self.too_many_connections());
-        }
+        let guard = match self.open.add(uid) {
+            Ok(guard) => guard,
+            Err(reached) => return reject(Ok(stream), self.refuse_surplus(uid, reached)),
+        };
         if let Some(worker) = self.workers.iter().min_by_key(|worker| worker.open_connections()) {
             worker.counters.count_connection();
-            worker.assign(stream);
+            worker.assign(AssignedConnection { stream, guard });
         }
     }
 
-    fn too_many_connections(&self) -> ProtocolError {
-        let limit = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
-        ProtocolError::new(ErrorCode::TooManyConnections, limit, 0)
+    /// Counts and logs a connection above a limit, and returns the error for its peer.
+    fn refuse_surplus(&self, uid: u32, reached: LimitReached) -> ProtocolError {
+        let limits = self.open.limits();
+        let (counter, limit, setting) = match reached {
+            LimitReached::Total => (&self.refusals.limit, limits.total, "server.max_connections"),
+            LimitReached::PerUid => (&self.refusals.uid_limit, limits.per_uid, "uid_quotas.connections"),
+        };
+        if self.log_limit.may_log() {
+            warn!(uid, limit, "connections refused: {setting} is reached; more of them are counted only");
+        }
+        counter.fetch_add(1, Ordering::Relaxed);
+        too_many_connections(limit)
     }
 
     fn count_system_error(&self, message: &str, error: &io::Error) {
@@ -120,6 +126,11 @@ impl Acceptor {
         }
         self.refusals.system.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+fn too_many_connections(limit: usize) -> ProtocolError {
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+    ProtocolError::new(ErrorCode::TooManyConnections, limit, 0)
 }
 
 /// Sends an ERROR as far as the socket takes it at once, and closes the connection.
@@ -145,13 +156,19 @@ fn is_connection_error(error: &io::Error) -> bool {
 pub(super) struct RefusalCounters {
     peer: AtomicU64,
     limit: AtomicU64,
+    uid_limit: AtomicU64,
     system: AtomicU64,
 }
 
 impl RefusalCounters {
     /// The counts by the name of the reason, as `status` reports them.
     pub(super) fn by_reason(&self) -> BTreeMap<String, u64> {
-        let all = [("peer", &self.peer), ("limit", &self.limit), ("system", &self.system)];
+        let all = [
+            ("peer", &self.peer),
+            ("limit", &self.limit),
+            ("uid_limit", &self.uid_limit),
+            ("system", &self.system),
+        ];
         all.into_iter().map(|(name, count)| (name.to_owned(), count.load(Ordering::Relaxed))).collect()
     }
 }

@@ -30,10 +30,11 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
     let verify = ListeningSocket::new(systemd::VERIFY, daemon.sockets.verify)?;
     let admin = ListeningSocket::new(systemd::ADMIN, daemon.sockets.admin)?;
     let refusals = Arc::new(RefusalCounters::default());
+    let limits = daemon.open_connections.limits();
     let acceptor = Rc::new(Acceptor::new(
         Arc::clone(&daemon.workers),
         daemon.config.server.clients.clone(),
-        daemon.max_connections,
+        daemon.open_connections,
         Arc::clone(&refusals),
         daemon.recorders.audit.clone(),
     ));
@@ -64,7 +65,8 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
         socket = %daemon.config.server.socket.as_path().display(),
         adopted = verify.is_adopted(),
         workers = daemon.workers.len(),
-        max_connections = daemon.max_connections,
+        max_connections = limits.total,
+        max_connections_per_uid = limits.per_uid,
         "listening"
     );
     while signals.next().await == SignalAction::Reload {

@@ -22,6 +22,7 @@ use keyward_state as state;
 
 mod acceptor;
 mod admin_handler;
+mod connection_limits;
 mod control;
 mod descriptors;
 mod listener;

@@ -43,8 +43,10 @@ pub(super) fn config_loader(started_with: Config, load_config: LoadConfig, audit
 /// The sections with changes that need a restart.
 fn restart_only_changes(before: &Config, after: &Config) -> Vec<&'static str> {
     let state = |config: &Config| (config.save_interval, config.keep_snapshot);
+    let uid_quotas = |config: &Config| (config.max_connections_per_uid, config.uid_quotas);
     let sections = [
         ("[server]", before.server != after.server),
+        ("[uid_quotas]", uid_quotas(before) != uid_quotas(after)),
         ("[state]", state(before) != state(after)),
         ("[usage]", before.usage != after.usage),
         ("[audit]", before.audit != after.audit),

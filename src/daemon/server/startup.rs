@@ -16,11 +16,12 @@ use crate::audit::{Audit, Event};
 use crate::balances::{BalanceSaver, BalanceSource};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::connection::{Counters, Metrics, Shutdown, Timeouts, WorkerContext};
+use crate::connection::{Counters, Metrics, Shutdown, Timeouts, VerifyInputs, WorkerContext};
 use crate::log::Log;
 use crate::publish::{Epochs, Publisher, SnapshotReader, Subscription};
 use crate::reload::{History, LastGoodStore, Reloader, Settings, Trigger, trigger_channel};
 use crate::revocation::{self, Revocations};
+use crate::server::connection_limits::{ConnectionLimits, OpenConnections};
 use crate::server::descriptors::connection_limit;
 use crate::server::listener::{Listener, ListenerSpec};
 use crate::server::reload_config::{config_loader, configuration_event, settings};
@@ -57,7 +58,7 @@ pub(super) struct Startup {
 /// A started daemon: its threads run, and its sockets are bound but not accepted from yet.
 pub(super) struct Daemon {
     pub(super) config: Config,
-    pub(super) max_connections: usize,
+    pub(super) open_connections: OpenConnections,
     pub(super) sockets: Sockets,
     pub(super) recorders: Recorders,
     pub(super) revocations: Arc<Revocations>,
@@ -86,6 +87,7 @@ impl Startup {
         memory::set_huge_pages(config.server.huge_pages);
         memory::ensure_reserve();
         let max_connections = connection_limit(config.server.max_connections, config.server.workers);
+        let limits = ConnectionLimits::new(max_connections, config.max_connections_per_uid);
 
         // Before the state directory, which another daemon may still hold: clients that connect
         // meanwhile wait for their answers.
@@ -134,8 +136,8 @@ impl Startup {
             runtime,
         })?;
         Ok(Daemon {
+            open_connections: OpenConnections::new(limits, config.uid_quotas),
             config,
-            max_connections,
             sockets,
             recorders,
             revocations,
@@ -279,10 +281,15 @@ fn start_workers(
     for (number, (subscription, usage)) in subscriptions.into_iter().zip(usage_logs).enumerate() {
         let counters = Arc::new(Counters::default());
         let metrics = Metrics { counters: Arc::clone(&counters), usage };
-        let (limiter, global_policy) = (Arc::clone(limiter), Arc::clone(&settings.global_policy));
-        let (clock, shutdown) = (clock.clone(), shutdown.clone());
-        let worker = Worker::start(number, counters, move || {
-            WorkerContext::new(subscription, limiter, global_policy, clock, metrics, timeouts, shutdown)
+        let inputs = VerifyInputs {
+            subscription,
+            limiter: Arc::clone(limiter),
+            global_policy: Arc::clone(&settings.global_policy),
+            clock: clock.clone(),
+        };
+        let shutdown = shutdown.clone();
+        let worker = Worker::start(number, counters, move |idle_count| {
+            WorkerContext::new(inputs, metrics, timeouts, shutdown, idle_count)
         });
         workers.push(worker.map_err(os_error("start a worker"))?);
     }

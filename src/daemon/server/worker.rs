@@ -14,13 +14,20 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::connection::{Connection, Counters, WorkerContext};
+use crate::connection::{Connection, Counters, IdleCount, WorkerContext};
+use crate::server::connection_limits::ConnectionGuard;
 
 /// A handle to a worker thread. The thread lives as long as the daemon.
 pub(super) struct Worker {
     pub(super) counters: Arc<Counters>,
-    connections: mpsc::UnboundedSender<UnixStream>,
+    connections: mpsc::UnboundedSender<AssignedConnection>,
     open_connections: Arc<AtomicUsize>,
+}
+
+/// A connection on its way to its worker.
+pub(super) struct AssignedConnection {
+    pub(super) stream: UnixStream,
+    pub(super) guard: ConnectionGuard,
 }
 
 impl Worker {
@@ -31,7 +38,7 @@ impl Worker {
     pub(super) fn start(
         number: usize,
         counters: Arc<Counters>,
-        new_context: impl FnOnce() -> Rc<WorkerContext> + Send + 'static,
+        new_context: impl FnOnce(IdleCount) -> Rc<WorkerContext> + Send + 'static,
     ) -> io::Result<Self> {
         let (connections, assigned) = mpsc::unbounded_channel();
         let open_connections = Arc::new(AtomicUsize::new(0));
@@ -39,8 +46,13 @@ impl Worker {
         let (started_sender, started) = sync_channel(1);
         std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // A local runtime cannot leave the thread that builds it.
-            let runtime =
-                Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default());
+            let idle_count = IdleCount::default();
+            let on_park = idle_count.clone();
+            let runtime = Builder::new_current_thread()
+                .enable_io()
+                .enable_time()
+                .on_thread_park(move || on_park.increment())
+                .build_local(LocalOptions::default());
             let (runtime, result) = match runtime {
                 Ok(runtime) => (Some(runtime), Ok(())),
                 Err(error) => (None, Err(error)),
@@ -48,7 +60,7 @@ impl Worker {
             // The receiver waits until this is sent.
             let _ = started_sender.send(result);
             if let Some(runtime) = runtime {
-                runtime.block_on(serve(assigned, new_context(), open));
+                runtime.block_on(serve(assigned, new_context(idle_count), open));
             }
         })?;
         started.recv().map_err(|_| io::Error::other("the thread has ended"))??;
@@ -61,7 +73,7 @@ impl Worker {
     }
 
     /// Assigns a connection to the worker.
-    pub(super) fn assign(&self, connection: UnixStream) {
+    pub(super) fn assign(&self, connection: AssignedConnection) {
         self.open_connections.fetch_add(1, Ordering::Relaxed);
         // Cannot fail: the receiver lives as long as the thread.
         let _ = self.connections.send(connection);
@@ -70,18 +82,19 @@ impl Worker {
 
 /// Serves each assigned connection in a task of its own.
 async fn serve(
-    mut assigned: mpsc::UnboundedReceiver<UnixStream>,
+    mut assigned: mpsc::UnboundedReceiver<AssignedConnection>,
     context: Rc<WorkerContext>,
     open: Arc<AtomicUsize>,
 ) {
     tokio::task::spawn_local(Rc::clone(&context).follow_epochs());
     tokio::task::spawn_local(Rc::clone(&context).flush_usage());
     tokio::task::spawn_local(Rc::clone(&context).run_timers());
-    while let Some(stream) = assigned.recv().await {
-        let guard = OpenConnection(Arc::clone(&open));
-        let connection = Connection::new(stream, Rc::clone(&context));
+    tokio::task::spawn_local(Rc::clone(&context).run_turns());
+    while let Some(AssignedConnection { stream, guard }) = assigned.recv().await {
+        let open = OpenConnection(Arc::clone(&open));
+        let connection = Connection::new(stream, Arc::clone(guard.account()), Rc::clone(&context));
         tokio::task::spawn_local(async move {
-            let _guard = guard;
+            let _counted = (guard, open);
             match connection.serve().await {
                 Ok(end) => debug!(?end, "connection ended"),
                 Err(error) => debug!(%error, "connection failed"),

@@ -42,6 +42,8 @@ mod tests;
 
 pub use log::{Event, UsageLog};
 pub use report::{KeyUsage, MAX_LISTED, UsageCounts, UsageQuery, UsageReport};
+#[cfg(feature = "fuzzing")]
+pub(crate) use writer::continue_file;
 
 /// Logs that may be queued per worker: some 30 ms of a busy worker, and 2 MiB.
 const QUEUED_LOGS: usize = 16;

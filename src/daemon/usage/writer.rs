@@ -24,6 +24,10 @@ pub(super) const FILE: &str = "usage.jsonl";
 /// Maximum number of bytes in one write: some 4,000 lines, which take a few milliseconds to encode.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// The largest number of a line that is continued. No daemon comes near it, and sums with it do not
+/// overflow.
+const MAX_SEQ: u64 = u64::MAX / 2;
+
 /// Room for the line that completes a chunk.
 const LINE_BYTES: usize = 1 << 10;
 
@@ -99,9 +103,8 @@ impl Writer {
         queue: SyncSender<Message>,
     ) -> Result<Self, FileError> {
         let path = directory.path(FILE);
-        let (mut journal, last_line) = LazyJournal::open(directory, FILE, files)?;
+        let (mut journal, seq) = open_file(directory, files)?;
         let health = directory.health().clone();
-        let seq = last_line.and_then(|line| serde_json::from_slice(&line).ok()).map_or(0, |Seq { seq }| seq);
         let (chunks, to_write) = sync_channel::<Chunk>(1);
         let write = move || {
             for Chunk { lines, is_last } in to_write {
@@ -171,6 +174,30 @@ impl Writer {
     }
 }
 
+/// Opens the file, and returns the number of its last line; 0 if it has none, or one that no daemon
+/// has written.
+fn open_file(directory: &StateDir, files: Rotation) -> Result<(LazyJournal, u64), FileError> {
+    let (journal, last_line) = LazyJournal::open(directory, FILE, files)?;
+    let last = last_line.and_then(|line| serde_json::from_slice(&line).ok());
+    let seq = last.map_or(0, |Seq { seq }| seq);
+    Ok((journal, if seq <= MAX_SEQ { seq } else { 0 }))
+}
+
+/// For the fuzz targets: returns the number of the last line, and appends `lines` lines with unknown
+/// keys, each in a write of its own.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn continue_file(directory: &StateDir, files: Rotation, lines: usize) -> Result<u64, FileError> {
+    let (mut journal, seq) = open_file(directory, files)?;
+    let mut writer = Writer { chunks: sync_channel(0).0, seq, chunk_bytes: 0 };
+    let interval = Interval { from: String::new(), to: String::new() };
+    for _ in 0..lines {
+        let mut line = Vec::new();
+        writer.add_unknown(&mut line, &interval, UnknownKeys { unknown_key: 1, malformed_key: 0 });
+        write(&mut journal, directory.health(), &line, true)?;
+    }
+    Ok(seq)
+}
+
 fn write(
     journal: &mut LazyJournal,
     health: &WriteHealth,
@@ -191,6 +218,17 @@ fn write(
 mod tests {
     use super::*;
     use keyward_state::disk::trace::Trace;
+
+    #[test]
+    fn number_that_no_daemon_has_written_is_not_continued() {
+        for (number, expected) in [(7, 7), (MAX_SEQ, MAX_SEQ), (MAX_SEQ + 1, 0), (u64::MAX, 0)] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let state = StateDir::open(directory.path(), true).expect("opens").expect("there");
+            std::fs::write(state.path(FILE), format!("{{\"seq\":{number}}}\n")).expect("writes");
+            let rotation = Rotation { max_file_size: u64::MAX, keep: 0 };
+            assert_eq!(open_file(&state, rotation).expect("opens").1, expected);
+        }
+    }
 
     #[test]
     fn usage_is_durable_after_the_last_lines_of_an_interval() {

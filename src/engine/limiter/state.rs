@@ -194,6 +194,28 @@ mod tests {
         assert_eq!(charge(state, rate, 999_000, 1).full_at(), 1_000_000 + 2 * rate.period().get());
     }
 
+    /// The time that a cost takes to refill exceeds 64 bits long before the cost exceeds 32.
+    #[test]
+    fn cost_whose_time_overflows_is_refused() {
+        let rate = Rate::from_period(1 << 58, 4).expect("the longest capacity");
+        for cost in [5, 63, 64, 65, 1 << 20, u32::MAX] {
+            assert_eq!(BucketState::FULL.try_charge(rate, 1, cost), None, "{cost}");
+            assert_eq!(charge(BucketState::FULL, rate, 1, 3).try_charge(rate, 1, cost), None, "{cost}");
+        }
+    }
+
+    #[test]
+    fn time_beyond_its_bits_is_refused() {
+        let rate = rate(1, 10);
+        let last = TIME_MASK - rate.capacity();
+        assert_eq!(charge(BucketState::FULL, rate, last, 10).full_at(), TIME_MASK);
+        assert_eq!(BucketState::FULL.try_charge(rate, last + 1, 10), None);
+        assert!(charge(BucketState::FULL, rate, last + 1, 9).is_unflagged());
+        for now in [TIME_MASK, u64::MAX] {
+            assert_eq!(BucketState::FULL.try_charge(rate, now, 1), None, "{now}");
+        }
+    }
+
     #[test]
     fn changed_rate_keeps_the_level() {
         let (old, now) = (rate(10, 100), 1 << 40);

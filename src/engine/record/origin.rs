@@ -14,6 +14,15 @@ pub struct Origin {
     wildcard: bool,
 }
 
+/// An [`Origin`] whose texts are stored elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OriginRef<'o> {
+    /// The part before the wildcard, or the whole origin if there is none; in lower case.
+    pub(crate) prefix: &'o [u8],
+    /// The part after the wildcard. It is not empty: without a wildcard, it is `None`.
+    pub(crate) suffix: Option<&'o [u8]>,
+}
+
 /// Why a text is not an origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
@@ -60,22 +69,55 @@ impl Origin {
 
     /// The origin as text. [`parse`](Self::parse) turns it into the same origin again.
     pub fn text(&self) -> String {
-        let star = if self.wildcard { "*" } else { "" };
-        format!("{}{star}{}", self.prefix, self.suffix)
+        self.parts().concat()
     }
 
-    /// Whether this matches every origin that `other` matches.
-    pub fn covers(&self, other: &Self) -> bool {
-        self == other || (!other.wildcard && self.matches(&other.prefix))
+    /// The parts of the [text](Self::text).
+    pub(crate) fn parts(&self) -> [&str; 3] {
+        [&self.prefix, if self.wildcard { "*" } else { "" }, &self.suffix]
+    }
+
+    /// Bytes of the [text](Self::text).
+    pub(crate) fn text_length(&self) -> usize {
+        self.parts().map(str::len).iter().sum()
+    }
+
+    /// The origin without texts of its own.
+    pub(crate) fn as_ref(&self) -> OriginRef<'_> {
+        OriginRef { prefix: self.prefix.as_bytes(), suffix: self.wildcard.then_some(self.suffix.as_bytes()) }
     }
 
     /// Whether `origin`, as sent by a browser, is this origin or matches this pattern.
     pub fn matches(&self, origin: &str) -> bool {
-        let origin = origin.as_bytes();
-        let (prefix, suffix) = (self.prefix.as_bytes(), self.suffix.as_bytes());
-        if !self.wildcard {
-            return origin.eq_ignore_ascii_case(prefix);
+        self.as_ref().matches(origin.as_bytes())
+    }
+}
+
+impl<'o> OriginRef<'o> {
+    /// The origin with this [text](Origin::text).
+    pub(crate) fn from_text(text: &'o str) -> Self {
+        match text.split_once('*') {
+            Some((prefix, suffix)) => Self { prefix: prefix.as_bytes(), suffix: Some(suffix.as_bytes()) },
+            None => Self { prefix: text.as_bytes(), suffix: None },
         }
+    }
+
+    /// The origin with texts of its own.
+    pub(crate) fn to_origin(self) -> Origin {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
+        let Self { prefix, suffix } = self;
+        Origin { prefix: text(prefix), suffix: text(suffix.unwrap_or_default()), wildcard: suffix.is_some() }
+    }
+
+    /// Whether this matches every origin that `other` matches.
+    pub(crate) fn covers(self, other: OriginRef<'_>) -> bool {
+        self == other || (other.suffix.is_none() && self.matches(other.prefix))
+    }
+
+    /// See [`Origin::matches`].
+    pub(crate) fn matches(self, origin: &[u8]) -> bool {
+        let Self { prefix, suffix } = self;
+        let Some(suffix) = suffix else { return origin.eq_ignore_ascii_case(prefix) };
         if origin.len() <= prefix.len() + suffix.len() {
             return false;
         }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Limit, MAX_LIMITS, MAX_NAME, Quoted};
+use super::{Limit, LimitRef, MAX_LIMITS, MAX_NAME, Quoted};
 
 /// The plans of a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,13 +79,14 @@ impl Plans {
     }
 }
 
-/// The limits of a key: those of its row, and those of its plan that the row does not replace.
-pub(crate) fn merge_limits(plan: &[Limit], row: &Arc<[Limit]>) -> Arc<[Limit]> {
-    if plan.is_empty() {
-        return Arc::clone(row);
-    }
-    let is_replaced = |limit: &&Limit| row.iter().any(|own| own.name == limit.name);
-    plan.iter().filter(|limit| !is_replaced(limit)).chain(row.iter()).cloned().collect()
+/// The limits of a key: those of its plan that the row does not replace, and those of its row.
+pub(crate) fn merge_limits<'l>(
+    plan: &'l [Limit],
+    row: impl Iterator<Item = LimitRef<'l>> + Clone,
+) -> Vec<LimitRef<'l>> {
+    let is_replaced = |limit: &LimitRef<'_>| row.clone().any(|own| own.name == limit.name);
+    let of_plan = plan.iter().map(Limit::as_ref).filter(|limit| !is_replaced(limit));
+    of_plan.chain(row.clone()).collect()
 }
 
 #[cfg(test)]
@@ -132,9 +133,12 @@ mod tests {
     fn limit_of_the_row_replaces_the_limit_of_the_plan() {
         let shared = Limit { per: Per::Owner, ..Limit::new("daily", parse_rate("1000/d").expect("a rate")) };
         let plan = [limits("requests=10/s"), vec![shared.clone()]].concat();
-        let row: Arc<[Limit]> = limits("burst=5/s; requests=50/s").into();
-        let all = merge_limits(&plan, &row);
-        assert_eq!(*all, [vec![shared], limits("burst=5/s; requests=50/s")].concat());
-        assert!(Arc::ptr_eq(&merge_limits(&[], &row), &row), "without a plan, nothing is copied");
+        let row = limits("burst=5/s; requests=50/s");
+        let merged = |plan| {
+            let all = merge_limits(plan, row.iter().map(Limit::as_ref));
+            all.into_iter().map(LimitRef::to_limit).collect::<Vec<_>>()
+        };
+        assert_eq!(merged(&plan), [vec![shared], row.clone()].concat());
+        assert_eq!(merged(&[]), row);
     }
 }

@@ -89,7 +89,8 @@ impl KeyTable {
     /// The shortcut for a first snapshot in which every key has one limit of its own: the bucket of
     /// a key has the number of its first row, which `Entry::buckets` contains already.
     fn assign_rows(&self, allocation: &mut Allocation<'_>) -> Option<()> {
-        let has_one_own_limit = |policy: &Policy| matches!(policy.limits(), [limit] if limit.per == Per::Key);
+        let has_one_own_limit =
+            |policy: Policy<'_>| matches!(policy.limits(), [limit] if limit.per == Per::Key);
         if !self.policies.iter().all(has_one_own_limit) {
             return None;
         }
@@ -107,7 +108,7 @@ impl KeyTable {
         slot_lists: &mut Vec<u32>,
     ) -> Result<u32, BucketError> {
         let entry = &self.entries[at];
-        let limits = self.policies[entry.policy as usize].limits();
+        let limits = self.policies.limits_of(entry.policy);
         if limits.is_empty() {
             return Ok(0);
         }
@@ -164,7 +165,7 @@ impl KeyTable {
             entry.buckets == *at && has_owner_limit[entry.policy as usize]
         });
         for (entry, _) in sharing {
-            let limits = self.policies[entry.policy as usize].limits();
+            let limits = self.policies.limits_of(entry.policy);
             for limit in limits.iter().filter(|limit| is_owner_bucket(entry, limit)) {
                 let of_bucket = rates.entry(self.owner_limit_id(entry, limit)).or_default();
                 if !of_bucket.contains(&limit.rate) {

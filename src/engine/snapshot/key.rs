@@ -5,14 +5,15 @@ use keyward_memory::prefetch;
 use crate::limiter::{Charge, MAX_CHARGES};
 use crate::record::{Digest, Status};
 use crate::snapshot::entry::Entry;
-use crate::snapshot::{EntryNumber, Policy, Snapshot};
+use crate::snapshot::policy::{Policy, PolicyRecord};
+use crate::snapshot::{EntryNumber, Snapshot};
 
 /// One key of a snapshot.
 #[derive(Clone, Copy)]
 pub struct Key<'s> {
     pub(super) snapshot: &'s Snapshot,
     pub(super) entry: &'s Entry,
-    pub(super) policy: &'s Policy,
+    pub(super) policy: &'s PolicyRecord,
     pub(super) number: EntryNumber,
 }
 
@@ -48,8 +49,8 @@ impl<'s> Key<'s> {
 
     /// Everything that the key shares with other keys.
     #[inline]
-    pub fn policy(self) -> &'s Policy {
-        self.policy
+    pub fn policy(self) -> Policy<'s> {
+        self.snapshot.keys.policies.policy(self.policy)
     }
 
     /// The status in force: the row's own, unless an operator or a refused source has narrowed it.
@@ -81,7 +82,7 @@ impl<'s> Key<'s> {
     /// The bucket slots of the key's limits, in the order of the limits.
     #[inline]
     pub(super) fn slots(self) -> &'s [u32] {
-        match self.policy().limits().len() {
+        match self.policy().limit_count() {
             0 => &[],
             1 => std::slice::from_ref(&self.entry.buckets),
             many => {

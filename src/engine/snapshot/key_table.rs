@@ -9,7 +9,7 @@ use keyward_memory::{HugeText, HugeVec, prefetch};
 use crate::record::{Digest, FieldSet, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, IndexHash};
-use crate::snapshot::policy::Policy;
+use crate::snapshot::policy::PolicyTable;
 use crate::snapshot::same_digest;
 
 /// Hashes short texts several times as fast as the standard library's hasher. Seeded per process.
@@ -32,7 +32,7 @@ pub struct KeyTable {
     /// For keys in rotation: (first entry of the key id, later entry), ascending.
     pub(super) rotated: Vec<(u32, u32)>,
     pub(super) entries: HugeVec<Entry>,
-    pub(super) policies: Vec<Policy>,
+    pub(super) policies: PolicyTable,
     /// The first entry of each owner, by owner number. Number 0 stands for "no owner" and has no
     /// entry.
     pub(super) owners: Vec<u32>,

@@ -34,7 +34,6 @@ pub mod compiled;
 mod diff;
 mod entry;
 mod index;
-mod ip_set;
 mod key;
 mod key_table;
 mod memory_estimate;
@@ -42,7 +41,7 @@ mod meta;
 mod peppers;
 mod policy;
 mod revocation;
-mod scope_set;
+mod row_policy;
 mod set_aside;
 mod summary;
 mod takeaways;
@@ -53,9 +52,7 @@ pub(crate) mod tests;
 
 pub use buckets::BucketError;
 use buckets::OwnerBuckets;
-pub use build::{
-    BatchBuilder, Builder, Conflict, ParallelBuildError, ParallelBuilder, RowBatch, RowError, RowPolicies,
-};
+pub use build::{BatchBuilder, Builder, Conflict, ParallelBuildError, ParallelBuilder, RowBatch, RowError};
 pub use diff::{
     AccessChange, AccessChanges, ChangeCounts, CompareOptions, Comparison, Diff, Difference, DigestPrefix,
     Example, Examples, Impact, MAX_EXAMPLES, RowMap, Share,
@@ -63,14 +60,13 @@ pub use diff::{
 use entry::Entry;
 pub use entry::HashedWith;
 pub(crate) use index::IndexHash;
-pub(crate) use ip_set::IpSet;
 pub use key::Key;
 pub use key_table::KeyTable;
 pub use memory_estimate::MALLOC_HEAP_BYTES;
 pub use meta::SnapshotMeta;
 
 pub use policy::Policy;
-pub(crate) use scope_set::ScopeSet;
+pub use row_policy::RowPolicies;
 pub use summary::Summary;
 pub use takeaways::{Takeaway, Takeaways};
 
@@ -173,7 +169,7 @@ impl Snapshot {
     /// Every entry has a policy, so this is never `None`.
     #[inline]
     fn key_of<'s>(&'s self, entry: &'s Entry, number: EntryNumber) -> Option<Key<'s>> {
-        let policy = self.keys.policies.get(entry.policy as usize)?;
+        let policy = self.keys.policies.record(entry.policy)?;
         Some(Key { snapshot: self, entry, policy, number })
     }
 }

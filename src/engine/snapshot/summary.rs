@@ -51,7 +51,7 @@ impl KeyTable {
             *of_status += 1;
             summary.expired += usize::from(entry.expires_at.get() <= now);
             summary.not_yet_valid += usize::from(entry.not_before > now);
-            summary.without_limits += usize::from(self.policies[entry.policy as usize].limits().is_empty());
+            summary.without_limits += usize::from(self.policies.limits_of(entry.policy).is_empty());
         }
         summary
     }

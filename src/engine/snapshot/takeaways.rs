@@ -219,6 +219,39 @@ mod tests {
         assert_eq!(takeaways.keys.len(), 2, "the takeaway is recorded in case the revocation is undone");
     }
 
+    /// More takeaways than the limit are refused as a whole, so the caller has to see that there are
+    /// more.
+    #[test]
+    fn collection_stops_only_past_its_limit() {
+        let served = snapshot(&[(Status::Active, u32::MAX); 5]);
+        let refused = keys(&[(Status::Revoked, u32::MAX); 5]);
+        for (limit, collected) in [(0, 1), (3, 4), (4, 5), (5, 5), (9, 5)] {
+            assert_eq!(refused.takeaways(&served, NOW, limit).keys.len(), collected, "{limit}");
+        }
+    }
+
+    #[test]
+    fn stricter_takeaway_is_the_one_that_leaves_less_access() {
+        let ascending =
+            [Takeaway::ExpiresAt(9), Takeaway::ExpiresAt(5), Takeaway::Disabled, Takeaway::Revoked];
+        for (index, stricter) in ascending.into_iter().enumerate() {
+            for weaker in &ascending[..=index] {
+                assert_eq!(weaker.or_stricter(stricter), stricter);
+                assert_eq!(stricter.or_stricter(*weaker), stricter);
+            }
+        }
+    }
+
+    /// The last good keys can have an earlier expiry than the keys that the takeaway was taken from.
+    #[test]
+    fn takeaway_does_not_postpone_an_expiry() {
+        let served = snapshot(&[(Status::Active, NOW + 5), (Status::Active, NOW + 9)]);
+        let earlier = Takeaway::ExpiresAt(NOW + 7);
+        served.apply_takeaways([([0; 32], earlier), ([1; 32], earlier)]);
+        let expiries: Vec<_> = served.keys().map(|key| key.expires_at()).collect();
+        assert_eq!(expiries, [NOW + 5, NOW + 7]);
+    }
+
     #[test]
     fn revoked_row_stays_revoked_under_a_weaker_takeaway() {
         let served = snapshot(&[(Status::Revoked, u32::MAX), (Status::Active, u32::MAX)]);

@@ -34,7 +34,7 @@ pub(super) fn first_denial(request: &Verify<'_>, key: Key<'_>, now: u32) -> Opti
     first_denial_by_policy(request, policy)
 }
 
-fn first_denial_by_policy(request: &Verify<'_>, policy: &Policy) -> Option<Verdict> {
+fn first_denial_by_policy(request: &Verify<'_>, policy: Policy<'_>) -> Option<Verdict> {
     if !matches_environment(request, policy) {
         return Some(Verdict::WrongEnvironment);
     }
@@ -52,11 +52,11 @@ fn first_denial_by_policy(request: &Verify<'_>, policy: &Policy) -> Option<Verdi
 
 /// A request that names no environment matches every key. A request that names an empty one matches
 /// none, not even a key without an environment.
-fn matches_environment(request: &Verify<'_>, policy: &Policy) -> bool {
+fn matches_environment(request: &Verify<'_>, policy: Policy<'_>) -> bool {
     request.environment.is_none_or(|name| !name.is_empty() && name == policy.environment())
 }
 
-fn has_scopes(request: &Verify<'_>, policy: &Policy) -> bool {
+fn has_scopes(request: &Verify<'_>, policy: Policy<'_>) -> bool {
     request.scopes.is_none_or(|required| {
         let mut names = required.names.split(' ');
         match required.mode {

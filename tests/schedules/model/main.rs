@@ -9,6 +9,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
 
+mod choices;
 #[path = "../limiter.rs"]
 mod limiter;
 mod reference;
@@ -33,6 +34,7 @@ mod sync {
     pub fn prefetch<T>(_: &T) {}
 }
 
+use choices::Choices;
 use sequence::Sequence;
 
 /// Sequences to run. The seeds are `0..SEQUENCES`.
@@ -41,14 +43,14 @@ const SEQUENCES: u64 = 1_000_000;
 #[test]
 fn limiter_behaves_like_the_model() {
     if let Ok(seed) = std::env::var("KEYWARD_MODEL_SEED") {
-        return Sequence::new(seed.parse().expect("a number")).run();
+        return Sequence::new(Choices::new(seed.parse().expect("a number"))).run();
     }
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     std::thread::scope(|scope| {
         for thread in 0..threads {
             scope.spawn(move || {
                 for seed in (thread..SEQUENCES).step_by(threads as usize) {
-                    Sequence::new(seed).run();
+                    Sequence::new(Choices::new(seed)).run();
                 }
             });
         }

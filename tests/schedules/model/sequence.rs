@@ -1,56 +1,18 @@
-//! One random sequence of requests, reloads, clock jumps and restarts, performed by the limiter and
-//! by the model.
+//! One sequence of requests, reloads, clock jumps and restarts, performed by the limiter and by the
+//! model. [`Choices`] decides what happens in it.
 
+use crate::choices::Choices;
 use crate::limiter::persist::{decode, encode};
 use crate::limiter::{
     BucketRef, Charge, ClockReading, LimitId, Limiter, Outcome, PendingReclaim, Rate, SlotAllocator,
 };
 use crate::reference::{Answer, Limit, Model, Verdict};
 
-/// Steps in a sequence. Short sequences find nearly every fault, and their failures are easy to
-/// follow.
-const STEPS: u64 = 24;
-
 /// Most buckets in a snapshot.
 const MAX_BUCKETS: u64 = 4;
 
 /// Most limits in a request.
 const MAX_LIMITS: u64 = 3;
-
-/// (count, nanoseconds, burst): equal and coprime periods, and bursts that a few steps exhaust.
-const RATES: [(u64, u64, u64); 7] =
-    [(1, 1_000, 3), (1, 1_000, 5), (3, 1_000, 4), (7, 1_000, 2), (10, 7_001, 1), (1, 100, 6), (9, 5_000, 9)];
-
-/// A random number generator with the same output on every platform (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn one_in(&mut self, many: u64) -> bool {
-        self.below(many) == 0
-    }
-
-    fn rate(&mut self) -> Rate {
-        let (count, per, burst) = RATES[self.below(RATES.len() as u64) as usize];
-        Rate::new(count, per, burst).expect("the rate is in range")
-    }
-
-    /// Zero, a tick, part of a unit, some units, or longer than any bucket takes to fill.
-    fn ticks(&mut self) -> u64 {
-        let end = [1, 2, 1_000, 20_000, 200_000][self.below(5) as usize];
-        self.below(end)
-    }
-}
 
 /// The buckets of a snapshot, by number.
 type Snapshot = Vec<(u8, BucketRef)>;
@@ -59,8 +21,7 @@ type Snapshot = Vec<(u8, BucketRef)>;
 type Saved = (Vec<u8>, Model, u64);
 
 pub struct Sequence {
-    seed: u64,
-    random: Random,
+    choices: Choices,
     limiter: Limiter,
     allocator: SlotAllocator,
     model: Model,
@@ -93,10 +54,9 @@ fn answer(outcome: Outcome) -> Answer {
 }
 
 impl Sequence {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(choices: Choices) -> Self {
         Self {
-            seed,
-            random: Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d)),
+            choices,
             limiter: Limiter::new(),
             allocator: SlotAllocator::new(),
             model: Model::default(),
@@ -109,35 +69,37 @@ impl Sequence {
 
     pub fn run(&mut self) {
         self.publish();
-        for step in 0..STEPS {
-            match self.random.below(20) {
+        let mut step = 0;
+        while self.choices.has_step(step) {
+            match self.choices.below(20) {
                 0..=9 => self.charge(step),
                 10..=11 => self.refund(step),
-                12..=14 => self.clock += self.random.ticks(),
+                12..=14 => self.clock += self.choices.ticks(),
                 15..=16 => self.publish(),
                 17 => self.reclaim(),
                 18 => self.save(),
                 _ => self.restart(),
             }
+            step += 1;
         }
         self.reclaim();
     }
 
     /// Some limits of the newest snapshot or, if it is still in use, of the previous one.
     fn limits(&mut self) -> (Vec<Charge>, Vec<Limit>, bool) {
-        let is_newest = self.old.is_none() || self.random.one_in(2);
+        let is_newest = self.old.is_none() || self.choices.one_in(2);
         let mut snapshot = match &self.old {
             Some((old, _)) if !is_newest => old.clone(),
             _ => self.current.clone(),
         };
         let (mut charges, mut limits) = (Vec::new(), Vec::new());
-        for _ in 0..=self.random.below(MAX_LIMITS) {
+        for _ in 0..=self.choices.below(MAX_LIMITS) {
             if snapshot.is_empty() {
                 break;
             }
             let (id, BucketRef { slot, rate }) =
-                snapshot.swap_remove(self.random.below(snapshot.len() as u64) as usize);
-            let shadow = self.random.one_in(3);
+                snapshot.swap_remove(self.choices.below(snapshot.len() as u64) as usize);
+            let shadow = self.choices.one_in(3);
             charges.push(Charge { slot, rate, shadow });
             limits.push((id, shadow));
         }
@@ -146,26 +108,26 @@ impl Sequence {
 
     /// The time of a request. A delayed thread has read the clock some time ago.
     fn now(&mut self) -> u64 {
-        let lag = if self.random.one_in(4) { self.random.ticks() } else { 0 };
+        let lag = if self.choices.one_in(4) { self.choices.ticks() } else { 0 };
         self.clock.saturating_sub(lag).max(1)
     }
 
     fn charge(&mut self, step: u64) {
         let (charges, limits, is_newest) = self.limits();
-        let (now, cost) = (self.now(), self.random.below(4) as u32 * (1 + self.random.below(2) as u32));
+        let (now, cost) = (self.now(), self.choices.cost());
         let expected = self.model.charge(&limits, now, cost, is_newest);
         let outcome = answer(self.limiter.charge(&charges, now, cost));
-        let seed = self.seed;
-        assert_eq!(outcome, expected, "seed {seed}, step {step}: charge {cost} at {now}: {limits:?}");
+        let seed = self.choices.name();
+        assert_eq!(outcome, expected, "{seed}, step {step}: charge {cost} at {now}: {limits:?}");
     }
 
     fn refund(&mut self, step: u64) {
         let (charges, limits, is_newest) = self.limits();
-        let (now, cost) = (self.now(), 1 + self.random.below(4) as u32);
+        let (now, cost) = (self.now(), self.choices.cost().max(1));
         let expected = self.model.refund(&limits, now, cost, is_newest);
         let outcome = answer(self.limiter.refund(&charges, now, cost));
-        let seed = self.seed;
-        assert_eq!(outcome, expected, "seed {seed}, step {step}: refund {cost} at {now}: {limits:?}");
+        let seed = self.choices.name();
+        assert_eq!(outcome, expected, "{seed}, step {step}: refund {cost} at {now}: {limits:?}");
     }
 
     /// A reload that keeps some buckets, changes some, and removes some. Its slots are reclaimed
@@ -175,9 +137,9 @@ impl Sequence {
         let mut wanted = Vec::new();
         for id in 0..MAX_BUCKETS as u8 {
             let old = self.current.iter().find(|(other, _)| *other == id).map(|(_, bucket)| bucket.rate);
-            if !self.random.one_in(4) {
-                let same = self.random.one_in(2);
-                wanted.push((id, old.filter(|_| same).unwrap_or_else(|| self.random.rate())));
+            if !self.choices.one_in(4) {
+                let same = self.choices.one_in(2);
+                wanted.push((id, old.filter(|_| same).unwrap_or_else(|| self.choices.rate())));
             }
         }
         let mut allocation = self.allocator.begin(&self.limiter);
@@ -187,7 +149,7 @@ impl Sequence {
             (*number, BucketRef { slot, rate: *rate })
         };
         let new: Snapshot = wanted.iter().map(assign).collect();
-        if self.random.one_in(8) {
+        if self.choices.one_in(8) {
             // The reload is refused, and dropping the allocation undoes it.
             return;
         }
@@ -206,10 +168,10 @@ impl Sequence {
     }
 
     fn compare_counts(&self) {
-        let seed = self.seed;
+        let seed = self.choices.name();
         let (live, retained) = (self.current.len(), self.model.retained.len());
-        assert_eq!(self.allocator.in_use(), (live + retained) as u64, "seed {seed}: buckets in use");
-        assert_eq!(self.allocator.retained(), retained, "seed {seed}: retained buckets");
+        assert_eq!(self.allocator.in_use(), (live + retained) as u64, "{seed}: buckets in use");
+        assert_eq!(self.allocator.retained(), retained, "{seed}: retained buckets");
     }
 
     fn save(&mut self) {
@@ -229,25 +191,25 @@ impl Sequence {
     /// The daemon stops, with a save (SIGTERM) or without one (kill -9), and is started again after
     /// some time: on the same boot or another, where the calendar may have been set back.
     fn restart(&mut self) {
-        if self.saved.is_none() || self.random.one_in(2) {
+        if self.saved.is_none() || self.choices.one_in(2) {
             self.save();
         }
         let Some((file, model, saved_at)) = self.saved.take() else { return };
         self.reclaim();
         let (saved, buckets) = decode(&mut &*file).expect("the file is intact");
-        let passed = self.random.ticks();
-        let (now, elapsed) = match self.random.below(3) {
+        let passed = self.choices.ticks();
+        let (now, elapsed) = match self.choices.below(3) {
             0 => (ClockReading { boottime: saved.boottime + passed, ..saved }, 8 * passed),
             1 => (ClockReading { boot_id: None, realtime: saved.realtime + passed, ..saved }, 8 * passed),
             _ => (ClockReading { boot_id: Some([2; 16]), realtime: saved.realtime - passed, ..saved }, 0),
         };
-        assert_eq!(now.ticks_since(&saved), elapsed, "seed {}: time since the save", self.seed);
+        assert_eq!(now.ticks_since(&saved), elapsed, "{}: time since the save", self.choices.name());
         (self.limiter, self.allocator) = (Limiter::new(), SlotAllocator::new());
-        self.clock = 1 + self.random.ticks();
+        self.clock = 1 + self.choices.ticks();
         self.model = model.restarted(saved_at, elapsed, self.clock);
         self.current = Vec::new();
         let restored = self.allocator.restore(&self.limiter, buckets, elapsed, self.clock);
-        assert_eq!(restored, self.model.retained.len(), "seed {}: restored buckets", self.seed);
+        assert_eq!(restored, self.model.retained.len(), "{}: restored buckets", self.choices.name());
         self.compare_counts();
     }
 }

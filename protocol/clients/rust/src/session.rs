@@ -65,7 +65,7 @@ impl Session {
 /// accept the next connection; any other refusal is final.
 fn refusal(error: DaemonError) -> Failure {
     match error.code() {
-        Some(ErrorCode::TooManyConnections | ErrorCode::ShuttingDown) => {
+        Some(ErrorCode::TooManyConnections | ErrorCode::ShuttingDown | ErrorCode::QuotaExceeded) => {
             Failure::Retryable(Error::Daemon(error))
         }
         _ => Failure::Final(Error::Daemon(error)),

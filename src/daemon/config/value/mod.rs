@@ -1,12 +1,12 @@
 //! Settings that are more than a number, a text or a duration.
 
-mod file_size;
+mod byte_size;
 mod fraction;
 mod log;
 mod socket_mode;
 mod source;
 
-pub(super) use file_size::FileSize;
+pub(super) use byte_size::ByteSize;
 pub use fraction::Fraction;
 pub use log::{LogFormat, LogLevel};
 pub use socket_mode::SocketMode;

@@ -345,15 +345,19 @@ async fn superseded_connection_continues_with_the_new_snapshot() {
         let (drain, draining) = watch::channel(false);
         let closed = Arc::new(AtomicBool::new(false));
         let context = WorkerContext::new(
-            subscriptions.remove(0),
-            limiter,
-            GlobalPolicy::default().into(),
-            Clock::new(),
+            VerifyInputs {
+                subscription: subscriptions.remove(0),
+                limiter,
+                global_policy: GlobalPolicy::default().into(),
+                clock: Clock::new(),
+            },
             Metrics { counters: Arc::default(), usage: log },
             Timeouts { idle: None, unsent_answers: FOREVER, busy_poll: Duration::ZERO },
             Shutdown { draining, closed: Arc::clone(&closed) },
+            IdleCount::default(),
         );
         spawn_local(Rc::clone(&context).run_timers());
+        spawn_local(Rc::clone(&context).run_turns());
         spawn_local(Rc::clone(&context).flush_usage());
         let worker = Worker { context, drain, closed };
         let mut peer = worker.connect();

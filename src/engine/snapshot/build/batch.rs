@@ -10,7 +10,7 @@ use crate::record::{FieldSet, KeyRecord};
 use crate::snapshot::build::interner::Interner;
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, Identity, PriorRestrictions};
 use crate::snapshot::key_table::IdHasher;
-use crate::snapshot::policy::RowPolicy;
+use crate::snapshot::row_policy::RowPolicies;
 
 /// Rows, and what they have in common.
 #[derive(Default)]
@@ -24,7 +24,7 @@ pub struct RowBatch {
     /// (row, start of its text in `metadata_texts`), ascending, as in the table.
     pub(super) metadata: Vec<(u32, u64)>,
     pub(super) metadata_texts: String,
-    pub(super) policies: Vec<RowPolicy>,
+    pub(super) policies: RowPolicies,
     /// The fields for which any row has a value.
     pub(super) present_fields: FieldSet,
 }
@@ -40,9 +40,9 @@ impl RowBatch {
         [self.texts.len(), self.metadata.len(), self.metadata_texts.len()]
     }
 
-    /// The number of different policies.
-    pub(in crate::snapshot) fn policies(&self) -> usize {
-        self.policies.len()
+    /// The different policies.
+    pub(in crate::snapshot) fn policies(&self) -> &RowPolicies {
+        &self.policies
     }
 }
 
@@ -61,7 +61,7 @@ impl BatchBuilder {
 
     /// Adds a row.
     pub fn add(&mut self, record: &KeyRecord<'_>) {
-        let (policy, _) = self.interner.number(record);
+        let policy = self.interner.find(record).unwrap_or_else(|new| self.interner.add(new));
         let RowBatch { entries, owner_hashes, texts, metadata, metadata_texts, present_fields, .. } =
             &mut self.batch;
         *present_fields = present_fields.union(record.present_fields);

@@ -3,131 +3,154 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use hashbrown::HashTable;
 use ipnet::IpNet;
-use keyward_memory::growth;
 
 use crate::record::{KeyRecord, Limit, Origin};
+use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::IdHasher;
-use crate::snapshot::policy::RowPolicy;
+use crate::snapshot::row_policy::{RowPolicies, RowPolicy, encode};
 
 /// Assigns equal row policies the same number.
-#[derive(Default)]
 pub(in crate::snapshot) struct Interner {
     hasher: IdHasher,
-    /// (hash, number)
-    table: HashTable<(u64, u32)>,
-    policies: Vec<RowPolicy>,
-    /// The number of the previous row: in most sources the next row has the same policy.
-    last: u32,
+    index: Index,
+    policies: RowPolicies,
+    /// The policy of the previous row: in most sources the next row has the same.
+    last: LastPolicy,
+    /// The policy that was looked up last.
+    encoded: Vec<u8>,
+}
+
+/// A policy that has no number yet. [`Interner::add`] gives it one.
+pub(super) struct NewPolicy(IndexHash);
+
+impl Default for Interner {
+    fn default() -> Self {
+        Self {
+            hasher: IdHasher::default(),
+            index: Index::with_capacity(0),
+            policies: RowPolicies::default(),
+            last: LastPolicy::default(),
+            encoded: Vec::new(),
+        }
+    }
 }
 
 impl Interner {
-    /// The number of a record's policy, and whether the policy is new.
-    pub(super) fn number(&mut self, record: &KeyRecord<'_>) -> (u32, bool) {
-        if self.policies.get(self.last as usize).is_some_and(|policy| policy.is_of(record)) {
-            return (self.last, false);
+    /// The number of a record's policy.
+    pub(super) fn find(&mut self, record: &KeyRecord<'_>) -> Result<u32, NewPolicy> {
+        if let Some(number) = self.last.number_of(record) {
+            return Ok(number);
         }
-        let KeyRecord { scopes, allowed_ips, allowed_origins, limits, .. } = record;
-        let lists = (&**scopes, allowed_ips.as_deref(), allowed_origins.as_deref(), &**limits);
-        let hash = hash(&self.hasher, record.environment, record.plan, lists);
-        let found =
-            self.table.find(hash, |(_, number)| self.policies[*number as usize].is_of(record)).copied();
-        match found {
-            Some((_, number)) => {
-                self.last = number;
-                (number, false)
-            }
-            None => (self.push(hash, RowPolicy::of(record)), true),
-        }
+        self.last.set(record);
+        self.encoded.clear();
+        encode(record, &mut self.encoded);
+        let found = self.find_encoded();
+        self.last.number = found.as_ref().ok().copied();
+        found
     }
 
-    /// The number of a row policy, and whether it is new.
-    pub(super) fn intern(&mut self, policy: RowPolicy) -> (u32, bool) {
-        let hash = policy.hash(&self.hasher);
-        let found = self.table.find(hash, |(_, number)| self.policies[*number as usize] == policy).copied();
-        found.map_or_else(|| (self.push(hash, policy), true), |(_, number)| (number, false))
+    /// The number of a policy.
+    pub(super) fn find_policy(&mut self, policy: &[u8]) -> Result<u32, NewPolicy> {
+        self.last.number = None;
+        self.encoded.clear();
+        self.encoded.extend_from_slice(policy);
+        self.find_encoded()
     }
 
-    fn push(&mut self, hash: u64, policy: RowPolicy) -> u32 {
-        let number = self.policies.len() as u32;
-        self.policies.push(policy);
-        self.table.insert_unique(hash, (hash, number), |(hash, _)| *hash);
-        self.last = number;
+    fn find_encoded(&self) -> Result<u32, NewPolicy> {
+        let hash = hash(&self.hasher, &self.encoded);
+        let same = |number| self.policies.get(number) == self.encoded;
+        self.index.find(hash, same).ok_or(NewPolicy(hash))
+    }
+
+    /// The policy that was looked up last.
+    pub(super) fn looked_up(&self) -> RowPolicy<'_> {
+        RowPolicy::new(&self.encoded)
+    }
+
+    /// Adds the policy that was looked up last, and returns its number.
+    pub(super) fn add(&mut self, NewPolicy(of_policy): NewPolicy) -> u32 {
+        let Self { hasher, index, policies, last, encoded } = self;
+        let number = policies.push(encoded);
+        index.insert(of_policy, number, |number| hash(hasher, policies.get(number)));
+        last.number = Some(number);
         number
     }
 
-    /// Removes the policy with the highest number.
-    pub(super) fn remove_last(&mut self) {
-        let Some(policy) = self.policies.pop() else { return };
-        let number = self.policies.len() as u32;
-        let entry = self.table.find_entry(policy.hash(&self.hasher), |(_, other)| *other == number);
-        entry.ok().map(|entry| entry.remove());
-    }
-
     /// All policies, by number.
-    pub(in crate::snapshot) fn policies(&self) -> &[RowPolicy] {
+    pub(in crate::snapshot) fn policies(&self) -> &RowPolicies {
         &self.policies
     }
 
+    /// Whether a record has the policy of the previous row.
+    pub(in crate::snapshot) fn is_last(&self, record: &KeyRecord<'_>) -> bool {
+        self.last.number_of(record).is_some()
+    }
+
+    /// Makes room for `policies` policies of `bytes` bytes in total.
+    pub(in crate::snapshot) fn reserve_if_possible(&mut self, policies: usize, bytes: usize) {
+        self.policies.reserve_if_possible(policies, bytes);
+    }
+
     /// All policies, by number.
-    pub(super) fn into_policies(self) -> Vec<RowPolicy> {
+    pub(super) fn into_policies(self) -> RowPolicies {
         self.policies
     }
 
     /// Moves all policies out, by number, and starts over.
-    pub(super) fn take(&mut self) -> Vec<RowPolicy> {
-        self.table.clear();
+    pub(super) fn take(&mut self) -> RowPolicies {
+        self.index = Index::with_capacity(0);
+        self.last.number = None;
         std::mem::take(&mut self.policies)
     }
 
-    /// Bytes that the interner allocates before it holds `more` policies; 0 if there is room for
-    /// them.
-    pub(in crate::snapshot) fn growth(&self, more: usize) -> usize {
-        /// An entry of the table and its control byte.
-        const ENTRY: usize = size_of::<(u64, u32)>() + 1;
-        // The size of the table is a power of two, and it fills up to seven eighths.
-        let table = if self.table.len() + more > self.table.capacity() {
-            (self.table.len() + more).saturating_mul(3 * ENTRY)
-        } else {
-            0
-        };
-        growth::<RowPolicy>(self.policies.len(), self.policies.capacity(), more) + table
+    /// The index, for estimates of its size.
+    pub(in crate::snapshot) fn index(&self) -> &Index {
+        &self.index
     }
 }
 
-impl RowPolicy {
-    fn of(record: &KeyRecord<'_>) -> Self {
-        Self {
-            environment: record.environment.into(),
-            plan: record.plan.into(),
-            scopes: Arc::clone(&record.scopes),
-            ips: record.allowed_ips.clone(),
-            origins: record.allowed_origins.clone(),
-            limits: Arc::clone(&record.limits),
-        }
+fn hash(hasher: &IdHasher, policy: &[u8]) -> IndexHash {
+    IndexHash::of_hash(hasher.hash_one(policy))
+}
+
+/// The policy of a row. Its lists are shared with the record, so that they can be compared by
+/// address.
+#[derive(Default)]
+struct LastPolicy {
+    /// `None`: the policy has no number.
+    number: Option<u32>,
+    environment: String,
+    plan: String,
+    scopes: Arc<[Box<str>]>,
+    ips: Option<Arc<[IpNet]>>,
+    origins: Option<Arc<[Origin]>>,
+    limits: Arc<[Limit]>,
+}
+
+impl LastPolicy {
+    fn set(&mut self, record: &KeyRecord<'_>) {
+        self.environment.clear();
+        self.environment.push_str(record.environment);
+        self.plan.clear();
+        self.plan.push_str(record.plan);
+        self.scopes = Arc::clone(&record.scopes);
+        self.ips.clone_from(&record.allowed_ips);
+        self.origins.clone_from(&record.allowed_origins);
+        self.limits = Arc::clone(&record.limits);
     }
 
-    fn is_of(&self, record: &KeyRecord<'_>) -> bool {
-        same_text(&self.environment, record.environment)
+    /// The number of the policy if it is that of the record.
+    fn number_of(&self, record: &KeyRecord<'_>) -> Option<u32> {
+        let is_same = same_text(&self.environment, record.environment)
             && same_text(&self.plan, record.plan)
             && same_list(&self.scopes, &record.scopes)
             && same_optional_list(self.ips.as_ref(), record.allowed_ips.as_ref())
             && same_optional_list(self.origins.as_ref(), record.allowed_origins.as_ref())
-            && same_list(&self.limits, &record.limits)
+            && same_list(&self.limits, &record.limits);
+        self.number.filter(|_| is_same)
     }
-
-    fn hash(&self, hasher: &IdHasher) -> u64 {
-        let lists = (&*self.scopes, self.ips.as_deref(), self.origins.as_deref(), &*self.limits);
-        hash(hasher, &self.environment, &self.plan, lists)
-    }
-}
-
-/// The lists of a row policy.
-type Lists<'a> = (&'a [Box<str>], Option<&'a [IpNet]>, Option<&'a [Origin]>, &'a [Limit]);
-
-fn hash(hasher: &IdHasher, environment: &str, plan: &str, lists: Lists<'_>) -> u64 {
-    hasher.hash_one((environment, plan, lists))
 }
 
 /// Skips the comparison of two empty texts, the most common case. An empty text has a dangling

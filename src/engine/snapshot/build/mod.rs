@@ -23,11 +23,12 @@ use std::sync::Arc;
 
 use keyward_memory::{HugePages, HugeText, HugeVec};
 
-use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError, merge_limits};
+use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError};
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, Identity, PriorRestrictions};
 use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::{IdHasher, KeyTable};
-use crate::snapshot::policy::{Policy, RowPolicy};
+use crate::snapshot::policy::{PolicyIndexes, PolicyTable};
+use crate::snapshot::row_policy::{RowPolicies, RowPolicy};
 use crate::snapshot::same_digest;
 
 mod batch;
@@ -36,7 +37,7 @@ mod line_numbers;
 mod parallel;
 
 pub use batch::{BatchBuilder, RowBatch};
-use interner::Interner;
+use interner::{Interner, NewPolicy};
 use line_numbers::LineNumbers;
 pub(super) use parallel::PARTITIONING_BYTES;
 pub use parallel::{ParallelBuildError, ParallelBuilder};
@@ -96,16 +97,6 @@ impl Conflict {
     }
 }
 
-/// The policies of a [`KeyTable`] as its rows state them, before plans are applied. Only needed to
-/// write the table to a compiled file.
-pub struct RowPolicies(Vec<RowPolicy>);
-
-impl RowPolicies {
-    pub(super) fn as_slice(&self) -> &[RowPolicy] {
-        &self.0
-    }
-}
-
 /// Builds a [`KeyTable`] from records.
 pub struct Builder {
     pub(super) keys: KeyTable,
@@ -114,6 +105,7 @@ pub struct Builder {
     /// Owner name to owner number.
     pub(super) owners: Index,
     pub(super) interner: Interner,
+    pub(super) policy_indexes: PolicyIndexes,
 }
 
 impl Builder {
@@ -127,7 +119,7 @@ impl Builder {
             key_id_index: Index::with_capacity(expected),
             rotated: Vec::new(),
             entries: HugeVec::with_capacity_in(expected, HugePages),
-            policies: Vec::new(),
+            policies: PolicyTable::new(),
             owners: vec![u32::MAX],
             arena: HugeText::with_capacity(expected.saturating_mul(IDENTITY_BYTES)),
             metadata: HugeVec::new_in(HugePages),
@@ -142,6 +134,7 @@ impl Builder {
             lines: LineNumbers::default(),
             owners: Index::with_capacity(0),
             interner: Interner::default(),
+            policy_indexes: PolicyIndexes::default(),
         }
     }
 
@@ -196,37 +189,39 @@ impl Builder {
 
     /// The finished table, and the row policies with which it can be written to a compiled file.
     pub fn finish_with_policies(self) -> (KeyTable, RowPolicies) {
-        let Self { mut keys, interner, .. } = self;
+        let Self { mut keys, interner, policy_indexes, .. } = self;
+        // Trimming a list takes memory for its copy.
+        drop(policy_indexes);
         keyward_memory::trim(&mut keys.entries);
+        keys.policies.trim();
         keyward_memory::trim(&mut keys.metadata);
         keys.metadata_texts.trim();
         keys.rotated.shrink_to_fit();
         keys.rotated.sort_unstable();
-        (keys, RowPolicies(interner.into_policies()))
+        (keys, interner.into_policies())
     }
 
     /// Calls `visit` with every row as the source stated it, and with its number, counted from 1.
     pub fn for_each_record(&self, visit: &mut dyn FnMut(u64, &KeyRecord<'_>)) {
         let keys = &self.keys;
+        let record_of = |policy| RowPolicy::new(self.interner.policies().get(policy)).to_record();
+        let mut last = (0, record_of(0));
         for ((entry, number), row) in keys.entries.iter().zip(0..).zip(1..) {
-            let Some(policy) = self.interner.policies().get(entry.policy as usize) else { continue };
+            if last.0 != entry.policy {
+                last = (entry.policy, record_of(entry.policy));
+            }
             visit(
                 row,
                 &KeyRecord {
                     hash: entry.digest,
                     key_id: keys.key_id(entry),
                     owner: keys.owner(entry),
-                    environment: &policy.environment,
-                    plan: &policy.plan,
                     status: entry.status.of_row(),
                     not_before: entry.not_before,
                     expires_at: entry.expires_at.get(),
-                    scopes: Arc::clone(&policy.scopes),
-                    allowed_ips: policy.ips.clone(),
-                    allowed_origins: policy.origins.clone(),
-                    limits: Arc::clone(&policy.limits),
                     metadata: keys.metadata_of(number).unwrap_or_default(),
                     present_fields: keys.present_fields,
+                    ..last.1.clone()
                 },
             );
         }
@@ -327,32 +322,21 @@ impl Builder {
     }
 
     fn policy(&mut self, record: &KeyRecord<'_>) -> Result<u32, UnknownPlanError> {
-        let (number, is_new) = self.interner.number(record);
-        self.resolve_plan(number, is_new)
+        self.interner.find(record).or_else(|new| self.add_policy(new))
     }
 
     /// The number of a row policy, which other rows may share.
-    pub(super) fn intern(&mut self, policy: RowPolicy) -> Result<u32, UnknownPlanError> {
-        let (number, is_new) = self.interner.intern(policy);
-        self.resolve_plan(number, is_new)
+    pub(super) fn intern(&mut self, policy: &[u8]) -> Result<u32, UnknownPlanError> {
+        self.interner.find_policy(policy).or_else(|new| self.add_policy(new))
     }
 
-    /// Adds the resolved policy if the row policy is new.
-    fn resolve_plan(&mut self, number: u32, is_new: bool) -> Result<u32, UnknownPlanError> {
-        if is_new {
-            let row_policy = &self.interner.policies()[number as usize];
-            match self.keys.plans.resolve(&row_policy.plan) {
-                Ok((plan, limits)) => {
-                    let limits = merge_limits(limits, &row_policy.limits);
-                    self.keys.policies.push(Policy::new(row_policy, plan, limits));
-                }
-                Err(unknown) => {
-                    self.interner.remove_last();
-                    return Err(unknown);
-                }
-            }
-        }
-        Ok(number)
+    /// Adds the row policy that was looked up last, and the policy that it is under its plan.
+    fn add_policy(&mut self, new: NewPolicy) -> Result<u32, UnknownPlanError> {
+        let KeyTable { plans, policies, .. } = &mut self.keys;
+        let row_policy = self.interner.looked_up();
+        let (plan, limits) = plans.resolve(row_policy.plan)?;
+        policies.add(row_policy, plan, limits, &mut self.policy_indexes);
+        Ok(self.interner.add(new))
     }
 }
 
@@ -360,8 +344,7 @@ impl KeyTable {
     /// Checks that a row with this owner and policy can have the key id of the entry `first`.
     pub(super) fn check_conflict(&self, first: u32, owner: &str, policy: u32) -> Result<(), Conflict> {
         let entry = &self.entries[first as usize];
-        let [first_limits, limits] =
-            [entry.policy, policy].map(|policy| self.policies[policy as usize].limits());
+        let [first_limits, limits] = [entry.policy, policy].map(|policy| self.policies.limits_of(policy));
         if entry.policy != policy && first_limits != limits {
             return Err(Conflict::Limits);
         }

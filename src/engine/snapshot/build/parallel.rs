@@ -89,7 +89,7 @@ impl ParallelBuilder {
         let builder = &mut self.builder;
         builder.keys.present_fields = builder.keys.present_fields.union(present_fields);
         let policies =
-            policies.into_iter().map(|policy| builder.intern(policy)).collect::<Result<Vec<u32>, _>>()?;
+            policies.iter().map(|policy| builder.intern(policy)).collect::<Result<Vec<u32>, _>>()?;
         let first_number = u32::try_from(builder.keys.entries.len());
         let mut number = first_number.map_err(|_| ParallelBuildError::TooMany)?;
         let text = builder.keys.arena.as_str().len();

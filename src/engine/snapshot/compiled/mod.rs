@@ -31,7 +31,6 @@ mod format;
 mod id_index;
 mod merge;
 mod owners;
-mod policy;
 mod read;
 #[cfg(test)]
 mod tests;

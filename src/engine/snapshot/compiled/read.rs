@@ -25,9 +25,9 @@ use crate::snapshot::compiled::format::{
 use crate::snapshot::compiled::id_index::HashPartitions;
 use crate::snapshot::compiled::merge::Merge;
 use crate::snapshot::compiled::owners::Owners;
-use crate::snapshot::compiled::policy;
 use crate::snapshot::index::IndexHash;
 use crate::snapshot::memory_estimate::{heap_bytes, rows_bytes};
+use crate::snapshot::row_policy::RowPolicy;
 
 /// Finds the blocks of a file, one after another. `F` fills a buffer with the bytes from a position
 /// on, or fails.
@@ -117,13 +117,18 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
 
     /// Bytes that the whole table can take while `threads` threads read it.
     pub fn memory_bytes(&self, threads: usize) -> usize {
-        /// A policy as in the file and as in the table, each in a list that doubles.
-        const POLICY: usize = 1 << 10;
+        /// For each policy: its place in the file and in the table, its numbers in four indexes
+        /// and texts of its own, in lists that double.
+        const POLICY: usize = 512;
+        /// For each of its bytes: the byte itself and, in a list that doubles, up to 40 for the 15
+        /// of a limit.
+        const POLICY_BYTE: usize = 7;
         /// For each thread, the block that it decodes, with its rows and what remains to be merged;
         /// and as much again for blocks that wait to be decoded or merged.
         const BLOCKS: usize = 4 * (BLOCK_BYTES + MAX_ITEM_BYTES);
         let sizes = Sizes::of(&self.header);
         let policies = usize::try_from(self.header.policies.get()).unwrap_or(usize::MAX);
+        let policy_bytes = usize::try_from(self.header.policy_bytes.get()).unwrap_or(usize::MAX);
         let texts = sizes.text_bytes.saturating_add(sizes.metadata_bytes).saturating_add(sizes.owner_bytes);
         [
             rows_bytes(sizes.keys),
@@ -132,6 +137,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             sizes.keys.saturating_mul(16 + 2 * 12 + 4 * 4),
             sizes.owners.saturating_mul(2 * 16),
             policies.saturating_mul(POLICY),
+            policy_bytes.saturating_mul(POLICY_BYTE),
             threads.saturating_mul(BLOCKS),
         ]
         .into_iter()
@@ -167,12 +173,16 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     /// If a section is damaged, or a plan is not defined in the configuration.
     pub fn read_policies(&mut self, builder: &mut Builder) -> Result<BlockDecoder, ReadError> {
         self.begin(self.header.policy_bytes.get());
+        // The section is part of the file, so what is reserved is in proportion to it.
+        let bytes = usize::try_from(self.header.policy_bytes.get()).unwrap_or(usize::MAX);
+        let count = usize::try_from(self.header.policies.get()).unwrap_or(usize::MAX).min(bytes);
+        builder.interner.reserve_if_possible(count, bytes);
         let mut policies = Vec::new();
         while let Some((header, payload)) = self.read_block(Section::Policies)? {
             let number = header.number.get();
             let mut bytes = &*payload;
             for _ in 0..header.rows.get() {
-                let policy = policy::decode(&mut bytes).ok_or_else(|| {
+                let policy = RowPolicy::take_valid(&mut bytes).ok_or_else(|| {
                     ReadError::damaged(
                         Section::Policies,
                         Some(number),

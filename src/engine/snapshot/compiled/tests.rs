@@ -11,7 +11,7 @@ use super::*;
 use crate::record::{Digest, KeyRecord, MAX_OWNER, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, IndexHash, MIX};
-use crate::snapshot::policy::RowPolicy;
+use crate::snapshot::row_policy::RowPolicy;
 use crate::snapshot::test_record::{SEED, builder, limits, networks, numbered, origins, record};
 use crate::snapshot::{Builder, CompareOptions, KeyTable};
 
@@ -183,18 +183,13 @@ fn empty_list_is_read_back_as_an_empty_list() {
 
 #[test]
 fn policy_with_an_invalid_list_mark_is_refused() {
-    let key = first_policy(&builder(&[row(0)]));
-    let mut bytes = Vec::new();
-    policy::encode(&key, &mut bytes);
-    assert!(policy::decode(&mut &*bytes).is_some_and(|again| again == key));
+    let key = row(0);
+    let mut bytes = builder(std::slice::from_ref(&key)).interner.policies().get(0).to_vec();
+    assert_eq!(RowPolicy::take_valid(&mut &*bytes), Some(&*bytes));
     let mark = 2 + key.environment.len() + 2 + key.plan.len() + 4;
     assert_eq!(bytes[mark], 0, "the mark of the networks");
     bytes[mark] = 2;
-    assert!(policy::decode(&mut &*bytes).is_none());
-}
-
-fn first_policy(builder: &Builder) -> RowPolicy {
-    builder.interner.policies()[0].clone()
+    assert!(RowPolicy::take_valid(&mut &*bytes).is_none());
 }
 
 #[test]
@@ -209,7 +204,7 @@ fn rows_are_in_the_order_of_their_home_groups() {
 #[test]
 fn plans_are_those_of_the_loading_configuration() {
     let file = compile(&builder(&[KeyRecord { plan: "pro", ..row(0) }]));
-    let loaded_limits = |plans| load(&file, plans).map(|keys| keys.policies[0].limits().to_vec());
+    let loaded_limits = |plans| load(&file, plans).map(|keys| keys.policies.limits_of(0).to_vec());
     assert_eq!(loaded_limits(Plans::default()).expect("any name").len(), 0);
     let pro = limits("10/s").to_vec();
     let plans = Plans::new([("pro".into(), pro.clone())], None).expect("plans");
@@ -288,6 +283,8 @@ fn block_contents_are_checked_beyond_the_checksum() {
         first[..32].swap_with_slice(&mut rest[..32]);
     });
     assert!(error_of(&swapped).contains("not in the order of the table"), "{}", error_of(&swapped));
+    let repeated = with_keys(&file, |_, payload| payload.copy_within(..32, 56));
+    assert!(error_of(&repeated).contains("one is there twice"), "{}", error_of(&repeated));
 }
 
 #[test]
@@ -379,7 +376,7 @@ proptest! {
     #[test]
     fn arbitrary_policy_contents_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut bytes = &*bytes;
-        let _ = policy::decode(&mut bytes);
+        let _ = RowPolicy::take_valid(&mut bytes);
     }
 }
 

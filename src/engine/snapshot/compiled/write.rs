@@ -9,10 +9,8 @@ use zerocopy::IntoBytes;
 use crate::snapshot::compiled::format::{
     BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAGIC, Record, Section, VERSION, checksummed,
 };
-use crate::snapshot::compiled::policy;
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::IndexHash;
-use crate::snapshot::policy::RowPolicy;
 use crate::snapshot::{Builder, KeyTable, RowPolicies};
 
 impl Builder {
@@ -44,12 +42,12 @@ impl KeyTable {
         source_time: u32,
         progress: &mut dyn FnMut(u64),
     ) -> io::Result<()> {
-        self.write(policies.as_slice(), output, source_time, progress)
+        self.write(policies, output, source_time, progress)
     }
 
     fn write<W: Write + Seek>(
         &self,
-        policies: &[RowPolicy],
+        policies: &RowPolicies,
         output: &mut W,
         source_time: u32,
         progress: &mut dyn FnMut(u64),
@@ -150,10 +148,10 @@ impl KeyTable {
     }
 }
 
-fn write_policies<W: Write>(policies: &[RowPolicy], output: &mut W) -> io::Result<u64> {
+fn write_policies<W: Write>(policies: &RowPolicies, output: &mut W) -> io::Result<u64> {
     let mut blocks = BlockWriter::new(output, Section::Policies);
-    for policy in policies {
-        policy::encode(policy, &mut blocks.texts);
+    for policy in policies.iter() {
+        blocks.texts.extend_from_slice(policy);
         blocks.end_row()?;
     }
     blocks.finish()

@@ -205,9 +205,12 @@ impl PolicyChanges {
             Some((last, change)) if last == numbers => change,
             _ => {
                 let compare = || {
-                    let [policy_before, policy_after] = [(before, numbers.0), (after, numbers.1)]
-                        .map(|(row, number)| &row.keys.policies[number as usize]);
-                    PolicyChange::new(policy_before, &before.keys.plans, policy_after, &after.keys.plans)
+                    let (plans, plans_after) = (&before.keys.plans, &after.keys.plans);
+                    // Every entry has a policy.
+                    let policies = before.policy().zip(after.policy());
+                    policies.map_or_else(PolicyChange::default, |(before, after)| {
+                        PolicyChange::new(before, plans, after, plans_after)
+                    })
                 };
                 let change = *self.known.entry(numbers).or_insert_with(compare);
                 self.last = Some((numbers, change));

@@ -22,7 +22,12 @@ pub(super) struct PolicyChange {
 impl PolicyChange {
     /// The change from `before`, under the plans of its table, to `after`, under the plans of its
     /// table.
-    pub(super) fn new(before: &Policy, plans_before: &Plans, after: &Policy, plans_after: &Plans) -> Self {
+    pub(super) fn new(
+        before: Policy<'_>,
+        plans_before: &Plans,
+        after: Policy<'_>,
+        plans_after: &Plans,
+    ) -> Self {
         use AccessChange::{
             GainsEnvironment, GainsScopes, LosesEnvironment, LosesLimits, LosesNetworks, LosesOrigins,
             RaisesLimits,
@@ -71,7 +76,7 @@ impl PolicyChange {
 }
 
 /// The restrictions that a policy has a value for.
-pub(super) fn policy_fields(policy: &Policy, plans: &Plans) -> FieldSet {
+pub(super) fn policy_fields(policy: Policy<'_>, plans: &Plans) -> FieldSet {
     let plan_limits = limits_of(plans, policy.plan());
     let has_own_limits = policy.limits().iter().any(|limit| named(plan_limits, limit) != Some(limit));
     FieldSet::NONE

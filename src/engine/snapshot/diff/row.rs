@@ -24,6 +24,11 @@ impl<'k> Row<'k> {
         self.keys.owner(self.entry)
     }
 
+    /// Every row has one.
+    pub(super) fn policy(self) -> Option<Policy<'k>> {
+        self.keys.policies.get(self.entry.policy)
+    }
+
     /// Whether two rows with the same digest are equal, apart from their policies.
     pub(super) fn is_same_except_policy(self, other: Row<'_>) -> bool {
         let status_and_times =
@@ -65,11 +70,9 @@ impl<'k> Row<'k> {
                 differences.push(Difference::between(field, &time(before), &time(after)));
             }
         }
-        push_policy_differences(
-            &self.keys.policies[old.policy as usize],
-            &after.keys.policies[new.policy as usize],
-            &mut differences,
-        );
+        if let Some((before, after)) = self.policy().zip(after.policy()) {
+            push_policy_differences(before, after, &mut differences);
+        }
         if self.keys.metadata_of(self.number) != after.keys.metadata_of(after.number) {
             differences.push(Difference::of("metadata"));
         }
@@ -86,19 +89,19 @@ impl KeyTable {
     }
 }
 
-fn push_policy_differences(before: &Policy, after: &Policy, differences: &mut Vec<Difference>) {
+fn push_policy_differences(before: Policy<'_>, after: Policy<'_>, differences: &mut Vec<Difference>) {
     for (field, before, after) in
-        [("environment", &before.environment, &after.environment), ("plan", &before.plan, &after.plan)]
+        [("environment", before.environment(), after.environment()), ("plan", before.plan(), after.plan())]
     {
         if before != after {
             differences.push(Difference::between(field, before, after));
         }
     }
     for (field, differs) in [
-        ("scopes", before.scopes != after.scopes),
-        ("allowed_ips", before.ips != after.ips),
-        ("allowed_origins", before.origins != after.origins),
-        ("limits", before.limits != after.limits),
+        ("scopes", before.scopes() != after.scopes()),
+        ("allowed_ips", before.networks() != after.networks()),
+        ("allowed_origins", before.origins() != after.origins()),
+        ("limits", before.limits() != after.limits()),
     ] {
         if differs {
             differences.push(Difference::of(field));

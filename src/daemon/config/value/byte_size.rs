@@ -1,0 +1,65 @@
+//! Sizes in bytes, such as `usage.max_file_size`.
+
+use crate::config::text::{Text, deserialize_text};
+
+/// Maximum size of a file, or of buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::config) struct ByteSize(u64);
+
+impl ByteSize {
+    /// Smaller files would be rotated after a few lines.
+    const MIN: u64 = 4 << 10;
+    /// More than any tool reads in one piece.
+    const MAX: u64 = 1 << 40;
+    /// Units that follow the number.
+    const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+
+    pub(in crate::config) const fn mebibytes(number: u64) -> Self {
+        Self(number << 20)
+    }
+
+    pub(in crate::config) fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl Text for ByteSize {
+    const EXPECTED: &'static str = "a size such as \"64MiB\"";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let unit =
+            Self::UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.trim_end(), bytes)));
+        let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let Some((digits, unit)) = unit.filter(|(digits, _)| is_number(digits)) else {
+            return Err(format!(
+                "{text:?} is not a size: write a number and KiB, MiB or GiB, such as \"64MiB\""
+            ));
+        };
+        match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(*unit)) {
+            Some(bytes) if (Self::MIN..=Self::MAX).contains(&bytes) => Ok(Self(bytes)),
+            _ => Err(format!("{text:?} is out of range: write \"4KiB\" to \"1024GiB\"")),
+        }
+    }
+}
+
+deserialize_text!(ByteSize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_has_a_unit_and_a_range() {
+        for (text, bytes) in [("4KiB", 4096), ("64MiB", 64 << 20), ("1024 GiB", 1 << 40)] {
+            assert_eq!(ByteSize::parse(text).map(ByteSize::bytes), Ok(bytes), "{text}");
+        }
+        for text in ["", "64", "MiB", "64MB", "-1MiB", "1.5MiB", "0x1MiB"] {
+            let refused = ByteSize::parse(text).expect_err("not a size");
+            assert!(refused.ends_with("write a number and KiB, MiB or GiB, such as \"64MiB\""), "{refused}");
+        }
+        for text in ["3KiB", "0MiB", "1025GiB", "99999999999999999999GiB"] {
+            let refused = ByteSize::parse(text).expect_err("out of range");
+            assert_eq!(refused, format!("{text:?} is out of range: write \"4KiB\" to \"1024GiB\""));
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Quotas of a uid, which all its connections share.
+
+use super::*;
+use keyward_engine::limiter::Rate;
+
+/// A peer of an account with quotas.
+fn connect_with(worker: &Worker, account: &Arc<UidAccount>) -> Peer {
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    worker.serve(ours, theirs, Arc::clone(account))
+}
+
+async fn closed(mut peer: Peer) -> (CloseReason, Vec<u8>) {
+    let mut received = Vec::new();
+    yield_until("the end of the connection", || {
+        let _ = peer.stream.read_to_end(&mut received);
+        peer.served.is_finished()
+    })
+    .await;
+    let _ = peer.stream.read_to_end(&mut received);
+    (peer.served.await.expect("no panic").expect("no error"), received)
+}
+
+#[tokio::test(flavor = "local")]
+async fn incomplete_requests_above_the_quota_end_the_connection_with_an_error() {
+    let worker = Worker::start(Duration::ZERO);
+    let account = UidAccount::new(1, UidQuotas { buffered_bytes: Some(100), ..UidQuotas::default() });
+    let mut first = connect_with(&worker, &account);
+    let mut second = connect_with(&worker, &account);
+    let incomplete = &request()[..40];
+    first.stream.write_all(incomplete).expect("sent");
+    second.stream.write_all(incomplete).expect("sent");
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    let mut third = connect_with(&worker, &account);
+    third.stream.write_all(incomplete).expect("sent");
+    let mut error = Vec::new();
+    ProtocolError::new(ErrorCode::QuotaExceeded, 100, 0).encode(&mut error);
+    assert_eq!(closed(third).await, (CloseReason::QuotaExceeded, error));
+    // The others go on, and their completed requests make room.
+    for peer in [&mut first, &mut second] {
+        peer.stream.write_all(&request()[40..]).expect("sent");
+        yield_until("an answer", || peer.receive() > 0).await;
+    }
+    let mut fourth = connect_with(&worker, &account);
+    fourth.stream.write_all(incomplete).expect("sent");
+    for _ in 0..10 {
+        yield_now().await;
+    }
+    fourth.stream.write_all(&request()[40..]).expect("sent");
+    yield_until("an answer", || fourth.receive() > 0).await;
+}
+
+#[tokio::test(flavor = "local")]
+async fn unread_answers_above_the_quota_end_the_connection() {
+    for quotas in [
+        UidQuotas { in_flight: Some(1_000), ..UidQuotas::default() },
+        UidQuotas { buffered_bytes: Some(70_000), ..UidQuotas::default() },
+    ] {
+        let worker = Worker::start(Duration::ZERO);
+        let account = UidAccount::new(1, quotas);
+        let mut peers: Vec<Peer> = (0..4).map(|_| connect_with(&worker, &account)).collect();
+        // Nothing is read, so that the answers stay in the daemon.
+        for _ in 0..100 {
+            for peer in &mut peers {
+                peer.send(1_000);
+            }
+            yield_now().await;
+        }
+        let finished = peers.iter().filter(|peer| peer.served.is_finished()).count();
+        assert!((1..4).contains(&finished), "{finished} of 4 connections have ended: {quotas:?}");
+        for peer in peers.into_iter().filter(|peer| peer.served.is_finished()) {
+            assert_eq!(peer.served.await.expect("no panic").expect("no error"), CloseReason::QuotaExceeded);
+        }
+    }
+}
+
+#[tokio::test(flavor = "local")]
+async fn rate_delays_requests_of_all_connections_of_the_uid() {
+    let worker = Worker::start(Duration::ZERO);
+    // Ten at once, and one more each hour.
+    let rate = Rate::new(1, 3_600_000_000_000, 10).ok();
+    let account = UidAccount::new(1, UidQuotas { rate, ..UidQuotas::default() });
+    let mut peers: Vec<Peer> = (0..4).map(|_| connect_with(&worker, &account)).collect();
+    let mut other = worker.connect_as(2);
+    for _ in 0..20 {
+        peers.iter_mut().for_each(|peer| peer.send(1));
+        for _ in 0..10 {
+            yield_now().await;
+        }
+    }
+    // A read may contain more than one request.
+    assert!((10..=13).contains(&worker.answers()), "{}", worker.answers());
+    let before = worker.answers();
+    other.send(1);
+    yield_until("an answer", || other.receive() > 0).await;
+    assert_eq!(worker.answers(), before + 1);
+    worker.drain.send_replace(true);
+    peers.push(other);
+    assert_drained(peers).await;
+}

@@ -1,0 +1,197 @@
+//! What the connections of one uid use together, and its quotas.
+//!
+//! The connections of a uid may be on different workers. A quota that is not set costs nothing:
+//! what it would limit is not counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use keyward_engine::limiter::{Rate, TICKS_PER_NANOSECOND};
+use tokio::time::Instant;
+
+/// Quotas of one uid for all its connections together. `None`: no quota.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UidQuotas {
+    /// Maximum number of bytes that connections hold: incomplete requests and unsent answers.
+    pub buffered_bytes: Option<usize>,
+    /// Maximum number of requests whose answers wait for the peer to read. All requests of one read
+    /// count until the last of their answers is sent.
+    pub in_flight: Option<usize>,
+    /// Maximum rate of requests.
+    pub rate: Option<Rate>,
+}
+
+/// What the connections of one uid use.
+pub struct UidAccount {
+    uid: u32,
+    quotas: UidQuotas,
+    buffered_bytes: AtomicUsize,
+    in_flight: AtomicUsize,
+    /// Zero of `full_at`.
+    origin: Instant,
+    /// The tick at which the bucket of `quotas.rate` is full: its theoretical arrival time (GCRA).
+    full_at: AtomicU64,
+}
+
+/// A connection would exceed a quota of its uid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QuotaExceededError {
+    /// The quota.
+    pub(super) quota: usize,
+}
+
+/// Bytes and requests that a connection holds, until it is dropped.
+#[derive(Default)]
+pub(super) struct Held {
+    /// `None`: they are not counted.
+    account: Option<Arc<UidAccount>>,
+    bytes: usize,
+    requests: usize,
+}
+
+impl UidAccount {
+    /// An account of a uid that uses nothing.
+    pub fn new(uid: u32, quotas: UidQuotas) -> Arc<Self> {
+        Arc::new(Self {
+            uid,
+            quotas,
+            buffered_bytes: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            origin: Instant::now(),
+            full_at: AtomicU64::new(0),
+        })
+    }
+
+    /// The uid.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Counts bytes and requests that a connection holds.
+    ///
+    /// # Errors
+    /// When a quota leaves no room for them.
+    pub(super) fn hold(self: &Arc<Self>, bytes: usize, requests: usize) -> Result<Held, QuotaExceededError> {
+        if self.quotas.buffered_bytes.is_none() && self.quotas.in_flight.is_none() {
+            return Ok(Held::default());
+        }
+        let bytes_before = self.buffered_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let requests_before = self.in_flight.fetch_add(requests, Ordering::Relaxed);
+        // Dropping it gives back what exceeds a quota.
+        let held = Held { account: Some(Arc::clone(self)), bytes, requests };
+        check(self.quotas.buffered_bytes, bytes_before + bytes)?;
+        check(self.quotas.in_flight, requests_before + requests)?;
+        Ok(held)
+    }
+
+    /// Charges the rate with requests that were answered.
+    pub(super) fn charge(&self, requests: usize) {
+        let Some(rate) = self.quotas.rate.filter(|_| requests > 0) else { return };
+        let now = self.now();
+        let cost = rate.period().get().saturating_mul(requests as u64);
+        // The closure always returns a value.
+        let _ = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+            Some(full_at.max(now).saturating_add(cost))
+        });
+    }
+
+    /// How long the uid's connections have to wait before they may read further requests.
+    pub(super) fn delay(&self) -> Option<Duration> {
+        let rate = self.quotas.rate?;
+        let full_at = self.full_at.load(Ordering::Relaxed);
+        // At this tick the bucket has refilled by one request.
+        let next = full_at.saturating_add(rate.period().get()).saturating_sub(rate.capacity());
+        let ticks = next.checked_sub(self.now()).filter(|ticks| *ticks > 0)?;
+        Some(Duration::from_nanos(ticks.div_ceil(TICKS_PER_NANOSECOND)))
+    }
+
+    /// Whether the account can be forgotten, once there is no connection: the bucket is full.
+    pub fn is_unused(&self) -> bool {
+        self.full_at.load(Ordering::Relaxed) <= self.now()
+    }
+
+    fn now(&self) -> u64 {
+        let nanoseconds = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        nanoseconds.saturating_mul(TICKS_PER_NANOSECOND)
+    }
+}
+
+fn check(quota: Option<usize>, used: usize) -> Result<(), QuotaExceededError> {
+    match quota {
+        Some(quota) if used > quota => Err(QuotaExceededError { quota }),
+        _ => Ok(()),
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(account) = &self.account {
+            account.buffered_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+            account.in_flight.fetch_sub(self.requests, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn held_bytes_and_requests_are_limited_and_given_back() {
+        let quotas = UidQuotas { buffered_bytes: Some(100), in_flight: Some(10), rate: None };
+        let account = UidAccount::new(1, quotas);
+        let first = account.hold(60, 1).expect("within both quotas");
+        assert_eq!(account.hold(41, 1).err(), Some(QuotaExceededError { quota: 100 }));
+        assert_eq!(account.hold(1, 10).err(), Some(QuotaExceededError { quota: 10 }));
+        let second = account.hold(40, 9).expect("a refused request holds nothing");
+        assert!(account.hold(1, 0).is_err());
+        drop((first, second));
+        assert!(account.hold(100, 10).is_ok());
+    }
+
+    #[test]
+    fn account_without_quotas_limits_nothing() {
+        let account = UidAccount::new(1, UidQuotas::default());
+        assert!(account.hold(usize::MAX, usize::MAX).is_ok() && account.hold(usize::MAX, 1).is_ok());
+        account.charge(usize::MAX);
+        assert_eq!(account.delay(), None);
+        assert!(account.is_unused());
+    }
+
+    #[test]
+    fn rate_delays_after_its_burst_until_one_request_has_refilled() {
+        let rate = Rate::new(10, 3_600 * SECOND, 5).expect("a rate");
+        let account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::default() });
+        account.charge(4);
+        assert_eq!(account.delay(), None);
+        assert!(!account.is_unused());
+        account.charge(1);
+        let delay = account.delay().expect("the bucket is empty");
+        assert!((350..=360).contains(&delay.as_secs()), "{delay:?}");
+        account.charge(10);
+        let delay = account.delay().expect("the bucket is below zero");
+        assert!((11 * 360 - 10..=11 * 360).contains(&delay.as_secs()), "{delay:?}");
+    }
+
+    #[test]
+    fn account_that_was_idle_has_its_burst_and_no_more() {
+        let rate = Rate::new(10, 3_600 * SECOND, 5).expect("a rate");
+        let mut account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::default() });
+        // In an hour, twice the burst refills.
+        Arc::get_mut(&mut account).expect("not shared").origin -= Duration::from_secs(3_600);
+        account.charge(5);
+        let delay = account.delay().expect("the bucket is empty");
+        assert!((350..=360).contains(&delay.as_secs()), "{delay:?}");
+    }
+
+    #[test]
+    fn requests_beyond_what_the_time_can_count_are_delayed() {
+        let rate = Rate::new(1, 365 * 86_400 * SECOND, 1).expect("a rate");
+        let account = UidAccount::new(1, UidQuotas { rate: Some(rate), ..UidQuotas::default() });
+        account.charge(usize::MAX);
+        assert!(account.delay().is_some());
+    }
+}

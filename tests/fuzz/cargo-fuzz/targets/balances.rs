@@ -1,0 +1,5 @@
+//! The target `balances` for libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| keyward_fuzz_cargo::run("balances", data));

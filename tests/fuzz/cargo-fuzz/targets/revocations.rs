@@ -1,0 +1,5 @@
+//! The target `revocations` for libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| keyward_fuzz_cargo::run("revocations", data));

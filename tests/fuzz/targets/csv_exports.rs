@@ -1,0 +1,9 @@
+//! Exports as CSV. [`export`](super::export) lists the properties.
+
+use keyward_source::Format;
+
+use super::{Outcome, export};
+
+pub(crate) fn run(data: &[u8]) -> Outcome {
+    export::check(data, Format::Csv)
+}
