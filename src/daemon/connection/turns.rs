@@ -73,9 +73,12 @@ enum WaiterState {
 /// The waiting connections. [`pop`](Self::pop) rotates among the uids.
 #[derive(Default)]
 struct WaitingQueue {
-    /// The uids with waiting connections, in the order of their next turns.
+    /// The uids with waiting connections, in the order of their next turns, without `current`.
     rotation: VecDeque<u32>,
     by_uid: BTreeMap<u32, VecDeque<Rc<Waiter>>>,
+    /// The uid that has the current turn. It joins the rotation again when the turn is over, behind
+    /// the uids whose requests arrived during it.
+    current: Option<u32>,
 }
 
 impl IdleCount {
@@ -209,22 +212,27 @@ impl WaitingQueue {
     fn push(&mut self, waiter: Rc<Waiter>) {
         let uid = waiter.uid;
         let queue = self.by_uid.entry(uid).or_default();
-        if queue.is_empty() {
+        if queue.is_empty() && self.current != Some(uid) {
             self.rotation.push_back(uid);
         }
         queue.push_back(waiter);
     }
 
+    /// Ends the current turn and returns the connection that has the next one.
     fn pop(&mut self) -> Option<Rc<Waiter>> {
         loop {
+            if let Some(uid) = self.current.take()
+                && self.by_uid.contains_key(&uid)
+            {
+                self.rotation.push_back(uid);
+            }
             let uid = self.rotation.pop_front()?;
             let queue = self.by_uid.get_mut(&uid)?;
             let waiter = queue.pop_front();
             if queue.is_empty() {
                 self.by_uid.remove(&uid);
-            } else {
-                self.rotation.push_back(uid);
             }
+            self.current = Some(uid);
             if waiter.as_ref().is_some_and(|waiter| waiter.state.get() == WaiterState::Waiting) {
                 return waiter;
             }
@@ -260,6 +268,28 @@ mod tests {
     #[test]
     fn turns_rotate_among_uids_and_then_among_their_connections() {
         assert_eq!(order_of_turns(&[1, 1, 1, 2, 2, 3], 0), [0, 3, 5, 1, 4, 2]);
+    }
+
+    /// A peer waits for the rest of the turn during which its request arrives, and not for another
+    /// turn of the same uid.
+    #[test]
+    fn uid_that_joins_during_a_turn_is_served_before_the_uid_of_that_turn() {
+        let turns = Turns::new(IdleCount::default());
+        let [first, second, late] = [1, 1, 2].map(|uid| turns.register(uid));
+        turns.cost.set(COST_PER_POLL);
+        let cx = Context::from_waker(Waker::noop());
+        assert!([&first, &second].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
+        turns.cost.set(0);
+        turns.grant_next();
+        assert!(first.poll_begin(&cx).is_ready());
+        first.end(COST_PER_POLL);
+        // Epoll is polled here: the busy peer has more requests, and another peer's first one is
+        // found.
+        assert!([&first, &late].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
+        turns.cost.set(0);
+        turns.grant_next();
+        assert!(late.poll_begin(&cx).is_ready());
+        assert!(second.poll_begin(&cx).is_pending());
     }
 
     #[test]
