@@ -34,8 +34,9 @@ const LONG_LIFE: Range<u64> = 700..1_000;
 /// What is known across kills.
 #[derive(Default)]
 struct Known {
-    /// The last export at the source's path.
+    /// The last export at the source's path, and whether a bad source has replaced it.
     published: usize,
+    is_source_bad: bool,
     /// The last export whose reload was acknowledged. After a start with a bad source, the one that
     /// was in force then.
     acknowledged: usize,
@@ -90,6 +91,7 @@ impl Life<'_> {
                 known.published
             };
             replace_export(&self.daemon.setup.source(), export(version));
+            lock(self.known).is_source_bad = false;
             let reply = self.send(&Command::Reload { force: false });
             if let Some(outcome) = reply.and_then(|reply| reply.reload) {
                 assert!(outcome.accepted, "{:?}", outcome.error);
@@ -159,7 +161,7 @@ impl Life<'_> {
 }
 
 /// The daemon was started again, perhaps with a bad source.
-fn check_restart(daemon: &Daemon, known: &mut Known, is_source_bad: bool) {
+fn check_restart(daemon: &Daemon, known: &mut Known) {
     let status = daemon.status();
     assert!(status.ready, "{}", daemon.log());
     assert!(status.unwritten.is_empty(), "{:?}", status.unwritten);
@@ -167,7 +169,7 @@ fn check_restart(daemon: &Daemon, known: &mut Known, is_source_bad: bool) {
     let served = client.verify(&Request::new("limited")).expect("an answer");
     let served_version = version(&served).expect("a known key");
     let expected =
-        if is_source_bad { known.saved..=known.published } else { known.published..=known.published };
+        if known.is_source_bad { known.saved..=known.published } else { known.published..=known.published };
     assert!(expected.contains(&served_version), "export {served_version}, not {expected:?}");
     let of_generation = *known.generations.entry(served.generation()).or_insert(served_version);
     assert_eq!(of_generation, served_version, "generation {} has two exports", served.generation());
@@ -208,9 +210,9 @@ fn everything_acknowledged_is_in_force_after_kills_at_random_moments() {
             daemon.signal(Signal::KILL);
             killed
         });
-        let is_source_bad = random >> 20 & 3 == 0;
-        if is_source_bad {
+        if random >> 20 & 3 == 0 {
             daemon.spoil_source();
+            lock(&known).is_source_bad = true;
         }
         unsaved += {
             let admitted = &lock(&known).admitted[counted..];
@@ -219,7 +221,7 @@ fn everything_acknowledged_is_in_force_after_kills_at_random_moments() {
             admitted.iter().filter(may_be_unsaved).count()
         };
         daemon = daemon.kill_and_restart();
-        check_restart(&daemon, &mut lock(&known), is_source_bad);
+        check_restart(&daemon, &mut lock(&known));
     }
     let known = lock(&known);
     let saved = known.admitted.len() - unsaved;
