@@ -177,7 +177,7 @@ fn check_restart(daemon: &Daemon, known: &mut Known) {
 
     let keys: Vec<String> = known.revoked.iter().map(|key| format!("k{key}")).collect();
     for keys in keys.chunks(500) {
-        let requests: Vec<Request<'_>> = keys.iter().map(|key| Request::new(key)).collect();
+        let requests: Vec<Request<'_>> = keys.iter().map(Request::new).collect();
         for (key, answer) in keys.iter().zip(client.verify_many(&requests)) {
             assert_eq!(answer.expect("an answer").verdict().name(), "REVOKED", "{key}");
         }

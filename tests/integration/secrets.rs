@@ -386,11 +386,12 @@ fn partial_raw_key_is_wiped_when_its_connection_is_drained() {
     }
 }
 
-/// The request that gets a verdict, given the credential.
+/// A verdict, what differs from an allowed row, and the request for a credential.
+type Case = (&'static str, fn(Row) -> Row, MakeRequest);
 type MakeRequest = for<'a> fn(Credential<'a>) -> Verify<'a>;
 
-/// Every verdict of a daemon that has keys: how its rows and its requests differ from allowed ones.
-fn verdicts() -> Vec<(&'static str, fn(Row) -> Row, MakeRequest)> {
+/// Every verdict on a listed key.
+fn verdicts() -> Vec<Case> {
     const PLAIN: MakeRequest = |credential| Verify::new(0x1d0f_a5c1, credential);
     vec![
         ("ALLOWED", |row| row, PLAIN),
