@@ -32,6 +32,10 @@ def digests(count):
         yield from (block[offset : offset + HASH] for offset in range(0, len(block), HASH))
 
 
+def key_id(number):
+    return f"key_{number:08}"
+
+
 def record(number):
     """The record that a look-up should return: the same fields that keyward's answer carries."""
     return b"key_%08d,owner_%07d,live,pro,%s" % (number, number // KEYS_PER_OWNER, LIMIT.encode())
