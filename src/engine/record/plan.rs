@@ -80,10 +80,8 @@ impl Plans {
 
     /// The most bytes that the name of a plan and the names of its limits have together.
     pub(crate) fn longest_texts(&self) -> usize {
-        let texts = |(plan, limits): (&Box<str>, &Arc<[Limit]>)| {
-            plan.len() + limits.iter().map(|limit| limit.name.len()).sum::<usize>()
-        };
-        self.limits.iter().map(texts).max().unwrap_or(0)
+        let names = |limits: &[Limit]| limits.iter().map(|limit| limit.name.len()).sum::<usize>();
+        self.limits.iter().map(|(plan, limits)| plan.len() + names(limits)).max().unwrap_or(0)
     }
 }
 
