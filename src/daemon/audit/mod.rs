@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
+use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth, time};
 
 mod event;
 mod refusals;
@@ -235,7 +235,7 @@ impl Writer {
 fn write_refusals(trail: &Weak<Trail>, woken: &Receiver<()>) {
     let mut wait = IDLE;
     loop {
-        let retry = match woken.recv_timeout(wait) {
+        let retry = match time::recv_timeout(woken, wait) {
             Ok(()) => false,
             Err(RecvTimeoutError::Timeout) => true,
             Err(RecvTimeoutError::Disconnected) => return,

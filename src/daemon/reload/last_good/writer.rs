@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::{debug, info};
 
@@ -21,7 +21,8 @@ use super::paced::{Pace, PacedWriter, copy};
 use super::{LastGoodStore, SharedStore, State};
 use crate::reload::FileState;
 use keyward_engine::snapshot::{RowPolicies, Snapshot};
-use keyward_state::{self as state, FileError};
+use keyward_state::time::{self, Instant};
+use keyward_state::{self as state, FileError, disk};
 
 /// The lowest priority: keys are stored for a restart, while requests are answered now.
 const NICENESS: i32 = 19;
@@ -99,6 +100,15 @@ impl LastGoodStore {
     }
 }
 
+#[cfg(feature = "simulation")]
+impl LastGoodStore {
+    /// Waits until the writer has nothing to do, or waits to try again.
+    pub fn wait_idle(&self) {
+        let is_busy = |state: &mut State| state.writing.is_some() || state.is_due(Instant::now());
+        let _ = self.shared.changed.wait_timeout_while(self.shared.state(), STOP_TIMEOUT, is_busy);
+    }
+}
+
 impl State {
     fn is_due(&self, now: Instant) -> bool {
         self.pending.is_some() && self.retry_at.is_none_or(|at| at <= now)
@@ -135,10 +145,7 @@ impl SharedStore {
                 return None;
             }
             let timeout = state.retry_at.map_or(MAX_RETRY, |at| at.saturating_duration_since(now));
-            state = match self.changed.wait_timeout(state, timeout) {
-                Ok((state, _)) => state,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
+            state = time::wait_timeout(&self.changed, state, timeout);
         }
     }
 
@@ -266,7 +273,7 @@ pub(super) fn remove_leftover_files(directory: &Path, manifest: Option<&Manifest
             let is_kept = manifest.is_some_and(|manifest| manifest.file == name);
             (is_own(name) && !is_kept) || name.strip_suffix(".new") == Some(MANIFEST)
         });
-        if is_garbage && let Err(error) = std::fs::remove_file(entry.path()) {
+        if is_garbage && let Err(error) = disk::remove_file(&entry.path()) {
             debug!(file = %entry.path().display(), %error, "a file that is no longer needed cannot be removed");
         }
     }
