@@ -149,13 +149,27 @@ pub fn quiesce() -> Result<(), HangError> {
     if threads.is_empty() { Ok(()) } else { Err(HangError { threads }) }
 }
 
-/// Marks the current thread as waiting for the test while `wait` runs, if it is one that
-/// [`quiesce`] waits for.
+/// Waits until threads with these names have waited for the first time: a thread that has only just
+/// been started is unknown to [`quiesce`].
+///
+/// # Errors
+/// When that takes too long.
+pub fn wait_started(names: &[&str]) -> Result<(), HangError> {
+    let missing = |simulation: &Simulation| {
+        let is_missing = |name: &&str| !simulation.threads.keys().any(|(known, _)| known == *name);
+        names.iter().copied().filter(is_missing).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let wait = |simulation: &mut Option<Simulation>| {
+        simulation.as_ref().is_some_and(|simulation| !missing(simulation).is_empty())
+    };
+    let waited = CHANGED.wait_timeout_while(lock(), HANG, wait);
+    let (simulation, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    let threads = simulation.as_ref().map(missing).unwrap_or_default();
+    if threads.is_empty() { Ok(()) } else { Err(HangError { threads }) }
+}
+
+/// Marks the current thread as waiting for the test while `wait` runs.
 pub fn hold<T>(wait: impl FnOnce() -> T) -> T {
-    let is_known = |thread: &Registration| thread.key.is_some();
-    if !is_installed() || !REGISTRATION.with_borrow(is_known) {
-        return wait();
-    }
     mark(Waiter::Held);
     let result = wait();
     mark(Waiter::Running);
@@ -229,19 +243,19 @@ pub(super) fn recv_timeout<T>(receiver: &Receiver<T>, timeout: Duration) -> Resu
     received
 }
 
-pub(super) fn wait_timeout<'m, T>(
+pub(super) fn wait_timeout_while<'m, T>(
     condvar: &Condvar,
     mut guard: MutexGuard<'m, T>,
     timeout: Duration,
+    mut condition: impl FnMut(&mut T) -> bool,
 ) -> MutexGuard<'m, T> {
-    if timeout.is_zero() {
+    if timeout.is_zero() || !condition(&mut guard) {
         return guard;
     }
     begin_wait(timeout);
     loop {
-        let (after, waited) = condvar.wait_timeout(guard, SLICE).unwrap_or_else(PoisonError::into_inner);
-        guard = after;
-        if !waited.timed_out() || is_due() {
+        guard = condvar.wait_timeout(guard, SLICE).unwrap_or_else(PoisonError::into_inner).0;
+        if !condition(&mut guard) || is_due() {
             break;
         }
     }

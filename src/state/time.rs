@@ -45,15 +45,16 @@ pub fn recv_timeout<T>(receiver: &Receiver<T>, timeout: Duration) -> Result<T, R
     receiver.recv_timeout(timeout)
 }
 
-/// As [`Condvar::wait_timeout`], for a mutex that may be poisoned.
-pub fn wait_timeout<'m, T>(
+/// As [`Condvar::wait_timeout_while`], for a mutex that may be poisoned.
+pub fn wait_timeout_while<'m, T>(
     condvar: &Condvar,
     guard: MutexGuard<'m, T>,
     timeout: Duration,
+    condition: impl FnMut(&mut T) -> bool,
 ) -> MutexGuard<'m, T> {
     #[cfg(feature = "simulation")]
     if simulation::is_installed() {
-        return simulation::wait_timeout(condvar, guard, timeout);
+        return simulation::wait_timeout_while(condvar, guard, timeout, condition);
     }
-    condvar.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner).0
+    condvar.wait_timeout_while(guard, timeout, condition).unwrap_or_else(PoisonError::into_inner).0
 }

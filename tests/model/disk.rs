@@ -36,6 +36,9 @@ struct State {
     shortens_writes: bool,
     /// Whether the writer of the last good keys may go on.
     is_released: bool,
+    /// Whether it may go on once the balances have been saved.
+    is_released_by_save: bool,
+    is_saved: bool,
     /// Names of files that have been replaced since [`Disk::take_replaced`].
     replaced: Vec<String>,
     /// The durable content of files that have been written since their last sync.
@@ -65,6 +68,8 @@ impl Disk {
             failures: Vec::new(),
             shortens_writes: false,
             is_released: false,
+            is_released_by_save: false,
+            is_saved: false,
             replaced: Vec::new(),
             unsynced: BTreeMap::new(),
             names: Vec::new(),
@@ -101,19 +106,23 @@ impl Disk {
         self.lock().failed
     }
 
-    /// Forgets the failures that are still planned.
-    pub fn heal(&self) {
-        self.lock().failures.clear();
-    }
-
     pub fn shorten_writes(&self, shortens: bool) {
         self.lock().shortens_writes = shortens;
     }
 
     /// Lets the writer of the last good keys go on, or holds it.
     pub fn release_writer(&self, is_released: bool) {
-        self.lock().is_released = is_released;
+        let mut state = self.lock();
+        (state.is_released, state.is_released_by_save) = (is_released, false);
+        drop(state);
         self.changed.notify_all();
+    }
+
+    /// Lets the writer of the last good keys go on once the balances have been saved, as the last of
+    /// them are at the end of a daemon.
+    pub fn release_writer_by_save(&self) {
+        let mut state = self.lock();
+        (state.is_released_by_save, state.is_saved) = (true, false);
     }
 
     /// The files that have been replaced since the last call of this.
@@ -132,7 +141,8 @@ impl Disk {
         if is_power_cut {
             cut_power(&mut state);
         }
-        (state.is_crashed, state.crash_in, state.is_released) = (false, None, false);
+        (state.is_crashed, state.crash_in) = (false, None);
+        (state.is_released, state.is_released_by_save) = (false, false);
         state.failures.clear();
         state.unsynced.clear();
         state.names.clear();
@@ -184,8 +194,7 @@ fn cut_power(state: &mut State) {
 /// Whether the call is one of the writer of the last good keys, which the test holds.
 fn is_of_held_writer(call: &Call) -> bool {
     let name = call.path().file_name().unwrap_or_default().to_string_lossy();
-    let is_of_keys =
-        name.starts_with("keys-") || name.starts_with("last_good") || matches!(call, Call::SyncDirectory(_));
+    let is_of_keys = name.starts_with("last_good") || matches!(call, Call::SyncDirectory(_));
     is_of_keys && thread::current().name() == Some("keys-writer")
 }
 
@@ -231,6 +240,10 @@ impl Interceptor for Disk {
         });
         if let Some(error) = failing {
             state.failed += 1;
+            if state.is_released_by_save {
+                state.is_released = true;
+                self.changed.notify_all();
+            }
             state.calls.push(format!("{text}: fails, {error:?}"));
             return Err(error.into());
         }
@@ -266,6 +279,7 @@ impl Interceptor for Disk {
                     Some(durable) => state.unsynced.insert(to.clone(), durable),
                     None => state.unsynced.remove(to),
                 };
+                state.is_saved |= to.ends_with("balances");
                 let (from, to) = (from.clone(), to.clone());
                 state.replaced.push(to.file_name().unwrap_or_default().to_string_lossy().into_owned());
                 state.names.push(NameChange::Renamed { from, to, replaced: content_before });
@@ -275,7 +289,13 @@ impl Interceptor for Disk {
                 state.names.push(NameChange::Removed(path.clone(), content_before.unwrap_or_default()));
             }
             Call::CreateDirectory(_) => {}
-            Call::SyncDirectory(_) => state.names.clear(),
+            Call::SyncDirectory(_) => {
+                state.names.clear();
+                if state.is_released_by_save && state.is_saved {
+                    state.is_released = true;
+                    self.changed.notify_all();
+                }
+            }
         }
     }
 

@@ -31,6 +31,8 @@ pub enum Status {
     Active,
     Disabled,
     Revoked,
+    /// The row is bad, and is set aside. It states neither an owner nor limits.
+    SetAside,
 }
 
 /// One key with its digest. Several may share a key id.
@@ -115,11 +117,25 @@ impl Universe {
     }
 
     pub fn owner<'u>(&'u self, rows: &'u Rows, key: usize) -> &'u str {
-        if key == ANCHOR { &rows.marker } else { &self.keys[key].owner }
+        // A row that is set aside has the owner of the other rows with its id.
+        let states_owner =
+            |row: &Row| row.status != Status::SetAside && self.keys[row.key].id == self.keys[key].id;
+        match key {
+            ANCHOR => &rows.marker,
+            _ if rows.rows.iter().any(states_owner) => &self.keys[key].owner,
+            _ => "",
+        }
     }
 
-    /// Random rows, mostly those of `before`.
-    pub fn rows(&self, random: &mut Random, before: Option<&Rows>, version: u64, now: u32) -> Rows {
+    /// Random rows, mostly those of `before`. `has_bad` says whether some may be bad.
+    pub fn rows(
+        &self,
+        random: &mut Random,
+        before: Option<&Rows>,
+        version: u64,
+        now: u32,
+        has_bad: bool,
+    ) -> Rows {
         let is_mild = random.below(4) > 0;
         let mut rows = Vec::new();
         for key in 0..self.keys.len() {
@@ -137,6 +153,7 @@ impl Universe {
                 continue;
             }
             let status = match random.below(8) {
+                _ if has_bad && random.one_in(3) => Status::SetAside,
                 0 => Status::Disabled,
                 1 => Status::Revoked,
                 _ => Status::Active,
@@ -158,14 +175,16 @@ impl Universe {
     pub fn csv(&self, rows: &Rows) -> String {
         let mut text = "key_hash,key_id,owner,status,not_before,expires_at,limits\n".to_owned();
         for Row { key, status, not_before, expires_at } in &rows.rows {
-            let Key { digest, id, spec, .. } = &self.keys[*key];
+            let Key { digest, id, owner, spec, .. } = &self.keys[*key];
             let time = |time: &Option<u32>| time.map(|time| time.to_string()).unwrap_or_default();
             let status = match status {
                 Status::Active => "active",
                 Status::Disabled => "disabled",
                 Status::Revoked => "revoked",
+                Status::SetAside => "bad",
             };
-            let (hash, owner) = (const_hex::encode(digest), self.owner(rows, *key));
+            let owner = if *key == ANCHOR { &rows.marker } else { owner };
+            let hash = const_hex::encode(digest);
             let limits = if rows.has_limits { SPECS[*spec].0 } else { "" };
             let (not_before, expires_at) = (time(not_before), time(expires_at));
             let _ = writeln!(text, "{hash},{id},{owner},{status},{not_before},{expires_at},{limits}");

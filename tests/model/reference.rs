@@ -22,7 +22,6 @@ pub enum Target {
 #[derive(Clone, Debug)]
 pub struct Served {
     pub generation: u64,
-    pub version: u64,
     pub rows: Rc<Rows>,
 }
 
@@ -177,7 +176,7 @@ impl Reference {
                 row.status == Status::Revoked || self.is_revoked(universe, &served.rows, row.key);
             let denial = match row.status {
                 _ if is_revoked => Some(Verdict::Revoked),
-                Status::Disabled => Some(Verdict::Disabled),
+                Status::Disabled | Status::SetAside => Some(Verdict::Disabled),
                 _ if row.not_before.is_some_and(|begins| now.unix < begins.into()) => {
                     Some(Verdict::NotYetValid)
                 }
@@ -191,7 +190,8 @@ impl Reference {
             }
         }
         let key = &universe.keys[row.key];
-        let limits = if served.rows.has_limits { key.limits() } else { &[] };
+        let has_limits = served.rows.has_limits && row.status != Status::SetAside;
+        let limits = if has_limits { key.limits() } else { &[] };
         let named = request.refund.flatten();
         let limits: Vec<_> =
             limits.iter().filter(|(name, ..)| named.is_none_or(|named| named == *name)).collect();
@@ -311,7 +311,7 @@ impl Reference {
         let Content::Rows(rows) = &source.content else { return };
         let before = self.on_disk.clone();
         let (version, rows) = (source.version, Rc::clone(rows));
-        self.served = Some(Served { generation, version, rows: Rc::clone(&rows) });
+        self.served = Some(Served { generation, rows: Rc::clone(&rows) });
         self.last_generation = self.last_generation.max(generation);
         for (accepted, _) in &mut self.on_disk {
             if accepted.is_none_or(|accepted| accepted.version != version) {

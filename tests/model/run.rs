@@ -14,6 +14,7 @@ use keyward_daemon::admin::{CommandError, send_command_within};
 use keyward_daemon::config::{Config, Overrides};
 use keyward_daemon::connection::simulation as sockets;
 use keyward_daemon::log::Log;
+use keyward_daemon::reload::BadRowPolicy;
 use keyward_daemon::server::simulation::Process;
 use keyward_state::disk::trace;
 use keyward_state::simulation::{self, Time};
@@ -79,6 +80,8 @@ struct Run<'f> {
     universe: Universe,
     reference: Reference,
     source: Source,
+    /// Whether bad rows are set aside. Otherwise they refuse the source.
+    sets_aside: bool,
     next_version: u64,
     disk: Arc<Disk>,
     process: Option<Process>,
@@ -131,12 +134,14 @@ impl Fixture {
         };
         simulation::install(time);
         let disk = Arc::new(Disk::new(&self.root.join("state"), random.number()));
+        disk.shorten_writes(random.one_in(3));
         trace::intercept(Some(Arc::clone(&disk) as Arc<dyn trace::Interceptor>));
         let mut run = Run {
             fixture: self,
             universe: Universe::new(&mut random),
             reference: Reference::default(),
             source: Source { version: 0, content: Content::Missing },
+            sets_aside: random.one_in(3),
             next_version: 1,
             disk,
             process: None,
@@ -319,7 +324,7 @@ impl Run<'_> {
                 reference
                     .check(universe, request, now, answer)
                     .map_err(|problem| format!("{request:?} was answered {answer:?}: {problem}"))
-                    .map(|()| answer.verdict.is_allowed() && request.cost > 0)
+                    .map(|()| answer.verdict.is_allowed() && request.cost > 0 && answer.limit.limit > 0)
             })?;
             self.is_charged |= checked?;
             self.counts.requests += 1;
@@ -341,7 +346,7 @@ impl Run<'_> {
         let mut bytes =
             requests.iter().flat_map(|request| client.encode(&self.universe, request)).collect::<Vec<_>>();
         // The last request may be incomplete.
-        bytes.truncate(bytes.len() - rest as usize % 40);
+        bytes.truncate(bytes.len().saturating_sub(rest as usize % 40));
         client.send(&bytes)?;
         drop(client);
         let started = Instant::now();
@@ -437,7 +442,9 @@ impl Run<'_> {
             _ => self.reference.served.as_ref().map(|served| Rc::clone(&served.rows)),
         };
         let before = before.filter(|_| !is_first);
-        let mut rows = self.universe.rows(&mut self.random, before.as_deref(), self.next_version, unix);
+        let has_bad = self.sets_aside && !is_first && self.random.one_in(3);
+        let mut rows =
+            self.universe.rows(&mut self.random, before.as_deref(), self.next_version, unix, has_bad);
         if !is_first {
             match self.random.below(12) {
                 0 => rows.rows.clear(),
@@ -460,13 +467,13 @@ impl Run<'_> {
             return self.replace_source(None, Content::Missing);
         }
         let unix = self.now().unix as u32;
-        let rows = self.universe.rows(&mut self.random, None, self.next_version, unix);
+        let rows = self.universe.rows(&mut self.random, None, self.next_version, unix, false);
         let text = self.universe.csv(&rows);
         let last = text.trim_end().rfind('\n').map_or(0, |at| at + 1);
         let (kind, text) = match self.random.below(4) {
             0 => ("cut off", text[..last + 30].to_owned()),
-            1 => ("with a bad row", format!("{text}not a hash,x,y,active,,,\n")),
-            2 => ("with a repeated hash", format!("{text}{}", &text[last..])),
+            1 if !self.sets_aside => ("with a bad row", format!("{text}not a hash,x,y,active,,,\n")),
+            2 if !self.sets_aside => ("with a repeated hash", format!("{text}{}", &text[last..])),
             _ => ("empty", String::new()),
         };
         self.note(format!("an export {kind}"));
@@ -789,7 +796,10 @@ impl Run<'_> {
             // A generation that could not be reserved on the disk is not known to the next daemon.
             self.reference.last_generation = 0;
         }
-        let config = self.fixture.config.clone();
+        let mut config = self.fixture.config.clone();
+        if self.sets_aside {
+            config.source.on_bad_row = BadRowPolicy::SetAside { max: 1000 };
+        }
         let failed = self.disk.failed();
         let process = Process::start(Box::new(move || Ok(config.clone())), self.fixture.log.clone());
         let process = match process {
@@ -819,7 +829,9 @@ impl Run<'_> {
             }
             return self.crash();
         }
-        simulation::quiesce().map_err(|error| error.to_string())?;
+        simulation::wait_started(&["audit", "balances", "keys-writer", "reload", "revocations"])
+            .and_then(|()| simulation::quiesce())
+            .map_err(|error| error.to_string())?;
         (self.polled_at, self.save_due) = (self.time.boottime, self.time.boottime + SAVE_INTERVAL);
         (self.is_charged, self.has_loaded) = (false, false);
         self.examine()
@@ -922,8 +934,7 @@ impl Run<'_> {
                 self.has_loaded = true;
                 self.counts.last_good += 1;
                 self.reference.last_generation = generation;
-                self.reference.served =
-                    Some(Served { generation, version: stored.version, rows: stored.rows });
+                self.reference.served = Some(Served { generation, rows: stored.rows });
             }
             Start::NotReady => self.counts.not_ready += 1,
         }
@@ -959,7 +970,7 @@ impl Run<'_> {
         }
         self.disk.take_replaced();
         let failed = self.disk.failed();
-        self.disk.release_writer(true);
+        self.disk.release_writer_by_save();
         let saved = self.reference.save(self.time);
         let Some(process) = self.process.take() else { return Ok(()) };
         let started = Instant::now();
@@ -1024,7 +1035,11 @@ impl Run<'_> {
         let started = Instant::now();
         while threads() > self.fixture.threads {
             if started.elapsed() > HANG {
-                return Err(format!("{} threads do not end: HANGS", threads() - self.fixture.threads));
+                let tasks = fs::read_dir("/proc/self/task").expect("lists").flatten();
+                let name =
+                    |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+                let names: Vec<_> = tasks.map(|task| name(task).trim().to_owned()).collect();
+                return Err(format!("threads do not end: HANGS: {names:?}"));
             }
             thread::sleep(Duration::from_micros(50));
         }

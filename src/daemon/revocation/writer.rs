@@ -251,15 +251,9 @@ impl WriterThread {
 
     /// Waits for lines or until the next attempt is due, and takes all queued lines.
     fn next(&self) -> (Vec<Queued>, u64, bool) {
-        let deadline = time::Instant::now() + self.retry.unwrap_or(CHECK_INTERVAL);
-        let mut queue = self.shared.queue();
-        while queue.lines.is_empty() && !queue.is_ending {
-            let left = deadline.saturating_duration_since(time::Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            queue = time::wait_timeout(&self.shared.queued, queue, left);
-        }
+        let timeout = self.retry.unwrap_or(CHECK_INTERVAL);
+        let is_idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.is_ending;
+        let mut queue = time::wait_timeout_while(&self.shared.queued, self.shared.queue(), timeout, is_idle);
         (std::mem::take(&mut queue.lines), queue.last, queue.is_ending)
     }
 

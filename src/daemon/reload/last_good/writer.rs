@@ -88,7 +88,11 @@ impl LastGoodStore {
     /// keys stay on disk.
     pub fn stop(&self) {
         let shared = &self.shared;
-        shared.stopping.store(true, Ordering::Relaxed);
+        {
+            // Under the lock, so that the writer does not miss it between its check and its wait.
+            let _state = shared.state();
+            shared.stopping.store(true, Ordering::Relaxed);
+        }
         shared.changed.notify_all();
         let is_busy = |state: &mut State| state.writing.is_some() || state.is_due(Instant::now());
         let waited = shared.changed.wait_timeout_while(shared.state(), STOP_TIMEOUT, is_busy);
@@ -145,7 +149,9 @@ impl SharedStore {
                 return None;
             }
             let timeout = state.retry_at.map_or(MAX_RETRY, |at| at.saturating_duration_since(now));
-            state = time::wait_timeout(&self.changed, state, timeout);
+            let is_idle =
+                |state: &mut State| !state.is_due(Instant::now()) && !self.stopping.load(Ordering::Relaxed);
+            state = time::wait_timeout_while(&self.changed, state, timeout, is_idle);
         }
     }
 
