@@ -8,15 +8,15 @@
 //! A process has one clock. Without an installed simulation, nothing of this is in use.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How long a thread waits before it looks whether its deadline has passed. Nothing signals that,
-/// because the thread may also be waiting for something else.
-const SLICE: Duration = Duration::from_micros(250);
+/// How long a thread waits before it looks whether what it waits for has happened, if nothing
+/// [wakes](wake) it: no one reports that the last sender of a channel is gone.
+const SLICE: Duration = Duration::from_millis(2);
 
 /// How long the test waits for the threads of a daemon. It is longer than any wait of a daemon.
 const HANG: Duration = Duration::from_secs(30);
@@ -62,7 +62,11 @@ enum Waiter {
 
 static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
 static SIMULATION: Mutex<Option<Simulation>> = Mutex::new(None);
+/// Signals the test that a thread has come to rest.
 static CHANGED: Condvar = Condvar::new();
+/// Signals threads that wait with timeouts, and how often that has happened.
+static WOKEN: Condvar = Condvar::new();
+static WAKES: AtomicU64 = AtomicU64::new(0);
 
 fn lock() -> MutexGuard<'static, Option<Simulation>> {
     SIMULATION.lock().unwrap_or_else(PoisonError::into_inner)
@@ -120,6 +124,7 @@ pub fn advance(nanoseconds: i64) -> Result<(), HangError> {
         {
             *is_due = true;
         }
+        wake();
         quiesce()?;
     }
     Ok(())
@@ -225,42 +230,57 @@ fn begin_wait(timeout: Duration) {
     mark(Waiter::Waiting { deadline: now.saturating_add(timeout), is_due: false });
 }
 
-pub(super) fn recv_timeout<T>(receiver: &Receiver<T>, timeout: Duration) -> Result<T, RecvTimeoutError> {
-    if timeout.is_zero() {
-        return receiver.try_recv().map_err(|error| match error {
-            TryRecvError::Empty => RecvTimeoutError::Timeout,
-            TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-        });
+/// Wakes all threads that wait with a timeout.
+pub(super) fn wake() {
+    if is_installed() {
+        WAKES.fetch_add(1, Ordering::SeqCst);
+        // Under the lock, so that no thread misses it between its check and its wait.
+        let _simulation = lock();
+        WOKEN.notify_all();
+    }
+}
+
+/// Waits until `ready` returns a value, or the test decides that it has lasted long enough.
+fn wait_for<T>(timeout: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
+    let mut wakes = WAKES.load(Ordering::SeqCst);
+    let first = ready();
+    if first.is_some() || timeout.is_zero() {
+        return first;
     }
     begin_wait(timeout);
-    let received = loop {
-        match receiver.recv_timeout(SLICE) {
-            Err(RecvTimeoutError::Timeout) if !is_due() => {}
-            received => break received,
+    let result = loop {
+        let waits = |_: &mut Option<Simulation>| WAKES.load(Ordering::SeqCst) == wakes;
+        drop(WOKEN.wait_timeout_while(lock(), SLICE, waits));
+        wakes = WAKES.load(Ordering::SeqCst);
+        let result = ready();
+        if result.is_some() || is_due() {
+            break result;
         }
     };
     mark(Waiter::Running);
-    received
+    result
+}
+
+pub(super) fn recv_timeout<T>(receiver: &Receiver<T>, timeout: Duration) -> Result<T, RecvTimeoutError> {
+    let received = wait_for(timeout, || match receiver.try_recv() {
+        Ok(value) => Some(Ok(value)),
+        Err(TryRecvError::Disconnected) => Some(Err(RecvTimeoutError::Disconnected)),
+        Err(TryRecvError::Empty) => None,
+    });
+    received.unwrap_or(Err(RecvTimeoutError::Timeout))
 }
 
 pub(super) fn wait_timeout_while<'m, T>(
-    condvar: &Condvar,
-    mut guard: MutexGuard<'m, T>,
+    mutex: &'m Mutex<T>,
     timeout: Duration,
     mut condition: impl FnMut(&mut T) -> bool,
 ) -> MutexGuard<'m, T> {
-    if timeout.is_zero() || !condition(&mut guard) {
-        return guard;
-    }
-    begin_wait(timeout);
-    loop {
-        guard = condvar.wait_timeout(guard, SLICE).unwrap_or_else(PoisonError::into_inner).0;
-        if !condition(&mut guard) || is_due() {
-            break;
-        }
-    }
-    mark(Waiter::Running);
-    guard
+    let lock = || mutex.lock().unwrap_or_else(PoisonError::into_inner);
+    let ready = wait_for(timeout, || {
+        let mut guard = lock();
+        (!condition(&mut guard)).then_some(guard)
+    });
+    ready.unwrap_or_else(lock)
 }
 
 /// A reading of CLOCK_BOOTTIME in a simulation, and otherwise of the clock of

@@ -5,7 +5,7 @@
 //! decides when a wait has lasted long enough.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Condvar, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -33,7 +33,7 @@ pub fn current_second() -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
-/// As [`Receiver::recv_timeout`].
+/// As [`Receiver::recv_timeout`]. A sender calls [`wake`] afterwards.
 ///
 /// # Errors
 /// As [`Receiver::recv_timeout`].
@@ -45,16 +45,25 @@ pub fn recv_timeout<T>(receiver: &Receiver<T>, timeout: Duration) -> Result<T, R
     receiver.recv_timeout(timeout)
 }
 
-/// As [`Condvar::wait_timeout_while`], for a mutex that may be poisoned.
+/// As [`Condvar::wait_timeout_while`], for a mutex that may be poisoned and is locked by this. What
+/// notifies the condition variable calls [`wake`] afterwards.
 pub fn wait_timeout_while<'m, T>(
     condvar: &Condvar,
-    guard: MutexGuard<'m, T>,
+    mutex: &'m Mutex<T>,
     timeout: Duration,
     condition: impl FnMut(&mut T) -> bool,
 ) -> MutexGuard<'m, T> {
     #[cfg(feature = "simulation")]
     if simulation::is_installed() {
-        return simulation::wait_timeout_while(condvar, guard, timeout, condition);
+        return simulation::wait_timeout_while(mutex, timeout, condition);
     }
+    let guard = mutex.lock().unwrap_or_else(PoisonError::into_inner);
     condvar.wait_timeout_while(guard, timeout, condition).unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// In a simulation, wakes the threads that wait with a timeout, to see whether they have to go on.
+#[inline]
+pub fn wake() {
+    #[cfg(feature = "simulation")]
+    simulation::wake();
 }

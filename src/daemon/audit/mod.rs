@@ -150,6 +150,7 @@ impl Audit {
         {
             // If the channel is full, the thread wakes up anyway.
             let _ = trail.wake.try_send(());
+            time::wake();
         }
     }
 
@@ -181,6 +182,7 @@ impl Trail {
                 self.health.dropped(FILE, newly_lost);
                 // The thread retries. If the channel is full, it wakes up anyway.
                 let _ = self.wake.try_send(());
+                time::wake();
             }
         }
     }

@@ -104,6 +104,7 @@ impl BalanceSaver {
         let Some(stop) = &self.stop else { return };
         // The channel has room for one request, and this is the only one.
         let _ = stop.try_send(reply);
+        time::wake();
         if tokio::time::timeout(LAST_SAVE_TIMEOUT, done).await.is_err() {
             error!(
                 "the balances could not be saved in time; the next start continues from the previous save"

@@ -138,6 +138,7 @@ impl Writer {
         queue.lines.extend(lines.into_iter().map(|line| Queued { line, importance }));
         queue.last += (queue.lines.len() - before) as u64;
         self.shared.queued.notify_one();
+        time::wake();
         queue.last
     }
 
@@ -202,6 +203,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.queue().is_ending = true;
         self.shared.queued.notify_one();
+        time::wake();
         // A panic of the thread has been reported already.
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -253,7 +255,7 @@ impl WriterThread {
     fn next(&self) -> (Vec<Queued>, u64, bool) {
         let timeout = self.retry.unwrap_or(CHECK_INTERVAL);
         let is_idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.is_ending;
-        let mut queue = time::wait_timeout_while(&self.shared.queued, self.shared.queue(), timeout, is_idle);
+        let mut queue = time::wait_timeout_while(&self.shared.queued, &self.shared.queue, timeout, is_idle);
         (std::mem::take(&mut queue.lines), queue.last, queue.is_ending)
     }
 

@@ -71,6 +71,7 @@ impl LastGoodStore {
         // Freed outside the lock.
         drop(replaced);
         self.shared.changed.notify_all();
+        time::wake();
     }
 
     /// Cancels the write of a large set that the generation `in_force` has made outdated: another
@@ -94,6 +95,7 @@ impl LastGoodStore {
             shared.stopping.store(true, Ordering::Relaxed);
         }
         shared.changed.notify_all();
+        time::wake();
         let is_busy = |state: &mut State| state.writing.is_some() || state.is_due(Instant::now());
         let waited = shared.changed.wait_timeout_while(shared.state(), STOP_TIMEOUT, is_busy);
         if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
@@ -151,7 +153,8 @@ impl SharedStore {
             let timeout = state.retry_at.map_or(MAX_RETRY, |at| at.saturating_duration_since(now));
             let is_idle =
                 |state: &mut State| !state.is_due(Instant::now()) && !self.stopping.load(Ordering::Relaxed);
-            state = time::wait_timeout_while(&self.changed, state, timeout, is_idle);
+            drop(state);
+            state = time::wait_timeout_while(&self.changed, &self.state, timeout, is_idle);
         }
     }
 
