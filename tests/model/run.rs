@@ -50,7 +50,7 @@ const UNSENT_ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 
 const CONFIGURATION: &str = "
 [server]
-huge_pages = false
+huge_pages = true
 drain_timeout = '5s'
 idle_timeout = 'never'
 [source]
