@@ -1,6 +1,6 @@
 """Targets for memory: of keys that share a policy, of keys with policies of their own, and of usage."""
 
-import json, os
+import json, os, time
 
 from . import format, keys, probe
 from .daemon import Keyward, compile_export
@@ -10,6 +10,9 @@ from .tools import log, run
 # The targets in bytes per key, besides the keys' strings: for keys that share a policy, for keys each
 # with a policy of its own, and for what usage adds to a key that was used.
 BYTES_PER_KEY, BYTES_WITH_OWN_POLICY, BYTES_OF_USAGE = 128, 250, 192
+
+# Seconds in which the daemon frees what it has written.
+SETTLE = 1.0
 
 
 class UsageInMemory(Keyward):
@@ -95,6 +98,7 @@ def own_policies(workdir, args):
             with daemon.running(key_count, workdir.cpus):
                 # Until then, the daemon also holds the policies as their rows state them.
                 daemon.wait_until_last_good_saved()
+                time.sleep(SETTLE)
                 resident, peak = daemon.memory("VmRSS"), daemon.memory("VmHWM")
                 version = daemon.version()
             origin = "compiled" if path == snapshot else "CSV"

@@ -33,9 +33,10 @@ impl<'s> Verifier<'s> {
             decision.cost = cost;
             return Ok(());
         }
-        match policy.limit_at(0) {
+        let only = if policy.limit_count() == 1 { policy.limit_at(0) } else { None };
+        match only {
             // The common case needs no array of charges.
-            Some(only) if policy.limit_count() == 1 && !only.shadow && cost > 0 => {
+            Some(only) if !only.shadow && cost > 0 => {
                 let Some(bucket) = bucket else { return Err(Superseded) };
                 let balance = match self.limiter.charge_single(bucket, only.rate, now, cost) {
                     SingleOutcome::Admitted(balance) => {

@@ -8,14 +8,13 @@
 
 use std::hash::{BuildHasher, Hash, Hasher};
 
-use arrayvec::ArrayVec;
 use keyward_memory::{HugePages, HugeText, HugeVec, growth, push_bytes, trim};
 use keyward_protocol::AnswerTexts;
 
 use super::Policy;
 use super::restrictions::{self, Restrictions};
 use super::span::Span;
-use crate::limiter::{MAX_CHARGES, Rate};
+use crate::limiter::Rate;
 use crate::record::{Limit, LimitRef, MAX_LIMITS, MAX_NAME, Per, Plans, merge_limits};
 use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::IdHasher;
@@ -220,10 +219,9 @@ impl PolicyTable {
         plan: &str,
         limits: &[LimitRef<'_>],
         PolicyIndexes { hasher, texts: index, .. }: &mut PolicyIndexes,
-    ) -> (Span, Limits) {
+    ) -> (Span, Vec<PolicyLimit>) {
         let names = || limits.iter().map(|limit| limit.name);
-        let next = self.records.len() as u32;
-        let hash = hash_all(hasher, [environment, plan].into_iter().chain(names()));
+        let hash = || hash_all(hasher, [environment, plan].into_iter().chain(names()));
         let of_policy = |number: u32| {
             let policy = self.policy(&self.records[number as usize]);
             let AnswerTexts { environment, plan, .. } = policy.texts();
@@ -231,7 +229,7 @@ impl PolicyTable {
         };
         let same = |number: u32| of_policy(number).eq([environment, plan].into_iter().chain(names()));
         let rehash = |number: u32| hash_all(hasher, of_policy(number));
-        match index.find_or_insert(hash, next, same, rehash) {
+        match self.find_or_insert(index, hash, same, rehash) {
             Some(number) => {
                 let texts = self.limits_of(number).iter().map(|limit| limit.texts);
                 let limits = limits.iter().zip(texts).map(|(limit, texts)| PolicyLimit::new(*limit, texts));
@@ -244,6 +242,21 @@ impl PolicyTable {
                 (texts, limits.collect())
             }
         }
+    }
+
+    /// A policy for which `same` holds. If there is none, the policy that is about to be added is
+    /// inserted. The last policy is tried first: in most sources the next one has the same texts
+    /// and limits.
+    fn find_or_insert(
+        &self,
+        index: &mut Index,
+        hash: impl FnOnce() -> IndexHash,
+        same: impl Fn(u32) -> bool,
+        rehash: impl Fn(u32) -> IndexHash,
+    ) -> Option<u32> {
+        let next = self.records.len() as u32;
+        let last = next.checked_sub(1).filter(|last| same(*last));
+        last.or_else(|| index.find_or_insert(hash(), next, same, rehash))
     }
 
     fn push_texts(&mut self, texts: AnswerTexts<'_>) -> Span {
@@ -263,11 +276,10 @@ impl PolicyTable {
         if limits.is_empty() {
             return Span::default();
         }
-        let next = self.records.len() as u32;
-        let hash = hash_all(hasher, limits.iter());
+        let hash = || hash_all(hasher, limits.iter());
         let same = |number: u32| self.limits_of(number) == limits;
         let rehash = |number: u32| hash_all(hasher, self.limits_of(number).iter());
-        if let Some(number) = index.find_or_insert(hash, next, same, rehash) {
+        if let Some(number) = self.find_or_insert(index, hash, same, rehash) {
             return self.records[number as usize].limits;
         }
         let start = self.limits.len();
@@ -336,9 +348,6 @@ impl PolicyIndexes {
         [&self.texts, &self.limits, &self.restrictions]
     }
 }
-
-/// The limits of one policy.
-type Limits = ArrayVec<PolicyLimit, MAX_CHARGES>;
 
 impl PolicyLimit {
     fn new(limit: LimitRef<'_>, texts: Span) -> Self {
