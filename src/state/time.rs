@@ -1,7 +1,7 @@
 //! Times and timed waits.
 //!
 //! In production these are the system's clock and the waits of the standard library. In the model
-//! test (`tests/model`), an installed [simulation](super::simulation) determines the time, and
+//! test (`tests/model`), an installed simulation determines the time, and
 //! decides when a wait has lasted long enough.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
