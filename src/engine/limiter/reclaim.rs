@@ -194,9 +194,12 @@ mod tests {
         for (number, previous) in (10..13).zip(old) {
             assert_eq!(allocation.assign(|| id(number), Some(previous), RATE), Some(previous.slot));
         }
+        for number in 20..23 {
+            assert!(allocation.assign(|| id(number), None, RATE).is_some());
+        }
         let pending = allocation.commit();
         let listed = old.into_iter().zip(10..).map(|(bucket, number)| (bucket, move || id(number)));
         allocator.reclaim(&limiter, pending, listed, 1);
-        assert_eq!((allocator.in_use(), allocator.retained()), (6, 3));
+        assert_eq!((allocator.in_use(), allocator.retained()), (9, 3));
     }
 }

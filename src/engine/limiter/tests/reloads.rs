@@ -62,6 +62,16 @@ fn key_that_is_removed_and_added_again_is_not_refilled() {
 }
 
 #[test]
+fn key_that_is_added_again_at_another_rate_keeps_its_level() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
+    assert!(matches!(limiter.charge(&[enforced(old)], 1, 4), Outcome::Admitted(_)));
+    assert!(reload(&limiter, &mut allocator, &[("a", old)], &[], 1).is_empty());
+    let added = reload(&limiter, &mut allocator, &[], &[("a", rate(10, 100))], 1)[0];
+    assert_eq!(remaining(&limiter, enforced(added), 1), 6);
+}
+
+#[test]
 fn full_bucket_of_a_smaller_limit_does_not_refill_the_larger_limit() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let (large, small) = (rate(1, 30), rate(10, 20));
@@ -114,6 +124,8 @@ fn bucket_with_several_rates_keeps_each_balance_or_takes_the_lowest() {
     reload(&limiter, &[]);
     let (buckets, _) = reload(&limiter, &[rates[0], rate(3, 40)]);
     assert_eq!(left(&buckets), [2, 2], "another rate");
+    let (buckets, _) = reload(&limiter, &[rate(5, 50), rate(6, 60)]);
+    assert_eq!(left(&buckets), [2, 2], "as many rates, but others");
 }
 
 #[test]
