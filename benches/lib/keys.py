@@ -6,6 +6,7 @@ so any part of a set can be recomputed without the rest.
 """
 
 import itertools, os, random
+from typing import NamedTuple
 
 # A limit that no load reaches: refusals are not measured here.
 LIMIT = "10000000/s burst 1000000000"
@@ -29,6 +30,10 @@ def digests(count):
     """Yields the hash of each key."""
     for _, block in blocks(count):
         yield from (block[offset : offset + HASH] for offset in range(0, len(block), HASH))
+
+
+def key_id(number):
+    return f"key_{number:08}"
 
 
 def record(number):
@@ -60,6 +65,79 @@ def write_export(path, count, changed=False):
                     for at, row in enumerate(rows)
                 )
             file.writelines(rows)
+
+
+class Kind(NamedTuple):
+    """Keys each with something of its own, as rows of an export."""
+
+    # In file names.
+    name: str
+    # After "each with".
+    label: str
+    # The header of the columns, and their text for a key.
+    columns: str
+    row: object
+    # The key's own text, if it has one.
+    text: object = None
+    is_own: bool = True
+
+    def own_bytes(self, count):
+        """Bytes of the texts that only one key has."""
+        return sum(len(self.text(number)) for number in range(count)) if self.text else 0
+
+    def write_export(self, path, count):
+        """Writes the keys as CSV."""
+        with open(path, "w") as file:
+            file.write(f"key_hash,key_id,owner,plan,{self.columns}\n")
+            for first, block in blocks(count):
+                text = block.hex()
+                file.writelines(
+                    f"{text[at * 64 : at * 64 + 64]},key_{number:08d},owner_{number // KEYS_PER_OWNER:07d},pro,"
+                    f"{self.row(number)}\n"
+                    for at, number in enumerate(range(first, first + len(block) // HASH))
+                )
+
+
+def scope(number):
+    return f"tenant:{number}:*"
+
+
+def origin(number):
+    return f"https://customer-{number}.example"
+
+
+def environment(number):
+    return f"environment-{number}"
+
+
+def limit_name(number):
+    return f"limit-{number}"
+
+
+def ipv4(number):
+    return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+
+def ipv6(number):
+    return f"2001:db8::{number >> 16:x}:{number & 0xFFFF:x}"
+
+
+KINDS = [
+    Kind("shared", "the same policy", "limits", lambda _: LIMIT, is_own=False),
+    Kind("scope", "a scope of its own", "limits,scopes", lambda n: f"{LIMIT},{scope(n)}", scope),
+    Kind("ipv4", "an IPv4 address of its own", "limits,allowed_ips", lambda n: f"{LIMIT},{ipv4(n)}"),
+    Kind("ipv6", "an IPv6 address of its own", "limits,allowed_ips", lambda n: f"{LIMIT},{ipv6(n)}"),
+    Kind("origin", "an origin of its own", "limits,allowed_origins", lambda n: f"{LIMIT},{origin(n)}", origin),
+    Kind("limit", "a limit of its own", "limits", lambda n: f"{n + 1}/h"),
+    Kind(
+        "environment",
+        "an environment of its own",
+        "limits,environment",
+        lambda n: f"{LIMIT},{environment(n)}",
+        environment,
+    ),
+    Kind("name", "a limit's name of its own", "limits", lambda n: f"{limit_name(n)}={LIMIT}", limit_name),
+]
 
 
 def write_digests(path, count, limit=MAX_DIGESTS, first=0):

@@ -5,6 +5,11 @@ import contextlib, socket, struct, time
 VERIFY, ANSWER = 0x02, 0x82
 ALLOWED, NOT_READY = 0, 1
 HEADER = struct.Struct("<IBBHI")
+LENGTH = struct.Struct("<I")
+# Bytes of a hash.
+HASH = 32
+# Requests that are sent before their answers are read: they fit into the buffers of a socket.
+DEPTH = 256
 # Seconds between two attempts: the resolution of the measurement.
 RETRY_INTERVAL = 0.001
 
@@ -35,6 +40,23 @@ def verify(stream, digest):
     if kind != ANSWER:
         raise RuntimeError(f"the daemon answers with a frame of kind {kind:#x}")
     return body[0]
+
+
+def verify_all(path, blocks):
+    """Sends one VERIFY for each hash of `blocks` ((first number, concatenated hashes)) and reads the answers."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(str(path))
+        answers = stream.makefile("rb", buffering=1 << 16)
+        prefix = HEADER.pack(HEADER.size - 4 + 4 + HASH, 1, VERIFY, 0, 1) + struct.pack("<I", 1)
+        for _, block in blocks:
+            hashes = [block[offset : offset + HASH] for offset in range(0, len(block), HASH)]
+            for first in range(0, len(hashes), DEPTH):
+                some = hashes[first : first + DEPTH]
+                stream.sendall(prefix + prefix.join(some))
+                for _ in some:
+                    (length,) = LENGTH.unpack(answers.read(LENGTH.size))
+                    if answers.read(length)[1] != ANSWER:
+                        raise RuntimeError("the daemon answers with another frame")
 
 
 def read_exact(stream, count):

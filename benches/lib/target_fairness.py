@@ -40,7 +40,8 @@ def row(workdir, args):
     notes = [] if os.geteuid() == 0 else ["without root, there is no client of another uid"]
     source = workdir.path("keys.csv")
     keys.write_export(source, key_count)
-    keys.write_digests(workdir.path("digests"), key_count)
+    # The first key is left to the revocations.
+    keys.write_digests(workdir.path("digests"), key_count, first=1)
     rows = []
     daemon = OpenKeyward(workdir, source=source)
     with daemon.running(key_count, {workdir.second_cpu}):
@@ -98,11 +99,14 @@ def polite(daemon, uid, seconds):
 
 
 def revoke(daemon):
-    """Seconds until a revocation is acknowledged."""
-    command = [daemon.workdir.binary, "revoke", "--admin-socket", daemon.directory / "admin.sock", f"absent-{time.monotonic_ns()}"]
+    """Seconds until a revocation of the first key is acknowledged. It is lifted again."""
+    socket = daemon.directory / "admin.sock"
+    key_id = keys.key_id(0)
     start = time.monotonic()
-    run(command, timeout=TIMEOUT)
-    return time.monotonic() - start
+    run([daemon.workdir.binary, "revoke", "--admin-socket", socket, key_id], timeout=TIMEOUT)
+    took = time.monotonic() - start
+    run([daemon.workdir.binary, "unrevoke", "--admin-socket", socket, key_id], timeout=TIMEOUT)
+    return took
 
 
 class Busy:

@@ -1,15 +1,11 @@
-"""Targets for reloads: the time until a PostgreSQL export is in force, and memory."""
+"""The target for reloads: the time until a PostgreSQL export is in force."""
 
 import os, time
 
-from . import format, keys, machine
+from . import format, machine
 from .daemon import Keyward
 from .postgres import PLAIN_TABLE, REAL_TABLE, Postgres
 from .target_table import Measurement, Row
-
-# The memory target in bytes per key, besides the keys' strings.
-BYTES_PER_KEY = 128
-
 
 def csv_reload(workdir, args):
     """`reload`: renaming and reloading an export, against the COPY that wrote it.
@@ -56,47 +52,3 @@ def csv_reload(workdir, args):
             )
         )
     return rows, list(dict.fromkeys(versions)), []
-
-
-def memory(workdir, args):
-    """`memory`: resident memory after loading, and its peak during a reload."""
-    key_count = args.keys or 10_000_000
-    exports = keys.AlternatingExports(workdir, key_count)
-    daemon = Keyward(workdir)
-    with daemon.running(key_count, workdir.cpus):
-        resident = daemon.memory("VmRSS")
-
-        def reload():
-            exports.publish()
-            daemon.reload()
-
-        peaks = [daemon.peak_memory_during(reload) for _ in range(args.rounds)]
-        resident_after, version = daemon.memory("VmRSS"), daemon.version()
-    string_bytes = keys.string_bytes(key_count)
-    limit = BYTES_PER_KEY * key_count + string_bytes
-    per_key = lambda value: f"{value / key_count:.0f} B a key"
-    reference = lambda count: Measurement(
-        f"{BYTES_PER_KEY} B a key and its strings", [limit] * count, per_key
-    )
-    note = (
-        f"{format.count(key_count)} keys with one limit each, from CSV; VmRSS of the whole process, "
-        f"{format.size(resident)} after loading and {format.size(resident_after)} after {args.rounds} "
-        f"reloads; VmHWM for the peak; the keys' strings are {per_key(string_bytes)}"
-    )
-    rows = [
-        Row(
-            f"memory, {format.count(key_count)} keys",
-            Measurement("", [resident], per_key),
-            reference(1),
-            ("<=", 1),
-            note,
-        ),
-        Row(
-            f"memory, {format.count(key_count)} keys, peak of a reload",
-            Measurement("", peaks, per_key),
-            reference(len(peaks)),
-            ("<=", 2.2),
-            note,
-        ),
-    ]
-    return rows, [version], []

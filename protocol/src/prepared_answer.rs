@@ -12,7 +12,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::answer::AnswerFixed;
-use crate::codec::append_text8;
+use crate::codec::truncate_text;
 use crate::frame::FrameKind;
 use crate::layout::WireSize;
 use crate::limits::{HEADER_BYTES, LENGTH_BYTES, MAX_KEY_ID, MAX_NAME, MAX_OWNER, VERSION};
@@ -40,21 +40,49 @@ pub struct PreparedAnswer<'a> {
     pub key_id: &'a [u8],
     /// UTF-8 of at most [`MAX_OWNER`] bytes.
     pub owner: &'a [u8],
-    /// The other texts.
-    pub texts: &'a AnswerTexts,
+    /// The other texts, as [`AnswerTexts::encode`] writes them.
+    pub texts: &'a [u8],
 }
 
-/// The last three texts of an ANSWER (`environment`, `plan`, `limit_name`) in their encoded form.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnswerTexts(Box<[u8]>);
+/// The last three texts of an ANSWER.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnswerTexts<'a> {
+    /// At most [`MAX_NAME`] bytes, like the others.
+    pub environment: &'a str,
+    /// The plan of the key.
+    pub plan: &'a str,
+    /// The name of the limit that decided.
+    pub limit_name: &'a str,
+}
 
-impl AnswerTexts {
-    /// Encodes the texts. Texts over their limits are truncated, as by
+// The length of a text is an ASCII character, so encoded texts are UTF-8, and a string can hold them.
+const _: () = assert!(MAX_NAME < 0x80);
+
+impl<'a> AnswerTexts<'a> {
+    /// Most bytes of encoded texts.
+    pub const MAX_BYTES: usize = 3 * (1 + MAX_NAME);
+
+    /// Appends the encoded texts. Texts over their limits are truncated, as by
     /// [`Answer::encode`](crate::Answer::encode).
-    pub fn new(environment: &str, plan: &str, limit_name: &str) -> Self {
-        let mut bytes = Vec::new();
-        [environment, plan, limit_name].into_iter().for_each(|text| append_text8(text, MAX_NAME, &mut bytes));
-        Self(bytes.into())
+    pub fn encode(self, out: &mut String) {
+        for text in [self.environment, self.plan, self.limit_name] {
+            let text = truncate_text(text, MAX_NAME);
+            out.push(char::from(text.len() as u8));
+            out.push_str(text);
+        }
+    }
+
+    /// The texts that were [encoded](Self::encode) as `encoded`. Texts that are missing are empty.
+    #[inline]
+    pub fn decode(mut encoded: &'a str) -> Self {
+        let mut take = || {
+            let length = *encoded.as_bytes().first()?;
+            let (text, rest) = encoded.get(1..)?.split_at_checked(length.into())?;
+            encoded = rest;
+            Some(text)
+        };
+        let [environment, plan, limit_name] = [take(), take(), take()].map(Option::unwrap_or_default);
+        Self { environment, plan, limit_name }
     }
 }
 
@@ -100,7 +128,7 @@ impl PreparedAnswer<'_> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let key_id = &self.key_id[..self.key_id.len().min(MAX_KEY_ID)];
         let owner = &self.owner[..self.owner.len().min(MAX_OWNER)];
-        let size = size_of::<AnswerPrefix>() + key_id.len() + 1 + owner.len() + self.texts.0.len();
+        let size = size_of::<AnswerPrefix>() + key_id.len() + 1 + owner.len() + self.texts.len();
         // Reserved once, so that no later append reallocates the buffer.
         out.reserve(size);
         let start = out.len();
@@ -126,7 +154,7 @@ impl PreparedAnswer<'_> {
         append_short(key_id, out);
         out.push(owner.len() as u8);
         append_short(owner, out);
-        append_short(&self.texts.0, out);
+        append_short(self.texts, out);
     }
 }
 
@@ -170,6 +198,8 @@ mod tests {
                 let (environment, plan) = (name, owner);
                 let blank = Answer::without_key(7, verdict, u64::MAX - 1);
                 let answer = Answer { limit, key_id, owner, environment, plan, ..blank };
+                let mut texts = String::new();
+                AnswerTexts { environment, plan, limit_name: name }.encode(&mut texts);
                 let prepared = PreparedAnswer {
                     request_id: 7,
                     verdict,
@@ -180,7 +210,7 @@ mod tests {
                     reset_ms: u32::MAX,
                     key_id: key_id.as_bytes(),
                     owner: owner.as_bytes(),
-                    texts: &AnswerTexts::new(environment, plan, name),
+                    texts: texts.as_bytes(),
                 };
                 let (mut expected, mut actual) = (b"before".to_vec(), b"before".to_vec());
                 answer.encode(&mut expected);
@@ -188,5 +218,28 @@ mod tests {
                 assert_eq!(actual, expected);
             }
         }
+    }
+    #[test]
+    fn encoded_texts_decode_to_the_same_texts() {
+        let long = "é".repeat(MAX_NAME / 2);
+        for texts in [
+            AnswerTexts::default(),
+            AnswerTexts { environment: "live", plan: "", limit_name: "default" },
+            AnswerTexts { environment: &long, plan: &long, limit_name: &long },
+        ] {
+            let mut encoded = String::new();
+            texts.encode(&mut encoded);
+            assert!(encoded.len() <= AnswerTexts::MAX_BYTES);
+            assert_eq!(AnswerTexts::decode(&encoded), texts);
+        }
+    }
+
+    #[test]
+    fn truncated_texts_decode_to_empty_ones() {
+        let texts = AnswerTexts { environment: "live", plan: "pro", limit_name: "é" };
+        let mut encoded = String::new();
+        texts.encode(&mut encoded);
+        assert_eq!(AnswerTexts::decode(&encoded[..4]), AnswerTexts::default());
+        assert_eq!(AnswerTexts::decode(&encoded[..9]), AnswerTexts { limit_name: "", ..texts });
     }
 }

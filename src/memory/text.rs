@@ -27,6 +27,11 @@ impl HugeText {
         trim(&mut self.0);
     }
 
+    /// Bytes that are allocated.
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
     /// See [`growth`].
     pub fn growth(&self, bytes: usize) -> usize {
         growth::<u8>(self.0.len(), self.0.capacity(), bytes)

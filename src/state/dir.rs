@@ -177,6 +177,10 @@ impl StateDir {
         let path = self.path(LOCK);
         // If the lock cannot be opened, neither can the other files, and those report it.
         let Ok(mut lock) = open_lock(&self.path, &path) else { return Ok(()) };
+        // Its metadata could not be read a moment ago.
+        if identity(&lock).is_some_and(|opened| identity(&held) == Some(opened)) {
+            return Ok(());
+        }
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 warn!(file = %path.display(), "the lock was removed or replaced by another program; it is taken again");
@@ -200,10 +204,9 @@ impl StateDir {
     /// Whether the locked file is the one in the directory, or the directory itself
     /// ([`open_lock`]).
     fn is_in_place(&self, lock: &File) -> bool {
-        let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
-        let Ok(held) = lock.metadata().map(identity) else { return false };
+        let Some(held) = identity(lock) else { return false };
         let [file, directory] = [std::fs::symlink_metadata(self.path(LOCK)), std::fs::metadata(&self.path)];
-        [file, directory].into_iter().flatten().any(|found| identity(found) == held)
+        [file, directory].into_iter().flatten().any(|found| (found.dev(), found.ino()) == held)
     }
 
     /// The registry that writes report to.
@@ -226,6 +229,11 @@ impl StateDir {
     pub fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+}
+
+/// The file system and the inode of an open file.
+fn identity(file: &File) -> Option<(u64, u64)> {
+    file.metadata().ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// Opens the lock file. On a full or read-only disk, where it cannot be created or written, the

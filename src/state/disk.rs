@@ -72,6 +72,8 @@ impl Write for File {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         #[cfg(any(test, feature = "trace"))]
         trace::call(trace::Call::Write(self.path.clone()))?;
+        #[cfg(any(test, feature = "trace"))]
+        let bytes = trace::shorten(&self.path, bytes);
         self.file.write(bytes)
     }
 

@@ -176,7 +176,7 @@ impl Simulation {
             return;
         }
         let limits: Vec<(bool, Rate)> =
-            found.policy().limits().iter().map(|limit| (limit.per == Per::Owner, limit.rate)).collect();
+            found.policy().limits().map(|limit| (limit.per == Per::Owner, limit.rate)).collect();
         let periods = self.rates.iter().map(|rate| rate.period().get());
         let fastest = periods.clone().min().expect("a rate");
         let together = (1.0 / periods.map(|period| 1.0 / period as f64).sum::<f64>()) as u64;

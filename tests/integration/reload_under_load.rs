@@ -1,36 +1,51 @@
-//! Reloads under load: sixteen connections send requests without pause while the export is replaced
-//! two hundred times, in each of the three ways in which files are replaced.
+//! Reloads under load: connections send requests without pause while the export is replaced in each
+//! of the three ways in which files are replaced, and reloaded by each kind of trigger. In between,
+//! sources are refused.
 //!
-//! In export n, the keys `rotating-0` to `rotating-(n-1)` are revoked, and every row has the plan
-//! `v<n>`. Every answer therefore names its export. A key that is allowed although its export
-//! revokes it does not come from one complete snapshot. An answer from an export older than the
-//! last one acknowledged before the request breaks "acknowledged means in force".
+//! In export n, every second one of the keys `rotating-…` is revoked, other ones than in export
+//! n-1, and every row has the plan `v<n>`. Every answer therefore names its export. A key that is
+//! allowed although its export revokes it does not come from one complete snapshot. An answer from
+//! an export older than the last one acknowledged before the request breaks "acknowledged means in
+//! force".
 
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::mode::encode_export;
 use crate::support::{
-    Daemon, Export, RawClient, SetOnDrop, Setup, encode_verify, replace_export, row, wait_until,
+    Daemon, Export, RawClient, SetOnDrop, Setup, dose, encode_verify, replace_export, row, wait_until,
 };
 use keyward_client::Request;
+use keyward_client::blocking::Client;
+use keyward_daemon::admin::message::Reload;
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
+use rustix::process::Signal;
 
-const CONNECTIONS: usize = 16;
-const RELOADS: usize = 200;
+/// Keys that are revoked in every second export.
+const ROTATING: usize = 200;
 
 /// Keys that are never revoked.
 const STABLE: usize = 300;
 
+/// Every export reactivates all keys that were revoked.
+const GUARD: &str = "source.max_reactivated = 1.0";
+
+/// Requests that a connection sends at once.
+const BATCH: usize = 24;
+
+fn is_revoked(number: usize, version: usize) -> bool {
+    (number + version) % 2 == 1
+}
+
 fn export(version: usize) -> Export {
-    let rotating = (0..RELOADS).map(|number| {
-        let status = if number < version { "revoked" } else { "active" };
+    let rotating = (0..ROTATING).map(|number| {
+        let status = if is_revoked(number, version) { "revoked" } else { "active" };
         row(format!("rotating-{number}")).status(status)
     });
     let stable =
@@ -47,7 +62,12 @@ fn swap_directory(source: &Path, version: usize) {
     fs::write(directory.join(name), encode_export(source, &export(version).to_csv())).expect("an export");
     let link = parent.join("..data_tmp");
     symlink(&directory, &link).expect("a link");
-    fs::rename(&link, parent.join("..data")).expect("swapped");
+    let current = parent.join("..data");
+    let previous = fs::read_link(&current);
+    fs::rename(&link, &current).expect("swapped");
+    if let Ok(previous) = previous {
+        fs::remove_dir_all(previous).expect("the previous directory");
+    }
     if version == 0 {
         symlink(Path::new("..data").join(name), source).expect("a link");
     }
@@ -66,28 +86,38 @@ fn replace(source: &Path, version: usize) {
     }
 }
 
+/// Replaces the export by one that is refused.
+fn spoil(source: &Path) {
+    let path = source.canonicalize().expect("a file");
+    let new = path.with_extension("new");
+    fs::write(&new, "nonsense\n").expect("written");
+    fs::rename(new, path).expect("renamed");
+}
+
 struct Load<'a> {
     daemon: &'a Daemon,
     acknowledged: AtomicUsize,
     stop: AtomicBool,
-    answers: AtomicU64,
+    answers: AtomicUsize,
 }
 
 impl Load<'_> {
     fn run(&self, seed: usize) {
+        let rotating: Vec<String> = (0..ROTATING).map(|number| format!("rotating-{number}")).collect();
+        let stable: Vec<String> = (0..STABLE).map(|number| format!("stable-{number}")).collect();
         let mut client = self.daemon.client();
         let mut random = seed;
         while !self.stop.load(Ordering::Acquire) {
             let acknowledged = self.acknowledged.load(Ordering::Acquire);
-            let keys: Vec<(usize, String)> = (0..24)
+            let keys: Vec<(Option<usize>, &str)> = (0..BATCH)
                 .map(|_| {
                     random = random
                         .wrapping_mul(6_364_136_223_846_793_005)
                         .wrapping_add(1_442_695_040_888_963_407);
                     let pick = random >> 33;
                     match pick % 3 {
-                        0 => (usize::MAX, format!("stable-{}", pick / 3 % STABLE)),
-                        _ => (pick / 3 % RELOADS, format!("rotating-{}", pick / 3 % RELOADS)),
+                        0 => (None, &*stable[pick / 3 % STABLE]),
+                        _ => (Some(pick / 3 % ROTATING), &*rotating[pick / 3 % ROTATING]),
                     }
                 })
                 .collect();
@@ -97,22 +127,43 @@ impl Load<'_> {
                 let answer = answer.expect("no connection is dropped and no request is lost");
                 let version: usize =
                     answer.plan().and_then(|plan| plan.strip_prefix('v')?.parse().ok()).expect("a known key");
-                let expected = if *number < version { "REVOKED" } else { "ALLOWED" };
+                let is_revoked = number.is_some_and(|number| is_revoked(number, version));
+                let expected = if is_revoked { "REVOKED" } else { "ALLOWED" };
                 assert_eq!(answer.verdict().name(), expected, "{key} in export {version}");
-                assert_eq!(answer.key_id(), Some(key.as_str()), "the answer belongs to its request");
+                assert_eq!(answer.key_id(), Some(*key), "the answer belongs to its request");
                 assert!(
                     version >= acknowledged,
                     "{key}: export {version} after {acknowledged} was acknowledged"
                 );
             }
-            self.answers.fetch_add(keys.len() as u64, Ordering::Relaxed);
+            self.answers.fetch_add(keys.len(), Ordering::Relaxed);
         }
+    }
+}
+
+/// Reloads export `version` in one of four ways.
+fn reload(load: &Load<'_>, client: &mut Client, version: usize) {
+    let daemon = load.daemon;
+    let acknowledge = |outcome: Reload| {
+        assert!(outcome.accepted, "export {version}: {:?}", outcome.error);
+        load.acknowledged.store(version, Ordering::Release);
+    };
+    match version % 4 {
+        0 => acknowledge(daemon.reload()),
+        1 => acknowledge(daemon.force_reload()),
+        2 => {
+            daemon.signal(Signal::HUP);
+            wait_for_version(client, version);
+        }
+        _ => wait_for_version(client, version),
     }
 }
 
 #[test]
 fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
-    let setup = Setup::without_export().config("[source]\nsettle = \"5ms\"\npoll = \"100ms\"");
+    let (connections, reloads) = (dose(16, 64), dose(200, 10_000));
+    let (min_answers, time_limit) = (dose(10_000, 100_000_000), Duration::from_secs(dose(120, 7_200) as u64));
+    let setup = Setup::without_export().config("source.settle = '5ms'\nsource.poll = '100ms'").config(GUARD);
     let source = setup.source();
     swap_directory(&source, 0);
     let daemon = setup.start();
@@ -120,30 +171,35 @@ fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
         daemon: &daemon,
         acknowledged: AtomicUsize::new(0),
         stop: AtomicBool::new(false),
-        answers: AtomicU64::new(0),
+        answers: AtomicUsize::new(0),
     };
+    let start = Instant::now();
     thread::scope(|scope| {
         let _end = SetOnDrop(&load.stop);
-        for seed in 0..CONNECTIONS {
+        for seed in 0..connections {
             let load = &load;
             scope.spawn(move || load.run(seed));
         }
-        for version in 1..=RELOADS {
+        let (mut client, mut version) = (daemon.client(), 0);
+        while version < reloads || load.answers.load(Ordering::Relaxed) < min_answers {
+            assert!(start.elapsed() < time_limit, "{version} reloads in {time_limit:?}");
+            if version % 7 == 3 {
+                spoil(&source);
+                assert!(!daemon.reload().accepted);
+            }
+            version += 1;
             replace(&source, version);
-            let outcome = daemon.reload();
-            assert!(outcome.accepted, "export {version}: {:?}", outcome.error);
-            load.acknowledged.store(version, Ordering::Release);
+            reload(&load, &mut client, version);
         }
+        eprintln!("{version} reloads beside {:?} answers in {:?}", load.answers, start.elapsed());
     });
     let status = daemon.status();
-    assert!(status.generation as usize > RELOADS);
+    assert!(status.generation as usize > reloads);
     assert_eq!(
         (status.errors, status.accepted_connections),
-        (0, CONNECTIONS as u64),
+        (0, connections as u64 + 1),
         "no client had to reconnect"
     );
-    let answers = load.answers.into_inner();
-    assert!(answers > 10_000, "{answers} answers are no load");
 }
 
 /// Acknowledged means in force, deterministically: the daemon buffers answers of the old snapshot
@@ -151,7 +207,7 @@ fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
 /// must not be sent.
 #[test]
 fn no_answer_of_an_old_snapshot_is_sent_after_the_acknowledgement() {
-    let setup = Setup::new(export(0)).config("[source]\nsettle = \"0s\"\npoll = \"1h\"");
+    let setup = Setup::new(export(0)).config("source.settle = '0s'\nsource.poll = '1h'").config(GUARD);
     let daemon = setup.start();
     for (version, forced) in [(1, false), (2, true)] {
         let mut peers: Vec<RawClient> = (0..4).map(|_| daemon.connect()).collect();
@@ -195,9 +251,9 @@ fn receive_answers(mut stream: UnixStream) -> Vec<(u64, u64)> {
     answers
 }
 
-fn wait_for_version(daemon: &Daemon, version: usize) {
+fn wait_for_version(client: &mut Client, version: usize) {
     wait_until("the new export", || {
-        let answer = daemon.client().verify(&Request::new("stable-0")).expect("an answer");
+        let answer = client.verify(&Request::new("stable-0")).expect("an answer");
         answer.plan() == Some(&format!("v{version}"))
     });
 }
@@ -210,8 +266,10 @@ fn start_with_own_directory(poll: &str, prepare: impl FnOnce(&Path)) -> (Daemon,
     fs::create_dir(&directory).expect("a directory");
     let source = directory.join(setup.source().file_name().expect("a file"));
     prepare(&source);
-    let config =
-        format!("source.path = '{}'\nsource.poll = '{poll}'\nsource.settle = '5ms'", source.display());
+    let config = format!(
+        "source.path = '{}'\nsource.poll = '{poll}'\nsource.settle = '5ms'\n{GUARD}",
+        source.display()
+    );
     (setup.config(&config).start(), source)
 }
 
@@ -219,9 +277,10 @@ fn start_with_own_directory(poll: &str, prepare: impl FnOnce(&Path)) -> (Daemon,
 #[test]
 fn every_kind_of_replacement_is_detected_by_the_watch() {
     let (daemon, source) = start_with_own_directory("1h", |source| swap_directory(source, 0));
+    let mut client = daemon.client();
     for version in 1..=12 {
         replace(&source, version);
-        wait_for_version(&daemon, version);
+        wait_for_version(&mut client, version);
         // Acknowledged after the reload, when the watch has moved to the new path.
         assert!(daemon.reload().accepted);
     }
@@ -233,9 +292,9 @@ fn every_kind_of_replacement_is_detected_by_the_watch() {
         } else {
             write_in_place(&source, version);
         }
-        wait_for_version(&daemon, version);
+        wait_for_version(&mut client, version);
         write_in_place(&source, version + 1);
-        wait_for_version(&daemon, version + 1);
+        wait_for_version(&mut client, version + 1);
     }
 }
 
@@ -243,12 +302,13 @@ fn every_kind_of_replacement_is_detected_by_the_watch() {
 #[test]
 fn write_through_a_hard_link_is_detected_by_the_poll() {
     let (daemon, source) = start_with_own_directory("100ms", |source| write_in_place(source, 0));
+    let mut client = daemon.client();
     let elsewhere = daemon.setup.path("elsewhere");
     fs::create_dir(&elsewhere).expect("a directory");
     let link = elsewhere.join(source.file_name().expect("a file"));
     fs::hard_link(&source, &link).expect("a link");
     for version in 1..=3 {
         write_in_place(&link, version);
-        wait_for_version(&daemon, version);
+        wait_for_version(&mut client, version);
     }
 }

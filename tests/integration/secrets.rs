@@ -1,19 +1,27 @@
 //! No raw key at rest: a key is wiped from the daemon's memory before its answer is sent, and is
-//! never logged.
+//! neither logged nor written to a file or a core dump.
 //!
 //! The lengths of the keys cover every change in the number of blocks that SHA-256 and HMAC
 //! process. The daemons have one worker, so no other thread overwrites what a request leaves on a
 //! stack.
 
 use std::ffi::OsString;
+use std::fs;
 use std::net::Shutdown;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use crate::support::memory_scan::{Fragments, MemoryDump};
-use crate::support::{Daemon, Export, RawClient, Received, Setup, encode_verify, row, wait_for, wait_until};
+use crate::support::serve_process::handles_signals;
+use crate::support::{
+    Daemon, Export, RawClient, Received, Row, Setup, encode_verify, row, wait_for, wait_until,
+};
 use data_encoding::BASE64;
 use keyward_engine::pepper::Pepper;
-use keyward_protocol::{Credential, MAX_KEY, Refund, Verify};
-use rustix::process::Signal;
+use keyward_protocol::{Credential, MAX_KEY, Refund, ScopeMode, Scopes, Verify};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use sha2::{Digest, Sha256};
 
 /// A block of SHA-256 has 64 bytes, of which padding takes at least 9. HMAC hashes one block before
@@ -142,7 +150,12 @@ impl Observed {
 
     /// A lower bound of the number of bytes of the key in memory.
     fn traces(&self, key: &str) -> usize {
-        let fragments = Fragments::of_key(key.as_bytes(), &verify(key));
+        self.traces_in(key, &verify(key))
+    }
+
+    /// As [`traces`](Self::traces), for a key, or a part of one, that was sent in `frame`.
+    fn traces_in(&self, key: &str, frame: &[u8]) -> usize {
+        let fragments = Fragments::of_key(key.as_bytes(), frame);
         fragments.find(&self.memory(), &self.before).keys().map(Vec::len).sum()
     }
 
@@ -371,4 +384,179 @@ fn partial_raw_key_is_wiped_when_its_connection_is_drained() {
         drop(unread);
         assert!(observed.daemon.wait_for_exit().success());
     }
+}
+
+/// A verdict, what differs from an allowed row, and the request for a credential.
+type Case = (&'static str, fn(Row) -> Row, MakeRequest);
+type MakeRequest = for<'a> fn(Credential<'a>) -> Verify<'a>;
+
+/// Every verdict on a listed key.
+fn verdicts() -> Vec<Case> {
+    const PLAIN: MakeRequest = |credential| Verify::new(0x1d0f_a5c1, credential);
+    vec![
+        ("ALLOWED", |row| row, PLAIN),
+        ("REVOKED", |row| row.status("revoked"), PLAIN),
+        ("DISABLED", |row| row.status("disabled"), PLAIN),
+        ("NOT_YET_VALID", |row| row.set("not_before", "2099-01-01T00:00:00Z"), PLAIN),
+        ("EXPIRED", |row| row.expires_at("2001-01-01T00:00:00Z"), PLAIN),
+        (
+            "WRONG_ENVIRONMENT",
+            |row| row.environment("live"),
+            |credential| Verify { environment: Some("test"), ..PLAIN(credential) },
+        ),
+        ("IP_NOT_ALLOWED", |row| row.allowed_ips("10.0.0.0/8"), PLAIN),
+        ("ORIGIN_NOT_ALLOWED", |row| row.set("allowed_origins", "https://app.example.com"), PLAIN),
+        (
+            "MISSING_SCOPE",
+            |row| row,
+            |credential| {
+                let scopes = Scopes { names: "orders:write", mode: ScopeMode::All };
+                Verify { scopes: Some(scopes), ..PLAIN(credential) }
+            },
+        ),
+        (
+            "COST_EXCEEDS_BURST",
+            |row| row.limits("1/h burst 2"),
+            |credential| Verify { cost: 3, ..PLAIN(credential) },
+        ),
+        (
+            "RATE_LIMITED",
+            |row| row.limits("1/h burst 2"),
+            |credential| Verify { cost: 2, ..PLAIN(credential) },
+        ),
+    ]
+}
+
+fn encode(request: &Verify<'_>) -> Vec<u8> {
+    let mut frame = Vec::new();
+    request.encode(&mut frame).expect("within limits");
+    frame
+}
+
+/// No file in the daemon's directory contains a fragment of a key: the log, the state, the audit
+/// trail, the usage and the last good keys.
+fn assert_in_no_file<'k>(daemon: &Daemon, keys: impl IntoIterator<Item = &'k String>) {
+    let files: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(daemon.setup.dir.path())
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_file())
+        .map(|path| (path.clone(), fs::read(path).expect("a file")))
+        .collect();
+    assert!(files.len() >= 5, "{:?}", files.iter().map(|(path, _)| path).collect::<Vec<_>>());
+    for key in keys {
+        for (path, content) in &files {
+            let is_found =
+                content.windows(8).any(|part| key.as_bytes().windows(8).any(|of_key| of_key == part));
+            assert!(!is_found, "a part of a key of {} bytes is in {}", key.len(), path.display());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root, to read the daemon's memory: tests/run runs it"]
+fn raw_key_is_wiped_with_every_verdict_and_in_no_file() {
+    const CANARY_LENGTHS: [usize; 6] = [8, 24, 56, 130, 600, MAX_KEY];
+    const MINTED: &str = "acme_live_";
+    let config = format!(
+        "server.workers = 1\nlog.level = \"trace\"\nkeys.minted_prefixes = ['{MINTED}']\n\
+         usage.interval = '1s'\nstate.save_interval = '100ms'\n"
+    );
+    let listed: Vec<(&str, MakeRequest, String, Row)> = (0..)
+        .zip(verdicts())
+        .flat_map(|(number, (verdict, change, request))| {
+            CANARY_LENGTHS.map(|length| {
+                let key = key(length, 10 + number);
+                let id = format!("{verdict}-{length}");
+                (verdict, request, key.clone(), change(row(&*key).hash(hash(Peppers::None, &key)).id(id)))
+            })
+        })
+        .collect();
+    let setup = Setup::new(Export::new(listed.iter().map(|(.., row)| row.clone()))).config(&config);
+    let daemon = setup.start();
+    daemon.wait_until_saved();
+    let observed = Observed { before: MemoryDump::of(&daemon), daemon };
+    let mut peer = observed.daemon.connect();
+    let mut keys = Vec::new();
+    for (verdict, request, key, _) in listed {
+        let frame = encode(&request(Credential::RawKey(key.as_bytes())));
+        peer.send(&frame);
+        if verdict == "RATE_LIMITED" {
+            receive_verdict(&mut peer, "ALLOWED");
+            peer.send(&frame);
+        }
+        receive_verdict(&mut peer, verdict);
+        observed.assert_wiped(&key, &format!("after {verdict}"));
+        keys.push(key);
+    }
+    for length in CANARY_LENGTHS {
+        let unknown = key(length, 1);
+        peer.send(&verify(&unknown));
+        receive_verdict(&mut peer, "UNKNOWN_KEY");
+        observed.assert_wiped(&unknown, "after UNKNOWN_KEY");
+        keys.push(unknown);
+        if length > 2 * MINTED.len() {
+            // The configuration contains the prefix.
+            let secret = &key(length, 2)[MINTED.len()..];
+            let frame = verify(&format!("{MINTED}{secret}"));
+            peer.send(&frame);
+            receive_verdict(&mut peer, "MALFORMED_KEY");
+            assert_eq!(observed.traces_in(secret, &frame), 0, "after MALFORMED_KEY");
+            keys.push(secret.to_owned());
+        }
+    }
+    wait_until("the usage to be written", || observed.daemon.setup.path("usage.jsonl").exists());
+    wait_until("the balances to be saved", || observed.daemon.setup.path("balances").exists());
+    assert_in_no_file(&observed.daemon, &keys);
+}
+
+/// NOT_READY and STALE_SNAPSHOT are verdicts of a daemon without usable keys.
+#[test]
+#[ignore = "needs root, to read the daemon's memory: tests/run runs it"]
+fn raw_key_is_wiped_while_there_are_no_usable_keys() {
+    let keys = SOME_LENGTHS.map(|length| key(length, 0));
+    for (verdict, source) in [("NOT_READY", "nonsense\n"), ("STALE_SNAPSHOT", "")] {
+        let mut setup = Setup::text(Export::of(["other"]).to_csv());
+        setup = setup.config("server.workers = 1\nsource.max_staleness = '1h'\nlog.level = \"trace\"\n");
+        if source.is_empty() {
+            let file = fs::File::options().write(true).open(setup.source()).expect("the export");
+            file.set_modified(SystemTime::now() - Duration::from_secs(7_200)).expect("set");
+        } else {
+            setup.write_export(source);
+        }
+        let daemon = setup.start();
+        let observed = Observed { before: MemoryDump::of(&daemon), daemon };
+        let mut peer = observed.daemon.connect();
+        for key in &keys {
+            peer.send(&verify(key));
+            receive_verdict(&mut peer, verdict);
+            observed.assert_wiped(key, &format!("after {verdict}"));
+        }
+        assert_not_logged(&observed.daemon, &keys);
+    }
+}
+
+/// SIGABRT, as from a failed assertion or the watchdog, writes no core file although the limits of
+/// the process allow one.
+#[test]
+#[ignore = "needs a kernel that dumps cores, which the test checks with another process"]
+fn abort_dumps_no_core() {
+    let start = |command: &mut Command| {
+        let child = command.stdin(Stdio::null()).spawn().expect("starts");
+        let unlimited = Rlimit { current: None, maximum: None };
+        prlimit(Some(Pid::from_child(&child)), Resource::Core, unlimited).expect("limits");
+        child
+    };
+    let abort = |mut child: Child| {
+        kill_process(Pid::from_child(&child), Signal::ABORT).expect("it runs");
+        child.wait().expect("ended").core_dumped()
+    };
+    let setup = Setup::new(Export::of(["a"]));
+    let other = start(Command::new("sleep").arg("60").current_dir(setup.dir.path()));
+    if !abort(other) {
+        return eprintln!("no core files are written here: nothing to test");
+    }
+    let daemon = start(setup.command().current_dir(setup.dir.path()));
+    wait_until("the signal handlers", || handles_signals(daemon.id()));
+    wait_until("the socket", || setup.path("keyward.sock").exists());
+    assert!(!abort(daemon), "the daemon's core was dumped");
 }

@@ -26,7 +26,7 @@ pub(super) struct Plan(BTreeMap<LimitName, PlanLimit>);
 impl Plan {
     pub(super) fn limits(self) -> Vec<Limit> {
         let limit = |(LimitName(name), PlanLimit { rate: RateText(rate), per: PerText(per), shadow })| {
-            Limit { name: name.into(), rate, per, shadow }
+            Limit { name, rate, per, shadow }
         };
         self.0.into_iter().map(limit).collect()
     }

@@ -172,7 +172,8 @@ impl Connection {
                 }
                 let mut buffers = self.context.buffers.borrow_mut();
                 let space = buffers.space_after(self.unanswered.len());
-                if let Some(bytes) = readable.read(space)? {
+                let limit = self.turn.read_limit().min(space.len());
+                if let Some(bytes) = readable.read(&mut space[..limit])? {
                     return Poll::Ready(Ok(WakeReason::Input(bytes)));
                 }
                 self.turn.give_up();

@@ -69,7 +69,7 @@ pub fn respond(
         }
         batch.fill(&input[progress.consumed..], accepted_credentials(verifier));
         progress.had_raw_key |= batch.had_raw_key;
-        let answered = verifier.verify(&batch.requests, |decision| {
+        let answered = verifier.verify_batch(&batch.requests, |decision| {
             counters.count_verdict(decision.verdict());
             usage.verified(decision.verdict(), decision.is_shadow_limited(), decision.usage());
             decision.encode(output);
@@ -90,14 +90,20 @@ pub fn respond(
             decision.encode(output);
         }
         progress.consumed += batch.end;
-        progress.requests += usize::from(batch.terminator.is_some());
-        match batch.terminator.take() {
-            Some(Terminator::Hello(hello)) => match welcome(hello, verifier, idle_timeout_ms) {
+        let Some(terminator) = batch.terminator.take() else {
+            if answered < BATCH_SIZE {
+                return progress;
+            }
+            continue;
+        };
+        progress.requests += 1;
+        match terminator {
+            Terminator::Hello(hello) => match welcome(hello, verifier, idle_timeout_ms) {
                 Ok(welcome) => welcome.encode(output),
                 Err(error) => write_error(error, counters, output),
             },
-            Some(Terminator::Error(error)) => write_error(error, counters, output),
-            Some(Terminator::FramingLost(error)) => {
+            Terminator::Error(error) => write_error(error, counters, output),
+            Terminator::FramingLost(error) => {
                 write_error(error, counters, output);
                 return Progress {
                     consumed: input.len(),
@@ -106,8 +112,8 @@ pub fn respond(
                     ..progress
                 };
             }
-            None if answered < BATCH_SIZE => return progress,
-            Some(Terminator::Refund(_)) | None => {}
+            // Answered above.
+            Terminator::Refund(_) => {}
         }
     }
 }

@@ -318,7 +318,8 @@ impl SourceReader<'_> {
             )
             .map_err(io::Error::from)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
-        let decoder = reader.read_policies(&mut builder)?;
+        let require = |bytes| self.limits.require(bytes, 0).map_err(io::Error::from);
+        let decoder = reader.read_policies(&mut builder, require)?;
         let (mut buffers, mut merge) = (reader.buffers(), reader.merge());
         let mut partitions = reader.hash_partitions(parallel::worker_count());
         let mut slots = buffers.block_slots();

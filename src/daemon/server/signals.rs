@@ -3,7 +3,8 @@
 //! A signal that arrives during start-up is kept. SIGTERM and SIGINT end the start-up. SIGHUP
 //! causes a reload once the daemon serves.
 
-use std::io;
+use std::time::Duration;
+use std::{io, thread};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,14 +29,25 @@ pub(super) enum SignalAction {
     Reload,
 }
 
+/// The runtime of the main thread. It has a thread for blocking work from the beginning, which never
+/// ends. Without one, a command or the stop that needs one would panic when the system has no
+/// thread left; with one, it waits for it.
+fn control_runtime() -> io::Result<Runtime> {
+    let runtime = Builder::new_current_thread().enable_all().thread_keep_alive(Duration::MAX).build()?;
+    // An error here would be a panic there.
+    let _ = thread::Builder::new().spawn(|| ())?.join();
+    drop(runtime.spawn_blocking(|| ()));
+    Ok(runtime)
+}
+
 impl Signals {
     /// Installs the signal handlers. To be called first: until then a signal's default action ends
     /// the process.
     ///
     /// # Errors
-    /// When the process has no descriptors left.
+    /// When the process has no descriptors or threads left.
     pub fn catch() -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = control_runtime()?;
         let receiver = {
             let _entered = runtime.enter();
             // SIGHUP first: a script that has just replaced the export may already be sending it.

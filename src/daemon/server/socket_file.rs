@@ -74,6 +74,15 @@ pub(super) struct SocketLock {
     file: File,
 }
 
+/// Whether there is no directory at `path`. If that cannot be determined, opening a file in it shows
+/// why.
+fn is_missing(path: &Path) -> bool {
+    match std::fs::metadata(path) {
+        Ok(found) => !found.is_dir(),
+        Err(error) => matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+    }
+}
+
 impl SocketLock {
     /// Takes the lock of the socket at `path`.
     ///
@@ -81,7 +90,7 @@ impl SocketLock {
     /// When another daemon holds the lock, or the lock file cannot be created.
     pub(super) fn take(path: &Path) -> Result<Self, ListenError> {
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
-            && !directory.is_dir()
+            && is_missing(directory)
         {
             return Err(ListenError::NoDirectory { path: directory.to_path_buf() });
         }

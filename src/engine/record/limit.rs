@@ -1,7 +1,5 @@
 //! Named rate limits.
 
-use std::sync::Arc;
-
 use crate::limiter::Rate;
 
 /// Maximum number of limits of a row, and of a plan. Every request charges each limit, so this
@@ -15,8 +13,7 @@ const _: () = assert!(2 * MAX_LIMITS <= crate::limiter::MAX_CHARGES);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     /// The name, unique among the limits of a key. An answer names the limit that decided it.
-    /// Limits with the same name can share its text.
-    pub name: Arc<str>,
+    pub name: Box<str>,
     /// The refill rate and the burst.
     pub rate: Rate,
     /// Which requests share a bucket.
@@ -38,34 +35,33 @@ pub enum Per {
 
 impl Limit {
     /// An enforced limit with a bucket per key.
-    pub fn new(name: impl Into<Arc<str>>, rate: Rate) -> Self {
+    pub fn new(name: impl Into<Box<str>>, rate: Rate) -> Self {
         Self { name: name.into(), rate, per: Per::Key, shadow: false }
     }
 
     /// The limit without a text of its own.
-    pub(crate) fn as_ref(&self) -> LimitRef<'_> {
+    pub fn as_ref(&self) -> LimitRef<'_> {
         LimitRef { name: &self.name, rate: self.rate, per: self.per, shadow: self.shadow }
     }
 }
 
 /// A [`Limit`] whose name is stored elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct LimitRef<'l> {
-    pub(crate) name: &'l str,
-    pub(crate) rate: Rate,
-    pub(crate) per: Per,
-    pub(crate) shadow: bool,
+pub struct LimitRef<'l> {
+    /// See [`Limit::name`].
+    pub name: &'l str,
+    /// See [`Limit::rate`].
+    pub rate: Rate,
+    /// See [`Limit::per`].
+    pub per: Per,
+    /// See [`Limit::shadow`].
+    pub shadow: bool,
 }
 
 impl LimitRef<'_> {
-    /// The limit with the text `name`, which has to be its name.
-    pub(crate) fn with_name(self, name: Arc<str>) -> Limit {
-        Limit { name, rate: self.rate, per: self.per, shadow: self.shadow }
-    }
-
     /// The limit with a text of its own.
-    pub(crate) fn to_limit(self) -> Limit {
-        self.with_name(self.name.into())
+    pub fn to_limit(self) -> Limit {
+        Limit { name: self.name.into(), rate: self.rate, per: self.per, shadow: self.shadow }
     }
 }
 

@@ -57,7 +57,7 @@ pub fn parse_limits(text: &str) -> Result<Vec<Limit>, LimitError> {
     for part in text.split(';') {
         let limit = parse_limit(part.trim())?;
         if limits.iter().any(|other| other.name == limit.name) {
-            return Err(LimitError::Duplicate((*limit.name).into()));
+            return Err(LimitError::Duplicate(limit.name));
         }
         if limits.len() == MAX_LIMITS {
             return Err(LimitError::TooMany);

@@ -21,8 +21,7 @@ mod validation;
 
 pub use escape::{Escaped, escape_json, is_invisible};
 pub use field::{Field, FieldSet};
-pub(crate) use limit::LimitRef;
-pub use limit::{DEFAULT_LIMIT_NAME, Limit, MAX_LIMITS, Per};
+pub use limit::{DEFAULT_LIMIT_NAME, Limit, LimitRef, MAX_LIMITS, Per};
 pub use limit_syntax::{LimitError, is_limit_name, parse_limits, parse_rate};
 pub(crate) use origin::OriginRef;
 pub use origin::{Origin, OriginError};

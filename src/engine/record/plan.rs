@@ -77,6 +77,12 @@ impl Plans {
             None => Err(UnknownPlanError(name.into())),
         }
     }
+
+    /// The most bytes that the name of a plan and the names of its limits have together.
+    pub(crate) fn longest_texts(&self) -> usize {
+        let names = |limits: &[Limit]| limits.iter().map(|limit| limit.name.len()).sum::<usize>();
+        self.limits.iter().map(|(plan, limits)| plan.len() + names(limits)).max().unwrap_or(0)
+    }
 }
 
 /// The limits of a key: those of its plan that the row does not replace, and those of its row.

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 
 use crate::limiter::{Allocation, BucketRef, LimitId, Rate};
-use crate::record::{Limit, Per};
+use crate::record::{LimitRef, Per};
 use crate::snapshot::diff::RowMap;
 use crate::snapshot::entry::Entry;
 use crate::snapshot::key_table::{IdHasher, WINDOW};
@@ -90,7 +90,7 @@ impl KeyTable {
     /// a key has the number of its first row, which `Entry::buckets` contains already.
     fn assign_rows(&self, allocation: &mut Allocation<'_>) -> Option<()> {
         let has_one_own_limit =
-            |policy: Policy<'_>| matches!(policy.limits(), [limit] if limit.per == Per::Key);
+            |policy: Policy<'_>| matches!(policy.policy_limits(), [limit] if limit.per == Per::Key);
         if !self.policies.iter().all(has_one_own_limit) {
             return None;
         }
@@ -115,15 +115,15 @@ impl KeyTable {
         let old = row_map.previous_key(at, || self.key_id(entry));
         let list_start = u32::try_from(slot_lists.len()).map_err(|_| BucketError::TooMany)?;
         let mut slot = 0;
-        for limit in limits {
+        for limit in limits.iter().map(|limit| self.policies.limit(limit)) {
             slot = if is_owner_bucket(entry, limit) {
                 let buckets =
                     owner_buckets.get(&self.owner_limit_id(entry, limit)).ok_or(BucketError::Inconsistent)?;
                 buckets.iter().find(|bucket| bucket.rate == limit.rate).ok_or(BucketError::Inconsistent)?.slot
             } else {
-                let previous = old.and_then(|old| old.own_bucket(&limit.name));
+                let previous = old.and_then(|old| old.own_bucket(limit.name));
                 allocation
-                    .assign(|| LimitId::for_key(self.key_id(entry), &limit.name), previous, limit.rate)
+                    .assign(|| LimitId::for_key(self.key_id(entry), limit.name), previous, limit.rate)
                     .ok_or(BucketError::TooMany)?
             };
             if limits.len() > 1 {
@@ -154,7 +154,7 @@ impl KeyTable {
         let has_owner_limit: Vec<bool> = self
             .policies
             .iter()
-            .map(|policy| policy.limits().iter().any(|limit| limit.per == Per::Owner))
+            .map(|policy| policy.policy_limits().iter().any(|limit| limit.per == Per::Owner))
             .collect();
         if !has_owner_limit.contains(&true) {
             return rates;
@@ -166,7 +166,8 @@ impl KeyTable {
         });
         for (entry, _) in sharing {
             let limits = self.policies.limits_of(entry.policy);
-            for limit in limits.iter().filter(|limit| is_owner_bucket(entry, limit)) {
+            let limits = limits.iter().map(|limit| self.policies.limit(limit));
+            for limit in limits.filter(|limit| is_owner_bucket(entry, *limit)) {
                 let of_bucket = rates.entry(self.owner_limit_id(entry, limit)).or_default();
                 if !of_bucket.contains(&limit.rate) {
                     of_bucket.push(limit.rate);
@@ -176,16 +177,16 @@ impl KeyTable {
         rates
     }
 
-    fn owner_limit_id(&self, entry: &Entry, limit: &Limit) -> LimitId {
-        LimitId::for_owner(self.owner(entry), &limit.name)
+    fn owner_limit_id(&self, entry: &Entry, limit: LimitRef<'_>) -> LimitId {
+        LimitId::for_owner(self.owner(entry), limit.name)
     }
 }
 
 impl Snapshot {
     /// The id of a limit of this entry.
-    pub(super) fn limit_id(&self, entry: &Entry, limit: &Limit) -> LimitId {
+    pub(super) fn limit_id(&self, entry: &Entry, limit: LimitRef<'_>) -> LimitId {
         if !is_owner_bucket(entry, limit) {
-            return LimitId::for_key(self.keys.key_id(entry), &limit.name);
+            return LimitId::for_key(self.keys.key_id(entry), limit.name);
         }
         self.keys.owner_limit_id(entry, limit)
     }
@@ -193,16 +194,16 @@ impl Snapshot {
 
 /// Whether the limit's bucket belongs to the owner. A key without an owner (number 0) has the
 /// bucket to itself.
-fn is_owner_bucket(entry: &Entry, limit: &Limit) -> bool {
+fn is_owner_bucket(entry: &Entry, limit: LimitRef<'_>) -> bool {
     limit.per == Per::Owner && entry.owner != 0
 }
 
 impl Key<'_> {
     /// The key's own bucket for the limit with this name, if it has one.
     fn own_bucket(self, limit: &str) -> Option<BucketRef> {
-        let mut buckets = self.policy().limits().iter().zip(self.slots());
+        let mut buckets = self.policy().limits().zip(self.slots());
         let (limit, slot) =
-            buckets.find(|(own, _)| *own.name == *limit && !is_owner_bucket(self.entry, own))?;
+            buckets.find(|(own, _)| own.name == limit && !is_owner_bucket(self.entry, *own))?;
         Some(BucketRef { slot: *slot, rate: limit.rate })
     }
 }

@@ -111,7 +111,7 @@ impl<'s> Key<'s> {
 
     /// Writes the charges of one request to `charges` and returns how many there are.
     pub fn charges(self, charges: &mut [Charge]) -> usize {
-        let limits = self.policy().limits();
+        let limits = self.policy().policy_limits();
         for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
             *charge = Charge { slot: *slot, rate: limit.rate, shadow: limit.shadow };
         }

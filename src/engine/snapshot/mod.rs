@@ -215,7 +215,7 @@ impl Snapshot {
     /// that several rows share are repeated.
     pub fn buckets(&self) -> impl Iterator<Item = (BucketRef, impl FnOnce() -> LimitId)> {
         self.keys().flat_map(|key| {
-            let limits = key.policy().limits().iter().zip(key.slots());
+            let limits = key.policy().limits().zip(key.slots());
             limits.map(move |(limit, slot)| {
                 let id = move || key.snapshot.limit_id(key.entry, limit);
                 (BucketRef { slot: *slot, rate: limit.rate }, id)

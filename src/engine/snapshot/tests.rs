@@ -114,7 +114,7 @@ fn load(file: &[u8]) -> Result<Builder, ReadError> {
     };
     let mut reader = Reader::open(read, file.len() as u64)?;
     let mut builder = reader.builder();
-    let decoder = reader.read_policies(&mut builder)?;
+    let decoder = reader.read_policies(&mut builder, |_| Ok(()))?;
     let (mut buffers, mut merge, mut partitions) =
         (reader.buffers(), reader.merge(), reader.hash_partitions(1));
     let mut slots = buffers.block_slots();

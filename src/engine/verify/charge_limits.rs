@@ -28,10 +28,15 @@ impl<'s> Verifier<'s> {
         decision: &mut Decision<'s>,
     ) -> Result<(), Superseded> {
         let now = self.now.ticks;
-        match key.policy().limits() {
-            [] => decision.cost = cost,
+        let policy = key.policy();
+        if policy.limit_count() == 0 {
+            decision.cost = cost;
+            return Ok(());
+        }
+        let only = if policy.limit_count() == 1 { policy.limit_at(0) } else { None };
+        match only {
             // The common case needs no array of charges.
-            [only] if !only.shadow && cost > 0 => {
+            Some(only) if !only.shadow && cost > 0 => {
                 let Some(bucket) = bucket else { return Err(Superseded) };
                 let balance = match self.limiter.charge_single(bucket, only.rate, now, cost) {
                     SingleOutcome::Admitted(balance) => {

@@ -3,7 +3,7 @@
 use keyward_protocol::{Answer, LimitState, PreparedAnswer, Verdict};
 
 use crate::limiter::{Balance, ChargeReport, DecidingLimit};
-use crate::record::Limit;
+use crate::record::LimitRef;
 use crate::snapshot::{EntryNumber, Key};
 
 /// The outcome of one request.
@@ -85,15 +85,20 @@ impl<'s> Decision<'s> {
             reset_ms: 0,
             key_id,
             owner,
-            texts: policy.texts(None),
+            texts: &[],
         };
+        let mut texts = policy.texts_without_limit();
         if let Some(DecidingLimit { position, balance }) = self.limit_report.limit {
-            answer.limit = policy.limits().get(position).map_or(0, |limit| limit.rate.burst());
+            // The position is that of a limit.
+            if let Some(limit) = policy.limit_at(position) {
+                answer.limit = limit.rate.burst();
+                texts = limit.texts;
+            }
             answer.remaining = balance.remaining;
             answer.retry_after_ms = Balance::milliseconds(balance.retry_after);
             answer.reset_ms = Balance::milliseconds(balance.reset);
-            answer.texts = policy.texts(Some(position));
         }
+        answer.texts = policy.encoded_texts(texts);
         answer
     }
 
@@ -104,14 +109,14 @@ impl<'s> Decision<'s> {
             return blank;
         };
         let policy = key.policy();
-        let limit = |position: usize| policy.limits().get(position);
+        let limit = |position: usize| policy.limits().nth(position);
         Answer {
             limit: self
                 .limit_report
                 .limit
                 .and_then(|deciding| Some(limit_state(limit(deciding.position)?, deciding.balance)))
                 .unwrap_or_default(),
-            shadow_limit: self.limit_report.shadow.and_then(limit).map(|limit| &*limit.name),
+            shadow_limit: self.limit_report.shadow.and_then(limit).map(|limit| limit.name),
             key_id: key.key_id(),
             owner: key.owner(),
             environment: policy.environment(),
@@ -123,9 +128,9 @@ impl<'s> Decision<'s> {
 }
 
 #[inline]
-fn limit_state(limit: &Limit, balance: Balance) -> LimitState<'_> {
+fn limit_state(limit: LimitRef<'_>, balance: Balance) -> LimitState<'_> {
     LimitState {
-        name: &limit.name,
+        name: limit.name,
         limit: limit.rate.burst(),
         remaining: balance.remaining,
         retry_after_ms: Balance::milliseconds(balance.retry_after),

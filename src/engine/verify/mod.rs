@@ -104,12 +104,15 @@ impl<'s> Verifier<'s> {
         answered
     }
 
-    fn verify_batch(&self, requests: &[Verify<'_>], answer: &mut impl FnMut(&Decision<'s>)) -> usize {
+    /// [`verify`](Self::verify) for at most [`BATCH_SIZE`] requests; more are not decided.
+    #[inline]
+    pub fn verify_batch(&self, requests: &[Verify<'_>], mut answer: impl FnMut(&Decision<'s>)) -> usize {
+        let requests = requests.get(..BATCH_SIZE).unwrap_or(requests);
         let Some(snapshot) = self.snapshot else {
-            return deny_all(requests, Verdict::NotReady, 0, answer);
+            return deny_all(requests, Verdict::NotReady, 0, &mut answer);
         };
         if self.is_stale(snapshot) {
-            return deny_all(requests, Verdict::StaleSnapshot, snapshot.generation(), answer);
+            return deny_all(requests, Verdict::StaleSnapshot, snapshot.generation(), &mut answer);
         }
         let mut pending = Batch::new();
         // The number of requests that have left each stage. In a round, each stage takes what the
@@ -134,7 +137,7 @@ impl<'s> Verifier<'s> {
                 snapshot,
                 &requests[to_charge.clone()],
                 &pending[to_charge.clone()],
-                answer,
+                &mut answer,
             );
             if done < to_charge.len() {
                 return charged + done;

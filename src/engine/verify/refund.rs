@@ -46,10 +46,9 @@ impl<'s> Verifier<'s> {
     fn refund_limits(&self, key: Key<'s>, refund: &Refund<'_>) -> Result<ChargeReport, Superseded> {
         let mut charges = [NO_CHARGE; MAX_CHARGES];
         let count = key.charges(&mut charges);
-        let limits = key.policy().limits();
         let (first, charges) = match refund.limit {
             None => (0, &charges[..count]),
-            Some(name) => match limits.iter().position(|limit| *limit.name == *name) {
+            Some(name) => match key.policy().limits().position(|limit| limit.name == name) {
                 Some(position) => (position, &charges[position..=position]),
                 None => (0, &charges[..0]),
             },

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A system call that was made, or is about to be.
@@ -36,6 +37,8 @@ struct State {
     directory: PathBuf,
     calls: Mutex<Vec<Call>>,
     failing: Mutex<Option<Fails>>,
+    /// The number of bytes that a write writes at most.
+    max_write: AtomicUsize,
 }
 
 static TRACES: Mutex<Vec<Weak<State>>> = Mutex::new(Vec::new());
@@ -60,6 +63,14 @@ pub(super) fn call(call: Call) -> io::Result<()> {
     Ok(())
 }
 
+/// The part of `bytes` that one write to `path` writes.
+pub(super) fn shorten<'b>(path: &Path, bytes: &'b [u8]) -> &'b [u8] {
+    let traces: Vec<_> = lock(&TRACES).iter().filter_map(Weak::upgrade).collect();
+    let limits = traces.iter().filter(|trace| path.starts_with(&trace.directory));
+    let limit = limits.map(|trace| trace.max_write.load(Ordering::Relaxed)).min();
+    &bytes[..bytes.len().min(limit.unwrap_or(usize::MAX))]
+}
+
 impl Call {
     fn path(&self) -> &Path {
         match self {
@@ -77,9 +88,12 @@ impl Call {
 impl Trace {
     /// Traces the calls below `directory` until this is dropped.
     pub fn of(directory: &Path) -> Self {
-        let state =
-            State { directory: directory.to_owned(), calls: Mutex::default(), failing: Mutex::default() };
-        let state = Arc::new(state);
+        let state = Arc::new(State {
+            directory: directory.to_owned(),
+            calls: Mutex::default(),
+            failing: Mutex::default(),
+            max_write: AtomicUsize::new(usize::MAX),
+        });
         let mut traces = lock(&TRACES);
         traces.retain(|trace| trace.strong_count() > 0);
         traces.push(Arc::downgrade(&state));
@@ -89,6 +103,11 @@ impl Trace {
     /// From now on, calls for which `fails` returns true return an error and are not made.
     pub fn fail(&self, fails: Fails) {
         *lock(&self.state.failing) = Some(fails);
+    }
+
+    /// From now on, a write writes at most `bytes`, as write(2) may at any time.
+    pub fn shorten_writes(&self, bytes: usize) {
+        self.state.max_write.store(bytes, Ordering::Relaxed);
     }
 
     /// The calls so far. Repetitions of a call in a row count as one.

@@ -102,7 +102,7 @@ fn load(file: &[u8], threads: usize) -> Result<Builder, ReadError> {
     };
     let mut reader = Reader::open(read, file.len() as u64)?;
     let mut builder = reader.builder();
-    let decoder = reader.read_policies(&mut builder)?;
+    let decoder = reader.read_policies(&mut builder, |_| Ok(()))?;
     let (mut buffers, mut merge) = (reader.buffers(), reader.merge());
     let (mut partitions, mut turn) = (reader.hash_partitions(threads), 0);
     let mut slots = buffers.block_slots();

@@ -103,7 +103,9 @@ fn prepared(answer: &Answer<'_>, frame: &[u8]) {
         return;
     }
     assert!(answer.key_id.len() <= MAX_KEY_ID && answer.owner.len() <= MAX_OWNER);
-    let mut encoded = Vec::new();
+    let (mut encoded, mut texts) = (Vec::new(), String::new());
+    let (environment, plan, limit_name) = (answer.environment, answer.plan, answer.limit.name);
+    AnswerTexts { environment, plan, limit_name }.encode(&mut texts);
     let prepared = PreparedAnswer {
         request_id: answer.request_id,
         verdict: answer.verdict,
@@ -114,7 +116,7 @@ fn prepared(answer: &Answer<'_>, frame: &[u8]) {
         reset_ms: answer.limit.reset_ms,
         key_id: answer.key_id.as_bytes(),
         owner: answer.owner.as_bytes(),
-        texts: &AnswerTexts::new(answer.environment, answer.plan, answer.limit.name),
+        texts: texts.as_bytes(),
     };
     prepared.encode(&mut encoded);
     assert_eq!(encoded, frame);

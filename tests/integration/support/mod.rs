@@ -2,6 +2,7 @@
 
 pub(crate) mod bad_rows;
 mod daemon;
+mod dose;
 mod export;
 pub(crate) mod memory_scan;
 pub(crate) mod mode;
@@ -14,6 +15,7 @@ mod setup;
 mod wait;
 
 pub(crate) use daemon::{Daemon, key_target, owner_target};
+pub(crate) use dose::dose;
 pub(crate) use export::{Export, Row, line, row, sha256_hex};
 pub(crate) use programs::{CommandOutput, keyward, keyward_bench, run};
 pub(crate) use raw_client::{RawClient, Received, encode_verify};

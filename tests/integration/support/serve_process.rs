@@ -11,6 +11,14 @@ use super::{Setup, wait_for, wait_until};
 /// Bits of SIGHUP, SIGINT and SIGTERM in a signal mask.
 const HANDLED_SIGNALS: u64 = 1 << 0 | 1 << 1 | 1 << 14;
 
+/// Whether a process has installed its signal handlers.
+pub(crate) fn handles_signals(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & HANDLED_SIGNALS == HANDLED_SIGNALS)
+}
+
 /// A process. It is killed when it is dropped.
 pub(crate) struct ServeProcess(Child);
 
@@ -24,12 +32,8 @@ impl ServeProcess {
         kill_process(pid, signal).expect("the daemon runs");
     }
 
-    /// Whether the process has installed its signal handlers.
     pub(crate) fn handles_signals(&self) -> bool {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        mask.is_some_and(|mask| mask & HANDLED_SIGNALS == HANDLED_SIGNALS)
+        handles_signals(self.0.id())
     }
 
     pub(crate) fn wait_for_signal_handlers(&self) {

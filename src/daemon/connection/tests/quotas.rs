@@ -55,7 +55,7 @@ async fn incomplete_requests_above_the_quota_end_the_connection_with_an_error() 
 async fn unread_answers_above_the_quota_end_the_connection() {
     for quotas in [
         UidQuotas { in_flight: Some(1_000), ..UidQuotas::default() },
-        UidQuotas { buffered_bytes: Some(70_000), ..UidQuotas::default() },
+        UidQuotas { buffered_bytes: Some(10_000), ..UidQuotas::default() },
     ] {
         let worker = Worker::start(Duration::ZERO);
         let account = UidAccount::new(1, quotas);

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! header    128 bytes: format, sizes, the seed of the index, when the source was written
-//! policies  blocks of row policies, as the source states them; plans are stored by name
+//! policies  blocks of row policies, as the source states them; plans are stored by name, and
+//!           origins in lower case
 //! owners    blocks of owners' names, ascending; rows refer to them by number, counted from 1
 //! keys      blocks: 56 bytes for each row, then the rows' key ids, then their metadata
 //! ```

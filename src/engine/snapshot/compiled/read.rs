@@ -115,14 +115,11 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         builder
     }
 
-    /// Bytes that the whole table can take while `threads` threads read it.
+    /// Bytes that the whole table can take while `threads` threads read it, except for policies
+    /// under their plans: [`read_policies`](Self::read_policies) asks for those.
     pub fn memory_bytes(&self, threads: usize) -> usize {
-        /// For each policy: its place in the file and in the table, its numbers in four indexes
-        /// and texts of its own, in lists that double.
-        const POLICY: usize = 512;
-        /// For each of its bytes: the byte itself and, in a list that doubles, up to 40 for the 15
-        /// of a limit.
-        const POLICY_BYTE: usize = 7;
+        /// For each policy: where its bytes end, and its number in the file and in the table.
+        const POLICY: usize = 8 + 3 * 4;
         /// For each thread, the block that it decodes, with its rows and what remains to be merged;
         /// and as much again for blocks that wait to be decoded or merged.
         const BLOCKS: usize = 4 * (BLOCK_BYTES + MAX_ITEM_BYTES);
@@ -137,7 +134,7 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
             sizes.keys.saturating_mul(16 + 2 * 12 + 4 * 4),
             sizes.owners.saturating_mul(2 * 16),
             policies.saturating_mul(POLICY),
-            policy_bytes.saturating_mul(POLICY_BYTE),
+            policy_bytes,
             threads.saturating_mul(BLOCKS),
         ]
         .into_iter()
@@ -167,11 +164,15 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
     }
 
     /// Reads policies and owners, and continues with the keys. The plans have to be set in
-    /// `builder` before.
+    /// `builder` before. `require` is called with the bytes that the next policies can allocate.
     ///
     /// # Errors
-    /// If a section is damaged, or a plan is not defined in the configuration.
-    pub fn read_policies(&mut self, builder: &mut Builder) -> Result<BlockDecoder, ReadError> {
+    /// If a section is damaged, a plan is not defined in the configuration, or `require` fails.
+    pub fn read_policies(
+        &mut self,
+        builder: &mut Builder,
+        mut require: impl FnMut(usize) -> io::Result<()>,
+    ) -> Result<BlockDecoder, ReadError> {
         self.begin(self.header.policy_bytes.get());
         // The section is part of the file, so what is reserved is in proportion to it.
         let bytes = usize::try_from(self.header.policy_bytes.get()).unwrap_or(usize::MAX);
@@ -181,6 +182,11 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         while let Some((header, payload)) = self.read_block(Section::Policies)? {
             let number = header.number.get();
             let mut bytes = &*payload;
+            // A policy has several bytes, so a number of them that is not true is not trusted.
+            let growth = builder.policy_growth(payload.len().min(header.rows.get() as usize), payload.len());
+            if growth > 0 {
+                require(growth)?;
+            }
             for _ in 0..header.rows.get() {
                 let policy = RowPolicy::take_valid(&mut bytes).ok_or_else(|| {
                     ReadError::damaged(

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAX_RUN};
 use super::*;
-use crate::record::{Digest, KeyRecord, MAX_OWNER, Plans, Status};
+use crate::record::{Digest, KeyRecord, LimitRef, MAX_OWNER, Plans, Status};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, IndexHash, MIX};
 use crate::snapshot::row_policy::RowPolicy;
@@ -76,7 +76,7 @@ fn build(file: &[u8], length: usize, plans: Plans) -> Result<Builder, ReadError>
     };
     let mut reader = Reader::open(read, length as u64)?;
     let mut builder = reader.builder().with_plans(plans.into());
-    let decoder = reader.read_policies(&mut builder)?;
+    let decoder = reader.read_policies(&mut builder, |_| Ok(()))?;
     let (mut buffers, mut merge) = (reader.buffers(), reader.merge());
     let (mut partitions, mut turn) = (reader.hash_partitions(3), 0);
     let mut slots = buffers.block_slots();
@@ -192,6 +192,17 @@ fn policy_with_an_invalid_list_mark_is_refused() {
     assert!(RowPolicy::take_valid(&mut &*bytes).is_none());
 }
 
+/// Origins are compared in lower case, and the bytes of the file are those in memory.
+#[test]
+fn policy_with_an_origin_in_upper_case_is_refused() {
+    let key = KeyRecord { allowed_origins: Some(origins(&["https://a.example"])), ..row(0) };
+    let mut bytes = builder(&[key]).interner.policies().get(0).to_vec();
+    assert!(RowPolicy::take_valid(&mut &*bytes).is_some());
+    let host = bytes.windows(9).position(|text| text == b"a.example").expect("the origin is there");
+    bytes[host].make_ascii_uppercase();
+    assert!(RowPolicy::take_valid(&mut &*bytes).is_none());
+}
+
 #[test]
 fn rows_are_in_the_order_of_their_home_groups() {
     let keys = load(&compile(&builder(&rows(3_000))), Plans::default()).expect("a good file");
@@ -204,7 +215,10 @@ fn rows_are_in_the_order_of_their_home_groups() {
 #[test]
 fn plans_are_those_of_the_loading_configuration() {
     let file = compile(&builder(&[KeyRecord { plan: "pro", ..row(0) }]));
-    let loaded_limits = |plans| load(&file, plans).map(|keys| keys.policies.limits_of(0).to_vec());
+    let loaded_limits = |plans| -> Result<Vec<_>, _> {
+        let keys = load(&file, plans)?;
+        Ok::<_, ReadError>(keys.policies.get(0).expect("a policy").limits().map(LimitRef::to_limit).collect())
+    };
     assert_eq!(loaded_limits(Plans::default()).expect("any name").len(), 0);
     let pro = limits("10/s").to_vec();
     let plans = Plans::new([("pro".into(), pro.clone())], None).expect("plans");

@@ -1,6 +1,6 @@
 //! How one policy differs from another, evaluated once for all keys that go from one to the other.
 
-use crate::record::{Field, FieldSet, Limit, Per, Plans};
+use crate::record::{Field, FieldSet, Limit, LimitRef, Per, Plans};
 use crate::snapshot::Policy;
 use crate::snapshot::diff::access_change::AccessChange;
 
@@ -36,21 +36,21 @@ impl PolicyChange {
             conditions.iter().filter(|(_, holds)| *holds).fold(0, |bits, (change, _)| bits | change.bit())
         };
         let (environment, new_environment) = (before.environment(), after.environment());
-        let enforced = || before.limits().iter().filter(|limit| !limit.shadow);
-        let plan_limits_before = limits_of(plans_before, before.plan());
-        let plan_limits_after = limits_of(plans_after, after.plan());
+        let enforced = || before.limits().filter(|limit| !limit.shadow);
+        let plan_limits_before = || limits_of(plans_before, before.plan());
+        let plan_limits_after = || limits_of(plans_after, after.plan());
         // Whether the configuration, and not the source, has changed this limit of the plan.
-        let is_from_configuration = |limit: &Limit| {
+        let is_from_configuration = |limit: LimitRef<'_>| {
             before.plan() == after.plan()
-                && named(plan_limits_before, limit) == Some(limit)
-                && named(after.limits(), limit) == named(plan_limits_after, limit)
+                && named(plan_limits_before(), limit) == Some(limit)
+                && named(after.limits(), limit) == named(plan_limits_after(), limit)
         };
         // Changes by the configuration do not count.
-        let mut from_source = enforced().filter(|limit| !is_from_configuration(limit));
-        let enforced_after = |limit: &Limit| named(after.limits(), limit).filter(|after| !after.shadow);
-        let is_lost = |limit: &Limit| enforced_after(limit).is_none();
+        let mut from_source = enforced().filter(|limit| !is_from_configuration(*limit));
+        let enforced_after = |limit: LimitRef<'_>| named(after.limits(), limit).filter(|after| !after.shadow);
+        let is_lost = |limit: LimitRef<'_>| enforced_after(limit).is_none();
         let is_raised =
-            |limit: &Limit| enforced_after(limit).is_some_and(|after| !is_as_strict(after, limit));
+            |limit: LimitRef<'_>| enforced_after(limit).is_some_and(|after| !is_as_strict(after, limit));
         Self {
             is_same: before == after,
             carried: bits(&[
@@ -69,7 +69,7 @@ impl PolicyChange {
                 (GainsScopes, after.has_scopes_beyond(before)),
                 (GainsEnvironment, environment.is_empty() && !new_environment.is_empty()),
             ]),
-            per_owner: before.limits().iter().any(|limit| limit.per == Per::Owner && !limit.shadow),
+            per_owner: before.limits().any(|limit| limit.per == Per::Owner && !limit.shadow),
             present_fields: policy_fields(before, plans_before),
         }
     }
@@ -77,8 +77,8 @@ impl PolicyChange {
 
 /// The restrictions that a policy has a value for.
 pub(super) fn policy_fields(policy: Policy<'_>, plans: &Plans) -> FieldSet {
-    let plan_limits = limits_of(plans, policy.plan());
-    let has_own_limits = policy.limits().iter().any(|limit| named(plan_limits, limit) != Some(limit));
+    let plan_limits = || limits_of(plans, policy.plan());
+    let has_own_limits = policy.limits().any(|limit| named(plan_limits(), limit) != Some(limit));
     FieldSet::NONE
         .with_if(Field::Environment, !policy.environment().is_empty())
         .with_if(Field::Plan, !policy.plan().is_empty())
@@ -88,17 +88,17 @@ pub(super) fn policy_fields(policy: Policy<'_>, plans: &Plans) -> FieldSet {
         .with_if(Field::Limits, has_own_limits)
 }
 
-fn limits_of<'p>(plans: &'p Plans, plan: &'p str) -> &'p [Limit] {
-    plans.resolve(plan).map_or(&[], |(_, limits)| limits)
+fn limits_of<'p>(plans: &'p Plans, plan: &'p str) -> impl Iterator<Item = LimitRef<'p>> {
+    plans.resolve(plan).into_iter().flat_map(|(_, limits)| limits.iter().map(Limit::as_ref))
 }
 
 /// The limit with the name of `like`.
-fn named<'l>(limits: &'l [Limit], like: &Limit) -> Option<&'l Limit> {
-    limits.iter().find(|limit| limit.name == like.name)
+fn named<'l>(mut limits: impl Iterator<Item = LimitRef<'l>>, like: LimitRef<'_>) -> Option<LimitRef<'l>> {
+    limits.find(|limit| limit.name == like.name)
 }
 
 /// Whether `after` never admits a request that `before` refuses.
-fn is_as_strict(after: &Limit, before: &Limit) -> bool {
+fn is_as_strict(after: LimitRef<'_>, before: LimitRef<'_>) -> bool {
     after.rate.burst() <= before.rate.burst()
         && after.rate.period() >= before.rate.period()
         && after.per == before.per

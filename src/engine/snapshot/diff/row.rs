@@ -101,7 +101,7 @@ fn push_policy_differences(before: Policy<'_>, after: Policy<'_>, differences: &
         ("scopes", before.scopes() != after.scopes()),
         ("allowed_ips", before.networks() != after.networks()),
         ("allowed_origins", before.origins() != after.origins()),
-        ("limits", before.limits() != after.limits()),
+        ("limits", before.limits().ne(after.limits())),
     ] {
         if differs {
             differences.push(Difference::of(field));

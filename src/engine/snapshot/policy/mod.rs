@@ -6,12 +6,13 @@ use std::net::Ipv6Addr;
 
 use keyward_protocol::AnswerTexts;
 
-use crate::record::Limit;
+use crate::record::LimitRef;
 
 mod ip_set;
 mod origin_set;
 mod restrictions;
 mod scope_set;
+mod span;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,8 @@ use ip_set::IpSet;
 use origin_set::OriginSet;
 use restrictions::Restrictions;
 use scope_set::ScopeSet;
+use span::Span;
+use table::PolicyLimit;
 pub(super) use table::{PolicyIndexes, PolicyRecord, PolicyTable};
 
 /// A view of the environment, plan, scopes, networks, origins and limits that rows share.
@@ -32,32 +35,58 @@ pub struct Policy<'s> {
 impl<'s> Policy<'s> {
     /// The environment in which the key may be used; empty if the key belongs to no environment.
     pub fn environment(self) -> &'s str {
-        &self.table.base(self.record).environment
+        self.texts().environment
     }
 
     /// The key's plan; empty if there is none.
     pub fn plan(self) -> &'s str {
-        &self.table.base(self.record).plan
+        self.texts().plan
+    }
+
+    fn texts(self) -> AnswerTexts<'s> {
+        AnswerTexts::decode(self.table.text(self.record.texts))
     }
 
     /// The limits that a request is charged to: the plan's, then the rows' own.
+    pub fn limits(self) -> impl ExactSizeIterator<Item = LimitRef<'s>> + Clone {
+        self.policy_limits().iter().map(move |limit| self.limit(limit))
+    }
+
+    /// The limit at a position, which has to be less than their [number](Self::limit_count). Takes
+    /// fewer instructions than the list of all.
     #[inline]
-    pub fn limits(self) -> &'s [Limit] {
+    pub(crate) fn limit_at(self, position: usize) -> Option<&'s PolicyLimit> {
+        self.table.limit_at(self.record.limits.range().start + position)
+    }
+
+    /// The [limits](Self::limits) as the table stores them.
+    #[inline]
+    pub(crate) fn policy_limits(self) -> &'s [PolicyLimit] {
         self.table.limits(self.record)
+    }
+
+    /// One of the [limits](Self::policy_limits) with its name.
+    pub(crate) fn limit(self, limit: &'s PolicyLimit) -> LimitRef<'s> {
+        self.table.limit(limit)
     }
 
     /// The number of [limits](Self::limits).
     #[inline]
-    pub(super) fn limit_count(self) -> usize {
-        self.record.limit_count.into()
+    pub(crate) fn limit_count(self) -> usize {
+        self.record.limits.length()
     }
 
-    /// The policy's texts at the end of an answer that names the limit at `position`, or no limit.
+    /// The encoded [texts](AnswerTexts) of an answer that names no limit.
     #[inline]
-    pub fn texts(self, position: Option<usize>) -> &'s AnswerTexts {
-        let texts = &self.table.base(self.record).texts;
-        // The position is that of a limit, and there is always a first text.
-        texts.get(position.map_or(0, |position| position + 1)).unwrap_or(&texts[0])
+    pub(crate) fn texts_without_limit(self) -> Span {
+        self.record.texts
+    }
+
+    /// Encoded texts of this policy: those [without a limit](Self::texts_without_limit), or those of
+    /// one of its [limits](PolicyLimit::texts).
+    #[inline]
+    pub(crate) fn encoded_texts(self, texts: Span) -> &'s [u8] {
+        self.table.text_bytes(texts)
     }
 
     /// Whether no property of a request other than its key, environment and scopes can be refused.
@@ -65,17 +94,17 @@ impl<'s> Policy<'s> {
     /// can state must be part of it.
     #[inline]
     pub(crate) fn accepts_any_request_context(self) -> bool {
-        !self.record.has_networks && !self.record.has_origins
+        self.record.accepts_any_request_context()
     }
 
     /// Whether the policy has a list of networks.
     pub(crate) fn is_limited_to_networks(self) -> bool {
-        self.record.has_networks
+        self.record.has_networks()
     }
 
     /// Whether the policy has a list of web origins.
     pub(crate) fn is_limited_to_origins(self) -> bool {
-        self.record.has_origins
+        self.record.has_origins()
     }
 
     /// Whether the policy has any scope.
@@ -109,12 +138,12 @@ impl<'s> Policy<'s> {
 
     /// `None` allows any address; an empty set allows none.
     pub(super) fn networks(self) -> Option<IpSet<'s>> {
-        self.record.has_networks.then(|| IpSet::new(self.restrictions().networks))
+        self.record.has_networks().then(|| IpSet::new(self.restrictions().networks))
     }
 
     /// `None` allows any origin; an empty set allows none.
     pub(super) fn origins(self) -> Option<OriginSet<'s>> {
-        self.record.has_origins.then(|| OriginSet::new(self.restrictions().origins))
+        self.record.has_origins().then(|| OriginSet::new(self.restrictions().origins))
     }
 }
 
@@ -152,6 +181,6 @@ impl PartialEq for Policy<'_> {
             && self.scopes() == other.scopes()
             && self.networks() == other.networks()
             && self.origins() == other.origins()
-            && self.limits() == other.limits()
+            && self.limits().eq(other.limits())
     }
 }

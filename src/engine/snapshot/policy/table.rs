@@ -1,20 +1,21 @@
 //! The policies of a table.
 //!
-//! A [`PolicyRecord`] locates the parts of a policy: its [base](PolicyBase), its limits and its
-//! [restrictions](super::restrictions). Each list that is large if every key has a policy of its own
-//! lies in one block of memory, because the C library's allocator keeps the gaps between small
-//! blocks that outlive others. A part that equals one of an earlier policy is stored once; the
-//! [`PolicyIndexes`] that find it are only needed while policies are added.
+//! A [`PolicyRecord`] locates the parts of a policy: its texts, its limits and its
+//! [restrictions](super::restrictions). The parts of all policies lie one after another in one list
+//! of each kind, because small allocations of their own would take as much memory again. A part
+//! that equals one of an earlier policy is stored once; the [`PolicyIndexes`] that find it are only
+//! needed while policies are added.
 
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::Arc;
 
-use keyward_memory::{HugePages, HugeVec, growth, push_bytes, trim};
+use keyward_memory::{HugePages, HugeText, HugeVec, growth, push_bytes, trim};
 use keyward_protocol::AnswerTexts;
 
 use super::Policy;
 use super::restrictions::{self, Restrictions};
-use crate::record::{Limit, LimitRef, MAX_LIMITS, merge_limits};
+use super::span::Span;
+use crate::limiter::Rate;
+use crate::record::{Limit, LimitRef, MAX_LIMITS, MAX_NAME, Per, Plans, merge_limits};
 use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::IdHasher;
 use crate::snapshot::row_policy::RowPolicy;
@@ -22,8 +23,9 @@ use crate::snapshot::row_policy::RowPolicy;
 /// The policies of a table, by number.
 pub(in crate::snapshot) struct PolicyTable {
     records: HugeVec<PolicyRecord>,
-    bases: Vec<PolicyBase>,
-    limits: HugeVec<Limit>,
+    /// Encoded texts of answers.
+    texts: HugeText,
+    limits: HugeVec<PolicyLimit>,
     /// Begins with those of a policy that has none.
     restrictions: HugeVec<u8>,
 }
@@ -31,46 +33,62 @@ pub(in crate::snapshot) struct PolicyTable {
 /// Where the parts of a policy are.
 #[derive(Clone, Copy)]
 pub(in crate::snapshot) struct PolicyRecord {
-    /// The first limit in `PolicyTable::limits`.
-    limits: u64,
-    /// The start in `PolicyTable::restrictions`.
+    /// In `PolicyTable::texts`: the [`AnswerTexts`] of an answer that names no limit.
+    pub(super) texts: Span,
+    /// In `PolicyTable::limits`.
+    pub(super) limits: Span,
+    /// The start in `PolicyTable::restrictions`, and in the lower 8 bits [`HAS_NETWORKS`] and
+    /// [`HAS_ORIGINS`].
     restrictions: u64,
-    /// Index into `PolicyTable::bases`.
-    base: u32,
-    pub(super) limit_count: u16,
-    /// Whether there is a list of networks. It may be empty, and then admits no address.
-    pub(super) has_networks: bool,
-    /// Whether there is a list of origins. It may be empty, and then admits no origin.
-    pub(super) has_origins: bool,
 }
 
 const _: () = assert!(size_of::<PolicyRecord>() == 24);
 
-#[cfg(test)]
+/// Whether there is a list of networks. It may be empty, and then admits no address.
+const HAS_NETWORKS: u64 = 1;
+/// Whether there is a list of origins. It may be empty, and then admits no origin.
+const HAS_ORIGINS: u64 = 2;
+
 impl PolicyRecord {
-    pub(super) fn limits_start(&self) -> u64 {
-        self.limits
+    #[inline]
+    pub(super) fn accepts_any_request_context(&self) -> bool {
+        self.restrictions & (HAS_NETWORKS | HAS_ORIGINS) == 0
     }
 
-    pub(super) fn restrictions_start(&self) -> u64 {
-        self.restrictions
+    #[inline]
+    pub(super) fn has_networks(&self) -> bool {
+        self.restrictions & HAS_NETWORKS != 0
+    }
+
+    #[inline]
+    pub(super) fn has_origins(&self) -> bool {
+        self.restrictions & HAS_ORIGINS != 0
+    }
+
+    pub(super) fn restrictions_start(&self) -> usize {
+        (self.restrictions >> 8) as usize
     }
 }
 
-/// The texts of a policy. Nearly all policies of a table share a few of them.
-pub(super) struct PolicyBase {
-    pub(super) environment: Box<str>,
-    pub(super) plan: Box<str>,
-    limit_names: Box<[Arc<str>]>,
-    /// The texts at the end of an answer: one that names no limit, then one for each limit.
-    pub(super) texts: Box<[AnswerTexts]>,
+/// A limit of a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PolicyLimit {
+    pub(crate) rate: Rate,
+    /// In `PolicyTable::texts`: the [`AnswerTexts`] of an answer that names this limit.
+    pub(crate) texts: Span,
+    pub(crate) per: Per,
+    pub(crate) shadow: bool,
+    /// The name is at the end of `texts`.
+    name_length: u8,
 }
+
+const _: () = assert!(size_of::<PolicyLimit>() == 32);
 
 /// Finds the parts of earlier policies.
 pub(in crate::snapshot) struct PolicyIndexes {
     hasher: IdHasher,
-    /// Bases by number.
-    bases: Index,
+    /// A policy with these texts and names of limits, by number.
+    texts: Index,
     /// A policy with these limits, by number.
     limits: Index,
     /// A policy with these restrictions, by number.
@@ -81,8 +99,8 @@ pub(in crate::snapshot) struct PolicyIndexes {
 
 impl Default for PolicyIndexes {
     fn default() -> Self {
-        let [bases, limits, restrictions] = std::array::from_fn(|_| Index::with_capacity(0));
-        Self { hasher: IdHasher::default(), bases, limits, restrictions, encoded: Vec::new() }
+        let [texts, limits, restrictions] = std::array::from_fn(|_| Index::with_capacity(0));
+        Self { hasher: IdHasher::default(), texts, limits, restrictions, encoded: Vec::new() }
     }
 }
 
@@ -92,7 +110,7 @@ impl PolicyTable {
         push_bytes(&mut restrictions, &restrictions::NONE);
         Self {
             records: HugeVec::new_in(HugePages),
-            bases: Vec::new(),
+            texts: HugeText::with_capacity(0),
             limits: HugeVec::new_in(HugePages),
             restrictions,
         }
@@ -125,30 +143,46 @@ impl PolicyTable {
     }
 
     /// The limits of the policy with this number.
-    pub(in crate::snapshot) fn limits_of(&self, number: u32) -> &[Limit] {
+    pub(in crate::snapshot) fn limits_of(&self, number: u32) -> &[PolicyLimit] {
         self.limits(&self.records[number as usize])
     }
 
     #[inline]
-    pub(super) fn base(&self, record: &PolicyRecord) -> &PolicyBase {
-        &self.bases[record.base as usize]
+    pub(super) fn limits(&self, record: &PolicyRecord) -> &[PolicyLimit] {
+        self.limits.get(record.limits.range()).unwrap_or_default()
     }
 
     #[inline]
-    pub(super) fn limits(&self, record: &PolicyRecord) -> &[Limit] {
-        let start = record.limits as usize;
-        self.limits.get(start..start + usize::from(record.limit_count)).unwrap_or_default()
+    pub(super) fn limit_at(&self, at: usize) -> Option<&PolicyLimit> {
+        self.limits.get(at)
+    }
+
+    /// A limit with its name.
+    pub(in crate::snapshot) fn limit(&self, limit: &PolicyLimit) -> LimitRef<'_> {
+        let PolicyLimit { rate, texts, per, shadow, name_length } = *limit;
+        let end = texts.range().end;
+        let name = self.texts.as_str().get(end.saturating_sub(name_length.into())..end);
+        LimitRef { name: name.unwrap_or_default(), rate, per, shadow }
+    }
+
+    pub(super) fn text(&self, texts: Span) -> &str {
+        self.texts.as_str().get(texts.range()).unwrap_or_default()
+    }
+
+    #[inline]
+    pub(super) fn text_bytes(&self, texts: Span) -> &[u8] {
+        self.texts.as_str().as_bytes().get(texts.range()).unwrap_or_default()
     }
 
     pub(super) fn restrictions(&self, record: &PolicyRecord) -> Restrictions<'_> {
-        let from = self.restrictions.get(record.restrictions as usize..);
+        let from = self.restrictions.get(record.restrictions_start()..);
         from.and_then(Restrictions::read).unwrap_or_default()
     }
 
     /// Releases unused capacity.
     pub(in crate::snapshot) fn trim(&mut self) {
         trim(&mut self.records);
-        self.bases.shrink_to_fit();
+        self.texts.trim();
         trim(&mut self.limits);
         trim(&mut self.restrictions);
     }
@@ -165,74 +199,96 @@ impl PolicyTable {
         indexes: &mut PolicyIndexes,
     ) {
         let limits = merge_limits(plan_limits, row_policy.limits());
-        let base = self.add_base(row_policy.environment, plan, &limits, indexes);
+        let (texts, limits) = self.add_texts(row_policy.environment, plan, &limits, indexes);
+        let has_networks = if row_policy.networks().is_some() { HAS_NETWORKS } else { 0 };
+        let has_origins = if row_policy.origins().is_some() { HAS_ORIGINS } else { 0 };
         let record = PolicyRecord {
-            limits: self.add_limits(&limits, base, indexes),
-            restrictions: self.add_restrictions(row_policy, indexes),
-            base,
-            // Rows and plans have at most `MAX_LIMITS` each.
-            limit_count: u16::try_from(limits.len()).unwrap_or(u16::MAX),
-            has_networks: row_policy.networks().is_some(),
-            has_origins: row_policy.origins().is_some(),
+            texts,
+            limits: self.add_limits(&limits, indexes),
+            restrictions: (self.add_restrictions(row_policy, indexes) as u64) << 8
+                | has_networks
+                | has_origins,
         };
         self.records.push(record);
     }
 
-    /// The number of the base with these texts.
-    fn add_base(
+    /// The position of the texts without a limit, and the limits with the positions of theirs.
+    fn add_texts(
         &mut self,
         environment: &str,
         plan: &str,
         limits: &[LimitRef<'_>],
-        PolicyIndexes { hasher, bases: index, .. }: &mut PolicyIndexes,
-    ) -> u32 {
+        PolicyIndexes { hasher, texts: index, .. }: &mut PolicyIndexes,
+    ) -> (Span, Vec<PolicyLimit>) {
         let names = || limits.iter().map(|limit| limit.name);
-        let number = self.bases.len() as u32;
-        let hash = hash_base(hasher, environment, plan, names());
-        let same = |number: u32| self.bases[number as usize].has_texts(environment, plan, names());
-        let rehash = |number: u32| {
-            let base = &self.bases[number as usize];
-            hash_base(hasher, &base.environment, &base.plan, base.limit_names.iter().map(|name| &**name))
+        let hash = || hash_all(hasher, [environment, plan].into_iter().chain(names()));
+        let of_policy = |number: u32| {
+            let policy = self.policy(&self.records[number as usize]);
+            let AnswerTexts { environment, plan, .. } = policy.texts();
+            [environment, plan].into_iter().chain(policy.limits().map(|limit| limit.name))
         };
-        if let Some(number) = index.find_or_insert(hash, number, same, rehash) {
-            return number;
+        let same = |number: u32| of_policy(number).eq([environment, plan].into_iter().chain(names()));
+        let rehash = |number: u32| hash_all(hasher, of_policy(number));
+        match self.find_or_insert(index, hash, same, rehash) {
+            Some(number) => {
+                let texts = self.limits_of(number).iter().map(|limit| limit.texts);
+                let limits = limits.iter().zip(texts).map(|(limit, texts)| PolicyLimit::new(*limit, texts));
+                (self.records[number as usize].texts, limits.collect())
+            }
+            None => {
+                let mut push = |limit_name| self.push_texts(AnswerTexts { environment, plan, limit_name });
+                let texts = push("");
+                let limits = limits.iter().map(|limit| PolicyLimit::new(*limit, push(limit.name)));
+                (texts, limits.collect())
+            }
         }
-        let all_names = std::iter::once("").chain(names());
-        self.bases.push(PolicyBase {
-            environment: environment.into(),
-            plan: plan.into(),
-            limit_names: names().map(Arc::from).collect(),
-            texts: all_names.map(|name| AnswerTexts::new(environment, plan, name)).collect(),
-        });
-        number
     }
 
-    /// The position of these limits, which have the names of the base.
+    /// A policy for which `same` holds. If there is none, the policy that is about to be added is
+    /// inserted. The last policy is tried first: in most sources the next one has the same texts
+    /// and limits.
+    fn find_or_insert(
+        &self,
+        index: &mut Index,
+        hash: impl FnOnce() -> IndexHash,
+        same: impl Fn(u32) -> bool,
+        rehash: impl Fn(u32) -> IndexHash,
+    ) -> Option<u32> {
+        let next = self.records.len() as u32;
+        let last = next.checked_sub(1).filter(|last| same(*last));
+        last.or_else(|| index.find_or_insert(hash(), next, same, rehash))
+    }
+
+    fn push_texts(&mut self, texts: AnswerTexts<'_>) -> Span {
+        let mut encoded = String::with_capacity(AnswerTexts::MAX_BYTES);
+        texts.encode(&mut encoded);
+        let start = self.texts.as_str().len();
+        self.texts.push_str(&encoded);
+        Span::new(start, encoded.len())
+    }
+
+    /// The position of these limits.
     fn add_limits(
         &mut self,
-        limits: &[LimitRef<'_>],
-        base: u32,
+        limits: &[PolicyLimit],
         PolicyIndexes { hasher, limits: index, .. }: &mut PolicyIndexes,
-    ) -> u64 {
+    ) -> Span {
         if limits.is_empty() {
-            return 0;
+            return Span::default();
         }
-        let limits_of = |number: u32| self.limits_of(number).iter().map(Limit::as_ref);
-        let next = self.records.len() as u32;
-        let hash = hash_all(hasher, limits.iter().copied());
-        let same = |number: u32| limits_of(number).eq(limits.iter().copied());
-        let rehash = |number: u32| hash_all(hasher, limits_of(number));
-        if let Some(number) = index.find_or_insert(hash, next, same, rehash) {
+        let hash = || hash_all(hasher, limits.iter());
+        let same = |number: u32| self.limits_of(number) == limits;
+        let rehash = |number: u32| hash_all(hasher, self.limits_of(number).iter());
+        if let Some(number) = self.find_or_insert(index, hash, same, rehash) {
             return self.records[number as usize].limits;
         }
-        let start = self.limits.len() as u64;
-        let names = self.bases[base as usize].limit_names.iter().map(Arc::clone);
-        self.limits.extend(limits.iter().zip(names).map(|(limit, name)| limit.with_name(name)));
-        start
+        let start = self.limits.len();
+        self.limits.extend(limits.iter().copied());
+        Span::new(start, limits.len())
     }
 
     /// The position of the restrictions of a row policy.
-    fn add_restrictions(&mut self, row_policy: RowPolicy<'_>, indexes: &mut PolicyIndexes) -> u64 {
+    fn add_restrictions(&mut self, row_policy: RowPolicy<'_>, indexes: &mut PolicyIndexes) -> usize {
         let PolicyIndexes { hasher, restrictions: index, encoded, .. } = indexes;
         encoded.clear();
         restrictions::encode(row_policy, encoded);
@@ -245,16 +301,11 @@ impl PolicyTable {
         let same = |number: u32| *restrictions_of(number) == **encoded;
         let rehash = |number: u32| hash_bytes(hasher, restrictions_of(number));
         if let Some(number) = index.find_or_insert(hash, next, same, rehash) {
-            return self.records[number as usize].restrictions;
+            return self.records[number as usize].restrictions_start();
         }
-        let start = self.restrictions.len() as u64;
+        let start = self.restrictions.len();
         push_bytes(&mut self.restrictions, encoded);
         start
-    }
-
-    #[cfg(test)]
-    pub(super) fn base_count(&self) -> usize {
-        self.bases.len()
     }
 
     /// Bytes of each list.
@@ -262,8 +313,8 @@ impl PolicyTable {
     pub(in crate::snapshot) fn allocated(&self) -> [usize; 4] {
         [
             self.records.capacity() * size_of::<PolicyRecord>(),
-            self.bases.capacity() * size_of::<PolicyBase>(),
-            self.limits.capacity() * size_of::<Limit>(),
+            self.texts.capacity(),
+            self.limits.capacity() * size_of::<PolicyLimit>(),
             self.restrictions.capacity(),
         ]
     }
@@ -275,14 +326,17 @@ impl PolicyTable {
         more: usize,
         bytes: usize,
         indexes: &PolicyIndexes,
+        plans: &Plans,
     ) -> impl Iterator<Item = usize> {
         /// A row policy can take its own limits and those of its plan.
         const LIMITS: usize = 2 * MAX_LIMITS;
-        let Self { records, bases, limits, restrictions } = self;
+        let Self { records, texts, limits, restrictions } = self;
+        // A row policy is longer than its environment, its plan and its names together.
+        let texts_of_policy = bytes.saturating_add(more.saturating_mul(plans.longest_texts()));
         let lists = [
             growth::<PolicyRecord>(records.len(), records.capacity(), more),
-            growth::<PolicyBase>(bases.len(), bases.capacity(), more),
-            growth::<Limit>(limits.len(), limits.capacity(), more.saturating_mul(LIMITS)),
+            texts.growth(texts_of_policy.saturating_mul(1 + LIMITS)),
+            growth::<PolicyLimit>(limits.len(), limits.capacity(), more.saturating_mul(LIMITS)),
             growth::<u8>(restrictions.len(), restrictions.capacity(), restrictions::bytes_for(more, bytes)),
         ];
         lists.into_iter().chain(indexes.all().map(|index| index.growth(more)))
@@ -291,25 +345,15 @@ impl PolicyTable {
 
 impl PolicyIndexes {
     pub(in crate::snapshot) fn all(&self) -> [&Index; 3] {
-        [&self.bases, &self.limits, &self.restrictions]
+        [&self.texts, &self.limits, &self.restrictions]
     }
 }
 
-impl PolicyBase {
-    fn has_texts<'n>(&self, environment: &str, plan: &str, names: impl Iterator<Item = &'n str>) -> bool {
-        *self.environment == *environment
-            && *self.plan == *plan
-            && self.limit_names.iter().map(|name| &**name).eq(names)
+impl PolicyLimit {
+    fn new(limit: LimitRef<'_>, texts: Span) -> Self {
+        let LimitRef { name, rate, per, shadow } = limit;
+        Self { rate, texts, per, shadow, name_length: name.floor_char_boundary(MAX_NAME) as u8 }
     }
-}
-
-fn hash_base<'n>(
-    hasher: &IdHasher,
-    environment: &'n str,
-    plan: &'n str,
-    names: impl Iterator<Item = &'n str>,
-) -> IndexHash {
-    hash_all(hasher, [environment, plan].into_iter().chain(names))
 }
 
 fn hash_all(hasher: &IdHasher, values: impl Iterator<Item = impl Hash>) -> IndexHash {

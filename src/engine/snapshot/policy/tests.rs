@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::{KeyRecord, Origin, Plans, parse_limits};
+use crate::record::{KeyRecord, Limit, Origin, Plans, parse_limits};
 use crate::snapshot::Builder;
 use crate::snapshot::test_record::{SEED, limits, networks, numbered, origins};
 
@@ -146,10 +146,14 @@ proptest! {
             let policy = table.get(*number).expect("a policy");
             let plan = if record.plan.is_empty() { "free" } else { record.plan };
             prop_assert_eq!((policy.environment(), policy.plan()), (record.environment, plan));
-            prop_assert_eq!(policy.limits(), all_limits(record, &plans));
-            let texts = std::iter::once("").chain(policy.limits().iter().map(|limit| &*limit.name));
-            for (text, position) in texts.zip(std::iter::once(None).chain((0..).map(Some))) {
-                prop_assert_eq!(policy.texts(position), &AnswerTexts::new(record.environment, plan, text));
+            let limits: Vec<_> = policy.limits().map(LimitRef::to_limit).collect();
+            prop_assert_eq!(limits, all_limits(record, &plans));
+            let without_limit = ("", policy.texts_without_limit());
+            let of_limits = policy.limits().zip(policy.policy_limits()).map(|(own, limit)| (own.name, limit.texts));
+            for (limit_name, texts) in std::iter::once(without_limit).chain(of_limits) {
+                let mut encoded = String::new();
+                AnswerTexts { environment: record.environment, plan, limit_name }.encode(&mut encoded);
+                prop_assert_eq!(policy.encoded_texts(texts), encoded.as_bytes());
             }
             prop_assert_eq!(policy.has_scopes(), !record.scopes.is_empty());
             prop_assert_eq!(policy.is_limited_to_networks(), record.allowed_ips.is_some());
@@ -230,15 +234,15 @@ fn policies_that_differ_in_one_part_share_the_others() {
         .collect();
     let (_, by_limit) = table(&of_limits, Plans::default());
     assert_eq!((by_scope.len(), by_limit.len()), (1000, 1000));
-    let distinct = |table: &PolicyTable, part: fn(&PolicyRecord) -> u64| {
+    let distinct = |table: &PolicyTable, part: fn(&PolicyRecord) -> usize| {
         let records = (0..1000).filter_map(|number| table.record(number));
         records.map(part).collect::<std::collections::BTreeSet<_>>().len()
     };
-    assert_eq!([&by_scope, &by_limit].map(|table| distinct(table, PolicyRecord::limits_start)), [3, 1000]);
-    let of_restrictions =
-        [&by_scope, &by_limit].map(|table| distinct(table, PolicyRecord::restrictions_start));
-    assert_eq!(of_restrictions, [1000, 3]);
-    assert_eq!([&by_scope, &by_limit].map(PolicyTable::base_count), [2, 1]);
+    let of_each = |part| [&by_scope, &by_limit].map(|table| distinct(table, part));
+    assert_eq!(of_each(|record| record.limits.range().start), [3, 1000]);
+    assert_eq!(of_each(|record| record.restrictions_start()), [1000, 3]);
+    // Two of the three lists of limits have the same names.
+    assert_eq!(of_each(|record| record.texts.range().start), [2, 1]);
 }
 
 /// If every key has a policy of its own, it takes at most 100 bytes beside its texts.
@@ -252,7 +256,7 @@ fn distinct_policy_is_small() {
     };
     let (_, shared) = bytes(&[plain()]);
     type Row = fn(usize) -> (KeyRecord<'static>, usize);
-    let kinds: [(&str, Row); 5] = [
+    let kinds: [(&str, Row); 7] = [
         ("scopes", |number| {
             let record = KeyRecord { limits: limits("100/s"), ..with_own_scope(number) };
             let texts = record.scopes.iter().map(|scope| scope.len()).sum();
@@ -273,6 +277,15 @@ fn distinct_policy_is_small() {
             let origin = Origin::parse(&text).expect("an origin");
             let record = KeyRecord { allowed_origins: Some([origin].into()), ..numbered(0) };
             (KeyRecord { limits: limits("100/s"), ..record }, text.len())
+        }),
+        ("environments", |number| {
+            let environment: &str = format!("environment-{number}").leak();
+            let record = KeyRecord { limits: limits("100/s"), environment, ..numbered(0) };
+            (record, environment.len())
+        }),
+        ("names of limits", |number| {
+            let name = format!("limit-{number}");
+            (KeyRecord { limits: limits(&format!("{name}=100/s")), ..numbered(0) }, name.len())
         }),
         ("limits", |number| (KeyRecord { limits: limits(&format!("{}/s", number + 1)), ..numbered(0) }, 0)),
     ];
