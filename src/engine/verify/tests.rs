@@ -182,6 +182,27 @@ fn balance_can_be_read_at_the_last_tick() {
 }
 
 #[test]
+fn shadow_limit_alone_never_denies() {
+    let limiter = Limiter::new();
+    let mut key = record("k");
+    let enforced = limits(&[("only", 1)]);
+    key.limits = enforced.iter().map(|limit| Limit { shadow: true, ..limit.clone() }).collect();
+    let snapshot = snapshot(&limiter, &[key]);
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let mut answers = Vec::new();
+    for cost in [1, 1, 5, 0] {
+        let request = Verify { cost, ..Verify::new(1, digest("k")) };
+        verifier.verify(&[request], |decision| {
+            answers.push((decision.verdict(), decision.is_shadow_limited(), decision.usage().cost));
+        });
+    }
+    let allowed = |shadow_limited, cost| (Verdict::Allowed, shadow_limited, cost);
+    assert_eq!(answers, [allowed(false, 1), allowed(true, 1), allowed(true, 5), allowed(false, 0)]);
+}
+
+#[test]
 fn usage_is_the_row_and_what_was_charged_or_refunded() {
     let limiter = Limiter::new();
     let mut limited = record("limited");
@@ -286,8 +307,9 @@ fn superseded_bucket_ends_the_batch_without_a_charge() {
     assert_eq!(verdicts(&on(&old), &[limited, limited]), [Verdict::Allowed; 2]);
     assert_eq!(verdicts(&on(&new), &[limited]), [Verdict::Allowed]);
     let mut answers = Vec::new();
-    let answered = on(&old)
-        .verify(&[unlimited, unlimited, limited, unlimited], |decision| answers.push(decision.verdict()));
+    let mut requests = vec![unlimited; 2 * BATCH_SIZE];
+    requests[2] = limited;
+    let answered = on(&old).verify(&requests, |decision| answers.push(decision.verdict()));
     assert_eq!((answered, answers), (2, vec![Verdict::Allowed; 2]));
     assert_eq!(
         verdicts(&on(&new), &[limited; 5])[..],

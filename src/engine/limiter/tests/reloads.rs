@@ -19,6 +19,17 @@ fn reload_keeps_balances() {
 }
 
 #[test]
+fn old_bucket_that_is_full_no_later_than_the_new_one_is_released() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
+    assert!(matches!(limiter.charge(&[enforced(old)], 1, 2), Outcome::Admitted(_)));
+    // At twice the rate, four units take as long as two.
+    let new = reload(&limiter, &mut allocator, &[("a", old)], &[("a", rate(2, 12))], 1)[0];
+    assert_eq!(remaining(&limiter, enforced(new), 1), 8);
+    assert_eq!((allocator.in_use(), allocator.retained()), (1, 0));
+}
+
+#[test]
 fn charge_of_a_migrated_slot_is_superseded() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];

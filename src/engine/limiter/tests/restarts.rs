@@ -28,8 +28,8 @@ fn buckets_that_are_not_full_are_saved_once() {
     }
     let previous = [("live", old[0]), ("full", old[1]), ("gone", old[2])];
     let new = reload(&limiter, &mut allocator, &previous, &wanted[..2], 1);
-    // Two rows of one key list the same bucket.
-    let live = [("live", new[0]), ("full", new[1]), ("live", new[0])];
+    // Three rows of one key list the same bucket.
+    let live = [("live", new[0]), ("full", new[1]), ("live", new[0]), ("live", new[0])];
     let bucket = |name, debt| SavedBucket { id: id(name), rate, debt };
     let at = |now| saved(&limiter, &allocator, &live, now);
     assert_eq!(at(1), [bucket("live", 3 * period), bucket("gone", 5 * period)]);

@@ -67,6 +67,7 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                     owner: &owner,
                     status,
                     environment: "live",
+                    plan: "pro",
                     limits: Arc::clone(&of_key),
                     metadata,
                     ..KeyRecord::new(key_format::hash(b"k"), &key_id)
