@@ -35,8 +35,9 @@ const MAX_LINES: usize = 8_192;
 /// reports do not displace other lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the daemon waits for the queue to be written before it ends.
-pub const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the daemon waits for the queue to be written before it ends. On a busy machine the
+/// thread may not run for a while, and the last line says why a start was refused.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// On the thread `log`: receives the lines that this thread logs itself.

@@ -304,6 +304,18 @@ impl Revocations {
         self.writer.as_ref().map_or(NOT_QUEUED, |writer| writer.enqueue(lines))
     }
 
+    /// In the model test, waits for an attempt to write a line that nothing else waits for. Otherwise
+    /// the thread that writes it and the one that reloads would run in either order.
+    fn settle(&self, ticket: u64) {
+        #[cfg(feature = "simulation")]
+        if keyward_state::simulation::time().is_some()
+            && let Some(writer) = &self.writer
+        {
+            let _ = writer.wait(ticket);
+        }
+        let _ = ticket;
+    }
+
     /// Waits for the line of a command, and returns the result.
     fn wait_durable(&self, pending: PendingCommand) -> CommandOutcome {
         let PendingCommand { ticket, unchanged, keys, revoked, generation, epoch } = pending;

@@ -103,7 +103,8 @@ impl Revocations {
         drop(list);
         // If these lines are lost, the time restarts after a restart, and the entry stays longer.
         if !lines.is_empty() {
-            self.enqueue(lines);
+            let ticket = self.enqueue(lines);
+            self.settle(ticket);
         }
         (changes, due)
     }
