@@ -182,6 +182,21 @@ fn balance_can_be_read_at_the_last_tick() {
 }
 
 #[test]
+fn every_limit_of_a_key_is_charged() {
+    let limiter = Limiter::new();
+    let mut key = record("k");
+    key.limits = limits(&[("large", 9), ("small", 2)]);
+    let snapshot = snapshot(&limiter, &[key]);
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    assert_eq!(
+        verdicts(&verifier, &[Verify::new(1, digest("k")); 3]),
+        [Verdict::Allowed, Verdict::Allowed, Verdict::RateLimited]
+    );
+}
+
+#[test]
 fn shadow_limit_alone_never_denies() {
     let limiter = Limiter::new();
     let mut key = record("k");
