@@ -114,7 +114,8 @@ pub fn advance(nanoseconds: i64) -> Result<(), HangError> {
     let due: Vec<_> = lock()
         .iter()
         .flat_map(|simulation| &simulation.threads)
-        .filter_map(|(thread, waiter)| is_over(waiter).then(|| thread.clone()))
+        .filter(|(_, waiter)| is_over(waiter))
+        .map(|(thread, _)| thread.clone())
         .collect();
     for thread in due {
         // It may have been woken by another one meanwhile, or have ended.

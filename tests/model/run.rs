@@ -647,7 +647,7 @@ impl Run<'_> {
     }
 
     /// The list of revocations as the daemon shows it: all entries, and those that are durable.
-    fn list(&mut self) -> Result<Option<(BTreeSet<Target>, BTreeSet<Target>)>, String> {
+    fn list(&mut self) -> Result<Option<[BTreeSet<Target>; 2]>, String> {
         let Some(reply) = self.command(Command::Revocations { after: None })? else { return Ok(None) };
         let page = reply?.revocations.ok_or("no list")?;
         let target = |entry: &message::Revoked| match &entry.target {
@@ -656,7 +656,7 @@ impl Run<'_> {
         };
         let all = page.entries.iter().map(target).collect();
         let durable = page.entries.iter().filter(|entry| entry.durable).map(target).collect();
-        Ok(Some((all, durable)))
+        Ok(Some([all, durable]))
     }
 
     /// Sends a command. `None`: the daemon has crashed meanwhile, so the reply was not received.
@@ -839,7 +839,7 @@ impl Run<'_> {
 
     /// Finds out which of the possible outcomes of the start is true, and checks everything.
     fn examine(&mut self) -> Result<(), String> {
-        let Some((listed, durable)) = self.list()? else { return Ok(()) };
+        let Some([listed, durable]) = self.list()? else { return Ok(()) };
         let (before, uncertain) = (&self.reference.revoked, &self.reference.uncertain);
         let lost: Vec<_> =
             before.iter().filter(|target| !uncertain.contains(target) && !listed.contains(target)).collect();
