@@ -32,19 +32,19 @@ impl Clock {
     /// A clock whose origin is the current time.
     #[expect(clippy::new_without_default, reason = "a second origin must be explicit")]
     pub fn new() -> Self {
-        Self { origin: nanoseconds(clock_gettime(ClockId::Boottime)), latest: AtomicU64::new(FIRST_TICK) }
+        Self { origin: nanoseconds(read(ClockId::Boottime)), latest: AtomicU64::new(FIRST_TICK) }
     }
 
     /// The current time. The ticks of one clock never decrease, even if the system's clock does.
     pub fn now(&self) -> Now {
-        let ticks = ticks_since(self.origin, clock_gettime(ClockId::Boottime));
-        Now { ticks: self.at_least_latest(ticks), unix: unix_seconds(clock_gettime(ClockId::Realtime)) }
+        let ticks = ticks_since(self.origin, read(ClockId::Boottime));
+        Now { ticks: self.at_least_latest(ticks), unix: unix_seconds(read(ClockId::Realtime)) }
     }
 
     /// The current time on clocks without an origin, for balances that another process may continue
     /// with.
     pub fn reading(boot_id: Option<[u8; 16]>, boottime_offset: Option<i64>) -> ClockReading {
-        let since_zero = |clock| u64::try_from(nanoseconds(clock_gettime(clock))).unwrap_or(0);
+        let since_zero = |clock| u64::try_from(nanoseconds(read(clock))).unwrap_or(0);
         ClockReading {
             boot_id,
             boottime: since_zero(ClockId::Boottime),
@@ -74,7 +74,7 @@ pub struct Timestamp(jiff::Timestamp);
 impl Timestamp {
     /// The current time.
     pub fn now() -> Self {
-        Self(jiff::Timestamp::now())
+        Self(keyward_state::time::now())
     }
 }
 
@@ -88,6 +88,17 @@ impl serde::Serialize for Timestamp {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
+}
+
+/// Reads a clock of the system, or of the model test.
+#[inline]
+fn read(clock: ClockId) -> Timespec {
+    #[cfg(feature = "simulation")]
+    if let Some(time) = keyward_state::simulation::time() {
+        let time = if clock == ClockId::Boottime { time.boottime } else { time.realtime };
+        return Timespec { tv_sec: time.div_euclid(1_000_000_000), tv_nsec: time.rem_euclid(1_000_000_000) };
+    }
+    clock_gettime(clock)
 }
 
 /// Nanoseconds since the zero of a clock. An `i64` holds 292 years of them.

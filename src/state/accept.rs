@@ -20,9 +20,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::dir::{LOCK, read_pid};
-use super::{
-    FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, current_second, disk::sync_directory, failed, replace,
-};
+use super::{FileError, O_NOFOLLOW, O_NONBLOCK, StateDir, current_second, disk, failed, replace};
 
 /// The maximum age of a marker. An operator starts the daemon right after the command; a forgotten
 /// marker must not apply to a later loss.
@@ -196,8 +194,8 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(&path, "read the acceptance")(error)),
         };
-        std::fs::remove_file(&path)
-            .and_then(|()| sync_directory(&path))
+        disk::remove_file(&path)
+            .and_then(|()| disk::sync_directory(&path))
             .map_err(failed(&path, "remove the acceptance"))?;
         match read {
             Ok(accepted) => Ok(Some(accepted)),

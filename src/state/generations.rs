@@ -11,10 +11,10 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::error;
 
+use super::time::now;
 use super::{StateDir, read, replace};
 
 /// The name of the file.
@@ -101,8 +101,7 @@ fn last_used(directory: &StateDir, used: u64) -> u64 {
 
 /// The number after `PER_SECOND` numbers in each second since 1970.
 fn from_system_time() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_secs().saturating_mul(PER_SECOND)
+    u64::try_from(now().as_second()).unwrap_or(0).saturating_mul(PER_SECOND)
 }
 
 /// Encodes as in `1000 9ae0daaf`, followed by a newline.

@@ -7,6 +7,7 @@
 //! * [`Acceptance`] is an operator's one-time decision for the next start.
 //! * [`Generations`] numbers snapshots without repetition.
 //! * [`disk`] has all calls that write, sync and rename, so that tests can observe their order.
+//! * [`time`] has the clock and the timed waits, so that a test can simulate them.
 //!
 //! All of them guarantee: a daemon that is killed at any moment leaves files that the next one can
 //! read; only the daemon's user can access a file (0600); and no symbolic link leads out of the
@@ -23,7 +24,6 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use rustix::fs::OFlags;
 
 mod accept;
@@ -33,6 +33,9 @@ mod generations;
 mod health;
 mod journal;
 mod lazy_journal;
+#[cfg(feature = "simulation")]
+pub mod simulation;
+pub mod time;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +46,7 @@ pub use generations::Generations;
 pub use health::{Unwritten, WriteHealth};
 pub use journal::{Journal, OpenedJournal, Rotation};
 pub use lazy_journal::LazyJournal;
+pub use time::current_second;
 
 /// The permissions of every file: the content may show who uses what.
 const FILE_MODE: u32 = 0o600;
@@ -82,12 +86,6 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<std::fs::File> {
 pub fn open_to_read(path: &Path) -> io::Result<std::fs::File> {
     let file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
-}
-
-/// The current time, to the second.
-pub fn current_second() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 /// The whole file at `path`, if there is one.

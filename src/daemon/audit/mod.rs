@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth};
+use keyward_state::{FileError, LazyJournal, Rotation, StateDir, WriteHealth, time};
 
 mod event;
 mod refusals;
@@ -150,6 +150,7 @@ impl Audit {
         {
             // If the channel is full, the thread wakes up anyway.
             let _ = trail.wake.try_send(());
+            time::wake();
         }
     }
 
@@ -181,6 +182,7 @@ impl Trail {
                 self.health.dropped(FILE, newly_lost);
                 // The thread retries. If the channel is full, it wakes up anyway.
                 let _ = self.wake.try_send(());
+                time::wake();
             }
         }
     }
@@ -235,7 +237,7 @@ impl Writer {
 fn write_refusals(trail: &Weak<Trail>, woken: &Receiver<()>) {
     let mut wait = IDLE;
     loop {
-        let retry = match woken.recv_timeout(wait) {
+        let retry = match time::recv_timeout(woken, wait) {
             Ok(()) => false,
             Err(RecvTimeoutError::Timeout) => true,
             Err(RecvTimeoutError::Disconnected) => return,

@@ -19,6 +19,10 @@ const TIME_OFFSETS: &str = "/proc/self/timens_offsets";
 /// The boot id, which tells whether CLOCK_BOOTTIME has counted on since balances were saved.
 /// Without it, the calendar is used instead.
 pub(super) fn boot_id() -> Option<[u8; 16]> {
+    #[cfg(feature = "simulation")]
+    if let Some(time) = keyward_state::simulation::time() {
+        return Some(time.boot_id);
+    }
     let text = std::fs::read_to_string(BOOT_ID).ok().or_else(|| std::env::var(BOOT_ID_VARIABLE).ok());
     let id = text.as_deref().and_then(parse_boot_id);
     if id.is_none() {
@@ -30,6 +34,10 @@ pub(super) fn boot_id() -> Option<[u8; 16]> {
 /// The offset of CLOCK_BOOTTIME in this process's time namespace, in nanoseconds. It does not
 /// change while the process runs. `None` if /proc does not show it.
 pub(super) fn boottime_offset() -> Option<i64> {
+    #[cfg(feature = "simulation")]
+    if keyward_state::simulation::time().is_some() {
+        return Some(0);
+    }
     let namespace = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}"));
     match std::fs::read_to_string(TIME_OFFSETS) {
         // The file shows the offsets of child processes, which may be in another namespace than

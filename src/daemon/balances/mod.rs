@@ -30,7 +30,7 @@ use crate::clock::Clock;
 use crate::publish::SnapshotReader;
 use keyward_engine::limiter::persist::{DecodeError, SavedBucket, decode, encode};
 use keyward_engine::limiter::{ClockReading, Limiter, SlotAllocator, TICKS_PER_MILLISECOND};
-use keyward_state::{self as state, FileError, StateDir};
+use keyward_state::{self as state, FileError, StateDir, disk, time};
 
 use boot_clock::{boot_id, boottime_offset};
 
@@ -104,6 +104,7 @@ impl BalanceSaver {
         let Some(stop) = &self.stop else { return };
         // The channel has room for one request, and this is the only one.
         let _ = stop.try_send(reply);
+        time::wake();
         if tokio::time::timeout(LAST_SAVE_TIMEOUT, done).await.is_err() {
             error!(
                 "the balances could not be saved in time; the next start continues from the previous save"
@@ -138,7 +139,7 @@ impl SaverThread {
         }
         loop {
             let delay = if self.has_failed { interval.min(MAX_RETRY_DELAY) } else { interval };
-            match stops.recv_timeout(delay) {
+            match time::recv_timeout(stops, delay) {
                 Err(RecvTimeoutError::Timeout) => self.save_if_due(),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Ok(reply) => {
@@ -217,7 +218,7 @@ impl SaverThread {
             }
             Err(error) => {
                 let aside = self.directory.path(DAMAGED);
-                let renamed = match std::fs::rename(&path, &aside) {
+                let renamed = match disk::rename(&path, &aside) {
                     Ok(()) => format!("it is now {}", aside.display()),
                     Err(error) => format!("it cannot be renamed to {}: {error}", aside.display()),
                 };

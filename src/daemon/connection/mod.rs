@@ -31,6 +31,8 @@ mod counters;
 mod exchange;
 mod in_flight;
 mod respond;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod socket;
 mod timer_fd;
 mod timers;

@@ -26,6 +26,8 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn new(stream: UnixStream) -> Self {
+        #[cfg(feature = "simulation")]
+        super::simulation::shrink_send_buffer(&stream);
         Self { stream: Rc::new(stream), readable: None }
     }
 
@@ -42,6 +44,8 @@ impl Socket {
     /// Reads without waiting, regardless of the readiness that tokio has recorded. `None`: there is
     /// no input.
     pub(super) fn try_read(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
+        #[cfg(feature = "simulation")]
+        let space = super::simulation::shortened(space);
         match recv(&self.stream, space, RecvFlags::DONTWAIT) {
             Ok((_, count)) => Ok(Some(count)),
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
@@ -81,6 +85,8 @@ pub(super) struct Readable<'a> {
 impl Readable<'_> {
     /// Reads into `space`. `None`: there is no input.
     pub(super) fn read(&mut self, space: &mut [u8]) -> io::Result<Option<usize>> {
+        #[cfg(feature = "simulation")]
+        let space = super::simulation::shortened(space);
         loop {
             let read = recv(self.stream, &mut *space, RecvFlags::DONTWAIT);
             // A short read has emptied the socket, and saves the read that would return EAGAIN.

@@ -23,6 +23,7 @@ use crate::reload::{
 use crate::systemd;
 use keyward_engine::record::Plans;
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, Snapshot};
+use keyward_state::time;
 
 /// Attempts to read a file that changes while it is read. Each attempt first waits until it
 /// settles.
@@ -56,7 +57,7 @@ pub(super) struct ReloadLoop {
     change_pending: Arc<AtomicBool>,
     watch: SourceWatch,
     /// When [`maintain`](Self::maintain) last ran.
-    maintained: Instant,
+    maintained: time::Instant,
     /// Triggers that arrived during a reload and do not share its result.
     deferred: PendingTriggers,
     /// The previous snapshot, no longer in use. It is freed after the reload is acknowledged.
@@ -91,7 +92,7 @@ impl Reloader {
             last_read: None,
             change_pending,
             watch,
-            maintained: Instant::now(),
+            maintained: time::Instant::now(),
             deferred: PendingTriggers::default(),
             retired: None,
             recovered: None,
@@ -146,7 +147,7 @@ impl ReloadLoop {
         let mut pending = std::mem::take(&mut self.deferred);
         // A waiting check is next, unless a reload has been requested meanwhile.
         let timeout = if self.checks.is_empty() && !pending.any { self.until_poll() } else { Duration::ZERO };
-        match triggers.recv_timeout(timeout) {
+        match time::recv_timeout(triggers, timeout) {
             Ok(trigger) => pending.add(trigger),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return None,
@@ -174,7 +175,7 @@ impl ReloadLoop {
         self.watch.follow(&self.reloader.settings.source.path);
         self.reloader.generations.retry();
         self.reloader.last_good.iter().for_each(LastGoodStore::retry_takeaways);
-        self.maintained = Instant::now();
+        self.maintained = time::Instant::now();
     }
 
     fn handle(&mut self, pending: PendingTriggers, triggers: &Receiver<Trigger>) {

@@ -12,17 +12,16 @@
 //! system time. After a reboot, CLOCK_BOOTTIME is behind the stored value, or ahead of it by less
 //! than the time that has passed. So the list's clock may run behind, never ahead.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::list_file::{Identity, identity};
 use crate::clock::Clock;
+use keyward_state::disk::File;
+use keyward_state::time::Instant;
 use keyward_state::{self as state, FileError};
 
 /// The name of the file.
@@ -127,9 +126,7 @@ impl WatermarkFile {
         self.open = None;
         state::replace(&self.path, |writer| io::Write::write_all(writer, &bytes))?;
         self.dirty = false;
-        let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-        let file = OpenOptions::new().write(true).custom_flags(nofollow).open(&self.path);
-        let file = file.map_err(|error| self.failed("open it", error))?;
+        let file = File::open_existing(&self.path).map_err(|error| self.failed("open it", error))?;
         self.open = identity(&self.path).map(|last| (file, last));
         Ok(())
     }

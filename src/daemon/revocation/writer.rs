@@ -16,7 +16,7 @@ use super::line::Line;
 use super::list::List;
 use super::list_file::{self, ListFile};
 use super::watermark::{self, ListClock};
-use keyward_state::{FileError, StateDir, WriteHealth};
+use keyward_state::{FileError, StateDir, WriteHealth, time};
 
 /// How long a command waits for the disk. It is less than the deadline of the command line.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,7 +115,7 @@ impl Writer {
             shared: Arc::clone(&shared),
             unwritten: Vec::new(),
             retry: unwritten.map(|_| FIRST_RETRY),
-            watermark_written_at: Instant::now(),
+            watermark_written_at: time::Instant::now(),
         };
         let thread = thread::Builder::new().name("revocations".into()).spawn(move || writer.run())?;
         Ok(Self { shared, clock, health, thread: Some(thread) })
@@ -138,6 +138,7 @@ impl Writer {
         queue.lines.extend(lines.into_iter().map(|line| Queued { line, importance }));
         queue.last += (queue.lines.len() - before) as u64;
         self.shared.queued.notify_one();
+        time::wake();
         queue.last
     }
 
@@ -202,6 +203,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.queue().is_ending = true;
         self.shared.queued.notify_one();
+        time::wake();
         // A panic of the thread has been reported already.
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -224,7 +226,7 @@ struct WriterThread {
     /// The delay before the next attempt, if the last one failed.
     retry: Option<Duration>,
     /// When the high-water mark was written last.
-    watermark_written_at: Instant,
+    watermark_written_at: time::Instant,
 }
 
 impl WriterThread {
@@ -251,16 +253,9 @@ impl WriterThread {
 
     /// Waits for lines or until the next attempt is due, and takes all queued lines.
     fn next(&self) -> (Vec<Queued>, u64, bool) {
-        let deadline = Instant::now() + self.retry.unwrap_or(CHECK_INTERVAL);
-        let mut queue = self.shared.queue();
-        while queue.lines.is_empty() && !queue.is_ending {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let waited = self.shared.queued.wait_timeout(queue, left);
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let timeout = self.retry.unwrap_or(CHECK_INTERVAL);
+        let is_idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.is_ending;
+        let mut queue = time::wait_timeout_while(&self.shared.queued, &self.shared.queue, timeout, is_idle);
         (std::mem::take(&mut queue.lines), queue.last, queue.is_ending)
     }
 
@@ -314,7 +309,7 @@ impl WriterThread {
     }
 
     fn write_watermark(&mut self) {
-        self.watermark_written_at = Instant::now();
+        self.watermark_written_at = time::Instant::now();
         let result = self.file.write_watermark();
         self.report_watermark(result);
     }

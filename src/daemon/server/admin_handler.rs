@@ -26,7 +26,7 @@ use crate::server::messages;
 use crate::server::worker::Worker;
 use crate::usage::{Usage, UsageQuery};
 use keyward_engine::record::Quoted;
-use keyward_state::WriteHealth;
+use keyward_state::{WriteHealth, time};
 
 #[cfg(test)]
 mod tests;
@@ -102,7 +102,7 @@ impl AdminHandler {
     /// Sends a request to the reload thread, and waits for the result.
     async fn request<T>(&self, trigger: Trigger, result: oneshot::Receiver<T>) -> Result<T, Reply> {
         match self.trigger.try_send(trigger) {
-            Ok(()) => {}
+            Ok(()) => time::wake(),
             Err(TrySendError::Full(_)) => {
                 return Err(Reply::error("too many reloads are waiting; try again"));
             }

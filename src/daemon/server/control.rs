@@ -17,7 +17,7 @@ use crate::server::StartError;
 use crate::server::acceptor::{Acceptor, RefusalCounters};
 use crate::server::admin_handler::AdminHandler;
 use crate::server::listening_socket::ListeningSocket;
-use crate::server::signals::{SignalAction, SignalReceiver};
+use crate::server::signals::SignalAction;
 use crate::server::startup::{Daemon, UNSENT_ANSWER_TIMEOUT};
 use crate::server::worker::Worker;
 use crate::systemd;
@@ -25,8 +25,13 @@ use crate::systemd;
 /// How often the drain checks whether connections are still open.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Serves until a signal stops the daemon, and shuts it down. To be run on a `LocalSet`.
-pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log) -> Result<(), StartError> {
+/// Serves until a signal stops the daemon, and shuts it down. `next_signal` waits for a signal. To be
+/// run on a `LocalSet`.
+pub(super) async fn serve(
+    daemon: Daemon,
+    mut next_signal: impl AsyncFnMut() -> SignalAction,
+    log: Log,
+) -> Result<(), StartError> {
     let verify = ListeningSocket::new(systemd::VERIFY, daemon.sockets.verify)?;
     let admin = ListeningSocket::new(systemd::ADMIN, daemon.sockets.admin)?;
     let refusals = Arc::new(RefusalCounters::default());
@@ -69,7 +74,7 @@ pub(super) async fn serve(daemon: Daemon, mut signals: SignalReceiver, log: Log)
         max_connections_per_uid = limits.per_uid,
         "listening"
     );
-    while signals.next().await == SignalAction::Reload {
+    while next_signal().await == SignalAction::Reload {
         // A full queue already contains a reload that has not begun.
         let _ = daemon.reload.trigger.try_send(Trigger::Signal);
     }

@@ -31,6 +31,8 @@ mod messages;
 mod reload_config;
 mod rollback;
 mod signals;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod socket_file;
 mod startup;
 mod worker;
@@ -87,7 +89,8 @@ pub fn run(
     // The thread sends its result unless it panics.
     let daemon = started.map_err(|_| StartError::Panicked)??;
     let (audit, last_good) = (daemon.recorders.audit.clone(), daemon.recorders.last_good.clone());
-    let served = LocalSet::new().block_on(&runtime, control::serve(daemon, signals, log.clone()));
+    let served = LocalSet::new()
+        .block_on(&runtime, control::serve(daemon, async || signals.next().await, log.clone()));
     last_good.iter().for_each(LastGoodStore::stop);
     audit.stop();
     served

@@ -245,6 +245,10 @@ impl Recorders {
             Ok::<_, StartError>(audit)
         })?;
         let directory_ref = directory.map(|directory| &**directory);
+        // The threads that write usage live as long as the process, so the model test, which
+        // starts many daemons in one, does without them.
+        #[cfg(feature = "simulation")]
+        let directory_ref = directory_ref.filter(|_| keyward_state::simulation::time().is_none());
         let (usage, usage_logs) = Usage::start(directory_ref, config.usage, config.server.workers)?;
         let last_good = LastGoodStore::open(directory, config.keep_snapshot)
             .map_err(os_error("start the thread that keeps the keys in force"))?;

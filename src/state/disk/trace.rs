@@ -47,32 +47,79 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Decides about each call of all threads, before it is made.
+pub trait Interceptor: Send + Sync {
+    /// Called before `call` is made. This may wait. An error makes the call fail.
+    ///
+    /// # Errors
+    /// When the call is to fail. It is not made then.
+    fn before(&self, call: &Call) -> io::Result<()>;
+
+    /// Called after `call` was made successfully.
+    fn after(&self, call: &Call);
+
+    /// How many of the `length` bytes of a write are written: at least one.
+    fn shortened(&self, path: &Path, length: usize) -> usize;
+}
+
+static INTERCEPTOR: Mutex<Option<Arc<dyn Interceptor>>> = Mutex::new(None);
+
+/// Sets the interceptor of this process, or removes it.
+pub fn intercept(interceptor: Option<Arc<dyn Interceptor>>) {
+    *lock(&INTERCEPTOR) = interceptor;
+}
+
+/// Makes `call` by `operation`, unless it is made to fail.
+pub(super) fn make<T>(call: Call, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let interceptor = lock(&INTERCEPTOR).clone();
+    if let Some(interceptor) = &interceptor {
+        interceptor.before(&call)?;
+    }
+    // A directory that exists already is not created.
+    let is_recorded_after = matches!(call, Call::CreateDirectory(_));
+    if !is_recorded_after {
+        record(&call)?;
+    }
+    let result = operation()?;
+    if is_recorded_after {
+        record(&call)?;
+    }
+    if let Some(interceptor) = &interceptor {
+        interceptor.after(&call);
+    }
+    Ok(result)
+}
+
+/// The part of `bytes` that one write to `path` writes.
+pub(super) fn shortened<'b>(path: &Path, bytes: &'b [u8]) -> &'b [u8] {
+    let traces: Vec<_> = lock(&TRACES).iter().filter_map(Weak::upgrade).collect();
+    let limits = traces.iter().filter(|trace| path.starts_with(&trace.directory));
+    let limit = limits.map(|trace| trace.max_write.load(Ordering::Relaxed)).min();
+    let length = bytes.len().min(limit.unwrap_or(usize::MAX));
+    let interceptor = lock(&INTERCEPTOR).clone();
+    let length = interceptor.map_or(length, |interceptor| interceptor.shortened(path, length));
+    bytes.get(..length).unwrap_or(bytes)
+}
+
 /// Records `call` in the traces of its directory. Fails if a trace says so.
-pub(super) fn call(call: Call) -> io::Result<()> {
+fn record(call: &Call) -> io::Result<()> {
     let traces: Vec<_> = lock(&TRACES).iter().filter_map(Weak::upgrade).collect();
     for trace in traces.iter().filter(|trace| call.path().starts_with(&trace.directory)) {
-        if lock(&trace.failing).is_some_and(|fails| fails(&call)) {
+        if lock(&trace.failing).is_some_and(|fails| fails(call)) {
             return Err(io::Error::other("a test has this call fail"));
         }
         let mut calls = lock(&trace.calls);
         // Long content takes several writes.
-        if calls.last() != Some(&call) {
+        if calls.last() != Some(call) {
             calls.push(call.clone());
         }
     }
     Ok(())
 }
 
-/// The part of `bytes` that one write to `path` writes.
-pub(super) fn shorten<'b>(path: &Path, bytes: &'b [u8]) -> &'b [u8] {
-    let traces: Vec<_> = lock(&TRACES).iter().filter_map(Weak::upgrade).collect();
-    let limits = traces.iter().filter(|trace| path.starts_with(&trace.directory));
-    let limit = limits.map(|trace| trace.max_write.load(Ordering::Relaxed)).min();
-    &bytes[..bytes.len().min(limit.unwrap_or(usize::MAX))]
-}
-
 impl Call {
-    fn path(&self) -> &Path {
+    /// The file or directory that the call is made on; of a rename, the new name.
+    pub fn path(&self) -> &Path {
         match self {
             Self::Create(path)
             | Self::Write(path)

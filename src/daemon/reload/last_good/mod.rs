@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 use crate::reload::{FileState, SourceFile};
 use keyward_engine::global_policy::GlobalPolicy;
-use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir};
+use keyward_state::{Acceptance, AcceptanceRecord, FileError, StateDir, disk, time};
 
 mod accepted;
 mod fallback;
@@ -78,7 +78,7 @@ struct State {
     /// The keys to be written next.
     pending: Option<Job>,
     /// When to write again after a failure.
-    retry_at: Option<Instant>,
+    retry_at: Option<time::Instant>,
     /// Consecutive failures.
     failures: u32,
     writing: Option<Writing>,
@@ -269,7 +269,7 @@ impl From<&Manifest> for StoredKeys {
 fn remove_all(directory: &Path) {
     for name in [ACCEPTED_FILE, TAKEAWAYS_FILE, MANIFEST] {
         let file = directory.join(name);
-        match std::fs::remove_file(&file) {
+        match disk::remove_file(&file) {
             Ok(()) if name == MANIFEST => {
                 info!("state.keep_snapshot is false: the last good keys have been removed")
             }

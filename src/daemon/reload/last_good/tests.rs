@@ -272,7 +272,7 @@ fn new_keys_do_not_wait_for_a_retry() {
     let fixture = Fixture::new();
     {
         let mut state = fixture.last_good.shared.state();
-        (state.failures, state.retry_at) = (9, Some(Instant::now() + 100 * TIMEOUT));
+        (state.failures, state.retry_at) = (9, Some(keyward_state::time::Instant::now() + 100 * TIMEOUT));
     }
     fixture.last_good.enqueue(fixture.job(1, 10, "x"));
     fixture.wait_stored(1);

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::{debug, info};
 
@@ -21,7 +21,8 @@ use super::paced::{Pace, PacedWriter, copy};
 use super::{LastGoodStore, SharedStore, State};
 use crate::reload::FileState;
 use keyward_engine::snapshot::{RowPolicies, Snapshot};
-use keyward_state::{self as state, FileError};
+use keyward_state::time::{self, Instant};
+use keyward_state::{self as state, FileError, disk};
 
 /// The lowest priority: keys are stored for a restart, while requests are answered now.
 const NICENESS: i32 = 19;
@@ -70,6 +71,7 @@ impl LastGoodStore {
         // Freed outside the lock.
         drop(replaced);
         self.shared.changed.notify_all();
+        time::wake();
     }
 
     /// Cancels the write of a large set that the generation `in_force` has made outdated: another
@@ -87,8 +89,13 @@ impl LastGoodStore {
     /// keys stay on disk.
     pub fn stop(&self) {
         let shared = &self.shared;
-        shared.stopping.store(true, Ordering::Relaxed);
+        {
+            // Under the lock, so that the writer does not miss it between its check and its wait.
+            let _state = shared.state();
+            shared.stopping.store(true, Ordering::Relaxed);
+        }
         shared.changed.notify_all();
+        time::wake();
         let is_busy = |state: &mut State| state.writing.is_some() || state.is_due(Instant::now());
         let waited = shared.changed.wait_timeout_while(shared.state(), STOP_TIMEOUT, is_busy);
         if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
@@ -96,6 +103,15 @@ impl LastGoodStore {
                 "the keys in force are not stored yet: if the next start refuses the source, it serves the last good keys before them"
             );
         }
+    }
+}
+
+#[cfg(feature = "simulation")]
+impl LastGoodStore {
+    /// Waits until the writer has nothing to do, or waits to try again.
+    pub fn wait_idle(&self) {
+        let is_busy = |state: &mut State| state.writing.is_some() || state.is_due(Instant::now());
+        let _ = self.shared.changed.wait_timeout_while(self.shared.state(), STOP_TIMEOUT, is_busy);
     }
 }
 
@@ -135,10 +151,10 @@ impl SharedStore {
                 return None;
             }
             let timeout = state.retry_at.map_or(MAX_RETRY, |at| at.saturating_duration_since(now));
-            state = match self.changed.wait_timeout(state, timeout) {
-                Ok((state, _)) => state,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
+            let is_idle =
+                |state: &mut State| !state.is_due(Instant::now()) && !self.stopping.load(Ordering::Relaxed);
+            drop(state);
+            state = time::wait_timeout_while(&self.changed, &self.state, timeout, is_idle);
         }
     }
 
@@ -266,7 +282,7 @@ pub(super) fn remove_leftover_files(directory: &Path, manifest: Option<&Manifest
             let is_kept = manifest.is_some_and(|manifest| manifest.file == name);
             (is_own(name) && !is_kept) || name.strip_suffix(".new") == Some(MANIFEST)
         });
-        if is_garbage && let Err(error) = std::fs::remove_file(entry.path()) {
+        if is_garbage && let Err(error) = disk::remove_file(&entry.path()) {
             debug!(file = %entry.path().display(), %error, "a file that is no longer needed cannot be removed");
         }
     }

@@ -1,0 +1,481 @@
+//! The reference: what a daemon must answer, and what may be left after a crash.
+//!
+//! It consists of plain maps and exact arithmetic, and shares no code with the engine. Where a crash
+//! or a lost connection leaves several outcomes possible, it holds all of them, and what the daemon
+//! answers next decides among them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use keyward_protocol::{Answer, Verdict};
+
+use crate::keys::{Content, Key, Row, Rows, Source, Status, TICKS, Universe};
+
+/// The target of a revocation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    Key(String),
+    Owner(String),
+}
+
+/// The keys in force.
+#[derive(Clone, Debug)]
+pub struct Served {
+    pub generation: u64,
+    pub rows: Rc<Rows>,
+}
+
+/// The record of the source that was accepted last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    pub generation: u64,
+    pub version: u64,
+}
+
+/// The last good keys on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub generation: u64,
+    pub version: u64,
+    pub rows: Rc<Rows>,
+}
+
+/// What may be on disk.
+pub type OnDisk = (Option<Accepted>, Option<Stored>);
+
+/// The balances that a daemon has saved: ticks until each bucket is full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    pub at: keyward_state::simulation::Time,
+    pub debts: BTreeMap<BucketId, BTreeSet<i128>>,
+}
+
+/// A bucket: the key id and the name of the limit.
+pub type BucketId = (String, &'static str);
+
+pub struct Reference {
+    pub served: Option<Served>,
+    /// The largest generation that the daemons of this directory have used, as far as is known.
+    pub last_generation: u64,
+    pub revoked: BTreeSet<Target>,
+    /// Targets that may or may not be on the list of the next daemon.
+    pub uncertain: BTreeSet<Target>,
+    /// When each bucket is full, in ticks of the boot's clock: every possible value. A bucket that is
+    /// missing is full.
+    pub buckets: BTreeMap<BucketId, BTreeSet<i128>>,
+    /// What the file with balances may contain.
+    pub saved: Vec<Option<Saved>>,
+    pub on_disk: Vec<OnDisk>,
+    /// Accepted keys that may have been stored since.
+    pub unstored: Vec<Stored>,
+    /// The version of the source that was read last; 0: there was none.
+    pub last_read: u64,
+}
+
+/// Whether a source is accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    Accepts,
+    Refuses,
+    /// It depends on what is on disk.
+    Either,
+}
+
+/// The outcome of a start.
+#[derive(Clone, Debug)]
+pub enum Start {
+    Source,
+    LastGood(Stored),
+    NotReady,
+}
+
+/// A request to a key.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// `None`: an unknown key.
+    pub key: Option<usize>,
+    pub is_raw: bool,
+    pub cost: u32,
+    /// Whether this is a refund, and of which limit.
+    pub refund: Option<Option<&'static str>>,
+}
+
+/// One possible outcome of a request.
+#[derive(Clone, Debug)]
+struct Outcome {
+    verdict: Verdict,
+    limit: Option<Limit>,
+    /// The buckets of the key afterwards.
+    after: Vec<(BucketId, i128)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Limit {
+    name: &'static str,
+    burst: u32,
+    remaining: u32,
+    retry_after_ms: u32,
+    reset_ms: u32,
+}
+
+/// The times that an answer depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub ticks: i128,
+    pub unix: i64,
+}
+
+impl Default for Reference {
+    fn default() -> Self {
+        Self {
+            served: None,
+            last_generation: 0,
+            revoked: BTreeSet::new(),
+            uncertain: BTreeSet::new(),
+            buckets: BTreeMap::new(),
+            saved: vec![None],
+            on_disk: vec![(None, None)],
+            unstored: Vec::new(),
+            last_read: 0,
+        }
+    }
+}
+
+impl Reference {
+    pub fn generation(&self) -> u64 {
+        self.served.as_ref().map_or(0, |served| served.generation)
+    }
+
+    /// The number of rows of `target` in force, and of those that are revoked.
+    pub fn rows_of(&self, universe: &Universe, target: &Target) -> (usize, usize) {
+        let Some(served) = &self.served else { return (0, 0) };
+        let is_of = |row: &&Row| match target {
+            Target::Key(id) => universe.keys[row.key].id == *id,
+            Target::Owner(owner) => universe.owner(&served.rows, row.key) == owner,
+        };
+        let rows: Vec<_> = served.rows.rows.iter().filter(is_of).collect();
+        let revoked =
+            |row: &&&Row| row.status == Status::Revoked || self.is_revoked(universe, &served.rows, row.key);
+        (rows.len(), rows.iter().filter(revoked).count())
+    }
+
+    fn is_revoked(&self, universe: &Universe, rows: &Rows, key: usize) -> bool {
+        let owner = universe.owner(rows, key).to_owned();
+        self.revoked.contains(&Target::Key(universe.keys[key].id.clone()))
+            || self.revoked.contains(&Target::Owner(owner))
+    }
+
+    /// The possible outcomes of a request.
+    fn outcomes(&self, universe: &Universe, request: &Request, now: Now) -> Vec<Outcome> {
+        let denied = |verdict| vec![Outcome { verdict, limit: None, after: Vec::new() }];
+        let Some(served) = &self.served else { return denied(Verdict::NotReady) };
+        let row = request.key.and_then(|key| served.rows.of(key));
+        let Some(row) = row else { return denied(Verdict::UnknownKey) };
+        if request.refund.is_none() {
+            let is_revoked =
+                row.status == Status::Revoked || self.is_revoked(universe, &served.rows, row.key);
+            let denial = match row.status {
+                _ if is_revoked => Some(Verdict::Revoked),
+                Status::Disabled | Status::SetAside => Some(Verdict::Disabled),
+                _ if row.not_before.is_some_and(|begins| now.unix < begins.into()) => {
+                    Some(Verdict::NotYetValid)
+                }
+                _ if row.expires_at.is_some_and(|expires| now.unix >= expires.into()) => {
+                    Some(Verdict::Expired)
+                }
+                _ => None,
+            };
+            if let Some(verdict) = denial {
+                return denied(verdict);
+            }
+        }
+        let key = &universe.keys[row.key];
+        let has_limits = served.rows.has_limits && row.status != Status::SetAside;
+        let limits = if has_limits { key.limits() } else { &[] };
+        let named = request.refund.flatten();
+        let limits: Vec<_> =
+            limits.iter().filter(|(name, ..)| named.is_none_or(|named| named == *name)).collect();
+        let mut states: Vec<Vec<i128>> = vec![Vec::new()];
+        for (name, ..) in &limits {
+            let full = BTreeSet::from([0]);
+            let possible = self.buckets.get(&(key.id.clone(), *name)).unwrap_or(&full);
+            let extend = |state: &Vec<i128>| {
+                let extended = |full_at: &i128| state.iter().copied().chain([*full_at]).collect();
+                possible.iter().map(extended).collect::<Vec<_>>()
+            };
+            states = states.iter().flat_map(extend).collect();
+        }
+        states.iter().map(|state| charge(key, &limits, state, request, now)).collect()
+    }
+
+    /// Checks the answer to a request, and follows what it has charged.
+    pub fn check(
+        &mut self,
+        universe: &Universe,
+        request: &Request,
+        now: Now,
+        answer: &Answer<'_>,
+    ) -> Result<(), String> {
+        if answer.generation != self.generation() {
+            return Err(format!("generation {} and not {}", answer.generation, self.generation()));
+        }
+        let outcomes = self.outcomes(universe, request, now);
+        let found = Limit {
+            name: "",
+            burst: answer.limit.limit,
+            remaining: answer.limit.remaining,
+            retry_after_ms: answer.limit.retry_after_ms,
+            reset_ms: answer.limit.reset_ms,
+        };
+        let matches = |outcome: &&Outcome| {
+            outcome.verdict == answer.verdict
+                && match &outcome.limit {
+                    None => answer.limit == keyward_protocol::LimitState::default(),
+                    Some(limit) => {
+                        limit.name == answer.limit.name && Limit { name: "", ..limit.clone() } == found
+                    }
+                }
+        };
+        let matching: Vec<_> = outcomes.iter().filter(matches).collect();
+        if matching.is_empty() {
+            return Err(format!("none of the outcomes {outcomes:?}"));
+        }
+        let served = self.served.as_ref().zip(request.key.and_then(|key| self.served.as_ref()?.rows.of(key)));
+        let (key_id, owner) = served.map_or(("", ""), |(served, row)| {
+            (&*universe.keys[row.key].id, universe.owner(&served.rows, row.key))
+        });
+        if (answer.key_id, answer.owner) != (key_id, owner) {
+            return Err(format!("not the key id and owner {key_id} {owner}"));
+        }
+        let after = possible_states(&matching);
+        self.buckets.extend(after);
+        Ok(())
+    }
+
+    /// A request that may or may not have been answered: every outcome is possible from now on, and
+    /// none at all.
+    pub fn lose(&mut self, universe: &Universe, request: &Request, now: Now) {
+        let outcomes = self.outcomes(universe, request, now);
+        for (id, states) in possible_states(&outcomes.iter().collect::<Vec<_>>()) {
+            self.buckets.entry(id).or_insert_with(|| BTreeSet::from([0])).extend(states);
+        }
+    }
+
+    /// What a start may do with the source, given one of the possible contents of the disk.
+    pub fn start_outcomes(&self, source: &Source, on_disk: &OnDisk, now: i64) -> Vec<Start> {
+        let (accepted, stored) = on_disk;
+        let fallback = || stored.clone().map_or(Start::NotReady, Start::LastGood);
+        let Content::Rows(rows) = &source.content else { return vec![fallback()] };
+        let stored_generation = stored.as_ref().map_or(0, |stored| stored.generation);
+        let is_recorded = accepted.is_some_and(|accepted| {
+            accepted.generation >= stored_generation && accepted.version == source.version
+        });
+        if is_recorded || stored.as_ref().is_some_and(|stored| stored.version == source.version) {
+            return vec![Start::Source];
+        }
+        match self.guard(stored.as_ref().map(|stored| &*stored.rows), rows, now, |_| false) {
+            Guard::Accepts => vec![Start::Source],
+            Guard::Refuses => vec![fallback()],
+            Guard::Either => vec![Start::Source, fallback()],
+        }
+    }
+
+    /// Whether the guard lets `new` replace the keys in force.
+    pub fn guard_by_served(&self, universe: &Universe, served: &Served, new: &Rows, now: i64) -> Guard {
+        self.guard(Some(&served.rows), new, now, |key| self.is_revoked(universe, &served.rows, key))
+    }
+
+    /// Whether the guard lets `new` replace `old`. Keys that an operator has revoked do not count.
+    fn guard(&self, old: Option<&Rows>, new: &Rows, now: i64, is_revoked: impl Fn(usize) -> bool) -> Guard {
+        if new.rows.is_empty() {
+            return Guard::Refuses;
+        }
+        let Some(old) = old else { return Guard::Accepts };
+        let has_limits = |rows: &Rows| rows.has_limits && !rows.rows.is_empty();
+        if has_limits(old) && !has_limits(new) {
+            return Guard::Refuses;
+        }
+        let works = |row: &Row| {
+            row.status == Status::Active
+                && row.not_before.is_none_or(|begins| i64::from(begins) <= now)
+                && row.expires_at.is_none_or(|expires| now < i64::from(expires))
+        };
+        let working: Vec<_> = old.rows.iter().filter(|row| works(row) && !is_revoked(row.key)).collect();
+        let stopping = working.iter().filter(|row| !new.of(row.key).is_some_and(works)).count();
+        // `max_shrink` is a half; one key may always stop.
+        if stopping > 1 && 2 * stopping > working.len() { Guard::Refuses } else { Guard::Accepts }
+    }
+
+    /// The keys of `source` are in force. The record of that may be missing if the disk has failed.
+    pub fn accept(&mut self, source: &Source, generation: u64, has_failed: bool) {
+        let Content::Rows(rows) = &source.content else { return };
+        let before = self.on_disk.clone();
+        let (version, rows) = (source.version, Rc::clone(rows));
+        self.served = Some(Served { generation, rows: Rc::clone(&rows) });
+        self.last_generation = self.last_generation.max(generation);
+        for (accepted, _) in &mut self.on_disk {
+            if accepted.is_none_or(|accepted| accepted.version != version) {
+                *accepted = Some(Accepted { generation, version });
+            }
+        }
+        if has_failed {
+            self.on_disk.extend(before);
+        }
+        self.deduplicate();
+        self.unstored.push(Stored { generation, version, rows });
+    }
+
+    /// The accepted keys are on disk.
+    pub fn store(&mut self) {
+        if let Some(last) = self.unstored.pop() {
+            self.on_disk.iter_mut().for_each(|(_, stored)| *stored = Some(last.clone()));
+            self.deduplicate();
+        }
+        self.unstored.clear();
+    }
+
+    /// The accepted keys may be on disk, or some that were accepted before them.
+    pub fn may_have_stored(&mut self) {
+        for stored in std::mem::take(&mut self.unstored) {
+            for (accepted, _) in self.on_disk.clone() {
+                self.on_disk.push((accepted, Some(stored.clone())));
+            }
+        }
+        self.deduplicate();
+    }
+
+    /// The source may have been accepted and recorded.
+    pub fn may_have_accepted(&mut self, source: &Source) {
+        if !matches!(source.content, Content::Rows(_)) {
+            return;
+        }
+        let (generation, version) = (u64::MAX, source.version);
+        for (_, stored) in self.on_disk.clone() {
+            self.on_disk.push((Some(Accepted { generation, version }), stored));
+        }
+        self.deduplicate();
+    }
+
+    fn deduplicate(&mut self) {
+        let mut distinct: Vec<OnDisk> = Vec::new();
+        for possible in self.on_disk.drain(..) {
+            if !distinct.contains(&possible) {
+                distinct.push(possible);
+            }
+        }
+        self.on_disk = distinct;
+    }
+
+    /// The balances as they are saved now.
+    pub fn save(&self, at: keyward_state::simulation::Time) -> Saved {
+        let now = i128::from(at.boottime) * TICKS;
+        let debts = |states: &BTreeSet<i128>| states.iter().map(|full_at| (full_at - now).max(0)).collect();
+        Saved { at, debts: self.buckets.iter().map(|(id, states)| (id.clone(), debts(states))).collect() }
+    }
+
+    /// The buckets that the next daemon begins with.
+    pub fn restore(&mut self, at: keyward_state::simulation::Time) {
+        let now = i128::from(at.boottime) * TICKS;
+        let mut buckets: BTreeMap<BucketId, BTreeSet<i128>> = BTreeMap::new();
+        let ids: BTreeSet<_> =
+            self.saved.iter().flatten().flat_map(|saved| saved.debts.keys().cloned()).collect();
+        for saved in &self.saved {
+            for id in &ids {
+                let states = buckets.entry(id.clone()).or_default();
+                let Some(saved) = saved else {
+                    states.insert(0);
+                    continue;
+                };
+                let is_same_boot = saved.at.boot_id == at.boot_id;
+                let elapsed = if is_same_boot {
+                    at.boottime - saved.at.boottime
+                } else {
+                    at.realtime - saved.at.realtime
+                };
+                let elapsed = i128::from(elapsed.max(0)) * TICKS;
+                let full = BTreeSet::from([0]);
+                let debts = saved.debts.get(id).unwrap_or(&full);
+                states.extend(
+                    debts.iter().map(|debt| if debt - elapsed > 0 { now + debt - elapsed } else { 0 }),
+                );
+            }
+        }
+        self.buckets = buckets;
+    }
+}
+
+/// All buckets that the outcomes have changed, with their possible states.
+fn possible_states(outcomes: &[&Outcome]) -> BTreeMap<BucketId, BTreeSet<i128>> {
+    let mut states: BTreeMap<BucketId, BTreeSet<i128>> = BTreeMap::new();
+    for (id, full_at) in outcomes.iter().flat_map(|outcome| &outcome.after) {
+        states.entry(id.clone()).or_default().insert(*full_at);
+    }
+    states
+}
+
+/// Charges or refunds `state`, the times at which each of `limits` is full.
+fn charge(
+    key: &Key,
+    limits: &[&(&'static str, i128, u32)],
+    state: &[i128],
+    request: &Request,
+    now: Now,
+) -> Outcome {
+    let now = now.ticks;
+    let cost = i128::from(request.cost);
+    let debt = |full_at: i128| (full_at - now).max(0);
+    let after = |state: &[i128]| {
+        let ids = limits.iter().map(|(name, ..)| (key.id.clone(), *name));
+        ids.zip(state.iter().copied()).collect::<Vec<_>>()
+    };
+    let milliseconds = |ticks: i128| u32::try_from((ticks + 8_000_000 - 1) / 8_000_000).unwrap_or(u32::MAX);
+    let report = |position: usize, state: &[i128], retry_after: i128| {
+        let (name, period, burst) = *limits[position];
+        let debt = debt(state[position]);
+        Limit {
+            name,
+            burst,
+            remaining: u32::try_from((period * i128::from(burst) - debt) / period)
+                .expect("at most the burst"),
+            retry_after_ms: milliseconds(retry_after),
+            reset_ms: milliseconds(debt),
+        }
+    };
+    let least_remaining = |state: &[i128]| {
+        let remaining = |position: &usize| report(*position, state, 0).remaining;
+        (0..limits.len()).min_by_key(remaining).map(|position| report(position, state, 0))
+    };
+    if request.refund.is_some() {
+        let refunded = limits
+            .iter()
+            .zip(state)
+            .map(|((_, period, _), full_at)| now + (debt(*full_at) - period * cost).max(0));
+        let refunded: Vec<_> = refunded.collect();
+        let limit = least_remaining(&refunded);
+        return Outcome { verdict: Verdict::Allowed, limit, after: after(&refunded) };
+    }
+    if let Some(position) = limits.iter().position(|(_, _, burst)| request.cost > *burst) {
+        let limit = Some(report(position, state, 0));
+        return Outcome { verdict: Verdict::CostExceedsBurst, limit, after: after(state) };
+    }
+    let wait = |position: usize| {
+        let (_, period, burst) = *limits[position];
+        (debt(state[position]) + period * cost - period * i128::from(burst)).max(0)
+    };
+    // The first of the longest waits: `max_by_key` would return the last.
+    let longest = (0..limits.len()).rev().max_by_key(|position| wait(*position));
+    if let Some(position) = longest.filter(|position| request.cost > 0 && wait(*position) > 0) {
+        let limit = Some(report(position, state, wait(position)));
+        return Outcome { verdict: Verdict::RateLimited, limit, after: after(state) };
+    }
+    let charged: Vec<_> = limits
+        .iter()
+        .zip(state)
+        .map(
+            |((_, period, _), full_at)| {
+                if request.cost == 0 { *full_at } else { now + debt(*full_at) + period * cost }
+            },
+        )
+        .collect();
+    Outcome { verdict: Verdict::Allowed, limit: least_remaining(&charged), after: after(&charged) }
+}
