@@ -217,6 +217,32 @@ async fn peer_that_never_stops_sending_is_drained() {
     assert_drained(peers.into()).await;
 }
 
+/// The connection never spins, and its socket is never empty.
+#[tokio::test(flavor = "local")]
+async fn peer_whose_input_always_waits_is_drained() {
+    let worker = Worker::start(Duration::ZERO);
+    let mut peers = [worker.connect()];
+    let refill = |peers: &mut [Peer]| {
+        for peer in peers {
+            peer.receive();
+            // More than a connection reads before the test runs again.
+            peer.send(8 * INPUT_BYTES / request().len());
+        }
+    };
+    for _ in 0..100 {
+        refill(&mut peers);
+        yield_now().await;
+    }
+    assert!(worker.answers() > 0);
+    worker.drain.send_replace(true);
+    yield_until("the connection to close", || {
+        refill(&mut peers);
+        peers.iter().all(|peer| peer.served.is_finished())
+    })
+    .await;
+    assert_drained(peers.into()).await;
+}
+
 #[tokio::test(flavor = "local")]
 async fn connections_beyond_the_spin_limit_are_answered_and_drained() {
     let worker = Worker::start(FOREVER);

@@ -334,6 +334,32 @@ mod tests {
         assert_eq!(handle.waiter.state.get(), WaiterState::Waiting);
     }
 
+    /// Also while connections wait for their turns.
+    #[tokio::test(flavor = "local")]
+    async fn worker_polls_epoll_before_a_turn_that_follows_a_bounded_cost() {
+        let turns = Turns::new(IdleCount::default());
+        let handles = [1, 1, 1].map(|uid| turns.register(uid));
+        let states = || handles.each_ref().map(|handle| handle.waiter.state.get());
+        turns.cost.set(COST_PER_POLL);
+        let cx = Context::from_waker(Waker::noop());
+        assert!(handles.iter().all(|handle| handle.poll_begin(&cx).is_pending()));
+        tokio::task::spawn_local(Rc::clone(&turns).run());
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        use WaiterState::{Granted, Idle, Waiting};
+        assert_eq!(states(), [Granted, Waiting, Waiting]);
+        // The next turn follows at once, and the one after it only once epoll has been polled.
+        handles[0].end(COST_PER_POLL / 2 - SYSTEM_CALL_COST);
+        assert_eq!(states(), [Idle, Granted, Waiting]);
+        handles[1].end(COST_PER_POLL / 2 - SYSTEM_CALL_COST);
+        assert_eq!(states(), [Idle, Idle, Waiting]);
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        assert_eq!(states(), [Idle, Idle, Granted]);
+    }
+
     #[test]
     fn turns_between_two_polls_read_no_more_than_one_buffer() {
         let turns = Turns::new(IdleCount::default());

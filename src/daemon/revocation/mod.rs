@@ -274,15 +274,23 @@ impl Revocations {
     /// Marks everything in `snapshot` that is revoked at the time of the swap, and swaps it in.
     /// Returns the epoch that the swap advances to.
     pub fn mark_and_swap(&self, publisher: &Publisher, snapshot: Arc<Snapshot>) -> u64 {
-        // The larger part of the marking, while commands go on.
+        self.mark_before_swap(&snapshot);
+        self.mark_changed_and_swap(publisher, snapshot)
+    }
+
+    /// The larger part of the marking, while commands go on.
+    fn mark_before_swap(&self, snapshot: &Snapshot) {
         let list = {
             self.lock_commands().changed = Some(Vec::new());
             // A command between these two statements is in both, and its target is marked twice.
             self.list().clone()
         };
-        list.mark_all(&snapshot);
-        drop(list);
+        list.mark_all(snapshot);
+    }
 
+    /// Marks what commands have changed since [`mark_before_swap`](Self::mark_before_swap), and
+    /// swaps while no command runs.
+    fn mark_changed_and_swap(&self, publisher: &Publisher, snapshot: Arc<Snapshot>) -> u64 {
         let mut commands = self.lock_commands();
         let list = self.list();
         for target in commands.changed.take().unwrap_or_default() {

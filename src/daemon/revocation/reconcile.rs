@@ -116,7 +116,19 @@ impl Revocations {
         snapshot: &Snapshot,
         mut due: Vec<(Target, usize)>,
     ) -> Vec<(Target, usize)> {
-        let Some(durability) = self.drop_on_disk(&mut due) else { return Vec::new() };
+        match self.drop_on_disk(&mut due) {
+            Some(durability) => self.drop_in_memory(snapshot, due, durability),
+            None => Vec::new(),
+        }
+    }
+
+    /// Removes entries whose removal is durable, and keeps the others.
+    pub(super) fn drop_in_memory(
+        &self,
+        snapshot: &Snapshot,
+        due: Vec<(Target, usize)>,
+        durability: Durability,
+    ) -> Vec<(Target, usize)> {
         let _commands = self.lock_commands();
         let mut list = self.list_mut();
         if let Durability::NotDurable(error) = durability {
@@ -152,7 +164,7 @@ impl Revocations {
     /// Queues the lines that drop the entries, and waits for them. Entries that were revoked again
     /// or removed since they became due are left out: after the line of that command, a line that
     /// drops the entry would undo it at the next start. `None`: no entries are left.
-    fn drop_on_disk(&self, due: &mut Vec<(Target, usize)>) -> Option<Durability> {
+    pub(super) fn drop_on_disk(&self, due: &mut Vec<(Target, usize)>) -> Option<Durability> {
         let commands = self.lock_commands();
         {
             let list = self.list();

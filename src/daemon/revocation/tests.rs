@@ -348,6 +348,20 @@ fn file_is_compacted() {
     assert_eq!(open(&directory).0.entries().len(), 1);
 }
 
+#[test]
+fn command_while_a_snapshot_is_marked_applies_to_it() {
+    let directory = directory();
+    let (revocations, publisher) = open(&directory);
+    revocations.mark_and_swap(&publisher, active(3, 1));
+    revocations.revoke(key(0), 0).expect("revoked");
+    let next = active(3, 2);
+    revocations.mark_before_swap(&next);
+    revocations.unrevoke(key(0), 0).expect("unrevoked");
+    revocations.revoke(key(1), 0).expect("revoked");
+    revocations.mark_changed_and_swap(&publisher, next);
+    assert_eq!([0, 1, 2].map(|number| is_revoked(&publisher, number)), [false, true, false]);
+}
+
 /// Snapshots are swapped continuously while keys are revoked and unrevoked. After each command, and
 /// in each later snapshot, the marks match the list.
 #[test]

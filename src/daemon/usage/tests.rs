@@ -105,6 +105,12 @@ fn requests_are_counted_by_kind() {
     assert_eq!(take_deltas(&mut table, 1).len(), 2);
     assert_eq!(take_deltas(&mut table, 1), [], "written once");
     assert_eq!(usage(&table, "a"), a, "totals remain");
+    log.begin(Some(&one), 120);
+    log.verified(Verdict::Allowed, false, request_usage(&one, "k", 1));
+    log.flush();
+    merge(&mut table, &messages);
+    let counts = UsageCounts { allowed: 1, cost: 1, ..UsageCounts::default() };
+    assert_eq!(take_deltas(&mut table, 1), [("a".to_owned(), counts)], "no count is written again");
 }
 
 #[test]

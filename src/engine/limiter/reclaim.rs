@@ -135,3 +135,71 @@ impl SlotAllocator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::persist::SavedBucket;
+    use crate::limiter::rate::Rate;
+
+    const RATE: Rate = Rate::SLOWEST;
+
+    fn id(number: u64) -> LimitId {
+        LimitId(u128::from(number).to_le_bytes())
+    }
+
+    fn no_buckets() -> impl Iterator<Item = (BucketRef, fn() -> LimitId)> {
+        std::iter::empty()
+    }
+
+    /// The debts that are retained of the debts 1 to `count`, after a reload to `live` other buckets.
+    fn retained(count: u64, live: u64) -> Vec<u64> {
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        let saved = (1..=count).map(|debt| SavedBucket { id: id(debt), rate: RATE, debt });
+        allocator.restore(&limiter, saved, 0, 1);
+        let mut allocation = allocator.begin(&limiter);
+        for number in 0..live {
+            assert!(allocation.assign(|| id(u64::MAX - number), None, RATE).is_some());
+        }
+        let pending = allocation.commit();
+        allocator.reclaim(&limiter, pending, no_buckets(), 1);
+        assert_eq!(allocator.in_use(), allocator.retained() as u64 + live);
+        let scan = allocator.scan_balances(&limiter, no_buckets(), 1);
+        let mut debts: Vec<u64> = scan.at(1).map(|bucket| bucket.debt).collect();
+        debts.sort_unstable();
+        debts
+    }
+
+    #[test]
+    fn retained_buckets_beyond_the_limit_that_are_full_soonest_are_forgotten() {
+        let limit = MIN_RETAINED as u64;
+        assert_eq!(retained(limit, 5), (1..=limit).collect::<Vec<_>>());
+        assert_eq!(retained(limit + 3, 5), (4..=limit + 3).collect::<Vec<_>>());
+        assert_eq!(retained(limit + 3, limit + 1), (3..=limit + 3).collect::<Vec<_>>(), "more are in use");
+    }
+
+    #[test]
+    fn bucket_of_the_old_snapshot_is_reclaimed_whatever_is_retained() {
+        let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+        let saved = (1..=3).map(|number| SavedBucket { id: id(number), rate: RATE, debt: 100 });
+        assert_eq!(allocator.restore(&limiter, saved, 0, 1), 3);
+        let mut allocation = allocator.begin(&limiter);
+        let old = [10, 11, 12, 13].map(|number| {
+            let slot = allocation.assign(|| id(number), None, RATE).expect("a free slot");
+            BucketRef { slot, rate: RATE }
+        });
+        let pending = allocation.commit();
+        allocator.reclaim(&limiter, pending, no_buckets(), 1);
+        let mut allocation = allocator.begin(&limiter);
+        for (number, previous) in (10..13).zip(old) {
+            assert_eq!(allocation.assign(|| id(number), Some(previous), RATE), Some(previous.slot));
+        }
+        for number in 20..23 {
+            assert!(allocation.assign(|| id(number), None, RATE).is_some());
+        }
+        let pending = allocation.commit();
+        let listed = old.into_iter().zip(10..).map(|(bucket, number)| (bucket, move || id(number)));
+        allocator.reclaim(&limiter, pending, listed, 1);
+        assert_eq!((allocator.in_use(), allocator.retained()), (9, 3));
+    }
+}

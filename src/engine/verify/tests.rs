@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keyward_protocol::{Credential, ScopeMode, Scopes};
+use keyward_protocol::{Credential, Refund, ScopeMode, Scopes};
 use proptest::prelude::*;
 
 use super::*;
@@ -165,6 +165,98 @@ fn denied_request_is_not_charged() {
     );
 }
 
+/// After years of uptime, ticks no longer fit into a bucket, and nothing is admitted any more.
+#[test]
+fn balance_can_be_read_at_the_last_tick() {
+    let limiter = Limiter::new();
+    let mut key = record("k");
+    key.limits = limits(&[("only", 3)]);
+    let snapshot = snapshot(&limiter, &[key]);
+    let global_policy = GlobalPolicy::default();
+    let now = Now { ticks: u64::MAX, ..NOW };
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now };
+    let charge = Verify::new(1, digest("k"));
+    let peek = Verify { cost: 0, ..charge };
+    assert_eq!(verdicts(&verifier, &[charge, peek]), [Verdict::RateLimited, Verdict::Allowed]);
+}
+
+#[test]
+fn every_limit_of_a_key_is_charged() {
+    let limiter = Limiter::new();
+    let mut key = record("k");
+    key.limits = limits(&[("large", 9), ("small", 2)]);
+    let snapshot = snapshot(&limiter, &[key]);
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    assert_eq!(
+        verdicts(&verifier, &[Verify::new(1, digest("k")); 3]),
+        [Verdict::Allowed, Verdict::Allowed, Verdict::RateLimited]
+    );
+}
+
+#[test]
+fn shadow_limit_alone_never_denies() {
+    let limiter = Limiter::new();
+    let mut key = record("k");
+    let enforced = limits(&[("only", 1)]);
+    key.limits = enforced.iter().map(|limit| Limit { shadow: true, ..limit.clone() }).collect();
+    let snapshot = snapshot(&limiter, &[key]);
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let mut answers = Vec::new();
+    for cost in [1, 1, 5, 0] {
+        let request = Verify { cost, ..Verify::new(1, digest("k")) };
+        verifier.verify(&[request], |decision| {
+            answers.push((decision.verdict(), decision.is_shadow_limited(), decision.usage().cost));
+        });
+    }
+    let allowed = |shadow_limited, cost| (Verdict::Allowed, shadow_limited, cost);
+    assert_eq!(answers, [allowed(false, 1), allowed(true, 1), allowed(true, 5), allowed(false, 0)]);
+}
+
+#[test]
+fn usage_is_the_row_and_what_was_charged_or_refunded() {
+    let limiter = Limiter::new();
+    let mut limited = record("limited");
+    limited.limits = limits(&[("small", 2), ("large", 9)]);
+    let mut single = record("single");
+    single.limits = limits(&[("only", 2)]);
+    let snapshot = snapshot(&limiter, &[record("free"), limited, single]);
+    let global_policy = GlobalPolicy::default();
+    let verifier =
+        Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now: NOW };
+    let usage = |key: &str, cost| {
+        let mut usage = None;
+        let request = Verify { cost, ..Verify::new(1, digest(key)) };
+        verifier.verify(&[request], |decision| usage = Some(decision.usage()));
+        usage.expect("an answer")
+    };
+    let refund = |key: &str, limit| {
+        let refund = Refund { request_id: 1, cost: 1, credential: digest(key), limit };
+        verifier.refund(&refund).expect("no newer snapshot").usage()
+    };
+    let of = |key: &str, cost| {
+        let entry = snapshot.find(&key_format::hash(key.as_bytes())).map(Key::entry_number);
+        assert!(entry.is_some());
+        RequestUsage { entry, cost }
+    };
+    assert_eq!(usage("free", 5), of("free", 5));
+    for key in ["limited", "single"] {
+        assert_eq!(usage(key, 2), of(key, 2));
+        assert_eq!(usage(key, 2), of(key, 0), "a refusal");
+        assert_eq!(usage(key, 0), of(key, 0), "a peek");
+        assert_eq!(refund(key, None), of(key, 1));
+    }
+    assert_eq!(refund("limited", Some("large")), of("limited", 0), "a refund of one limit");
+    assert_eq!(
+        (usage("unknown", 1), refund("unknown", None)),
+        (RequestUsage::default(), RequestUsage::default())
+    );
+}
+
 #[test]
 fn empty_network_or_origin_list_denies_every_request() {
     let limiter = Limiter::new();
@@ -230,8 +322,9 @@ fn superseded_bucket_ends_the_batch_without_a_charge() {
     assert_eq!(verdicts(&on(&old), &[limited, limited]), [Verdict::Allowed; 2]);
     assert_eq!(verdicts(&on(&new), &[limited]), [Verdict::Allowed]);
     let mut answers = Vec::new();
-    let answered = on(&old)
-        .verify(&[unlimited, unlimited, limited, unlimited], |decision| answers.push(decision.verdict()));
+    let mut requests = vec![unlimited; 2 * BATCH_SIZE];
+    requests[2] = limited;
+    let answered = on(&old).verify(&requests, |decision| answers.push(decision.verdict()));
     assert_eq!((answered, answers), (2, vec![Verdict::Allowed; 2]));
     assert_eq!(
         verdicts(&on(&new), &[limited; 5])[..],

@@ -177,6 +177,25 @@ fn entry_revoked_while_it_is_dropped_stays() {
     assert_eq!(open(&directory).0.entries(), entries, "no line that drops the old entry follows");
 }
 
+/// As above, but the line that drops the old entry is on disk already.
+#[test]
+fn entry_revoked_after_its_removal_from_the_disk_stays() {
+    let directory = directory();
+    let (revocations, publisher) = revoked(&directory);
+    let confirmed = source(2, Status::Revoked);
+    revocations.mark_and_swap(&publisher, Arc::clone(&confirmed));
+    let (_, mut due) = revocations.compare(&confirmed, Retention::For(Duration::ZERO));
+    assert_eq!(revocations.drop_on_disk(&mut due), Some(Durability::Durable));
+    revocations.revoke(key(0), 5).expect("revoked");
+    assert_eq!(revocations.drop_in_memory(&confirmed, due, Durability::Durable), []);
+    revocations.mark_and_swap(&publisher, source(3, Status::Active));
+    assert!(is_revoked(&publisher, 0));
+    let entries = revocations.entries();
+    assert_eq!((entries.len(), entries[0].1.by_uid), (1, 5));
+    drop((revocations, publisher));
+    assert_eq!(open(&directory).0.entries(), entries);
+}
+
 #[test]
 fn entry_unrevoked_and_revoked_while_it_is_dropped_stays() {
     let directory = directory();

@@ -15,7 +15,7 @@ fn refusal_by_one_limit_charges_none() {
     let Outcome::Refused(report) = limiter.charge(&charges, 1, 1) else {
         panic!("the second bucket is empty")
     };
-    assert_eq!(deciding(report).0, 1);
+    assert_eq!((deciding(report).0, report.shadow), (1, None));
     assert_eq!(report.limit.map(|limit| limit.balance.retry_after), Some(rate(1, 3).period().get()));
     let left: Vec<u32> = charges.iter().map(|charge| remaining(&limiter, *charge, 1)).collect();
     assert_eq!(left, [7, 0, 2], "no bucket was charged");
@@ -39,6 +39,23 @@ fn peek_charges_nothing() {
             panic!("a peek is always admitted")
         };
         assert_eq!(deciding(report), (0, 2));
+    }
+}
+
+#[test]
+fn latest_tick_is_that_of_the_latest_charge_refund_or_peek() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let charges = new_buckets(&limiter, &mut allocator, &[rate(1, 9), rate(1, 9)]);
+    for (latest, count) in [(10, 1), (20, 2)] {
+        let charges = &charges[..count];
+        assert!(matches!(limiter.charge(charges, latest, 1), Outcome::Admitted(_)));
+        assert_eq!(limiter.latest_tick(), latest);
+        assert!(matches!(limiter.charge(charges, latest + 1, 0), Outcome::Admitted(_)));
+        assert_eq!(limiter.latest_tick(), latest + 1);
+        assert!(matches!(limiter.refund(charges, latest + 2, 1), Outcome::Admitted(_)));
+        assert_eq!(limiter.latest_tick(), latest + 2);
+        assert!(matches!(limiter.charge(charges, 1, 1), Outcome::Admitted(_)));
+        assert_eq!(limiter.latest_tick(), latest + 2, "a clock that lags behind");
     }
 }
 

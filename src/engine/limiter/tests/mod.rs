@@ -5,6 +5,7 @@ use super::*;
 
 mod charges;
 mod reloads;
+mod restarts;
 mod shadow;
 mod threads;
 

@@ -19,6 +19,17 @@ fn reload_keeps_balances() {
 }
 
 #[test]
+fn old_bucket_that_is_full_no_later_than_the_new_one_is_released() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
+    assert!(matches!(limiter.charge(&[enforced(old)], 1, 2), Outcome::Admitted(_)));
+    // At twice the rate, four units take as long as two.
+    let new = reload(&limiter, &mut allocator, &[("a", old)], &[("a", rate(2, 12))], 1)[0];
+    assert_eq!(remaining(&limiter, enforced(new), 1), 8);
+    assert_eq!((allocator.in_use(), allocator.retained()), (1, 0));
+}
+
+#[test]
 fn charge_of_a_migrated_slot_is_superseded() {
     let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
     let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
@@ -59,6 +70,16 @@ fn key_that_is_removed_and_added_again_is_not_refilled() {
     let full = 1 + rate(1, 10).capacity();
     assert!(reload(&limiter, &mut allocator, &[("a", added)], &[], full).is_empty());
     assert_eq!((allocator.in_use(), allocator.retained()), (0, 0), "a full bucket is not retained");
+}
+
+#[test]
+fn key_that_is_added_again_at_another_rate_keeps_its_level() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
+    assert!(matches!(limiter.charge(&[enforced(old)], 1, 4), Outcome::Admitted(_)));
+    assert!(reload(&limiter, &mut allocator, &[("a", old)], &[], 1).is_empty());
+    let added = reload(&limiter, &mut allocator, &[], &[("a", rate(10, 100))], 1)[0];
+    assert_eq!(remaining(&limiter, enforced(added), 1), 6);
 }
 
 #[test]
@@ -114,6 +135,8 @@ fn bucket_with_several_rates_keeps_each_balance_or_takes_the_lowest() {
     reload(&limiter, &[]);
     let (buckets, _) = reload(&limiter, &[rates[0], rate(3, 40)]);
     assert_eq!(left(&buckets), [2, 2], "another rate");
+    let (buckets, _) = reload(&limiter, &[rate(5, 50), rate(6, 60)]);
+    assert_eq!(left(&buckets), [2, 2], "as many rates, but others");
 }
 
 #[test]

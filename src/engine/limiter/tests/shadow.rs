@@ -123,4 +123,7 @@ fn charge_of_too_many_limits_is_refused() {
     assert_eq!(limiter.charge(&charges, 1, 1), Outcome::Refused(ChargeReport::default()));
     assert_eq!(limiter.refund(&charges, 1, 1), Outcome::Refused(ChargeReport::default()));
     admitted(limiter.charge(&charges[1..], 1, 1));
+    admitted(limiter.refund(&charges[1..], 1, 1));
+    admitted(limiter.charge(&charges[1..], 1, 1));
+    assert_eq!(deciding(admitted(limiter.charge(&charges, 1, 0))), (1, 9), "a peek locks nothing");
 }

@@ -1,8 +1,9 @@
 //! Charges from several threads, and during reloads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
@@ -37,6 +38,32 @@ fn concurrent_charges_do_not_overdraw_several_limits() {
     assert_eq!(both + first, BURST, "the first bucket is spent completely");
     assert_eq!(second, BURST, "the second bucket has room for every charge of it alone");
     assert_eq!(u64::from(remaining(&limiter, charges[1], 1)), 2 * BURST - second - both);
+}
+
+/// A migration waits for the end of a charge that has locked the old bucket.
+#[test]
+fn locked_bucket_is_not_migrated() {
+    let (limiter, mut allocator) = (Limiter::new(), SlotAllocator::new());
+    let old = reload(&limiter, &mut allocator, &[], &[("a", rate(1, 10))], 1)[0];
+    let mut allocation = allocator.begin(&limiter);
+    let slot = allocation.assign(|| id("a"), Some(old), rate(1, 20)).expect("a free slot");
+    let new = BucketRef { slot, rate: rate(1, 20) };
+    // Not reclaimed: the old snapshot is still in use.
+    let _ = allocation.commit();
+    let old_charge = [enforced(old)];
+    let mut locked = limiter.buckets.lock_all(&old_charge, 1).expect("not superseded");
+    let (send, migrated) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| send.send(remaining(&limiter, enforced(new), 1)));
+        let waits = migrated.recv_timeout(Duration::from_millis(50)).is_err();
+        for bucket in locked.buckets() {
+            bucket.state = bucket.state.try_charge(old.rate, 1, 4).expect("the cost fits");
+        }
+        drop(locked);
+        assert!(waits, "the bucket is locked");
+        assert_eq!(migrated.recv(), Ok(6));
+    });
+    assert_eq!(limiter.charge(&old_charge, 1, 1), Outcome::Superseded);
 }
 
 /// Reloads change a limit back and forth while threads charge it at the rate they saw last. Time

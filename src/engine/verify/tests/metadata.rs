@@ -37,6 +37,7 @@ fn with_shadow(limits: &[(&str, u64, bool)]) -> Arc<[Limit]> {
 fn check(decision: &Decision<'_>, expected: Option<&str>, case: &str) -> (Verdict, bool) {
     let answer = decision.answer();
     assert_eq!(answer.metadata, expected, "{case}: {answer:?}");
+    assert_eq!(decision.is_shadow_limited(), answer.shadow_limit.is_some(), "{case}: {answer:?}");
     let mut frame = Vec::new();
     decision.encode(&mut frame);
     let ParsedFrame::Complete { header, body, size } = parse_frame(&frame, MAX_ANSWER_LENGTH) else {
@@ -66,6 +67,7 @@ fn metadata_is_returned_only_if_the_request_asks_for_it() {
                     owner: &owner,
                     status,
                     environment: "live",
+                    plan: "pro",
                     limits: Arc::clone(&of_key),
                     metadata,
                     ..KeyRecord::new(key_format::hash(b"k"), &key_id)
