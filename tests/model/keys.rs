@@ -117,14 +117,18 @@ impl Universe {
     }
 
     pub fn owner<'u>(&'u self, rows: &'u Rows, key: usize) -> &'u str {
-        // A row that is set aside has the owner of the other rows with its id.
-        let states_owner =
-            |row: &Row| row.status != Status::SetAside && self.keys[row.key].id == self.keys[key].id;
         match key {
             ANCHOR => &rows.marker,
-            _ if rows.rows.iter().any(states_owner) => &self.keys[key].owner,
+            _ if self.is_stated(rows, key) => &self.keys[key].owner,
             _ => "",
         }
+    }
+
+    /// Whether a row states the owner and the limits of a key. A row that is set aside has those of
+    /// the other rows with its id.
+    pub fn is_stated(&self, rows: &Rows, key: usize) -> bool {
+        let states = |row: &Row| row.status != Status::SetAside && self.keys[row.key].id == self.keys[key].id;
+        rows.rows.iter().any(states)
     }
 
     /// Random rows, mostly those of `before`. `has_bad` says whether some may be bad.

@@ -190,7 +190,7 @@ impl Reference {
             }
         }
         let key = &universe.keys[row.key];
-        let has_limits = served.rows.has_limits && row.status != Status::SetAside;
+        let has_limits = served.rows.has_limits && universe.is_stated(&served.rows, row.key);
         let limits = if has_limits { key.limits() } else { &[] };
         let named = request.refund.flatten();
         let limits: Vec<_> =
