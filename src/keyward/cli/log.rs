@@ -4,6 +4,8 @@ use std::io;
 
 use keyward_daemon::config::{self, LogFormat};
 use keyward_daemon::log::Log;
+use tracing::Level;
+use tracing_subscriber::EnvFilter;
 
 /// Sets up tracing to write to `log` as configured. To be called once.
 ///
@@ -12,8 +14,12 @@ use keyward_daemon::log::Log;
 pub(super) fn start(settings: config::Log, log: &Log) -> io::Result<()> {
     // No colours, regardless of the features that other crates enable. Errors of the formatter
     // would be written to standard error and bypass the queue.
+    let level = Level::from(settings.level);
+    // At TRACE, `notify` logs every event in a watched directory: a log written there would grow by
+    // itself.
+    let filter = EnvFilter::new(format!("{level},notify={}", level.min(Level::DEBUG)));
     let builder = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::from(settings.level))
+        .with_env_filter(filter)
         .with_writer(log.clone())
         .log_internal_errors(false)
         .with_ansi(false);
