@@ -1,8 +1,8 @@
 //! Times and timed waits.
 //!
 //! In production these are the system's clock and the waits of the standard library. In the model
-//! test (`tests/model`), an installed simulation determines the time, and
-//! decides when a wait has lasted long enough.
+//! test (`tests/model`), an installed simulation determines the time, and decides when a wait has
+//! lasted long enough.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

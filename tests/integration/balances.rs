@@ -2,8 +2,10 @@
 //! file loses the balances and nothing else.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
+use crate::support::serve_process::ServeProcess;
 use crate::support::{Daemon, Export, Row, Setup, replace_export, row, wait_for};
 use keyward_client::Request;
 use keyward_engine::limiter::ClockReading;
@@ -177,6 +179,24 @@ fn damaged_file_loses_only_the_balances() {
         assert_eq!(remaining(&daemon, "one"), 0, "{reason}: saved again");
         stop(&mut daemon);
     }
+}
+
+/// Full buckets would admit again what was admitted.
+#[test]
+fn file_that_cannot_be_read_prevents_the_start() {
+    let mut daemon = start(SAVE_AT_SHUTDOWN);
+    assert_eq!(spend(&daemon, "one", 10), "ALLOWED");
+    stop(&mut daemon);
+    let (path, moved) = (balances_path(&daemon), daemon.setup.path("moved"));
+    fs::rename(&path, &moved).expect("moved");
+    // A loop of links: reading it is an error of the system, also for root.
+    symlink(&path, &path).expect("a link");
+    let mut refused = ServeProcess::start(daemon.setup.command());
+    assert_eq!(refused.wait_for_exit().code(), Some(1), "{}", daemon.log());
+    assert!(daemon.log().contains(&format!("{}: cannot read it", path.display())), "{}", daemon.log());
+    fs::rename(&moved, &path).expect("moved back");
+    daemon = daemon.kill_and_restart();
+    assert_eq!(remaining(&daemon, "one"), 0);
 }
 
 #[test]

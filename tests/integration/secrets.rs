@@ -536,9 +536,8 @@ fn raw_key_is_wiped_while_there_are_no_usable_keys() {
 }
 
 /// SIGABRT, as from a failed assertion or the watchdog, writes no core file although the limits of
-/// the process allow one.
+/// the process allow one. Another process shows whether the kernel writes any.
 #[test]
-#[ignore = "needs a kernel that dumps cores, which the test checks with another process"]
 fn abort_dumps_no_core() {
     let start = |command: &mut Command| {
         let child = command.stdin(Stdio::null()).spawn().expect("starts");

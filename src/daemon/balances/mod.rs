@@ -12,23 +12,23 @@
 //! * Only what was admitted since the last save can be lost, and only if the daemon has no time to
 //!   save: kill -9, a crash, a power cut. See the guarantees of
 //!   [`limiter`](keyward_engine::limiter).
-//! * A file that cannot be used costs the balances and nothing else. It is renamed, and an error is
-//!   logged.
+//! * A damaged file costs the balances and nothing else. It is renamed, and an error is logged. A
+//!   file that cannot be read prevents the start: full buckets would admit again what was admitted.
 
 mod boot_clock;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
-use std::{io, thread};
 
 use tokio::sync::oneshot;
 use tracing::{debug, error, info};
 
 use crate::clock::Clock;
 use crate::publish::SnapshotReader;
-use keyward_engine::limiter::persist::{DecodeError, SavedBucket, decode, encode};
+use keyward_engine::limiter::persist::{SavedBucket, decode, encode};
 use keyward_engine::limiter::{ClockReading, Limiter, SlotAllocator, TICKS_PER_MILLISECOND};
 use keyward_state::{self as state, FileError, StateDir, disk, time};
 
@@ -37,7 +37,7 @@ use boot_clock::{boot_id, boottime_offset};
 /// Name of the file.
 const FILE: &str = "balances";
 
-/// Name that a file is given if it cannot be used.
+/// Name that a damaged file is given.
 const DAMAGED: &str = "balances.damaged";
 
 /// Nice value of the thread. Against one busy thread of nice 0, it gets about a quarter of a
@@ -74,15 +74,16 @@ impl BalanceSaver {
     /// `interval` if anything was charged.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the file exists and cannot be read, or the thread cannot be started.
     pub fn start(
         directory: Option<Arc<StateDir>>,
         interval: Duration,
         source: BalanceSource,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, FileError> {
         let Some(directory) = directory else {
             return Ok(Self { stop: None });
         };
+        let path = directory.path(FILE);
         let mut saver = SaverThread {
             directory,
             source,
@@ -91,10 +92,13 @@ impl BalanceSaver {
             last_saves: [Version::default(); 2],
             has_failed: false,
         };
-        saver.restore();
+        saver.restore()?;
         let (stop, stops) = sync_channel(1);
-        thread::Builder::new().name("balances".into()).spawn(move || saver.run(interval, &stops))?;
-        Ok(Self { stop: Some(stop) })
+        let thread = thread::Builder::new().name("balances".into());
+        match thread.spawn(move || saver.run(interval, &stops)) {
+            Ok(_) => Ok(Self { stop: Some(stop) }),
+            Err(error) => Err(FileError { path, action: "start the thread that saves to it", error }),
+        }
     }
 
     /// Saves what was charged since the last save, and stops the thread. Call this once the workers
@@ -202,54 +206,50 @@ impl SaverThread {
         Ok(count)
     }
 
-    fn restore(&mut self) {
+    /// Restores the saved balances, if there are any.
+    fn restore(&mut self) -> Result<(), FileError> {
         let path = self.directory.path(FILE);
-        let shown = path.display();
-        match read(&path) {
+        match state::read(&path) {
             Ok(None) => {}
-            Ok(Some((saved_at, buckets))) => {
-                let elapsed = self.read_clock().ticks_since(&saved_at);
-                let count = buckets.len();
-                let BalanceSource { limiter, allocator, clock, .. } = &self.source;
-                let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
-                let restored = allocator.restore(limiter, buckets, elapsed, clock.now().ticks);
-                let away_ms = elapsed / TICKS_PER_MILLISECOND;
-                info!(file = %shown, saved = count, restored, away_ms, "balances restored");
-            }
-            Err(error) => {
-                let aside = self.directory.path(DAMAGED);
-                let renamed = match disk::rename(&path, &aside) {
-                    Ok(()) => format!("it is now {}", aside.display()),
-                    Err(error) => format!("it cannot be renamed to {}: {error}", aside.display()),
-                };
-                error!(
-                    file = %shown,
-                    error = error.to_string(),
-                    "the saved balances cannot be used, and buckets begin full; {renamed}"
-                );
-            }
+            Ok(Some(content)) => match decode(&mut &*content) {
+                Ok((saved_at, buckets)) => self.restore_buckets(&path, &saved_at, buckets),
+                Err(error) => self.set_aside(&path, &error),
+            },
+            // It is not a regular file, so it holds no balances.
+            Err(error) if error.error.raw_os_error().is_none() => self.set_aside(&path, &error),
+            Err(error) => return Err(error),
         }
         self.last_saves = [self.version(); 2];
+        Ok(())
+    }
+
+    fn restore_buckets(&self, path: &Path, saved_at: &ClockReading, buckets: Vec<SavedBucket>) {
+        let elapsed = self.read_clock().ticks_since(saved_at);
+        let count = buckets.len();
+        let BalanceSource { limiter, allocator, clock, .. } = &self.source;
+        let mut allocator = allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        let restored = allocator.restore(limiter, buckets, elapsed, clock.now().ticks);
+        let away_ms = elapsed / TICKS_PER_MILLISECOND;
+        info!(file = %path.display(), saved = count, restored, away_ms, "balances restored");
+    }
+
+    /// Renames a file that cannot be used.
+    fn set_aside(&self, path: &Path, error: &dyn std::error::Error) {
+        let aside = self.directory.path(DAMAGED);
+        let renamed = match disk::rename(path, &aside) {
+            Ok(()) => format!("it is now {}", aside.display()),
+            Err(error) => format!("it cannot be renamed to {}: {error}", aside.display()),
+        };
+        error!(
+            file = %path.display(),
+            error = error.to_string(),
+            "the saved balances cannot be used, and buckets begin full; {renamed}"
+        );
     }
 
     fn read_clock(&self) -> ClockReading {
         Clock::reading(self.boot_id, self.boottime_offset)
     }
-}
-
-/// Why saved balances cannot be used.
-#[derive(Debug, thiserror::Error)]
-enum ReadError {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(transparent)]
-    Decode(#[from] DecodeError),
-}
-
-/// Reads the file at `path`; `None` if it does not exist.
-fn read(path: &Path) -> Result<Option<(ClockReading, Vec<SavedBucket>)>, ReadError> {
-    let content = state::read(path)?;
-    Ok(content.map(|bytes| decode(&mut &*bytes)).transpose()?)
 }
 
 #[cfg(test)]

@@ -117,8 +117,7 @@ impl Startup {
             snapshots: snapshots.clone(),
             clock: clock.clone(),
         };
-        let balances = BalanceSaver::start(directory, config.save_interval, source)
-            .map_err(os_error("start the thread that saves balances"))?;
+        let balances = BalanceSaver::start(directory, config.save_interval, source)?;
 
         let audit = &recorders.audit;
         let reload = ReloadThread::start(Reloader {
