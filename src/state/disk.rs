@@ -55,9 +55,13 @@ impl File {
     /// Opens the existing file at `path` to be written in place.
     ///
     /// # Errors
-    /// When it cannot be opened. A symbolic link is not followed.
+    /// When it cannot be opened or is not a regular file. A symbolic link is not followed.
     pub fn open_existing(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).custom_flags(super::O_NOFOLLOW).open(path)?;
+        let file =
+            OpenOptions::new().write(true).custom_flags(super::O_NOFOLLOW | super::O_NONBLOCK).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
         Ok(Self {
             file,
             #[cfg(any(test, feature = "trace"))]

@@ -147,7 +147,7 @@ impl Connection {
                 return Ok(None);
             }
             self.spin_backoff.reads += 1;
-            if let Some(bytes) = self.try_read()? {
+            if let Some(bytes) = self.try_read(self.turn.read_limit())? {
                 return Ok(Some(bytes));
             }
         }

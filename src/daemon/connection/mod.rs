@@ -309,18 +309,20 @@ impl Connection {
         space.zeroize();
     }
 
-    /// Reads without waiting, and without asking tokio for the socket's readiness. `None`: there is
-    /// no input.
-    fn try_read(&self) -> io::Result<Option<usize>> {
+    /// Reads at most `limit` bytes without waiting, and without asking tokio for the socket's
+    /// readiness. `None`: there is no input.
+    fn try_read(&self, limit: usize) -> io::Result<Option<usize>> {
         let mut buffers = self.context.buffers.borrow_mut();
-        self.socket.try_read(buffers.space_after(self.unanswered.len()))
+        let space = buffers.space_after(self.unanswered.len());
+        let limit = limit.min(space.len());
+        self.socket.try_read(&mut space[..limit])
     }
 
     /// The timer has fired: probes the socket once, and closes the connection after the idle
     /// timeout.
     async fn on_timeout(&mut self) -> io::Result<Option<CloseReason>> {
         if !self.is_probed {
-            if let Some(bytes) = self.try_read()? {
+            if let Some(bytes) = self.try_read(self.turn.read_limit())? {
                 return self.on_input(bytes).await;
             }
             self.is_probed = true;
@@ -344,7 +346,7 @@ impl Connection {
     async fn drain(&mut self) -> io::Result<CloseReason> {
         self.turn.give_up();
         for _ in 0..MAX_FINAL_READS {
-            let Some(bytes) = self.try_read()? else {
+            let Some(bytes) = self.try_read(INPUT_BYTES)? else {
                 break;
             };
             if let Some(reason) = self.on_input(bytes).await? {

@@ -28,8 +28,7 @@ use super::buffers::INPUT_BYTES;
 const SYSTEM_CALL_COST: usize = 2 * 1024;
 
 /// Cost after which the worker polls epoll before the next turn: less than a full buffer of requests
-/// and its answers. Polling costs less than one per cent of that. With a quarter of it, the
-/// throughput of 16 connections with one request each is a tenth less.
+/// and its answers. Polling costs less than one per cent of that.
 const COST_PER_POLL: usize = 2 * INPUT_BYTES;
 
 /// The read limit of a turn is at least this.
@@ -192,7 +191,7 @@ impl TurnHandle {
     }
 
     /// The maximum number of bytes to read in this turn: a full buffer after a poll of epoll, and
-    /// less after other turns, so that all turns between two polls cost no more than a full one.
+    /// less after other turns, so that all turns between two polls cost about as much as a full one.
     pub(super) fn read_limit(&self) -> usize {
         let left = COST_PER_POLL.saturating_sub(self.turns.cost.get());
         (left / (COST_PER_POLL / INPUT_BYTES)).max(MIN_READ)
@@ -361,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_between_two_polls_read_no_more_than_one_buffer() {
+    fn turn_reads_less_after_other_turns() {
         let turns = Turns::new(IdleCount::default());
         let handle = turns.register(1);
         assert_eq!(handle.read_limit(), INPUT_BYTES);

@@ -2,9 +2,9 @@
 //! signal or a crash would. All its threads have ended afterwards.
 //!
 //! The test controls the clock ([`keyward_state::simulation`]), the disk
-//! ([`keyward_state::disk::trace`]) and the sockets ([`crate::connection::simulation`]). Everything
-//! else is the daemon of a normal build: it is started by the same code, in the same order, and is
-//! used through its sockets.
+//! ([`keyward_state::disk::trace`]) and the sockets ([`crate::connection::simulation`]). It does
+//! without the file of usage and the watch of the source. Everything else is the daemon of a normal
+//! build: it is started by the same code, in the same order, and is used through its sockets.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Weak};
@@ -114,7 +114,7 @@ impl Process {
 
     /// Waits until the last good keys are stored, or cannot be.
     pub fn wait_stored(&self) {
-        self.last_good.iter().for_each(LastGoodStore::wait_idle);
+        self.last_good.iter().for_each(|last_good| _ = last_good.wait_idle());
     }
 
     /// Ends the daemon as SIGTERM does, and waits for the end.

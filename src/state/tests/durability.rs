@@ -1,5 +1,7 @@
 //! The order of writes, syncs and renames, which decides what a power cut leaves.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 use crate::disk::trace::{Call, Trace};
 
@@ -73,6 +75,40 @@ fn appended_lines_are_durable_once_synced() {
     trace.fail(|call| matches!(call, Call::Sync(_)));
     let error = journal.sync().expect_err("a call fails").to_string();
     assert!(error.contains("a.jsonl: cannot make it durable"), "{error}");
+}
+
+#[test]
+fn short_writes_are_continued() {
+    let directory = directory();
+    let trace = Trace::of(directory.path());
+    trace.shorten_writes(5);
+    let (state, path) = (directory.path().join("state"), directory.path().join("a.jsonl"));
+    replace(&state, |file| file.write_all(b"0123456789abcdef")).expect("replaced");
+    assert_eq!(text(&state), "0123456789abcdef");
+    let mut journal = opened(&path).journal;
+    journal.append(b"{\"n\":1}\n{\"n\":2}\n").expect("appended");
+    assert_eq!(text(&path), "{\"n\":1}\n{\"n\":2}\n");
+    journal.sync().expect("synced");
+    assert_eq!(trace.volatile(), [""; 0]);
+}
+
+/// The disk takes the first part of a line, and fails at the next.
+#[test]
+fn failure_after_a_short_write_leaves_no_partial_line() {
+    static WRITES: AtomicUsize = AtomicUsize::new(0);
+    let directory = directory();
+    let path = directory.path().join("a.jsonl");
+    let mut journal = opened(&path).journal;
+    journal.append(&line(1)).expect("appended");
+    let trace = Trace::of(directory.path());
+    trace.shorten_writes(5);
+    trace.fail(|call| matches!(call, Call::Write(_)) && WRITES.fetch_add(1, Ordering::Relaxed) == 1);
+    let error = journal.append(&line(2)).expect_err("the second write fails").to_string();
+    assert!(error.contains("a.jsonl: cannot write to it"), "{error}");
+    assert_eq!(text(&path), "{\"n\":1}\n");
+    journal.append(&line(2)).expect("appended");
+    assert_eq!(text(&path), "{\"n\":1}\n{\"n\":2}\n");
+    assert_eq!(WRITES.load(Ordering::Relaxed), 5, "a part, the failure, the truncation, and two parts");
 }
 
 #[test]

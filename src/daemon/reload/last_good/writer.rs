@@ -96,22 +96,19 @@ impl LastGoodStore {
         }
         shared.changed.notify_all();
         time::wake();
-        let is_busy = |state: &mut State| state.writing.is_some() || state.is_due(Instant::now());
-        let waited = shared.changed.wait_timeout_while(shared.state(), STOP_TIMEOUT, is_busy);
-        if waited.is_ok_and(|(_, timeout)| timeout.timed_out()) {
+        if !self.wait_idle() {
             info!(
                 "the keys in force are not stored yet: if the next start refuses the source, it serves the last good keys before them"
             );
         }
     }
-}
 
-#[cfg(feature = "simulation")]
-impl LastGoodStore {
-    /// Waits until the writer has nothing to do, or waits to try again.
-    pub fn wait_idle(&self) {
+    /// Waits, for a limited time, until the writer has nothing to do, or waits to try again. Returns
+    /// whether that is so.
+    pub(crate) fn wait_idle(&self) -> bool {
         let is_busy = |state: &mut State| state.writing.is_some() || state.is_due(Instant::now());
-        let _ = self.shared.changed.wait_timeout_while(self.shared.state(), STOP_TIMEOUT, is_busy);
+        let waited = self.shared.changed.wait_timeout_while(self.shared.state(), STOP_TIMEOUT, is_busy);
+        !waited.is_ok_and(|(_, timeout)| timeout.timed_out())
     }
 }
 
