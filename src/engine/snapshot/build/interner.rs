@@ -22,7 +22,11 @@ pub(in crate::snapshot) struct Interner {
 }
 
 /// A policy that has no number yet. [`Interner::add`] gives it one.
-pub(super) struct NewPolicy(IndexHash);
+pub(super) struct NewPolicy {
+    hash: IndexHash,
+    /// Whether it is the policy of the previous row.
+    is_last: bool,
+}
 
 impl Default for Interner {
     fn default() -> Self {
@@ -46,22 +50,22 @@ impl Interner {
         self.encoded.clear();
         encode(record, &mut self.encoded);
         let found = self.find_encoded();
-        self.last.number = found.as_ref().ok().copied();
-        found
+        self.last.number = found.ok();
+        found.map_err(|hash| NewPolicy { hash, is_last: true })
     }
 
     /// The number of a policy.
     pub(super) fn find_policy(&mut self, policy: &[u8]) -> Result<u32, NewPolicy> {
-        self.last.number = None;
         self.encoded.clear();
         self.encoded.extend_from_slice(policy);
-        self.find_encoded()
+        self.find_encoded().map_err(|hash| NewPolicy { hash, is_last: false })
     }
 
-    fn find_encoded(&self) -> Result<u32, NewPolicy> {
+    /// The number of the encoded policy, or its hash if it has none.
+    fn find_encoded(&self) -> Result<u32, IndexHash> {
         let hash = hash(&self.hasher, &self.encoded);
         let same = |number| self.policies.get(number) == self.encoded;
-        self.index.find(hash, same).ok_or(NewPolicy(hash))
+        self.index.find(hash, same).ok_or(hash)
     }
 
     /// The policy that was looked up last.
@@ -70,11 +74,13 @@ impl Interner {
     }
 
     /// Adds the policy that was looked up last, and returns its number.
-    pub(super) fn add(&mut self, NewPolicy(of_policy): NewPolicy) -> u32 {
+    pub(super) fn add(&mut self, new: NewPolicy) -> u32 {
         let Self { hasher, index, policies, last, encoded } = self;
         let number = policies.push(encoded);
-        index.insert(of_policy, number, |number| hash(hasher, policies.get(number)));
-        last.number = Some(number);
+        index.insert(new.hash, number, |number| hash(hasher, policies.get(number)));
+        if new.is_last {
+            last.number = Some(number);
+        }
         number
     }
 

@@ -247,7 +247,14 @@ mod tests {
     }
 
     fn in_parallel(batches: &[&[KeyRecord<'_>]]) -> Result<Builder, ParallelBuildError> {
-        let mut builder = Builder::new(7, 0).into_parallel(0);
+        add_in_parallel(Builder::new(7, 0), batches)
+    }
+
+    fn add_in_parallel(
+        builder: Builder,
+        batches: &[&[KeyRecord<'_>]],
+    ) -> Result<Builder, ParallelBuildError> {
+        let mut builder = builder.into_parallel(0);
         let mut batch_builder = builder.batch_builder();
         for batch in batches {
             batch.iter().for_each(|record| batch_builder.add(record));
@@ -295,5 +302,26 @@ mod tests {
                 (added, parallel) => prop_assert!(added.is_err() && parallel.is_err()),
             }
         }
+    }
+
+    /// The policies of batches are not those of the previous row.
+    #[test]
+    fn rows_before_and_after_batches_keep_their_own_policies() {
+        let open = |digest| KeyRecord::new([digest; 32], ["a", "b", "c"][usize::from(digest)]);
+        let shut = |digest| KeyRecord { allowed_ips: Some(Arc::default()), ..open(digest) };
+        let policies = |builder: &Builder| {
+            let keys = &builder.keys;
+            let policy_of = |entry: &Entry| keys.policies.get(entry.policy).expect("a policy");
+            keys.entries.iter().map(|entry| policy_of(entry).is_limited_to_networks()).collect::<Vec<_>>()
+        };
+        let mut builder = in_parallel(&[&[shut(0)]]).expect("one row");
+        builder.add(2, &open(1)).expect("another row");
+        assert_eq!(policies(&builder), [true, false]);
+
+        let mut builder = Builder::new(7, 0);
+        builder.add(1, &shut(0)).expect("a row");
+        let mut builder = add_in_parallel(builder, &[&[open(1)]]).expect("another row");
+        builder.add(3, &shut(2)).expect("the third row");
+        assert_eq!(policies(&builder), [true, false, true]);
     }
 }
