@@ -1,14 +1,16 @@
-"""A copy of the tracked files, in which tests/defects/run and tests/mutants/run change the code."""
+"""A copy of the working tree, in which tests/defects/run and tests/mutants/run change the code, and
+the commands that they run in it."""
 
-import shutil, subprocess
+import contextlib, os, shutil, signal, subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def update(tree):
-    """Makes `tree` a copy of the tracked files as they are now. Unchanged files keep their times, so
-    that cargo does not build them again. Returns their names."""
+    """Makes `tree` a copy of the files as they are now: tracked ones, and those that are neither
+    tracked nor ignored. Unchanged files keep their times, so that cargo does not build them again.
+    Returns their names."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -21,8 +23,23 @@ def update(tree):
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content)
             shutil.copymode(source, copy)
-    tracked = set(names)
+    copied = set(names)
     for copy in [path for path in tree.rglob("*") if path.is_file()]:
-        if str(copy.relative_to(tree)) not in tracked:
+        if str(copy.relative_to(tree)) not in copied:
             copy.unlink()
     return names
+
+
+def run(command, seconds, **options):
+    """Runs a command for at most `seconds` (`None`: without a limit), and returns it as
+    subprocess.run does. Whatever ends the wait early also kills the processes that the command has
+    started: test binaries and daemons do not end with cargo."""
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
