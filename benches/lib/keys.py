@@ -47,24 +47,24 @@ def string_bytes(count):
     return count * len("key_00000000") + owners * len("owner_0000000")
 
 
+def write_rows(path, count, columns, row):
+    """Writes the keys as CSV: hashes, ids and owners, and `row(number)` as the text of `columns`."""
+    with open(path, "w") as file:
+        file.write(f"key_hash,key_id,owner,{columns}\n")
+        for first, block in blocks(count):
+            text = block.hex()
+            file.writelines(
+                f"{text[at * 64 : at * 64 + 64]},key_{number:08d},owner_{number // KEYS_PER_OWNER:07d},{row(number)}\n"
+                for at, number in enumerate(range(first, first + len(block) // HASH))
+            )
+
+
 def write_export(path, count, changed=False):
     """Writes the keys as CSV. In a `changed` export the first key is disabled."""
-    limit = LIMIT.encode()
-    with open(path, "wb") as file:
-        file.write(b"key_hash,key_id,owner,environment,plan,limits,status\n")
-        for first, block in blocks(count):
-            text = block.hex().encode()
-            rows = (
-                b"%s,key_%08d,owner_%07d,live,pro,%s,active\n"
-                % (text[at * 64 : at * 64 + 64], first + at, (first + at) // KEYS_PER_OWNER, limit)
-                for at in range(len(block) // HASH)
-            )
-            if changed and first == 0:
-                rows = (
-                    row.replace(b",active\n", b",disabled\n") if at == 0 else row
-                    for at, row in enumerate(rows)
-                )
-            file.writelines(rows)
+    active, disabled = (f"live,pro,{LIMIT},{status}" for status in ("active", "disabled"))
+    write_rows(
+        path, count, "environment,plan,limits,status", lambda n: disabled if changed and n == 0 else active
+    )
 
 
 class Kind(NamedTuple):
@@ -74,69 +74,47 @@ class Kind(NamedTuple):
     name: str
     # After "each with".
     label: str
-    # The header of the columns, and their text for a key.
+    # The header of the columns.
     columns: str
-    row: object
-    # The key's own text, if it has one.
-    text: object = None
+    # The format of what a key has of its own: of its number `n`, its bytes `high`, `middle` and `low`,
+    # and `count`, the number of keys up to it.
+    value: str
+    # The format of the columns: of the value.
+    row: str = f"{LIMIT},{{value}}"
+    # Whether the value is stored as a string that only one key has.
+    is_string: bool = True
     is_own: bool = True
 
+    def value_of(self, number):
+        high, middle, low = number >> 16, number >> 8 & 255, number & 255
+        return self.value.format(n=number, count=number + 1, high=high, middle=middle, low=low)
+
     def own_bytes(self, count):
-        """Bytes of the texts that only one key has."""
-        return sum(len(self.text(number)) for number in range(count)) if self.text else 0
+        """Bytes of the strings that only one key has."""
+        return sum(len(self.value_of(number)) for number in range(count)) if self.is_string else 0
 
     def write_export(self, path, count):
         """Writes the keys as CSV."""
-        with open(path, "w") as file:
-            file.write(f"key_hash,key_id,owner,plan,{self.columns}\n")
-            for first, block in blocks(count):
-                text = block.hex()
-                file.writelines(
-                    f"{text[at * 64 : at * 64 + 64]},key_{number:08d},owner_{number // KEYS_PER_OWNER:07d},pro,"
-                    f"{self.row(number)}\n"
-                    for at, number in enumerate(range(first, first + len(block) // HASH))
-                )
-
-
-def scope(number):
-    return f"tenant:{number}:*"
-
-
-def origin(number):
-    return f"https://customer-{number}.example"
-
-
-def environment(number):
-    return f"environment-{number}"
-
-
-def limit_name(number):
-    return f"limit-{number}"
-
-
-def ipv4(number):
-    return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-
-
-def ipv6(number):
-    return f"2001:db8::{number >> 16:x}:{number & 0xFFFF:x}"
+        write_rows(
+            path, count, f"plan,{self.columns}", lambda n: f"pro,{self.row.format(value=self.value_of(n))}"
+        )
 
 
 KINDS = [
-    Kind("shared", "the same policy", "limits", lambda _: LIMIT, is_own=False),
-    Kind("scope", "a scope of its own", "limits,scopes", lambda n: f"{LIMIT},{scope(n)}", scope),
-    Kind("ipv4", "an IPv4 address of its own", "limits,allowed_ips", lambda n: f"{LIMIT},{ipv4(n)}"),
-    Kind("ipv6", "an IPv6 address of its own", "limits,allowed_ips", lambda n: f"{LIMIT},{ipv6(n)}"),
-    Kind("origin", "an origin of its own", "limits,allowed_origins", lambda n: f"{LIMIT},{origin(n)}", origin),
-    Kind("limit", "a limit of its own", "limits", lambda n: f"{n + 1}/h"),
+    Kind("shared", "the same policy", "limits", LIMIT, row="{value}", is_string=False, is_own=False),
+    Kind("scope", "a scope of its own", "limits,scopes", "tenant:{n}:*"),
+    Kind("ipv4", "an IPv4 address of its own", "limits,allowed_ips", "10.{high}.{middle}.{low}", is_string=False),
     Kind(
-        "environment",
-        "an environment of its own",
-        "limits,environment",
-        lambda n: f"{LIMIT},{environment(n)}",
-        environment,
+        "ipv6",
+        "an IPv6 address of its own",
+        "limits,allowed_ips",
+        "2001:db8::{high:x}:{middle:x}{low:02x}",
+        is_string=False,
     ),
-    Kind("name", "a limit's name of its own", "limits", lambda n: f"{limit_name(n)}={LIMIT}", limit_name),
+    Kind("origin", "an origin of its own", "limits,allowed_origins", "https://customer-{n}.example"),
+    Kind("limit", "a limit of its own", "limits", "{count}/h", row="{value}", is_string=False),
+    Kind("environment", "an environment of its own", "limits,environment", "environment-{n}"),
+    Kind("name", "a limit's name of its own", "limits", "limit-{n}", row=f"{{value}}={LIMIT}"),
 ]
 
 
