@@ -10,18 +10,15 @@ a second, and is replaced when the daemon closes it. Prints the number of action
     descriptors   passes a descriptor with each request, and reads the answer
 """
 
-import array, json, os, socket, struct, sys, time
+import array, json, os, socket, sys, time
+
+import probe
 
 # Pause between two actions of a connection, in seconds.
 INTERVAL = 0.5
 # Parts into which the connections are divided, so that they do not act all at once.
 PARTS = 50
 REQUESTS = 64
-
-
-def verify(digest, cost=1):
-    body = struct.pack("<I", cost) + digest
-    return struct.pack("<IBBHI", 8 + len(body), 1, 0x02, 0, 1) + body
 
 
 class Peer:
@@ -98,7 +95,7 @@ KINDS = {"slow": Slow, "half-closed": HalfClosed, "not reading": NotReading, "de
 def main():
     path, connections, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     kinds = list(KINDS.values())
-    request = verify(bytes(32))
+    request = probe.PREFIX + bytes(probe.HASH)
     peers = [kinds[number % len(kinds)](path, request) for number in range(connections)]
     end = time.monotonic() + seconds
     while time.monotonic() < end:

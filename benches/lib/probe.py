@@ -8,6 +8,8 @@ HEADER = struct.Struct("<IBBHI")
 LENGTH = struct.Struct("<I")
 # Bytes of a hash.
 HASH = 32
+# A VERIFY request of cost 1, up to the hash.
+PREFIX = HEADER.pack(HEADER.size - LENGTH.size + 4 + HASH, 1, VERIFY, 0, 1) + struct.pack("<I", 1)
 # Requests that are sent before their answers are read: they fit into the buffers of a socket.
 DEPTH = 256
 # Seconds between two attempts: the resolution of the measurement.
@@ -32,8 +34,7 @@ def wait_until_allowed(path, digest, timeout):
 
 def verify(stream, digest):
     """Sends one VERIFY request and returns the number of the verdict."""
-    body = struct.pack("<I", 1) + digest
-    stream.sendall(HEADER.pack(8 + len(body), 1, VERIFY, 0, 1) + body)
+    stream.sendall(PREFIX + digest)
     header = read_exact(stream, HEADER.size)
     length, _, kind, _, _ = HEADER.unpack(header)
     body = read_exact(stream, length - 8)
@@ -47,12 +48,11 @@ def verify_all(path, blocks):
     with socket.socket(socket.AF_UNIX) as stream:
         stream.connect(str(path))
         answers = stream.makefile("rb", buffering=1 << 16)
-        prefix = HEADER.pack(HEADER.size - 4 + 4 + HASH, 1, VERIFY, 0, 1) + struct.pack("<I", 1)
         for _, block in blocks:
             hashes = [block[offset : offset + HASH] for offset in range(0, len(block), HASH)]
             for first in range(0, len(hashes), DEPTH):
                 some = hashes[first : first + DEPTH]
-                stream.sendall(prefix + prefix.join(some))
+                stream.sendall(PREFIX + PREFIX.join(some))
                 for _ in some:
                     (length,) = LENGTH.unpack(answers.read(LENGTH.size))
                     if answers.read(length)[1] != ANSWER:

@@ -2,17 +2,12 @@
 
 import json, os, signal, subprocess, time
 
-from . import cases, format, keys, loadgen
+from . import format, keys, loadgen
 from .daemon import Keyward
 from .server import TIMEOUT
 from .target_table import Measurement, Row
 from .tools import log, run
 
-POLITE = cases.Case(
-    "a polite client",
-    "1 connection, 1 request at a time, client and server on separate cores",
-    separate_cpus=True,
-)
 # Connections of the busy client.
 BUSY_CONNECTIONS = (64, 1000)
 # Requests that a busy connection writes at a time: they fill the daemon's input buffer.
@@ -49,9 +44,9 @@ def row(workdir, args):
             for whose, uid in uids.items():
                 measured, bounds, revocations = [], [], []
                 for number in range(args.rounds):
-                    steady = polite(daemon, uid, args.seconds / 4)["latency_ns"]["p99"]
+                    steady = loadgen.polite(daemon, args.seconds / 4, uid)["latency_ns"]["p99"]
                     with Busy(daemon, connections, args.seconds) as busy:
-                        figures = polite(daemon, uid, args.seconds)
+                        figures = loadgen.polite(daemon, args.seconds, uid)
                         revocations.append(revoke(daemon))
                     turn = REQUESTS_PER_TURN / busy.rate * 1e9
                     turns = 1 if uid else connections
@@ -82,20 +77,6 @@ def row(workdir, args):
                 )
         version = daemon.version()
     return rows, [version], notes
-
-
-def polite(daemon, uid, seconds):
-    """One request at a time, as a process of higher priority. Raises unless all are answered."""
-
-    def prepare():
-        if os.geteuid() == 0:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        if uid:
-            os.setgroups([])
-            os.setgid(uid)
-            os.setuid(uid)
-
-    return loadgen.run(daemon, "keyward", POLITE, seconds, prepare=prepare)
 
 
 def revoke(daemon):
