@@ -145,6 +145,19 @@ fn restarts_without_requests_lose_no_balance() {
 }
 
 #[test]
+fn missing_balances_of_a_used_directory_are_reported() {
+    let mut daemon = start(SAVE_AT_SHUTDOWN);
+    let message = "there are no saved balances";
+    assert!(!daemon.log().contains(message), "a new directory has none: {}", daemon.log());
+    assert_eq!(spend(&daemon, "one", 4), "ALLOWED");
+    stop(&mut daemon);
+    fs::remove_file(balances_path(&daemon)).expect("removes");
+    let daemon = daemon.kill_and_restart();
+    assert_eq!(remaining(&daemon, "one"), 10);
+    daemon.assert_logged(message);
+}
+
+#[test]
 fn damaged_file_loses_only_the_balances() {
     let mut daemon = start(SAVE_AT_SHUTDOWN);
     assert_eq!(spend(&daemon, "one", 10), "ALLOWED");

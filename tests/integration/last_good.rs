@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::support::{
     CommandOutput, Daemon, Export, Row, Setup, key_target, keyward, replace_export, row, run, wait_for,
+    wait_until,
 };
 use keyward_client::Request;
 use keyward_daemon::admin::message::LastGood;
@@ -331,17 +332,72 @@ fn damaged_last_good_keys_are_reported_and_not_served() {
     assert!(unusable.contains("the checksum is wrong"), "{unusable}");
     let event = daemon.setup.audit_events("last_good").pop().expect("an event");
     assert_eq!((&event["in_use"], &event["reason"]), (&false.into(), &"damaged".into()), "{event}");
+    // The guard cannot compare another source with them.
     fs::write(daemon.setup.source(), good).expect("writes");
-    assert!(daemon.reload().accepted);
+    let error = daemon.reload().error.expect("refused");
+    assert!(
+        error.contains("cannot be compared with the last good keys") && error.contains("--force"),
+        "{error}"
+    );
+    assert_eq!(daemon.verdict("k0"), "NOT_READY");
+    assert!(daemon.force_reload().accepted);
     daemon.wait_until_saved();
     assert_served(&daemon, "after a reload");
     assert!(last_good(&daemon).unusable.is_none());
     fs::write(daemon.setup.path("last_good.json"), "{}").expect("writes");
-    // Another source, because an accepted one is not compared.
+    daemon = daemon.kill_and_restart();
+    assert_served(&daemon, "a damaged manifest, and the source that was accepted");
+
+    daemon.wait_until_saved();
+    daemon.kill();
+    fs::write(daemon.setup.path("last_good.json"), "{}").expect("writes");
     replace_export(&daemon.setup.source(), export(21));
-    let daemon = daemon.kill_and_restart();
-    assert_served(&daemon, "a damaged manifest and a good source");
+    let check = |daemon: &Daemon| {
+        let mut check = keyward();
+        check.args(["check", "--config", "/dev/null", "--source"]).arg(daemon.setup.source());
+        run(check.arg("--state-dir").arg(daemon.setup.dir.path()))
+    };
+    let output = check(&daemon);
+    assert!(output.code == Some(1) && output.stderr.contains("a start would refuse it"), "{output:?}");
+    daemon = daemon.kill_and_restart();
+    assert_eq!(daemon.verdict("k0"), "NOT_READY", "{}", daemon.log());
     daemon.assert_logged("it is damaged");
+    daemon.kill();
+    let mut accept = keyward();
+    accept.args(["state", "accept", "source", "--state-dir"]).arg(daemon.setup.dir.path());
+    assert_eq!(run(&mut accept).code, Some(0));
+    assert_eq!(check(&daemon).code, Some(0));
+    let daemon = daemon.kill_and_restart();
+    assert_served(&daemon, "a damaged manifest, and an accepted source");
+}
+
+/// An error of the disk that passes, not damage.
+#[test]
+fn last_good_keys_that_cannot_be_read_are_read_again_at_the_next_poll() {
+    let mut daemon = start_and_save(Setup::text(export(20)).config("source.poll = '100ms'"));
+    for name in last_good_files(daemon.setup.dir.path()) {
+        for (source, in_use) in [(export(3), true), (export(21), false)] {
+            daemon.kill();
+            let (path, hidden) = (daemon.setup.path(&name), daemon.setup.path("hidden"));
+            fs::rename(&path, &hidden).expect("renames");
+            // Symbolic links are not followed.
+            std::os::unix::fs::symlink(&hidden, &path).expect("a link");
+            replace_export(&daemon.setup.source(), source);
+            daemon = daemon.kill_and_restart();
+            assert_eq!(daemon.verdict("k0"), "NOT_READY", "{name}: {}", daemon.log());
+            let error = daemon.status().last_reload.expect("one").error.expect("refused");
+            assert!(error.contains("cannot be compared with the last good keys"), "{name}: {error}");
+            fs::rename(&hidden, &path).expect("renames");
+            wait_until("the keys", || {
+                daemon.verdict("k0") == "ALLOWED" && last_good(&daemon).in_use == in_use
+            });
+            assert_served(&daemon, &name);
+        }
+        daemon.wait_until_saved();
+        replace_export(&daemon.setup.source(), export(20));
+        assert!(daemon.reload().accepted);
+        daemon.wait_until_saved();
+    }
 }
 
 #[test]

@@ -161,7 +161,7 @@ fn reload(load: &Load<'_>, client: &mut Client, version: usize) {
 
 #[test]
 fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
-    let (connections, reloads) = (dose(16, 64), dose(200, 10_000));
+    let (connections, reloads) = (dose(16, 64), dose(60, 10_000));
     let (min_answers, time_limit) = (dose(10_000, 100_000_000), Duration::from_secs(dose(120, 7_200) as u64));
     let setup = Setup::without_export().config("source.settle = '5ms'\nsource.poll = '100ms'").config(GUARD);
     let source = setup.source();

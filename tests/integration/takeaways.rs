@@ -158,3 +158,34 @@ fn source_refused_by_the_guard_beside_rows_set_aside_takes_away() {
     assert_eq!(outcome.withheld.expect("takeaways").taken_away_keys, ["k"]);
     assert_eq!(daemon.verdicts(["k", "b3"]), ["REVOKED", "ALLOWED"]);
 }
+
+/// Keys that were taken away would work again.
+#[test]
+fn last_good_keys_are_not_served_without_their_takeaways() {
+    let mut daemon = start(APPLY_TAKEAWAYS, export(["k", "other", "bad"].map(valid)));
+    let refused = export([valid("k").status("revoked"), valid("other"), invalid("bad")]);
+    assert!(!daemon.publish(&refused).accepted);
+    daemon.wait_until_saved();
+    let file = daemon.setup.path("taken_away.json");
+    let good = fs::read(&file).expect("a file");
+    for damaged in [&good[..good.len() / 2], b"", b"{}"] {
+        daemon.kill();
+        fs::write(&file, damaged).expect("writes");
+        daemon = daemon.kill_and_restart();
+        assert_eq!(daemon.verdicts(["k", "other"]), ["NOT_READY"; 2], "{}", daemon.log());
+        let unusable = daemon.status().last_good.expect("saved").unusable.expect("a reason");
+        assert!(unusable.contains("taken_away.json") && unusable.contains("remove that file"), "{unusable}");
+        assert_eq!(fs::read(&file).expect("a file"), damaged, "it is left as it is");
+    }
+    // The next reload reads it again.
+    fs::write(&file, &good).expect("writes");
+    assert!(!daemon.reload().accepted);
+    assert_eq!(daemon.verdicts(["k", "other"]), ["REVOKED", "ALLOWED"]);
+    // An accepted source makes it outdated.
+    daemon.kill();
+    fs::write(&file, "{}").expect("writes");
+    daemon = daemon.kill_and_restart();
+    assert!(daemon.publish(export(["k", "other"].map(valid))).accepted, "{}", daemon.log());
+    assert_eq!(daemon.verdicts(["k", "other"]), ["ALLOWED"; 2]);
+    wait_until("the file to be removed", || !file.exists());
+}

@@ -51,6 +51,11 @@ const LAST_SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest delay before a failed save is retried. A shorter save interval takes precedence.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 
+/// Whether balances are saved in `directory`.
+pub fn are_saved(directory: &StateDir) -> bool {
+    directory.path(FILE).exists()
+}
+
 /// The thread that saves balances.
 pub struct BalanceSaver {
     /// `None` if there is no state directory.

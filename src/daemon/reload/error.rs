@@ -3,9 +3,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::audit::FileLocation;
 use crate::reload::ConfigLoadError;
+use crate::reload::last_good::RecoverError;
 use crate::reload::memory_limits::MemoryError;
 use crate::reload::pepper_in_use::PepperInUse;
 use crate::reload::refusal::{Refusal, RefusalList};
@@ -84,6 +86,17 @@ pub enum ReloadError {
         /// Why the guard refuses it.
         refusals: Vec<Refusal>,
     },
+    /// The keys that the guard has to compare with at a start are damaged or cannot be read.
+    #[error(
+        "{}: it cannot be compared with the last good keys: {error}. If it is right, reload with --force (before a start: keyward state accept source)",
+        path.display()
+    )]
+    NotCompared {
+        path: PathBuf,
+        /// What is wrong with the last good keys.
+        #[source]
+        error: Arc<RecoverError>,
+    },
     /// A pepper is gone that rows of the file are, or may be, hashed with.
     #[error("{}: {keys}", path.display())]
     PepperInUse {
@@ -122,7 +135,11 @@ impl ReloadError {
     /// Whether the same file may be accepted at the next attempt: the error is not about its
     /// content.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Memory { .. } | Self::Changing { .. } | Self::Random(_))
+        match self {
+            Self::Io { .. } | Self::Memory { .. } | Self::Changing { .. } | Self::Random(_) => true,
+            Self::NotCompared { error, .. } => error.is_transient(),
+            _ => false,
+        }
     }
 
     /// Why the configuration that was read with the source is not in force; `None` if it equals the
@@ -152,6 +169,7 @@ impl ReloadError {
             Self::Compiled { .. } => "compiled",
             Self::Empty { .. } => "empty",
             Self::Guarded { refusals, .. } => refusals.first().map_or("guarded", Refusal::kind),
+            Self::NotCompared { .. } => "not_compared",
             Self::PepperInUse { .. } => "pepper",
             Self::Buckets { error: BucketError::TooMany, .. } => "too_many_limits",
             Self::Buckets { error: BucketError::Inconsistent, .. } => "internal",
@@ -172,6 +190,7 @@ impl ReloadError {
             | Self::Empty { path }
             | Self::Compiled { path, .. }
             | Self::Guarded { path, .. }
+            | Self::NotCompared { path, .. }
             | Self::PepperInUse { path, .. }
             | Self::Buckets { path, .. } => {
                 Some(FileLocation { file: path.display().to_string(), line: None, column: None })

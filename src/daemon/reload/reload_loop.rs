@@ -11,7 +11,7 @@ use tracing::debug;
 
 use crate::audit;
 use crate::reload::file_state::TIME_GRANULARITY;
-use crate::reload::last_good::{AppliedTakeaways, LastGoodStore, Recovered};
+use crate::reload::last_good::{AppliedTakeaways, LastGoodStore, RecoverError, Recovered};
 use crate::reload::load::{LoadOutcome, SettleWindow};
 use crate::reload::memory_limits::MemoryLimits;
 use crate::reload::trigger::{Cause, PendingTriggers, change_notifier};
@@ -21,7 +21,6 @@ use crate::reload::{
     Settings, Trigger, compare,
 };
 use crate::systemd;
-use keyward_engine::record::Plans;
 use keyward_engine::snapshot::{CompareOptions, Diff, KeyTable, Snapshot};
 use keyward_state::time;
 
@@ -62,10 +61,8 @@ pub(super) struct ReloadLoop {
     deferred: PendingTriggers,
     /// The previous snapshot, no longer in use. It is freed after the reload is acknowledged.
     pub(super) retired: Option<Arc<Snapshot>>,
-    /// The last good keys, if this reload has read them.
-    pub(super) recovered: Option<Recovered>,
-    /// The plans with which the last good keys could not be read.
-    pub(super) unusable_with_plans: Option<Arc<Plans>>,
+    /// The last good keys, or why they cannot be used, if this reload has read them.
+    pub(super) recovered: Option<Result<Recovered, Arc<RecoverError>>>,
     /// The good rows of a source that this reload refused, if its takeaways are to be applied.
     pub(super) refused_rows: Option<KeyTable>,
     /// The takeaways that have been applied since a source was accepted.
@@ -83,8 +80,6 @@ impl Reloader {
         let change_pending = Arc::new(AtomicBool::new(false));
         let notify = change_notifier(trigger, Arc::clone(&change_pending));
         let watch = SourceWatch::new(&self.settings.source.path, notify);
-        let applied_takeaways =
-            self.last_good.as_ref().map(LastGoodStore::applied_takeaways).unwrap_or_default();
         let mut reload_loop = ReloadLoop {
             reloader: self,
             generation: 0,
@@ -96,9 +91,8 @@ impl Reloader {
             deferred: PendingTriggers::default(),
             retired: None,
             recovered: None,
-            unusable_with_plans: None,
             refused_rows: None,
-            applied_takeaways,
+            applied_takeaways: AppliedTakeaways::default(),
             set_aside: None,
             checks: VecDeque::new(),
         };
@@ -345,11 +339,11 @@ impl ReloadLoop {
             }
             match (&current, &self.recovered) {
                 (Some(current), _) => keys.inherit_prior_state(current.table(), options),
-                (None, Some(recovered)) => {
+                (None, Some(Ok(recovered))) => {
                     let options = recovered.compare_options(&settings.global_policy, options.now);
                     keys.inherit_prior_state(&recovered.keys, options);
                 }
-                (None, None) => {}
+                (None, Some(Err(_)) | None) => {}
             }
         }
         let accepted = self.put_in_force(settings, keys, written_at, diff, &row_map, LoadedFrom::Source)?;

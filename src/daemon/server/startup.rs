@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
 use crate::audit::{Audit, Event};
-use crate::balances::{BalanceSaver, BalanceSource};
+use crate::balances::{self, BalanceSaver, BalanceSource};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::connection::{Counters, Metrics, Shutdown, Timeouts, VerifyInputs, WorkerContext};
@@ -198,13 +198,17 @@ impl State {
         let (path, is_explicit) = (&config.server.state_dir, config.server.state_dir_is_explicit);
         let directory = StateDir::open_reporting(path, is_explicit, health.clone())?.map(Arc::new);
         let revocations = revocation::load(directory.clone())?;
-        if let Some(directory) = &directory
-            && (directory.is_new() || directory.first_state_file().is_none())
-        {
-            warn!(
-                directory = %directory.path("").display(),
-                "the state directory is new: if there was one before, its revocations, balances and audit trail are lost"
-            );
+        if let Some(used) = &directory {
+            let directory = used.path("");
+            let directory = directory.display();
+            if used.is_new() || used.first_state_file().is_none() {
+                warn!(
+                    %directory,
+                    "the state directory is new: if there was one before, its revocations, balances and audit trail are lost"
+                );
+            } else if !balances::are_saved(used) {
+                warn!(%directory, "there are no saved balances: buckets begin full");
+            }
         }
         Ok(Self { directory, health, revocations })
     }

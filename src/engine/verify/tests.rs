@@ -66,6 +66,39 @@ fn verdicts(verifier: &Verifier<'_>, requests: &[Verify<'_>]) -> Vec<Verdict> {
     verdicts
 }
 
+/// The system's clock is set back and forward; the monotonic clock is not.
+#[test]
+fn clock_steps_move_the_validity_of_keys_but_neither_spend_nor_refill_buckets() {
+    const YEAR: u32 = 31_536_000;
+    let mut key = record("k");
+    (key.not_before, key.expires_at) = (NOW.unix, NOW.unix + 60);
+    key.limits = limits(&[("requests", 3)]);
+    let limiter = Limiter::new();
+    let snapshot = snapshot(&limiter, &[key]);
+    let global_policy = GlobalPolicy::default();
+    let verdict_at = |unix: u32| {
+        let now = Now { unix, ..NOW };
+        let verifier =
+            Verifier { snapshot: Some(&snapshot), limiter: &limiter, global_policy: &global_policy, now };
+        verdicts(&verifier, &[Verify::new(1, digest("k"))])[0]
+    };
+    assert_eq!(verdict_at(NOW.unix), Verdict::Allowed);
+    for (unix, verdict) in [
+        (NOW.unix - 1, Verdict::NotYetValid),
+        (0, Verdict::NotYetValid),
+        (NOW.unix + 60, Verdict::Expired),
+        (NOW.unix + YEAR, Verdict::Expired),
+        (NOW.unix + 59, Verdict::Allowed),
+        (u32::MAX - 1, Verdict::Expired),
+        (NOW.unix, Verdict::Allowed),
+        // The bucket is empty, whatever the calendar says.
+        (NOW.unix + 59, Verdict::RateLimited),
+        (NOW.unix, Verdict::RateLimited),
+    ] {
+        assert_eq!(verdict_at(unix), verdict, "at {unix}");
+    }
+}
+
 /// Starts with a key and a request to which every denial applies, and removes the cause of each
 /// verdict in turn: the next one in SPEC.md's order must follow.
 #[test]

@@ -24,7 +24,15 @@ impl ReloadLoop {
             return false;
         }
         self.recover_once(settings);
-        let Some(recovered) = self.recovered.take() else { return false };
+        let Some(Ok(recovered)) = self.recovered.take() else { return false };
+        match self.reloader.last_good.as_ref().map(LastGoodStore::applied_takeaways) {
+            Some(Ok(takeaways)) => self.applied_takeaways = takeaways,
+            Some(Err(error)) => {
+                self.report_unusable(&RecoverError::Takeaways(error));
+                return false;
+            }
+            None => {}
+        }
         let retained = recovered.retained_hashes(&settings.global_policy);
         let Recovered { keys, stored, .. } = recovered;
         let (diff, row_map) = compare::compare(&keys, None, self.compare_options(settings));
@@ -64,21 +72,15 @@ impl ReloadLoop {
         true
     }
 
-    /// Sets `recovered` to the last good keys, unless this reload has read them already or they
-    /// cannot be used.
+    /// Sets `recovered`, unless this reload has read the last good keys already.
     pub(in crate::reload) fn recover_once(&mut self, settings: &Settings) {
         let Some(last_good) = &self.reloader.last_good else { return };
-        let plans = &settings.source.plans;
-        // After a failure, only other plans can make them usable.
-        if self.recovered.is_some() || self.unusable_with_plans.as_ref() == Some(plans) {
+        if self.recovered.is_some() {
             return;
         }
-        match recover(&last_good.directory(), &settings.source) {
-            Ok(recovered) => self.recovered = recovered,
-            Err(error) => {
-                self.report_unusable(&error);
-                self.unusable_with_plans = Some(Arc::clone(plans));
-            }
+        self.recovered = recover(&last_good.directory(), &settings.source).map_err(Arc::new).transpose();
+        if let Some(Err(error)) = &self.recovered {
+            self.report_unusable(error);
         }
     }
 

@@ -62,6 +62,11 @@ pub enum RecoverError {
          pepper. If they had a pepper, name its file in keys.previous_pepper_file; otherwise correct the source"
     )]
     OtherPepper,
+    /// What refused sources have taken away from them is not known.
+    #[error(
+        "what refused sources have taken away from them is not known: {0}. To serve them without it, remove that file"
+    )]
+    Takeaways(#[source] SealedError),
     /// The keys cannot be put into force.
     #[error(transparent)]
     Swap(ReloadError),
@@ -79,7 +84,41 @@ impl RecoverError {
             Self::Load(ReloadError::Compiled { error: compiled::ReadError::Row { .. }, .. }) => "plans",
             Self::Io { .. } | Self::Mismatch { .. } | Self::Load(_) => "damaged",
             Self::OtherPepper => "pepper",
+            Self::Takeaways(_) => "takeaways",
             Self::Swap(error) => error.kind(),
+        }
+    }
+
+    /// Whether a source that should be compared with them is refused. Another version of keyward and
+    /// other plans are decisions of an operator; damage and a failing disk are not.
+    pub fn prevents_comparison(&self) -> bool {
+        !matches!(
+            self,
+            Self::Manifest(SealedError::Format { .. })
+                | Self::Load(ReloadError::Compiled {
+                    error: compiled::ReadError::Version(_) | compiled::ReadError::Row { .. },
+                    ..
+                })
+        )
+    }
+
+    /// Whether this user may not read them.
+    pub fn is_permission_denied(&self) -> bool {
+        let error = match self {
+            Self::Manifest(SealedError::File(error)) => &error.error,
+            Self::Io { error, .. } | Self::Load(ReloadError::Io { error, .. }) => error,
+            _ => return false,
+        };
+        error.kind() == io::ErrorKind::PermissionDenied
+    }
+
+    /// Whether the next attempt may succeed with the same files.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Manifest(error) | Self::Takeaways(error) => matches!(error, SealedError::File(_)),
+            Self::Io { error, .. } => error.kind() != io::ErrorKind::NotFound,
+            Self::Load(error) | Self::Swap(error) => error.is_transient(),
+            Self::Mismatch { .. } | Self::OtherPepper => false,
         }
     }
 }

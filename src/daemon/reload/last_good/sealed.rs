@@ -25,7 +25,7 @@ pub enum SealedError {
     #[error(transparent)]
     File(#[from] FileError),
     /// Its content does not match its checksum.
-    #[error("{}: it is damaged, and the next accepted source replaces it", path.display())]
+    #[error("{}: it is damaged", path.display())]
     Damaged {
         /// The path of the sealed file.
         path: PathBuf,

@@ -1,5 +1,8 @@
 //! The guard at startup, where no snapshot is in force yet. The source is compared with the last
-//! good keys, unless it was accepted before or an operator has accepted it for this start.
+//! good keys, unless it was accepted before or an operator has accepted it for this start. It is
+//! refused if they are damaged or cannot be read.
+
+use std::sync::Arc;
 
 use tracing::{error, warn};
 
@@ -47,9 +50,15 @@ impl ReloadLoop {
         }
         let diff = self.diff_from_last_good(settings, new);
         let tolerance = &settings.policy.tolerance;
-        let Some((old, diff)) = self.recovered.as_ref().zip(diff) else {
-            tolerance.check(path, &Diff::default(), 0, new.len())?;
-            return Ok(None);
+        let (old, diff) = match (&self.recovered, diff) {
+            (Some(Err(error)), _) if error.prevents_comparison() => {
+                return Err(ReloadError::NotCompared { path: path.to_path_buf(), error: Arc::clone(error) });
+            }
+            (Some(Ok(old)), Some(diff)) => (old, diff),
+            _ => {
+                tolerance.check(path, &Diff::default(), 0, new.len())?;
+                return Ok(None);
+            }
         };
         tolerance.check(path, &diff, old.keys.len(), new.len())?;
         // Without the pepper that was current for the last good keys, requests would not find a key
@@ -68,8 +77,7 @@ impl ReloadLoop {
     ) -> Option<Diff> {
         self.recover_once(settings);
         let now = self.reloader.clock.now().unix;
-        self.recovered
-            .as_ref()
-            .map(|old| compare::diff(new, &old.keys, old.compare_options(&settings.global_policy, now)))
+        let Some(Ok(old)) = &self.recovered else { return None };
+        Some(compare::diff(new, &old.keys, old.compare_options(&settings.global_policy, now)))
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use super::{LastGoodStore, SharedStore, sealed};
+use super::{LastGoodStore, SealedError, SharedStore, sealed};
 use keyward_engine::record::Digest;
 use keyward_engine::snapshot::Takeaway;
 use keyward_state as state;
@@ -29,8 +29,10 @@ pub(in crate::reload) struct AppliedTakeaways {
 #[derive(Default)]
 pub(super) struct TakeawayFile {
     entries: Vec<Entry>,
-    /// Whether the file could not be written or read, and so may differ.
+    /// Whether the file could not be written, and so differs.
     is_dirty: bool,
+    /// Whether the file could not be read. It is left as it is until it is outdated.
+    is_unread: bool,
 }
 
 /// A takeaway in the file.
@@ -56,29 +58,38 @@ impl AppliedTakeaways {
 impl LastGoodStore {
     /// Reads the takeaways that were applied before the daemon was started.
     pub(super) fn read_takeaways(&self) {
-        let read = sealed::read(&self.shared.directory.path(TAKEAWAYS_FILE));
         let mut file = self.shared.takeaways();
-        match read {
-            Ok(entries) => file.entries = entries.unwrap_or_default(),
-            Err(error) => {
-                error!(%error, "the takeaways of refused sources before the restart are LOST: they are no longer in force");
-                self.shared.directory.health().failed(TAKEAWAYS_FILE, &error);
-                file.is_dirty = true;
-            }
+        if let Err(error) = self.read_takeaway_file(&mut file) {
+            error!(%error, "the takeaways of refused sources before the restart cannot be read: the last good keys cannot be served");
+            file.is_unread = true;
         }
-        let (stored, read) = (self.generation(), file.entries.len());
-        file.entries.retain(|entry| entry.generation >= stored);
+    }
+
+    fn read_takeaway_file(&self, file: &mut TakeawayFile) -> Result<(), SealedError> {
+        let entries: Vec<Entry> =
+            sealed::read(&self.shared.directory.path(TAKEAWAYS_FILE))?.unwrap_or_default();
+        let (stored, read) = (self.generation(), entries.len());
+        file.entries.extend(entries.into_iter().filter(|entry| entry.generation >= stored));
         // A crash left outdated takeaways behind.
-        file.is_dirty |= file.entries.len() < read;
+        file.is_dirty = file.entries.len() < read;
+        file.is_unread = false;
+        Ok(())
     }
 
     /// The takeaways that apply to the last good keys.
-    pub(in crate::reload) fn applied_takeaways(&self) -> AppliedTakeaways {
+    ///
+    /// # Errors
+    /// When the file cannot be read, neither before nor now.
+    pub(in crate::reload) fn applied_takeaways(&self) -> Result<AppliedTakeaways, SealedError> {
+        let mut file = self.shared.takeaways();
+        if file.is_unread {
+            self.read_takeaway_file(&mut file)?;
+        }
         let mut applied = AppliedTakeaways::default();
         // Decoding cannot fail: the checksum shows that this daemon wrote the hash.
         let takeaway = |entry: &Entry| Some((const_hex::decode_to_array(&entry.hash).ok()?, entry.takeaway));
-        applied.extend(self.shared.takeaways().entries.iter().filter_map(takeaway));
-        applied
+        applied.extend(file.entries.iter().filter_map(takeaway));
+        Ok(applied)
     }
 
     /// Stores the takeaways that apply to the snapshot `generation`, durably.
@@ -116,7 +127,8 @@ impl SharedStore {
         let mut file = self.takeaways();
         let before = file.entries.len();
         file.entries.retain(|entry| entry.generation >= generation);
-        if file.entries.len() < before || file.is_dirty {
+        let was_unread = std::mem::take(&mut file.is_unread);
+        if file.entries.len() < before || file.is_dirty || was_unread {
             self.write_takeaways(&mut file);
         }
     }
@@ -125,6 +137,15 @@ impl SharedStore {
     /// replace a file.
     fn write_takeaways(&self, file: &mut TakeawayFile) {
         let path = self.directory.path(TAKEAWAYS_FILE);
+        if file.is_unread {
+            // It applies to the last good keys until others are stored.
+            self.directory.health().failed(
+                TAKEAWAYS_FILE,
+                &"it cannot be read, and is not overwritten until the keys of an accepted source are stored",
+            );
+            file.is_dirty = true;
+            return;
+        }
         let written =
             if file.entries.is_empty() { state::remove(&path) } else { sealed::write(&path, &file.entries) };
         file.is_dirty = written.is_err();

@@ -1,7 +1,7 @@
 //! Compares the source with the last good keys in the state directory, as a start of the daemon
 //! would. A daemon that uses the directory is not disturbed.
 
-use super::outcome::{CheckOutcome, LastGood};
+use super::outcome::{CheckOutcome, LastGood, NotCompared};
 use keyward_daemon::clock::Clock;
 use keyward_daemon::config::Config;
 use keyward_daemon::reload::Evaluation;
@@ -44,6 +44,12 @@ pub(super) fn compare(
                 source_accepted: is_accepted(&config.server.state_dir, Acceptance::Source),
             });
         }
-        Err(error) => outcome.not_compared = Some(error.to_string()),
+        Err(error) => {
+            // This user may be another than that of the daemon.
+            let is_refused = error.prevents_comparison() && !error.is_permission_denied();
+            let is_accepted = is_accepted(&config.server.state_dir, Acceptance::Source);
+            outcome.not_compared =
+                Some(NotCompared { why: error.to_string(), start_refuses: is_refused && !is_accepted });
+        }
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct CheckOutcome {
     /// The last good keys, if the source was compared with them.
     pub(super) last_good: Option<LastGood>,
     /// Why the source was not compared with the last good keys, although there are some.
-    pub(super) not_compared: Option<String>,
+    pub(super) not_compared: Option<NotCompared>,
 }
 
 /// The location of an error: in the configuration file, or a command line option.
@@ -92,6 +92,7 @@ impl CheckOutcome {
         if self.error.is_some() || self.diagnostics.is_some() {
             Exit::BadInput
         } else if self.stale.is_some()
+            || self.not_compared.as_ref().is_some_and(|not_compared| not_compared.start_refuses)
             || self.diff.as_ref().is_some_and(|diff| !(diff.accepted || is_accepted))
             || (strict && (warnings > 0 || self.withheld.is_some()))
         {
@@ -100,6 +101,13 @@ impl CheckOutcome {
             Exit::Done
         }
     }
+}
+
+/// Why the source was not compared with the last good keys.
+pub(super) struct NotCompared {
+    pub(super) why: String,
+    /// Whether a start refuses the source for this reason.
+    pub(super) start_refuses: bool,
 }
 
 /// The last good keys that the source was compared with.

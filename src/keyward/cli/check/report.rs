@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::outcome::{CheckOutcome, LastGood, Setting};
+use super::outcome::{CheckOutcome, LastGood, NotCompared, Setting};
 use crate::cli::exit::CliError;
 use crate::cli::format::Count;
 use crate::cli::key_change::{self, AccessCounts, KeyChange};
@@ -67,7 +67,7 @@ impl<'a> Report<'a> {
             lints: outcome.lints.as_ref().map(Lints::from),
             diff: outcome.diff.as_ref(),
             last_good: outcome.last_good.as_ref(),
-            last_good_not_compared: outcome.not_compared.as_deref(),
+            last_good_not_compared: outcome.not_compared.as_ref().map(|not_compared| &*not_compared.why),
         }
     }
 
@@ -113,8 +113,13 @@ impl TextReport<'_, '_> {
             (None, Some(keys)) => self.0.print(format_args!("{source}: {}: ok", Count(keys, "key")))?,
             (None, None) => {}
         }
-        if let Some(why) = &outcome.not_compared {
+        if let Some(NotCompared { why, start_refuses }) = &outcome.not_compared {
             self.0.note(format_args!("{source}: not compared with the last good keys: {why}"));
+            if *start_refuses {
+                self.0.note(format_args!(
+                    "{source}: a start would refuse it for this reason, unless keyward state accept source precedes it"
+                ));
+            }
         }
         let mut action = "a reload";
         if let Some(LastGood { generation, accepted_at, source: from, usable, .. }) = &outcome.last_good {
