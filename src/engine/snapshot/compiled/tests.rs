@@ -8,10 +8,12 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{BLOCK_BYTES, BYTE_ORDER, BlockHeader, HEADER_BYTES, Header, MAX_RUN};
 use super::*;
-use crate::record::{Digest, KeyRecord, LimitRef, MAX_OWNER, Plans, Status};
+use crate::record::{
+    Digest, KeyRecord, Limit, LimitRef, MAX_LIMITS, MAX_NAME, MAX_OWNER, Per, Plans, Status,
+};
 use crate::snapshot::entry::Entry;
 use crate::snapshot::index::{Index, IndexHash, MIX};
-use crate::snapshot::row_policy::RowPolicy;
+use crate::snapshot::row_policy::{RowPolicy, encode};
 use crate::snapshot::test_record::{SEED, builder, limits, networks, numbered, origins, record};
 use crate::snapshot::{Builder, CompareOptions, KeyTable};
 
@@ -190,6 +192,52 @@ fn policy_with_an_invalid_list_mark_is_refused() {
     assert_eq!(bytes[mark], 0, "the mark of the networks");
     bytes[mark] = 2;
     assert!(RowPolicy::take_valid(&mut &*bytes).is_none());
+}
+
+/// A file could otherwise turn an enforced limit into a shadow one, or state what no source can.
+#[test]
+fn policy_that_no_source_can_state_is_refused() {
+    let limit = || limits("1/s")[0].clone();
+    let numbered_limits =
+        |count: usize| (0..count).map(|at| Limit { name: format!("n{at}").into(), ..limit() });
+    let longest = "e".repeat(MAX_NAME);
+    let too_long = "e".repeat(MAX_NAME + 1);
+    let of_limits = |list: Vec<Limit>| KeyRecord { limits: list.into(), ..row(0) };
+    let of_network = |text| KeyRecord { allowed_ips: Some(networks(&[text])), ..row(0) };
+    let of_scope = |text: &str| KeyRecord { scopes: [text.into()].into(), ..row(0) };
+    let is_accepted = |record: &KeyRecord<'_>| {
+        let mut bytes = Vec::new();
+        encode(record, &mut bytes);
+        RowPolicy::take_valid(&mut &*bytes).is_some()
+    };
+    for (name, valid, invalid) in [
+        ("a shadow limit", of_limits(vec![limit()]), of_limits(vec![Limit { shadow: true, ..limit() }])),
+        (
+            "a limit per owner",
+            of_limits(vec![limit()]),
+            of_limits(vec![Limit { per: Per::Owner, ..limit() }]),
+        ),
+        (
+            "too many limits",
+            of_limits(numbered_limits(MAX_LIMITS).collect()),
+            of_limits(numbered_limits(MAX_LIMITS + 1).collect()),
+        ),
+        (
+            "two limits of one name",
+            of_limits(numbered_limits(2).collect()),
+            of_limits(vec![limit(), limit()]),
+        ),
+        ("an address in a network", of_network("10.0.0.0/8"), of_network("10.0.0.1/8")),
+        ("a scope with a space", of_scope("a:b"), of_scope("a b")),
+        (
+            "a long environment",
+            KeyRecord { environment: &longest, ..row(0) },
+            KeyRecord { environment: &too_long, ..row(0) },
+        ),
+    ] {
+        assert!(is_accepted(&valid), "without {name}");
+        assert!(!is_accepted(&invalid), "{name}");
+    }
 }
 
 /// Origins are compared in lower case, and the bytes of the file are those in memory.
