@@ -158,6 +158,7 @@ mod tests {
         for length in 0..bytes.len() {
             let policy = RowPolicy::new(&bytes[..length]);
             assert_eq!(policy.networks().map(Iterator::count), Some(0), "{length}");
+            assert_eq!(policy.origins().map(Iterator::count), Some(0), "{length}");
         }
     }
 }
