@@ -7,8 +7,10 @@ use std::ops::Range;
 pub(crate) struct Span(u64);
 
 impl Span {
+    pub(super) const MAX_LENGTH: usize = 0xff;
+
     pub(super) fn new(start: usize, length: usize) -> Self {
-        debug_assert!(length <= 0xff && start < 1 << 56);
+        debug_assert!(length <= Self::MAX_LENGTH && start < 1 << 56);
         Self((start as u64) << 8 | (length as u64 & 0xff))
     }
 

@@ -20,6 +20,12 @@ use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::IdHasher;
 use crate::snapshot::row_policy::RowPolicy;
 
+/// Most limits of a policy: those of its rows, and those of their plan.
+const MAX_POLICY_LIMITS: usize = 2 * MAX_LIMITS;
+
+// A span would cut off what is longer: some limits would not be charged.
+const _: () = assert!(AnswerTexts::MAX_BYTES <= Span::MAX_LENGTH && MAX_POLICY_LIMITS <= Span::MAX_LENGTH);
+
 /// The policies of a table, by number.
 pub(in crate::snapshot) struct PolicyTable {
     records: HugeVec<PolicyRecord>,
@@ -82,7 +88,7 @@ pub(crate) struct PolicyLimit {
     name_length: u8,
 }
 
-const _: () = assert!(size_of::<PolicyLimit>() == 32);
+const _: () = assert!(size_of::<PolicyLimit>() == 32 && MAX_NAME <= u8::MAX as usize);
 
 /// Finds the parts of earlier policies.
 pub(in crate::snapshot) struct PolicyIndexes {
@@ -328,15 +334,13 @@ impl PolicyTable {
         indexes: &PolicyIndexes,
         plans: &Plans,
     ) -> impl Iterator<Item = usize> {
-        /// A row policy can take its own limits and those of its plan.
-        const LIMITS: usize = 2 * MAX_LIMITS;
         let Self { records, texts, limits, restrictions } = self;
         // A row policy is longer than its environment, its plan and its names together.
         let texts_of_policy = bytes.saturating_add(more.saturating_mul(plans.longest_texts()));
         let lists = [
             growth::<PolicyRecord>(records.len(), records.capacity(), more),
-            texts.growth(texts_of_policy.saturating_mul(1 + LIMITS)),
-            growth::<PolicyLimit>(limits.len(), limits.capacity(), more.saturating_mul(LIMITS)),
+            texts.growth(texts_of_policy.saturating_mul(1 + MAX_POLICY_LIMITS)),
+            growth::<PolicyLimit>(limits.len(), limits.capacity(), more.saturating_mul(MAX_POLICY_LIMITS)),
             growth::<u8>(restrictions.len(), restrictions.capacity(), restrictions::bytes_for(more, bytes)),
         ];
         lists.into_iter().chain(indexes.all().map(|index| index.growth(more)))
