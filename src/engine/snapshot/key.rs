@@ -111,10 +111,11 @@ impl<'s> Key<'s> {
 
     /// Writes the charges of one request to `charges` and returns how many there are.
     pub fn charges(self, charges: &mut [Charge]) -> usize {
-        let limits = self.policy().policy_limits();
-        for ((charge, limit), slot) in charges.iter_mut().zip(limits).zip(self.slots()) {
+        let policy = self.policy();
+        for ((charge, limit), slot) in charges.iter_mut().zip(policy.policy_limits()).zip(self.slots()) {
             *charge = Charge { slot: *slot, rate: limit.rate, shadow: limit.shadow };
         }
-        limits.len().min(MAX_CHARGES)
+        // Not the number of charges written: a limit that is missing must not let a request pass.
+        policy.limit_count().min(MAX_CHARGES)
     }
 }

@@ -27,7 +27,7 @@ use crate::record::{Digest, FieldSet, KeyRecord, Plans, UnknownPlanError};
 use crate::snapshot::entry::{AtomicExpiry, AtomicPepper, AtomicStatus, Entry, Identity, PriorRestrictions};
 use crate::snapshot::index::{Index, IndexHash};
 use crate::snapshot::key_table::{IdHasher, KeyTable};
-use crate::snapshot::policy::{Policy, PolicyIndexes, PolicyTable};
+use crate::snapshot::policy::{PolicyIndexes, PolicyTable};
 use crate::snapshot::row_policy::{RowPolicies, RowPolicy};
 use crate::snapshot::same_digest;
 
@@ -344,7 +344,7 @@ impl KeyTable {
     /// Checks that a row with this owner and policy can have the key id of the entry `first`.
     pub(super) fn check_conflict(&self, first: u32, owner: &str, policy: u32) -> Result<(), Conflict> {
         let entry = &self.entries[first as usize];
-        let limits_of = |policy| self.policies.get(policy).into_iter().flat_map(Policy::limits);
+        let limits_of = |policy| self.policies.at(policy).limits();
         if entry.policy != policy && limits_of(entry.policy).ne(limits_of(policy)) {
             return Err(Conflict::Limits);
         }

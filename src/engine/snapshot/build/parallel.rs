@@ -110,7 +110,7 @@ impl ParallelBuilder {
             for (hash, entry) in hashes.iter().zip(&mut entries) {
                 let name = texts.get(entry.identity.owner()).unwrap_or_default();
                 let owner = builder.owner(number, name, *hash);
-                let policy = policies.get(entry.policy as usize).copied().unwrap_or_default();
+                let policy = policies[entry.policy as usize];
                 let identity = entry.identity.moved(text);
                 builder.keys.entries.push(Entry { identity, owner, policy, buckets: number, ..entry });
                 number += 1;
@@ -311,7 +311,7 @@ mod tests {
         let shut = |digest| KeyRecord { allowed_ips: Some(Arc::default()), ..open(digest) };
         let policies = |builder: &Builder| {
             let keys = &builder.keys;
-            let policy_of = |entry: &Entry| keys.policies.get(entry.policy).expect("a policy");
+            let policy_of = |entry: &Entry| keys.policies.at(entry.policy);
             keys.entries.iter().map(|entry| policy_of(entry).is_limited_to_networks()).collect::<Vec<_>>()
         };
         let mut builder = in_parallel(&[&[shut(0)]]).expect("one row");

@@ -265,7 +265,7 @@ fn plans_are_those_of_the_loading_configuration() {
     let file = compile(&builder(&[KeyRecord { plan: "pro", ..row(0) }]));
     let loaded_limits = |plans| -> Result<Vec<_>, _> {
         let keys = load(&file, plans)?;
-        Ok::<_, ReadError>(keys.policies.get(0).expect("a policy").limits().map(LimitRef::to_limit).collect())
+        Ok::<_, ReadError>(keys.policies.at(0).limits().map(LimitRef::to_limit).collect())
     };
     assert_eq!(loaded_limits(Plans::default()).expect("any name").len(), 0);
     let pro = limits("10/s").to_vec();

@@ -206,11 +206,7 @@ impl PolicyChanges {
             _ => {
                 let compare = || {
                     let (plans, plans_after) = (&before.keys.plans, &after.keys.plans);
-                    // Every entry has a policy.
-                    let policies = before.policy().zip(after.policy());
-                    policies.map_or_else(PolicyChange::default, |(before, after)| {
-                        PolicyChange::new(before, plans, after, plans_after)
-                    })
+                    PolicyChange::new(before.policy(), plans, after.policy(), plans_after)
                 };
                 let change = *self.known.entry(numbers).or_insert_with(compare);
                 self.last = Some((numbers, change));

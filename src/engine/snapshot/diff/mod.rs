@@ -121,9 +121,7 @@ impl KeyTable {
 
     /// The restrictions that a row has a value for.
     pub(super) fn restrictions(&self, entry: &Entry) -> FieldSet {
-        let policy = self.policies.get(entry.policy);
-        let by_policy =
-            policy.map_or(FieldSet::NONE, |policy| policy_change::policy_fields(policy, &self.plans));
+        let by_policy = policy_change::policy_fields(self.policies.at(entry.policy), &self.plans);
         impact::row_fields(entry).union(by_policy)
     }
 }

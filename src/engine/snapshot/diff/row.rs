@@ -24,9 +24,8 @@ impl<'k> Row<'k> {
         self.keys.owner(self.entry)
     }
 
-    /// Every row has one.
-    pub(super) fn policy(self) -> Option<Policy<'k>> {
-        self.keys.policies.get(self.entry.policy)
+    pub(super) fn policy(self) -> Policy<'k> {
+        self.keys.policies.at(self.entry.policy)
     }
 
     /// Whether two rows with the same digest are equal, apart from their policies.
@@ -70,9 +69,7 @@ impl<'k> Row<'k> {
                 differences.push(Difference::between(field, &time(before), &time(after)));
             }
         }
-        if let Some((before, after)) = self.policy().zip(after.policy()) {
-            push_policy_differences(before, after, &mut differences);
-        }
+        push_policy_differences(self.policy(), after.policy(), &mut differences);
         if self.keys.metadata_of(self.number) != after.keys.metadata_of(after.number) {
             differences.push(Difference::of("metadata"));
         }

@@ -56,6 +56,7 @@ impl<'s> Policy<'s> {
     /// fewer instructions than the list of all.
     #[inline]
     pub(crate) fn limit_at(self, position: usize) -> Option<&'s PolicyLimit> {
+        debug_assert!(position < self.limit_count());
         self.table.limit_at(self.record.limits.range().start + position)
     }
 

@@ -138,9 +138,10 @@ impl PolicyTable {
         Policy { table: self, record }
     }
 
-    /// The policy with this number.
-    pub(in crate::snapshot) fn get(&self, number: u32) -> Option<Policy<'_>> {
-        self.record(number).map(|record| self.policy(record))
+    /// The policy with this number, which has to be that of an entry. Nothing can stand in for a
+    /// policy that is missing: any other would widen some key.
+    pub(in crate::snapshot) fn at(&self, number: u32) -> Policy<'_> {
+        self.policy(&self.records[number as usize])
     }
 
     /// All policies, by number.

@@ -143,7 +143,7 @@ proptest! {
         let ips = || ADDRESSES.into_iter().map(|ip| Some(address(ip))).chain([None]);
         let request_origins = || REQUEST_ORIGINS.into_iter().map(Some).chain([None]);
         for (record, number) in records.iter().zip(&numbers) {
-            let policy = table.get(*number).expect("a policy");
+            let policy = table.at(*number);
             let plan = if record.plan.is_empty() { "free" } else { record.plan };
             prop_assert_eq!((policy.environment(), policy.plan()), (record.environment, plan));
             let limits: Vec<_> = policy.limits().map(LimitRef::to_limit).collect();
@@ -172,7 +172,7 @@ proptest! {
         }
         for (before, number_before) in records.iter().zip(&numbers) {
             for (after, number_after) in records.iter().zip(&numbers) {
-                let [old, new] = [number_before, number_after].map(|number| table.get(*number).expect("a policy"));
+                let [old, new] = [number_before, number_after].map(|number| table.at(*number));
                 prop_assert_eq!(number_before == number_after, described(before) == described(after));
                 let admitted = ips().any(|ip| allows_ip(after, ip) && !allows_ip(before, ip));
                 prop_assert!(!admitted || new.admits_networks_beyond(old));
@@ -202,7 +202,7 @@ fn empty_list_admits_nothing_and_a_missing_one_everything() {
     let shut =
         KeyRecord { allowed_ips: Some(Arc::default()), allowed_origins: Some(Arc::default()), ..numbered(0) };
     let (numbers, table) = table(&[with_own_scope(1), shut, numbered(0)], Plans::default());
-    let [scoped, shut, open] = [0, 1, 2].map(|at| table.get(numbers[at]).expect("a policy"));
+    let [scoped, shut, open] = [0, 1, 2].map(|at| table.at(numbers[at]));
     let (ip, origin) = (Some(address("10.0.0.1")), Some("https://a.example"));
     for open in [scoped, open] {
         assert!(open.accepts_any_request_context() && open.allows_ip(None) && open.allows_ip(ip));
