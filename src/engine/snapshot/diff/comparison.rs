@@ -17,6 +17,9 @@ use crate::snapshot::{KeyTable, Snapshot};
 /// finish at about the same time.
 const PART_ROWS: usize = 1 << 15;
 
+/// The most pairs of policies whose change a thread remembers. A part has no more pairs than rows.
+const MAX_KNOWN_CHANGES: usize = PART_ROWS;
+
 /// A comparison of an old table with a new one. The rows of the old table are divided into parts,
 /// which any number of threads compare.
 pub struct Comparison<'k> {
@@ -208,10 +211,37 @@ impl PolicyChanges {
                     let (plans, plans_after) = (&before.keys.plans, &after.keys.plans);
                     PolicyChange::new(before.policy(), plans, after.policy(), plans_after)
                 };
+                // Every key may have a policy of its own, so the map could grow as large as the table.
+                if self.known.len() >= MAX_KNOWN_CHANGES {
+                    self.known.clear();
+                }
                 let change = *self.known.entry(numbers).or_insert_with(compare);
                 self.last = Some((numbers, change));
                 change
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::KeyRecord;
+    use crate::snapshot::test_record::{keys, numbered};
+
+    #[test]
+    fn number_of_known_changes_is_limited() {
+        let with_own_policy = |number: usize| {
+            let environment = &*format!("e{number}").leak();
+            KeyRecord { environment, ..numbered(number) }
+        };
+        let keys = keys(&(0..MAX_KNOWN_CHANGES + 9).map(with_own_policy).collect::<Vec<_>>());
+        let mut changes = PolicyChanges::default();
+        for (entry, number) in keys.entries.iter().zip(0..) {
+            let row = Row { keys: &keys, entry, number };
+            assert!(changes.between(row, row).is_same, "row {number}");
+            assert!(changes.known.len() <= MAX_KNOWN_CHANGES, "row {number}");
+        }
+        assert_eq!(changes.known.len(), 9);
     }
 }
