@@ -121,8 +121,9 @@ impl KeyTable {
 
     /// The restrictions that a row has a value for.
     pub(super) fn restrictions(&self, entry: &Entry) -> FieldSet {
-        let by_policy = policy_change::policy_fields(self.policies.at(entry.policy), &self.plans);
-        impact::row_fields(entry).union(by_policy)
+        let policy = self.policies.at(entry.policy);
+        let plan_limits = policy_change::limits_of(&self.plans, policy.plan());
+        impact::row_fields(entry).union(policy_change::policy_fields(policy, plan_limits))
     }
 }
 

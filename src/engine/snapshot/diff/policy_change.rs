@@ -37,13 +37,14 @@ impl PolicyChange {
         };
         let (environment, new_environment) = (before.environment(), after.environment());
         let enforced = || before.limits().filter(|limit| !limit.shadow);
-        let plan_limits_before = || limits_of(plans_before, before.plan());
-        let plan_limits_after = || limits_of(plans_after, after.plan());
+        let is_same_plan = before.plan() == after.plan();
+        let plan_limits_before = limits_of(plans_before, before.plan());
+        let plan_limits_after = limits_of(plans_after, after.plan());
         // Whether the configuration, and not the source, has changed this limit of the plan.
         let is_from_configuration = |limit: LimitRef<'_>| {
-            before.plan() == after.plan()
-                && named(plan_limits_before(), limit) == Some(limit)
-                && named(after.limits(), limit) == named(plan_limits_after(), limit)
+            is_same_plan
+                && is_one_of(plan_limits_before, limit)
+                && named(after.limits(), limit) == named(refs(plan_limits_after), limit)
         };
         // Changes by the configuration do not count.
         let mut from_source = enforced().filter(|limit| !is_from_configuration(*limit));
@@ -70,15 +71,14 @@ impl PolicyChange {
                 (GainsEnvironment, environment.is_empty() && !new_environment.is_empty()),
             ]),
             per_owner: before.limits().any(|limit| limit.per == Per::Owner && !limit.shadow),
-            present_fields: policy_fields(before, plans_before),
+            present_fields: policy_fields(before, plan_limits_before),
         }
     }
 }
 
-/// The restrictions that a policy has a value for.
-pub(super) fn policy_fields(policy: Policy<'_>, plans: &Plans) -> FieldSet {
-    let plan_limits = || limits_of(plans, policy.plan());
-    let has_own_limits = policy.limits().any(|limit| named(plan_limits(), limit) != Some(limit));
+/// The restrictions that a policy has a value for, on a plan with the limits `plan_limits`.
+pub(super) fn policy_fields(policy: Policy<'_>, plan_limits: &[Limit]) -> FieldSet {
+    let has_own_limits = !policy.limits().all(|limit| is_one_of(plan_limits, limit));
     FieldSet::NONE
         .with_if(Field::Environment, !policy.environment().is_empty())
         .with_if(Field::Plan, !policy.plan().is_empty())
@@ -88,8 +88,17 @@ pub(super) fn policy_fields(policy: Policy<'_>, plans: &Plans) -> FieldSet {
         .with_if(Field::Limits, has_own_limits)
 }
 
-fn limits_of<'p>(plans: &'p Plans, plan: &'p str) -> impl Iterator<Item = LimitRef<'p>> {
-    plans.resolve(plan).into_iter().flat_map(|(_, limits)| limits.iter().map(Limit::as_ref))
+/// The limits of a plan.
+pub(super) fn limits_of<'p>(plans: &'p Plans, plan: &'p str) -> &'p [Limit] {
+    plans.resolve(plan).map_or(&[], |(_, limits)| limits)
+}
+
+fn refs(limits: &[Limit]) -> impl Iterator<Item = LimitRef<'_>> {
+    limits.iter().map(Limit::as_ref)
+}
+
+fn is_one_of(limits: &[Limit], limit: LimitRef<'_>) -> bool {
+    named(refs(limits), limit) == Some(limit)
 }
 
 /// The limit with the name of `like`.
