@@ -39,7 +39,7 @@ pub(super) fn look_up(snapshot: &Snapshot, pending: &mut [Pending<'_>]) {
 
 impl<'s> Verifier<'s> {
     /// Stage 3: compares the digests, evaluates every restriction but the limits, and prefetches
-    /// the buckets and the texts of the answers.
+    /// the bucket of each first limit, and the key ids and owners' names of the answers.
     #[inline]
     pub(super) fn evaluate(
         &self,

@@ -94,7 +94,7 @@ impl Interner {
         self.last.number_of(record).is_some()
     }
 
-    /// Makes room for `policies` policies of `bytes` bytes in total.
+    /// Makes room for `policies` policies of `bytes` bytes in total, if there is as much.
     pub(in crate::snapshot) fn reserve_if_possible(&mut self, policies: usize, bytes: usize) {
         self.policies.reserve_if_possible(policies, bytes);
     }

@@ -27,8 +27,8 @@ pub(super) const BYTE_ORDER: u32 = 0x0102_0304;
 pub(super) const BLOCK_BYTES: usize = 128 << 10;
 
 /// The largest row or policy, and so the most by which a block exceeds [`BLOCK_BYTES`]. A policy
-/// comes from a source row of at most 64 KiB, whose shortest list items (`a,`) grow to eight times
-/// their length.
+/// comes from fields of at most 64 KiB together, and what grows most is an address: `::,` takes 18
+/// bytes instead of three.
 pub(super) const MAX_ITEM_BYTES: usize = 1 << 20;
 
 const _: () = assert!(size_of::<Record>() + MAX_KEY_ID + MAX_METADATA <= MAX_ITEM_BYTES && MAX_OWNER <= 0xff);

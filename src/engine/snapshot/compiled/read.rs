@@ -115,10 +115,12 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         builder
     }
 
-    /// Bytes that the whole table can take while `threads` threads read it, except for policies
-    /// under their plans: [`read_policies`](Self::read_policies) asks for those.
+    /// Bytes that the whole table can take while `threads` threads read it, except for what finds
+    /// policies, and for policies under their plans: [`read_policies`](Self::read_policies) asks
+    /// for those.
     pub fn memory_bytes(&self, threads: usize) -> usize {
-        /// For each policy: where its bytes end, and its number in the file and in the table.
+        /// For each policy: where its bytes end, and its number in the table, in a list that
+        /// doubles.
         const POLICY: usize = 8 + 3 * 4;
         /// For each thread, the block that it decodes, with its rows and what remains to be merged;
         /// and as much again for blocks that wait to be decoded or merged.

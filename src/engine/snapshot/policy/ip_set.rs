@@ -15,8 +15,9 @@ pub(in crate::snapshot) struct IpSet<'s> {
     v6: &'s [[U128; 2]],
 }
 
-/// Appends the union of `networks`: the number of IPv4 ranges, these, and the IPv6 ranges. A network
-/// of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) counts as the IPv4 network.
+/// Appends the union of `networks`: the number of IPv4 ranges, these, and the IPv6 ranges. An empty
+/// set has no bytes. A network of IPv4-mapped addresses (`::ffff:10.0.0.0/104`) counts as the IPv4
+/// network.
 pub(super) fn encode(networks: impl Iterator<Item = IpNet>, out: &mut Vec<u8>) {
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for network in networks {

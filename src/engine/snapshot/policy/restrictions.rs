@@ -50,7 +50,8 @@ pub(super) fn encode(row_policy: RowPolicy<'_>, out: &mut Vec<u8>) {
     row_policy.networks().into_iter().for_each(|networks| ip_set::encode(networks, out));
     let networks = out.len();
     row_policy.origins().into_iter().for_each(|origins| origin_set::encode(origins, out));
-    // A row policy has less than 1 MiB, and its restrictions at most twice as much.
+    // A row policy fits in a block of a compiled file, which has less than 2 MiB. Its restrictions
+    // take about twice as much at most ([`bytes_for`]).
     let length = |from: usize, to: usize| U32::new((to - from) as u32);
     let lengths = Lengths {
         scopes: length(parts, scopes),

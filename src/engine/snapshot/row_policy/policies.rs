@@ -48,8 +48,8 @@ impl RowPolicies {
         number
     }
 
-    /// Makes room for policies of `bytes` bytes in total. They take address space only until they
-    /// are added.
+    /// Makes room for `more` policies of `bytes` bytes in total, if there is as much address space.
+    /// The room takes no memory until it is filled.
     pub(in crate::snapshot) fn reserve_if_possible(&mut self, more: usize, bytes: usize) {
         reserve_if_possible(&mut self.bytes, bytes);
         reserve_if_possible(&mut self.ends, more);
