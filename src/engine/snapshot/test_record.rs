@@ -48,3 +48,9 @@ pub(super) fn origins(texts: &[&str]) -> Arc<[Origin]> {
 pub(super) fn limits(text: &str) -> Arc<[Limit]> {
     parse_limits(text).expect("limits").into()
 }
+
+/// What a record states in its policy: equal texts for equal policies.
+pub(super) fn described_policy(record: &KeyRecord<'_>) -> String {
+    let KeyRecord { environment, plan, scopes, allowed_ips, allowed_origins, limits, .. } = record;
+    format!("{environment} {plan} {scopes:?} {allowed_ips:?} {allowed_origins:?} {limits:?}")
+}

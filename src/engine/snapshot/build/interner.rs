@@ -1,6 +1,5 @@
 //! Numbers row policies in the order in which they first appear.
 
-use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -63,7 +62,7 @@ impl Interner {
 
     /// The number of the encoded policy, or its hash if it has none.
     fn find_encoded(&self) -> Result<u32, IndexHash> {
-        let hash = hash(&self.hasher, &self.encoded);
+        let hash = IndexHash::of(&self.hasher, &*self.encoded);
         let same = |number| self.policies.get(number) == self.encoded;
         self.index.find(hash, same).ok_or(hash)
     }
@@ -77,7 +76,7 @@ impl Interner {
     pub(super) fn add(&mut self, new: NewPolicy) -> u32 {
         let Self { hasher, index, policies, last, encoded } = self;
         let number = policies.push(encoded);
-        index.insert(new.hash, number, |number| hash(hasher, policies.get(number)));
+        index.insert(new.hash, number, |number| IndexHash::of(hasher, policies.get(number)));
         if new.is_last {
             last.number = Some(number);
         }
@@ -115,10 +114,6 @@ impl Interner {
     pub(in crate::snapshot) fn index(&self) -> &Index {
         &self.index
     }
-}
-
-fn hash(hasher: &IdHasher, policy: &[u8]) -> IndexHash {
-    IndexHash::of_hash(hasher.hash_one(policy))
 }
 
 /// The policy of a row. Its lists are shared with the record, so that they can be compared by

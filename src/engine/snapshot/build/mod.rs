@@ -284,7 +284,7 @@ impl Builder {
         // The new entry is inserted after the index has grown, so it is not rehashed.
         key_id_index.insert(IndexHash::of_hash(hash), number, |number| {
             let key_id = entries[number as usize].identity.key_id();
-            IndexHash::of_hash(hasher.hash_one(arena.as_str().get(key_id).unwrap_or_default()))
+            IndexHash::of(hasher, arena.as_str().get(key_id).unwrap_or_default())
         });
     }
 
@@ -296,7 +296,7 @@ impl Builder {
         let keys = &mut self.keys;
         let number = keys.owners.len() as u32;
         let same = |number: u32| keys.owner_name(number) == owner;
-        let rehash = |number: u32| IndexHash::of_hash(keys.hasher.hash_one(keys.owner_name(number)));
+        let rehash = |number: u32| IndexHash::of(&keys.hasher, keys.owner_name(number));
         if let Some(number) = self.owners.find_or_insert(IndexHash::of_hash(hash), number, same, rehash) {
             return number;
         }

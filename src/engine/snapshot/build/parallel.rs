@@ -9,8 +9,6 @@
 //! The price: a conflict between rows is found late, and without their lines. To report the lines,
 //! start over with [`Builder::add`]. The texts of a key in rotation are stored once for each row.
 
-use std::hash::BuildHasher;
-
 use keyward_memory::prefetch;
 
 use crate::record::UnknownPlanError;
@@ -143,7 +141,7 @@ impl ParallelBuilder {
         let key_id = move |entry: &Entry| arena.as_str().get(entry.identity.key_id()).unwrap_or_default();
         let by_id = move || {
             allocate(key_id_index);
-            let index_hash = |entry: &Entry| IndexHash::of_hash(hasher.hash_one(key_id(entry)));
+            let index_hash = |entry: &Entry| IndexHash::of(hasher, key_id(entry));
             RotatedRows(insert_all(key_id_index, entries, index_hash, |a, b| key_id(a) == key_id(b)))
         };
         (by_digest, by_id)

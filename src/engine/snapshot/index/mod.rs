@@ -14,6 +14,8 @@
 //! fill the table from its beginning to its end, and several threads can fill it at once, each its
 //! own [`IndexPartition`] ([`compiled`](super::compiled)).
 
+use std::hash::{BuildHasher, Hash};
+
 use keyward_memory::{HugeVec, prefetch, zeroed};
 use zerocopy::FromZeros;
 
@@ -39,6 +41,12 @@ impl IndexHash {
         let low = fold(a ^ seed, b ^ seed.rotate_left(17) ^ MIX);
         let high = fold(c ^ seed.rotate_left(31), d ^ seed.rotate_left(47) ^ MIX);
         Self { bits: low ^ high.rotate_left(32) }
+    }
+
+    /// Of a text or another value, such as the bytes of a policy.
+    #[inline]
+    pub(super) fn of(hasher: &impl BuildHasher, value: impl Hash) -> Self {
+        Self::of_hash(hasher.hash_one(value))
     }
 
     /// Of something that is well hashed already. All 64 bits are used.

@@ -252,8 +252,8 @@ impl PolicyTable {
     }
 
     /// A policy for which `same` holds. If there is none, the policy that is about to be added is
-    /// inserted. The last policy is tried first: in most sources the next one has the same texts
-    /// and limits.
+    /// inserted. The last policy is tried first: in most sources the next one has the same parts,
+    /// except for one.
     fn find_or_insert(
         &self,
         index: &mut Index,
@@ -303,11 +303,10 @@ impl PolicyTable {
             return 0;
         }
         let restrictions_of = |number: u32| self.restrictions(&self.records[number as usize]).encoded;
-        let next = self.records.len() as u32;
-        let hash = hash_bytes(hasher, encoded);
+        let hash = || IndexHash::of(hasher, &**encoded);
         let same = |number: u32| *restrictions_of(number) == **encoded;
-        let rehash = |number: u32| hash_bytes(hasher, restrictions_of(number));
-        if let Some(number) = index.find_or_insert(hash, next, same, rehash) {
+        let rehash = |number: u32| IndexHash::of(hasher, restrictions_of(number));
+        if let Some(number) = self.find_or_insert(index, hash, same, rehash) {
             return self.records[number as usize].restrictions_start();
         }
         let start = self.restrictions.len();
@@ -365,8 +364,4 @@ fn hash_all(hasher: &IdHasher, values: impl Iterator<Item = impl Hash>) -> Index
     let mut state = hasher.build_hasher();
     values.for_each(|value| value.hash(&mut state));
     IndexHash::of_hash(state.finish())
-}
-
-fn hash_bytes(hasher: &IdHasher, bytes: &[u8]) -> IndexHash {
-    IndexHash::of_hash(hasher.hash_one(bytes))
 }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::record::{KeyRecord, Limit, Origin, Plans, parse_limits};
 use crate::snapshot::Builder;
-use crate::snapshot::test_record::{SEED, limits, networks, numbered, origins};
+use crate::snapshot::test_record::{SEED, described_policy, limits, networks, numbered, origins};
 
 const NETWORKS: [&str; 9] = [
     "10.0.0.0/8",
@@ -173,7 +173,7 @@ proptest! {
         for (before, number_before) in records.iter().zip(&numbers) {
             for (after, number_after) in records.iter().zip(&numbers) {
                 let [old, new] = [number_before, number_after].map(|number| table.at(*number));
-                prop_assert_eq!(number_before == number_after, described(before) == described(after));
+                prop_assert_eq!(number_before == number_after, described_policy(before) == described_policy(after));
                 let admitted = ips().any(|ip| allows_ip(after, ip) && !allows_ip(before, ip));
                 prop_assert!(!admitted || new.admits_networks_beyond(old));
                 let admitted = request_origins()
@@ -190,11 +190,6 @@ proptest! {
             }
         }
     }
-}
-
-fn described(record: &KeyRecord<'_>) -> String {
-    let KeyRecord { environment, plan, scopes, allowed_ips, allowed_origins, limits, .. } = record;
-    format!("{environment} {plan} {scopes:?} {allowed_ips:?} {allowed_origins:?} {limits:?}")
 }
 
 #[test]

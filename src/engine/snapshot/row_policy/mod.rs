@@ -112,17 +112,12 @@ fn take_optional<'b, T>(
 mod tests {
     use super::*;
     use crate::record::{Limit, Per};
-    use crate::snapshot::test_record::{limits, networks, numbered, origins};
+    use crate::snapshot::test_record::{described_policy, limits, networks, numbered, origins};
 
     fn encoded(record: &KeyRecord<'_>) -> Vec<u8> {
         let mut bytes = Vec::new();
         encode(record, &mut bytes);
         bytes
-    }
-
-    fn described(record: &KeyRecord<'_>) -> String {
-        let KeyRecord { environment, plan, scopes, allowed_ips, allowed_origins, limits, .. } = record;
-        format!("{environment} {plan} {scopes:?} {allowed_ips:?} {allowed_origins:?} {limits:?}")
     }
 
     #[test]
@@ -147,7 +142,7 @@ mod tests {
             full,
         ] {
             let bytes = encoded(&record);
-            assert_eq!(described(&RowPolicy::new(&bytes).to_record()), described(&record));
+            assert_eq!(described_policy(&RowPolicy::new(&bytes).to_record()), described_policy(&record));
         }
     }
 
