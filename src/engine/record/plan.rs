@@ -78,10 +78,10 @@ impl Plans {
         }
     }
 
-    /// The most bytes that the name of a plan and the names of its limits have together.
+    /// The most bytes that the name of a plan and that of one of its limits have together.
     pub(crate) fn longest_texts(&self) -> usize {
-        let names = |limits: &[Limit]| limits.iter().map(|limit| limit.name.len()).sum::<usize>();
-        self.limits.iter().map(|(plan, limits)| plan.len() + names(limits)).max().unwrap_or(0)
+        let name = |limits: &[Limit]| limits.iter().map(|limit| limit.name.len()).max().unwrap_or(0);
+        self.limits.iter().map(|(plan, limits)| plan.len() + name(limits)).max().unwrap_or(0)
     }
 }
 

@@ -207,12 +207,22 @@ impl KeyTable {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
-    use crate::record::parse_limits;
+    use crate::record::{Limit, MAX_LIMITS, MAX_NAME, Plans, parse_limits, parse_rate};
+
+    /// A default plan with as many limits as possible, and the longest names.
+    fn largest_plan() -> Plans {
+        let rate = parse_rate("9/s").expect("a rate");
+        let limits = (0..MAX_LIMITS).map(|at| Limit::new(format!("{at:0MAX_NAME$}"), rate));
+        let name: Box<str> = "p".repeat(MAX_NAME).into();
+        Plans::new([(name.clone(), limits.collect())], Some(name)).expect("a plan")
+    }
 
     #[test]
     fn growth_covers_every_large_reallocation() {
-        let mut builder = Builder::new(7, 0);
+        let mut builder = Builder::new(7, 0).with_plans(largest_plan().into());
         let sizes = |builder: &Builder| {
             let keys = &builder.keys;
             let entries = keys.entries.capacity() * size_of::<Entry>();
@@ -244,6 +254,16 @@ mod tests {
             estimates += u32::from(estimate > 0);
         }
         assert!((10..400).contains(&estimates), "{estimates} estimates");
+    }
+
+    /// A few texts of each policy are stored for answers, but its lists only once.
+    #[test]
+    fn lists_are_not_estimated_as_texts_of_answers() {
+        let addresses = (0..10_000_u32).map(|number| IpAddr::from(number.to_be_bytes()).into());
+        let record =
+            KeyRecord { allowed_ips: Some(addresses.collect()), ..KeyRecord::new([0; 32], "a key id") };
+        let (estimate, bytes) = (Builder::new(7, 0).growth(&record), record.policy_bytes());
+        assert!((bytes..4 * bytes).contains(&estimate), "{estimate} for {bytes}");
     }
 
     #[test]

@@ -335,11 +335,14 @@ impl PolicyTable {
         plans: &Plans,
     ) -> impl Iterator<Item = usize> {
         let Self { records, texts, limits, restrictions } = self;
-        // A row policy is longer than its environment, its plan and its names together.
-        let texts_of_policy = bytes.saturating_add(more.saturating_mul(plans.longest_texts()));
+        // The texts of one answer for each policy. A row policy is longer than its environment, its
+        // plan and a name together, with their lengths.
+        let one_answer = bytes
+            .saturating_add(more.saturating_mul(plans.longest_texts()))
+            .min(more.saturating_mul(AnswerTexts::MAX_BYTES));
         let lists = [
             growth::<PolicyRecord>(records.len(), records.capacity(), more),
-            texts.growth(texts_of_policy.saturating_mul(1 + MAX_POLICY_LIMITS)),
+            texts.growth(one_answer.saturating_mul(1 + MAX_POLICY_LIMITS)),
             growth::<PolicyLimit>(limits.len(), limits.capacity(), more.saturating_mul(MAX_POLICY_LIMITS)),
             growth::<u8>(restrictions.len(), restrictions.capacity(), restrictions::bytes_for(more, bytes)),
         ];
