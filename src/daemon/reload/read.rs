@@ -312,10 +312,7 @@ impl SourceReader<'_> {
         let mut reader = compiled::Reader::open(read, self.size)?;
         let stacks = 2 * parallel::worker_count() * THREAD_BYTES;
         self.limits
-            .require(
-                reader.memory_bytes(parallel::worker_count()),
-                reader.heap_bytes().saturating_add(stacks),
-            )
+            .require(reader.memory_bytes(parallel::worker_count()), stacks)
             .map_err(io::Error::from)?;
         let mut builder = reader.builder().with_plans(Arc::clone(&self.origin.plans));
         let require = |bytes| self.limits.require(bytes, 0).map_err(io::Error::from);

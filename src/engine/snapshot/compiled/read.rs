@@ -26,7 +26,7 @@ use crate::snapshot::compiled::id_index::HashPartitions;
 use crate::snapshot::compiled::merge::Merge;
 use crate::snapshot::compiled::owners::Owners;
 use crate::snapshot::index::IndexHash;
-use crate::snapshot::memory_estimate::{heap_bytes, rows_bytes};
+use crate::snapshot::memory_estimate::rows_bytes;
 use crate::snapshot::row_policy::RowPolicy;
 
 /// Finds the blocks of a file, one after another. `F` fills a buffer with the bytes from a position
@@ -141,11 +141,6 @@ impl<F: FnMut(u64, &mut [u8]) -> io::Result<()>> Reader<F> {
         ]
         .into_iter()
         .fold(0, usize::saturating_add)
-    }
-
-    /// Address space that reading takes in addition to [`memory_bytes`](Self::memory_bytes).
-    pub fn heap_bytes(&self) -> usize {
-        heap_bytes(usize::try_from(self.header.policies.get()).unwrap_or(usize::MAX), 1)
     }
 
     /// Buffers for all rows.
