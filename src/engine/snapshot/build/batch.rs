@@ -92,10 +92,13 @@ impl BatchBuilder {
     /// Returns the rows that were added since the last call.
     pub fn take(&mut self) -> RowBatch {
         // Most batches have the same size.
+        let RowBatch { entries, owner_hashes, texts, metadata, metadata_texts, .. } = &self.batch;
         let next = RowBatch {
-            entries: Vec::with_capacity(self.batch.entries.len()),
-            owner_hashes: Vec::with_capacity(self.batch.entries.len()),
-            texts: String::with_capacity(self.batch.texts.len()),
+            entries: Vec::with_capacity(entries.len()),
+            owner_hashes: Vec::with_capacity(owner_hashes.len()),
+            texts: String::with_capacity(texts.len()),
+            metadata: Vec::with_capacity(metadata.len()),
+            metadata_texts: String::with_capacity(metadata_texts.len()),
             ..RowBatch::default()
         };
         let policies = self.interner.take();

@@ -103,11 +103,12 @@ impl Interner {
         self.policies
     }
 
-    /// Moves all policies out, by number, and starts over.
+    /// Moves all policies out, by number, and starts over with room for as many.
     pub(super) fn take(&mut self) -> RowPolicies {
-        self.index = Index::with_capacity(0);
+        self.index = Index::with_capacity(self.policies.len());
         self.last.number = None;
-        std::mem::take(&mut self.policies)
+        let next = RowPolicies::with_capacity(self.policies.len(), self.policies.bytes());
+        std::mem::replace(&mut self.policies, next)
     }
 
     /// The index, for estimates of its size.

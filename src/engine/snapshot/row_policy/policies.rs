@@ -17,6 +17,14 @@ impl Default for RowPolicies {
 }
 
 impl RowPolicies {
+    /// Room for `policies` policies of `bytes` bytes in total.
+    pub(in crate::snapshot) fn with_capacity(policies: usize, bytes: usize) -> Self {
+        Self {
+            bytes: HugeVec::with_capacity_in(bytes, HugePages),
+            ends: HugeVec::with_capacity_in(policies, HugePages),
+        }
+    }
+
     pub(in crate::snapshot) fn len(&self) -> usize {
         self.ends.len()
     }
