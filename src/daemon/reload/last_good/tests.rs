@@ -265,6 +265,7 @@ fn failed_write_is_retried() {
     fixture.wait_stored(1);
     assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.keys.len() == 10));
     assert!(fixture.last_good.shared.directory.health().unwritten().is_empty());
+    assert!(fixture.last_good.shared.state().retry_at.is_none(), "the writer would not wait for a next job");
 }
 
 #[test]

@@ -139,6 +139,8 @@ impl SharedStore {
             if state.is_due(now)
                 && let Some(job) = state.pending.take()
             {
+                // A time in the past would have the next wait end at once, again and again.
+                state.retry_at = None;
                 let cancelled = Arc::new(AtomicBool::new(false));
                 let (generation, keys) = (job.snapshot.generation(), job.snapshot.len());
                 state.writing = Some(Writing { generation, keys, cancelled: Arc::clone(&cancelled) });
