@@ -13,7 +13,9 @@ use keyward_daemon::admin::message::{Command, Reply};
 use keyward_daemon::admin::send_command_within;
 use rustix::process::Signal;
 
-use crate::support::{Daemon, Export, SetOnDrop, Setup, TIMEOUT, dose, key_target, replace_export, row};
+use crate::support::{
+    Daemon, Export, Random, SetOnDrop, Setup, TIMEOUT, dose, key_target, replace_export, row,
+};
 
 /// Keys that are revoked one after another, by commands.
 const KEYS: usize = 3_000;
@@ -28,8 +30,8 @@ const SAVE_TOLERANCE: Duration = Duration::from_millis(400);
 const CONFIG: &str = "source.settle = '0s'\nsource.poll = '1h'\nstate.save_interval = '100ms'";
 
 /// Milliseconds that a daemon lives: most are killed early, every sixth after some saves.
-const SHORT_LIFE: Range<u64> = 0..120;
-const LONG_LIFE: Range<u64> = 700..1_000;
+const SHORT_LIFE: Range<usize> = 0..120;
+const LONG_LIFE: Range<usize> = 700..1_000;
 
 /// What is known across kills.
 #[derive(Default)]
@@ -126,14 +128,12 @@ impl Life<'_> {
     }
 
     /// Verifies keys that are being revoked, and the limited key.
-    fn verify(&self, mut random: u64) {
+    fn verify(&self, mut random: Random) {
         let mut client = self.daemon.client();
         while !self.is_over() {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let pick = (random >> 33) as usize;
             let (acknowledged, key, is_revoked) = {
                 let known = lock(self.known);
-                let key = pick % (known.requested + 10).min(KEYS);
+                let key = random.below((known.requested + 10).min(KEYS));
                 (known.acknowledged, key, known.revoked.contains(&key))
             };
             let Ok(answer) = client.verify(&Request::new(&format!("k{key}"))) else { continue };
@@ -190,27 +190,28 @@ fn everything_acknowledged_is_in_force_after_kills_at_random_moments() {
     let mut daemon = Setup::text(export(0)).config(CONFIG).start();
     let known = Mutex::new(Known::default());
     let start = Instant::now();
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = Random::new(1);
     // ALLOWEDs of the limited key that were looked at, and those of them that came too late to be in a
     // save before their daemon was killed.
     let (mut counted, mut unsaved) = (0, 0);
     for kill in 0..kills {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
         let life = Life { daemon: &daemon, known: &known, stop: AtomicBool::new(false) };
+        let lifetime = if kill % 6 == 3 { LONG_LIFE } else { SHORT_LIFE };
+        let lifetime = Duration::from_millis((lifetime.start + random.below(lifetime.len())) as u64);
+        let seeds = [random.number(), random.number()];
         let killed = thread::scope(|scope| {
             let _end = SetOnDrop(&life.stop);
             scope.spawn(|| life.change());
-            scope.spawn(|| life.verify(random));
-            scope.spawn(|| life.verify(random >> 1));
-            let lifetime = if kill % 6 == 3 { LONG_LIFE } else { SHORT_LIFE };
-            thread::sleep(Duration::from_millis(lifetime.start + random % (lifetime.end - lifetime.start)));
+            for seed in seeds {
+                let life = &life;
+                scope.spawn(move || life.verify(Random::new(seed)));
+            }
+            thread::sleep(lifetime);
             let killed = Instant::now();
             daemon.signal(Signal::KILL);
             killed
         });
-        if random >> 20 & 3 == 0 {
+        if random.below(4) == 0 {
             daemon.spoil_source();
             lock(&known).is_source_bad = true;
         }

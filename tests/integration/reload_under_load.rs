@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::mode::encode_export;
 use crate::support::{
-    Daemon, Export, RawClient, SetOnDrop, Setup, dose, encode_verify, replace_export, row, wait_until,
+    Daemon, Export, Random, RawClient, SetOnDrop, Setup, dose, encode_verify, replace_export, row, wait_until,
 };
 use keyward_client::Request;
 use keyward_client::blocking::Client;
@@ -102,23 +102,20 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn run(&self, seed: usize) {
+    fn run(&self, seed: u64) {
         let rotating: Vec<String> = (0..ROTATING).map(|number| format!("rotating-{number}")).collect();
         let stable: Vec<String> = (0..STABLE).map(|number| format!("stable-{number}")).collect();
         let mut client = self.daemon.client();
-        let mut random = seed;
+        let mut random = Random::new(seed);
         while !self.stop.load(Ordering::Acquire) {
             let acknowledged = self.acknowledged.load(Ordering::Acquire);
             let keys: Vec<(Option<usize>, &str)> = (0..BATCH)
                 .map(|_| {
-                    random = random
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1_442_695_040_888_963_407);
-                    let pick = random >> 33;
-                    match pick % 3 {
-                        0 => (None, &*stable[pick / 3 % STABLE]),
-                        _ => (Some(pick / 3 % ROTATING), &*rotating[pick / 3 % ROTATING]),
+                    if random.below(3) == 0 {
+                        return (None, &*stable[random.below(STABLE)]);
                     }
+                    let number = random.below(ROTATING);
+                    (Some(number), &*rotating[number])
                 })
                 .collect();
             let requests: Vec<Request<'_>> = keys.iter().map(|(_, key)| Request::new(key)).collect();
@@ -178,7 +175,7 @@ fn reloads_under_load_lose_no_request_and_serve_no_old_snapshot() {
         let _end = SetOnDrop(&load.stop);
         for seed in 0..connections {
             let load = &load;
-            scope.spawn(move || load.run(seed));
+            scope.spawn(move || load.run(seed as u64));
         }
         let (mut client, mut version) = (daemon.client(), 0);
         while version < reloads || load.answers.load(Ordering::Relaxed) < min_answers {

@@ -2,20 +2,21 @@
 //! killed or stopped. After each round, every verdict is compared with a simple model of the keys
 //! in force.
 //!
-//! `KEYWARD_TEST_ROUNDS` sets the number of rounds, and `KEYWARD_TEST_SEED` the sequence.
+//! `KEYWARD_TEST_SEED` sets the sequence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use crate::support::{Daemon, Export, Setup, key_target, replace_export, row};
+use crate::support::{Daemon, Export, Random, Setup, dose, key_target, replace_export, row};
 use keyward_client::Request;
 use rustix::process::Signal;
 
 /// Few, so that a round is short, but enough for the guard's shares.
 const KEYS: usize = 40;
 
-/// The default number of rounds. A round waits for the disk about ten times.
-const ROUNDS: u64 = 60;
+/// Rounds of a short and of a long dose. A round waits for the disk about ten times.
+const ROUNDS: usize = 60;
+const MANY_ROUNDS: usize = 2_000;
 
 /// The last one is invalid: its row is set aside.
 const STATUSES: [&str; 4] = ["active", "disabled", "revoked", "t"];
@@ -50,26 +51,6 @@ enum Source {
     Bad(&'static str),
 }
 
-/// xorshift64*: a sequence that is the same for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        self.next() as usize % bound
-    }
-}
-
-fn environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
 fn key(number: usize) -> String {
     format!("key {number}")
 }
@@ -99,7 +80,7 @@ struct Fixture {
 
 impl Fixture {
     fn new(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mut rows: Rows = (0..KEYS)
             .map(|number| {
                 let status = [0, 0, 0, 1, 2][random.below(5)];
@@ -316,10 +297,13 @@ impl Fixture {
 
 #[test]
 fn answers_match_the_model_over_changes_refusals_and_restarts() {
-    let seed = environment("KEYWARD_TEST_SEED", 0x9e37_79b9_7f4a_7c15);
+    let seed = match std::env::var("KEYWARD_TEST_SEED") {
+        Ok(seed) => seed.parse().expect("KEYWARD_TEST_SEED is a number"),
+        Err(_) => 1,
+    };
     let mut fixture = Fixture::new(seed);
     fixture.compare("the start");
-    for round in 0..environment("KEYWARD_TEST_ROUNDS", ROUNDS) {
+    for round in 0..dose(ROUNDS, MANY_ROUNDS) {
         // A restart compares with the saved keys, which must be at most one change behind.
         fixture.wait_until_saved();
         let mut what = match fixture.random.below(6) {

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, Export, RawClient, Received, SetOnDrop, Setup, encode_verify, row, wait_until};
+use crate::support::{
+    Daemon, Export, Random, RawClient, Received, SetOnDrop, Setup, encode_verify, row, wait_until,
+};
 use keyward_client::Request;
 use keyward_daemon::admin::message::Command as AdminCommand;
 use keyward_daemon::usage::UsageReport;
@@ -265,11 +267,10 @@ fn killed_daemon_leaves_whole_lines() {
     let mut daemon = setup.start();
     let requests: Vec<u8> = (0..KEYS).flat_map(|key| encode_verify(key, &key.to_string())).collect();
     let (mut sent, mut counted, mut torn, mut restored) = (0_u64, 0, 0, 0);
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = Random::new(1);
     for round in 1..=ROUNDS {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // Around the moment when the first interval ends.
-        let life = Duration::from_micros(70_000 + (random >> 33) % 60_000);
+        let life = Duration::from_micros(70_000 + random.below(60_000) as u64);
         let (start, mut peer) = (Instant::now(), daemon.connect());
         while start.elapsed() < life {
             sent += u64::from(KEYS);
@@ -277,12 +278,12 @@ fn killed_daemon_leaves_whole_lines() {
             (0..KEYS).for_each(|_| assert!(matches!(peer.receive(), Received::Answer { .. })));
         }
         daemon.kill();
-        if random >> 61 == 7 {
+        if random.below(8) == 0 {
             // As if it had been killed while it saved balances.
             fs::write(daemon.setup.path("balances.new"), b"half of what was to be saved")
                 .expect("half a file");
         }
-        if random >> 62 == 0 {
+        if random.below(4) == 0 {
             // As if it had been killed during a write, which is rare because a write is short.
             let path = daemon.setup.path("usage.jsonl");
             // The file is missing if the daemon was killed during the rotation.

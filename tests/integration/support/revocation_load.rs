@@ -17,7 +17,7 @@ use std::time::Duration;
 use keyward_protocol::{MAX_ANSWER_LENGTH, ParsedFrame, Response, parse_frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::encode_verify;
+use super::{Random, encode_verify};
 
 /// Maximum number of requests per write.
 const CHUNK: usize = 256;
@@ -57,7 +57,7 @@ struct Tally {
 }
 
 struct Progress {
-    random: u64,
+    random: Random,
     sent: u64,
 }
 
@@ -112,7 +112,7 @@ impl RevocationLoad {
     /// Sends requests until `stop` is set. Keys are revoked in the order of their numbers:
     /// `acknowledged` of them so far.
     pub(crate) fn run(&self, seed: u64, acknowledged: &AtomicU64, stop: &AtomicBool) {
-        let mut progress = Progress { random: seed, sent: 0 };
+        let mut progress = Progress { random: Random::new(seed), sent: 0 };
         while !stop.load(Ordering::Acquire) {
             match UnixStream::connect(&self.path) {
                 Ok(socket) => self.run_connection(socket, &mut progress, acknowledged, stop),
@@ -234,15 +234,12 @@ impl RevocationLoad {
     }
 
     /// Mostly a key around the current revocation, sometimes any key.
-    fn pick_key(&self, random: &mut u64, acknowledged: u64) -> usize {
-        *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let number = *random >> 33;
-        let keys = self.frames.len() as u64;
-        let key = match number % 4 {
-            0 => number / 4 % keys,
-            _ => (acknowledged + number / 4 % 16).saturating_sub(4).min(keys - 1),
-        };
-        key as usize
+    fn pick_key(&self, random: &mut Random, acknowledged: u64) -> usize {
+        let keys = self.frames.len();
+        if random.below(4) == 0 {
+            return random.below(keys);
+        }
+        (acknowledged as usize + random.below(16)).saturating_sub(4).min(keys - 1)
     }
 
     fn stream(&self) -> MutexGuard<'_, Stream> {
