@@ -12,8 +12,8 @@ use rustix::process::Signal;
 
 use crate::support::serve_process::handles_signals;
 use crate::support::{
-    Daemon, Export, RawClient, SetOnDrop, Setup, TIMEOUT, dose, encode_verify, key_target, replace_export,
-    row, wait_until,
+    Daemon, Export, Random, RawClient, SetOnDrop, Setup, TIMEOUT, dose, encode_verify, key_target,
+    replace_export, row, wait_until,
 };
 
 /// Enough that a load takes some milliseconds.
@@ -72,9 +72,12 @@ fn storm_of_sighups_is_coalesced_and_the_last_one_wins() {
         let burst = answer.limit().map(|limit| limit.limit as usize);
         answer.owner() == Some(&*format!("v{version}")) && burst == Some(1_000_000 + version)
     });
-    let reloads = daemon.status().generation - first;
-    eprintln!("{signals} signals, {reloads} reloads, {version} exports");
-    assert!(reloads < signals, "{reloads} reloads for {signals} signals");
+    // One reload may be running and one may wait, and the command may need its own. Without coalescing,
+    // a queue of signals would come before the command.
+    let before = daemon.status().generation;
+    let left = daemon.reload().generation - before;
+    eprintln!("{signals} signals, {} reloads, {version} exports", before - first);
+    assert!(left <= 3, "{left} reloads were left after the last signal");
     assert_eq!(daemon.status().errors, 0);
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_for_exit().success());
@@ -141,14 +144,11 @@ fn keep_busy(daemon: &Daemon, phase: Phase, next: usize, stop: &AtomicBool) -> u
 fn sigterm_at_any_moment_is_a_clean_end() {
     let stops = dose(3 * PHASES.len(), 210);
     let mut daemon = Setup::text(export(0)).config(&configuration(1_000_000)).start();
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = Random::new(1);
     let mut revoked = 0;
     for number in 0..stops {
         let phase = PHASES[number % PHASES.len()];
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let delay = Duration::from_millis(random % 40);
+        let delay = Duration::from_millis(random.below(40) as u64);
         if !matches!(phase, Phase::Start) {
             wait_until("the keys", || daemon.try_status().is_some_and(|status| status.ready));
             for key in 0..revoked {
