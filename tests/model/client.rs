@@ -3,8 +3,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use keyward_protocol::{
     Answer, Credential, Hello, MAX_ANSWER_LENGTH, ParsedFrame, Refund, Response, VERSION, Verify, parse_frame,
@@ -12,9 +10,7 @@ use keyward_protocol::{
 
 use crate::keys::Universe;
 use crate::reference::Request;
-
-/// How long a response may take. It is longer than any wait of the daemon.
-const HANG: Duration = Duration::from_secs(20);
+use crate::wait::{HANG, wait_until};
 
 pub struct Client {
     stream: UnixStream,
@@ -114,12 +110,8 @@ impl Client {
 
     /// Waits until something can be received.
     pub fn wait_received(&self) -> Result<(), String> {
-        let started = Instant::now();
-        while rustix::io::ioctl_fionread(&self.stream).map_err(|error| error.to_string())? == 0 {
-            if started.elapsed() > HANG {
-                return Err("no response: HANGS".to_owned());
-            }
-            thread::sleep(Duration::from_micros(50));
+        if !wait_until(|| rustix::io::ioctl_fionread(&self.stream).expect("a socket") > 0) {
+            return Err("no response: HANGS".to_owned());
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use keyward_daemon::admin::message::{Command, Reply};
 use keyward_daemon::admin::{CommandError, send_command_within};
@@ -20,6 +20,7 @@ use crate::disk::Disk;
 use crate::keys::{Content, Source, TICKS, Universe};
 use crate::random::Random;
 use crate::reference::{Now, Reference};
+use crate::wait::HANG;
 
 mod files;
 mod life;
@@ -27,10 +28,6 @@ mod requests;
 mod revocations;
 mod source;
 mod time;
-
-/// How long the daemon may take for a command, a start or its end. It is longer than any wait of the
-/// daemon.
-const HANG: Duration = Duration::from_secs(20);
 
 /// As in the configuration below.
 const POLL: i64 = 1000 * SECOND;
@@ -93,6 +90,8 @@ struct Run<'f> {
 pub struct Failure {
     pub problem: String,
     pub steps: Vec<String>,
+    /// Whether the daemon took too long for something.
+    pub is_hang: bool,
 }
 
 impl Fixture {
@@ -110,8 +109,10 @@ impl Fixture {
         Self { root: root.to_owned(), config, log, threads: threads() }
     }
 
-    /// Runs the steps with the given seeds on the daemon that `seed` describes.
-    pub fn run(&self, seed: u64, steps: &[u64], counts: &mut Counts) -> Result<(), Failure> {
+    /// Runs the steps with the given seeds on the daemon that `seed` describes. Returns what they did.
+    pub fn run(&self, seed: u64, steps: &[u64], counts: &mut Counts) -> Result<Vec<String>, Failure> {
+        counts.seeds += 1;
+        let started = Instant::now();
         for entry in fs::read_dir(&self.root).expect("lists").flatten() {
             let path = entry.path();
             let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
@@ -146,15 +147,17 @@ impl Fixture {
             counts,
         };
         let result = run.all(steps);
+        run.counts.failing_calls += run.disk.failed();
         let calls = run.disk.calls();
         let mut log = std::mem::take(&mut run.steps);
         let ended = run.abandon();
         match result.and(ended) {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(log),
             Err(problem) => {
                 let from = calls.len().saturating_sub(60);
                 log.push(format!("the last calls on the disk: {}", calls[from..].join("; ")));
-                Err(Failure { problem, steps: log })
+                // Any other run takes far less than the wait for something that hangs.
+                Err(Failure { problem, steps: log, is_hang: started.elapsed() >= HANG })
             }
         }
     }
@@ -164,10 +167,6 @@ impl Fixture {
 fn threads() -> u64 {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self/task").expect("there").nlink() - 2
-}
-
-fn no_failure(error: &dyn std::fmt::Display) -> String {
-    format!("an unexpected error: {error}")
 }
 
 impl Run<'_> {
@@ -194,11 +193,8 @@ impl Run<'_> {
     /// Ends a daemon that is left after a failure.
     fn abandon(&mut self) -> Result<(), String> {
         self.client = None;
-        if let Some(process) = self.process.take() {
-            self.disk.crash_now();
-            let _ = process.kill();
-        }
-        self.wait_ended()
+        self.disk.crash_now();
+        self.kill()
     }
 
     fn note(&mut self, text: impl Into<String>) {

@@ -117,24 +117,26 @@ impl Process {
         self.last_good.iter().for_each(|last_good| _ = last_good.wait_idle());
     }
 
-    /// Ends the daemon as SIGTERM does, and waits for the end.
-    ///
-    /// # Errors
-    /// When serving has failed.
-    pub fn terminate(self) -> Result<(), StartError> {
-        self.end(Ending::Terminated)
+    /// Asks the daemon to end, as SIGTERM does.
+    pub fn terminate(&self) {
+        self.ending.send_replace(Ending::Terminated);
     }
 
     /// Ends the daemon without an orderly shutdown. The disk must refuse every call by now.
-    ///
-    /// # Errors
-    /// When serving has failed before.
-    pub fn kill(self) -> Result<(), StartError> {
-        self.end(Ending::Killed)
+    pub fn kill(&self) {
+        self.ending.send_replace(Ending::Killed);
     }
 
-    fn end(self, ending: Ending) -> Result<(), StartError> {
-        self.ending.send_replace(ending);
+    /// Whether the daemon has ended: [`Process::join`] does not wait.
+    pub fn has_ended(&self) -> bool {
+        self.control.is_finished()
+    }
+
+    /// Waits until the daemon has ended.
+    ///
+    /// # Errors
+    /// When serving has failed.
+    pub fn join(self) -> Result<(), StartError> {
         self.control.join().unwrap_or(Err(StartError::Panicked))
     }
 }

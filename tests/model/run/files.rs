@@ -23,7 +23,7 @@ impl Run<'_> {
                 return Err("the last good keys are not stored".to_owned());
             }
             self.reference.store();
-            self.counts.stores += 1;
+            self.counts.writes_of_last_good_keys += 1;
         }
         Ok(())
     }
@@ -37,7 +37,6 @@ impl Run<'_> {
         ]);
         self.note(format!("call {calls} from now fails: {error:?}"));
         self.disk.fail_in(calls, error);
-        self.counts.failures += 1;
     }
 
     pub(super) fn plan_crash(&mut self) {

@@ -1,19 +1,28 @@
 //! The start, the orderly end and the crash of a daemon, and what must be in force after them.
 
+use std::fs;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use keyward_daemon::reload::BadRowPolicy;
+use keyward_daemon::server::StartError;
 use keyward_daemon::server::simulation::Process;
 use keyward_state::simulation;
 
-use super::{HANG, Run, SAVE_INTERVAL, SECOND, no_failure, threads};
+use super::{Run, SAVE_INTERVAL, SECOND, threads};
 use crate::keys::{Content, Rows};
 use crate::reference::{Request, Served, Start};
+use crate::wait::{HANG, wait_until};
 
 /// Generations from here on are taken from the system time, because the disk has failed.
 const FROM_SYSTEM_TIME: u64 = 1 << 40;
+
+/// Waits until a daemon that ends has done so. The result is that of serving.
+fn join(process: Process) -> Result<Result<(), StartError>, String> {
+    if !wait_until(|| process.has_ended()) {
+        return Err("the end HANGS".to_owned());
+    }
+    Ok(process.join())
+}
 
 impl Run<'_> {
     pub(super) fn start(&mut self) -> Result<(), String> {
@@ -87,7 +96,7 @@ impl Run<'_> {
             .collect();
         requests.push(Request { key: None, is_raw: false, cost: 0, refund: None });
         self.client()?;
-        let Some(client) = &mut self.client else { return Ok(()) };
+        let client = self.client.as_mut().expect("connected");
         let frames: Vec<_> = requests.iter().map(|request| client.encode(&self.universe, request)).collect();
         client.send(&frames.concat())?;
         // The anchor is the first key.
@@ -159,11 +168,11 @@ impl Run<'_> {
             }
             Start::LastGood(stored) => {
                 self.has_loaded = true;
-                self.counts.last_good += 1;
+                self.counts.starts_with_last_good_keys += 1;
                 self.reference.last_generation = generation;
                 self.reference.served = Some(Served { generation, rows: stored.rows });
             }
-            Start::NotReady => self.counts.not_ready += 1,
+            Start::NotReady => self.counts.starts_without_keys += 1,
         }
         Ok(())
     }
@@ -174,8 +183,11 @@ impl Run<'_> {
         if self.disk.is_crashed() {
             return Ok(());
         }
-        self.counts.restarts += 1;
+        self.counts.orderly_restarts += 1;
         self.pass_time(false);
+        if self.random.one_in(4) {
+            self.plan_failure();
+        }
         self.start()
     }
 
@@ -200,8 +212,8 @@ impl Run<'_> {
         self.disk.release_writer_by_save();
         let saved = self.reference.save(self.time);
         let Some(process) = self.process.take() else { return Ok(()) };
-        let started = Instant::now();
-        let result = process.terminate();
+        process.terminate();
+        let result = join(process)?;
         self.client = None;
         self.disk.release_writer(false);
         self.wait_ended()?;
@@ -210,10 +222,7 @@ impl Run<'_> {
             self.reference.may_have_stored();
             return Ok(());
         }
-        result.map_err(|error| no_failure(&error))?;
-        if started.elapsed() > HANG {
-            return Err("the end HANGS".to_owned());
-        }
+        result.map_err(|error| format!("an unexpected error: {error}"))?;
         let replaced = self.disk.take_replaced();
         let has_replaced = |name: &str| replaced.iter().any(|replaced| replaced == name);
         let has_failed = self.disk.failed() > failed;
@@ -240,10 +249,7 @@ impl Run<'_> {
         let is_power_cut = self.random.one_in(2);
         self.note(if is_power_cut { "CRASHED: a power cut" } else { "CRASHED" });
         self.client = None;
-        if let Some(process) = self.process.take() {
-            let _ = process.kill();
-        }
-        self.wait_ended()?;
+        self.kill()?;
         self.disk.restart(is_power_cut);
         if is_power_cut {
             self.counts.power_cuts += 1;
@@ -251,25 +257,32 @@ impl Run<'_> {
             self.counts.crashes += 1;
         }
         self.pass_time(is_power_cut);
-        if self.random.one_in(6) {
-            self.plan_crash();
+        match self.random.below(6) {
+            0 => self.plan_crash(),
+            1 => self.plan_failure(),
+            _ => {}
         }
         self.start()
     }
 
-    /// Waits until all threads of the daemon have ended.
-    pub(super) fn wait_ended(&self) -> Result<(), String> {
-        let started = Instant::now();
-        while threads() > self.fixture.threads {
-            if started.elapsed() > HANG {
-                let tasks = fs::read_dir("/proc/self/task").expect("lists").flatten();
-                let name =
-                    |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-                let names: Vec<_> = tasks.map(|task| name(task).trim().to_owned()).collect();
-                return Err(format!("threads do not end: HANGS: {names:?}"));
-            }
-            thread::sleep(Duration::from_micros(50));
+    /// Ends the daemon, if there is one, without an orderly shutdown.
+    pub(super) fn kill(&mut self) -> Result<(), String> {
+        if let Some(process) = self.process.take() {
+            process.kill();
+            // A daemon that is killed while it ends in order may report an error.
+            let _ = join(process)?;
         }
-        Ok(())
+        self.wait_ended()
+    }
+
+    /// Waits until all threads of the daemon have ended.
+    fn wait_ended(&self) -> Result<(), String> {
+        if wait_until(|| threads() <= self.fixture.threads) {
+            return Ok(());
+        }
+        let tasks = fs::read_dir("/proc/self/task").expect("lists").flatten();
+        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let names: Vec<_> = tasks.map(|task| name(task).trim().to_owned()).collect();
+        Err(format!("threads do not end: HANGS: {names:?}"))
     }
 }

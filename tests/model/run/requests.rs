@@ -7,10 +7,11 @@ use keyward_daemon::admin::message::Command;
 use keyward_daemon::admin::send_command_within;
 use keyward_daemon::connection::simulation as sockets;
 
+use super::Run;
 use super::revocations::to_message;
-use super::{HANG, Run};
 use crate::client::Client;
 use crate::reference::{Guard, Request, Target};
+use crate::wait::{HANG, wait_until};
 
 /// The smallest send buffer, and requests whose answers do not fit it.
 const SMALL_SEND_BUFFER: usize = 4096;
@@ -26,7 +27,7 @@ impl Run<'_> {
         if self.client.is_none() {
             self.client = Some(Client::connect(&self.fixture.root.join("s"))?);
         }
-        self.client.as_mut().ok_or_else(String::new)
+        Ok(self.client.as_mut().expect("connected"))
     }
 
     fn random_request(&mut self) -> Request {
@@ -56,7 +57,7 @@ impl Run<'_> {
         let has_hello = self.random.one_in(4);
         let cut = self.random.one_in(3).then(|| self.random.number());
         self.client()?;
-        let Some(client) = &mut self.client else { return Ok(()) };
+        let client = self.client.as_mut().expect("connected");
         let mut frames = Vec::new();
         if has_hello {
             frames.push(client.hello());
@@ -107,25 +108,20 @@ impl Run<'_> {
         sockets::set_max_read(usize::MAX);
         let rest = self.random.number();
         self.client()?;
-        let Some(mut client) = self.client.take() else { return Ok(()) };
+        let mut client = self.client.take().expect("connected");
         let mut bytes =
             requests.iter().flat_map(|request| client.encode(&self.universe, request)).collect::<Vec<_>>();
         // The last request may be incomplete.
         bytes.truncate(bytes.len().saturating_sub(rest as usize % 40));
         client.send(&bytes)?;
         drop(client);
-        let started = Instant::now();
-        while self.process.as_ref().is_some_and(|process| process.connections() > 0) {
-            if started.elapsed() > HANG {
-                return Err("the connection does not end: HANGS".to_owned());
-            }
-            thread::sleep(Duration::from_micros(50));
+        if !wait_until(|| self.process.as_ref().is_none_or(|process| process.connections() == 0)) {
+            return Err("the connection does not end: HANGS".to_owned());
         }
         let now = self.now();
         for request in &requests {
             self.reference.lose(&self.universe, request, now);
         }
-        self.is_charged = false;
         self.counts.lost_connections += 1;
         Ok(())
     }

@@ -53,14 +53,13 @@ impl Run<'_> {
         };
         self.note(format!("unrevoke {target:?}"));
         let is_known = self.reference.revoked.contains(&target);
-        let was_uncertain = self.reference.uncertain.contains(&target);
         if is_known {
             self.reference.uncertain.insert(target.clone());
         }
         let Some(reply) = self.command(Command::Unrevoke(to_message(&target)))? else { return Ok(()) };
         match reply {
             Err(_) if !is_known => Ok(()),
-            Err(refused) => Err(format!("refused: {refused}, {was_uncertain}")),
+            Err(refused) => Err(format!("refused: {refused}")),
             Ok(_) if !is_known => Err("a target that is not revoked was unrevoked".to_owned()),
             Ok(reply) => {
                 self.reference.revoked.remove(&target);
@@ -84,7 +83,7 @@ impl Run<'_> {
         } else if self.disk.failed() == 0 {
             return Err(format!("not durable: {:?}", found.not_durable));
         }
-        self.counts.revocations += 1;
+        self.counts.edits_of_revocations += 1;
         Ok(())
     }
 

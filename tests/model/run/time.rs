@@ -41,7 +41,7 @@ impl Run<'_> {
             self.reference.saved = vec![Some(saved)];
             self.save_due = now + SAVE_INTERVAL;
             self.is_charged = false;
-            self.counts.saves += 1;
+            self.counts.saves_of_balances += 1;
         } else if is_due && self.is_charged && self.disk.failed() == failed {
             return Err("the balances were not saved".to_owned());
         } else if is_due {
@@ -65,7 +65,7 @@ impl Run<'_> {
             }
             return Ok(());
         }
-        self.counts.polls += 1;
+        self.counts.reloads_by_poll += 1;
         let frame = self.client()?.hello();
         self.client()?.send(&frame)?;
         let generation = self.client()?.receive_welcome()?;
