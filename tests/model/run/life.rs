@@ -215,8 +215,9 @@ impl Run<'_> {
         process.terminate();
         let result = join(process)?;
         self.client = None;
-        self.disk.release_writer(false);
+        // On a busy machine, the daemon may have stopped waiting for the writer.
         self.wait_ended()?;
+        self.disk.release_writer(false);
         if self.disk.is_crashed() {
             self.reference.saved.push(Some(saved));
             self.reference.may_have_stored();
