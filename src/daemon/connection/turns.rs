@@ -5,7 +5,7 @@
 //! peers' user ids (uids) and, within a uid, among its connections. A turn is one read and its
 //! answers, or what fits the output buffer of them. A peer therefore waits for at most one turn of
 //! each other busy uid, regardless of how many connections these uids have, and for one turn of
-//! each connection of its own uid.
+//! each connection of its own uid. The turn that is running when its request arrives is one of them.
 //!
 //! The runtime polls epoll only when no task is ready, or after many tasks. [`Turns`] makes it poll
 //! after a bounded amount of work, so that new input joins the rotation in time.
@@ -78,12 +78,15 @@ enum WaiterState {
 /// The waiting connections. [`pop`](Self::pop) rotates among the uids.
 #[derive(Default)]
 struct WaitingQueue {
-    /// The uids with waiting connections, in the order of their next turns, without `current`.
+    /// The uids with waiting connections, in the order of their next turns, without that of
+    /// `current`.
     rotation: VecDeque<u32>,
+    /// The waiting connections, without `current`. No queue is empty.
     by_uid: BTreeMap<u32, VecDeque<Rc<Waiter>>>,
-    /// The uid that has the current turn. It joins the rotation again when the turn is over, behind
-    /// the uids whose requests arrived during it.
-    current: Option<u32>,
+    /// The connection that has the current turn, or had the last one. If it waits again, it joins
+    /// the rotation before the next turn, and so does its uid: behind the connections and the uids
+    /// whose requests arrived during its turn.
+    current: Option<Rc<Waiter>>,
 }
 
 impl IdleCount {
@@ -199,8 +202,14 @@ impl TurnHandle {
 
     /// Ends a turn in which `bytes` were read and written.
     pub(super) fn end(&self, bytes: usize) {
-        self.turns.cost.set(self.turns.cost.get() + SYSTEM_CALL_COST + bytes);
-        self.give_up();
+        let cost = self.turns.cost.get() + SYSTEM_CALL_COST + bytes;
+        self.turns.cost.set(cost);
+        if self.waiter.state.get() == WaiterState::Granted {
+            self.give_up();
+        } else if cost >= COST_PER_POLL {
+            // The rotation may start before the next turn.
+            self.turns.waiting.borrow_mut().current = Some(Rc::clone(&self.waiter));
+        }
     }
 
     /// Ends a turn in which nothing was done.
@@ -222,30 +231,50 @@ impl Drop for TurnHandle {
 
 impl WaitingQueue {
     fn push(&mut self, waiter: Rc<Waiter>) {
-        let uid = waiter.uid;
-        let queue = self.by_uid.entry(uid).or_default();
-        if queue.is_empty() && self.current != Some(uid) {
-            self.rotation.push_back(uid);
+        if let Some(current) = &self.current {
+            if Rc::ptr_eq(current, &waiter) {
+                return;
+            }
+            if current.uid == waiter.uid {
+                return self.by_uid.entry(waiter.uid).or_default().push_back(waiter);
+            }
+        }
+        self.join(waiter);
+    }
+
+    /// Adds a connection to the queue of its uid, and the uid to the rotation if it is not there.
+    fn join(&mut self, waiter: Rc<Waiter>) {
+        let queue = self.by_uid.entry(waiter.uid).or_default();
+        if queue.is_empty() {
+            self.rotation.push_back(waiter.uid);
         }
         queue.push_back(waiter);
     }
 
     /// Ends the current turn and returns the connection that has the next one.
     fn pop(&mut self) -> Option<Rc<Waiter>> {
-        loop {
-            if let Some(uid) = self.current.take()
-                && self.by_uid.contains_key(&uid)
-            {
-                self.rotation.push_back(uid);
+        if let Some(current) = self.current.take() {
+            if self.by_uid.contains_key(&current.uid) {
+                self.rotation.push_back(current.uid);
             }
-            let uid = self.rotation.pop_front()?;
+            if current.state.get() == WaiterState::Waiting {
+                self.join(current);
+            }
+        }
+        loop {
+            let uid = *self.rotation.front()?;
             let queue = self.by_uid.get_mut(&uid)?;
             let waiter = queue.pop_front();
-            if queue.is_empty() {
+            let is_last = queue.is_empty();
+            if is_last {
                 self.by_uid.remove(&uid);
             }
-            self.current = Some(uid);
-            if waiter.as_ref().is_some_and(|waiter| waiter.state.get() == WaiterState::Waiting) {
+            let waiter = waiter.filter(|waiter| waiter.state.get() == WaiterState::Waiting);
+            if is_last || waiter.is_some() {
+                self.rotation.pop_front();
+            }
+            if waiter.is_some() {
+                self.current.clone_from(&waiter);
                 return waiter;
             }
         }
@@ -302,6 +331,47 @@ mod tests {
         turns.grant_next();
         assert!(late.poll_begin(&cx).is_ready());
         assert!(second.poll_begin(&cx).is_pending());
+    }
+
+    /// A uid whose connections have filled the worker without waiting has had its turn.
+    #[test]
+    fn uid_that_ran_before_the_rotation_started_is_behind_others() {
+        let turns = Turns::new(IdleCount::default());
+        let [first, second, late] = [1, 1, 2].map(|uid| turns.register(uid));
+        let cx = Context::from_waker(Waker::noop());
+        assert!(first.poll_begin(&cx).is_ready());
+        first.end(COST_PER_POLL);
+        assert!([&second, &first, &late].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
+        turns.cost.set(0);
+        turns.grant_next();
+        for next in [&late, &second, &first] {
+            assert!(next.poll_begin(&cx).is_ready());
+            next.give_up();
+        }
+        assert!(turns.is_uncontended());
+    }
+
+    /// A connection waits for one turn of each other connection of its uid, not for another turn of
+    /// the one that ran when its request arrived.
+    #[test]
+    fn connection_that_waits_again_is_behind_those_that_joined_during_its_turn() {
+        let turns = Turns::new(IdleCount::default());
+        let [first, second, late] = [1, 1, 1].map(|uid| turns.register(uid));
+        turns.cost.set(COST_PER_POLL);
+        let cx = Context::from_waker(Waker::noop());
+        assert!([&first, &second].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
+        turns.cost.set(0);
+        turns.grant_next();
+        assert!(first.poll_begin(&cx).is_ready());
+        first.end(COST_PER_POLL);
+        assert!([&first, &late].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
+        turns.cost.set(0);
+        turns.grant_next();
+        for next in [&second, &late, &first] {
+            assert!(next.poll_begin(&cx).is_ready());
+            next.give_up();
+        }
+        assert!(turns.is_uncontended());
     }
 
     #[test]
