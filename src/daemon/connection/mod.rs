@@ -251,9 +251,10 @@ impl Connection {
         let mut buffers = context.buffers.borrow_mut();
         let (progress, epoch, output) =
             buffers.answer(&mut self.unanswered, new_bytes, |input, output| context.respond(input, output));
-        let written = self.socket.try_write(output)?;
+        let written = self.socket.try_write(output);
         self.turn.end(progress.consumed + output.len());
         self.account.charge(progress.requests);
+        let written = written?;
         let unsent = (written < output.len()).then(|| (output[written..].to_vec(), epoch));
         Ok(Answered { stop: progress.stop, unsent, requests: progress.requests })
     }

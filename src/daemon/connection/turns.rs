@@ -206,7 +206,7 @@ impl TurnHandle {
         self.turns.cost.set(cost);
         if self.waiter.state.get() == WaiterState::Granted {
             self.give_up();
-        } else if cost >= COST_PER_POLL {
+        } else if cost >= COST_PER_POLL && !self.turns.is_contended.get() {
             // The rotation may start before the next turn.
             self.turns.waiting.borrow_mut().current = Some(Rc::clone(&self.waiter));
         }
@@ -263,7 +263,10 @@ impl WaitingQueue {
         }
         loop {
             let uid = *self.rotation.front()?;
-            let queue = self.by_uid.get_mut(&uid)?;
+            let Some(queue) = self.by_uid.get_mut(&uid) else {
+                self.rotation.pop_front();
+                continue;
+            };
             let waiter = queue.pop_front();
             let is_last = queue.is_empty();
             if is_last {
@@ -345,6 +348,26 @@ mod tests {
         turns.cost.set(0);
         turns.grant_next();
         for next in [&late, &second, &first] {
+            assert!(next.poll_begin(&cx).is_ready());
+            next.give_up();
+        }
+        assert!(turns.is_uncontended());
+    }
+
+    /// Probes and the drain read without a turn.
+    #[test]
+    fn connection_that_reads_outside_the_rotation_does_not_displace_the_current_one() {
+        let turns = Turns::new(IdleCount::default());
+        let [first, second, other, probing] = [1, 1, 2, 2].map(|uid| turns.register(uid));
+        turns.cost.set(COST_PER_POLL);
+        let cx = Context::from_waker(Waker::noop());
+        assert!([&first, &second, &other].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
+        turns.cost.set(0);
+        turns.grant_next();
+        probing.end(COST_PER_POLL);
+        assert!(probing.poll_begin(&cx).is_pending());
+        turns.cost.set(0);
+        for next in [&first, &other, &second, &probing] {
             assert!(next.poll_begin(&cx).is_ready());
             next.give_up();
         }
