@@ -323,9 +323,11 @@ impl Connection {
     /// timeout.
     async fn on_timeout(&mut self) -> io::Result<Option<CloseReason>> {
         if !self.is_probed {
+            self.turn.begin().await;
             if let Some(bytes) = self.try_read(self.turn.read_limit())? {
                 return self.on_input(bytes).await;
             }
+            self.turn.give_up();
             self.is_probed = true;
         }
         match self.context.timeouts.idle {
@@ -345,8 +347,8 @@ impl Connection {
 
     /// Answers the input that has arrived, and sends the ERROR that announces the shutdown.
     async fn drain(&mut self) -> io::Result<CloseReason> {
-        self.turn.give_up();
         for _ in 0..MAX_FINAL_READS {
+            self.turn.begin().await;
             let Some(bytes) = self.try_read(INPUT_BYTES)? else {
                 break;
             };
@@ -354,6 +356,7 @@ impl Connection {
                 return Ok(reason);
             }
         }
+        self.turn.give_up();
         self.announce_shutdown().await?;
         Ok(CloseReason::Drained)
     }

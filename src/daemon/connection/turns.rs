@@ -3,12 +3,13 @@
 //! While a worker keeps up, each connection is answered when its input arrives. When requests
 //! arrive faster than the worker answers them, connections take turns: the turns rotate among the
 //! peers' user ids (uids) and, within a uid, among its connections. A turn is one read and its
-//! answers, or what fits the output buffer of them. A peer therefore waits for at most one turn of
-//! each other busy uid, regardless of how many connections these uids have, and for one turn of
-//! each connection of its own uid. The turn that is running when its request arrives is one of them.
+//! answers. If the answers do not fit the output buffer, the rest of them is another turn.
 //!
 //! The runtime polls epoll only when no task is ready, or after many tasks. [`Turns`] makes it poll
-//! after a bounded amount of work, so that new input joins the rotation in time.
+//! after about as much work as one full turn. A request is found by that poll, and then waits for at
+//! most one turn of each other busy uid, regardless of how many connections these uids have, and for
+//! one turn of each connection of its own uid. A connection or uid that has just had a turn is the
+//! last of them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -207,7 +208,7 @@ impl TurnHandle {
         if self.waiter.state.get() == WaiterState::Granted {
             self.give_up();
         } else if cost >= COST_PER_POLL && !self.turns.is_contended.get() {
-            // The rotation may start before the next turn.
+            // Nothing waits, but the rotation may start before the next turn.
             self.turns.waiting.borrow_mut().current = Some(Rc::clone(&self.waiter));
         }
     }
@@ -354,7 +355,6 @@ mod tests {
         assert!(turns.is_uncontended());
     }
 
-    /// Probes and the drain read without a turn.
     #[test]
     fn connection_that_reads_outside_the_rotation_does_not_displace_the_current_one() {
         let turns = Turns::new(IdleCount::default());
