@@ -17,6 +17,7 @@
 
 mod boot_clock;
 
+use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -221,7 +222,7 @@ impl SaverThread {
                 Err(error) => self.set_aside(&path, &error),
             },
             // It is not a regular file, so it holds no balances.
-            Err(error) if error.error.raw_os_error().is_none() => self.set_aside(&path, &error),
+            Err(error) if error.error.kind() == io::ErrorKind::Other => self.set_aside(&path, &error),
             Err(error) => return Err(error),
         }
         self.last_saves = [self.version(); 2];

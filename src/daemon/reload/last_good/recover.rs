@@ -64,7 +64,8 @@ pub enum RecoverError {
     OtherPepper,
     /// What refused sources have taken away from them is not known.
     #[error(
-        "what refused sources have taken away from them is not known: {0}. To serve them without it, remove that file"
+        "refused sources may have disabled some of the last good keys, and the list of those cannot be read: {0}. To serve \
+         all of them, remove that file; keys that were taken away work again then"
     )]
     Takeaways(#[source] SealedError),
     /// The keys cannot be put into force.

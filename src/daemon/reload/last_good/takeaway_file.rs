@@ -66,12 +66,13 @@ impl LastGoodStore {
     }
 
     fn read_takeaway_file(&self, file: &mut TakeawayFile) -> Result<(), SealedError> {
-        let entries: Vec<Entry> =
+        let mut entries: Vec<Entry> =
             sealed::read(&self.shared.directory.path(TAKEAWAYS_FILE))?.unwrap_or_default();
         let (stored, read) = (self.generation(), entries.len());
-        file.entries.extend(entries.into_iter().filter(|entry| entry.generation >= stored));
+        entries.retain(|entry| entry.generation >= stored);
         // A crash left outdated takeaways behind.
-        file.is_dirty = file.entries.len() < read;
+        file.is_dirty |= entries.len() < read;
+        file.entries.extend(entries);
         file.is_unread = false;
         Ok(())
     }
