@@ -289,6 +289,31 @@ impl WaitingQueue {
 mod tests {
     use super::*;
 
+    /// All of these connections have input. A busy worker makes them wait for their turns.
+    fn wait(handles: &[&TurnHandle]) {
+        let cx = Context::from_waker(Waker::noop());
+        assert!(handles.iter().all(|handle| handle.poll_begin(&cx).is_pending()));
+    }
+
+    /// The worker has polled epoll.
+    fn poll_epoll(turns: &Turns) {
+        turns.cost.set(0);
+        turns.grant_next();
+    }
+
+    fn assert_has_turn(handle: &TurnHandle) {
+        assert!(handle.poll_begin(&Context::from_waker(Waker::noop())).is_ready());
+    }
+
+    /// These connections have the next turns, in this order, and no other one waits.
+    fn assert_next_turns(turns: &Turns, handles: &[&TurnHandle]) {
+        for handle in handles {
+            assert_has_turn(handle);
+            handle.give_up();
+        }
+        assert!(turns.is_uncontended());
+    }
+
     /// Connections of the given uids that all wait for their turn, and the order of their turns.
     fn order_of_turns(uids: &[u32], cost: usize) -> Vec<usize> {
         let turns = Turns::new(IdleCount::default());
@@ -322,19 +347,14 @@ mod tests {
         let turns = Turns::new(IdleCount::default());
         let [first, second, late] = [1, 1, 2].map(|uid| turns.register(uid));
         turns.cost.set(COST_PER_POLL);
-        let cx = Context::from_waker(Waker::noop());
-        assert!([&first, &second].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
-        turns.cost.set(0);
-        turns.grant_next();
-        assert!(first.poll_begin(&cx).is_ready());
+        wait(&[&first, &second]);
+        poll_epoll(&turns);
+        assert_has_turn(&first);
         first.end(COST_PER_POLL);
-        // Epoll is polled here: the busy peer has more requests, and another peer's first one is
-        // found.
-        assert!([&first, &late].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
-        turns.cost.set(0);
-        turns.grant_next();
-        assert!(late.poll_begin(&cx).is_ready());
-        assert!(second.poll_begin(&cx).is_pending());
+        // The busy peer has more requests, and another peer's first one is found.
+        wait(&[&first, &late]);
+        poll_epoll(&turns);
+        assert_next_turns(&turns, &[&late, &second, &first]);
     }
 
     /// A uid whose connections have filled the worker without waiting has had its turn.
@@ -342,17 +362,11 @@ mod tests {
     fn uid_that_ran_before_the_rotation_started_is_behind_others() {
         let turns = Turns::new(IdleCount::default());
         let [first, second, late] = [1, 1, 2].map(|uid| turns.register(uid));
-        let cx = Context::from_waker(Waker::noop());
-        assert!(first.poll_begin(&cx).is_ready());
+        assert_has_turn(&first);
         first.end(COST_PER_POLL);
-        assert!([&second, &first, &late].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
-        turns.cost.set(0);
-        turns.grant_next();
-        for next in [&late, &second, &first] {
-            assert!(next.poll_begin(&cx).is_ready());
-            next.give_up();
-        }
-        assert!(turns.is_uncontended());
+        wait(&[&second, &first, &late]);
+        poll_epoll(&turns);
+        assert_next_turns(&turns, &[&late, &second, &first]);
     }
 
     #[test]
@@ -360,18 +374,12 @@ mod tests {
         let turns = Turns::new(IdleCount::default());
         let [first, second, other, probing] = [1, 1, 2, 2].map(|uid| turns.register(uid));
         turns.cost.set(COST_PER_POLL);
-        let cx = Context::from_waker(Waker::noop());
-        assert!([&first, &second, &other].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
-        turns.cost.set(0);
-        turns.grant_next();
+        wait(&[&first, &second, &other]);
+        poll_epoll(&turns);
         probing.end(COST_PER_POLL);
-        assert!(probing.poll_begin(&cx).is_pending());
+        wait(&[&probing]);
         turns.cost.set(0);
-        for next in [&first, &other, &second, &probing] {
-            assert!(next.poll_begin(&cx).is_ready());
-            next.give_up();
-        }
-        assert!(turns.is_uncontended());
+        assert_next_turns(&turns, &[&first, &other, &second, &probing]);
     }
 
     /// A connection waits for one turn of each other connection of its uid, not for another turn of
@@ -381,20 +389,13 @@ mod tests {
         let turns = Turns::new(IdleCount::default());
         let [first, second, late] = [1, 1, 1].map(|uid| turns.register(uid));
         turns.cost.set(COST_PER_POLL);
-        let cx = Context::from_waker(Waker::noop());
-        assert!([&first, &second].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
-        turns.cost.set(0);
-        turns.grant_next();
-        assert!(first.poll_begin(&cx).is_ready());
+        wait(&[&first, &second]);
+        poll_epoll(&turns);
+        assert_has_turn(&first);
         first.end(COST_PER_POLL);
-        assert!([&first, &late].iter().all(|handle| handle.poll_begin(&cx).is_pending()));
-        turns.cost.set(0);
-        turns.grant_next();
-        for next in [&second, &late, &first] {
-            assert!(next.poll_begin(&cx).is_ready());
-            next.give_up();
-        }
-        assert!(turns.is_uncontended());
+        wait(&[&first, &late]);
+        poll_epoll(&turns);
+        assert_next_turns(&turns, &[&second, &late, &first]);
     }
 
     #[test]
