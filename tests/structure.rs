@@ -149,3 +149,95 @@ fn modules_do_not_import_each_other_in_a_circle() {
         assert!(circular.is_empty(), "{crate_root}: {circular:#?}");
     }
 }
+
+/// An entry of tests/defects, as far as it is checked here.
+#[derive(serde::Deserialize)]
+struct Defect {
+    name: String,
+    file: String,
+    old: String,
+    new: String,
+    package: String,
+    target: String,
+    test: String,
+}
+
+#[derive(serde::Deserialize)]
+struct Defects {
+    defect: Vec<Defect>,
+}
+
+/// The directory with the sources of a test binary, from the workspace.
+fn directory_of(package: &str, target: &str) -> Option<&'static str> {
+    Some(match (package, target) {
+        ("keyward", "--test engine") => "tests/engine",
+        ("keyward", "--test integration") => "tests/integration",
+        ("keyward-client", "--test shared_behavior") => "protocol/clients/rust/tests",
+        ("keyward-daemon", "--lib") => "src/daemon",
+        ("keyward-engine", "--lib") => "src/engine",
+        ("keyward-model", "--test model") => "tests/model",
+        ("keyward-protocol", "--lib") => "protocol/src",
+        ("keyward-protocol", "--test vectors") => "protocol/tests",
+        ("keyward-source", "--lib") => "src/source",
+        ("keyward-state", "--lib") => "src/state",
+        _ => return None,
+    })
+}
+
+/// Whether one of `sources` contains the test `a::b::name`: a function of that name, in the file of
+/// its modules or in modules that are written out in a file of the outer ones. `root` is the name of
+/// the test binary.
+fn has_test(sources: &[(PathBuf, String)], directory: &str, root: &str, test: &str) -> bool {
+    let modules: Vec<&str> = test.split("::").collect();
+    let Some((name, modules)) = modules.split_last() else { return false };
+    let contains_test = |path: &Path, text: &str| {
+        let path = path.strip_prefix(directory).expect("inside").with_extension("");
+        let mut of_file: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+        // These files have no module of their name.
+        of_file.pop_if(|last| ["lib", "main", "mod", root].contains(&&**last));
+        let Some(inline) = modules.get(of_file.len()..) else { return false };
+        of_file.iter().zip(modules).all(|(found, module)| found == module)
+            && inline.iter().all(|module| text.contains(&format!("mod {module} {{")))
+            && text.contains(&format!("fn {name}("))
+    };
+    sources.iter().any(|(path, text)| contains_test(path, text))
+}
+
+/// `tests/defects/run` takes hours, so a change that an entry no longer fits is noticed here.
+#[test]
+fn defects_fit_the_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut problems = Vec::new();
+    let mut by_directory: BTreeMap<&str, Vec<(PathBuf, String)>> = BTreeMap::new();
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(root.join("tests/defects")).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        let defects: Defects = toml::from_str(&text).expect("a list of defects");
+        for Defect { name, file, old, new, package, target, test } in defects.defect {
+            let occurrences =
+                fs::read_to_string(root.join(&file)).map_or(0, |text| text.matches(&old).count());
+            if occurrences != 1 || old == new {
+                problems.push(format!("{name}: its text occurs {occurrences} times in {file}"));
+            }
+            match directory_of(&package, &target) {
+                None => problems.push(format!("{name}: no known directory of {package} {target}")),
+                Some(directory) => {
+                    let found = by_directory.entry(directory).or_insert_with(|| sources(directory));
+                    let root = target.split(' ').next_back().unwrap_or_default();
+                    if !has_test(found, directory, root, &test) {
+                        problems.push(format!("{name}: no test {test} in {directory}"));
+                    }
+                }
+            }
+            if !names.insert(name.clone()) {
+                problems.push(format!("{name}: the name of two defects"));
+            }
+        }
+    }
+    assert!(names.len() > 200, "{} defects were found", names.len());
+    assert!(problems.is_empty(), "{problems:#?}");
+}
