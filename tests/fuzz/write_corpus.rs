@@ -59,7 +59,29 @@ const USAGE: &str = r#"{"seq":41,"from":"2026-11-21T10:00:00Z","to":"2026-11-21T
 {"seq":42,"from":"2026-11-21T10:00:00Z","to":"2026-11-21T10:01:00Z","unknown":{"UNKNOWN_KEY":7,"MALFORMED_KEY":0}}
 "#;
 
+/// Lines of the admin socket: some of the commands, and replies.
+const MESSAGES: [(&str, &str); 12] = [
+    ("status", r#"{"command":"status"}"#),
+    ("reload", r#"{"command":"reload","force":true}"#),
+    ("check", r#"{"command":"check","source":"/etc/keyward/keys.csv"}"#),
+    ("usage", r#"{"command":"usage","owner":"acme","top":7}"#),
+    ("revoke", r#"{"command":"revoke","key_id":"a\u202eb"}"#),
+    ("unrevoke", r#"{"command":"unrevoke","owner":"M\u00fcller"}"#),
+    ("revocations", r#"{"command":"revocations","after":{"key_id":"k1"}}"#),
+    ("unknown-command", r#"{"command":"halt"}"#),
+    ("unknown-field", r#"{"command":"status","verbose":true}"#),
+    ("cut-short", r#"{"command":"revoke","key_id":"#),
+    ("refused", r#"{"ok":false,"error":"not a command"}"#),
+    (
+        "revocation",
+        r#"{"ok":true,"revocation":{"owner":"acme","already":false,"keys":3,"revoked":3,"generation":9,"durable":false,"not_durable":"the disk is full"}}"#,
+    ),
+];
+
 fn main() {
+    for (name, line) in MESSAGES {
+        write("admin_messages", name, &[line.as_bytes(), b"\n"]);
+    }
     frames_and_streams();
     exports();
     compiled_snapshots();

@@ -47,7 +47,7 @@ pub(crate) fn run(data: &[u8]) -> Outcome {
     encodes_to_the_same(&file, &saved_at, &buckets);
     refuses_damage(&file, position);
     restores(&buckets, u64::from(u16::try_from(position).unwrap_or_default()) << 20);
-    Outcome::Accepted
+    Outcome::accepted_if(!buckets.is_empty())
 }
 
 fn encodes_to_the_same(file: &[u8], saved_at: &ClockReading, buckets: &[SavedBucket]) {

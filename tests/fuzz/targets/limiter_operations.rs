@@ -93,6 +93,7 @@ impl Choices {
 }
 
 pub(crate) fn run(data: &[u8]) -> Outcome {
-    Sequence::new(Choices { bytes: data.to_vec(), at: 0 }).run();
-    Outcome::accepted_if(!data.is_empty())
+    let mut sequence = Sequence::new(Choices { bytes: data.to_vec(), at: 0 });
+    sequence.run();
+    Outcome::accepted_if(sequence.admitted > 0)
 }

@@ -1,5 +1,6 @@
 //! The targets, by name.
 
+pub(crate) mod admin_messages;
 pub(crate) mod balances;
 pub(crate) mod compiled_snapshots;
 pub(crate) mod configuration;
@@ -14,13 +15,13 @@ pub(crate) mod scratch;
 pub(crate) mod stream;
 pub(crate) mod usage;
 
-/// How far an input got. A corpus must have inputs that are accepted: otherwise its target checks
-/// little.
+/// How far an input got. A corpus must have inputs that are accepted, and have a content: otherwise
+/// its target checks little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// keyward accepted the input, and its result was checked.
+    /// keyward accepted the input, and its result, which is not empty, was checked.
     Accepted,
-    /// keyward refused the input.
+    /// keyward refused the input, or there was nothing in it.
     Refused,
 }
 
@@ -40,7 +41,8 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
+    Target { name: "admin_messages", run: admin_messages::run },
     Target { name: "balances", run: balances::run },
     Target { name: "compiled_snapshots", run: compiled_snapshots::run },
     Target { name: "configuration", run: configuration::run },

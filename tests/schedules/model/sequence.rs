@@ -30,6 +30,8 @@ pub struct Sequence {
     /// The previous snapshot, until its slots are reclaimed.
     old: Option<(Snapshot, PendingReclaim)>,
     saved: Option<Saved>,
+    /// The requests with a cost and a limit that were admitted.
+    pub admitted: u64,
 }
 
 fn id(number: u8) -> LimitId {
@@ -64,6 +66,7 @@ impl Sequence {
             current: Vec::new(),
             old: None,
             saved: None,
+            admitted: 0,
         }
     }
 
@@ -119,6 +122,7 @@ impl Sequence {
         let outcome = answer(self.limiter.charge(&charges, now, cost));
         let seed = self.choices.name();
         assert_eq!(outcome, expected, "{seed}, step {step}: charge {cost} at {now}: {limits:?}");
+        self.admitted += u64::from(outcome.0 == Verdict::Admitted && cost > 0 && !limits.is_empty());
     }
 
     fn refund(&mut self, step: u64) {
