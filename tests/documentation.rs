@@ -127,6 +127,28 @@ fn tests_that_pages_name_exist() {
     assert!(named > 10, "the threat model names its tests");
 }
 
+/// "`test` in `path.rs`" stands for a test in that file.
+#[test]
+fn tests_that_pages_name_with_their_file_exist() {
+    let mut named = 0;
+    for (page, text) in pages() {
+        for (before, after) in
+            text.match_indices("` in `").map(|(at, found)| (&text[..at], &text[at + found.len()..]))
+        {
+            let test = before.rsplit('`').next().unwrap_or_default();
+            let path = after.split('`').next().unwrap_or_default();
+            let is_name = test.contains('_') && test.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if is_name && path.ends_with(".rs") {
+                let exists = fs::read_to_string(root().join(path))
+                    .is_ok_and(|source| source.contains(&format!("fn {test}()")));
+                assert!(exists, "{}: there is no test `{test}` in `{path}`", page.display());
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 5, "CONTRIBUTING.md names tests with their files");
+}
+
 #[test]
 fn commands_are_documented_and_exist() {
     let help = Command::new(env!("CARGO_BIN_EXE_keyward")).arg("--help").output().expect("starts");

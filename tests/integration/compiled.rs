@@ -1,7 +1,9 @@
 //! Compiled snapshots in a daemon: they are served and reloaded, and refused if they are damaged.
 
+use std::collections::HashSet;
 use std::fs;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use crate::support::{Daemon, Export, RawClient, Received, Setup, replace_export, row};
 use keyward_client::Request;
@@ -96,6 +98,40 @@ fn verdicts(daemon: &Daemon, credentials: &[Credential<'_>]) -> Vec<&'static str
     per_credential.collect()
 }
 
+/// The seed of a compiled file.
+fn seed(path: &Path) -> u64 {
+    u64::from_le_bytes(fs::read(path).expect("reads")[SEED].try_into().expect("eight bytes"))
+}
+
+/// A client that knows the seed of one table must not know that of the next one.
+#[test]
+fn every_load_and_every_compilation_has_its_own_seed() {
+    let daemon = Daemon::serving_text(export(["a"]));
+    let stored = || {
+        daemon.wait_until_saved();
+        let files = fs::read_dir(daemon.setup.dir.path()).expect("lists").flatten();
+        let mut paths = files.map(|file| file.path());
+        // The keys in force, as they were loaded. The other file with this beginning is a manifest.
+        let is_table = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("last_good-")
+        };
+        seed(&paths.find(is_table).expect("the last good keys"))
+    };
+    let mut seeds = vec![stored()];
+    for key in ["b", "c"] {
+        assert!(daemon.publish(export(["a", key])).accepted);
+        seeds.push(stored());
+    }
+    for name in ["one.kwc", "two.kwc"] {
+        let path = daemon.setup.path(name);
+        replace_export(&path, export(["a"]));
+        seeds.push(seed(&path));
+    }
+    let distinct: HashSet<u64> = seeds.iter().copied().collect();
+    assert_eq!(distinct.len(), seeds.len(), "{seeds:?}");
+}
+
 /// The file contains the seed, so a reader of the file can construct colliding digests.
 #[test]
 fn digest_that_collides_with_a_listed_one_is_unknown() {
@@ -105,8 +141,7 @@ fn digest_that_collides_with_a_listed_one_is_unknown() {
     let keys: Vec<String> = (0..20).map(|number| format!("key-{number}")).collect();
     let listed: Vec<[u8; 32]> = keys.iter().map(|key| Sha256::digest(key).into()).collect();
     replace_export(&source, export(&keys));
-    let file = fs::read(&source).expect("reads");
-    let seed = u64::from_le_bytes(file[SEED].try_into().expect("eight bytes"));
+    let seed = seed(&source);
     let daemon = setup.config("[plans.pro]\ndaily = \"7000/d\"").start();
     for (digest, key) in listed.iter().zip(&keys) {
         let digests = [&[*digest][..], &colliding_digests(*digest, seed)].concat();

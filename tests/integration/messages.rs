@@ -5,7 +5,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{Daemon, Export, Setup, keyward, row, sha256_hex};
+use crate::support::{Daemon, Export, Setup, key_target, keyward, owner_target, row, sha256_hex};
+use keyward_daemon::admin::message::Command;
+use rustix::process::Signal;
 
 /// Runs a command in a directory. Returns its exit code, standard output and standard error.
 fn run(directory: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
@@ -182,6 +184,42 @@ fn invisible_characters_are_escaped_in_output() {
     assert_escaped(&["check", "--daemon", "--socket", "keyward.sock"], "");
     let source = daemon.setup.source();
     assert_escaped(&["check", "--source", source.to_str().expect("UTF-8")], "");
+}
+
+/// What a daemon logs about an export and commands that contain `hostile`, from start to end.
+fn log_about(hostile: &str, format: &str) -> String {
+    let text = |name: &str| format!("{name}{hostile}FORGED");
+    let export = Export::new([row("a").id(text("a")).owner(text("acme"))]);
+    // Loaded once: the number of lines must not depend on how often.
+    let setup = Setup::text(export).config(&format!("log.format = '{format}'\nsource.poll = '1h'\n"));
+    let mut daemon = setup.start();
+    for target in [key_target(&text("a")), owner_target(&text("acme"))] {
+        // Whether it is refused depends on the characters.
+        let _ = daemon.send_command(&Command::Revoke(target.clone()));
+        let _ = daemon.send_command(&Command::Unrevoke(target));
+    }
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_for_exit().success());
+    // Each line of the audit trail is an object.
+    assert!(!daemon.setup.audit_trail().is_empty());
+    daemon.log()
+}
+
+#[test]
+fn texts_of_exports_and_commands_forge_no_lines_of_the_log() {
+    for format in ["text", "json"] {
+        // A tab is as bad in a key id as a newline, and forges nothing.
+        let expected = log_about("\t", format).lines().count();
+        assert!(expected > 3, "the daemon logs what it does");
+        for hostile in ["\n", "\r\n", "\u{1b}[2J\u{1b}[1;1H", "\u{85}", "\u{9b}2J", "\0"] {
+            let log = log_about(hostile, format);
+            assert!(!log.contains(|c: char| c.is_control() && c != '\n'), "{hostile:?}: {log:?}");
+            assert_eq!(log.lines().count(), expected, "{hostile:?}: {log}");
+        }
+        // Accepted, and escaped.
+        let log = log_about("\u{2028}", format);
+        assert!(!log.contains(['\u{2028}', '\u{202e}']), "{log}");
+    }
 }
 
 #[test]

@@ -8,7 +8,8 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::Shutdown;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -54,6 +55,9 @@ const LENGTHS: [usize; 23] = [
 
 /// Fewer lengths, for tests that hardly depend on the length.
 const SOME_LENGTHS: [usize; 5] = [16, 56, 64, 130, MAX_KEY];
+
+/// A group without privileges: that of `nobody` on Debian.
+const UNPRIVILEGED_GROUP: u32 = 65_534;
 
 const PEPPER: &[u8] = b"the pepper that is in force now";
 const PREVIOUS_PEPPER: &[u8] = b"the pepper that was in force before";
@@ -533,6 +537,34 @@ fn raw_key_is_wiped_while_there_are_no_usable_keys() {
         }
         assert_not_logged(&observed.daemon, &keys);
     }
+}
+
+/// The kernel gives the files of a process that is not dumpable to root. Unlike a core dump, this
+/// does not depend on settings of the system.
+#[test]
+fn daemon_is_not_dumpable() {
+    let is_root = rustix::process::geteuid().is_root();
+    let setup = Setup::new(Export::of(["a"]));
+    // Root's own processes are told apart by their group.
+    let with_group = |mut command: Command| {
+        if is_root {
+            command.gid(UNPRIVILEGED_GROUP);
+        }
+        command
+    };
+    let is_dumpable = |pid: u32| {
+        let memory = fs::metadata(format!("/proc/{pid}/mem")).expect("it runs");
+        (memory.uid(), memory.gid()) != (0, 0)
+    };
+    let mut other = with_group(Command::new("sleep"));
+    let mut other = other.arg("60").stdin(Stdio::null()).spawn().expect("starts");
+    let is_other_dumpable = is_dumpable(other.id());
+    other.kill().expect("it runs");
+    other.wait().expect("ended");
+    assert!(is_other_dumpable, "the test does not know a dumpable process");
+    let command = with_group(setup.command());
+    let daemon = setup.start_with(command);
+    assert!(!is_dumpable(daemon.pid()));
 }
 
 /// SIGABRT, as from a failed assertion or the watchdog, writes no core file although the limits of
