@@ -44,6 +44,11 @@ struct Known {
     acknowledged: usize,
     /// The last export that was reported as saved for a start with a bad source.
     saved: usize,
+    /// Whether a start has served no keys, because the stored ones are older than the accepted ones,
+    /// and no reload has been acknowledged since.
+    is_without_keys: bool,
+    /// The number of such starts.
+    starts_without_keys: usize,
     /// The number of keys whose revocation was requested, and those for which it was acknowledged.
     requested: usize,
     revoked: BTreeSet<usize>,
@@ -97,7 +102,8 @@ impl Life<'_> {
             let reply = self.send(&Command::Reload { force: false });
             if let Some(outcome) = reply.and_then(|reply| reply.reload) {
                 assert!(outcome.accepted, "{:?}", outcome.error);
-                lock(self.known).acknowledged = version;
+                let mut known = lock(self.known);
+                (known.acknowledged, known.is_without_keys) = (version, false);
             }
             for _ in 0..3 {
                 self.revoke_next();
@@ -131,12 +137,15 @@ impl Life<'_> {
     fn verify(&self, mut random: Random) {
         let mut client = self.daemon.client();
         while !self.is_over() {
-            let (acknowledged, key, is_revoked) = {
+            let (acknowledged, key, is_revoked, may_be_not_ready) = {
                 let known = lock(self.known);
                 let key = random.below((known.requested + 10).min(KEYS));
-                (known.acknowledged, key, known.revoked.contains(&key))
+                (known.acknowledged, key, known.revoked.contains(&key), known.is_without_keys)
             };
             let Ok(answer) = client.verify(&Request::new(&format!("k{key}"))) else { continue };
+            if may_be_not_ready && answer.verdict().name() == "NOT_READY" {
+                continue;
+            }
             self.check_export(&answer, acknowledged);
             let verdict = answer.verdict().name();
             assert!(!is_revoked || verdict == "REVOKED", "k{key}: {verdict}");
@@ -163,13 +172,24 @@ impl Life<'_> {
 /// The daemon was started again, perhaps with a bad source.
 fn check_restart(daemon: &Daemon, known: &mut Known) {
     let status = daemon.status();
-    assert!(status.ready, "{}", daemon.log());
     assert!(status.unwritten.is_empty(), "{:?}", status.unwritten);
+    if known.is_source_bad && known.saved < known.published && !status.ready {
+        let unusable = status.last_good.and_then(|last_good| last_good.unusable).expect("a reason");
+        assert!(unusable.contains("took access away"), "{unusable}");
+        known.is_without_keys = true;
+        known.starts_without_keys += 1;
+        return;
+    }
+    assert!(status.ready, "{}", daemon.log());
     let mut client = daemon.client();
     let served = client.verify(&Request::new("limited")).expect("an answer");
     let served_version = version(&served).expect("a known key");
-    let expected =
-        if known.is_source_bad { known.saved..=known.published } else { known.published..=known.published };
+    // With a bad source, at least what was acknowledged: every export takes something away.
+    let expected = if known.is_source_bad {
+        known.acknowledged.max(known.saved)..=known.published
+    } else {
+        known.published..=known.published
+    };
     assert!(expected.contains(&served_version), "export {served_version}, not {expected:?}");
     let of_generation = *known.generations.entry(served.generation()).or_insert(served_version);
     assert_eq!(of_generation, served_version, "generation {} has two exports", served.generation());
@@ -229,8 +249,10 @@ fn everything_acknowledged_is_in_force_after_kills_at_random_moments() {
     let refilled = start.elapsed().as_secs() as usize / 3_600 + 1;
     assert!(saved <= BURST + refilled, "{saved} requests were admitted that a save must have recorded");
     eprintln!(
-        "{kills} kills: {} exports, {} revocations, {} requests of a limit admitted, {unsaved} of them unsaved",
+        "{kills} kills: {} exports, {} starts without keys, {} revocations, {} requests of a limit admitted, \
+         {unsaved} of them unsaved",
         known.published,
+        known.starts_without_keys,
         known.revoked.len(),
         known.admitted.len()
     );

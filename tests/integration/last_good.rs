@@ -496,8 +496,26 @@ fn source_accepted_before_a_crash_is_served_although_its_keys_were_not_saved() {
         assert_eq!(last_good(&daemon).keys, 103, "the keys on disk are older");
         assert_eq!(daemon.status().keys, keys + 3);
         assert_eq!(daemon.verdict(&format!("k{keys}")), "UNKNOWN_KEY");
-        // The record is for that source only.
+        // The record is for that source only. The keys on disk would give access back.
         replace_export(&daemon.setup.source(), export(2));
+        let daemon = daemon.kill_and_restart();
+        assert!(!daemon.status().ready, "{}", daemon.log());
+        let unusable = last_good(&daemon).unusable.expect("a reason");
+        let record = daemon.setup.path("accepted_source.json");
+        assert!(
+            unusable.contains("took access away") && unusable.contains(&record.display().to_string()),
+            "{unusable}"
+        );
+        let event = daemon.setup.audit_events("last_good").pop().expect("an event");
+        assert_eq!(event["reason"], "superseded", "{event}");
+        let mut check = keyward();
+        check.args(["check", "--config", "/dev/null", "--source"]).arg(daemon.setup.source());
+        let predicted = run(check.arg("--state-dir").arg(daemon.setup.dir.path())).stderr;
+        assert!(
+            predicted.contains("a start could not serve the last good keys: they are older"),
+            "{predicted}"
+        );
+        fs::remove_file(record).expect("removes");
         let daemon = daemon.kill_and_restart();
         assert!(last_good(&daemon).in_use, "{}", daemon.log());
     }

@@ -30,6 +30,8 @@ pub struct Served {
 pub struct Accepted {
     pub generation: u64,
     pub version: u64,
+    /// Whether it took access away from keys that are stored.
+    pub takes_away: bool,
 }
 
 /// The last good keys on disk.
@@ -123,6 +125,33 @@ struct Limit {
 pub struct Now {
     pub ticks: i128,
     pub unix: i64,
+}
+
+/// Whether a source that was accepted after `stored` has taken access away.
+fn takes_away_since(accepted: Option<Accepted>, stored: Option<&Stored>) -> bool {
+    let generation = stored.map_or(0, |stored| stored.generation);
+    accepted.is_some_and(|accepted| accepted.takes_away && accepted.generation > generation)
+}
+
+/// Whether a key of `old` may do less by `new`: all possible values.
+fn takes_away(old: &Rows, new: &Rows) -> &'static [bool] {
+    let is_same = |before: &Row, after: &Row| match (before.status, after.status) {
+        (Status::SetAside, Status::SetAside) => true,
+        _ => before == after,
+    };
+    if old.rows.iter().any(|row| !new.of(row.key).is_some_and(|after| is_same(row, after))) {
+        &[true]
+    } else if old.has_limits == new.has_limits {
+        &[false]
+    } else {
+        // It depends on whether any of the keys have limits.
+        &[false, true]
+    }
+}
+
+/// A record of which it is known that it was written before `stored`.
+fn recorded_before(accepted: Accepted, stored: &Stored) -> Accepted {
+    Accepted { generation: accepted.generation.min(stored.generation), ..accepted }
 }
 
 impl Default for Reference {
@@ -264,7 +293,8 @@ impl Reference {
     /// What a start may do with the source, given one of the possible contents of the disk.
     pub fn start_outcomes(&self, source: &Source, on_disk: &OnDisk, now: i64) -> Vec<Start> {
         let (accepted, stored) = on_disk;
-        let fallback = || stored.clone().map_or(Start::NotReady, Start::LastGood);
+        let servable = || stored.clone().filter(|stored| !takes_away_since(*accepted, Some(stored)));
+        let fallback = || servable().map_or(Start::NotReady, Start::LastGood);
         let Content::Rows(rows) = &source.content else { return vec![fallback()] };
         let stored_generation = stored.as_ref().map_or(0, |stored| stored.generation);
         let is_recorded = accepted.is_some_and(|accepted| {
@@ -311,11 +341,25 @@ impl Reference {
         let Content::Rows(rows) = &source.content else { return };
         let before = self.on_disk.clone();
         let (version, rows) = (source.version, Rc::clone(rows));
-        self.served = Some(Served { generation, rows: Rc::clone(&rows) });
+        let served = self.served.replace(Served { generation, rows: Rc::clone(&rows) });
         self.last_generation = self.last_generation.max(generation);
-        for (accepted, _) in &mut self.on_disk {
-            if accepted.is_none_or(|accepted| accepted.version != version) {
-                *accepted = Some(Accepted { generation, version });
+        for (accepted, stored) in std::mem::take(&mut self.on_disk) {
+            if accepted.is_some_and(|accepted| accepted.version == version) {
+                self.on_disk.push((accepted, stored));
+                continue;
+            }
+            let is_stored = stored.as_ref().is_some_and(|stored| stored.version == version);
+            let earlier = served.as_ref().map(|served| &served.rows);
+            let earlier = earlier.or(stored.as_ref().map(|stored| &stored.rows));
+            let possible: &[bool] = match earlier {
+                _ if is_stored => &[false],
+                _ if takes_away_since(accepted, stored.as_ref()) => &[true],
+                Some(earlier) => takes_away(earlier, &rows),
+                None => &[true],
+            };
+            for takes_away in possible.iter().copied() {
+                let accepted = Some(Accepted { generation, version, takes_away });
+                self.on_disk.push((accepted, stored.clone()));
             }
         }
         if has_failed {
@@ -328,7 +372,10 @@ impl Reference {
     /// The accepted keys are on disk.
     pub fn store(&mut self) {
         if let Some(last) = self.unstored.pop() {
-            self.on_disk.iter_mut().for_each(|(_, stored)| *stored = Some(last.clone()));
+            for (accepted, stored) in &mut self.on_disk {
+                *accepted = accepted.map(|accepted| recorded_before(accepted, &last));
+                *stored = Some(last.clone());
+            }
             self.deduplicate();
         }
         self.unstored.clear();
@@ -338,6 +385,7 @@ impl Reference {
     pub fn may_have_stored(&mut self) {
         for stored in std::mem::take(&mut self.unstored) {
             for (accepted, _) in self.on_disk.clone() {
+                let accepted = accepted.map(|accepted| recorded_before(accepted, &stored));
                 self.on_disk.push((accepted, Some(stored.clone())));
             }
         }
@@ -351,7 +399,9 @@ impl Reference {
         }
         let (generation, version) = (u64::MAX, source.version);
         for (_, stored) in self.on_disk.clone() {
-            self.on_disk.push((Some(Accepted { generation, version }), stored));
+            for takes_away in [false, true] {
+                self.on_disk.push((Some(Accepted { generation, version, takes_away }), stored.clone()));
+            }
         }
         self.deduplicate();
     }

@@ -144,11 +144,12 @@ impl Connection {
                     None => Some(self.wait().await?),
                 },
             };
-            let Some(wake) = wake else { continue };
             let closed = match wake {
-                WakeReason::Input(bytes) => self.on_input(bytes).await?,
-                WakeReason::Timer(Wakeup::Deadline) => self.on_timeout().await?,
-                WakeReason::Timer(Wakeup::Drain) => Some(self.drain().await?),
+                Some(WakeReason::Input(bytes)) => self.on_input(bytes).await?,
+                Some(WakeReason::Timer(Wakeup::Deadline)) => self.on_timeout().await?,
+                Some(WakeReason::Timer(Wakeup::Drain)) => Some(self.drain().await?),
+                // The delay is over. The idle timeout applies again.
+                None => None,
             };
             if let Some(reason) = closed {
                 return Ok(reason);
@@ -205,7 +206,10 @@ impl Connection {
         let mut answered = self.answer(bytes)?;
         loop {
             if let Some((unsent, epoch)) = answered.unsent {
-                let Ok(_held) = self.account.hold(unsent.len(), answered.requests) else {
+                // Counted anew, because part of the input has been answered.
+                self.held_input = Held::default();
+                let buffered = unsent.len() + self.unanswered.len();
+                let Ok(_held) = self.account.hold(buffered, answered.requests) else {
                     // There is no space for an ERROR.
                     return Ok(Some(CloseReason::QuotaExceeded));
                 };

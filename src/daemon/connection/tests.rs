@@ -38,6 +38,10 @@ struct Worker {
 
 impl Worker {
     fn start(busy_poll: Duration) -> Self {
+        Self::with_timeouts(Timeouts { idle: None, unsent_answers: FOREVER, busy_poll })
+    }
+
+    fn with_timeouts(timeouts: Timeouts) -> Self {
         let (_publisher, mut subscriptions) = Publisher::new(1);
         let (drain, draining) = watch::channel(false);
         let closed = Arc::new(AtomicBool::new(false));
@@ -49,7 +53,7 @@ impl Worker {
                 clock: Clock::new(),
             },
             Metrics { counters: Arc::default(), usage: UsageLog::detached() },
-            Timeouts { idle: None, unsent_answers: FOREVER, busy_poll },
+            timeouts,
             Shutdown { draining, closed: Arc::clone(&closed) },
             IdleCount::default(),
         );

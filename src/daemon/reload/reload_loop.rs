@@ -332,6 +332,9 @@ impl ReloadLoop {
             None
         };
         let LoadedSource { mut keys, state, file, policies, written_at, set_aside } = loaded;
+        // Without a comparison it is not known.
+        let takes_away =
+            since_last_good.as_ref().or(current.as_ref().map(|_| &diff)).is_none_or(Diff::may_take_away);
         let diff = since_last_good.unwrap_or(diff);
         if set_aside.is_some() {
             if current.is_none() {
@@ -347,7 +350,7 @@ impl ReloadLoop {
             }
         }
         let accepted = self.put_in_force(settings, keys, written_at, diff, &row_map, LoadedFrom::Source)?;
-        self.store_last_good(settings, state, file, policies);
+        self.store_last_good(settings, state, file, policies, takes_away);
         self.clear_takeaways();
         self.set_aside = set_aside.map(Arc::new);
         Ok(AcceptedReload { set_aside: self.set_aside.clone(), ..accepted })

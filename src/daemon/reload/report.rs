@@ -123,7 +123,7 @@ impl ReloadLoop {
             Ok(AcceptedReload {
                 generation,
                 keys,
-                diff: Diff { added, removed, changed, deactivated, impact, examples },
+                diff: Diff { added, removed, changed, access_changed: _, deactivated, impact, examples },
                 revocations_confirmed,
                 stale,
                 revocations_conflicting,

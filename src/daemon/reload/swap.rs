@@ -19,16 +19,18 @@ const CLOCK_SKEW: u32 = 5;
 
 impl ReloadLoop {
     /// Records the accepted source, and queues the keys in force to be stored for the next start.
+    /// `takes_away`: keys that were in force may do less now.
     pub(super) fn store_last_good(
         &self,
         settings: &Settings,
         state: FileState,
         file: File,
         policies: RowPolicies,
+        takes_away: bool,
     ) {
         if let Some((last_good, snapshot)) = self.reloader.last_good.as_ref().zip(self.current.as_ref()) {
             let source = &settings.source;
-            last_good.record_accepted(self.generation, state, source, &settings.global_policy);
+            last_good.record_accepted(self.generation, state, source, &settings.global_policy, takes_away);
             last_good.enqueue(last_good::Job {
                 snapshot: Arc::clone(snapshot),
                 policies,

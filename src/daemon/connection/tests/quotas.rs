@@ -99,3 +99,17 @@ async fn rate_delays_requests_of_all_connections_of_the_uid() {
     peers.push(other);
     assert_drained(peers).await;
 }
+
+#[tokio::test(flavor = "local")]
+async fn idle_timeout_applies_again_after_a_delay() {
+    let idle = Some(Duration::from_millis(20));
+    let worker = Worker::with_timeouts(Timeouts { idle, unsent_answers: FOREVER, busy_poll: Duration::ZERO });
+    let rate = Rate::new(1, 50_000_000, 1).ok();
+    let account = UidAccount::new(1, UidQuotas { rate, ..UidQuotas::default() });
+    let mut peer = connect_with(&worker, &account);
+    peer.send(1);
+    yield_until("an answer", || peer.receive() > 0).await;
+    assert!(account.delay().is_some());
+    let served = tokio::time::timeout(FOREVER, peer.served).await.expect("it ends");
+    assert_eq!(served.expect("no panic").expect("no error"), CloseReason::IdleTimeout);
+}

@@ -6,17 +6,21 @@
 //! refuse a source that an operator had forced, and one whose changes were accepted in several
 //! steps.
 //!
-//! The record identifies the source by its [`FileState`], not by its content. A damaged or missing
-//! record costs only a comparison, so it has no checksum.
+//! The record also says whether the source took access away. Then the older keys on disk are not
+//! served in place of it.
+//!
+//! The record identifies the source by its [`FileState`], not by its content. A missing or damaged
+//! record costs a comparison, so it has no checksum. The older keys are not served beside a damaged
+//! one.
 
 use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::manifest::{pepper_fingerprints, retained_hashes};
 use crate::reload::FileState;
+use crate::reload::last_good::sealed::SealedError;
 use keyward_engine::global_policy::GlobalPolicy;
 use keyward_state::{self as state, FileError};
 
@@ -33,6 +37,15 @@ pub(super) struct AcceptedSource {
     #[serde(rename = "reading")]
     parse_settings: String,
     peppers: Vec<String>,
+    /// Whether keys in it may do less than they may by the keys that are stored. True in a record
+    /// that does not say so.
+    #[serde(default = "unknown_takes_away")]
+    takes_away: bool,
+}
+
+/// A record of an earlier version.
+fn unknown_takes_away() -> bool {
+    true
 }
 
 impl AcceptedSource {
@@ -43,25 +56,25 @@ impl AcceptedSource {
         state: FileState,
         parse_settings: String,
         global_policy: &GlobalPolicy,
+        takes_away: bool,
     ) -> Self {
-        Self { generation, state, parse_settings, peppers: pepper_fingerprints(global_policy) }
+        let peppers = pepper_fingerprints(global_policy);
+        Self { generation, state, parse_settings, peppers, takes_away }
     }
 
-    /// The record in `directory`, if there is one that can be read.
-    pub(super) fn read(directory: &Path) -> Option<Self> {
+    /// Whether serving keys of the generation `stored` in place of its own would give access back.
+    pub(super) fn takes_away_since(&self, stored: u64) -> bool {
+        self.takes_away && self.generation > stored
+    }
+
+    /// The record in `directory`, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read or is damaged.
+    pub(super) fn read(directory: &Path) -> Result<Option<Self>, SealedError> {
         let path = directory.join(ACCEPTED_FILE);
-        let content = state::read(&path).map_err(|error| error.to_string());
-        let record = content.and_then(|content| {
-            content
-                .map(|content| serde_json::from_slice(&content))
-                .transpose()
-                .map_err(|error| error.to_string())
-        });
-        record.unwrap_or_else(|error| {
-            let file = path.display();
-            warn!(%file, error, "which source was accepted last is not known; it is compared with the last good keys");
-            None
-        })
+        let Some(content) = state::read(&path)? else { return Ok(None) };
+        serde_json::from_slice(&content).map(Some).map_err(|_| SealedError::Damaged { path })
     }
 
     /// Replaces the record in `directory`, durably.

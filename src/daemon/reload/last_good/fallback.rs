@@ -17,14 +17,17 @@ impl ReloadLoop {
         if self.current.is_some() {
             return false;
         }
-        let manifest = self.reloader.last_good.as_ref().and_then(LastGoodStore::manifest);
-        let retained = manifest.map(|manifest| manifest.retained_hashes(&settings.global_policy));
-        if retained.is_some_and(|retained| !retained.current) {
+        self.recover_once(settings);
+        let Some(Ok(recovered)) = self.recovered.take() else { return false };
+        let retained = recovered.retained_hashes(&settings.global_policy);
+        if !retained.current {
             self.report_unusable(&RecoverError::OtherPepper);
             return false;
         }
-        self.recover_once(settings);
-        let Some(Ok(recovered)) = self.recovered.take() else { return false };
+        if let Some(error) = &recovered.superseded {
+            self.report_unusable(error);
+            return false;
+        }
         match self.reloader.last_good.as_ref().map(LastGoodStore::applied_takeaways) {
             Some(Ok(takeaways)) => self.applied_takeaways = takeaways,
             Some(Err(error)) => {
@@ -33,7 +36,6 @@ impl ReloadLoop {
             }
             None => {}
         }
-        let retained = recovered.retained_hashes(&settings.global_policy);
         let Recovered { keys, stored, .. } = recovered;
         let (diff, row_map) = compare::compare(&keys, None, self.compare_options(settings));
         let set_aside = SetAside::of_last_good(&keys);
@@ -79,8 +81,10 @@ impl ReloadLoop {
             return;
         }
         self.recovered = recover(&last_good.directory(), &settings.source).map_err(Arc::new).transpose();
-        if let Some(Err(error)) = &self.recovered {
-            self.report_unusable(error);
+        match &self.recovered {
+            Some(Ok(recovered)) => last_good.manifest_read(&recovered.manifest),
+            Some(Err(error)) => self.report_unusable(error),
+            None => {}
         }
     }
 

@@ -73,6 +73,11 @@ struct SharedStore {
 struct State {
     /// The manifest on disk.
     stored: Option<Manifest>,
+    /// Whether the manifest on disk could not be read, so that the file that it names is unknown.
+    is_manifest_unread: bool,
+    /// The compiled file that this process has written, or has read from beginning to end. The file
+    /// of an earlier process may be damaged.
+    checked_file: Option<String>,
     /// The record of the source that was accepted last. Its keys may not be written yet.
     accepted: Option<AcceptedSource>,
     /// The keys to be written next.
@@ -81,6 +86,8 @@ struct State {
     retry_at: Option<time::Instant>,
     /// Consecutive failures.
     failures: u32,
+    /// Consecutive writes that newer keys have cancelled.
+    cancellations: u32,
     writing: Option<Writing>,
     in_use: Option<InUse>,
     unusable: Option<String>,
@@ -134,12 +141,19 @@ impl LastGoodStore {
             remove_all(&root);
             return Ok(None);
         }
-        let mut state = State { accepted: AcceptedSource::read(&root), ..State::default() };
+        let accepted = AcceptedSource::read(&root).unwrap_or_else(|error| {
+            warn!(%error, "which source was accepted last is not known; it is compared with the last good keys");
+            None
+        });
+        let mut state = State { accepted, ..State::default() };
         // A manifest that cannot be used stays until other keys are stored. It is reported when it
         // is needed.
-        if let Ok(stored) = Manifest::read(&root) {
-            writer::remove_leftover_files(&root, stored.as_ref());
-            state.stored = stored;
+        match Manifest::read(&root) {
+            Ok(stored) => {
+                writer::remove_leftover_files(&root, stored.as_ref());
+                state.stored = stored;
+            }
+            Err(_) => state.is_manifest_unread = true,
         }
         let shared = SharedStore {
             directory: Arc::clone(directory),
@@ -157,7 +171,7 @@ impl LastGoodStore {
 
     /// The generation of the keys on disk; 0 if there are none.
     pub fn generation(&self) -> u64 {
-        self.shared.state().stored.as_ref().map_or(0, |stored| stored.generation)
+        self.shared.state().stored_generation()
     }
 
     /// The status of the store.
@@ -170,26 +184,30 @@ impl LastGoodStore {
         }
     }
 
-    /// Records that a source is accepted. This precedes the answer to the reload, and waits for the
-    /// disk.
+    /// Records that a source is accepted, and whether it takes access away from keys that were in
+    /// force. This precedes the answer to the reload, and waits for the disk.
     pub(super) fn record_accepted(
         &self,
         generation: u64,
         file_state: FileState,
         source: &SourceFile,
         global_policy: &GlobalPolicy,
+        takes_away: bool,
     ) {
         let parse_settings = parse_settings_digest(source);
-        if self
-            .shared
-            .state()
-            .accepted
-            .as_ref()
-            .is_some_and(|known| known.matches(&file_state, &parse_settings, global_policy))
-        {
-            return;
-        }
-        let accepted = AcceptedSource::new(generation, file_state, parse_settings, global_policy);
+        let takes_away = {
+            let state = self.shared.state();
+            let known = state.accepted.as_ref();
+            if known.is_some_and(|known| known.matches(&file_state, &parse_settings, global_policy)) {
+                return;
+            }
+            // Sources since the stored keys count together.
+            let generation = state.stored_generation();
+            let is_stored =
+                state.stored.as_ref().is_some_and(|stored| stored.is_of(&file_state, &parse_settings));
+            !is_stored && (takes_away || known.is_some_and(|known| known.takes_away_since(generation)))
+        };
+        let accepted = AcceptedSource::new(generation, file_state, parse_settings, global_policy, takes_away);
         let health = self.shared.directory.health();
         match accepted.write(&self.directory()) {
             Ok(()) => {
@@ -210,7 +228,7 @@ impl LastGoodStore {
     ) -> bool {
         let (state, parse_settings) = (self.shared.state(), parse_settings_digest(source));
         // A record older than the keys on disk could not be replaced when they were accepted.
-        let stored = state.stored.as_ref().map_or(0, |stored| stored.generation);
+        let stored = state.stored_generation();
         let record = state.accepted.as_ref().filter(|accepted| accepted.generation >= stored);
         let is_recorded =
             record.is_some_and(|accepted| accepted.matches(file_state, &parse_settings, global_policy));
@@ -220,8 +238,12 @@ impl LastGoodStore {
         is_recorded || state.stored.as_ref().is_some_and(is_stored)
     }
 
-    fn manifest(&self) -> Option<Manifest> {
-        self.shared.state().stored.clone()
+    /// The manifest has been read, after it could not be at the start.
+    fn manifest_read(&self, manifest: &Manifest) {
+        let mut state = self.shared.state();
+        if std::mem::take(&mut state.is_manifest_unread) {
+            state.stored = Some(manifest.clone());
+        }
     }
 
     pub(super) fn directory(&self) -> std::path::PathBuf {
@@ -249,6 +271,13 @@ impl LastGoodStore {
 impl SharedStore {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The generation of the keys on disk; 0 if there are none.
+    fn stored_generation(&self) -> u64 {
+        self.stored.as_ref().map_or(0, |stored| stored.generation)
     }
 }
 

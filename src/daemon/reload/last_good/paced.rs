@@ -1,5 +1,5 @@
-//! Writing and copying large files in the background: in steps that can be cancelled, with syncs in
-//! between, and with pauses if the thread could not lower its priority.
+//! Reading, writing and copying large files in the background: in steps that can be cancelled, with
+//! syncs in between, and with pauses if the thread could not lower its priority.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::reload::FileState;
 use keyward_state::disk;
 
-/// Bytes written between two checks for cancellation, and between pauses if the priority could not
+/// Bytes between two checks for cancellation, and between pauses if the priority could not
 /// be lowered.
 const STEP_BYTES: u64 = 4 << 20;
 
@@ -20,14 +20,14 @@ const SYNC_BYTES: u64 = 64 << 20;
 /// Longest pause after a step.
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
-/// Whether and how fast to go on writing.
+/// Whether and how fast to go on.
 pub(super) struct Pace<'p> {
     pub(super) cancelled: &'p AtomicBool,
     pub(super) stopping: &'p AtomicBool,
     pub(super) has_low_priority: bool,
 }
 
-/// Bytes written since the last pause, and since the last sync.
+/// Bytes read or written since the last pause, and since the last sync.
 struct Step {
     bytes: u64,
     unsynced: u64,
@@ -39,7 +39,8 @@ impl Step {
         Self { bytes: 0, unsynced: 0, began: Instant::now() }
     }
 
-    fn wrote(
+    /// Counts `bytes`, and checks and pauses when a step of them is complete.
+    fn advance(
         &mut self,
         bytes: u64,
         pace: &Pace<'_>,
@@ -84,7 +85,7 @@ impl Write for PacedWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
         let Self { file, pace, step } = self;
-        step.wrote(written as u64, pace, || file.get_ref().sync_data())?;
+        step.advance(written as u64, pace, || file.get_ref().sync_data())?;
         Ok(written)
     }
 
@@ -96,6 +97,24 @@ impl Write for PacedWriter<'_> {
 impl Seek for PacedWriter<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.file.seek(to)
+    }
+}
+
+/// A file that is read in steps.
+pub(super) struct PacedReader<'f> {
+    file: &'f File,
+    pace: &'f Pace<'f>,
+    step: Step,
+}
+
+impl<'f> PacedReader<'f> {
+    pub(super) fn new(file: &'f File, pace: &'f Pace<'f>) -> Self {
+        Self { file, pace, step: Step::new() }
+    }
+
+    pub(super) fn read_exact_at(&mut self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, at)?;
+        self.step.advance(buffer.len() as u64, self.pace, || Ok(()))
     }
 }
 
@@ -133,7 +152,7 @@ fn copy_bytes(source: &File, to: &File, length: u64, pace: &Pace<'_>) -> io::Res
             }
         };
         at += copied as u64;
-        step.wrote(copied as u64, pace, || to.sync_data())?;
+        step.advance(copied as u64, pace, || to.sync_data())?;
     }
     Ok(())
 }
@@ -152,11 +171,11 @@ mod tests {
                 synced += 1;
                 Ok(())
             };
-            step.wrote(STEP_BYTES, &pace, sync).expect("it goes on");
+            step.advance(STEP_BYTES, &pace, sync).expect("it goes on");
         }
         assert_eq!(synced, 2);
         cancelled.store(true, Ordering::Relaxed);
-        assert!(step.wrote(STEP_BYTES, &pace, || Ok(())).is_err());
+        assert!(step.advance(STEP_BYTES, &pace, || Ok(())).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::StoredKeys;
+use super::accepted::{ACCEPTED_FILE, AcceptedSource};
 use super::manifest::Manifest;
 use super::sealed::SealedError;
 use crate::reload::memory_limits::MemoryLimits;
@@ -26,7 +27,10 @@ pub struct Recovered {
     pub keys: KeyTable,
     /// What is stored about them.
     pub stored: StoredKeys,
-    manifest: Manifest,
+    /// Set if these keys are compared with a source, but not served in its place: a source that was
+    /// accepted later took access away, or it is not known whether one did.
+    pub superseded: Option<RecoverError>,
+    pub(super) manifest: Manifest,
 }
 
 /// Why last good keys cannot be served.
@@ -68,6 +72,22 @@ pub enum RecoverError {
          all of them, remove that file; keys that were taken away work again then"
     )]
     Takeaways(#[source] SealedError),
+    /// A source that was accepted later took access away, and its keys were not stored in time.
+    #[error(
+        "they are older than the source that was accepted last, which took access away from some of them: the daemon ended \
+         before it had stored the keys of that source. Correct the source; to serve the older keys instead, remove {}: \
+         what was taken away works again then", record.display()
+    )]
+    Superseded {
+        /// The path of the record of that source.
+        record: PathBuf,
+    },
+    /// Whether such a source was accepted is not known.
+    #[error(
+        "a source that was accepted after them may have taken access away from some of them, and its record cannot be \
+         read: {0}. Correct the source; to serve the older keys instead, remove that file"
+    )]
+    AcceptedSource(#[source] SealedError),
     /// The keys cannot be put into force.
     #[error(transparent)]
     Swap(ReloadError),
@@ -86,6 +106,7 @@ impl RecoverError {
             Self::Io { .. } | Self::Mismatch { .. } | Self::Load(_) => "damaged",
             Self::OtherPepper => "pepper",
             Self::Takeaways(_) => "takeaways",
+            Self::Superseded { .. } | Self::AcceptedSource(_) => "superseded",
             Self::Swap(error) => error.kind(),
         }
     }
@@ -116,10 +137,12 @@ impl RecoverError {
     /// Whether the next attempt may succeed with the same files.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Manifest(error) | Self::Takeaways(error) => matches!(error, SealedError::File(_)),
+            Self::Manifest(error) | Self::Takeaways(error) | Self::AcceptedSource(error) => {
+                matches!(error, SealedError::File(_))
+            }
             Self::Io { error, .. } => error.kind() != io::ErrorKind::NotFound,
             Self::Load(error) | Self::Swap(error) => error.is_transient(),
-            Self::Mismatch { .. } | Self::OtherPepper => false,
+            Self::Mismatch { .. } | Self::OtherPepper | Self::Superseded { .. } => false,
         }
     }
 }
@@ -132,7 +155,14 @@ impl RecoverError {
 pub fn recover(directory: &Path, source: &SourceFile) -> Result<Option<Recovered>, RecoverError> {
     let Some((manifest, path, file)) = open(directory)? else { return Ok(None) };
     let keys = read(&path, &file, &manifest, Arc::clone(&source.plans))?;
-    Ok(Some(Recovered { keys, stored: StoredKeys::from(&manifest), manifest }))
+    let superseded = match AcceptedSource::read(directory) {
+        Ok(Some(accepted)) if accepted.takes_away_since(manifest.generation) => {
+            Some(RecoverError::Superseded { record: directory.join(ACCEPTED_FILE) })
+        }
+        Ok(_) => None,
+        Err(error) => Some(RecoverError::AcceptedSource(error)),
+    };
+    Ok(Some(Recovered { keys, stored: StoredKeys::from(&manifest), superseded, manifest }))
 }
 
 /// Opens the file that the manifest names. A daemon that uses the directory may replace the

@@ -85,6 +85,17 @@ impl Fixture {
         });
     }
 
+    fn stored(&self) -> Option<Manifest> {
+        self.last_good.shared.state().stored.clone()
+    }
+
+    /// Opens the store again, as the next start does.
+    fn reopen(self) -> Self {
+        let directory = Arc::clone(&self.last_good.shared.directory);
+        let last_good = LastGoodStore::open(Some(&directory), true).expect("a thread").expect("kept");
+        Self { last_good, ..self }
+    }
+
     /// The names of the files of last good keys.
     fn files(&self) -> Vec<String> {
         let entries = fs::read_dir(self.directory.path()).expect("lists").flatten();
@@ -155,7 +166,7 @@ fn source_is_recognised_only_with_the_settings_that_it_was_accepted_with() {
     let is_accepted =
         |store: &LastGoodStore, source: &SourceFile| store.has_accepted(&state, source, &global_policy);
     assert!(!is_accepted(&fixture.last_good, &source));
-    fixture.last_good.record_accepted(1, state, &source, &global_policy);
+    fixture.last_good.record_accepted(1, state, &source, &global_policy, false);
     let directory = Arc::clone(&fixture.last_good.shared.directory);
     let reopen = || LastGoodStore::open(Some(&directory), true).expect("a thread").expect("kept");
     assert!(is_accepted(&reopen(), &source));
@@ -174,11 +185,105 @@ fn unchanged_source_is_not_written_again() {
     fixture.last_good.enqueue(fixture.job(1, 100, "x"));
     fixture.wait_stored(1);
     let mut again = fixture.job(2, 100, "x");
-    again.state = fixture.last_good.manifest().expect("stored").state;
+    again.state = fixture.stored().expect("stored").state;
     fixture.last_good.enqueue(again);
     fixture.wait_stored(2);
     assert_eq!(fixture.files(), ["last_good-1.kwc", "last_good.json"]);
     assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.stored.generation == 2));
+}
+
+#[test]
+fn damage_of_an_unchanged_source_s_keys_is_found_and_mended_after_a_start() {
+    let fixture = Fixture::new();
+    fixture.last_good.enqueue(fixture.job(1, 100, "x"));
+    fixture.wait_stored(1);
+    let path = fixture.path("last_good-1.kwc");
+    let whole = fs::read(&path).expect("a file");
+    let state = fixture.stored().expect("stored").state;
+    // A byte of the header, of a policy or an owner, and of a row.
+    let mut fixture = fixture;
+    for (generation, at) in (2..).zip([100, 170, whole.len() / 2, whole.len() - 1]) {
+        let path = fixture.path(&fixture.stored().expect("stored").file);
+        let mut damaged = fs::read(&path).expect("a file");
+        damaged[at] ^= 1;
+        fs::write(&path, damaged).expect("writes");
+        assert!(fixture.recover().is_err(), "byte {at}");
+        fixture = fixture.reopen();
+        let mut again = fixture.job(generation, 100, "x");
+        again.state = state;
+        fixture.last_good.enqueue(again);
+        fixture.wait_stored(generation);
+        let recovered = fixture.recover().expect("usable").expect("there");
+        assert_eq!((recovered.keys.len(), recovered.stored.generation), (100, generation), "byte {at}");
+    }
+}
+
+/// The file that an unreadable manifest names may be the only complete one.
+#[test]
+fn unreadable_manifest_keeps_its_file_until_other_keys_are_stored() {
+    let fixture = Fixture::new();
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
+    let manifest = fs::read(fixture.path(MANIFEST)).expect("a file");
+    fs::write(fixture.path(MANIFEST), "damaged").expect("writes");
+    let fixture = fixture.reopen();
+    assert_eq!(fixture.files(), ["last_good-1.kwc", "last_good.json"]);
+    // The write fails; not even root can write a file over a directory.
+    let obstacle = fixture.path("last_good.json.new");
+    fs::create_dir(&obstacle).expect("a directory");
+    // The generations have been lost as well.
+    fixture.last_good.enqueue(fixture.job(1, 20, "y"));
+    fixture.wait("the failure", |state| state.failures > 0);
+    fs::write(fixture.path(MANIFEST), &manifest).expect("writes");
+    let recovered = fixture.recover().expect("usable").expect("there");
+    assert_eq!(recovered.keys.len(), 10);
+    fixture.last_good.manifest_read(&recovered.manifest);
+    assert_eq!(fixture.last_good.generation(), 1);
+    fs::remove_dir(&obstacle).expect("removes");
+    fixture.last_good.enqueue(fixture.job(2, 30, "z"));
+    fixture.wait_stored(2);
+    assert_eq!(fixture.files(), ["last_good-2.kwc", "last_good.json"]);
+}
+
+/// A daemon that is killed before it has stored the keys of a source must not give access back.
+#[test]
+fn stored_keys_are_superseded_by_accepted_sources_that_take_access_away() {
+    let mut fixture = Fixture::new();
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
+    let source = fixture.source();
+    let accept = |fixture: &Fixture, generation: u64, takes_away: bool| {
+        fs::write(&source.path, generation.to_string().repeat(9)).expect("writes");
+        let state = FileState::of(&source.path).expect("a file");
+        let policy = GlobalPolicy::default();
+        fixture.last_good.record_accepted(generation, state, &source, &policy, takes_away);
+    };
+    let is_superseded =
+        |fixture: &Fixture| fixture.recover().expect("usable").expect("there").superseded.is_some();
+    // Whether access would be given back, of each generation.
+    for (generation, takes_away, expected) in
+        [(2, false, false), (3, true, true), (4, false, true), (5, true, true)]
+    {
+        accept(&fixture, generation, takes_away);
+        assert_eq!(is_superseded(&fixture), expected, "generation {generation}");
+        fixture = fixture.reopen();
+        assert_eq!(is_superseded(&fixture), expected, "after a start, generation {generation}");
+    }
+    fixture.last_good.enqueue(fixture.job(5, 10, "y"));
+    fixture.wait_stored(5);
+    assert!(!is_superseded(&fixture));
+    accept(&fixture, 6, false);
+    assert!(!is_superseded(&fixture), "what was taken away is stored");
+    // A record of an earlier version does not say it.
+    let record = fs::read_to_string(fixture.path(ACCEPTED_FILE)).expect("a file");
+    let earlier = record.replace(",\"takes_away\":false", "");
+    assert_ne!(earlier, record);
+    fs::write(fixture.path(ACCEPTED_FILE), earlier).expect("writes");
+    assert!(is_superseded(&fixture));
+    fs::write(fixture.path(ACCEPTED_FILE), "{").expect("writes");
+    assert!(is_superseded(&fixture), "a damaged record");
+    fs::remove_file(fixture.path(ACCEPTED_FILE)).expect("removes");
+    assert!(!is_superseded(&fixture), "an operator's decision");
 }
 
 #[test]
@@ -296,7 +401,7 @@ fn file_with_a_different_number_of_keys_is_refused() {
     let fixture = Fixture::new();
     fixture.last_good.enqueue(fixture.job(1, 10, "x"));
     fixture.wait_stored(1);
-    let mut manifest = fixture.last_good.manifest().expect("stored");
+    let mut manifest = fixture.stored().expect("stored");
     manifest.keys += 1;
     manifest.write(fixture.directory.path()).expect("writes");
     assert!(fixture.recover().is_err_and(|error| error.kind() == "damaged"));

@@ -13,14 +13,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::accepted::ACCEPTED_FILE;
 use super::manifest::{MANIFEST, Manifest, PREFIX, SUFFIX, header_crc32, is_own};
-use super::paced::{Pace, PacedWriter, copy};
+use super::paced::{Pace, PacedReader, PacedWriter, copy};
 use super::{LastGoodStore, SharedStore, State};
 use crate::reload::FileState;
-use keyward_engine::snapshot::{RowPolicies, Snapshot};
+use keyward_engine::snapshot::{RowPolicies, Snapshot, compiled};
 use keyward_state::time::{self, Instant};
 use keyward_state::{self as state, FileError, disk};
 
@@ -40,6 +40,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Keys from which on an outdated set, of about 32 MiB, must not stay in memory while another is
 /// read.
 const LARGE_SET: usize = 1 << 18;
+
+/// Cancelled writes in succession after which the log says that keys are not being stored.
+const WARN_AFTER_CANCELLATIONS: u32 = 3;
 
 /// Keys that came into force, and their source.
 pub(in crate::reload) struct Job {
@@ -85,18 +88,19 @@ impl LastGoodStore {
         }
     }
 
-    /// Waits, for a limited time, until pending keys are written. If they are not, the previous
-    /// keys stay on disk.
+    /// Waits, for a limited time, until pending keys are written; a write that has failed is tried
+    /// once more. If they are not written, the previous keys stay on disk.
     pub fn stop(&self) {
         let shared = &self.shared;
         {
             // Under the lock, so that the writer does not miss it between its check and its wait.
-            let _state = shared.state();
+            let mut state = shared.state();
+            state.retry_at = None;
             shared.stopping.store(true, Ordering::Relaxed);
         }
         shared.changed.notify_all();
         time::wake();
-        if !self.wait_idle() {
+        if !self.wait_idle() || shared.state().pending.is_some() {
             info!(
                 "the keys in force are not stored yet: if the next start refuses the source, it serves the last good keys before them"
             );
@@ -182,10 +186,24 @@ impl SharedStore {
         let mut done = Some(job);
         match written {
             Ok(manifest) => {
+                state.checked_file = Some(manifest.file.clone());
                 state.stored = Some(manifest);
-                state.failures = 0;
+                state.is_manifest_unread = false;
+                (state.failures, state.cancellations) = (0, 0);
             }
-            Err(_) if was_cancelled || state.pending.is_some() => {}
+            Err(_) if was_cancelled => {
+                state.cancellations = state.cancellations.saturating_add(1);
+                if state.cancellations == WARN_AFTER_CANCELLATIONS {
+                    let stored = state.stored_generation();
+                    warn!(
+                        generation,
+                        stored,
+                        "reloads follow each other faster than their keys can be stored: after a restart with a bad \
+                         source, there would be older keys or none"
+                    );
+                }
+            }
+            Err(_) if state.pending.is_some() => {}
             Err(_) => {
                 let retry = FIRST_RETRY.saturating_mul(1 << state.failures.min(6)).min(MAX_RETRY);
                 state.failures = state.failures.saturating_add(1);
@@ -221,20 +239,56 @@ impl SharedStore {
         if let Some(stored) = &stored
             && stored.is_of(&job.state, &job.parse_settings)
             && stored.keys == manifest.keys
-            && state::open_to_read(&directory.join(&stored.file))
-                .and_then(|file| stored.names(&file))
-                .unwrap_or(false)
+            && self.is_intact(stored, pace)?
         {
             (manifest.file, manifest.bytes, manifest.head_crc32) =
                 (stored.file.clone(), stored.bytes, stored.head_crc32);
             manifest.write(&directory)?;
             return Ok(manifest);
         }
-        remove_leftover_files(&directory, stored.as_ref());
-        manifest.file = file_name(manifest.generation, stored.as_ref());
+        let is_manifest_unread = self.state().is_manifest_unread;
+        if !is_manifest_unread {
+            remove_leftover_files(&directory, stored.as_ref());
+        }
+        manifest.file = unused_file_name(manifest.generation, &directory);
         let written = self.write_file(job, &mut manifest, pace).and_then(|()| manifest.write(&directory));
-        remove_leftover_files(&directory, if written.is_ok() { Some(&manifest) } else { stored.as_ref() });
+        match &written {
+            Ok(()) => remove_leftover_files(&directory, Some(&manifest)),
+            // Any other file may be the one that the manifest names.
+            Err(_) if is_manifest_unread => remove(&directory.join(&manifest.file)),
+            Err(_) => remove_leftover_files(&directory, stored.as_ref()),
+        }
         written.map(|()| manifest)
+    }
+
+    /// Whether the compiled file is as it was written. The first time, all of it is read.
+    ///
+    /// # Errors
+    /// When newer keys came into force meanwhile.
+    fn is_intact(&self, stored: &Manifest, pace: &Pace<'_>) -> Result<bool, FileError> {
+        let path = self.directory.path(&stored.file);
+        let Ok(file) = state::open_to_read(&path) else { return Ok(false) };
+        if !stored.names(&file).unwrap_or(false) {
+            return Ok(false);
+        }
+        if self.state().checked_file.as_ref() == Some(&stored.file) {
+            return Ok(true);
+        }
+        let mut reader = PacedReader::new(&file, pace);
+        let checked = compiled::Reader::open(|at, buffer| reader.read_exact_at(buffer, at), stored.bytes)
+            .and_then(compiled::Reader::check_blocks);
+        match checked {
+            Ok(()) => self.state().checked_file = Some(stored.file.clone()),
+            Err(error) if pace.cancelled.load(Ordering::Relaxed) => {
+                let error = std::io::Error::other(error);
+                return Err(FileError { path, action: "read it again", error });
+            }
+            Err(error) => {
+                warn!(file = %path.display(), %error, "the last good keys on disk are damaged, and are written again");
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Writes the compiled file, durably, and completes `manifest`.
@@ -261,14 +315,16 @@ impl SharedStore {
     }
 }
 
-/// The name of the next compiled file. It differs from that of the stored one, so that the manifest
-/// stays valid until the next one replaces it.
-fn file_name(generation: u64, stored: Option<&Manifest>) -> String {
-    let name = |number: u64| format!("{PREFIX}{number}{SUFFIX}");
-    let first = name(generation);
-    match stored {
-        Some(stored) if stored.file == first => name(generation.wrapping_add(1)),
-        _ => first,
+/// The name of the next compiled file. No file has it, so that the manifest stays valid until the
+/// next one replaces it.
+fn unused_file_name(generation: u64, directory: &Path) -> String {
+    let mut number = generation;
+    loop {
+        let name = format!("{PREFIX}{number}{SUFFIX}");
+        if !directory.join(&name).exists() {
+            return name;
+        }
+        number = number.wrapping_add(1);
     }
 }
 
@@ -281,9 +337,15 @@ pub(super) fn remove_leftover_files(directory: &Path, manifest: Option<&Manifest
             let is_kept = manifest.is_some_and(|manifest| manifest.file == name);
             (is_own(name) && !is_kept) || name.strip_suffix(".new") == Some(MANIFEST)
         });
-        if is_garbage && let Err(error) = disk::remove_file(&entry.path()) {
-            debug!(file = %entry.path().display(), %error, "a file that is no longer needed cannot be removed");
+        if is_garbage {
+            remove(&entry.path());
         }
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = disk::remove_file(path) {
+        debug!(file = %path.display(), %error, "a file that is no longer needed cannot be removed");
     }
 }
 

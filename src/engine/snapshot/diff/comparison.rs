@@ -128,6 +128,7 @@ impl Comparison<'_> {
         let same_policy = policy_changes.between(before, after).is_same;
         if !same_policy || !before.is_same_except_policy(after) {
             count(&mut diff.changed, &mut diff.examples.changed, || before.changed_to(after));
+            diff.access_changed += usize::from(!same_policy || !before.has_same_id_and_validity(after));
         }
         if was_active && after.entry.status.of_row() != Status::Active {
             count(&mut diff.deactivated, &mut diff.examples.deactivated, || before.changed_to(after));

@@ -36,6 +36,9 @@ pub struct Diff {
     pub removed: usize,
     /// Rows that differ from the old row with the same digest.
     pub changed: usize,
+    /// Changed rows that differ in more than their owner and metadata.
+    #[serde(skip)]
+    pub access_changed: usize,
     /// Rows that were active and no longer are: removed, disabled or revoked. Most of them are
     /// counted above too.
     #[serde(rename = "revoked")]
@@ -53,6 +56,7 @@ impl Diff {
     pub fn append(&mut self, next: Self) {
         self.removed += next.removed;
         self.changed += next.changed;
+        self.access_changed += next.access_changed;
         self.deactivated += next.deactivated;
         self.impact.append(&next.impact);
         let Examples { added: _, removed, changed, deactivated, stopping, starting, loosened } =
@@ -74,6 +78,11 @@ impl Diff {
         let Self { added, removed, changed, deactivated, ref impact, .. } = *self;
         let (stopping, starting, loosened) = (impact.stopping(), impact.starting(), impact.loosened());
         ChangeCounts { added, removed, changed, deactivated, stopping, starting, loosened }
+    }
+
+    /// Whether a key may do less by the new table than by the old one.
+    pub fn may_take_away(&self) -> bool {
+        (self.removed, self.access_changed, self.deactivated) != (0, 0, 0)
     }
 
     /// Whether the tables are equal, except for the order of their rows.
@@ -179,6 +188,32 @@ mod tests {
         assert_eq!(examples.deactivated[1].differences, [status]);
         assert_eq!(examples.changed[1].differences, [Difference::between("owner", "", "acme")]);
         assert_eq!(examples.removed[0].hash.to_string(), "00000000");
+    }
+
+    #[test]
+    fn only_changes_of_access_may_take_away() {
+        let may_take_away = |before: KeyRecord<'_>, after: &[KeyRecord<'_>]| {
+            keys(after).diff_from(Some(&keys(&[before])), AT).may_take_away()
+        };
+        for same in [KeyRecord { owner: "acme", ..plain(1) }, KeyRecord { metadata: "{}", ..plain(1) }] {
+            assert!(!may_take_away(plain(1), &[same, plain(2)]));
+        }
+        assert!(may_take_away(plain(1), &[plain(2)]));
+        for changed in [
+            with_status(1, Status::Revoked),
+            KeyRecord { key_id: "k2", ..plain(1) },
+            KeyRecord { not_before: 1_767_225_600, ..plain(1) },
+            KeyRecord { expires_at: 1_798_761_600, ..plain(1) },
+            KeyRecord { environment: "e", ..plain(1) },
+            KeyRecord { plan: "p", ..plain(1) },
+            KeyRecord { scopes: Arc::new(["s".into()]), ..plain(1) },
+            KeyRecord { allowed_ips: Some(networks(&["10.0.0.0/8"])), ..plain(1) },
+            KeyRecord { allowed_origins: Some(origins(&["https://a.example"])), ..plain(1) },
+            KeyRecord { limits: limits("1/s"), ..plain(1) },
+        ] {
+            assert!(may_take_away(plain(1), std::slice::from_ref(&changed)), "{changed:?}");
+            assert!(may_take_away(changed, &[plain(1)]));
+        }
     }
 
     #[test]

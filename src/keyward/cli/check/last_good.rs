@@ -33,7 +33,7 @@ pub(super) fn compare(
             let options = global_policy.map_or(CompareOptions { now, by_key_id: true }, |global_policy| {
                 recovered.compare_options(global_policy, now)
             });
-            let Recovered { keys: old, stored, .. } = recovered;
+            let Recovered { keys: old, stored, superseded, .. } = recovered;
             let evaluation = Evaluation::new(&config.reload_policy(), &source.path, new, Some(&old), options);
             outcome.diff = Some(server::diff(&evaluation, stored.generation, old.len()));
             outcome.last_good = Some(LastGood {
@@ -41,6 +41,7 @@ pub(super) fn compare(
                 accepted_at: rfc3339(stored.accepted_at),
                 source: stored.source,
                 usable,
+                not_served: superseded.map(|error| error.to_string()),
                 source_accepted: is_accepted(&config.server.state_dir, Acceptance::Source),
             });
         }

@@ -123,6 +123,9 @@ pub(super) struct LastGood {
     /// peppers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usable: Option<bool>,
+    /// Why they would not be served if the source were refused, apart from `usable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) not_served: Option<String>,
     /// Whether the next start accepts the source regardless, because of `keyward state accept
     /// source`.
     pub(super) source_accepted: bool,

@@ -122,7 +122,9 @@ impl TextReport<'_, '_> {
             }
         }
         let mut action = "a reload";
-        if let Some(LastGood { generation, accepted_at, source: from, usable, .. }) = &outcome.last_good {
+        if let Some(LastGood { generation, accepted_at, source: from, usable, not_served, .. }) =
+            &outcome.last_good
+        {
             action = "a start";
             self.0.print(format_args!(
                 "compared with the last good keys: generation {generation}, accepted {accepted_at}, from {from}"
@@ -131,6 +133,9 @@ impl TextReport<'_, '_> {
                 self.0.note(format_args!(
                     "{source}: a start could not serve the last good keys: they were hashed with another pepper"
                 ));
+            }
+            if let Some(why) = not_served {
+                self.0.note(format_args!("{source}: a start could not serve the last good keys: {why}"));
             }
         }
         if let Some(diff) = &outcome.diff {
