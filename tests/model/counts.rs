@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use keyward_protocol::Verdict;
+
 macro_rules! counts {
     ($($name:ident)*) => {
         #[derive(Clone, Debug, Default)]
@@ -20,6 +22,17 @@ macro_rules! counts {
 counts! {
     seeds
     requests
+    allowed
+    unknown_key
+    revoked
+    disabled
+    not_yet_valid
+    expired
+    cost_exceeds_burst
+    rate_limited
+    not_ready
+    refunds
+    charges
     lost_connections
     stalled_peers
     exports
@@ -39,9 +52,29 @@ counts! {
     power_cuts
     starts_with_last_good_keys
     starts_without_keys
+    starts_with_spent_buckets
 }
 
 impl Counts {
+    /// Counts an answer by its verdict.
+    pub fn answer(&mut self, verdict: Verdict) {
+        self.requests += 1;
+        let count = match verdict {
+            Verdict::Allowed => &mut self.allowed,
+            Verdict::UnknownKey => &mut self.unknown_key,
+            Verdict::Revoked => &mut self.revoked,
+            Verdict::Disabled => &mut self.disabled,
+            Verdict::NotYetValid => &mut self.not_yet_valid,
+            Verdict::Expired => &mut self.expired,
+            Verdict::CostExceedsBurst => &mut self.cost_exceeds_burst,
+            Verdict::RateLimited => &mut self.rate_limited,
+            Verdict::NotReady => &mut self.not_ready,
+            // The reference has refused it.
+            _ => return,
+        };
+        *count += 1;
+    }
+
     /// The names of what has never run.
     pub fn zeros(&self) -> Vec<&'static str> {
         self.named().into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()

@@ -10,12 +10,26 @@
 //! in the background is held until the test lets it go on, so a seed determines the order of all
 //! calls on the disk.
 //!
+//! What a bucket admits over time is also checked without the reference's balances, by the
+//! [`ledger`].
+//!
 //! A failure prints the seed, and the fewest of its steps that still fail.
 //!
 //! * `KEYWARD_MODEL_SEED=N cargo test -p keyward-model -- --nocapture` runs one seed, and prints its
 //!   steps.
 //! * `KEYWARD_MODEL_SEEDS=100000 cargo test --release -p keyward-model -- --nocapture` runs many;
 //!   `KEYWARD_MODEL_FIRST=N` is the first of them.
+
+//!
+//! Not part of the model, and left to other tests:
+//!
+//! * several workers, busy polling, quotas, connections of several uids, systemd's sockets;
+//! * restrictions of keys other than status, times and limits; peppers, plans and metadata;
+//! * compiled exports and JSON Lines, the watch of the source, changes of the configuration;
+//! * takeaways of refused sources, `max_reactivated` and `max_loosened`, which are 1 here;
+//! * calls that only read, files of other programs in the state directory, damage other than that of
+//!   a crash;
+//! * usage, the content of the audit trail and of the log, the texts of errors and warnings.
 
 #![allow(
     clippy::expect_used,
@@ -30,6 +44,7 @@ mod client;
 mod counts;
 mod disk;
 mod keys;
+mod ledger;
 mod random;
 mod reference;
 mod run;

@@ -11,6 +11,9 @@ use keyward_protocol::{Answer, Verdict};
 
 use crate::keys::{Content, Key, Row, Rows, Source, Status, TICKS, Universe};
 
+/// Generations from here on are taken from the system time.
+const FROM_SYSTEM_TIME: u64 = 1 << 40;
+
 /// The target of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -59,6 +62,8 @@ pub struct Reference {
     pub served: Option<Served>,
     /// The largest generation that the daemons of this directory have used, as far as is known.
     pub last_generation: u64,
+    /// As `last_generation`, of those that the next daemon must know of.
+    pub reserved_generation: u64,
     pub revoked: BTreeSet<Target>,
     /// Targets that may or may not be on the list of the next daemon.
     pub uncertain: BTreeSet<Target>,
@@ -159,6 +164,7 @@ impl Default for Reference {
         Self {
             served: None,
             last_generation: 0,
+            reserved_generation: 0,
             revoked: BTreeSet::new(),
             uncertain: BTreeSet::new(),
             buckets: BTreeMap::new(),
@@ -219,11 +225,7 @@ impl Reference {
             }
         }
         let key = &universe.keys[row.key];
-        let has_limits = served.rows.has_limits && universe.is_stated(&served.rows, row.key);
-        let limits = if has_limits { key.limits() } else { &[] };
-        let named = request.refund.flatten();
-        let limits: Vec<_> =
-            limits.iter().filter(|(name, ..)| named.is_none_or(|named| named == *name)).collect();
+        let limits = limits(universe, &served.rows, row, request);
         let mut states: Vec<Vec<i128>> = vec![Vec::new()];
         for (name, ..) in &limits {
             let full = BTreeSet::from([0]);
@@ -235,6 +237,18 @@ impl Reference {
             states = states.iter().flat_map(extend).collect();
         }
         states.iter().map(|state| charge(key, &limits, state, request, now)).collect()
+    }
+
+    /// The buckets that a request is charged to, or refunded to, with their periods and bursts.
+    pub fn buckets_of(&self, universe: &Universe, request: &Request) -> Vec<(BucketId, i128, u32)> {
+        let served = self.served.as_ref();
+        let Some((rows, row)) = served.and_then(|served| Some((&served.rows, served.rows.of(request.key?)?)))
+        else {
+            return Vec::new();
+        };
+        let id = &universe.keys[row.key].id;
+        let bucket = |(name, period, burst): &(_, _, _)| ((id.clone(), *name), *period, *burst);
+        limits(universe, rows, row, request).into_iter().map(bucket).collect()
     }
 
     /// Checks the answer to a request, and follows what it has charged.
@@ -342,7 +356,7 @@ impl Reference {
         let before = self.on_disk.clone();
         let (version, rows) = (source.version, Rc::clone(rows));
         let served = self.served.replace(Served { generation, rows: Rc::clone(&rows) });
-        self.last_generation = self.last_generation.max(generation);
+        self.use_generation(generation, has_failed);
         for (accepted, stored) in std::mem::take(&mut self.on_disk) {
             if accepted.is_some_and(|accepted| accepted.version == version) {
                 self.on_disk.push((accepted, stored));
@@ -367,6 +381,15 @@ impl Reference {
         }
         self.deduplicate();
         self.unstored.push(Stored { generation, version, rows });
+    }
+
+    /// `generation` is in use. `has_failed`: a call on the disk has failed since the one before, so it
+    /// may be taken from the system time, and not be known to the next daemon.
+    pub fn use_generation(&mut self, generation: u64, has_failed: bool) {
+        self.last_generation = self.last_generation.max(generation);
+        if !has_failed || generation < FROM_SYSTEM_TIME {
+            self.reserved_generation = self.reserved_generation.max(generation);
+        }
     }
 
     /// The accepted keys are on disk.
@@ -452,6 +475,19 @@ impl Reference {
         }
         self.buckets = buckets;
     }
+}
+
+/// The limits of a row that a request is about.
+fn limits(
+    universe: &Universe,
+    rows: &Rows,
+    row: &Row,
+    request: &Request,
+) -> Vec<&'static (&'static str, i128, u32)> {
+    let has_limits = rows.has_limits && universe.is_stated(rows, row.key);
+    let limits = if has_limits { universe.keys[row.key].limits() } else { &[] };
+    let named = request.refund.flatten();
+    limits.iter().filter(|(name, ..)| named.is_none_or(|named| named == *name)).collect()
 }
 
 /// All buckets that the outcomes have changed, with their possible states.

@@ -18,6 +18,7 @@ use crate::client::Client;
 use crate::counts::Counts;
 use crate::disk::Disk;
 use crate::keys::{Content, Source, TICKS, Universe};
+use crate::ledger::Ledger;
 use crate::random::Random;
 use crate::reference::{Now, Reference};
 use crate::wait::HANG;
@@ -66,6 +67,7 @@ struct Run<'f> {
     fixture: &'f Fixture,
     universe: Universe,
     reference: Reference,
+    ledger: Ledger,
     source: Source,
     /// Whether bad rows are set aside. Otherwise they refuse the source.
     sets_aside: bool,
@@ -81,6 +83,8 @@ struct Run<'f> {
     is_charged: bool,
     /// Whether the current process has had a snapshot.
     has_loaded: bool,
+    /// The calls that had failed before the current step, or the current start.
+    failed_before: u64,
     random: Random,
     steps: Vec<String>,
     counts: &'f mut Counts,
@@ -131,6 +135,7 @@ impl Fixture {
             fixture: self,
             universe: Universe::new(&mut random),
             reference: Reference::default(),
+            ledger: Ledger::default(),
             source: Source { version: 0, content: Content::Missing },
             sets_aside: random.one_in(3),
             next_version: 1,
@@ -142,6 +147,7 @@ impl Fixture {
             save_due: 0,
             is_charged: false,
             has_loaded: false,
+            failed_before: 0,
             random,
             steps: Vec::new(),
             counts,
@@ -175,6 +181,7 @@ impl Run<'_> {
         self.start()?;
         for step in steps {
             self.random = Random::new(*step);
+            self.failed_before = self.disk.failed();
             self.step()?;
             if self.disk.is_crashed() {
                 self.crash()?;
@@ -199,6 +206,12 @@ impl Run<'_> {
 
     fn note(&mut self, text: impl Into<String>) {
         self.steps.push(text.into());
+    }
+
+    /// Whether a call on the disk has failed in the current step, or since the start that is part of
+    /// it.
+    fn has_failed(&self) -> bool {
+        self.disk.failed() > self.failed_before
     }
 
     fn now(&self) -> Now {

@@ -1,20 +1,35 @@
 //! The start, the orderly end and the crash of a daemon, and what must be in force after them.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::rc::Rc;
 
 use keyward_daemon::reload::BadRowPolicy;
 use keyward_daemon::server::StartError;
 use keyward_daemon::server::simulation::Process;
-use keyward_state::simulation;
+use keyward_state::{StateDirError, simulation};
 
 use super::{Run, SAVE_INTERVAL, SECOND, threads};
 use crate::keys::{Content, Rows};
 use crate::reference::{Request, Served, Start};
 use crate::wait::{HANG, wait_until};
 
-/// Generations from here on are taken from the system time, because the disk has failed.
-const FROM_SYSTEM_TIME: u64 = 1 << 40;
+/// What may refuse a start: the file that the error names, and the errors of the call. A full or
+/// read-only disk does not, unless the directory has to be made.
+const REFUSALS: [(&str, &[ErrorKind]); 2] = [
+    ("state", &[ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::ReadOnlyFilesystem]),
+    ("audit.jsonl", &[ErrorKind::Other]),
+];
+
+/// Whether a failed call may refuse a start with this error.
+fn may_refuse(error: &StartError) -> bool {
+    let (StartError::File(error) | StartError::State(StateDirError::Unusable(error))) = error else {
+        return false;
+    };
+    let name = error.path.file_name().unwrap_or_default();
+    REFUSALS.iter().any(|(file, kinds)| name == *file && kinds.contains(&error.error.kind()))
+}
 
 /// Waits until a daemon that ends has done so. The result is that of serving.
 fn join(process: Process) -> Result<Result<(), StartError>, String> {
@@ -28,20 +43,19 @@ impl Run<'_> {
     pub(super) fn start(&mut self) -> Result<(), String> {
         self.counts.starts += 1;
         self.reference.restore(self.time);
-        if self.disk.failed() > 0 && self.reference.last_generation >= FROM_SYSTEM_TIME {
-            // A generation that could not be reserved on the disk is not known to the next daemon.
-            self.reference.last_generation = 0;
-        }
+        self.ledger.start(self.time);
+        // One that could not be reserved on the disk is not known to the next daemon.
+        self.reference.last_generation = self.reference.reserved_generation;
+        self.failed_before = self.disk.failed();
         let mut config = self.fixture.config.clone();
         if self.sets_aside {
             config.source.on_bad_row = BadRowPolicy::SetAside { max: 1000 };
         }
-        let failed = self.disk.failed();
         let process = Process::start(Box::new(move || Ok(config.clone())), self.fixture.log.clone());
         let process = match process {
             Err(_) if self.disk.is_crashed() => return self.crash(),
             // A single error at the wrong moment ends a start. systemd starts the daemon again.
-            Err(error) if self.disk.failed() > failed => {
+            Err(error) if self.has_failed() && may_refuse(&error) => {
                 self.note(format!("the daemon does not start: {error}"));
                 self.counts.failed_starts += 1;
                 self.wait_ended()?;
@@ -104,6 +118,8 @@ impl Run<'_> {
             client.receive_answer(|answer| (answer.generation, answer.owner.to_owned()))?;
         self.identify(generation, &marker)?;
         let now = self.now();
+        let is_spent = |states: &BTreeSet<i128>| states.iter().all(|full_at| *full_at > now.ticks);
+        self.counts.starts_with_spent_buckets += u64::from(self.reference.buckets.values().any(is_spent));
         for request in &requests[1..] {
             let client = self.client.as_mut().expect("connected");
             let (reference, universe) = (&mut self.reference, &self.universe);
@@ -122,7 +138,7 @@ impl Run<'_> {
         self.reference.served = None;
         self.reference.last_read = self.source.version;
         self.reference.unstored.clear();
-        let failed = self.disk.failed() > 0;
+        let failed = self.has_failed();
         let is = |rows: &Rows| if marker.is_empty() { rows.rows.is_empty() } else { rows.marker == marker };
         let source = match &self.source.content {
             Content::Rows(rows) => Some(Rc::clone(rows)),
@@ -169,7 +185,7 @@ impl Run<'_> {
             Start::LastGood(stored) => {
                 self.has_loaded = true;
                 self.counts.starts_with_last_good_keys += 1;
-                self.reference.last_generation = generation;
+                self.reference.use_generation(generation, failed);
                 self.reference.served = Some(Served { generation, rows: stored.rows });
             }
             Start::NotReady => self.counts.starts_without_keys += 1,
@@ -220,6 +236,7 @@ impl Run<'_> {
         self.disk.release_writer(false);
         if self.disk.is_crashed() {
             self.reference.saved.push(Some(saved));
+            self.ledger.may_have_saved(self.time);
             self.reference.may_have_stored();
             return Ok(());
         }
@@ -229,8 +246,10 @@ impl Run<'_> {
         let has_failed = self.disk.failed() > failed;
         if has_replaced("balances") {
             self.reference.saved = vec![Some(saved)];
+            self.ledger.save(self.time);
         } else if has_failed {
             self.reference.saved.push(Some(saved));
+            self.ledger.may_have_saved(self.time);
         } else {
             return Err("the balances were not saved at the end".to_owned());
         }

@@ -90,15 +90,34 @@ impl Run<'_> {
                 reference
                     .check(universe, request, now, answer)
                     .map_err(|problem| format!("{request:?} was answered {answer:?}: {problem}"))
-                    .map(|()| answer.verdict.is_allowed() && request.cost > 0 && answer.limit.limit > 0)
+                    .map(|()| answer.verdict)
             })?;
-            self.is_charged |= checked?;
-            self.counts.requests += 1;
+            let verdict = checked?;
+            self.counts.answer(verdict);
+            if verdict.is_allowed() && request.cost > 0 {
+                self.is_charged |= self.enter(request)?;
+            }
         }
         if self.client()?.has_rest() {
             return Err("there are more responses than requests".to_owned());
         }
         Ok(())
+    }
+
+    /// Enters an allowed request into the ledger. Returns whether it is about a limit.
+    fn enter(&mut self, request: &Request) -> Result<bool, String> {
+        let buckets = self.reference.buckets_of(&self.universe, request);
+        let has_limits = !buckets.is_empty();
+        for (id, period, burst) in buckets {
+            if request.refund.is_some() {
+                self.counts.refunds += 1;
+                self.ledger.refund(id, period, request.cost, self.time);
+            } else {
+                self.counts.charges += 1;
+                self.ledger.charge(id, (period, burst), request.cost, self.time)?;
+            }
+        }
+        Ok(has_limits)
     }
 
     /// Sends a batch, and closes the connection without reading the answers.
@@ -121,6 +140,10 @@ impl Run<'_> {
         let now = self.now();
         for request in &requests {
             self.reference.lose(&self.universe, request, now);
+            // It may have been made. A charge that was not answered has admitted nothing.
+            if request.refund.is_some() {
+                self.enter(request)?;
+            }
         }
         self.counts.lost_connections += 1;
         Ok(())

@@ -132,13 +132,13 @@ impl Run<'_> {
             }
             (_, true)
                 if generation <= last
-                    || (self.has_loaded && generation != last + 1 && self.disk.failed() == 0) =>
+                    || (self.has_loaded && generation != last + 1 && !self.has_failed()) =>
             {
                 Err(format!("generation {generation} follows {last}"))
             }
             (_, true) => {
                 self.has_loaded = true;
-                self.reference.accept(&self.source, generation, self.disk.failed() > 0);
+                self.reference.accept(&self.source, generation, self.has_failed());
                 self.counts.accepted_reloads += 1;
                 Ok(())
             }

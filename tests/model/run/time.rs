@@ -37,8 +37,10 @@ impl Run<'_> {
         let is_due = now >= self.save_due;
         if is_crashed {
             self.reference.saved.push(Some(saved));
+            self.ledger.may_have_saved(self.time);
         } else if replaced.iter().any(|name| name == "balances") {
             self.reference.saved = vec![Some(saved)];
+            self.ledger.save(self.time);
             self.save_due = now + SAVE_INTERVAL;
             self.is_charged = false;
             self.counts.saves_of_balances += 1;
