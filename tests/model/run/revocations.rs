@@ -72,15 +72,18 @@ impl Run<'_> {
     pub(super) fn edited(&mut self, target: &Target, is_known: bool, reply: &Reply) -> Result<(), String> {
         let found = reply.revocation.as_ref().ok_or("no report")?;
         let expected = self.reference.rows_of(&self.universe, target);
-        // A repeated revocation writes nothing. An earlier write may be about to be repeated.
-        let may_be_unwritten = self.has_failed() || (is_known && !self.reference.uncertain.is_empty());
+        // A repeated revocation writes nothing. The first one may not be written yet.
+        let may_be_unwritten = self.has_failed() || (is_known && self.reference.uncertain.contains(target));
         if (found.keys, found.revoked) != expected {
             return Err(format!("{expected:?} rows are revoked, and not {found:?}"));
         }
         if found.generation != self.reference.generation() || found.already != is_known {
             return Err(format!("not what was expected: {found:?}"));
         }
-        if found.durable {
+        if found.durable && is_known {
+            self.reference.uncertain.remove(target);
+        } else if found.durable {
+            // Lines are written in order.
             self.reference.uncertain.clear();
         } else if !may_be_unwritten {
             return Err(format!("not durable: {:?}", found.not_durable));
