@@ -15,7 +15,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use keyward_protocol::{ErrorCode, ProtocolError, truncated_frame};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::connection::busy_poll::SpinBackoff;
@@ -69,8 +69,8 @@ pub struct Connection {
     account: Arc<UidAccount>,
     /// Input that was read and not answered yet. It may contain a raw key.
     unanswered: Zeroizing<Vec<u8>>,
-    /// Counts `unanswered`.
-    held_input: Held,
+    /// Counts `unanswered`, and answers that the peer has not read.
+    held: Held,
     last_read: Instant,
     /// Whether a probe since the last read has found the socket empty.
     is_probed: bool,
@@ -83,6 +83,10 @@ enum WakeReason {
     /// This many bytes were read. 0: the peer has closed its sending side.
     Input(usize),
     Timer(Wakeup),
+    /// The rate of the peer's uid has to be considered before anything is read.
+    Rate,
+    /// The peer has closed the socket altogether.
+    HungUp,
 }
 
 /// The result of answering one buffer of input.
@@ -117,6 +121,7 @@ impl Connection {
         let last_read = Instant::now();
         let timer = context.timers.register(last_read + context.timeouts.idle.unwrap_or(NEVER));
         let turn = context.turns.register(account.uid());
+        let held = Held::new(&account);
         Self {
             socket: Socket::new(stream),
             context,
@@ -124,7 +129,7 @@ impl Connection {
             turn,
             account,
             unanswered: Zeroizing::default(),
-            held_input: Held::default(),
+            held,
             last_read,
             is_probed: true,
             spin_backoff: SpinBackoff::default(),
@@ -138,18 +143,19 @@ impl Connection {
     pub async fn serve(mut self) -> io::Result<CloseReason> {
         loop {
             let wake = match self.account.delay() {
-                Some(delay) => self.sleep(delay).await,
+                Some(delay) => self.sleep(delay).await?,
                 None => match self.spin().await? {
-                    Some(bytes) => Some(WakeReason::Input(bytes)),
-                    None => Some(self.wait().await?),
+                    Some(bytes) => WakeReason::Input(bytes),
+                    None => self.wait().await?,
                 },
             };
             let closed = match wake {
-                Some(WakeReason::Input(bytes)) => self.on_input(bytes).await?,
-                Some(WakeReason::Timer(Wakeup::Deadline)) => self.on_timeout().await?,
-                Some(WakeReason::Timer(Wakeup::Drain)) => Some(self.drain().await?),
-                // The delay is over. The idle timeout applies again.
-                None => None,
+                WakeReason::Input(bytes) => self.on_input(bytes).await?,
+                WakeReason::Timer(Wakeup::Deadline) => self.on_timeout().await?,
+                WakeReason::Timer(Wakeup::Drain) => Some(self.drain().await?),
+                // After a delay, the idle timeout applies again.
+                WakeReason::Rate => None,
+                WakeReason::HungUp => Some(CloseReason::PeerClosed),
             };
             if let Some(reason) = closed {
                 return Ok(reason);
@@ -173,6 +179,11 @@ impl Connection {
                     let _ = self.timer.poll(cx);
                     return Poll::Pending;
                 }
+                // Other connections of the uid may have used up its rate meanwhile.
+                if self.account.delay().is_some() {
+                    self.turn.give_up();
+                    return Poll::Ready(Ok(WakeReason::Rate));
+                }
                 let mut buffers = self.context.buffers.borrow_mut();
                 let space = buffers.space_after(self.unanswered.len());
                 let limit = self.turn.read_limit().min(space.len());
@@ -186,12 +197,16 @@ impl Connection {
         .await
     }
 
-    /// Sleeps for as long as the rate of the peer's uid requires, or until the daemon shuts down.
-    async fn sleep(&mut self, delay: Duration) -> Option<WakeReason> {
+    /// Sleeps for as long as the rate of the peer's uid requires, until the peer closes the socket,
+    /// or until the daemon shuts down.
+    async fn sleep(&mut self, delay: Duration) -> io::Result<WakeReason> {
         let deadline = Instant::now() + delay;
         self.timer.set_deadline(deadline + NEVER);
-        let woken = std::future::poll_fn(|cx| self.timer.poll(cx).map(WakeReason::Timer));
-        timeout_at(deadline, woken).await.ok()
+        tokio::select! {
+            wakeup = std::future::poll_fn(|cx| self.timer.poll(cx)) => Ok(WakeReason::Timer(wakeup)),
+            hung_up = self.socket.hung_up() => hung_up.map(|()| WakeReason::HungUp),
+            () = sleep_until(deadline) => Ok(WakeReason::Rate),
+        }
     }
 
     /// Answers `bytes` of new input, which follow the input that is still unanswered.
@@ -206,23 +221,18 @@ impl Connection {
         let mut answered = self.answer(bytes)?;
         loop {
             if let Some((unsent, epoch)) = answered.unsent {
-                // Counted anew, because part of the input has been answered.
-                self.held_input = Held::default();
                 let buffered = unsent.len() + self.unanswered.len();
-                let Ok(_held) = self.account.hold(buffered, answered.requests) else {
+                if self.held.set(buffered, answered.requests).is_err() {
                     // There is no space for an ERROR.
                     return Ok(Some(CloseReason::QuotaExceeded));
-                };
+                }
                 self.flush(&unsent, epoch).await?;
             }
-            match self.account.hold(self.unanswered.len(), 0) {
-                Ok(held) => self.held_input = held,
-                Err(QuotaExceededError { quota }) => {
-                    let detail = u32::try_from(quota).unwrap_or(u32::MAX);
-                    self.send_error(ProtocolError::new(ErrorCode::QuotaExceeded, detail, 0))?;
-                    self.discard_input();
-                    return Ok(Some(CloseReason::QuotaExceeded));
-                }
+            if let Err(QuotaExceededError { quota }) = self.held.set(self.unanswered.len(), 0) {
+                let detail = u32::try_from(quota).unwrap_or(u32::MAX);
+                self.send_error(ProtocolError::new(ErrorCode::QuotaExceeded, detail, 0))?;
+                self.discard_input();
+                return Ok(Some(CloseReason::QuotaExceeded));
             }
             answered = match answered.stop {
                 StopReason::NeedInput => return Ok(None),
@@ -327,6 +337,9 @@ impl Connection {
     /// timeout.
     async fn on_timeout(&mut self) -> io::Result<Option<CloseReason>> {
         if !self.is_probed {
+            if self.account.delay().is_some() {
+                return Ok(None);
+            }
             self.turn.begin().await;
             if let Some(bytes) = self.try_read(self.turn.read_limit())? {
                 return self.on_input(bytes).await;

@@ -68,6 +68,20 @@ impl Socket {
         Ok(written)
     }
 
+    /// Waits until the peer has closed the socket altogether. The socket is not registered for
+    /// reading meanwhile.
+    pub(super) async fn hung_up(&mut self) -> io::Result<()> {
+        self.readable = None;
+        let writable = register(Rc::clone(&self.stream), Interest::WRITABLE)?;
+        loop {
+            let mut readiness = writable.writable().await?;
+            if readiness.ready().is_write_closed() {
+                return Ok(());
+            }
+            readiness.clear_ready();
+        }
+    }
+
     /// Waits for space in the send buffer. The socket is not registered for reading meanwhile.
     pub(super) async fn writable(&mut self) -> io::Result<()> {
         // epoll accepts a descriptor only once.

@@ -1,7 +1,6 @@
 //! What the connections of one uid use together, and its quotas.
 //!
-//! The connections of a uid may be on different workers. A quota that is not set costs nothing:
-//! what it would limit is not counted.
+//! The connections of a uid may be on different workers. Without quotas, nothing is counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,7 +27,7 @@ pub struct UidAccount {
     quotas: UidQuotas,
     buffered_bytes: AtomicUsize,
     in_flight: AtomicUsize,
-    /// Zero of `full_at`.
+    /// The time of tick 0.
     origin: Instant,
     /// The tick at which the bucket of `quotas.rate` is full: its theoretical arrival time (GCRA).
     full_at: AtomicU64,
@@ -41,8 +40,7 @@ pub(super) struct QuotaExceededError {
     pub(super) quota: usize,
 }
 
-/// Bytes and requests that a connection holds, until it is dropped.
-#[derive(Default)]
+/// Bytes and requests that a connection holds. Dropping it gives them back.
 pub(super) struct Held {
     /// `None`: they are not counted.
     account: Option<Arc<UidAccount>>,
@@ -66,23 +64,6 @@ impl UidAccount {
     /// The uid.
     pub fn uid(&self) -> u32 {
         self.uid
-    }
-
-    /// Counts bytes and requests that a connection holds.
-    ///
-    /// # Errors
-    /// When a quota leaves no room for them.
-    pub(super) fn hold(self: &Arc<Self>, bytes: usize, requests: usize) -> Result<Held, QuotaExceededError> {
-        if self.quotas.buffered_bytes.is_none() && self.quotas.in_flight.is_none() {
-            return Ok(Held::default());
-        }
-        let bytes_before = self.buffered_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let requests_before = self.in_flight.fetch_add(requests, Ordering::Relaxed);
-        // Dropping it gives back what exceeds a quota.
-        let held = Held { account: Some(Arc::clone(self)), bytes, requests };
-        check(self.quotas.buffered_bytes, bytes_before + bytes)?;
-        check(self.quotas.in_flight, requests_before + requests)?;
-        Ok(held)
     }
 
     /// Charges the rate with requests that were answered.
@@ -117,20 +98,52 @@ impl UidAccount {
     }
 }
 
-fn check(quota: Option<usize>, used: usize) -> Result<(), QuotaExceededError> {
-    match quota {
-        Some(quota) if used > quota => Err(QuotaExceededError { quota }),
-        _ => Ok(()),
+impl Held {
+    /// A connection of the account that holds nothing.
+    pub(super) fn new(account: &Arc<UidAccount>) -> Self {
+        let UidQuotas { buffered_bytes, in_flight, rate: _ } = account.quotas;
+        let is_counted = buffered_bytes.is_some() || in_flight.is_some();
+        Self { account: is_counted.then(|| Arc::clone(account)), bytes: 0, requests: 0 }
+    }
+
+    /// Sets what the connection holds. To hold less never fails.
+    ///
+    /// # Errors
+    /// When a quota leaves no room. The account never exceeds it, not even for a moment: another
+    /// connection would be refused.
+    pub(super) fn set(&mut self, bytes: usize, requests: usize) -> Result<(), QuotaExceededError> {
+        let Some(account) = &self.account else { return Ok(()) };
+        let UidQuotas { buffered_bytes, in_flight, rate: _ } = account.quotas;
+        change(&account.buffered_bytes, &mut self.bytes, bytes, buffered_bytes)?;
+        change(&account.in_flight, &mut self.requests, requests, in_flight)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(account) = &self.account {
-            account.buffered_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-            account.in_flight.fetch_sub(self.requests, Ordering::Relaxed);
-        }
+        // It never fails.
+        let _ = self.set(0, 0);
     }
+}
+
+/// Changes a connection's part of `total` from `held` to `new`.
+fn change(
+    total: &AtomicUsize,
+    held: &mut usize,
+    new: usize,
+    quota: Option<usize>,
+) -> Result<(), QuotaExceededError> {
+    if let Some(more) = new.checked_sub(*held) {
+        let quota = quota.unwrap_or(usize::MAX);
+        let has_room = |total: usize| total.checked_add(more).filter(|total| *total <= quota);
+        total
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, has_room)
+            .map_err(|_| QuotaExceededError { quota })?;
+    } else {
+        total.fetch_sub(*held - new, Ordering::Relaxed);
+    }
+    *held = new;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -143,19 +156,30 @@ mod tests {
     fn held_bytes_and_requests_are_limited_and_given_back() {
         let quotas = UidQuotas { buffered_bytes: Some(100), in_flight: Some(10), rate: None };
         let account = UidAccount::new(1, quotas);
-        let first = account.hold(60, 1).expect("within both quotas");
-        assert_eq!(account.hold(41, 1).err(), Some(QuotaExceededError { quota: 100 }));
-        assert_eq!(account.hold(1, 10).err(), Some(QuotaExceededError { quota: 10 }));
-        let second = account.hold(40, 9).expect("a refused request holds nothing");
-        assert!(account.hold(1, 0).is_err());
+        let hold = |bytes, requests| {
+            let mut held = Held::new(&account);
+            held.set(bytes, requests).map(|()| held)
+        };
+        let mut first = hold(60, 1).expect("within both quotas");
+        assert_eq!(hold(41, 1).err(), Some(QuotaExceededError { quota: 100 }));
+        assert_eq!(hold(1, 10).err(), Some(QuotaExceededError { quota: 10 }));
+        let mut second = hold(40, 9).expect("a refused connection holds nothing");
+        assert!(hold(1, 0).is_err());
+        assert!(hold(0, 0).is_ok() && first.set(60, 1).is_ok());
+        assert!(first.set(61, 1).is_err() && second.set(40, 10).is_err());
+        // What a connection holds counts once.
+        first.set(20, 1).expect("less");
+        second.set(80, 1).expect("room");
+        first.set(10, 9).expect("room");
         drop((first, second));
-        assert!(account.hold(100, 10).is_ok());
+        assert!(hold(100, 10).is_ok());
     }
 
     #[test]
     fn account_without_quotas_limits_nothing() {
         let account = UidAccount::new(1, UidQuotas::default());
-        assert!(account.hold(usize::MAX, usize::MAX).is_ok() && account.hold(usize::MAX, 1).is_ok());
+        let mut held = [Held::new(&account), Held::new(&account)];
+        assert!(held.iter_mut().all(|held| held.set(usize::MAX, usize::MAX).is_ok()));
         account.charge(usize::MAX);
         assert_eq!(account.delay(), None);
         assert!(account.is_unused());
