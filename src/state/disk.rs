@@ -147,7 +147,7 @@ pub(super) fn create_directory(path: &Path, builder: &fs::DirBuilder) -> io::Res
 }
 
 /// fsync(2) on the directory that `path` is in: the names in it survive a loss of power.
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+pub fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     traced!(SyncDirectory(directory), fs::File::open(directory)?.sync_all())

@@ -1,5 +1,5 @@
-//! Generations: the numbers of snapshots, which are never reused. They are reserved durably in
-//! blocks.
+//! Generations: the numbers of snapshots, which are never reused while the directory can be written.
+//! They are reserved durably in blocks.
 //!
 //! The file `generation` has the last number of the current block, with a checksum. It is replaced
 //! before the first number of a block is used. So the next start, even after kill -9, continues

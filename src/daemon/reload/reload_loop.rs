@@ -169,6 +169,7 @@ impl ReloadLoop {
         self.watch.follow(&self.reloader.settings.source.path);
         self.reloader.generations.retry();
         self.reloader.last_good.iter().for_each(LastGoodStore::retry_takeaways);
+        self.reloader.last_good.iter().for_each(LastGoodStore::retry_record);
         self.maintained = time::Instant::now();
     }
 

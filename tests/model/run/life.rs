@@ -244,7 +244,7 @@ impl Run<'_> {
         let replaced = self.disk.take_replaced();
         let has_replaced = |name: &str| replaced.iter().any(|replaced| replaced == name);
         let has_failed = self.disk.failed() > failed;
-        if has_replaced("balances") {
+        if has_replaced("balances") && !has_failed {
             self.reference.saved = vec![Some(saved)];
             self.ledger.save(self.time);
         } else if has_failed {

@@ -35,16 +35,20 @@ impl Run<'_> {
         let replaced = self.disk.take_replaced();
         let saved = self.reference.save(self.time);
         let is_due = now >= self.save_due;
-        if is_crashed {
+        let is_replaced = replaced.iter().any(|name| name == "balances");
+        let has_failed = self.disk.failed() > failed;
+        // The name of a file that was replaced may not be durable.
+        if is_crashed || (is_replaced && has_failed) {
             self.reference.saved.push(Some(saved));
             self.ledger.may_have_saved(self.time);
-        } else if replaced.iter().any(|name| name == "balances") {
+            self.save_due = self.save_due.max(if is_due { now + SAVE_INTERVAL } else { 0 });
+        } else if is_replaced {
             self.reference.saved = vec![Some(saved)];
             self.ledger.save(self.time);
             self.save_due = now + SAVE_INTERVAL;
             self.is_charged = false;
             self.counts.saves_of_balances += 1;
-        } else if is_due && self.is_charged && self.disk.failed() == failed {
+        } else if is_due && self.is_charged && !has_failed {
             return Err("the balances were not saved".to_owned());
         } else if is_due {
             self.save_due = now + SAVE_INTERVAL;

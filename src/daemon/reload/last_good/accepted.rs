@@ -10,19 +10,17 @@
 //! served in place of it.
 //!
 //! The record identifies the source by its [`FileState`], not by its content. A missing or damaged
-//! record costs a comparison, so it has no checksum. The older keys are not served beside a damaged
-//! one.
+//! record costs a comparison. The older keys are not served beside a damaged one.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{pepper_fingerprints, retained_hashes};
 use crate::reload::FileState;
-use crate::reload::last_good::sealed::SealedError;
+use crate::reload::last_good::sealed::{self, SealedError};
 use keyward_engine::global_policy::GlobalPolicy;
-use keyward_state::{self as state, FileError};
+use keyward_state::FileError;
 
 /// The name of the file.
 pub(super) const ACCEPTED_FILE: &str = "accepted_source.json";
@@ -34,18 +32,10 @@ pub(super) struct AcceptedSource {
     /// The generation of the snapshot that it became.
     pub(super) generation: u64,
     state: FileState,
-    #[serde(rename = "reading")]
     parse_settings: String,
     peppers: Vec<String>,
-    /// Whether keys in it may do less than they may by the keys that are stored. True in a record
-    /// that does not say so.
-    #[serde(default = "unknown_takes_away")]
+    /// Whether a key may do less by this source than by the keys on disk.
     takes_away: bool,
-}
-
-/// A record of an earlier version.
-fn unknown_takes_away() -> bool {
-    true
 }
 
 impl AcceptedSource {
@@ -72,9 +62,7 @@ impl AcceptedSource {
     /// # Errors
     /// When it cannot be read or is damaged.
     pub(super) fn read(directory: &Path) -> Result<Option<Self>, SealedError> {
-        let path = directory.join(ACCEPTED_FILE);
-        let Some(content) = state::read(&path)? else { return Ok(None) };
-        serde_json::from_slice(&content).map(Some).map_err(|_| SealedError::Damaged { path })
+        sealed::read(&directory.join(ACCEPTED_FILE))
     }
 
     /// Replaces the record in `directory`, durably.
@@ -82,10 +70,7 @@ impl AcceptedSource {
     /// # Errors
     /// When it cannot be written; then the previous record is still there.
     pub(super) fn write(&self, directory: &Path) -> Result<(), FileError> {
-        state::replace(&directory.join(ACCEPTED_FILE), |file| {
-            serde_json::to_writer(&mut *file, self)?;
-            file.write_all(b"\n")
-        })
+        sealed::write(&directory.join(ACCEPTED_FILE), self)
     }
 
     /// Whether a file in this state, parsed with these settings, is the accepted source, and its

@@ -1,9 +1,8 @@
 //! The manifest of the last good keys: a small file that names the compiled file, the source of its
 //! keys, and the configuration that they were read by.
 //!
-//! Each block of the compiled file has its own checksum. The manifest repeats the checksum of the
-//! file's header, which has a random seed, so a manifest is never used with the file of
-//! another.
+//! Each block of the compiled file has its own checksum. The header has a random seed, so its
+//! checksum shows whether a compiled file belongs to this manifest.
 
 use std::fs::File;
 use std::io;
@@ -31,7 +30,7 @@ const HEADER_BYTES: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
-    /// The generation of the snapshot that the keys were.
+    /// The generation of the snapshot with these keys.
     pub(super) generation: u64,
     /// The name of the compiled file, in the same directory.
     pub(super) file: String,
@@ -50,7 +49,6 @@ pub(super) struct Manifest {
     /// Unix second at which the keys came into force.
     pub(super) accepted_at: u32,
     /// The [digest of the settings](super::parse_settings) that the source was parsed with.
-    #[serde(rename = "reading")]
     pub(super) parse_settings: String,
     /// Fingerprints of the peppers that were in force: the current one, then the previous one.
     pub(super) peppers: Vec<String>,
@@ -64,7 +62,7 @@ impl Manifest {
     pub(super) fn read(directory: &Path) -> Result<Option<Self>, SealedError> {
         let path = directory.join(MANIFEST);
         match sealed::read::<Self>(&path)? {
-            Some(manifest) if !manifest.names_own_file() => Err(SealedError::Damaged { path }),
+            Some(manifest) if !manifest.has_valid_file_name() => Err(SealedError::Damaged { path }),
             manifest => Ok(manifest),
         }
     }
@@ -78,12 +76,12 @@ impl Manifest {
     }
 
     /// A manifest must not lead out of the directory.
-    fn names_own_file(&self) -> bool {
-        is_own(&self.file) && self.file.ends_with(SUFFIX)
+    fn has_valid_file_name(&self) -> bool {
+        is_compiled_file_name(&self.file) && self.file.ends_with(SUFFIX)
     }
 
     /// Whether the length and header of `file` are those of the compiled file.
-    pub(super) fn names(&self, file: &File) -> io::Result<bool> {
+    pub(super) fn describes(&self, file: &File) -> io::Result<bool> {
         Ok(file.metadata()?.len() == self.bytes && header_crc32(file)? == self.head_crc32)
     }
 
@@ -113,7 +111,7 @@ pub(super) fn retained_hashes(peppers_then: &[String], global_policy: &GlobalPol
 }
 
 /// Whether `name` is the name of a compiled file of this directory, finished or not.
-pub(super) fn is_own(name: &str) -> bool {
+pub(super) fn is_compiled_file_name(name: &str) -> bool {
     let number = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.'));
     number.is_some_and(|(number, rest)| {
         !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && matches!(rest, "kwc" | "kwc.new")
@@ -210,12 +208,12 @@ mod tests {
     #[test]
     fn only_compiled_files_of_the_directory_are_own() {
         for own in ["last_good-1.kwc", "last_good-18446744073709551615.kwc", "last_good-12.kwc.new"] {
-            assert!(is_own(own), "{own}");
+            assert!(is_compiled_file_name(own), "{own}");
         }
         for other in
             ["last_good-.kwc", "last_good-x.kwc", "last_good-1.kwc.old", "keys.kwc", "last_good.json"]
         {
-            assert!(!is_own(other), "{other}");
+            assert!(!is_compiled_file_name(other), "{other}");
         }
     }
 }

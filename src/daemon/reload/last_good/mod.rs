@@ -73,13 +73,16 @@ struct SharedStore {
 struct State {
     /// The manifest on disk.
     stored: Option<Manifest>,
-    /// Whether the manifest on disk could not be read, so that the file that it names is unknown.
-    is_manifest_unread: bool,
+    /// Whether it is not certain which manifest is on disk: it could not be read, or a loss of power
+    /// may undo its replacement. Then no file is removed that one of them may name.
+    is_manifest_uncertain: bool,
     /// The compiled file that this process has written, or has read from beginning to end. The file
     /// of an earlier process may be damaged.
     checked_file: Option<String>,
     /// The record of the source that was accepted last. Its keys may not be written yet.
     accepted: Option<AcceptedSource>,
+    /// Whether that record is not on disk, because it could not be written.
+    is_record_unwritten: bool,
     /// The keys to be written next.
     pending: Option<Job>,
     /// When to write again after a failure.
@@ -105,7 +108,7 @@ pub struct InUse {
 /// The keys on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredKeys {
-    /// The generation of the snapshot that the keys were.
+    /// The generation of the snapshot with these keys.
     pub generation: u64,
     /// The number of keys.
     pub keys: usize,
@@ -153,7 +156,7 @@ impl LastGoodStore {
                 writer::remove_leftover_files(&root, stored.as_ref());
                 state.stored = stored;
             }
-            Err(_) => state.is_manifest_unread = true,
+            Err(_) => state.is_manifest_uncertain = true,
         }
         let shared = SharedStore {
             directory: Arc::clone(directory),
@@ -198,24 +201,45 @@ impl LastGoodStore {
         let takes_away = {
             let state = self.shared.state();
             let known = state.accepted.as_ref();
-            if known.is_some_and(|known| known.matches(&file_state, &parse_settings, global_policy)) {
+            let is_known =
+                known.is_some_and(|known| known.matches(&file_state, &parse_settings, global_policy));
+            if is_known && !state.is_record_unwritten {
                 return;
             }
             // Sources since the stored keys count together.
             let generation = state.stored_generation();
             let is_stored =
                 state.stored.as_ref().is_some_and(|stored| stored.is_of(&file_state, &parse_settings));
-            !is_stored && (takes_away || known.is_some_and(|known| known.takes_away_since(generation)))
+            // Others may take their place.
+            let is_storing = state.writing.is_some() || state.pending.is_some();
+            let takes_away = takes_away || known.is_some_and(|known| known.takes_away_since(generation));
+            takes_away && (!is_stored || is_storing)
         };
         let accepted = AcceptedSource::new(generation, file_state, parse_settings, global_policy, takes_away);
-        let health = self.shared.directory.health();
-        match accepted.write(&self.directory()) {
-            Ok(()) => {
-                health.written(ACCEPTED_FILE);
-                self.shared.state().accepted = Some(accepted);
-            }
-            Err(error) => health.failed(ACCEPTED_FILE, &error),
+        self.write_record(accepted);
+    }
+
+    /// Writes the record of the accepted source again, if that has failed.
+    pub(super) fn retry_record(&self) {
+        let accepted = {
+            let state = self.shared.state();
+            state.accepted.clone().filter(|_| state.is_record_unwritten)
+        };
+        if let Some(accepted) = accepted {
+            self.write_record(accepted);
         }
+    }
+
+    fn write_record(&self, accepted: AcceptedSource) {
+        let written = accepted.write(&self.directory());
+        let health = self.shared.directory.health();
+        match &written {
+            Ok(()) => health.written(ACCEPTED_FILE),
+            Err(error) => health.failed(ACCEPTED_FILE, error),
+        }
+        let mut state = self.shared.state();
+        // What it says must be part of the next record, also if it is not on disk.
+        (state.accepted, state.is_record_unwritten) = (Some(accepted), written.is_err());
     }
 
     /// Whether the source was accepted before, and so need not be compared: the record of accepted
@@ -241,7 +265,7 @@ impl LastGoodStore {
     /// The manifest has been read, after it could not be at the start.
     fn manifest_read(&self, manifest: &Manifest) {
         let mut state = self.shared.state();
-        if std::mem::take(&mut state.is_manifest_unread) {
+        if std::mem::take(&mut state.is_manifest_uncertain) {
             state.stored = Some(manifest.clone());
         }
     }

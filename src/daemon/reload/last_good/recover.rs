@@ -184,7 +184,7 @@ fn open(directory: &Path) -> Result<Option<(Manifest, PathBuf, File)>, RecoverEr
 fn read(path: &Path, file: &File, manifest: &Manifest, plans: Arc<Plans>) -> Result<KeyTable, RecoverError> {
     let mismatch = |problem| RecoverError::Mismatch { path: path.to_path_buf(), problem };
     let is_named =
-        manifest.names(file).map_err(|error| RecoverError::Io { path: path.to_path_buf(), error })?;
+        manifest.describes(file).map_err(|error| RecoverError::Io { path: path.to_path_buf(), error })?;
     if !is_named {
         return Err(mismatch("it is not the file that was written"));
     }

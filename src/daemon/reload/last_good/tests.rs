@@ -172,10 +172,8 @@ fn source_is_recognised_only_with_the_settings_that_it_was_accepted_with() {
     assert!(is_accepted(&reopen(), &source));
     let other = SourceFile { mapping: ColumnMapping::default().ignoring_unknown(), ..source.clone() };
     assert!(!is_accepted(&reopen(), &other));
-    let record = fs::read_to_string(fixture.path(ACCEPTED_FILE)).expect("a file");
-    let earlier = record.replace(&parse_settings_digest(&source), "0123456789abcdef");
-    assert_ne!(earlier, record);
-    fs::write(fixture.path(ACCEPTED_FILE), earlier).expect("writes");
+    let earlier = AcceptedSource::new(1, state, "0123456789abcdef".to_owned(), &global_policy, false);
+    earlier.write(fixture.directory.path()).expect("writes");
     assert!(!is_accepted(&reopen(), &source));
 }
 
@@ -274,16 +272,75 @@ fn stored_keys_are_superseded_by_accepted_sources_that_take_access_away() {
     assert!(!is_superseded(&fixture));
     accept(&fixture, 6, false);
     assert!(!is_superseded(&fixture), "what was taken away is stored");
-    // A record of an earlier version does not say it.
     let record = fs::read_to_string(fixture.path(ACCEPTED_FILE)).expect("a file");
-    let earlier = record.replace(",\"takes_away\":false", "");
-    assert_ne!(earlier, record);
-    fs::write(fixture.path(ACCEPTED_FILE), earlier).expect("writes");
-    assert!(is_superseded(&fixture));
-    fs::write(fixture.path(ACCEPTED_FILE), "{").expect("writes");
+    let changed = record.replace("\"takes_away\":false", "\"takes_away\":true");
+    assert_ne!(changed, record);
+    fs::write(fixture.path(ACCEPTED_FILE), changed).expect("writes");
     assert!(is_superseded(&fixture), "a damaged record");
     fs::remove_file(fixture.path(ACCEPTED_FILE)).expect("removes");
     assert!(!is_superseded(&fixture), "an operator's decision");
+}
+
+/// What took access away is part of the next record.
+#[test]
+fn record_that_cannot_be_written_is_not_forgotten() {
+    let fixture = Fixture::new();
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait_stored(1);
+    let (source, policy) = (fixture.source(), GlobalPolicy::default());
+    let obstacle = fixture.path("accepted_source.json.new");
+    let is_unwritten = || !fixture.last_good.shared.directory.health().unwritten().is_empty();
+    let accept = |generation: u64, takes_away: bool| {
+        fs::write(&source.path, generation.to_string().repeat(9)).expect("writes");
+        let state = FileState::of(&source.path).expect("a file");
+        fixture.last_good.record_accepted(generation, state, &source, &policy, takes_away);
+    };
+    let is_superseded = || fixture.recover().expect("usable").expect("there").superseded.is_some();
+    for retry in [true, false] {
+        fs::create_dir(&obstacle).expect("a directory");
+        accept(2, true);
+        assert!(is_unwritten() && !is_superseded());
+        fs::remove_dir(&obstacle).expect("removes");
+        if retry {
+            fixture.last_good.retry_record();
+        } else {
+            accept(3, false);
+        }
+        assert!(!is_unwritten() && is_superseded(), "retry: {retry}");
+        fs::remove_file(fixture.path(ACCEPTED_FILE)).expect("removes");
+    }
+    // Keys that are older than the record do not take its place.
+    fs::create_dir(&obstacle).expect("a directory");
+    accept(9, true);
+    fixture.last_good.enqueue(fixture.job(4, 11, "y"));
+    fixture.wait_stored(4);
+    assert!(is_unwritten());
+    fixture.last_good.enqueue(fixture.job(9, 12, "z"));
+    fixture.wait_stored(9);
+    assert!(!is_unwritten());
+}
+
+/// The keys on disk are of that source, and are about to be replaced by those of another one.
+#[test]
+fn return_to_the_stored_source_takes_away_while_other_keys_are_written() {
+    let fixture = Fixture::new();
+    let job = fixture.job(1, 10, "x");
+    let state = job.state;
+    fixture.last_good.enqueue(job);
+    fixture.wait_stored(1);
+    let (source, policy) = (fixture.source(), GlobalPolicy::default());
+    let takes_away = |generation: u64| {
+        fixture.last_good.record_accepted(generation, state, &source, &policy, true);
+        let record = AcceptedSource::read(fixture.directory.path()).expect("whole").expect("there");
+        fs::remove_file(fixture.path(ACCEPTED_FILE)).expect("removes");
+        fixture.last_good.shared.state().accepted = None;
+        record.takes_away_since(1)
+    };
+    assert!(!takes_away(2));
+    let cancelled = Arc::new(AtomicBool::new(false));
+    fixture.last_good.shared.state().writing = Some(Writing { generation: 2, keys: 11, cancelled });
+    assert!(takes_away(3));
+    fixture.last_good.shared.state().writing = None;
 }
 
 #[test]

@@ -16,8 +16,9 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use super::accepted::ACCEPTED_FILE;
-use super::manifest::{MANIFEST, Manifest, PREFIX, SUFFIX, header_crc32, is_own};
+use super::manifest::{MANIFEST, Manifest, PREFIX, SUFFIX, header_crc32, is_compiled_file_name};
 use super::paced::{Pace, PacedReader, PacedWriter, copy};
+use super::sealed::SealedError;
 use super::{LastGoodStore, SharedStore, State};
 use crate::reload::FileState;
 use keyward_engine::snapshot::{RowPolicies, Snapshot, compiled};
@@ -58,9 +59,9 @@ pub(in crate::reload) struct Job {
 
 /// The write in progress.
 pub(super) struct Writing {
-    generation: u64,
-    keys: usize,
-    cancelled: Arc<AtomicBool>,
+    pub(super) generation: u64,
+    pub(super) keys: usize,
+    pub(super) cancelled: Arc<AtomicBool>,
 }
 
 impl LastGoodStore {
@@ -102,7 +103,8 @@ impl LastGoodStore {
         time::wake();
         if !self.wait_idle() || shared.state().pending.is_some() {
             info!(
-                "the keys in force are not stored yet: if the next start refuses the source, it serves the last good keys before them"
+                "the keys in force are not stored yet: if the next start refuses the source, it serves the last good keys \
+                 before them, or none if access has been taken away since"
             );
         }
     }
@@ -172,8 +174,6 @@ impl SharedStore {
                     "the keys in force are stored for the next start"
                 );
                 self.directory.health().written(MANIFEST);
-                // The manifest names the accepted source, too.
-                self.directory.health().written(ACCEPTED_FILE);
                 self.remove_takeaways_before(generation);
             }
             Err(_) if was_cancelled => {
@@ -188,7 +188,12 @@ impl SharedStore {
             Ok(manifest) => {
                 state.checked_file = Some(manifest.file.clone());
                 state.stored = Some(manifest);
-                state.is_manifest_unread = false;
+                state.is_manifest_uncertain = false;
+                // The manifest names the accepted source, too.
+                if state.accepted.as_ref().is_none_or(|accepted| accepted.generation <= generation) {
+                    state.is_record_unwritten = false;
+                    self.directory.health().written(ACCEPTED_FILE);
+                }
                 (state.failures, state.cancellations) = (0, 0);
             }
             Err(_) if was_cancelled => {
@@ -219,6 +224,7 @@ impl SharedStore {
 
     fn write(&self, job: &Job, pace: &Pace<'_>) -> Result<Manifest, FileError> {
         let directory = self.directory.path("");
+        let is_certain = self.ascertain_manifest()?;
         let stored = self.state().stored.clone();
         let global_policy = job.snapshot.global_policy();
         let mut manifest = Manifest {
@@ -246,19 +252,45 @@ impl SharedStore {
             manifest.write(&directory)?;
             return Ok(manifest);
         }
-        let is_manifest_unread = self.state().is_manifest_unread;
-        if !is_manifest_unread {
+        if is_certain {
             remove_leftover_files(&directory, stored.as_ref());
         }
         manifest.file = unused_file_name(manifest.generation, &directory);
         let written = self.write_file(job, &mut manifest, pace).and_then(|()| manifest.write(&directory));
         match &written {
             Ok(()) => remove_leftover_files(&directory, Some(&manifest)),
-            // Any other file may be the one that the manifest names.
-            Err(_) if is_manifest_unread => remove(&directory.join(&manifest.file)),
-            Err(_) => remove_leftover_files(&directory, stored.as_ref()),
+            Err(_) if self.may_be_named(&manifest) => self.state().is_manifest_uncertain = true,
+            Err(_) => remove(&directory.join(&manifest.file)),
         }
         written.map(|()| manifest)
+    }
+
+    /// Reads the manifest again, and makes it durable, if it is not certain which one is on disk.
+    /// Returns whether it is certain now.
+    fn ascertain_manifest(&self) -> Result<bool, FileError> {
+        if !self.state().is_manifest_uncertain {
+            return Ok(true);
+        }
+        let path = self.directory.path(MANIFEST);
+        disk::sync_directory(&path).map_err(|error| FileError {
+            path: path.clone(),
+            action: "make its new name durable",
+            error,
+        })?;
+        let Ok(stored) = Manifest::read(&self.directory.path("")) else { return Ok(false) };
+        let mut state = self.state();
+        (state.stored, state.is_manifest_uncertain) = (stored, false);
+        Ok(true)
+    }
+
+    /// Whether the manifest on disk may name the file of `manifest`, although replacing it has
+    /// failed.
+    fn may_be_named(&self, manifest: &Manifest) -> bool {
+        match Manifest::read(&self.directory.path("")) {
+            Ok(on_disk) => on_disk.is_some_and(|on_disk| on_disk.file == manifest.file),
+            Err(SealedError::File(_)) => true,
+            Err(SealedError::Damaged { .. } | SealedError::Format { .. }) => false,
+        }
     }
 
     /// Whether the compiled file is as it was written. The first time, all of it is read.
@@ -268,7 +300,7 @@ impl SharedStore {
     fn is_intact(&self, stored: &Manifest, pace: &Pace<'_>) -> Result<bool, FileError> {
         let path = self.directory.path(&stored.file);
         let Ok(file) = state::open_to_read(&path) else { return Ok(false) };
-        if !stored.names(&file).unwrap_or(false) {
+        if !stored.describes(&file).unwrap_or(false) {
             return Ok(false);
         }
         if self.state().checked_file.as_ref() == Some(&stored.file) {
@@ -335,7 +367,7 @@ pub(super) fn remove_leftover_files(directory: &Path, manifest: Option<&Manifest
         let name = entry.file_name();
         let is_garbage = name.to_str().is_some_and(|name| {
             let is_kept = manifest.is_some_and(|manifest| manifest.file == name);
-            (is_own(name) && !is_kept) || name.strip_suffix(".new") == Some(MANIFEST)
+            (is_compiled_file_name(name) && !is_kept) || name.strip_suffix(".new") == Some(MANIFEST)
         });
         if is_garbage {
             remove(&entry.path());

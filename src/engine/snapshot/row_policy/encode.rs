@@ -5,8 +5,8 @@ use ipnet::IpNet;
 use super::{ABSENT, PER_OWNER, PRESENT, SHADOW};
 use crate::record::{KeyRecord, Per};
 
-/// Appends the policy of a record. The lengths fit, because the fields of a row have at most 64 KiB
-/// together, and some of them belong to its digest.
+/// Appends the policy of a record. 16 bits are enough for a length: all fields of a row, with its
+/// digest, have at most 64 KiB.
 pub(in crate::snapshot) fn encode(record: &KeyRecord<'_>, out: &mut Vec<u8>) {
     text(record.environment, out);
     text(record.plan, out);
