@@ -35,7 +35,7 @@ const MAX_RESTORED: usize = 512;
 pub(crate) fn run(data: &[u8]) -> Outcome {
     let mut input = Input::new(data);
     let corrects = !input.one_in(2);
-    let position = usize::from(input.u16());
+    let position = input.u16();
     let mut file = input.rest().to_vec();
     if corrects && let Some(end) = file.len().checked_sub(CHECKSUM_BYTES) {
         let checksum = crc32fast::hash(&file[..end]);
@@ -45,8 +45,8 @@ pub(crate) fn run(data: &[u8]) -> Outcome {
     // Reserved, or grown by doubling.
     assert!(buckets.capacity() <= MAX_RESERVED_RECORDS.max(2 * file.len() / RECORD_BYTES));
     encodes_to_the_same(&file, &saved_at, &buckets);
-    refuses_damage(&file, position);
-    restores(&buckets, u64::from(u16::try_from(position).unwrap_or_default()) << 20);
+    refuses_damage(&file, usize::from(position));
+    restores(&buckets, u64::from(position) << 20);
     Outcome::accepted_if(!buckets.is_empty())
 }
 

@@ -32,11 +32,9 @@ pub(crate) fn run(data: &[u8]) -> Outcome {
 fn check(scratch: &Scratch, data: &[u8]) -> Outcome {
     let mut parts = data.splitn(3, |byte| *byte == b'\n');
     let mark = parts.next().filter(|mark| !mark.is_empty());
-    let choice = parts
-        .next()
-        .unwrap_or_default()
-        .iter()
-        .fold(0, |sum: usize, digit| sum.wrapping_mul(10).wrapping_add(usize::from(*digit)));
+    let choice = parts.next().unwrap_or_default().iter().fold(0, |sum: usize, digit| {
+        sum.wrapping_mul(10).wrapping_add(usize::from(digit.wrapping_sub(b'0')))
+    });
     let list = parts.next();
     scratch.put(MARK, mark);
     scratch.put(LIST, list);
