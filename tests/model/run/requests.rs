@@ -133,8 +133,16 @@ impl Run<'_> {
         // The last request may be incomplete.
         bytes.truncate(bytes.len().saturating_sub(rest as usize % 40));
         client.send(&bytes)?;
+        let wait_for = |has_connections: bool| {
+            let process = self.process.as_ref();
+            wait_until(|| process.is_none_or(|process| (process.connections() > 0) == has_connections))
+        };
+        // On a busy machine, it may not have been accepted yet.
+        if !wait_for(true) {
+            return Err("the connection is not accepted: HANGS".to_owned());
+        }
         drop(client);
-        if !wait_until(|| self.process.as_ref().is_none_or(|process| process.connections() == 0)) {
+        if !wait_for(false) {
             return Err("the connection does not end: HANGS".to_owned());
         }
         let now = self.now();
