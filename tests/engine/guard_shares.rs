@@ -205,6 +205,10 @@ fn share_of_stopping_keys_is_relative_to_working_keys() {
     let message =
         refusal(&before, &rows(&mut (21..40).chain(200..400)), &DEFAULT_TOLERANCE).expect("refused");
     assert!(message.contains("21 of 40 working keys would stop working"), "{message}");
+    // One key may always stop, and no more.
+    assert_eq!(refusal(&rows(&mut (0..1)), &rows(&mut (200..201)), &DEFAULT_TOLERANCE), None);
+    let message = refusal(&rows(&mut (0..3)), &rows(&mut (2..3)), &DEFAULT_TOLERANCE).expect("refused");
+    assert!(message.contains("2 of 3 working keys would stop working"), "{message}");
 }
 
 /// A change of pepper changes the hashes and keeps the ids.

@@ -405,7 +405,8 @@ fn keys_revoked_by_an_operator_count_as_unchanged() {
 fn limits_are_compared_as_the_source_changes_them() {
     let plans = |quota: &str| {
         format!(
-            "[plans.pro]\nquota = {{ rate = '{quota}', per = 'owner' }}\n[plans.free]\nquota = '1/d'\n[plans.none]\n"
+            "[plans.pro]\nquota = {{ rate = '{quota}', per = 'owner' }}\n[plans.free]\nquota = '1/d'\n\
+             [plans.shadow]\nquota = {{ rate = '1/d', shadow = true }}\n[plans.none]\n"
         )
     };
     let export = |plan: &'static str, owner: &'static str| {
@@ -418,6 +419,8 @@ fn limits_are_compared_as_the_source_changes_them() {
         ("pro", "bolt", 3),
         ("free", "bolt", 3),
         ("none", "bolt", 3),
+        ("free", "bolt", 0),
+        ("shadow", "bolt", 3),
         ("free", "bolt", 0),
         ("free", "acme", 0),
     ] {

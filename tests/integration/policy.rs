@@ -396,6 +396,27 @@ fn previous_pepper_can_be_removed_when_no_row_may_need_it() {
     assert_eq!(daemon.verdicts(["a", "b", "c"]), ["ALLOWED"; 3]);
 }
 
+/// What was found with the current pepper is found with the previous one afterwards.
+#[test]
+fn exchanged_peppers_forget_which_of_them_found_a_row() {
+    let setup = Setup::without_export();
+    let (old, new) = (setup.write_secret("old", OLD), setup.write_secret("new", NEW));
+    setup.write_export(Export::new([peppered_row(OLD, "a"), peppered_row(NEW, "b")]));
+    let config = |current: &str, previous: &str| {
+        format!("keys.pepper_file = '{current}'\nkeys.previous_pepper_file = '{previous}'\n")
+    };
+    let daemon = setup.config(&config(&new, &old)).start();
+    let configure = |text: &str| fs::write(daemon.setup.path("keyward.toml"), text).expect("writes");
+    assert_eq!(daemon.verdicts(["a", "b"]), ["ALLOWED"; 2]);
+    configure(&config(&old, &new));
+    assert!(daemon.reload().accepted);
+    configure(&format!("keys.pepper_file = '{old}'\n"));
+    let error = daemon.reload().error.expect("refused");
+    assert!(error.contains("\"b\"") && error.contains("may have been hashed with a pepper"), "{error}");
+    configure(&config(&old, &new));
+    assert_eq!(daemon.verdicts(["a", "b"]), ["ALLOWED"; 2]);
+}
+
 /// Also over a restart.
 #[test]
 fn moving_keys_between_plans_does_not_refill_an_owner_quota() {
