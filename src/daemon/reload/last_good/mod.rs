@@ -213,7 +213,9 @@ impl LastGoodStore {
             // Others may take their place.
             let is_storing = state.writing.is_some() || state.pending.is_some();
             let takes_away = takes_away || known.is_some_and(|known| known.takes_away_since(generation));
-            takes_away && (!is_stored || is_storing)
+            // In a new directory there was nothing to take away.
+            let is_first = known.is_none() && state.stored.is_none() && !state.is_manifest_uncertain;
+            takes_away && (!is_stored || is_storing) && !is_first
         };
         let accepted = AcceptedSource::new(generation, file_state, parse_settings, global_policy, takes_away);
         self.write_record(accepted);
