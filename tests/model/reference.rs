@@ -369,6 +369,8 @@ impl Reference {
                 _ if is_stored => &[false],
                 _ if takes_away_since(accepted, stored.as_ref()) => &[true],
                 Some(earlier) => takes_away(earlier, &rows),
+                // In a new directory there was nothing to take away.
+                None if accepted.is_none() => &[false],
                 None => &[true],
             };
             for takes_away in possible.iter().copied() {
@@ -408,8 +410,9 @@ impl Reference {
     pub fn may_have_stored(&mut self) {
         for stored in std::mem::take(&mut self.unstored) {
             for (accepted, _) in self.on_disk.clone() {
-                let accepted = accepted.map(|accepted| recorded_before(accepted, &stored));
-                self.on_disk.push((accepted, Some(stored.clone())));
+                // The record may be of a later source.
+                let before = accepted.map(|accepted| recorded_before(accepted, &stored));
+                self.on_disk.extend([accepted, before].map(|accepted| (accepted, Some(stored.clone()))));
             }
         }
         self.deduplicate();

@@ -176,11 +176,16 @@ impl Run<'_> {
                 Start::NotReady => "no keys",
             }
         ));
+        // Without any rows, the source and the last good keys look the same.
+        let is_ambiguous = explained.iter().any(|(_, start)| matches!(start, Start::LastGood(_)));
         self.reference.on_disk = explained.into_iter().map(|(possible, _)| possible).collect();
         match start {
             Start::Source => {
                 self.has_loaded = true;
-                self.reference.accept(&self.source.clone(), generation, failed);
+                self.reference.accept(&self.source.clone(), generation, failed || is_ambiguous);
+                if is_ambiguous {
+                    self.reference.may_have_stored();
+                }
             }
             Start::LastGood(stored) => {
                 self.has_loaded = true;
