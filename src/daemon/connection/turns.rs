@@ -206,20 +206,15 @@ impl TurnHandle {
         let cost = self.turns.cost.get() + SYSTEM_CALL_COST + bytes;
         self.turns.cost.set(cost);
         if self.waiter.state.get() == WaiterState::Granted {
-            self.release();
+            self.give_up();
         } else if cost >= COST_PER_POLL && !self.turns.is_contended.get() {
             // Nothing waits, but the rotation may start before the next turn.
             self.turns.waiting.borrow_mut().current = Some(Rc::clone(&self.waiter));
         }
     }
 
-    /// Ends a turn in which nothing was done.
+    /// Lets the next connection have its turn, if this one has it.
     pub(super) fn give_up(&self) {
-        self.release();
-    }
-
-    /// Lets the next connection have its turn.
-    fn release(&self) {
         if self.waiter.state.get() == WaiterState::Granted {
             self.waiter.state.set(WaiterState::Idle);
             self.turns.grant_next();
@@ -229,7 +224,7 @@ impl TurnHandle {
 
 impl Drop for TurnHandle {
     fn drop(&mut self) {
-        self.release();
+        self.give_up();
         // A waiting connection stays in the queue, which skips it.
         self.waiter.state.set(WaiterState::Closed);
     }

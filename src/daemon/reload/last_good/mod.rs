@@ -7,7 +7,8 @@
 //! * A start reads the source first, and the guard compares it with the last good keys
 //!   ([`start_guard`]), which [`recover`](mod@recover) reads from the state directory.
 //! * If the source is refused, the last good keys are served instead, under the plans and the
-//!   global policy of the current configuration ([`fallback`]).
+//!   global policy of the current configuration ([`fallback`]), unless a source that was accepted
+//!   later took access away.
 //!
 //! There are at most two compiled files on disk: the one that the manifest names, and the one that
 //! is being written. The order is: write the new file, sync, rename, replace the manifest, and only

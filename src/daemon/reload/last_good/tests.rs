@@ -431,6 +431,19 @@ fn failed_write_is_retried() {
 }
 
 #[test]
+fn failed_write_is_tried_once_more_at_the_stop() {
+    let fixture = Fixture::new();
+    let obstacle = fixture.path("last_good.json.new");
+    fs::create_dir(&obstacle).expect("a directory");
+    fixture.last_good.enqueue(fixture.job(1, 10, "x"));
+    fixture.wait("the failure", |state| state.failures > 0 && state.writing.is_none());
+    fixture.last_good.shared.state().retry_at = Some(keyward_state::time::Instant::now() + 100 * TIMEOUT);
+    fs::remove_dir(&obstacle).expect("removes");
+    fixture.last_good.stop();
+    assert!(fixture.recover().expect("usable").is_some_and(|recovered| recovered.keys.len() == 10));
+}
+
+#[test]
 fn new_keys_do_not_wait_for_a_retry() {
     let fixture = Fixture::new();
     {
